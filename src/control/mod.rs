@@ -1,0 +1,3 @@
+//! Floor 3: the varlink interface: types, server, client.
+
+pub mod types;

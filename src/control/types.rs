@@ -1,0 +1,200 @@
+//! What goes over the control socket, and what the server hands to the supervisor's loop.
+
+use std::os::fd::OwnedFd;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+/// The states that `qvm status` tells apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// No supervisor, and the last one ended as it should.
+    Stopped,
+    /// The supervisor prepares or launches.
+    Starting,
+    /// The guest runs.
+    Running,
+    /// The guest's vCPUs are held.
+    Paused,
+    /// On the way down the stop ladder.
+    Stopping,
+    /// No supervisor, and the last one failed.
+    Failed,
+}
+
+/// Everything about one VM; the object that `qvm status --json` prints. Keys are only ever added.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// The VM.
+    pub name: String,
+    /// What it is doing.
+    pub state: State,
+    /// QEMU's process.
+    pub pid: Option<u32>,
+    /// The supervisor's process.
+    pub supervisor_pid: Option<u32>,
+    /// Since when it is in this state, RFC 3339.
+    pub since: Option<String>,
+    /// When this QEMU was started, RFC 3339.
+    pub started_at: Option<String>,
+    /// How many vCPUs.
+    pub vcpu: u32,
+    /// What the guest was given, in bytes.
+    pub mem_bytes: u64,
+    /// What the guest has now, by the balloon, in bytes.
+    pub mem_actual_bytes: Option<u64>,
+    /// The first NIC's address.
+    pub mac: Option<String>,
+    /// The first NIC's address with its prefix, as written in the VM file.
+    pub ip: Option<String>,
+    /// The first NIC's tap device.
+    pub tap: Option<String>,
+    /// cgroup v2 `cpu.weight` as configured.
+    pub cpu_weight: u16,
+    /// `kvm` or `tcg`.
+    pub accel: Option<String>,
+    /// Such as `10.0.2`.
+    pub qemu_version: Option<String>,
+    /// The versioned machine type.
+    pub machine: Option<String>,
+    /// The file that keeps what the serial console said.
+    pub console: Option<String>,
+    /// Started with the host.
+    pub autostart: bool,
+    /// The VM file's `description`.
+    pub description: Option<String>,
+    /// Where the VM file and what runs differ.
+    pub pending: Vec<Pending>,
+    /// What an operator should know: TCG where KVM was wished for, a changed `[image]` that a disk outlives, ….
+    pub notes: Vec<String>,
+    /// The newest of `ends`.
+    pub last_stop: Option<End>,
+    /// The last ten ends, newest first.
+    pub ends: Vec<End>,
+}
+
+/// One difference between the VM file and what runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pending {
+    /// The key, such as `mem` or `disk.data.size`.
+    pub key: String,
+    /// What runs; null where there is nothing.
+    pub from: Option<String>,
+    /// What is written; null where it was taken out.
+    pub to: Option<String>,
+    /// When the change becomes real.
+    pub takes_effect: TakesEffect,
+}
+
+/// When a change becomes real.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TakesEffect {
+    /// At `qvm reload` or SIGHUP.
+    Live,
+    /// When the guest reboots (and `onGuestReboot = "apply"`), or at the next start.
+    NextReboot,
+    /// At the next start of a stopped VM.
+    NextStart,
+    /// When cloud-init runs again, which a changed seed alone does not bring about.
+    CloudInitRerun,
+    /// Never: the disk exists.
+    Ignored,
+}
+
+/// How a run of a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct End {
+    /// A word for programs, such as `guest-shutdown`; `life` has the list.
+    pub reason: String,
+    /// When, RFC 3339.
+    pub at: String,
+    /// A sentence for people.
+    pub detail: String,
+    /// Whether this end counts as a failure of the run.
+    #[serde(default)]
+    pub failed: bool,
+    /// The last lines of the console, beside a failure.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub console: Vec<String>,
+}
+
+/// Something that happened, for `SubscribeEvents` and `io.qvm.Vm.Watch`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// QMP's name (`SHUTDOWN`, `RESET`, …), or one of qvm's own: `QVM_STATE`, `QVM_STOP_RUNG`, `QVM_END`.
+    pub event: String,
+    /// The event's data.
+    pub data: Option<serde_json::Value>,
+}
+
+/// What a client may ask for. None of these waits: the answer is that it has begun, or why it cannot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    /// The stop ladder, with the VM's own timeout or this many seconds.
+    PowerOff {
+        /// Instead of `shutdownTimeoutSec`.
+        timeout_sec: Option<u32>,
+    },
+    /// Force off, at once.
+    Terminate,
+    /// Ask the guest to reboot itself.
+    Reboot,
+    /// Reset the machine, at once.
+    Reset,
+    /// Hold the vCPUs.
+    Pause,
+    /// Let them go on.
+    Resume,
+    /// Re-read the VM file, apply what can be applied live.
+    Reload,
+    /// Set the balloon's target in bytes.
+    SetMemory {
+        /// The target.
+        bytes: u64,
+    },
+}
+
+/// Why a command was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// There is no QEMU yet, or no more.
+    #[error("the VM is {0}")]
+    NotNow(&'static str),
+    /// A value is out of range; the text says what is allowed.
+    #[error("{0}")]
+    BadValue(String),
+    /// QEMU or the guest does not take part.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// What a connection asks the supervisor's loop for. Every answer comes at once, or when QEMU has answered.
+#[derive(Debug)]
+pub enum Request {
+    /// Do something.
+    Command(Command, oneshot::Sender<Result<(), Refusal>>),
+    /// Tell everything.
+    Status(oneshot::Sender<Status>),
+    /// A new viewer of the serial console: the answer is one end of a stream socket that carries the
+    /// console's bytes out, and, unless read-only, keystrokes in.
+    Console {
+        /// Whether keystrokes are thrown away.
+        read_only: bool,
+        /// The viewer's end.
+        reply: oneshot::Sender<Result<OwnedFd, Refusal>>,
+    },
+}
+
+/// The supervisor's side of the control socket: what `server::serve` needs.
+#[derive(Debug, Clone)]
+pub struct Port {
+    /// Into the loop.
+    pub requests: mpsc::Sender<Request>,
+    /// Out of the loop.
+    pub events: broadcast::Sender<Event>,
+}

@@ -1,0 +1,137 @@
+//! Where everything is: every path that qvm makes or reads, said once.
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    spec::Format,
+    value::{Label, VmName},
+};
+
+/// The three directories that all paths are below.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// VM files and host settings: `/etc/qvm`, or `$XDG_CONFIG_HOME/qvm`.
+    pub config: PathBuf,
+    /// What survives a reboot: `/var/lib/qvm`, or `$XDG_DATA_HOME/qvm`.
+    pub state: PathBuf,
+    /// What does not: `/run/qvm`, or `$XDG_RUNTIME_DIR/qvm`.
+    pub runtime: PathBuf,
+}
+
+impl Layout {
+    /// The directory of all VM files.
+    pub fn vm_files(&self) -> PathBuf {
+        self.config.join("vms")
+    }
+
+    /// A VM's file.
+    pub fn vm_file(&self, name: &VmName) -> PathBuf {
+        self.vm_files().join(format!("{name}.toml"))
+    }
+
+    /// The image cache.
+    pub fn images(&self) -> PathBuf {
+        self.state.join("images")
+    }
+
+    /// What was found out about the installed QEMU, kept as long as the binary stays the same.
+    pub fn facts_cache(&self) -> PathBuf {
+        self.state.join("qemu.json")
+    }
+
+    /// The directory of all VMs' state.
+    pub fn vm_states(&self) -> PathBuf {
+        self.state.join("vms")
+    }
+
+    /// The files of one VM.
+    pub fn vm(&self, name: &VmName) -> VmPaths {
+        VmPaths { state: self.vm_states().join(name), runtime: self.runtime.join(name) }
+    }
+}
+
+/// The files of one VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmPaths {
+    /// `/var/lib/qvm/vms/NAME`.
+    pub state: PathBuf,
+    /// `/run/qvm/NAME`.
+    pub runtime: PathBuf,
+}
+
+impl VmPaths {
+    /// UUID, instance-id, MACs, machine type.
+    pub fn identity(&self) -> PathBuf {
+        self.state.join("identity.toml")
+    }
+
+    /// A disk that qvm made.
+    pub fn disk(&self, name: &Label, format: Format) -> PathBuf {
+        self.state.join(format!("{name}.{}", format.name()))
+    }
+
+    /// The NoCloud seed.
+    pub fn seed(&self) -> PathBuf {
+        self.state.join("seed.iso")
+    }
+
+    /// The UEFI variables.
+    pub fn efi_vars(&self) -> PathBuf {
+        self.state.join("efivars.fd")
+    }
+
+    /// What the serial console said, newest part.
+    pub fn console_log(&self) -> PathBuf {
+        self.state.join("console.log")
+    }
+
+    /// The last ten ends.
+    pub fn ends(&self) -> PathBuf {
+        self.state.join("ends.json")
+    }
+
+    /// Held by the supervisor as long as it lives.
+    pub fn lock(&self) -> PathBuf {
+        self.runtime.join("lock")
+    }
+
+    /// What a later supervisor needs to take over the running QEMU.
+    pub fn record(&self) -> PathBuf {
+        self.runtime.join("record.json")
+    }
+
+    /// The VM file that the running QEMU was started from.
+    pub fn booted(&self) -> PathBuf {
+        self.runtime.join("booted.toml")
+    }
+
+    /// The supervisor's varlink socket.
+    pub fn control_socket(&self) -> PathBuf {
+        self.runtime.join("control.sock")
+    }
+
+    /// QEMU's QMP socket, for the supervisor alone.
+    pub fn qmp_socket(&self) -> PathBuf {
+        self.runtime.join("qmp.sock")
+    }
+
+    /// The guest agent's channel, for the supervisor alone.
+    pub fn agent_socket(&self) -> PathBuf {
+        self.runtime.join("agent.sock")
+    }
+
+    /// The serial console, for the supervisor alone.
+    pub fn serial_socket(&self) -> PathBuf {
+        self.runtime.join("serial.sock")
+    }
+
+    /// Standard error of a supervisor that was started without systemd, and of its QEMU.
+    pub fn supervisor_log(&self) -> PathBuf {
+        self.state.join("supervisor.log")
+    }
+
+    /// A temporary file beside `target`, to be renamed onto it; a later start removes what a crash left.
+    pub fn is_left_over(path: &Path) -> bool {
+        path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(".qvm-"))
+    }
+}

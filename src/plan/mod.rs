@@ -1,0 +1,6 @@
+//! Floor 2: what will be done, as data. Nothing here touches the machine: the same spec, facts and
+//! paths give the same command line, seed and tap settings, byte for byte.
+
+pub mod facts;
+pub mod identity;
+pub mod layout;

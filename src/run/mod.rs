@@ -1,0 +1,1 @@
+//! Floor 4: one supervisor: prepare, launch, adopt, supervise.

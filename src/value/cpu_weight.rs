@@ -1,0 +1,72 @@
+//! `CpuWeight`: a VM's part of the host's CPU time when all want it.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+use super::Refused;
+
+/// cgroup v2 `cpu.weight`: 1 to 10000, default 100 (Documentation/admin-guide/cgroup-v2.rst).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct CpuWeight(u16);
+
+impl CpuWeight {
+    /// The smallest weight.
+    pub const MIN: u16 = 1;
+    /// The largest weight.
+    pub const MAX: u16 = 10_000;
+
+    /// The weight as the kernel reads it.
+    pub const fn get(self) -> u16 {
+        self.0
+    }
+}
+
+impl Default for CpuWeight {
+    fn default() -> Self {
+        Self(100)
+    }
+}
+
+impl TryFrom<i64> for CpuWeight {
+    type Error = Refused;
+
+    fn try_from(weight: i64) -> Result<Self, Refused> {
+        u16::try_from(weight)
+            .ok()
+            .filter(|w| (Self::MIN..=Self::MAX).contains(w))
+            .map(Self)
+            .ok_or_else(|| {
+                Refused::new(format!(
+                    "{weight} is not a CPU weight: it goes from 1 to 10000, default 100"
+                ))
+            })
+    }
+}
+
+impl<'de> Deserialize<'de> for CpuWeight {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        i64::deserialize(from)?.try_into().map_err(de::Error::custom)
+    }
+}
+
+impl fmt::Display for CpuWeight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_the_kernels_range_and_nothing_else() {
+        for weight in [1, 100, 10_000] {
+            assert_eq!(i64::from(CpuWeight::try_from(weight).unwrap().get()), weight);
+        }
+        for weight in [i64::MIN, -1, 0, 10_001, 65_536 + 100, i64::MAX] {
+            assert!(CpuWeight::try_from(weight).is_err(), "{weight} was taken");
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! `Digest`: the checksum that an image must have.
+
+use std::{fmt, str::FromStr};
+
+use super::{Refused, serde_by_text, shown};
+
+/// The hash functions that distributions publish checksums with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Algorithm {
+    /// SHA-256, 64 hex digits.
+    Sha256,
+    /// SHA-512, 128 hex digits.
+    Sha512,
+}
+
+impl Algorithm {
+    /// The name as the key in the VM file has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sha256 => "sha256",
+            Self::Sha512 => "sha512",
+        }
+    }
+
+    /// How many hex digits a digest has.
+    pub const fn hex_len(self) -> usize {
+        match self {
+            Self::Sha256 => 64,
+            Self::Sha512 => 128,
+        }
+    }
+}
+
+/// A digest with its algorithm, shown as `sha256:9f86d0…`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest {
+    algorithm: Algorithm,
+    hex: String,
+}
+
+impl Digest {
+    /// Reads `hex`, in either case, as a digest by `algorithm`.
+    ///
+    /// # Errors
+    /// The wrong number of digits, or something that is no hex digit.
+    pub fn new(algorithm: Algorithm, hex: &str) -> Result<Self, Refused> {
+        if hex.len() != algorithm.hex_len() || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(Refused::new(format!(
+                "`{}` is not a {} digest: it has {} characters, and {} hex digits are wanted",
+                shown(hex),
+                algorithm.name(),
+                hex.chars().count(),
+                algorithm.hex_len()
+            )));
+        }
+        Ok(Self { algorithm, hex: hex.to_ascii_lowercase() })
+    }
+
+    /// The hash function.
+    pub const fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// The lower-case hex digits.
+    pub fn hex(&self) -> &str {
+        &self.hex
+    }
+}
+
+impl FromStr for Digest {
+    type Err = Refused;
+
+    fn from_str(text: &str) -> Result<Self, Refused> {
+        match text.split_once(':') {
+            Some(("sha256", hex)) => Self::new(Algorithm::Sha256, hex),
+            Some(("sha512", hex)) => Self::new(Algorithm::Sha512, hex),
+            _ => Err(Refused::new(format!(
+                "`{}` is not a digest: write `sha256:` or `sha512:` and the hex digits",
+                shown(text)
+            ))),
+        }
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{}:{}", self.algorithm.name(), self.hex))
+    }
+}
+
+serde_by_text!(Digest);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_both_cases_and_shows_one() {
+        let digest = Digest::new(Algorithm::Sha256, &"AB".repeat(32)).unwrap();
+        assert_eq!(digest.hex(), "ab".repeat(32));
+        assert_eq!(digest.to_string().parse::<Digest>().unwrap(), digest);
+    }
+
+    #[test]
+    fn refuses() {
+        for hex in ["", "ab", &"ab".repeat(31), &"ab".repeat(33), &"zz".repeat(32), &"é".repeat(32)]
+        {
+            assert!(Digest::new(Algorithm::Sha256, hex).is_err(), "{hex:?} was taken");
+        }
+        for text in ["", "sha256", "md5:00", &format!("sha1:{}", "a".repeat(40))] {
+            assert!(text.parse::<Digest>().is_err(), "{text:?} was taken");
+        }
+    }
+}

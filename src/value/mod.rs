@@ -1,0 +1,62 @@
+//! Floor 0: words that cannot be wrong. Each type parses or refuses; whoever holds one need not look again.
+
+mod cidr;
+mod cpu_weight;
+mod digest;
+mod forward;
+mod if_name;
+mod label;
+mod mac_addr;
+mod seconds;
+mod size;
+mod vm_name;
+
+pub use cidr::Cidr;
+pub use cpu_weight::CpuWeight;
+pub use digest::{Algorithm, Digest};
+pub use forward::{Forward, Protocol};
+pub use if_name::IfName;
+pub use label::Label;
+pub use mac_addr::MacAddr;
+pub use seconds::Seconds;
+pub use size::Size;
+pub use vm_name::VmName;
+
+/// Why a text is not one of these values: what was found, and what is allowed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Refused(String);
+
+impl Refused {
+    pub(crate) fn new(sentence: impl Into<String>) -> Self {
+        Self(sentence.into())
+    }
+}
+
+/// A text as a message may show it: at most 64 characters, control characters escaped.
+pub fn shown(text: &str) -> String {
+    let mut out: String = text.chars().take(64).flat_map(char::escape_debug).collect();
+    if text.chars().nth(64).is_some() {
+        out.push('…');
+    }
+    out
+}
+
+/// serde by way of `FromStr` and `Display`: the text form is the only form.
+macro_rules! serde_by_text {
+    ($type:ty) => {
+        impl<'de> serde::Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                let text = <std::borrow::Cow<'de, str>>::deserialize(from)?;
+                text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+
+        impl serde::Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                to.collect_str(self)
+            }
+        }
+    };
+}
+use serde_by_text;

@@ -1,0 +1,1 @@
+//! Floor 5: one verb of the command line, one file.
