@@ -67,7 +67,7 @@ impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let exact = [("T", 40), ("G", 30), ("M", 20), ("K", 10)]
             .into_iter()
-            .find(|(_, shift)| self.0 != 0 && self.0 % (1 << shift) == 0);
+            .find(|(_, shift)| self.0 != 0 && self.0.is_multiple_of(1 << shift));
         match exact {
             Some((unit, shift)) => f.pad(&format!("{}{unit}", self.0 >> shift)),
             None => f.pad(&self.0.to_string()),
