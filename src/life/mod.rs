@@ -1,1 +1,61 @@
-//! Floor 2: the state machine of one VM.
+//! Floor 2: the life of one VM as a state machine without clocks, tasks or processes.
+//!
+//! [`step`] takes what is so, what happened and when, and says what is so then and what has to be done. Whoever drives
+//! it (`run::supervise`) does the actions and feeds back events; every rule about stopping, rebooting, panics and deadlines is here.
+//!
+//! ```text
+//!                 Prepared          Launched                Pause, STOP
+//!   Preparing ──────────▶ Launching ──────────▶ Running ◀───────────────▶ Paused
+//!       │                  │  ▲                  │  │ ▲     Resume, RESUME   │
+//!       │ Stop, Terminate  │  │ QemuGone         │  │ └─ RESET: goes on      │
+//!       ▼                  │  │ (to relaunch)    │  │ Stop, Reboot           │
+//!   Cancelling ◀───────────┘  │                  │  ▼                        │
+//!       │                     │                  │ Stopping ◀────────────────┘
+//!       │ Prepared, Launched, │                  │  │  the button, again at intervals
+//!       │ StartFailed, time   │  guest is done,  │  │ guest is done, time up, second SIGTERM
+//!       │                     │  Terminate       ▼  ▼
+//!       │                     └────────────── Quitting ── QMP `quit`: disks are flushed
+//!       │                     │                  │ time up, Terminate, another SIGTERM
+//!       │                     │                  ▼
+//!       │                     └────────────── Killing ─── SIGKILL
+//!       ▼      QemuGone                          │ QemuGone
+//!     Ended ◀────────────────────────────────────┘
+//! ```
+//!
+//! QemuGone leads from every state with a QEMU to Ended (or to Launching, where a relaunch was meant). The machine is total:
+//! each state names every event, and a pair that means nothing changes nothing.
+
+mod action;
+mod end;
+mod event;
+mod state;
+mod step;
+
+pub use action::{Action, Rung};
+pub use end::{Cause, End, Gone};
+pub use event::{By, Command, Event};
+pub use state::{Hold, Ladder, Outcome, State};
+pub use step::{PRESS_EVERY, QUIT_GRACE, START_CANCEL_GRACE, accepts, step};
+
+/// What of the VM file the machine must know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// How long a clean shutdown may take.
+    pub shutdown_timeout: std::time::Duration,
+    /// What a panic leads to.
+    pub on_panic: OnPanic,
+}
+
+/// What a panic of the guest's kernel leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnPanic {
+    /// The run fails, so that whoever started it starts it again.
+    Restart,
+    /// The run ends well.
+    Stop,
+    /// The guest stays as it is, paused.
+    Pause,
+}
+
+#[cfg(test)]
+mod tests;

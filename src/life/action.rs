@@ -1,0 +1,85 @@
+//! What the machine asks its driver to do.
+
+use std::time::Duration;
+
+use super::End;
+
+/// Something to be done. None of these answers; what comes of it comes back as an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Start QEMU.
+    Launch,
+    /// Give up preparing or launching; leave nothing of QEMU behind.
+    CancelStart,
+    /// Tell the service manager that the VM is up.
+    NotifyReady,
+    /// Tell the service manager that the VM goes down, and that this may take so long.
+    NotifyStopping(Duration),
+    /// Log and publish a rung of the stop ladder.
+    Announce(Rung),
+    /// QMP `system_powerdown`.
+    PressPowerButton,
+    /// The guest agent's `guest-shutdown`, where one answers.
+    AgentShutdown,
+    /// QMP `quit`, or SIGTERM where the monitor does not answer.
+    Quit,
+    /// SIGKILL.
+    Kill,
+    /// QMP `system_reset`.
+    Reset,
+    /// QMP `stop`.
+    Hold,
+    /// QMP `cont`.
+    Continue,
+    /// Write the end down.
+    Record(End),
+    /// Leave the loop with this code.
+    Exit(u8),
+}
+
+/// The rungs of the stop ladder, for the log and for whoever watches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rung {
+    /// The power button was pressed, and an agent asked; the guest has so long.
+    Asked(Duration),
+    /// The button was pressed again; so much time is left.
+    AskedAgain(Duration),
+    /// The guest is done; QEMU flushes its disks and goes.
+    GuestDone,
+    /// Time is up: QEMU is told to quit.
+    TimeUp,
+    /// Somebody wants it faster: QEMU is told to quit.
+    Hurried,
+    /// QEMU did not quit: SIGKILL.
+    Killed,
+}
+
+impl Rung {
+    /// A word for programs.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Asked(_) => "asked",
+            Self::AskedAgain(_) => "asked-again",
+            Self::GuestDone => "guest-done",
+            Self::TimeUp => "time-up",
+            Self::Hurried => "hurried",
+            Self::Killed => "killed",
+        }
+    }
+}
+
+/// A sentence for people.
+impl std::fmt::Display for Rung {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Asked(left) => write!(f, "guest asked to shut down, it has {} s", left.as_secs()),
+            Self::AskedAgain(left) => {
+                write!(f, "guest asked again to shut down, {} s left", left.as_secs())
+            }
+            Self::GuestDone => f.write_str("guest has shut down, QEMU quits"),
+            Self::TimeUp => f.write_str("time is up: forcing the guest off (QMP quit)"),
+            Self::Hurried => f.write_str("forcing the guest off (QMP quit)"),
+            Self::Killed => f.write_str("QEMU does not quit: SIGKILL"),
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! How a run of a VM ends, and what that means for the exit code.
+
+use std::fmt;
+
+use super::By;
+
+/// How QEMU's process went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gone {
+    /// It exited with this code.
+    Exited(i32),
+    /// This signal ended it.
+    Signalled {
+        /// The signal's number.
+        signal: i32,
+        /// The kernel's OOM killer sent it.
+        oom: bool,
+    },
+    /// It was not our child (adopted): nobody can tell us.
+    Unknown,
+}
+
+/// Why a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cause {
+    /// Asked to stop, and the guest shut down.
+    Stopped(By),
+    /// Asked to stop, but the guest had not shut down when its time was up, or a second signal came.
+    ForcedOff(By),
+    /// `qvm kill`.
+    Killed,
+    /// The guest powered itself off.
+    GuestShutdown,
+    /// The guest's kernel panicked, and the run ends well all the same (`onPanic = "stop"`).
+    PanicStopped,
+    /// The guest's kernel panicked.
+    Panicked,
+    /// QEMU went without anybody having asked.
+    QemuDied(Gone),
+    /// It never came to run.
+    StartFailed(String),
+    /// Asked to stop while it was still being prepared or launched.
+    StartCancelled(By),
+}
+
+/// The end of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct End {
+    /// Why.
+    pub cause: Cause,
+}
+
+impl End {
+    /// The exit code of `qvm run`: 0 where the guest shall stay down, 1 where it shall be started again.
+    pub fn exit_code(&self) -> u8 {
+        u8::from(self.failed())
+    }
+
+    /// Whether the run failed.
+    pub fn failed(&self) -> bool {
+        match self.cause {
+            Cause::Panicked | Cause::QemuDied(_) | Cause::StartFailed(_) => true,
+            Cause::Stopped(_)
+            | Cause::ForcedOff(_)
+            | Cause::Killed
+            | Cause::GuestShutdown
+            | Cause::PanicStopped
+            | Cause::StartCancelled(_) => false,
+        }
+    }
+
+    /// A word for programs, stable for ever.
+    pub fn reason(&self) -> &'static str {
+        match &self.cause {
+            Cause::Stopped(_) => "stopped",
+            Cause::ForcedOff(_) => "forced-off",
+            Cause::Killed => "killed",
+            Cause::GuestShutdown => "guest-shutdown",
+            Cause::PanicStopped | Cause::Panicked => "guest-panic",
+            Cause::QemuDied(Gone::Signalled { oom: true, .. }) => "oom-killed",
+            Cause::QemuDied(Gone::Signalled { .. }) => "qemu-signal",
+            Cause::QemuDied(Gone::Exited(_) | Gone::Unknown) => "qemu-exited",
+            Cause::StartFailed(_) => "start-failed",
+            Cause::StartCancelled(_) => "start-cancelled",
+        }
+    }
+}
+
+/// A sentence for people.
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let by = |by: &By| match by {
+            By::Signal => "a signal (systemd, the host's shutdown or a terminal)",
+            By::Operator => "`qvm stop`",
+        };
+        match &self.cause {
+            Cause::Stopped(who) => write!(f, "the guest shut down, asked by {}", by(who)),
+            Cause::ForcedOff(who) => {
+                write!(
+                    f,
+                    "the guest did not shut down in time and was forced off, asked by {}",
+                    by(who)
+                )
+            }
+            Cause::Killed => f.write_str("forced off by `qvm kill`"),
+            Cause::GuestShutdown => f.write_str("the guest powered itself off"),
+            Cause::PanicStopped | Cause::Panicked => f.write_str("the guest's kernel panicked"),
+            Cause::QemuDied(Gone::Exited(code)) => {
+                write!(f, "QEMU exited by itself with code {code}")
+            }
+            Cause::QemuDied(Gone::Signalled { signal, oom: false }) => {
+                write!(f, "QEMU was ended by signal {signal} from outside qvm, or crashed")
+            }
+            Cause::QemuDied(Gone::Signalled { signal, oom: true }) => {
+                write!(f, "the kernel's OOM killer ended QEMU (signal {signal})")
+            }
+            Cause::QemuDied(Gone::Unknown) => {
+                f.write_str("QEMU went away; how is not known, it was adopted")
+            }
+            Cause::StartFailed(why) => write!(f, "the start failed: {why}"),
+            Cause::StartCancelled(who) => write!(f, "the start was cancelled by {}", by(who)),
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! What can happen to a VM.
+
+use std::time::Duration;
+
+use super::Gone;
+
+/// Something that happened, from whatever side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The disks and the seed are ready.
+    Prepared,
+    /// QEMU answers on its monitor and the guest runs; or, after an adoption, does what it did.
+    Launched {
+        /// The guest's vCPUs are held.
+        paused: bool,
+    },
+    /// Preparation or launch failed; nothing of QEMU is left.
+    StartFailed(String),
+    /// SIGTERM or SIGINT: stop, or, when that is under way, harder.
+    Signalled,
+    /// Somebody asks for something over the control socket.
+    Asked(Command),
+    /// QMP SHUTDOWN by the guest: it powered itself off, or did as asked.
+    GuestShutdown,
+    /// QMP SHUTDOWN with `guest-reset`: the guest reboots, and QEMU was told to wait for us.
+    GuestReboot,
+    /// QMP RESET: the guest was reset within the same QEMU.
+    GuestReset,
+    /// QMP GUEST_PANICKED.
+    GuestPanicked,
+    /// QMP STOP: the vCPUs are held.
+    Held,
+    /// QMP RESUME: the vCPUs go on.
+    Continued,
+    /// The process is gone.
+    QemuGone(Gone),
+    /// A deadline of the state has come (see [`super::State::deadline`]).
+    Tick,
+}
+
+/// What may be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    /// The stop ladder.
+    Stop {
+        /// Instead of the VM's own timeout.
+        timeout: Option<Duration>,
+    },
+    /// Force off at once.
+    Terminate,
+    /// A clean shutdown and a new start.
+    Reboot,
+    /// The reset button.
+    Reset,
+    /// Hold the vCPUs.
+    Pause,
+    /// Let them go on.
+    Resume,
+}
+
+/// Who asked for the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    /// A signal: systemd, the host's shutdown, or a terminal.
+    Signal,
+    /// The control socket.
+    Operator,
+}

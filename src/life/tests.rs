@@ -1,0 +1,400 @@
+//! The arrows of the drawing, one by one, and random orders against what must always hold.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const POLICY: Policy =
+    Policy { shutdown_timeout: Duration::from_secs(60), on_panic: OnPanic::Restart };
+
+fn at(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// Feeds events at their times from `state`; the last state and all actions.
+fn feed(mut state: State, events: &[(u64, Event)]) -> (State, Vec<Action>) {
+    let mut done = vec![];
+    for (time, event) in events {
+        let (next, actions) = step(state, event.clone(), at(*time), &POLICY);
+        state = next;
+        done.extend(actions);
+    }
+    (state, done)
+}
+
+fn exit_of(actions: &[Action]) -> Option<u8> {
+    actions.iter().find_map(|a| if let Action::Exit(code) = a { Some(*code) } else { None })
+}
+
+fn reason_of(actions: &[Action]) -> Option<&'static str> {
+    actions.iter().find_map(|a| if let Action::Record(end) = a { Some(end.reason()) } else { None })
+}
+
+const STOP: Event = Event::Asked(Command::Stop { timeout: None });
+const TERMINATE: Event = Event::Asked(Command::Terminate);
+const GONE: Event = Event::QemuGone(Gone::Exited(0));
+
+#[test]
+fn preparing_leads_to_launching_and_to_running() {
+    let (state, actions) = feed(State::Preparing, &[(0, Event::Prepared)]);
+    assert_eq!((state.clone(), actions), (State::Launching, vec![Action::Launch]));
+    let (state, actions) = feed(state, &[(1, Event::Launched { paused: false })]);
+    assert_eq!((state, actions), (State::Running, vec![Action::NotifyReady]));
+}
+
+#[test]
+fn an_adopted_guest_that_was_paused_stays_paused() {
+    let (state, _) = feed(State::Launching, &[(0, Event::Launched { paused: true })]);
+    assert_eq!(state, State::Paused(Hold::Wanted));
+}
+
+#[test]
+fn a_failed_start_exits_1() {
+    for state in [State::Preparing, State::Launching] {
+        let (state, actions) = feed(state, &[(0, Event::StartFailed("no".into()))]);
+        assert_eq!(state, State::Ended);
+        assert_eq!((reason_of(&actions), exit_of(&actions)), (Some("start-failed"), Some(1)));
+    }
+}
+
+#[test]
+fn a_stop_during_the_start_cancels_it_and_exits_0() {
+    for answer in [Event::Prepared, Event::StartFailed("cancelled".into())] {
+        let (state, actions) = feed(State::Preparing, &[(0, Event::Signalled), (1, answer)]);
+        assert_eq!(state, State::Ended);
+        assert!(actions.contains(&Action::CancelStart));
+        assert!(!actions.contains(&Action::Launch));
+        assert_eq!((reason_of(&actions), exit_of(&actions)), (Some("start-cancelled"), Some(0)));
+    }
+}
+
+#[test]
+fn a_start_that_does_not_give_up_is_not_waited_for() {
+    let (state, _) = feed(State::Preparing, &[(0, STOP), (4, Event::Tick)]);
+    assert_eq!(state.deadline(), Some(START_CANCEL_GRACE));
+    let (state, actions) = feed(state, &[(5, Event::Tick)]);
+    assert_eq!((state, exit_of(&actions)), (State::Ended, Some(0)));
+}
+
+#[test]
+fn a_launch_that_was_quicker_than_its_cancellation_is_quit() {
+    let (state, actions) =
+        feed(State::Launching, &[(0, STOP), (1, Event::Launched { paused: false }), (2, GONE)]);
+    assert_eq!(state, State::Ended);
+    assert!(actions.contains(&Action::Quit));
+    assert_eq!(reason_of(&actions), Some("start-cancelled"));
+}
+
+#[test]
+fn a_clean_stop_presses_the_button_and_asks_the_agent_and_exits_0() {
+    let (state, actions) = feed(State::Running, &[(0, Event::Signalled)]);
+    assert!(matches!(state, State::Stopping(_)));
+    assert_eq!(
+        actions,
+        [
+            Action::NotifyStopping(at(70)),
+            Action::Announce(Rung::Asked(at(60))),
+            Action::PressPowerButton,
+            Action::AgentShutdown
+        ]
+    );
+    let (state, actions) = feed(state, &[(3, Event::GuestShutdown), (4, GONE)]);
+    assert_eq!(state, State::Ended);
+    assert!(actions.contains(&Action::Quit) && !actions.contains(&Action::Kill));
+    assert_eq!((reason_of(&actions), exit_of(&actions)), (Some("stopped"), Some(0)));
+}
+
+#[test]
+fn the_button_is_pressed_again_until_the_deadline() {
+    let (mut state, _) = feed(State::Running, &[(0, STOP)]);
+    let mut presses = 1;
+    while let State::Stopping(_) = state {
+        let now = state.deadline().unwrap();
+        let (next, actions) = step(state, Event::Tick, now, &POLICY);
+        presses += actions.iter().filter(|a| **a == Action::PressPowerButton).count();
+        state = next;
+    }
+    assert_eq!(presses, 12);
+    assert_eq!(state.deadline(), Some(at(60) + QUIT_GRACE));
+}
+
+#[test]
+fn a_deaf_guest_is_quit_at_the_deadline_and_killed_after_the_grace() {
+    let (state, actions) = feed(State::Running, &[(0, Event::Signalled), (60, Event::Tick)]);
+    assert!(actions.ends_with(&[Action::Announce(Rung::TimeUp), Action::Quit]));
+    let (state, actions) = feed(state, &[(69, Event::Tick), (70, Event::Tick)]);
+    assert_eq!(actions, [Action::Announce(Rung::Killed), Action::Kill]);
+    let (state, actions) =
+        feed(state, &[(71, Event::QemuGone(Gone::Signalled { signal: 9, oom: false }))]);
+    assert_eq!(state, State::Ended);
+    assert_eq!((reason_of(&actions), exit_of(&actions)), (Some("forced-off"), Some(0)));
+}
+
+#[test]
+fn a_second_sigterm_forces_off_and_a_third_kills() {
+    let (state, actions) = feed(State::Running, &[(0, Event::Signalled), (1, Event::Signalled)]);
+    assert!(actions.contains(&Action::Quit));
+    let (state, actions) = feed(state, &[(2, Event::Signalled)]);
+    assert!(actions.contains(&Action::Kill));
+    let (_, actions) = feed(state, &[(3, GONE)]);
+    assert_eq!((reason_of(&actions), exit_of(&actions)), (Some("forced-off"), Some(0)));
+}
+
+#[test]
+fn a_sigterm_that_meets_a_guest_which_has_just_shut_down_does_not_kill() {
+    let (state, actions) =
+        feed(State::Running, &[(0, Event::GuestShutdown), (0, Event::Signalled)]);
+    assert!(!actions.contains(&Action::Kill));
+    let (_, actions) = feed(state, &[(1, GONE)]);
+    assert_eq!((reason_of(&actions), exit_of(&actions)), (Some("guest-shutdown"), Some(0)));
+}
+
+#[test]
+fn a_second_stop_with_a_timeout_of_its_own_moves_the_deadline() {
+    let soon = Event::Asked(Command::Stop { timeout: Some(at(2)) });
+    let (state, _) = feed(State::Running, &[(0, STOP), (1, soon)]);
+    let State::Stopping(ladder) = state else { panic!("{state:?}") };
+    assert_eq!(ladder.deadline, at(3));
+}
+
+#[test]
+fn a_kill_quits_at_once_and_a_second_one_kills() {
+    let (state, actions) = feed(State::Running, &[(0, TERMINATE)]);
+    assert_eq!(actions, [Action::Announce(Rung::Hurried), Action::Quit]);
+    let (state, actions) = feed(state, &[(0, TERMINATE)]);
+    assert!(actions.contains(&Action::Kill));
+    let (_, actions) = feed(state, &[(0, GONE)]);
+    assert_eq!((reason_of(&actions), exit_of(&actions)), (Some("killed"), Some(0)));
+}
+
+#[test]
+fn a_guest_that_powers_itself_off_stays_down() {
+    let (state, actions) =
+        feed(State::Running, &[(0, Event::GuestShutdown), (0, Event::Held), (1, GONE)]);
+    assert_eq!(state, State::Ended);
+    assert_eq!((reason_of(&actions), exit_of(&actions)), (Some("guest-shutdown"), Some(0)));
+}
+
+#[test]
+fn a_reset_goes_on_in_the_same_qemu() {
+    assert_eq!(feed(State::Running, &[(0, Event::GuestReset)]), (State::Running, vec![]));
+}
+
+#[test]
+fn a_reboot_with_changes_pending_relaunches() {
+    let (state, actions) =
+        feed(State::Running, &[(0, Event::GuestReboot), (0, Event::Held), (1, GONE)]);
+    assert_eq!(state, State::Launching);
+    assert_eq!(actions, [Action::Quit, Action::Launch]);
+}
+
+#[test]
+fn a_reboot_asked_for_is_a_clean_shutdown_and_a_new_start() {
+    let (state, actions) = feed(
+        State::Running,
+        &[(0, Event::Asked(Command::Reboot)), (3, Event::GuestShutdown), (4, GONE)],
+    );
+    assert_eq!(state, State::Launching);
+    assert!(actions.contains(&Action::PressPowerButton) && actions.contains(&Action::Launch));
+    assert!(!actions.iter().any(|a| matches!(a, Action::NotifyStopping(_))));
+}
+
+#[test]
+fn a_stop_during_a_reboot_stays_down() {
+    for phase in
+        [vec![], vec![(1, Event::GuestShutdown)], vec![(60, Event::Tick), (70, Event::Tick)]]
+    {
+        for stop in [STOP, Event::Signalled, TERMINATE] {
+            let mut events = vec![(0, Event::Asked(Command::Reboot))];
+            events.extend(phase.clone());
+            events.extend([(71, stop), (72, Event::GuestShutdown), (73, GONE)]);
+            let (state, actions) = feed(State::Running, &events);
+            assert_eq!(state, State::Ended, "{events:?}");
+            assert_eq!(exit_of(&actions), Some(0));
+        }
+    }
+}
+
+#[test]
+fn a_panic_does_what_the_policy_says() {
+    for (on_panic, code) in
+        [(OnPanic::Restart, Some(1)), (OnPanic::Stop, Some(0)), (OnPanic::Pause, None)]
+    {
+        let policy = Policy { on_panic, ..POLICY };
+        let (state, mut actions) = step(State::Running, Event::GuestPanicked, at(0), &policy);
+        let (state, more) = step(state, Event::Held, at(0), &policy);
+        actions.extend(more);
+        if code.is_none() {
+            assert_eq!(state, State::Paused(Hold::Panic));
+            assert!(accepts(&state, Command::Resume).is_err());
+            continue;
+        }
+        let (_, more) = step(state, GONE, at(1), &policy);
+        actions.extend(more);
+        assert_eq!((reason_of(&actions), exit_of(&actions)), (Some("guest-panic"), code));
+    }
+}
+
+#[test]
+fn a_guest_paused_after_a_panic_is_stopped_without_asking_it() {
+    let (state, actions) = feed(State::Paused(Hold::Panic), &[(0, STOP), (1, GONE)]);
+    assert_eq!(state, State::Ended);
+    assert!(!actions.contains(&Action::PressPowerButton));
+}
+
+#[test]
+fn a_qemu_that_dies_exits_1_with_its_reason() {
+    for (gone, reason) in [
+        (Gone::Exited(1), "qemu-exited"),
+        (Gone::Unknown, "qemu-exited"),
+        (Gone::Signalled { signal: 9, oom: false }, "qemu-signal"),
+        (Gone::Signalled { signal: 9, oom: true }, "oom-killed"),
+    ] {
+        for state in [State::Running, State::Paused(Hold::Wanted), State::Paused(Hold::Panic)] {
+            let (state, actions) = feed(state, &[(0, Event::QemuGone(gone))]);
+            assert_eq!(state, State::Ended);
+            assert_eq!((reason_of(&actions), exit_of(&actions)), (Some(reason), Some(1)));
+        }
+    }
+}
+
+#[test]
+fn pausing_and_resuming_follow_qemus_own_events() {
+    let pause = Event::Asked(Command::Pause);
+    let resume = Event::Asked(Command::Resume);
+    assert_eq!(feed(State::Running, &[(0, pause)]), (State::Running, vec![Action::Hold]));
+    let (state, _) = feed(State::Running, &[(0, Event::Held)]);
+    assert_eq!(state, State::Paused(Hold::Wanted));
+    let (state, actions) = feed(state, &[(0, resume), (0, Event::Continued)]);
+    assert_eq!((state, actions), (State::Running, vec![Action::Continue]));
+}
+
+#[test]
+fn a_paused_guest_is_woken_before_it_is_asked_to_stop() {
+    let (_, actions) = feed(State::Paused(Hold::Wanted), &[(0, STOP)]);
+    assert_eq!(actions.first(), Some(&Action::Continue));
+    assert!(actions.contains(&Action::PressPowerButton));
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    let gone = prop_oneof![
+        Just(Gone::Exited(0)),
+        Just(Gone::Exited(1)),
+        Just(Gone::Unknown),
+        any::<bool>().prop_map(|oom| Gone::Signalled { signal: 9, oom }),
+    ];
+    let command = prop_oneof![
+        proptest::option::of(1u64..100)
+            .prop_map(|t| Command::Stop { timeout: t.map(Duration::from_secs) }),
+        Just(Command::Terminate),
+        Just(Command::Reboot),
+        Just(Command::Reset),
+        Just(Command::Pause),
+        Just(Command::Resume),
+    ];
+    prop_oneof![
+        Just(Event::Prepared),
+        any::<bool>().prop_map(|paused| Event::Launched { paused }),
+        Just(Event::StartFailed("x".into())),
+        Just(Event::Signalled),
+        command.prop_map(Event::Asked),
+        Just(Event::GuestShutdown),
+        Just(Event::GuestReboot),
+        Just(Event::GuestReset),
+        Just(Event::GuestPanicked),
+        Just(Event::Held),
+        Just(Event::Continued),
+        gone.prop_map(Event::QemuGone),
+        Just(Event::Tick),
+    ]
+}
+
+/// A QEMU that may or may not be there, beside the machine.
+fn drive(events: &[(u64, Event)]) -> (State, Vec<Action>, Duration) {
+    let (mut state, mut done, mut now) = (State::Preparing, vec![], at(0));
+    for (pause, event) in events {
+        now += at(*pause);
+        let (next, actions) = step(state, event.clone(), now, &POLICY);
+        state = next;
+        done.extend(actions);
+    }
+    (state, done, now)
+}
+
+proptest! {
+    #[test]
+    fn at_most_one_end_is_recorded_and_one_exit_given(
+        events in prop::collection::vec((0u64..40, any_event()), 0..60)
+    ) {
+        let (state, done, _) = drive(&events);
+        let exits = done.iter().filter(|a| matches!(a, Action::Exit(_))).count();
+        let records = done.iter().filter(|a| matches!(a, Action::Record(_))).count();
+        prop_assert!(exits <= 1 && records == exits);
+        prop_assert_eq!(exits == 1, state == State::Ended);
+    }
+
+    #[test]
+    fn after_a_stop_the_deadlines_alone_lead_to_kill_or_to_the_end(
+        events in prop::collection::vec((0u64..40, any_event()), 0..40)
+    ) {
+        let (state, _, mut now) = drive(&events);
+        let (mut state, mut done) = step(state, Event::Signalled, now, &POLICY);
+        for _ in 0..200 {
+            let Some(deadline) = state.deadline() else { break };
+            now = now.max(deadline);
+            let (next, actions) = step(state, Event::Tick, now, &POLICY);
+            state = next;
+            done.extend(actions);
+        }
+        prop_assert!(
+            matches!(state, State::Ended | State::Killing { .. }), "stuck in {state:?}"
+        );
+        let (state, _) = step(state, GONE, now, &POLICY);
+        prop_assert_eq!(state, State::Ended);
+    }
+
+    #[test]
+    fn nothing_is_launched_after_a_stop(
+        before in prop::collection::vec((0u64..40, any_event()), 0..40),
+        after in prop::collection::vec((0u64..40, any_event()), 0..40)
+    ) {
+        let (mut state, _, mut now) = drive(&before);
+        state = step(state, Event::Signalled, now, &POLICY).0;
+        for (pause, event) in &after {
+            // Only an operator's own word brings a VM back, and only once it has ended.
+            now += at(*pause);
+            let (next, actions) = step(state, event.clone(), now, &POLICY);
+            state = next;
+            prop_assert!(!actions.contains(&Action::Launch));
+        }
+    }
+
+    #[test]
+    fn a_tick_before_the_deadline_changes_nothing(
+        events in prop::collection::vec((0u64..40, any_event()), 0..40)
+    ) {
+        let (state, _, now) = drive(&events);
+        if state.deadline().is_none_or(|d| now < d) {
+            let (next, actions) = step(state.clone(), Event::Tick, now, &POLICY);
+            prop_assert_eq!((next, actions), (state, vec![]));
+        }
+    }
+
+    #[test]
+    fn what_is_accepted_is_acted_upon(
+        events in prop::collection::vec((0u64..40, any_event()), 0..40)
+    ) {
+        let (state, _, now) = drive(&events);
+        for command in [Command::Reboot, Command::Reset] {
+            if accepts(&state, command).is_ok() {
+                let (_, actions) = step(state.clone(), Event::Asked(command), now, &POLICY);
+                prop_assert!(!actions.is_empty(), "{command:?} was taken in {state:?} and nothing done");
+            } else if !matches!(state, State::Ended) {
+                let (_, actions) = step(state.clone(), Event::Asked(command), now, &POLICY);
+                prop_assert!(actions.is_empty(), "{command:?} was refused in {state:?} and done");
+            }
+        }
+    }
+}
