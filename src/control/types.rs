@@ -5,6 +5,8 @@ use std::os::fd::OwnedFd;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+pub use crate::plan::pending::{Pending, TakesEffect};
+
 /// The states that `qvm status` tells apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -73,36 +75,6 @@ pub struct Status {
     pub last_stop: Option<End>,
     /// The last ten ends, newest first.
     pub ends: Vec<End>,
-}
-
-/// One difference between the VM file and what runs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Pending {
-    /// The key, such as `mem` or `disk.data.size`.
-    pub key: String,
-    /// What runs; null where there is nothing.
-    pub from: Option<String>,
-    /// What is written; null where it was taken out.
-    pub to: Option<String>,
-    /// When the change becomes real.
-    pub takes_effect: TakesEffect,
-}
-
-/// When a change becomes real.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum TakesEffect {
-    /// At `qvm reload` or SIGHUP.
-    Live,
-    /// When the guest reboots (and `onGuestReboot = "apply"`), or at the next start.
-    NextReboot,
-    /// At the next start of a stopped VM.
-    NextStart,
-    /// When cloud-init runs again, which a changed seed alone does not bring about.
-    CloudInitRerun,
-    /// Never: the disk exists.
-    Ignored,
 }
 
 /// How a run of a VM ended.

@@ -4,3 +4,4 @@
 pub mod facts;
 pub mod identity;
 pub mod layout;
+pub mod pending;
