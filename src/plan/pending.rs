@@ -132,7 +132,9 @@ fn facets(vm: &Vm) -> BTreeMap<String, Facet> {
                 say(key("path"), Some(path.display().to_string()), NextReboot);
                 say(key("format"), Some(word(&disk.format)), NextReboot);
             }
-            Source::Device(path) => say(key("device"), Some(path.display().to_string()), NextReboot),
+            Source::Device(path) => {
+                say(key("device"), Some(path.display().to_string()), NextReboot)
+            }
         }
     }
     for (index, nic) in vm.nics.iter().enumerate() {
@@ -151,7 +153,11 @@ fn facets(vm: &Vm) -> BTreeMap<String, Facet> {
                 say(key("tap"), Some(tap.to_string()), NextReboot);
             }
             Link::User { forward } => {
-                say(key("forward"), list(forward.iter().map(|f| f.to_string()).collect()), NextReboot);
+                say(
+                    key("forward"),
+                    list(forward.iter().map(|f| f.to_string()).collect()),
+                    NextReboot,
+                );
             }
         }
         say(key("ip"), nic.ip.map(|i| i.to_string()), CloudInitRerun);

@@ -1,0 +1,280 @@
+//! The serial console: what the guest says goes to a bounded log and to every viewer, what viewers type goes to the guest.
+//!
+//! QEMU's end is one stream socket, replaced when QEMU is; viewers and the log stay. A viewer that does not
+//! read loses output and is told how much; it never holds the guest up.
+
+use std::{
+    collections::VecDeque,
+    os::fd::OwnedFd,
+    os::unix::net::UnixStream as StdStream,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::mpsc,
+};
+use tracing::warn;
+
+use crate::host::log_file::LogFile;
+
+/// How many chunks wait for a viewer before it loses some.
+const VIEWER_QUEUE: usize = 64;
+/// How many keystroke chunks wait for a guest that does not read.
+const INPUT_QUEUE: usize = 64;
+/// How much of the newest output is kept in memory, for the report of an end.
+const TAIL_BYTES: usize = 4096;
+
+/// The console of one VM, for as long as its supervisor lives.
+#[derive(Debug, Clone)]
+pub struct Console {
+    shared: Arc<Mutex<Shared>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    log: LogFile,
+    log_failed: bool,
+    tail: VecDeque<u8>,
+    viewers: Vec<Viewer>,
+    to_guest: Option<mpsc::Sender<Vec<u8>>>,
+}
+
+#[derive(Debug)]
+struct Viewer {
+    chunks: mpsc::Sender<Arc<[u8]>>,
+    lost: usize,
+}
+
+impl Console {
+    /// A console without a guest that logs to `path`.
+    pub fn new(path: PathBuf) -> Self {
+        let shared = Shared {
+            log: LogFile::new(path),
+            log_failed: false,
+            tail: VecDeque::new(),
+            viewers: vec![],
+            to_guest: None,
+        };
+        Self { shared: Arc::new(Mutex::new(shared)) }
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        // Nothing that holds the lock can panic half-way through a change.
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Connects the console to a QEMU.
+    pub fn attach(&self, serial: UnixStream) {
+        let (from_guest, to_guest) = serial.into_split();
+        let (input, keys) = mpsc::channel(INPUT_QUEUE);
+        self.shared().to_guest = Some(input);
+        tokio::spawn(type_into(to_guest, keys));
+        tokio::spawn(self.clone().listen(from_guest));
+    }
+
+    async fn listen(self, mut from_guest: OwnedReadHalf) {
+        let mut buffer = vec![0; 4096];
+        while let Ok(count @ 1..) = from_guest.read(&mut buffer).await {
+            self.shared().heard(&buffer[..count]);
+        }
+    }
+
+    /// A new viewer: the far end of a socket that carries output and, unless `read_only`, keystrokes.
+    ///
+    /// # Errors
+    /// No more descriptors.
+    pub fn view(&self, read_only: bool) -> std::io::Result<OwnedFd> {
+        let (near, far) = StdStream::pair()?;
+        near.set_nonblocking(true)?;
+        let (from_viewer, to_viewer) = UnixStream::from_std(near)?.into_split();
+        let (chunks, output) = mpsc::channel(VIEWER_QUEUE);
+        self.shared().viewers.push(Viewer { chunks, lost: 0 });
+        tokio::spawn(show(to_viewer, output));
+        tokio::spawn(self.clone().read_keys(from_viewer, read_only));
+        Ok(far.into())
+    }
+
+    async fn read_keys(self, mut from_viewer: OwnedReadHalf, read_only: bool) {
+        let mut buffer = vec![0; 1024];
+        while let Ok(count @ 1..) = from_viewer.read(&mut buffer).await {
+            let to_guest = self.shared().to_guest.clone();
+            if let (false, Some(to_guest)) = (read_only, to_guest) {
+                // A guest that does not read holds up whoever types, and nobody else.
+                let _ = to_guest.send(buffer[..count].to_vec()).await;
+            }
+        }
+    }
+
+    /// The last `count` lines, cleaned of control characters, for the report of an end.
+    pub fn last_lines(&self, count: usize) -> Vec<String> {
+        let bytes: Vec<u8> = self.shared().tail.iter().copied().collect();
+        let text = String::from_utf8_lossy(&bytes);
+        let clean = |line: &str| line.chars().filter(|c| !c.is_control()).collect::<String>();
+        let lines: Vec<String> =
+            text.lines().map(clean).filter(|line| !line.trim().is_empty()).collect();
+        lines[lines.len().saturating_sub(count)..].to_vec()
+    }
+}
+
+impl Shared {
+    fn heard(&mut self, bytes: &[u8]) {
+        match self.log.append(bytes) {
+            Ok(()) => self.log_failed = false,
+            Err(error) if !self.log_failed => {
+                self.log_failed = true;
+                warn!("cannot keep what the console says: {error}");
+            }
+            Err(_) => {}
+        }
+        self.tail.extend(bytes);
+        let excess = self.tail.len().saturating_sub(TAIL_BYTES);
+        self.tail.drain(..excess);
+        let chunk: Arc<[u8]> = bytes.into();
+        self.viewers.retain_mut(|viewer| viewer.offer(&chunk));
+    }
+}
+
+impl Viewer {
+    /// Queues a chunk; false when the viewer has gone.
+    fn offer(&mut self, chunk: &Arc<[u8]>) -> bool {
+        if self.lost > 0 {
+            let notice = format!("\r\n[qvm: {} bytes were skipped]\r\n", self.lost);
+            match self.chunks.try_send(notice.into_bytes().into()) {
+                Ok(()) => self.lost = 0,
+                Err(mpsc::error::TrySendError::Full(_)) => self.lost += chunk.len(),
+                Err(mpsc::error::TrySendError::Closed(_)) => return false,
+            }
+            if self.lost > 0 {
+                return true;
+            }
+        }
+        match self.chunks.try_send(chunk.clone()) {
+            Ok(()) => true,
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                self.lost += chunk.len();
+                true
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => false,
+        }
+    }
+}
+
+async fn type_into(mut to_guest: OwnedWriteHalf, mut keys: mpsc::Receiver<Vec<u8>>) {
+    while let Some(bytes) = keys.recv().await {
+        if to_guest.write_all(&bytes).await.is_err() {
+            break;
+        }
+    }
+}
+
+async fn show(mut to_viewer: OwnedWriteHalf, mut output: mpsc::Receiver<Arc<[u8]>>) {
+    while let Some(chunk) = output.recv().await {
+        if to_viewer.write_all(&chunk).await.is_err() {
+            break;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    fn console() -> (tempfile::TempDir, Console, StdStream) {
+        let dir = tempfile::tempdir().unwrap();
+        let console = Console::new(dir.path().join("console.log"));
+        let (guest, ours) = StdStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        console.attach(UnixStream::from_std(ours).unwrap());
+        (dir, console, guest)
+    }
+
+    async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+        tokio::task::spawn_blocking(work).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn two_viewers_see_the_same_and_both_may_type() {
+        let (_dir, console, mut guest) = console();
+        let mut viewers: Vec<StdStream> =
+            (0..2).map(|_| console.view(false).unwrap().into()).collect();
+        guest.write_all(b"login: ").unwrap();
+        blocking(move || {
+            for viewer in &mut viewers {
+                let mut seen = [0; 7];
+                viewer.read_exact(&mut seen).unwrap();
+                assert_eq!(&seen, b"login: ");
+                viewer.write_all(b"x").unwrap();
+            }
+            let mut typed = [0; 2];
+            guest.read_exact(&mut typed).unwrap();
+            assert_eq!(&typed, b"xx");
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_read_only_viewer_types_into_nothing() {
+        let (_dir, console, mut guest) = console();
+        let mut silent: StdStream = console.view(true).unwrap().into();
+        let mut typist: StdStream = console.view(false).unwrap().into();
+        blocking(move || {
+            silent.write_all(b"no").unwrap();
+            typist.write_all(b"yes").unwrap();
+            let mut typed = [0; 3];
+            guest.read_exact(&mut typed).unwrap();
+            assert_eq!(&typed, b"yes");
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_viewer_that_does_not_read_holds_nobody_up_and_is_told_what_it_missed() {
+        let (dir, console, mut guest) = console();
+        let mut lazy: StdStream = console.view(true).unwrap().into();
+        let log = dir.path().join("console.log");
+        let said = blocking(move || {
+            let line = [b'.'; 4096];
+            for _ in 0..600 {
+                guest.write_all(&line).unwrap();
+            }
+            guest
+        })
+        .await;
+        // Two and a half MiB went through although nobody read; the log kept the newest MiB.
+        let (older, newer) = (log.with_extension("log.1"), log);
+        while older.metadata().map_or(0, |m| m.len()) + newer.metadata().map_or(0, |m| m.len())
+            < 1 << 19
+        {
+            tokio::task::yield_now().await;
+        }
+        blocking(move || {
+            let mut guest = said;
+            let mut seen = Vec::new();
+            let mut buffer = [0; 65536];
+            while !String::from_utf8_lossy(&seen).contains("bytes were skipped") {
+                guest.write_all(b"!").unwrap();
+                let count = lazy.read(&mut buffer).unwrap();
+                seen.extend_from_slice(&buffer[..count]);
+            }
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn the_last_lines_are_clean_and_few() {
+        let (_dir, console, mut guest) = console();
+        guest.write_all(b"one\r\n\x1b[31mtwo\x1b[0m\r\n\r\nthree").unwrap();
+        while console.last_lines(9).len() < 3 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(console.last_lines(2), ["[31mtwo[0m", "three"]);
+    }
+}
