@@ -3,4 +3,6 @@
 
 pub mod facts;
 pub mod identity;
+pub mod iso9660;
 pub mod layout;
+pub mod seed;
