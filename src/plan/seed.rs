@@ -134,10 +134,10 @@ fn ethernet(out: &mut String, nic: &Nic, mac: MacAddr) {
     }
     if let Some(gateway) = nic.gateway {
         // `to: default` ends cloud-init before 22.3 with a ValueError outside of netplan
-        // (canonical/cloud-init #3988). `gateway4` is deprecated by netplan since 0.103 and makes
-        // `cloud-init status` say `degraded` since 22.4 outside of netplan (#4031). The prefix of
-        // length zero is what every version and every renderer takes; the one thing it needs is
-        // route(8) in guests that use ifupdown (#6250), such as Debian 11 and older.
+        // (canonical/cloud-init #3988). `gateway4` is deprecated by netplan since 0.103, and by
+        // cloud-init since 23.1, which warns of it outside of netplan (#4031). The prefix of length zero is
+        // what every netplan takes, and every other renderer but for two old ones: ifupdown, which needs
+        // route(8) in the guest (#6250; Debian 11), and `::/0` before 23.1, which becomes `::/64` (#1973).
         let to = match gateway {
             IpAddr::V4(_) => "0.0.0.0/0",
             IpAddr::V6(_) => "::/0",
