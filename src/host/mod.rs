@@ -1,1 +1,3 @@
 //! Floor 3: everything that touches the machine, one file a thing. Files of this floor never import each other.
+
+pub mod probe;

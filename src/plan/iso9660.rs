@@ -40,43 +40,28 @@ pub enum Error {
     /// A volume id that the 16 UCS-2 characters of the Joliet descriptor do not hold.
     #[error("`{}` cannot be a volume id: it takes 1 to 16 printable ASCII characters", crate::value::shown(.0))]
     VolumeId(String),
-    /// A name that one of the three name spaces cannot say.
-    #[error("`{}` cannot be a file's name on a CD: {why}", crate::value::shown(name))]
-    Name {
-        /// The name.
-        name: String,
-        /// What is wrong with it.
-        why: &'static str,
-    },
+    /// A name that one of the three name spaces cannot say, and why.
+    #[error("`{}` cannot be a file's name on a CD: {}", crate::value::shown(.0), .1)]
+    Name(String, &'static str),
     /// Two files of one name.
     #[error("there are two files named `{}`", crate::value::shown(.0))]
     Duplicate(String),
-    /// A file whose length does not fit the 32 bits of one extent.
-    #[error("`{name}` has {bytes} bytes, and one file on a CD has less than 4 GiB")]
-    FileTooLarge {
-        /// The file.
-        name: String,
-        /// Its length.
-        bytes: u64,
-    },
-    /// More directory, or more sectors, than 32 bits count.
-    #[error("{files} files of {bytes} bytes in all do not fit a CD image")]
-    VolumeTooLarge {
-        /// How many files.
-        files: usize,
-        /// The sum of their lengths.
-        bytes: u64,
-    },
+    /// A file whose length in bytes does not fit the 32 bits of one extent.
+    #[error("`{}` has {} bytes, and one file on a CD has less than 4 GiB", crate::value::shown(.0), .1)]
+    FileTooLarge(String, u64),
+    /// More directory, or more sectors, than 32 bits count: so many files, so many bytes in all.
+    #[error("{0} files of {1} bytes in all do not fit a CD image")]
+    VolumeTooLarge(usize, u64),
 }
 
 impl Error {
     /// The way out.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::FileTooLarge { .. } | Self::VolumeTooLarge { .. } => {
+            Self::FileTooLarge(..) | Self::VolumeTooLarge(..) => {
                 Some("hand large files over by a disk of their own, `[disk.NAME]`".into())
             }
-            Self::VolumeId(_) | Self::Name { .. } | Self::Duplicate(_) => None,
+            Self::VolumeId(_) | Self::Name(..) | Self::Duplicate(_) => None,
         }
     }
 }
@@ -93,7 +78,7 @@ pub fn image(volume_id: &str, files: &[(&str, &[u8])]) -> Result<Vec<u8>, Error>
     }
     let entries = entries(files)?;
     let bytes = files.iter().map(|(_, content)| content.len() as u64).sum();
-    let too_large = || Error::VolumeTooLarge { files: files.len(), bytes };
+    let too_large = || Error::VolumeTooLarge(files.len(), bytes);
 
     // A directory's length does not depend on where things are, so it is laid out twice: first with
     // extents of zero to learn the length, then with the true ones.
@@ -169,14 +154,14 @@ fn entries<'a>(files: &[(&'a str, &'a [u8])]) -> Result<Vec<Entry<'a>>, Error> {
     let mut entries = Vec::with_capacity(files.len());
     for &(name, content) in files {
         if let Some(why) = refused(name) {
-            return Err(Error::Name { name: name.to_owned(), why });
+            return Err(Error::Name(name.to_owned(), why));
         }
         if !names.insert(name) {
             return Err(Error::Duplicate(name.to_owned()));
         }
         let bytes = content.len() as u64;
         if u32::try_from(bytes).is_err() {
-            return Err(Error::FileTooLarge { name: name.to_owned(), bytes });
+            return Err(Error::FileTooLarge(name.to_owned(), bytes));
         }
         let joliet = ucs2(name);
         entries.push(Entry { name, primary: primary(name, &mut primaries), joliet, content });
@@ -362,12 +347,11 @@ fn descriptor(out: &mut Vec<u8>, root: &Directory<'_>, id: &str, sectors: u32, p
     out.extend_from_slice(&(path_table + 1).to_be_bytes());
     out.extend_from_slice(&[0; 4]);
     out.extend_from_slice(&record(&[0], root.extent, true, &[]));
-    text(out, "", 128);
-    text(out, "", 128);
-    text(out, "", 128);
-    text(out, "QVM", 128);
-    for _ in 0..3 {
-        text(out, "", 37);
+    // Volume set, publisher, preparer, application; copyright, abstract, bibliography.
+    for (what, bytes) in
+        [("", 128), ("", 128), ("", 128), ("QVM", 128), ("", 37), ("", 37), ("", 37)]
+    {
+        text(out, what, bytes);
     }
     for _ in 0..4 {
         // ECMA-119, 8.4.26.1: a date that is not specified.
@@ -625,7 +609,7 @@ mod tests {
             &wide,
         ] {
             let error = image("cidata", &[(name, b"")]).unwrap_err();
-            assert!(matches!(error, Error::Name { .. }), "{name:?}: {error}");
+            assert!(matches!(error, Error::Name(..)), "{name:?}: {error}");
         }
         let twice = image("cidata", &[("a", b"1"), ("a", b"1")]).unwrap_err();
         assert_eq!(twice.to_string(), "there are two files named `a`");
