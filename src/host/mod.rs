@@ -1,4 +1,5 @@
 //! Floor 3: everything that touches the machine, one file a thing. Files of this floor never import each other.
 
+pub mod cgroup;
 pub mod firmware;
 pub mod probe;

@@ -7,3 +7,4 @@ pub mod identity;
 pub mod iso9660;
 pub mod layout;
 pub mod seed;
+pub mod weights;
