@@ -1,8 +1,10 @@
-//! What the plan must know of the host, gathered by `host::probe`.
+//! What the plan must know of the host: gathered by `host::probe`, read out of QEMU's own words here.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+use crate::spec;
 
 /// The facts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,4 +56,272 @@ pub enum Kvm {
     Denied,
     /// /dev/kvm is there, but by a module other than kvm_intel, kvm_amd or another architecture's: guests may hang on it.
     Unproven,
+}
+
+impl Version {
+    /// The version in what `qemu-system-x86_64 -version` prints: `QEMU emulator version 7.2.22 (Debian …)`.
+    pub fn read(said: &str) -> Option<Self> {
+        let (_, after) = said.split_once("version ")?;
+        let end = after.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(after.len());
+        let mut numbers = after.get(..end)?.trim_end_matches('.').split('.').map(str::parse);
+        let mut next = || numbers.next();
+        Some(Self {
+            major: next()?.ok()?,
+            minor: next()?.ok()?,
+            // Release candidates of old had no third number.
+            micro: next().unwrap_or(Ok(0)).ok()?,
+        })
+    }
+}
+
+/// The versioned machine type that `q35` means in what `-machine help` prints, or else the newest one.
+///
+/// QEMU says `q35 … (alias of pc-q35-10.0)`. That line is better than the largest number: Red Hat's builds
+/// have only types like `pc-q35-rhel9.4.0`, and Ubuntu's have `pc-q35-noble` beside upstream's.
+pub fn newest_q35(said: &str) -> Option<String> {
+    let lines = || {
+        said.lines().filter_map(|line| {
+            let (name, description) = line.trim().split_once(char::is_whitespace)?;
+            Some((name, description.trim()))
+        })
+    };
+    let alias = lines().find_map(|(name, description)| {
+        let (_, of) = description.split_once("(alias of ")?;
+        let of = of.split(')').next()?;
+        match (name, of) {
+            ("q35", target) if is_versioned(target) => Some(target),
+            (target, "q35") if is_versioned(target) => Some(target),
+            _ => None,
+        }
+    });
+    let newest = || {
+        lines()
+            .filter_map(|(name, description)| {
+                let numbers = name.strip_prefix("pc-q35-")?.split('.').map(str::parse::<u16>);
+                let numbers = numbers.collect::<Result<Vec<u16>, _>>().ok()?;
+                Some((!description.contains("(deprecated"), numbers, name))
+            })
+            .max()
+            .map(|(_, _, name)| name)
+    };
+    alias.or_else(newest).map(str::to_owned)
+}
+
+/// Whether this can be a versioned type's name: it goes into a command line and into `identity.toml`.
+fn is_versioned(name: &str) -> bool {
+    name.strip_prefix("pc-q35-").is_some_and(|version| {
+        (1..=64).contains(&version.len())
+            && version.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-+".contains(&b))
+    })
+}
+
+/// What executes the guest's instructions, as QEMU's `-accel` names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accelerator {
+    /// The processor itself.
+    Kvm,
+    /// QEMU's translator.
+    Tcg,
+}
+
+impl Accelerator {
+    /// The name on QEMU's command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
+/// `accel = "kvm"` where there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NoKvm {
+    /// There is no /dev/kvm.
+    #[error("`accel` is `kvm`, but this host has no /dev/kvm")]
+    Missing,
+    /// It may not be opened.
+    #[error("`accel` is `kvm`, but /dev/kvm may not be opened by this user")]
+    Denied,
+}
+
+impl NoKvm {
+    /// The way out.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Missing => {
+                "turn virtualisation on in the firmware setup and load `kvm_intel` or \
+                              `kvm_amd`, or write `accel = \"auto\"` to go on without"
+                    .into()
+            }
+            Self::Denied => {
+                "add the user to the group that owns it (`ls -l /dev/kvm`, mostly `kvm`), or \
+                             write `accel = \"auto\"` to go on without"
+                    .into()
+            }
+        })
+    }
+}
+
+/// What will execute the guest, with a warning where it is not what an operator would expect.
+///
+/// # Errors
+/// `accel = "kvm"` where /dev/kvm is missing or may not be opened.
+pub fn accelerator(wish: spec::Accel, kvm: &Kvm) -> Result<(Accelerator, Option<String>), NoKvm> {
+    use Accelerator::{Kvm as Hardware, Tcg};
+    let slow = |why: &str| {
+        Ok((Tcg, Some(format!("{why}: the guest runs on TCG, an order of magnitude slower"))))
+    };
+    match (wish, kvm) {
+        (spec::Accel::Tcg, _) => Ok((Tcg, None)),
+        (spec::Accel::Auto | spec::Accel::Kvm, Kvm::Usable) => Ok((Hardware, None)),
+        (spec::Accel::Auto, Kvm::Missing) => slow("this host has no /dev/kvm"),
+        (spec::Accel::Auto, Kvm::Denied) => slow("/dev/kvm may not be opened by this user"),
+        (spec::Accel::Auto, Kvm::Unproven) => {
+            slow("/dev/kvm is there without `kvm_intel` or `kvm_amd`, and guests may hang on it")
+        }
+        (spec::Accel::Kvm, Kvm::Unproven) => Ok((
+            Hardware,
+            Some(
+                "KVM is used as `accel` says, but neither `kvm_intel` nor `kvm_amd` is loaded: \
+                 guests may hang"
+                    .into(),
+            ),
+        )),
+        (spec::Accel::Kvm, Kvm::Missing) => Err(NoKvm::Missing),
+        (spec::Accel::Kvm, Kvm::Denied) => Err(NoKvm::Denied),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn version(major: u16, minor: u16, micro: u16) -> Option<Version> {
+        Some(Version { major, minor, micro })
+    }
+
+    #[test]
+    fn reads_the_version_of_every_packaging() {
+        for (said, expected) in [
+            ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)\n", version(7, 2, 22)),
+            (
+                "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)",
+                version(10, 0, 2),
+            ),
+            ("QEMU emulator version 9.0.0 (qemu-kvm-9.0.0-10.el9)", version(9, 0, 0)),
+            ("QEMU emulator version 11.1.50 (v11.1.0-3-gabc-dirty)", version(11, 1, 50)),
+            ("QEMU emulator version 2.12", version(2, 12, 0)),
+            ("version 8.2.", version(8, 2, 0)),
+            ("", None),
+            ("version ", None),
+            ("version x", None),
+            ("version 1", None),
+            ("version 99999.1.1", None),
+            ("version 1.2.99999", None),
+        ] {
+            assert_eq!(Version::read(said), expected, "{said:?}");
+        }
+    }
+
+    const DEBIAN_12: &str = "\
+Supported machines are:
+microvm              microvm (i386)
+pc                   Standard PC (i440FX + PIIX, 1996) (alias of pc-i440fx-7.2)
+pc-i440fx-7.2        Standard PC (i440FX + PIIX, 1996) (default)
+q35                  Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-7.2)
+pc-q35-7.2           Standard PC (Q35 + ICH9, 2009)
+pc-q35-7.1           Standard PC (Q35 + ICH9, 2009)
+pc-q35-2.12          Standard PC (Q35 + ICH9, 2009)
+none                 empty machine
+";
+
+    const RED_HAT_9: &str = "\
+Supported machines are:
+pc                   RHEL 7.6.0 PC (i440FX + PIIX, 1996) (alias of pc-i440fx-rhel7.6.0)
+pc-i440fx-rhel7.6.0  RHEL 7.6.0 PC (i440FX + PIIX, 1996) (default) (deprecated)
+q35                  RHEL-9.4.0 PC (Q35 + ICH9, 2009) (alias of pc-q35-rhel9.4.0)
+pc-q35-rhel9.4.0     RHEL-9.4.0 PC (Q35 + ICH9, 2009)
+none                 empty machine
+";
+
+    const UBUNTU: &str = "\
+ubuntu-q35           Ubuntu 24.04 PC (Q35 + ICH9, 2009) (alias of pc-q35-noble)
+pc-q35-noble         Ubuntu 24.04 PC (Q35 + ICH9, 2009)
+q35                  Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-8.2)
+pc-q35-8.2           Standard PC (Q35 + ICH9, 2009)
+";
+
+    #[test]
+    fn finds_what_q35_means() {
+        for (said, expected) in
+            [(DEBIAN_12, "pc-q35-7.2"), (RED_HAT_9, "pc-q35-rhel9.4.0"), (UBUNTU, "pc-q35-8.2")]
+        {
+            assert_eq!(newest_q35(said).as_deref(), Some(expected));
+        }
+        let other_way = "pc-q35-7.2  Standard PC (Q35 + ICH9, 2009) (alias of q35)";
+        assert_eq!(newest_q35(other_way).as_deref(), Some("pc-q35-7.2"));
+    }
+
+    #[test]
+    fn without_an_alias_the_newest_that_is_not_deprecated_is_taken() {
+        let said = "\
+pc-q35-9.2  Standard PC
+pc-q35-10.0 Standard PC
+pc-q35-4.0.1 Standard PC
+pc-q35-11.0 Standard PC (deprecated)
+pc-q35-x    Standard PC
+";
+        assert_eq!(newest_q35(said).as_deref(), Some("pc-q35-10.0"));
+        let old = "pc-q35-2.9 Standard PC (deprecated)\npc-q35-2.12 Standard PC (deprecated)";
+        assert_eq!(newest_q35(old).as_deref(), Some("pc-q35-2.12"));
+        for said in
+            ["", "pc Standard PC", "q35 x (alias of pc-q35-1,accel=kvm)", "q35 x (alias of "]
+        {
+            assert_eq!(newest_q35(said), None, "{said:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_output_panics(said in "(version |q35 |pc-q35-|[(]alias of |[0-9.]{1,8}|\\PC|\n){0,20}") {
+            let _ = Version::read(&said);
+            if let Some(machine) = newest_q35(&said) {
+                prop_assert!(is_versioned(&machine), "{}", machine);
+            }
+        }
+    }
+
+    #[test]
+    fn kvm_is_taken_only_where_guests_run_on_it() {
+        use spec::Accel::{Auto, Kvm as Must, Tcg};
+        for (wish, kvm, expected, warned) in [
+            (Auto, Kvm::Usable, Some(Accelerator::Kvm), false),
+            (Auto, Kvm::Missing, Some(Accelerator::Tcg), true),
+            (Auto, Kvm::Denied, Some(Accelerator::Tcg), true),
+            (Auto, Kvm::Unproven, Some(Accelerator::Tcg), true),
+            (Must, Kvm::Usable, Some(Accelerator::Kvm), false),
+            (Must, Kvm::Missing, None, false),
+            (Must, Kvm::Denied, None, false),
+            (Must, Kvm::Unproven, Some(Accelerator::Kvm), true),
+            (Tcg, Kvm::Usable, Some(Accelerator::Tcg), false),
+            (Tcg, Kvm::Missing, Some(Accelerator::Tcg), false),
+            (Tcg, Kvm::Denied, Some(Accelerator::Tcg), false),
+            (Tcg, Kvm::Unproven, Some(Accelerator::Tcg), false),
+        ] {
+            match accelerator(wish, &kvm) {
+                Ok((accelerator, warning)) => {
+                    assert_eq!(Some(accelerator), expected, "{wish:?} {kvm:?}");
+                    assert_eq!(warning.is_some(), warned, "{wish:?} {kvm:?}");
+                }
+                Err(error) => {
+                    assert_eq!(expected, None, "{wish:?} {kvm:?}");
+                    assert!(error.hint().is_some());
+                }
+            }
+        }
+    }
 }

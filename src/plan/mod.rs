@@ -2,6 +2,10 @@
 //! paths give the same command line, seed and tap settings, byte for byte.
 
 pub mod facts;
+pub mod firmware;
 pub mod identity;
+pub mod iso9660;
 pub mod layout;
 pub mod pending;
+pub mod seed;
+pub mod weights;

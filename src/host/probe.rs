@@ -1,0 +1,365 @@
+//! What this host offers: which QEMU, whether KVM, whether vhost-net.
+//!
+//! Asking QEMU takes two processes of some 20 ms, so its answers are kept in a file for as long as the binary
+//! stays the same. The devices are tried every time: that costs microseconds, and modules come and go.
+
+use std::{
+    ffi::OsStr,
+    fs::{File, OpenOptions},
+    io::{self, Read},
+    os::unix::{fs::MetadataExt, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    plan::facts::{Facts, Kvm, Qemu, Version, newest_q35},
+    value::shown,
+};
+
+/// How long a QEMU may take to print its version.
+pub const DEADLINE: Duration = Duration::from_secs(10);
+/// The most that is read of what QEMU prints: `-machine help` is 5 kB.
+const MOST: u64 = 1 << 20;
+/// How many binaries the cache remembers.
+const REMEMBERED: usize = 8;
+
+/// Where to look.
+#[derive(Debug, Clone, Copy)]
+pub struct Probe<'a> {
+    /// `QVM_QEMU`: a path, or a name to be found on `path`; empty is as good as unset.
+    pub qemu: Option<&'a OsStr>,
+    /// `PATH`; its relative entries are passed over.
+    pub path: Option<&'a OsStr>,
+    /// `Layout::facts_cache()`.
+    pub cache: &'a Path,
+    /// `/`, below which `dev`, `sys` and `usr/libexec` are; another directory in tests.
+    pub root: &'a Path,
+    /// [`DEADLINE`].
+    pub deadline: Duration,
+}
+
+/// Why the host could not be probed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no QEMU.
+    #[error("cannot find `{0}`: it is not on PATH, nor is there a /usr/libexec/qemu-kvm")]
+    NotFound(String),
+    /// `QVM_QEMU` names something else than a program.
+    #[error("QVM_QEMU is `{}`, which is not a program", .0.display())]
+    NotAProgram(PathBuf),
+    /// The program could not be looked at or run.
+    #[error("cannot run `{command}`")]
+    Run {
+        /// The program and its arguments.
+        command: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The program did not end in time.
+    #[error("`{0}` did not end within {1} s and was killed")]
+    Hung(String, u64),
+    /// The program said no.
+    #[error("`{command}` failed ({status}): {said}")]
+    Failed {
+        /// The program and its arguments.
+        command: String,
+        /// How it ended.
+        status: std::process::ExitStatus,
+        /// The first line it printed on standard error.
+        said: String,
+    },
+    /// The program printed something else.
+    #[error("`{command}` named no {missing}; it printed `{said}`")]
+    Strange {
+        /// The program and its arguments.
+        command: String,
+        /// What was looked for.
+        missing: &'static str,
+        /// How the output begins.
+        said: String,
+    },
+}
+
+impl Error {
+    /// The way out.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NotFound(_) => Some(
+                "install QEMU (Debian and Ubuntu: `qemu-system-x86`; Fedora: `qemu-system-x86-core`; \
+                 RHEL: `qemu-kvm`), or name the program in QVM_QEMU"
+                    .into(),
+            ),
+            Self::NotAProgram(_) => {
+                Some("let it name a `qemu-system-x86_64`, or unset it to use the one on PATH".into())
+            }
+            Self::Strange { .. } => Some(
+                "qvm needs a QEMU for x86_64 with the machine type q35; QVM_QEMU names another one"
+                    .into(),
+            ),
+            Self::Run { .. } | Self::Hung(..) | Self::Failed { .. } => {
+                Some("run it by hand; QVM_QEMU names another QEMU".into())
+            }
+        }
+    }
+}
+
+impl Probe<'_> {
+    /// All facts.
+    ///
+    /// # Errors
+    /// No QEMU, or one that does not tell its version and its machine types in time.
+    pub fn facts(&self) -> Result<Facts, Error> {
+        Ok(Facts { qemu: self.qemu()?, kvm: kvm(self.root), vhost_net: vhost_net(self.root) })
+    }
+
+    /// The QEMU: from the cache, or by asking it.
+    fn qemu(&self) -> Result<Qemu, Error> {
+        let binary = self.find()?;
+        let identity = Binary::of(&binary)
+            .map_err(|source| Error::Run { command: binary.display().to_string(), source })?;
+        let mut known = read_cache(self.cache);
+        if let Some(entry) = known.iter().find(|entry| entry.binary == identity) {
+            return Ok(Qemu { binary, version: entry.version, machine: entry.machine.clone() });
+        }
+        tracing::debug!(binary = %binary.display(), "asking QEMU for its version and machine types");
+        let ends = Instant::now() + self.deadline;
+        let (version, machine) = std::thread::scope(|scope| {
+            // Side by side: each takes as long as loading QEMU takes.
+            let version = scope.spawn(|| self.ask(&binary, &["-version"], ends));
+            let machines = self.ask(&binary, &["-machine", "help"], ends);
+            let version = version.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            Ok((
+                understood(&binary, "-version", "version", &version?, Version::read)?,
+                understood(&binary, "-machine help", "machine type q35", &machines?, newest_q35)?,
+            ))
+        })?;
+        known.retain(|entry| entry.binary.path != identity.path);
+        known.insert(0, Entry { binary: identity, version, machine: machine.clone() });
+        known.truncate(REMEMBERED);
+        if let Err(error) = write_cache(self.cache, &known) {
+            // It is only slower the next time.
+            tracing::debug!(cache = %self.cache.display(), %error, "cannot keep what QEMU said");
+        }
+        Ok(Qemu { binary, version, machine })
+    }
+
+    fn find(&self) -> Result<PathBuf, Error> {
+        let named = self.qemu.filter(|named| !named.is_empty());
+        if let Some(named) = named.map(Path::new).filter(|named| named.components().count() > 1) {
+            // Absolute for good: the supervisor that uses it has another working directory.
+            let absolute =
+                if named.is_absolute() { Ok(named.into()) } else { named.canonicalize() };
+            return absolute
+                .ok()
+                .filter(|path: &PathBuf| is_program(path))
+                .ok_or_else(|| Error::NotAProgram(named.to_owned()));
+        }
+        let name = named.unwrap_or(OsStr::new("qemu-system-x86_64"));
+        let on_path = self.path.map(std::env::split_paths).into_iter().flatten();
+        let libexec = self.root.join("usr/libexec/qemu-kvm");
+        on_path
+            .filter(|directory| directory.is_absolute())
+            .map(|directory| directory.join(name))
+            // Red Hat's only name for it.
+            .chain(named.is_none().then_some(libexec))
+            .find(|path| is_program(path))
+            .ok_or_else(|| Error::NotFound(shown(&name.to_string_lossy())))
+    }
+
+    /// What QEMU prints on standard output when run with these arguments.
+    fn ask(&self, binary: &Path, arguments: &[&str], ends: Instant) -> Result<String, Error> {
+        let command = format!("{} {}", binary.display(), arguments.join(" "));
+        let run = |source| Error::Run { command: command.clone(), source };
+        let mut child = Command::new(binary)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // A group of its own, so that a wrapper script is killed with what it started.
+            .process_group(0)
+            .spawn()
+            .map_err(run)?;
+        let (said, complained) = (collect(child.stdout.take()), collect(child.stderr.take()));
+        let remaining = || ends.saturating_duration_since(Instant::now());
+        let output = said.recv_timeout(remaining()).and_then(|said| {
+            complained.recv_timeout(remaining()).map(|complained| (said, complained))
+        });
+        let ended = match output {
+            Ok(output) => wait(&mut child, ends).map_err(run)?.map(|status| (output, status)),
+            Err(_) => None,
+        };
+        let Some(((said, complained), status)) = ended else {
+            kill(&mut child);
+            return Err(Error::Hung(command, self.deadline.as_secs()));
+        };
+        if !status.success() {
+            let said = complained.lines().next().map(shown).unwrap_or_default();
+            return Err(Error::Failed { command, status, said });
+        }
+        Ok(said)
+    }
+}
+
+/// What is looked for in QEMU's words, or an error that quotes them.
+fn understood<T>(
+    binary: &Path,
+    arguments: &str,
+    missing: &'static str,
+    said: &str,
+    read: impl Fn(&str) -> Option<T>,
+) -> Result<T, Error> {
+    read(said).ok_or_else(|| Error::Strange {
+        command: format!("{} {arguments}", binary.display()),
+        missing,
+        said: shown(said.trim()),
+    })
+}
+
+/// Reads a pipe to its end, or to [`MOST`], on a thread of its own. What is not UTF-8 is replaced.
+fn collect(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<String> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(pipe) = pipe {
+            let _ = pipe.take(MOST).read_to_end(&mut bytes);
+        }
+        let _ = sender.send(String::from_utf8_lossy(&bytes).into_owned());
+    });
+    receiver
+}
+
+/// Waits for a child that has closed its pipes, and so is about to end.
+fn wait(child: &mut Child, ends: Instant) -> io::Result<Option<std::process::ExitStatus>> {
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if Instant::now() >= ends {
+            return Ok(None);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn kill(child: &mut Child) {
+    if let Ok(group) = i32::try_from(child.id()) {
+        let _ = nix::sys::signal::killpg(
+            nix::unistd::Pid::from_raw(group),
+            nix::sys::signal::Signal::SIGKILL,
+        );
+    }
+    let _ = child.wait();
+}
+
+fn is_program(path: &Path) -> bool {
+    path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
+}
+
+/// Whether KVM can be used; `root` is `/`.
+pub fn kvm(root: &Path) -> Kvm {
+    match open_device(&root.join("dev/kvm")) {
+        Ok(()) => {
+            let modules = root.join("sys/module");
+            if ["kvm_intel", "kvm_amd"].iter().any(|name| modules.join(name).is_dir()) {
+                Kvm::Usable
+            } else {
+                Kvm::Unproven
+            }
+        }
+        Err(error) => unusable(&error),
+    }
+}
+
+/// What an error on opening /dev/kvm says.
+fn unusable(error: &io::Error) -> Kvm {
+    use rustix::io::Errno;
+    match Errno::from_io_error(error) {
+        // The node may be there without the module behind it.
+        Some(Errno::NOENT | Errno::NODEV | Errno::NXIO | Errno::NOTDIR) => Kvm::Missing,
+        _ => Kvm::Denied,
+    }
+}
+
+/// Whether /dev/vhost-net can be opened; `root` is `/`.
+pub fn vhost_net(root: &Path) -> bool {
+    open_device(&root.join("dev/vhost-net")).is_ok()
+}
+
+fn open_device(path: &Path) -> io::Result<()> {
+    OpenOptions::new().read(true).write(true).open(path).map(drop)
+}
+
+/// One binary that was asked.
+#[derive(Debug, Serialize, Deserialize)]
+struct Entry {
+    binary: Binary,
+    version: Version,
+    machine: String,
+}
+
+/// What changes when a binary does. On NixOS it is the path alone: there all files are of 1970.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Binary {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    /// Seconds and nanoseconds.
+    modified: (i64, i64),
+}
+
+impl Binary {
+    fn of(path: &Path) -> io::Result<Self> {
+        let path = path.canonicalize()?;
+        let stat = path.metadata()?;
+        Ok(Self {
+            path,
+            device: stat.dev(),
+            inode: stat.ino(),
+            bytes: stat.size(),
+            modified: (stat.mtime(), stat.mtime_nsec()),
+        })
+    }
+}
+
+/// The entries; a file that is absent, too large or not what it should be has none.
+fn read_cache(path: &Path) -> Vec<Entry> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MOST).read_to_end(&mut bytes))
+        .ok()
+        .and_then(|_| serde_json::from_slice(&bytes).ok())
+        .unwrap_or_default()
+}
+
+/// Replaces the file as a whole. It is not synced: what a power cut leaves of it, the next probe ignores.
+fn write_cache(path: &Path, entries: &[Entry]) -> io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let file = tempfile::Builder::new().prefix(".qvm-").tempfile_in(directory)?;
+    serde_json::to_writer(&file, entries)?;
+    file.persist(path)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_on_dev_kvm_is_absence_or_denial() {
+        for (errno, expected) in [
+            (rustix::io::Errno::NOENT, Kvm::Missing),
+            (rustix::io::Errno::NODEV, Kvm::Missing),
+            (rustix::io::Errno::NXIO, Kvm::Missing),
+            (rustix::io::Errno::ACCESS, Kvm::Denied),
+            (rustix::io::Errno::PERM, Kvm::Denied),
+        ] {
+            assert_eq!(unusable(&errno.into()), expected, "{errno}");
+        }
+    }
+}
