@@ -1,1 +1,9 @@
 //! Floor 3: everything that touches the machine, one file a thing. Files of this floor never import each other.
+
+pub mod cache_lock;
+pub mod clone;
+pub mod digest;
+pub mod download;
+pub mod file;
+pub mod qemu_img;
+pub mod unpack;
