@@ -32,8 +32,13 @@ pub fn reflink(from: &File, to: &File) -> io::Result<bool> {
         Ok(()) => Ok(true),
         // What ioctl_ficlone(2) and the file systems say when they cannot do it between these two files.
         Err(
-            Errno::OPNOTSUPP | Errno::NOTTY | Errno::XDEV | Errno::INVAL | Errno::NOSYS
-            | Errno::PERM | Errno::BADF,
+            Errno::OPNOTSUPP
+            | Errno::NOTTY
+            | Errno::XDEV
+            | Errno::INVAL
+            | Errno::NOSYS
+            | Errno::PERM
+            | Errno::BADF,
         ) => Ok(false),
         Err(e) => Err(e.into()),
     }
@@ -85,7 +90,10 @@ pub fn copy(from: &File, to: &File, goes_on: &mut dyn FnMut(u64) -> bool) -> io:
             copied += done as u64;
         }
         if at < end {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it became shorter meanwhile"));
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "it became shorter meanwhile",
+            ));
         }
     }
     goes_on(copied);

@@ -127,16 +127,18 @@ fn explained(error: ureq::Error, silence: Duration) -> Error {
         E::Rustls(e) => Error::Tls(e.to_string()),
         E::Tls(e) => Error::Tls(e.into()),
         E::Io(e) => match e.to_string() {
-            text if text.contains("certificate") => Error::Certificate(
-                text.trim_start_matches("invalid peer certificate: ").to_owned(),
-            ),
+            text if text.contains("certificate") => {
+                Error::Certificate(text.trim_start_matches("invalid peer certificate: ").to_owned())
+            }
             text if e.kind() == std::io::ErrorKind::InvalidData => Error::Tls(text),
             _ if e.kind() == std::io::ErrorKind::UnexpectedEof => {
                 Error::Broken("the connection broke off".into())
             }
             text => Error::Broken(text),
         },
-        E::RequireHttpsOnly(to) => Error::Address(format!("it leads to `{to}`, which is not https")),
+        E::RequireHttpsOnly(to) => {
+            Error::Address(format!("it leads to `{to}`, which is not https"))
+        }
         E::TooManyRedirects => Error::Address("it leads from redirect to redirect".into()),
         E::BadUri(e) => Error::Address(format!("the address cannot be used: {e}")),
         E::Http(e) => Error::Address(format!("the address cannot be used: {e}")),

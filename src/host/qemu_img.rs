@@ -50,9 +50,9 @@ impl Error {
             Self::Run { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 Some("install qemu-img (Debian: qemu-utils, Fedora: qemu-img, NixOS: qemu)".into())
             }
-            Self::Failed { said, .. } if said.contains("No space left") => Some(
-                "make room; `qvm image prune` removes images that no VM needs".into(),
-            ),
+            Self::Failed { said, .. } if said.contains("No space left") => {
+                Some("make room; `qvm image prune` removes images that no VM needs".into())
+            }
             _ => None,
         }
     }
@@ -135,8 +135,7 @@ impl QemuImg {
     /// # Errors
     /// As [`Error`]; `Failed` with what is wrong.
     pub fn check(&self, path: &Path, goes_on: &mut dyn FnMut() -> bool) -> Result<(), Error> {
-        let args: [&OsStr; 4] =
-            ["-q".as_ref(), "-f".as_ref(), "qcow2".as_ref(), path.as_os_str()];
+        let args: [&OsStr; 4] = ["-q".as_ref(), "-f".as_ref(), "qcow2".as_ref(), path.as_os_str()];
         let done = self.call("check", &args, goes_on)?;
         if done.status.success() || done.status.code() == Some(3) {
             return Ok(());

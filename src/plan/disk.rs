@@ -237,8 +237,10 @@ mod tests {
         assert!(notes(&made(same, None)).is_empty());
         assert_eq!(
             notes(&made(other, None)),
-            ["disk root: it was made from https://example.org/b.qcow2 on 2026-01-02; the image that \
-              is written now is ignored"]
+            [
+                "disk root: it was made from https://example.org/b.qcow2 on 2026-01-02; the image that \
+              is written now is ignored"
+            ]
         );
         let changed = notes(&made(same, Some(digest('b'))));
         assert!(changed[0].contains(&format!("with sha256:{}", "b".repeat(64))), "{changed:?}");

@@ -269,7 +269,9 @@ mod tests {
     fn content_ranges() {
         assert_eq!(content_range("bytes 5-9/10"), Some((5, Some(10))));
         assert_eq!(content_range("bytes 5-9/*"), Some((5, None)));
-        for bad in ["", "bytes */10", "bytes 9-5/10", "bytes 5-10/10", "items 0-1/2", "bytes -1-2/3"] {
+        for bad in
+            ["", "bytes */10", "bytes 9-5/10", "bytes 5-10/10", "items 0-1/2", "bytes -1-2/3"]
+        {
             assert_eq!(content_range(bad), None, "{bad}");
         }
     }

@@ -108,7 +108,10 @@ mod tests {
         for version in [2, 3] {
             let read = Header::read(&header(version)).unwrap();
             assert_eq!((read.version, read.virtual_size), (version, 5 << 30));
-            assert_eq!((read.backing_span, read.encrypted, read.external_data), (None, false, false));
+            assert_eq!(
+                (read.backing_span, read.encrypted, read.external_data),
+                (None, false, false)
+            );
         }
     }
 

@@ -1,1 +1,8 @@
 //! Floor 4: one supervisor: prepare, launch, adopt, supervise.
+
+pub mod disk;
+pub mod fetch;
+pub mod image;
+pub mod image_cache;
+mod intake;
+pub mod progress;
