@@ -164,6 +164,7 @@ pub fn get(request: &Request, goes_on: &mut dyn FnMut() -> bool) -> Result<Answe
         // The bytes as they lie there: a transfer encoding would change what the digest is of.
         .accept_encoding("identity")
         .max_idle_connections(0)
+        .input_buffer_size(CHUNK)
         .build()
         .into();
     let (say, chunks) = sync_channel(16);
@@ -256,37 +257,18 @@ fn ask(agent: &Agent, request: &Request, say: &SyncSender<Said>) {
         return;
     }
     let mut body = answer.into_body().into_reader();
+    let mut buffer = vec![0; CHUNK];
     loop {
-        let mut chunk = Vec::with_capacity(CHUNK);
-        // What came is passed on before the error that followed it: a resume begins behind it.
-        let end = fill(&mut body, &mut chunk);
-        if !chunk.is_empty() && say.send(Said::Chunk(chunk)).is_err() {
+        // What came is passed on as it came: whoever resumes after a stall begins behind it.
+        let said = match body.read(&mut buffer) {
+            Ok(0) => Said::End,
+            Ok(read) => Said::Chunk(buffer[..read].to_vec()),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(e) => Said::Failed(e.into()),
+        };
+        let last = !matches!(said, Said::Chunk(_));
+        if say.send(said).is_err() || last {
             return;
         }
-        match end {
-            Ok(false) => {}
-            Ok(true) => return drop(say.send(Said::End)),
-            Err(e) => return drop(say.send(Said::Failed(e.into()))),
-        }
     }
-}
-
-/// Reads until the chunk is full or 100 ms are over, so that a slow server's bytes are seen as they come.
-fn fill(body: &mut impl Read, chunk: &mut Vec<u8>) -> std::io::Result<bool> {
-    let since = Instant::now();
-    chunk.resize(CHUNK, 0);
-    let mut filled = 0;
-    let end = loop {
-        match body.read(&mut chunk[filled..]) {
-            Ok(0) => break Ok(true),
-            Ok(read) => filled += read,
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => break Err(e),
-        }
-        if filled == CHUNK || since.elapsed() >= LOOK {
-            break Ok(false);
-        }
-    };
-    chunk.truncate(filled);
-    end
 }
