@@ -897,13 +897,83 @@ fn an_image_in_use_is_left_alone() {
     assert_eq!(files(dir.path()), [""; 0]);
 }
 
+/// openssl(1) serves files of `dir` by https, with a certificate for `localhost`.
+fn tls_server(dir: &Path) -> Option<(Killed, u16)> {
+    let (key, cert) = (dir.join("key.pem"), dir.join("cert.pem"));
+    let mut make = Command::new("openssl");
+    make.args([
+        "req",
+        "-x509",
+        "-newkey",
+        "ed25519",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+    ])
+    .args(["-addext", "subjectAltName=DNS:localhost"])
+    .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout"])
+    .arg(&key)
+    .arg("-out")
+    .arg(&cert);
+    if !make.output().is_ok_and(|o| o.status.success()) {
+        println!("skipped: no openssl to make a certificate with");
+        return None;
+    }
+    let mut serve = Command::new("openssl");
+    serve
+        .args(["s_server", "-accept", "127.0.0.1:0", "-WWW", "-key"])
+        .arg(&key)
+        .arg("-cert")
+        .arg(&cert);
+    serve.current_dir(dir).stdin(Stdio::null()).stderr(Stdio::null()).stdout(Stdio::piped());
+    let mut server = Killed(serve.spawn().unwrap());
+    let out = std::io::BufReader::new(server.0.stdout.take().unwrap());
+    let mut lines = std::io::BufRead::lines(out).map_while(Result::ok);
+    let port = lines.find_map(|l| l.strip_prefix("ACCEPT 127.0.0.1:")?.parse().ok()).unwrap();
+    // Whatever else it prints must have somewhere to go.
+    std::thread::spawn(move || lines.count());
+    Some((server, port))
+}
+
 #[test]
-fn errors_of_a_certificate_read_well() {
+fn https_is_judged_by_the_systems_store() {
     let dir = tempfile::tempdir().unwrap();
-    // Something that answers, but not with TLS.
+    let Some((_server, port)) = tls_server(dir.path()) else { return };
+    let bytes = noise(50_000);
+    std::fs::write(dir.path().join("x.raw"), &bytes).unwrap();
+    let image = at(format!("https://localhost:{port}/x.raw"), &bytes);
+    let exe = std::env::current_exe().unwrap();
+    let cache = dir.path().join("images");
+
+    let refused = answer(child_command(&mut Command::new(&exe), &image, &cache));
+    let expected = format!(
+        "cannot download https://localhost:{port}/x.raw: the server's certificate is not accepted: "
+    );
+    assert!(refused.starts_with(&expected), "{refused}");
+    assert!(refused.contains("update-ca-certificates"), "{refused}");
+    assert_eq!(files(&cache), [""; 0]);
+
+    let mut trusting = Command::new(&exe);
+    trusting.env("SSL_CERT_FILE", dir.path().join("cert.pem"));
+    assert_eq!(answer(child_command(&mut trusting, &image, &cache)), "found=false");
+
+    let other = at(format!("https://127.0.0.1:{port}/x.raw"), b"another");
+    let mut trusting = Command::new(&exe);
+    trusting.env("SSL_CERT_FILE", dir.path().join("cert.pem"));
+    let refused = answer(child_command(&mut trusting, &other, &cache));
+    assert!(refused.contains("certificate is not accepted: "), "{refused}");
+    println!("{refused}");
+}
+
+#[test]
+fn https_that_is_none_reads_well() {
+    let dir = tempfile::tempdir().unwrap();
     let server = Server::start(|_, reply| reply.send(b"x"));
     let url = server.url("x").replace("http://", "https://");
     let error = ensure(&at(url.clone(), b"x"), dir.path()).unwrap_err();
     assert!(matches!(error, Error::Fetch(fetch::Error::Download { .. })), "{}", chain(&error));
     assert!(chain(&error).starts_with(&format!("cannot download {url}")), "{}", chain(&error));
+    println!("{}", chain(&error));
 }

@@ -13,7 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ureq::{Agent, ResponseExt, http::header};
+use ureq::{
+    Agent, ResponseExt,
+    http::header,
+    tls::{RootCerts, TlsConfig},
+};
 
 use crate::plan::image::Headers;
 
@@ -163,6 +167,7 @@ pub fn get(request: &Request, goes_on: &mut dyn FnMut() -> bool) -> Result<Answe
         .user_agent(concat!("qvm/", env!("CARGO_PKG_VERSION")))
         // The bytes as they lie there: a transfer encoding would change what the digest is of.
         .accept_encoding("identity")
+        .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
         .max_idle_connections(0)
         .input_buffer_size(CHUNK)
         .build()
