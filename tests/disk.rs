@@ -171,7 +171,7 @@ fn grown_never_shrunk_never_overwritten() {
             "disk root: it was made from {} on 2026-01-02; the image that is written now is ignored",
             path.display()
         );
-        assert_eq!(kept.notes, [note.clone()]);
+        assert_eq!(kept.notes, std::slice::from_ref(&note));
         assert_eq!(disk::notes(&Disk { format, ..changed }, &place.vm).unwrap(), [note]);
         assert!(place.ensure(&of(Source::Existing)).is_ok());
         let out = run(Command::new("qemu-io")
