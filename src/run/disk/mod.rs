@@ -3,12 +3,17 @@
 //! A disk is made as `.qvm-NAME.FORMAT` beside its place, synced, and renamed last, so that a disk that has its
 //! name is whole. The caller holds the VM's lock, and the VM is off.
 
+mod error;
+mod own;
+
 use std::{
     fs::{File, OpenOptions},
     io,
-    os::unix::fs::{FileTypeExt, OpenOptionsExt},
+    os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
 };
+
+pub use error::Error;
 
 use super::{
     image::{self, Cached, Purpose, Tools},
@@ -25,7 +30,7 @@ use crate::{
         layout::VmPaths,
         qcow2,
     },
-    spec::{self, Disk, Format, Image, Media, Source},
+    spec::{self, Disk, Format, Image, Source},
     value::{Digest, Label, Size},
 };
 
@@ -40,133 +45,6 @@ pub struct Ready {
     pub virtual_size: Option<u64>,
     /// What the operator should know.
     pub notes: Vec<String>,
-}
-
-/// Why there is no disk.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Its image.
-    #[error("disk {disk}")]
-    Image {
-        /// Which.
-        disk: Label,
-        /// Why not.
-        source: Box<image::Error>,
-    },
-    /// A file.
-    #[error("disk {disk}")]
-    File {
-        /// Which.
-        disk: Label,
-        /// What.
-        source: FileError,
-    },
-    /// qemu-img.
-    #[error("disk {disk}")]
-    QemuImg {
-        /// Which.
-        disk: Label,
-        /// What.
-        source: qemu_img::Error,
-    },
-    /// There is none, and nothing to make it from.
-    #[error("disk {disk}: there is no `{}`, and the VM file names no image", .path.display())]
-    Nothing {
-        /// Which.
-        disk: Label,
-        /// Where it would be.
-        path: PathBuf,
-    },
-    /// A file of the operator's that is not there, or may not be opened.
-    #[error("disk {disk}: cannot open `{}` for {}", .path.display(), if *.write { "writing" } else { "reading" })]
-    Open {
-        /// Which.
-        disk: Label,
-        /// Which file.
-        path: PathBuf,
-        /// For writing.
-        write: bool,
-        /// Why not.
-        source: io::Error,
-    },
-    /// A file of the operator's that is of another kind than was written.
-    #[error("disk {disk}: `{}` {why}", .path.display())]
-    Kind {
-        /// Which.
-        disk: Label,
-        /// Which file.
-        path: PathBuf,
-        /// What it is, and is not.
-        why: &'static str,
-        /// What to write instead.
-        hint: Option<&'static str>,
-    },
-    /// A disk of qvm's own that is damaged.
-    #[error("disk {disk}: `{}` is damaged", .path.display())]
-    Header {
-        /// Which.
-        disk: Label,
-        /// Which file.
-        path: PathBuf,
-        /// How.
-        source: qcow2::Error,
-    },
-    /// There is not room enough for the copy.
-    #[error("disk {disk}: no room: it takes {} MiB, and {} MiB are free on the file system of `{}`",
-        .needed.div_ceil(1 << 20), .free >> 20, .dir.display())]
-    NoRoom {
-        /// Which.
-        disk: Label,
-        /// In bytes.
-        needed: u64,
-        /// In bytes.
-        free: u64,
-        /// Where.
-        dir: PathBuf,
-    },
-    /// It was called off.
-    #[error("making disk {0} was called off")]
-    CalledOff(Label),
-}
-
-impl Error {
-    /// The way out, where there is one.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Image { source, .. } => source.hint(),
-            Self::File { source, .. } => source.hint(),
-            Self::QemuImg { source, .. } => source.hint(),
-            Self::Nothing { .. } => {
-                Some("write `[image]` with `url` or `path`, or put a disk there".into())
-            }
-            Self::Open { source, .. } if source.kind() == io::ErrorKind::ResourceBusy => Some(
-                "it is mounted, or another program or VM has it; a guest must have it alone".into(),
-            ),
-            Self::Open { path, source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-                Some(format!("let the user who runs qvm read and write `{}`", path.display()))
-            }
-            Self::Open { source, .. } if source.kind() == io::ErrorKind::NotFound => Some(
-                "qvm makes no file of yours; make it, or leave `path` out and write `size`".into(),
-            ),
-            Self::Kind { hint, .. } => hint.map(str::to_owned),
-            Self::Header { .. } => {
-                Some("restore it from a backup; `qemu-img check` tells more".into())
-            }
-            Self::NoRoom { .. } => {
-                Some("make room; `qvm image prune` removes images that no VM needs".into())
-            }
-            _ => None,
-        }
-    }
-
-    /// It was called off, and nothing is wrong.
-    pub fn is_called_off(&self) -> bool {
-        match self {
-            Self::CalledOff(_) | Self::QemuImg { source: qemu_img::Error::CalledOff, .. } => true,
-            Self::Image { source, .. } => source.is_called_off(),
-            _ => false,
-        }
-    }
 }
 
 /// `NAME.origin.json` beside a disk.
@@ -195,8 +73,8 @@ pub fn ensure(
     cancel: &Cancel,
 ) -> Result<Ready, Error> {
     match &disk.source {
-        Source::File(path) => return own_file(disk, path),
-        Source::Device(path) => return own_device(disk, path),
+        Source::File(path) => return own::file(disk, path),
+        Source::Device(path) => return own::device(disk, path),
         Source::Image(_) | Source::Blank | Source::Existing => {}
     }
     let (step, mut notes, found) = look(disk, vm)?;
@@ -447,84 +325,4 @@ impl Work<'_> {
 struct Filled {
     record: Made,
     virtual_size: u64,
-}
-
-fn open(disk: &Disk, path: &Path, flags: i32) -> Result<(File, bool), Error> {
-    let write = !disk.read_only && disk.media != Media::Cdrom;
-    let opened = OpenOptions::new().read(true).write(write).custom_flags(flags).open(path);
-    let file = opened.map_err(|source| Error::Open {
-        disk: disk.name.clone(),
-        path: path.to_owned(),
-        write,
-        source,
-    })?;
-    Ok((file, write))
-}
-
-/// A file of the operator's: there, a file, of the format that is written, and open to us.
-fn own_file(disk: &Disk, path: &Path) -> Result<Ready, Error> {
-    let kind =
-        |why, hint| Err(Error::Kind { disk: disk.name.clone(), path: path.to_owned(), why, hint });
-    // Looked at before it is opened: opening a FIFO would wait for its other end.
-    let metadata = match std::fs::metadata(path) {
-        Ok(metadata) => metadata,
-        Err(_) => open(disk, path, 0)?
-            .0
-            .metadata()
-            .map_err(FileError::on("look at", path))
-            .map_err(|source| Error::File { disk: disk.name.clone(), source })?,
-    };
-    if metadata.file_type().is_block_device() {
-        return kind("is a block device", Some("write `device` instead of `path`"));
-    }
-    if !metadata.is_file() {
-        return kind("is not a file", None);
-    }
-    open(disk, path, 0)?;
-    let head = file::read_at(path, 0, qcow2::HEAD)
-        .map_err(|source| Error::File { disk: disk.name.clone(), source })?;
-    let header = qcow2::Header::read(&head);
-    let mut notes = Vec::new();
-    let virtual_size = match (disk.format, header) {
-        (Format::Qcow2, Ok(header)) => header.virtual_size,
-        (Format::Qcow2, Err(qcow2::Error::NotQcow2)) => {
-            return kind("is not qcow2", Some("write `format = \"raw\"` if that is what it is"));
-        }
-        (Format::Qcow2, Err(source)) => {
-            return Err(Error::Header { disk: disk.name.clone(), path: path.to_owned(), source });
-        }
-        (Format::Raw, header) => {
-            if header.is_ok() {
-                notes.push(format!(
-                    "disk {}: `{}` is qcow2, and the guest will see it as it is: `format` says raw",
-                    disk.name,
-                    path.display()
-                ));
-            }
-            metadata.len()
-        }
-    };
-    let format = disk.format;
-    Ok(Ready { path: path.to_owned(), format, virtual_size: Some(virtual_size), notes })
-}
-
-/// A block device of the operator's: there, a block device, and, where the guest may write to it, in nobody's use.
-fn own_device(disk: &Disk, path: &Path) -> Result<Ready, Error> {
-    if let Ok(metadata) = std::fs::metadata(path)
-        && !metadata.file_type().is_block_device()
-    {
-        return Err(Error::Kind {
-            disk: disk.name.clone(),
-            path: path.to_owned(),
-            why: "is not a block device",
-            hint: Some("write `path` instead of `device` for a file"),
-        });
-    }
-    let (_, write) = open(disk, path, 0)?;
-    if write {
-        // open(2): O_EXCL without O_CREAT on a block device fails with EBUSY while it is mounted or claimed.
-        open(disk, path, rustix::fs::OFlags::EXCL.bits() as i32)?;
-    }
-    let notes = Vec::new();
-    Ok(Ready { path: path.to_owned(), format: Format::Raw, virtual_size: None, notes })
 }

@@ -9,13 +9,17 @@
 //! sums-HASH.json             what digest a SUMS file gave; so that a cached image needs no network
 //! ```
 
+mod error;
+mod remove;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
+pub use error::Error;
+pub use remove::{Pruned, prune, remove};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -53,72 +57,6 @@ pub(super) struct Resolved {
     pub(super) origin: String,
     pub(super) checksums: String,
     pub(super) digest: Digest,
-}
-
-/// Why the cache could not be read or changed.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A file.
-    #[error(transparent)]
-    File(#[from] file::Error),
-    /// A lock.
-    #[error("cannot lock `{}`", .path.display())]
-    Lock {
-        /// Its file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// Someone fetches it or makes a disk from it.
-    #[error("image {what} is being fetched or cloned{}", by(*.pid))]
-    Busy {
-        /// Which.
-        what: String,
-        /// By whom, where that is known.
-        pid: Option<u32>,
-    },
-    /// Overlays stand on it.
-    #[error("image {what} is the base of {}", joined(.disks))]
-    Base {
-        /// Which.
-        what: String,
-        /// The disks.
-        disks: Vec<PathBuf>,
-    },
-    /// No image is called so.
-    #[error("no image in the cache is called `{0}`")]
-    Unknown(String),
-    /// More than one image is called so.
-    #[error("`{0}` may be more than one image of the cache")]
-    Several(String),
-}
-
-impl Error {
-    /// The way out, where there is one.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::File(e) => e.hint(),
-            Self::Lock { .. } => None,
-            Self::Busy { .. } => Some("wait for it, or stop that VM".into()),
-            Self::Base { .. } => Some(
-                "a disk made with `clone = \"overlay\"` needs its base for as long as it exists"
-                    .into(),
-            ),
-            Self::Unknown(_) | Self::Several(_) => Some(
-                "`qvm image list` names them; a digest, or 8 or more digits of one, or the address"
-                    .into(),
-            ),
-        }
-    }
-}
-
-fn by(pid: Option<u32>) -> String {
-    pid.map(|p| format!(" by process {p}")).unwrap_or_default()
-}
-
-fn joined(paths: &[PathBuf]) -> String {
-    let shown: Vec<String> = paths.iter().map(|p| format!("`{}`", p.display())).collect();
-    shown.join(", ")
 }
 
 /// One image as `qvm image list` shows it.
@@ -340,102 +278,4 @@ fn keys(cache: &Path) -> Result<BTreeMap<String, Vec<PathBuf>>, Error> {
         }
     }
     Ok(keys)
-}
-
-/// Takes out the image that is called `name`: by its digest with or without `sha256:`, at least 8 digits of it, its
-/// address, or the name of its file. Says which file that was.
-///
-/// # Errors
-/// There is none or more than one, it is in use, or an overlay stands on it.
-pub fn remove(cache: &Path, needs: &Needs<'_>, name: &str) -> Result<PathBuf, Error> {
-    let mut matching = Vec::new();
-    for (key, files) in keys(cache)? {
-        let Some(entry) = entry(cache, &key)? else { continue };
-        let image = path(cache, &key, entry.format.name());
-        let hex = name.split_once(':').map_or(name, |(_, hex)| hex).to_ascii_lowercase();
-        let by_digest =
-            hex.len() >= 8 && entry.digest.as_ref().is_some_and(|d| d.hex().starts_with(&hex));
-        let by_file = image.file_name().is_some_and(|f| f.to_str() == Some(name)) || key == name;
-        if by_digest || by_file || entry.origin == image::without_password(name) {
-            matching.push((key, image, files));
-        }
-    }
-    let (key, image, files) = match (matching.pop(), matching.is_empty()) {
-        (None, _) => return Err(Error::Unknown(name.to_owned())),
-        (Some(only), true) => only,
-        (Some(_), false) => return Err(Error::Several(name.to_owned())),
-    };
-    take_out(cache, needs, &key, &image, &files)?;
-    Ok(image)
-}
-
-fn take_out(
-    cache: &Path,
-    needs: &Needs<'_>,
-    key: &str,
-    what: &Path,
-    files: &[PathBuf],
-) -> Result<(), Error> {
-    let what = what.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let _held = match lock(cache, key, Hold::Alone)? {
-        Tried::Held(lock) => lock,
-        Tried::Busy(pid) => return Err(Error::Busy { what, pid }),
-    };
-    // Only now: while somebody made an overlay on it, the lock was not to be had.
-    let disks: Vec<PathBuf> =
-        overlays(needs)?.into_iter().filter(|o| stands_on(o, key)).map(|o| o.disk).collect();
-    if !disks.is_empty() {
-        return Err(Error::Base { what, disks });
-    }
-    for file in files {
-        file::remove(file)?;
-    }
-    Ok(file::sync_dir(&path(cache, key, "json"))?)
-}
-
-/// What [`prune`] took out, or would have.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Pruned {
-    /// The files.
-    pub files: Vec<PathBuf>,
-    /// Where the image came from, where that is known.
-    pub origin: Option<String>,
-    /// How much room that gives, in bytes.
-    pub freed_bytes: u64,
-}
-
-/// Takes out every image, partial download and remembered checksum that no VM file names and no overlay needs. One
-/// that is in use at this moment stays.
-///
-/// # Errors
-/// The cache or a disk cannot be read; what was taken out until then is gone.
-pub fn prune(cache: &Path, needs: &Needs<'_>, dry_run: bool) -> Result<Vec<Pruned>, Error> {
-    let (named, overlays) = (named(cache, needs.vms)?, overlays(needs)?);
-    let mut pruned = Vec::new();
-    for (key, files) in keys(cache)? {
-        if named.contains_key(&key) || overlays.iter().any(|o| stands_on(o, &key)) {
-            continue;
-        }
-        let origin = entry(cache, &key)?.map(|e| e.origin);
-        let mut freed_bytes = 0;
-        for file in &files {
-            freed_bytes += file::metadata(file)?.map_or(0, |m| m.blocks() * 512);
-        }
-        let what = PathBuf::from(&key);
-        if dry_run {
-            match lock(cache, &key, Hold::Alone)? {
-                Tried::Held(_) => {}
-                Tried::Busy(_) => continue,
-            }
-        } else {
-            match take_out(cache, needs, &key, &what, &files) {
-                Ok(()) => {}
-                Err(Error::Busy { .. } | Error::Base { .. }) => continue,
-                Err(e) => return Err(e),
-            }
-        }
-        pruned.push(Pruned { files, origin, freed_bytes });
-    }
-    Ok(pruned)
 }

@@ -1,5 +1,8 @@
 //! A download that goes on where it was broken off: retries, resumes, and knows when it must start anew.
 
+mod error;
+mod small;
+
 use std::{
     fs::File,
     io::Seek,
@@ -7,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use error::Error;
+use error::{meaning, mib};
 use serde::{Deserialize, Serialize};
+pub(super) use small::text;
 
 use super::{
     intake::{self, Intake, Taken, open_part},
@@ -19,7 +25,7 @@ use crate::{
         file,
     },
     plan::image::{content_range, strong_validator, without_password},
-    value::{Algorithm, Size},
+    value::Algorithm,
 };
 
 /// How much is borne before a download is given up.
@@ -41,105 +47,6 @@ impl Default for Patience {
 
 /// However many bytes a broken connection gains, no more attempts than this.
 const MOST_ATTEMPTS: u32 = 200;
-
-/// The largest SUMS file that is read; Fedora's and Debian's have a few KiB.
-const LARGEST_SUMS: usize = 4 << 20;
-
-/// Why it was not fetched.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// No answer, or not all of it.
-    #[error("cannot download {url}{}", times(*.attempts))]
-    Download {
-        /// What.
-        url: String,
-        /// How often it was tried.
-        attempts: u32,
-        /// How the last attempt ended.
-        source: download::Error,
-    },
-    /// The server refuses.
-    #[error("cannot download {url}: the server says {status}{}{}", meaning(*.status), times(*.attempts))]
-    Status {
-        /// What.
-        url: String,
-        /// How often it was tried.
-        attempts: u32,
-        /// Its answer.
-        status: u16,
-    },
-    /// There is not room enough.
-    #[error("no room for {url}: it has {}, and {} are free on the file system of `{}`",
-        mib(*.needed), mib(*.free), .dir.display())]
-    NoRoom {
-        /// What.
-        url: String,
-        /// What is still to come, in bytes.
-        needed: u64,
-        /// What is free, in bytes.
-        free: u64,
-        /// Where.
-        dir: PathBuf,
-    },
-    /// Something that is meant to be small is not.
-    #[error("{url} has more than {} and cannot be a list of checksums", Size::from_bytes(LARGEST_SUMS as u64))]
-    TooLarge {
-        /// What.
-        url: String,
-    },
-    /// On this side.
-    #[error(transparent)]
-    Intake(#[from] intake::Error),
-    /// It was called off.
-    #[error("the download was called off")]
-    CalledOff,
-}
-
-impl Error {
-    /// The way out, where there is one.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Download { source, .. } => source.hint(),
-            Self::Status { status: 404 | 410, .. } => {
-                Some("check the address in a browser; publishers remove old images".into())
-            }
-            Self::Status { status: 407, .. } => Some(
-                "give the proxy's user and password in `https_proxy=http://user:password@host:port`".into(),
-            ),
-            Self::NoRoom { .. } => {
-                Some("make room; `qvm image prune` removes images that no VM needs".into())
-            }
-            Self::Intake(intake::Error::File(e)) => e.hint(),
-            _ => None,
-        }
-    }
-}
-
-impl From<file::Error> for Error {
-    fn from(error: file::Error) -> Self {
-        Self::Intake(error.into())
-    }
-}
-
-fn times(attempts: u32) -> String {
-    if attempts > 1 { format!(" (tried {attempts} times)") } else { String::new() }
-}
-
-fn mib(bytes: u64) -> String {
-    format!("{} MiB", bytes.div_ceil(1 << 20))
-}
-
-const fn meaning(status: u16) -> &'static str {
-    match status {
-        401 | 407 => " (it wants a password)",
-        403 => " (forbidden)",
-        404 => " (not found)",
-        410 => " (gone)",
-        429 => " (too many requests)",
-        500..600 => " (its own failure)",
-        _ => "",
-    }
-}
 
 /// `KEY.part.json`: what the bytes in `KEY.part` are the beginning of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -449,70 +356,4 @@ impl Fetch<'_, '_> {
         self.intake = Some(intake);
         Ok(())
     }
-}
-
-/// A small text, such as a SUMS file, whole. Never from https by way of http: it is what trust begins with.
-///
-/// # Errors
-/// As [`Error`].
-pub(super) fn text(
-    url: &str,
-    patience: Patience,
-    progress: &mut dyn Progress,
-    cancel: &Cancel,
-) -> Result<String, Error> {
-    let shown = without_password(url);
-    let request = download::Request {
-        url: url.to_owned(),
-        resume: None,
-        stay_encrypted: url.starts_with("https:"),
-        silence: patience.silence,
-    };
-    let mut attempts = 0;
-    loop {
-        attempts += 1;
-        let mut goes_on = || {
-            progress.at(&At { doing: Doing::Fetching, what: &shown, done: 0, total: None });
-            !cancel.is_set()
-        };
-        let (passes, error) = match whole(&request, &mut goes_on) {
-            Ok((200, bytes)) if bytes.len() > LARGEST_SUMS => {
-                return Err(Error::TooLarge { url: shown });
-            }
-            Ok((200, bytes)) => return Ok(String::from_utf8_lossy(&bytes).into_owned()),
-            Ok((status, _)) => (
-                matches!(status, 408 | 425 | 429 | 500..600),
-                Error::Status { url: shown.clone(), attempts, status },
-            ),
-            Err(download::Error::CalledOff) => return Err(Error::CalledOff),
-            Err(source) => {
-                (source.passes(), Error::Download { url: shown.clone(), attempts, source })
-            }
-        };
-        if !passes || attempts >= patience.attempts {
-            return Err(error);
-        }
-        let (since, pause) = (Instant::now(), patience.pause * 2u32.pow((attempts - 1).min(5)));
-        while since.elapsed() < pause.min(Duration::from_secs(30)) {
-            if !goes_on() {
-                return Err(Error::CalledOff);
-            }
-            std::thread::sleep(download::LOOK.min(pause));
-        }
-    }
-}
-
-fn whole(
-    request: &download::Request,
-    goes_on: &mut dyn FnMut() -> bool,
-) -> Result<(u16, Vec<u8>), download::Error> {
-    let mut answer = download::get(request, goes_on)?;
-    let mut bytes = Vec::new();
-    while let Some(chunk) = answer.next(goes_on)? {
-        bytes.extend(chunk);
-        if bytes.len() > LARGEST_SUMS {
-            break;
-        }
-    }
-    Ok((answer.status, bytes))
 }
