@@ -91,7 +91,7 @@ fn assert_only(cache: &Path, cached: &Cached, content: &[u8]) {
     let names = files(cache);
     let left: Vec<_> = names.iter().filter(|n| !n.starts_with("sums-")).collect();
     let name = cached.path.file_name().unwrap().to_str().unwrap();
-    let mut expected = vec![format!("{stem}.json"), format!("{stem}.lock"), name.to_owned()];
+    let mut expected = [format!("{stem}.json"), format!("{stem}.lock"), name.to_owned()];
     expected.sort();
     assert_eq!(left, expected.iter().collect::<Vec<_>>());
 }

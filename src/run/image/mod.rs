@@ -14,6 +14,7 @@ mod inspect;
 use std::{
     fs::File,
     io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -357,7 +358,13 @@ impl Work<'_> {
         let source = File::open(from).map_err(file::Error::on("open", from))?;
         let target = file::create(to)?;
         if !clone::reflink(&source, &target).map_err(file::Error::on("write", to))? {
-            let total = source.metadata().map_err(file::Error::on("read", from))?.len();
+            let metadata = source.metadata().map_err(file::Error::on("read", from))?;
+            let (total, needed) = (metadata.len(), metadata.blocks() * 512);
+            let free = file::available(self.cache)?;
+            if needed > free {
+                let (url, dir) = (self.name.clone(), self.cache.to_owned());
+                return Err(fetch::Error::NoRoom { url, needed, free, dir }.into());
+            }
             let copied = clone::copy(&source, &target, &mut |done| {
                 self.go_on(Doing::Copying, done, Some(total)).is_ok()
             });
@@ -380,11 +387,13 @@ impl Work<'_> {
             virtual_size,
             fetched_at: self.tools.now.to_string(),
         };
-        // An overlay's base must never change: nobody is to write to it, not even by mistake.
-        file::set_mode(from, 0o440)?;
         let json = serde_json::to_vec_pretty(&entry).unwrap_or_default();
         file::write(&path(self.cache, key, "json"), &json, 0o640)?;
-        file::commit(from, &path(self.cache, key, format.name()))?;
+        let place = path(self.cache, key, format.name());
+        file::commit(from, &place)?;
+        // An overlay's base must never change: nobody is to write to it, not even by mistake. Only now, because a
+        // partial file that a crash leaves must be open to the run that resumes it.
+        file::set_mode(&place, 0o440)?;
         Ok(entry)
     }
 }
