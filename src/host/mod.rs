@@ -7,3 +7,4 @@ pub mod download;
 pub mod file;
 pub mod qemu_img;
 pub mod unpack;
+pub mod write_back;

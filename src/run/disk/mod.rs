@@ -24,6 +24,7 @@ use crate::{
         clone,
         file::{self, Error as FileError},
         qemu_img,
+        write_back::WriteBack,
     },
     plan::{
         disk::{self, Found, How, Made, Step, larger},
@@ -309,13 +310,15 @@ impl Work<'_> {
         if needed > free {
             return Err(Error::NoRoom { disk: disk(), needed, free, dir: self.vm.state.clone() });
         }
+        let mut back = WriteBack::of(target).map_err(error)?;
         let copied = clone::copy(&source, target, &mut |done| {
             let what = self.disk.name.as_str();
             self.progress.at(&At { doing: Doing::Copying, what, done, total: Some(needed) });
+            back.wrote(done);
             !self.cancel.is_set()
         });
         match copied {
-            Ok(_) => Ok(()),
+            Ok(_) => back.end().map_err(error),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => Err(Error::CalledOff(disk())),
             Err(e) => Err(error(e)),
         }

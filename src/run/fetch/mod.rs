@@ -23,6 +23,7 @@ use crate::{
     host::{
         download::{self, Answer},
         file,
+        write_back::WriteBack,
     },
     plan::image::{content_range, strong_validator, without_password},
     value::Algorithm,
@@ -285,6 +286,18 @@ impl Fetch<'_, '_> {
 
     /// The body, to its end.
     fn pour(&mut self, answer: &mut Answer) -> Result<(), Failed> {
+        let on = |e| Error::from(file::Error::on("write", self.job.part)(e));
+        let mut back = WriteBack::of(&self.file).map_err(on)?;
+        let poured = self.pour_through(answer, &mut back);
+        // Whatever became of the connection: bytes that the disk refused are nothing to resume behind.
+        if !self.cancel.is_set() {
+            back.end().map_err(|e| Error::from(file::Error::on("write", self.job.part)(e)))?;
+        }
+        poured
+    }
+
+    fn pour_through(&mut self, answer: &mut Answer, back: &mut WriteBack) -> Result<(), Failed> {
+        let before = self.length;
         loop {
             let chunk = answer.next(&mut || {
                 self.tell();
@@ -297,6 +310,7 @@ impl Fetch<'_, '_> {
                     let intake = self.intake.as_mut().ok_or(intake::Error::Lost)?;
                     intake.take(chunk, Some((&self.file, self.job.part)))?;
                     self.length += bytes;
+                    back.wrote(self.length - before);
                 }
                 Ok(None) if self.about.total.is_none_or(|t| t == self.length) => return Ok(()),
                 Ok(None) => {
