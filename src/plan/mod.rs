@@ -1,6 +1,7 @@
 //! Floor 2: what will be done, as data. Nothing here touches the machine: the same spec, facts and
 //! paths give the same command line, seed and tap settings, byte for byte.
 
+pub mod disk;
 pub mod facts;
 pub mod firmware;
 pub mod identity;
@@ -9,3 +10,7 @@ pub mod layout;
 pub mod pending;
 pub mod seed;
 pub mod weights;
+pub mod image;
+pub mod layout;
+pub mod qcow2;
+pub mod sums;

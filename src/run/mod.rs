@@ -1,3 +1,9 @@
 //! Floor 4: one supervisor: prepare, launch, adopt, supervise.
 
 pub mod console;
+pub mod disk;
+pub mod fetch;
+pub mod image;
+pub mod image_cache;
+mod intake;
+pub mod progress;

@@ -1,0 +1,251 @@
+//! Files that matter: written beside their place, synced, and renamed into it.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use crate::plan::layout::VmPaths;
+
+/// What was tried, on which file.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {doing} `{}`", .path.display())]
+pub struct Error {
+    doing: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl Error {
+    /// For `map_err`: what was tried on `path`.
+    pub fn on(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self { doing, path: path.to_owned(), source }
+    }
+
+    /// The cause.
+    pub fn kind(&self) -> io::ErrorKind {
+        self.source.kind()
+    }
+
+    /// The way out, where there is one.
+    pub fn hint(&self) -> Option<String> {
+        let place = self.path.parent().unwrap_or(&self.path).display();
+        match self.source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(format!(
+                "make room on the file system of `{place}`; `qvm image prune` removes images that no VM needs"
+            )),
+            io::ErrorKind::FileTooLarge => Some(format!(
+                "the file system of `{place}`, or a limit (`ulimit -f`), allows no file of that size"
+            )),
+            io::ErrorKind::PermissionDenied => {
+                Some(format!("run as the user who owns `{place}`, or as root"))
+            }
+            io::ErrorKind::ReadOnlyFilesystem => {
+                Some(format!("`{place}` must be on a file system that can be written"))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Makes a directory, and those above it, with mode 0750.
+///
+/// # Errors
+/// It cannot be made.
+pub fn make_dir(dir: &Path) -> Result<(), Error> {
+    let made = DirBuilder::new().recursive(true).mode(0o750).create(dir);
+    made.map_err(Error::on("make the directory", dir))
+}
+
+/// Where what becomes `path` is written first.
+pub fn temporary(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default();
+    let mut temporary = std::ffi::OsString::from(".qvm-");
+    temporary.push(name);
+    path.with_file_name(temporary)
+}
+
+/// A new empty file with mode 0600, in the place of one that a crash left there.
+///
+/// # Errors
+/// It cannot be made.
+pub fn create(path: &Path) -> Result<File, Error> {
+    remove(path)?;
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(Error::on("create", path))
+}
+
+/// Removes a file; one that is not there is removed already.
+///
+/// # Errors
+/// It cannot be removed.
+pub fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::on("remove", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Gives `from`, whose content is synced first, the name `to`, and makes that last.
+///
+/// # Errors
+/// Syncing or renaming fails.
+pub fn commit(from: &Path, to: &Path) -> Result<(), Error> {
+    File::open(from).and_then(|f| f.sync_all()).map_err(Error::on("sync", from))?;
+    fs::rename(from, to).map_err(Error::on("rename to", to))?;
+    sync_dir(to)
+}
+
+/// Makes the names in the directory of `path` last.
+///
+/// # Errors
+/// Syncing fails.
+pub fn sync_dir(path: &Path) -> Result<(), Error> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    File::open(dir).and_then(|d| d.sync_all()).map_err(Error::on("sync the directory", dir))
+}
+
+/// Writes a small file so that at any instant the old content or the new one is there.
+///
+/// # Errors
+/// Any step fails; nothing is left behind then.
+pub fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
+    let temporary = temporary(path);
+    let written = create(&temporary).and_then(|mut file| {
+        file.write_all(content).map_err(Error::on("write", &temporary))?;
+        set_mode(&temporary, mode)?;
+        commit(&temporary, path)
+    });
+    written.inspect_err(|_| drop(fs::remove_file(&temporary)))
+}
+
+/// Sets the permissions.
+///
+/// # Errors
+/// They cannot be set.
+pub fn set_mode(path: &Path, mode: u32) -> Result<(), Error> {
+    let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
+    fs::set_permissions(path, permissions).map_err(Error::on("set the mode of", path))
+}
+
+/// The first bytes of a file, at most so many, from `offset`.
+///
+/// # Errors
+/// It cannot be opened or read.
+pub fn read_at(path: &Path, offset: u64, most: usize) -> Result<Vec<u8>, Error> {
+    use std::io::Seek;
+    let read = || {
+        let mut file = File::open(path)?;
+        file.seek(io::SeekFrom::Start(offset))?;
+        let mut bytes = Vec::with_capacity(most);
+        file.take(most as u64).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    read().map_err(Error::on("read", path))
+}
+
+/// A whole small file; `None` where there is none.
+///
+/// # Errors
+/// It is there and cannot be read.
+pub fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
+    match fs::read(path) {
+        Ok(content) => Ok(Some(content)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::on("read", path)(e)),
+    }
+}
+
+/// What is known of a file without opening it; `None` where there is none.
+///
+/// # Errors
+/// A directory on the way may not be searched, and the like.
+pub fn metadata(path: &Path) -> Result<Option<fs::Metadata>, Error> {
+    match fs::metadata(path) {
+        Ok(metadata) => Ok(Some(metadata)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::on("look at", path)(e)),
+    }
+}
+
+/// The files of a directory, in the order of their names; none where the directory is not there.
+///
+/// # Errors
+/// It cannot be read.
+pub fn list(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Error::on("read the directory", dir)(e)),
+    };
+    let paths: io::Result<Vec<PathBuf>> = entries.map(|e| e.map(|e| e.path())).collect();
+    let mut paths = paths.map_err(Error::on("read the directory", dir))?;
+    paths.sort();
+    Ok(paths)
+}
+
+/// Removes what a crash left in a directory. Whoever calls holds the lock of whatever writes there.
+///
+/// # Errors
+/// The directory cannot be read, or a file not removed.
+pub fn remove_left_overs(dir: &Path) -> Result<(), Error> {
+    list(dir)?.iter().filter(|p| VmPaths::is_left_over(p)).try_for_each(|p| remove(p))
+}
+
+/// How many bytes this user may still write on the file system of `dir`.
+///
+/// # Errors
+/// It cannot be found out.
+pub fn available(dir: &Path) -> Result<u64, Error> {
+    fs2::available_space(dir).map_err(Error::on("find the free space of", dir))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn writes_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.json");
+        fs::write(temporary(&path), "left by a crash").unwrap();
+        write(&path, b"one", 0o640).unwrap();
+        write(&path, b"two", 0o640).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+        assert_eq!(list(dir.path()).unwrap(), [path]);
+        let blocked = dir.path().join("d");
+        fs::create_dir(&blocked).unwrap();
+        assert!(write(&blocked, b"x", 0o600).is_err(), "a directory is no place for a file");
+        assert_eq!(list(dir.path()).unwrap().len(), 2, "and leaves nothing");
+    }
+
+    #[test]
+    fn removes_only_left_overs() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in [".qvm-root.qcow2", "root.qcow2", ".hidden"] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        remove_left_overs(dir.path()).unwrap();
+        let left: Vec<_> = list(dir.path()).unwrap();
+        assert_eq!(left, [dir.path().join(".hidden"), dir.path().join("root.qcow2")]);
+        remove_left_overs(&dir.path().join("nowhere")).unwrap();
+    }
+
+    #[test]
+    fn says_what_on_what_and_why() {
+        let error = read_at(Path::new("/nowhere/x"), 0, 1).unwrap_err();
+        assert_eq!(error.to_string(), "cannot read `/nowhere/x`");
+        let full = Error::on("write", Path::new("/var/x"))(io::ErrorKind::StorageFull.into());
+        assert!(full.hint().unwrap().contains("`/var`"));
+    }
+}

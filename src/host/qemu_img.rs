@@ -1,0 +1,257 @@
+//! qemu-img: the four things that it is needed for, each with the format said, never guessed by it.
+
+use std::{
+    ffi::OsStr,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+    sync::mpsc::{RecvTimeoutError, sync_channel},
+    time::Duration,
+};
+
+use crate::{spec::Format, value::Size};
+
+/// Where it is.
+#[derive(Debug, Clone)]
+pub struct QemuImg {
+    binary: PathBuf,
+}
+
+/// Why it did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It cannot be run.
+    #[error("cannot run `{}`", .binary.display())]
+    Run {
+        /// What was to be run.
+        binary: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It failed.
+    #[error("`qemu-img {verb}` failed on `{}`: {said}", .path.display())]
+    Failed {
+        /// `convert`, ….
+        verb: &'static str,
+        /// The file it worked on.
+        path: PathBuf,
+        /// What it said.
+        said: String,
+    },
+    /// The caller said so.
+    #[error("it was called off")]
+    CalledOff,
+}
+
+impl Error {
+    /// The way out, where there is one.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Run { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                Some("install qemu-img (Debian: qemu-utils, Fedora: qemu-img, NixOS: qemu)".into())
+            }
+            Self::Failed { said, .. } if said.contains("No space left") => {
+                Some("make room; `qvm image prune` removes images that no VM needs".into())
+            }
+            _ => None,
+        }
+    }
+}
+
+struct Done {
+    status: ExitStatus,
+    said: String,
+}
+
+impl QemuImg {
+    /// This binary: a path, or a name to be looked up in `$PATH`.
+    pub fn new(binary: impl Into<PathBuf>) -> Self {
+        Self { binary: binary.into() }
+    }
+
+    /// A new disk of `size`, empty, or on top of `base`. `path` keeps the mode it has, if it is there.
+    ///
+    /// # Errors
+    /// As [`Error`].
+    pub fn create(
+        &self,
+        path: &Path,
+        format: Format,
+        size: Size,
+        base: Option<(&Path, Format)>,
+    ) -> Result<(), Error> {
+        let bytes = size.bytes().to_string();
+        let mut args: Vec<&OsStr> = vec!["-q".as_ref(), "-f".as_ref(), format.name().as_ref()];
+        if let Some((base, of)) = base {
+            args.extend(["-b".as_ref(), base.as_os_str(), "-F".as_ref(), of.name().as_ref()]);
+        }
+        args.extend([path.as_os_str(), bytes.as_ref()]);
+        self.run("create", path, &args, &mut || true)
+    }
+
+    /// The content of `from` in another format. `to` keeps the mode it has, if it is there.
+    ///
+    /// # Errors
+    /// As [`Error`]; `goes_on` is asked every 100 ms and calls it off.
+    pub fn convert(
+        &self,
+        (from, of): (&Path, Format),
+        (to, into): (&Path, Format),
+        goes_on: &mut dyn FnMut() -> bool,
+    ) -> Result<(), Error> {
+        let args: [&OsStr; 8] = [
+            "-f".as_ref(),
+            of.name().as_ref(),
+            "-O".as_ref(),
+            into.name().as_ref(),
+            // Out-of-order writes: the target is new, and several requests in flight are faster.
+            "-W".as_ref(),
+            "--".as_ref(),
+            from.as_os_str(),
+            to.as_os_str(),
+        ];
+        self.run("convert", from, &args, goes_on)
+    }
+
+    /// Makes the disk larger.
+    ///
+    /// # Errors
+    /// As [`Error`].
+    pub fn resize(&self, path: &Path, format: Format, size: Size) -> Result<(), Error> {
+        let bytes = size.bytes().to_string();
+        let args: [&OsStr; 5] = [
+            "-q".as_ref(),
+            "-f".as_ref(),
+            format.name().as_ref(),
+            path.as_os_str(),
+            bytes.as_ref(),
+        ];
+        self.run("resize", path, &args, &mut || true)
+    }
+
+    /// Whether a qcow2 file is consistent: every cluster that its tables name is there, and none is named twice.
+    /// Leaked clusters are none of our business (exit code 3 of qemu-img(1)).
+    ///
+    /// # Errors
+    /// As [`Error`]; `Failed` with what is wrong.
+    pub fn check(&self, path: &Path, goes_on: &mut dyn FnMut() -> bool) -> Result<(), Error> {
+        let args: [&OsStr; 4] = ["-q".as_ref(), "-f".as_ref(), "qcow2".as_ref(), path.as_os_str()];
+        let done = self.call("check", &args, goes_on)?;
+        if done.status.success() || done.status.code() == Some(3) {
+            return Ok(());
+        }
+        Err(Error::Failed { verb: "check", path: path.to_owned(), said: said(&done) })
+    }
+
+    fn run(
+        &self,
+        verb: &'static str,
+        path: &Path,
+        args: &[&OsStr],
+        goes_on: &mut dyn FnMut() -> bool,
+    ) -> Result<(), Error> {
+        let done = self.call(verb, args, goes_on)?;
+        if done.status.success() {
+            return Ok(());
+        }
+        Err(Error::Failed { verb, path: path.to_owned(), said: said(&done) })
+    }
+
+    /// Runs it to its end. What it says is read to the end too, so that it never blocks on a full pipe, and kept
+    /// as far as anyone would read.
+    fn call(
+        &self,
+        verb: &str,
+        args: &[&OsStr],
+        goes_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Done, Error> {
+        let cannot = |source| Error::Run { binary: self.binary.clone(), source };
+        let mut child = Command::new(&self.binary)
+            .arg(verb)
+            .args(args)
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(cannot)?;
+        let (say, heard) = sync_channel(1);
+        let pipe = child.stderr.take();
+        let reader = std::thread::Builder::new().name("qemu-img".into()).spawn(move || {
+            let mut text = Vec::new();
+            if let Some(mut pipe) = pipe {
+                let _ = (&mut pipe).take(4096).read_to_end(&mut text);
+                let _ = io::copy(&mut pipe, &mut io::sink());
+            }
+            let _ = say.send(text);
+        });
+        let text = loop {
+            if reader.is_err() || !goes_on() {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(reader.err().map_or(Error::CalledOff, cannot));
+            }
+            match heard.recv_timeout(Duration::from_millis(100)) {
+                Ok(text) => break text,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break Vec::new(),
+            }
+        };
+        let status = child.wait().map_err(cannot)?;
+        Ok(Done { status, said: String::from_utf8_lossy(&text).into_owned() })
+    }
+}
+
+/// The first line that says something, without the program's name.
+fn said(done: &Done) -> String {
+    let line = done.said.lines().map(str::trim).find(|l| !l.is_empty());
+    match line {
+        Some(line) => line.trim_start_matches("qemu-img: ").to_owned(),
+        None => done.status.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn script(dir: &Path, body: &str) -> QemuImg {
+        let path = dir.join("qemu-img");
+        std::fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        QemuImg::new(path)
+    }
+
+    #[test]
+    fn a_flood_of_complaints_does_not_block_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let flood = script(
+            dir.path(),
+            "echo 'qemu-img: first' >&2; head -c 1000000 /dev/zero | tr '\\0' x >&2; exit 2",
+        );
+        let error = flood.check(Path::new("/x"), &mut || true).unwrap_err();
+        assert_eq!(error.to_string(), "`qemu-img check` failed on `/x`: first");
+    }
+
+    #[test]
+    fn it_can_be_called_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let slow = script(dir.path(), "exec sleep 600");
+        let mut asked = 0;
+        let error = slow.check(Path::new("/x"), &mut || {
+            asked += 1;
+            asked < 3
+        });
+        assert!(matches!(error, Err(Error::CalledOff)));
+    }
+
+    #[test]
+    fn a_missing_binary_has_a_way_out() {
+        let error = QemuImg::new("/nowhere/qemu-img").check(Path::new("/x"), &mut || true);
+        let error = error.unwrap_err();
+        assert_eq!(error.to_string(), "cannot run `/nowhere/qemu-img`");
+        assert!(error.hint().unwrap().contains("qemu-utils"));
+    }
+}

@@ -1,0 +1,137 @@
+//! Why a disk is not ready, and what to do about it.
+
+use std::{io, path::PathBuf};
+
+use crate::{
+    host::{file::Error as FileError, qemu_img},
+    plan::qcow2,
+    run::image,
+    value::Label,
+};
+
+/// Why there is no disk.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Its image.
+    #[error("disk {disk}")]
+    Image {
+        /// Which.
+        disk: Label,
+        /// Why not.
+        source: Box<image::Error>,
+    },
+    /// A file.
+    #[error("disk {disk}")]
+    File {
+        /// Which.
+        disk: Label,
+        /// What.
+        source: FileError,
+    },
+    /// qemu-img.
+    #[error("disk {disk}")]
+    QemuImg {
+        /// Which.
+        disk: Label,
+        /// What.
+        source: qemu_img::Error,
+    },
+    /// There is none, and nothing to make it from.
+    #[error("disk {disk}: there is no `{}`, and the VM file names no image", .path.display())]
+    Nothing {
+        /// Which.
+        disk: Label,
+        /// Where it would be.
+        path: PathBuf,
+    },
+    /// A file of the operator's that is not there, or may not be opened.
+    #[error("disk {disk}: cannot open `{}` for {}", .path.display(), if *.write { "writing" } else { "reading" })]
+    Open {
+        /// Which.
+        disk: Label,
+        /// Which file.
+        path: PathBuf,
+        /// For writing.
+        write: bool,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file of the operator's that is of another kind than was written.
+    #[error("disk {disk}: `{}` {why}", .path.display())]
+    Kind {
+        /// Which.
+        disk: Label,
+        /// Which file.
+        path: PathBuf,
+        /// What it is, and is not.
+        why: &'static str,
+        /// What to write instead.
+        hint: Option<&'static str>,
+    },
+    /// A disk of qvm's own that is damaged.
+    #[error("disk {disk}: `{}` is damaged", .path.display())]
+    Header {
+        /// Which.
+        disk: Label,
+        /// Which file.
+        path: PathBuf,
+        /// How.
+        source: qcow2::Error,
+    },
+    /// There is not room enough for the copy.
+    #[error("disk {disk}: no room: it takes {} MiB, and {} MiB are free on the file system of `{}`",
+        .needed.div_ceil(1 << 20), .free >> 20, .dir.display())]
+    NoRoom {
+        /// Which.
+        disk: Label,
+        /// In bytes.
+        needed: u64,
+        /// In bytes.
+        free: u64,
+        /// Where.
+        dir: PathBuf,
+    },
+    /// It was called off.
+    #[error("making disk {0} was called off")]
+    CalledOff(Label),
+}
+
+impl Error {
+    /// The way out, where there is one.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Image { source, .. } => source.hint(),
+            Self::File { source, .. } => source.hint(),
+            Self::QemuImg { source, .. } => source.hint(),
+            Self::Nothing { .. } => {
+                Some("write `[image]` with `url` or `path`, or put a disk there".into())
+            }
+            Self::Open { source, .. } if source.kind() == io::ErrorKind::ResourceBusy => Some(
+                "it is mounted, or another program or VM has it; a guest must have it alone".into(),
+            ),
+            Self::Open { path, source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Some(format!("let the user who runs qvm read and write `{}`", path.display()))
+            }
+            Self::Open { source, .. } if source.kind() == io::ErrorKind::NotFound => Some(
+                "qvm makes no file of yours; make it, or leave `path` out and write `size`".into(),
+            ),
+            Self::Kind { hint, .. } => hint.map(str::to_owned),
+            Self::Header { .. } => {
+                Some("restore it from a backup; `qemu-img check` tells more".into())
+            }
+            Self::NoRoom { .. } => {
+                Some("make room; `qvm image prune` removes images that no VM needs".into())
+            }
+            _ => None,
+        }
+    }
+
+    /// It was called off, and nothing is wrong.
+    pub fn is_called_off(&self) -> bool {
+        match self {
+            Self::CalledOff(_) | Self::QemuImg { source: qemu_img::Error::CalledOff, .. } => true,
+            Self::Image { source, .. } => source.is_called_off(),
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Why a download did not come about, and what to do about it.
+
+use std::path::PathBuf;
+
+use super::small::LARGEST;
+use crate::{
+    host::{download, file},
+    run::intake,
+    value::Size,
+};
+
+/// Why it was not fetched.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No answer, or not all of it.
+    #[error("cannot download {url}{}", times(*.attempts))]
+    Download {
+        /// What.
+        url: String,
+        /// How often it was tried.
+        attempts: u32,
+        /// How the last attempt ended.
+        source: download::Error,
+    },
+    /// The server refuses.
+    #[error("cannot download {url}: the server says {status}{}{}", meaning(*.status), times(*.attempts))]
+    Status {
+        /// What.
+        url: String,
+        /// How often it was tried.
+        attempts: u32,
+        /// Its answer.
+        status: u16,
+    },
+    /// There is not room enough.
+    #[error("no room for {url}: it has {}, and {} are free on the file system of `{}`",
+        mib(*.needed), mib(*.free), .dir.display())]
+    NoRoom {
+        /// What.
+        url: String,
+        /// What is still to come, in bytes.
+        needed: u64,
+        /// What is free, in bytes.
+        free: u64,
+        /// Where.
+        dir: PathBuf,
+    },
+    /// Something that is meant to be small is not.
+    #[error("{url} has more than {} and cannot be a list of checksums", Size::from_bytes(LARGEST as u64))]
+    TooLarge {
+        /// What.
+        url: String,
+    },
+    /// On this side.
+    #[error(transparent)]
+    Intake(#[from] intake::Error),
+    /// It was called off.
+    #[error("the download was called off")]
+    CalledOff,
+}
+
+impl Error {
+    /// The way out, where there is one.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Download { source, .. } => source.hint(),
+            Self::Status { status: 404 | 410, .. } => {
+                Some("check the address in a browser; publishers remove old images".into())
+            }
+            Self::Status { status: 407, .. } => Some(
+                "give the proxy's user and password in `https_proxy=http://user:password@host:port`".into(),
+            ),
+            Self::NoRoom { .. } => {
+                Some("make room; `qvm image prune` removes images that no VM needs".into())
+            }
+            Self::Intake(intake::Error::File(e)) => e.hint(),
+            _ => None,
+        }
+    }
+}
+
+impl From<file::Error> for Error {
+    fn from(error: file::Error) -> Self {
+        Self::Intake(error.into())
+    }
+}
+
+fn times(attempts: u32) -> String {
+    if attempts > 1 { format!(" (tried {attempts} times)") } else { String::new() }
+}
+
+pub(super) fn mib(bytes: u64) -> String {
+    format!("{} MiB", bytes.div_ceil(1 << 20))
+}
+
+pub(super) const fn meaning(status: u16) -> &'static str {
+    match status {
+        401 | 407 => " (it wants a password)",
+        403 => " (forbidden)",
+        404 => " (not found)",
+        410 => " (gone)",
+        429 => " (too many requests)",
+        500..600 => " (its own failure)",
+        _ => "",
+    }
+}

@@ -1,0 +1,167 @@
+//! Why an image is not to be had, and what to do about it.
+
+use std::path::PathBuf;
+
+use crate::{
+    host::{file, qemu_img},
+    plan::{
+        image::{Compression, Foreign},
+        qcow2, sums,
+    },
+    run::{fetch, image_cache, intake},
+    value::Digest,
+};
+
+/// Why there is no image.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The cache.
+    #[error(transparent)]
+    Cache(#[from] image_cache::Error),
+    /// A file.
+    #[error(transparent)]
+    File(#[from] file::Error),
+    /// The download.
+    #[error(transparent)]
+    Fetch(#[from] fetch::Error),
+    /// The image's file.
+    #[error("cannot read the image `{}`", .path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: intake::Error,
+    },
+    /// The SUMS file says nothing of it.
+    #[error("no checksum for {image} in {sums}")]
+    Sums {
+        /// The image.
+        image: String,
+        /// The SUMS file.
+        sums: String,
+        /// What it says.
+        source: sums::Error,
+    },
+    /// The address of the image has no file name, and so no line of a SUMS file.
+    #[error("the address {0} ends in no file name to look up in `checksums`")]
+    NoName(String),
+    /// It is not what it should be.
+    #[error("the checksum of {image} is wrong: it has {found}, and {expected} is expected")]
+    Mismatch {
+        /// Which.
+        image: String,
+        /// What it must be.
+        expected: Digest,
+        /// What it is.
+        found: Digest,
+        /// Where the expected digest came from, unless it was written.
+        sums: Option<String>,
+    },
+    /// Its compressed stream is damaged.
+    #[error("{image} is damaged{}", if *.verified { ", though its checksum is right" } else { "" })]
+    Damaged {
+        /// Which.
+        image: String,
+        /// Its checksum was compared.
+        verified: bool,
+        /// How.
+        source: intake::Error,
+    },
+    /// It has no bytes.
+    #[error("{0} is empty")]
+    Empty(String),
+    /// It is a file of another kind.
+    #[error("{image} is {}: an image is qcow2 or raw", .foreign.what)]
+    Foreign {
+        /// Which.
+        image: String,
+        /// What it is.
+        foreign: Foreign,
+    },
+    /// It is compressed twice.
+    #[error("{image} is {} within a compressed file", .inner.name())]
+    Twice {
+        /// Which.
+        image: String,
+        /// The inner compression.
+        inner: Compression,
+    },
+    /// Its header is damaged.
+    #[error("{image} is no usable qcow2 image")]
+    Header {
+        /// Which.
+        image: String,
+        /// How.
+        source: qcow2::Error,
+    },
+    /// It depends on something outside it.
+    #[error("{image} is refused: {why}")]
+    Refused {
+        /// Which.
+        image: String,
+        /// On what.
+        why: String,
+    },
+    /// Its tables are not consistent.
+    #[error("{image} is corrupt or truncated")]
+    Corrupt {
+        /// Which.
+        image: String,
+        /// What qemu-img says.
+        source: qemu_img::Error,
+    },
+    /// qemu-img cannot be run.
+    #[error("cannot check {image}")]
+    Check {
+        /// Which.
+        image: String,
+        /// Why not.
+        source: qemu_img::Error,
+    },
+    /// It was called off.
+    #[error("fetching the image was called off")]
+    CalledOff,
+}
+
+impl Error {
+    /// The way out, where there is one.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Cache(e) => e.hint(),
+            Self::File(e) => e.hint(),
+            Self::Fetch(e) => e.hint(),
+            Self::Read { source: intake::Error::File(e), .. } => e.hint(),
+            Self::Check { source, .. } => source.hint(),
+            Self::Sums { .. } => Some("check that `checksums` belongs to this `url`".into()),
+            Self::NoName(_) => Some("write `sha256` or `sha512` instead of `checksums`".into()),
+            Self::Mismatch { sums: None, .. } => Some(
+                "nothing was kept; if the publisher has replaced the image, write its new checksum into the VM file"
+                    .into(),
+            ),
+            Self::Mismatch { sums: Some(sums), .. } => Some(format!(
+                "nothing was kept; {sums} and the image may be of different releases for as long as a mirror is updated"
+            )),
+            Self::Foreign { foreign: Foreign { convertible: true, .. }, .. } => {
+                Some("if you trust it, convert it: `qemu-img convert -O qcow2 FROM TO.qcow2`".into())
+            }
+            Self::Foreign { foreign, .. } if foreign.what == "a web page" => {
+                Some("the address leads to a page about the image, or to a login".into())
+            }
+            Self::Refused { .. } => Some(
+                "if you trust it, make it stand alone: `qemu-img convert -O qcow2 FROM TO.qcow2`".into(),
+            ),
+            Self::Corrupt { .. } => Some("fetch it again from where it is published".into()),
+            _ => None,
+        }
+    }
+
+    /// It was called off, and nothing is wrong.
+    pub fn is_called_off(&self) -> bool {
+        matches!(
+            self,
+            Self::CalledOff
+                | Self::Fetch(fetch::Error::CalledOff)
+                | Self::Check { source: qemu_img::Error::CalledOff, .. }
+        )
+    }
+}

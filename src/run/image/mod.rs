@@ -1,0 +1,399 @@
+//! An image, ready to make a disk from: found in the cache, used where it lies, or fetched.
+//!
+//! An image given by `path` that is not compressed is used in place: a second copy of it in the cache would only cost
+//! room. One that an overlay is to stand on is taken into the cache all the same (a reflink, where the
+//! file system can): an operator's file may be replaced or go away, and every overlay on it would be lost.
+//!
+//! Whatever the source, nothing is trusted before it was looked into: the digest, the format by its magic, no
+//! reference to other files (a qcow2 that names `/etc/shadow` as its backing file would hand it to the guest),
+//! and the consistency of a qcow2's tables, which also tells a truncated one.
+
+mod error;
+mod inspect;
+
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use jiff::Timestamp;
+
+pub use error::Error;
+
+pub use super::fetch::Patience;
+use super::{
+    fetch::{self, Fetched, Job},
+    image_cache::{self, Entry, key, look_up, path},
+    intake::{self, Intake},
+    progress::{At, Cancel, Doing, Progress},
+};
+use crate::{
+    host::{
+        cache_lock::{Hold, Lock, Tried},
+        clone, download, file,
+        qemu_img::QemuImg,
+    },
+    plan::{
+        image::{Compression, file_name, shown, without_password, written_digest},
+        sums,
+    },
+    spec::{Checksum, Format, Image, Origin},
+    value::{Algorithm, Digest},
+};
+
+/// What images and disks are made with.
+#[derive(Debug, Clone)]
+pub struct Tools {
+    /// qemu-img.
+    pub qemu_img: QemuImg,
+    /// How much is borne of a network.
+    pub patience: Patience,
+    /// The time, for records.
+    pub now: Timestamp,
+}
+
+/// What the image is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To be read once; it may be used where it lies.
+    Copy,
+    /// To be the base of an overlay, for as long as that exists; it must be the cache's own.
+    Base,
+    /// As `Base`, and a remembered checksum is asked for again: `qvm image pull`.
+    Refresh,
+}
+
+/// An image that was found to be the right one. As long as this lives, `qvm image rm` leaves it alone.
+#[derive(Debug)]
+pub struct Cached {
+    /// The file.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: Format,
+    /// What a guest would see, in bytes.
+    pub virtual_size: u64,
+    /// Its digest, where it was compared with one.
+    pub digest: Option<Digest>,
+    /// It was there already.
+    pub found: bool,
+    _held: Option<Lock>,
+}
+
+struct Work<'a> {
+    image: &'a Image,
+    name: String,
+    cache: &'a Path,
+    tools: &'a Tools,
+    progress: &'a mut dyn Progress,
+    cancel: &'a Cancel,
+}
+
+/// The image, ready for its purpose. Blocks; run it on a thread that may.
+///
+/// # Errors
+/// As [`Error`]. Nothing stays behind but, in the cache, the beginning of a download that can be resumed.
+pub fn ensure(
+    image: &Image,
+    cache: &Path,
+    purpose: Purpose,
+    tools: &Tools,
+    progress: &mut dyn Progress,
+    cancel: &Cancel,
+) -> Result<Cached, Error> {
+    let name = shown(&image.origin);
+    let mut work = Work { image, name, cache, tools, progress, cancel };
+    match &image.origin {
+        Origin::Path(path) if purpose == Purpose::Copy => match work.compression(path) {
+            Ok(None) => work.in_place(path),
+            // It may have been unpacked into the cache long since, and be gone from where it was.
+            Ok(Some(_)) | Err(_) => work.in_cache(purpose),
+        },
+        _ => work.in_cache(purpose),
+    }
+}
+
+impl Work<'_> {
+    fn compression(&self, path: &Path) -> Result<Option<Compression>, Error> {
+        Ok(Compression::of(&file::read_at(path, 0, 16)?))
+    }
+
+    fn in_place(&mut self, path: &Path) -> Result<Cached, Error> {
+        let digest = match self.expected(false)? {
+            None => None,
+            Some(expected) => {
+                let unused = file::temporary(path);
+                let taken = self.pass_over(path, unused, expected.algorithm())?;
+                Some(self.compare(expected, taken.digest)?)
+            }
+        };
+        let (format, virtual_size) = self.inspect(path)?;
+        let path = path.to_owned();
+        Ok(Cached { path, format, virtual_size, digest, found: true, _held: None })
+    }
+
+    fn in_cache(&mut self, purpose: Purpose) -> Result<Cached, Error> {
+        let refresh = purpose == Purpose::Refresh;
+        file::make_dir(self.cache)?;
+        // With a digest that is written or remembered, a cached image is found without the network.
+        let mut known = written_digest(self.image).cloned();
+        if known.is_none() && !refresh {
+            known = image_cache::resolved(self.cache, self.image)?;
+        }
+        let keyed = known.is_some() || self.image.checksum == Checksum::None;
+        if keyed && let Some(cached) = self.cached(&key(self.image, known.as_ref())?)? {
+            return Ok(cached);
+        }
+        let expected = self.expected(true)?;
+        let key = key(self.image, expected.as_ref())?;
+        let lock = match self.locked(&key)? {
+            Ok(cached) => return Ok(cached),
+            Err(lock) => lock,
+        };
+        let entry = self.bring(&key, expected)?;
+        lock.share().map_err(|source| image_cache::Error::Lock {
+            path: path(self.cache, &key, "lock"),
+            source,
+        })?;
+        let path = path(self.cache, &key, entry.format.name());
+        Ok(Cached {
+            path,
+            format: entry.format,
+            virtual_size: entry.virtual_size,
+            digest: entry.digest,
+            found: false,
+            _held: Some(lock),
+        })
+    }
+
+    /// The image, if it is in the cache and nobody is at work on it.
+    fn cached(&mut self, key: &str) -> Result<Option<Cached>, Error> {
+        if look_up(self.cache, key)?.is_none() {
+            return Ok(None);
+        }
+        match image_cache::lock(self.cache, key, Hold::Shared)? {
+            Tried::Busy(_) => Ok(None),
+            Tried::Held(lock) => Ok(self.found(key, lock)?.ok()),
+        }
+    }
+
+    fn found(&self, key: &str, lock: Lock) -> Result<Result<Cached, Lock>, Error> {
+        Ok(match look_up(self.cache, key)? {
+            None => Err(lock),
+            Some((Entry { format, virtual_size, digest, .. }, path)) => {
+                Ok(Cached { path, format, virtual_size, digest, found: true, _held: Some(lock) })
+            }
+        })
+    }
+
+    /// The image, if another process has brought it meanwhile; else the right to bring it.
+    fn locked(&mut self, key: &str) -> Result<Result<Cached, Lock>, Error> {
+        let mut told = false;
+        loop {
+            match image_cache::lock(self.cache, key, Hold::Alone)? {
+                Tried::Held(lock) => {
+                    let found = self.found(key, lock)?;
+                    if let Ok(cached) = &found
+                        && let Some(lock) = &cached._held
+                    {
+                        lock.share().map_err(|source| image_cache::Error::Lock {
+                            path: path(self.cache, key, "lock"),
+                            source,
+                        })?;
+                    }
+                    return Ok(found);
+                }
+                Tried::Busy(pid) => {
+                    if !std::mem::replace(&mut told, true) {
+                        let by = pid.map_or("another process".into(), |p| format!("process {p}"));
+                        let text = format!("waiting for {by}, which fetches {}", self.name);
+                        self.progress.note(&text);
+                    }
+                    // Others may share it already.
+                    if let Some(cached) = self.cached(key)? {
+                        return Ok(Ok(cached));
+                    }
+                }
+            }
+            self.go_on(Doing::Waiting, 0, None)?;
+            std::thread::sleep(download::LOOK);
+        }
+    }
+
+    fn go_on(&mut self, doing: Doing, done: u64, total: Option<u64>) -> Result<(), Error> {
+        self.progress.at(&At { doing, what: &self.name, done, total });
+        if self.cancel.is_set() { Err(Error::CalledOff) } else { Ok(()) }
+    }
+
+    /// The digest that the image must have; asks the SUMS file, and remembers what it says where there is a cache.
+    fn expected(&mut self, remember: bool) -> Result<Option<Digest>, Error> {
+        let sums = match &self.image.checksum {
+            Checksum::None => return Ok(None),
+            Checksum::Digest(digest) => return Ok(Some(digest.clone())),
+            Checksum::Sums(sums) => sums,
+        };
+        let name = file_name(&self.image.origin).ok_or(Error::NoName(self.name.clone()))?;
+        let text = match sums.strip_prefix("file://") {
+            Some(path) => {
+                let bytes = file::read_at(Path::new(path), 0, 4 << 20)?;
+                String::from_utf8_lossy(&bytes).into_owned()
+            }
+            None => fetch::text(sums, self.tools.patience, self.progress, self.cancel)?,
+        };
+        let digest = sums::find(&text, &name).map_err(|source| Error::Sums {
+            image: self.name.clone(),
+            sums: without_password(sums),
+            source,
+        })?;
+        if remember {
+            image_cache::remember(self.cache, self.image, &digest)?;
+        }
+        Ok(Some(digest))
+    }
+
+    fn compare(&self, expected: Digest, found: Digest) -> Result<Digest, Error> {
+        if expected == found {
+            return Ok(expected);
+        }
+        let sums = match &self.image.checksum {
+            Checksum::Sums(sums) => Some(without_password(sums)),
+            _ => None,
+        };
+        Err(Error::Mismatch { image: self.name.clone(), expected, found, sums })
+    }
+
+    /// Brings the image into the cache; the lock is held.
+    fn bring(&mut self, key: &str, expected: Option<Digest>) -> Result<Entry, Error> {
+        let unpacked = file::temporary(&path(self.cache, key, "image"));
+        let part = path(self.cache, key, "part");
+        let brought = match &self.image.origin {
+            Origin::Http(url) => self.download(url, &part, &unpacked, expected),
+            Origin::Path(from) => self.copy_in(from, &unpacked, expected),
+        };
+        let accepted = brought.and_then(|(file, digest)| self.accept(key, &file, digest));
+        if accepted.is_err() {
+            let _ = file::remove(&unpacked);
+        }
+        let downloading = matches!(accepted, Err(Error::Fetch(_)));
+        // What was accepted, or found wrong, is nothing to resume from.
+        if !downloading {
+            fetch::forget(&part)?;
+        }
+        accepted
+    }
+
+    fn download(
+        &mut self,
+        url: &str,
+        part: &Path,
+        unpacked: &Path,
+        expected: Option<Digest>,
+    ) -> Result<(PathBuf, Option<Digest>), Error> {
+        let algorithm = expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
+        let known = expected.is_some();
+        let patience = self.tools.patience;
+        let job = Job { url, part, unpacked, algorithm, known, patience };
+        let mut fetched = fetch::fetch(&job, self.progress, self.cancel)?;
+        // The beginning may have been spoilt by a crash of the host: once more, without it.
+        let fits = |f: &Fetched| expected.as_ref().is_none_or(|e| *e == f.taken.digest);
+        if fetched.resumed && !fits(&fetched) {
+            let text =
+                format!("{}: what an earlier run has left is damaged; starting anew", self.name);
+            self.progress.note(&text);
+            fetch::forget(part)?;
+            fetched = fetch::fetch(&job, self.progress, self.cancel)?;
+        }
+        let digest = expected.map(|e| self.compare(e, fetched.taken.digest)).transpose()?;
+        match fetched.taken.unpacked {
+            Ok(None) => Ok((part.to_owned(), digest)),
+            Ok(Some(unpacked)) => Ok((unpacked, digest)),
+            Err(source) => Err(self.damaged(source, digest.is_some())),
+        }
+    }
+
+    fn damaged(&self, source: intake::Error, verified: bool) -> Error {
+        match source {
+            intake::Error::File(e) => e.into(),
+            source => Error::Damaged { image: self.name.clone(), verified, source },
+        }
+    }
+
+    /// Reads a file whole: its digest, and what it unpacks to.
+    fn pass_over(
+        &mut self,
+        from: &Path,
+        unpacked: PathBuf,
+        algorithm: Algorithm,
+    ) -> Result<intake::Taken, Error> {
+        let read = |source| Error::Read { path: from.to_owned(), source };
+        let total = file::metadata(from)?.map(|m| m.len());
+        let mut intake = Intake::begin(algorithm, unpacked).map_err(read)?;
+        let taken =
+            intake.take_back(from, |done| self.go_on(Doing::Verifying, done, total).is_ok());
+        taken.map_err(read)?;
+        if self.cancel.is_set() {
+            return Err(Error::CalledOff);
+        }
+        intake.end().map_err(read)
+    }
+
+    /// From a file into the cache, unpacked if need be.
+    fn copy_in(
+        &mut self,
+        from: &Path,
+        to: &Path,
+        expected: Option<Digest>,
+    ) -> Result<(PathBuf, Option<Digest>), Error> {
+        let mut digest = None;
+        if expected.is_some() || self.compression(from)?.is_some() {
+            let algorithm = expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
+            let taken = self.pass_over(from, to.to_owned(), algorithm)?;
+            digest = expected.map(|e| self.compare(e, taken.digest)).transpose()?;
+            let unpacked = taken.unpacked.map_err(|e| self.damaged(e, digest.is_some()))?;
+            if let Some(unpacked) = unpacked {
+                return Ok((unpacked, digest));
+            }
+        }
+        let source = File::open(from).map_err(file::Error::on("open", from))?;
+        let target = file::create(to)?;
+        if !clone::reflink(&source, &target).map_err(file::Error::on("write", to))? {
+            let metadata = source.metadata().map_err(file::Error::on("read", from))?;
+            let (total, needed) = (metadata.len(), metadata.blocks() * 512);
+            let free = file::available(self.cache)?;
+            if needed > free {
+                let (url, dir) = (self.name.clone(), self.cache.to_owned());
+                return Err(fetch::Error::NoRoom { url, needed, free, dir }.into());
+            }
+            let copied = clone::copy(&source, &target, &mut |done| {
+                self.go_on(Doing::Copying, done, Some(total)).is_ok()
+            });
+            match copied {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => return Err(Error::CalledOff),
+                copied => copied.map_err(file::Error::on("write", to))?,
+            };
+        }
+        Ok((to.to_owned(), digest))
+    }
+
+    /// Looks into the file, and gives it its place in the cache. The rename comes last: it is what counts.
+    fn accept(&mut self, key: &str, from: &Path, digest: Option<Digest>) -> Result<Entry, Error> {
+        let (format, virtual_size) = self.inspect(from)?;
+        let entry = Entry {
+            origin: self.name.clone(),
+            digest,
+            format,
+            size: file::metadata(from)?.map_or(0, |m| m.len()),
+            virtual_size,
+            fetched_at: self.tools.now.to_string(),
+        };
+        let json = serde_json::to_vec_pretty(&entry).unwrap_or_default();
+        file::write(&path(self.cache, key, "json"), &json, 0o640)?;
+        let place = path(self.cache, key, format.name());
+        file::commit(from, &place)?;
+        // An overlay's base must never change: nobody is to write to it, not even by mistake. Only now, because a
+        // partial file that a crash leaves must be open to the run that resumes it.
+        file::set_mode(&place, 0o440)?;
+        Ok(entry)
+    }
+}
