@@ -10,11 +10,11 @@ use super::{Link, Problem, Vm, nic::clash, problem::one_line};
 use crate::value::{Forward, IfName, MacAddr, VmName};
 
 /// Every problem among VMs that are each good by themselves. Of two that claim the same, the later in `vms`
-/// gets the problem and the earlier is named in it.
-pub fn across(vms: &[&Vm]) -> Vec<Problem> {
+/// gets the problem and the earlier is named in it. `unread` are VMs that there are, but whose files are not good.
+pub fn across(vms: &[&Vm], unread: &[VmName]) -> Vec<Problem> {
     let mut claims = Claims::default();
     let mut problems: Vec<Problem> = vms.iter().flat_map(|vm| claims.of(vm)).collect();
-    order(vms, &mut problems);
+    order(vms, unread, &mut problems);
     problems
 }
 
@@ -136,10 +136,13 @@ fn problem(vm: &Vm, key: &str, message: String) -> Problem {
 }
 
 /// Refuses `after` that names a VM that does not exist, and circles of it.
-fn order(vms: &[&Vm], problems: &mut Vec<Problem>) {
+fn order(vms: &[&Vm], unread: &[VmName], problems: &mut Vec<Problem>) {
     let by_name: BTreeMap<&VmName, &Vm> = vms.iter().map(|vm| (&vm.name, *vm)).collect();
     for vm in vms {
-        for name in vm.after.iter().filter(|name| !by_name.contains_key(name)) {
+        for name in &vm.after {
+            if by_name.contains_key(name) || unread.contains(name) {
+                continue;
+            }
             let mut problem = problem(vm, "after", format!("there is no VM `{name}`"));
             problem.hint = nearest(name, &by_name).map(|near| format!("did you mean `{near}`?"));
             problems.push(problem);

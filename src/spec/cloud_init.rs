@@ -152,7 +152,8 @@ fn check(text: &str) -> Result<(), Flaw> {
         Ok(_) => Err((None, "is not a mapping of keys to values".into(), None)),
         Err(error) => {
             let line = error.location().map(|location| location.line());
-            Err((line, format!("is not YAML: {}", shown(&error.to_string())), None))
+            let error = super::problem::one_line(&error.to_string());
+            Err((line, format!("is not YAML: {error}"), None))
         }
     }
 }

@@ -242,7 +242,7 @@ impl DiskKeys {
         } else {
             Source::Existing
         };
-        let read_only = cdrom || self.read_only.value.unwrap_or_default();
+        let read_only = self.read_only.value.unwrap_or_default();
         if let (Source::Blank, true, Some(at)) = (&source, read_only, &self.read_only.at) {
             let message = "a blank disk that cannot be written to is of no use";
             r.refuse(at, message, Some("leave `readOnly` out".into()));
@@ -255,7 +255,7 @@ impl DiskKeys {
             clone,
             bus: if cdrom { Bus::Sata } else { self.bus.value.unwrap_or_default() },
             media: self.media.value.unwrap_or_default(),
-            read_only,
+            read_only: read_only || cdrom,
         }
     }
 
@@ -284,14 +284,15 @@ impl DiskKeys {
         if let (Some(clone), None, false) = (&self.clone.at, image, cdrom) {
             r.refuse(clone, "there is no image that the disk could be made from", None);
         }
-        if let (Some(at), true, None) = (&self.at, sources.is_empty(), &self.size.at) {
-            if name.as_str() != Label::ROOT && !cdrom {
-                let hint = format!(
-                    "write `size` for a blank disk, `path`, `device`, or a table `[{}.image]`",
-                    at.key
-                );
-                r.refuse(at, "it is not said where its content comes from", Some(hint));
-            }
+        if let (Some(at), true, None) = (&self.at, sources.is_empty(), &self.size.at)
+            && name.as_str() != Label::ROOT
+            && !cdrom
+        {
+            let hint = format!(
+                "write `size` for a blank disk, `path`, `device`, or a table `[{}.image]`",
+                at.key
+            );
+            r.refuse(at, "it is not said where its content comes from", Some(hint));
         }
     }
 

@@ -20,18 +20,17 @@ const SUFFIX: &str = ".toml";
 /// # Errors
 /// Every problem of the file; or why it could not be read.
 pub fn load(file: &Path) -> Result<Vm, Invalid> {
-    let whole = |message: String, hint| Invalid(vec![Problem::of_file(file, message, hint)]);
+    let whole = |message: String, hint| Invalid::from(Problem::of_file(file, message, hint));
     let name = name_of(file);
     let bytes = bytes(file).map_err(|(message, hint)| whole(message, hint))?;
     let text = match String::from_utf8(bytes) {
         Ok(text) => text,
-        Err(error) => return Err(Invalid(vec![not_text(file, &error)])),
+        Err(error) => return Err(not_text(file, &error).into()),
     };
     match name {
         Ok(name) => super::read(&name, file, &text, &mut user_data).map_err(Invalid),
-        Err(misnamed) => {
+        Err(Invalid(mut problems)) => {
             // The text is looked at all the same: all problems are told at once.
-            let mut problems = vec![misnamed];
             if let Ok(stand_in) = "x".parse() {
                 problems.extend(
                     super::read(&stand_in, file, &text, &mut user_data).err().into_iter().flatten(),
@@ -42,47 +41,51 @@ pub fn load(file: &Path) -> Result<Vm, Invalid> {
     }
 }
 
-/// Reads every VM file in a directory: those that end in `.toml` and do not begin with a dot, by name.
-/// A directory that is not there holds none.
+/// Reads every VM file in a directory, by name. A directory that is not there holds none.
 pub fn load_all(dir: &Path) -> Vec<(PathBuf, Result<Vm, Invalid>)> {
+    let files = match files_in(dir) {
+        Ok(files) => files,
+        Err(invalid) => return vec![(dir.to_owned(), Err(invalid))],
+    };
+    let load = |file: PathBuf| {
+        let vm = load(&file);
+        (file, vm)
+    };
+    files.into_iter().map(load).collect()
+}
+
+/// The VM files in a directory, by name: those that end in `.toml` and do not begin with a dot.
+/// A directory that is not there holds none.
+///
+/// # Errors
+/// The directory cannot be listed.
+pub fn files_in(dir: &Path) -> Result<Vec<PathBuf>, Invalid> {
     let entries = fs::read_dir(dir).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     let mut files: Vec<PathBuf> = match entries {
-        Ok(entries) => {
-            entries.iter().map(fs::DirEntry::path).filter(|file| is_vm_file(file)).collect()
-        }
+        Ok(entries) => entries.iter().map(fs::DirEntry::path).filter(|f| is_vm_file(f)).collect(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(error) => {
-            let problem =
-                Problem::of_file(dir, format!("cannot list the directory: {error}"), None);
-            return vec![(dir.to_owned(), Err(Invalid(vec![problem])))];
+            let message = format!("cannot list the directory: {error}");
+            return Err(Problem::of_file(dir, message, None).into());
         }
     };
     files.sort();
-    files
-        .into_iter()
-        .map(|file| {
-            let vm = load(&file);
-            (file, vm)
-        })
-        .collect()
+    Ok(files)
 }
 
 /// The VM's name: that of its file without `.toml`.
 ///
 /// # Errors
 /// A problem of the file as a whole.
-pub fn name_of(file: &Path) -> Result<VmName, Problem> {
+pub fn name_of(file: &Path) -> Result<VmName, Invalid> {
     let name = file.file_name().unwrap_or_default().to_string_lossy();
     let Some(stem) = name.strip_suffix(SUFFIX) else {
         let message = format!("a VM file's name ends in `{SUFFIX}`");
-        return Err(Problem::of_file(file, message, None));
+        return Err(Problem::of_file(file, message, None).into());
     };
     stem.parse().map_err(|refused| {
-        Problem::of_file(
-            file,
-            format!("{refused}"),
-            Some("rename the file: a VM is called what its file is called".into()),
-        )
+        let hint = "rename the file: a VM is called what its file is called";
+        Problem::of_file(file, format!("{refused}"), Some(hint.into())).into()
     })
 }
 

@@ -157,29 +157,28 @@ impl NicKeys {
         if let Some((at, mac)) = self.mac.good().filter(|(_, mac)| Some(**mac) == other.mac) {
             r.refuse(at, format!("`{mac}` is the address of the NIC `{name}` already"), None);
         }
-        if let (Some((at, ip)), Some(their)) = (self.ip.good(), other.ip) {
-            if ip.address() == their.address() {
-                let ip = ip.address();
-                r.refuse(at, format!("`{ip}` is the address of the NIC `{name}` already"), None);
-            }
+        if let (Some((at, ip)), Some(their)) = (self.ip.good(), other.ip)
+            && ip.address() == their.address()
+        {
+            let ip = ip.address();
+            r.refuse(at, format!("`{ip}` is the address of the NIC `{name}` already"), None);
         }
         if let (Link::Bridge { tap, .. }, Link::Bridge { tap: their, .. }) =
             (&nic.link, &other.link)
+            && tap == their
         {
-            if tap == their {
-                let at = self.tap.at.as_ref().or(theirs.tap.at.as_ref());
-                let message = format!("`{tap}` is the tap of the NIC `{name}` already");
-                if let Some(at) = at.or(self.bridge.at.as_ref()) {
-                    r.refuse(at, message, None);
-                }
+            let at = self.tap.at.as_ref().or(theirs.tap.at.as_ref());
+            let message = format!("`{tap}` is the tap of the NIC `{name}` already");
+            if let Some(at) = at.or(self.bridge.at.as_ref()) {
+                r.refuse(at, message, None);
             }
         }
-        if let (Some((at, gateway)), Some(their)) = (self.gateway.good(), other.gateway) {
-            if gateway.is_ipv4() == their.is_ipv4() {
-                let hint = "a guest has one default route; leave all but one `gateway` out";
-                let message = format!("the NIC `{name}` has a gateway already");
-                r.refuse(at, message, Some(hint.into()));
-            }
+        if let (Some((at, gateway)), Some(their)) = (self.gateway.good(), other.gateway)
+            && gateway.is_ipv4() == their.is_ipv4()
+        {
+            let hint = "a guest has one default route; leave all but one `gateway` out";
+            let message = format!("the NIC `{name}` has a gateway already");
+            r.refuse(at, message, Some(hint.into()));
         }
         for (at, forward) in self.forward.value.iter().flatten() {
             let mut others = theirs.forward.value.iter().flatten();
@@ -194,7 +193,11 @@ impl NicKeys {
     fn check_addresses(&self, r: &mut Reading<'_>) {
         if let Some((at, ip)) = self.ip.good() {
             if let Some(what) = reserved(*ip) {
-                r.refuse(at, format!("`{ip}` is the {what} of its net, not a machine's"), None);
+                r.refuse(
+                    at,
+                    format!("`{ip}` is the {what} of its net, and no machine can have it"),
+                    None,
+                );
             }
             if let (Some((at, Whole(..1280))), true) = (self.mtu.good(), ip.address().is_ipv6()) {
                 // RFC 8200, 5: every link of IPv6 carries 1280 bytes.
@@ -290,7 +293,7 @@ fn reserved(ip: Cidr) -> Option<&'static str> {
     let host = u32::MAX.checked_shr(u32::from(ip.prefix())).unwrap_or_default();
     match address.to_bits() & host {
         _ if ip.prefix() >= 31 => None,
-        0 => Some("own address"),
+        0 => Some("network address"),
         all if all == host => Some("broadcast address"),
         _ => None,
     }

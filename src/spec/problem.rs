@@ -31,7 +31,7 @@ pub struct Problem {
 
 impl Problem {
     /// A problem of the file as a whole.
-    pub(super) fn of_file(file: &Path, message: impl Into<String>, hint: Option<String>) -> Self {
+    pub fn of_file(file: &Path, message: impl Into<String>, hint: Option<String>) -> Self {
         Self {
             file: file.to_owned(),
             line: None,
@@ -71,6 +71,12 @@ impl fmt::Display for Problem {
 /// Everything that is wrong with one VM file; never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid(pub Vec<Problem>);
+
+impl From<Problem> for Invalid {
+    fn from(problem: Problem) -> Self {
+        Self(vec![problem])
+    }
+}
 
 impl Invalid {
     /// How many problems are written out; the others are only counted.
@@ -114,7 +120,8 @@ impl Excerpt {
     /// seems to hold a secret: messages go to journals and to bug reports.
     pub(super) fn new(line: &str, column: usize, length: usize) -> Option<Self> {
         let key = line.split(['=', '[', '#']).next().unwrap_or_default().to_ascii_lowercase();
-        if ["pass", "secret", "token"].iter().any(|word| key.contains(word)) {
+        let secret = ["pass", "secret", "token"].iter().any(|word| key.contains(word));
+        if secret || line.contains("PRIVATE KEY") {
             return None;
         }
         let cut = if column < Self::WIDTH - 20 { 0 } else { column - 40 };

@@ -41,8 +41,10 @@ pub(super) struct Reading<'t> {
     text: &'t str,
     /// The offset at which each line begins.
     starts: Vec<usize>,
-    /// The lines that are no TOML; what is said there is not looked at further.
+    /// The lines that are no TOML.
     broken: BTreeSet<usize>,
+    /// The lines below the header of a table that is no TOML: they seem to be of another table.
+    adrift: BTreeSet<usize>,
     problems: Vec<Problem>,
     /// The line of each key that was written.
     pub(super) lines: BTreeMap<String, usize>,
@@ -58,6 +60,7 @@ impl<'t> Reading<'t> {
             text,
             starts: starts.collect(),
             broken: BTreeSet::new(),
+            adrift: BTreeSet::new(),
             problems: Vec::new(),
             lines: BTreeMap::new(),
             asked: BTreeSet::new(),
@@ -87,14 +90,23 @@ impl<'t> Reading<'t> {
 
     /// Takes down something that is no TOML; the first of each line tells enough.
     pub(super) fn syntax(&mut self, span: Range<usize>, message: String, hint: Option<String>) {
-        if self.broken.insert(self.line(span.start)) {
-            self.push(None, span, message, hint);
+        let line = self.line(span.start);
+        if !self.broken.insert(line) {
+            return;
         }
+        let is_header = |line: &&str| line.trim_start().starts_with('[');
+        let mut from = self.text.lines().skip(line - 1);
+        if from.next().as_ref().is_some_and(is_header) {
+            let lines = from.take_while(|line| !is_header(line)).count();
+            self.adrift.extend(line + 1..=line + lines);
+        }
+        self.push(None, span, message, hint);
     }
 
     /// Takes down what is wrong with one key by itself.
     pub(super) fn wrong(&mut self, at: &At, message: impl Into<String>, hint: Option<String>) {
-        if !self.broken.contains(&self.line(at.span.start)) {
+        let line = self.line(at.span.start);
+        if !self.broken.contains(&line) && !self.adrift.contains(&line) {
             self.push(Some(at.key.clone()), at.span.clone(), message.into(), hint);
         }
     }

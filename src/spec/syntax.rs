@@ -6,6 +6,9 @@ use toml::de::{DeTable, DeValue};
 
 use super::reading::Reading;
 
+/// What the parser adds without telling more by it.
+const EMPTY: [&str; 3] = [", expected literal string", ", expected nothing", ", expected newline"];
+
 /// Takes down what the parser refused; `table` is what it could read in spite of it.
 pub(super) fn report(
     r: &mut Reading<'_>,
@@ -17,7 +20,11 @@ pub(super) fn report(
         let span = error.span().unwrap_or(text.len()..text.len());
         let (message, hint) = match error.message() {
             "duplicate key" => duplicate(r, text, table, &span),
-            message => (format!("this is not TOML: {message}"), way_out(r, message, &span)),
+            message => {
+                let hint = way_out(r, message, &span);
+                let telling = EMPTY.iter().find_map(|end| message.strip_suffix(end));
+                (format!("this is not TOML: {}", telling.unwrap_or(message)), hint)
+            }
         };
         r.syntax(span, message, hint);
     }

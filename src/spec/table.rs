@@ -1,5 +1,7 @@
 //! One table of the VM file while it is read: keys are taken out of it, and what is left is unknown.
 
+use std::borrow::Cow;
+
 use toml::de::{DeTable, DeValue};
 
 use super::{
@@ -107,7 +109,7 @@ impl<'i> Table<'i> {
         })?;
         let mut named = Named { at: group.at, empty: group.entries.is_empty(), tables: Vec::new() };
         for entry in group.entries {
-            let path = format!("{key}.{}", shown(&entry.name));
+            let path = format!("{key}.{}", bare(&entry.name));
             let at = At { key: path.clone(), span: entry.key.clone() };
             let label = entry.name.parse::<Label>();
             let hint = |_: &str| {
@@ -166,8 +168,19 @@ impl<'i> Table<'i> {
     }
 
     fn path(&self, key: &str) -> String {
-        let key = shown(key);
-        if self.at.key.is_empty() { key } else { format!("{}.{key}", self.at.key) }
+        match self.at.key.as_str() {
+            "" => bare(key).into_owned(),
+            table => format!("{table}.{}", bare(key)),
+        }
+    }
+}
+
+/// A key as it stands in a path: in quotes where TOML wants them.
+fn bare(key: &str) -> Cow<'_, str> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+    match !key.is_empty() && key.len() <= 64 && key.bytes().all(plain) {
+        true => Cow::Borrowed(key),
+        false => Cow::Owned(format!("\"{}\"", shown(key))),
     }
 }
 

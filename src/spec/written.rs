@@ -112,7 +112,7 @@ fn whole(value: &DeValue<'_>) -> Result<i64, Refusal> {
 
 fn unquoted(value: &DeValue<'_>) -> Option<String> {
     let text = value.as_str()?;
-    let number = text.parse::<i64>().ok()?;
+    let number = text.strip_suffix('G').unwrap_or(text).parse::<i64>().ok()?;
     Some(format!("write `{number}`, without quotes"))
 }
 
@@ -194,7 +194,16 @@ impl Written for Memory {
 
     fn read(value: &DeValue<'_>) -> Result<Self, Refusal> {
         let (size, number) = match value.as_str() {
-            Some(text) => (Some(text.parse::<Size>()?), None),
+            Some(text) => {
+                let size = text.parse::<Size>().map_err(|refused| Refusal::Value {
+                    message: refused.to_string(),
+                    hint: text
+                        .parse::<u64>()
+                        .ok()
+                        .map(|mib| format!("write `{mib}`, without quotes, for MiB")),
+                })?;
+                (Some(size), None)
+            }
             None => {
                 let number = whole(value)?;
                 (u64::try_from(number).ok().and_then(Size::from_mib), Some(number))

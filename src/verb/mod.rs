@@ -1,1 +1,3 @@
 //! Floor 5: one verb of the command line, one file.
+
+pub mod check;
