@@ -93,11 +93,13 @@ impl ImageKeys {
     }
 
     fn origin(&self, r: &mut Reading<'_>) -> Option<Origin> {
-        if let (Some(url), Some(path)) = (&self.url.at, &self.path.at) {
-            let line = r.line(url.span.start);
+        let mut written: Vec<&At> = [&self.url.at, &self.path.at].into_iter().flatten().collect();
+        written.sort_by_key(|at| at.span.start);
+        if let [first, second] = written.as_slice() {
+            let (line, first) = (r.line(first.span.start), last(first));
             r.refuse(
-                path,
-                format!("the image is named by `url` in line {line} already"),
+                second,
+                format!("the image is named by `{first}` in line {line} already"),
                 Some("keep one of the two".into()),
             );
         }

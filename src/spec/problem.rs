@@ -119,9 +119,7 @@ impl Excerpt {
     /// `line` with carets under `length` characters from `column` on (from 0). `None` where the line
     /// seems to hold a secret: messages go to journals and to bug reports.
     pub(super) fn new(line: &str, column: usize, length: usize) -> Option<Self> {
-        let key = line.split(['=', '[', '#']).next().unwrap_or_default().to_ascii_lowercase();
-        let secret = ["pass", "secret", "token"].iter().any(|word| key.contains(word));
-        if secret || line.contains("PRIVATE KEY") {
+        if is_secret(line) {
             return None;
         }
         let cut = if column < Self::WIDTH - 20 { 0 } else { column - 40 };
@@ -141,6 +139,13 @@ impl Excerpt {
         }
         Some(Self { line: shown.trim_end().to_owned(), column, carets })
     }
+}
+
+/// Whether a line of a VM file seems to hold a secret.
+pub(super) fn is_secret(line: &str) -> bool {
+    let key = line.split(['=', '[', '#']).next().unwrap_or_default().to_ascii_lowercase();
+    ["pass", "secret", "token"].iter().any(|word| key.contains(word))
+        || line.contains("PRIVATE KEY")
 }
 
 /// A text without control characters, so that a path can neither start a new line nor drive a terminal.

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::problem::{Excerpt, Problem};
+use super::problem::{Excerpt, Problem, is_secret};
 
 /// Where something was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,6 +128,8 @@ impl<'t> Reading<'t> {
         let (Some(first), Some(second)) = (&flat.at, &named.at) else {
             return if flat.at.is_some() { flat } else { named };
         };
+        let in_order = first.span.start < second.span.start;
+        let (first, second) = if in_order { (first, second) } else { (second, first) };
         let line = self.line(first.span.start);
         self.refuse(
             second,
@@ -160,6 +162,10 @@ impl<'t> Reading<'t> {
         let source = self.text(start..self.text.len()).lines().next().unwrap_or_default();
         let column = self.text(start..offset).trim_end_matches(['\r', '\n']).chars().count();
         let length = self.text(offset..span.end).lines().next().unwrap_or_default();
+        let value = source.split_once('=').map_or("", |(_, value)| value);
+        let value = value.trim().trim_matches(['"', '\'']);
+        let repeats = |hint: &String| !value.is_empty() && hint.contains(value);
+        let hint = hint.filter(|hint| !(is_secret(source) && repeats(hint)));
         self.problems.push(Problem {
             file: self.file.to_owned(),
             line: Some(line),
