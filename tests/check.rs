@@ -122,6 +122,16 @@ fn the_reference_knows_exactly_the_keys_that_the_reader_knows() {
         assert_eq!(cells.len(), 5, "{key}");
         let words = ["live", "next reboot", "cloud-init re-run", "new disk"];
         assert!(words.iter().any(|word| effect.starts_with(word)), "{key} takes effect {effect}");
+        let live = [
+            "after",
+            "autostart",
+            "cpuWeight",
+            "description",
+            "onGuestReboot",
+            "onPanic",
+            "shutdownTimeoutSec",
+        ];
+        assert_eq!(live.contains(&key.trim_matches('`')), *effect == "live", "{key}");
     }
 }
 
@@ -383,6 +393,44 @@ fn a_hostile_name_of_a_file_neither_breaks_the_line_nor_drives_the_terminal() {
         assert_eq!(message.lines().count(), 2, "{message}");
         assert!(!message.contains('\u{1b}'), "{message}");
     }
+}
+
+#[test]
+fn a_large_file_of_any_kind_is_refused_in_few_words() {
+    let many =
+        |count: usize, line: &dyn Fn(usize) -> String| (0..count).map(line).collect::<String>();
+    for text in [
+        many(10_000, &|nr| format!("k{nr}=1\n")),
+        "a=1\n".repeat(20_000),
+        "[a]\n".repeat(20_000),
+        "a\n".repeat(50_000),
+        "[a\n".repeat(30_000),
+        "a = x y\n".repeat(10_000),
+        format!("{}a=1", "a.".repeat(500_000)),
+        format!("[{}a]", "a.".repeat(500_000)),
+        format!("a={}", "[".repeat(1_000_000)),
+        format!("a={}", "{a=".repeat(300_000)),
+        format!("after=[{}]", many(50_000, &|nr| format!("'n{nr}',"))),
+        format!("forward=[{}]", many(50_000, &|nr| format!("'{}:1',", nr + 1))),
+        many(10_000, &|nr| format!("[nic.n{nr}]\n")),
+        many(10_000, &|nr| format!("[disk.d{nr}]\nsize='1G'\n")),
+        format!("description='{}'", "x".repeat(1_000_000)),
+    ] {
+        let problems = read(&text).unwrap_err();
+        assert!((1..=101).contains(&problems.len()), "{} problems", problems.len());
+        assert!(shown(problems).len() < 100_000, "{:.40}", text);
+    }
+    let user_data = |data: String| {
+        let text = "[cloudInit]\nuserData = 'x'";
+        let read = &mut |_: &Path| Ok(data.clone().into_bytes());
+        spec::read(&"web".parse().unwrap(), Path::new("/x/web.toml"), text, read)
+    };
+    let bomb =
+        many(30, &|nr| format!("a{}: &a{} [{}]\n", nr + 1, nr + 1, format!("*a{nr},").repeat(8)));
+    assert!(user_data(format!("#cloud-config\na0: &a0 [x]\n{bomb}")).is_err());
+    assert!(user_data(format!("#cloud-config\na:\n{}", "- ".repeat(300_000))).is_err());
+    // Deep brackets cannot be told from a script's lone ones; what counts is that this ends.
+    assert!(user_data(format!("#cloud-config\na: {}", "[".repeat(1_000_000))).is_ok());
 }
 
 /// Several VM files, each with its name, as `across` sees them.

@@ -133,6 +133,20 @@ const HEADERS: [&str; 8] = [
     "MIME-Version:",
 ];
 
+/// Whether brackets seem to nest so deep that libyaml, which looks at each open one for each token, would take
+/// minutes to refuse it. That can also be a script full of lone brackets, so it is left to cloud-init.
+fn is_deep(text: &str) -> bool {
+    let mut open = 0_u32;
+    text.bytes().any(|byte| {
+        match byte {
+            b'[' | b'{' => open += 1,
+            b']' | b'}' => open = open.saturating_sub(1),
+            _ => {}
+        }
+        open > 256
+    })
+}
+
 /// The line, what is wrong with it, and the way out.
 type Flaw = (Option<usize>, String, Option<String>);
 
@@ -146,6 +160,9 @@ fn check(text: &str) -> Result<(), Flaw> {
         let hint = "begin it with `#cloud-config`, or with `#!` for a script";
         let message = "begins with nothing that cloud-init knows".to_owned();
         return Err((Some(1), message, Some(hint.into())));
+    }
+    if is_deep(text) {
+        return Ok(());
     }
     match serde_norway::from_str::<serde_norway::Value>(text) {
         Ok(serde_norway::Value::Mapping(_) | serde_norway::Value::Null) => Ok(()),

@@ -78,26 +78,14 @@ impl From<Problem> for Invalid {
     }
 }
 
-impl Invalid {
-    /// How many problems are written out; the others are only counted.
-    const SHOWN: usize = 100;
-}
-
 /// Every problem as it shows itself, one after the other; no newline at the end.
 impl fmt::Display for Invalid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (nr, problem) in self.0.iter().take(Self::SHOWN).enumerate() {
+        for (nr, problem) in self.0.iter().enumerate() {
             let newline = if nr == 0 { "" } else { "\n" };
             write!(f, "{newline}{problem}")?;
         }
-        match self.0.get(Self::SHOWN) {
-            Some(problem) => {
-                let file = problem.file.to_string_lossy();
-                let more = self.0.len() - Self::SHOWN;
-                write!(f, "\nerror: {}: {more} more problems", one_line(&file))
-            }
-            None => Ok(()),
-        }
+        Ok(())
     }
 }
 

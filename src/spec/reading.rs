@@ -46,6 +46,8 @@ pub(super) struct Reading<'t> {
     /// The lines below the header of a table that is no TOML: they seem to be of another table.
     adrift: BTreeSet<usize>,
     problems: Vec<Problem>,
+    /// How many more there are than are kept.
+    more: usize,
     /// The line of each key that was written.
     pub(super) lines: BTreeMap<String, usize>,
     /// Every key that was asked for, by its path.
@@ -53,6 +55,9 @@ pub(super) struct Reading<'t> {
 }
 
 impl<'t> Reading<'t> {
+    /// How many problems of a file are told. Whoever has more has named the wrong file.
+    const TOLD: usize = 100;
+
     pub(super) fn new(file: &'t Path, text: &'t str) -> Self {
         let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1));
         Self {
@@ -62,6 +67,7 @@ impl<'t> Reading<'t> {
             broken: BTreeSet::new(),
             adrift: BTreeSet::new(),
             problems: Vec::new(),
+            more: 0,
             lines: BTreeMap::new(),
             asked: BTreeSet::new(),
         }
@@ -142,11 +148,22 @@ impl<'t> Reading<'t> {
     /// The problems, in the order of the file.
     pub(super) fn into_problems(mut self) -> Vec<Problem> {
         self.problems.sort_by_key(|p| (p.line, p.column));
+        if self.more > 0 {
+            let message = format!("there are {} more problems", self.more);
+            self.problems.push(Problem::of_file(self.file, message, None));
+        }
         self.problems
     }
 
     pub(super) fn is_good(&self) -> bool {
         self.problems.is_empty()
+    }
+
+    /// Whether one more problem would only be counted; it is counted then.
+    pub(super) fn is_full(&mut self) -> bool {
+        let full = self.problems.len() >= Self::TOLD;
+        self.more += usize::from(full);
+        full
     }
 
     fn push(
@@ -156,6 +173,9 @@ impl<'t> Reading<'t> {
         message: String,
         hint: Option<String>,
     ) {
+        if self.is_full() {
+            return;
+        }
         let line = self.line(span.start);
         let start = self.starts.get(line - 1).copied().unwrap_or_default();
         let offset = self.border(span.start).max(start);

@@ -17,6 +17,9 @@ pub(super) fn report(
     errors: &[toml::de::Error],
 ) {
     for error in errors {
+        if r.is_full() {
+            continue;
+        }
         let span = error.span().unwrap_or(text.len()..text.len());
         let (message, hint) = match error.message() {
             "duplicate key" => duplicate(r, text, table, &span),

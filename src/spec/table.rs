@@ -11,6 +11,11 @@ use super::{
 };
 use crate::value::{Label, shown};
 
+/// The longest array: far more than anyone writes, few enough to compare each with each.
+const MOST_ELEMENTS: usize = 256;
+/// The most disks, and the most NICs: each needs a slot of the guest's PCI bus, and that has 32.
+const MOST_TABLES: usize = 24;
+
 /// A table whose keys have not all been taken yet.
 pub(super) struct Table<'i> {
     /// Where its header is; the key is its path, empty for the top of the file.
@@ -75,6 +80,11 @@ impl<'i> Table<'i> {
             r.wrong(&at, format!("found {found}, expected an array of {}", T::PLURAL), hint);
             return Key { at: Some(at), value: None };
         };
+        if elements.len() > MOST_ELEMENTS {
+            let message = format!("{} elements, and there can be {MOST_ELEMENTS}", elements.len());
+            r.wrong(&at, message, None);
+            return Key { at: Some(at), value: None };
+        }
         let mut list = Vec::with_capacity(elements.len());
         for element in elements {
             let at = At { key: at.key.clone(), span: element.span() };
@@ -108,6 +118,11 @@ impl<'i> Table<'i> {
             format!("each has a table of its own: `[{key}.{first}]`, or another name for `{first}`")
         })?;
         let mut named = Named { at: group.at, empty: group.entries.is_empty(), tables: Vec::new() };
+        if group.entries.len() > MOST_TABLES {
+            let message = format!("{} tables, and there can be {MOST_TABLES}", group.entries.len());
+            r.wrong(&named.at, message, None);
+            return Some(named);
+        }
         for entry in group.entries {
             let path = format!("{key}.{}", bare(&entry.name));
             let at = At { key: path.clone(), span: entry.key.clone() };
@@ -128,6 +143,9 @@ impl<'i> Table<'i> {
     /// Refuses every key that was not taken.
     pub(super) fn finish(self, r: &mut Reading<'_>) {
         for entry in &self.entries {
+            if r.is_full() {
+                continue;
+            }
             let at = At { key: self.path(&entry.name), span: entry.key.clone() };
             let hint = unknown::hint(&self.at.key, &entry.name, &self.known);
             r.wrong(&at, "unknown key", Some(hint));
