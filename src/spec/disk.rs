@@ -1,11 +1,18 @@
 //! `[disk.NAME]`, and the flat key `diskSizeG` for the disk `root`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::Image;
-use crate::value::{Label, Size};
+use super::{
+    Image,
+    image::ImageKeys,
+    reading::{At, Key, Reading},
+    table::Table,
+    text,
+    written::{DiskSize, Whole},
+};
+use crate::value::{Label, Size, shown};
 
 /// One disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +33,25 @@ pub struct Disk {
     pub media: Media,
     /// `readOnly`.
     pub read_only: bool,
+}
+
+impl Disk {
+    /// Whether this and another disk are the same file or device, and one of them is written to.
+    pub(super) fn shares_with(&self, other: &Self) -> bool {
+        self.source.own().is_some()
+            && self.source.own() == other.source.own()
+            && !(self.read_only && other.read_only)
+    }
+}
+
+impl Source {
+    /// The file or device of the operator's that it is, if it is one.
+    pub(super) fn own(&self) -> Option<&Path> {
+        match self {
+            Self::File(path) | Self::Device(path) => Some(path),
+            Self::Image(_) | Self::Blank | Self::Existing => None,
+        }
+    }
 }
 
 /// Where a disk's content comes from; which one is told by the key that is present.
@@ -97,4 +123,234 @@ pub enum Media {
     Disk,
     /// A CD, always read-only, on SATA; booted from when no disk boots.
     Cdrom,
+}
+
+/// The keys of a disk, as they were written.
+pub(super) struct DiskKeys {
+    /// The table's header, or a flat key; `None` where nothing is said.
+    at: Option<At>,
+    size: Key<Size>,
+    format: Key<Format>,
+    path: Key<String>,
+    device: Key<String>,
+    image: Option<ImageKeys>,
+    clone: Key<Clone>,
+    bus: Key<Bus>,
+    media: Key<Media>,
+    read_only: Key<bool>,
+}
+
+/// What the flat keys say about the disk `root`: `diskSizeG` and `[image]`.
+pub(super) struct FlatDisk {
+    size: Key<Size>,
+    image: Option<ImageKeys>,
+    clone: Key<Clone>,
+}
+
+impl FlatDisk {
+    /// Takes them from the top of the file.
+    pub(super) fn take(r: &mut Reading<'_>, top: &mut Table<'_>) -> Self {
+        // 1 PiB, as `size` has it.
+        let size: Key<Whole<1, { 1 << 20 }>> = top.take(r, "diskSizeG");
+        let gib = |Whole(gib)| u64::try_from(gib).ok().and_then(Size::from_gib);
+        let (image, clone) = match top.take_table(r, "image") {
+            Some(table) => {
+                let (image, clone) = ImageKeys::take_flat(r, table);
+                (Some(image), clone)
+            }
+            None => (None, Key::ABSENT),
+        };
+        Self { size: Key { at: size.at, value: size.value.and_then(gib) }, image, clone }
+    }
+}
+
+impl DiskKeys {
+    /// Takes `[disk.NAME]`.
+    pub(super) fn take(r: &mut Reading<'_>, mut table: Table<'_>) -> Self {
+        let size: Key<DiskSize> = table.take(r, "size");
+        let keys = Self {
+            at: Some(table.at.clone()),
+            size: Key { at: size.at, value: size.value.map(|DiskSize(size)| size) },
+            format: table.take(r, "format"),
+            path: table.take(r, "path"),
+            device: table.take(r, "device"),
+            clone: table.take(r, "clone"),
+            bus: table.take(r, "bus"),
+            media: table.take(r, "media"),
+            read_only: table.take(r, "readOnly"),
+            image: table.take_table(r, "image").map(|image| ImageKeys::take(r, image)),
+        };
+        table.finish(r);
+        keys
+    }
+
+    /// The disk `root`: what the flat keys and its own table, if there is one, say together.
+    pub(super) fn root(r: &mut Reading<'_>, flat: FlatDisk, named: Option<Self>) -> Self {
+        let named = named.unwrap_or(Self {
+            at: None,
+            size: Key::ABSENT,
+            format: Key::ABSENT,
+            path: Key::ABSENT,
+            device: Key::ABSENT,
+            image: None,
+            clone: Key::ABSENT,
+            bus: Key::ABSENT,
+            media: Key::ABSENT,
+            read_only: Key::ABSENT,
+        });
+        let header = |image: &Option<ImageKeys>| Key {
+            at: image.as_ref().map(|image| image.at().clone()),
+            value: Some(()),
+        };
+        r.either(header(&flat.image), header(&named.image));
+        Self {
+            size: r.either(flat.size, named.size),
+            image: flat.image.or(named.image),
+            clone: r.either(flat.clone, named.clone),
+            ..named
+        }
+    }
+
+    /// Where the operator's own file or device is named, if one is.
+    pub(super) fn own(&self) -> Option<&At> {
+        self.path.at.as_ref().or(self.device.at.as_ref())
+    }
+
+    /// The disk, with every rule that its keys have among each other.
+    pub(super) fn build(self, r: &mut Reading<'_>, name: Label) -> Disk {
+        let cdrom = self.media.value == Some(Media::Cdrom);
+        self.check_source(r, &name, cdrom);
+        if cdrom {
+            self.check_cdrom(r);
+        }
+        let path = self.path.good().and_then(|(at, path)| text::path(r, at, path));
+        let format = self.format(r, path.as_deref(), cdrom);
+        let clone = self.clone.value.unwrap_or_default();
+        if let (Some(at), Clone::Overlay, Format::Raw) = (&self.clone.at, clone, format) {
+            let message = "an overlay is always qcow2, and the format of this disk is raw";
+            r.refuse(at, message, Some("leave `format` out".into()));
+        }
+        let device = self.device.good().and_then(|(at, device)| device_path(r, at, device));
+        let source = if let Some(path) = path {
+            Source::File(path)
+        } else if let Some(device) = device {
+            Source::Device(device)
+        } else if let Some(image) = self.image {
+            image.build(r).map_or(Source::Existing, |image| Source::Image(Box::new(image)))
+        } else if self.size.at.is_some() {
+            Source::Blank
+        } else {
+            Source::Existing
+        };
+        let read_only = self.read_only.value.unwrap_or_default();
+        if let (Source::Blank, true, Some(at)) = (&source, read_only, &self.read_only.at) {
+            let message = "a blank disk that cannot be written to is of no use";
+            r.refuse(at, message, Some("leave `readOnly` out".into()));
+        }
+        Disk {
+            name,
+            source,
+            size: self.size.value,
+            format,
+            clone,
+            bus: if cdrom { Bus::Sata } else { self.bus.value.unwrap_or_default() },
+            media: self.media.value.unwrap_or_default(),
+            read_only: read_only || cdrom,
+        }
+    }
+
+    /// One source at most, and nothing beside it that it does not go with.
+    fn check_source(&self, r: &mut Reading<'_>, name: &Label, cdrom: bool) {
+        let image = self.image.as_ref().map(|image| image.at());
+        let own = self.own();
+        let mut sources: Vec<&At> =
+            [self.path.at.as_ref(), self.device.at.as_ref(), image].into_iter().flatten().collect();
+        sources.sort_by_key(|at| at.span.start);
+        if let [first, second, ..] = sources.as_slice() {
+            let line = r.line(first.span.start);
+            r.refuse(
+                second,
+                format!("the disk's content comes from `{}` in line {line} already", first.key),
+                Some("keep one of the two".into()),
+            );
+        }
+        if let (Some(size), Some(own), false) = (&self.size.at, own, cdrom) {
+            r.refuse(
+                size,
+                format!("qvm neither makes nor grows what `{}` names", own.key),
+                Some("leave the size out; `qemu-img resize` grows an image file".into()),
+            );
+        }
+        if let (Some(clone), None, false) = (&self.clone.at, image, cdrom) {
+            r.refuse(clone, "there is no image that the disk could be made from", None);
+        }
+        if let (Some(at), true, None) = (&self.at, sources.is_empty(), &self.size.at)
+            && name.as_str() != Label::ROOT
+            && !cdrom
+        {
+            let hint = format!(
+                "write `size` for a blank disk, `path`, `device`, or a table `[{}.image]`",
+                at.key
+            );
+            r.refuse(at, "it is not said where its content comes from", Some(hint));
+        }
+    }
+
+    /// A CD is a file or a device of the operator's, read-only, on SATA.
+    fn check_cdrom(&self, r: &mut Reading<'_>) {
+        let image = self.image.as_ref().map(|image| image.at());
+        for at in [self.size.at.as_ref(), self.clone.at.as_ref(), image].into_iter().flatten() {
+            let message = "a CD is a file or a device that is there already";
+            r.refuse(at, message, Some("name it with `path` or `device`".into()));
+        }
+        if let (Some(at), None, None) = (&self.media.at, &self.path.at, &self.device.at) {
+            let hint = "write `path = …` with the ISO file";
+            r.refuse(at, "there is no CD in the drive", Some(hint.into()));
+        }
+        if let Some((at, Bus::Virtio | Bus::Nvme)) = self.bus.good() {
+            r.refuse(at, "a CD drive is always on SATA", Some("leave `bus` out".into()));
+        }
+        if let Some((at, false)) = self.read_only.good() {
+            r.refuse(at, "a CD is always read-only", Some("leave `readOnly` out".into()));
+        }
+    }
+
+    /// What is written, or else what follows from the rest. A file of the operator's is never probed:
+    /// a guest could write a qcow2 header into a raw disk and so read any file of the host.
+    fn format(&self, r: &mut Reading<'_>, path: Option<&Path>, cdrom: bool) -> Format {
+        if let (Some((at, Format::Qcow2)), Some(_)) = (self.format.good(), &self.device.at) {
+            r.refuse(at, "a device is always raw", Some("leave `format` out".into()));
+        }
+        if let (Some(format), None) = (self.format.value, &self.device.at) {
+            return format;
+        }
+        if cdrom || self.device.at.is_some() {
+            return Format::Raw;
+        }
+        let Some((path, at)) = path.zip(self.path.at.as_ref()) else {
+            return Format::default();
+        };
+        match path.extension().and_then(|suffix| suffix.to_str()) {
+            Some("qcow2") => Format::Qcow2,
+            Some("raw") => Format::Raw,
+            _ if self.format.at.is_some() => Format::default(),
+            _ => {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                let message = format!("the name `{}` does not tell the format", shown(&name));
+                let hint = "write `format = \"qcow2\"` or `format = \"raw\"` below it";
+                r.refuse(at, message, Some(hint.into()));
+                Format::default()
+            }
+        }
+    }
+}
+
+fn device_path(r: &mut Reading<'_>, at: &At, device: &str) -> Option<PathBuf> {
+    if !device.starts_with('/') {
+        let message = format!("`{}` is not a whole path", shown(device));
+        let hint = "write it from the root, best as one of `/dev/disk/by-id/`";
+        r.wrong(at, message, Some(hint.into()));
+        return None;
+    }
+    text::path(r, at, device)
 }

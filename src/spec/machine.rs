@@ -1,11 +1,22 @@
 //! The keys at the top of a VM file.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
-use super::{CloudInit, Disk, Nic};
-use crate::value::{CpuWeight, Seconds, Size, VmName};
+use super::{
+    CloudInit, Disk, Nic,
+    cloud_init::ReadFile,
+    disk::{DiskKeys, FlatDisk},
+    nic::NicKeys,
+    reading::{At, Key, Reading},
+    table::{Named, Table},
+    written::{Memory, Whole},
+};
+use crate::value::{CpuWeight, Label, Seconds, Size, VmName};
 
 /// A whole VM file. The flat keys of the first disk and the first NIC are folded into `disks` and
 /// `nics` here: `diskSizeG` is the size of the disk `root`, `bridge` is the bridge of the NIC `net`.
@@ -48,13 +59,180 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// `FILE:LINE` of a key, or `FILE` where the key was not written.
+    /// How long a clean shutdown may take, unless written.
+    pub const SHUTDOWN_TIMEOUT: Seconds = Seconds::new(120);
+    /// What the guest is given, unless written.
+    pub const MEM: Size = Size::from_bytes(Size::GIB);
+    /// The longest description, in characters.
+    pub const DESCRIPTION: usize = 256;
+
+    /// `FILE:LINE` of a key, or of the table it would be in, or `FILE` where neither was written.
     pub fn at(&self, key: &str) -> String {
-        match self.lines.get(key) {
-            Some(line) => format!("{}:{line}", self.file.display()),
-            None => self.file.display().to_string(),
+        let file = super::problem::one_line(&self.file.to_string_lossy());
+        match self.line(key) {
+            Some(line) => format!("{file}:{line}"),
+            None => file,
         }
     }
+
+    /// The line of a key, or of the nearest table around it that was written. A flat key is found by
+    /// the path of its table too: `nic.net.bridge` is `bridge`.
+    pub fn line(&self, key: &str) -> Option<usize> {
+        let mut path = key;
+        loop {
+            if let Some(line) = self.lines.get(path).or_else(|| self.lines.get(flat(path)?)) {
+                return Some(*line);
+            }
+            path = path.rsplit_once('.')?.0;
+        }
+    }
+
+    /// A key by the path that it was written with: `nic.net.bridge` may have been written as `bridge`.
+    pub(super) fn written(&self, key: &str) -> String {
+        let short = flat(key).filter(|short| self.lines.contains_key(*short));
+        short.unwrap_or(key).to_owned()
+    }
+
+    /// Takes every key of a VM file.
+    pub(super) fn take(
+        r: &mut Reading<'_>,
+        name: &VmName,
+        file: &Path,
+        mut top: Table<'_>,
+        user_data: &mut ReadFile<'_>,
+    ) -> Self {
+        let description = top.take(r, "description");
+        let description = self::description(r, description);
+        let autostart = top.take(r, "autostart").value.unwrap_or_default();
+        let after = top.take_list(r, "after");
+        let after = self::after(r, name, after);
+        let vcpu = top.take::<Whole<1, 255>>(r, "vcpu").value;
+        let mem = top.take(r, "mem").value.map_or(Self::MEM, |Memory(size)| size);
+        let cpu_weight = top.take(r, "cpuWeight").value.unwrap_or_default();
+        let shutdown_timeout = top.take(r, "shutdownTimeoutSec").value;
+        let accel = top.take(r, "accel").value.unwrap_or_default();
+        let firmware = top.take(r, "firmware").value.unwrap_or_default();
+        let on_panic = top.take(r, "onPanic").value.unwrap_or_default();
+        let on_guest_reboot = top.take(r, "onGuestReboot").value.unwrap_or_default();
+        let disks = disks(r, &mut top);
+        let nics = nics(r, name, &mut top);
+        let cloud_init = top.take_table(r, "cloudInit");
+        let cloud_init = cloud_init.map(|table| CloudInit::take(r, table, user_data));
+        top.finish(r);
+        Self {
+            name: name.clone(),
+            file: file.to_owned(),
+            description,
+            autostart,
+            after,
+            vcpu: vcpu.and_then(|Whole(vcpu)| u8::try_from(vcpu).ok()).unwrap_or(1),
+            mem,
+            cpu_weight,
+            shutdown_timeout: shutdown_timeout.unwrap_or(Self::SHUTDOWN_TIMEOUT),
+            accel,
+            firmware,
+            on_panic,
+            on_guest_reboot,
+            disks,
+            nics,
+            cloud_init,
+            lines: std::mem::take(&mut r.lines),
+        }
+    }
+}
+
+/// The flat key that means the same as a key of `[disk.root]` or `[nic.net]`, if it were one.
+fn flat(path: &str) -> Option<&str> {
+    path.strip_prefix("nic.net.").or(match path {
+        "disk.root.size" => Some("diskSizeG"),
+        "disk.root.clone" => Some("image.clone"),
+        path => path.strip_prefix("disk.root.").filter(|rest| rest.starts_with("image")),
+    })
+}
+
+fn description(r: &mut Reading<'_>, key: Key<String>) -> Option<String> {
+    if let Some((at, text)) = key.good() {
+        if text.chars().any(char::is_control) {
+            r.wrong(at, "it has control characters in it", Some("write it in one line".into()));
+        }
+        let length = text.chars().count();
+        if length > Vm::DESCRIPTION {
+            let message = format!("it has {length} characters, and at most {}", Vm::DESCRIPTION);
+            r.wrong(at, message, Some("a comment can be as long as it likes".into()));
+        }
+    }
+    key.value
+}
+
+fn after(r: &mut Reading<'_>, own: &VmName, key: Key<Vec<(At, VmName)>>) -> Vec<VmName> {
+    let list = key.value.unwrap_or_default();
+    for (nr, (at, name)) in list.iter().enumerate() {
+        if name == own {
+            r.wrong(at, format!("`{name}` is this VM itself"), None);
+        } else if list.iter().take(nr).any(|(_, other)| other == name) {
+            r.wrong(at, format!("`{name}` is named twice"), None);
+        }
+    }
+    list.into_iter().map(|(_, name)| name).collect()
+}
+
+/// The disks, `root` first.
+fn disks(r: &mut Reading<'_>, top: &mut Table<'_>) -> Vec<Disk> {
+    let flat = FlatDisk::take(r, top);
+    let (mut root, mut others) = (None, Vec::new());
+    let tables = top.take_named(r, "disk", Label::ROOT).map(|named| named.tables);
+    for (label, table) in tables.into_iter().flatten() {
+        let keys = DiskKeys::take(r, table);
+        match label.as_str() {
+            Label::ROOT => root = Some(keys),
+            _ => others.push((label, keys)),
+        }
+    }
+    let root = DiskKeys::root(r, flat, root);
+    let mut disks: Vec<Disk> = Vec::with_capacity(1 + others.len());
+    for (label, keys) in std::iter::once((Label::root(), root)).chain(others) {
+        let at = keys.own().cloned();
+        let disk = keys.build(r, label);
+        let twin = disks.iter().find(|other| disk.shares_with(other));
+        if let (Some(twin), Some(at)) = (twin, at) {
+            r.refuse(&at, format!("it is the disk `{}` already", twin.name), None);
+        }
+        disks.push(disk);
+    }
+    disks
+}
+
+/// The NICs, `net` first.
+fn nics(r: &mut Reading<'_>, vm: &VmName, top: &mut Table<'_>) -> Vec<Nic> {
+    let flat = NicKeys::take_flat(r, top);
+    let named = top.take_named(r, "nic", Label::NET);
+    if let (Some(Named { at, empty: true, .. }), Some(key)) = (&named, flat.first()) {
+        let line = r.line(key.span.start);
+        let message = format!("empty, it means no network, but `{}` is in line {line}", key.key);
+        r.refuse(at, message, Some("leave one of the two out".into()));
+    }
+    let implicit = named.is_none() || flat.first().is_some();
+    let (mut net, mut others) = (None, Vec::new());
+    for (label, table) in named.into_iter().flat_map(|named| named.tables) {
+        let keys = NicKeys::take(r, table);
+        match label.as_str() {
+            Label::NET => net = Some(keys),
+            _ => others.push((label, keys)),
+        }
+    }
+    let net = match net {
+        None if !implicit => None,
+        net => Some((Label::net(), NicKeys::net(r, flat, net))),
+    };
+    let mut nics: Vec<(NicKeys, Nic)> = Vec::new();
+    for (label, keys) in net.into_iter().chain(others) {
+        let nic = keys.build(r, vm, label);
+        for (other_keys, other) in &nics {
+            keys.check_beside(r, &nic, other_keys, other);
+        }
+        nics.push((keys, nic));
+    }
+    nics.into_iter().map(|(_, nic)| nic).collect()
 }
 
 /// What executes the guest's instructions.

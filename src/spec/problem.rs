@@ -1,0 +1,154 @@
+//! What is wrong with a VM file, and how it is told.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use serde::{Serialize, Serializer};
+
+/// One thing that is wrong, and where.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Problem {
+    /// The VM file.
+    #[serde(serialize_with = "lossy")]
+    pub file: PathBuf,
+    /// The line, from 1; `None` where the file as a whole is meant.
+    pub line: Option<usize>,
+    /// The column in characters, from 1.
+    pub column: Option<usize>,
+    /// The path of the key, such as `disk.data.size`; `None` where it is not about one key.
+    pub key: Option<String>,
+    /// What was found and what is allowed, in one sentence.
+    pub message: String,
+    /// The way out, where there is one.
+    pub hint: Option<String>,
+    /// The line itself, where the text was at hand.
+    #[serde(skip)]
+    pub(super) excerpt: Option<Excerpt>,
+}
+
+impl Problem {
+    /// A problem of the file as a whole.
+    pub fn of_file(file: &Path, message: impl Into<String>, hint: Option<String>) -> Self {
+        Self {
+            file: file.to_owned(),
+            line: None,
+            column: None,
+            key: None,
+            message: message.into(),
+            hint,
+            excerpt: None,
+        }
+    }
+}
+
+/// `error: FILE:LINE:COLUMN: KEY: MESSAGE`, the line with carets below, and `hint: …`; no newline at the end.
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", one_line(&self.file.to_string_lossy()))?;
+        for number in [self.line, self.column].into_iter().flatten() {
+            write!(f, ":{number}")?;
+        }
+        if let Some(key) = &self.key {
+            write!(f, ": {key}")?;
+        }
+        write!(f, ": {}", self.message)?;
+        if let (Some(line), Some(excerpt)) = (self.line, &self.excerpt) {
+            let gutter = line.to_string().len();
+            write!(f, "\n {line} | {}", excerpt.line)?;
+            write!(f, "\n {:gutter$} | {:2$}", "", "", excerpt.column)?;
+            write!(f, "{}", "^".repeat(excerpt.carets))?;
+        }
+        match &self.hint {
+            Some(hint) => write!(f, "\nhint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Everything that is wrong with one VM file; never empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invalid(pub Vec<Problem>);
+
+impl From<Problem> for Invalid {
+    fn from(problem: Problem) -> Self {
+        Self(vec![problem])
+    }
+}
+
+/// Every problem as it shows itself, one after the other; no newline at the end.
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (nr, problem) in self.0.iter().enumerate() {
+            let newline = if nr == 0 { "" } else { "\n" };
+            write!(f, "{newline}{problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Invalid {}
+
+/// A line of the file as it can be shown, and where the carets go below it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Excerpt {
+    line: String,
+    /// Characters before the first caret.
+    column: usize,
+    carets: usize,
+}
+
+impl Excerpt {
+    /// The longest part of a line that is shown, in characters.
+    const WIDTH: usize = 100;
+
+    /// `line` with carets under `length` characters from `column` on (from 0). `None` where the line
+    /// seems to hold a secret: messages go to journals and to bug reports.
+    pub(super) fn new(line: &str, column: usize, length: usize) -> Option<Self> {
+        if is_secret(line) {
+            return None;
+        }
+        let cut = if column < Self::WIDTH - 20 { 0 } else { column - 40 };
+        let mut shown: String = if cut == 0 { String::new() } else { "…".to_owned() };
+        let before = shown.chars().count();
+        let mut rest = line.chars().skip(cut);
+        shown.extend(rest.by_ref().take(Self::WIDTH).map(|c| match c {
+            '\t' => ' ',
+            c if c.is_control() => '\u{fffd}',
+            c => c,
+        }));
+        let end = shown.chars().count();
+        let column = column - cut + before;
+        let carets = length.clamp(1, end.saturating_sub(column).max(1));
+        if rest.next().is_some() {
+            shown.push('…');
+        }
+        Some(Self { line: shown.trim_end().to_owned(), column, carets })
+    }
+}
+
+/// Whether a line of a VM file seems to hold a secret.
+pub(super) fn is_secret(line: &str) -> bool {
+    let key = line.split(['=', '[', '#']).next().unwrap_or_default().to_ascii_lowercase();
+    ["pass", "secret", "token"].iter().any(|word| key.contains(word))
+        || line.contains("PRIVATE KEY")
+}
+
+/// A text without control characters, so that a path can neither start a new line nor drive a terminal.
+pub(super) fn one_line(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            out.extend(c.escape_debug());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+fn lossy<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&path.to_string_lossy())
+}

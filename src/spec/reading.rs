@@ -1,0 +1,208 @@
+//! A VM file while it is read: its text, its lines, and every problem found so far.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use super::problem::{Excerpt, Problem, is_secret};
+
+/// Where something was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct At {
+    /// The path of the key, such as `disk.data.size`.
+    pub(super) key: String,
+    /// The bytes of the text.
+    pub(super) span: Range<usize>,
+}
+
+/// A key of the file: not written, written but refused (and reported), or good.
+#[derive(Debug, Clone)]
+pub(super) struct Key<T> {
+    /// Where it was written, if it was.
+    pub(super) at: Option<At>,
+    /// Its value, if that is good.
+    pub(super) value: Option<T>,
+}
+
+impl<T> Key<T> {
+    pub(super) const ABSENT: Self = Self { at: None, value: None };
+
+    /// Where and what, if it is good.
+    pub(super) fn good(&self) -> Option<(&At, &T)> {
+        self.at.as_ref().zip(self.value.as_ref())
+    }
+}
+
+/// What a reading knows and has collected.
+pub(super) struct Reading<'t> {
+    file: &'t Path,
+    text: &'t str,
+    /// The offset at which each line begins.
+    starts: Vec<usize>,
+    /// The lines that are no TOML.
+    broken: BTreeSet<usize>,
+    /// The lines below the header of a table that is no TOML: they seem to be of another table.
+    adrift: BTreeSet<usize>,
+    problems: Vec<Problem>,
+    /// How many more there are than are kept.
+    more: usize,
+    /// The line of each key that was written.
+    pub(super) lines: BTreeMap<String, usize>,
+    /// Every key that was asked for, by its path.
+    pub(super) asked: BTreeSet<String>,
+}
+
+impl<'t> Reading<'t> {
+    /// How many problems of a file are told. Whoever has more has named the wrong file.
+    const TOLD: usize = 100;
+
+    pub(super) fn new(file: &'t Path, text: &'t str) -> Self {
+        let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1));
+        Self {
+            file,
+            text,
+            starts: starts.collect(),
+            broken: BTreeSet::new(),
+            adrift: BTreeSet::new(),
+            problems: Vec::new(),
+            more: 0,
+            lines: BTreeMap::new(),
+            asked: BTreeSet::new(),
+        }
+    }
+
+    /// The text between two offsets, moved to the borders of characters.
+    pub(super) fn text(&self, span: Range<usize>) -> &'t str {
+        self.text.get(self.border(span.start)..self.border(span.end)).unwrap_or_default()
+    }
+
+    /// The line, from 1, of an offset.
+    pub(super) fn line(&self, offset: usize) -> usize {
+        let offset = self.border(offset);
+        // An error at the very end is one of the last line that has text.
+        let offset = match offset {
+            end if end == self.text.len() && self.text.ends_with('\n') => end.saturating_sub(1),
+            within => within,
+        };
+        self.starts.partition_point(|start| *start <= offset).max(1)
+    }
+
+    /// A path of the VM file, made absolute against its directory.
+    pub(super) fn resolve(&self, path: &str) -> PathBuf {
+        self.file.parent().unwrap_or(Path::new("")).join(path)
+    }
+
+    /// Takes down something that is no TOML; the first of each line tells enough.
+    pub(super) fn syntax(&mut self, span: Range<usize>, message: String, hint: Option<String>) {
+        let line = self.line(span.start);
+        if !self.broken.insert(line) {
+            return;
+        }
+        let is_header = |line: &&str| line.trim_start().starts_with('[');
+        let mut from = self.text.lines().skip(line - 1);
+        if from.next().as_ref().is_some_and(is_header) {
+            let lines = from.take_while(|line| !is_header(line)).count();
+            self.adrift.extend(line + 1..=line + lines);
+        }
+        self.push(None, span, message, hint);
+    }
+
+    /// Takes down what is wrong with one key by itself.
+    pub(super) fn wrong(&mut self, at: &At, message: impl Into<String>, hint: Option<String>) {
+        let line = self.line(at.span.start);
+        if !self.broken.contains(&line) && !self.adrift.contains(&line) {
+            self.push(Some(at.key.clone()), at.span.clone(), message.into(), hint);
+        }
+    }
+
+    /// Takes down what is wrong with a key in the light of others; not while syntax errors hide some of them.
+    pub(super) fn refuse(&mut self, at: &At, message: impl Into<String>, hint: Option<String>) {
+        if self.broken.is_empty() {
+            self.push(Some(at.key.clone()), at.span.clone(), message.into(), hint);
+        }
+    }
+
+    /// Takes down what is wrong with the file as a whole.
+    pub(super) fn file(&mut self, message: impl Into<String>, hint: Option<String>) {
+        self.problems.push(Problem::of_file(self.file, message, hint));
+    }
+
+    /// Of two keys that mean the same, the one that was written; both is refused.
+    pub(super) fn either<T>(&mut self, flat: Key<T>, named: Key<T>) -> Key<T> {
+        let (Some(first), Some(second)) = (&flat.at, &named.at) else {
+            return if flat.at.is_some() { flat } else { named };
+        };
+        let in_order = first.span.start < second.span.start;
+        let (first, second) = if in_order { (first, second) } else { (second, first) };
+        let line = self.line(first.span.start);
+        self.refuse(
+            second,
+            format!("`{}` in line {line} says the same thing already", first.key),
+            Some("keep one of the two".into()),
+        );
+        flat
+    }
+
+    /// The problems, in the order of the file.
+    pub(super) fn into_problems(mut self) -> Vec<Problem> {
+        self.problems.sort_by_key(|p| (p.line, p.column));
+        if self.more > 0 {
+            let message = format!("there are {} more problems", self.more);
+            self.problems.push(Problem::of_file(self.file, message, None));
+        }
+        self.problems
+    }
+
+    pub(super) fn is_good(&self) -> bool {
+        self.problems.is_empty()
+    }
+
+    /// Whether one more problem would only be counted; it is counted then.
+    pub(super) fn is_full(&mut self) -> bool {
+        let full = self.problems.len() >= Self::TOLD;
+        self.more += usize::from(full);
+        full
+    }
+
+    fn push(
+        &mut self,
+        key: Option<String>,
+        span: Range<usize>,
+        message: String,
+        hint: Option<String>,
+    ) {
+        if self.is_full() {
+            return;
+        }
+        let line = self.line(span.start);
+        let start = self.starts.get(line - 1).copied().unwrap_or_default();
+        let offset = self.border(span.start).max(start);
+        let source = self.text(start..self.text.len()).lines().next().unwrap_or_default();
+        let column = self.text(start..offset).trim_end_matches(['\r', '\n']).chars().count();
+        let length = self.text(offset..span.end).lines().next().unwrap_or_default();
+        let value = source.split_once('=').map_or("", |(_, value)| value);
+        let value = value.trim().trim_matches(['"', '\'']);
+        let repeats = |hint: &String| !value.is_empty() && hint.contains(value);
+        let hint = hint.filter(|hint| !(is_secret(source) && repeats(hint)));
+        self.problems.push(Problem {
+            file: self.file.to_owned(),
+            line: Some(line),
+            column: Some(column + 1),
+            key,
+            message,
+            hint,
+            excerpt: Excerpt::new(source, column, length.chars().count()),
+        });
+    }
+
+    /// The nearest border of a character at or before an offset.
+    fn border(&self, offset: usize) -> usize {
+        let mut offset = offset.min(self.text.len());
+        while !self.text.is_char_boundary(offset) {
+            offset -= 1;
+        }
+        offset
+    }
+}

@@ -1,0 +1,101 @@
+//! What was probably meant by a key or a word that is not known.
+
+use super::{keys, written::Refusal};
+use crate::value::shown;
+
+/// What other programs call a key: the word, and what to write here.
+const ELSEWHERE: [(&str, &str); 13] = [
+    ("memory", "mem"),
+    ("ram", "mem"),
+    ("cpus", "vcpu"),
+    ("cpu", "vcpu"),
+    ("cores", "vcpu"),
+    ("onboot", "autostart"),
+    ("nameservers", "dns"),
+    ("macaddress", "mac"),
+    ("bios", "firmware"),
+    ("sshkeys", "sshAuthorizedKeys"),
+    ("password", "passwordHash"),
+    ("iso", "path"),
+    ("file", "path"),
+];
+
+/// The hint for an unknown `key` in the table at `table` (empty for the top of the file), which knows `known`.
+pub(super) fn hint(table: &str, key: &str, known: &[&str]) -> String {
+    if key == "name" && table.is_empty() {
+        return "a VM is called what its file is called; leave it out".into();
+    }
+    if let Some(place) = place(table, key) {
+        return place;
+    }
+    if let Some(near) = nearest(key, known) {
+        return format!("did you mean `{near}`?");
+    }
+    let plain = plain(key);
+    match ELSEWHERE.iter().find(|(word, ours)| *word == plain && known.contains(ours)) {
+        Some((_, ours)) => format!("did you mean `{ours}`?"),
+        None => {
+            let here = if table.is_empty() { "here".into() } else { format!("in `[{table}]`") };
+            let mut known = known.to_vec();
+            known.sort_unstable();
+            format!("{here} can be: {}", known.join(", "))
+        }
+    }
+}
+
+/// The refusal of a word that is none of `allowed`.
+pub(super) fn word(text: &str, allowed: &[&str]) -> Refusal {
+    let hint = nearest(text, allowed).map(|near| format!("did you mean `\"{near}\"`?"));
+    let message = format!("`{}` is not known: {}", shown(text), one_of(allowed));
+    Refusal::Value { message, hint }
+}
+
+/// `write one of …`
+pub(super) fn one_of(allowed: &[&str]) -> String {
+    let quoted: Vec<String> = allowed.iter().map(|word| format!("`\"{word}\"`")).collect();
+    match quoted.as_slice() {
+        [first, second] => format!("write {first} or {second}"),
+        _ => format!("write one of {}", quoted.join(", ")),
+    }
+}
+
+/// The known word that is nearest to `text`, if one is near: a third of its letters may be wrong.
+fn nearest<'k>(text: &str, known: &[&'k str]) -> Option<&'k str> {
+    // The distance is quadratic in the length, and no key is that long.
+    if text.len() > 64 {
+        return None;
+    }
+    let text = plain(text);
+    known
+        .iter()
+        .map(|word| (strsim::damerau_levenshtein(&text, &plain(word)), *word))
+        .filter(|(distance, word)| *distance <= (word.len() / 3).min(text.len() / 2))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, word)| word)
+}
+
+/// A word without what differs between ways of writing it: `cpu_weight` and `CPU-weight` are `cpuWeight`.
+fn plain(word: &str) -> String {
+    word.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
+}
+
+/// Where a key that is not known in `table` belongs, if it is known elsewhere.
+fn place(table: &str, key: &str) -> Option<String> {
+    let all = keys();
+    let owners = all.iter().filter_map(|path| match path.rsplit_once('.') {
+        Some((owner, last)) => (last == key).then_some(owner),
+        None => (path == key).then_some(""),
+    });
+    let shared =
+        |owner: &&str| owner.split('.').zip(table.split('.')).filter(|(a, b)| a == b).count();
+    let owner = owners.max_by_key(shared)?;
+    let instance = match table.split('.').nth(1) {
+        Some(name) if owner.split('.').next() == table.split('.').next() => name,
+        _ if owner.starts_with("disk") => "root",
+        _ => "net",
+    };
+    Some(match owner {
+        "" => format!("`{key}` belongs at the top of the file, above the first `[table]`"),
+        owner => format!("`{key}` belongs in `[{}]`", owner.replace("NAME", instance)),
+    })
+}

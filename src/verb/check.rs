@@ -1,0 +1,193 @@
+//! `qvm check`: validates VM files, by themselves and beside each other, without touching anything.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    plan::layout::Layout,
+    spec::{self, Invalid, Problem, Vm, check::across},
+    value::{VmName, shown},
+};
+
+/// What `qvm check` takes.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Args {
+    /// VM files (with a `/` or `.toml` in them) or names of VMs; without any, every VM
+    #[arg(value_name = "FILE|NAME")]
+    pub what: Vec<OsString>,
+    /// Print the problems as a JSON array
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Every file is good.
+const GOOD: u8 = 0;
+/// The result could not be printed.
+const FAILED: u8 = 1;
+/// A VM that was named has no file, and nothing else is wrong.
+const NO_SUCH_VM: u8 = 3;
+/// A file is wrong.
+const INVALID: u8 = 78;
+
+/// A file is checked beside all others in its directory, as if it stood there under its name.
+/// Prints `NAME: ok` to `out` and problems to `err`, or all problems as JSON to `out`; returns the exit code.
+pub fn run(args: &Args, layout: &Layout, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
+    let (files, missing) = match files(args, layout) {
+        Ok(found) => found,
+        Err(invalid) => {
+            // There is nowhere else to tell that this could not be written.
+            let _ = writeln!(err, "{invalid}");
+            return FAILED;
+        }
+    };
+    let checked = check(&files);
+    let printed = match args.json {
+        true => print_json(&missing, &checked, out),
+        false => print(&missing, &checked, out, err),
+    };
+    let note = args.what.is_empty() && files.is_empty();
+    let printed = printed.and_then(|()| match note && !args.json {
+        true => writeln!(err, "there are no VM files in {}", layout.vm_files().display()),
+        false => Ok(()),
+    });
+    if printed.is_err() {
+        FAILED
+    } else if checked.iter().any(|(_, problems)| !problems.is_empty()) {
+        INVALID
+    } else if !missing.is_empty() {
+        NO_SUCH_VM
+    } else {
+        GOOD
+    }
+}
+
+/// The files that are meant, each once, and what is said of VMs that have none.
+fn files(args: &Args, layout: &Layout) -> Result<(Vec<PathBuf>, Vec<Problem>), Invalid> {
+    let (mut files, mut missing) = (Vec::new(), Vec::new());
+    if args.what.is_empty() {
+        files = spec::files_in(&layout.vm_files())?;
+    }
+    for what in &args.what {
+        let text = what.to_string_lossy();
+        let file = if text.contains('/') || text.ends_with(".toml") {
+            PathBuf::from(what)
+        } else {
+            match named(&text, layout) {
+                Ok(file) => file,
+                Err(Invalid(problems)) => {
+                    missing.extend(problems);
+                    continue;
+                }
+            }
+        };
+        if !files.contains(&file) {
+            files.push(file);
+        }
+    }
+    Ok((files, missing))
+}
+
+/// The file of the VM of this name.
+fn named(text: &str, layout: &Layout) -> Result<PathBuf, Invalid> {
+    let dir = layout.vm_files();
+    let name: VmName =
+        text.parse().map_err(|refused| Problem::of_file(&dir, format!("{refused}"), None))?;
+    let file = layout.vm_file(&name);
+    // A symbolic link that leads nowhere is a file that is wrong, not a VM that is not there.
+    if file.symlink_metadata().is_err() {
+        let message = format!("there is no VM `{}`: it has no file", shown(text));
+        let hint = "`qvm list` shows those there are; a file is told from a name by `/` or `.toml`";
+        return Err(Problem::of_file(&file, message, Some(hint.into())).into());
+    }
+    Ok(file)
+}
+
+/// A file, and what was read from it.
+type Loaded<'f> = (&'f PathBuf, Result<Vm, Invalid>);
+
+/// The problems of each file, in the order given.
+fn check(files: &[PathBuf]) -> Vec<(PathBuf, Vec<Problem>)> {
+    let loaded: Vec<Loaded<'_>> = files.iter().map(|file| (file, spec::load(file))).collect();
+    let mut groups: BTreeMap<&Path, Vec<&Loaded<'_>>> = BTreeMap::new();
+    for file in &loaded {
+        groups.entry(dir_of(file.0)).or_default().push(file);
+    }
+    let beside: Vec<Problem> =
+        groups.into_iter().flat_map(|(dir, group)| check_beside(dir, &group)).collect();
+    let problems = |file: &PathBuf, vm: Result<Vm, Invalid>| {
+        let own = vm.err().map(|Invalid(problems)| problems).unwrap_or_default();
+        own.into_iter().chain(beside.iter().filter(|p| p.file == *file).cloned()).collect()
+    };
+    loaded.into_iter().map(|(file, vm)| (file.clone(), problems(file, vm))).collect()
+}
+
+/// What files of one directory have against each other and against the others there.
+fn check_beside(dir: &Path, group: &[&Loaded<'_>]) -> Vec<Problem> {
+    let mut unread: Vec<VmName> = Vec::new();
+    let mut siblings: Vec<Vm> = Vec::new();
+    let listed = spec::files_in(dir).unwrap_or_else(|_| {
+        // Who may not list the directory cannot be told which VMs there are: none is said to be missing.
+        let good = group.iter().filter_map(|(_, vm)| vm.as_ref().ok());
+        unread.extend(good.flat_map(|vm| vm.after.iter().cloned()));
+        Vec::new()
+    });
+    for sibling in listed {
+        if group.iter().any(|(file, _)| file.file_name() == sibling.file_name()) {
+            continue;
+        }
+        match spec::load(&sibling) {
+            Ok(vm) => siblings.push(vm),
+            Err(_) => unread.extend(spec::name_of(&sibling)),
+        }
+    }
+    unread.extend(
+        group.iter().filter(|(_, vm)| vm.is_err()).filter_map(|(file, _)| spec::name_of(file).ok()),
+    );
+    // Of two that claim the same, the later gets the problem: those that are asked about come last.
+    let vms: Vec<&Vm> =
+        siblings.iter().chain(group.iter().filter_map(|(_, vm)| vm.as_ref().ok())).collect();
+    across(&vms, &unread)
+}
+
+fn dir_of(file: &Path) -> &Path {
+    match file.parent() {
+        Some(dir) if dir != Path::new("") => dir,
+        _ => Path::new("."),
+    }
+}
+
+fn print(
+    missing: &[Problem],
+    checked: &[(PathBuf, Vec<Problem>)],
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> io::Result<()> {
+    for problem in missing {
+        writeln!(err, "{problem}")?;
+    }
+    for (file, problems) in checked {
+        if problems.is_empty() {
+            let name = file.file_stem().unwrap_or_default().to_string_lossy();
+            writeln!(out, "{name}: ok")?;
+        } else {
+            writeln!(err, "{}", Invalid(problems.clone()))?;
+        }
+    }
+    out.flush()
+}
+
+fn print_json(
+    missing: &[Problem],
+    checked: &[(PathBuf, Vec<Problem>)],
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let problems: Vec<&Problem> =
+        missing.iter().chain(checked.iter().flat_map(|(_, problems)| problems)).collect();
+    serde_json::to_writer_pretty(&mut *out, &problems)?;
+    writeln!(out)?;
+    out.flush()
+}
