@@ -11,6 +11,5 @@ pub mod pending;
 pub mod seed;
 pub mod weights;
 pub mod image;
-pub mod layout;
 pub mod qcow2;
 pub mod sums;
