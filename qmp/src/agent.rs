@@ -1,0 +1,320 @@
+//! The guest agent: the same JSON, without ids, behind a channel that keeps what an earlier caller left unread.
+//!
+//! Every call opens the channel anew and begins with `guest-sync-delimited`: a 0xFF, a number of the caller's, and everything
+//! before the answer with that number is thrown away. So a late reply is never taken for another call's. Where no agent
+//! runs nothing ever answers, which only a deadline can tell. The guest is not trusted: what it says is bounded.
+
+use std::{path::PathBuf, time::Duration};
+
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+};
+
+use crate::Error;
+
+/// The longest answer that is read: `guest-exec-status` brings up to 16 MiB of each stream in base64 (qga/commands.c).
+const MAX_ANSWER: usize = 48 << 20;
+
+/// The channel's address. One call at a time: whoever shares it takes turns.
+#[derive(Debug, Clone)]
+pub struct Agent {
+    socket: PathBuf,
+}
+
+/// What became of a command in the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Executed {
+    /// Its exit code; 128 and the signal where a signal ended it.
+    pub exit_code: i64,
+    /// Standard output in base64, as the agent sends it.
+    pub out: String,
+    /// Standard error in base64.
+    pub err: String,
+}
+
+impl Agent {
+    /// The agent behind this socket; nothing is opened yet.
+    pub fn new(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    /// Whether an agent answers.
+    ///
+    /// # Errors
+    /// `Timeout` where none does.
+    pub async fn ping(&self, sync: u32, limit: Duration) -> Result<(), Error> {
+        self.call("guest-ping", json!({}), sync, limit).await.map(drop)
+    }
+
+    /// Calls `name`. `sync` is a number that no recent call had.
+    ///
+    /// # Errors
+    /// See [`Error`]; `Timeout` where no agent runs in the guest.
+    pub async fn call(
+        &self,
+        name: &str,
+        arguments: Value,
+        sync: u32,
+        limit: Duration,
+    ) -> Result<Value, Error> {
+        let late = |_| Error::Timeout { command: name.to_owned(), limit };
+        tokio::time::timeout(limit, self.talk(name, arguments, sync)).await.map_err(late)?
+    }
+
+    /// Asks the guest to shut down. The agent answers only where it fails, so silence behind the sync is success.
+    ///
+    /// # Errors
+    /// `Timeout` where no agent runs in the guest, `Refused` where it cannot.
+    pub async fn shutdown(&self, sync: u32, limit: Duration) -> Result<(), Error> {
+        let late = |_| Error::Timeout { command: "guest-shutdown".into(), limit };
+        let mut channel = tokio::time::timeout(limit, self.synced(sync)).await.map_err(late)??;
+        channel
+            .say(&json!({ "execute": "guest-shutdown", "arguments": { "mode": "powerdown" } }))
+            .await?;
+        match tokio::time::timeout(limit, channel.answer("guest-shutdown")).await {
+            Ok(Err(refused @ Error::Refused { .. })) => Err(refused),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    async fn talk(&self, name: &str, arguments: Value, sync: u32) -> Result<Value, Error> {
+        let mut channel = self.synced(sync).await?;
+        channel.say(&json!({ "execute": name, "arguments": arguments })).await?;
+        channel.answer(name).await
+    }
+
+    async fn synced(&self, sync: u32) -> Result<Channel, Error> {
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|source| Error::Connect { path: self.socket.clone(), source })?;
+        let mut channel = Channel { stream, unread: vec![] };
+        channel.write(&[0xff]).await?;
+        channel
+            .say(&json!({ "execute": "guest-sync-delimited", "arguments": { "id": sync } }))
+            .await?;
+        loop {
+            channel.skip_to_sentinel().await?;
+            // Garbage behind a sentinel is an earlier caller's; ours is still to come.
+            if matches!(channel.answer("guest-sync-delimited").await, Ok(id) if id == json!(sync)) {
+                return Ok(channel);
+            }
+            if channel.unread.is_empty() {
+                channel.fill().await?;
+            }
+        }
+    }
+
+    /// Runs a program in the guest and waits for its end.
+    ///
+    /// # Errors
+    /// See [`Error`]; `Timeout` also where the program runs longer than `limit`: it goes on running.
+    pub async fn exec(
+        &self,
+        argv: &[String],
+        mut sync: u32,
+        limit: Duration,
+    ) -> Result<Executed, Error> {
+        const STEP: Duration = Duration::from_secs(10);
+        let late = || Error::Timeout { command: "guest-exec".into(), limit };
+        let begun = tokio::time::Instant::now();
+        let (path, arguments) = argv.split_first().map_or(("", &[][..]), |(p, a)| (p.as_str(), a));
+        let call = json!({ "path": path, "arg": arguments, "capture-output": true });
+        let started = self.call("guest-exec", call, sync, STEP.min(limit)).await?;
+        let mut pause = Duration::from_millis(50);
+        loop {
+            sync = sync.wrapping_add(1);
+            let query = json!({ "pid": started["pid"] });
+            let status = self.call("guest-exec-status", query, sync, STEP).await?;
+            if status["exited"].as_bool() == Some(true) {
+                let text = |key: &str| status[key].as_str().unwrap_or_default().to_owned();
+                let signal = status["signal"].as_i64().map(|s| 128 + s);
+                let exit_code = status["exitcode"].as_i64().or(signal).unwrap_or(-1);
+                return Ok(Executed { exit_code, out: text("out-data"), err: text("err-data") });
+            }
+            if begun.elapsed() + pause > limit {
+                return Err(late());
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(1));
+        }
+    }
+}
+
+struct Channel {
+    stream: UnixStream,
+    unread: Vec<u8>,
+}
+
+impl Channel {
+    async fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.stream.write_all(bytes).await.map_err(|_| Error::Closed)
+    }
+
+    async fn say(&mut self, value: &Value) -> Result<(), Error> {
+        self.write(format!("{value}\n").as_bytes()).await
+    }
+
+    async fn fill(&mut self) -> Result<(), Error> {
+        let mut buffer = vec![0; 16 << 10];
+        match self.stream.read(&mut buffer).await {
+            Ok(count @ 1..) => self.unread.extend_from_slice(&buffer[..count]),
+            Ok(0) | Err(_) => return Err(Error::Closed),
+        }
+        Ok(())
+    }
+
+    async fn skip_to_sentinel(&mut self) -> Result<(), Error> {
+        loop {
+            match self.unread.iter().position(|byte| *byte == 0xff) {
+                Some(at) => {
+                    self.unread.drain(..=at);
+                    return Ok(());
+                }
+                None => self.unread.clear(),
+            }
+            self.fill().await?;
+        }
+    }
+
+    async fn answer(&mut self, command: &str) -> Result<Value, Error> {
+        let mut searched = 0;
+        let line = loop {
+            if let Some(at) = self.unread[searched..].iter().position(|byte| *byte == b'\n') {
+                break self.unread.drain(..=searched + at).collect::<Vec<u8>>();
+            }
+            searched = self.unread.len();
+            if searched > MAX_ANSWER {
+                return Err(Error::NotQmp("an answer without an end".into()));
+            }
+            self.fill().await?;
+        };
+        match crate::parse(&line) {
+            Some(crate::Line::Return { value, .. }) => Ok(value),
+            Some(crate::Line::Refused { class, desc, .. }) => {
+                Err(Error::Refused { command: command.to_owned(), class, desc })
+            }
+            Some(crate::Line::Event(_) | crate::Line::Greeting(_)) | None => {
+                let start = String::from_utf8_lossy(&line[..line.len().min(64)]).into_owned();
+                Err(Error::NotQmp(start.escape_debug().to_string()))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    /// An agent that says what `script` makes of each line it reads.
+    fn agent(
+        script: impl Fn(usize, &Value) -> Vec<u8> + Send + 'static,
+    ) -> (tempfile::TempDir, Agent) {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("agent.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        tokio::spawn(async move {
+            let mut number = 0;
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let (mut text, mut buffer) = (vec![], [0; 4096]);
+                while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+                    text.extend_from_slice(&buffer[..count]);
+                    while let Some(at) = text.iter().position(|byte| *byte == b'\n') {
+                        let line: Vec<u8> =
+                            text.drain(..=at).filter(|byte| *byte != 0xff).collect();
+                        let answer = script(number, &serde_json::from_slice(&line).unwrap());
+                        number += 1;
+                        if stream.write_all(&answer).await.is_err() {
+                            break;
+                        }
+                    }
+                }
+            }
+        });
+        (dir, Agent::new(socket))
+    }
+
+    fn synced(call: &Value) -> Vec<u8> {
+        [&[0xff][..], format!("{{\"return\": {}}}\n", call["arguments"]["id"]).as_bytes()].concat()
+    }
+
+    fn honest(call: &Value, answer: &str) -> Vec<u8> {
+        if call["execute"] == "guest-sync-delimited" {
+            synced(call)
+        } else {
+            format!("{answer}\n").into_bytes()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_late_reply_of_another_call_is_thrown_away() {
+        let (_dir, agent) = agent(|number, call| {
+            let mut said = if number == 0 {
+                b"{\"return\": \"late\"}\n\xff{\"return\": 1}\nrubbish\n".to_vec()
+            } else {
+                vec![]
+            };
+            said.extend(honest(call, "{\"return\": \"mine\"}"));
+            said
+        });
+        assert_eq!(agent.call("guest-x", json!({}), 7, LIMIT).await.unwrap(), "mine");
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_is_not_there_is_a_timeout() {
+        let (_dir, agent) = agent(|_, _| vec![]);
+        let error = agent.ping(7, Duration::from_millis(50)).await.unwrap_err();
+        assert!(matches!(error, Error::Timeout { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn garbage_is_refused_and_not_believed() {
+        let (_dir, agent) = agent(|_, call| honest(call, "\u{1}not json"));
+        let error = agent.ping(7, LIMIT).await.unwrap_err();
+        assert!(matches!(error, Error::NotQmp(_)), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_endless_answer_is_cut() {
+        let (_dir, agent) = agent(|_, call| {
+            if call["execute"] == "guest-sync-delimited" {
+                synced(call)
+            } else {
+                vec![b'x'; MAX_ANSWER + (1 << 20)]
+            }
+        });
+        assert!(matches!(agent.ping(7, LIMIT).await, Err(Error::NotQmp(_))));
+    }
+
+    #[tokio::test]
+    async fn a_shutdown_has_no_answer_and_a_refusal_has() {
+        let (_dir, silent) =
+            agent(
+                |_, call| if call["execute"] == "guest-shutdown" { vec![] } else { synced(call) },
+            );
+        silent.shutdown(7, Duration::from_millis(50)).await.unwrap();
+        let (_dir, refuses) =
+            agent(|_, call| honest(call, r#"{"error": {"class": "GenericError", "desc": "no"}}"#));
+        assert!(matches!(refuses.shutdown(7, LIMIT).await, Err(Error::Refused { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_command_is_followed_to_its_end() {
+        let (_dir, agent) = agent(|number, call| match call["execute"].as_str().unwrap() {
+            "guest-exec" => b"{\"return\": {\"pid\": 5}}\n".to_vec(),
+            "guest-exec-status" if number < 6 => b"{\"return\": {\"exited\": false}}\n".to_vec(),
+            "guest-exec-status" => {
+                b"{\"return\": {\"exited\": true, \"exitcode\": 3, \"out-data\": \"aGk=\"}}\n"
+                    .to_vec()
+            }
+            _ => synced(call),
+        });
+        let done = agent.exec(&["/bin/true".into()], 7, LIMIT).await.unwrap();
+        assert_eq!((done.exit_code, done.out.as_str()), (3, "aGk="));
+    }
+}

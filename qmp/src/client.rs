@@ -1,0 +1,367 @@
+//! The transport: one task reads, one writes, and callers wait for the reply with their id.
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use qapi::{Command, Execute};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader},
+    net::UnixStream,
+    sync::{mpsc, oneshot},
+};
+use tracing::{trace, warn};
+
+use crate::{Error, Event, Line, MAX_LINE, parse};
+
+/// How many events wait for a reader; behind that only those that matter are kept, without a bound, since
+/// a guest cannot make them faster than QEMU goes through its states.
+const EVENT_QUEUE: usize = 1024;
+
+type Answer = Result<Value, (String, String)>;
+
+/// A connection that is ready for commands.
+#[derive(Debug)]
+pub struct Session {
+    /// For calls; may be cloned.
+    pub client: Client,
+    /// What QEMU tells.
+    pub events: Events,
+    /// Who answers.
+    pub greeting: Greeting,
+}
+
+/// What QEMU says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Greeting {
+    /// Major, minor and micro version.
+    pub version: (u64, u64, u64),
+    /// The distribution's own version.
+    pub package: String,
+}
+
+/// The calling side; clones share one connection.
+#[derive(Debug, Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+    lines: mpsc::UnboundedSender<String>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    waiting: Mutex<Waiting>,
+    next: AtomicU64,
+    /// Events that were told and not yet taken.
+    untaken: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    closed: bool,
+    calls: HashMap<u64, oneshot::Sender<Answer>>,
+}
+
+impl Shared {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        // Nothing that holds the lock can panic half-way through a change.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn answer(&self, id: Option<u64>, answer: Answer) {
+        match id.and_then(|id| self.waiting().calls.remove(&id)) {
+            Some(caller) => drop(caller.send(answer)),
+            None => trace!("a reply that nobody waits for any more"),
+        }
+    }
+
+    fn close(&self) {
+        let mut waiting = self.waiting();
+        waiting.closed = true;
+        waiting.calls.clear();
+    }
+}
+
+/// The listening side.
+#[derive(Debug)]
+pub struct Events {
+    queue: mpsc::UnboundedReceiver<Event>,
+    shared: Arc<Shared>,
+}
+
+impl Events {
+    /// The next event; `None` once the peer has closed.
+    pub async fn next(&mut self) -> Option<Event> {
+        let event = self.queue.recv().await;
+        if event.is_some() {
+            self.shared.untaken.fetch_sub(1, Ordering::Relaxed);
+        }
+        event
+    }
+}
+
+/// Connects to a QMP socket and makes it ready for commands.
+///
+/// # Errors
+/// Nothing listens there, it is not QMP, or it does not answer within `limit`.
+pub async fn connect(path: &Path, limit: Duration) -> Result<Session, Error> {
+    let stream = UnixStream::connect(path)
+        .await
+        .map_err(|source| Error::Connect { path: path.to_owned(), source })?;
+    over(stream, limit).await
+}
+
+/// The same over a stream that is there already.
+///
+/// # Errors
+/// It is not QMP, or it does not answer within `limit`.
+pub async fn over<S>(stream: S, limit: Duration) -> Result<Session, Error>
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let (reader, writer) = tokio::io::split(stream);
+    let mut reader = BufReader::new(reader);
+    let greeting = tokio::time::timeout(limit, greeting(&mut reader))
+        .await
+        .map_err(|_| Error::Timeout { command: "greeting".into(), limit })??;
+    let (lines, to_write) = mpsc::unbounded_channel();
+    let shared = Arc::new(Shared::default());
+    let (told, queue) = mpsc::unbounded_channel();
+    tokio::spawn(write_lines(writer, to_write, shared.clone()));
+    tokio::spawn(read_lines(reader, shared.clone(), told));
+    let client = Client { shared: shared.clone(), lines };
+    client.raw("qmp_capabilities", json!({}), limit).await?;
+    Ok(Session { client, events: Events { queue, shared }, greeting })
+}
+
+async fn greeting<R: AsyncBufRead + Unpin>(reader: &mut R) -> Result<Greeting, Error> {
+    let line = read_line(reader).await.ok_or(Error::Closed)?;
+    let Some(Line::Greeting(value)) = parse(&line) else {
+        let start = String::from_utf8_lossy(&line[..line.len().min(64)]).into_owned();
+        return Err(Error::NotQmp(start.escape_debug().to_string()));
+    };
+    let version = &value["version"];
+    let number = |key: &str| version["qemu"][key].as_u64().unwrap_or_default();
+    Ok(Greeting {
+        version: (number("major"), number("minor"), number("micro")),
+        package: version["package"].as_str().unwrap_or_default().to_owned(),
+    })
+}
+
+/// A line without its end; `None` where the peer closed, failed, or never ends its line.
+async fn read_line<R: AsyncBufRead + Unpin>(reader: &mut R) -> Option<Vec<u8>> {
+    let mut line = vec![];
+    loop {
+        // ECONNRESET is how a socket ends when QEMU goes with our bytes unread: an end, not a fault.
+        let available = reader.fill_buf().await.ok().filter(|bytes| !bytes.is_empty())?;
+        let end = available.iter().position(|byte| *byte == b'\n');
+        let taken = end.map_or(available.len(), |at| at + 1);
+        line.extend_from_slice(&available[..taken]);
+        reader.consume(taken);
+        if end.is_some() {
+            line.pop();
+            return Some(line);
+        }
+        if line.len() > MAX_LINE {
+            warn!(
+                "the monitor sent a line of more than {MAX_LINE} bytes; its connection is given up"
+            );
+            return None;
+        }
+    }
+}
+
+async fn read_lines<R: AsyncBufRead + Unpin>(
+    mut reader: R,
+    shared: Arc<Shared>,
+    told: mpsc::UnboundedSender<Event>,
+) {
+    let mut dropped = 0_u64;
+    while let Some(line) = read_line(&mut reader).await {
+        trace!("<- {}", String::from_utf8_lossy(&line));
+        match parse(&line) {
+            Some(Line::Return { id, value }) => shared.answer(id, Ok(value)),
+            Some(Line::Refused { id, class, desc }) => shared.answer(id, Err((class, desc))),
+            Some(Line::Event(event)) => {
+                if event.matters() || shared.untaken.load(Ordering::Relaxed) < EVENT_QUEUE {
+                    shared.untaken.fetch_add(1, Ordering::Relaxed);
+                    let _ = told.send(event);
+                } else {
+                    dropped += 1;
+                    if dropped.is_power_of_two() {
+                        warn!("{dropped} events were dropped, the last one {}", event.name);
+                    }
+                }
+            }
+            Some(Line::Greeting(_)) => {}
+            None => warn!("unreadable line from the monitor, {} bytes", line.len()),
+        }
+    }
+    shared.close();
+}
+
+async fn write_lines<W: AsyncWrite + Unpin>(
+    mut writer: W,
+    mut lines: mpsc::UnboundedReceiver<String>,
+    shared: Arc<Shared>,
+) {
+    while let Some(line) = lines.recv().await {
+        trace!("-> {}", line.trim_end());
+        if writer.write_all(line.as_bytes()).await.is_err() {
+            break;
+        }
+    }
+    shared.close();
+}
+
+/// Forgets a call whose caller has gone, so that a late reply finds nobody.
+struct Forget<'a> {
+    shared: &'a Shared,
+    id: u64,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.shared.waiting().calls.remove(&self.id);
+    }
+}
+
+impl Client {
+    /// Runs a command of the schema.
+    ///
+    /// # Errors
+    /// See [`Error`]; after a timeout the connection stays good.
+    pub async fn run<C: Command>(&self, command: C, limit: Duration) -> Result<C::Ok, Error> {
+        let name = || C::NAME.to_owned();
+        let body = serde_json::to_value(Execute::<_, u64>::new(command, None))
+            .map_err(|source| Error::Encode { command: name(), source })?;
+        let value = self.call(C::NAME, body, limit).await?;
+        serde_json::from_value(value).map_err(|source| Error::Reply { command: name(), source })
+    }
+
+    /// Runs a command by name, for what the schema says too loosely or not yet.
+    ///
+    /// # Errors
+    /// See [`Error`]; after a timeout the connection stays good.
+    pub async fn raw(&self, name: &str, arguments: Value, limit: Duration) -> Result<Value, Error> {
+        self.call(name, json!({ "execute": name, "arguments": arguments }), limit).await
+    }
+
+    async fn call(&self, name: &str, mut body: Value, limit: Duration) -> Result<Value, Error> {
+        let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
+        body["id"] = id.into();
+        let (reply, answer) = oneshot::channel();
+        {
+            let mut waiting = self.shared.waiting();
+            if waiting.closed {
+                return Err(Error::Closed);
+            }
+            waiting.calls.insert(id, reply);
+        }
+        let _forget = Forget { shared: &self.shared, id };
+        self.lines.send(format!("{body}\n")).map_err(|_| Error::Closed)?;
+        match tokio::time::timeout(limit, answer).await {
+            Err(_) => Err(Error::Timeout { command: name.to_owned(), limit }),
+            Ok(Err(_)) => Err(Error::Closed),
+            Ok(Ok(Err((class, desc)))) => {
+                Err(Error::Refused { command: name.to_owned(), class, desc })
+            }
+            Ok(Ok(Ok(value))) => Ok(value),
+        }
+    }
+
+    /// Lets the vCPUs run.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn cont(&self, limit: Duration) -> Result<(), Error> {
+        self.run(qapi::qmp::cont {}, limit).await.map(drop)
+    }
+
+    /// Holds the vCPUs.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn stop(&self, limit: Duration) -> Result<(), Error> {
+        self.run(qapi::qmp::stop {}, limit).await.map(drop)
+    }
+
+    /// Ends QEMU; it flushes its disks first.
+    ///
+    /// # Errors
+    /// See [`Error`]; `Closed` may mean that it went before its reply did.
+    pub async fn quit(&self, limit: Duration) -> Result<(), Error> {
+        self.run(qapi::qmp::quit {}, limit).await.map(drop)
+    }
+
+    /// Presses the ACPI power button.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn powerdown(&self, limit: Duration) -> Result<(), Error> {
+        self.run(qapi::qmp::system_powerdown {}, limit).await.map(drop)
+    }
+
+    /// Presses the reset button.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn reset(&self, limit: Duration) -> Result<(), Error> {
+        self.run(qapi::qmp::system_reset {}, limit).await.map(drop)
+    }
+
+    /// QEMU's run state, such as `running`, `paused` or `shutdown`, as the word that it has.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn query_status(&self, limit: Duration) -> Result<String, Error> {
+        // Not by the schema's enum: a state that is newer than it must not be an error.
+        let value = self.raw("query-status", json!({}), limit).await?;
+        Ok(value["status"].as_str().unwrap_or("unknown").to_owned())
+    }
+
+    /// What a reboot of the guest leads to: `reset` or `shutdown`.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn set_reboot_action(&self, action: &str, limit: Duration) -> Result<(), Error> {
+        self.raw("set-action", json!({ "reboot": action }), limit).await.map(drop)
+    }
+
+    /// Sets the balloon's target, in bytes.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn balloon(&self, bytes: u64, limit: Duration) -> Result<(), Error> {
+        self.raw("balloon", json!({ "value": bytes }), limit).await.map(drop)
+    }
+
+    /// What the guest has by its balloon.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn query_balloon(&self, limit: Duration) -> Result<Balloon, Error> {
+        match self.raw("query-balloon", json!({}), limit).await {
+            Ok(value) => Ok(value["actual"].as_u64().map_or(Balloon::Inactive, Balloon::Actual)),
+            Err(Error::Refused { class, .. }) if class == "DeviceNotActive" => {
+                Ok(Balloon::Inactive)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// What a guest has by its balloon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Balloon {
+    /// So many bytes.
+    Actual(u64),
+    /// The guest's driver has not begun, or there is no balloon.
+    Inactive,
+}

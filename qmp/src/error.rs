@@ -1,0 +1,73 @@
+//! Why a call did not succeed.
+
+use std::{io, path::PathBuf, time::Duration};
+
+/// The ways in which a call fails.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nothing listens there.
+    #[error("cannot connect to `{}`", path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The peer closed the connection; QEMU does so when it ends.
+    #[error("the monitor's connection is closed")]
+    Closed,
+    /// The deadline passed.
+    #[error("no reply to `{command}` within {limit:?}")]
+    Timeout {
+        /// What was asked.
+        command: String,
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// The peer said no.
+    #[error("`{command}` was refused: {desc}")]
+    Refused {
+        /// What was asked.
+        command: String,
+        /// QMP's error class, such as `GenericError` or `DeviceNotActive`.
+        class: String,
+        /// The peer's own words.
+        desc: String,
+    },
+    /// The reply is not what the schema says.
+    #[error("cannot read the reply to `{command}`")]
+    Reply {
+        /// What was asked.
+        command: String,
+        /// Where it differs.
+        source: serde_json::Error,
+    },
+    /// The call cannot be written as JSON.
+    #[error("cannot write `{command}` as JSON")]
+    Encode {
+        /// What was to be asked.
+        command: String,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// Whatever answers there, it is not QMP.
+    #[error("the peer does not speak QMP: it began with `{0}`")]
+    NotQmp(String),
+}
+
+impl Error {
+    /// The way out.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Timeout { .. } => {
+                Some("QEMU may be stopped or starved; see `ps -o stat,wchan` of its process".into())
+            }
+            Self::Connect { .. }
+            | Self::Closed
+            | Self::Refused { .. }
+            | Self::Reply { .. }
+            | Self::Encode { .. }
+            | Self::NotQmp(_) => None,
+        }
+    }
+}
