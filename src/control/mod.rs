@@ -1,3 +1,6 @@
 //! Floor 3: the varlink interface: types, server, client.
 
+pub mod client;
+pub mod message;
+pub mod server;
 pub mod types;

@@ -1,6 +1,6 @@
 //! What goes over the control socket, and what the server hands to the supervisor's loop.
 
-use std::os::fd::OwnedFd;
+use std::{os::fd::OwnedFd, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -47,6 +47,9 @@ pub struct Status {
     pub mem_bytes: u64,
     /// What the guest has now, by the balloon, in bytes.
     pub mem_actual_bytes: Option<u64>,
+    /// What the balloon was told to leave, in bytes.
+    #[serde(default)]
+    pub mem_target_bytes: Option<u64>,
     /// The first NIC's address.
     pub mac: Option<String>,
     /// The first NIC's address with its prefix, as written in the VM file.
@@ -145,6 +148,18 @@ pub enum Refusal {
     Failed(String),
 }
 
+/// What became of a command in the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Executed {
+    /// Its exit code; 128 and the signal where a signal ended it.
+    pub exit_code: i64,
+    /// Standard output in base64.
+    pub out: String,
+    /// Standard error in base64.
+    pub err: String,
+}
+
 /// What a connection asks the supervisor's loop for. Every answer comes at once, or when QEMU has answered.
 #[derive(Debug)]
 pub enum Request {
@@ -152,6 +167,15 @@ pub enum Request {
     Command(Command, oneshot::Sender<Result<(), Refusal>>),
     /// Tell everything.
     Status(oneshot::Sender<Status>),
+    /// Run a command in the guest, through its agent.
+    Exec {
+        /// The program and its arguments.
+        argv: Vec<String>,
+        /// How long it may take.
+        limit: Duration,
+        /// What became of it.
+        reply: oneshot::Sender<Result<Executed, Refusal>>,
+    },
     /// A new viewer of the serial console: the answer is one end of a stream socket that carries the
     /// console's bytes out, and, unless read-only, keystrokes in.
     Console {

@@ -126,6 +126,35 @@ pub fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
     written.inspect_err(|_| drop(fs::remove_file(&temporary)))
 }
 
+/// [`write`] for a file that need not survive the host's next boot, such as one in /run: nothing is synced.
+///
+/// # Errors
+/// It cannot be written; the old file is then as it was.
+pub fn write_volatile(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
+    let temporary = temporary(path);
+    let _ = fs::remove_file(&temporary);
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(mode);
+    let mut file = options.open(&temporary).map_err(Error::on("make", &temporary))?;
+    file.write_all(content).map_err(Error::on("write", &temporary))?;
+    drop(file);
+    fs::rename(&temporary, path).map_err(Error::on("replace", path))
+}
+
+/// [`write`], unless the file has this content and this mode already; true when it was written.
+///
+/// # Errors
+/// It cannot be written; the old file is then as it was.
+pub fn write_if_changed(path: &Path, content: &[u8], mode: u32) -> Result<bool, Error> {
+    use std::os::unix::fs::PermissionsExt;
+    let same_mode = fs::symlink_metadata(path)
+        .is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o7777 == mode);
+    if same_mode && fs::read(path).is_ok_and(|old| old == content) {
+        return Ok(false);
+    }
+    write(path, content, mode).map(|()| true)
+}
+
 /// Sets the permissions.
 ///
 /// # Errors

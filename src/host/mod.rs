@@ -1,14 +1,29 @@
 //! Floor 3: everything that touches the machine, one file a thing. Files of this floor never import each other.
 
-pub mod log_file;
-pub mod cgroup;
-pub mod firmware;
-pub mod probe;
 pub mod cache_lock;
+pub mod cgroup;
+pub mod child;
 pub mod clone;
 pub mod digest;
 pub mod download;
 pub mod file;
+pub mod firmware;
+pub mod link;
+#[allow(unsafe_code)]
+pub mod lock;
+pub mod log_file;
+pub mod machine_id;
+#[allow(unsafe_code)]
+pub mod pidfd;
+pub mod probe;
 pub mod qemu_img;
+pub mod signal;
+pub mod socket;
+pub mod systemd;
+#[allow(unsafe_code)]
+pub mod tap;
 pub mod unpack;
+pub mod vhost;
+#[allow(unsafe_code)]
+pub mod watch;
 pub mod write_back;

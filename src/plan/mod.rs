@@ -1,15 +1,18 @@
 //! Floor 2: what will be done, as data. Nothing here touches the machine: the same spec, facts and
 //! paths give the same command line, seed and tap settings, byte for byte.
 
+pub mod argv;
+pub mod device;
 pub mod disk;
 pub mod facts;
 pub mod firmware;
 pub mod identity;
+pub mod image;
 pub mod iso9660;
 pub mod layout;
 pub mod pending;
-pub mod seed;
-pub mod weights;
-pub mod image;
 pub mod qcow2;
+pub mod seed;
 pub mod sums;
+pub mod tap;
+pub mod weights;

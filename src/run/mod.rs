@@ -1,9 +1,57 @@
-//! Floor 4: one supervisor: prepare, launch, adopt, supervise.
+//! Floor 4: one supervisor. It prepares, launches or adopts, and then supervises one QEMU until it ends.
 
+use std::path::PathBuf;
+
+use crate::{
+    plan::layout::{Layout, VmPaths},
+    value::VmName,
+};
+
+mod act;
+pub mod adopt;
 pub mod console;
 pub mod disk;
 pub mod fetch;
 pub mod image;
 pub mod image_cache;
 mod intake;
+pub mod launch;
+pub mod prepare;
 pub mod progress;
+pub mod record;
+mod report;
+pub mod supervise;
+
+/// What a supervisor is told by whoever starts it: time, randomness and environment come from here.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The three directories.
+    pub layout: Layout,
+    /// The VM.
+    pub name: VmName,
+    /// The QEMU to run; `None` looks for it in `search_path`.
+    pub qemu: Option<std::ffi::OsString>,
+    /// `PATH`.
+    pub search_path: Option<std::ffi::OsString>,
+    /// `$XDG_CONFIG_HOME` of a plain user, where firmware descriptors of his own may be.
+    pub config_home: Option<PathBuf>,
+    /// Where `/dev`, `/sys` and `/proc` are; `/` but in tests.
+    pub root: PathBuf,
+    /// What tells this host from others (machine-id(5)), for stable MAC addresses.
+    pub host_id: String,
+    /// This program, for re-execution.
+    pub program: PathBuf,
+    /// A new random UUID.
+    pub uuid: fn() -> String,
+    /// The time of day.
+    pub now: fn() -> jiff::Timestamp,
+    /// Environment variables of the service manager.
+    pub env: fn(&str) -> Option<String>,
+}
+
+impl Settings {
+    /// The VM's own paths.
+    pub fn paths(&self) -> VmPaths {
+        self.layout.vm(&self.name)
+    }
+}

@@ -1,5 +1,6 @@
 //! Floor 0: words that cannot be wrong. Each type parses or refuses; whoever holds one need not look again.
 
+mod chain;
 mod cidr;
 mod cpu_weight;
 mod digest;
@@ -11,6 +12,7 @@ mod seconds;
 mod size;
 mod vm_name;
 
+pub use chain::chain;
 pub use cidr::Cidr;
 pub use cpu_weight::CpuWeight;
 pub use digest::{Algorithm, Digest};

@@ -1,0 +1,146 @@
+//! One supervisor a VM: a lock on a file, held as long as the descriptor is open, gone with the process however it ends.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Seek, Write},
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use rustix::io::{FdFlags, fcntl_setfd};
+
+/// Why the lock was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Somebody else holds it.
+    #[error("already supervised by pid {}", pid.map_or("unknown".to_owned(), |p| p.to_string()))]
+    Taken {
+        /// The holder, as it wrote itself down.
+        pid: Option<u32>,
+    },
+    /// The file cannot be made.
+    #[error("cannot lock `{}`", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// The way out.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Taken { .. } => {
+                Some("`qvm status` shows what it is doing; `qvm stop` ends it".into())
+            }
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Some("run it as root, or with a `--runtime-dir` of your own".into())
+            }
+            Self::Io { .. } => None,
+        }
+    }
+}
+
+/// The lock, held.
+#[derive(Debug)]
+pub struct Lock {
+    file: File,
+}
+
+impl Lock {
+    /// Takes the lock, or says who has it.
+    ///
+    /// # Errors
+    /// It is taken, or the file cannot be made.
+    pub fn acquire(path: &Path) -> Result<Self, Error> {
+        let wrap = |source| Error::Io { path: path.to_owned(), source };
+        if let Some(dir) = path.parent() {
+            DirBuilder::new().recursive(true).mode(0o750).create(dir).map_err(wrap)?;
+        }
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o640);
+        let mut file = options.open(path).map_err(wrap)?;
+        // By its full name: std's own methods would win otherwise, and only some of them (flock(2) in both).
+        match fs2::FileExt::try_lock_exclusive(&file) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(Error::Taken { pid: written_pid(path) });
+            }
+            Err(error) => return Err(wrap(error)),
+        }
+        file.set_len(0).map_err(wrap)?;
+        file.rewind().map_err(wrap)?;
+        writeln!(file, "{}", std::process::id()).map_err(wrap)?;
+        Ok(Self { file })
+    }
+
+    /// Who holds the lock now, if anybody does; `Some(None)` where the holder did not write itself down.
+    pub fn holder(path: &Path) -> Option<Option<u32>> {
+        let file = File::open(path).ok()?;
+        match fs2::FileExt::try_lock_shared(&file) {
+            Ok(()) => None,
+            Err(_) => Some(written_pid(path)),
+        }
+    }
+
+    /// Lets the lock survive an exec; the number is for [`Lock::inherited`].
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn pass_on(&self) -> io::Result<i32> {
+        fcntl_setfd(&self.file, FdFlags::empty())?;
+        Ok(self.file.as_raw_fd())
+    }
+
+    /// The lock that the program before us passed on; `None` where `fd` is anything else than the file at `path`.
+    pub fn inherited(fd: i32, path: &Path) -> Option<Self> {
+        let there = fs::metadata(path).ok()?;
+        let inherited = fs::metadata(format!("/proc/self/fd/{fd}")).ok()?;
+        if (there.dev(), there.ino()) != (inherited.dev(), inherited.ino()) {
+            return None;
+        }
+        // SAFETY: the descriptor is open, as /proc has just shown, and it came through exec with this number for us alone:
+        // nothing else in this program, which opens its descriptors itself, has opened the lock.
+        let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+        fcntl_setfd(&file, FdFlags::CLOEXEC).ok()?;
+        Some(Self { file })
+    }
+}
+
+fn written_pid(path: &Path) -> Option<u32> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loser_is_told_the_winners_pid() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("web").join("lock");
+        let lock = Lock::acquire(&path).unwrap();
+        let error = Lock::acquire(&path).unwrap_err();
+        assert_eq!(error.to_string(), format!("already supervised by pid {}", std::process::id()));
+        assert_eq!(Lock::holder(&path), Some(Some(std::process::id())));
+        drop(lock);
+        assert_eq!(Lock::holder(&path), None);
+        Lock::acquire(&path).unwrap();
+    }
+
+    #[test]
+    fn only_the_lock_itself_is_inherited() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let lock = Lock::acquire(&path).unwrap();
+        let other = File::open("/dev/null").unwrap();
+        assert!(Lock::inherited(other.as_raw_fd(), &path).is_none());
+        assert!(Lock::inherited(1_000_000, &path).is_none());
+        drop(lock);
+    }
+}

@@ -1,0 +1,62 @@
+//! The signals of `qvm run`, as a stream.
+
+use std::{io, os::unix::net::UnixStream as StdStream};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
+use tokio::{io::AsyncReadExt, net::UnixStream, sync::mpsc};
+
+/// What a signal means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGTERM, SIGINT: stop, and a second time: harder.
+    Stop,
+    /// SIGHUP: read the VM file again.
+    Reload,
+    /// SIGUSR2: let the program's file take over in this process.
+    Reexec,
+}
+
+/// The stream.
+#[derive(Debug)]
+pub struct Signals {
+    queue: mpsc::Receiver<Signal>,
+}
+
+impl Signals {
+    /// Begins to catch them; needs a runtime.
+    ///
+    /// # Errors
+    /// No more descriptors.
+    pub fn new() -> io::Result<Self> {
+        let (sender, queue) = mpsc::channel(8);
+        for (signal, numbers) in [
+            (Signal::Stop, &[SIGTERM, SIGINT][..]),
+            (Signal::Reload, &[SIGHUP]),
+            (Signal::Reexec, &[SIGUSR2]),
+        ] {
+            let (near, far) = StdStream::pair()?;
+            near.set_nonblocking(true)?;
+            for number in numbers {
+                signal_hook::low_level::pipe::register(*number, far.try_clone()?)?;
+            }
+            let (mut near, sender) = (UnixStream::from_std(near)?, sender.clone());
+            tokio::spawn(async move {
+                // One byte a signal: two that come one after the other are two.
+                while let Ok(_) = near.read_u8().await {
+                    if sender.send(signal).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        Ok(Self { queue })
+    }
+
+    /// The next signal.
+    pub async fn next(&mut self) -> Signal {
+        match self.queue.recv().await {
+            Some(signal) => signal,
+            None => std::future::pending().await,
+        }
+    }
+}

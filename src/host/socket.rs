@@ -1,0 +1,81 @@
+//! Listening sockets at paths.
+
+use std::{
+    fs::{self, Permissions},
+    io,
+    os::unix::{ffi::OsStrExt, fs::PermissionsExt, net::UnixListener},
+    path::{Path, PathBuf},
+};
+
+/// The longest path of a socket: `sun_path` has 108 bytes with its NUL (unix(7)).
+const MAX_PATH: usize = 107;
+
+/// Why nothing listens there.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The path is too long for any socket.
+    #[error("`{}` has {} bytes, and a socket's path has at most {MAX_PATH}", .0.display(), .0.as_os_str().len())]
+    TooLong(PathBuf),
+    /// It cannot be made.
+    #[error("cannot listen on `{}`", path.display())]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// The way out.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::TooLong(_) => Some("use a shorter `--runtime-dir`".into()),
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Some("run it as root, or with a `--runtime-dir` of your own".into())
+            }
+            Self::Io { .. } => None,
+        }
+    }
+}
+
+/// Listens at `path` with mode 0660; a socket that an earlier process left there is replaced.
+///
+/// # Errors
+/// The path is too long, or the kernel refuses.
+pub fn listen(path: &Path) -> Result<UnixListener, Error> {
+    if path.as_os_str().as_bytes().len() > MAX_PATH {
+        return Err(Error::TooLong(path.to_owned()));
+    }
+    let wrap = |source| Error::Io { path: path.to_owned(), source };
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(wrap(error)),
+        Ok(()) | Err(_) => {}
+    }
+    let listener = UnixListener::bind(path).map_err(wrap)?;
+    fs::set_permissions(path, Permissions::from_mode(0o660)).map_err(wrap)?;
+    Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_that_was_left_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control.sock");
+        drop(listen(&path).unwrap());
+        let _listener = listen(&path).unwrap();
+        std::os::unix::net::UnixStream::connect(&path).unwrap();
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o660);
+    }
+
+    #[test]
+    fn a_path_that_no_socket_can_have_is_named_with_its_length() {
+        let path = Path::new("/tmp").join("x".repeat(120));
+        let error = listen(&path).unwrap_err();
+        assert!(error.to_string().ends_with("has 125 bytes, and a socket's path has at most 107"));
+        assert!(error.hint().unwrap().contains("--runtime-dir"));
+    }
+}

@@ -1,0 +1,268 @@
+//! Doing what the life machine wants done.
+
+use std::time::Duration;
+
+use tracing::{error, info, warn};
+
+use super::{
+    Settings, launch,
+    record::{self, Record},
+    supervise::{AGENT_LIMIT, LAST_WORDS, Left, QMP_LIMIT, STOP_SLACK, Supervisor},
+};
+use crate::{
+    control::types,
+    host::{
+        cgroup::{self, Cgroup},
+        pidfd,
+    },
+    life::{self, Action, Rung},
+    plan::weights,
+    spec,
+    value::{CpuWeight, chain},
+};
+
+impl Supervisor {
+    pub(super) fn act(&mut self, action: Action) {
+        match action {
+            Action::Launch => self.launch(),
+            Action::CancelStart => self.cancel_start(),
+            Action::NotifyReady => {
+                self.notifier.status("running");
+                self.notifier.ready();
+            }
+            Action::NotifyStopping(limit) => {
+                self.notifier.stopping();
+                self.notifier.extend_timeout(limit + STOP_SLACK);
+            }
+            Action::Announce(rung) => self.announce(rung),
+            Action::PressPowerButton => {
+                self.tell_qemu("press the power button", |q| async move {
+                    q.powerdown(QMP_LIMIT).await
+                });
+            }
+            Action::AgentShutdown => self.ask_agent_to_shut_down(),
+            Action::Quit => self.quit(),
+            Action::Kill => self.signal_qemu(pidfd::Signal::KILL),
+            Action::Reset => {
+                self.tell_qemu("reset the guest", |q| async move { q.reset(QMP_LIMIT).await });
+            }
+            Action::Hold => {
+                self.tell_qemu("pause the guest", |q| async move { q.stop(QMP_LIMIT).await });
+            }
+            Action::Continue => {
+                self.tell_qemu("resume the guest", |q| async move { q.cont(QMP_LIMIT).await });
+            }
+            Action::Record(end) => self.record_end(&end),
+            Action::Exit(code) => self.left = Some(Left::Exit(code)),
+        }
+    }
+
+    fn launch(&mut self) {
+        // A relaunch takes up the VM file as it is now, so it is prepared anew.
+        let Some(prepared) = self.prepared.take() else {
+            self.vm = self.written.clone();
+            self.text.clone_from(&self.written_text);
+            self.pending.clear();
+            self.reboot_relaunches = false;
+            self.state = life::State::Preparing;
+            self.prepare();
+            return;
+        };
+        let settings = self.settings.clone();
+        let text = self.text.clone();
+        self.start_task(async move { launch::launch(&settings, prepared, &text).await });
+    }
+
+    fn cancel_start(&mut self) {
+        self.cancel.set();
+        if let Some(task) = self.starting.take() {
+            // Dropping a launch kills the QEMU that it may have spawned.
+            task.abort();
+            Record::remove(&self.paths);
+            self.feed(life::Event::StartFailed("cancelled".into()));
+        }
+    }
+
+    fn announce(&mut self, rung: Rung) {
+        info!("{rung}");
+        self.notifier.status(&rung.to_string());
+        let data = serde_json::json!({ "rung": rung.word(), "text": rung.to_string() });
+        self.publish("QVM_STOP_RUNG", data);
+    }
+
+    /// Sends one QMP command without waiting for it; a failure is logged, and the ladder goes on.
+    fn tell_qemu<F, W>(&self, what: &'static str, command: F)
+    where
+        F: FnOnce(qmp::Client) -> W,
+        W: Future<Output = Result<(), qmp::Error>> + Send + 'static,
+    {
+        if let Some(qemu) = &self.qemu {
+            let work = command(qemu.client.clone());
+            tokio::spawn(async move {
+                match work.await {
+                    Ok(()) | Err(qmp::Error::Closed) => {}
+                    Err(error) => warn!("cannot {what}: {error}"),
+                }
+            });
+        }
+    }
+
+    /// A number that no recent call to the agent had.
+    pub(super) fn next_sync(&mut self) -> u32 {
+        self.sync = self.sync.wrapping_add(10_000);
+        self.sync
+    }
+
+    fn ask_agent_to_shut_down(&mut self) {
+        let sync = self.next_sync();
+        let Some(qemu) = &self.qemu else { return };
+        let agent = qemu.agent.clone();
+        tokio::spawn(async move {
+            match agent.shutdown(sync, AGENT_LIMIT).await {
+                Ok(()) => info!("the guest agent was asked to shut down as well"),
+                Err(why) => tracing::debug!("no guest agent took part: {why}"),
+            }
+        });
+    }
+
+    /// QMP `quit`; SIGTERM, which QEMU takes as the same, where the monitor does not answer.
+    fn quit(&self) {
+        let Some(qemu) = &self.qemu else { return };
+        let (client, process) = (qemu.client.clone(), qemu.process.clone());
+        tokio::spawn(async move {
+            match client.quit(Duration::from_secs(3)).await {
+                Ok(()) | Err(qmp::Error::Closed) => {}
+                Err(error) => {
+                    warn!("QEMU did not take `quit`, SIGTERM instead: {error}");
+                    let _ = process.signal(pidfd::Signal::TERM);
+                }
+            }
+        });
+    }
+
+    fn signal_qemu(&self, signal: pidfd::Signal) {
+        if let Some(qemu) = &self.qemu
+            && let Err(error) = qemu.process.signal(signal)
+        {
+            error!("cannot send a signal to QEMU: {error}");
+        }
+    }
+
+    /// Sets the VM's weight where no service manager does it.
+    pub(super) fn weigh(&mut self) {
+        let Some(qemu) = &self.qemu else { return };
+        if self.notifier.under_systemd() {
+            return;
+        }
+        match weigh(&self.settings, qemu.record.pid, self.vm.cpu_weight) {
+            Ok(cgroup) => self.cgroup = Some(cgroup),
+            // Nobody asked for a weight, so nobody need hear that there is none.
+            Err(_) if self.vm.line("cpuWeight").is_none() => {}
+            Err(why) => {
+                let note = format!("`cpuWeight` has no effect: {why}");
+                warn!("{note}");
+                if !self.notes.contains(&note) {
+                    self.notes.push(note);
+                }
+            }
+        }
+    }
+
+    /// Whether the kernel's OOM killer was at work in the VM's cgroup (memory.events, cgroup-v2.rst).
+    pub(super) fn was_oom_killed(&self, signal: i32) -> bool {
+        const SIGKILL: i32 = 9;
+        let own = || {
+            let mountinfo =
+                std::fs::read_to_string(self.settings.root.join("proc/self/mountinfo")).ok()?;
+            let root = weights::root(&mountinfo).ok()?;
+            cgroup::of_process(&root, &self.settings.root.join("proc"), std::process::id())
+        };
+        let directory = self.cgroup.as_ref().map(|c| c.directory().to_owned()).or_else(own);
+        let events = directory.and_then(|d| std::fs::read_to_string(d.join("memory.events")).ok());
+        signal == SIGKILL
+            && events.is_some_and(|text| {
+                text.lines().any(|l| l.strip_prefix("oom_kill ").is_some_and(|n| n != "0"))
+            })
+    }
+
+    pub(super) fn record_end(&mut self, end: &life::End) {
+        let console = if end.failed() { self.console.last_lines(LAST_WORDS) } else { vec![] };
+        let kept = types::End {
+            reason: end.reason().to_owned(),
+            at: (self.settings.now)().to_string(),
+            detail: end.to_string(),
+            failed: end.failed(),
+            console,
+        };
+        if end.failed() {
+            error!("{}", kept.detail);
+        } else {
+            info!("{}", kept.detail);
+        }
+        self.publish("QVM_END", serde_json::json!(kept));
+        self.notifier.status(&kept.detail);
+        match record::keep(&self.paths.ends(), kept) {
+            Ok(ends) => self.ends = ends,
+            Err(error) => error!("cannot keep how it ended: {}", chain(&error)),
+        }
+    }
+
+    /// Re-reads the VM file, applies what can be applied live, and says what stays pending.
+    pub(super) fn reload(&mut self) -> Result<(), String> {
+        self.reread();
+        if let Some(problem) = &self.written_problem {
+            warn!("the VM file is not valid, nothing was changed:\n{problem}");
+            return Err(problem.clone());
+        }
+        let (new, weight) = (self.written.clone(), self.vm.cpu_weight);
+        self.vm.description = new.description;
+        self.vm.autostart = new.autostart;
+        self.vm.after = new.after;
+        self.vm.cpu_weight = new.cpu_weight;
+        self.vm.shutdown_timeout = new.shutdown_timeout;
+        self.vm.on_panic = new.on_panic;
+        self.vm.on_guest_reboot = new.on_guest_reboot;
+        self.vm.lines = new.lines;
+        if self.vm.cpu_weight != weight {
+            self.weigh();
+        }
+        self.reread();
+        info!("VM file read again: {} changes pending", self.pending.len());
+        Ok(())
+    }
+
+    /// Compares the VM file with what runs, and has the guest's next reboot wait for us if it is to bring a change.
+    pub(super) fn reread(&mut self) {
+        let file = self.settings.layout.vm_file(&self.settings.name);
+        match spec::load(&file) {
+            Ok(vm) => {
+                self.written = vm;
+                self.written_text = std::fs::read_to_string(&file).unwrap_or_default();
+                self.written_problem = None;
+            }
+            Err(problem) => self.written_problem = Some(problem.to_string()),
+        }
+        self.pending = crate::plan::pending::pending(&self.vm, &self.written);
+        let relaunch = self.vm.on_guest_reboot == spec::OnGuestReboot::Apply
+            && crate::plan::pending::wants_relaunch(&self.pending);
+        if relaunch != self.reboot_relaunches && self.qemu.is_some() {
+            self.reboot_relaunches = relaunch;
+            let action = if relaunch { "shutdown" } else { "reset" };
+            self.tell_qemu("set what a reboot does", move |q| async move {
+                q.set_reboot_action(action, QMP_LIMIT).await
+            });
+        }
+    }
+}
+
+fn weigh(settings: &Settings, pid: u32, weight: CpuWeight) -> Result<Cgroup, String> {
+    let mountinfo = std::fs::read_to_string(settings.root.join("proc/self/mountinfo"))
+        .map_err(|e| format!("cannot read /proc/self/mountinfo: {e}"))?;
+    let root = weights::root(&mountinfo).map_err(|e| chain(&e))?;
+    let made = Cgroup::make(&root, &settings.name).and_then(|cgroup| {
+        cgroup.set_weight(weight)?;
+        cgroup.take_in(pid)?;
+        Ok(cgroup)
+    });
+    made.map_err(|e| chain(&e))
+}

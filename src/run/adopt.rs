@@ -1,0 +1,81 @@
+//! Taking over a QEMU that an earlier supervisor left running.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::net::UnixStream;
+
+use super::{
+    launch::{Error, Guest, Qemu},
+    record::Record,
+};
+use crate::{
+    host::pidfd::{self, Process},
+    plan::layout::VmPaths,
+    spec::{self, Vm},
+};
+
+/// How long an adopted QEMU may take until it answers.
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+
+/// What an earlier supervisor left.
+#[derive(Debug)]
+pub enum Found {
+    /// No record: a first start, or a clean end before.
+    Nothing,
+    /// A record of this boot, but its QEMU is gone.
+    Dead,
+    /// Its QEMU lives.
+    Alive(Arc<Process>, Box<Record>),
+}
+
+/// Looks for a QEMU to take over: pid, start time and boot id must all be those of the record.
+pub fn find(paths: &VmPaths) -> Found {
+    let Some(record) = Record::read(paths) else { return Found::Nothing };
+    if record.boot_id != pidfd::boot_id() {
+        return Found::Nothing;
+    }
+    match pidfd::find(record.pid, record.start_time, &record.boot_id) {
+        Some(process) => Found::Alive(Arc::new(process), Box::new(record)),
+        None => Found::Dead,
+    }
+}
+
+/// The VM file that the running QEMU was started from, and its text.
+pub fn booted(paths: &VmPaths, current: &Vm) -> Option<(Vm, String)> {
+    let text = std::fs::read_to_string(paths.booted()).ok()?;
+    let mut user_data = |path: &std::path::Path| std::fs::read(path);
+    let vm = spec::read(&current.name, &current.file, &text, &mut user_data).ok()?;
+    Some((vm, text))
+}
+
+/// Connects to it. It is never killed here, whatever it does: it may hold a guest that only hangs for a while.
+///
+/// # Errors
+/// It lives but does not answer.
+pub async fn adopt(process: Arc<Process>, record: Record, paths: &VmPaths) -> Result<Qemu, Error> {
+    let session = qmp::connect(&paths.qmp_socket(), ANSWER_LIMIT)
+        .await
+        .map_err(|source| Error::Silent { pid: record.pid, source })?;
+    let serial = UnixStream::connect(paths.serial_socket()).await.map_err(Error::Serial)?;
+    let found = match session.client.query_status(ANSWER_LIMIT).await?.as_str() {
+        "shutdown" => Guest::ShutDown,
+        "guest-panicked" => Guest::Panicked,
+        // An earlier supervisor died between its last two steps.
+        "prelaunch" => {
+            session.client.cont(ANSWER_LIMIT).await?;
+            Guest::Running
+        }
+        "running" => Guest::Running,
+        _ => Guest::Paused,
+    };
+    Ok(Qemu {
+        process,
+        record,
+        client: session.client,
+        agent: qmp::agent::Agent::new(paths.agent_socket()),
+        events: Some(session.events),
+        serial: Some(serial),
+        found,
+        adopted: true,
+    })
+}

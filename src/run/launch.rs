@@ -1,0 +1,229 @@
+//! From a prepared VM to a guest that runs: taps, sockets, QEMU, QMP, `cont`.
+
+use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
+
+use tokio::net::UnixStream;
+
+use super::{Settings, prepare::Prepared, record::Record};
+use crate::{
+    host::{
+        child, file, link,
+        pidfd::{self, Process},
+        socket, tap, vhost,
+    },
+    plan::{
+        argv::{self, Machine, fd},
+        device::BadPath,
+        tap::taps,
+    },
+    value::IfName,
+};
+
+/// How long QEMU may take until it answers on its monitor.
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+
+/// A QEMU that answers.
+#[derive(Debug)]
+pub struct Qemu {
+    /// Its process.
+    pub process: Arc<Process>,
+    /// What is written down about it.
+    pub record: Record,
+    /// Its monitor.
+    pub client: qmp::Client,
+    /// The guest agent's channel.
+    pub agent: qmp::agent::Agent,
+    /// What it tells; taken by the loop.
+    pub events: Option<qmp::Events>,
+    /// The serial console; taken by the loop.
+    pub serial: Option<UnixStream>,
+    /// How the guest was found.
+    pub found: Guest,
+    /// An earlier supervisor started it.
+    pub adopted: bool,
+}
+
+/// How a guest is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guest {
+    /// Its vCPUs run.
+    Running,
+    /// They are held.
+    Paused,
+    /// It has shut down, and QEMU waits to be told what then.
+    ShutDown,
+    /// Its kernel panicked.
+    Panicked,
+}
+
+/// Why QEMU did not come to run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A tap device.
+    #[error("cannot make the tap `{tap}`")]
+    Tap {
+        /// Its name.
+        tap: IfName,
+        /// Why.
+        source: tap::Error,
+    },
+    /// The bridge.
+    #[error("cannot attach the tap `{tap}` ({at})")]
+    Link {
+        /// The tap's name.
+        tap: IfName,
+        /// Where the VM file names the bridge.
+        at: String,
+        /// Why.
+        source: link::Error,
+    },
+    /// /dev/vhost-net.
+    #[error("cannot open /dev/vhost-net")]
+    Vhost(#[source] std::io::Error),
+    /// A socket.
+    #[error(transparent)]
+    Socket(#[from] socket::Error),
+    /// The command line.
+    #[error(transparent)]
+    Path(#[from] BadPath),
+    /// The process.
+    #[error(transparent)]
+    Spawn(#[from] child::Error),
+    /// The process cannot be watched.
+    #[error("cannot watch QEMU's process")]
+    Watch(#[source] std::io::Error),
+    /// QEMU exited before it answered.
+    #[error("QEMU exited before its monitor answered; what it said is in the lines above")]
+    Exited,
+    /// The monitor.
+    #[error("QEMU's monitor does not answer as it should")]
+    Monitor(#[from] qmp::Error),
+    /// An adopted QEMU does not answer.
+    #[error("QEMU (pid {pid}) of an earlier supervisor lives, but its monitor does not answer")]
+    Silent {
+        /// Its process.
+        pid: u32,
+        /// Why.
+        source: qmp::Error,
+    },
+    /// The serial console's socket.
+    #[error("cannot connect to the serial console")]
+    Serial(#[source] std::io::Error),
+    /// A file in /run.
+    #[error(transparent)]
+    Record(#[from] file::Error),
+}
+
+impl Error {
+    /// The way out.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Tap { source, .. } => source.hint(),
+            Self::Link { source, .. } => source.hint(),
+            Self::Socket(error) => error.hint(),
+            Self::Spawn(error) => error.hint(),
+            Self::Monitor(error) => error.hint(),
+            Self::Record(error) => error.hint(),
+            Self::Silent { pid, .. } => {
+                Some(format!("look at it with `ps -fp {pid}`; `kill {pid}` gives the guest up"))
+            }
+            Self::Exited => {
+                Some("`qvm plan NAME` prints the command line, to be tried by hand".into())
+            }
+            Self::Vhost(_) | Self::Watch(_) | Self::Path(_) | Self::Serial(_) => None,
+        }
+    }
+}
+
+/// Kills a QEMU whose launch is given up half-way.
+struct Guard(Option<Arc<Process>>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(process) = &self.0 {
+            process.kill_and_reap();
+        }
+    }
+}
+
+/// Starts QEMU and lets the guest run. Dropping the future leaves nothing behind.
+///
+/// # Errors
+/// Any step; nothing of QEMU is left then.
+pub async fn launch(settings: &Settings, prepared: Prepared, text: &str) -> Result<Qemu, Error> {
+    let paths = settings.paths();
+    let vm = &prepared.vm;
+    let machine = Machine {
+        vm,
+        identity: &prepared.identity,
+        paths: &paths,
+        accel: prepared.accel,
+        vhost_net: prepared.facts.vhost_net,
+        disks: &prepared.disks,
+        firmware: prepared.firmware.as_ref(),
+    };
+    let arguments = argv::argv(&machine)?;
+    let mut fds: Vec<(OwnedFd, i32)> = vec![];
+    for tap in taps(vm) {
+        let open =
+            tap::open(&tap.name).map_err(|source| Error::Tap { tap: tap.name.clone(), source })?;
+        let key = if tap.nic.as_str() == "net" {
+            "bridge".to_owned()
+        } else {
+            format!("nic.{}.bridge", tap.nic)
+        };
+        link::attach(&tap.name, &tap.bridge, tap.mtu, &tap.alias)
+            .await
+            .map_err(|source| Error::Link { tap: tap.name.clone(), at: vm.at(&key), source })?;
+        let index = vm.nics.iter().position(|n| n.name == tap.nic).unwrap_or_default();
+        fds.push((open, fd::tap(index)));
+        if machine.vhost_net {
+            fds.push((vhost::open().map_err(Error::Vhost)?, fd::vhost(index)));
+        }
+    }
+    for (path, number) in [
+        (paths.qmp_socket(), fd::QMP),
+        (paths.agent_socket(), fd::AGENT),
+        (paths.serial_socket(), fd::SERIAL),
+    ] {
+        fds.push((socket::listen(&path)?.into(), number));
+    }
+    let started_at = (settings.now)().to_string();
+    let pid = child::spawn(&prepared.facts.qemu.binary, &arguments, fds)?;
+    let process = Arc::new(Process::open(pid).map_err(Error::Watch)?);
+    let mut guard = Guard(Some(process.clone()));
+    let first = vm.nics.first();
+    let record = Record {
+        pid,
+        start_time: pidfd::start_time(pid).unwrap_or_default(),
+        boot_id: pidfd::boot_id(),
+        started_at,
+        qemu_version: prepared.facts.qemu.version.to_string(),
+        machine: prepared.identity.machine.clone(),
+        accel: prepared.accel.name().to_owned(),
+        tap: taps(vm)
+            .first()
+            .filter(|t| first.is_some_and(|n| n.name == t.nic))
+            .map(|t| t.name.to_string()),
+        mac: first.and_then(|n| machine.mac(&n.name)).map(|m| m.to_string()),
+        notes: prepared.notes.clone(),
+    };
+    record.write(&paths, text)?;
+    let session = match qmp::connect(&paths.qmp_socket(), ANSWER_LIMIT).await {
+        Err(qmp::Error::Closed | qmp::Error::Connect { .. }) => return Err(Error::Exited),
+        other => other?,
+    };
+    let serial = UnixStream::connect(paths.serial_socket()).await.map_err(Error::Serial)?;
+    session.client.cont(ANSWER_LIMIT).await?;
+    guard.0 = None;
+    Ok(Qemu {
+        process,
+        record,
+        client: session.client,
+        agent: qmp::agent::Agent::new(paths.agent_socket()),
+        events: Some(session.events),
+        serial: Some(serial),
+        found: Guest::Running,
+        adopted: false,
+    })
+}

@@ -1,0 +1,258 @@
+//! From a VM file to everything that a launch needs: facts, identity, disks, seed, firmware variables.
+//!
+//! Blocks, and may take as long as a download does; each step is done once and found done the next time.
+
+use std::path::Path;
+
+use super::{
+    Settings, disk,
+    image::{Patience, Tools},
+    progress::{At, Cancel, Progress, line},
+};
+use crate::{
+    host::{
+        file, firmware,
+        probe::{self, Probe},
+        qemu_img::QemuImg,
+    },
+    plan::{
+        argv::DiskFile,
+        facts::{self, Accelerator, Facts},
+        firmware::{self as descriptors, Chosen},
+        identity::Identity,
+        iso9660,
+        layout::VmPaths,
+        seed,
+    },
+    spec::{Source, Vm},
+};
+
+/// A VM that can be launched.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The VM file.
+    pub vm: Vm,
+    /// What never changes under the guest.
+    pub identity: Identity,
+    /// What the host has.
+    pub facts: Facts,
+    /// KVM or TCG.
+    pub accel: Accelerator,
+    /// The disks, in the order of the VM file.
+    pub disks: Vec<DiskFile>,
+    /// UEFI.
+    pub firmware: Option<Chosen>,
+    /// What an operator should know.
+    pub notes: Vec<String>,
+}
+
+/// Why a VM cannot be launched.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The host lacks something.
+    #[error(transparent)]
+    Probe(#[from] probe::Error),
+    /// KVM was demanded.
+    #[error(transparent)]
+    NoKvm(#[from] facts::NoKvm),
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] file::Error),
+    /// identity.toml is not what it should be.
+    #[error("cannot read `{path}`")]
+    Identity {
+        /// The file.
+        path: String,
+        /// Where it is wrong.
+        source: Box<toml::de::Error>,
+    },
+    /// identity.toml cannot be written.
+    #[error("cannot write the identity as TOML")]
+    Encode(#[from] toml::ser::Error),
+    /// A disk cannot be made.
+    #[error(transparent)]
+    Disk(#[from] disk::Error),
+    /// The firmware is not there.
+    #[error(transparent)]
+    Firmware(#[from] descriptors::Error),
+    /// The seed does not fit into an ISO image.
+    #[error("cannot make the seed")]
+    Seed(#[from] iso9660::Error),
+    /// Somebody wants it to end.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl Error {
+    /// The way out.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Probe(error) => error.hint(),
+            Self::NoKvm(error) => error.hint(),
+            Self::File(error) => error.hint(),
+            Self::Disk(error) => error.hint(),
+            Self::Firmware(error) => error.hint(),
+            Self::Identity { .. } => Some(
+                "it holds the UUID, the MAC addresses and the machine type of this VM: put it back from a backup, \
+                 or remove it for new ones"
+                    .into(),
+            ),
+            Self::Encode(_) | Self::Seed(_) | Self::Cancelled => None,
+        }
+    }
+}
+
+/// The facts of this host.
+///
+/// # Errors
+/// No usable QEMU.
+pub fn facts_of(settings: &Settings) -> Result<Facts, probe::Error> {
+    let cache = settings.layout.facts_cache();
+    Probe {
+        qemu: settings.qemu.as_deref(),
+        path: settings.search_path.as_deref(),
+        cache: &cache,
+        root: &settings.root,
+        deadline: probe::DEADLINE,
+    }
+    .facts()
+}
+
+/// The VM's identity as it is, or as it would be made.
+///
+/// # Errors
+/// There is one, and it cannot be read.
+pub fn identity_of(settings: &Settings, vm: &Vm, facts: &Facts) -> Result<(Identity, bool), Error> {
+    let path = settings.paths().identity();
+    let Some(bytes) = file::read(&path)? else {
+        let (uuid, instance) = ((settings.uuid)(), (settings.uuid)());
+        let short: String = instance.chars().take(8).collect();
+        return Ok((Identity::new(vm, &settings.host_id, uuid, &short, &facts.qemu.machine), true));
+    };
+    let text = String::from_utf8_lossy(&bytes);
+    let mut identity: Identity = toml::from_str(&text).map_err(|source| Error::Identity {
+        path: path.display().to_string(),
+        source: Box::new(source),
+    })?;
+    let changed = identity.add_macs(vm, &settings.host_id);
+    Ok((identity, changed))
+}
+
+/// The firmware that the VM file asks for.
+///
+/// # Errors
+/// None fits.
+pub fn firmware_of(
+    settings: &Settings,
+    vm: &Vm,
+    facts: &Facts,
+    machine: &str,
+) -> Result<Option<Chosen>, descriptors::Error> {
+    let binary = facts.qemu.binary.canonicalize().unwrap_or_else(|_| facts.qemu.binary.clone());
+    let directories = descriptors::directories(settings.config_home.as_deref(), &binary);
+    let found = if vm.firmware == crate::spec::Firmware::Bios {
+        vec![]
+    } else {
+        firmware::descriptors(&directories)
+    };
+    descriptors::choose(&found, &directories, vm.firmware, machine)
+}
+
+/// Where a disk will be, for a plan before there is one.
+pub fn disk_place(paths: &VmPaths, disk: &crate::spec::Disk) -> DiskFile {
+    match &disk.source {
+        Source::File(path) => {
+            DiskFile { path: path.clone(), format: disk.format, is_device: false }
+        }
+        Source::Device(path) => {
+            DiskFile { path: path.clone(), format: disk.format, is_device: true }
+        }
+        Source::Image(_) | Source::Blank | Source::Existing => {
+            use crate::spec::Format::{Qcow2, Raw};
+            let other = if disk.format == Qcow2 { Raw } else { Qcow2 };
+            let there = |format| paths.disk(&disk.name, format).exists();
+            let format = if !there(disk.format) && there(other) { other } else { disk.format };
+            DiskFile { path: paths.disk(&disk.name, format), format, is_device: false }
+        }
+    }
+}
+
+/// Makes the VM ready to be launched.
+///
+/// # Errors
+/// Any step; what earlier steps made stays and is found by the next start.
+pub fn prepare(
+    settings: &Settings,
+    vm: Vm,
+    cancel: &Cancel,
+    say: &(dyn Fn(String) + Sync),
+) -> Result<Prepared, Error> {
+    let paths = settings.paths();
+    file::make_dir(&paths.state)?;
+    disk::remove_left_overs(&paths)?;
+    let facts = facts_of(settings)?;
+    let (accel, warning) = facts::accelerator(vm.accel, &facts.kvm)?;
+    let mut notes: Vec<String> = warning.into_iter().collect();
+    let (identity, changed) = identity_of(settings, &vm, &facts)?;
+    if changed {
+        file::write(&paths.identity(), toml::to_string(&identity)?.as_bytes(), 0o600)?;
+    }
+    let firmware = firmware_of(settings, &vm, &facts, &identity.machine)?;
+    let tools = Tools {
+        qemu_img: QemuImg::new(qemu_img_beside(&facts.qemu.binary)),
+        patience: Patience::default(),
+        now: (settings.now)(),
+    };
+    let mut spoken = Spoken { say, last: None };
+    let mut disks = vec![];
+    for wanted in &vm.disks {
+        let ready =
+            disk::ensure(wanted, &paths, &settings.layout.images(), &tools, &mut spoken, cancel);
+        let ready =
+            ready.map_err(|e| if e.is_called_off() { Error::Cancelled } else { Error::Disk(e) })?;
+        notes.extend(ready.notes);
+        let is_device = matches!(wanted.source, Source::Device(_));
+        disks.push(DiskFile { path: ready.path, format: ready.format, is_device });
+    }
+    if let Some(template) = firmware.as_ref().and_then(|f| f.vars_template.as_ref())
+        && !paths.efi_vars().exists()
+        && let Some(bytes) = file::read(template)?
+    {
+        file::write(&paths.efi_vars(), &bytes, 0o600)?;
+    }
+    if let Some(documents) = seed::documents(&vm, &identity) {
+        file::write_if_changed(&paths.seed(), &seed::image(&documents)?, 0o600)?;
+    }
+    if cancel.is_set() {
+        return Err(Error::Cancelled);
+    }
+    Ok(Prepared { vm, identity, facts, accel, disks, firmware, notes })
+}
+
+/// The qemu-img that came with this QEMU, or else whatever `PATH` has.
+fn qemu_img_beside(binary: &Path) -> std::path::PathBuf {
+    let beside = binary.with_file_name("qemu-img");
+    if beside.exists() { beside } else { "qemu-img".into() }
+}
+
+/// Progress as lines, one every few seconds.
+struct Spoken<'a> {
+    say: &'a (dyn Fn(String) + Sync),
+    last: Option<std::time::Instant>,
+}
+
+/// How often a line is said while something takes long.
+const SAY_EVERY: std::time::Duration = std::time::Duration::from_secs(3);
+
+impl Progress for Spoken<'_> {
+    fn at(&mut self, at: &At<'_>) {
+        if self.last.is_none_or(|last| last.elapsed() >= SAY_EVERY) {
+            self.last = Some(std::time::Instant::now());
+            (self.say)(line(at));
+        }
+    }
+
+    fn note(&mut self, text: &str) {
+        (self.say)(text.to_owned());
+    }
+}

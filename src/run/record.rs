@@ -1,0 +1,129 @@
+//! What is written down about a run: what a later supervisor needs to take over, and how the last ten runs ended.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{control::types::End, host::file, plan::layout::VmPaths};
+
+/// How many ends are kept.
+pub const ENDS: usize = 10;
+
+/// The running QEMU, in `/run/qvm/NAME/record.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// QEMU's process.
+    pub pid: u32,
+    /// Its start time in clock ticks since boot, as in /proc/PID/stat: a pid that was used again has another.
+    pub start_time: u64,
+    /// The boot that `pid` belongs to.
+    pub boot_id: String,
+    /// When QEMU was started, RFC 3339.
+    pub started_at: String,
+    /// Its version.
+    pub qemu_version: String,
+    /// The machine type.
+    pub machine: String,
+    /// `kvm` or `tcg`.
+    pub accel: String,
+    /// The tap of the first NIC.
+    pub tap: Option<String>,
+    /// The address of the first NIC.
+    pub mac: Option<String>,
+    /// What an operator should know about how it was started.
+    #[serde(default)]
+    pub notes: Vec<String>,
+}
+
+impl Record {
+    /// The record of a VM, if there is a readable one.
+    pub fn read(paths: &VmPaths) -> Option<Self> {
+        let text = std::fs::read(paths.record()).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// Writes the record, and beside it the VM file that QEMU was started from.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn write(&self, paths: &VmPaths, vm_file: &str) -> Result<(), file::Error> {
+        file::write_volatile(&paths.booted(), vm_file.as_bytes(), 0o600)?;
+        file::write_volatile(&paths.record(), json(self).as_bytes(), 0o640)
+    }
+
+    /// Forgets the run; done when nothing of QEMU is left.
+    pub fn remove(paths: &VmPaths) {
+        for path in [
+            paths.record(),
+            paths.booted(),
+            paths.qmp_socket(),
+            paths.agent_socket(),
+            paths.serial_socket(),
+        ] {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// The last ends, newest first; none where there is no readable file.
+pub fn ends(path: &Path) -> Vec<End> {
+    std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+}
+
+/// Puts `end` before the others and drops the eleventh.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn keep(path: &Path, end: End) -> Result<Vec<End>, file::Error> {
+    let mut all = ends(path);
+    all.insert(0, end);
+    all.truncate(ENDS);
+    file::write(path, json(&all).as_bytes(), 0o640)?;
+    Ok(all)
+}
+
+fn json<T: Serialize>(value: &T) -> String {
+    // Strings, numbers and lists: there is nothing that JSON could not say.
+    serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_ten_ends_are_kept_newest_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ends.json");
+        for number in 0..13 {
+            let end = End {
+                reason: "stopped".into(),
+                at: format!("2026-01-01T00:00:{number:02}Z"),
+                detail: String::new(),
+                failed: false,
+                console: vec![],
+            };
+            keep(&path, end).unwrap();
+        }
+        let kept = ends(&path);
+        assert_eq!(kept.len(), ENDS);
+        assert_eq!(kept[0].at, "2026-01-01T00:00:12Z");
+        assert_eq!(kept[9].at, "2026-01-01T00:00:03Z");
+    }
+
+    #[test]
+    fn a_broken_file_is_no_reason_to_fail() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ends.json");
+        std::fs::write(&path, "{").unwrap();
+        assert!(ends(&path).is_empty());
+    }
+
+    #[test]
+    fn a_record_of_an_older_version_still_reads() {
+        let text = include_str!("../../tests/golden/record-0.1.0.json");
+        let record: Record = serde_json::from_str(text).unwrap();
+        assert_eq!(record.pid, 4711);
+    }
+}

@@ -1,0 +1,177 @@
+//! Answering what is asked over the control socket, and saying what the VM is doing.
+
+use serde_json::json;
+use tokio::sync::oneshot;
+
+use super::supervise::{QMP_LIMIT, Supervisor};
+use crate::{
+    control::types::{self, Command, Refusal, Request, Status},
+    life::{self, State},
+    spec::Link,
+    value::chain,
+};
+
+impl Supervisor {
+    pub(super) fn answer(&mut self, request: Request) {
+        match request {
+            Request::Command(command, reply) => self.command(command, reply),
+            Request::Status(reply) => self.tell_status(reply),
+            Request::Exec { argv, limit, reply } => self.exec(argv, limit, reply),
+            Request::Console { read_only, reply } => {
+                let view = self.console.view(read_only);
+                let _ = reply
+                    .send(view.map_err(|e| Refusal::Failed(format!("cannot open a viewer: {e}"))));
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command, reply: oneshot::Sender<Result<(), Refusal>>) {
+        let asked = match command {
+            Command::PowerOff { timeout_sec } => life::Command::Stop {
+                timeout: timeout_sec.map(|s| std::time::Duration::from_secs(s.into())),
+            },
+            Command::Terminate => life::Command::Terminate,
+            Command::Reboot => life::Command::Reboot,
+            Command::Reset => life::Command::Reset,
+            Command::Pause => life::Command::Pause,
+            Command::Resume => life::Command::Resume,
+            Command::Reload => {
+                let _ = reply.send(self.reload().map_err(Refusal::Failed));
+                return;
+            }
+            Command::SetMemory { bytes } => {
+                self.set_memory(bytes, reply);
+                return;
+            }
+        };
+        let taken = life::accepts(&self.state, asked).map_err(Refusal::NotNow);
+        let go = taken.is_ok();
+        let _ = reply.send(taken);
+        if go {
+            self.feed(life::Event::Asked(asked));
+        }
+    }
+
+    fn set_memory(&mut self, bytes: u64, reply: oneshot::Sender<Result<(), Refusal>>) {
+        const LEAST: u64 = 16 << 20;
+        let most = self.vm.mem.bytes();
+        let Some(qemu) = &self.qemu else {
+            let _ = reply.send(Err(Refusal::NotNow("starting")));
+            return;
+        };
+        if !(LEAST..=most).contains(&bytes) {
+            let why =
+                format!("{bytes} bytes are out of range: this VM takes {LEAST} to {most} bytes");
+            let _ = reply.send(Err(Refusal::BadValue(why)));
+            return;
+        }
+        let client = qemu.client.clone();
+        self.memory_target = Some(bytes);
+        tokio::spawn(async move {
+            let set = client.balloon(bytes, QMP_LIMIT).await;
+            let _ = reply
+                .send(set.map_err(|e| Refusal::Failed(format!("cannot set the balloon: {e}"))));
+        });
+    }
+
+    fn exec(
+        &mut self,
+        argv: Vec<String>,
+        limit: std::time::Duration,
+        reply: oneshot::Sender<Result<types::Executed, Refusal>>,
+    ) {
+        let sync = self.next_sync();
+        let Some(qemu) = &self.qemu else {
+            let _ = reply.send(Err(Refusal::NotNow("starting")));
+            return;
+        };
+        let agent = qemu.agent.clone();
+        tokio::spawn(async move {
+            let done = agent.exec(&argv, sync, limit).await;
+            let done = done.map(|done| types::Executed {
+                exit_code: done.exit_code,
+                out: done.out,
+                err: done.err,
+            });
+            let _ = reply
+                .send(done.map_err(|e| Refusal::Failed(format!("guest agent: {}", chain(&e)))));
+        });
+    }
+
+    fn tell_status(&mut self, reply: oneshot::Sender<Status>) {
+        let mut status = self.status();
+        let Some(qemu) = &self.qemu else {
+            let _ = reply.send(status);
+            return;
+        };
+        let client = qemu.client.clone();
+        tokio::spawn(async move {
+            // A monitor that hangs shall not make the rest untold.
+            let limit = std::time::Duration::from_millis(500);
+            if let Ok(qmp::Balloon::Actual(bytes)) = client.query_balloon(limit).await {
+                status.mem_actual_bytes = Some(bytes);
+            }
+            let _ = reply.send(status);
+        });
+    }
+
+    /// What the state is called outside.
+    pub(super) fn told_state(&self) -> types::State {
+        match &self.state {
+            State::Preparing | State::Launching => types::State::Starting,
+            State::Running => types::State::Running,
+            State::Paused(_) => types::State::Paused,
+            State::Cancelling { .. }
+            | State::Stopping(_)
+            | State::Quitting { .. }
+            | State::Killing { .. } => types::State::Stopping,
+            State::Ended if self.ends.first().is_some_and(|e| e.failed) => types::State::Failed,
+            State::Ended => types::State::Stopped,
+        }
+    }
+
+    fn status(&self) -> Status {
+        let record = self.qemu.as_ref().map(|q| &q.record);
+        let nic = self.vm.nics.first();
+        let written_tap = nic.and_then(|n| match &n.link {
+            Link::Bridge { tap, .. } => Some(tap.to_string()),
+            Link::User { .. } => None,
+        });
+        let mut notes = self.notes.clone();
+        if let Some(problem) = &self.written_problem {
+            notes.push(format!("the VM file is not valid any more: {problem}"));
+        }
+        Status {
+            name: self.settings.name.to_string(),
+            state: self.told_state(),
+            pid: record.map(|r| r.pid),
+            supervisor_pid: Some(std::process::id()),
+            since: Some(self.since.to_string()),
+            started_at: record.map(|r| r.started_at.clone()),
+            vcpu: self.vm.vcpu.into(),
+            mem_bytes: self.vm.mem.bytes(),
+            mem_actual_bytes: None,
+            mem_target_bytes: self.memory_target,
+            mac: record.and_then(|r| r.mac.clone()).or_else(|| nic?.mac.map(|m| m.to_string())),
+            ip: nic.and_then(|n| n.ip).map(|i| i.to_string()),
+            tap: record.map_or(written_tap, |r| r.tap.clone()),
+            cpu_weight: self.vm.cpu_weight.get(),
+            accel: record.map(|r| r.accel.clone()),
+            qemu_version: record.map(|r| r.qemu_version.clone()),
+            machine: record.map(|r| r.machine.clone()),
+            console: Some(self.paths.console_log().display().to_string()),
+            autostart: self.vm.autostart,
+            description: self.vm.description.clone(),
+            pending: self.pending.clone(),
+            notes,
+            last_stop: self.ends.first().cloned(),
+            ends: self.ends.clone(),
+        }
+    }
+
+    /// Tells whoever watches; nobody watching is no error.
+    pub(super) fn publish(&self, name: &str, data: serde_json::Value) {
+        let data = if data.is_null() { json!({}) } else { data };
+        let _ = self.events.send(types::Event { event: name.to_owned(), data: Some(data) });
+    }
+}

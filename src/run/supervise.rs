@@ -1,0 +1,520 @@
+//! The one loop: every signal, QMP event, request, timer and death comes here, goes through `life::step`, and becomes an act.
+//!
+//! Whatever takes time runs in a task of its own and sends its result back as a [`Fact`]; the loop itself never waits
+//! for anything but the next fact. Nothing wakes it while nothing happens, but the service manager's watchdog.
+
+use std::time::{Duration, Instant};
+
+use tokio::{
+    sync::{broadcast, mpsc},
+    task::AbortHandle,
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    Settings,
+    adopt::{self, Found},
+    console::Console,
+    launch::{self, Qemu},
+    prepare::{self, Prepared},
+    progress::Cancel,
+    record::{self, Record},
+};
+use crate::{
+    control::{
+        server,
+        types::{self, End, Event, Pending, Port, Request},
+    },
+    host::{
+        file,
+        lock::Lock,
+        pidfd::Exit,
+        signal::{Signal, Signals},
+        socket,
+        systemd::Notifier,
+        watch::{self, Changes},
+    },
+    life::{self, Gone, OnPanic, Policy, State},
+    plan::layout::VmPaths,
+    spec::{self, Vm},
+    value::chain,
+};
+
+/// How long one QMP command may take before QEMU counts as not answering.
+pub(super) const QMP_LIMIT: Duration = Duration::from_secs(10);
+/// How long the guest agent is waited for; where none runs, nothing ever answers.
+pub(super) const AGENT_LIMIT: Duration = Duration::from_secs(2);
+/// How much longer than the stop ladder the service manager is asked to wait.
+pub(super) const STOP_SLACK: Duration = Duration::from_secs(10);
+/// How far a start's progress puts off the service manager's timeout.
+const START_STEP: Duration = Duration::from_secs(90);
+/// How many lines of the console go beside a failure.
+pub(super) const LAST_WORDS: usize = 10;
+
+/// Something the loop has to know.
+#[derive(Debug)]
+enum Fact {
+    Signal(Signal),
+    Request(Request),
+    Progress(String),
+    Prepared(Box<Result<Prepared, String>>),
+    Launched(Box<Result<Qemu, String>>),
+    Qmp(u64, qmp::Event),
+    MonitorClosed(u64),
+    MonitorBack(u64, qmp::Session),
+    Gone(u64, Exit),
+    FileChanged,
+}
+
+/// Why a supervisor cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Signals cannot be watched.
+    #[error("cannot watch signals")]
+    Signals(#[source] std::io::Error),
+    /// The control socket cannot be made.
+    #[error(transparent)]
+    Socket(#[from] socket::Error),
+    /// A directory cannot be made.
+    #[error(transparent)]
+    File(#[from] file::Error),
+}
+
+impl Error {
+    /// The way out.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Signals(_) => None,
+            Self::Socket(error) => error.hint(),
+            Self::File(error) => error.hint(),
+        }
+    }
+}
+
+/// How the loop ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// The VM has ended; the exit code.
+    Exit(u8),
+    /// The supervisor shall be replaced by its program's file, in place.
+    Reexec,
+}
+
+/// Runs the VM to its end.
+///
+/// # Errors
+/// The control socket, the signals or the VM's directories cannot be set up.
+pub async fn supervise(
+    settings: Settings,
+    vm: Vm,
+    text: String,
+    _lock: &Lock,
+) -> Result<Left, Error> {
+    let paths = settings.paths();
+    let (facts, mut inbox) = mpsc::channel(256);
+    let signals = Signals::new().map_err(Error::Signals)?;
+    tokio::spawn(forward_signals(signals, facts.clone()));
+    let (requests, asked) = mpsc::channel(64);
+    tokio::spawn(forward_requests(asked, facts.clone()));
+    let (events, _) = broadcast::channel(256);
+    let listener = socket::listen(&paths.control_socket())?;
+    let port = Port { requests, events: events.clone() };
+    tokio::spawn(server::serve(listener, port));
+    match watch::file(&vm.file) {
+        Ok(changes) => drop(tokio::spawn(forward_changes(changes, facts.clone()))),
+        Err(error) => warn!("changes of the VM file will be seen only by `qvm reload`: {error}"),
+    }
+    let notifier = Notifier::new(settings.env);
+    let watchdog = notifier.watchdog();
+    let mut one = Supervisor {
+        paths: paths.clone(),
+        console: Console::new(paths.console_log()),
+        ends: record::ends(&paths.ends()),
+        since: (settings.now)(),
+        origin: Instant::now(),
+        state: State::Preparing,
+        written: vm.clone(),
+        written_problem: None,
+        vm,
+        written_text: text.clone(),
+        text,
+        pending: vec![],
+        reboot_relaunches: false,
+        prepared: None,
+        qemu: None,
+        generation: 0,
+        cancel: Cancel::default(),
+        cgroup: None,
+        sync: std::process::id(),
+        memory_target: None,
+        starting: None,
+        notes: vec![],
+        facts,
+        events,
+        notifier,
+        settings,
+        left: None,
+    };
+    one.begin();
+    let mut beat = watchdog.map(|interval| {
+        let mut beat = tokio::time::interval(interval / 2);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        beat
+    });
+    while one.left.is_none() {
+        let deadline = one.state.deadline().map(|d| tokio::time::Instant::from_std(one.origin + d));
+        tokio::select! {
+            fact = inbox.recv() => if let Some(fact) = fact { one.learn(fact) },
+            () = sleep_until(deadline) => one.feed(life::Event::Tick),
+            () = next_beat(&mut beat) => one.feed_watchdog(),
+        }
+    }
+    one.leave();
+    Ok(one.left.unwrap_or(Left::Exit(1)))
+}
+
+pub(super) struct Supervisor {
+    pub(super) settings: Settings,
+    pub(super) paths: VmPaths,
+    pub(super) state: State,
+    /// The VM as it runs: the file QEMU was started from, with what was applied live since.
+    pub(super) vm: Vm,
+    pub(super) text: String,
+    /// The VM file as it is now, if it is valid.
+    pub(super) written: Vm,
+    pub(super) written_text: String,
+    pub(super) written_problem: Option<String>,
+    pub(super) pending: Vec<Pending>,
+    pub(super) reboot_relaunches: bool,
+    pub(super) prepared: Option<Prepared>,
+    pub(super) qemu: Option<Qemu>,
+    /// Which QEMU a fact speaks of.
+    pub(super) generation: u64,
+    pub(super) cancel: Cancel,
+    /// The cgroup that the weight was written to, where no service manager does it.
+    pub(super) cgroup: Option<crate::host::cgroup::Cgroup>,
+    /// The number of the next agent call.
+    pub(super) sync: u32,
+    pub(super) memory_target: Option<u64>,
+    pub(super) starting: Option<AbortHandle>,
+    pub(super) console: Console,
+    pub(super) ends: Vec<End>,
+    pub(super) notes: Vec<String>,
+    pub(super) since: jiff::Timestamp,
+    pub(super) origin: Instant,
+    facts: mpsc::Sender<Fact>,
+    pub(super) events: broadcast::Sender<Event>,
+    pub(super) notifier: Notifier,
+    pub(super) left: Option<Left>,
+}
+
+impl Supervisor {
+    /// Takes over a QEMU of an earlier supervisor, or begins to prepare.
+    pub(super) fn begin(&mut self) {
+        match adopt::find(&self.paths) {
+            Found::Nothing => self.prepare(),
+            Found::Dead => {
+                // It went while nobody watched; that is an end as well.
+                self.record_end(&life::End { cause: life::Cause::QemuDied(Gone::Unknown) });
+                Record::remove(&self.paths);
+                self.prepare();
+            }
+            Found::Alive(process, record) => {
+                self.state = State::Launching;
+                if let Some((vm, text)) = adopt::booted(&self.paths, &self.vm) {
+                    (self.vm, self.text) = (vm, text);
+                }
+                let paths = self.paths.clone();
+                self.start_task(async move { adopt::adopt(process, *record, &paths).await });
+            }
+        }
+    }
+
+    pub(super) fn prepare(&mut self) {
+        let (settings, vm) = (self.settings.clone(), self.vm.clone());
+        let (cancel, facts) = (self.cancel.clone(), self.facts.clone());
+        self.notifier.extend_timeout(START_STEP);
+        let spawned = std::thread::Builder::new().name("prepare".into()).spawn(move || {
+            let say = |text: String| {
+                let _ = facts.blocking_send(Fact::Progress(text));
+            };
+            let result =
+                prepare::prepare(&settings, vm, &cancel, &say).map_err(|e| told(&e, e.hint()));
+            let _ = facts.blocking_send(Fact::Prepared(Box::new(result)));
+        });
+        if let Err(error) = spawned {
+            self.feed(life::Event::StartFailed(format!("cannot start a thread: {error}")));
+        }
+    }
+
+    /// Runs a launch or an adoption beside the loop.
+    pub(super) fn start_task<F>(&mut self, work: F)
+    where
+        F: Future<Output = Result<Qemu, launch::Error>> + Send + 'static,
+    {
+        let facts = self.facts.clone();
+        let task = tokio::spawn(async move {
+            let result = work.await.map_err(|e| told(&e, e.hint()));
+            let _ = facts.send(Fact::Launched(Box::new(result))).await;
+        });
+        self.starting = Some(task.abort_handle());
+    }
+
+    /// Turns a fact into what the life machine understands.
+    fn learn(&mut self, fact: Fact) {
+        match fact {
+            Fact::Signal(Signal::Stop) => self.feed(life::Event::Signalled),
+            Fact::Signal(Signal::Reload) => drop(self.reload()),
+            Fact::FileChanged => self.reread(),
+            Fact::Signal(Signal::Reexec) => self.reexec(),
+            Fact::Request(request) => self.answer(request),
+            Fact::Progress(text) => {
+                self.notifier.status(&text);
+                self.notifier.extend_timeout(START_STEP);
+                info!("{text}");
+            }
+            Fact::Prepared(result) => match *result {
+                Ok(prepared) => {
+                    self.notes.clone_from(&prepared.notes);
+                    self.prepared = Some(prepared);
+                    self.feed(life::Event::Prepared);
+                }
+                Err(why) => self.feed(life::Event::StartFailed(why)),
+            },
+            Fact::Launched(result) => match *result {
+                Ok(qemu) => self.launched(qemu),
+                Err(why) => self.start_failed(why),
+            },
+            Fact::Gone(generation, exit) if generation == self.generation => self.gone(exit),
+            Fact::Qmp(generation, event) if generation == self.generation => self.heard(&event),
+            Fact::MonitorClosed(generation) if generation == self.generation => self.reconnect(),
+            Fact::MonitorBack(generation, session) if generation == self.generation => {
+                if let Some(qemu) = &mut self.qemu {
+                    qemu.client = session.client;
+                    info!("QEMU's monitor answers again");
+                    self.listen(session.events);
+                }
+            }
+            Fact::Gone(..) | Fact::Qmp(..) | Fact::MonitorClosed(_) | Fact::MonitorBack(..) => {
+                debug!("late word of an earlier QEMU");
+            }
+        }
+    }
+
+    pub(super) fn launched(&mut self, mut qemu: Qemu) {
+        self.starting = None;
+        self.generation += 1;
+        let generation = self.generation;
+        if let Some(serial) = qemu.serial.take() {
+            self.console.attach(serial);
+        }
+        if let Some(events) = qemu.events.take() {
+            self.listen(events);
+        }
+        let (process, facts) = (qemu.process.clone(), self.facts.clone());
+        tokio::spawn(async move {
+            let exit = process.wait().await;
+            let _ = facts.send(Fact::Gone(generation, exit)).await;
+        });
+        let found = qemu.found;
+        let how = if qemu.adopted { "taken over" } else { "started" };
+        self.notes.clone_from(&qemu.record.notes);
+        info!(
+            "QEMU {} {how}, pid {}, {}",
+            qemu.record.qemu_version, qemu.record.pid, qemu.record.accel
+        );
+        self.qemu = Some(qemu);
+        self.weigh();
+        self.feed(life::Event::Launched { paused: found == launch::Guest::Paused });
+        match found {
+            launch::Guest::ShutDown => self.feed(life::Event::GuestShutdown),
+            launch::Guest::Panicked => self.feed(life::Event::GuestPanicked),
+            launch::Guest::Running | launch::Guest::Paused => {}
+        }
+        self.reread();
+    }
+
+    fn start_failed(&mut self, why: String) {
+        self.starting = None;
+        // An adopted QEMU that does not answer may still hold its guest: its record stays.
+        if !matches!(adopt::find(&self.paths), Found::Alive(..)) {
+            Record::remove(&self.paths);
+        }
+        self.feed(life::Event::StartFailed(why));
+    }
+
+    /// The watchdog is fed only while QEMU's monitor answers.
+    fn feed_watchdog(&self) {
+        let notifier = self.notifier.clone();
+        let Some(qemu) = &self.qemu else {
+            notifier.feed_watchdog();
+            return;
+        };
+        let client = qemu.client.clone();
+        tokio::spawn(async move {
+            match client.query_status(QMP_LIMIT).await {
+                Ok(_) => notifier.feed_watchdog(),
+                Err(error) => warn!("the watchdog is not fed: {error}"),
+            }
+        });
+    }
+
+    /// SIGUSR2: the program's file, perhaps a newer one, takes over in this process.
+    fn reexec(&mut self) {
+        if matches!(self.state, State::Running | State::Paused(_)) {
+            self.left = Some(Left::Reexec);
+        } else {
+            warn!("not replaced now: the VM is {:?}", self.told_state());
+        }
+    }
+
+    /// Tidies up behind the end; a re-execution leaves everything as it is.
+    fn leave(&mut self) {
+        if self.left == Some(Left::Reexec) {
+            return;
+        }
+        if let Some(cgroup) = self.cgroup.take() {
+            let _ = cgroup.remove();
+        }
+        let _ = std::fs::remove_file(self.paths.control_socket());
+    }
+
+    fn listen(&self, mut events: qmp::Events) {
+        let (facts, generation) = (self.facts.clone(), self.generation);
+        tokio::spawn(async move {
+            while let Some(event) = events.next().await {
+                if facts.send(Fact::Qmp(generation, event)).await.is_err() {
+                    return;
+                }
+            }
+            let _ = facts.send(Fact::MonitorClosed(generation)).await;
+        });
+    }
+
+    fn heard(&mut self, event: &qmp::Event) {
+        use qmp::Kind;
+        debug!("QMP event {}", event.name);
+        self.publish(&event.name, event.data.clone());
+        match event.kind() {
+            Kind::Shutdown { reason: qmp::ShutdownReason::GuestReset, .. } => {
+                self.feed(life::Event::GuestReboot);
+            }
+            Kind::Shutdown { guest: true, .. } => self.feed(life::Event::GuestShutdown),
+            Kind::Reset { .. } => self.feed(life::Event::GuestReset),
+            Kind::GuestPanicked { .. } => self.feed(life::Event::GuestPanicked),
+            Kind::Stop => self.feed(life::Event::Held),
+            Kind::Resume => self.feed(life::Event::Continued),
+            _ => {}
+        }
+    }
+
+    /// The monitor's connection ended. Mostly QEMU is on its way out; if it lives, the socket still listens.
+    fn reconnect(&mut self) {
+        let Some(qemu) = &self.qemu else { return };
+        let (process, facts, generation) =
+            (qemu.process.clone(), self.facts.clone(), self.generation);
+        let socket = self.paths.qmp_socket();
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                if !process.is_alive() {
+                    return;
+                }
+                match qmp::connect(&socket, QMP_LIMIT).await {
+                    Ok(session) => {
+                        let _ = facts.send(Fact::MonitorBack(generation, session)).await;
+                        return;
+                    }
+                    Err(error) => warn!("QEMU lives but its monitor does not answer: {error}"),
+                }
+            }
+        });
+    }
+
+    fn gone(&mut self, exit: Exit) {
+        let gone = match exit {
+            Exit::Code(code) => Gone::Exited(code),
+            Exit::Signal(signal) => Gone::Signalled { signal, oom: self.was_oom_killed(signal) },
+            Exit::Unknown => Gone::Unknown,
+        };
+        self.qemu = None;
+        // From here on nothing may speak of this QEMU any more.
+        self.generation += 1;
+        Record::remove(&self.paths);
+        self.feed(life::Event::QemuGone(gone));
+    }
+
+    /// One step of the life machine, and what it wants done.
+    pub(super) fn feed(&mut self, event: life::Event) {
+        let policy = Policy {
+            shutdown_timeout: self.vm.shutdown_timeout.duration(),
+            on_panic: match self.vm.on_panic {
+                spec::OnPanic::Restart => OnPanic::Restart,
+                spec::OnPanic::Stop => OnPanic::Stop,
+                spec::OnPanic::Pause => OnPanic::Pause,
+            },
+        };
+        let before = self.told_state();
+        let state = std::mem::replace(&mut self.state, State::Ended);
+        let (state, actions) = life::step(state, event, self.origin.elapsed(), &policy);
+        self.state = state;
+        if self.told_state() != before {
+            self.since = (self.settings.now)();
+            let state = self.told_state();
+            self.publish("QVM_STATE", serde_json::json!({ "state": state }));
+            if matches!(state, types::State::Running | types::State::Paused) {
+                self.notifier.status(&format!("{state:?}").to_lowercase());
+            }
+        }
+        for action in actions {
+            self.act(action);
+        }
+    }
+}
+
+async fn forward_signals(mut signals: Signals, facts: mpsc::Sender<Fact>) {
+    loop {
+        let signal = signals.next().await;
+        if facts.send(Fact::Signal(signal)).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn forward_requests(mut asked: mpsc::Receiver<Request>, facts: mpsc::Sender<Fact>) {
+    while let Some(request) = asked.recv().await {
+        if facts.send(Fact::Request(request)).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn forward_changes(mut changes: Changes, facts: mpsc::Sender<Fact>) {
+    while changes.next().await.is_some() {
+        if facts.send(Fact::FileChanged).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn sleep_until(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_beat(beat: &mut Option<tokio::time::Interval>) {
+    match beat {
+        Some(beat) => drop(beat.tick().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// An error as an end keeps it: the chain, and the way out on a line of its own.
+fn told(error: &(dyn std::error::Error + 'static), hint: Option<String>) -> String {
+    match hint {
+        Some(hint) => format!("{}\nhint: {hint}", chain(error)),
+        None => chain(error),
+    }
+}

@@ -1,0 +1,13 @@
+//! An error with all its causes, on one line.
+
+/// `a: b: c`, from what was tried down to the last cause.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
