@@ -1,3 +1,4 @@
 //! Floor 3: the varlink interface: types, server, client.
 
+pub mod client;
 pub mod types;

@@ -12,3 +12,4 @@ pub mod file;
 pub mod qemu_img;
 pub mod unpack;
 pub mod write_back;
+pub mod lock;
