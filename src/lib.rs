@@ -16,6 +16,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod control;
+pub mod exit;
 pub mod host;
 pub mod life;
 pub mod plan;

@@ -6,4 +6,5 @@ pub mod fetch;
 pub mod image;
 pub mod image_cache;
 mod intake;
+pub mod inventory;
 pub mod progress;
