@@ -10,6 +10,9 @@ pub enum Error {
     /// No supervisor.
     #[error("not running")]
     NotRunning,
+    /// No answer.
+    #[error("no answer")]
+    Silent,
 }
 
 impl Error {
