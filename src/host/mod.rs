@@ -13,3 +13,4 @@ pub mod qemu_img;
 pub mod unpack;
 pub mod write_back;
 pub mod lock;
+pub mod terminal;

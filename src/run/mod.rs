@@ -1,5 +1,7 @@
 //! Floor 4: one supervisor: prepare, launch, adopt, supervise.
 
+pub mod ask_down;
+pub mod begin;
 pub mod console;
 pub mod disk;
 pub mod fetch;
