@@ -292,7 +292,8 @@ mod tests {
 
     #[test]
     fn options_before_the_environment_and_both_absolute() {
-        let given = env(&[("QVM_STATE_DIR", "/e"), ("QVM_CONFIG_DIR", "c"), ("QVM_RUNTIME_DIR", "")]);
+        let given =
+            env(&[("QVM_STATE_DIR", "/e"), ("QVM_CONFIG_DIR", "c"), ("QVM_RUNTIME_DIR", "")]);
         let dirs = Dirs { state_dir: Some("./s/".into()), ..Dirs::default() };
         let dirs = dirs.or(&given).absolute(Path::new("/cwd"));
         assert_eq!(dirs.state_dir.as_deref(), Some(Path::new("/cwd/s")));

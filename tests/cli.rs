@@ -80,7 +80,9 @@ fn nothing_there_is_an_empty_list() {
 #[test]
 fn a_vm_that_is_not_there_is_code_3() {
     let test = Test::new();
-    for verb in ["status", "start", "stop", "restart", "reboot", "kill", "pause", "resume", "reload"] {
+    for verb in
+        ["status", "start", "stop", "restart", "reboot", "kill", "pause", "resume", "reload"]
+    {
         assert_eq!(test.says(&[verb, "web"], 3, NOBODY), "", "{verb}");
     }
     for words in [
@@ -93,12 +95,16 @@ fn a_vm_that_is_not_there_is_code_3() {
         assert_eq!(test.says(words, 3, NOBODY), "", "{words:?}");
     }
     assert_eq!(test.says(&["status", "web", "--json"], 3, NOBODY), "[]\n");
-    assert!(!Path::new(&test.path("state")).exists(), "something was made for a VM that is not there");
+    assert!(
+        !Path::new(&test.path("state")).exists(),
+        "something was made for a VM that is not there"
+    );
 }
 
 #[test]
 fn a_vm_that_is_stopped() {
-    let test = Test::new().file("config/vms/web.toml", "vcpu = 2\nmem = \"512M\"\nip = \"10.0.0.2/24\"\n");
+    let test =
+        Test::new().file("config/vms/web.toml", "vcpu = 2\nmem = \"512M\"\nip = \"10.0.0.2/24\"\n");
     for verb in ["stop", "kill", "reboot", "pause", "resume", "reload", "console", "events"] {
         test.says(&[verb, "web"], 3, "error: web: not running\n");
     }
@@ -147,11 +153,13 @@ fn the_log_is_printed_with_its_older_part() {
 
 #[test]
 fn rm_wants_it_said() {
-    let test = Test::new().file("config/vms/web.toml", "vcpu = 1\n").file("state/vms/web/root.raw", "x");
+    let test =
+        Test::new().file("config/vms/web.toml", "vcpu = 1\n").file("state/vms/web/root.raw", "x");
     let what = "error: web: nothing removed: it is not said what\n\
                 hint: say `qvm rm web --disks` to delete its disks; remove the VM file yourself to forget the VM\n";
     test.says(&["rm", "web"], 2, what);
-    let ask = "error: web: nothing removed: there is no terminal to ask at\nhint: `--yes` does not ask\n";
+    let ask =
+        "error: web: nothing removed: there is no terminal to ask at\nhint: `--yes` does not ask\n";
     test.says(&["rm", "web", "--disks"], 2, ask);
     assert_eq!(fs::read(test.path("state/vms/web/root.raw")).unwrap(), b"x");
 }
@@ -163,7 +171,8 @@ fn rm_removes_the_state_and_follows_no_link() {
         .file("state/vms/web/root.raw", "x")
         .file("state/vms/other/root.raw", "y")
         .file("run/web/lock", "");
-    std::os::unix::fs::symlink(test.path("state/vms/other"), test.path("state/vms/web/link")).unwrap();
+    std::os::unix::fs::symlink(test.path("state/vms/other"), test.path("state/vms/web/link"))
+        .unwrap();
     let out = test.says(&["rm", "web", "--disks", "--yes"], 0, "");
     assert_eq!(out, "web: removed DIR/state/vms/web\n");
     for gone in ["state/vms/web", "run/web"] {
@@ -201,5 +210,8 @@ fn without_a_runtime_dir_a_user_is_told() {
     let output = command.current_dir("/").output().unwrap();
     let err = "error: it is not known where sockets are: `XDG_RUNTIME_DIR` is not set\n\
                hint: set it to an absolute path, or use --runtime-dir\n";
-    assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap().as_str()), (Some(1), err));
+    assert_eq!(
+        (output.status.code(), String::from_utf8(output.stderr).unwrap().as_str()),
+        (Some(1), err)
+    );
 }

@@ -85,14 +85,7 @@ async fn entry(layout: &Layout, name: &VmName) -> Entry {
     let unanswered = match ask(&paths.control_socket()).await {
         Ok(status) => {
             let name = name.to_string();
-            return Entry {
-                name,
-                status,
-                problem: None,
-                answers: true,
-                file_exists,
-                known: true,
-            };
+            return Entry { name, status, problem: None, answers: true, file_exists, known: true };
         }
         Err(client::Error::NotRunning { .. }) => None,
         Err(error) => Some(error),
@@ -209,7 +202,8 @@ mod tests {
         write("vms/web.toml", "vcpu = 2\n");
         write("vms/Bad.toml", "vcpu = 2\n");
         write("vms/broken.toml", "vcpu = \n");
-        let end = r#"[{"reason":"start-failed","at":"2026-01-01T00:00:00Z","detail":"x","failed":true}]"#;
+        let end =
+            r#"[{"reason":"start-failed","at":"2026-01-01T00:00:00Z","detail":"x","failed":true}]"#;
         write("s/vms/web/ends.json", end);
         write("s/vms/orphan/ends.json", "{");
         let all = all(dir.path()).await;

@@ -85,8 +85,7 @@ fn row(entry: &Entry, now: Timestamp) -> [String; 7] {
 fn uptime(started_at: &str, now: Timestamp) -> Option<String> {
     let started: Timestamp = started_at.parse().ok()?;
     let seconds = u64::try_from(now.as_second() - started.as_second()).unwrap_or(0);
-    let (d, h, m, s) =
-        (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    let (d, h, m, s) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
     Some(match (d, h, m) {
         (0, 0, 0) => format!("{s}s"),
         (0, 0, _) => format!("{m}m {s}s"),

@@ -1,7 +1,10 @@
 //! `qvm stop`: a clean shutdown with a bound, told rung by rung.
 
 use crate::{
-    control::types::Command, exit::Failure, plan::layout::Layout, run::ask_down::ask_down,
+    control::types::Command,
+    exit::Failure,
+    plan::layout::Layout,
+    run::ask_down::ask_down,
     value::{Seconds, VmName},
 };
 
