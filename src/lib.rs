@@ -15,7 +15,9 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod cli;
 pub mod control;
+pub mod exit;
 pub mod host;
 pub mod life;
 pub mod plan;

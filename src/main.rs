@@ -1,3 +1,74 @@
 //! `qvm`: parse the command line, run the verb, print the error chain, exit with the code.
 
-fn main() {}
+use std::{
+    env,
+    io::{self, IsTerminal, Write},
+    path::Path,
+    process::ExitCode,
+};
+
+use clap::Parser;
+use qvm::{
+    cli::{self, Cli, Given},
+    exit::Failure,
+};
+use tracing_subscriber::{EnvFilter, fmt};
+
+// SIGPIPE stays ignored, as Rust's runtime has it: who reads no more is an error of writing, and quiet.
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log(cli.verbose + u8::from(cli.is_supervisor()), cli.quiet);
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let text = failure.to_string();
+            if !text.is_empty() {
+                // Where standard error is closed, the code has to do.
+                let _ = writeln!(io::stderr(), "{text}");
+            }
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    let cannot = |what: &str, error: io::Error| Failure::new(1, format!("cannot {what}: {error}"));
+    let cwd = env::current_dir().map_err(|e| cannot("tell the current directory", e))?;
+    let exe = env::current_exe().map_err(|e| cannot("tell where this program is", e))?;
+    let arguments: Vec<_> = env::args_os().collect();
+    let given = Given {
+        uid: rustix::process::geteuid().as_raw(),
+        cwd: &cwd,
+        env: &|key| env::var_os(key),
+        exe: &exe,
+        arguments: &arguments,
+        // As sd_booted(3) has it.
+        systemd: Path::new("/run/systemd/system").is_dir(),
+        terminal: io::stderr().is_terminal(),
+        now: jiff::Timestamp::now(),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| cannot("start", e))?;
+    runtime.block_on(cli::run(cli, &given))
+}
+
+/// Standard error takes the log. The journal has its own clock.
+fn log(verbose: u8, quiet: bool) {
+    let level = match (quiet, verbose) {
+        (true, _) => "error",
+        (false, 0) => "warn",
+        (false, 1) => "info",
+        (false, _) => "debug",
+    };
+    let said = verbose > 1 || quiet;
+    let filter = match env::var("QVM_LOG") {
+        Ok(filter) if !said && !filter.is_empty() => EnvFilter::new(filter),
+        _ => EnvFilter::new(level),
+    };
+    let log = fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
+    let log = log.with_ansi(false);
+    match env::var_os("JOURNAL_STREAM") {
+        Some(_) => log.without_time().init(),
+        None => log.init(),
+    }
+}

@@ -22,6 +22,7 @@ pub mod socket;
 pub mod systemd;
 #[allow(unsafe_code)]
 pub mod tap;
+pub mod terminal;
 pub mod unpack;
 pub mod vhost;
 #[allow(unsafe_code)]

@@ -9,12 +9,15 @@ use crate::{
 
 mod act;
 pub mod adopt;
+pub mod ask_down;
+pub mod begin;
 pub mod console;
 pub mod disk;
 pub mod fetch;
 pub mod image;
 pub mod image_cache;
 mod intake;
+pub mod inventory;
 pub mod launch;
 pub mod prepare;
 pub mod progress;
@@ -39,8 +42,6 @@ pub struct Settings {
     pub root: PathBuf,
     /// What tells this host from others (machine-id(5)), for stable MAC addresses.
     pub host_id: String,
-    /// This program, for re-execution.
-    pub program: PathBuf,
     /// A new random UUID.
     pub uuid: fn() -> String,
     /// The time of day.

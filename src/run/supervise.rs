@@ -27,7 +27,6 @@ use crate::{
     },
     host::{
         file,
-        lock::Lock,
         pidfd::Exit,
         signal::{Signal, Signals},
         socket,
@@ -104,12 +103,7 @@ pub enum Left {
 ///
 /// # Errors
 /// The control socket, the signals or the VM's directories cannot be set up.
-pub async fn supervise(
-    settings: Settings,
-    vm: Vm,
-    text: String,
-    _lock: &Lock,
-) -> Result<Left, Error> {
+pub async fn supervise(settings: Settings, vm: Vm, text: String) -> Result<Left, Error> {
     let paths = settings.paths();
     let (facts, mut inbox) = mpsc::channel(256);
     let signals = Signals::new().map_err(Error::Signals)?;

@@ -1,4 +1,123 @@
-//! Floor 5: one verb of the command line, one file.
+//! Floor 5: one verb of the command line, one file; here what several of them need.
 
 pub mod check;
+pub mod console;
+pub mod events;
+pub mod exec;
 pub mod image;
+pub mod kill;
+pub mod list;
+pub mod log;
+pub mod pause;
+pub mod plan;
+pub mod reboot;
+pub mod reload;
+pub mod restart;
+pub mod resume;
+pub mod rm;
+pub mod run;
+pub mod start;
+pub mod status;
+pub mod stop;
+
+use std::{
+    collections::BTreeSet,
+    io::{self, Write},
+};
+
+use futures_util::future::join_all;
+
+use crate::{
+    control::{
+        client::{self, Client},
+        types::Command,
+    },
+    exit::{self, Failure},
+    plan::layout::Layout,
+    run::begin,
+    value::VmName,
+};
+
+/// Does `work` for all names at once, each once; all failures are told.
+async fn each<W>(names: &[VmName], work: impl Fn(VmName) -> W) -> Result<(), Failure>
+where
+    W: Future<Output = Result<(), Failure>>,
+{
+    let mut seen = BTreeSet::new();
+    let names: Vec<&VmName> = names.iter().filter(|name| seen.insert(*name)).collect();
+    let done = join_all(names.into_iter().map(|name| work(name.clone()))).await;
+    Failure::all(done.into_iter().filter_map(Result::err).collect())
+}
+
+/// To standard output, which is what was asked for.
+fn print(text: &str) -> Result<(), Failure> {
+    print_bytes(text.as_bytes())
+}
+
+fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes).and_then(|()| out.flush()).map_err(|e| Failure::output(&e))
+}
+
+/// How something goes, to standard output. Work goes on where nobody listens.
+fn tell(name: &VmName, text: &str) {
+    let _ = print(&format!("{name}: {text}\n"));
+}
+
+async fn connect(layout: &Layout, name: &VmName) -> Result<Client, Failure> {
+    let socket = layout.vm(name).control_socket();
+    Client::connect(&socket).await.map_err(|error| refused(&error, layout, name))
+}
+
+/// A command that has no more to say than that it was taken.
+async fn command(layout: &Layout, names: &[VmName], command: Command) -> Result<(), Failure> {
+    each(names, async |name| {
+        let mut client = connect(layout, &name).await?;
+        client.command(command).await.map_err(|error| refused(&error, layout, &name))
+    })
+    .await
+}
+
+/// What a supervisor, or its absence, answers.
+fn refused(error: &client::Error, layout: &Layout, name: &VmName) -> Failure {
+    match error {
+        client::Error::NotRunning { .. } => not_running(layout, name),
+        error => Failure::of(error).about(name).hint(error.hint()),
+    }
+}
+
+fn not_running(layout: &Layout, name: &VmName) -> Failure {
+    let known = layout.vm_file(name).symlink_metadata().is_ok() || layout.vm(name).state.is_dir();
+    if known {
+        return Failure::new(exit::NOT_RUNNING, "not running").about(name);
+    }
+    Failure::new(exit::NOT_RUNNING, format!("there is no VM `{name}`"))
+        .hint(Some("`qvm list` shows those there are".to_owned()))
+}
+
+/// Why a supervisor did not start.
+fn not_begun(error: &begin::Error, layout: &Layout, name: &VmName) -> Failure {
+    match error {
+        begin::Error::Invalid(invalid) => Failure::invalid(invalid),
+        begin::Error::NoFile(_) if layout.vm(name).state.is_dir() => {
+            let file = layout.vm_file(name);
+            let text = format!("it has no VM file: `{}` is not there", file.display());
+            Failure::new(exit::NOT_RUNNING, text).about(name)
+        }
+        begin::Error::NoFile(_) => not_running(layout, name),
+        begin::Error::Ended { status, .. } => {
+            let code = match status.code() {
+                Some(78) => exit::INVALID,
+                _ => exit::FAILED,
+            };
+            Failure::of(error).about(name).code(code)
+        }
+        error => Failure::of(error).about(name).hint(error.hint()),
+    }
+}
+
+/// Bytes as people write them: `512M`, `4G`; rounded up to MiB where they are none.
+fn size(bytes: u64) -> String {
+    use crate::value::Size;
+    Size::from_mib(bytes.div_ceil(Size::MIB)).map_or_else(|| bytes.to_string(), |s| s.to_string())
+}

@@ -1,0 +1,341 @@
+//! The command line: its words, where everything is by them, and which verb they mean.
+
+use std::{
+    ffi::{OsStr, OsString},
+    io,
+    path::{Path, PathBuf},
+};
+
+use clap::{ArgAction, Parser, Subcommand};
+
+use crate::{
+    exit::{self, Failure},
+    host::{machine_id, qemu_img::QemuImg},
+    plan::layout::Layout,
+    run::{Settings, image, progress},
+    spec::{self, Vm},
+    value::VmName,
+    verb,
+};
+
+/// A direct QEMU process supervisor: one TOML file, one systemd unit, one QEMU.
+#[derive(Debug, Parser)]
+#[command(name = "qvm", version, max_term_width = 100, disable_help_subcommand = true)]
+pub struct Cli {
+    /// Where everything is.
+    #[command(flatten)]
+    pub dirs: Dirs,
+    /// Say more; twice, everything [env: QVM_LOG]
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// Say errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// The three directories, where they are not the usual ones.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Dirs {
+    /// VM files are in DIR/vms [env: QVM_CONFIG_DIR]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub config_dir: Option<PathBuf>,
+    /// Disks and images [env: QVM_STATE_DIR]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Sockets [env: QVM_RUNTIME_DIR]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub runtime_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Every VM in one line
+    List(verb::list::Args),
+    /// The whole truth about each VM
+    Status(verb::status::Args),
+    /// Start VMs; returns when the guests run
+    Start(verb::start::Args),
+    /// Shut guests down cleanly, within a bound
+    Stop(verb::stop::Args),
+    /// Stop, then start by the VM file as it is now
+    Restart(verb::restart::Args),
+    /// Ask guests to reboot
+    Reboot(verb::reboot::Args),
+    /// The power cut
+    Kill(verb::kill::Args),
+    /// Hold the vCPUs
+    Pause(verb::pause::Args),
+    /// Let them go on
+    Resume(verb::resume::Args),
+    /// Re-read the VM file, apply what can be applied live
+    Reload(verb::reload::Args),
+    /// The serial console; Ctrl-] leaves
+    Console(verb::console::Args),
+    /// What the serial console said
+    Log(verb::log::Args),
+    /// What happens, a JSON object a line
+    Events(verb::events::Args),
+    /// Run a command in the guest, by its agent
+    Exec(verb::exec::Args),
+    /// Validate VM files without touching anything
+    Check(verb::check::Args),
+    /// Print the QEMU command line
+    Plan(verb::plan::Args),
+    /// The supervisor, in the foreground
+    Run(verb::run::Args),
+    /// The image cache
+    Image(verb::image::Args),
+    /// Delete the disks of a stopped VM
+    Rm(verb::rm::Args),
+}
+
+impl Cli {
+    /// Whether this process is a supervisor, whose log tells what it does.
+    pub fn is_supervisor(&self) -> bool {
+        matches!(self.verb, Verb::Run(_))
+    }
+}
+
+/// What the process was given beside its arguments.
+pub struct Given<'a> {
+    /// The effective user.
+    pub uid: u32,
+    /// The current directory.
+    pub cwd: &'a Path,
+    /// The environment.
+    pub env: &'a dyn Fn(&str) -> Option<OsString>,
+    /// This program.
+    pub exe: &'a Path,
+    /// The whole command line, the program's name first.
+    pub arguments: &'a [OsString],
+    /// The host's init is systemd.
+    pub systemd: bool,
+    /// Standard error is a terminal.
+    pub terminal: bool,
+    /// The time.
+    pub now: jiff::Timestamp,
+}
+
+/// Does what the command line says.
+///
+/// # Errors
+/// As the verb.
+pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
+    let dirs = cli.dirs.or(given.env).absolute(given.cwd);
+    let layout = layout(given.uid, &dirs, given.env)?;
+    let systemd = given.systemd && layout == system();
+    match cli.verb {
+        Verb::List(args) => verb::list::run(&args, &layout, given.now).await,
+        Verb::Status(args) => verb::status::run(&args, &layout).await,
+        Verb::Start(args) => verb::start::run(&args, &layout, given.exe, systemd).await,
+        Verb::Stop(args) => verb::stop::run(&args, &layout).await,
+        Verb::Restart(args) => verb::restart::run(&args, &layout, given.exe, systemd).await,
+        Verb::Reboot(args) => verb::reboot::run(&args, &layout).await,
+        Verb::Kill(args) => verb::kill::run(&args, &layout).await,
+        Verb::Pause(args) => verb::pause::run(&args, &layout).await,
+        Verb::Resume(args) => verb::resume::run(&args, &layout).await,
+        Verb::Reload(args) => verb::reload::run(&args, &layout).await,
+        Verb::Console(args) => verb::console::run(&args, &layout).await,
+        Verb::Log(args) => verb::log::run(&args, &layout).await,
+        Verb::Events(args) => verb::events::run(&args, &layout).await,
+        Verb::Exec(args) => verb::exec::run(&args, &layout).await,
+        Verb::Check(args) => {
+            let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
+            match verb::check::run(&args, &layout, &mut out, &mut err) {
+                0 => Ok(()),
+                code => Err(Failure::quiet(code)),
+            }
+        }
+        Verb::Plan(args) => {
+            let settings = settings(args.name, layout, given);
+            verb::plan::run(&settings, &mut io::stdout().lock())
+        }
+        Verb::Run(args) => {
+            let settings = settings(args.name, layout, given);
+            verb::run::run(settings, given.exe, given.arguments).await
+        }
+        Verb::Image(args) => images(&args, &layout, given),
+        Verb::Rm(args) => verb::rm::run(&args, &layout).await,
+    }
+}
+
+/// What a supervisor is told.
+fn settings(name: VmName, layout: Layout, given: &Given<'_>) -> Settings {
+    let config_home = (given.uid != 0).then(|| {
+        let home = || Some(PathBuf::from((given.env)("HOME")?).join(".config"));
+        dir(given.env, "XDG_CONFIG_HOME").or_else(home)
+    });
+    Settings {
+        layout,
+        name,
+        qemu: (given.env)("QVM_QEMU").filter(|qemu| !qemu.is_empty()),
+        search_path: (given.env)("PATH"),
+        config_home: config_home.flatten(),
+        root: PathBuf::from("/"),
+        host_id: machine_id::read(),
+        uuid: || uuid::Uuid::new_v4().to_string(),
+        now: jiff::Timestamp::now,
+        env: |key| std::env::var(key).ok(),
+    }
+}
+
+fn images(args: &verb::image::Args, layout: &Layout, given: &Given<'_>) -> Result<(), Failure> {
+    let (mut vms, mut invalid): (Vec<Vm>, Vec<PathBuf>) = (vec![], vec![]);
+    for (file, vm) in spec::load_all(&layout.vm_files()) {
+        match vm {
+            Ok(vm) => vms.push(vm),
+            Err(_) => invalid.push(file),
+        }
+    }
+    let tools = image::Tools {
+        qemu_img: QemuImg::new("qemu-img"),
+        patience: image::Patience::default(),
+        now: given.now,
+    };
+    let mut within = verb::image::Within {
+        layout,
+        vms: &vms,
+        invalid: &invalid,
+        tools: &tools,
+        progress: &mut progress::Shown::new(given.terminal),
+        cancel: &progress::Cancel::default(),
+        out: &mut io::stdout().lock(),
+    };
+    verb::image::image(args, &mut within).map_err(|error| match &error {
+        verb::image::Error::Out(error) => Failure::output(error),
+        error => Failure::of(error).hint(error.hint()),
+    })
+}
+
+impl Dirs {
+    /// What is not said by options, by `QVM_CONFIG_DIR`, `QVM_STATE_DIR` and `QVM_RUNTIME_DIR`.
+    fn or(self, env: &dyn Fn(&str) -> Option<OsString>) -> Self {
+        Self {
+            config_dir: self.config_dir.or_else(|| dir(env, "QVM_CONFIG_DIR")),
+            state_dir: self.state_dir.or_else(|| dir(env, "QVM_STATE_DIR")),
+            runtime_dir: self.runtime_dir.or_else(|| dir(env, "QVM_RUNTIME_DIR")),
+        }
+    }
+
+    fn absolute(self, cwd: &Path) -> Self {
+        let absolute = |dir: PathBuf| cwd.join(dir).components().collect();
+        Self {
+            config_dir: self.config_dir.map(absolute),
+            state_dir: self.state_dir.map(absolute),
+            runtime_dir: self.runtime_dir.map(absolute),
+        }
+    }
+}
+
+/// A directory by the environment; an empty value says nothing.
+fn dir(env: &dyn Fn(&str) -> Option<OsString>, key: &str) -> Option<PathBuf> {
+    env(key).filter(|dir| !dir.is_empty()).map(PathBuf::from)
+}
+
+/// Where root's VMs are, and where the systemd units look.
+fn system() -> Layout {
+    let (config, state, runtime) = ("/etc/qvm", "/var/lib/qvm", "/run/qvm");
+    Layout { config: config.into(), state: state.into(), runtime: runtime.into() }
+}
+
+/// Where everything is: by `dirs`, else for root in the system's places and for others in those of the
+/// XDG Base Directory Specification, which wants relative paths in its variables ignored.
+///
+/// # Errors
+/// A place is not known.
+pub fn layout(
+    uid: u32,
+    dirs: &Dirs,
+    env: &dyn Fn(&str) -> Option<OsString>,
+) -> Result<Layout, Failure> {
+    let dirs = dirs.clone();
+    if uid == 0 {
+        let system = system();
+        return Ok(Layout {
+            config: dirs.config_dir.unwrap_or(system.config),
+            state: dirs.state_dir.unwrap_or(system.state),
+            runtime: dirs.runtime_dir.unwrap_or(system.runtime),
+        });
+    }
+    let xdg = |key: &str| dir(env, key).filter(|dir| dir.is_absolute());
+    let home = |below: &str| xdg("HOME").map(|home| home.join(below));
+    let unknown = |what: &str, key: &str, option: &str| {
+        let text = format!("it is not known where {what} are: `{key}` is not set");
+        let hint = format!("set it to an absolute path, or use {option}");
+        Failure::new(exit::FAILED, text).hint(hint)
+    };
+    let own = |base: PathBuf| base.join(OsStr::new("qvm"));
+    let config = dirs
+        .config_dir
+        .or_else(|| xdg("XDG_CONFIG_HOME").or_else(|| home(".config")).map(own))
+        .ok_or_else(|| unknown("VM files", "HOME", "--config-dir"))?;
+    let state = dirs
+        .state_dir
+        .or_else(|| xdg("XDG_DATA_HOME").or_else(|| home(".local/share")).map(own))
+        .ok_or_else(|| unknown("disks and images", "HOME", "--state-dir"))?;
+    let runtime = dirs
+        .runtime_dir
+        .or_else(|| xdg("XDG_RUNTIME_DIR").map(own))
+        .ok_or_else(|| unknown("sockets", "XDG_RUNTIME_DIR", "--runtime-dir"))?;
+    Ok(Layout { config, state, runtime })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn env(pairs: &'static [(&str, &str)]) -> impl Fn(&str) -> Option<OsString> {
+        move |key| pairs.iter().find(|(k, _)| *k == key).map(|(_, value)| value.into())
+    }
+
+    #[test]
+    fn clap_is_content() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_fits_a_screen() {
+        let help = Cli::command().render_help().to_string();
+        assert!(help.lines().count() <= 40, "{help}");
+        let verbs: Vec<String> =
+            Cli::command().get_subcommands().map(|c| c.get_name().to_owned()).collect();
+        let expected = "list status start stop restart reboot kill pause resume reload console log events exec";
+        assert!(verbs.join(" ").starts_with(expected), "{verbs:?}");
+    }
+
+    #[test]
+    fn root_and_users() {
+        let none = Dirs::default();
+        assert_eq!(layout(0, &none, &env(&[("HOME", "/root")])).unwrap(), system());
+        let user = env(&[("HOME", "/home/u"), ("XDG_RUNTIME_DIR", "/run/user/1")]);
+        let places = layout(1, &none, &user).unwrap();
+        assert_eq!(places.config, Path::new("/home/u/.config/qvm"));
+        assert_eq!(places.state, Path::new("/home/u/.local/share/qvm"));
+        assert_eq!(places.runtime, Path::new("/run/user/1/qvm"));
+        let relative = env(&[("HOME", "/h"), ("XDG_DATA_HOME", "x"), ("XDG_RUNTIME_DIR", "/r")]);
+        assert_eq!(layout(1, &none, &relative).unwrap().state, Path::new("/h/.local/share/qvm"));
+    }
+
+    #[test]
+    fn an_unknown_place_is_asked_for() {
+        let refused = layout(1, &Dirs::default(), &env(&[("HOME", "/h")])).unwrap_err();
+        assert!(refused.to_string().contains("`XDG_RUNTIME_DIR`"), "{refused}");
+        let dirs = Dirs { runtime_dir: Some("/r".into()), ..Dirs::default() };
+        assert_eq!(layout(1, &dirs, &env(&[("HOME", "/h")])).unwrap().runtime, Path::new("/r"));
+    }
+
+    #[test]
+    fn options_before_the_environment_and_both_absolute() {
+        let given =
+            env(&[("QVM_STATE_DIR", "/e"), ("QVM_CONFIG_DIR", "c"), ("QVM_RUNTIME_DIR", "")]);
+        let dirs = Dirs { state_dir: Some("./s/".into()), ..Dirs::default() };
+        let dirs = dirs.or(&given).absolute(Path::new("/cwd"));
+        assert_eq!(dirs.state_dir.as_deref(), Some(Path::new("/cwd/s")));
+        assert_eq!(dirs.config_dir.as_deref(), Some(Path::new("/cwd/c")));
+        assert_eq!(dirs.runtime_dir, None);
+    }
+}

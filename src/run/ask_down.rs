@@ -1,0 +1,84 @@
+//! Asks a supervisor to end its VM, tells how that goes, and sees it gone.
+
+use std::{path::Path, time::Duration};
+
+use crate::{
+    control::{
+        client::{self, Client},
+        types::{Command, Event},
+    },
+    host::lock::{self, Lock},
+    plan::layout::VmPaths,
+};
+
+/// How long a supervisor that has closed its socket may take to be gone.
+const LAST_BREATH: Duration = Duration::from_secs(10);
+/// Between two looks whether it is.
+const POLL: Duration = Duration::from_millis(5);
+
+/// Gives the command. With `wait`, tells every rung and the end to `say`, and returns when the supervisor closes.
+///
+/// # Errors
+/// There is no supervisor, or it refuses.
+pub async fn ask_down(
+    socket: &Path,
+    command: Command,
+    wait: bool,
+    say: &mut dyn FnMut(&str),
+) -> Result<(), client::Error> {
+    if !wait {
+        return Client::connect(socket).await?.command(command).await;
+    }
+    // Before the command, so that nothing is missed.
+    let mut watch = Client::connect(socket).await?.watch().await?;
+    Client::connect(socket).await?.command(command).await?;
+    while let Some(event) = watch.next().await {
+        if let Some(text) = told(&event) {
+            say(text);
+        }
+    }
+    Ok(())
+}
+
+fn told(event: &Event) -> Option<&str> {
+    let key = match event.event.as_str() {
+        "QVM_STOP_RUNG" => "text",
+        "QVM_END" => "detail",
+        _ => return None,
+    };
+    event.data.as_ref()?.get(key)?.as_str()
+}
+
+/// Waits until no supervisor holds the VM: the socket closes a moment before the process is gone.
+///
+/// # Errors
+/// Somebody holds it for longer than a supervisor that ends.
+pub async fn released(paths: &VmPaths) -> Result<(), lock::Error> {
+    let mut waited = Duration::ZERO;
+    while paths.lock().exists() {
+        match Lock::acquire(&paths.lock()) {
+            Ok(_) => break,
+            Err(error) if waited >= LAST_BREATH => return Err(error),
+            Err(_) => tokio::time::sleep(POLL).await,
+        }
+        waited += POLL;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rungs_and_the_end_are_told_and_nothing_else() {
+        let event = |name: &str| Event {
+            event: name.into(),
+            data: Some(serde_json::json!({"text": "asked", "detail": "the end"})),
+        };
+        assert_eq!(told(&event("QVM_STOP_RUNG")), Some("asked"));
+        assert_eq!(told(&event("QVM_END")), Some("the end"));
+        assert_eq!(told(&event("SHUTDOWN")), None);
+        assert_eq!(told(&Event { event: "QVM_END".into(), data: None }), None);
+    }
+}

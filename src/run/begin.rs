@@ -1,0 +1,216 @@
+//! Starts a VM's supervisor: as its systemd unit where that is installed, else detached from whoever asks.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom},
+    os::unix::{fs::OpenOptionsExt, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use crate::{
+    control::{client::Client, types::State},
+    host::file,
+    plan::layout::Layout,
+    spec::{self, Invalid},
+    value::VmName,
+};
+
+/// How long a supervisor may take for one answer before it is asked again.
+const ANSWER: Duration = Duration::from_secs(2);
+/// Between two questions to a supervisor that is starting.
+const POLL: Duration = Duration::from_millis(10);
+/// The most that is shown of what a supervisor wrote, in bytes.
+const TAIL: u64 = 8 << 10;
+
+/// How it is to be started.
+#[derive(Debug, Clone, Copy)]
+pub struct Begin<'a> {
+    /// Where everything is.
+    pub layout: &'a Layout,
+    /// This program.
+    pub exe: &'a Path,
+    /// The host runs systemd, and its units look where `layout` does.
+    pub systemd: bool,
+    /// Until the guest runs.
+    pub wait: bool,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begun {
+    /// The guest runs.
+    Running,
+    /// It has been running already, or somebody else is starting it.
+    Already,
+    /// The supervisor was started; the guest was not waited for.
+    Asked,
+}
+
+/// Why not.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Its VM file.
+    #[error("{0}")]
+    Invalid(Invalid),
+    /// It has none.
+    #[error("there is no VM `{0}`: it has no file")]
+    NoFile(VmName),
+    /// The log.
+    #[error(transparent)]
+    File(#[from] file::Error),
+    /// A program.
+    #[error("cannot run `{}`", .0.display())]
+    Spawn(PathBuf, #[source] io::Error),
+    /// The unit.
+    #[error("`systemctl start qvm@{0}.service` failed: {1}")]
+    Systemctl(VmName, String),
+    /// The supervisor.
+    #[error("its supervisor {}{wrote}", ended(*.status))]
+    Ended {
+        /// How.
+        status: ExitStatus,
+        /// What it wrote since it was started, after a colon; or nothing.
+        wrote: String,
+    },
+}
+
+impl Error {
+    /// The way out, where there is one.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::File(error) => error.hint(),
+            Self::NoFile(_) => Some("`qvm list` shows those there are".into()),
+            Self::Systemctl(name, _) => {
+                Some(format!("`journalctl -u qvm@{name}` has what the supervisor said"))
+            }
+            Self::Invalid(_) | Self::Spawn(..) | Self::Ended { .. } => None,
+        }
+    }
+}
+
+fn ended(status: ExitStatus) -> String {
+    match status.code() {
+        Some(code) => format!("exited with code {code}"),
+        None => format!("was ended: {status}"),
+    }
+}
+
+/// Starts the supervisor of a VM and, if so asked, waits until the guest runs: as long as the supervisor lives.
+///
+/// # Errors
+/// The VM file is invalid, or the supervisor ended.
+pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
+    let (paths, vm_file) = (how.layout.vm(name), how.layout.vm_file(name));
+    let socket = paths.control_socket();
+    if Client::connect(&socket).await.is_ok() {
+        return Ok(Begun::Already);
+    }
+    if vm_file.symlink_metadata().is_err() {
+        return Err(Error::NoFile(name.clone()));
+    }
+    spec::load(&vm_file).map_err(Error::Invalid)?;
+    if how.systemd && has_unit(name).await {
+        return systemctl(name, how.wait).await;
+    }
+    file::make_dir(&paths.state)?;
+    let log = paths.supervisor_log();
+    let open = OpenOptions::new().append(true).create(true).mode(0o640).open(&log);
+    let out = open.map_err(file::Error::on("open", &log))?;
+    let before = out.metadata().map_err(file::Error::on("look at", &log))?.len();
+    let mut child = spawn(name, how, out).map_err(|e| Error::Spawn(how.exe.to_owned(), e))?;
+    if !how.wait {
+        return Ok(Begun::Asked);
+    }
+    loop {
+        if let Some(status) = child.try_wait().map_err(|e| Error::Spawn(how.exe.to_owned(), e))? {
+            let wrote = written_since(&log, before);
+            return Err(Error::Ended { status, wrote });
+        }
+        if runs(&socket).await {
+            return Ok(Begun::Running);
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+async fn runs(socket: &Path) -> bool {
+    let Ok(mut client) = Client::connect(socket).await else { return false };
+    let status = client.status(ANSWER).await;
+    status.is_ok_and(|status| matches!(status.state, State::Running | State::Paused))
+}
+
+/// In a process group of its own, so that a Ctrl-C at the terminal is not for it.
+fn spawn(name: &VmName, how: &Begin<'_>, log: File) -> io::Result<Child> {
+    let err = log.try_clone()?;
+    let mut command = Command::new(how.exe);
+    command.arg("--config-dir").arg(&how.layout.config);
+    command.arg("--state-dir").arg(&how.layout.state);
+    command.arg("--runtime-dir").arg(&how.layout.runtime);
+    command.args(["run", name.as_str()]).current_dir("/").process_group(0);
+    command.stdin(Stdio::null()).stdout(log).stderr(err).spawn()
+}
+
+/// The last of what was written to `log` from byte `before` on.
+fn written_since(log: &Path, before: u64) -> String {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = File::open(log)?;
+        let end = file.metadata()?.len();
+        file.seek(SeekFrom::Start(before.max(end.saturating_sub(TAIL))))?;
+        let mut bytes = Vec::new();
+        file.take(TAIL).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes = read().unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    match text.trim_end() {
+        "" => String::new(),
+        text => format!(":\n{text}"),
+    }
+}
+
+async fn output(mut command: Command) -> io::Result<std::process::Output> {
+    let run = move || command.stdin(Stdio::null()).output();
+    tokio::task::spawn_blocking(run).await.map_err(io::Error::other)?
+}
+
+async fn has_unit(name: &VmName) -> bool {
+    let mut command = Command::new("systemctl");
+    command.args(["cat", &format!("qvm@{name}.service")]);
+    output(command).await.is_ok_and(|output| output.status.success())
+}
+
+async fn systemctl(name: &VmName, wait: bool) -> Result<Begun, Error> {
+    let mut command = Command::new("systemctl");
+    command.arg("start");
+    if !wait {
+        command.arg("--no-block");
+    }
+    command.arg(format!("qvm@{name}.service"));
+    let output = output(command).await.map_err(|e| Error::Spawn("systemctl".into(), e))?;
+    match output.status.success() {
+        true if wait => Ok(Begun::Running),
+        true => Ok(Begun::Asked),
+        false => {
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            Err(Error::Systemctl(name.clone(), said))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_new_in_the_log_and_of_that_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("supervisor.log");
+        std::fs::write(&log, "old\nerror: new\n").unwrap();
+        assert_eq!(written_since(&log, 4), ":\nerror: new");
+        assert_eq!(written_since(&log, 15), "");
+        std::fs::write(&log, "x".repeat(20_000)).unwrap();
+        assert_eq!(written_since(&log, 0).len(), 2 + 8192);
+    }
+}

@@ -1,0 +1,220 @@
+//! Which VMs there are, and what each is doing: from VM files, kept state and running supervisors.
+
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+
+use futures_util::future::join_all;
+
+use crate::{
+    control::{
+        client::{self, Client},
+        types::{End, State, Status},
+    },
+    plan::layout::Layout,
+    spec::{self, Vm},
+    value::VmName,
+};
+
+/// How long a supervisor may take to tell its status.
+pub const PATIENCE: Duration = Duration::from_secs(2);
+
+/// One VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its name, or what its file is called where that is no VM's name.
+    pub name: String,
+    /// What its supervisor tells; where there is none, what its file and its last ends tell.
+    pub status: Status,
+    /// What is wrong with its file, or with its supervisor; may have several lines.
+    pub problem: Option<String>,
+    /// A supervisor told the status.
+    pub answers: bool,
+    /// It has a VM file.
+    pub file_exists: bool,
+    /// There is anything of it: a file, kept state, a supervisor.
+    pub known: bool,
+}
+
+/// The VMs of these names in that order, or without names every VM by name. Asks all supervisors at once.
+pub async fn inventory(layout: &Layout, names: &[VmName]) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    let names = if names.is_empty() { every(layout, &mut entries) } else { names.to_vec() };
+    entries.extend(join_all(names.iter().map(|name| entry(layout, name))).await);
+    if entries.len() > names.len() {
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+    }
+    entries
+}
+
+/// Every name that anything is called by. Files whose names no VM can have become entries at once.
+fn every(layout: &Layout, misnamed: &mut Vec<Entry>) -> Vec<VmName> {
+    let mut names: BTreeMap<VmName, ()> = BTreeMap::new();
+    match spec::files_in(&layout.vm_files()) {
+        Ok(files) => {
+            for file in files {
+                match spec::name_of(&file) {
+                    Ok(name) => drop(names.insert(name, ())),
+                    Err(invalid) => {
+                        let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+                        misnamed.push(without_file(&stem, Some(invalid.to_string()), true));
+                    }
+                }
+            }
+        }
+        Err(invalid) => {
+            let dir = layout.vm_files().display().to_string();
+            misnamed.push(without_file(&dir, Some(invalid.to_string()), true));
+        }
+    }
+    let runs = |dir: &Path| dir.join("control.sock").symlink_metadata().is_ok();
+    names.extend(dirs(&layout.vm_states()).into_iter().map(|(name, _)| (name, ())));
+    let running = dirs(&layout.runtime).into_iter().filter(|(_, dir)| runs(dir));
+    names.extend(running.map(|(name, _)| (name, ())));
+    names.into_keys().collect()
+}
+
+/// The directories in `dir` that are called as a VM can be called.
+fn dirs(dir: &Path) -> Vec<(VmName, std::path::PathBuf)> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    let dirs = entries.flatten().filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir()));
+    dirs.filter_map(|e| Some((e.file_name().to_str()?.parse().ok()?, e.path()))).collect()
+}
+
+async fn entry(layout: &Layout, name: &VmName) -> Entry {
+    let (paths, file) = (layout.vm(name), layout.vm_file(name));
+    let file_exists = file.symlink_metadata().is_ok();
+    let unanswered = match ask(&paths.control_socket()).await {
+        Ok(status) => {
+            let name = name.to_string();
+            return Entry { name, status, problem: None, answers: true, file_exists, known: true };
+        }
+        Err(client::Error::NotRunning { .. }) => None,
+        Err(error) => Some(error),
+    };
+    let vm = file_exists.then(|| spec::load(&file)).transpose();
+    let invalid = vm.as_ref().err().map(ToString::to_string);
+    let mut entry = without_file(name.as_str(), invalid, file_exists);
+    if let Ok(Some(vm)) = vm {
+        written(&mut entry.status, &vm);
+    }
+    entry.known = file_exists || unanswered.is_some() || paths.state.is_dir();
+    entry.status.console =
+        paths.console_log().is_file().then(|| paths.console_log().display().to_string());
+    match ends(&paths.ends()) {
+        Ok(ends) => entry.status.ends = ends,
+        Err(problem) => entry.status.notes.push(problem),
+    }
+    entry.status.last_stop = entry.status.ends.first().cloned();
+    if let Some(end) = &entry.status.last_stop {
+        entry.status.since = Some(end.at.clone());
+        entry.status.state = if end.failed { State::Failed } else { State::Stopped };
+    }
+    if let Some(error) = unanswered {
+        // Somebody holds the socket: to call it stopped would be to guess.
+        entry.status.state = State::Running;
+        entry.status.since = None;
+        let mut text = format!("error: {name}: cannot ask its supervisor: {error}");
+        let mut source = std::error::Error::source(&error);
+        while let Some(cause) = source {
+            text.push_str(&format!(": {cause}"));
+            source = cause.source();
+        }
+        entry.problem = Some(text);
+    }
+    if let Some(problem) = &entry.problem {
+        entry.status.notes.push(problem.clone());
+    }
+    entry
+}
+
+async fn ask(socket: &Path) -> Result<Status, client::Error> {
+    Client::connect(socket).await?.status(PATIENCE).await
+}
+
+/// The newest first, as they are kept. No file is no ends.
+fn ends(file: &Path) -> Result<Vec<End>, String> {
+    let text = match fs::read(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(format!("cannot read `{}`: {error}", file.display())),
+    };
+    serde_json::from_slice(&text).map_err(|e| format!("cannot read `{}`: {e}", file.display()))
+}
+
+fn without_file(name: &str, problem: Option<String>, file_exists: bool) -> Entry {
+    let status = Status {
+        name: name.to_owned(),
+        state: State::Stopped,
+        pid: None,
+        supervisor_pid: None,
+        since: None,
+        started_at: None,
+        vcpu: 0,
+        mem_bytes: 0,
+        mem_actual_bytes: None,
+        mem_target_bytes: None,
+        mac: None,
+        ip: None,
+        tap: None,
+        cpu_weight: 0,
+        accel: None,
+        qemu_version: None,
+        machine: None,
+        console: None,
+        autostart: false,
+        description: None,
+        pending: vec![],
+        notes: vec![],
+        last_stop: None,
+        ends: vec![],
+    };
+    Entry { name: name.to_owned(), status, problem, answers: false, file_exists, known: true }
+}
+
+/// What the VM file tells.
+fn written(status: &mut Status, vm: &Vm) {
+    let nic = vm.nics.first();
+    status.vcpu = u32::from(vm.vcpu);
+    status.mem_bytes = vm.mem.bytes();
+    status.mac = nic.and_then(|nic| nic.mac).map(|mac| mac.to_string());
+    status.ip = nic.and_then(|nic| nic.ip).map(|ip| ip.to_string());
+    status.cpu_weight = vm.cpu_weight.get();
+    status.autostart = vm.autostart;
+    status.description.clone_from(&vm.description);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn all(dir: &Path) -> Vec<Entry> {
+        let layout = Layout { config: dir.into(), state: dir.join("s"), runtime: dir.join("r") };
+        inventory(&layout, &[]).await
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn files_states_and_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(all(dir.path()).await, vec![]);
+        let write = |path: &str, text: &str| {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write("vms/web.toml", "vcpu = 2\n");
+        write("vms/Bad.toml", "vcpu = 2\n");
+        write("vms/broken.toml", "vcpu = \n");
+        let end =
+            r#"[{"reason":"start-failed","at":"2026-01-01T00:00:00Z","detail":"x","failed":true}]"#;
+        write("s/vms/web/ends.json", end);
+        write("s/vms/orphan/ends.json", "{");
+        let all = all(dir.path()).await;
+        let names: Vec<&str> = all.iter().map(|e| e.name.as_str()).collect();
+        assert_eq!(names, ["Bad", "broken", "orphan", "web"]);
+        assert!(all[0].problem.as_ref().unwrap().contains("`Bad` is not a VM's name"));
+        assert!(all[1].problem.as_ref().unwrap().contains("broken.toml:1:"));
+        assert!(!all[2].file_exists && all[2].known && all[2].status.notes.len() == 1);
+        let web = &all[3].status;
+        assert_eq!((web.state, web.vcpu, web.ends.len()), (State::Failed, 2, 1));
+        assert_eq!(web.since.as_deref(), Some("2026-01-01T00:00:00Z"));
+    }
+}

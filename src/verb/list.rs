@@ -1,0 +1,116 @@
+//! `qvm list`: every VM in one line.
+
+use jiff::Timestamp;
+
+use crate::{
+    control::types::{State, Status},
+    exit::Failure,
+    plan::layout::Layout,
+    run::inventory::{Entry, inventory},
+};
+
+/// What `qvm list` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The objects that `qvm status --json` prints
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints the table as of `now`.
+///
+/// # Errors
+/// It cannot be printed.
+pub async fn run(args: &Args, layout: &Layout, now: Timestamp) -> Result<(), Failure> {
+    let entries = inventory(layout, &[]).await;
+    if args.json {
+        let all: Vec<&Status> = entries.iter().map(|entry| &entry.status).collect();
+        let json = serde_json::to_string_pretty(&all).map_err(|error| Failure::of(&error))?;
+        return super::print(&format!("{json}\n"));
+    }
+    super::print(&table(&entries, now))
+}
+
+fn table(entries: &[Entry], now: Timestamp) -> String {
+    let head = ["NAME", "STATE", "VCPU", "MEM", "IP", "UPTIME", "PENDING"];
+    let mut rows = vec![head.map(str::to_owned)];
+    rows.extend(entries.iter().map(|entry| row(entry, now)));
+    let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let mut text = String::new();
+    for (nr, row) in rows.iter().enumerate() {
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+        let entry = nr.checked_sub(1).and_then(|nr| entries.get(nr));
+        let problem = entry.and_then(|entry| entry.problem.as_deref());
+        if let Some(line) = problem.and_then(|problem| problem.lines().next()) {
+            text.push_str(&format!("  {line}\n"));
+        }
+    }
+    text
+}
+
+fn row(entry: &Entry, now: Timestamp) -> [String; 7] {
+    let (status, none) = (&entry.status, || "-".to_owned());
+    let state = match (&entry.problem, status.state) {
+        // A supervisor that does not answer is taken for running.
+        (Some(_), State::Running) => "no answer",
+        (Some(_), _) => "invalid",
+        (None, State::Stopped) => "stopped",
+        (None, State::Starting) => "starting",
+        (None, State::Running) => "running",
+        (None, State::Paused) => "paused",
+        (None, State::Stopping) => "stopping",
+        (None, State::Failed) => "failed",
+    };
+    let known = status.vcpu > 0;
+    let started = status.started_at.as_ref().filter(|_| entry.answers);
+    [
+        entry.name.clone(),
+        state.to_owned(),
+        if known { status.vcpu.to_string() } else { none() },
+        if known { super::size(status.mem_bytes) } else { none() },
+        status.ip.clone().unwrap_or_else(none),
+        started.and_then(|at| uptime(at, now)).unwrap_or_else(none),
+        match status.pending.len() {
+            0 => none(),
+            count => count.to_string(),
+        },
+    ]
+}
+
+/// The two largest units: `3d 4h`, `4h 5m`, `5m 6s`, `6s`.
+fn uptime(started_at: &str, now: Timestamp) -> Option<String> {
+    let started: Timestamp = started_at.parse().ok()?;
+    let seconds = u64::try_from(now.as_second() - started.as_second()).unwrap_or(0);
+    let (d, h, m, s) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    Some(match (d, h, m) {
+        (0, 0, 0) => format!("{s}s"),
+        (0, 0, _) => format!("{m}m {s}s"),
+        (0, ..) => format!("{h}h {m}m"),
+        _ => format!("{d}d {h}h"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_two_largest_units() {
+        let now: Timestamp = "2026-01-02T00:00:00Z".parse().unwrap();
+        for (at, shown) in [
+            ("2026-01-01T23:59:54Z", "6s"),
+            ("2026-01-01T23:54:54Z", "5m 6s"),
+            ("2026-01-01T19:54:54Z", "4h 5m"),
+            ("2025-12-29T20:00:00Z", "3d 4h"),
+            // The clock was set back.
+            ("2026-01-03T00:00:00Z", "0s"),
+        ] {
+            assert_eq!(uptime(at, now).as_deref(), Some(shown));
+        }
+        assert_eq!(uptime("yesterday", now), None);
+    }
+}

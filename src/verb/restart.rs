@@ -1,0 +1,53 @@
+//! `qvm restart`: stops VMs that run, then starts them: a new QEMU, by the VM file as it is now.
+
+use std::path::Path;
+
+use crate::{
+    control::{client, types::Command},
+    exit::Failure,
+    plan::layout::Layout,
+    run::{
+        ask_down::{ask_down, released},
+        begin::{Begin, begin},
+    },
+    spec,
+    value::{Seconds, VmName},
+};
+
+/// What `qvm restart` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// VMs; one that is stopped is started
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<VmName>,
+    /// Force the guest off after so long, instead of `shutdownTimeoutSec`
+    #[arg(long, value_name = "SEC", value_parser = clap::value_parser!(u32).range(1..=i64::from(Seconds::MAX)))]
+    timeout: Option<u32>,
+}
+
+/// Stops and starts the VMs. One whose file is invalid keeps running.
+///
+/// # Errors
+/// Of each VM that does not stop or does not start.
+pub async fn run(args: &Args, layout: &Layout, exe: &Path, systemd: bool) -> Result<(), Failure> {
+    let how = Begin { layout, exe, systemd, wait: true };
+    let command = Command::PowerOff { timeout_sec: args.timeout };
+    super::each(&args.names, async |name| {
+        let file = layout.vm_file(&name);
+        if file.symlink_metadata().is_ok() {
+            spec::load(&file).map_err(|invalid| Failure::invalid(&invalid))?;
+        }
+        let paths = layout.vm(&name);
+        let mut say = |text: &str| super::tell(&name, text);
+        match ask_down(&paths.control_socket(), command, true, &mut say).await {
+            Ok(()) | Err(client::Error::NotRunning { .. }) => {}
+            Err(error) => return Err(super::refused(&error, layout, &name)),
+        }
+        let released = released(&paths).await;
+        released.map_err(|error| Failure::of(&error).about(&name).hint(error.hint()))?;
+        begin(&name, &how).await.map_err(|error| super::not_begun(&error, layout, &name))?;
+        super::tell(&name, "running");
+        Ok(())
+    })
+    .await
+}

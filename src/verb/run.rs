@@ -1,0 +1,68 @@
+//! `qvm run`: the supervisor, in the foreground.
+
+use std::{ffi::OsString, os::unix::process::CommandExt, path::Path, process::Command};
+
+use crate::{
+    exit::Failure,
+    host::{file, lock::Lock},
+    run::{
+        Settings,
+        supervise::{Left, supervise},
+    },
+    spec,
+    value::VmName,
+};
+
+/// The variable by which a re-executed supervisor finds its lock.
+const LOCK_FD: &str = "QVM_LOCK_FD";
+
+/// What `qvm run` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The VM
+    pub name: VmName,
+}
+
+/// Runs the VM to its end and gives the exit code of that end.
+///
+/// # Errors
+/// The VM file is not valid (78), the VM is supervised already, or nothing can be set up.
+pub async fn run(
+    settings: Settings,
+    program: &Path,
+    arguments: &[OsString],
+) -> Result<(), Failure> {
+    let (name, paths) = (settings.name.clone(), settings.paths());
+    let subject = |failure: Failure| failure.about(&name);
+    let file = settings.layout.vm_file(&name);
+    if !file.exists() {
+        let failure = Failure::new(3, format!("there is no VM file `{}`", file.display()));
+        return Err(subject(failure));
+    }
+    let vm = spec::load(&file).map_err(|e| Failure::invalid(&e))?;
+    let text = std::fs::read_to_string(&file).unwrap_or_default();
+    let passed_on = (settings.env)(LOCK_FD).and_then(|number| number.parse().ok());
+    let lock = match passed_on.and_then(|number| Lock::inherited(number, &paths.lock())) {
+        Some(lock) => lock,
+        None => {
+            Lock::acquire(&paths.lock()).map_err(|e| subject(Failure::of(&e).hint(e.hint())))?
+        }
+    };
+    file::make_dir(&paths.state).map_err(|e| subject(Failure::of(&e).hint(e.hint())))?;
+    match supervise(settings, vm, text).await {
+        Ok(Left::Exit(0)) => Ok(()),
+        // The end has been logged with all that is known of it.
+        Ok(Left::Exit(code)) => Err(Failure::quiet(code)),
+        Ok(Left::Reexec) => {
+            let number = lock.pass_on().map_err(|e| subject(Failure::of(&e)))?;
+            let mut command = Command::new(program);
+            command.args(arguments.iter().skip(1)).env(LOCK_FD, number.to_string());
+            let error = command.exec();
+            Err(subject(Failure::new(
+                1,
+                format!("cannot execute `{}`: {error}", program.display()),
+            )))
+        }
+        Err(error) => Err(subject(Failure::of(&error).hint(error.hint()))),
+    }
+}

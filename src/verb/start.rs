@@ -1,0 +1,39 @@
+//! `qvm start`: starts VMs and returns when their guests run.
+
+use std::path::Path;
+
+use crate::{
+    exit::Failure,
+    plan::layout::Layout,
+    run::begin::{Begin, Begun, begin},
+    value::VmName,
+};
+
+/// What `qvm start` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// VMs
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<VmName>,
+    /// Do not wait until the guests run
+    #[arg(long)]
+    no_wait: bool,
+}
+
+/// Starts the VMs by `exe`, which is this program; `systemd` says whether units look where `layout` does.
+///
+/// # Errors
+/// Of each VM whose file is invalid, or whose supervisor ended.
+pub async fn run(args: &Args, layout: &Layout, exe: &Path, systemd: bool) -> Result<(), Failure> {
+    let how = Begin { layout, exe, systemd, wait: !args.no_wait };
+    super::each(&args.names, async |name| {
+        match begin(&name, &how).await {
+            Ok(Begun::Running) => super::tell(&name, "running"),
+            Ok(Begun::Already) => super::tell(&name, "already running"),
+            Ok(Begun::Asked) => super::tell(&name, "starting"),
+            Err(error) => return Err(super::not_begun(&error, layout, &name)),
+        }
+        Ok(())
+    })
+    .await
+}

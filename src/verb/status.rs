@@ -1,0 +1,109 @@
+//! `qvm status`: the whole truth about VMs.
+
+use std::fmt::Write;
+
+use crate::{
+    control::types::{State, Status},
+    exit::{self, Failure},
+    plan::layout::Layout,
+    run::inventory::{Entry, inventory},
+    value::VmName,
+};
+
+/// What `qvm status` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// VMs; without any, every VM
+    #[arg(value_name = "NAME")]
+    names: Vec<VmName>,
+    /// An array of objects
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints what is known, also of VMs that do not run.
+///
+/// # Errors
+/// A VM that was named does not run, or is not there: exit code 3, after it was printed.
+pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
+    let entries = inventory(layout, &args.names).await;
+    let known: Vec<&Entry> = entries.iter().filter(|entry| entry.known).collect();
+    if args.json {
+        let all: Vec<&Status> = known.iter().map(|entry| &entry.status).collect();
+        let json = serde_json::to_string_pretty(&all).map_err(|error| Failure::of(&error))?;
+        super::print(&format!("{json}\n"))?;
+    } else {
+        let shown: Vec<String> = known.iter().map(|entry| shown(&entry.status)).collect();
+        super::print(&shown.join("\n"))?;
+    }
+    let mut failures = Vec::new();
+    for (entry, name) in entries.iter().zip(&args.names) {
+        if !entry.known {
+            failures.push(super::not_running(layout, name));
+        } else if matches!(entry.status.state, State::Stopped | State::Failed) {
+            failures.push(Failure::quiet(exit::NOT_RUNNING));
+        }
+    }
+    Failure::all(failures)
+}
+
+fn shown(status: &Status) -> String {
+    let mut text = String::new();
+    let mut line = |key: &str, value: Option<&str>| {
+        if let Some(value) = value {
+            // Into a String it cannot fail.
+            let _ = writeln!(text, "{key:12} {value}");
+        }
+    };
+    let state = match status.state {
+        State::Stopped => "stopped",
+        State::Starting => "starting",
+        State::Running => "running",
+        State::Paused => "paused",
+        State::Stopping => "stopping",
+        State::Failed => "failed",
+    };
+    let since = status.since.as_ref().map(|since| format!("{state} since {since}"));
+    let number = |number: Option<u32>| number.map(|number| number.to_string());
+    let mem = match status.mem_actual_bytes.filter(|actual| *actual != status.mem_bytes) {
+        Some(actual) => {
+            format!("{} ({} now)", super::size(status.mem_bytes), super::size(actual))
+        }
+        None => super::size(status.mem_bytes),
+    };
+    line("name:", Some(&status.name));
+    line("description:", status.description.as_deref());
+    line("state:", Some(since.as_deref().unwrap_or(state)));
+    line("started:", status.started_at.as_deref());
+    line("pid:", number(status.pid).as_deref());
+    line("supervisor:", number(status.supervisor_pid).as_deref());
+    if status.vcpu > 0 {
+        line("vcpu:", Some(&status.vcpu.to_string()));
+        line("mem:", Some(&mem));
+        line("cpuWeight:", Some(&status.cpu_weight.to_string()));
+        line("autostart:", Some(if status.autostart { "yes" } else { "no" }));
+    }
+    line("mac:", status.mac.as_deref());
+    line("ip:", status.ip.as_deref());
+    line("tap:", status.tap.as_deref());
+    line("accel:", status.accel.as_deref());
+    line("qemu:", status.qemu_version.as_deref());
+    line("machine:", status.machine.as_deref());
+    line("console:", status.console.as_deref());
+    for pending in &status.pending {
+        let value = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
+        let (from, to) = (value(&pending.from), value(&pending.to));
+        let effect = pending.takes_effect.words();
+        line("pending:", Some(&format!("{}: {from} -> {to}, {effect}", pending.key)));
+    }
+    for note in status.notes.iter().flat_map(|note| note.lines()) {
+        line("note:", Some(note));
+    }
+    for end in &status.ends {
+        line("end:", Some(&format!("{}  {}  {}", end.at, end.reason, end.detail)));
+        for said in &end.console {
+            line("", Some(&format!("| {said}")));
+        }
+    }
+    text
+}
