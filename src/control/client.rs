@@ -1,18 +1,22 @@
 //! The other side of the control socket: what the command line asks a supervisor.
 
-use std::{io, path::Path, time::Duration};
+use std::{io, os::fd::OwnedFd, path::Path, time::Duration};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use tokio::{
-    io::{AsyncReadExt, BufReader},
-    net::UnixStream,
+use tokio::net::UnixStream;
+use zlink::{
+    Call,
+    tokio::unix::{Connection, Stream},
+    varlink_service::Error as Service,
 };
 
-use super::{
-    message::{self, Call, MAX_MESSAGE, Reply},
-    types::{Command, Event, Executed, Status},
-};
+use super::types::{Command, Event, Executed, Status};
+
+/// How long a supervisor may take to say that something has begun: it may have to ask QEMU.
+const ANSWER: Duration = Duration::from_secs(30);
+/// How much longer than the command itself the answer to `Exec` may take.
+const AGENT: Duration = Duration::from_secs(30);
 
 /// Why a supervisor did not do as asked.
 #[derive(Debug, thiserror::Error)]
@@ -57,10 +61,62 @@ impl Error {
     }
 }
 
+impl From<zlink::Error> for Error {
+    fn from(error: zlink::Error) -> Self {
+        match error {
+            zlink::Error::Json(error) => Self::Answer(error),
+            zlink::Error::VarlinkService(error) => {
+                let told = serde_json::to_value(error.inner()).unwrap_or_default();
+                let reason = match error.inner() {
+                    Service::InvalidParameter { parameter } => {
+                        format!("`{parameter}` is not valid")
+                    }
+                    Service::MethodNotFound { method } => {
+                        format!(
+                            "the supervisor does not know `{method}`; it may be of another version"
+                        )
+                    }
+                    other => other.to_string(),
+                };
+                Self::Refused {
+                    error: told["error"].as_str().unwrap_or_default().to_owned(),
+                    reason,
+                }
+            }
+            // Whatever fails on a connection that stood is its end.
+            _ => Self::Closed,
+        }
+    }
+}
+
+/// An error reply of any name.
+#[derive(Debug, Deserialize)]
+struct Refused {
+    error: String,
+    #[serde(default)]
+    parameters: Value,
+}
+
+impl From<Refused> for Error {
+    fn from(Refused { error, parameters }: Refused) -> Self {
+        let said = |key: &str| parameters.get(key)?.as_str().map(str::to_owned);
+        let reason = said("reason")
+            .or_else(|| said("state").map(|state| format!("not now: the VM is {state}")))
+            .unwrap_or_else(|| error.rsplit('.').next().unwrap_or(&error).to_owned());
+        Self::Refused { error, reason }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Method<'a> {
+    method: &'a str,
+    parameters: Value,
+}
+
 /// A connection to one supervisor.
 #[derive(Debug)]
 pub struct Client {
-    stream: BufReader<UnixStream>,
+    connection: Connection,
 }
 
 impl Client {
@@ -69,40 +125,44 @@ impl Client {
     /// # Errors
     /// `NotRunning` where nobody listens.
     pub async fn connect(path: &Path) -> Result<Self, Error> {
-        match UnixStream::connect(path).await {
-            Ok(stream) => Ok(Self { stream: BufReader::new(stream) }),
-            Err(error) => Err(match error.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Error::NotRunning,
-                io::ErrorKind::PermissionDenied => Error::Denied,
-                _ => Error::Io(error),
-            }),
-        }
+        let stream = UnixStream::connect(path).await.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Error::NotRunning,
+            io::ErrorKind::PermissionDenied => Error::Denied,
+            _ => Error::Io(error),
+        })?;
+        Ok(Self { connection: Connection::new(Stream::try_from(stream)?) })
     }
 
-    async fn say(&mut self, call: &Call) -> Result<(), Error> {
-        message::write(self.stream.get_mut(), call).await.map_err(|_| Error::Closed)
+    async fn say(&mut self, method: &str, parameters: Value, more: bool) -> Result<(), Error> {
+        let call = Call::new(Method { method, parameters }).set_more(more);
+        Ok(self.connection.send_call(&call, vec![]).await?)
     }
 
-    async fn hear(&mut self) -> Result<Reply, Error> {
-        let bytes = message::read(&mut self.stream, MAX_MESSAGE).await.ok_or(Error::Closed)?;
-        let reply: Reply = serde_json::from_slice(&bytes).map_err(Error::Answer)?;
-        match reply.error {
-            None => Ok(reply),
-            Some(error) => {
-                let said = |key: &str| reply.parameters[key].as_str().map(str::to_owned);
-                let reason = said("reason")
-                    .or_else(|| said("state").map(|state| format!("not now: the VM is {state}")))
-                    .or_else(|| said("parameter").map(|name| format!("`{name}` is not valid")))
-                    .unwrap_or_else(|| error.rsplit('.').next().unwrap_or(&error).to_owned());
-                Err(Error::Refused { error, reason })
-            }
-        }
+    async fn hear<T>(&mut self) -> Result<(T, Vec<OwnedFd>), Error>
+    where
+        T: DeserializeOwned + std::fmt::Debug,
+    {
+        // As a value first: zlink tries one kind of reply after the other, and an answer that
+        // this program cannot read would come out as no kind at all.
+        let (reply, fds) = self.connection.receive_reply::<Value, Refused>().await?;
+        let parameters = reply?.into_parameters().unwrap_or_else(|| json!({}));
+        Ok((serde_json::from_value(parameters).map_err(Error::Answer)?, fds))
     }
 
-    async fn call(&mut self, method: &str, parameters: Value) -> Result<Value, Error> {
-        let method = method.to_owned();
-        self.say(&Call { method, parameters, more: false, oneway: false, upgrade: false }).await?;
-        Ok(self.hear().await?.parameters)
+    async fn call<T>(
+        &mut self,
+        method: &str,
+        parameters: Value,
+        limit: Duration,
+    ) -> Result<(T, Vec<OwnedFd>), Error>
+    where
+        T: DeserializeOwned + std::fmt::Debug,
+    {
+        let answer = async {
+            self.say(method, parameters, false).await?;
+            self.hear().await
+        };
+        tokio::time::timeout(limit, answer).await.map_err(|_| Error::Timeout(limit))?
     }
 
     /// Everything about the VM.
@@ -110,13 +170,12 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn status(&mut self, limit: Duration) -> Result<Status, Error> {
-        #[derive(Deserialize)]
+        #[derive(Debug, Deserialize)]
         struct Told {
             status: Status,
         }
-        let told = tokio::time::timeout(limit, self.call("io.qvm.Vm.Status", json!({})));
-        let told = told.await.map_err(|_| Error::Timeout(limit))??;
-        serde_json::from_value::<Told>(told).map(|t| t.status).map_err(Error::Answer)
+        let (told, _): (Told, _) = self.call("io.qvm.Vm.Status", json!({}), limit).await?;
+        Ok(told.status)
     }
 
     /// Has something begun.
@@ -125,22 +184,21 @@ impl Client {
     /// See [`Error`].
     pub async fn command(&mut self, command: Command) -> Result<(), Error> {
         let (method, parameters) = match command {
-            Command::PowerOff { timeout_sec } => ("PowerOff", json!({ "timeoutSec": timeout_sec })),
-            Command::Terminate => ("Kill", json!({})),
-            Command::Reboot => ("Reboot", json!({})),
-            Command::Reset => ("Reset", json!({})),
-            Command::Pause => ("Pause", json!({})),
-            Command::Resume => ("Resume", json!({})),
-            Command::Reload => ("Reload", json!({})),
+            Command::PowerOff { timeout_sec } => {
+                ("io.qvm.Vm.PowerOff", json!({ "timeoutSec": timeout_sec }))
+            }
+            Command::Terminate => ("io.qvm.Vm.Kill", json!({})),
+            Command::Reboot => ("io.qvm.Vm.Reboot", json!({})),
+            Command::Reset => ("io.qvm.Vm.Reset", json!({})),
+            Command::Pause => ("io.qvm.Vm.Pause", json!({})),
+            Command::Resume => ("io.qvm.Vm.Resume", json!({})),
+            Command::Reload => ("io.qvm.Vm.Reload", json!({})),
             Command::SetMemory { bytes } => {
-                let parameters = json!({ "bytes": bytes });
-                return self
-                    .call("io.systemd.MachineInstance.SetMemory", parameters)
-                    .await
-                    .map(drop);
+                ("io.systemd.MachineInstance.SetMemory", json!({ "bytes": bytes }))
             }
         };
-        self.call(&format!("io.qvm.Vm.{method}"), parameters).await.map(drop)
+        let (_, _): (Value, _) = self.call(method, parameters, ANSWER).await?;
+        Ok(())
     }
 
     /// Runs a command in the guest.
@@ -149,39 +207,39 @@ impl Client {
     /// See [`Error`].
     pub async fn exec(&mut self, argv: Vec<String>, timeout: Duration) -> Result<Executed, Error> {
         let parameters = json!({ "argv": argv, "timeoutSec": timeout.as_secs() });
-        let done = self.call("io.qvm.Vm.Exec", parameters).await?;
-        serde_json::from_value(done).map_err(Error::Answer)
+        let (done, _) = self.call("io.qvm.Vm.Exec", parameters, timeout + AGENT).await?;
+        Ok(done)
     }
 
-    /// Everything that happens from now on.
+    /// Everything that happens from now on: what is done after this has returned is not missed.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn watch(mut self) -> Result<Watch, Error> {
-        let method = "io.qvm.Vm.Watch".to_owned();
-        let call =
-            Call { method, parameters: json!({}), more: true, oneway: false, upgrade: false };
-        self.say(&call).await?;
+        let begun = async {
+            self.say("io.qvm.Vm.Watch", json!({}), true).await?;
+            self.hear::<Event>().await
+        };
+        tokio::time::timeout(ANSWER, begun).await.map_err(|_| Error::Timeout(ANSWER))??;
         Ok(Watch { client: self })
     }
 
-    /// The serial console: a stream, and what of it has been read already.
+    /// The serial console: a stream that ends when the supervisor does.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn console(mut self, read_only: bool) -> Result<(UnixStream, Vec<u8>), Error> {
-        let method = "io.qvm.Vm.Console".to_owned();
+    pub async fn console(mut self, read_only: bool) -> Result<UnixStream, Error> {
+        #[derive(Debug, Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Handed {
+            file_descriptor_index: usize,
+        }
         let parameters = json!({ "readOnly": read_only });
-        self.say(&Call { method, parameters, more: false, oneway: false, upgrade: true }).await?;
-        self.hear().await?;
-        let begun = self.stream.buffer().to_vec();
-        Ok((self.stream.into_inner(), begun))
-    }
-
-    /// Waits until the supervisor has closed the connection.
-    pub async fn gone(&mut self) {
-        let mut buffer = [0; 256];
-        while let Ok(1..) = self.stream.read(&mut buffer).await {}
+        let (handed, fds): (Handed, _) = self.call("io.qvm.Vm.Console", parameters, ANSWER).await?;
+        let fd = fds.into_iter().nth(handed.file_descriptor_index).ok_or(Error::Closed)?;
+        let stream = std::os::unix::net::UnixStream::from(fd);
+        let stream = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
+        stream.map_err(Error::Io)
     }
 }
 
@@ -194,7 +252,6 @@ pub struct Watch {
 impl Watch {
     /// The next event; `None` when the supervisor has gone.
     pub async fn next(&mut self) -> Option<Event> {
-        let reply = self.client.hear().await.ok()?;
-        serde_json::from_value(reply.parameters).ok()
+        Some(self.client.hear().await.ok()?.0)
     }
 }

@@ -1,6 +1,9 @@
 //! Floor 3: the varlink interface: types, server, client.
 
 pub mod client;
-pub mod message;
+mod fault;
+mod interface;
+mod method;
 pub mod server;
+mod socket;
 pub mod types;

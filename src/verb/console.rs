@@ -46,12 +46,11 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
 }
 
 async fn copy(
-    (console, first): (UnixStream, Vec<u8>),
+    console: UnixStream,
     mut signals: UnixStream,
     terminal: bool,
     read_only: bool,
 ) -> Result<(), Failure> {
-    super::print_bytes(&first)?;
     let (mut from, mut to) = console.into_split();
     // A terminal is read all the same, for Ctrl-].
     let mut input = (terminal || !read_only).then(terminal::input);

@@ -49,9 +49,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     }
     let client = super::connect(layout, &args.name).await?;
     let attached = client.console(true).await;
-    let (mut console, first) =
-        attached.map_err(|error| super::refused(&error, layout, &args.name))?;
-    super::print_bytes(&first)?;
+    let mut console = attached.map_err(|error| super::refused(&error, layout, &args.name))?;
     let mut bytes = vec![0; 16 << 10];
     while let Ok(n @ 1..) = console.read(&mut bytes).await {
         super::print_bytes(&bytes[..n])?;

@@ -1,0 +1,118 @@
+//! What a method answers where it does not do as asked, by its varlink name.
+
+use std::borrow::Cow;
+
+use serde::Serialize;
+use zlink::{ReplyError, varlink_service::Error as Service};
+
+use super::types::Refusal;
+
+/// An error reply.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub(super) enum Fault {
+    /// One that every service may give.
+    Service(Service<'static>),
+    /// One of systemd's.
+    Machine(Machine),
+    /// One of qvm's.
+    Vm(Vm),
+}
+
+/// The errors of `io.systemd.MachineInstance` that come up.
+#[derive(Debug, Clone, PartialEq, ReplyError)]
+#[zlink(interface = "io.systemd.MachineInstance")]
+pub(super) enum Machine {
+    NotConnected,
+    NotSupported,
+}
+
+/// The errors of `io.qvm.Vm`.
+#[derive(Debug, Clone, PartialEq, ReplyError)]
+#[zlink(interface = "io.qvm.Vm")]
+pub(super) enum Vm {
+    NotNow { state: String },
+    Failed { reason: String },
+}
+
+impl Fault {
+    pub(super) const NOT_CONNECTED: Self = Self::Machine(Machine::NotConnected);
+    pub(super) const NOT_SUPPORTED: Self = Self::Machine(Machine::NotSupported);
+    pub(super) const EXPECTED_MORE: Self = Self::Service(Service::ExpectedMore);
+
+    pub(super) fn no_interface(interface: &str) -> Self {
+        Self::Service(Service::InterfaceNotFound { interface: Cow::Owned(interface.to_owned()) })
+    }
+
+    pub(super) fn no_method(method: &str) -> Self {
+        Self::Service(Service::MethodNotFound { method: Cow::Owned(method.to_owned()) })
+    }
+
+    /// The method is there, but does not turn a connection into something else.
+    pub(super) fn no_upgrade(method: &str) -> Self {
+        Self::Service(Service::MethodNotImplemented { method: Cow::Owned(method.to_owned()) })
+    }
+
+    pub(super) fn invalid(parameter: &str) -> Self {
+        Self::Service(Service::InvalidParameter { parameter: Cow::Owned(parameter.to_owned()) })
+    }
+
+    /// The loop has ended, or is about to.
+    pub(super) fn gone() -> Self {
+        Self::Vm(Vm::NotNow { state: "stopping".to_owned() })
+    }
+
+    pub(super) fn failed(reason: impl Into<String>) -> Self {
+        Self::Vm(Vm::Failed { reason: reason.into() })
+    }
+
+    /// As `io.systemd.MachineInstance` has it: a machine without QEMU is not connected.
+    pub(super) fn as_machine(self) -> Self {
+        match &self {
+            Self::Vm(Vm::NotNow { state }) if state == "starting" || state == "stopping" => {
+                Self::NOT_CONNECTED
+            }
+            Self::Vm(_) | Self::Machine(_) | Self::Service(_) => self,
+        }
+    }
+}
+
+impl From<Refusal> for Fault {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::NotNow(state) => Self::Vm(Vm::NotNow { state: state.to_owned() }),
+            // Of what a command carries, the loop judges only this.
+            Refusal::BadValue(_) => Self::invalid("bytes"),
+            Refusal::Failed(reason) => Self::failed(reason),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn names_and_parameters_are_those_of_the_descriptions() {
+        let told = |fault: Fault| serde_json::to_value(fault).unwrap();
+        let name = |fault: Fault| told(fault)["error"].as_str().unwrap().to_owned();
+        assert_eq!(
+            told(Fault::gone()),
+            json!({ "error": "io.qvm.Vm.NotNow", "parameters": { "state": "stopping" } })
+        );
+        assert_eq!(
+            told(Fault::invalid("bytes")),
+            json!({
+                "error": "org.varlink.service.InvalidParameter",
+                "parameters": { "parameter": "bytes" },
+            })
+        );
+        assert_eq!(name(Fault::NOT_SUPPORTED), "io.systemd.MachineInstance.NotSupported");
+        assert_eq!(name(Fault::gone().as_machine()), "io.systemd.MachineInstance.NotConnected");
+        assert_eq!(name(Fault::EXPECTED_MORE), "org.varlink.service.ExpectedMore");
+        let panicked = Fault::from(Refusal::NotNow("paused after a panic"));
+        assert_eq!(name(panicked.as_machine()), "io.qvm.Vm.NotNow");
+    }
+}

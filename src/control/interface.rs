@@ -1,0 +1,118 @@
+//! The interfaces that a supervisor serves, as their clients may ask for them.
+
+use serde_json::{Value, json};
+
+use super::fault::Fault;
+
+/// Every varlink service has it.
+pub(super) const SERVICE: &str = "org.varlink.service";
+/// What systemd asks of a machine.
+pub(super) const MACHINE: &str = "io.systemd.MachineInstance";
+/// What qvm adds.
+pub(super) const VM: &str = "io.qvm.Vm";
+
+const DESCRIPTIONS: [(&str, &str); 3] = [
+    (SERVICE, include_str!("../../docs/org.varlink.service.varlink")),
+    (MACHINE, include_str!("../../docs/io.systemd.MachineInstance.varlink")),
+    (VM, include_str!("../../docs/io.qvm.Vm.varlink")),
+];
+
+/// The answer to `GetInfo`.
+pub(super) fn info() -> Value {
+    json!({
+        "vendor": "qvm",
+        "product": "qvm",
+        "version": env!("CARGO_PKG_VERSION"),
+        "url": "",
+        "interfaces": DESCRIPTIONS.map(|(name, _)| name),
+    })
+}
+
+/// The answer to `GetInterfaceDescription`.
+pub(super) fn description(interface: &str) -> Result<Value, Fault> {
+    let found = DESCRIPTIONS.iter().find(|(name, _)| *name == interface);
+    let (_, text) = found.ok_or_else(|| Fault::no_interface(interface))?;
+    Ok(json!({ "description": text }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use zlink::idl::Interface;
+
+    use super::*;
+    use crate::control::types::{End, Pending, State, Status, TakesEffect};
+
+    fn parsed(name: &str) -> Interface<'static> {
+        let (_, text) = DESCRIPTIONS.iter().find(|(n, _)| *n == name).unwrap();
+        Interface::try_from(*text).unwrap()
+    }
+
+    #[test]
+    fn the_descriptions_are_of_the_interfaces_they_say() {
+        for (name, _) in DESCRIPTIONS {
+            assert_eq!(parsed(name).name().as_str(), name);
+        }
+    }
+
+    /// The fields of a type, in order of their names.
+    fn fields(type_name: &str) -> BTreeSet<String> {
+        let vm = parsed(VM);
+        let found = vm.custom_types().find(|t| t.name().as_str() == type_name).unwrap();
+        let object = found.as_object().unwrap();
+        object.fields().map(|field| field.name().to_string()).collect()
+    }
+
+    fn keys(value: &impl serde::Serialize) -> BTreeSet<String> {
+        serde_json::to_value(value).unwrap().as_object().unwrap().keys().cloned().collect()
+    }
+
+    #[test]
+    fn what_is_told_is_what_is_described() {
+        let end = End {
+            reason: "stopped".into(),
+            at: "2026-01-01T00:00:00Z".into(),
+            detail: "x".into(),
+            failed: true,
+            console: vec!["x".into()],
+        };
+        let pending =
+            Pending { key: "mem".into(), from: None, to: None, takes_effect: TakesEffect::Live };
+        let status = Status {
+            name: "web".into(),
+            state: State::Running,
+            pid: None,
+            supervisor_pid: None,
+            since: None,
+            started_at: None,
+            vcpu: 1,
+            mem_bytes: 1,
+            mem_actual_bytes: None,
+            mem_target_bytes: None,
+            mac: None,
+            ip: None,
+            tap: None,
+            cpu_weight: 100,
+            accel: None,
+            qemu_version: None,
+            machine: None,
+            console: None,
+            autostart: false,
+            description: None,
+            pending: vec![],
+            notes: vec![],
+            last_stop: None,
+            ends: vec![],
+        };
+        assert_eq!(fields("Status"), keys(&status));
+        assert_eq!(fields("End"), keys(&end));
+        assert_eq!(fields("Pending"), keys(&pending));
+    }
+
+    #[test]
+    fn an_unknown_interface_is_said_to_be() {
+        assert_eq!(description("io.nobody").unwrap_err(), Fault::no_interface("io.nobody"));
+        assert!(description(VM).unwrap()["description"].as_str().unwrap().contains("interface"));
+    }
+}
