@@ -102,7 +102,11 @@ impl From<Refused> for Error {
         let said = |key: &str| parameters.get(key)?.as_str().map(str::to_owned);
         let reason = said("reason")
             .or_else(|| said("state").map(|state| format!("not now: the VM is {state}")))
-            .unwrap_or_else(|| error.rsplit('.').next().unwrap_or(&error).to_owned());
+            .unwrap_or_else(|| match error.rsplit('.').next() {
+                Some("NotConnected") => "not now: the VM has no QEMU".to_owned(),
+                Some(word) => word.to_owned(),
+                None => error.clone(),
+            });
         Self::Refused { error, reason }
     }
 }

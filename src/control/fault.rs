@@ -67,7 +67,7 @@ impl Fault {
     }
 
     /// As `io.systemd.MachineInstance` has it: a machine without QEMU is not connected.
-    pub(super) fn as_machine(self) -> Self {
+    pub(super) fn for_machine(self) -> Self {
         match &self {
             Self::Vm(Vm::NotNow { state }) if state == "starting" || state == "stopping" => {
                 Self::NOT_CONNECTED
@@ -110,9 +110,9 @@ mod tests {
             })
         );
         assert_eq!(name(Fault::NOT_SUPPORTED), "io.systemd.MachineInstance.NotSupported");
-        assert_eq!(name(Fault::gone().as_machine()), "io.systemd.MachineInstance.NotConnected");
+        assert_eq!(name(Fault::gone().for_machine()), "io.systemd.MachineInstance.NotConnected");
         assert_eq!(name(Fault::EXPECTED_MORE), "org.varlink.service.ExpectedMore");
         let panicked = Fault::from(Refusal::NotNow("paused after a panic"));
-        assert_eq!(name(panicked.as_machine()), "io.qvm.Vm.NotNow");
+        assert_eq!(name(panicked.for_machine()), "io.qvm.Vm.NotNow");
     }
 }

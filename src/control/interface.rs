@@ -105,9 +105,24 @@ mod tests {
             last_stop: None,
             ends: vec![],
         };
-        assert_eq!(fields("Status"), keys(&status));
+        assert_eq!(fields("VmStatus"), keys(&status));
         assert_eq!(fields("End"), keys(&end));
         assert_eq!(fields("Pending"), keys(&pending));
+    }
+
+    /// Types, methods and errors share one space of names: zlink's parser does not mind, those of others do.
+    #[test]
+    fn no_two_members_have_one_name() {
+        for (interface, _) in DESCRIPTIONS {
+            let parsed = parsed(interface);
+            let names = parsed.custom_types().map(|t| t.name().to_string());
+            let names = names.chain(parsed.methods().map(|m| m.name().to_string()));
+            let names = names.chain(parsed.errors().map(|e| e.name().to_string()));
+            let mut seen = BTreeSet::new();
+            for name in names {
+                assert!(seen.insert(name.clone()), "{interface} has two of `{name}`");
+            }
+        }
     }
 
     #[test]

@@ -118,7 +118,7 @@ async fn answer(call: Call<Written>, port: &Port) -> Result<Answer, Fault> {
     let written = call.method().clone();
     let machine = written.is_machine();
     let done = act(written.read()?, port).await;
-    if machine { done.map_err(Fault::as_machine) } else { done }
+    if machine { done.map_err(Fault::for_machine) } else { done }
 }
 
 async fn act(method: Method, port: &Port) -> Result<Answer, Fault> {
