@@ -856,6 +856,34 @@ async fn a_console_to_look_at_takes_no_keys() {
 }
 
 #[tokio::test]
+async fn a_log_is_followed_through_its_renaming() {
+    let mut fake = Fake::new();
+    let state = fake.dir.path().join("lib/vms/web");
+    std::fs::create_dir_all(&state).unwrap();
+    let log = state.join("console.log");
+    std::fs::write(&log, "one\ntwo\n").unwrap();
+    let words = ["log", "web", "-f", "-n", "1"];
+    let mut running = fake.qvm(&words, Stdio::null(), Stdio::piped());
+    let (read_only, mut guest) = soon(fake.consoles.recv()).await.unwrap();
+    assert!(read_only);
+    let mut stdout = running.0.stdout.take().unwrap();
+    blocking(move || {
+        assert_eq!(read_until(&mut stdout, "two\n"), "two\n");
+        std::fs::rename(&log, state.join("console.log.1")).unwrap();
+        std::fs::write(&log, "three\n").unwrap();
+        guest.write_all(b"!").unwrap();
+        assert_eq!(read_until(&mut stdout, "three\n"), "three\n");
+        std::fs::write(&log, "three\nfour").unwrap();
+        drop(guest);
+        let mut rest = String::new();
+        stdout.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "four");
+        assert_eq!(running.end(), (Some(0), String::new()));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn verbs_say_what_the_supervisor_says() {
     let fake = Fake::new();
     let run = |words: &'static [&str]| {
