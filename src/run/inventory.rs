@@ -87,7 +87,7 @@ async fn entry(layout: &Layout, name: &VmName) -> Entry {
             let name = name.to_string();
             return Entry { name, status, problem: None, answers: true, file_exists, known: true };
         }
-        Err(client::Error::NotRunning { .. }) => None,
+        Err(client::Error::NotRunning) => None,
         Err(error) => Some(error),
     };
     let vm = file_exists.then(|| spec::load(&file)).transpose();

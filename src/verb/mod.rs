@@ -81,7 +81,7 @@ async fn command(layout: &Layout, names: &[VmName], command: Command) -> Result<
 /// What a supervisor, or its absence, answers.
 fn refused(error: &client::Error, layout: &Layout, name: &VmName) -> Failure {
     match error {
-        client::Error::NotRunning { .. } => not_running(layout, name),
+        client::Error::NotRunning => not_running(layout, name),
         error => Failure::of(error).about(name).hint(error.hint()),
     }
 }

@@ -40,7 +40,7 @@ pub async fn run(args: &Args, layout: &Layout, exe: &Path, systemd: bool) -> Res
         let paths = layout.vm(&name);
         let mut say = |text: &str| super::tell(&name, text);
         match ask_down(&paths.control_socket(), command, true, &mut say).await {
-            Ok(()) | Err(client::Error::NotRunning { .. }) => {}
+            Ok(()) | Err(client::Error::NotRunning) => {}
             Err(error) => return Err(super::refused(&error, layout, &name)),
         }
         let released = released(&paths).await;
