@@ -134,6 +134,7 @@ mod tests {
     #[tokio::test]
     async fn tells_how_a_child_ended() {
         for (script, exit) in [("exit 3", Exit::Code(3)), ("kill -9 $$", Exit::Signal(9))] {
+            #[allow(clippy::zombie_processes)] // `wait` below is what is tested.
             let child = Command::new("sh").args(["-c", script]).spawn().unwrap();
             let process = Process::open(child.id()).unwrap();
             assert_eq!(process.wait().await, exit);
@@ -162,6 +163,7 @@ mod tests {
 
     #[test]
     fn a_zombie_has_ended() {
+        #[allow(clippy::zombie_processes)] // `reap` below is what is tested.
         let child = Command::new("true").spawn().unwrap();
         let process = Process::open(child.id()).unwrap();
         assert!(process.ended_within(Duration::from_secs(20)));

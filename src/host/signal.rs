@@ -42,7 +42,7 @@ impl Signals {
             let (mut near, sender) = (UnixStream::from_std(near)?, sender.clone());
             tokio::spawn(async move {
                 // One byte a signal: two that come one after the other are two.
-                while let Ok(_) = near.read_u8().await {
+                while near.read_u8().await.is_ok() {
                     if sender.send(signal).await.is_err() {
                         return;
                     }

@@ -155,7 +155,7 @@ fn cpu(accel: Accelerator) -> &'static str {
 }
 
 fn machine_type(machine: &Machine<'_>) -> String {
-    let mut text = format!("{},graphics=off,vmport=off", machine.identity.machine);
+    let mut text = format!("{},vmport=off", machine.identity.machine);
     if let Some(firmware) = machine.firmware {
         text.push_str(if firmware.smm { ",smm=on" } else { ",smm=off" });
         if firmware.memory {

@@ -1,0 +1,242 @@
+//! A place of its own for a test: three directories, a guest, the `qvm` that was just built. Whatever was started there
+//! is stopped by pid when the test ends, also when it fails.
+
+#![allow(dead_code)] // Each test binary uses its own part of it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+/// How long anything may take before it counts as never happening; nothing is ever expected to take as long.
+pub(crate) const LONG: Duration = Duration::from_secs(60);
+
+/// The place.
+pub(crate) struct Lab {
+    dir: tempfile::TempDir,
+    supervisors: Vec<Child>,
+}
+
+/// Whether a test that lacks `what` has to fail instead of being skipped.
+pub(crate) fn required(what: &str) -> bool {
+    std::env::var("QVM_TEST_REQUIRE").is_ok_and(|all| all.split(',').any(|word| word == what))
+}
+
+/// The guest image `name`, or why the test is skipped.
+pub(crate) fn guest(name: &str) -> Option<PathBuf> {
+    let dir = std::env::var_os("QVM_GUESTS")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guests"), PathBuf::from);
+    let image = dir.join(name);
+    let qemu = Command::new("qemu-system-x86_64").arg("-version").output().is_ok();
+    if image.exists() && qemu {
+        return Some(image);
+    }
+    assert!(!required("guests"), "{} is missing, or QEMU: run `make guests`", image.display());
+    println!("skipped: no {} or no QEMU", image.display());
+    None
+}
+
+impl Lab {
+    /// An empty place with a short path, since sockets lie in it.
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("qvm").tempdir_in("/tmp").unwrap();
+        fs::create_dir_all(dir.path().join("c/vms")).unwrap();
+        Self { dir, supervisors: vec![] }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn state(&self, vm: &str, file: &str) -> PathBuf {
+        self.dir.path().join("s/vms").join(vm).join(file)
+    }
+
+    pub(crate) fn runtime(&self, vm: &str, file: &str) -> PathBuf {
+        self.dir.path().join("r").join(vm).join(file)
+    }
+
+    /// Writes a VM file around a guest image.
+    pub(crate) fn vm(&self, name: &str, image: &Path, more: &str) {
+        let text = format!(
+            "accel = \"tcg\"\n{}{more}\n[image]\npath = \"{}\"\n",
+            if more.contains("mem =") { "" } else { "mem = \"64M\"\n" },
+            image.display()
+        );
+        fs::write(self.file(name), text).unwrap();
+    }
+
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join("c/vms").join(format!("{name}.toml"))
+    }
+
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_qvm"));
+        command.args(arguments);
+        for (key, dir) in [("CONFIG", "c"), ("STATE", "s"), ("RUNTIME", "r")] {
+            command.env(format!("QVM_{key}_DIR"), self.dir.path().join(dir));
+        }
+        for key in ["NOTIFY_SOCKET", "INVOCATION_ID", "QVM_LOG", "QVM_QEMU", "JOURNAL_STREAM"] {
+            command.env_remove(key);
+        }
+        command
+    }
+
+    pub(crate) fn qvm(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// `qvm` that has to succeed; what it printed.
+    pub(crate) fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.qvm(arguments);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(
+            output.status.success(),
+            "qvm {arguments:?}: {}\n{text}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        text
+    }
+
+    /// Starts `qvm run NAME`; its standard error goes to a file.
+    pub(crate) fn run(&mut self, name: &str) -> usize {
+        let log =
+            fs::OpenOptions::new().create(true).append(true).open(self.log_path(name)).unwrap();
+        let child = self.command(&["run", name]).stdin(Stdio::null()).stderr(log).spawn().unwrap();
+        self.supervisors.push(child);
+        self.supervisors.len() - 1
+    }
+
+    pub(crate) fn log_path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(format!("{name}.stderr"))
+    }
+
+    pub(crate) fn log(&self, name: &str) -> String {
+        fs::read_to_string(self.log_path(name)).unwrap_or_default()
+    }
+
+    pub(crate) fn supervisor(&mut self, index: usize) -> &mut Child {
+        &mut self.supervisors[index]
+    }
+
+    /// Waits for a supervisor's end; its exit code, `None` after a signal.
+    pub(crate) fn exit_code(&mut self, index: usize) -> Option<i32> {
+        let child = &mut self.supervisors[index];
+        let mut code = None;
+        until("the supervisor's end", || {
+            code = child.try_wait().unwrap();
+            code.is_some()
+        });
+        code.unwrap().code()
+    }
+
+    pub(crate) fn status(&self, name: &str) -> serde_json::Value {
+        let output = self.qvm(&["status", "--json", name]);
+        let all: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        all[0].clone()
+    }
+
+    pub(crate) fn wait_state(&self, name: &str, state: &str) {
+        until(&format!("{name} is {state}"), || self.status(name)["state"] == state);
+    }
+
+    pub(crate) fn console(&self, name: &str) -> String {
+        String::from_utf8_lossy(&fs::read(self.state(name, "console.log")).unwrap_or_default())
+            .into_owned()
+    }
+
+    /// Waits until the console has said `text` at least `count` times.
+    pub(crate) fn says(&self, name: &str, text: &str, count: usize) {
+        let seen = || self.console(name).matches(text).count() >= count;
+        let begun = Instant::now();
+        while !seen() {
+            assert!(
+                begun.elapsed() < LONG,
+                "no `{text}` ({count}) in {}\n{}",
+                self.console(name),
+                self.log(name)
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Types into the console.
+    pub(crate) fn types(&self, name: &str, bytes: &[u8]) {
+        use std::io::{Read, Write};
+        let socket = self.runtime(name, "control.sock");
+        let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+        stream
+            .write_all(b"{\"method\":\"io.qvm.Vm.Console\",\"parameters\":{},\"upgrade\":true}\0")
+            .unwrap();
+        let mut byte = [1];
+        while byte[0] != 0 {
+            stream.read_exact(&mut byte).unwrap();
+        }
+        stream.write_all(bytes).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        // The supervisor passes the keys on before it sees the end of them.
+        std::thread::sleep(Duration::from_millis(50));
+    }
+
+    pub(crate) fn qemu_pid(&self, name: &str) -> i32 {
+        let record = fs::read(self.runtime(name, "record.json")).unwrap();
+        let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+        record["pid"].as_i64().unwrap().try_into().unwrap()
+    }
+
+    pub(crate) fn last_reason(&self, name: &str) -> String {
+        self.status(name)["lastStop"]["reason"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+/// Sends a signal by number.
+pub(crate) fn signal(pid: i32, number: i32) {
+    let signal = nix::sys::signal::Signal::try_from(number).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
+}
+
+/// Whether a process runs; a zombie does not.
+pub(crate) fn runs(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+/// Waits for something.
+pub(crate) fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !so() {
+        assert!(begun.elapsed() < LONG, "never: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for child in &mut self.supervisors {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        for entry in fs::read_dir(self.dir.path().join("r")).into_iter().flatten().flatten() {
+            let number = |file: &str, key: &str| -> Option<i32> {
+                let bytes = fs::read(entry.path().join(file)).ok()?;
+                let value: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
+                let pid = if key.is_empty() { &value } else { &value[key] };
+                pid.as_i64()?.try_into().ok()
+            };
+            // A detached supervisor first, so that it does not report the end of its QEMU.
+            for pid in [number("lock", ""), number("record.json", "pid")].into_iter().flatten() {
+                let ours = fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environ| {
+                    String::from_utf8_lossy(&environ).contains(&*self.dir.path().to_string_lossy())
+                });
+                if ours {
+                    let _ = nix::sys::signal::kill(
+                        nix::unistd::Pid::from_raw(pid),
+                        nix::sys::signal::Signal::SIGKILL,
+                    );
+                }
+            }
+        }
+    }
+}
