@@ -175,10 +175,8 @@ fn rm_removes_the_state_and_follows_no_link() {
         .unwrap();
     let out = test.says(&["rm", "web", "--disks", "--yes"], 0, "");
     assert_eq!(out, "web: removed DIR/state/vms/web\n");
-    for gone in ["state/vms/web", "run/web"] {
-        assert!(!Path::new(&test.path(gone)).exists(), "{gone} is there");
-    }
-    for kept in ["state/vms/other/root.raw", "config/vms/web.toml"] {
+    assert!(!Path::new(&test.path("state/vms/web")).exists());
+    for kept in ["state/vms/other/root.raw", "config/vms/web.toml", "run/web/lock"] {
         assert!(Path::new(&test.path(kept)).exists(), "{kept} is gone");
     }
     test.says(&["rm", "web", "--disks", "--yes"], 3, "error: web: there is nothing to remove\n");
@@ -214,4 +212,51 @@ fn without_a_runtime_dir_a_user_is_told() {
         (output.status.code(), String::from_utf8(output.stderr).unwrap().as_str()),
         (Some(1), err)
     );
+}
+
+/// A process that stands for a QEMU, and does not outlive its test.
+struct Qemu(std::process::Child);
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_qemu_whose_supervisor_was_killed_keeps_its_disks_and_is_shown() {
+    let test =
+        Test::new().file("config/vms/web.toml", "vcpu = 1\n").file("state/vms/web/root.raw", "x");
+    let qemu = Qemu(Command::new("sleep").arg("600").spawn().unwrap());
+    let pid = qemu.0.id();
+    let record = serde_json::json!({
+        "pid": pid,
+        "startTime": qvm::host::pidfd::start_time(pid).unwrap(),
+        "bootId": qvm::host::pidfd::boot_id(),
+        "startedAt": "2026-01-01T00:00:00Z",
+        "qemuVersion": "10.0.2",
+        "machine": "pc-q35-10.0",
+        "accel": "tcg",
+        "tap": null,
+        "mac": null,
+    });
+    let test = test.file("run/web/record.json", &record.to_string());
+    let said = format!(
+        "error: web: its QEMU runs without a supervisor, pid {pid}\nhint: `qvm start web` takes it over\n"
+    );
+    test.says(&["rm", "web", "--disks", "--yes"], 1, &said);
+    assert_eq!(fs::read(test.path("state/vms/web/root.raw")).unwrap(), b"x");
+    for verb in ["stop", "kill", "pause", "console"] {
+        test.says(&[verb, "web"], 1, &said);
+    }
+    let table = test.says(&["list"], 0, "");
+    assert!(table.contains(&format!("runs without a supervisor, pid {pid}")), "{table}");
+    let json = test.says(&["status", "web", "--json"], 0, "");
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json[0]["state"], &json[0]["pid"]), (&"running".into(), &pid.into()));
+    // Once it has gone there is nothing to be careful of.
+    drop(qemu);
+    test.says(&["rm", "web", "--disks", "--yes"], 0, "");
+    assert!(!Path::new(&test.path("state/vms/web")).exists());
 }

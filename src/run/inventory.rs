@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use futures_util::future::join_all;
 
+use super::adopt::{self, Found};
 use crate::{
     control::{
         client::{self, Client},
@@ -107,6 +108,20 @@ async fn entry(layout: &Layout, name: &VmName) -> Entry {
     if let Some(end) = &entry.status.last_stop {
         entry.status.since = Some(end.at.clone());
         entry.status.state = if end.failed { State::Failed } else { State::Stopped };
+    }
+    if unanswered.is_none()
+        && let Found::Alive(qemu, record) = adopt::find(&paths)
+    {
+        // Its supervisor was killed. The guest does not know, and goes on.
+        entry.status.state = State::Running;
+        entry.status.pid = Some(qemu.pid());
+        entry.status.since = None;
+        entry.status.started_at = Some(record.started_at.clone());
+        entry.known = true;
+        entry.problem = Some(format!(
+            "error: {name}: its QEMU runs without a supervisor, pid {}; `qvm start {name}` takes it over",
+            qemu.pid()
+        ));
     }
     if let Some(error) = unanswered {
         // Somebody holds the socket: to call it stopped would be to guess.

@@ -34,7 +34,10 @@ use crate::{
     },
     exit::{self, Failure},
     plan::layout::Layout,
-    run::begin,
+    run::{
+        adopt::{self, Found},
+        begin,
+    },
     value::VmName,
 };
 
@@ -87,12 +90,22 @@ fn refused(error: &client::Error, layout: &Layout, name: &VmName) -> Failure {
 }
 
 fn not_running(layout: &Layout, name: &VmName) -> Failure {
+    if let Found::Alive(qemu, _) = adopt::find(&layout.vm(name)) {
+        return alone(name, qemu.pid());
+    }
     let known = layout.vm_file(name).symlink_metadata().is_ok() || layout.vm(name).state.is_dir();
     if known {
         return Failure::new(exit::NOT_RUNNING, "not running").about(name);
     }
     Failure::new(exit::NOT_RUNNING, format!("there is no VM `{name}`"))
         .hint(Some("`qvm list` shows those there are".to_owned()))
+}
+
+/// The supervisor was killed, and nobody has started another one yet.
+fn alone(name: &VmName, qemu: u32) -> Failure {
+    let text = format!("its QEMU runs without a supervisor, pid {qemu}");
+    let hint = format!("`qvm start {name}` takes it over");
+    Failure::new(exit::FAILED, text).about(name).hint(hint)
 }
 
 /// Why a supervisor did not start.

@@ -12,6 +12,7 @@ use crate::{
     exit::{self, Failure},
     host::{file, lock::Lock},
     plan::layout::Layout,
+    run::adopt::{self, Found},
     value::VmName,
 };
 
@@ -61,19 +62,21 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     file::make_dir(&paths.runtime).map_err(told)?;
     let lock = Lock::acquire(&paths.lock());
     let lock = lock.map_err(|error| Failure::of(&error).about(name).hint(error.hint()))?;
+    // A QEMU goes on where its supervisor was killed, and writes to these disks.
+    if let Found::Alive(qemu, _) = adopt::find(&paths) {
+        return Err(super::alone(name, qemu.pid()));
+    }
     if !args.yes {
         confirm(name, &found)?;
     }
-    // `remove_dir_all` removes a symbolic link, not what it leads to; so must the top be no link.
-    for dir in [&paths.state, &paths.runtime] {
-        let removed = match dir.symlink_metadata() {
-            Ok(meta) if meta.is_dir() => fs::remove_dir_all(dir),
-            Ok(_) => fs::remove_file(dir),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
-        };
-        removed.map_err(|error| cannot("remove", dir, error))?;
-    }
+    // `remove_dir_all` removes a symbolic link, not what it leads to; so must the top be no link. The runtime directory
+    // stays, as after a stop: who waits for the lock must not come to hold a file that nobody else will find.
+    let removed = match paths.state.symlink_metadata() {
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(&paths.state),
+        Ok(_) => fs::remove_file(&paths.state),
+        Err(error) => Err(error),
+    };
+    removed.map_err(|error| cannot("remove", &paths.state, error))?;
     drop(lock);
     file::sync_dir(&paths.state).map_err(told)?;
     super::print(&format!("{name}: removed {}\n", paths.state.display()))
