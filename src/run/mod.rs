@@ -13,6 +13,7 @@ pub mod ask_down;
 pub mod begin;
 pub mod console;
 pub mod disk;
+mod fact;
 pub mod fetch;
 pub mod image;
 pub mod image_cache;

@@ -15,6 +15,7 @@ use super::{
     Settings,
     adopt::{self, Found},
     console::Console,
+    fact::{Fact, forward_changes, forward_requests, forward_signals},
     launch::{self, Qemu},
     prepare::{self, Prepared},
     progress::Cancel,
@@ -23,7 +24,7 @@ use super::{
 use crate::{
     control::{
         server,
-        types::{self, End, Event, Pending, Port, Request},
+        types::{self, End, Event, Pending, Port},
     },
     host::{
         file,
@@ -31,7 +32,7 @@ use crate::{
         signal::{Signal, Signals},
         socket,
         systemd::Notifier,
-        watch::{self, Changes},
+        watch,
     },
     life::{self, Gone, OnPanic, Policy, State},
     plan::layout::VmPaths,
@@ -49,21 +50,6 @@ pub(super) const STOP_SLACK: Duration = Duration::from_secs(10);
 const START_STEP: Duration = Duration::from_secs(90);
 /// How many lines of the console go beside a failure.
 pub(super) const LAST_WORDS: usize = 10;
-
-/// Something the loop has to know.
-#[derive(Debug)]
-enum Fact {
-    Signal(Signal),
-    Request(Request),
-    Progress(String),
-    Prepared(Box<Result<Prepared, String>>),
-    Launched(Box<Result<Qemu, String>>),
-    Qmp(u64, qmp::Event),
-    MonitorClosed(u64),
-    MonitorBack(u64, qmp::Session),
-    Gone(u64, Exit),
-    FileChanged,
-}
 
 /// Why a supervisor cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -462,31 +448,6 @@ impl Supervisor {
         }
         for action in actions {
             self.act(action);
-        }
-    }
-}
-
-async fn forward_signals(mut signals: Signals, facts: mpsc::Sender<Fact>) {
-    loop {
-        let signal = signals.next().await;
-        if facts.send(Fact::Signal(signal)).await.is_err() {
-            return;
-        }
-    }
-}
-
-async fn forward_requests(mut asked: mpsc::Receiver<Request>, facts: mpsc::Sender<Fact>) {
-    while let Some(request) = asked.recv().await {
-        if facts.send(Fact::Request(request)).await.is_err() {
-            return;
-        }
-    }
-}
-
-async fn forward_changes(mut changes: Changes, facts: mpsc::Sender<Fact>) {
-    while changes.next().await.is_some() {
-        if facts.send(Fact::FileChanged).await.is_err() {
-            return;
         }
     }
 }
