@@ -15,6 +15,7 @@ pub mod console;
 pub mod disk;
 mod fact;
 pub mod fetch;
+mod hear;
 pub mod image;
 pub mod image_cache;
 mod intake;
