@@ -144,7 +144,7 @@ mod tests {
 
     #[tokio::test]
     async fn sees_the_end_of_a_process_that_is_not_its_child() {
-        let script = "sleep 600 >/dev/null & echo $!";
+        let script = "sleep 600 >/dev/null 2>&1 & echo $!";
         let output = Command::new("sh").args(["-c", script]).output().unwrap();
         let pid: u32 = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
         let process = find(pid, start_time(pid).unwrap(), &boot_id()).unwrap();

@@ -15,6 +15,7 @@ use super::{
     Settings,
     adopt::{self, Found},
     console::Console,
+    fact::{Fact, forward_changes, forward_requests, forward_signals},
     launch::{self, Qemu},
     prepare::{self, Prepared},
     progress::Cancel,
@@ -23,15 +24,14 @@ use super::{
 use crate::{
     control::{
         server,
-        types::{self, End, Event, Pending, Port, Request},
+        types::{self, End, Event, Pending, Port},
     },
     host::{
         file,
-        pidfd::Exit,
         signal::{Signal, Signals},
         socket,
         systemd::Notifier,
-        watch::{self, Changes},
+        watch,
     },
     life::{self, Gone, OnPanic, Policy, State},
     plan::layout::VmPaths,
@@ -49,21 +49,6 @@ pub(super) const STOP_SLACK: Duration = Duration::from_secs(10);
 const START_STEP: Duration = Duration::from_secs(90);
 /// How many lines of the console go beside a failure.
 pub(super) const LAST_WORDS: usize = 10;
-
-/// Something the loop has to know.
-#[derive(Debug)]
-enum Fact {
-    Signal(Signal),
-    Request(Request),
-    Progress(String),
-    Prepared(Box<Result<Prepared, String>>),
-    Launched(Box<Result<Qemu, String>>),
-    Qmp(u64, qmp::Event),
-    MonitorClosed(u64),
-    MonitorBack(u64, qmp::Session),
-    Gone(u64, Exit),
-    FileChanged,
-}
 
 /// Why a supervisor cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -196,7 +181,7 @@ pub(super) struct Supervisor {
     pub(super) notes: Vec<String>,
     pub(super) since: jiff::Timestamp,
     pub(super) origin: Instant,
-    facts: mpsc::Sender<Fact>,
+    pub(super) facts: mpsc::Sender<Fact>,
     pub(super) events: broadcast::Sender<Event>,
     pub(super) notifier: Notifier,
     pub(super) left: Option<Left>,
@@ -295,149 +280,6 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn launched(&mut self, mut qemu: Qemu) {
-        self.starting = None;
-        self.generation += 1;
-        let generation = self.generation;
-        if let Some(serial) = qemu.serial.take() {
-            self.console.attach(serial);
-        }
-        if let Some(events) = qemu.events.take() {
-            self.listen(events);
-        }
-        let (process, facts) = (qemu.process.clone(), self.facts.clone());
-        tokio::spawn(async move {
-            let exit = process.wait().await;
-            let _ = facts.send(Fact::Gone(generation, exit)).await;
-        });
-        let found = qemu.found;
-        let how = if qemu.adopted { "taken over" } else { "started" };
-        self.notes.clone_from(&qemu.record.notes);
-        info!(
-            "QEMU {} {how}, pid {}, {}",
-            qemu.record.qemu_version, qemu.record.pid, qemu.record.accel
-        );
-        self.qemu = Some(qemu);
-        self.weigh();
-        self.feed(life::Event::Launched { paused: found == launch::Guest::Paused });
-        match found {
-            launch::Guest::ShutDown => self.feed(life::Event::GuestShutdown),
-            launch::Guest::Panicked => self.feed(life::Event::GuestPanicked),
-            launch::Guest::Running | launch::Guest::Paused => {}
-        }
-        self.reread();
-    }
-
-    fn start_failed(&mut self, why: String) {
-        self.starting = None;
-        // An adopted QEMU that does not answer may still hold its guest: its record stays.
-        if !matches!(adopt::find(&self.paths), Found::Alive(..)) {
-            Record::remove(&self.paths);
-        }
-        self.feed(life::Event::StartFailed(why));
-    }
-
-    /// The watchdog is fed only while QEMU's monitor answers.
-    fn feed_watchdog(&self) {
-        let notifier = self.notifier.clone();
-        let Some(qemu) = &self.qemu else {
-            notifier.feed_watchdog();
-            return;
-        };
-        let client = qemu.client.clone();
-        tokio::spawn(async move {
-            match client.query_status(QMP_LIMIT).await {
-                Ok(_) => notifier.feed_watchdog(),
-                Err(error) => warn!("the watchdog is not fed: {error}"),
-            }
-        });
-    }
-
-    /// SIGUSR2: the program's file, perhaps a newer one, takes over in this process.
-    fn reexec(&mut self) {
-        if matches!(self.state, State::Running | State::Paused(_)) {
-            self.left = Some(Left::Reexec);
-        } else {
-            warn!("not replaced now: the VM is {:?}", self.told_state());
-        }
-    }
-
-    /// Tidies up behind the end; a re-execution leaves everything as it is.
-    fn leave(&mut self) {
-        if self.left == Some(Left::Reexec) {
-            return;
-        }
-        if let Some(cgroup) = self.cgroup.take() {
-            let _ = cgroup.remove();
-        }
-        let _ = std::fs::remove_file(self.paths.control_socket());
-    }
-
-    fn listen(&self, mut events: qmp::Events) {
-        let (facts, generation) = (self.facts.clone(), self.generation);
-        tokio::spawn(async move {
-            while let Some(event) = events.next().await {
-                if facts.send(Fact::Qmp(generation, event)).await.is_err() {
-                    return;
-                }
-            }
-            let _ = facts.send(Fact::MonitorClosed(generation)).await;
-        });
-    }
-
-    fn heard(&mut self, event: &qmp::Event) {
-        use qmp::Kind;
-        debug!("QMP event {}", event.name);
-        self.publish(&event.name, event.data.clone());
-        match event.kind() {
-            Kind::Shutdown { reason: qmp::ShutdownReason::GuestReset, .. } => {
-                self.feed(life::Event::GuestReboot);
-            }
-            Kind::Shutdown { guest: true, .. } => self.feed(life::Event::GuestShutdown),
-            Kind::Reset { .. } => self.feed(life::Event::GuestReset),
-            Kind::GuestPanicked { .. } => self.feed(life::Event::GuestPanicked),
-            Kind::Stop => self.feed(life::Event::Held),
-            Kind::Resume => self.feed(life::Event::Continued),
-            _ => {}
-        }
-    }
-
-    /// The monitor's connection ended. Mostly QEMU is on its way out; if it lives, the socket still listens.
-    fn reconnect(&mut self) {
-        let Some(qemu) = &self.qemu else { return };
-        let (process, facts, generation) =
-            (qemu.process.clone(), self.facts.clone(), self.generation);
-        let socket = self.paths.qmp_socket();
-        tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                if !process.is_alive() {
-                    return;
-                }
-                match qmp::connect(&socket, QMP_LIMIT).await {
-                    Ok(session) => {
-                        let _ = facts.send(Fact::MonitorBack(generation, session)).await;
-                        return;
-                    }
-                    Err(error) => warn!("QEMU lives but its monitor does not answer: {error}"),
-                }
-            }
-        });
-    }
-
-    fn gone(&mut self, exit: Exit) {
-        let gone = match exit {
-            Exit::Code(code) => Gone::Exited(code),
-            Exit::Signal(signal) => Gone::Signalled { signal, oom: self.was_oom_killed(signal) },
-            Exit::Unknown => Gone::Unknown,
-        };
-        self.qemu = None;
-        // From here on nothing may speak of this QEMU any more.
-        self.generation += 1;
-        Record::remove(&self.paths);
-        self.feed(life::Event::QemuGone(gone));
-    }
-
     /// One step of the life machine, and what it wants done.
     pub(super) fn feed(&mut self, event: life::Event) {
         let policy = Policy {
@@ -462,31 +304,6 @@ impl Supervisor {
         }
         for action in actions {
             self.act(action);
-        }
-    }
-}
-
-async fn forward_signals(mut signals: Signals, facts: mpsc::Sender<Fact>) {
-    loop {
-        let signal = signals.next().await;
-        if facts.send(Fact::Signal(signal)).await.is_err() {
-            return;
-        }
-    }
-}
-
-async fn forward_requests(mut asked: mpsc::Receiver<Request>, facts: mpsc::Sender<Fact>) {
-    while let Some(request) = asked.recv().await {
-        if facts.send(Fact::Request(request)).await.is_err() {
-            return;
-        }
-    }
-}
-
-async fn forward_changes(mut changes: Changes, facts: mpsc::Sender<Fact>) {
-    while changes.next().await.is_some() {
-        if facts.send(Fact::FileChanged).await.is_err() {
-            return;
         }
     }
 }

@@ -1,0 +1,162 @@
+//! What a QEMU that runs tells: that it came up, its events, its silence, its end.
+
+use std::time::Duration;
+
+use tracing::{debug, info, warn};
+
+use super::{
+    adopt::{self, Found},
+    fact::Fact,
+    launch::{self, Qemu},
+    record::Record,
+    supervise::{Left, QMP_LIMIT, Supervisor},
+};
+use crate::{
+    host::pidfd::Exit,
+    life::{self, Gone, State},
+};
+
+impl Supervisor {
+    pub(super) fn launched(&mut self, mut qemu: Qemu) {
+        self.starting = None;
+        self.generation += 1;
+        let generation = self.generation;
+        if let Some(serial) = qemu.serial.take() {
+            self.console.attach(serial);
+        }
+        if let Some(events) = qemu.events.take() {
+            self.listen(events);
+        }
+        let (process, facts) = (qemu.process.clone(), self.facts.clone());
+        tokio::spawn(async move {
+            let exit = process.wait().await;
+            let _ = facts.send(Fact::Gone(generation, exit)).await;
+        });
+        let found = qemu.found;
+        let how = if qemu.adopted { "taken over" } else { "started" };
+        self.notes.clone_from(&qemu.record.notes);
+        info!(
+            "QEMU {} {how}, pid {}, {}",
+            qemu.record.qemu_version, qemu.record.pid, qemu.record.accel
+        );
+        self.qemu = Some(qemu);
+        self.weigh();
+        self.feed(life::Event::Launched { paused: found == launch::Guest::Paused });
+        match found {
+            launch::Guest::ShutDown => self.feed(life::Event::GuestShutdown),
+            launch::Guest::Panicked => self.feed(life::Event::GuestPanicked),
+            launch::Guest::Running | launch::Guest::Paused => {}
+        }
+        self.reread();
+    }
+
+    pub(super) fn start_failed(&mut self, why: String) {
+        self.starting = None;
+        // An adopted QEMU that does not answer may still hold its guest: its record stays.
+        if !matches!(adopt::find(&self.paths), Found::Alive(..)) {
+            Record::remove(&self.paths);
+        }
+        self.feed(life::Event::StartFailed(why));
+    }
+
+    /// The watchdog is fed only while QEMU's monitor answers.
+    pub(super) fn feed_watchdog(&self) {
+        let notifier = self.notifier.clone();
+        let Some(qemu) = &self.qemu else {
+            notifier.feed_watchdog();
+            return;
+        };
+        let client = qemu.client.clone();
+        tokio::spawn(async move {
+            match client.query_status(QMP_LIMIT).await {
+                Ok(_) => notifier.feed_watchdog(),
+                Err(error) => warn!("the watchdog is not fed: {error}"),
+            }
+        });
+    }
+
+    /// SIGUSR2: the program's file, perhaps a newer one, takes over in this process.
+    pub(super) fn reexec(&mut self) {
+        if matches!(self.state, State::Running | State::Paused(_)) {
+            self.left = Some(Left::Reexec);
+        } else {
+            warn!("not replaced now: the VM is {:?}", self.told_state());
+        }
+    }
+
+    /// Tidies up behind the end; a re-execution leaves everything as it is.
+    pub(super) fn leave(&mut self) {
+        if self.left == Some(Left::Reexec) {
+            return;
+        }
+        if let Some(cgroup) = self.cgroup.take() {
+            let _ = cgroup.remove();
+        }
+        let _ = std::fs::remove_file(self.paths.control_socket());
+    }
+
+    pub(super) fn listen(&self, mut events: qmp::Events) {
+        let (facts, generation) = (self.facts.clone(), self.generation);
+        tokio::spawn(async move {
+            while let Some(event) = events.next().await {
+                if facts.send(Fact::Qmp(generation, event)).await.is_err() {
+                    return;
+                }
+            }
+            let _ = facts.send(Fact::MonitorClosed(generation)).await;
+        });
+    }
+
+    pub(super) fn heard(&mut self, event: &qmp::Event) {
+        use qmp::Kind;
+        debug!("QMP event {}", event.name);
+        self.publish(&event.name, event.data.clone());
+        match event.kind() {
+            Kind::Shutdown { reason: qmp::ShutdownReason::GuestReset, .. } => {
+                self.feed(life::Event::GuestReboot);
+            }
+            Kind::Shutdown { guest: true, .. } => self.feed(life::Event::GuestShutdown),
+            Kind::Reset { .. } => self.feed(life::Event::GuestReset),
+            Kind::GuestPanicked { .. } => self.feed(life::Event::GuestPanicked),
+            Kind::Stop => self.feed(life::Event::Held),
+            Kind::Resume => self.feed(life::Event::Continued),
+            _ => {}
+        }
+    }
+
+    /// The monitor's connection ended. Mostly QEMU is on its way out; if it lives, the socket still listens.
+    pub(super) fn reconnect(&mut self) {
+        let Some(qemu) = &self.qemu else { return };
+        let (process, facts, generation) =
+            (qemu.process.clone(), self.facts.clone(), self.generation);
+        let socket = self.paths.qmp_socket();
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                if !process.is_alive() {
+                    return;
+                }
+                match qmp::connect(&socket, QMP_LIMIT).await {
+                    Ok(session) => {
+                        let _ = facts.send(Fact::MonitorBack(generation, session)).await;
+                        return;
+                    }
+                    Err(error) => warn!("QEMU lives but its monitor does not answer: {error}"),
+                }
+            }
+        });
+    }
+
+    pub(super) fn gone(&mut self, exit: Exit) {
+        let gone = match exit {
+            Exit::Code(code) => Gone::Exited(code),
+            Exit::Signal(signal) => Gone::Signalled { signal, oom: self.was_oom_killed(signal) },
+            Exit::Unknown => Gone::Unknown,
+        };
+        self.qemu = None;
+        // From here on nothing may speak of this QEMU any more.
+        self.generation += 1;
+        Record::remove(&self.paths);
+        self.feed(life::Event::QemuGone(gone));
+    }
+}
