@@ -165,20 +165,14 @@ impl Lab {
 
     /// Types into the console.
     pub(crate) fn types(&self, name: &str, bytes: &[u8]) {
-        use std::io::{Read, Write};
+        use tokio::io::AsyncWriteExt;
         let socket = self.runtime(name, "control.sock");
-        let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
-        stream
-            .write_all(b"{\"method\":\"io.qvm.Vm.Console\",\"parameters\":{},\"upgrade\":true}\0")
-            .unwrap();
-        let mut byte = [1];
-        while byte[0] != 0 {
-            stream.read_exact(&mut byte).unwrap();
-        }
-        stream.write_all(bytes).unwrap();
-        stream.shutdown(std::net::Shutdown::Write).unwrap();
-        // The supervisor passes the keys on before it sees the end of them.
-        std::thread::sleep(Duration::from_millis(50));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let client = qvm::control::client::Client::connect(&socket).await.unwrap();
+            let mut console = client.console(false).await.unwrap();
+            console.write_all(bytes).await.unwrap();
+        });
     }
 
     pub(crate) fn qemu_pid(&self, name: &str) -> i32 {
