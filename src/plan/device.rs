@@ -19,16 +19,12 @@ use crate::{
 pub(super) const RNG_SLOT: usize = 0x02;
 pub(super) const BALLOON_SLOT: usize = 0x03;
 pub(super) const PORTS_SLOT: usize = 0x04;
-const SEED_SLOT: usize = 0x07;
 const FIRST_DISK_SLOT: usize = 0x08;
 const FIRST_NIC_SLOT: usize = 0x10;
+/// Behind the disks, so that the guest's first virtio disk, `vda`, is `root`.
+const SEED_SLOT: usize = FIRST_NIC_SLOT + Vm::MAX_NICS;
 
-/// How many disks fit on PCI; `spec` holds VM files to it.
-pub const MAX_PCI_DISKS: usize = FIRST_NIC_SLOT - FIRST_DISK_SLOT;
-/// How many NICs fit.
-pub const MAX_NICS: usize = 8;
-/// How many disks and CDs fit on q35's AHCI controller.
-pub const MAX_SATA: usize = 6;
+const _: () = assert!(FIRST_DISK_SLOT + Vm::MAX_PCI_DISKS <= FIRST_NIC_SLOT);
 
 /// A path that QEMU's JSON cannot say.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -129,9 +125,8 @@ pub(super) fn seed(vm: &Vm, path: &Path) -> Result<Vec<Argument>, BadPath> {
     out.push(device(if virtio {
         at(json!({"driver": "virtio-blk-pci", "id": "seed", "drive": "seed"}), SEED_SLOT)
     } else {
-        let taken =
-            vm.disks.iter().filter(|d| d.media == Media::Cdrom || d.bus == Bus::Sata).count();
-        json!({"driver": "ide-cd", "id": "seed", "drive": "seed", "bus": format!("ide.{taken}")})
+        let port = format!("ide.{}", Vm::MAX_SATA);
+        json!({"driver": "ide-cd", "id": "seed", "drive": "seed", "bus": port})
     }));
     Ok(out)
 }

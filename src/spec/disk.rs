@@ -211,6 +211,11 @@ impl DiskKeys {
         }
     }
 
+    /// The table's header, or the flat key that stands for it.
+    pub(super) fn header(&self) -> Option<&At> {
+        self.at.as_ref()
+    }
+
     /// Where the operator's own file or device is named, if one is.
     pub(super) fn own(&self) -> Option<&At> {
         self.path.at.as_ref().or(self.device.at.as_ref())

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     CloudInit, Disk, Nic,
     cloud_init::ReadFile,
-    disk::{DiskKeys, FlatDisk},
+    disk::{Bus, DiskKeys, FlatDisk},
     nic::NicKeys,
     reading::{At, Key, Reading},
     table::{Named, Table},
@@ -63,6 +63,12 @@ impl Vm {
     pub const SHUTDOWN_TIMEOUT: Seconds = Seconds::new(120);
     /// What the guest is given, unless written.
     pub const MEM: Size = Size::from_bytes(Size::GIB);
+    /// How many disks there can be on virtio and NVMe: each has a fixed slot of the guest's PCI bus.
+    pub const MAX_PCI_DISKS: usize = 8;
+    /// How many disks and CDs there can be on SATA: q35's controller has six ports, and the last is the seed's.
+    pub const MAX_SATA: usize = 5;
+    /// How many NICs there can be.
+    pub const MAX_NICS: usize = 8;
     /// The longest description, in characters.
     pub const DESCRIPTION: usize = 256;
 
@@ -191,8 +197,11 @@ fn disks(r: &mut Reading<'_>, top: &mut Table<'_>) -> Vec<Disk> {
     let root = DiskKeys::root(r, flat, root);
     let mut disks: Vec<Disk> = Vec::with_capacity(1 + others.len());
     for (label, keys) in std::iter::once((Label::root(), root)).chain(others) {
-        let at = keys.own().cloned();
+        let (header, at) = (keys.header().cloned(), keys.own().cloned());
         let disk = keys.build(r, label);
+        if let Some(header) = header {
+            fits(r, &header, &disk, &disks);
+        }
         let twin = disks.iter().find(|other| disk.shares_with(other));
         if let (Some(twin), Some(at)) = (twin, at) {
             r.refuse(&at, format!("it is the disk `{}` already", twin.name), None);
@@ -200,6 +209,19 @@ fn disks(r: &mut Reading<'_>, top: &mut Table<'_>) -> Vec<Disk> {
         disks.push(disk);
     }
     disks
+}
+
+/// Refuses a disk for which the guest's machine has no place.
+fn fits(r: &mut Reading<'_>, at: &At, disk: &Disk, before: &[Disk]) {
+    let sata = |disk: &Disk| disk.bus == Bus::Sata;
+    let taken = before.iter().filter(|other| sata(other) == sata(disk)).count();
+    let (most, what) = match sata(disk) {
+        true => (Vm::MAX_SATA, "disks and CDs on SATA"),
+        false => (Vm::MAX_PCI_DISKS, "disks on virtio and NVMe"),
+    };
+    if taken == most {
+        r.refuse(at, format!("one too many: a VM can have {most} {what}"), None);
+    }
 }
 
 /// The NICs, `net` first.
@@ -227,6 +249,9 @@ fn nics(r: &mut Reading<'_>, vm: &VmName, top: &mut Table<'_>) -> Vec<Nic> {
     let mut nics: Vec<(NicKeys, Nic)> = Vec::new();
     for (label, keys) in net.into_iter().chain(others) {
         let nic = keys.build(r, vm, label);
+        if let (Vm::MAX_NICS, Some(at)) = (nics.len(), keys.header()) {
+            r.refuse(at, format!("one too many: a VM can have {} NICs", Vm::MAX_NICS), None);
+        }
         for (other_keys, other) in &nics {
             keys.check_beside(r, &nic, other_keys, other);
         }

@@ -62,6 +62,8 @@ pub enum Model {
 
 /// The keys of a NIC, as they were written.
 pub(super) struct NicKeys {
+    /// The table's header; `None` where there are only flat keys.
+    at: Option<At>,
     mac: Key<MacAddr>,
     ip: Key<Cidr>,
     gateway: Key<IpAddr>,
@@ -77,6 +79,7 @@ impl NicKeys {
     /// Takes the flat keys, which are of the NIC `net`, from the top of the file.
     pub(super) fn take_flat(r: &mut Reading<'_>, top: &mut Table<'_>) -> Self {
         Self {
+            at: None,
             mac: top.take(r, "mac"),
             ip: top.take(r, "ip"),
             gateway: top.take(r, "gateway"),
@@ -95,6 +98,7 @@ impl NicKeys {
         keys.mtu = table.take(r, "mtu");
         keys.model = table.take(r, "model");
         keys.tap = table.take(r, "tap");
+        keys.at = Some(table.at.clone());
         table.finish(r);
         keys
     }
@@ -115,9 +119,14 @@ impl NicKeys {
         }
     }
 
+    /// The table's header, if it has a table.
+    pub(super) fn header(&self) -> Option<&At> {
+        self.at.as_ref()
+    }
+
     /// The first of these keys that was written.
     pub(super) fn first(&self) -> Option<&At> {
-        let Self { mac, ip, gateway, dns, bridge, forward, mtu, model, tap } = self;
+        let Self { at: _, mac, ip, gateway, dns, bridge, forward, mtu, model, tap } = self;
         [
             &mac.at,
             &ip.at,

@@ -13,7 +13,7 @@ use crate::value::{Label, shown};
 
 /// The longest array: far more than anyone writes, few enough to compare each with each.
 const MOST_ELEMENTS: usize = 256;
-/// The most disks, and the most NICs: each needs a slot of the guest's PCI bus, and that has 32.
+/// The most tables below `disk` or `nic` that are looked at: more than a VM can have of either.
 const MOST_TABLES: usize = 24;
 
 /// A table whose keys have not all been taken yet.
