@@ -128,7 +128,10 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
     let systemd = given.systemd && layout == system();
     match cli.verb {
         Verb::List(args) => verb::list::run(&args, &layout, given.now).await,
-        Verb::Status(args) => verb::status::run(&args, &layout).await,
+        Verb::Status(args) => {
+            let clock = verb::status::Clock { now: given.now, zone: jiff::tz::TimeZone::system() };
+            verb::status::run(&args, &layout, &clock).await
+        }
         Verb::Start(args) => verb::start::run(&args, &layout, given.exe, systemd).await,
         Verb::Stop(args) => verb::stop::run(&args, &layout).await,
         Verb::Restart(args) => verb::restart::run(&args, &layout, given.exe, systemd).await,
@@ -176,7 +179,7 @@ fn settings(name: VmName, layout: Layout, given: &Given<'_>) -> Settings {
         root: PathBuf::from("/"),
         host_id: machine_id::read(),
         uuid: || uuid::Uuid::new_v4().to_string(),
-        now: jiff::Timestamp::now,
+        now: milliseconds,
         env: |key| std::env::var(key).ok(),
     }
 }
@@ -280,6 +283,12 @@ pub fn layout(
         .or_else(|| xdg("XDG_RUNTIME_DIR").map(own))
         .ok_or_else(|| unknown("sockets", "XDG_RUNTIME_DIR", "--runtime-dir"))?;
     Ok(Layout { config, state, runtime })
+}
+
+/// The time, to the millisecond: more is noise in what is kept and shown.
+fn milliseconds() -> jiff::Timestamp {
+    let now = jiff::Timestamp::now();
+    jiff::Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, io};
 
-use crate::spec::Invalid;
+use crate::{spec::Invalid, value::chain};
 
 /// Failed.
 pub const FAILED: u8 = 1;
@@ -31,18 +31,23 @@ impl Failure {
     }
 
     /// Exit code 1, for this error and its causes.
-    pub fn of(error: &dyn Error) -> Self {
+    pub fn of(error: &(dyn Error + 'static)) -> Self {
         Self::new(FAILED, chain(error))
     }
 
     /// Exit code 78; the problems show themselves.
     pub fn invalid(invalid: &Invalid) -> Self {
-        Self { as_it_is: true, ..Self::new(INVALID, invalid.to_string()) }
+        Self::told(INVALID, invalid.to_string())
+    }
+
+    /// What has its `error: ` line in it already.
+    pub fn told(code: u8, text: impl Into<String>) -> Self {
+        Self { as_it_is: true, ..Self::new(code, text) }
     }
 
     /// Only a code: everything has been said.
     pub fn quiet(code: u8) -> Self {
-        Self { as_it_is: true, ..Self::new(code, "") }
+        Self::told(code, "")
     }
 
     /// Standard output does not take it. Who reads no more is not told so.
@@ -97,7 +102,7 @@ impl Failure {
         }
         let told: Vec<String> =
             failures.iter().map(Self::to_string).filter(|text| !text.is_empty()).collect();
-        Err(Self { as_it_is: true, ..Self::new(worst, told.join("\n")) })
+        Err(Self::told(worst, told.join("\n")))
     }
 }
 
@@ -118,18 +123,6 @@ impl fmt::Display for Failure {
             None => Ok(()),
         }
     }
-}
-
-/// An error and its causes: `a: b: c`.
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -353,6 +353,27 @@ fn an_invalid_file_exits_78_and_touches_nothing() {
 }
 
 #[test]
+fn a_start_that_fails_says_why_where_it_was_asked_for_and_is_kept() {
+    let Some(_) = guest("boot.qcow2") else { return };
+    let lab = Lab::new();
+    let image = lab.path().join("nothing.qcow2");
+    lab.vm("web", &image, "");
+    let why = format!("disk root: cannot read `{}`: No such file", image.display());
+    for verb in ["run", "start"] {
+        let output = lab.qvm(&[verb, "web"]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.starts_with(&format!("error: web: {why}")), "{verb}: {said}");
+        assert_eq!(said.matches("nothing.qcow2").count(), 1, "{verb}: {said}");
+    }
+    let ends = lab.status("web")["ends"].clone();
+    assert_eq!(ends.as_array().unwrap().len(), 2);
+    assert_eq!(ends[0]["reason"], "start-failed");
+    assert!(ends[0]["detail"].as_str().unwrap().contains(&why), "{ends}");
+    assert_eq!(lab.status("web")["state"], "failed");
+}
+
+#[test]
 fn the_service_manager_is_told() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();

@@ -219,6 +219,25 @@ fn what_is_not_qemu_is_told_apart() {
 }
 
 #[test]
+fn an_old_qemu_is_refused_by_its_version() {
+    let host = Host::new();
+    for (version, taken) in [("6.2.0", false), ("7.1.93", false), ("7.2.0", true), ("11.0.0", true)]
+    {
+        let text = format!(
+            "[ $1 = -version ] && echo 'QEMU emulator version {version}' || echo 'q35 x (alias of pc-q35-6.2)'"
+        );
+        let binary = host.script("bin/qemu-system-x86_64", &text);
+        let probed = host.probe(None);
+        assert_eq!(probed.is_ok(), taken, "{version}: {probed:?}");
+        if let Err(error) = probed {
+            let told =
+                format!("`{}` is QEMU {version}, and qvm needs 7.2.0 or newer", binary.display());
+            assert_eq!(error.to_string(), told);
+        }
+    }
+}
+
+#[test]
 fn a_program_that_never_ends_is_killed_with_what_it_started() {
     let host = Host::new();
     let pids = host.at("pids");

@@ -25,6 +25,20 @@ pub enum State {
     Failed,
 }
 
+impl State {
+    /// The word for it, in tables and in JSON.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Stopped => "stopped",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopping => "stopping",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// Everything about one VM; the object that `qvm status --json` prints. Keys are only ever added.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -73,6 +73,14 @@ pub enum Error {
         /// The first line it printed on standard error.
         said: String,
     },
+    /// The program is from before what qvm needs.
+    #[error("`{}` is QEMU {version}, and qvm needs {} or newer", binary.display(), Version::OLDEST)]
+    TooOld {
+        /// The program.
+        binary: PathBuf,
+        /// Its version.
+        version: Version,
+    },
     /// The program printed something else.
     #[error("`{command}` named no {missing}; it printed `{said}`")]
     Strange {
@@ -97,6 +105,7 @@ impl Error {
             Self::NotAProgram(_) => {
                 Some("let it name a `qemu-system-x86_64`, or unset it to use the one on PATH".into())
             }
+            Self::TooOld { .. } => Some("QVM_QEMU names another QEMU".into()),
             Self::Strange { .. } => Some(
                 "qvm needs a QEMU for x86_64 with the machine type q35; QVM_QEMU names another one"
                     .into(),
@@ -112,9 +121,13 @@ impl Probe<'_> {
     /// All facts.
     ///
     /// # Errors
-    /// No QEMU, or one that does not tell its version and its machine types in time.
+    /// No QEMU, one that is too old, or one that does not tell its version and its machine types in time.
     pub fn facts(&self) -> Result<Facts, Error> {
-        Ok(Facts { qemu: self.qemu()?, kvm: kvm(self.root), vhost_net: vhost_net(self.root) })
+        let qemu = self.qemu()?;
+        if qemu.version < Version::OLDEST {
+            return Err(Error::TooOld { binary: qemu.binary, version: qemu.version });
+        }
+        Ok(Facts { qemu, kvm: kvm(self.root), vhost_net: vhost_net(self.root) })
     }
 
     /// The QEMU: from the cache, or by asking it.

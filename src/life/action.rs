@@ -72,9 +72,9 @@ impl Rung {
 impl std::fmt::Display for Rung {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Asked(left) => write!(f, "guest asked to shut down, it has {} s", left.as_secs()),
+            Self::Asked(left) => write!(f, "guest asked to shut down, it has {} s", seconds(left)),
             Self::AskedAgain(left) => {
-                write!(f, "guest asked again to shut down, {} s left", left.as_secs())
+                write!(f, "guest asked again to shut down, {} s left", seconds(left))
             }
             Self::GuestDone => f.write_str("guest has shut down, QEMU quits"),
             Self::TimeUp => f.write_str("time is up: forcing the guest off (QMP quit)"),
@@ -82,4 +82,9 @@ impl std::fmt::Display for Rung {
             Self::Killed => f.write_str("QEMU does not quit: SIGKILL"),
         }
     }
+}
+
+/// Whole seconds, rounded: a timer is always a little late.
+fn seconds(left: &Duration) -> u64 {
+    left.saturating_add(Duration::from_millis(500)).as_secs()
 }

@@ -59,6 +59,9 @@ pub enum Kvm {
 }
 
 impl Version {
+    /// The oldest QEMU that qvm runs on, as it is tested: Debian 12's.
+    pub const OLDEST: Self = Self { major: 7, minor: 2, micro: 0 };
+
     /// The version in what `qemu-system-x86_64 -version` prints: `QEMU emulator version 7.2.22 (Debian …)`.
     pub fn read(said: &str) -> Option<Self> {
         let (_, after) = said.split_once("version ")?;

@@ -53,7 +53,12 @@ impl Supervisor {
                 self.tell_qemu("resume the guest", |q| async move { q.cont(QMP_LIMIT).await });
             }
             Action::Record(end) => self.record_end(&end),
-            Action::Exit(code) => self.left = Some(Left::Exit(code)),
+            Action::Exit(code) => {
+                self.left = Some(match self.start_failure.take() {
+                    Some(why) => Left::NotStarted { code, why },
+                    None => Left::Exit(code),
+                });
+            }
         }
     }
 
@@ -194,10 +199,11 @@ impl Supervisor {
             failed: end.failed(),
             console,
         };
-        if end.failed() {
-            error!("{}", kept.detail);
-        } else {
-            info!("{}", kept.detail);
+        match &end.cause {
+            // The verb tells it, as the last thing.
+            life::Cause::StartFailed(why) => self.start_failure = Some(why.clone()),
+            _ if end.failed() => error!("{}", kept.detail),
+            _ => info!("{}", kept.detail),
         }
         self.publish("QVM_END", serde_json::json!(kept));
         self.notifier.status(&kept.detail);
@@ -234,10 +240,9 @@ impl Supervisor {
     /// Compares the VM file with what runs, and has the guest's next reboot wait for us if it is to bring a change.
     pub(super) fn reread(&mut self) {
         let file = self.settings.layout.vm_file(&self.settings.name);
-        match spec::load(&file) {
-            Ok(vm) => {
-                self.written = vm;
-                self.written_text = std::fs::read_to_string(&file).unwrap_or_default();
+        match spec::load_with_text(&file) {
+            Ok((vm, text)) => {
+                (self.written, self.written_text) = (vm, text);
                 self.written_problem = None;
             }
             Err(problem) => self.written_problem = Some(problem.to_string()),

@@ -67,11 +67,11 @@ pub enum Error {
     #[error("`systemctl start qvm@{0}.service` failed: {1}")]
     Systemctl(VmName, String),
     /// The supervisor.
-    #[error("its supervisor {}{wrote}", ended(*.status))]
+    #[error("its supervisor {}{}", ended(*.status), after_colon(.wrote))]
     Ended {
         /// How.
         status: ExitStatus,
-        /// What it wrote since it was started, after a colon; or nothing.
+        /// The last that it wrote since it was started.
         wrote: String,
     },
 }
@@ -95,6 +95,10 @@ fn ended(status: ExitStatus) -> String {
         Some(code) => format!("exited with code {code}"),
         None => format!("was ended: {status}"),
     }
+}
+
+fn after_colon(wrote: &str) -> String {
+    if wrote.is_empty() { String::new() } else { format!(":\n{wrote}") }
 }
 
 /// Starts the supervisor of a VM and, if so asked, waits until the guest runs: as long as the supervisor lives.
@@ -163,11 +167,7 @@ fn written_since(log: &Path, before: u64) -> String {
         Ok(bytes)
     };
     let bytes = read().unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes);
-    match text.trim_end() {
-        "" => String::new(),
-        text => format!(":\n{text}"),
-    }
+    String::from_utf8_lossy(&bytes).trim_end().to_owned()
 }
 
 async fn output(mut command: Command) -> io::Result<std::process::Output> {
@@ -208,9 +208,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("supervisor.log");
         std::fs::write(&log, "old\nerror: new\n").unwrap();
-        assert_eq!(written_since(&log, 4), ":\nerror: new");
+        assert_eq!(written_since(&log, 4), "error: new");
         assert_eq!(written_since(&log, 15), "");
         std::fs::write(&log, "x".repeat(20_000)).unwrap();
-        assert_eq!(written_since(&log, 0).len(), 2 + 8192);
+        assert_eq!(written_since(&log, 0).len(), 8192);
     }
 }

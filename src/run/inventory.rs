@@ -12,7 +12,7 @@ use crate::{
     },
     plan::layout::Layout,
     spec::{self, Vm},
-    value::VmName,
+    value::{VmName, chain},
 };
 
 /// How long a supervisor may take to tell its status.
@@ -127,13 +127,8 @@ async fn entry(layout: &Layout, name: &VmName) -> Entry {
         // Somebody holds the socket: to call it stopped would be to guess.
         entry.status.state = State::Running;
         entry.status.since = None;
-        let mut text = format!("error: {name}: cannot ask its supervisor: {error}");
-        let mut source = std::error::Error::source(&error);
-        while let Some(cause) = source {
-            text.push_str(&format!(": {cause}"));
-            source = cause.source();
-        }
-        entry.problem = Some(text);
+        entry.problem =
+            Some(format!("error: {name}: cannot ask its supervisor: {}", chain(&error)));
     }
     if let Some(problem) = &entry.problem {
         entry.status.notes.push(problem.clone());

@@ -146,7 +146,9 @@ pub fn line(at: &At<'_>) -> String {
     match (at.done, at.total) {
         (0, None) => format!("{verb} {what}"),
         (done, None) => format!("{verb} {what}: {} MiB", mib(done)),
-        (done, Some(total)) => format!("{verb} {what}: {} of {} MiB", mib(done), mib(total)),
+        (done, Some(total)) => {
+            format!("{verb} {what}: {} of {} MiB", mib(done), total.div_ceil(1 << 20))
+        }
     }
 }
 

@@ -76,10 +76,17 @@ impl Error {
 }
 
 /// How the loop ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Left {
     /// The VM has ended; the exit code.
     Exit(u8),
+    /// The guest did not come to run.
+    NotStarted {
+        /// The exit code.
+        code: u8,
+        /// Why: the chain of causes, and a line with the way out where there is one.
+        why: String,
+    },
     /// The supervisor shall be replaced by its program's file, in place.
     Reexec,
 }
@@ -132,6 +139,7 @@ pub async fn supervise(settings: Settings, vm: Vm, text: String) -> Result<Left,
         events,
         notifier,
         settings,
+        start_failure: None,
         left: None,
     };
     one.begin();
@@ -184,6 +192,8 @@ pub(super) struct Supervisor {
     pub(super) facts: mpsc::Sender<Fact>,
     pub(super) events: broadcast::Sender<Event>,
     pub(super) notifier: Notifier,
+    /// Why the guest did not come to run; with the last end.
+    pub(super) start_failure: Option<String>,
     pub(super) left: Option<Left>,
 }
 

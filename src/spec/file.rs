@@ -20,6 +20,14 @@ const SUFFIX: &str = ".toml";
 /// # Errors
 /// Every problem of the file; or why it could not be read.
 pub fn load(file: &Path) -> Result<Vm, Invalid> {
+    load_with_text(file).map(|(vm, _)| vm)
+}
+
+/// Reads a VM file as [`load`] does, and gives its text as well.
+///
+/// # Errors
+/// As of [`load`].
+pub fn load_with_text(file: &Path) -> Result<(Vm, String), Invalid> {
     let whole = |message: String, hint| Invalid::from(Problem::of_file(file, message, hint));
     let name = name_of(file);
     let bytes = bytes(file).map_err(|(message, hint)| whole(message, hint))?;
@@ -28,7 +36,10 @@ pub fn load(file: &Path) -> Result<Vm, Invalid> {
         Err(error) => return Err(not_text(file, &error).into()),
     };
     match name {
-        Ok(name) => super::read(&name, file, &text, &mut user_data).map_err(Invalid),
+        Ok(name) => match super::read(&name, file, &text, &mut user_data) {
+            Ok(vm) => Ok((vm, text)),
+            Err(problems) => Err(Invalid(problems)),
+        },
         Err(Invalid(mut problems)) => {
             // The text is looked at all the same: all problems are told at once.
             if let Ok(stand_in) = "x".parse() {

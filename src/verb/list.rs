@@ -58,12 +58,7 @@ fn row(entry: &Entry, now: Timestamp) -> [String; 7] {
         // A supervisor that does not answer is taken for running.
         (Some(_), State::Running) => "no answer",
         (Some(_), _) => "invalid",
-        (None, State::Stopped) => "stopped",
-        (None, State::Starting) => "starting",
-        (None, State::Running) => "running",
-        (None, State::Paused) => "paused",
-        (None, State::Stopping) => "stopping",
-        (None, State::Failed) => "failed",
+        (None, state) => state.word(),
     };
     let known = status.vcpu > 0;
     let started = status.started_at.as_ref().filter(|_| entry.answers);
@@ -73,44 +68,10 @@ fn row(entry: &Entry, now: Timestamp) -> [String; 7] {
         if known { status.vcpu.to_string() } else { none() },
         if known { super::size(status.mem_bytes) } else { none() },
         status.ip.clone().unwrap_or_else(none),
-        started.and_then(|at| uptime(at, now)).unwrap_or_else(none),
+        started.and_then(|at| super::age(at, now)).unwrap_or_else(none),
         match status.pending.len() {
             0 => none(),
             count => count.to_string(),
         },
     ]
-}
-
-/// The two largest units: `3d 4h`, `4h 5m`, `5m 6s`, `6s`.
-fn uptime(started_at: &str, now: Timestamp) -> Option<String> {
-    let started: Timestamp = started_at.parse().ok()?;
-    let seconds = u64::try_from(now.as_second() - started.as_second()).unwrap_or(0);
-    let (d, h, m, s) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-    Some(match (d, h, m) {
-        (0, 0, 0) => format!("{s}s"),
-        (0, 0, _) => format!("{m}m {s}s"),
-        (0, ..) => format!("{h}h {m}m"),
-        _ => format!("{d}d {h}h"),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_two_largest_units() {
-        let now: Timestamp = "2026-01-02T00:00:00Z".parse().unwrap();
-        for (at, shown) in [
-            ("2026-01-01T23:59:54Z", "6s"),
-            ("2026-01-01T23:54:54Z", "5m 6s"),
-            ("2026-01-01T19:54:54Z", "4h 5m"),
-            ("2025-12-29T20:00:00Z", "3d 4h"),
-            // The clock was set back.
-            ("2026-01-03T00:00:00Z", "0s"),
-        ] {
-            assert_eq!(uptime(at, now).as_deref(), Some(shown));
-        }
-        assert_eq!(uptime("yesterday", now), None);
-    }
 }

@@ -26,6 +26,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
+use jiff::Timestamp;
 
 use crate::{
     control::{
@@ -118,12 +119,18 @@ fn not_begun(error: &begin::Error, layout: &Layout, name: &VmName) -> Failure {
             Failure::new(exit::NOT_RUNNING, text).about(name)
         }
         begin::Error::NoFile(_) => not_running(layout, name),
-        begin::Error::Ended { status, .. } => {
+        begin::Error::Ended { status, wrote } => {
             let code = match status.code() {
                 Some(78) => exit::INVALID,
                 _ => exit::FAILED,
             };
-            Failure::of(error).about(name).code(code)
+            // What it said at its end says more than that it ended; before that may be what QEMU said.
+            let progress = |line: &&str| matches!(line.split(' ').nth(2), Some("INFO"));
+            let said: Vec<&str> = wrote.lines().filter(|line| !progress(line)).collect();
+            match said.iter().any(|line| line.starts_with("error: ")) {
+                true => Failure::told(code, said.join("\n")),
+                false => Failure::of(error).about(name).code(code),
+            }
         }
         error => Failure::of(error).about(name).hint(error.hint()),
     }
@@ -133,4 +140,38 @@ fn not_begun(error: &begin::Error, layout: &Layout, name: &VmName) -> Failure {
 fn size(bytes: u64) -> String {
     use crate::value::Size;
     Size::from_mib(bytes.div_ceil(Size::MIB)).map_or_else(|| bytes.to_string(), |s| s.to_string())
+}
+
+/// How long ago something was, in the two largest units: `3d 4h`, `4h 5m`, `5m 6s`, `6s`.
+fn age(at: &str, now: Timestamp) -> Option<String> {
+    let at: Timestamp = at.parse().ok()?;
+    let seconds = u64::try_from(now.as_second() - at.as_second()).unwrap_or(0);
+    let (d, h, m, s) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    Some(match (d, h, m) {
+        (0, 0, 0) => format!("{s}s"),
+        (0, 0, _) => format!("{m}m {s}s"),
+        (0, ..) => format!("{h}h {m}m"),
+        _ => format!("{d}d {h}h"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_two_largest_units() {
+        let now: Timestamp = "2026-01-02T00:00:00Z".parse().unwrap();
+        for (at, shown) in [
+            ("2026-01-01T23:59:54Z", "6s"),
+            ("2026-01-01T23:54:54Z", "5m 6s"),
+            ("2026-01-01T19:54:54Z", "4h 5m"),
+            ("2025-12-29T20:00:00Z", "3d 4h"),
+            // The clock was set back.
+            ("2026-01-03T00:00:00Z", "0s"),
+        ] {
+            assert_eq!(age(at, now).as_deref(), Some(shown));
+        }
+        assert_eq!(age("yesterday", now), None);
+    }
 }

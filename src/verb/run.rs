@@ -39,8 +39,7 @@ pub async fn run(
         let failure = Failure::new(3, format!("there is no VM file `{}`", file.display()));
         return Err(subject(failure));
     }
-    let vm = spec::load(&file).map_err(|e| Failure::invalid(&e))?;
-    let text = std::fs::read_to_string(&file).unwrap_or_default();
+    let (vm, text) = spec::load_with_text(&file).map_err(|e| Failure::invalid(&e))?;
     let passed_on = (settings.env)(LOCK_FD).and_then(|number| number.parse().ok());
     let lock = match passed_on.and_then(|number| Lock::inherited(number, &paths.lock())) {
         Some(lock) => lock,
@@ -53,6 +52,7 @@ pub async fn run(
         Ok(Left::Exit(0)) => Ok(()),
         // The end has been logged with all that is known of it.
         Ok(Left::Exit(code)) => Err(Failure::quiet(code)),
+        Ok(Left::NotStarted { code, why }) => Err(subject(Failure::new(code, why))),
         Ok(Left::Reexec) => {
             let number = lock.pass_on().map_err(|e| subject(Failure::of(&e)))?;
             let mut command = Command::new(program);

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use jiff::{Timestamp, tz::TimeZone};
+
 use crate::{
     control::types::{State, Status},
     exit::{self, Failure},
@@ -21,11 +23,33 @@ pub struct Args {
     json: bool,
 }
 
+/// What the times are shown by.
+#[derive(Debug, Clone)]
+pub struct Clock {
+    /// The time.
+    pub now: Timestamp,
+    /// Where the operator is.
+    pub zone: TimeZone,
+}
+
+impl Clock {
+    /// `2026-01-02 03:04:05 UTC, 6m 7s ago`, of a time in RFC 3339.
+    fn shown(&self, at: &str) -> String {
+        match (at.parse::<Timestamp>(), super::age(at, self.now)) {
+            (Ok(time), Some(age)) => {
+                let time = time.to_zoned(self.zone.clone());
+                format!("{}, {age} ago", time.strftime("%Y-%m-%d %H:%M:%S %Z"))
+            }
+            _ => at.to_owned(),
+        }
+    }
+}
+
 /// Prints what is known, also of VMs that do not run.
 ///
 /// # Errors
 /// A VM that was named does not run, or is not there: exit code 3, after it was printed.
-pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
+pub async fn run(args: &Args, layout: &Layout, clock: &Clock) -> Result<(), Failure> {
     let entries = inventory(layout, &args.names).await;
     let known: Vec<&Entry> = entries.iter().filter(|entry| entry.known).collect();
     if args.json {
@@ -33,7 +57,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
         let json = serde_json::to_string_pretty(&all).map_err(|error| Failure::of(&error))?;
         super::print(&format!("{json}\n"))?;
     } else {
-        let shown: Vec<String> = known.iter().map(|entry| shown(&entry.status)).collect();
+        let shown: Vec<String> = known.iter().map(|entry| shown(&entry.status, clock)).collect();
         super::print(&shown.join("\n"))?;
     }
     let mut failures = Vec::new();
@@ -47,7 +71,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     Failure::all(failures)
 }
 
-fn shown(status: &Status) -> String {
+fn shown(status: &Status, clock: &Clock) -> String {
     let mut text = String::new();
     let mut line = |key: &str, value: Option<&str>| {
         if let Some(value) = value {
@@ -55,15 +79,9 @@ fn shown(status: &Status) -> String {
             let _ = writeln!(text, "{key:12} {value}");
         }
     };
-    let state = match status.state {
-        State::Stopped => "stopped",
-        State::Starting => "starting",
-        State::Running => "running",
-        State::Paused => "paused",
-        State::Stopping => "stopping",
-        State::Failed => "failed",
-    };
-    let since = status.since.as_ref().map(|since| format!("{state} since {since}"));
+    let state = status.state.word();
+    let since = status.since.as_ref().map(|since| format!("{state} since {}", clock.shown(since)));
+    let started = status.started_at.as_ref().map(|started| clock.shown(started));
     let number = |number: Option<u32>| number.map(|number| number.to_string());
     let mem = match status.mem_actual_bytes.filter(|actual| *actual != status.mem_bytes) {
         Some(actual) => {
@@ -74,7 +92,7 @@ fn shown(status: &Status) -> String {
     line("name:", Some(&status.name));
     line("description:", status.description.as_deref());
     line("state:", Some(since.as_deref().unwrap_or(state)));
-    line("started:", status.started_at.as_deref());
+    line("started:", started.as_deref());
     line("pid:", number(status.pid).as_deref());
     line("supervisor:", number(status.supervisor_pid).as_deref());
     if status.vcpu > 0 {
@@ -100,7 +118,10 @@ fn shown(status: &Status) -> String {
         line("note:", Some(note));
     }
     for end in &status.ends {
-        line("end:", Some(&format!("{}  {}  {}", end.at, end.reason, end.detail)));
+        line("end:", Some(&format!("{}: {}", clock.shown(&end.at), end.reason)));
+        for said in end.detail.lines() {
+            line("", Some(said));
+        }
         for said in &end.console {
             line("", Some(&format!("| {said}")));
         }
