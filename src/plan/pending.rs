@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{Checksum, Link, Origin, Source, Vm};
+use crate::spec::{Checksum, Link, OnGuestReboot, Origin, Source, Vm};
 
 /// One difference between the VM file and what runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +54,8 @@ pub fn pending(running: &Vm, written: &Vm) -> Vec<Pending> {
     let (from, to) = (facets(running), facets(written));
     let keys: std::collections::BTreeSet<&String> = from.keys().chain(to.keys()).collect();
     let mut out = vec![];
+    // What runs counts: `onGuestReboot` itself is taken up by a reload.
+    let resets = running.on_guest_reboot == OnGuestReboot::Reset;
     for key in keys {
         let (old, new) = (from.get(key), to.get(key));
         let text = |facet: Option<&Facet>| facet.map(|f| f.shown.clone());
@@ -62,7 +64,10 @@ pub fn pending(running: &Vm, written: &Vm) -> Vec<Pending> {
                 key: key.clone(),
                 from: text(old),
                 to: text(new),
-                takes_effect: facet.effect,
+                takes_effect: match facet.effect {
+                    TakesEffect::NextReboot if resets => TakesEffect::NextStart,
+                    effect => effect,
+                },
             });
         }
     }

@@ -16,7 +16,10 @@ use crate::{
         pidfd,
     },
     life::{self, Action, Rung},
-    plan::weights,
+    plan::{
+        pending::{pending, wants_relaunch},
+        weights,
+    },
     spec,
     value::{CpuWeight, chain},
 };
@@ -247,9 +250,8 @@ impl Supervisor {
             }
             Err(problem) => self.written_problem = Some(problem.to_string()),
         }
-        self.pending = crate::plan::pending::pending(&self.vm, &self.written);
-        let relaunch = self.vm.on_guest_reboot == spec::OnGuestReboot::Apply
-            && crate::plan::pending::wants_relaunch(&self.pending);
+        self.pending = pending(&self.vm, &self.written);
+        let relaunch = wants_relaunch(&self.pending);
         if relaunch != self.reboot_relaunches && self.qemu.is_some() {
             self.reboot_relaunches = relaunch;
             let action = if relaunch { "shutdown" } else { "reset" };

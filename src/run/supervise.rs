@@ -101,11 +101,11 @@ pub async fn supervise(settings: Settings, vm: Vm, text: String) -> Result<Left,
     let signals = Signals::new().map_err(Error::Signals)?;
     tokio::spawn(forward_signals(signals, facts.clone()));
     let (requests, asked) = mpsc::channel(64);
-    tokio::spawn(forward_requests(asked, facts.clone()));
+    let taking = tokio::spawn(forward_requests(asked, facts.clone()));
     let (events, _) = broadcast::channel(256);
     let listener = socket::listen(&paths.control_socket())?;
     let port = Port { requests, events: events.clone() };
-    tokio::spawn(server::serve(listener, port));
+    let serving = tokio::spawn(server::serve(listener, port));
     match watch::file(&vm.file) {
         Ok(changes) => drop(tokio::spawn(forward_changes(changes, facts.clone()))),
         Err(error) => warn!("changes of the VM file will be seen only by `qvm reload`: {error}"),
@@ -157,7 +157,14 @@ pub async fn supervise(settings: Settings, vm: Vm, text: String) -> Result<Left,
         }
     }
     one.leave();
-    Ok(one.left.unwrap_or(Left::Exit(1)))
+    let left = one.left.take().unwrap_or(Left::Exit(1));
+    if left != Left::Reexec {
+        // Whoever watches is told the end; the server ends when nothing more can be asked or told, and within a bound.
+        taking.abort();
+        drop((one, inbox));
+        let _ = serving.await;
+    }
+    Ok(left)
 }
 
 pub(super) struct Supervisor {

@@ -17,6 +17,8 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let client = super::connect(layout, &args.name).await?;
     let watch = client.watch().await;
     let mut watch = watch.map_err(|error| super::refused(&error, layout, &args.name))?;
+    // From here on nothing is missed: whoever reads this may begin to do something.
+    super::print("{\"event\":\"READY\",\"data\":null}\n")?;
     while let Some(event) = watch.next().await {
         let mut line = serde_json::to_string(&event).map_err(|error| Failure::of(&error))?;
         line.push('\n');

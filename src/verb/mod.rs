@@ -31,7 +31,7 @@ use jiff::Timestamp;
 use crate::{
     control::{
         client::{self, Client},
-        types::Command,
+        types::{Command, Pending},
     },
     exit::{self, Failure},
     plan::layout::Layout,
@@ -140,6 +140,13 @@ fn not_begun(error: &begin::Error, layout: &Layout, name: &VmName) -> Failure {
 fn size(bytes: u64) -> String {
     use crate::value::Size;
     Size::from_mib(bytes.div_ceil(Size::MIB)).map_or_else(|| bytes.to_string(), |s| s.to_string())
+}
+
+/// `mem: 1G -> 2G, when the guest reboots`.
+fn change(pending: &Pending) -> String {
+    let value = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
+    let (from, to) = (value(&pending.from), value(&pending.to));
+    format!("{}: {from} -> {to}, {}", pending.key, pending.takes_effect.words())
 }
 
 /// How long ago something was, in the two largest units: `3d 4h`, `4h 5m`, `5m 6s`, `6s`.

@@ -1,6 +1,9 @@
 //! `qvm reload`: re-reads VM files and applies what can be applied to a running guest.
 
-use crate::{control::types::Command, exit::Failure, plan::layout::Layout, value::VmName};
+use crate::{
+    control::types::Command, exit::Failure, plan::layout::Layout, run::inventory::PATIENCE,
+    value::VmName,
+};
 
 /// What `qvm reload` takes.
 #[derive(Debug, Clone, clap::Args)]
@@ -10,10 +13,21 @@ pub struct Args {
     names: Vec<VmName>,
 }
 
-/// Reloads the VMs.
+/// Reloads the VMs, and tells what of their files has to wait for more than that.
 ///
 /// # Errors
 /// Of each VM that is not running or does not take it.
 pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
-    super::command(layout, &args.names, Command::Reload).await
+    super::each(&args.names, async |name| {
+        let refused = |error| super::refused(&error, layout, &name);
+        let mut client = super::connect(layout, &name).await?;
+        client.command(Command::Reload).await.map_err(refused)?;
+        let status = client.status(PATIENCE).await.map_err(refused)?;
+        super::tell(&name, "VM file read");
+        for pending in &status.pending {
+            super::tell(&name, &format!("pending: {}", super::change(pending)));
+        }
+        Ok(())
+    })
+    .await
 }

@@ -109,10 +109,7 @@ fn shown(status: &Status, clock: &Clock) -> String {
     line("machine:", status.machine.as_deref());
     line("console:", status.console.as_deref());
     for pending in &status.pending {
-        let value = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
-        let (from, to) = (value(&pending.from), value(&pending.to));
-        let effect = pending.takes_effect.words();
-        line("pending:", Some(&format!("{}: {from} -> {to}, {effect}", pending.key)));
+        line("pending:", Some(&super::change(pending)));
     }
     for note in status.notes.iter().flat_map(|note| note.lines()) {
         line("note:", Some(note));
