@@ -4,6 +4,7 @@
 #![allow(dead_code)] // Each test binary uses its own part of it.
 
 use std::{
+    ffi::OsString,
     fs,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -11,11 +12,14 @@ use std::{
 };
 
 /// How long anything may take before it counts as never happening; nothing is ever expected to take as long.
-pub(crate) const LONG: Duration = Duration::from_secs(60);
+pub(crate) const LONG: Duration = Duration::from_secs(120);
 
 /// The place.
 pub(crate) struct Lab {
-    dir: tempfile::TempDir,
+    _temp: tempfile::TempDir,
+    dir: PathBuf,
+    /// The QEMU to run, where it is not the machine's.
+    pub(crate) qemu: Option<OsString>,
     supervisors: Vec<Child>,
 }
 
@@ -41,45 +45,55 @@ pub(crate) fn guest(name: &str) -> Option<PathBuf> {
 impl Lab {
     /// An empty place with a short path, since sockets lie in it.
     pub(crate) fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("qvm").tempdir_in("/tmp").unwrap();
-        fs::create_dir_all(dir.path().join("c/vms")).unwrap();
-        Self { dir, supervisors: vec![] }
+        Self::below("")
+    }
+
+    /// A place in a directory that is called `name`.
+    pub(crate) fn below(name: &str) -> Self {
+        let temp = tempfile::Builder::new().prefix("qvm").tempdir_in("/tmp").unwrap();
+        let dir = temp.path().join(name);
+        fs::create_dir_all(dir.join("c/vms")).unwrap();
+        Self { _temp: temp, dir, qemu: None, supervisors: vec![] }
     }
 
     pub(crate) fn path(&self) -> &Path {
-        self.dir.path()
+        &self.dir
     }
 
     pub(crate) fn state(&self, vm: &str, file: &str) -> PathBuf {
-        self.dir.path().join("s/vms").join(vm).join(file)
+        self.dir.join("s/vms").join(vm).join(file)
     }
 
     pub(crate) fn runtime(&self, vm: &str, file: &str) -> PathBuf {
-        self.dir.path().join("r").join(vm).join(file)
+        self.dir.join("r").join(vm).join(file)
     }
 
     /// Writes a VM file around a guest image.
     pub(crate) fn vm(&self, name: &str, image: &Path, more: &str) {
         let text = format!(
-            "accel = \"tcg\"\n{}{more}\n[image]\npath = \"{}\"\n",
+            "accel = \"tcg\"\n{}{more}\n[image]\npath = {}\n",
             if more.contains("mem =") { "" } else { "mem = \"64M\"\n" },
-            image.display()
+            toml::Value::from(image.to_str().unwrap())
         );
         fs::write(self.file(name), text).unwrap();
     }
 
     pub(crate) fn file(&self, name: &str) -> PathBuf {
-        self.dir.path().join("c/vms").join(format!("{name}.toml"))
+        self.dir.join("c/vms").join(format!("{name}.toml"))
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_qvm"));
         command.args(arguments);
         for (key, dir) in [("CONFIG", "c"), ("STATE", "s"), ("RUNTIME", "r")] {
-            command.env(format!("QVM_{key}_DIR"), self.dir.path().join(dir));
+            command.env(format!("QVM_{key}_DIR"), self.dir.join(dir));
         }
         for key in ["NOTIFY_SOCKET", "INVOCATION_ID", "QVM_LOG", "QVM_QEMU", "JOURNAL_STREAM"] {
             command.env_remove(key);
+        }
+        // Every test that boots can be run on another QEMU.
+        if let Some(qemu) = self.qemu.clone().or_else(|| std::env::var_os("QVM_TEST_QEMU")) {
+            command.env("QVM_QEMU", qemu);
         }
         command
     }
@@ -111,7 +125,7 @@ impl Lab {
     }
 
     pub(crate) fn log_path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(format!("{name}.stderr"))
+        self.dir.join(format!("{name}.stderr"))
     }
 
     pub(crate) fn log(&self, name: &str) -> String {
@@ -212,7 +226,7 @@ impl Drop for Lab {
             let _ = child.kill();
             let _ = child.wait();
         }
-        for entry in fs::read_dir(self.dir.path().join("r")).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(self.dir.join("r")).into_iter().flatten().flatten() {
             let number = |file: &str, key: &str| -> Option<i32> {
                 let bytes = fs::read(entry.path().join(file)).ok()?;
                 let value: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
@@ -222,7 +236,7 @@ impl Drop for Lab {
             // A detached supervisor first, so that it does not report the end of its QEMU.
             for pid in [number("lock", ""), number("record.json", "pid")].into_iter().flatten() {
                 let ours = fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environ| {
-                    String::from_utf8_lossy(&environ).contains(&*self.dir.path().to_string_lossy())
+                    String::from_utf8_lossy(&environ).contains(&*self.dir.to_string_lossy())
                 });
                 if ours {
                     let _ = nix::sys::signal::kill(
