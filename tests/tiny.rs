@@ -19,13 +19,10 @@ use nix::sys::termios::{LocalFlags, tcgetattr};
 fn ready(more: &str) -> Option<Lab> {
     let image = guest("tiny.qcow2")?;
     let lab = Lab::new();
-    write(&lab, &image, more);
+    let mem = if more.contains("mem =") { "" } else { "mem = \"256M\"\n" };
+    lab.vm("web", &image, &format!("{mem}{more}"));
     boot(&lab, 1);
     Some(lab)
-}
-
-fn write(lab: &Lab, image: &std::path::Path, more: &str) {
-    lab.vm("web", image, &format!("mem = \"256M\"\n{more}"));
 }
 
 /// Starts it for the `count`th time.
@@ -228,8 +225,7 @@ fn uefi_keeps_the_variables_of_each_vm() {
     assert!(lab.console("web").contains("QVM-TINY FIRMWARE uefi"), "{}", lab.console("web"));
     assert!(lab.console("web").contains("QVM-TINY SECURE-BOOT off"));
     // Four bytes of attributes (non-volatile, boot and run time), then the value.
-    let variable =
-        "/sys/firmware/efi/efivars/QvmTest-8be4df61-93ca-11d2-aa0d-00e098032b8c";
+    let variable = "/sys/firmware/efi/efivars/QvmTest-6b1f2a54-0c7d-4f0e-9d3a-2f1c5e8b7a90";
     shell(&lab, &format!("printf '\\007\\000\\000\\000kept' >{variable}"));
     lab.ok(&["stop", "web"]);
     boot(&lab, 2);
@@ -245,7 +241,7 @@ fn uefi_keeps_the_variables_of_each_vm() {
 
 #[test]
 fn secure_boot_is_on_where_the_file_says_so() {
-    let Some(lab) = ready("firmware = \"uefi-secure\"\n") else { return };
+    let Some(lab) = ready("mem = \"512M\"\nfirmware = \"uefi-secure\"\n") else { return };
     assert!(lab.console("web").contains("QVM-TINY SECURE-BOOT on"), "{}", lab.console("web"));
 }
 
@@ -261,8 +257,7 @@ fn a_console_on_a_terminal_types_into_the_guest_until_ctrl_bracket() {
         .stderr(side())
         .spawn()
         .unwrap();
-    let canonical =
-        || tcgetattr(&pty.slave).unwrap().local_flags.contains(LocalFlags::ICANON);
+    let canonical = || tcgetattr(&pty.slave).unwrap().local_flags.contains(LocalFlags::ICANON);
     until("the terminal is raw", || !canonical());
     let mut operator = fs::File::from(pty.master);
     let mut seen = Vec::new();
