@@ -6,6 +6,7 @@
 use std::{
     ffi::OsString,
     fs,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -14,10 +15,18 @@ use std::{
 /// How long anything may take before it counts as never happening; nothing is ever expected to take as long.
 pub(crate) const LONG: Duration = Duration::from_secs(120);
 
+/// Debian's `nobody`.
+const NOBODY: u32 = 65534;
+
 /// The place.
 pub(crate) struct Lab {
     _temp: tempfile::TempDir,
     dir: PathBuf,
+    /// VM files, state, sockets.
+    places: [PathBuf; 3],
+    /// The `qvm` that is run, and as whom.
+    program: PathBuf,
+    user: Option<u32>,
     /// The QEMU to run, where it is not the machine's.
     pub(crate) qemu: Option<OsString>,
     supervisors: Vec<Child>,
@@ -52,8 +61,38 @@ impl Lab {
     pub(crate) fn below(name: &str) -> Self {
         let temp = tempfile::Builder::new().prefix("qvm").tempdir_in("/tmp").unwrap();
         let dir = temp.path().join(name);
-        fs::create_dir_all(dir.join("c/vms")).unwrap();
-        Self { _temp: temp, dir, qemu: None, supervisors: vec![] }
+        let places = ["c", "s", "r"].map(|place| dir.join(place));
+        fs::create_dir_all(places[0].join("vms")).unwrap();
+        let program = env!("CARGO_BIN_EXE_qvm").into();
+        Self { _temp: temp, dir, places, program, user: None, qemu: None, supervisors: vec![] }
+    }
+
+    /// A place of an unprivileged user: `nobody` where the test is root, else whoever runs it. There are no options and
+    /// no variables of qvm's own, but those of the XDG Base Directory Specification.
+    pub(crate) fn of_a_user() -> Self {
+        let mut lab = Self::new();
+        let dir = lab.dir.clone();
+        lab.places = ["config/qvm", "data/qvm", "run/qvm"].map(|place| dir.join(place));
+        fs::create_dir_all(lab.places[0].join("vms")).unwrap();
+        // The directory that cargo builds in need not be open to others.
+        lab.program = dir.join("qvm");
+        fs::copy(env!("CARGO_BIN_EXE_qvm"), &lab.program).unwrap();
+        let root = nix::unistd::geteuid().is_root();
+        lab.user = Some(if root { NOBODY } else { nix::unistd::geteuid().as_raw() });
+        for made in ["", "config", "data", "run"] {
+            let made = dir.join(made);
+            fs::create_dir_all(&made).unwrap();
+            fs::set_permissions(&made, fs::Permissions::from_mode(0o700)).unwrap();
+            lab.give(&made);
+        }
+        lab
+    }
+
+    /// Makes a file the user's.
+    pub(crate) fn give(&self, path: &Path) {
+        if nix::unistd::geteuid().is_root() {
+            std::os::unix::fs::chown(path, self.user, self.user).unwrap();
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -61,11 +100,11 @@ impl Lab {
     }
 
     pub(crate) fn state(&self, vm: &str, file: &str) -> PathBuf {
-        self.dir.join("s/vms").join(vm).join(file)
+        self.places[1].join("vms").join(vm).join(file)
     }
 
     pub(crate) fn runtime(&self, vm: &str, file: &str) -> PathBuf {
-        self.dir.join("r").join(vm).join(file)
+        self.places[2].join(vm).join(file)
     }
 
     /// Writes a VM file around a guest image.
@@ -79,14 +118,28 @@ impl Lab {
     }
 
     pub(crate) fn file(&self, name: &str) -> PathBuf {
-        self.dir.join("c/vms").join(format!("{name}.toml"))
+        self.places[0].join("vms").join(format!("{name}.toml"))
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_qvm"));
+        let mut command = Command::new(&self.program);
         command.args(arguments);
-        for (key, dir) in [("CONFIG", "c"), ("STATE", "s"), ("RUNTIME", "r")] {
-            command.env(format!("QVM_{key}_DIR"), self.dir.join(dir));
+        match self.user {
+            None => {
+                for (key, place) in ["CONFIG", "STATE", "RUNTIME"].into_iter().zip(&self.places) {
+                    command.env(format!("QVM_{key}_DIR"), place);
+                }
+            }
+            Some(user) => {
+                let keys = ["XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR"];
+                for (key, place) in keys.into_iter().zip(&self.places) {
+                    command.env(key, place.parent().unwrap());
+                }
+                command.env("HOME", &self.dir);
+                if nix::unistd::geteuid().is_root() {
+                    command.current_dir("/").uid(user).gid(user);
+                }
+            }
         }
         for key in ["NOTIFY_SOCKET", "INVOCATION_ID", "QVM_LOG", "QVM_QEMU", "JOURNAL_STREAM"] {
             command.env_remove(key);
@@ -226,7 +279,7 @@ impl Drop for Lab {
             let _ = child.kill();
             let _ = child.wait();
         }
-        for entry in fs::read_dir(self.dir.join("r")).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(&self.places[2]).into_iter().flatten().flatten() {
             let number = |file: &str, key: &str| -> Option<i32> {
                 let bytes = fs::read(entry.path().join(file)).ok()?;
                 let value: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
