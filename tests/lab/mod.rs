@@ -3,6 +3,8 @@
 
 #![allow(dead_code)] // Each test binary uses its own part of it.
 
+pub(crate) mod network;
+
 use std::{
     ffi::OsString,
     fs,
@@ -27,6 +29,8 @@ pub(crate) struct Lab {
     /// The `qvm` that is run, and as whom.
     program: PathBuf,
     user: Option<u32>,
+    /// The network that `qvm` runs in, where it is not the machine's.
+    pub(crate) network: Option<network::Network>,
     /// The QEMU to run, where it is not the machine's.
     pub(crate) qemu: Option<OsString>,
     supervisors: Vec<Child>,
@@ -64,7 +68,16 @@ impl Lab {
         let places = ["c", "s", "r"].map(|place| dir.join(place));
         fs::create_dir_all(places[0].join("vms")).unwrap();
         let program = env!("CARGO_BIN_EXE_qvm").into();
-        Self { _temp: temp, dir, places, program, user: None, qemu: None, supervisors: vec![] }
+        Self {
+            _temp: temp,
+            dir,
+            places,
+            program,
+            user: None,
+            network: None,
+            qemu: None,
+            supervisors: vec![],
+        }
     }
 
     /// A place of an unprivileged user: `nobody` where the test is root, else whoever runs it. There are no options and
@@ -122,7 +135,10 @@ impl Lab {
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.program);
+        let mut command = match &self.network {
+            None => Command::new(&self.program),
+            Some(network) => network.command(&self.program),
+        };
         command.args(arguments);
         match self.user {
             None => {
@@ -265,10 +281,15 @@ pub(crate) fn runs(pid: i32) -> bool {
 }
 
 /// Waits for something.
-pub(crate) fn until(what: &str, mut so: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, so: impl FnMut() -> bool) {
+    until_within(LONG, what, so);
+}
+
+/// Waits for something that may take longer than most.
+pub(crate) fn until_within(bound: Duration, what: &str, mut so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !so() {
-        assert!(begun.elapsed() < LONG, "never: {what}");
+        assert!(begun.elapsed() < bound, "never: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
