@@ -8,7 +8,6 @@ use std::{
     fs,
     io::{Read, Write},
     net::{TcpListener, TcpStream},
-    os::fd::OwnedFd,
     process::Stdio,
 };
 
@@ -187,6 +186,17 @@ fn the_agent_shuts_down_a_guest_that_is_deaf_to_the_button() {
 }
 
 #[test]
+fn a_reboot_shuts_the_guest_down_and_lets_it_boot_again() {
+    let Some(lab) = ready("") else { return };
+    let qemu = lab.qemu_pid("web");
+    lab.ok(&["reboot", "web"]);
+    lab.says("web", "QVM-TINY READY", 2);
+    assert!(lab.console("web").contains("QVM-TINY POWEROFF"), "{}", lab.console("web"));
+    assert_eq!(lab.qemu_pid("web"), qemu);
+    assert_eq!(lab.status("web")["state"], "running");
+}
+
+#[test]
 fn disks_are_seen_kept_and_grown() {
     let tables = "[disk.data]\nsize = \"64M\"\n[disk.raw]\nsize = \"32M\"\nformat = \"raw\"\n\
                   [disk.nvme]\nsize = \"16M\"\nbus = \"sata\"\n";
@@ -249,7 +259,7 @@ fn secure_boot_is_on_where_the_file_says_so() {
 fn a_console_on_a_terminal_types_into_the_guest_until_ctrl_bracket() {
     let Some(lab) = ready("") else { return };
     let pty = nix::pty::openpty(None, None).unwrap();
-    let side = || Stdio::from(OwnedFd::from(pty.slave.try_clone().unwrap()));
+    let side = || Stdio::from(pty.slave.try_clone().unwrap());
     let mut console = lab
         .command(&["console", "web"])
         .stdin(side())
