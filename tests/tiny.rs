@@ -188,12 +188,13 @@ fn the_agent_shuts_down_a_guest_that_is_deaf_to_the_button() {
 #[test]
 fn a_reboot_shuts_the_guest_down_and_lets_it_boot_again() {
     let Some(lab) = ready("") else { return };
-    let qemu = lab.qemu_pid("web");
+    let supervisor = lab.status("web")["supervisorPid"].clone();
     lab.ok(&["reboot", "web"]);
     lab.says("web", "QVM-TINY READY", 2);
     assert!(lab.console("web").contains("QVM-TINY POWEROFF"), "{}", lab.console("web"));
-    assert_eq!(lab.qemu_pid("web"), qemu);
-    assert_eq!(lab.status("web")["state"], "running");
+    lab.wait_state("web", "running");
+    let status = lab.status("web");
+    assert_eq!((&status["supervisorPid"], &status["ends"]), (&supervisor, &serde_json::json!([])));
 }
 
 #[test]

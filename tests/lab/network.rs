@@ -6,9 +6,11 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-/// Holds the namespace, and tells by its first line when all is up. Its standard input closes when the test is gone.
+/// Holds the namespace, and tells by its first line when all is up and taps can be made. Its standard input closes when the
+/// test is gone.
 const HOLDER: &str = "ip link set lo up && ip link add br0 type bridge && ip addr add 192.168.97.1/24 dev br0 && \
-                      ip link set br0 up && echo up && exec cat >/dev/null";
+                      ip link set br0 up && ip tuntap add probe mode tap && ip link del probe && echo up && \
+                      exec cat >/dev/null";
 
 /// The namespace, held by a process.
 pub(crate) struct Network {
