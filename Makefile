@@ -22,8 +22,8 @@ setup: ## installs what the tests need, if anything is missing (Debian, Ubuntu)
 	tests/setup
 
 .PHONY: guests
-guests: setup ## the small guests for the tests
-	tests/guest/build "$(QVM_GUESTS)" boot tiny
+guests: setup ## the small guests for the tests, and the oldest QEMU
+	tests/guest/build "$(QVM_GUESTS)" boot tiny qemu-7.2
 
 .PHONY: debian
 debian: setup ## the Debian cloud image that `make demo` and the cloud-init test boot

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{ArgAction, Parser, Subcommand, error::ContextValue};
 
 use crate::{
     exit::{self, Failure},
@@ -14,7 +14,7 @@ use crate::{
     plan::layout::Layout,
     run::{Settings, image, progress},
     spec::{self, Vm},
-    value::VmName,
+    value::{VmName, shown},
     verb,
 };
 
@@ -33,6 +33,28 @@ pub struct Cli {
     pub quiet: bool,
     #[command(subcommand)]
     verb: Verb,
+}
+
+impl Cli {
+    /// Reads the command line, the program's name first.
+    ///
+    /// # Errors
+    /// It is wrong usage, or asks for help. clap repeats what was written: here without its control characters, which would
+    /// be obeyed by the terminal.
+    pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        Self::try_parse_from(arguments).map_err(|mut error| {
+            let hostile = error.context().filter_map(|(kind, value)| match value {
+                ContextValue::String(text) if text.contains(char::is_control) => {
+                    Some((kind, ContextValue::String(shown(text))))
+                }
+                _ => None,
+            });
+            for (kind, value) in hostile.collect::<Vec<_>>() {
+                error.insert(kind, value);
+            }
+            error
+        })
+    }
 }
 
 /// The three directories, where they are not the usual ones.
@@ -314,6 +336,18 @@ mod tests {
             Cli::command().get_subcommands().map(|c| c.get_name().to_owned()).collect();
         let expected = "list status start stop restart reboot kill pause resume reload console log events exec";
         assert!(verbs.join(" ").starts_with(expected), "{verbs:?}");
+    }
+
+    #[test]
+    fn what_was_written_is_repeated_without_control_characters() {
+        for words in
+            [&["stop", "a\nb\u{1b}[2J"][..], &["st\nop"], &["--a\nb"], &["list", "--\u{1b}"]]
+        {
+            let words = std::iter::once("qvm").chain(words.iter().copied()).map(OsString::from);
+            let said = Cli::read(words).unwrap_err().to_string();
+            assert!(!said.contains('\u{1b}') && !said.contains("\nb"), "{said:?}");
+            assert!(said.contains("\\n") || said.contains("\\u{1b}"), "{said:?}");
+        }
     }
 
     #[test]

@@ -7,7 +7,6 @@ use std::{
     process::ExitCode,
 };
 
-use clap::Parser;
 use qvm::{
     cli::{self, Cli, Given},
     exit::Failure,
@@ -16,7 +15,7 @@ use tracing_subscriber::{EnvFilter, fmt};
 
 // SIGPIPE stays ignored, as Rust's runtime has it: who reads no more is an error of writing, and quiet.
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::read(env::args_os()).unwrap_or_else(|error| error.exit());
     log(cli.verbose + u8::from(cli.is_supervisor()), cli.quiet);
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,

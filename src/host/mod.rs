@@ -15,6 +15,7 @@ pub mod log_file;
 pub mod machine_id;
 #[allow(unsafe_code)]
 pub mod pidfd;
+pub mod port;
 pub mod probe;
 pub mod qemu_img;
 pub mod signal;

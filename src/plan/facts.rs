@@ -58,6 +58,17 @@ pub enum Kvm {
     Unproven,
 }
 
+impl Qemu {
+    /// Whether `machine` came with a later QEMU than this one, as its name tells: upstream's versioned types are named after the
+    /// release that brought them. Of a distribution's own types nothing is known.
+    pub fn is_older_than(&self, machine: &str) -> bool {
+        let version = machine.strip_prefix("pc-q35-").unwrap_or_default();
+        let numbers = version.split('.').map(str::parse::<u16>).collect::<Result<Vec<_>, _>>();
+        let own = [self.version.major, self.version.minor, u16::MAX];
+        numbers.is_ok_and(|numbers| numbers.as_slice() > own.as_slice())
+    }
+}
+
 impl Version {
     /// The oldest QEMU that qvm runs on, as it is tested: Debian 12's.
     pub const OLDEST: Self = Self { major: 7, minor: 2, micro: 0 };
@@ -295,6 +306,27 @@ pc-q35-x    Standard PC
             if let Some(machine) = newest_q35(&said) {
                 prop_assert!(is_versioned(&machine), "{}", machine);
             }
+        }
+    }
+
+    #[test]
+    fn a_machine_of_a_later_release_is_told_by_its_name() {
+        let version = Version { major: 7, minor: 2, micro: 22 };
+        let qemu = Qemu { binary: "q".into(), version, machine: "pc-q35-7.2".into() };
+        for (machine, later) in [
+            ("pc-q35-10.0", true),
+            ("pc-q35-8.0", true),
+            ("pc-q35-7.3", true),
+            ("pc-q35-7.2", false),
+            ("pc-q35-7.2.1", false),
+            ("pc-q35-6.9", false),
+            ("pc-q35-rhel9.4.0", false),
+            ("pc-q35-noble", false),
+            ("pc-q35-99999999.1", false),
+            ("q35", false),
+            ("", false),
+        ] {
+            assert_eq!(qemu.is_older_than(machine), later, "{machine}");
         }
     }
 

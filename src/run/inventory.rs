@@ -40,6 +40,9 @@ pub async fn inventory(layout: &Layout, names: &[VmName]) -> Vec<Entry> {
     let mut entries = Vec::new();
     let names = if names.is_empty() { every(layout, &mut entries) } else { names.to_vec() };
     entries.extend(join_all(names.iter().map(|name| entry(layout, name))).await);
+    for entry in &mut entries {
+        entry.status.notes.extend(entry.problem.clone());
+    }
     if entries.len() > names.len() {
         entries.sort_by(|a, b| a.name.cmp(&b.name));
     }
@@ -129,9 +132,6 @@ async fn entry(layout: &Layout, name: &VmName) -> Entry {
         entry.status.since = None;
         entry.problem =
             Some(format!("error: {name}: cannot ask its supervisor: {}", chain(&error)));
-    }
-    if let Some(problem) = &entry.problem {
-        entry.status.notes.push(problem.clone());
     }
     entry
 }

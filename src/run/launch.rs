@@ -9,13 +9,14 @@ use crate::{
     host::{
         child, file, link,
         pidfd::{self, Process},
-        socket, tap, vhost,
+        port, socket, tap, vhost,
     },
     plan::{
         argv::{self, Machine, fd},
         device::BadPath,
         tap::taps,
     },
+    spec::{Link, Vm},
     value::IfName,
 };
 
@@ -77,6 +78,14 @@ pub enum Error {
         /// Why.
         source: link::Error,
     },
+    /// A port of the host.
+    #[error("cannot forward ports ({at})")]
+    Port {
+        /// Where the VM file says which.
+        at: String,
+        /// Why.
+        source: port::Error,
+    },
     /// /dev/vhost-net.
     #[error("cannot open /dev/vhost-net")]
     Vhost(#[source] std::io::Error),
@@ -120,6 +129,7 @@ impl Error {
         match self {
             Self::Tap { source, .. } => source.hint(),
             Self::Link { source, .. } => source.hint(),
+            Self::Port { source, .. } => source.hint(),
             Self::Socket(error) => error.hint(),
             Self::Spawn(error) => error.hint(),
             Self::Monitor(error) => error.hint(),
@@ -163,6 +173,7 @@ pub async fn launch(settings: &Settings, prepared: Prepared, text: &str) -> Resu
         firmware: prepared.firmware.as_ref(),
     };
     let arguments = argv::argv(&machine)?;
+    check_forwards(vm)?;
     let mut fds: Vec<(OwnedFd, i32)> = vec![];
     for tap in taps(vm) {
         let open =
@@ -226,4 +237,16 @@ pub async fn launch(settings: &Settings, prepared: Prepared, text: &str) -> Resu
         found: Guest::Running,
         adopted: false,
     })
+}
+
+/// Whether QEMU will get the ports that it is to listen on.
+fn check_forwards(vm: &Vm) -> Result<(), Error> {
+    for nic in &vm.nics {
+        let Link::User { forward } = &nic.link else { continue };
+        let at = || vm.at(&format!("nic.{}.forward", nic.name));
+        for forward in forward {
+            port::check(forward).map_err(|source| Error::Port { at: at(), source })?;
+        }
+    }
+    Ok(())
 }

@@ -17,7 +17,7 @@ use crate::{
     },
     plan::{
         argv::DiskFile,
-        facts::{self, Accelerator, Facts},
+        facts::{self, Accelerator, Facts, Qemu},
         firmware::{self as descriptors, Chosen},
         identity::Identity,
         iso9660,
@@ -69,6 +69,17 @@ pub enum Error {
     /// identity.toml cannot be written.
     #[error("cannot write the identity as TOML")]
     Encode(#[from] toml::ser::Error),
+    /// The guest was made on a later QEMU.
+    #[error(
+        "this VM has the machine type `{machine}`, which `{}` does not know: it is QEMU {}",
+        .qemu.binary.display(), .qemu.version
+    )]
+    OlderQemu {
+        /// What the identity says.
+        machine: String,
+        /// What is installed.
+        qemu: Qemu,
+    },
     /// A disk cannot be made.
     #[error(transparent)]
     Disk(#[from] disk::Error),
@@ -97,6 +108,11 @@ impl Error {
                  or remove it for new ones"
                     .into(),
             ),
+            Self::OlderQemu { machine, qemu } => Some(format!(
+                "run the QEMU that it was made with, or a later one (QVM_QEMU names it); or write `{}` for `{machine}` \
+                 into the VM's identity.toml: its guest then finds itself on other hardware",
+                qemu.machine
+            )),
             Self::Encode(_) | Self::Seed(_) | Self::Cancelled => None,
         }
     }
@@ -194,6 +210,9 @@ pub fn prepare(
     let (accel, warning) = facts::accelerator(vm.accel, &facts.kvm)?;
     let mut notes: Vec<String> = warning.into_iter().collect();
     let (identity, changed) = identity_of(settings, &vm, &facts)?;
+    if facts.qemu.is_older_than(&identity.machine) {
+        return Err(Error::OlderQemu { machine: identity.machine, qemu: facts.qemu });
+    }
     if changed {
         file::write(&paths.identity(), toml::to_string(&identity)?.as_bytes(), 0o600)?;
     }

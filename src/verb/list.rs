@@ -7,6 +7,7 @@ use crate::{
     exit::Failure,
     plan::layout::Layout,
     run::inventory::{Entry, inventory},
+    value::shown,
 };
 
 /// What `qvm list` takes.
@@ -63,7 +64,7 @@ fn row(entry: &Entry, now: Timestamp) -> [String; 7] {
     let known = status.vcpu > 0;
     let started = status.started_at.as_ref().filter(|_| entry.answers);
     [
-        entry.name.clone(),
+        shown(&entry.name),
         state.to_owned(),
         if known { status.vcpu.to_string() } else { none() },
         if known { super::size(status.mem_bytes) } else { none() },

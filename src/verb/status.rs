@@ -9,7 +9,7 @@ use crate::{
     exit::{self, Failure},
     plan::layout::Layout,
     run::inventory::{Entry, inventory},
-    value::VmName,
+    value::{VmName, shown},
 };
 
 /// What `qvm status` takes.
@@ -57,8 +57,8 @@ pub async fn run(args: &Args, layout: &Layout, clock: &Clock) -> Result<(), Fail
         let json = serde_json::to_string_pretty(&all).map_err(|error| Failure::of(&error))?;
         super::print(&format!("{json}\n"))?;
     } else {
-        let shown: Vec<String> = known.iter().map(|entry| shown(&entry.status, clock)).collect();
-        super::print(&shown.join("\n"))?;
+        let all: Vec<String> = known.iter().map(|entry| told(&entry.status, clock)).collect();
+        super::print(&all.join("\n"))?;
     }
     let mut failures = Vec::new();
     for (entry, name) in entries.iter().zip(&args.names) {
@@ -71,7 +71,7 @@ pub async fn run(args: &Args, layout: &Layout, clock: &Clock) -> Result<(), Fail
     Failure::all(failures)
 }
 
-fn shown(status: &Status, clock: &Clock) -> String {
+fn told(status: &Status, clock: &Clock) -> String {
     let mut text = String::new();
     let mut line = |key: &str, value: Option<&str>| {
         if let Some(value) = value {
@@ -89,7 +89,8 @@ fn shown(status: &Status, clock: &Clock) -> String {
         }
         None => super::size(status.mem_bytes),
     };
-    line("name:", Some(&status.name));
+    // What a file is called, where that is no VM's name.
+    line("name:", Some(&shown(&status.name)));
     line("description:", status.description.as_deref());
     line("state:", Some(since.as_deref().unwrap_or(state)));
     line("started:", started.as_deref());

@@ -3,19 +3,36 @@
 
 #![allow(dead_code)] // Each test binary uses its own part of it.
 
+pub(crate) mod network;
+
 use std::{
+    ffi::OsString,
     fs,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
 /// How long anything may take before it counts as never happening; nothing is ever expected to take as long.
-pub(crate) const LONG: Duration = Duration::from_secs(60);
+pub(crate) const LONG: Duration = Duration::from_secs(120);
+
+/// Debian's `nobody`.
+const NOBODY: u32 = 65534;
 
 /// The place.
 pub(crate) struct Lab {
-    dir: tempfile::TempDir,
+    _temp: tempfile::TempDir,
+    dir: PathBuf,
+    /// VM files, state, sockets.
+    places: [PathBuf; 3],
+    /// The `qvm` that is run, and as whom.
+    program: PathBuf,
+    user: Option<u32>,
+    /// The network that `qvm` runs in, where it is not the machine's.
+    pub(crate) network: Option<network::Network>,
+    /// The QEMU to run, where it is not the machine's.
+    pub(crate) qemu: Option<OsString>,
     supervisors: Vec<Child>,
 }
 
@@ -41,45 +58,111 @@ pub(crate) fn guest(name: &str) -> Option<PathBuf> {
 impl Lab {
     /// An empty place with a short path, since sockets lie in it.
     pub(crate) fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("qvm").tempdir_in("/tmp").unwrap();
-        fs::create_dir_all(dir.path().join("c/vms")).unwrap();
-        Self { dir, supervisors: vec![] }
+        Self::below("")
+    }
+
+    /// A place in a directory that is called `name`.
+    pub(crate) fn below(name: &str) -> Self {
+        let temp = tempfile::Builder::new().prefix("qvm").tempdir_in("/tmp").unwrap();
+        let dir = temp.path().join(name);
+        let places = ["c", "s", "r"].map(|place| dir.join(place));
+        fs::create_dir_all(places[0].join("vms")).unwrap();
+        let program = env!("CARGO_BIN_EXE_qvm").into();
+        Self {
+            _temp: temp,
+            dir,
+            places,
+            program,
+            user: None,
+            network: None,
+            qemu: None,
+            supervisors: vec![],
+        }
+    }
+
+    /// A place of an unprivileged user: `nobody` where the test is root, else whoever runs it. There are no options and
+    /// no variables of qvm's own, but those of the XDG Base Directory Specification.
+    pub(crate) fn of_a_user() -> Self {
+        let mut lab = Self::new();
+        let dir = lab.dir.clone();
+        lab.places = ["config/qvm", "data/qvm", "run/qvm"].map(|place| dir.join(place));
+        fs::create_dir_all(lab.places[0].join("vms")).unwrap();
+        // The directory that cargo builds in need not be open to others.
+        lab.program = dir.join("qvm");
+        fs::copy(env!("CARGO_BIN_EXE_qvm"), &lab.program).unwrap();
+        let root = nix::unistd::geteuid().is_root();
+        lab.user = Some(if root { NOBODY } else { nix::unistd::geteuid().as_raw() });
+        for made in ["", "config", "data", "run"] {
+            let made = dir.join(made);
+            fs::create_dir_all(&made).unwrap();
+            fs::set_permissions(&made, fs::Permissions::from_mode(0o700)).unwrap();
+            lab.give(&made);
+        }
+        lab
+    }
+
+    /// Makes a file the user's.
+    pub(crate) fn give(&self, path: &Path) {
+        if nix::unistd::geteuid().is_root() {
+            std::os::unix::fs::chown(path, self.user, self.user).unwrap();
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {
-        self.dir.path()
+        &self.dir
     }
 
     pub(crate) fn state(&self, vm: &str, file: &str) -> PathBuf {
-        self.dir.path().join("s/vms").join(vm).join(file)
+        self.places[1].join("vms").join(vm).join(file)
     }
 
     pub(crate) fn runtime(&self, vm: &str, file: &str) -> PathBuf {
-        self.dir.path().join("r").join(vm).join(file)
+        self.places[2].join(vm).join(file)
     }
 
     /// Writes a VM file around a guest image.
     pub(crate) fn vm(&self, name: &str, image: &Path, more: &str) {
         let text = format!(
-            "accel = \"tcg\"\n{}{more}\n[image]\npath = \"{}\"\n",
+            "accel = \"tcg\"\n{}{more}\n[image]\npath = {}\n",
             if more.contains("mem =") { "" } else { "mem = \"64M\"\n" },
-            image.display()
+            toml::Value::from(image.to_str().unwrap())
         );
         fs::write(self.file(name), text).unwrap();
     }
 
     pub(crate) fn file(&self, name: &str) -> PathBuf {
-        self.dir.path().join("c/vms").join(format!("{name}.toml"))
+        self.places[0].join("vms").join(format!("{name}.toml"))
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_qvm"));
+        let mut command = match &self.network {
+            None => Command::new(&self.program),
+            Some(network) => network.command(&self.program),
+        };
         command.args(arguments);
-        for (key, dir) in [("CONFIG", "c"), ("STATE", "s"), ("RUNTIME", "r")] {
-            command.env(format!("QVM_{key}_DIR"), self.dir.path().join(dir));
+        match self.user {
+            None => {
+                for (key, place) in ["CONFIG", "STATE", "RUNTIME"].into_iter().zip(&self.places) {
+                    command.env(format!("QVM_{key}_DIR"), place);
+                }
+            }
+            Some(user) => {
+                let keys = ["XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR"];
+                for (key, place) in keys.into_iter().zip(&self.places) {
+                    command.env(key, place.parent().unwrap());
+                }
+                command.env("HOME", &self.dir);
+                if nix::unistd::geteuid().is_root() {
+                    command.current_dir("/").uid(user).gid(user);
+                }
+            }
         }
         for key in ["NOTIFY_SOCKET", "INVOCATION_ID", "QVM_LOG", "QVM_QEMU", "JOURNAL_STREAM"] {
             command.env_remove(key);
+        }
+        // Every test that boots can be run on another QEMU.
+        if let Some(qemu) = self.qemu.clone().or_else(|| std::env::var_os("QVM_TEST_QEMU")) {
+            command.env("QVM_QEMU", qemu);
         }
         command
     }
@@ -111,7 +194,7 @@ impl Lab {
     }
 
     pub(crate) fn log_path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(format!("{name}.stderr"))
+        self.dir.join(format!("{name}.stderr"))
     }
 
     pub(crate) fn log(&self, name: &str) -> String {
@@ -198,10 +281,15 @@ pub(crate) fn runs(pid: i32) -> bool {
 }
 
 /// Waits for something.
-pub(crate) fn until(what: &str, mut so: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, so: impl FnMut() -> bool) {
+    until_within(LONG, what, so);
+}
+
+/// Waits for something that may take longer than most.
+pub(crate) fn until_within(bound: Duration, what: &str, mut so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !so() {
-        assert!(begun.elapsed() < LONG, "never: {what}");
+        assert!(begun.elapsed() < bound, "never: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -212,7 +300,7 @@ impl Drop for Lab {
             let _ = child.kill();
             let _ = child.wait();
         }
-        for entry in fs::read_dir(self.dir.path().join("r")).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(&self.places[2]).into_iter().flatten().flatten() {
             let number = |file: &str, key: &str| -> Option<i32> {
                 let bytes = fs::read(entry.path().join(file)).ok()?;
                 let value: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
@@ -222,7 +310,7 @@ impl Drop for Lab {
             // A detached supervisor first, so that it does not report the end of its QEMU.
             for pid in [number("lock", ""), number("record.json", "pid")].into_iter().flatten() {
                 let ours = fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environ| {
-                    String::from_utf8_lossy(&environ).contains(&*self.dir.path().to_string_lossy())
+                    String::from_utf8_lossy(&environ).contains(&*self.dir.to_string_lossy())
                 });
                 if ours {
                     let _ = nix::sys::signal::kill(

@@ -1,0 +1,83 @@
+//! Whether a port of the host can be listened on. QEMU only says that it could not, and not why.
+
+use std::{
+    io,
+    net::{TcpListener, UdpSocket},
+};
+
+use crate::value::{Forward, Protocol};
+
+/// Why a port cannot be forwarded.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on `{}` ({})", .forward.host, .forward.protocol)]
+pub struct Error {
+    forward: Forward,
+    source: io::Error,
+}
+
+impl Error {
+    /// The way out.
+    pub fn hint(&self) -> Option<String> {
+        let port = self.forward.host.port();
+        let flag = match self.forward.protocol {
+            Protocol::Tcp => 't',
+            Protocol::Udp => 'u',
+        };
+        match self.source.kind() {
+            io::ErrorKind::AddrInUse => Some(format!(
+                "`ss -{flag}lnp sport = {port}` tells whose it is; write another port in `forward`"
+            )),
+            io::ErrorKind::PermissionDenied => Some(
+                "ports below 1024 are root's (sysctl net.ipv4.ip_unprivileged_port_start): write another one in \
+                 `forward`"
+                    .into(),
+            ),
+            io::ErrorKind::AddrNotAvailable => Some(
+                "this host does not have that address: `ip address` shows those it has, and `0.0.0.0` is all of them"
+                    .into(),
+            ),
+            _ => None,
+        }
+    }
+}
+
+/// Listens on the port for a moment. Whoever takes it between this and QEMU has QEMU fail, with its own words.
+///
+/// # Errors
+/// It is taken, not this host's, or not allowed.
+pub fn check(forward: &Forward) -> Result<(), Error> {
+    let tried = match forward.protocol {
+        Protocol::Tcp => TcpListener::bind(forward.host).map(drop),
+        // Without SO_REUSEADDR, which QEMU sets: by that two of them would get one UDP port.
+        Protocol::Udp => UdpSocket::bind(forward.host).map(drop),
+    };
+    tried.map_err(|source| Error { forward: *forward, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_is_taken_is_named() {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let taken = [(tcp.local_addr().unwrap(), "tcp"), (udp.local_addr().unwrap(), "udp")];
+        for (address, protocol) in taken {
+            let forward = format!("{address}:22/{protocol}").parse().unwrap();
+            let error = check(&forward).unwrap_err();
+            assert_eq!(error.to_string(), format!("cannot listen on `{address}` ({protocol})"));
+            assert!(error.hint().unwrap().contains(&format!("sport = {}", address.port())));
+        }
+        drop((tcp, udp));
+        for (address, protocol) in taken {
+            check(&format!("{address}:22/{protocol}").parse().unwrap()).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_address_of_another_host_is_none_of_ours() {
+        let error = check(&"192.0.2.1:2222:22".parse().unwrap()).unwrap_err();
+        assert!(error.hint().unwrap().contains("does not have that address"), "{error}");
+    }
+}
