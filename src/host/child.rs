@@ -1,22 +1,29 @@
-//! Starting a process that will outlive us: its own group, its own descriptors, nothing of ours but standard error.
+//! Starting a process that will outlive us: its own session, its own descriptors, nothing of ours but standard error.
 
 use std::{
     io,
-    os::{fd::OwnedFd, unix::process::CommandExt},
+    os::{
+        fd::{OwnedFd, RawFd},
+        unix::process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use command_fds::{CommandFdExt, FdMapping};
 
-/// What belongs to our own conversation with the service manager.
-const NOT_INHERITED: [&str; 7] = [
+/// What systemd gives to one process and its children must not take for their own (sd_notify(3), sd_listen_fds(3),
+/// sd_watchdog_enabled(3)).
+const NOT_INHERITED: [&str; 10] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
     "LISTEN_FDS",
     "LISTEN_PID",
+    "LISTEN_PIDFDID",
     "LISTEN_FDNAMES",
+    "FDSTORE",
+    "SYSTEMD_EXEC_PID",
     "INVOCATION_ID",
 ];
 
@@ -39,21 +46,60 @@ impl Error {
 }
 
 /// Starts `program` with these descriptors under these numbers, and gives its pid. Its standard error is ours, never
-/// a pipe to us; a terminal's Ctrl-C does not reach it.
+/// a pipe to us, for it would die of SIGPIPE after us. It has a session of its own, so that neither Ctrl-C nor the end of a
+/// terminal reaches it. It is never reaped here, so the pid stays its own until somebody waits for it.
 ///
 /// # Errors
 /// It cannot be started.
 pub fn spawn(program: &Path, arguments: &[String], fds: Vec<(OwnedFd, i32)>) -> Result<u32, Error> {
     let wrap = |source| Error { program: program.to_owned(), source };
-    let mappings =
-        fds.into_iter().map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd }).collect();
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
     for variable in NOT_INHERITED {
         command.env_remove(variable);
     }
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed: these are two bare system calls,
+    // and nothing is allocated.
+    unsafe {
+        command.pre_exec(|| {
+            rustix::process::setsid()?;
+            close_on_exec_from_3();
+            Ok(())
+        });
+    }
+    let _held = hold(&fds).map_err(wrap)?;
+    // Added after close_on_exec_from_3, since hooks run in the order they were added.
+    let mappings =
+        fds.into_iter().map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd }).collect();
     command.fd_mappings(mappings).map_err(|e| wrap(io::Error::other(e)))?;
     command.spawn().map(|child| child.id()).map_err(wrap)
+}
+
+/// Marks every descriptor but 0, 1 and 2 close-on-exec. Those that this program opens are already; those that it
+/// was started with (a shell's, a job server's) are not, and a guest that holds one for weeks keeps its other end
+/// waiting. Best effort: `CLOSE_RANGE_CLOEXEC` is Linux 5.11.
+fn close_on_exec_from_3() {
+    // SAFETY: a system call without pointers; it changes flags of this (forked) process' descriptors only.
+    unsafe {
+        nix::libc::syscall(
+            nix::libc::SYS_close_range,
+            3_u32,
+            u32::MAX,
+            nix::libc::CLOSE_RANGE_CLOEXEC,
+        );
+    }
+}
+
+/// Occupies those of these numbers that are free, until dropped. std's spawn reports a failing exec through a pipe
+/// at the lowest free numbers; a mapping onto one of those would close it, and the failure would be lost.
+fn hold(fds: &[(OwnedFd, RawFd)]) -> io::Result<Vec<OwnedFd>> {
+    let null = std::fs::File::open("/dev/null")?;
+    let mut held = Vec::with_capacity(fds.len() + 1);
+    for (_, number) in fds {
+        held.push(rustix::io::fcntl_dupfd_cloexec(&null, *number)?);
+    }
+    held.push(null.into());
+    Ok(held)
 }
 
 #[cfg(test)]
@@ -65,6 +111,10 @@ mod tests {
     #[test]
     fn the_child_has_the_descriptors_under_their_numbers_and_no_others() {
         let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        // As a shell or a job server may leave one to us.
+        let stray = std::fs::File::open("/dev/null").unwrap();
+        let stray = rustix::io::fcntl_dupfd_cloexec(&stray, 100).unwrap();
+        rustix::io::fcntl_setfd(&stray, rustix::io::FdFlags::empty()).unwrap();
         let script = "cd /proc/$$/fd; echo * >&9; env >&9".to_owned();
         let pid = spawn(Path::new("sh"), &["-c".into(), script], vec![(theirs.into(), 9)]).unwrap();
         let mut said = String::new();
@@ -73,13 +123,16 @@ mod tests {
         // The shell reads the directory itself by 3, and keeps what it likes from 10 on.
         assert!(["0", "1", "2", "9"].iter().all(|fd| fds.contains(fd)), "{said}");
         assert!(!fds.iter().any(|fd| matches!(*fd, "4" | "5" | "6" | "7" | "8")), "{said}");
+        let stray = std::os::fd::AsRawFd::as_raw_fd(&stray).to_string();
+        assert!(!fds.contains(&stray.as_str()), "{said}");
         assert!(!said.contains("NOTIFY_SOCKET"));
         let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid.cast_signed()), None);
     }
 
     #[test]
     fn a_missing_program_is_named() {
-        let error = spawn(Path::new("/nowhere/qemu"), &[], vec![]).unwrap_err();
+        let fds = (3..12).map(|number| (std::fs::File::open("/dev/null").unwrap().into(), number));
+        let error = spawn(Path::new("/nowhere/qemu"), &[], fds.collect()).unwrap_err();
         assert_eq!(error.to_string(), "cannot start `/nowhere/qemu`");
         assert!(error.hint().is_some());
     }

@@ -1,132 +1,307 @@
-//! A tap's place in the host's network, by rtnetlink: port of a bridge, MTU, alias, up.
+//! Network interfaces, asked for and set up by rtnetlink(7).
 
 use std::io;
 
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt};
+use nix::errno::Errno;
 use rtnetlink::{
     Handle, LinkUnspec,
-    packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage},
+    packet_route::link::{
+        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkFlags, LinkInfo,
+        LinkMessage,
+    },
 };
+use tokio::task::JoinHandle;
 
-use crate::value::IfName;
+use crate::{plan::tap::Tap, value::IfName};
 
-/// ENODEV, as netlink says it.
-const NO_SUCH_DEVICE: i32 = -19;
-
-/// Why a tap is not on its bridge.
+/// Why the kernel did not do or tell it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// netlink cannot be had.
+    /// No netlink socket.
     #[error("cannot open a netlink socket")]
     Socket(#[source] io::Error),
-    /// There is no such bridge.
+    /// The bridge is not there.
     #[error("bridge `{bridge}` does not exist")]
     NoBridge {
-        /// Its name.
+        /// What it should have become a port of.
         bridge: IfName,
-        /// Those there are.
-        others: Vec<String>,
+        /// The bridges that there are.
+        bridges: Vec<String>,
     },
-    /// There is something else of that name.
-    #[error("`{name}` is no bridge")]
+    /// It is there, and something else.
+    #[error("`{bridge}` is not a bridge but {kind}")]
     NotABridge {
-        /// Its name.
-        name: IfName,
+        /// What it should have become a port of.
+        bridge: IfName,
+        /// What it is.
+        kind: String,
+        /// The bridges that there are.
+        bridges: Vec<String>,
     },
-    /// The tap went away.
-    #[error("the tap has gone")]
-    NoTap,
-    /// The kernel refuses.
-    #[error("the kernel refuses")]
-    Refused(#[source] rtnetlink::Error),
+    /// The kernel refused to set up the tap.
+    #[error("the kernel refuses it the bridge `{bridge}`")]
+    Attach {
+        /// The tap.
+        tap: IfName,
+        /// The bridge.
+        bridge: IfName,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel did not answer a question.
+    #[error("cannot ask the kernel for {what}")]
+    Ask {
+        /// What was asked for.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
 }
 
 impl Error {
-    /// The way out.
+    /// The way out, where there is one.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::NoBridge { others, .. } if others.is_empty() => Some(
-                "there is no bridge on this host: create it, or leave `bridge` out for the user-mode network".into(),
-            ),
-            Self::NoBridge { others, .. } => Some(format!(
-                "create it, or name another with `bridge = …`; there are: {}",
-                others.join(", ")
+            Self::NoBridge { bridge, bridges, .. } if bridges.is_empty() => Some(format!(
+                "this host has no bridge; create it (`ip link add {bridge} up type bridge`), or leave \
+                 `bridge` out for a user-mode network"
             )),
-            Self::NotABridge { .. } => Some("`ip link show type bridge` lists the bridges".into()),
-            Self::Socket(_) | Self::NoTap | Self::Refused(_) => None,
+            Self::NoBridge { bridges, .. } | Self::NotABridge { bridges, .. }
+                if !bridges.is_empty() =>
+            {
+                let names: Vec<_> = bridges.iter().map(|name| format!("`{name}`")).collect();
+                Some(format!(
+                    "create it, or name another with `bridge = …`: there is {}",
+                    names.join(", ")
+                ))
+            }
+            Self::NoBridge { .. } | Self::NotABridge { .. } => {
+                Some("name a bridge with `bridge = …`; this host has none".into())
+            }
+            Self::Attach { source, tap, bridge } if denied(source) => Some(format!(
+                "run as root, or with CAP_NET_ADMIN; or set it up once by \
+                 `ip link set {tap} master {bridge} up`"
+            )),
+            Self::Attach { .. } | Self::Socket(_) | Self::Ask { .. } => None,
         }
     }
 }
 
-/// Makes `tap` a port of `bridge`, names its owner, and brings it up. `mtu` in bytes; `None` is the bridge's.
-///
-/// # Errors
-/// The bridge is missing or no bridge, or the kernel refuses.
-pub async fn attach(
-    tap: &IfName,
-    bridge: &IfName,
-    mtu: Option<u16>,
-    alias: &str,
-) -> Result<(), Error> {
-    let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Socket)?;
-    let connection = tokio::spawn(connection);
-    let result = attach_by(&handle, tap, bridge, mtu, alias).await;
-    connection.abort();
-    result
+fn denied(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::EPERM as i32)
 }
 
-async fn attach_by(
-    handle: &Handle,
-    tap: &IfName,
-    bridge: &IfName,
-    mtu: Option<u16>,
-    alias: &str,
-) -> Result<(), Error> {
-    let Some(there) = find(handle, bridge).await? else {
-        return Err(Error::NoBridge { bridge: bridge.clone(), others: bridges(handle).await });
-    };
-    if !is_bridge(&there) {
-        return Err(Error::NotABridge { name: bridge.clone() });
-    }
-    let port = find(handle, tap).await?.ok_or(Error::NoTap)?.header.index;
-    let own_mtu = there.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Mtu(mtu) => Some(*mtu),
-        _ => None,
-    });
-    let mut change =
-        LinkUnspec::new_with_index(port).controller(there.header.index).alias(alias).up();
-    if let Some(mtu) = mtu.map(u32::from).or(own_mtu) {
-        change = change.mtu(mtu);
-    }
-    handle.link().set(change.build()).execute().await.map_err(Error::Refused)
+/// An interface, as the kernel tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Its number.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its driver's kind (`bridge`, `tun`, `dummy`, …); `None` for a physical one.
+    pub kind: Option<String>,
+    /// What `ip link set … alias` wrote.
+    pub alias: Option<String>,
+    /// Its hardware address.
+    pub address: Vec<u8>,
+    /// Bytes.
+    pub mtu: u32,
+    /// Whether it is up, by order; its carrier is another matter.
+    pub up: bool,
+    /// The bridge, bond or such that it is a port of.
+    pub controller: Option<u32>,
 }
 
-async fn find(handle: &Handle, name: &IfName) -> Result<Option<LinkMessage>, Error> {
-    let mut links = handle.link().get().match_name(name.to_string()).execute();
-    match links.try_next().await {
-        Ok(link) => Ok(link),
-        Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == NO_SUCH_DEVICE => {
-            Ok(None)
+impl Link {
+    /// Whether it is a bridge of the kernel's.
+    pub fn is_bridge(&self) -> bool {
+        self.kind.as_deref() == Some("bridge")
+    }
+
+    /// What it is, in the words of a message.
+    pub fn described(&self) -> String {
+        match (&self.alias, self.kind.as_deref()) {
+            (Some(alias), _) => format!("`{alias}`"),
+            (None, Some("tun")) => "a tap or tun of another program".into(),
+            (None, Some(kind)) => format!("an interface of kind `{kind}`"),
+            (None, None) => "a physical interface".into(),
         }
-        Err(error) => Err(Error::Refused(error)),
+    }
+
+    fn read(message: LinkMessage) -> Self {
+        let mut link = Self {
+            index: message.header.index,
+            name: String::new(),
+            kind: None,
+            alias: None,
+            address: Vec::new(),
+            mtu: 0,
+            up: message.header.flags.contains(LinkFlags::Up),
+            controller: None,
+        };
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
+                LinkAttribute::Address(address) => link.address = address,
+                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Controller(0) => {}
+                LinkAttribute::Controller(index) => link.controller = Some(index),
+                LinkAttribute::LinkInfo(info) => {
+                    link.kind = info.into_iter().find_map(|info| match info {
+                        LinkInfo::Kind(kind) => Some(kind.to_string()),
+                        _ => None,
+                    });
+                }
+                _ => {}
+            }
+        }
+        link
     }
 }
 
-fn is_bridge(link: &LinkMessage) -> bool {
-    link.attributes.iter().any(|attribute| {
-        matches!(attribute, LinkAttribute::LinkInfo(infos)
-            if infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Bridge))))
-    })
+/// What came of attaching a tap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attached {
+    /// The tap's MTU in bytes: worth telling the guest where it is not 1500.
+    pub mtu: u32,
+    /// Whether the bridge is up; if not, nothing passes.
+    pub bridge_up: bool,
 }
 
-async fn bridges(handle: &Handle) -> Vec<String> {
-    let links: Vec<LinkMessage> =
-        handle.link().get().execute().try_collect().await.unwrap_or_default();
-    let name = |link: &LinkMessage| {
-        link.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::IfName(name) => Some(name.clone()),
-            _ => None,
+/// A netlink connection, as long as it lives. Needs a runtime; its task only runs when there is something to read.
+#[derive(Debug)]
+pub struct Links {
+    handle: Handle,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Links {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Links {
+    /// Connects.
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    pub fn open() -> Result<Self, Error> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Socket)?;
+        Ok(Self { handle, task: tokio::spawn(connection) })
+    }
+
+    /// The interface of this name, if there is one.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub async fn find(&self, name: &IfName) -> Result<Option<Link>, Error> {
+        let mut answer = Box::pin(self.handle.link().get().match_name(name.as_str()).execute());
+        match answer.next().await.transpose().map_err(to_io) {
+            Ok(message) => Ok(message.map(Link::read)),
+            Err(e) if e.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(None),
+            Err(source) => Err(Error::Ask { what: format!("the interface `{name}`"), source }),
+        }
+    }
+
+    /// Whether there is an interface of this name.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub async fn exists(&self, name: &IfName) -> Result<bool, Error> {
+        Ok(self.find(name).await?.is_some())
+    }
+
+    /// All bridges, by name.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub async fn bridges(&self) -> Result<Vec<Link>, Error> {
+        let mut request = self.handle.link().get();
+        // The kernel then leaves out the others; an old one tells all.
+        let kind = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]);
+        request.message_mut().attributes.push(kind);
+        let all: Vec<LinkMessage> = request
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|e| Error::Ask { what: "the bridges".into(), source: to_io(e) })?;
+        let mut bridges: Vec<Link> =
+            all.into_iter().map(Link::read).filter(Link::is_bridge).collect();
+        bridges.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(bridges)
+    }
+
+    /// Makes a tap what the plan says: MTU, alias, no address of its own, a port of the bridge, up. A tap that is
+    /// all that already is left alone, so that one which root has set up serves a user without rights.
+    ///
+    /// # Errors
+    /// When the bridge is missing or is none, or the kernel refuses.
+    pub async fn attach(&self, tap: &Tap) -> Result<Attached, Error> {
+        let bridge = self.bridge_of(tap).await?;
+        let failed =
+            |source| Error::Attach { tap: tap.name.clone(), bridge: tap.bridge.clone(), source };
+        let port = self.find(&tap.name).await?.ok_or_else(|| failed(Errno::ENODEV.into()))?;
+        let mtu = tap.mtu.map_or(bridge.mtu, u32::from);
+        let attached = Attached { mtu, bridge_up: bridge.up };
+        if port.controller == Some(bridge.index) && port.up && port.mtu == mtu {
+            return Ok(attached);
+        }
+        self.set_up(&port, mtu, &tap.alias).await.map_err(failed)?;
+        let join = LinkUnspec::new_with_index(port.index).controller(bridge.index).up().build();
+        self.handle.link().set(join).execute().await.map_err(|e| failed(to_io(e)))?;
+        Ok(attached)
+    }
+
+    /// What must stand before the tap joins the bridge:
+    /// - the MTU, for a bridge whose MTU nobody set shrinks to its smallest port's;
+    /// - a hardware address that begins with fe, for a bridge whose address nobody set takes the lowest of its ports',
+    ///   and a host that changes its address loses its connections (libvirt does the same, virnetdevtap.c);
+    /// - no IPv6 address, for the host would speak to the guest from it: duplicate address detection, MLD, router
+    ///   solicitations (systemd.network(5), `LinkLocalAddressing=`, leaves a bridge's ports without one too).
+    async fn set_up(&self, port: &Link, mtu: u32, alias: &str) -> io::Result<()> {
+        let mut address = port.address.clone();
+        if let Some(first) = address.first_mut() {
+            *first = 0xfe;
+        }
+        let plain = || {
+            LinkUnspec::new_with_index(port.index).mtu(mtu).alias(alias).address(address.clone())
+        };
+        let no_address =
+            LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
+                In6AddrGenMode::None,
+            )])]);
+        let message = plain().append_extra_attribute(no_address).build();
+        match self.handle.link().set(message).execute().await.map_err(to_io) {
+            // A kernel or an MTU (under 1280) without IPv6: then there will be no address anyway.
+            Err(e) if e.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32) => {
+                self.handle.link().set(plain().build()).execute().await.map_err(to_io)
+            }
+            done => done,
+        }
+    }
+
+    async fn bridge_of(&self, tap: &Tap) -> Result<Link, Error> {
+        let found = self.find(&tap.bridge).await?;
+        if let Some(bridge) = found.as_ref().filter(|link| link.is_bridge()) {
+            return Ok(bridge.clone());
+        }
+        // Only for the hint: what cannot be listed is not worth another error.
+        let bridges = self.bridges().await.unwrap_or_default();
+        let bridges = bridges.into_iter().map(|link| link.name).collect();
+        let bridge = tap.bridge.clone();
+        Err(match found {
+            None => Error::NoBridge { bridge, bridges },
+            Some(other) => Error::NotABridge { bridge, kind: other.described(), bridges },
         })
-    };
-    links.iter().filter(|link| is_bridge(link)).filter_map(name).collect()
+    }
+}
+
+fn to_io(error: rtnetlink::Error) -> io::Error {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.to_io(),
+        other => io::Error::other(other),
+    }
 }

@@ -64,15 +64,21 @@ impl Lock {
         }
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o640);
-        let mut file = options.open(path).map_err(wrap)?;
-        // By its full name: std's own methods would win otherwise, and only some of them (flock(2) in both).
-        match fs2::FileExt::try_lock_exclusive(&file) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return Err(Error::Taken { pid: written_pid(path) });
+        let mut file = loop {
+            let file = options.open(path).map_err(wrap)?;
+            // By its full name: std's own methods would win otherwise, and only some of them (flock(2) in both).
+            match fs2::FileExt::try_lock_exclusive(&file) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(Error::Taken { pid: written_pid(path) });
+                }
+                Err(error) => return Err(wrap(error)),
             }
-            Err(error) => return Err(wrap(error)),
-        }
+            // Somebody may have removed the file between our open and our lock; then another could lock a new one.
+            if same(&file.metadata().map_err(wrap)?, path) {
+                break file;
+            }
+        };
         file.set_len(0).map_err(wrap)?;
         file.rewind().map_err(wrap)?;
         writeln!(file, "{}", std::process::id()).map_err(wrap)?;
@@ -99,9 +105,7 @@ impl Lock {
 
     /// The lock that the program before us passed on; `None` where `fd` is anything else than the file at `path`.
     pub fn inherited(fd: i32, path: &Path) -> Option<Self> {
-        let there = fs::metadata(path).ok()?;
-        let inherited = fs::metadata(format!("/proc/self/fd/{fd}")).ok()?;
-        if (there.dev(), there.ino()) != (inherited.dev(), inherited.ino()) {
+        if !same(&fs::metadata(format!("/proc/self/fd/{fd}")).ok()?, path) {
             return None;
         }
         // SAFETY: the descriptor is open, as /proc has just shown, and it came through exec with this number for us alone:
@@ -110,6 +114,11 @@ impl Lock {
         fcntl_setfd(&file, FdFlags::CLOEXEC).ok()?;
         Some(Self { file })
     }
+}
+
+/// Whether an open file is the one at `path`; not, where there is none.
+fn same(open: &fs::Metadata, path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|named| (open.dev(), open.ino()) == (named.dev(), named.ino()))
 }
 
 fn written_pid(path: &Path) -> Option<u32> {

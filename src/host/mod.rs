@@ -2,6 +2,7 @@
 
 pub mod cache_lock;
 pub mod cgroup;
+#[allow(unsafe_code)]
 pub mod child;
 pub mod clone;
 pub mod digest;

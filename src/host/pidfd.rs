@@ -2,9 +2,15 @@
 
 use std::{
     fs, io,
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::process::ExitStatusExt,
+    },
+    process::ExitStatus,
     time::Duration,
 };
+
+use nix::libc::{PIDFD_GET_INFO, PIDFD_INFO_EXIT, pidfd_info};
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -14,6 +20,16 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 pub use rustix::process::Signal;
 
+/// How long init may take to reap a process that is not our child, before its status is given up.
+const REAPED_WITHIN: Duration = Duration::from_millis(100);
+
+nix::ioctl_readwrite_bad!(
+    /// What the kernel keeps of a process for as long as a pidfd is open; its exit status since Linux 6.15.
+    pidfd_get_info,
+    PIDFD_GET_INFO,
+    pidfd_info
+);
+
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -21,7 +37,7 @@ pub enum Exit {
     Code(i32),
     /// By this signal.
     Signal(i32),
-    /// It was not our child: nobody can tell.
+    /// It was not our child, and the kernel is older than 6.15: nobody can tell.
     Unknown,
 }
 
@@ -66,13 +82,26 @@ impl Process {
             // SAFETY: an `OwnedFd` stays open, and the same, as long as the `AsyncFd` that owns it.
             && let Ok(watched) = unsafe { AsyncFd::register_with_interest(copy, Interest::READABLE) }
         {
-            let _ = watched.readable().await;
+            // A pidfd becomes readable when the process ends, pidfd_open(2).
+            if let Ok(mut ready) = watched.readable().await {
+                ready.clear_ready();
+            }
+            return match self.reap() {
+                Exit::Unknown => told_afterwards(&watched).await,
+                exit => exit,
+            };
         }
         self.reap()
     }
 
     fn reap(&self) -> Exit {
-        match waitid(WaitId::PidFd(self.fd.as_fd()), WaitIdOptions::EXITED) {
+        let status = loop {
+            match waitid(WaitId::PidFd(self.fd.as_fd()), WaitIdOptions::EXITED) {
+                Err(rustix::io::Errno::INTR) => {}
+                status => break status,
+            }
+        };
+        match status {
             Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
                 (Some(code), _) => Exit::Code(code),
                 (None, Some(signal)) => Exit::Signal(signal),
@@ -97,6 +126,39 @@ impl Process {
             self.reap();
         }
     }
+}
+
+/// The status of an ended process that is another's child: the kernel tells it once that one has reaped it, and wakes
+/// the descriptor a second time then.
+async fn told_afterwards(watched: &AsyncFd<OwnedFd>) -> Exit {
+    let reaped = async {
+        loop {
+            match info(watched.get_ref()) {
+                // ESRCH: ended, not reaped, or not told by this kernel.
+                Ok(None) | Err(nix::errno::Errno::ESRCH) => {}
+                Ok(Some(exit)) => return exit,
+                Err(_) => return Exit::Unknown,
+            }
+            match watched.readable().await {
+                Ok(mut ready) => ready.clear_ready(),
+                Err(_) => return Exit::Unknown,
+            }
+        }
+    };
+    tokio::time::timeout(REAPED_WITHIN, reaped).await.unwrap_or(Exit::Unknown)
+}
+
+/// The exit status that is kept with the descriptor; `None` while there is none.
+fn info(fd: &OwnedFd) -> nix::Result<Option<Exit>> {
+    // SAFETY: a pidfd_info is integers only: all zeros is one of its values.
+    let mut info: pidfd_info = unsafe { std::mem::zeroed() };
+    info.mask = PIDFD_INFO_EXIT.into();
+    // SAFETY: the descriptor is open, and the request names the size of this very type, which outlives the call.
+    unsafe { pidfd_get_info(fd.as_raw_fd(), &raw mut info) }?;
+    let told = info.mask & u64::from(PIDFD_INFO_EXIT) != 0;
+    let status = ExitStatus::from_raw(info.exit_code);
+    let signal = || status.signal().map(Exit::Signal);
+    Ok(told.then(|| status.code().map(Exit::Code).or_else(signal).unwrap_or(Exit::Unknown)))
 }
 
 /// The process with this pid that started then, on this boot; `None` where it has ended.

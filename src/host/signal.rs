@@ -2,6 +2,7 @@
 
 use std::{io, os::unix::net::UnixStream as StdStream};
 
+use nix::sys::signal::{SigSet, Signal as Number};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use tokio::{io::AsyncReadExt, net::UnixStream, sync::mpsc};
 
@@ -49,6 +50,8 @@ impl Signals {
                 }
             });
         }
+        // What was held back over a re-execution comes through now.
+        all().thread_unblock()?;
         Ok(Self { queue })
     }
 
@@ -59,4 +62,17 @@ impl Signals {
             None => std::future::pending().await,
         }
     }
+}
+
+/// Holds these signals back from now on. To be called before this program executes itself anew: the mask survives
+/// exec while handlers do not, and a SIGTERM in between would kill it instead of stopping the guest.
+///
+/// # Errors
+/// Never on Linux.
+pub fn block() -> io::Result<()> {
+    Ok(all().thread_block()?)
+}
+
+fn all() -> SigSet {
+    SigSet::from_iter([Number::SIGTERM, Number::SIGINT, Number::SIGHUP, Number::SIGUSR2])
 }

@@ -3,12 +3,27 @@
 use std::{
     fs::{self, Permissions},
     io,
-    os::unix::{ffi::OsStrExt, fs::PermissionsExt, net::UnixListener},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{FileTypeExt, PermissionsExt},
+        net::UnixListener,
+    },
     path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{Mode, fchmod},
+    net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen as begin, socket_with,
+    },
 };
 
 /// The longest path of a socket: `sun_path` has 108 bytes with its NUL (unix(7)).
 const MAX_PATH: usize = 107;
+/// Owner and group may connect, which needs the right to write.
+const MODE: u32 = 0o660;
+/// Connections that may wait to be accepted; more is refused with EAGAIN.
+const BACKLOG: i32 = 64;
 
 /// Why nothing listens there.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +31,9 @@ pub enum Error {
     /// The path is too long for any socket.
     #[error("`{}` has {} bytes, and a socket's path has at most {MAX_PATH}", .0.display(), .0.as_os_str().len())]
     TooLong(PathBuf),
+    /// There is a file of another kind, which is not ours to remove.
+    #[error("cannot listen on `{}`: there is a file that is no socket", .0.display())]
+    NotASocket(PathBuf),
     /// It cannot be made.
     #[error("cannot listen on `{}`", path.display())]
     Io {
@@ -31,6 +49,7 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::TooLong(_) => Some("use a shorter `--runtime-dir`".into()),
+            Self::NotASocket(path) => Some(format!("remove `{}`", path.display())),
             Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some("run it as root, or with a `--runtime-dir` of your own".into())
             }
@@ -39,22 +58,33 @@ impl Error {
     }
 }
 
-/// Listens at `path` with mode 0660; a socket that an earlier process left there is replaced.
+/// Listens at `path` with mode 0660 whatever the umask is, for this program or, as an `OwnedFd`, for QEMU; a socket that an earlier process left there is replaced.
 ///
 /// # Errors
-/// The path is too long, or the kernel refuses.
+/// The path is too long, or taken by another kind of file, or the kernel refuses.
 pub fn listen(path: &Path) -> Result<UnixListener, Error> {
     if path.as_os_str().as_bytes().len() > MAX_PATH {
         return Err(Error::TooLong(path.to_owned()));
     }
     let wrap = |source| Error::Io { path: path.to_owned(), source };
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(wrap(error)),
-        Ok(()) | Err(_) => {}
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => fs::remove_file(path).map_err(wrap)?,
+        Ok(_) => return Err(Error::NotASocket(path.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(wrap(error)),
     }
-    let listener = UnixListener::bind(path).map_err(wrap)?;
-    fs::set_permissions(path, Permissions::from_mode(0o660)).map_err(wrap)?;
-    Ok(listener)
+    bound(path).map_err(wrap)
+}
+
+fn bound(path: &Path) -> io::Result<UnixListener> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // bind(2) makes the file with the socket's own mode less the umask, so it is never wider than this …
+    fchmod(&socket, Mode::from_raw_mode(MODE))?;
+    bind(&socket, &SocketAddrUnix::new(path)?)?;
+    // … and this undoes the umask, before anybody can connect.
+    fs::set_permissions(path, Permissions::from_mode(MODE))?;
+    begin(&socket, BACKLOG)?;
+    Ok(UnixListener::from(socket))
 }
 
 #[cfg(test)]

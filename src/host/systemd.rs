@@ -1,73 +1,204 @@
-//! The conversation with the service manager: sd_notify(3), where NOTIFY_SOCKET is there.
+//! Talking to the service manager: readiness, status, timeouts and the watchdog, sd_notify(3).
 
-use std::time::Duration;
+use std::{
+    ffi::{OsStr, OsString},
+    io,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::{
+            ffi::OsStrExt,
+            net::{SocketAddr, UnixDatagram},
+        },
+    },
+    sync::Arc,
+    time::Duration,
+};
 
 use sd_notify::NotifyState;
 
-/// Tells the service manager, or nobody.
-#[derive(Debug, Clone)]
+/// The longest that a full queue of the service manager may hold up the supervisor.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Whether a process of this id and environment was started by a systemd unit: `SYSTEMD_EXEC_PID` is its own id
+/// (systemd 248, systemd.exec(5)), or there is a `NOTIFY_SOCKET`. `INVOCATION_ID` proves nothing: every program
+/// in a desktop session inherits it from `user@.service`.
+pub fn under_systemd(env: impl Fn(&str) -> Option<OsString>, pid: u32) -> bool {
+    number(env("SYSTEMD_EXEC_PID")) == Some(u64::from(pid))
+        || env("NOTIFY_SOCKET").is_some_and(|v| !v.is_empty())
+}
+
+/// Tells the service manager, or nobody where there is none. What cannot be sent is logged: a VM does not stop
+/// for it.
+#[derive(Debug, Default, Clone)]
 pub struct Notifier {
-    listened_to: bool,
-    under_systemd: bool,
+    socket: Option<Arc<(UnixDatagram, SocketAddr)>>,
     watchdog: Option<Duration>,
 }
 
 impl Notifier {
-    /// What the environment says.
-    pub fn new(env: fn(&str) -> Option<String>) -> Self {
-        let ours = env("WATCHDOG_PID").is_none_or(|pid| pid == std::process::id().to_string());
-        let interval = env("WATCHDOG_USEC").and_then(|usec| usec.parse().ok()).filter(|_| ours);
-        let listened_to = env("NOTIFY_SOCKET").is_some();
-        Self {
-            listened_to,
-            under_systemd: listened_to || env("INVOCATION_ID").is_some(),
-            watchdog: interval.filter(|usec| *usec > 0).map(Duration::from_micros),
-        }
+    /// From `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID` of this process' environment. The environment stays
+    /// as it is.
+    pub fn new(env: impl Fn(&str) -> Option<OsString>, pid: u32) -> Self {
+        let socket = env("NOTIFY_SOCKET").filter(|v| !v.is_empty()).and_then(|path| {
+            open(&path)
+                .inspect_err(|e| tracing::warn!("cannot use NOTIFY_SOCKET={}: {e}", path.display()))
+                .ok()
+                .map(Arc::new)
+        });
+        // sd_watchdog_enabled(3): meant for us if it names us or nobody.
+        let ours = env("WATCHDOG_PID").is_none_or(|v| number(Some(v)) == Some(u64::from(pid)));
+        let watchdog = number(env("WATCHDOG_USEC"))
+            .filter(|usec| ours && *usec > 0 && socket.is_some())
+            .map(Duration::from_micros);
+        Self { socket, watchdog }
     }
 
-    /// Whether a service manager started us, and so owns our cgroup.
-    pub fn under_systemd(&self) -> bool {
-        self.under_systemd
+    /// How often to call [`watchdog`](Self::watchdog): half of what the unit allows, as sd_watchdog_enabled(3) says.
+    pub fn watchdog_interval(&self) -> Option<Duration> {
+        self.watchdog.map(|limit| limit / 2)
     }
 
-    /// How often the watchdog must be fed at least.
-    pub fn watchdog(&self) -> Option<Duration> {
-        self.watchdog
+    /// The guest runs.
+    pub fn ready(&self, status: &str) {
+        self.send(&[NotifyState::Ready, NotifyState::Status(&line(status))]);
     }
 
-    /// The VM is up.
-    pub fn ready(&self) {
-        self.tell(NotifyState::Ready);
+    /// What `systemctl status` shows.
+    pub fn status(&self, status: &str) {
+        self.send(&[NotifyState::Status(&line(status))]);
     }
 
-    /// What it is doing, in words.
-    pub fn status(&self, text: &str) {
-        // One line: what follows a newline would be read as another assignment.
-        self.tell(NotifyState::Status(text.lines().next().unwrap_or_default()));
+    /// The guest is being stopped.
+    pub fn stopping(&self, status: &str) {
+        self.send(&[NotifyState::Stopping, NotifyState::Status(&line(status))]);
     }
 
-    /// The VM goes down.
-    pub fn stopping(&self) {
-        self.tell(NotifyState::Stopping);
-    }
-
-    /// The present phase may take so much longer, from now on.
+    /// The start or stop that is under way takes this much longer, from now.
     pub fn extend_timeout(&self, by: Duration) {
-        self.tell(NotifyState::ExtendTimeoutUsec(
-            u32::try_from(by.as_micros()).unwrap_or(u32::MAX),
-        ));
+        // Not NotifyState::ExtendTimeoutUsec: its u32 ends at 71 minutes.
+        self.send(&[NotifyState::Custom(&format!("EXTEND_TIMEOUT_USEC={}", by.as_micros()))]);
     }
 
     /// All is well.
-    pub fn feed_watchdog(&self) {
-        self.tell(NotifyState::Watchdog);
+    pub fn watchdog(&self) {
+        self.send(&[NotifyState::Watchdog]);
     }
 
-    fn tell(&self, state: NotifyState<'_>) {
-        if self.listened_to
-            && let Err(error) = sd_notify::notify(&[state])
-        {
-            tracing::debug!("the service manager does not listen: {error}");
+    /// One datagram. Not by `sd_notify::notify`: it reads the environment itself, and it takes an abstract socket's
+    /// `@` for a file name.
+    fn send(&self, states: &[NotifyState<'_>]) {
+        let Some((socket, address)) = self.socket.as_deref() else { return };
+        let message: String = states.iter().map(|state| format!("{state}\n")).collect();
+        if let Err(e) = socket.send_to_addr(message.as_bytes(), address) {
+            tracing::warn!("cannot tell systemd `{}`: {e}", message.trim_end());
         }
+    }
+}
+
+fn open(path: &OsStr) -> io::Result<(UnixDatagram, SocketAddr)> {
+    // systemd writes an abstract socket's leading NUL as `@`.
+    let address = match path.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        [b'/', ..] => SocketAddr::from_pathname(path)?,
+        _ => {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "neither a path nor an abstract socket",
+            ));
+        }
+    };
+    let socket = UnixDatagram::unbound()?;
+    socket.set_write_timeout(Some(PATIENCE))?;
+    Ok((socket, address))
+}
+
+fn number(value: Option<OsString>) -> Option<u64> {
+    value?.to_str()?.parse().ok()
+}
+
+/// A message is a list of lines: text that came from a guest must not become one of its own.
+fn line(text: &str) -> String {
+    text.replace(|c: char| c.is_control(), " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env<'a>(pairs: &'a [(&str, &str)]) -> impl Fn(&str) -> Option<OsString> + 'a {
+        move |name| pairs.iter().find(|(k, _)| *k == name).map(|(_, v)| v.into())
+    }
+
+    fn next(socket: &UnixDatagram) -> String {
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let mut buffer = [0; 4096];
+        let n = socket.recv(&mut buffer).unwrap();
+        String::from_utf8(buffer[..n].to_vec()).unwrap()
+    }
+
+    #[test]
+    fn every_message_as_systemd_reads_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let systemd = UnixDatagram::bind(&path).unwrap();
+        let to = Notifier::new(env(&[("NOTIFY_SOCKET", path.to_str().unwrap())]), 1);
+        to.ready("running");
+        assert_eq!(next(&systemd), "READY=1\nSTATUS=running\n");
+        to.status("panicked: a\nREADY=1\u{1b}");
+        assert_eq!(next(&systemd), "STATUS=panicked: a READY=1 \n");
+        to.stopping("asked to power off");
+        assert_eq!(next(&systemd), "STOPPING=1\nSTATUS=asked to power off\n");
+        to.extend_timeout(Duration::from_secs(7200));
+        assert_eq!(next(&systemd), "EXTEND_TIMEOUT_USEC=7200000000\n");
+        to.watchdog();
+        assert_eq!(next(&systemd), "WATCHDOG=1\n");
+    }
+
+    #[test]
+    fn an_abstract_socket_is_reached() {
+        let name = format!("qvm-test-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let systemd = UnixDatagram::bind_addr(&address).unwrap();
+        let to = Notifier::new(env(&[("NOTIFY_SOCKET", &format!("@{name}"))]), 1);
+        to.ready("running");
+        assert_eq!(next(&systemd), "READY=1\nSTATUS=running\n");
+    }
+
+    #[test]
+    fn nobody_there_or_nobody_listening_is_no_fault() {
+        for socket in [None, Some(""), Some("relative"), Some("vsock:2:1"), Some("/nonexistent/x")]
+        {
+            let pairs: Vec<_> = socket.map(|s| ("NOTIFY_SOCKET", s)).into_iter().collect();
+            let to = Notifier::new(env(&pairs), 1);
+            to.ready("running");
+            to.watchdog();
+        }
+        assert_eq!(Notifier::default().watchdog_interval(), None);
+    }
+
+    #[test]
+    fn the_watchdog_is_ours_only_if_it_names_us_or_nobody() {
+        let of = |pairs: &[(&str, &str)]| {
+            let mut all = vec![("NOTIFY_SOCKET", "@qvm-nobody")];
+            all.extend_from_slice(pairs);
+            Notifier::new(env(&all), 4711).watchdog_interval()
+        };
+        assert_eq!(of(&[("WATCHDOG_USEC", "3000000")]), Some(Duration::from_millis(1500)));
+        let named = [("WATCHDOG_USEC", "3000000"), ("WATCHDOG_PID", "4711")];
+        assert_eq!(of(&named), Some(Duration::from_millis(1500)));
+        assert_eq!(of(&[("WATCHDOG_USEC", "3000000"), ("WATCHDOG_PID", "1")]), None);
+        assert_eq!(of(&[("WATCHDOG_USEC", "3000000"), ("WATCHDOG_PID", "x")]), None);
+        assert_eq!(of(&[("WATCHDOG_USEC", "0")]), None);
+        assert_eq!(of(&[("WATCHDOG_USEC", "soon")]), None);
+        assert_eq!(of(&[]), None);
+    }
+
+    #[test]
+    fn a_desktop_terminal_is_not_a_unit() {
+        assert!(!under_systemd(env(&[]), 1));
+        assert!(!under_systemd(env(&[("INVOCATION_ID", "8c4d")]), 1));
+        assert!(!under_systemd(env(&[("SYSTEMD_EXEC_PID", "2")]), 1));
+        assert!(under_systemd(env(&[("SYSTEMD_EXEC_PID", "1")]), 1));
+        assert!(under_systemd(env(&[("NOTIFY_SOCKET", "/run/systemd/notify")]), 1));
     }
 }

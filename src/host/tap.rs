@@ -1,82 +1,159 @@
-//! A tap device as a descriptor: it is not persistent, so the kernel removes it when the last descriptor closes,
-//! whoever dies and how.
+//! Making a tap device that lives as long as its descriptor, Documentation/networking/tuntap.rst.
 
 use std::{
-    fs::OpenOptions,
+    fs::File,
     io,
     os::fd::{AsRawFd, OwnedFd},
 };
 
-use nix::libc;
+use nix::{
+    errno::Errno,
+    libc::{IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, TUNSETIFF, c_char, c_short, ifreq},
+};
 
 use crate::value::IfName;
+
+const DEVICE: &str = "/dev/net/tun";
+
+nix::ioctl_write_ptr_bad!(
+    /// Makes the device, or attaches to the one of that name.
+    tunsetiff,
+    TUNSETIFF,
+    ifreq
+);
 
 /// Why there is no tap.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The name is taken.
-    #[error("an interface of that name is in use")]
-    InUse,
-    /// Not root.
-    #[error("permission denied: a tap needs CAP_NET_ADMIN")]
-    NotPermitted,
-    /// No driver.
-    #[error("there is no /dev/net/tun")]
-    NoTun,
-    /// Anything else.
-    #[error(transparent)]
-    Other(io::Error),
+    /// There is no /dev/net/tun, or no driver behind it.
+    #[error("`{DEVICE}` is not there")]
+    NoDriver(#[source] io::Error),
+    /// Not allowed to make a network device.
+    #[error("making a network device is not allowed")]
+    Denied {
+        /// The tap.
+        name: IfName,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// An interface of this name is there, and in use or of another kind.
+    #[error("the name is taken{}", by(.owner))]
+    Taken {
+        /// The tap.
+        name: IfName,
+        /// Whose or what it is, if the caller found out: see [`Error::of`].
+        owner: Option<String>,
+    },
+    /// Any other cause.
+    #[error("the kernel refuses")]
+    Io(#[source] io::Error),
+}
+
+fn by(owner: &Option<String>) -> String {
+    owner.as_ref().map(|owner| format!(" by {owner}")).unwrap_or_default()
 }
 
 impl Error {
-    /// The way out.
+    /// The name that is taken, where that is the cause: worth a look at whose it is.
+    pub fn taken(&self) -> Option<&IfName> {
+        match self {
+            Self::Taken { name, .. } => Some(name),
+            Self::NoDriver(_) | Self::Denied { .. } | Self::Io(_) => None,
+        }
+    }
+
+    /// The same, naming whose or what the interface of that name is.
+    #[must_use]
+    pub fn of(self, owner: impl Into<String>) -> Self {
+        match self {
+            Self::Taken { name, .. } => Self::Taken { name, owner: Some(owner.into()) },
+            other => other,
+        }
+    }
+
+    /// The way out, where there is one.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::InUse => Some(
-                "`ip -d link show` tells whose it is; give this NIC another name with `tap = …` in its `[nic.NAME]`"
-                    .into(),
-            ),
-            Self::NotPermitted => Some(
-                "run it as root, or leave `bridge` out: the user-mode network needs no privileges".into(),
-            ),
-            Self::NoTun => Some("load the driver: `modprobe tun`".into()),
-            Self::Other(_) => None,
+            Self::NoDriver(_) => Some("load the module: `modprobe tun`".into()),
+            Self::Denied { name, .. } => Some(format!(
+                "run it as root, or with CAP_NET_ADMIN; or let root make it once for this user by \
+                 `ip tuntap add {name} mode tap user USER`; or leave `bridge` out for the user-mode network"
+            )),
+            Self::Taken { name, .. } => {
+                Some(format!("choose another with `tap = …`; `ip -d link show {name}` shows it"))
+            }
+            Self::Io(_) => None,
+        }
+    }
+
+    fn new(name: &IfName, source: io::Error) -> Self {
+        let name = name.clone();
+        match Errno::from_raw(source.raw_os_error().unwrap_or(0)) {
+            // ENODEV, ENXIO: the node is there, the module is not.
+            Errno::ENOENT | Errno::ENODEV | Errno::ENXIO => Self::NoDriver(source),
+            Errno::EPERM | Errno::EACCES => Self::Denied { name, source },
+            // EBUSY: a tap that somebody has open. EINVAL: an interface of another kind, a tap with several queues,
+            // or, seldom, EEXIST.
+            Errno::EBUSY | Errno::EINVAL | Errno::EEXIST => Self::Taken { name, owner: None },
+            _ => Self::Io(source),
         }
     }
 }
 
-nix::ioctl_write_ptr_bad!(
-    /// `TUNSETIFF` (linux/if_tun.h): makes the descriptor an interface.
-    tun_set_iff,
-    nix::request_code_write!(b'T', 202, size_of::<libc::c_int>()),
-    libc::ifreq
-);
-
-/// Makes the tap `name`, with the virtio header that QEMU wants.
+/// Makes the tap, with virtio-net headers, so that checksums and segmentation can be left to the guest's peer. The
+/// kernel removes it when the last copy of the descriptor closes; nothing can leak. A persistent tap of this name
+/// that nobody uses and this user may use is taken instead, and stays. The descriptor is close-on-exec.
 ///
 /// # Errors
-/// The name is taken, the caller may not, or there is no driver.
+/// See [`Error`].
 pub fn open(name: &IfName) -> Result<OwnedFd, Error> {
-    let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun");
-    let tun = tun.map_err(|error| match error.raw_os_error() {
-        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => Error::NoTun,
-        Some(libc::EPERM | libc::EACCES) => Error::NotPermitted,
-        _ => Error::Other(error),
-    })?;
-    // SAFETY: `ifreq` is plain old data, for which all zeroes is a value.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    // An `IfName` has at most 15 bytes, so the NUL behind it stays.
-    for (to, from) in request.ifr_name.iter_mut().zip(name.as_str().bytes()) {
-        *to = from as libc::c_char;
+    let failed = |source| Error::new(name, source);
+    let file = File::options().read(true).write(true).open(DEVICE).map_err(failed)?;
+    // SAFETY: an ifreq is integers, pointers and unions of such; all zeros is one of its values.
+    let mut request: ifreq = unsafe { std::mem::zeroed() };
+    // An IfName has at most 15 bytes: the 16th stays NUL.
+    for (to, from) in request.ifr_name.iter_mut().zip(name.as_str().bytes().take(IfName::MAX)) {
+        *to = from as c_char;
     }
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-    request.ifr_ifru.ifru_flags = flags as libc::c_short;
-    // SAFETY: the descriptor is open, and `request` is a whole `ifreq` that outlives the call.
-    match unsafe { tun_set_iff(tun.as_raw_fd(), &raw const request) } {
-        Ok(_) => Ok(tun.into()),
-        // EINVAL: an interface of another kind has the name.
-        Err(nix::Error::EBUSY | nix::Error::EEXIST | nix::Error::EINVAL) => Err(Error::InUse),
-        Err(nix::Error::EPERM | nix::Error::EACCES) => Err(Error::NotPermitted),
-        Err(error) => Err(Error::Other(error.into())),
+    request.ifr_ifru.ifru_flags = (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR) as c_short;
+    // SAFETY: the descriptor is open, and TUNSETIFF reads (and writes back) one ifreq, which outlives the call.
+    unsafe { tunsetiff(file.as_raw_fd(), &request) }.map_err(|e| failed(e.into()))?;
+    Ok(file.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(errno: Errno) -> Error {
+        Error::new(&"qvm-web".parse().unwrap(), io::Error::from_raw_os_error(errno as i32))
+    }
+
+    #[test]
+    fn each_cause_has_its_words_and_its_way_out() {
+        for (errno, text, hint) in [
+            (Errno::ENOENT, "`/dev/net/tun` is not there", "modprobe tun"),
+            (Errno::ENODEV, "`/dev/net/tun` is not there", "modprobe tun"),
+            (Errno::EPERM, "making a network device is not allowed", "CAP_NET_ADMIN"),
+            (Errno::EACCES, "making a network device is not allowed", "CAP_NET_ADMIN"),
+            (Errno::EBUSY, "the name is taken", "tap = …"),
+            (Errno::EINVAL, "the name is taken", "tap = …"),
+        ] {
+            let error = error(errno);
+            assert_eq!(error.to_string(), text, "{errno}");
+            assert!(error.hint().unwrap().contains(hint), "{errno}");
+        }
+        let error = error(Errno::EMFILE);
+        assert_eq!((error.to_string().as_str(), error.hint()), ("the kernel refuses", None));
+    }
+
+    #[test]
+    fn an_owner_is_named_where_a_name_is_taken() {
+        let taken = error(Errno::EBUSY);
+        assert_eq!(taken.taken().unwrap().as_str(), "qvm-web");
+        assert_eq!(taken.of("`qvm:db:net`").to_string(), "the name is taken by `qvm:db:net`");
+        let denied = error(Errno::EPERM).of("x");
+        assert_eq!(denied.to_string(), "making a network device is not allowed");
+        assert_eq!(denied.taken(), None);
     }
 }

@@ -30,11 +30,10 @@ impl Supervisor {
             Action::Launch => self.launch(),
             Action::CancelStart => self.cancel_start(),
             Action::NotifyReady => {
-                self.notifier.status("running");
-                self.notifier.ready();
+                self.notifier.ready("running");
             }
             Action::NotifyStopping(limit) => {
-                self.notifier.stopping();
+                self.notifier.stopping("stopping");
                 self.notifier.extend_timeout(limit + STOP_SLACK);
             }
             Action::Announce(rung) => self.announce(rung),
@@ -159,7 +158,7 @@ impl Supervisor {
     /// Sets the VM's weight where no service manager does it.
     pub(super) fn weigh(&mut self) {
         let Some(qemu) = &self.qemu else { return };
-        if self.notifier.under_systemd() {
+        if self.under_systemd {
             return;
         }
         match weigh(&self.settings, qemu.record.pid, self.vm.cpu_weight) {

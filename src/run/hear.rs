@@ -63,13 +63,13 @@ impl Supervisor {
     pub(super) fn feed_watchdog(&self) {
         let notifier = self.notifier.clone();
         let Some(qemu) = &self.qemu else {
-            notifier.feed_watchdog();
+            notifier.watchdog();
             return;
         };
         let client = qemu.client.clone();
         tokio::spawn(async move {
             match client.query_status(QMP_LIMIT).await {
-                Ok(_) => notifier.feed_watchdog(),
+                Ok(_) => notifier.watchdog(),
                 Err(error) => warn!("the watchdog is not fed: {error}"),
             }
         });

@@ -7,14 +7,15 @@ use tokio::net::UnixStream;
 use super::{Settings, prepare::Prepared, record::Record};
 use crate::{
     host::{
-        child, file, link,
+        child, file,
+        link::{self, Links},
         pidfd::{self, Process},
         port, socket, tap, vhost,
     },
     plan::{
         argv::{self, Machine, fd},
         device::BadPath,
-        tap::taps,
+        tap::{Tap, taps},
     },
     spec::{Link, Vm},
     value::IfName,
@@ -61,10 +62,12 @@ pub enum Guest {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A tap device.
-    #[error("cannot make the tap `{tap}`")]
+    #[error("cannot make the tap `{tap}` ({at})")]
     Tap {
         /// Its name.
         tap: IfName,
+        /// Where the VM file names the bridge that it is for.
+        at: String,
         /// Why.
         source: tap::Error,
     },
@@ -175,17 +178,7 @@ pub async fn launch(settings: &Settings, prepared: Prepared, text: &str) -> Resu
     let arguments = argv::argv(&machine)?;
     check_forwards(vm)?;
     let mut fds: Vec<(OwnedFd, i32)> = vec![];
-    for tap in taps(vm) {
-        let open =
-            tap::open(&tap.name).map_err(|source| Error::Tap { tap: tap.name.clone(), source })?;
-        let key = if tap.nic.as_str() == "net" {
-            "bridge".to_owned()
-        } else {
-            format!("nic.{}.bridge", tap.nic)
-        };
-        link::attach(&tap.name, &tap.bridge, tap.mtu, &tap.alias)
-            .await
-            .map_err(|source| Error::Link { tap: tap.name.clone(), at: vm.at(&key), source })?;
+    for (tap, open) in open_taps(vm).await? {
         let index = vm.nics.iter().position(|n| n.name == tap.nic).unwrap_or_default();
         fds.push((open, fd::tap(index)));
         if machine.vhost_net {
@@ -237,6 +230,38 @@ pub async fn launch(settings: &Settings, prepared: Prepared, text: &str) -> Resu
         found: Guest::Running,
         adopted: false,
     })
+}
+
+/// Makes the taps of a VM and puts each on its bridge.
+async fn open_taps(vm: &Vm) -> Result<Vec<(Tap, OwnedFd)>, Error> {
+    let mut out = vec![];
+    for tap in taps(vm) {
+        let at = vm.at(&format!("nic.{}.bridge", tap.nic));
+        let links = Links::open();
+        let failed = |source| Error::Link { tap: tap.name.clone(), at: at.clone(), source };
+        let links = links.map_err(failed)?;
+        let open = match tap::open(&tap.name) {
+            Ok(open) => open,
+            Err(source) => {
+                // Whose it is makes the message; that this cannot be found out does not matter.
+                let found = match source.taken() {
+                    Some(name) => links.find(name).await.ok().flatten(),
+                    None => None,
+                };
+                let source = match found {
+                    Some(link) => source.of(link.described()),
+                    None => source,
+                };
+                return Err(Error::Tap { tap: tap.name.clone(), at: at.clone(), source });
+            }
+        };
+        let attached = links.attach(&tap).await.map_err(failed)?;
+        if !attached.bridge_up {
+            tracing::warn!("the bridge `{}` is down: nothing passes ({at})", tap.bridge);
+        }
+        out.push((tap, open));
+    }
+    Ok(out)
 }
 
 /// Whether QEMU will get the ports that it is to listen on.

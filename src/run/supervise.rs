@@ -3,7 +3,10 @@
 //! Whatever takes time runs in a task of its own and sends its result back as a [`Fact`]; the loop itself never waits
 //! for anything but the next fact. Nothing wakes it while nothing happens, but the service manager's watchdog.
 
-use std::time::{Duration, Instant};
+use std::{
+    ffi::OsString,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     sync::{broadcast, mpsc},
@@ -30,7 +33,7 @@ use crate::{
         file,
         signal::{Signal, Signals},
         socket,
-        systemd::Notifier,
+        systemd::{Notifier, under_systemd},
         watch,
     },
     life::{self, Gone, OnPanic, Policy, State},
@@ -110,8 +113,10 @@ pub async fn supervise(settings: Settings, vm: Vm, text: String) -> Result<Left,
         Ok(changes) => drop(tokio::spawn(forward_changes(changes, facts.clone()))),
         Err(error) => warn!("changes of the VM file will be seen only by `qvm reload`: {error}"),
     }
-    let notifier = Notifier::new(settings.env);
-    let watchdog = notifier.watchdog();
+    let env = |key: &str| (settings.env)(key).map(OsString::from);
+    let notifier = Notifier::new(env, std::process::id());
+    let under_systemd = under_systemd(env, std::process::id());
+    let watchdog = notifier.watchdog_interval();
     let mut one = Supervisor {
         paths: paths.clone(),
         console: Console::new(paths.console_log()),
@@ -138,13 +143,14 @@ pub async fn supervise(settings: Settings, vm: Vm, text: String) -> Result<Left,
         facts,
         events,
         notifier,
+        under_systemd,
         settings,
         start_failure: None,
         left: None,
     };
     one.begin();
     let mut beat = watchdog.map(|interval| {
-        let mut beat = tokio::time::interval(interval / 2);
+        let mut beat = tokio::time::interval(interval);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         beat
     });
@@ -199,6 +205,8 @@ pub(super) struct Supervisor {
     pub(super) facts: mpsc::Sender<Fact>,
     pub(super) events: broadcast::Sender<Event>,
     pub(super) notifier: Notifier,
+    /// A unit started us: systemd owns the cgroup.
+    pub(super) under_systemd: bool,
     /// Why the guest did not come to run; with the last end.
     pub(super) start_failure: Option<String>,
     pub(super) left: Option<Left>,

@@ -4,7 +4,7 @@ use std::{ffi::OsString, os::unix::process::CommandExt, path::Path, process::Com
 
 use crate::{
     exit::Failure,
-    host::{file, lock::Lock},
+    host::{file, lock::Lock, signal},
     run::{
         Settings,
         supervise::{Left, supervise},
@@ -55,6 +55,7 @@ pub async fn run(
         Ok(Left::NotStarted { code, why }) => Err(subject(Failure::new(code, why))),
         Ok(Left::Reexec) => {
             let number = lock.pass_on().map_err(|e| subject(Failure::of(&e)))?;
+            signal::block().map_err(|e| subject(Failure::of(&e)))?;
             let mut command = Command::new(program);
             command.args(arguments.iter().skip(1)).env(LOCK_FD, number.to_string());
             let error = command.exec();

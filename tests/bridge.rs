@@ -1,0 +1,162 @@
+//! VMs on bridges, in network namespaces: the guest is reached, and no tap outlives its QEMU, whoever dies and how.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod lab;
+
+use std::process::Output;
+
+use lab::{Lab, guest, network::Network, runs, signal, until};
+
+const SIGKILL: i32 = 9;
+
+/// A lab in a network of its own, with the bridge `br0`.
+fn bridged() -> Option<Lab> {
+    guest("boot.qcow2")?;
+    let mut lab = Lab::new();
+    lab.network = Some(Network::new()?);
+    Some(lab)
+}
+
+fn ip(lab: &Lab, arguments: &str) -> Output {
+    let mut command = lab.network.as_ref().unwrap().command("ip");
+    command.args(arguments.split(' ')).output().unwrap()
+}
+
+/// What `ip` knows of an interface; `None` where there is none.
+fn interface(lab: &Lab, name: &str) -> Option<serde_json::Value> {
+    let said = ip(lab, &format!("-j -d link show dev {name}"));
+    let all: serde_json::Value = serde_json::from_slice(&said.stdout).ok()?;
+    Some(all[0].clone())
+}
+
+fn answers(lab: &Lab, address: &str) -> bool {
+    let mut ping = lab.network.as_ref().unwrap().command("ping");
+    ping.args(["-c", "1", "-W", "2", address]).output().unwrap().status.success()
+}
+
+#[test]
+fn a_guest_answers_on_its_address_through_the_supervisors_death() {
+    let (Some(image), Some(mut lab)) = (guest("tiny.qcow2"), bridged()) else { return };
+    let more = "bridge = \"br0\"\nip = \"192.168.97.15/24\"\ngateway = \"192.168.97.1\"\n";
+    lab.vm("web", &image, &format!("mem = \"192M\"\n{more}"));
+    let text = std::fs::read_to_string(lab.file("web")).unwrap();
+    std::fs::write(lab.file("web"), format!("{text}[cloudInit]\n")).unwrap();
+    let one = lab.run("web");
+    lab.says("web", "QVM-TINY READY", 1);
+    until("it answers", || answers(&lab, "192.168.97.15"));
+    let tap = interface(&lab, "qvm-web").unwrap();
+    assert_eq!((&tap["master"], &tap["ifalias"]), (&"br0".into(), &"qvm:web:net".into()));
+    assert_eq!(lab.status("web")["tap"], "qvm-web");
+    let qemu = lab.qemu_pid("web");
+    signal(lab.supervisor(one).id().cast_signed(), SIGKILL);
+    assert_eq!(lab.exit_code(one), None);
+    until("it answers without a supervisor", || answers(&lab, "192.168.97.15"));
+    let two = lab.run("web");
+    lab.wait_state("web", "running");
+    assert_eq!(lab.qemu_pid("web"), qemu);
+    assert!(answers(&lab, "192.168.97.15"));
+    lab.ok(&["stop", "web"]);
+    assert_eq!(lab.exit_code(two), Some(0));
+    assert_eq!(interface(&lab, "qvm-web"), None);
+}
+
+#[test]
+fn no_tap_outlives_its_qemu() {
+    let (Some(image), Some(mut lab)) = (guest("boot.qcow2"), bridged()) else { return };
+    lab.vm("web", &image, "bridge = \"br0\"\n");
+    type Death = fn(&Lab, i32, i32);
+    let deaths: [(&str, Death); 6] = [
+        ("a clean stop", |lab, _, _| drop(lab.ok(&["stop", "web"]))),
+        ("the guest's own", |lab, _, _| lab.types("web", b"p")),
+        ("a forced one", |lab, _, _| drop(lab.ok(&["kill", "web"]))),
+        ("QEMU's", |_, _, qemu| signal(qemu, SIGKILL)),
+        ("the supervisor's, then QEMU's", |lab, supervisor, qemu| {
+            signal(supervisor, SIGKILL);
+            until("the supervisor is gone", || !runs(supervisor));
+            assert!(interface(lab, "qvm-web").is_some(), "the tap is QEMU's");
+            signal(qemu, SIGKILL);
+        }),
+        ("both at once", |_, supervisor, qemu| {
+            signal(qemu, SIGKILL);
+            signal(supervisor, SIGKILL);
+        }),
+    ];
+    for (count, (death, kill)) in deaths.iter().enumerate() {
+        let one = lab.run("web");
+        lab.says("web", "BOOT-GUEST-READY", count + 1);
+        lab.wait_state("web", "running");
+        assert_eq!(interface(&lab, "qvm-web").unwrap()["master"], "br0", "{death}");
+        let (supervisor, qemu) = (lab.supervisor(one).id().cast_signed(), lab.qemu_pid("web"));
+        kill(&lab, supervisor, qemu);
+        lab.exit_code(one);
+        until("QEMU is gone", || !runs(qemu));
+        until(&format!("the tap goes with {death} death"), || interface(&lab, "qvm-web").is_none());
+    }
+}
+
+#[test]
+fn a_vm_on_two_bridges_has_a_tap_on_each() {
+    let (Some(image), Some(lab)) = (guest("boot.qcow2"), bridged()) else { return };
+    assert!(ip(&lab, "link add br1 mtu 1400 up type bridge").status.success());
+    let more = "bridge = \"br0\"\n[nic.lan]\nbridge = \"br1\"\n[nic.san]\nbridge = \"br1\"\ntap = \"san0\"\nmtu = 1300\n";
+    lab.vm("web", &image, more);
+    lab.ok(&["start", "web"]);
+    for (tap, bridge, mtu) in
+        [("qvm-web", "br0", 1500), ("qvm-web_lan", "br1", 1400), ("san0", "br1", 1300)]
+    {
+        let seen = interface(&lab, tap).unwrap();
+        assert_eq!((&seen["master"], &seen["mtu"]), (&bridge.into(), &mtu.into()), "{tap}");
+    }
+    lab.ok(&["kill", "web"]);
+    for tap in ["qvm-web", "qvm-web_lan", "san0"] {
+        assert_eq!(interface(&lab, tap), None);
+    }
+}
+
+#[test]
+fn what_is_wrong_with_the_network_is_told_with_its_place_and_the_way_out() {
+    let (Some(image), Some(lab)) = (guest("boot.qcow2"), bridged()) else { return };
+    for set_up in
+        ["link add dummy0 type veth peer name dummy1", "link add qvm-db type veth peer name x1"]
+    {
+        assert!(ip(&lab, set_up).status.success());
+    }
+    for (name, bridge, said, hint) in [
+        (
+            "web",
+            "br9",
+            "cannot attach the tap `qvm-web` (FILE:3): bridge `br9` does not exist",
+            "create it, or name another with `bridge = …`: there is `br0`",
+        ),
+        (
+            "web",
+            "dummy0",
+            "cannot attach the tap `qvm-web` (FILE:3): `dummy0` is not a bridge but an interface of kind `veth`",
+            "create it, or name another with `bridge = …`: there is `br0`",
+        ),
+        (
+            "db",
+            "br0",
+            "cannot make the tap `qvm-db` (FILE:3): the name is taken by an interface of kind `veth`",
+            "choose another with `tap = …`; `ip -d link show qvm-db` shows it",
+        ),
+    ] {
+        lab.vm(name, &image, &format!("bridge = \"{bridge}\"\n"));
+        let output = lab.qvm(&["run", name]);
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        let told = told.replace(lab.file(name).to_str().unwrap(), "FILE");
+        let errors: Vec<&str> = told.lines().filter(|line| !line.contains(" INFO ")).collect();
+        assert_eq!(errors, [format!("error: {name}: {said}"), format!("hint: {hint}")]);
+        assert_ne!(output.status.code(), Some(0));
+        assert_eq!(interface(&lab, "qvm-web"), None);
+    }
+    // What runs already is named as what it is.
+    lab.vm("web", &image, "bridge = \"br0\"\n");
+    lab.ok(&["start", "web"]);
+    lab.vm("api", &image, "[nic.net]\nbridge = \"br0\"\ntap = \"qvm-web\"\n");
+    let output = lab.qvm(&["run", "api"]);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains("the name is taken by `qvm:web:net`"), "{told}");
+    lab.ok(&["kill", "web"]);
+}

@@ -1,0 +1,67 @@
+//! Tests in a network namespace of their own, as root or, with user namespaces, as anybody.
+
+use std::process::Command;
+
+/// Set inside.
+const INSIDE: &str = "QVM_TEST_NETNS";
+
+/// Runs `body` in a new network namespace with its loopback up. `name` is the whole name of the calling test, as
+/// `--list` shows it: the test binary is executed anew for this one test, under unshare(1), since a process with
+/// threads can neither enter a user namespace nor move all of itself into a network namespace. Processes that
+/// `body` starts are in the namespace too.
+///
+/// Where namespaces or taps are not allowed the test is skipped with the reason; with `QVM_TEST_REQUIRE=netns` it fails.
+pub(crate) fn inside(name: &str, body: impl FnOnce()) {
+    if std::env::var_os(INSIDE).is_some() {
+        ip("link set lo up");
+        return body();
+    }
+    let mut unshare = vec!["unshare", "--net"];
+    if !nix::unistd::geteuid().is_root() {
+        unshare.extend(["--user", "--map-root-user"]);
+    }
+    // /dev/net/tun is 0666 where udev made it, 0600 where nobody did.
+    let probe = Command::new(unshare[0])
+        .args(&unshare[1..])
+        .args(["sh", "-c", ": <>/dev/net/tun"])
+        .output();
+    let refusal = match probe {
+        Ok(output) if output.status.success() => None,
+        Ok(output) => Some(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+        Err(e) => Some(format!("unshare: {e}")),
+    };
+    if let Some(reason) = refusal {
+        let required = std::env::var("QVM_TEST_REQUIRE").unwrap_or_default();
+        assert!(
+            !required.split(',').any(|r| r == "netns"),
+            "no network namespace with taps: {reason}"
+        );
+        eprintln!("skipped: no network namespace with taps: {reason}");
+        return;
+    }
+    let output = Command::new(unshare[0])
+        .args(&unshare[1..])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(INSIDE, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    print!("{said}");
+    eprint!("{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("running 1 test"), "`{name}` is not this test's name");
+    assert!(output.status.success(), "failed inside the namespace: {}", output.status);
+}
+
+/// `ip ARGS`, which must succeed.
+pub(crate) fn ip(args: &str) -> String {
+    let output = Command::new("ip").args(args.split_whitespace()).output().unwrap();
+    assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What `ip -d link` knows of an interface; `None` where there is none.
+pub(crate) fn interface(name: &str) -> Option<serde_json::Value> {
+    let all: serde_json::Value = serde_json::from_str(&ip("-j -d link show")).unwrap();
+    all.as_array().unwrap().iter().find(|i| i["ifname"] == name).cloned()
+}
