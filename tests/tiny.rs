@@ -128,7 +128,7 @@ fn the_guest_reads_its_seed_and_has_its_address() {
 #[test]
 fn a_forwarded_port_reaches_the_guest() {
     let port = free_port();
-    let Some(lab) = ready(&format!("forward = [\"{port}:7\"]\n")) else { return };
+    let Some(lab) = ready(&format!("forward = [\"{port}:7\", \"{port}:7/udp\"]\n")) else { return };
     lab.says("web", "QVM-TINY ADDRESS eth0 10.0.2.15/24", 1);
     until("the echo server answers", || echoes(port, "over user-mode network\n"));
 
@@ -146,6 +146,16 @@ fn a_forwarded_port_reaches_the_guest() {
     assert!(message.contains("in use") && message.contains("hint: "), "{message}");
     assert_eq!(lab.last_reason("other"), "start-failed");
     assert!(echoes(port, "still there\n"));
+
+    // The next QEMU of this VM gets the port that the last one had, connections and all.
+    let qemu = lab.qemu_pid("web");
+    let file = fs::read_to_string(lab.file("web")).unwrap();
+    fs::write(lab.file("web"), file.replace("256M", "272M")).unwrap();
+    lab.ok(&["reload", "web"]);
+    lab.types("web", b"reboot\n");
+    lab.says("web", "QVM-TINY ADDRESS eth0 10.0.2.15/24", 2);
+    assert_ne!(lab.qemu_pid("web"), qemu);
+    until("the echo server answers again", || echoes(port, "after the reboot\n"));
 }
 
 #[test]
