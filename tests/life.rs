@@ -276,6 +276,15 @@ fn kill_cuts_the_power() {
 }
 
 #[test]
+fn a_guest_without_an_agent_runs_no_commands_and_the_message_says_why() {
+    let Some((lab, _)) = ready("web", "boot.qcow2", "") else { return };
+    let output = lab.qvm(&["exec", "--timeout", "1", "web", "--", "true"]);
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("qemu-guest-agent has to run in the guest"), "{message}");
+}
+
+#[test]
 fn eight_at_once() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();

@@ -45,6 +45,9 @@ fn a_guest_lives_its_life() {
     lab.supervisor(one).kill().unwrap();
     lab.supervisor(one).wait().unwrap();
     let two = lab.run("web");
+    // Without a supervisor it is running as well.
+    let pid = lab.supervisor(two).id();
+    until("the next supervisor has it", || lab.status("web")["supervisorPid"] == pid);
     lab.wait_state("web", "running");
     assert_eq!(lab.qemu_pid("web"), qemu);
 

@@ -8,7 +8,9 @@ use std::{
     fs,
     io::{Read, Write},
     net::{TcpListener, TcpStream},
-    process::Stdio,
+    os::fd::OwnedFd,
+    process::{Child, Stdio},
+    sync::{Arc, Mutex},
 };
 
 use lab::{Lab, guest, until};
@@ -126,7 +128,7 @@ fn the_guest_reads_its_seed_and_has_its_address() {
 #[test]
 fn a_forwarded_port_reaches_the_guest() {
     let port = free_port();
-    let Some(lab) = ready(&format!("forward = [\"{port}:7\"]\n")) else { return };
+    let Some(lab) = ready(&format!("forward = [\"{port}:7\", \"{port}:7/udp\"]\n")) else { return };
     lab.says("web", "QVM-TINY ADDRESS eth0 10.0.2.15/24", 1);
     until("the echo server answers", || echoes(port, "over user-mode network\n"));
 
@@ -144,6 +146,16 @@ fn a_forwarded_port_reaches_the_guest() {
     assert!(message.contains("in use") && message.contains("hint: "), "{message}");
     assert_eq!(lab.last_reason("other"), "start-failed");
     assert!(echoes(port, "still there\n"));
+
+    // The next QEMU of this VM gets the port that the last one had, connections and all.
+    let qemu = lab.qemu_pid("web");
+    let file = fs::read_to_string(lab.file("web")).unwrap();
+    fs::write(lab.file("web"), file.replace("256M", "272M")).unwrap();
+    lab.ok(&["reload", "web"]);
+    lab.types("web", b"reboot\n");
+    lab.says("web", "QVM-TINY ADDRESS eth0 10.0.2.15/24", 2);
+    assert_ne!(lab.qemu_pid("web"), qemu);
+    until("the echo server answers again", || echoes(port, "after the reboot\n"));
 }
 
 #[test]
@@ -170,6 +182,7 @@ fn a_command_runs_in_the_guest() {
     let slow = lab.qvm(&["exec", "--timeout", "1", "web", "--", "sleep", "1000"]);
     let message = String::from_utf8_lossy(&slow.stderr).into_owned();
     assert_eq!(slow.status.code(), Some(1), "{message}");
+    assert!(message.contains("`sleep` did not end within 1s, and goes on"), "{message}");
     // The agent goes on after all of that.
     assert_eq!(exec(&["hostname"]), (Some(0), "tiny\n".into(), String::new()));
 }
@@ -200,11 +213,13 @@ fn a_reboot_shuts_the_guest_down_and_lets_it_boot_again() {
 #[test]
 fn disks_are_seen_kept_and_grown() {
     let tables = "[disk.data]\nsize = \"64M\"\n[disk.raw]\nsize = \"32M\"\nformat = \"raw\"\n\
-                  [disk.nvme]\nsize = \"16M\"\nbus = \"sata\"\n";
+                  [disk.fast]\nsize = \"16M\"\nbus = \"nvme\"\n";
     let Some(lab) = ready(tables) else { return };
     let root = disk_size(&lab, "root").unwrap();
     assert_eq!(disk_size(&lab, "data"), Some(64 << 20));
     assert_eq!(disk_size(&lab, "raw"), Some(32 << 20));
+    assert_eq!(disk_size(&lab, "fast"), Some(16 << 20));
+    assert!(lab.console("web").contains("QVM-TINY DISK nvme0n1 "));
     let magic = |name: &str| fs::read(lab.state("web", name)).unwrap()[..4].to_vec();
     assert_eq!((magic("data.qcow2"), magic("raw.raw")), (b"QFI\xfb".to_vec(), vec![0; 4]));
     let devices = lab.console("web");
@@ -256,39 +271,73 @@ fn secure_boot_is_on_where_the_file_says_so() {
     assert!(lab.console("web").contains("QVM-TINY SECURE-BOOT on"), "{}", lab.console("web"));
 }
 
+/// `qvm console` on a terminal: what it shows, and where the operator types.
+struct Terminal {
+    console: Child,
+    slave: OwnedFd,
+    operator: fs::File,
+    shown: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Terminal {
+    fn open(lab: &Lab) -> Self {
+        let pty = nix::pty::openpty(None, None).unwrap();
+        let side = || Stdio::from(pty.slave.try_clone().unwrap());
+        let mut command = lab.command(&["console", "web"]);
+        let console = command.stdin(side()).stdout(side()).stderr(side()).spawn().unwrap();
+        let operator = fs::File::from(pty.master);
+        let shown = Arc::new(Mutex::new(vec![]));
+        let (mut screen, to) = (operator.try_clone().unwrap(), shown.clone());
+        std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(count @ 1..) = screen.read(&mut bytes) {
+                to.lock().unwrap().extend_from_slice(&bytes[..count]);
+            }
+        });
+        Self { console, slave: pty.slave, operator, shown }
+    }
+
+    fn shows(&self, text: &str) {
+        until(&format!("the terminal shows `{text}`"), || {
+            String::from_utf8_lossy(&self.shown.lock().unwrap()).contains(text)
+        });
+    }
+
+    fn types(&mut self, keys: &[u8]) {
+        self.operator.write_all(keys).unwrap();
+    }
+
+    fn is_raw(&self) -> bool {
+        !tcgetattr(&self.slave).unwrap().local_flags.contains(LocalFlags::ICANON)
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.console.kill();
+        let _ = self.console.wait();
+    }
+}
+
 #[test]
 fn a_console_on_a_terminal_types_into_the_guest_until_ctrl_bracket() {
     let Some(lab) = ready("") else { return };
-    let pty = nix::pty::openpty(None, None).unwrap();
-    let side = || Stdio::from(pty.slave.try_clone().unwrap());
-    let mut console = lab
-        .command(&["console", "web"])
-        .stdin(side())
-        .stdout(side())
-        .stderr(side())
-        .spawn()
-        .unwrap();
-    let canonical = || tcgetattr(&pty.slave).unwrap().local_flags.contains(LocalFlags::ICANON);
-    until("the terminal is raw", || !canonical());
-    let mut operator = fs::File::from(pty.master);
-    let mut seen = Vec::new();
-    let mut read_until = |operator: &mut fs::File, text: &str| {
-        let mut bytes = [0; 4096];
-        while !String::from_utf8_lossy(&seen).contains(text) {
-            let count = operator.read(&mut bytes).unwrap();
-            seen.extend_from_slice(&bytes[..count]);
-        }
-    };
-    read_until(&mut operator, "Connected to web; Ctrl-] leaves");
+    let mut terminal = Terminal::open(&lab);
+    terminal.shows("Connected to web; Ctrl-] leaves");
+    until("the terminal is raw", || terminal.is_raw());
     // The guest puts the words together, so that what it says is no echo.
-    operator.write_all(b"sh echo he\"\"llo from \"\"the guest\r").unwrap();
-    read_until(&mut operator, "hello from the guest");
+    terminal.types(b"sh echo he\"\"llo from \"\"the guest\r");
+    terminal.shows("hello from the guest");
     // Ctrl-C is the guest's.
-    operator.write_all(b"\x03\rsh echo still\"\" there\r").unwrap();
-    read_until(&mut operator, "still there");
-    operator.write_all(b"\x1d").unwrap();
-    until("qvm console ends", || console.try_wait().unwrap().is_some());
-    assert!(console.wait().unwrap().success());
-    assert!(canonical(), "the terminal is left as it was found");
+    terminal.types(b"\x03\rsh echo still\"\" there\r");
+    terminal.shows("still there");
+    terminal.types(b"\x1d");
+    let mut left = None;
+    until("qvm console ends", || {
+        left = terminal.console.try_wait().unwrap();
+        left.is_some()
+    });
+    assert!(left.unwrap().success());
+    assert!(!terminal.is_raw(), "the terminal is left as it was found");
     assert_eq!(lab.status("web")["state"], "running");
 }

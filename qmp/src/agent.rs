@@ -109,7 +109,7 @@ impl Agent {
     /// Runs a program in the guest and waits for its end.
     ///
     /// # Errors
-    /// See [`Error`]; `Timeout` also where the program runs longer than `limit`: it goes on running.
+    /// See [`Error`]; `Unfinished` where the program runs longer than `limit`.
     pub async fn exec(
         &self,
         argv: &[String],
@@ -117,7 +117,6 @@ impl Agent {
         limit: Duration,
     ) -> Result<Executed, Error> {
         const STEP: Duration = Duration::from_secs(10);
-        let late = || Error::Timeout { command: "guest-exec".into(), limit };
         let begun = tokio::time::Instant::now();
         let (path, arguments) = argv.split_first().map_or(("", &[][..]), |(p, a)| (p.as_str(), a));
         let call = json!({ "path": path, "arg": arguments, "capture-output": true });
@@ -134,7 +133,7 @@ impl Agent {
                 return Ok(Executed { exit_code, out: text("out-data"), err: text("err-data") });
             }
             if begun.elapsed() + pause > limit {
-                return Err(late());
+                return Err(Error::Unfinished { program: path.to_owned(), limit });
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_secs(1));

@@ -24,6 +24,14 @@ pub enum Error {
         /// How long was waited.
         limit: Duration,
     },
+    /// A program that the agent runs in the guest takes longer than it may.
+    #[error("`{program}` did not end within {limit:?}, and goes on")]
+    Unfinished {
+        /// Its name.
+        program: String,
+        /// How long was waited.
+        limit: Duration,
+    },
     /// The peer said no.
     #[error("`{command}` was refused: {desc}")]
     Refused {
@@ -64,6 +72,7 @@ impl Error {
             }
             Self::Connect { .. }
             | Self::Closed
+            | Self::Unfinished { .. }
             | Self::Refused { .. }
             | Self::Reply { .. }
             | Self::Encode { .. }

@@ -93,8 +93,13 @@ impl Supervisor {
                 out: done.out,
                 err: done.err,
             });
-            let _ = reply
-                .send(done.map_err(|e| Refusal::Failed(format!("guest agent: {}", chain(&e)))));
+            let _ = reply.send(done.map_err(|error| {
+                let out = match error {
+                    qmp::Error::Timeout { .. } => "; qemu-guest-agent has to run in the guest",
+                    _ => "",
+                };
+                Refusal::Failed(format!("guest agent: {}{out}", chain(&error)))
+            }));
         });
     }
 

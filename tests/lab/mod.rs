@@ -317,6 +317,11 @@ impl Drop for Lab {
                         nix::unistd::Pid::from_raw(pid),
                         nix::sys::signal::Signal::SIGKILL,
                     );
+                    // The directory goes next, and nobody shall write into it meanwhile.
+                    let killed = Instant::now();
+                    while runs(pid) && killed.elapsed() < Duration::from_secs(10) {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
                 }
             }
         }
