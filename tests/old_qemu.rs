@@ -36,9 +36,6 @@ fn a_guest_lives_its_life() {
     let status = lab.status("web");
     assert!(status["qemuVersion"].as_str().unwrap().starts_with("7.2."), "{status}");
     assert_eq!(status["machine"], "pc-q35-7.2");
-    lab.ok(&["pause", "web"]);
-    lab.wait_state("web", "paused");
-    lab.ok(&["resume", "web"]);
 
     // Its supervisor is killed, and the next one takes it over.
     let qemu = lab.qemu_pid("web");
@@ -59,6 +56,11 @@ fn a_guest_lives_its_life() {
     lab.types("web", b"r");
     lab.says("web", "BOOT-GUEST-READY", 2);
     until("the new QEMU runs", || lab.status("web")["memBytes"] == 96 << 20);
+    lab.wait_state("web", "running");
+
+    lab.ok(&["pause", "web"]);
+    lab.wait_state("web", "paused");
+    lab.ok(&["resume", "web"]);
     lab.wait_state("web", "running");
 
     let qemu = lab.qemu_pid("web");
