@@ -38,8 +38,8 @@ demo: debian build ## a real VM on a bridge, from its file to a clean stop
 	tests/demo
 
 .PHONY: bench
-bench: guests build ## qvm beside raw QEMU, and libvirt where it is installed
-	tests/bench/run
+bench: guests debian ## qvm beside raw QEMU, and libvirt where it is installed; writes bench/RESULTS.md
+	$(CARGO) bench --locked --bench figures
 
 .PHONY: lint
 lint: ## formatting, clippy, shell scripts, licences

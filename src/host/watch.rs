@@ -4,16 +4,25 @@ use std::{
     ffi::{OsStr, OsString},
     io,
     os::fd::OwnedFd,
-    path::Path,
+    path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use tokio::io::{Interest, unix::AsyncFd};
 
+/// The watching, to be ended and begun again.
+#[derive(Debug)]
+pub struct Watching {
+    fd: Arc<OwnedFd>,
+    dir: PathBuf,
+    watch: Option<i32>,
+}
+
 /// The changes of one file.
 #[derive(Debug)]
 pub struct Changes {
-    fd: AsyncFd<OwnedFd>,
+    fd: AsyncFd<Arc<OwnedFd>>,
     name: OsString,
 }
 
@@ -21,16 +30,36 @@ pub struct Changes {
 ///
 /// # Errors
 /// The directory cannot be watched.
-pub fn file(path: &Path) -> io::Result<Changes> {
+pub fn file(path: &Path) -> io::Result<(Watching, Changes)> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
-    let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-    let what = WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO | WatchFlags::DELETE;
-    inotify::add_watch(&fd, dir, what)?;
-    // SAFETY: an `OwnedFd` stays open, and the same, as long as the `AsyncFd` that owns it.
+    let fd = Arc::new(inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?);
+    let mut watching = Watching { fd: fd.clone(), dir: dir.to_owned(), watch: None };
+    watching.begin()?;
+    // SAFETY: an `OwnedFd` stays open, and the same, as long as the `AsyncFd` that shares it.
     let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
-    Ok(Changes { fd, name: name.to_owned() })
+    Ok((watching, Changes { fd, name: name.to_owned() }))
+}
+
+impl Watching {
+    /// Goes on after an end; what happened in between is not told.
+    ///
+    /// # Errors
+    /// The directory cannot be watched.
+    pub fn begin(&mut self) -> io::Result<()> {
+        let what = WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO | WatchFlags::DELETE;
+        self.watch = Some(inotify::add_watch(&self.fd, &self.dir, what)?);
+        Ok(())
+    }
+
+    /// Ends it. To be called well before the process exits: the kernel lets nobody close an inotify descriptor, or exit with one,
+    /// until all CPUs have forgotten its watches (some 15 ms), and begins with that here, without waiting.
+    pub fn end(&mut self) {
+        if let Some(watch) = self.watch.take() {
+            let _ = inotify::remove_watch(&self.fd, watch);
+        }
+    }
 }
 
 impl Changes {
@@ -73,11 +102,18 @@ mod tests {
     async fn a_write_and_a_replacement_are_seen_and_other_files_are_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("web.toml");
-        let mut changes = file(&path).unwrap();
+        let (mut watching, mut changes) = file(&path).unwrap();
         std::fs::write(dir.path().join("other.toml"), "x").unwrap();
         std::fs::write(&path, "x").unwrap();
         changes.next().await.unwrap();
         std::fs::rename(dir.path().join("other.toml"), &path).unwrap();
+        changes.next().await.unwrap();
+        watching.end();
+        std::fs::write(&path, "not seen").unwrap();
+        let quiet = tokio::time::timeout(std::time::Duration::from_millis(50), changes.next());
+        assert!(quiet.await.is_err());
+        watching.begin().unwrap();
+        std::fs::write(&path, "y").unwrap();
         changes.next().await.unwrap();
     }
 }

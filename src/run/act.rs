@@ -67,6 +67,12 @@ impl Supervisor {
     fn launch(&mut self) {
         // A relaunch takes up the VM file as it is now, so it is prepared anew.
         let Some(prepared) = self.prepared.take() else {
+            if let Some(watching) = &mut self.watching
+                && let Err(error) = watching.begin()
+            {
+                warn!("changes of the VM file will be seen only by `qvm reload`: {error}");
+            }
+            self.reread();
             self.vm = self.written.clone();
             self.text.clone_from(&self.written_text);
             self.pending.clear();

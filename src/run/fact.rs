@@ -23,6 +23,8 @@ pub(super) enum Fact {
     Qmp(u64, qmp::Event),
     MonitorClosed(u64),
     MonitorBack(u64, qmp::Session),
+    /// What the guest has, in bytes.
+    Memory(u64, u64),
     Gone(u64, Exit),
     FileChanged,
 }

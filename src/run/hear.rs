@@ -32,6 +32,17 @@ impl Supervisor {
             let exit = process.wait().await;
             let _ = facts.send(Fact::Gone(generation, exit)).await;
         });
+        self.memory_actual = None;
+        if !qemu.adopted {
+            self.memory_target = None;
+        }
+        // Asked once: from then on QEMU tells every change.
+        let (client, facts) = (qemu.client.clone(), self.facts.clone());
+        tokio::spawn(async move {
+            if let Ok(qmp::Balloon::Actual(bytes)) = client.query_balloon(QMP_LIMIT).await {
+                let _ = facts.send(Fact::Memory(generation, bytes)).await;
+            }
+        });
         let found = qemu.found;
         let how = if qemu.adopted { "taken over" } else { "started" };
         self.notes.clone_from(&qemu.record.notes);
@@ -120,6 +131,7 @@ impl Supervisor {
             Kind::GuestPanicked { .. } => self.feed(life::Event::GuestPanicked),
             Kind::Stop => self.feed(life::Event::Held),
             Kind::Resume => self.feed(life::Event::Continued),
+            Kind::BalloonChange { actual } => self.memory_actual = Some(actual),
             _ => {}
         }
     }

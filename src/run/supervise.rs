@@ -34,7 +34,7 @@ use crate::{
         signal::{Signal, Signals},
         socket,
         systemd::{Notifier, under_systemd},
-        watch,
+        watch::{self, Watching},
     },
     life::{self, Gone, OnPanic, Policy, State},
     plan::layout::VmPaths,
@@ -109,10 +109,16 @@ pub async fn supervise(settings: Settings, vm: Vm, text: String) -> Result<Left,
     let listener = socket::listen(&paths.control_socket())?;
     let port = Port { requests, events: events.clone() };
     let serving = tokio::spawn(server::serve(listener, port));
-    match watch::file(&vm.file) {
-        Ok(changes) => drop(tokio::spawn(forward_changes(changes, facts.clone()))),
-        Err(error) => warn!("changes of the VM file will be seen only by `qvm reload`: {error}"),
-    }
+    let watching = match watch::file(&vm.file) {
+        Ok((watching, changes)) => {
+            tokio::spawn(forward_changes(changes, facts.clone()));
+            Some(watching)
+        }
+        Err(error) => {
+            warn!("changes of the VM file will be seen only by `qvm reload`: {error}");
+            None
+        }
+    };
     let env = |key: &str| (settings.env)(key).map(OsString::from);
     let notifier = Notifier::new(env, std::process::id());
     let under_systemd = under_systemd(env, std::process::id());
@@ -138,6 +144,8 @@ pub async fn supervise(settings: Settings, vm: Vm, text: String) -> Result<Left,
         cgroup: None,
         sync: std::process::id(),
         memory_target: None,
+        memory_actual: None,
+        watching,
         starting: None,
         notes: vec![],
         facts,
@@ -196,6 +204,9 @@ pub(super) struct Supervisor {
     /// The number of the next agent call.
     pub(super) sync: u32,
     pub(super) memory_target: Option<u64>,
+    /// What the guest has, in bytes, as QEMU last told.
+    pub(super) memory_actual: Option<u64>,
+    pub(super) watching: Option<Watching>,
     pub(super) starting: Option<AbortHandle>,
     pub(super) console: Console,
     pub(super) ends: Vec<End>,
@@ -299,7 +310,14 @@ impl Supervisor {
                     self.listen(session.events);
                 }
             }
-            Fact::Gone(..) | Fact::Qmp(..) | Fact::MonitorClosed(_) | Fact::MonitorBack(..) => {
+            Fact::Memory(generation, bytes) if generation == self.generation => {
+                self.memory_actual = Some(bytes);
+            }
+            Fact::Memory(..)
+            | Fact::Gone(..)
+            | Fact::Qmp(..)
+            | Fact::MonitorClosed(_)
+            | Fact::MonitorBack(..) => {
                 debug!("late word of an earlier QEMU");
             }
         }
@@ -323,6 +341,9 @@ impl Supervisor {
             self.since = (self.settings.now)();
             let state = self.told_state();
             self.publish("QVM_STATE", serde_json::json!({ "state": state }));
+            if let (types::State::Stopping, Some(watching)) = (state, &mut self.watching) {
+                watching.end();
+            }
             if matches!(state, types::State::Running | types::State::Paused) {
                 self.notifier.status(&format!("{state:?}").to_lowercase());
             }
