@@ -83,7 +83,7 @@ enum Verb {
     Stop(verb::stop::Args),
     /// Stop, then start by the VM file as it is now
     Restart(verb::restart::Args),
-    /// Ask guests to reboot
+    /// Shut guests down cleanly and start them again; the supervisors stay
     Reboot(verb::reboot::Args),
     /// The power cut
     Kill(verb::kill::Args),

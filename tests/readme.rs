@@ -1,11 +1,14 @@
-//! Holds README.md to the repository: its VM files parse, its make targets, links and the licence files exist.
+//! Holds README.md and docs/ to the repository: VM files are read as the program reads them, verbs, make targets, links and constants exist.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::{
     collections::BTreeSet,
+    ffi::OsString,
     fs,
     path::{Path, PathBuf},
 };
+
+use qvm::{cli::Cli, spec};
 
 /// A fenced block: its language, the line of its fence, what it holds.
 #[derive(Debug, PartialEq)]
@@ -78,21 +81,114 @@ fn readme() -> String {
     fs::read_to_string(top().join("README.md")).unwrap()
 }
 
+/// README.md and what lies in docs/, by name.
+fn pages() -> Vec<(String, String)> {
+    let mut files = vec![top().join("README.md")];
+    let docs = fs::read_dir(top().join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    files.extend(docs.filter(|file| file.extension().is_some_and(|suffix| suffix == "md")));
+    let name = |file: &Path| file.strip_prefix(top()).unwrap().display().to_string();
+    files.iter().map(|file| (name(file), fs::read_to_string(file).unwrap())).collect()
+}
+
 #[test]
-fn vm_files_are_toml_and_say_where_the_disk_comes_from() {
-    let readme = readme();
-    let files: Vec<Block> =
-        blocks(&readme).into_iter().filter(|block| block.language == "toml").collect();
-    assert!(!files.is_empty(), "README.md shows no VM file");
-    for block in files {
-        let table: toml::Table = toml::from_str(&block.text)
-            .unwrap_or_else(|error| panic!("README.md:{}: {error}", block.line));
-        assert!(
-            table.contains_key("image") || table.contains_key("disk"),
-            "README.md:{}: no image",
-            block.line
-        );
+fn vm_files_are_read_as_the_program_reads_them() {
+    let mut count = 0;
+    for (page, text) in pages() {
+        for block in blocks(&text).into_iter().filter(|block| block.language == "toml") {
+            let mut user_data = |_: &Path| Ok(b"#cloud-config\n".to_vec());
+            let file = Path::new("/etc/qvm/vms/web.toml");
+            let vm = spec::read(&"web".parse().unwrap(), file, &block.text, &mut user_data);
+            if let Err(problems) = vm {
+                panic!("{page}:{}: {}", block.line, spec::Invalid(problems));
+            }
+            count += 1;
+        }
     }
+    assert!(count >= 5, "only {count} VM files in all pages");
+}
+
+/// Every `qvm …` in code, in lines of shell blocks and between backticks, with words for what is to be filled in.
+fn commands(markdown: &str) -> Vec<String> {
+    let shell = blocks(markdown).into_iter().filter(|block| block.language == "sh");
+    let lines = shell.flat_map(|b| b.text.lines().map(str::to_owned).collect::<Vec<_>>());
+    let prose: Vec<&str> = markdown.split("```").step_by(2).collect();
+    let inline = prose.iter().flat_map(|text| text.split('`').skip(1).step_by(2));
+    lines
+        .chain(inline.map(str::to_owned))
+        .map(|line| line.split(" #").next().unwrap_or_default().trim().to_owned())
+        .filter(|line| line.starts_with("qvm "))
+        .collect()
+}
+
+#[test]
+fn commands_are_taken_by_the_command_line() {
+    let mut count = 0;
+    for (page, text) in pages() {
+        for command in commands(&text) {
+            // `[NAME…]`, `COMMAND…`, `FILE\|NAME…`: whatever may stand there, a name does.
+            let words = command.replace("\\|", " ").replace(['[', ']', '…'], "");
+            let words = words.split_whitespace().map(|word| match word {
+                "NAME" | "FILE" | "COMMAND" | "VM" => "web",
+                word => word,
+            });
+            let words: Vec<OsString> = words.map(OsString::from).collect();
+            if let Err(error) = Cli::read(words) {
+                use clap::error::ErrorKind::{
+                    DisplayHelp, DisplayVersion, MissingRequiredArgument,
+                };
+                // A verb that is only named need not say all that it takes.
+                let named = command.split_whitespace().count() == 2;
+                let fine = matches!(error.kind(), DisplayHelp | DisplayVersion)
+                    || named && error.kind() == MissingRequiredArgument
+                    || named && error.to_string().contains("Usage: qvm image");
+                assert!(fine, "{page}: `{command}`: {error}");
+            }
+            count += 1;
+        }
+    }
+    assert!(count >= 40, "only {count} commands in all pages");
+}
+
+/// The constants of a source file that are a time, a size, a count or a limit.
+fn constants(source: &str) -> Vec<String> {
+    let product = source.split("#[cfg(test)]").next().unwrap_or_default();
+    let constant = |line: &str| {
+        let (_, rest) = line.trim_start().split_once("const ")?;
+        let (name, kind) = rest.split_once(": ")?;
+        let kind = kind.split(" =").next()?;
+        let counts = ["Duration", "Seconds", "usize", "u8", "u16", "u32", "u64", "i32", "i64"];
+        (counts.contains(&kind) && name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'))
+            .then(|| name.to_owned())
+    };
+    product.lines().filter(|line| !line.contains("fn ")).filter_map(constant).collect()
+}
+
+#[test]
+fn every_constant_is_explained() {
+    fn below(dir: &Path, out: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+            match entry.is_dir() {
+                true => below(&entry, out),
+                false => out.push(entry),
+            }
+        }
+    }
+    let mut files = vec![];
+    below(&top().join("src"), &mut files);
+    below(&top().join("qmp/src"), &mut files);
+    let decisions = fs::read_to_string(top().join("docs/decisions.md")).unwrap();
+    let explained: BTreeSet<&str> =
+        decisions.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').collect();
+    let mut missing = vec![];
+    for file in files {
+        for name in constants(&fs::read_to_string(&file).unwrap()) {
+            // Units of measure decide nothing.
+            if !explained.contains(name.as_str()) && !["MIB", "GIB"].contains(&name.as_str()) {
+                missing.push(format!("{}: {name}", file.strip_prefix(top()).unwrap().display()));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "not in docs/decisions.md:\n{}", missing.join("\n"));
 }
 
 #[test]
@@ -169,6 +265,19 @@ mod on_bad_texts {
         assert_eq!(named, BTreeSet::from(["build", "demo", "test"].map(str::to_owned)));
         let there = targets("A := b\n.PHONY: x\ntest: guests ## all\n\techo no: y\nFOO ?= 1\n");
         assert_eq!(there, BTreeSet::from(["test".to_owned()]));
+    }
+
+    #[test]
+    fn constants_that_count_are_found() {
+        let source = "pub(super) const A_B: Duration = x;\n    const C: u32 = 1;\nconst D: &str = \"\";\n\
+                      const fn e() -> u8 {}\n#[cfg(test)]\nmod tests { const F: u8 = 1; }\n";
+        assert_eq!(constants(source), ["A_B", "C"]);
+    }
+
+    #[test]
+    fn commands_are_found_in_blocks_and_in_prose() {
+        let text = "Say `qvm list`, not `qvmx`.\n```sh\nqvm stop web   # now\nmake\n```\n";
+        assert_eq!(commands(text), ["qvm stop web", "qvm list"]);
     }
 
     #[test]

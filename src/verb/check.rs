@@ -8,6 +8,7 @@ use std::{
 };
 
 use crate::{
+    exit,
     plan::layout::Layout,
     spec::{self, Invalid, Problem, Vm, check::across},
     value::{VmName, shown},
@@ -24,15 +25,6 @@ pub struct Args {
     pub json: bool,
 }
 
-/// Every file is good.
-const GOOD: u8 = 0;
-/// The result could not be printed.
-const FAILED: u8 = 1;
-/// A VM that was named has no file, and nothing else is wrong.
-const NO_SUCH_VM: u8 = 3;
-/// A file is wrong.
-const INVALID: u8 = 78;
-
 /// A file is checked beside all others in its directory, as if it stood there under its name.
 /// Prints `NAME: ok` to `out` and problems to `err`, or all problems as JSON to `out`; returns the exit code.
 pub fn run(args: &Args, layout: &Layout, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
@@ -41,7 +33,7 @@ pub fn run(args: &Args, layout: &Layout, out: &mut dyn Write, err: &mut dyn Writ
         Err(invalid) => {
             // There is nowhere else to tell that this could not be written.
             let _ = writeln!(err, "{invalid}");
-            return FAILED;
+            return exit::FAILED;
         }
     };
     let checked = check(&files);
@@ -55,13 +47,13 @@ pub fn run(args: &Args, layout: &Layout, out: &mut dyn Write, err: &mut dyn Writ
         false => Ok(()),
     });
     if printed.is_err() {
-        FAILED
+        exit::FAILED
     } else if checked.iter().any(|(_, problems)| !problems.is_empty()) {
-        INVALID
+        exit::INVALID
     } else if !missing.is_empty() {
-        NO_SUCH_VM
+        exit::NOT_RUNNING
     } else {
-        GOOD
+        0
     }
 }
 
