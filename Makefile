@@ -49,10 +49,8 @@ lint: ## formatting, clippy, shell scripts, licences
 	if command -v cargo-deny >/dev/null; then $(CARGO) deny check licenses bans sources; fi
 
 .PHONY: fuzz
-fuzz: ## each fuzz target for FUZZ_SECONDS (needs cargo-fuzz and nightly)
-	for target in $$($(CARGO) fuzz list); do \
-		$(CARGO) +nightly fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS); \
-	done
+fuzz: ## each fuzz target for FUZZ_SECONDS
+	fuzz/run $(FUZZ_SECONDS)
 
 .PHONY: clean-guests
 clean-guests: ## throws the built guests away
