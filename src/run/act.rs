@@ -89,10 +89,13 @@ impl Supervisor {
     fn cancel_start(&mut self) {
         self.cancel.set();
         if let Some(task) = self.starting.take() {
-            // Dropping a launch kills the QEMU that it may have spawned.
+            // Dropping a launch kills the QEMU that it may have spawned; one that was being adopted goes on, and is found again.
             task.abort();
-            Record::remove(&self.paths);
-            self.feed(life::Event::StartFailed("cancelled".into()));
+            if !self.adopting {
+                Record::remove(&self.paths);
+            }
+            let why = "cancelled".to_owned();
+            self.feed(life::Event::StartFailed(life::NotStarted { why, by_host: false }));
         }
     }
 
@@ -209,7 +212,7 @@ impl Supervisor {
         };
         match &end.cause {
             // The verb tells it, as the last thing.
-            life::Cause::StartFailed(why) => self.start_failure = Some(why.clone()),
+            life::Cause::StartFailed(not) => self.start_failure = Some(not.why.clone()),
             _ if end.failed() => error!("{}", kept.detail),
             _ => info!("{}", kept.detail),
         }

@@ -10,6 +10,7 @@ use crate::{
         signal::{Signal, Signals},
         watch::Changes,
     },
+    life::NotStarted,
 };
 
 /// Something the loop has to know.
@@ -18,8 +19,8 @@ pub(super) enum Fact {
     Signal(Signal),
     Request(Request),
     Progress(String),
-    Prepared(Box<Result<Prepared, String>>),
-    Launched(Box<Result<Qemu, String>>),
+    Prepared(Box<Result<Prepared, NotStarted>>),
+    Launched(Box<Result<Qemu, NotStarted>>),
     Qmp(u64, qmp::Event),
     MonitorClosed(u64),
     MonitorBack(u64, qmp::Session),
