@@ -38,8 +38,8 @@ demo: debian build ## a real VM on a bridge, from its file to a clean stop
 	tests/demo
 
 .PHONY: bench
-bench: guests build ## qvm beside raw QEMU, and libvirt where it is installed
-	tests/bench/run
+bench: guests ## how fast, how small: beside raw QEMU; writes bench/RESULTS.md
+	$(CARGO) bench --locked --bench figures
 
 .PHONY: lint
 lint: ## formatting, clippy, shell scripts, licences
@@ -49,10 +49,8 @@ lint: ## formatting, clippy, shell scripts, licences
 	if command -v cargo-deny >/dev/null; then $(CARGO) deny check licenses bans sources; fi
 
 .PHONY: fuzz
-fuzz: ## each fuzz target for FUZZ_SECONDS (needs cargo-fuzz and nightly)
-	for target in $$($(CARGO) fuzz list); do \
-		$(CARGO) +nightly fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS); \
-	done
+fuzz: ## each fuzz target for FUZZ_SECONDS
+	fuzz/run $(FUZZ_SECONDS)
 
 .PHONY: clean-guests
 clean-guests: ## throws the built guests away

@@ -1,0 +1,83 @@
+//! QEMU without qvm: the same command line, the least that a driver of QMP can do.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    os::{
+        fd::OwnedFd,
+        unix::net::{UnixListener, UnixStream},
+    },
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use command_fds::{CommandFdExt, FdMapping};
+use qvm::plan::argv::fd;
+
+use crate::{
+    figure::Outcome,
+    place::{Owned, Watched},
+};
+
+/// The command line of a process, word for word.
+pub(crate) fn command_line(pid: u32) -> Outcome<Vec<String>> {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline"))?;
+    let words =
+        bytes.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
+    let mut words: Vec<String> = words.collect();
+    words.pop();
+    Ok(words)
+}
+
+/// A QEMU whose guest runs.
+pub(crate) struct Raw {
+    monitor: BufReader<UnixStream>,
+    qemu: Watched,
+    _child: Owned,
+}
+
+impl Raw {
+    /// From exec to the answer to `cont`.
+    pub(crate) fn start(words: &[String], dir: &Path) -> Outcome<(Self, Duration)> {
+        let (program, arguments) = words.split_first().ok_or("no command line")?;
+        let socket = |number: i32| dir.join(format!("raw.{number}"));
+        let begun = Instant::now();
+        let mut fds = Vec::new();
+        for number in [fd::QMP, fd::AGENT, fd::SERIAL] {
+            let _ = fs::remove_file(socket(number));
+            let parent_fd: OwnedFd = UnixListener::bind(socket(number))?.into();
+            fds.push(FdMapping { parent_fd, child_fd: number });
+        }
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = Owned(command.fd_mappings(fds)?.spawn()?);
+        drop(command);
+        let mut monitor = BufReader::new(UnixStream::connect(socket(fd::QMP))?);
+        monitor.read_line(&mut String::new())?;
+        call(&mut monitor, "qmp_capabilities")?;
+        call(&mut monitor, "cont")?;
+        let took = begun.elapsed();
+        Ok((Self { monitor, qemu: Watched::new(child.pid())?, _child: child }, took))
+    }
+
+    /// From `quit` to the end of the process.
+    pub(crate) fn quit(mut self) -> Outcome<Duration> {
+        let begun = Instant::now();
+        self.monitor.get_mut().write_all(b"{\"execute\": \"quit\"}\n")?;
+        Ok(self.qemu.gone()? - begun)
+    }
+}
+
+fn call(monitor: &mut BufReader<UnixStream>, name: &str) -> Outcome<()> {
+    monitor.get_mut().write_all(format!("{{\"execute\": \"{name}\"}}\n").as_bytes())?;
+    loop {
+        let mut line = String::new();
+        if monitor.read_line(&mut line)? == 0 || line.starts_with("{\"error\"") {
+            return Err(format!("QEMU did not take `{name}`: {line}").into());
+        }
+        if line.starts_with("{\"return\"") {
+            return Ok(());
+        }
+    }
+}
