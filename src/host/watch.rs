@@ -5,6 +5,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     path::Path,
+    sync::Arc,
 };
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
@@ -13,24 +14,48 @@ use tokio::io::{Interest, unix::AsyncFd};
 /// The changes of one file.
 #[derive(Debug)]
 pub struct Changes {
-    fd: AsyncFd<OwnedFd>,
+    fd: Arc<AsyncFd<OwnedFd>>,
     name: OsString,
 }
 
-/// Begins to watch `path`. It is the directory that is watched, since editors replace files by renaming.
+/// Keeps a watch; it ends where this is dropped.
+#[derive(Debug)]
+pub struct Watch {
+    fd: Arc<AsyncFd<OwnedFd>>,
+    descriptor: i32,
+}
+
+impl Watch {
+    /// Ends the watch, and returns at once. The kernel frees it later, after a grace period of 10 ms or so, for which a
+    /// `close` has to wait, and so has the end of the process (`fsnotify_wait_marks_destroyed` in fs/notify/mark.c):
+    /// who lets go of it before there is other work to do does not notice.
+    pub fn let_go(&self) {
+        // A second time it is not there any more.
+        let _ = inotify::remove_watch(&*self.fd, self.descriptor);
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.let_go();
+    }
+}
+
+/// Begins to watch `path`, until the `Watch` lets go; then there are no more changes. It is the directory that is watched, since editors replace files by renaming.
 ///
 /// # Errors
 /// The directory cannot be watched.
-pub fn file(path: &Path) -> io::Result<Changes> {
+pub fn file(path: &Path) -> io::Result<(Watch, Changes)> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
     let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
     let what = WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO | WatchFlags::DELETE;
-    inotify::add_watch(&fd, dir, what)?;
+    let descriptor = inotify::add_watch(&fd, dir, what)?;
     // SAFETY: an `OwnedFd` stays open, and the same, as long as the `AsyncFd` that owns it.
     let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
-    Ok(Changes { fd, name: name.to_owned() })
+    let fd = Arc::new(fd);
+    Ok((Watch { fd: fd.clone(), descriptor }, Changes { fd, name: name.to_owned() }))
 }
 
 impl Changes {
@@ -40,11 +65,12 @@ impl Changes {
             let mut ready = self.fd.readable().await.ok()?;
             let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
             let mut events = inotify::Reader::new(self.fd.get_ref(), &mut buffer);
-            let mut ours = false;
+            let (mut ours, mut over) = (false, false);
             loop {
                 match events.next() {
                     Ok(event) => {
                         let name = event.file_name().map(|n| n.to_bytes());
+                        over |= event.events().contains(ReadFlags::IGNORED);
                         ours |= name == Some(self.name.as_encoded_bytes())
                             || event.events().contains(ReadFlags::QUEUE_OVERFLOW);
                     }
@@ -55,6 +81,9 @@ impl Changes {
             ready.clear_ready();
             if ours {
                 return Some(());
+            }
+            if over {
+                return None;
             }
         }
     }
@@ -73,11 +102,14 @@ mod tests {
     async fn a_write_and_a_replacement_are_seen_and_other_files_are_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("web.toml");
-        let mut changes = file(&path).unwrap();
+        let (watch, mut changes) = file(&path).unwrap();
         std::fs::write(dir.path().join("other.toml"), "x").unwrap();
         std::fs::write(&path, "x").unwrap();
         changes.next().await.unwrap();
         std::fs::rename(dir.path().join("other.toml"), &path).unwrap();
         changes.next().await.unwrap();
+        watch.let_go();
+        std::fs::write(&path, "y").unwrap();
+        assert_eq!(changes.next().await, None);
     }
 }

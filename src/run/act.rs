@@ -41,7 +41,10 @@ impl Supervisor {
                 });
             }
             Action::AgentShutdown => self.ask_agent_to_shut_down(),
-            Action::Quit => self.quit(),
+            Action::Quit => {
+                self.unwatch();
+                self.quit();
+            }
             Action::Kill => self.signal_qemu(pidfd::Signal::KILL),
             Action::Reset => {
                 self.tell_qemu("reset the guest", |q| async move { q.reset(QMP_LIMIT).await });
@@ -60,6 +63,9 @@ impl Supervisor {
     fn launch(&mut self) {
         // A relaunch takes up the VM file as it is now, so it is prepared anew.
         let Some(prepared) = self.prepared.take() else {
+            // It was not watched while the old QEMU went.
+            self.watch();
+            self.reread();
             self.vm = self.written.clone();
             self.text.clone_from(&self.written_text);
             self.pending.clear();

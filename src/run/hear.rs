@@ -153,6 +153,7 @@ impl Supervisor {
             Exit::Signal(signal) => Gone::Signalled { signal, oom: self.was_oom_killed(signal) },
             Exit::Unknown => Gone::Unknown,
         };
+        self.unwatch();
         self.qemu = None;
         // From here on nothing may speak of this QEMU any more.
         self.generation += 1;

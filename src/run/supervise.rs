@@ -99,10 +99,6 @@ pub async fn supervise(settings: Settings, vm: Vm, text: String) -> Result<Left,
     let listener = socket::listen(&paths.control_socket())?;
     let port = Port { requests, events: events.clone() };
     tokio::spawn(server::serve(listener, port));
-    match watch::file(&vm.file) {
-        Ok(changes) => drop(tokio::spawn(forward_changes(changes, facts.clone()))),
-        Err(error) => warn!("changes of the VM file will be seen only by `qvm reload`: {error}"),
-    }
     let notifier = Notifier::new(settings.env);
     let watchdog = notifier.watchdog();
     let mut one = Supervisor {
@@ -127,6 +123,7 @@ pub async fn supervise(settings: Settings, vm: Vm, text: String) -> Result<Left,
         sync: std::process::id(),
         memory_target: None,
         starting: None,
+        watch: None,
         notes: vec![],
         facts,
         events,
@@ -134,6 +131,7 @@ pub async fn supervise(settings: Settings, vm: Vm, text: String) -> Result<Left,
         settings,
         left: None,
     };
+    one.watch();
     one.begin();
     let mut beat = watchdog.map(|interval| {
         let mut beat = tokio::time::interval(interval / 2);
@@ -176,6 +174,8 @@ pub(super) struct Supervisor {
     pub(super) sync: u32,
     pub(super) memory_target: Option<u64>,
     pub(super) starting: Option<AbortHandle>,
+    /// The VM file is watched.
+    pub(super) watch: Option<watch::Watch>,
     pub(super) console: Console,
     pub(super) ends: Vec<End>,
     pub(super) notes: Vec<String>,
@@ -206,6 +206,26 @@ impl Supervisor {
                 let paths = self.paths.clone();
                 self.start_task(async move { adopt::adopt(process, *record, &paths).await });
             }
+        }
+    }
+
+    /// Begins to watch the VM file.
+    pub(super) fn watch(&mut self) {
+        match watch::file(&self.settings.layout.vm_file(&self.settings.name)) {
+            Ok((watch, changes)) => {
+                self.watch = Some(watch);
+                tokio::spawn(forward_changes(changes, self.facts.clone()));
+            }
+            Err(error) => {
+                warn!("changes of the VM file will be seen only by `qvm reload`: {error}")
+            }
+        }
+    }
+
+    /// No longer, now that nothing of it can be applied to this QEMU any more.
+    pub(super) fn unwatch(&self) {
+        if let Some(watch) = &self.watch {
+            watch.let_go();
         }
     }
 
