@@ -45,7 +45,7 @@ bench: guests ## how fast, how small: beside raw QEMU; writes bench/RESULTS.md
 lint: ## formatting, clippy, shell scripts, licences
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
-	if command -v shellcheck >/dev/null; then grep -rlE '^#!.*\b(ba)?sh' tests .ci | xargs shellcheck; fi
+	if command -v shellcheck >/dev/null; then grep -rlE '^#!.*\b(ba)?sh' tests .ci fuzz/run | xargs shellcheck; fi
 	if command -v cargo-deny >/dev/null; then $(CARGO) deny check licenses bans sources; fi
 
 .PHONY: fuzz
