@@ -1,4 +1,4 @@
-# `make help` lists what there is. Everything that is made lands in target/.
+# `make help` lists what there is. Everything that is made lands in target/ and fuzz/target/, but bench/RESULTS.md.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c

@@ -68,6 +68,7 @@ pub async fn adopt(process: Arc<Process>, record: Record, paths: &VmPaths) -> Re
         "running" => Guest::Running,
         _ => Guest::Paused,
     };
+    let mem_actual = mem_actual(&session.client).await;
     Ok(Qemu {
         process,
         record,
@@ -76,6 +77,15 @@ pub async fn adopt(process: Arc<Process>, record: Record, paths: &VmPaths) -> Re
         events: Some(session.events),
         serial: Some(serial),
         found,
+        mem_actual,
         adopted: true,
     })
+}
+
+/// What the guest has by its balloon. Asked once for each connection; from then on QEMU tells of each change.
+pub(super) async fn mem_actual(client: &qmp::Client) -> Option<u64> {
+    match client.query_balloon(ANSWER_LIMIT).await {
+        Ok(qmp::Balloon::Actual(bytes)) => Some(bytes),
+        Ok(qmp::Balloon::Inactive) | Err(_) => None,
+    }
 }

@@ -22,7 +22,8 @@ pub(super) enum Fact {
     Launched(Box<Result<Qemu, String>>),
     Qmp(u64, qmp::Event),
     MonitorClosed(u64),
-    MonitorBack(u64, qmp::Session),
+    /// With what the guest has by its balloon.
+    MonitorBack(u64, qmp::Session, Option<u64>),
     Gone(u64, Exit),
     FileChanged,
 }

@@ -118,6 +118,11 @@ impl Supervisor {
             Kind::Shutdown { guest: true, .. } => self.feed(life::Event::GuestShutdown),
             Kind::Reset { .. } => self.feed(life::Event::GuestReset),
             Kind::GuestPanicked { .. } => self.feed(life::Event::GuestPanicked),
+            Kind::BalloonChange { actual } => {
+                if let Some(qemu) = &mut self.qemu {
+                    qemu.mem_actual = Some(actual);
+                }
+            }
             Kind::Stop => self.feed(life::Event::Held),
             Kind::Resume => self.feed(life::Event::Continued),
             _ => {}
@@ -138,7 +143,8 @@ impl Supervisor {
                 }
                 match qmp::connect(&socket, QMP_LIMIT).await {
                     Ok(session) => {
-                        let _ = facts.send(Fact::MonitorBack(generation, session)).await;
+                        let memory = adopt::mem_actual(&session.client).await;
+                        let _ = facts.send(Fact::MonitorBack(generation, session, memory)).await;
                         return;
                     }
                     Err(error) => warn!("QEMU lives but its monitor does not answer: {error}"),

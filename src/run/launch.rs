@@ -39,6 +39,8 @@ pub struct Qemu {
     pub serial: Option<UnixStream>,
     /// How the guest was found.
     pub found: Guest,
+    /// What the guest has by its balloon, in bytes, where that is known.
+    pub mem_actual: Option<u64>,
     /// An earlier supervisor started it.
     pub adopted: bool,
 }
@@ -224,6 +226,7 @@ pub async fn launch(settings: &Settings, prepared: Prepared, text: &str) -> Resu
         events: Some(session.events),
         serial: Some(serial),
         found: Guest::Running,
+        mem_actual: None,
         adopted: false,
     })
 }

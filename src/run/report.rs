@@ -15,7 +15,7 @@ impl Supervisor {
     pub(super) fn answer(&mut self, request: Request) {
         match request {
             Request::Command(command, reply) => self.command(command, reply),
-            Request::Status(reply) => self.tell_status(reply),
+            Request::Status(reply) => drop(reply.send(self.status())),
             Request::Exec { argv, limit, reply } => self.exec(argv, limit, reply),
             Request::Console { read_only, reply } => {
                 let view = self.console.view(read_only);
@@ -98,23 +98,6 @@ impl Supervisor {
         });
     }
 
-    fn tell_status(&mut self, reply: oneshot::Sender<Status>) {
-        let mut status = self.status();
-        let Some(qemu) = &self.qemu else {
-            let _ = reply.send(status);
-            return;
-        };
-        let client = qemu.client.clone();
-        tokio::spawn(async move {
-            // A monitor that hangs shall not make the rest untold.
-            let limit = std::time::Duration::from_millis(500);
-            if let Ok(qmp::Balloon::Actual(bytes)) = client.query_balloon(limit).await {
-                status.mem_actual_bytes = Some(bytes);
-            }
-            let _ = reply.send(status);
-        });
-    }
-
     /// What the state is called outside.
     pub(super) fn told_state(&self) -> types::State {
         match &self.state {
@@ -130,6 +113,7 @@ impl Supervisor {
         }
     }
 
+    /// All of it is known here: nothing that QEMU or its guest does can keep the answer waiting.
     fn status(&self) -> Status {
         let record = self.qemu.as_ref().map(|q| &q.record);
         let nic = self.vm.nics.first();
@@ -150,7 +134,7 @@ impl Supervisor {
             started_at: record.map(|r| r.started_at.clone()),
             vcpu: self.vm.vcpu.into(),
             mem_bytes: self.vm.mem.bytes(),
-            mem_actual_bytes: None,
+            mem_actual_bytes: self.qemu.as_ref().and_then(|q| q.mem_actual),
             mem_target_bytes: self.memory_target,
             mac: record.and_then(|r| r.mac.clone()).or_else(|| nic?.mac.map(|m| m.to_string())),
             ip: nic.and_then(|n| n.ip).map(|i| i.to_string()),

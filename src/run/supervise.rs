@@ -287,9 +287,10 @@ impl Supervisor {
             Fact::Gone(generation, exit) if generation == self.generation => self.gone(exit),
             Fact::Qmp(generation, event) if generation == self.generation => self.heard(&event),
             Fact::MonitorClosed(generation) if generation == self.generation => self.reconnect(),
-            Fact::MonitorBack(generation, session) if generation == self.generation => {
+            Fact::MonitorBack(generation, session, mem_actual) if generation == self.generation => {
                 if let Some(qemu) = &mut self.qemu {
                     qemu.client = session.client;
+                    qemu.mem_actual = mem_actual;
                     info!("QEMU's monitor answers again");
                     self.listen(session.events);
                 }
