@@ -8,7 +8,7 @@ pub(crate) type Outcome<T> = Result<T, Box<dyn error::Error>>;
 #[derive(Debug)]
 pub(crate) struct Figure {
     pub(crate) what: &'static str,
-    /// As DESIGN.md has it.
+    /// What is promised.
     pub(crate) bound: &'static str,
     /// What qvm needs.
     pub(crate) measured: String,
@@ -16,6 +16,8 @@ pub(crate) struct Figure {
     pub(crate) beside: String,
     /// By how much, where that is the bound's measure.
     pub(crate) over: String,
+    /// What libvirt needs, where it is installed and does the same.
+    pub(crate) libvirt: Option<Sample>,
     pub(crate) met: bool,
 }
 
@@ -27,7 +29,15 @@ impl Figure {
         measured: String,
         met: bool,
     ) -> Self {
-        Self { what, bound, measured, beside: String::new(), over: String::new(), met }
+        Self {
+            what,
+            bound,
+            measured,
+            beside: String::new(),
+            over: String::new(),
+            libvirt: None,
+            met,
+        }
     }
 
     /// A figure that may be so many times what stands beside it.
@@ -44,6 +54,7 @@ impl Figure {
             measured: measured.to_string(),
             beside: format!("{beside} {other}"),
             over: format!("{ratio:.2} ×"),
+            libvirt: None,
             met: ratio <= most,
         }
     }
@@ -84,15 +95,17 @@ pub(crate) fn time(time: Duration) -> String {
 
 /// The rows as a table in Markdown that can also be read as it is.
 pub(crate) fn table(figures: &[Figure]) -> String {
-    let head = ["what", "bound", "qvm", "beside it", "over it", "met"].map(str::to_owned);
+    let head =
+        ["what", "bound", "qvm", "beside it", "over it", "libvirt", "met"].map(str::to_owned);
     let row = |f: &Figure| {
         let met = if f.met { "yes" } else { "NO" };
-        [f.what, f.bound, &f.measured, &f.beside, &f.over, met].map(str::to_owned)
+        let libvirt = f.libvirt.as_ref().map(Sample::to_string).unwrap_or_default();
+        [f.what, f.bound, &f.measured, &f.beside, &f.over, &libvirt, met].map(str::to_owned)
     };
     let mut rows = vec![head];
     rows.extend(figures.iter().map(row));
     let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..6).map(width).collect();
+    let widths: Vec<usize> = (0..7).map(width).collect();
     let mut text = String::new();
     for (nr, row) in rows.iter().enumerate() {
         let cells: Vec<String> =

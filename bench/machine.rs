@@ -2,6 +2,8 @@
 
 use std::{fs, path::Path, process::Command, thread};
 
+use crate::libvirt;
+
 /// A list in Markdown.
 pub(crate) fn kind() -> String {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -16,12 +18,19 @@ pub(crate) fn kind() -> String {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let cores = thread::available_parallelism().map_or(0, usize::from);
     format!(
-        "- processor: {}, {cores} cores{}\n- memory: {} GiB\n- kernel: Linux {}\n- QEMU: {}, accelerator TCG\n",
+        "- processor: {}, {cores} cores{}\n- memory: {} GiB\n- kernel: Linux {}\n- QEMU: {}, accelerator TCG\n\
+         - libvirt: {}\n",
         field("model name").unwrap_or_else(|| "unknown".into()),
         if virtual_machine { ", a virtual machine" } else { "" },
         kib.unwrap_or_default() >> 20,
-        kernel.trim(),
+        // The rest is the distributor's.
+        kernel.split('-').next().unwrap_or_default().trim(),
         first_line("qemu-system-x86_64", "--version"),
+        match (has("virsh"), libvirt::answers()) {
+            (false, _) => "not installed".into(),
+            (true, false) => "installed, but no daemon answers".into(),
+            (true, true) => first_line("virsh", "--version"),
+        },
     )
 }
 

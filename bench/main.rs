@@ -1,10 +1,11 @@
-//! Measures what DESIGN.md promises (section 10), beside raw QEMU, and writes it down.
+//! Measures how fast and how small qvm is, beside raw QEMU, and libvirt where it is installed, and writes it down.
 //!
 //! `make bench`, or `cargo bench -- one many stopping files` for some of it. Medians; what is compared is measured in turns, in
 //! one run, so that a ratio says something also on a machine that is not quiet.
 
 mod figure;
 mod files;
+mod libvirt;
 mod machine;
 mod many;
 mod one;

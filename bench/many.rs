@@ -4,6 +4,7 @@ use std::{fs, thread, time::Duration};
 
 use crate::{
     figure::{Figure, Outcome, Sample},
+    libvirt::Libvirt,
     place::{Place, Running, timed},
 };
 
@@ -34,25 +35,33 @@ pub(crate) fn measure() -> Outcome<Vec<Figure>> {
         }
     }
     thread::sleep(Duration::from_secs(2));
-    let mut figures = vec![
-        asked(&place, "`qvm list` with 50 running", "15 ms", &["list"], 15)?,
-        asked(&place, "`qvm status --json` of 50", "60 ms", &["status", "--json"], 60)?,
-    ];
+    let mut list = asked(&place, "`qvm list` with 50 running", "15 ms", &["list"], 15)?;
+    let words = ["status", "--json"];
+    let mut status = asked(&place, "`qvm status --json` of 50", "60 ms", &words, 60)?;
     let mut pss: Vec<u64> = Vec::new();
     for vm in &running {
         pss.push(proportional_set_size(vm.supervisor.pid())?);
     }
     let mean = pss.iter().sum::<u64>() / pss.len() as u64;
-    figures.push(Figure::alone(
+    let memory = Figure::alone(
         "a supervisor's memory (PSS), mean of 50",
         "1 MB",
         format!("{:.2} MB", mean as f64 / 1e6),
         mean <= 1_000_000,
-    ));
-    figures.push(wake_ups(&running)?);
+    );
+    let idle = wake_ups(&running)?;
     let all: Vec<&str> = ["kill"].into_iter().chain(names.iter().map(String::as_str)).collect();
     timed(&mut place.qvm(&all))?;
-    Ok(figures)
+    drop(running);
+    if let Some(libvirt) = Libvirt::new(&place, COUNT)? {
+        for nr in 0..COUNT {
+            libvirt.start(nr)?;
+        }
+        thread::sleep(Duration::from_secs(2));
+        list.libvirt = Some(Libvirt::asked(&["list", "--all"], ASKED)?);
+        status.libvirt = Some(Libvirt::asked(&["domstats"], ASKED)?);
+    }
+    Ok(vec![list, status, memory, idle])
 }
 
 fn asked(

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::{
     figure::{Figure, Outcome, Sample, time},
+    libvirt::Libvirt,
     place::{Owned, Place, Watched},
     raw::{self, Raw},
 };
@@ -35,20 +36,33 @@ pub(crate) fn measure() -> Outcome<Vec<Figure>> {
         raw_start.push(took);
         raw_quit.push(qemu.quit()?);
     }
+    // Its daemon still tidies up when `virsh` has returned: not in turns with the others.
+    let libvirt = Libvirt::new(&place, 1)?;
+    let (mut create, mut destroy) = (Sample::default(), Sample::default());
+    if let Some(libvirt) = &libvirt {
+        for _ in 0..PAIRS {
+            create.push(libvirt.start(0)?);
+            destroy.push(Libvirt::destroy(0)?);
+        }
+    }
     let more = kill.median().saturating_sub(raw_quit.median());
     Ok(vec![
-        Figure::times(
-            "`qvm run` of a prepared VM, exec to ready",
-            ("1.25 ×", 1.25),
-            &start,
-            ("raw QEMU, exec to `cont`", &raw_start),
-        ),
+        Figure {
+            libvirt: libvirt.as_ref().map(|_| create),
+            ..Figure::times(
+                "`qvm run` of a prepared VM, exec to ready",
+                ("1.25 ×", 1.25),
+                &start,
+                ("raw QEMU, exec to `cont`", &raw_start),
+            )
+        },
         Figure {
             what: "`qvm kill`, request to QEMU gone",
             bound: "+ 15 ms",
             measured: kill.to_string(),
             beside: format!("QMP `quit` {raw_quit}"),
             over: format!("+ {}", time(more)),
+            libvirt: libvirt.as_ref().map(|_| destroy),
             met: more <= Duration::from_millis(15),
         },
         Figure::alone(

@@ -49,12 +49,18 @@ impl Place {
         Ok(self.layout().vm(&name.parse()?))
     }
 
+    /// A guest's image.
+    pub(crate) fn guest(&self, name: &str) -> Outcome<PathBuf> {
+        let image = self.guests.join(name);
+        if image.exists() {
+            return Ok(image);
+        }
+        Err(format!("{} is missing: run `make guests`", image.display()).into())
+    }
+
     /// Writes a VM file around one of the guests that `make guests` builds.
     pub(crate) fn vm(&self, name: &str, guest: &str, more: &str) -> Outcome<()> {
-        let image = self.guests.join(guest);
-        if !image.exists() {
-            return Err(format!("{} is missing: run `make guests`", image.display()).into());
-        }
+        let image = self.guest(guest)?;
         let text = format!(
             "accel = \"tcg\"\nmem = \"32M\"\n{more}[image]\npath = \"{}\"\n",
             image.display()
