@@ -1,4 +1,4 @@
-# `make help` lists what there is. Everything that is made lands in target/.
+# `make help` lists what there is. Everything that is made lands in target/ and fuzz/target/, but bench/RESULTS.md.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -58,7 +58,7 @@ bench: guests debian ## qvm beside raw QEMU, and libvirt where it is installed; 
 lint: ## formatting, clippy, shell scripts, licences
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
-	if command -v shellcheck >/dev/null; then grep -rlE '^#!.*\b(ba)?sh' tests .ci | xargs shellcheck; fi
+	if command -v shellcheck >/dev/null; then grep -rlE '^#!.*\b(ba)?sh' tests .ci fuzz/run | xargs shellcheck; fi
 	if command -v cargo-deny >/dev/null; then $(CARGO) deny check licenses bans sources; fi
 
 .PHONY: fuzz

@@ -1,33 +1,48 @@
-//! What kind of machine this is, as far as figures depend on it.
+//! What kind of machine the figures are from.
 
-use std::{fs, process::Command};
+use std::{fs, path::Path, process::Command, thread};
 
-fn said(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output();
-    let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
-    text.lines().next().unwrap_or_default().to_owned()
-}
+use crate::libvirt;
 
-/// The head of RESULTS.md.
-pub(crate) fn described() -> String {
+/// A list in Markdown.
+pub(crate) fn kind() -> String {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |key: &str| {
-        let line = cpu.lines().find(|line| line.starts_with(key));
-        line.and_then(|line| line.split(": ").nth(1)).unwrap_or("unknown").to_owned()
+        let line = cpu.lines().find(|line| line.starts_with(key))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
     };
     let virtual_machine =
-        if cpu.contains(" hypervisor") { ", itself a virtual machine" } else { "" };
-    let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+        field("flags").is_some_and(|flags| flags.split(' ').any(|f| f == "hypervisor"));
+    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = memory.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok());
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let libvirt = match said("virsh", &["--version"]).as_str() {
-        "" => "not installed".to_owned(),
-        version => version.to_owned(),
-    };
+    let cores = thread::available_parallelism().map_or(0, usize::from);
     format!(
-        "# Figures\n\nWritten by `make bench`: medians, each pair measured alternately in one run. Guests run on TCG.\n\n\
-         - {}, {cores} cores{virtual_machine}; Linux {}\n- {}\n- libvirt: {libvirt}\n",
-        field("model name"),
-        kernel.trim(),
-        said("qemu-system-x86_64", &["-version"]),
+        "- processor: {}, {cores} cores{}\n- memory: {} GiB\n- kernel: Linux {}\n- QEMU: {}, accelerator TCG\n\
+         - libvirt: {}\n",
+        field("model name").unwrap_or_else(|| "unknown".into()),
+        if virtual_machine { ", a virtual machine" } else { "" },
+        kib.unwrap_or_default() >> 20,
+        // The rest is the distributor's.
+        kernel.split('-').next().unwrap_or_default().trim(),
+        first_line("qemu-system-x86_64", "--version"),
+        match (has("virsh"), libvirt::answers()) {
+            (false, _) => "not installed".into(),
+            (true, false) => "installed, but no daemon answers".into(),
+            (true, true) => first_line("virsh", "--version"),
+        },
     )
+}
+
+/// Whether a program is in `PATH`.
+pub(crate) fn has(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .any(|dir: std::path::PathBuf| Path::new(&dir).join(program).is_file())
+}
+
+fn first_line(program: &str, option: &str) -> String {
+    let output = Command::new(program).arg(option).output().map(|o| o.stdout).unwrap_or_default();
+    let text = String::from_utf8_lossy(&output);
+    text.lines().next().unwrap_or("unknown").trim_start_matches("QEMU emulator version ").to_owned()
 }

@@ -1,32 +1,62 @@
-//! `make bench`: how fast and how small, each figure beside what it is compared with, in the same run; medians.
-//! It prints a table and writes it to bench/RESULTS.md.
+//! Measures how fast and how small qvm is, beside raw QEMU, and libvirt where it is installed, and writes it down.
+//!
+//! `make bench`, or `cargo bench -- one many stopping files` for some of it. Medians; what is compared is measured in turns, in
+//! one run, so that a ratio says something also on a machine that is not quiet.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
-
+mod figure;
+mod files;
+mod libvirt;
 mod machine;
+mod many;
+mod one;
 mod place;
-mod prepare;
 mod raw;
-mod running;
-mod table;
+mod stopping;
 
-use table::Row;
+use std::{env, fs, path::Path, process::ExitCode};
 
-fn main() {
-    // `cargo bench` passes options of libtest's; `--quick` is ours, to see whether all of it works.
-    let quick = std::env::args().any(|argument| argument == "--quick");
-    let runs = if quick { 3 } else { 15 };
-    let vms = if quick { 5 } else { 50 };
-    let mut rows: Vec<Row> = vec![];
-    rows.extend(running::one(runs));
-    rows.extend(running::many(runs, vms));
-    rows.extend(prepare::images(runs));
-    rows.push(prepare::seed(runs));
-    let text = table::text(&rows);
-    println!("{text}");
-    if !quick {
-        let page = format!("{}\n{text}", machine::described());
-        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/RESULTS.md");
-        std::fs::write(file, page).unwrap();
+use figure::{Figure, Outcome};
+
+/// A name and what it measures.
+type Part = (&'static str, fn() -> Outcome<Vec<Figure>>);
+
+const PARTS: [Part; 4] = [
+    ("one", one::measure),
+    ("many", many::measure),
+    ("stopping", stopping::measure),
+    ("files", files::measure),
+];
+
+fn main() -> ExitCode {
+    // cargo says `--bench` to whatever it runs as one.
+    let wanted: Vec<String> = env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    match run(&wanted) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(2)
+        }
     }
+}
+
+/// Whether every bound is kept.
+fn run(wanted: &[String]) -> Outcome<bool> {
+    let mut figures = Vec::new();
+    for (part, measure) in PARTS {
+        if wanted.is_empty() || wanted.iter().any(|word| word == part) {
+            eprintln!("measuring: {part}");
+            figures.extend(measure()?);
+        }
+    }
+    let table = figure::table(&figures);
+    print!("{table}");
+    // A part of the figures is for whoever asked, and not for the record.
+    if wanted.is_empty() {
+        let at = jiff::Timestamp::now().strftime("%Y-%m-%d").to_string();
+        let text =
+            format!("# Figures\n\n`make bench`, {at}; medians.\n\n{}\n{table}", machine::kind());
+        fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/RESULTS.md"), text)?;
+    }
+    Ok(figures.iter().all(|figure| figure.met))
 }

@@ -1,133 +1,197 @@
-//! Three directories with VMs in them, and the `qvm` that was built for the bench.
+//! A place of its own for the measurements: three directories, guests, supervisors; all of it gone at the end.
 
 use std::{
-    fs,
+    fs::{self, File},
+    io,
+    os::{fd::OwnedFd, unix::net::UnixDatagram},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-use qvm::{
-    control::types::Status,
-    host::pidfd::{Process, Signal},
+use qvm::plan::layout::{Layout, VmPaths};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// How long anything may take before the bench gives up.
+use crate::figure::Outcome;
+
+/// How long anything may take; nothing is expected to take as long.
 const LONG: Duration = Duration::from_secs(120);
 
-/// A guest image; the bench cannot do without.
-pub(crate) fn guest(name: &str) -> Option<PathBuf> {
-    let dir = std::env::var_os("QVM_GUESTS")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guests"), PathBuf::from);
-    Some(dir.join(name)).filter(|image| image.exists())
-}
-
-/// The place; what runs in it ends with it.
+/// The place.
 pub(crate) struct Place {
     dir: tempfile::TempDir,
+    guests: PathBuf,
 }
 
 impl Place {
-    pub(crate) fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("qvm").tempdir_in("/tmp").unwrap();
-        fs::create_dir_all(dir.path().join("c/vms")).unwrap();
-        Self { dir }
+    /// An empty place with a short path, since sockets lie in it.
+    pub(crate) fn new() -> Outcome<Self> {
+        let dir = tempfile::Builder::new().prefix("qvm").tempdir_in("/tmp")?;
+        fs::create_dir_all(dir.path().join("c/vms"))?;
+        let here = || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guests");
+        let guests = std::env::var_os("QVM_GUESTS").map_or_else(here, PathBuf::from);
+        Ok(Self { dir, guests })
     }
 
-    pub(crate) fn path(&self, below: &str) -> PathBuf {
-        self.dir.path().join(below)
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
     }
 
-    /// Writes the VM file of a guest of 64 MiB.
-    pub(crate) fn vm(&self, name: &str, image: &Path, more: &str) {
+    pub(crate) fn layout(&self) -> Layout {
+        let below = |name| self.dir.path().join(name);
+        Layout { config: below("c"), state: below("s"), runtime: below("r") }
+    }
+
+    pub(crate) fn paths(&self, name: &str) -> Outcome<VmPaths> {
+        Ok(self.layout().vm(&name.parse()?))
+    }
+
+    /// A guest's image.
+    pub(crate) fn guest(&self, name: &str) -> Outcome<PathBuf> {
+        let image = self.guests.join(name);
+        if image.exists() {
+            return Ok(image);
+        }
+        Err(format!("{} is missing: run `make guests`", image.display()).into())
+    }
+
+    /// Writes a VM file around one of the guests that `make guests` builds.
+    pub(crate) fn vm(&self, name: &str, guest: &str, more: &str) -> Outcome<()> {
+        let image = self.guest(guest)?;
         let text = format!(
-            "accel = \"tcg\"\nmem = \"64M\"\n{more}\n[image]\npath = \"{}\"\n",
+            "accel = \"tcg\"\nmem = \"32M\"\n{more}[image]\npath = \"{}\"\n",
             image.display()
         );
-        fs::write(self.path(&format!("c/vms/{name}.toml")), text).unwrap();
+        Ok(fs::write(self.layout().vm_file(&name.parse()?), text)?)
     }
 
-    pub(crate) fn command(&self, words: &[&str]) -> Command {
+    /// `qvm`, as it was built for this measurement.
+    pub(crate) fn qvm(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_qvm"));
-        command.args(words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         for (key, dir) in [("CONFIG", "c"), ("STATE", "s"), ("RUNTIME", "r")] {
-            command.env(format!("QVM_{key}_DIR"), self.path(dir));
+            command.env(format!("QVM_{key}_DIR"), self.dir.path().join(dir));
         }
-        command.env_remove("NOTIFY_SOCKET");
+        for key in ["INVOCATION_ID", "QVM_LOG", "QVM_QEMU", "JOURNAL_STREAM", "WATCHDOG_USEC"] {
+            command.env_remove(key);
+        }
         command
     }
 
-    /// Runs `qvm` to its end, which has to be a good one, and gives the time that it took.
-    pub(crate) fn timed(&self, words: &[&str]) -> Duration {
-        timed(&mut self.command(words))
-    }
-
-    /// Everything that `qvm status --json` knows.
-    pub(crate) fn status(&self) -> Vec<Status> {
-        let output = self.command(&["status", "--json"]).stdout(Stdio::piped()).output().unwrap();
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        for status in self.status() {
-            for pid in [status.supervisor_pid, status.pid].into_iter().flatten() {
-                if let Ok(process) = Process::open(pid) {
-                    let _ = process.signal(Signal::KILL);
-                }
-            }
-        }
-    }
-}
-
-/// The time that a program took from before it was started until it was reaped.
-pub(crate) fn timed(command: &mut Command) -> Duration {
-    let begun = Instant::now();
-    let status = command.status().unwrap();
-    let took = begun.elapsed();
-    assert!(status.success(), "{command:?}: {status}");
-    took
-}
-
-/// Waits for the end of a process, ours or not, and gives the time.
-pub(crate) fn ended(pid: u32) -> impl FnOnce() -> Instant {
-    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
-    let fd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
-    move || {
-        let limit = Timespec { tv_sec: LONG.as_secs().cast_signed(), tv_nsec: 0 };
-        let ready = poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&limit)).unwrap();
-        assert_eq!(ready, 1, "{pid:?} does not end");
-        Instant::now()
-    }
-}
-
-/// A supervisor in the foreground, started as a unit is. It has ended, or ends, with the place.
-pub(crate) struct Started {
-    pub(crate) child: Child,
-    /// From before its start until it said that it is ready.
-    pub(crate) took: Duration,
-}
-
-impl Place {
-    /// `qvm run` until READY=1.
-    pub(crate) fn run(&self, name: &str) -> Started {
-        let path = self.path("notify");
-        let _ = fs::remove_file(&path);
-        let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
-        socket.set_read_timeout(Some(LONG)).unwrap();
-        let mut command = self.command(&["run", name]);
-        command.env("NOTIFY_SOCKET", &path);
+    /// Starts `qvm run NAME`, as a service manager does.
+    pub(crate) fn start(&self, name: &str) -> Outcome<Starting<'_>> {
+        let notify = self.dir.path().join(format!("{name}.notify"));
+        let _ = fs::remove_file(&notify);
+        let socket = UnixDatagram::bind(&notify)?;
+        socket.set_read_timeout(Some(LONG))?;
+        let log = File::create(self.dir.path().join(format!("{name}.log")))?;
+        let mut command = self.qvm(&["run", name]);
+        command.env("NOTIFY_SOCKET", notify).stderr(log);
         let begun = Instant::now();
-        let mut started = Started { child: command.spawn().unwrap(), took: Duration::ZERO };
+        Ok(Starting {
+            place: self,
+            name: name.to_owned(),
+            child: Owned(command.spawn()?),
+            socket,
+            begun,
+        })
+    }
+}
+
+/// A supervisor on its way.
+pub(crate) struct Starting<'p> {
+    place: &'p Place,
+    name: String,
+    child: Owned,
+    socket: UnixDatagram,
+    begun: Instant,
+}
+
+impl Starting<'_> {
+    /// Waits for `READY=1`. Nobody listens any longer then: a supervisor's later words are refused, and cost nothing.
+    pub(crate) fn ready(self) -> Outcome<(Running, Duration)> {
         let mut buffer = [0; 4096];
         loop {
-            let count = socket.recv(&mut buffer).unwrap();
+            let count = self.socket.recv(&mut buffer).map_err(|e| self.failed(&e))?;
             if buffer[..count].starts_with(b"READY=1") {
-                started.took = begun.elapsed();
-                return started;
+                break;
             }
         }
+        let took = self.begun.elapsed();
+        let record = fs::read(self.place.paths(&self.name)?.record())?;
+        let record: serde_json::Value = serde_json::from_slice(&record)?;
+        let pid = u32::try_from(record["pid"].as_u64().unwrap_or_default())?;
+        Ok((Running { qemu: Watched::new(pid)?, supervisor: self.child }, took))
     }
+
+    fn failed(&self, error: &io::Error) -> String {
+        let log = self.place.path().join(format!("{}.log", self.name));
+        format!(
+            "{} is not ready: {error}\n{}",
+            self.name,
+            fs::read_to_string(log).unwrap_or_default()
+        )
+    }
+}
+
+/// A VM that runs, supervised.
+pub(crate) struct Running {
+    // The supervisor goes first, so that it does not report the end of its QEMU.
+    pub(crate) supervisor: Owned,
+    pub(crate) qemu: Watched,
+}
+
+/// A child that does not outlive this.
+pub(crate) struct Owned(pub(crate) Child);
+
+impl Owned {
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A process by descriptor, killed when this is dropped.
+pub(crate) struct Watched {
+    pub(crate) pid: u32,
+    fd: OwnedFd,
+}
+
+impl Watched {
+    pub(crate) fn new(pid: u32) -> Outcome<Self> {
+        let raw = Pid::from_raw(i32::try_from(pid)?).ok_or("no pid")?;
+        Ok(Self { pid, fd: pidfd_open(raw, PidfdFlags::empty())? })
+    }
+
+    /// Waits for its end.
+    pub(crate) fn gone(&self) -> Outcome<Instant> {
+        let limit = Timespec { tv_sec: LONG.as_secs().try_into()?, tv_nsec: 0 };
+        match poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], Some(&limit))? {
+            0 => Err(format!("process {} does not end", self.pid).into()),
+            _ => Ok(Instant::now()),
+        }
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let _ = pidfd_send_signal(&self.fd, Signal::KILL);
+    }
+}
+
+/// Runs a command that has to succeed, and tells how long it took.
+pub(crate) fn timed(command: &mut Command) -> Outcome<Duration> {
+    let begun = Instant::now();
+    let status = command.status()?;
+    let took = begun.elapsed();
+    if status.success() { Ok(took) } else { Err(format!("{command:?}: {status}").into()) }
 }

@@ -1,79 +1,83 @@
-//! QEMU by itself, with the command line that qvm would run: what any supervisor costs comes on top of this.
+//! QEMU without qvm: the same command line, the least that a driver of QMP can do.
 
 use std::{
+    fs,
     io::{BufRead, BufReader, Write},
     os::{
         fd::OwnedFd,
         unix::net::{UnixListener, UnixStream},
     },
-    process::{Child, Command, Stdio},
+    path::Path,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use command_fds::{CommandFdExt, FdMapping};
+use qvm::plan::argv::fd;
 
-use super::place::Place;
+use crate::{
+    figure::Outcome,
+    place::{Owned, Watched},
+};
 
-/// A QEMU that runs its guest.
+/// The command line of a process, word for word.
+pub(crate) fn command_line(pid: u32) -> Outcome<Vec<String>> {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline"))?;
+    let words =
+        bytes.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
+    let mut words: Vec<String> = words.collect();
+    words.pop();
+    Ok(words)
+}
+
+/// A QEMU whose guest runs.
 pub(crate) struct Raw {
-    pub(crate) child: Child,
     monitor: BufReader<UnixStream>,
-    /// From before exec until `cont` was answered.
-    pub(crate) took: Duration,
+    qemu: Watched,
+    _child: Owned,
 }
 
 impl Raw {
-    /// Starts the VM `name` without qvm; its disk must be there.
-    pub(crate) fn start(place: &Place, name: &str) -> Self {
-        let plan = place.command(&["plan", name]).stdout(Stdio::piped()).output().unwrap();
-        let plan = String::from_utf8(plan.stdout).unwrap();
-        let mut words = plan.lines();
-        let mut command = Command::new(words.next().unwrap());
-        command.args(words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let listening = |number| {
-            let path = place.path(&format!("raw{number}"));
-            let _ = std::fs::remove_file(&path);
-            (UnixListener::bind(&path).unwrap(), path, number)
-        };
-        let sockets = [3, 4, 5].map(listening);
+    /// From exec to the answer to `cont`.
+    pub(crate) fn start(words: &[String], dir: &Path) -> Outcome<(Self, Duration)> {
+        let (program, arguments) = words.split_first().ok_or("no command line")?;
+        let socket = |number: i32| dir.join(format!("raw.{number}"));
         let begun = Instant::now();
-        let stream = UnixStream::connect(&sockets[0].1).unwrap();
-        let mappings = sockets
-            .into_iter()
-            .map(|(socket, _, child_fd)| FdMapping { parent_fd: OwnedFd::from(socket), child_fd });
-        command.fd_mappings(mappings.collect()).unwrap();
-        let child = command.spawn().unwrap();
-        let mut raw = Self { child, monitor: BufReader::new(stream), took: Duration::ZERO };
-        raw.hear("\"QMP\"");
-        raw.call("qmp_capabilities");
-        raw.call("cont");
-        raw.took = begun.elapsed();
-        raw
-    }
-
-    fn hear(&mut self, what: &str) {
-        let mut line = String::new();
-        while !line.contains(what) {
-            line.clear();
-            assert!(self.monitor.read_line(&mut line).unwrap() > 0, "QEMU went");
+        let mut fds = Vec::new();
+        for number in [fd::QMP, fd::AGENT, fd::SERIAL] {
+            let _ = fs::remove_file(socket(number));
+            let parent_fd: OwnedFd = UnixListener::bind(socket(number))?.into();
+            fds.push(FdMapping { parent_fd, child_fd: number });
         }
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = Owned(command.fd_mappings(fds)?.spawn()?);
+        drop(command);
+        let mut monitor = BufReader::new(UnixStream::connect(socket(fd::QMP))?);
+        monitor.read_line(&mut String::new())?;
+        call(&mut monitor, "qmp_capabilities")?;
+        call(&mut monitor, "cont")?;
+        let took = begun.elapsed();
+        Ok((Self { monitor, qemu: Watched::new(child.pid())?, _child: child }, took))
     }
 
-    fn call(&mut self, command: &str) {
-        self.say(command);
-        self.hear("\"return\"");
-    }
-
-    fn say(&mut self, command: &str) {
-        let line = format!("{{\"execute\":\"{command}\"}}\n");
-        self.monitor.get_mut().write_all(line.as_bytes()).unwrap();
-    }
-
-    /// QMP `quit`, until the process is gone.
-    pub(crate) fn quit(mut self) -> Duration {
+    /// From `quit` to the end of the process.
+    pub(crate) fn quit(mut self) -> Outcome<Duration> {
         let begun = Instant::now();
-        self.say("quit");
-        self.child.wait().unwrap();
-        begun.elapsed()
+        self.monitor.get_mut().write_all(b"{\"execute\": \"quit\"}\n")?;
+        Ok(self.qemu.gone()? - begun)
+    }
+}
+
+fn call(monitor: &mut BufReader<UnixStream>, name: &str) -> Outcome<()> {
+    monitor.get_mut().write_all(format!("{{\"execute\": \"{name}\"}}\n").as_bytes())?;
+    loop {
+        let mut line = String::new();
+        if monitor.read_line(&mut line)? == 0 || line.starts_with("{\"error\"") {
+            return Err(format!("QEMU did not take `{name}`: {line}").into());
+        }
+        if line.starts_with("{\"return\"") {
+            return Ok(());
+        }
     }
 }

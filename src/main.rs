@@ -11,7 +11,12 @@ use qvm::{
     cli::{self, Cli, Given},
     exit::Failure,
 };
-use tracing_subscriber::{EnvFilter, fmt};
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    fmt,
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
 
 // SIGPIPE stays ignored, as Rust's runtime has it: who reads no more is an error of writing, and quiet.
 fn main() -> ExitCode {
@@ -54,20 +59,20 @@ fn run(cli: Cli) -> Result<(), Failure> {
 /// Standard error takes the log. The journal has its own clock.
 fn log(verbose: u8, quiet: bool) {
     let level = match (quiet, verbose) {
-        (true, _) => "error",
-        (false, 0) => "warn",
-        (false, 1) => "info",
-        (false, _) => "debug",
+        (true, _) => LevelFilter::ERROR,
+        (false, 0) => LevelFilter::WARN,
+        (false, 1) => LevelFilter::INFO,
+        (false, _) => LevelFilter::DEBUG,
     };
     let said = verbose > 1 || quiet;
-    let filter = match env::var("QVM_LOG") {
-        Ok(filter) if !said && !filter.is_empty() => EnvFilter::new(filter),
-        _ => EnvFilter::new(level),
-    };
-    let log = fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
+    // `warn,qvm=debug`; a filter that cannot be read is none.
+    let wanted = env::var("QVM_LOG").ok().filter(|filter| !said && !filter.is_empty());
+    let filter = wanted.and_then(|filter| filter.parse().ok());
+    let filter: Targets = filter.unwrap_or_else(|| Targets::new().with_default(level));
+    let log = fmt().with_max_level(LevelFilter::TRACE).with_writer(io::stderr).with_target(false);
     let log = log.with_ansi(false);
     match env::var_os("JOURNAL_STREAM") {
-        Some(_) => log.without_time().init(),
-        None => log.init(),
+        Some(_) => log.without_time().finish().with(filter).init(),
+        None => log.finish().with(filter).init(),
     }
 }

@@ -141,7 +141,8 @@ pub fn write_volatile(path: &Path, content: &[u8], mode: u32) -> Result<(), Erro
     fs::rename(&temporary, path).map_err(Error::on("replace", path))
 }
 
-/// [`write`], unless the file has this content and this mode already; true when it was written.
+/// [`write_volatile`], unless the file has this content and this mode already; true when it was written. For what is made
+/// anew from other files before each use: what a crash of the host leaves of it is compared, and replaced.
 ///
 /// # Errors
 /// It cannot be written; the old file is then as it was.
@@ -152,7 +153,7 @@ pub fn write_if_changed(path: &Path, content: &[u8], mode: u32) -> Result<bool, 
     if same_mode && fs::read(path).is_ok_and(|old| old == content) {
         return Ok(false);
     }
-    write(path, content, mode).map(|()| true)
+    write_volatile(path, content, mode).map(|()| true)
 }
 
 /// Sets the permissions.

@@ -169,6 +169,9 @@ impl Supervisor {
             Exit::Unknown => Gone::Unknown,
         };
         self.qemu = None;
+        if let Some(watching) = &mut self.watching {
+            watching.end();
+        }
         // From here on nothing may speak of this QEMU any more.
         self.generation += 1;
         Record::remove(&self.paths);
