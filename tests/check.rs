@@ -120,15 +120,22 @@ fn the_reference_knows_exactly_the_keys_that_the_reader_knows() {
     for cells in rows {
         let [key, .., effect] = cells.as_slice() else { panic!("{cells:?}") };
         assert_eq!(cells.len(), 5, "{key}");
-        let words = ["live", "next reboot", "cloud-init re-run", "new disk"];
+        let words = ["live", "next reboot", "next start", "cloud-init re-run", "new disk"];
         assert!(words.iter().any(|word| effect.starts_with(word)), "{key} takes effect {effect}");
         let live = [
             "after",
             "autostart",
+            "cpu.pin",
+            "cpuQuota",
             "cpuWeight",
             "description",
+            "hostShutdown",
+            "ioWeight",
+            "memoryMax",
             "onGuestReboot",
             "onPanic",
+            "oomScoreAdjust",
+            "readyFailure",
             "shutdownTimeoutSec",
         ];
         assert_eq!(live.contains(&key.trim_matches('`')), *effect == "live", "{key}");

@@ -15,7 +15,10 @@ use qvm::{
         iso9660,
         seed::{self, Documents},
     },
-    spec::{Accel, CloudInit, Firmware, Link, Model, Nic, OnGuestReboot, OnPanic, UserData, Vm},
+    spec::{
+        Accel, CloudInit, Firmware, HostShutdown, Link, Model, Nic, OnGuestReboot, OnPanic, Ready,
+        ReadyFailure, UserData, Vm,
+    },
     value::{CpuWeight, MacAddr, Size},
 };
 use serde_norway::Value;
@@ -51,6 +54,15 @@ fn vm(nics: Vec<Nic>, cloud_init: Option<CloudInit>) -> Vm {
         vcpu: 1,
         mem: "1G".parse::<Size>().unwrap(),
         cpu_weight: CpuWeight::default(),
+        cpu_quota: None,
+        cpu_pin: Vec::new(),
+        memory_max: None,
+        io_weight: None,
+        oom_score_adjust: None,
+        ready: Ready::Running,
+        ready_timeout: Vm::READY_TIMEOUT,
+        ready_failure: ReadyFailure::Continue,
+        host_shutdown: HostShutdown::Stop,
         shutdown_timeout: serde_json::from_str("120").unwrap(),
         accel: Accel::Auto,
         firmware: Firmware::Bios,

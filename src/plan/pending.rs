@@ -92,12 +92,23 @@ fn facets(vm: &Vm) -> BTreeMap<String, Facet> {
             out.insert(key, Facet { shown, effect });
         }
     };
-    use TakesEffect::{CloudInitRerun, Ignored, Live, NextReboot};
+    use TakesEffect::{CloudInitRerun, Ignored, Live, NextReboot, NextStart};
     say("description".into(), vm.description.clone(), Live);
     say("autostart".into(), Some(vm.autostart.to_string()), Live);
     let after: Vec<&str> = vm.after.iter().map(|n| n.as_str()).collect();
     say("after".into(), Some(after.join(", ")), Live);
     say("cpuWeight".into(), Some(vm.cpu_weight.to_string()), Live);
+    say("cpuQuota".into(), vm.cpu_quota.map(|percent| percent.to_string()), Live);
+    say("memoryMax".into(), vm.memory_max.map(|size| size.to_string()), Live);
+    say("ioWeight".into(), vm.io_weight.map(|weight| weight.to_string()), Live);
+    say("oomScoreAdjust".into(), vm.oom_score_adjust.map(|adjust| adjust.to_string()), Live);
+    let pin: Vec<String> = vm.cpu_pin.iter().map(|list| format!("`{list}`")).collect();
+    say("cpu.pin".into(), (!pin.is_empty()).then(|| pin.join(", ")), Live);
+    say("hostShutdown".into(), Some(word(&vm.host_shutdown)), Live);
+    // A start that is over is not judged anew.
+    say("ready".into(), Some(vm.ready.to_string()), NextStart);
+    say("readyTimeoutSec".into(), Some(vm.ready_timeout.get().to_string()), NextStart);
+    say("readyFailure".into(), Some(word(&vm.ready_failure)), Live);
     say("shutdownTimeoutSec".into(), Some(vm.shutdown_timeout.get().to_string()), Live);
     say("onPanic".into(), Some(word(&vm.on_panic)), Live);
     say("onGuestReboot".into(), Some(word(&vm.on_guest_reboot)), Live);

@@ -36,6 +36,17 @@ pub fn drop_in(vm: &Vm) -> String {
         line("RequiresMountsFor", &quoted(path));
     }
     line("[Service]\nCPUWeight", &vm.cpu_weight.to_string());
+    let limits = [
+        ("CPUQuota", vm.cpu_quota.map(|percent| format!("{percent}%"))),
+        ("MemoryMax", vm.memory_max.map(|size| size.bytes().to_string())),
+        ("IOWeight", vm.io_weight.map(|weight| weight.to_string())),
+        ("OOMScoreAdjust", vm.oom_score_adjust.map(|adjust| adjust.to_string())),
+    ];
+    for (key, value) in limits {
+        if let Some(value) = value {
+            line(key, &value);
+        }
+    }
     let stop = vm.shutdown_timeout.duration() + STOP_MARGIN;
     line("TimeoutStopSec", &stop.as_secs().to_string());
     text
@@ -86,7 +97,7 @@ mod tests {
     #[test]
     fn everything_that_a_vm_file_says_to_systemd() {
         let text = "description = 'the 50% \"web\" server\\'\nautostart = true\nafter = [\"db\", \"cache\"]\n\
-                    cpuWeight = 300\nshutdownTimeoutSec = 60\n[image]\npath = '/srv/my images/a%b.qcow2'\n\
+                    cpuWeight = 300\nshutdownTimeoutSec = 60\ncpuQuota = 150\nmemoryMax = '2G'\nioWeight = 50\noomScoreAdjust = -500\n[image]\npath = '/srv/my images/a%b.qcow2'\n\
                     [disk.data]\npath = '/mnt/data/\"x\\y.raw'\n[disk.whole]\ndevice = '/dev/vg0/whole'\n";
         assert_eq!(
             drop_in(&vm(text)),
@@ -100,6 +111,10 @@ RequiresMountsFor="/srv/my images/a%%b.qcow2"
 RequiresMountsFor="/mnt/data/\"x\\y.raw"
 [Service]
 CPUWeight=300
+CPUQuota=150%
+MemoryMax=2147483648
+IOWeight=50
+OOMScoreAdjust=-500
 TimeoutStopSec=90
 "#
         );

@@ -236,6 +236,13 @@ impl Supervisor {
         self.vm.autostart = new.autostart;
         self.vm.after = new.after;
         self.vm.cpu_weight = new.cpu_weight;
+        self.vm.cpu_quota = new.cpu_quota;
+        self.vm.memory_max = new.memory_max;
+        self.vm.io_weight = new.io_weight;
+        self.vm.oom_score_adjust = new.oom_score_adjust;
+        self.vm.cpu_pin = new.cpu_pin;
+        self.vm.ready_failure = new.ready_failure;
+        self.vm.host_shutdown = new.host_shutdown;
         self.vm.shutdown_timeout = new.shutdown_timeout;
         self.vm.on_panic = new.on_panic;
         self.vm.on_guest_reboot = new.on_guest_reboot;

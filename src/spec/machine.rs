@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CloudInit, Disk, Nic,
+    CloudInit, Disk, Nic, Ready, ReadyFailure,
     cloud_init::ReadFile,
     disk::{Bus, DiskKeys, FlatDisk},
     nic::NicKeys,
@@ -16,7 +16,7 @@ use super::{
     table::{Named, Table},
     written::{Memory, Whole},
 };
-use crate::value::{CpuWeight, Label, Seconds, Size, VmName};
+use crate::value::{CpuList, CpuWeight, Label, Seconds, Size, VmName};
 
 /// A whole VM file. The flat keys of the first disk and the first NIC are folded into `disks` and
 /// `nics` here: `diskSizeG` is the size of the disk `root`, `bridge` is the bridge of the NIC `net`.
@@ -38,6 +38,24 @@ pub struct Vm {
     pub mem: Size,
     /// `cpuWeight`.
     pub cpu_weight: CpuWeight,
+    /// `cpuQuota`: percent of one CPU that QEMU may use at most, 1 to 51200.
+    pub cpu_quota: Option<u32>,
+    /// `cpu.pin`: the host's CPUs of each vCPU, or one list for all; empty where the host's scheduler chooses.
+    pub cpu_pin: Vec<CpuList>,
+    /// `memoryMax`: how much memory of the host's QEMU may use at most.
+    pub memory_max: Option<Size>,
+    /// `ioWeight`; in the range of a CPU weight.
+    pub io_weight: Option<CpuWeight>,
+    /// `oomScoreAdjust`: -1000 to 1000.
+    pub oom_score_adjust: Option<i16>,
+    /// `ready`.
+    pub ready: Ready,
+    /// `readyTimeoutSec`: how long the guest may take until it is ready.
+    pub ready_timeout: Seconds,
+    /// `readyFailure`.
+    pub ready_failure: ReadyFailure,
+    /// `hostShutdown`.
+    pub host_shutdown: HostShutdown,
     /// `shutdownTimeoutSec`: how long a clean shutdown may take before the guest is forced off.
     pub shutdown_timeout: Seconds,
     /// `accel`.
@@ -61,6 +79,8 @@ pub struct Vm {
 impl Vm {
     /// How long a clean shutdown may take, unless written.
     pub const SHUTDOWN_TIMEOUT: Seconds = Seconds::new(120);
+    /// How long a guest may take until it is ready, unless written.
+    pub const READY_TIMEOUT: Seconds = Seconds::new(300);
     /// What the guest is given, unless written.
     pub const MEM: Size = Size::from_bytes(Size::GIB);
     /// How many disks there can be on virtio and NVMe: each has a fixed slot of the guest's PCI bus.
@@ -115,25 +135,48 @@ impl Vm {
         let vcpu = top.take::<Whole<1, 255>>(r, "vcpu").value;
         let mem = top.take(r, "mem").value.map_or(Self::MEM, |Memory(size)| size);
         let cpu_weight = top.take(r, "cpuWeight").value.unwrap_or_default();
+        let cpu_quota = top.take::<Whole<1, { 100 * 512 }>>(r, "cpuQuota").value;
+        let memory_max = top.take(r, "memoryMax").value.map(|Memory(size)| size);
+        let io_weight = top.take::<Whole<1, 10_000>>(r, "ioWeight").value;
+        let oom_score_adjust = top.take::<Whole<-1000, 1000>>(r, "oomScoreAdjust").value;
+        let ready = top.take::<Ready>(r, "ready");
+        let ready_timeout = top.take(r, "readyTimeoutSec").value;
+        let ready_failure = top.take(r, "readyFailure").value.unwrap_or_default();
+        let host_shutdown = top.take(r, "hostShutdown").value.unwrap_or_default();
         let shutdown_timeout = top.take(r, "shutdownTimeoutSec").value;
         let accel = top.take(r, "accel").value.unwrap_or_default();
         let firmware = top.take(r, "firmware").value.unwrap_or_default();
         let on_panic = top.take(r, "onPanic").value.unwrap_or_default();
         let on_guest_reboot = top.take(r, "onGuestReboot").value.unwrap_or_default();
+        let vcpu = vcpu.and_then(|Whole(vcpu)| u8::try_from(vcpu).ok()).unwrap_or(1);
+        let cpu = top.take_table(r, "cpu");
+        let cpu_pin = cpu.map_or_else(Vec::new, |table| cpu_pin(r, table, vcpu));
         let disks = disks(r, &mut top);
         let nics = nics(r, name, &mut top);
         let cloud_init = top.take_table(r, "cloudInit");
         let cloud_init = cloud_init.map(|table| CloudInit::take(r, table, user_data));
         top.finish(r);
+        if let Some((at, ready)) = ready.good() {
+            ready.check(r, at, &nics, cloud_init.is_some());
+        }
         Self {
             name: name.clone(),
             file: file.to_owned(),
             description,
             autostart,
             after,
-            vcpu: vcpu.and_then(|Whole(vcpu)| u8::try_from(vcpu).ok()).unwrap_or(1),
+            vcpu,
             mem,
             cpu_weight,
+            cpu_quota: cpu_quota.and_then(|Whole(percent)| u32::try_from(percent).ok()),
+            cpu_pin,
+            memory_max,
+            io_weight: io_weight.and_then(|Whole(weight)| weight.try_into().ok()),
+            oom_score_adjust: oom_score_adjust.and_then(|Whole(adj)| i16::try_from(adj).ok()),
+            ready: ready.value.unwrap_or_default(),
+            ready_timeout: ready_timeout.unwrap_or(Self::READY_TIMEOUT),
+            ready_failure,
+            host_shutdown,
             shutdown_timeout: shutdown_timeout.unwrap_or(Self::SHUTDOWN_TIMEOUT),
             accel,
             firmware,
@@ -180,6 +223,18 @@ fn after(r: &mut Reading<'_>, own: &VmName, key: Key<Vec<(At, VmName)>>) -> Vec<
         }
     }
     list.into_iter().map(|(_, name)| name).collect()
+}
+
+/// `[cpu]`: a list of CPUs for each vCPU, or one for all.
+fn cpu_pin(r: &mut Reading<'_>, mut table: Table<'_>, vcpu: u8) -> Vec<CpuList> {
+    let pin = table.take_list::<CpuList>(r, "pin");
+    table.finish(r);
+    let list = pin.value.unwrap_or_default();
+    if let (Some(at), false) = (&pin.at, list.len() <= 1 || list.len() == usize::from(vcpu)) {
+        let message = format!("{} lists of CPUs for {vcpu} vCPUs", list.len());
+        r.refuse(at, message, Some("write one for each vCPU, or one for all".into()));
+    }
+    list.into_iter().map(|(_, list)| list).collect()
 }
 
 /// The disks, `root` first.
@@ -308,4 +363,15 @@ pub enum OnGuestReboot {
     Apply,
     /// The guest is reset within the same QEMU; changes stay pending.
     Reset,
+}
+
+/// What happens to the guest when the host shuts down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostShutdown {
+    /// It is shut down cleanly.
+    #[default]
+    Stop,
+    /// Its state is saved, and it goes on from there.
+    Suspend,
 }

@@ -12,6 +12,7 @@ mod machine;
 mod nic;
 mod problem;
 mod reading;
+mod ready;
 mod syntax;
 mod table;
 mod text;
@@ -26,9 +27,10 @@ pub use cloud_init::{CloudInit, UserData};
 pub use disk::{Bus, Clone, Disk, Format, Media, Source};
 pub use file::{files_in, load, load_all, load_with_text, name_of};
 pub use image::{Checksum, Image, Origin};
-pub use machine::{Accel, Firmware, OnGuestReboot, OnPanic, Vm};
+pub use machine::{Accel, Firmware, HostShutdown, OnGuestReboot, OnPanic, Vm};
 pub use nic::{Link, Model, Nic};
 pub use problem::{Invalid, Problem};
+pub use ready::{Reach, Ready, ReadyFailure};
 
 use crate::value::VmName;
 use reading::{At, Reading};
@@ -75,7 +77,7 @@ fn take(
 /// Every key that a VM file can have, by its path, such as `disk.NAME.size`; as the reader itself asks for them.
 pub fn keys() -> &'static BTreeSet<String> {
     static KEYS: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
-        let text = "[image]\n[cloudInit]\n[disk.x.image]\n[nic.x]\n";
+        let text = "[cpu]\n[image]\n[cloudInit]\n[disk.x.image]\n[nic.x]\n";
         let file = Path::new("x.toml");
         let mut r = Reading::new(file, text);
         if let Ok(name) = "x".parse() {

@@ -100,7 +100,10 @@ impl<'i> Table<'i> {
         self.known.push(key);
         let entry = self.entry(key)?;
         let path = self.path(key);
-        Self::open(r, entry, path, |path| format!("write `[{path}]` above its keys"))
+        Self::open(r, entry, path, |path| match path {
+            "cpu" => "how many CPUs the guest has is `vcpu`".into(),
+            path => format!("write `[{path}]` above its keys"),
+        })
     }
 
     /// Takes the named tables below a key, as in `[disk.data]`, in the order of the file.

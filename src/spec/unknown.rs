@@ -28,12 +28,10 @@ pub(super) fn hint(table: &str, key: &str, known: &[&str]) -> String {
     if let Some(place) = place(table, key) {
         return place;
     }
-    if let Some(near) = nearest(key, known) {
-        return format!("did you mean `{near}`?");
-    }
     let plain = plain(key);
-    match ELSEWHERE.iter().find(|(word, ours)| *word == plain && known.contains(ours)) {
-        Some((_, ours)) => format!("did you mean `{ours}`?"),
+    let elsewhere = ELSEWHERE.iter().find(|(word, ours)| *word == plain && known.contains(ours));
+    match elsewhere.map(|(_, ours)| *ours).or_else(|| nearest(key, known)) {
+        Some(ours) => format!("did you mean `{ours}`?"),
         None => {
             let here = if table.is_empty() { "here".into() } else { format!("in `[{table}]`") };
             let mut known = known.to_vec();

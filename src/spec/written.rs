@@ -3,10 +3,11 @@
 use toml::de::DeValue;
 
 use super::{
-    Accel, Bus, Clone as DiskClone, Firmware, Format, Media, Model, OnGuestReboot, OnPanic, unknown,
+    Accel, Bus, Clone as DiskClone, Firmware, Format, HostShutdown, Media, Model, OnGuestReboot,
+    OnPanic, ReadyFailure, unknown,
 };
 use crate::value::{
-    Cidr, CpuWeight, Forward, IfName, MacAddr, Refused, Seconds, Size, VmName, shown,
+    Cidr, CpuList, CpuWeight, Forward, IfName, MacAddr, Refused, Seconds, Size, VmName, shown,
 };
 
 /// A value that can be read from TOML.
@@ -112,7 +113,7 @@ fn whole(value: &DeValue<'_>) -> Result<i64, Refusal> {
 
 fn unquoted(value: &DeValue<'_>) -> Option<String> {
     let text = value.as_str()?;
-    let number = text.strip_suffix('G').unwrap_or(text).parse::<i64>().ok()?;
+    let number = text.strip_suffix(['G', '%']).unwrap_or(text).parse::<i64>().ok()?;
     Some(format!("write `{number}`, without quotes"))
 }
 
@@ -150,7 +151,7 @@ macro_rules! by_text {
         }
     )*};
 }
-by_text!(Cidr, Forward, IfName, MacAddr, VmName);
+by_text!(Cidr, CpuList, Forward, IfName, MacAddr, VmName);
 
 impl Written for std::net::IpAddr {
     const WANTED: &'static str = TEXT;
@@ -283,6 +284,8 @@ by_word! {
     Firmware { "bios" => Self::Bios, "uefi" => Self::Uefi, "uefi-secure" => Self::UefiSecure }
     OnPanic { "restart" => Self::Restart, "stop" => Self::Stop, "pause" => Self::Pause }
     OnGuestReboot { "apply" => Self::Apply, "reset" => Self::Reset }
+    ReadyFailure { "continue" => Self::Continue, "fail" => Self::Fail }
+    HostShutdown { "stop" => Self::Stop, "suspend" => Self::Suspend }
     Format { "qcow2" => Self::Qcow2, "raw" => Self::Raw }
     DiskClone { "copy" => Self::Copy, "overlay" => Self::Overlay }
     Bus { "virtio" => Self::Virtio, "sata" => Self::Sata, "nvme" => Self::Nvme }

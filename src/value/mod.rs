@@ -2,6 +2,7 @@
 
 mod chain;
 mod cidr;
+mod cpu_list;
 mod cpu_weight;
 mod digest;
 mod forward;
@@ -14,6 +15,7 @@ mod vm_name;
 
 pub use chain::chain;
 pub use cidr::Cidr;
+pub use cpu_list::CpuList;
 pub use cpu_weight::CpuWeight;
 pub use digest::{Algorithm, Digest};
 pub use forward::{Forward, Protocol};

@@ -1,0 +1,144 @@
+//! `ready`: when a VM counts as started, and how the host finds that out.
+
+use std::{
+    fmt,
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+};
+
+use serde::{Deserialize, Serialize};
+use toml::de::DeValue;
+
+use super::{
+    Link, Nic, Vm,
+    reading::{At, Reading},
+    unknown,
+    written::{Refusal, Written},
+};
+use crate::value::{Protocol, shown};
+
+/// When a VM counts as started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ready {
+    /// Its vCPUs run.
+    #[default]
+    Running,
+    /// The guest agent answers.
+    Agent,
+    /// The guest takes connections on this TCP port.
+    Tcp(u16),
+    /// cloud-init is done, as the guest agent tells.
+    CloudInit,
+}
+
+/// As in the VM file.
+impl fmt::Display for Ready {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Running => f.write_str("running"),
+            Self::Agent => f.write_str("agent"),
+            Self::Tcp(port) => write!(f, "tcp:{port}"),
+            Self::CloudInit => f.write_str("cloud-init"),
+        }
+    }
+}
+
+/// What is done with a guest that does not get ready in its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReadyFailure {
+    /// It counts as started all the same, and `qvm status` tells.
+    #[default]
+    Continue,
+    /// It is shut down, and `qvm run` fails.
+    Fail,
+}
+
+/// How the host connects to a TCP port of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// At the guest's own address.
+    Direct(SocketAddr),
+    /// At an address where QEMU listens for it. QEMU takes the connection before the guest does.
+    Forwarded(SocketAddrV4),
+}
+
+/// The way to a port of the guest: its `ip` behind a bridge, else a `forward`.
+fn reach(nics: &[Nic], port: u16) -> Option<Reach> {
+    let direct = nics.iter().find_map(|nic| match (&nic.link, nic.ip) {
+        (Link::Bridge { .. }, Some(ip)) => Some(SocketAddr::new(ip.address(), port)),
+        _ => None,
+    });
+    let forwarded = || {
+        nics.iter().find_map(|nic| {
+            let Link::User { forward } = &nic.link else { return None };
+            let to = |f: &&crate::value::Forward| f.protocol == Protocol::Tcp && f.guest == port;
+            forward.iter().find(to).map(|forward| forward.host)
+        })
+    };
+    direct.map(Reach::Direct).or_else(|| {
+        let host = forwarded()?;
+        // Where it listens on every address, it listens on this one.
+        let address = Some(*host.ip()).filter(|ip| !ip.is_unspecified());
+        let address = address.unwrap_or(Ipv4Addr::LOCALHOST);
+        Some(Reach::Forwarded(SocketAddrV4::new(address, host.port())))
+    })
+}
+
+impl Vm {
+    /// The way to a TCP port of the guest; never `None` for the port of a [`Ready::Tcp`].
+    pub fn reach(&self, port: u16) -> Option<Reach> {
+        reach(&self.nics, port)
+    }
+}
+
+impl Ready {
+    /// Refuses what can never be met by the rest of the file.
+    pub(super) fn check(self, r: &mut Reading<'_>, at: &At, nics: &[Nic], seed: bool) {
+        match self {
+            Self::Tcp(port) if reach(nics, port).is_none() => {
+                let message = format!("the host cannot reach port {port} of the guest");
+                let hint = format!(
+                    "write the guest's `ip` beside `bridge`, or without a bridge `forward = [\"HOSTPORT:{port}\"]`"
+                );
+                r.refuse(at, message, Some(hint));
+            }
+            Self::CloudInit if !seed => {
+                let hint = "write `[cloudInit]`, or `ready = \"agent\"`";
+                r.refuse(at, "without a seed cloud-init has nothing to do", Some(hint.into()));
+            }
+            Self::Running | Self::Agent | Self::Tcp(_) | Self::CloudInit => {}
+        }
+    }
+}
+
+const WORDS: [&str; 4] = ["running", "agent", "tcp:PORT", "cloud-init"];
+
+impl Written for Ready {
+    const WANTED: &'static str = "a string";
+    const PLURAL: &'static str = "strings";
+
+    fn read(value: &DeValue<'_>) -> Result<Self, Refusal> {
+        let text = value.as_str().ok_or(Refusal::Type)?;
+        match text {
+            "running" => Ok(Self::Running),
+            "agent" => Ok(Self::Agent),
+            "cloud-init" => Ok(Self::CloudInit),
+            _ => match text.strip_prefix("tcp:") {
+                Some(port) => port_of(port).map(Self::Tcp).ok_or_else(|| Refusal::Value {
+                    message: format!("`{}` is not a port: it goes from 1 to 65535", shown(port)),
+                    hint: Some("write it as in `\"tcp:22\"`".into()),
+                }),
+                None => Err(unknown::word(text, &WORDS)),
+            },
+        }
+    }
+
+    fn instead_of(_: &DeValue<'_>) -> Option<String> {
+        Some(unknown::one_of(&WORDS))
+    }
+}
+
+fn port_of(text: &str) -> Option<u16> {
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    text.parse().ok().filter(|port| digits && *port != 0)
+}
