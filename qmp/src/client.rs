@@ -334,6 +334,33 @@ impl Client {
         self.raw("set-action", json!({ "reboot": action }), limit).await.map(drop)
     }
 
+    /// The ids of the vCPUs' threads, in the order of the vCPUs.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn vcpu_threads(&self, limit: Duration) -> Result<Vec<u32>, Error> {
+        let value = self.raw("query-cpus-fast", json!({}), limit).await?;
+        let number = |cpu: &Value, key: &str| u32::try_from(cpu[key].as_u64()?).ok();
+        let mut threads: Vec<(u32, u32)> = value
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|cpu| Some((number(cpu, "cpu-index")?, number(cpu, "thread-id")?)))
+            .collect();
+        threads.sort_unstable();
+        Ok(threads.into_iter().map(|(_, thread)| thread).collect())
+    }
+
+    /// The table of the user-mode network's connections, as people read it: no command says it in another way.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn user_network(&self, limit: Duration) -> Result<String, Error> {
+        let command = json!({ "command-line": "info usernet" });
+        let value = self.raw("human-monitor-command", command, limit).await?;
+        Ok(value.as_str().unwrap_or_default().to_owned())
+    }
+
     /// Sets the balloon's target, in bytes.
     ///
     /// # Errors

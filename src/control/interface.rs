@@ -82,6 +82,7 @@ mod tests {
         let status = Status {
             name: "web".into(),
             state: State::Running,
+            ready: None,
             pid: None,
             supervisor_pid: None,
             since: None,
@@ -94,6 +95,8 @@ mod tests {
             ip: None,
             tap: None,
             cpu_weight: 100,
+            cpu_weight_effective: None,
+            cpu_share: None,
             accel: None,
             qemu_version: None,
             machine: None,

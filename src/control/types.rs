@@ -39,14 +39,40 @@ impl State {
     }
 }
 
+/// Whether a VM is what `ready` of its VM file wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ready {
+    /// It is, or was since its start.
+    Yes,
+    /// It was not in time.
+    No,
+    /// It is looked for.
+    Waiting,
+}
+
+impl Ready {
+    /// The word for it, in tables and in JSON.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Yes => "yes",
+            Self::No => "no",
+            Self::Waiting => "waiting",
+        }
+    }
+}
+
 /// Everything about one VM; the object that `qvm status --json` prints. Keys are only ever added.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
     /// The VM.
     pub name: String,
     /// What it is doing.
     pub state: State,
+    /// Whether the guest is ready; null where none runs.
+    #[serde(default)]
+    pub ready: Option<Ready>,
     /// QEMU's process.
     pub pid: Option<u32>,
     /// The supervisor's process.
@@ -72,6 +98,12 @@ pub struct Status {
     pub tap: Option<String>,
     /// cgroup v2 `cpu.weight` as configured.
     pub cpu_weight: u16,
+    /// cgroup v2 `cpu.weight` as the kernel has it.
+    #[serde(default)]
+    pub cpu_weight_effective: Option<u16>,
+    /// The part of the CPU time of its parent's that the VM gets when all beside it want it too: above 0, at most 1.
+    #[serde(default)]
+    pub cpu_share: Option<f64>,
     /// `kvm` or `tcg`.
     pub accel: Option<String>,
     /// Such as `10.0.2`.
@@ -115,7 +147,7 @@ pub struct End {
 /// Something that happened, for `SubscribeEvents` and `io.qvm.Vm.Watch`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Event {
-    /// QMP's name (`SHUTDOWN`, `RESET`, …), or one of qvm's own: `QVM_STATE`, `QVM_STOP_RUNG`, `QVM_END`.
+    /// QMP's name (`SHUTDOWN`, `RESET`, …), or one of qvm's own: `QVM_STATE`, `QVM_READY`, `QVM_STOP_RUNG`, `QVM_END`.
     pub event: String,
     /// The event's data.
     pub data: Option<serde_json::Value>,

@@ -11,6 +11,12 @@ pub enum Action {
     Launch,
     /// Give up preparing or launching; leave nothing of QEMU behind.
     CancelStart,
+    /// Find out whether the guest is ready, beginning anew; the service manager shall wait so long.
+    AwaitReady(Duration),
+    /// Do not look any more.
+    StopAwaiting,
+    /// Take note that the guest is not ready, and will not be waited for; why.
+    GiveUpReady(String),
     /// Tell the service manager that the VM is up.
     NotifyReady,
     /// Tell the service manager that the VM goes down, and that this may take so long.

@@ -42,6 +42,8 @@ pub enum Cause {
     QemuDied(Gone),
     /// It never came to run.
     StartFailed(NotStarted),
+    /// It ran, but was not ready in its time, and that is a failure (`readyFailure = "fail"`); why.
+    NotReady(String),
     /// Asked to stop while it was still being prepared or launched.
     StartCancelled(By),
 }
@@ -76,7 +78,9 @@ impl End {
     /// Whether the run failed.
     pub fn failed(&self) -> bool {
         match self.cause {
-            Cause::Panicked | Cause::QemuDied(_) | Cause::StartFailed(_) => true,
+            Cause::Panicked | Cause::QemuDied(_) | Cause::StartFailed(_) | Cause::NotReady(_) => {
+                true
+            }
             Cause::Stopped(_)
             | Cause::ForcedOff(_)
             | Cause::Killed
@@ -98,6 +102,7 @@ impl End {
             Cause::QemuDied(Gone::Signalled { .. }) => "qemu-signal",
             Cause::QemuDied(Gone::Exited(_) | Gone::Unknown) => "qemu-exited",
             Cause::StartFailed(_) => "start-failed",
+            Cause::NotReady(_) => "not-ready",
             Cause::StartCancelled(_) => "start-cancelled",
         }
     }
@@ -135,6 +140,7 @@ impl fmt::Display for End {
                 f.write_str("QEMU went away; how is not known, it was adopted")
             }
             Cause::StartFailed(NotStarted { why, .. }) => write!(f, "the start failed: {why}"),
+            Cause::NotReady(why) => write!(f, "the guest did not get ready: {why}"),
             Cause::StartCancelled(who) => write!(f, "the start was cancelled by {}", by(who)),
         }
     }

@@ -13,7 +13,13 @@ pub enum Event {
     Launched {
         /// The guest's vCPUs are held.
         paused: bool,
+        /// An earlier supervisor has seen it ready.
+        ready: bool,
     },
+    /// The guest is what `ready` wants.
+    Ready,
+    /// The guest will never be what `ready` wants, or was not in time; why.
+    NotReady(String),
     /// Preparation or launch failed; nothing of QEMU is left.
     StartFailed(NotStarted),
     /// SIGTERM or SIGINT: stop, or, when that is under way, harder.

@@ -24,18 +24,25 @@
 //!
 //! QemuGone leads from every state with a QEMU to Ended (or to Launching, where a relaunch was meant). The machine is total:
 //! each state names every event, and a pair that means nothing changes nothing.
+//!
+//! Beside the state, [`Life`] knows whether the guest is ready, which the service manager is told once a run. The two are apart, since
+//! a guest may be paused, or reboot into a new QEMU, while it is waited for.
 
+mod accepts;
 mod action;
 mod end;
 mod event;
+mod ready;
 mod state;
 mod step;
 
+pub use accepts::accepts;
 pub use action::{Action, Rung};
 pub use end::{Cause, End, Gone, NotStarted};
 pub use event::{By, Command, Event};
+pub use ready::{Life, Readiness};
 pub use state::{Hold, Ladder, Outcome, State};
-pub use step::{PRESS_EVERY, QUIT_GRACE, START_CANCEL_GRACE, accepts, step};
+pub use step::{PRESS_EVERY, QUIT_GRACE, START_CANCEL_GRACE};
 
 /// What of the VM file the machine must know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +51,28 @@ pub struct Policy {
     pub shutdown_timeout: std::time::Duration,
     /// What a panic leads to.
     pub on_panic: OnPanic,
+    /// What makes it ready.
+    pub ready: Ready,
+    /// What a guest that does not get ready leads to.
+    pub ready_failure: ReadyFailure,
+}
+
+/// What makes a VM ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ready {
+    /// That its vCPUs run.
+    Running,
+    /// Something in the guest, which may take so long.
+    Within(std::time::Duration),
+}
+
+/// What a guest that does not get ready leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadyFailure {
+    /// It counts as up all the same.
+    Continue,
+    /// It is shut down, and the run fails.
+    Fail,
 }
 
 /// What a panic of the guest's kernel leads to.

@@ -17,8 +17,13 @@ pub const QUIT_GRACE: Duration = Duration::from_secs(10);
 /// How long giving up a start may take before the run ends without waiting for it.
 pub const START_CANCEL_GRACE: Duration = Duration::from_secs(5);
 
-/// What is so after `event`, and what has to be done.
-pub fn step(state: State, event: Event, now: Duration, policy: &Policy) -> (State, Vec<Action>) {
+/// What the VM does after `event`, and what has to be done.
+pub(super) fn step(
+    state: State,
+    event: Event,
+    now: Duration,
+    policy: &Policy,
+) -> (State, Vec<Action>) {
     match state {
         State::Preparing => starting(State::Preparing, event, now),
         State::Launching => starting(State::Launching, event, now),
@@ -32,40 +37,19 @@ pub fn step(state: State, event: Event, now: Duration, policy: &Policy) -> (Stat
     }
 }
 
-/// Whether a command makes sense now; otherwise what the VM is doing instead.
-///
-/// # Errors
-/// The state, as a word that goes after "the VM is".
-pub fn accepts(state: &State, command: Command) -> Result<(), &'static str> {
-    match (state, command) {
-        (_, Command::Stop { .. } | Command::Terminate) => Ok(()),
-        (State::Running, _) | (State::Paused(Hold::Wanted), Command::Resume | Command::Pause) => {
-            Ok(())
-        }
-        (State::Paused(_), Command::Reset) => Ok(()),
-        (State::Paused(Hold::Wanted), Command::Reboot) => Ok(()),
-        (State::Paused(Hold::Panic), Command::Resume | Command::Pause | Command::Reboot) => Err(
-            "paused after a panic of its kernel; `qvm reboot --force`, `qvm stop` or `qvm kill` it",
-        ),
-        (State::Preparing | State::Launching, _) => Err("starting"),
-        (State::Cancelling { .. } | State::Stopping(_), _) => Err("stopping"),
-        (State::Quitting { .. } | State::Killing { .. } | State::Ended, _) => Err("stopping"),
-    }
-}
-
 fn starting(state: State, event: Event, now: Duration) -> (State, Vec<Action>) {
     let cancel =
         |by| (State::Cancelling { until: now + START_CANCEL_GRACE, by }, vec![Action::CancelStart]);
     match event {
         Event::Prepared if state == State::Preparing => (State::Launching, vec![Action::Launch]),
-        Event::Launched { paused: false } => (State::Running, vec![Action::NotifyReady]),
-        Event::Launched { paused: true } => {
-            (State::Paused(Hold::Wanted), vec![Action::NotifyReady])
-        }
+        Event::Launched { paused: false, .. } => (State::Running, vec![]),
+        Event::Launched { paused: true, .. } => (State::Paused(Hold::Wanted), vec![]),
         Event::StartFailed(why) => end(Cause::StartFailed(why)),
         Event::Signalled => cancel(By::Signal),
         Event::Asked(Command::Stop { .. } | Command::Terminate) => cancel(By::Operator),
         Event::Prepared
+        | Event::Ready
+        | Event::NotReady(_)
         | Event::Asked(Command::Reboot | Command::Reset | Command::Pause | Command::Resume)
         | Event::GuestShutdown
         | Event::GuestReboot
@@ -89,6 +73,8 @@ fn cancelling(until: Duration, by: By, event: Event, now: Duration) -> (State, V
         }
         Event::Tick if now >= until => end(Cause::StartCancelled(by)),
         Event::Tick
+        | Event::Ready
+        | Event::NotReady(_)
         | Event::Signalled
         | Event::Asked(_)
         | Event::GuestShutdown
@@ -117,8 +103,10 @@ fn running(event: Event, now: Duration, policy: &Policy) -> (State, Vec<Action>)
         Event::GuestReboot => quit(Outcome::Relaunch, false, now, vec![]),
         Event::GuestPanicked => panicked(now, policy),
         Event::Held => (State::Paused(Hold::Wanted), vec![]),
+        Event::NotReady(why) => not_ready(why, now, policy, vec![]),
         Event::QemuGone(gone) => end(Cause::QemuDied(gone)),
         Event::Prepared
+        | Event::Ready
         | Event::Launched { .. }
         | Event::StartFailed(_)
         | Event::GuestReset
@@ -150,6 +138,10 @@ fn paused(hold: Hold, event: Event, now: Duration, policy: &Policy) -> (State, V
         }
         (Hold::Wanted, Event::Asked(Command::Resume)) => (State::Paused(hold), wake()),
         (Hold::Wanted, Event::Continued) => (State::Running, vec![]),
+        (Hold::Wanted, Event::NotReady(why)) => not_ready(why, now, policy, wake()),
+        (Hold::Panic, Event::NotReady(why)) => {
+            quit(ended(Cause::NotReady(why)), false, now, vec![])
+        }
         (_, Event::GuestShutdown) => guest_done(ended(Cause::GuestShutdown), now),
         (_, Event::GuestReboot) => quit(Outcome::Relaunch, false, now, vec![]),
         (Hold::Wanted, Event::GuestPanicked) => panicked(now, policy),
@@ -160,6 +152,7 @@ fn paused(hold: Hold, event: Event, now: Duration, policy: &Policy) -> (State, V
             Hold::Wanted | Hold::Panic,
             Event::Asked(Command::Pause)
             | Event::Prepared
+            | Event::Ready
             | Event::Launched { .. }
             | Event::StartFailed(_)
             | Event::GuestReset
@@ -172,7 +165,9 @@ fn paused(hold: Hold, event: Event, now: Duration, policy: &Policy) -> (State, V
 fn stopping(ladder: Ladder, event: Event, now: Duration) -> (State, Vec<Action>) {
     match event {
         Event::Signalled => match ladder.then {
-            Outcome::Relaunch => stop_instead(ladder, By::Signal, None, now),
+            Outcome::Relaunch | Outcome::End(End { cause: Cause::NotReady(_) }) => {
+                stop_instead(ladder, By::Signal, None, now)
+            }
             Outcome::End(_) => quit(
                 ended(Cause::ForcedOff(By::Signal)),
                 true,
@@ -204,6 +199,8 @@ fn stopping(ladder: Ladder, event: Event, now: Duration) -> (State, Vec<Action>)
         }
         Event::Asked(Command::Resume) => (State::Stopping(ladder), vec![Action::Continue]),
         Event::Tick
+        | Event::Ready
+        | Event::NotReady(_)
         | Event::Asked(Command::Reboot | Command::Reset | Command::Pause)
         | Event::Prepared
         | Event::Launched { .. }
@@ -244,6 +241,8 @@ fn quitting(
             (State::Quitting { kill_at, hurried, then }, vec![])
         }
         Event::Tick
+        | Event::Ready
+        | Event::NotReady(_)
         | Event::Asked(Command::Reboot | Command::Reset | Command::Pause | Command::Resume)
         | Event::Prepared
         | Event::Launched { .. }
@@ -266,6 +265,8 @@ fn killing(then: Outcome, event: Event) -> (State, Vec<Action>) {
         }
         Event::Asked(Command::Terminate) => instead_of_relaunch(then, Cause::Killed),
         Event::Asked(Command::Reboot | Command::Reset | Command::Pause | Command::Resume)
+        | Event::Ready
+        | Event::NotReady(_)
         | Event::Prepared
         | Event::Launched { .. }
         | Event::StartFailed(_)
@@ -283,6 +284,16 @@ fn killing(then: Outcome, event: Event) -> (State, Vec<Action>) {
 /// The first rung.
 fn ask(by: By, timeout: Duration, now: Duration, before: Vec<Action>) -> (State, Vec<Action>) {
     ladder(ended(Cause::Stopped(by)), timeout, now, before, true)
+}
+
+/// The same ladder, with a failure at its end.
+fn not_ready(
+    why: String,
+    now: Duration,
+    policy: &Policy,
+    before: Vec<Action>,
+) -> (State, Vec<Action>) {
+    ladder(ended(Cause::NotReady(why)), policy.shutdown_timeout, now, before, true)
 }
 
 /// The same ladder, with a new QEMU at its end.
@@ -307,7 +318,7 @@ fn ladder(
     (State::Stopping(ladder), actions)
 }
 
-/// A stop that comes while a shutdown is under way: a reboot becomes a stop, and a given timeout counts from now.
+/// A stop that comes while a shutdown is under way: a reboot or a failure becomes a stop, and a given timeout counts from now.
 fn stop_instead(
     ladder: Ladder,
     by: By,
@@ -365,7 +376,8 @@ fn ended(cause: Cause) -> Outcome {
 
 fn instead_of_relaunch(then: Outcome, cause: Cause) -> Outcome {
     match then {
-        Outcome::Relaunch => ended(cause),
+        // Whoever stops a guest that was about to be called a failure gets what was asked for.
+        Outcome::Relaunch | Outcome::End(End { cause: Cause::NotReady(_) }) => ended(cause),
         end @ Outcome::End(_) => end,
     }
 }

@@ -4,10 +4,14 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{step::step, *};
 
-const POLICY: Policy =
-    Policy { shutdown_timeout: Duration::from_secs(60), on_panic: OnPanic::Restart };
+const POLICY: Policy = Policy {
+    shutdown_timeout: Duration::from_secs(60),
+    on_panic: OnPanic::Restart,
+    ready: Ready::Within(Duration::from_secs(30)),
+    ready_failure: ReadyFailure::Fail,
+};
 
 fn at(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -44,13 +48,13 @@ fn not_started(why: &str) -> NotStarted {
 fn preparing_leads_to_launching_and_to_running() {
     let (state, actions) = feed(State::Preparing, &[(0, Event::Prepared)]);
     assert_eq!((state.clone(), actions), (State::Launching, vec![Action::Launch]));
-    let (state, actions) = feed(state, &[(1, Event::Launched { paused: false })]);
-    assert_eq!((state, actions), (State::Running, vec![Action::NotifyReady]));
+    let (state, actions) = feed(state, &[(1, Event::Launched { paused: false, ready: false })]);
+    assert_eq!((state, actions), (State::Running, vec![]));
 }
 
 #[test]
 fn an_adopted_guest_that_was_paused_stays_paused() {
-    let (state, _) = feed(State::Launching, &[(0, Event::Launched { paused: true })]);
+    let (state, _) = feed(State::Launching, &[(0, Event::Launched { paused: true, ready: true })]);
     assert_eq!(state, State::Paused(Hold::Wanted));
 }
 
@@ -84,8 +88,10 @@ fn a_start_that_does_not_give_up_is_not_waited_for() {
 
 #[test]
 fn a_launch_that_was_quicker_than_its_cancellation_is_quit() {
-    let (state, actions) =
-        feed(State::Launching, &[(0, STOP), (1, Event::Launched { paused: false }), (2, GONE)]);
+    let (state, actions) = feed(
+        State::Launching,
+        &[(0, STOP), (1, Event::Launched { paused: false, ready: false }), (2, GONE)],
+    );
     assert_eq!(state, State::Ended);
     assert!(actions.contains(&Action::Quit));
     assert_eq!(reason_of(&actions), Some("start-cancelled"));
@@ -300,7 +306,9 @@ fn any_event() -> impl Strategy<Value = Event> {
     ];
     prop_oneof![
         Just(Event::Prepared),
-        any::<bool>().prop_map(|paused| Event::Launched { paused }),
+        any::<(bool, bool)>().prop_map(|(paused, ready)| Event::Launched { paused, ready }),
+        Just(Event::Ready),
+        Just(Event::NotReady("late".into())),
         Just(Event::StartFailed(not_started("x"))),
         Just(Event::Signalled),
         command.prop_map(Event::Asked),
@@ -316,15 +324,15 @@ fn any_event() -> impl Strategy<Value = Event> {
 }
 
 /// A QEMU that may or may not be there, beside the machine.
-fn drive(events: &[(u64, Event)]) -> (State, Vec<Action>, Duration) {
-    let (mut state, mut done, mut now) = (State::Preparing, vec![], at(0));
+fn drive(events: &[(u64, Event)]) -> (Life, Vec<Action>, Duration) {
+    let (mut life, mut done, mut now) = (Life::default(), vec![], at(0));
     for (pause, event) in events {
         now += at(*pause);
-        let (next, actions) = step(state, event.clone(), now, &POLICY);
-        state = next;
+        let (next, actions) = life.step(event.clone(), now, &POLICY);
+        life = next;
         done.extend(actions);
     }
-    (state, done, now)
+    (life, done, now)
 }
 
 proptest! {
@@ -332,31 +340,31 @@ proptest! {
     fn at_most_one_end_is_recorded_and_one_exit_given(
         events in prop::collection::vec((0u64..40, any_event()), 0..60)
     ) {
-        let (state, done, _) = drive(&events);
+        let (life, done, _) = drive(&events);
         let exits = done.iter().filter(|a| matches!(a, Action::Exit(_))).count();
         let records = done.iter().filter(|a| matches!(a, Action::Record(_))).count();
         prop_assert!(exits <= 1 && records == exits);
-        prop_assert_eq!(exits == 1, state == State::Ended);
+        prop_assert_eq!(exits == 1, life.state == State::Ended);
     }
 
     #[test]
     fn after_a_stop_the_deadlines_alone_lead_to_kill_or_to_the_end(
         events in prop::collection::vec((0u64..40, any_event()), 0..40)
     ) {
-        let (state, _, mut now) = drive(&events);
-        let (mut state, mut done) = step(state, Event::Signalled, now, &POLICY);
+        let (life, _, mut now) = drive(&events);
+        let (mut life, mut done) = life.step(Event::Signalled, now, &POLICY);
         for _ in 0..200 {
-            let Some(deadline) = state.deadline() else { break };
+            let Some(deadline) = life.deadline() else { break };
             now = now.max(deadline);
-            let (next, actions) = step(state, Event::Tick, now, &POLICY);
-            state = next;
+            let (next, actions) = life.step(Event::Tick, now, &POLICY);
+            life = next;
             done.extend(actions);
         }
         prop_assert!(
-            matches!(state, State::Ended | State::Killing { .. }), "stuck in {state:?}"
+            matches!(life.state, State::Ended | State::Killing { .. }), "stuck in {life:?}"
         );
-        let (state, _) = step(state, GONE, now, &POLICY);
-        prop_assert_eq!(state, State::Ended);
+        let (life, _) = life.step(GONE, now, &POLICY);
+        prop_assert_eq!(life.state, State::Ended);
     }
 
     #[test]
@@ -364,13 +372,13 @@ proptest! {
         before in prop::collection::vec((0u64..40, any_event()), 0..40),
         after in prop::collection::vec((0u64..40, any_event()), 0..40)
     ) {
-        let (mut state, _, mut now) = drive(&before);
-        state = step(state, Event::Signalled, now, &POLICY).0;
+        let (mut life, _, mut now) = drive(&before);
+        life = life.step(Event::Signalled, now, &POLICY).0;
         for (pause, event) in &after {
             // Only an operator's own word brings a VM back, and only once it has ended.
             now += at(*pause);
-            let (next, actions) = step(state, event.clone(), now, &POLICY);
-            state = next;
+            let (next, actions) = life.step(event.clone(), now, &POLICY);
+            life = next;
             prop_assert!(!actions.contains(&Action::Launch));
         }
     }
@@ -379,10 +387,10 @@ proptest! {
     fn a_tick_before_the_deadline_changes_nothing(
         events in prop::collection::vec((0u64..40, any_event()), 0..40)
     ) {
-        let (state, _, now) = drive(&events);
-        if state.deadline().is_none_or(|d| now < d) {
-            let (next, actions) = step(state.clone(), Event::Tick, now, &POLICY);
-            prop_assert_eq!((next, actions), (state, vec![]));
+        let (life, _, now) = drive(&events);
+        if life.deadline().is_none_or(|d| now < d) {
+            let (next, actions) = life.clone().step(Event::Tick, now, &POLICY);
+            prop_assert_eq!((next, actions), (life, vec![]));
         }
     }
 
@@ -390,15 +398,34 @@ proptest! {
     fn what_is_accepted_is_acted_upon(
         events in prop::collection::vec((0u64..40, any_event()), 0..40)
     ) {
-        let (state, _, now) = drive(&events);
+        let (life, _, now) = drive(&events);
         for command in [Command::Reboot, Command::Reset] {
-            if accepts(&state, command).is_ok() {
-                let (_, actions) = step(state.clone(), Event::Asked(command), now, &POLICY);
-                prop_assert!(!actions.is_empty(), "{command:?} was taken in {state:?} and nothing done");
-            } else if !matches!(state, State::Ended) {
-                let (_, actions) = step(state.clone(), Event::Asked(command), now, &POLICY);
-                prop_assert!(actions.is_empty(), "{command:?} was refused in {state:?} and done");
+            if accepts(&life.state, command).is_ok() {
+                let (_, actions) = life.clone().step(Event::Asked(command), now, &POLICY);
+                prop_assert!(!actions.is_empty(), "{command:?} was taken in {life:?} and nothing done");
+            } else if !matches!(life.state, State::Ended) {
+                let (_, actions) = life.clone().step(Event::Asked(command), now, &POLICY);
+                prop_assert!(actions.is_empty(), "{command:?} was refused in {life:?} and done");
             }
         }
+    }
+
+    #[test]
+    fn the_service_manager_is_told_at_most_once_that_it_is_up_and_never_of_one_that_goes(
+        events in prop::collection::vec((0u64..40, any_event()), 0..60)
+    ) {
+        let (life, done, _) = drive(&events);
+        let told = done.iter().filter(|a| **a == Action::NotifyReady).count();
+        prop_assert!(told <= 1);
+        if told == 0 {
+            prop_assert!(life.readiness != Readiness::Met);
+        }
+        // Each search is begun and ended in turn.
+        let begun = done.iter().filter(|a| matches!(a, Action::AwaitReady(_))).count();
+        let ended = done.iter().filter(|a| **a == Action::StopAwaiting).count();
+        let found = usize::from(life.readiness == Readiness::Met && begun > ended);
+        let up = matches!(life.state, State::Running | State::Paused(_));
+        let goes_on = matches!(life.readiness, Readiness::Awaited { .. }) && up;
+        prop_assert_eq!(begun, ended + found + usize::from(goes_on));
     }
 }

@@ -12,6 +12,7 @@ pub mod iso9660;
 pub mod layout;
 pub mod pending;
 pub mod qcow2;
+pub mod readiness;
 pub mod seed;
 pub mod sums;
 pub mod tap;

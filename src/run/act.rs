@@ -29,9 +29,10 @@ impl Supervisor {
         match action {
             Action::Launch => self.launch(),
             Action::CancelStart => self.cancel_start(),
-            Action::NotifyReady => {
-                self.notifier.ready("running");
-            }
+            Action::AwaitReady(limit) => self.await_ready(limit),
+            Action::StopAwaiting => self.awaiting = None,
+            Action::GiveUpReady(why) => self.give_up_ready(&why),
+            Action::NotifyReady => self.be_ready(),
             Action::NotifyStopping(limit) => {
                 self.notifier.stopping("stopping");
                 self.notifier.extend_timeout(limit + STOP_SLACK);
@@ -77,7 +78,7 @@ impl Supervisor {
             self.text.clone_from(&self.written_text);
             self.pending.clear();
             self.reboot_relaunches = false;
-            self.state = life::State::Preparing;
+            self.life.state = life::State::Preparing;
             self.prepare();
             return;
         };
@@ -213,6 +214,7 @@ impl Supervisor {
         match &end.cause {
             // The verb tells it, as the last thing.
             life::Cause::StartFailed(not) => self.start_failure = Some(not.why.clone()),
+            life::Cause::NotReady(_) => self.start_failure = Some(kept.detail.clone()),
             _ if end.failed() => error!("{}", kept.detail),
             _ => info!("{}", kept.detail),
         }

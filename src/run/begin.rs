@@ -10,7 +10,10 @@ use std::{
 };
 
 use crate::{
-    control::{client::Client, types::State},
+    control::{
+        client::Client,
+        types::{Ready, State},
+    },
     host::file,
     plan::layout::Layout,
     spec::{self, Invalid},
@@ -33,7 +36,7 @@ pub struct Begin<'a> {
     pub exe: &'a Path,
     /// The host runs systemd, and its units look where `layout` does.
     pub systemd: bool,
-    /// Until the guest runs.
+    /// Until the guest runs and is ready, or is not waited for any more.
     pub wait: bool,
 }
 
@@ -101,7 +104,7 @@ fn after_colon(wrote: &str) -> String {
     if wrote.is_empty() { String::new() } else { format!(":\n{wrote}") }
 }
 
-/// Starts the supervisor of a VM and, if so asked, waits until the guest runs: as long as the supervisor lives.
+/// Starts the supervisor of a VM and, if so asked, waits until the guest is ready: as long as the supervisor lives.
 ///
 /// # Errors
 /// The VM file is invalid, or the supervisor ended.
@@ -142,7 +145,10 @@ pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
 async fn runs(socket: &Path) -> bool {
     let Ok(mut client) = Client::connect(socket).await else { return false };
     let status = client.status(ANSWER).await;
-    status.is_ok_and(|status| matches!(status.state, State::Running | State::Paused))
+    status.is_ok_and(|status| {
+        matches!(status.state, State::Running | State::Paused)
+            && status.ready != Some(Ready::Waiting)
+    })
 }
 
 /// In a process group of its own, so that a Ctrl-C at the terminal is not for it.

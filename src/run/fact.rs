@@ -24,6 +24,8 @@ pub(super) enum Fact {
     Qmp(u64, qmp::Event),
     MonitorClosed(u64),
     MonitorBack(u64, qmp::Session),
+    /// The guest is ready, with what is to be noted of it; or it will never be, and why.
+    Ready(u64, Result<Option<String>, String>),
     /// What the guest has, in bytes.
     Memory(u64, u64),
     Gone(u64, Exit),

@@ -50,9 +50,12 @@ impl Supervisor {
             "QEMU {} {how}, pid {}, {}",
             qemu.record.qemu_version, qemu.record.pid, qemu.record.accel
         );
+        let seen_ready = qemu.adopted && qemu.record.ready;
         self.qemu = Some(qemu);
+        self.remember_ready();
         self.weigh();
-        self.feed(life::Event::Launched { paused: found == launch::Guest::Paused });
+        let paused = found == launch::Guest::Paused;
+        self.feed(life::Event::Launched { paused, ready: seen_ready });
         match found {
             launch::Guest::ShutDown => self.feed(life::Event::GuestShutdown),
             launch::Guest::Panicked => self.feed(life::Event::GuestPanicked),
@@ -91,7 +94,7 @@ impl Supervisor {
 
     /// SIGUSR2: the program's file, perhaps a newer one, takes over in this process.
     pub(super) fn reexec(&mut self) {
-        if matches!(self.state, State::Running | State::Paused(_)) {
+        if matches!(self.life.state, State::Running | State::Paused(_)) {
             self.left = Some(Left::Reexec);
         } else {
             warn!("not replaced now: the VM is {:?}", self.told_state());

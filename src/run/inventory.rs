@@ -19,7 +19,7 @@ use crate::{
 pub const PATIENCE: Duration = Duration::from_secs(2);
 
 /// One VM.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
     /// Its name, or what its file is called where that is no VM's name.
     pub name: String,
@@ -154,6 +154,7 @@ fn without_file(name: &str, problem: Option<String>, file_exists: bool) -> Entry
     let status = Status {
         name: name.to_owned(),
         state: State::Stopped,
+        ready: None,
         pid: None,
         supervisor_pid: None,
         since: None,
@@ -166,6 +167,8 @@ fn without_file(name: &str, problem: Option<String>, file_exists: bool) -> Entry
         ip: None,
         tap: None,
         cpu_weight: 0,
+        cpu_weight_effective: None,
+        cpu_share: None,
         accel: None,
         qemu_version: None,
         machine: None,

@@ -229,6 +229,8 @@ pub async fn launch(settings: &Settings, prepared: Prepared, text: &str) -> Resu
             .map(|t| t.name.to_string()),
         mac: first.and_then(|n| machine.mac(&n.name)).map(|m| m.to_string()),
         notes: prepared.notes.clone(),
+        ready: false,
+        missed: None,
     };
     record.write(&paths, text)?;
     let session = match qmp::connect(&paths.qmp_socket(), ANSWER_LIMIT).await {

@@ -23,6 +23,7 @@ pub mod inventory;
 pub mod launch;
 pub mod prepare;
 pub mod progress;
+mod ready;
 pub mod record;
 mod report;
 pub mod supervise;

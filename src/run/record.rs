@@ -34,6 +34,16 @@ pub struct Record {
     /// What an operator should know about how it was started.
     #[serde(default)]
     pub notes: Vec<String>,
+    /// It has been ready, or was not waited for any longer; a record that does not say so is of a version that waited for nothing.
+    #[serde(default = "yes")]
+    pub ready: bool,
+    /// It was not ready in its time, and why.
+    #[serde(default)]
+    pub missed: Option<String>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl Record {
@@ -49,6 +59,14 @@ impl Record {
     /// A file cannot be written.
     pub fn write(&self, paths: &VmPaths, vm_file: &str) -> Result<(), file::Error> {
         file::write_volatile(&paths.booted(), vm_file.as_bytes(), 0o600)?;
+        self.update(paths)
+    }
+
+    /// Writes the record alone.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn update(&self, paths: &VmPaths) -> Result<(), file::Error> {
         file::write_volatile(&paths.record(), json(self).as_bytes(), 0o640)
     }
 
@@ -126,5 +144,6 @@ mod tests {
         let text = include_str!("../../tests/golden/record-0.1.0.json");
         let record: Record = serde_json::from_str(text).unwrap();
         assert_eq!(record.pid, 4711);
+        assert!(record.ready, "its guest would be waited for");
     }
 }

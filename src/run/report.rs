@@ -44,7 +44,7 @@ impl Supervisor {
                 return;
             }
         };
-        let taken = life::accepts(&self.state, asked).map_err(Refusal::NotNow);
+        let taken = life::accepts(&self.life.state, asked).map_err(Refusal::NotNow);
         let go = taken.is_ok();
         let _ = reply.send(taken);
         if go {
@@ -105,7 +105,7 @@ impl Supervisor {
 
     /// What the state is called outside.
     pub(super) fn told_state(&self) -> types::State {
-        match &self.state {
+        match &self.life.state {
             State::Preparing | State::Launching => types::State::Starting,
             State::Running => types::State::Running,
             State::Paused(_) => types::State::Paused,
@@ -129,9 +129,13 @@ impl Supervisor {
         if let Some(problem) = &self.written_problem {
             notes.push(format!("the VM file is not valid any more: {problem}"));
         }
+        if let Some(why) = record.and_then(|r| r.missed.as_ref()) {
+            notes.push(format!("the guest is not ready (`ready = \"{}\"`): {why}", self.vm.ready));
+        }
         Status {
             name: self.settings.name.to_string(),
             state: self.told_state(),
+            ready: self.told_ready(),
             pid: record.map(|r| r.pid),
             supervisor_pid: Some(std::process::id()),
             since: Some(self.since.to_string()),
@@ -144,6 +148,8 @@ impl Supervisor {
             ip: nic.and_then(|n| n.ip).map(|i| i.to_string()),
             tap: record.map_or(written_tap, |r| r.tap.clone()),
             cpu_weight: self.vm.cpu_weight.get(),
+            cpu_weight_effective: None,
+            cpu_share: None,
             accel: record.map(|r| r.accel.clone()),
             qemu_version: record.map(|r| r.qemu_version.clone()),
             machine: record.map(|r| r.machine.clone()),

@@ -1,4 +1,4 @@
-//! The one loop: every signal, QMP event, request, timer and death comes here, goes through `life::step`, and becomes an act.
+//! The one loop: every signal, QMP event, request, timer and death comes here, goes through `life`, and becomes an act.
 //!
 //! Whatever takes time runs in a task of its own and sends its result back as a [`Fact`]; the loop itself never waits
 //! for anything but the next fact. Nothing wakes it while nothing happens, but the service manager's watchdog.
@@ -22,6 +22,7 @@ use super::{
     launch::{self, Qemu},
     prepare::{self, Prepared},
     progress::Cancel,
+    ready::{Awaiting, policy},
     record::{self, Record},
 };
 use crate::{
@@ -36,9 +37,9 @@ use crate::{
         systemd::{Notifier, under_systemd},
         watch::{self, Watching},
     },
-    life::{self, Gone, NotStarted, OnPanic, Policy, State},
+    life::{self, Gone, Life, NotStarted, State},
     plan::layout::VmPaths,
-    spec::{self, Vm},
+    spec::Vm,
     value::chain,
 };
 
@@ -129,7 +130,7 @@ pub async fn supervise(settings: Settings, vm: Vm, text: String) -> Result<Left,
         ends: record::ends(&paths.ends()),
         since: (settings.now)(),
         origin: Instant::now(),
-        state: State::Preparing,
+        life: Life::default(),
         written: vm.clone(),
         written_problem: None,
         vm,
@@ -147,6 +148,7 @@ pub async fn supervise(settings: Settings, vm: Vm, text: String) -> Result<Left,
         memory_actual: None,
         watching,
         starting: None,
+        awaiting: None,
         adopting: false,
         notes: vec![],
         facts,
@@ -164,7 +166,7 @@ pub async fn supervise(settings: Settings, vm: Vm, text: String) -> Result<Left,
         beat
     });
     while one.left.is_none() {
-        let deadline = one.state.deadline().map(|d| tokio::time::Instant::from_std(one.origin + d));
+        let deadline = one.life.deadline().map(|d| tokio::time::Instant::from_std(one.origin + d));
         tokio::select! {
             fact = inbox.recv() => if let Some(fact) = fact { one.learn(fact) },
             () = sleep_until(deadline) => one.feed(life::Event::Tick),
@@ -185,7 +187,7 @@ pub async fn supervise(settings: Settings, vm: Vm, text: String) -> Result<Left,
 pub(super) struct Supervisor {
     pub(super) settings: Settings,
     pub(super) paths: VmPaths,
-    pub(super) state: State,
+    pub(super) life: Life,
     /// The VM as it runs: the file QEMU was started from, with what was applied live since.
     pub(super) vm: Vm,
     pub(super) text: String,
@@ -209,6 +211,8 @@ pub(super) struct Supervisor {
     pub(super) memory_actual: Option<u64>,
     pub(super) watching: Option<Watching>,
     pub(super) starting: Option<AbortHandle>,
+    /// Finds out whether the guest is ready.
+    pub(super) awaiting: Option<Awaiting>,
     /// What is starting is a QEMU of an earlier supervisor.
     pub(super) adopting: bool,
     pub(super) console: Console,
@@ -239,7 +243,7 @@ impl Supervisor {
                 self.prepare();
             }
             Found::Alive(process, record) => {
-                (self.state, self.adopting) = (State::Launching, true);
+                (self.life.state, self.adopting) = (State::Launching, true);
                 if let Some((vm, text)) = adopt::booted(&self.paths, &self.vm) {
                     (self.vm, self.text) = (vm, text);
                 }
@@ -315,10 +319,12 @@ impl Supervisor {
                     self.listen(session.events);
                 }
             }
+            Fact::Ready(generation, found) if generation == self.generation => self.found(found),
             Fact::Memory(generation, bytes) if generation == self.generation => {
                 self.memory_actual = Some(bytes);
             }
             Fact::Memory(..)
+            | Fact::Ready(..)
             | Fact::Gone(..)
             | Fact::Qmp(..)
             | Fact::MonitorClosed(_)
@@ -330,18 +336,10 @@ impl Supervisor {
 
     /// One step of the life machine, and what it wants done.
     pub(super) fn feed(&mut self, event: life::Event) {
-        let policy = Policy {
-            shutdown_timeout: self.vm.shutdown_timeout.duration(),
-            on_panic: match self.vm.on_panic {
-                spec::OnPanic::Restart => OnPanic::Restart,
-                spec::OnPanic::Stop => OnPanic::Stop,
-                spec::OnPanic::Pause => OnPanic::Pause,
-            },
-        };
         let before = self.told_state();
-        let state = std::mem::replace(&mut self.state, State::Ended);
-        let (state, actions) = life::step(state, event, self.origin.elapsed(), &policy);
-        self.state = state;
+        let life = std::mem::take(&mut self.life);
+        let (life, actions) = life.step(event, self.origin.elapsed(), &policy(&self.vm));
+        self.life = life;
         if self.told_state() != before {
             self.since = (self.settings.now)();
             let state = self.told_state();

@@ -1,5 +1,6 @@
 //! Floor 0: words that cannot be wrong. Each type parses or refuses; whoever holds one need not look again.
 
+mod base64;
 mod chain;
 mod cidr;
 mod cpu_list;
@@ -13,6 +14,7 @@ mod seconds;
 mod size;
 mod vm_name;
 
+pub use base64::base64;
 pub use chain::chain;
 pub use cidr::Cidr;
 pub use cpu_list::CpuList;

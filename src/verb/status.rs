@@ -5,7 +5,7 @@ use std::fmt::Write;
 use jiff::{Timestamp, tz::TimeZone};
 
 use crate::{
-    control::types::{State, Status},
+    control::types::{Ready, State, Status},
     exit::{self, Failure},
     plan::layout::Layout,
     run::inventory::{Entry, inventory},
@@ -93,6 +93,7 @@ fn told(status: &Status, clock: &Clock) -> String {
     line("name:", Some(&shown(&status.name)));
     line("description:", status.description.as_deref());
     line("state:", Some(since.as_deref().unwrap_or(state)));
+    line("ready:", status.ready.map(Ready::word));
     line("started:", started.as_deref());
     line("pid:", number(status.pid).as_deref());
     line("supervisor:", number(status.supervisor_pid).as_deref());
