@@ -190,15 +190,14 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
         }
         Verb::Run(args) => {
             let settings = settings(args.name, layout, given);
-            verb::run::run(settings, given.exe, given.arguments, given.uid != 0).await
+            verb::run::run(settings, given.exe, given.arguments).await
         }
         Verb::Image(args) => images(&args, &layout, given),
         Verb::Rm(args) => verb::rm::run(&args, &layout).await,
         Verb::Reap(args) => {
             let said = verb::reap::Said::by(given.env, given.uid != 0);
             let name = args.name.clone();
-            let settings = Settings { down: true, ..settings(name, layout, given) };
-            verb::reap::run(&args, settings, &said, given.exe).await
+            verb::reap::run(Settings { down: true, ..settings(name, layout, given) }, &said).await
         }
         Verb::Generate(args) => {
             let called = given.arguments.first().map_or(Path::new("qvm"), |name| Path::new(name));

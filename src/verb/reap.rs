@@ -1,17 +1,12 @@
 //! `qvm reap`: what is left to do after a unit has stopped, as its `ExecStopPost=` (systemd.service(5)).
 
-use std::{
-    ffi::OsString,
-    path::Path,
-    process::{Command, Stdio},
-    time::Duration,
-};
+use std::{ffi::OsString, process::Command, time::Duration};
 
 use tracing::{info, warn};
 
 use crate::{
     exit::{self, Failure},
-    host::{lock::Lock, pidfd::Signal, systemd},
+    host::{lock::Lock, pidfd::Signal},
     plan::unit,
     run::{
         Settings,
@@ -25,18 +20,11 @@ use crate::{
 /// Before a start that the host prevented is tried again.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// How often a guard looks, and how many times: much longer than a unit takes to be started again.
-const LOOK: Duration = Duration::from_millis(250);
-const LOOKS: u32 = 120;
-
 /// What `qvm reap` takes.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// The VM
     pub name: VmName,
-    /// After a crash: see to it that either a supervisor or nothing at all is left
-    #[arg(long)]
-    pub guard: bool,
 }
 
 /// What systemd says of the stop (systemd.exec(5), "Environment Variables Set or Propagated by the Service Manager").
@@ -68,64 +56,22 @@ impl Said {
     }
 }
 
-/// Stops a QEMU that a real stop has left behind; leaves one that a crash has left. Where the host is the cause,
-/// waits before the next start. `exe` is this program.
+/// Stops a QEMU that a real stop has left behind; leaves one that a crash has left. Lets causes of the host's not use
+/// up the unit's start limit.
 ///
 /// # Errors
 /// QEMU cannot be stopped.
-pub async fn run(args: &Args, settings: Settings, said: &Said, exe: &Path) -> Result<(), Failure> {
+pub async fn run(settings: Settings, said: &Said) -> Result<(), Failure> {
     let name = settings.name.clone();
-    if args.guard {
-        return if is_orphan(&settings, said.user) { stop(settings).await } else { Ok(()) };
-    }
     if said.is_the_hosts() {
         std::thread::sleep(PAUSE);
+        forgive(&name, said.user);
     }
     let Found::Alive(qemu, _) = adopt::find(&settings.paths()) else { return Ok(()) };
     if said.is_crash() {
         info!("QEMU, pid {}, goes on: the next supervisor takes it over", qemu.pid());
-        // Whoever stops the unit before there is one finds nobody to do it, and systemd does not call us again.
-        let guard = Command::new(exe)
-            .arg("reap")
-            .arg(name.as_str())
-            .arg("--guard")
-            .stdin(Stdio::null())
-            .spawn();
-        if let Err(error) = guard {
-            warn!("cannot watch over it: {error}");
-        }
         return Ok(());
     }
-    stop(settings).await
-}
-
-/// Waits until the unit runs again, or will not: whether QEMU has nobody any more, because the unit was stopped meanwhile. One
-/// that crashed too often keeps its guest; `qvm list` tells that it has no supervisor.
-fn is_orphan(settings: &Settings, user: bool) -> bool {
-    for _ in 0..LOOKS {
-        std::thread::sleep(LOOK);
-        if Lock::holder(&settings.paths().lock()).is_some() {
-            return false;
-        }
-        let mut show = systemd::systemctl(user);
-        show.args(["show", "-p", "ActiveState", "-p", "Result", &unit::name(&settings.name)]);
-        let Ok(output) = show.stderr(Stdio::null()).output() else { return false };
-        let text = String::from_utf8_lossy(&output.stdout);
-        let says = |line: &str| text.lines().any(|other| other == line);
-        if !output.status.success() || says("Result=start-limit-hit") {
-            return false;
-        }
-        if says("ActiveState=inactive") || says("ActiveState=failed") {
-            return true;
-        }
-    }
-    false
-}
-
-/// Takes a QEMU over only to stop it.
-async fn stop(settings: Settings) -> Result<(), Failure> {
-    let Found::Alive(qemu, _) = adopt::find(&settings.paths()) else { return Ok(()) };
-    let name = settings.name.clone();
     let subject = |failure: Failure| failure.about(&name);
     let lock = Lock::acquire(&settings.paths().lock());
     let _lock = lock.map_err(|e| subject(Failure::of(&e).hint(e.hint())))?;
@@ -146,6 +92,19 @@ async fn stop(settings: Settings) -> Result<(), Failure> {
         Ok(Left::Exit(code)) => Err(Failure::quiet(code)),
         Ok(Left::NotStarted { code, why }) => Err(subject(Failure::new(code, why))),
         Err(error) => Err(subject(Failure::of(&error).hint(error.hint()))),
+    }
+}
+
+/// Resets the unit's start limit, as `systemctl reset-failed` does (systemctl(1)).
+fn forgive(name: &VmName, user: bool) {
+    let mut command = Command::new("systemctl");
+    if user {
+        command.arg("--user");
+    }
+    match command.args(["reset-failed", &unit::name(name)]).status() {
+        Ok(status) if status.success() => {}
+        Ok(status) => warn!("`systemctl reset-failed` failed: {status}"),
+        Err(error) => warn!("cannot run `systemctl`: {error}"),
     }
 }
 

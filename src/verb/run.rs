@@ -3,9 +3,8 @@
 use std::{ffi::OsString, os::unix::process::CommandExt, path::Path, process::Command};
 
 use crate::{
-    exit::{self, Failure},
-    host::{file, lock::Lock, signal, systemd},
-    plan::unit,
+    exit::Failure,
+    host::{file, lock::Lock, signal},
     run::{
         Settings,
         supervise::{Left, supervise},
@@ -24,7 +23,7 @@ pub struct Args {
     pub name: VmName,
 }
 
-/// Runs the VM to its end and gives the exit code of that end. `user` is: not root.
+/// Runs the VM to its end and gives the exit code of that end.
 ///
 /// # Errors
 /// The VM file is not valid (78), the VM is supervised already, or nothing can be set up.
@@ -32,11 +31,8 @@ pub async fn run(
     settings: Settings,
     program: &Path,
     arguments: &[OsString],
-    user: bool,
 ) -> Result<(), Failure> {
     let (name, paths) = (settings.name.clone(), settings.paths());
-    let variable = settings.env;
-    let env = |key: &str| variable(key).map(OsString::from);
     let subject = |failure: Failure| failure.about(&name);
     let file = settings.layout.vm_file(&name);
     if !file.exists() {
@@ -56,12 +52,7 @@ pub async fn run(
         Ok(Left::Exit(0)) => Ok(()),
         // The end has been logged with all that is known of it.
         Ok(Left::Exit(code)) => Err(Failure::quiet(code)),
-        Ok(Left::NotStarted { code, why }) => {
-            if code == exit::HOST && systemd::under_systemd(env, std::process::id()) {
-                systemd::forgive(&unit::name(&name), user);
-            }
-            Err(subject(Failure::new(code, why)))
-        }
+        Ok(Left::NotStarted { code, why }) => Err(subject(Failure::new(code, why))),
         Ok(Left::Reexec) => {
             let number = lock.pass_on().map_err(|e| subject(Failure::of(&e)))?;
             signal::block().map_err(|e| subject(Failure::of(&e)))?;
