@@ -17,19 +17,6 @@ CARGO := cargo
 build: ## the release binary, target/release/qvm
 	$(CARGO) build --release --locked
 
-# Where `make install` puts things; a package's build gives DESTDIR.
-PREFIX ?= /usr
-DESTDIR ?=
-VERSION := $(shell sed -n 's/^version *= *"\(.*\)"/\1/p' Cargo.toml | head -n1)
-
-.PHONY: install
-install: build ## binary, units and documentation below DESTDIR and PREFIX
-	systemd/install "$(DESTDIR)" "$(PREFIX)"
-
-.PHONY: deb
-deb: build ## a Debian package, target/qvm_VERSION_ARCH.deb
-	systemd/deb/build "$(VERSION)"
-
 .PHONY: setup
 setup: ## installs what the tests need, if anything is missing (Debian, Ubuntu)
 	tests/setup

@@ -42,11 +42,6 @@ impl Cli {
     /// It is wrong usage, or asks for help. clap repeats what was written: here without its control characters, which would
     /// be obeyed by the terminal.
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
-        let mut arguments: Vec<OsString> = arguments.into_iter().collect();
-        // systemd knows its generators by their place, and calls them by their name.
-        if arguments.first().is_some_and(|name| Path::new(name).ends_with("qvm-generator")) {
-            arguments.splice(..1, ["qvm".into(), "generate".into()]);
-        }
         Self::try_parse_from(arguments).map_err(|mut error| {
             let hostile = error.context().filter_map(|(kind, value)| match value {
                 ContextValue::String(text) if text.contains(char::is_control) => {
@@ -116,18 +111,12 @@ enum Verb {
     Image(verb::image::Args),
     /// Delete the disks of a stopped VM
     Rm(verb::rm::Args),
-    /// What systemd runs after a unit has stopped
-    #[command(hide = true)]
-    Reap(verb::reap::Args),
-    /// What systemd runs to know the VMs; as `qvm-generator`
-    #[command(hide = true)]
-    Generate(verb::generate::Args),
 }
 
 impl Cli {
     /// Whether this process is a supervisor, whose log tells what it does.
     pub fn is_supervisor(&self) -> bool {
-        matches!(self.verb, Verb::Run(_) | Verb::Reap(_))
+        matches!(self.verb, Verb::Run(_))
     }
 }
 
@@ -194,15 +183,6 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
         }
         Verb::Image(args) => images(&args, &layout, given),
         Verb::Rm(args) => verb::rm::run(&args, &layout).await,
-        Verb::Reap(args) => {
-            let said = verb::reap::Said::by(given.env, given.uid != 0);
-            let name = args.name.clone();
-            verb::reap::run(Settings { down: true, ..settings(name, layout, given) }, &said).await
-        }
-        Verb::Generate(args) => {
-            let called = given.arguments.first().map_or(Path::new("qvm"), |name| Path::new(name));
-            verb::generate::run(&args, &layout, called)
-        }
     }
 }
 
@@ -221,7 +201,6 @@ fn settings(name: VmName, layout: Layout, given: &Given<'_>) -> Settings {
         root: PathBuf::from("/"),
         host_id: machine_id::read(),
         uuid: || uuid::Uuid::new_v4().to_string(),
-        down: false,
         now: milliseconds,
         env: |key| std::env::var(key).ok(),
     }

@@ -59,9 +59,6 @@ impl Supervisor {
             launch::Guest::Running | launch::Guest::Paused => {}
         }
         self.reread();
-        if self.settings.down {
-            self.feed(life::Event::Signalled);
-        }
     }
 
     pub(super) fn start_failed(&mut self, why: life::NotStarted) {

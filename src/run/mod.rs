@@ -50,8 +50,6 @@ pub struct Settings {
     pub now: fn() -> jiff::Timestamp,
     /// Environment variables of the service manager.
     pub env: fn(&str) -> Option<String>,
-    /// Only to take over a QEMU that was left behind, and to stop it.
-    pub down: bool,
 }
 
 impl Settings {

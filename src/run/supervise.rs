@@ -230,7 +230,6 @@ impl Supervisor {
     /// Takes over a QEMU of an earlier supervisor, or begins to prepare.
     pub(super) fn begin(&mut self) {
         match adopt::find(&self.paths) {
-            Found::Nothing | Found::Dead if self.settings.down => self.left = Some(Left::Exit(0)),
             Found::Nothing => self.prepare(),
             Found::Dead => {
                 // It went while nobody watched; that is an end as well.
