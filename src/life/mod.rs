@@ -32,7 +32,7 @@ mod state;
 mod step;
 
 pub use action::{Action, Rung};
-pub use end::{Cause, End, Gone, NotStarted};
+pub use end::{Cause, End, Gone};
 pub use event::{By, Command, Event};
 pub use state::{Hold, Ladder, Outcome, State};
 pub use step::{PRESS_EVERY, QUIT_GRACE, START_CANCEL_GRACE, accepts, step};

@@ -89,13 +89,10 @@ impl Supervisor {
     fn cancel_start(&mut self) {
         self.cancel.set();
         if let Some(task) = self.starting.take() {
-            // Dropping a launch kills the QEMU that it may have spawned; one that was being adopted goes on, and is found again.
+            // Dropping a launch kills the QEMU that it may have spawned.
             task.abort();
-            if !self.adopting {
-                Record::remove(&self.paths);
-            }
-            let why = "cancelled".to_owned();
-            self.feed(life::Event::StartFailed(life::NotStarted { why, by_host: false }));
+            Record::remove(&self.paths);
+            self.feed(life::Event::StartFailed("cancelled".into()));
         }
     }
 
@@ -212,7 +209,7 @@ impl Supervisor {
         };
         match &end.cause {
             // The verb tells it, as the last thing.
-            life::Cause::StartFailed(not) => self.start_failure = Some(not.why.clone()),
+            life::Cause::StartFailed(why) => self.start_failure = Some(why.clone()),
             _ if end.failed() => error!("{}", kept.detail),
             _ => info!("{}", kept.detail),
         }

@@ -10,7 +10,6 @@ use crate::{
         signal::{Signal, Signals},
         watch::Changes,
     },
-    life::NotStarted,
 };
 
 /// Something the loop has to know.
@@ -19,8 +18,8 @@ pub(super) enum Fact {
     Signal(Signal),
     Request(Request),
     Progress(String),
-    Prepared(Box<Result<Prepared, NotStarted>>),
-    Launched(Box<Result<Qemu, NotStarted>>),
+    Prepared(Box<Result<Prepared, String>>),
+    Launched(Box<Result<Qemu, String>>),
     Qmp(u64, qmp::Event),
     MonitorClosed(u64),
     MonitorBack(u64, qmp::Session),

@@ -18,7 +18,7 @@ use crate::{
 
 impl Supervisor {
     pub(super) fn launched(&mut self, mut qemu: Qemu) {
-        (self.starting, self.adopting) = (None, false);
+        self.starting = None;
         self.generation += 1;
         let generation = self.generation;
         if let Some(serial) = qemu.serial.take() {
@@ -61,7 +61,7 @@ impl Supervisor {
         self.reread();
     }
 
-    pub(super) fn start_failed(&mut self, why: life::NotStarted) {
+    pub(super) fn start_failed(&mut self, why: String) {
         self.starting = None;
         // An adopted QEMU that does not answer may still hold its guest: its record stays.
         if !matches!(adopt::find(&self.paths), Found::Alive(..)) {

@@ -148,24 +148,6 @@ impl Error {
     }
 }
 
-impl Error {
-    /// The host keeps the VM from starting, for now: another attempt later makes sense.
-    pub fn is_the_hosts(&self) -> bool {
-        match self {
-            Self::Tap { .. } | Self::Link { .. } | Self::Port { .. } | Self::Vhost(_) => true,
-            Self::Socket(_)
-            | Self::Path(_)
-            | Self::Spawn(_)
-            | Self::Watch(_)
-            | Self::Exited
-            | Self::Monitor(_)
-            | Self::Silent { .. }
-            | Self::Serial(_)
-            | Self::Record(_) => false,
-        }
-    }
-}
-
 /// Kills a QEMU whose launch is given up half-way.
 struct Guard(Option<Arc<Process>>);
 

@@ -95,24 +95,6 @@ pub enum Error {
 }
 
 impl Error {
-    /// The host keeps the VM from starting, for now: another attempt later makes sense.
-    pub fn is_the_hosts(&self) -> bool {
-        match self {
-            Self::NoKvm(_) => true,
-            Self::Disk(error) => error.is_the_hosts(),
-            Self::Probe(_)
-            | Self::File(_)
-            | Self::Identity { .. }
-            | Self::Encode(_)
-            | Self::OlderQemu { .. }
-            | Self::Firmware(_)
-            | Self::Seed(_)
-            | Self::Cancelled => false,
-        }
-    }
-}
-
-impl Error {
     /// The way out.
     pub fn hint(&self) -> Option<String> {
         match self {

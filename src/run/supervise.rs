@@ -36,7 +36,7 @@ use crate::{
         systemd::{Notifier, under_systemd},
         watch::{self, Watching},
     },
-    life::{self, Gone, NotStarted, OnPanic, Policy, State},
+    life::{self, Gone, OnPanic, Policy, State},
     plan::layout::VmPaths,
     spec::{self, Vm},
     value::chain,
@@ -147,7 +147,6 @@ pub async fn supervise(settings: Settings, vm: Vm, text: String) -> Result<Left,
         memory_actual: None,
         watching,
         starting: None,
-        adopting: false,
         notes: vec![],
         facts,
         events,
@@ -209,8 +208,6 @@ pub(super) struct Supervisor {
     pub(super) memory_actual: Option<u64>,
     pub(super) watching: Option<Watching>,
     pub(super) starting: Option<AbortHandle>,
-    /// What is starting is a QEMU of an earlier supervisor.
-    pub(super) adopting: bool,
     pub(super) console: Console,
     pub(super) ends: Vec<End>,
     pub(super) notes: Vec<String>,
@@ -238,7 +235,7 @@ impl Supervisor {
                 self.prepare();
             }
             Found::Alive(process, record) => {
-                (self.state, self.adopting) = (State::Launching, true);
+                self.state = State::Launching;
                 if let Some((vm, text)) = adopt::booted(&self.paths, &self.vm) {
                     (self.vm, self.text) = (vm, text);
                 }
@@ -256,13 +253,12 @@ impl Supervisor {
             let say = |text: String| {
                 let _ = facts.blocking_send(Fact::Progress(text));
             };
-            let result = prepare::prepare(&settings, vm, &cancel, &say)
-                .map_err(|e| told(&e, e.hint(), e.is_the_hosts()));
+            let result =
+                prepare::prepare(&settings, vm, &cancel, &say).map_err(|e| told(&e, e.hint()));
             let _ = facts.blocking_send(Fact::Prepared(Box::new(result)));
         });
         if let Err(error) = spawned {
-            let why = format!("cannot start a thread: {error}");
-            self.feed(life::Event::StartFailed(NotStarted { why, by_host: true }));
+            self.feed(life::Event::StartFailed(format!("cannot start a thread: {error}")));
         }
     }
 
@@ -273,7 +269,7 @@ impl Supervisor {
     {
         let facts = self.facts.clone();
         let task = tokio::spawn(async move {
-            let result = work.await.map_err(|e| told(&e, e.hint(), e.is_the_hosts()));
+            let result = work.await.map_err(|e| told(&e, e.hint()));
             let _ = facts.send(Fact::Launched(Box::new(result))).await;
         });
         self.starting = Some(task.abort_handle());
@@ -373,14 +369,9 @@ async fn next_beat(beat: &mut Option<tokio::time::Interval>) {
 }
 
 /// An error as an end keeps it: the chain, and the way out on a line of its own.
-fn told(
-    error: &(dyn std::error::Error + 'static),
-    hint: Option<String>,
-    by_host: bool,
-) -> NotStarted {
-    let why = match hint {
+fn told(error: &(dyn std::error::Error + 'static), hint: Option<String>) -> String {
+    match hint {
         Some(hint) => format!("{}\nhint: {hint}", chain(error)),
         None => chain(error),
-    };
-    NotStarted { why, by_host }
+    }
 }

@@ -97,20 +97,6 @@ pub enum Error {
 }
 
 impl Error {
-    /// There is no room, or an image cannot be had for now.
-    pub fn is_the_hosts(&self) -> bool {
-        match self {
-            Self::NoRoom { .. } => true,
-            Self::Image { source, .. } => match source.as_ref() {
-                image::Error::Fetch(error) => error.is_the_hosts(),
-                _ => false,
-            },
-            _ => false,
-        }
-    }
-}
-
-impl Error {
     /// The way out, where there is one.
     pub fn hint(&self) -> Option<String> {
         match self {
