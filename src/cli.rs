@@ -2,7 +2,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    io,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
@@ -15,7 +15,7 @@ use crate::{
     run::{Settings, image, progress},
     spec::{self, Vm},
     value::VmName,
-    verb,
+    verb::{self, generate::Scope},
 };
 
 /// A direct QEMU process supervisor: one TOML file, one systemd unit, one QEMU.
@@ -89,9 +89,34 @@ enum Verb {
     Image(verb::image::Args),
     /// Delete the disks of a stopped VM
     Rm(verb::rm::Args),
+    /// VM files as drop-ins of their units; systemd runs it as `qvm-generator`
+    #[command(hide = true)]
+    Generate(verb::generate::Args),
 }
 
+/// The name under which systemd runs this program as a generator.
+const GENERATOR: &str = "qvm-generator";
+
 impl Cli {
+    /// The command line, where the program's own name may say what it is to do.
+    ///
+    /// # Errors
+    /// clap's: it is wrong, or asks for help.
+    pub fn read(mut arguments: Vec<OsString>) -> Result<Self, clap::Error> {
+        let program = arguments.first().and_then(|program| Path::new(program).file_name());
+        if program == Some(OsStr::new(GENERATOR)) {
+            arguments.insert(1, "generate".into());
+        }
+        Self::try_parse_from(arguments)
+    }
+
+    /// Does a generator's work, if this is one: it comes before there is anything that it could wait for.
+    pub fn generate(&self, given: &Given<'_>) -> bool {
+        let Verb::Generate(args) = &self.verb else { return false };
+        generate(args, &self.dirs, given);
+        true
+    }
+
     /// Whether this process is a supervisor, whose log tells what it does.
     pub fn is_supervisor(&self) -> bool {
         matches!(self.verb, Verb::Run(_))
@@ -110,6 +135,8 @@ pub struct Given<'a> {
     pub exe: &'a Path,
     /// The whole command line, the program's name first.
     pub arguments: &'a [OsString],
+    /// The host's init started this process itself.
+    pub by_init: bool,
     /// The host's init is systemd.
     pub systemd: bool,
     /// Standard error is a terminal.
@@ -161,6 +188,34 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
         }
         Verb::Image(args) => images(&args, &layout, given),
         Verb::Rm(args) => verb::rm::run(&args, &layout).await,
+        Verb::Generate(args) => {
+            generate(&args, &dirs, given);
+            Ok(())
+        }
+    }
+}
+
+/// A generator that fails would be reported without its reason: what is wrong is logged, and no more.
+fn generate(args: &verb::generate::Args, dirs: &Dirs, given: &Given<'_>) {
+    let dirs = dirs.clone().or(given.env).absolute(given.cwd);
+    // Set since systemd 251.
+    let scope = match (given.env)("SYSTEMD_SCOPE") {
+        Some(scope) if scope == "user" => Scope::User,
+        Some(scope) if scope == "system" => Scope::System,
+        _ if given.uid == 0 => Scope::System,
+        _ => Scope::User,
+    };
+    let mut err = io::stderr();
+    match layout(given.uid, &dirs, given.env) {
+        // root's own manager: the VMs that root would find are the host's, and the system's manager has them already.
+        Ok(layout) if scope == Scope::User && layout == system() => {}
+        Ok(layout) => {
+            let kernel_log = given.by_init.then_some(Path::new("/dev/kmsg"));
+            let (exe, err, layout) = (given.exe, &mut err, &layout);
+            let mut within = verb::generate::Within { layout, scope, exe, kernel_log, err };
+            verb::generate::run(args, &mut within);
+        }
+        Err(failure) => drop(writeln!(err, "{failure}")),
     }
 }
 

@@ -7,7 +7,6 @@ use std::{
     process::ExitCode,
 };
 
-use clap::Parser;
 use qvm::{
     cli::{self, Cli, Given},
     exit::Failure,
@@ -16,7 +15,7 @@ use tracing_subscriber::{EnvFilter, fmt};
 
 // SIGPIPE stays ignored, as Rust's runtime has it: who reads no more is an error of writing, and quiet.
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::read(env::args_os().collect()).unwrap_or_else(|error| error.exit());
     log(cli.verbose + u8::from(cli.is_supervisor()), cli.quiet);
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -42,11 +41,15 @@ fn run(cli: Cli) -> Result<(), Failure> {
         env: &|key| env::var_os(key),
         exe: &exe,
         arguments: &arguments,
+        by_init: rustix::process::getppid() == Some(rustix::process::Pid::INIT),
         // As sd_booted(3) has it.
         systemd: Path::new("/run/systemd/system").is_dir(),
         terminal: io::stderr().is_terminal(),
         now: jiff::Timestamp::now(),
     };
+    if cli.generate(&given) {
+        return Ok(());
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| cannot("start", e))?;
     runtime.block_on(cli::run(cli, &given))
