@@ -15,7 +15,7 @@ use crate::{
     run::{Settings, image, progress},
     spec::{self, Vm},
     value::VmName,
-    verb::{self, generate::Scope},
+    verb::{self, generate::Scope, reap::Ended},
 };
 
 /// A direct QEMU process supervisor: one TOML file, one systemd unit, one QEMU.
@@ -92,6 +92,9 @@ enum Verb {
     /// VM files as drop-ins of their units; systemd runs it as `qvm-generator`
     #[command(hide = true)]
     Generate(verb::generate::Args),
+    /// ExecStopPost= of a VM's unit
+    #[command(hide = true)]
+    Reap(verb::reap::Args),
 }
 
 /// The name under which systemd runs this program as a generator.
@@ -119,7 +122,7 @@ impl Cli {
 
     /// Whether this process is a supervisor, whose log tells what it does.
     pub fn is_supervisor(&self) -> bool {
-        matches!(self.verb, Verb::Run(_))
+        matches!(self.verb, Verb::Run(_) | Verb::Reap(_))
     }
 }
 
@@ -188,6 +191,12 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
         }
         Verb::Image(args) => images(&args, &layout, given),
         Verb::Rm(args) => verb::rm::run(&args, &layout).await,
+        Verb::Reap(args) => {
+            // The unit's cgroup is systemd's; but it listens to its main process alone, which this is not.
+            let env = |key: &str| (key == "INVOCATION_ID").then(|| std::env::var(key).ok())?;
+            let settings = Settings { env, ..settings(args.name, layout, given) };
+            verb::reap::run(settings, Ended::read(given.env), given.uid != 0).await
+        }
         Verb::Generate(args) => {
             generate(&args, &dirs, given);
             Ok(())

@@ -29,6 +29,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// The host is at fault, and may be better soon; who runs qvm is as it was told to be.
+    pub fn is_the_hosts(&self) -> bool {
+        !matches!(self, Self::NotPermitted)
+    }
+
     /// The way out.
     pub fn hint(&self) -> Option<String> {
         match self {

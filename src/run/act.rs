@@ -58,7 +58,7 @@ impl Supervisor {
             Action::Record(end) => self.record_end(&end),
             Action::Exit(code) => {
                 self.left = Some(match self.start_failure.take() {
-                    Some(why) => Left::NotStarted { code, why },
+                    Some(why) => Left::NotStarted { is_the_hosts: self.hosts_fault, why },
                     None => Left::Exit(code),
                 });
             }

@@ -11,6 +11,7 @@ pub mod list;
 pub mod log;
 pub mod pause;
 pub mod plan;
+pub mod reap;
 pub mod reboot;
 pub mod reload;
 pub mod restart;
