@@ -11,11 +11,11 @@ use clap::{ArgAction, Parser, Subcommand};
 use crate::{
     exit::{self, Failure},
     host::{machine_id, qemu_img::QemuImg},
-    plan::layout::Layout,
+    plan::{layout::Layout, unit::Scope},
     run::{Settings, image, progress},
     spec::{self, Vm},
     value::VmName,
-    verb::{self, generate::Scope, reap::Ended},
+    verb::{self, reap::Ended},
 };
 
 /// A direct QEMU process supervisor: one TOML file, one systemd unit, one QEMU.
@@ -36,7 +36,7 @@ pub struct Cli {
 }
 
 /// The three directories, where they are not the usual ones.
-#[derive(Debug, Clone, Default, clap::Args)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
 pub struct Dirs {
     /// VM files are in DIR/vms [env: QVM_CONFIG_DIR]
     #[arg(long, global = true, value_name = "DIR")]
@@ -155,21 +155,21 @@ pub struct Given<'a> {
 pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
     let dirs = cli.dirs.or(given.env).absolute(given.cwd);
     let layout = layout(given.uid, &dirs, given.env)?;
-    let systemd = given.systemd && layout == system();
+    let manager = manager(given, &dirs, &layout);
     match cli.verb {
         Verb::List(args) => verb::list::run(&args, &layout, given.now).await,
         Verb::Status(args) => {
             let clock = verb::status::Clock { now: given.now, zone: jiff::tz::TimeZone::system() };
             verb::status::run(&args, &layout, &clock).await
         }
-        Verb::Start(args) => verb::start::run(&args, &layout, given.exe, systemd).await,
+        Verb::Start(args) => verb::start::run(&args, &layout, given.exe, manager).await,
         Verb::Stop(args) => verb::stop::run(&args, &layout).await,
-        Verb::Restart(args) => verb::restart::run(&args, &layout, given.exe, systemd).await,
+        Verb::Restart(args) => verb::restart::run(&args, &layout, given.exe, manager).await,
         Verb::Reboot(args) => verb::reboot::run(&args, &layout).await,
         Verb::Kill(args) => verb::kill::run(&args, &layout).await,
         Verb::Pause(args) => verb::pause::run(&args, &layout).await,
         Verb::Resume(args) => verb::resume::run(&args, &layout).await,
-        Verb::Reload(args) => verb::reload::run(&args, &layout).await,
+        Verb::Reload(args) => verb::reload::run(&args, &layout, manager).await,
         Verb::Console(args) => verb::console::run(&args, &layout).await,
         Verb::Log(args) => verb::log::run(&args, &layout).await,
         Verb::Events(args) => verb::events::run(&args, &layout).await,
@@ -195,7 +195,8 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
             // The unit's cgroup is systemd's; but it listens to its main process alone, which this is not.
             let env = |key: &str| (key == "INVOCATION_ID").then(|| std::env::var(key).ok())?;
             let settings = Settings { env, ..settings(args.name, layout, given) };
-            verb::reap::run(settings, Ended::read(given.env), given.uid != 0).await
+            let scope = if given.uid == 0 { Scope::System } else { Scope::User };
+            verb::reap::run(settings, Ended::read(given.env), scope).await
         }
         Verb::Generate(args) => {
             generate(&args, &dirs, given);
@@ -299,6 +300,23 @@ impl Dirs {
 /// A directory by the environment; an empty value says nothing.
 fn dir(env: &dyn Fn(&str) -> Option<OsString>, key: &str) -> Option<PathBuf> {
     env(key).filter(|dir| !dir.is_empty()).map(PathBuf::from)
+}
+
+/// The systemd whose units look for VMs where `layout` does.
+fn manager(given: &Given<'_>, dirs: &Dirs, layout: &Layout) -> Option<Scope> {
+    let env = |key| dir(given.env, key);
+    if !given.systemd {
+        None
+    } else if given.uid == 0 {
+        (*layout == system()).then_some(Scope::System)
+    } else {
+        // Variables of this shell alone are not known to the user's manager.
+        let usual = *dirs == Dirs::default()
+            && env("XDG_CONFIG_HOME").is_none()
+            && env("XDG_DATA_HOME").is_none();
+        let private = env("XDG_RUNTIME_DIR")?.join("systemd/private");
+        (usual && private.exists()).then_some(Scope::User)
+    }
 }
 
 /// Where root's VMs are, and where the systemd units look.

@@ -20,6 +20,15 @@ const START: u32 = 120;
 /// What the last rungs of the stop ladder may take after `shutdownTimeoutSec`, in seconds; as in qvm@.service.
 const STOP_SLACK: u32 = 30;
 
+/// Whose units they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// The host's.
+    System,
+    /// A user's: `systemctl --user`.
+    User,
+}
+
 /// The unit of a VM.
 pub fn unit_name(vm: &VmName) -> String {
     format!("qvm@{vm}.service")

@@ -13,7 +13,7 @@ use std::{
 use crate::{
     plan::{
         layout::Layout,
-        unit::{self, DROP_IN, TARGET, TEMPLATE},
+        unit::{self, DROP_IN, Scope, TARGET, TEMPLATE},
     },
     spec,
     value::VmName,
@@ -28,15 +28,6 @@ pub struct Args {
     pub early: Option<PathBuf>,
     /// Where units go that all others win over
     pub late: Option<PathBuf>,
-}
-
-/// Whose units they are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scope {
-    /// The host's.
-    System,
-    /// A user's: `systemctl --user`.
-    User,
 }
 
 /// Where it works.

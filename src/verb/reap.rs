@@ -10,7 +10,7 @@ use crate::{
         lock::{self, Lock},
         pidfd::{Process, Signal},
     },
-    plan::unit,
+    plan::unit::{self, Scope},
     run::{
         Settings,
         adopt::{self, Found},
@@ -63,13 +63,13 @@ impl Ended {
 ///
 /// # Errors
 /// A QEMU that should be gone still is there.
-pub async fn run(settings: Settings, ended: Ended, user: bool) -> Result<(), Failure> {
+pub async fn run(settings: Settings, ended: Ended, scope: Scope) -> Result<(), Failure> {
     let name = settings.name.clone();
     match ended {
         Ended::Crashed => Ok(()),
         Ended::ByHost => {
             tokio::time::sleep(PAUSE).await;
-            forget_starts(&name, user);
+            forget_starts(&name, scope);
             Ok(())
         }
         Ended::Down => down(settings).await.map_err(|failure| failure.about(&name)),
@@ -77,9 +77,9 @@ pub async fn run(settings: Settings, ended: Ended, user: bool) -> Result<(), Fai
 }
 
 /// A unit that has been started too often is given up; failures of the host shall not lead there.
-fn forget_starts(name: &VmName, user: bool) {
+fn forget_starts(name: &VmName, scope: Scope) {
     let mut command = Command::new("systemctl");
-    if user {
+    if scope == Scope::User {
         command.arg("--user");
     }
     match command.arg("reset-failed").arg(unit::unit_name(name)).status() {
