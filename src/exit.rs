@@ -10,6 +10,8 @@ pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
 /// Not running, or not found, where that is the answer.
 pub const NOT_RUNNING: u8 = 3;
+/// The host is at fault, and another try may help (`EX_TEMPFAIL` of sysexits.h).
+pub const HOST: u8 = 75;
 /// A VM file is invalid (`EX_CONFIG` of sysexits.h).
 pub const INVALID: u8 = 78;
 
@@ -89,7 +91,7 @@ impl Failure {
     pub fn all(failures: Vec<Self>) -> Result<(), Self> {
         let badness = |code: u8| match code {
             INVALID => 4,
-            FAILED => 3,
+            FAILED | HOST => 3,
             USAGE => 2,
             0 => 0,
             _ => 1,

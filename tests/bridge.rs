@@ -148,7 +148,8 @@ fn what_is_wrong_with_the_network_is_told_with_its_place_and_the_way_out() {
         let told = told.replace(lab.file(name).to_str().unwrap(), "FILE");
         let errors: Vec<&str> = told.lines().filter(|line| !line.contains(" INFO ")).collect();
         assert_eq!(errors, [format!("error: {name}: {said}"), format!("hint: {hint}")]);
-        assert_ne!(output.status.code(), Some(0));
+        // Nothing is wrong with the VM: systemd may try again.
+        assert_eq!(output.status.code(), Some(75));
         assert_eq!(interface(&lab, "qvm-web"), None);
     }
     // What runs already is named as what it is.

@@ -143,7 +143,7 @@ fn a_forwarded_port_reaches_the_guest() {
     fs::copy(lab.file("web"), second).unwrap();
     let output = lab.qvm(&["start", "other"]);
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert_eq!(output.status.code(), Some(75), "{message}");
     assert!(message.contains(&format!("`127.0.0.1:{port}`")), "{message}");
     assert!(message.contains("in use") && message.contains("hint: "), "{message}");
     assert_eq!(lab.last_reason("other"), "start-failed");

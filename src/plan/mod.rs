@@ -15,4 +15,5 @@ pub mod qcow2;
 pub mod seed;
 pub mod sums;
 pub mod tap;
+pub mod unit;
 pub mod weights;

@@ -57,7 +57,7 @@ impl Supervisor {
             Action::Record(end) => self.record_end(&end),
             Action::Exit(code) => {
                 self.left = Some(match self.start_failure.take() {
-                    Some(why) => Left::NotStarted { code, why },
+                    Some(why) => Left::NotStarted { is_the_hosts: self.hosts_fault, why },
                     None => Left::Exit(code),
                 });
             }
@@ -89,9 +89,11 @@ impl Supervisor {
     fn cancel_start(&mut self) {
         self.cancel.set();
         if let Some(task) = self.starting.take() {
-            // Dropping a launch kills the QEMU that it may have spawned.
+            // Dropping a launch kills the QEMU that it may have spawned; one that was being adopted goes on, and is found again.
             task.abort();
-            Record::remove(&self.paths);
+            if !self.adopting {
+                Record::remove(&self.paths);
+            }
             self.feed(life::Event::StartFailed("cancelled".into()));
         }
     }

@@ -127,6 +127,20 @@ pub enum Error {
 }
 
 impl Error {
+    /// The host is at fault, and not the VM. An adopted QEMU that is silent is waited for: its storage may hang.
+    pub fn is_the_hosts(&self) -> bool {
+        match self {
+            Self::Tap { source, .. } => source.is_the_hosts(),
+            Self::Socket(error) => error.is_the_hosts(),
+            Self::Spawn(error) => error.is_the_hosts(),
+            Self::Record(error) => error.is_the_hosts(),
+            Self::Link { .. } | Self::Port { .. } | Self::Vhost(_) | Self::Silent { .. } => true,
+            Self::Path(_) | Self::Watch(_) | Self::Exited | Self::Monitor(_) | Self::Serial(_) => {
+                false
+            }
+        }
+    }
+
     /// The way out.
     pub fn hint(&self) -> Option<String> {
         match self {

@@ -25,6 +25,7 @@ pub mod prepare;
 pub mod progress;
 pub mod record;
 mod report;
+pub mod service;
 pub mod supervise;
 
 /// What a supervisor is told by whoever starts it: time, randomness and environment come from here.

@@ -95,6 +95,22 @@ pub enum Error {
 }
 
 impl Error {
+    /// The host is at fault, and not the VM.
+    pub fn is_the_hosts(&self) -> bool {
+        match self {
+            Self::Probe(error) => error.is_the_hosts(),
+            Self::NoKvm(_) => true,
+            Self::File(error) => error.is_the_hosts(),
+            Self::Disk(error) => error.is_the_hosts(),
+            Self::Identity { .. }
+            | Self::Encode(_)
+            | Self::OlderQemu { .. }
+            | Self::Firmware(_)
+            | Self::Seed(_)
+            | Self::Cancelled => false,
+        }
+    }
+
     /// The way out.
     pub fn hint(&self) -> Option<String> {
         match self {

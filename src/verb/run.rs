@@ -2,11 +2,14 @@
 
 use std::{ffi::OsString, os::unix::process::CommandExt, path::Path, process::Command};
 
+use tracing::warn;
+
 use crate::{
-    exit::Failure,
+    exit::{self, Failure},
     host::{file, lock::Lock, signal},
     run::{
         Settings,
+        adopt::{self, Found},
         supervise::{Left, supervise},
     },
     spec,
@@ -35,11 +38,23 @@ pub async fn run(
     let (name, paths) = (settings.name.clone(), settings.paths());
     let subject = |failure: Failure| failure.about(&name);
     let file = settings.layout.vm_file(&name);
-    if !file.exists() {
-        let failure = Failure::new(3, format!("there is no VM file `{}`", file.display()));
-        return Err(subject(failure));
-    }
-    let (vm, text) = spec::load_with_text(&file).map_err(|e| Failure::invalid(&e))?;
+    let loaded = if file.exists() {
+        spec::load_with_text(&file).map_err(|e| Failure::invalid(&e))
+    } else {
+        let text = format!("there is no VM file `{}`", file.display());
+        Err(subject(Failure::new(exit::NOT_RUNNING, text)))
+    };
+    let (vm, text) = match loaded {
+        Ok(loaded) => loaded,
+        Err(failure) => {
+            // What became of the file since is no reason to give up a guest that runs.
+            let Found::Alive(..) = adopt::find(&paths) else { return Err(failure) };
+            let booted = adopt::booted(&paths, &name, &file);
+            let booted = booted.ok_or_else(|| failure.clone())?;
+            warn!("the guest runs on by the VM file that it was started from:\n{failure}");
+            booted
+        }
+    };
     let passed_on = (settings.env)(LOCK_FD).and_then(|number| number.parse().ok());
     let lock = match passed_on.and_then(|number| Lock::inherited(number, &paths.lock())) {
         Some(lock) => lock,
@@ -52,7 +67,10 @@ pub async fn run(
         Ok(Left::Exit(0)) => Ok(()),
         // The end has been logged with all that is known of it.
         Ok(Left::Exit(code)) => Err(Failure::quiet(code)),
-        Ok(Left::NotStarted { code, why }) => Err(subject(Failure::new(code, why))),
+        Ok(Left::NotStarted { is_the_hosts, why }) => {
+            let code = if is_the_hosts { exit::HOST } else { exit::FAILED };
+            Err(subject(Failure::new(code, why)))
+        }
         Ok(Left::Reexec) => {
             let number = lock.pass_on().map_err(|e| subject(Failure::of(&e)))?;
             signal::block().map_err(|e| subject(Failure::of(&e)))?;

@@ -126,6 +126,22 @@ impl Error {
         }
     }
 
+    /// The host is at fault, not what the VM file says: no room, no server, or a device that has not come yet.
+    pub fn is_the_hosts(&self) -> bool {
+        match self {
+            Self::Image { source, .. } => source.is_the_hosts(),
+            Self::File { source, .. } => source.is_the_hosts(),
+            Self::QemuImg { source, .. } => source.is_the_hosts(),
+            Self::NoRoom { .. } => true,
+            Self::Open { path, source, .. } => {
+                source.kind() == io::ErrorKind::NotFound && path.starts_with("/dev")
+            }
+            Self::Nothing { .. } | Self::Kind { .. } | Self::Header { .. } | Self::CalledOff(_) => {
+                false
+            }
+        }
+    }
+
     /// It was called off, and nothing is wrong.
     pub fn is_called_off(&self) -> bool {
         match self {

@@ -60,6 +60,17 @@ pub enum Error {
 }
 
 impl Error {
+    /// The host, its network or the server is at fault, not what the VM file says.
+    pub fn is_the_hosts(&self) -> bool {
+        match self {
+            Self::Download { source, .. } => source.is_the_hosts(),
+            Self::Status { status, .. } => matches!(status, 408 | 429 | 500..600),
+            Self::NoRoom { .. } => true,
+            Self::Intake(error) => error.is_the_hosts(),
+            Self::TooLarge { .. } | Self::CalledOff => false,
+        }
+    }
+
     /// The way out, where there is one.
     pub fn hint(&self) -> Option<String> {
         match self {

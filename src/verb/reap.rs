@@ -1,0 +1,234 @@
+//! `qvm reap`: what ExecStopPost= of a VM's unit does about a QEMU that its supervisor left behind.
+
+use std::{
+    ffi::OsString,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use tracing::{info, warn};
+
+use crate::{
+    exit::{self, Failure},
+    host::{
+        lock::{self, Lock},
+        pidfd::{Process, Signal},
+    },
+    plan::unit::{self, Scope},
+    run::{
+        Settings,
+        adopt::{self, Found},
+        record::Record,
+        supervise::{Left, wind_up},
+    },
+    spec,
+    value::VmName,
+};
+
+/// What `qvm reap` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The VM
+    pub name: VmName,
+    /// After a crash: see to it that either a supervisor or nothing at all is left
+    #[arg(long)]
+    pub guard: bool,
+}
+
+/// Between two starts that fail by the host. RestartSec= is far shorter, for the sake of a supervisor that crashed.
+const PAUSE: Duration = Duration::from_secs(2);
+/// How long a QEMU whose monitor is silent may take after SIGTERM, which makes it flush its disks, and then after SIGKILL.
+const LAST_LIMIT: Duration = Duration::from_secs(10);
+
+/// How often a guard looks, and how many times: much longer than a unit takes to be started again.
+const LOOK: Duration = Duration::from_millis(250);
+const LOOKS: u32 = 120;
+
+/// How the supervisor ended (systemd.exec(5), `$SERVICE_RESULT`), and what that means for a QEMU that lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It crashed: the unit is restarted, and the next supervisor takes QEMU over.
+    Crashed,
+    /// The start failed by the host: the unit is restarted, and the start is not to count.
+    ByHost,
+    /// The VM shall be down.
+    Down,
+}
+
+impl Ended {
+    /// By the environment that systemd gives to ExecStopPost=.
+    pub fn read(env: &dyn Fn(&str) -> Option<OsString>) -> Self {
+        let is = |key: &str, value: &str| env(key).is_some_and(|found| found == *value);
+        let crashes = ["signal", "core-dump", "watchdog", "oom-kill"];
+        if crashes.iter().any(|crash| is("SERVICE_RESULT", crash)) {
+            Self::Crashed
+        } else if is("EXIT_CODE", "exited") && is("EXIT_STATUS", &exit::HOST.to_string()) {
+            Self::ByHost
+        } else {
+            Self::Down
+        }
+    }
+}
+
+/// Leaves QEMU to the next supervisor, or sees to it that it is gone. `exe` is this program.
+///
+/// # Errors
+/// A QEMU that should be gone still is there.
+pub async fn run(
+    args: &Args,
+    settings: Settings,
+    ended: Ended,
+    scope: Scope,
+    exe: &Path,
+) -> Result<(), Failure> {
+    let name = settings.name.clone();
+    if args.guard {
+        return match is_orphan(&settings, scope) {
+            true => down(settings).await.map_err(|failure| failure.about(&name)),
+            false => Ok(()),
+        };
+    }
+    match ended {
+        Ended::Crashed => {
+            if let Found::Alive(qemu, _) = adopt::find(&settings.paths()) {
+                info!("QEMU, pid {}, goes on: the next supervisor takes it over", qemu.pid());
+                guard(&name, exe);
+            }
+            Ok(())
+        }
+        Ended::ByHost => {
+            tokio::time::sleep(PAUSE).await;
+            forget_starts(&name, scope);
+            Ok(())
+        }
+        Ended::Down => down(settings).await.map_err(|failure| failure.about(&name)),
+    }
+}
+
+/// Whoever stops the unit before it has a supervisor again finds nobody to do it, and systemd does not call us for that: so
+/// somebody stays and looks.
+fn guard(name: &VmName, exe: &Path) {
+    let mut command = Command::new(exe);
+    command.arg("reap").arg(name.as_str()).arg("--guard").stdin(Stdio::null());
+    if let Err(error) = command.spawn() {
+        warn!("nobody sees to QEMU if the unit is stopped now: {error}");
+    }
+}
+
+/// Waits until the unit has a supervisor again, or will not: whether QEMU has nobody any more, because the unit was stopped
+/// meanwhile. One that crashed too often keeps its guest; `qvm list` tells that it has no supervisor.
+fn is_orphan(settings: &Settings, scope: Scope) -> bool {
+    for _ in 0..LOOKS {
+        std::thread::sleep(LOOK);
+        if Lock::holder(&settings.paths().lock()).is_some() {
+            return false;
+        }
+        let mut show = systemctl(scope);
+        let unit = unit::unit_name(&settings.name);
+        show.args(["show", "-p", "ActiveState", "-p", "Result", &unit]).stderr(Stdio::null());
+        let Ok(output) = show.output() else { return false };
+        let text = String::from_utf8_lossy(&output.stdout);
+        let says = |line: &str| text.lines().any(|other| other == line);
+        if !output.status.success() || says("Result=start-limit-hit") {
+            return false;
+        }
+        if says("ActiveState=inactive") || says("ActiveState=failed") {
+            return true;
+        }
+    }
+    false
+}
+
+fn systemctl(scope: Scope) -> Command {
+    let mut command = Command::new("systemctl");
+    if scope == Scope::User {
+        command.arg("--user");
+    }
+    command
+}
+
+/// A unit that has been started too often is given up; failures of the host shall not lead there.
+fn forget_starts(name: &VmName, scope: Scope) {
+    match systemctl(scope).arg("reset-failed").arg(unit::unit_name(name)).status() {
+        Ok(status) if status.success() => {}
+        Ok(status) => warn!("`systemctl reset-failed` failed: {status}"),
+        Err(error) => warn!("cannot run `systemctl`: {error}"),
+    }
+}
+
+async fn down(settings: Settings) -> Result<(), Failure> {
+    let paths = settings.paths();
+    if matches!(adopt::find(&paths), Found::Nothing) {
+        return Ok(());
+    }
+    let lock = match Lock::acquire(&paths.lock()) {
+        Ok(lock) => lock,
+        // Not ours to end: it was started by hand, beside the unit.
+        Err(lock::Error::Taken { .. }) => return Ok(()),
+        Err(error) => return Err(Failure::of(&error).hint(error.hint())),
+    };
+    info!("QEMU was left behind by its supervisor");
+    let file = settings.layout.vm_file(&settings.name);
+    let vm = adopt::booted(&paths, &settings.name, &file);
+    if let Some((vm, text)) = vm.or_else(|| spec::load_with_text(&file).ok()) {
+        match wind_up(settings, vm, text).await {
+            Ok(Left::Exit(_) | Left::Reexec) => {}
+            Ok(Left::NotStarted { why, .. }) => warn!("it cannot be shut down: {why}"),
+            Err(error) => warn!("it cannot be shut down: {error}"),
+        }
+    }
+    if let Found::Alive(qemu, _) = adopt::find(&paths) {
+        end(&qemu).await?;
+        Record::remove(&paths);
+    }
+    drop(lock);
+    Ok(())
+}
+
+/// Ends a QEMU whose monitor does not answer.
+async fn end(qemu: &Process) -> Result<(), Failure> {
+    for (signal, name) in [(Signal::TERM, "SIGTERM"), (Signal::KILL, "SIGKILL")] {
+        warn!("QEMU (pid {}) gets {name}", qemu.pid());
+        let _ = qemu.signal(signal);
+        if tokio::time::timeout(LAST_LIMIT, qemu.wait()).await.is_ok() {
+            return Ok(());
+        }
+    }
+    let text = format!("QEMU (pid {}) does not go", qemu.pid());
+    Err(Failure::new(exit::FAILED, text).hint(Some(format!(
+        "the kernel holds it, mostly for a storage that hangs: `cat /proc/{}/stack` shows where",
+        qemu.pid()
+    ))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn by_how_the_supervisor_ended() {
+        for (result, code, status, ended) in [
+            ("signal", "killed", "KILL", Ended::Crashed),
+            ("core-dump", "dumped", "SEGV", Ended::Crashed),
+            ("watchdog", "dumped", "ABRT", Ended::Crashed),
+            ("oom-kill", "killed", "KILL", Ended::Crashed),
+            ("success", "exited", "0", Ended::Down),
+            ("timeout", "killed", "KILL", Ended::Down),
+            ("exit-code", "exited", "1", Ended::Down),
+            ("exit-code", "exited", "78", Ended::Down),
+            ("exit-code", "exited", "75", Ended::ByHost),
+        ] {
+            let env = |key: &str| {
+                Some(match key {
+                    "SERVICE_RESULT" => result.into(),
+                    "EXIT_CODE" => code.into(),
+                    "EXIT_STATUS" => status.into(),
+                    _ => return None,
+                })
+            };
+            assert_eq!(Ended::read(&env), ended, "{result} {status}");
+        }
+        assert_eq!(Ended::read(&|_| None), Ended::Down);
+    }
+}
