@@ -187,7 +187,8 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
         }
         Verb::Run(args) => {
             let settings = settings(args.name, layout, given);
-            verb::run::run(settings, given.exe, given.arguments).await
+            let scope = if given.uid == 0 { Scope::System } else { Scope::User };
+            verb::run::run(settings, given.exe, given.arguments, scope).await
         }
         Verb::Image(args) => images(&args, &layout, given),
         Verb::Rm(args) => verb::rm::run(&args, &layout).await,
@@ -195,8 +196,7 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
             // The unit's cgroup is systemd's; but it listens to its main process alone, which this is not.
             let env = |key: &str| (key == "INVOCATION_ID").then(|| std::env::var(key).ok())?;
             let settings = Settings { env, ..settings(args.name, layout, given) };
-            let scope = if given.uid == 0 { Scope::System } else { Scope::User };
-            verb::reap::run(settings, Ended::read(given.env), scope).await
+            verb::reap::run(settings, Ended::read(given.env)).await
         }
         Verb::Generate(args) => {
             generate(&args, &dirs, given);

@@ -82,6 +82,15 @@ impl Unit {
     }
 }
 
+/// Clears the count of a unit's starts: one that was started too often is given up, and failures of the host shall not lead there.
+/// For the unit itself while it starts: later, in ExecStopPost=, systemd would take the failed start for a good one.
+///
+/// # Errors
+/// The manager does not.
+pub async fn forget_starts(vm: &VmName, scope: Scope) -> Result<(), Error> {
+    systemctl(scope, &["reset-failed", &unit::unit_name(vm)]).await.map(drop)
+}
+
 async fn systemctl(scope: Scope, arguments: &[&str]) -> Result<String, Error> {
     let mut command = Command::new("systemctl");
     if scope == Scope::User {

@@ -1,6 +1,6 @@
 //! `qvm reap`: what ExecStopPost= of a VM's unit does about a QEMU that its supervisor left behind.
 
-use std::{ffi::OsString, process::Command, time::Duration};
+use std::{ffi::OsString, time::Duration};
 
 use tracing::{info, warn};
 
@@ -10,7 +10,6 @@ use crate::{
         lock::{self, Lock},
         pidfd::{Process, Signal},
     },
-    plan::unit::{self, Scope},
     run::{
         Settings,
         adopt::{self, Found},
@@ -63,29 +62,15 @@ impl Ended {
 ///
 /// # Errors
 /// A QEMU that should be gone still is there.
-pub async fn run(settings: Settings, ended: Ended, scope: Scope) -> Result<(), Failure> {
+pub async fn run(settings: Settings, ended: Ended) -> Result<(), Failure> {
     let name = settings.name.clone();
     match ended {
         Ended::Crashed => Ok(()),
         Ended::ByHost => {
             tokio::time::sleep(PAUSE).await;
-            forget_starts(&name, scope);
             Ok(())
         }
         Ended::Down => down(settings).await.map_err(|failure| failure.about(&name)),
-    }
-}
-
-/// A unit that has been started too often is given up; failures of the host shall not lead there.
-fn forget_starts(name: &VmName, scope: Scope) {
-    let mut command = Command::new("systemctl");
-    if scope == Scope::User {
-        command.arg("--user");
-    }
-    match command.arg("reset-failed").arg(unit::unit_name(name)).status() {
-        Ok(status) if status.success() => {}
-        Ok(status) => warn!("`systemctl reset-failed` failed: {status}"),
-        Err(error) => warn!("cannot run `systemctl`: {error}"),
     }
 }
 
