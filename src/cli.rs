@@ -196,7 +196,8 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
             // The unit's cgroup is systemd's; but it listens to its main process alone, which this is not.
             let env = |key: &str| (key == "INVOCATION_ID").then(|| std::env::var(key).ok())?;
             let settings = Settings { env, ..settings(args.name, layout, given) };
-            verb::reap::run(settings, Ended::read(given.env)).await
+            let scope = if given.uid == 0 { Scope::System } else { Scope::User };
+            verb::reap::run(settings, Ended::read(given.env), scope).await
         }
         Verb::Generate(args) => {
             generate(&args, &dirs, given);

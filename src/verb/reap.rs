@@ -10,10 +10,12 @@ use crate::{
         lock::{self, Lock},
         pidfd::{Process, Signal},
     },
+    plan::unit::Scope,
     run::{
         Settings,
         adopt::{self, Found},
         record::Record,
+        service,
         supervise::{Left, wind_up},
     },
     spec,
@@ -35,7 +37,7 @@ const LAST_LIMIT: Duration = Duration::from_secs(10);
 /// How the supervisor ended (systemd.exec(5), `$SERVICE_RESULT`), and what that means for a QEMU that lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
-    /// It crashed: the unit is restarted, and the next supervisor takes QEMU over.
+    /// It crashed: the unit is restarted, and the next supervisor takes QEMU over. Unless it was being stopped, which nobody will do again.
     Crashed,
     /// The start failed by the host: the unit is restarted, and the start is not to count.
     ByHost,
@@ -62,15 +64,17 @@ impl Ended {
 ///
 /// # Errors
 /// A QEMU that should be gone still is there.
-pub async fn run(settings: Settings, ended: Ended) -> Result<(), Failure> {
+pub async fn run(settings: Settings, ended: Ended, scope: Scope) -> Result<(), Failure> {
     let name = settings.name.clone();
     match ended {
-        Ended::Crashed => Ok(()),
+        Ended::Crashed if !service::is_stopping(&name, scope).await => Ok(()),
         Ended::ByHost => {
             tokio::time::sleep(PAUSE).await;
             Ok(())
         }
-        Ended::Down => down(settings).await.map_err(|failure| failure.about(&name)),
+        Ended::Crashed | Ended::Down => {
+            down(settings).await.map_err(|failure| failure.about(&name))
+        }
     }
 }
 
