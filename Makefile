@@ -67,6 +67,11 @@ debian: setup ## the Debian cloud image that `make demo` and the cloud-init test
 test: guests debian ## all tests, on real QEMU and real guests
 	$(CARGO) test --workspace --locked -- --test-threads=$(TEST_THREADS)
 
+.PHONY: test-systemd
+test-systemd: guests ## the units under a systemd of their own (root, systemd-container)
+	$(CARGO) build --locked
+	tests/systemd/run
+
 .PHONY: demo
 demo: debian build ## a real VM on a bridge, from its file to a clean stop
 	tests/demo

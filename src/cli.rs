@@ -202,7 +202,8 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
         }
         Verb::Run(args) => {
             let settings = settings(args.name, layout, given);
-            verb::run::run(settings, given.exe, given.arguments).await
+            let scope = if given.uid == 0 { Scope::System } else { Scope::User };
+            verb::run::run(settings, given.exe, given.arguments, scope).await
         }
         Verb::Image(args) => images(&args, &layout, given),
         Verb::Rm(args) => verb::rm::run(&args, &layout).await,

@@ -97,6 +97,8 @@ impl Error {
             Self::Service(_) => {
                 Some("`journalctl -t qvm@NAME` has what the supervisor said".into())
             }
+            // The end that the supervisor kept has its own.
+            Self::Unit { detail, .. } if detail.contains("\nhint: ") => None,
             Self::Unit { name, .. } => {
                 Some(format!("`journalctl -t qvm@{name}` has what the supervisor said"))
             }

@@ -82,6 +82,37 @@ impl Unit {
     }
 }
 
+/// Clears the count of a unit's starts: one that was started too often is given up, and failures of the host shall not lead there.
+/// For the unit itself while it starts: later, in ExecStopPost=, systemd would take the failed start for a good one.
+///
+/// # Errors
+/// The manager does not.
+pub async fn forget_starts(vm: &VmName, scope: Scope) -> Result<(), Error> {
+    systemctl(scope, &["reset-failed", &unit::unit_name(vm)]).await.map(drop)
+}
+
+/// Whether the unit is being stopped by somebody's wish; `false` where nobody knows.
+pub async fn is_stopping(vm: &VmName, scope: Scope) -> bool {
+    let jobs = systemctl(scope, &["list-jobs", "--plain", "--no-legend"]).await.unwrap_or_default();
+    has_stop_job(&jobs, &unit::unit_name(vm))
+}
+
+/// Whether the unit is down, and not because it was started too often; `None` where it is that, or nobody knows.
+pub async fn is_stopped(vm: &VmName, scope: Scope) -> Option<bool> {
+    let properties = "--property=ActiveState,Result";
+    let shown = systemctl(scope, &["show", properties, &unit::unit_name(vm)]).await.ok()?;
+    let says = |line: &str| shown.lines().any(|shown| shown == line);
+    let down = says("ActiveState=inactive") || says("ActiveState=failed");
+    let known = shown.lines().any(|line| line.starts_with("ActiveState="));
+    (known && !says("Result=start-limit-hit")).then_some(down)
+}
+
+/// Lines of a job's number, unit, type and state.
+fn has_stop_job(jobs: &str, unit: &str) -> bool {
+    let words = |line: &str| line.split_whitespace().skip(1).take(2).eq([unit, "stop"]);
+    jobs.lines().any(words)
+}
+
 async fn systemctl(scope: Scope, arguments: &[&str]) -> Result<String, Error> {
     let mut command = Command::new("systemctl");
     if scope == Scope::User {
@@ -106,6 +137,14 @@ mod tests {
 
     fn read(shown: &str) -> Option<(bool, bool)> {
         Unit::read(Scope::System, "qvm@web.service".into(), shown).map(|u| (u.stale, u.failed))
+    }
+
+    #[test]
+    fn a_stop_job_is_told_from_others() {
+        let jobs = "  12 qvm@db.service   stop    running\n 7 qvm@web.service start waiting\n";
+        assert!(has_stop_job(jobs, "qvm@db.service"));
+        assert!(!has_stop_job(jobs, "qvm@web.service"));
+        assert!(!has_stop_job("No jobs running.\n", "qvm@web.service"));
     }
 
     #[test]

@@ -15,11 +15,12 @@ use crate::{
         lock::{self, Lock},
         pidfd::{Process, Signal},
     },
-    plan::unit::{self, Scope},
+    plan::unit::Scope,
     run::{
         Settings,
         adopt::{self, Found},
         record::Record,
+        service,
         supervise::{Left, wind_up},
     },
     spec,
@@ -48,7 +49,7 @@ const LOOKS: u32 = 120;
 /// How the supervisor ended (systemd.exec(5), `$SERVICE_RESULT`), and what that means for a QEMU that lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
-    /// It crashed: the unit is restarted, and the next supervisor takes QEMU over.
+    /// It crashed: the unit is restarted, and the next supervisor takes QEMU over. Unless it was being stopped, which nobody will do again.
     Crashed,
     /// The start failed by the host: the unit is restarted, and the start is not to count.
     ByHost,
@@ -84,13 +85,13 @@ pub async fn run(
 ) -> Result<(), Failure> {
     let name = settings.name.clone();
     if args.guard {
-        return match is_orphan(&settings, scope) {
+        return match is_orphan(&settings, scope).await {
             true => down(settings).await.map_err(|failure| failure.about(&name)),
             false => Ok(()),
         };
     }
     match ended {
-        Ended::Crashed => {
+        Ended::Crashed if !service::is_stopping(&name, scope).await => {
             if let Found::Alive(qemu, _) = adopt::find(&settings.paths()) {
                 info!("QEMU, pid {}, goes on: the next supervisor takes it over", qemu.pid());
                 guard(&name, exe);
@@ -99,10 +100,11 @@ pub async fn run(
         }
         Ended::ByHost => {
             tokio::time::sleep(PAUSE).await;
-            forget_starts(&name, scope);
             Ok(())
         }
-        Ended::Down => down(settings).await.map_err(|failure| failure.about(&name)),
+        Ended::Crashed | Ended::Down => {
+            down(settings).await.map_err(|failure| failure.about(&name))
+        }
     }
 }
 
@@ -110,7 +112,8 @@ pub async fn run(
 /// somebody stays and looks.
 fn guard(name: &VmName, exe: &Path) {
     let mut command = Command::new(exe);
-    command.arg("reap").arg(name.as_str()).arg("--guard").stdin(Stdio::null());
+    command.arg("reap").arg(name.as_str()).arg("--guard");
+    command.stdin(Stdio::null()).stdout(Stdio::null());
     if let Err(error) = command.spawn() {
         warn!("nobody sees to QEMU if the unit is stopped now: {error}");
     }
@@ -118,43 +121,19 @@ fn guard(name: &VmName, exe: &Path) {
 
 /// Waits until the unit has a supervisor again, or will not: whether QEMU has nobody any more, because the unit was stopped
 /// meanwhile. One that crashed too often keeps its guest; `qvm list` tells that it has no supervisor.
-fn is_orphan(settings: &Settings, scope: Scope) -> bool {
+async fn is_orphan(settings: &Settings, scope: Scope) -> bool {
     for _ in 0..LOOKS {
-        std::thread::sleep(LOOK);
+        tokio::time::sleep(LOOK).await;
         if Lock::holder(&settings.paths().lock()).is_some() {
             return false;
         }
-        let mut show = systemctl(scope);
-        let unit = unit::unit_name(&settings.name);
-        show.args(["show", "-p", "ActiveState", "-p", "Result", &unit]).stderr(Stdio::null());
-        let Ok(output) = show.output() else { return false };
-        let text = String::from_utf8_lossy(&output.stdout);
-        let says = |line: &str| text.lines().any(|other| other == line);
-        if !output.status.success() || says("Result=start-limit-hit") {
-            return false;
-        }
-        if says("ActiveState=inactive") || says("ActiveState=failed") {
-            return true;
+        match service::is_stopped(&settings.name, scope).await {
+            Some(false) => {}
+            Some(true) => return true,
+            None => return false,
         }
     }
     false
-}
-
-fn systemctl(scope: Scope) -> Command {
-    let mut command = Command::new("systemctl");
-    if scope == Scope::User {
-        command.arg("--user");
-    }
-    command
-}
-
-/// A unit that has been started too often is given up; failures of the host shall not lead there.
-fn forget_starts(name: &VmName, scope: Scope) {
-    match systemctl(scope).arg("reset-failed").arg(unit::unit_name(name)).status() {
-        Ok(status) if status.success() => {}
-        Ok(status) => warn!("`systemctl reset-failed` failed: {status}"),
-        Err(error) => warn!("cannot run `systemctl`: {error}"),
-    }
 }
 
 async fn down(settings: Settings) -> Result<(), Failure> {

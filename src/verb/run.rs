@@ -7,13 +7,15 @@ use tracing::warn;
 use crate::{
     exit::{self, Failure},
     host::{file, lock::Lock, signal},
+    plan::unit::Scope,
     run::{
         Settings,
         adopt::{self, Found},
+        service,
         supervise::{Left, supervise},
     },
     spec,
-    value::VmName,
+    value::{VmName, chain},
 };
 
 /// The variable by which a re-executed supervisor finds its lock.
@@ -34,8 +36,10 @@ pub async fn run(
     settings: Settings,
     program: &Path,
     arguments: &[OsString],
+    scope: Scope,
 ) -> Result<(), Failure> {
     let (name, paths) = (settings.name.clone(), settings.paths());
+    let in_unit = (settings.env)("NOTIFY_SOCKET").is_some();
     let subject = |failure: Failure| failure.about(&name);
     let file = settings.layout.vm_file(&name);
     let loaded = if file.exists() {
@@ -69,6 +73,12 @@ pub async fn run(
         Ok(Left::Exit(code)) => Err(Failure::quiet(code)),
         Ok(Left::NotStarted { is_the_hosts, why }) => {
             let code = if is_the_hosts { exit::HOST } else { exit::FAILED };
+            if is_the_hosts
+                && in_unit
+                && let Err(error) = service::forget_starts(&name, scope).await
+            {
+                warn!("this start counts for the unit's limit: {}", chain(&error));
+            }
             Err(subject(Failure::new(code, why)))
         }
         Ok(Left::Reexec) => {
