@@ -13,22 +13,43 @@ FUZZ_SECONDS ?= 60
 
 CARGO := cargo
 
+# Where `make install` puts things, below DESTDIR; PREFIX=/usr/local works as well, systemd looks there too.
+PREFIX ?= /usr
+DESTDIR ?=
+# What it installs.
+BINARY ?= target/release/qvm
+# Where `make deb` puts the package.
+OUT ?= target/debian
+
 .PHONY: build
 build: ## the release binary, target/release/qvm
 	$(CARGO) build --release --locked
 
-# Where `make install` puts things; a package's build gives DESTDIR.
-PREFIX ?= /usr
-DESTDIR ?=
-VERSION := $(shell sed -n 's/^version *= *"\(.*\)"/\1/p' Cargo.toml | head -n1)
-
 .PHONY: install
-install: build ## binary, units and documentation below DESTDIR and PREFIX
-	systemd/install "$(DESTDIR)" "$(PREFIX)"
+install: ## the built binary, its units, generators and documents, below $(DESTDIR)$(PREFIX)
+	install -D -m 755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/qvm
+	for kind in system user; do \
+		install -d $(DESTDIR)$(PREFIX)/lib/systemd/$$kind-generators $(DESTDIR)$(PREFIX)/lib/systemd/$$kind; \
+		ln -sf ../../../bin/qvm $(DESTDIR)$(PREFIX)/lib/systemd/$$kind-generators/qvm-generator; \
+	done
+	for unit in qvm@.service qvm.target qvm.slice; do \
+		sed 's|/usr/|$(PREFIX)/|g' systemd/$$unit >$(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit; \
+		sed 's|/usr/|$(PREFIX)/|g' systemd/user/$$unit >$(DESTDIR)$(PREFIX)/lib/systemd/user/$$unit; \
+		chmod 644 $(DESTDIR)$(PREFIX)/lib/systemd/{system,user}/$$unit; \
+	done
+	install -D -m 644 systemd/sysusers.d/qvm.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/qvm.conf
+	install -D -m 644 systemd/tmpfiles.d/qvm.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/qvm.conf
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/qvm $(wildcard docs/*.varlink)
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/qvm README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE $(wildcard docs/*.md)
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/qvm/examples $(wildcard examples/*.toml examples/*.yaml)
+	$(if $(wildcard man/*.1),install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man1 $(wildcard man/*.1))
+	$(if $(wildcard man/*.5),install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man5 $(wildcard man/*.5))
+	$(if $(wildcard completions/qvm.bash),install -D -m 644 completions/qvm.bash \
+		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/qvm)
 
 .PHONY: deb
-deb: build ## a Debian package, target/qvm_VERSION_ARCH.deb
-	systemd/deb/build "$(VERSION)"
+deb: build ## the Debian package, in target/debian/
+	packaging/debian/build $(BINARY) $(OUT)
 
 .PHONY: setup
 setup: ## installs what the tests need, if anything is missing (Debian, Ubuntu)
@@ -46,6 +67,11 @@ debian: setup ## the Debian cloud image that `make demo` and the cloud-init test
 test: guests debian ## all tests, on real QEMU and real guests
 	$(CARGO) test --workspace --locked -- --test-threads=$(TEST_THREADS)
 
+.PHONY: test-systemd
+test-systemd: guests ## the units under a systemd of their own (root, systemd-container)
+	$(CARGO) build --locked
+	tests/systemd/run
+
 .PHONY: demo
 demo: debian build ## a real VM on a bridge, from its file to a clean stop
 	tests/demo
@@ -58,7 +84,7 @@ bench: guests debian ## qvm beside raw QEMU, and libvirt where it is installed; 
 lint: ## formatting, clippy, shell scripts, licences
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
-	if command -v shellcheck >/dev/null; then grep -rlE '^#!.*\b(ba)?sh' tests .ci fuzz/run | xargs shellcheck; fi
+	if command -v shellcheck >/dev/null; then grep -rlE '^#!.*\b(ba)?sh' tests packaging .ci fuzz/run | xargs shellcheck; fi
 	if command -v cargo-deny >/dev/null; then $(CARGO) deny check licenses bans sources; fi
 
 .PHONY: fuzz

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    io,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
@@ -11,11 +11,11 @@ use clap::{ArgAction, Parser, Subcommand, error::ContextValue};
 use crate::{
     exit::{self, Failure},
     host::{machine_id, qemu_img::QemuImg},
-    plan::layout::Layout,
+    plan::{layout::Layout, unit::Scope},
     run::{Settings, image, progress},
     spec::{self, Vm},
     value::{VmName, shown},
-    verb,
+    verb::{self, reap::Ended},
 };
 
 /// A direct QEMU process supervisor: one TOML file, one systemd unit, one QEMU.
@@ -35,17 +35,20 @@ pub struct Cli {
     verb: Verb,
 }
 
+/// The name under which systemd runs this program as a generator.
+const GENERATOR: &str = "qvm-generator";
+
 impl Cli {
-    /// Reads the command line, the program's name first.
+    /// Reads the command line, the program's name first, which may say what it is to do.
     ///
     /// # Errors
     /// It is wrong usage, or asks for help. clap repeats what was written: here without its control characters, which would
     /// be obeyed by the terminal.
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut arguments: Vec<OsString> = arguments.into_iter().collect();
-        // systemd knows its generators by their place, and calls them by their name.
-        if arguments.first().is_some_and(|name| Path::new(name).ends_with("qvm-generator")) {
-            arguments.splice(..1, ["qvm".into(), "generate".into()]);
+        let program = arguments.first().and_then(|program| Path::new(program).file_name());
+        if program == Some(OsStr::new(GENERATOR)) {
+            arguments.insert(1, "generate".into());
         }
         Self::try_parse_from(arguments).map_err(|mut error| {
             let hostile = error.context().filter_map(|(kind, value)| match value {
@@ -63,7 +66,7 @@ impl Cli {
 }
 
 /// The three directories, where they are not the usual ones.
-#[derive(Debug, Clone, Default, clap::Args)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
 pub struct Dirs {
     /// VM files are in DIR/vms [env: QVM_CONFIG_DIR]
     #[arg(long, global = true, value_name = "DIR")]
@@ -116,15 +119,22 @@ enum Verb {
     Image(verb::image::Args),
     /// Delete the disks of a stopped VM
     Rm(verb::rm::Args),
-    /// What systemd runs after a unit has stopped
-    #[command(hide = true)]
-    Reap(verb::reap::Args),
-    /// What systemd runs to know the VMs; as `qvm-generator`
+    /// VM files as drop-ins of their units; systemd runs it as `qvm-generator`
     #[command(hide = true)]
     Generate(verb::generate::Args),
+    /// ExecStopPost= of a VM's unit
+    #[command(hide = true)]
+    Reap(verb::reap::Args),
 }
 
 impl Cli {
+    /// Does a generator's work, if this is one: it comes before there is anything that it could wait for.
+    pub fn generate(&self, given: &Given<'_>) -> bool {
+        let Verb::Generate(args) = &self.verb else { return false };
+        generate(args, &self.dirs, given);
+        true
+    }
+
     /// Whether this process is a supervisor, whose log tells what it does.
     pub fn is_supervisor(&self) -> bool {
         matches!(self.verb, Verb::Run(_) | Verb::Reap(_))
@@ -143,6 +153,8 @@ pub struct Given<'a> {
     pub exe: &'a Path,
     /// The whole command line, the program's name first.
     pub arguments: &'a [OsString],
+    /// The host's init started this process itself.
+    pub by_init: bool,
     /// The host's init is systemd.
     pub systemd: bool,
     /// Standard error is a terminal.
@@ -158,21 +170,21 @@ pub struct Given<'a> {
 pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
     let dirs = cli.dirs.or(given.env).absolute(given.cwd);
     let layout = layout(given.uid, &dirs, given.env)?;
-    let systemd = given.systemd && layout == system();
+    let manager = manager(given, &dirs, &layout);
     match cli.verb {
         Verb::List(args) => verb::list::run(&args, &layout, given.now).await,
         Verb::Status(args) => {
             let clock = verb::status::Clock { now: given.now, zone: jiff::tz::TimeZone::system() };
             verb::status::run(&args, &layout, &clock).await
         }
-        Verb::Start(args) => verb::start::run(&args, &layout, given.exe, systemd).await,
+        Verb::Start(args) => verb::start::run(&args, &layout, given.exe, manager).await,
         Verb::Stop(args) => verb::stop::run(&args, &layout).await,
-        Verb::Restart(args) => verb::restart::run(&args, &layout, given.exe, systemd).await,
+        Verb::Restart(args) => verb::restart::run(&args, &layout, given.exe, manager).await,
         Verb::Reboot(args) => verb::reboot::run(&args, &layout).await,
         Verb::Kill(args) => verb::kill::run(&args, &layout).await,
         Verb::Pause(args) => verb::pause::run(&args, &layout).await,
         Verb::Resume(args) => verb::resume::run(&args, &layout).await,
-        Verb::Reload(args) => verb::reload::run(&args, &layout).await,
+        Verb::Reload(args) => verb::reload::run(&args, &layout, manager).await,
         Verb::Console(args) => verb::console::run(&args, &layout).await,
         Verb::Log(args) => verb::log::run(&args, &layout).await,
         Verb::Events(args) => verb::events::run(&args, &layout).await,
@@ -190,20 +202,46 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
         }
         Verb::Run(args) => {
             let settings = settings(args.name, layout, given);
-            verb::run::run(settings, given.exe, given.arguments, given.uid != 0).await
+            let scope = if given.uid == 0 { Scope::System } else { Scope::User };
+            verb::run::run(settings, given.exe, given.arguments, scope).await
         }
         Verb::Image(args) => images(&args, &layout, given),
         Verb::Rm(args) => verb::rm::run(&args, &layout).await,
         Verb::Reap(args) => {
-            let said = verb::reap::Said::by(given.env, given.uid != 0);
-            let name = args.name.clone();
-            let settings = Settings { down: true, ..settings(name, layout, given) };
-            verb::reap::run(&args, settings, &said, given.exe).await
+            // The unit's cgroup is systemd's; but it listens to its main process alone, which this is not.
+            let env = |key: &str| (key == "SYSTEMD_EXEC_PID").then(|| std::env::var(key).ok())?;
+            let settings = Settings { env, ..settings(args.name.clone(), layout, given) };
+            let scope = if given.uid == 0 { Scope::System } else { Scope::User };
+            verb::reap::run(&args, settings, Ended::read(given.env), scope, given.exe).await
         }
         Verb::Generate(args) => {
-            let called = given.arguments.first().map_or(Path::new("qvm"), |name| Path::new(name));
-            verb::generate::run(&args, &layout, called)
+            generate(&args, &dirs, given);
+            Ok(())
         }
+    }
+}
+
+/// A generator that fails would be reported without its reason: what is wrong is logged, and no more.
+fn generate(args: &verb::generate::Args, dirs: &Dirs, given: &Given<'_>) {
+    let dirs = dirs.clone().or(given.env).absolute(given.cwd);
+    // Set since systemd 251.
+    let scope = match (given.env)("SYSTEMD_SCOPE") {
+        Some(scope) if scope == "user" => Scope::User,
+        Some(scope) if scope == "system" => Scope::System,
+        _ if given.uid == 0 => Scope::System,
+        _ => Scope::User,
+    };
+    let mut err = io::stderr();
+    match layout(given.uid, &dirs, given.env) {
+        // root's own manager: the VMs that root would find are the host's, and the system's manager has them already.
+        Ok(layout) if scope == Scope::User && layout == system() => {}
+        Ok(layout) => {
+            let kernel_log = given.by_init.then_some(Path::new("/dev/kmsg"));
+            let (exe, err, layout) = (given.exe, &mut err, &layout);
+            let mut within = verb::generate::Within { layout, scope, exe, kernel_log, err };
+            verb::generate::run(args, &mut within);
+        }
+        Err(failure) => drop(writeln!(err, "{failure}")),
     }
 }
 
@@ -222,7 +260,6 @@ fn settings(name: VmName, layout: Layout, given: &Given<'_>) -> Settings {
         root: PathBuf::from("/"),
         host_id: machine_id::read(),
         uuid: || uuid::Uuid::new_v4().to_string(),
-        down: false,
         now: milliseconds,
         env: |key| std::env::var(key).ok(),
     }
@@ -279,6 +316,23 @@ impl Dirs {
 /// A directory by the environment; an empty value says nothing.
 fn dir(env: &dyn Fn(&str) -> Option<OsString>, key: &str) -> Option<PathBuf> {
     env(key).filter(|dir| !dir.is_empty()).map(PathBuf::from)
+}
+
+/// The systemd whose units look for VMs where `layout` does.
+fn manager(given: &Given<'_>, dirs: &Dirs, layout: &Layout) -> Option<Scope> {
+    let env = |key| dir(given.env, key);
+    if !given.systemd {
+        None
+    } else if given.uid == 0 {
+        (*layout == system()).then_some(Scope::System)
+    } else {
+        // Variables of this shell alone are not known to the user's manager.
+        let usual = *dirs == Dirs::default()
+            && env("XDG_CONFIG_HOME").is_none()
+            && env("XDG_DATA_HOME").is_none();
+        let private = env("XDG_RUNTIME_DIR")?.join("systemd/private");
+        (usual && private.exists()).then_some(Scope::User)
+    }
 }
 
 /// Where root's VMs are, and where the systemd units look.

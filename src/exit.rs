@@ -10,7 +10,7 @@ pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
 /// Not running, or not found, where that is the answer.
 pub const NOT_RUNNING: u8 = 3;
-/// The host keeps the VM from starting, for now (`EX_TEMPFAIL` of sysexits.h).
+/// The host is at fault, and another try may help (`EX_TEMPFAIL` of sysexits.h).
 pub const HOST: u8 = 75;
 /// A VM file is invalid (`EX_CONFIG` of sysexits.h).
 pub const INVALID: u8 = 78;
@@ -90,9 +90,8 @@ impl Failure {
     /// There is one among them.
     pub fn all(failures: Vec<Self>) -> Result<(), Self> {
         let badness = |code: u8| match code {
-            INVALID => 5,
-            FAILED => 4,
-            HOST => 3,
+            INVALID => 4,
+            FAILED | HOST => 3,
             USAGE => 2,
             0 => 0,
             _ => 1,

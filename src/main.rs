@@ -46,11 +46,15 @@ fn run(cli: Cli) -> Result<(), Failure> {
         env: &|key| env::var_os(key),
         exe: &exe,
         arguments: &arguments,
+        by_init: rustix::process::getppid() == Some(rustix::process::Pid::INIT),
         // As sd_booted(3) has it.
         systemd: Path::new("/run/systemd/system").is_dir(),
         terminal: io::stderr().is_terminal(),
         now: jiff::Timestamp::now(),
     };
+    if cli.generate(&given) {
+        return Ok(());
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| cannot("start", e))?;
     runtime.block_on(cli::run(cli, &given))

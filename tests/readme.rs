@@ -221,7 +221,7 @@ fn shell_blocks_call_only_what_a_reader_has() {
         for line in block.text.lines() {
             let command = line.split_whitespace().next().unwrap_or_default();
             assert!(
-                matches!(command, "make" | "qvm" | "ssh"),
+                matches!(command, "make" | "qvm" | "ssh" | "systemctl" | "journalctl"),
                 "README.md:{}: `{line}`",
                 block.line
             );

@@ -36,6 +36,11 @@ pub struct Error {
 }
 
 impl Error {
+    /// The host is at fault: it has no memory, processes or descriptors to give.
+    pub fn is_the_hosts(&self) -> bool {
+        matches!(self.source.kind(), io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock)
+    }
+
     /// The way out.
     pub fn hint(&self) -> Option<String> {
         match self.source.kind() {

@@ -109,6 +109,11 @@ impl Error {
         matches!(self, Self::Silent(_) | Self::NoHost | Self::Broken(_))
     }
 
+    /// The host, its network or the server is at fault; a certificate is refused as well where the clock is wrong.
+    pub const fn is_the_hosts(&self) -> bool {
+        !matches!(self, Self::CalledOff | Self::Address(_))
+    }
+
     /// The way out, where there is one.
     pub fn hint(&self) -> Option<String> {
         match self {

@@ -29,6 +29,16 @@ impl Error {
         self.source.kind()
     }
 
+    /// The host is at fault: there is no room, or its disk fails.
+    pub fn is_the_hosts(&self) -> bool {
+        use io::ErrorKind::{
+            QuotaExceeded, ReadOnlyFilesystem, StaleNetworkFileHandle, StorageFull,
+        };
+        let kind = self.source.kind();
+        matches!(kind, StorageFull | QuotaExceeded | ReadOnlyFilesystem | StaleNetworkFileHandle)
+            || self.source.raw_os_error() == Some(nix::libc::EIO)
+    }
+
     /// The way out, where there is one.
     pub fn hint(&self) -> Option<String> {
         let place = self.path.parent().unwrap_or(&self.path).display();

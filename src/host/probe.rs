@@ -94,6 +94,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// The host is at fault: QEMU is missing, as while a package is replaced, or the machine is too busy for it.
+    pub fn is_the_hosts(&self) -> bool {
+        matches!(self, Self::NotFound(_) | Self::Run { .. } | Self::Hung(..))
+    }
+
     /// The way out.
     pub fn hint(&self) -> Option<String> {
         match self {

@@ -44,6 +44,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// The host is at fault: there is no room.
+    pub fn is_the_hosts(&self) -> bool {
+        matches!(self, Self::Failed { said, .. } if said.contains("No space left"))
+    }
+
     /// The way out, where there is one.
     pub fn hint(&self) -> Option<String> {
         match self {

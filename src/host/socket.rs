@@ -45,6 +45,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// The host is at fault: there is no room.
+    pub fn is_the_hosts(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+    }
+
     /// The way out.
     pub fn hint(&self) -> Option<String> {
         match self {

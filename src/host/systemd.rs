@@ -10,7 +10,6 @@ use std::{
             net::{SocketAddr, UnixDatagram},
         },
     },
-    process::{Command, Stdio},
     sync::Arc,
     time::Duration,
 };
@@ -120,25 +119,6 @@ fn number(value: Option<OsString>) -> Option<u64> {
 /// A message is a list of lines: text that came from a guest must not become one of its own.
 fn line(text: &str) -> String {
     text.replace(|c: char| c.is_control(), " ")
-}
-
-/// `systemctl`, for the manager of the system or of the user.
-pub fn systemctl(user: bool) -> Command {
-    let mut command = Command::new("systemctl");
-    if user {
-        command.arg("--user");
-    }
-    command
-}
-
-/// Lets the starts so far not count against the unit's start limit, as `systemctl reset-failed` does (systemctl(1)). Not to
-/// be called when the unit's process has ended: its failure would be forgotten as well, and it would not be started again.
-pub fn forgive(unit: &str, user: bool) {
-    match systemctl(user).args(["reset-failed", unit]).stdin(Stdio::null()).status() {
-        Ok(status) if status.success() => {}
-        Ok(status) => tracing::warn!("`systemctl reset-failed` failed: {status}"),
-        Err(error) => tracing::warn!("cannot run `systemctl`: {error}"),
-    }
 }
 
 #[cfg(test)]

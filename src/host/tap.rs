@@ -71,6 +71,11 @@ impl Error {
         }
     }
 
+    /// The host is at fault, and may be better soon; who runs qvm is as it was told to be.
+    pub fn is_the_hosts(&self) -> bool {
+        !matches!(self, Self::Denied { .. })
+    }
+
     /// The way out, where there is one.
     pub fn hint(&self) -> Option<String> {
         match self {

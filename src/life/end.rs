@@ -4,9 +4,6 @@ use std::fmt;
 
 use super::By;
 
-/// EX_TEMPFAIL of sysexits.h.
-const TRY_LATER: u8 = 75;
-
 /// How QEMU's process went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gone {
@@ -41,21 +38,11 @@ pub enum Cause {
     /// QEMU went without anybody having asked.
     QemuDied(Gone),
     /// It never came to run.
-    StartFailed(NotStarted),
+    StartFailed(String),
     /// It ran, but was not ready in its time, and that is a failure (`readyFailure = "fail"`); why.
     NotReady(String),
     /// Asked to stop while it was still being prepared or launched.
     StartCancelled(By),
-}
-
-/// Why a guest did not come to run.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NotStarted {
-    /// The chain of causes, and a line with the way out where there is one.
-    pub why: String,
-    /// The cause is the host's state, not the VM: a bridge that is not there yet, no room, no network. Trying again
-    /// later makes sense, and says nothing about the VM.
-    pub by_host: bool,
 }
 
 /// The end of a run.
@@ -66,13 +53,9 @@ pub struct End {
 }
 
 impl End {
-    /// The exit code of `qvm run`: 0 where the guest shall stay down, 1 where it shall be started again, 75 (EX_TEMPFAIL of
-    /// sysexits.h) where the host kept it from starting.
+    /// The exit code of `qvm run`: 0 where the guest shall stay down, 1 where it shall be started again.
     pub fn exit_code(&self) -> u8 {
-        match &self.cause {
-            Cause::StartFailed(NotStarted { by_host: true, .. }) => TRY_LATER,
-            _ => u8::from(self.failed()),
-        }
+        u8::from(self.failed())
     }
 
     /// Whether the run failed.
@@ -139,7 +122,7 @@ impl fmt::Display for End {
             Cause::QemuDied(Gone::Unknown) => {
                 f.write_str("QEMU went away; how is not known, it was adopted")
             }
-            Cause::StartFailed(NotStarted { why, .. }) => write!(f, "the start failed: {why}"),
+            Cause::StartFailed(why) => write!(f, "the start failed: {why}"),
             Cause::NotReady(why) => write!(f, "the guest did not get ready: {why}"),
             Cause::StartCancelled(who) => write!(f, "the start was cancelled by {}", by(who)),
         }

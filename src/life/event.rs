@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Gone, NotStarted};
+use super::Gone;
 
 /// Something that happened, from whatever side.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub enum Event {
     /// The guest will never be what `ready` wants, or was not in time; why.
     NotReady(String),
     /// Preparation or launch failed; nothing of QEMU is left.
-    StartFailed(NotStarted),
+    StartFailed(String),
     /// SIGTERM or SIGINT: stop, or, when that is under way, harder.
     Signalled,
     /// Somebody asks for something over the control socket.

@@ -38,7 +38,7 @@ mod step;
 
 pub use accepts::accepts;
 pub use action::{Action, Rung};
-pub use end::{Cause, End, Gone, NotStarted};
+pub use end::{Cause, End, Gone};
 pub use event::{By, Command, Event};
 pub use ready::{Life, Readiness};
 pub use state::{Hold, Ladder, Outcome, State};

@@ -40,10 +40,6 @@ const STOP: Event = Event::Asked(Command::Stop { timeout: None });
 const TERMINATE: Event = Event::Asked(Command::Terminate);
 const GONE: Event = Event::QemuGone(Gone::Exited(0));
 
-fn not_started(why: &str) -> NotStarted {
-    NotStarted { why: why.into(), by_host: false }
-}
-
 #[test]
 fn preparing_leads_to_launching_and_to_running() {
     let (state, actions) = feed(State::Preparing, &[(0, Event::Prepared)]);
@@ -61,7 +57,7 @@ fn an_adopted_guest_that_was_paused_stays_paused() {
 #[test]
 fn a_failed_start_exits_1() {
     for state in [State::Preparing, State::Launching] {
-        let (state, actions) = feed(state, &[(0, Event::StartFailed(not_started("no")))]);
+        let (state, actions) = feed(state, &[(0, Event::StartFailed("no".into()))]);
         assert_eq!(state, State::Ended);
         assert_eq!((reason_of(&actions), exit_of(&actions)), (Some("start-failed"), Some(1)));
     }
@@ -69,7 +65,7 @@ fn a_failed_start_exits_1() {
 
 #[test]
 fn a_stop_during_the_start_cancels_it_and_exits_0() {
-    for answer in [Event::Prepared, Event::StartFailed(not_started("cancelled"))] {
+    for answer in [Event::Prepared, Event::StartFailed("cancelled".into())] {
         let (state, actions) = feed(State::Preparing, &[(0, Event::Signalled), (1, answer)]);
         assert_eq!(state, State::Ended);
         assert!(actions.contains(&Action::CancelStart));
@@ -309,7 +305,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         any::<(bool, bool)>().prop_map(|(paused, ready)| Event::Launched { paused, ready }),
         Just(Event::Ready),
         Just(Event::NotReady("late".into())),
-        Just(Event::StartFailed(not_started("x"))),
+        Just(Event::StartFailed("x".into())),
         Just(Event::Signalled),
         command.prop_map(Event::Asked),
         Just(Event::GuestShutdown),

@@ -58,7 +58,7 @@ impl Supervisor {
             Action::Record(end) => self.record_end(&end),
             Action::Exit(code) => {
                 self.left = Some(match self.start_failure.take() {
-                    Some(why) => Left::NotStarted { code, why },
+                    Some(why) => Left::NotStarted { is_the_hosts: self.hosts_fault, why },
                     None => Left::Exit(code),
                 });
             }
@@ -95,8 +95,7 @@ impl Supervisor {
             if !self.adopting {
                 Record::remove(&self.paths);
             }
-            let why = "cancelled".to_owned();
-            self.feed(life::Event::StartFailed(life::NotStarted { why, by_host: false }));
+            self.feed(life::Event::StartFailed("cancelled".into()));
         }
     }
 
@@ -213,7 +212,7 @@ impl Supervisor {
         };
         match &end.cause {
             // The verb tells it, as the last thing.
-            life::Cause::StartFailed(not) => self.start_failure = Some(not.why.clone()),
+            life::Cause::StartFailed(why) => self.start_failure = Some(why.clone()),
             life::Cause::NotReady(_) => self.start_failure = Some(kept.detail.clone()),
             _ if end.failed() => error!("{}", kept.detail),
             _ => info!("{}", kept.detail),

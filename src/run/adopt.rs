@@ -1,6 +1,6 @@
 //! Taking over a QEMU that an earlier supervisor left running.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use tokio::net::UnixStream;
 
@@ -12,6 +12,7 @@ use crate::{
     host::pidfd::{self, Process},
     plan::layout::VmPaths,
     spec::{self, Vm},
+    value::VmName,
 };
 
 /// How long an adopted QEMU may take until it answers.
@@ -41,10 +42,10 @@ pub fn find(paths: &VmPaths) -> Found {
 }
 
 /// The VM file that the running QEMU was started from, and its text.
-pub fn booted(paths: &VmPaths, current: &Vm) -> Option<(Vm, String)> {
+pub fn booted(paths: &VmPaths, name: &VmName, file: &Path) -> Option<(Vm, String)> {
     let text = std::fs::read_to_string(paths.booted()).ok()?;
-    let mut user_data = |path: &std::path::Path| std::fs::read(path);
-    let vm = spec::read(&current.name, &current.file, &text, &mut user_data).ok()?;
+    let mut user_data = |path: &Path| std::fs::read(path);
+    let vm = spec::read(name, file, &text, &mut user_data).ok()?;
     Some((vm, text))
 }
 

@@ -15,7 +15,11 @@ use crate::{
         types::{Ready, State},
     },
     host::file,
-    plan::layout::Layout,
+    plan::{layout::Layout, unit::Scope},
+    run::{
+        record,
+        service::{self, Unit},
+    },
     spec::{self, Invalid},
     value::VmName,
 };
@@ -34,8 +38,8 @@ pub struct Begin<'a> {
     pub layout: &'a Layout,
     /// This program.
     pub exe: &'a Path,
-    /// The host runs systemd, and its units look where `layout` does.
-    pub systemd: bool,
+    /// The systemd whose units look where `layout` does, if there is one.
+    pub manager: Option<Scope>,
     /// Until the guest runs and is ready, or is not waited for any more.
     pub wait: bool,
 }
@@ -67,8 +71,16 @@ pub enum Error {
     #[error("cannot run `{}`", .0.display())]
     Spawn(PathBuf, #[source] io::Error),
     /// The unit.
-    #[error("`systemctl start qvm@{0}.service` failed: {1}")]
-    Systemctl(VmName, String),
+    #[error(transparent)]
+    Service(#[from] service::Error),
+    /// What ran in the unit.
+    #[error("{detail}")]
+    Unit {
+        /// The VM.
+        name: VmName,
+        /// How it ended.
+        detail: String,
+    },
     /// The supervisor.
     #[error("its supervisor {}{}", ended(*.status), after_colon(.wrote))]
     Ended {
@@ -85,8 +97,13 @@ impl Error {
         match self {
             Self::File(error) => error.hint(),
             Self::NoFile(_) => Some("`qvm list` shows those there are".into()),
-            Self::Systemctl(name, _) => {
-                Some(format!("`journalctl -u qvm@{name}` has what the supervisor said"))
+            Self::Service(_) => {
+                Some("`journalctl -t qvm@NAME` has what the supervisor said".into())
+            }
+            // The end that the supervisor kept has its own.
+            Self::Unit { detail, .. } if detail.contains("\nhint: ") => None,
+            Self::Unit { name, .. } => {
+                Some(format!("`journalctl -t qvm@{name}` has what the supervisor said"))
             }
             Self::Invalid(_) | Self::Spawn(..) | Self::Ended { .. } => None,
         }
@@ -118,8 +135,10 @@ pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
         return Err(Error::NoFile(name.clone()));
     }
     spec::load(&vm_file).map_err(Error::Invalid)?;
-    if how.systemd && has_unit(name).await {
-        return systemctl(name, how.wait).await;
+    if let Some(scope) = how.manager
+        && let Some(unit) = Unit::find(name, scope).await
+    {
+        return by_unit(&unit, name, how).await;
     }
     file::make_dir(&paths.state)?;
     let log = paths.supervisor_log();
@@ -176,32 +195,22 @@ fn written_since(log: &Path, before: u64) -> String {
     String::from_utf8_lossy(&bytes).trim_end().to_owned()
 }
 
-async fn output(mut command: Command) -> io::Result<std::process::Output> {
-    let run = move || command.stdin(Stdio::null()).output();
-    tokio::task::spawn_blocking(run).await.map_err(io::Error::other)?
-}
-
-async fn has_unit(name: &VmName) -> bool {
-    let mut command = Command::new("systemctl");
-    command.args(["cat", &format!("qvm@{name}.service")]);
-    output(command).await.is_ok_and(|output| output.status.success())
-}
-
-async fn systemctl(name: &VmName, wait: bool) -> Result<Begun, Error> {
-    let mut command = Command::new("systemctl");
-    command.arg("start");
-    if !wait {
-        command.arg("--no-block");
-    }
-    command.arg(format!("qvm@{name}.service"));
-    let output = output(command).await.map_err(|e| Error::Spawn("systemctl".into(), e))?;
-    match output.status.success() {
-        true if wait => Ok(Begun::Running),
-        true => Ok(Begun::Asked),
-        false => {
-            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            Err(Error::Systemctl(name.clone(), said))
-        }
+/// By its unit, which is made anew first if the VM file has changed.
+async fn by_unit(unit: &Unit, name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
+    let ends = how.layout.vm(name).ends();
+    let last = |ends: &Path| record::ends(ends).into_iter().next();
+    let before = last(&ends).map(|end| end.at);
+    unit.refresh().await?;
+    match unit.start(how.wait).await {
+        Ok(()) if how.wait => Ok(Begun::Running),
+        Ok(()) => Ok(Begun::Asked),
+        Err(error) => match last(&ends) {
+            // systemctl knows only that it failed, the supervisor why.
+            Some(end) if Some(&end.at) != before.as_ref() && end.failed => {
+                Err(Error::Unit { name: name.clone(), detail: end.detail })
+            }
+            _ => Err(error.into()),
+        },
     }
 }
 

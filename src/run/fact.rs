@@ -10,8 +10,31 @@ use crate::{
         signal::{Signal, Signals},
         watch::Changes,
     },
-    life::NotStarted,
+    value::chain,
 };
+
+/// Why a guest does not come to run.
+#[derive(Debug)]
+pub(super) struct NotBegun {
+    /// The chain of causes, and the way out on a line of its own.
+    pub(super) why: String,
+    /// The host is at fault, and not the VM.
+    pub(super) is_the_hosts: bool,
+}
+
+impl NotBegun {
+    pub(super) fn new(
+        error: &(dyn std::error::Error + 'static),
+        hint: Option<String>,
+        is_the_hosts: bool,
+    ) -> Self {
+        let why = match hint {
+            Some(hint) => format!("{}\nhint: {hint}", chain(error)),
+            None => chain(error),
+        };
+        Self { why, is_the_hosts }
+    }
+}
 
 /// Something the loop has to know.
 #[derive(Debug)]
@@ -19,8 +42,8 @@ pub(super) enum Fact {
     Signal(Signal),
     Request(Request),
     Progress(String),
-    Prepared(Box<Result<Prepared, NotStarted>>),
-    Launched(Box<Result<Qemu, NotStarted>>),
+    Prepared(Box<Result<Prepared, NotBegun>>),
+    Launched(Box<Result<Qemu, NotBegun>>),
     Qmp(u64, qmp::Event),
     MonitorClosed(u64),
     MonitorBack(u64, qmp::Session),

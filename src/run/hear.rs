@@ -6,7 +6,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     adopt::{self, Found},
-    fact::Fact,
+    fact::{Fact, NotBegun},
     launch::{self, Qemu},
     record::Record,
     supervise::{Left, QMP_LIMIT, Supervisor},
@@ -59,21 +59,21 @@ impl Supervisor {
         match found {
             launch::Guest::ShutDown => self.feed(life::Event::GuestShutdown),
             launch::Guest::Panicked => self.feed(life::Event::GuestPanicked),
+            launch::Guest::Running | launch::Guest::Paused if self.winding_up => {
+                self.feed(life::Event::Signalled);
+            }
             launch::Guest::Running | launch::Guest::Paused => {}
         }
         self.reread();
-        if self.settings.down {
-            self.feed(life::Event::Signalled);
-        }
     }
 
-    pub(super) fn start_failed(&mut self, why: life::NotStarted) {
+    pub(super) fn start_failed(&mut self, not: NotBegun) {
         self.starting = None;
         // An adopted QEMU that does not answer may still hold its guest: its record stays.
         if !matches!(adopt::find(&self.paths), Found::Alive(..)) {
             Record::remove(&self.paths);
         }
-        self.feed(life::Event::StartFailed(why));
+        self.not_begun(not);
     }
 
     /// The watchdog is fed only while QEMU's monitor answers.

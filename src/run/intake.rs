@@ -58,6 +58,17 @@ pub enum Error {
     Lost,
 }
 
+impl Error {
+    /// The host is at fault.
+    pub fn is_the_hosts(&self) -> bool {
+        match self {
+            Self::File(error) => error.is_the_hosts(),
+            Self::Thread(_) => true,
+            Self::Unpack { .. } | Self::Lost => false,
+        }
+    }
+}
+
 /// One pass over an image's bytes.
 pub(super) struct Intake {
     digest: Digesting,

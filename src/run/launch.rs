@@ -127,6 +127,20 @@ pub enum Error {
 }
 
 impl Error {
+    /// The host is at fault, and not the VM. An adopted QEMU that is silent is waited for: its storage may hang.
+    pub fn is_the_hosts(&self) -> bool {
+        match self {
+            Self::Tap { source, .. } => source.is_the_hosts(),
+            Self::Socket(error) => error.is_the_hosts(),
+            Self::Spawn(error) => error.is_the_hosts(),
+            Self::Record(error) => error.is_the_hosts(),
+            Self::Link { .. } | Self::Port { .. } | Self::Vhost(_) | Self::Silent { .. } => true,
+            Self::Path(_) | Self::Watch(_) | Self::Exited | Self::Monitor(_) | Self::Serial(_) => {
+                false
+            }
+        }
+    }
+
     /// The way out.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -144,24 +158,6 @@ impl Error {
                 Some("`qvm plan NAME` prints the command line, to be tried by hand".into())
             }
             Self::Vhost(_) | Self::Watch(_) | Self::Path(_) | Self::Serial(_) => None,
-        }
-    }
-}
-
-impl Error {
-    /// The host keeps the VM from starting, for now: another attempt later makes sense.
-    pub fn is_the_hosts(&self) -> bool {
-        match self {
-            Self::Tap { .. } | Self::Link { .. } | Self::Port { .. } | Self::Vhost(_) => true,
-            Self::Socket(_)
-            | Self::Path(_)
-            | Self::Spawn(_)
-            | Self::Watch(_)
-            | Self::Exited
-            | Self::Monitor(_)
-            | Self::Silent { .. }
-            | Self::Serial(_)
-            | Self::Record(_) => false,
         }
     }
 }

@@ -26,6 +26,7 @@ pub mod progress;
 mod ready;
 pub mod record;
 mod report;
+pub mod service;
 pub mod supervise;
 
 /// What a supervisor is told by whoever starts it: time, randomness and environment come from here.
@@ -51,8 +52,6 @@ pub struct Settings {
     pub now: fn() -> jiff::Timestamp,
     /// Environment variables of the service manager.
     pub env: fn(&str) -> Option<String>,
-    /// Only to take over a QEMU that was left behind, and to stop it.
-    pub down: bool,
 }
 
 impl Settings {

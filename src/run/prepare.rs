@@ -95,14 +95,14 @@ pub enum Error {
 }
 
 impl Error {
-    /// The host keeps the VM from starting, for now: another attempt later makes sense.
+    /// The host is at fault, and not the VM.
     pub fn is_the_hosts(&self) -> bool {
         match self {
+            Self::Probe(error) => error.is_the_hosts(),
             Self::NoKvm(_) => true,
+            Self::File(error) => error.is_the_hosts(),
             Self::Disk(error) => error.is_the_hosts(),
-            Self::Probe(_)
-            | Self::File(_)
-            | Self::Identity { .. }
+            Self::Identity { .. }
             | Self::Encode(_)
             | Self::OlderQemu { .. }
             | Self::Firmware(_)
@@ -110,9 +110,7 @@ impl Error {
             | Self::Cancelled => false,
         }
     }
-}
 
-impl Error {
     /// The way out.
     pub fn hint(&self) -> Option<String> {
         match self {

@@ -89,13 +89,20 @@ pub fn ends(path: &Path) -> Vec<End> {
     std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
 }
 
-/// Puts `end` before the others and drops the eleventh. A new file under the old name, but not waited for until it is on
-/// the disk, which takes longer than all else at an end: a power cut in the next seconds may lose it.
+/// Puts `end` before the others and drops the eleventh. A start that failed as the one before it did takes its place: the service
+/// manager tries every few seconds, and older ends are worth more.
+///
+/// A new file under the old name, but not waited for until it is on the disk, which takes longer than all else at an end: a
+/// power cut in the next seconds may lose it.
 ///
 /// # Errors
 /// The file cannot be written.
 pub fn keep(path: &Path, end: End) -> Result<Vec<End>, file::Error> {
     let mut all = ends(path);
+    let again = |last: &End| (&last.reason, &last.detail) == (&end.reason, &end.detail);
+    if end.reason == "start-failed" && all.first().is_some_and(again) {
+        all.remove(0);
+    }
     all.insert(0, end);
     all.truncate(ENDS);
     file::write_volatile(path, json(&all).as_bytes(), 0o640)?;
@@ -129,6 +136,27 @@ mod tests {
         assert_eq!(kept.len(), ENDS);
         assert_eq!(kept[0].at, "2026-01-01T00:00:12Z");
         assert_eq!(kept[9].at, "2026-01-01T00:00:03Z");
+    }
+
+    #[test]
+    fn a_start_that_fails_again_and_again_pushes_nothing_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ends.json");
+        let end = |reason: &str, second: u8, detail: &str| End {
+            reason: reason.into(),
+            at: format!("2026-01-01T00:00:{second:02}Z"),
+            detail: detail.into(),
+            failed: true,
+            console: vec![],
+        };
+        keep(&path, end("qemu-exited", 0, "x")).unwrap();
+        keep(&path, end("qemu-exited", 1, "x")).unwrap();
+        for second in 2..30 {
+            keep(&path, end("start-failed", second, "no bridge")).unwrap();
+        }
+        let kept = keep(&path, end("start-failed", 30, "no room")).unwrap();
+        let seconds: Vec<&str> = kept.iter().map(|end| &end.at[17..19]).collect();
+        assert_eq!(seconds, ["30", "29", "01", "00"]);
     }
 
     #[test]

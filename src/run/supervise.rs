@@ -18,7 +18,7 @@ use super::{
     Settings,
     adopt::{self, Found},
     console::Console,
-    fact::{Fact, forward_changes, forward_requests, forward_signals},
+    fact::{Fact, NotBegun, forward_changes, forward_requests, forward_signals},
     launch::{self, Qemu},
     prepare::{self, Prepared},
     progress::Cancel,
@@ -37,10 +37,9 @@ use crate::{
         systemd::{Notifier, under_systemd},
         watch::{self, Watching},
     },
-    life::{self, Gone, Life, NotStarted, State},
+    life::{self, Gone, Life, State},
     plan::layout::VmPaths,
     spec::Vm,
-    value::chain,
 };
 
 /// How long one QMP command may take before QEMU counts as not answering.
@@ -86,8 +85,8 @@ pub enum Left {
     Exit(u8),
     /// The guest did not come to run.
     NotStarted {
-        /// The exit code.
-        code: u8,
+        /// The host is at fault, and not the VM.
+        is_the_hosts: bool,
         /// Why: the chain of causes, and a line with the way out where there is one.
         why: String,
     },
@@ -100,6 +99,18 @@ pub enum Left {
 /// # Errors
 /// The control socket, the signals or the VM's directories cannot be set up.
 pub async fn supervise(settings: Settings, vm: Vm, text: String) -> Result<Left, Error> {
+    keep(settings, vm, text, false).await
+}
+
+/// Takes over a QEMU that an earlier supervisor left, and shuts its guest down. Starts nothing.
+///
+/// # Errors
+/// As of [`supervise`].
+pub async fn wind_up(settings: Settings, vm: Vm, text: String) -> Result<Left, Error> {
+    keep(settings, vm, text, true).await
+}
+
+async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Result<Left, Error> {
     let paths = settings.paths();
     let (facts, mut inbox) = mpsc::channel(256);
     let signals = Signals::new().map_err(Error::Signals)?;
@@ -157,6 +168,8 @@ pub async fn supervise(settings: Settings, vm: Vm, text: String) -> Result<Left,
         under_systemd,
         settings,
         start_failure: None,
+        hosts_fault: false,
+        winding_up,
         left: None,
     };
     one.begin();
@@ -227,6 +240,10 @@ pub(super) struct Supervisor {
     pub(super) under_systemd: bool,
     /// Why the guest did not come to run; with the last end.
     pub(super) start_failure: Option<String>,
+    /// That was the host's fault, and not the VM's.
+    pub(super) hosts_fault: bool,
+    /// A QEMU that was left behind is taken over only to end it.
+    pub(super) winding_up: bool,
     pub(super) left: Option<Left>,
 }
 
@@ -234,17 +251,20 @@ impl Supervisor {
     /// Takes over a QEMU of an earlier supervisor, or begins to prepare.
     pub(super) fn begin(&mut self) {
         match adopt::find(&self.paths) {
-            Found::Nothing | Found::Dead if self.settings.down => self.left = Some(Left::Exit(0)),
+            Found::Nothing if self.winding_up => self.left = Some(Left::Exit(0)),
             Found::Nothing => self.prepare(),
             Found::Dead => {
                 // It went while nobody watched; that is an end as well.
                 self.record_end(&life::End { cause: life::Cause::QemuDied(Gone::Unknown) });
                 Record::remove(&self.paths);
-                self.prepare();
+                match self.winding_up {
+                    true => self.left = Some(Left::Exit(0)),
+                    false => self.prepare(),
+                }
             }
             Found::Alive(process, record) => {
                 (self.life.state, self.adopting) = (State::Launching, true);
-                if let Some((vm, text)) = adopt::booted(&self.paths, &self.vm) {
+                if let Some((vm, text)) = adopt::booted(&self.paths, &self.vm.name, &self.vm.file) {
                     (self.vm, self.text) = (vm, text);
                 }
                 let paths = self.paths.clone();
@@ -262,12 +282,12 @@ impl Supervisor {
                 let _ = facts.blocking_send(Fact::Progress(text));
             };
             let result = prepare::prepare(&settings, vm, &cancel, &say)
-                .map_err(|e| told(&e, e.hint(), e.is_the_hosts()));
+                .map_err(|e| NotBegun::new(&e, e.hint(), e.is_the_hosts()));
             let _ = facts.blocking_send(Fact::Prepared(Box::new(result)));
         });
         if let Err(error) = spawned {
             let why = format!("cannot start a thread: {error}");
-            self.feed(life::Event::StartFailed(NotStarted { why, by_host: true }));
+            self.not_begun(NotBegun { why, is_the_hosts: true });
         }
     }
 
@@ -278,7 +298,7 @@ impl Supervisor {
     {
         let facts = self.facts.clone();
         let task = tokio::spawn(async move {
-            let result = work.await.map_err(|e| told(&e, e.hint(), e.is_the_hosts()));
+            let result = work.await.map_err(|e| NotBegun::new(&e, e.hint(), e.is_the_hosts()));
             let _ = facts.send(Fact::Launched(Box::new(result))).await;
         });
         self.starting = Some(task.abort_handle());
@@ -303,11 +323,11 @@ impl Supervisor {
                     self.prepared = Some(prepared);
                     self.feed(life::Event::Prepared);
                 }
-                Err(why) => self.feed(life::Event::StartFailed(why)),
+                Err(not) => self.not_begun(not),
             },
             Fact::Launched(result) => match *result {
                 Ok(qemu) => self.launched(qemu),
-                Err(why) => self.start_failed(why),
+                Err(not) => self.start_failed(not),
             },
             Fact::Gone(generation, exit) if generation == self.generation => self.gone(exit),
             Fact::Qmp(generation, event) if generation == self.generation => self.heard(&event),
@@ -332,6 +352,12 @@ impl Supervisor {
                 debug!("late word of an earlier QEMU");
             }
         }
+    }
+
+    /// A start that failed, by the host or by the VM.
+    pub(super) fn not_begun(&mut self, not: NotBegun) {
+        self.hosts_fault = not.is_the_hosts;
+        self.feed(life::Event::StartFailed(not.why));
     }
 
     /// One step of the life machine, and what it wants done.
@@ -369,17 +395,4 @@ async fn next_beat(beat: &mut Option<tokio::time::Interval>) {
         Some(beat) => drop(beat.tick().await),
         None => std::future::pending().await,
     }
-}
-
-/// An error as an end keeps it: the chain, and the way out on a line of its own.
-fn told(
-    error: &(dyn std::error::Error + 'static),
-    hint: Option<String>,
-    by_host: bool,
-) -> NotStarted {
-    let why = match hint {
-        Some(hint) => format!("{}\nhint: {hint}", chain(error)),
-        None => chain(error),
-    };
-    NotStarted { why, by_host }
 }

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Invalid, Problem, UserData, Vm, problem::one_line};
+use super::{Invalid, Problem, UserData, Vm, cloud_init::ReadFile, problem::one_line};
 use crate::value::VmName;
 
 /// The largest VM file, in bytes.
@@ -28,26 +28,42 @@ pub fn load(file: &Path) -> Result<Vm, Invalid> {
 /// # Errors
 /// As of [`load`].
 pub fn load_with_text(file: &Path) -> Result<(Vm, String), Invalid> {
+    load_by(file, &mut user_data).map_err(|(invalid, _)| invalid)
+}
+
+/// Reads a VM file but not its user-data, which may be on a file system that is not mounted yet: a stand-in is taken for it. An invalid
+/// file gives its text as well, as far as it is text.
+///
+/// # Errors
+/// As of [`load`], but for the user-data.
+pub fn load_early(file: &Path) -> Result<Vm, (Invalid, String)> {
+    let stand_in = |_: &Path| Ok(b"#cloud-config\n".to_vec());
+    load_by(file, &mut { stand_in }).map(|(vm, _)| vm)
+}
+
+fn load_by(file: &Path, user_data: &mut ReadFile<'_>) -> Result<(Vm, String), (Invalid, String)> {
     let whole = |message: String, hint| Invalid::from(Problem::of_file(file, message, hint));
     let name = name_of(file);
-    let bytes = bytes(file).map_err(|(message, hint)| whole(message, hint))?;
+    let bytes = bytes(file).map_err(|(message, hint)| (whole(message, hint), String::new()))?;
     let text = match String::from_utf8(bytes) {
         Ok(text) => text,
-        Err(error) => return Err(not_text(file, &error).into()),
+        Err(error) => {
+            let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
+            return Err((not_text(file, &error).into(), text));
+        }
     };
     match name {
-        Ok(name) => match super::read(&name, file, &text, &mut user_data) {
+        Ok(name) => match super::read(&name, file, &text, user_data) {
             Ok(vm) => Ok((vm, text)),
-            Err(problems) => Err(Invalid(problems)),
+            Err(problems) => Err((Invalid(problems), text)),
         },
         Err(Invalid(mut problems)) => {
             // The text is looked at all the same: all problems are told at once.
             if let Ok(stand_in) = "x".parse() {
-                problems.extend(
-                    super::read(&stand_in, file, &text, &mut user_data).err().into_iter().flatten(),
-                );
+                let read = super::read(&stand_in, file, &text, user_data);
+                problems.extend(read.err().into_iter().flatten());
             }
-            Err(Invalid(problems))
+            Err((Invalid(problems), text))
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `qvm reap`: what is left to do after a unit has stopped, as its `ExecStopPost=` (systemd.service(5)).
+//! `qvm reap`: what ExecStopPost= of a VM's unit does about a QEMU that its supervisor left behind.
 
 use std::{
     ffi::OsString,
@@ -11,23 +11,21 @@ use tracing::{info, warn};
 
 use crate::{
     exit::{self, Failure},
-    host::{lock::Lock, pidfd::Signal, systemd},
-    plan::unit,
+    host::{
+        lock::{self, Lock},
+        pidfd::{Process, Signal},
+    },
+    plan::unit::Scope,
     run::{
         Settings,
         adopt::{self, Found},
-        supervise::{Left, supervise},
+        record::Record,
+        service,
+        supervise::{Left, wind_up},
     },
     spec,
     value::VmName,
 };
-
-/// Before a start that the host prevented is tried again.
-const PAUSE: Duration = Duration::from_secs(2);
-
-/// How often a guard looks, and how many times: much longer than a unit takes to be started again.
-const LOOK: Duration = Duration::from_millis(250);
-const LOOKS: u32 = 120;
 
 /// What `qvm reap` takes.
 #[derive(Debug, Clone, clap::Args)]
@@ -39,114 +37,148 @@ pub struct Args {
     pub guard: bool,
 }
 
-/// What systemd says of the stop (systemd.exec(5), "Environment Variables Set or Propagated by the Service Manager").
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Said {
-    /// `SERVICE_RESULT`.
-    result: String,
-    /// `EXIT_STATUS`.
-    status: String,
-    /// It is a user's manager.
-    user: bool,
+/// Between two starts that fail by the host. RestartSec= is far shorter, for the sake of a supervisor that crashed.
+const PAUSE: Duration = Duration::from_secs(2);
+/// How long a QEMU whose monitor is silent may take after SIGTERM, which makes it flush its disks, and then after SIGKILL.
+const LAST_LIMIT: Duration = Duration::from_secs(10);
+
+/// How often a guard looks, and how many times: much longer than a unit takes to be started again.
+const LOOK: Duration = Duration::from_millis(250);
+const LOOKS: u32 = 120;
+
+/// How the supervisor ended (systemd.exec(5), `$SERVICE_RESULT`), and what that means for a QEMU that lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It crashed: the unit is restarted, and the next supervisor takes QEMU over. Unless it was being stopped, which nobody will do again.
+    Crashed,
+    /// The start failed by the host: the unit is restarted, and the start is not to count.
+    ByHost,
+    /// The VM shall be down.
+    Down,
 }
 
-impl Said {
-    /// What the environment says.
-    pub fn by(env: &dyn Fn(&str) -> Option<OsString>, user: bool) -> Self {
-        let text = |key: &str| env(key).and_then(|v| v.into_string().ok()).unwrap_or_default();
-        Self { result: text("SERVICE_RESULT"), status: text("EXIT_STATUS"), user }
-    }
-
-    /// The supervisor crashed: the next one adopts what it left.
-    fn is_crash(&self) -> bool {
-        matches!(self.result.as_str(), "signal" | "core-dump" | "watchdog" | "oom-kill")
-    }
-
-    /// The host kept the VM from starting.
-    fn is_the_hosts(&self) -> bool {
-        self.result == "exit-code" && self.status == exit::HOST.to_string()
+impl Ended {
+    /// By the environment that systemd gives to ExecStopPost=.
+    pub fn read(env: &dyn Fn(&str) -> Option<OsString>) -> Self {
+        let is = |key: &str, value: &str| env(key).is_some_and(|found| found == *value);
+        let crashes = ["signal", "core-dump", "watchdog", "oom-kill"];
+        if crashes.iter().any(|crash| is("SERVICE_RESULT", crash)) {
+            Self::Crashed
+        } else if is("EXIT_CODE", "exited") && is("EXIT_STATUS", &exit::HOST.to_string()) {
+            Self::ByHost
+        } else {
+            Self::Down
+        }
     }
 }
 
-/// Stops a QEMU that a real stop has left behind; leaves one that a crash has left. Where the host is the cause,
-/// waits before the next start. `exe` is this program.
+/// Leaves QEMU to the next supervisor, or sees to it that it is gone. `exe` is this program.
 ///
 /// # Errors
-/// QEMU cannot be stopped.
-pub async fn run(args: &Args, settings: Settings, said: &Said, exe: &Path) -> Result<(), Failure> {
+/// A QEMU that should be gone still is there.
+pub async fn run(
+    args: &Args,
+    settings: Settings,
+    ended: Ended,
+    scope: Scope,
+    exe: &Path,
+) -> Result<(), Failure> {
     let name = settings.name.clone();
     if args.guard {
-        return if is_orphan(&settings, said.user) { stop(settings).await } else { Ok(()) };
+        return match is_orphan(&settings, scope).await {
+            true => down(settings).await.map_err(|failure| failure.about(&name)),
+            false => Ok(()),
+        };
     }
-    if said.is_the_hosts() {
-        std::thread::sleep(PAUSE);
-    }
-    let Found::Alive(qemu, _) = adopt::find(&settings.paths()) else { return Ok(()) };
-    if said.is_crash() {
-        info!("QEMU, pid {}, goes on: the next supervisor takes it over", qemu.pid());
-        // Whoever stops the unit before there is one finds nobody to do it, and systemd does not call us again.
-        let guard = Command::new(exe)
-            .arg("reap")
-            .arg(name.as_str())
-            .arg("--guard")
-            .stdin(Stdio::null())
-            .spawn();
-        if let Err(error) = guard {
-            warn!("cannot watch over it: {error}");
+    match ended {
+        Ended::Crashed if !service::is_stopping(&name, scope).await => {
+            if let Found::Alive(qemu, _) = adopt::find(&settings.paths()) {
+                info!("QEMU, pid {}, goes on: the next supervisor takes it over", qemu.pid());
+                guard(&name, exe);
+            }
+            Ok(())
         }
-        return Ok(());
+        Ended::ByHost => {
+            tokio::time::sleep(PAUSE).await;
+            Ok(())
+        }
+        Ended::Crashed | Ended::Down => {
+            down(settings).await.map_err(|failure| failure.about(&name))
+        }
     }
-    stop(settings).await
 }
 
-/// Waits until the unit runs again, or will not: whether QEMU has nobody any more, because the unit was stopped meanwhile. One
-/// that crashed too often keeps its guest; `qvm list` tells that it has no supervisor.
-fn is_orphan(settings: &Settings, user: bool) -> bool {
+/// Whoever stops the unit before it has a supervisor again finds nobody to do it, and systemd does not call us for that: so
+/// somebody stays and looks.
+fn guard(name: &VmName, exe: &Path) {
+    let mut command = Command::new(exe);
+    command.arg("reap").arg(name.as_str()).arg("--guard");
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    if let Err(error) = command.spawn() {
+        warn!("nobody sees to QEMU if the unit is stopped now: {error}");
+    }
+}
+
+/// Waits until the unit has a supervisor again, or will not: whether QEMU has nobody any more, because the unit was stopped
+/// meanwhile. One that crashed too often keeps its guest; `qvm list` tells that it has no supervisor.
+async fn is_orphan(settings: &Settings, scope: Scope) -> bool {
     for _ in 0..LOOKS {
-        std::thread::sleep(LOOK);
+        tokio::time::sleep(LOOK).await;
         if Lock::holder(&settings.paths().lock()).is_some() {
             return false;
         }
-        let mut show = systemd::systemctl(user);
-        show.args(["show", "-p", "ActiveState", "-p", "Result", &unit::name(&settings.name)]);
-        let Ok(output) = show.stderr(Stdio::null()).output() else { return false };
-        let text = String::from_utf8_lossy(&output.stdout);
-        let says = |line: &str| text.lines().any(|other| other == line);
-        if !output.status.success() || says("Result=start-limit-hit") {
-            return false;
-        }
-        if says("ActiveState=inactive") || says("ActiveState=failed") {
-            return true;
+        match service::is_stopped(&settings.name, scope).await {
+            Some(false) => {}
+            Some(true) => return true,
+            None => return false,
         }
     }
     false
 }
 
-/// Takes a QEMU over only to stop it.
-async fn stop(settings: Settings) -> Result<(), Failure> {
-    let Found::Alive(qemu, _) = adopt::find(&settings.paths()) else { return Ok(()) };
-    let name = settings.name.clone();
-    let subject = |failure: Failure| failure.about(&name);
-    let lock = Lock::acquire(&settings.paths().lock());
-    let _lock = lock.map_err(|e| subject(Failure::of(&e).hint(e.hint())))?;
-    info!("QEMU, pid {}, was left behind, and is stopped now", qemu.pid());
-    // As it was started, and not as its file is by now, if that is there at all.
-    let file = settings.layout.vm_file(&name);
-    let text = std::fs::read_to_string(settings.paths().booted()).unwrap_or_default();
-    let mut user_data = |path: &std::path::Path| std::fs::read(path);
-    let Ok(vm) = spec::read(&name, &file, &text, &mut user_data) else {
-        warn!("what QEMU was started from cannot be read: SIGTERM, which it takes as a power cut");
-        let sent = qemu.signal(Signal::TERM);
-        sent.map_err(|e| subject(Failure::of(&e)))?;
-        qemu.wait().await;
+async fn down(settings: Settings) -> Result<(), Failure> {
+    let paths = settings.paths();
+    if matches!(adopt::find(&paths), Found::Nothing) {
         return Ok(());
-    };
-    match supervise(settings, vm, text).await {
-        Ok(Left::Exit(0) | Left::Reexec) => Ok(()),
-        Ok(Left::Exit(code)) => Err(Failure::quiet(code)),
-        Ok(Left::NotStarted { code, why }) => Err(subject(Failure::new(code, why))),
-        Err(error) => Err(subject(Failure::of(&error).hint(error.hint()))),
     }
+    let lock = match Lock::acquire(&paths.lock()) {
+        Ok(lock) => lock,
+        // Not ours to end: it was started by hand, beside the unit.
+        Err(lock::Error::Taken { .. }) => return Ok(()),
+        Err(error) => return Err(Failure::of(&error).hint(error.hint())),
+    };
+    info!("QEMU was left behind by its supervisor");
+    let file = settings.layout.vm_file(&settings.name);
+    let vm = adopt::booted(&paths, &settings.name, &file);
+    if let Some((vm, text)) = vm.or_else(|| spec::load_with_text(&file).ok()) {
+        match wind_up(settings, vm, text).await {
+            Ok(Left::Exit(_) | Left::Reexec) => {}
+            Ok(Left::NotStarted { why, .. }) => warn!("it cannot be shut down: {why}"),
+            Err(error) => warn!("it cannot be shut down: {error}"),
+        }
+    }
+    if let Found::Alive(qemu, _) = adopt::find(&paths) {
+        end(&qemu).await?;
+        Record::remove(&paths);
+    }
+    drop(lock);
+    Ok(())
+}
+
+/// Ends a QEMU whose monitor does not answer.
+async fn end(qemu: &Process) -> Result<(), Failure> {
+    for (signal, name) in [(Signal::TERM, "SIGTERM"), (Signal::KILL, "SIGKILL")] {
+        warn!("QEMU (pid {}) gets {name}", qemu.pid());
+        let _ = qemu.signal(signal);
+        if tokio::time::timeout(LAST_LIMIT, qemu.wait()).await.is_ok() {
+            return Ok(());
+        }
+    }
+    let text = format!("QEMU (pid {}) does not go", qemu.pid());
+    Err(Failure::new(exit::FAILED, text).hint(Some(format!(
+        "the kernel holds it, mostly for a storage that hangs: `cat /proc/{}/stack` shows where",
+        qemu.pid()
+    ))))
 }
 
 #[cfg(test)]
@@ -154,28 +186,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn crashes_and_causes_of_the_host_are_told_apart_from_stops() {
-        let said = |result: &'static str, status: &'static str| {
-            let env = move |key: &str| match key {
-                "SERVICE_RESULT" => Some(result.into()),
-                "EXIT_STATUS" => Some(status.into()),
-                _ => None,
-            };
-            Said::by(&env, false)
-        };
-        for (result, status, crash, hosts) in [
-            ("success", "0", false, false),
-            ("exit-code", "1", false, false),
-            ("exit-code", "75", false, true),
-            ("timeout", "KILL", false, false),
-            ("signal", "KILL", true, false),
-            ("core-dump", "ABRT", true, false),
-            ("watchdog", "ABRT", true, false),
-            ("oom-kill", "KILL", true, false),
-            ("", "", false, false),
+    fn by_how_the_supervisor_ended() {
+        for (result, code, status, ended) in [
+            ("signal", "killed", "KILL", Ended::Crashed),
+            ("core-dump", "dumped", "SEGV", Ended::Crashed),
+            ("watchdog", "dumped", "ABRT", Ended::Crashed),
+            ("oom-kill", "killed", "KILL", Ended::Crashed),
+            ("success", "exited", "0", Ended::Down),
+            ("timeout", "killed", "KILL", Ended::Down),
+            ("exit-code", "exited", "1", Ended::Down),
+            ("exit-code", "exited", "78", Ended::Down),
+            ("exit-code", "exited", "75", Ended::ByHost),
         ] {
-            let said = said(result, status);
-            assert_eq!((said.is_crash(), said.is_the_hosts()), (crash, hosts), "{result} {status}");
+            let env = |key: &str| {
+                Some(match key {
+                    "SERVICE_RESULT" => result.into(),
+                    "EXIT_CODE" => code.into(),
+                    "EXIT_STATUS" => status.into(),
+                    _ => return None,
+                })
+            };
+            assert_eq!(Ended::read(&env), ended, "{result} {status}");
         }
+        assert_eq!(Ended::read(&|_| None), Ended::Down);
     }
 }

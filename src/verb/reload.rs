@@ -1,7 +1,10 @@
 //! `qvm reload`: re-reads VM files and applies what can be applied to a running guest.
 
 use crate::{
-    control::types::Command, exit::Failure, plan::layout::Layout, run::inventory::PATIENCE,
+    control::types::Command,
+    exit::Failure,
+    plan::{layout::Layout, unit::Scope},
+    run::{inventory::PATIENCE, service::Unit},
     value::VmName,
 };
 
@@ -17,10 +20,16 @@ pub struct Args {
 ///
 /// # Errors
 /// Of each VM that is not running or does not take it.
-pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
+pub async fn run(args: &Args, layout: &Layout, manager: Option<Scope>) -> Result<(), Failure> {
     super::each(&args.names, async |name| {
         let refused = |error| super::refused(&error, layout, &name);
         let mut client = super::connect(layout, &name).await?;
+        if let Some(scope) = manager
+            && let Some(unit) = Unit::find(&name, scope).await
+        {
+            // Weights are systemd's to set.
+            unit.refresh().await.map_err(|error| Failure::of(&error).about(&name))?;
+        }
         client.command(Command::Reload).await.map_err(refused)?;
         let status = client.status(PATIENCE).await.map_err(refused)?;
         super::tell(&name, "VM file read");

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::{
     control::{client, types::Command},
     exit::Failure,
-    plan::layout::Layout,
+    plan::{layout::Layout, unit::Scope},
     run::{
         ask_down::{ask_down, released},
         begin::{Begin, begin},
@@ -29,8 +29,13 @@ pub struct Args {
 ///
 /// # Errors
 /// Of each VM that does not stop or does not start.
-pub async fn run(args: &Args, layout: &Layout, exe: &Path, systemd: bool) -> Result<(), Failure> {
-    let how = Begin { layout, exe, systemd, wait: true };
+pub async fn run(
+    args: &Args,
+    layout: &Layout,
+    exe: &Path,
+    manager: Option<Scope>,
+) -> Result<(), Failure> {
+    let how = Begin { layout, exe, manager, wait: true };
     let command = Command::PowerOff { timeout_sec: args.timeout };
     super::each(&args.names, async |name| {
         let file = layout.vm_file(&name);

@@ -2,16 +2,20 @@
 
 use std::{ffi::OsString, os::unix::process::CommandExt, path::Path, process::Command};
 
+use tracing::warn;
+
 use crate::{
     exit::{self, Failure},
-    host::{file, lock::Lock, signal, systemd},
-    plan::unit,
+    host::{file, lock::Lock, signal},
+    plan::unit::Scope,
     run::{
         Settings,
+        adopt::{self, Found},
+        service,
         supervise::{Left, supervise},
     },
     spec,
-    value::VmName,
+    value::{VmName, chain},
 };
 
 /// The variable by which a re-executed supervisor finds its lock.
@@ -24,7 +28,7 @@ pub struct Args {
     pub name: VmName,
 }
 
-/// Runs the VM to its end and gives the exit code of that end. `user` is: not root.
+/// Runs the VM to its end and gives the exit code of that end.
 ///
 /// # Errors
 /// The VM file is not valid (78), the VM is supervised already, or nothing can be set up.
@@ -32,18 +36,29 @@ pub async fn run(
     settings: Settings,
     program: &Path,
     arguments: &[OsString],
-    user: bool,
+    scope: Scope,
 ) -> Result<(), Failure> {
     let (name, paths) = (settings.name.clone(), settings.paths());
-    let variable = settings.env;
-    let env = |key: &str| variable(key).map(OsString::from);
+    let in_unit = (settings.env)("NOTIFY_SOCKET").is_some();
     let subject = |failure: Failure| failure.about(&name);
     let file = settings.layout.vm_file(&name);
-    if !file.exists() {
-        let failure = Failure::new(3, format!("there is no VM file `{}`", file.display()));
-        return Err(subject(failure));
-    }
-    let (vm, text) = spec::load_with_text(&file).map_err(|e| Failure::invalid(&e))?;
+    let loaded = if file.exists() {
+        spec::load_with_text(&file).map_err(|e| Failure::invalid(&e))
+    } else {
+        let text = format!("there is no VM file `{}`", file.display());
+        Err(subject(Failure::new(exit::NOT_RUNNING, text)))
+    };
+    let (vm, text) = match loaded {
+        Ok(loaded) => loaded,
+        Err(failure) => {
+            // What became of the file since is no reason to give up a guest that runs.
+            let Found::Alive(..) = adopt::find(&paths) else { return Err(failure) };
+            let booted = adopt::booted(&paths, &name, &file);
+            let booted = booted.ok_or_else(|| failure.clone())?;
+            warn!("the guest runs on by the VM file that it was started from:\n{failure}");
+            booted
+        }
+    };
     let passed_on = (settings.env)(LOCK_FD).and_then(|number| number.parse().ok());
     let lock = match passed_on.and_then(|number| Lock::inherited(number, &paths.lock())) {
         Some(lock) => lock,
@@ -56,9 +71,13 @@ pub async fn run(
         Ok(Left::Exit(0)) => Ok(()),
         // The end has been logged with all that is known of it.
         Ok(Left::Exit(code)) => Err(Failure::quiet(code)),
-        Ok(Left::NotStarted { code, why }) => {
-            if code == exit::HOST && systemd::under_systemd(env, std::process::id()) {
-                systemd::forgive(&unit::name(&name), user);
+        Ok(Left::NotStarted { is_the_hosts, why }) => {
+            let code = if is_the_hosts { exit::HOST } else { exit::FAILED };
+            if is_the_hosts
+                && in_unit
+                && let Err(error) = service::forget_starts(&name, scope).await
+            {
+                warn!("this start counts for the unit's limit: {}", chain(&error));
             }
             Err(subject(Failure::new(code, why)))
         }

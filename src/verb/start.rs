@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::{
     exit::Failure,
-    plan::layout::Layout,
+    plan::{layout::Layout, unit::Scope},
     run::begin::{Begin, Begun, begin},
     value::VmName,
 };
@@ -20,12 +20,17 @@ pub struct Args {
     no_wait: bool,
 }
 
-/// Starts the VMs by `exe`, which is this program; `systemd` says whether units look where `layout` does.
+/// Starts the VMs by `exe`, which is this program; `manager` is the systemd whose units look where `layout` does.
 ///
 /// # Errors
 /// Of each VM whose file is invalid, or whose supervisor ended.
-pub async fn run(args: &Args, layout: &Layout, exe: &Path, systemd: bool) -> Result<(), Failure> {
-    let how = Begin { layout, exe, systemd, wait: !args.no_wait };
+pub async fn run(
+    args: &Args,
+    layout: &Layout,
+    exe: &Path,
+    manager: Option<Scope>,
+) -> Result<(), Failure> {
+    let how = Begin { layout, exe, manager, wait: !args.no_wait };
     super::each(&args.names, async |name| {
         match begin(&name, &how).await {
             Ok(Begun::Running) => super::tell(&name, "running"),

@@ -97,20 +97,6 @@ pub enum Error {
 }
 
 impl Error {
-    /// There is no room, or an image cannot be had for now.
-    pub fn is_the_hosts(&self) -> bool {
-        match self {
-            Self::NoRoom { .. } => true,
-            Self::Image { source, .. } => match source.as_ref() {
-                image::Error::Fetch(error) => error.is_the_hosts(),
-                _ => false,
-            },
-            _ => false,
-        }
-    }
-}
-
-impl Error {
     /// The way out, where there is one.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -137,6 +123,22 @@ impl Error {
                 Some("make room; `qvm image prune` removes images that no VM needs".into())
             }
             _ => None,
+        }
+    }
+
+    /// The host is at fault, not what the VM file says: no room, no server, or a device that has not come yet.
+    pub fn is_the_hosts(&self) -> bool {
+        match self {
+            Self::Image { source, .. } => source.is_the_hosts(),
+            Self::File { source, .. } => source.is_the_hosts(),
+            Self::QemuImg { source, .. } => source.is_the_hosts(),
+            Self::NoRoom { .. } => true,
+            Self::Open { path, source, .. } => {
+                source.kind() == io::ErrorKind::NotFound && path.starts_with("/dev")
+            }
+            Self::Nothing { .. } | Self::Kind { .. } | Self::Header { .. } | Self::CalledOff(_) => {
+                false
+            }
         }
     }
 

@@ -60,18 +60,17 @@ pub enum Error {
 }
 
 impl Error {
-    /// The network or the server is in the way, or this file system is full: it may go another time.
+    /// The host, its network or the server is at fault, not what the VM file says.
     pub fn is_the_hosts(&self) -> bool {
         match self {
-            Self::Download { .. } | Self::NoRoom { .. } => true,
-            // RFC 9110, 15.6: the server knows that it is at fault. And 429: too many requests (RFC 6585).
-            Self::Status { status, .. } => *status >= 500 || *status == 429,
-            Self::TooLarge { .. } | Self::Intake(_) | Self::CalledOff => false,
+            Self::Download { source, .. } => source.is_the_hosts(),
+            Self::Status { status, .. } => matches!(status, 408 | 429 | 500..600),
+            Self::NoRoom { .. } => true,
+            Self::Intake(error) => error.is_the_hosts(),
+            Self::TooLarge { .. } | Self::CalledOff => false,
         }
     }
-}
 
-impl Error {
     /// The way out, where there is one.
     pub fn hint(&self) -> Option<String> {
         match self {

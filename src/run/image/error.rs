@@ -155,6 +155,18 @@ impl Error {
         }
     }
 
+    /// The host, its network or the server is at fault, not what the VM file says.
+    pub fn is_the_hosts(&self) -> bool {
+        match self {
+            Self::Cache(error) => error.is_the_hosts(),
+            Self::File(error) => error.is_the_hosts(),
+            Self::Fetch(error) => error.is_the_hosts(),
+            Self::Read { source, .. } | Self::Damaged { source, .. } => source.is_the_hosts(),
+            Self::Corrupt { source, .. } | Self::Check { source, .. } => source.is_the_hosts(),
+            _ => false,
+        }
+    }
+
     /// It was called off, and nothing is wrong.
     pub fn is_called_off(&self) -> bool {
         matches!(

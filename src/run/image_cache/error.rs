@@ -43,6 +43,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// The host is at fault.
+    pub fn is_the_hosts(&self) -> bool {
+        matches!(self, Self::File(error) if error.is_the_hosts())
+    }
+
     /// The way out, where there is one.
     pub fn hint(&self) -> Option<String> {
         match self {

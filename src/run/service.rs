@@ -1,0 +1,165 @@
+//! A VM's unit, as its service manager has it, by `systemctl`.
+
+use std::{
+    io,
+    process::{Command, Output, Stdio},
+};
+
+use crate::{
+    plan::unit::{self, DROP_IN, Scope},
+    value::VmName,
+};
+
+/// What `systemctl` could not do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It cannot be run.
+    #[error("cannot run `systemctl`")]
+    Run(#[source] io::Error),
+    /// It failed.
+    #[error("`systemctl {asked}` failed: {said}")]
+    Failed {
+        /// Its arguments.
+        asked: String,
+        /// What it said.
+        said: String,
+    },
+}
+
+/// The unit of a VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unit {
+    scope: Scope,
+    name: String,
+    /// The VM file has changed since the unit was made from it, or it never was.
+    stale: bool,
+    /// It failed, perhaps so often that it is not started any more.
+    failed: bool,
+}
+
+impl Unit {
+    /// The unit, if the manager has one.
+    pub async fn find(vm: &VmName, scope: Scope) -> Option<Self> {
+        let name = unit::unit_name(vm);
+        let properties = "--property=LoadState,ActiveState,NeedDaemonReload,DropInPaths";
+        let shown = systemctl(scope, &["show", properties, &name]).await.ok()?;
+        Self::read(scope, name, &shown)
+    }
+
+    fn read(scope: Scope, name: String, shown: &str) -> Option<Self> {
+        let is = |line: &str| shown.lines().any(|shown| shown == line);
+        let drop_ins = shown.lines().find_map(|line| line.strip_prefix("DropInPaths="));
+        let made = drop_ins.is_some_and(|all| all.contains(DROP_IN));
+        is("LoadState=loaded").then(|| Self {
+            scope,
+            name,
+            stale: is("NeedDaemonReload=yes") || !made,
+            failed: is("ActiveState=failed"),
+        })
+    }
+
+    /// Has the manager take up the VM file as it is now: order, timeouts, weights.
+    ///
+    /// # Errors
+    /// It does not.
+    pub async fn refresh(&self) -> Result<(), Error> {
+        match self.stale {
+            true => systemctl(self.scope, &["daemon-reload"]).await.map(drop),
+            false => Ok(()),
+        }
+    }
+
+    /// Starts it; with `wait` until the guest runs. Whoever asks for it does so however often it failed before.
+    ///
+    /// # Errors
+    /// It did not come to run.
+    pub async fn start(&self, wait: bool) -> Result<(), Error> {
+        if self.failed {
+            systemctl(self.scope, &["reset-failed", &self.name]).await?;
+        }
+        let no_block: &[&str] = if wait { &[] } else { &["--no-block"] };
+        systemctl(self.scope, &[&["start"], no_block, &[&self.name]].concat()).await.map(drop)
+    }
+}
+
+/// Clears the count of a unit's starts: one that was started too often is given up, and failures of the host shall not lead there.
+/// For the unit itself while it starts: later, in ExecStopPost=, systemd would take the failed start for a good one.
+///
+/// # Errors
+/// The manager does not.
+pub async fn forget_starts(vm: &VmName, scope: Scope) -> Result<(), Error> {
+    systemctl(scope, &["reset-failed", &unit::unit_name(vm)]).await.map(drop)
+}
+
+/// Whether the unit is being stopped by somebody's wish; `false` where nobody knows.
+pub async fn is_stopping(vm: &VmName, scope: Scope) -> bool {
+    let jobs = systemctl(scope, &["list-jobs", "--plain", "--no-legend"]).await.unwrap_or_default();
+    has_stop_job(&jobs, &unit::unit_name(vm))
+}
+
+/// Whether the unit is down, and not because it was started too often; `None` where it is that, or nobody knows.
+pub async fn is_stopped(vm: &VmName, scope: Scope) -> Option<bool> {
+    let properties = "--property=ActiveState,Result";
+    let shown = systemctl(scope, &["show", properties, &unit::unit_name(vm)]).await.ok()?;
+    let says = |line: &str| shown.lines().any(|shown| shown == line);
+    let down = says("ActiveState=inactive") || says("ActiveState=failed");
+    let known = shown.lines().any(|line| line.starts_with("ActiveState="));
+    (known && !says("Result=start-limit-hit")).then_some(down)
+}
+
+/// Lines of a job's number, unit, type and state.
+fn has_stop_job(jobs: &str, unit: &str) -> bool {
+    let words = |line: &str| line.split_whitespace().skip(1).take(2).eq([unit, "stop"]);
+    jobs.lines().any(words)
+}
+
+async fn systemctl(scope: Scope, arguments: &[&str]) -> Result<String, Error> {
+    let mut command = Command::new("systemctl");
+    if scope == Scope::User {
+        command.arg("--user");
+    }
+    command.args(arguments).stdin(Stdio::null());
+    let run = tokio::task::spawn_blocking(move || command.output()).await;
+    let Output { status, stdout, stderr } =
+        run.map_err(io::Error::other).and_then(|output| output).map_err(Error::Run)?;
+    match status.success() {
+        true => Ok(String::from_utf8_lossy(&stdout).into_owned()),
+        false => Err(Error::Failed {
+            asked: arguments.join(" "),
+            said: String::from_utf8_lossy(&stderr).trim().to_owned(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(shown: &str) -> Option<(bool, bool)> {
+        Unit::read(Scope::System, "qvm@web.service".into(), shown).map(|u| (u.stale, u.failed))
+    }
+
+    #[test]
+    fn a_stop_job_is_told_from_others() {
+        let jobs = "  12 qvm@db.service   stop    running\n 7 qvm@web.service start waiting\n";
+        assert!(has_stop_job(jobs, "qvm@db.service"));
+        assert!(!has_stop_job(jobs, "qvm@web.service"));
+        assert!(!has_stop_job("No jobs running.\n", "qvm@web.service"));
+    }
+
+    #[test]
+    fn what_systemctl_shows() {
+        let drop_in =
+            "DropInPaths=/run/systemd/generator/qvm@web.service.d/10-qvm.conf /etc/x.conf";
+        let shown = |load: &str, active: &str, reload: &str, drop_in: &str| {
+            format!(
+                "LoadState={load}\nActiveState={active}\nNeedDaemonReload={reload}\n{drop_in}\n"
+            )
+        };
+        assert_eq!(read(&shown("loaded", "inactive", "no", drop_in)), Some((false, false)));
+        assert_eq!(read(&shown("loaded", "failed", "yes", drop_in)), Some((true, true)));
+        assert_eq!(read(&shown("loaded", "active", "no", "DropInPaths=")), Some((true, false)));
+        assert_eq!(read(&shown("not-found", "inactive", "no", "DropInPaths=")), None);
+        assert_eq!(read(""), None);
+    }
+}
