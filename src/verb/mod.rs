@@ -122,8 +122,8 @@ fn not_begun(error: &begin::Error, layout: &Layout, name: &VmName) -> Failure {
         }
         begin::Error::NoFile(_) => not_running(layout, name),
         begin::Error::Ended { status, wrote } => {
-            let code = match status.code() {
-                Some(78) => exit::INVALID,
+            let code = match status.code().and_then(|code| u8::try_from(code).ok()) {
+                Some(code @ (exit::INVALID | exit::HOST)) => code,
                 _ => exit::FAILED,
             };
             // What it said at its end says more than that it ended; before that may be what QEMU said.
