@@ -175,7 +175,7 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
         Verb::List(args) => verb::list::run(&args, &layout, given.now).await,
         Verb::Status(args) => {
             let clock = verb::status::Clock { now: given.now, zone: jiff::tz::TimeZone::system() };
-            verb::status::run(&args, &layout, &clock).await
+            verb::status::run(&args, &layout, &clock, Path::new("/proc")).await
         }
         Verb::Start(args) => verb::start::run(&args, &layout, given.exe, manager).await,
         Verb::Stop(args) => verb::stop::run(&args, &layout).await,

@@ -98,10 +98,10 @@ pub struct Status {
     pub tap: Option<String>,
     /// cgroup v2 `cpu.weight` as configured.
     pub cpu_weight: u16,
-    /// cgroup v2 `cpu.weight` as the kernel has it.
+    /// cgroup v2 `cpu.weight` as the kernel has it. `qvm status` fills it in.
     #[serde(default)]
     pub cpu_weight_effective: Option<u16>,
-    /// The part of the CPU time of its parent's that the VM gets when all beside it want it too: above 0, at most 1.
+    /// The part of the host's CPU time that is the VM's when everybody wants all of it: above 0, at most 1. `qvm status` fills it in.
     #[serde(default)]
     pub cpu_share: Option<f64>,
     /// `kvm` or `tcg`.

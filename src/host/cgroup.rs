@@ -1,21 +1,37 @@
-//! A VM's own cgroup, for its CPU weight, where systemd has not made one.
+//! A VM's cgroup: made and written to where systemd has not made one, read back wherever it is.
 //!
 //! Documentation/admin-guide/cgroup-v2.rst of the kernel is the source of every file name here.
 
 use std::{
+    collections::{BTreeMap, HashMap},
+    ffi::OsString,
     fs::{self, OpenOptions},
     io::{self, Write},
     path::{Path, PathBuf},
 };
 
 use crate::{
-    plan::weights,
-    value::{CpuWeight, VmName},
+    plan::{
+        resources::Setting,
+        weights::{self, Level},
+    },
+    value::VmName,
 };
 
-/// Why a weight could not be given.
+/// Why a cgroup could not be made or written to.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The table of mounts cannot be read.
+    #[error("cannot read `{}`", path.display())]
+    Mounts {
+        /// The table.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// There is no cgroup v2 to be used.
+    #[error(transparent)]
+    Root(#[from] weights::Error),
     /// A control file did not take a value.
     #[error("failed to write `{value}` to `{}`", path.display())]
     Write {
@@ -47,27 +63,27 @@ pub enum Error {
 impl Error {
     /// The way out.
     pub fn hint(&self) -> Option<String> {
-        let (Self::Write { source, .. } | Self::Make { source, .. } | Self::Remove { source, .. }) =
-            self;
-        match source.kind() {
-            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Some(
-                "CPU weights need root, or systemd (`systemctl start qvm@NAME`); leave `cpuWeight` out \
-                 to go on without"
-                    .into(),
-            ),
+        let source = match self {
+            Self::Root(error) => return error.hint(),
+            Self::Mounts { source, .. }
+            | Self::Write { source, .. }
+            | Self::Make { source, .. }
+            | Self::Remove { source, .. } => source,
+        };
+        let hint = match source.kind() {
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                "this needs root, or systemd (`systemctl start qvm@NAME`)"
+            }
             // The "no internal processes" rule.
-            io::ErrorKind::ResourceBusy => Some(
-                "a cgroup with processes of its own cannot give its controllers on, as at the top of a \
-                 container; leave `cpuWeight` out to go on without"
-                    .into(),
-            ),
-            io::ErrorKind::NotFound => Some(
-                "the cpu controller is not to be had here: see `cgroup.controllers` beside it; leave \
-                 `cpuWeight` out to go on without"
-                    .into(),
-            ),
-            _ => None,
-        }
+            io::ErrorKind::ResourceBusy => {
+                "a cgroup with processes of its own cannot give its controllers on, as at the top of a container"
+            }
+            io::ErrorKind::NotFound => {
+                "the controller is not to be had here: see `cgroup.controllers` beside it"
+            }
+            _ => return None,
+        };
+        Some(hint.into())
     }
 }
 
@@ -78,17 +94,15 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes `qvm/NAME` below `root` (from [`weights::root`]) and has the cpu controller given down to it. What is
-    /// there already stays.
+    /// Makes `qvm/NAME` below `root` (from [`root`]). What is there already stays.
     ///
     /// # Errors
     /// Mostly a missing right: only root, or who was delegated the hierarchy, may do this.
     pub fn make(root: &Path, name: &VmName) -> Result<Self, Error> {
         let directory = weights::of_vm(root, name);
-        let all = directory.parent().unwrap_or(root);
-        give_cpu_down(root)?;
-        make_directory(all)?;
-        give_cpu_down(all)?;
+        if let Some(all) = directory.parent() {
+            make_directory(all)?;
+        }
         make_directory(&directory)?;
         Ok(Self { directory })
     }
@@ -98,12 +112,20 @@ impl Cgroup {
         &self.directory
     }
 
-    /// Sets the weight, at once for all that is in the cgroup.
+    /// Writes a control file, after its controller was given down to here; it counts at once for all that is in the cgroup.
     ///
     /// # Errors
     /// As the kernel says.
-    pub fn set_weight(&self, weight: CpuWeight) -> Result<(), Error> {
-        write(&self.directory.join("cpu.weight"), &weight.to_string())
+    pub fn set(&self, setting: &Setting) -> Result<(), Error> {
+        let path = self.directory.join(setting.file);
+        if !setting.wanted && !path.exists() {
+            return Ok(());
+        }
+        // `qvm`, and what it is in.
+        for above in self.directory.ancestors().skip(1).take(2).collect::<Vec<_>>().iter().rev() {
+            give_down(above, setting.controller)?;
+        }
+        write(&path, &setting.value)
     }
 
     /// Moves a process into the cgroup, with all of its threads.
@@ -136,9 +158,14 @@ impl Cgroup {
     }
 }
 
-/// The weight in force in a cgroup, whoever made it; `None` where it has none.
-pub fn weight(directory: &Path) -> Option<CpuWeight> {
-    weights::read(&fs::read_to_string(directory.join("cpu.weight")).ok()?)
+/// The root of the hierarchy; `proc` is `/proc`.
+///
+/// # Errors
+/// There is none with the cpu controller.
+pub fn root(proc: &Path) -> Result<PathBuf, Error> {
+    let path = proc.join("self/mountinfo");
+    let table = fs::read_to_string(&path).map_err(|source| Error::Mounts { path, source })?;
+    Ok(weights::root(&table)?)
 }
 
 /// The cgroup of a process below `root`; `proc` is `/proc`.
@@ -147,13 +174,64 @@ pub fn of_process(root: &Path, proc: &Path, pid: u32) -> Option<PathBuf> {
     weights::of_process(root, &text)
 }
 
-/// Turns the cpu controller on for the children of a cgroup.
-fn give_cpu_down(directory: &Path) -> Result<(), Error> {
+/// Whether the kernel's OOM killer was at work in a cgroup (memory.events, cgroup-v2.rst).
+pub fn was_oom_killed(directory: &Path) -> bool {
+    let events = fs::read_to_string(directory.join("memory.events")).unwrap_or_default();
+    events.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count != "0"))
+}
+
+/// The weights in a hierarchy, each directory read once: many VMs have their neighbours in common.
+#[derive(Debug)]
+pub struct Weights {
+    root: PathBuf,
+    /// Below each directory: the cgroups with processes, and their weights; 0 is idle, and none is no controller.
+    read: HashMap<PathBuf, BTreeMap<OsString, Option<u16>>>,
+}
+
+impl Weights {
+    /// Of the hierarchy at `root`.
+    pub fn new(root: PathBuf) -> Self {
+        Self { root, read: HashMap::new() }
+    }
+
+    /// The way from the root down to a cgroup.
+    pub fn levels(&mut self, directory: &Path) -> Vec<Level> {
+        let below = directory.strip_prefix(&self.root).unwrap_or(Path::new(""));
+        let mut at = self.root.clone();
+        let mut levels = Vec::new();
+        for part in below {
+            let all = self.read.entry(at.clone()).or_insert_with(|| weights_below(&at));
+            let own = all.get(part).copied().flatten();
+            let beside = all.iter().filter(|(name, _)| *name != part);
+            let beside = beside.filter_map(|(_, weight)| *weight).collect();
+            levels.push(Level { parent: at.clone(), own, beside });
+            at.push(part);
+        }
+        levels
+    }
+}
+
+fn weights_below(directory: &Path) -> BTreeMap<OsString, Option<u16>> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let cgroups = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let populated = cgroups.filter(|entry| {
+        let events = fs::read_to_string(entry.path().join("cgroup.events")).unwrap_or_default();
+        events.lines().any(|line| line == "populated 1")
+    });
+    let weight = |directory: &Path| {
+        let text = fs::read_to_string(directory.join("cpu.weight")).ok()?;
+        text.trim().parse().ok()
+    };
+    populated.map(|entry| (entry.file_name(), weight(&entry.path()))).collect()
+}
+
+/// Turns a controller on for the children of a cgroup.
+fn give_down(directory: &Path, controller: &str) -> Result<(), Error> {
     let path = directory.join("cgroup.subtree_control");
-    let on =
-        fs::read_to_string(&path).is_ok_and(|on| on.split_whitespace().any(|name| name == "cpu"));
+    let on = fs::read_to_string(&path)
+        .is_ok_and(|on| on.split_whitespace().any(|name| name == controller));
     // Not written again: a plain user with a delegated subtree may not write to what is above it.
-    if on { Ok(()) } else { write(&path, "+cpu") }
+    if on { Ok(()) } else { write(&path, &format!("+{controller}")) }
 }
 
 fn make_directory(path: &Path) -> Result<(), Error> {
@@ -202,21 +280,39 @@ mod tests {
         fs::read_to_string(root.join(file)).unwrap()
     }
 
+    fn weight(value: &str, wanted: bool) -> Setting {
+        let value = value.to_owned();
+        Setting { key: "cpuWeight", controller: "cpu", file: "cpu.weight", value, wanted }
+    }
+
     #[test]
     fn a_weight_is_given_by_four_writes() {
         let root = hierarchy();
         let root = root.path();
         for _ in 0..2 {
             let cgroup = Cgroup::make(root, &web()).unwrap();
-            cgroup.set_weight(CpuWeight::try_from(300).unwrap()).unwrap();
+            cgroup.set(&weight("300", true)).unwrap();
             cgroup.take_in(4711).unwrap();
             assert_eq!(cgroup.directory(), root.join("qvm/web"));
-            assert_eq!(weight(cgroup.directory()).map(CpuWeight::get), Some(300));
         }
         assert_eq!(said(root, "cgroup.subtree_control"), "+cpu");
         assert_eq!(said(root, "qvm/cgroup.subtree_control"), "+cpu");
         assert_eq!(said(root, "qvm/web/cpu.weight"), "300");
         assert_eq!(said(root, "qvm/web/cgroup.procs"), "4711");
+        // What was taken out of the VM file is set back.
+        let cgroup = Cgroup::make(root, &web()).unwrap();
+        cgroup.set(&weight("100", false)).unwrap();
+        assert_eq!(said(root, "qvm/web/cpu.weight"), "100");
+    }
+
+    #[test]
+    fn what_nobody_wants_needs_no_controller() {
+        let root = hierarchy();
+        fs::remove_file(root.path().join("qvm/web/cpu.weight")).unwrap();
+        let cgroup = Cgroup::make(root.path(), &web()).unwrap();
+        cgroup.set(&weight("100", false)).unwrap();
+        assert_eq!(said(root.path(), "cgroup.subtree_control"), "");
+        assert!(!root.path().join("qvm/web/cpu.weight").exists());
     }
 
     #[test]
@@ -225,11 +321,12 @@ mod tests {
         for file in ["cgroup.subtree_control", "qvm/cgroup.subtree_control"] {
             fs::write(root.path().join(file), "cpuset cpu io\n").unwrap();
         }
-        Cgroup::make(root.path(), &web()).unwrap();
+        let cgroup = Cgroup::make(root.path(), &web()).unwrap();
+        cgroup.set(&weight("300", true)).unwrap();
         assert_eq!(said(root.path(), "cgroup.subtree_control"), "cpuset cpu io\n");
         // `cpuset` alone is not `cpu`.
         fs::write(root.path().join("cgroup.subtree_control"), "cpuset\n").unwrap();
-        Cgroup::make(root.path(), &web()).unwrap();
+        cgroup.set(&weight("300", true)).unwrap();
         assert_eq!(said(root.path(), "cgroup.subtree_control"), "+cpu");
     }
 
@@ -240,12 +337,61 @@ mod tests {
         let cgroup = Cgroup::make(root.path(), &web()).unwrap();
         assert!(cgroup.directory().is_dir());
         // No file is ever made: where the kernel has none, there is no such controller.
-        let error = cgroup.set_weight(CpuWeight::try_from(300).unwrap()).unwrap_err();
+        let error = cgroup.set(&weight("300", true)).unwrap_err();
         let path = root.path().join("qvm/web/cpu.weight");
         assert_eq!(error.to_string(), format!("failed to write `300` to `{}`", path.display()));
         assert!(error.hint().unwrap().contains("cgroup.controllers"));
         assert!(!path.exists());
-        assert_eq!(weight(cgroup.directory()), None);
+    }
+
+    #[test]
+    fn neighbours_count_if_they_have_processes() {
+        let root = tempfile::tempdir().unwrap();
+        for (cgroup, weight, populated) in [
+            ("qvm.slice", Some("200"), true),
+            ("system.slice", Some("100"), true),
+            ("dev-hugepages.mount", Some("100"), false),
+            ("qvm.slice/qvm@web.service", Some("300"), true),
+            ("qvm.slice/qvm@db.service", Some("100"), true),
+            ("qvm.slice/qvm@idle.service", Some("0"), true),
+            ("qvm.slice/qvm@old.service", Some("100"), false),
+            ("bare.slice", None, true),
+        ] {
+            let directory = root.path().join(cgroup);
+            fs::create_dir_all(&directory).unwrap();
+            let events = format!("populated {}\nfrozen 0\n", u8::from(populated));
+            fs::write(directory.join("cgroup.events"), events).unwrap();
+            if let Some(weight) = weight {
+                fs::write(directory.join("cpu.weight"), format!("{weight}\n")).unwrap();
+            }
+        }
+        let slice = root.path().join("qvm.slice");
+        let mut weights = Weights::new(root.path().to_owned());
+        for _ in 0..2 {
+            let levels = weights.levels(&slice.join("qvm@web.service"));
+            assert_eq!(
+                levels,
+                [
+                    Level { parent: root.path().into(), own: Some(200), beside: vec![100] },
+                    Level { parent: slice.clone(), own: Some(300), beside: vec![100, 0] },
+                ]
+            );
+        }
+        let bare = weights.levels(&root.path().join("bare.slice"));
+        assert_eq!(bare[0].own, None);
+        assert_eq!(weights.levels(Path::new("/elsewhere")), []);
+    }
+
+    #[test]
+    fn an_oom_kill_is_seen() {
+        let cgroup = tempfile::tempdir().unwrap();
+        for (events, seen) in
+            [("oom 0\noom_kill 0\n", false), ("oom 3\noom_kill 1\noom_group_kill 0\n", true)]
+        {
+            fs::write(cgroup.path().join("memory.events"), events).unwrap();
+            assert_eq!(was_oom_killed(cgroup.path()), seen);
+        }
+        assert!(!was_oom_killed(Path::new("/nonexistent")));
     }
 
     #[test]
@@ -270,7 +416,7 @@ mod tests {
             error.to_string(),
             "failed to write `+cpu` to `/sys/fs/cgroup/cgroup.subtree_control`"
         );
-        assert!(error.hint().unwrap().starts_with("CPU weights need root, or systemd"));
+        assert!(error.hint().unwrap().starts_with("this needs root, or systemd"));
     }
 
     #[test]

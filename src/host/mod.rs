@@ -1,5 +1,6 @@
 //! Floor 3: everything that touches the machine, one file a thing. Files of this floor never import each other.
 
+pub mod affinity;
 pub mod cache_lock;
 pub mod cgroup;
 #[allow(unsafe_code)]
@@ -14,6 +15,7 @@ pub mod link;
 pub mod lock;
 pub mod log_file;
 pub mod machine_id;
+pub mod oom_score;
 #[allow(unsafe_code)]
 pub mod pidfd;
 pub mod port;

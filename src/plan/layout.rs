@@ -105,6 +105,11 @@ impl VmPaths {
         self.runtime.join("booted.toml")
     }
 
+    /// The VM file at the last reload: what was applied to the running QEMU since.
+    pub fn reloaded(&self) -> PathBuf {
+        self.runtime.join("reloaded.toml")
+    }
+
     /// The supervisor's varlink socket.
     pub fn control_socket(&self) -> PathBuf {
         self.runtime.join("control.sock")

@@ -13,6 +13,7 @@ pub mod layout;
 pub mod pending;
 pub mod qcow2;
 pub mod readiness;
+pub mod resources;
 pub mod seed;
 pub mod sums;
 pub mod tap;

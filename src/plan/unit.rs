@@ -72,14 +72,14 @@ pub fn wants_autostart(text: &str) -> bool {
     top.filter_map(value).any(|value| value.split('#').next().map(str::trim) == Some("true"))
 }
 
-/// What the VM gets of the host, by systemd.resource-control(5). Every key of the VM file that becomes such a setting is here.
+/// What the VM gets of the host, by systemd.resource-control(5). Every key of the VM file that becomes such a setting is here;
+/// not `oomScoreAdjust`, which is of QEMU alone and not of its supervisor.
 fn resources(vm: &Vm) -> Vec<(&'static str, String)> {
     let settings = [
         ("CPUWeight", Some(vm.cpu_weight.to_string())),
         ("CPUQuota", vm.cpu_quota.map(|percent| format!("{percent}%"))),
         ("MemoryMax", vm.memory_max.map(|size| size.bytes().to_string())),
         ("IOWeight", vm.io_weight.map(|weight| weight.to_string())),
-        ("OOMScoreAdjust", vm.oom_score_adjust.map(|adjust| adjust.to_string())),
     ];
     settings.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
 }

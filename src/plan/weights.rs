@@ -1,17 +1,17 @@
-//! Where a VM's CPU weight is to be written when systemd does not do it: read out of the kernel's own tables.
+//! Where a VM's cgroup is, and what its CPU weight comes to: read out of the kernel's own tables.
 
 use std::path::{Path, PathBuf};
 
-use crate::value::{CpuWeight, VmName};
+use crate::value::VmName;
 
 /// Why no weight can be given on this host.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The cpu controller is version 1's.
-    #[error("the cpu controller is cgroup v1's, at `{}`, and `cpuWeight` needs cgroup v2", .0.display())]
+    #[error("the cpu controller is cgroup v1's, at `{}`, and this needs cgroup v2", .0.display())]
     Version1(PathBuf),
     /// No cgroups at all.
-    #[error("no cgroup v2 is mounted, and `cpuWeight` needs one")]
+    #[error("no cgroup v2 is mounted, and this needs one")]
     NotMounted,
 }
 
@@ -19,13 +19,8 @@ impl Error {
     /// The way out.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::Version1(_) => {
-                "boot the host with `systemd.unified_cgroup_hierarchy=1`, or leave `cpuWeight` out"
-                    .into()
-            }
-            Self::NotMounted => {
-                "`mount -t cgroup2 none /sys/fs/cgroup`, or leave `cpuWeight` out".into()
-            }
+            Self::Version1(_) => "boot the host with `systemd.unified_cgroup_hierarchy=1`".into(),
+            Self::NotMounted => "`mount -t cgroup2 none /sys/fs/cgroup`".into(),
         })
     }
 }
@@ -93,9 +88,59 @@ pub fn of_process(root: &Path, proc_cgroup: &str) -> Option<PathBuf> {
     reachable.then(|| root.join(path))
 }
 
-/// The weight in the text of a `cpu.weight`; `None` for the 0 of a cgroup with `cpu.idle`.
-pub fn read(cpu_weight: &str) -> Option<CpuWeight> {
-    cpu_weight.trim().parse::<i64>().ok()?.try_into().ok()
+/// One step of the way from the root of the hierarchy down to a VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Level {
+    /// The cgroup that the weights here share the time of.
+    pub parent: PathBuf,
+    /// The weight (`cpu.weight`) of the cgroup on the way; 0 where it is idle (`cpu.idle`), none without the cpu controller.
+    pub own: Option<u16>,
+    /// The weights of the cgroups beside it that have processes.
+    pub beside: Vec<u16>,
+}
+
+/// What a weight comes to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Effect {
+    /// `cpu.weight` as the kernel has it.
+    pub weight: Option<u16>,
+    /// The part of the host's CPU time that is the VM's when everybody wants all of it: above 0, at most 1.
+    pub share: Option<f64>,
+    /// Why the weight is not what it seems to be.
+    pub void: Option<String>,
+}
+
+/// `cpu.weight` where nobody has set it.
+const DEFAULT: u16 = 100;
+
+/// What the weight at the end of the way comes to. `others` is in how many other cgroups VMs of qvm run, wherever those are.
+pub fn effect(levels: &[Level], configured: u16, others: usize) -> Effect {
+    let Some(last) = levels.last() else {
+        let void = Some("QEMU is in no cgroup of its own".to_owned());
+        return Effect { weight: None, share: None, void };
+    };
+    let share = levels.iter().map(|level| {
+        let own = f64::from(level.own?);
+        let all: f64 = own + level.beside.iter().copied().map(f64::from).sum::<f64>();
+        (own > 0.0).then(|| own / all)
+    });
+    let idle = levels.iter().find(|level| level.own == Some(0));
+    // The default means nothing else than no weight at all.
+    let bare = levels.iter().find(|level| level.own.is_none()).filter(|_| configured != DEFAULT);
+    let slice = last.parent.display();
+    let void = if let Some(level) = bare {
+        Some(format!("the cpu controller is not on in `{}`", level.parent.display()))
+    } else if let Some(level) = idle {
+        Some(format!("a cgroup of it in `{}` is idle (`cpu.idle`)", level.parent.display()))
+    } else if last.beside.is_empty() && others > 0 {
+        Some(format!(
+            "nothing else is in `{slice}`: the weight of that one counts among the others"
+        ))
+    } else {
+        let other = last.own.filter(|own| *own != configured);
+        other.map(|own| format!("`cpu.weight` was set to {own} by another than the VM file"))
+    };
+    Effect { weight: last.own, share: share.product(), void }
 }
 
 #[cfg(test)]
@@ -134,7 +179,7 @@ mod tests {
         let error = root(HYBRID).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the cpu controller is cgroup v1's, at `/sys/fs/cgroup/cpu,cpuacct`, and `cpuWeight` needs cgroup v2"
+            "the cpu controller is cgroup v1's, at `/sys/fs/cgroup/cpu,cpuacct`, and this needs cgroup v2"
         );
         assert!(error.hint().unwrap().contains("systemd.unified_cgroup_hierarchy=1"));
         for text in
@@ -160,12 +205,52 @@ mod tests {
         }
     }
 
+    fn level(parent: &str, own: Option<u16>, beside: &[u16]) -> Level {
+        Level { parent: parent.into(), own, beside: beside.to_vec() }
+    }
+
     #[test]
-    fn a_weight_is_read() {
-        assert_eq!(read("300\n").map(CpuWeight::get), Some(300));
-        for text in ["0\n", "", "default 100", "10001", "-1"] {
-            assert_eq!(read(text), None, "{text:?}");
+    fn shares_multiply_on_the_way_down() {
+        let levels = [level("/c", Some(100), &[100]), level("/c/qvm.slice", Some(300), &[100, 0])];
+        let effect = effect(&levels, 300, 1);
+        assert_eq!(effect, Effect { weight: Some(300), share: Some(0.375), void: None });
+    }
+
+    #[test]
+    fn a_weight_that_means_nothing_says_why() {
+        let top = || level("/c", Some(100), &[100]);
+        for (levels, weight, share, why) in [
+            (vec![], None, None, "QEMU is in no cgroup of its own"),
+            (
+                vec![top(), level("/c/x.slice", None, &[])],
+                None,
+                None,
+                "the cpu controller is not on in `/c/x.slice`",
+            ),
+            (
+                vec![level("/c", Some(0), &[100]), level("/c/x.slice", Some(300), &[100])],
+                Some(300),
+                None,
+                "a cgroup of it in `/c` is idle (`cpu.idle`)",
+            ),
+            (
+                vec![top(), level("/c/x.slice", Some(300), &[])],
+                Some(300),
+                Some(0.5),
+                "nothing else is in `/c/x.slice`: the weight of that one counts among the others",
+            ),
+            (
+                vec![top(), level("/c/x.slice", Some(77), &[77])],
+                Some(77),
+                Some(0.25),
+                "`cpu.weight` was set to 77 by another than the VM file",
+            ),
+        ] {
+            let found = effect(&levels, 300, 1);
+            assert_eq!(found, Effect { weight, share, void: Some(why.into()) });
         }
+        // The only VM of the host is alone in its slice, and that is as it should be.
+        assert_eq!(effect(&[top(), level("/c/x.slice", Some(300), &[])], 300, 0).void, None);
     }
 
     proptest! {
@@ -173,7 +258,6 @@ mod tests {
         fn no_table_panics(text in r"([0-9 /:,-]| - cgroup2? |\\[0-7]{0,3}|cpu|\PC|\n){0,40}") {
             let _ = root(&text);
             let _ = of_process(Path::new("/"), &text);
-            let _ = read(&text);
         }
     }
 }

@@ -5,23 +5,17 @@ use std::time::Duration;
 use tracing::{error, info, warn};
 
 use super::{
-    Settings, launch,
+    launch,
     record::{self, Record},
     supervise::{AGENT_LIMIT, LAST_WORDS, Left, QMP_LIMIT, STOP_SLACK, Supervisor},
 };
 use crate::{
     control::types,
-    host::{
-        cgroup::{self, Cgroup},
-        pidfd,
-    },
+    host::{file, pidfd},
     life::{self, Action, Rung},
-    plan::{
-        pending::{pending, wants_relaunch},
-        weights,
-    },
-    spec,
-    value::{CpuWeight, chain},
+    plan::pending::{pending, wants_relaunch},
+    spec::{self, Vm},
+    value::chain,
 };
 
 impl Supervisor {
@@ -164,43 +158,6 @@ impl Supervisor {
         }
     }
 
-    /// Sets the VM's weight where no service manager does it.
-    pub(super) fn weigh(&mut self) {
-        let Some(qemu) = &self.qemu else { return };
-        if self.under_systemd {
-            return;
-        }
-        match weigh(&self.settings, qemu.record.pid, self.vm.cpu_weight) {
-            Ok(cgroup) => self.cgroup = Some(cgroup),
-            // Nobody asked for a weight, so nobody need hear that there is none.
-            Err(_) if self.vm.line("cpuWeight").is_none() => {}
-            Err(why) => {
-                let note = format!("`cpuWeight` has no effect: {why}");
-                warn!("{note}");
-                if !self.notes.contains(&note) {
-                    self.notes.push(note);
-                }
-            }
-        }
-    }
-
-    /// Whether the kernel's OOM killer was at work in the VM's cgroup (memory.events, cgroup-v2.rst).
-    pub(super) fn was_oom_killed(&self, signal: i32) -> bool {
-        const SIGKILL: i32 = 9;
-        let own = || {
-            let mountinfo =
-                std::fs::read_to_string(self.settings.root.join("proc/self/mountinfo")).ok()?;
-            let root = weights::root(&mountinfo).ok()?;
-            cgroup::of_process(&root, &self.settings.root.join("proc"), std::process::id())
-        };
-        let directory = self.cgroup.as_ref().map(|c| c.directory().to_owned()).or_else(own);
-        let events = directory.and_then(|d| std::fs::read_to_string(d.join("memory.events")).ok());
-        signal == SIGKILL
-            && events.is_some_and(|text| {
-                text.lines().any(|l| l.strip_prefix("oom_kill ").is_some_and(|n| n != "0"))
-            })
-    }
-
     pub(super) fn record_end(&mut self, end: &life::End) {
         let console = if end.failed() { self.console.last_lines(LAST_WORDS) } else { vec![] };
         let kept = types::End {
@@ -232,7 +189,22 @@ impl Supervisor {
             warn!("the VM file is not valid, nothing was changed:\n{problem}");
             return Err(problem.clone());
         }
-        let (new, weight) = (self.written.clone(), self.vm.cpu_weight);
+        self.take_live(self.written.clone());
+        if self.qemu.is_some() {
+            // For the next supervisor, which would else take back what is applied now.
+            let text = self.written_text.as_bytes();
+            if let Err(error) = file::write_volatile(&self.paths.reloaded(), text, 0o600) {
+                warn!("a later supervisor will not know of this: {}", chain(&error));
+            }
+        }
+        self.give_resources();
+        self.reread();
+        info!("VM file read again: {} changes pending", self.pending.len());
+        Ok(())
+    }
+
+    /// Takes of a VM file what counts for a running guest at once.
+    pub(super) fn take_live(&mut self, new: Vm) {
         self.vm.description = new.description;
         self.vm.autostart = new.autostart;
         self.vm.after = new.after;
@@ -248,12 +220,6 @@ impl Supervisor {
         self.vm.on_panic = new.on_panic;
         self.vm.on_guest_reboot = new.on_guest_reboot;
         self.vm.lines = new.lines;
-        if self.vm.cpu_weight != weight {
-            self.weigh();
-        }
-        self.reread();
-        info!("VM file read again: {} changes pending", self.pending.len());
-        Ok(())
     }
 
     /// Compares the VM file with what runs, and has the guest's next reboot wait for us if it is to bring a change.
@@ -276,16 +242,4 @@ impl Supervisor {
             });
         }
     }
-}
-
-fn weigh(settings: &Settings, pid: u32, weight: CpuWeight) -> Result<Cgroup, String> {
-    let mountinfo = std::fs::read_to_string(settings.root.join("proc/self/mountinfo"))
-        .map_err(|e| format!("cannot read /proc/self/mountinfo: {e}"))?;
-    let root = weights::root(&mountinfo).map_err(|e| chain(&e))?;
-    let made = Cgroup::make(&root, &settings.name).and_then(|cgroup| {
-        cgroup.set_weight(weight)?;
-        cgroup.take_in(pid)?;
-        Ok(cgroup)
-    });
-    made.map_err(|e| chain(&e))
 }

@@ -51,6 +51,8 @@ pub(super) enum Fact {
     Ready(u64, Result<Option<String>, String>),
     /// What the guest has, in bytes.
     Memory(u64, u64),
+    /// The vCPUs' threads could not be bound to their CPUs, and why.
+    NotPinned(u64, String),
     Gone(u64, Exit),
     FileChanged,
 }

@@ -51,9 +51,12 @@ impl Supervisor {
             qemu.record.qemu_version, qemu.record.pid, qemu.record.accel
         );
         let seen_ready = qemu.adopted && qemu.record.ready;
+        let qemu_adopted = qemu.adopted;
         self.qemu = Some(qemu);
         self.remember_ready();
-        self.weigh();
+        // One that an earlier supervisor may have bound is freed, if it is not to be any more.
+        self.pinned = qemu_adopted;
+        self.give_resources();
         let paused = found == launch::Guest::Paused;
         self.feed(life::Event::Launched { paused, ready: seen_ready });
         match found {

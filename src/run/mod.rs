@@ -13,6 +13,7 @@ pub mod ask_down;
 pub mod begin;
 pub mod console;
 pub mod disk;
+pub mod error;
 mod fact;
 pub mod fetch;
 mod hear;
@@ -26,7 +27,9 @@ pub mod progress;
 mod ready;
 pub mod record;
 mod report;
+mod resources;
 pub mod service;
+pub mod shares;
 pub mod supervise;
 
 /// What a supervisor is told by whoever starts it: time, randomness and environment come from here.

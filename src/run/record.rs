@@ -59,6 +59,7 @@ impl Record {
     /// A file cannot be written.
     pub fn write(&self, paths: &VmPaths, vm_file: &str) -> Result<(), file::Error> {
         file::write_volatile(&paths.booted(), vm_file.as_bytes(), 0o600)?;
+        let _ = std::fs::remove_file(paths.reloaded());
         self.update(paths)
     }
 
@@ -75,6 +76,7 @@ impl Record {
         for path in [
             paths.record(),
             paths.booted(),
+            paths.reloaded(),
             paths.qmp_socket(),
             paths.agent_socket(),
             paths.serial_socket(),

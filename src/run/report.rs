@@ -125,7 +125,7 @@ impl Supervisor {
             Link::Bridge { tap, .. } => Some(tap.to_string()),
             Link::User { .. } => None,
         });
-        let mut notes = self.notes.clone();
+        let mut notes = [&self.notes[..], &self.resource_notes[..]].concat();
         if let Some(problem) = &self.written_problem {
             notes.push(format!("the VM file is not valid any more: {problem}"));
         }

@@ -18,6 +18,7 @@ use super::{
     Settings,
     adopt::{self, Found},
     console::Console,
+    error::Error,
     fact::{Fact, NotBegun, forward_changes, forward_requests, forward_signals},
     launch::{self, Qemu},
     prepare::{self, Prepared},
@@ -31,7 +32,6 @@ use crate::{
         types::{self, End, Event, Pending, Port},
     },
     host::{
-        file,
         signal::{Signal, Signals},
         socket,
         systemd::{Notifier, under_systemd},
@@ -52,31 +52,6 @@ pub(super) const STOP_SLACK: Duration = Duration::from_secs(10);
 const START_STEP: Duration = Duration::from_secs(90);
 /// How many lines of the console go beside a failure.
 pub(super) const LAST_WORDS: usize = 10;
-
-/// Why a supervisor cannot begin.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Signals cannot be watched.
-    #[error("cannot watch signals")]
-    Signals(#[source] std::io::Error),
-    /// The control socket cannot be made.
-    #[error(transparent)]
-    Socket(#[from] socket::Error),
-    /// A directory cannot be made.
-    #[error(transparent)]
-    File(#[from] file::Error),
-}
-
-impl Error {
-    /// The way out.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Signals(_) => None,
-            Self::Socket(error) => error.hint(),
-            Self::File(error) => error.hint(),
-        }
-    }
-}
 
 /// How the loop ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,6 +137,8 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
         awaiting: None,
         adopting: false,
         notes: vec![],
+        resource_notes: vec![],
+        pinned: false,
         facts,
         events,
         notifier,
@@ -231,6 +208,10 @@ pub(super) struct Supervisor {
     pub(super) console: Console,
     pub(super) ends: Vec<End>,
     pub(super) notes: Vec<String>,
+    /// What of the VM's share of the host could not be given.
+    pub(super) resource_notes: Vec<String>,
+    /// The vCPUs' threads were bound to CPUs.
+    pub(super) pinned: bool,
     pub(super) since: jiff::Timestamp,
     pub(super) origin: Instant,
     pub(super) facts: mpsc::Sender<Fact>,
@@ -266,6 +247,9 @@ impl Supervisor {
                 (self.life.state, self.adopting) = (State::Launching, true);
                 if let Some((vm, text)) = adopt::booted(&self.paths, &self.vm.name, &self.vm.file) {
                     (self.vm, self.text) = (vm, text);
+                }
+                if let Some(vm) = adopt::reloaded(&self.paths, &self.vm.name, &self.vm.file) {
+                    self.take_live(vm);
                 }
                 let paths = self.paths.clone();
                 self.start_task(async move { adopt::adopt(process, *record, &paths).await });
@@ -343,7 +327,11 @@ impl Supervisor {
             Fact::Memory(generation, bytes) if generation == self.generation => {
                 self.memory_actual = Some(bytes);
             }
+            Fact::NotPinned(generation, why) if generation == self.generation => {
+                self.not_pinned(&why);
+            }
             Fact::Memory(..)
+            | Fact::NotPinned(..)
             | Fact::Ready(..)
             | Fact::Gone(..)
             | Fact::Qmp(..)

@@ -1,6 +1,6 @@
 //! `qvm status`: the whole truth about VMs.
 
-use std::fmt::Write;
+use std::{fmt::Write, path::Path};
 
 use jiff::{Timestamp, tz::TimeZone};
 
@@ -8,7 +8,10 @@ use crate::{
     control::types::{Ready, State, Status},
     exit::{self, Failure},
     plan::layout::Layout,
-    run::inventory::{Entry, inventory},
+    run::{
+        inventory::{Entry, inventory},
+        shares::weigh,
+    },
     value::{VmName, shown},
 };
 
@@ -45,12 +48,13 @@ impl Clock {
     }
 }
 
-/// Prints what is known, also of VMs that do not run.
+/// Prints what is known, also of VMs that do not run; `proc` is `/proc`.
 ///
 /// # Errors
 /// A VM that was named does not run, or is not there: exit code 3, after it was printed.
-pub async fn run(args: &Args, layout: &Layout, clock: &Clock) -> Result<(), Failure> {
-    let entries = inventory(layout, &args.names).await;
+pub async fn run(args: &Args, layout: &Layout, clock: &Clock, proc: &Path) -> Result<(), Failure> {
+    let mut entries = inventory(layout, &args.names).await;
+    weigh(&mut entries, proc);
     let known: Vec<&Entry> = entries.iter().filter(|entry| entry.known).collect();
     if args.json {
         let all: Vec<&Status> = known.iter().map(|entry| &entry.status).collect();
@@ -69,6 +73,18 @@ pub async fn run(args: &Args, layout: &Layout, clock: &Clock) -> Result<(), Fail
         }
     }
     Failure::all(failures)
+}
+
+/// `300, in effect 77, 37.5% of the host when everybody wants all of it`.
+fn weight(status: &Status) -> String {
+    let mut text = status.cpu_weight.to_string();
+    if let Some(other) = status.cpu_weight_effective.filter(|own| *own != status.cpu_weight) {
+        let _ = write!(text, ", in effect {other}");
+    }
+    if let Some(share) = status.cpu_share {
+        let _ = write!(text, ", {:.1}% of the host when everybody wants all of it", share * 100.0);
+    }
+    text
 }
 
 fn told(status: &Status, clock: &Clock) -> String {
@@ -100,7 +116,7 @@ fn told(status: &Status, clock: &Clock) -> String {
     if status.vcpu > 0 {
         line("vcpu:", Some(&status.vcpu.to_string()));
         line("mem:", Some(&mem));
-        line("cpuWeight:", Some(&status.cpu_weight.to_string()));
+        line("cpuWeight:", Some(&weight(status)));
         line("autostart:", Some(if status.autostart { "yes" } else { "no" }));
     }
     line("mac:", status.mac.as_deref());

@@ -1,0 +1,28 @@
+//! Why a supervisor cannot begin.
+
+use crate::host::{file, socket};
+
+/// Why a supervisor cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Signals cannot be watched.
+    #[error("cannot watch signals")]
+    Signals(#[source] std::io::Error),
+    /// The control socket cannot be made.
+    #[error(transparent)]
+    Socket(#[from] socket::Error),
+    /// A directory cannot be made.
+    #[error(transparent)]
+    File(#[from] file::Error),
+}
+
+impl Error {
+    /// The way out.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Signals(_) => None,
+            Self::Socket(error) => error.hint(),
+            Self::File(error) => error.hint(),
+        }
+    }
+}
