@@ -113,8 +113,13 @@ pub struct Effect {
 /// `cpu.weight` where nobody has set it.
 const DEFAULT: u16 = 100;
 
-/// What the weight at the end of the way comes to. `others` is in how many other cgroups VMs of qvm run, wherever those are.
-pub fn effect(levels: &[Level], configured: u16, others: usize) -> Effect {
+/// Whether VMs are there by default, so that one that is alone there is the only one that runs.
+fn is_for_vms(cgroup: &Path) -> bool {
+    cgroup.ends_with("qvm.slice") || cgroup.ends_with("qvm")
+}
+
+/// What the weight at the end of the way comes to.
+pub fn effect(levels: &[Level], configured: u16) -> Effect {
     let Some(last) = levels.last() else {
         let void = Some("QEMU is in no cgroup of its own".to_owned());
         return Effect { weight: None, share: None, void };
@@ -132,7 +137,7 @@ pub fn effect(levels: &[Level], configured: u16, others: usize) -> Effect {
         Some(format!("the cpu controller is not on in `{}`", level.parent.display()))
     } else if let Some(level) = idle {
         Some(format!("a cgroup of it in `{}` is idle (`cpu.idle`)", level.parent.display()))
-    } else if last.beside.is_empty() && others > 0 {
+    } else if last.beside.is_empty() && !is_for_vms(&last.parent) {
         Some(format!(
             "nothing else is in `{slice}`: the weight of that one counts among the others"
         ))
@@ -212,7 +217,7 @@ mod tests {
     #[test]
     fn shares_multiply_on_the_way_down() {
         let levels = [level("/c", Some(100), &[100]), level("/c/qvm.slice", Some(300), &[100, 0])];
-        let effect = effect(&levels, 300, 1);
+        let effect = effect(&levels, 300);
         assert_eq!(effect, Effect { weight: Some(300), share: Some(0.375), void: None });
     }
 
@@ -246,11 +251,11 @@ mod tests {
                 "`cpu.weight` was set to 77 by another than the VM file",
             ),
         ] {
-            let found = effect(&levels, 300, 1);
+            let found = effect(&levels, 300);
             assert_eq!(found, Effect { weight, share, void: Some(why.into()) });
         }
         // The only VM of the host is alone in its slice, and that is as it should be.
-        assert_eq!(effect(&[top(), level("/c/x.slice", Some(300), &[])], 300, 0).void, None);
+        assert_eq!(effect(&[top(), level("/c/qvm.slice", Some(300), &[])], 300).void, None);
     }
 
     proptest! {

@@ -13,14 +13,13 @@ use crate::{
 pub fn weigh(entries: &mut [Entry], proc: &Path) {
     let Ok(root) = cgroup::root(proc) else { return };
     let mut weights = Weights::new(root.clone());
-    let running = entries.iter().filter(|entry| entry.status.pid.is_some()).count();
     for status in entries.iter_mut().map(|entry| &mut entry.status) {
         let Some(directory) = status.pid.and_then(|pid| cgroup::of_process(&root, proc, pid))
         else {
             continue;
         };
         let levels = weights.levels(&directory);
-        let effect = weights::effect(&levels, status.cpu_weight, running.saturating_sub(1));
+        let effect = weights::effect(&levels, status.cpu_weight);
         status.cpu_weight_effective = effect.weight;
         status.cpu_share = effect.share;
         let note = effect.void.map(|why| format!("`cpuWeight` is not what it seems: {why}"));

@@ -1,0 +1,522 @@
+//! qvm on a host of its own: a Debian with real systemd and cgroup v2, as a VM that qvm runs, with guests inside it. `make test-host`
+//! builds the host and the package that is installed in it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod lab;
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use lab::{Lab, guest, until_within};
+
+/// How long the host may take to boot or to go down; a quarter of a minute on an idle machine.
+const BOOT: Duration = Duration::from_secs(300);
+
+struct Host {
+    lab: Lab,
+}
+
+/// The package to test.
+fn package() -> Option<PathBuf> {
+    let file = env::var_os("QVM_DEB").map(PathBuf::from).filter(|file| file.exists());
+    assert!(file.is_some() || !lab::required("host"), "QVM_DEB names no package: `make test-host`");
+    file
+}
+
+/// A file system with `files`, for the host to mount.
+fn payload(lab: &Lab, files: &[PathBuf]) -> PathBuf {
+    let (tree, disk) = (lab.path().join("payload"), lab.path().join("payload.ext4"));
+    fs::create_dir(&tree).unwrap();
+    for file in files {
+        fs::copy(file, tree.join(file.file_name().unwrap())).unwrap();
+    }
+    let made = fs::File::create(&disk).unwrap();
+    made.set_len(96 << 20).unwrap();
+    let path = format!("{}:/usr/sbin:/sbin", env::var("PATH").unwrap());
+    let mut mkfs = Command::new("mkfs.ext4");
+    mkfs.env("PATH", path).args(["-q", "-F", "-d"]).arg(&tree).arg(&disk);
+    assert!(mkfs.status().unwrap().success());
+    disk
+}
+
+/// The package once more, with a newer version and nothing else new.
+fn newer(lab: &Lab, package: &Path) -> PathBuf {
+    let (tree, newer) = (lab.path().join("newer"), lab.path().join("newer.deb"));
+    let run = |command: &mut Command| assert!(command.status().unwrap().success());
+    run(Command::new("dpkg-deb").arg("-R").arg(package).arg(&tree));
+    let control = tree.join("DEBIAN/control");
+    let text = fs::read_to_string(&control).unwrap();
+    fs::write(&control, text.replace("\nVersion: ", "\nVersion: 9")).unwrap();
+    let mut build = Command::new("dpkg-deb");
+    build.args(["--root-owner-group", "-Znone", "-b"]).arg(&tree).arg(&newer);
+    run(build.stdout(Stdio::null()));
+    newer
+}
+
+impl Host {
+    /// A host that runs, with the package in it, and the guests in /payload.
+    fn new() -> Option<Self> {
+        let (image, package) = (guest("host.qcow2")?, package()?);
+        let lab = Lab::new();
+        let mut files = vec![newer(&lab, &package)];
+        for name in ["boot", "boot-count", "boot-deaf", "boot-poweroff", "boot-spin", "tiny"] {
+            files.push(guest(&format!("{name}.qcow2"))?);
+        }
+        let renamed = lab.path().join("qvm.deb");
+        fs::copy(package, &renamed).unwrap();
+        files.push(renamed);
+        let disk = payload(&lab, &files);
+        let more = format!(
+            "vcpu = 2\nmem = \"3G\"\n[disk.payload]\npath = {}\nformat = \"raw\"\n",
+            toml::Value::from(disk.to_str().unwrap())
+        );
+        lab.vm("host", &image, &more);
+        lab.ok(&["start", "host"]);
+        let host = Self { lab };
+        host.comes_up();
+        // What is written of a boot is wanted in the next.
+        host.sh("mkdir -p /payload /var/log/journal && journalctl --flush && echo '/dev/vdb /payload ext4 ro 0 0' >>/etc/fstab && mount /payload");
+        host.sh("dpkg -i /payload/qvm.deb");
+        Some(host)
+    }
+
+    fn comes_up(&self) {
+        until_within(BOOT, "the host's agent answers", || self.run("true").is_ok());
+        self.until("the host is up", "systemctl is-system-running | grep -qE 'running|degraded'");
+    }
+
+    /// Runs a script in the host; what it printed, or what it said when it failed.
+    fn run(&self, script: &str) -> Result<String, String> {
+        let script = format!("exec 2>&1; {script}");
+        let output = self.lab.qvm(&["exec", "--timeout", "600", "host", "--", "sh", "-c", &script]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        match output.status.success() {
+            true => Ok(text),
+            false => Err(text + &String::from_utf8_lossy(&output.stderr)),
+        }
+    }
+
+    /// A script that has to succeed.
+    fn sh(&self, script: &str) -> String {
+        self.run(script).unwrap_or_else(|said| self.fail(&format!("{script}\n{said}")))
+    }
+
+    /// A script that has to fail; what it said.
+    fn refused(&self, script: &str) -> String {
+        match self.run(script) {
+            Err(said) => said,
+            Ok(said) => self.fail(&format!("it went well: {script}\n{said}")),
+        }
+    }
+
+    fn fail(&self, what: &str) -> ! {
+        // Without the agent's own lines, one for each question of the test.
+        let journal =
+            self.run("journalctl --no-pager -b -o short-monotonic | grep -v qemu-ga | tail -n 120");
+        panic!("{what}\n{}", journal.unwrap_or_else(|said| said));
+    }
+
+    /// Waits in the host until a script succeeds.
+    fn until(&self, what: &str, script: &str) {
+        let wait =
+            format!("for _ in $(seq 240); do if {script}; then exit 0; fi; sleep 1; done; exit 1");
+        if let Err(said) = self.run(&wait) {
+            self.fail(&format!("never: {what}\n{said}"));
+        }
+    }
+
+    /// Writes the file of a VM, and has systemd know of it.
+    fn vm(&self, name: &str, image: &str, more: &str) {
+        self.write(
+            name,
+            &format!(
+                "accel = \"tcg\"\n{}{more}\n[image]\npath = \"/payload/{image}.qcow2\"\n",
+                if more.contains("mem =") { "" } else { "mem = \"64M\"\n" },
+            ),
+        );
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        self.sh(&format!("cat >/etc/qvm/vms/{name}.toml <<'END'\n{text}\nEND\n"));
+    }
+
+    /// A property of a VM's unit.
+    fn show(&self, name: &str, property: &str) -> String {
+        self.sh(&format!("systemctl show -P {property} qvm@{name}")).trim().to_owned()
+    }
+
+    /// Waits for a property.
+    fn wait(&self, name: &str, property: &str, value: &str) {
+        let script = format!("[ \"$(systemctl show -P {property} qvm@{name})\" = {value} ]");
+        self.until(&format!("{name}: {property} is {value}"), &script);
+    }
+
+    fn status(&self, name: &str) -> serde_json::Value {
+        let json = self.sh(&format!("qvm status --json {name} || true"));
+        serde_json::from_str::<serde_json::Value>(&json).unwrap()[0].clone()
+    }
+
+    /// The pid of QEMU.
+    fn qemu(&self, name: &str) -> i64 {
+        self.status(name)["pid"].as_i64().unwrap_or_else(|| self.fail(&format!("{name} is down")))
+    }
+
+    /// What a VM's unit said, since the host's last boot but `boots`.
+    fn journal(&self, name: &str, boots: i32) -> String {
+        self.sh(&format!("journalctl --no-pager -o short-monotonic -b {boots} -u qvm@{name}"))
+    }
+
+    /// The largest number that the counting guest has said; and that it goes on from there.
+    fn counts_on(&self, name: &str) -> u64 {
+        let last = || -> u64 {
+            let log = self.sh(&format!(
+                "tail -c 400 /var/lib/qvm/vms/{name}/console.log 2>/dev/null || true"
+            ));
+            let lines: Vec<&str> = log.lines().collect();
+            let whole = lines.iter().rev().skip(1);
+            whole
+                .filter_map(|line| line.trim().rsplit(' ').next()?.parse().ok())
+                .next()
+                .unwrap_or(0)
+        };
+        let first = last();
+        let mut now = first;
+        until_within(BOOT, &format!("{name} counts on from {first}"), || {
+            now = last();
+            now > first
+        });
+        now
+    }
+}
+
+/// What an operator does on a bare system, and what the VM file then means to systemd and to the kernel.
+#[test]
+#[ignore = "run by `make test-host`"]
+fn one_file_and_one_start_is_all_there_is_to_do() {
+    let Some(host) = Host::new() else { return };
+    host.vm(
+        "a",
+        "boot-spin",
+        "cpuWeight = 300\nshutdownTimeoutSec = 7\nafter = [\"b\"]\ndescription = \"the first\"",
+    );
+    host.vm("b", "boot-spin", "cpuWeight = 100");
+    // A file that systemd has not read is read by `qvm start`.
+    host.sh("qvm start a b");
+    assert_eq!(host.show("a", "ActiveState"), "active");
+    for (property, value) in [
+        ("CPUWeight", "300"),
+        ("TimeoutStopUSec", "37s"),
+        ("Description", "the first (virtual machine a)"),
+        ("Slice", "qvm.slice"),
+        ("SourcePath", "/etc/qvm/vms/a.toml"),
+        ("WatchdogUSec", "1min"),
+        ("UnitFileState", "disabled"),
+    ] {
+        assert_eq!(host.show("a", property), value, "{property}");
+    }
+    assert!(host.show("a", "After").contains("qvm@b.service"));
+    assert!(
+        host.show("a", "DropInPaths")
+            .contains("/run/systemd/generator/qvm@a.service.d/10-qvm.conf")
+    );
+
+    // Both want the only CPU there is for them.
+    host.sh("mkdir /etc/systemd/system/qvm.slice.d && printf '[Slice]\\nAllowedCPUs=0\\n' >/etc/systemd/system/qvm.slice.d/one.conf && systemctl daemon-reload");
+    let ratio = || -> f64 {
+        let used = "used() { sed -n 's/^usage_usec //p' /sys/fs/cgroup/qvm.slice/qvm@$1.service/cpu.stat; }";
+        let text = host.sh(&format!(
+            "{used}; a=$(used a) b=$(used b); until [ $(($(used a) + $(used b) - a - b)) -gt 8000000 ]; do sleep 1; done; \
+             echo $(($(used a) - a)) $(($(used b) - b))"
+        ));
+        let used: Vec<f64> = text.split_whitespace().map(|n| n.parse().unwrap()).collect();
+        used[0] / used[1]
+    };
+    let three = ratio();
+    assert!((2.7..=3.3).contains(&three), "300 to 100 is {three}");
+    let a = host.status("a");
+    assert_eq!((&a["cpuWeight"], &a["cpuWeightEffective"]), (&300.into(), &300.into()));
+    let share = |name: &str| host.status(name)["cpuShare"].as_f64().unwrap();
+    assert!((share("a") / share("b") - 3.0).abs() < 0.01);
+
+    // Live, by each way to say it.
+    host.sh(
+        "sed -i 's/^cpuWeight = 300/cpuWeight = 50/' /etc/qvm/vms/a.toml && systemctl reload qvm@a",
+    );
+    let half = ratio();
+    assert!((0.45..=0.55).contains(&half), "50 to 100 is {half}");
+    assert_eq!(host.status("a")["pending"], serde_json::json!([]));
+    host.sh("sed -i '1i cpuQuota = 30\\nmemoryMax = \"300M\"\\nioWeight = 33\\noomScoreAdjust = 400' /etc/qvm/vms/a.toml && qvm reload a");
+    let files =
+        host.sh("cd /sys/fs/cgroup/qvm.slice/qvm@a.service && cat cpu.max memory.max io.weight");
+    assert_eq!(files, "30000 100000\n314572800\ndefault 33\n");
+    let scores = format!(
+        "cat /proc/{}/oom_score_adj /proc/{}/oom_score_adj",
+        host.qemu("a"),
+        host.show("a", "MainPID")
+    );
+    assert_eq!(host.sh(&scores), "400\n0\n");
+
+    // An operator's own setting wins, and is seen.
+    host.sh("systemctl set-property qvm@b CPUWeight=77");
+    let b = host.status("b");
+    assert_eq!(b["cpuWeightEffective"], 77);
+    assert!(
+        b["notes"].to_string().contains("`cpu.weight` was set to 77 by another than the VM file"),
+        "{b}"
+    );
+    // A weight in a slice of its own is measured against nobody's.
+    host.sh("mkdir /etc/systemd/system/qvm@b.service.d && printf '[Service]\\nSlice=own.slice\\n' >/etc/systemd/system/qvm@b.service.d/own.conf && systemctl daemon-reload && qvm restart b");
+    let b = host.status("b");
+    assert!(
+        b["notes"].to_string().contains("nothing else is in `/sys/fs/cgroup/own.slice`"),
+        "{b}"
+    );
+
+    // Without systemd the same keys are written by the supervisor.
+    host.sh("mkdir -p /root/c/vms && cp /etc/qvm/vms/a.toml /root/c/vms/solo.toml");
+    let solo =
+        "cd /root && export QVM_CONFIG_DIR=/root/c QVM_STATE_DIR=/root/s QVM_RUNTIME_DIR=/root/r";
+    host.sh(&format!("{solo} && qvm start solo"));
+    let files =
+        host.sh("cd /sys/fs/cgroup/qvm/solo && cat cpu.weight cpu.max memory.max io.weight");
+    assert_eq!(files, "50\n30000 100000\n314572800\ndefault 33\n");
+    host.sh(&format!("{solo} && sed -i '/^cpuQuota/d' c/vms/solo.toml && qvm reload solo"));
+    assert_eq!(host.sh("cat /sys/fs/cgroup/qvm/solo/cpu.max"), "max 100000\n");
+    host.sh(&format!("{solo} && qvm stop solo"));
+    host.sh("test ! -e /sys/fs/cgroup/qvm/solo");
+    host.lab.ok(&["kill", "host"]);
+}
+
+/// What dies, and what goes on.
+#[test]
+#[ignore = "run by `make test-host`"]
+fn a_crash_costs_no_guest_and_a_stop_leaves_none() {
+    let Some(host) = Host::new() else { return };
+    host.vm("web", "boot-count", "");
+    host.sh("systemctl daemon-reload && systemctl start qvm@web");
+    let qemu = host.qemu("web");
+    let mut counted = host.counts_on("web");
+    let mut goes_on = |what: &str| {
+        host.wait("web", "ActiveState", "active");
+        assert_eq!(host.qemu("web"), qemu, "{what}");
+        let now = host.counts_on("web");
+        assert!(now > counted, "{what}: {now} after {counted}");
+        counted = now;
+    };
+    let taken_over = |times: usize| {
+        let script =
+            format!("[ $(journalctl -o cat -u qvm@web | grep -c ' taken over, pid ') = {times} ]");
+        host.until(&format!("taken over {times} times"), &script);
+    };
+    // The supervisor is killed, replaced, and systemd itself is.
+    host.sh("systemctl kill --kill-whom=main --signal=KILL qvm@web");
+    taken_over(1);
+    goes_on("SIGKILL");
+    host.sh("systemctl kill --kill-whom=main --signal=USR2 qvm@web");
+    taken_over(2);
+    goes_on("SIGUSR2");
+    host.sh("systemctl daemon-reexec");
+    goes_on("daemon-reexec");
+    host.sh("systemctl reload qvm@web");
+    goes_on("reload");
+    assert_eq!(host.show("web", "NRestarts"), "1");
+    // The next stop is clean.
+    host.sh("systemctl stop qvm@web");
+    let status = host.status("web");
+    assert_eq!(
+        (&status["state"], &status["lastStop"]["reason"]),
+        (&"stopped".into(), &"stopped".into())
+    );
+    assert_eq!(host.show("web", "Result"), "success");
+    host.sh(&format!("! kill -0 {qemu}"));
+
+    // A stop right behind the crash.
+    host.sh("systemctl start qvm@web");
+    let qemu = host.qemu("web");
+    host.sh("systemctl kill --kill-whom=main --signal=KILL qvm@web; systemctl stop qvm@web");
+    host.until("no QEMU is left", &format!("! kill -0 {qemu} 2>/dev/null"));
+    // systemd remembers the crash, and does not start it again.
+    host.wait("web", "ActiveState", "failed");
+    assert_eq!(host.status("web")["lastStop"]["reason"], "stopped");
+    host.sh("systemctl reset-failed qvm@web");
+
+    // QEMU dies: a new one.
+    host.sh("systemctl start qvm@web");
+    let qemu = host.qemu("web");
+    host.sh(&format!("kill -KILL {qemu}"));
+    host.until("another QEMU", &format!("p=$(sed -n 's/.*\"pid\": \\([0-9]*\\).*/\\1/p' /run/qvm/web/record.json) && [ -n \"$p\" ] && [ \"$p\" != {qemu} ]"));
+    host.wait("web", "ActiveState", "active");
+    assert_eq!(host.status("web")["lastStop"]["reason"], "qemu-signal");
+    host.sh("systemctl stop qvm@web");
+
+    // A VM that cannot start is given up; `qvm start` tries again, and says what it is.
+    host.sh("head -c 100000 /payload/boot.qcow2 >/root/cut.qcow2");
+    host.write("cut", "accel = \"tcg\"\nmem = \"64M\"\n[image]\npath = \"/root/cut.qcow2\"\n");
+    host.refused("qvm start cut");
+    host.wait("cut", "Result", "start-limit-hit");
+    assert!(host.refused("qvm start cut").contains("error: cut: "));
+
+    // A host at fault is waited for, as long as it takes.
+    host.vm("net", "boot", "bridge = \"br7\"");
+    host.refused("qvm start net");
+    host.until(
+        "more tries than the limit",
+        "[ $(journalctl -o cat -u qvm@net | grep -c '^error: ') -gt 11 ]",
+    );
+    host.sh("ip link add br7 type bridge && ip link set br7 up");
+    host.wait("net", "ActiveState", "active");
+    host.sh("ip link show qvm-net | grep -q 'master br7'");
+    host.sh("systemctl stop qvm@net && ! ip link show qvm-net 2>/dev/null");
+
+    // An invalid file is not tried again.
+    host.write("bad", "vcpu = \n");
+    assert!(host.refused("qvm start bad").contains("bad.toml:1:8"));
+    host.sh("systemctl daemon-reload; systemctl start qvm@bad || true");
+    assert_eq!(
+        (host.show("bad", "ExecMainStatus"), host.show("bad", "NRestarts")),
+        ("78".into(), "0".into())
+    );
+
+    // A guest that powers itself off stays down.
+    host.vm("off", "boot-poweroff", "");
+    host.sh("systemctl daemon-reload && systemctl start qvm@off || true");
+    host.wait("off", "ActiveState", "inactive");
+    assert_eq!(host.status("off")["lastStop"]["reason"], "guest-shutdown");
+    assert_eq!(
+        (host.show("off", "Result"), host.show("off", "NRestarts")),
+        ("success".into(), "0".into())
+    );
+    host.lab.ok(&["kill", "host"]);
+}
+
+/// The host goes down under its guests, and comes back.
+#[test]
+#[ignore = "run by `make test-host`"]
+fn a_host_that_reboots_stops_its_guests_in_order_and_starts_the_right_ones() {
+    let Some(host) = Host::new() else { return };
+    host.vm("db", "boot", "autostart = true");
+    host.vm("web", "boot", "autostart = true\nafter = [\"db\"]");
+    host.vm("deaf", "boot-deaf", "shutdownTimeoutSec = 6");
+    host.vm("off", "boot", "");
+    host.write("bad", "autostart = true\nvcpu = \n");
+    host.sh("systemctl daemon-reload && systemctl start qvm@db qvm@web qvm@deaf qvm@off");
+    let boot = host.sh("cat /proc/sys/kernel/random/boot_id");
+    let _ = host.run("systemctl --no-block reboot");
+    until_within(BOOT, "another boot", || {
+        host.run("cat /proc/sys/kernel/random/boot_id").is_ok_and(|b| b != boot)
+    });
+    host.comes_up();
+    host.wait("web", "ActiveState", "active");
+
+    // How each of them ended, by its own last end and by the journal of that boot.
+    for (name, reason) in
+        [("db", "stopped"), ("web", "stopped"), ("off", "stopped"), ("deaf", "forced-off")]
+    {
+        assert_eq!(host.status(name)["lastStop"]["reason"], reason, "{name}");
+        assert!(host.journal(name, -1).contains("Stopped qvm@"), "{name}");
+    }
+    let at = |name: &str, what: &str| -> f64 {
+        let journal = host.journal(name, -1);
+        let line = journal.lines().find(|line| line.contains(what));
+        let line = line.unwrap_or_else(|| panic!("{name} never said `{what}`\n{journal}"));
+        line.split(['[', ']']).nth(1).unwrap().trim().parse().unwrap()
+    };
+    // `after` the other way round; the deaf one holds up nobody and is forced off in its time.
+    assert!(at("web", "Stopped qvm@") <= at("db", "Stopping qvm@"));
+    assert!(at("off", "Stopped qvm@") < at("deaf", "Stopped qvm@"));
+    let deaf = at("deaf", "Stopped qvm@") - at("deaf", "Stopping qvm@");
+    assert!((5.0..16.0).contains(&deaf), "{deaf}");
+    assert!(!host.journal("deaf", -1).contains("timed out"));
+
+    // Exactly the ones with autostart are up; one of them cannot be, and says why.
+    let list = host.sh("qvm list --json");
+    let list: serde_json::Value = serde_json::from_str(&list).unwrap();
+    let up: Vec<&str> = list
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|vm| vm["state"] == "running")
+        .map(|vm| vm["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(up, ["db", "web"]);
+    host.wait("bad", "ActiveState", "failed");
+    assert_eq!(host.show("bad", "ExecMainStatus"), "78");
+    assert!(host.journal("bad", 0).contains("bad.toml:2:8"), "{}", host.journal("bad", 0));
+    host.sh("systemctl is-active qvm.target multi-user.target");
+
+    // Off, by the host's power button, with a guest that does not care.
+    host.sh("systemctl start qvm@deaf");
+    host.lab.ok(&["stop", "host"]);
+    assert_eq!(host.lab.last_reason("host"), "stopped");
+}
+
+/// Who waits for whom at a start, and who knows of a VM.
+#[test]
+#[ignore = "run by `make test-host`"]
+fn others_wait_until_a_guest_is_ready() {
+    let Some(host) = Host::new() else { return };
+    // A Linux with an agent, which takes its time here.
+    host.vm("db", "tiny", "mem = \"256M\"\nautostart = true\nready = \"agent\"\nreadyTimeoutSec = 600\nreadyFailure = \"fail\"");
+    host.vm("web", "boot", "autostart = true\nafter = [\"db\"]");
+    host.vm("never", "boot", "ready = \"agent\"\nreadyTimeoutSec = 3\nreadyFailure = \"fail\"");
+    host.sh("systemctl daemon-reload && systemctl start --no-block qvm@db qvm@web");
+    host.until("db's guest boots", "[ \"$(systemctl show -P StatusText qvm@db)\" != '' ] && qvm status db | grep -q 'ready: *waiting'");
+    assert_eq!(host.show("db", "ActiveState"), "activating");
+    assert_eq!(host.show("web", "ActiveState"), "inactive");
+    host.wait("web", "ActiveState", "active");
+    assert_eq!(host.show("db", "ActiveState"), "active");
+    host.sh("qvm exec db -- true");
+
+    // One that does not get ready fails its start, and is shut down before it is tried again.
+    host.sh("! systemctl start qvm@never");
+    host.until("it is tried again", "[ $(systemctl show -P NRestarts qvm@never) -gt 0 ]");
+    assert!(host.journal("never", 0).contains("the guest did not get ready: not within 3 s"));
+    host.sh("systemctl stop qvm@never");
+    host.lab.ok(&["kill", "host"]);
+}
+
+/// The package comes anew, and goes.
+#[test]
+#[ignore = "run by `make test-host`"]
+fn an_upgrade_leaves_guests_running_and_a_removal_their_disks() {
+    let Some(host) = Host::new() else { return };
+    host.vm("one", "boot-count", "");
+    host.vm("two", "boot", "");
+    host.sh("systemctl daemon-reload && systemctl start qvm@one qvm@two");
+    let (one, two) = (host.qemu("one"), host.qemu("two"));
+    let supervisor = host.show("one", "MainPID");
+    let counted = host.counts_on("one");
+    host.sh("dpkg -i /payload/newer.deb && dpkg -s qvm | grep -q '^Version: 9'");
+    for name in ["one", "two"] {
+        host.until(
+            "taken over",
+            &format!("journalctl -o cat -u qvm@{name} | grep -q ' taken over, pid '"),
+        );
+        host.wait(name, "ActiveState", "active");
+    }
+    assert_eq!((host.qemu("one"), host.qemu("two")), (one, two));
+    assert_eq!(host.show("one", "MainPID"), supervisor);
+    assert_eq!(host.sh(&format!("readlink /proc/{supervisor}/exe")), "/usr/bin/qvm\n");
+    assert!(host.counts_on("one") > counted);
+
+    host.sh("dpkg -r qvm");
+    host.sh(&format!(
+        "! kill -0 {one} 2>/dev/null && ! kill -0 {two} 2>/dev/null && ! pidof qemu-system-x86_64"
+    ));
+    host.sh("ls /var/lib/qvm/vms/one/root.qcow2 /etc/qvm/vms/one.toml");
+    let end = host.sh("cat /var/lib/qvm/vms/two/ends.json");
+    assert!(
+        end.contains("\"reason\": \"stopped\"") || end.contains("\"reason\":\"stopped\""),
+        "{end}"
+    );
+    host.sh("dpkg -P qvm && ls /var/lib/qvm/vms/one/root.qcow2 /etc/qvm/vms/one.toml");
+    // And back again: everything as it was.
+    host.sh("dpkg -i /payload/qvm.deb && systemctl start qvm@two");
+    assert_eq!(host.show("two", "ActiveState"), "active");
+    host.lab.ok(&["kill", "host"]);
+}
