@@ -67,6 +67,12 @@ debian: setup ## the Debian cloud image that `make demo` and the cloud-init test
 test: guests debian ## all tests, on real QEMU and real guests
 	$(CARGO) test --workspace --locked -- --test-threads=$(TEST_THREADS)
 
+.PHONY: test-host
+test-host: guests deb ## the package on a host of its own, a VM with systemd and cgroup v2, with guests inside
+	tests/guest/build "$(QVM_GUESTS)" host
+	QVM_DEB="$$(ls -t $(CURDIR)/$(OUT)/qvm_*.deb | head -n 1)" \
+		$(CARGO) test --locked --test host -- --ignored --test-threads=1
+
 .PHONY: test-systemd
 test-systemd: guests ## the units under a systemd of their own (root, systemd-container)
 	$(CARGO) build --locked

@@ -11,7 +11,7 @@ use clap::{ArgAction, Parser, Subcommand, error::ContextValue};
 use crate::{
     exit::{self, Failure},
     host::{machine_id, qemu_img::QemuImg},
-    plan::{layout::Layout, unit::Scope},
+    plan::{layout::Layout, machined, unit::Scope},
     run::{Settings, image, progress},
     spec::{self, Vm},
     value::{VmName, shown},
@@ -251,9 +251,11 @@ fn settings(name: VmName, layout: Layout, given: &Given<'_>) -> Settings {
         let home = || Some(PathBuf::from((given.env)("HOME")?).join(".config"));
         dir(given.env, "XDG_CONFIG_HOME").or_else(home)
     });
+    let machined = (given.uid == 0 && layout == system()).then(|| PathBuf::from(machined::SOCKET));
     Settings {
         layout,
         name,
+        machined,
         qemu: (given.env)("QVM_QEMU").filter(|qemu| !qemu.is_empty()),
         search_path: (given.env)("PATH"),
         config_home: config_home.flatten(),

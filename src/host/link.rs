@@ -305,3 +305,8 @@ fn to_io(error: rtnetlink::Error) -> io::Error {
         other => io::Error::other(other),
     }
 }
+
+/// The kernel's number of an interface, if there is one of that name here (if_nametoindex(3)).
+pub fn index(name: &IfName) -> Option<u32> {
+    nix::net::if_::if_nametoindex(name.as_str()).ok()
+}

@@ -15,6 +15,7 @@ pub mod link;
 pub mod lock;
 pub mod log_file;
 pub mod machine_id;
+pub mod machined;
 pub mod oom_score;
 #[allow(unsafe_code)]
 pub mod pidfd;

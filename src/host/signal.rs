@@ -2,15 +2,21 @@
 
 use std::{io, os::unix::net::UnixStream as StdStream};
 
-use nix::sys::signal::{SigSet, Signal as Number};
+use nix::{
+    libc::SIGRTMIN,
+    sys::signal::{SigSet, Signal as Number},
+};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use tokio::{io::AsyncReadExt, net::UnixStream, sync::mpsc};
 
 /// What a signal means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
-    /// SIGTERM, SIGINT: stop, and a second time: harder.
+    /// SIGTERM, and SIGRTMIN+4, which is a container's way to be asked to power off (systemd(1), `machinectl poweroff`): stop, and a
+    /// second time: harder.
     Stop,
+    /// SIGINT: Ctrl-C, or `machinectl reboot`.
+    Interrupt,
     /// SIGHUP: read the VM file again.
     Reload,
     /// SIGUSR2: let the program's file take over in this process.
@@ -31,7 +37,8 @@ impl Signals {
     pub fn new() -> io::Result<Self> {
         let (sender, queue) = mpsc::channel(8);
         for (signal, numbers) in [
-            (Signal::Stop, &[SIGTERM, SIGINT][..]),
+            (Signal::Stop, &[SIGTERM, SIGRTMIN() + 4][..]),
+            (Signal::Interrupt, &[SIGINT]),
             (Signal::Reload, &[SIGHUP]),
             (Signal::Reexec, &[SIGUSR2]),
         ] {

@@ -10,6 +10,7 @@ pub mod identity;
 pub mod image;
 pub mod iso9660;
 pub mod layout;
+pub mod machined;
 pub mod pending;
 pub mod qcow2;
 pub mod readiness;

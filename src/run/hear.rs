@@ -57,6 +57,7 @@ impl Supervisor {
         // One that an earlier supervisor may have bound is freed, if it is not to be any more.
         self.pinned = qemu_adopted;
         self.give_resources();
+        self.enrol();
         let paused = found == launch::Guest::Paused;
         self.feed(life::Event::Launched { paused, ready: seen_ready });
         match found {
@@ -93,6 +94,15 @@ impl Supervisor {
                 Err(error) => warn!("the watchdog is not fed: {error}"),
             }
         });
+    }
+
+    /// SIGINT: of a terminal it is a stop; a unit gets it from `machinectl reboot`.
+    pub(super) fn interrupted(&mut self) {
+        let reboot = life::Command::Reboot;
+        match self.under_systemd && life::accepts(&self.life.state, reboot).is_ok() {
+            true => self.feed(life::Event::Asked(reboot)),
+            false => self.feed(life::Event::Signalled),
+        }
     }
 
     /// SIGUSR2: the program's file, perhaps a newer one, takes over in this process.

@@ -224,6 +224,7 @@ pub async fn launch(settings: &Settings, prepared: Prepared, text: &str) -> Resu
             .filter(|t| first.is_some_and(|n| n.name == t.nic))
             .map(|t| t.name.to_string()),
         mac: first.and_then(|n| machine.mac(&n.name)).map(|m| m.to_string()),
+        uuid: Some(prepared.identity.uuid.clone()),
         notes: prepared.notes.clone(),
         ready: false,
         missed: None,

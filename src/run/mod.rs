@@ -13,6 +13,7 @@ pub mod ask_down;
 pub mod begin;
 pub mod console;
 pub mod disk;
+mod enrol;
 pub mod error;
 mod fact;
 pub mod fetch;
@@ -49,6 +50,8 @@ pub struct Settings {
     pub root: PathBuf,
     /// What tells this host from others (machine-id(5)), for stable MAC addresses.
     pub host_id: String,
+    /// Where systemd-machined serves varlink, if VMs are to be registered there.
+    pub machined: Option<PathBuf>,
     /// A new random UUID.
     pub uuid: fn() -> String,
     /// The time of day.

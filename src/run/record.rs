@@ -31,6 +31,9 @@ pub struct Record {
     pub tap: Option<String>,
     /// The address of the first NIC.
     pub mac: Option<String>,
+    /// The machine's UUID.
+    #[serde(default)]
+    pub uuid: Option<String>,
     /// What an operator should know about how it was started.
     #[serde(default)]
     pub notes: Vec<String>,

@@ -97,14 +97,45 @@ pub async fn is_stopping(vm: &VmName, scope: Scope) -> bool {
     has_stop_job(&jobs, &unit::unit_name(vm))
 }
 
-/// Whether the unit is down, and not because it was started too often; `None` where it is that, or nobody knows.
-pub async fn is_stopped(vm: &VmName, scope: Scope) -> Option<bool> {
-    let properties = "--property=ActiveState,Result";
+/// What became of a unit whose supervisor crashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    /// It runs, or will.
+    Restarted,
+    /// Somebody stopped it.
+    Stopped,
+    /// It was started too often, and will not be again.
+    GivenUp,
+}
+
+/// How often the unit was restarted (NRestarts=); `None` where nobody knows.
+pub async fn restarts(vm: &VmName, scope: Scope) -> Option<u32> {
+    let shown = systemctl(scope, &["show", "--property=NRestarts", &unit::unit_name(vm)]).await;
+    property(&shown.ok()?, "NRestarts")?.parse().ok()
+}
+
+/// What became of the unit since its crash, when it had been restarted `restarts` times; `None` where nobody knows.
+pub async fn after_crash(vm: &VmName, scope: Scope, restarts: u32) -> Option<After> {
+    let properties = "--property=ActiveState,NRestarts";
     let shown = systemctl(scope, &["show", properties, &unit::unit_name(vm)]).await.ok()?;
-    let says = |line: &str| shown.lines().any(|shown| shown == line);
-    let down = says("ActiveState=inactive") || says("ActiveState=failed");
-    let known = shown.lines().any(|line| line.starts_with("ActiveState="));
-    (known && !says("Result=start-limit-hit")).then_some(down)
+    After::read(&shown, restarts)
+}
+
+impl After {
+    /// systemd counts a restart when it is due, and only then sees that there were too many: a unit that was stopped meanwhile
+    /// is down without it. Result= tells nothing, since the crash stays in it.
+    fn read(shown: &str, restarts: u32) -> Option<Self> {
+        let now: u32 = property(shown, "NRestarts")?.parse().ok()?;
+        Some(match property(shown, "ActiveState")? {
+            "inactive" | "failed" if now > restarts => Self::GivenUp,
+            "inactive" | "failed" => Self::Stopped,
+            _ => Self::Restarted,
+        })
+    }
+}
+
+fn property<'a>(shown: &'a str, name: &str) -> Option<&'a str> {
+    shown.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
 }
 
 /// Lines of a job's number, unit, type and state.
@@ -145,6 +176,22 @@ mod tests {
         assert!(has_stop_job(jobs, "qvm@db.service"));
         assert!(!has_stop_job(jobs, "qvm@web.service"));
         assert!(!has_stop_job("No jobs running.\n", "qvm@web.service"));
+    }
+
+    #[test]
+    fn a_stop_after_a_crash_is_told_from_a_unit_that_was_given_up() {
+        for (state, restarts, after) in [
+            ("failed", 3, After::Stopped),
+            ("inactive", 3, After::Stopped),
+            ("failed", 4, After::GivenUp),
+            ("activating", 3, After::Restarted),
+            ("activating", 4, After::Restarted),
+            ("active", 4, After::Restarted),
+        ] {
+            let shown = format!("NRestarts={restarts}\nActiveState={state}\n");
+            assert_eq!(After::read(&shown, 3), Some(after), "{shown}");
+        }
+        assert_eq!(After::read("ActiveState=failed\n", 3), None);
     }
 
     #[test]

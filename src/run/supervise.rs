@@ -18,6 +18,7 @@ use super::{
     Settings,
     adopt::{self, Found},
     console::Console,
+    enrol::Enrolled,
     error::Error,
     fact::{Fact, NotBegun, forward_changes, forward_requests, forward_signals},
     launch::{self, Qemu},
@@ -139,6 +140,7 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
         notes: vec![],
         resource_notes: vec![],
         pinned: false,
+        enrolled: None,
         facts,
         events,
         notifier,
@@ -168,6 +170,7 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
     if left != Left::Reexec {
         // Whoever watches is told the end; the server ends when nothing more can be asked or told, and within a bound.
         taking.abort();
+        one.strike_off().await;
         drop((one, inbox));
         let _ = serving.await;
     }
@@ -212,6 +215,8 @@ pub(super) struct Supervisor {
     pub(super) resource_notes: Vec<String>,
     /// The vCPUs' threads were bound to CPUs.
     pub(super) pinned: bool,
+    /// Known to systemd-machined.
+    pub(super) enrolled: Option<Enrolled>,
     pub(super) since: jiff::Timestamp,
     pub(super) origin: Instant,
     pub(super) facts: mpsc::Sender<Fact>,
@@ -292,6 +297,7 @@ impl Supervisor {
     fn learn(&mut self, fact: Fact) {
         match fact {
             Fact::Signal(Signal::Stop) => self.feed(life::Event::Signalled),
+            Fact::Signal(Signal::Interrupt) => self.interrupted(),
             Fact::Signal(Signal::Reload) => drop(self.reload()),
             Fact::FileChanged => self.reread(),
             Fact::Signal(Signal::Reexec) => self.reexec(),

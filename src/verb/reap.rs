@@ -20,7 +20,7 @@ use crate::{
         Settings,
         adopt::{self, Found},
         record::Record,
-        service,
+        service::{self, After},
         supervise::{Left, wind_up},
     },
     spec,
@@ -32,9 +32,9 @@ use crate::{
 pub struct Args {
     /// The VM
     pub name: VmName,
-    /// After a crash: see to it that either a supervisor or nothing at all is left
-    #[arg(long)]
-    pub guard: bool,
+    /// After a crash of a unit that was restarted so often: if it is stopped now, QEMU is to go too
+    #[arg(long, value_name = "RESTARTS")]
+    pub guard: Option<u32>,
 }
 
 /// Between two starts that fail by the host. RestartSec= is far shorter, for the sake of a supervisor that crashed.
@@ -84,8 +84,8 @@ pub async fn run(
     exe: &Path,
 ) -> Result<(), Failure> {
     let name = settings.name.clone();
-    if args.guard {
-        return match is_orphan(&settings, scope).await {
+    if let Some(restarts) = args.guard {
+        return match is_orphan(&settings, scope, restarts).await {
             true => down(settings).await.map_err(|failure| failure.about(&name)),
             false => Ok(()),
         };
@@ -94,7 +94,10 @@ pub async fn run(
         Ended::Crashed if !service::is_stopping(&name, scope).await => {
             if let Found::Alive(qemu, _) = adopt::find(&settings.paths()) {
                 info!("QEMU, pid {}, goes on: the next supervisor takes it over", qemu.pid());
-                guard(&name, exe);
+                match service::restarts(&name, scope).await {
+                    Some(restarts) => guard(&name, exe, restarts),
+                    None => warn!("nobody sees to QEMU if the unit is stopped now"),
+                }
             }
             Ok(())
         }
@@ -110,9 +113,9 @@ pub async fn run(
 
 /// Whoever stops the unit before it has a supervisor again finds nobody to do it, and systemd does not call us for that: so
 /// somebody stays and looks.
-fn guard(name: &VmName, exe: &Path) {
+fn guard(name: &VmName, exe: &Path, restarts: u32) {
     let mut command = Command::new(exe);
-    command.arg("reap").arg(name.as_str()).arg("--guard");
+    command.arg("reap").arg(name.as_str()).arg("--guard").arg(restarts.to_string());
     command.stdin(Stdio::null()).stdout(Stdio::null());
     if let Err(error) = command.spawn() {
         warn!("nobody sees to QEMU if the unit is stopped now: {error}");
@@ -121,15 +124,22 @@ fn guard(name: &VmName, exe: &Path) {
 
 /// Waits until the unit has a supervisor again, or will not: whether QEMU has nobody any more, because the unit was stopped
 /// meanwhile. One that crashed too often keeps its guest; `qvm list` tells that it has no supervisor.
-async fn is_orphan(settings: &Settings, scope: Scope) -> bool {
+async fn is_orphan(settings: &Settings, scope: Scope, restarts: u32) -> bool {
+    let name = &settings.name;
     for _ in 0..LOOKS {
         tokio::time::sleep(LOOK).await;
         if Lock::holder(&settings.paths().lock()).is_some() {
             return false;
         }
-        match service::is_stopped(&settings.name, scope).await {
-            Some(false) => {}
-            Some(true) => return true,
+        match service::after_crash(name, scope, restarts).await {
+            Some(After::Restarted) => {}
+            Some(After::Stopped) => return true,
+            Some(After::GivenUp) => {
+                warn!(
+                    "the supervisor crashed too often: QEMU goes on without one, until `qvm start {name}`"
+                );
+                return false;
+            }
             None => return false,
         }
     }

@@ -1,0 +1,126 @@
+//! What systemd-machined is told of a VM: the parameters of its varlink interface, and the arguments of busctl(1) for its older one.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::value::VmName;
+
+/// Where machined serves varlink (systemd 256).
+pub const SOCKET: &str = "/run/systemd/machine/io.systemd.Machine";
+/// How it knows our machines from others.
+pub const SERVICE: &str = "qvm";
+
+/// A VM as machined sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// The VM; any name of a VM is a machine's.
+    pub name: VmName,
+    /// The machine's UUID, hyphenated.
+    pub uuid: String,
+    /// The supervisor, which knows what the signals of machinectl(1) mean; QEMU would die of them.
+    pub leader: u32,
+    /// The taps, by their interface indexes.
+    pub if_indices: Vec<u32>,
+}
+
+impl Machine {
+    /// The parameters of `io.systemd.Machine.Register`; `control` is where `io.systemd.MachineInstance` is served, which machined
+    /// knows what to do with since systemd 260.
+    pub fn parameters(&self, control: Option<&Path>) -> Value {
+        let mut parameters = json!({
+            "name": self.name.as_str(),
+            "id": self.id(),
+            "service": SERVICE,
+            "class": "vm",
+            "leader": self.leader,
+        });
+        if !self.if_indices.is_empty() {
+            parameters["ifIndices"] = json!(self.if_indices);
+        }
+        if let Some(control) = control.and_then(Path::to_str) {
+            parameters["controlAddress"] = json!(control);
+        }
+        parameters
+    }
+
+    /// The arguments of `busctl call` (org.freedesktop.machine1(5), RegisterMachineWithNetwork).
+    pub fn call(&self) -> Vec<String> {
+        let id = self.id();
+        let bytes =
+            (0..16).filter_map(|at| u8::from_str_radix(id.get(2 * at..2 * at + 2)?, 16).ok());
+        let bytes: Vec<String> = bytes.map(|byte| byte.to_string()).collect();
+        let mut words: Vec<String> = vec![
+            "RegisterMachineWithNetwork".into(),
+            "sayssusai".into(),
+            self.name.to_string(),
+            bytes.len().to_string(),
+        ];
+        words.extend(bytes);
+        words.extend([SERVICE.into(), "vm".into(), self.leader.to_string(), String::new()]);
+        words.push(self.if_indices.len().to_string());
+        words.extend(self.if_indices.iter().map(u32::to_string));
+        words
+    }
+
+    /// The UUID as sd-id128(3) writes it.
+    pub fn id(&self) -> String {
+        self.uuid.chars().filter(char::is_ascii_hexdigit).collect()
+    }
+
+    /// Whether a machine of this name is this VM, by what `machinectl show` prints of it.
+    pub fn is_shown(&self, shown: &str) -> bool {
+        let says = |wanted: &str| shown.lines().any(|line| line == wanted);
+        says(&format!("Service={SERVICE}")) && says(&format!("Id={}", self.id()))
+    }
+
+    /// The same by the answer of `io.systemd.Machine.List`.
+    pub fn is_listed(&self, answer: &Value) -> bool {
+        answer["service"] == SERVICE && answer["id"] == self.id()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn web(if_indices: &[u32]) -> Machine {
+        Machine {
+            name: "web".parse().unwrap(),
+            uuid: "615aebfc-29b4-4c0f-b886-ca68b5dcc622".into(),
+            leader: 4711,
+            if_indices: if_indices.to_vec(),
+        }
+    }
+
+    #[test]
+    fn the_parameters_of_varlink() {
+        let plain = json!({
+            "name": "web", "id": "615aebfc29b44c0fb886ca68b5dcc622", "service": "qvm", "class": "vm", "leader": 4711,
+        });
+        assert_eq!(web(&[]).parameters(None), plain);
+        let all = web(&[3, 7]).parameters(Some(Path::new("/run/qvm/web/control.sock")));
+        assert_eq!(all["ifIndices"], json!([3, 7]));
+        assert_eq!(all["controlAddress"], "/run/qvm/web/control.sock");
+    }
+
+    #[test]
+    fn the_arguments_of_busctl() {
+        assert_eq!(
+            web(&[3, 7]).call().join(" "),
+            "RegisterMachineWithNetwork sayssusai web 16 97 90 235 252 41 180 76 15 184 134 202 104 181 220 198 34 \
+             qvm vm 4711  2 3 7"
+        );
+        assert!(web(&[]).call().join(" ").ends_with("qvm vm 4711  0"));
+    }
+
+    #[test]
+    fn another_s_machine_is_told_from_ours() {
+        let id = web(&[]).id();
+        assert!(web(&[]).is_shown(&format!("Id={id}\nService=qvm\n")));
+        assert!(!web(&[]).is_shown(&format!("Id={id}\nService=systemd-nspawn\n")));
+        assert!(!web(&[]).is_shown("Id=00\nService=qvm\n"));
+        assert!(web(&[]).is_listed(&json!({ "service": "qvm", "id": id, "leader": { "pid": 7 } })));
+        assert!(!web(&[]).is_listed(&json!({})));
+    }
+}
