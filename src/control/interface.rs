@@ -102,6 +102,7 @@ mod tests {
             machine: None,
             console: None,
             autostart: false,
+            orphan: false,
             description: None,
             pending: vec![],
             notes: vec![],

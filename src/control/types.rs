@@ -114,6 +114,9 @@ pub struct Status {
     pub console: Option<String>,
     /// Started with the host.
     pub autostart: bool,
+    /// Its VM file is gone.
+    #[serde(default)]
+    pub orphan: bool,
     /// The VM file's `description`.
     pub description: Option<String>,
     /// Where the VM file and what runs differ.

@@ -35,6 +35,17 @@ pub struct Entry {
     pub known: bool,
 }
 
+impl Entry {
+    /// What there is to be said of a VM whose file is gone.
+    pub fn orphan(&self) -> Option<&'static str> {
+        let down = matches!(self.status.state, State::Stopped | State::Failed);
+        self.status.orphan.then_some(match down {
+            true => "its VM file is gone: `qvm gc --disks` deletes what is kept of it",
+            false => "its VM file is gone: `qvm gc` stops it",
+        })
+    }
+}
+
 /// The VMs of these names in that order, or without names every VM by name. Asks all supervisors at once.
 pub async fn inventory(layout: &Layout, names: &[VmName]) -> Vec<Entry> {
     let mut entries = Vec::new();
@@ -42,6 +53,7 @@ pub async fn inventory(layout: &Layout, names: &[VmName]) -> Vec<Entry> {
     entries.extend(join_all(names.iter().map(|name| entry(layout, name))).await);
     for entry in &mut entries {
         entry.status.notes.extend(entry.problem.clone());
+        entry.status.notes.extend(entry.orphan().map(Into::into));
     }
     if entries.len() > names.len() {
         entries.sort_by(|a, b| a.name.cmp(&b.name));
@@ -101,6 +113,8 @@ async fn entry(layout: &Layout, name: &VmName) -> Entry {
         written(&mut entry.status, &vm);
     }
     entry.known = file_exists || unanswered.is_some() || paths.state.is_dir();
+    let gone = |error: std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+    entry.status.orphan = file.symlink_metadata().is_err_and(gone);
     entry.status.console =
         paths.console_log().is_file().then(|| paths.console_log().display().to_string());
     match ends(&paths.ends()) {
@@ -174,6 +188,7 @@ fn without_file(name: &str, problem: Option<String>, file_exists: bool) -> Entry
         machine: None,
         console: None,
         autostart: false,
+        orphan: false,
         description: None,
         pending: vec![],
         notes: vec![],
@@ -225,7 +240,7 @@ mod tests {
         assert_eq!(names, ["Bad", "broken", "orphan", "web"]);
         assert!(all[0].problem.as_ref().unwrap().contains("`Bad` is not a VM's name"));
         assert!(all[1].problem.as_ref().unwrap().contains("broken.toml:1:"));
-        assert!(!all[2].file_exists && all[2].known && all[2].status.notes.len() == 1);
+        assert!(!all[2].file_exists && all[2].known && all[2].status.notes.len() == 2);
         let web = &all[3].status;
         assert_eq!((web.state, web.vcpu, web.ends.len()), (State::Failed, 2, 1));
         assert_eq!(web.since.as_deref(), Some("2026-01-01T00:00:00Z"));

@@ -118,6 +118,12 @@ impl Supervisor {
         }
     }
 
+    /// The VM file is gone, not only unreadable.
+    fn is_orphan(&self) -> bool {
+        let file = self.settings.layout.vm_file(&self.settings.name);
+        file.symlink_metadata().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+    }
+
     fn status(&self) -> Status {
         let record = self.qemu.as_ref().map(|q| &q.record);
         let nic = self.vm.nics.first();
@@ -126,7 +132,9 @@ impl Supervisor {
             Link::User { .. } => None,
         });
         let mut notes = [&self.notes[..], &self.resource_notes[..]].concat();
-        if let Some(problem) = &self.written_problem {
+        if let Some(problem) = &self.written_problem
+            && !self.is_orphan()
+        {
             notes.push(format!("the VM file is not valid any more: {problem}"));
         }
         if let Some(why) = record.and_then(|r| r.missed.as_ref()) {
@@ -155,6 +163,7 @@ impl Supervisor {
             machine: record.map(|r| r.machine.clone()),
             console: Some(self.paths.console_log().display().to_string()),
             autostart: self.vm.autostart,
+            orphan: self.is_orphan(),
             description: self.vm.description.clone(),
             pending: self.pending.clone(),
             notes,

@@ -49,6 +49,9 @@ fn table(entries: &[Entry], now: Timestamp) -> String {
         if let Some(line) = problem.and_then(|problem| problem.lines().next()) {
             text.push_str(&format!("  {line}\n"));
         }
+        if let Some(orphan) = entry.and_then(Entry::orphan) {
+            text.push_str(&format!("  {orphan}\n"));
+        }
     }
     text
 }

@@ -4,6 +4,7 @@ pub mod check;
 pub mod console;
 pub mod events;
 pub mod exec;
+pub mod gc;
 pub mod generate;
 pub mod image;
 pub mod kill;

@@ -11,19 +11,14 @@ use tracing::{info, warn};
 
 use crate::{
     exit::{self, Failure},
-    host::{
-        lock::{self, Lock},
-        pidfd::{Process, Signal},
-    },
+    host::lock::Lock,
     plan::unit::Scope,
     run::{
         Settings,
         adopt::{self, Found},
-        record::Record,
+        left_behind,
         service::{self, After},
-        supervise::{Left, wind_up},
     },
-    spec,
     value::VmName,
 };
 
@@ -39,9 +34,6 @@ pub struct Args {
 
 /// Between two starts that fail by the host. RestartSec= is far shorter, for the sake of a supervisor that crashed.
 const PAUSE: Duration = Duration::from_secs(2);
-/// How long a QEMU whose monitor is silent may take after SIGTERM, which makes it flush its disks, and then after SIGKILL.
-const LAST_LIMIT: Duration = Duration::from_secs(10);
-
 /// How often a guard looks, and how many times: much longer than a unit takes to be started again.
 const LOOK: Duration = Duration::from_millis(250);
 const LOOKS: u32 = 120;
@@ -147,48 +139,7 @@ async fn is_orphan(settings: &Settings, scope: Scope, restarts: u32) -> bool {
 }
 
 async fn down(settings: Settings) -> Result<(), Failure> {
-    let paths = settings.paths();
-    if matches!(adopt::find(&paths), Found::Nothing) {
-        return Ok(());
-    }
-    let lock = match Lock::acquire(&paths.lock()) {
-        Ok(lock) => lock,
-        // Not ours to end: it was started by hand, beside the unit.
-        Err(lock::Error::Taken { .. }) => return Ok(()),
-        Err(error) => return Err(Failure::of(&error).hint(error.hint())),
-    };
-    info!("QEMU was left behind by its supervisor");
-    let file = settings.layout.vm_file(&settings.name);
-    let vm = adopt::booted(&paths, &settings.name, &file);
-    if let Some((vm, text)) = vm.or_else(|| spec::load_with_text(&file).ok()) {
-        match wind_up(settings, vm, text).await {
-            Ok(Left::Exit(_) | Left::Reexec) => {}
-            Ok(Left::NotStarted { why, .. }) => warn!("it cannot be shut down: {why}"),
-            Err(error) => warn!("it cannot be shut down: {error}"),
-        }
-    }
-    if let Found::Alive(qemu, _) = adopt::find(&paths) {
-        end(&qemu).await?;
-        Record::remove(&paths);
-    }
-    drop(lock);
-    Ok(())
-}
-
-/// Ends a QEMU whose monitor does not answer.
-async fn end(qemu: &Process) -> Result<(), Failure> {
-    for (signal, name) in [(Signal::TERM, "SIGTERM"), (Signal::KILL, "SIGKILL")] {
-        warn!("QEMU (pid {}) gets {name}", qemu.pid());
-        let _ = qemu.signal(signal);
-        if tokio::time::timeout(LAST_LIMIT, qemu.wait()).await.is_ok() {
-            return Ok(());
-        }
-    }
-    let text = format!("QEMU (pid {}) does not go", qemu.pid());
-    Err(Failure::new(exit::FAILED, text).hint(Some(format!(
-        "the kernel holds it, mostly for a storage that hangs: `cat /proc/{}/stack` shows where",
-        qemu.pid()
-    ))))
+    left_behind::end(settings).await.map_err(|error| Failure::of(&error).hint(error.hint()))
 }
 
 #[cfg(test)]

@@ -1,18 +1,15 @@
 //! `qvm rm --disks`: takes away what qvm keeps of a stopped VM. Its VM file stays.
 
 use std::{
-    fs,
     io::{self, IsTerminal, Write},
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use crate::{
     control::client::Client,
     exit::{self, Failure},
-    host::{file, lock::Lock},
     plan::layout::Layout,
-    run::adopt::{self, Found},
+    run::kept,
     value::VmName,
 };
 
@@ -45,12 +42,8 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     if Client::connect(&paths.control_socket()).await.is_ok() {
         return Err(running(name));
     }
-    let cannot = |doing: &str, path: &Path, error: io::Error| {
-        let text = format!("cannot {doing} `{}`: {error}", path.display());
-        Failure::new(exit::FAILED, text).about(name)
-    };
-    let mut found = Vec::new();
-    collect(&paths.state, &mut found).map_err(|e| cannot("list", &paths.state, e))?;
+    let told = |error: kept::Error| Failure::of(&error).about(name).hint(error.hint());
+    let found = kept::files(&paths).map_err(told)?;
     if found.is_empty() {
         return Err(match layout.vm_file(name).symlink_metadata() {
             Ok(_) => Failure::new(exit::NOT_RUNNING, "there is nothing to remove").about(name),
@@ -58,27 +51,14 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
         });
     }
     // Held until all is gone: nobody starts it meanwhile.
-    let told = |error: file::Error| Failure::of(&error).about(name).hint(error.hint());
-    file::make_dir(&paths.runtime).map_err(told)?;
-    let lock = Lock::acquire(&paths.lock());
-    let lock = lock.map_err(|error| Failure::of(&error).about(name).hint(error.hint()))?;
-    // A QEMU goes on where its supervisor was killed, and writes to these disks.
-    if let Found::Alive(qemu, _) = adopt::find(&paths) {
-        return Err(super::alone(name, qemu.pid()));
-    }
+    let held = kept::hold(&paths).map_err(|error| match error {
+        kept::Error::Alone(pid) => super::alone(name, pid),
+        error => told(error),
+    })?;
     if !args.yes {
         confirm(name, &found)?;
     }
-    // `remove_dir_all` removes a symbolic link, not what it leads to; so must the top be no link. The runtime directory
-    // stays, as after a stop: who waits for the lock must not come to hold a file that nobody else will find.
-    let removed = match paths.state.symlink_metadata() {
-        Ok(meta) if meta.is_dir() => fs::remove_dir_all(&paths.state),
-        Ok(_) => fs::remove_file(&paths.state),
-        Err(error) => Err(error),
-    };
-    removed.map_err(|error| cannot("remove", &paths.state, error))?;
-    drop(lock);
-    file::sync_dir(&paths.state).map_err(told)?;
+    held.remove().map_err(told)?;
     super::print(&format!("{name}: removed {}\n", paths.state.display()))
 }
 
@@ -104,22 +84,4 @@ fn confirm(name: &VmName, found: &[(PathBuf, u64)]) -> Result<(), Failure> {
         Ok(_) if answer.trim() == name.as_str() => Ok(()),
         _ => Err(Failure::new(exit::FAILED, "nothing removed: not confirmed").about(name)),
     }
-}
-
-/// Everything below a path with the bytes it takes on the disk; links are not followed.
-fn collect(path: &Path, found: &mut Vec<(PathBuf, u64)>) -> io::Result<()> {
-    let meta = match path.symlink_metadata() {
-        Ok(meta) => meta,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    found.push((path.to_owned(), meta.blocks() * 512));
-    if meta.is_dir() {
-        let mut entries = fs::read_dir(path)?.collect::<Result<Vec<_>, _>>()?;
-        entries.sort_by_key(fs::DirEntry::file_name);
-        for entry in entries {
-            collect(&entry.path(), found)?;
-        }
-    }
-    Ok(())
 }

@@ -1,0 +1,139 @@
+//! Where VM files, disks and sockets are: by options, by the environment, or the usual places.
+
+use std::{
+    ffi::{OsStr, OsString},
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    exit::{self, Failure},
+    plan::layout::Layout,
+};
+
+/// The three directories, where they are not the usual ones.
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
+pub struct Dirs {
+    /// VM files are in DIR/vms [env: QVM_CONFIG_DIR]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub config_dir: Option<PathBuf>,
+    /// Disks and images [env: QVM_STATE_DIR]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Sockets [env: QVM_RUNTIME_DIR]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub runtime_dir: Option<PathBuf>,
+}
+
+impl Dirs {
+    /// What is not said by options, by `QVM_CONFIG_DIR`, `QVM_STATE_DIR` and `QVM_RUNTIME_DIR`.
+    pub(super) fn or(self, env: &dyn Fn(&str) -> Option<OsString>) -> Self {
+        Self {
+            config_dir: self.config_dir.or_else(|| dir(env, "QVM_CONFIG_DIR")),
+            state_dir: self.state_dir.or_else(|| dir(env, "QVM_STATE_DIR")),
+            runtime_dir: self.runtime_dir.or_else(|| dir(env, "QVM_RUNTIME_DIR")),
+        }
+    }
+
+    pub(super) fn absolute(self, cwd: &Path) -> Self {
+        let absolute = |dir: PathBuf| cwd.join(dir).components().collect();
+        Self {
+            config_dir: self.config_dir.map(absolute),
+            state_dir: self.state_dir.map(absolute),
+            runtime_dir: self.runtime_dir.map(absolute),
+        }
+    }
+}
+
+/// A directory by the environment; an empty value says nothing.
+pub(super) fn dir(env: &dyn Fn(&str) -> Option<OsString>, key: &str) -> Option<PathBuf> {
+    env(key).filter(|dir| !dir.is_empty()).map(PathBuf::from)
+}
+
+/// Where root's VMs are, and where the systemd units look.
+pub(super) fn system() -> Layout {
+    let (config, state, runtime) = ("/etc/qvm", "/var/lib/qvm", "/run/qvm");
+    Layout { config: config.into(), state: state.into(), runtime: runtime.into() }
+}
+
+/// Where everything is: by `dirs`, else for root in the system's places and for others in those of the
+/// XDG Base Directory Specification, which wants relative paths in its variables ignored.
+///
+/// # Errors
+/// A place is not known.
+pub fn layout(
+    uid: u32,
+    dirs: &Dirs,
+    env: &dyn Fn(&str) -> Option<OsString>,
+) -> Result<Layout, Failure> {
+    let dirs = dirs.clone();
+    if uid == 0 {
+        let system = system();
+        return Ok(Layout {
+            config: dirs.config_dir.unwrap_or(system.config),
+            state: dirs.state_dir.unwrap_or(system.state),
+            runtime: dirs.runtime_dir.unwrap_or(system.runtime),
+        });
+    }
+    let xdg = |key: &str| dir(env, key).filter(|dir| dir.is_absolute());
+    let home = |below: &str| xdg("HOME").map(|home| home.join(below));
+    let unknown = |what: &str, key: &str, option: &str| {
+        let text = format!("it is not known where {what} are: `{key}` is not set");
+        let hint = format!("set it to an absolute path, or use {option}");
+        Failure::new(exit::FAILED, text).hint(hint)
+    };
+    let own = |base: PathBuf| base.join(OsStr::new("qvm"));
+    let config = dirs
+        .config_dir
+        .or_else(|| xdg("XDG_CONFIG_HOME").or_else(|| home(".config")).map(own))
+        .ok_or_else(|| unknown("VM files", "HOME", "--config-dir"))?;
+    let state = dirs
+        .state_dir
+        .or_else(|| xdg("XDG_DATA_HOME").or_else(|| home(".local/share")).map(own))
+        .ok_or_else(|| unknown("disks and images", "HOME", "--state-dir"))?;
+    let runtime = dirs
+        .runtime_dir
+        .or_else(|| xdg("XDG_RUNTIME_DIR").map(own))
+        .ok_or_else(|| unknown("sockets", "XDG_RUNTIME_DIR", "--runtime-dir"))?;
+    Ok(Layout { config, state, runtime })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env(pairs: &'static [(&str, &str)]) -> impl Fn(&str) -> Option<OsString> {
+        move |key| pairs.iter().find(|(k, _)| *k == key).map(|(_, value)| value.into())
+    }
+
+    #[test]
+    fn root_and_users() {
+        let none = Dirs::default();
+        assert_eq!(layout(0, &none, &env(&[("HOME", "/root")])).unwrap(), system());
+        let user = env(&[("HOME", "/home/u"), ("XDG_RUNTIME_DIR", "/run/user/1")]);
+        let places = layout(1, &none, &user).unwrap();
+        assert_eq!(places.config, Path::new("/home/u/.config/qvm"));
+        assert_eq!(places.state, Path::new("/home/u/.local/share/qvm"));
+        assert_eq!(places.runtime, Path::new("/run/user/1/qvm"));
+        let relative = env(&[("HOME", "/h"), ("XDG_DATA_HOME", "x"), ("XDG_RUNTIME_DIR", "/r")]);
+        assert_eq!(layout(1, &none, &relative).unwrap().state, Path::new("/h/.local/share/qvm"));
+    }
+
+    #[test]
+    fn an_unknown_place_is_asked_for() {
+        let refused = layout(1, &Dirs::default(), &env(&[("HOME", "/h")])).unwrap_err();
+        assert!(refused.to_string().contains("`XDG_RUNTIME_DIR`"), "{refused}");
+        let dirs = Dirs { runtime_dir: Some("/r".into()), ..Dirs::default() };
+        assert_eq!(layout(1, &dirs, &env(&[("HOME", "/h")])).unwrap().runtime, Path::new("/r"));
+    }
+
+    #[test]
+    fn options_before_the_environment_and_both_absolute() {
+        let given =
+            env(&[("QVM_STATE_DIR", "/e"), ("QVM_CONFIG_DIR", "c"), ("QVM_RUNTIME_DIR", "")]);
+        let dirs = Dirs { state_dir: Some("./s/".into()), ..Dirs::default() };
+        let dirs = dirs.or(&given).absolute(Path::new("/cwd"));
+        assert_eq!(dirs.state_dir.as_deref(), Some(Path::new("/cwd/s")));
+        assert_eq!(dirs.config_dir.as_deref(), Some(Path::new("/cwd/c")));
+        assert_eq!(dirs.runtime_dir, None);
+    }
+}

@@ -1,0 +1,121 @@
+//! What qvm keeps of a VM that is down: which files, how large, and taking them away.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use super::adopt::{self, Found};
+use crate::{
+    host::{
+        file,
+        lock::{self, Lock},
+    },
+    plan::layout::VmPaths,
+};
+
+/// Why it stays.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A supervisor holds it.
+    #[error(transparent)]
+    Lock(#[from] lock::Error),
+    /// Its QEMU runs, though no supervisor does, and writes to its disks.
+    #[error("its QEMU runs without a supervisor, pid {0}")]
+    Alone(u32),
+    /// A file or directory.
+    #[error(transparent)]
+    File(#[from] file::Error),
+    /// It cannot be listed or removed.
+    #[error("cannot {doing} `{}`", path.display())]
+    Io {
+        /// `list` or `remove`.
+        doing: &'static str,
+        /// What.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// The way out.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Lock(error) => error.hint(),
+            Self::File(error) => error.hint(),
+            Self::Alone(_) | Self::Io { .. } => None,
+        }
+    }
+}
+
+/// Everything of a VM in the state directory, each with the bytes it takes on the disk; links are not followed.
+///
+/// # Errors
+/// A directory cannot be read.
+pub fn files(paths: &VmPaths) -> Result<Vec<(PathBuf, u64)>, Error> {
+    let mut found = Vec::new();
+    collect(&paths.state, &mut found).map_err(|source| Error::Io {
+        doing: "list",
+        path: paths.state.clone(),
+        source,
+    })?;
+    Ok(found)
+}
+
+fn collect(path: &Path, found: &mut Vec<(PathBuf, u64)>) -> io::Result<()> {
+    let meta = match path.symlink_metadata() {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    found.push((path.to_owned(), meta.blocks() * 512));
+    if meta.is_dir() {
+        let mut entries = fs::read_dir(path)?.collect::<Result<Vec<_>, _>>()?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            collect(&entry.path(), found)?;
+        }
+    }
+    Ok(())
+}
+
+/// A VM that is down, and that nobody starts as long as this is held.
+#[derive(Debug)]
+pub struct Held<'a> {
+    paths: &'a VmPaths,
+    _lock: Lock,
+}
+
+/// Holds a VM that is down.
+///
+/// # Errors
+/// It runs.
+pub fn hold(paths: &VmPaths) -> Result<Held<'_>, Error> {
+    file::make_dir(&paths.runtime)?;
+    let lock = Lock::acquire(&paths.lock())?;
+    match adopt::find(paths) {
+        Found::Alive(qemu, _) => Err(Error::Alone(qemu.pid())),
+        Found::Dead | Found::Nothing => Ok(Held { paths, _lock: lock }),
+    }
+}
+
+impl Held<'_> {
+    /// Removes what is kept of it. The runtime directory stays, as after a stop: who waits for the lock must not come to hold
+    /// a file that nobody else will find.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn remove(self) -> Result<(), Error> {
+        let state = &self.paths.state;
+        // `remove_dir_all` removes a symbolic link, not what it leads to; so must the top be no link.
+        let removed = match state.symlink_metadata() {
+            Ok(meta) if meta.is_dir() => fs::remove_dir_all(state),
+            Ok(_) => fs::remove_file(state),
+            Err(error) => Err(error),
+        };
+        removed.map_err(|source| Error::Io { doing: "remove", path: state.clone(), source })?;
+        Ok(file::sync_dir(state)?)
+    }
+}
