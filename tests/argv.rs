@@ -80,6 +80,7 @@ fn every_example_has_exactly_its_command_line() {
             vhost_net: true,
             disks: &disks,
             firmware: firmware.as_ref(),
+            restores: false,
         };
         let got = argv::argv(&machine).unwrap();
         assert!(got.iter().all(|argument| !argument.contains('\n')));
@@ -141,6 +142,7 @@ fn qemu_takes(vm: &Vm, dir: &Path, directories: [&str; 3], firmware: Option<&Cho
         vhost_net: false,
         disks: &disks,
         firmware,
+        restores: false,
     };
     let sockets = [
         (paths.qmp_socket(), fd::QMP),

@@ -420,8 +420,11 @@ fn a_host_that_reboots_stops_its_guests_in_order_and_starts_the_right_ones() {
     host.vm("web", "boot", "autostart = true\nafter = [\"db\"]");
     host.vm("deaf", "boot-deaf", "shutdownTimeoutSec = 6");
     host.vm("off", "boot", "");
+    host.vm("sleeper", "boot-count", "autostart = true\nhostShutdown = \"suspend\"");
+    host.vm("hidden", "boot-count", "hostShutdown = \"suspend\"");
     host.write("bad", "autostart = true\nvcpu = \n");
-    host.sh("systemctl daemon-reload && systemctl start qvm@db qvm@web qvm@deaf qvm@off");
+    host.sh("systemctl daemon-reload && systemctl start qvm@db qvm@web qvm@deaf qvm@off qvm@sleeper qvm@hidden");
+    let counted = (host.counts_on("sleeper"), host.counts_on("hidden"));
     let boot = host.sh("cat /proc/sys/kernel/random/boot_id");
     let _ = host.run("systemctl --no-block reboot");
     until_within(BOOT, "another boot", || {
@@ -431,9 +434,14 @@ fn a_host_that_reboots_stops_its_guests_in_order_and_starts_the_right_ones() {
     host.wait("web", "ActiveState", "active");
 
     // How each of them ended, by its own last end and by the journal of that boot.
-    for (name, reason) in
-        [("db", "stopped"), ("web", "stopped"), ("off", "stopped"), ("deaf", "forced-off")]
-    {
+    for (name, reason) in [
+        ("db", "stopped"),
+        ("web", "stopped"),
+        ("off", "stopped"),
+        ("deaf", "forced-off"),
+        ("sleeper", "suspended"),
+        ("hidden", "suspended"),
+    ] {
         assert_eq!(host.status(name)["lastStop"]["reason"], reason, "{name}");
         assert!(host.journal(name, -1).contains("Stopped qvm@"), "{name}");
     }
@@ -460,7 +468,16 @@ fn a_host_that_reboots_stops_its_guests_in_order_and_starts_the_right_ones() {
         .filter(|vm| vm["state"] == "running")
         .map(|vm| vm["name"].as_str().unwrap())
         .collect();
-    assert_eq!(up, ["db", "web"]);
+    assert_eq!(up, ["db", "sleeper", "web"]);
+    // Those that were saved go on, the one by itself and the other when it is started; a stop of the unit alone saves nothing.
+    let boots = "grep -c BOOT-GUEST-READY /var/lib/qvm/vms/sleeper/console.log";
+    assert!(host.counts_on("sleeper") > counted.0);
+    assert_eq!(host.sh(boots), "1\n");
+    host.sh("systemctl start qvm@hidden");
+    assert!(host.counts_on("hidden") > counted.1);
+    host.sh("systemctl stop qvm@sleeper");
+    assert_eq!(host.status("sleeper")["lastStop"]["reason"], "stopped");
+
     host.wait("bad", "ActiveState", "failed");
     assert_eq!(host.show("bad", "ExecMainStatus"), "78");
     assert!(host.journal("bad", 0).contains("bad.toml:2:8"), "{}", host.journal("bad", 0));

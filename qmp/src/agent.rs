@@ -79,6 +79,15 @@ impl Agent {
         }
     }
 
+    /// Sets the guest's clock, as after it was held for long; `time` in nanoseconds since 1970. Not by the machine's own clock,
+    /// which takes a program in the guest that many do not have.
+    ///
+    /// # Errors
+    /// `Timeout` where no agent runs in the guest. `Refused` where it cannot, or where it could but not for the machine's clock too.
+    pub async fn set_time(&self, time: i64, sync: u32, limit: Duration) -> Result<(), Error> {
+        self.call("guest-set-time", json!({ "time": time }), sync, limit).await.map(drop)
+    }
+
     async fn talk(&self, name: &str, arguments: Value, sync: u32) -> Result<Value, Error> {
         let mut channel = self.synced(sync).await?;
         channel.say(&json!({ "execute": name, "arguments": arguments })).await?;

@@ -7,13 +7,15 @@
 
 pub mod agent;
 mod client;
+mod commands;
 mod error;
 mod event;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 mod line;
 
-pub use client::{Balloon, Client, Events, Greeting, Session, connect, over};
+pub use client::{Client, Events, Greeting, Session, connect, over};
+pub use commands::{Balloon, Migration};
 pub use error::Error;
 pub use event::{Event, Kind, ShutdownReason};
 pub use line::{Line, MAX_LINE, parse};

@@ -90,6 +90,8 @@ enum Verb {
     Pause(verb::pause::Args),
     /// Let them go on
     Resume(verb::resume::Args),
+    /// Save the guest's state to the disk and end; the next start goes on from it
+    Suspend(verb::suspend::Args),
     /// Re-read the VM file, apply what can be applied live
     Reload(verb::reload::Args),
     /// The serial console; Ctrl-] leaves
@@ -176,6 +178,7 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
         Verb::Reboot(args) => verb::reboot::run(&args, &layout).await,
         Verb::Kill(args) => verb::kill::run(&args, &layout).await,
         Verb::Pause(args) => verb::pause::run(&args, &layout).await,
+        Verb::Suspend(args) => verb::suspend::run(&args, &layout).await,
         Verb::Resume(args) => verb::resume::run(&args, &layout).await,
         Verb::Reload(args) => verb::reload::run(&args, &layout, manager).await,
         Verb::Console(args) => verb::console::run(&args, &layout).await,
@@ -255,6 +258,7 @@ fn settings(name: VmName, layout: Layout, given: &Given<'_>) -> Settings {
         layout,
         name,
         machined,
+        scope: if given.uid == 0 { Scope::System } else { Scope::User },
         qemu: (given.env)("QVM_QEMU").filter(|qemu| !qemu.is_empty()),
         search_path: (given.env)("PATH"),
         config_home: config_home.flatten(),
@@ -334,7 +338,7 @@ mod tests {
         assert!(help.lines().count() <= 40, "{help}");
         let verbs: Vec<String> =
             Cli::command().get_subcommands().map(|c| c.get_name().to_owned()).collect();
-        let expected = "list status start stop restart reboot kill pause resume reload console log events exec";
+        let expected = "list status start stop restart reboot kill pause resume suspend reload console log events exec";
         assert!(verbs.join(" ").starts_with(expected), "{verbs:?}");
     }
 

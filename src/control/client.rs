@@ -33,6 +33,9 @@ pub enum Error {
     /// It is there, and says nothing.
     #[error("the supervisor does not answer within {0:?}")]
     Timeout(Duration),
+    /// The guest's state could not be saved.
+    #[error("not suspended: {0}")]
+    NotSuspended(String),
     /// It went away.
     #[error("the supervisor has gone")]
     Closed,
@@ -56,6 +59,7 @@ impl Error {
             Self::NotRunning => None,
             Self::Denied => Some("run it as root, or as a member of the group `qvm`".into()),
             Self::Timeout(_) => Some("its log tells why: `journalctl -u qvm@NAME`".into()),
+            Self::NotSuspended(_) => Some("the guest goes on; `qvm stop` shuts it down".into()),
             Self::Io(_) | Self::Closed | Self::Refused { .. } | Self::Answer(_) => None,
         }
     }
@@ -196,6 +200,7 @@ impl Client {
             Command::Reset => ("io.qvm.Vm.Reset", json!({})),
             Command::Pause => ("io.qvm.Vm.Pause", json!({})),
             Command::Resume => ("io.qvm.Vm.Resume", json!({})),
+            Command::Suspend => ("io.qvm.Vm.Suspend", json!({})),
             Command::Reload => ("io.qvm.Vm.Reload", json!({})),
             Command::SetMemory { bytes } => {
                 ("io.systemd.MachineInstance.SetMemory", json!({ "bytes": bytes }))

@@ -98,6 +98,7 @@ fn vm(name: &str, given: &mut Parameters) -> Result<Option<Method>, Fault> {
         "Reset" => Method::Command(Command::Reset),
         "Pause" => Method::Command(Command::Pause),
         "Resume" => Method::Command(Command::Resume),
+        "Suspend" => Method::Command(Command::Suspend),
         "Reload" => Method::Command(Command::Reload),
         "Watch" => Method::Events { filter: None },
         "Exec" => {
@@ -238,7 +239,7 @@ mod tests {
                 seen += 1;
             }
         }
-        assert_eq!(seen, 2 + 12 + 11);
+        assert_eq!(seen, 2 + 12 + 12);
     }
 
     proptest! {

@@ -174,6 +174,8 @@ pub enum Command {
     Pause,
     /// Let them go on.
     Resume,
+    /// Save the guest's state and end.
+    Suspend,
     /// Re-read the VM file, apply what can be applied live.
     Reload,
     /// Set the balloon's target in bytes.

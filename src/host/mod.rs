@@ -22,6 +22,7 @@ pub mod pidfd;
 pub mod port;
 pub mod probe;
 pub mod qemu_img;
+pub mod receive;
 pub mod signal;
 pub mod socket;
 pub mod systemd;

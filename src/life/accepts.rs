@@ -13,11 +13,15 @@ pub fn accepts(state: &State, command: Command) -> Result<(), &'static str> {
             Ok(())
         }
         (State::Paused(_), Command::Reset) => Ok(()),
-        (State::Paused(Hold::Wanted), Command::Reboot) => Ok(()),
-        (State::Paused(Hold::Panic), Command::Resume | Command::Pause | Command::Reboot) => Err(
+        (State::Paused(Hold::Wanted), Command::Reboot | Command::Suspend) => Ok(()),
+        (
+            State::Paused(Hold::Panic),
+            Command::Resume | Command::Pause | Command::Reboot | Command::Suspend,
+        ) => Err(
             "paused after a panic of its kernel; `qvm reboot --force`, `qvm stop` or `qvm kill` it",
         ),
         (State::Preparing | State::Launching, _) => Err("starting"),
+        (State::Suspending(_), _) => Err("being suspended"),
         (State::Cancelling { .. } | State::Stopping(_), _) => Err("stopping"),
         (State::Quitting { .. } | State::Killing { .. } | State::Ended, _) => Err("stopping"),
     }

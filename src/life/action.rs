@@ -27,6 +27,10 @@ pub enum Action {
     PressPowerButton,
     /// The guest agent's `guest-shutdown`, where one answers.
     AgentShutdown,
+    /// Hold the vCPUs and save the guest's state.
+    Save,
+    /// Give that up, and leave nothing of it; the vCPUs stay held.
+    CancelSave,
     /// QMP `quit`, or SIGTERM where the monitor does not answer.
     Quit,
     /// SIGKILL.
@@ -50,6 +54,12 @@ pub enum Rung {
     Asked(Duration),
     /// The button was pressed again; so much time is left.
     AskedAgain(Duration),
+    /// The guest's state is being saved, which may take so long.
+    Saving(Duration),
+    /// It could not be saved, and the guest goes on.
+    NotSaved,
+    /// It is saved.
+    Saved,
     /// The guest is done; QEMU flushes its disks and goes.
     GuestDone,
     /// Time is up: QEMU is told to quit.
@@ -66,6 +76,9 @@ impl Rung {
         match self {
             Self::Asked(_) => "asked",
             Self::AskedAgain(_) => "asked-again",
+            Self::Saving(_) => "saving",
+            Self::NotSaved => "not-saved",
+            Self::Saved => "saved",
             Self::GuestDone => "guest-done",
             Self::TimeUp => "time-up",
             Self::Hurried => "hurried",
@@ -82,6 +95,11 @@ impl std::fmt::Display for Rung {
             Self::AskedAgain(left) => {
                 write!(f, "guest asked again to shut down, {} s left", seconds(left))
             }
+            Self::Saving(left) => {
+                write!(f, "saving the guest's state, it has {} s", seconds(left))
+            }
+            Self::NotSaved => f.write_str("the state could not be saved: the guest goes on"),
+            Self::Saved => f.write_str("the guest's state is saved, QEMU quits"),
             Self::GuestDone => f.write_str("guest has shut down, QEMU quits"),
             Self::TimeUp => f.write_str("time is up: forcing the guest off (QMP quit)"),
             Self::Hurried => f.write_str("forcing the guest off (QMP quit)"),

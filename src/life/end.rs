@@ -25,6 +25,8 @@ pub enum Gone {
 pub enum Cause {
     /// Asked to stop, and the guest shut down.
     Stopped(By),
+    /// The guest's state was saved.
+    Suspended(By),
     /// Asked to stop, but the guest had not shut down when its time was up, or a second signal came.
     ForcedOff(By),
     /// `qvm kill`.
@@ -65,6 +67,7 @@ impl End {
                 true
             }
             Cause::Stopped(_)
+            | Cause::Suspended(_)
             | Cause::ForcedOff(_)
             | Cause::Killed
             | Cause::GuestShutdown
@@ -77,6 +80,7 @@ impl End {
     pub fn reason(&self) -> &'static str {
         match &self.cause {
             Cause::Stopped(_) => "stopped",
+            Cause::Suspended(_) => "suspended",
             Cause::ForcedOff(_) => "forced-off",
             Cause::Killed => "killed",
             Cause::GuestShutdown => "guest-shutdown",
@@ -99,6 +103,12 @@ impl fmt::Display for End {
             By::Operator => "`qvm stop`",
         };
         match &self.cause {
+            Cause::Suspended(By::Signal) => {
+                f.write_str("the guest's state was saved when the host went down")
+            }
+            Cause::Suspended(By::Operator) => {
+                f.write_str("the guest's state was saved, asked by `qvm suspend`")
+            }
             Cause::Stopped(who) => write!(f, "the guest shut down, asked by {}", by(who)),
             Cause::ForcedOff(who) => {
                 write!(

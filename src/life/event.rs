@@ -24,6 +24,12 @@ pub enum Event {
     StartFailed(String),
     /// SIGTERM or SIGINT: stop, or, when that is under way, harder.
     Signalled,
+    /// The same signal, where the host goes down and the guest's state is to be saved then.
+    HostDown,
+    /// The guest's state is saved, whole, and QEMU is not needed any more.
+    Saved,
+    /// The state cannot be saved; why.
+    NotSaved(String),
     /// Somebody asks for something over the control socket.
     Asked(Command),
     /// QMP SHUTDOWN by the guest: it powered itself off, or did as asked.
@@ -62,6 +68,8 @@ pub enum Command {
     Pause,
     /// Let them go on.
     Resume,
+    /// Save the guest's state and end; the next start goes on from it.
+    Suspend,
 }
 
 /// Who asked for the end.

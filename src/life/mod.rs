@@ -22,6 +22,9 @@
 //!     Ended ◀────────────────────────────────────┘
 //! ```
 //!
+//! Running and Paused lead to Suspending as well (HostDown, Suspend): the guest is held, and its state saved. Saved leads on to
+//! Quitting; what goes wrong leads back, or to Stopping where the host goes down.
+//!
 //! QemuGone leads from every state with a QEMU to Ended (or to Launching, where a relaunch was meant). The machine is total:
 //! each state names every event, and a pair that means nothing changes nothing.
 //!
@@ -32,16 +35,18 @@ mod accepts;
 mod action;
 mod end;
 mod event;
+mod ladder;
 mod ready;
 mod state;
 mod step;
+mod suspend;
 
 pub use accepts::accepts;
 pub use action::{Action, Rung};
 pub use end::{Cause, End, Gone};
 pub use event::{By, Command, Event};
 pub use ready::{Life, Readiness};
-pub use state::{Hold, Ladder, Outcome, State};
+pub use state::{Hold, Ladder, Outcome, Saving, State};
 pub use step::{PRESS_EVERY, QUIT_GRACE, START_CANCEL_GRACE};
 
 /// What of the VM file the machine must know.

@@ -22,6 +22,8 @@ pub enum State {
     Running,
     /// The vCPUs are held.
     Paused(Hold),
+    /// The vCPUs are held, and the guest's state is being saved.
+    Suspending(Saving),
     /// The guest was asked to shut down.
     Stopping(Ladder),
     /// QEMU was told to quit.
@@ -51,6 +53,17 @@ pub enum Hold {
     Panic,
 }
 
+/// A save under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Saving {
+    /// When it is given up.
+    pub until: Duration,
+    /// Who asked.
+    pub by: By,
+    /// The vCPUs were held before, and are to be after.
+    pub held: bool,
+}
+
 /// A clean shutdown under way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ladder {
@@ -77,6 +90,7 @@ impl State {
         match self {
             Self::Cancelling { until, .. } => Some(*until),
             Self::Stopping(ladder) => Some(ladder.deadline.min(ladder.press_at)),
+            Self::Suspending(saving) => Some(saving.until),
             Self::Quitting { kill_at, .. } => Some(*kill_at),
             Self::Preparing
             | Self::Launching

@@ -3,8 +3,12 @@
 use std::time::Duration;
 
 use super::{
-    Action, By, Cause, Command, End, Event, Gone, Hold, Ladder, OnPanic, Outcome, Policy, Rung,
-    State,
+    Action, By, Cause, Command, End, Event, Gone, Hold, Ladder, Outcome, Policy, Rung, State,
+    ladder::{
+        ask, end, ended, finish, guest_done, instead_of_relaunch, not_ready, panicked, quit,
+        reboot, stop_instead,
+    },
+    suspend::{save, suspending},
 };
 
 /// How often the power button is pressed: a press gets lost while a Linux guest boots and nobody has opened
@@ -24,12 +28,21 @@ pub(super) fn step(
     now: Duration,
     policy: &Policy,
 ) -> (State, Vec<Action>) {
+    let event = match (&state, event) {
+        (State::Running | State::Paused(Hold::Wanted) | State::Suspending(_), Event::HostDown) => {
+            Event::HostDown
+        }
+        // There is nothing to save.
+        (_, Event::HostDown) => Event::Signalled,
+        (_, event) => event,
+    };
     match state {
         State::Preparing => starting(State::Preparing, event, now),
         State::Launching => starting(State::Launching, event, now),
         State::Cancelling { until, by } => cancelling(until, by, event, now),
         State::Running => running(event, now, policy),
         State::Paused(hold) => paused(hold, event, now, policy),
+        State::Suspending(saving) => suspending(saving, event, now, policy),
         State::Stopping(ladder) => stopping(ladder, event, now),
         State::Quitting { kill_at, hurried, then } => quitting(kill_at, hurried, then, event, now),
         State::Killing { then } => killing(then, event),
@@ -50,7 +63,12 @@ fn starting(state: State, event: Event, now: Duration) -> (State, Vec<Action>) {
         Event::Prepared
         | Event::Ready
         | Event::NotReady(_)
-        | Event::Asked(Command::Reboot | Command::Reset | Command::Pause | Command::Resume)
+        | Event::HostDown
+        | Event::Saved
+        | Event::NotSaved(_)
+        | Event::Asked(
+            Command::Reboot | Command::Reset | Command::Pause | Command::Resume | Command::Suspend,
+        )
         | Event::GuestShutdown
         | Event::GuestReboot
         | Event::GuestReset
@@ -75,6 +93,9 @@ fn cancelling(until: Duration, by: By, event: Event, now: Duration) -> (State, V
         Event::Tick
         | Event::Ready
         | Event::NotReady(_)
+        | Event::HostDown
+        | Event::Saved
+        | Event::NotSaved(_)
         | Event::Signalled
         | Event::Asked(_)
         | Event::GuestShutdown
@@ -93,6 +114,8 @@ fn running(event: Event, now: Duration, policy: &Policy) -> (State, Vec<Action>)
             ask(By::Operator, timeout.unwrap_or(policy.shutdown_timeout), now, vec![])
         }
         Event::Asked(Command::Reboot) => reboot(now, policy, vec![]),
+        Event::HostDown => save(By::Signal, false, now, policy),
+        Event::Asked(Command::Suspend) => save(By::Operator, false, now, policy),
         Event::Asked(Command::Terminate) => {
             quit(ended(Cause::Killed), true, now, vec![Action::Announce(Rung::Hurried)])
         }
@@ -110,6 +133,8 @@ fn running(event: Event, now: Duration, policy: &Policy) -> (State, Vec<Action>)
         | Event::Launched { .. }
         | Event::StartFailed(_)
         | Event::GuestReset
+        | Event::Saved
+        | Event::NotSaved(_)
         | Event::Continued
         | Event::Tick => (State::Running, vec![]),
     }
@@ -124,7 +149,9 @@ fn paused(hold: Hold, event: Event, now: Duration, policy: &Policy) -> (State, V
             ask(By::Operator, timeout.unwrap_or(policy.shutdown_timeout), now, wake())
         }
         (Hold::Wanted, Event::Asked(Command::Reboot)) => reboot(now, policy, wake()),
-        (Hold::Panic, Event::Signalled) => {
+        (Hold::Wanted, Event::HostDown) => save(By::Signal, true, now, policy),
+        (Hold::Wanted, Event::Asked(Command::Suspend)) => save(By::Operator, true, now, policy),
+        (Hold::Panic, Event::Signalled | Event::HostDown) => {
             quit(ended(Cause::Stopped(By::Signal)), false, now, vec![])
         }
         (Hold::Panic, Event::Asked(Command::Stop { .. })) => {
@@ -147,7 +174,11 @@ fn paused(hold: Hold, event: Event, now: Duration, policy: &Policy) -> (State, V
         (Hold::Wanted, Event::GuestPanicked) => panicked(now, policy),
         (_, Event::QemuGone(gone)) => end(Cause::QemuDied(gone)),
         (Hold::Panic, Event::Continued) => (State::Running, vec![]),
-        (Hold::Panic, Event::Asked(Command::Resume | Command::Reboot) | Event::GuestPanicked)
+        (
+            Hold::Panic,
+            Event::Asked(Command::Resume | Command::Reboot | Command::Suspend)
+            | Event::GuestPanicked,
+        )
         | (
             Hold::Wanted | Hold::Panic,
             Event::Asked(Command::Pause)
@@ -156,6 +187,8 @@ fn paused(hold: Hold, event: Event, now: Duration, policy: &Policy) -> (State, V
             | Event::Launched { .. }
             | Event::StartFailed(_)
             | Event::GuestReset
+            | Event::Saved
+            | Event::NotSaved(_)
             | Event::Held
             | Event::Tick,
         ) => (State::Paused(hold), vec![]),
@@ -201,7 +234,10 @@ fn stopping(ladder: Ladder, event: Event, now: Duration) -> (State, Vec<Action>)
         Event::Tick
         | Event::Ready
         | Event::NotReady(_)
-        | Event::Asked(Command::Reboot | Command::Reset | Command::Pause)
+        | Event::HostDown
+        | Event::Saved
+        | Event::NotSaved(_)
+        | Event::Asked(Command::Reboot | Command::Reset | Command::Pause | Command::Suspend)
         | Event::Prepared
         | Event::Launched { .. }
         | Event::StartFailed(_)
@@ -243,7 +279,12 @@ fn quitting(
         Event::Tick
         | Event::Ready
         | Event::NotReady(_)
-        | Event::Asked(Command::Reboot | Command::Reset | Command::Pause | Command::Resume)
+        | Event::HostDown
+        | Event::Saved
+        | Event::NotSaved(_)
+        | Event::Asked(
+            Command::Reboot | Command::Reset | Command::Pause | Command::Resume | Command::Suspend,
+        )
         | Event::Prepared
         | Event::Launched { .. }
         | Event::StartFailed(_)
@@ -264,9 +305,14 @@ fn killing(then: Outcome, event: Event) -> (State, Vec<Action>) {
             instead_of_relaunch(then, Cause::ForcedOff(By::Operator))
         }
         Event::Asked(Command::Terminate) => instead_of_relaunch(then, Cause::Killed),
-        Event::Asked(Command::Reboot | Command::Reset | Command::Pause | Command::Resume)
+        Event::Asked(
+            Command::Reboot | Command::Reset | Command::Pause | Command::Resume | Command::Suspend,
+        )
         | Event::Ready
         | Event::NotReady(_)
+        | Event::HostDown
+        | Event::Saved
+        | Event::NotSaved(_)
         | Event::Prepared
         | Event::Launched { .. }
         | Event::StartFailed(_)
@@ -279,105 +325,4 @@ fn killing(then: Outcome, event: Event) -> (State, Vec<Action>) {
         | Event::Tick => then,
     };
     (State::Killing { then }, vec![])
-}
-
-/// The first rung.
-fn ask(by: By, timeout: Duration, now: Duration, before: Vec<Action>) -> (State, Vec<Action>) {
-    ladder(ended(Cause::Stopped(by)), timeout, now, before, true)
-}
-
-/// The same ladder, with a failure at its end.
-fn not_ready(
-    why: String,
-    now: Duration,
-    policy: &Policy,
-    before: Vec<Action>,
-) -> (State, Vec<Action>) {
-    ladder(ended(Cause::NotReady(why)), policy.shutdown_timeout, now, before, true)
-}
-
-/// The same ladder, with a new QEMU at its end.
-fn reboot(now: Duration, policy: &Policy, before: Vec<Action>) -> (State, Vec<Action>) {
-    ladder(Outcome::Relaunch, policy.shutdown_timeout, now, before, false)
-}
-
-fn ladder(
-    then: Outcome,
-    timeout: Duration,
-    now: Duration,
-    mut actions: Vec<Action>,
-    goes_down: bool,
-) -> (State, Vec<Action>) {
-    if goes_down {
-        actions.push(Action::NotifyStopping(timeout + QUIT_GRACE));
-    }
-    actions.push(Action::Announce(Rung::Asked(timeout)));
-    actions.push(Action::PressPowerButton);
-    actions.push(Action::AgentShutdown);
-    let ladder = Ladder { deadline: now + timeout, press_at: now + PRESS_EVERY, then };
-    (State::Stopping(ladder), actions)
-}
-
-/// A stop that comes while a shutdown is under way: a reboot or a failure becomes a stop, and a given timeout counts from now.
-fn stop_instead(
-    ladder: Ladder,
-    by: By,
-    timeout: Option<Duration>,
-    now: Duration,
-) -> (State, Vec<Action>) {
-    let deadline = timeout.map_or(ladder.deadline, |t| now + t);
-    let left = deadline.saturating_sub(now);
-    let actions = match ladder.then {
-        Outcome::Relaunch => vec![Action::NotifyStopping(left + QUIT_GRACE)],
-        Outcome::End(_) => vec![],
-    };
-    let then = instead_of_relaunch(ladder.then, Cause::Stopped(by));
-    (State::Stopping(Ladder { deadline, then, ..ladder }), actions)
-}
-
-fn panicked(now: Duration, policy: &Policy) -> (State, Vec<Action>) {
-    match policy.on_panic {
-        OnPanic::Pause => (State::Paused(Hold::Panic), vec![]),
-        OnPanic::Stop => quit(ended(Cause::PanicStopped), false, now, vec![]),
-        OnPanic::Restart => quit(ended(Cause::Panicked), false, now, vec![]),
-    }
-}
-
-fn guest_done(then: Outcome, now: Duration) -> (State, Vec<Action>) {
-    quit(then, false, now, vec![Action::Announce(Rung::GuestDone)])
-}
-
-fn quit(
-    then: Outcome,
-    hurried: bool,
-    now: Duration,
-    mut actions: Vec<Action>,
-) -> (State, Vec<Action>) {
-    actions.push(Action::Quit);
-    (State::Quitting { kill_at: now + QUIT_GRACE, hurried, then }, actions)
-}
-
-fn finish(then: Outcome) -> (State, Vec<Action>) {
-    match then {
-        Outcome::End(End { cause }) => end(cause),
-        Outcome::Relaunch => (State::Launching, vec![Action::Launch]),
-    }
-}
-
-fn end(cause: Cause) -> (State, Vec<Action>) {
-    let end = End { cause };
-    let code = end.exit_code();
-    (State::Ended, vec![Action::Record(end), Action::Exit(code)])
-}
-
-fn ended(cause: Cause) -> Outcome {
-    Outcome::End(End { cause })
-}
-
-fn instead_of_relaunch(then: Outcome, cause: Cause) -> Outcome {
-    match then {
-        // Whoever stops a guest that was about to be called a failure gets what was asked for.
-        Outcome::Relaunch | Outcome::End(End { cause: Cause::NotReady(_) }) => ended(cause),
-        end @ Outcome::End(_) => end,
-    }
 }

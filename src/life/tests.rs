@@ -299,6 +299,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Command::Reset),
         Just(Command::Pause),
         Just(Command::Resume),
+        Just(Command::Suspend),
     ];
     prop_oneof![
         Just(Event::Prepared),
@@ -307,6 +308,9 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::NotReady("late".into())),
         Just(Event::StartFailed("x".into())),
         Just(Event::Signalled),
+        Just(Event::HostDown),
+        Just(Event::Saved),
+        Just(Event::NotSaved("no".into())),
         command.prop_map(Event::Asked),
         Just(Event::GuestShutdown),
         Just(Event::GuestReboot),

@@ -29,6 +29,9 @@ pub mod fd {
     /// The listening socket of the serial console.
     pub const SERIAL: i32 = 5;
 
+    /// The guest's saved state, at QEMU's own bytes.
+    pub const STATE: i32 = 6;
+
     /// The tap of the `index`th NIC.
     pub const fn tap(index: usize) -> i32 {
         10 + 2 * index as i32
@@ -57,6 +60,8 @@ pub struct Machine<'a> {
     pub disks: &'a [DiskFile],
     /// The firmware; `None` is SeaBIOS, QEMU's own.
     pub firmware: Option<&'a Chosen>,
+    /// QEMU takes up a saved state instead of booting.
+    pub restores: bool,
 }
 
 /// A disk as it lies there.
@@ -142,6 +147,9 @@ pub fn argv(machine: &Machine<'_>) -> Result<Vec<String>, BadPath> {
         for argument in device::nic(nic, index, mac, machine.vhost_net) {
             out.json(argument.option, &argument.value);
         }
+    }
+    if machine.restores {
+        out.pair("-incoming", &format!("fd:{}", fd::STATE));
     }
     Ok(out.0)
 }

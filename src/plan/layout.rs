@@ -110,6 +110,21 @@ impl VmPaths {
         self.runtime.join("reloaded.toml")
     }
 
+    /// The guest's saved state.
+    pub fn saved(&self) -> PathBuf {
+        self.state.join("saved.state")
+    }
+
+    /// A saved state that could not be taken up.
+    pub fn unusable(&self) -> PathBuf {
+        self.state.join("unusable.state")
+    }
+
+    /// Where QEMU sends the guest's state to.
+    pub fn migration_socket(&self) -> PathBuf {
+        self.runtime.join("migration.sock")
+    }
+
     /// The supervisor's varlink socket.
     pub fn control_socket(&self) -> PathBuf {
         self.runtime.join("control.sock")

@@ -15,6 +15,7 @@ pub mod pending;
 pub mod qcow2;
 pub mod readiness;
 pub mod resources;
+pub mod saved;
 pub mod seed;
 pub mod sums;
 pub mod tap;

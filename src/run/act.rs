@@ -38,6 +38,8 @@ impl Supervisor {
                 });
             }
             Action::AgentShutdown => self.ask_agent_to_shut_down(),
+            Action::Save => self.save(),
+            Action::CancelSave => self.cancel_save(),
             Action::Quit => self.quit(),
             Action::Kill => self.signal_qemu(pidfd::Signal::KILL),
             Action::Reset => {
@@ -77,8 +79,8 @@ impl Supervisor {
             return;
         };
         let settings = self.settings.clone();
-        let text = self.text.clone();
-        self.start_task(async move { launch::launch(&settings, prepared, &text).await });
+        let (text, restore) = (self.text.clone(), self.restoring.is_some());
+        self.start_task(async move { launch::launch(&settings, prepared, &text, restore).await });
     }
 
     fn cancel_start(&mut self) {
@@ -101,7 +103,7 @@ impl Supervisor {
     }
 
     /// Sends one QMP command without waiting for it; a failure is logged, and the ladder goes on.
-    fn tell_qemu<F, W>(&self, what: &'static str, command: F)
+    pub(super) fn tell_qemu<F, W>(&self, what: &'static str, command: F)
     where
         F: FnOnce(qmp::Client) -> W,
         W: Future<Output = Result<(), qmp::Error>> + Send + 'static,

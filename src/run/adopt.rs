@@ -5,8 +5,9 @@ use std::{path::Path, sync::Arc, time::Duration};
 use tokio::net::UnixStream;
 
 use super::{
-    launch::{Error, Guest, Qemu},
+    launch::{Error, Guest, Qemu, restored},
     record::Record,
+    saved,
 };
 use crate::{
     host::pidfd::{self, Process},
@@ -62,11 +63,31 @@ fn kept(copy: &Path, name: &VmName, file: &Path) -> Option<(Vm, String)> {
 ///
 /// # Errors
 /// It lives but does not answer.
-pub async fn adopt(process: Arc<Process>, record: Record, paths: &VmPaths) -> Result<Qemu, Error> {
+pub async fn adopt(
+    process: Arc<Process>,
+    mut record: Record,
+    paths: &VmPaths,
+) -> Result<Qemu, Error> {
     let session = qmp::connect(&paths.qmp_socket(), ANSWER_LIMIT)
         .await
         .map_err(|source| Error::Silent { pid: record.pid, source })?;
     let serial = UnixStream::connect(paths.serial_socket()).await.map_err(Error::Serial)?;
+    if let Some(held) = record.restoring {
+        restored(&session.client, paths, held).await?;
+    } else {
+        // As long as this QEMU lives, a state that was saved of it is of an earlier time than its disks.
+        saved::remove(&paths.saved())?;
+    }
+    if let Some(held) = record.saving {
+        // Its bytes went to the supervisor that is gone.
+        let _ = session.client.cancel_migration(ANSWER_LIMIT).await;
+        if !held {
+            session.client.cont(ANSWER_LIMIT).await?;
+        }
+    }
+    if record.restoring.take().is_some() | record.saving.take().is_some() {
+        record.update(paths)?;
+    }
     let found = match session.client.query_status(ANSWER_LIMIT).await?.as_str() {
         "shutdown" => Guest::ShutDown,
         "guest-panicked" => Guest::Panicked,

@@ -19,7 +19,7 @@ const POLL: Duration = Duration::from_millis(5);
 /// Gives the command. With `wait`, tells every rung and the end to `say`, and returns when the supervisor closes.
 ///
 /// # Errors
-/// There is no supervisor, or it refuses.
+/// There is no supervisor, it refuses, or a guest that was to be suspended goes on.
 pub async fn ask_down(
     socket: &Path,
     command: Command,
@@ -35,6 +35,10 @@ pub async fn ask_down(
     while let Some(event) = watch.next().await {
         if let Some(text) = told(&event) {
             say(text);
+        }
+        if command == Command::Suspend && event.event == "QVM_NOT_SUSPENDED" {
+            let why = event.data.as_ref().and_then(|data| data["why"].as_str());
+            return Err(client::Error::NotSuspended(why.unwrap_or_default().to_owned()));
         }
     }
     Ok(())

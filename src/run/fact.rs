@@ -49,6 +49,12 @@ pub(super) enum Fact {
     MonitorBack(u64, qmp::Session),
     /// The guest is ready, with what is to be noted of it; or it will never be, and why.
     Ready(u64, Result<Option<String>, String>),
+    /// The guest's state is saved; or not, and why.
+    Saved(u64, Result<(), String>),
+    /// Whether the SIGTERM came because the host goes down.
+    Stopped {
+        host_down: bool,
+    },
     /// What the guest has, in bytes.
     Memory(u64, u64),
     /// The vCPUs' threads could not be bound to their CPUs, and why.

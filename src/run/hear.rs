@@ -43,14 +43,19 @@ impl Supervisor {
                 let _ = facts.send(Fact::Memory(generation, bytes)).await;
             }
         });
+        let restored = self.restoring.take().is_some();
         let found = qemu.found;
-        let how = if qemu.adopted { "taken over" } else { "started" };
+        let how = match (qemu.adopted, restored) {
+            (true, _) => "taken over",
+            (false, true) => "goes on from the saved state",
+            (false, false) => "started",
+        };
         self.notes.clone_from(&qemu.record.notes);
         info!(
             "QEMU {} {how}, pid {}, {}",
             qemu.record.qemu_version, qemu.record.pid, qemu.record.accel
         );
-        let seen_ready = qemu.adopted && qemu.record.ready;
+        let seen_ready = (qemu.adopted || restored) && qemu.record.ready;
         let qemu_adopted = qemu.adopted;
         self.qemu = Some(qemu);
         self.remember_ready();
@@ -58,6 +63,9 @@ impl Supervisor {
         self.pinned = qemu_adopted;
         self.give_resources();
         self.enrol();
+        if restored {
+            self.set_guests_clock();
+        }
         let paused = found == launch::Guest::Paused;
         self.feed(life::Event::Launched { paused, ready: seen_ready });
         match found {
@@ -73,6 +81,9 @@ impl Supervisor {
 
     pub(super) fn start_failed(&mut self, not: NotBegun) {
         self.starting = None;
+        if !not.is_the_hosts && self.not_restored(&not.why) {
+            return;
+        }
         // An adopted QEMU that does not answer may still hold its guest: its record stays.
         if !matches!(adopt::find(&self.paths), Found::Alive(..)) {
             Record::remove(&self.paths);

@@ -121,6 +121,12 @@ async fn entry(layout: &Layout, name: &VmName) -> Entry {
         Ok(ends) => entry.status.ends = ends,
         Err(problem) => entry.status.notes.push(problem),
     }
+    if let Ok(meta) = paths.saved().symlink_metadata() {
+        entry.status.notes.push(format!(
+            "its guest's state is saved ({} MiB): the next start goes on from it, or boots with `--discard-state`",
+            meta.len().div_ceil(1 << 20)
+        ));
+    }
     entry.status.last_stop = entry.status.ends.first().cloned();
     if let Some(end) = &entry.status.last_stop {
         entry.status.since = Some(end.at.clone());

@@ -6,7 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::adopt::{self, Found};
+use super::{
+    adopt::{self, Found},
+    saved,
+};
 use crate::{
     host::{
         file,
@@ -27,6 +30,9 @@ pub enum Error {
     /// A file or directory.
     #[error(transparent)]
     File(#[from] file::Error),
+    /// A saved state.
+    #[error(transparent)]
+    Saved(#[from] saved::Error),
     /// It cannot be listed or removed.
     #[error("cannot {doing} `{}`", path.display())]
     Io {
@@ -45,7 +51,7 @@ impl Error {
         match self {
             Self::Lock(error) => error.hint(),
             Self::File(error) => error.hint(),
-            Self::Alone(_) | Self::Io { .. } => None,
+            Self::Alone(_) | Self::Saved(_) | Self::Io { .. } => None,
         }
     }
 }
@@ -102,6 +108,14 @@ pub fn hold(paths: &VmPaths) -> Result<Held<'_>, Error> {
 }
 
 impl Held<'_> {
+    /// Throws a saved state of its guest away, if there is one.
+    ///
+    /// # Errors
+    /// It stays.
+    pub fn discard_state(&self) -> Result<(), Error> {
+        Ok(saved::remove(&self.paths.saved())?)
+    }
+
     /// Removes what is kept of it. The runtime directory stays, as after a stop: who waits for the lock must not come to hold
     /// a file that nobody else will find.
     ///

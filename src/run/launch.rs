@@ -4,7 +4,7 @@ use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use tokio::net::UnixStream;
 
-use super::{Settings, prepare::Prepared, record::Record};
+use super::{Settings, prepare::Prepared, record::Record, saved};
 use crate::{
     host::{
         child, file,
@@ -15,6 +15,7 @@ use crate::{
     plan::{
         argv::{self, Machine, fd},
         device::BadPath,
+        layout::VmPaths,
         tap::{Tap, taps},
     },
     spec::{Link, Vm},
@@ -23,6 +24,9 @@ use crate::{
 
 /// How long QEMU may take until it answers on its monitor.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+/// How long QEMU may take to take up a saved state, at a tenth of a slow disk's speed for much memory; and how often it is asked.
+const RESTORE_LIMIT: Duration = Duration::from_secs(1800);
+const RESTORE_POLL: Duration = Duration::from_millis(20);
 
 /// A QEMU that answers.
 #[derive(Debug)]
@@ -124,6 +128,12 @@ pub enum Error {
     /// A file in /run.
     #[error(transparent)]
     Record(#[from] file::Error),
+    /// The saved state.
+    #[error(transparent)]
+    Saved(#[from] saved::Error),
+    /// QEMU does not get on with it.
+    #[error("the saved state is not taken up within {} s", .0.as_secs())]
+    Slow(Duration),
 }
 
 impl Error {
@@ -135,6 +145,8 @@ impl Error {
             Self::Spawn(error) => error.is_the_hosts(),
             Self::Record(error) => error.is_the_hosts(),
             Self::Link { .. } | Self::Port { .. } | Self::Vhost(_) | Self::Silent { .. } => true,
+            Self::Saved(saved::Error::File(error)) => error.is_the_hosts(),
+            Self::Saved(_) | Self::Slow(_) => false,
             Self::Path(_) | Self::Watch(_) | Self::Exited | Self::Monitor(_) | Self::Serial(_) => {
                 false
             }
@@ -157,6 +169,7 @@ impl Error {
             Self::Exited => {
                 Some("`qvm plan NAME` prints the command line, to be tried by hand".into())
             }
+            Self::Saved(_) | Self::Slow(_) => None,
             Self::Vhost(_) | Self::Watch(_) | Self::Path(_) | Self::Serial(_) => None,
         }
     }
@@ -177,9 +190,15 @@ impl Drop for Guard {
 ///
 /// # Errors
 /// Any step; nothing of QEMU is left then.
-pub async fn launch(settings: &Settings, prepared: Prepared, text: &str) -> Result<Qemu, Error> {
+pub async fn launch(
+    settings: &Settings,
+    prepared: Prepared,
+    text: &str,
+    restore: bool,
+) -> Result<Qemu, Error> {
     let paths = settings.paths();
     let vm = &prepared.vm;
+    let saved = if restore { saved::open(&paths.saved())? } else { None };
     let machine = Machine {
         vm,
         identity: &prepared.identity,
@@ -188,6 +207,7 @@ pub async fn launch(settings: &Settings, prepared: Prepared, text: &str) -> Resu
         vhost_net: prepared.facts.vhost_net,
         disks: &prepared.disks,
         firmware: prepared.firmware.as_ref(),
+        restores: saved.is_some(),
     };
     let arguments = argv::argv(&machine)?;
     check_forwards(vm)?;
@@ -206,12 +226,17 @@ pub async fn launch(settings: &Settings, prepared: Prepared, text: &str) -> Resu
     ] {
         fds.push((socket::listen(&path)?.into(), number));
     }
+    let mut head = None;
+    if let Some((saved, state)) = saved {
+        fds.push((state.into(), fd::STATE));
+        head = Some(saved);
+    }
     let started_at = (settings.now)().to_string();
     let pid = child::spawn(&prepared.facts.qemu.binary, &arguments, fds)?;
     let process = Arc::new(Process::open(pid).map_err(Error::Watch)?);
     let mut guard = Guard(Some(process.clone()));
     let first = vm.nics.first();
-    let record = Record {
+    let mut record = Record {
         pid,
         start_time: pidfd::start_time(pid).unwrap_or_default(),
         boot_id: pidfd::boot_id(),
@@ -225,8 +250,10 @@ pub async fn launch(settings: &Settings, prepared: Prepared, text: &str) -> Resu
             .map(|t| t.name.to_string()),
         mac: first.and_then(|n| machine.mac(&n.name)).map(|m| m.to_string()),
         uuid: Some(prepared.identity.uuid.clone()),
+        restoring: head.as_ref().map(|saved| saved.held),
+        saving: None,
         notes: prepared.notes.clone(),
-        ready: false,
+        ready: head.as_ref().is_some_and(|saved| saved.ready),
         missed: None,
     };
     record.write(&paths, text)?;
@@ -235,7 +262,16 @@ pub async fn launch(settings: &Settings, prepared: Prepared, text: &str) -> Resu
         other => other?,
     };
     let serial = UnixStream::connect(paths.serial_socket()).await.map_err(Error::Serial)?;
-    session.client.cont(ANSWER_LIMIT).await?;
+    let found = match record.restoring {
+        Some(held) => restored(&session.client, &paths, held).await?,
+        None => {
+            session.client.cont(ANSWER_LIMIT).await?;
+            Guest::Running
+        }
+    };
+    if record.restoring.take().is_some() {
+        record.update(&paths)?;
+    }
     guard.0 = None;
     Ok(Qemu {
         process,
@@ -244,9 +280,35 @@ pub async fn launch(settings: &Settings, prepared: Prepared, text: &str) -> Resu
         agent: qmp::agent::Agent::new(paths.agent_socket()),
         events: Some(session.events),
         serial: Some(serial),
-        found: Guest::Running,
+        found,
         adopted: false,
     })
+}
+
+/// Waits until QEMU has taken up a saved state, and lets the guest go on. The state is gone before that: a second start from it
+/// would meet disks that are not those of its time.
+///
+/// # Errors
+/// QEMU does not take it.
+pub(super) async fn restored(
+    client: &qmp::Client,
+    paths: &VmPaths,
+    held: bool,
+) -> Result<Guest, Error> {
+    let begun = tokio::time::Instant::now();
+    // No event tells of it that could not have been before we listened.
+    while client.query_status(ANSWER_LIMIT).await? == "inmigrate" {
+        if begun.elapsed() > RESTORE_LIMIT {
+            return Err(Error::Slow(RESTORE_LIMIT));
+        }
+        tokio::time::sleep(RESTORE_POLL).await;
+    }
+    saved::remove(&paths.saved())?;
+    if held {
+        return Ok(Guest::Paused);
+    }
+    client.cont(ANSWER_LIMIT).await?;
+    Ok(Guest::Running)
 }
 
 /// Makes the taps of a VM and puts each on its bridge.

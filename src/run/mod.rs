@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use crate::{
-    plan::layout::{Layout, VmPaths},
+    plan::{
+        layout::{Layout, VmPaths},
+        unit::Scope,
+    },
     value::VmName,
 };
 
@@ -31,9 +34,12 @@ mod ready;
 pub mod record;
 mod report;
 mod resources;
+pub mod saved;
 pub mod service;
+mod set_out;
 pub mod shares;
 pub mod supervise;
+mod suspend;
 
 /// What a supervisor is told by whoever starts it: time, randomness and environment come from here.
 #[derive(Debug, Clone)]
@@ -52,6 +58,8 @@ pub struct Settings {
     pub root: PathBuf,
     /// What tells this host from others (machine-id(5)), for stable MAC addresses.
     pub host_id: String,
+    /// Whose service manager would run us.
+    pub scope: Scope,
     /// Where systemd-machined serves varlink, if VMs are to be registered there.
     pub machined: Option<PathBuf>,
     /// A new random UUID.

@@ -34,6 +34,12 @@ pub struct Record {
     /// The machine's UUID.
     #[serde(default)]
     pub uuid: Option<String>,
+    /// It takes up a saved state, and whether its vCPUs are to be held then; gone when that is done.
+    #[serde(default)]
+    pub restoring: Option<bool>,
+    /// Its state is being saved, and whether its vCPUs were held before.
+    #[serde(default)]
+    pub saving: Option<bool>,
     /// What an operator should know about how it was started.
     #[serde(default)]
     pub notes: Vec<String>,
@@ -83,6 +89,7 @@ impl Record {
             paths.qmp_socket(),
             paths.agent_socket(),
             paths.serial_socket(),
+            paths.migration_socket(),
         ] {
             let _ = std::fs::remove_file(path);
         }

@@ -35,6 +35,7 @@ impl Supervisor {
             Command::Reset => life::Command::Reset,
             Command::Pause => life::Command::Pause,
             Command::Resume => life::Command::Resume,
+            Command::Suspend => life::Command::Suspend,
             Command::Reload => {
                 let _ = reply.send(self.reload().map_err(Refusal::Failed));
                 return;
@@ -110,6 +111,7 @@ impl Supervisor {
             State::Running => types::State::Running,
             State::Paused(_) => types::State::Paused,
             State::Cancelling { .. }
+            | State::Suspending(_)
             | State::Stopping(_)
             | State::Quitting { .. }
             | State::Killing { .. } => types::State::Stopping,

@@ -97,6 +97,18 @@ pub async fn is_stopping(vm: &VmName, scope: Scope) -> bool {
     has_stop_job(&jobs, &unit::unit_name(vm))
 }
 
+/// Whether the service manager ends: the host shuts down or reboots, or the user's last session is over. `false` where nobody knows.
+pub async fn host_goes_down(scope: Scope) -> bool {
+    // It exits with 1 for every state but `running`, and says which.
+    let mut command = Command::new("systemctl");
+    if scope == Scope::User {
+        command.arg("--user");
+    }
+    command.arg("is-system-running").stdin(Stdio::null());
+    let run = tokio::task::spawn_blocking(move || command.output()).await;
+    run.is_ok_and(|output| output.is_ok_and(|output| output.stdout.trim_ascii() == b"stopping"))
+}
+
 /// What became of a unit whose supervisor crashed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum After {

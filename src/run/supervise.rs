@@ -16,16 +16,15 @@ use tracing::{debug, info, warn};
 
 use super::{
     Settings,
-    adopt::{self, Found},
     console::Console,
     enrol::Enrolled,
     error::Error,
-    fact::{Fact, NotBegun, forward_changes, forward_requests, forward_signals},
-    launch::{self, Qemu},
-    prepare::{self, Prepared},
+    fact::{Fact, forward_changes, forward_requests, forward_signals},
+    launch::Qemu,
+    prepare::Prepared,
     progress::Cancel,
     ready::{Awaiting, policy},
-    record::{self, Record},
+    record::{self},
 };
 use crate::{
     control::{
@@ -38,8 +37,8 @@ use crate::{
         systemd::{Notifier, under_systemd},
         watch::{self, Watching},
     },
-    life::{self, Gone, Life, State},
-    plan::layout::VmPaths,
+    life::{self, Life},
+    plan::{layout::VmPaths, saved::Saved},
     spec::Vm,
 };
 
@@ -50,7 +49,7 @@ pub(super) const AGENT_LIMIT: Duration = Duration::from_secs(2);
 /// How much longer than the stop ladder the service manager is asked to wait.
 pub(super) const STOP_SLACK: Duration = Duration::from_secs(10);
 /// How far a start's progress puts off the service manager's timeout.
-const START_STEP: Duration = Duration::from_secs(90);
+pub(super) const START_STEP: Duration = Duration::from_secs(90);
 /// How many lines of the console go beside a failure.
 pub(super) const LAST_WORDS: usize = 10;
 
@@ -140,6 +139,9 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
         notes: vec![],
         resource_notes: vec![],
         pinned: false,
+        restoring: None,
+        unusable: None,
+        saving: None,
         enrolled: None,
         facts,
         events,
@@ -215,6 +217,12 @@ pub(super) struct Supervisor {
     pub(super) resource_notes: Vec<String>,
     /// The vCPUs' threads were bound to CPUs.
     pub(super) pinned: bool,
+    /// What a saved state was saved with, as long as it is not taken up.
+    pub(super) restoring: Option<Saved>,
+    /// Why a saved state was not taken up.
+    pub(super) unusable: Option<String>,
+    /// Saves the guest's state.
+    pub(super) saving: Option<AbortHandle>,
     /// Known to systemd-machined.
     pub(super) enrolled: Option<Enrolled>,
     pub(super) since: jiff::Timestamp,
@@ -234,69 +242,12 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    /// Takes over a QEMU of an earlier supervisor, or begins to prepare.
-    pub(super) fn begin(&mut self) {
-        match adopt::find(&self.paths) {
-            Found::Nothing if self.winding_up => self.left = Some(Left::Exit(0)),
-            Found::Nothing => self.prepare(),
-            Found::Dead => {
-                // It went while nobody watched; that is an end as well.
-                self.record_end(&life::End { cause: life::Cause::QemuDied(Gone::Unknown) });
-                Record::remove(&self.paths);
-                match self.winding_up {
-                    true => self.left = Some(Left::Exit(0)),
-                    false => self.prepare(),
-                }
-            }
-            Found::Alive(process, record) => {
-                (self.life.state, self.adopting) = (State::Launching, true);
-                if let Some((vm, text)) = adopt::booted(&self.paths, &self.vm.name, &self.vm.file) {
-                    (self.vm, self.text) = (vm, text);
-                }
-                if let Some(vm) = adopt::reloaded(&self.paths, &self.vm.name, &self.vm.file) {
-                    self.take_live(vm);
-                }
-                let paths = self.paths.clone();
-                self.start_task(async move { adopt::adopt(process, *record, &paths).await });
-            }
-        }
-    }
-
-    pub(super) fn prepare(&mut self) {
-        let (settings, vm) = (self.settings.clone(), self.vm.clone());
-        let (cancel, facts) = (self.cancel.clone(), self.facts.clone());
-        self.notifier.extend_timeout(START_STEP);
-        let spawned = std::thread::Builder::new().name("prepare".into()).spawn(move || {
-            let say = |text: String| {
-                let _ = facts.blocking_send(Fact::Progress(text));
-            };
-            let result = prepare::prepare(&settings, vm, &cancel, &say)
-                .map_err(|e| NotBegun::new(&e, e.hint(), e.is_the_hosts()));
-            let _ = facts.blocking_send(Fact::Prepared(Box::new(result)));
-        });
-        if let Err(error) = spawned {
-            let why = format!("cannot start a thread: {error}");
-            self.not_begun(NotBegun { why, is_the_hosts: true });
-        }
-    }
-
-    /// Runs a launch or an adoption beside the loop.
-    pub(super) fn start_task<F>(&mut self, work: F)
-    where
-        F: Future<Output = Result<Qemu, launch::Error>> + Send + 'static,
-    {
-        let facts = self.facts.clone();
-        let task = tokio::spawn(async move {
-            let result = work.await.map_err(|e| NotBegun::new(&e, e.hint(), e.is_the_hosts()));
-            let _ = facts.send(Fact::Launched(Box::new(result))).await;
-        });
-        self.starting = Some(task.abort_handle());
-    }
-
     /// Turns a fact into what the life machine understands.
     fn learn(&mut self, fact: Fact) {
         match fact {
-            Fact::Signal(Signal::Stop) => self.feed(life::Event::Signalled),
+            Fact::Signal(Signal::Stop) => self.told_to_stop(),
+            Fact::Stopped { host_down: true } => self.feed(life::Event::HostDown),
+            Fact::Stopped { host_down: false } => self.feed(life::Event::Signalled),
             Fact::Signal(Signal::Interrupt) => self.interrupted(),
             Fact::Signal(Signal::Reload) => drop(self.reload()),
             Fact::FileChanged => self.reread(),
@@ -308,7 +259,8 @@ impl Supervisor {
                 info!("{text}");
             }
             Fact::Prepared(result) => match *result {
-                Ok(prepared) => {
+                Ok(mut prepared) => {
+                    prepared.notes.extend(self.unusable.take());
                     self.notes.clone_from(&prepared.notes);
                     self.prepared = Some(prepared);
                     self.feed(life::Event::Prepared);
@@ -336,7 +288,11 @@ impl Supervisor {
             Fact::NotPinned(generation, why) if generation == self.generation => {
                 self.not_pinned(&why);
             }
+            Fact::Saved(generation, result) if generation == self.generation => {
+                self.saved(result);
+            }
             Fact::Memory(..)
+            | Fact::Saved(..)
             | Fact::NotPinned(..)
             | Fact::Ready(..)
             | Fact::Gone(..)
@@ -346,12 +302,6 @@ impl Supervisor {
                 debug!("late word of an earlier QEMU");
             }
         }
-    }
-
-    /// A start that failed, by the host or by the VM.
-    pub(super) fn not_begun(&mut self, not: NotBegun) {
-        self.hosts_fault = not.is_the_hosts;
-        self.feed(life::Event::StartFailed(not.why));
     }
 
     /// One step of the life machine, and what it wants done.

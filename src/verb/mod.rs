@@ -22,6 +22,7 @@ pub mod run;
 pub mod start;
 pub mod status;
 pub mod stop;
+pub mod suspend;
 
 use std::{
     collections::BTreeSet,

@@ -45,6 +45,7 @@ pub fn run(settings: &Settings, out: &mut dyn Write) -> Result<(), Failure> {
         vhost_net: facts.vhost_net,
         disks: &disks,
         firmware: firmware.as_ref(),
+        restores: false,
     };
     let arguments = argv::argv(&machine).map_err(|e| Failure::of(&e).about(&name))?;
     let mut text = format!("{}\n", facts.qemu.binary.display());

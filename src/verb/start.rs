@@ -5,7 +5,10 @@ use std::path::Path;
 use crate::{
     exit::Failure,
     plan::{layout::Layout, unit::Scope},
-    run::begin::{Begin, Begun, begin},
+    run::{
+        begin::{Begin, Begun, begin},
+        kept,
+    },
     value::VmName,
 };
 
@@ -18,6 +21,9 @@ pub struct Args {
     /// Do not wait until the guests run
     #[arg(long)]
     no_wait: bool,
+    /// Boot, though a saved state is there: throw it away
+    #[arg(long)]
+    discard_state: bool,
 }
 
 /// Starts the VMs by `exe`, which is this program; `manager` is the systemd whose units look where `layout` does.
@@ -32,6 +38,11 @@ pub async fn run(
 ) -> Result<(), Failure> {
     let how = Begin { layout, exe, manager, wait: !args.no_wait };
     super::each(&args.names, async |name| {
+        if args.discard_state {
+            let paths = layout.vm(&name);
+            let discarded = kept::hold(&paths).and_then(|held| held.discard_state());
+            discarded.map_err(|error| Failure::of(&error).about(&name).hint(error.hint()))?;
+        }
         match begin(&name, &how).await {
             Ok(Begun::Running) => super::tell(&name, "running"),
             Ok(Begun::Already) => super::tell(&name, "already running"),

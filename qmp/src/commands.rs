@@ -1,0 +1,171 @@
+//! The commands that a supervisor gives, each as a method.
+
+use std::{path::Path, time::Duration};
+
+use serde_json::{Value, json};
+
+use crate::{Client, Error};
+
+/// How the sending of a machine's state goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Migration {
+    /// It goes on.
+    Active,
+    /// All is sent.
+    Completed,
+    /// It has ended without; why.
+    Failed(String),
+}
+
+/// What a guest has by its balloon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Balloon {
+    /// So many bytes.
+    Actual(u64),
+    /// The guest's driver has not begun, or there is no balloon.
+    Inactive,
+}
+
+impl Client {
+    /// Lets the vCPUs run.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn cont(&self, limit: Duration) -> Result<(), Error> {
+        self.run(qapi::qmp::cont {}, limit).await.map(drop)
+    }
+
+    /// Holds the vCPUs.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn stop(&self, limit: Duration) -> Result<(), Error> {
+        self.run(qapi::qmp::stop {}, limit).await.map(drop)
+    }
+
+    /// Ends QEMU; it flushes its disks first.
+    ///
+    /// # Errors
+    /// See [`Error`]; `Closed` may mean that it went before its reply did.
+    pub async fn quit(&self, limit: Duration) -> Result<(), Error> {
+        self.run(qapi::qmp::quit {}, limit).await.map(drop)
+    }
+
+    /// Presses the ACPI power button.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn powerdown(&self, limit: Duration) -> Result<(), Error> {
+        self.run(qapi::qmp::system_powerdown {}, limit).await.map(drop)
+    }
+
+    /// Presses the reset button.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn reset(&self, limit: Duration) -> Result<(), Error> {
+        self.run(qapi::qmp::system_reset {}, limit).await.map(drop)
+    }
+
+    /// QEMU's run state, such as `running`, `paused` or `shutdown`, as the word that it has.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn query_status(&self, limit: Duration) -> Result<String, Error> {
+        // Not by the schema's enum: a state that is newer than it must not be an error.
+        let value = self.raw("query-status", json!({}), limit).await?;
+        Ok(value["status"].as_str().unwrap_or("unknown").to_owned())
+    }
+
+    /// What a reboot of the guest leads to: `reset` or `shutdown`.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn set_reboot_action(&self, action: &str, limit: Duration) -> Result<(), Error> {
+        self.raw("set-action", json!({ "reboot": action }), limit).await.map(drop)
+    }
+
+    /// Begins to send the machine's whole state to a listening socket, as fast as it goes (QEMU's `migrate`).
+    ///
+    /// # Errors
+    /// See [`Error`]; some devices cannot be saved.
+    pub async fn migrate(&self, socket: &Path, limit: Duration) -> Result<(), Error> {
+        // No limit would be its own default of 128 MiB/s.
+        let parameters = json!({ "max-bandwidth": 1_u64 << 40 });
+        self.raw("migrate-set-parameters", parameters, limit).await?;
+        let uri = format!("unix:{}", socket.display());
+        self.raw("migrate", json!({ "uri": uri }), limit).await.map(drop)
+    }
+
+    /// How that goes.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn migration(&self, limit: Duration) -> Result<Migration, Error> {
+        let value = self.raw("query-migrate", json!({}), limit).await?;
+        Ok(match value["status"].as_str() {
+            Some("completed") => Migration::Completed,
+            Some(word @ ("failed" | "cancelled" | "cancelling")) => {
+                Migration::Failed(value["error-desc"].as_str().unwrap_or(word).to_owned())
+            }
+            _ => Migration::Active,
+        })
+    }
+
+    /// Ends it before its time.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn cancel_migration(&self, limit: Duration) -> Result<(), Error> {
+        self.raw("migrate_cancel", json!({}), limit).await.map(drop)
+    }
+
+    /// The ids of the vCPUs' threads, in the order of the vCPUs.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn vcpu_threads(&self, limit: Duration) -> Result<Vec<u32>, Error> {
+        let value = self.raw("query-cpus-fast", json!({}), limit).await?;
+        let number = |cpu: &Value, key: &str| u32::try_from(cpu[key].as_u64()?).ok();
+        let mut threads: Vec<(u32, u32)> = value
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|cpu| Some((number(cpu, "cpu-index")?, number(cpu, "thread-id")?)))
+            .collect();
+        threads.sort_unstable();
+        Ok(threads.into_iter().map(|(_, thread)| thread).collect())
+    }
+
+    /// The table of the user-mode network's connections, as people read it: no command says it in another way.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn user_network(&self, limit: Duration) -> Result<String, Error> {
+        let command = json!({ "command-line": "info usernet" });
+        let value = self.raw("human-monitor-command", command, limit).await?;
+        Ok(value.as_str().unwrap_or_default().to_owned())
+    }
+
+    /// Sets the balloon's target, in bytes.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn balloon(&self, bytes: u64, limit: Duration) -> Result<(), Error> {
+        self.raw("balloon", json!({ "value": bytes }), limit).await.map(drop)
+    }
+
+    /// What the guest has by its balloon.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn query_balloon(&self, limit: Duration) -> Result<Balloon, Error> {
+        match self.raw("query-balloon", json!({}), limit).await {
+            Ok(value) => Ok(value["actual"].as_u64().map_or(Balloon::Inactive, Balloon::Actual)),
+            Err(Error::Refused { class, .. }) if class == "DeviceNotActive" => {
+                Ok(Balloon::Inactive)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}

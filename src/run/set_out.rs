@@ -1,0 +1,139 @@
+//! The way to a QEMU: one that an earlier supervisor left, a saved state, or a preparation from the beginning.
+
+use std::path::Path;
+
+use tracing::{info, warn};
+
+use super::{
+    adopt::{self, Found},
+    fact::{Fact, NotBegun},
+    launch::{self, Qemu},
+    prepare,
+    record::Record,
+    saved,
+    supervise::{Left, START_STEP, Supervisor},
+};
+use crate::{
+    host::file,
+    life::{self, Gone, State},
+    spec,
+    value::chain,
+};
+
+impl Supervisor {
+    /// Takes over a QEMU of an earlier supervisor, or begins to prepare.
+    pub(super) fn begin(&mut self) {
+        match adopt::find(&self.paths) {
+            Found::Nothing if self.winding_up => self.left = Some(Left::Exit(0)),
+            Found::Nothing => self.set_out(),
+            Found::Dead => {
+                // It went while nobody watched; that is an end as well.
+                self.record_end(&life::End { cause: life::Cause::QemuDied(Gone::Unknown) });
+                Record::remove(&self.paths);
+                match self.winding_up {
+                    true => self.left = Some(Left::Exit(0)),
+                    false => self.set_out(),
+                }
+            }
+            Found::Alive(process, record) => {
+                (self.life.state, self.adopting) = (State::Launching, true);
+                if let Some((vm, text)) = adopt::booted(&self.paths, &self.vm.name, &self.vm.file) {
+                    (self.vm, self.text) = (vm, text);
+                }
+                if let Some(vm) = adopt::reloaded(&self.paths, &self.vm.name, &self.vm.file) {
+                    self.take_live(vm);
+                }
+                let paths = self.paths.clone();
+                self.start_task(async move { adopt::adopt(process, *record, &paths).await });
+            }
+        }
+    }
+
+    pub(super) fn prepare(&mut self) {
+        let (settings, vm) = (self.settings.clone(), self.vm.clone());
+        let (cancel, facts) = (self.cancel.clone(), self.facts.clone());
+        self.notifier.extend_timeout(START_STEP);
+        let spawned = std::thread::Builder::new().name("prepare".into()).spawn(move || {
+            let say = |text: String| {
+                let _ = facts.blocking_send(Fact::Progress(text));
+            };
+            let result = prepare::prepare(&settings, vm, &cancel, &say)
+                .map_err(|e| NotBegun::new(&e, e.hint(), e.is_the_hosts()));
+            let _ = facts.blocking_send(Fact::Prepared(Box::new(result)));
+        });
+        if let Err(error) = spawned {
+            let why = format!("cannot start a thread: {error}");
+            self.not_begun(NotBegun { why, is_the_hosts: true });
+        }
+    }
+
+    /// Runs a launch or an adoption beside the loop.
+    pub(super) fn start_task<F>(&mut self, work: F)
+    where
+        F: Future<Output = Result<Qemu, launch::Error>> + Send + 'static,
+    {
+        let facts = self.facts.clone();
+        let task = tokio::spawn(async move {
+            let result = work.await.map_err(|e| NotBegun::new(&e, e.hint(), e.is_the_hosts()));
+            let _ = facts.send(Fact::Launched(Box::new(result))).await;
+        });
+        self.starting = Some(task.abort_handle());
+    }
+
+    /// Goes on from a saved state, if there is one; else prepares as the VM file says.
+    pub(super) fn set_out(&mut self) {
+        match saved::open(&self.paths.saved()) {
+            Ok(None) => {}
+            Ok(Some((head, _))) => {
+                let mut user_data = |path: &Path| std::fs::read(path);
+                let (name, file) = (&self.vm.name, &self.vm.file);
+                match spec::read(name, file, &head.vm_file, &mut user_data) {
+                    Ok(vm) => {
+                        info!("going on from the state that was saved at {}", head.at);
+                        // What counts at once is of the host's side, and as it is written now.
+                        let written = std::mem::replace(&mut self.vm, vm);
+                        self.take_live(written);
+                        self.text.clone_from(&head.vm_file);
+                        self.restoring = Some(head);
+                    }
+                    Err(_) => self.set_aside("its VM file is not valid for this version of qvm"),
+                }
+            }
+            Err(error) => self.set_aside(&chain(&error)),
+        }
+        self.prepare();
+    }
+
+    /// A QEMU that does not take the state up is no reason not to start: the guest boots, as after a power cut.
+    pub(super) fn not_restored(&mut self, why: &str) -> bool {
+        if self.restoring.take().is_none() {
+            return false;
+        }
+        self.set_aside(why);
+        (self.vm, self.text) = (self.written.clone(), self.written_text.clone());
+        self.life.state = life::State::Preparing;
+        Record::remove(&self.paths);
+        self.prepare();
+        true
+    }
+
+    fn set_aside(&mut self, why: &str) {
+        let (from, to) = (self.paths.saved(), self.paths.unusable());
+        let why = why.lines().next().unwrap_or_default();
+        let note = format!(
+            "the saved state could not be taken up, and the guest has booted instead: {why}; it is kept as `{}`",
+            to.display()
+        );
+        warn!("{note}");
+        if let Err(error) = file::commit(&from, &to) {
+            warn!("cannot set it aside: {}", chain(&error));
+        }
+        self.unusable = Some(note);
+    }
+
+    /// A start that failed, by the host or by the VM.
+    pub(super) fn not_begun(&mut self, not: NotBegun) {
+        self.hosts_fault = not.is_the_hosts;
+        self.feed(life::Event::StartFailed(not.why));
+    }
+}

@@ -1,0 +1,176 @@
+//! Saving the guest's state, and going on from a saved one.
+//!
+//! QEMU sends the state to a socket of ours, and it goes from there into a file that counts only when it is whole. A state is used
+//! once: it is removed before the guest goes on, since from then on its disks are others.
+
+use std::time::Duration;
+
+use tokio::net::UnixListener;
+use tracing::{debug, info, warn};
+
+use super::{
+    fact::Fact,
+    saved::{self, Writing},
+    service,
+    supervise::{QMP_LIMIT, Supervisor},
+};
+use crate::{
+    host::{file, receive, socket},
+    life,
+    plan::{layout::VmPaths, saved::Saved},
+    spec,
+    value::chain,
+};
+
+/// What a state needs on the disk beside the guest's memory: devices, and video memory.
+const BESIDE_MEMORY: u64 = 64 << 20;
+/// How long the agent may take: it may run a program for the machine's clock.
+const CLOCK_LIMIT: Duration = Duration::from_secs(10);
+/// How often QEMU is asked whether all is sent, once it has closed the socket.
+const POLL: Duration = Duration::from_millis(10);
+
+impl Supervisor {
+    /// SIGTERM: where the guest's state is to be saved when the host goes down, systemd is asked whether it does.
+    pub(super) fn told_to_stop(&mut self) {
+        let saves = self.vm.host_shutdown == spec::HostShutdown::Suspend;
+        if !(saves && self.under_systemd && !self.winding_up) {
+            return self.feed(life::Event::Signalled);
+        }
+        let (facts, scope) = (self.facts.clone(), self.settings.scope);
+        tokio::spawn(async move {
+            let host_down = service::host_goes_down(scope).await;
+            let _ = facts.send(Fact::Stopped { host_down }).await;
+        });
+    }
+
+    /// Begins to save.
+    pub(super) fn save(&mut self) {
+        let held =
+            matches!(self.life.state, life::State::Suspending(life::Saving { held: true, .. }));
+        let Some(qemu) = &mut self.qemu else { return };
+        let head = Saved {
+            vm_file: self.text.clone(),
+            at: (self.settings.now)().to_string(),
+            qemu_version: qemu.record.qemu_version.clone(),
+            held,
+            ready: qemu.record.ready,
+        };
+        // Whoever supervises next must know that the guest is not held by anybody's wish.
+        qemu.record.saving = Some(held);
+        if let Err(error) = qemu.record.update(&self.paths) {
+            warn!("a later supervisor will not know of this: {}", chain(&error));
+        }
+        let (client, facts, generation) =
+            (qemu.client.clone(), self.facts.clone(), self.generation);
+        let (paths, memory) = (self.paths.clone(), self.vm.mem.bytes());
+        let task = tokio::spawn(async move {
+            let result = save(&client, &paths, &head, memory).await;
+            let _ = facts.send(Fact::Saved(generation, result)).await;
+        });
+        self.saving = Some(task.abort_handle());
+    }
+
+    /// It is done, or not.
+    pub(super) fn saved(&mut self, result: Result<(), String>) {
+        // One that was given up meanwhile.
+        if self.saving.is_none() {
+            return;
+        }
+        match result {
+            Ok(()) => {
+                self.saving = None;
+                self.feed(life::Event::Saved);
+            }
+            Err(why) => {
+                self.saving = None;
+                warn!("cannot save the guest's state: {why}");
+                self.publish("QVM_NOT_SUSPENDED", serde_json::json!({ "why": why }));
+                self.feed(life::Event::NotSaved(why));
+            }
+        }
+    }
+
+    /// Gives it up, and leaves nothing of it.
+    pub(super) fn cancel_save(&mut self) {
+        if let Some(task) = self.saving.take() {
+            let why = "it was called off, or took longer than `shutdownTimeoutSec`";
+            self.publish("QVM_NOT_SUSPENDED", serde_json::json!({ "why": why }));
+            task.abort();
+        }
+        if let Err(error) = saved::remove(&self.paths.saved()) {
+            warn!("a saved state is left that must not be used: {}", chain(&error));
+        }
+        if let Some(qemu) = &mut self.qemu {
+            qemu.record.saving = None;
+            let _ = qemu.record.update(&self.paths);
+        }
+        self.tell_qemu("give up saving the state", |q| async move {
+            q.cancel_migration(QMP_LIMIT).await
+        });
+    }
+
+    /// The guest has slept without knowing it: its agent, if there is one, sets its clock by the machine's.
+    pub(super) fn set_guests_clock(&mut self) {
+        let sync = self.next_sync();
+        let Some(qemu) = &self.qemu else { return };
+        let (agent, now) = (qemu.agent.clone(), self.settings.now);
+        tokio::spawn(async move {
+            let time = i64::try_from(now().as_nanosecond()).unwrap_or(i64::MAX);
+            let mut set = agent.set_time(time, sync, CLOCK_LIMIT).await;
+            if let Err(qmp::Error::Refused { .. }) = set {
+                // A Linux without hwclock(8), which the agent insists on; it has date(1).
+                let time = format!("@{}", now().as_second());
+                let date = ["date".to_owned(), "-s".into(), time];
+                set = agent.exec(&date, sync.wrapping_add(1), CLOCK_LIMIT).await.map(drop);
+            }
+            match set {
+                Ok(()) => info!("the guest's clock is set"),
+                Err(error) => debug!("the guest's clock is not set: {error}"),
+            }
+        });
+    }
+}
+
+/// Holds the guest, and writes its state down.
+async fn save(
+    client: &qmp::Client,
+    paths: &VmPaths,
+    head: &Saved,
+    memory: u64,
+) -> Result<(), String> {
+    let needed = memory + BESIDE_MEMORY;
+    let there = file::available(&paths.state).map_err(|error| chain(&error))?;
+    if there < needed {
+        let mib = |bytes: u64| bytes >> 20;
+        return Err(format!(
+            "no room in `{}`: {} MiB may be needed, {} MiB are free",
+            paths.state.display(),
+            mib(needed),
+            mib(there)
+        ));
+    }
+    let socket = paths.migration_socket();
+    let listener = socket::listen(&socket).map_err(|error| chain(&error))?;
+    let listener = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
+    let listener = listener.map_err(|error| error.to_string())?;
+    let (writing, to) = Writing::begin(&paths.saved(), head).map_err(|error| chain(&error))?;
+    client.stop(QMP_LIMIT).await.map_err(|error| error.to_string())?;
+    client.migrate(&socket, QMP_LIMIT).await.map_err(|error| error.to_string())?;
+    let accepted = tokio::time::timeout(QMP_LIMIT, listener.accept()).await;
+    let accepted = accepted.map_err(|_| "QEMU does not connect".to_owned())?;
+    let from = accepted.and_then(|(stream, _)| stream.into_std());
+    let from = from.map_err(|error| error.to_string())?;
+    let received = tokio::task::spawn_blocking(move || receive::receive(from, to)).await;
+    let bytes = received.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+    loop {
+        match client.migration(QMP_LIMIT).await.map_err(|error| error.to_string())? {
+            qmp::Migration::Active => tokio::time::sleep(POLL).await,
+            qmp::Migration::Failed(why) => return Err(why),
+            qmp::Migration::Completed => break,
+        }
+    }
+    writing.commit().map_err(|error| chain(&error))?;
+    debug!("the guest's state has {bytes} bytes");
+    let _ = std::fs::remove_file(&socket);
+    Ok(())
+}

@@ -1,0 +1,28 @@
+//! `qvm suspend`: saves the guest's state to the disk and ends; the next start goes on from it.
+
+use crate::{
+    control::types::Command, exit::Failure, plan::layout::Layout, run::ask_down::ask_down,
+    value::VmName,
+};
+
+/// What `qvm suspend` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// VMs
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<VmName>,
+}
+
+/// Suspends the VMs and returns when they are down. A guest whose state cannot be saved goes on.
+///
+/// # Errors
+/// Of each VM that is not running, or cannot be saved.
+pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
+    super::each(&args.names, async |name| {
+        let socket = layout.vm(&name).control_socket();
+        let mut say = |text: &str| super::tell(&name, text);
+        let done = ask_down(&socket, Command::Suspend, true, &mut say).await;
+        done.map_err(|error| super::refused(&error, layout, &name))
+    })
+    .await
+}
