@@ -199,7 +199,10 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
         Verb::Run(args) => {
             let settings = settings(args.name, layout, given);
             let scope = if given.uid == 0 { Scope::System } else { Scope::User };
-            verb::run::run(settings, given.exe, given.arguments, scope).await
+            // By the path that it was started by: a link there may lead to a newer program by then.
+            let started = given.arguments.first().map(Path::new).filter(|path| path.is_absolute());
+            let program = started.unwrap_or(given.exe);
+            verb::run::run(settings, program, given.arguments, scope).await
         }
         Verb::Image(args) => images(&args, &layout, given),
         Verb::Rm(args) => verb::rm::run(&args, &layout).await,

@@ -31,7 +31,7 @@ pub fn load_with_text(file: &Path) -> Result<(Vm, String), Invalid> {
     load_by(file, &mut user_data).map_err(|(invalid, _)| invalid)
 }
 
-/// Reads a VM file but not its user-data, which may be on a file system that is not mounted yet: a stand-in is taken for it. An invalid
+/// Reads a VM file but not its user-data, which may be on a file system that is not mounted yet, or on another machine: a stand-in is taken for it. An invalid
 /// file gives its text as well, as far as it is text.
 ///
 /// # Errors

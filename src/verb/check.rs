@@ -23,6 +23,9 @@ pub struct Args {
     /// Print the problems as a JSON array
     #[arg(long)]
     pub json: bool,
+    /// Do not read the files that `userData` names, which may be on another machine
+    #[arg(long)]
+    pub no_user_data: bool,
 }
 
 /// A file is checked beside all others in its directory, as if it stood there under its name.
@@ -36,7 +39,11 @@ pub fn run(args: &Args, layout: &Layout, out: &mut dyn Write, err: &mut dyn Writ
             return exit::FAILED;
         }
     };
-    let checked = check(&files);
+    let load: Load = match args.no_user_data {
+        true => |file| spec::load_early(file).map_err(|(invalid, _)| invalid),
+        false => spec::load,
+    };
+    let checked = check(&files, load);
     let printed = match args.json {
         true => print_json(&missing, &checked, out),
         false => print(&missing, &checked, out, err),
@@ -98,18 +105,21 @@ fn named(text: &str, layout: &Layout) -> Result<PathBuf, Invalid> {
     Ok(file)
 }
 
+/// How a VM file is read.
+type Load = fn(&Path) -> Result<Vm, Invalid>;
+
 /// A file, and what was read from it.
 type Loaded<'f> = (&'f PathBuf, Result<Vm, Invalid>);
 
 /// The problems of each file, in the order given.
-fn check(files: &[PathBuf]) -> Vec<(PathBuf, Vec<Problem>)> {
-    let loaded: Vec<Loaded<'_>> = files.iter().map(|file| (file, spec::load(file))).collect();
+fn check(files: &[PathBuf], load: Load) -> Vec<(PathBuf, Vec<Problem>)> {
+    let loaded: Vec<Loaded<'_>> = files.iter().map(|file| (file, load(file))).collect();
     let mut groups: BTreeMap<&Path, Vec<&Loaded<'_>>> = BTreeMap::new();
     for file in &loaded {
         groups.entry(dir_of(file.0)).or_default().push(file);
     }
     let beside: Vec<Problem> =
-        groups.into_iter().flat_map(|(dir, group)| check_beside(dir, &group)).collect();
+        groups.into_iter().flat_map(|(dir, group)| check_beside(dir, &group, load)).collect();
     let problems = |file: &PathBuf, vm: Result<Vm, Invalid>| {
         let own = vm.err().map(|Invalid(problems)| problems).unwrap_or_default();
         own.into_iter().chain(beside.iter().filter(|p| p.file == *file).cloned()).collect()
@@ -118,7 +128,7 @@ fn check(files: &[PathBuf]) -> Vec<(PathBuf, Vec<Problem>)> {
 }
 
 /// What files of one directory have against each other and against the others there.
-fn check_beside(dir: &Path, group: &[&Loaded<'_>]) -> Vec<Problem> {
+fn check_beside(dir: &Path, group: &[&Loaded<'_>], load: Load) -> Vec<Problem> {
     let mut unread: Vec<VmName> = Vec::new();
     let mut siblings: Vec<Vm> = Vec::new();
     let listed = spec::files_in(dir).unwrap_or_else(|_| {
@@ -131,7 +141,7 @@ fn check_beside(dir: &Path, group: &[&Loaded<'_>]) -> Vec<Problem> {
         if group.iter().any(|(file, _)| file.file_name() == sibling.file_name()) {
             continue;
         }
-        match spec::load(&sibling) {
+        match load(&sibling) {
             Ok(vm) => siblings.push(vm),
             Err(_) => unread.extend(spec::name_of(&sibling)),
         }

@@ -1,0 +1,29 @@
+# Every key that nix/keys.nix has an option for, as docs/qvm.toml.md writes it.
+let
+  lib = import ./lib.nix // {
+    # Types that tell what is in them.
+    mkOption = option: option;
+    types = (import ./lib.nix).types // {
+      nullOr = type: type;
+      attrsOf = type: { named = type; };
+      submodule = module: { inherit (module) options; };
+    };
+  };
+  below =
+    at: options:
+    builtins.concatLists (
+      builtins.attrValues (
+        builtins.mapAttrs (
+          name: option:
+          let
+            type = option.type;
+            named = builtins.isAttrs type && type ? named;
+            inner = if named then type.named else type;
+            path = "${at}${name}" + (if named then ".NAME" else "");
+          in
+          if builtins.isAttrs inner && inner ? options then below "${path}." inner.options else [ path ]
+        ) options
+      )
+    );
+in
+below "" (import ../../nix/keys.nix { inherit lib; freeform = null; })
