@@ -173,16 +173,10 @@ impl Host {
 
     /// The largest number that the counting guest has said; and that it goes on from there.
     fn counts_on(&self, name: &str) -> u64 {
-        let last = || -> u64 {
-            let log = self.sh(&format!(
+        let last = || {
+            last_count(&self.sh(&format!(
                 "tail -c 400 /var/lib/qvm/vms/{name}/console.log 2>/dev/null || true"
-            ));
-            let lines: Vec<&str> = log.lines().collect();
-            let whole = lines.iter().rev().skip(1);
-            whole
-                .filter_map(|line| line.trim().rsplit(' ').next()?.parse().ok())
-                .next()
-                .unwrap_or(0)
+            )))
         };
         let first = last();
         let mut now = first;
@@ -551,6 +545,80 @@ fn others_wait_until_a_guest_is_ready() {
     }
     listed(&["db"]);
     host.lab.ok(&["kill", "host"]);
+}
+
+/// A plain user, whose VMs live as long as the user's manager does.
+#[test]
+#[ignore = "run by `make test-host`"]
+fn a_user_s_vms_are_units_of_the_user_s_manager() {
+    let Some(host) = Host::new() else { return };
+    host.sh("useradd -m op && install -d -o op /home/op/.config/qvm/vms /home/op/.config/qvm /home/op/.config");
+    for (name, more) in [("web", "autostart = true"), ("nap", "hostShutdown = \"suspend\"")] {
+        host.sh(&format!(
+            "cat >/home/op/.config/qvm/vms/{name}.toml <<'END'\naccel = \"tcg\"\nmem = \"64M\"\n{more}\n[image]\npath = \"/payload/boot-count.qcow2\"\nEND\n"
+        ));
+    }
+    let op = |script: &str| -> String {
+        host.sh(&format!(
+            "cd /home/op && setpriv --reuid=op --regid=op --init-groups env HOME=/home/op XDG_RUNTIME_DIR=/run/user/$(id -u op) sh -c {}",
+            shell_quoted(script)
+        ))
+    };
+    let until = |what: &str, script: &str| {
+        until_within(BOOT, what, || op(&format!("{script} && echo yes || true")) == "yes\n")
+    };
+    let boots = |name: &str| {
+        op(&format!("grep -c BOOT-GUEST-READY .local/share/qvm/vms/{name}/console.log || true"))
+    };
+    let count = |name: &str| {
+        last_count(&op(&format!("tail -c 400 .local/share/qvm/vms/{name}/console.log")))
+    };
+    let counts_on = |name: &str| {
+        let first = count(name);
+        until_within(BOOT, "it counts on", || count(name) > first);
+        count(name)
+    };
+    // With lingering the manager is there without a login, and starts what has `autostart`.
+    host.sh("loginctl enable-linger op");
+    until("it is started", "systemctl --user is-active --quiet qvm@web");
+    op("qvm start nap && systemctl --user is-active --quiet qvm@nap");
+    let (web, nap) = (counts_on("web"), counts_on("nap"));
+    // A crash costs nothing here either.
+    op("systemctl --user kill --kill-whom=main --signal=KILL qvm@web");
+    until(
+        "it is taken over",
+        "qvm status web | grep -q '^supervisor:' && systemctl --user is-active --quiet qvm@web",
+    );
+    assert!(counts_on("web") > web);
+    assert_eq!(boots("web"), "1\n");
+    // The manager ends, as when the host goes down: each guest as its VM file says.
+    host.sh("systemctl stop user@$(id -u op).service && ! pidof qemu-system-x86_64");
+    host.sh("systemctl start user@$(id -u op).service");
+    until("it is started again", "systemctl --user is-active --quiet qvm@web");
+    op("systemctl --user start qvm@nap");
+    assert!(counts_on("nap") > nap);
+    assert_eq!((boots("web"), boots("nap")), ("2\n".into(), "1\n".into()));
+    op("systemctl --user stop qvm@web qvm@nap");
+    for name in ["web", "nap"] {
+        assert!(
+            op(&format!("qvm status --json {name} || true")).contains("\"reason\": \"stopped\""),
+            "{name}"
+        );
+    }
+    host.sh("! pidof qemu-system-x86_64");
+    host.lab.ok(&["kill", "host"]);
+}
+
+/// The last whole number in the counting guest's last words.
+fn last_count(console: &str) -> u64 {
+    let lines: Vec<&str> = console.lines().collect();
+    let whole = lines.iter().rev().skip(1);
+    whole.filter_map(|line| line.trim().rsplit(' ').next()?.parse().ok()).next().unwrap_or(0)
+}
+
+/// As one word of sh(1).
+fn shell_quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 /// The package comes anew, and goes.
