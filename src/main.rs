@@ -10,7 +10,9 @@ use std::{
 use qvm::{
     cli::{self, Cli, Given},
     exit::Failure,
+    host::journal,
 };
+use tracing::Level;
 use tracing_subscriber::{
     filter::{LevelFilter, Targets},
     fmt,
@@ -21,15 +23,18 @@ use tracing_subscriber::{
 // SIGPIPE stays ignored, as Rust's runtime has it: who reads no more is an error of writing, and quiet.
 fn main() -> ExitCode {
     let cli = Cli::read(env::args_os()).unwrap_or_else(|error| error.exit());
-    log(cli.verbose + u8::from(cli.is_supervisor()), cli.quiet);
+    let in_journal = journal::is_standard_error(env::var_os("JOURNAL_STREAM").as_deref());
+    log(cli.verbose + u8::from(cli.is_supervisor()), cli.quiet, in_journal);
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            let text = failure.to_string();
-            if !text.is_empty() {
-                // Where standard error is closed, the code has to do.
-                let _ = writeln!(io::stderr(), "{text}");
-            }
+            let text = match (failure.to_string(), in_journal) {
+                (text, false) if !text.is_empty() => format!("{text}\n"),
+                (text, true) => journal::prioritised(&text, Level::ERROR),
+                (text, false) => text,
+            };
+            // Where standard error is closed, the code has to do.
+            let _ = io::stderr().write_all(text.as_bytes());
             ExitCode::from(failure.exit_code())
         }
     }
@@ -60,8 +65,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
     runtime.block_on(cli::run(cli, &given))
 }
 
-/// Standard error takes the log. The journal has its own clock.
-fn log(verbose: u8, quiet: bool) {
+/// Standard error takes the log.
+fn log(verbose: u8, quiet: bool, in_journal: bool) {
     let level = match (quiet, verbose) {
         (true, _) => LevelFilter::ERROR,
         (false, 0) => LevelFilter::WARN,
@@ -75,8 +80,8 @@ fn log(verbose: u8, quiet: bool) {
     let filter: Targets = filter.unwrap_or_else(|| Targets::new().with_default(level));
     let log = fmt().with_max_level(LevelFilter::TRACE).with_writer(io::stderr).with_target(false);
     let log = log.with_ansi(false);
-    match env::var_os("JOURNAL_STREAM") {
-        Some(_) => log.without_time().finish().with(filter).init(),
-        None => log.finish().with(filter).init(),
+    match in_journal {
+        true => log.event_format(journal::Lines).finish().with(filter).init(),
+        false => log.finish().with(filter).init(),
     }
 }

@@ -475,6 +475,9 @@ fn a_host_that_reboots_stops_its_guests_in_order_and_starts_the_right_ones() {
     host.wait("bad", "ActiveState", "failed");
     assert_eq!(host.show("bad", "ExecMainStatus"), "78");
     assert!(host.journal("bad", 0).contains("bad.toml:2:8"), "{}", host.journal("bad", 0));
+    // An error, to the journal as well.
+    host.sh("journalctl -b -p err -u qvm@bad | grep -q 'bad.toml:2:8'");
+    host.sh("! journalctl -b -p warning -u qvm@db | grep -q ' started, pid '");
     host.sh("systemctl is-active qvm.target multi-user.target");
 
     // Off, by the host's power button, with a guest that does not care.

@@ -10,6 +10,7 @@ pub mod digest;
 pub mod download;
 pub mod file;
 pub mod firmware;
+pub mod journal;
 pub mod link;
 #[allow(unsafe_code)]
 pub mod lock;
