@@ -537,7 +537,8 @@ fn run(files: &[(&str, &str)], what: &[&str], json: bool) -> (u8, String, String
     let here = format!("{}/", dir.path().display());
     let what = what.iter().map(|what| what.replace("HERE/", &here).into()).collect();
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let code = check::run(&check::Args { what, json }, &layout, &mut out, &mut err);
+    let code =
+        check::run(&check::Args { what, json, no_user_data: false }, &layout, &mut out, &mut err);
     let shown = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap().replace(&here, "");
     assert!(!layout.state.exists() && !layout.runtime.exists(), "something was touched");
     (code, shown(out), shown(err))
