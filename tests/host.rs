@@ -209,6 +209,7 @@ fn one_file_and_one_start_is_all_there_is_to_do() {
         ("Slice", "qvm.slice"),
         ("SourcePath", "/etc/qvm/vms/a.toml"),
         ("WatchdogUSec", "1min"),
+        ("ManagedOOMPreference", "avoid"),
         ("UnitFileState", "disabled"),
     ] {
         assert_eq!(host.show("a", property), value, "{property}");
@@ -445,6 +446,11 @@ fn a_host_that_reboots_stops_its_guests_in_order_and_starts_the_right_ones() {
         let line = line.unwrap_or_else(|| panic!("{name} never said `{what}`\n{journal}"));
         line.split(['[', ']']).nth(1).unwrap().trim().parse().unwrap()
     };
+    let says =
+        |name: &str, what: &str| assert!(host.journal(name, -1).contains(what), "{name}: {what}");
+    says("web", "the guest shut down, asked by a signal");
+    says("deaf", "the guest did not shut down in time and was forced off");
+    says("sleeper", "the guest's state was saved when the host went down");
     // `after` the other way round; the deaf one holds up nobody and is forced off in its time.
     assert!(at("web", "Stopped qvm@") <= at("db", "Stopping qvm@"));
     assert!(at("off", "Stopped qvm@") < at("deaf", "Stopped qvm@"));
