@@ -19,7 +19,7 @@ use nix::sys::termios;
 use qvm::control::{
     client::{Client, Error},
     server,
-    types::{Command, Event, Executed, Port, Refusal, Request, Status},
+    types::{Command, Event, Executed, Guest, Port, Refusal, Request, Status},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -140,6 +140,9 @@ async fn answer(
                 let _ = reply.send(answers.lock().unwrap().pop_front().map_or(Ok(()), Err));
             }
             Request::Status(reply) => drop(reply.send(status())),
+            Request::Guest(reply) => {
+                let _ = reply.send(Ok(Guest { answers: true, addresses: vec![] }));
+            }
             Request::Exec { argv, limit, reply } => {
                 let out = match argv[0].as_str() {
                     "large" => "QUFB".repeat(2 << 20),
@@ -691,6 +694,7 @@ with varlink.Client("unix:" + sys.argv[1]) as client:
         assert (status["name"], status["state"], status["vcpu"]) == ("web", "running", 2), status
         vm.PowerOff(timeoutSec=9)
         vm.Kill()
+        assert vm.Guest() == {"guest": {"answers": True, "addresses": []}}
         done = vm.Exec(argv=["true"])
         assert done["exitCode"] == 3, done
         try:

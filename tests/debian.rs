@@ -103,6 +103,18 @@ fn cloud_init_sets_the_guest_up_once() {
         String::from_utf8(output.stdout).unwrap()
     };
     assert_eq!(ssh(&lab, "hostname && sudo -n id -u"), "dev\n0\n");
+    // By the VM's name, as the VM file's user.
+    let options = [
+        format!("-oIdentityFile={}", key.display()),
+        "-oBatchMode=yes".into(),
+        "-oStrictHostKeyChecking=accept-new".into(),
+        format!("-oUserKnownHostsFile={}", known.display()),
+    ];
+    let mut words = vec!["ssh", "web", "--"];
+    words.extend(options.iter().map(String::as_str));
+    words.push("id -un");
+    assert_eq!(lab.ok(&words), "op\n");
+    assert!(lab.ok(&["ip", "web"]).starts_with("192.168.97.15 "));
 
     assert!(lab.ok(&["stop", "web"]).contains("guest has shut down"));
     assert_eq!(lab.last_reason("web"), "stopped");

@@ -34,6 +34,19 @@ pub struct Executed {
     pub err: String,
 }
 
+/// An address of a guest's interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    /// The address.
+    pub address: std::net::IpAddr,
+    /// How many of its bits are the net's.
+    pub prefix: u8,
+    /// What the guest calls the interface.
+    pub interface: String,
+    /// The interface's hardware address, as the guest writes it.
+    pub mac: Option<String>,
+}
+
 impl Agent {
     /// The agent behind this socket; nothing is opened yet.
     pub fn new(socket: PathBuf) -> Self {
@@ -86,6 +99,15 @@ impl Agent {
     /// `Timeout` where no agent runs in the guest. `Refused` where it cannot, or where it could but not for the machine's clock too.
     pub async fn set_time(&self, time: i64, sync: u32, limit: Duration) -> Result<(), Error> {
         self.call("guest-set-time", json!({ "time": time }), sync, limit).await.map(drop)
+    }
+
+    /// Every address that the guest has, but for those of loopback interfaces.
+    ///
+    /// # Errors
+    /// See [`Error`]; `Timeout` where no agent runs in the guest.
+    pub async fn addresses(&self, sync: u32, limit: Duration) -> Result<Vec<Address>, Error> {
+        let told = self.call("guest-network-get-interfaces", json!({}), sync, limit).await?;
+        Ok(addresses(&told))
     }
 
     async fn talk(&self, name: &str, arguments: Value, sync: u32) -> Result<Value, Error> {
@@ -148,6 +170,29 @@ impl Agent {
             pause = (pause * 2).min(Duration::from_secs(1));
         }
     }
+}
+
+/// What is no address is passed over: the guest is not trusted, and one of another kind may come some day.
+fn addresses(told: &Value) -> Vec<Address> {
+    let mut found = Vec::new();
+    for interface in told.as_array().into_iter().flatten() {
+        let text = |key: &str| interface[key].as_str().map(str::to_owned);
+        for one in interface["ip-addresses"].as_array().into_iter().flatten() {
+            let address = one["ip-address"].as_str().and_then(|address| address.parse().ok());
+            let prefix = one["prefix"].as_u64().and_then(|prefix| u8::try_from(prefix).ok());
+            let Some(address) = address.filter(|address: &std::net::IpAddr| !address.is_loopback())
+            else {
+                continue;
+            };
+            found.push(Address {
+                address,
+                prefix: prefix.unwrap_or_default(),
+                interface: text("name").unwrap_or_default(),
+                mac: text("hardware-address"),
+            });
+        }
+    }
+    found
 }
 
 struct Channel {

@@ -102,10 +102,20 @@ enum Verb {
     Events(verb::events::Args),
     /// Run a command in the guest, by its agent
     Exec(verb::exec::Args),
+    /// The guest's addresses, and who says so
+    Ip(verb::ip::Args),
+    /// ssh into the guest
+    Ssh(verb::ssh::Args),
+    /// Return when a VM is running, ready, stopped, …
+    Wait(verb::wait::Args),
+    /// What runs beside what is written
+    Diff(verb::diff::Args),
     /// Validate VM files without touching anything
     Check(verb::check::Args),
     /// Print the QEMU command line
     Plan(verb::plan::Args),
+    /// The documents that cloud-init finds in the guest
+    Seed(verb::seed::Args),
     /// The supervisor, in the foreground
     Run(verb::run::Args),
     /// The image cache
@@ -178,6 +188,14 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
         Verb::Reboot(args) => verb::reboot::run(&args, &layout).await,
         Verb::Kill(args) => verb::kill::run(&args, &layout).await,
         Verb::Pause(args) => verb::pause::run(&args, &layout).await,
+        Verb::Ip(args) => verb::ip::run(&args, &layout).await,
+        Verb::Ssh(args) => verb::ssh::run(&args, &layout).await,
+        Verb::Wait(args) => verb::wait::run(&args, &layout).await,
+        Verb::Diff(args) => verb::diff::run(&args, &layout).await,
+        Verb::Seed(args) => {
+            let settings = settings(args.name.clone(), layout, given);
+            verb::seed::run(&args, &settings, &mut io::stdout().lock())
+        }
         Verb::Suspend(args) => verb::suspend::run(&args, &layout).await,
         Verb::Resume(args) => verb::resume::run(&args, &layout).await,
         Verb::Reload(args) => verb::reload::run(&args, &layout, manager).await,

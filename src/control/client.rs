@@ -11,7 +11,7 @@ use zlink::{
     varlink_service::Error as Service,
 };
 
-use super::types::{Command, Event, Executed, Status};
+use super::types::{Command, Event, Executed, Guest, Status};
 
 /// How long a supervisor may take to say that something has begun: it may have to ask QEMU.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -184,6 +184,19 @@ impl Client {
         }
         let (told, _): (Told, _) = self.call("io.qvm.Vm.Status", json!({}), limit).await?;
         Ok(told.status)
+    }
+
+    /// What the guest agent tells, if one answers.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn guest(&mut self) -> Result<Guest, Error> {
+        #[derive(Debug, Deserialize)]
+        struct Told {
+            guest: Guest,
+        }
+        let (told, _): (Told, _) = self.call("io.qvm.Vm.Guest", json!({}), ANSWER).await?;
+        Ok(told.guest)
     }
 
     /// Has something begun.

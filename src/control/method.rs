@@ -32,6 +32,7 @@ pub(super) enum Method {
     Command(Command),
     Describe { memory: bool },
     Status,
+    Guest,
     Events { filter: Option<Vec<String>> },
     Exec { argv: Vec<String>, limit: Duration },
     Console { read_only: bool },
@@ -92,6 +93,7 @@ fn machine(name: &str, given: &mut Parameters) -> Result<Option<Method>, Fault> 
 fn vm(name: &str, given: &mut Parameters) -> Result<Option<Method>, Fault> {
     Ok(Some(match name {
         "Status" => Method::Status,
+        "Guest" => Method::Guest,
         "PowerOff" => Method::Command(Command::PowerOff { timeout_sec: given.seconds()? }),
         "Kill" => Method::Command(Command::Terminate),
         "Reboot" => Method::Command(Command::Reboot),
@@ -239,7 +241,7 @@ mod tests {
                 seen += 1;
             }
         }
-        assert_eq!(seen, 2 + 12 + 12);
+        assert_eq!(seen, 2 + 12 + 13);
     }
 
     proptest! {

@@ -131,6 +131,7 @@ async fn act(method: Method, port: &Port) -> Result<Answer, Fault> {
         }
         Method::Describe { memory } => describe(&ask(port, Request::Status).await?, memory),
         Method::Status => json!({ "status": ask(port, Request::Status).await? }),
+        Method::Guest => json!({ "guest": ask(port, Request::Guest).await?? }),
         Method::Events { filter } => return Ok(Answer::Events(filter)),
         Method::Exec { argv, limit } => {
             let done = ask(port, |reply| Request::Exec { argv, limit, reply }).await??;

@@ -211,6 +211,26 @@ pub struct Executed {
     pub err: String,
 }
 
+/// An address of a guest, and who knows of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Address {
+    /// The address, without its prefix.
+    pub address: String,
+    /// The interface in the guest, where that is known.
+    pub interface: Option<String>,
+    /// `agent`, `vm-file` or `neighbour`.
+    pub source: String,
+}
+
+/// What the guest agent tells.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guest {
+    /// One answers.
+    pub answers: bool,
+    /// What addresses the guest has, by it.
+    pub addresses: Vec<Address>,
+}
+
 /// What a connection asks the supervisor's loop for. Every answer comes at once, or when QEMU has answered.
 #[derive(Debug)]
 pub enum Request {
@@ -218,6 +238,8 @@ pub enum Request {
     Command(Command, oneshot::Sender<Result<(), Refusal>>),
     /// Tell everything.
     Status(oneshot::Sender<Status>),
+    /// Ask the guest agent.
+    Guest(oneshot::Sender<Result<Guest, Refusal>>),
     /// Run a command in the guest, through its agent.
     Exec {
         /// The program and its arguments.

@@ -17,6 +17,7 @@ pub mod lock;
 pub mod log_file;
 pub mod machine_id;
 pub mod machined;
+pub mod neighbour;
 pub mod oom_score;
 #[allow(unsafe_code)]
 pub mod pidfd;

@@ -11,6 +11,7 @@ use crate::{
 };
 
 mod act;
+pub mod addresses;
 pub mod adopt;
 pub mod ask_down;
 pub mod begin;

@@ -3,7 +3,7 @@
 use serde_json::json;
 use tokio::sync::oneshot;
 
-use super::supervise::{QMP_LIMIT, Supervisor};
+use super::supervise::{AGENT_LIMIT, QMP_LIMIT, Supervisor};
 use crate::{
     control::types::{self, Command, Refusal, Request, Status},
     life::{self, State},
@@ -16,6 +16,7 @@ impl Supervisor {
         match request {
             Request::Command(command, reply) => self.command(command, reply),
             Request::Status(reply) => drop(reply.send(self.status())),
+            Request::Guest(reply) => self.ask_guest(reply),
             Request::Exec { argv, limit, reply } => self.exec(argv, limit, reply),
             Request::Console { read_only, reply } => {
                 let view = self.console.view(read_only);
@@ -100,6 +101,28 @@ impl Supervisor {
                     _ => "",
                 };
                 Refusal::Failed(format!("guest agent: {}{out}", chain(&error)))
+            }));
+        });
+    }
+
+    fn ask_guest(&mut self, reply: oneshot::Sender<Result<types::Guest, Refusal>>) {
+        let sync = self.next_sync();
+        let Some(qemu) = &self.qemu else {
+            let _ = reply.send(Err(Refusal::NotNow("starting")));
+            return;
+        };
+        let agent = qemu.agent.clone();
+        tokio::spawn(async move {
+            let told = agent.addresses(sync, AGENT_LIMIT).await;
+            let found = |address: qmp::agent::Address| types::Address {
+                address: address.address.to_string(),
+                interface: Some(address.interface),
+                source: "agent".to_owned(),
+            };
+            let _ = reply.send(Ok(types::Guest {
+                // One that does not know this command answers all the same.
+                answers: matches!(told, Ok(_) | Err(qmp::Error::Refused { .. })),
+                addresses: told.unwrap_or_default().into_iter().map(found).collect(),
             }));
         });
     }

@@ -2,11 +2,13 @@
 
 pub mod check;
 pub mod console;
+pub mod diff;
 pub mod events;
 pub mod exec;
 pub mod gc;
 pub mod generate;
 pub mod image;
+pub mod ip;
 pub mod kill;
 pub mod list;
 pub mod log;
@@ -19,10 +21,13 @@ pub mod restart;
 pub mod resume;
 pub mod rm;
 pub mod run;
+pub mod seed;
+pub mod ssh;
 pub mod start;
 pub mod status;
 pub mod stop;
 pub mod suspend;
+pub mod wait;
 
 use std::{
     collections::BTreeSet,

@@ -1,0 +1,121 @@
+//! Into the guest from outside: its addresses and who tells them, waiting for it, its seed, what is pending.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod lab;
+
+use lab::{Lab, guest, network::Network};
+
+fn failed(lab: &Lab, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = lab.qvm(arguments);
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn the_agent_tells_addresses_and_a_wait_ends_when_it_answers() {
+    let Some(image) = guest("tiny.qcow2") else { return };
+    let lab = Lab::new();
+    lab.vm("web", &image, "mem = \"256M\"\n");
+    lab.ok(&["wait", "web", "--for", "stopped"]);
+    let (code, said) = failed(&lab, &["wait", "web", "--for", "running", "--timeout", "1"]);
+    assert_eq!((code, said.as_str()), (Some(1), "error: web: not within 1 s\n"));
+    assert_eq!(failed(&lab, &["ip", "web"]).0, Some(3));
+    lab.ok(&["start", "web"]);
+    lab.ok(&["wait", "web", "--for", "running", "--timeout", "60"]);
+    lab.ok(&["wait", "web", "--for", "ready", "--timeout", "60"]);
+    lab.ok(&["wait", "web", "--for", "agent", "--timeout", "120"]);
+    // DHCP is asked for after the agent is up.
+    lab::until("it has its address", || lab.ok(&["ip", "web"]).starts_with("10.0.2.15 "));
+    let told = lab.ok(&["ip", "web"]);
+    assert!(told.lines().next().unwrap().ends_with("  guest agent, eth0"), "{told}");
+    let json: serde_json::Value = serde_json::from_str(&lab.ok(&["ip", "--json", "web"])).unwrap();
+    let first =
+        serde_json::json!({ "address": "10.0.2.15", "interface": "eth0", "source": "agent" });
+    assert_eq!(json[0], first);
+    let mut wait =
+        lab.command(&["wait", "web", "--for", "stopped", "--timeout", "120"]).spawn().unwrap();
+    lab.ok(&["stop", "web"]);
+    assert!(wait.wait().unwrap().success());
+    assert_eq!(failed(&lab, &["wait", "nobody", "--for", "stopped"]).0, Some(3));
+}
+
+#[test]
+fn without_an_agent_the_vm_file_or_the_neighbour_table_tells() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let Some(network) = Network::new() else { return };
+    let mut lab = Lab::new();
+    lab.network = Some(network);
+    let mac = "mac = \"52:54:00:61:90:15\"\nbridge = \"br0\"\n";
+    lab.vm("web", &image, mac);
+    lab.vm("db", &image, "bridge = \"br0\"\nip = \"192.168.97.20/24\"\n[cloudInit]\n");
+    lab.ok(&["start", "web", "db"]);
+    assert_eq!(lab.ok(&["ip", "db"]), "192.168.97.20  VM file\n");
+    let (code, said) = failed(&lab, &["ip", "web"]);
+    assert_eq!(code, Some(3));
+    assert!(said.starts_with("error: web: its address is not known\nhint: "), "{said}");
+    // As the host learns it from a guest that has asked it anything.
+    let network = lab.network.as_ref().unwrap();
+    for neighbour in
+        ["192.168.97.77 lladdr 52:54:00:61:90:15", "192.168.97.78 lladdr 52:54:00:61:90:16"]
+    {
+        let mut ip = network.command("ip");
+        ip.args(["neigh", "add"]).args(neighbour.split(' ')).args(["dev", "br0"]);
+        assert!(ip.status().unwrap().success());
+    }
+    assert_eq!(lab.ok(&["ip", "web"]), "192.168.97.77  neighbour table\n");
+    lab.ok(&["kill", "web", "db"]);
+}
+
+#[test]
+fn the_seed_is_shown_as_the_guest_would_find_it() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let lab = Lab::new();
+    lab.vm(
+        "web",
+        &image,
+        "ip = \"10.0.2.20/24\"\n[cloudInit]\nhostname = \"dev\"\nuser = \"op\"\n",
+    );
+    lab.vm("bare", &image, "");
+    let all = lab.ok(&["seed", "web"]);
+    let heads: Vec<&str> = all.lines().filter(|line| line.starts_with("--- ")).collect();
+    assert_eq!(heads, ["--- meta-data", "--- user-data", "--- network-config"]);
+    assert!(all.contains("\n#cloud-config\n") && all.contains("10.0.2.20/24"), "{all}");
+    let user_data = lab.ok(&["seed", "--document", "user-data", "web"]);
+    assert!(user_data.starts_with("#cloud-config\n"), "{user_data}");
+    // Nothing was touched for that; and what is written then is the same.
+    assert!(!lab.state("web", "").exists());
+    lab.ok(&["start", "web"]);
+    let seed = std::fs::read(lab.state("web", "seed.iso")).unwrap();
+    let found = seed.windows(user_data.len()).any(|bytes| bytes == user_data.as_bytes());
+    assert!(found, "the seed has other user-data");
+    let (code, said) = failed(&lab, &["seed", "bare"]);
+    assert_eq!(
+        (code, said.as_str()),
+        (Some(3), "error: bare: it gets no seed: it has no `[cloudInit]`\n")
+    );
+    lab.ok(&["kill", "web"]);
+}
+
+#[test]
+fn differences_are_told_key_by_key_with_their_time() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let lab = Lab::new();
+    lab.vm("web", &image, "");
+    lab.vm("db", &image, "");
+    lab.ok(&["start", "web"]);
+    assert_eq!(lab.ok(&["diff"]), "");
+    lab.vm("web", &image, "vcpu = 2\ncpuWeight = 50\n");
+    lab::until("the supervisor has seen it", || !lab.ok(&["diff", "web"]).is_empty());
+    assert_eq!(
+        lab.ok(&["diff"]),
+        "web: cpuWeight: 100 -> 50, at `qvm reload`\nweb: vcpu: 1 -> 2, when the guest reboots\n"
+    );
+    let json: serde_json::Value = serde_json::from_str(&lab.ok(&["diff", "--json"])).unwrap();
+    assert_eq!(json[0]["pending"][1]["takesEffect"], "next-reboot");
+    std::fs::write(lab.file("web"), "vcpu = \n").unwrap();
+    lab::until("the file is seen to be invalid", || {
+        lab.ok(&["diff"]).contains("web: the VM file is not valid any more")
+    });
+    assert_eq!(failed(&lab, &["diff", "db"]).0, Some(3));
+    lab.ok(&["kill", "web"]);
+}
