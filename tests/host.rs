@@ -256,6 +256,13 @@ fn one_file_and_one_start_is_all_there_is_to_do() {
     );
     assert_eq!(host.sh(&scores), "400\n0\n");
 
+    // Taken out again, they bound nothing any more.
+    host.sh("sed -i -E '/^(cpuQuota|memoryMax|ioWeight|oomScoreAdjust) /d' /etc/qvm/vms/a.toml && qvm reload a");
+    let files = host.sh("cd /sys/fs/cgroup/qvm.slice/qvm@a.service && cat cpu.max memory.max");
+    assert_eq!(files, "max 100000\nmax\n");
+    let score = format!("cat /proc/{}/oom_score_adj", host.qemu("a"));
+    assert_eq!(host.sh(&score), "0\n");
+
     // An operator's own setting wins, and is seen.
     host.sh("systemctl set-property qvm@b CPUWeight=77");
     let b = host.status("b");

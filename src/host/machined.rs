@@ -15,6 +15,9 @@ use tokio::{
 
 use crate::plan::machined::Machine;
 
+/// How often it is tried, and the pause between: a machine that was taken out is still there for a moment.
+const TRIES: usize = 10;
+const PAUSE: Duration = Duration::from_millis(100);
 /// The largest answer that is read.
 const ANSWER: usize = 1 << 20;
 
@@ -52,15 +55,19 @@ impl Machined {
         }
         let name = json!({ "name": machine.name.as_str() });
         let mut parameters = machine.parameters(Some(control));
-        for _ in 0..3 {
+        for _ in 0..TRIES {
             match self.call("Register", &parameters).await? {
                 Ok(_) => return Ok(()),
                 Err((error, _)) if error.ends_with(".MachineExists") => {
-                    let listed = self.call("List", &name).await?;
-                    if !listed.is_ok_and(|listed| machine.is_listed(&listed)) {
-                        return Err(Error::Taken(machine.name.to_string()));
+                    match self.call("List", &name).await? {
+                        Ok(listed) if !machine.is_listed(&listed) => {
+                            return Err(Error::Taken(machine.name.to_string()));
+                        }
+                        Ok(_) => drop(self.call("Unregister", &name).await?),
+                        // It has gone meanwhile.
+                        Err(_) => {}
                     }
-                    let _ = self.call("Unregister", &name).await?;
+                    tokio::time::sleep(PAUSE).await;
                 }
                 // One that knows no `controlAddress` yet.
                 Err((error, about))
@@ -90,6 +97,18 @@ impl Machined {
     }
 
     async fn register_by_dbus(&self, machine: &Machine) -> Result<(), Error> {
+        let mut tried = self.try_dbus(machine).await;
+        for _ in 1..TRIES {
+            if !matches!(tried, Err(Error::Refused(_))) {
+                break;
+            }
+            tokio::time::sleep(PAUSE).await;
+            tried = self.try_dbus(machine).await;
+        }
+        tried
+    }
+
+    async fn try_dbus(&self, machine: &Machine) -> Result<(), Error> {
         let name = machine.name.as_str();
         let properties = ["show", "--property=Service", "--property=Id", "--", name];
         if let Ok(shown) = run("machinectl", properties.map(Into::into).to_vec()).await {
@@ -232,12 +251,18 @@ mod tests {
         let ours =
             "{\"parameters\":{\"service\":\"qvm\",\"id\":\"615aebfc29b44c0fb886ca68b5dcc622\"}}\0";
         let dir = tempfile::tempdir().unwrap();
-        let (machined, asked) = served(dir.path(), vec![EXISTS, ours, DONE, DONE]);
+        let gone = "{\"error\":\"io.systemd.Machine.NoSuchMachine\"}\0";
+        let (machined, asked) =
+            served(dir.path(), vec![EXISTS, ours, DONE, EXISTS, gone, EXISTS, ours, DONE, DONE]);
         machined.register(&web(), Path::new("/run/c")).await.unwrap();
         let methods: Vec<Value> =
             asked.lock().unwrap().iter().map(|a| a["method"].clone()).collect();
-        let expected = ["Register", "List", "Unregister", "Register"];
-        assert_eq!(methods, expected.map(|method| json!(format!("io.systemd.Machine.{method}"))));
+        // Also where it is still there for a moment, or goes by itself.
+        let again = ["Register", "List", "Unregister"];
+        let expected = [&again[..], &["Register", "List"], &again, &["Register"]].concat();
+        let expected: Vec<Value> =
+            expected.iter().map(|method| json!(format!("io.systemd.Machine.{method}"))).collect();
+        assert_eq!(methods, expected);
 
         let dir = tempfile::tempdir().unwrap();
         let theirs = "{\"parameters\":{\"service\":\"systemd-nspawn\",\"id\":\"00\"}}\0";
