@@ -62,7 +62,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| cannot("start", e))?;
-    runtime.block_on(cli::run(cli, &given))
+    let done = runtime.block_on(cli::run(cli, &given));
+    // A program of another's that hangs, such as systemctl, must not hold up the end: nobody waits for it any more.
+    runtime.shutdown_background();
+    done
 }
 
 /// Standard error takes the log.

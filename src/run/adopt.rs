@@ -13,7 +13,7 @@ use crate::{
     host::pidfd::{self, Process},
     plan::layout::VmPaths,
     spec::{self, Vm},
-    value::VmName,
+    value::{VmName, chain},
 };
 
 /// How long an adopted QEMU may take until it answers.
@@ -76,7 +76,9 @@ pub async fn adopt(
         restored(&session.client, paths, held).await?;
     } else {
         // As long as this QEMU lives, a state that was saved of it is of an earlier time than its disks.
-        saved::remove(&paths.saved())?;
+        if let Err(error) = saved::remove(&paths.saved()) {
+            tracing::warn!("a saved state is left that must not be used: {}", chain(&error));
+        }
     }
     if let Some(held) = record.saving {
         // Its bytes went to the supervisor that is gone.

@@ -3,12 +3,16 @@
 use std::{
     io,
     process::{Command, Output, Stdio},
+    time::Duration,
 };
 
 use crate::{
     plan::unit::{self, DROP_IN, Scope},
     value::VmName,
 };
+
+/// How long the service manager may take to tell whether it ends.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// What `systemctl` could not do.
 #[derive(Debug, thiserror::Error)]
@@ -105,8 +109,10 @@ pub async fn host_goes_down(scope: Scope) -> bool {
         command.arg("--user");
     }
     command.arg("is-system-running").stdin(Stdio::null());
-    let run = tokio::task::spawn_blocking(move || command.output()).await;
-    run.is_ok_and(|output| output.is_ok_and(|output| output.stdout.trim_ascii() == b"stopping"))
+    let run = tokio::task::spawn_blocking(move || command.output());
+    // A manager that is busy with its end must not hold up the guest's.
+    let run = tokio::time::timeout(ANSWER_LIMIT, run).await.ok().and_then(Result::ok);
+    run.is_some_and(|output| output.is_ok_and(|output| output.stdout.trim_ascii() == b"stopping"))
 }
 
 /// What became of a unit whose supervisor crashed.
