@@ -280,7 +280,7 @@ fn one_file_and_one_start_is_all_there_is_to_do() {
     );
 
     // Without systemd the same keys are written by the supervisor.
-    host.sh("mkdir -p /root/c/vms && cp /etc/qvm/vms/a.toml /root/c/vms/solo.toml");
+    host.sh("mkdir -p /root/c/vms && cp /etc/qvm/vms/a.toml /root/c/vms/solo.toml && sed -i '1i cpuQuota = 30\\nmemoryMax = \"300M\"\\nioWeight = 33' /root/c/vms/solo.toml");
     let solo =
         "cd /root && export QVM_CONFIG_DIR=/root/c QVM_STATE_DIR=/root/s QVM_RUNTIME_DIR=/root/r";
     host.sh(&format!("{solo} && qvm start solo"));
