@@ -92,4 +92,6 @@ pub enum OnPanic {
 }
 
 #[cfg(test)]
+mod random_orders;
+#[cfg(test)]
 mod tests;

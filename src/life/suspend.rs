@@ -105,31 +105,12 @@ fn not_saved(saving: Saving, now: Duration, policy: &Policy) -> (State, Vec<Acti
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::life::{Gone, OnPanic, Ready, ReadyFailure, accepts, step::step};
-
-    const POLICY: Policy = Policy {
-        shutdown_timeout: Duration::from_secs(60),
-        on_panic: OnPanic::Restart,
-        ready: Ready::Running,
-        ready_failure: ReadyFailure::Fail,
+    use crate::life::{
+        Gone, accepts,
+        tests::{GONE, at, feed},
     };
+
     const SUSPEND: Event = Event::Asked(Command::Suspend);
-    const GONE: Event = Event::QemuGone(Gone::Exited(0));
-
-    fn at(seconds: u64) -> Duration {
-        Duration::from_secs(seconds)
-    }
-
-    fn feed(mut state: State, events: &[(u64, Event)]) -> (State, Vec<Action>) {
-        let mut done = vec![];
-        for (time, event) in events {
-            let (next, actions) = step(state, event.clone(), at(*time), &POLICY);
-            state = next;
-            done.extend(actions);
-        }
-        (state, done)
-    }
-
     fn end(actions: &[Action]) -> Option<(&'static str, u8)> {
         actions.iter().find_map(|action| match action {
             Action::Record(end) => Some((end.reason(), end.exit_code())),

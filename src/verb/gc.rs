@@ -15,7 +15,6 @@ use crate::{
     plan::layout::Layout,
     run::{
         Settings,
-        ask_down::ask_down,
         inventory::{Entry, inventory},
         kept, left_behind,
     },
@@ -176,13 +175,8 @@ async fn stop(
 ) -> Result<(), Failure> {
     let supervised: Vec<VmName> =
         running.iter().filter(|o| o.entry.answers).map(|o| o.name.clone()).collect();
-    super::each(&supervised, async |name| {
-        let socket = layout.vm(&name).control_socket();
-        let mut say = |text: &str| super::tell(&name, text);
-        let done = ask_down(&socket, Command::PowerOff { timeout_sec: None }, true, &mut say).await;
-        done.map_err(|error| super::refused(&error, layout, &name))
-    })
-    .await?;
+    let command = Command::PowerOff { timeout_sec: None };
+    super::ask_down(layout, &supervised, command, true).await?;
     for orphan in running.iter().filter(|orphan| !orphan.entry.answers) {
         let done = left_behind::end(settings(orphan.name.clone())).await;
         done.map_err(|e| Failure::of(&e).about(&orphan.name).hint(e.hint()))?;

@@ -46,7 +46,7 @@ use crate::{
     plan::layout::Layout,
     run::{
         adopt::{self, Found},
-        begin,
+        ask_down, begin,
     },
     value::VmName,
 };
@@ -87,6 +87,22 @@ async fn command(layout: &Layout, names: &[VmName], command: Command) -> Result<
     each(names, async |name| {
         let mut client = connect(layout, &name).await?;
         client.command(command).await.map_err(|error| refused(&error, layout, &name))
+    })
+    .await
+}
+
+/// A command that ends VMs, told rung by rung; with `wait` until they are down.
+async fn ask_down(
+    layout: &Layout,
+    names: &[VmName],
+    command: Command,
+    wait: bool,
+) -> Result<(), Failure> {
+    each(names, async |name| {
+        let socket = layout.vm(&name).control_socket();
+        let mut say = |text: &str| tell(&name, text);
+        let done = ask_down::ask_down(&socket, command, wait, &mut say).await;
+        done.map_err(|error| refused(&error, layout, &name))
     })
     .await
 }

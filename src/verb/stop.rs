@@ -4,7 +4,6 @@ use crate::{
     control::types::Command,
     exit::Failure,
     plan::layout::Layout,
-    run::ask_down::ask_down,
     value::{Seconds, VmName},
 };
 
@@ -28,11 +27,5 @@ pub struct Args {
 /// Of each VM that is not running or does not take it.
 pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let command = Command::PowerOff { timeout_sec: args.timeout };
-    super::each(&args.names, async |name| {
-        let socket = layout.vm(&name).control_socket();
-        let mut say = |text: &str| super::tell(&name, text);
-        let done = ask_down(&socket, command, !args.no_wait, &mut say).await;
-        done.map_err(|error| super::refused(&error, layout, &name))
-    })
-    .await
+    super::ask_down(layout, &args.names, command, !args.no_wait).await
 }
