@@ -24,7 +24,7 @@ pub struct Pending {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TakesEffect {
-    /// At `qvm reload` or SIGHUP.
+    /// At `qvm apply` or SIGHUP.
     Live,
     /// When the guest reboots (with `onGuestReboot = "apply"`), or at the next start.
     NextReboot,
@@ -40,7 +40,7 @@ impl TakesEffect {
     /// A sentence's end for people.
     pub fn words(self) -> &'static str {
         match self {
-            Self::Live => "at `qvm reload`",
+            Self::Live => "at `qvm apply`",
             Self::NextReboot => "when the guest reboots",
             Self::NextStart => "at the next start",
             Self::CloudInitRerun => "when cloud-init runs again",

@@ -1,5 +1,6 @@
 //! Floor 5: one verb of the command line, one file; here what several of them need.
 
+pub mod apply;
 pub mod check;
 pub mod console;
 pub mod diff;
@@ -16,7 +17,7 @@ pub mod pause;
 pub mod plan;
 pub mod reap;
 pub mod reboot;
-pub mod reload;
+
 pub mod restart;
 pub mod resume;
 pub mod rm;

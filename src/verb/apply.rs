@@ -1,4 +1,4 @@
-//! `qvm reload`: re-reads VM files and applies what can be applied to a running guest.
+//! `qvm apply`: re-reads VM files and applies what can be applied to a running guest.
 
 use crate::{
     control::types::Command,
@@ -8,7 +8,7 @@ use crate::{
     value::VmName,
 };
 
-/// What `qvm reload` takes.
+/// What `qvm apply` takes.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// VMs
