@@ -20,6 +20,7 @@ See
   log       what the console said        events    what happens
 Change
   diff      what runs, what is written   apply     do what can be done live
+  reseed    cloud-init from the start
 Reach
   console   serial console               exec      a command in the guest
   ip        the guest's addresses        ssh       ssh into the guest

@@ -139,7 +139,7 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
         }
         Verb::Suspend(args) => verb::suspend::run(&args, &layout).await,
         Verb::Resume(args) => verb::resume::run(&args, &layout).await,
-        Verb::Apply(args) => verb::apply::run(&args, &layout, manager).await,
+        Verb::Apply(args) => verb::apply::run(&args, &layout, given.exe, manager).await,
         Verb::Console(args) => verb::console::run(&args, &layout).await,
         Verb::Log(args) => verb::log::run(&args, &layout).await,
         Verb::Events(args) => verb::events::run(&args, &layout).await,
@@ -155,6 +155,7 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
             let settings = settings(args.name, layout, given);
             verb::plan::run(&settings, &mut io::stdout().lock())
         }
+        Verb::Reseed(args) => verb::reseed::run(&settings(args.name, layout, given)).await,
         Verb::Run(args) => {
             let settings = settings(args.name, layout, given);
             let scope = if given.uid == 0 { Scope::System } else { Scope::User };

@@ -51,6 +51,8 @@ pub(super) enum Verb {
     Plan(verb::plan::Args),
     /// The documents that cloud-init finds in the guest
     Seed(verb::seed::Args),
+    /// Have cloud-init take the guest for a new one at its next boot
+    Reseed(verb::reseed::Args),
     /// The supervisor, in the foreground
     Run(verb::run::Args),
     /// The image cache

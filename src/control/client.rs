@@ -15,6 +15,8 @@ use super::types::{Command, Event, Executed, Guest, Status};
 
 /// How long a supervisor may take to say that something has begun: it may have to ask QEMU.
 const ANSWER: Duration = Duration::from_secs(30);
+/// How long applying a VM file may take: a new disk's image may have to be fetched first.
+const APPLY: Duration = Duration::from_secs(3600);
 /// How much longer than the command itself the answer to `Exec` may take.
 const AGENT: Duration = Duration::from_secs(30);
 
@@ -219,7 +221,8 @@ impl Client {
                 ("io.systemd.MachineInstance.SetMemory", json!({ "bytes": bytes }))
             }
         };
-        let (_, _): (Value, _) = self.call(method, parameters, ANSWER).await?;
+        let limit = if command == Command::Reload { APPLY } else { ANSWER };
+        let (_, _): (Value, _) = self.call(method, parameters, limit).await?;
         Ok(())
     }
 

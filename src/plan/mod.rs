@@ -4,12 +4,14 @@
 pub mod argv;
 pub mod device;
 pub mod disk;
+pub mod facets;
 pub mod facts;
 pub mod firmware;
 pub mod identity;
 pub mod image;
 pub mod iso9660;
 pub mod layout;
+pub mod live;
 pub mod machined;
 pub mod pending;
 pub mod qcow2;

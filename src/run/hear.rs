@@ -33,9 +33,6 @@ impl Supervisor {
             let _ = facts.send(Fact::Gone(generation, exit)).await;
         });
         self.memory_actual = None;
-        if !qemu.adopted {
-            self.memory_target = None;
-        }
         // Asked once: from then on QEMU tells every change.
         let (client, facts) = (qemu.client.clone(), self.facts.clone());
         tokio::spawn(async move {
@@ -57,7 +54,15 @@ impl Supervisor {
         );
         let seen_ready = (qemu.adopted || restored) && qemu.record.ready;
         let qemu_adopted = qemu.adopted;
+        if let (Some(watching), Some(binary)) = (&mut self.watching, &qemu.record.binary) {
+            // That there is a newer one is then seen by the next reading of the VM file.
+            let _ = watching.also(binary);
+        }
         self.qemu = Some(qemu);
+        self.recall();
+        if qemu_adopted {
+            self.settle(vec![], vec![]);
+        }
         self.remember_ready();
         // One that an earlier supervisor may have bound is freed, if it is not to be any more.
         self.pinned = qemu_adopted;
@@ -162,6 +167,7 @@ impl Supervisor {
             Kind::Stop => self.feed(life::Event::Held),
             Kind::Resume => self.feed(life::Event::Continued),
             Kind::BalloonChange { actual } => self.memory_actual = Some(actual),
+            Kind::DeviceDeleted { .. } if self.applying.is_none() => self.settle(vec![], vec![]),
             _ => {}
         }
     }
@@ -196,6 +202,8 @@ impl Supervisor {
             Exit::Unknown => Gone::Unknown,
         };
         self.qemu = None;
+        self.applying = None;
+        self.live_notes.clear();
         if let Some(watching) = &mut self.watching {
             watching.end();
         }

@@ -38,7 +38,7 @@ impl Supervisor {
             Command::Resume => life::Command::Resume,
             Command::Suspend => life::Command::Suspend,
             Command::Reload => {
-                let _ = reply.send(self.reload().map_err(Refusal::Failed));
+                self.reload(Some(reply));
                 return;
             }
             Command::SetMemory { bytes } => {
@@ -156,7 +156,7 @@ impl Supervisor {
             Link::Bridge { tap, .. } => Some(tap.to_string()),
             Link::User { .. } => None,
         });
-        let mut notes = [&self.notes[..], &self.resource_notes[..]].concat();
+        let mut notes = [&self.notes[..], &self.resource_notes[..], &self.live_notes[..]].concat();
         if let Some(problem) = &self.written_problem
             && !self.is_orphan()
         {
