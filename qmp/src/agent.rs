@@ -3,13 +3,18 @@
 //! Every call opens the channel anew and begins with `guest-sync-delimited`: a 0xFF, a number of the caller's, and everything
 //! before the answer with that number is thrown away. So a late reply is never taken for another call's. Where no agent
 //! runs nothing ever answers, which only a deadline can tell. The guest is not trusted: what it says is bounded.
+//!
+//! QEMU's chardev takes one connection at a time: a second one is accepted by the kernel, but nothing of it is read until the
+//! first is closed (chardev/char-socket.c, `tcp_chr_disconnect_locked`). Calls therefore take turns here, and the time that one waits
+//! for its turn is not held against the guest.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
+    sync::Mutex,
 };
 
 use crate::Error;
@@ -17,10 +22,11 @@ use crate::Error;
 /// The longest answer that is read: `guest-exec-status` brings up to 16 MiB of each stream in base64 (qga/commands.c).
 const MAX_ANSWER: usize = 48 << 20;
 
-/// The channel's address. One call at a time: whoever shares it takes turns.
+/// The channel's address. One call at a time: its clones take turns, in the order in which they came.
 #[derive(Debug, Clone)]
 pub struct Agent {
     socket: PathBuf,
+    turn: Arc<Mutex<()>>,
 }
 
 /// What became of a command in the guest.
@@ -50,7 +56,7 @@ pub struct Address {
 impl Agent {
     /// The agent behind this socket; nothing is opened yet.
     pub fn new(socket: PathBuf) -> Self {
-        Self { socket }
+        Self { socket, turn: Arc::default() }
     }
 
     /// Whether an agent answers.
@@ -61,7 +67,7 @@ impl Agent {
         self.call("guest-ping", json!({}), sync, limit).await.map(drop)
     }
 
-    /// Calls `name`. `sync` is a number that no recent call had.
+    /// Calls `name`, when its turn has come. `sync` is a number that no recent call had; `limit` is from the beginning of its turn.
     ///
     /// # Errors
     /// See [`Error`]; `Timeout` where no agent runs in the guest.
@@ -73,6 +79,7 @@ impl Agent {
         limit: Duration,
     ) -> Result<Value, Error> {
         let late = |_| Error::Timeout { command: name.to_owned(), limit };
+        let _turn = self.turn.lock().await;
         tokio::time::timeout(limit, self.talk(name, arguments, sync)).await.map_err(late)?
     }
 
@@ -82,6 +89,7 @@ impl Agent {
     /// `Timeout` where no agent runs in the guest, `Refused` where it cannot.
     pub async fn shutdown(&self, sync: u32, limit: Duration) -> Result<(), Error> {
         let late = |_| Error::Timeout { command: "guest-shutdown".into(), limit };
+        let _turn = self.turn.lock().await;
         let mut channel = tokio::time::timeout(limit, self.synced(sync)).await.map_err(late)??;
         channel
             .say(&json!({ "execute": "guest-shutdown", "arguments": { "mode": "powerdown" } }))
@@ -99,6 +107,28 @@ impl Agent {
     /// `Timeout` where no agent runs in the guest. `Refused` where it cannot, or where it could but not for the machine's clock too.
     pub async fn set_time(&self, time: i64, sync: u32, limit: Duration) -> Result<(), Error> {
         self.call("guest-set-time", json!({ "time": time }), sync, limit).await.map(drop)
+    }
+
+    /// Freezes every file system of the guest that can be; how many those are. None frozen is none to thaw.
+    ///
+    /// # Errors
+    /// `Timeout` where no agent runs in the guest, or its disks take long; it may then freeze them all the same. `Refused` where one
+    /// cannot be frozen: none is, then.
+    pub async fn freeze(&self, sync: u32, limit: Duration) -> Result<u64, Error> {
+        self.count("guest-fsfreeze-freeze", sync, limit).await
+    }
+
+    /// Thaws every file system of the guest; how many were frozen.
+    ///
+    /// # Errors
+    /// See [`Error`]; `Timeout` where no agent runs in the guest.
+    pub async fn thaw(&self, sync: u32, limit: Duration) -> Result<u64, Error> {
+        self.count("guest-fsfreeze-thaw", sync, limit).await
+    }
+
+    async fn count(&self, name: &str, sync: u32, limit: Duration) -> Result<u64, Error> {
+        let told = self.call(name, json!({}), sync, limit).await?;
+        told.as_u64().ok_or_else(|| Error::NotQmp(told.to_string().chars().take(64).collect()))
     }
 
     /// Every address that the guest has, but for those of loopback interfaces.
@@ -316,6 +346,65 @@ mod tests {
             said
         });
         assert_eq!(agent.call("guest-x", json!({}), 7, LIMIT).await.unwrap(), "mine");
+    }
+
+    /// To an agent that would take any number of connections, which QEMU's channel does not.
+    #[tokio::test]
+    async fn calls_take_turns() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("agent.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let (open, most) = (Arc::new(Mutex::new(0)), Arc::new(Mutex::new(0)));
+        let most_seen = most.clone();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let (open, most) = (open.clone(), most.clone());
+                tokio::spawn(async move {
+                    *open.lock().await += 1;
+                    let now = *open.lock().await;
+                    let mut most = most.lock().await;
+                    *most = now.max(*most);
+                    drop(most);
+                    let (mut text, mut buffer) = (vec![], [0; 4096]);
+                    while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+                        text.extend_from_slice(&buffer[..count]);
+                        while let Some(at) = text.iter().position(|byte| *byte == b'\n') {
+                            let line: Vec<u8> =
+                                text.drain(..=at).filter(|byte| *byte != 0xff).collect();
+                            let call: Value = serde_json::from_slice(&line).unwrap();
+                            tokio::task::yield_now().await;
+                            let answer = format!("{{\"return\": {}}}", call["arguments"]);
+                            let _ = stream.write_all(&honest(&call, &answer)).await;
+                        }
+                    }
+                    *open.lock().await -= 1;
+                });
+            }
+        });
+        let agent = Agent::new(socket);
+        let calls: Vec<_> = (0..20_u32)
+            .map(|number| {
+                let agent = agent.clone();
+                tokio::spawn(async move {
+                    agent.call("guest-x", json!(number), number, LIMIT).await.unwrap()
+                })
+            })
+            .collect();
+        for (number, call) in calls.into_iter().enumerate() {
+            assert_eq!(call.await.unwrap(), json!(number));
+        }
+        // A connection that is closed is seen as such a moment later.
+        assert!(*most_seen.lock().await <= 2, "{} at once", most_seen.lock().await);
+    }
+
+    #[tokio::test]
+    async fn what_is_frozen_is_counted() {
+        let (_dir, agent) = agent(|_, call| match call["execute"].as_str().unwrap() {
+            "guest-fsfreeze-freeze" => honest(call, "{\"return\": 3}"),
+            _ => honest(call, "{\"return\": {}}"),
+        });
+        assert_eq!(agent.freeze(7, LIMIT).await.unwrap(), 3);
+        assert!(matches!(agent.thaw(8, LIMIT).await.unwrap_err(), Error::NotQmp(_)));
     }
 
     #[tokio::test]
