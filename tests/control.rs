@@ -150,6 +150,19 @@ async fn answer(
                 };
                 let _ = reply.send(Ok(Executed { exit_code: 3, out, err: String::new() }));
             }
+            Request::Agent { command, arguments, limit, reply } => {
+                let told = serde_json::json!([command, arguments, limit.as_secs()]);
+                let _ = reply.send(match command.as_str() {
+                    "guest-no" => Err(Refusal::Guest {
+                        class: "CommandNotFound".into(),
+                        reason: "never heard of it".into(),
+                    }),
+                    "guest-file-open" => Err(Refusal::Frozen { left: Duration::from_secs(7) }),
+                    _ => Ok(told),
+                });
+            }
+            Request::Freeze { thaw_after, reply } => drop(reply.send(Ok(thaw_after.as_secs()))),
+            Request::Thaw(reply) => drop(reply.send(Ok(0))),
             Request::Console { read_only, reply } => {
                 let (guest, viewer) = StdStream::pair().unwrap();
                 let _ = attached.send((read_only, guest));

@@ -7,6 +7,10 @@ use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use zlink::{
     Call,
+    connection::{
+        ReadConnection,
+        socket::{Socket, WriteHalf},
+    },
     tokio::unix::{Connection, Stream},
     varlink_service::Error as Service,
 };
@@ -41,6 +45,18 @@ pub enum Error {
     /// It went away.
     #[error("the supervisor has gone")]
     Closed,
+    /// The guest agent says no.
+    #[error("{reason}")]
+    Guest {
+        /// In its words.
+        reason: String,
+    },
+    /// The guest's file systems are frozen.
+    #[error("{reason}")]
+    Frozen {
+        /// For how long.
+        reason: String,
+    },
     /// It says no.
     #[error("{reason}")]
     Refused {
@@ -62,7 +78,12 @@ impl Error {
             Self::Denied => Some("run it as root, or as a member of the group `qvm`".into()),
             Self::Timeout(_) => Some("its log tells why: `journalctl -u qvm@NAME`".into()),
             Self::NotSuspended(_) => Some("the guest goes on; `qvm stop` shuts it down".into()),
-            Self::Io(_) | Self::Closed | Self::Refused { .. } | Self::Answer(_) => None,
+            Self::Frozen { .. } => Some("`qvm fsfreeze --thaw NAME` thaws them now".into()),
+            Self::Io(_)
+            | Self::Closed
+            | Self::Guest { .. }
+            | Self::Refused { .. }
+            | Self::Answer(_) => None,
         }
     }
 }
@@ -113,7 +134,11 @@ impl From<Refused> for Error {
                 Some(word) => word.to_owned(),
                 None => error.clone(),
             });
-        Self::Refused { error, reason }
+        match error.as_str() {
+            "io.qvm.Vm.GuestRefused" => Self::Guest { reason },
+            "io.qvm.Vm.Frozen" => Self::Frozen { reason },
+            _ => Self::Refused { error, reason },
+        }
     }
 }
 
@@ -123,10 +148,16 @@ struct Method<'a> {
     parameters: Value,
 }
 
+#[derive(Debug, Deserialize)]
+struct Filesystems {
+    filesystems: u64,
+}
+
 /// A connection to one supervisor.
 #[derive(Debug)]
 pub struct Client {
-    connection: Connection,
+    replies: ReadConnection<<Stream as Socket>::ReadHalf>,
+    calls: <Stream as Socket>::WriteHalf,
 }
 
 impl Client {
@@ -140,12 +171,16 @@ impl Client {
             io::ErrorKind::PermissionDenied => Error::Denied,
             _ => Error::Io(error),
         })?;
-        Ok(Self { connection: Connection::new(Stream::try_from(stream)?) })
+        let (replies, calls) = Connection::new(Stream::try_from(stream)?).split();
+        Ok(Self { replies, calls: calls.into_write_half() })
     }
 
+    /// Serialized here, once: zlink's writer begins anew for every 256 bytes that it grows by, and a call may carry a part of a file.
     async fn say(&mut self, method: &str, parameters: Value, more: bool) -> Result<(), Error> {
         let call = Call::new(Method { method, parameters }).set_more(more);
-        Ok(self.connection.send_call(&call, vec![]).await?)
+        let mut bytes = serde_json::to_vec(&call).map_err(Error::Answer)?;
+        bytes.push(0);
+        Ok(self.calls.write(&bytes, &[] as &[OwnedFd], None).await?)
     }
 
     async fn hear<T>(&mut self) -> Result<(T, Vec<OwnedFd>), Error>
@@ -154,7 +189,7 @@ impl Client {
     {
         // As a value first: zlink tries one kind of reply after the other, and an answer that
         // this program cannot read would come out as no kind at all.
-        let (reply, fds) = self.connection.receive_reply::<Value, Refused>().await?;
+        let (reply, fds) = self.replies.receive_reply::<Value, Refused>().await?;
         let parameters = reply?.into_parameters().unwrap_or_else(|| json!({}));
         Ok((serde_json::from_value(parameters).map_err(Error::Answer)?, fds))
     }
@@ -234,6 +269,48 @@ impl Client {
         let parameters = json!({ "argv": argv, "timeoutSec": timeout.as_secs() });
         let (done, _) = self.call("io.qvm.Vm.Exec", parameters, timeout + AGENT).await?;
         Ok(done)
+    }
+
+    /// Has the guest agent do one of its own commands; what it answers.
+    ///
+    /// # Errors
+    /// See [`Error`]; `Guest` where the agent says no.
+    pub async fn agent(
+        &mut self,
+        command: &str,
+        arguments: Value,
+        limit: Duration,
+    ) -> Result<Value, Error> {
+        #[derive(Debug, Deserialize)]
+        struct Told {
+            #[serde(default)]
+            result: Value,
+        }
+        let parameters = json!({
+            "command": command, "arguments": arguments, "timeoutSec": limit.as_secs(),
+        });
+        let (told, _): (Told, _) = self.call("io.qvm.Vm.Agent", parameters, limit + AGENT).await?;
+        Ok(told.result)
+    }
+
+    /// Freezes the guest's file systems until [`Self::thaw`], or for so long; how many those are.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn freeze(&mut self, thaw_after: Duration) -> Result<u64, Error> {
+        let parameters = json!({ "thawAfterSec": thaw_after.as_secs() });
+        let limit = thaw_after + AGENT;
+        let (told, _): (Filesystems, _) = self.call("io.qvm.Vm.Freeze", parameters, limit).await?;
+        Ok(told.filesystems)
+    }
+
+    /// Thaws them; how many were frozen.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn thaw(&mut self) -> Result<u64, Error> {
+        let (told, _): (Filesystems, _) = self.call("io.qvm.Vm.Thaw", json!({}), 2 * AGENT).await?;
+        Ok(told.filesystems)
     }
 
     /// Everything that happens from now on: what is done after this has returned is not missed.

@@ -33,6 +33,8 @@ pub(super) enum Machine {
 pub(super) enum Vm {
     NotNow { state: String },
     Failed { reason: String },
+    GuestRefused { class: String, reason: String },
+    Frozen { reason: String },
 }
 
 impl Fault {
@@ -79,11 +81,15 @@ impl Fault {
 
 impl From<Refusal> for Fault {
     fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::NotNow(state) => Self::Vm(Vm::NotNow { state: state.to_owned() }),
+        match &refusal {
+            Refusal::NotNow(state) => Self::Vm(Vm::NotNow { state: (*state).to_owned() }),
             // Of what a command carries, the loop judges only this.
             Refusal::BadValue(_) => Self::invalid("bytes"),
             Refusal::Failed(reason) => Self::failed(reason),
+            Refusal::Guest { class, .. } => {
+                Self::Vm(Vm::GuestRefused { class: class.clone(), reason: refusal.to_string() })
+            }
+            Refusal::Frozen { .. } => Self::Vm(Vm::Frozen { reason: refusal.to_string() }),
         }
     }
 }

@@ -13,6 +13,11 @@ use super::{
 
 /// How long a command in the guest may take unless the caller says.
 const EXEC_LIMIT: u32 = 60;
+/// How long one command of the agent's may take unless the caller says, and at most: nobody else reaches the agent meanwhile.
+const AGENT_LIMIT: u32 = 10;
+const LONGEST_CALL: u32 = 600;
+/// The longest that file systems may be frozen for, in seconds.
+const LONGEST_FREEZE: u32 = 600;
 /// The longest time that a caller may give, in seconds: one day.
 const LONGEST: u32 = 86_400;
 
@@ -35,6 +40,9 @@ pub(super) enum Method {
     Guest,
     Events { filter: Option<Vec<String>> },
     Exec { argv: Vec<String>, limit: Duration },
+    Agent { command: String, arguments: Value, limit: Duration },
+    Freeze { thaw_after: Duration },
+    Thaw,
     Console { read_only: bool },
 }
 
@@ -94,7 +102,10 @@ fn vm(name: &str, given: &mut Parameters) -> Result<Option<Method>, Fault> {
     Ok(Some(match name {
         "Status" => Method::Status,
         "Guest" => Method::Guest,
-        "PowerOff" => Method::Command(Command::PowerOff { timeout_sec: given.seconds()? }),
+        "PowerOff" => {
+            let timeout_sec = given.seconds("timeoutSec", LONGEST)?;
+            Method::Command(Command::PowerOff { timeout_sec })
+        }
         "Kill" => Method::Command(Command::Terminate),
         "Reboot" => Method::Command(Command::Reboot),
         "Reset" => Method::Command(Command::Reset),
@@ -108,9 +119,26 @@ fn vm(name: &str, given: &mut Parameters) -> Result<Option<Method>, Fault> {
             if argv.is_empty() {
                 return Err(Fault::invalid("argv"));
             }
-            let limit = given.seconds()?.unwrap_or(EXEC_LIMIT);
+            let limit = given.seconds("timeoutSec", LONGEST)?.unwrap_or(EXEC_LIMIT);
             Method::Exec { argv, limit: Duration::from_secs(limit.into()) }
         }
+        "Agent" => {
+            let command: String = given.need("command")?;
+            // These two are the supervisor's, which keeps the deadline.
+            if command.starts_with("guest-fsfreeze-") && command != "guest-fsfreeze-status" {
+                return Err(Fault::invalid("command"));
+            }
+            let arguments: Map<String, Value> = given.take("arguments")?.unwrap_or_default();
+            let limit = given.seconds("timeoutSec", LONGEST_CALL)?.unwrap_or(AGENT_LIMIT);
+            let limit = Duration::from_secs(limit.into());
+            Method::Agent { command, arguments: Value::Object(arguments), limit }
+        }
+        "Freeze" => {
+            let after = given.seconds("thawAfterSec", LONGEST_FREEZE)?;
+            let after = after.ok_or_else(|| Fault::invalid("thawAfterSec"))?;
+            Method::Freeze { thaw_after: Duration::from_secs(after.into()) }
+        }
+        "Thaw" => Method::Thaw,
         "Console" => Method::Console { read_only: given.take("readOnly")?.unwrap_or(false) },
         _ => return Ok(None),
     }))
@@ -147,9 +175,9 @@ impl Parameters {
         self.take(name)?.ok_or_else(|| Fault::invalid(name))
     }
 
-    fn seconds(&mut self) -> Result<Option<u32>, Fault> {
-        match self.take("timeoutSec")? {
-            Some(seconds) if !(1..=LONGEST).contains(&seconds) => Err(Fault::invalid("timeoutSec")),
+    fn seconds(&mut self, name: &str, most: u32) -> Result<Option<u32>, Fault> {
+        match self.take(name)? {
+            Some(seconds) if !(1..=most).contains(&seconds) => Err(Fault::invalid(name)),
             seconds => Ok(seconds),
         }
     }
@@ -200,6 +228,19 @@ mod tests {
             ("io.qvm.Vm.Exec", json!({}), "argv"),
             ("io.qvm.Vm.Exec", json!({ "argv": [] }), "argv"),
             ("io.qvm.Vm.Exec", json!({ "argv": "true" }), "argv"),
+            ("io.qvm.Vm.Agent", json!({}), "command"),
+            ("io.qvm.Vm.Agent", json!({ "command": "guest-ping", "arguments": [] }), "arguments"),
+            (
+                "io.qvm.Vm.Agent",
+                json!({ "command": "guest-ping", "timeoutSec": 601 }),
+                "timeoutSec",
+            ),
+            ("io.qvm.Vm.Agent", json!({ "command": "guest-fsfreeze-freeze" }), "command"),
+            ("io.qvm.Vm.Agent", json!({ "command": "guest-fsfreeze-freeze-list" }), "command"),
+            ("io.qvm.Vm.Agent", json!({ "command": "guest-fsfreeze-thaw" }), "command"),
+            ("io.qvm.Vm.Freeze", json!({}), "thawAfterSec"),
+            ("io.qvm.Vm.Freeze", json!({ "thawAfterSec": 0 }), "thawAfterSec"),
+            ("io.qvm.Vm.Freeze", json!({ "thawAfterSec": 601 }), "thawAfterSec"),
             ("io.qvm.Vm.Console", json!({ "readOnly": 1 }), "readOnly"),
             ("io.systemd.MachineInstance.SetMemory", json!({ "bytes": -1 }), "bytes"),
             ("io.systemd.MachineInstance.SetMemory", json!({ "bytes": 1.5 }), "bytes"),
@@ -241,7 +282,7 @@ mod tests {
                 seen += 1;
             }
         }
-        assert_eq!(seen, 2 + 12 + 13);
+        assert_eq!(seen, 2 + 12 + 16);
     }
 
     proptest! {

@@ -137,6 +137,15 @@ async fn act(method: Method, port: &Port) -> Result<Answer, Fault> {
             let done = ask(port, |reply| Request::Exec { argv, limit, reply }).await??;
             json!(done)
         }
+        Method::Agent { command, arguments, limit } => {
+            let told = ask(port, |reply| Request::Agent { command, arguments, limit, reply });
+            json!({ "result": told.await?? })
+        }
+        Method::Freeze { thaw_after } => {
+            let frozen = ask(port, |reply| Request::Freeze { thaw_after, reply }).await??;
+            json!({ "filesystems": frozen })
+        }
+        Method::Thaw => json!({ "filesystems": ask(port, Request::Thaw).await?? }),
         Method::Console { read_only } => {
             let viewer = ask(port, |reply| Request::Console { read_only, reply }).await??;
             return Ok(Answer::Handed(json!({ "fileDescriptorIndex": 0 }), viewer));

@@ -150,7 +150,7 @@ pub struct End {
 /// Something that happened, for `SubscribeEvents` and `io.qvm.Vm.Watch`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Event {
-    /// QMP's name (`SHUTDOWN`, `RESET`, …), or one of qvm's own: `QVM_STATE`, `QVM_READY`, `QVM_STOP_RUNG`, `QVM_END`.
+    /// QMP's name (`SHUTDOWN`, `RESET`, …), or one of qvm's own: `QVM_STATE`, `QVM_READY`, `QVM_STOP_RUNG`, `QVM_END`, ….
     pub event: String,
     /// The event's data.
     pub data: Option<serde_json::Value>,
@@ -197,6 +197,20 @@ pub enum Refusal {
     /// QEMU or the guest does not take part.
     #[error("{0}")]
     Failed(String),
+    /// The guest agent says no.
+    #[error("guest agent: {reason}")]
+    Guest {
+        /// QMP's error class, such as `CommandNotFound`.
+        class: String,
+        /// The agent's own words.
+        reason: String,
+    },
+    /// The guest's file systems are frozen, and its agent does hardly anything until they are thawed.
+    #[error("the guest's file systems are frozen, for {} s more", left.as_secs())]
+    Frozen {
+        /// Until they are.
+        left: Duration,
+    },
 }
 
 /// What became of a command in the guest.
@@ -249,6 +263,26 @@ pub enum Request {
         /// What became of it.
         reply: oneshot::Sender<Result<Executed, Refusal>>,
     },
+    /// One command of the guest agent's own.
+    Agent {
+        /// Its name.
+        command: String,
+        /// Its arguments, an object.
+        arguments: serde_json::Value,
+        /// How long it may take.
+        limit: Duration,
+        /// What the agent answers.
+        reply: oneshot::Sender<Result<serde_json::Value, Refusal>>,
+    },
+    /// Freeze the guest's file systems.
+    Freeze {
+        /// When they are thawed, whatever becomes of the caller.
+        thaw_after: Duration,
+        /// How many are frozen.
+        reply: oneshot::Sender<Result<u64, Refusal>>,
+    },
+    /// Thaw them; how many were frozen.
+    Thaw(oneshot::Sender<Result<u64, Refusal>>),
     /// A new viewer of the serial console: the answer is one end of a stream socket that carries the
     /// console's bytes out, and, unless read-only, keystrokes in.
     Console {

@@ -26,6 +26,8 @@ pub mod probe;
 pub mod qemu_img;
 pub mod receive;
 pub mod signal;
+#[allow(unsafe_code)]
+pub mod slept;
 pub mod socket;
 pub mod systemd;
 #[allow(unsafe_code)]

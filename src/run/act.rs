@@ -31,7 +31,10 @@ impl Supervisor {
             }
             Action::Announce(rung) => self.announce(rung),
             Action::PressPowerButton => {
+                // A guest whose file systems are frozen cannot shut down.
+                let thawed = self.thaw_first();
                 self.tell_qemu("press the power button", |q| async move {
+                    let _ = thawed.await;
                     q.powerdown(QMP_LIMIT).await
                 });
             }
@@ -124,10 +127,12 @@ impl Supervisor {
     }
 
     fn ask_agent_to_shut_down(&mut self) {
+        let thawed = self.thaw_first();
         let sync = self.next_sync();
         let Some(qemu) = &self.qemu else { return };
         let agent = qemu.agent.clone();
         tokio::spawn(async move {
+            let _ = thawed.await;
             match agent.shutdown(sync, AGENT_LIMIT).await {
                 Ok(()) => info!("the guest agent was asked to shut down as well"),
                 Err(why) => tracing::debug!("no guest agent took part: {why}"),

@@ -1,13 +1,21 @@
 //! What the loop of a supervisor learns, and the tasks that bring it there.
 
+use std::time::Duration;
+
 use tokio::sync::mpsc;
 
-use super::{launch::Qemu, live::Applied, prepare::Prepared};
+use super::{
+    freeze::{self, NotFrozen, Why},
+    launch::Qemu,
+    live::Applied,
+    prepare::Prepared,
+};
 use crate::{
-    control::types::Request,
+    control::types::{Refusal, Request},
     host::{
         pidfd::Exit,
         signal::{Signal, Signals},
+        slept::Sleeps,
         watch::Changes,
     },
     plan::live::Change,
@@ -66,6 +74,14 @@ pub(super) enum Fact {
     LetGo(u64, Vec<Change>, Vec<Change>),
     /// The QEMU that is installed now is of this version.
     Installed(u64, String),
+    /// The guest's file systems, which are to be frozen for so long at most, are; or not.
+    Froze(u64, Duration, Result<u64, NotFrozen>, freeze::Reply),
+    /// They are to be thawed.
+    ThawDue(u64),
+    /// They are; or not.
+    Thawed(u64, Why, Result<u64, Refusal>, Option<freeze::Reply>),
+    /// The host has slept for so long.
+    HostSlept(Duration),
     Gone(u64, Exit),
     FileChanged,
 }
@@ -85,6 +101,14 @@ pub(super) async fn forward_requests(
 ) {
     while let Some(request) = asked.recv().await {
         if facts.send(Fact::Request(request)).await.is_err() {
+            return;
+        }
+    }
+}
+
+pub(super) async fn forward_sleeps(mut sleeps: Sleeps, facts: mpsc::Sender<Fact>) {
+    while let Some(slept) = sleeps.next().await {
+        if facts.send(Fact::HostSlept(slept)).await.is_err() {
             return;
         }
     }

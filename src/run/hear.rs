@@ -61,6 +61,7 @@ impl Supervisor {
         self.qemu = Some(qemu);
         self.recall();
         if qemu_adopted {
+            self.recall_freeze();
             self.settle(vec![], vec![]);
         }
         self.remember_ready();
@@ -162,7 +163,10 @@ impl Supervisor {
                 self.feed(life::Event::GuestReboot);
             }
             Kind::Shutdown { guest: true, .. } => self.feed(life::Event::GuestShutdown),
-            Kind::Reset { .. } => self.feed(life::Event::GuestReset),
+            Kind::Reset { .. } => {
+                self.forget_freeze();
+                self.feed(life::Event::GuestReset);
+            }
             Kind::GuestPanicked { .. } => self.feed(life::Event::GuestPanicked),
             Kind::Stop => self.feed(life::Event::Held),
             Kind::Resume => self.feed(life::Event::Continued),
@@ -201,7 +205,7 @@ impl Supervisor {
             Exit::Signal(signal) => Gone::Signalled { signal, oom: self.was_oom_killed(signal) },
             Exit::Unknown => Gone::Unknown,
         };
-        self.qemu = None;
+        (self.qemu, self.frozen) = (None, None);
         self.applying = None;
         self.live_notes.clear();
         if let Some(watching) = &mut self.watching {

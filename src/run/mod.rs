@@ -21,6 +21,7 @@ mod enrol;
 pub mod error;
 mod fact;
 pub mod fetch;
+mod freeze;
 mod hear;
 pub mod image;
 pub mod image_cache;

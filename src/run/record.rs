@@ -43,6 +43,9 @@ pub struct Record {
     /// Its state is being saved, and whether its vCPUs were held before.
     #[serde(default)]
     pub saving: Option<bool>,
+    /// Its guest's file systems are frozen, or were to be, and are to be thawed then, RFC 3339.
+    #[serde(default)]
+    pub frozen_until: Option<String>,
     /// What an operator should know about how it was started.
     #[serde(default)]
     pub notes: Vec<String>,

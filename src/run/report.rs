@@ -3,13 +3,34 @@
 use serde_json::json;
 use tokio::sync::oneshot;
 
-use super::supervise::{AGENT_LIMIT, QMP_LIMIT, Supervisor};
+use super::{
+    freeze::Why,
+    supervise::{AGENT_LIMIT, QMP_LIMIT, Supervisor},
+};
 use crate::{
     control::types::{self, Command, Refusal, Request, Status},
     life::{self, State},
     spec::Link,
     value::chain,
 };
+
+/// What the agent does while file systems are frozen (qga/main.c, `ga_freeze_allowlist`), but for thawing.
+const WHILE_FROZEN: [&str; 5] =
+    ["guest-ping", "guest-info", "guest-sync", "guest-sync-delimited", "guest-fsfreeze-status"];
+
+/// What is said of a call to the agent that failed.
+pub(super) fn refusal(error: &qmp::Error) -> Refusal {
+    match error {
+        qmp::Error::Refused { class, .. } => {
+            Refusal::Guest { class: class.clone(), reason: chain(error) }
+        }
+        qmp::Error::Timeout { .. } => Refusal::Failed(format!(
+            "guest agent: {}; qemu-guest-agent has to run in the guest",
+            chain(error)
+        )),
+        error => Refusal::Failed(format!("guest agent: {}", chain(error))),
+    }
+}
 
 impl Supervisor {
     pub(super) fn answer(&mut self, request: Request) {
@@ -18,6 +39,11 @@ impl Supervisor {
             Request::Status(reply) => drop(reply.send(self.status())),
             Request::Guest(reply) => self.ask_guest(reply),
             Request::Exec { argv, limit, reply } => self.exec(argv, limit, reply),
+            Request::Agent { command, arguments, limit, reply } => {
+                self.agent(command, arguments, limit, reply);
+            }
+            Request::Freeze { thaw_after, reply } => self.freeze(thaw_after, reply),
+            Request::Thaw(reply) => self.thaw(Why::Asked, Some(reply)),
             Request::Console { read_only, reply } => {
                 let view = self.console.view(read_only);
                 let _ = reply
@@ -83,11 +109,10 @@ impl Supervisor {
         reply: oneshot::Sender<Result<types::Executed, Refusal>>,
     ) {
         let sync = self.next_sync();
-        let Some(qemu) = &self.qemu else {
-            let _ = reply.send(Err(Refusal::NotNow("starting")));
-            return;
+        let agent = match self.open_agent() {
+            Ok(agent) => agent,
+            Err(refusal) => return drop(reply.send(Err(refusal))),
         };
-        let agent = qemu.agent.clone();
         tokio::spawn(async move {
             let done = agent.exec(&argv, sync, limit).await;
             let done = done.map(|done| types::Executed {
@@ -95,14 +120,41 @@ impl Supervisor {
                 out: done.out,
                 err: done.err,
             });
-            let _ = reply.send(done.map_err(|error| {
-                let out = match error {
-                    qmp::Error::Timeout { .. } => "; qemu-guest-agent has to run in the guest",
-                    _ => "",
-                };
-                Refusal::Failed(format!("guest agent: {}{out}", chain(&error)))
-            }));
+            let _ = reply.send(done.map_err(|error| refusal(&error)));
         });
+    }
+
+    fn agent(
+        &mut self,
+        command: String,
+        arguments: serde_json::Value,
+        limit: std::time::Duration,
+        reply: oneshot::Sender<Result<serde_json::Value, Refusal>>,
+    ) {
+        let sync = self.next_sync();
+        let agent = match self.open_agent() {
+            Err(Refusal::Frozen { .. }) if WHILE_FROZEN.contains(&command.as_str()) => {
+                self.qemu.as_ref().map(|qemu| qemu.agent.clone()).ok_or(Refusal::NotNow("starting"))
+            }
+            agent => agent,
+        };
+        let agent = match agent {
+            Ok(agent) => agent,
+            Err(refusal) => return drop(reply.send(Err(refusal))),
+        };
+        tokio::spawn(async move {
+            let told = agent.call(&command, arguments, sync, limit).await;
+            let _ = reply.send(told.map_err(|error| refusal(&error)));
+        });
+    }
+
+    /// The agent, where it does more than what is safe while file systems are frozen.
+    fn open_agent(&self) -> Result<qmp::agent::Agent, Refusal> {
+        let Some(qemu) = &self.qemu else { return Err(Refusal::NotNow("starting")) };
+        match self.frozen_for() {
+            Some(left) => Err(Refusal::Frozen { left }),
+            None => Ok(qemu.agent.clone()),
+        }
     }
 
     fn ask_guest(&mut self, reply: oneshot::Sender<Result<types::Guest, Refusal>>) {
@@ -162,6 +214,7 @@ impl Supervisor {
         {
             notes.push(format!("the VM file is not valid any more: {problem}"));
         }
+        notes.extend(self.freeze_note());
         if let Some(why) = record.and_then(|r| r.missed.as_ref()) {
             notes.push(format!("the guest is not ready (`ready = \"{}\"`): {why}", self.vm.ready));
         }

@@ -19,7 +19,8 @@ use super::{
     console::Console,
     enrol::Enrolled,
     error::Error,
-    fact::{Fact, forward_changes, forward_requests, forward_signals},
+    fact::{Fact, forward_changes, forward_requests, forward_signals, forward_sleeps},
+    freeze::{Frozen, Why},
     launch::Qemu,
     live::Applying,
     prepare::Prepared,
@@ -34,6 +35,7 @@ use crate::{
     },
     host::{
         signal::{Signal, Signals},
+        slept::Sleeps,
         socket,
         systemd::{Notifier, under_systemd},
         watch::{self, Watching},
@@ -107,6 +109,10 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
             None
         }
     };
+    match Sleeps::begin() {
+        Ok(sleeps) => drop(tokio::spawn(forward_sleeps(sleeps, facts.clone()))),
+        Err(error) => warn!("guests' clocks will not be set when the host has slept: {error}"),
+    }
     let env = |key: &str| (settings.env)(key).map(OsString::from);
     let notifier = Notifier::new(env, std::process::id());
     let under_systemd = under_systemd(env, std::process::id());
@@ -147,6 +153,7 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
         restoring: None,
         unusable: None,
         saving: None,
+        frozen: None,
         enrolled: None,
         facts,
         events,
@@ -236,6 +243,8 @@ pub(super) struct Supervisor {
     pub(super) unusable: Option<String>,
     /// Saves the guest's state.
     pub(super) saving: Option<AbortHandle>,
+    /// The guest's file systems are frozen.
+    pub(super) frozen: Option<Frozen>,
     /// Known to systemd-machined.
     pub(super) enrolled: Option<Enrolled>,
     pub(super) since: jiff::Timestamp,
@@ -314,7 +323,23 @@ impl Supervisor {
                 self.installed = Some(version);
                 self.reread();
             }
-            Fact::Memory(..)
+            Fact::Froze(generation, after, done, reply) if generation == self.generation => {
+                self.froze(after, done, reply);
+            }
+            Fact::ThawDue(generation) if generation == self.generation => {
+                self.thaw(Why::Deadline, None);
+            }
+            Fact::Thawed(generation, why, done, reply) if generation == self.generation => {
+                self.thawed(why, done, reply);
+            }
+            Fact::HostSlept(slept) => {
+                info!("the host has slept for {} s", slept.as_secs());
+                self.set_guests_clock();
+            }
+            Fact::Froze(..)
+            | Fact::ThawDue(_)
+            | Fact::Thawed(..)
+            | Fact::Memory(..)
             | Fact::Applied(..)
             | Fact::LetGo(..)
             | Fact::Installed(..)

@@ -49,6 +49,7 @@ impl Supervisor {
         let replugged = self.is_replugged();
         let held =
             matches!(self.life.state, life::State::Suspending(life::Saving { held: true, .. }));
+        let thawed = self.thaw_first();
         let Some(qemu) = &mut self.qemu else { return };
         let head = Saved {
             vm_file: self.text.clone(),
@@ -66,9 +67,14 @@ impl Supervisor {
             (qemu.client.clone(), self.facts.clone(), self.generation);
         let (paths, memory) = (self.paths.clone(), self.vm.mem.bytes());
         let task = tokio::spawn(async move {
-            let result = match replugged {
-                true => Err("disks or NICs were plugged in or out since it was started".to_owned()),
-                false => save(&client, &paths, &head, memory).await,
+            let result = match (replugged, thawed.await) {
+                (true, _) => {
+                    Err("disks or NICs were plugged in or out since it was started".to_owned())
+                }
+                (false, Err(why)) => {
+                    Err(format!("its file systems are frozen, and cannot be thawed: {why}"))
+                }
+                (false, Ok(())) => save(&client, &paths, &head, memory).await,
             };
             let _ = facts.send(Fact::Saved(generation, result)).await;
         });
