@@ -23,6 +23,7 @@ Change
   reseed    cloud-init from the start
 Reach
   console   serial console               exec      a command in the guest
+  cp        a file in or out             fsfreeze  hold its disks still
   ip        the guest's addresses        ssh       ssh into the guest
 Remove
   rm        delete a VM's disks          gc        what no VM file wants

@@ -144,6 +144,8 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
         Verb::Log(args) => verb::log::run(&args, &layout).await,
         Verb::Events(args) => verb::events::run(&args, &layout).await,
         Verb::Exec(args) => verb::exec::run(&args, &layout).await,
+        Verb::Cp(args) => verb::cp::run(&args, &layout, given.terminal).await,
+        Verb::Fsfreeze(args) => verb::fsfreeze::run(&args, &layout).await,
         Verb::Check(args) => {
             let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
             match verb::check::run(&args, &layout, &mut out, &mut err) {

@@ -37,6 +37,10 @@ pub(super) enum Verb {
     Events(verb::events::Args),
     /// Run a command in the guest, by its agent
     Exec(verb::exec::Args),
+    /// Copy a file into the guest or out of it, by its agent
+    Cp(verb::cp::Args),
+    /// Hold the guest's file systems still, for a backup
+    Fsfreeze(verb::fsfreeze::Args),
     /// The guest's addresses, and who says so
     Ip(verb::ip::Args),
     /// ssh into the guest

@@ -1,7 +1,7 @@
 //! The operator's terminal: raw while a console is shown, and as it was before afterwards, whatever happens.
 
 use std::{
-    io::{self, IsTerminal, Read},
+    io::{self, IsTerminal, Read, Write},
     os::unix::net::UnixStream,
     thread,
 };
@@ -11,7 +11,11 @@ use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
     low_level::pipe,
 };
-use tokio::sync::mpsc;
+use tokio::{
+    io::AsyncReadExt,
+    net,
+    sync::{mpsc, oneshot},
+};
 
 /// Standard input in raw mode for as long as this lives, also through a panic.
 #[derive(Debug)]
@@ -45,6 +49,108 @@ impl Drop for Raw {
     }
 }
 
+/// SIGTERM, SIGHUP and SIGINT, as they come; they no longer end the process by themselves.
+#[derive(Debug)]
+pub struct Interrupts {
+    queue: mpsc::Receiver<i32>,
+}
+
+impl Interrupts {
+    /// Begins to catch them; needs a runtime.
+    ///
+    /// # Errors
+    /// No more descriptors, or no handler.
+    pub fn new() -> io::Result<Self> {
+        let (sender, queue) = mpsc::channel(8);
+        for signal in [SIGTERM, SIGHUP, SIGINT] {
+            let (read, write) = UnixStream::pair()?;
+            read.set_nonblocking(true)?;
+            pipe::register(signal, write)?;
+            let (mut read, sender) = (net::UnixStream::from_std(read)?, sender.clone());
+            tokio::spawn(async move {
+                while read.read_u8().await.is_ok() {
+                    if sender.send(signal).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        Ok(Self { queue })
+    }
+
+    /// None will come.
+    pub fn never() -> Self {
+        Self { queue: mpsc::channel(1).1 }
+    }
+
+    /// The number of the next one.
+    pub async fn next(&mut self) -> i32 {
+        match self.queue.recv().await {
+            Some(signal) => signal,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The number of one that has come already.
+    pub fn pending(&mut self) -> Option<i32> {
+        self.queue.try_recv().ok()
+    }
+}
+
+/// Standard output or standard error. A thread writes: who does not read must not hold up whoever has to hear a signal, and a
+/// pipe that is shared with other programs must not be made non-blocking.
+#[derive(Debug)]
+pub struct Output {
+    to: mpsc::Sender<Vec<u8>>,
+    done: oneshot::Receiver<io::Result<()>>,
+}
+
+impl Output {
+    /// Standard output.
+    pub fn stdout() -> Self {
+        Self::of(io::stdout())
+    }
+
+    /// Standard error.
+    pub fn stderr() -> Self {
+        Self::of(io::stderr())
+    }
+
+    fn of(mut stream: impl Write + Send + 'static) -> Self {
+        let (to, mut from) = mpsc::channel::<Vec<u8>>(1);
+        let (tell, done) = oneshot::channel();
+        thread::spawn(move || {
+            let mut written = Ok(());
+            while let (Ok(()), Some(bytes)) = (&written, from.blocking_recv()) {
+                written = stream.write_all(&bytes).and_then(|()| stream.flush());
+            }
+            let _ = tell.send(written);
+        });
+        Self { to, done }
+    }
+
+    /// Writes, when what was given before last has been written.
+    ///
+    /// # Errors
+    /// An earlier write failed.
+    pub async fn write(&mut self, bytes: Vec<u8>) -> io::Result<()> {
+        if self.to.send(bytes).await.is_ok() {
+            return Ok(());
+        }
+        let done = (&mut self.done).await;
+        Err(done.ok().and_then(Result::err).unwrap_or(io::ErrorKind::BrokenPipe.into()))
+    }
+
+    /// Waits until all is written.
+    ///
+    /// # Errors
+    /// A write failed.
+    pub async fn finish(self) -> io::Result<()> {
+        drop(self.to);
+        self.done.await.unwrap_or(Ok(()))
+    }
+}
+
 /// Readable once SIGTERM, SIGHUP or SIGINT came; they no longer end the process by themselves.
 ///
 /// # Errors
@@ -71,6 +177,33 @@ pub fn input() -> mpsc::Receiver<Vec<u8>> {
                 Ok(n) if to.blocking_send(bytes[..n].to_vec()).is_err() => break,
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => break,
                 Ok(_) | Err(_) => {}
+            }
+        }
+    });
+    from
+}
+
+/// How much is read at once, in bytes.
+pub const PIECE: usize = 32 << 10;
+
+/// What was read, or why nothing can be any more.
+pub type Input = io::Result<Vec<u8>>;
+
+/// What comes in on a stream, to its end, in pieces of at most [`PIECE`]; read by a thread, as by [`input`].
+pub fn input_of(mut stream: impl Read + Send + 'static) -> mpsc::Receiver<Input> {
+    let (to, from) = mpsc::channel(16);
+    thread::spawn(move || {
+        let mut bytes = vec![0; PIECE];
+        loop {
+            let read = match stream.read(&mut bytes) {
+                Ok(0) => break,
+                Ok(n) => Ok(bytes[..n].to_vec()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => Err(error),
+            };
+            let end = read.is_err();
+            if to.blocking_send(read).is_err() || end {
+                break;
             }
         }
     });

@@ -25,6 +25,7 @@ mod freeze;
 mod hear;
 pub mod image;
 pub mod image_cache;
+pub mod in_guest;
 mod intake;
 pub mod inventory;
 pub mod kept;

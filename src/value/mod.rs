@@ -14,7 +14,7 @@ mod seconds;
 mod size;
 mod vm_name;
 
-pub use base64::base64;
+pub use base64::{base64, to_base64};
 pub use chain::chain;
 pub use cidr::Cidr;
 pub use cpu_list::CpuList;

@@ -1,14 +1,16 @@
-//! `qvm exec`: runs a command in the guest by its agent; says what it said, exits as it exited.
+//! `qvm exec`: runs a command in the guest by its agent; says what it says while it says it, exits as it exits.
 
 use std::{
-    io::{self, Write},
+    io::{self, IsTerminal},
     time::Duration,
 };
 
 use crate::{
     exit::Failure,
+    host::terminal::{Output, input_of},
     plan::layout::Layout,
-    value::{Seconds, VmName, base64},
+    run::in_guest::{Streams, exec},
+    value::{Seconds, VmName},
 };
 
 /// What `qvm exec` takes.
@@ -16,9 +18,12 @@ use crate::{
 pub struct Args {
     /// The VM; its guest needs qemu-guest-agent
     name: VmName,
-    /// How long the command may take
-    #[arg(long, value_name = "SEC", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=i64::from(Seconds::MAX)))]
-    timeout: u32,
+    /// Leave standard input alone; else, where it is no terminal, it is read to its end first
+    #[arg(short = 'n', long)]
+    no_input: bool,
+    /// How long the command may take before it is ended
+    #[arg(long, value_name = "SEC", value_parser = clap::value_parser!(u32).range(1..=i64::from(Seconds::MAX)))]
+    timeout: Option<u32>,
     /// The command and its arguments
     #[arg(value_name = "CMD", required = true, last = true)]
     command: Vec<String>,
@@ -29,20 +34,13 @@ pub struct Args {
 /// # Errors
 /// The VM is not running, its agent does not answer, or the command's own code.
 pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
-    let mut client = super::connect(layout, &args.name).await?;
-    let limit = Duration::from_secs(u64::from(args.timeout));
-    let done = client.exec(args.command.clone(), limit).await;
-    let done = done.map_err(|error| super::refused(&error, layout, &args.name))?;
-    let bytes = |text: &str| {
-        let what = "the guest's agent sent what is no base64";
-        base64(text).ok_or_else(|| Failure::new(1, what).about(&args.name))
-    };
-    let (out, err) = (bytes(&done.out)?, bytes(&done.err)?);
-    // Where standard error is closed, nobody can be told.
-    let _ = io::stderr().write_all(&err);
-    super::print_bytes(&out)?;
-    match done.exit_code {
-        0 => Ok(()),
-        code => Err(Failure::quiet(u8::try_from(code).unwrap_or(1))),
+    let mut guest = super::guest(layout, &args.name).await?;
+    let input = (!args.no_input && !io::stdin().is_terminal()).then(|| input_of(io::stdin()));
+    let streams = Streams { input, out: Output::stdout(), err: Output::stderr() };
+    let limit = args.timeout.map(|seconds| Duration::from_secs(seconds.into()));
+    match exec(&mut guest, &args.command, streams, limit).await {
+        Ok(0) => Ok(()),
+        Ok(code) => Err(Failure::quiet(u8::try_from(code).unwrap_or(1))),
+        Err(error) => Err(super::not_in_guest(&error, layout, &args.name)),
     }
 }

@@ -3,9 +3,11 @@
 pub mod apply;
 pub mod check;
 pub mod console;
+pub mod cp;
 pub mod diff;
 pub mod events;
 pub mod exec;
+pub mod fsfreeze;
 pub mod gc;
 pub mod generate;
 pub mod image;
@@ -45,10 +47,12 @@ use crate::{
         types::{Command, Pending},
     },
     exit::{self, Failure},
+    host::terminal,
     plan::layout::Layout,
     run::{
         adopt::{self, Found},
         ask_down, begin,
+        in_guest::{self, Guest},
     },
     value::VmName,
 };
@@ -84,6 +88,29 @@ async fn connect(layout: &Layout, name: &VmName) -> Result<Client, Failure> {
     Client::connect(&socket).await.map_err(|error| refused(&error, layout, name))
 }
 
+/// A guest that is reached by its agent.
+async fn guest(layout: &Layout, name: &VmName) -> Result<Guest, Failure> {
+    let cannot = |error: io::Error| Failure::of(&error).about(name);
+    let interrupts = terminal::Interrupts::new().map_err(cannot)?;
+    let guest = Guest::connect(&layout.vm(name).control_socket(), interrupts).await;
+    guest.map_err(|error| not_in_guest(&error, layout, name))
+}
+
+/// What was not done in a guest. Whoever ended it, or reads no more, is not told so.
+fn not_in_guest(error: &in_guest::Error, layout: &Layout, name: &VmName) -> Failure {
+    match error {
+        in_guest::Error::Client(error) => refused(error, layout, name),
+        in_guest::Error::NoReader => Failure::output(&io::ErrorKind::BrokenPipe.into()),
+        in_guest::Error::Interrupted(signal) => {
+            Failure::quiet(u8::try_from(128 + signal).unwrap_or(exit::FAILED))
+        }
+        error => {
+            let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
+            Failure::of(error).about(name).hint(hint)
+        }
+    }
+}
+
 /// A command that has no more to say than that it was taken.
 async fn command(layout: &Layout, names: &[VmName], command: Command) -> Result<(), Failure> {
     each(names, async |name| {
@@ -113,7 +140,10 @@ async fn ask_down(
 fn refused(error: &client::Error, layout: &Layout, name: &VmName) -> Failure {
     match error {
         client::Error::NotRunning => not_running(layout, name),
-        error => Failure::of(error).about(name).hint(error.hint()),
+        error => {
+            let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
+            Failure::of(error).about(name).hint(hint)
+        }
     }
 }
 
