@@ -1,7 +1,8 @@
 //! `qvm fsfreeze`: the guest's file systems are held still, for a backup or a snapshot, and thawed again whatever happens.
 
-use std::{process::Command, sync::Arc, time::Duration};
+use std::{io::IsTerminal, process::Command, sync::Arc, time::Duration};
 
+use signal_hook::consts::SIGTERM;
 use tokio::time::Instant;
 
 use crate::{
@@ -107,8 +108,10 @@ async fn follow(
             }),
             signal = interrupts.next() => signal,
         };
-        if let Some(signal) = Signal::from_named_raw(signal) {
-            // It may have ended by itself, or have had it from the terminal already.
+        // A terminal tells all of its programs by itself, but for SIGTERM.
+        let told = signal != SIGTERM && std::io::stdin().is_terminal();
+        if let (false, Some(signal)) = (told, Signal::from_named_raw(signal)) {
+            // It may have ended by itself.
             let _ = process.signal(signal);
         }
     }

@@ -175,11 +175,14 @@ impl Stream {
         }
         self.read += bytes.len() as u64;
         guest.wait_for(self.to.write(bytes)).await?.map_err(unread)?;
-        if self.read - self.kept >= GIVE_BACK {
+        if self.read.saturating_sub(self.kept) >= GIVE_BACK {
             self.kept = self.read;
             let (end, file) = (self.read.to_string(), format!("{}/{}", place.dir, self.name));
-            // Where there is no such program, or no holes, the guest needs room for all.
-            let _ = guest.run(&["fallocate", "-p", "-o", "0", "-l", &end, &file]).await;
+            // Where there is no such program, or one that makes no holes, the guest needs room for all.
+            let given = guest.run(&["fallocate", "-p", "-o", "0", "-l", &end, &file]).await;
+            if !given.is_ok_and(|done| done.code == 0) {
+                self.kept = u64::MAX;
+            }
         }
         Ok(())
     }
