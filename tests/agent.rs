@@ -447,6 +447,7 @@ fn file_systems_are_held_still_for_a_command_and_thawed() {
     assert_eq!(line(&mut out), "frozen");
     freeze.signal(SIGTERM);
     assert_eq!(freeze.end(), (Some(143), String::new()));
+    assert_eq!(next("QVM_THAWED")["why"], "asked");
     assert_eq!(notes(&lab), "[]");
 
     // A guest that shuts down is thawed first.
