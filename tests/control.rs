@@ -609,6 +609,32 @@ async fn a_guest_s_large_output_comes_whole() {
 }
 
 #[tokio::test]
+async fn the_agent_is_asked_through_the_supervisor() {
+    let fake = Fake::new();
+    let mut client = fake.client().await;
+    let limit = Duration::from_secs(17);
+    let told = soon(client.agent("guest-x", json!({ "a": 1 }), limit)).await.unwrap();
+    assert_eq!(told, json!(["guest-x", { "a": 1 }, 17]));
+    // A part of a file, in base64: it fits, and takes no time.
+    let part = "QUFB".repeat((512 << 10) / 3 + 1);
+    let told = soon(client.agent("guest-file-write", json!({ "buf-b64": part }), limit)).await;
+    assert_eq!(told.unwrap()[1]["buf-b64"].as_str().unwrap().len(), part.len());
+    let refused = soon(client.agent("guest-no", json!({}), limit)).await.unwrap_err();
+    assert!(matches!(refused, Error::Guest { .. }), "{refused}");
+    assert_eq!(refused.to_string(), "guest agent: never heard of it");
+    let frozen = soon(client.agent("guest-file-open", json!({}), limit)).await.unwrap_err();
+    assert!(matches!(frozen, Error::Frozen { .. }), "{frozen}");
+    assert_eq!(frozen.to_string(), "the guest's file systems are frozen, for 7 s more");
+    // What freezes is the supervisor's, which keeps the deadline.
+    let kept = soon(client.agent("guest-fsfreeze-freeze", json!({}), limit)).await.unwrap_err();
+    assert!(matches!(kept, Error::Refused { .. }), "{kept}");
+    assert_eq!(soon(client.freeze(Duration::from_secs(5))).await.unwrap(), 5);
+    assert_eq!(soon(client.thaw()).await.unwrap(), 0);
+    let long = soon(client.freeze(Duration::from_secs(601))).await.unwrap_err();
+    assert_eq!(long.to_string(), "`thawAfterSec` is not valid");
+}
+
+#[tokio::test]
 async fn a_console_is_handed_over() {
     let mut fake = Fake::new();
     let mut viewer = soon(fake.client().await.console(true)).await.unwrap();
