@@ -315,7 +315,16 @@ fn files_go_in_and_out() {
     fails(&["cp", &here("file"), "web:/tmp/small/x"], "No space left on device");
     assert_eq!(shell(&lab, "cat /tmp/small/x; ls -A /tmp/small"), "old\nx");
 
-    // Ended in the middle: the second half never comes.
+    // Ended in the middle: neither has an end.
+    fs::create_dir(here("out")).unwrap();
+    let (mut cp, _out) =
+        Running::begin(&lab, &["cp", "web:/dev/zero", &here("out/x")], Stdio::null());
+    let written =
+        || fs::read_dir(here("out")).unwrap().any(|e| e.unwrap().metadata().unwrap().len() > 0);
+    until("it is being written", written);
+    cp.signal(SIGINT);
+    assert_eq!(cp.end(), (Some(130), String::new()));
+    assert_eq!(fs::read_dir(here("out")).unwrap().count(), 0);
     let (mut cp, _out) = Running::begin(&lab, &["cp", "-", "web:/tmp/small/x"], Stdio::piped());
     cp.0.stdin.as_mut().unwrap().write_all(&bytes(600 << 10)).unwrap();
     until("it is being written", || shell(&lab, "ls -A /tmp/small").contains(".qvm-"));

@@ -116,6 +116,19 @@ fn cloud_init_sets_the_guest_up_once() {
     assert_eq!(lab.ok(&words), "op\n");
     assert!(lab.ok(&["ip", "web"]).starts_with("192.168.97.15 "));
 
+    // What was read of a command's output takes no room any more: this one ends when that is so.
+    let large = "exec 3>&1; head -c 40M /dev/zero; while [ $(stat -L -c %b /proc/self/fd/3) -gt 20480 ]; do sleep 0.2; done";
+    assert_eq!(
+        lab.ok(&["exec", "--timeout", "300", "web", "--", "sh", "-c", large]).len(),
+        40 << 20
+    );
+    // The root file system of a whole system, systemd and all.
+    lab.ok(&["fsfreeze", "web", "--", "true"]);
+    lab.ok(&["exec", "web", "--", "sh", "-c", "echo still here >/root/file && sync"]);
+    lab.ok(&["cp", "web:/root/file", lab.path().join("file").to_str().unwrap()]);
+    assert_eq!(fs::read_to_string(lab.path().join("file")).unwrap(), "still here\n");
+    lab.ok(&["fsfreeze", "web", "--thaw-after", "600"]);
+
     assert!(lab.ok(&["stop", "web"]).contains("guest has shut down"));
     assert_eq!(lab.last_reason("web"), "stopped");
 

@@ -115,6 +115,13 @@ impl Supervisor {
                 self.forget_freeze();
                 Err(Refusal::Failed("the guest has no file system that can be frozen".into()))
             }
+            Ok(_) if self.frozen.is_none() => {
+                // Somebody had them thawed before they were frozen: it is not wanted any more.
+                let until = (self.settings.now)();
+                self.frozen = Some(Frozen { until, stuck: None, timer: self.thaw_in(AGAIN) });
+                self.thaw(Why::Asked, None);
+                Err(Refusal::Failed("the guest's file systems were thawed meanwhile".into()))
+            }
             Ok(count) => {
                 info!(
                     "{count} of the guest's file systems are frozen for at most {} s",
@@ -167,8 +174,9 @@ impl Supervisor {
             Err(error) => {
                 let timer = self.thaw_in(AGAIN);
                 if let Some(frozen) = &mut self.frozen {
-                    warn!("cannot thaw the guest's file systems: {error}");
-                    frozen.stuck = Some(error.to_string());
+                    if frozen.stuck.replace(error.to_string()).is_none() {
+                        warn!("cannot thaw the guest's file systems, and goes on trying: {error}");
+                    }
                     std::mem::replace(&mut frozen.timer, timer).abort();
                 } else {
                     timer.abort();
@@ -254,12 +262,8 @@ impl Supervisor {
 async fn freeze(agent: &qmp::agent::Agent, sync: u32, limit: Duration) -> Result<u64, NotFrozen> {
     let not = |unsure| move |error: qmp::Error| NotFrozen { why: refusal(&error), unsure };
     agent.ping(sync, AGENT_LIMIT).await.map_err(not(false))?;
-    match agent.freeze(sync.wrapping_add(1), limit).await {
-        // It has thawed what it had frozen until then (qga/commands-posix.c).
-        Err(error @ qmp::Error::Refused { .. }) => Err(not(false)(error)),
-        Err(error) => Err(not(true)(error)),
-        Ok(count) => Ok(count),
-    }
+    // Of a refusal, too, nobody knows: that they are frozen already is one.
+    agent.freeze(sync.wrapping_add(1), limit).await.map_err(not(true))
 }
 
 #[cfg(test)]

@@ -48,11 +48,17 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
         return Ok(());
     }
     // Before anything is frozen: a signal must not leave it so.
-    let interrupts = Interrupts::new().map_err(|error| Failure::of(&error).about(name))?;
+    let mut interrupts = Interrupts::new().map_err(|error| Failure::of(&error).about(name))?;
     let limit = Duration::from_secs(args.thaw_after.into());
     let begun = Instant::now();
     let mut client = super::connect(layout, name).await?;
-    let frozen = client.freeze(limit).await;
+    let frozen = tokio::select! {
+        frozen = client.freeze(limit) => frozen,
+        signal = interrupts.next() => {
+            let _ = thaw(layout, name).await;
+            return Err(Failure::quiet(u8::try_from(128 + signal).unwrap_or(exit::FAILED)));
+        }
+    };
     let frozen = frozen.map_err(|error| super::refused(&error, layout, name))?;
     let Some((program, arguments)) = args.command.split_first() else {
         let text = format!("{} frozen, for at most {} s", filesystems(frozen), args.thaw_after);
