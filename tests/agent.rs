@@ -132,6 +132,45 @@ fn what_a_command_says_is_told_while_it_runs() {
 }
 
 #[test]
+fn a_command_outlives_the_supervisor() {
+    let Some(mut lab) = started("") else { return };
+    let script = "i=0; while [ ! -e /tmp/go ]; do echo $i; i=$((i + 1)); done; echo last; exit 7";
+    let (mut exec, mut out) =
+        Running::begin(&lab, &["exec", "web", "--", "sh", "-c", script], Stdio::null());
+    assert_eq!(line(&mut out), "0");
+    let pid = lab.status("web")["supervisorPid"].as_i64().unwrap().try_into().unwrap();
+    signal(pid, SIGKILL);
+    until("the supervisor is gone", || !lab::runs(pid));
+    lab.run("web");
+    lab.wait_state("web", "running");
+    shell(&lab, "touch /tmp/go");
+    // Nothing is lost, and nothing is told twice.
+    for expected in 1.. {
+        let said = line(&mut out);
+        if said == "last" {
+            break;
+        }
+        assert_eq!(said, expected.to_string());
+    }
+    assert_eq!(exec.end(), (Some(7), String::new()));
+    nothing_is_left(&lab);
+
+    // One that has nobody left to run in ends soon.
+    let (mut exec, mut out) = Running::begin(
+        &lab,
+        &["exec", "web", "--", "sh", "-c", "echo on; sleep 1000"],
+        Stdio::null(),
+    );
+    assert_eq!(line(&mut out), "on");
+    lab.ok(&["kill", "web"]);
+    let (code, message) = exec.end();
+    assert_eq!(code, Some(1), "{message}");
+    // Whichever of the two was first.
+    let told = ["the supervisor has gone", "not now: the VM is stopping"];
+    assert!(told.iter().any(|told| message == format!("error: web: {told}\n")), "{message}");
+}
+
+#[test]
 fn bytes_go_through_a_command_whole() {
     let Some(lab) = started("mem = \"512M\"\n") else { return };
     let sent = bytes(3 << 20);

@@ -28,6 +28,10 @@ pub(super) fn refusal(error: &qmp::Error) -> Refusal {
             "guest agent: {}; qemu-guest-agent has to run in the guest",
             chain(error)
         )),
+        // The channel is QEMU's: it is about to end.
+        qmp::Error::Closed | qmp::Error::Connect { .. } => {
+            Refusal::NotNow(types::State::Stopping.word())
+        }
         error => Refusal::Failed(format!("guest agent: {}", chain(error))),
     }
 }

@@ -92,7 +92,7 @@ async fn connect(layout: &Layout, name: &VmName) -> Result<Client, Failure> {
 async fn guest(layout: &Layout, name: &VmName) -> Result<Guest, Failure> {
     let cannot = |error: io::Error| Failure::of(&error).about(name);
     let interrupts = terminal::Interrupts::new().map_err(cannot)?;
-    let guest = Guest::connect(&layout.vm(name).control_socket(), interrupts).await;
+    let guest = Guest::connect(layout.vm(name), interrupts).await;
     guest.map_err(|error| not_in_guest(&error, layout, name))
 }
 

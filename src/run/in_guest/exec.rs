@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::{sync::mpsc, time::Instant};
 
-use super::{Error, Guest, LEAST_PAUSE, MOST_PAUSE, next, unread};
+use super::{Done, Error, Guest, LEAST_PAUSE, MOST_PAUSE, next, unread};
 use crate::{
     control::client,
     host::terminal::{Input, Output},
@@ -122,36 +122,61 @@ async fn streamed(
     *started = Some(pid);
     let mut all =
         [("out", out), ("err", err)].map(|(name, to)| Stream { name, to, read: 0, kept: 0 });
-    let mut pause = LEAST_PAUSE;
+    let (mut pause, mut done) = (LEAST_PAUSE, None);
     loop {
         guest.check()?;
-        // First, so that what is read after its end is all that there is.
-        let done = guest.ended(pid).await?;
-        let mut moved = false;
-        for (stream, handle) in all.iter_mut().zip(place.handles) {
-            loop {
-                let (bytes, eof) = guest.read(handle).await?;
-                moved |= !bytes.is_empty();
-                stream.pass_on(guest, place, bytes).await?;
-                // While it runs both have their turns.
-                if eof || done.is_none() {
-                    break;
+        match look(guest, place, pid, &mut all, &mut done).await {
+            Ok(moved) => {
+                if let Some(done) = done {
+                    for stream in all {
+                        guest.wait_for(stream.to.finish()).await?.map_err(unread)?;
+                    }
+                    return Ok(done.code);
+                }
+                if moved {
+                    pause = LEAST_PAUSE;
+                } else {
+                    guest.pause(pause).await?;
+                    pause = (pause * 2).min(MOST_PAUSE);
                 }
             }
-        }
-        if let Some(done) = done {
-            for stream in all {
-                guest.wait_for(stream.to.finish()).await?.map_err(unread)?;
+            // What it has read for us may be lost, but the file is there still.
+            Err(Error::Client(client::Error::Closed)) => {
+                guest.again().await?;
+                for (stream, handle) in all.iter().zip(place.handles) {
+                    guest.seek(handle, stream.read).await?;
+                }
             }
-            return Ok(done.code);
-        }
-        if moved {
-            pause = LEAST_PAUSE;
-        } else {
-            guest.pause(pause).await?;
-            pause = (pause * 2).min(MOST_PAUSE);
+            Err(error) => return Err(error),
         }
     }
+}
+
+/// Passes on what the command says, and when it has ended, all that is left; whether there was anything.
+async fn look(
+    guest: &mut Guest,
+    place: &Place,
+    pid: i64,
+    all: &mut [Stream; 2],
+    done: &mut Option<Done>,
+) -> Result<bool, Error> {
+    // First, so that what is read after its end is all that there is. The agent tells it once.
+    if done.is_none() {
+        *done = guest.ended(pid).await?;
+    }
+    let mut moved = false;
+    for (stream, handle) in all.iter_mut().zip(place.handles) {
+        loop {
+            let (bytes, eof) = guest.read(handle).await?;
+            moved |= !bytes.is_empty();
+            stream.pass_on(guest, place, bytes).await?;
+            // While it runs both have their turns.
+            if eof || done.is_none() {
+                break;
+            }
+        }
+    }
+    Ok(moved)
 }
 
 /// One of the two that the command writes.

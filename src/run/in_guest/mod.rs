@@ -3,11 +3,7 @@
 mod copy;
 mod exec;
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{io, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::{sync::mpsc, time::Instant};
@@ -21,6 +17,8 @@ use crate::{
         file,
         terminal::{self, Input, Interrupts},
     },
+    plan::layout::VmPaths,
+    run::adopt::{self, Found},
     value::{base64, to_base64},
 };
 
@@ -34,6 +32,8 @@ const LEAST_PAUSE: Duration = Duration::from_millis(10);
 const MOST_PAUSE: Duration = Duration::from_millis(500);
 /// Between two tries while the guest's file systems are frozen.
 const FROZEN_PAUSE: Duration = Duration::from_secs(1);
+/// How long the next supervisor may take to be there, behind one that has gone.
+const NEXT: Duration = Duration::from_secs(60);
 /// How long a program that only helps may take.
 const HELPER: Duration = Duration::from_secs(60);
 
@@ -115,7 +115,7 @@ struct Done {
 /// A guest that is reached by its agent. A call is never left half-way: signals are looked at between two.
 #[derive(Debug)]
 pub struct Guest {
-    socket: PathBuf,
+    paths: VmPaths,
     client: Client,
     interrupts: Interrupts,
     /// Something was begun in the guest: a freeze is waited out.
@@ -130,10 +130,32 @@ impl Guest {
     ///
     /// # Errors
     /// It does not run.
-    pub async fn connect(socket: &Path, interrupts: Interrupts) -> Result<Self, Error> {
-        let client = Client::connect(socket).await?;
-        let socket = socket.to_owned();
-        Ok(Self { socket, client, interrupts, begun: false, ending: false, deadline: None })
+    pub async fn connect(paths: VmPaths, interrupts: Interrupts) -> Result<Self, Error> {
+        let client = Client::connect(&paths.control_socket()).await?;
+        Ok(Self { paths, client, interrupts, begun: false, ending: false, deadline: None })
+    }
+
+    /// Behind a supervisor that has gone: waits for the next one, for as long as the guest runs. What was open in the guest is so still.
+    ///
+    /// # Errors
+    /// The guest has gone, or nobody takes it over.
+    async fn again(&mut self) -> Result<(), Error> {
+        let until = Instant::now() + NEXT;
+        loop {
+            if let Ok(client) = Client::connect(&self.paths.control_socket()).await {
+                self.client = client;
+                match self.client.agent("guest-ping", json!({}), FIRST_CALL).await {
+                    Ok(_) | Err(client::Error::Frozen { .. }) => return Ok(()),
+                    // It is taking over, or does not answer yet.
+                    Err(_) => {}
+                }
+            }
+            let runs = matches!(adopt::find(&self.paths), Found::Alive(..));
+            if !runs || Instant::now() > until {
+                return Err(client::Error::Closed.into());
+            }
+            self.pause(MOST_PAUSE).await?;
+        }
     }
 
     /// Whether it is time to end.
@@ -275,6 +297,12 @@ impl Guest {
         Ok((bytes, told["eof"].as_bool() == Some(true)))
     }
 
+    /// Has the next [`Self::read`] begin there.
+    async fn seek(&mut self, handle: i64, to: u64) -> Result<(), Error> {
+        let call = json!({ "handle": handle, "offset": to, "whence": "set" });
+        self.call("guest-file-seek", call).await.map(drop)
+    }
+
     async fn write(&mut self, handle: i64, bytes: &[u8]) -> Result<(), Error> {
         let call = json!({ "handle": handle, "buf-b64": to_base64(bytes) });
         let told = self.call("guest-file-write", call).await?;
@@ -294,7 +322,7 @@ impl Guest {
     /// Begins the end, on a connection that nothing is left on. A second signal ends that too.
     async fn end<T>(&mut self, work: impl AsyncFnOnce(&mut Self) -> T) -> Option<T> {
         self.ending = true;
-        if let Ok(client) = Client::connect(&self.socket).await {
+        if let Ok(client) = Client::connect(&self.paths.control_socket()).await {
             self.client = client;
         }
         // What waits for a signal must not hold what the work needs.
