@@ -49,7 +49,8 @@ impl Drop for Raw {
     }
 }
 
-/// SIGTERM, SIGHUP and SIGINT, as they come; they no longer end the process by themselves.
+/// SIGTERM, SIGHUP and SIGINT, as they come; they no longer end the process by themselves. One that whoever started this process
+/// had it ignore is ignored still, as nohup(1) and `&` of a shell have it.
 #[derive(Debug)]
 pub struct Interrupts {
     queue: mpsc::Receiver<i32>,
@@ -62,7 +63,11 @@ impl Interrupts {
     /// No more descriptors, or no handler.
     pub fn new() -> io::Result<Self> {
         let (sender, queue) = mpsc::channel(8);
+        let ignored = ignored();
         for signal in [SIGTERM, SIGHUP, SIGINT] {
+            if ignored >> (signal - 1) & 1 == 1 {
+                continue;
+            }
             let (read, write) = UnixStream::pair()?;
             read.set_nonblocking(true)?;
             pipe::register(signal, write)?;
@@ -95,6 +100,13 @@ impl Interrupts {
     pub fn pending(&mut self) -> Option<i32> {
         self.queue.try_recv().ok()
     }
+}
+
+/// The signals that this process ignores, a bit each (proc_pid_status(5)).
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
 }
 
 /// Standard output or standard error. A thread writes: who does not read must not hold up whoever has to hear a signal, and a

@@ -322,13 +322,18 @@ impl Guest {
     /// Begins the end, on a connection that nothing is left on. A second signal ends that too.
     async fn end<T>(&mut self, work: impl AsyncFnOnce(&mut Self) -> T) -> Option<T> {
         self.ending = true;
-        if let Ok(client) = Client::connect(&self.paths.control_socket()).await {
-            self.client = client;
-        }
         // What waits for a signal must not hold what the work needs.
         let mut interrupts = std::mem::replace(&mut self.interrupts, Interrupts::never());
+        let work = async {
+            match Client::connect(&self.paths.control_socket()).await {
+                Ok(client) => self.client = client,
+                // Where the guest has gone there is nothing to tidy up, and that is found out at once.
+                Err(_) => drop(self.again().await),
+            }
+            work(self).await
+        };
         tokio::select! {
-            done = work(self) => Some(done),
+            done = work => Some(done),
             _ = interrupts.next() => None,
         }
     }
