@@ -92,6 +92,13 @@ fn none_runs(lab: &Lab, name: &str) {
     assert_eq!(shell(lab, &script), "");
 }
 
+/// The most memory that a process has had, in kB.
+fn peak(pid: u64) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
 /// Bytes that do not repeat soon, and of which none is missing.
 fn bytes(count: usize) -> Vec<u8> {
     let mut state = 1_u32;
@@ -203,6 +210,12 @@ fn bytes_go_through_a_command_whole() {
     while let read @ 1.. = out.read(&mut piece).unwrap() {
         assert!(piece[..read].iter().all(|byte| *byte == 0));
         all += read;
+        if all > count / 2 && all - read <= count / 2 {
+            let supervisor = lab.status("web")["supervisorPid"].as_u64().unwrap();
+            for pid in [u64::from(exec.0.id()), supervisor] {
+                assert!(peak(pid) < 64 << 10, "{} kB", peak(pid));
+            }
+        }
     }
     assert_eq!(exec.end(), (Some(0), "end\n".into()));
     assert_eq!(all, count);
