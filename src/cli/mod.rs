@@ -141,7 +141,7 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
         Verb::Resume(args) => verb::resume::run(&args, &layout).await,
         Verb::Apply(args) => verb::apply::run(&args, &layout, given.exe, manager).await,
         Verb::Console(args) => verb::console::run(&args, &layout).await,
-        Verb::Log(args) => verb::log::run(&args, &layout).await,
+        Verb::Log(args) => verb::log::run(&args, &layout, jiff::tz::TimeZone::system()).await,
         Verb::Events(args) => verb::events::run(&args, &layout).await,
         Verb::Exec(args) => verb::exec::run(&args, &layout).await,
         Verb::Check(args) => {

@@ -249,17 +249,17 @@ impl Client {
         Ok(Watch { client: self })
     }
 
-    /// The serial console: a stream that ends when the supervisor does.
+    /// The serial console, after up to `scrollback` bytes of what it said before: a stream that ends when the supervisor does.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn console(mut self, read_only: bool) -> Result<UnixStream, Error> {
+    pub async fn console(mut self, read_only: bool, scrollback: u64) -> Result<UnixStream, Error> {
         #[derive(Debug, Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Handed {
             file_descriptor_index: usize,
         }
-        let parameters = json!({ "readOnly": read_only });
+        let parameters = json!({ "readOnly": read_only, "scrollbackBytes": scrollback });
         let (handed, fds): (Handed, _) = self.call("io.qvm.Vm.Console", parameters, ANSWER).await?;
         let fd = fds.into_iter().nth(handed.file_descriptor_index).ok_or(Error::Closed)?;
         let stream = std::os::unix::net::UnixStream::from(fd);

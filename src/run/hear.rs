@@ -21,6 +21,9 @@ impl Supervisor {
         (self.starting, self.adopting) = (None, false);
         self.generation += 1;
         let generation = self.generation;
+        if !qemu.adopted {
+            self.console.boots();
+        }
         if let Some(serial) = qemu.serial.take() {
             self.console.attach(serial);
         }
@@ -162,7 +165,10 @@ impl Supervisor {
                 self.feed(life::Event::GuestReboot);
             }
             Kind::Shutdown { guest: true, .. } => self.feed(life::Event::GuestShutdown),
-            Kind::Reset { .. } => self.feed(life::Event::GuestReset),
+            Kind::Reset { .. } => {
+                self.console.boots();
+                self.feed(life::Event::GuestReset);
+            }
             Kind::GuestPanicked { .. } => self.feed(life::Event::GuestPanicked),
             Kind::Stop => self.feed(life::Event::Held),
             Kind::Resume => self.feed(life::Event::Continued),

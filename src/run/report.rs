@@ -18,8 +18,8 @@ impl Supervisor {
             Request::Status(reply) => drop(reply.send(self.status())),
             Request::Guest(reply) => self.ask_guest(reply),
             Request::Exec { argv, limit, reply } => self.exec(argv, limit, reply),
-            Request::Console { read_only, reply } => {
-                let view = self.console.view(read_only);
+            Request::Console { read_only, scrollback, reply } => {
+                let view = self.console.view(read_only, scrollback);
                 let _ = reply
                     .send(view.map_err(|e| Refusal::Failed(format!("cannot open a viewer: {e}"))));
             }

@@ -113,7 +113,7 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
     let watchdog = notifier.watchdog_interval();
     let mut one = Supervisor {
         paths: paths.clone(),
-        console: Console::new(paths.console_log()),
+        console: Console::new(paths.console_log(), settings.now),
         ends: record::ends(&paths.ends()),
         since: (settings.now)(),
         origin: Instant::now(),
