@@ -150,6 +150,13 @@ async fn answer(
                 };
                 let _ = reply.send(Ok(Executed { exit_code: 3, out, err: String::new() }));
             }
+            Request::Screenshot(reply) => {
+                drop(reply.send(Err(Refusal::Failed("no screen".into()))));
+            }
+            Request::Press(chords, reply) => {
+                let all: Vec<String> = chords.iter().map(ToString::to_string).collect();
+                let _ = reply.send(Err(Refusal::Failed(all.join(" "))));
+            }
             Request::Console { read_only, reply, .. } => {
                 let (guest, viewer) = StdStream::pair().unwrap();
                 let _ = attached.send((read_only, guest));

@@ -24,6 +24,8 @@ Change
 Reach
   console   serial console               exec      a command in the guest
   ip        the guest's addresses        ssh       ssh into the guest
+  vnc       where its screen is served   screenshot  a picture of it
+  type      a text at its keyboard       sendkey   such as ctrl-alt-delete
 Remove
   rm        delete a VM's disks          gc        what no VM file wants
 

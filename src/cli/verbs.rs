@@ -43,6 +43,14 @@ pub(super) enum Verb {
     Ssh(verb::ssh::Args),
     /// Return when a VM is running, ready, stopped, …
     Wait(verb::wait::Args),
+    /// A picture of the guest's screen
+    Screenshot(verb::screenshot::Args),
+    /// Where the guest's screen is served
+    Vnc(verb::vnc::Args),
+    /// Type a text at the guest's keyboard
+    Type(verb::type_text::Args),
+    /// Press keys at the guest's keyboard
+    Sendkey(verb::sendkey::Args),
     /// What runs beside what is written
     Diff(verb::diff::Args),
     /// Validate VM files without touching anything

@@ -11,12 +11,16 @@ use zlink::{
     varlink_service::Error as Service,
 };
 
+use crate::plan::keys::Chord;
+
 use super::types::{Command, Event, Executed, Guest, Status};
 
 /// How long a supervisor may take to say that something has begun: it may have to ask QEMU.
 const ANSWER: Duration = Duration::from_secs(30);
 /// How long applying a VM file may take: a new disk's image may have to be fetched first.
 const APPLY: Duration = Duration::from_secs(3600);
+/// How long one chord may take.
+const TYPING: Duration = Duration::from_secs(1);
 /// How much longer than the command itself the answer to `Exec` may take.
 const AGENT: Duration = Duration::from_secs(30);
 
@@ -236,6 +240,37 @@ impl Client {
         Ok(done)
     }
 
+    /// A picture of the guest's screen: a PNG file without a name, read up to its end.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn screenshot(mut self) -> Result<OwnedFd, Error> {
+        self.handed("io.qvm.Vm.Screenshot", json!({})).await
+    }
+
+    /// Presses keys, one chord after the other, and returns when the last one is up.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn press(&mut self, chords: &[Chord]) -> Result<(), Error> {
+        let keys: Vec<String> = chords.iter().map(ToString::to_string).collect();
+        let limit = ANSWER + TYPING * u32::try_from(keys.len()).unwrap_or(u32::MAX);
+        let (_, _): (Value, _) =
+            self.call("io.qvm.Vm.Press", json!({ "keys": keys }), limit).await?;
+        Ok(())
+    }
+
+    /// The descriptor that comes with an answer.
+    async fn handed(&mut self, method: &str, parameters: Value) -> Result<OwnedFd, Error> {
+        #[derive(Debug, Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Handed {
+            file_descriptor_index: usize,
+        }
+        let (handed, fds): (Handed, _) = self.call(method, parameters, ANSWER).await?;
+        fds.into_iter().nth(handed.file_descriptor_index).ok_or(Error::Closed)
+    }
+
     /// Everything that happens from now on: what is done after this has returned is not missed.
     ///
     /// # Errors
@@ -254,14 +289,8 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn console(mut self, read_only: bool, scrollback: u64) -> Result<UnixStream, Error> {
-        #[derive(Debug, Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Handed {
-            file_descriptor_index: usize,
-        }
         let parameters = json!({ "readOnly": read_only, "scrollbackBytes": scrollback });
-        let (handed, fds): (Handed, _) = self.call("io.qvm.Vm.Console", parameters, ANSWER).await?;
-        let fd = fds.into_iter().nth(handed.file_descriptor_index).ok_or(Error::Closed)?;
+        let fd = self.handed("io.qvm.Vm.Console", parameters).await?;
         let stream = std::os::unix::net::UnixStream::from(fd);
         let stream = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
         stream.map_err(Error::Io)

@@ -99,6 +99,7 @@ mod tests {
             mac: None,
             ip: None,
             tap: None,
+            vnc: None,
             cpu_weight: 100,
             cpu_weight_effective: None,
             cpu_share: None,

@@ -10,11 +10,15 @@ use super::{
     interface::{MACHINE, SERVICE, VM},
     types::Command,
 };
+use crate::plan::keys::Chord;
 
 /// How long a command in the guest may take unless the caller says.
 const EXEC_LIMIT: u32 = 60;
 /// The longest time that a caller may give, in seconds: one day.
 const LONGEST: u32 = 86_400;
+
+/// The most chords in one call: some minutes of typing.
+const MOST_CHORDS: usize = 4096;
 
 /// A call's method and parameters as they come.
 #[derive(Debug, Clone, Deserialize)]
@@ -35,6 +39,8 @@ pub(super) enum Method {
     Guest,
     Events { filter: Option<Vec<String>> },
     Exec { argv: Vec<String>, limit: Duration },
+    Screenshot,
+    Press(Vec<Chord>),
     Console { read_only: bool, scrollback: u64 },
 }
 
@@ -103,6 +109,13 @@ fn vm(name: &str, given: &mut Parameters) -> Result<Option<Method>, Fault> {
         "Suspend" => Method::Command(Command::Suspend),
         "Reload" => Method::Command(Command::Reload),
         "Watch" => Method::Events { filter: None },
+        "Screenshot" => Method::Screenshot,
+        "Press" => {
+            let keys: Vec<String> = given.need("keys")?;
+            let chords: Result<Vec<Chord>, _> = keys.iter().map(|text| text.parse()).collect();
+            let chords = chords.ok().filter(|all| (1..=MOST_CHORDS).contains(&all.len()));
+            Method::Press(chords.ok_or_else(|| Fault::invalid("keys"))?)
+        }
         "Exec" => {
             let argv: Vec<String> = given.need("argv")?;
             if argv.is_empty() {
@@ -244,7 +257,7 @@ mod tests {
                 seen += 1;
             }
         }
-        assert_eq!(seen, 2 + 12 + 13);
+        assert_eq!(seen, 2 + 12 + 15);
     }
 
     proptest! {

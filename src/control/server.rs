@@ -137,6 +137,14 @@ async fn act(method: Method, port: &Port) -> Result<Answer, Fault> {
             let done = ask(port, |reply| Request::Exec { argv, limit, reply }).await??;
             json!(done)
         }
+        Method::Screenshot => {
+            let picture = ask(port, Request::Screenshot).await??;
+            return Ok(Answer::Handed(json!({ "fileDescriptorIndex": 0 }), picture));
+        }
+        Method::Press(chords) => {
+            ask(port, |reply| Request::Press(chords, reply)).await??;
+            json!({})
+        }
         Method::Console { read_only, scrollback } => {
             let asked = |reply| Request::Console { read_only, scrollback, reply };
             let viewer = ask(port, asked).await??;

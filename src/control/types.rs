@@ -5,6 +5,7 @@ use std::{os::fd::OwnedFd, time::Duration};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use crate::plan::keys::Chord;
 pub use crate::plan::pending::{Pending, TakesEffect};
 
 /// The states that `qvm status` tells apart.
@@ -96,6 +97,9 @@ pub struct Status {
     pub ip: Option<String>,
     /// The first NIC's tap device.
     pub tap: Option<String>,
+    /// Where the guest's screen is served by VNC: `unix:PATH` or `ADDRESS:PORT`.
+    #[serde(default)]
+    pub vnc: Option<String>,
     /// cgroup v2 `cpu.weight` as configured.
     pub cpu_weight: u16,
     /// cgroup v2 `cpu.weight` as the kernel has it. `qvm status` fills it in.
@@ -240,6 +244,10 @@ pub enum Request {
     Status(oneshot::Sender<Status>),
     /// Ask the guest agent.
     Guest(oneshot::Sender<Result<Guest, Refusal>>),
+    /// A picture of the guest's screen, as PNG.
+    Screenshot(oneshot::Sender<Result<OwnedFd, Refusal>>),
+    /// Press keys at the guest's keyboard.
+    Press(Vec<Chord>, oneshot::Sender<Result<(), Refusal>>),
     /// Run a command in the guest, through its agent.
     Exec {
         /// The program and its arguments.

@@ -161,6 +161,16 @@ impl VmPaths {
         self.runtime.join("serial.sock")
     }
 
+    /// The guest's screen, by VNC.
+    pub fn vnc_socket(&self) -> PathBuf {
+        self.runtime.join("vnc.sock")
+    }
+
+    /// The password for it, as QEMU reads it.
+    pub fn vnc_password(&self) -> PathBuf {
+        self.runtime.join("vnc.password")
+    }
+
     /// Standard error of a supervisor that was started without systemd, and of its QEMU.
     pub fn supervisor_log(&self) -> PathBuf {
         self.state.join("supervisor.log")

@@ -10,6 +10,7 @@ pub mod firmware;
 pub mod identity;
 pub mod image;
 pub mod iso9660;
+pub mod keys;
 pub mod layout;
 pub mod live;
 pub mod machined;

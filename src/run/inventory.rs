@@ -186,6 +186,7 @@ fn without_file(name: &str, problem: Option<String>, file_exists: bool) -> Entry
         mac: None,
         ip: None,
         tap: None,
+        vnc: None,
         cpu_weight: 0,
         cpu_weight_effective: None,
         cpu_share: None,

@@ -39,6 +39,7 @@ mod report;
 mod reread;
 mod resources;
 pub mod saved;
+mod screen;
 pub mod service;
 mod set_out;
 pub mod shares;

@@ -3,7 +3,10 @@
 use serde_json::json;
 use tokio::sync::oneshot;
 
-use super::supervise::{AGENT_LIMIT, QMP_LIMIT, Supervisor};
+use super::{
+    screen,
+    supervise::{AGENT_LIMIT, QMP_LIMIT, Supervisor},
+};
 use crate::{
     control::types::{self, Command, Refusal, Request, Status},
     life::{self, State},
@@ -17,6 +20,8 @@ impl Supervisor {
             Request::Command(command, reply) => self.command(command, reply),
             Request::Status(reply) => drop(reply.send(self.status())),
             Request::Guest(reply) => self.ask_guest(reply),
+            Request::Screenshot(reply) => self.screenshot(reply),
+            Request::Press(chords, reply) => self.press(chords, reply),
             Request::Exec { argv, limit, reply } => self.exec(argv, limit, reply),
             Request::Console { read_only, scrollback, reply } => {
                 let view = self.console.view(read_only, scrollback);
@@ -180,6 +185,7 @@ impl Supervisor {
             mac: record.and_then(|r| r.mac.clone()).or_else(|| nic?.mac.map(|m| m.to_string())),
             ip: nic.and_then(|n| n.ip).map(|i| i.to_string()),
             tap: record.map_or(written_tap, |r| r.tap.clone()),
+            vnc: record.and_then(|_| screen::vnc(&self.vm, &self.paths)),
             cpu_weight: self.vm.cpu_weight.get(),
             cpu_weight_effective: None,
             cpu_share: None,

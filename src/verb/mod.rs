@@ -23,12 +23,16 @@ pub mod restart;
 pub mod resume;
 pub mod rm;
 pub mod run;
+pub mod screenshot;
 pub mod seed;
+pub mod sendkey;
 pub mod ssh;
 pub mod start;
 pub mod status;
 pub mod stop;
 pub mod suspend;
+pub mod type_text;
+pub mod vnc;
 pub mod wait;
 
 use std::{
@@ -45,7 +49,7 @@ use crate::{
         types::{Command, Pending},
     },
     exit::{self, Failure},
-    plan::layout::Layout,
+    plan::{keys::Chord, layout::Layout},
     run::{
         adopt::{self, Found},
         ask_down, begin,
@@ -91,6 +95,12 @@ async fn command(layout: &Layout, names: &[VmName], command: Command) -> Result<
         client.command(command).await.map_err(|error| refused(&error, layout, &name))
     })
     .await
+}
+
+/// Presses keys at a guest's keyboard.
+async fn press(layout: &Layout, name: &VmName, chords: &[Chord]) -> Result<(), Failure> {
+    let mut client = connect(layout, name).await?;
+    client.press(chords).await.map_err(|error| refused(&error, layout, name))
 }
 
 /// A command that ends VMs, told rung by rung; with `wait` until they are down.

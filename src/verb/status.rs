@@ -122,6 +122,7 @@ fn told(status: &Status, clock: &Clock) -> String {
     line("mac:", status.mac.as_deref());
     line("ip:", status.ip.as_deref());
     line("tap:", status.tap.as_deref());
+    line("vnc:", status.vnc.as_deref());
     line("accel:", status.accel.as_deref());
     line("qemu:", status.qemu_version.as_deref());
     line("machine:", status.machine.as_deref());
