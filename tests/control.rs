@@ -106,7 +106,8 @@ impl Fake {
     }
 
     fn happens(&self, name: &str) {
-        let _ = self.events.send(Event { event: name.into(), data: Some(json!({ "a": 1 })) });
+        let _ =
+            self.events.send(Event { at: None, event: name.into(), data: Some(json!({ "a": 1 })) });
     }
 
     /// The loop ends; what is left for the server to say it says.
@@ -150,6 +151,8 @@ async fn answer(
                 };
                 let _ = reply.send(Ok(Executed { exit_code: 3, out, err: String::new() }));
             }
+            Request::RecentEvents(reply) => drop(reply.send(vec![])),
+            Request::Statistics(reply) => drop(reply.send(Ok(Default::default()))),
             Request::Screenshot(reply) => {
                 drop(reply.send(Err(Refusal::Failed("no screen".into()))));
             }
@@ -934,7 +937,7 @@ async fn stop_tells_the_rungs_and_the_end_and_waits_for_it() {
     };
     soon(asked).await;
     let happens = |event: &str, data: Value| {
-        fake.events.send(Event { event: event.into(), data: Some(data) }).unwrap();
+        fake.events.send(Event { at: None, event: event.into(), data: Some(data) }).unwrap();
     };
     happens("QVM_STOP_RUNG", json!({ "text": "pressed the power button" }));
     happens("SHUTDOWN", json!({}));
@@ -972,5 +975,5 @@ async fn list_shows_who_runs_and_who_does_not_answer() {
     let lines: Vec<&str> = table.lines().filter(|line| !line.contains("VM file is gone")).collect();
     assert!(lines[1].starts_with("hung  no answer"), "{table}");
     assert!(lines[2].contains("cannot ask its supervisor"), "{table}");
-    assert_eq!(lines[3], "web   running    2     1G   -   -       -", "{table}");
+    assert_eq!(lines[3], "web   running    -       2  512M     -  -   -          -", "{table}");
 }

@@ -18,6 +18,7 @@ use crate::{
     plan::{layout::Layout, machined, unit::Scope},
     run::{Settings, image, progress},
     spec::{self, Vm},
+    table,
     value::{VmName, shown},
     verb::{self, reap::Ended},
 };
@@ -118,7 +119,12 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
     let layout = layout(given.uid, &dirs, given.env)?;
     let manager = manager(given, &dirs, &layout);
     match cli.verb {
-        Verb::List(args) => verb::list::run(&args, &layout, given.now).await,
+        Verb::List(args) => {
+            let colours = table::colours(given.env);
+            let proc = Path::new("/proc");
+            let how = verb::list::Shown { now: jiff::Timestamp::now, colours, proc };
+            verb::list::run(&args, &layout, &how).await
+        }
         Verb::Status(args) => {
             let clock = verb::status::Clock { now: given.now, zone: jiff::tz::TimeZone::system() };
             verb::status::run(&args, &layout, &clock, Path::new("/proc")).await
@@ -146,7 +152,8 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
         Verb::Apply(args) => verb::apply::run(&args, &layout, given.exe, manager).await,
         Verb::Console(args) => verb::console::run(&args, &layout).await,
         Verb::Log(args) => verb::log::run(&args, &layout, jiff::tz::TimeZone::system()).await,
-        Verb::Events(args) => verb::events::run(&args, &layout).await,
+        Verb::Events(args) => verb::events::run(&args, &layout, jiff::tz::TimeZone::system()).await,
+        Verb::Metrics(args) => verb::metrics::run(&args, &layout, Path::new("/proc")).await,
         Verb::Exec(args) => verb::exec::run(&args, &layout).await,
         Verb::Check(args) => {
             let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());

@@ -13,7 +13,7 @@ use zlink::{
 
 use crate::plan::keys::Chord;
 
-use super::types::{Command, Event, Executed, Guest, Status};
+use super::types::{Command, Event, Executed, Guest, Statistics, Status};
 
 /// How long a supervisor may take to say that something has begun: it may have to ask QEMU.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -203,6 +203,32 @@ impl Client {
         }
         let (told, _): (Told, _) = self.call("io.qvm.Vm.Guest", json!({}), ANSWER).await?;
         Ok(told.guest)
+    }
+
+    /// What happened last, newest first.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn recent_events(&mut self) -> Result<Vec<Event>, Error> {
+        #[derive(Debug, Deserialize)]
+        struct Told {
+            events: Vec<Event>,
+        }
+        let (told, _): (Told, _) = self.call("io.qvm.Vm.RecentEvents", json!({}), ANSWER).await?;
+        Ok(told.events)
+    }
+
+    /// What only QEMU knows of the machine.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn statistics(&mut self, limit: Duration) -> Result<Statistics, Error> {
+        #[derive(Debug, Deserialize)]
+        struct Told {
+            statistics: Statistics,
+        }
+        let (told, _): (Told, _) = self.call("io.qvm.Vm.Statistics", json!({}), limit).await?;
+        Ok(told.statistics)
     }
 
     /// Has something begun.

@@ -95,6 +95,8 @@ mod tests {
             vcpu: 1,
             mem_bytes: 1,
             mem_actual_bytes: None,
+            mem_resident_bytes: None,
+            cpu_seconds: None,
             mem_target_bytes: None,
             mac: None,
             ip: None,

@@ -37,7 +37,9 @@ pub(super) enum Method {
     Describe { memory: bool },
     Status,
     Guest,
-    Events { filter: Option<Vec<String>> },
+    Events { filter: Option<Vec<String>>, with_time: bool },
+    RecentEvents,
+    Statistics,
     Exec { argv: Vec<String>, limit: Duration },
     Screenshot,
     Press(Vec<Chord>),
@@ -89,7 +91,7 @@ fn machine(name: &str, given: &mut Parameters) -> Result<Option<Method>, Fault> 
         "SubscribeEvents" => {
             // systemd's own servers take an empty filter for none.
             let filter: Option<Vec<String>> = given.take("filter")?;
-            Method::Events { filter: filter.filter(|names| !names.is_empty()) }
+            Method::Events { filter: filter.filter(|names| !names.is_empty()), with_time: false }
         }
         "AddStorage" | "RemoveStorage" | "ReplaceStorage" => return Err(Fault::NOT_SUPPORTED),
         _ => return Ok(None),
@@ -108,7 +110,9 @@ fn vm(name: &str, given: &mut Parameters) -> Result<Option<Method>, Fault> {
         "Resume" => Method::Command(Command::Resume),
         "Suspend" => Method::Command(Command::Suspend),
         "Reload" => Method::Command(Command::Reload),
-        "Watch" => Method::Events { filter: None },
+        "Watch" => Method::Events { filter: None, with_time: true },
+        "RecentEvents" => Method::RecentEvents,
+        "Statistics" => Method::Statistics,
         "Screenshot" => Method::Screenshot,
         "Press" => {
             let keys: Vec<String> = given.need("keys")?;
@@ -200,7 +204,7 @@ mod tests {
         assert_eq!(read("io.qvm.Vm.PowerOff", Value::Null), off(None));
         assert_eq!(
             read("io.systemd.MachineInstance.SubscribeEvents", json!({ "filter": [] })),
-            Ok(Method::Events { filter: None })
+            Ok(Method::Events { filter: None, with_time: false })
         );
     }
 
@@ -257,7 +261,7 @@ mod tests {
                 seen += 1;
             }
         }
-        assert_eq!(seen, 2 + 12 + 15);
+        assert_eq!(seen, 2 + 12 + 17);
     }
 
     proptest! {

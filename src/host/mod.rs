@@ -23,7 +23,9 @@ pub mod oom_score;
 #[allow(unsafe_code)]
 pub mod pidfd;
 pub mod port;
+pub mod pressure;
 pub mod probe;
+pub mod process_time;
 pub mod qemu_img;
 pub mod receive;
 pub mod signal;

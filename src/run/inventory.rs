@@ -182,6 +182,8 @@ fn without_file(name: &str, problem: Option<String>, file_exists: bool) -> Entry
         vcpu: 0,
         mem_bytes: 0,
         mem_actual_bytes: None,
+        mem_resident_bytes: None,
+        cpu_seconds: None,
         mem_target_bytes: None,
         mac: None,
         ip: None,

@@ -30,6 +30,7 @@ pub mod kept;
 pub mod launch;
 pub mod left_behind;
 mod live;
+pub mod metrics;
 mod plug;
 pub mod prepare;
 pub mod progress;
@@ -43,8 +44,10 @@ mod screen;
 pub mod service;
 mod set_out;
 pub mod shares;
+mod statistics;
 pub mod supervise;
 mod suspend;
+pub mod usage;
 
 /// What a supervisor is told by whoever starts it: time, randomness and environment come from here.
 #[derive(Debug, Clone)]

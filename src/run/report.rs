@@ -14,11 +14,20 @@ use crate::{
     value::chain,
 };
 
+/// How many events are kept for who asks later.
+const RECENT: usize = 64;
+/// Events that tell of no turn of the VM's life.
+const CHATTY: [&str; 3] = ["BALLOON_CHANGE", "RTC_CHANGE", "NIC_RX_FILTER_CHANGED"];
+
 impl Supervisor {
     pub(super) fn answer(&mut self, request: Request) {
         match request {
             Request::Command(command, reply) => self.command(command, reply),
             Request::Status(reply) => drop(reply.send(self.status())),
+            Request::RecentEvents(reply) => {
+                drop(reply.send(self.recent.iter().cloned().collect()));
+            }
+            Request::Statistics(reply) => self.statistics(reply),
             Request::Guest(reply) => self.ask_guest(reply),
             Request::Screenshot(reply) => self.screenshot(reply),
             Request::Press(chords, reply) => self.press(chords, reply),
@@ -181,6 +190,8 @@ impl Supervisor {
             vcpu: self.vm.vcpu.into(),
             mem_bytes: self.vm.mem.bytes(),
             mem_actual_bytes: self.memory_actual,
+            mem_resident_bytes: None,
+            cpu_seconds: None,
             mem_target_bytes: self.memory_target,
             mac: record.and_then(|r| r.mac.clone()).or_else(|| nic?.mac.map(|m| m.to_string())),
             ip: nic.and_then(|n| n.ip).map(|i| i.to_string()),
@@ -204,8 +215,15 @@ impl Supervisor {
     }
 
     /// Tells whoever watches; nobody watching is no error.
-    pub(super) fn publish(&self, name: &str, data: serde_json::Value) {
+    pub(super) fn publish(&mut self, name: &str, data: serde_json::Value) {
         let data = if data.is_null() { json!({}) } else { data };
-        let _ = self.events.send(types::Event { event: name.to_owned(), data: Some(data) });
+        let at = Some((self.settings.now)().to_string());
+        let event = types::Event { at, event: name.to_owned(), data: Some(data) };
+        // What a guest can cause as often as it likes must not push the others out.
+        if !CHATTY.contains(&name) {
+            self.recent.truncate(RECENT - 1);
+            self.recent.push_front(event.clone());
+        }
+        let _ = self.events.send(event);
     }
 }

@@ -13,6 +13,7 @@ pub mod ip;
 pub mod kill;
 pub mod list;
 pub mod log;
+pub mod metrics;
 pub mod pause;
 pub mod plan;
 pub mod reap;
