@@ -4,6 +4,7 @@
 pub mod argv;
 pub mod device;
 pub mod disk;
+pub mod doctor;
 pub mod facts;
 pub mod firmware;
 pub mod identity;
