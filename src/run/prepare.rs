@@ -155,19 +155,28 @@ pub fn facts_of(settings: &Settings) -> Result<Facts, probe::Error> {
 /// # Errors
 /// There is one, and it cannot be read.
 pub fn identity_of(settings: &Settings, vm: &Vm, facts: &Facts) -> Result<(Identity, bool), Error> {
-    let path = settings.paths().identity();
-    let Some(bytes) = file::read(&path)? else {
+    let Some(mut identity) = identity_kept(&settings.paths())? else {
         let (uuid, instance) = ((settings.uuid)(), (settings.uuid)());
         let short: String = instance.chars().take(8).collect();
         return Ok((Identity::new(vm, &settings.host_id, uuid, &short, &facts.qemu.machine), true));
     };
+    let changed = identity.add_macs(vm, &settings.host_id);
+    Ok((identity, changed))
+}
+
+/// The VM's identity; none before its first start.
+///
+/// # Errors
+/// There is one, and it cannot be read.
+pub fn identity_kept(paths: &VmPaths) -> Result<Option<Identity>, Error> {
+    let path = paths.identity();
+    let Some(bytes) = file::read(&path)? else { return Ok(None) };
     let text = String::from_utf8_lossy(&bytes);
-    let mut identity: Identity = toml::from_str(&text).map_err(|source| Error::Identity {
+    let identity = toml::from_str(&text).map_err(|source| Error::Identity {
         path: path.display().to_string(),
         source: Box::new(source),
     })?;
-    let changed = identity.add_macs(vm, &settings.host_id);
-    Ok((identity, changed))
+    Ok(Some(identity))
 }
 
 /// The firmware that the VM file asks for.
@@ -180,8 +189,21 @@ pub fn firmware_of(
     facts: &Facts,
     machine: &str,
 ) -> Result<Option<Chosen>, descriptors::Error> {
-    let binary = facts.qemu.binary.canonicalize().unwrap_or_else(|_| facts.qemu.binary.clone());
-    let directories = descriptors::directories(settings.config_home.as_deref(), &binary);
+    firmware_for(settings.config_home.as_deref(), &facts.qemu.binary, vm, machine)
+}
+
+/// The same, by what it depends on alone.
+///
+/// # Errors
+/// None fits.
+pub fn firmware_for(
+    config_home: Option<&Path>,
+    qemu: &Path,
+    vm: &Vm,
+    machine: &str,
+) -> Result<Option<Chosen>, descriptors::Error> {
+    let binary = qemu.canonicalize().unwrap_or_else(|_| qemu.to_owned());
+    let directories = descriptors::directories(config_home, &binary);
     let found = if vm.firmware == crate::spec::Firmware::Bios {
         vec![]
     } else {
@@ -265,7 +287,7 @@ pub fn prepare(
 }
 
 /// The qemu-img that came with this QEMU, or else whatever `PATH` has.
-fn qemu_img_beside(binary: &Path) -> std::path::PathBuf {
+pub(super) fn qemu_img_beside(binary: &Path) -> std::path::PathBuf {
     let beside = binary.with_file_name("qemu-img");
     if beside.exists() { beside } else { "qemu-img".into() }
 }
