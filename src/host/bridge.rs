@@ -2,13 +2,12 @@
 
 use std::{fs, path::Path};
 
+use nix::net::if_::InterfaceFlags;
+
 use crate::{
     plan::doctor::{Bridge, Interface, Port},
     value::IfName,
 };
-
-/// IFF_UP of netdevice(7).
-const UP: u32 = 1;
 
 /// The interface of this name; `sys` is `/sys`. sysfs shows the network that it was mounted in.
 pub fn read(sys: &Path, name: &IfName) -> Interface {
@@ -19,7 +18,7 @@ pub fn read(sys: &Path, name: &IfName) -> Interface {
     }
     let Some(stp) = number(&directory.join("bridge/stp_state")) else { return Interface::Other };
     let flags = fs::read_to_string(directory.join("flags")).unwrap_or_default();
-    let flags = u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16).unwrap_or_default();
+    let flags = i32::from_str_radix(flags.trim().trim_start_matches("0x"), 16).unwrap_or_default();
     let ports = fs::read_dir(directory.join("brif")).into_iter().flatten().flatten();
     let mut ports: Vec<Port> = ports
         .map(|port| {
@@ -30,7 +29,7 @@ pub fn read(sys: &Path, name: &IfName) -> Interface {
         .collect();
     ports.sort_by(|a, b| a.name.cmp(&b.name));
     Interface::Bridge(Bridge {
-        up: flags & UP != 0,
+        up: flags & InterfaceFlags::IFF_UP.bits() != 0,
         stp: u8::try_from(stp).unwrap_or(u8::MAX),
         forward_delay: number(&directory.join("bridge/forward_delay")).unwrap_or_default(),
         ports,

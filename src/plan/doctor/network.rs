@@ -94,7 +94,7 @@ pub(super) fn examine(seen: &Seen) -> Vec<Finding> {
 fn examine_one(about: &str, name: &IfName, bridge: &Bridge, users: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     if !bridge.up {
-        let found = format!("it is down: {users} has no network");
+        let found = format!("it is down: no network for {users}");
         findings.push(Finding::error(about, found).todo(format!("`ip link set {name} up`")));
     }
     if let Some(held) = held_up(bridge) {
@@ -119,7 +119,7 @@ fn examine_one(about: &str, name: &IfName, bridge: &Bridge, users: &str) -> Vec<
         bridge.ports.iter().filter(|port| !port.tap).map(|port| port.name.as_str()).collect();
     if beyond.is_empty() {
         let found = format!(
-            "it has no port but taps: {users} reaches this host and other guests, and the network only where this host routes"
+            "it has no port but taps: from {users} the network is reached only where this host routes"
         );
         findings.push(Finding::note(about, found).todo(format!(
             "nothing, if that is meant; else `ip link set INTERFACE master {name}`"

@@ -40,10 +40,10 @@ fn memory(seen: &Seen) -> Option<Finding> {
     let total = seen.memory?;
     let running = seen.vms.iter().filter(|vm| vm.runs);
     let running = running.filter_map(|vm| vm.booted.as_ref().or(vm.written.as_ref()));
-    let now: u64 = running.map(|vm| vm.mem.bytes()).sum();
+    let now = sum(running.map(|vm| vm.mem.bytes()));
     let starting = seen.vms.iter().filter(|vm| !vm.runs).filter_map(|vm| vm.written.as_ref());
-    let starting: u64 = starting.filter(|vm| vm.autostart).map(|vm| vm.mem.bytes()).sum();
-    let then = now + starting;
+    let starting = sum(starting.filter(|vm| vm.autostart).map(|vm| vm.mem.bytes()));
+    let then = now.saturating_add(starting);
     let (now_is, then_is, total_is) = (bytes(now), bytes(then), bytes(total));
     let todo = "give guests less `mem`, or have fewer of them; swap and the balloon carry a short while only";
     let told =
@@ -72,8 +72,8 @@ fn disks(seen: &Seen, room: &Room) -> Vec<Finding> {
         findings.push(Finding::error("disk", found).todo(todo));
     }
     let all = || seen.vms.iter().flat_map(|vm| &vm.disks);
-    let promised: u64 = all().map(|disk| disk.virtual_size).sum();
-    let growth: u64 = all().map(|disk| disk.virtual_size.saturating_sub(disk.allocated)).sum();
+    let promised = sum(all().map(|disk| disk.virtual_size));
+    let growth = sum(all().map(|disk| disk.virtual_size.saturating_sub(disk.allocated)));
     let told = format!(
         "disks in `{at}` may grow by {} to {}, and {} is free",
         bytes(growth),
@@ -89,6 +89,11 @@ fn disks(seen: &Seen, room: &Room) -> Vec<Finding> {
         findings.push(Finding::ok("disk", told));
     }
     findings
+}
+
+/// What a disk's header says may be any number.
+fn sum(all: impl Iterator<Item = u64>) -> u64 {
+    all.fold(0, u64::saturating_add)
 }
 
 /// Bytes as people read them, rounded down to a tenth: `1.5 GiB`.

@@ -54,22 +54,21 @@ fn unit(said: &str) -> Option<Unit> {
 
 /// A time span as systemd writes it, such as `2min 30s` (systemd.time(7)).
 fn microseconds(span: &str) -> Option<u64> {
-    const SECOND: u64 = 1_000_000;
-    const DAY: u64 = 86_400 * SECOND;
+    let second = 1_000_000;
     let part = |part: &str| -> Option<u64> {
         let digits = part.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(part.len());
         let (number, unit) = part.split_at(digits);
         let unit = match unit {
             "us" => 1,
             "ms" => 1000,
-            "s" => SECOND,
-            "min" => 60 * SECOND,
-            "h" => 3600 * SECOND,
-            "d" => DAY,
-            "w" => 7 * DAY,
+            "s" => second,
+            "min" => 60 * second,
+            "h" => 3600 * second,
+            "d" => 86_400 * second,
+            "w" => 7 * 86_400 * second,
             // As systemd has them: 30.44 and 365.25 days.
-            "month" => 2_629_800 * SECOND,
-            "y" => 31_557_600 * SECOND,
+            "month" => 2_629_800 * second,
+            "y" => 31_557_600 * second,
             // A bare 0.
             "" => return (number == "0").then_some(0),
             _ => return None,
@@ -160,7 +159,10 @@ fn without(seen: &Seen) -> Vec<Finding> {
         "no systemd looks for VMs here: `autostart` of {} has no effect, and a shutdown of the host is a power cut to guests",
         names(starting)
     );
-    vec![Finding::note("units", found).todo("see `Operating`, \"the host reboots\"")]
+    vec![
+        Finding::note("units", found)
+            .todo("start and stop them by hand: docs/operating.md, \"the host reboots\""),
+    ]
 }
 
 /// A unit that would be killed before the stop ladder is at its end.
