@@ -205,7 +205,7 @@ fn everything_that_can_be_wrong_at_once() {
         ("warning bridge br0", "holds every new port up for 30 s"),
         (
             "warning firewall",
-            "`FORWARD` of iptables drops what no rule accepts: guests on `br0`, `br9`, `eth0` may",
+            "`FORWARD` of iptables drops them where no rule looks closer and accepts: guests on `br0`, `br9`, `eth0` may",
         ),
         (
             "warning memory",

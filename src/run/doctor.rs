@@ -201,16 +201,16 @@ impl Sources<'_> {
             |name: &str, arguments: &[&str], read: &dyn Fn(&str) -> Result<Vec<_>, String>| {
                 let program = self.program(name)?;
                 let version = ask(&program, &["--version"]);
-                let chains = ask(&program, arguments).and_then(|said| read(&said));
+                let tables = ask(&program, arguments).and_then(|said| read(&said));
                 let version = version.ok().and_then(|said| Some(said.lines().next()?.to_owned()));
                 let version = version.unwrap_or_else(|| name.to_owned());
-                Some(Firewall { program: name.to_owned(), version, chains })
+                Some(Firewall { program: name.to_owned(), version, tables })
             };
         let json = |said: &str| nft(said).ok_or_else(|| "`nft` printed no JSON".to_owned());
         let all = [
             tell("nft", &["-j", "list", "ruleset"], &json),
-            tell("iptables", &["-S"], &|said| Ok(iptables(said, false))),
-            tell("ip6tables", &["-S"], &|said| Ok(iptables(said, true))),
+            tell("iptables", &["-S"], &|said| Ok(vec![iptables(said, false)])),
+            tell("ip6tables", &["-S"], &|said| Ok(vec![iptables(said, true)])),
         ];
         all.into_iter().flatten().collect()
     }

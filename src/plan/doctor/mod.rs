@@ -9,16 +9,18 @@ mod kvm;
 mod network;
 mod qemu;
 mod room;
+mod ruleset;
 mod unit;
 
 use serde::Serialize;
 
 pub use cgroup::Cgroups;
-pub use firewall::{Chain, Firewall, iptables, nft};
+pub use firewall::Firewall;
 pub use kvm::KvmSeen;
 pub use network::{Bridge, Interface, Netfilter, Network, Port};
 pub use qemu::QemuSeen;
 pub use room::{DiskSeen, Room};
+pub use ruleset::{Table, iptables, nft};
 pub use unit::{Unit, units};
 
 use super::identity::Identity;

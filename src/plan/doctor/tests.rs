@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 
-use super::{firewall::Accepted, *};
+use super::*;
 use crate::{
     plan::{
         facts::{Kvm, Machine, Qemu, Version},
@@ -22,9 +22,7 @@ proptest! {
     ) {
         let _ = units(&text);
         let _ = nft(&json);
-        for chain in iptables(&text, false) {
-            prop_assert!(chain.ipv4);
-        }
+        let _ = iptables(&text, false).dropping("br0");
     }
 }
 
@@ -428,24 +426,25 @@ fn filtered(firewalls: Vec<Firewall>) -> Seen {
     seen
 }
 
-fn firewall(program: &str, version: &str, chains: Result<Vec<Chain>, &str>) -> Firewall {
+fn firewall(program: &str, version: &str, tables: Result<Vec<Table>, &str>) -> Firewall {
     Firewall {
         program: program.into(),
         version: version.into(),
-        chains: chains.map_err(str::to_owned),
+        tables: tables.map_err(str::to_owned),
     }
 }
 
 #[test]
 fn a_policy_of_drop_counts_where_bridged_frames_come_by() {
-    let drops = || Ok(iptables("-P INPUT ACCEPT\n-P FORWARD DROP\n-P OUTPUT ACCEPT\n", false));
-    let drops6 = || Ok(iptables("-P FORWARD DROP\n", true));
+    let drops =
+        || Ok(vec![iptables("-P INPUT ACCEPT\n-P FORWARD DROP\n-P OUTPUT ACCEPT\n", false)]);
+    let drops6 = || Ok(vec![iptables("-P FORWARD DROP\n", true)]);
     let legacy = |chains| firewall("iptables", "iptables v1.8.9 (legacy)", chains);
     let seen = filtered(vec![legacy(drops())]);
     let said = one(
         &seen,
         "firewall",
-        "warning firewall: bridged frames pass through it, and `FORWARD` of iptables drops what no rule accepts: guests on \
+        "warning firewall: bridged frames pass through it, and `FORWARD` of iptables drops them where no rule looks closer and accepts: guests on \
          `br0` may have no network | `sysctl -w net.bridge.bridge-nf-call-iptables=0` leaves",
     );
     assert!(said.contains("`iptables -I FORWARD -i br0 -o br0 -j ACCEPT`"), "{said}");
@@ -480,7 +479,7 @@ fn what_may_not_be_asked_is_not_called_well() {
         said.ends_with("cannot be told: you must be root | run `qvm doctor` as root"),
         "{said}"
     );
-    let drops = firewall("iptables", "iptables v1", Ok(iptables("-P FORWARD DROP\n", false)));
+    let drops = firewall("iptables", "iptables v1", Ok(vec![iptables("-P FORWARD DROP\n", false)]));
     one(&filtered(vec![denied, drops]), "firewall", "warning ");
     let said = one(&filtered(vec![]), "firewall", "note firewall: ");
     assert!(said.contains("neither `nft` nor `iptables` is on PATH | `sysctl"), "{said}");
@@ -491,7 +490,7 @@ fn the_two_programs_of_one_packet_filter_tell_once() {
     let json = r#"{"nftables": [{"metainfo": {}}, {"chain": {"family": "ip", "table": "filter", "name": "FORWARD",
         "type": "filter", "hook": "forward", "prio": 0, "policy": "drop"}}]}"#;
     let nft = firewall("nft", "nftables v1.0.6", Ok(nft(json).unwrap()));
-    let same = || Ok(iptables("-P FORWARD DROP\n", false));
+    let same = || Ok(vec![iptables("-P FORWARD DROP\n", false)]);
     let compatible = firewall("iptables", "iptables v1.8.9 (nf_tables)", same());
     let said = one(&filtered(vec![nft.clone(), compatible.clone()]), "firewall", "warning ");
     assert!(said.contains("`FORWARD` of the table `ip filter` drops"), "{said}");
@@ -501,82 +500,139 @@ fn the_two_programs_of_one_packet_filter_tell_once() {
     one(&filtered(vec![silent, compatible]), "firewall", "warning ");
 }
 
+/// Whether frames within `br0` are dropped, by the rules that `iptables -S` prints below a policy.
+fn drops(policy: &str, rules: &str) -> bool {
+    iptables(&format!("-P FORWARD {policy}\n{rules}\n"), false).dropping("br0").is_some()
+}
+
 #[test]
-fn a_rule_for_the_bridge_is_enough() {
+fn what_iptables_accepts_of_a_bridge() {
     for (rules, dropped) in [
         ("-A FORWARD -i br0 -o br0 -j ACCEPT", false),
         ("-A FORWARD -i br0 -j ACCEPT", false),
         ("-A FORWARD -i br+ -j ACCEPT", false),
-        ("-A DOCKER-USER -o br0 -j ACCEPT", false),
+        ("-A FORWARD -j USER\n-A USER -o br0 -j ACCEPT", false),
+        ("-A FORWARD -i br0 -j USER\n-A USER -j ACCEPT", false),
+        ("-A FORWARD -i br0 -g USER\n-A FORWARD -j DROP\n-A USER -j ACCEPT", false),
+        ("-A FORWARD -j USER\n-A USER -j RETURN\n-A FORWARD -o br0 -j ACCEPT", false),
         ("-A FORWARD -m physdev --physdev-is-bridged -j ACCEPT", false),
-        ("-A FORWARD -j ACCEPT", false),
+        ("-A FORWARD -m comment --comment \"let it \\\" pass\" -i br0 -j ACCEPT", false),
+        ("-A FORWARD -m comment --comment pass -j ACCEPT", false),
+        ("-A FORWARD -j LOG --log-prefix \"x \"\n-A FORWARD -j ACCEPT", false),
+        ("-A FORWARD -s 10.0.0.0/8 -j DROP\n-A FORWARD -i br0 -j ACCEPT", false),
+        // Not reached.
+        ("-A USER -o br0 -j ACCEPT", true),
         ("-A INPUT -i br0 -j ACCEPT", true),
+        ("-A FORWARD -i docker0 -j USER\n-A USER -j ACCEPT", true),
+        ("-A FORWARD -j USER\n-A USER -j RETURN\n-A USER -j ACCEPT", true),
+        ("-A FORWARD -g USER\n-A FORWARD -j ACCEPT", true),
+        ("-A FORWARD -i br0 -j DROP\n-A FORWARD -i br0 -j ACCEPT", true),
+        // Not all of it.
         ("-A FORWARD -i br1 -j ACCEPT", true),
+        ("-A FORWARD -i br0 -o eth0 -j ACCEPT", true),
         ("-A FORWARD ! -i br0 -j ACCEPT", true),
-        ("-A FORWARD -i br0 -j DROP", true),
         ("-A FORWARD -i br0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", true),
         ("-A FORWARD -i br0 -p tcp -j ACCEPT", true),
         ("-A FORWARD -s 10.0.0.0/8 -j ACCEPT", true),
+        // In circles, cut off.
+        ("-A FORWARD -j A\n-A A -j B\n-A B -j A", true),
         ("-A FORWARD -i", true),
+        ("-A FORWARD -j", true),
+        ("-A FORWARD -m comment --comment \"and on", true),
         ("-A", true),
         ("-N DOCKER-USER", true),
         ("", true),
     ] {
-        let chains = iptables(&format!("-P FORWARD DROP\n{rules}\n"), false);
-        let seen = filtered(vec![firewall("iptables", "iptables v1", Ok(chains))]);
-        let level = if dropped { "warning" } else { "ok" };
-        one(&seen, "firewall", level);
+        assert_eq!(drops("DROP", rules), dropped, "{rules}");
     }
-    assert_eq!(iptables("-P FORWARD ACCEPT\n", false), []);
+    for (rules, dropped) in [
+        ("", false),
+        ("-A FORWARD -j REJECT --reject-with icmp-host-prohibited", true),
+        ("-A FORWARD -i br0 -j ACCEPT\n-A FORWARD -j REJECT", false),
+        ("-A FORWARD -j USER\n-A USER -j DROP", true),
+        ("-A FORWARD -m conntrack --ctstate INVALID -j DROP", false),
+        ("-A INPUT -j DROP", false),
+    ] {
+        assert_eq!(drops("ACCEPT", rules), dropped, "{rules}");
+    }
+    // Deeper than the kernel lets chains jump.
+    let deep = |count: usize| -> String {
+        let jump = |nr: usize| format!("-A C{nr} -j C{}\n", nr + 1);
+        let jumps: String = (0..count).map(jump).collect();
+        format!("-A FORWARD -j C0\n{jumps}-A C{count} -j ACCEPT")
+    };
+    assert!(!drops("DROP", &deep(15)));
+    assert!(drops("DROP", &deep(100_000)));
 }
 
 #[test]
-fn rules_of_nftables() {
+fn what_nftables_accept_of_a_bridge() {
     let bridge = r#"{"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "br0"}}"#;
+    let out = r#"{"match": {"op": "==", "left": {"meta": {"key": "oifname"}}, "right": "eth0"}}"#;
     let set = r#"{"match": {"op": "in", "left": {"meta": {"key": "oifname"}}, "right": {"set": ["eth0", "br*"]}}}"#;
+    let named =
+        r#"{"match": {"op": "==", "left": {"meta": {"key": "oifname"}}, "right": {"prefix": 3}}}"#;
     let not = r#"{"match": {"op": "!=", "left": {"meta": {"key": "iifname"}}, "right": "br0"}}"#;
     let state =
         r#"{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": ["established"]}}"#;
     let physdev = r#"{"xt": {"type": "match", "name": "physdev"}}"#;
-    let (accept, drop, count) =
-        (r#"{"accept": null}"#, r#"{"drop": null}"#, r#"{"counter": {"packets": 0}}"#);
-    let jump = r#"{"jump": {"target": "x"}}"#;
-    let by = |name: &str| Accepted::By(name.to_owned());
-    for (expressions, accepted) in [
-        (vec![bridge, count, accept], vec![by("br0")]),
-        (vec![set, accept], vec![by("eth0"), by("br*")]),
-        (vec![bridge, set, accept], vec![by("br0")]),
-        (vec![physdev, accept], vec![Accepted::All]),
-        (vec![accept], vec![Accepted::All]),
-        (vec![bridge, drop], vec![]),
-        (vec![bridge, jump], vec![]),
-        (vec![not, accept], vec![]),
-        (vec![bridge, state, accept], vec![]),
-        (vec!["7", accept], vec![]),
+    let (accept, drop) = (r#"{"accept": null}"#, r#"{"drop": null}"#);
+    let (count, jump) = (r#"{"counter": {"packets": 0}}"#, r#"{"jump": {"target": "x"}}"#);
+    let (goto, back) = (r#"{"goto": {"target": "x"}}"#, r#"{"return": null}"#);
+    let reject = r#"{"reject": {"type": "icmpx"}}"#;
+    // The rules of the chain at the hook, and of another one.
+    for (rules, others, dropped) in [
+        (vec![vec![bridge, count, accept]], vec![], false),
+        (vec![vec![set, accept]], vec![], false),
+        (vec![vec![bridge, set, accept]], vec![], false),
+        (vec![vec![physdev, accept]], vec![], false),
+        (vec![vec![accept]], vec![], false),
+        (vec![vec![bridge, jump]], vec![vec![accept]], false),
+        (vec![vec![goto]], vec![vec![bridge, accept]], false),
+        (vec![vec![back], vec![accept]], vec![], true),
+        (vec![vec![bridge, jump]], vec![vec![back], vec![accept]], true),
+        (vec![vec![bridge, out, accept]], vec![], true),
+        (vec![vec![named, accept]], vec![], true),
+        (vec![vec![bridge, drop], vec![accept]], vec![], true),
+        (vec![vec![bridge, reject], vec![accept]], vec![], true),
+        (vec![vec![physdev, drop], vec![accept]], vec![], false),
+        (vec![vec![not, accept]], vec![], true),
+        (vec![vec![bridge, state, accept]], vec![], true),
+        (vec![vec![bridge]], vec![], true),
+        (vec![vec!["7", accept]], vec![], true),
+        (vec![], vec![vec![accept]], true),
     ] {
+        let written = |chain: &str, rules: &[Vec<&str>]| -> String {
+            let one = |rule: &Vec<&str>| {
+                let rule = rule.join(", ");
+                format!(
+                    r#", {{"rule": {{"family": "inet", "table": "fw", "chain": "{chain}", "expr": [{rule}]}}}}"#
+                )
+            };
+            rules.iter().map(one).collect()
+        };
         let json = format!(
-            r#"{{"nftables": [
+            r#"{{"nftables": [{{"metainfo": {{}}}},
             {{"chain": {{"family": "inet", "table": "fw", "name": "fwd", "hook": "forward", "policy": "drop"}}}},
             {{"chain": {{"family": "inet", "table": "fw", "name": "in", "hook": "input", "policy": "drop"}}}},
             {{"chain": {{"family": "ip6", "table": "ok", "name": "fwd", "hook": "forward", "policy": "accept"}}}},
             {{"chain": {{"family": "bridge", "table": "b", "name": "fwd", "hook": "forward", "policy": "drop"}}}},
-            {{"chain": {{"family": "inet", "table": "fw", "name": "x"}}}},
-            {{"rule": {{"family": "ip", "table": "fw", "chain": "fwd", "expr": [{accept}]}}}},
-            {{"rule": {{"family": "inet", "table": "fw", "chain": "x", "expr": [{}]}}}}]}}"#,
-            expressions.join(", ")
+            {{"chain": {{"family": "ip", "table": "in", "name": "in", "hook": "input", "policy": "drop"}}}},
+            {{"chain": {{"family": "inet", "table": "fw", "name": "x"}}}}{}{}]}}"#,
+            written("fwd", &rules),
+            written("x", &others)
         );
-        let chain = Chain {
-            name: "`fwd` of the table `inet fw`".into(),
-            ipv4: true,
-            ipv6: true,
-            accepts: accepted,
-        };
-        assert_eq!(nft(&json), Some(vec![chain]), "{json}");
+        let tables = nft(&json).unwrap();
+        let [fw, ok] = tables.as_slice() else { panic!("{tables:?}") };
+        assert_eq!((fw.name.as_str(), fw.ipv4, fw.ipv6), ("the table `inet fw`", true, true));
+        assert_eq!((ok.ipv4, ok.ipv6, ok.dropping("br0")), (false, true, None));
+        assert_eq!(fw.dropping("br0"), dropped.then_some("fwd"), "{json}");
     }
     for said in ["", "{}", "[]", "table ip filter {", "{\"nftables\": 3}"] {
         assert_eq!(nft(said), None, "{said}");
     }
-    assert_eq!(nft("{\"nftables\": [3, {\"chain\": 4}, {\"rule\": null}]}"), Some(vec![]));
+    let odd = r#"{"nftables": [3, {"chain": 4}, {"rule": null}, {"rule": {"family": "ip", "table": "t", "chain": "c"}}]}"#;
+    assert_eq!(nft(odd), Some(vec![]));
 }
 
 #[test]
