@@ -340,11 +340,11 @@ fn what_nft_tells_or_does_not() {
         one(&said, "note firewall").contains("`nft` printed no JSON | run `qvm doctor` as root"),
         "{said:#?}"
     );
-    let json = r#"echo '{"nftables": [{"chain": {"family": "inet", "table": "fw", "name": "fwd", "hook": "forward", "policy": "drop"}}]}'"#;
+    let json = r#"echo '{"nftables": [{"chain": {"family": "inet", "table": "fw", "name": "forward", "hook": "forward", "policy": "drop"}}]}'"#;
     host.script("nft", &format!("case $1 in --version) echo 'nftables v1.0.6';; *) {json};; esac"));
     let said = host.findings();
     assert!(
-        one(&said, "warning firewall").contains("`fwd` of the table `inet fw` drops"),
+        one(&said, "warning firewall").contains("`forward` of the table `inet fw` drops"),
         "{said:#?}"
     );
 }

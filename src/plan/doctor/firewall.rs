@@ -91,9 +91,12 @@ fn dropping(seen: &Seen, table: &Table, called: Netfilter) -> Option<Finding> {
     .into_iter()
     .filter_map(|(setting, needed)| needed.then_some(setting))
     .collect();
+    let remedy = table.remedy(chain, first);
+    let docker =
+        if remedy.starts_with("nft") { "" } else { ", with Docker in its chain DOCKER-USER" };
     let todo = format!(
         "`sysctl -w {}` leaves bridged frames alone (a file in /etc/sysctl.d keeps it, and br_netfilter in /etc/modules-load.d is \
-         loaded before that); or a rule: `iptables -I FORWARD -i {first} -o {first} -j ACCEPT`, with Docker in the chain DOCKER-USER",
+         loaded before that); or a rule: `{remedy}`{docker}",
         settings.join(" ")
     );
     Some(Finding::warning("firewall", found).todo(todo))

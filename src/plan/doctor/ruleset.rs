@@ -16,6 +16,8 @@ const JUMPS: usize = 16;
 pub struct Table {
     /// What it is called: `the table ip filter`, `iptables`.
     pub name: String,
+    /// How `nft` is told which it is, such as `inet fw`; none where `iptables` told of it.
+    pub nft: Option<String>,
     /// It sees IPv4.
     pub ipv4: bool,
     /// It sees IPv6.
@@ -65,6 +67,22 @@ impl Table {
             !self.decides(chain, bridge, 0, &mut BTreeMap::new()).unwrap_or(!policy)
         };
         self.bases.iter().find(drops).map(|(chain, _)| chain.as_str())
+    }
+
+    /// The command that lets pass what a chain of this table drops within a bridge.
+    pub fn remedy(&self, chain: &str, bridge: &str) -> String {
+        match &self.nft {
+            // What `iptables` made is only to be changed by it.
+            Some(table)
+                if !matches!(table.as_str(), "ip filter" | "ip6 filter") || chain != "FORWARD" =>
+            {
+                format!("nft insert rule {table} {chain} iifname {bridge} oifname {bridge} accept")
+            }
+            _ => {
+                let program = if self.ipv4 { "iptables" } else { "ip6tables" };
+                format!("{program} -I FORWARD -i {bridge} -o {bridge} -j ACCEPT")
+            }
+        }
     }
 
     /// Whether a chain accepts; none where it decides nothing. `known` are the chains that were weighed already, so that rules
@@ -121,6 +139,7 @@ pub fn nft(said: &str) -> Option<Vec<Table>> {
         };
         let table = tables.entry((family, name)).or_insert_with(|| Table {
             name: format!("the table `{family} {name}`"),
+            nft: Some(format!("{family} {name}")),
             ipv4,
             ipv6,
             bases: Vec::new(),
@@ -157,6 +176,8 @@ fn rule_of_nft(expressions: &[Value]) -> Option<Rule> {
             // What iptables calls `-m physdev` is about bridged frames, and which is not told.
             "xt" if body.get("name")? == "physdev" => bridged = true,
             "xt" if body.get("name")? == "comment" => {}
+            // As `nft` shows what `iptables -j REJECT` made.
+            "xt" if body.get("name")? == "REJECT" => then = Some(Then::Drop),
             "counter" => {}
             "accept" => then = Some(Then::Accept),
             "drop" | "reject" => then = Some(Then::Drop),
@@ -195,7 +216,7 @@ pub fn iptables(said: &str, ipv6: bool) -> Table {
     }
     let drops = said.lines().any(|line| line.trim() == "-P FORWARD DROP");
     let name = if ipv6 { "ip6tables" } else { "iptables" }.to_owned();
-    Table { name, ipv4: !ipv6, ipv6, bases: vec![("FORWARD".to_owned(), drops)], rules }
+    Table { name, nft: None, ipv4: !ipv6, ipv6, bases: vec![("FORWARD".to_owned(), drops)], rules }
 }
 
 /// A rule, if it looks at nothing but interfaces.

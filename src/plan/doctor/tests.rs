@@ -465,6 +465,9 @@ fn a_policy_of_drop_counts_where_bridged_frames_come_by() {
     both.network.netfilter = Some(Netfilter { ipv4: true, ipv6: true });
     let said = one(&both, "firewall", "warning firewall: ");
     assert!(said.contains("`sysctl -w net.bridge.bridge-nf-call-ip6tables=0`"), "{said}");
+    let rule =
+        "`ip6tables -I FORWARD -i br0 -o br0 -j ACCEPT`, with Docker in its chain DOCKER-USER";
+    assert!(said.ends_with(rule), "{said}");
     // No VM on a bridge: nobody's frames.
     let mut nobody = filtered(vec![legacy(drops())]);
     nobody.network.bridges.clear();
@@ -493,6 +496,7 @@ fn the_two_programs_of_one_packet_filter_tell_once() {
     let same = || Ok(vec![iptables("-P FORWARD DROP\n", false)]);
     let compatible = firewall("iptables", "iptables v1.8.9 (nf_tables)", same());
     let said = one(&filtered(vec![nft.clone(), compatible.clone()]), "firewall", "warning ");
+    assert!(said.contains("or a rule: `iptables -I FORWARD -i br0"), "{said}");
     assert!(said.contains("`FORWARD` of the table `ip filter` drops"), "{said}");
     let legacy = firewall("iptables", "iptables v1.8.9 (legacy)", same());
     assert_eq!(told(&filtered(vec![nft, legacy]), "firewall").len(), 2);
@@ -580,6 +584,7 @@ fn what_nftables_accept_of_a_bridge() {
     let (count, jump) = (r#"{"counter": {"packets": 0}}"#, r#"{"jump": {"target": "x"}}"#);
     let (goto, back) = (r#"{"goto": {"target": "x"}}"#, r#"{"return": null}"#);
     let reject = r#"{"reject": {"type": "icmpx"}}"#;
+    let target = r#"{"xt": {"type": "target", "name": "REJECT"}}"#;
     // The rules of the chain at the hook, and of another one.
     for (rules, others, dropped) in [
         (vec![vec![bridge, count, accept]], vec![], false),
@@ -595,6 +600,7 @@ fn what_nftables_accept_of_a_bridge() {
         (vec![vec![named, accept]], vec![], true),
         (vec![vec![bridge, drop], vec![accept]], vec![], true),
         (vec![vec![bridge, reject], vec![accept]], vec![], true),
+        (vec![vec![count, target], vec![accept]], vec![], true),
         (vec![vec![physdev, drop], vec![accept]], vec![], false),
         (vec![vec![not, accept]], vec![], true),
         (vec![vec![bridge, state, accept]], vec![], true),
@@ -613,20 +619,22 @@ fn what_nftables_accept_of_a_bridge() {
         };
         let json = format!(
             r#"{{"nftables": [{{"metainfo": {{}}}},
-            {{"chain": {{"family": "inet", "table": "fw", "name": "fwd", "hook": "forward", "policy": "drop"}}}},
+            {{"chain": {{"family": "inet", "table": "fw", "name": "forward", "hook": "forward", "policy": "drop"}}}},
             {{"chain": {{"family": "inet", "table": "fw", "name": "in", "hook": "input", "policy": "drop"}}}},
-            {{"chain": {{"family": "ip6", "table": "ok", "name": "fwd", "hook": "forward", "policy": "accept"}}}},
-            {{"chain": {{"family": "bridge", "table": "b", "name": "fwd", "hook": "forward", "policy": "drop"}}}},
+            {{"chain": {{"family": "ip6", "table": "ok", "name": "forward", "hook": "forward", "policy": "accept"}}}},
+            {{"chain": {{"family": "bridge", "table": "b", "name": "forward", "hook": "forward", "policy": "drop"}}}},
             {{"chain": {{"family": "ip", "table": "in", "name": "in", "hook": "input", "policy": "drop"}}}},
             {{"chain": {{"family": "inet", "table": "fw", "name": "x"}}}}{}{}]}}"#,
-            written("fwd", &rules),
+            written("forward", &rules),
             written("x", &others)
         );
         let tables = nft(&json).unwrap();
         let [fw, ok] = tables.as_slice() else { panic!("{tables:?}") };
         assert_eq!((fw.name.as_str(), fw.ipv4, fw.ipv6), ("the table `inet fw`", true, true));
         assert_eq!((ok.ipv4, ok.ipv6, ok.dropping("br0")), (false, true, None));
-        assert_eq!(fw.dropping("br0"), dropped.then_some("fwd"), "{json}");
+        let remedy = "nft insert rule inet fw forward iifname br0 oifname br0 accept";
+        assert_eq!(fw.remedy("forward", "br0"), remedy);
+        assert_eq!(fw.dropping("br0"), dropped.then_some("forward"), "{json}");
     }
     for said in ["", "{}", "[]", "table ip filter {", "{\"nftables\": 3}"] {
         assert_eq!(nft(said), None, "{said}");
