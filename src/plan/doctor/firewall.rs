@@ -31,7 +31,9 @@ pub(super) fn examine(seen: &Seen) -> Vec<Finding> {
         let found = format!("bridged frames do not pass through it; there is: {programs}");
         return vec![Finding::ok("firewall", found)];
     };
-    let mut findings: Vec<Finding> = tables(network)
+    let mut findings: Vec<Finding> = tellers(network)
+        .filter_map(|one| one.tables.as_ref().ok())
+        .flatten()
         .filter(|table| (table.ipv4 && called.ipv4) || (table.ipv6 && called.ipv6))
         .filter_map(|table| dropping(seen, table, called))
         .collect();
@@ -41,20 +43,18 @@ pub(super) fn examine(seen: &Seen) -> Vec<Finding> {
     findings
 }
 
-/// The tables, each once: `iptables` may be another view of what `nft` has told already.
-fn tables(network: &super::Network) -> impl Iterator<Item = &Table> {
+/// Who tells, each table once: `iptables` may be another view of what `nft` has told already.
+fn tellers(network: &super::Network) -> impl Iterator<Item = &Firewall> {
     let nft = network.firewalls.iter().any(|one| one.program == "nft" && one.tables.is_ok());
     let again = move |one: &&Firewall| nft && one.version.contains("nf_tables");
-    let all = network.firewalls.iter().filter(move |one| !again(one));
-    all.filter_map(|one| one.tables.as_ref().ok()).flatten()
+    network.firewalls.iter().filter(move |one| !again(one))
 }
 
 /// Nothing is known to drop: either nothing does, or nobody told.
 fn told(seen: &Seen, programs: &str) -> Finding {
-    let firewalls = &seen.network.firewalls;
-    let silent = firewalls.iter().find_map(|one| one.tables.as_ref().err());
+    let silent = tellers(&seen.network).find_map(|one| one.tables.as_ref().err());
     let passes = "bridged frames pass through it (`bridge-nf-call-iptables`)";
-    match (silent, firewalls.is_empty()) {
+    match (silent, seen.network.firewalls.is_empty()) {
         (None, false) => {
             let found =
                 format!("{passes}, and it forwards those of the bridges; there is: {programs}");

@@ -500,7 +500,15 @@ fn the_two_programs_of_one_packet_filter_tell_once() {
     assert!(said.contains("`FORWARD` of the table `ip filter` drops"), "{said}");
     let legacy = firewall("iptables", "iptables v1.8.9 (legacy)", same());
     assert_eq!(told(&filtered(vec![nft, legacy]), "firewall").len(), 2);
+    // What `nft` has told needs nobody else.
+    let failing = firewall("iptables", "iptables v1.8.9 (nf_tables)", Err("incompatible"));
     let silent = firewall("nft", "nftables v1.0.6", Err("no"));
+    one(
+        &filtered(vec![firewall("nft", "nftables v1.0.6", Ok(vec![])), failing.clone()]),
+        "firewall",
+        "ok ",
+    );
+    one(&filtered(vec![silent.clone(), failing]), "firewall", "note ");
     one(&filtered(vec![silent, compatible]), "firewall", "warning ");
 }
 
