@@ -91,6 +91,7 @@ nic
       // {
         mtu = within 576 65535 "The MTU behind a bridge.";
         model = one [ "virtio" "e1000e" ] "What the guest sees.";
+        link = one [ "up" "down" ] "Whether the guest sees a cable plugged in.";
         tap = text "The name of the host's interface.";
       }
     );

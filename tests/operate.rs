@@ -64,7 +64,10 @@ fn sighup_and_reload_apply_what_can_be_applied_and_tell_the_rest() {
     assert_eq!(lab.status("web")["pending"][0]["takesEffect"], "live");
     assert_eq!(lab.status("web")["cpuWeight"], 100);
     let told = lab.ok(&["reload", "web"]);
-    assert_eq!(told, "web: VM file read\nweb: pending: vcpu: 1 -> 2, when the guest reboots\n");
+    assert_eq!(
+        told,
+        "web: VM file read\nweb: applied: cpuWeight: 100 -> 300\nweb: pending: vcpu: 1 -> 2, when the guest reboots\n"
+    );
     assert_eq!(lab.status("web")["cpuWeight"], 300);
     // A file that is not valid changes nothing, and is told.
     rewrite(&lab, "vcpu = 2", "vcpu = 2000");

@@ -32,6 +32,7 @@ fn nic(name: &str, mac: Option<&str>) -> Nic {
         dns: Vec::new(),
         mtu: None,
         model: Model::Virtio,
+        state: qvm::spec::LinkState::Up,
         link: Link::User { forward: Vec::new() },
     }
 }

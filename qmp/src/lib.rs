@@ -8,6 +8,7 @@
 pub mod agent;
 mod client;
 mod commands;
+mod devices;
 mod error;
 mod event;
 #[cfg(any(test, feature = "fake"))]

@@ -15,6 +15,8 @@ use super::types::{Command, Event, Executed, Guest, Status};
 
 /// How long a supervisor may take to say that something has begun: it may have to ask QEMU.
 const ANSWER: Duration = Duration::from_secs(30);
+/// How long applying a VM file may take: a new disk's image may have to be fetched first.
+const APPLY: Duration = Duration::from_secs(3600);
 /// How much longer than the command itself the answer to `Exec` may take.
 const AGENT: Duration = Duration::from_secs(30);
 
@@ -219,7 +221,8 @@ impl Client {
                 ("io.systemd.MachineInstance.SetMemory", json!({ "bytes": bytes }))
             }
         };
-        let (_, _): (Value, _) = self.call(method, parameters, ANSWER).await?;
+        let limit = if command == Command::Reload { APPLY } else { ANSWER };
+        let (_, _): (Value, _) = self.call(method, parameters, limit).await?;
         Ok(())
     }
 
@@ -246,17 +249,17 @@ impl Client {
         Ok(Watch { client: self })
     }
 
-    /// The serial console: a stream that ends when the supervisor does.
+    /// The serial console, after up to `scrollback` bytes of what it said before: a stream that ends when the supervisor does.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn console(mut self, read_only: bool) -> Result<UnixStream, Error> {
+    pub async fn console(mut self, read_only: bool, scrollback: u64) -> Result<UnixStream, Error> {
         #[derive(Debug, Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Handed {
             file_descriptor_index: usize,
         }
-        let parameters = json!({ "readOnly": read_only });
+        let parameters = json!({ "readOnly": read_only, "scrollbackBytes": scrollback });
         let (handed, fds): (Handed, _) = self.call("io.qvm.Vm.Console", parameters, ANSWER).await?;
         let fd = fds.into_iter().nth(handed.file_descriptor_index).ok_or(Error::Closed)?;
         let stream = std::os::unix::net::UnixStream::from(fd);

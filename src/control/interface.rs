@@ -77,8 +77,13 @@ mod tests {
             failed: true,
             console: vec!["x".into()],
         };
-        let pending =
-            Pending { key: "mem".into(), from: None, to: None, takes_effect: TakesEffect::Live };
+        let pending = Pending {
+            key: "mem".into(),
+            from: None,
+            to: None,
+            takes_effect: TakesEffect::Live,
+            reruns: None,
+        };
         let status = Status {
             name: "web".into(),
             state: State::Running,

@@ -35,7 +35,7 @@ pub(super) enum Method {
     Guest,
     Events { filter: Option<Vec<String>> },
     Exec { argv: Vec<String>, limit: Duration },
-    Console { read_only: bool },
+    Console { read_only: bool, scrollback: u64 },
 }
 
 impl Written {
@@ -111,7 +111,10 @@ fn vm(name: &str, given: &mut Parameters) -> Result<Option<Method>, Fault> {
             let limit = given.seconds()?.unwrap_or(EXEC_LIMIT);
             Method::Exec { argv, limit: Duration::from_secs(limit.into()) }
         }
-        "Console" => Method::Console { read_only: given.take("readOnly")?.unwrap_or(false) },
+        "Console" => Method::Console {
+            read_only: given.take("readOnly")?.unwrap_or(false),
+            scrollback: given.take("scrollbackBytes")?.unwrap_or(0),
+        },
         _ => return Ok(None),
     }))
 }

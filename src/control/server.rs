@@ -137,8 +137,9 @@ async fn act(method: Method, port: &Port) -> Result<Answer, Fault> {
             let done = ask(port, |reply| Request::Exec { argv, limit, reply }).await??;
             json!(done)
         }
-        Method::Console { read_only } => {
-            let viewer = ask(port, |reply| Request::Console { read_only, reply }).await??;
+        Method::Console { read_only, scrollback } => {
+            let asked = |reply| Request::Console { read_only, scrollback, reply };
+            let viewer = ask(port, asked).await??;
             return Ok(Answer::Handed(json!({ "fileDescriptorIndex": 0 }), viewer));
         }
     }))

@@ -254,6 +254,8 @@ pub enum Request {
     Console {
         /// Whether keystrokes are thrown away.
         read_only: bool,
+        /// How much of what was said before comes first, in bytes.
+        scrollback: u64,
         /// The viewer's end.
         reply: oneshot::Sender<Result<OwnedFd, Refusal>>,
     },

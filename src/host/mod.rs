@@ -19,6 +19,7 @@ pub mod link;
 #[allow(unsafe_code)]
 pub mod lock;
 pub mod log_file;
+pub mod log_reader;
 pub mod machine_id;
 pub mod machined;
 pub mod meminfo;

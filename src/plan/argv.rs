@@ -134,6 +134,9 @@ pub fn argv(machine: &Machine<'_>) -> Result<Vec<String>, BadPath> {
         &json!({"driver": "virtserialport", "id": "agent", "bus": "ports.0", "chardev": "agent",
             "name": "org.qemu.guest_agent.0"}),
     );
+    for port in device::ports() {
+        out.json("-device", &port);
+    }
     for argument in device::disks(vm, machine.disks)? {
         out.json(argument.option, &argument.value);
     }

@@ -38,12 +38,18 @@ impl Identity {
     pub fn new(vm: &Vm, host: &str, uuid: String, instance: &str, machine: &str) -> Self {
         let mut identity = Self {
             uuid,
-            instance_id: format!("iid-{}-{instance}", vm.name),
+            instance_id: Self::instance(&vm.name, instance),
             machine: machine.to_owned(),
             macs: BTreeMap::new(),
         };
         identity.add_macs(vm, host);
         identity
+    }
+
+    /// An instance-id, of the beginning of a random UUID.
+    pub fn instance(vm: &VmName, random: &str) -> String {
+        let short: String = random.chars().take(8).collect();
+        format!("iid-{vm}-{short}")
     }
 
     /// Gives every NIC that has none an address; true when there was one to give.

@@ -132,7 +132,7 @@ fn vm(
     let paths = from.layout.vm(&name);
     let booted = runs.then(|| adopt::booted(&paths, &name, &from.layout.vm_file(&name)));
     let booted = booted.flatten().map(|(vm, _)| vm);
-    let identity = prepare::identity_kept(&paths);
+    let identity = prepare::kept_identity(&paths);
     let identity = identity.map_err(|e| Complaint { what: chain(&e), way_out: e.hint() });
     let firmware = match (&written, qemu) {
         (Some(vm), Some(seen)) => {

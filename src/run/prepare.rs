@@ -24,7 +24,7 @@ use crate::{
         layout::VmPaths,
         seed,
     },
-    spec::{Source, Vm},
+    spec::{Disk, Source, Vm},
 };
 
 /// A VM that can be launched.
@@ -155,28 +155,49 @@ pub fn facts_of(settings: &Settings) -> Result<Facts, probe::Error> {
 /// # Errors
 /// There is one, and it cannot be read.
 pub fn identity_of(settings: &Settings, vm: &Vm, facts: &Facts) -> Result<(Identity, bool), Error> {
-    let Some(mut identity) = identity_kept(&settings.paths())? else {
+    let Some(mut identity) = kept_identity(&settings.paths())? else {
         let (uuid, instance) = ((settings.uuid)(), (settings.uuid)());
-        let short: String = instance.chars().take(8).collect();
-        return Ok((Identity::new(vm, &settings.host_id, uuid, &short, &facts.qemu.machine), true));
+        let machine = &facts.qemu.machine;
+        return Ok((Identity::new(vm, &settings.host_id, uuid, &instance, machine), true));
     };
     let changed = identity.add_macs(vm, &settings.host_id);
     Ok((identity, changed))
+}
+
+/// Gives the VM a new instance-id: at the next boot from its seed cloud-init takes the guest for a new one. The old and the new one;
+/// `None` where there is no identity yet.
+///
+/// # Errors
+/// The identity cannot be read or written.
+pub fn renew_instance(settings: &Settings) -> Result<Option<(String, String)>, Error> {
+    let paths = settings.paths();
+    let Some(mut identity) = kept_identity(&paths)? else { return Ok(None) };
+    let new = Identity::instance(&settings.name, &(settings.uuid)());
+    let old = std::mem::replace(&mut identity.instance_id, new.clone());
+    keep_identity(&paths, &identity)?;
+    Ok(Some((old, new)))
 }
 
 /// The VM's identity; none before its first start.
 ///
 /// # Errors
 /// There is one, and it cannot be read.
-pub fn identity_kept(paths: &VmPaths) -> Result<Option<Identity>, Error> {
+pub fn kept_identity(paths: &VmPaths) -> Result<Option<Identity>, Error> {
     let path = paths.identity();
     let Some(bytes) = file::read(&path)? else { return Ok(None) };
-    let text = String::from_utf8_lossy(&bytes);
-    let identity = toml::from_str(&text).map_err(|source| Error::Identity {
+    let read = toml::from_str(&String::from_utf8_lossy(&bytes));
+    read.map(Some).map_err(|source| Error::Identity {
         path: path.display().to_string(),
         source: Box::new(source),
-    })?;
-    Ok(Some(identity))
+    })
+}
+
+/// Writes the VM's identity.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn keep_identity(paths: &VmPaths, identity: &Identity) -> Result<(), Error> {
+    Ok(file::write(&paths.identity(), toml::to_string(identity)?.as_bytes(), 0o600)?)
 }
 
 /// The firmware that the VM file asks for.
@@ -252,24 +273,14 @@ pub fn prepare(
         return Err(Error::OlderQemu { machine: identity.machine, qemu: facts.qemu });
     }
     if changed {
-        file::write(&paths.identity(), toml::to_string(&identity)?.as_bytes(), 0o600)?;
+        keep_identity(&paths, &identity)?;
     }
     let firmware = firmware_of(settings, &vm, &facts, &identity.machine)?;
-    let tools = Tools {
-        qemu_img: QemuImg::new(qemu_img_beside(&facts.qemu.binary)),
-        patience: Patience::default(),
-        now: (settings.now)(),
-    };
-    let mut spoken = Spoken { say, last: None };
     let mut disks = vec![];
     for wanted in &vm.disks {
-        let ready =
-            disk::ensure(wanted, &paths, &settings.layout.images(), &tools, &mut spoken, cancel);
-        let ready =
-            ready.map_err(|e| if e.is_called_off() { Error::Cancelled } else { Error::Disk(e) })?;
-        notes.extend(ready.notes);
-        let is_device = matches!(wanted.source, Source::Device(_));
-        disks.push(DiskFile { path: ready.path, format: ready.format, is_device });
+        let (file, more) = disk(settings, &facts.qemu.binary, wanted, cancel, say)?;
+        notes.extend(more);
+        disks.push(file);
     }
     if let Some(template) = firmware.as_ref().and_then(|f| f.vars_template.as_ref())
         && !paths.efi_vars().exists()
@@ -284,6 +295,31 @@ pub fn prepare(
         return Err(Error::Cancelled);
     }
     Ok(Prepared { vm, identity, facts, accel, disks, firmware, notes })
+}
+
+/// Makes a disk ready, and what is to be known of it.
+///
+/// # Errors
+/// As of [`disk::ensure`].
+pub fn disk(
+    settings: &Settings,
+    qemu: &Path,
+    wanted: &Disk,
+    cancel: &Cancel,
+    say: &(dyn Fn(String) + Sync),
+) -> Result<(DiskFile, Vec<String>), Error> {
+    let tools = Tools {
+        qemu_img: QemuImg::new(qemu_img_beside(qemu)),
+        patience: Patience::default(),
+        now: (settings.now)(),
+    };
+    let mut spoken = Spoken { say, last: None };
+    let (paths, images) = (settings.paths(), settings.layout.images());
+    let ready = disk::ensure(wanted, &paths, &images, &tools, &mut spoken, cancel);
+    let ready =
+        ready.map_err(|e| if e.is_called_off() { Error::Cancelled } else { Error::Disk(e) })?;
+    let is_device = matches!(wanted.source, Source::Device(_));
+    Ok((DiskFile { path: ready.path, format: ready.format, is_device }, ready.notes))
 }
 
 /// The qemu-img that came with this QEMU, or else whatever `PATH` has.

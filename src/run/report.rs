@@ -18,8 +18,8 @@ impl Supervisor {
             Request::Status(reply) => drop(reply.send(self.status())),
             Request::Guest(reply) => self.ask_guest(reply),
             Request::Exec { argv, limit, reply } => self.exec(argv, limit, reply),
-            Request::Console { read_only, reply } => {
-                let view = self.console.view(read_only);
+            Request::Console { read_only, scrollback, reply } => {
+                let view = self.console.view(read_only, scrollback);
                 let _ = reply
                     .send(view.map_err(|e| Refusal::Failed(format!("cannot open a viewer: {e}"))));
             }
@@ -38,7 +38,7 @@ impl Supervisor {
             Command::Resume => life::Command::Resume,
             Command::Suspend => life::Command::Suspend,
             Command::Reload => {
-                let _ = reply.send(self.reload().map_err(Refusal::Failed));
+                self.reload(Some(reply));
                 return;
             }
             Command::SetMemory { bytes } => {
@@ -156,7 +156,7 @@ impl Supervisor {
             Link::Bridge { tap, .. } => Some(tap.to_string()),
             Link::User { .. } => None,
         });
-        let mut notes = [&self.notes[..], &self.resource_notes[..]].concat();
+        let mut notes = [&self.notes[..], &self.resource_notes[..], &self.live_notes[..]].concat();
         if let Some(problem) = &self.written_problem
             && !self.is_orphan()
         {

@@ -28,7 +28,7 @@ pub use disk::{Bus, Clone, Disk, Format, Media, Source};
 pub use file::{files_in, load, load_all, load_early, load_with_text, name_of};
 pub use image::{Checksum, Image, Origin};
 pub use machine::{Accel, Firmware, HostShutdown, OnGuestReboot, OnPanic, Vm};
-pub use nic::{Link, Model, Nic};
+pub use nic::{Link, LinkState, Model, Nic};
 pub use problem::{Invalid, Problem};
 pub use ready::{Reach, Ready, ReadyFailure};
 

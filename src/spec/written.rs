@@ -3,8 +3,8 @@
 use toml::de::DeValue;
 
 use super::{
-    Accel, Bus, Clone as DiskClone, Firmware, Format, HostShutdown, Media, Model, OnGuestReboot,
-    OnPanic, ReadyFailure, unknown,
+    Accel, Bus, Clone as DiskClone, Firmware, Format, HostShutdown, LinkState, Media, Model,
+    OnGuestReboot, OnPanic, ReadyFailure, unknown,
 };
 use crate::value::{
     Cidr, CpuList, CpuWeight, Forward, IfName, MacAddr, Refused, Seconds, Size, VmName, shown,
@@ -290,5 +290,6 @@ by_word! {
     DiskClone { "copy" => Self::Copy, "overlay" => Self::Overlay }
     Bus { "virtio" => Self::Virtio, "sata" => Self::Sata, "nvme" => Self::Nvme }
     Media { "disk" => Self::Disk, "cdrom" => Self::Cdrom }
+    LinkState { "up" => Self::Up, "down" => Self::Down }
     Model { "virtio" => Self::Virtio, "e1000e" => Self::E1000e }
 }

@@ -1,5 +1,6 @@
 //! Floor 5: one verb of the command line, one file; here what several of them need.
 
+pub mod apply;
 pub mod check;
 pub mod console;
 pub mod diff;
@@ -17,7 +18,8 @@ pub mod pause;
 pub mod plan;
 pub mod reap;
 pub mod reboot;
-pub mod reload;
+
+pub mod reseed;
 pub mod restart;
 pub mod resume;
 pub mod rm;
@@ -168,11 +170,19 @@ fn size(bytes: u64) -> String {
     Size::from_mib(bytes.div_ceil(Size::MIB)).map_or_else(|| bytes.to_string(), |s| s.to_string())
 }
 
+/// `mem: 1G -> 2G`.
+fn difference(pending: &Pending) -> String {
+    let value = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
+    format!("{}: {} -> {}", pending.key, value(&pending.from), value(&pending.to))
+}
+
 /// `mem: 1G -> 2G, when the guest reboots`.
 fn change(pending: &Pending) -> String {
-    let value = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
-    let (from, to) = (value(&pending.from), value(&pending.to));
-    format!("{}: {from} -> {to}, {}", pending.key, pending.takes_effect.words())
+    let reruns = match &pending.reruns {
+        Some(modules) => format!(", which does anew: {modules}"),
+        None => String::new(),
+    };
+    format!("{}, {}{reruns}", difference(pending), pending.takes_effect.words())
 }
 
 /// How long ago something was, in the two largest units: `3d 4h`, `4h 5m`, `5m 6s`, `6s`.
