@@ -9,6 +9,7 @@ Usage: qvm [OPTIONS] VERB …        `qvm VERB --help` tells more
 Prepare
   check     are VM files valid?          plan      the QEMU command line
   seed      cloud-init's documents       image     the image cache
+  doctor    trouble, and what to do
 Run
   start     boot, or go on               stop      clean shutdown, bounded
   restart   stop, then start             reboot    guest down and up again

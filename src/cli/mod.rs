@@ -16,7 +16,7 @@ use crate::{
     exit::Failure,
     host::{machine_id, qemu_img::QemuImg},
     plan::{layout::Layout, machined, unit::Scope},
-    run::{Settings, image, progress},
+    run::{Settings, doctor, image, progress},
     spec::{self, Vm},
     table,
     value::{VmName, shown},
@@ -162,6 +162,19 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
                 code => Err(Failure::quiet(code)),
             }
         }
+        Verb::Doctor(args) => {
+            let (qemu, path) = ((given.env)("QVM_QEMU"), (given.env)("PATH"));
+            let config_home = config_home(given);
+            let from = doctor::Sources {
+                layout: &layout,
+                root: &args.root,
+                qemu: qemu.as_deref(),
+                search_path: path.as_deref(),
+                config_home: config_home.as_deref(),
+                manager,
+            };
+            verb::doctor::run(&args, &from).await
+        }
         Verb::Plan(args) => {
             let settings = settings(args.name, layout, given);
             verb::plan::run(&settings, &mut io::stdout().lock())
@@ -223,10 +236,6 @@ fn generate(args: &verb::generate::Args, dirs: &Dirs, given: &Given<'_>) {
 
 /// What a supervisor is told.
 fn settings(name: VmName, layout: Layout, given: &Given<'_>) -> Settings {
-    let config_home = (given.uid != 0).then(|| {
-        let home = || Some(PathBuf::from((given.env)("HOME")?).join(".config"));
-        dir(given.env, "XDG_CONFIG_HOME").or_else(home)
-    });
     let machined = (given.uid == 0 && layout == system()).then(|| PathBuf::from(machined::SOCKET));
     Settings {
         layout,
@@ -235,13 +244,20 @@ fn settings(name: VmName, layout: Layout, given: &Given<'_>) -> Settings {
         scope: if given.uid == 0 { Scope::System } else { Scope::User },
         qemu: (given.env)("QVM_QEMU").filter(|qemu| !qemu.is_empty()),
         search_path: (given.env)("PATH"),
-        config_home: config_home.flatten(),
+        config_home: config_home(given),
         root: PathBuf::from("/"),
         host_id: machine_id::read(),
         uuid: || uuid::Uuid::new_v4().to_string(),
         now: milliseconds,
         env: |key| std::env::var(key).ok(),
     }
+}
+
+/// Where a plain user's configuration is.
+fn config_home(given: &Given<'_>) -> Option<PathBuf> {
+    let home = || Some(PathBuf::from((given.env)("HOME")?).join(".config"));
+    let found = || dir(given.env, "XDG_CONFIG_HOME").or_else(home);
+    (given.uid != 0).then(found).flatten()
 }
 
 fn images(args: &verb::image::Args, layout: &Layout, given: &Given<'_>) -> Result<(), Failure> {

@@ -57,6 +57,8 @@ pub(super) enum Verb {
     Diff(verb::diff::Args),
     /// Validate VM files without touching anything
     Check(verb::check::Args),
+    /// What of the host and of all VM files is, or will be, trouble
+    Doctor(verb::doctor::Args),
     /// Print the QEMU command line
     Plan(verb::plan::Args),
     /// The documents that cloud-init finds in the guest

@@ -4,6 +4,7 @@
 pub mod argv;
 pub mod device;
 pub mod disk;
+pub mod doctor;
 pub mod facets;
 pub mod facts;
 pub mod firmware;

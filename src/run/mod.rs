@@ -17,6 +17,7 @@ pub mod ask_down;
 pub mod begin;
 pub mod console;
 pub mod disk;
+pub mod doctor;
 mod enrol;
 pub mod error;
 mod fact;

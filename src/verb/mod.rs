@@ -4,6 +4,7 @@ pub mod apply;
 pub mod check;
 pub mod console;
 pub mod diff;
+pub mod doctor;
 pub mod events;
 pub mod exec;
 pub mod gc;
