@@ -19,7 +19,7 @@ Run
 See
   list      every VM in one line         status    all about each VM
   log       what the console said        events    what happens
-  metrics   for Prometheus
+  top       what they use, live          metrics   for Prometheus
 Change
   diff      what runs, what is written   apply     do what can be done live
   reseed    cloud-init from the start

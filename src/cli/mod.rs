@@ -153,6 +153,11 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
         Verb::Console(args) => verb::console::run(&args, &layout).await,
         Verb::Log(args) => verb::log::run(&args, &layout, jiff::tz::TimeZone::system()).await,
         Verb::Events(args) => verb::events::run(&args, &layout, jiff::tz::TimeZone::system()).await,
+        Verb::Top(args) => {
+            let (proc, colours) = (Path::new("/proc"), table::colours(given.env));
+            let within = verb::top::Within { layout: &layout, proc, exe: given.exe, colours };
+            verb::top::run(&args, &within).await
+        }
         Verb::Metrics(args) => verb::metrics::run(&args, &layout, Path::new("/proc")).await,
         Verb::Exec(args) => verb::exec::run(&args, &layout).await,
         Verb::Check(args) => {

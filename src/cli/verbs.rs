@@ -35,6 +35,8 @@ pub(super) enum Verb {
     Log(verb::log::Args),
     /// What happens, a JSON object a line
     Events(verb::events::Args),
+    /// What VMs use, as it changes
+    Top(verb::top::Args),
     /// Everything as Prometheus wants it
     Metrics(verb::metrics::Args),
     /// Run a command in the guest, by its agent

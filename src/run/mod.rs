@@ -35,6 +35,7 @@ pub mod metrics;
 mod plug;
 pub mod prepare;
 pub mod progress;
+pub mod rates;
 mod ready;
 pub mod record;
 mod report;

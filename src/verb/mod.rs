@@ -33,6 +33,7 @@ pub mod start;
 pub mod status;
 pub mod stop;
 pub mod suspend;
+pub mod top;
 pub mod type_text;
 pub mod vnc;
 pub mod wait;
