@@ -155,6 +155,7 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
         Verb::Events(args) => verb::events::run(&args, &layout, jiff::tz::TimeZone::system()).await,
         Verb::Metrics(args) => verb::metrics::run(&args, &layout, Path::new("/proc")).await,
         Verb::Exec(args) => verb::exec::run(&args, &layout).await,
+        Verb::New(args) => verb::new::run(&args, &layout, dir(given.env, "HOME").as_deref()),
         Verb::Check(args) => {
             let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
             match verb::check::run(&args, &layout, &mut out, &mut err) {

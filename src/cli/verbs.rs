@@ -55,6 +55,8 @@ pub(super) enum Verb {
     Sendkey(verb::sendkey::Args),
     /// What runs beside what is written
     Diff(verb::diff::Args),
+    /// Write the file of a new VM, around an image that is known
+    New(verb::new::Args),
     /// Validate VM files without touching anything
     Check(verb::check::Args),
     /// What of the host and of all VM files is, or will be, trouble

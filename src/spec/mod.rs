@@ -9,6 +9,7 @@ mod disk;
 mod display;
 mod file;
 mod image;
+pub mod known;
 mod machine;
 mod nic;
 mod problem;

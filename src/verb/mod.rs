@@ -15,6 +15,7 @@ pub mod kill;
 pub mod list;
 pub mod log;
 pub mod metrics;
+pub mod new;
 pub mod pause;
 pub mod plan;
 pub mod reap;
