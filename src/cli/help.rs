@@ -7,6 +7,7 @@ pub(super) const TEMPLATE: &str = "\
 Usage: qvm [OPTIONS] VERB …        `qvm VERB --help` tells more
 
 Prepare
+  new       write a new VM's file        edit      change a VM file, checked
   check     are VM files valid?          plan      the QEMU command line
   seed      cloud-init's documents       image     the image cache
   doctor    trouble, and what to do
@@ -30,6 +31,8 @@ Reach
   type      a text at its keyboard       sendkey   such as ctrl-alt-delete
 Remove
   rm        delete a VM's disks          gc        what no VM file wants
+Shell
+  completions  what bash, zsh or fish reads to complete command lines
 
 Options:
 {options}";

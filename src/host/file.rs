@@ -186,6 +186,22 @@ pub fn write_if_changed(path: &Path, content: &[u8], mode: u32) -> Result<bool, 
     write_volatile(path, content, mode).map(|()| true)
 }
 
+/// Puts `from` in the place of `to`, with the mode and the owner that `like` has.
+///
+/// # Errors
+/// Any step fails; `to` is then as it was. Only root may give a file to another user.
+pub fn replace(from: &Path, to: &Path, like: &fs::Metadata) -> Result<(), Error> {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+    let now = fs::metadata(from).map_err(Error::on("look at", from))?;
+    if (now.uid(), now.gid()) != (like.uid(), like.gid()) {
+        let owner = (Some(like.uid()), Some(like.gid()));
+        chown(from, owner.0, owner.1).map_err(Error::on("keep the owner of", to))?;
+    }
+    // After the owner: to change that may take away bits of the mode.
+    set_mode(from, like.permissions().mode() & 0o7777)?;
+    commit(from, to)
+}
+
 /// Sets the permissions.
 ///
 /// # Errors

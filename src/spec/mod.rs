@@ -28,7 +28,7 @@ use toml::de::DeTable;
 pub use cloud_init::{CloudInit, UserData};
 pub use disk::{Bus, Clone, Disk, Format, Media, Source};
 pub use display::Display;
-pub use file::{files_in, load, load_all, load_early, load_with_text, name_of};
+pub use file::{files_in, load, load_all, load_early, load_in_place, load_with_text, name_of};
 pub use image::{Checksum, Image, Origin};
 pub use machine::{Accel, Firmware, HostShutdown, OnGuestReboot, OnPanic, Vm};
 pub use nic::{Link, LinkState, Model, Nic};
