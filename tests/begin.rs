@@ -363,6 +363,21 @@ fn on_a_terminal_exit_and_ctrl_d_save_nothing() {
     }
 }
 
+#[test]
+fn ctrl_c_is_the_editors_and_at_the_question_it_saves_nothing() {
+    let lab = Lab::new();
+    fs::write(lab.file("web"), "vcpu = 1\n").unwrap();
+    // The copy is named after the process that waits.
+    let script = "process=${1##*/.qvm-}; kill -INT ${process%%-*}; echo 'wrong = 1' >\"$1\"";
+    let mut terminal = Terminal::open(edit_command(&lab, script));
+    terminal.shows(QUESTION, 1);
+    assert_eq!(terminal.edit.try_wait().unwrap(), None);
+    lab::signal(terminal.edit.id().try_into().unwrap(), 2);
+    assert_eq!(terminal.code(), Some(78));
+    assert_eq!(fs::read_to_string(lab.file("web")).unwrap(), "vcpu = 1\n");
+    assert_eq!(names(lab.file("web").parent().unwrap()), ["web.toml"]);
+}
+
 /// What a shell finds for the last of `words`, by the script that `qvm completions` printed for it.
 fn bash_completes(lab: &Lab, words: &[&str]) -> Vec<String> {
     let program = Path::new(env!("CARGO_BIN_EXE_qvm")).parent().unwrap();
