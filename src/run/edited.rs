@@ -34,6 +34,14 @@ pub enum Error {
         /// Where what was edited is kept.
         copy: PathBuf,
     },
+    /// The copy cannot take the file's place.
+    #[error("what was written is in `{}` and not in its place", .copy.display())]
+    Kept {
+        /// The copy.
+        copy: PathBuf,
+        /// Why.
+        source: file::Error,
+    },
     /// The host does not let it.
     #[error(transparent)]
     File(#[from] file::Error),
@@ -50,7 +58,7 @@ impl Error {
                 copy.display(),
                 file.display()
             )),
-            Self::File(error) => error.hint(),
+            Self::File(error) | Self::Kept { source: error, .. } => error.hint(),
             Self::Lost(..) | Self::NotAFile(_) => None,
         }
     }
@@ -147,7 +155,8 @@ impl Edited {
         if fs::read(&self.target).ok().as_ref() != Some(&self.before) {
             return Err(Error::Changed { file: self.target.clone(), copy: self.copy.clone() });
         }
-        Ok(file::replace(&self.copy, &self.target, &self.like)?)
+        file::replace(&self.copy, &self.target, &self.like)
+            .map_err(|source| Error::Kept { copy: self.copy.clone(), source })
     }
 }
 

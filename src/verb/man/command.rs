@@ -59,8 +59,20 @@ fn options(command: Command) -> io::Result<String> {
     let preamble = |line: &&str| {
         line.starts_with(".SH") || line.starts_with(".ie \\n(.g") || line.starts_with(".el .ds Aq")
     };
-    let lines = section.lines().filter(|line| !preamble(line));
-    Ok(lines.map(|line| format!("{line}\n")).collect())
+    // An empty line is a paragraph that nobody asked for, and mandoc says so.
+    let lines = section.lines().filter(|line| !preamble(line) && !line.is_empty());
+    let lines: String = lines.map(|line| format!("{}\n", code(line))).collect();
+    Ok(lines.replace("\n.br\n.br\n", "\n.br\n"))
+}
+
+/// What stands between backticks in bold, as what is typed is.
+fn code(line: &str) -> String {
+    let parts = line.split('`').enumerate();
+    let bold = |(nr, part): (usize, &str)| match nr % 2 {
+        0 => part.to_owned(),
+        _ => format!("\\fB{part}\\fR"),
+    };
+    if line.matches('`').count() % 2 == 0 { parts.map(bold).collect() } else { line.to_owned() }
 }
 
 #[cfg(test)]
@@ -70,8 +82,10 @@ mod tests {
     #[test]
     fn verbs_with_their_own_options_and_none_twice() {
         let global = clap::Arg::new("dir").long("dir").global(true).help("Where");
-        let fast =
-            clap::Arg::new("fast").long("fast").action(clap::ArgAction::SetTrue).help("Soon");
+        let fast = clap::Arg::new("fast")
+            .long("fast")
+            .action(clap::ArgAction::SetTrue)
+            .help("As `sprint -x`");
         let start = Command::new("start").about("Starts it").visible_alias("boot").arg(fast);
         let hidden = Command::new("internal").about("Not told").hide(true);
         let mut command = Command::new("qvm").arg(global).subcommand(start).subcommand(hidden);
@@ -83,7 +97,7 @@ mod tests {
             page.contains(".SS \"qvm start [OPTIONS]\"\nStarts it. Also called \\fBboot\\fR.\n"),
             "{page}"
         );
-        assert!(page.contains("\\fB\\-\\-fast\\fR\nSoon\n"), "{page}");
+        assert!(page.contains("\\fB\\-\\-fast\\fR\nAs \\fBsprint \\-x\\fR\n"), "{page}");
         assert!(!page.contains("Not told") && page.matches(".SH").count() == 2, "{page}");
     }
 }

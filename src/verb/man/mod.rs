@@ -117,4 +117,20 @@ mod tests {
         assert_eq!(ascii("a…~^`é"), "a\\[u2026]\\(ti\\(ha\\(ga\\[u00E9]");
         assert!(keys_page().is_ascii());
     }
+
+    #[test]
+    fn empty_lines_are_in_examples_alone() {
+        let command = clap::Command::new("qvm").about("It").subcommand(
+            clap::Command::new("do")
+                .about("Does")
+                .arg(clap::Arg::new("a").long("a").help("One of").value_parser(["b", "c"])),
+        );
+        for page in [keys_page(), command_page(command).unwrap()] {
+            let mut example = false;
+            for line in page.lines() {
+                example = (example || line == ".nf") && line != ".fi";
+                assert!(example || !line.is_empty(), "{page}");
+            }
+        }
+    }
 }
