@@ -218,6 +218,20 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_that_cannot_take_the_place_is_named_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("web.toml");
+        fs::write(&file, "vcpu = 1\n").unwrap();
+        let edited = Edited::begin(&file, 7).unwrap();
+        fs::remove_file(edited.copy()).unwrap();
+        fs::create_dir(edited.copy()).unwrap();
+        let refused = edited.finish().unwrap_err();
+        let told = crate::value::chain(&refused);
+        assert!(told.contains(".qvm-7-web.toml` and not in its place: cannot rename to"), "{told}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "vcpu = 1\n");
+    }
+
+    #[test]
     fn problems_name_the_file_and_the_others_count() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("web.toml");

@@ -72,7 +72,11 @@ fn code(line: &str) -> String {
         0 => part.to_owned(),
         _ => format!("\\fB{part}\\fR"),
     };
-    if line.matches('`').count() % 2 == 0 { parts.map(bold).collect() } else { line.to_owned() }
+    if line.matches('`').count().is_multiple_of(2) {
+        parts.map(bold).collect()
+    } else {
+        line.to_owned()
+    }
 }
 
 #[cfg(test)]
