@@ -10,7 +10,7 @@ Prepare
   new       write a new VM's file        edit      change a VM file, checked
   check     are VM files valid?          plan      the QEMU command line
   seed      cloud-init's documents       image     the image cache
-  doctor    trouble, and what to do
+  doctor    trouble, and what to do      completions  for bash, zsh, fish
 Run
   start     boot, or go on               stop      clean shutdown, bounded
   restart   stop, then start             reboot    guest down and up again
@@ -31,8 +31,6 @@ Reach
   type      a text at its keyboard       sendkey   such as ctrl-alt-delete
 Remove
   rm        delete a VM's disks          gc        what no VM file wants
-Shell
-  completions  what bash, zsh or fish reads to complete command lines
 
 Options:
 {options}";
