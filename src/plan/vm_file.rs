@@ -56,6 +56,10 @@ pub fn text(new: &New<'_>) -> String {
     out.say("Another disk, made blank at the next start or by `qvm apply`:");
     out.line("#[disk.data]");
     out.beside("#size = \"100G\"", "it only ever grows");
+    out.blank();
+    out.say("A screen, for what the serial console does not show:");
+    out.line("#[display]");
+    out.beside("#vnc = \"unix\"", "`qvm vnc` tells where it is");
     out.0
 }
 
@@ -304,6 +308,7 @@ mod tests {
                     "#gateway = \"192.168.1.1\"" => &["#ip "],
                     "#[disk.data]" => &["#size"],
                     _ if key.starts_with("#size") => &["#[disk.data]"],
+                    _ if key.starts_with("#vnc") => &["#[display]"],
                     _ => &[],
                 };
                 let without: &[&str] = match key {
