@@ -7,9 +7,10 @@ pub(super) const TEMPLATE: &str = "\
 Usage: qvm [OPTIONS] VERB …        `qvm VERB --help` tells more
 
 Prepare
+  new       write a new VM's file        edit      change a VM file, checked
   check     are VM files valid?          plan      the QEMU command line
   seed      cloud-init's documents       image     the image cache
-  doctor    trouble, and what to do
+  doctor    trouble, and what to do      completions  for bash, zsh, fish
 Run
   start     boot, or go on               stop      clean shutdown, bounded
   restart   stop, then start             reboot    guest down and up again

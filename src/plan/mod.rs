@@ -24,4 +24,5 @@ pub mod seed;
 pub mod sums;
 pub mod tap;
 pub mod unit;
+pub mod vm_file;
 pub mod weights;

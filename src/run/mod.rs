@@ -18,6 +18,7 @@ pub mod begin;
 pub mod console;
 pub mod disk;
 pub mod doctor;
+pub mod edited;
 mod enrol;
 pub mod error;
 mod fact;

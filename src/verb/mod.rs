@@ -2,9 +2,11 @@
 
 pub mod apply;
 pub mod check;
+pub mod completions;
 pub mod console;
 pub mod diff;
 pub mod doctor;
+pub mod edit;
 pub mod events;
 pub mod exec;
 pub mod gc;
@@ -14,7 +16,9 @@ pub mod ip;
 pub mod kill;
 pub mod list;
 pub mod log;
+pub mod man;
 pub mod metrics;
+pub mod new;
 pub mod pause;
 pub mod plan;
 pub mod reap;
