@@ -37,10 +37,10 @@ pub struct Cli {
     #[command(flatten)]
     pub dirs: Dirs,
     /// Say more; twice, everything [env: QVM_LOG]
-    #[arg(short, long, global = true, action = ArgAction::Count)]
+    #[arg(short, long, global = true, action = ArgAction::Count, display_order = 901)]
     pub verbose: u8,
     /// Say errors only
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, conflicts_with = "verbose", display_order = 901)]
     pub quiet: bool,
     #[command(subcommand)]
     verb: Verb,
