@@ -99,6 +99,11 @@ nic
     description = "NICs by name; `net` is the first.";
   };
 
+  display = key (table {
+    vnc = text "Where its screen is served by VNC: `\"unix\"`, or a port of this host as in `\"127.0.0.1:5901\"`.";
+    passwordFile = file "The password for a port; its path on the host.";
+  }) "A screen for the guest; an empty set gives it one that nobody is shown.";
+
   cloudInit = key (table {
     hostname = text "The guest's host name.";
     user = text "An account with sudo.";

@@ -447,8 +447,9 @@ fn notes(lab: &Lab) -> String {
 #[test]
 fn file_systems_are_held_still_for_a_command_and_thawed() {
     let Some(lab) = with_a_file_system("") else { return };
-    let (mut events, mut told) = Running::begin(&lab, &["events", "web"], Stdio::null());
-    assert!(line(&mut told).contains("READY"));
+    let follow = ["events", "-f", "--json", "web"];
+    let (mut events, mut told) = Running::begin(&lab, &follow, Stdio::null());
+    while !line(&mut told).contains("\"READY\"") {}
     let mut next = |what: &str| loop {
         let event: serde_json::Value = serde_json::from_str(&line(&mut told)).unwrap();
         if event["event"] == what {

@@ -72,6 +72,7 @@ fn vm(nics: Vec<Nic>, cloud_init: Option<CloudInit>) -> Vm {
         disks: Vec::new(),
         nics,
         cloud_init,
+        display: None,
         lines: BTreeMap::new(),
     }
 }

@@ -119,6 +119,35 @@ impl Client {
         self.raw("device_del", json!({ "id": id }), limit).await.map(drop)
     }
 
+    /// Presses keys together and lets go of them after `hold`.
+    ///
+    /// # Errors
+    /// See [`Error`]; there is no such key.
+    pub async fn press(
+        &self,
+        keys: &[String],
+        hold: Duration,
+        limit: Duration,
+    ) -> Result<(), Error> {
+        let keys: Vec<Value> =
+            keys.iter().map(|key| json!({ "type": "qcode", "data": key })).collect();
+        let hold = u64::try_from(hold.as_millis()).unwrap_or(u64::MAX);
+        self.raw("send-key", json!({ "keys": keys, "hold-time": hold }), limit).await.map(drop)
+    }
+
+    /// Writes a picture of the screen, as PNG, to a descriptor that is open for writing alone. `set` is the number of a set of
+    /// descriptors that QEMU does not use otherwise.
+    ///
+    /// # Errors
+    /// See [`Error`]; there is no screen, or this QEMU was built without PNG.
+    pub async fn picture(&self, set: u32, to: OwnedFd, limit: Duration) -> Result<(), Error> {
+        self.raw_with("add-fd", json!({ "fdset-id": set }), to, limit).await?;
+        let dump = json!({ "filename": format!("/dev/fdset/{set}"), "format": "png" });
+        let taken = self.raw("screendump", dump, limit).await;
+        self.raw("remove-fd", json!({ "fdset-id": set }), limit).await?;
+        taken.map(drop)
+    }
+
     /// Plugs a NIC's cable in or out, as the guest sees it.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! The command line: its words, and which verb they mean.
 
+mod complete;
 mod dirs;
 mod help;
 mod verbs;
@@ -10,18 +11,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::{ArgAction, Parser, error::ContextValue};
+use clap::{ArgAction, CommandFactory, Parser, error::ContextValue};
 
 use crate::{
     exit::Failure,
     host::{machine_id, qemu_img::QemuImg},
     plan::{layout::Layout, machined, unit::Scope},
-    run::{Settings, image, progress},
+    run::{Settings, doctor, image, progress},
     spec::{self, Vm},
+    table::Screen,
     value::{VmName, shown},
     verb::{self, reap::Ended},
 };
 
+pub use complete::complete;
 pub use dirs::{Dirs, layout};
 use dirs::{dir, system};
 use verbs::Verb;
@@ -34,10 +37,10 @@ pub struct Cli {
     #[command(flatten)]
     pub dirs: Dirs,
     /// Say more; twice, everything [env: QVM_LOG]
-    #[arg(short, long, global = true, action = ArgAction::Count)]
+    #[arg(short, long, global = true, action = ArgAction::Count, display_order = 901)]
     pub verbose: u8,
     /// Say errors only
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, conflicts_with = "verbose", display_order = 901)]
     pub quiet: bool,
     #[command(subcommand)]
     verb: Verb,
@@ -74,11 +77,18 @@ impl Cli {
 }
 
 impl Cli {
-    /// Does a generator's work, if this is one: it comes before there is anything that it could wait for.
-    pub fn generate(&self, given: &Given<'_>) -> bool {
-        let Verb::Generate(args) = &self.verb else { return false };
-        generate(args, &self.dirs, given);
-        true
+    /// What is done at once, before there is anything that it could wait for, and needs no place of its own; `None` for
+    /// other verbs.
+    pub fn at_once(&self, given: &Given<'_>) -> Option<Result<(), Failure>> {
+        match &self.verb {
+            Verb::Generate(args) => {
+                generate(args, &self.dirs, given);
+                Some(Ok(()))
+            }
+            Verb::Completions(args) => Some(verb::completions::run(args)),
+            Verb::Man(args) => Some(verb::man::run(args, Self::command())),
+            _ => None,
+        }
     }
 
     /// Whether this process is a supervisor, whose log tells what it does.
@@ -114,13 +124,22 @@ pub struct Given<'a> {
 /// # Errors
 /// As the verb.
 pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
+    if let Some(done) = cli.at_once(given) {
+        return done;
+    }
     let dirs = cli.dirs.or(given.env).absolute(given.cwd);
     let layout = layout(given.uid, &dirs, given.env)?;
     let manager = manager(given, &dirs, &layout);
+    let screen = Screen::of(&io::stdout(), given.env);
     match cli.verb {
-        Verb::List(args) => verb::list::run(&args, &layout, given.now).await,
+        Verb::List(args) => {
+            let proc = Path::new("/proc");
+            let how = verb::list::Shown { now: jiff::Timestamp::now, screen, proc };
+            verb::list::run(&args, &layout, &how).await
+        }
         Verb::Status(args) => {
-            let clock = verb::status::Clock { now: given.now, zone: jiff::tz::TimeZone::system() };
+            let zone = jiff::tz::TimeZone::system();
+            let clock = verb::status::Clock { now: given.now, zone, screen };
             verb::status::run(&args, &layout, &clock, Path::new("/proc")).await
         }
         Verb::Start(args) => verb::start::run(&args, &layout, given.exe, manager).await,
@@ -129,6 +148,10 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
         Verb::Reboot(args) => verb::reboot::run(&args, &layout).await,
         Verb::Kill(args) => verb::kill::run(&args, &layout).await,
         Verb::Pause(args) => verb::pause::run(&args, &layout).await,
+        Verb::Screenshot(args) => verb::screenshot::run(&args, &layout).await,
+        Verb::Vnc(args) => verb::vnc::run(&args, &layout).await,
+        Verb::Type(args) => verb::type_text::run(&args, &layout).await,
+        Verb::Sendkey(args) => verb::sendkey::run(&args, &layout).await,
         Verb::Ip(args) => verb::ip::run(&args, &layout).await,
         Verb::Ssh(args) => verb::ssh::run(&args, &layout).await,
         Verb::Wait(args) => verb::wait::run(&args, &layout).await,
@@ -141,17 +164,44 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
         Verb::Resume(args) => verb::resume::run(&args, &layout).await,
         Verb::Apply(args) => verb::apply::run(&args, &layout, given.exe, manager).await,
         Verb::Console(args) => verb::console::run(&args, &layout).await,
-        Verb::Log(args) => verb::log::run(&args, &layout).await,
-        Verb::Events(args) => verb::events::run(&args, &layout).await,
+        Verb::Log(args) => verb::log::run(&args, &layout, jiff::tz::TimeZone::system()).await,
+        Verb::Events(args) => verb::events::run(&args, &layout, jiff::tz::TimeZone::system()).await,
+        Verb::Top(args) => {
+            let (proc, colours) = (Path::new("/proc"), screen.colours);
+            let within = verb::top::Within { layout: &layout, proc, exe: given.exe, colours };
+            verb::top::run(&args, &within).await
+        }
+        Verb::Metrics(args) => verb::metrics::run(&args, &layout, Path::new("/proc")).await,
         Verb::Exec(args) => verb::exec::run(&args, &layout).await,
         Verb::Cp(args) => verb::cp::run(&args, &layout, given.terminal).await,
         Verb::Fsfreeze(args) => verb::fsfreeze::run(&args, &layout).await,
+        Verb::New(args) => {
+            verb::new::run(&args, &layout, dir(given.env, "HOME").as_deref(), screen)
+        }
+        Verb::Edit(args) => {
+            let said = |key: &str| (given.env)(key).filter(|editor| !editor.is_empty());
+            let editor = said("VISUAL").or_else(|| said("EDITOR")).unwrap_or_else(|| "vi".into());
+            verb::edit::run(&args, &layout, &editor, std::process::id()).await
+        }
         Verb::Check(args) => {
             let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
             match verb::check::run(&args, &layout, &mut out, &mut err) {
                 0 => Ok(()),
                 code => Err(Failure::quiet(code)),
             }
+        }
+        Verb::Doctor(args) => {
+            let (qemu, path) = ((given.env)("QVM_QEMU"), (given.env)("PATH"));
+            let config_home = config_home(given);
+            let from = doctor::Sources {
+                layout: &layout,
+                root: &args.root,
+                qemu: qemu.as_deref(),
+                search_path: path.as_deref(),
+                config_home: config_home.as_deref(),
+                manager,
+            };
+            verb::doctor::run(&args, &from, screen).await
         }
         Verb::Plan(args) => {
             let settings = settings(args.name, layout, given);
@@ -166,7 +216,7 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
             let program = started.unwrap_or(given.exe);
             verb::run::run(settings, program, given.arguments, scope).await
         }
-        Verb::Image(args) => images(&args, &layout, given),
+        Verb::Image(args) => images(&args, &layout, given, screen),
         Verb::Rm(args) => verb::rm::run(&args, &layout).await,
         Verb::Gc(args) => {
             // Not of this verb's own unit, where it has one.
@@ -181,10 +231,8 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
             let scope = if given.uid == 0 { Scope::System } else { Scope::User };
             verb::reap::run(&args, settings, Ended::read(given.env), scope, given.exe).await
         }
-        Verb::Generate(args) => {
-            generate(&args, &dirs, given);
-            Ok(())
-        }
+        // Done at once.
+        Verb::Generate(_) | Verb::Completions(_) | Verb::Man(_) => Ok(()),
     }
 }
 
@@ -214,10 +262,6 @@ fn generate(args: &verb::generate::Args, dirs: &Dirs, given: &Given<'_>) {
 
 /// What a supervisor is told.
 fn settings(name: VmName, layout: Layout, given: &Given<'_>) -> Settings {
-    let config_home = (given.uid != 0).then(|| {
-        let home = || Some(PathBuf::from((given.env)("HOME")?).join(".config"));
-        dir(given.env, "XDG_CONFIG_HOME").or_else(home)
-    });
     let machined = (given.uid == 0 && layout == system()).then(|| PathBuf::from(machined::SOCKET));
     Settings {
         layout,
@@ -226,7 +270,7 @@ fn settings(name: VmName, layout: Layout, given: &Given<'_>) -> Settings {
         scope: if given.uid == 0 { Scope::System } else { Scope::User },
         qemu: (given.env)("QVM_QEMU").filter(|qemu| !qemu.is_empty()),
         search_path: (given.env)("PATH"),
-        config_home: config_home.flatten(),
+        config_home: config_home(given),
         root: PathBuf::from("/"),
         host_id: machine_id::read(),
         uuid: || uuid::Uuid::new_v4().to_string(),
@@ -235,7 +279,19 @@ fn settings(name: VmName, layout: Layout, given: &Given<'_>) -> Settings {
     }
 }
 
-fn images(args: &verb::image::Args, layout: &Layout, given: &Given<'_>) -> Result<(), Failure> {
+/// Where a plain user's configuration is.
+fn config_home(given: &Given<'_>) -> Option<PathBuf> {
+    let home = || Some(PathBuf::from((given.env)("HOME")?).join(".config"));
+    let found = || dir(given.env, "XDG_CONFIG_HOME").or_else(home);
+    (given.uid != 0).then(found).flatten()
+}
+
+fn images(
+    args: &verb::image::Args,
+    layout: &Layout,
+    given: &Given<'_>,
+    screen: Screen,
+) -> Result<(), Failure> {
     let (mut vms, mut invalid): (Vec<Vm>, Vec<PathBuf>) = (vec![], vec![]);
     for (file, vm) in spec::load_all(&layout.vm_files()) {
         match vm {
@@ -256,6 +312,7 @@ fn images(args: &verb::image::Args, layout: &Layout, given: &Given<'_>) -> Resul
         progress: &mut progress::Shown::new(given.terminal),
         cancel: &progress::Cancel::default(),
         out: &mut io::stdout().lock(),
+        screen,
     };
     verb::image::image(args, &mut within).map_err(|error| match &error {
         verb::image::Error::Out(error) => Failure::output(error),
@@ -288,8 +345,6 @@ fn milliseconds() -> jiff::Timestamp {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

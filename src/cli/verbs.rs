@@ -35,6 +35,10 @@ pub(super) enum Verb {
     Log(verb::log::Args),
     /// What happens, a JSON object a line
     Events(verb::events::Args),
+    /// What VMs use, as it changes
+    Top(verb::top::Args),
+    /// Everything as Prometheus wants it
+    Metrics(verb::metrics::Args),
     /// Run a command in the guest, by its agent
     Exec(verb::exec::Args),
     /// Copy a file into the guest or out of it, by its agent
@@ -47,10 +51,24 @@ pub(super) enum Verb {
     Ssh(verb::ssh::Args),
     /// Return when a VM is running, ready, stopped, …
     Wait(verb::wait::Args),
+    /// A picture of the guest's screen
+    Screenshot(verb::screenshot::Args),
+    /// Where the guest's screen is served
+    Vnc(verb::vnc::Args),
+    /// Type a text at the guest's keyboard
+    Type(verb::type_text::Args),
+    /// Press keys at the guest's keyboard
+    Sendkey(verb::sendkey::Args),
     /// What runs beside what is written
     Diff(verb::diff::Args),
+    /// Write the file of a new VM, around an image that is known
+    New(verb::new::Args),
+    /// Change a VM file in an editor; it counts only if it is valid
+    Edit(verb::edit::Args),
     /// Validate VM files without touching anything
     Check(verb::check::Args),
+    /// What of the host and of all VM files is, or will be, trouble
+    Doctor(verb::doctor::Args),
     /// Print the QEMU command line
     Plan(verb::plan::Args),
     /// The documents that cloud-init finds in the guest
@@ -65,6 +83,11 @@ pub(super) enum Verb {
     Rm(verb::rm::Args),
     /// Stop VMs whose VM file is gone, and delete what is kept of them
     Gc(verb::gc::Args),
+    /// What a shell reads to complete command lines of qvm
+    Completions(verb::completions::Args),
+    /// The manual pages, as roff
+    #[command(hide = true)]
+    Man(verb::man::Args),
     /// VM files as drop-ins of their units; systemd runs it as `qvm-generator`
     #[command(hide = true)]
     Generate(verb::generate::Args),

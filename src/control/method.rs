@@ -10,6 +10,7 @@ use super::{
     interface::{MACHINE, SERVICE, VM},
     types::Command,
 };
+use crate::plan::keys::Chord;
 
 /// How long a command in the guest may take unless the caller says.
 const EXEC_LIMIT: u32 = 60;
@@ -20,6 +21,9 @@ const LONGEST_CALL: u32 = 600;
 const LONGEST_FREEZE: u32 = 600;
 /// The longest time that a caller may give, in seconds: one day.
 const LONGEST: u32 = 86_400;
+
+/// The most chords in one call: some minutes of typing.
+const MOST_CHORDS: usize = 4096;
 
 /// A call's method and parameters as they come.
 #[derive(Debug, Clone, Deserialize)]
@@ -38,12 +42,16 @@ pub(super) enum Method {
     Describe { memory: bool },
     Status,
     Guest,
-    Events { filter: Option<Vec<String>> },
+    Events { filter: Option<Vec<String>>, with_time: bool },
+    RecentEvents,
+    Statistics,
     Exec { argv: Vec<String>, limit: Duration },
     Agent { command: String, arguments: Value, limit: Duration },
     Freeze { thaw_after: Duration },
     Thaw,
-    Console { read_only: bool },
+    Screenshot,
+    Press(Vec<Chord>),
+    Console { read_only: bool, scrollback: u64 },
 }
 
 impl Written {
@@ -91,7 +99,7 @@ fn machine(name: &str, given: &mut Parameters) -> Result<Option<Method>, Fault> 
         "SubscribeEvents" => {
             // systemd's own servers take an empty filter for none.
             let filter: Option<Vec<String>> = given.take("filter")?;
-            Method::Events { filter: filter.filter(|names| !names.is_empty()) }
+            Method::Events { filter: filter.filter(|names| !names.is_empty()), with_time: false }
         }
         "AddStorage" | "RemoveStorage" | "ReplaceStorage" => return Err(Fault::NOT_SUPPORTED),
         _ => return Ok(None),
@@ -113,7 +121,16 @@ fn vm(name: &str, given: &mut Parameters) -> Result<Option<Method>, Fault> {
         "Resume" => Method::Command(Command::Resume),
         "Suspend" => Method::Command(Command::Suspend),
         "Reload" => Method::Command(Command::Reload),
-        "Watch" => Method::Events { filter: None },
+        "Watch" => Method::Events { filter: None, with_time: true },
+        "RecentEvents" => Method::RecentEvents,
+        "Statistics" => Method::Statistics,
+        "Screenshot" => Method::Screenshot,
+        "Press" => {
+            let keys: Vec<String> = given.need("keys")?;
+            let chords: Result<Vec<Chord>, _> = keys.iter().map(|text| text.parse()).collect();
+            let chords = chords.ok().filter(|all| (1..=MOST_CHORDS).contains(&all.len()));
+            Method::Press(chords.ok_or_else(|| Fault::invalid("keys"))?)
+        }
         "Exec" => {
             let argv: Vec<String> = given.need("argv")?;
             if argv.is_empty() {
@@ -139,7 +156,10 @@ fn vm(name: &str, given: &mut Parameters) -> Result<Option<Method>, Fault> {
             Method::Freeze { thaw_after: Duration::from_secs(after.into()) }
         }
         "Thaw" => Method::Thaw,
-        "Console" => Method::Console { read_only: given.take("readOnly")?.unwrap_or(false) },
+        "Console" => Method::Console {
+            read_only: given.take("readOnly")?.unwrap_or(false),
+            scrollback: given.take("scrollbackBytes")?.unwrap_or(0),
+        },
         _ => return Ok(None),
     }))
 }
@@ -212,7 +232,7 @@ mod tests {
         assert_eq!(read("io.qvm.Vm.PowerOff", Value::Null), off(None));
         assert_eq!(
             read("io.systemd.MachineInstance.SubscribeEvents", json!({ "filter": [] })),
-            Ok(Method::Events { filter: None })
+            Ok(Method::Events { filter: None, with_time: false })
         );
     }
 
@@ -282,7 +302,7 @@ mod tests {
                 seen += 1;
             }
         }
-        assert_eq!(seen, 2 + 12 + 16);
+        assert_eq!(seen, 2 + 12 + 20);
     }
 
     proptest! {

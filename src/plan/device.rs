@@ -20,6 +20,8 @@ use crate::{
 pub(super) const RNG_SLOT: usize = 0x02;
 pub(super) const BALLOON_SLOT: usize = 0x03;
 pub(super) const PORTS_SLOT: usize = 0x04;
+pub(super) const VGA_SLOT: usize = 0x05;
+pub(super) const USB_SLOT: usize = 0x06;
 const DISK_SLOT: usize = 0x08;
 const NIC_SLOT: usize = 0x10;
 /// Behind the first disk, so that the guest's first virtio disk, `vda`, is `root`.

@@ -58,6 +58,7 @@ impl Facets {
             all.nic(nic);
         }
         all.seed(vm);
+        all.display(vm);
         all
     }
 
@@ -199,6 +200,16 @@ impl Facets {
         // What is kept secret in the file is not printed: only that it changed shows.
         say("passwordHash", seed.password_hash.as_deref().map(fingerprint));
         say("userData", seed.user_data.as_ref().map(|u| fingerprint(&u.text)));
+    }
+}
+
+impl Facets {
+    fn display(&mut self, vm: &Vm) {
+        let Some(display) = &vm.display else { return };
+        self.set("display", Some("a screen".to_owned()));
+        self.set("display.vnc", display.vnc.map(|at| at.to_string()));
+        let file = display.password_file.as_ref();
+        self.set("display.passwordFile", file.map(|path| path.display().to_string()));
     }
 }
 

@@ -43,6 +43,18 @@ pub enum TakesEffect {
 }
 
 impl TakesEffect {
+    /// The word for it, in JSON and in metrics.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::NextReboot => "next-reboot",
+            Self::NextStart => "next-start",
+            Self::CloudInitRerun => "cloud-init-rerun",
+            Self::Destructive => "destructive",
+            Self::Ignored => "ignored",
+        }
+    }
+
     /// A sentence's end for people.
     pub fn words(self) -> &'static str {
         match self {

@@ -21,6 +21,9 @@ impl Supervisor {
         (self.starting, self.adopting) = (None, false);
         self.generation += 1;
         let generation = self.generation;
+        if !qemu.adopted {
+            self.console.boots();
+        }
         if let Some(serial) = qemu.serial.take() {
             self.console.attach(serial);
         }
@@ -165,6 +168,7 @@ impl Supervisor {
             Kind::Shutdown { guest: true, .. } => self.feed(life::Event::GuestShutdown),
             Kind::Reset { .. } => {
                 self.forget_freeze();
+                self.console.boots();
                 self.feed(life::Event::GuestReset);
             }
             Kind::GuestPanicked { .. } => self.feed(life::Event::GuestPanicked),

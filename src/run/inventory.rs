@@ -61,6 +61,11 @@ pub async fn inventory(layout: &Layout, names: &[VmName]) -> Vec<Entry> {
     entries
 }
 
+/// The names of all VMs, without asking any.
+pub fn names(layout: &Layout) -> Vec<VmName> {
+    every(layout, &mut Vec::new())
+}
+
 /// Every name that anything is called by. Files whose names no VM can have become entries at once.
 fn every(layout: &Layout, misnamed: &mut Vec<Entry>) -> Vec<VmName> {
     let mut names: BTreeMap<VmName, ()> = BTreeMap::new();
@@ -182,10 +187,13 @@ fn without_file(name: &str, problem: Option<String>, file_exists: bool) -> Entry
         vcpu: 0,
         mem_bytes: 0,
         mem_actual_bytes: None,
+        mem_resident_bytes: None,
+        cpu_seconds: None,
         mem_target_bytes: None,
         mac: None,
         ip: None,
         tap: None,
+        vnc: None,
         cpu_weight: 0,
         cpu_weight_effective: None,
         cpu_share: None,

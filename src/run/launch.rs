@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use tokio::net::UnixStream;
 
-use super::{Settings, prepare::Prepared, record::Record, saved};
+use super::{Settings, prepare::Prepared, record::Record, saved, screen};
 use crate::{
     host::{
         child, file,
@@ -93,6 +93,9 @@ pub enum Error {
         /// Why.
         source: port::Error,
     },
+    /// The guest's screen.
+    #[error(transparent)]
+    Screen(#[from] screen::Error),
     /// /dev/vhost-net.
     #[error("cannot open /dev/vhost-net")]
     Vhost(#[source] std::io::Error),
@@ -144,6 +147,7 @@ impl Error {
             Self::Socket(error) => error.is_the_hosts(),
             Self::Spawn(error) => error.is_the_hosts(),
             Self::Record(error) => error.is_the_hosts(),
+            Self::Screen(error) => error.is_the_hosts(),
             Self::Link { .. } | Self::Port { .. } | Self::Vhost(_) | Self::Silent { .. } => true,
             Self::Saved(saved::Error::File(error)) => error.is_the_hosts(),
             Self::Saved(_) | Self::Slow(_) => false,
@@ -163,6 +167,7 @@ impl Error {
             Self::Spawn(error) => error.hint(),
             Self::Monitor(error) => error.hint(),
             Self::Record(error) => error.hint(),
+            Self::Screen(error) => error.hint(),
             Self::Silent { pid, .. } => {
                 Some(format!("look at it with `ps -fp {pid}`; `kill {pid}` gives the guest up"))
             }
@@ -213,6 +218,7 @@ pub async fn launch(
     for nic in &vm.nics {
         check_forwards(vm, nic)?;
     }
+    screen::prepare(vm, &paths)?;
     let mut fds: Vec<(OwnedFd, i32)> = vec![];
     for tap in taps(vm) {
         let index = vm.nics.iter().position(|n| n.name == tap.nic).unwrap_or_default();
@@ -271,6 +277,7 @@ pub async fn launch(
         Err(qmp::Error::Closed | qmp::Error::Connect { .. }) => return Err(Error::Exited),
         other => other?,
     };
+    screen::open_to_group(vm, &paths)?;
     let serial = UnixStream::connect(paths.serial_socket()).await.map_err(Error::Serial)?;
     for nic in vm.nics.iter().filter(|nic| nic.state == LinkState::Down) {
         session.client.set_link(&device::nic_id(&nic.name), false, ANSWER_LIMIT).await?;

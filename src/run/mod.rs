@@ -17,6 +17,8 @@ pub mod ask_down;
 pub mod begin;
 pub mod console;
 pub mod disk;
+pub mod doctor;
+pub mod edited;
 mod enrol;
 pub mod error;
 mod fact;
@@ -32,20 +34,25 @@ pub mod kept;
 pub mod launch;
 pub mod left_behind;
 mod live;
+pub mod metrics;
 mod plug;
 pub mod prepare;
 pub mod progress;
+pub mod rates;
 mod ready;
 pub mod record;
 mod report;
 mod reread;
 mod resources;
 pub mod saved;
+mod screen;
 pub mod service;
 mod set_out;
 pub mod shares;
+mod statistics;
 pub mod supervise;
 mod suspend;
+pub mod usage;
 
 /// What a supervisor is told by whoever starts it: time, randomness and environment come from here.
 #[derive(Debug, Clone)]

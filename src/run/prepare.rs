@@ -178,8 +178,11 @@ pub fn renew_instance(settings: &Settings) -> Result<Option<(String, String)>, E
     Ok(Some((old, new)))
 }
 
-/// The VM's identity, if it has one.
-fn kept_identity(paths: &VmPaths) -> Result<Option<Identity>, Error> {
+/// The VM's identity; none before its first start.
+///
+/// # Errors
+/// There is one, and it cannot be read.
+pub fn kept_identity(paths: &VmPaths) -> Result<Option<Identity>, Error> {
     let path = paths.identity();
     let Some(bytes) = file::read(&path)? else { return Ok(None) };
     let read = toml::from_str(&String::from_utf8_lossy(&bytes));
@@ -207,8 +210,21 @@ pub fn firmware_of(
     facts: &Facts,
     machine: &str,
 ) -> Result<Option<Chosen>, descriptors::Error> {
-    let binary = facts.qemu.binary.canonicalize().unwrap_or_else(|_| facts.qemu.binary.clone());
-    let directories = descriptors::directories(settings.config_home.as_deref(), &binary);
+    firmware_for(settings.config_home.as_deref(), &facts.qemu.binary, vm, machine)
+}
+
+/// The same, by what it depends on alone.
+///
+/// # Errors
+/// None fits.
+pub fn firmware_for(
+    config_home: Option<&Path>,
+    qemu: &Path,
+    vm: &Vm,
+    machine: &str,
+) -> Result<Option<Chosen>, descriptors::Error> {
+    let binary = qemu.canonicalize().unwrap_or_else(|_| qemu.to_owned());
+    let directories = descriptors::directories(config_home, &binary);
     let found = if vm.firmware == crate::spec::Firmware::Bios {
         vec![]
     } else {
@@ -307,7 +323,7 @@ pub fn disk(
 }
 
 /// The qemu-img that came with this QEMU, or else whatever `PATH` has.
-fn qemu_img_beside(binary: &Path) -> std::path::PathBuf {
+pub(super) fn qemu_img_beside(binary: &Path) -> std::path::PathBuf {
     let beside = binary.with_file_name("qemu-img");
     if beside.exists() { beside } else { "qemu-img".into() }
 }

@@ -108,6 +108,8 @@ impl Record {
             paths.agent_socket(),
             paths.serial_socket(),
             paths.migration_socket(),
+            paths.vnc_socket(),
+            paths.vnc_password(),
         ] {
             let _ = std::fs::remove_file(path);
         }

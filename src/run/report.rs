@@ -5,6 +5,7 @@ use tokio::sync::oneshot;
 
 use super::{
     freeze::Why,
+    screen,
     supervise::{AGENT_LIMIT, QMP_LIMIT, Supervisor},
 };
 use crate::{
@@ -35,21 +36,31 @@ pub(super) fn refusal(error: &qmp::Error) -> Refusal {
         error => Refusal::Failed(format!("guest agent: {}", chain(error))),
     }
 }
+/// How many events are kept for who asks later.
+const RECENT: usize = 64;
+/// Events that tell of no turn of the VM's life.
+const CHATTY: [&str; 3] = ["BALLOON_CHANGE", "RTC_CHANGE", "NIC_RX_FILTER_CHANGED"];
 
 impl Supervisor {
     pub(super) fn answer(&mut self, request: Request) {
         match request {
             Request::Command(command, reply) => self.command(command, reply),
             Request::Status(reply) => drop(reply.send(self.status())),
+            Request::RecentEvents(reply) => {
+                drop(reply.send(self.recent.iter().cloned().collect()));
+            }
+            Request::Statistics(reply) => self.statistics(reply),
             Request::Guest(reply) => self.ask_guest(reply),
+            Request::Screenshot(reply) => self.screenshot(reply),
+            Request::Press(chords, reply) => self.press(chords, reply),
             Request::Exec { argv, limit, reply } => self.exec(argv, limit, reply),
             Request::Agent { command, arguments, limit, reply } => {
                 self.agent(command, arguments, limit, reply);
             }
             Request::Freeze { thaw_after, reply } => self.freeze(thaw_after, reply),
             Request::Thaw(reply) => self.thaw(Why::Asked, Some(reply)),
-            Request::Console { read_only, reply } => {
-                let view = self.console.view(read_only);
+            Request::Console { read_only, scrollback, reply } => {
+                let view = self.console.view(read_only, scrollback);
                 let _ = reply
                     .send(view.map_err(|e| Refusal::Failed(format!("cannot open a viewer: {e}"))));
             }
@@ -233,10 +244,13 @@ impl Supervisor {
             vcpu: self.vm.vcpu.into(),
             mem_bytes: self.vm.mem.bytes(),
             mem_actual_bytes: self.memory_actual,
+            mem_resident_bytes: None,
+            cpu_seconds: None,
             mem_target_bytes: self.memory_target,
             mac: record.and_then(|r| r.mac.clone()).or_else(|| nic?.mac.map(|m| m.to_string())),
             ip: nic.and_then(|n| n.ip).map(|i| i.to_string()),
             tap: record.map_or(written_tap, |r| r.tap.clone()),
+            vnc: record.and_then(|_| screen::vnc(&self.vm, &self.paths)),
             cpu_weight: self.vm.cpu_weight.get(),
             cpu_weight_effective: None,
             cpu_share: None,
@@ -255,8 +269,15 @@ impl Supervisor {
     }
 
     /// Tells whoever watches; nobody watching is no error.
-    pub(super) fn publish(&self, name: &str, data: serde_json::Value) {
+    pub(super) fn publish(&mut self, name: &str, data: serde_json::Value) {
         let data = if data.is_null() { json!({}) } else { data };
-        let _ = self.events.send(types::Event { event: name.to_owned(), data: Some(data) });
+        let at = Some((self.settings.now)().to_string());
+        let event = types::Event { at, event: name.to_owned(), data: Some(data) };
+        // What a guest can cause as often as it likes must not push the others out.
+        if !CHATTY.contains(&name) {
+            self.recent.truncate(RECENT - 1);
+            self.recent.push_front(event.clone());
+        }
+        let _ = self.events.send(event);
     }
 }

@@ -4,6 +4,7 @@
 //! for anything but the next fact. Nothing wakes it while nothing happens, but the service manager's watchdog.
 
 use std::{
+    collections::VecDeque,
     ffi::OsString,
     time::{Duration, Instant},
 };
@@ -119,7 +120,7 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
     let watchdog = notifier.watchdog_interval();
     let mut one = Supervisor {
         paths: paths.clone(),
-        console: Console::new(paths.console_log()),
+        console: Console::new(paths.console_log(), settings.now),
         ends: record::ends(&paths.ends()),
         since: (settings.now)(),
         origin: Instant::now(),
@@ -129,6 +130,7 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
         running: Facets::of(&vm),
         vm,
         installed: None,
+        recent: VecDeque::new(),
         applying: None,
         live_notes: vec![],
         written_text: text.clone(),
@@ -202,6 +204,8 @@ pub(super) struct Supervisor {
     pub(super) running: Facets,
     /// The version of the QEMU that is installed, where it is not the one that runs.
     pub(super) installed: Option<String>,
+    /// What happened last, newest first.
+    pub(super) recent: VecDeque<Event>,
     /// Changes that are being applied.
     pub(super) applying: Option<Applying>,
     /// What could not be applied.

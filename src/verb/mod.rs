@@ -2,9 +2,12 @@
 
 pub mod apply;
 pub mod check;
+pub mod completions;
 pub mod console;
 pub mod cp;
 pub mod diff;
+pub mod doctor;
+pub mod edit;
 pub mod events;
 pub mod exec;
 pub mod fsfreeze;
@@ -15,6 +18,9 @@ pub mod ip;
 pub mod kill;
 pub mod list;
 pub mod log;
+pub mod man;
+pub mod metrics;
+pub mod new;
 pub mod pause;
 pub mod plan;
 pub mod reap;
@@ -25,12 +31,17 @@ pub mod restart;
 pub mod resume;
 pub mod rm;
 pub mod run;
+pub mod screenshot;
 pub mod seed;
+pub mod sendkey;
 pub mod ssh;
 pub mod start;
 pub mod status;
 pub mod stop;
 pub mod suspend;
+pub mod top;
+pub mod type_text;
+pub mod vnc;
 pub mod wait;
 
 use std::{
@@ -48,7 +59,7 @@ use crate::{
     },
     exit::{self, Failure},
     host::terminal,
-    plan::layout::Layout,
+    plan::{keys::Chord, layout::Layout},
     run::{
         adopt::{self, Found},
         ask_down, begin,
@@ -118,6 +129,12 @@ async fn command(layout: &Layout, names: &[VmName], command: Command) -> Result<
         client.command(command).await.map_err(|error| refused(&error, layout, &name))
     })
     .await
+}
+
+/// Presses keys at a guest's keyboard.
+async fn press(layout: &Layout, name: &VmName, chords: &[Chord]) -> Result<(), Failure> {
+    let mut client = connect(layout, name).await?;
+    client.press(chords).await.map_err(|error| refused(&error, layout, name))
 }
 
 /// A command that ends VMs, told rung by rung; with `wait` until they are down.

@@ -11,7 +11,9 @@ use crate::{
     run::{
         inventory::{Entry, inventory},
         shares::weigh,
+        usage,
     },
+    table::{Look, Screen},
     value::{VmName, shown},
 };
 
@@ -33,6 +35,8 @@ pub struct Clock {
     pub now: Timestamp,
     /// Where the operator is.
     pub zone: TimeZone,
+    /// Standard output.
+    pub screen: Screen,
 }
 
 impl Clock {
@@ -55,6 +59,7 @@ impl Clock {
 pub async fn run(args: &Args, layout: &Layout, clock: &Clock, proc: &Path) -> Result<(), Failure> {
     let mut entries = inventory(layout, &args.names).await;
     weigh(&mut entries, proc);
+    usage::fill_in(&mut entries, proc);
     let known: Vec<&Entry> = entries.iter().filter(|entry| entry.known).collect();
     if args.json {
         let all: Vec<&Status> = known.iter().map(|entry| &entry.status).collect();
@@ -87,28 +92,40 @@ fn weight(status: &Status) -> String {
     text
 }
 
+/// Where the values begin.
+const KEYS: usize = 13;
+
 fn told(status: &Status, clock: &Clock) -> String {
     let mut text = String::new();
     let mut line = |key: &str, value: Option<&str>| {
         if let Some(value) = value {
             // Into a String it cannot fail.
-            let _ = writeln!(text, "{key:12} {value}");
+            let _ = writeln!(text, "{key:12} {}", clock.screen.folded(value, KEYS));
         }
     };
     let state = status.state.word();
     let since = status.since.as_ref().map(|since| format!("{state} since {}", clock.shown(since)));
     let started = status.started_at.as_ref().map(|started| clock.shown(started));
     let number = |number: Option<u32>| number.map(|number| number.to_string());
-    let mem = match status.mem_actual_bytes.filter(|actual| *actual != status.mem_bytes) {
-        Some(actual) => {
-            format!("{} ({} now)", super::size(status.mem_bytes), super::size(actual))
-        }
-        None => super::size(status.mem_bytes),
-    };
+    let mut mem = super::size(status.mem_bytes);
+    if let Some(actual) = status.mem_actual_bytes.filter(|actual| *actual != status.mem_bytes) {
+        mem.push_str(&format!(" ({} now)", super::size(actual)));
+    }
+    if let Some(used) = status.mem_resident_bytes {
+        mem.push_str(&format!(", {}M of the host's", used >> 20));
+    }
+    let cpu = status.cpu_seconds.map(|used| format!("{used:.1} s used"));
     // What a file is called, where that is no VM's name.
     line("name:", Some(&shown(&status.name)));
     line("description:", status.description.as_deref());
-    line("state:", Some(since.as_deref().unwrap_or(state)));
+    let look = match status.state {
+        State::Running => Look::Good,
+        State::Failed => Look::Bad,
+        State::Stopped => Look::Plain,
+        State::Starting | State::Paused | State::Stopping => Look::Doubtful,
+    };
+    let word = look.paint(state, clock.screen.colours);
+    line("state:", Some(&since.map_or(word.clone(), |since| since.replacen(state, &word, 1))));
     line("ready:", status.ready.map(Ready::word));
     line("started:", started.as_deref());
     line("pid:", number(status.pid).as_deref());
@@ -116,12 +133,14 @@ fn told(status: &Status, clock: &Clock) -> String {
     if status.vcpu > 0 {
         line("vcpu:", Some(&status.vcpu.to_string()));
         line("mem:", Some(&mem));
+        line("cpu:", cpu.as_deref());
         line("cpuWeight:", Some(&weight(status)));
         line("autostart:", Some(if status.autostart { "yes" } else { "no" }));
     }
     line("mac:", status.mac.as_deref());
     line("ip:", status.ip.as_deref());
     line("tap:", status.tap.as_deref());
+    line("vnc:", status.vnc.as_deref());
     line("accel:", status.accel.as_deref());
     line("qemu:", status.qemu_version.as_deref());
     line("machine:", status.machine.as_deref());

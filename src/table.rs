@@ -1,0 +1,238 @@
+//! Tables and long lines for a terminal: aligned columns, folded sentences, and colours where they are wanted.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fmt::Write,
+    os::fd::AsFd,
+};
+
+/// How a cell looks on a terminal that has colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Look {
+    /// As all text.
+    #[default]
+    Plain,
+    /// All is well.
+    Good,
+    /// Worth a look.
+    Doubtful,
+    /// Wrong.
+    Bad,
+    /// Of little weight.
+    Faint,
+}
+
+impl Look {
+    /// The sequence that begins it (ECMA-48, SGR).
+    fn code(self) -> Option<&'static str> {
+        match self {
+            Self::Plain => None,
+            Self::Good => Some("32"),
+            Self::Doubtful => Some("33"),
+            Self::Bad => Some("31"),
+            Self::Faint => Some("2"),
+        }
+    }
+
+    /// The text in this look.
+    pub fn paint(self, text: &str, colours: bool) -> String {
+        match self.code().filter(|_| colours && !text.is_empty()) {
+            Some(code) => format!("\x1b[{code}m{text}\x1b[0m"),
+            None => text.to_owned(),
+        }
+    }
+}
+
+/// What is written to: a terminal, or anything else.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Screen {
+    /// It takes colours.
+    pub colours: bool,
+    /// How many columns it has; `None` is no terminal, and lines are as long as they are.
+    pub width: Option<usize>,
+}
+
+/// Nobody reads longer lines gladly.
+const WIDEST: usize = 100;
+/// Fewer columns than these are not folded for.
+const NARROWEST: usize = 40;
+
+impl Screen {
+    /// What this descriptor is. Colours are for a terminal that knows them, where nobody minds (<https://no-color.org>).
+    pub fn of(to: &impl AsFd, env: &dyn Fn(&str) -> Option<OsString>) -> Self {
+        if !rustix::termios::isatty(to) {
+            return Self::default();
+        }
+        let minded = env("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let dumb = env("TERM").is_none_or(|term| term == OsStr::new("dumb"));
+        let columns = rustix::termios::tcgetwinsize(to).map_or(0, |size| usize::from(size.ws_col));
+        Self {
+            colours: !minded && !dumb,
+            width: Some(columns.min(WIDEST)).filter(|columns| *columns >= NARROWEST),
+        }
+    }
+
+    /// A text that begins in column `indent`, folded between words where it would be too long; each line but the last has its end.
+    pub fn folded(&self, text: &str, indent: usize) -> String {
+        let room = self.width.map(|width| width.saturating_sub(indent).max(NARROWEST / 2));
+        let Some(room) = room else { return text.to_owned() };
+        let (mut out, mut column) = (String::new(), 0);
+        for word in text.split(' ') {
+            let length = word.chars().count();
+            if column > 0 && column + 1 + length > room {
+                out.push('\n');
+                out.push_str(&" ".repeat(indent));
+                column = 0;
+            } else if column > 0 {
+                out.push(' ');
+                column += 1;
+            }
+            out.push_str(word);
+            column += length;
+        }
+        out
+    }
+}
+
+/// A cell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cell {
+    text: String,
+    look: Look,
+    right: bool,
+}
+
+impl Cell {
+    /// With this look.
+    #[must_use]
+    pub fn look(self, look: Look) -> Self {
+        Self { look, ..self }
+    }
+
+    /// A number: to the right.
+    #[must_use]
+    pub fn right(self) -> Self {
+        Self { right: true, ..self }
+    }
+}
+
+impl<T: Into<String>> From<T> for Cell {
+    fn from(text: T) -> Self {
+        Self { text: text.into(), look: Look::Plain, right: false }
+    }
+}
+
+/// Rows below a head. A row may have lines of its own below it, which are as long as they like.
+#[derive(Debug, Clone, Default)]
+pub struct Table {
+    rows: Vec<(Vec<Cell>, Vec<String>)>,
+}
+
+/// What stands between two columns.
+const GAP: &str = "  ";
+
+impl Table {
+    /// A table with this head.
+    pub fn new<const N: usize>(head: [&str; N]) -> Self {
+        let head = head.map(|text| Cell::from(text).look(Look::Faint)).to_vec();
+        Self { rows: vec![(head, vec![])] }
+    }
+
+    /// A row, and the lines below it.
+    pub fn row(&mut self, cells: Vec<Cell>, below: Vec<String>) {
+        self.rows.push((cells, below));
+    }
+
+    /// The text, each line with its end.
+    pub fn text(&self, screen: Screen) -> String {
+        let colours = screen.colours;
+        let columns = self.rows.iter().map(|(cells, _)| cells.len()).max().unwrap_or(0);
+        let wide = |cell: Option<&Cell>| cell.map_or(0, |cell| cell.text.chars().count());
+        let widths: Vec<usize> = (0..columns)
+            .map(|nr| self.rows.iter().map(|(cells, _)| wide(cells.get(nr))).max().unwrap_or(0))
+            .collect();
+        // A column of numbers has its head to the right as well.
+        let is_right: Vec<bool> = (0..columns)
+            .map(|nr| self.rows.get(1).and_then(|(row, _)| row.get(nr)).is_some_and(|c| c.right))
+            .collect();
+        let mut text = String::new();
+        for (cells, below) in &self.rows {
+            let mut line = String::new();
+            for (nr, cell) in cells.iter().enumerate() {
+                let blanks = " ".repeat(widths[nr] - wide(Some(cell)));
+                let (before, after) =
+                    if is_right[nr] { (blanks.as_str(), "") } else { ("", blanks.as_str()) };
+                // Into a String it cannot fail.
+                let _ =
+                    write!(line, "{before}{}{after}{GAP}", cell.look.paint(&cell.text, colours));
+            }
+            text.push_str(line.trim_end());
+            text.push('\n');
+            for line in below {
+                let _ = writeln!(text, "  {}", screen.folded(line, GAP.len()));
+            }
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned_with_and_without_colours() {
+        let mut table = Table::new(["NAME", "CPU%", "STATE"]);
+        table.row(
+            vec!["web".into(), Cell::from("3").right(), Cell::from("running").look(Look::Good)],
+            vec!["and more of it".to_owned()],
+        );
+        table.row(vec!["a-ä".into(), Cell::from("100").right(), "x".into()], vec![]);
+        let plain = table.text(Screen::default());
+        assert_eq!(
+            plain,
+            "NAME  CPU%  STATE\nweb      3  running\n  and more of it\na-ä    100  x\n"
+        );
+        let coloured = table.text(Screen { colours: true, width: None });
+        assert!(coloured.contains("\x1b[32mrunning\x1b[0m\n"), "{coloured:?}");
+        let bare = ["32", "2", "0"]
+            .iter()
+            .fold(coloured, |text, code| text.replace(&format!("\x1b[{code}m"), ""));
+        assert_eq!(bare, plain);
+    }
+
+    #[test]
+    fn a_pipe_has_no_colours_and_no_width() {
+        let (_, write) = std::io::pipe().unwrap();
+        let env = |key: &str| (key == "TERM").then(|| "xterm".into());
+        assert_eq!(Screen::of(&write, &env), Screen::default());
+    }
+
+    #[test]
+    fn a_terminal_has_both_unless_somebody_minds() {
+        let size = nix::pty::Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+        let pty = nix::pty::openpty(Some(&size), None).unwrap();
+        let to = pty.slave;
+        let of = |term: &'static str, no_color: Option<&'static str>| {
+            Screen::of(&to, &move |key| match key {
+                "TERM" => Some(term.into()),
+                "NO_COLOR" => no_color.map(Into::into),
+                _ => None,
+            })
+        };
+        assert_eq!(of("xterm", None), Screen { colours: true, width: Some(80) });
+        assert!(of("xterm", Some("")).colours);
+        assert!(!of("xterm", Some("1")).colours && !of("dumb", None).colours);
+    }
+
+    #[test]
+    fn long_lines_are_folded_between_words() {
+        let screen = Screen { colours: false, width: Some(40) };
+        let text = "one two three four five six seven eight nine ten";
+        let folded = screen.folded(text, 10);
+        assert_eq!(folded, "one two three four five six\n          seven eight nine ten");
+        assert_eq!(Screen::default().folded(text, 10), text);
+        let long = "x".repeat(90);
+        assert_eq!(screen.folded(&long, 4), long);
+    }
+}
