@@ -17,7 +17,7 @@ use zlink::{
 
 use crate::plan::keys::Chord;
 
-use super::types::{Command, Event, Executed, Guest, Statistics, Status};
+use super::types::{Command, Event, Guest, Statistics, Status};
 
 /// How long a supervisor may take to say that something has begun: it may have to ask QEMU.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -25,8 +25,6 @@ const ANSWER: Duration = Duration::from_secs(30);
 const APPLY: Duration = Duration::from_secs(3600);
 /// How long one chord may take.
 const TYPING: Duration = Duration::from_secs(1);
-/// How much longer than the command itself the answer to `Exec` may take.
-const AGENT: Duration = Duration::from_secs(30);
 
 /// Why a supervisor did not do as asked.
 #[derive(Debug, thiserror::Error)]
@@ -152,11 +150,6 @@ struct Method<'a> {
     parameters: Value,
 }
 
-#[derive(Debug, Deserialize)]
-struct Filesystems {
-    filesystems: u64,
-}
-
 /// A connection to one supervisor.
 #[derive(Debug)]
 pub struct Client {
@@ -198,7 +191,7 @@ impl Client {
         Ok((serde_json::from_value(parameters).map_err(Error::Answer)?, fds))
     }
 
-    async fn call<T>(
+    pub(super) async fn call<T>(
         &mut self,
         method: &str,
         parameters: Value,
@@ -289,58 +282,6 @@ impl Client {
         let limit = if command == Command::Reload { APPLY } else { ANSWER };
         let (_, _): (Value, _) = self.call(method, parameters, limit).await?;
         Ok(())
-    }
-
-    /// Runs a command in the guest.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn exec(&mut self, argv: Vec<String>, timeout: Duration) -> Result<Executed, Error> {
-        let parameters = json!({ "argv": argv, "timeoutSec": timeout.as_secs() });
-        let (done, _) = self.call("io.qvm.Vm.Exec", parameters, timeout + AGENT).await?;
-        Ok(done)
-    }
-
-    /// Has the guest agent do one of its own commands; what it answers.
-    ///
-    /// # Errors
-    /// See [`Error`]; `Guest` where the agent says no.
-    pub async fn agent(
-        &mut self,
-        command: &str,
-        arguments: Value,
-        limit: Duration,
-    ) -> Result<Value, Error> {
-        #[derive(Debug, Deserialize)]
-        struct Told {
-            #[serde(default)]
-            result: Value,
-        }
-        let parameters = json!({
-            "command": command, "arguments": arguments, "timeoutSec": limit.as_secs(),
-        });
-        let (told, _): (Told, _) = self.call("io.qvm.Vm.Agent", parameters, limit + AGENT).await?;
-        Ok(told.result)
-    }
-
-    /// Freezes the guest's file systems until [`Self::thaw`], or for so long; how many those are.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn freeze(&mut self, thaw_after: Duration) -> Result<u64, Error> {
-        let parameters = json!({ "thawAfterSec": thaw_after.as_secs() });
-        let limit = thaw_after + AGENT;
-        let (told, _): (Filesystems, _) = self.call("io.qvm.Vm.Freeze", parameters, limit).await?;
-        Ok(told.filesystems)
-    }
-
-    /// Thaws them; how many were frozen.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn thaw(&mut self) -> Result<u64, Error> {
-        let (told, _): (Filesystems, _) = self.call("io.qvm.Vm.Thaw", json!({}), 2 * AGENT).await?;
-        Ok(told.filesystems)
     }
 
     /// A picture of the guest's screen: a PNG file without a name, read up to its end.

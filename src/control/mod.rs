@@ -2,6 +2,7 @@
 
 pub mod client;
 mod fault;
+mod guest;
 mod interface;
 mod method;
 pub mod server;
