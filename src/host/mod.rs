@@ -25,6 +25,7 @@ pub mod port;
 pub mod probe;
 pub mod qemu_img;
 pub mod receive;
+pub mod rename;
 pub mod signal;
 pub mod socket;
 pub mod systemd;

@@ -22,6 +22,7 @@ pub mod error;
 mod fact;
 pub mod fetch;
 mod hear;
+pub mod identities;
 pub mod image;
 pub mod image_cache;
 mod intake;

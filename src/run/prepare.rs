@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use super::{
-    Settings, disk,
+    Settings, disk, identities,
     image::{Patience, Tools},
     progress::{At, Cancel, Progress, line},
 };
@@ -58,17 +58,9 @@ pub enum Error {
     /// A file cannot be read or written.
     #[error(transparent)]
     File(#[from] file::Error),
-    /// identity.toml is not what it should be.
-    #[error("cannot read `{path}`")]
-    Identity {
-        /// The file.
-        path: String,
-        /// Where it is wrong.
-        source: Box<toml::de::Error>,
-    },
-    /// identity.toml cannot be written.
-    #[error("cannot write the identity as TOML")]
-    Encode(#[from] toml::ser::Error),
+    /// identity.toml.
+    #[error(transparent)]
+    Identity(#[from] identities::Error),
     /// The guest was made on a later QEMU.
     #[error(
         "this VM has the machine type `{machine}`, which `{}` does not know: it is QEMU {}",
@@ -102,12 +94,8 @@ impl Error {
             Self::NoKvm(_) => true,
             Self::File(error) => error.is_the_hosts(),
             Self::Disk(error) => error.is_the_hosts(),
-            Self::Identity { .. }
-            | Self::Encode(_)
-            | Self::OlderQemu { .. }
-            | Self::Firmware(_)
-            | Self::Seed(_)
-            | Self::Cancelled => false,
+            Self::Identity(error) => error.is_the_hosts(),
+            Self::OlderQemu { .. } | Self::Firmware(_) | Self::Seed(_) | Self::Cancelled => false,
         }
     }
 
@@ -119,17 +107,13 @@ impl Error {
             Self::File(error) => error.hint(),
             Self::Disk(error) => error.hint(),
             Self::Firmware(error) => error.hint(),
-            Self::Identity { .. } => Some(
-                "it holds the UUID, the MAC addresses and the machine type of this VM: put it back from a backup, \
-                 or remove it for new ones"
-                    .into(),
-            ),
+            Self::Identity(error) => error.hint(),
             Self::OlderQemu { machine, qemu } => Some(format!(
                 "run the QEMU that it was made with, or a later one (QVM_QEMU names it); or write `{}` for `{machine}` \
                  into the VM's identity.toml: its guest then finds itself on other hardware",
                 qemu.machine
             )),
-            Self::Encode(_) | Self::Seed(_) | Self::Cancelled => None,
+            Self::Seed(_) | Self::Cancelled => None,
         }
     }
 }
@@ -155,18 +139,13 @@ pub fn facts_of(settings: &Settings) -> Result<Facts, probe::Error> {
 /// # Errors
 /// There is one, and it cannot be read.
 pub fn identity_of(settings: &Settings, vm: &Vm, facts: &Facts) -> Result<(Identity, bool), Error> {
-    let path = settings.paths().identity();
-    let Some(bytes) = file::read(&path)? else {
-        let (uuid, instance) = ((settings.uuid)(), (settings.uuid)());
-        let short: String = instance.chars().take(8).collect();
-        return Ok((Identity::new(vm, &settings.host_id, uuid, &short, &facts.qemu.machine), true));
+    let Some(mut identity) = identities::read(&settings.paths())? else {
+        return Ok((identities::new(settings, vm, &facts.qemu.machine)?, true));
     };
-    let text = String::from_utf8_lossy(&bytes);
-    let mut identity: Identity = toml::from_str(&text).map_err(|source| Error::Identity {
-        path: path.display().to_string(),
-        source: Box::new(source),
-    })?;
-    let changed = identity.add_macs(vm, &settings.host_id);
+    let changed = identity.lacks_macs(vm);
+    if changed {
+        identities::complete(&mut identity, settings, vm)?;
+    }
     Ok((identity, changed))
 }
 
@@ -230,7 +209,7 @@ pub fn prepare(
         return Err(Error::OlderQemu { machine: identity.machine, qemu: facts.qemu });
     }
     if changed {
-        file::write(&paths.identity(), toml::to_string(&identity)?.as_bytes(), 0o600)?;
+        identities::write(&paths, &identity)?;
     }
     let firmware = firmware_of(settings, &vm, &facts, &identity.machine)?;
     let tools = Tools {
