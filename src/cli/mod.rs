@@ -14,7 +14,7 @@ use crate::{
     exit::Failure,
     host::{machine_id, qemu_img::QemuImg},
     plan::{layout::Layout, machined, unit::Scope},
-    run::{Settings, image, progress},
+    run::{Settings, identities::Means, image, progress},
     spec::{self, Vm},
     value::{VmName, shown},
     verb::{self, reap::Ended},
@@ -120,6 +120,14 @@ enum Verb {
     Run(verb::run::Args),
     /// The image cache
     Image(verb::image::Args),
+    /// Give a stopped VM another name
+    Rename(verb::rename::Args),
+    /// Make a second VM like a stopped one
+    Clone(verb::clone::Args),
+    /// Write a stopped VM into one file
+    Export(verb::export::Args),
+    /// Read a VM out of such a file
+    Import(verb::import::Args),
     /// Delete the disks of a stopped VM
     Rm(verb::rm::Args),
     /// Stop VMs whose VM file is gone, and delete what is kept of them
@@ -223,6 +231,16 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
             verb::run::run(settings, program, given.arguments, scope).await
         }
         Verb::Image(args) => images(&args, &layout, given),
+        Verb::Rename(args) => verb::rename::run(&args, &layout, manager).await,
+        Verb::Clone(args) => {
+            verb::clone::run(&args, means(layout), given.exe, manager, given.terminal).await
+        }
+        Verb::Export(args) => {
+            verb::export::run(&args, &layout, given.cwd, given.now, given.terminal).await
+        }
+        Verb::Import(args) => {
+            verb::import::run(&args, means(layout), given.cwd, manager, given.terminal).await
+        }
         Verb::Rm(args) => verb::rm::run(&args, &layout).await,
         Verb::Gc(args) => {
             // Not of this verb's own unit, where it has one.
@@ -285,10 +303,19 @@ fn settings(name: VmName, layout: Layout, given: &Given<'_>) -> Settings {
         config_home: config_home.flatten(),
         root: PathBuf::from("/"),
         host_id: machine_id::read(),
-        uuid: || uuid::Uuid::new_v4().to_string(),
+        uuid: new_uuid,
         now: milliseconds,
         env: |key| std::env::var(key).ok(),
     }
+}
+
+/// What new identities are made of.
+fn means(layout: Layout) -> Means {
+    Means { layout, host_id: machine_id::read(), uuid: new_uuid }
+}
+
+fn new_uuid() -> String {
+    uuid::Uuid::new_v4().to_string()
 }
 
 fn images(args: &verb::image::Args, layout: &Layout, given: &Given<'_>) -> Result<(), Failure> {

@@ -73,6 +73,25 @@ impl Identity {
         }
     }
 
+    /// What of it no identity of qvm's can have, for one that came from elsewhere: it becomes a part of QEMU's command line.
+    pub fn flaw(&self) -> Option<&'static str> {
+        let all = |text: &str, more: &[u8]| {
+            (1..=253).contains(&text.len())
+                && text.bytes().all(|b| b.is_ascii_alphanumeric() || more.contains(&b))
+        };
+        if !(self.uuid.len() == 36 && all(&self.uuid, b"-")) {
+            Some("uuid")
+        } else if !all(&self.machine, b"-._") {
+            Some("machine")
+        } else if !all(&self.instance_id, b"-._") {
+            Some("instanceId")
+        } else if !self.hostname.as_deref().is_none_or(|name| all(name, b"-.")) {
+            Some("hostname")
+        } else {
+            None
+        }
+    }
+
     /// Keeps the default host name that the guest has learnt: that of a VM called `name` until now.
     pub fn keep_hostname(&mut self, name: &VmName) {
         self.hostname.get_or_insert_with(|| name.to_string());
@@ -82,6 +101,26 @@ impl Identity {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_identity_of_ours() {
+        let good = Identity {
+            uuid: "7e0f3c52-4f2b-4b7e-9a34-0c5d0a1b2c3d".into(),
+            instance_id: "iid-web-7e0f3c52".into(),
+            machine: "pc-q35-10.0".into(),
+            macs: BTreeMap::new(),
+            hostname: Some("web".into()),
+        };
+        assert_eq!(good.flaw(), None);
+        let machine = "q35,accel=kvm".to_owned();
+        assert_eq!(Identity { machine, ..good.clone() }.flaw(), Some("machine"));
+        assert_eq!(Identity { uuid: "1".into(), ..good.clone() }.flaw(), Some("uuid"));
+        assert_eq!(
+            Identity { instance_id: "a\nb".into(), ..good.clone() }.flaw(),
+            Some("instanceId")
+        );
+        assert_eq!(Identity { hostname: Some(String::new()), ..good }.flaw(), Some("hostname"));
+    }
 
     #[test]
     fn an_address_is_the_same_again_unless_another_vm_has_it() {

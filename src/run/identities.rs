@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeSet, fs};
 
-use super::Settings;
 use crate::{
     host::file,
     plan::{
@@ -12,6 +11,17 @@ use crate::{
     spec::Vm,
     value::{MacAddr, VmName},
 };
+
+/// What new identities are made of.
+#[derive(Debug, Clone)]
+pub struct Means {
+    /// Where the other VMs are.
+    pub layout: Layout,
+    /// What tells this host from others (machine-id(5)).
+    pub host_id: String,
+    /// A new random UUID.
+    pub uuid: fn() -> String,
+}
 
 /// Why there is no identity.
 #[derive(Debug, thiserror::Error)]
@@ -77,9 +87,9 @@ pub fn write(paths: &VmPaths, identity: &Identity) -> Result<(), Error> {
 ///
 /// # Errors
 /// The directory of all VMs' state cannot be read.
-pub fn new(settings: &Settings, vm: &Vm, machine: &str) -> Result<Identity, file::Error> {
-    let mut identity = Identity::new(vm, (settings.uuid)(), &(settings.uuid)(), machine);
-    complete(&mut identity, settings, vm)?;
+pub fn new(means: &Means, vm: &Vm, machine: &str) -> Result<Identity, file::Error> {
+    let mut identity = Identity::new(vm, (means.uuid)(), &(means.uuid)(), machine);
+    complete(&mut identity, means, vm)?;
     Ok(identity)
 }
 
@@ -87,11 +97,11 @@ pub fn new(settings: &Settings, vm: &Vm, machine: &str) -> Result<Identity, file
 ///
 /// # Errors
 /// The directory of all VMs' state cannot be read.
-pub fn complete(identity: &mut Identity, settings: &Settings, vm: &Vm) -> Result<(), file::Error> {
-    let others = others(&settings.layout, &vm.name)?;
+pub fn complete(identity: &mut Identity, means: &Means, vm: &Vm) -> Result<(), file::Error> {
+    let others = others(&means.layout, &vm.name)?;
     let taken: BTreeSet<MacAddr> =
         others.into_iter().flat_map(|(_, other)| other.macs.into_values()).collect();
-    identity.add_macs(vm, &settings.host_id, &taken);
+    identity.add_macs(vm, &means.host_id, &taken);
     Ok(())
 }
 

@@ -15,6 +15,7 @@ pub mod addresses;
 pub mod adopt;
 pub mod ask_down;
 pub mod begin;
+pub mod carry;
 pub mod console;
 pub mod disk;
 mod enrol;
@@ -76,5 +77,11 @@ impl Settings {
     /// The VM's own paths.
     pub fn paths(&self) -> VmPaths {
         self.layout.vm(&self.name)
+    }
+
+    /// What a new identity is made of.
+    pub fn means(&self) -> identities::Means {
+        let Self { layout, host_id, uuid, .. } = self.clone();
+        identities::Means { layout, host_id, uuid }
     }
 }

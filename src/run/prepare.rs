@@ -140,11 +140,11 @@ pub fn facts_of(settings: &Settings) -> Result<Facts, probe::Error> {
 /// There is one, and it cannot be read.
 pub fn identity_of(settings: &Settings, vm: &Vm, facts: &Facts) -> Result<(Identity, bool), Error> {
     let Some(mut identity) = identities::read(&settings.paths())? else {
-        return Ok((identities::new(settings, vm, &facts.qemu.machine)?, true));
+        return Ok((identities::new(&settings.means(), vm, &facts.qemu.machine)?, true));
     };
     let changed = identity.lacks_macs(vm);
     if changed {
-        identities::complete(&mut identity, settings, vm)?;
+        identities::complete(&mut identity, &settings.means(), vm)?;
     }
     Ok((identity, changed))
 }

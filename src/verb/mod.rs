@@ -1,13 +1,16 @@
 //! Floor 5: one verb of the command line, one file; here what several of them need.
 
 pub mod check;
+pub mod clone;
 pub mod console;
 pub mod diff;
 pub mod events;
 pub mod exec;
+pub mod export;
 pub mod gc;
 pub mod generate;
 pub mod image;
+pub mod import;
 pub mod ip;
 pub mod kill;
 pub mod list;
@@ -17,6 +20,7 @@ pub mod plan;
 pub mod reap;
 pub mod reboot;
 pub mod reload;
+pub mod rename;
 pub mod restart;
 pub mod resume;
 pub mod rm;
@@ -43,11 +47,15 @@ use crate::{
         types::{Command, Pending},
     },
     exit::{self, Failure},
-    plan::layout::Layout,
+    host::signal::{Signal, Signals},
+    plan::{layout::Layout, unit::Scope},
     run::{
         adopt::{self, Found},
-        ask_down, begin,
+        ask_down, begin, carry,
+        progress::Cancel,
+        service::Unit,
     },
+    spec::Vm,
     value::VmName,
 };
 
@@ -158,6 +166,88 @@ fn not_begun(error: &begin::Error, layout: &Layout, name: &VmName) -> Failure {
             }
         }
         error => Failure::of(error).about(name).hint(error.hint()),
+    }
+}
+
+/// Does work that may take long, on a thread that may block; SIGINT, SIGTERM and SIGHUP call it off.
+async fn long<T: Send + 'static>(
+    work: impl FnOnce(&Cancel) -> T + Send + 'static,
+) -> Result<T, Failure> {
+    let cancel = Cancel::default();
+    let mut signals = Signals::new().map_err(|error| Failure::of(&error))?;
+    let called_off = cancel.clone();
+    let work = tokio::task::spawn_blocking(move || work(&called_off));
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done.map_err(|error| Failure::of(&error)),
+            signal = signals.next() => if signal != Signal::Reexec { cancel.set() },
+        }
+    }
+}
+
+/// Why a VM was not renamed, cloned, exported or imported.
+fn not_carried(error: &carry::Error, name: &VmName) -> Failure {
+    match error {
+        carry::Error::Invalid(invalid) => Failure::invalid(invalid),
+        carry::Error::WouldBeInvalid(invalid) => {
+            Failure::told(exit::INVALID, format!("error: {name}: {error}:\n{invalid}"))
+        }
+        carry::Error::NoVm(_) => Failure::of(error).code(exit::NOT_RUNNING).hint(error.hint()),
+        carry::Error::NoFile(_) => Failure::of(error).code(exit::NOT_RUNNING).about(name),
+        error => Failure::of(error).about(name).hint(error.hint()),
+    }
+}
+
+/// Has the service manager take up a VM file that has just come to its place: order, autostart, weights.
+async fn take_up(name: &VmName, manager: Option<Scope>) -> Result<(), Failure> {
+    if let Some(scope) = manager
+        && let Some(unit) = Unit::find(name, scope).await
+    {
+        let hint =
+            "it is there all the same; `systemctl daemon-reload` does what failed".to_owned();
+        return unit.refresh().await.map_err(|e| Failure::of(&e).about(name).hint(hint));
+    }
+    Ok(())
+}
+
+/// What there is to be done yet, to standard error.
+fn advise(text: &str) {
+    let _ = writeln!(io::stderr(), "hint: {text}");
+}
+
+/// The keys that a copy of a VM file has not, if there are any.
+fn tell_taken_out(name: &VmName, keys: &[String]) {
+    if !keys.is_empty() {
+        tell(name, &format!("taken out of its VM file: {}", keys.join(", ")));
+    }
+}
+
+fn keeps_hostname(hostname: &str) {
+    advise(&format!(
+        "its guest keeps the host name `{hostname}`: write `hostname` in `[cloudInit]` for another one"
+    ));
+}
+
+/// What a guest that has run has on its disks, and a copy should not have.
+fn advise_copy(name: &VmName, from: &VmName, vm: &Vm, has_run: bool) {
+    if has_run {
+        let keys = match vm.cloud_init {
+            Some(_) => {
+                "cloud-init makes new SSH host keys at its first start, and no new machine-id"
+            }
+            None => "and its SSH host keys too",
+        };
+        advise(&format!(
+            "its guest has the machine-id of `{from}`, {keys}: in the guest of `{name}`, \
+             `rm -f /etc/machine-id /var/lib/dbus/machine-id; systemd-machine-id-setup`, and reboot"
+        ));
+    }
+    if let Some(data) = vm.cloud_init.as_ref().and_then(|seed| seed.user_data.as_ref()) {
+        advise(&format!(
+            "it has the user-data of `{from}`, `{}`: is there anything in it that only one can have?",
+            data.path.display()
+        ));
     }
 }
 
