@@ -232,15 +232,14 @@ fn keeps_hostname(hostname: &str) {
 /// What a guest that has run has on its disks, and a copy should not have.
 fn advise_copy(name: &VmName, from: &VmName, vm: &Vm, has_run: bool) {
     if has_run {
-        let keys = match vm.cloud_init {
-            Some(_) => {
-                "cloud-init makes new SSH host keys at its first start, and no new machine-id"
-            }
-            None => "and its SSH host keys too",
+        let (also, keys) = match vm.cloud_init {
+            Some(_) => ("", ""),
+            None => (" and the SSH host keys", "; rm /etc/ssh/ssh_host_*; ssh-keygen -A"),
         };
+        let renew = "rm -f /etc/machine-id /var/lib/dbus/machine-id; systemd-machine-id-setup";
         advise(&format!(
-            "its guest has the machine-id of `{from}`, {keys}: in the guest of `{name}`, \
-             `rm -f /etc/machine-id /var/lib/dbus/machine-id; systemd-machine-id-setup`, and reboot"
+            "its guest has the machine-id{also} of `{from}`; where that matters (DHCP, the journal), say \
+             `{renew}{keys}` in the guest of `{name}` and reboot it"
         ));
     }
     if let Some(data) = vm.cloud_init.as_ref().and_then(|seed| seed.user_data.as_ref()) {
