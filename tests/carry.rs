@@ -51,6 +51,11 @@ fn text(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
+/// The directory of a VM's state, or the link in its place.
+fn place(lab: &Lab, vm: &str) -> PathBuf {
+    lab.state(vm, "x").parent().unwrap().to_owned()
+}
+
 fn identity(lab: &Lab, vm: &str) -> toml::Table {
     text(&lab.state(vm, "identity.toml")).parse().unwrap()
 }
@@ -107,7 +112,7 @@ fn a_renamed_vm_is_the_same_machine() {
             db.display()
         )
     );
-    assert!(!lab.file("web").exists() && lab.state("web", "").symlink_metadata().is_err());
+    assert!(!lab.file("web").exists() && place(&lab, "web").symlink_metadata().is_err());
     assert_eq!(fs::metadata(lab.state("www", "root.qcow2")).unwrap().ino(), disk);
     let after = identity(&lab, "www");
     for key in ["uuid", "instanceId", "machine", "macs"] {
@@ -138,7 +143,7 @@ fn what_cannot_be_renamed_is_left_as_it_is() {
     let Some(lab) = ran(MORE) else { return };
     let image = guest("boot.qcow2").unwrap();
     lab.vm("db", &image, "");
-    fs::create_dir_all(lab.state("kept", "")).unwrap();
+    fs::create_dir_all(place(&lab, "kept")).unwrap();
     let bridged = "bridge = \"br0\"\n";
     lab.vm("lan", &image, bridged);
     lab.vm("heir", &lab.state("db", "root.qcow2"), "");
@@ -152,10 +157,9 @@ fn what_cannot_be_renamed_is_left_as_it_is() {
     refuse(&["rename", "web", "web"], 1, "error: web: it is called `web` already\n");
     refuse(&["rename", "no", "yes"], 3, "error: there is no VM `no`\nhint: `qvm list`");
     refuse(&["rename", "kept", "yes"], 3, "error: kept: it has no VM file: `");
-    let kept = lab.state("kept", "");
-    let kept = kept.display().to_string();
-    let kept = kept.trim_end_matches('/');
-    let there = format!("error: web: `{kept}` is there already, and no VM file with it\n");
+    let kept = place(&lab, "kept");
+    let there =
+        format!("error: web: `{}` is there already, and no VM file with it\n", kept.display());
     refuse(&["rename", "web", "kept"], 1, &there);
     let long = "error: lan: its VM file would not be valid:\nerror: ";
     refuse(&["rename", "lan", "a-very-long-name"], 78, long);
@@ -180,15 +184,15 @@ fn what_cannot_be_renamed_is_left_as_it_is() {
     let disks = disks(&lab, "web");
     fs::rename(lab.file("web"), lab.file("www")).unwrap();
     lab.ok(&["rename", "web", "www"]);
-    assert!(same_disks(&lab, "www", &disks) && !lab.state("web", "").exists());
-    // Disks that are elsewhere stay there.
-    let (state, elsewhere) = (lab.state("www", ""), lab.path().join("elsewhere"));
-    fs::rename(state.parent().unwrap().join("www"), &elsewhere).unwrap();
-    std::os::unix::fs::symlink(&elsewhere, state.parent().unwrap().join("www")).unwrap();
+    assert!(same_disks(&lab, "www", &disks) && !place(&lab, "web").exists());
+    // Disks that the operator has put elsewhere stay there.
+    let (state, elsewhere) = (place(&lab, "www"), lab.path().join("elsewhere"));
+    fs::rename(&state, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &state).unwrap();
     fs::remove_file(lab.file("www")).unwrap();
     fs::rename(&real, lab.file("www")).unwrap();
     lab.ok(&["rename", "www", "web"]);
-    assert_eq!(fs::read_link(state.parent().unwrap().join("web")).unwrap(), elsewhere);
+    assert_eq!(fs::read_link(place(&lab, "web")).unwrap(), elsewhere);
     assert!(same_disks(&lab, "web", &disks));
 }
 
@@ -547,14 +551,14 @@ fn a_rename_that_was_cut_short_works_and_is_finished() {
         // Nobody takes them for orphaned, who does not ask.
         lab.qvm(&["gc", "--disks", "--yes"]);
         assert!(same_disks(&lab, name, &disks), "{step}");
-        if !names[0] && !lab.state("www", "").symlink_metadata().unwrap().is_dir() {
+        if !names[0] && !place(&lab, "www").symlink_metadata().unwrap().is_dir() {
             boots(&lab, name);
         }
         let output = lab.qvm(&["rename", "web", "www"]);
         let done = output.status.success() || output.status.code() == Some(3);
         assert!(done, "{step}: {}", String::from_utf8_lossy(&output.stderr));
         assert!(same_disks(&lab, "www", &disks) && !lab.file("web").exists(), "{step}");
-        assert!(lab.state("web", "").symlink_metadata().is_err(), "{step}");
+        assert!(place(&lab, "web").symlink_metadata().is_err(), "{step}");
         assert_eq!(identity(&lab, "www")["hostname"].as_str(), Some("web"), "{step}");
         nothing_is_left(&lab);
     });
