@@ -26,7 +26,7 @@ pub fn to_free(from: &Path, to: &Path) -> io::Result<()> {
 
 /// Puts the directory `from` in the place of `link`, a symbolic link beside it that leads to it: at every instant `link` leads
 /// to its content. Where the file system cannot exchange two names (NFS, ZFS before 2.2), there is an instant between two
-/// system calls at which there is nothing called `link`.
+/// system calls at which there is nothing called `link`; yet a link of another name leads there all the time.
 ///
 /// # Errors
 /// It stays where it is, or the link stays at its place.
@@ -34,8 +34,11 @@ pub fn over_link(from: &Path, link: &Path) -> io::Result<()> {
     match renameat_with(CWD, from, CWD, link, RenameFlags::EXCHANGE) {
         Ok(()) => fs::remove_file(from),
         Err(error) if UNKNOWN.contains(&error) => {
-            fs::remove_file(link)?;
-            fs::rename(from, link)
+            let name = link.file_name().unwrap_or_default().to_string_lossy();
+            let aside = link.with_file_name(format!(".qvm-link-{name}"));
+            fs::rename(link, &aside)?;
+            fs::rename(from, link)?;
+            fs::remove_file(aside)
         }
         Err(error) => Err(error.into()),
     }

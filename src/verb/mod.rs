@@ -36,6 +36,7 @@ pub mod wait;
 use std::{
     collections::BTreeSet,
     io::{self, Write},
+    time::Duration,
 };
 
 use futures_util::future::join_all;
@@ -169,6 +170,9 @@ fn not_begun(error: &begin::Error, layout: &Layout, name: &VmName) -> Failure {
     }
 }
 
+/// How long work that was called off may take to end. It may wait for another program, at the other end of a pipe.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+
 /// Does work that may take long, on a thread that may block; SIGINT, SIGTERM and SIGHUP call it off.
 async fn long<T: Send + 'static>(
     work: impl FnOnce(&Cancel) -> T + Send + 'static,
@@ -178,11 +182,14 @@ async fn long<T: Send + 'static>(
     let called_off = cancel.clone();
     let work = tokio::task::spawn_blocking(move || work(&called_off));
     tokio::pin!(work);
-    loop {
-        tokio::select! {
-            done = &mut work => return done.map_err(|error| Failure::of(&error)),
-            signal = signals.next() => if signal != Signal::Reexec { cancel.set() },
-        }
+    let called_off = async {
+        while signals.next().await == Signal::Reexec {}
+        cancel.set();
+        tokio::time::sleep(LAST_WORDS).await;
+    };
+    tokio::select! {
+        done = &mut work => done.map_err(|error| Failure::of(&error)),
+        () = called_off => Err(Failure::of(&carry::Error::CalledOff)),
     }
 }
 
