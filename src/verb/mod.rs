@@ -171,7 +171,7 @@ fn not_begun(error: &begin::Error, layout: &Layout, name: &VmName) -> Failure {
 }
 
 /// How long work that was called off may take to end. It may wait for another program, at the other end of a pipe.
-const LAST_WORDS: Duration = Duration::from_secs(3);
+const CANCEL_GRACE: Duration = Duration::from_secs(3);
 
 /// Does work that may take long, on a thread that may block; SIGINT, SIGTERM and SIGHUP call it off.
 async fn long<T: Send + 'static>(
@@ -185,7 +185,7 @@ async fn long<T: Send + 'static>(
     let called_off = async {
         while signals.next().await == Signal::Reexec {}
         cancel.set();
-        tokio::time::sleep(LAST_WORDS).await;
+        tokio::time::sleep(CANCEL_GRACE).await;
     };
     tokio::select! {
         done = &mut work => done.map_err(|error| Failure::of(&error)),
