@@ -180,7 +180,8 @@ impl<'w> Writer<'w> {
         let over = (done % BLOCK as u64) as usize;
         let padding = [0; BLOCK];
         self.out.write_all(&padding[..(BLOCK - over) % BLOCK]).map_err(Broken::Out)?;
-        self.files.push(File { name: part.name(), size, sha256: hex(digesting) });
+        let sha256 = hex(digesting).map_err(Broken::In)?;
+        self.files.push(File { name: part.name(), size, sha256 });
         Ok(())
     }
 
@@ -219,9 +220,9 @@ impl<'w> Writer<'w> {
     }
 }
 
-fn hex(digesting: Digesting) -> String {
-    // Without a digest, where its thread died, the file will not be taken for whole.
-    digesting.end().map(|digest| digest.hex().to_owned()).unwrap_or_default()
+fn hex(digesting: Digesting) -> io::Result<String> {
+    let digest = digesting.end().ok_or_else(|| io::Error::other("the digest's thread died"))?;
+    Ok(digest.hex().to_owned())
 }
 
 /// A file of an archive that is read.
@@ -287,8 +288,8 @@ impl<'r> Digested<'r> {
     }
 
     /// How long it was, and its digest.
-    pub(super) fn end(self, name: String) -> File {
-        File { name, size: self.done, sha256: hex(self.digesting) }
+    pub(super) fn end(self, name: String) -> io::Result<File> {
+        Ok(File { name, size: self.done, sha256: hex(self.digesting)? })
     }
 }
 
@@ -303,5 +304,35 @@ impl Read for Digested<'_> {
         self.digesting.take(&Arc::new(buffer[..read].to_vec()));
         self.done += read as u64;
         Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::Format;
+
+    #[test]
+    fn files_longer_than_octal_digits_can_say() {
+        let mut out = Vec::new();
+        let writer = Writer::new(&mut out, "web".parse().unwrap(), 1_700_000_000);
+        let disk = Part::Disk(Label::root(), Format::Raw);
+        for size in [0, (8 << 30) - 1, 8 << 30, 1 << 50] {
+            let header = writer.header(&disk, size).unwrap();
+            let member = Member::of(&header, false).unwrap_or_else(|e| panic!("{e}"));
+            assert_eq!((member.part, member.size), (disk.clone(), size));
+            assert_eq!(header.as_ustar().is_some(), size < 8 << 30);
+        }
+    }
+
+    #[test]
+    fn a_file_that_becomes_shorter_is_no_file() {
+        let mut out = Vec::new();
+        let mut writer = Writer::new(&mut out, "web".parse().unwrap(), 0);
+        let added = writer.add(&Part::VmFile, 10, &mut &b"short"[..], &mut |_| true);
+        assert!(matches!(added, Err(Broken::In(e)) if e.kind() == io::ErrorKind::UnexpectedEof));
+        let mut endless = io::repeat(b'x');
+        let added = writer.add(&Part::VmFile, 10, &mut endless, &mut |_| false);
+        assert!(matches!(added, Err(Broken::In(_))));
     }
 }

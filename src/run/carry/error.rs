@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use super::archive;
 use crate::{
-    host::file,
+    host::{file, lock},
     run::{disk, identities, kept},
     spec::Invalid,
     value::{Label, VmName},
@@ -146,7 +146,7 @@ impl Error {
             Self::Kept { name, .. } => format!(
                 "choose another name; or `qvm rm {name} --disks` deletes it, if nobody needs it any more"
             ),
-            Self::Runs(kept::Error::Lock(_)) => {
+            Self::Runs(kept::Error::Lock(lock::Error::Taken { .. })) => {
                 "it must be shut down: `qvm stop`, and `qvm status` shows what it is doing".into()
             }
             Self::Runs(kept::Error::Alone(_)) => {

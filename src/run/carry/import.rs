@@ -125,7 +125,10 @@ impl Finish<'_, '_> {
         };
         let dir = self.means.layout.vm_files();
         let is_same = |path: &Path| -> io::Result<bool> {
-            Ok(fs::metadata(path)?.is_file() && fs::read(path)? == *content)
+            // Whatever else is there, which may have no end, is not read.
+            let meta = fs::metadata(path)?;
+            let may_be = meta.is_file() && meta.len() == content.len() as u64;
+            Ok(may_be && fs::read(path)? == *content)
         };
         let there = dir.join(&written);
         let is_plain = Path::new(&written).components().eq([Component::Normal(written.as_ref())])

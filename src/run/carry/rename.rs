@@ -14,7 +14,7 @@ use std::{
 use super::{Error, host_files};
 use crate::{
     host::{file, rename as names},
-    plan::layout::Layout,
+    plan::layout::{Layout, VmPaths},
     run::{identities, kept},
     spec::{self, Vm},
     value::VmName,
@@ -71,37 +71,55 @@ pub fn rename(layout: &Layout, old: &VmName, new: &VmName) -> Result<Renamed, Er
         true => checked(&files, new)?,
         false => spec::load(&files[1]).map_err(Error::Invalid)?,
     };
-    let mut renamed = Renamed::default();
-    for (file, other) in vm_files(layout) {
-        if let Some(path) = host_files(&other).find(|path| begins && path.starts_with(&from.state))
-        {
-            return Err(Error::Needed { file, path: path.to_owned() });
-        }
-        if other.after.contains(old) {
-            renamed.after.push(file);
-        }
-    }
-    let state = if finishes { &to } else { &from };
-    if let Some(mut identity) = identities::read(state)?
-        && vm.cloud_init.as_ref().is_some_and(|seed| seed.hostname.is_none())
-    {
-        if identity.hostname.is_none() {
-            identity.keep_hostname(old);
-            identities::write(state, &identity)?;
-        }
-        renamed.hostname = identity.hostname;
-    }
+    let after = mentions(layout, old, begins.then_some(&from.state))?;
+    let hostname = keep_hostname(if finishes { &to } else { &from }, &vm, old)?;
     if begins {
-        if places.0 == Place::Directory && places.1 == Place::Free {
+        let linked = places == (Place::Directory, Place::Free);
+        if linked {
             let target = Path::new(old.as_str());
             symlink(target, &to.state).map_err(file::Error::on("make the link", &to.state))?;
             file::sync_dir(&to.state)?;
         }
-        names::to_free(&files[0], &files[1]).map_err(file::Error::on("rename to", &files[1]))?;
+        names::to_free(&files[0], &files[1]).map_err(|error| {
+            if linked {
+                let _ = fs::remove_file(&to.state);
+            }
+            file::Error::on("rename to", &files[1])(error)
+        })?;
         file::sync_dir(&files[1])?;
     }
     follow(old, &from.state, &to.state)?;
-    Ok(renamed)
+    Ok(Renamed { hostname, after })
+}
+
+/// The VM files whose `after` names the VM; none may name a file in the directory that moves.
+fn mentions(layout: &Layout, old: &VmName, moves: Option<&PathBuf>) -> Result<Vec<PathBuf>, Error> {
+    let mut after = Vec::new();
+    for (file, vm) in spec::load_all(&layout.vm_files()) {
+        // Of one that is not valid nobody knows.
+        let Ok(vm) = vm else { continue };
+        let needed = |path: &&Path| moves.is_some_and(|dir| path.starts_with(dir));
+        if let Some(path) = host_files(&vm).find(needed) {
+            return Err(Error::Needed { file, path: path.to_owned() });
+        }
+        if vm.after.contains(old) {
+            after.push(file);
+        }
+    }
+    Ok(after)
+}
+
+/// The host name that the guest has by default is of its identity from now on.
+fn keep_hostname(state: &VmPaths, vm: &Vm, old: &VmName) -> Result<Option<String>, Error> {
+    let by_default = vm.cloud_init.as_ref().is_some_and(|seed| seed.hostname.is_none());
+    let Some(mut identity) = identities::read(state)?.filter(|_| by_default) else {
+        return Ok(None);
+    };
+    if identity.hostname.is_none() {
+        identity.keep_hostname(old);
+        identities::write(state, &identity)?;
+    }
+    Ok(identity.hostname)
 }
 
 /// The state takes the new name.
@@ -138,10 +156,4 @@ fn checked(files: &[PathBuf; 2], new: &VmName) -> Result<Vm, Error> {
     let (_, text) = spec::load_with_text(from).map_err(Error::Invalid)?;
     spec::read(new, to, &text, &mut |path| fs::read(path))
         .map_err(|problems| Error::WouldBeInvalid(spec::Invalid(problems)))
-}
-
-/// The VM files that can be read, the VM's own among them.
-fn vm_files(layout: &Layout) -> impl Iterator<Item = (PathBuf, Vm)> {
-    let all = spec::load_all(&layout.vm_files());
-    all.into_iter().filter_map(|(file, vm)| Some((file, vm.ok()?)))
 }

@@ -161,7 +161,7 @@ impl Taking<'_, '_> {
                 let mut digested = Digested::new(from, self.goes_on).map_err(thread)?;
                 let read = digested.read_to_end(&mut content);
                 read.map_err(|error| wrong(Wrong::Read(error)))?;
-                digested.end(part)
+                digested.end(part).map_err(thread)?
             }
             Some(path) => {
                 let target = file::create(&path)?;
@@ -177,7 +177,7 @@ impl Taking<'_, '_> {
                     true => wrong(Wrong::Read(error)),
                     false => on(error).into(),
                 })?;
-                let file = digested.end(part);
+                let file = digested.end(part).map_err(thread)?;
                 back.end().map_err(on)?;
                 target.sync_all().map_err(on)?;
                 file
