@@ -9,7 +9,10 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{Read, Write},
-    os::unix::{fs::MetadataExt, process::ExitStatusExt},
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        process::ExitStatusExt,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
 };
@@ -427,6 +430,43 @@ fn a_vm_goes_through_a_pipe_and_keeps_the_name_that_its_guest_knows() {
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.starts_with("error: web: cannot write the archive: "), "{said}");
+}
+
+#[test]
+fn a_plain_user_has_it_all() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let lab = Lab::of_a_user();
+    for dir in [lab.file("web").parent().unwrap(), lab.file("web").ancestors().nth(2).unwrap()] {
+        lab.give(dir);
+    }
+    let own = lab.path().join("boot.qcow2");
+    fs::copy(image, &own).unwrap();
+    lab.give(&own);
+    lab.vm("web", &own, "");
+    boots(&lab, "web");
+    let tar = lab.path().join("web.tar");
+    lab.ok(&["export", "web", tar.to_str().unwrap()]);
+    assert_eq!(fs::metadata(&tar).unwrap().mode() & 0o777, 0o600);
+    lab.ok(&["clone", "web", "copy"]);
+    lab.ok(&["rename", "web", "www"]);
+    lab.ok(&["import", tar.to_str().unwrap(), "--new-identity"]);
+    for vm in ["web", "www", "copy"] {
+        boots(&lab, vm);
+    }
+    // What is not the user's to change is told, and nothing has happened.
+    let dir = lab.file("web").parent().unwrap().to_owned();
+    let closed = fs::Permissions::from_mode(0o500);
+    fs::set_permissions(&dir, closed).unwrap();
+    for verb in [
+        &["rename", "web", "x"][..],
+        &["clone", "web", "x"],
+        &["import", tar.to_str().unwrap(), "--name", "x", "--new-identity"],
+    ] {
+        let (code, said) = refused(&lab, verb);
+        let denied = said.contains(": Permission denied (os error 13)\nhint: ");
+        assert!(code == Some(1) && denied, "{said}");
+        assert!(!place(&lab, "x").exists() && !place(&lab, "x").is_symlink());
+    }
 }
 
 #[test]

@@ -219,3 +219,102 @@ impl Finish<'_, '_> {
         Ok(identity.hostname.filter(|_| by_default))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::LazyLock;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        plan::layout::Layout,
+        run::{
+            carry::export::{To, export},
+            progress::Quiet,
+        },
+    };
+
+    fn layout(dir: &Path) -> Layout {
+        let [config, state, runtime] = ["c", "s", "r"].map(|place| dir.join(place));
+        Layout { config, state, runtime }
+    }
+
+    const VM_FILE: &str = "# The web.\n[disk.root]\nformat = \"raw\"\n";
+
+    /// An exported VM with a disk of 3000 bytes.
+    fn archive() -> Vec<u8> {
+        let dir = tempfile::tempdir().unwrap();
+        let (layout, web) = (layout(dir.path()), "web".parse().unwrap());
+        fs::create_dir_all(layout.vm(&web).state).unwrap();
+        fs::create_dir_all(layout.vm_files()).unwrap();
+        fs::write(layout.vm_file(&web), VM_FILE).unwrap();
+        fs::write(layout.vm(&web).state.join("root.raw"), [7; 3000]).unwrap();
+        let (tar, now) = (dir.path().join("web.tar"), "2026-01-02T03:04:05Z".parse().unwrap());
+        export(&layout, &web, &To::File(&tar), now, &mut Quiet, &Cancel::default()).unwrap();
+        fs::read(tar).unwrap()
+    }
+
+    static GOOD: LazyLock<Vec<u8>> = LazyLock::new(archive);
+
+    fn take(tar: &[u8], dir: &Path) -> Result<Imported, Error> {
+        let uuid = || "7e0f3c52-4f2b-4b7e-9a34-0c5d0a1b2c3d".to_owned();
+        let means = Means { layout: layout(dir), host_id: "host".into(), uuid };
+        let (name, new_identity, length) = (None, false, None);
+        let from = &mut { tar };
+        let mut what = Import { from, called: "x".into(), length, name, new_identity };
+        import(&mut what, &means, &mut Quiet, &Cancel::default())
+    }
+
+    /// What became of an archive: all of the VM, or nothing at all.
+    fn whole_or_nothing(tar: &[u8]) -> bool {
+        let dir = tempfile::tempdir().unwrap();
+        let imported = take(tar, dir.path());
+        let layout = layout(dir.path());
+        let list = |dir: &Path| file::list(dir).unwrap();
+        let Ok(imported) = imported else {
+            return list(&layout.vm_states()).is_empty() && list(&layout.vm_files()).is_empty();
+        };
+        let disk = fs::read(layout.vm(&imported.vm.name).state.join("root.raw")).unwrap();
+        let vm_file = fs::read_to_string(layout.vm_file(&imported.vm.name)).unwrap();
+        disk == [7; 3000] && vm_file == VM_FILE
+    }
+
+    #[test]
+    fn a_good_one_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let imported = take(&archive(), dir.path()).unwrap();
+        assert_eq!((imported.vm.name.as_str(), imported.has_run), ("web", true));
+        assert!(whole_or_nothing(&archive()));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        #[test]
+        fn whatever_comes_it_is_whole_or_nothing(
+            changes in proptest::collection::vec((0_usize..7000, 0_usize..1200, any::<u8>(), 0..4), 1..4)
+        ) {
+            let mut tar = GOOD.clone();
+            for (at, length, byte, how) in changes {
+                let at = at.min(tar.len());
+                let end = (at + length).min(tar.len());
+                match how {
+                    0 => tar[at..end].iter_mut().take(1).for_each(|b| *b = byte),
+                    1 => drop(tar.drain(at..end)),
+                    2 => {
+                        let again = tar[at..end].to_vec();
+                        tar.splice(at..at, again);
+                    }
+                    _ => tar.truncate(at),
+                }
+            }
+            prop_assert!(whole_or_nothing(&tar));
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
+            prop_assert!(whole_or_nothing(&bytes));
+        }
+    }
+}
