@@ -91,12 +91,18 @@ nic
       // {
         mtu = within 576 65535 "The MTU behind a bridge.";
         model = one [ "virtio" "e1000e" ] "What the guest sees.";
+        link = one [ "up" "down" ] "Whether the guest sees a cable plugged in.";
         tap = text "The name of the host's interface.";
       }
     );
     default = null;
     description = "NICs by name; `net` is the first.";
   };
+
+  display = key (table {
+    vnc = text "Where its screen is served by VNC: `\"unix\"`, or a port of this host as in `\"127.0.0.1:5901\"`.";
+    passwordFile = file "The password for a port; its path on the host.";
+  }) "A screen for the guest; an empty set gives it one that nobody is shown.";
 
   cloudInit = key (table {
     hostname = text "The guest's host name.";

@@ -10,6 +10,7 @@
 //! | 2 | [`life`] | the state machine of one VM; std only |
 //! | 3 | [`host`] | everything that touches the machine |
 //! | 3 | [`control`] | the varlink interface: types, server, client |
+//! | 3 | [`table`] | tables for a terminal |
 //! | 4 | [`run`] | one supervisor: prepare, launch, adopt, supervise |
 //! | 5 | [`verb`] | one verb of the command line, one file |
 
@@ -23,5 +24,6 @@ pub mod life;
 pub mod plan;
 pub mod run;
 pub mod spec;
+pub mod table;
 pub mod value;
 pub mod verb;

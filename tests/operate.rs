@@ -64,7 +64,10 @@ fn sighup_and_reload_apply_what_can_be_applied_and_tell_the_rest() {
     assert_eq!(lab.status("web")["pending"][0]["takesEffect"], "live");
     assert_eq!(lab.status("web")["cpuWeight"], 100);
     let told = lab.ok(&["reload", "web"]);
-    assert_eq!(told, "web: VM file read\nweb: pending: vcpu: 1 -> 2, when the guest reboots\n");
+    assert_eq!(
+        told,
+        "web: VM file read\nweb: applied: cpuWeight: 100 -> 300\nweb: pending: vcpu: 1 -> 2, when the guest reboots\n"
+    );
     assert_eq!(lab.status("web")["cpuWeight"], 300);
     // A file that is not valid changes nothing, and is told.
     rewrite(&lab, "vcpu = 2", "vcpu = 2000");
@@ -200,15 +203,23 @@ fn a_guest_that_floods_its_console_fills_no_disk_and_holds_up_no_stop() {
 #[test]
 fn events_are_told_as_they_come_until_the_end() {
     let Some((lab, _)) = ready("boot.qcow2", "") else { return };
-    let mut watching =
-        Running(lab.command(&["events", "web"]).stdout(Stdio::piped()).spawn().unwrap());
+    let mut watching = Running(
+        lab.command(&["events", "-f", "--json", "web"]).stdout(Stdio::piped()).spawn().unwrap(),
+    );
     let mut stdout = std::io::BufReader::new(watching.0.stdout.take().unwrap());
     let mut next = || -> Option<Value> {
         let mut line = String::new();
         let count = std::io::BufRead::read_line(&mut stdout, &mut line).unwrap();
         (count > 0).then(|| serde_json::from_str(&line).unwrap())
     };
-    assert_eq!(next().unwrap()["event"], "READY");
+    // What has happened comes first.
+    let first = next().unwrap();
+    assert_eq!((&first["vm"], &first["event"]), (&"web".into(), &"QVM_STATE".into()));
+    assert!(first["at"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok());
+    until("all of that is told", || next().unwrap()["event"] == "READY");
+    let told = lab.ok(&["events"]);
+    assert!(told.lines().all(|line| line.contains("  web  ")), "{told}");
+    assert!(told.contains("  QVM_STATE  state=running\n"), "{told}");
     lab.ok(&["pause", "web"]);
     lab.ok(&["resume", "web"]);
     lab.ok(&["stop", "web"]);

@@ -108,7 +108,7 @@ fn differences_are_told_key_by_key_with_their_time() {
     lab::until("the supervisor has seen it", || !lab.ok(&["diff", "web"]).is_empty());
     assert_eq!(
         lab.ok(&["diff"]),
-        "web: cpuWeight: 100 -> 50, at `qvm reload`\nweb: vcpu: 1 -> 2, when the guest reboots\n"
+        "web: cpuWeight: 100 -> 50, at `qvm apply`\nweb: vcpu: 1 -> 2, when the guest reboots\n"
     );
     let json: serde_json::Value = serde_json::from_str(&lab.ok(&["diff", "--json"])).unwrap();
     assert_eq!(json[0]["pending"][1]["takesEffect"], "next-reboot");
@@ -117,5 +117,74 @@ fn differences_are_told_key_by_key_with_their_time() {
         lab.ok(&["diff"]).contains("web: the VM file is not valid any more")
     });
     assert_eq!(failed(&lab, &["diff", "db"]).0, Some(3));
+    lab.ok(&["kill", "web"]);
+}
+
+#[test]
+fn another_qemu_that_is_installed_is_pending_and_taken_up_by_a_reboot() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let mut lab = Lab::new();
+    let found = std::process::Command::new("sh")
+        .args(["-c", "readlink -f \"$(command -v qemu-system-x86_64)\""])
+        .output()
+        .unwrap();
+    let installed = String::from_utf8(found.stdout).unwrap();
+    let own = lab.path().join("qemu-system-x86_64");
+    std::fs::copy(installed.trim(), &own).unwrap();
+    lab.qemu = Some(own.clone().into());
+    lab.vm("web", &image, "");
+    lab.ok(&["start", "web"]);
+    let before = lab.qemu_pid("web");
+    assert_eq!(lab.ok(&["diff"]), "");
+    // As a package manager does it.
+    let new = lab.path().join("qemu-system-x86_64.new");
+    std::fs::copy(installed.trim(), &new).unwrap();
+    std::fs::rename(&new, &own).unwrap();
+    lab::until("it is seen", || lab.ok(&["diff", "web"]).contains(", another build"));
+    let told = lab.ok(&["diff", "web"]);
+    assert!(
+        told.starts_with("web: qemu: ") && told.ends_with(", when the guest reboots\n"),
+        "{told}"
+    );
+    lab.ok(&["reboot", "web"]);
+    lab::until("it runs", || lab.status("web")["pending"] == serde_json::json!([]));
+    lab.wait_state("web", "running");
+    assert_ne!(lab.qemu_pid("web"), before);
+    lab.ok(&["kill", "web"]);
+}
+
+#[test]
+fn a_reseed_makes_the_next_boot_a_first_one() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let lab = Lab::new();
+    lab.vm("web", &image, "[cloudInit]\nuser = \"op\"\n");
+    lab.vm("bare", &image, "");
+    assert_eq!(failed(&lab, &["reseed", "web"]).0, Some(3));
+    assert!(failed(&lab, &["reseed", "bare"]).1.contains("it has no seed"));
+    lab.ok(&["start", "web"]);
+    // A changed seed alone does not: it is told what would be done anew.
+    lab.vm("web", &image, "[cloudInit]\nuser = \"admin\"\n");
+    lab::until("it is seen", || !lab.ok(&["diff", "web"]).is_empty());
+    assert_eq!(
+        lab.ok(&["diff"]),
+        "web: cloudInit.user: op -> admin, when cloud-init runs again (`qvm reseed`), which does anew: users_groups\n"
+    );
+    let instance = |lab: &Lab| {
+        let seed = lab.ok(&["seed", "--document", "meta-data", "web"]);
+        seed.lines().find(|line| line.starts_with("instance-id: ")).unwrap().to_owned()
+    };
+    let before = instance(&lab);
+    let told = lab.ok(&["reseed", "web"]);
+    assert!(told.contains("when the guest reboots"), "{told}");
+    assert_ne!(instance(&lab), before);
+    let pending = lab.ok(&["diff", "web"]);
+    assert!(pending.contains("web: instance-id: "), "{pending}");
+    let qemu = lab.qemu_pid("web");
+    lab.ok(&["reboot", "web"]);
+    lab::until("another QEMU has it", || lab.status("web")["pending"] == serde_json::json!([]));
+    assert_ne!(lab.qemu_pid("web"), qemu);
+    let seed = std::fs::read(lab.state("web", "seed.iso")).unwrap();
+    let new = instance(&lab);
+    assert!(seed.windows(new.len()).any(|bytes| bytes == new.as_bytes()));
     lab.ok(&["kill", "web"]);
 }

@@ -32,6 +32,7 @@ fn nic(name: &str, mac: Option<&str>) -> Nic {
         dns: Vec::new(),
         mtu: None,
         model: Model::Virtio,
+        state: qvm::spec::LinkState::Up,
         link: Link::User { forward: Vec::new() },
     }
 }
@@ -71,6 +72,7 @@ fn vm(nics: Vec<Nic>, cloud_init: Option<CloudInit>) -> Vm {
         disks: Vec::new(),
         nics,
         cloud_init,
+        display: None,
         lines: BTreeMap::new(),
     }
 }

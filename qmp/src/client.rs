@@ -2,6 +2,8 @@
 
 use std::{
     collections::HashMap,
+    io,
+    os::fd::{AsFd, OwnedFd},
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -13,8 +15,10 @@ use std::{
 use qapi::{Command, Execute};
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader},
-    net::UnixStream,
+    io::{
+        AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, Interest,
+    },
+    net::{UnixStream, unix::OwnedWriteHalf},
     sync::{mpsc, oneshot},
 };
 use tracing::{trace, warn};
@@ -51,7 +55,59 @@ pub struct Greeting {
 #[derive(Debug, Clone)]
 pub struct Client {
     shared: Arc<Shared>,
-    lines: mpsc::UnboundedSender<String>,
+    lines: mpsc::UnboundedSender<Outgoing>,
+}
+
+/// A line, and a descriptor that goes with it.
+type Outgoing = (String, Option<OwnedFd>);
+
+/// The writing side of a connection.
+trait Outlet: Send + 'static {
+    /// Writes a whole line, with a descriptor where there is one and the connection can take it.
+    fn send(
+        &mut self,
+        line: &[u8],
+        fd: Option<OwnedFd>,
+    ) -> impl Future<Output = io::Result<()>> + Send;
+}
+
+/// A stream of any kind: it carries bytes alone.
+struct Plain<W>(W);
+
+impl<W: AsyncWrite + Send + Unpin + 'static> Outlet for Plain<W> {
+    async fn send(&mut self, line: &[u8], fd: Option<OwnedFd>) -> io::Result<()> {
+        match fd {
+            Some(_) => Err(io::ErrorKind::Unsupported.into()),
+            None => self.0.write_all(line).await,
+        }
+    }
+}
+
+impl Outlet for OwnedWriteHalf {
+    async fn send(&mut self, line: &[u8], fd: Option<OwnedFd>) -> io::Result<()> {
+        let Some(fd) = fd else { return self.write_all(line).await };
+        let stream: &UnixStream = self.as_ref();
+        let sent = loop {
+            stream.writable().await?;
+            match stream.try_io(Interest::WRITABLE, || send_with(stream, line, &fd)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                sent => break sent?,
+            }
+        };
+        // The descriptor has gone with the first byte.
+        self.write_all(&line[sent..]).await
+    }
+}
+
+/// unix(7), SCM_RIGHTS.
+fn send_with(stream: &UnixStream, line: &[u8], fd: &OwnedFd) -> io::Result<usize> {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    let fds = [fd.as_fd()];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+    let bytes = [io::IoSlice::new(line)];
+    Ok(sendmsg(stream, &bytes, &mut ancillary, SendFlags::NOSIGNAL)?)
 }
 
 #[derive(Debug, Default)]
@@ -114,7 +170,8 @@ pub async fn connect(path: &Path, limit: Duration) -> Result<Session, Error> {
     let stream = UnixStream::connect(path)
         .await
         .map_err(|source| Error::Connect { path: path.to_owned(), source })?;
-    over(stream, limit).await
+    let (reader, writer) = stream.into_split();
+    begin(reader, writer, limit).await
 }
 
 /// The same over a stream that is there already.
@@ -126,6 +183,14 @@ where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
     let (reader, writer) = tokio::io::split(stream);
+    begin(reader, Plain(writer), limit).await
+}
+
+async fn begin<R, W>(reader: R, writer: W, limit: Duration) -> Result<Session, Error>
+where
+    R: AsyncRead + Send + Unpin + 'static,
+    W: Outlet,
+{
     let mut reader = BufReader::new(reader);
     let greeting = tokio::time::timeout(limit, greeting(&mut reader))
         .await
@@ -206,14 +271,14 @@ async fn read_lines<R: AsyncBufRead + Unpin>(
     shared.close();
 }
 
-async fn write_lines<W: AsyncWrite + Unpin>(
+async fn write_lines<W: Outlet>(
     mut writer: W,
-    mut lines: mpsc::UnboundedReceiver<String>,
+    mut lines: mpsc::UnboundedReceiver<Outgoing>,
     shared: Arc<Shared>,
 ) {
-    while let Some(line) = lines.recv().await {
+    while let Some((line, fd)) = lines.recv().await {
         trace!("-> {}", line.trim_end());
-        if writer.write_all(line.as_bytes()).await.is_err() {
+        if writer.send(line.as_bytes(), fd).await.is_err() {
             break;
         }
     }
@@ -241,7 +306,7 @@ impl Client {
         let name = || C::NAME.to_owned();
         let body = serde_json::to_value(Execute::<_, u64>::new(command, None))
             .map_err(|source| Error::Encode { command: name(), source })?;
-        let value = self.call(C::NAME, body, limit).await?;
+        let value = self.call(C::NAME, body, None, limit).await?;
         serde_json::from_value(value).map_err(|source| Error::Reply { command: name(), source })
     }
 
@@ -250,10 +315,30 @@ impl Client {
     /// # Errors
     /// See [`Error`]; after a timeout the connection stays good.
     pub async fn raw(&self, name: &str, arguments: Value, limit: Duration) -> Result<Value, Error> {
-        self.call(name, json!({ "execute": name, "arguments": arguments }), limit).await
+        self.call(name, json!({ "execute": name, "arguments": arguments }), None, limit).await
     }
 
-    async fn call(&self, name: &str, mut body: Value, limit: Duration) -> Result<Value, Error> {
+    /// The same, with a descriptor for the peer; only over a Unix socket.
+    ///
+    /// # Errors
+    /// See [`Error`]; after a timeout the connection stays good.
+    pub async fn raw_with(
+        &self,
+        name: &str,
+        arguments: Value,
+        fd: OwnedFd,
+        limit: Duration,
+    ) -> Result<Value, Error> {
+        self.call(name, json!({ "execute": name, "arguments": arguments }), Some(fd), limit).await
+    }
+
+    async fn call(
+        &self,
+        name: &str,
+        mut body: Value,
+        fd: Option<OwnedFd>,
+        limit: Duration,
+    ) -> Result<Value, Error> {
         let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
         body["id"] = id.into();
         let (reply, answer) = oneshot::channel();
@@ -265,7 +350,7 @@ impl Client {
             waiting.calls.insert(id, reply);
         }
         let _forget = Forget { shared: &self.shared, id };
-        self.lines.send(format!("{body}\n")).map_err(|_| Error::Closed)?;
+        self.lines.send((format!("{body}\n"), fd)).map_err(|_| Error::Closed)?;
         match tokio::time::timeout(limit, answer).await {
             Err(_) => Err(Error::Timeout { command: name.to_owned(), limit }),
             Ok(Err(_)) => Err(Error::Closed),

@@ -26,7 +26,50 @@ pub enum Balloon {
     Inactive,
 }
 
+/// What passed between the guest and a block node's device since QEMU was started (`query-blockstats`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Block {
+    /// The node.
+    pub node: String,
+    /// What the guest sees, in bytes.
+    pub size: Option<u64>,
+    /// What the file takes, in bytes.
+    pub allocated: Option<u64>,
+    /// Reads: bytes, operations, nanoseconds.
+    pub read: [u64; 3],
+    /// Writes: bytes, operations, nanoseconds.
+    pub written: [u64; 3],
+    /// Flushes: operations, nanoseconds.
+    pub flushed: [u64; 2],
+}
+
 impl Client {
+    /// What passed at each device that has a block node.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn blocks(&self, limit: Duration) -> Result<Vec<Block>, Error> {
+        let (told, statistics) = tokio::try_join!(
+            self.raw("query-block", json!({}), limit),
+            self.raw("query-blockstats", json!({}), limit),
+        )?;
+        let of = |one: &Value| -> Option<Block> {
+            let node = one["node-name"].as_str()?;
+            let images = told.as_array().into_iter().flatten().map(|one| &one["inserted"]);
+            let image = images.into_iter().find(|one| one["node-name"] == node);
+            let number = |key: &str| one["stats"][key].as_u64().unwrap_or_default();
+            Some(Block {
+                node: node.to_owned(),
+                size: image.and_then(|one| one["image"]["virtual-size"].as_u64()),
+                allocated: image.and_then(|one| one["image"]["actual-size"].as_u64()),
+                read: ["rd_bytes", "rd_operations", "rd_total_time_ns"].map(number),
+                written: ["wr_bytes", "wr_operations", "wr_total_time_ns"].map(number),
+                flushed: ["flush_operations", "flush_total_time_ns"].map(number),
+            })
+        };
+        Ok(statistics.as_array().into_iter().flatten().filter_map(of).collect())
+    }
+
     /// Lets the vCPUs run.
     ///
     /// # Errors

@@ -51,6 +51,11 @@ pub enum Kind {
         /// What the guest has now, in bytes.
         actual: u64,
     },
+    /// The guest has let go of a device, and it is gone.
+    DeviceDeleted {
+        /// The device's id; empty for one that has none.
+        device: String,
+    },
     /// The watchdog device fired.
     Watchdog {
         /// What QEMU does.
@@ -116,6 +121,7 @@ impl Event {
             "BALLOON_CHANGE" => {
                 Kind::BalloonChange { actual: self.data["actual"].as_u64().unwrap_or_default() }
             }
+            "DEVICE_DELETED" => Kind::DeviceDeleted { device: self.text("device") },
             "WATCHDOG" => Kind::Watchdog { action: self.text("action") },
             _ => Kind::Other,
         }

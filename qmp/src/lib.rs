@@ -8,6 +8,7 @@
 pub mod agent;
 mod client;
 mod commands;
+mod devices;
 mod error;
 mod event;
 #[cfg(any(test, feature = "fake"))]
@@ -15,7 +16,7 @@ pub mod fake;
 mod line;
 
 pub use client::{Client, Events, Greeting, Session, connect, over};
-pub use commands::{Balloon, Migration};
+pub use commands::{Balloon, Block, Migration};
 pub use error::Error;
 pub use event::{Event, Kind, ShutdownReason};
 pub use line::{Line, MAX_LINE, parse};

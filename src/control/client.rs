@@ -11,10 +11,16 @@ use zlink::{
     varlink_service::Error as Service,
 };
 
-use super::types::{Command, Event, Executed, Guest, Status};
+use crate::plan::keys::Chord;
+
+use super::types::{Command, Event, Executed, Guest, Statistics, Status};
 
 /// How long a supervisor may take to say that something has begun: it may have to ask QEMU.
 const ANSWER: Duration = Duration::from_secs(30);
+/// How long applying a VM file may take: a new disk's image may have to be fetched first.
+const APPLY: Duration = Duration::from_secs(3600);
+/// How long one chord may take.
+const TYPING: Duration = Duration::from_secs(1);
 /// How much longer than the command itself the answer to `Exec` may take.
 const AGENT: Duration = Duration::from_secs(30);
 
@@ -199,6 +205,32 @@ impl Client {
         Ok(told.guest)
     }
 
+    /// What happened last, newest first.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn recent_events(&mut self) -> Result<Vec<Event>, Error> {
+        #[derive(Debug, Deserialize)]
+        struct Told {
+            events: Vec<Event>,
+        }
+        let (told, _): (Told, _) = self.call("io.qvm.Vm.RecentEvents", json!({}), ANSWER).await?;
+        Ok(told.events)
+    }
+
+    /// What only QEMU knows of the machine.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn statistics(&mut self, limit: Duration) -> Result<Statistics, Error> {
+        #[derive(Debug, Deserialize)]
+        struct Told {
+            statistics: Statistics,
+        }
+        let (told, _): (Told, _) = self.call("io.qvm.Vm.Statistics", json!({}), limit).await?;
+        Ok(told.statistics)
+    }
+
     /// Has something begun.
     ///
     /// # Errors
@@ -219,7 +251,8 @@ impl Client {
                 ("io.systemd.MachineInstance.SetMemory", json!({ "bytes": bytes }))
             }
         };
-        let (_, _): (Value, _) = self.call(method, parameters, ANSWER).await?;
+        let limit = if command == Command::Reload { APPLY } else { ANSWER };
+        let (_, _): (Value, _) = self.call(method, parameters, limit).await?;
         Ok(())
     }
 
@@ -231,6 +264,37 @@ impl Client {
         let parameters = json!({ "argv": argv, "timeoutSec": timeout.as_secs() });
         let (done, _) = self.call("io.qvm.Vm.Exec", parameters, timeout + AGENT).await?;
         Ok(done)
+    }
+
+    /// A picture of the guest's screen: a PNG file without a name, read up to its end.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn screenshot(mut self) -> Result<OwnedFd, Error> {
+        self.handed("io.qvm.Vm.Screenshot", json!({})).await
+    }
+
+    /// Presses keys, one chord after the other, and returns when the last one is up.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn press(&mut self, chords: &[Chord]) -> Result<(), Error> {
+        let keys: Vec<String> = chords.iter().map(ToString::to_string).collect();
+        let limit = ANSWER + TYPING * u32::try_from(keys.len()).unwrap_or(u32::MAX);
+        let (_, _): (Value, _) =
+            self.call("io.qvm.Vm.Press", json!({ "keys": keys }), limit).await?;
+        Ok(())
+    }
+
+    /// The descriptor that comes with an answer.
+    async fn handed(&mut self, method: &str, parameters: Value) -> Result<OwnedFd, Error> {
+        #[derive(Debug, Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Handed {
+            file_descriptor_index: usize,
+        }
+        let (handed, fds): (Handed, _) = self.call(method, parameters, ANSWER).await?;
+        fds.into_iter().nth(handed.file_descriptor_index).ok_or(Error::Closed)
     }
 
     /// Everything that happens from now on: what is done after this has returned is not missed.
@@ -246,19 +310,13 @@ impl Client {
         Ok(Watch { client: self })
     }
 
-    /// The serial console: a stream that ends when the supervisor does.
+    /// The serial console, after up to `scrollback` bytes of what it said before: a stream that ends when the supervisor does.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn console(mut self, read_only: bool) -> Result<UnixStream, Error> {
-        #[derive(Debug, Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Handed {
-            file_descriptor_index: usize,
-        }
-        let parameters = json!({ "readOnly": read_only });
-        let (handed, fds): (Handed, _) = self.call("io.qvm.Vm.Console", parameters, ANSWER).await?;
-        let fd = fds.into_iter().nth(handed.file_descriptor_index).ok_or(Error::Closed)?;
+    pub async fn console(mut self, read_only: bool, scrollback: u64) -> Result<UnixStream, Error> {
+        let parameters = json!({ "readOnly": read_only, "scrollbackBytes": scrollback });
+        let fd = self.handed("io.qvm.Vm.Console", parameters).await?;
         let stream = std::os::unix::net::UnixStream::from(fd);
         let stream = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
         stream.map_err(Error::Io)

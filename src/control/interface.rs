@@ -77,8 +77,13 @@ mod tests {
             failed: true,
             console: vec!["x".into()],
         };
-        let pending =
-            Pending { key: "mem".into(), from: None, to: None, takes_effect: TakesEffect::Live };
+        let pending = Pending {
+            key: "mem".into(),
+            from: None,
+            to: None,
+            takes_effect: TakesEffect::Live,
+            reruns: None,
+        };
         let status = Status {
             name: "web".into(),
             state: State::Running,
@@ -90,10 +95,13 @@ mod tests {
             vcpu: 1,
             mem_bytes: 1,
             mem_actual_bytes: None,
+            mem_resident_bytes: None,
+            cpu_seconds: None,
             mem_target_bytes: None,
             mac: None,
             ip: None,
             tap: None,
+            vnc: None,
             cpu_weight: 100,
             cpu_weight_effective: None,
             cpu_share: None,

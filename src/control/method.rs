@@ -10,11 +10,15 @@ use super::{
     interface::{MACHINE, SERVICE, VM},
     types::Command,
 };
+use crate::plan::keys::Chord;
 
 /// How long a command in the guest may take unless the caller says.
 const EXEC_LIMIT: u32 = 60;
 /// The longest time that a caller may give, in seconds: one day.
 const LONGEST: u32 = 86_400;
+
+/// The most chords in one call: some minutes of typing.
+const MOST_CHORDS: usize = 4096;
 
 /// A call's method and parameters as they come.
 #[derive(Debug, Clone, Deserialize)]
@@ -33,9 +37,13 @@ pub(super) enum Method {
     Describe { memory: bool },
     Status,
     Guest,
-    Events { filter: Option<Vec<String>> },
+    Events { filter: Option<Vec<String>>, with_time: bool },
+    RecentEvents,
+    Statistics,
     Exec { argv: Vec<String>, limit: Duration },
-    Console { read_only: bool },
+    Screenshot,
+    Press(Vec<Chord>),
+    Console { read_only: bool, scrollback: u64 },
 }
 
 impl Written {
@@ -83,7 +91,7 @@ fn machine(name: &str, given: &mut Parameters) -> Result<Option<Method>, Fault> 
         "SubscribeEvents" => {
             // systemd's own servers take an empty filter for none.
             let filter: Option<Vec<String>> = given.take("filter")?;
-            Method::Events { filter: filter.filter(|names| !names.is_empty()) }
+            Method::Events { filter: filter.filter(|names| !names.is_empty()), with_time: false }
         }
         "AddStorage" | "RemoveStorage" | "ReplaceStorage" => return Err(Fault::NOT_SUPPORTED),
         _ => return Ok(None),
@@ -102,7 +110,16 @@ fn vm(name: &str, given: &mut Parameters) -> Result<Option<Method>, Fault> {
         "Resume" => Method::Command(Command::Resume),
         "Suspend" => Method::Command(Command::Suspend),
         "Reload" => Method::Command(Command::Reload),
-        "Watch" => Method::Events { filter: None },
+        "Watch" => Method::Events { filter: None, with_time: true },
+        "RecentEvents" => Method::RecentEvents,
+        "Statistics" => Method::Statistics,
+        "Screenshot" => Method::Screenshot,
+        "Press" => {
+            let keys: Vec<String> = given.need("keys")?;
+            let chords: Result<Vec<Chord>, _> = keys.iter().map(|text| text.parse()).collect();
+            let chords = chords.ok().filter(|all| (1..=MOST_CHORDS).contains(&all.len()));
+            Method::Press(chords.ok_or_else(|| Fault::invalid("keys"))?)
+        }
         "Exec" => {
             let argv: Vec<String> = given.need("argv")?;
             if argv.is_empty() {
@@ -111,7 +128,10 @@ fn vm(name: &str, given: &mut Parameters) -> Result<Option<Method>, Fault> {
             let limit = given.seconds()?.unwrap_or(EXEC_LIMIT);
             Method::Exec { argv, limit: Duration::from_secs(limit.into()) }
         }
-        "Console" => Method::Console { read_only: given.take("readOnly")?.unwrap_or(false) },
+        "Console" => Method::Console {
+            read_only: given.take("readOnly")?.unwrap_or(false),
+            scrollback: given.take("scrollbackBytes")?.unwrap_or(0),
+        },
         _ => return Ok(None),
     }))
 }
@@ -184,7 +204,7 @@ mod tests {
         assert_eq!(read("io.qvm.Vm.PowerOff", Value::Null), off(None));
         assert_eq!(
             read("io.systemd.MachineInstance.SubscribeEvents", json!({ "filter": [] })),
-            Ok(Method::Events { filter: None })
+            Ok(Method::Events { filter: None, with_time: false })
         );
     }
 
@@ -241,7 +261,7 @@ mod tests {
                 seen += 1;
             }
         }
-        assert_eq!(seen, 2 + 12 + 13);
+        assert_eq!(seen, 2 + 12 + 17);
     }
 
     proptest! {

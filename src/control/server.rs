@@ -73,7 +73,15 @@ enum Answer {
     /// One reply, and a descriptor with it.
     Handed(Value, OwnedFd),
     /// Replies without an end.
-    Events(Option<Vec<String>>),
+    Events(Listener),
+}
+
+/// Who listens to events.
+struct Listener {
+    /// Only to these.
+    filter: Option<Vec<String>>,
+    /// Each with its time.
+    with_time: bool,
 }
 
 async fn connection(stream: UnixStream, port: Port) {
@@ -99,7 +107,9 @@ async fn connection(stream: UnixStream, port: Port) {
         }
         let sent = match answer {
             Ok(Answer::Events(_)) if !more => replies.send(&Fault::EXPECTED_MORE, &[]).await,
-            Ok(Answer::Events(filter)) => return tell_events(calls, replies, port, filter).await,
+            Ok(Answer::Events(listener)) => {
+                return tell_events(calls, replies, port, listener).await;
+            }
             Ok(Answer::Done(told)) => replies.send(&Reply::from(told), &[]).await,
             Ok(Answer::Handed(told, fd)) => replies.send(&Reply::from(told), &[fd]).await,
             Err(fault) => replies.send(&fault, &[]).await,
@@ -132,13 +142,26 @@ async fn act(method: Method, port: &Port) -> Result<Answer, Fault> {
         Method::Describe { memory } => describe(&ask(port, Request::Status).await?, memory),
         Method::Status => json!({ "status": ask(port, Request::Status).await? }),
         Method::Guest => json!({ "guest": ask(port, Request::Guest).await?? }),
-        Method::Events { filter } => return Ok(Answer::Events(filter)),
+        Method::Events { filter, with_time } => {
+            return Ok(Answer::Events(Listener { filter, with_time }));
+        }
+        Method::RecentEvents => json!({ "events": ask(port, Request::RecentEvents).await? }),
+        Method::Statistics => json!({ "statistics": ask(port, Request::Statistics).await?? }),
         Method::Exec { argv, limit } => {
             let done = ask(port, |reply| Request::Exec { argv, limit, reply }).await??;
             json!(done)
         }
-        Method::Console { read_only } => {
-            let viewer = ask(port, |reply| Request::Console { read_only, reply }).await??;
+        Method::Screenshot => {
+            let picture = ask(port, Request::Screenshot).await??;
+            return Ok(Answer::Handed(json!({ "fileDescriptorIndex": 0 }), picture));
+        }
+        Method::Press(chords) => {
+            ask(port, |reply| Request::Press(chords, reply)).await??;
+            json!({})
+        }
+        Method::Console { read_only, scrollback } => {
+            let asked = |reply| Request::Console { read_only, scrollback, reply };
+            let viewer = ask(port, asked).await??;
             return Ok(Answer::Handed(json!({ "fileDescriptorIndex": 0 }), viewer));
         }
     }))
@@ -180,17 +203,12 @@ fn describe(status: &Status, memory: bool) -> Value {
 
 /// Tells what happens until the caller hangs up or the loop has ended. The first thing told, as by systemd's own
 /// servers, is that it has begun: what the caller has done after that is not missed.
-async fn tell_events(
-    mut calls: Calls,
-    mut replies: Replies,
-    port: Port,
-    filter: Option<Vec<String>>,
-) {
+async fn tell_events(mut calls: Calls, mut replies: Replies, port: Port, listener: Listener) {
     let mut events = port.events.subscribe();
     let Port { requests, events: sender } = port;
     // The loop may end while somebody listens: its end of the queue must not be held open from here.
     drop(sender);
-    let ready = Event { event: "READY".to_owned(), data: None };
+    let ready = Event { at: None, event: "READY".to_owned(), data: None };
     if tell(&mut replies, ready).await.is_err() {
         return;
     }
@@ -204,13 +222,15 @@ async fn tell_events(
             () = requests.closed() => return,
         };
         let event = match event {
-            Ok(event) => event,
+            Ok(event) if listener.with_time => event,
+            Ok(event) => Event { at: None, ..event },
             Err(broadcast::error::RecvError::Lagged(lost)) => {
-                Event { event: "QVM_LOST".to_owned(), data: Some(json!({ "count": lost })) }
+                let data = Some(json!({ "count": lost }));
+                Event { at: None, event: "QVM_LOST".to_owned(), data }
             }
             Err(broadcast::error::RecvError::Closed) => return,
         };
-        if filter.as_ref().is_some_and(|names| !names.contains(&event.event)) {
+        if listener.filter.as_ref().is_some_and(|names| !names.contains(&event.event)) {
             continue;
         }
         if tell(&mut replies, event).await.is_err() {

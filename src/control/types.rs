@@ -5,6 +5,7 @@ use std::{os::fd::OwnedFd, time::Duration};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use crate::plan::keys::Chord;
 pub use crate::plan::pending::{Pending, TakesEffect};
 
 /// The states that `qvm status` tells apart.
@@ -87,6 +88,12 @@ pub struct Status {
     pub mem_bytes: u64,
     /// What the guest has now, by the balloon, in bytes.
     pub mem_actual_bytes: Option<u64>,
+    /// What QEMU has in the host's memory, in bytes. `qvm status` fills it in.
+    #[serde(default)]
+    pub mem_resident_bytes: Option<u64>,
+    /// The CPU time that QEMU has used since it was started, in seconds. `qvm status` fills it in.
+    #[serde(default)]
+    pub cpu_seconds: Option<f64>,
     /// What the balloon was told to leave, in bytes.
     #[serde(default)]
     pub mem_target_bytes: Option<u64>,
@@ -96,6 +103,9 @@ pub struct Status {
     pub ip: Option<String>,
     /// The first NIC's tap device.
     pub tap: Option<String>,
+    /// Where the guest's screen is served by VNC: `unix:PATH` or `ADDRESS:PORT`.
+    #[serde(default)]
+    pub vnc: Option<String>,
     /// cgroup v2 `cpu.weight` as configured.
     pub cpu_weight: u16,
     /// cgroup v2 `cpu.weight` as the kernel has it. `qvm status` fills it in.
@@ -150,10 +160,62 @@ pub struct End {
 /// Something that happened, for `SubscribeEvents` and `io.qvm.Vm.Watch`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Event {
+    /// When, RFC 3339; not where systemd's interface has no such field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<String>,
     /// QMP's name (`SHUTDOWN`, `RESET`, …), or one of qvm's own: `QVM_STATE`, `QVM_READY`, `QVM_STOP_RUNG`, `QVM_END`.
     pub event: String,
     /// The event's data.
     pub data: Option<serde_json::Value>,
+}
+
+/// What QEMU knows of a running machine, and where its threads and taps are for whoever wants to count there.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Statistics {
+    /// The disks, in the order of the VM file.
+    pub disks: Vec<DiskStatistics>,
+    /// The NICs that have a tap.
+    pub taps: Vec<TapOf>,
+    /// The vCPUs' threads, in the order of the vCPUs.
+    pub vcpu_threads: Vec<u32>,
+}
+
+/// What passed between the guest and a disk since QEMU was started.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DiskStatistics {
+    /// The disk.
+    pub name: String,
+    /// What the guest sees, in bytes.
+    pub size_bytes: Option<u64>,
+    /// What its file takes on the host, in bytes.
+    pub allocated_bytes: Option<u64>,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Reads completed.
+    pub reads: u64,
+    /// Writes completed.
+    pub writes: u64,
+    /// Flushes completed.
+    pub flushes: u64,
+    /// How long all reads took together, in nanoseconds.
+    pub read_nanoseconds: u64,
+    /// How long all writes took together.
+    pub write_nanoseconds: u64,
+    /// How long all flushes took together.
+    pub flush_nanoseconds: u64,
+}
+
+/// The tap of a NIC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TapOf {
+    /// The NIC.
+    pub nic: String,
+    /// The host's interface.
+    pub tap: String,
 }
 
 /// What a client may ask for. None of these waits: the answer is that it has begun, or why it cannot.
@@ -238,8 +300,16 @@ pub enum Request {
     Command(Command, oneshot::Sender<Result<(), Refusal>>),
     /// Tell everything.
     Status(oneshot::Sender<Status>),
+    /// Tell what happened last.
+    RecentEvents(oneshot::Sender<Vec<Event>>),
+    /// Tell what only QEMU knows.
+    Statistics(oneshot::Sender<Result<Statistics, Refusal>>),
     /// Ask the guest agent.
     Guest(oneshot::Sender<Result<Guest, Refusal>>),
+    /// A picture of the guest's screen, as PNG.
+    Screenshot(oneshot::Sender<Result<OwnedFd, Refusal>>),
+    /// Press keys at the guest's keyboard.
+    Press(Vec<Chord>, oneshot::Sender<Result<(), Refusal>>),
     /// Run a command in the guest, through its agent.
     Exec {
         /// The program and its arguments.
@@ -254,6 +324,8 @@ pub enum Request {
     Console {
         /// Whether keystrokes are thrown away.
         read_only: bool,
+        /// How much of what was said before comes first, in bytes.
+        scrollback: u64,
         /// The viewer's end.
         reply: oneshot::Sender<Result<OwnedFd, Refusal>>,
     },

@@ -12,6 +12,7 @@ use std::{
 
 use crate::{
     plan::{
+        doctor::Cgroups,
         resources::Setting,
         weights::{self, Level},
     },
@@ -166,6 +167,42 @@ pub fn root(proc: &Path) -> Result<PathBuf, Error> {
     let path = proc.join("self/mountinfo");
     let table = fs::read_to_string(&path).map_err(|source| Error::Mounts { path, source })?;
     Ok(weights::root(&table)?)
+}
+
+/// What there is of cgroups on this host; `host` is `/`, and `user` is set where VMs are units of a user's manager.
+pub fn seen(host: &Path, user: bool) -> Cgroups {
+    let proc = host.join("proc");
+    let table = fs::read_to_string(proc.join("self/mountinfo")).unwrap_or_default();
+    let hybrid = table.contains(" - cgroup2 ");
+    let root = match weights::root(&table) {
+        Ok(root) => root,
+        Err(error) => {
+            let (available, enabled) = (Vec::new(), Vec::new());
+            return Cgroups { root: Err(error), hybrid, available, of_vms: String::new(), enabled };
+        }
+    };
+    let below = |path: &Path| host.join(path.strip_prefix("/").unwrap_or(path));
+    // What is above a user's manager is nothing that it could give on.
+    let own = || of_process(&root, &proc, std::process::id());
+    let is_manager = |path: &&Path| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("user@"))
+    };
+    let of_user = || Some(own()?.ancestors().find(is_manager)?.to_owned());
+    let top = user.then(of_user).flatten().unwrap_or_else(|| root.clone());
+    let of_vms = ["qvm.slice", "qvm"].into_iter().map(|name| top.join(name));
+    let of_vms =
+        of_vms.into_iter().find(|path| below(path).is_dir()).unwrap_or_else(|| top.clone());
+    let list = |directory: &Path, file: &str| {
+        let text = fs::read_to_string(below(directory).join(file)).unwrap_or_default();
+        text.split_whitespace().map(str::to_owned).collect()
+    };
+    Cgroups {
+        available: list(&top, "cgroup.controllers"),
+        enabled: list(&of_vms, "cgroup.subtree_control"),
+        of_vms: of_vms.display().to_string(),
+        root: Ok(root),
+        hybrid,
+    }
 }
 
 /// The cgroup of a process below `root`; `proc` is `/proc`.
@@ -380,6 +417,43 @@ mod tests {
         let bare = weights.levels(&root.path().join("bare.slice"));
         assert_eq!(bare[0].own, None);
         assert_eq!(weights.levels(Path::new("/elsewhere")), []);
+    }
+
+    #[test]
+    fn the_slice_of_all_vms_tells_what_it_gives_on() {
+        let host = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = host.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let none = seen(host.path(), false);
+        assert_eq!(none.root, Err(weights::Error::NotMounted));
+        let mount = "35 24 0:30 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw\n";
+        write("proc/self/mountinfo", mount);
+        write("sys/fs/cgroup/cgroup.controllers", "cpuset cpu io memory pids\n");
+        write("sys/fs/cgroup/cgroup.subtree_control", "cpu memory\n");
+        let before = seen(host.path(), false);
+        assert_eq!(before.root.as_deref(), Ok(Path::new("/sys/fs/cgroup")));
+        assert_eq!((before.of_vms.as_str(), before.enabled.len()), ("/sys/fs/cgroup", 2));
+        write("sys/fs/cgroup/qvm.slice/cgroup.subtree_control", "cpu\n");
+        let slice = seen(host.path(), false);
+        assert_eq!(
+            (slice.of_vms.as_str(), slice.enabled),
+            ("/sys/fs/cgroup/qvm.slice", vec!["cpu".to_owned()])
+        );
+        assert_eq!(slice.available.len(), 5);
+        // Of a user's manager there is only what that was given.
+        let manager = "user.slice/user-1000.slice/user@1000.service";
+        let own = format!("proc/{}/cgroup", std::process::id());
+        write(&own, &format!("0::/{manager}/app.slice/x.scope\n"));
+        write(&format!("sys/fs/cgroup/{manager}/cgroup.controllers"), "memory pids\n");
+        let user = seen(host.path(), true);
+        assert_eq!((user.of_vms, user.available.len()), (format!("/sys/fs/cgroup/{manager}"), 2));
+        let cpu = "36 35 0:31 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n";
+        write("proc/self/mountinfo", &format!("{cpu}{mount}"));
+        let hybrid = seen(host.path(), false);
+        assert!(hybrid.hybrid && hybrid.root.is_err());
     }
 
     #[test]

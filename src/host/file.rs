@@ -203,6 +203,12 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     }
 }
 
+/// When a file was last written, in seconds since 1970; `None` where there is none that can be looked at.
+pub fn written_at(path: &Path) -> Option<i64> {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(path).ok().map(|found| found.mtime())
+}
+
 /// What is known of a file without opening it; `None` where there is none.
 ///
 /// # Errors

@@ -1,6 +1,8 @@
 //! Floor 3: everything that touches the machine, one file a thing. Files of this floor never import each other.
 
 pub mod affinity;
+pub mod br_netfilter;
+pub mod bridge;
 pub mod cache_lock;
 pub mod cgroup;
 #[allow(unsafe_code)]
@@ -9,20 +11,26 @@ pub mod clone;
 pub mod digest;
 pub mod download;
 pub mod file;
+pub mod file_system;
 pub mod firmware;
 pub mod journal;
+pub mod kvm_module;
 pub mod link;
 #[allow(unsafe_code)]
 pub mod lock;
 pub mod log_file;
+pub mod log_reader;
 pub mod machine_id;
 pub mod machined;
+pub mod meminfo;
 pub mod neighbour;
 pub mod oom_score;
 #[allow(unsafe_code)]
 pub mod pidfd;
 pub mod port;
+pub mod pressure;
 pub mod probe;
+pub mod process_time;
 pub mod qemu_img;
 pub mod receive;
 pub mod rename;

@@ -2,34 +2,34 @@
 
 use std::{
     io,
-    net::{TcpListener, UdpSocket},
+    net::{SocketAddr, TcpListener, UdpSocket},
 };
 
 use crate::value::{Forward, Protocol};
 
-/// Why a port cannot be forwarded.
+/// Why a port cannot be listened on.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on `{}` ({})", .forward.host, .forward.protocol)]
+#[error("cannot listen on `{at}` ({protocol})")]
 pub struct Error {
-    forward: Forward,
+    at: SocketAddr,
+    protocol: Protocol,
     source: io::Error,
 }
 
 impl Error {
     /// The way out.
     pub fn hint(&self) -> Option<String> {
-        let port = self.forward.host.port();
-        let flag = match self.forward.protocol {
+        let port = self.at.port();
+        let flag = match self.protocol {
             Protocol::Tcp => 't',
             Protocol::Udp => 'u',
         };
         match self.source.kind() {
             io::ErrorKind::AddrInUse => Some(format!(
-                "`ss -{flag}lnp sport = {port}` tells whose it is; write another port in `forward`"
+                "`ss -{flag}lnp sport = {port}` tells whose it is; write another port"
             )),
             io::ErrorKind::PermissionDenied => Some(
-                "ports below 1024 are root's (sysctl net.ipv4.ip_unprivileged_port_start): write another one in \
-                 `forward`"
+                "ports below 1024 are root's (sysctl net.ipv4.ip_unprivileged_port_start): write another one"
                     .into(),
             ),
             io::ErrorKind::AddrNotAvailable => Some(
@@ -51,7 +51,16 @@ pub fn check(forward: &Forward) -> Result<(), Error> {
         // Without SO_REUSEADDR, which QEMU sets: by that two of them would get one UDP port.
         Protocol::Udp => UdpSocket::bind(forward.host).map(drop),
     };
-    tried.map_err(|source| Error { forward: *forward, source })
+    tried.map_err(|source| Error { at: forward.host.into(), protocol: forward.protocol, source })
+}
+
+/// The same for a TCP port of any address.
+///
+/// # Errors
+/// As of [`check`].
+pub fn check_tcp(at: SocketAddr) -> Result<(), Error> {
+    let tried = TcpListener::bind(at).map(drop);
+    tried.map_err(|source| Error { at, protocol: Protocol::Tcp, source })
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::{
     thread,
 };
 
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
     low_level::pipe,
@@ -43,6 +43,12 @@ impl Drop for Raw {
         // What was typed and not read was for the guest. A terminal that has gone needs nothing.
         let _ = tcsetattr(io::stdin(), OptionalActions::Flush, &self.before);
     }
+}
+
+/// Columns and rows of the terminal that standard output is, if it is one.
+pub fn size() -> Option<(u16, u16)> {
+    let size = tcgetwinsize(io::stdout()).ok()?;
+    (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
 }
 
 /// Readable once SIGTERM, SIGHUP or SIGINT came; they no longer end the process by themselves.

@@ -1,11 +1,10 @@
-//! Whether a file has changed, told by inotify(7): nothing wakes us while nothing happens.
+//! Whether files have changed, told by inotify(7): nothing wakes us while nothing happens.
 
 use std::{
-    ffi::{OsStr, OsString},
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
@@ -15,15 +14,32 @@ use tokio::io::{Interest, unix::AsyncFd};
 #[derive(Debug)]
 pub struct Watching {
     fd: Arc<OwnedFd>,
-    dir: PathBuf,
-    watch: Option<i32>,
+    files: Arc<Files>,
+    watches: Vec<i32>,
 }
 
-/// The changes of one file.
+/// The files that are watched.
+#[derive(Debug, Default)]
+struct Files(Mutex<Vec<PathBuf>>);
+
+impl Files {
+    fn all(&self) -> MutexGuard<'_, Vec<PathBuf>> {
+        // Nothing that holds the lock can panic half-way through a change.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether one of them is called so. In which directory is not asked: that a file of that name has changed elsewhere does no harm.
+    fn has(&self, name: &[u8]) -> bool {
+        let is = |file: &PathBuf| file.file_name().is_some_and(|n| n.as_encoded_bytes() == name);
+        self.all().iter().any(is)
+    }
+}
+
+/// The changes of the files.
 #[derive(Debug)]
 pub struct Changes {
     fd: AsyncFd<Arc<OwnedFd>>,
-    name: OsString,
+    files: Arc<Files>,
 }
 
 /// Begins to watch `path`. It is the directory that is watched, since editors replace files by renaming.
@@ -31,32 +47,52 @@ pub struct Changes {
 /// # Errors
 /// The directory cannot be watched.
 pub fn file(path: &Path) -> io::Result<(Watching, Changes)> {
-    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
     let fd = Arc::new(inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?);
-    let mut watching = Watching { fd: fd.clone(), dir: dir.to_owned(), watch: None };
-    watching.begin()?;
+    let files = Arc::new(Files::default());
+    let mut watching = Watching { fd: fd.clone(), files: files.clone(), watches: vec![] };
+    watching.also(path)?;
     // SAFETY: an `OwnedFd` stays open, and the same, as long as the `AsyncFd` that shares it.
     let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
-    Ok((watching, Changes { fd, name: name.to_owned() }))
+    Ok((watching, Changes { fd, files }))
 }
 
 impl Watching {
-    /// Goes on after an end; what happened in between is not told.
+    /// Watches another file as well; one that is watched already is watched once.
     ///
     /// # Errors
     /// The directory cannot be watched.
+    pub fn also(&mut self, path: &Path) -> io::Result<()> {
+        if !self.files.all().iter().any(|file| file == path) {
+            self.watch(path)?;
+            self.files.all().push(path.to_owned());
+        }
+        Ok(())
+    }
+
+    /// Goes on after an end; what happened in between is not told.
+    ///
+    /// # Errors
+    /// A directory cannot be watched.
     pub fn begin(&mut self) -> io::Result<()> {
+        let files = self.files.all().clone();
+        files.iter().try_for_each(|file| self.watch(file))
+    }
+
+    fn watch(&mut self, path: &Path) -> io::Result<()> {
         let what = WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO | WatchFlags::DELETE;
-        self.watch = Some(inotify::add_watch(&self.fd, &self.dir, what)?);
+        let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+        let watch = inotify::add_watch(&self.fd, dir, what)?;
+        // The same for two files of one directory.
+        if !self.watches.contains(&watch) {
+            self.watches.push(watch);
+        }
         Ok(())
     }
 
     /// Ends it. To be called well before the process exits: the kernel lets nobody close an inotify descriptor, or exit with one,
     /// until all CPUs have forgotten its watches (some 15 ms), and begins with that here, without waiting.
     pub fn end(&mut self) {
-        if let Some(watch) = self.watch.take() {
+        for watch in self.watches.drain(..) {
             let _ = inotify::remove_watch(&self.fd, watch);
         }
     }
@@ -74,7 +110,7 @@ impl Changes {
                 match events.next() {
                     Ok(event) => {
                         let name = event.file_name().map(|n| n.to_bytes());
-                        ours |= name == Some(self.name.as_encoded_bytes())
+                        ours |= name.is_some_and(|name| self.files.has(name))
                             || event.events().contains(ReadFlags::QUEUE_OVERFLOW);
                     }
                     Err(rustix::io::Errno::WOULDBLOCK) => break,
@@ -86,11 +122,6 @@ impl Changes {
                 return Some(());
             }
         }
-    }
-
-    /// The file's name within its directory.
-    pub fn name(&self) -> &OsStr {
-        &self.name
     }
 }
 
@@ -113,6 +144,10 @@ mod tests {
         let quiet = tokio::time::timeout(std::time::Duration::from_millis(50), changes.next());
         assert!(quiet.await.is_err());
         watching.begin().unwrap();
+        let program = dir.path().join("qemu");
+        watching.also(&program).unwrap();
+        std::fs::write(&program, "x").unwrap();
+        changes.next().await.unwrap();
         std::fs::write(&path, "y").unwrap();
         changes.next().await.unwrap();
     }

@@ -4,7 +4,10 @@
 //! what QEMU takes only as `key=value` gets nothing but words that are safe there. Every fixed choice is
 //! explained in docs/decisions.md.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use serde_json::{Value, json};
 
@@ -16,8 +19,8 @@ use super::{
     layout::VmPaths,
 };
 use crate::{
-    spec::{Format, Vm},
-    value::{Label, MacAddr, Size},
+    spec::{Display, Format, Vm},
+    value::{Label, MacAddr, Size, VncAddress},
 };
 
 /// The descriptors that QEMU inherits, by number.
@@ -93,6 +96,9 @@ pub fn argv(machine: &Machine<'_>) -> Result<Vec<String>, BadPath> {
     out.pair("-name", &format!("{},debug-threads=on", vm.name));
     out.0.extend(["-nodefaults", "-no-user-config", "-S"].map(String::from));
     out.pair("-display", "none");
+    if let Some(display) = &vm.display {
+        out.screen(display, machine.paths)?;
+    }
     out.pair("-machine", &machine_type(machine));
     out.pair("-accel", machine.accel.name());
     out.pair("-cpu", cpu(machine.accel));
@@ -134,6 +140,9 @@ pub fn argv(machine: &Machine<'_>) -> Result<Vec<String>, BadPath> {
         &json!({"driver": "virtserialport", "id": "agent", "bus": "ports.0", "chardev": "agent",
             "name": "org.qemu.guest_agent.0"}),
     );
+    for port in device::ports() {
+        out.json("-device", &port);
+    }
     for argument in device::disks(vm, machine.disks)? {
         out.json(argument.option, &argument.value);
     }
@@ -187,6 +196,37 @@ impl Argv {
 
     fn json(&mut self, option: &str, value: &Value) {
         self.pair(option, &value.to_string());
+    }
+
+    /// A screen that every guest's firmware and kernel can drive, and a tablet, whose pointer is where the viewer's is.
+    fn screen(&mut self, display: &Display, paths: &VmPaths) -> Result<(), BadPath> {
+        let vga = json!({"driver": "VGA", "id": "screen"});
+        self.json("-device", &device::at(vga, device::VGA_SLOT));
+        let usb = json!({"driver": "qemu-xhci", "id": "usb"});
+        self.json("-device", &device::at(usb, device::USB_SLOT));
+        self.json("-device", &json!({"driver": "usb-tablet", "id": "tablet", "bus": "usb.0"}));
+        if display.password_file.is_some() {
+            let file = paths.vnc_password();
+            let secret = json!({"qom-type": "secret", "id": "vnc-password", "file": text(&file)?});
+            self.json("-object", &secret);
+        }
+        match display.vnc {
+            None => {}
+            // A comma ends a value in QEMU's key=value, and two are one.
+            Some(VncAddress::Unix) => {
+                let path = text(&paths.vnc_socket())?.replace(',', ",,");
+                self.pair("-vnc", &format!("unix:{path}"));
+            }
+            Some(VncAddress::Tcp(at)) => {
+                let number = at.port() - VncAddress::FIRST_PORT;
+                let host = match at.ip() {
+                    IpAddr::V4(ip) => ip.to_string(),
+                    IpAddr::V6(ip) => format!("[{ip}]"),
+                };
+                self.pair("-vnc", &format!("{host}:{number},password-secret=vnc-password"));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,7 +1,8 @@
 //! The devices behind the command line: what each disk, seed, flash and NIC is to QEMU.
 //!
 //! Ids carry a prefix for what they name (`disk-`, `nic-`, `net-`, `node-`), so that no label can meet another.
-//! Every PCI device has a slot of its own on `pcie.0`, so that a disk more does not rename the guest's network card.
+//! What every machine has, and the first disk and NIC, has a slot of its own on `pcie.0`, so that a disk more does not rename the guest's
+//! network card. Each further disk and NIC is behind a root port of its own, where it can be plugged in and out while the guest runs.
 
 use std::path::{Path, PathBuf};
 
@@ -13,18 +14,27 @@ use super::{
 };
 use crate::{
     spec::{Bus, Disk, Format, Link, Media, Model, Nic, Vm},
-    value::MacAddr,
+    value::{Label, MacAddr},
 };
 
 pub(super) const RNG_SLOT: usize = 0x02;
 pub(super) const BALLOON_SLOT: usize = 0x03;
 pub(super) const PORTS_SLOT: usize = 0x04;
-const FIRST_DISK_SLOT: usize = 0x08;
-const FIRST_NIC_SLOT: usize = 0x10;
-/// Behind the disks, so that the guest's first virtio disk, `vda`, is `root`.
-const SEED_SLOT: usize = FIRST_NIC_SLOT + Vm::MAX_NICS;
+pub(super) const VGA_SLOT: usize = 0x05;
+pub(super) const USB_SLOT: usize = 0x06;
+const DISK_SLOT: usize = 0x08;
+const NIC_SLOT: usize = 0x10;
+/// Behind the first disk, so that the guest's first virtio disk, `vda`, is `root`.
+const SEED_SLOT: usize = 0x18;
+/// The slots of the root ports: eight functions each.
+const NIC_PORTS_SLOT: usize = 0x1b;
+const DISK_PORTS_SLOT: usize = 0x1c;
+/// How many there are for disks: one for each, since the first may be on SATA.
+pub const DISK_PORTS: usize = Vm::MAX_PCI_DISKS;
+/// How many there are for NICs: the first needs none.
+pub const NIC_PORTS: usize = Vm::MAX_NICS - 1;
 
-const _: () = assert!(FIRST_DISK_SLOT + Vm::MAX_PCI_DISKS <= FIRST_NIC_SLOT);
+const _: () = assert!(DISK_PORTS <= 8 && NIC_PORTS <= 8);
 
 /// A path that QEMU's JSON cannot say.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -53,8 +63,96 @@ pub(super) fn at(mut value: Value, slot: usize) -> Value {
     value
 }
 
+/// Where a device is on the guest's PCI bus.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// A slot of the root bus, for as long as the machine runs.
+    Slot(usize),
+    /// Behind this root port.
+    Port(String),
+}
+
+impl Place {
+    fn put(&self, mut device: Value) -> Value {
+        match self {
+            Self::Slot(slot) => at(device, *slot),
+            Self::Port(port) => {
+                device["bus"] = port.as_str().into();
+                device
+            }
+        }
+    }
+}
+
+/// The `index`th root port for disks.
+pub fn disk_port(index: usize) -> String {
+    format!("port-disk{index}")
+}
+
+/// The `index`th root port for NICs.
+pub fn nic_port(index: usize) -> String {
+    format!("port-nic{index}")
+}
+
+/// All root ports.
+pub(super) fn ports() -> impl Iterator<Item = Value> {
+    let of = |slot: usize, count: usize, id: fn(usize) -> String| {
+        (0..count).map(move |nr| (id(nr), format!("{slot:#04x}.{nr}")))
+    };
+    let all = of(DISK_PORTS_SLOT, DISK_PORTS, disk_port);
+    let all = all.chain(of(NIC_PORTS_SLOT, NIC_PORTS, nic_port));
+    all.enumerate().map(|(nr, (id, addr))| {
+        json!({"driver": "pcie-root-port", "id": id, "bus": "pcie.0", "addr": addr,
+            "multifunction": true, "chassis": nr + 1})
+    })
+}
+
+/// Where each disk on PCI is when the machine is started, by its position in the VM file; SATA has places of its own.
+pub fn disk_places(vm: &Vm) -> Vec<Option<Place>> {
+    let mut ports = (0..).map(disk_port);
+    let place = |(nr, disk): (usize, &Disk)| match (nr, on_pci(disk)) {
+        (_, false) => None,
+        (0, true) => Some(Place::Slot(DISK_SLOT)),
+        (_, true) => ports.next().map(Place::Port),
+    };
+    vm.disks.iter().enumerate().map(place).collect()
+}
+
+/// Where the NIC of this position in the VM file is when the machine is started.
+pub fn nic_place(position: usize) -> Place {
+    match position.checked_sub(1) {
+        None => Place::Slot(NIC_SLOT),
+        Some(port) => Place::Port(nic_port(port)),
+    }
+}
+
+/// Whether a disk is a PCI device of its own, and no drive of the SATA controller.
+fn on_pci(disk: &Disk) -> bool {
+    disk.media == Media::Disk && disk.bus != Bus::Sata
+}
+
+/// The block node of a disk, and below it its file's.
+pub fn node(disk: &Label) -> String {
+    format!("node-{disk}")
+}
+
+/// The id of a disk's device.
+pub fn disk_id(disk: &Label) -> String {
+    format!("disk-{disk}")
+}
+
+/// The id of a NIC's device.
+pub fn nic_id(nic: &Label) -> String {
+    format!("nic-{nic}")
+}
+
+/// The id of what a NIC is connected to.
+pub fn net_id(nic: &Label) -> String {
+    format!("net-{nic}")
+}
+
 /// A file and the format on top of it, as two block nodes: `NODE-file` and `NODE`.
-fn nodes(node: &str, file: &DiskFile, read_only: bool) -> Result<[Argument; 2], BadPath> {
+fn nodes(node: &str, file: &DiskFile, read_only: bool) -> Result<[Value; 2], BadPath> {
     let protocol = if file.is_device { "host_device" } else { "file" };
     let mut lower = json!({
         "driver": protocol, "node-name": format!("{node}-file"), "filename": text(&file.path)?,
@@ -75,52 +173,62 @@ fn nodes(node: &str, file: &DiskFile, read_only: bool) -> Result<[Argument; 2], 
         upper["discard"] = "unmap".into();
         upper["detect-zeroes"] = "unmap".into();
     }
-    Ok([blockdev(lower), blockdev(upper)])
+    Ok([lower, upper])
 }
 
 /// All disks and CDs. Disks come first in the boot order, CDs after them.
 pub(super) fn disks(vm: &Vm, files: &[DiskFile]) -> Result<Vec<Argument>, BadPath> {
-    let (mut out, mut on_pci, mut on_sata) = (vec![], 0, 0);
+    let (mut out, mut on_sata) = (vec![], 0);
     let disk_count = vm.disks.iter().filter(|d| d.media == Media::Disk).count();
     let (mut disk_boot, mut cd_boot) = (1, 1 + disk_count);
-    for (disk, file) in vm.disks.iter().zip(files) {
-        let node = format!("node-{}", disk.name);
+    for ((disk, file), place) in vm.disks.iter().zip(files).zip(disk_places(vm)) {
         let cd = disk.media == Media::Cdrom;
-        out.extend(nodes(&node, file, disk.read_only || cd)?);
+        out.extend(nodes(&node(&disk.name), file, disk.read_only || cd)?.map(blockdev));
         let boot = if cd { &mut cd_boot } else { &mut disk_boot };
-        out.push(device(front(disk, &node, *boot, &mut on_pci, &mut on_sata)));
+        let mut front = front(disk);
+        front["bootindex"] = (*boot).into();
         *boot += 1;
+        out.push(device(match place {
+            Some(place) => place.put(front),
+            None => {
+                front["bus"] = format!("ide.{on_sata}").into();
+                on_sata += 1;
+                front
+            }
+        }));
     }
     Ok(out)
 }
 
 /// What the guest sees of a disk.
-fn front(disk: &Disk, node: &str, boot: usize, on_pci: &mut usize, on_sata: &mut usize) -> Value {
-    let name = disk.name.as_str();
-    let mut value = match (disk.media, disk.bus) {
-        (Media::Cdrom, _) => json!({"driver": "ide-cd"}),
-        (Media::Disk, Bus::Sata) => json!({"driver": "ide-hd"}),
-        (Media::Disk, Bus::Nvme) => json!({"driver": "nvme"}),
-        (Media::Disk, Bus::Virtio) => json!({"driver": "virtio-blk-pci"}),
+fn front(disk: &Disk) -> Value {
+    let driver = match (disk.media, disk.bus) {
+        (Media::Cdrom, _) => "ide-cd",
+        (Media::Disk, Bus::Sata) => "ide-hd",
+        (Media::Disk, Bus::Nvme) => "nvme",
+        (Media::Disk, Bus::Virtio) => "virtio-blk-pci",
     };
-    value["id"] = format!("disk-{name}").into();
-    value["drive"] = node.into();
-    value["serial"] = name.into();
-    value["bootindex"] = boot.into();
-    if disk.media == Media::Cdrom || disk.bus == Bus::Sata {
-        value["bus"] = format!("ide.{on_sata}").into();
-        *on_sata += 1;
-        return value;
-    }
-    let slot = FIRST_DISK_SLOT + *on_pci;
-    *on_pci += 1;
-    at(value, slot)
+    let name = disk.name.as_str();
+    json!({"driver": driver, "id": disk_id(&disk.name), "drive": node(&disk.name), "serial": name})
+}
+
+/// A disk for a machine that runs: its two block nodes, the lower one first, and its device. Nothing boots from it before the next start.
+///
+/// # Errors
+/// A path that is not UTF-8.
+pub fn disk_behind(
+    disk: &Disk,
+    file: &DiskFile,
+    port: &str,
+) -> Result<([Value; 2], Value), BadPath> {
+    let nodes = nodes(&node(&disk.name), file, disk.read_only)?;
+    Ok((nodes, Place::Port(port.to_owned()).put(front(disk))))
 }
 
 /// The seed: a virtio disk, since cloud kernels lack AHCI; a CD where the root disk is no virtio disk either.
 pub(super) fn seed(vm: &Vm, path: &Path) -> Result<Vec<Argument>, BadPath> {
     let file = DiskFile { path: path.to_owned(), format: Format::Raw, is_device: false };
-    let mut out = nodes("seed", &file, true)?.to_vec();
+    let mut out = nodes("seed", &file, true)?.map(blockdev).to_vec();
     let virtio = vm.disks.first().is_none_or(|d| d.bus == Bus::Virtio);
     out.push(device(if virtio {
         at(json!({"driver": "virtio-blk-pci", "id": "seed", "drive": "seed"}), SEED_SLOT)
@@ -147,15 +255,32 @@ pub(super) fn flash(firmware: &Chosen, vars: &Path) -> Result<Vec<Value>, BadPat
     Ok(out)
 }
 
-/// A NIC and what it is connected to.
+/// How QEMU calls the descriptors of a tap: by number when it is started, by name (`getfd`) afterwards.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TapEnds {
+    /// The tap.
+    pub tap: String,
+    /// Its vhost-net device.
+    pub vhost: Option<String>,
+}
+
+/// A NIC when the machine is started.
 pub(super) fn nic(nic: &Nic, index: usize, mac: Option<MacAddr>, vhost_net: bool) -> Vec<Argument> {
-    let id = format!("net-{}", nic.name);
+    let vhost = vhost_net.then(|| fd::vhost(index).to_string());
+    let ends = TapEnds { tap: fd::tap(index).to_string(), vhost };
+    let (back, front) = nic_at(nic, mac, &nic_place(index), &ends);
+    vec![Argument { option: "-netdev", value: back }, device(front)]
+}
+
+/// What a NIC is connected to, and its device.
+pub fn nic_at(nic: &Nic, mac: Option<MacAddr>, place: &Place, ends: &TapEnds) -> (Value, Value) {
+    let id = net_id(&nic.name);
     let back = match &nic.link {
         Link::Bridge { .. } => {
-            let mut tap = json!({"type": "tap", "id": id, "fd": fd::tap(index).to_string()});
-            if vhost_net {
+            let mut tap = json!({"type": "tap", "id": id, "fd": ends.tap});
+            if let Some(vhost) = &ends.vhost {
                 tap["vhost"] = true.into();
-                tap["vhostfd"] = fd::vhost(index).to_string().into();
+                tap["vhostfd"] = vhost.as_str().into();
             }
             tap
         }
@@ -172,13 +297,12 @@ pub(super) fn nic(nic: &Nic, index: usize, mac: Option<MacAddr>, vhost_net: bool
         Model::Virtio => "virtio-net-pci",
         Model::E1000e => "e1000e",
     };
-    let mut front =
-        json!({"driver": driver, "id": format!("nic-{}", nic.name), "netdev": id, "romfile": ""});
+    let mut front = json!({"driver": driver, "id": nic_id(&nic.name), "netdev": id, "romfile": ""});
     if let Some(mac) = mac {
         front["mac"] = mac.to_string().into();
     }
     if let (Some(mtu), Model::Virtio) = (nic.mtu, nic.model) {
         front["host_mtu"] = mtu.into();
     }
-    vec![Argument { option: "-netdev", value: back }, device(at(front, FIRST_NIC_SLOT + index))]
+    (back, place.put(front))
 }

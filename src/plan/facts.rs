@@ -121,6 +121,27 @@ pub fn newest_q35(said: &str) -> Option<String> {
     alias.or_else(newest).map(str::to_owned)
 }
 
+/// A machine type that a QEMU has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// Its name.
+    pub name: String,
+    /// A later QEMU will not have it any more.
+    pub deprecated: bool,
+}
+
+/// Every machine type in what `-machine help` prints.
+pub fn machines(said: &str) -> Vec<Machine> {
+    // The first line is a heading, `Supported machines are:`.
+    let lines = said.lines().filter(|line| !line.ends_with(':'));
+    let machine = |line: &str| {
+        let (name, description) = line.trim().split_once(char::is_whitespace)?;
+        let deprecated = description.contains("(deprecated");
+        Some(Machine { name: name.to_owned(), deprecated })
+    };
+    lines.filter_map(machine).collect()
+}
+
 /// Whether this can be a versioned type's name: it goes into a command line and into `identity.toml`.
 fn is_versioned(name: &str) -> bool {
     name.strip_prefix("pc-q35-").is_some_and(|version| {
@@ -278,6 +299,19 @@ pc-q35-8.2           Standard PC (Q35 + ICH9, 2009)
         }
         let other_way = "pc-q35-7.2  Standard PC (Q35 + ICH9, 2009) (alias of q35)";
         assert_eq!(newest_q35(other_way).as_deref(), Some("pc-q35-7.2"));
+    }
+
+    #[test]
+    fn every_machine_type_is_read() {
+        let names = |said| -> Vec<String> {
+            machines(said).into_iter().filter(|m| m.name.contains("q35")).map(|m| m.name).collect()
+        };
+        assert_eq!(names(DEBIAN_12), ["q35", "pc-q35-7.2", "pc-q35-7.1", "pc-q35-2.12"]);
+        assert_eq!(names(UBUNTU), ["ubuntu-q35", "pc-q35-noble", "q35", "pc-q35-8.2"]);
+        let old: Vec<Machine> =
+            machines(RED_HAT_9).into_iter().filter(|machine| machine.deprecated).collect();
+        assert_eq!(old, [Machine { name: "pc-i440fx-rhel7.6.0".into(), deprecated: true }]);
+        assert_eq!(machines(""), []);
     }
 
     #[test]

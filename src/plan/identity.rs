@@ -49,14 +49,19 @@ pub fn derived_mac(host: &str, vm: &VmName, nic: &Label, taken: &BTreeSet<MacAdd
 impl Identity {
     /// A new identity for `vm` with random parts of the caller's; NICs get their addresses by [`Identity::add_macs`].
     pub fn new(vm: &Vm, uuid: String, instance: &str, machine: &str) -> Self {
-        let short: String = instance.chars().take(8).collect();
         Self {
             uuid,
-            instance_id: format!("iid-{}-{short}", vm.name),
+            instance_id: Self::instance(&vm.name, instance),
             machine: machine.to_owned(),
             macs: BTreeMap::new(),
             hostname: None,
         }
+    }
+
+    /// An instance-id, of the beginning of a random UUID.
+    pub fn instance(vm: &VmName, random: &str) -> String {
+        let short: String = random.chars().take(8).collect();
+        format!("iid-{vm}-{short}")
     }
 
     /// A NIC has no address yet.

@@ -62,6 +62,21 @@ impl Layout {
 
 /// What the name of a draft begins with; a left-over, as of a file that was being written.
 const DRAFT: &str = ".qvm-";
+/// Where the older half of the log at `path` is.
+pub fn older_log(path: &Path) -> PathBuf {
+    beside(path, ".1")
+}
+
+/// Where the times of the lines of the log at `path` are.
+pub fn times_of_log(path: &Path) -> PathBuf {
+    beside(path, ".times")
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
 
 /// The files of one VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -156,6 +171,16 @@ impl VmPaths {
     /// The serial console, for the supervisor alone.
     pub fn serial_socket(&self) -> PathBuf {
         self.runtime.join("serial.sock")
+    }
+
+    /// The guest's screen, by VNC.
+    pub fn vnc_socket(&self) -> PathBuf {
+        self.runtime.join("vnc.sock")
+    }
+
+    /// The password for it, as QEMU reads it.
+    pub fn vnc_password(&self) -> PathBuf {
+        self.runtime.join("vnc.password")
     }
 
     /// Standard error of a supervisor that was started without systemd, and of its QEMU.

@@ -1,16 +1,17 @@
 //! Where the VM file and what runs differ, key by key, and when each change becomes real.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{Checksum, Link, OnGuestReboot, Origin, Source, Vm};
+use super::facets::{DISKS, Facets, MEM, NICS, disk_key};
+use crate::{spec::Vm, value::Size};
 
 /// One difference between the VM file and what runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Pending {
-    /// The key, such as `mem` or `disk.data.size`.
+    /// The key, such as `mem` or `disk.data.size`; a disk or NIC that is on one side only is one difference, `disk.data`.
     pub key: String,
     /// What runs; null where there is nothing.
     pub from: Option<String>,
@@ -18,13 +19,16 @@ pub struct Pending {
     pub to: Option<String>,
     /// When the change becomes real.
     pub takes_effect: TakesEffect,
+    /// What cloud-init would do anew, where it is cloud-init that has to run again: the names of its modules.
+    #[serde(default)]
+    pub reruns: Option<String>,
 }
 
 /// When a change becomes real.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TakesEffect {
-    /// At `qvm reload` or SIGHUP.
+    /// At `qvm apply` or SIGHUP.
     Live,
     /// When the guest reboots (with `onGuestReboot = "apply"`), or at the next start.
     NextReboot,
@@ -32,46 +36,101 @@ pub enum TakesEffect {
     NextStart,
     /// When cloud-init runs again, which a changed seed alone does not bring about.
     CloudInitRerun,
+    /// Never by itself: the disk would have to be made anew, and what is in it would be lost.
+    Destructive,
     /// Never: the disk exists.
     Ignored,
 }
 
 impl TakesEffect {
+    /// The word for it, in JSON and in metrics.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::NextReboot => "next-reboot",
+            Self::NextStart => "next-start",
+            Self::CloudInitRerun => "cloud-init-rerun",
+            Self::Destructive => "destructive",
+            Self::Ignored => "ignored",
+        }
+    }
+
     /// A sentence's end for people.
     pub fn words(self) -> &'static str {
         match self {
-            Self::Live => "at `qvm reload`",
+            Self::Live => "at `qvm apply`",
             Self::NextReboot => "when the guest reboots",
             Self::NextStart => "at the next start",
-            Self::CloudInitRerun => "when cloud-init runs again",
+            Self::CloudInitRerun => "when cloud-init runs again (`qvm reseed`)",
+            Self::Destructive => "never: a disk does not shrink, a smaller one would be a new one",
             Self::Ignored => "never: the disk exists",
         }
     }
 }
 
+/// The keys that only qvm itself looks at, or that are given to QEMU's process: a changed one counts as soon as it is read.
+pub const AT_ONCE: [&str; 14] = [
+    "description",
+    "autostart",
+    "after",
+    "cpuWeight",
+    "cpuQuota",
+    "memoryMax",
+    "ioWeight",
+    "oomScoreAdjust",
+    "cpu.pin",
+    "hostShutdown",
+    "readyFailure",
+    "shutdownTimeoutSec",
+    "onPanic",
+    "onGuestReboot",
+];
+
+/// What an effect depends on beside the two sides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Machine {
+    /// What QEMU was started with: the balloon gives up to that.
+    pub most_memory: Size,
+    /// A reboot of the guest brings nothing: `onGuestReboot = "reset"`, as it runs.
+    pub resets: bool,
+}
+
 /// The differences, in the order of their keys.
-pub fn pending(running: &Vm, written: &Vm) -> Vec<Pending> {
-    let (from, to) = (facets(running), facets(written));
-    let keys: std::collections::BTreeSet<&String> = from.keys().chain(to.keys()).collect();
-    let mut out = vec![];
-    // What runs counts: `onGuestReboot` itself is taken up by a reload.
-    let resets = running.on_guest_reboot == OnGuestReboot::Reset;
-    for key in keys {
-        let (old, new) = (from.get(key), to.get(key));
-        let text = |facet: Option<&Facet>| facet.map(|f| f.shown.clone());
-        if let (true, Some(facet)) = (text(old) != text(new), new.or(old)) {
-            out.push(Pending {
-                key: key.clone(),
-                from: text(old),
-                to: text(new),
-                takes_effect: match facet.effect {
-                    TakesEffect::NextReboot if resets => TakesEffect::NextStart,
-                    effect => effect,
-                },
-            });
+pub fn pending(running: &Facets, written: &Facets, machine: &Machine) -> Vec<Pending> {
+    let mut keys: BTreeSet<String> = running.keys().chain(written.keys()).cloned().collect();
+    for kind in [DISKS, NICS] {
+        // Of what is on one side only, that it is says all. What its keys would say is in the one line.
+        let names = |side: &Facets| -> BTreeSet<String> {
+            side.names(kind).into_iter().map(str::to_owned).collect()
+        };
+        for name in names(running).symmetric_difference(&names(written)) {
+            for key in running.keys_of(written, kind, name) {
+                keys.remove(&key);
+            }
+            keys.insert(format!("{kind}.{name}"));
+        }
+        // Of what is on both sides, that it is there says nothing.
+        for name in names(running).intersection(&names(written)) {
+            keys.remove(&format!("{kind}.{name}"));
         }
     }
-    out
+    let difference = |key: String| {
+        let (from, to) = match key.as_str() {
+            DISKS | NICS => both(running, written, &key),
+            key => (owned(running.get(key)), owned(written.get(key))),
+        };
+        if from == to {
+            return None;
+        }
+        let effect = effect(&key, from.as_deref(), to.as_deref(), running, written, machine);
+        let takes_effect = match effect {
+            TakesEffect::NextReboot if machine.resets => TakesEffect::NextStart,
+            effect => effect,
+        };
+        let reruns = (takes_effect == TakesEffect::CloudInitRerun).then(|| reruns(&key).to_owned());
+        Some(Pending { key, from, to, takes_effect, reruns })
+    };
+    keys.into_iter().filter_map(difference).collect()
 }
 
 /// Whether a new QEMU would take any of these up.
@@ -79,134 +138,190 @@ pub fn wants_relaunch(pending: &[Pending]) -> bool {
     pending.iter().any(|p| p.takes_effect == TakesEffect::NextReboot)
 }
 
-struct Facet {
-    shown: String,
-    effect: TakesEffect,
+fn owned(value: Option<&str>) -> Option<String> {
+    value.map(str::to_owned)
 }
 
-/// Every key of a VM file with its value as text and the time at which a change of it is real.
-fn facets(vm: &Vm) -> BTreeMap<String, Facet> {
-    let mut out = BTreeMap::new();
-    let mut say = |key: String, value: Option<String>, effect| {
-        if let Some(shown) = value {
-            out.insert(key, Facet { shown, effect });
-        }
+/// The order of those that are on both sides; a disk more at the end changes none of the others.
+fn both(running: &Facets, written: &Facets, kind: &str) -> (Option<String>, Option<String>) {
+    let (from, to) = (running.names(kind), written.names(kind));
+    let of = |side: &[&str], other: &[&str]| -> Option<String> {
+        let common: Vec<&str> = side.iter().filter(|name| other.contains(name)).copied().collect();
+        (!common.is_empty()).then(|| common.join(", "))
     };
-    use TakesEffect::{CloudInitRerun, Ignored, Live, NextReboot, NextStart};
-    say("description".into(), vm.description.clone(), Live);
-    say("autostart".into(), Some(vm.autostart.to_string()), Live);
-    let after: Vec<&str> = vm.after.iter().map(|n| n.as_str()).collect();
-    say("after".into(), Some(after.join(", ")), Live);
-    say("cpuWeight".into(), Some(vm.cpu_weight.to_string()), Live);
-    say("cpuQuota".into(), vm.cpu_quota.map(|percent| percent.to_string()), Live);
-    say("memoryMax".into(), vm.memory_max.map(|size| size.to_string()), Live);
-    say("ioWeight".into(), vm.io_weight.map(|weight| weight.to_string()), Live);
-    say("oomScoreAdjust".into(), vm.oom_score_adjust.map(|adjust| adjust.to_string()), Live);
-    let pin: Vec<String> = vm.cpu_pin.iter().map(|list| format!("`{list}`")).collect();
-    say("cpu.pin".into(), (!pin.is_empty()).then(|| pin.join(", ")), Live);
-    say("hostShutdown".into(), Some(word(&vm.host_shutdown)), Live);
-    // A start that is over is not judged anew.
-    say("ready".into(), Some(vm.ready.to_string()), NextStart);
-    say("readyTimeoutSec".into(), Some(vm.ready_timeout.get().to_string()), NextStart);
-    say("readyFailure".into(), Some(word(&vm.ready_failure)), Live);
-    say("shutdownTimeoutSec".into(), Some(vm.shutdown_timeout.get().to_string()), Live);
-    say("onPanic".into(), Some(word(&vm.on_panic)), Live);
-    say("onGuestReboot".into(), Some(word(&vm.on_guest_reboot)), Live);
-    say("vcpu".into(), Some(vm.vcpu.to_string()), NextReboot);
-    say("mem".into(), Some(vm.mem.to_string()), NextReboot);
-    say("accel".into(), Some(word(&vm.accel)), NextReboot);
-    say("firmware".into(), Some(word(&vm.firmware)), NextReboot);
-    for (index, disk) in vm.disks.iter().enumerate() {
-        let key = |name: &str| match (disk.name.as_str(), name) {
-            ("root", "size") => "diskSizeG".to_owned(),
-            ("root", "image") => "image".to_owned(),
-            (disk, name) => format!("disk.{disk}.{name}"),
-        };
-        say(key("size"), disk.size.map(|s| s.to_string()), NextReboot);
-        say(key("bus"), Some(word(&disk.bus)), NextReboot);
-        say(key("media"), Some(word(&disk.media)), NextReboot);
-        say(key("readOnly"), Some(disk.read_only.to_string()), NextReboot);
-        say(key("position"), Some(index.to_string()), NextReboot);
-        match &disk.source {
-            Source::Image(image) => {
-                let origin = match &image.origin {
-                    Origin::Http(url) => url.clone(),
-                    Origin::Path(path) => path.display().to_string(),
-                };
-                let checksum = match &image.checksum {
-                    Checksum::Digest(digest) => format!(" {digest}"),
-                    Checksum::Sums(sums) => format!(" {sums}"),
-                    Checksum::None => String::new(),
-                };
-                say(key("image"), Some(origin + &checksum), Ignored);
-                say(key("format"), Some(word(&disk.format)), Ignored);
-                say(key("clone"), Some(word(&disk.clone)), Ignored);
-            }
-            Source::Blank => say(key("format"), Some(word(&disk.format)), Ignored),
-            Source::Existing => {}
-            Source::File(path) => {
-                say(key("path"), Some(path.display().to_string()), NextReboot);
-                say(key("format"), Some(word(&disk.format)), NextReboot);
-            }
-            Source::Device(path) => {
-                say(key("device"), Some(path.display().to_string()), NextReboot)
-            }
-        }
-    }
-    for (index, nic) in vm.nics.iter().enumerate() {
-        let key = |name: &str| match (nic.name.as_str(), name) {
-            ("net", "mac" | "ip" | "gateway" | "dns" | "bridge" | "forward") => name.to_owned(),
-            (nic, name) => format!("nic.{nic}.{name}"),
-        };
-        let list = |items: Vec<String>| (!items.is_empty()).then(|| items.join(", "));
-        say(key("mac"), nic.mac.map(|m| m.to_string()), NextReboot);
-        say(key("mtu"), nic.mtu.map(|m| m.to_string()), NextReboot);
-        say(key("model"), Some(word(&nic.model)), NextReboot);
-        say(key("position"), Some(index.to_string()), NextReboot);
-        match &nic.link {
-            Link::Bridge { bridge, tap } => {
-                say(key("bridge"), Some(bridge.to_string()), NextReboot);
-                say(key("tap"), Some(tap.to_string()), NextReboot);
-            }
-            Link::User { forward } => {
-                say(
-                    key("forward"),
-                    list(forward.iter().map(|f| f.to_string()).collect()),
-                    NextReboot,
-                );
-            }
-        }
-        say(key("ip"), nic.ip.map(|i| i.to_string()), CloudInitRerun);
-        say(key("gateway"), nic.gateway.map(|g| g.to_string()), CloudInitRerun);
-        say(key("dns"), list(nic.dns.iter().map(|d| d.to_string()).collect()), CloudInitRerun);
-    }
-    say("cloudInit".into(), vm.cloud_init.as_ref().map(|_| "a seed".into()), NextReboot);
-    if let Some(seed) = &vm.cloud_init {
-        let mut say = |key: &str, value| say(format!("cloudInit.{key}"), value, CloudInitRerun);
-        say("hostname", seed.hostname.clone());
-        say("user", seed.user.clone());
-        let keys = &seed.ssh_authorized_keys;
-        say("sshAuthorizedKeys", (!keys.is_empty()).then(|| keys.join(", ")));
-        // What is kept secret in the file is not printed: only that it changed shows.
-        say("passwordHash", seed.password_hash.as_deref().map(fingerprint));
-        say("userData", seed.user_data.as_ref().map(|u| fingerprint(&u.text)));
-    }
-    out
+    (of(&from, &to), of(&to, &from))
 }
 
-/// The word that an enum has in the VM file.
-fn word<T: Serialize>(value: &T) -> String {
-    match serde_json::to_value(value) {
-        Ok(serde_json::Value::String(word)) => word,
-        Ok(other) => other.to_string(),
-        Err(_) => String::new(),
+fn effect(
+    key: &str,
+    from: Option<&str>,
+    to: Option<&str>,
+    running: &Facets,
+    written: &Facets,
+    machine: &Machine,
+) -> TakesEffect {
+    use TakesEffect::{CloudInitRerun, Destructive, Ignored, Live, NextReboot, NextStart};
+    let size = |text: Option<&str>| text.and_then(|text| text.parse::<Size>().ok());
+    let last = key.rsplit('.').next().unwrap_or(key);
+    match (key, last) {
+        (key, _) if AT_ONCE.contains(&key) => Live,
+        // A start that is over is not judged anew.
+        ("ready" | "readyTimeoutSec", _) => NextStart,
+        (MEM, _) if size(to).is_some_and(|to| to <= machine.most_memory) => Live,
+        ("diskSizeG", _) | (_, "size") => match (size(from), size(to)) {
+            (Some(from), Some(to)) if to < from => Destructive,
+            (_, Some(_)) => Live,
+            (_, None) => Ignored,
+        },
+        ("image", _) | (_, "image" | "clone") => Ignored,
+        (key, "format") if running.get(&key.replace(".format", ".path")).is_none() => Ignored,
+        (_, "ip" | "gateway" | "dns") => CloudInitRerun,
+        (key, _) if key.starts_with("cloudInit.") => CloudInitRerun,
+        (_, "link") => Live,
+        // To another bridge; from or to a user-mode network it is another back end.
+        (_, "bridge") if from.is_some() && to.is_some() => Live,
+        (key, _) if is_pluggable(key, running, written) => Live,
+        _ => NextReboot,
     }
 }
 
-/// A short mark that differs where the text differs (FNV-1a, 64 bits).
-fn fingerprint(text: &str) -> String {
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    format!("({} bytes, {hash:016x})", text.len())
+/// Whether a disk or NIC that is on one side only can be plugged in, or out, while the guest runs.
+fn is_pluggable(key: &str, running: &Facets, written: &Facets) -> bool {
+    let Some((kind, name)) = key.split_once('.') else { return false };
+    let side = if running.get(key).is_some() { running } else { written };
+    // The first of each kind is part of the machine.
+    let first = side.names(kind).first() == Some(&name);
+    match (kind, name.contains('.')) {
+        (NICS, false) => !first,
+        (DISKS, false) => {
+            let says = |property| side.get(&disk_key(name, property));
+            !first && says("media") == Some("disk") && says("bus") != Some("sata")
+        }
+        _ => false,
+    }
+}
+
+/// The modules of cloud-init that a change is the business of (cloud-init's module reference).
+fn reruns(key: &str) -> &'static str {
+    match key.rsplit('.').next().unwrap_or(key) {
+        "hostname" => "set_hostname, update_etc_hosts",
+        "user" => "users_groups",
+        "sshAuthorizedKeys" => "users_groups, ssh",
+        "passwordHash" => "users_groups, set_passwords",
+        "ip" | "gateway" | "dns" => "the network configuration",
+        _ => "every module of the user-data",
+    }
+}
+
+/// What runs, as it was started from `vm`.
+pub fn machine(vm: &Vm) -> Machine {
+    Machine { most_memory: vm.mem, resets: vm.on_guest_reboot == crate::spec::OnGuestReboot::Reset }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::spec;
+
+    fn vm(text: &str) -> Vm {
+        let file = Path::new("/v/web.toml");
+        spec::read(&"web".parse().unwrap(), file, text, &mut |_| Ok(vec![])).unwrap()
+    }
+
+    fn told(running: &str, written: &str) -> Vec<String> {
+        let (from, to) = (vm(running), vm(written));
+        let all = pending(&Facets::of(&from), &Facets::of(&to), &machine(&from));
+        let word = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".into());
+        let line = |p: Pending| {
+            format!("{}: {} -> {} {:?}", p.key, word(&p.from), word(&p.to), p.takes_effect)
+        };
+        all.into_iter().map(line).collect()
+    }
+
+    #[test]
+    fn when_a_change_is_real() {
+        for (running, written, lines) in [
+            ("mem = \"2G\"", "mem = \"1G\"", &["mem: 2G -> 1G Live"][..]),
+            ("mem = \"1G\"", "mem = \"2G\"", &["mem: 1G -> 2G NextReboot"]),
+            (
+                "vcpu = 1\nonGuestReboot = \"reset\"",
+                "vcpu = 2\nonGuestReboot = \"reset\"",
+                &["vcpu: 1 -> 2 NextStart"],
+            ),
+            ("diskSizeG = 2", "diskSizeG = 3", &["diskSizeG: 2G -> 3G Live"]),
+            ("diskSizeG = 3", "diskSizeG = 2", &["diskSizeG: 3G -> 2G Destructive"]),
+            (
+                "vcpu = 1",
+                "diskSizeG = 2",
+                &["disk.root.format: - -> qcow2 Ignored", "diskSizeG: - -> 2G Live"],
+            ),
+            (
+                "diskSizeG = 2",
+                "vcpu = 1",
+                &["disk.root.format: qcow2 -> - Ignored", "diskSizeG: 2G -> - Ignored"],
+            ),
+            ("bridge = \"br0\"", "bridge = \"br1\"", &["bridge: br0 -> br1 Live"]),
+            (
+                "vcpu = 1",
+                "bridge = \"br1\"",
+                &["bridge: - -> br1 NextReboot", "nic.net.tap: - -> qvm-web NextReboot"],
+            ),
+            ("cpuWeight = 1", "cpuWeight = 2", &["cpuWeight: 1 -> 2 Live"]),
+            ("[nic.net]\nlink = \"down\"", "[nic.net]", &["nic.net.link: down -> up Live"]),
+            (
+                "ip = \"10.0.2.4/24\"\n[cloudInit]",
+                "ip = \"10.0.2.5/24\"\n[cloudInit]",
+                &["ip: 10.0.2.4/24 -> 10.0.2.5/24 CloudInitRerun"],
+            ),
+            (
+                "[cloudInit]\nuser = \"a\"",
+                "vcpu = 1",
+                &["cloudInit: a seed -> - NextReboot", "cloudInit.user: a -> - CloudInitRerun"],
+            ),
+        ] {
+            assert_eq!(told(running, written), lines, "{running} | {written}");
+        }
+    }
+
+    #[test]
+    fn a_disk_or_nic_more_or_less_is_one_difference() {
+        let disk = "[disk.data]\nsize = \"1G\"\n";
+        let nvme = "[disk.data]\nsize = \"1G\"\nbus = \"nvme\"\n";
+        let sata = "[disk.data]\nsize = \"1G\"\nbus = \"sata\"\n";
+        let path = "[disk.x]\npath = \"/x.qcow2\"\n";
+        let nic = "[nic.net]\n[nic.lan]\nbridge = \"br1\"\n";
+        for (running, written, lines) in [
+            ("vcpu = 1", disk, &["disk.data: - -> 1G, virtio Live"][..]),
+            (disk, "vcpu = 1", &["disk.data: 1G, virtio -> - Live"]),
+            ("vcpu = 1", nvme, &["disk.data: - -> 1G, nvme Live"]),
+            ("vcpu = 1", sata, &["disk.data: - -> 1G, sata NextReboot"]),
+            (disk, nvme, &["disk.data.bus: virtio -> nvme NextReboot"]),
+            ("vcpu = 1", nic, &["nic.lan: - -> on br1, virtio Live"]),
+            (nic, "vcpu = 1", &["nic.lan: on br1, virtio -> - Live"]),
+            // The first NIC is part of the machine.
+            ("vcpu = 1", "[nic]", &["nic.net: user-mode network, virtio -> - NextReboot"]),
+            (
+                path,
+                "[disk.x]\npath = \"/y.qcow2\"\n",
+                &["disk.x.path: /x.qcow2 -> /y.qcow2 NextReboot"],
+            ),
+        ] {
+            assert_eq!(told(running, written), lines, "{running} | {written}");
+        }
+        let two = |one: &str, other: &str| format!("{one}{other}");
+        assert_eq!(
+            told(&two(disk, path), &two(path, disk)),
+            ["disk: root, data, x -> root, x, data NextReboot"]
+        );
+        assert_eq!(told(&two(disk, path), path), ["disk.data: 1G, virtio -> - Live"]);
+    }
+
+    #[test]
+    fn it_is_told_what_cloud_init_would_do_anew() {
+        let (from, to) = (vm("[cloudInit]\nuser = \"a\""), vm("[cloudInit]\nuser = \"b\""));
+        let all = pending(&Facets::of(&from), &Facets::of(&to), &machine(&from));
+        assert_eq!(all[0].reruns.as_deref(), Some("users_groups"));
+    }
 }

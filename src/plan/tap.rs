@@ -1,8 +1,8 @@
 //! The taps that a VM needs.
 
 use crate::{
-    spec::{Link, Vm},
-    value::{IfName, Label},
+    spec::{Link, Nic, Vm},
+    value::{IfName, Label, VmName},
 };
 
 /// One tap.
@@ -22,15 +22,19 @@ pub struct Tap {
 
 /// The taps in the order of the NICs.
 pub fn taps(vm: &Vm) -> Vec<Tap> {
-    let tap = |nic: &crate::spec::Nic| match &nic.link {
+    vm.nics.iter().filter_map(|nic| tap(&vm.name, nic)).collect()
+}
+
+/// The tap of a NIC, unless it is on the user-mode network.
+pub fn tap(vm: &VmName, nic: &Nic) -> Option<Tap> {
+    match &nic.link {
         Link::User { .. } => None,
         Link::Bridge { bridge, tap } => Some(Tap {
             nic: nic.name.clone(),
             name: tap.clone(),
             bridge: bridge.clone(),
             mtu: nic.mtu,
-            alias: format!("qvm:{}:{}", vm.name, nic.name),
+            alias: format!("qvm:{vm}:{}", nic.name),
         }),
-    };
-    vm.nics.iter().filter_map(tap).collect()
+    }
 }

@@ -18,7 +18,7 @@ pub const TARGET: &str = "qvm.target";
 /// How long a start may take without progress, in seconds; as in qvm@.service.
 const START: u32 = 120;
 /// What the last rungs of the stop ladder may take after `shutdownTimeoutSec`, in seconds; as in qvm@.service.
-const STOP_SLACK: u32 = 30;
+pub const STOP_SLACK: u32 = 30;
 
 /// Whose units they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

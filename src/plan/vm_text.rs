@@ -83,6 +83,9 @@ fn is_unique(found: &Found) -> bool {
     match path.as_slice() {
         ["mac" | "ip" | "gateway" | "forward"] | ["cloudInit", "hostname"] => true,
         ["nic", _, key] => matches!(*key, "mac" | "ip" | "gateway" | "forward" | "tap"),
+        // A screen at a port, and the password for it.
+        ["display", "vnc"] => found.text.as_deref() != Some("unix"),
+        ["display", "passwordFile"] => true,
         // A port is reached at `ip`, or by a `forward`.
         ["ready"] => found.text.as_ref().is_some_and(|ready| ready.starts_with("tcp:")),
         _ => false,
@@ -253,6 +256,11 @@ user = \"op\"
                 "mac = \"a\"\ndns = []\n[nic.lan]\n",
                 "# taken out, `web` has it:\n# mac = \"a\"\ndns = []\n[nic.lan]\n",
             ),
+            (
+                "[display]\nvnc = \"127.0.0.1:5901\"\npasswordFile = \"/p\"\n",
+                "[display]\n# taken out, `web` has it:\n# vnc = \"127.0.0.1:5901\"\n# taken out, `web` has it:\n# passwordFile = \"/p\"\n",
+            ),
+            ("[display]\nvnc = \"unix\"\n", "[display]\nvnc = \"unix\"\n"),
             ("\u{feff}ip = \"a\"\n", "# taken out, `web` has it:\n# \u{feff}ip = \"a\"\n"),
             (
                 "ready = \"agent\"\ndescription = \"ip = 1\"\n[disk.mac]\npath = \"ip\"\n",

@@ -11,10 +11,8 @@ use super::{
 };
 use crate::{
     control::types,
-    host::{file, pidfd},
+    host::pidfd,
     life::{self, Action, Rung},
-    plan::pending::{pending, wants_relaunch},
-    spec::{self, Vm},
     value::chain,
 };
 
@@ -70,7 +68,7 @@ impl Supervisor {
                 warn!("changes of the VM file will be seen only by `qvm reload`: {error}");
             }
             self.reread();
-            self.vm = self.written.clone();
+            self.runs(self.written.clone());
             self.text.clone_from(&self.written_text);
             self.pending.clear();
             self.reboot_relaunches = false;
@@ -181,67 +179,6 @@ impl Supervisor {
         match record::keep(&self.paths.ends(), kept) {
             Ok(ends) => self.ends = ends,
             Err(error) => error!("cannot keep how it ended: {}", chain(&error)),
-        }
-    }
-
-    /// Re-reads the VM file, applies what can be applied live, and says what stays pending.
-    pub(super) fn reload(&mut self) -> Result<(), String> {
-        self.reread();
-        if let Some(problem) = &self.written_problem {
-            warn!("the VM file is not valid, nothing was changed:\n{problem}");
-            return Err(problem.clone());
-        }
-        self.take_live(self.written.clone());
-        if self.qemu.is_some() {
-            // For the next supervisor, which would else take back what is applied now.
-            let text = self.written_text.as_bytes();
-            if let Err(error) = file::write_volatile(&self.paths.reloaded(), text, 0o600) {
-                warn!("a later supervisor will not know of this: {}", chain(&error));
-            }
-        }
-        self.give_resources();
-        self.reread();
-        info!("VM file read again: {} changes pending", self.pending.len());
-        Ok(())
-    }
-
-    /// Takes of a VM file what counts for a running guest at once.
-    pub(super) fn take_live(&mut self, new: Vm) {
-        self.vm.description = new.description;
-        self.vm.autostart = new.autostart;
-        self.vm.after = new.after;
-        self.vm.cpu_weight = new.cpu_weight;
-        self.vm.cpu_quota = new.cpu_quota;
-        self.vm.memory_max = new.memory_max;
-        self.vm.io_weight = new.io_weight;
-        self.vm.oom_score_adjust = new.oom_score_adjust;
-        self.vm.cpu_pin = new.cpu_pin;
-        self.vm.ready_failure = new.ready_failure;
-        self.vm.host_shutdown = new.host_shutdown;
-        self.vm.shutdown_timeout = new.shutdown_timeout;
-        self.vm.on_panic = new.on_panic;
-        self.vm.on_guest_reboot = new.on_guest_reboot;
-        self.vm.lines = new.lines;
-    }
-
-    /// Compares the VM file with what runs, and has the guest's next reboot wait for us if it is to bring a change.
-    pub(super) fn reread(&mut self) {
-        let file = self.settings.layout.vm_file(&self.settings.name);
-        match spec::load_with_text(&file) {
-            Ok((vm, text)) => {
-                (self.written, self.written_text) = (vm, text);
-                self.written_problem = None;
-            }
-            Err(problem) => self.written_problem = Some(problem.to_string()),
-        }
-        self.pending = pending(&self.vm, &self.written);
-        let relaunch = wants_relaunch(&self.pending);
-        if relaunch != self.reboot_relaunches && self.qemu.is_some() {
-            self.reboot_relaunches = relaunch;
-            let action = if relaunch { "shutdown" } else { "reset" };
-            self.tell_qemu("set what a reboot does", move |q| async move {
-                q.set_reboot_action(action, QMP_LIMIT).await
-            });
         }
     }
 }

@@ -77,12 +77,13 @@ mod tests {
     #[test]
     fn rungs_and_the_end_are_told_and_nothing_else() {
         let event = |name: &str| Event {
+            at: None,
             event: name.into(),
             data: Some(serde_json::json!({"text": "asked", "detail": "the end"})),
         };
         assert_eq!(told(&event("QVM_STOP_RUNG")), Some("asked"));
         assert_eq!(told(&event("QVM_END")), Some("the end"));
         assert_eq!(told(&event("SHUTDOWN")), None);
-        assert_eq!(told(&Event { event: "QVM_END".into(), data: None }), None);
+        assert_eq!(told(&Event { at: None, event: "QVM_END".into(), data: None }), None);
     }
 }

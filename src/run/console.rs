@@ -27,6 +27,8 @@ use crate::host::log_file::LogFile;
 const VIEWER_QUEUE: usize = 64;
 /// How many keystroke chunks wait for a guest that does not read.
 const INPUT_QUEUE: usize = 64;
+/// The most of what was said before that a viewer gets, in bytes.
+const MOST_SCROLLBACK: u64 = 256 << 10;
 /// How much of the newest output is kept in memory, for the report of an end.
 const TAIL_BYTES: usize = 4096;
 
@@ -40,6 +42,8 @@ pub struct Console {
 struct Shared {
     log: LogFile,
     log_failed: bool,
+    /// The time of day.
+    now: fn() -> jiff::Timestamp,
     tail: VecDeque<u8>,
     viewers: Vec<Viewer>,
     to_guest: Option<mpsc::Sender<Vec<u8>>>,
@@ -52,11 +56,12 @@ struct Viewer {
 }
 
 impl Console {
-    /// A console without a guest that logs to `path`.
-    pub fn new(path: PathBuf) -> Self {
+    /// A console without a guest that logs to `path`, with times of `now`.
+    pub fn new(path: PathBuf, now: fn() -> jiff::Timestamp) -> Self {
         let shared = Shared {
             log: LogFile::new(path),
             log_failed: false,
+            now,
             tail: VecDeque::new(),
             viewers: vec![],
             to_guest: None,
@@ -85,16 +90,35 @@ impl Console {
         }
     }
 
-    /// A new viewer: the far end of a socket that carries output and, unless `read_only`, keystrokes.
+    /// A machine begins: what is said from here on is of this boot.
+    pub fn boots(&self) {
+        let mut shared = self.shared();
+        let second = (shared.now)().as_second();
+        if let Err(error) = shared.log.boots(second) {
+            warn!("cannot take down when the guest boots: {error}");
+        }
+    }
+
+    /// A new viewer: the far end of a socket that carries what the console said last, up to `scrollback` bytes of it, its output
+    /// and, unless `read_only`, keystrokes.
     ///
     /// # Errors
     /// No more descriptors.
-    pub fn view(&self, read_only: bool) -> std::io::Result<OwnedFd> {
+    pub fn view(&self, read_only: bool, scrollback: u64) -> std::io::Result<OwnedFd> {
         let (near, far) = StdStream::pair()?;
         near.set_nonblocking(true)?;
         let (from_viewer, to_viewer) = UnixStream::from_std(near)?.into_split();
         let (chunks, output) = mpsc::channel(VIEWER_QUEUE);
-        self.shared().viewers.push(Viewer { chunks, lost: 0 });
+        {
+            // What comes from now on waits for the lock: nothing is missed, or said twice.
+            let mut shared = self.shared();
+            if scrollback > 0 {
+                let said = shared.log.tail(scrollback.min(MOST_SCROLLBACK));
+                // The queue is empty.
+                let _ = chunks.try_send(said.into());
+            }
+            shared.viewers.push(Viewer { chunks, lost: 0 });
+        }
         tokio::spawn(show(to_viewer, output));
         tokio::spawn(self.clone().read_keys(from_viewer, read_only));
         Ok(far.into())
@@ -124,7 +148,7 @@ impl Console {
 
 impl Shared {
     fn heard(&mut self, bytes: &[u8]) {
-        match self.log.append(bytes) {
+        match self.log.append(bytes, (self.now)().as_second()) {
             Ok(()) => self.log_failed = false,
             Err(error) if !self.log_failed => {
                 self.log_failed = true;
@@ -189,7 +213,7 @@ mod tests {
 
     fn console() -> (tempfile::TempDir, Console, StdStream) {
         let dir = tempfile::tempdir().unwrap();
-        let console = Console::new(dir.path().join("console.log"));
+        let console = Console::new(dir.path().join("console.log"), jiff::Timestamp::now);
         let (guest, ours) = StdStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         console.attach(UnixStream::from_std(ours).unwrap());
@@ -204,7 +228,7 @@ mod tests {
     async fn two_viewers_see_the_same_and_both_may_type() {
         let (_dir, console, mut guest) = console();
         let mut viewers: Vec<StdStream> =
-            (0..2).map(|_| console.view(false).unwrap().into()).collect();
+            (0..2).map(|_| console.view(false, 0).unwrap().into()).collect();
         guest.write_all(b"login: ").unwrap();
         blocking(move || {
             for viewer in &mut viewers {
@@ -223,8 +247,8 @@ mod tests {
     #[tokio::test]
     async fn a_read_only_viewer_types_into_nothing() {
         let (_dir, console, mut guest) = console();
-        let mut silent: StdStream = console.view(true).unwrap().into();
-        let mut typist: StdStream = console.view(false).unwrap().into();
+        let mut silent: StdStream = console.view(true, 0).unwrap().into();
+        let mut typist: StdStream = console.view(false, 0).unwrap().into();
         blocking(move || {
             silent.write_all(b"no").unwrap();
             typist.write_all(b"yes").unwrap();
@@ -238,7 +262,7 @@ mod tests {
     #[tokio::test]
     async fn a_viewer_that_does_not_read_holds_nobody_up_and_is_told_what_it_missed() {
         let (dir, console, mut guest) = console();
-        let mut lazy: StdStream = console.view(true).unwrap().into();
+        let mut lazy: StdStream = console.view(true, 0).unwrap().into();
         let log = dir.path().join("console.log");
         let said = blocking(move || {
             let line = [b'.'; 4096];
@@ -249,7 +273,7 @@ mod tests {
         })
         .await;
         // Two and a half MiB went through although nobody read; the log kept the newest MiB.
-        let (older, newer) = (log.with_extension("log.1"), log);
+        let (older, newer) = (crate::plan::layout::older_log(&log), log);
         while older.metadata().map_or(0, |m| m.len()) + newer.metadata().map_or(0, |m| m.len())
             < 1 << 19
         {
@@ -264,6 +288,23 @@ mod tests {
                 let count = lazy.read(&mut buffer).unwrap();
                 seen.extend_from_slice(&buffer[..count]);
             }
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_viewer_sees_what_was_said_before_it_came_and_nothing_twice() {
+        let (_dir, console, mut guest) = console();
+        guest.write_all(b"one\r\ntwo\r\nthree").unwrap();
+        while console.last_lines(9).len() < 3 {
+            tokio::task::yield_now().await;
+        }
+        let mut viewer: StdStream = console.view(true, 12).unwrap().into();
+        guest.write_all(b" four").unwrap();
+        blocking(move || {
+            let mut seen = [0; 15];
+            viewer.read_exact(&mut seen).unwrap();
+            assert_eq!(&seen, b"two\r\nthree four");
         })
         .await;
     }

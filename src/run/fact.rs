@@ -2,7 +2,7 @@
 
 use tokio::sync::mpsc;
 
-use super::{launch::Qemu, prepare::Prepared};
+use super::{launch::Qemu, live::Applied, prepare::Prepared};
 use crate::{
     control::types::Request,
     host::{
@@ -10,6 +10,7 @@ use crate::{
         signal::{Signal, Signals},
         watch::Changes,
     },
+    plan::live::Change,
     value::chain,
 };
 
@@ -59,6 +60,12 @@ pub(super) enum Fact {
     Memory(u64, u64),
     /// The vCPUs' threads could not be bound to their CPUs, and why.
     NotPinned(u64, String),
+    /// What became of changes to the running machine.
+    Applied(u64, Applied),
+    /// The devices that the guest has let go of, and those that it was asked for and holds on to.
+    LetGo(u64, Vec<Change>, Vec<Change>),
+    /// The QEMU that is installed now is of this version.
+    Installed(u64, String),
     Gone(u64, Exit),
     FileChanged,
 }

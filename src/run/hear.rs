@@ -21,6 +21,9 @@ impl Supervisor {
         (self.starting, self.adopting) = (None, false);
         self.generation += 1;
         let generation = self.generation;
+        if !qemu.adopted {
+            self.console.boots();
+        }
         if let Some(serial) = qemu.serial.take() {
             self.console.attach(serial);
         }
@@ -33,9 +36,6 @@ impl Supervisor {
             let _ = facts.send(Fact::Gone(generation, exit)).await;
         });
         self.memory_actual = None;
-        if !qemu.adopted {
-            self.memory_target = None;
-        }
         // Asked once: from then on QEMU tells every change.
         let (client, facts) = (qemu.client.clone(), self.facts.clone());
         tokio::spawn(async move {
@@ -57,7 +57,15 @@ impl Supervisor {
         );
         let seen_ready = (qemu.adopted || restored) && qemu.record.ready;
         let qemu_adopted = qemu.adopted;
+        if let (Some(watching), Some(binary)) = (&mut self.watching, &qemu.record.binary) {
+            // That there is a newer one is then seen by the next reading of the VM file.
+            let _ = watching.also(binary);
+        }
         self.qemu = Some(qemu);
+        self.recall();
+        if qemu_adopted {
+            self.settle(vec![], vec![]);
+        }
         self.remember_ready();
         // One that an earlier supervisor may have bound is freed, if it is not to be any more.
         self.pinned = qemu_adopted;
@@ -157,11 +165,15 @@ impl Supervisor {
                 self.feed(life::Event::GuestReboot);
             }
             Kind::Shutdown { guest: true, .. } => self.feed(life::Event::GuestShutdown),
-            Kind::Reset { .. } => self.feed(life::Event::GuestReset),
+            Kind::Reset { .. } => {
+                self.console.boots();
+                self.feed(life::Event::GuestReset);
+            }
             Kind::GuestPanicked { .. } => self.feed(life::Event::GuestPanicked),
             Kind::Stop => self.feed(life::Event::Held),
             Kind::Resume => self.feed(life::Event::Continued),
             Kind::BalloonChange { actual } => self.memory_actual = Some(actual),
+            Kind::DeviceDeleted { .. } if self.applying.is_none() => self.settle(vec![], vec![]),
             _ => {}
         }
     }
@@ -196,6 +208,8 @@ impl Supervisor {
             Exit::Unknown => Gone::Unknown,
         };
         self.qemu = None;
+        self.applying = None;
+        self.live_notes.clear();
         if let Some(watching) = &mut self.watching {
             watching.end();
         }

@@ -1,10 +1,10 @@
 //! From a prepared VM to a guest that runs: taps, sockets, QEMU, QMP, `cont`.
 
-use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use tokio::net::UnixStream;
 
-use super::{Settings, prepare::Prepared, record::Record, saved};
+use super::{Settings, prepare::Prepared, record::Record, saved, screen};
 use crate::{
     host::{
         child, file,
@@ -14,11 +14,11 @@ use crate::{
     },
     plan::{
         argv::{self, Machine, fd},
-        device::BadPath,
+        device::{self, BadPath},
         layout::VmPaths,
         tap::{Tap, taps},
     },
-    spec::{Link, Vm},
+    spec::{Link, LinkState, Nic, Vm},
     value::IfName,
 };
 
@@ -93,6 +93,9 @@ pub enum Error {
         /// Why.
         source: port::Error,
     },
+    /// The guest's screen.
+    #[error(transparent)]
+    Screen(#[from] screen::Error),
     /// /dev/vhost-net.
     #[error("cannot open /dev/vhost-net")]
     Vhost(#[source] std::io::Error),
@@ -144,6 +147,7 @@ impl Error {
             Self::Socket(error) => error.is_the_hosts(),
             Self::Spawn(error) => error.is_the_hosts(),
             Self::Record(error) => error.is_the_hosts(),
+            Self::Screen(error) => error.is_the_hosts(),
             Self::Link { .. } | Self::Port { .. } | Self::Vhost(_) | Self::Silent { .. } => true,
             Self::Saved(saved::Error::File(error)) => error.is_the_hosts(),
             Self::Saved(_) | Self::Slow(_) => false,
@@ -163,6 +167,7 @@ impl Error {
             Self::Spawn(error) => error.hint(),
             Self::Monitor(error) => error.hint(),
             Self::Record(error) => error.hint(),
+            Self::Screen(error) => error.hint(),
             Self::Silent { pid, .. } => {
                 Some(format!("look at it with `ps -fp {pid}`; `kill {pid}` gives the guest up"))
             }
@@ -210,11 +215,14 @@ pub async fn launch(
         restores: saved.is_some(),
     };
     let arguments = argv::argv(&machine)?;
-    check_forwards(vm)?;
+    for nic in &vm.nics {
+        check_forwards(vm, nic)?;
+    }
+    screen::prepare(vm, &paths)?;
     let mut fds: Vec<(OwnedFd, i32)> = vec![];
-    for (tap, open) in open_taps(vm).await? {
+    for tap in taps(vm) {
         let index = vm.nics.iter().position(|n| n.name == tap.nic).unwrap_or_default();
-        fds.push((open, fd::tap(index)));
+        fds.push((open_tap(vm, &tap).await?, fd::tap(index)));
         if machine.vhost_net {
             fds.push((vhost::open().map_err(Error::Vhost)?, fd::vhost(index)));
         }
@@ -255,13 +263,24 @@ pub async fn launch(
         notes: prepared.notes.clone(),
         ready: head.as_ref().is_some_and(|saved| saved.ready),
         missed: None,
+        applied: BTreeMap::new(),
+        binary: Some(prepared.facts.qemu.binary.clone()),
+        firmware: prepared
+            .firmware
+            .as_ref()
+            .and_then(|chosen| Some((chosen.code.clone(), file::written_at(&chosen.code)?))),
+        instance: vm.cloud_init.as_ref().map(|_| prepared.identity.instance_id.clone()),
     };
     record.write(&paths, text)?;
     let session = match qmp::connect(&paths.qmp_socket(), ANSWER_LIMIT).await {
         Err(qmp::Error::Closed | qmp::Error::Connect { .. }) => return Err(Error::Exited),
         other => other?,
     };
+    screen::open_to_group(vm, &paths)?;
     let serial = UnixStream::connect(paths.serial_socket()).await.map_err(Error::Serial)?;
+    for nic in vm.nics.iter().filter(|nic| nic.state == LinkState::Down) {
+        session.client.set_link(&device::nic_id(&nic.name), false, ANSWER_LIMIT).await?;
+    }
     let found = match record.restoring {
         Some(held) => restored(&session.client, &paths, held).await?,
         None => {
@@ -311,46 +330,47 @@ pub(super) async fn restored(
     Ok(Guest::Running)
 }
 
-/// Makes the taps of a VM and puts each on its bridge.
-async fn open_taps(vm: &Vm) -> Result<Vec<(Tap, OwnedFd)>, Error> {
-    let mut out = vec![];
-    for tap in taps(vm) {
-        let at = vm.at(&format!("nic.{}.bridge", tap.nic));
-        let links = Links::open();
-        let failed = |source| Error::Link { tap: tap.name.clone(), at: at.clone(), source };
-        let links = links.map_err(failed)?;
-        let open = match tap::open(&tap.name) {
-            Ok(open) => open,
-            Err(source) => {
-                // Whose it is makes the message; that this cannot be found out does not matter.
-                let found = match source.taken() {
-                    Some(name) => links.find(name).await.ok().flatten(),
-                    None => None,
-                };
-                let source = match found {
-                    Some(link) => source.of(link.described()),
-                    None => source,
-                };
-                return Err(Error::Tap { tap: tap.name.clone(), at: at.clone(), source });
-            }
-        };
-        let attached = links.attach(&tap).await.map_err(failed)?;
-        if !attached.bridge_up {
-            tracing::warn!("the bridge `{}` is down: nothing passes ({at})", tap.bridge);
+/// Makes a tap and puts it on its bridge.
+pub(super) async fn open_tap(vm: &Vm, tap: &Tap) -> Result<OwnedFd, Error> {
+    let at = vm.at(&format!("nic.{}.bridge", tap.nic));
+    let links = Links::open();
+    let failed = |source| Error::Link { tap: tap.name.clone(), at: at.clone(), source };
+    let links = links.map_err(failed)?;
+    let open = match tap::open(&tap.name) {
+        Ok(open) => open,
+        Err(source) => {
+            // Whose it is makes the message; that this cannot be found out does not matter.
+            let found = match source.taken() {
+                Some(name) => links.find(name).await.ok().flatten(),
+                None => None,
+            };
+            let source = match found {
+                Some(link) => source.of(link.described()),
+                None => source,
+            };
+            return Err(Error::Tap { tap: tap.name.clone(), at, source });
         }
-        out.push((tap, open));
-    }
-    Ok(out)
+    };
+    attach(&links, tap, &at).await?;
+    Ok(open)
 }
 
-/// Whether QEMU will get the ports that it is to listen on.
-fn check_forwards(vm: &Vm) -> Result<(), Error> {
-    for nic in &vm.nics {
-        let Link::User { forward } = &nic.link else { continue };
-        let at = || vm.at(&format!("nic.{}.forward", nic.name));
-        for forward in forward {
-            port::check(forward).map_err(|source| Error::Port { at: at(), source })?;
-        }
+/// Puts a tap that is there on its bridge.
+pub(super) async fn attach(links: &Links, tap: &Tap, at: &str) -> Result<(), Error> {
+    let failed = |source| Error::Link { tap: tap.name.clone(), at: at.to_owned(), source };
+    let attached = links.attach(tap).await.map_err(failed)?;
+    if !attached.bridge_up {
+        tracing::warn!("the bridge `{}` is down: nothing passes ({at})", tap.bridge);
+    }
+    Ok(())
+}
+
+/// Whether QEMU will get the ports that it is to listen on for a NIC.
+pub(super) fn check_forwards(vm: &Vm, nic: &Nic) -> Result<(), Error> {
+    let Link::User { forward } = &nic.link else { return Ok(()) };
+    let at = || vm.at(&format!("nic.{}.forward", nic.name));
+    for forward in forward {
+        port::check(forward).map_err(|source| Error::Port { at: at(), source })?;
     }
     Ok(())
 }

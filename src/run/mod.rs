@@ -18,6 +18,7 @@ pub mod begin;
 pub mod carry;
 pub mod console;
 pub mod disk;
+pub mod doctor;
 mod enrol;
 pub mod error;
 mod fact;
@@ -31,18 +32,25 @@ pub mod inventory;
 pub mod kept;
 pub mod launch;
 pub mod left_behind;
+mod live;
+pub mod metrics;
+mod plug;
 pub mod prepare;
 pub mod progress;
 mod ready;
 pub mod record;
 mod report;
+mod reread;
 mod resources;
 pub mod saved;
+mod screen;
 pub mod service;
 mod set_out;
 pub mod shares;
+mod statistics;
 pub mod supervise;
 mod suspend;
+pub mod usage;
 
 /// What a supervisor is told by whoever starts it: time, randomness and environment come from here.
 #[derive(Debug, Clone)]

@@ -24,7 +24,7 @@ use crate::{
         layout::VmPaths,
         seed,
     },
-    spec::{Source, Vm},
+    spec::{Disk, Source, Vm},
 };
 
 /// A VM that can be launched.
@@ -149,6 +149,20 @@ pub fn identity_of(settings: &Settings, vm: &Vm, facts: &Facts) -> Result<(Ident
     Ok((identity, changed))
 }
 
+/// Gives the VM a new instance-id: at the next boot from its seed cloud-init takes the guest for a new one. The old and the new one;
+/// `None` where there is no identity yet.
+///
+/// # Errors
+/// The identity cannot be read or written.
+pub fn renew_instance(settings: &Settings) -> Result<Option<(String, String)>, Error> {
+    let paths = settings.paths();
+    let Some(mut identity) = identities::read(&paths)? else { return Ok(None) };
+    let new = Identity::instance(&settings.name, &(settings.uuid)());
+    let old = std::mem::replace(&mut identity.instance_id, new.clone());
+    identities::write(&paths, &identity)?;
+    Ok(Some((old, new)))
+}
+
 /// The firmware that the VM file asks for.
 ///
 /// # Errors
@@ -159,8 +173,21 @@ pub fn firmware_of(
     facts: &Facts,
     machine: &str,
 ) -> Result<Option<Chosen>, descriptors::Error> {
-    let binary = facts.qemu.binary.canonicalize().unwrap_or_else(|_| facts.qemu.binary.clone());
-    let directories = descriptors::directories(settings.config_home.as_deref(), &binary);
+    firmware_for(settings.config_home.as_deref(), &facts.qemu.binary, vm, machine)
+}
+
+/// The same, by what it depends on alone.
+///
+/// # Errors
+/// None fits.
+pub fn firmware_for(
+    config_home: Option<&Path>,
+    qemu: &Path,
+    vm: &Vm,
+    machine: &str,
+) -> Result<Option<Chosen>, descriptors::Error> {
+    let binary = qemu.canonicalize().unwrap_or_else(|_| qemu.to_owned());
+    let directories = descriptors::directories(config_home, &binary);
     let found = if vm.firmware == crate::spec::Firmware::Bios {
         vec![]
     } else {
@@ -212,21 +239,11 @@ pub fn prepare(
         identities::write(&paths, &identity)?;
     }
     let firmware = firmware_of(settings, &vm, &facts, &identity.machine)?;
-    let tools = Tools {
-        qemu_img: QemuImg::new(qemu_img_beside(&facts.qemu.binary)),
-        patience: Patience::default(),
-        now: (settings.now)(),
-    };
-    let mut spoken = Spoken { say, last: None };
     let mut disks = vec![];
     for wanted in &vm.disks {
-        let ready =
-            disk::ensure(wanted, &paths, &settings.layout.images(), &tools, &mut spoken, cancel);
-        let ready =
-            ready.map_err(|e| if e.is_called_off() { Error::Cancelled } else { Error::Disk(e) })?;
-        notes.extend(ready.notes);
-        let is_device = matches!(wanted.source, Source::Device(_));
-        disks.push(DiskFile { path: ready.path, format: ready.format, is_device });
+        let (file, more) = disk(settings, &facts.qemu.binary, wanted, cancel, say)?;
+        notes.extend(more);
+        disks.push(file);
     }
     if let Some(template) = firmware.as_ref().and_then(|f| f.vars_template.as_ref())
         && !paths.efi_vars().exists()
@@ -243,8 +260,33 @@ pub fn prepare(
     Ok(Prepared { vm, identity, facts, accel, disks, firmware, notes })
 }
 
+/// Makes a disk ready, and what is to be known of it.
+///
+/// # Errors
+/// As of [`disk::ensure`].
+pub fn disk(
+    settings: &Settings,
+    qemu: &Path,
+    wanted: &Disk,
+    cancel: &Cancel,
+    say: &(dyn Fn(String) + Sync),
+) -> Result<(DiskFile, Vec<String>), Error> {
+    let tools = Tools {
+        qemu_img: QemuImg::new(qemu_img_beside(qemu)),
+        patience: Patience::default(),
+        now: (settings.now)(),
+    };
+    let mut spoken = Spoken { say, last: None };
+    let (paths, images) = (settings.paths(), settings.layout.images());
+    let ready = disk::ensure(wanted, &paths, &images, &tools, &mut spoken, cancel);
+    let ready =
+        ready.map_err(|e| if e.is_called_off() { Error::Cancelled } else { Error::Disk(e) })?;
+    let is_device = matches!(wanted.source, Source::Device(_));
+    Ok((DiskFile { path: ready.path, format: ready.format, is_device }, ready.notes))
+}
+
 /// The qemu-img that came with this QEMU, or else whatever `PATH` has.
-fn qemu_img_beside(binary: &Path) -> std::path::PathBuf {
+pub(super) fn qemu_img_beside(binary: &Path) -> std::path::PathBuf {
     let beside = binary.with_file_name("qemu-img");
     if beside.exists() { beside } else { "qemu-img".into() }
 }

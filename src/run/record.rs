@@ -1,6 +1,9 @@
 //! What is written down about a run: what a later supervisor needs to take over, and how the last ten runs ended.
 
-use std::path::Path;
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +52,18 @@ pub struct Record {
     /// It was not ready in its time, and why.
     #[serde(default)]
     pub missed: Option<String>,
+    /// What was done to the running machine since, by key (`plan::facets`); null for what was taken out.
+    #[serde(default)]
+    pub applied: BTreeMap<String, Option<String>>,
+    /// The program that it is.
+    #[serde(default)]
+    pub binary: Option<PathBuf>,
+    /// The firmware that it read, and when that file was last written, in seconds since 1970.
+    #[serde(default)]
+    pub firmware: Option<(PathBuf, i64)>,
+    /// cloud-init's instance-id in the seed that it was given.
+    #[serde(default)]
+    pub instance: Option<String>,
 }
 
 fn yes() -> bool {
@@ -90,6 +105,8 @@ impl Record {
             paths.agent_socket(),
             paths.serial_socket(),
             paths.migration_socket(),
+            paths.vnc_socket(),
+            paths.vnc_password(),
         ] {
             let _ = std::fs::remove_file(path);
         }

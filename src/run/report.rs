@@ -3,7 +3,10 @@
 use serde_json::json;
 use tokio::sync::oneshot;
 
-use super::supervise::{AGENT_LIMIT, QMP_LIMIT, Supervisor};
+use super::{
+    screen,
+    supervise::{AGENT_LIMIT, QMP_LIMIT, Supervisor},
+};
 use crate::{
     control::types::{self, Command, Refusal, Request, Status},
     life::{self, State},
@@ -11,15 +14,26 @@ use crate::{
     value::chain,
 };
 
+/// How many events are kept for who asks later.
+const RECENT: usize = 64;
+/// Events that tell of no turn of the VM's life.
+const CHATTY: [&str; 3] = ["BALLOON_CHANGE", "RTC_CHANGE", "NIC_RX_FILTER_CHANGED"];
+
 impl Supervisor {
     pub(super) fn answer(&mut self, request: Request) {
         match request {
             Request::Command(command, reply) => self.command(command, reply),
             Request::Status(reply) => drop(reply.send(self.status())),
+            Request::RecentEvents(reply) => {
+                drop(reply.send(self.recent.iter().cloned().collect()));
+            }
+            Request::Statistics(reply) => self.statistics(reply),
             Request::Guest(reply) => self.ask_guest(reply),
+            Request::Screenshot(reply) => self.screenshot(reply),
+            Request::Press(chords, reply) => self.press(chords, reply),
             Request::Exec { argv, limit, reply } => self.exec(argv, limit, reply),
-            Request::Console { read_only, reply } => {
-                let view = self.console.view(read_only);
+            Request::Console { read_only, scrollback, reply } => {
+                let view = self.console.view(read_only, scrollback);
                 let _ = reply
                     .send(view.map_err(|e| Refusal::Failed(format!("cannot open a viewer: {e}"))));
             }
@@ -38,7 +52,7 @@ impl Supervisor {
             Command::Resume => life::Command::Resume,
             Command::Suspend => life::Command::Suspend,
             Command::Reload => {
-                let _ = reply.send(self.reload().map_err(Refusal::Failed));
+                self.reload(Some(reply));
                 return;
             }
             Command::SetMemory { bytes } => {
@@ -156,7 +170,7 @@ impl Supervisor {
             Link::Bridge { tap, .. } => Some(tap.to_string()),
             Link::User { .. } => None,
         });
-        let mut notes = [&self.notes[..], &self.resource_notes[..]].concat();
+        let mut notes = [&self.notes[..], &self.resource_notes[..], &self.live_notes[..]].concat();
         if let Some(problem) = &self.written_problem
             && !self.is_orphan()
         {
@@ -176,10 +190,13 @@ impl Supervisor {
             vcpu: self.vm.vcpu.into(),
             mem_bytes: self.vm.mem.bytes(),
             mem_actual_bytes: self.memory_actual,
+            mem_resident_bytes: None,
+            cpu_seconds: None,
             mem_target_bytes: self.memory_target,
             mac: record.and_then(|r| r.mac.clone()).or_else(|| nic?.mac.map(|m| m.to_string())),
             ip: nic.and_then(|n| n.ip).map(|i| i.to_string()),
             tap: record.map_or(written_tap, |r| r.tap.clone()),
+            vnc: record.and_then(|_| screen::vnc(&self.vm, &self.paths)),
             cpu_weight: self.vm.cpu_weight.get(),
             cpu_weight_effective: None,
             cpu_share: None,
@@ -198,8 +215,15 @@ impl Supervisor {
     }
 
     /// Tells whoever watches; nobody watching is no error.
-    pub(super) fn publish(&self, name: &str, data: serde_json::Value) {
+    pub(super) fn publish(&mut self, name: &str, data: serde_json::Value) {
         let data = if data.is_null() { json!({}) } else { data };
-        let _ = self.events.send(types::Event { event: name.to_owned(), data: Some(data) });
+        let at = Some((self.settings.now)().to_string());
+        let event = types::Event { at, event: name.to_owned(), data: Some(data) };
+        // What a guest can cause as often as it likes must not push the others out.
+        if !CHATTY.contains(&name) {
+            self.recent.truncate(RECENT - 1);
+            self.recent.push_front(event.clone());
+        }
+        let _ = self.events.send(event);
     }
 }

@@ -38,7 +38,8 @@ impl Supervisor {
             Found::Alive(process, record) => {
                 (self.life.state, self.adopting) = (State::Launching, true);
                 if let Some((vm, text)) = adopt::booted(&self.paths, &self.vm.name, &self.vm.file) {
-                    (self.vm, self.text) = (vm, text);
+                    self.runs(vm);
+                    self.text = text;
                 }
                 if let Some(vm) = adopt::reloaded(&self.paths, &self.vm.name, &self.vm.file) {
                     self.take_live(vm);
@@ -91,7 +92,8 @@ impl Supervisor {
                     Ok(vm) => {
                         info!("going on from the state that was saved at {}", head.at);
                         // What counts at once is of the host's side, and as it is written now.
-                        let written = std::mem::replace(&mut self.vm, vm);
+                        let written = self.vm.clone();
+                        self.runs(vm);
                         self.take_live(written);
                         self.text.clone_from(&head.vm_file);
                         self.restoring = Some(head);
@@ -110,7 +112,8 @@ impl Supervisor {
             return false;
         }
         self.set_aside(why);
-        (self.vm, self.text) = (self.written.clone(), self.written_text.clone());
+        self.runs(self.written.clone());
+        self.text.clone_from(&self.written_text);
         self.life.state = life::State::Preparing;
         Record::remove(&self.paths);
         self.prepare();

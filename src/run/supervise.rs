@@ -4,6 +4,7 @@
 //! for anything but the next fact. Nothing wakes it while nothing happens, but the service manager's watchdog.
 
 use std::{
+    collections::VecDeque,
     ffi::OsString,
     time::{Duration, Instant},
 };
@@ -21,6 +22,7 @@ use super::{
     error::Error,
     fact::{Fact, forward_changes, forward_requests, forward_signals},
     launch::Qemu,
+    live::Applying,
     prepare::Prepared,
     progress::Cancel,
     ready::{Awaiting, policy},
@@ -38,7 +40,7 @@ use crate::{
         watch::{self, Watching},
     },
     life::{self, Life},
-    plan::{layout::VmPaths, saved::Saved},
+    plan::{facets::Facets, layout::VmPaths, saved::Saved},
     spec::Vm,
 };
 
@@ -112,14 +114,19 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
     let watchdog = notifier.watchdog_interval();
     let mut one = Supervisor {
         paths: paths.clone(),
-        console: Console::new(paths.console_log()),
+        console: Console::new(paths.console_log(), settings.now),
         ends: record::ends(&paths.ends()),
         since: (settings.now)(),
         origin: Instant::now(),
         life: Life::default(),
         written: vm.clone(),
         written_problem: None,
+        running: Facets::of(&vm),
         vm,
+        installed: None,
+        recent: VecDeque::new(),
+        applying: None,
+        live_notes: vec![],
         written_text: text.clone(),
         text,
         pending: vec![],
@@ -186,6 +193,16 @@ pub(super) struct Supervisor {
     /// The VM as it runs: the file QEMU was started from, with what was applied live since.
     pub(super) vm: Vm,
     pub(super) text: String,
+    /// The same key by key, with what was done to the machine since.
+    pub(super) running: Facets,
+    /// The version of the QEMU that is installed, where it is not the one that runs.
+    pub(super) installed: Option<String>,
+    /// What happened last, newest first.
+    pub(super) recent: VecDeque<Event>,
+    /// Changes that are being applied.
+    pub(super) applying: Option<Applying>,
+    /// What could not be applied.
+    pub(super) live_notes: Vec<String>,
     /// The VM file as it is now, if it is valid.
     pub(super) written: Vm,
     pub(super) written_text: String,
@@ -249,7 +266,7 @@ impl Supervisor {
             Fact::Stopped { host_down: true } => self.feed(life::Event::HostDown),
             Fact::Stopped { host_down: false } => self.feed(life::Event::Signalled),
             Fact::Signal(Signal::Interrupt) => self.interrupted(),
-            Fact::Signal(Signal::Reload) => drop(self.reload()),
+            Fact::Signal(Signal::Reload) => self.reload(None),
             Fact::FileChanged => self.reread(),
             Fact::Signal(Signal::Reexec) => self.reexec(),
             Fact::Request(request) => self.answer(request),
@@ -291,7 +308,20 @@ impl Supervisor {
             Fact::Saved(generation, result) if generation == self.generation => {
                 self.saved(result);
             }
+            Fact::Applied(generation, results) if generation == self.generation => {
+                self.applied(results);
+            }
+            Fact::LetGo(generation, gone, held) if generation == self.generation => {
+                self.let_go(&gone, &held);
+            }
+            Fact::Installed(generation, version) if generation == self.generation => {
+                self.installed = Some(version);
+                self.reread();
+            }
             Fact::Memory(..)
+            | Fact::Applied(..)
+            | Fact::LetGo(..)
+            | Fact::Installed(..)
             | Fact::Saved(..)
             | Fact::NotPinned(..)
             | Fact::Ready(..)

@@ -45,6 +45,8 @@ impl Supervisor {
 
     /// Begins to save.
     pub(super) fn save(&mut self) {
+        // A state can only be taken up by a machine like the one that it is of.
+        let replugged = self.is_replugged();
         let held =
             matches!(self.life.state, life::State::Suspending(life::Saving { held: true, .. }));
         let Some(qemu) = &mut self.qemu else { return };
@@ -64,7 +66,10 @@ impl Supervisor {
             (qemu.client.clone(), self.facts.clone(), self.generation);
         let (paths, memory) = (self.paths.clone(), self.vm.mem.bytes());
         let task = tokio::spawn(async move {
-            let result = save(&client, &paths, &head, memory).await;
+            let result = match replugged {
+                true => Err("disks or NICs were plugged in or out since it was started".to_owned()),
+                false => save(&client, &paths, &head, memory).await,
+            };
             let _ = facts.send(Fact::Saved(generation, result)).await;
         });
         self.saving = Some(task.abort_handle());

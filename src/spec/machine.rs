@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CloudInit, Disk, Nic, Ready, ReadyFailure,
+    CloudInit, Disk, Display, Nic, Ready, ReadyFailure,
     cloud_init::ReadFile,
     disk::{Bus, DiskKeys, FlatDisk},
     nic::NicKeys,
@@ -72,6 +72,8 @@ pub struct Vm {
     pub nics: Vec<Nic>,
     /// `[cloudInit]`; without it the VM gets no seed.
     pub cloud_init: Option<CloudInit>,
+    /// `[display]`; without it the guest has no screen.
+    pub display: Option<Display>,
     /// The line of each key that was written, by its path (`bridge`, `disk.data.size`), for messages.
     pub lines: BTreeMap<String, usize>,
 }
@@ -155,6 +157,7 @@ impl Vm {
         let nics = nics(r, name, &mut top);
         let cloud_init = top.take_table(r, "cloudInit");
         let cloud_init = cloud_init.map(|table| CloudInit::take(r, table, user_data));
+        let display = top.take_table(r, "display").map(|table| Display::take(r, table));
         top.finish(r);
         if let Some((at, ready)) = ready.good() {
             ready.check(r, at, &nics, cloud_init.is_some());
@@ -185,6 +188,7 @@ impl Vm {
             disks,
             nics,
             cloud_init,
+            display,
             lines: std::mem::take(&mut r.lines),
         }
     }

@@ -6,6 +6,7 @@
 pub mod check;
 mod cloud_init;
 mod disk;
+mod display;
 mod file;
 mod image;
 mod machine;
@@ -25,10 +26,11 @@ use toml::de::DeTable;
 
 pub use cloud_init::{CloudInit, UserData};
 pub use disk::{Bus, Clone, Disk, Format, Media, Source};
+pub use display::Display;
 pub use file::{files_in, load, load_all, load_early, load_with_text, name_of};
 pub use image::{Checksum, Image, Origin};
 pub use machine::{Accel, Firmware, HostShutdown, OnGuestReboot, OnPanic, Vm};
-pub use nic::{Link, Model, Nic};
+pub use nic::{Link, LinkState, Model, Nic};
 pub use problem::{Invalid, Problem};
 pub use ready::{Reach, Ready, ReadyFailure};
 
@@ -77,7 +79,7 @@ fn take(
 /// Every key that a VM file can have, by its path, such as `disk.NAME.size`; as the reader itself asks for them.
 pub fn keys() -> &'static BTreeSet<String> {
     static KEYS: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
-        let text = "[cpu]\n[image]\n[cloudInit]\n[disk.x.image]\n[nic.x]\n";
+        let text = "[cpu]\n[image]\n[cloudInit]\n[display]\n[disk.x.image]\n[nic.x]\n";
         let file = Path::new("x.toml");
         let mut r = Reading::new(file, text);
         if let Ok(name) = "x".parse() {

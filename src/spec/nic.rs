@@ -28,6 +28,8 @@ pub struct Nic {
     pub mtu: Option<u16>,
     /// `model`: what the guest sees.
     pub model: Model,
+    /// `link`: whether the guest sees a cable plugged in.
+    pub state: LinkState,
     /// What the other end is.
     pub link: Link,
 }
@@ -60,6 +62,17 @@ pub enum Model {
     E1000e,
 }
 
+/// Whether the guest sees a cable plugged in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LinkState {
+    /// It does.
+    #[default]
+    Up,
+    /// It does not: nothing passes.
+    Down,
+}
+
 /// The keys of a NIC, as they were written.
 pub(super) struct NicKeys {
     /// The table's header; `None` where there are only flat keys.
@@ -72,6 +85,7 @@ pub(super) struct NicKeys {
     forward: Key<Vec<(At, Forward)>>,
     mtu: Key<Whole<576, 65535>>,
     model: Key<Model>,
+    state: Key<LinkState>,
     tap: Key<IfName>,
 }
 
@@ -88,6 +102,7 @@ impl NicKeys {
             forward: top.take_list(r, "forward"),
             mtu: Key::ABSENT,
             model: Key::ABSENT,
+            state: Key::ABSENT,
             tap: Key::ABSENT,
         }
     }
@@ -97,6 +112,7 @@ impl NicKeys {
         let mut keys = Self::take_flat(r, &mut table);
         keys.mtu = table.take(r, "mtu");
         keys.model = table.take(r, "model");
+        keys.state = table.take(r, "link");
         keys.tap = table.take(r, "tap");
         keys.at = Some(table.at.clone());
         table.finish(r);
@@ -126,7 +142,7 @@ impl NicKeys {
 
     /// The first of these keys that was written.
     pub(super) fn first(&self) -> Option<&At> {
-        let Self { at: _, mac, ip, gateway, dns, bridge, forward, mtu, model, tap } = self;
+        let Self { at: _, mac, ip, gateway, dns, bridge, forward, mtu, model, state, tap } = self;
         [
             &mac.at,
             &ip.at,
@@ -136,6 +152,7 @@ impl NicKeys {
             &forward.at,
             &mtu.at,
             &model.at,
+            &state.at,
             &tap.at,
         ]
         .into_iter()
@@ -155,6 +172,7 @@ impl NicKeys {
             dns: self.dns.value.iter().flatten().map(|(_, address)| *address).collect(),
             mtu: self.mtu.value.as_ref().and_then(|Whole(mtu)| u16::try_from(*mtu).ok()),
             model: self.model.value.unwrap_or_default(),
+            state: self.state.value.unwrap_or_default(),
             link,
             name,
         }

@@ -3,11 +3,12 @@
 use toml::de::DeValue;
 
 use super::{
-    Accel, Bus, Clone as DiskClone, Firmware, Format, HostShutdown, Media, Model, OnGuestReboot,
-    OnPanic, ReadyFailure, unknown,
+    Accel, Bus, Clone as DiskClone, Firmware, Format, HostShutdown, LinkState, Media, Model,
+    OnGuestReboot, OnPanic, ReadyFailure, unknown,
 };
 use crate::value::{
-    Cidr, CpuList, CpuWeight, Forward, IfName, MacAddr, Refused, Seconds, Size, VmName, shown,
+    Cidr, CpuList, CpuWeight, Forward, IfName, MacAddr, Refused, Seconds, Size, VmName, VncAddress,
+    shown,
 };
 
 /// A value that can be read from TOML.
@@ -151,7 +152,7 @@ macro_rules! by_text {
         }
     )*};
 }
-by_text!(Cidr, CpuList, Forward, IfName, MacAddr, VmName);
+by_text!(Cidr, CpuList, Forward, IfName, MacAddr, VmName, VncAddress);
 
 impl Written for std::net::IpAddr {
     const WANTED: &'static str = TEXT;
@@ -290,5 +291,6 @@ by_word! {
     DiskClone { "copy" => Self::Copy, "overlay" => Self::Overlay }
     Bus { "virtio" => Self::Virtio, "sata" => Self::Sata, "nvme" => Self::Nvme }
     Media { "disk" => Self::Disk, "cdrom" => Self::Cdrom }
+    LinkState { "up" => Self::Up, "down" => Self::Down }
     Model { "virtio" => Self::Virtio, "e1000e" => Self::E1000e }
 }

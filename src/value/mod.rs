@@ -13,6 +13,7 @@ mod mac_addr;
 mod seconds;
 mod size;
 mod vm_name;
+mod vnc_address;
 
 pub use base64::base64;
 pub use chain::chain;
@@ -27,6 +28,7 @@ pub use mac_addr::MacAddr;
 pub use seconds::Seconds;
 pub use size::Size;
 pub use vm_name::VmName;
+pub use vnc_address::VncAddress;
 
 /// Why a text is not one of these values: what was found, and what is allowed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

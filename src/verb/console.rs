@@ -1,13 +1,21 @@
 //! `qvm console`: the serial console; Ctrl-] leaves.
 
-use std::io;
+use std::{io, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
+    sync::mpsc,
 };
 
-use crate::{exit::Failure, host::terminal, plan::layout::Layout, value::VmName};
+use crate::{
+    control::client::Client,
+    exit::Failure,
+    host::terminal,
+    plan::layout::Layout,
+    run::adopt::{self, Found},
+    value::VmName,
+};
 
 /// What `qvm console` takes.
 #[derive(Debug, Clone, clap::Args)]
@@ -17,76 +25,163 @@ pub struct Args {
     /// Only look: what is typed is not sent
     #[arg(long)]
     read_only: bool,
+    /// How much of what was said before is shown first, in KiB; on a terminal 16 unless said, else 0
+    #[arg(long, value_name = "KIB", value_parser = clap::value_parser!(u64).range(0..=256))]
+    scrollback: Option<u64>,
 }
 
 /// Ctrl-], as telnet and virsh have it.
 const LEAVE: u8 = 0x1d;
+/// What a terminal shows of what was said before, in KiB: several screens of it.
+const SCROLLBACK: u64 = 16;
+/// How long the next supervisor is waited for, and how often it is looked for.
+const NEXT: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(100);
+/// What a guest may have left switched on: colours, an invisible cursor, bracketed paste, mouse reports.
+const TIDY: &str = "\x1b[0m\x1b[?25h\x1b[?2004l\x1b[?1000l";
 
-/// Shows the console until Ctrl-] or until the VM is down. Without a terminal it copies.
+/// Shows the console until Ctrl-] or until the VM is down; a supervisor that is replaced does not end it. Without a terminal it copies.
 ///
 /// # Errors
 /// The VM is not running.
 pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
-    let client = super::connect(layout, &args.name).await?;
-    let attached = client.console(args.read_only).await;
-    let attached = attached.map_err(|error| super::refused(&error, layout, &args.name))?;
-    let signals = terminal::signals().and_then(UnixStream::from_std);
-    let cannot = |error: io::Error| Failure::of(&error).about(&args.name);
-    let signals = signals.map_err(cannot)?;
+    let name = &args.name;
+    let client = super::connect(layout, name).await?;
+    let cannot = |error: io::Error| Failure::of(&error).about(name);
+    let signals = terminal::signals().and_then(UnixStream::from_std).map_err(cannot)?;
     let raw = terminal::Raw::enter().map_err(cannot)?;
-    if raw.is_some() {
-        eprint!("Connected to {}; Ctrl-] leaves\r\n", args.name);
+    let on_terminal = raw.is_some();
+    let scrollback = args.scrollback.unwrap_or(if on_terminal { SCROLLBACK } else { 0 }) << 10;
+    let attached = client.console(args.read_only, scrollback).await;
+    let attached = attached.map_err(|error| super::refused(&error, layout, name))?;
+    if on_terminal {
+        eprint!("Connected to {name}; Ctrl-] leaves{}\r\n", size());
     }
-    let left = copy(attached, signals, raw.is_some(), args.read_only).await;
-    if raw.is_some() {
+    // A terminal is read all the same, for Ctrl-].
+    let mut keyboard = Keyboard {
+        input: (on_terminal || !args.read_only).then(terminal::input),
+        signals,
+        on_terminal,
+        read_only: args.read_only,
+    };
+    let mut left = copy(attached, &mut keyboard).await;
+    while let Ok(Left::Closed) = left {
+        let Some(next) = next(layout, name, args.read_only, &mut keyboard).await else { break };
+        left = copy(next, &mut keyboard).await;
+    }
+    if on_terminal {
         drop(raw);
-        eprintln!();
+        eprintln!("{TIDY}");
     }
-    left
+    left.map(drop)
 }
 
-async fn copy(
-    console: UnixStream,
-    mut signals: UnixStream,
-    terminal: bool,
+/// A serial line does not tell the guest how large the terminal is: how to tell it, where it is not what the guest takes it for.
+fn size() -> String {
+    match terminal::size() {
+        Some((80, 24)) | None => String::new(),
+        Some((columns, rows)) => {
+            format!("; in the guest: stty rows {rows} cols {columns}")
+        }
+    }
+}
+
+/// Where keys come from.
+struct Keyboard {
+    input: Option<mpsc::Receiver<Vec<u8>>>,
+    signals: UnixStream,
+    on_terminal: bool,
     read_only: bool,
-) -> Result<(), Failure> {
+}
+
+/// How a copying ended.
+enum Left {
+    /// The operator has left.
+    Left,
+    /// The supervisor has gone.
+    Closed,
+}
+
+/// What the operator did.
+enum Did {
+    Typed(Vec<u8>),
+    Left,
+}
+
+impl Keyboard {
+    async fn next(&mut self) -> Did {
+        let mut signal = [0; 1];
+        loop {
+            let typed = async {
+                match &mut self.input {
+                    Some(input) => input.recv().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                _ = self.signals.read(&mut signal) => return Did::Left,
+                typed = typed => match typed {
+                    Some(typed) => return Did::Typed(typed),
+                    None if self.on_terminal => return Did::Left,
+                    None => self.input = None,
+                },
+            }
+        }
+    }
+}
+
+async fn copy(console: UnixStream, keyboard: &mut Keyboard) -> Result<Left, Failure> {
     let (mut from, mut to) = console.into_split();
-    // A terminal is read all the same, for Ctrl-].
-    let mut input = (terminal || !read_only).then(terminal::input);
     let mut bytes = vec![0; 16 << 10];
-    let mut signal = [0; 1];
     loop {
         tokio::select! {
             read = from.read(&mut bytes) => match read {
-                Ok(0) | Err(_) => return Ok(()),
+                Ok(0) | Err(_) => return Ok(Left::Closed),
                 Ok(n) => super::print_bytes(&bytes[..n])?,
             },
-            _ = signals.read(&mut signal) => return Ok(()),
-            typed = next(&mut input) => match typed {
-                Some(typed) => {
-                    let (keys, leave) = keys(&typed, terminal);
+            did = keyboard.next() => match did {
+                Did::Left => return Ok(Left::Left),
+                Did::Typed(typed) => {
+                    let (keys, leave) = keys(&typed, keyboard.on_terminal);
                     // A console that closed says so by its end.
-                    if !read_only {
+                    if !keyboard.read_only {
                         let _ = to.write_all(keys).await;
                     }
                     if leave {
-                        return Ok(());
+                        return Ok(Left::Left);
                     }
                 }
-                None if terminal => return Ok(()),
-                None => input = None,
             },
         }
     }
 }
 
-/// Never, where there is no input any more.
-async fn next(input: &mut Option<tokio::sync::mpsc::Receiver<Vec<u8>>>) -> Option<Vec<u8>> {
-    match input {
-        Some(input) => input.recv().await,
-        None => std::future::pending().await,
+/// The console of the next supervisor, as long as there is a QEMU for one.
+async fn next(
+    layout: &Layout,
+    name: &VmName,
+    read_only: bool,
+    keyboard: &mut Keyboard,
+) -> Option<UnixStream> {
+    let paths = layout.vm(name);
+    let until = tokio::time::Instant::now() + NEXT;
+    // Without a QEMU there is nothing to wait for: the VM is down.
+    while tokio::time::Instant::now() < until && matches!(adopt::find(&paths), Found::Alive(..)) {
+        if let Ok(client) = Client::connect(&paths.control_socket()).await
+            && let Ok(console) = client.console(read_only, 0).await
+        {
+            return Some(console);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            did = keyboard.next() => match did {
+                Did::Left => return None,
+                Did::Typed(typed) if keys(&typed, keyboard.on_terminal).1 => return None,
+                Did::Typed(_) => {}
+            },
+        }
     }
+    None
 }
 
 /// What is for the guest, and whether Ctrl-] came after it.

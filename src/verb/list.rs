@@ -1,12 +1,18 @@
 //! `qvm list`: every VM in one line.
 
+use std::{collections::BTreeMap, io::IsTerminal, path::Path, time::Duration};
+
 use jiff::Timestamp;
 
 use crate::{
-    control::types::{State, Status},
+    control::types::{Ready, State, Status},
     exit::Failure,
     plan::layout::Layout,
-    run::inventory::{Entry, inventory},
+    run::{
+        inventory::{Entry, inventory},
+        usage,
+    },
+    table::{Cell, Look, Table},
     value::shown,
 };
 
@@ -14,68 +20,126 @@ use crate::{
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// The objects that `qvm status --json` prints
-    #[arg(long)]
+    #[arg(long, conflicts_with = "watch")]
     json: bool,
+    /// Again and again, every SEC seconds
+    #[arg(short, long, value_name = "SEC", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u32).range(1..=3600))]
+    watch: Option<u32>,
 }
 
-/// Prints the table as of `now`.
+/// How it is shown.
+pub struct Shown<'a> {
+    /// The time.
+    pub now: fn() -> Timestamp,
+    /// Standard output takes colours.
+    pub colours: bool,
+    /// `/proc`.
+    pub proc: &'a Path,
+}
+
+/// CPU seconds of each VM, and when that was.
+struct Before {
+    at: Timestamp,
+    cpu: BTreeMap<String, f64>,
+}
+
+/// Prints the table. CPU% is of one CPU, since the VM was started; with `--watch` since the last time.
 ///
 /// # Errors
 /// It cannot be printed.
-pub async fn run(args: &Args, layout: &Layout, now: Timestamp) -> Result<(), Failure> {
-    let entries = inventory(layout, &[]).await;
-    if args.json {
-        let all: Vec<&Status> = entries.iter().map(|entry| &entry.status).collect();
-        let json = serde_json::to_string_pretty(&all).map_err(|error| Failure::of(&error))?;
-        return super::print(&format!("{json}\n"));
+pub async fn run(args: &Args, layout: &Layout, how: &Shown<'_>) -> Result<(), Failure> {
+    let mut before: Option<Before> = None;
+    loop {
+        let mut entries = inventory(layout, &[]).await;
+        usage::fill_in(&mut entries, how.proc);
+        if args.json {
+            let all: Vec<&Status> = entries.iter().map(|entry| &entry.status).collect();
+            let json = serde_json::to_string_pretty(&all).map_err(|error| Failure::of(&error))?;
+            return super::print(&format!("{json}\n"));
+        }
+        let now = (how.now)();
+        let text = table(&entries, now, before.as_ref()).text(how.colours);
+        let Some(seconds) = args.watch else { return super::print(&text) };
+        // Home, and what is left of an older, longer table is wiped.
+        let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
+        super::print(&format!("{clear}{text}"))?;
+        let cpu = |entry: &Entry| Some((entry.name.clone(), entry.status.cpu_seconds?));
+        before = Some(Before { at: now, cpu: entries.iter().filter_map(cpu).collect() });
+        tokio::time::sleep(Duration::from_secs(seconds.into())).await;
     }
-    super::print(&table(&entries, now))
 }
 
-fn table(entries: &[Entry], now: Timestamp) -> String {
-    let head = ["NAME", "STATE", "VCPU", "MEM", "IP", "UPTIME", "PENDING"];
-    let mut rows = vec![head.map(str::to_owned)];
-    rows.extend(entries.iter().map(|entry| row(entry, now)));
-    let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..head.len()).map(width).collect();
-    let mut text = String::new();
-    for (nr, row) in rows.iter().enumerate() {
-        let cells: Vec<String> =
-            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-        let entry = nr.checked_sub(1).and_then(|nr| entries.get(nr));
-        let problem = entry.and_then(|entry| entry.problem.as_deref());
-        if let Some(line) = problem.and_then(|problem| problem.lines().next()) {
-            text.push_str(&format!("  {line}\n"));
-        }
-        if let Some(orphan) = entry.and_then(Entry::orphan) {
-            text.push_str(&format!("  {orphan}\n"));
-        }
+fn table(entries: &[Entry], now: Timestamp, before: Option<&Before>) -> Table {
+    let head = ["NAME", "STATE", "WHY", "VCPU", "MEM", "CPU%", "IP", "UPTIME", "PEND"];
+    let mut table = Table::new(head);
+    for entry in entries {
+        let problem = entry.problem.as_deref().and_then(|problem| problem.lines().next());
+        let below = problem.into_iter().chain(entry.orphan()).map(str::to_owned).collect();
+        table.row(row(entry, now, before), below);
     }
-    text
+    table
 }
 
-fn row(entry: &Entry, now: Timestamp) -> [String; 7] {
+fn row(entry: &Entry, now: Timestamp, before: Option<&Before>) -> Vec<Cell> {
     let (status, none) = (&entry.status, || "-".to_owned());
-    let state = match (&entry.problem, status.state) {
+    let (state, look) = match (&entry.problem, status.state) {
         // A supervisor that does not answer is taken for running.
-        (Some(_), State::Running) => "no answer",
-        (Some(_), _) => "invalid",
-        (None, state) => state.word(),
+        (Some(_), State::Running) => ("no answer", Look::Bad),
+        (Some(_), _) => ("invalid", Look::Bad),
+        (None, State::Running) => (State::Running.word(), Look::Good),
+        (None, State::Failed) => (State::Failed.word(), Look::Bad),
+        (None, state @ State::Stopped) => (state.word(), Look::Faint),
+        (None, state) => (state.word(), Look::Doubtful),
     };
     let known = status.vcpu > 0;
     let started = status.started_at.as_ref().filter(|_| entry.answers);
-    [
-        shown(&entry.name),
-        state.to_owned(),
-        if known { status.vcpu.to_string() } else { none() },
-        if known { super::size(status.mem_bytes) } else { none() },
-        status.ip.clone().unwrap_or_else(none),
-        started.and_then(|at| super::age(at, now)).unwrap_or_else(none),
-        match status.pending.len() {
+    let ip = status.ip.as_deref().map(|ip| ip.split('/').next().unwrap_or(ip).to_owned());
+    vec![
+        shown(&entry.name).into(),
+        Cell::from(state).look(look),
+        why(status).unwrap_or("-").into(),
+        Cell::from(if known { status.vcpu.to_string() } else { none() }).right(),
+        Cell::from(if known { memory(status) } else { none() }).right(),
+        Cell::from(cpu(status, now, before).unwrap_or_else(none)).right(),
+        ip.unwrap_or_else(none).into(),
+        started.and_then(|at| super::age(at, now)).unwrap_or_else(none).into(),
+        Cell::from(match status.pending.len() {
             0 => none(),
             count => count.to_string(),
-        },
+        })
+        .right(),
     ]
+}
+
+/// Why it is in this state, in a word.
+fn why(status: &Status) -> Option<&str> {
+    match (status.state, status.ready) {
+        (State::Stopped | State::Failed, _) => Some(status.last_stop.as_ref()?.reason.as_str()),
+        (State::Running, Some(Ready::Waiting)) => Some("not ready yet"),
+        (State::Running, Some(Ready::No)) => Some("not ready"),
+        (State::Running, _) if status.accel.as_deref() == Some("tcg") => Some("tcg"),
+        _ => None,
+    }
+}
+
+/// What QEMU has of the host's memory, and what the guest was given; `412M/1G`.
+fn memory(status: &Status) -> String {
+    let given = super::size(status.mem_actual_bytes.unwrap_or(status.mem_bytes));
+    match status.mem_resident_bytes {
+        Some(used) => format!("{}M/{given}", used >> 20),
+        None => given,
+    }
+}
+
+/// In percent of one CPU.
+fn cpu(status: &Status, now: Timestamp, before: Option<&Before>) -> Option<String> {
+    let used = status.cpu_seconds?;
+    let then = before.and_then(|before| Some((before.at, *before.cpu.get(&status.name)?)));
+    let (since, used) = match then {
+        // Another QEMU since then has counted from the beginning.
+        Some((at, cpu)) if cpu <= used => (at, used - cpu),
+        _ => (status.started_at.as_ref()?.parse().ok()?, used),
+    };
+    let seconds = now.duration_since(since).as_secs_f64();
+    (seconds > 0.0).then(|| format!("{:.0}", used / seconds * 100.0))
 }

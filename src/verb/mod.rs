@@ -1,9 +1,11 @@
 //! Floor 5: one verb of the command line, one file; here what several of them need.
 
+pub mod apply;
 pub mod check;
 pub mod clone;
 pub mod console;
 pub mod diff;
+pub mod doctor;
 pub mod events;
 pub mod exec;
 pub mod export;
@@ -15,22 +17,27 @@ pub mod ip;
 pub mod kill;
 pub mod list;
 pub mod log;
+pub mod metrics;
 pub mod pause;
 pub mod plan;
 pub mod reap;
 pub mod reboot;
-pub mod reload;
 pub mod rename;
+pub mod reseed;
 pub mod restart;
 pub mod resume;
 pub mod rm;
 pub mod run;
+pub mod screenshot;
 pub mod seed;
+pub mod sendkey;
 pub mod ssh;
 pub mod start;
 pub mod status;
 pub mod stop;
 pub mod suspend;
+pub mod type_text;
+pub mod vnc;
 pub mod wait;
 
 use std::{
@@ -49,7 +56,7 @@ use crate::{
     },
     exit::{self, Failure},
     host::signal::{Signal, Signals},
-    plan::{layout::Layout, unit::Scope},
+    plan::{keys::Chord, layout::Layout, unit::Scope},
     run::{
         adopt::{self, Found},
         ask_down, begin, carry,
@@ -98,6 +105,12 @@ async fn command(layout: &Layout, names: &[VmName], command: Command) -> Result<
         client.command(command).await.map_err(|error| refused(&error, layout, &name))
     })
     .await
+}
+
+/// Presses keys at a guest's keyboard.
+async fn press(layout: &Layout, name: &VmName, chords: &[Chord]) -> Result<(), Failure> {
+    let mut client = connect(layout, name).await?;
+    client.press(chords).await.map_err(|error| refused(&error, layout, name))
 }
 
 /// A command that ends VMs, told rung by rung; with `wait` until they are down.
@@ -263,11 +276,19 @@ fn size(bytes: u64) -> String {
     Size::from_mib(bytes.div_ceil(Size::MIB)).map_or_else(|| bytes.to_string(), |s| s.to_string())
 }
 
+/// `mem: 1G -> 2G`.
+fn difference(pending: &Pending) -> String {
+    let value = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
+    format!("{}: {} -> {}", pending.key, value(&pending.from), value(&pending.to))
+}
+
 /// `mem: 1G -> 2G, when the guest reboots`.
 fn change(pending: &Pending) -> String {
-    let value = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
-    let (from, to) = (value(&pending.from), value(&pending.to));
-    format!("{}: {from} -> {to}, {}", pending.key, pending.takes_effect.words())
+    let reruns = match &pending.reruns {
+        Some(modules) => format!(", which does anew: {modules}"),
+        None => String::new(),
+    };
+    format!("{}, {}{reruns}", difference(pending), pending.takes_effect.words())
 }
 
 /// How long ago something was, in the two largest units: `3d 4h`, `4h 5m`, `5m 6s`, `6s`.

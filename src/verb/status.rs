@@ -11,6 +11,7 @@ use crate::{
     run::{
         inventory::{Entry, inventory},
         shares::weigh,
+        usage,
     },
     value::{VmName, shown},
 };
@@ -55,6 +56,7 @@ impl Clock {
 pub async fn run(args: &Args, layout: &Layout, clock: &Clock, proc: &Path) -> Result<(), Failure> {
     let mut entries = inventory(layout, &args.names).await;
     weigh(&mut entries, proc);
+    usage::fill_in(&mut entries, proc);
     let known: Vec<&Entry> = entries.iter().filter(|entry| entry.known).collect();
     if args.json {
         let all: Vec<&Status> = known.iter().map(|entry| &entry.status).collect();
@@ -99,12 +101,14 @@ fn told(status: &Status, clock: &Clock) -> String {
     let since = status.since.as_ref().map(|since| format!("{state} since {}", clock.shown(since)));
     let started = status.started_at.as_ref().map(|started| clock.shown(started));
     let number = |number: Option<u32>| number.map(|number| number.to_string());
-    let mem = match status.mem_actual_bytes.filter(|actual| *actual != status.mem_bytes) {
-        Some(actual) => {
-            format!("{} ({} now)", super::size(status.mem_bytes), super::size(actual))
-        }
-        None => super::size(status.mem_bytes),
-    };
+    let mut mem = super::size(status.mem_bytes);
+    if let Some(actual) = status.mem_actual_bytes.filter(|actual| *actual != status.mem_bytes) {
+        mem.push_str(&format!(" ({} now)", super::size(actual)));
+    }
+    if let Some(used) = status.mem_resident_bytes {
+        mem.push_str(&format!(", {}M of the host's", used >> 20));
+    }
+    let cpu = status.cpu_seconds.map(|used| format!("{used:.1} s used"));
     // What a file is called, where that is no VM's name.
     line("name:", Some(&shown(&status.name)));
     line("description:", status.description.as_deref());
@@ -116,12 +120,14 @@ fn told(status: &Status, clock: &Clock) -> String {
     if status.vcpu > 0 {
         line("vcpu:", Some(&status.vcpu.to_string()));
         line("mem:", Some(&mem));
+        line("cpu:", cpu.as_deref());
         line("cpuWeight:", Some(&weight(status)));
         line("autostart:", Some(if status.autostart { "yes" } else { "no" }));
     }
     line("mac:", status.mac.as_deref());
     line("ip:", status.ip.as_deref());
     line("tap:", status.tap.as_deref());
+    line("vnc:", status.vnc.as_deref());
     line("accel:", status.accel.as_deref());
     line("qemu:", status.qemu_version.as_deref());
     line("machine:", status.machine.as_deref());

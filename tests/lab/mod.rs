@@ -253,7 +253,7 @@ impl Lab {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let client = qvm::control::client::Client::connect(&socket).await.unwrap();
-            let mut console = client.console(false).await.unwrap();
+            let mut console = client.console(false, 0).await.unwrap();
             console.write_all(bytes).await.unwrap();
         });
     }

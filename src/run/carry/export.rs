@@ -84,6 +84,7 @@ pub fn export(
         .iter()
         .filter(|disk| !disks.iter().any(|carried| carried.disk == disk.name));
     let left = own.filter_map(super::host_file).filter(|path| !went(path));
+    let left = left.chain(super::password_file(&source.vm));
     let exported = Exported { bytes, left: left.map(Path::to_owned).collect() };
     let mut work = Work { name, now, parts, bytes, progress, cancel };
     match to {

@@ -102,7 +102,7 @@ impl Finish<'_, '_> {
         };
         let made = |disk: &&spec::Disk| disks.iter().any(|(label, _)| *label == disk.name);
         let elsewhere = vm.disks.iter().filter(|disk| !made(disk)).filter_map(super::host_file);
-        let host_files = elsewhere.map(Path::to_owned).collect();
+        let host_files = elsewhere.chain(super::password_file(&vm)).map(Path::to_owned).collect();
         draft.publish(&text, 0o640)?;
         Ok(Imported {
             vm,

@@ -70,5 +70,11 @@ fn host_file(disk: &Disk) -> Option<&Path> {
 /// The files of the host that a VM file names.
 fn host_files(vm: &Vm) -> impl Iterator<Item = &Path> {
     let user_data = vm.cloud_init.as_ref().and_then(|seed| seed.user_data.as_ref());
-    vm.disks.iter().filter_map(host_file).chain(user_data.map(|data| data.path.as_path()))
+    let user_data = user_data.map(|data| data.path.as_path());
+    vm.disks.iter().filter_map(host_file).chain(user_data).chain(password_file(vm))
+}
+
+/// The password of its screen.
+fn password_file(vm: &Vm) -> Option<&Path> {
+    vm.display.as_ref()?.password_file.as_deref()
 }

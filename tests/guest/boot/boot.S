@@ -11,7 +11,8 @@
  *   x  panic: tell pvpanic, ISA and PCI      c  print `COUNT 000001`, … nine times a second
  *   o  reset, but once in the disk's life    f  flood: print lines as fast as the port takes them
  *   w  count on the disk, say the count      s  spin: never halt, so that a whole CPU is used
- *   n  back to silence after c, f or s
+ *   k  keys: what is typed at the keyboard comes back on COM1, `?` for a key without a character
+ *   n  back to silence after c, f, k or s
  *
  * Any other byte comes back as it is. --defsym INIT=BYTE runs a command at boot, for tests that do not type.
  */
@@ -146,6 +147,10 @@ poll:
   cmpb $0, deaf
   je power_off
 1:
+  cmpb $'k', mode
+  jne 1f
+  call typed
+1:
   mov $COM1 + 5, %dx
   in %dx, %al
   test $1, %al
@@ -173,6 +178,8 @@ obey:
   cmp $'f', %al
   je 4f
   cmp $'s', %al
+  je 4f
+  cmp $'k', %al
   je 4f
   cmp $'n', %al
   je 4f
@@ -293,6 +300,21 @@ panic:
   cmp $0x80100000, %ebx
   jb 8b
   jmp silence
+
+/* The next key of the BIOS, if there is one, to COM1. */
+typed:
+  mov $1, %ah
+  int $0x16
+  jz 10f
+  xor %ah, %ah
+  int $0x16
+  test %al, %al
+  jnz 11f
+  mov $'?', %al
+11:
+  call putc
+10:
+  ret
 
 /* EAX: the PCI configuration word at that address. */
 config:

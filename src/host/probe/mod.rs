@@ -3,21 +3,23 @@
 //! Asking QEMU takes two processes of some 20 ms, so its answers are kept in a file for as long as the binary
 //! stays the same. The devices are tried every time: that costs microseconds, and modules come and go.
 
+mod ask;
+
 use std::{
     ffi::OsStr,
     fs::{File, OpenOptions},
     io::{self, Read},
-    os::unix::{fs::MetadataExt, process::CommandExt},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::mpsc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
+pub use ask::Question;
+
 use crate::{
-    plan::facts::{Facts, Kvm, Qemu, Version, newest_q35},
+    plan::facts::{Facts, Kvm, Machine, Qemu, Version, machines, newest_q35},
     value::shown,
 };
 
@@ -145,11 +147,11 @@ impl Probe<'_> {
             return Ok(Qemu { binary, version: entry.version, machine: entry.machine.clone() });
         }
         tracing::debug!(binary = %binary.display(), "asking QEMU for its version and machine types");
-        let ends = Instant::now() + self.deadline;
+        let ask = |arguments: &[&str]| self.question(&binary, arguments).ask();
         let (version, machine) = std::thread::scope(|scope| {
             // Side by side: each takes as long as loading QEMU takes.
-            let version = scope.spawn(|| self.ask(&binary, &["-version"], ends));
-            let machines = self.ask(&binary, &["-machine", "help"], ends);
+            let version = scope.spawn(|| ask(&["-version"]));
+            let machines = ask(&["-machine", "help"]);
             let version = version.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             Ok((
                 understood(&binary, "-version", "version", &version?, Version::read)?,
@@ -166,6 +168,18 @@ impl Probe<'_> {
         Ok(Qemu { binary, version, machine })
     }
 
+    /// Every machine type of a QEMU, asked anew: the cache keeps the newest alone.
+    ///
+    /// # Errors
+    /// It does not tell.
+    pub fn machines(&self, binary: &Path) -> Result<Vec<Machine>, Error> {
+        Ok(machines(&self.question(binary, &["-machine", "help"]).ask()?))
+    }
+
+    fn question<'q>(&self, program: &'q Path, arguments: &'q [&'q str]) -> Question<'q> {
+        Question { program, arguments, patience: self.deadline, most: MOST }
+    }
+
     fn find(&self) -> Result<PathBuf, Error> {
         let named = self.qemu.filter(|named| !named.is_empty());
         if let Some(named) = named.map(Path::new).filter(|named| named.components().count() > 1) {
@@ -178,49 +192,21 @@ impl Probe<'_> {
                 .ok_or_else(|| Error::NotAProgram(named.to_owned()));
         }
         let name = named.unwrap_or(OsStr::new("qemu-system-x86_64"));
-        let on_path = self.path.map(std::env::split_paths).into_iter().flatten();
-        let libexec = self.root.join("usr/libexec/qemu-kvm");
-        on_path
-            .filter(|directory| directory.is_absolute())
-            .map(|directory| directory.join(name))
-            // Red Hat's only name for it.
-            .chain(named.is_none().then_some(libexec))
-            .find(|path| is_program(path))
+        // Red Hat's only name for it.
+        let libexec = || named.is_none().then(|| self.root.join("usr/libexec/qemu-kvm"));
+        on_path(name, self.path)
+            .or_else(|| libexec().filter(|path| is_program(path)))
             .ok_or_else(|| Error::NotFound(shown(&name.to_string_lossy())))
     }
+}
 
-    /// What QEMU prints on standard output when run with these arguments.
-    fn ask(&self, binary: &Path, arguments: &[&str], ends: Instant) -> Result<String, Error> {
-        let command = format!("{} {}", binary.display(), arguments.join(" "));
-        let run = |source| Error::Run { command: command.clone(), source };
-        let mut child = Command::new(binary)
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            // A group of its own, so that a wrapper script is killed with what it started.
-            .process_group(0)
-            .spawn()
-            .map_err(run)?;
-        let (said, complained) = (collect(child.stdout.take()), collect(child.stderr.take()));
-        let remaining = || ends.saturating_duration_since(Instant::now());
-        let output = said.recv_timeout(remaining()).and_then(|said| {
-            complained.recv_timeout(remaining()).map(|complained| (said, complained))
-        });
-        let ended = match output {
-            Ok(output) => wait(&mut child, ends).map_err(run)?.map(|status| (output, status)),
-            Err(_) => None,
-        };
-        let Some(((said, complained), status)) = ended else {
-            kill(&mut child);
-            return Err(Error::Hung(command, self.deadline.as_secs()));
-        };
-        if !status.success() {
-            let said = complained.lines().next().map(shown).unwrap_or_default();
-            return Err(Error::Failed { command, status, said });
-        }
-        Ok(said)
-    }
+/// The program of this name in the absolute directories of `PATH`.
+pub fn on_path(name: &OsStr, path: Option<&OsStr>) -> Option<PathBuf> {
+    let directories = path.map(std::env::split_paths).into_iter().flatten();
+    directories
+        .filter(|directory| directory.is_absolute())
+        .map(|directory| directory.join(name))
+        .find(|path| is_program(path))
 }
 
 /// What is looked for in QEMU's words, or an error that quotes them.
@@ -236,42 +222,6 @@ fn understood<T>(
         missing,
         said: shown(said.trim()),
     })
-}
-
-/// Reads a pipe to its end, or to [`MOST`], on a thread of its own. What is not UTF-8 is replaced.
-fn collect(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<String> {
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        if let Some(pipe) = pipe {
-            let _ = pipe.take(MOST).read_to_end(&mut bytes);
-        }
-        let _ = sender.send(String::from_utf8_lossy(&bytes).into_owned());
-    });
-    receiver
-}
-
-/// Waits for a child that has closed its pipes, and so is about to end.
-fn wait(child: &mut Child, ends: Instant) -> io::Result<Option<std::process::ExitStatus>> {
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
-        }
-        if Instant::now() >= ends {
-            return Ok(None);
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-fn kill(child: &mut Child) {
-    if let Ok(group) = i32::try_from(child.id()) {
-        let _ = nix::sys::signal::killpg(
-            nix::unistd::Pid::from_raw(group),
-            nix::sys::signal::Signal::SIGKILL,
-        );
-    }
-    let _ = child.wait();
 }
 
 fn is_program(path: &Path) -> bool {

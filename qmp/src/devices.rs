@@ -1,0 +1,158 @@
+//! The commands that change a running machine: devices, block nodes, network back ends, links.
+
+use std::{os::fd::OwnedFd, time::Duration};
+
+use serde_json::{Value, json};
+
+use crate::{Client, Error};
+
+impl Client {
+    /// The ids of the devices that can be taken out: QOM's children of `/machine/peripheral`.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn devices(&self, limit: Duration) -> Result<Vec<String>, Error> {
+        let path = json!({ "path": "/machine/peripheral" });
+        let value = self.raw("qom-list", path, limit).await?;
+        let child = |one: &Value| {
+            one["type"]
+                .as_str()?
+                .starts_with("child<")
+                .then(|| one["name"].as_str())?
+                .map(str::to_owned)
+        };
+        Ok(value.as_array().into_iter().flatten().filter_map(child).collect())
+    }
+
+    /// The id of the bus, such as a PCIe root port's, that a device is on.
+    ///
+    /// # Errors
+    /// See [`Error`]; there is no such device.
+    pub async fn bus_of(&self, device: &str, limit: Duration) -> Result<String, Error> {
+        let of =
+            json!({ "path": format!("/machine/peripheral/{device}"), "property": "parent_bus" });
+        let value = self.raw("qom-get", of, limit).await?;
+        let path = value.as_str().unwrap_or_default();
+        Ok(path.rsplit('/').next().unwrap_or_default().to_owned())
+    }
+
+    /// Hands QEMU a descriptor that later commands call `name` (`getfd`). One that had the name before is closed.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn pass_fd(&self, name: &str, fd: OwnedFd, limit: Duration) -> Result<(), Error> {
+        self.raw_with("getfd", json!({ "fdname": name }), fd, limit).await.map(drop)
+    }
+
+    /// Takes back a descriptor that no command has used.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn close_fd(&self, name: &str, limit: Duration) -> Result<(), Error> {
+        self.raw("closefd", json!({ "fdname": name }), limit).await.map(drop)
+    }
+
+    /// Opens a block node, in the words of `-blockdev`.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn add_node(&self, node: Value, limit: Duration) -> Result<(), Error> {
+        self.raw("blockdev-add", node, limit).await.map(drop)
+    }
+
+    /// Closes a block node that no device uses.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn remove_node(&self, node: &str, limit: Duration) -> Result<(), Error> {
+        self.raw("blockdev-del", json!({ "node-name": node }), limit).await.map(drop)
+    }
+
+    /// The size of a node as the guest sees it, in bytes.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn node_size(&self, node: &str, limit: Duration) -> Result<Option<u64>, Error> {
+        let nodes = self.raw("query-named-block-nodes", json!({ "flat": true }), limit).await?;
+        let found = nodes.as_array().into_iter().flatten().find(|one| one["node-name"] == node);
+        Ok(found.and_then(|one| one["image"]["virtual-size"].as_u64()))
+    }
+
+    /// Makes a node's image larger, and tells the guest.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn resize_node(&self, node: &str, bytes: u64, limit: Duration) -> Result<(), Error> {
+        let to = json!({ "node-name": node, "size": bytes });
+        self.raw("block_resize", to, limit).await.map(drop)
+    }
+
+    /// Makes a network back end, in the words of `-netdev`.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn add_net(&self, net: Value, limit: Duration) -> Result<(), Error> {
+        self.raw("netdev_add", net, limit).await.map(drop)
+    }
+
+    /// Takes out a network back end; its tap goes with it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn remove_net(&self, id: &str, limit: Duration) -> Result<(), Error> {
+        self.raw("netdev_del", json!({ "id": id }), limit).await.map(drop)
+    }
+
+    /// Plugs a device in, in the words of `-device`.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn add_device(&self, device: Value, limit: Duration) -> Result<(), Error> {
+        self.raw("device_add", device, limit).await.map(drop)
+    }
+
+    /// Asks the guest to let go of a device; `DEVICE_DELETED` tells that it has.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn remove_device(&self, id: &str, limit: Duration) -> Result<(), Error> {
+        self.raw("device_del", json!({ "id": id }), limit).await.map(drop)
+    }
+
+    /// Presses keys together and lets go of them after `hold`.
+    ///
+    /// # Errors
+    /// See [`Error`]; there is no such key.
+    pub async fn press(
+        &self,
+        keys: &[String],
+        hold: Duration,
+        limit: Duration,
+    ) -> Result<(), Error> {
+        let keys: Vec<Value> =
+            keys.iter().map(|key| json!({ "type": "qcode", "data": key })).collect();
+        let hold = u64::try_from(hold.as_millis()).unwrap_or(u64::MAX);
+        self.raw("send-key", json!({ "keys": keys, "hold-time": hold }), limit).await.map(drop)
+    }
+
+    /// Writes a picture of the screen, as PNG, to a descriptor that is open for writing alone. `set` is the number of a set of
+    /// descriptors that QEMU does not use otherwise.
+    ///
+    /// # Errors
+    /// See [`Error`]; there is no screen, or this QEMU was built without PNG.
+    pub async fn picture(&self, set: u32, to: OwnedFd, limit: Duration) -> Result<(), Error> {
+        self.raw_with("add-fd", json!({ "fdset-id": set }), to, limit).await?;
+        let dump = json!({ "filename": format!("/dev/fdset/{set}"), "format": "png" });
+        let taken = self.raw("screendump", dump, limit).await;
+        self.raw("remove-fd", json!({ "fdset-id": set }), limit).await?;
+        taken.map(drop)
+    }
+
+    /// Plugs a NIC's cable in or out, as the guest sees it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn set_link(&self, nic: &str, up: bool, limit: Duration) -> Result<(), Error> {
+        self.raw("set_link", json!({ "name": nic, "up": up }), limit).await.map(drop)
+    }
+}

@@ -1,0 +1,49 @@
+//! The module behind /dev/kvm, and whether the processor has what it needs.
+
+use std::{fs, path::Path};
+
+use crate::plan::{doctor::KvmSeen, facts::Kvm};
+
+/// What there is beside the device itself, which `usable` tells of; `root` is `/`.
+pub fn read(root: &Path, usable: Kvm) -> KvmSeen {
+    let modules = root.join("sys/module");
+    let module = ["kvm_intel", "kvm_amd"].into_iter().find(|name| modules.join(name).is_dir());
+    let nested = module.is_some_and(|name| {
+        let parameter = modules.join(name).join("parameters/nested");
+        fs::read_to_string(parameter).is_ok_and(|text| matches!(text.trim(), "Y" | "1"))
+    });
+    let processor = fs::read_to_string(root.join("proc/cpuinfo")).unwrap_or_default();
+    // All processors of a host are alike.
+    let flags = processor.lines().find_map(|line| line.strip_prefix("flags")?.split_once(':'));
+    let offered = flags.is_some_and(|(_, flags)| {
+        flags.split_whitespace().any(|flag| matches!(flag, "vmx" | "svm"))
+    });
+    KvmSeen { usable, module: module.map(str::to_owned), nested, offered }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn module_parameter_and_flags() {
+        let root = tempfile::tempdir().unwrap();
+        let bare = KvmSeen { usable: Kvm::Missing, module: None, nested: false, offered: false };
+        assert_eq!(read(root.path(), Kvm::Missing), bare);
+        let at = |path: &str| root.path().join(path);
+        fs::create_dir_all(at("proc")).unwrap();
+        fs::write(at("proc/cpuinfo"), "vmx flags\t: no\nflags\t\t: fpu svm_lock\n").unwrap();
+        assert!(!read(root.path(), Kvm::Missing).offered);
+        fs::write(at("proc/cpuinfo"), "processor\t: 0\nflags\t\t: fpu svm sse\n").unwrap();
+        fs::create_dir_all(at("sys/module/kvm_amd/parameters")).unwrap();
+        let seen = read(root.path(), Kvm::Usable);
+        assert_eq!(
+            (seen.module.as_deref(), seen.nested, seen.offered),
+            (Some("kvm_amd"), false, true)
+        );
+        for (text, nested) in [("1\n", true), ("Y\n", true), ("0\n", false), ("N\n", false)] {
+            fs::write(at("sys/module/kvm_amd/parameters/nested"), text).unwrap();
+            assert_eq!(read(root.path(), Kvm::Usable).nested, nested, "{text}");
+        }
+    }
+}

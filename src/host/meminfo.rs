@@ -1,0 +1,31 @@
+//! How much memory the host has (proc_meminfo(5)).
+
+use std::{fs, path::Path};
+
+/// `MemTotal` in bytes; `proc` is `/proc`.
+pub fn total(proc: &Path) -> Option<u64> {
+    let text = fs::read_to_string(proc.join("meminfo")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_total_in_bytes() {
+        let proc = tempfile::tempdir().unwrap();
+        assert_eq!(total(proc.path()), None);
+        for (text, bytes) in [
+            ("MemTotal:       16306148 kB\nMemFree:  1 kB\n", Some(16_306_148 << 10)),
+            ("MemFree:  1 kB\n", None),
+            ("MemTotal: many kB\n", None),
+            ("MemTotal: 18446744073709551615 kB\n", None),
+        ] {
+            fs::write(proc.path().join("meminfo"), text).unwrap();
+            assert_eq!(total(proc.path()), bytes, "{text}");
+        }
+        assert!(total(Path::new("/proc")).is_some());
+    }
+}

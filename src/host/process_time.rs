@@ -1,0 +1,76 @@
+//! What a process has used: proc_pid_stat(5), proc_pid_statm(5), and the scheduler's own account of a thread (Documentation/scheduler/sched-stats.rst).
+
+use std::{fs, path::Path};
+
+/// What a process has used so far.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Used {
+    /// CPU time of all its threads, in seconds.
+    pub cpu_seconds: f64,
+    /// Its resident set, in bytes.
+    pub resident_bytes: u64,
+}
+
+/// What a thread has had of the CPUs.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Thread {
+    /// It ran, in seconds.
+    pub ran: f64,
+    /// It could have run, and waited for a CPU, in seconds: to the guest this is stolen time.
+    pub waited: f64,
+}
+
+/// What the process has used; `proc` is `/proc`. `None` where it is gone.
+pub fn used(proc: &Path, pid: u32) -> Option<Used> {
+    let dir = proc.join(pid.to_string());
+    let stat = fs::read_to_string(dir.join("stat")).ok()?;
+    // The second field is the name, in parentheses, and may have any byte in it.
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let field = |number: usize| fields.split(' ').nth(number - 3)?.parse::<u64>().ok();
+    let ticks = field(14)? + field(15)?;
+    let statm = fs::read_to_string(dir.join("statm")).ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    Some(Used {
+        cpu_seconds: ticks as f64 / rustix::param::clock_ticks_per_second() as f64,
+        resident_bytes: pages * rustix::param::page_size() as u64,
+    })
+}
+
+/// What a thread of the process has had; `None` where it is gone, or the kernel keeps no account.
+pub fn thread(proc: &Path, pid: u32, thread: u32) -> Option<Thread> {
+    let path = proc.join(format!("{pid}/task/{thread}/schedstat"));
+    let text = fs::read_to_string(path).ok()?;
+    let mut numbers = text.split_whitespace().map(str::parse::<u64>);
+    let mut seconds = || Some(numbers.next()?.ok()? as f64 / 1e9);
+    Some(Thread { ran: seconds()?, waited: seconds()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_everything_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write("7/stat", "7 (a) b (c) S 1 2 3 4 5 6 7 8 9 10 250 50 0 0 20 0 4 0 100 200 300\n");
+        write("7/statm", "1000 25 3 4 5 6 7\n");
+        write("7/task/9/schedstat", "1500000000 250000000 42\n");
+        let found = used(dir.path(), 7).unwrap();
+        let ticks = rustix::param::clock_ticks_per_second() as f64;
+        assert_eq!(found.cpu_seconds, 300.0 / ticks);
+        assert_eq!(found.resident_bytes, 25 * rustix::param::page_size() as u64);
+        assert_eq!(thread(dir.path(), 7, 9), Some(Thread { ran: 1.5, waited: 0.25 }));
+        assert_eq!((used(dir.path(), 8), thread(dir.path(), 7, 8)), (None, None));
+    }
+
+    #[test]
+    fn of_ourselves_there_is_something() {
+        let found = used(Path::new("/proc"), std::process::id()).unwrap();
+        assert!(found.resident_bytes > 1 << 20, "{found:?}");
+    }
+}

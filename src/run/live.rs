@@ -1,0 +1,205 @@
+//! Applying a changed VM file to a machine that runs: one change after the other, beside the loop.
+
+use tokio::{sync::oneshot, task::AbortHandle};
+use tracing::{info, warn};
+
+use super::{
+    fact::Fact,
+    plug::{self, Machine, Outcome},
+    progress::Cancel,
+    supervise::{QMP_LIMIT, Supervisor},
+};
+use crate::{
+    control::types::Refusal,
+    plan::{
+        device,
+        facets::{DISKS, Facets, MEM, NICS},
+        live::Change,
+    },
+    value::{Label, chain},
+};
+
+/// Who asked for it.
+type Asker = oneshot::Sender<Result<(), Refusal>>;
+
+/// The changes that are under way.
+#[derive(Debug)]
+pub(super) struct Applying {
+    task: AbortHandle,
+    cancel: Cancel,
+    askers: Vec<Asker>,
+    /// Who asked meanwhile: the file may have changed again.
+    again: Vec<Asker>,
+    /// What was written when they began.
+    written: Facets,
+}
+
+impl Drop for Applying {
+    fn drop(&mut self) {
+        self.cancel.set();
+        self.task.abort();
+    }
+}
+
+/// What became of each change.
+pub(super) type Applied = Vec<(Change, Result<Outcome, String>)>;
+
+impl Supervisor {
+    /// Begins what can be done live. Who asks is answered when all is done, or was refused.
+    pub(super) fn apply_live(&mut self, asker: Option<Asker>) {
+        if let Some(applying) = &mut self.applying {
+            applying.again.extend(asker);
+            return;
+        }
+        let asked: Vec<Change> =
+            self.pending.iter().filter_map(|one| Change::of(one, &self.written)).collect();
+        let Some(qemu) = self.qemu.as_ref().filter(|_| !asked.is_empty()) else {
+            self.live_notes.clear();
+            asker.into_iter().for_each(|asker| drop(asker.send(Ok(()))));
+            return;
+        };
+        let cancel = Cancel::default();
+        let machine = Machine {
+            settings: self.settings.clone(),
+            client: qemu.client.clone(),
+            vm: self.written.clone(),
+            cancel: cancel.clone(),
+        };
+        let (facts, generation) = (self.facts.clone(), self.generation);
+        let task = tokio::spawn(async move {
+            let mut done: Applied = vec![];
+            for change in asked {
+                let result = machine.apply(&change).await.map_err(|error| {
+                    let hint = error.hint().map_or_else(String::new, |hint| format!(" ({hint})"));
+                    chain(&error) + &hint
+                });
+                done.push((change, result));
+            }
+            let _ = facts.send(Fact::Applied(generation, done)).await;
+        });
+        self.applying = Some(Applying {
+            task: task.abort_handle(),
+            cancel,
+            askers: asker.into_iter().collect(),
+            again: vec![],
+            written: self.facets_written(),
+        });
+    }
+
+    /// Takes down what was done, and tells what was not.
+    pub(super) fn applied(&mut self, results: Applied) {
+        let Some(mut applying) = self.applying.take() else { return };
+        let (askers, again) =
+            (std::mem::take(&mut applying.askers), std::mem::take(&mut applying.again));
+        self.live_notes.clear();
+        let mut asked = vec![];
+        for (change, result) in results {
+            let key = change.key();
+            match result {
+                Ok(Outcome::Done) => {
+                    info!("{key}: applied");
+                    self.take_down(&change, &applying.written);
+                }
+                Ok(Outcome::Asked) => asked.push(change),
+                Err(why) => {
+                    warn!("{key}: not applied: {why}");
+                    self.live_notes.push(format!("`{key}` could not be applied: {why}"));
+                }
+            }
+        }
+        drop(applying);
+        self.reread();
+        if !again.is_empty() {
+            self.apply_live(None);
+            if let Some(applying) = &mut self.applying {
+                applying.askers.extend(askers.into_iter().chain(again));
+                return;
+            }
+        }
+        match asked.is_empty() {
+            true => askers.into_iter().for_each(|asker| drop(asker.send(Ok(())))),
+            // Who asked waits until it is known what the guest has let go of.
+            false => self.settle(asked, askers),
+        }
+    }
+
+    /// What runs has changed.
+    fn take_down(&mut self, change: &Change, written: &Facets) {
+        if let Change::Memory(size) = change {
+            self.memory_target = Some(size.bytes()).filter(|_| *size != self.vm.mem);
+        }
+        let done = change.done(&self.running, written);
+        for (key, value) in &done {
+            self.running.set(key.as_str(), value.clone());
+        }
+        if let Some(qemu) = &mut self.qemu {
+            qemu.record.applied.extend(done);
+            if let Err(error) = qemu.record.update(&self.paths) {
+                warn!("a later supervisor will not know of this: {}", chain(&error));
+            }
+        }
+    }
+
+    /// Looks which devices QEMU has: what a guest has let go of, now or while nobody watched, is tidied up and taken down. Of what it
+    /// was asked for just now and holds on to, it is said.
+    pub(super) fn settle(&mut self, asked: Vec<Change>, askers: Vec<Asker>) {
+        let Some(qemu) = &self.qemu else { return };
+        let labels = |kind| {
+            self.running.names(kind).into_iter().filter_map(|name| name.parse::<Label>().ok())
+        };
+        let known: Vec<Change> = labels(DISKS)
+            .map(Change::RemoveDisk)
+            .chain(labels(NICS).map(Change::RemoveNic))
+            .collect();
+        let (client, facts, generation) =
+            (qemu.client.clone(), self.facts.clone(), self.generation);
+        tokio::spawn(async move {
+            let Ok(there) = client.devices(QMP_LIMIT).await else { return };
+            let is_gone = |change: &Change| match change {
+                Change::RemoveDisk(name) => !there.contains(&device::disk_id(name)),
+                Change::RemoveNic(name) => !there.contains(&device::nic_id(name)),
+                _ => false,
+            };
+            let gone: Vec<Change> = known.into_iter().filter(is_gone).collect();
+            for change in &gone {
+                plug::tidy(&client, change).await;
+            }
+            let held = asked.into_iter().filter(|change| !is_gone(change)).collect();
+            let _ = facts.send(Fact::LetGo(generation, gone, held)).await;
+            askers.into_iter().for_each(|asker| drop(asker.send(Ok(()))));
+        });
+    }
+
+    /// The guest has let go of some devices, and holds on to others.
+    pub(super) fn let_go(&mut self, gone: &[Change], held: &[Change]) {
+        let note = |change: &Change| {
+            let key = change.key();
+            format!(
+                "`{key}`: the guest has not let go of it; it is gone when it does, or when it reboots"
+            )
+        };
+        for change in gone {
+            info!("{}: the guest has let go of it", change.key());
+            self.take_down(change, &Facets::default());
+            self.live_notes.retain(|other| *other != note(change));
+        }
+        self.live_notes.extend(held.iter().map(note));
+        self.reread();
+    }
+
+    /// What an earlier supervisor has done to the machine.
+    pub(super) fn recall_applied(&mut self) {
+        let Some(qemu) = &self.qemu else { return };
+        for (key, value) in &qemu.record.applied {
+            self.running.set(key.as_str(), value.clone());
+        }
+        let mem = self.running.get(MEM).and_then(|text| text.parse::<crate::value::Size>().ok());
+        self.memory_target = mem.filter(|size| *size != self.vm.mem).map(|size| size.bytes());
+    }
+
+    /// Devices were plugged in or out since QEMU was started: no other QEMU could be started like it.
+    pub(super) fn is_replugged(&self) -> bool {
+        let applied = self.qemu.as_ref().map(|qemu| &qemu.record.applied);
+        applied.is_some_and(|applied| applied.keys().any(|key| key == DISKS || key == NICS))
+    }
+}

@@ -1,0 +1,284 @@
+//! Changing a machine that runs: each change as the commands that QEMU or the kernel gets.
+
+use std::{path::PathBuf, time::Duration};
+
+use super::{
+    Settings, identities, launch,
+    prepare::{self, facts_of, identity_of},
+    progress::Cancel,
+    supervise::QMP_LIMIT,
+};
+use crate::{
+    host::{
+        link::{self, Links},
+        vhost,
+    },
+    plan::{
+        device::{self, BadPath, DISK_PORTS, NIC_PORTS, Place, TapEnds},
+        live::Change,
+        tap::tap,
+    },
+    spec::{Disk, Link, LinkState, Nic, Vm},
+    value::{Label, MacAddr, Size},
+};
+
+/// How long a guest may take to let go of a device before it is told that it has not.
+const LET_GO: Duration = Duration::from_secs(10);
+/// How often QEMU is asked whether it has.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// What QEMU calls a tap's descriptor, and its vhost-net device's, until the back end has them.
+const TAP: &str = "qvm-tap";
+const VHOST: &str = "qvm-vhost";
+
+/// What became of a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It is so now.
+    Done,
+    /// The guest was asked to let go of a device, and has not yet.
+    Asked,
+}
+
+/// Why a running machine was not changed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("its disk cannot be made ready")]
+    Prepare(#[from] prepare::Error),
+    #[error("no more than {0} can be plugged in while the guest runs")]
+    NoPort(usize),
+    #[error(transparent)]
+    Path(#[from] BadPath),
+    #[error("QEMU refuses")]
+    Monitor(#[from] qmp::Error),
+    #[error(transparent)]
+    Launch(#[from] launch::Error),
+    #[error("its tap cannot be moved")]
+    Link(#[from] link::Error),
+    #[error("cannot open /dev/vhost-net")]
+    Vhost(#[source] std::io::Error),
+    #[error("it was called off")]
+    Thread,
+}
+
+impl Error {
+    /// The way out.
+    pub(super) fn hint(&self) -> Option<String> {
+        match self {
+            Self::Prepare(error) => error.hint(),
+            Self::Launch(error) => error.hint(),
+            Self::Link(error) => error.hint(),
+            Self::NoPort(_) => Some("it is there after the next start".into()),
+            Self::Path(_) | Self::Monitor(_) | Self::Vhost(_) | Self::Thread => None,
+        }
+    }
+}
+
+/// A machine that runs, and what its changes need.
+pub(super) struct Machine {
+    pub(super) settings: Settings,
+    pub(super) client: qmp::Client,
+    /// The VM file that the changes are of.
+    pub(super) vm: Vm,
+    pub(super) cancel: Cancel,
+}
+
+impl Machine {
+    /// Does one change.
+    pub(super) async fn apply(&self, change: &Change) -> Result<Outcome, Error> {
+        match change {
+            Change::Memory(size) => self.client.balloon(size.bytes(), QMP_LIMIT).await?,
+            Change::AddDisk(disk) => self.add_disk(disk).await?,
+            Change::Grow(name, size) => self.grow(name, *size).await?,
+            Change::AddNic(nic) => self.add_nic(nic).await?,
+            Change::Move(nic) => self.move_to_bridge(nic).await?,
+            Change::Link(name, state) => self.link(name, *state).await?,
+            Change::RemoveDisk(name) => return self.remove(&device::disk_id(name)).await,
+            Change::RemoveNic(name) => return self.remove(&device::nic_id(name)).await,
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// Runs what blocks on a thread of its own.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Settings, &Vm, &Cancel) -> Result<T, prepare::Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (settings, vm, cancel) = (self.settings.clone(), self.vm.clone(), self.cancel.clone());
+        let done = tokio::task::spawn_blocking(move || work(&settings, &vm, &cancel)).await;
+        Ok(done.map_err(|_| Error::Thread)??)
+    }
+
+    async fn add_disk(&self, disk: &Disk) -> Result<(), Error> {
+        let id = device::disk_id(&disk.name);
+        if self.client.devices(QMP_LIMIT).await?.contains(&id) {
+            // An earlier supervisor died between this and its record.
+            return Ok(());
+        }
+        let wanted = disk.clone();
+        let file = self.blocking(move |settings, _, cancel| {
+            let qemu: PathBuf = facts_of(settings)?.qemu.binary;
+            let say = |text: String| tracing::info!("{text}");
+            prepare::disk(settings, &qemu, &wanted, cancel, &say).map(|(file, _)| file)
+        });
+        let file = file.await?;
+        let position = self.vm.disks.iter().position(|other| other.name == disk.name);
+        let at_start = position.and_then(|nr| device::disk_places(&self.vm).swap_remove(nr));
+        let port = self.free_port(at_start, DISK_PORTS, device::disk_port).await?;
+        let ([lower, upper], front) = device::disk_behind(disk, &file, &port)?;
+        self.close_nodes(&disk.name).await;
+        let added = async {
+            self.client.add_node(lower, QMP_LIMIT).await?;
+            self.client.add_node(upper, QMP_LIMIT).await?;
+            self.client.add_device(front, QMP_LIMIT).await
+        };
+        if let Err(error) = added.await {
+            self.close_nodes(&disk.name).await;
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Closes the nodes of a disk that has no device. That there are none is as good.
+    async fn close_nodes(&self, disk: &Label) {
+        let node = device::node(disk);
+        let _ = self.client.remove_node(&node, QMP_LIMIT).await;
+        let _ = self.client.remove_node(&format!("{node}-file"), QMP_LIMIT).await;
+    }
+
+    async fn grow(&self, disk: &Label, size: Size) -> Result<(), Error> {
+        let node = device::node(disk);
+        // It may be as large as that already, or larger: it never shrinks.
+        let is_less = |now: u64| now < size.bytes();
+        if self.client.node_size(&node, QMP_LIMIT).await?.is_none_or(is_less) {
+            self.client.resize_node(&node, size.bytes(), QMP_LIMIT).await?;
+        }
+        Ok(())
+    }
+
+    async fn add_nic(&self, nic: &Nic) -> Result<(), Error> {
+        let id = device::nic_id(&nic.name);
+        if self.client.devices(QMP_LIMIT).await?.contains(&id) {
+            return Ok(());
+        }
+        let name = nic.name.clone();
+        let mac = self.blocking(move |settings, vm, _| mac_of(settings, vm, &name));
+        let (mac, vhost_net) = mac.await?;
+        let position = self.vm.nics.iter().position(|other| other.name == nic.name);
+        let at_start = position.map(device::nic_place);
+        let port = self.free_port(at_start, NIC_PORTS, device::nic_port).await?;
+        launch::check_forwards(&self.vm, nic)?;
+        let net = device::net_id(&nic.name);
+        let _ = self.client.remove_net(&net, QMP_LIMIT).await;
+        let mut ends = TapEnds { tap: TAP.to_owned(), vhost: None };
+        if let Some(tap) = tap(&self.vm.name, nic) {
+            let open = launch::open_tap(&self.vm, &tap).await?;
+            self.client.pass_fd(TAP, open, QMP_LIMIT).await?;
+            if vhost_net {
+                let vhost = vhost::open().map_err(Error::Vhost)?;
+                self.client.pass_fd(VHOST, vhost, QMP_LIMIT).await?;
+                ends.vhost = Some(VHOST.to_owned());
+            }
+        }
+        let (back, front) = device::nic_at(nic, mac, &Place::Port(port), &ends);
+        let added = async {
+            self.client.add_net(back, QMP_LIMIT).await?;
+            self.client.add_device(front, QMP_LIMIT).await?;
+            match nic.state {
+                LinkState::Up => Ok(()),
+                LinkState::Down => self.client.set_link(&id, false, QMP_LIMIT).await,
+            }
+        };
+        if let Err(error) = added.await {
+            // Whichever of them there is: the tap must not stay.
+            let _ = self.client.remove_net(&net, QMP_LIMIT).await;
+            let _ = self.client.close_fd(TAP, QMP_LIMIT).await;
+            let _ = self.client.close_fd(VHOST, QMP_LIMIT).await;
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    async fn move_to_bridge(&self, nic: &Nic) -> Result<(), Error> {
+        let Some(tap) = tap(&self.vm.name, nic) else { return Ok(()) };
+        let at = self.vm.at(&format!("nic.{}.bridge", nic.name));
+        Ok(launch::attach(&Links::open()?, &tap, &at).await?)
+    }
+
+    async fn link(&self, nic: &Label, state: LinkState) -> Result<(), Error> {
+        let up = state == LinkState::Up;
+        Ok(self.client.set_link(&device::nic_id(nic), up, QMP_LIMIT).await?)
+    }
+
+    /// Asks the guest to let go of a device, and waits a while until it has.
+    async fn remove(&self, id: &str) -> Result<Outcome, Error> {
+        let until = tokio::time::Instant::now() + LET_GO;
+        if !self.client.devices(QMP_LIMIT).await?.iter().any(|other| other == id) {
+            return Ok(Outcome::Asked);
+        }
+        match self.client.remove_device(id, QMP_LIMIT).await {
+            // Asked before, and it has not let go yet.
+            Err(qmp::Error::Refused { desc, .. }) if desc.contains("in the process of unplug") => {}
+            asked => asked?,
+        }
+        while self.client.devices(QMP_LIMIT).await?.iter().any(|other| other == id) {
+            if tokio::time::Instant::now() > until {
+                break;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Ok(Outcome::Asked)
+    }
+
+    /// The root port that a device would have after a start, or else any that is free.
+    async fn free_port(
+        &self,
+        at_start: Option<Place>,
+        count: usize,
+        name: fn(usize) -> String,
+    ) -> Result<String, Error> {
+        let mut taken = vec![];
+        for device in self.client.devices(QMP_LIMIT).await? {
+            if device.starts_with("disk-") || device.starts_with("nic-") {
+                taken.push(self.client.bus_of(&device, QMP_LIMIT).await?);
+            }
+        }
+        let wanted = match at_start {
+            Some(Place::Port(port)) => Some(port),
+            Some(Place::Slot(_)) | None => None,
+        };
+        let all = wanted.into_iter().chain((0..count).map(name));
+        all.into_iter().find(|port| !taken.contains(port)).ok_or(Error::NoPort(count))
+    }
+}
+
+/// Takes away what is left behind a device that the guest has let go of.
+pub(super) async fn tidy(client: &qmp::Client, change: &Change) {
+    match change {
+        Change::RemoveDisk(disk) => {
+            let node = device::node(disk);
+            let _ = client.remove_node(&node, QMP_LIMIT).await;
+            let _ = client.remove_node(&format!("{node}-file"), QMP_LIMIT).await;
+        }
+        Change::RemoveNic(nic) => {
+            let _ = client.remove_net(&device::net_id(nic), QMP_LIMIT).await;
+        }
+        _ => {}
+    }
+}
+
+/// The address of a NIC, kept as the VM's from now on; and whether the host has vhost-net.
+fn mac_of(
+    settings: &Settings,
+    vm: &Vm,
+    name: &Label,
+) -> Result<(Option<MacAddr>, bool), prepare::Error> {
+    let facts = facts_of(settings)?;
+    let (identity, changed) = identity_of(settings, vm, &facts)?;
+    if changed {
+        identities::write(&settings.paths(), &identity)?;
+    }
+    let nic = vm.nics.iter().find(|nic| nic.name == *name);
+    let mac = nic.and_then(|nic| nic.mac).or_else(|| identity.macs.get(name).copied());
+    let bridged = nic.is_some_and(|nic| matches!(nic.link, Link::Bridge { .. }));
+    Ok((mac, facts.vhost_net && bridged))
+}

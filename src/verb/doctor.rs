@@ -1,0 +1,72 @@
+//! `qvm doctor`: what of the host and of all VM files is, or will be, trouble, and what to do about it.
+
+use std::path::PathBuf;
+
+use crate::{
+    exit::{self, Failure},
+    plan::doctor::{Finding, Level, examine},
+    run::doctor::{Sources, look},
+};
+
+/// What `qvm doctor` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// An array of objects
+    #[arg(long)]
+    json: bool,
+    /// Where /dev, /proc and /sys are
+    #[arg(long, value_name = "DIR", default_value = "/", hide = true)]
+    pub root: PathBuf,
+}
+
+/// Prints every finding.
+///
+/// # Errors
+/// There is an error among the findings: exit code 1, after they were printed.
+pub async fn run(args: &Args, from: &Sources<'_>) -> Result<(), Failure> {
+    let findings = examine(&look(from).await);
+    if args.json {
+        let json = serde_json::to_string_pretty(&findings).map_err(|e| Failure::of(&e))?;
+        super::print(&format!("{json}\n"))?;
+    } else {
+        super::print(&told(&findings))?;
+    }
+    match findings.iter().any(|finding| finding.level == Level::Error) {
+        true => Err(Failure::quiet(exit::FAILED)),
+        false => Ok(()),
+    }
+}
+
+/// A line each, in columns, and below it what to do.
+fn told(findings: &[Finding]) -> String {
+    let levels = findings.iter().map(|finding| finding.level.word().len()).max().unwrap_or(0);
+    let subjects = findings.iter().map(|finding| finding.about.chars().count()).max().unwrap_or(0);
+    let line = |Finding { level, about, found, todo }: &Finding| {
+        let todo = todo.as_ref().map_or_else(String::new, |todo| {
+            format!("{:1$}do: {todo}\n", "", levels + 2 + subjects + 2)
+        });
+        format!("{:levels$}  {about:subjects$}  {found}\n{todo}", level.word())
+    };
+    findings.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_and_what_to_do_below() {
+        let finding = |level, about: &str, todo: Option<&str>| Finding {
+            level,
+            about: about.to_owned(),
+            found: "seen".to_owned(),
+            todo: todo.map(str::to_owned),
+        };
+        let all =
+            [finding(Level::Ok, "kvm", None), finding(Level::Warning, "bridge br0", Some("this"))];
+        let text = "ok       kvm         seen\n\
+                    warning  bridge br0  seen\n                     do: this\n";
+        assert_eq!(told(&all), text);
+        assert_eq!(told(&[]), "");
+    }
+}

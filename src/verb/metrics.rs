@@ -1,0 +1,36 @@
+//! `qvm metrics`: everything about all VMs, as Prometheus wants it.
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    exit::Failure,
+    host::file,
+    plan::layout::Layout,
+    run::{inventory::inventory, metrics::metrics, shares::weigh, usage},
+};
+
+/// What `qvm metrics` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Into this file, which is replaced at once: for node_exporter's textfile collector its name ends in `.prom`
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+/// Prints or writes them; `proc` is `/proc`.
+///
+/// # Errors
+/// They cannot be printed or written.
+pub async fn run(args: &Args, layout: &Layout, proc: &Path) -> Result<(), Failure> {
+    let mut entries = inventory(layout, &[]).await;
+    weigh(&mut entries, proc);
+    usage::fill_in(&mut entries, proc);
+    let used = usage::usage(layout, &entries, proc).await;
+    let text = metrics(&entries, &used);
+    match &args.output {
+        None => super::print(&text),
+        // Others read it: the collector runs as a user of its own.
+        Some(path) => file::write_volatile(path, text.as_bytes(), 0o644)
+            .map_err(|error| Failure::of(&error).hint(error.hint())),
+    }
+}
