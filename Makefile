@@ -16,8 +16,10 @@ CARGO := cargo
 # Where `make install` puts things, below DESTDIR; PREFIX=/usr/local works as well, systemd looks there too.
 PREFIX ?= /usr
 DESTDIR ?=
-# What it installs.
+# What it installs, and runs, for its manual pages and completions.
 BINARY ?= target/release/qvm
+# Where zsh looks; Debian's looks elsewhere.
+ZSH_COMPLETIONS ?= $(PREFIX)/share/zsh/site-functions
 # Where `make deb` puts the package.
 OUT ?= target/debian
 
@@ -26,7 +28,7 @@ build: ## the release binary, target/release/qvm
 	$(CARGO) build --release --locked
 
 .PHONY: install
-install: ## the built binary, its units, generators and documents, below $(DESTDIR)$(PREFIX)
+install: ## the built binary, its units, generators, completions and documents, below $(DESTDIR)$(PREFIX)
 	install -D -m 755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/qvm
 	for kind in system user; do \
 		install -d $(DESTDIR)$(PREFIX)/lib/systemd/$$kind-generators $(DESTDIR)$(PREFIX)/lib/systemd/$$kind; \
@@ -42,10 +44,11 @@ install: ## the built binary, its units, generators and documents, below $(DESTD
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/qvm $(wildcard docs/*.varlink)
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/qvm README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE $(wildcard docs/*.md)
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/qvm/examples $(wildcard examples/*.toml examples/*.yaml)
-	$(if $(wildcard man/*.1),install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man1 $(wildcard man/*.1))
-	$(if $(wildcard man/*.5),install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man5 $(wildcard man/*.5))
-	$(if $(wildcard completions/qvm.bash),install -D -m 644 completions/qvm.bash \
-		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/qvm)
+	$(BINARY) man qvm | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/man/man1/qvm.1
+	$(BINARY) man qvm.toml | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/man/man5/qvm.toml.5
+	$(BINARY) completions bash | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/bash-completion/completions/qvm
+	$(BINARY) completions zsh | install -D -m 644 /dev/stdin $(DESTDIR)$(ZSH_COMPLETIONS)/_qvm
+	$(BINARY) completions fish | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/qvm.fish
 
 .PHONY: deb
 deb: build ## the Debian package, in target/debian/

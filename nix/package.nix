@@ -1,4 +1,4 @@
-# The program, its units, generators and documents; `make install` puts them in their places.
+# The program, its units, generators, completions and documents; `make install` puts them in their places.
 {
   lib,
   rustPlatform,

@@ -22,7 +22,14 @@ use tracing_subscriber::{
 
 // SIGPIPE stays ignored, as Rust's runtime has it: who reads no more is an error of writing, and quiet.
 fn main() -> ExitCode {
-    let cli = Cli::read(env::args_os()).unwrap_or_else(|error| error.exit());
+    let arguments: Vec<_> = env::args_os().collect();
+    // A shell that asks what comes next has no place for messages.
+    match complete(&arguments) {
+        Ok(false) => {}
+        Ok(true) => return ExitCode::SUCCESS,
+        Err(_) => return ExitCode::FAILURE,
+    }
+    let cli = Cli::read(arguments).unwrap_or_else(|error| error.exit());
     let in_journal = journal::is_standard_error(env::var_os("JOURNAL_STREAM").as_deref());
     log(cli.verbose + u8::from(cli.is_supervisor()), cli.quiet, in_journal);
     match run(cli) {
@@ -38,6 +45,12 @@ fn main() -> ExitCode {
             ExitCode::from(failure.exit_code())
         }
     }
+}
+
+fn complete(arguments: &[std::ffi::OsString]) -> Result<bool, clap::Error> {
+    let uid = rustix::process::geteuid().as_raw();
+    let cwd = env::current_dir().unwrap_or_default();
+    cli::complete(arguments, uid, &|key| env::var_os(key), &cwd)
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
@@ -57,8 +70,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         terminal: io::stderr().is_terminal(),
         now: jiff::Timestamp::now(),
     };
-    if cli.generate(&given) {
-        return Ok(());
+    if let Some(done) = cli.at_once(&given) {
+        return done;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| cannot("start", e))?;

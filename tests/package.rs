@@ -164,6 +164,18 @@ fn another_prefix_is_everywhere() {
         let program = fs::canonicalize(generator).unwrap();
         assert_eq!(program, fs::canonicalize(local.join("bin/qvm")).unwrap());
     }
+    // What the program itself prints, where each reader looks for it.
+    for (file, arguments) in [
+        ("man/man1/qvm.1", ["man", "qvm"]),
+        ("man/man5/qvm.toml.5", ["man", "qvm.toml"]),
+        ("bash-completion/completions/qvm", ["completions", "bash"]),
+        ("zsh/site-functions/_qvm", ["completions", "zsh"]),
+        ("fish/vendor_completions.d/qvm.fish", ["completions", "fish"]),
+    ] {
+        let printed = done(Command::new(QVM).args(arguments)).stdout;
+        assert!(printed.len() > 100, "{arguments:?}");
+        assert_eq!(fs::read(local.join("share").join(file)).unwrap(), printed, "{file}");
+    }
 }
 
 #[test]
@@ -204,6 +216,11 @@ fn the_debian_package() {
         "usr/share/doc/qvm/LICENSE-MIT",
         "usr/share/doc/qvm/qvm.toml.md",
         "usr/share/doc/qvm/examples/web.toml",
+        "usr/share/man/man1/qvm.1.gz",
+        "usr/share/man/man5/qvm.toml.5.gz",
+        "usr/share/bash-completion/completions/qvm",
+        "usr/share/zsh/vendor-completions/_qvm",
+        "usr/share/fish/vendor_completions.d/qvm.fish",
     ] {
         // Through links, which must lead somewhere within the package.
         let meta = fs::metadata(at.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));

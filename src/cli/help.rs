@@ -7,9 +7,10 @@ pub(super) const TEMPLATE: &str = "\
 Usage: qvm [OPTIONS] VERB …        `qvm VERB --help` tells more
 
 Prepare
+  new       write a new VM's file        edit      change a VM file, checked
   check     are VM files valid?          plan      the QEMU command line
   seed      cloud-init's documents       image     the image cache
-  doctor    trouble, and what to do
+  doctor    trouble, and what to do      completions  for bash, zsh, fish
 Run
   start     boot, or go on               stop      clean shutdown, bounded
   restart   stop, then start             reboot    guest down and up again
@@ -19,7 +20,7 @@ Run
 See
   list      every VM in one line         status    all about each VM
   log       what the console said        events    what happens
-  metrics   for Prometheus
+  top       what they use, live          metrics   for Prometheus
 Change
   diff      what runs, what is written   apply     do what can be done live
   reseed    cloud-init from the start

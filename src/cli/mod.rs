@@ -1,5 +1,6 @@
 //! The command line: its words, and which verb they mean.
 
+mod complete;
 mod dirs;
 mod help;
 mod verbs;
@@ -10,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::{ArgAction, Parser, error::ContextValue};
+use clap::{ArgAction, CommandFactory, Parser, error::ContextValue};
 
 use crate::{
     exit::Failure,
@@ -23,6 +24,7 @@ use crate::{
     verb::{self, reap::Ended},
 };
 
+pub use complete::complete;
 pub use dirs::{Dirs, layout};
 use dirs::{dir, system};
 use verbs::Verb;
@@ -75,11 +77,18 @@ impl Cli {
 }
 
 impl Cli {
-    /// Does a generator's work, if this is one: it comes before there is anything that it could wait for.
-    pub fn generate(&self, given: &Given<'_>) -> bool {
-        let Verb::Generate(args) = &self.verb else { return false };
-        generate(args, &self.dirs, given);
-        true
+    /// What is done at once, before there is anything that it could wait for, and needs no place of its own; `None` for
+    /// other verbs.
+    pub fn at_once(&self, given: &Given<'_>) -> Option<Result<(), Failure>> {
+        match &self.verb {
+            Verb::Generate(args) => {
+                generate(args, &self.dirs, given);
+                Some(Ok(()))
+            }
+            Verb::Completions(args) => Some(verb::completions::run(args)),
+            Verb::Man(args) => Some(verb::man::run(args, Self::command())),
+            _ => None,
+        }
     }
 
     /// Whether this process is a supervisor, whose log tells what it does.
@@ -115,6 +124,9 @@ pub struct Given<'a> {
 /// # Errors
 /// As the verb.
 pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
+    if let Some(done) = cli.at_once(given) {
+        return done;
+    }
     let dirs = cli.dirs.or(given.env).absolute(given.cwd);
     let layout = layout(given.uid, &dirs, given.env)?;
     let manager = manager(given, &dirs, &layout);
@@ -153,8 +165,19 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
         Verb::Console(args) => verb::console::run(&args, &layout).await,
         Verb::Log(args) => verb::log::run(&args, &layout, jiff::tz::TimeZone::system()).await,
         Verb::Events(args) => verb::events::run(&args, &layout, jiff::tz::TimeZone::system()).await,
+        Verb::Top(args) => {
+            let (proc, colours) = (Path::new("/proc"), table::colours(given.env));
+            let within = verb::top::Within { layout: &layout, proc, exe: given.exe, colours };
+            verb::top::run(&args, &within).await
+        }
         Verb::Metrics(args) => verb::metrics::run(&args, &layout, Path::new("/proc")).await,
         Verb::Exec(args) => verb::exec::run(&args, &layout).await,
+        Verb::New(args) => verb::new::run(&args, &layout, dir(given.env, "HOME").as_deref()),
+        Verb::Edit(args) => {
+            let said = |key: &str| (given.env)(key).filter(|editor| !editor.is_empty());
+            let editor = said("VISUAL").or_else(|| said("EDITOR")).unwrap_or_else(|| "vi".into());
+            verb::edit::run(&args, &layout, &editor, std::process::id()).await
+        }
         Verb::Check(args) => {
             let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
             match verb::check::run(&args, &layout, &mut out, &mut err) {
@@ -213,10 +236,8 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
             let scope = if given.uid == 0 { Scope::System } else { Scope::User };
             verb::reap::run(&args, settings, Ended::read(given.env), scope, given.exe).await
         }
-        Verb::Generate(args) => {
-            generate(&args, &dirs, given);
-            Ok(())
-        }
+        // Done at once.
+        Verb::Generate(_) | Verb::Completions(_) | Verb::Man(_) => Ok(()),
     }
 }
 
@@ -332,8 +353,6 @@ fn milliseconds() -> jiff::Timestamp {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

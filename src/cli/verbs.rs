@@ -35,6 +35,8 @@ pub(super) enum Verb {
     Log(verb::log::Args),
     /// What happens, a JSON object a line
     Events(verb::events::Args),
+    /// What VMs use, as it changes
+    Top(verb::top::Args),
     /// Everything as Prometheus wants it
     Metrics(verb::metrics::Args),
     /// Run a command in the guest, by its agent
@@ -55,6 +57,10 @@ pub(super) enum Verb {
     Sendkey(verb::sendkey::Args),
     /// What runs beside what is written
     Diff(verb::diff::Args),
+    /// Write the file of a new VM, around an image that is known
+    New(verb::new::Args),
+    /// Change a VM file in an editor; it counts only if it is valid
+    Edit(verb::edit::Args),
     /// Validate VM files without touching anything
     Check(verb::check::Args),
     /// What of the host and of all VM files is, or will be, trouble
@@ -81,6 +87,11 @@ pub(super) enum Verb {
     Rm(verb::rm::Args),
     /// Stop VMs whose VM file is gone, and delete what is kept of them
     Gc(verb::gc::Args),
+    /// What a shell reads to complete command lines of qvm
+    Completions(verb::completions::Args),
+    /// The manual pages, as roff
+    #[command(hide = true)]
+    Man(verb::man::Args),
     /// VM files as drop-ins of their units; systemd runs it as `qvm-generator`
     #[command(hide = true)]
     Generate(verb::generate::Args),

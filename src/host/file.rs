@@ -136,6 +136,26 @@ pub fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
     written.inspect_err(|_| drop(fs::remove_file(&temporary)))
 }
 
+/// [`write`] for a file that must not be there yet: of two that make it at once, one does.
+///
+/// # Errors
+/// Any step fails, with [`io::ErrorKind::AlreadyExists`] where it is there; nothing is left behind then.
+pub fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
+    // Nobody else's, who makes the same.
+    let mut own = temporary(path).into_os_string();
+    own.push(format!("-{}", std::process::id()));
+    let temporary = PathBuf::from(own);
+    let written = create(&temporary).and_then(|mut file| {
+        file.write_all(content).map_err(Error::on("write", &temporary))?;
+        set_mode(&temporary, mode)?;
+        file.sync_all().map_err(Error::on("sync", &temporary))?;
+        // Unlike rename(2), link(2) replaces nothing.
+        fs::hard_link(&temporary, path).map_err(Error::on("make", path))
+    });
+    let _ = fs::remove_file(&temporary);
+    written.and_then(|()| sync_dir(path))
+}
+
 /// [`write`] for a file that need not survive the host's next boot, such as one in /run: nothing is synced.
 ///
 /// # Errors
@@ -164,6 +184,22 @@ pub fn write_if_changed(path: &Path, content: &[u8], mode: u32) -> Result<bool, 
         return Ok(false);
     }
     write_volatile(path, content, mode).map(|()| true)
+}
+
+/// Puts `from` in the place of `to`, with the mode and the owner that `like` has.
+///
+/// # Errors
+/// Any step fails; `to` is then as it was. Only root may give a file to another user.
+pub fn replace(from: &Path, to: &Path, like: &fs::Metadata) -> Result<(), Error> {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+    let now = fs::metadata(from).map_err(Error::on("look at", from))?;
+    if (now.uid(), now.gid()) != (like.uid(), like.gid()) {
+        let owner = (Some(like.uid()), Some(like.gid()));
+        chown(from, owner.0, owner.1).map_err(Error::on("keep the owner of", to))?;
+    }
+    // After the owner: to change that may take away bits of the mode.
+    set_mode(from, like.permissions().mode() & 0o7777)?;
+    commit(from, to)
 }
 
 /// Sets the permissions.
@@ -273,6 +309,18 @@ mod tests {
         fs::create_dir(&blocked).unwrap();
         assert!(write(&blocked, b"x", 0o600).is_err(), "a directory is no place for a file");
         assert_eq!(list(dir.path()).unwrap().len(), 2, "and leaves nothing");
+    }
+
+    #[test]
+    fn a_new_file_replaces_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.toml");
+        write_new(&path, b"one", 0o640).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+        let refused = write_new(&path, b"two", 0o640).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&path).unwrap(), b"one");
+        assert_eq!(list(dir.path()).unwrap(), [path]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod child;
 pub mod clone;
 pub mod digest;
 pub mod download;
+pub mod editor;
 pub mod file;
 pub mod file_system;
 pub mod firmware;

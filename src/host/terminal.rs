@@ -1,12 +1,16 @@
 //! The operator's terminal: raw while a console is shown, and as it was before afterwards, whatever happens.
 
 use std::{
-    io::{self, IsTerminal, Read},
-    os::unix::net::UnixStream,
+    io::{self, IsTerminal, Read, Write},
+    os::{fd::AsFd, unix::net::UnixStream},
     thread,
 };
 
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+    termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr},
+};
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
     low_level::pipe,
@@ -62,6 +66,36 @@ pub fn signals() -> io::Result<UnixStream> {
     }
     read.set_nonblocking(true)?;
     Ok(read)
+}
+
+/// Whether there is somebody who can be asked: on standard input, and who sees standard error.
+pub fn is_there() -> bool {
+    io::stdin().is_terminal() && io::stderr().is_terminal()
+}
+
+/// Asks on standard error, and returns the line that is answered; `None` at the end of the input, or where one of `signals`
+/// came instead. What came before is not for this question.
+pub fn ask(question: &str, signals: &UnixStream) -> Option<String> {
+    let mut earlier = [0; 64];
+    while (&mut &*signals).read(&mut earlier).is_ok_and(|count| count > 0) {}
+    let _ = write!(io::stderr(), "{question}");
+    let stdin = io::stdin();
+    let mut both = [
+        PollFd::new(&stdin, PollFlags::IN),
+        PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN),
+    ];
+    loop {
+        match poll(&mut both, None) {
+            Err(Errno::INTR) => {}
+            Err(_) => return None,
+            Ok(_) if !both[1].revents().is_empty() => return None,
+            Ok(_) => break,
+        }
+    }
+    // A terminal gives whole lines.
+    let mut answer = String::new();
+    let read = stdin.read_line(&mut answer).ok()?;
+    (read > 0).then(|| answer.trim().to_owned())
 }
 
 /// What comes in on standard input, as it comes; closed at its end. A thread reads: a file or a pipe that is

@@ -25,5 +25,6 @@ pub mod seed;
 pub mod sums;
 pub mod tap;
 pub mod unit;
+pub mod vm_file;
 pub mod vm_text;
 pub mod weights;

@@ -61,6 +61,11 @@ pub async fn inventory(layout: &Layout, names: &[VmName]) -> Vec<Entry> {
     entries
 }
 
+/// The names of all VMs, without asking any.
+pub fn names(layout: &Layout) -> Vec<VmName> {
+    every(layout, &mut Vec::new())
+}
+
 /// Every name that anything is called by. Files whose names no VM can have become entries at once.
 fn every(layout: &Layout, misnamed: &mut Vec<Entry>) -> Vec<VmName> {
     let mut names: BTreeMap<VmName, ()> = BTreeMap::new();

@@ -31,6 +31,14 @@ pub fn load_with_text(file: &Path) -> Result<(Vm, String), Invalid> {
     load_by(file, &mut user_data).map_err(|(invalid, _)| invalid)
 }
 
+/// Reads `copy` as if it stood in the place of the VM file `file`, whose name and place then count.
+///
+/// # Errors
+/// As of [`load`].
+pub fn load_in_place(copy: &Path, file: &Path) -> Result<Vm, Invalid> {
+    load_from(copy, file, &mut user_data).map(|(vm, _)| vm).map_err(|(invalid, _)| invalid)
+}
+
 /// Reads a VM file but not its user-data, which may be on a file system that is not mounted yet, or on another machine: a stand-in is taken for it. An invalid
 /// file gives its text as well, as far as it is text.
 ///
@@ -42,9 +50,18 @@ pub fn load_early(file: &Path) -> Result<Vm, (Invalid, String)> {
 }
 
 fn load_by(file: &Path, user_data: &mut ReadFile<'_>) -> Result<(Vm, String), (Invalid, String)> {
+    load_from(file, file, user_data)
+}
+
+/// Reads the bytes of `from` as those of `file`.
+fn load_from(
+    from: &Path,
+    file: &Path,
+    user_data: &mut ReadFile<'_>,
+) -> Result<(Vm, String), (Invalid, String)> {
     let whole = |message: String, hint| Invalid::from(Problem::of_file(file, message, hint));
     let name = name_of(file);
-    let bytes = bytes(file).map_err(|(message, hint)| (whole(message, hint), String::new()))?;
+    let bytes = bytes(from).map_err(|(message, hint)| (whole(message, hint), String::new()))?;
     let text = match String::from_utf8(bytes) {
         Ok(text) => text,
         Err(error) => {
