@@ -2,7 +2,11 @@
 
 use std::{error::Error, fmt, io};
 
-use crate::{spec::Invalid, value::chain};
+use crate::{
+    spec::Invalid,
+    table::{Look, Screen},
+    value::chain,
+};
 
 /// Failed.
 pub const FAILED: u8 = 1;
@@ -124,6 +128,22 @@ impl fmt::Display for Failure {
             Some(hint) => write!(f, "\nhint: {hint}"),
             None => Ok(()),
         }
+    }
+}
+
+impl Failure {
+    /// The same for standard error: what kind of line each is stands out.
+    pub fn shown(&self, screen: Screen) -> String {
+        let paint = |line: &str| {
+            let kinds = [("error: ", Look::Bad), ("hint: ", Look::Doubtful)];
+            let kind =
+                kinds.iter().find_map(|(kind, look)| Some((line.strip_prefix(kind)?, kind, look)));
+            match kind {
+                Some((rest, kind, look)) => look.paint(kind, screen.colours) + rest,
+                None => line.to_owned(),
+            }
+        };
+        self.to_string().split('\n').map(paint).collect::<Vec<_>>().join("\n")
     }
 }
 

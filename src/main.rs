@@ -11,6 +11,7 @@ use qvm::{
     cli::{self, Cli, Given},
     exit::Failure,
     host::journal,
+    table::Screen,
 };
 use tracing::Level;
 use tracing_subscriber::{
@@ -35,7 +36,8 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            let text = match (failure.to_string(), in_journal) {
+            let screen = Screen::of(&io::stderr(), &|key| env::var_os(key));
+            let text = match (failure.shown(screen), in_journal) {
                 (text, false) if !text.is_empty() => format!("{text}\n"),
                 (text, true) => journal::prioritised(&text, Level::ERROR),
                 (text, false) => text,

@@ -1,9 +1,9 @@
-//! Tables for a terminal: aligned columns, and colours where they are wanted.
+//! Tables and long lines for a terminal: aligned columns, folded sentences, and colours where they are wanted.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fmt::Write,
-    io::{self, IsTerminal},
+    os::fd::AsFd,
 };
 
 /// How a cell looks on a terminal that has colours.
@@ -43,11 +43,55 @@ impl Look {
     }
 }
 
-/// Whether standard output takes colours: it is a terminal that knows them, and nobody minds (<https://no-color.org>).
-pub fn colours(env: &dyn Fn(&str) -> Option<std::ffi::OsString>) -> bool {
-    let minded = env("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let dumb = env("TERM").is_none_or(|term| term == OsStr::new("dumb"));
-    !minded && !dumb && io::stdout().is_terminal()
+/// What is written to: a terminal, or anything else.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Screen {
+    /// It takes colours.
+    pub colours: bool,
+    /// How many columns it has; `None` is no terminal, and lines are as long as they are.
+    pub width: Option<usize>,
+}
+
+/// Nobody reads longer lines gladly.
+const WIDEST: usize = 100;
+/// Fewer columns than these are not folded for.
+const NARROWEST: usize = 40;
+
+impl Screen {
+    /// What this descriptor is. Colours are for a terminal that knows them, where nobody minds (<https://no-color.org>).
+    pub fn of(to: &impl AsFd, env: &dyn Fn(&str) -> Option<OsString>) -> Self {
+        if !rustix::termios::isatty(to) {
+            return Self::default();
+        }
+        let minded = env("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let dumb = env("TERM").is_none_or(|term| term == OsStr::new("dumb"));
+        let columns = rustix::termios::tcgetwinsize(to).map_or(0, |size| usize::from(size.ws_col));
+        Self {
+            colours: !minded && !dumb,
+            width: Some(columns.min(WIDEST)).filter(|columns| *columns >= NARROWEST),
+        }
+    }
+
+    /// A text that begins in column `indent`, folded between words where it would be too long; each line but the last has its end.
+    pub fn folded(&self, text: &str, indent: usize) -> String {
+        let room = self.width.map(|width| width.saturating_sub(indent).max(NARROWEST / 2));
+        let Some(room) = room else { return text.to_owned() };
+        let (mut out, mut column) = (String::new(), 0);
+        for word in text.split(' ') {
+            let length = word.chars().count();
+            if column > 0 && column + 1 + length > room {
+                out.push('\n');
+                out.push_str(&" ".repeat(indent));
+                column = 0;
+            } else if column > 0 {
+                out.push(' ');
+                column += 1;
+            }
+            out.push_str(word);
+            column += length;
+        }
+        out
+    }
 }
 
 /// A cell.
@@ -100,7 +144,8 @@ impl Table {
     }
 
     /// The text, each line with its end.
-    pub fn text(&self, colours: bool) -> String {
+    pub fn text(&self, screen: Screen) -> String {
+        let colours = screen.colours;
         let columns = self.rows.iter().map(|(cells, _)| cells.len()).max().unwrap_or(0);
         let wide = |cell: Option<&Cell>| cell.map_or(0, |cell| cell.text.chars().count());
         let widths: Vec<usize> = (0..columns)
@@ -124,7 +169,7 @@ impl Table {
             text.push_str(line.trim_end());
             text.push('\n');
             for line in below {
-                let _ = writeln!(text, "  {line}");
+                let _ = writeln!(text, "  {}", screen.folded(line, GAP.len()));
             }
         }
         text
@@ -143,12 +188,12 @@ mod tests {
             vec!["and more of it".to_owned()],
         );
         table.row(vec!["a-ä".into(), Cell::from("100").right(), "x".into()], vec![]);
-        let plain = table.text(false);
+        let plain = table.text(Screen::default());
         assert_eq!(
             plain,
             "NAME  CPU%  STATE\nweb      3  running\n  and more of it\na-ä    100  x\n"
         );
-        let coloured = table.text(true);
+        let coloured = table.text(Screen { colours: true, width: None });
         assert!(coloured.contains("\x1b[32mrunning\x1b[0m\n"), "{coloured:?}");
         let bare = ["32", "2", "0"]
             .iter()
@@ -157,9 +202,37 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_has_no_colours_whatever_is_wished() {
+    fn a_pipe_has_no_colours_and_no_width() {
+        let (_, write) = std::io::pipe().unwrap();
         let env = |key: &str| (key == "TERM").then(|| "xterm".into());
-        assert!(!colours(&|key| (key == "NO_COLOR").then(|| "1".into())));
-        assert_eq!(colours(&env), io::stdout().is_terminal());
+        assert_eq!(Screen::of(&write, &env), Screen::default());
+    }
+
+    #[test]
+    fn a_terminal_has_both_unless_somebody_minds() {
+        let size = nix::pty::Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+        let pty = nix::pty::openpty(Some(&size), None).unwrap();
+        let to = pty.slave;
+        let of = |term: &'static str, no_color: Option<&'static str>| {
+            Screen::of(&to, &move |key| match key {
+                "TERM" => Some(term.into()),
+                "NO_COLOR" => no_color.map(Into::into),
+                _ => None,
+            })
+        };
+        assert_eq!(of("xterm", None), Screen { colours: true, width: Some(80) });
+        assert!(of("xterm", Some("")).colours);
+        assert!(!of("xterm", Some("1")).colours && !of("dumb", None).colours);
+    }
+
+    #[test]
+    fn long_lines_are_folded_between_words() {
+        let screen = Screen { colours: false, width: Some(40) };
+        let text = "one two three four five six seven eight nine ten";
+        let folded = screen.folded(text, 10);
+        assert_eq!(folded, "one two three four five six\n          seven eight nine ten");
+        assert_eq!(Screen::default().folded(text, 10), text);
+        let long = "x".repeat(90);
+        assert_eq!(screen.folded(&long, 4), long);
     }
 }

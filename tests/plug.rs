@@ -242,3 +242,50 @@ fn nics_come_move_and_go_while_the_guest_runs() {
     assert_eq!((ip(&["link", "show", "qvm-web_lan"]), pending(&lab)), (String::new(), json!([])));
     assert_eq!(shell(&lab, nic), "");
 }
+
+#[test]
+fn without_a_name_what_runs_is_applied_what_is_new_started_and_nothing_stopped() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let lab = Lab::new();
+    for name in ["web", "gone", "rests"] {
+        lab.vm(name, &image, "autostart = true\n");
+    }
+    lab.ok(&["start", "web", "gone", "rests"]);
+    // Somebody stopped this one: it stays so, whatever `autostart` says.
+    lab.ok(&["kill", "rests"]);
+    fs::remove_file(lab.file("gone")).unwrap();
+    lab.vm("web", &image, "autostart = true\ncpuWeight = 50\n");
+    lab.vm("new", &image, "autostart = true\n");
+    lab.vm("manual", &image, "");
+    fs::write(lab.file("broken"), "vcpu = 0\nautostart = true\n").unwrap();
+    let output = lab.qvm(&["apply"]);
+    let (told, why) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(78), "{told}{why}");
+    let mut lines: Vec<&str> = told.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(
+        lines,
+        [
+            "gone: its VM file is gone; it is left running: `qvm gc` would stop it",
+            "new: new, started",
+            "web: VM file read",
+            "web: applied: cpuWeight: 100 -> 50",
+        ]
+    );
+    assert!(why.contains("broken.toml:1:8: vcpu: "), "{why}");
+    for (name, state) in [
+        ("web", "running"),
+        ("gone", "running"),
+        ("new", "running"),
+        ("rests", "stopped"),
+        ("manual", "stopped"),
+    ] {
+        assert_eq!(lab.status(name)["state"], state, "{name}");
+    }
+    fs::remove_file(lab.file("broken")).unwrap();
+    // Again: there is nothing more to do.
+    let told = lab.ok(&["apply"]);
+    assert!(!told.contains("applied") && !told.contains("started"), "{told}");
+    lab.ok(&["kill", "web", "gone", "new"]);
+}

@@ -14,13 +14,13 @@ use crate::{
 #[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
 pub struct Dirs {
     /// VM files are in DIR/vms [env: QVM_CONFIG_DIR]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", display_order = 900)]
     pub config_dir: Option<PathBuf>,
     /// Disks and images [env: QVM_STATE_DIR]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", display_order = 900)]
     pub state_dir: Option<PathBuf>,
     /// Sockets [env: QVM_RUNTIME_DIR]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", display_order = 900)]
     pub runtime_dir: Option<PathBuf>,
 }
 

@@ -19,7 +19,7 @@ use crate::{
     plan::{layout::Layout, machined, unit::Scope},
     run::{Settings, doctor, identities::Means, image, progress},
     spec::{self, Vm},
-    table,
+    table::Screen,
     value::{VmName, shown},
     verb::{self, reap::Ended},
 };
@@ -37,10 +37,10 @@ pub struct Cli {
     #[command(flatten)]
     pub dirs: Dirs,
     /// Say more; twice, everything [env: QVM_LOG]
-    #[arg(short, long, global = true, action = ArgAction::Count)]
+    #[arg(short, long, global = true, action = ArgAction::Count, display_order = 901)]
     pub verbose: u8,
     /// Say errors only
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, conflicts_with = "verbose", display_order = 901)]
     pub quiet: bool,
     #[command(subcommand)]
     verb: Verb,
@@ -130,15 +130,16 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
     let dirs = cli.dirs.or(given.env).absolute(given.cwd);
     let layout = layout(given.uid, &dirs, given.env)?;
     let manager = manager(given, &dirs, &layout);
+    let screen = Screen::of(&io::stdout(), given.env);
     match cli.verb {
         Verb::List(args) => {
-            let colours = table::colours(given.env);
             let proc = Path::new("/proc");
-            let how = verb::list::Shown { now: jiff::Timestamp::now, colours, proc };
+            let how = verb::list::Shown { now: jiff::Timestamp::now, screen, proc };
             verb::list::run(&args, &layout, &how).await
         }
         Verb::Status(args) => {
-            let clock = verb::status::Clock { now: given.now, zone: jiff::tz::TimeZone::system() };
+            let zone = jiff::tz::TimeZone::system();
+            let clock = verb::status::Clock { now: given.now, zone, screen };
             verb::status::run(&args, &layout, &clock, Path::new("/proc")).await
         }
         Verb::Start(args) => verb::start::run(&args, &layout, given.exe, manager).await,
@@ -166,13 +167,15 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
         Verb::Log(args) => verb::log::run(&args, &layout, jiff::tz::TimeZone::system()).await,
         Verb::Events(args) => verb::events::run(&args, &layout, jiff::tz::TimeZone::system()).await,
         Verb::Top(args) => {
-            let (proc, colours) = (Path::new("/proc"), table::colours(given.env));
+            let (proc, colours) = (Path::new("/proc"), screen.colours);
             let within = verb::top::Within { layout: &layout, proc, exe: given.exe, colours };
             verb::top::run(&args, &within).await
         }
         Verb::Metrics(args) => verb::metrics::run(&args, &layout, Path::new("/proc")).await,
         Verb::Exec(args) => verb::exec::run(&args, &layout).await,
-        Verb::New(args) => verb::new::run(&args, &layout, dir(given.env, "HOME").as_deref()),
+        Verb::New(args) => {
+            verb::new::run(&args, &layout, dir(given.env, "HOME").as_deref(), screen)
+        }
         Verb::Edit(args) => {
             let said = |key: &str| (given.env)(key).filter(|editor| !editor.is_empty());
             let editor = said("VISUAL").or_else(|| said("EDITOR")).unwrap_or_else(|| "vi".into());
@@ -196,7 +199,7 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
                 config_home: config_home.as_deref(),
                 manager,
             };
-            verb::doctor::run(&args, &from).await
+            verb::doctor::run(&args, &from, screen).await
         }
         Verb::Plan(args) => {
             let settings = settings(args.name, layout, given);
@@ -211,7 +214,7 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
             let program = started.unwrap_or(given.exe);
             verb::run::run(settings, program, given.arguments, scope).await
         }
-        Verb::Image(args) => images(&args, &layout, given),
+        Verb::Image(args) => images(&args, &layout, given, screen),
         Verb::Rename(args) => verb::rename::run(&args, &layout, manager).await,
         Verb::Clone(args) => {
             verb::clone::run(&args, means(layout), given.exe, manager, given.terminal).await
@@ -300,7 +303,12 @@ fn config_home(given: &Given<'_>) -> Option<PathBuf> {
     (given.uid != 0).then(found).flatten()
 }
 
-fn images(args: &verb::image::Args, layout: &Layout, given: &Given<'_>) -> Result<(), Failure> {
+fn images(
+    args: &verb::image::Args,
+    layout: &Layout,
+    given: &Given<'_>,
+    screen: Screen,
+) -> Result<(), Failure> {
     let (mut vms, mut invalid): (Vec<Vm>, Vec<PathBuf>) = (vec![], vec![]);
     for (file, vm) in spec::load_all(&layout.vm_files()) {
         match vm {
@@ -321,6 +329,7 @@ fn images(args: &verb::image::Args, layout: &Layout, given: &Given<'_>) -> Resul
         progress: &mut progress::Shown::new(given.terminal),
         cancel: &progress::Cancel::default(),
         out: &mut io::stdout().lock(),
+        screen,
     };
     verb::image::image(args, &mut within).map_err(|error| match &error {
         verb::image::Error::Out(error) => Failure::output(error),

@@ -6,6 +6,7 @@ use crate::{
     exit::{self, Failure},
     plan::doctor::{Finding, Level, examine},
     run::doctor::{Sources, look},
+    table::{Look, Screen},
 };
 
 /// What `qvm doctor` takes.
@@ -23,13 +24,13 @@ pub struct Args {
 ///
 /// # Errors
 /// There is an error among the findings: exit code 1, after they were printed.
-pub async fn run(args: &Args, from: &Sources<'_>) -> Result<(), Failure> {
+pub async fn run(args: &Args, from: &Sources<'_>, screen: Screen) -> Result<(), Failure> {
     let findings = examine(&look(from).await);
     if args.json {
         let json = serde_json::to_string_pretty(&findings).map_err(|e| Failure::of(&e))?;
         super::print(&format!("{json}\n"))?;
     } else {
-        super::print(&told(&findings))?;
+        super::print(&told(&findings, screen))?;
     }
     match findings.iter().any(|finding| finding.level == Level::Error) {
         true => Err(Failure::quiet(exit::FAILED)),
@@ -38,14 +39,22 @@ pub async fn run(args: &Args, from: &Sources<'_>) -> Result<(), Failure> {
 }
 
 /// A line each, in columns, and below it what to do.
-fn told(findings: &[Finding]) -> String {
+fn told(findings: &[Finding], screen: Screen) -> String {
     let levels = findings.iter().map(|finding| finding.level.word().len()).max().unwrap_or(0);
     let subjects = findings.iter().map(|finding| finding.about.chars().count()).max().unwrap_or(0);
+    let indent = levels + 2 + subjects + 2;
     let line = |Finding { level, about, found, todo }: &Finding| {
         let todo = todo.as_ref().map_or_else(String::new, |todo| {
-            format!("{:1$}do: {todo}\n", "", levels + 2 + subjects + 2)
+            format!("{:indent$}do: {}\n", "", screen.folded(todo, indent + "do: ".len()))
         });
-        format!("{:levels$}  {about:subjects$}  {found}\n{todo}", level.word())
+        let look = match level {
+            Level::Ok => Look::Good,
+            Level::Note => Look::Plain,
+            Level::Warning => Look::Doubtful,
+            Level::Error => Look::Bad,
+        };
+        let word = look.paint(&format!("{:levels$}", level.word()), screen.colours);
+        format!("{word}  {about:subjects$}  {}\n{todo}", screen.folded(found, indent))
     };
     findings.iter().map(line).collect()
 }
@@ -66,7 +75,7 @@ mod tests {
             [finding(Level::Ok, "kvm", None), finding(Level::Warning, "bridge br0", Some("this"))];
         let text = "ok       kvm         seen\n\
                     warning  bridge br0  seen\n                     do: this\n";
-        assert_eq!(told(&all), text);
-        assert_eq!(told(&[]), "");
+        assert_eq!(told(&all, Screen::default()), text);
+        assert_eq!(told(&[], Screen::default()), "");
     }
 }

@@ -15,6 +15,7 @@ use crate::{
         progress::{Cancel, Progress},
     },
     spec::{Checksum, Image, Origin, Source, Vm},
+    table::{Cell, Screen, Table},
     value::{Algorithm, Digest, Size},
 };
 
@@ -82,6 +83,8 @@ pub struct Within<'a> {
     pub cancel: &'a Cancel,
     /// Standard output.
     pub out: &'a mut dyn Write,
+    /// What that is.
+    pub screen: Screen,
 }
 
 /// Why it was not done.
@@ -143,7 +146,9 @@ pub fn image(args: &Args, within: &mut Within<'_>) -> Result<(), Error> {
             writeln!(within.out, "{}", json.map_err(io::Error::from)?)?;
         }
         What::List { json: false } => {
-            within.out.write_all(table(&image_cache::list(&cache, &needs)?).as_bytes())?;
+            within
+                .out
+                .write_all(table(&image_cache::list(&cache, &needs)?, within.screen).as_bytes())?;
         }
         What::Pull { names, sha256, sha512, checksums, insecure_no_checksum } => {
             let digest = |algorithm, hex: &Option<String>| -> Result<_, Error> {
@@ -217,9 +222,8 @@ fn wanted(name: &str, given: Option<&Checksum>, vms: &[Vm]) -> Result<Vec<Image>
     if images.is_empty() { Err(Error::Unknown(without_password(name))) } else { Ok(images) }
 }
 
-fn table(images: &[Listed]) -> String {
-    let mut rows =
-        vec![["IMAGE", "SIZE", "VIRTUAL", "VERIFIED", "USED BY", "ORIGIN"].map(str::to_owned)];
+fn table(images: &[Listed], screen: Screen) -> String {
+    let mut table = Table::new(["IMAGE", "SIZE", "VIRTUAL", "VERIFIED", "USED BY", "ORIGIN"]);
     for image in images {
         let stem = image.file.file_stem().unwrap_or_default().to_string_lossy();
         let name = match &image.digest {
@@ -230,25 +234,17 @@ fn table(images: &[Listed]) -> String {
         let mut users: Vec<String> = image.used_by.clone();
         let named = image.named_by.iter().filter(|vm| !image.used_by.contains(vm));
         users.extend(named.map(|vm| format!("({vm})")));
-        rows.push([
-            name,
-            mib(image.size_bytes),
-            mib(image.virtual_size_bytes),
-            if image.verified { "yes" } else { "no" }.to_owned(),
-            if users.is_empty() { "-".to_owned() } else { users.join(",") },
-            image.origin.clone(),
-        ]);
+        let row = vec![
+            name.into(),
+            Cell::from(mib(image.size_bytes)).right(),
+            Cell::from(mib(image.virtual_size_bytes)).right(),
+            if image.verified { "yes" } else { "no" }.into(),
+            if users.is_empty() { "-".to_owned() } else { users.join(",") }.into(),
+            image.origin.clone().into(),
+        ];
+        table.row(row, vec![]);
     }
-    let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..6).map(width).collect();
-    let mut text = String::new();
-    for row in &rows {
-        let cells: Vec<String> =
-            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-    }
-    text
+    table.text(screen)
 }
 
 fn mib(bytes: u64) -> String {
@@ -307,6 +303,7 @@ mod tests {
             progress: &mut Quiet,
             cancel: &Cancel::default(),
             out: &mut out,
+            screen: Screen::default(),
         };
         image(&args, &mut within)?;
         Ok(String::from_utf8(out).unwrap())
@@ -332,7 +329,7 @@ mod tests {
         assert!(again.ends_with(" is there already, verified\n"), "{again}");
 
         let listed = say(&state, &[], &["list"]).unwrap();
-        let row = format!("{}  1M    1M       yes       -        {path}", &hex[..12]);
+        let row = format!("{}    1M       1M  yes       -        {path}", &hex[..12]);
         assert_eq!(listed.lines().nth(1), Some(row.as_str()));
         let json = say(&state, &[], &["list", "--json"]).unwrap();
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();

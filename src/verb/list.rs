@@ -12,7 +12,7 @@ use crate::{
         inventory::{Entry, inventory},
         usage,
     },
-    table::{Cell, Look, Table},
+    table::{Cell, Look, Screen, Table},
     value::shown,
 };
 
@@ -31,8 +31,8 @@ pub struct Args {
 pub struct Shown<'a> {
     /// The time.
     pub now: fn() -> Timestamp,
-    /// Standard output takes colours.
-    pub colours: bool,
+    /// Standard output.
+    pub screen: Screen,
     /// `/proc`.
     pub proc: &'a Path,
 }
@@ -58,7 +58,7 @@ pub async fn run(args: &Args, layout: &Layout, how: &Shown<'_>) -> Result<(), Fa
             return super::print(&format!("{json}\n"));
         }
         let now = (how.now)();
-        let text = table(&entries, now, before.as_ref()).text(how.colours);
+        let text = table(&entries, now, before.as_ref()).text(how.screen);
         let Some(seconds) = args.watch else { return super::print(&text) };
         // Home, and what is left of an older, longer table is wiped.
         let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };

@@ -16,6 +16,7 @@ use crate::{
         self, Invalid, Link, Vm, check,
         known::{self, Known},
     },
+    table::{Cell, Screen, Table},
     value::{IfName, Size, VmName, shown},
 };
 
@@ -64,9 +65,14 @@ const MODE: u32 = 0o640;
 ///
 /// # Errors
 /// There is one already, no such image, a key that cannot be read, or an option that a VM file does not take.
-pub fn run(args: &Args, layout: &Layout, home: Option<&Path>) -> Result<(), Failure> {
+pub fn run(
+    args: &Args,
+    layout: &Layout,
+    home: Option<&Path>,
+    screen: Screen,
+) -> Result<(), Failure> {
     let Some(name) = args.name.as_ref().filter(|_| !args.list) else {
-        return list(args.json);
+        return list(args.json, screen);
     };
     let path = layout.vm_file(name);
     if path.symlink_metadata().is_ok() {
@@ -239,32 +245,26 @@ fn told(new: &New<'_>, vm: &Vm, path: &Path, layout: &Layout) -> String {
     out
 }
 
-fn list(json: bool) -> Result<(), Failure> {
+fn list(json: bool, screen: Screen) -> Result<(), Failure> {
     if json {
         let text = serde_json::to_string_pretty(known::all()).map_err(|e| Failure::of(&e))?;
         return super::print(&format!("{text}\n"));
     }
     let head = ["KEY", "IMAGE", "USER", "MEM", "DISK", "FIRMWARE", "CLOUD-INIT"];
-    let mut rows = vec![head.map(str::to_owned)];
-    rows.extend(known::all().iter().map(|image| {
-        [
-            image.key.clone(),
-            image.title.clone(),
-            image.user.clone().unwrap_or_else(|| "-".to_owned()),
-            image.mem_min.to_string(),
-            format!("{}G", image.disk_min_g),
-            image.firmware.word().to_owned(),
-            if image.cloud_init { "yes" } else { "no" }.to_owned(),
-        ]
-    }));
-    let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..head.len()).map(width).collect();
-    let lines = rows.iter().map(|row| {
-        let cells: Vec<String> =
-            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        format!("{}\n", cells.join("  ").trim_end())
-    });
-    super::print(&lines.collect::<String>())
+    let mut table = Table::new(head);
+    for image in known::all() {
+        let row = vec![
+            image.key.clone().into(),
+            image.title.clone().into(),
+            image.user.clone().unwrap_or_else(|| "-".to_owned()).into(),
+            Cell::from(image.mem_min.to_string()).right(),
+            Cell::from(format!("{}G", image.disk_min_g)).right(),
+            image.firmware.word().into(),
+            if image.cloud_init { "yes" } else { "no" }.into(),
+        ];
+        table.row(row, vec![]);
+    }
+    super::print(&table.text(screen))
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use crate::{
         shares::weigh,
         usage,
     },
+    table::{Look, Screen},
     value::{VmName, shown},
 };
 
@@ -34,6 +35,8 @@ pub struct Clock {
     pub now: Timestamp,
     /// Where the operator is.
     pub zone: TimeZone,
+    /// Standard output.
+    pub screen: Screen,
 }
 
 impl Clock {
@@ -89,12 +92,15 @@ fn weight(status: &Status) -> String {
     text
 }
 
+/// Where the values begin.
+const KEYS: usize = 13;
+
 fn told(status: &Status, clock: &Clock) -> String {
     let mut text = String::new();
     let mut line = |key: &str, value: Option<&str>| {
         if let Some(value) = value {
             // Into a String it cannot fail.
-            let _ = writeln!(text, "{key:12} {value}");
+            let _ = writeln!(text, "{key:12} {}", clock.screen.folded(value, KEYS));
         }
     };
     let state = status.state.word();
@@ -112,7 +118,14 @@ fn told(status: &Status, clock: &Clock) -> String {
     // What a file is called, where that is no VM's name.
     line("name:", Some(&shown(&status.name)));
     line("description:", status.description.as_deref());
-    line("state:", Some(since.as_deref().unwrap_or(state)));
+    let look = match status.state {
+        State::Running => Look::Good,
+        State::Failed => Look::Bad,
+        State::Stopped => Look::Plain,
+        State::Starting | State::Paused | State::Stopping => Look::Doubtful,
+    };
+    let word = look.paint(state, clock.screen.colours);
+    line("state:", Some(&since.map_or(word.clone(), |since| since.replacen(state, &word, 1))));
     line("ready:", status.ready.map(Ready::word));
     line("started:", started.as_deref());
     line("pid:", number(status.pid).as_deref());
