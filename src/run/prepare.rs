@@ -81,8 +81,13 @@ pub enum Error {
         qemu: Qemu,
     },
     /// A disk cannot be made.
-    #[error(transparent)]
-    Disk(#[from] disk::Error),
+    #[error("{at}")]
+    Disk {
+        /// Where the VM file says what it is.
+        at: String,
+        /// Why not.
+        source: disk::Error,
+    },
     /// The firmware is not there.
     #[error(transparent)]
     Firmware(#[from] descriptors::Error),
@@ -101,7 +106,7 @@ impl Error {
             Self::Probe(error) => error.is_the_hosts(),
             Self::NoKvm(_) => true,
             Self::File(error) => error.is_the_hosts(),
-            Self::Disk(error) => error.is_the_hosts(),
+            Self::Disk { source, .. } => source.is_the_hosts(),
             Self::Identity { .. }
             | Self::Encode(_)
             | Self::OlderQemu { .. }
@@ -117,7 +122,7 @@ impl Error {
             Self::Probe(error) => error.hint(),
             Self::NoKvm(error) => error.hint(),
             Self::File(error) => error.hint(),
-            Self::Disk(error) => error.hint(),
+            Self::Disk { source, .. } => source.hint(),
             Self::Firmware(error) => error.hint(),
             Self::Identity { .. } => Some(
                 "it holds the UUID, the MAC addresses and the machine type of this VM: put it back from a backup, \
@@ -278,7 +283,7 @@ pub fn prepare(
     let firmware = firmware_of(settings, &vm, &facts, &identity.machine)?;
     let mut disks = vec![];
     for wanted in &vm.disks {
-        let (file, more) = disk(settings, &facts.qemu.binary, wanted, cancel, say)?;
+        let (file, more) = disk(settings, &facts.qemu.binary, &vm, wanted, cancel, say)?;
         notes.extend(more);
         disks.push(file);
     }
@@ -304,6 +309,7 @@ pub fn prepare(
 pub fn disk(
     settings: &Settings,
     qemu: &Path,
+    vm: &Vm,
     wanted: &Disk,
     cancel: &Cancel,
     say: &(dyn Fn(String) + Sync),
@@ -316,8 +322,10 @@ pub fn disk(
     let mut spoken = Spoken { say, last: None };
     let (paths, images) = (settings.paths(), settings.layout.images());
     let ready = disk::ensure(wanted, &paths, &images, &tools, &mut spoken, cancel);
-    let ready =
-        ready.map_err(|e| if e.is_called_off() { Error::Cancelled } else { Error::Disk(e) })?;
+    let ready = ready.map_err(|source| match source.is_called_off() {
+        true => Error::Cancelled,
+        false => Error::Disk { at: vm.at(&format!("disk.{}.image", wanted.name)), source },
+    })?;
     let is_device = matches!(wanted.source, Source::Device(_));
     Ok((DiskFile { path: ready.path, format: ready.format, is_device }, ready.notes))
 }
