@@ -24,6 +24,8 @@ pub mod log_reader;
 pub mod machine_id;
 pub mod machined;
 pub mod meminfo;
+#[allow(unsafe_code)]
+pub mod memory;
 pub mod neighbour;
 pub mod oom_score;
 #[allow(unsafe_code)]

@@ -115,10 +115,10 @@ impl Machine {
             return Ok(());
         }
         let wanted = disk.clone();
-        let file = self.blocking(move |settings, _, cancel| {
+        let file = self.blocking(move |settings, vm, cancel| {
             let qemu: PathBuf = facts_of(settings)?.qemu.binary;
             let say = |text: String| tracing::info!("{text}");
-            prepare::disk(settings, &qemu, &wanted, cancel, &say).map(|(file, _)| file)
+            prepare::disk(settings, &qemu, vm, &wanted, cancel, &say).map(|(file, _)| file)
         });
         let file = file.await?;
         let position = self.vm.disks.iter().position(|other| other.name == disk.name);

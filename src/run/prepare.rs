@@ -73,8 +73,13 @@ pub enum Error {
         qemu: Qemu,
     },
     /// A disk cannot be made.
-    #[error(transparent)]
-    Disk(#[from] disk::Error),
+    #[error("{at}")]
+    Disk {
+        /// Where the VM file says what it is.
+        at: String,
+        /// Why not.
+        source: disk::Error,
+    },
     /// The firmware is not there.
     #[error(transparent)]
     Firmware(#[from] descriptors::Error),
@@ -93,7 +98,7 @@ impl Error {
             Self::Probe(error) => error.is_the_hosts(),
             Self::NoKvm(_) => true,
             Self::File(error) => error.is_the_hosts(),
-            Self::Disk(error) => error.is_the_hosts(),
+            Self::Disk { source, .. } => source.is_the_hosts(),
             Self::Identity(error) => error.is_the_hosts(),
             Self::OlderQemu { .. } | Self::Firmware(_) | Self::Seed(_) | Self::Cancelled => false,
         }
@@ -105,7 +110,7 @@ impl Error {
             Self::Probe(error) => error.hint(),
             Self::NoKvm(error) => error.hint(),
             Self::File(error) => error.hint(),
-            Self::Disk(error) => error.hint(),
+            Self::Disk { source, .. } => source.hint(),
             Self::Firmware(error) => error.hint(),
             Self::Identity(error) => error.hint(),
             Self::OlderQemu { machine, qemu } => Some(format!(
@@ -241,7 +246,7 @@ pub fn prepare(
     let firmware = firmware_of(settings, &vm, &facts, &identity.machine)?;
     let mut disks = vec![];
     for wanted in &vm.disks {
-        let (file, more) = disk(settings, &facts.qemu.binary, wanted, cancel, say)?;
+        let (file, more) = disk(settings, &facts.qemu.binary, &vm, wanted, cancel, say)?;
         notes.extend(more);
         disks.push(file);
     }
@@ -267,6 +272,7 @@ pub fn prepare(
 pub fn disk(
     settings: &Settings,
     qemu: &Path,
+    vm: &Vm,
     wanted: &Disk,
     cancel: &Cancel,
     say: &(dyn Fn(String) + Sync),
@@ -279,8 +285,10 @@ pub fn disk(
     let mut spoken = Spoken { say, last: None };
     let (paths, images) = (settings.paths(), settings.layout.images());
     let ready = disk::ensure(wanted, &paths, &images, &tools, &mut spoken, cancel);
-    let ready =
-        ready.map_err(|e| if e.is_called_off() { Error::Cancelled } else { Error::Disk(e) })?;
+    let ready = ready.map_err(|source| match source.is_called_off() {
+        true => Error::Cancelled,
+        false => Error::Disk { at: vm.at(&format!("disk.{}.image", wanted.name)), source },
+    })?;
     let is_device = matches!(wanted.source, Source::Device(_));
     Ok((DiskFile { path: ready.path, format: ready.format, is_device }, ready.notes))
 }
