@@ -10,7 +10,7 @@ use std::{
 use qvm::{
     cli::{self, Cli, Given},
     exit::Failure,
-    host::journal,
+    host::{journal, memory},
     table::Screen,
 };
 use tracing::Level;
@@ -23,6 +23,7 @@ use tracing_subscriber::{
 
 // SIGPIPE stays ignored, as Rust's runtime has it: who reads no more is an error of writing, and quiet.
 fn main() -> ExitCode {
+    memory::one_heap();
     let arguments: Vec<_> = env::args_os().collect();
     // A shell that asks what comes next has no place for messages.
     match complete(&arguments) {
