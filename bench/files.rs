@@ -1,6 +1,7 @@
 //! Files: an image into the cache, a disk out of it, a seed; beside the programs that read or write the same bytes.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::{self, BufRead, BufReader, Write},
     net::{TcpListener, TcpStream},
@@ -91,7 +92,8 @@ fn copied(place: &Place, vm: &Vm, image: &Path) -> Outcome<Figure> {
 
 fn seeded(place: &Place, vm: &Vm) -> Outcome<Figure> {
     let uuid = "6b2d3e0c-31e5-4b2f-9b3a-2f1d5c0e7a11";
-    let identity = Identity::new(vm, "host", uuid.into(), "6b2d3e0c", "pc-q35-10.0");
+    let mut identity = Identity::new(vm, uuid.into(), "6b2d3e0c", "pc-q35-10.0");
+    identity.add_macs(vm, "host", &BTreeSet::new());
     let dir = place.path().join("seed");
     fs::create_dir(&dir)?;
     let documents = seed::documents(vm, &identity).ok_or("no seed")?;

@@ -10,7 +10,7 @@ use std::{
 use qvm::{
     cli::{self, Cli, Given},
     exit::Failure,
-    host::journal,
+    host::{journal, memory},
     table::Screen,
 };
 use tracing::Level;
@@ -23,6 +23,7 @@ use tracing_subscriber::{
 
 // SIGPIPE stays ignored, as Rust's runtime has it: who reads no more is an error of writing, and quiet.
 fn main() -> ExitCode {
+    memory::one_heap();
     let arguments: Vec<_> = env::args_os().collect();
     // A shell that asks what comes next has no place for messages.
     match complete(&arguments) {
@@ -30,7 +31,7 @@ fn main() -> ExitCode {
         Ok(true) => return ExitCode::SUCCESS,
         Err(_) => return ExitCode::FAILURE,
     }
-    let cli = Cli::read(arguments).unwrap_or_else(|error| error.exit());
+    let cli = read(arguments).unwrap_or_else(|error| error.exit());
     let in_journal = journal::is_standard_error(env::var_os("JOURNAL_STREAM").as_deref());
     log(cli.verbose + u8::from(cli.is_supervisor()), cli.quiet, in_journal);
     match run(cli) {
@@ -53,6 +54,18 @@ fn complete(arguments: &[std::ffi::OsString]) -> Result<bool, clap::Error> {
     let uid = rustix::process::geteuid().as_raw();
     let cwd = env::current_dir().unwrap_or_default();
     cli::complete(arguments, uid, &|key| env::var_os(key), &cwd)
+}
+
+/// Reads the command line on a stack of its own: clap's tree of all verbs takes a hundred kilobytes of it, which a supervisor would
+/// keep for as long as it lives.
+fn read(arguments: Vec<std::ffi::OsString>) -> Result<Cli, clap::Error> {
+    let again = arguments.clone();
+    let reading = std::thread::Builder::new().name("cli".into()).spawn(|| Cli::read(arguments));
+    match reading.map(std::thread::JoinHandle::join) {
+        Ok(Ok(cli)) => cli,
+        // No thread is to be had; or clap's own assertions failed, and say so once more.
+        Ok(Err(_)) | Err(_) => Cli::read(again),
+    }
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {

@@ -5,6 +5,7 @@
 mod lab;
 
 use std::{
+    collections::BTreeSet,
     fs,
     os::{
         fd::{AsRawFd, OwnedFd},
@@ -45,7 +46,9 @@ fn layout() -> Layout {
 
 fn identity(vm: &Vm, machine: &str) -> Identity {
     let uuid = "01234567-89ab-4cde-8f01-23456789abcd";
-    Identity::new(vm, "the-host", uuid.to_owned(), "0000", machine)
+    let mut identity = Identity::new(vm, uuid.to_owned(), "0000", machine);
+    identity.add_macs(vm, "the-host", &BTreeSet::new());
+    identity
 }
 
 /// The firmware as on a Debian host.

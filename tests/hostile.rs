@@ -18,7 +18,7 @@ use lab::{Lab, guest, until};
 const DIRECTORY: &str = "a b,c=d,,%n%%20'e\"f;$HOME`{g}[h]\\t#?:j ü雪";
 
 /// Every verb that takes a VM's name, with what it needs behind it.
-const VERBS: [(&str, &[&str]); 16] = [
+const VERBS: [(&str, &[&str]); 19] = [
     ("status", &[]),
     ("start", &[]),
     ("stop", &[]),
@@ -35,6 +35,9 @@ const VERBS: [(&str, &[&str]); 16] = [
     ("plan", &[]),
     ("run", &[]),
     ("rm", &[]),
+    ("rename", &["x"]),
+    ("clone", &["x"]),
+    ("export", &["x.tar"]),
 ];
 
 fn everything_below(path: &Path) -> Vec<std::path::PathBuf> {

@@ -370,7 +370,9 @@ fn a_start_that_fails_says_why_where_it_was_asked_for_and_is_kept() {
     let lab = Lab::new();
     let image = lab.path().join("nothing.qcow2");
     lab.vm("web", &image, "");
-    let why = format!("disk root: cannot read `{}`: No such file", image.display());
+    let cause = format!("disk root: cannot read `{}`: No such file", image.display());
+    // At the line of `[image]`.
+    let why = format!("{}:4: {cause}", lab.file("web").display());
     for verb in ["run", "start"] {
         let output = lab.qvm(&[verb, "web"]);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();

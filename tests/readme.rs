@@ -115,7 +115,8 @@ fn commands(markdown: &str) -> Vec<String> {
     let inline = prose.iter().flat_map(|text| text.split('`').skip(1).step_by(2));
     lines
         .chain(inline.map(str::to_owned))
-        .map(|line| line.split(" #").next().unwrap_or_default().trim().to_owned())
+        .map(|line| line.split(" #").next().unwrap_or_default().to_owned())
+        .map(|line| line.split(" | ").next().unwrap_or_default().trim().to_owned())
         .filter(|line| line.starts_with("qvm "))
         .collect()
 }
@@ -128,7 +129,7 @@ fn commands_are_taken_by_the_command_line() {
             // `[NAME…]`, `COMMAND…`, `FILE\|NAME…`: whatever may stand there, a name does.
             let words = command.replace("\\|", " ").replace(['[', ']', '…'], "");
             let words = words.split_whitespace().map(|word| match word {
-                "NAME" | "FILE" | "COMMAND" | "VM" => "web",
+                "NAME" | "FILE" | "COMMAND" | "VM" | "OLD" | "NEW" | "FROM" => "web",
                 word => word,
             });
             let words: Vec<OsString> = words.map(OsString::from).collect();

@@ -86,6 +86,7 @@ fn identity() -> Identity {
         macs: [("net", 1), ("lan", 2), ("six", 3)]
             .map(|(name, last)| (name.parse().unwrap(), mac(last)))
             .into(),
+        hostname: None,
     }
 }
 

@@ -74,7 +74,7 @@ fn chosen(verb: Command, layout: Option<&Layout>) -> Command {
     let verb = verb.mut_args(|arg| match (name.as_str(), arg.get_id().as_str()) {
         ("new", "image") => arg.add(ArgValueCandidates::new(images)),
         // It is a name that there is not yet.
-        ("new", _) => arg,
+        ("new", _) | ("rename" | "clone", "new") | ("import", "name") => arg,
         ("check", "what") => {
             let layout = layout.cloned();
             arg.add(ArgValueCompleter::new(move |word: &OsStr| {

@@ -24,6 +24,8 @@ See
 Change
   diff      what runs, what is written   apply     do what can be done live
   reseed    cloud-init from the start
+  rename    another name                 clone     a second one like it
+  export    all of it into a file        import    a VM out of that file
 Reach
   console   serial console               exec      a command in the guest
   cp        a file in or out             fsfreeze  hold its disks still

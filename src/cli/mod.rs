@@ -17,7 +17,7 @@ use crate::{
     exit::Failure,
     host::{machine_id, qemu_img::QemuImg},
     plan::{layout::Layout, machined, unit::Scope},
-    run::{Settings, doctor, image, progress},
+    run::{Settings, doctor, identities::Means, image, progress},
     spec::{self, Vm},
     table::Screen,
     value::{VmName, shown},
@@ -131,57 +131,66 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
     let layout = layout(given.uid, &dirs, given.env)?;
     let manager = manager(given, &dirs, &layout);
     let screen = Screen::of(&io::stdout(), given.env);
+    // Each on the heap, as large as it is: what the largest of them would need stays out of a supervisor.
     match cli.verb {
         Verb::List(args) => {
             let proc = Path::new("/proc");
             let how = verb::list::Shown { now: jiff::Timestamp::now, screen, proc };
-            verb::list::run(&args, &layout, &how).await
+            Box::pin(verb::list::run(&args, &layout, &how)).await
         }
         Verb::Status(args) => {
             let zone = jiff::tz::TimeZone::system();
             let clock = verb::status::Clock { now: given.now, zone, screen };
-            verb::status::run(&args, &layout, &clock, Path::new("/proc")).await
+            Box::pin(verb::status::run(&args, &layout, &clock, Path::new("/proc"))).await
         }
-        Verb::Start(args) => verb::start::run(&args, &layout, given.exe, manager).await,
-        Verb::Stop(args) => verb::stop::run(&args, &layout).await,
-        Verb::Restart(args) => verb::restart::run(&args, &layout, given.exe, manager).await,
-        Verb::Reboot(args) => verb::reboot::run(&args, &layout).await,
-        Verb::Kill(args) => verb::kill::run(&args, &layout).await,
-        Verb::Pause(args) => verb::pause::run(&args, &layout).await,
-        Verb::Screenshot(args) => verb::screenshot::run(&args, &layout).await,
-        Verb::Vnc(args) => verb::vnc::run(&args, &layout).await,
-        Verb::Type(args) => verb::type_text::run(&args, &layout).await,
-        Verb::Sendkey(args) => verb::sendkey::run(&args, &layout).await,
-        Verb::Ip(args) => verb::ip::run(&args, &layout).await,
-        Verb::Ssh(args) => verb::ssh::run(&args, &layout).await,
-        Verb::Wait(args) => verb::wait::run(&args, &layout).await,
-        Verb::Diff(args) => verb::diff::run(&args, &layout).await,
+        Verb::Start(args) => Box::pin(verb::start::run(&args, &layout, given.exe, manager)).await,
+        Verb::Stop(args) => Box::pin(verb::stop::run(&args, &layout)).await,
+        Verb::Restart(args) => {
+            Box::pin(verb::restart::run(&args, &layout, given.exe, manager)).await
+        }
+        Verb::Reboot(args) => Box::pin(verb::reboot::run(&args, &layout)).await,
+        Verb::Kill(args) => Box::pin(verb::kill::run(&args, &layout)).await,
+        Verb::Pause(args) => Box::pin(verb::pause::run(&args, &layout)).await,
+        Verb::Screenshot(args) => Box::pin(verb::screenshot::run(&args, &layout)).await,
+        Verb::Vnc(args) => Box::pin(verb::vnc::run(&args, &layout)).await,
+        Verb::Type(args) => Box::pin(verb::type_text::run(&args, &layout)).await,
+        Verb::Sendkey(args) => Box::pin(verb::sendkey::run(&args, &layout)).await,
+        Verb::Ip(args) => Box::pin(verb::ip::run(&args, &layout)).await,
+        Verb::Ssh(args) => Box::pin(verb::ssh::run(&args, &layout)).await,
+        Verb::Wait(args) => Box::pin(verb::wait::run(&args, &layout)).await,
+        Verb::Diff(args) => Box::pin(verb::diff::run(&args, &layout)).await,
         Verb::Seed(args) => {
             let settings = settings(args.name.clone(), layout, given);
             verb::seed::run(&args, &settings, &mut io::stdout().lock())
         }
-        Verb::Suspend(args) => verb::suspend::run(&args, &layout).await,
-        Verb::Resume(args) => verb::resume::run(&args, &layout).await,
-        Verb::Apply(args) => verb::apply::run(&args, &layout, given.exe, manager).await,
-        Verb::Console(args) => verb::console::run(&args, &layout).await,
-        Verb::Log(args) => verb::log::run(&args, &layout, jiff::tz::TimeZone::system()).await,
-        Verb::Events(args) => verb::events::run(&args, &layout, jiff::tz::TimeZone::system()).await,
+        Verb::Suspend(args) => Box::pin(verb::suspend::run(&args, &layout)).await,
+        Verb::Resume(args) => Box::pin(verb::resume::run(&args, &layout)).await,
+        Verb::Apply(args) => Box::pin(verb::apply::run(&args, &layout, given.exe, manager)).await,
+        Verb::Console(args) => Box::pin(verb::console::run(&args, &layout)).await,
+        Verb::Log(args) => {
+            Box::pin(verb::log::run(&args, &layout, jiff::tz::TimeZone::system())).await
+        }
+        Verb::Events(args) => {
+            Box::pin(verb::events::run(&args, &layout, jiff::tz::TimeZone::system())).await
+        }
         Verb::Top(args) => {
             let (proc, colours) = (Path::new("/proc"), screen.colours);
             let within = verb::top::Within { layout: &layout, proc, exe: given.exe, colours };
-            verb::top::run(&args, &within).await
+            Box::pin(verb::top::run(&args, &within)).await
         }
-        Verb::Metrics(args) => verb::metrics::run(&args, &layout, Path::new("/proc")).await,
-        Verb::Exec(args) => verb::exec::run(&args, &layout).await,
-        Verb::Cp(args) => verb::cp::run(&args, &layout, given.terminal).await,
-        Verb::Fsfreeze(args) => verb::fsfreeze::run(&args, &layout).await,
+        Verb::Metrics(args) => {
+            Box::pin(verb::metrics::run(&args, &layout, Path::new("/proc"))).await
+        }
+        Verb::Exec(args) => Box::pin(verb::exec::run(&args, &layout)).await,
+        Verb::Cp(args) => Box::pin(verb::cp::run(&args, &layout, given.terminal)).await,
+        Verb::Fsfreeze(args) => Box::pin(verb::fsfreeze::run(&args, &layout)).await,
         Verb::New(args) => {
             verb::new::run(&args, &layout, dir(given.env, "HOME").as_deref(), screen)
         }
         Verb::Edit(args) => {
             let said = |key: &str| (given.env)(key).filter(|editor| !editor.is_empty());
             let editor = said("VISUAL").or_else(|| said("EDITOR")).unwrap_or_else(|| "vi".into());
-            verb::edit::run(&args, &layout, &editor, std::process::id()).await
+            Box::pin(verb::edit::run(&args, &layout, &editor, std::process::id())).await
         }
         Verb::Check(args) => {
             let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
@@ -201,35 +210,50 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
                 config_home: config_home.as_deref(),
                 manager,
             };
-            verb::doctor::run(&args, &from, screen).await
+            Box::pin(verb::doctor::run(&args, &from, screen)).await
         }
         Verb::Plan(args) => {
             let settings = settings(args.name, layout, given);
             verb::plan::run(&settings, &mut io::stdout().lock())
         }
-        Verb::Reseed(args) => verb::reseed::run(&settings(args.name, layout, given)).await,
+        Verb::Reseed(args) => {
+            Box::pin(verb::reseed::run(&settings(args.name, layout, given))).await
+        }
         Verb::Run(args) => {
             let settings = settings(args.name, layout, given);
             let scope = if given.uid == 0 { Scope::System } else { Scope::User };
             // By the path that it was started by: a link there may lead to a newer program by then.
             let started = given.arguments.first().map(Path::new).filter(|path| path.is_absolute());
             let program = started.unwrap_or(given.exe);
-            verb::run::run(settings, program, given.arguments, scope).await
+            Box::pin(verb::run::run(settings, program, given.arguments, scope)).await
         }
         Verb::Image(args) => images(&args, &layout, given, screen),
-        Verb::Rm(args) => verb::rm::run(&args, &layout).await,
+        Verb::Rename(args) => Box::pin(verb::rename::run(&args, &layout, manager)).await,
+        Verb::Clone(args) => {
+            let means = means(layout);
+            Box::pin(verb::clone::run(&args, means, given.exe, manager, given.terminal)).await
+        }
+        Verb::Export(args) => {
+            Box::pin(verb::export::run(&args, &layout, given.cwd, given.now, given.terminal)).await
+        }
+        Verb::Import(args) => {
+            let means = means(layout);
+            Box::pin(verb::import::run(&args, means, given.cwd, manager, given.terminal)).await
+        }
+        Verb::Rm(args) => Box::pin(verb::rm::run(&args, &layout)).await,
         Verb::Gc(args) => {
             // Not of this verb's own unit, where it has one.
             let settings =
                 |name| Settings { env: |_| None, ..settings(name, layout.clone(), given) };
-            verb::gc::run(&args, &layout, given.now, &settings).await
+            Box::pin(verb::gc::run(&args, &layout, given.now, &settings)).await
         }
         Verb::Reap(args) => {
             // The unit's cgroup is systemd's; but it listens to its main process alone, which this is not.
             let env = |key: &str| (key == "SYSTEMD_EXEC_PID").then(|| std::env::var(key).ok())?;
             let settings = Settings { env, ..settings(args.name.clone(), layout, given) };
             let scope = if given.uid == 0 { Scope::System } else { Scope::User };
-            verb::reap::run(&args, settings, Ended::read(given.env), scope, given.exe).await
+            Box::pin(verb::reap::run(&args, settings, Ended::read(given.env), scope, given.exe))
+                .await
         }
         // Done at once.
         Verb::Generate(_) | Verb::Completions(_) | Verb::Man(_) => Ok(()),
@@ -273,10 +297,19 @@ fn settings(name: VmName, layout: Layout, given: &Given<'_>) -> Settings {
         config_home: config_home(given),
         root: PathBuf::from("/"),
         host_id: machine_id::read(),
-        uuid: || uuid::Uuid::new_v4().to_string(),
+        uuid: new_uuid,
         now: milliseconds,
         env: |key| std::env::var(key).ok(),
     }
+}
+
+/// What new identities are made of.
+fn means(layout: Layout) -> Means {
+    Means { layout, host_id: machine_id::read(), uuid: new_uuid }
+}
+
+fn new_uuid() -> String {
+    uuid::Uuid::new_v4().to_string()
 }
 
 /// Where a plain user's configuration is.

@@ -79,6 +79,14 @@ pub(super) enum Verb {
     Run(verb::run::Args),
     /// The image cache
     Image(verb::image::Args),
+    /// Give a stopped VM another name
+    Rename(verb::rename::Args),
+    /// Make a second VM like a stopped one
+    Clone(verb::clone::Args),
+    /// Write a stopped VM into one file
+    Export(verb::export::Args),
+    /// Read a VM out of such a file
+    Import(verb::import::Args),
     /// Delete the disks of a stopped VM
     Rm(verb::rm::Args),
     /// Stop VMs whose VM file is gone, and delete what is kept of them

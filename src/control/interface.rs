@@ -101,6 +101,7 @@ mod tests {
             mac: None,
             ip: None,
             tap: None,
+            forward: vec![],
             vnc: None,
             cpu_weight: 100,
             cpu_weight_effective: None,

@@ -103,6 +103,9 @@ pub struct Status {
     pub ip: Option<String>,
     /// The first NIC's tap device.
     pub tap: Option<String>,
+    /// The host's ports that lead into the guest, as written in the VM file.
+    #[serde(default)]
+    pub forward: Vec<String>,
     /// Where the guest's screen is served by VNC: `unix:PATH` or `ADDRESS:PORT`.
     #[serde(default)]
     pub vnc: Option<String>,

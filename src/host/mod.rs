@@ -24,6 +24,8 @@ pub mod log_reader;
 pub mod machine_id;
 pub mod machined;
 pub mod meminfo;
+#[allow(unsafe_code)]
+pub mod memory;
 pub mod neighbour;
 pub mod oom_score;
 #[allow(unsafe_code)]
@@ -34,6 +36,7 @@ pub mod probe;
 pub mod process_time;
 pub mod qemu_img;
 pub mod receive;
+pub mod rename;
 pub mod signal;
 #[allow(unsafe_code)]
 pub mod slept;

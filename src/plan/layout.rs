@@ -48,8 +48,20 @@ impl Layout {
     pub fn vm(&self, name: &VmName) -> VmPaths {
         VmPaths { state: self.vm_states().join(name), runtime: self.runtime.join(name) }
     }
+
+    /// The files of a VM that is being made, under a name that no VM can have; with the lock of the VM that it will be.
+    pub fn draft(&self, name: &VmName) -> VmPaths {
+        VmPaths { state: self.vm_states().join(format!("{DRAFT}{name}")), ..self.vm(name) }
+    }
+
+    /// The VM that a directory beside the VMs' state is a draft of, if it is one.
+    pub fn drafted(dir: &Path) -> Option<VmName> {
+        dir.file_name()?.to_str()?.strip_prefix(DRAFT)?.parse().ok()
+    }
 }
 
+/// What the name of a draft begins with; a left-over, as of a file that was being written.
+const DRAFT: &str = ".qvm-";
 /// Where the older half of the log at `path` is.
 pub fn older_log(path: &Path) -> PathBuf {
     beside(path, ".1")
@@ -174,6 +186,11 @@ impl VmPaths {
     /// Standard error of a supervisor that was started without systemd, and of its QEMU.
     pub fn supervisor_log(&self) -> PathBuf {
         self.state.join("supervisor.log")
+    }
+
+    /// Is there as long as a VM that is being made has no VM file.
+    pub fn unfinished(&self) -> PathBuf {
+        self.state.join(".qvm-unfinished")
     }
 
     /// A temporary file beside `target`, to be renamed onto it; a later start removes what a crash left.

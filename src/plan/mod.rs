@@ -1,6 +1,7 @@
 //! Floor 2: what will be done, as data. Nothing here touches the machine: the same spec, facts and
 //! paths give the same command line, seed and tap settings, byte for byte.
 
+pub mod archive;
 pub mod argv;
 pub mod device;
 pub mod disk;
@@ -25,4 +26,5 @@ pub mod sums;
 pub mod tap;
 pub mod unit;
 pub mod vm_file;
+pub mod vm_text;
 pub mod weights;

@@ -28,7 +28,8 @@ pub struct Documents {
 /// The seed's documents; `None` without `[cloudInit]`.
 pub fn documents(vm: &Vm, identity: &Identity) -> Option<Documents> {
     let cloud_init = vm.cloud_init.as_ref()?;
-    let hostname = cloud_init.hostname.as_deref().unwrap_or(vm.name.as_str());
+    let kept = identity.hostname.as_deref().unwrap_or(vm.name.as_str());
+    let hostname = cloud_init.hostname.as_deref().unwrap_or(kept);
     Some(Documents {
         meta_data: format!(
             "instance-id: {}\nlocal-hostname: {}\n",

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{adopt, inventory::inventory, prepare};
+use super::{adopt, identities, inventory::inventory, prepare};
 use crate::{
     host::{
         br_netfilter, bridge, cgroup, file, file_system, kvm_module, meminfo,
@@ -132,7 +132,7 @@ fn vm(
     let paths = from.layout.vm(&name);
     let booted = runs.then(|| adopt::booted(&paths, &name, &from.layout.vm_file(&name)));
     let booted = booted.flatten().map(|(vm, _)| vm);
-    let identity = prepare::kept_identity(&paths);
+    let identity = identities::read(&paths);
     let identity = identity.map_err(|e| Complaint { what: chain(&e), way_out: e.hint() });
     let firmware = match (&written, qemu) {
         (Some(vm), Some(seen)) => {

@@ -12,7 +12,7 @@ use super::{
     supervise::{Left, QMP_LIMIT, Supervisor},
 };
 use crate::{
-    host::pidfd::Exit,
+    host::{memory, pidfd::Exit},
     life::{self, Gone, State},
 };
 
@@ -86,6 +86,8 @@ impl Supervisor {
             launch::Guest::Running | launch::Guest::Paused => {}
         }
         self.reread();
+        // What preparing took: from here on little happens, for months.
+        memory::trim();
     }
 
     pub(super) fn start_failed(&mut self, not: NotBegun) {

@@ -193,6 +193,7 @@ fn without_file(name: &str, problem: Option<String>, file_exists: bool) -> Entry
         mac: None,
         ip: None,
         tap: None,
+        forward: vec![],
         vnc: None,
         cpu_weight: 0,
         cpu_weight_effective: None,
@@ -219,6 +220,7 @@ fn written(status: &mut Status, vm: &Vm) {
     status.mem_bytes = vm.mem.bytes();
     status.mac = nic.and_then(|nic| nic.mac).map(|mac| mac.to_string());
     status.ip = nic.and_then(|nic| nic.ip).map(|ip| ip.to_string());
+    status.forward = vm.forwards();
     status.cpu_weight = vm.cpu_weight.get();
     status.autostart = vm.autostart;
     status.description.clone_from(&vm.description);

@@ -30,6 +30,9 @@ pub enum Error {
     /// A file or directory.
     #[error(transparent)]
     File(#[from] file::Error),
+    /// Another VM has its disks by a link, as when a rename was cut short.
+    #[error("`{}` leads to what is kept of it", .0.display())]
+    Linked(PathBuf),
     /// A saved state.
     #[error(transparent)]
     Saved(#[from] saved::Error),
@@ -51,6 +54,9 @@ impl Error {
         match self {
             Self::Lock(error) => error.hint(),
             Self::File(error) => error.hint(),
+            Self::Linked(_) => {
+                Some("`qvm rename` with the same names goes on with one that was cut short".into())
+            }
             Self::Alone(_) | Self::Saved(_) | Self::Io { .. } => None,
         }
     }
@@ -99,11 +105,19 @@ pub struct Held<'a> {
 /// # Errors
 /// It runs.
 pub fn hold(paths: &VmPaths) -> Result<Held<'_>, Error> {
+    Ok(Held { paths, _lock: down(paths)? })
+}
+
+/// The lock of a VM that is down: nobody starts it as long as this is held.
+///
+/// # Errors
+/// It runs.
+pub fn down(paths: &VmPaths) -> Result<Lock, Error> {
     file::make_dir(&paths.runtime)?;
     let lock = Lock::acquire(&paths.lock())?;
     match adopt::find(paths) {
         Found::Alive(qemu, _) => Err(Error::Alone(qemu.pid())),
-        Found::Dead | Found::Nothing => Ok(Held { paths, _lock: lock }),
+        Found::Dead | Found::Nothing => Ok(lock),
     }
 }
 
@@ -123,6 +137,9 @@ impl Held<'_> {
     /// It cannot be removed.
     pub fn remove(self) -> Result<(), Error> {
         let state = &self.paths.state;
+        if let Some(link) = link_to(state)? {
+            return Err(Error::Linked(link));
+        }
         // `remove_dir_all` removes a symbolic link, not what it leads to; so must the top be no link.
         let removed = match state.symlink_metadata() {
             Ok(meta) if meta.is_dir() => fs::remove_dir_all(state),
@@ -132,4 +149,13 @@ impl Held<'_> {
         removed.map_err(|source| Error::Io { doing: "remove", path: state.clone(), source })?;
         Ok(file::sync_dir(state)?)
     }
+}
+
+/// A link beside a directory that leads to it.
+fn link_to(state: &Path) -> Result<Option<PathBuf>, file::Error> {
+    let Ok(real) = fs::canonicalize(state) else { return Ok(None) };
+    let beside = file::list(state.parent().unwrap_or(Path::new("/")))?;
+    Ok(beside.into_iter().find(|link| {
+        link != state && link.is_symlink() && fs::canonicalize(link).is_ok_and(|led| led == real)
+    }))
 }

@@ -15,6 +15,7 @@ pub mod addresses;
 pub mod adopt;
 pub mod ask_down;
 pub mod begin;
+pub mod carry;
 pub mod console;
 pub mod disk;
 pub mod doctor;
@@ -25,6 +26,7 @@ mod fact;
 pub mod fetch;
 mod freeze;
 mod hear;
+pub mod identities;
 pub mod image;
 pub mod image_cache;
 pub mod in_guest;
@@ -87,5 +89,11 @@ impl Settings {
     /// The VM's own paths.
     pub fn paths(&self) -> VmPaths {
         self.layout.vm(&self.name)
+    }
+
+    /// What a new identity is made of.
+    pub fn means(&self) -> identities::Means {
+        let Self { layout, host_id, uuid, .. } = self.clone();
+        identities::Means { layout, host_id, uuid }
     }
 }

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{
-    Settings, launch,
+    Settings, identities, launch,
     prepare::{self, facts_of, identity_of},
     progress::Cancel,
     supervise::QMP_LIMIT,
@@ -115,10 +115,10 @@ impl Machine {
             return Ok(());
         }
         let wanted = disk.clone();
-        let file = self.blocking(move |settings, _, cancel| {
+        let file = self.blocking(move |settings, vm, cancel| {
             let qemu: PathBuf = facts_of(settings)?.qemu.binary;
             let say = |text: String| tracing::info!("{text}");
-            prepare::disk(settings, &qemu, &wanted, cancel, &say).map(|(file, _)| file)
+            prepare::disk(settings, &qemu, vm, &wanted, cancel, &say).map(|(file, _)| file)
         });
         let file = file.await?;
         let position = self.vm.disks.iter().position(|other| other.name == disk.name);
@@ -275,7 +275,7 @@ fn mac_of(
     let facts = facts_of(settings)?;
     let (identity, changed) = identity_of(settings, vm, &facts)?;
     if changed {
-        prepare::keep_identity(&settings.paths(), &identity)?;
+        identities::write(&settings.paths(), &identity)?;
     }
     let nic = vm.nics.iter().find(|nic| nic.name == *name);
     let mac = nic.and_then(|nic| nic.mac).or_else(|| identity.macs.get(name).copied());

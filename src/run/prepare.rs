@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use super::{
-    Settings, disk,
+    Settings, disk, identities,
     image::{Patience, Tools},
     progress::{At, Cancel, Progress, line},
 };
@@ -58,17 +58,9 @@ pub enum Error {
     /// A file cannot be read or written.
     #[error(transparent)]
     File(#[from] file::Error),
-    /// identity.toml is not what it should be.
-    #[error("cannot read `{path}`")]
-    Identity {
-        /// The file.
-        path: String,
-        /// Where it is wrong.
-        source: Box<toml::de::Error>,
-    },
-    /// identity.toml cannot be written.
-    #[error("cannot write the identity as TOML")]
-    Encode(#[from] toml::ser::Error),
+    /// identity.toml.
+    #[error(transparent)]
+    Identity(#[from] identities::Error),
     /// The guest was made on a later QEMU.
     #[error(
         "this VM has the machine type `{machine}`, which `{}` does not know: it is QEMU {}",
@@ -81,8 +73,13 @@ pub enum Error {
         qemu: Qemu,
     },
     /// A disk cannot be made.
-    #[error(transparent)]
-    Disk(#[from] disk::Error),
+    #[error("{at}")]
+    Disk {
+        /// Where the VM file says what it is.
+        at: String,
+        /// Why not.
+        source: disk::Error,
+    },
     /// The firmware is not there.
     #[error(transparent)]
     Firmware(#[from] descriptors::Error),
@@ -101,13 +98,9 @@ impl Error {
             Self::Probe(error) => error.is_the_hosts(),
             Self::NoKvm(_) => true,
             Self::File(error) => error.is_the_hosts(),
-            Self::Disk(error) => error.is_the_hosts(),
-            Self::Identity { .. }
-            | Self::Encode(_)
-            | Self::OlderQemu { .. }
-            | Self::Firmware(_)
-            | Self::Seed(_)
-            | Self::Cancelled => false,
+            Self::Disk { source, .. } => source.is_the_hosts(),
+            Self::Identity(error) => error.is_the_hosts(),
+            Self::OlderQemu { .. } | Self::Firmware(_) | Self::Seed(_) | Self::Cancelled => false,
         }
     }
 
@@ -117,19 +110,15 @@ impl Error {
             Self::Probe(error) => error.hint(),
             Self::NoKvm(error) => error.hint(),
             Self::File(error) => error.hint(),
-            Self::Disk(error) => error.hint(),
+            Self::Disk { source, .. } => source.hint(),
             Self::Firmware(error) => error.hint(),
-            Self::Identity { .. } => Some(
-                "it holds the UUID, the MAC addresses and the machine type of this VM: put it back from a backup, \
-                 or remove it for new ones"
-                    .into(),
-            ),
+            Self::Identity(error) => error.hint(),
             Self::OlderQemu { machine, qemu } => Some(format!(
                 "run the QEMU that it was made with, or a later one (QVM_QEMU names it); or write `{}` for `{machine}` \
                  into the VM's identity.toml: its guest then finds itself on other hardware",
                 qemu.machine
             )),
-            Self::Encode(_) | Self::Seed(_) | Self::Cancelled => None,
+            Self::Seed(_) | Self::Cancelled => None,
         }
     }
 }
@@ -155,12 +144,13 @@ pub fn facts_of(settings: &Settings) -> Result<Facts, probe::Error> {
 /// # Errors
 /// There is one, and it cannot be read.
 pub fn identity_of(settings: &Settings, vm: &Vm, facts: &Facts) -> Result<(Identity, bool), Error> {
-    let Some(mut identity) = kept_identity(&settings.paths())? else {
-        let (uuid, instance) = ((settings.uuid)(), (settings.uuid)());
-        let machine = &facts.qemu.machine;
-        return Ok((Identity::new(vm, &settings.host_id, uuid, &instance, machine), true));
+    let Some(mut identity) = identities::read(&settings.paths())? else {
+        return Ok((identities::new(&settings.means(), vm, &facts.qemu.machine)?, true));
     };
-    let changed = identity.add_macs(vm, &settings.host_id);
+    let changed = identity.lacks_macs(vm);
+    if changed {
+        identities::complete(&mut identity, &settings.means(), vm)?;
+    }
     Ok((identity, changed))
 }
 
@@ -171,33 +161,11 @@ pub fn identity_of(settings: &Settings, vm: &Vm, facts: &Facts) -> Result<(Ident
 /// The identity cannot be read or written.
 pub fn renew_instance(settings: &Settings) -> Result<Option<(String, String)>, Error> {
     let paths = settings.paths();
-    let Some(mut identity) = kept_identity(&paths)? else { return Ok(None) };
+    let Some(mut identity) = identities::read(&paths)? else { return Ok(None) };
     let new = Identity::instance(&settings.name, &(settings.uuid)());
     let old = std::mem::replace(&mut identity.instance_id, new.clone());
-    keep_identity(&paths, &identity)?;
+    identities::write(&paths, &identity)?;
     Ok(Some((old, new)))
-}
-
-/// The VM's identity; none before its first start.
-///
-/// # Errors
-/// There is one, and it cannot be read.
-pub fn kept_identity(paths: &VmPaths) -> Result<Option<Identity>, Error> {
-    let path = paths.identity();
-    let Some(bytes) = file::read(&path)? else { return Ok(None) };
-    let read = toml::from_str(&String::from_utf8_lossy(&bytes));
-    read.map(Some).map_err(|source| Error::Identity {
-        path: path.display().to_string(),
-        source: Box::new(source),
-    })
-}
-
-/// Writes the VM's identity.
-///
-/// # Errors
-/// The file cannot be written.
-pub fn keep_identity(paths: &VmPaths, identity: &Identity) -> Result<(), Error> {
-    Ok(file::write(&paths.identity(), toml::to_string(identity)?.as_bytes(), 0o600)?)
 }
 
 /// The firmware that the VM file asks for.
@@ -273,12 +241,12 @@ pub fn prepare(
         return Err(Error::OlderQemu { machine: identity.machine, qemu: facts.qemu });
     }
     if changed {
-        keep_identity(&paths, &identity)?;
+        identities::write(&paths, &identity)?;
     }
     let firmware = firmware_of(settings, &vm, &facts, &identity.machine)?;
     let mut disks = vec![];
     for wanted in &vm.disks {
-        let (file, more) = disk(settings, &facts.qemu.binary, wanted, cancel, say)?;
+        let (file, more) = disk(settings, &facts.qemu.binary, &vm, wanted, cancel, say)?;
         notes.extend(more);
         disks.push(file);
     }
@@ -304,6 +272,7 @@ pub fn prepare(
 pub fn disk(
     settings: &Settings,
     qemu: &Path,
+    vm: &Vm,
     wanted: &Disk,
     cancel: &Cancel,
     say: &(dyn Fn(String) + Sync),
@@ -316,8 +285,10 @@ pub fn disk(
     let mut spoken = Spoken { say, last: None };
     let (paths, images) = (settings.paths(), settings.layout.images());
     let ready = disk::ensure(wanted, &paths, &images, &tools, &mut spoken, cancel);
-    let ready =
-        ready.map_err(|e| if e.is_called_off() { Error::Cancelled } else { Error::Disk(e) })?;
+    let ready = ready.map_err(|source| match source.is_called_off() {
+        true => Error::Cancelled,
+        false => Error::Disk { at: vm.at(&format!("disk.{}.image", wanted.name)), source },
+    })?;
     let is_device = matches!(wanted.source, Source::Device(_));
     Ok((DiskFile { path: ready.path, format: ready.format, is_device }, ready.notes))
 }

@@ -39,6 +39,10 @@ pub enum Doing {
     Copying,
     /// A disk is converted from its image; how far is not known.
     Converting,
+    /// A disk is written into an archive.
+    Exporting,
+    /// A disk is read out of an archive.
+    Importing,
 }
 
 impl Doing {
@@ -50,6 +54,8 @@ impl Doing {
             Self::Verifying => "verifying",
             Self::Copying => "copying",
             Self::Converting => "converting",
+            Self::Exporting => "exporting",
+            Self::Importing => "importing",
         }
     }
 }

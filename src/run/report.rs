@@ -250,6 +250,7 @@ impl Supervisor {
             mac: record.and_then(|r| r.mac.clone()).or_else(|| nic?.mac.map(|m| m.to_string())),
             ip: nic.and_then(|n| n.ip).map(|i| i.to_string()),
             tap: record.map_or(written_tap, |r| r.tap.clone()),
+            forward: self.vm.forwards(),
             vnc: record.and_then(|_| screen::vnc(&self.vm, &self.paths)),
             cpu_weight: self.vm.cpu_weight.get(),
             cpu_weight_effective: None,

@@ -94,6 +94,15 @@ impl Vm {
     /// The longest description, in characters.
     pub const DESCRIPTION: usize = 256;
 
+    /// The host's ports that lead into the guest, over all NICs.
+    pub fn forwards(&self) -> Vec<String> {
+        let of = |nic: &Nic| match &nic.link {
+            super::Link::User { forward } => forward.iter().map(ToString::to_string).collect(),
+            super::Link::Bridge { .. } => vec![],
+        };
+        self.nics.iter().flat_map(of).collect()
+    }
+
     /// `FILE:LINE` of a key, or of the table it would be in, or `FILE` where neither was written.
     pub fn at(&self, key: &str) -> String {
         let file = super::problem::one_line(&self.file.to_string_lossy());

@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod check;
+pub mod clone;
 pub mod completions;
 pub mod console;
 pub mod cp;
@@ -10,10 +11,12 @@ pub mod doctor;
 pub mod edit;
 pub mod events;
 pub mod exec;
+pub mod export;
 pub mod fsfreeze;
 pub mod gc;
 pub mod generate;
 pub mod image;
+pub mod import;
 pub mod ip;
 pub mod kill;
 pub mod list;
@@ -25,7 +28,7 @@ pub mod pause;
 pub mod plan;
 pub mod reap;
 pub mod reboot;
-
+pub mod rename;
 pub mod reseed;
 pub mod restart;
 pub mod resume;
@@ -47,6 +50,7 @@ pub mod wait;
 use std::{
     collections::BTreeSet,
     io::{self, Write},
+    time::Duration,
 };
 
 use futures_util::future::join_all;
@@ -58,13 +62,19 @@ use crate::{
         types::{Command, Pending},
     },
     exit::{self, Failure},
-    host::terminal,
-    plan::{keys::Chord, layout::Layout},
+    host::{
+        signal::{Signal, Signals},
+        terminal,
+    },
+    plan::{keys::Chord, layout::Layout, unit::Scope},
     run::{
         adopt::{self, Found},
-        ask_down, begin,
+        ask_down, begin, carry,
         in_guest::{self, Guest},
+        progress::Cancel,
+        service::Unit,
     },
+    spec::Vm,
     value::VmName,
 };
 
@@ -207,6 +217,93 @@ fn not_begun(error: &begin::Error, layout: &Layout, name: &VmName) -> Failure {
             }
         }
         error => Failure::of(error).about(name).hint(error.hint()),
+    }
+}
+
+/// How long work that was called off may take to end. It may wait for another program, at the other end of a pipe.
+const CANCEL_GRACE: Duration = Duration::from_secs(3);
+
+/// Does work that may take long, on a thread that may block; SIGINT, SIGTERM and SIGHUP call it off.
+async fn long<T: Send + 'static>(
+    work: impl FnOnce(&Cancel) -> T + Send + 'static,
+) -> Result<T, Failure> {
+    let cancel = Cancel::default();
+    let mut signals = Signals::new().map_err(|error| Failure::of(&error))?;
+    let called_off = cancel.clone();
+    let work = tokio::task::spawn_blocking(move || work(&called_off));
+    tokio::pin!(work);
+    let called_off = async {
+        while signals.next().await == Signal::Reexec {}
+        cancel.set();
+        tokio::time::sleep(CANCEL_GRACE).await;
+    };
+    tokio::select! {
+        done = &mut work => done.map_err(|error| Failure::of(&error)),
+        () = called_off => Err(Failure::of(&carry::Error::CalledOff)),
+    }
+}
+
+/// Why a VM was not renamed, cloned, exported or imported.
+fn not_carried(error: &carry::Error, name: &VmName) -> Failure {
+    match error {
+        carry::Error::Invalid(invalid) => Failure::invalid(invalid),
+        carry::Error::WouldBeInvalid(invalid) => {
+            Failure::told(exit::INVALID, format!("error: {name}: {error}:\n{invalid}"))
+        }
+        carry::Error::NoVm(_) => Failure::of(error).code(exit::NOT_RUNNING).hint(error.hint()),
+        carry::Error::NoFile(_) => Failure::of(error).code(exit::NOT_RUNNING).about(name),
+        error => Failure::of(error).about(name).hint(error.hint()),
+    }
+}
+
+/// Has the service manager take up a VM file that has just come to its place: order, autostart, weights.
+async fn take_up(name: &VmName, manager: Option<Scope>) -> Result<(), Failure> {
+    if let Some(scope) = manager
+        && let Some(unit) = Unit::find(name, scope).await
+    {
+        let hint =
+            "it is there all the same; `systemctl daemon-reload` does what failed".to_owned();
+        return unit.refresh().await.map_err(|e| Failure::of(&e).about(name).hint(hint));
+    }
+    Ok(())
+}
+
+/// What there is to be done yet, to standard error.
+fn advise(text: &str) {
+    let _ = writeln!(io::stderr(), "hint: {text}");
+}
+
+/// The keys that a copy of a VM file has not, if there are any.
+fn tell_taken_out(name: &VmName, keys: &[String]) {
+    if !keys.is_empty() {
+        tell(name, &format!("taken out of its VM file: {}", keys.join(", ")));
+    }
+}
+
+fn keeps_hostname(hostname: &str) {
+    advise(&format!(
+        "its guest keeps the host name `{hostname}`: write `hostname` in `[cloudInit]` for another one"
+    ));
+}
+
+/// What a guest that has run has on its disks, and a copy should not have.
+fn advise_copy(name: &VmName, from: &VmName, vm: &Vm, has_run: bool) {
+    if has_run {
+        let (also, keys) = match vm.cloud_init {
+            Some(_) => ("", ""),
+            None => (" and the SSH host keys", "; rm /etc/ssh/ssh_host_*; ssh-keygen -A"),
+        };
+        let renew = "rm -f /etc/machine-id /var/lib/dbus/machine-id; systemd-machine-id-setup";
+        advise(&format!(
+            "its guest has the machine-id{also} of `{from}`; where that matters (DHCP, the journal), say \
+             `{renew}{keys}` in the guest of `{name}` and reboot it"
+        ));
+    }
+    if let Some(data) = vm.cloud_init.as_ref().and_then(|seed| seed.user_data.as_ref()) {
+        advise(&format!(
+            "it has the user-data of `{from}`, `{}`: is there anything in it that only one can have?",
+            data.path.display()
+        ));
     }
 }
 

@@ -140,6 +140,7 @@ fn told(status: &Status, clock: &Clock) -> String {
     line("mac:", status.mac.as_deref());
     line("ip:", status.ip.as_deref());
     line("tap:", status.tap.as_deref());
+    line("forward:", (!status.forward.is_empty()).then(|| status.forward.join(", ")).as_deref());
     line("vnc:", status.vnc.as_deref());
     line("accel:", status.accel.as_deref());
     line("qemu:", status.qemu_version.as_deref());

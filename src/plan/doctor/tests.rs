@@ -52,6 +52,7 @@ fn with_identity(seen: VmSeen, uuid: &str, machine: &str, mac: Option<&str>) -> 
         instance_id: "iid".into(),
         machine: machine.into(),
         macs: macs.into_iter().collect(),
+        hostname: None,
     };
     VmSeen { identity: Ok(Some(identity)), ..seen }
 }

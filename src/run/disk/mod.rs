@@ -3,16 +3,17 @@
 //! A disk is made as `.qvm-NAME.FORMAT` beside its place, synced, and renamed last, so that a disk that has its
 //! name is whole. The caller holds the VM's lock, and the VM is off.
 
+mod copy;
 mod error;
 mod own;
 
 use std::{
-    fs::{File, OpenOptions},
-    io,
+    fs::OpenOptions,
     os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
 };
 
+pub use copy::copy;
 pub use error::Error;
 
 use super::{
@@ -21,10 +22,8 @@ use super::{
 };
 use crate::{
     host::{
-        clone,
         file::{self, Error as FileError},
         qemu_img,
-        write_back::WriteBack,
     },
     plan::{
         disk::{self, Found, How, Made, Step, larger},
@@ -276,7 +275,9 @@ impl Work<'_> {
                 made.map_err(self.qemu_img())?;
                 return Ok(Some(base));
             }
-            How::Clone => self.copy(&cached.path, &target, to)?,
+            How::Clone => {
+                copy(&self.disk.name, &cached.path, (&target, to), self.progress, self.cancel)?;
+            }
             How::Convert => {
                 let mut goes_on = || {
                     let what = self.disk.name.as_str();
@@ -293,35 +294,6 @@ impl Work<'_> {
             self.grow(to, format, size)?;
         }
         Ok(None)
-    }
-
-    fn copy(&mut self, from: &Path, target: &File, to: &Path) -> Result<(), Error> {
-        let source = File::open(from).map_err(FileError::on("open", from)).map_err(self.file())?;
-        let error = self.file();
-        let error = |e| error(FileError::on("write", to)(e));
-        if clone::reflink(&source, target).map_err(error)? {
-            return Ok(());
-        }
-        let metadata = source.metadata().map_err(FileError::on("look at", from));
-        let metadata = metadata.map_err(self.file())?;
-        let needed = std::os::unix::fs::MetadataExt::blocks(&metadata) * 512;
-        let free = file::available(&self.vm.state).map_err(self.file())?;
-        let disk = || self.disk.name.clone();
-        if needed > free {
-            return Err(Error::NoRoom { disk: disk(), needed, free, dir: self.vm.state.clone() });
-        }
-        let mut back = WriteBack::of(target).map_err(error)?;
-        let copied = clone::copy(&source, target, &mut |done| {
-            let what = self.disk.name.as_str();
-            self.progress.at(&At { doing: Doing::Copying, what, done, total: Some(needed) });
-            back.wrote(done);
-            !self.cancel.is_set()
-        });
-        match copied {
-            Ok(_) => back.end().map_err(error),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => Err(Error::CalledOff(disk())),
-            Err(e) => Err(error(e)),
-        }
     }
 }
 

@@ -1,0 +1,127 @@
+//! The identities that are kept: of one VM, and which addresses the others have.
+
+use std::{collections::BTreeSet, fs};
+
+use crate::{
+    host::file,
+    plan::{
+        identity::Identity,
+        layout::{Layout, VmPaths},
+    },
+    spec::Vm,
+    value::{MacAddr, VmName},
+};
+
+/// What new identities are made of.
+#[derive(Debug, Clone)]
+pub struct Means {
+    /// Where the other VMs are.
+    pub layout: Layout,
+    /// What tells this host from others (machine-id(5)).
+    pub host_id: String,
+    /// A new random UUID.
+    pub uuid: fn() -> String,
+}
+
+/// Why there is no identity.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] file::Error),
+    /// identity.toml is not what it should be.
+    #[error("cannot read `{path}`")]
+    Content {
+        /// The file.
+        path: String,
+        /// Where it is wrong.
+        source: Box<toml::de::Error>,
+    },
+    /// It cannot be written.
+    #[error("cannot write the identity as TOML")]
+    Encode(#[from] toml::ser::Error),
+}
+
+impl Error {
+    /// The host is at fault, and not the VM.
+    pub fn is_the_hosts(&self) -> bool {
+        matches!(self, Self::File(error) if error.is_the_hosts())
+    }
+
+    /// The way out.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::File(error) => error.hint(),
+            Self::Content { .. } => Some(
+                "it holds the UUID, the MAC addresses and the machine type of this VM: put it back from a backup, \
+                 or remove it for new ones"
+                    .into(),
+            ),
+            Self::Encode(_) => None,
+        }
+    }
+}
+
+/// The identity of a VM, if it has one.
+///
+/// # Errors
+/// There is one, and it cannot be read.
+pub fn read(paths: &VmPaths) -> Result<Option<Identity>, Error> {
+    let path = paths.identity();
+    let Some(bytes) = file::read(&path)? else { return Ok(None) };
+    let read = toml::from_str(&String::from_utf8_lossy(&bytes));
+    let wrong =
+        |source| Error::Content { path: path.display().to_string(), source: Box::new(source) };
+    read.map(Some).map_err(wrong)
+}
+
+/// Writes the identity of a VM.
+///
+/// # Errors
+/// It cannot be written.
+pub fn write(paths: &VmPaths, identity: &Identity) -> Result<(), Error> {
+    Ok(file::write(&paths.identity(), toml::to_string(identity)?.as_bytes(), 0o600)?)
+}
+
+/// A new identity, on a machine of this type.
+///
+/// # Errors
+/// The directory of all VMs' state cannot be read.
+pub fn new(means: &Means, vm: &Vm, machine: &str) -> Result<Identity, file::Error> {
+    let mut identity = Identity::new(vm, (means.uuid)(), &(means.uuid)(), machine);
+    complete(&mut identity, means, vm)?;
+    Ok(identity)
+}
+
+/// Gives the NICs that have none an address that no other VM has.
+///
+/// # Errors
+/// The directory of all VMs' state cannot be read.
+pub fn complete(identity: &mut Identity, means: &Means, vm: &Vm) -> Result<(), file::Error> {
+    let others = others(&means.layout, &vm.name)?;
+    let taken: BTreeSet<MacAddr> =
+        others.into_iter().flat_map(|(_, other)| other.macs.into_values()).collect();
+    identity.add_macs(vm, &means.host_id, &taken);
+    Ok(())
+}
+
+/// The identities of the other VMs, as far as they can be read: what is wrong with one is told when it is started.
+///
+/// # Errors
+/// The directory of all VMs' state cannot be read.
+pub fn others(layout: &Layout, own: &VmName) -> Result<Vec<(VmName, Identity)>, file::Error> {
+    let mut others = Vec::new();
+    for dir in file::list(&layout.vm_states())? {
+        let Some(name) = dir.file_name().and_then(|name| name.to_str()?.parse::<VmName>().ok())
+        else {
+            continue;
+        };
+        let text = fs::read_to_string(layout.vm(&name).identity());
+        if let (Some(other), false) =
+            (text.ok().and_then(|t| toml::from_str(&t).ok()), name == *own)
+        {
+            others.push((name, other));
+        }
+    }
+    Ok(others)
+}
