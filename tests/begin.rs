@@ -6,14 +6,12 @@ mod lab;
 
 use std::{
     fs,
-    io::{Read, Write},
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
-    sync::{Arc, Mutex},
+    process::{Command, Output, Stdio},
 };
 
-use lab::{Lab, guest, required, until};
+use lab::{Lab, guest, required, terminal::Terminal};
 
 const KEY: &str =
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ5rJ3mUq0kT7m5S4m8xv0bq2vY1n6c3Zp9wQe7dR8sT op@desk";
@@ -273,59 +271,6 @@ fn what_an_edit_means_to_a_vm_that_runs_is_told() {
     lab.ok(&["kill", "web"]);
 }
 
-/// `qvm edit` on a terminal: what it shows, and where the operator types.
-struct Terminal {
-    edit: Child,
-    operator: fs::File,
-    shown: Arc<Mutex<Vec<u8>>>,
-}
-
-impl Terminal {
-    fn open(mut command: Command) -> Self {
-        let pty = nix::pty::openpty(None, None).unwrap();
-        let side = || Stdio::from(pty.slave.try_clone().unwrap());
-        let edit = command.stdin(side()).stdout(side()).stderr(side()).spawn().unwrap();
-        let operator = fs::File::from(pty.master);
-        let shown = Arc::new(Mutex::new(vec![]));
-        let (mut screen, to) = (operator.try_clone().unwrap(), shown.clone());
-        std::thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            while let Ok(count @ 1..) = screen.read(&mut bytes) {
-                to.lock().unwrap().extend_from_slice(&bytes[..count]);
-            }
-        });
-        Self { edit, operator, shown }
-    }
-
-    /// Waits until the terminal has shown `text` so many times.
-    fn shows(&self, text: &str, count: usize) {
-        until(&format!("the terminal shows `{text}`"), || {
-            let shown = String::from_utf8_lossy(&self.shown.lock().unwrap()).into_owned();
-            shown.matches(text).count() >= count
-        });
-    }
-
-    fn types(&mut self, keys: &str) {
-        self.operator.write_all(keys.as_bytes()).unwrap();
-    }
-
-    fn code(&mut self) -> Option<i32> {
-        let mut ended = None;
-        until("qvm edit ends", || {
-            ended = self.edit.try_wait().unwrap();
-            ended.is_some()
-        });
-        ended.unwrap().code()
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        let _ = self.edit.kill();
-        let _ = self.edit.wait();
-    }
-}
-
 const QUESTION: &str = "web: not valid. (e)dit again, or e(x)it without saving? ";
 
 #[test]
@@ -335,14 +280,14 @@ fn on_a_terminal_what_is_wrong_is_edited_again() {
     // Wrong at first, and right once it was wrong.
     let script =
         "if grep -q wrong \"$1\"; then echo 'vcpu = 4' >\"$1\"; else echo 'wrong = 1' >\"$1\"; fi";
-    let mut terminal = Terminal::open(edit_command(&lab, script));
+    let mut terminal = Terminal::open(&mut edit_command(&lab, script));
     terminal.shows("wrong: unknown key", 1);
     terminal.shows(QUESTION, 1);
     // There is no way to save it all the same, and it is asked again.
-    terminal.types("Q\n");
+    terminal.types(b"Q\n");
     terminal.shows(QUESTION, 2);
     assert_eq!(fs::read_to_string(lab.file("web")).unwrap(), "vcpu = 1\n");
-    terminal.types("e\n");
+    terminal.types(b"e\n");
     terminal.shows("web: wrote ", 1);
     assert_eq!(terminal.code(), Some(0));
     assert_eq!(fs::read_to_string(lab.file("web")).unwrap(), "vcpu = 4\n");
@@ -353,9 +298,9 @@ fn on_a_terminal_exit_and_ctrl_d_save_nothing() {
     for keys in ["x\n", "\x04"] {
         let lab = Lab::new();
         fs::write(lab.file("web"), "vcpu = 1\n").unwrap();
-        let mut terminal = Terminal::open(edit_command(&lab, "echo 'wrong = 1' >\"$1\""));
+        let mut terminal = Terminal::open(&mut edit_command(&lab, "echo 'wrong = 1' >\"$1\""));
         terminal.shows(QUESTION, 1);
-        terminal.types(keys);
+        terminal.types(keys.as_bytes());
         terminal.shows("nothing changed: what was written is not valid", 1);
         assert_eq!(terminal.code(), Some(78));
         assert_eq!(fs::read_to_string(lab.file("web")).unwrap(), "vcpu = 1\n");
@@ -369,10 +314,10 @@ fn ctrl_c_is_the_editors_and_at_the_question_it_saves_nothing() {
     fs::write(lab.file("web"), "vcpu = 1\n").unwrap();
     // The copy is named after the process that waits.
     let script = "process=${1##*/.qvm-}; kill -INT ${process%%-*}; echo 'wrong = 1' >\"$1\"";
-    let mut terminal = Terminal::open(edit_command(&lab, script));
+    let mut terminal = Terminal::open(&mut edit_command(&lab, script));
     terminal.shows(QUESTION, 1);
-    assert_eq!(terminal.edit.try_wait().unwrap(), None);
-    lab::signal(terminal.edit.id().try_into().unwrap(), 2);
+    assert_eq!(terminal.child.try_wait().unwrap(), None);
+    lab::signal(terminal.child.id().try_into().unwrap(), 2);
     assert_eq!(terminal.code(), Some(78));
     assert_eq!(fs::read_to_string(lab.file("web")).unwrap(), "vcpu = 1\n");
     assert_eq!(names(lab.file("web").parent().unwrap()), ["web.toml"]);

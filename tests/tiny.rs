@@ -8,13 +8,9 @@ use std::{
     fs,
     io::{Read, Write},
     net::{TcpListener, TcpStream},
-    os::fd::OwnedFd,
-    process::{Child, Stdio},
-    sync::{Arc, Mutex},
 };
 
-use lab::{Lab, guest, until};
-use nix::sys::termios::{LocalFlags, tcgetattr};
+use lab::{Lab, guest, terminal::Terminal, until};
 
 /// A VM of the tiny guest that `qvm start` has started, when the guest takes commands.
 fn ready(more: &str) -> Option<Lab> {
@@ -273,73 +269,20 @@ fn secure_boot_is_on_where_the_file_says_so() {
     assert!(lab.console("web").contains("QVM-TINY SECURE-BOOT on"), "{}", lab.console("web"));
 }
 
-/// `qvm console` on a terminal: what it shows, and where the operator types.
-struct Terminal {
-    console: Child,
-    slave: OwnedFd,
-    operator: fs::File,
-    shown: Arc<Mutex<Vec<u8>>>,
-}
-
-impl Terminal {
-    fn open(lab: &Lab) -> Self {
-        let pty = nix::pty::openpty(None, None).unwrap();
-        let side = || Stdio::from(pty.slave.try_clone().unwrap());
-        let mut command = lab.command(&["console", "web"]);
-        let console = command.stdin(side()).stdout(side()).stderr(side()).spawn().unwrap();
-        let operator = fs::File::from(pty.master);
-        let shown = Arc::new(Mutex::new(vec![]));
-        let (mut screen, to) = (operator.try_clone().unwrap(), shown.clone());
-        std::thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            while let Ok(count @ 1..) = screen.read(&mut bytes) {
-                to.lock().unwrap().extend_from_slice(&bytes[..count]);
-            }
-        });
-        Self { console, slave: pty.slave, operator, shown }
-    }
-
-    fn shows(&self, text: &str) {
-        until(&format!("the terminal shows `{text}`"), || {
-            String::from_utf8_lossy(&self.shown.lock().unwrap()).contains(text)
-        });
-    }
-
-    fn types(&mut self, keys: &[u8]) {
-        self.operator.write_all(keys).unwrap();
-    }
-
-    fn is_raw(&self) -> bool {
-        !tcgetattr(&self.slave).unwrap().local_flags.contains(LocalFlags::ICANON)
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        let _ = self.console.kill();
-        let _ = self.console.wait();
-    }
-}
-
 #[test]
 fn a_console_on_a_terminal_types_into_the_guest_until_ctrl_bracket() {
     let Some(lab) = ready("") else { return };
-    let mut terminal = Terminal::open(&lab);
-    terminal.shows("Connected to web; Ctrl-] leaves");
+    let mut terminal = Terminal::open(&mut lab.command(&["console", "web"]));
+    terminal.shows("Connected to web; Ctrl-] leaves", 1);
     until("the terminal is raw", || terminal.is_raw());
     // The guest puts the words together, so that what it says is no echo.
     terminal.types(b"sh echo he\"\"llo from \"\"the guest\r");
-    terminal.shows("hello from the guest");
+    terminal.shows("hello from the guest", 1);
     // Ctrl-C is the guest's.
     terminal.types(b"\x03\rsh echo still\"\" there\r");
-    terminal.shows("still there");
+    terminal.shows("still there", 1);
     terminal.types(b"\x1d");
-    let mut left = None;
-    until("qvm console ends", || {
-        left = terminal.console.try_wait().unwrap();
-        left.is_some()
-    });
-    assert!(left.unwrap().success());
+    assert_eq!(terminal.code(), Some(0));
     assert!(!terminal.is_raw(), "the terminal is left as it was found");
     assert_eq!(lab.status("web")["state"], "running");
 }

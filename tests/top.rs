@@ -4,59 +4,25 @@
 
 mod lab;
 
-use std::{
-    fs::File,
-    io::{Read, Write},
-    os::fd::OwnedFd,
-    process::{Child, Stdio},
-    sync::{Arc, Mutex},
+use lab::{
+    Lab, guest,
+    terminal::{COLUMNS, LINES, Terminal},
+    until,
 };
 
-use lab::{Lab, guest, until};
-use nix::{
-    pty::{Winsize, openpty},
-    sys::termios::{LocalFlags, tcgetattr},
-};
-
-const ROWS: u16 = 24;
-const COLUMNS: u16 = 80;
-
-/// A program on a terminal, and what the terminal shows.
-struct Screen {
-    child: Child,
-    keys: File,
-    terminal: OwnedFd,
-    shown: Arc<Mutex<vt100::Parser>>,
-}
+/// `qvm` on a terminal, and what the terminal shows.
+struct Screen(Terminal);
 
 impl Screen {
     fn new(lab: &Lab, arguments: &[&str]) -> Self {
-        let size = Winsize { ws_row: ROWS, ws_col: COLUMNS, ws_xpixel: 0, ws_ypixel: 0 };
-        let pty = openpty(Some(&size), None).unwrap();
-        let end = || Stdio::from(pty.slave.try_clone().unwrap());
-        let child = lab
-            .command(arguments)
-            .env("TERM", "xterm-256color")
-            .stdin(end())
-            .stdout(end())
-            .stderr(end())
-            .spawn()
-            .unwrap();
-        let (rows, columns) = (ROWS.try_into().unwrap(), COLUMNS.try_into().unwrap());
-        let shown = Arc::new(Mutex::new(vt100::Parser::new(rows, columns, 0)));
-        let keys = File::from(pty.master);
-        let (mut from, to) = (keys.try_clone().unwrap(), shown.clone());
-        std::thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            while let Ok(count @ 1..) = from.read(&mut bytes) {
-                to.lock().unwrap().process(&bytes[..count]);
-            }
-        });
-        Self { child, keys, terminal: pty.slave, shown }
+        Self(Terminal::open(&mut lab.command(arguments)))
     }
 
     fn text(&self) -> String {
-        self.shown.lock().unwrap().screen().contents()
+        let (lines, columns) = (LINES.try_into().unwrap(), COLUMNS.try_into().unwrap());
+        let mut screen = vt100::Parser::new(lines, columns, 0);
+        screen.process(&self.0.written());
+        screen.screen().contents()
     }
 
     fn shows(&self, text: &str) {
@@ -64,18 +30,7 @@ impl Screen {
     }
 
     fn press(&mut self, keys: &str) {
-        self.keys.write_all(keys.as_bytes()).unwrap();
-    }
-
-    fn raw(&self) -> bool {
-        !tcgetattr(&self.terminal).unwrap().local_flags.contains(LocalFlags::ICANON)
-    }
-}
-
-impl Drop for Screen {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.0.types(keys.as_bytes());
     }
 }
 
@@ -100,7 +55,7 @@ fn it_sorts_shows_a_console_and_stops_within_80_columns() {
         let cpu = line(&text, "busy-with").split_whitespace().nth(2).unwrap_or_default();
         cpu.parse::<f64>().is_ok_and(|cpu| cpu > 20.0)
     });
-    assert!(top.raw());
+    assert!(top.0.is_raw());
     let text = top.text();
     assert!(text.lines().all(|line| line.chars().count() <= usize::from(COLUMNS)), "{text}");
     for head in ["NAME", "CPU%", "WAIT%", "MEM", "DISK r/w", "LAT", "NET in/out", "PSI%"] {
@@ -133,8 +88,8 @@ fn it_sorts_shows_a_console_and_stops_within_80_columns() {
     top.shows("1 of 3 run");
     assert_eq!(lab.last_reason("idle"), "stopped");
     top.press("q");
-    until("it has gone", || top.child.try_wait().unwrap().is_some());
-    assert!(!top.raw(), "the terminal is not as it was");
+    assert_eq!(top.0.code(), Some(0));
+    assert!(!top.0.is_raw(), "the terminal is not as it was");
     lab.ok(&["kill", "busy-with-a-long-name"]);
 }
 
@@ -145,9 +100,9 @@ fn it_leaves_the_terminal_as_it_was_after_a_signal_and_wants_one() {
     lab.vm("web", &image, "");
     let mut top = Screen::new(&lab, &["top"]);
     top.shows("0 of 1 run");
-    lab::signal(top.child.id().try_into().unwrap(), 15);
-    until("it has gone", || top.child.try_wait().unwrap().is_some());
-    assert!(!top.raw());
+    lab::signal(top.0.child.id().try_into().unwrap(), 15);
+    assert_eq!(top.0.code(), Some(0));
+    assert!(!top.0.is_raw());
     let output = lab.qvm(&["top"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("it needs a terminal"), "{output:?}");

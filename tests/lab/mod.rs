@@ -4,6 +4,7 @@
 #![allow(dead_code)] // Each test binary uses its own part of it.
 
 pub(crate) mod network;
+pub(crate) mod terminal;
 
 use std::{
     ffi::OsString,
