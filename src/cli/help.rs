@@ -21,19 +21,18 @@ See
   list      every VM in one line         status    all about each VM
   log       what the console said        events    what happens
   top       what they use, live          metrics   for Prometheus
-Change
+Change, remove
   diff      what runs, what is written   apply     do what can be done live
   reseed    cloud-init from the start
   rename    another name                 clone     a second one like it
   export    all of it into a file        import    a VM out of that file
+  rm        delete a VM's disks          gc        what no VM file wants
 Reach
   console   serial console               exec      a command in the guest
   cp        a file in or out             fsfreeze  hold its disks still
   ip        the guest's addresses        ssh       ssh into the guest
   vnc       where its screen is served   screenshot  a picture of it
   type      a text at its keyboard       sendkey   such as ctrl-alt-delete
-Remove
-  rm        delete a VM's disks          gc        what no VM file wants
 
 Options:
 {options}";
