@@ -64,6 +64,7 @@ impl Lab {
 
     /// A place in a directory that is called `name`.
     pub(crate) fn below(name: &str) -> Self {
+        interruptible();
         let temp = tempfile::Builder::new().prefix("qvm").tempdir_in("/tmp").unwrap();
         let dir = temp.path().join(name);
         let places = ["c", "s", "r"].map(|place| dir.join(place));
@@ -268,6 +269,15 @@ impl Lab {
     pub(crate) fn last_reason(&self, name: &str) -> String {
         self.status(name)["lastStop"]["reason"].as_str().unwrap_or_default().to_owned()
     }
+}
+
+/// What tests start can be interrupted, also where the tests were begun in the background by a shell that has SIGINT ignored then:
+/// children inherit that (signal(7)).
+#[allow(unsafe_code)]
+fn interruptible() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: the default action is no handler that could do anything wrong.
+    unsafe { signal(Signal::SIGINT, SigHandler::SigDfl) }.unwrap();
 }
 
 /// Sends a signal by number.
