@@ -383,6 +383,38 @@ fn bash_completes_verbs_vms_images_and_files() {
 }
 
 #[test]
+fn fish_completes_names_of_vms() {
+    if !has("fish") {
+        return;
+    }
+    let lab = Lab::new();
+    for name in ["web", "wiki", "db"] {
+        fs::write(lab.file(name), "vcpu = 1\n").unwrap();
+    }
+    // The shell looks for the program itself.
+    symlink(env!("CARGO_BIN_EXE_qvm"), lab.path().join("qvm")).unwrap();
+    let mut fish = Command::new("fish");
+    for (key, value) in lab.command(&[]).get_envs() {
+        match value {
+            Some(value) => fish.env(key, value),
+            None => fish.env_remove(key),
+        };
+    }
+    let path = format!("{}:{}", lab.path().display(), std::env::var("PATH").unwrap());
+    let script = "qvm completions fish | source; complete -C 'qvm start w'";
+    let output = fish
+        .args(["--no-config", "-c", script])
+        .env("PATH", path)
+        .env("HOME", lab.path())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let completed = String::from_utf8(output.stdout.clone()).unwrap();
+    let names: Vec<&str> = completed.lines().collect();
+    assert_eq!(names, ["web", "wiki"], "{}", said(&output));
+}
+
+#[test]
 fn the_program_itself_answers_zsh_and_fish() {
     let lab = Lab::new();
     fs::write(lab.file("web"), "vcpu = 1\n").unwrap();
