@@ -1,0 +1,172 @@
+//! Bridges, and packet filters that drop what guests send.
+
+use super::*;
+
+/// `web` and `db` are on `br0`.
+fn bridged(interface: Interface) -> Seen {
+    let mut seen = well(vec![
+        vm("db", "[nic.lan]\nbridge = \"br0\""),
+        vm("dns", ""),
+        vm("web", "bridge = \"br0\""),
+    ]);
+    seen.network.bridges = [("br0".parse().unwrap(), interface)].into();
+    seen
+}
+
+#[test]
+fn bridges_that_are_not_there_or_down() {
+    for (interface, expected) in [
+        (
+            Interface::Missing,
+            "error bridge br0: it does not exist: `db` and `web` cannot start | create it",
+        ),
+        (
+            Interface::Other,
+            "error bridge br0: this interface is not a bridge: `db` and `web` cannot",
+        ),
+    ] {
+        one(&bridged(interface), "bridge br0", expected);
+    }
+    let mut seen = bridged(bridge(0, 1500, &[("eth0", false), ("qvm-web", true)]));
+    assert_eq!(told(&seen, "bridge br0"), ["ok bridge br0: up, no spanning tree, with eth0"]);
+    let down = seen.network.bridges.values_mut().next().unwrap();
+    if let Interface::Bridge(bridge) = down {
+        bridge.up = false;
+    }
+    let expected =
+        "error bridge br0: it is down: no network for `db` and `web` | `ip link set br0 up`";
+    assert_eq!(told(&seen, "bridge br0"), [expected]);
+}
+
+#[test]
+fn spanning_tree_that_holds_up_a_guests_dhcp() {
+    for (stp, delay, level, seconds) in [
+        (0, 1500, None, 0),
+        (1, 0, None, 0),
+        (1, 200, Some("note"), 4),
+        (1, 499, Some("note"), 10),
+        (1, 500, Some("warning"), 10),
+        (1, 1500, Some("warning"), 30),
+        (2, 1500, Some("warning"), 15),
+        (2, 400, Some("note"), 4),
+        (1, u64::MAX, Some("warning"), u64::MAX.div_ceil(100)),
+    ] {
+        let seen = bridged(bridge(stp, delay, &[("eth0", false)]));
+        match level {
+            None => drop(one(&seen, "bridge br0", "ok bridge br0: up, ")),
+            Some(level) => {
+                let starts = format!(
+                    "{level} bridge br0: spanning tree holds every new port up for {seconds} s: the first DHCP \
+                     requests of `db` and `web` are lost | "
+                );
+                let said = one(&seen, "bridge br0", &starts);
+                assert!(said.contains("`ip link set br0 type bridge stp_state 0`"), "{said}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_bridge_with_guests_alone_is_noted() {
+    for ports in [&[][..], &[("qvm-web", true), ("qvm-db", true)]] {
+        let seen = bridged(bridge(0, 0, ports));
+        one(
+            &seen,
+            "bridge br0",
+            "note bridge br0: it has no port but taps: from `db` and `web` the network",
+        );
+    }
+}
+
+fn filtered(firewalls: Vec<Firewall>) -> Seen {
+    let mut seen = bridged(bridge(0, 0, &[("eth0", false)]));
+    seen.network.netfilter = Some(Netfilter { ipv4: true, ipv6: false });
+    seen.network.firewalls = firewalls;
+    seen
+}
+
+fn firewall(program: &str, version: &str, tables: Result<Vec<Table>, &str>) -> Firewall {
+    Firewall {
+        program: program.into(),
+        version: version.into(),
+        tables: tables.map_err(str::to_owned),
+    }
+}
+
+#[test]
+fn a_policy_of_drop_counts_where_bridged_frames_come_by() {
+    let drops =
+        || Ok(vec![iptables("-P INPUT ACCEPT\n-P FORWARD DROP\n-P OUTPUT ACCEPT\n", false)]);
+    let drops6 = || Ok(vec![iptables("-P FORWARD DROP\n", true)]);
+    let legacy = |chains| firewall("iptables", "iptables v1.8.9 (legacy)", chains);
+    let seen = filtered(vec![legacy(drops())]);
+    let said = one(
+        &seen,
+        "firewall",
+        "warning firewall: bridged frames pass through it, and `FORWARD` of iptables drops them where no rule looks closer and accepts: guests on \
+         `br0` may have no network | `sysctl -w net.bridge.bridge-nf-call-iptables=0` leaves",
+    );
+    assert!(said.contains("`iptables -I FORWARD -i br0 -o br0 -j ACCEPT`"), "{said}");
+    // Off, not loaded, or of the other family.
+    for netfilter in [None, Some(Netfilter { ipv4: false, ipv6: false })] {
+        let mut seen = seen.clone();
+        seen.network.netfilter = netfilter;
+        let starts = "ok firewall: bridged frames do not pass through it; there is: iptables v1.8.9 (legacy)";
+        one(&seen, "firewall", starts);
+    }
+    let seen = filtered(vec![legacy(Ok(vec![])), firewall("ip6tables", "ip6tables v1", drops6())]);
+    one(
+        &seen,
+        "firewall",
+        "ok firewall: bridged frames pass through it (`bridge-nf-call-iptables`), and it forwards",
+    );
+    let mut both = seen.clone();
+    both.network.netfilter = Some(Netfilter { ipv4: true, ipv6: true });
+    let said = one(&both, "firewall", "warning firewall: ");
+    assert!(said.contains("`sysctl -w net.bridge.bridge-nf-call-ip6tables=0`"), "{said}");
+    let rule =
+        "`ip6tables -I FORWARD -i br0 -o br0 -j ACCEPT`, with Docker in its chain DOCKER-USER";
+    assert!(said.ends_with(rule), "{said}");
+    // No VM on a bridge: nobody's frames.
+    let mut nobody = filtered(vec![legacy(drops())]);
+    nobody.network.bridges.clear();
+    assert_eq!(told(&nobody, "firewall"), Vec::<String>::new());
+}
+
+#[test]
+fn what_may_not_be_asked_is_not_called_well() {
+    let denied = firewall("nft", "nftables v1.0.6", Err("you must be root"));
+    let said = one(&filtered(vec![denied.clone()]), "firewall", "note firewall: ");
+    assert!(
+        said.ends_with("cannot be told: you must be root | run `qvm doctor` as root"),
+        "{said}"
+    );
+    let drops = firewall("iptables", "iptables v1", Ok(vec![iptables("-P FORWARD DROP\n", false)]));
+    one(&filtered(vec![denied, drops]), "firewall", "warning ");
+    let said = one(&filtered(vec![]), "firewall", "note firewall: ");
+    assert!(said.contains("neither `nft` nor `iptables` is on PATH | `sysctl"), "{said}");
+}
+
+#[test]
+fn the_two_programs_of_one_packet_filter_tell_once() {
+    let json = r#"{"nftables": [{"metainfo": {}}, {"chain": {"family": "ip", "table": "filter", "name": "FORWARD",
+        "type": "filter", "hook": "forward", "prio": 0, "policy": "drop"}}]}"#;
+    let nft = firewall("nft", "nftables v1.0.6", Ok(nft(json).unwrap()));
+    let same = || Ok(vec![iptables("-P FORWARD DROP\n", false)]);
+    let compatible = firewall("iptables", "iptables v1.8.9 (nf_tables)", same());
+    let said = one(&filtered(vec![nft.clone(), compatible.clone()]), "firewall", "warning ");
+    assert!(said.contains("or a rule: `iptables -I FORWARD -i br0"), "{said}");
+    assert!(said.contains("`FORWARD` of the table `ip filter` drops"), "{said}");
+    let legacy = firewall("iptables", "iptables v1.8.9 (legacy)", same());
+    assert_eq!(told(&filtered(vec![nft, legacy]), "firewall").len(), 2);
+    // What `nft` has told needs nobody else.
+    let failing = firewall("iptables", "iptables v1.8.9 (nf_tables)", Err("incompatible"));
+    let silent = firewall("nft", "nftables v1.0.6", Err("no"));
+    one(
+        &filtered(vec![firewall("nft", "nftables v1.0.6", Ok(vec![])), failing.clone()]),
+        "firewall",
+        "ok ",
+    );
+    one(&filtered(vec![silent.clone(), failing]), "firewall", "note ");
+    one(&filtered(vec![silent, compatible]), "firewall", "warning ");
+}
