@@ -5,10 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Serialize};
-
 use super::{
-    CloudInit, Disk, Display, Nic, Ready, ReadyFailure,
+    Accel, CloudInit, Disk, Display, Firmware, HostShutdown, Nic, OnGuestReboot, OnPanic, Ready,
+    ReadyFailure,
     cloud_init::ReadFile,
     disk::{Bus, DiskKeys, FlatDisk},
     nic::NicKeys,
@@ -326,65 +325,4 @@ fn nics(r: &mut Reading<'_>, vm: &VmName, top: &mut Table<'_>) -> Vec<Nic> {
         nics.push((keys, nic));
     }
     nics.into_iter().map(|(_, nic)| nic).collect()
-}
-
-/// What executes the guest's instructions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Accel {
-    /// KVM where a hardware module is loaded, else TCG with a warning.
-    #[default]
-    Auto,
-    /// KVM; refused where it is not to be had.
-    Kvm,
-    /// QEMU's own translator: works everywhere, an order of magnitude slower.
-    Tcg,
-}
-
-/// What the guest boots by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Firmware {
-    /// SeaBIOS.
-    #[default]
-    Bios,
-    /// UEFI without Secure Boot.
-    Uefi,
-    /// UEFI with Secure Boot enforced and the usual keys enrolled.
-    UefiSecure,
-}
-
-/// What a panic of the guest's kernel leads to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OnPanic {
-    /// QEMU is ended and `qvm run` fails, so that the unit's restart policy starts it again.
-    #[default]
-    Restart,
-    /// QEMU is ended and stays so.
-    Stop,
-    /// The guest is left paused for whoever wants to look.
-    Pause,
-}
-
-/// What happens to pending changes when the guest reboots.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OnGuestReboot {
-    /// QEMU is started anew with the VM file as it is now, if anything is pending.
-    #[default]
-    Apply,
-    /// The guest is reset within the same QEMU; changes stay pending.
-    Reset,
-}
-
-/// What happens to the guest when the host shuts down.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum HostShutdown {
-    /// It is shut down cleanly.
-    #[default]
-    Stop,
-    /// Its state is saved, and it goes on from there.
-    Suspend,
 }

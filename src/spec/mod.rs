@@ -4,6 +4,7 @@
 //! instead of stopping at the first; whoever has a [`Vm`] has one without problems.
 
 pub mod check;
+mod choice;
 mod cloud_init;
 mod disk;
 mod display;
@@ -25,12 +26,13 @@ use std::{collections::BTreeSet, io, path::Path, sync::LazyLock};
 
 use toml::de::DeTable;
 
+pub use choice::{Accel, Firmware, HostShutdown, OnGuestReboot, OnPanic};
 pub use cloud_init::{CloudInit, UserData};
 pub use disk::{Bus, Clone, Disk, Format, Media, Source};
 pub use display::Display;
 pub use file::{files_in, load, load_all, load_early, load_in_place, load_with_text, name_of};
 pub use image::{Checksum, Image, Origin};
-pub use machine::{Accel, Firmware, HostShutdown, OnGuestReboot, OnPanic, Vm};
+pub use machine::Vm;
 pub use nic::{Link, LinkState, Model, Nic};
 pub use problem::{Invalid, Problem};
 pub use ready::{Reach, Ready, ReadyFailure};
