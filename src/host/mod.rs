@@ -1,6 +1,7 @@
 //! Floor 3: everything that touches the machine, one file a thing. Files of this floor never import each other.
 
 pub mod affinity;
+pub mod anti_spoof;
 pub mod br_netfilter;
 pub mod bridge;
 pub mod cache_lock;
