@@ -19,6 +19,8 @@ pub mod journal;
 pub mod kvm_module;
 pub mod link;
 #[allow(unsafe_code)]
+pub mod link_watch;
+#[allow(unsafe_code)]
 pub mod lock;
 pub mod log_file;
 pub mod log_reader;

@@ -9,6 +9,7 @@ use super::{
     launch::Qemu,
     live::Applied,
     prepare::Prepared,
+    taps::Told,
 };
 use crate::{
     control::types::{Refusal, Request},
@@ -82,6 +83,8 @@ pub(super) enum Fact {
     Thawed(u64, Why, Result<u64, Refusal>, Option<freeze::Reply>),
     /// The host has slept for so long.
     HostSlept(Duration),
+    /// What has become of the taps.
+    Taps(u64, Told),
     Gone(u64, Exit),
     FileChanged,
 }
@@ -119,5 +122,19 @@ pub(super) async fn forward_changes(mut changes: Changes, facts: mpsc::Sender<Fa
         if facts.send(Fact::FileChanged).await.is_err() {
             return;
         }
+    }
+}
+
+pub(super) async fn sleep_until(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+pub(super) async fn next_beat(beat: &mut Option<tokio::time::Interval>) {
+    match beat {
+        Some(beat) => drop(beat.tick().await),
+        None => std::future::pending().await,
     }
 }

@@ -63,6 +63,7 @@ impl Supervisor {
         }
         self.qemu = Some(qemu);
         self.recall();
+        self.keep_taps();
         if qemu_adopted {
             self.recall_freeze();
             self.settle(vec![], vec![]);
@@ -211,7 +212,7 @@ impl Supervisor {
             Exit::Signal(signal) => Gone::Signalled { signal, oom: self.was_oom_killed(signal) },
             Exit::Unknown => Gone::Unknown,
         };
-        (self.qemu, self.frozen) = (None, None);
+        (self.qemu, self.frozen, self.taps) = (None, None, None);
         self.applying = None;
         self.live_notes.clear();
         if let Some(watching) = &mut self.watching {

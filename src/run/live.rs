@@ -66,7 +66,9 @@ impl Supervisor {
             cancel: cancel.clone(),
         };
         let (facts, generation) = (self.facts.clone(), self.generation);
+        let untouched = self.taps_let_go();
         let task = tokio::spawn(async move {
+            untouched.await;
             let mut done: Applied = vec![];
             for change in asked {
                 let result = machine.apply(&change).await.map_err(|error| {
@@ -84,6 +86,7 @@ impl Supervisor {
             again: vec![],
             written: self.facets_written(),
         });
+        self.retell_taps();
     }
 
     /// Takes down what was done, and tells what was not.

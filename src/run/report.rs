@@ -230,6 +230,7 @@ impl Supervisor {
             notes.push(format!("the VM file is not valid any more: {problem}"));
         }
         notes.extend(self.freeze_note());
+        notes.extend(self.tap_notes());
         if let Some(why) = record.and_then(|r| r.missed.as_ref()) {
             notes.push(format!("the guest is not ready (`ready = \"{}\"`): {why}", self.vm.ready));
         }

@@ -20,14 +20,18 @@ use super::{
     console::Console,
     enrol::Enrolled,
     error::Error,
-    fact::{Fact, forward_changes, forward_requests, forward_signals, forward_sleeps},
+    fact::{
+        Fact, forward_changes, forward_requests, forward_signals, forward_sleeps, next_beat,
+        sleep_until,
+    },
     freeze::{Frozen, Why},
     launch::Qemu,
     live::Applying,
     prepare::Prepared,
     progress::Cancel,
     ready::{Awaiting, policy},
-    record::{self},
+    record,
+    taps::Taps,
 };
 use crate::{
     control::{
@@ -156,6 +160,7 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
         unusable: None,
         saving: None,
         frozen: None,
+        taps: None,
         enrolled: None,
         facts,
         events,
@@ -249,6 +254,8 @@ pub(super) struct Supervisor {
     pub(super) saving: Option<AbortHandle>,
     /// The guest's file systems are frozen.
     pub(super) frozen: Option<Frozen>,
+    /// Keeps its taps.
+    pub(super) taps: Option<Taps>,
     /// Known to systemd-machined.
     pub(super) enrolled: Option<Enrolled>,
     pub(super) since: jiff::Timestamp,
@@ -336,6 +343,9 @@ impl Supervisor {
             Fact::Thawed(generation, why, done, reply) if generation == self.generation => {
                 self.thawed(why, done, reply);
             }
+            Fact::Taps(generation, told) if generation == self.generation => {
+                self.hear_taps(told);
+            }
             Fact::HostSlept(slept) => {
                 info!("the host has slept for {} s", slept.as_secs());
                 self.set_guests_clock();
@@ -350,6 +360,7 @@ impl Supervisor {
             | Fact::Saved(..)
             | Fact::NotPinned(..)
             | Fact::Ready(..)
+            | Fact::Taps(..)
             | Fact::Gone(..)
             | Fact::Qmp(..)
             | Fact::MonitorClosed(_)
@@ -379,19 +390,5 @@ impl Supervisor {
         for action in actions {
             self.act(action);
         }
-    }
-}
-
-async fn sleep_until(deadline: Option<tokio::time::Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn next_beat(beat: &mut Option<tokio::time::Interval>) {
-    match beat {
-        Some(beat) => drop(beat.tick().await),
-        None => std::future::pending().await,
     }
 }
