@@ -7,10 +7,11 @@ mod wire;
 
 use std::{fs::File, io::Write, process::Command};
 
-use netns::{inside, ip};
+use netns::{inside, interface, ip};
 use qvm::{
-    host::{anti_spoof::Filters, tap},
-    plan::anti_spoof::program,
+    host::{anti_spoof::Filters, link::Links, tap},
+    plan::{anti_spoof::program, tap::Tap},
+    spec::AntiSpoof,
 };
 use wire::{EVERYBODY, Ear, Mac, arp, ethernet, ipv4, ipv6, neighbour, tagged, udp, v4};
 
@@ -23,6 +24,7 @@ const LINK_LOCAL: &str = "fe80::5054:ff:fe61:9015";
 struct Wire {
     tap: File,
     ear: Ear,
+    bridge: Ear,
     count: u32,
 }
 
@@ -47,7 +49,7 @@ impl Wire {
             assert!(begun.elapsed().as_secs() < 60, "the ports do not forward");
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
-        Self { tap: tap.into(), ear: Ear::new("ear0"), count: 0 }
+        Self { tap: tap.into(), ear: Ear::new("ear0"), bridge: Ear::new("br0"), count: 0 }
     }
 
     /// As QEMU does: ten bytes of virtio-net's header before the frame.
@@ -480,4 +482,52 @@ fn a_filter_is_replaced_taken_away_and_goes_with_its_tap() {
         let _anew = tap::open(&tap).unwrap();
         assert_eq!(filters(), "", "it has outlived its tap");
     });
+}
+
+#[test]
+fn isolated_ports_do_not_hear_each_other_and_others_hear_them() {
+    inside("isolated_ports_do_not_hear_each_other_and_others_hear_them", || {
+        let mut wire = Wire::new();
+        let frame = own(0x0800, &ipv4(v4("10.0.0.5"), v4("10.0.0.1"), 1, &[8; 16]));
+        let plan = |isolated| Tap {
+            nic: "net".parse().unwrap(),
+            name: "qvm-web".parse().unwrap(),
+            bridge: "br0".parse().unwrap(),
+            mtu: None,
+            isolated,
+            anti_spoof: AntiSpoof::Off,
+            mac: None,
+            ip: None,
+            alias: "qvm:web:net".into(),
+        };
+        let attach = |isolated| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let attach = async { Links::open().unwrap().attach(&plan(isolated)).await };
+            runtime.unwrap().block_on(attach).unwrap();
+        };
+        let hears = |wire: &mut Wire| {
+            wire.send(&frame).unwrap();
+            // The bridge itself hears both kinds: what it has heard behind `frame`, `ear0` would have.
+            let last = own(0x88b5, &[7; 60]);
+            wire.send(&last).unwrap();
+            wire.bridge.until(|seen| seen == last);
+            wire.ear.waiting().contains(&frame)
+        };
+        assert!(hears(&mut wire));
+        attach(true);
+        assert_eq!(isolated("qvm-web"), true);
+        assert!(hears(&mut wire), "the other port is not isolated");
+        ip("link set port0 type bridge_slave isolated on");
+        wire.ear.waiting();
+        assert!(!hears(&mut wire));
+        attach(false);
+        assert_eq!(isolated("qvm-web"), false);
+        assert!(hears(&mut wire));
+    });
+}
+
+fn isolated(port: &str) -> bool {
+    let seen = interface(port).unwrap();
+    assert_eq!(seen["master"], "br0");
+    seen["linkinfo"]["info_slave_data"]["isolated"] == true
 }
