@@ -60,7 +60,7 @@ fn dropped(lab: &Lab) -> u64 {
 }
 
 fn answers(lab: &Lab, address: &str) -> bool {
-    run(lab, "ping", &format!("-c 1 -W 2 {address}")).status.success()
+    run(lab, "ping", &format!("-c 1 -W 1 {address}")).status.success()
 }
 
 /// Has the tiny guest do something, and waits until it has.

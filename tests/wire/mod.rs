@@ -9,8 +9,8 @@ use std::{
 
 use nix::sys::{
     socket::{
-        AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recvfrom, setsockopt,
-        socket, sockopt::ReceiveTimeout,
+        AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket,
+        sockopt::ReceiveTimeout,
     },
     time::TimeVal,
 };
@@ -52,25 +52,6 @@ impl Ear {
                 return buffer;
             }
         }
-    }
-
-    /// Everything that has come until now.
-    pub(crate) fn waiting(&self) -> Vec<Vec<u8>> {
-        let mut seen = vec![];
-        let mut buffer = vec![0; 4096];
-        while let Ok((length, Some(from))) = nix::sys::socket::recvmsg::<LinkAddr>(
-            self.socket.as_raw_fd(),
-            &mut [std::io::IoSliceMut::new(&mut buffer)],
-            None,
-            MsgFlags::MSG_DONTWAIT,
-        )
-        .map(|message| (message.bytes, message.address))
-        {
-            if from.ifindex() == self.index && from.pkttype() != 4 {
-                seen.push(buffer[..length].to_vec());
-            }
-        }
-        seen
     }
 
     /// Everything that came before a frame for which this holds.
