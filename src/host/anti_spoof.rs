@@ -30,11 +30,13 @@ const HOOK: &str = "clsact";
 /// Where in the order of filters it is: an operator's own may come before it, or after.
 const PRIORITY: u16 = 4242;
 const NUMBER: u32 = 1;
+type Attribute = u16;
+type Protocol = u16;
 /// `TCA_BPF_OPS_LEN` and `TCA_BPF_OPS` of linux/pkt_cls.h.
-const OPS_LEN: u16 = 4;
-const OPS: u16 = 5;
+const OPS_LEN: Attribute = 4;
+const OPS: Attribute = 5;
 /// `ETH_P_ALL` of linux/if_ether.h.
-const EVERY_PROTOCOL: u16 = 3;
+const EVERY_PROTOCOL: Protocol = 3;
 
 /// Why a tap is not filtered.
 #[derive(Debug, thiserror::Error)]

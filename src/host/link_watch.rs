@@ -17,13 +17,18 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::value::IfName;
 
+type Groups = u32;
+type At = u32;
+type Verdict = u32;
+
 /// The group of `RTM_NEWLINK` and `RTM_DELLINK`, as a bit.
-const LINKS: u32 = 1;
+const LINKS: Groups = 1;
 /// Where a message has the interface's number: behind `struct nlmsghdr`, in `struct ifinfomsg`.
-const INDEX: u32 = 16 + 4;
+const INDEX: At = 16 + 4;
 /// Where its first attribute is. The kernel has the name there, of every link and bridge port (rtnetlink.c, br_netlink.c).
-const FIRST: u32 = 16 + 16;
-const ALL: u32 = u32::MAX;
+const FIRST: At = 16 + 16;
+/// The whole message.
+const ALL: Verdict = u32::MAX;
 
 /// The socket.
 #[derive(Debug)]

@@ -10,88 +10,65 @@
 //! The kernel has taken the outer VLAN tag off before it asks, and the program ends with "pass" by itself where it reads beyond
 //! the frame (`bpf_prog_run` of classic BPF returns 0, and that is `TC_ACT_OK`): the length is looked at before every load.
 
+mod bpf;
+
 use std::net::IpAddr;
 
+pub use self::bpf::Instruction;
+use self::bpf::{
+    A_TO_X, ADD, ADD_X, IF_ANY_BIT, IF_AT_LEAST, IF_EQUAL, KEEP, LOAD_BYTE, LOAD_BYTE_AT_X,
+    LOAD_HALF, LOAD_HALF_AT_X, LOAD_KEPT, LOAD_LENGTH, LOAD_WORD, LOAD_WORD_AT_X, Label, Program,
+    RETURN, SET_A, SET_X, SHIFT_LEFT, SUBTRACT_X, X_HEADER_LENGTH,
+};
 use crate::value::{Cidr, MacAddr};
 
-/// One instruction, as `struct sock_filter` of linux/filter.h.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Instruction {
-    /// What is done.
-    pub code: u16,
-    /// How many instructions are passed over where a comparison holds.
-    pub jump_true: u8,
-    /// And where it does not.
-    pub jump_false: u8,
-    /// The operand.
-    pub k: u32,
-}
+/// What the kernel does with a frame (linux/pkt_cls.h).
+type Verdict = u32;
+/// A number that a protocol has (IANA).
+type Number = u32;
 
 /// `TC_ACT_OK`: the frame goes on.
-pub const PASS: u32 = 0;
+pub const PASS: Verdict = 0;
 /// `TC_ACT_SHOT`: it is dropped.
-pub const DROP: u32 = 2;
-
-// linux/bpf_common.h and linux/filter.h: the class, the size, and where the operand is.
-const LOAD_WORD: u16 = 0x20;
-const LOAD_HALF: u16 = 0x28;
-const LOAD_BYTE: u16 = 0x30;
-const LOAD_HALF_AT_X: u16 = 0x48;
-const LOAD_WORD_AT_X: u16 = 0x40;
-const LOAD_BYTE_AT_X: u16 = 0x50;
-const LOAD_LENGTH: u16 = 0x80;
-const LOAD_KEPT: u16 = 0x60;
-const KEEP: u16 = 0x02;
-const SET_A: u16 = 0x00;
-const SET_X: u16 = 0x01;
-const A_TO_X: u16 = 0x07;
-/// X is four times the lower half of a byte: the length of an IPv4 header.
-const X_HEADER_LENGTH: u16 = 0xb1;
-const ADD: u16 = 0x04;
-const ADD_X: u16 = 0x0c;
-const SUBTRACT_X: u16 = 0x1c;
-const SHIFT_LEFT: u16 = 0x64;
-const JUMP: u16 = 0x05;
-const IF_EQUAL: u16 = 0x15;
-const IF_AT_LEAST: u16 = 0x35;
-const IF_ANY_BIT: u16 = 0x45;
-const RETURN: u16 = 0x06;
+pub const DROP: Verdict = 2;
 
 /// Where things are in a frame without VLAN tag.
 mod at {
-    pub(super) const SOURCE: u32 = 6;
-    pub(super) const PROTOCOL: u32 = 12;
-    pub(super) const ARP: u32 = 14;
-    pub(super) const ARP_SENDER: u32 = 22;
-    pub(super) const ARP_SENDER_IP: u32 = 28;
-    pub(super) const ARP_TARGET_IP: u32 = 38;
-    pub(super) const ARP_END: u32 = 42;
-    pub(super) const IPV4: u32 = 14;
-    pub(super) const IPV4_FRAGMENT: u32 = 20;
-    pub(super) const IPV4_PROTOCOL: u32 = 23;
-    pub(super) const IPV4_SOURCE: u32 = 26;
-    pub(super) const IPV4_END: u32 = 34;
-    pub(super) const IPV6_NEXT: u32 = 20;
-    pub(super) const IPV6_SOURCE: u32 = 22;
-    pub(super) const IPV6_END: u32 = 54;
+    type At = u32;
+
+    pub(super) const SOURCE: At = 6;
+    pub(super) const PROTOCOL: At = 12;
+    pub(super) const ARP: At = 14;
+    pub(super) const ARP_SENDER: At = 22;
+    pub(super) const ARP_SENDER_IP: At = 28;
+    pub(super) const ARP_TARGET_IP: At = 38;
+    pub(super) const ARP_END: At = 42;
+    pub(super) const IPV4: At = 14;
+    pub(super) const IPV4_FRAGMENT: At = 20;
+    pub(super) const IPV4_PROTOCOL: At = 23;
+    pub(super) const IPV4_SOURCE: At = 26;
+    pub(super) const IPV4_END: At = 34;
+    pub(super) const IPV6_NEXT: At = 20;
+    pub(super) const IPV6_SOURCE: At = 22;
+    pub(super) const IPV6_END: At = 54;
     /// From the beginning of a neighbour solicitation or advertisement.
-    pub(super) const ND_TARGET: u32 = 8;
-    pub(super) const ND_END: u32 = 24;
+    pub(super) const ND_TARGET: At = 8;
+    pub(super) const ND_END: At = 24;
 }
 
-const IPV4: u32 = 0x0800;
-const ARP: u32 = 0x0806;
-const RARP: u32 = 0x8035;
-const IPV6: u32 = 0x86dd;
-const UDP: u32 = 17;
-const FRAGMENT: u32 = 44;
-const ICMPV6: u32 = 58;
+const IPV4: Number = 0x0800;
+const ARP: Number = 0x0806;
+const RARP: Number = 0x8035;
+const IPV6: Number = 0x86dd;
+const UDP: Number = 17;
+const FRAGMENT: Number = 44;
+const ICMPV6: Number = 58;
 /// Hop-by-hop options, routing, destination options: what neighbour discovery can hide behind (RFC 8200, 4).
 const EXTENSIONS: [u32; 3] = [0, 43, 60];
 /// How many of them, and of fragment headers, a packet may have before what it carries: RFC 8200, 4.1 recommends one of each.
 const MOST_EXTENSIONS: usize = 5;
-const SOLICITATION: u32 = 135;
-const ADVERTISEMENT: u32 = 136;
+const SOLICITATION: Number = 135;
+const ADVERTISEMENT: Number = 136;
 
 /// The program for a NIC.
 pub fn program(mac: MacAddr, ip: Option<Cidr>) -> Vec<Instruction> {
@@ -138,54 +115,9 @@ fn words(bits: u128) -> [u32; 4] {
     [96, 64, 32, 0].map(|shift| (bits >> shift) as u32)
 }
 
-/// A place in the program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Label(usize);
-
-/// What the program is made of before the places are known.
-#[derive(Debug)]
-enum Line {
-    Do(Instruction),
-    Go(Label),
-    Here(Label),
-}
-
-#[derive(Debug, Default)]
-struct Program {
-    lines: Vec<Line>,
-    labels: usize,
-}
-
 impl Program {
-    fn label(&mut self) -> Label {
-        self.labels += 1;
-        Label(self.labels)
-    }
-
-    fn put(&mut self, code: u16, k: u32) {
-        self.lines.push(Line::Do(Instruction { code, jump_true: 0, jump_false: 0, k }));
-    }
-
-    fn here(&mut self, label: Label) {
-        self.lines.push(Line::Here(label));
-    }
-
-    fn go(&mut self, label: Label) {
-        self.lines.push(Line::Go(label));
-    }
-
-    fn end(&mut self, verdict: u32) {
+    fn end(&mut self, verdict: Verdict) {
         self.put(RETURN, verdict);
-    }
-
-    /// What follows next is passed over unless the comparison holds; one line.
-    fn only_if(&mut self, code: u16, k: u32) {
-        self.lines.push(Line::Do(Instruction { code, jump_true: 0, jump_false: 1, k }));
-    }
-
-    /// And here unless it does not.
-    fn unless(&mut self, code: u16, k: u32) {
-        self.lines.push(Line::Do(Instruction { code, jump_true: 1, jump_false: 0, k }));
     }
 
     /// So many bytes of the frame there must be.
@@ -270,8 +202,7 @@ impl Program {
     }
 
     fn ipv6(&mut self, own: [u32; 4], made: [u32; 2]) {
-        const NEXT: u32 = 0;
-        const HAS_SOURCE: u32 = 1;
+        let [next_header, has_source] = [0, 1];
         let (good, has_none) = (self.label(), self.label());
         self.need(at::IPV6_END);
         self.words(LOAD_WORD, at::IPV6_SOURCE, &own, good);
@@ -283,14 +214,14 @@ impl Program {
         self.put(LOAD_LENGTH, 0);
         self.here(has_none);
         // By way of `has_none`, A is the last word compared: 0.
-        self.put(KEEP, HAS_SOURCE);
+        self.put(KEEP, has_source);
         self.put(LOAD_BYTE, at::IPV6_NEXT);
-        self.put(KEEP, NEXT);
+        self.put(KEEP, next_header);
         self.put(SET_X, at::IPV6_END);
         let (icmp, neighbour) = (self.label(), self.label());
         for _ in 0..MOST_EXTENSIONS {
             let (extension, fragment, next) = (self.label(), self.label(), self.label());
-            self.put(LOAD_KEPT, NEXT);
+            self.put(LOAD_KEPT, next_header);
             self.only_if(IF_EQUAL, ICMPV6);
             self.go(icmp);
             self.only_if(IF_EQUAL, FRAGMENT);
@@ -307,7 +238,7 @@ impl Program {
             self.only_if(IF_ANY_BIT, 0xfff8);
             self.end(PASS);
             self.put(LOAD_BYTE_AT_X, 0);
-            self.put(KEEP, NEXT);
+            self.put(KEEP, next_header);
             self.put(SET_A, 8);
             self.put(ADD_X, 0);
             self.put(A_TO_X, 0);
@@ -315,7 +246,7 @@ impl Program {
             self.here(extension);
             self.need_at_x(8);
             self.put(LOAD_BYTE_AT_X, 0);
-            self.put(KEEP, NEXT);
+            self.put(KEEP, next_header);
             self.put(LOAD_BYTE_AT_X, 1);
             self.put(ADD, 1);
             self.put(SHIFT_LEFT, 3);
@@ -332,7 +263,7 @@ impl Program {
         self.unless(IF_EQUAL, SOLICITATION);
         self.end(PASS);
         // Whoever has an address may ask for any other's.
-        self.put(LOAD_KEPT, HAS_SOURCE);
+        self.put(LOAD_KEPT, has_source);
         self.unless(IF_EQUAL, 0);
         self.end(PASS);
         self.here(neighbour);
@@ -344,29 +275,29 @@ impl Program {
         self.here(told);
         self.end(PASS);
     }
+}
 
-    /// With distances in the place of labels. Jumps go forward only.
-    fn resolved(self) -> Vec<Instruction> {
-        let mut places = vec![0; self.labels + 1];
-        let mut count = 0_u32;
-        for line in &self.lines {
-            match line {
-                Line::Here(Label(nr)) => places[*nr] = count,
-                Line::Do(_) | Line::Go(_) => count += 1,
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bpf::JUMP;
+
+    /// What the kernel asks of a program, and what we ask: forward jumps within it, and one of two verdicts. Which frames get which
+    /// is judged by the kernel, in tests/anti_spoof.rs.
+    #[test]
+    fn every_program_ends_in_a_verdict() {
+        for ip in [None, Some("10.0.0.5/24"), Some("2001:db8::5/64")] {
+            let program =
+                program("52:54:00:61:90:15".parse().unwrap(), ip.map(|ip| ip.parse().unwrap()));
+            assert!(program.len() < 1024, "{}", program.len());
+            for (nr, instruction) in program.iter().enumerate() {
+                let Instruction { code, jump_true, jump_false, k } = *instruction;
+                let left = program.len() - nr - 1;
+                assert!(usize::from(jump_true.max(jump_false)) < left || left == 0, "{nr}");
+                assert!(code != JUMP || (k as usize) < left, "{nr}");
+                assert!(code != RETURN || [PASS, DROP].contains(&k), "{nr}");
             }
+            assert_eq!(program.last().unwrap().code, RETURN);
         }
-        let mut done: Vec<Instruction> = Vec::new();
-        for line in self.lines {
-            match line {
-                Line::Do(instruction) => done.push(instruction),
-                Line::Go(Label(nr)) => {
-                    let next = done.len() as u32 + 1;
-                    let k = places[nr].saturating_sub(next);
-                    done.push(Instruction { code: JUMP, jump_true: 0, jump_false: 0, k });
-                }
-                Line::Here(_) => {}
-            }
-        }
-        done
     }
 }
