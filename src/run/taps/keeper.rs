@@ -1,7 +1,7 @@
 //! Looking after the taps beside the loop: asleep until the kernel says something of one.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -64,6 +64,9 @@ impl Keeper {
         let mut ear = None;
         loop {
             let wanted = self.want.borrow_and_update().clone();
+            if wanted.heal == TapHeal::Off {
+                ear = None;
+            }
             if !wanted.held {
                 self.filter(&wanted).await;
                 if ear.is_none() && wanted.heal != TapHeal::Off && !wanted.taps.is_empty() {
@@ -115,7 +118,7 @@ impl Keeper {
                 warn!("`tapHeal` has no effect: {error}");
                 return self.want.changed().await.is_ok();
             }
-            let before: BTreeSet<IfName> = self.lost.keys().cloned().collect();
+            let before = self.lost.clone();
             let events = {
                 let looks = self.looks.clone();
                 let _looking = looks.lock().await;
@@ -130,10 +133,10 @@ impl Keeper {
                 self.tell(events).await;
                 return self.want.changed().await.is_ok();
             }
-            if !events.is_empty() {
+            if !events.is_empty() || before != self.lost {
                 self.tell(events).await;
             }
-            if !before.iter().eq(self.lost.keys()) {
+            if !before.keys().eq(self.lost.keys()) {
                 continue;
             }
             tokio::select! {
@@ -176,7 +179,7 @@ impl Keeper {
             };
             let was = self.lost.get(&tap.name).cloned();
             let state = match state(&links, tap).await {
-                Ok(State::Gone) if !self.is_gone().await => return events,
+                Ok(State::Gone) if was.is_none() && !self.is_gone().await => return events,
                 Ok(state) => state,
                 // Nothing is known: it is as it was.
                 Err(error) => {
