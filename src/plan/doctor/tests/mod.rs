@@ -71,6 +71,7 @@ fn qemu(major: u16, minor: u16, micro: u16) -> Result<QemuSeen, Complaint> {
             binary: "/usr/bin/qemu-system-x86_64".into(),
             version: Version { major, minor, micro },
             machine: "pc-q35-10.0".into(),
+            sandbox: true,
         },
         machines: vec![machine("pc-q35-10.0", false), machine("pc-q35-6.2", true)],
     })
