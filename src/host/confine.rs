@@ -47,10 +47,23 @@ pub struct Cell {
     pub device: PathBuf,
     /// It gets a network namespace with nothing in it.
     pub network: bool,
-    /// What it may open by name.
-    pub open_to: Vec<(PathBuf, Right)>,
+    /// It loses all capabilities.
+    pub capabilities: bool,
+    /// No program that it becomes has more rights.
+    pub no_new_privileges: bool,
+    /// All that it may open by name; `None` is anything.
+    pub domain: Option<Domain>,
     /// A step that fails ends it.
     pub strict: bool,
+}
+
+/// A Landlock domain. Whoever is in it can neither signal nor trace who is not, nor reach him by an abstract socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Domain {
+    /// What may be opened by name.
+    pub open_to: Vec<(PathBuf, Right)>,
+    /// TCP may be used.
+    pub tcp: bool,
 }
 
 /// What the child needs for it; made by the parent.
@@ -59,10 +72,14 @@ pub struct Prepared {
     uid: Option<u32>,
     groups: Vec<libc::gid_t>,
     network: bool,
+    capabilities: bool,
+    no_new_privileges: bool,
     /// `uid_map` and `gid_map` of a user namespace in which everybody is who he was.
     maps: (String, String),
     ruleset: Option<OwnedFd>,
     strict: bool,
+    /// It cannot be as strict as is wanted.
+    refuses: bool,
     say: OwnedFd,
 }
 
@@ -82,8 +99,8 @@ impl Cell {
         let (hear, say) = pipe_with(PipeFlags::CLOEXEC)?;
         let say = out_of_the_way(say)?;
         let mut missing = vec![];
-        let ruleset = match ruleset(&self.open_to, self.network) {
-            Ok(ruleset) => Some(out_of_the_way(ruleset)?),
+        let ruleset = match self.domain.as_ref().map(ruleset).transpose() {
+            Ok(ruleset) => ruleset.map(out_of_the_way).transpose()?,
             Err(why) => {
                 missing.push(Missing { layer: Layer::Landlock, why });
                 None
@@ -96,7 +113,10 @@ impl Cell {
             uid: self.uid,
             groups: group.map(|device| device.gid()).into_iter().collect(),
             network: self.network,
+            capabilities: self.capabilities,
+            no_new_privileges: self.no_new_privileges,
             maps: (format!("{uid} {uid} 1\n"), format!("{gid} {gid} 1\n")),
+            refuses: self.strict && !missing.is_empty(),
             ruleset,
             strict: self.strict,
             say,
@@ -144,16 +164,16 @@ fn text(errno: Errno) -> String {
 }
 
 /// A ruleset that opens nothing but this.
-fn ruleset(open_to: &[(PathBuf, Right)], network: bool) -> Result<OwnedFd, String> {
+fn ruleset(domain: &Domain) -> Result<OwnedFd, String> {
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(NEWEST))
         .and_then(|rules| rules.scope(Scope::AbstractUnixSocket | Scope::Signal));
-    if network {
+    if !domain.tcp {
         rules = rules.and_then(|rules| rules.handle_access(AccessNet::from_all(NEWEST)));
     }
     let mut created = rules.and_then(Ruleset::create).map_err(|error| error.to_string())?;
-    for (path, right) in open_to {
+    for (path, right) in &domain.open_to {
         let Ok(fd) = PathFd::new(path) else { continue };
         let rights = rights(*right, path);
         let rule = PathBeneath::new(fd, rights);
@@ -180,12 +200,15 @@ impl Prepared {
     /// # Errors
     /// A step failed, and all must succeed.
     pub fn enter(&self) -> io::Result<()> {
+        if self.refuses {
+            return Err(Errno::NOSYS.into());
+        }
         let mut alone = !self.network;
         if self.network {
             // With the right to; else below, in a user namespace.
             alone = rustix_unshare(UnshareFlags::NEWNET).is_ok();
         }
-        if self.uid.is_some() {
+        if self.capabilities {
             drop_bounding_set();
         }
         if let Some(uid) = self.uid {
@@ -194,13 +217,15 @@ impl Prepared {
         if !alone {
             self.tell(Layer::Network, self.namespaces())?;
         }
-        self.tell(Layer::Capabilities, drop_capabilities())?;
-        let kept = set_no_new_privs(true);
-        self.tell(Layer::NoNewPrivileges, kept)?;
+        if self.capabilities {
+            self.tell(Layer::Capabilities, drop_capabilities())?;
+        }
+        // Landlock wants it as well of whoever has not all rights (landlock(7)).
+        if self.no_new_privileges {
+            self.tell(Layer::NoNewPrivileges, set_no_new_privs(true))?;
+        }
         if let Some(ruleset) = &self.ruleset {
             self.tell(Layer::Landlock, restrict(ruleset.as_raw_fd()))?;
-        } else if self.strict {
-            return Err(Errno::NOSYS.into());
         }
         Ok(())
     }

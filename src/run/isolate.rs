@@ -12,7 +12,11 @@ use std::{
 
 use super::{Settings, launch, prepare::Prepared};
 use crate::{
-    host::{child, confine::Cell, file},
+    host::{
+        child,
+        confine::{Cell, Domain},
+        file,
+    },
     plan::{
         handed::Handed,
         isolation::{self, Isolation, Layer, Missing, Mode},
@@ -104,7 +108,9 @@ impl Plan {
             uid,
             device: settings.root.join(KVM),
             network,
-            open_to: isolation::open_to(&binary, firmware),
+            capabilities: true,
+            no_new_privileges: true,
+            domain: Some(Domain { open_to: isolation::open_to(&binary, firmware), tcp: !network }),
             strict: mode == Mode::Strict,
         };
         let plan = Self { mode, cell: Some(cell), missing, at };
