@@ -88,6 +88,12 @@ pub fn spawn(
     command.spawn().map(|child| child.id()).map_err(wrap)
 }
 
+/// Waits until a process that was started here has ended: whether it ended well.
+pub fn wait(pid: u32) -> bool {
+    let ended = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid.cast_signed()), None);
+    matches!(ended, Ok(nix::sys::wait::WaitStatus::Exited(_, 0)))
+}
+
 /// Marks every descriptor but 0, 1 and 2 close-on-exec. Those that this program opens are already; those that it
 /// was started with (a shell's, a job server's) are not, and a guest that holds one for weeks keeps its other end
 /// waiting. Best effort: `CLOSE_RANGE_CLOEXEC` is Linux 5.11.

@@ -18,14 +18,22 @@ use crate::{
         file,
     },
     plan::{
+        argv,
+        facts::Qemu,
         handed::Handed,
-        isolation::{self, Isolation, Layer, Missing, Mode},
+        identity,
+        isolation::{self, Isolation, Layer, Missing, Mode, Right},
         unit::Scope,
     },
 };
 
 /// What QEMU opens itself where there is KVM.
 const KVM: &str = "dev/kvm";
+
+/// How a script begins (execve(2)).
+const SCRIPT: &[u8] = b"#!";
+const NOT_ROOT: &str = "only root can make QEMU another user";
+const NO_SANDBOX: &str = "this QEMU was built without it";
 
 /// Why QEMU is not given what it needs.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +46,9 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// It does not run in its cell.
+    #[error("`{}` does not run when it is kept apart", .0.display())]
+    Broken(PathBuf),
     /// The pipe through which QEMU's process says how it went.
     #[error("cannot make a pipe to QEMU's process")]
     Pipe(#[source] io::Error),
@@ -61,6 +72,9 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Open { .. } | Self::Pipe(_) => None,
+            Self::Broken(_) => Some(
+                "it may need files elsewhere than below its own prefix and /usr; `isolation = \"off\"` does without".into(),
+            ),
             Self::Strict { .. } => {
                 Some("`qvm doctor` tells what is missing; `isolation = \"on\"` does without".into())
             }
@@ -96,22 +110,17 @@ impl Plan {
         }
         let uid = prepared.identity.uid.filter(|_| settings.scope == Scope::System);
         if uid.is_none() {
-            lacks(Layer::Uid, "only root can make QEMU another user".into());
+            lacks(Layer::Uid, NOT_ROOT.to_owned());
         }
         if !prepared.facts.qemu.sandbox {
-            lacks(Layer::Seccomp, "this QEMU was built without it".into());
+            lacks(Layer::Seccomp, NO_SANDBOX.to_owned());
         }
-        let binary = &prepared.facts.qemu.binary;
-        let binary = binary.canonicalize().unwrap_or_else(|_| binary.clone());
         let firmware = prepared.firmware.as_ref().map(|chosen| chosen.code.as_path());
-        let cell = Cell {
-            uid,
-            device: settings.root.join(KVM),
-            network,
-            capabilities: true,
-            no_new_privileges: true,
-            domain: Some(Domain { open_to: isolation::open_to(&binary, firmware), tcp: !network }),
-            strict: mode == Mode::Strict,
+        let (binary, strict) = (&prepared.facts.qemu.binary, mode == Mode::Strict);
+        let cell = Cell { network, strict, ..cell(binary, firmware, uid, &settings.root) };
+        let cell = match cell.domain {
+            Some(domain) => Cell { domain: Some(Domain { tcp: !network, ..domain }), ..cell },
+            None => cell,
         };
         let plan = Self { mode, cell: Some(cell), missing, at };
         plan.check(vec![])?;
@@ -164,6 +173,52 @@ impl Plan {
         let missing = self.missing.iter().cloned().chain(found).collect();
         Ok((pid, Isolation::without(self.mode, self.uid(), missing)))
     }
+}
+
+/// The narrowest cell for a QEMU.
+fn cell(binary: &Path, firmware: Option<&Path>, uid: Option<u32>, root: &Path) -> Cell {
+    let binary = binary.canonicalize().unwrap_or_else(|_| binary.to_owned());
+    let mut open_to = isolation::open_to(&binary, firmware);
+    let begin = file::read_at(&binary, 0, SCRIPT.len()).unwrap_or_default();
+    if begin == SCRIPT {
+        // A script around QEMU, and whatever it starts.
+        open_to.extend(["/bin", "/usr/bin"].map(|bin| (PathBuf::from(bin), Right::Execute)));
+    }
+    Cell {
+        uid,
+        device: root.join(KVM),
+        network: true,
+        capabilities: true,
+        no_new_privileges: true,
+        domain: Some(Domain { open_to, tcp: false }),
+        strict: false,
+    }
+}
+
+/// What a QEMU comes to that does no more than print its version.
+///
+/// # Errors
+/// It does not even do that.
+pub fn tried(qemu: &Qemu, root: &Path) -> Result<Isolation, launch::Error> {
+    let mut missing = vec![];
+    let uid = rustix::process::geteuid().is_root().then_some(*identity::UIDS.start());
+    if uid.is_none() {
+        missing.push(Missing { layer: Layer::Uid, why: NOT_ROOT.to_owned() });
+    }
+    let mut arguments = vec!["-version".to_owned()];
+    if qemu.sandbox {
+        arguments.splice(0..0, ["-sandbox".to_owned(), argv::SANDBOX.to_owned()]);
+    } else {
+        missing.push(Missing { layer: Layer::Seccomp, why: NO_SANDBOX.to_owned() });
+    }
+    let cell = cell(&qemu.binary, None, uid, root);
+    let (inside, report) = cell.prepare().map_err(Error::Pipe)?;
+    let pid = child::spawn(&qemu.binary, &arguments, vec![], move || inside.enter())?;
+    missing.extend(report.read());
+    if !child::wait(pid) {
+        return Err(Error::Broken(qemu.binary.clone()).into());
+    }
+    Ok(Isolation::without(Mode::On, uid, missing))
 }
 
 /// Opens the files that QEMU gets.

@@ -239,7 +239,7 @@ pub async fn launch(
         (paths.agent_socket(), fd::AGENT),
         (paths.serial_socket(), fd::SERIAL),
     ] {
-        fds.push((socket::listen(&path)?.into(), number));
+        fds.push((socket::listen_alone(&path)?.into(), number));
     }
     let mut head = None;
     if let Some((saved, state)) = saved {

@@ -281,6 +281,9 @@ fn the_real_qemu_is_in_all_of_them(place: &Place) {
     let status = lab.status("app");
     let layers = status["isolation"]["layers"].as_array().unwrap().len();
     assert_eq!(layers, isolation::Layer::ALL.len(), "{status}");
+    let doctor = lab.qvm(&["doctor"]).stdout;
+    let doctor = String::from_utf8_lossy(&doctor).into_owned();
+    assert!(doctor.contains("QEMU is kept apart by all layers"), "{doctor}");
     let of = |vm: &str| {
         let pid = lab.status(vm)["pid"].to_string();
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();

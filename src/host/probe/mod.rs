@@ -154,8 +154,8 @@ impl Probe<'_> {
         let (version, machine, sandbox) = std::thread::scope(|scope| {
             // Side by side: each takes as long as loading QEMU takes. One that has no filter refuses the option.
             let version = scope.spawn(|| match ask(&["-sandbox", SANDBOX, "-version"]) {
-                Ok(version) => (Ok(version), true),
-                Err(_) => (ask(&["-version"]), false),
+                Ok(said) if Version::read(&said).is_some() => (Ok(said), true),
+                Ok(_) | Err(_) => (ask(&["-version"]), false),
             });
             let machines = ask(&["-machine", "help"]);
             let version = version.join();

@@ -1,7 +1,7 @@
 //! What a disk stands on, and whether it may: the header that says so is written to by QEMU, which a guest may have broken into,
 //! and what it names would be opened with the supervisor's rights and handed over.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::{Error, FileError};
 use crate::{
@@ -73,7 +73,7 @@ pub fn backing(
 }
 
 /// Cached images stand alone: qcow2, or else raw.
-fn format_of(disk: &Label, base: &PathBuf) -> Result<Format, Error> {
+fn format_of(disk: &Label, base: &Path) -> Result<Format, Error> {
     let on = |source: FileError| Error::File { disk: disk.clone(), source };
     let head = file::read_at(base, 0, qcow2::MAGIC.len()).map_err(on)?;
     Ok(if head == qcow2::MAGIC { Format::Qcow2 } else { Format::Raw })
