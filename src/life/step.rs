@@ -187,9 +187,7 @@ fn paused(hold: Hold, event: Event, now: Duration, policy: &Policy) -> (State, V
         // STOP may come before what it is for.
         (Hold::Wanted, Event::NoSpace) => (State::Paused(Hold::NoSpace), vec![]),
         (_, Event::Continued) => (State::Running, vec![]),
-        (Hold::Wanted | Hold::NoSpace, Event::NotReady(why)) => {
-            not_ready(why, now, policy, wake())
-        }
+        (Hold::Wanted | Hold::NoSpace, Event::NotReady(why)) => not_ready(why, now, policy, wake()),
         (Hold::Panic, Event::NotReady(why)) => {
             quit(ended(Cause::NotReady(why)), false, now, vec![])
         }

@@ -136,6 +136,11 @@ pub fn node(disk: &Label) -> String {
     format!("node-{disk}")
 }
 
+/// The disk of a block node, or of the one below it.
+pub fn disk_of_node(node: &str) -> Option<Label> {
+    node.strip_prefix("node-")?.parse().ok()
+}
+
 /// The id of a disk's device.
 pub fn disk_id(disk: &Label) -> String {
     format!("disk-{disk}")

@@ -45,7 +45,10 @@ impl Supervisor {
     pub(super) fn answer(&mut self, request: Request) {
         match request {
             Request::Command(command, reply) => self.command(command, reply),
-            Request::Status(reply) => drop(reply.send(self.status())),
+            Request::Status(reply) => {
+                self.ask_monitor();
+                drop(reply.send(self.status()));
+            }
             Request::RecentEvents(reply) => {
                 drop(reply.send(self.recent.iter().cloned().collect()));
             }
@@ -91,6 +94,7 @@ impl Supervisor {
         let go = taken.is_ok();
         let _ = reply.send(taken);
         if go {
+            self.wishes(asked);
             self.feed(life::Event::Asked(asked));
         }
     }
@@ -229,6 +233,8 @@ impl Supervisor {
         {
             notes.push(format!("the VM file is not valid any more: {problem}"));
         }
+        notes.extend(self.room_notes());
+        notes.extend(self.monitor_note());
         notes.extend(self.freeze_note());
         if let Some(why) = record.and_then(|r| r.missed.as_ref()) {
             notes.push(format!("the guest is not ready (`ready = \"{}\"`): {why}", self.vm.ready));

@@ -3,6 +3,7 @@
 
 #![allow(dead_code)] // Each test binary uses its own part of it.
 
+pub(crate) mod mounts;
 pub(crate) mod network;
 pub(crate) mod terminal;
 
@@ -32,6 +33,8 @@ pub(crate) struct Lab {
     user: Option<u32>,
     /// The network that `qvm` runs in, where it is not the machine's.
     pub(crate) network: Option<network::Network>,
+    /// The file systems that it sees, where they are not the machine's.
+    pub(crate) mounts: Option<mounts::Mounts>,
     /// The QEMU to run, where it is not the machine's.
     pub(crate) qemu: Option<OsString>,
     supervisors: Vec<Child>,
@@ -77,6 +80,7 @@ impl Lab {
             program,
             user: None,
             network: None,
+            mounts: None,
             qemu: None,
             supervisors: vec![],
         }
@@ -110,6 +114,12 @@ impl Lab {
         }
     }
 
+    /// File systems of its own from now on; `None` where there can be none.
+    pub(crate) fn mounts(&mut self) -> Option<&mut mounts::Mounts> {
+        self.mounts = Some(mounts::Mounts::new()?);
+        self.mounts.as_mut()
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.dir
     }
@@ -137,9 +147,10 @@ impl Lab {
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = match &self.network {
-            None => Command::new(&self.program),
-            Some(network) => network.command(&self.program),
+        let mut command = match (&self.network, &self.mounts) {
+            (None, None) => Command::new(&self.program),
+            (None, Some(mounts)) => mounts.command(&self.program),
+            (Some(network), _) => network.command(&self.program),
         };
         command.args(arguments);
         match self.user {
