@@ -88,6 +88,8 @@ impl Supervisor {
         tokio::spawn(async move {
             match client.full_nodes(QMP_LIMIT).await {
                 Ok(nodes) if nodes.is_empty() => {}
+                // QEMU is about to end.
+                Err(qmp::Error::Closed) => {}
                 Ok(nodes) => {
                     let held = Trouble::NoSpace { turn, nodes };
                     let _ = facts.send(Fact::Trouble(generation, held)).await;

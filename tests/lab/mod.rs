@@ -125,11 +125,16 @@ impl Lab {
     }
 
     pub(crate) fn state(&self, vm: &str, file: &str) -> PathBuf {
-        self.places[1].join("vms").join(vm).join(file)
+        self.seen(self.places[1].join("vms").join(vm).join(file))
     }
 
     pub(crate) fn runtime(&self, vm: &str, file: &str) -> PathBuf {
-        self.places[2].join(vm).join(file)
+        self.seen(self.places[2].join(vm).join(file))
+    }
+
+    /// What `qvm` calls so, for the test.
+    fn seen(&self, path: PathBuf) -> PathBuf {
+        self.mounts.as_ref().map_or(path.clone(), |mounts| mounts.seen(&path))
     }
 
     /// Writes a VM file around a guest image.
@@ -322,7 +327,7 @@ impl Drop for Lab {
             let _ = child.kill();
             let _ = child.wait();
         }
-        for entry in fs::read_dir(&self.places[2]).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(self.seen(self.places[2].clone())).into_iter().flatten().flatten() {
             let number = |file: &str, key: &str| -> Option<i32> {
                 let bytes = fs::read(entry.path().join(file)).ok()?;
                 let value: serde_json::Value = serde_json::from_slice(&bytes).ok()?;

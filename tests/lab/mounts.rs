@@ -10,7 +10,8 @@ use std::{
 };
 
 /// Runs each line that it is given, and tells how that went. Its standard input closes when the test is gone.
-const HOLDER: &str = "mount --make-rprivate / && echo 0 && while read -r line; do eval \"$line\" >&2; echo $?; done";
+const HOLDER: &str =
+    "mount --make-rprivate / && echo 0 && while read -r line; do eval \"$line\" >&2; echo $?; done";
 
 /// The namespace, held by a process.
 pub(crate) struct Mounts {
