@@ -6,10 +6,9 @@ mod lab;
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, net::UnixDatagram},
     path::{Path, PathBuf},
     process::Output,
-    time::Instant,
 };
 
 use lab::{Lab, guest, mounts::Mounts, runs, signal, until};
@@ -192,63 +191,300 @@ fn a_stop_while_a_disk_stays_full_is_bounded_and_the_disk_stays_good() {
     assert_eq!(lab.exit_code(again), Some(0));
 }
 
-/// A VM of the boot-sector guest, which has run once and is off. Its state directory is a file system of its own.
-fn prepared(options: &str) -> Option<Lab> {
-    let image = guest("boot.qcow2")?;
+/// A VM file around a guest image, with file systems of its own for what is kept and for what is not.
+fn with_small_places(image: &str, runtime: &str) -> Option<Lab> {
+    let image = guest(image)?;
     let mut lab = Lab::new();
     lab.vm("web", &image, "");
-    let (state, runtime) = (lab.path().join("s"), lab.path().join("r"));
+    let places = (lab.path().join("s"), lab.path().join("r"));
     let mounts = lab.mounts()?;
-    mounts.tmpfs(&state, "size=32m");
-    mounts.tmpfs(&runtime, options);
+    mounts.tmpfs(&places.0, "size=8m");
+    mounts.tmpfs(&places.1, runtime);
     Some(lab)
+}
+
+/// What begins with `.qvm-` in a directory.
+fn left_overs(dir: &Path) -> Vec<String> {
+    let names = fs::read_dir(dir).into_iter().flatten().flatten();
+    let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with(".qvm-")).collect()
 }
 
 #[test]
 fn nothing_is_begun_where_the_runtime_directory_is_full_and_what_runs_goes_on() {
-    let Some(mut lab) = prepared("size=256k") else { return };
+    let Some(mut lab) = with_small_places("boot.qcow2", "size=256k") else { return };
     let runtime = lab.path().join("r");
     mounts(&lab).fill(&runtime, 0);
     let output = lab.qvm(&["run", "web"]);
-    println!("{}", said(&output));
     assert_eq!(output.status.code(), Some(75), "{}", said(&output));
+    assert!(said(&output).contains("No space left on device"), "{}", said(&output));
+    assert!(said(&output).contains("hint: make room on the file system of"), "{}", said(&output));
     mounts(&lab).make_room(&runtime);
+
     let one = lab.run("web");
-    until("it runs", || lab.status("web")["state"] == "running");
+    lab.says("web", "BOOT-GUEST-READY", 1);
+    let qemu = lab.qemu_pid("web");
     mounts(&lab).fill(&runtime, 0);
+    // What is lost: a later supervisor would take this for a pause of QEMU's own.
     lab.ok(&["pause", "web"]);
     lab.wait_state("web", "paused");
-    println!("{}", lab.log("web"));
+    let lost = "a later supervisor will not know of this: cannot write";
+    assert!(lab.log("web").contains(lost), "{}", lab.log("web"));
     lab.ok(&["resume", "web"]);
     lab.wait_state("web", "running");
-    println!("{}", lab.ok(&["stop", "web"]));
-    println!("{}", lab.log("web"));
-    assert_eq!(lab.exit_code(one), Some(0));
+    assert_eq!(left_overs(&lab.runtime("web", "")), [""; 0]);
+    // Another supervisor takes over all the same.
+    crashes(&mut lab, one);
+    let two = lab.run("web");
+    until("it is taken over", || lab.log("web").contains("taken over"));
+    lab.wait_state("web", "running");
+    assert_eq!(lab.qemu_pid("web"), qemu);
+    lab.ok(&["stop", "web"]);
+    assert_eq!(lab.exit_code(two), Some(0));
+    assert_eq!(lab.last_reason("web"), "stopped");
 }
 
 #[test]
-fn a_state_directory_that_cannot_be_written() {
-    let Some(mut lab) = prepared("size=4m") else { return };
-    let one = lab.run("web");
-    lab.says("web", "BOOT-GUEST-READY", 1);
+fn a_guest_does_not_mind_a_state_directory_that_takes_no_more() {
+    let Some(mut lab) = with_small_places("boot-flood.qcow2", "size=1m") else { return };
     let state = lab.path().join("s");
+    let one = lab.run("web");
+    lab.says("web", "FLOOD", 1);
     mounts(&lab).fill(&state, 0);
-    lab.types("web", b"r");
-    println!("{}", lab.ok(&["stop", "web"]));
+    let lost = "cannot keep what the console says: No space left on device";
+    until("the console's log is full", || lab.log("web").contains(lost));
+    assert_eq!(lab.status("web")["state"], "running");
+    lab.ok(&["stop", "web"]);
     assert_eq!(lab.exit_code(one), Some(0));
-    println!("{}", lab.log("web"));
-    println!("{}", lab.status("web"));
+    let lost = "cannot keep how it ended: cannot";
+    assert!(lab.log("web").contains(lost), "{}", lab.log("web"));
+    assert_eq!(left_overs(&lab.state("web", "")), [""; 0]);
     mounts(&lab).make_room(&state);
-    let remounted = |lab: &mut Lab, how: &str| {
-        let line = format!("mount -o remount,{how} '{}'", state.display());
-        lab.mounts.as_mut().unwrap().sh(&line);
-    };
-    remounted(&mut lab, "ro");
-    let output = lab.qvm(&["run", "web"]);
-    println!("{} {}", output.status, said(&output));
-    remounted(&mut lab, "rw");
+
+    // Read-only, as after an error of the file system: what is not opened yet cannot be written any more.
     let two = lab.run("web");
-    lab.says("web", "BOOT-GUEST-READY", 2);
-    remounted(&mut lab, "ro");
-    let _ = (two, runs(1), SIGCONT, SIGSTOP, Instant::now(), fs::Permissions::from_mode(0o700));
+    lab.wait_state("web", "running");
+    let read_only =
+        format!("mount --bind '{0}' '{0}' && mount -o remount,bind,ro '{0}'", state.display());
+    lab.mounts.as_mut().unwrap().sh(&read_only);
+    lab.ok(&["stop", "web"]);
+    assert_eq!(lab.exit_code(two), Some(0));
+    let lost = "cannot keep how it ended: cannot make";
+    assert!(lab.log("web").contains(lost), "{}", lab.log("web"));
+    let output = lab.qvm(&["run", "web"]);
+    assert_eq!(output.status.code(), Some(75), "{}", said(&output));
+    assert!(said(&output).contains("Read-only file system (os error 30)"), "{}", said(&output));
+    assert!(said(&output).contains("must be on a file system that can be written"));
+    lab.mounts.as_mut().unwrap().sh(&format!("umount '{}'", state.display()));
+    let three = lab.run("web");
+    lab.wait_state("web", "running");
+    lab.ok(&["stop", "web"]);
+    assert_eq!((lab.exit_code(three), lab.last_reason("web").as_str()), (Some(0), "stopped"));
+}
+
+/// What a service manager is told.
+struct Manager {
+    socket: UnixDatagram,
+    path: PathBuf,
+}
+
+impl Manager {
+    fn new(lab: &Lab) -> Self {
+        let path = lab.path().join("notify");
+        Self { socket: UnixDatagram::bind(&path).unwrap(), path }
+    }
+
+    /// Waits until it is told this, and not that meanwhile.
+    fn hears(&self, text: &str, never: Option<&str>) {
+        self.socket.set_read_timeout(Some(lab::LONG)).unwrap();
+        loop {
+            let mut buffer = [0; 4096];
+            let count = self.socket.recv(&mut buffer).unwrap();
+            let told = String::from_utf8_lossy(&buffer[..count]).into_owned();
+            assert!(never.is_none_or(|never| !told.contains(never)), "{told}");
+            if told.contains(text) {
+                return;
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "make test-faults"]
+fn a_qemu_that_hangs_is_told_and_waited_for_and_taken_over_when_it_wakes() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let mut lab = Lab::new();
+    lab.vm("web", &image, "");
+    let manager = Manager::new(&lab);
+    let path = manager.path.clone();
+    let one = lab.run_with("web", |command| {
+        command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "1000000");
+    });
+    lab.says("web", "BOOT-GUEST-READY", 1);
+    let qemu = lab.qemu_pid("web");
+    manager.hears("WATCHDOG=1", None);
+    signal(qemu, SIGSTOP);
+    manager.hears("STATUS=QEMU's monitor does not answer", None);
+    notes_say(&lab, "QEMU's monitor does not answer since ");
+    assert_eq!(
+        (lab.status("web")["state"].as_str(), events(&lab, "QVM_MONITOR_SILENT")),
+        (Some("running"), 1)
+    );
+    signal(qemu, SIGCONT);
+    // It had not been fed in between.
+    manager.hears("STATUS=running", None);
+    manager.hears("WATCHDOG=1", None);
+    assert_eq!((notes(&lab).as_str(), events(&lab, "QVM_MONITOR_ANSWERS")), ("[]", 1));
+
+    // It hangs for so long that systemd ends the supervisor (WatchdogSec=), again and again.
+    signal(qemu, SIGSTOP);
+    crashes(&mut lab, one);
+    let output = lab.qvm(&["run", "web"]);
+    assert_eq!(output.status.code(), Some(75), "{}", said(&output));
+    let silent = format!(
+        "QEMU (pid {qemu}) of an earlier supervisor lives, but its monitor does not answer"
+    );
+    assert!(said(&output).contains(&silent), "{}", said(&output));
+    assert!(said(&output).contains(&format!("hint: look at it with `ps -fp {qemu}`")));
+    let patient = lab.run("web");
+    lab.wait_state("web", "starting");
+    signal(qemu, SIGCONT);
+    lab.wait_state("web", "running");
+    assert_eq!(lab.qemu_pid("web"), qemu);
+    assert_eq!(lab.console("web").matches("BOOT-GUEST-READY").count(), 1, "the guest is another");
+    lab.ok(&["stop", "web"]);
+    assert_eq!((lab.exit_code(patient), lab.last_reason("web").as_str()), (Some(0), "stopped"));
+}
+
+/// Programs of the lab's own, first in `PATH`, that never end; they do with this.
+struct Hanging {
+    pids: PathBuf,
+    path: String,
+}
+
+impl Hanging {
+    fn new(lab: &Lab, programs: &[&str]) -> Self {
+        let bin = lab.path().join("bin");
+        let pids = lab.path().join("hanging");
+        fs::create_dir_all(&bin).unwrap();
+        for program in programs {
+            let script = format!("#!/bin/sh\necho $$ >>'{}'\nexec sleep 600\n", pids.display());
+            fs::write(bin.join(program), script).unwrap();
+            fs::set_permissions(bin.join(program), fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        Self { pids, path: format!("{}:{}", bin.display(), std::env::var("PATH").unwrap()) }
+    }
+
+    fn begun(&self) -> Vec<i32> {
+        let text = fs::read_to_string(&self.pids).unwrap_or_default();
+        text.lines().map(|pid| pid.parse().unwrap()).collect()
+    }
+}
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        for pid in self.begun().into_iter().filter(|pid| runs(*pid)) {
+            signal(pid, SIGKILL);
+        }
+    }
+}
+
+#[test]
+#[ignore = "make test-faults"]
+fn a_service_manager_that_hangs_holds_up_no_start_and_no_stop() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let mut lab = Lab::new();
+    lab.vm("web", &image, "hostShutdown = \"suspend\"\n");
+    let hanging = Hanging::new(&lab, &["systemctl", "machinectl", "busctl"]);
+    // Nobody ever reads what it is told.
+    let deaf = Manager::new(&lab);
+    deaf.socket.shutdown(std::net::Shutdown::Write).unwrap();
+    let (path, notify) = (hanging.path.clone(), deaf.path.clone());
+    let one = lab.run_with("web", |command| {
+        command.env("PATH", &path).env("NOTIFY_SOCKET", &notify).env("WATCHDOG_USEC", "20000");
+    });
+    lab.says("web", "BOOT-GUEST-READY", 1);
+    lab.wait_state("web", "running");
+    // systemd is asked whether the host goes down, and does not say; then it is a stop.
+    signal(lab.supervisor(one).id().cast_signed(), SIGTERM);
+    assert_eq!(lab.exit_code(one), Some(0));
+    assert_eq!(lab.last_reason("web"), "stopped");
+    assert!(!hanging.begun().is_empty());
+
+    // A start that the host does not allow wants its count cleared.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    lab.vm("web", &image, &format!("forward = [\"{port}:7\"]\n"));
+    let mut command = lab.command(&["run", "web"]);
+    let output =
+        command.env("PATH", &hanging.path).env("NOTIFY_SOCKET", &deaf.path).output().unwrap();
+    assert_eq!(output.status.code(), Some(75), "{}", said(&output));
+    let silent = "`systemctl reset-failed qvm@web.service` did not end within 5 s";
+    assert!(said(&output).contains(silent), "{}", said(&output));
+}
+
+#[test]
+#[ignore = "make test-faults"]
+fn a_start_is_refused_where_the_unit_s_manager_does_not_answer() {
+    let mut lab = Lab::new();
+    let hanging = Hanging::new(&lab, &["systemctl"]);
+    let etc = lab.path().join("etc");
+    let Some(mounts) = lab.mounts() else { return };
+    mounts.sh(&format!(
+        "cp -a /etc '{0}' && mount --bind '{0}' /etc && mkdir -p /etc/qvm/vms",
+        etc.display()
+    ));
+    mounts.sh("printf 'mem = \"64M\"\n' >/etc/qvm/vms/web.toml");
+    mounts.sh("mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/system && mount -t tmpfs tmpfs /var/lib");
+    let mut command = mounts.command(env!("CARGO_BIN_EXE_qvm"));
+    let output = command.args(["start", "web"]).env("PATH", &hanging.path).output().unwrap();
+    assert_eq!(output.status.code(), Some(75), "{}", said(&output));
+    assert!(
+        said(&output).contains("did not end within 5 s: systemd does not answer"),
+        "{}",
+        said(&output)
+    );
+}
+
+/// The resident memory of a process, in bytes.
+fn resident(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+}
+
+#[test]
+#[ignore = "make test-faults"]
+fn a_guest_that_says_too_much_on_every_channel_is_stopped_in_time() {
+    let Some(image) = guest("tiny.qcow2") else { return };
+    let mut lab = Lab::new();
+    lab.vm("web", &image, "mem = \"256M\"\nshutdownTimeoutSec = 60\n");
+    let one = lab.run("web");
+    lab.says("web", "QVM-TINY READY", 1);
+    let agent = "/dev/virtio-ports/org.qemu.guest_agent.0";
+    let floods = [
+        "killall qemu-ga".to_owned(),
+        // An answer without an end, as long as anybody reads it.
+        format!("(while :; do cat /dev/zero >{agent}; done) 2>/dev/null &"),
+        "(while :; do hwclock -w; done) >/dev/null 2>&1 &".to_owned(),
+        "(while :; do echo flood; done) >/dev/console &".to_owned(),
+    ];
+    for flood in &floods {
+        lab.types("web", format!("sh {flood}\n").as_bytes());
+    }
+    lab.says("web", "flood", 1000);
+    let exec = lab.qvm(&["exec", "--timeout", "5", "web", "--", "true"]);
+    assert!(!exec.status.success());
+    assert!(said(&exec).contains("qemu-guest-agent has to run in the guest"), "{}", said(&exec));
+    // Every answer is garbage, one after the other; then a line of 100 MB.
+    for _ in 0..3 {
+        assert_eq!(lab.status("web")["state"], "running");
+        assert!(!lab.qvm(&["ip", "web"]).status.success());
+    }
+    let supervisor = lab.supervisor(one).id();
+    assert!(resident(supervisor) < 64 * MIB, "{} bytes", resident(supervisor));
+    assert!(lab.log("web").len() < 64 << 10, "{} bytes of log", lab.log("web").len());
+    assert_eq!(events(&lab, "RTC_CHANGE"), 0);
+    lab.ok(&["stop", "web"]);
+    assert_eq!(lab.exit_code(one), Some(0));
 }

@@ -39,7 +39,8 @@ pub(super) fn refusal(error: &qmp::Error) -> Refusal {
 /// How many events are kept for who asks later.
 const RECENT: usize = 64;
 /// Events that tell of no turn of the VM's life.
-const CHATTY: [&str; 3] = ["BALLOON_CHANGE", "RTC_CHANGE", "NIC_RX_FILTER_CHANGED"];
+const CHATTY: [&str; 4] =
+    ["BALLOON_CHANGE", "RTC_CHANGE", "NIC_RX_FILTER_CHANGED", "VSERPORT_CHANGE"];
 
 impl Supervisor {
     pub(super) fn answer(&mut self, request: Request) {

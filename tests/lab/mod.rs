@@ -204,10 +204,16 @@ impl Lab {
 
     /// Starts `qvm run NAME`; its standard error goes to a file.
     pub(crate) fn run(&mut self, name: &str) -> usize {
+        self.run_with(name, |_| {})
+    }
+
+    /// The same with more said to the command.
+    pub(crate) fn run_with(&mut self, name: &str, more: impl FnOnce(&mut Command)) -> usize {
         let log =
             fs::OpenOptions::new().create(true).append(true).open(self.log_path(name)).unwrap();
-        let child = self.command(&["run", name]).stdin(Stdio::null()).stderr(log).spawn().unwrap();
-        self.supervisors.push(child);
+        let mut command = self.command(&["run", name]);
+        more(&mut command);
+        self.supervisors.push(command.stdin(Stdio::null()).stderr(log).spawn().unwrap());
         self.supervisors.len() - 1
     }
 
@@ -327,7 +333,8 @@ impl Drop for Lab {
             let _ = child.kill();
             let _ = child.wait();
         }
-        for entry in fs::read_dir(self.seen(self.places[2].clone())).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(self.seen(self.places[2].clone())).into_iter().flatten().flatten()
+        {
             let number = |file: &str, key: &str| -> Option<i32> {
                 let bytes = fs::read(entry.path().join(file)).ok()?;
                 let value: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
