@@ -29,9 +29,10 @@ pub(super) fn step(
     policy: &Policy,
 ) -> (State, Vec<Action>) {
     let event = match (&state, event) {
-        (State::Running | State::Paused(Hold::Wanted) | State::Suspending(_), Event::HostDown) => {
-            Event::HostDown
-        }
+        (
+            State::Running | State::Paused(Hold::Wanted | Hold::NoSpace) | State::Suspending(_),
+            Event::HostDown,
+        ) => Event::HostDown,
         // There is nothing to save.
         (_, Event::HostDown) => Event::Signalled,
         (_, event) => event,

@@ -214,7 +214,14 @@ fn front(disk: &Disk) -> Value {
         (Media::Disk, Bus::Virtio) => "virtio-blk-pci",
     };
     let name = disk.name.as_str();
-    json!({"driver": driver, "id": disk_id(&disk.name), "drive": node(&disk.name), "serial": name})
+    let mut front = json!({"driver": driver, "id": disk_id(&disk.name), "drive": node(&disk.name), "serial": name});
+    // QEMU's own default, said aloud: a guest waits for room on the host, and is told of every other error. QEMU's NVMe has no such choice,
+    // and tells the guest of both.
+    if !disk.read_only && matches!(driver, "virtio-blk-pci" | "ide-hd") {
+        front["werror"] = "enospc".into();
+        front["rerror"] = "report".into();
+    }
+    front
 }
 
 /// A disk for a machine that runs: its two block nodes, the lower one first, and its device. Nothing boots from it before the next start.
