@@ -154,18 +154,30 @@ fn whoever_comes_between_a_full_disk_and_its_room() {
     has_written(&lab, 1);
     assert_eq!(notes(&lab), "[]");
 
-    // A stop: the guest cannot shut down before it can write, and does then.
+    // Its state is saved: the write that waits for room is in it, and waits on after the next start.
     fill(&lab, &small);
     writes(&lab, 2);
     notes_say(&lab, "no space left on");
-    signal(lab.supervisor(three).id().cast_signed(), SIGTERM);
+    lab.ok(&["suspend", "web"]);
+    assert_eq!(lab.exit_code(three), Some(0));
+    let four = lab.run("web");
+    notes_say(&lab, "the guest goes on when 16 MiB are free");
+    assert!(lab.log("web").contains("goes on from the saved state"), "{}", lab.log("web"));
+    mounts(&lab).make_room(&small);
+    has_written(&lab, 2);
+
+    // A stop: the guest cannot shut down before it can write, and does then.
+    fill(&lab, &small);
+    writes(&lab, 3);
+    notes_say(&lab, "no space left on");
+    signal(lab.supervisor(four).id().cast_signed(), SIGTERM);
     lab.wait_state("web", "stopping");
     notes_say(&lab, "no space left on");
     mounts(&lab).make_room(&small);
-    assert_eq!(lab.exit_code(three), Some(0));
+    assert_eq!(lab.exit_code(four), Some(0));
     assert_eq!(lab.last_reason("web"), "stopped");
     let bytes = data(&lab, &small);
-    (0..3).for_each(|nth| is_whole(&bytes, nth));
+    (0..4).for_each(|nth| is_whole(&bytes, nth));
 }
 
 #[test]
