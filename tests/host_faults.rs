@@ -111,10 +111,13 @@ fn a_guest_is_held_while_a_disk_is_full_and_goes_on_by_itself() {
     notes_say(&lab, &format!("{why}; the guest goes on when 16 MiB are free"));
     assert!(lab.log("web").contains(&format!("the guest is held: {why}")), "{}", lab.log("web"));
     assert_eq!(events(&lab, "QVM_NO_SPACE"), 1);
+    assert_eq!(lab.status("web")["trouble"], "no-space");
+    assert!(lab.ok(&["list"]).contains("no-space"));
     mounts(&lab).make_room(&small);
     has_written(&lab, 0);
     lab.wait_state("web", "running");
     assert_eq!((events(&lab, "QVM_ROOM"), notes(&lab).as_str()), (1, "[]"));
+    assert!(lab.status("web")["trouble"].is_null());
     is_whole(&data(&lab, &small), 0);
     signal(lab.supervisor(one).id().cast_signed(), SIGTERM);
     assert_eq!(lab.exit_code(one), Some(0));
@@ -374,6 +377,7 @@ fn a_qemu_that_hangs_is_told_and_waited_for_and_taken_over_when_it_wakes() {
     signal(qemu, SIGSTOP);
     manager.hears("STATUS=QEMU's monitor does not answer", None);
     notes_say(&lab, "QEMU's monitor does not answer since ");
+    assert_eq!(lab.status("web")["trouble"], "monitor-silent");
     assert_eq!(
         (lab.status("web")["state"].as_str(), events(&lab, "QVM_MONITOR_SILENT")),
         (Some("running"), 1)

@@ -178,6 +178,15 @@ impl Supervisor {
         }
     }
 
+    /// What the host makes difficult now, as a word.
+    pub(super) fn trouble(&self) -> Option<&'static str> {
+        match (self.monitor.is_silent(), self.room.is_wanted()) {
+            (true, _) => Some("monitor-silent"),
+            (false, true) => Some("no-space"),
+            (false, false) => None,
+        }
+    }
+
     /// What the host makes difficult.
     pub(super) fn meet(&mut self, trouble: Trouble) {
         match trouble {

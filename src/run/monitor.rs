@@ -25,6 +25,12 @@ pub(super) struct Monitor {
     silent: bool,
 }
 
+impl Monitor {
+    pub(super) fn is_silent(&self) -> bool {
+        self.silent
+    }
+}
+
 impl Supervisor {
     /// The watchdog is fed only while QEMU's monitor answers.
     pub(super) fn feed_watchdog(&mut self) {

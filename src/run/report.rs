@@ -244,6 +244,7 @@ impl Supervisor {
             name: self.settings.name.to_string(),
             state: self.told_state(),
             ready: self.told_ready(),
+            trouble: self.trouble().map(str::to_owned),
             pid: record.map(|r| r.pid),
             supervisor_pid: Some(std::process::id()),
             since: Some(self.since.to_string()),

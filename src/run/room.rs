@@ -73,6 +73,11 @@ impl Drop for Room {
 }
 
 impl Room {
+    /// There is a disk that has none.
+    pub(super) fn is_wanted(&self) -> bool {
+        !self.full.is_empty()
+    }
+
     fn look_no_more(&mut self) {
         self.looking.take().inspect(AbortHandle::abort);
     }

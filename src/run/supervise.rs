@@ -315,6 +315,7 @@ impl Supervisor {
                     qemu.client = session.client;
                     info!("QEMU's monitor answers again");
                     self.listen(session.events);
+                    self.ask_why_held();
                 }
             }
             Fact::Ready(generation, found) if generation == self.generation => self.found(found),
