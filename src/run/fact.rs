@@ -85,8 +85,23 @@ pub(super) enum Fact {
     HostSlept(Duration),
     /// What has become of the taps.
     Taps(u64, Told),
+    /// What the host makes difficult.
+    Trouble(u64, Trouble),
     Gone(u64, Exit),
     FileChanged,
+}
+
+/// What is heard of the host's own troubles.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// The guest is held, since these block nodes have no room; as of this turn.
+    NoSpace { turn: u64, nodes: Vec<String> },
+    /// There is room again.
+    Room,
+    /// QEMU's monitor does not answer in time.
+    Silent,
+    /// It does; or its connection has closed.
+    Answered(bool),
 }
 
 pub(super) async fn forward_signals(mut signals: Signals, facts: mpsc::Sender<Fact>) {

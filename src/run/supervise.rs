@@ -27,10 +27,12 @@ use super::{
     freeze::{Frozen, Why},
     launch::Qemu,
     live::Applying,
+    monitor::Monitor,
     prepare::Prepared,
     progress::Cancel,
     ready::{Awaiting, policy},
     record,
+    room::Room,
     taps::Taps,
 };
 use crate::{
@@ -162,6 +164,8 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
         frozen: None,
         taps: None,
         enrolled: None,
+        room: Room::default(),
+        monitor: Monitor::default(),
         facts,
         events,
         notifier,
@@ -254,10 +258,12 @@ pub(super) struct Supervisor {
     pub(super) saving: Option<AbortHandle>,
     /// The guest's file systems are frozen.
     pub(super) frozen: Option<Frozen>,
-    /// Keeps its taps.
     pub(super) taps: Option<Taps>,
     /// Known to systemd-machined.
     pub(super) enrolled: Option<Enrolled>,
+    /// What the host has no room for, and whether QEMU's monitor answers.
+    pub(super) room: Room,
+    pub(super) monitor: Monitor,
     pub(super) since: jiff::Timestamp,
     pub(super) origin: Instant,
     pub(super) facts: mpsc::Sender<Fact>,
@@ -312,6 +318,7 @@ impl Supervisor {
                     qemu.client = session.client;
                     info!("QEMU's monitor answers again");
                     self.listen(session.events);
+                    self.ask_why_held();
                 }
             }
             Fact::Ready(generation, found) if generation == self.generation => self.found(found),
@@ -321,9 +328,7 @@ impl Supervisor {
             Fact::NotPinned(generation, why) if generation == self.generation => {
                 self.not_pinned(&why);
             }
-            Fact::Saved(generation, result) if generation == self.generation => {
-                self.saved(result);
-            }
+            Fact::Saved(generation, done) if generation == self.generation => self.saved(done),
             Fact::Applied(generation, results) if generation == self.generation => {
                 self.applied(results);
             }
@@ -343,14 +348,14 @@ impl Supervisor {
             Fact::Thawed(generation, why, done, reply) if generation == self.generation => {
                 self.thawed(why, done, reply);
             }
-            Fact::Taps(generation, told) if generation == self.generation => {
-                self.hear_taps(told);
-            }
+            Fact::Taps(generation, told) if generation == self.generation => self.hear_taps(told),
             Fact::HostSlept(slept) => {
                 info!("the host has slept for {} s", slept.as_secs());
                 self.set_guests_clock();
             }
+            Fact::Trouble(generation, what) if generation == self.generation => self.meet(what),
             Fact::Froze(..)
+            | Fact::Trouble(..)
             | Fact::ThawDue(_)
             | Fact::Thawed(..)
             | Fact::Memory(..)
