@@ -40,6 +40,7 @@ let
     gateway = text "The guest's gateway, in the net of `ip`.";
     dns = texts "The guest's name servers.";
     bridge = text "A bridge of the host; without it, QEMU's user-mode network.";
+    antiSpoof = bool "Let nothing out of the guest but from its own addresses; on behind a bridge.";
     forward = texts "Ports of the host that lead into a user-mode network: `\"[ADDRESS:]HOSTPORT:GUESTPORT[/udp]\"`.";
   };
 in
@@ -68,6 +69,7 @@ nic
   isolation = one [ "on" "strict" "off" ] "How far QEMU is kept apart from the host and from other VMs.";
   onPanic = one [ "restart" "stop" "pause" ] "What a panic of the guest's kernel leads to.";
   onGuestReboot = one [ "apply" "reset" ] "Whether pending changes are taken up when the guest reboots.";
+  tapHeal = one [ "heal" "report" "off" ] "What follows when a tap loses its bridge.";
   diskSizeG = within 1 1048576 "The size of the first disk in GiB; it only grows.";
   image = key (table (image // { inherit clone; })) "What the first disk is made from, once.";
 
@@ -91,6 +93,7 @@ nic
       nic
       // {
         mtu = within 576 65535 "The MTU behind a bridge.";
+        isolated = bool "Neither hear nor reach other isolated NICs of the bridge.";
         model = one [ "virtio" "e1000e" ] "What the guest sees.";
         link = one [ "up" "down" ] "Whether the guest sees a cable plugged in.";
         tap = text "The name of the host's interface.";

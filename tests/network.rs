@@ -18,6 +18,7 @@ use qvm::{
         tap,
     },
     plan::tap::Tap,
+    spec::AntiSpoof,
 };
 
 fn planned(bridge: &str, mtu: Option<u16>) -> Tap {
@@ -26,6 +27,10 @@ fn planned(bridge: &str, mtu: Option<u16>) -> Tap {
         name: "qvm-web".parse().unwrap(),
         bridge: bridge.parse().unwrap(),
         mtu,
+        isolated: false,
+        anti_spoof: AntiSpoof::Off,
+        mac: None,
+        ip: None,
         alias: "qvm:web:net".into(),
     }
 }

@@ -16,8 +16,8 @@ use qvm::{
         seed::{self, Documents},
     },
     spec::{
-        Accel, CloudInit, Firmware, HostShutdown, Link, Model, Nic, OnGuestReboot, OnPanic, Ready,
-        ReadyFailure, UserData, Vm,
+        Accel, AntiSpoof, CloudInit, Firmware, HostShutdown, Link, Model, Nic, OnGuestReboot,
+        OnPanic, Ready, ReadyFailure, TapHeal, UserData, Vm,
     },
     value::{CpuWeight, MacAddr, Size},
 };
@@ -31,6 +31,8 @@ fn nic(name: &str, mac: Option<&str>) -> Nic {
         gateway: None,
         dns: Vec::new(),
         mtu: None,
+        anti_spoof: AntiSpoof::default(),
+        isolated: false,
         model: Model::Virtio,
         state: qvm::spec::LinkState::Up,
         link: Link::User { forward: Vec::new() },
@@ -69,6 +71,7 @@ fn vm(nics: Vec<Nic>, cloud_init: Option<CloudInit>) -> Vm {
         firmware: Firmware::Bios,
         isolation: Default::default(),
         on_panic: OnPanic::Restart,
+        tap_heal: TapHeal::Heal,
         on_guest_reboot: OnGuestReboot::Apply,
         disks: Vec::new(),
         nics,

@@ -173,7 +173,7 @@ pub struct Event {
     /// When, RFC 3339; not where systemd's interface has no such field.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<String>,
-    /// QMP's name (`SHUTDOWN`, `RESET`, …), or one of qvm's own: `QVM_STATE`, `QVM_READY`, `QVM_STOP_RUNG`, `QVM_END`, ….
+    /// QMP's name (`SHUTDOWN`, `RESET`, …), or one of qvm's own: `QVM_STATE`, `QVM_READY`, `QVM_STOP_RUNG`, `QVM_END`, `QVM_TAP_LOST`, ….
     pub event: String,
     /// The event's data.
     pub data: Option<serde_json::Value>,

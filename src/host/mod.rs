@@ -1,6 +1,7 @@
 //! Floor 3: everything that touches the machine, one file a thing. Files of this floor never import each other.
 
 pub mod affinity;
+pub mod anti_spoof;
 pub mod br_netfilter;
 pub mod bridge;
 pub mod cache_lock;
@@ -20,6 +21,8 @@ pub mod firmware;
 pub mod journal;
 pub mod kvm_module;
 pub mod link;
+#[allow(unsafe_code)]
+pub mod link_watch;
 #[allow(unsafe_code)]
 pub mod lock;
 pub mod log_file;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use crate::{
-    spec::{Checksum, Disk, Link, Nic, Origin, Source, Vm},
+    spec::{AntiSpoof, Checksum, Disk, Link, Nic, Origin, Source, Vm},
     value::Label,
 };
 
@@ -37,7 +37,7 @@ pub fn disk_key(disk: &str, property: &str) -> String {
 /// The key that a NIC's property has.
 pub fn nic_key(nic: &str, property: &str) -> String {
     match (nic, property) {
-        (Label::NET, "mac" | "ip" | "gateway" | "dns" | "bridge" | "forward") => {
+        (Label::NET, "mac" | "ip" | "gateway" | "dns" | "bridge" | "forward" | "antiSpoof") => {
             property.to_owned()
         }
         (nic, property) => format!("{NICS}.{nic}.{property}"),
@@ -92,7 +92,7 @@ impl Facets {
         let own = format!("{kind}.{name}");
         let below = format!("{own}.");
         let flat: Vec<String> =
-            ["size", "image", "mac", "ip", "gateway", "dns", "bridge", "forward"]
+            ["size", "image", "mac", "ip", "gateway", "dns", "bridge", "forward", "antiSpoof"]
                 .into_iter()
                 .map(|property| key(name, property))
                 .collect();
@@ -120,6 +120,7 @@ impl Facets {
         say("isolation", Some(word(&vm.isolation)));
         say("onPanic", Some(word(&vm.on_panic)));
         say("onGuestReboot", Some(word(&vm.on_guest_reboot)));
+        say("tapHeal", Some(word(&vm.tap_heal)));
         say("vcpu", Some(vm.vcpu.to_string()));
         say(MEM, Some(vm.mem.to_string()));
         say("accel", Some(word(&vm.accel)));
@@ -178,6 +179,15 @@ impl Facets {
             Link::Bridge { bridge, tap } => {
                 say("bridge", Some(bridge.to_string()));
                 say("tap", Some(tap.to_string()));
+                say("isolated", nic.isolated.then(|| true.to_string()));
+                say(
+                    "antiSpoof",
+                    match nic.anti_spoof {
+                        AntiSpoof::Off => Some(false.to_string()),
+                        AntiSpoof::WherePossible => None,
+                        AntiSpoof::Required => Some(true.to_string()),
+                    },
+                );
                 format!("on {bridge}, {}", word(&nic.model))
             }
             Link::User { forward } => {

@@ -26,6 +26,10 @@ pub enum Change {
     RemoveNic(Label),
     /// A NIC's tap goes to another bridge.
     Move(Box<Nic>),
+    /// A NIC's tap is filtered, or not: `antiSpoof`.
+    Filter(Box<Nic>),
+    /// A NIC's tap is isolated on its bridge, or not.
+    Isolate(Box<Nic>),
     /// A NIC's cable.
     Link(Label, LinkState),
 }
@@ -55,6 +59,15 @@ impl Change {
             (NICS, Some(name), Some("bridge")) => {
                 Some(Self::Move(Box::new(nic(name).filter(bridged)?.clone())))
             }
+            ("antiSpoof", None, None) => {
+                Some(Self::Filter(Box::new(nic(Label::NET).filter(bridged)?.clone())))
+            }
+            (NICS, Some(name), Some("antiSpoof")) => {
+                Some(Self::Filter(Box::new(nic(name).filter(bridged)?.clone())))
+            }
+            (NICS, Some(name), Some("isolated")) => {
+                Some(Self::Isolate(Box::new(nic(name).filter(bridged)?.clone())))
+            }
             (NICS, Some(name), Some("link")) => {
                 let nic = nic(name)?;
                 Some(Self::Link(nic.name.clone(), nic.state))
@@ -77,6 +90,8 @@ impl Change {
             Self::AddNic(nic) => part(NICS, &nic.name),
             Self::RemoveNic(name) => part(NICS, name),
             Self::Move(nic) => nic_key(nic.name.as_str(), "bridge"),
+            Self::Filter(nic) => nic_key(nic.name.as_str(), "antiSpoof"),
+            Self::Isolate(nic) => nic_key(nic.name.as_str(), "isolated"),
             Self::Link(name, _) => nic_key(name.as_str(), "link"),
         }
     }
@@ -92,7 +107,9 @@ impl Change {
             Self::RemoveDisk(name) => (DISKS, name.as_str()),
             Self::AddNic(nic) => (NICS, nic.name.as_str()),
             Self::RemoveNic(name) => (NICS, name.as_str()),
-            Self::Memory(_) | Self::Link(..) => return vec![value(self.key())],
+            Self::Memory(_) | Self::Link(..) | Self::Filter(_) | Self::Isolate(_) => {
+                return vec![value(self.key())];
+            }
             // The line about the whole has it as well.
             Self::Grow(name, _) => return vec![value(self.key()), value(part(DISKS, name))],
             Self::Move(nic) => return vec![value(self.key()), value(part(NICS, &nic.name))],
@@ -138,7 +155,7 @@ mod tests {
             "mem = \"1G\"\ndiskSizeG = 3\n[disk.data]\nsize = \"1G\"\n",
             "mem = \"1G\"\ndiskSizeG = 2\n[disk.data]\nsize = \"2G\"\n[disk.logs]\npath = \"/l.qcow2\"\n",
             "mem = \"2G\"\nbridge = \"br0\"\n[nic.lan]\nbridge = \"br1\"\nlink = \"down\"\n",
-            "mem = \"2G\"\nbridge = \"br1\"\n[nic.lan]\nbridge = \"br2\"\n[nic.wan]\nip = \"10.0.2.5/24\"\n",
+            "mem = \"2G\"\nbridge = \"br1\"\nantiSpoof = false\n[nic.lan]\nisolated = true\nbridge = \"br2\"\n[nic.wan]\nip = \"10.0.2.5/24\"\n",
         ];
         for from in files {
             for to in files {

@@ -1,6 +1,7 @@
 //! Floor 2: what will be done, as data. Nothing here touches the machine: the same spec, facts and
 //! paths give the same command line, seed and tap settings, byte for byte.
 
+pub mod anti_spoof;
 pub mod archive;
 pub mod argv;
 pub mod device;

@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::facets::{DISKS, Facets, MEM, NICS, disk_key, nic_key};
-use crate::{spec::Vm, value::Size};
+use crate::{
+    spec::Vm,
+    value::{Label, Size},
+};
 
 /// One difference between the VM file and what runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,7 +72,7 @@ impl TakesEffect {
 }
 
 /// The keys that only qvm itself looks at, or that are given to QEMU's process: a changed one counts as soon as it is read.
-pub const AT_ONCE: [&str; 14] = [
+pub const AT_ONCE: [&str; 15] = [
     "description",
     "autostart",
     "after",
@@ -84,6 +87,7 @@ pub const AT_ONCE: [&str; 14] = [
     "shutdownTimeoutSec",
     "onPanic",
     "onGuestReboot",
+    "tapHeal",
 ];
 
 /// What an effect depends on beside the two sides.
@@ -178,6 +182,14 @@ fn effect(
         (_, "ip" | "gateway" | "dns") => CloudInitRerun,
         (key, _) if key.starts_with("cloudInit.") => CloudInitRerun,
         (_, "link") => Live,
+        // Of a tap that is there and stays.
+        (key, "antiSpoof" | "isolated") => {
+            let bridge = nic_key(key.split('.').nth(1).unwrap_or(Label::NET), "bridge");
+            match running.get(&bridge).is_some() && written.get(&bridge).is_some() {
+                true => Live,
+                false => NextReboot,
+            }
+        }
         // To another bridge; from or to a user-mode network it is another back end.
         (_, "bridge") if from.is_some() && to.is_some() => Live,
         (key, _) if is_pluggable(key, running, written) => Live,
@@ -274,6 +286,25 @@ mod tests {
                 "vcpu = 1",
                 "bridge = \"br1\"",
                 &["bridge: - -> br1 NextReboot", "nic.net.tap: - -> qvm-web NextReboot"],
+            ),
+            (
+                "bridge = \"br0\"",
+                "bridge = \"br0\"\nantiSpoof = false",
+                &["antiSpoof: - -> false Live"],
+            ),
+            (
+                "bridge = \"br0\"\n[nic.lan]\nbridge = \"br1\"\nisolated = true",
+                "bridge = \"br0\"\n[nic.lan]\nbridge = \"br1\"\nantiSpoof = false",
+                &["nic.lan.antiSpoof: - -> false Live", "nic.lan.isolated: true -> - Live"],
+            ),
+            (
+                "vcpu = 1",
+                "bridge = \"br0\"\nantiSpoof = true",
+                &[
+                    "antiSpoof: - -> true NextReboot",
+                    "bridge: - -> br0 NextReboot",
+                    "nic.net.tap: - -> qvm-web NextReboot",
+                ],
             ),
             ("cpuWeight = 1", "cpuWeight = 2", &["cpuWeight: 1 -> 2 Live"]),
             ("[nic.net]\nlink = \"down\"", "[nic.net]", &["nic.net.link: down -> up Live"]),

@@ -9,6 +9,7 @@ use super::{
     launch::Qemu,
     live::Applied,
     prepare::Prepared,
+    taps::Told,
 };
 use crate::{
     control::types::{Refusal, Request},
@@ -82,6 +83,8 @@ pub(super) enum Fact {
     Thawed(u64, Why, Result<u64, Refusal>, Option<freeze::Reply>),
     /// The host has slept for so long.
     HostSlept(Duration),
+    /// What has become of the taps.
+    Taps(u64, Told),
     /// What the host makes difficult.
     Trouble(u64, Trouble),
     Gone(u64, Exit),

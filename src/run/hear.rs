@@ -66,6 +66,7 @@ impl Supervisor {
         }
         self.qemu = Some(qemu);
         self.recall();
+        self.keep_taps();
         if qemu_adopted {
             self.recall_freeze();
             self.settle(vec![], vec![]);
@@ -226,7 +227,7 @@ impl Supervisor {
             Exit::Signal(signal) => Gone::Signalled { signal, oom: self.was_oom_killed(signal) },
             Exit::Unknown => Gone::Unknown,
         };
-        (self.qemu, self.frozen) = (None, None);
+        (self.qemu, self.frozen, self.taps) = (None, None, None);
         (self.room, self.monitor) = (Room::default(), Monitor::default());
         self.applying = None;
         self.live_notes.clear();

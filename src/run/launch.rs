@@ -4,11 +4,10 @@ use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use tokio::net::UnixStream;
 
-use super::{Settings, isolate, prepare::Prepared, record::Record, saved, screen};
+use super::{Settings, isolate, prepare::Prepared, record::Record, saved, screen, taps};
 use crate::{
     host::{
-        child, file,
-        link::{self, Links},
+        anti_spoof, child, file, link,
         pidfd::{self, Process},
         port, socket, tap, vhost,
     },
@@ -16,7 +15,7 @@ use crate::{
         argv::{self, CommandLine, Machine, fd},
         device::{self, BadPath},
         layout::VmPaths,
-        tap::{Tap, taps},
+        tap::taps,
     },
     spec::{Link, LinkState, Nic, Vm},
     value::IfName,
@@ -85,6 +84,16 @@ pub enum Error {
         /// Why.
         source: link::Error,
     },
+    /// The filter on what leaves it.
+    #[error("cannot filter what leaves the tap `{tap}` ({at})")]
+    Filter {
+        /// The tap's name.
+        tap: IfName,
+        /// Where the VM file names the bridge.
+        at: String,
+        /// Why.
+        source: anti_spoof::Error,
+    },
     /// A port of the host.
     #[error("cannot forward ports ({at})")]
     Port {
@@ -152,7 +161,11 @@ impl Error {
             Self::Spawn(error) => error.is_the_hosts(),
             Self::Record(error) => error.is_the_hosts(),
             Self::Screen(error) => error.is_the_hosts(),
-            Self::Link { .. } | Self::Port { .. } | Self::Vhost(_) | Self::Silent { .. } => true,
+            Self::Link { .. }
+            | Self::Filter { .. }
+            | Self::Port { .. }
+            | Self::Vhost(_)
+            | Self::Silent { .. } => true,
             Self::Saved(saved::Error::File(error)) => error.is_the_hosts(),
             Self::Saved(_) | Self::Slow(_) => false,
             Self::Path(_) | Self::Watch(_) | Self::Exited | Self::Monitor(_) | Self::Serial(_) => {
@@ -166,6 +179,7 @@ impl Error {
         match self {
             Self::Tap { source, .. } => source.hint(),
             Self::Link { source, .. } => source.hint(),
+            Self::Filter { source, .. } => source.hint(),
             Self::Port { source, .. } => source.hint(),
             Self::Socket(error) => error.hint(),
             Self::Isolate(error) => error.hint(),
@@ -229,7 +243,7 @@ pub async fn launch(
     let mut fds: Vec<(OwnedFd, i32)> = vec![];
     for tap in taps(vm) {
         let index = vm.nics.iter().position(|n| n.name == tap.nic).unwrap_or_default();
-        fds.push((open_tap(vm, &tap).await?, fd::tap(index)));
+        fds.push((taps::open(vm, &tap, &prepared.identity.macs).await?, fd::tap(index)));
         if machine.vhost_net {
             fds.push((vhost::open().map_err(Error::Vhost)?, fd::vhost(index)));
         }
@@ -340,41 +354,6 @@ pub(super) async fn restored(
     }
     client.cont(ANSWER_LIMIT).await?;
     Ok(Guest::Running)
-}
-
-/// Makes a tap and puts it on its bridge.
-pub(super) async fn open_tap(vm: &Vm, tap: &Tap) -> Result<OwnedFd, Error> {
-    let at = vm.at(&format!("nic.{}.bridge", tap.nic));
-    let links = Links::open();
-    let failed = |source| Error::Link { tap: tap.name.clone(), at: at.clone(), source };
-    let links = links.map_err(failed)?;
-    let open = match tap::open(&tap.name) {
-        Ok(open) => open,
-        Err(source) => {
-            // Whose it is makes the message; that this cannot be found out does not matter.
-            let found = match source.taken() {
-                Some(name) => links.find(name).await.ok().flatten(),
-                None => None,
-            };
-            let source = match found {
-                Some(link) => source.of(link.described()),
-                None => source,
-            };
-            return Err(Error::Tap { tap: tap.name.clone(), at, source });
-        }
-    };
-    attach(&links, tap, &at).await?;
-    Ok(open)
-}
-
-/// Puts a tap that is there on its bridge.
-pub(super) async fn attach(links: &Links, tap: &Tap, at: &str) -> Result<(), Error> {
-    let failed = |source| Error::Link { tap: tap.name.clone(), at: at.to_owned(), source };
-    let attached = links.attach(tap).await.map_err(failed)?;
-    if !attached.bridge_up {
-        tracing::warn!("the bridge `{}` is down: nothing passes ({at})", tap.bridge);
-    }
-    Ok(())
 }
 
 /// Whether QEMU will get the ports that it is to listen on for a NIC.

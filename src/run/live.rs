@@ -68,7 +68,9 @@ impl Supervisor {
             shut_off: qemu.record.is_shut_off(),
         };
         let (facts, generation) = (self.facts.clone(), self.generation);
+        let untouched = self.taps_let_go();
         let task = tokio::spawn(async move {
+            untouched.await;
             let mut done: Applied = vec![];
             for change in asked {
                 let result = machine.apply(&change).await.map_err(|error| {
@@ -86,6 +88,7 @@ impl Supervisor {
             again: vec![],
             written: self.facets_written(),
         });
+        self.retell_taps();
     }
 
     /// Takes down what was done, and tells what was not.

@@ -57,6 +57,7 @@ pub mod shares;
 mod statistics;
 pub mod supervise;
 mod suspend;
+mod taps;
 pub mod usage;
 
 /// What a supervisor is told by whoever starts it: time, randomness and environment come from here.

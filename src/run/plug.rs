@@ -7,9 +7,11 @@ use super::{
     prepare::{self, facts_of, identity_of},
     progress::Cancel,
     supervise::QMP_LIMIT,
+    taps,
 };
 use crate::{
     host::{
+        anti_spoof,
         link::{self, Links},
         vhost,
     },
@@ -55,6 +57,8 @@ pub(super) enum Error {
     Launch(#[from] launch::Error),
     #[error("its tap cannot be moved")]
     Link(#[from] link::Error),
+    #[error("what leaves its tap cannot be filtered")]
+    Filter(#[from] anti_spoof::Error),
     #[error("cannot open /dev/vhost-net")]
     Vhost(#[source] std::io::Error),
     #[error("this QEMU has no network but its taps")]
@@ -69,6 +73,7 @@ impl Error {
         match self {
             Self::Prepare(error) => error.hint(),
             Self::Launch(error) => error.hint(),
+            Self::Filter(error) => error.hint(),
             Self::Link(error) => error.hint(),
             Self::NoPort(_) | Self::ShutOff => Some("it is there after the next start".into()),
             Self::Isolate(error) => error.hint(),
@@ -99,6 +104,8 @@ impl Machine {
             Change::Grow(name, size) => self.grow(name, *size).await?,
             Change::AddNic(nic) => self.add_nic(nic).await?,
             Change::Move(nic) => self.move_to_bridge(nic).await?,
+            Change::Isolate(nic) => self.move_to_bridge(nic).await?,
+            Change::Filter(nic) => self.filter(nic).await?,
             Change::Link(name, state) => self.link(name, *state).await?,
             Change::RemoveDisk(name) => return self.remove(&device::disk_id(name)).await,
             Change::RemoveNic(name) => return self.remove(&device::nic_id(name)).await,
@@ -187,7 +194,8 @@ impl Machine {
         let _ = self.client.remove_net(&net, QMP_LIMIT).await;
         let mut ends = TapEnds { tap: TAP.to_owned(), vhost: None };
         if let Some(tap) = tap(&self.vm.name, nic) {
-            let open = launch::open_tap(&self.vm, &tap).await?;
+            let macs = mac.into_iter().map(|mac| (nic.name.clone(), mac)).collect();
+            let open = taps::open(&self.vm, &tap, &macs).await?;
             self.client.pass_fd(TAP, open, QMP_LIMIT).await?;
             if vhost_net {
                 let vhost = vhost::open().map_err(Error::Vhost)?;
@@ -217,7 +225,15 @@ impl Machine {
     async fn move_to_bridge(&self, nic: &Nic) -> Result<(), Error> {
         let Some(tap) = tap(&self.vm.name, nic) else { return Ok(()) };
         let at = self.vm.at(&format!("nic.{}.bridge", nic.name));
-        Ok(launch::attach(&Links::open()?, &tap, &at).await?)
+        Ok(taps::attach(&Links::open()?, &tap, &at).await?)
+    }
+
+    async fn filter(&self, nic: &Nic) -> Result<(), Error> {
+        let Some(tap) = tap(&self.vm.name, nic) else { return Ok(()) };
+        let name = nic.name.clone();
+        let mac = self.blocking(move |settings, vm, _| mac_of(settings, vm, &name)).await?.0;
+        let macs = mac.into_iter().map(|mac| (nic.name.clone(), mac)).collect();
+        Ok(taps::filter(&tap, &macs).await?)
     }
 
     async fn link(&self, nic: &Label, state: LinkState) -> Result<(), Error> {

@@ -237,6 +237,7 @@ impl Supervisor {
         notes.extend(self.room_notes());
         notes.extend(self.monitor_note());
         notes.extend(self.freeze_note());
+        notes.extend(self.tap_notes());
         if let Some(why) = record.and_then(|r| r.missed.as_ref()) {
             notes.push(format!("the guest is not ready (`ready = \"{}\"`): {why}", self.vm.ready));
         }

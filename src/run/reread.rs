@@ -77,6 +77,7 @@ impl Supervisor {
         self.vm.shutdown_timeout = new.shutdown_timeout;
         self.vm.on_panic = new.on_panic;
         self.vm.on_guest_reboot = new.on_guest_reboot;
+        self.vm.tap_heal = new.tap_heal;
         self.vm.lines = new.lines;
     }
 
@@ -91,6 +92,7 @@ impl Supervisor {
             Err(problem) => self.written_problem = Some(problem.to_string()),
         }
         self.look_at_qemu();
+        self.retell_taps();
         let written = self.facets_written();
         self.pending = pending(&self.running, &written, &pending::machine(&self.vm));
         let relaunch = wants_relaunch(&self.pending);

@@ -33,6 +33,7 @@ use super::{
     ready::{Awaiting, policy},
     record,
     room::Room,
+    taps::Taps,
 };
 use crate::{
     control::{
@@ -161,6 +162,7 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
         unusable: None,
         saving: None,
         frozen: None,
+        taps: None,
         enrolled: None,
         room: Room::default(),
         monitor: Monitor::default(),
@@ -256,6 +258,7 @@ pub(super) struct Supervisor {
     pub(super) saving: Option<AbortHandle>,
     /// The guest's file systems are frozen.
     pub(super) frozen: Option<Frozen>,
+    pub(super) taps: Option<Taps>,
     /// Known to systemd-machined.
     pub(super) enrolled: Option<Enrolled>,
     /// What the host has no room for, and whether QEMU's monitor answers.
@@ -325,9 +328,7 @@ impl Supervisor {
             Fact::NotPinned(generation, why) if generation == self.generation => {
                 self.not_pinned(&why);
             }
-            Fact::Saved(generation, result) if generation == self.generation => {
-                self.saved(result);
-            }
+            Fact::Saved(generation, done) if generation == self.generation => self.saved(done),
             Fact::Applied(generation, results) if generation == self.generation => {
                 self.applied(results);
             }
@@ -347,13 +348,12 @@ impl Supervisor {
             Fact::Thawed(generation, why, done, reply) if generation == self.generation => {
                 self.thawed(why, done, reply);
             }
+            Fact::Taps(generation, told) if generation == self.generation => self.hear_taps(told),
             Fact::HostSlept(slept) => {
                 info!("the host has slept for {} s", slept.as_secs());
                 self.set_guests_clock();
             }
-            Fact::Trouble(generation, trouble) if generation == self.generation => {
-                self.meet(trouble);
-            }
+            Fact::Trouble(generation, what) if generation == self.generation => self.meet(what),
             Fact::Froze(..)
             | Fact::Trouble(..)
             | Fact::ThawDue(_)
@@ -365,6 +365,7 @@ impl Supervisor {
             | Fact::Saved(..)
             | Fact::NotPinned(..)
             | Fact::Ready(..)
+            | Fact::Taps(..)
             | Fact::Gone(..)
             | Fact::Qmp(..)
             | Fact::MonitorClosed(_)

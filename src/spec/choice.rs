@@ -52,6 +52,19 @@ pub enum OnGuestReboot {
     Reset,
 }
 
+/// What happens when a tap of a running guest is taken off its bridge, or the bridge goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TapHeal {
+    /// It is told, and the tap is put back, at once or when the bridge is there again.
+    #[default]
+    Heal,
+    /// It is told.
+    Report,
+    /// Nothing.
+    Off,
+}
+
 /// What happens to the guest when the host shuts down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

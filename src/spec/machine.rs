@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Accel, CloudInit, Disk, Display, Firmware, HostShutdown, Isolation, Link, Nic, OnGuestReboot,
-    OnPanic, Ready, ReadyFailure,
+    OnPanic, Ready, ReadyFailure, TapHeal,
     cloud_init::ReadFile,
     disk::{Bus, DiskKeys, FlatDisk},
     nic::NicKeys,
@@ -67,6 +67,8 @@ pub struct Vm {
     pub on_panic: OnPanic,
     /// `onGuestReboot`.
     pub on_guest_reboot: OnGuestReboot,
+    /// `tapHeal`.
+    pub tap_heal: TapHeal,
     /// The disks, `root` first, the others in the order of the file. Never empty.
     pub disks: Vec<Disk>,
     /// The NICs, `net` first, the others in the order of the file; empty with an empty `[nic]` table.
@@ -161,6 +163,7 @@ impl Vm {
         let isolation = top.take::<Isolation>(r, "isolation");
         let on_panic = top.take(r, "onPanic").value.unwrap_or_default();
         let on_guest_reboot = top.take(r, "onGuestReboot").value.unwrap_or_default();
+        let tap_heal = top.take(r, "tapHeal").value.unwrap_or_default();
         let vcpu = vcpu.and_then(|Whole(vcpu)| u8::try_from(vcpu).ok()).unwrap_or(1);
         let cpu = top.take_table(r, "cpu");
         let cpu_pin = cpu.map_or_else(Vec::new, |table| cpu_pin(r, table, vcpu));
@@ -200,6 +203,7 @@ impl Vm {
             isolation: isolation.value.unwrap_or_default(),
             on_panic,
             on_guest_reboot,
+            tap_heal,
             disks,
             nics,
             cloud_init,

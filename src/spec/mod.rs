@@ -26,14 +26,14 @@ use std::{collections::BTreeSet, io, path::Path, sync::LazyLock};
 
 use toml::de::DeTable;
 
-pub use choice::{Accel, Firmware, HostShutdown, Isolation, OnGuestReboot, OnPanic};
+pub use choice::{Accel, Firmware, HostShutdown, Isolation, OnGuestReboot, OnPanic, TapHeal};
 pub use cloud_init::{CloudInit, UserData};
 pub use disk::{Bus, Clone, Disk, Format, Media, Source};
 pub use display::Display;
 pub use file::{files_in, load, load_all, load_early, load_in_place, load_with_text, name_of};
 pub use image::{Checksum, Image, Origin};
 pub use machine::Vm;
-pub use nic::{Link, LinkState, Model, Nic};
+pub use nic::{AntiSpoof, Link, LinkState, Model, Nic};
 pub use problem::{Invalid, Problem};
 pub use ready::{Reach, Ready, ReadyFailure};
 

@@ -30,6 +30,10 @@ pub struct Nic {
     pub model: Model,
     /// `link`: whether the guest sees a cable plugged in.
     pub state: LinkState,
+    /// `antiSpoof`: whether what the guest sends is filtered by its addresses, behind a bridge.
+    pub anti_spoof: AntiSpoof,
+    /// `isolated`: it neither hears nor reaches other isolated ports of its bridge.
+    pub isolated: bool,
     /// What the other end is.
     pub link: Link,
 }
@@ -49,6 +53,18 @@ pub enum Link {
         /// `forward`: ports of the host that lead into the guest.
         forward: Vec<Forward>,
     },
+}
+
+/// Whether the frames that a guest sends are filtered by their source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AntiSpoof {
+    /// `false`: it may send what it likes.
+    Off,
+    /// Nothing is written: they are, unless the host cannot.
+    #[default]
+    WherePossible,
+    /// `true`: they are, or the guest does not run.
+    Required,
 }
 
 /// What the guest sees the NIC as.
@@ -83,6 +99,8 @@ pub(super) struct NicKeys {
     dns: Key<Vec<(At, IpAddr)>>,
     bridge: Key<IfName>,
     forward: Key<Vec<(At, Forward)>>,
+    anti_spoof: Key<bool>,
+    isolated: Key<bool>,
     mtu: Key<Whole<576, 65535>>,
     model: Key<Model>,
     state: Key<LinkState>,
@@ -100,6 +118,8 @@ impl NicKeys {
             dns: top.take_list(r, "dns"),
             bridge: top.take(r, "bridge"),
             forward: top.take_list(r, "forward"),
+            anti_spoof: top.take(r, "antiSpoof"),
+            isolated: Key::ABSENT,
             mtu: Key::ABSENT,
             model: Key::ABSENT,
             state: Key::ABSENT,
@@ -110,6 +130,7 @@ impl NicKeys {
     /// Takes `[nic.NAME]`.
     pub(super) fn take(r: &mut Reading<'_>, mut table: Table<'_>) -> Self {
         let mut keys = Self::take_flat(r, &mut table);
+        keys.isolated = table.take(r, "isolated");
         keys.mtu = table.take(r, "mtu");
         keys.model = table.take(r, "model");
         keys.state = table.take(r, "link");
@@ -131,6 +152,7 @@ impl NicKeys {
             dns: r.either(flat.dns, named.dns),
             bridge: r.either(flat.bridge, named.bridge),
             forward: r.either(flat.forward, named.forward),
+            anti_spoof: r.either(flat.anti_spoof, named.anti_spoof),
             ..named
         }
     }
@@ -142,7 +164,8 @@ impl NicKeys {
 
     /// The first of these keys that was written.
     pub(super) fn first(&self) -> Option<&At> {
-        let Self { at: _, mac, ip, gateway, dns, bridge, forward, mtu, model, state, tap } = self;
+        let Self { at: _, mac, ip, gateway, dns, bridge, forward, .. } = self;
+        let Self { anti_spoof, isolated, mtu, model, state, tap, .. } = self;
         [
             &mac.at,
             &ip.at,
@@ -150,6 +173,8 @@ impl NicKeys {
             &dns.at,
             &bridge.at,
             &forward.at,
+            &anti_spoof.at,
+            &isolated.at,
             &mtu.at,
             &model.at,
             &state.at,
@@ -173,6 +198,12 @@ impl NicKeys {
             mtu: self.mtu.value.as_ref().and_then(|Whole(mtu)| u16::try_from(*mtu).ok()),
             model: self.model.value.unwrap_or_default(),
             state: self.state.value.unwrap_or_default(),
+            anti_spoof: match self.anti_spoof.value {
+                None => AntiSpoof::WherePossible,
+                Some(true) => AntiSpoof::Required,
+                Some(false) => AntiSpoof::Off,
+            },
+            isolated: self.isolated.value.unwrap_or_default(),
             link,
             name,
         }
@@ -269,6 +300,14 @@ impl NicKeys {
         let forward = self.forward.value.as_deref().unwrap_or_default();
         let Some(bridge_at) = &self.bridge.at else {
             let hint = Some("write `bridge = …` too".to_owned());
+            if let Some((at, true)) = self.anti_spoof.good().map(|(at, on)| (at, *on)) {
+                let message = "a user-mode network sends nothing but what QEMU itself makes of it: there is nothing to filter";
+                r.refuse(at, message, Some("leave it out".into()));
+            }
+            if let Some((at, true)) = self.isolated.good().map(|(at, on)| (at, *on)) {
+                let message = "a user-mode network has no other guests in it to be isolated from";
+                r.refuse(at, message, Some("leave it out".into()));
+            }
             if let Some(at) = &self.tap.at {
                 r.refuse(at, "a tap needs a bridge that it is attached to", hint.clone());
             }

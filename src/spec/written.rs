@@ -4,7 +4,7 @@ use toml::de::DeValue;
 
 use super::{
     Accel, Bus, Clone as DiskClone, Firmware, Format, HostShutdown, Isolation, LinkState, Media,
-    Model, OnGuestReboot, OnPanic, ReadyFailure, unknown,
+    Model, OnGuestReboot, OnPanic, ReadyFailure, TapHeal, unknown,
 };
 use crate::value::{
     Cidr, CpuList, CpuWeight, Forward, IfName, MacAddr, Refused, Seconds, Size, VmName, VncAddress,
@@ -288,6 +288,7 @@ by_word! {
     ReadyFailure { "continue" => Self::Continue, "fail" => Self::Fail }
     Isolation { "on" => Self::On, "strict" => Self::Strict, "off" => Self::Off }
     HostShutdown { "stop" => Self::Stop, "suspend" => Self::Suspend }
+    TapHeal { "heal" => Self::Heal, "report" => Self::Report, "off" => Self::Off }
     Format { "qcow2" => Self::Qcow2, "raw" => Self::Raw }
     DiskClone { "copy" => Self::Copy, "overlay" => Self::Overlay }
     Bus { "virtio" => Self::Virtio, "sata" => Self::Sata, "nvme" => Self::Nvme }

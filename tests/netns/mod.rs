@@ -61,6 +61,7 @@ pub(crate) fn ip(args: &str) -> String {
 }
 
 /// What `ip -d link` knows of an interface; `None` where there is none.
+#[allow(dead_code)] // Not every test binary asks.
 pub(crate) fn interface(name: &str) -> Option<serde_json::Value> {
     let all: serde_json::Value = serde_json::from_str(&ip("-j -d link show")).unwrap();
     all.as_array().unwrap().iter().find(|i| i["ifname"] == name).cloned()

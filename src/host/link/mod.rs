@@ -1,96 +1,26 @@
 //! Network interfaces, asked for and set up by rtnetlink(7).
 
-use std::{collections::BTreeMap, io};
+mod counters;
+mod error;
+
+use std::io;
 
 use futures_util::{StreamExt, TryStreamExt};
 use nix::errno::Errno;
 use rtnetlink::{
-    Handle, LinkUnspec,
+    Handle, LinkBridgePort, LinkUnspec,
     packet_route::link::{
-        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkFlags, LinkInfo,
-        LinkMessage,
+        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoKind, InfoPortData,
+        LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
     },
 };
 use tokio::task::JoinHandle;
 
+pub use self::{
+    counters::{Counters, Traffic},
+    error::Error,
+};
 use crate::{plan::tap::Tap, value::IfName};
-
-/// Why the kernel did not do or tell it.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// No netlink socket.
-    #[error("cannot open a netlink socket")]
-    Socket(#[source] io::Error),
-    /// The bridge is not there.
-    #[error("bridge `{bridge}` does not exist")]
-    NoBridge {
-        /// What it should have become a port of.
-        bridge: IfName,
-        /// The bridges that there are.
-        bridges: Vec<String>,
-    },
-    /// It is there, and something else.
-    #[error("`{bridge}` is not a bridge but {kind}")]
-    NotABridge {
-        /// What it should have become a port of.
-        bridge: IfName,
-        /// What it is.
-        kind: String,
-        /// The bridges that there are.
-        bridges: Vec<String>,
-    },
-    /// The kernel refused to set up the tap.
-    #[error("the kernel refuses it the bridge `{bridge}`")]
-    Attach {
-        /// The tap.
-        tap: IfName,
-        /// The bridge.
-        bridge: IfName,
-        /// Why.
-        source: io::Error,
-    },
-    /// The kernel did not answer a question.
-    #[error("cannot ask the kernel for {what}")]
-    Ask {
-        /// What was asked for.
-        what: String,
-        /// Why.
-        source: io::Error,
-    },
-}
-
-impl Error {
-    /// The way out, where there is one.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::NoBridge { bridge, bridges, .. } if bridges.is_empty() => Some(format!(
-                "this host has no bridge; create it (`ip link add {bridge} up type bridge`), or leave \
-                 `bridge` out for a user-mode network"
-            )),
-            Self::NoBridge { bridges, .. } | Self::NotABridge { bridges, .. }
-                if !bridges.is_empty() =>
-            {
-                let names: Vec<_> = bridges.iter().map(|name| format!("`{name}`")).collect();
-                Some(format!(
-                    "create it, or name another with `bridge = …`: there is {}",
-                    names.join(", ")
-                ))
-            }
-            Self::NoBridge { .. } | Self::NotABridge { .. } => {
-                Some("name a bridge with `bridge = …`; this host has none".into())
-            }
-            Self::Attach { source, tap, bridge } if denied(source) => Some(format!(
-                "run as root, or with CAP_NET_ADMIN; or set it up once by \
-                 `ip link set {tap} master {bridge} up`"
-            )),
-            Self::Attach { .. } | Self::Socket(_) | Self::Ask { .. } => None,
-        }
-    }
-}
-
-fn denied(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(Errno::EPERM as i32)
-}
 
 /// An interface, as the kernel tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,6 +41,8 @@ pub struct Link {
     pub up: bool,
     /// The bridge, bond or such that it is a port of.
     pub controller: Option<u32>,
+    /// As a port of a bridge: it hears nothing of other such ports.
+    pub isolated: bool,
 }
 
 impl Link {
@@ -139,6 +71,7 @@ impl Link {
             mtu: 0,
             up: message.header.flags.contains(LinkFlags::Up),
             controller: None,
+            isolated: false,
         };
         for attribute in message.attributes {
             match attribute {
@@ -148,16 +81,21 @@ impl Link {
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::Controller(0) => {}
                 LinkAttribute::Controller(index) => link.controller = Some(index),
-                LinkAttribute::LinkInfo(info) => {
-                    link.kind = info.into_iter().find_map(|info| match info {
-                        LinkInfo::Kind(kind) => Some(kind.to_string()),
-                        _ => None,
-                    });
-                }
+                LinkAttribute::LinkInfo(info) => info.into_iter().for_each(|info| link.tells(info)),
                 _ => {}
             }
         }
         link
+    }
+
+    fn tells(&mut self, info: LinkInfo) {
+        match info {
+            LinkInfo::Kind(kind) => self.kind = Some(kind.to_string()),
+            LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
+                self.isolated = port.contains(&InfoBridgePort::Isolated(true));
+            }
+            _ => {}
+        }
     }
 }
 
@@ -168,35 +106,6 @@ pub struct Attached {
     pub mtu: u32,
     /// Whether the bridge is up; if not, nothing passes.
     pub bridge_up: bool,
-}
-
-/// What passed through an interface since it was made.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// What came in.
-    pub received: Traffic,
-    /// What went out.
-    pub sent: Traffic,
-}
-
-/// One direction.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// Bytes.
-    pub bytes: u64,
-    /// Packets.
-    pub packets: u64,
-    /// Packets that were dropped.
-    pub dropped: u64,
-    /// Packets that were damaged.
-    pub errors: u64,
-}
-
-impl Counters {
-    /// The same at the other end of a tap: what the host receives, the guest has sent.
-    pub fn of_the_guest(self) -> Self {
-        Self { received: self.sent, sent: self.received }
-    }
 }
 
 /// A netlink connection, as long as it lives. Needs a runtime; its task only runs when there is something to read.
@@ -263,44 +172,6 @@ impl Links {
         Ok(bridges)
     }
 
-    /// What passed through each interface, by its name.
-    ///
-    /// # Errors
-    /// When the kernel does not answer.
-    pub async fn counters(&self) -> Result<BTreeMap<String, Counters>, Error> {
-        let all: Vec<LinkMessage> = self
-            .handle
-            .link()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|e| Error::Ask { what: "the interfaces".into(), source: to_io(e) })?;
-        let of = |message: LinkMessage| {
-            let (mut name, mut found) = (None, None);
-            for attribute in message.attributes {
-                match attribute {
-                    LinkAttribute::IfName(is) => name = Some(is),
-                    LinkAttribute::Stats64(s) => {
-                        let traffic = |bytes, packets, dropped, errors| Traffic {
-                            bytes,
-                            packets,
-                            dropped,
-                            errors,
-                        };
-                        found = Some(Counters {
-                            received: traffic(s.rx_bytes, s.rx_packets, s.rx_dropped, s.rx_errors),
-                            sent: traffic(s.tx_bytes, s.tx_packets, s.tx_dropped, s.tx_errors),
-                        });
-                    }
-                    _ => {}
-                }
-            }
-            Some((name?, found?))
-        };
-        Ok(all.into_iter().filter_map(of).collect())
-    }
-
     /// Makes a tap what the plan says: MTU, alias, no address of its own, a port of the bridge, up. A tap that is
     /// all that already is left alone, so that one which root has set up serves a user without rights.
     ///
@@ -314,12 +185,36 @@ impl Links {
         let mtu = tap.mtu.map_or(bridge.mtu, u32::from);
         let attached = Attached { mtu, bridge_up: bridge.up };
         if port.controller == Some(bridge.index) && port.up && port.mtu == mtu {
-            return Ok(attached);
+            return self.isolate(&port, tap).await.map(|()| attached).map_err(failed);
         }
         self.set_up(&port, mtu, &tap.alias).await.map_err(failed)?;
-        let join = LinkUnspec::new_with_index(port.index).controller(bridge.index).up().build();
-        self.handle.link().set(join).execute().await.map_err(|e| failed(to_io(e)))?;
+        let join = LinkUnspec::new_with_index(port.index).controller(bridge.index);
+        // It is down until it is isolated: not one frame of another such port shall reach it.
+        let join = if tap.isolated { join.down() } else { join.up() };
+        let set = |message| self.handle.link().set(message).execute();
+        set(join.build()).await.map_err(|e| failed(to_io(e)))?;
+        if tap.isolated {
+            let joined = Link { isolated: false, ..port };
+            self.isolate(&joined, tap).await.map_err(failed)?;
+            let up = LinkUnspec::new_with_index(joined.index).up().build();
+            set(up).await.map_err(|e| failed(to_io(e)))?;
+        }
         Ok(attached)
+    }
+
+    /// Makes a port that has joined its bridge isolated, or one among others.
+    async fn isolate(&self, port: &Link, tap: &Tap) -> io::Result<()> {
+        if port.isolated == tap.isolated {
+            return Ok(());
+        }
+        let message = LinkBridgePort::new(port.index).isolated(tap.isolated).build();
+        match self.handle.link().set_port(message).execute().await.map_err(to_io) {
+            // Root has set it up, more strictly than is asked for.
+            Err(error) if !tap.isolated && error.raw_os_error() == Some(Errno::EPERM as i32) => {
+                Ok(())
+            }
+            done => done,
+        }
     }
 
     /// What must stand before the tap joins the bridge:

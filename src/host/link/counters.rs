@@ -1,0 +1,77 @@
+//! What passes through the interfaces of this host.
+
+use std::collections::BTreeMap;
+
+use futures_util::TryStreamExt;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+
+use super::{Error, Links, to_io};
+
+/// What passed through an interface since it was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// What came in.
+    pub received: Traffic,
+    /// What went out.
+    pub sent: Traffic,
+}
+
+/// One direction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes.
+    pub bytes: u64,
+    /// Packets.
+    pub packets: u64,
+    /// Packets that were dropped.
+    pub dropped: u64,
+    /// Packets that were damaged.
+    pub errors: u64,
+}
+
+impl Counters {
+    /// The same at the other end of a tap: what the host receives, the guest has sent.
+    pub fn of_the_guest(self) -> Self {
+        Self { received: self.sent, sent: self.received }
+    }
+}
+
+impl Links {
+    /// What passed through each interface, by its name.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub async fn counters(&self) -> Result<BTreeMap<String, Counters>, Error> {
+        let all: Vec<LinkMessage> = self
+            .handle
+            .link()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|e| Error::Ask { what: "the interfaces".into(), source: to_io(e) })?;
+        let of = |message: LinkMessage| {
+            let (mut name, mut found) = (None, None);
+            for attribute in message.attributes {
+                match attribute {
+                    LinkAttribute::IfName(is) => name = Some(is),
+                    LinkAttribute::Stats64(s) => {
+                        let traffic = |bytes, packets, dropped, errors| Traffic {
+                            bytes,
+                            packets,
+                            dropped,
+                            errors,
+                        };
+                        found = Some(Counters {
+                            received: traffic(s.rx_bytes, s.rx_packets, s.rx_dropped, s.rx_errors),
+                            sent: traffic(s.tx_bytes, s.tx_packets, s.tx_dropped, s.tx_errors),
+                        });
+                    }
+                    _ => {}
+                }
+            }
+            Some((name?, found?))
+        };
+        Ok(all.into_iter().filter_map(of).collect())
+    }
+}

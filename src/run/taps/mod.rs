@@ -1,0 +1,124 @@
+//! The taps of a guest that runs: what leaves them is filtered, and one that has lost its bridge is told of, and put back.
+
+mod keeper;
+mod open;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde_json::Value;
+use tokio::{
+    sync::{Mutex, watch},
+    task::AbortHandle,
+};
+
+use self::keeper::Keeper;
+pub(in crate::run) use self::open::{attach, filter, open};
+use super::supervise::Supervisor;
+use crate::{
+    plan::{
+        identity::Identity,
+        tap::{self, Tap},
+    },
+    spec::TapHeal,
+    value::{Label, MacAddr},
+};
+
+/// The addresses of the NICs that none is written for.
+type Macs = BTreeMap<Label, MacAddr>;
+
+/// The taps' keeper.
+#[derive(Debug)]
+pub(super) struct Taps {
+    task: AbortHandle,
+    wanted: watch::Sender<Wanted>,
+    /// Held while something is looked at.
+    looks: Arc<Mutex<()>>,
+    notes: Vec<String>,
+}
+
+impl Drop for Taps {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// How it all shall be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Wanted {
+    heal: TapHeal,
+    taps: Vec<Tap>,
+    macs: Macs,
+    /// The machine is being changed: what is found may be half of a change.
+    held: bool,
+}
+
+/// What has become of the taps.
+#[derive(Debug)]
+pub(super) struct Told {
+    notes: Vec<String>,
+    events: Vec<(&'static str, Value)>,
+}
+
+impl Supervisor {
+    /// Begins to keep the taps of a QEMU that has come to run.
+    pub(super) fn keep_taps(&mut self) {
+        let (wanted, want) = watch::channel(self.wanted_taps());
+        let looks = Arc::new(Mutex::new(()));
+        let (facts, generation) = (self.facts.clone(), self.generation);
+        let keeper = Keeper::new(want, looks.clone(), facts, generation);
+        let task = tokio::spawn(keeper.keep()).abort_handle();
+        self.taps = Some(Taps { task, wanted, looks, notes: vec![] });
+    }
+
+    /// The machine has changed, or begins to be.
+    pub(super) fn retell_taps(&mut self) {
+        let wanted = self.wanted_taps();
+        if let Some(taps) = &self.taps {
+            taps.wanted.send_if_modified(|now| {
+                let differs = *now != wanted;
+                *now = wanted;
+                differs
+            });
+        }
+    }
+
+    /// What is to be waited for before taps are changed: nobody looks at them then.
+    pub(super) fn taps_let_go(&self) -> impl Future<Output = ()> + use<> {
+        let looks = self.taps.as_ref().map(|taps| taps.looks.clone());
+        async move {
+            if let Some(looks) = looks {
+                drop(looks.lock().await);
+            }
+        }
+    }
+
+    pub(super) fn hear_taps(&mut self, told: Told) {
+        if let Some(taps) = &mut self.taps {
+            taps.notes = told.notes;
+        }
+        for (name, data) in told.events {
+            self.publish(name, data);
+        }
+    }
+
+    pub(super) fn tap_notes(&self) -> Vec<String> {
+        self.taps.as_ref().map(|taps| taps.notes.clone()).unwrap_or_default()
+    }
+
+    fn wanted_taps(&self) -> Wanted {
+        let taps = tap::running(&self.settings.name, &self.running);
+        let identity = || {
+            let text = std::fs::read_to_string(self.paths.identity()).ok()?;
+            toml::from_str::<Identity>(&text).ok()
+        };
+        Wanted {
+            heal: self.vm.tap_heal,
+            macs: match taps.is_empty() {
+                true => Macs::new(),
+                false => identity().map(|identity| identity.macs).unwrap_or_default(),
+            },
+            taps,
+            held: self.applying.is_some(),
+        }
+    }
+}

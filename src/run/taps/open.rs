@@ -1,0 +1,68 @@
+//! From a tap's plan to a tap on its bridge, filtered before it is there.
+
+use std::os::fd::OwnedFd;
+
+use super::Macs;
+use crate::{
+    host::{
+        anti_spoof::{self, Filters},
+        link::Links,
+        tap,
+    },
+    plan::tap::Tap,
+    run::launch::Error,
+    spec::{AntiSpoof, Vm},
+};
+
+/// Makes a tap and puts it on its bridge.
+pub(in crate::run) async fn open(vm: &Vm, tap: &Tap, macs: &Macs) -> Result<OwnedFd, Error> {
+    let at = vm.at(&format!("nic.{}.bridge", tap.nic));
+    let links = Links::open();
+    let failed = |source| Error::Link { tap: tap.name.clone(), at: at.clone(), source };
+    let links = links.map_err(failed)?;
+    let open = match tap::open(&tap.name) {
+        Ok(open) => open,
+        Err(source) => {
+            // Whose it is makes the message; that this cannot be found out does not matter.
+            let found = match source.taken() {
+                Some(name) => links.find(name).await.ok().flatten(),
+                None => None,
+            };
+            let source = match found {
+                Some(link) => source.of(link.described()),
+                None => source,
+            };
+            return Err(Error::Tap { tap: tap.name.clone(), at, source });
+        }
+    };
+    // Before it is on its bridge: not one frame passes unseen.
+    if let Err(source) = filter(tap, macs).await
+        && tap.anti_spoof == AntiSpoof::Required
+    {
+        return Err(Error::Filter { tap: tap.name.clone(), at, source });
+    }
+    attach(&links, tap, &at).await?;
+    Ok(open)
+}
+
+/// Puts a tap that is there on its bridge.
+pub(in crate::run) async fn attach(links: &Links, tap: &Tap, at: &str) -> Result<(), Error> {
+    let failed = |source| Error::Link { tap: tap.name.clone(), at: at.to_owned(), source };
+    let attached = links.attach(tap).await.map_err(failed)?;
+    if !attached.bridge_up {
+        tracing::warn!("the bridge `{}` is down: nothing passes ({at})", tap.bridge);
+    }
+    Ok(())
+}
+
+/// Has what leaves a tap filtered, or not, as its NIC says.
+///
+/// # Errors
+/// See [`anti_spoof::Error`].
+pub(in crate::run) async fn filter(tap: &Tap, macs: &Macs) -> Result<(), anti_spoof::Error> {
+    let filters = Filters::open()?;
+    match tap.filter(macs) {
+        Some(program) => filters.set(&tap.name, &program).await,
+        None => filters.clear(&tap.name).await,
+    }
+}
