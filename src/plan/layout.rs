@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::{
-    spec::Format,
+    spec::{Format, HostSettings},
     value::{Label, VmName},
 };
 
@@ -27,6 +27,11 @@ impl Layout {
     /// A VM's file.
     pub fn vm_file(&self, name: &VmName) -> PathBuf {
         self.vm_files().join(format!("{name}.toml"))
+    }
+
+    /// The settings of the host, for all VMs.
+    pub fn host_settings(&self) -> PathBuf {
+        self.config.join(HostSettings::FILE)
     }
 
     /// The image cache.
