@@ -46,6 +46,7 @@ pub mod systemd;
 pub mod tap;
 pub mod terminal;
 pub mod unpack;
+pub mod uptime;
 pub mod vhost;
 #[allow(unsafe_code)]
 pub mod watch;

@@ -20,7 +20,7 @@ use crate::{
         record,
         service::{self, Unit},
     },
-    spec::{self, Invalid},
+    spec::{self, HostSettings, Invalid},
     value::VmName,
 };
 
@@ -28,6 +28,8 @@ use crate::{
 const ANSWER: Duration = Duration::from_secs(2);
 /// Between two questions to a supervisor that is starting.
 const POLL: Duration = Duration::from_millis(10);
+/// The same for a unit's, of which systemd tells when it runs.
+const TELL: Duration = Duration::from_millis(500);
 /// The most that is shown of what a supervisor wrote, in bytes.
 const TAIL: u64 = 8 << 10;
 
@@ -42,6 +44,8 @@ pub struct Begin<'a> {
     pub manager: Option<Scope>,
     /// Until the guest runs and is ready, or is not waited for any more.
     pub wait: bool,
+    /// Is told what a VM waits for.
+    pub say: fn(&VmName, &str),
 }
 
 /// What came of it.
@@ -135,6 +139,7 @@ pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
         return Err(Error::NoFile(name.clone()));
     }
     spec::load(&vm_file).map_err(Error::Invalid)?;
+    HostSettings::load(&how.layout.host_settings()).map_err(Error::Invalid)?;
     if let Some(scope) = how.manager
         && let Some(unit) = Unit::find(name, scope).await
     {
@@ -149,25 +154,41 @@ pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
     if !how.wait {
         return Ok(Begun::Asked);
     }
+    let mut told = Told { name, say: how.say, last: None };
     loop {
         if let Some(status) = child.try_wait().map_err(|e| Error::Spawn(how.exe.to_owned(), e))? {
             let wrote = written_since(&log, before);
             return Err(Error::Ended { status, wrote });
         }
-        if runs(&socket).await {
+        if told.runs(&socket).await {
             return Ok(Begun::Running);
         }
         tokio::time::sleep(POLL).await;
     }
 }
 
-async fn runs(socket: &Path) -> bool {
-    let Ok(mut client) = Client::connect(socket).await else { return false };
-    let status = client.status(ANSWER).await;
-    status.is_ok_and(|status| {
+/// What was told of a VM that starts.
+struct Told<'a> {
+    name: &'a VmName,
+    say: fn(&VmName, &str),
+    last: Option<String>,
+}
+
+impl Told<'_> {
+    /// Whether it runs by now. What else it waits for is told once.
+    async fn runs(&mut self, socket: &Path) -> bool {
+        let Ok(mut client) = Client::connect(socket).await else { return false };
+        let Ok(status) = client.status(ANSWER).await else { return false };
+        let waits = status.notes.iter().find(|note| note.starts_with("waits for "));
+        if let (State::Starting, Some(why)) = (status.state, waits)
+            && self.last.as_ref() != Some(why)
+        {
+            (self.say)(self.name, why);
+            self.last = Some(why.clone());
+        }
         matches!(status.state, State::Running | State::Paused)
             && status.ready != Some(Ready::Waiting)
-    })
+    }
 }
 
 /// In a process group of its own, so that a Ctrl-C at the terminal is not for it.
@@ -201,7 +222,20 @@ async fn by_unit(unit: &Unit, name: &VmName, how: &Begin<'_>) -> Result<Begun, E
     let last = |ends: &Path| record::ends(ends).into_iter().next();
     let before = last(&ends).map(|end| end.at);
     unit.refresh().await?;
-    match unit.start(how.wait).await {
+    let mut told = Told { name, say: how.say, last: None };
+    let socket = how.layout.vm(name).control_socket();
+    // systemctl(1) says nothing of what a unit that starts waits for.
+    let telling = async {
+        loop {
+            tokio::time::sleep(TELL).await;
+            told.runs(&socket).await;
+        }
+    };
+    let started = tokio::select! {
+        started = unit.start(how.wait) => started,
+        () = telling => Ok(()),
+    };
+    match started {
         Ok(()) if how.wait => Ok(Begun::Running),
         Ok(()) => Ok(Begun::Asked),
         Err(error) => match last(&ends) {

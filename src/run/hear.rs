@@ -6,9 +6,10 @@ use tracing::{debug, info, warn};
 
 use super::{
     adopt::{self, Found},
-    fact::{Fact, NotBegun},
+    fact::{Fact, Fault, NotBegun},
     launch::{self, Qemu},
     record::Record,
+    reservation,
     supervise::{Left, QMP_LIMIT, Supervisor},
 };
 use crate::{
@@ -92,7 +93,7 @@ impl Supervisor {
 
     pub(super) fn start_failed(&mut self, not: NotBegun) {
         self.starting = None;
-        if !not.is_the_hosts && self.not_restored(&not.why) {
+        if not.fault == Fault::Vm && self.not_restored(&not.why) {
             return;
         }
         // An adopted QEMU that does not answer may still hold its guest: its record stays.
@@ -141,6 +142,8 @@ impl Supervisor {
         if self.left == Some(Left::Reexec) {
             return;
         }
+        // What an adopted QEMU has that is not given up is told by its record.
+        reservation::remove(&self.paths);
         if let Some(cgroup) = self.cgroup.take() {
             let _ = cgroup.remove();
         }

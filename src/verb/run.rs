@@ -12,9 +12,9 @@ use crate::{
         Settings,
         adopt::{self, Found},
         service,
-        supervise::{Left, supervise},
+        supervise::{Fault, Left, supervise},
     },
-    spec,
+    spec::{self, HostSettings},
     value::{VmName, chain},
 };
 
@@ -42,8 +42,10 @@ pub async fn run(
     let in_unit = (settings.env)("NOTIFY_SOCKET").is_some();
     let subject = |failure: Failure| failure.about(&name);
     let file = settings.layout.vm_file(&name);
+    let host = HostSettings::load(&settings.layout.host_settings());
     let loaded = if file.exists() {
-        spec::load_with_text(&file).map_err(|e| Failure::invalid(&e))
+        let loaded = spec::load_with_text(&file).and_then(|loaded| host.map(|_| loaded));
+        loaded.map_err(|e| Failure::invalid(&e))
     } else {
         let text = format!("there is no VM file `{}`", file.display());
         Err(subject(Failure::new(exit::NOT_RUNNING, text)))
@@ -71,9 +73,13 @@ pub async fn run(
         Ok(Left::Exit(0)) => Ok(()),
         // The end has been logged with all that is known of it.
         Ok(Left::Exit(code)) => Err(Failure::quiet(code)),
-        Ok(Left::NotStarted { is_the_hosts, why }) => {
-            let code = if is_the_hosts { exit::HOST } else { exit::FAILED };
-            if is_the_hosts
+        Ok(Left::NotStarted { fault, why }) => {
+            let code = match fault {
+                Fault::Vm => exit::FAILED,
+                Fault::Host => exit::HOST,
+                Fault::NoRoom => exit::NO_ROOM,
+            };
+            if fault == Fault::Host
                 && in_unit
                 && let Err(error) = service::forget_starts(&name, scope).await
             {
