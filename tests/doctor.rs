@@ -152,7 +152,10 @@ fn a_host_on_which_all_is_well() {
     assert_eq!(heads(&all), expected, "{all:#?}");
     assert!(one(&all, "ok kvm").contains("of `kvm_intel`; guests may be hypervisors"));
     assert!(one(&all, "ok qemu").contains("/bin/qemu-system-x86_64` is QEMU 10.0.2"));
-    assert!(one(&all, "ok memory").starts_with("of 8 GiB, VMs can have 7.5 GiB; those that run may take 0 MiB"));
+    assert!(
+        one(&all, "ok memory")
+            .starts_with("of 8 GiB, VMs can have 7.5 GiB; those that run may take 0 MiB")
+    );
     // In columns.
     let text = String::from_utf8(host.doctor(&[]).stdout).unwrap();
     assert!(
