@@ -212,7 +212,7 @@ fn everything_that_can_be_wrong_at_once() {
         ),
         (
             "warning memory",
-            "of 512 MiB, VMs can have 0 MiB; those that run may take 0 MiB, and with `autostart` 2 GiB: more than",
+            "of 512 MiB, VMs can have 0 MiB; those that run may take 0 MiB, and with `autostart` 2.1 GiB: more than",
         ),
         ("note units", "no systemd looks for VMs here: `autostart` of `db` and `web`"),
         ("error bad", "vcpu: "),

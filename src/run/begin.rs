@@ -15,7 +15,10 @@ use crate::{
         types::{Ready, State},
     },
     host::file,
-    plan::{layout::Layout, unit::Scope},
+    plan::{
+        layout::{Layout, older_log},
+        unit::Scope,
+    },
     run::{
         record,
         service::{self, Unit},
@@ -30,6 +33,8 @@ const ANSWER: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(10);
 /// The same for a unit's, of which systemd tells when it runs.
 const TELL: Duration = Duration::from_millis(500);
+/// From this size on the log is kept as the older one, and a new one is begun, in bytes.
+const LOG_MOST: u64 = 1 << 20;
 /// The most that is shown of what a supervisor wrote, in bytes.
 const TAIL: u64 = 8 << 10;
 
@@ -147,6 +152,11 @@ pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
     }
     file::make_dir(&paths.state)?;
     let log = paths.supervisor_log();
+    // As a start begins nobody writes to it.
+    if file::metadata(&log)?.is_some_and(|meta| meta.len() > LOG_MOST) {
+        let older = older_log(&log);
+        std::fs::rename(&log, &older).map_err(file::Error::on("rename", &log))?;
+    }
     let open = OpenOptions::new().append(true).create(true).mode(0o640).open(&log);
     let out = open.map_err(file::Error::on("open", &log))?;
     let before = out.metadata().map_err(file::Error::on("look at", &log))?.len();
