@@ -46,7 +46,6 @@ pub mod systemd;
 pub mod tap;
 pub mod terminal;
 pub mod unpack;
-pub mod uptime;
 pub mod vhost;
 #[allow(unsafe_code)]
 pub mod watch;

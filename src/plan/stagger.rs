@@ -1,7 +1,5 @@
 //! Whether a start waits its turn, so that many at once, as after a boot of the host, do not bring it to its knees.
 
-use std::time::Duration;
-
 /// How much of the last ten seconds somebody waited for a CPU, a disk or memory, in percent (Documentation/accounting/psi.rst, `some
 /// avg10`); from there on the host is pressed.
 pub const CPU: f64 = 60.0;
@@ -9,8 +7,6 @@ pub const CPU: f64 = 60.0;
 pub const IO: f64 = 40.0;
 /// The same for memory: to wait for that is worse.
 pub const MEMORY: f64 = 10.0;
-/// How long after its boot a host may be pressed by what it starts.
-pub const AFTER_BOOT: Duration = Duration::from_secs(600);
 
 /// What there is to be seen when a VM wants to start.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,8 +17,8 @@ pub struct Seen {
     pub io: Option<f64>,
     /// The same of memory.
     pub memory: Option<f64>,
-    /// Since the boot.
-    pub up: Option<Duration>,
+    /// The VM is one of those who wait for their turn.
+    pub queued: bool,
     /// How many other VMs are on their way from admission to a QEMU that runs.
     pub starting: usize,
     /// How many CPUs there are.
@@ -52,8 +48,8 @@ impl std::fmt::Display for Busy {
     }
 }
 
-/// Whether a start has to wait, and why. Alone, and long after the boot, it never does: somebody wants it now. Without accounts it
-/// never does either: for a delay that nobody measures there is no right length.
+/// Whether a start has to wait, and why. Alone it never does, whatever the pressure: somebody wants it now. Without accounts it never
+/// does either: for a delay that nobody measures there is no right length.
 pub fn busy(seen: &Seen) -> Option<Busy> {
     let accounts =
         [("CPU", seen.cpu, CPU), ("disks", seen.io, IO), ("memory", seen.memory, MEMORY)];
@@ -63,7 +59,7 @@ pub fn busy(seen: &Seen) -> Option<Busy> {
     if seen.starting >= seen.cpus.max(1) {
         return Some(Busy::Many);
     }
-    if seen.starting == 0 && seen.up.is_none_or(|up| up > AFTER_BOOT) {
+    if seen.starting == 0 && !seen.queued {
         return None;
     }
     let over = |(what, percent, bound): &(&'static str, Option<f64>, f64)| {
@@ -80,7 +76,7 @@ mod tests {
         cpu: Some(0.0),
         io: Some(0.0),
         memory: Some(0.0),
-        up: Some(Duration::from_secs(30)),
+        queued: false,
         starting: 0,
         cpus: 4,
     };
@@ -94,20 +90,18 @@ mod tests {
     }
 
     #[test]
-    fn each_account_presses_after_a_boot_and_beside_other_starts() {
-        let late = Some(AFTER_BOOT + Duration::from_secs(1));
+    fn each_account_presses_who_is_not_alone() {
         for (seen, what) in [
             (Seen { cpu: Some(61.0), ..QUIET }, "CPU (61 %"),
             (Seen { io: Some(41.0), ..QUIET }, "disks (41 %"),
             (Seen { memory: Some(11.0), ..QUIET }, "memory (11 %"),
         ] {
-            assert!(busy(&seen).unwrap().to_string().contains(what), "{seen:?}");
-            assert!(busy(&Seen { starting: 1, up: late, ..seen }).is_some());
-            // By hand, and alone.
-            assert_eq!(busy(&Seen { up: late, ..seen }), None);
-            assert_eq!(busy(&Seen { up: None, ..seen }), None);
+            for seen in [Seen { starting: 1, ..seen }, Seen { queued: true, ..seen }] {
+                assert!(busy(&seen).unwrap().to_string().contains(what), "{seen:?}");
+            }
+            assert_eq!(busy(&seen), None);
         }
-        let at = Seen { cpu: Some(CPU), io: Some(IO), memory: Some(MEMORY), ..QUIET };
+        let at = Seen { cpu: Some(CPU), io: Some(IO), memory: Some(MEMORY), queued: true, ..QUIET };
         assert_eq!(busy(&at), None);
     }
 

@@ -18,7 +18,7 @@ use crate::{
     host::{
         file,
         lock::{self, Lock},
-        meminfo, pressure, uptime, watch,
+        meminfo, pressure, watch,
     },
     plan::{
         admission::{Memory, Sums},
@@ -269,7 +269,7 @@ impl Start {
             return Ok(Look::NoRoom(sums));
         }
         let over = turn.is_some_and(|since| since.elapsed() >= TURN);
-        let busy = if over { None } else { stagger::busy(&self.seen(&others)) };
+        let busy = if over { None } else { stagger::busy(&self.seen(&others, turn.is_some())) };
         // Nobody overtakes those who are in the queue.
         let queue = || match turn {
             None if Lock::holder(&layout.turn_lock()).is_some() => Some(Busy::Queue),
@@ -327,14 +327,14 @@ impl Start {
         })
     }
 
-    fn seen(&self, others: &Others) -> Seen {
+    fn seen(&self, others: &Others, queued: bool) -> Seen {
         let proc = self.settings.root.join("proc");
         let pressures = pressure::of(&proc.join("pressure"));
         Seen {
             cpu: pressures.map(|of| of.cpu.some_avg10),
             io: pressures.map(|of| of.io.some_avg10),
             memory: pressures.map(|of| of.memory.some_avg10),
-            up: uptime::read(&proc),
+            queued,
             starting: others.starting,
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
         }
