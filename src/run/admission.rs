@@ -344,7 +344,7 @@ impl Start {
     async fn say_busy(&self, busy: &Busy, told: &mut Option<(Busy, Instant)>) {
         if !told.as_ref().is_some_and(|(said, at)| said == busy && at.elapsed() < LOOK) {
             self.say(format!("waits for its turn: {busy}")).await;
-            *told = Some((busy.clone(), Instant::now()));
+            *told = Some((*busy, Instant::now()));
         }
     }
 
