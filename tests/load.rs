@@ -288,8 +288,8 @@ fn weight(lab: &Lab, pid: u32) -> Weight {
 fn a_long_life_in_short_time() {
     /// Statuses, and one of ten of these each: statistics, events listened to, console viewers; of a hundred: pauses, resets,
     /// reloads of a changed file.
-    const ROUNDS: usize = 200;
-    const WARM: usize = 40;
+    const ROUNDS: usize = 100;
+    const WARM: usize = 20;
     // Its guest writes to the console without an end.
     let Some(image) = guest("boot-flood.qcow2") else { return };
     let mut lab = Lab::new();
