@@ -22,6 +22,9 @@ let
       value;
   vmFile = name: vm: toml.generate "${name}.toml" (written vm);
 
+  settings = written cfg.settings;
+  hostFile = toml.generate "qvm.toml" settings;
+
   # Beside each other, since what one of them takes another one cannot have.
   checked =
     pkgs.runCommand "qvm-vms"
@@ -33,6 +36,7 @@ let
         ${lib.concatStringsSep "\n" (
           lib.mapAttrsToList (name: vm: "cp ${vmFile name vm} $out/vms/${name}.toml") cfg.vms
         )}
+        ${lib.optionalString (settings != { }) "cp ${hostFile} $out/qvm.toml"}
         qvm --config-dir $out --state-dir . --runtime-dir . check --no-user-data
       '';
 
@@ -54,6 +58,15 @@ in
       default = pkgs.qemu_kvm;
       defaultText = lib.literalExpression "pkgs.qemu_kvm";
       description = "The QEMU to use. A guest that runs stays on the one that it was started with.";
+    };
+    settings = lib.mkOption {
+      type = lib.types.submodule {
+        freeformType = toml.type;
+        options = import ./host-keys.nix { inherit lib; };
+      };
+      default = { };
+      example = { reserveMem = "4G"; admission = "wait"; };
+      description = "The host's settings for all VMs, with the keys of qvm.toml (docs/host.toml.md).";
     };
     vms = lib.mkOption {
       type = lib.types.attrsOf (
@@ -89,9 +102,11 @@ in
     }) cfg.vms;
 
     environment.systemPackages = [ cfg.package ];
-    environment.etc = lib.mapAttrs' (
-      name: _: lib.nameValuePair "qvm/vms/${name}.toml" { source = "${checked}/vms/${name}.toml"; }
-    ) cfg.vms;
+    environment.etc =
+      lib.mapAttrs' (
+        name: _: lib.nameValuePair "qvm/vms/${name}.toml" { source = "${checked}/vms/${name}.toml"; }
+      ) cfg.vms
+      // lib.optionalAttrs (settings != { }) { "qvm/qvm.toml".source = "${checked}/qvm.toml"; };
 
     users.groups.qvm = { };
     systemd.packages = [ cfg.package ];

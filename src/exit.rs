@@ -14,6 +14,8 @@ pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
 /// Not running, or not found, where that is the answer.
 pub const NOT_RUNNING: u8 = 3;
+/// There is not enough memory for another VM, and the host's settings say that it is refused then (`EX_UNAVAILABLE` of sysexits.h).
+pub const NO_ROOM: u8 = 69;
 /// The host is at fault, and another try may help (`EX_TEMPFAIL` of sysexits.h).
 pub const HOST: u8 = 75;
 /// A VM file is invalid (`EX_CONFIG` of sysexits.h).
@@ -95,7 +97,7 @@ impl Failure {
     pub fn all(failures: Vec<Self>) -> Result<(), Self> {
         let badness = |code: u8| match code {
             INVALID => 4,
-            FAILED | HOST => 3,
+            FAILED | HOST | NO_ROOM => 3,
             USAGE => 2,
             0 => 0,
             _ => 1,

@@ -562,6 +562,25 @@ fn check_takes_names_and_files_and_tells_by_its_exit_code() {
 }
 
 #[test]
+fn check_reads_the_hosts_settings_too() {
+    let good = [("web.toml", "vcpu = 2"), ("../qvm.toml", "admission = 'off'")];
+    let both = (0, "the host's settings: ok\nweb: ok\n".into(), String::new());
+    assert_eq!(run(&good, &[], false), both);
+    assert_eq!(run(&good, &["web"], false), (0, "web: ok\n".into(), String::new()));
+    assert_eq!(run(&good, &["HERE/qvm.toml", "web"], false), both);
+    // A VM may be called so.
+    let vm = [("qvm.toml", "vcpu = 2")];
+    assert_eq!(run(&vm, &[], false), (0, "qvm: ok\n".into(), String::new()));
+    let bad = [("../qvm.toml", "admission = true")];
+    for asked in [&[][..], &["HERE/qvm.toml"]] {
+        let (code, out, err) = run(&bad, asked, false);
+        assert_eq!((code, out.as_str()), (78, ""));
+        assert!(err.starts_with("error: qvm.toml:1:13: admission: found a boolean"), "{err}");
+    }
+    assert!(run(&bad, &[], true).1.contains("\"key\": \"admission\""));
+}
+
+#[test]
 fn check_sees_the_others_of_the_directory_and_blames_the_file_it_was_asked_about() {
     let files = [("a.toml", "forward = ['80:80']"), ("b.toml", "forward = ['80:81']")];
     for (asked, other) in [("a", "b"), ("b", "a")] {

@@ -153,7 +153,10 @@ fn a_host_on_which_all_is_well() {
     assert_eq!(heads(&all), expected, "{all:#?}");
     assert!(one(&all, "ok kvm").contains("of `kvm_intel`; guests may be hypervisors"));
     assert!(one(&all, "ok qemu").contains("/bin/qemu-system-x86_64` is QEMU 10.0.2"));
-    assert!(one(&all, "ok memory").starts_with("of 8 GiB, running guests may take 0 MiB"));
+    assert!(
+        one(&all, "ok memory")
+            .starts_with("of 8 GiB, VMs can have 7.5 GiB; those that run may take 0 MiB")
+    );
     // In columns.
     let text = String::from_utf8(host.doctor(&[]).stdout).unwrap();
     assert!(
@@ -210,7 +213,7 @@ fn everything_that_can_be_wrong_at_once() {
         ),
         (
             "warning memory",
-            "of 512 MiB, running guests may take 0 MiB, and with `autostart` 2 GiB: more than",
+            "of 512 MiB, VMs can have 0 MiB; those that run may take 0 MiB, and with `autostart` 2.1 GiB: more than",
         ),
         ("note units", "no systemd looks for VMs here: `autostart` of `db` and `web`"),
         ("error bad", "vcpu: "),
@@ -403,7 +406,7 @@ fn guests_that_run_count_by_what_they_were_started_with() {
     lab.ok(&["start", "web"]);
     let doctor = || findings(&lab.qvm(&["doctor", "--json"]));
     let all = doctor();
-    assert!(one(&all, "ok memory").contains("running guests may take 64 MiB"), "{all:#?}");
+    assert!(one(&all, "ok memory").contains("those that run may take 112.2 MiB"), "{all:#?}");
     assert!(!all.iter().any(|(what, _)| what.ends_with(" addresses")), "{all:#?}");
     assert!(!all.iter().any(|(what, _)| what.ends_with(" web")), "{all:#?}");
     lab.vm("web", &image, &format!("mem = \"128M\"\n{}", ip("192.168.97.16")));
@@ -414,12 +417,12 @@ fn guests_that_run_count_by_what_they_were_started_with() {
         said.starts_with("`db` and `web` have the same address `192.168.97.15` | reboot"),
         "{said}"
     );
-    assert!(one(&all, "ok memory").contains("running guests may take 64 MiB"), "{all:#?}");
+    assert!(one(&all, "ok memory").contains("those that run may take 112.2 MiB"), "{all:#?}");
     // Without its VM file it runs on.
     fs::remove_file(lab.file("web")).unwrap();
-    assert!(one(&doctor(), "ok memory").contains("running guests may take 64 MiB"));
+    assert!(one(&doctor(), "ok memory").contains("those that run may take 112.2 MiB"));
     lab.ok(&["kill", "web"]);
-    assert!(one(&doctor(), "ok memory").contains("running guests may take 0 MiB"));
+    assert!(one(&doctor(), "ok memory").contains("those that run may take 0 MiB"));
 }
 
 #[test]

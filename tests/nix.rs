@@ -75,7 +75,7 @@ fn every_file_is_nix() {
 
 #[test]
 fn there_is_an_option_for_every_key_and_no_other() {
-    let Some(keys) = evaluated("tests/nix/keys.nix", &[]) else { return };
+    let Some(keys) = evaluated("tests/nix/keys.nix", &["-A", "vm"]) else { return };
     let options: BTreeSet<String> = serde_json::from_value(keys.unwrap()).unwrap();
     let reference = fs::read_to_string(root().join("docs/qvm.toml.md")).unwrap();
     let rows = reference.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
@@ -131,6 +131,36 @@ fn without_nulls(value: &Value) -> Value {
         }
         value => value.clone(),
     }
+}
+
+#[test]
+fn the_hosts_settings_are_a_file_only_where_they_are_set() {
+    let settings = |text: &str| {
+        evaluated(
+            "tests/nix/eval.nix",
+            &["--arg", "vms", "{ web = { }; }", "--arg", "settings", text],
+        )
+    };
+    let Some(made) = settings("{ }") else { return };
+    assert_eq!(made.unwrap()["etc"].get("qvm/qvm.toml"), None);
+    let text = "{ reserveMem = 512; admission = \"wait\"; uidRange = \"100000-165535\"; }";
+    let made = settings(text).unwrap().unwrap();
+    assert_eq!(made["etc"]["qvm/qvm.toml"], "/store/qvm-vms/qvm.toml");
+    for (wrong, said) in [
+        ("{ admission = \"of\"; }", "services.qvm.settings.admission: \"of\" is not one of"),
+        ("{ reserveMem = true; }", "services.qvm.settings.reserveMem: true is not"),
+    ] {
+        let error = settings(wrong).unwrap().unwrap_err();
+        assert!(error.contains(said), "{error}");
+    }
+    // The same keys as the program has.
+    let keys = evaluated("tests/nix/keys.nix", &["-A", "host"]).unwrap().unwrap();
+    let file = Path::new("qvm.toml");
+    let mut written: Vec<String> = serde_json::from_value(keys).unwrap();
+    written.sort();
+    let problems = qvm::spec::HostSettings::read(file, "unknown = 1").unwrap_err();
+    let known = problems[0].hint.clone().unwrap();
+    assert_eq!(known, format!("here can be: {}", written.join(", ")));
 }
 
 #[test]

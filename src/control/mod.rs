@@ -1,6 +1,7 @@
 //! Floor 3: the varlink interface: types, server, client.
 
 pub mod client;
+mod crowd;
 mod fault;
 mod guest;
 mod interface;

@@ -19,6 +19,7 @@ use tracing::{debug, warn};
 use zlink::{Call, Reply};
 
 use super::{
+    crowd::{Crowd, Full, Place},
     fault::Fault,
     interface,
     method::{Method, Written},
@@ -26,8 +27,6 @@ use super::{
     types::{Command, Event, Port, Refusal, Request, State, Status},
 };
 
-/// How many connections are served at once; a further one is closed.
-const MAX_CONNECTIONS: usize = 256;
 /// How long who still listens has to take the last events, once the loop has ended.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
@@ -41,14 +40,20 @@ pub async fn serve(listener: StdListener, port: Port) {
             return;
         }
     };
-    let mut connections = JoinSet::new();
+    let (mut connections, crowd) = (JoinSet::new(), Crowd::default());
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok(_) if connections.len() >= MAX_CONNECTIONS => {
-                    warn!("more than {MAX_CONNECTIONS} connections to the control socket: one was closed");
-                }
-                Ok((stream, _)) => drop(connections.spawn(connection(stream, port.clone()))),
+                Ok((stream, _)) => match place(&crowd, &stream) {
+                    Ok(place) => {
+                        let connection = connection(stream, port.clone());
+                        connections.spawn(async move {
+                            connection.await;
+                            drop(place);
+                        });
+                    }
+                    Err(full) => full.told.iter().for_each(|told| warn!("{told}")),
+                },
                 Err(error) => {
                     // No more descriptors: others will close theirs.
                     warn!("a connection to the control socket was lost: {error}");
@@ -64,6 +69,12 @@ pub async fn serve(listener: StdListener, port: Port) {
     if tokio::time::timeout(LAST_WORDS, told).await.is_err() {
         debug!("{} connections did not take the last events", connections.len());
     }
+}
+
+/// A place among those who are connected. Who it is the kernel tells; one of whom it does not is nobody.
+fn place(crowd: &Crowd, stream: &UnixStream) -> Result<Place, Full> {
+    let uid = stream.peer_cred().map_or(u32::MAX, |peer| peer.uid());
+    crowd.place(uid, nix::unistd::geteuid().as_raw())
 }
 
 /// What a call comes to.

@@ -4,8 +4,17 @@ use std::{fs, path::Path};
 
 /// `MemTotal` in bytes; `proc` is `/proc`.
 pub fn total(proc: &Path) -> Option<u64> {
+    line(proc, "MemTotal:")
+}
+
+/// `Hugetlb` in bytes: what is set aside as huge pages of any size, used or not (Linux 4.16).
+pub fn huge_pages(proc: &Path) -> Option<u64> {
+    line(proc, "Hugetlb:")
+}
+
+fn line(proc: &Path, key: &str) -> Option<u64> {
     let text = fs::read_to_string(proc.join("meminfo")).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
@@ -26,6 +35,8 @@ mod tests {
             fs::write(proc.path().join("meminfo"), text).unwrap();
             assert_eq!(total(proc.path()), bytes, "{text}");
         }
-        assert!(total(Path::new("/proc")).is_some());
+        fs::write(proc.path().join("meminfo"), "MemTotal: 4 kB\nHugetlb:  2048 kB\n").unwrap();
+        assert_eq!((total(proc.path()), huge_pages(proc.path())), (Some(4096), Some(2 << 20)));
+        assert!(total(Path::new("/proc")).is_some() && huge_pages(Path::new("/proc")).is_some());
     }
 }

@@ -1,4 +1,4 @@
-//! Whether files have changed, told by inotify(7): nothing wakes us while nothing happens.
+//! Whether files, or anything in a directory, have changed, told by inotify(7): nothing wakes us while nothing happens.
 
 use std::{
     io,
@@ -22,6 +22,9 @@ pub struct Watching {
 #[derive(Debug, Default)]
 struct Files(Mutex<Vec<PathBuf>>);
 
+/// Stands for every file of a directory.
+const ANY: &str = "*";
+
 impl Files {
     fn all(&self) -> MutexGuard<'_, Vec<PathBuf>> {
         // Nothing that holds the lock can panic half-way through a change.
@@ -30,7 +33,10 @@ impl Files {
 
     /// Whether one of them is called so. In which directory is not asked: that a file of that name has changed elsewhere does no harm.
     fn has(&self, name: &[u8]) -> bool {
-        let is = |file: &PathBuf| file.file_name().is_some_and(|n| n.as_encoded_bytes() == name);
+        let is = |file: &PathBuf| {
+            let known = file.file_name().map(|known| known.as_encoded_bytes());
+            known == Some(name) || known == Some(ANY.as_bytes())
+        };
         self.all().iter().any(is)
     }
 }
@@ -54,6 +60,14 @@ pub fn file(path: &Path) -> io::Result<(Watching, Changes)> {
     // SAFETY: an `OwnedFd` stays open, and the same, as long as the `AsyncFd` that shares it.
     let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
     Ok((watching, Changes { fd, files }))
+}
+
+/// Begins to watch everything in `dir`.
+///
+/// # Errors
+/// The directory cannot be watched.
+pub fn directory(dir: &Path) -> io::Result<(Watching, Changes)> {
+    file(&dir.join(ANY))
 }
 
 impl Watching {
@@ -149,6 +163,18 @@ mod tests {
         std::fs::write(&program, "x").unwrap();
         changes.next().await.unwrap();
         std::fs::write(&path, "y").unwrap();
+        changes.next().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn all_of_a_directory_is_seen_and_a_file_of_another() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::write(dir.path().join("x"), "x").unwrap();
+        let (mut watching, mut changes) = directory(dir.path()).unwrap();
+        watching.also(&other.path().join("y")).unwrap();
+        std::fs::remove_file(dir.path().join("x")).unwrap();
+        changes.next().await.unwrap();
+        std::fs::write(other.path().join("y"), "y").unwrap();
         changes.next().await.unwrap();
     }
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::{
-    spec::Format,
+    spec::{Format, HostSettings},
     value::{Label, VmName},
 };
 
@@ -27,6 +27,26 @@ impl Layout {
     /// A VM's file.
     pub fn vm_file(&self, name: &VmName) -> PathBuf {
         self.vm_files().join(format!("{name}.toml"))
+    }
+
+    /// The settings of the host, for all VMs.
+    pub fn host_settings(&self) -> PathBuf {
+        self.config.join(HostSettings::FILE)
+    }
+
+    /// Held for a moment by a supervisor that looks whether there is memory for its VM.
+    pub fn admission_lock(&self) -> PathBuf {
+        self.runtime.join(".admission.lock")
+    }
+
+    /// Held by the one supervisor whose turn it is to start while the host is busy.
+    pub fn turn_lock(&self) -> PathBuf {
+        self.runtime.join(".turn.lock")
+    }
+
+    /// The directory of what VMs may take of the host's memory.
+    pub fn reservations(&self) -> PathBuf {
+        self.runtime.join(RESERVATIONS)
     }
 
     /// The image cache.
@@ -65,6 +85,8 @@ impl Layout {
     }
 }
 
+/// A name that no VM can have.
+const RESERVATIONS: &str = ".memory";
 /// What the name of a draft begins with; a left-over, as of a file that was being written.
 const DRAFT: &str = ".qvm-";
 /// Where the older half of the log at `path` is.
@@ -131,6 +153,12 @@ impl VmPaths {
     /// What a later supervisor needs to take over the running QEMU.
     pub fn record(&self) -> PathBuf {
         self.runtime.join("record.json")
+    }
+
+    /// What the VM may take of the host's memory; beside those of the others.
+    pub fn reservation(&self) -> PathBuf {
+        let name = self.runtime.file_name().unwrap_or_default();
+        self.runtime.with_file_name(RESERVATIONS).join(name)
     }
 
     /// The VM file that the running QEMU was started from.

@@ -1,6 +1,7 @@
 //! Floor 2: what will be done, as data. Nothing here touches the machine: the same spec, facts and
 //! paths give the same command line, seed and tap settings, byte for byte.
 
+pub mod admission;
 pub mod anti_spoof;
 pub mod archive;
 pub mod argv;
@@ -25,6 +26,7 @@ pub mod readiness;
 pub mod resources;
 pub mod saved;
 pub mod seed;
+pub mod stagger;
 pub mod sums;
 pub mod tap;
 pub mod unit;

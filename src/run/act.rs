@@ -55,7 +55,7 @@ impl Supervisor {
             Action::Record(end) => self.record_end(&end),
             Action::Exit(code) => {
                 self.left = Some(match self.start_failure.take() {
-                    Some(why) => Left::NotStarted { is_the_hosts: self.hosts_fault, why },
+                    Some(why) => Left::NotStarted { fault: self.fault, why },
                     None => Left::Exit(code),
                 });
             }
@@ -76,7 +76,7 @@ impl Supervisor {
             self.pending.clear();
             self.reboot_relaunches = false;
             self.life.state = life::State::Preparing;
-            self.prepare();
+            self.ask_to_start();
             return;
         };
         let settings = self.settings.clone();

@@ -15,12 +15,15 @@ use crate::{
         types::{Ready, State},
     },
     host::file,
-    plan::{layout::Layout, unit::Scope},
+    plan::{
+        layout::{Layout, older_log},
+        unit::Scope,
+    },
     run::{
         record,
         service::{self, Unit},
     },
-    spec::{self, Invalid},
+    spec::{self, HostSettings, Invalid},
     value::VmName,
 };
 
@@ -28,6 +31,10 @@ use crate::{
 const ANSWER: Duration = Duration::from_secs(2);
 /// Between two questions to a supervisor that is starting.
 const POLL: Duration = Duration::from_millis(10);
+/// The same for a unit's, of which systemd tells when it runs.
+const TELL: Duration = Duration::from_millis(500);
+/// From this size on the log is kept as the older one, and a new one is begun, in bytes.
+const LOG_MOST: u64 = 1 << 20;
 /// The most that is shown of what a supervisor wrote, in bytes.
 const TAIL: u64 = 8 << 10;
 
@@ -42,6 +49,8 @@ pub struct Begin<'a> {
     pub manager: Option<Scope>,
     /// Until the guest runs and is ready, or is not waited for any more.
     pub wait: bool,
+    /// Is told what a VM waits for.
+    pub say: fn(&VmName, &str),
 }
 
 /// What came of it.
@@ -148,6 +157,7 @@ pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
         return Err(Error::NoFile(name.clone()));
     }
     spec::load(&vm_file).map_err(Error::Invalid)?;
+    HostSettings::load(&how.layout.host_settings()).map_err(Error::Invalid)?;
     if let Some(scope) = how.manager
         && let Some(unit) = Unit::find(name, scope).await?
     {
@@ -155,6 +165,11 @@ pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
     }
     file::make_dir(&paths.state)?;
     let log = paths.supervisor_log();
+    // As a start begins nobody writes to it.
+    if file::metadata(&log)?.is_some_and(|meta| meta.len() > LOG_MOST) {
+        let older = older_log(&log);
+        std::fs::rename(&log, &older).map_err(file::Error::on("rename", &log))?;
+    }
     let open = OpenOptions::new().append(true).create(true).mode(0o640).open(&log);
     let out = open.map_err(file::Error::on("open", &log))?;
     let before = out.metadata().map_err(file::Error::on("look at", &log))?.len();
@@ -162,25 +177,41 @@ pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
     if !how.wait {
         return Ok(Begun::Asked);
     }
+    let mut told = Told { name, say: how.say, last: None };
     loop {
         if let Some(status) = child.try_wait().map_err(|e| Error::Spawn(how.exe.to_owned(), e))? {
             let wrote = written_since(&log, before);
             return Err(Error::Ended { status, wrote });
         }
-        if runs(&socket).await {
+        if told.runs(&socket).await {
             return Ok(Begun::Running);
         }
         tokio::time::sleep(POLL).await;
     }
 }
 
-async fn runs(socket: &Path) -> bool {
-    let Ok(mut client) = Client::connect(socket).await else { return false };
-    let status = client.status(ANSWER).await;
-    status.is_ok_and(|status| {
+/// What was told of a VM that starts.
+struct Told<'a> {
+    name: &'a VmName,
+    say: fn(&VmName, &str),
+    last: Option<String>,
+}
+
+impl Told<'_> {
+    /// Whether it runs by now. What else it waits for is told once.
+    async fn runs(&mut self, socket: &Path) -> bool {
+        let Ok(mut client) = Client::connect(socket).await else { return false };
+        let Ok(status) = client.status(ANSWER).await else { return false };
+        let waits = status.notes.iter().find(|note| note.starts_with("waits for "));
+        if let (State::Starting, Some(why)) = (status.state, waits)
+            && self.last.as_ref() != Some(why)
+        {
+            (self.say)(self.name, why);
+            self.last = Some(why.clone());
+        }
         matches!(status.state, State::Running | State::Paused)
             && status.ready != Some(Ready::Waiting)
-    })
+    }
 }
 
 /// In a process group of its own, so that a Ctrl-C at the terminal is not for it.
@@ -214,7 +245,20 @@ async fn by_unit(unit: &Unit, name: &VmName, how: &Begin<'_>) -> Result<Begun, E
     let last = |ends: &Path| record::ends(ends).into_iter().next();
     let before = last(&ends).map(|end| end.at);
     unit.refresh().await?;
-    match unit.start(how.wait).await {
+    let mut told = Told { name, say: how.say, last: None };
+    let socket = how.layout.vm(name).control_socket();
+    // systemctl(1) says nothing of what a unit that starts waits for.
+    let telling = async {
+        loop {
+            tokio::time::sleep(TELL).await;
+            told.runs(&socket).await;
+        }
+    };
+    let started = tokio::select! {
+        started = unit.start(how.wait) => started,
+        () = telling => Ok(()),
+    };
+    match started {
         Ok(()) if how.wait => Ok(Begun::Running),
         Ok(()) => Ok(Begun::Asked),
         Err(error) => match last(&ends) {

@@ -8,10 +8,10 @@ use std::{
     time::Duration,
 };
 
-use super::{adopt, identities, inventory::inventory, isolate, prepare};
+use super::{admission, adopt, identities, inventory::inventory, isolate, prepare};
 use crate::{
     host::{
-        br_netfilter, bridge, cgroup, file, file_system, kvm_module, meminfo,
+        br_netfilter, bridge, cgroup, file, file_system, kvm_module,
         probe::{self, Probe, Question},
     },
     plan::{
@@ -23,7 +23,7 @@ use crate::{
         qcow2,
         unit::{Scope, unit_name},
     },
-    spec::{self, Disk, Format, Invalid, Link, Problem, Source, Vm},
+    spec::{self, Disk, Format, HostSettings, Invalid, Link, Problem, Source, Vm},
     value::{IfName, VmName, chain},
 };
 
@@ -51,7 +51,12 @@ pub struct Sources<'a> {
 
 /// Everything there is to be seen.
 pub async fn look(from: &Sources<'_>) -> Seen {
-    let Files { written, problems } = files(from.layout);
+    let Files { written, mut problems } = files(from.layout);
+    let settings = HostSettings::load(&from.layout.host_settings());
+    let settings = settings.unwrap_or_else(|Invalid(all)| {
+        problems.extend(all);
+        HostSettings::absent(&from.layout.host_settings())
+    });
     let entries = inventory(from.layout, &[]).await;
     let running: BTreeSet<VmName> = entries
         .iter()
@@ -90,7 +95,8 @@ pub async fn look(from: &Sources<'_>) -> Seen {
         qemu_img: found,
         network: network(from, &written),
         room: file_system::room(&from.layout.state).ok(),
-        memory: meminfo::total(&from.root.join("proc")),
+        memory: admission::memory(from.root, &settings),
+        admission: settings.admission,
         units: from.manager.map(|scope| from.units(scope, &written)),
         vms,
         problems,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::{
+    admission::Step,
     freeze::{self, NotFrozen, Why},
     launch::Qemu,
     live::Applied,
@@ -23,13 +24,24 @@ use crate::{
     value::chain,
 };
 
+/// Whose fault it is that a guest does not come to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Fault {
+    /// The VM's: another try would come to the same.
+    #[default]
+    Vm,
+    /// The host's: another try may help.
+    Host,
+    /// Nobody's: the host has not enough memory left, and is told to refuse then.
+    NoRoom,
+}
+
 /// Why a guest does not come to run.
 #[derive(Debug)]
 pub(super) struct NotBegun {
     /// The chain of causes, and the way out on a line of its own.
     pub(super) why: String,
-    /// The host is at fault, and not the VM.
-    pub(super) is_the_hosts: bool,
+    pub(super) fault: Fault,
 }
 
 impl NotBegun {
@@ -42,7 +54,8 @@ impl NotBegun {
             Some(hint) => format!("{}\nhint: {hint}", chain(error)),
             None => chain(error),
         };
-        Self { why, is_the_hosts }
+        let fault = if is_the_hosts { Fault::Host } else { Fault::Vm };
+        Self { why, fault }
     }
 }
 
@@ -52,6 +65,7 @@ pub(super) enum Fact {
     Signal(Signal),
     Request(Request),
     Progress(String),
+    Admission(Step),
     Prepared(Box<Result<Prepared, NotBegun>>),
     Launched(Box<Result<Qemu, NotBegun>>),
     Qmp(u64, qmp::Event),

@@ -6,10 +6,11 @@ use tracing::{debug, info, warn};
 
 use super::{
     adopt::{self, Found},
-    fact::{Fact, NotBegun, Trouble},
+    fact::{Fact, Fault, NotBegun, Trouble},
     launch::{self, Qemu},
     monitor::Monitor,
     record::Record,
+    reservation,
     room::Room,
     supervise::{Left, QMP_LIMIT, Supervisor},
 };
@@ -99,7 +100,7 @@ impl Supervisor {
 
     pub(super) fn start_failed(&mut self, not: NotBegun) {
         self.starting = None;
-        if !not.is_the_hosts && self.not_restored(&not.why) {
+        if not.fault == Fault::Vm && self.not_restored(&not.why) {
             return;
         }
         // An adopted QEMU that does not answer may still hold its guest: its record stays.
@@ -132,6 +133,8 @@ impl Supervisor {
         if self.left == Some(Left::Reexec) {
             return;
         }
+        // What an adopted QEMU has that is not given up is told by its record.
+        reservation::remove(&self.paths);
         if let Some(cgroup) = self.cgroup.take() {
             let _ = cgroup.remove();
         }

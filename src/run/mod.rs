@@ -12,6 +12,7 @@ use crate::{
 
 mod act;
 pub mod addresses;
+mod admission;
 pub mod adopt;
 pub mod ask_down;
 pub mod begin;
@@ -47,6 +48,7 @@ mod ready;
 pub mod record;
 mod report;
 mod reread;
+mod reservation;
 mod resources;
 mod room;
 pub mod saved;

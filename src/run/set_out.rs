@@ -6,7 +6,7 @@ use tracing::{info, warn};
 
 use super::{
     adopt::{self, Found},
-    fact::{Fact, NotBegun},
+    fact::{Fact, Fault, NotBegun},
     launch::{self, Qemu},
     prepare,
     record::Record,
@@ -44,6 +44,7 @@ impl Supervisor {
                 if let Some(vm) = adopt::reloaded(&self.paths, &self.vm.name, &self.vm.file) {
                     self.take_live(vm);
                 }
+                self.take_over_memory();
                 let paths = self.paths.clone();
                 self.start_task(async move { adopt::adopt(process, *record, &paths).await });
             }
@@ -64,7 +65,7 @@ impl Supervisor {
         });
         if let Err(error) = spawned {
             let why = format!("cannot start a thread: {error}");
-            self.not_begun(NotBegun { why, is_the_hosts: true });
+            self.not_begun(NotBegun { why, fault: Fault::Host });
         }
     }
 
@@ -103,7 +104,7 @@ impl Supervisor {
             }
             Err(error) => self.set_aside(&chain(&error)),
         }
-        self.prepare();
+        self.ask_to_start();
     }
 
     /// A QEMU that does not take the state up is no reason not to start: the guest boots, as after a power cut.
@@ -116,7 +117,7 @@ impl Supervisor {
         self.text.clone_from(&self.written_text);
         self.life.state = life::State::Preparing;
         Record::remove(&self.paths);
-        self.prepare();
+        self.ask_to_start();
         true
     }
 
@@ -136,7 +137,7 @@ impl Supervisor {
 
     /// A start that failed, by the host or by the VM.
     pub(super) fn not_begun(&mut self, not: NotBegun) {
-        self.hosts_fault = not.is_the_hosts;
+        self.fault = not.fault;
         self.feed(life::Event::StartFailed(not.why));
     }
 }

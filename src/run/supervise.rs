@@ -15,6 +15,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
+pub use super::fact::Fault;
 use super::{
     Settings,
     console::Console,
@@ -70,8 +71,8 @@ pub enum Left {
     Exit(u8),
     /// The guest did not come to run.
     NotStarted {
-        /// The host is at fault, and not the VM.
-        is_the_hosts: bool,
+        /// Whose fault that is.
+        fault: Fault,
         /// Why: the chain of causes, and a line with the way out where there is one.
         why: String,
     },
@@ -172,7 +173,7 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
         under_systemd,
         settings,
         start_failure: None,
-        hosts_fault: false,
+        fault: Fault::Vm,
         winding_up,
         left: None,
     };
@@ -273,8 +274,8 @@ pub(super) struct Supervisor {
     pub(super) under_systemd: bool,
     /// Why the guest did not come to run; with the last end.
     pub(super) start_failure: Option<String>,
-    /// That was the host's fault, and not the VM's.
-    pub(super) hosts_fault: bool,
+    /// Whose fault that was.
+    pub(super) fault: Fault,
     /// A QEMU that was left behind is taken over only to end it.
     pub(super) winding_up: bool,
     pub(super) left: Option<Left>,
@@ -297,6 +298,7 @@ impl Supervisor {
                 self.notifier.extend_timeout(START_STEP);
                 info!("{text}");
             }
+            Fact::Admission(step) => self.admission(step),
             Fact::Prepared(result) => match *result {
                 Ok(mut prepared) => {
                     prepared.notes.extend(self.unusable.take());

@@ -2,6 +2,19 @@
 
 use serde::{Deserialize, Serialize};
 
+/// What becomes of a start that the host's memory is not enough for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Admission {
+    /// It is refused, with the sums.
+    #[default]
+    Refuse,
+    /// It waits until there is room.
+    Wait,
+    /// Nobody looks.
+    Off,
+}
+
 /// What executes the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -139,7 +139,7 @@ fn is_vm_file(file: &Path) -> bool {
 }
 
 /// The bytes of a VM file, or why not and the way out.
-fn bytes(file: &Path) -> Result<Vec<u8>, (String, Option<String>)> {
+pub(super) fn bytes(file: &Path) -> Result<Vec<u8>, (String, Option<String>)> {
     let meta = fs::metadata(file).map_err(|error| match fs::read_link(file) {
         Ok(target) => {
             let target = one_line(&target.to_string_lossy());
@@ -187,7 +187,7 @@ fn read_at_most(file: &Path, most: u64) -> io::Result<Vec<u8>> {
 }
 
 /// Where a file stops being UTF-8.
-fn not_text(file: &Path, error: &std::string::FromUtf8Error) -> Problem {
+pub(super) fn not_text(file: &Path, error: &std::string::FromUtf8Error) -> Problem {
     let bytes = error.as_bytes();
     let (good, bad) = bytes.split_at(error.utf8_error().valid_up_to());
     let text = String::from_utf8_lossy(good);

@@ -9,6 +9,7 @@ mod cloud_init;
 mod disk;
 mod display;
 mod file;
+mod host_settings;
 mod image;
 pub mod known;
 mod machine;
@@ -26,11 +27,14 @@ use std::{collections::BTreeSet, io, path::Path, sync::LazyLock};
 
 use toml::de::DeTable;
 
-pub use choice::{Accel, Firmware, HostShutdown, Isolation, OnGuestReboot, OnPanic, TapHeal};
+pub use choice::{
+    Accel, Admission, Firmware, HostShutdown, Isolation, OnGuestReboot, OnPanic, TapHeal,
+};
 pub use cloud_init::{CloudInit, UserData};
 pub use disk::{Bus, Clone, Disk, Format, Media, Source};
 pub use display::Display;
 pub use file::{files_in, load, load_all, load_early, load_in_place, load_with_text, name_of};
+pub use host_settings::{HostSettings, is_host_settings};
 pub use image::{Checksum, Image, Origin};
 pub use machine::Vm;
 pub use nic::{AntiSpoof, Link, LinkState, Model, Nic};

@@ -143,14 +143,23 @@ impl<'i> Table<'i> {
         Some(named)
     }
 
-    /// Refuses every key that was not taken.
+    /// Refuses every key that was not taken, by what a VM file may have.
     pub(super) fn finish(self, r: &mut Reading<'_>) {
+        self.finish_by(r, unknown::hint);
+    }
+
+    /// Refuses every key that was not taken; `hint` is given the table's path, the key, and what could have been there.
+    pub(super) fn finish_by(
+        self,
+        r: &mut Reading<'_>,
+        hint: impl Fn(&str, &str, &[&str]) -> String,
+    ) {
         for entry in &self.entries {
             if r.is_full() {
                 continue;
             }
             let at = At { key: self.path(&entry.name), span: entry.key.clone() };
-            let hint = unknown::hint(&self.at.key, &entry.name, &self.known);
+            let hint = hint(&self.at.key, &entry.name, &self.known);
             r.wrong(&at, "unknown key", Some(hint));
         }
     }

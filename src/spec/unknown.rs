@@ -41,6 +41,23 @@ pub(super) fn hint(table: &str, key: &str, known: &[&str]) -> String {
     }
 }
 
+/// The hint for an unknown `key` in the host's settings, which know `known`.
+pub(super) fn host_hint(_: &str, key: &str, known: &[&str]) -> String {
+    let all = keys();
+    let is_a_vms = all.contains(key) || all.iter().any(|path| path.split('.').next() == Some(key));
+    match nearest(key, known) {
+        Some(ours) => format!("did you mean `{ours}`?"),
+        None if is_a_vms => {
+            format!("`{key}` belongs in the files of VMs, in `vms/` beside this file")
+        }
+        None => {
+            let mut known = known.to_vec();
+            known.sort_unstable();
+            format!("here can be: {}", known.join(", "))
+        }
+    }
+}
+
 /// The refusal of a word that is none of `allowed`.
 pub(super) fn word(text: &str, allowed: &[&str]) -> Refusal {
     let hint = nearest(text, allowed).map(|near| format!("did you mean `\"{near}\"`?"));

@@ -3,12 +3,12 @@
 use toml::de::DeValue;
 
 use super::{
-    Accel, Bus, Clone as DiskClone, Firmware, Format, HostShutdown, Isolation, LinkState, Media,
-    Model, OnGuestReboot, OnPanic, ReadyFailure, TapHeal, unknown,
+    Accel, Admission, Bus, Clone as DiskClone, Firmware, Format, HostShutdown, Isolation,
+    LinkState, Media, Model, OnGuestReboot, OnPanic, ReadyFailure, TapHeal, unknown,
 };
 use crate::value::{
-    Cidr, CpuList, CpuWeight, Forward, IfName, MacAddr, Refused, Seconds, Size, VmName, VncAddress,
-    shown,
+    Cidr, CpuList, CpuWeight, Forward, IfName, MacAddr, Refused, Seconds, Size, UidRange, VmName,
+    VncAddress, shown,
 };
 
 /// A value that can be read from TOML.
@@ -104,7 +104,7 @@ impl<const MIN: i64, const MAX: i64> Written for Whole<MIN, MAX> {
 }
 
 /// The whole number that a value is.
-fn whole(value: &DeValue<'_>) -> Result<i64, Refusal> {
+pub(super) fn whole(value: &DeValue<'_>) -> Result<i64, Refusal> {
     let number = value.as_integer().ok_or(Refusal::Type)?;
     i64::from_str_radix(number.as_str(), number.radix()).map_err(|_| Refusal::Value {
         message: format!("{} is out of range: it has more than 64 bits", shown(number.as_str())),
@@ -152,7 +152,7 @@ macro_rules! by_text {
         }
     )*};
 }
-by_text!(Cidr, CpuList, Forward, IfName, MacAddr, VmName, VncAddress);
+by_text!(Cidr, CpuList, Forward, IfName, MacAddr, UidRange, VmName, VncAddress);
 
 impl Written for std::net::IpAddr {
     const WANTED: &'static str = TEXT;
@@ -281,6 +281,7 @@ macro_rules! by_word {
     )*};
 }
 by_word! {
+    Admission { "refuse" => Self::Refuse, "wait" => Self::Wait, "off" => Self::Off }
     Accel { "auto" => Self::Auto, "kvm" => Self::Kvm, "tcg" => Self::Tcg }
     Firmware { "bios" => Self::Bios, "uefi" => Self::Uefi, "uefi-secure" => Self::UefiSecure }
     OnPanic { "restart" => Self::Restart, "stop" => Self::Stop, "pause" => Self::Pause }

@@ -12,6 +12,7 @@ mod label;
 mod mac_addr;
 mod seconds;
 mod size;
+mod uid_range;
 mod vm_name;
 mod vnc_address;
 
@@ -27,6 +28,7 @@ pub use label::Label;
 pub use mac_addr::MacAddr;
 pub use seconds::Seconds;
 pub use size::Size;
+pub use uid_range::UidRange;
 pub use vm_name::VmName;
 pub use vnc_address::VncAddress;
 

@@ -48,7 +48,7 @@ pub async fn run(
         let invalid = entry.problem.as_ref().filter(|_| entry.file_exists && !entry.answers);
         failures.extend(invalid.map(|told| Failure::told(exit::INVALID, told.clone())));
     }
-    let how = Begin { layout, exe, manager, wait: true };
+    let how = Begin { layout, exe, manager, wait: true, say: super::tell };
     let reloaded = super::each(&running, async |name| reload(&name, layout, manager).await);
     let started = super::each(&new, async |name| match begin(&name, &how).await {
         Ok(Begun::Running | Begun::Already | Begun::Asked) => {

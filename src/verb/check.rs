@@ -1,4 +1,4 @@
-//! `qvm check`: validates VM files, by themselves and beside each other, without touching anything.
+//! `qvm check`: validates VM files, by themselves and beside each other, and the host's settings, without touching anything.
 
 use std::{
     collections::BTreeMap,
@@ -10,14 +10,15 @@ use std::{
 use crate::{
     exit,
     plan::layout::Layout,
-    spec::{self, Invalid, Problem, Vm, check::across},
+    spec::{self, HostSettings, Invalid, Problem, Vm, check::across},
     value::{VmName, shown},
 };
 
 /// What `qvm check` takes.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Args {
-    /// VM files (with a `/` or `.toml` in them) or names of VMs; without any, every VM
+    /// VM files (with a `/` or `.toml` in them), `qvm.toml` of the host, or names of VMs; without any, every VM and the host's
+    /// settings
     #[arg(value_name = "FILE|NAME")]
     pub what: Vec<OsString>,
     /// Print the problems as a JSON array
@@ -31,7 +32,7 @@ pub struct Args {
 /// A file is checked beside all others in its directory, as if it stood there under its name.
 /// Prints `NAME: ok` to `out` and problems to `err`, or all problems as JSON to `out`; returns the exit code.
 pub fn run(args: &Args, layout: &Layout, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
-    let (files, missing) = match files(args, layout) {
+    let (mut files, missing) = match files(args, layout) {
         Ok(found) => found,
         Err(invalid) => {
             // There is nowhere else to tell that this could not be written.
@@ -39,11 +40,16 @@ pub fn run(args: &Args, layout: &Layout, out: &mut dyn Write, err: &mut dyn Writ
             return exit::FAILED;
         }
     };
+    let settings = settings(&mut files, args, layout);
     let load: Load = match args.no_user_data {
         true => |file| spec::load_early(file).map_err(|(invalid, _)| invalid),
         false => spec::load,
     };
-    let checked = check(&files, load);
+    let checked = settings.iter().map(|file| {
+        let problems = HostSettings::load(file).err().map(|Invalid(problems)| problems);
+        Checked { name: "the host's settings".into(), problems: problems.unwrap_or_default() }
+    });
+    let checked: Vec<Checked> = checked.chain(check(&files, load)).collect();
     let printed = match args.json {
         true => print_json(&missing, &checked, out),
         false => print(&missing, &checked, out, err),
@@ -55,7 +61,7 @@ pub fn run(args: &Args, layout: &Layout, out: &mut dyn Write, err: &mut dyn Writ
     });
     if printed.is_err() {
         exit::FAILED
-    } else if checked.iter().any(|(_, problems)| !problems.is_empty()) {
+    } else if checked.iter().any(|one| !one.problems.is_empty()) {
         exit::INVALID
     } else if !missing.is_empty() {
         exit::NOT_RUNNING
@@ -90,6 +96,15 @@ fn files(args: &Args, layout: &Layout) -> Result<(Vec<PathBuf>, Vec<Problem>), I
     Ok((files, missing))
 }
 
+/// Takes the host's settings out of the files; without any file asked for they are meant where they are.
+fn settings(files: &mut Vec<PathBuf>, args: &Args, layout: &Layout) -> Vec<PathBuf> {
+    let own = layout.host_settings();
+    if args.what.is_empty() {
+        return if own.symlink_metadata().is_ok() { vec![own] } else { vec![] };
+    }
+    files.extract_if(.., |file| *file == own || spec::is_host_settings(file)).collect()
+}
+
 /// The file of the VM of this name.
 fn named(text: &str, layout: &Layout) -> Result<PathBuf, Invalid> {
     let dir = layout.vm_files();
@@ -111,8 +126,14 @@ type Load = fn(&Path) -> Result<Vm, Invalid>;
 /// A file, and what was read from it.
 type Loaded<'f> = (&'f PathBuf, Result<Vm, Invalid>);
 
+/// What a file is for, and what is wrong with it.
+struct Checked {
+    name: String,
+    problems: Vec<Problem>,
+}
+
 /// The problems of each file, in the order given.
-fn check(files: &[PathBuf], load: Load) -> Vec<(PathBuf, Vec<Problem>)> {
+fn check(files: &[PathBuf], load: Load) -> Vec<Checked> {
     let loaded: Vec<Loaded<'_>> = files.iter().map(|file| (file, load(file))).collect();
     let mut groups: BTreeMap<&Path, Vec<&Loaded<'_>>> = BTreeMap::new();
     for file in &loaded {
@@ -120,11 +141,14 @@ fn check(files: &[PathBuf], load: Load) -> Vec<(PathBuf, Vec<Problem>)> {
     }
     let beside: Vec<Problem> =
         groups.into_iter().flat_map(|(dir, group)| check_beside(dir, &group, load)).collect();
-    let problems = |file: &PathBuf, vm: Result<Vm, Invalid>| {
+    let problems = |file: &Path, vm: Result<Vm, Invalid>| {
         let own = vm.err().map(|Invalid(problems)| problems).unwrap_or_default();
-        own.into_iter().chain(beside.iter().filter(|p| p.file == *file).cloned()).collect()
+        own.into_iter().chain(beside.iter().filter(|p| p.file == file).cloned()).collect()
     };
-    loaded.into_iter().map(|(file, vm)| (file.clone(), problems(file, vm))).collect()
+    let name = |file: &Path| file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let checked =
+        |(file, vm): Loaded<'_>| Checked { name: name(file), problems: problems(file, vm) };
+    loaded.into_iter().map(checked).collect()
 }
 
 /// What files of one directory have against each other and against the others there.
@@ -164,16 +188,15 @@ fn dir_of(file: &Path) -> &Path {
 
 fn print(
     missing: &[Problem],
-    checked: &[(PathBuf, Vec<Problem>)],
+    checked: &[Checked],
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<()> {
     for problem in missing {
         writeln!(err, "{problem}")?;
     }
-    for (file, problems) in checked {
+    for Checked { name, problems } in checked {
         if problems.is_empty() {
-            let name = file.file_stem().unwrap_or_default().to_string_lossy();
             writeln!(out, "{name}: ok")?;
         } else {
             writeln!(err, "{}", Invalid(problems.clone()))?;
@@ -182,13 +205,9 @@ fn print(
     out.flush()
 }
 
-fn print_json(
-    missing: &[Problem],
-    checked: &[(PathBuf, Vec<Problem>)],
-    out: &mut dyn Write,
-) -> io::Result<()> {
+fn print_json(missing: &[Problem], checked: &[Checked], out: &mut dyn Write) -> io::Result<()> {
     let problems: Vec<&Problem> =
-        missing.iter().chain(checked.iter().flat_map(|(_, problems)| problems)).collect();
+        missing.iter().chain(checked.iter().flat_map(|one| &one.problems)).collect();
     serde_json::to_writer_pretty(&mut *out, &problems)?;
     writeln!(out)?;
     out.flush()

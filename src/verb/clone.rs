@@ -49,7 +49,7 @@ pub async fn run(
     super::tell_taken_out(name, &cloned.taken_out);
     super::advise_copy(name, from, &cloned.vm, cloned.has_run);
     if args.start {
-        let how = Begin { layout: &layout, exe, manager, wait: true };
+        let how = Begin { layout: &layout, exe, manager, wait: true, say: super::tell };
         begin(name, &how).await.map_err(|error| super::not_begun(&error, &layout, name))?;
         super::tell(name, "running");
     }

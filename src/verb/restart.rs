@@ -35,7 +35,7 @@ pub async fn run(
     exe: &Path,
     manager: Option<Scope>,
 ) -> Result<(), Failure> {
-    let how = Begin { layout, exe, manager, wait: true };
+    let how = Begin { layout, exe, manager, wait: true, say: super::tell };
     let command = Command::PowerOff { timeout_sec: args.timeout };
     super::each(&args.names, async |name| {
         let file = layout.vm_file(&name);

@@ -12,9 +12,9 @@ use crate::{
         Settings,
         adopt::{self, Found},
         service,
-        supervise::{Left, supervise},
+        supervise::{Fault, Left, supervise},
     },
-    spec,
+    spec::{self, HostSettings},
     value::{VmName, chain},
 };
 
@@ -60,8 +60,10 @@ async fn run_to_its_end(
     let code = |is_the_hosts| if is_the_hosts { exit::HOST } else { exit::FAILED };
     let subject = |failure: Failure| failure.about(&name);
     let file = settings.layout.vm_file(&name);
+    let host = HostSettings::load(&settings.layout.host_settings());
     let loaded = if file.exists() {
-        spec::load_with_text(&file).map_err(|e| Failure::invalid(&e))
+        let loaded = spec::load_with_text(&file).and_then(|loaded| host.map(|_| loaded));
+        loaded.map_err(|e| Failure::invalid(&e))
     } else {
         let text = format!("there is no VM file `{}`", file.display());
         Err(subject(Failure::new(exit::NOT_RUNNING, text)))
@@ -89,8 +91,13 @@ async fn run_to_its_end(
         Ok(Left::Exit(0)) => Ok(()),
         // The end has been logged with all that is known of it.
         Ok(Left::Exit(code)) => Err(Failure::quiet(code)),
-        Ok(Left::NotStarted { is_the_hosts, why }) => {
-            Err(subject(Failure::new(code(is_the_hosts), why)))
+        Ok(Left::NotStarted { fault, why }) => {
+            let code = match fault {
+                Fault::Vm => exit::FAILED,
+                Fault::Host => exit::HOST,
+                Fault::NoRoom => exit::NO_ROOM,
+            };
+            Err(subject(Failure::new(code, why)))
         }
         Ok(Left::Reexec) => {
             let number = lock.pass_on().map_err(|e| subject(Failure::of(&e)))?;

@@ -36,7 +36,7 @@ pub async fn run(
     exe: &Path,
     manager: Option<Scope>,
 ) -> Result<(), Failure> {
-    let how = Begin { layout, exe, manager, wait: !args.no_wait };
+    let how = Begin { layout, exe, manager, wait: !args.no_wait, say: super::tell };
     super::each(&args.names, async |name| {
         if args.discard_state {
             let paths = layout.vm(&name);

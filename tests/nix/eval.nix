@@ -1,5 +1,5 @@
 # What nix/module.nix makes of a configuration of services.qvm.
-{ vms }:
+{ vms, settings ? { } }:
 let
   lib = import ./lib.nix;
   pkgs = {
@@ -16,7 +16,7 @@ let
   };
   module = import ../../nix/module.nix { inherit config lib pkgs; };
   options = module.options.services.qvm;
-  config.services.qvm = lib.given options "services.qvm" { enable = true; inherit vms; };
+  config.services.qvm = lib.given options "services.qvm" { enable = true; inherit settings vms; };
   made = module.config;
   units = made.systemd.services;
 in

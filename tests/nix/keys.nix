@@ -1,4 +1,4 @@
-# Every key that nix/keys.nix has an option for, as docs/qvm.toml.md writes it.
+# Every key that nix/keys.nix and nix/host-keys.nix have an option for, as the documents write it.
 let
   lib = import ./lib.nix // {
     # Types that tell what is in them.
@@ -26,4 +26,7 @@ let
       )
     );
 in
-below "" (import ../../nix/keys.nix { inherit lib; freeform = null; })
+{
+  vm = below "" (import ../../nix/keys.nix { inherit lib; freeform = null; });
+  host = below "" (import ../../nix/host-keys.nix { inherit lib; });
+}

@@ -9,6 +9,8 @@ rec {
   literalExpression = text: text;
   nameValuePair = name: value: { inherit name value; };
   mapAttrs' = f: set: builtins.listToAttrs (map (name: f name set.${name}) (builtins.attrNames set));
+  optionalString = yes: text: if yes then text else "";
+  optionalAttrs = yes: set: if yes then set else { };
   mapAttrsToList = f: set: map (name: f name set.${name}) (builtins.attrNames set);
   filterAttrs =
     keep: set:
@@ -33,6 +35,7 @@ rec {
       between = least: most: check "a number from ${toString least} to ${toString most}" (
         value: builtins.isInt value && value >= least && value <= most
       );
+      unsigned = check "a number from 0" (value: builtins.isInt value && value >= 0);
       positive = check "a positive number" (value: builtins.isInt value && value > 0);
     };
     nullOr = type: at: value: if value == null then null else type at value;

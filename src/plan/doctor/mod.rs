@@ -24,9 +24,9 @@ pub use room::{DiskSeen, Room};
 pub use ruleset::{Table, iptables, nft};
 pub use unit::{Unit, units};
 
-use super::{identity::Identity, isolation::Isolation};
+use super::{admission::Memory, identity::Identity, isolation::Isolation};
 use crate::{
-    spec::{Problem, Vm},
+    spec::{Admission, Problem, Vm},
     value::VmName,
 };
 
@@ -155,8 +155,10 @@ pub struct Seen {
     pub network: Network,
     /// The file system of the state directory; none where it cannot be asked.
     pub room: Option<Room>,
-    /// The host's memory (`MemTotal`), in bytes; none where it is not told.
-    pub memory: Option<u64>,
+    /// The host's memory; none where it is not told.
+    pub memory: Option<Memory>,
+    /// What becomes of a start that it is not enough for.
+    pub admission: Admission,
     /// The units of the service manager that looks for VMs here, where there is one.
     pub units: Option<Result<Vec<Unit>, Complaint>>,
     /// The VMs, by name.

@@ -1,7 +1,10 @@
 //! Room: whether disks and memory that were promised to guests are there when they are wanted.
 
 use super::{Finding, Seen};
-use crate::value::Size;
+use crate::{
+    plan::admission::{bytes, commitment},
+    spec::Admission,
+};
 
 /// The least that should be free, in bytes: a guest whose write fails for want of room is paused, or worse.
 const LEAST_FREE: u64 = 1 << 30;
@@ -36,22 +39,32 @@ pub(super) fn examine(seen: &Seen) -> Vec<Finding> {
     findings
 }
 
+/// By the sums that a start is admitted by.
 fn memory(seen: &Seen) -> Option<Finding> {
-    let total = seen.memory?;
+    let memory = seen.memory?;
     let running = seen.vms.iter().filter(|vm| vm.runs);
     let running = running.filter_map(|vm| vm.booted.as_ref().or(vm.written.as_ref()));
-    let now = sum(running.map(|vm| vm.mem.bytes()));
+    let now = sum(running.map(|vm| commitment(vm.mem.bytes())));
     let starting = seen.vms.iter().filter(|vm| !vm.runs).filter_map(|vm| vm.written.as_ref());
-    let starting = sum(starting.filter(|vm| vm.autostart).map(|vm| vm.mem.bytes()));
-    let then = now.saturating_add(starting);
-    let (now_is, then_is, total_is) = (bytes(now), bytes(then), bytes(total));
+    let starting = starting.filter(|vm| vm.autostart);
+    let then = now.saturating_add(sum(starting.map(|vm| commitment(vm.mem.bytes()))));
+    let told = format!(
+        "of {}, VMs can have {}; those that run may take {}, and with `autostart` {}",
+        bytes(memory.total),
+        bytes(memory.for_vms()),
+        bytes(now),
+        bytes(then)
+    );
+    let end = match seen.admission {
+        Admission::Refuse => "the last to start will be refused",
+        Admission::Wait => "the last to start will wait",
+        Admission::Off => "nobody keeps them from it, with `admission = \"off\"`",
+    };
     let todo = "give guests less `mem`, or have fewer of them; swap and the balloon carry a short while only";
-    let told =
-        format!("of {total_is}, running guests may take {now_is}, and with `autostart` {then_is}");
-    Some(if now > total {
+    Some(if now > memory.for_vms() {
         Finding::warning("memory", format!("{told}: more than there is")).todo(todo)
-    } else if then > total {
-        let found = format!("{told}: more than there is when the host has started");
+    } else if then > memory.for_vms() {
+        let found = format!("{told}: more than there is when the host has started, {end}");
         Finding::warning("memory", found).todo(todo)
     } else {
         Finding::ok("memory", told)
@@ -94,14 +107,4 @@ fn disks(seen: &Seen, room: &Room) -> Vec<Finding> {
 /// What a disk's header says may be any number.
 fn sum(all: impl Iterator<Item = u64>) -> u64 {
     all.fold(0, u64::saturating_add)
-}
-
-/// Bytes as people read them, rounded down to a tenth: `1.5 GiB`.
-fn bytes(bytes: u64) -> String {
-    let (unit, name) = if bytes >= Size::GIB { (Size::GIB, "GiB") } else { (Size::MIB, "MiB") };
-    let tenths = u128::from(bytes) * 10 / u128::from(unit);
-    match tenths % 10 {
-        0 => format!("{} {name}", tenths / 10),
-        tenth => format!("{}.{tenth} {name}", tenths / 10),
-    }
 }

@@ -9,22 +9,25 @@ fn memory_of_what_runs_and_of_what_starts() {
     for (vms, expected) in [
         (
             vec![vm("web", up)],
-            "ok memory: of 16 GiB, running guests may take 0 MiB, and with `autostart` 0 MiB",
+            "ok memory: of 16 GiB, VMs can have 15 GiB; those that run may take 0 MiB, and with `autostart` 0 MiB",
         ),
-        (vec![runs(vm("web", up))], "ok memory: of 16 GiB, running guests may take 8 GiB, and"),
+        (
+            vec![runs(vm("web", up))],
+            "ok memory: of 16 GiB, VMs can have 15 GiB; those that run may take 8 GiB, and",
+        ),
         // Not counted twice.
         (
             vec![runs(vm("db", auto))],
-            "ok memory: of 16 GiB, running guests may take 10 GiB, and with `autostart` 10 GiB",
+            "ok memory: of 16 GiB, VMs can have 15 GiB; those that run may take 10 GiB, and with `autostart` 10 GiB",
         ),
         (
             vec![runs(vm("web", up)), vm("db", auto)],
-            "warning memory: of 16 GiB, running guests may take 8 GiB, and with `autostart` 18 GiB: more than there is \
-             when the host has started | ",
+            "warning memory: of 16 GiB, VMs can have 15 GiB; those that run may take 8 GiB, and with `autostart` 18.1 GiB: more than \
+             there is when the host has started, the last to start will be refused | ",
         ),
         (
             vec![runs(vm("web", up)), runs(vm("db", auto))],
-            "warning memory: of 16 GiB, running guests may take 18 GiB, and with `autostart` 18 GiB: more than there is | ",
+            "warning memory: of 16 GiB, VMs can have 15 GiB; those that run may take 18.1 GiB, and with `autostart` 18.1 GiB: more than there is | ",
         ),
     ] {
         one(&well(vms), "memory", expected);
@@ -32,10 +35,18 @@ fn memory_of_what_runs_and_of_what_starts() {
     // What runs counts as it was started, also without its VM file.
     let mut web = runs(vm("web", up));
     web.written = Some(file("web", "mem = \"1G\""));
-    one(&well(vec![web.clone()]), "memory", "ok memory: of 16 GiB, running guests may take 8 GiB");
+    one(
+        &well(vec![web.clone()]),
+        "memory",
+        "ok memory: of 16 GiB, VMs can have 15 GiB; those that run may take 8 GiB",
+    );
     web.written = None;
     let mut seen = well(vec![web]);
-    one(&seen, "memory", "ok memory: of 16 GiB, running guests may take 8 GiB");
+    one(
+        &seen,
+        "memory",
+        "ok memory: of 16 GiB, VMs can have 15 GiB; those that run may take 8 GiB",
+    );
     seen.memory = None;
     assert_eq!(told(&seen, "memory"), Vec::<String>::new());
 }

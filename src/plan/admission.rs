@@ -1,0 +1,180 @@
+//! Whether the host's memory is enough for one more VM: the sums, and how they are told.
+
+use std::fmt;
+
+use crate::value::{Size, VmName};
+
+/// What a QEMU takes beside the guest's memory, in bytes: its own (18 MiB without devices, QEMU 10.0), queues, threads and buffers
+/// of its devices, and the supervisor.
+pub const OVERHEAD: u64 = 48 * Size::MIB;
+/// One byte of page tables for so many of the guest's memory: 8 for each 4096, in QEMU's tables and once more in KVM's.
+pub const TABLES: u64 = 256;
+/// What the host keeps for itself, unless written: one part of so many of its memory …
+pub const RESERVE_PART: u64 = 16;
+/// … but not less than this, in bytes: a kernel, systemd, a journal and somebody who logs in …
+pub const RESERVE_LEAST: u64 = 512 * Size::MIB;
+/// … and not more than this, in bytes.
+pub const RESERVE_MOST: u64 = 4 * Size::GIB;
+
+/// What there is of memory, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// All of it (`MemTotal`).
+    pub total: u64,
+    /// What is set aside as huge pages (`Hugetlb`).
+    pub huge_pages: u64,
+    /// What the host keeps for itself.
+    pub reserve: u64,
+}
+
+impl Memory {
+    /// Of a host with so much; `reserve` as it is written.
+    pub fn new(total: u64, huge_pages: u64, reserve: Option<Size>) -> Self {
+        let by_rule = (total / RESERVE_PART).clamp(RESERVE_LEAST, RESERVE_MOST);
+        Self { total, huge_pages, reserve: reserve.map_or(by_rule, Size::bytes) }
+    }
+
+    /// What VMs may take.
+    pub const fn for_vms(self) -> u64 {
+        self.total.saturating_sub(self.huge_pages).saturating_sub(self.reserve)
+    }
+}
+
+/// What a VM may take of the host: what its guest is given, whatever the balloon holds of it now, and what its QEMU takes beside.
+pub const fn commitment(mem: u64) -> u64 {
+    mem.saturating_add(mem / TABLES).saturating_add(OVERHEAD)
+}
+
+/// A VM that would be started, beside those that run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sums {
+    /// What there is.
+    pub memory: Memory,
+    /// How many VMs run, or are being started.
+    pub others: usize,
+    /// What they may take, in bytes.
+    pub committed: u64,
+    /// What this one may take, in bytes.
+    pub wanted: u64,
+}
+
+impl Sums {
+    /// For a guest with `mem` bytes, beside others with theirs.
+    pub fn of(memory: Memory, others: &[(VmName, u64)], mem: u64) -> Self {
+        Self {
+            memory,
+            others: others.len(),
+            committed: others.iter().fold(0, |sum, (_, mem)| sum.saturating_add(commitment(*mem))),
+            wanted: commitment(mem),
+        }
+    }
+
+    /// There is room for it.
+    pub const fn fits(&self) -> bool {
+        self.committed.saturating_add(self.wanted) <= self.memory.for_vms()
+    }
+
+    /// It would not fit on the host alone.
+    pub const fn never_fits(&self) -> bool {
+        self.wanted > self.memory.for_vms()
+    }
+}
+
+/// `it may take 4.1 GiB, and 1.5 GiB are left: of 16 GiB the host keeps 1 GiB, and 3 VMs may take 13.5 GiB`
+impl fmt::Display for Sums {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Memory { total, huge_pages, reserve } = self.memory;
+        let left = self.memory.for_vms().saturating_sub(self.committed);
+        let (wanted, left, total) = (bytes(self.wanted), bytes(left), bytes(total));
+        write!(f, "it may take {wanted}, and {left} are left: of {total} ")?;
+        if huge_pages > 0 {
+            write!(f, "{} are huge pages, ", bytes(huge_pages))?;
+        }
+        write!(f, "the host keeps {}", bytes(reserve))?;
+        match self.others {
+            0 => f.write_str(", and no other VM runs"),
+            1 => write!(f, ", and 1 VM may take {}", bytes(self.committed)),
+            others => write!(f, ", and {others} VMs may take {}", bytes(self.committed)),
+        }
+    }
+}
+
+/// Bytes as people read them, rounded down to a tenth: `1.5 GiB`.
+pub fn bytes(bytes: u64) -> String {
+    let (unit, name) = if bytes >= Size::GIB { (Size::GIB, "GiB") } else { (Size::MIB, "MiB") };
+    let tenths = u128::from(bytes) * 10 / u128::from(unit);
+    match tenths % 10 {
+        0 => format!("{} {name}", tenths / 10),
+        tenth => format!("{}.{tenth} {name}", tenths / 10),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn others(all: &[u64]) -> Vec<(VmName, u64)> {
+        all.iter().enumerate().map(|(n, mem)| (format!("v{n}").parse().unwrap(), *mem)).collect()
+    }
+
+    #[test]
+    fn what_the_host_keeps() {
+        for (total, reserve, kept) in [
+            (1 << 30, None, 512 << 20),
+            (16 << 30, None, 1 << 30),
+            (512 << 30, None, 4 << 30),
+            (16 << 30, Some(0), 0),
+            (16 << 30, Some(100 << 20), 100 << 20),
+        ] {
+            let memory = Memory::new(total, 0, reserve.map(Size::from_bytes));
+            assert_eq!(memory.reserve, kept, "{total}");
+            assert_eq!(memory.for_vms(), total - kept);
+        }
+        // Pages that no guest's memory is made of are nobody's to promise.
+        assert_eq!(Memory::new(16 << 30, 10 << 30, None).for_vms(), 5 << 30);
+        assert_eq!(Memory::new(1 << 30, 1 << 30, None).for_vms(), 0);
+    }
+
+    #[test]
+    fn the_last_byte_fits_and_the_next_does_not() {
+        let one = commitment(1 << 30);
+        assert_eq!(one, (1 << 30) + (4 << 20) + (48 << 20));
+        let host = |total| Memory::new(total, 0, Some(Size::from_bytes(0)));
+        let sums = |total| Sums::of(host(total), &others(&[1 << 30, 1 << 30]), 1 << 30);
+        assert!(sums(3 * one).fits());
+        assert!(!sums(3 * one - 1).fits());
+        assert!(!sums(one).never_fits());
+        assert!(sums(one - 1).never_fits());
+    }
+
+    #[test]
+    fn the_sums_are_told() {
+        let memory = Memory::new(16 << 30, 2 << 30, None);
+        assert_eq!(
+            Sums::of(memory, &others(&[4 << 30, 7 << 30]), 4 << 30).to_string(),
+            "it may take 4 GiB, and 1.8 GiB are left: of 16 GiB 2 GiB are huge pages, the host keeps 1 GiB, and 2 VMs may take 11.1 GiB"
+        );
+        let memory = Memory::new(8 << 30, 0, Some(Size::from_bytes(256 << 20)));
+        assert_eq!(
+            Sums::of(memory, &[], 16 << 30).to_string(),
+            "it may take 16.1 GiB, and 7.7 GiB are left: of 8 GiB the host keeps 256 MiB, and no other VM runs"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn whoever_is_admitted_leaves_the_host_its_reserve(
+            total in 0u64.., huge in 0u64.., reserve in proptest::option::of(0u64..), mem in 0u64.., all in proptest::collection::vec(0u64.., 0..5),
+        ) {
+            let memory = Memory::new(total, huge, reserve.map(Size::from_bytes));
+            let sums = Sums::of(memory, &others(&all), mem);
+            let exact: u128 = all.iter().chain([&mem]).map(|mem| u128::from(*mem) + u128::from(OVERHEAD)).sum();
+            if sums.fits() && memory.for_vms() < u64::MAX {
+                prop_assert!(exact <= u128::from(total));
+            }
+            let _ = sums.to_string();
+        }
+    }
+}
