@@ -1,13 +1,13 @@
 //! Starting a process that will outlive us: its own session, its own descriptors, nothing of ours but standard error.
 
 use std::{
-    io,
+    io::{self, Read, Write},
     os::{
-        fd::{OwnedFd, RawFd},
-        unix::process::CommandExt,
+        fd::{AsRawFd, OwnedFd, RawFd},
+        unix::{net::UnixStream, process::CommandExt},
     },
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 use command_fds::{CommandFdExt, FdMapping};
@@ -54,22 +54,32 @@ impl Error {
 /// a pipe to us, for it would die of SIGPIPE after us. It has a session of its own, so that neither Ctrl-C nor the end of a
 /// terminal reaches it. It is never reaped here, so the pid stays its own until somebody waits for it.
 ///
+/// `known` is called with its pid before it executes the program. Where that fails, or where we die before it is done, the program
+/// is never executed: there is no instant at which it runs and nobody knows of it.
+///
 /// # Errors
-/// It cannot be started.
-pub fn spawn(program: &Path, arguments: &[String], fds: Vec<(OwnedFd, i32)>) -> Result<u32, Error> {
+/// It cannot be started, or what `known` says.
+pub fn spawn<E: From<Error>>(
+    program: &Path,
+    arguments: &[String],
+    fds: Vec<(OwnedFd, i32)>,
+    known: impl FnOnce(u32) -> Result<(), E>,
+) -> Result<u32, E> {
     let wrap = |source| Error { program: program.to_owned(), source };
+    let (ours, theirs) = UnixStream::pair().map_err(wrap)?;
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
     for variable in NOT_INHERITED {
         command.env_remove(variable);
     }
-    // SAFETY: between fork and exec only async-signal-safe calls are allowed: these are two bare system calls,
+    let ends = (ours.as_raw_fd(), theirs.as_raw_fd());
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed: these are bare system calls,
     // and nothing is allocated.
     unsafe {
-        command.pre_exec(|| {
+        command.pre_exec(move || {
             rustix::process::setsid()?;
             close_on_exec_from_3();
-            Ok(())
+            await_leave(ends)
         });
     }
     let _held = hold(&fds).map_err(wrap)?;
@@ -77,7 +87,47 @@ pub fn spawn(program: &Path, arguments: &[String], fds: Vec<(OwnedFd, i32)>) -> 
     let mappings =
         fds.into_iter().map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd }).collect();
     command.fd_mappings(mappings).map_err(|e| wrap(io::Error::other(e)))?;
-    command.spawn().map(|child| child.id()).map_err(wrap)
+    std::thread::scope(|scope| {
+        // Returns when the program is executed, so somebody else has to give leave for that.
+        let spawned = std::thread::Builder::new().name("spawn".into()).spawn_scoped(scope, || {
+            // Dropped here, so that one that ends without a word is noticed.
+            let _theirs = theirs;
+            command.spawn()
+        });
+        let spawned = spawned.map_err(wrap)?;
+        let said = give_leave(ours, known);
+        let child: Result<Child, Error> = match spawned.join() {
+            Ok(child) => child.map_err(wrap),
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        // Why it has got no leave comes first: that it was not executed follows from it.
+        said?;
+        Ok(child?.id())
+    })
+}
+
+/// Hears the pid of the forked process, makes it known, and lets it go on. `ours` is closed then, whatever came of it.
+fn give_leave<E>(mut ours: UnixStream, known: impl FnOnce(u32) -> Result<(), E>) -> Result<(), E> {
+    let mut pid = [0; size_of::<u32>()];
+    if ours.read_exact(&mut pid).is_ok() {
+        known(u32::from_ne_bytes(pid))?;
+        let _ = ours.write_all(&[1]);
+    }
+    Ok(())
+}
+
+/// In the forked process: says who it is, and waits for leave to go on, or for the end of whoever could give it.
+fn await_leave((ours, theirs): (RawFd, RawFd)) -> io::Result<()> {
+    let pid = std::process::id().to_ne_bytes();
+    let mut leave = [0_u8];
+    // SAFETY: bare system calls on descriptors that were open at the fork, and on buffers that outlive them. Our copy of the other
+    // end is closed first: else its owner's death would go unnoticed.
+    let read = unsafe {
+        nix::libc::close(ours);
+        nix::libc::send(theirs, pid.as_ptr().cast(), pid.len(), nix::libc::MSG_NOSIGNAL);
+        nix::libc::read(theirs, leave.as_mut_ptr().cast(), leave.len())
+    };
+    if read == 1 { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
 }
 
 /// Marks every descriptor but 0, 1 and 2 close-on-exec. Those that this program opens are already; those that it
@@ -121,7 +171,14 @@ mod tests {
         let stray = rustix::io::fcntl_dupfd_cloexec(&stray, 100).unwrap();
         rustix::io::fcntl_setfd(&stray, rustix::io::FdFlags::empty()).unwrap();
         let script = "cd /proc/$$/fd; echo * >&9; env >&9".to_owned();
-        let pid = spawn(Path::new("sh"), &["-c".into(), script], vec![(theirs.into(), 9)]).unwrap();
+        let mut known = 0;
+        let tell = |pid| -> Result<(), Error> {
+            known = pid;
+            Ok(())
+        };
+        let arguments = ["-c".to_owned(), script];
+        let pid = spawn(Path::new("sh"), &arguments, vec![(theirs.into(), 9)], tell).unwrap();
+        assert_eq!(pid, known);
         let mut said = String::new();
         ours.read_to_string(&mut said).unwrap();
         let fds: Vec<&str> = said.lines().next().unwrap().split(' ').collect();
@@ -137,8 +194,26 @@ mod tests {
     #[test]
     fn a_missing_program_is_named() {
         let fds = (3..12).map(|number| (std::fs::File::open("/dev/null").unwrap().into(), number));
-        let error = spawn(Path::new("/nowhere/qemu"), &[], fds.collect()).unwrap_err();
+        let known = |_| -> Result<(), Error> { Ok(()) };
+        let error = spawn(Path::new("/nowhere/qemu"), &[], fds.collect(), known).unwrap_err();
         assert_eq!(error.to_string(), "cannot start `/nowhere/qemu`");
         assert!(error.hint().is_some());
+    }
+
+    #[test]
+    fn what_cannot_be_made_known_is_not_executed() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = dir.path().join("made");
+        let arguments = ["-c".to_owned(), format!("touch {}", made.display())];
+        let no = || Error { program: "known".into(), source: io::ErrorKind::StorageFull.into() };
+        let mut child = 0;
+        let error = spawn(Path::new("sh"), &arguments, vec![], |pid| {
+            child = pid;
+            Err(no())
+        });
+        assert_eq!(error.unwrap_err().to_string(), "cannot start `known`");
+        // It was waited for.
+        assert!(child > 0 && !Path::new(&format!("/proc/{child}")).exists());
+        assert!(!made.exists());
     }
 }

@@ -35,6 +35,8 @@ pub(crate) struct Scene {
     pub(crate) same_as: PathBuf,
     /// identity.toml, where there was one.
     identity: Option<Vec<u8>>,
+    /// How long its console's log was.
+    said: usize,
 }
 
 impl Scene {
@@ -42,7 +44,7 @@ impl Scene {
     pub(crate) fn new(file: &dyn Fn(&Lab)) -> Self {
         let lab = Lab::new();
         file(&lab);
-        Self { lab, same_as: guest(GUEST).unwrap(), identity: None }
+        Self { lab, same_as: guest(GUEST).unwrap(), identity: None, said: 0 }
     }
 
     /// A place where the VM has been, as `before` has kept it.
@@ -51,6 +53,7 @@ impl Scene {
         copy(&before.state.path().join("s"), &scene.lab.path().join("s"));
         scene.same_as = before.disk.clone();
         scene.identity = fs::read(scene.lab.state("web", "identity.toml")).ok();
+        scene.said = scene.lab.console("web").len();
         scene
     }
 
@@ -77,20 +80,23 @@ impl Scene {
 
     /// identity.toml as it is now is what the VM has to have from now on.
     pub(crate) fn remember(&mut self) {
-        self.identity = fs::read(self.lab.state("web", "identity.toml")).ok().or(self.identity.take());
+        self.identity =
+            fs::read(self.lab.state("web", "identity.toml")).ok().or(self.identity.take());
     }
 
-    /// How often the guest has booted, by what its console says.
+    /// What the guest has said here.
+    fn console(&self) -> String {
+        self.lab.console("web").get(self.said..).unwrap_or_default().to_owned()
+    }
+
+    /// Whether the guest is seen to count.
+    pub(crate) fn counts(&self) -> bool {
+        self.console().contains("COUNT ")
+    }
+
+    /// How often the guest has booted here.
     pub(crate) fn boots(&self) -> usize {
-        self.lab.console("web").matches("BOOT-GUEST-READY").count()
-    }
-
-    /// The last whole number that the guest has counted to.
-    pub(crate) fn counted(&self) -> u64 {
-        let console = self.lab.console("web");
-        let whole = &console[..console.rfind('\n').unwrap_or(0)];
-        let last = whole.lines().rev().find_map(|line| line.trim().strip_prefix("COUNT ")?.parse().ok());
-        last.unwrap_or(0)
+        self.console().matches("BOOT-GUEST-READY").count()
     }
 
     /// The processes that belong to this place, but zombies.
@@ -112,7 +118,10 @@ impl Scene {
 
     pub(crate) fn qemus(&self) -> Vec<i32> {
         let all = self.processes();
-        all.into_iter().filter(|(_, name)| name.starts_with("qemu-system")).map(|(p, _)| p).collect()
+        all.into_iter()
+            .filter(|(_, name)| name.starts_with("qemu-system"))
+            .map(|(p, _)| p)
+            .collect()
     }
 
     /// A plain start brings it up, and one QEMU is there.
@@ -123,9 +132,8 @@ impl Scene {
 
     /// It runs, and is what it says it is.
     pub(crate) fn runs(&self) {
-        let said = self.lab.console("web").len();
-        let more = |count| self.lab.console("web").get(said..).unwrap_or("").matches("COUNT ").count() > count;
-        until("the guest counts", || more(1));
+        let said = self.console().matches("COUNT ").count();
+        until("the guest counts", || self.console().matches("COUNT ").count() > said + 1);
         let status = self.lab.status("web");
         assert_eq!(status["state"], "running", "{status}");
         assert_eq!(self.qemus(), [self.lab.qemu_pid("web")]);
@@ -153,7 +161,12 @@ impl Scene {
     fn only(&self, dir: &Path, allowed: &[&str], needed: &[&str]) {
         let names = self.names(dir);
         for name in &names {
-            assert!(allowed.contains(&name.as_str()) || needed.contains(&name.as_str()), "{} is in {}", name, dir.display());
+            assert!(
+                allowed.contains(&name.as_str()) || needed.contains(&name.as_str()),
+                "{} is in {}",
+                name,
+                dir.display()
+            );
         }
         for name in needed {
             assert!(names.contains(*name), "{name} is not in {}: {names:?}", dir.display());
@@ -161,29 +174,53 @@ impl Scene {
     }
 
     fn files_are_those_of_a_vm_that_runs(&self) {
-        let sockets = ["agent.sock", "serial.sock", "qmp.sock", "control.sock", "lock", "record.json", "booted.toml"];
+        let sockets = [
+            "agent.sock",
+            "serial.sock",
+            "qmp.sock",
+            "control.sock",
+            "lock",
+            "record.json",
+            "booted.toml",
+        ];
         self.only(&self.lab.runtime("web", ""), &["reloaded.toml"], &sockets);
         self.state_is_whole();
     }
 
     /// What is kept is what is to be kept, and no temporary file.
     fn state_is_whole(&self) {
-        let may = ["seed.iso", "data.raw", "data.origin.json", "ends.json", "supervisor.log", "console.log", "console.log.times"];
+        let may = [
+            "seed.iso",
+            "data.raw",
+            "data.origin.json",
+            "ends.json",
+            "supervisor.log",
+            "console.log",
+            "console.log.times",
+        ];
         let must = ["identity.toml", "root.qcow2", "root.origin.json"];
         self.only(&self.lab.state("web", ""), &may, &must);
         let place = self.lab.path().join("s");
         self.only(&place, &["images"], &["vms", "qemu.json"]);
         self.only(&place.join("vms"), &[], &["web"]);
-        serde_json::from_slice::<serde_json::Value>(&fs::read(place.join("qemu.json")).unwrap()).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&fs::read(place.join("qemu.json")).unwrap())
+            .unwrap();
         for name in self.names(&place.join("images")) {
             let path = place.join("images").join(&name);
             let end = path.extension().unwrap_or_default().to_string_lossy().into_owned();
-            assert!(!name.starts_with('.') && ["json", "qcow2"].contains(&&*end), "{name} is in images/");
+            assert!(
+                !name.starts_with('.') && ["json", "qcow2"].contains(&&*end),
+                "{name} is in images/"
+            );
             let mode = fs::metadata(&path).unwrap().permissions().mode() & 0o777;
             assert!(end == "json" || mode == 0o440, "{name} has the mode {mode:o}");
         }
         if let Some(identity) = &self.identity {
-            assert_eq!(*identity, fs::read(self.lab.state("web", "identity.toml")).unwrap(), "the identity is another");
+            assert_eq!(
+                *identity,
+                fs::read(self.lab.state("web", "identity.toml")).unwrap(),
+                "the identity is another"
+            );
         }
     }
 
@@ -225,7 +262,11 @@ impl Scene {
         let qemu_img = |arguments: &[&str], paths: &[&Path]| {
             let output = Command::new("qemu-img").args(arguments).args(paths).output().unwrap();
             let said = String::from_utf8_lossy(&output.stdout).into_owned();
-            assert!(output.status.success(), "qemu-img {arguments:?}: {said}{}", String::from_utf8_lossy(&output.stderr));
+            assert!(
+                output.status.success(),
+                "qemu-img {arguments:?}: {said}{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
         };
         qemu_img(&["check", "-q", "-f", "qcow2"], &[&disk]);
         qemu_img(&["compare", "-q", "-f", "qcow2", "-F", "qcow2"], &[&disk, same_as]);
@@ -236,7 +277,10 @@ impl Drop for Scene {
     /// Also what has no record, and would be left by the lab.
     fn drop(&mut self) {
         for (pid, _) in self.processes() {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            let _ = nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(pid),
+                nix::sys::signal::Signal::SIGKILL,
+            );
         }
     }
 }
