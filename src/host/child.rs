@@ -109,11 +109,12 @@ pub fn spawn<E: From<Error>>(
 /// Hears the pid of the forked process, makes it known, and lets it go on. `ours` is closed then, whatever came of it.
 fn give_leave<E>(mut ours: UnixStream, known: impl FnOnce(u32) -> Result<(), E>) -> Result<(), E> {
     let mut pid = [0; size_of::<u32>()];
-    if ours.read_exact(&mut pid).is_ok() {
-        known(u32::from_ne_bytes(pid))?;
-        let _ = ours.write_all(&[1]);
+    if ours.read_exact(&mut pid).is_err() {
+        return Ok(());
     }
-    Ok(())
+    let said = known(u32::from_ne_bytes(pid));
+    let _ = ours.write_all(&[u8::from(said.is_ok())]);
+    said
 }
 
 /// In the forked process: says who it is, and waits for leave to go on, or for the end of whoever could give it.
@@ -122,12 +123,15 @@ fn await_leave((ours, theirs): (RawFd, RawFd)) -> io::Result<()> {
     let mut leave = [0_u8];
     // SAFETY: bare system calls on descriptors that were open at the fork, and on buffers that outlive them. Our copy of the other
     // end is closed first: else its owner's death would go unnoticed.
-    let read = unsafe {
+    unsafe {
         nix::libc::close(ours);
         nix::libc::send(theirs, pid.as_ptr().cast(), pid.len(), nix::libc::MSG_NOSIGNAL);
-        nix::libc::read(theirs, leave.as_mut_ptr().cast(), leave.len())
-    };
-    if read == 1 { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
+        if nix::libc::read(theirs, leave.as_mut_ptr().cast(), leave.len()) != 1 {
+            // Nobody is left to be told of an error.
+            nix::libc::_exit(1);
+        }
+    }
+    if leave == [1] { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
 }
 
 /// Marks every descriptor but 0, 1 and 2 close-on-exec. Those that this program opens are already; those that it

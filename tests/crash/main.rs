@@ -97,8 +97,11 @@ fn nothing_is_lost_wherever_it_is_killed() {
         .map(|phase| {
             let begun = Instant::now();
             let row = walk(phase, &|calls| {
-                let step = std::env::var("QVM_STEP").map_or(1, |step| step.parse().unwrap());
-                (1..=calls).step_by(step).collect()
+                let number = |key: &str| std::env::var(key).ok().map(|nr| nr.parse().unwrap());
+                match (number("QVM_POINT"), number("QVM_STEP")) {
+                    (Some(point), _) => vec![point],
+                    (None, step) => (1..=calls).step_by(step.unwrap_or(1)).collect(),
+                }
             });
             println!("{}: {} points in {:?}", row.phase, row.points, begun.elapsed());
             row

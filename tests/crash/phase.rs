@@ -8,14 +8,21 @@ use std::{
     process::Stdio,
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
 use super::{
-    lab::{Lab, guest, network::Network, signal, until},
+    lab::{Lab, guest, network::Network, until},
     scene::{Before, GUEST, Scene},
     trace::{Call, Cut, Traced},
 };
 
-const SIGKILL: i32 = 9;
-const SIGUSR2: i32 = 12;
+/// Kills it, if it is still there.
+fn end(pid: i32) {
+    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+}
 
 /// One of the things that qvm does.
 pub(crate) struct Phase {
@@ -88,20 +95,18 @@ impl Phase {
         let counted = traced.counted();
         let finished = traced.has_ended();
         if !finished {
-            signal(traced.pid, SIGKILL);
+            end(traced.pid);
         }
         let ended = traced.ended();
         if let Some((Cut::Everything, _)) = cut {
             until("nothing runs", || {
                 let qemus = scene.qemus();
-                qemus.iter().for_each(|pid| signal(*pid, SIGKILL));
+                qemus.iter().copied().for_each(end);
                 qemus.is_empty()
             });
         }
-        // Clients notice by themselves, and so does what a helper was begun for.
-        until("only QEMU is left", || {
-            scene.processes().iter().all(|(_, name)| name.starts_with("qemu-system"))
-        });
+        // Clients notice by themselves, and helpers come to their end.
+        until("only QEMU is left", || scene.has_only_qemu());
         let cut = cut.map_or(Cut::Program, |(cut, _)| cut);
         let qemus = scene.qemus();
         assert!(qemus.len() <= 1, "{qemus:?}");
@@ -291,7 +296,7 @@ pub(crate) const PHASES: &[Phase] = &[
         act: |scene, traced| {
             up(scene, traced);
             if !traced.has_ended() {
-                signal(traced.pid, SIGUSR2);
+                let _ = kill(Pid::from_raw(traced.pid), Signal::SIGUSR2);
             }
             over(traced, "it is taken over", || scene.lab.log("web").contains("taken over"));
         },

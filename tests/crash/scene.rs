@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use super::lab::{Lab, guest, runs, until};
+use super::lab::{LONG, Lab, guest, runs, until};
 
 /// Where the test writes into a disk, and what: a second copy of the image over the disk would take it away.
 const MARK: [&str; 2] = ["-c", "write -q -P 0xa5 640k 64k"];
@@ -116,6 +116,14 @@ impl Scene {
         ours.map(|pid| (pid, name(pid).trim().to_owned())).collect()
     }
 
+    /// Whether nothing runs but QEMU, and none that is only asked for its version.
+    pub(crate) fn has_only_qemu(&self) -> bool {
+        self.processes().iter().all(|(pid, name)| {
+            let asked = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            name.starts_with("qemu-system") && asked.contains("-qmp") | asked.contains("-mon")
+        })
+    }
+
     pub(crate) fn qemus(&self) -> Vec<i32> {
         let all = self.processes();
         all.into_iter()
@@ -133,7 +141,22 @@ impl Scene {
     /// It runs, and is what it says it is.
     pub(crate) fn runs(&self) {
         let said = self.console().matches("COUNT ").count();
-        until("the guest counts", || self.console().matches("COUNT ").count() > said + 1);
+        let begun = std::time::Instant::now();
+        while self.console().matches("COUNT ").count() <= said + 1 {
+            if begun.elapsed() >= std::time::Duration::from_secs(20) {
+                if std::env::var_os("QVM_HOLD").is_some() {
+                    println!("held: {}", self.lab.path().display());
+                    std::thread::sleep(std::time::Duration::from_secs(900));
+                }
+                let supervisor = fs::read_to_string(self.lab.state("web", "supervisor.log"));
+                panic!(
+                    "the guest does not count: {:?}\n{}{supervisor:?}",
+                    self.console(),
+                    self.lab.log("web")
+                );
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
         let status = self.lab.status("web");
         assert_eq!(status["state"], "running", "{status}");
         assert_eq!(self.qemus(), [self.lab.qemu_pid("web")]);
