@@ -6,6 +6,7 @@ use std::{
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     process::Stdio,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -51,6 +52,17 @@ pub(crate) struct Cutting {
     qemus: Vec<i32>,
     /// A saved state was there then.
     saved: bool,
+    /// The guest had been seen to count.
+    ran: bool,
+}
+
+/// When it is cut short.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum When {
+    /// Before its so-manieth call.
+    Before(usize),
+    /// So long after its beginning.
+    After(Duration),
 }
 
 /// What one run of a phase came to.
@@ -59,9 +71,16 @@ pub(crate) struct Run {
     pub(crate) calls: Vec<Call>,
     /// How many calls there were until it was over.
     pub(crate) counted: usize,
+    /// How long it took until then.
+    pub(crate) took: Duration,
 }
 
 impl Phase {
+    /// Whether what it needs is there.
+    pub(crate) fn is_possible(&self) -> bool {
+        !self.bridged || Network::new().is_some()
+    }
+
     /// What is there before it, if anything has to be.
     pub(crate) fn prepare(&self) -> Option<Before> {
         // What a change of the VM file is for comes later.
@@ -69,7 +88,7 @@ impl Phase {
     }
 
     /// Runs it, cut short there, and looks at what is left.
-    pub(crate) fn run(&self, before: Option<&Before>, cut: Option<(Cut, usize)>) -> Run {
+    pub(crate) fn run(&self, before: Option<&Before>, cut: Option<(Cut, When)>) -> Run {
         let file = |lab: &Lab| (self.file)(lab);
         let mut scene = match before {
             None => Scene::new(&file),
@@ -90,9 +109,17 @@ impl Phase {
         let mut command = scene.lab.command(self.command);
         let log = fs::OpenOptions::new().create(true).append(true).open(scene.lab.log_path("web"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.unwrap());
-        let traced = Traced::begin(command, cut, self.later, &others);
+        let at = match cut {
+            Some((cut, When::Before(nth))) => Some((cut, nth)),
+            Some((_, When::After(_))) | None => None,
+        };
+        let begun = Instant::now();
+        let traced = Traced::begin(command, at, self.later, &others);
+        if let Some((_, When::After(time))) = cut {
+            traced.end_after(time);
+        }
         (self.act)(&scene, &traced);
-        let counted = traced.counted();
+        let (counted, took) = (traced.counted(), begun.elapsed());
         let finished = traced.has_ended();
         if !finished {
             end(traced.pid);
@@ -112,8 +139,8 @@ impl Phase {
         assert!(qemus.len() <= 1, "{qemus:?}");
         let saved = scene.lab.state("web", "saved.state").exists();
         scene.remember();
-        (self.after)(&scene, &Cutting { cut, qemus, saved });
-        Run { calls: ended.calls, counted }
+        (self.after)(&scene, &Cutting { cut, qemus, saved, ran: scene.counts() });
+        Run { calls: ended.calls, counted, took }
     }
 }
 
@@ -161,7 +188,7 @@ fn comes_up(scene: &Scene, traced: &Traced) {
 /// It is up; from here on it counts.
 fn up(scene: &Scene, traced: &Traced) {
     comes_up(scene, traced);
-    until("it is running", || scene.lab.status("web")["state"] == "running");
+    over(traced, "it is running", || scene.lab.status("web")["state"] == "running");
     traced.count();
 }
 
@@ -178,12 +205,12 @@ fn works(scene: &Scene, cutting: &Cutting) {
     scene.stops();
 }
 
-/// As above, and the guest was never begun anew, but where it was killed.
+/// As above, and a guest that ran and was not killed was never begun anew.
 fn goes_on(scene: &Scene, cutting: &Cutting) {
     scene.starts();
-    if cutting.cut == Cut::Program {
+    if cutting.cut == Cut::Program && cutting.ran {
         assert_eq!(scene.boots(), 1, "the guest has booted again");
-        assert_eq!([scene.lab.qemu_pid("web")], cutting.qemus[..]);
+        assert_eq!([scene.lab.qemu_pid("web")], cutting.qemus[..], "the guest is another");
     }
     scene.stops();
 }
@@ -364,7 +391,7 @@ pub(crate) const PHASES: &[Phase] = &[
         },
         after: |scene, cutting| {
             scene.starts();
-            if cutting.cut == Cut::Program || cutting.saved {
+            if cutting.ran && (cutting.cut == Cut::Program || cutting.saved) {
                 assert_eq!(scene.boots(), 1, "the guest has booted again");
             }
             assert!(!scene.lab.state("web", "saved.state").exists());

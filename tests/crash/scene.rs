@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use super::lab::{LONG, Lab, guest, runs, until};
+use super::lab::{Lab, guest, runs, until};
 
 /// Where the test writes into a disk, and what: a second copy of the image over the disk would take it away.
 const MARK: [&str; 2] = ["-c", "write -q -P 0xa5 640k 64k"];

@@ -17,6 +17,7 @@ use std::{
         mpsc,
     },
     thread,
+    time::Duration,
 };
 
 use nix::{
@@ -194,8 +195,6 @@ fn about_to(pid: Pid) -> Option<Call> {
 /// What became of the program.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    /// The call before which it was killed.
-    pub(crate) at: Option<Call>,
     /// All calls that were counted.
     pub(crate) calls: Vec<Call>,
     /// Its exit code; `None` after a signal.
@@ -244,6 +243,15 @@ impl Traced {
 
     pub(crate) fn has_ended(&self) -> bool {
         self.thread.as_ref().is_none_or(thread::JoinHandle::is_finished)
+    }
+
+    /// Kills it when this time has passed.
+    pub(crate) fn end_after(&self, time: Duration) {
+        let Some(process) = held(Pid::from_raw(self.pid)) else { return };
+        thread::spawn(move || {
+            thread::sleep(time);
+            killed(&process);
+        });
     }
 
     /// Waits until it has ended.
@@ -301,7 +309,7 @@ struct Tracer {
 
 impl Tracer {
     fn follow(mut self) -> Ended {
-        let mut ended = Ended { at: None, calls: vec![], code: None };
+        let mut ended = Ended { calls: vec![], code: None };
         let mut cut = false;
         let any = Pid::from_raw(-1);
         let own = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
@@ -316,10 +324,10 @@ impl Tracer {
                         && self.counts.load(Ordering::SeqCst)
                         && let Some(call) = about_to(pid)
                     {
-                        ended.calls.push(call.clone());
+                        ended.calls.push(call);
                         let nth = self.counted.fetch_add(1, Ordering::SeqCst) + 1;
                         if self.cut.is_some_and(|(_, at)| at == nth) {
-                            (cut, ended.at) = (true, Some(call));
+                            cut = true;
                             self.kill();
                             continue;
                         }
