@@ -14,6 +14,8 @@ mod trace;
 
 use std::{
     collections::VecDeque,
+    fs,
+    os::unix::fs::PermissionsExt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Mutex,
     thread,
@@ -167,4 +169,32 @@ fn nothing_is_lost_at_some_instants() {
         rows.collect::<Vec<Row>>()
     });
     tell(&rows);
+}
+
+#[test]
+fn a_helper_ends_with_the_supervisor_that_waits_for_it() {
+    let Some(image) = lab::guest(scene::GUEST) else { return };
+    let mut lab = lab::Lab::new();
+    // A qemu-img that never comes to its end, beside QEMU as qvm looks for it.
+    let path = std::env::var_os("PATH").unwrap();
+    let real = std::env::split_paths(&path).map(|dir| dir.join("qemu-system-x86_64"));
+    let (qemu, helper) = (lab.path().join("qemu-system-x86_64"), lab.path().join("qemu-img"));
+    std::os::unix::fs::symlink(real.into_iter().find(|path| path.exists()).unwrap(), &qemu)
+        .unwrap();
+    let told = lab.path().join("pid");
+    let script = format!(
+        "#!/bin/sh\necho $$ >{0}.new && mv {0}.new {0} && exec sleep 600\n",
+        told.display()
+    );
+    fs::write(&helper, script).unwrap();
+    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
+    lab.qemu = Some(qemu.into());
+    lab.vm("web", &image, "diskSizeG = 1\n");
+    let one = lab.run("web");
+    lab::until("the disk is being grown", || told.exists());
+    let pid = fs::read_to_string(&told).unwrap().trim().parse().unwrap();
+    assert!(lab::runs(pid));
+    lab.supervisor(one).kill().unwrap();
+    lab.exit_code(one);
+    lab::until("the helper has ended", || !lab::runs(pid));
 }
