@@ -1,7 +1,8 @@
 //! Killed at every step: before each system call that changes anything, the supervisor alone or with all that it has started.
 //!
-//! `make test` does this at some instants of some phases; `make test-faults` at all of them, and prints a table. `QVM_PHASE` is the one
-//! phase to walk, `QVM_POINT` the one call to be killed before, `QVM_SEED` what the times of the other kills are drawn from.
+//! `make test` does this at some instants of some phases; `make test-faults` at all of them, or at as many as there is time for, and
+//! prints a table. `QVM_PHASE` is the one phase to walk, `QVM_POINT` the one call to be killed before, `QVM_SEED` what the times of
+//! the other kills are drawn from, `QVM_MINUTES` how long it may take.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
@@ -22,23 +23,35 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use phase::{PHASES, Phase, When};
+use phase::{PHASES, Phase, Run, When};
+use scene::Before;
 use trace::{Call, Cut};
 
 /// How many places at once: a point mostly waits, for QEMU to start and to end.
 const AT_ONCE: usize = 3;
+/// How long that may take, but for what is under way; with the phases' first runs, and on any machine, within `make test-faults`.
+const MINUTES: u64 = 6;
 /// How often each phase is killed at a time that is drawn.
 const DRAWN: u32 = 4;
 
-/// What became of a phase.
+/// A phase, ready to be walked.
+struct Walk {
+    phase: &'static Phase,
+    before: Option<Before>,
+    /// What it does when nobody kills it.
+    whole: Run,
+    points: Vec<(Cut, When)>,
+}
+
+/// What became of it.
 struct Row {
     phase: &'static str,
     /// How many calls there are to be killed before.
     calls: usize,
-    /// How often it was killed.
     points: usize,
+    /// How many of them it was killed at.
+    killed: usize,
     failures: Vec<String>,
-    took: Duration,
 }
 
 fn why(panic: &(dyn std::any::Any + Send)) -> String {
@@ -46,39 +59,66 @@ fn why(panic: &(dyn std::any::Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default()
 }
 
-/// Walks a phase: kills it at `points` of what it does when nobody does.
-fn walk(phase: &Phase, at_once: usize, points: impl FnOnce(&[Call], Duration) -> Vec<When>) -> Row {
-    let begun = Instant::now();
-    let before = phase.prepare();
-    let whole = phase.run(before.as_ref(), None);
-    let calls = &whole.calls[..whole.counted];
-    let points = points(calls, whole.took);
-    let points =
-        points.into_iter().flat_map(|when| [(Cut::Program, when), (Cut::Everything, when)]);
-    let points: VecDeque<(Cut, When)> = points.collect();
-    let failures = order::wrong(&whole.calls);
-    let (count, points, failures) = (points.len(), Mutex::new(points), Mutex::new(failures));
+impl Walk {
+    /// Runs the phase once, whole, to see what there is to be killed before.
+    fn begin(phase: &'static Phase, points: impl FnOnce(&Run) -> Vec<When>) -> Self {
+        let before = phase.prepare();
+        let whole = phase.run(before.as_ref(), None);
+        let points = points(&whole);
+        let points =
+            points.into_iter().flat_map(|when| [(Cut::Program, when), (Cut::Everything, when)]);
+        Self { phase, before, points: points.collect(), whole }
+    }
+
+    fn row(&self) -> Row {
+        let failures = order::wrong(&self.whole.calls);
+        let (phase, calls, points) = (self.phase.name, self.whole.counted, self.points.len());
+        Row { phase, calls, points, killed: 0, failures }
+    }
+
+    /// What is wrong after it was killed there.
+    fn killed(&self, (cut, when): (Cut, When)) -> Option<String> {
+        let run = || self.phase.run(self.before.as_ref(), Some((cut, when)));
+        let panic = catch_unwind(AssertUnwindSafe(run)).err()?;
+        let at = match when {
+            When::Before(nth) => self.whole.calls.get(nth - 1).map(ToString::to_string),
+            When::After(_) => None,
+        };
+        Some(format!("{cut:?} {when:?} {}: {}", at.unwrap_or_default(), why(&*panic)))
+    }
+}
+
+/// Walks all of them, several at once, all evenly, until all is done or it is time.
+fn walk(walks: &[Walk], at_once: usize, until: Instant) -> Vec<Row> {
+    let rows = Mutex::new(walks.iter().map(Walk::row).collect::<Vec<_>>());
+    let mut points: Vec<(f64, usize, usize)> = vec![];
+    for (walk, of) in walks.iter().enumerate() {
+        // Multiples of the golden ratio: the first so many are spread evenly, however many they are.
+        let mut order: Vec<usize> = (0..of.points.len()).collect();
+        order.sort_by(|a, b| {
+            let place = |at: &usize| (*at as f64 * 0.618_033_988_75).fract();
+            place(a).total_cmp(&place(b))
+        });
+        let count = order.len() as f64;
+        points
+            .extend(order.into_iter().enumerate().map(|(nth, at)| (nth as f64 / count, walk, at)));
+    }
+    points.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let points = Mutex::new(VecDeque::from(points));
     thread::scope(|scope| {
         for _ in 0..at_once {
             scope.spawn(|| {
-                loop {
-                    let Some((cut, when)) = points.lock().unwrap().pop_front() else { return };
-                    let run = || phase.run(before.as_ref(), Some((cut, when)));
-                    if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
-                        let at = match when {
-                            When::Before(nth) => calls.get(nth - 1).map(ToString::to_string),
-                            When::After(_) => None,
-                        };
-                        let at = at.unwrap_or_default();
-                        let failure = format!("{cut:?} {when:?} {at}: {}", why(&*panic));
-                        failures.lock().unwrap().push(failure);
-                    }
+                while Instant::now() < until {
+                    let Some((_, walk, at)) = points.lock().unwrap().pop_front() else { return };
+                    let failure = walks[walk].killed(walks[walk].points[at]);
+                    let row = &mut rows.lock().unwrap()[walk];
+                    row.killed += 1;
+                    row.failures.extend(failure.inspect(|why| println!("{}: {why}", row.phase)));
                 }
             });
         }
     });
-    let failures = failures.into_inner().unwrap();
-    Row { phase: phase.name, calls: calls.len(), points: count, failures, took: begun.elapsed() }
+    rows.into_inner().unwrap()
 }
 
 /// Every call but those amid a row of the same ones on the same file, as when much is written.
@@ -90,20 +130,21 @@ fn all(calls: &[Call]) -> Vec<When> {
 }
 
 fn tell(rows: &[Row]) {
-    println!("\n{:28} {:>6} {:>7} {:>9} {:>8}", "phase", "calls", "killed", "failures", "seconds");
-    for Row { phase, calls, points, failures, took } in rows {
-        let (failed, seconds) = (failures.len(), took.as_secs());
-        println!("{phase:28} {calls:>6} {points:>7} {failed:>9} {seconds:>8}");
+    println!("\n{:28} {:>6} {:>7} {:>7} {:>9}", "phase", "calls", "points", "killed", "failures");
+    for Row { phase, calls, points, killed, failures } in rows {
+        println!("{phase:28} {calls:>6} {points:>7} {killed:>7} {:>9}", failures.len());
     }
     let sum = |of: fn(&Row) -> usize| rows.iter().map(of).sum::<usize>();
-    let failed = sum(|row| row.failures.len());
-    println!("{:28} {:>6} {:>7} {failed:>9}", "all", sum(|row| row.calls), sum(|row| row.points));
+    let (calls, points) = (sum(|row| row.calls), sum(|row| row.points));
+    let (killed, failed) = (sum(|row| row.killed), sum(|row| row.failures.len()));
+    println!("{:28} {calls:>6} {points:>7} {killed:>7} {failed:>9}", "all");
     for row in rows {
         for failure in &row.failures {
             println!("{}: {failure}", row.phase);
         }
     }
     assert_eq!(failed, 0, "instants at which something was lost or left");
+    assert!(rows.iter().all(|row| row.killed > 0), "a phase was not walked at all");
 }
 
 /// Numbers that look random, from a seed (xorshift64).
@@ -134,41 +175,48 @@ fn nothing_is_lost_wherever_it_is_killed() {
     });
     println!("QVM_SEED={seed}");
     let mut next = drawn(seed | 1 << 40);
-    let mut rows = vec![];
-    for phase in wanted.filter(|phase| possible(phase)) {
-        let row = walk(phase, AT_ONCE, |calls, took| {
+    let walks = wanted.filter(|phase| possible(phase)).map(|phase| {
+        Walk::begin(phase, |whole| {
             if let Some(nth) = number("QVM_POINT") {
                 return vec![When::Before(nth)];
             }
-            let mut points = all(calls);
-            let times = (0..DRAWN).map(|_| took.mul_f64((next() % 1000) as f64 / 1000.0));
+            let mut points = all(whole.counted());
+            let times = (0..DRAWN).map(|_| whole.took.mul_f64((next() % 1000) as f64 / 1000.0));
             points.extend(times.map(When::After));
             points
-        });
-        println!("{}: killed {} times in {:?}", row.phase, row.points, row.took);
-        rows.push(row);
+        })
+    });
+    let walks: Vec<Walk> = walks.collect();
+    let minutes = number("QVM_MINUTES").unwrap_or(MINUTES);
+    let rows = walk(&walks, AT_ONCE, Instant::now() + Duration::from_secs(60 * minutes));
+    if !walks.is_empty() {
+        tell(&rows);
     }
-    tell(&rows);
 }
 
 #[test]
 fn nothing_is_lost_at_some_instants() {
     // The first start makes all that there is; the others are those with the narrowest ways.
     let some = [("first start", 4), ("start", 2), ("suspend", 2), ("rm --disks", 2)];
-    let rows = thread::scope(|scope| {
-        let walks = some.map(|(name, count)| {
-            let phase = PHASES.iter().find(|phase| phase.name == name).unwrap();
-            let points = move |calls: &[Call], _| {
-                let points = all(calls);
+    let begin = |(name, count): (&str, usize)| {
+        let phase = PHASES.iter().find(|phase| phase.name == name).unwrap();
+        possible(phase).then(|| {
+            Walk::begin(phase, |whole| {
+                let points = all(whole.counted());
                 let step = points.len().div_ceil(count);
                 points.into_iter().skip(step / 2).step_by(step).collect()
-            };
-            possible(phase).then(|| scope.spawn(move || walk(phase, 1, points)))
-        });
-        let rows = walks.into_iter().flatten().map(|walk| walk.join().unwrap());
-        rows.collect::<Vec<Row>>()
+            })
+        })
+    };
+    let walks: Vec<Walk> = thread::scope(|scope| {
+        let walks = some.map(|one| scope.spawn(move || begin(one)));
+        walks.into_iter().filter_map(|walk| walk.join().unwrap()).collect()
     });
-    tell(&rows);
+    // All of them, however long that takes.
+    let rows = walk(&walks, some.len(), Instant::now() + Duration::from_secs(3600));
+    if !walks.is_empty() {
+        tell(&rows);
+    }
 }
 
 #[test]

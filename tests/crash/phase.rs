@@ -75,6 +75,13 @@ pub(crate) struct Run {
     pub(crate) took: Duration,
 }
 
+impl Run {
+    /// The calls until it was over.
+    pub(crate) fn counted(&self) -> &[Call] {
+        &self.calls[..self.counted]
+    }
+}
+
 impl Phase {
     /// Whether what it needs is there.
     pub(crate) fn is_possible(&self) -> bool {
