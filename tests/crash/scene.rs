@@ -69,7 +69,10 @@ impl Scene {
         assert!(marked.unwrap().success());
         if !end.is_empty() {
             lab.ok(&["start", "web"]);
-            lab.says("web", "COUNT ", 3);
+            lab.says("web", "BOOT-GUEST-READY", 2);
+            until("it counts", || {
+                lab.console("web").rsplit("BOOT-GUEST-READY").next().unwrap().contains("COUNT ")
+            });
             lab.ok(end);
         }
         let state = tempfile::tempdir().unwrap();

@@ -273,6 +273,7 @@ impl Drop for Traced {
 
 /// Starts it; it stands still behind its execve(2).
 #[allow(unsafe_code)]
+#[allow(clippy::zombie_processes)] // Who traces it waits for it, as for all that it traces.
 fn begun(mut command: Command) -> Pid {
     // SAFETY: between fork and exec: one bare system call.
     unsafe { command.pre_exec(|| Ok(ptrace::traceme()?)) };
