@@ -62,6 +62,7 @@ fn why(panic: &(dyn std::any::Any + Send)) -> String {
 impl Walk {
     /// Runs the phase once, whole, to see what there is to be killed before.
     fn begin(phase: &'static Phase, points: impl FnOnce(&Run) -> Vec<When>) -> Self {
+        println!("{}", phase.name);
         let before = phase.prepare();
         let whole = phase.run(before.as_ref(), None);
         let points = points(&whole);

@@ -107,7 +107,7 @@ impl Phase {
         let mut others = vec![];
         if self.left_behind {
             let one = scene.lab.run("web");
-            scene.lab.says("web", "COUNT ", 2);
+            until("the guest counts", || scene.counts());
             scene.lab.supervisor(one).kill().unwrap();
             scene.lab.supervisor(one).wait().unwrap();
             others.push(scene.lab.qemu_pid("web"));
