@@ -183,7 +183,7 @@ impl Work<'_> {
             None => Err(lock),
             Some((Entry { format, virtual_size, digest, .. }, path)) => {
                 // Who brought it may have died before this. Another user's is that one's to close.
-                let _ = close(&path);
+                let _ = image_cache::close(&path);
                 Ok(Cached { path, format, virtual_size, digest, found: true, _held: Some(lock) })
             }
         })
@@ -394,17 +394,7 @@ impl Work<'_> {
         let place = path(self.cache, key, format.name());
         file::commit(from, &place)?;
         // Only now, because a partial file that a crash leaves must be open to the run that resumes it.
-        close(&place)?;
+        image_cache::close(&place)?;
         Ok(entry)
-    }
-}
-
-/// Takes away the right to write to an image: an overlay's base must never change, and nobody is to write to it, not even by mistake.
-fn close(path: &Path) -> Result<(), file::Error> {
-    use std::os::unix::fs::PermissionsExt;
-    const CLOSED: u32 = 0o440;
-    match file::metadata(path)? {
-        Some(found) if found.permissions().mode() & 0o777 == CLOSED => Ok(()),
-        _ => file::set_mode(path, CLOSED),
     }
 }
