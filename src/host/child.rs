@@ -52,17 +52,19 @@ impl Error {
 
 /// Starts `program` with these descriptors under these numbers, and gives its pid. Its standard error is ours, never
 /// a pipe to us, for it would die of SIGPIPE after us. It has a session of its own, so that neither Ctrl-C nor the end of a
-/// terminal reaches it. It is never reaped here, so the pid stays its own until somebody waits for it.
+/// terminal reaches it. It is never reaped here, so the pid stays its own until somebody waits for it. The last thing that it does
+/// before it becomes the program is `inside`, which must do nothing but bare system calls.
 ///
 /// `known` is called with its pid before it executes the program. Where that fails, or where we die before it is done, the program
 /// is never executed: there is no instant at which it runs and nobody knows of it.
 ///
 /// # Errors
-/// It cannot be started, or what `known` says.
-pub fn spawn<E: From<Error>>(
+/// It cannot be started, `inside` fails, or what `known` says.
+pub fn spawn_known<E: From<Error>>(
     program: &Path,
     arguments: &[String],
     fds: Vec<(OwnedFd, i32)>,
+    inside: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
     known: impl FnOnce(u32) -> Result<(), E>,
 ) -> Result<u32, E> {
     let wrap = |source| Error { program: program.to_owned(), source };
@@ -87,6 +89,8 @@ pub fn spawn<E: From<Error>>(
     let mappings =
         fds.into_iter().map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd }).collect();
     command.fd_mappings(mappings).map_err(|e| wrap(io::Error::other(e)))?;
+    // SAFETY: as above, and by the contract of this function.
+    unsafe { command.pre_exec(inside) };
     std::thread::scope(|scope| {
         // Returns when the program is executed, so somebody else has to give leave for that.
         let spawned = std::thread::Builder::new().name("spawn".into()).spawn_scoped(scope, || {
@@ -104,6 +108,19 @@ pub fn spawn<E: From<Error>>(
         said?;
         Ok(child?.id())
     })
+}
+
+/// The same, where nobody has to know of it before.
+///
+/// # Errors
+/// It cannot be started, or `inside` fails.
+pub fn spawn(
+    program: &Path,
+    arguments: &[String],
+    fds: Vec<(OwnedFd, i32)>,
+    inside: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
+) -> Result<u32, Error> {
+    spawn_known(program, arguments, fds, inside, |_| Ok(()))
 }
 
 /// Hears the pid of the forked process, makes it known, and lets it go on. `ours` is closed then, whatever came of it.
@@ -132,6 +149,12 @@ fn await_leave((ours, theirs): (RawFd, RawFd)) -> io::Result<()> {
         }
     }
     if leave == [1] { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
+}
+
+/// Waits until a process that was started here has ended: whether it ended well.
+pub fn wait(pid: u32) -> bool {
+    let ended = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid.cast_signed()), None);
+    matches!(ended, Ok(nix::sys::wait::WaitStatus::Exited(_, 0)))
 }
 
 /// Marks every descriptor but 0, 1 and 2 close-on-exec. Those that this program opens are already; those that it
@@ -181,7 +204,9 @@ mod tests {
             Ok(())
         };
         let arguments = ["-c".to_owned(), script];
-        let pid = spawn(Path::new("sh"), &arguments, vec![(theirs.into(), 9)], tell).unwrap();
+        let pid =
+            spawn_known(Path::new("sh"), &arguments, vec![(theirs.into(), 9)], || Ok(()), tell)
+                .unwrap();
         assert_eq!(pid, known);
         let mut said = String::new();
         ours.read_to_string(&mut said).unwrap();
@@ -198,8 +223,7 @@ mod tests {
     #[test]
     fn a_missing_program_is_named() {
         let fds = (3..12).map(|number| (std::fs::File::open("/dev/null").unwrap().into(), number));
-        let known = |_| -> Result<(), Error> { Ok(()) };
-        let error = spawn(Path::new("/nowhere/qemu"), &[], fds.collect(), known).unwrap_err();
+        let error = spawn(Path::new("/nowhere/qemu"), &[], fds.collect(), || Ok(())).unwrap_err();
         assert_eq!(error.to_string(), "cannot start `/nowhere/qemu`");
         assert!(error.hint().is_some());
     }
@@ -211,10 +235,16 @@ mod tests {
         let arguments = ["-c".to_owned(), format!("touch {}", made.display())];
         let no = || Error { program: "known".into(), source: io::ErrorKind::StorageFull.into() };
         let mut child = 0;
-        let error = spawn(Path::new("sh"), &arguments, vec![], |pid| {
-            child = pid;
-            Err(no())
-        });
+        let error = spawn_known(
+            Path::new("sh"),
+            &arguments,
+            vec![],
+            || Ok(()),
+            |pid| {
+                child = pid;
+                Err(no())
+            },
+        );
         assert_eq!(error.unwrap_err().to_string(), "cannot start `known`");
         // It was waited for.
         assert!(child > 0 && !Path::new(&format!("/proc/{child}")).exists());

@@ -65,10 +65,7 @@ fn kept(copy: &Path, name: &VmName, file: &Path) -> Option<(Vm, String)> {
 
 /// Removes what an earlier supervisor was writing when it died: a half-saved state has the size of the guest's memory, and QEMU may run
 /// for months. That it stays does no harm.
-fn remove_left_overs(paths: &VmPaths, record: &Record) {
-    if record.saving.is_some() {
-        let _ = std::fs::remove_file(paths.migration_socket());
-    }
+fn remove_left_overs(paths: &VmPaths) {
     if let Err(error) = disk::remove_left_overs(paths) {
         tracing::warn!("a temporary file is left: {}", chain(&error));
     }
@@ -83,7 +80,7 @@ pub async fn adopt(
     mut record: Record,
     paths: &VmPaths,
 ) -> Result<Qemu, Error> {
-    remove_left_overs(paths, &record);
+    remove_left_overs(paths);
     let session = match qmp::connect(&paths.qmp_socket(), ANSWER_LIMIT).await {
         Ok(session) => session,
         Err(source) => {
