@@ -8,6 +8,8 @@ SHELL := /bin/bash
 export QVM_GUESTS ?= $(CURDIR)/target/guests
 # Tests that boot guests: how many at once.
 TEST_THREADS ?= 2
+# The test binaries with long tests of faults.
+FAULTS ?= crash
 # Seconds for each fuzz target.
 FUZZ_SECONDS ?= 60
 
@@ -69,6 +71,10 @@ debian: setup ## the Debian cloud image that `make demo` and the cloud-init test
 .PHONY: test
 test: guests debian ## all tests, on real QEMU and real guests
 	$(CARGO) test --workspace --locked -- --test-threads=$(TEST_THREADS)
+
+.PHONY: test-faults
+test-faults: guests ## what is lost when qvm or its host fails: some minutes, and a table
+	timeout 900 $(CARGO) test --locked $(addprefix --test ,$(FAULTS)) -- --ignored --nocapture --test-threads=1
 
 .PHONY: test-host
 test-host: guests deb ## the package on a host of its own, a VM with systemd and cgroup v2, with guests inside

@@ -1,13 +1,13 @@
 //! Starting a process that will outlive us: its own session, its own descriptors, nothing of ours but standard error.
 
 use std::{
-    io,
+    io::{self, Read, Write},
     os::{
-        fd::{OwnedFd, RawFd},
-        unix::process::CommandExt,
+        fd::{AsRawFd, OwnedFd, RawFd},
+        unix::{net::UnixStream, process::CommandExt},
     },
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 use command_fds::{CommandFdExt, FdMapping};
@@ -55,27 +55,33 @@ impl Error {
 /// terminal reaches it. It is never reaped here, so the pid stays its own until somebody waits for it. The last thing that it does
 /// before it becomes the program is `inside`, which must do nothing but bare system calls.
 ///
+/// `known` is called with its pid before it executes the program. Where that fails, or where we die before it is done, the program
+/// is never executed: there is no instant at which it runs and nobody knows of it.
+///
 /// # Errors
-/// It cannot be started, or `inside` fails.
-pub fn spawn(
+/// It cannot be started, `inside` fails, or what `known` says.
+pub fn spawn_known<E: From<Error>>(
     program: &Path,
     arguments: &[String],
     fds: Vec<(OwnedFd, i32)>,
     inside: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
-) -> Result<u32, Error> {
+    known: impl FnOnce(u32) -> Result<(), E>,
+) -> Result<u32, E> {
     let wrap = |source| Error { program: program.to_owned(), source };
+    let (ours, theirs) = UnixStream::pair().map_err(wrap)?;
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
     for variable in NOT_INHERITED {
         command.env_remove(variable);
     }
-    // SAFETY: between fork and exec only async-signal-safe calls are allowed: these are two bare system calls,
+    let ends = (ours.as_raw_fd(), theirs.as_raw_fd());
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed: these are bare system calls,
     // and nothing is allocated.
     unsafe {
-        command.pre_exec(|| {
+        command.pre_exec(move || {
             rustix::process::setsid()?;
             close_on_exec_from_3();
-            Ok(())
+            await_leave(ends)
         });
     }
     let _held = hold(&fds).map_err(wrap)?;
@@ -85,7 +91,64 @@ pub fn spawn(
     command.fd_mappings(mappings).map_err(|e| wrap(io::Error::other(e)))?;
     // SAFETY: as above, and by the contract of this function.
     unsafe { command.pre_exec(inside) };
-    command.spawn().map(|child| child.id()).map_err(wrap)
+    std::thread::scope(|scope| {
+        // Returns when the program is executed, so somebody else has to give leave for that.
+        let spawned = std::thread::Builder::new().name("spawn".into()).spawn_scoped(scope, || {
+            // Dropped here, so that one that ends without a word is noticed.
+            let _theirs = theirs;
+            command.spawn()
+        });
+        let spawned = spawned.map_err(wrap)?;
+        let said = give_leave(ours, known);
+        let child: Result<Child, Error> = match spawned.join() {
+            Ok(child) => child.map_err(wrap),
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        // Why it has got no leave comes first: that it was not executed follows from it.
+        said?;
+        Ok(child?.id())
+    })
+}
+
+/// The same, where nobody has to know of it before.
+///
+/// # Errors
+/// It cannot be started, or `inside` fails.
+pub fn spawn(
+    program: &Path,
+    arguments: &[String],
+    fds: Vec<(OwnedFd, i32)>,
+    inside: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
+) -> Result<u32, Error> {
+    spawn_known(program, arguments, fds, inside, |_| Ok(()))
+}
+
+/// Hears the pid of the forked process, makes it known, and lets it go on. `ours` is closed then, whatever came of it.
+fn give_leave<E>(mut ours: UnixStream, known: impl FnOnce(u32) -> Result<(), E>) -> Result<(), E> {
+    let mut pid = [0; size_of::<u32>()];
+    if ours.read_exact(&mut pid).is_err() {
+        return Ok(());
+    }
+    let said = known(u32::from_ne_bytes(pid));
+    let _ = ours.write_all(&[u8::from(said.is_ok())]);
+    said
+}
+
+/// In the forked process: says who it is, and waits for leave to go on, or for the end of whoever could give it.
+fn await_leave((ours, theirs): (RawFd, RawFd)) -> io::Result<()> {
+    let pid = std::process::id().to_ne_bytes();
+    let mut leave = [0_u8];
+    // SAFETY: bare system calls on descriptors that were open at the fork, and on buffers that outlive them. Our copy of the other
+    // end is closed first: else its owner's death would go unnoticed.
+    unsafe {
+        nix::libc::close(ours);
+        nix::libc::send(theirs, pid.as_ptr().cast(), pid.len(), nix::libc::MSG_NOSIGNAL);
+        if nix::libc::read(theirs, leave.as_mut_ptr().cast(), leave.len()) != 1 {
+            // Nobody is left to be told of an error.
+            nix::libc::_exit(1);
+        }
+    }
+    if leave == [1] { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
 }
 
 /// Waits until a process that was started here has ended: whether it ended well.
@@ -135,9 +198,16 @@ mod tests {
         let stray = rustix::io::fcntl_dupfd_cloexec(&stray, 100).unwrap();
         rustix::io::fcntl_setfd(&stray, rustix::io::FdFlags::empty()).unwrap();
         let script = "cd /proc/$$/fd; echo * >&9; env >&9".to_owned();
+        let mut known = 0;
+        let tell = |pid| -> Result<(), Error> {
+            known = pid;
+            Ok(())
+        };
+        let arguments = ["-c".to_owned(), script];
         let pid =
-            spawn(Path::new("sh"), &["-c".into(), script], vec![(theirs.into(), 9)], || Ok(()))
+            spawn_known(Path::new("sh"), &arguments, vec![(theirs.into(), 9)], || Ok(()), tell)
                 .unwrap();
+        assert_eq!(pid, known);
         let mut said = String::new();
         ours.read_to_string(&mut said).unwrap();
         let fds: Vec<&str> = said.lines().next().unwrap().split(' ').collect();
@@ -156,5 +226,28 @@ mod tests {
         let error = spawn(Path::new("/nowhere/qemu"), &[], fds.collect(), || Ok(())).unwrap_err();
         assert_eq!(error.to_string(), "cannot start `/nowhere/qemu`");
         assert!(error.hint().is_some());
+    }
+
+    #[test]
+    fn what_cannot_be_made_known_is_not_executed() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = dir.path().join("made");
+        let arguments = ["-c".to_owned(), format!("touch {}", made.display())];
+        let no = || Error { program: "known".into(), source: io::ErrorKind::StorageFull.into() };
+        let mut child = 0;
+        let error = spawn_known(
+            Path::new("sh"),
+            &arguments,
+            vec![],
+            || Ok(()),
+            |pid| {
+                child = pid;
+                Err(no())
+            },
+        );
+        assert_eq!(error.unwrap_err().to_string(), "cannot start `known`");
+        // It was waited for.
+        assert!(child > 0 && !Path::new(&format!("/proc/{child}")).exists());
+        assert!(!made.exists());
     }
 }

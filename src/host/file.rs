@@ -103,6 +103,17 @@ pub fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
+/// Removes a directory with all that is in it; one that is not there is removed already.
+///
+/// # Errors
+/// Something in it cannot be removed.
+pub fn remove_tree(dir: &Path) -> Result<(), Error> {
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::on("remove", dir)(e)),
+        _ => Ok(()),
+    }
+}
+
 /// Gives `from`, whose content is synced first, the name `to`, and makes that last.
 ///
 /// # Errors

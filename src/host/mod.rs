@@ -40,6 +40,7 @@ pub mod port;
 pub mod pressure;
 pub mod probe;
 pub mod process_time;
+#[allow(unsafe_code)]
 pub mod qemu_img;
 pub mod receive;
 pub mod rename;

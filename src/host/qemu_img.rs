@@ -3,11 +3,14 @@
 use std::{
     ffi::OsStr,
     io::{self, Read},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
     sync::mpsc::{RecvTimeoutError, sync_channel},
     time::Duration,
 };
+
+use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
 use crate::{spec::Format, value::Size};
 
@@ -171,15 +174,11 @@ impl QemuImg {
         goes_on: &mut dyn FnMut() -> bool,
     ) -> Result<Done, Error> {
         let cannot = |source| Error::Run { binary: self.binary.clone(), source };
-        let mut child = Command::new(&self.binary)
-            .arg(verb)
-            .args(args)
-            .env("LC_ALL", "C")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(cannot)?;
+        let mut command = Command::new(&self.binary);
+        command.arg(verb).args(args).env("LC_ALL", "C");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        end_with_us(&mut command);
+        let mut child = command.spawn().map_err(cannot)?;
         let (say, heard) = sync_channel(1);
         let pipe = child.stderr.take();
         let reader = std::thread::Builder::new().name("qemu-img".into()).spawn(move || {
@@ -204,6 +203,24 @@ impl QemuImg {
         };
         let status = child.wait().map_err(cannot)?;
         Ok(Done { status, said: String::from_utf8_lossy(&text).into_owned() })
+    }
+}
+
+/// Whoever waits for it may be killed: then nobody wants what it does any more, and the next start would find the file in use. It ends with the
+/// thread that starts it, which is the one that waits for it (PR_SET_PDEATHSIG(2const)).
+fn end_with_us(command: &mut Command) {
+    let parent = std::process::id();
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed: these are bare system calls,
+    // and nothing is allocated.
+    unsafe {
+        command.pre_exec(move || {
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+            // It may have died before that, and nobody is left to be told.
+            if getppid().is_none_or(|pid| pid.as_raw_nonzero().get().cast_unsigned() != parent) {
+                nix::libc::_exit(1);
+            }
+            Ok(())
+        });
     }
 }
 

@@ -5,6 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use tokio::net::UnixStream;
 
 use super::{
+    disk,
     launch::{Error, Guest, Qemu, restored},
     record::Record,
     saved,
@@ -18,6 +19,9 @@ use crate::{
 
 /// How long an adopted QEMU may take until it answers.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long one that hangs up may take to be gone.
+const GOES_WITHIN: Duration = Duration::from_secs(2);
 
 /// What an earlier supervisor left.
 #[derive(Debug)]
@@ -59,6 +63,14 @@ fn kept(copy: &Path, name: &VmName, file: &Path) -> Option<(Vm, String)> {
     Some((vm, text))
 }
 
+/// Removes what an earlier supervisor was writing when it died: a half-saved state has the size of the guest's memory, and QEMU may run
+/// for months. That it stays does no harm.
+fn remove_left_overs(paths: &VmPaths) {
+    if let Err(error) = disk::remove_left_overs(paths) {
+        tracing::warn!("a temporary file is left: {}", chain(&error));
+    }
+}
+
 /// Connects to it. It is never killed here, whatever it does: it may hold a guest that only hangs for a while.
 ///
 /// # Errors
@@ -68,9 +80,15 @@ pub async fn adopt(
     mut record: Record,
     paths: &VmPaths,
 ) -> Result<Qemu, Error> {
-    let session = qmp::connect(&paths.qmp_socket(), ANSWER_LIMIT)
-        .await
-        .map_err(|source| Error::Silent { pid: record.pid, source })?;
+    remove_left_overs(paths);
+    let session = match qmp::connect(&paths.qmp_socket(), ANSWER_LIMIT).await {
+        Ok(session) => session,
+        Err(source) => {
+            // One that hangs up may be on its way out, as its guest was.
+            let _ = tokio::time::timeout(GOES_WITHIN, process.wait()).await;
+            return Err(Error::Silent { pid: record.pid, source });
+        }
+    };
     let serial = UnixStream::connect(paths.serial_socket()).await.map_err(Error::Serial)?;
     if let Some(held) = record.restoring {
         restored(&session.client, paths, held).await?;

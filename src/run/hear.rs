@@ -100,6 +100,9 @@ impl Supervisor {
 
     pub(super) fn start_failed(&mut self, not: NotBegun) {
         self.starting = None;
+        if self.adopting && self.went_meanwhile() {
+            return;
+        }
         if not.fault == Fault::Vm && self.not_restored(&not.why) {
             return;
         }

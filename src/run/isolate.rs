@@ -147,7 +147,7 @@ impl Plan {
         self.cell.as_ref()?.uid
     }
 
-    /// Starts QEMU in its cell; its pid, and what came of it.
+    /// Starts QEMU in its cell; its pid, and what came of it. `known` is told the pid before QEMU is executed.
     ///
     /// # Errors
     /// It does not start; or all layers are wanted, and one is missing.
@@ -156,14 +156,16 @@ impl Plan {
         program: &Path,
         arguments: &[String],
         fds: Vec<(OwnedFd, i32)>,
+        known: impl FnOnce(u32) -> Result<(), launch::Error>,
     ) -> Result<(u32, Isolation), launch::Error> {
         let Some(cell) = &self.cell else {
-            let pid = child::spawn(program, arguments, fds, || Ok(()))?;
+            let pid = child::spawn_known(program, arguments, fds, || Ok(()), known)?;
             return Ok((pid, Isolation::without(self.mode, None, vec![])));
         };
         let (inside, report) = cell.prepare().map_err(Error::Pipe)?;
         // Whatever it is, our copy of the pipe is closed when this returns.
-        let spawned = child::spawn(program, arguments, fds, move || inside.enter());
+        let enter = move || inside.enter();
+        let spawned = child::spawn_known(program, arguments, fds, enter, known);
         let found = report.read();
         if spawned.is_err() {
             // It may have been for the lack of a layer.

@@ -15,7 +15,8 @@ use crate::{
         file,
         lock::{self, Lock},
     },
-    plan::layout::VmPaths,
+    plan::layout::{Layout, VmPaths},
+    value::VmName,
 };
 
 /// Why it stays.
@@ -62,17 +63,16 @@ impl Error {
     }
 }
 
-/// Everything of a VM in the state directory, each with the bytes it takes on the disk; links are not followed.
+/// Everything of a VM in the state directory, each with the bytes it takes on the disk; links are not followed. With what is left of a
+/// removal that was cut short.
 ///
 /// # Errors
 /// A directory cannot be read.
 pub fn files(paths: &VmPaths) -> Result<Vec<(PathBuf, u64)>, Error> {
     let mut found = Vec::new();
-    collect(&paths.state, &mut found).map_err(|source| Error::Io {
-        doing: "list",
-        path: paths.state.clone(),
-        source,
-    })?;
+    for path in [paths.state.clone(), file::temporary(&paths.state)] {
+        collect(&path, &mut found).map_err(|source| Error::Io { doing: "list", path, source })?;
+    }
     Ok(found)
 }
 
@@ -130,8 +130,8 @@ impl Held<'_> {
         Ok(saved::remove(&self.paths.saved())?)
     }
 
-    /// Removes what is kept of it. The runtime directory stays, as after a stop: who waits for the lock must not come to hold
-    /// a file that nobody else will find.
+    /// Removes what is kept of it: all at once, by another name, so that a crash leaves no disk without its identity. The runtime
+    /// directory stays, as after a stop: who waits for the lock must not come to hold a file that nobody else will find.
     ///
     /// # Errors
     /// It cannot be removed.
@@ -140,14 +140,38 @@ impl Held<'_> {
         if let Some(link) = link_to(state)? {
             return Err(Error::Linked(link));
         }
-        // `remove_dir_all` removes a symbolic link, not what it leads to; so must the top be no link.
-        let removed = match state.symlink_metadata() {
-            Ok(meta) if meta.is_dir() => fs::remove_dir_all(state),
-            Ok(_) => fs::remove_file(state),
-            Err(error) => Err(error),
-        };
-        removed.map_err(|source| Error::Io { doing: "remove", path: state.clone(), source })?;
+        let on = |source| Error::Io { doing: "remove", path: state.clone(), source };
+        // What an earlier removal has left would be in the way.
+        let going = file::temporary(state);
+        file::remove_tree(&going)?;
+        match state.symlink_metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(on(error)),
+            Ok(meta) if meta.is_dir() => match fs::rename(state, &going) {
+                Ok(()) => file::sync_dir(state)?,
+                // A file system of its own is mounted there.
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                    fs::remove_dir_all(state).map_err(on)?;
+                }
+                Err(error) => return Err(on(error)),
+            },
+            // The link, not what it leads to.
+            Ok(_) => fs::remove_file(state).map_err(on)?,
+        }
+        file::remove_tree(&going)?;
         Ok(file::sync_dir(state)?)
+    }
+}
+
+/// Removes what crashes have left of VMs that were being made or removed, but of `own`. Whatever cannot be removed now is in
+/// somebody's use, or in nobody's way.
+pub fn sweep(layout: &Layout, own: Option<&VmName>) {
+    for dir in file::list(&layout.vm_states()).unwrap_or_default() {
+        if let Some(name) = Layout::drafted(&dir).filter(|name| Some(name) != own)
+            && let Ok(_lock) = down(&layout.draft(&name))
+        {
+            let _ = fs::remove_dir_all(&dir);
+        }
     }
 }
 

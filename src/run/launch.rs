@@ -263,13 +263,10 @@ pub async fn launch(
     isolate::own(&files, &paths.state, isolation.uid());
     fds.extend(isolate::open(&files)?);
     let started_at = (settings.now)().to_string();
-    let (pid, isolation) = isolation.spawn(&prepared.facts.qemu.binary, &arguments, fds)?;
-    let process = Arc::new(Process::open(pid).map_err(Error::Watch)?);
-    let mut guard = Guard(Some(process.clone()));
     let first = vm.nics.first();
     let mut record = Record {
-        pid,
-        start_time: pidfd::start_time(pid).unwrap_or_default(),
+        pid: 0,
+        start_time: 0,
         boot_id: pidfd::boot_id(),
         started_at,
         qemu_version: prepared.facts.qemu.version.to_string(),
@@ -294,10 +291,21 @@ pub async fn launch(
             .firmware
             .as_ref()
             .and_then(|chosen| Some((chosen.code.clone(), file::written_at(&chosen.code)?))),
-        isolation: Some(isolation),
+        isolation: None,
         instance: vm.cloud_init.as_ref().map(|_| prepared.identity.instance_id.clone()),
     };
-    record.write(&paths, text)?;
+    // Written before QEMU is executed: whoever comes after us finds it, at whatever instant we die.
+    let known = |pid| {
+        record.pid = pid;
+        record.start_time = pidfd::start_time(pid).unwrap_or_default();
+        record.write(&paths, text).map_err(Error::Record)
+    };
+    let binary = &prepared.facts.qemu.binary;
+    let (pid, isolation) = isolation.spawn(binary, &arguments, fds, known)?;
+    let process = Arc::new(Process::open(pid).map_err(Error::Watch)?);
+    let mut guard = Guard(Some(process.clone()));
+    record.isolation = Some(isolation);
+    record.update(&paths)?;
     let session = match qmp::connect(&paths.qmp_socket(), ANSWER_LIMIT).await {
         Err(qmp::Error::Closed | qmp::Error::Connect { .. }) => return Err(Error::Exited),
         other => other?,

@@ -26,15 +26,7 @@ impl Supervisor {
         match adopt::find(&self.paths) {
             Found::Nothing if self.winding_up => self.left = Some(Left::Exit(0)),
             Found::Nothing => self.set_out(),
-            Found::Dead => {
-                // It went while nobody watched; that is an end as well.
-                self.record_end(&life::End { cause: life::Cause::QemuDied(Gone::Unknown) });
-                Record::remove(&self.paths);
-                match self.winding_up {
-                    true => self.left = Some(Left::Exit(0)),
-                    false => self.set_out(),
-                }
-            }
+            Found::Dead => self.begin_after(),
             Found::Alive(process, record) => {
                 (self.life.state, self.adopting) = (State::Launching, true);
                 if let Some((vm, text)) = adopt::booted(&self.paths, &self.vm.name, &self.vm.file) {
@@ -49,6 +41,31 @@ impl Supervisor {
                 self.start_task(async move { adopt::adopt(process, *record, &paths).await });
             }
         }
+    }
+
+    /// QEMU went while nobody watched; that is an end as well.
+    fn begin_after(&mut self) {
+        self.record_end(&life::End { cause: life::Cause::QemuDied(Gone::Unknown) });
+        Record::remove(&self.paths);
+        match self.winding_up {
+            true => self.left = Some(Left::Exit(0)),
+            false => self.set_out(),
+        }
+    }
+
+    /// A QEMU that is gone before it was taken over is as one that was gone before; false where it is not.
+    pub(super) fn went_meanwhile(&mut self) -> bool {
+        let gone = matches!(adopt::find(&self.paths), Found::Dead);
+        let begins = gone && self.life.state == State::Launching;
+        if begins {
+            self.adopting = false;
+            self.life.state = State::Preparing;
+            // As it is written now, not as that one was started.
+            self.runs(self.written.clone());
+            self.text.clone_from(&self.written_text);
+            self.begin_after();
+        }
+        begins
     }
 
     pub(super) fn prepare(&mut self) {

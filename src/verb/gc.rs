@@ -69,6 +69,10 @@ pub async fn run(
     if args.json {
         return list_json(&orphans);
     }
+    if args.disks {
+        // Deleting those was begun long since.
+        kept::sweep(layout, None);
+    }
     let (running, down): (Vec<Orphan>, Vec<Orphan>) = orphans.into_iter().partition(Orphan::runs);
     super::print(&told(&running, &down, args.disks, now))?;
     if !running.is_empty() {

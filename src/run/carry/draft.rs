@@ -46,10 +46,10 @@ impl<'a> Draft<'a> {
         free(layout, name)?;
         let there = layout.vm(name);
         if there.unfinished().symlink_metadata().is_ok() {
-            remove(&there.state)?;
+            file::remove_tree(&there.state)?;
         }
-        remove(&paths.state)?;
-        sweep(layout, name);
+        file::remove_tree(&paths.state)?;
+        kept::sweep(layout, Some(name));
         file::make_dir(&paths.state)?;
         let at = paths.state.clone();
         let (layout, name) = (layout, name.clone());
@@ -146,26 +146,6 @@ fn free(layout: &Layout, name: &VmName) -> Result<(), Error> {
     match paths.state.symlink_metadata() {
         Ok(meta) if !ours(&meta) => Err(Error::Kept { name: name.clone(), path: paths.state }),
         _ => Ok(()),
-    }
-}
-
-fn remove(dir: &Path) -> Result<(), Error> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(file::Error::on("remove", dir)(error).into())
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Removes what crashes have left of other drafts. Whatever cannot be removed now is in somebody's use, or in nobody's way.
-fn sweep(layout: &Layout, own: &VmName) {
-    for dir in file::list(&layout.vm_states()).unwrap_or_default() {
-        if let Some(name) = Layout::drafted(&dir).filter(|name| name != own)
-            && let Ok(_lock) = kept::down(&layout.draft(&name))
-        {
-            let _ = fs::remove_dir_all(&dir);
-        }
     }
 }
 

@@ -64,11 +64,14 @@ pub fn made(disk: &Disk, vm: &VmPaths) -> Result<Option<Made>, Error> {
     Ok(json.and_then(|json| serde_json::from_slice(&json).ok()))
 }
 
-/// Removes what a crash left in the VM's state directory. Once, before anything is prepared, under the VM's lock.
+/// Removes what a crash left in the VM's directories, and what is left of one that was being removed or made. Once, before anything
+/// is prepared, under the VM's lock.
 ///
 /// # Errors
 /// A file cannot be removed.
 pub fn remove_left_overs(vm: &VmPaths) -> Result<(), FileError> {
+    file::remove_tree(&file::temporary(&vm.state))?;
+    file::remove_left_overs(&vm.runtime)?;
     file::remove_left_overs(&vm.state)
 }
 

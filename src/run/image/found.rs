@@ -49,6 +49,8 @@ impl Work<'_> {
         if !self.is_whole(&entry, &path)? {
             return Ok(Err(lock));
         }
+        // Who brought it may have died before this. Another user's is that one's to close.
+        let _ = image_cache::close(&path);
         let Entry { format, virtual_size, digest, .. } = entry;
         Ok(Ok(Cached { path, format, virtual_size, digest, found: true, _held: Some(lock) }))
     }

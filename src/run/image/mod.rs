@@ -351,9 +351,8 @@ impl Work<'_> {
         file::write(&path(self.cache, key, "json"), &json, 0o640)?;
         let place = path(self.cache, key, format.name());
         file::commit(&from, &place)?;
-        // An overlay's base must never change: nobody is to write to it, not even by mistake. Only now, because a
-        // partial file that a crash leaves must be open to the run that resumes it.
-        file::set_mode(&place, 0o440)?;
+        // Only now, because a partial file that a crash leaves must be open to the run that resumes it.
+        image_cache::close(&place)?;
         Ok(entry)
     }
 }

@@ -268,6 +268,16 @@ pub fn list(cache: &Path, needs: &Needs<'_>) -> Result<Vec<Listed>, Error> {
     Ok(all)
 }
 
+/// Takes away the right to write to an image: an overlay's base must never change, and nobody is to write to it, not even by mistake.
+pub(super) fn close(path: &Path) -> Result<(), file::Error> {
+    use std::os::unix::fs::PermissionsExt;
+    const CLOSED: u32 = 0o440;
+    match file::metadata(path)? {
+        Some(found) if found.permissions().mode() & 0o777 == CLOSED => Ok(()),
+        _ => file::set_mode(path, CLOSED),
+    }
+}
+
 /// The files of the cache by their key. Whatever is not of qvm's making is not there.
 fn keys(cache: &Path) -> Result<BTreeMap<String, Vec<PathBuf>>, Error> {
     let mut keys: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();

@@ -1,0 +1,486 @@
+//! What qvm does, as far as it is cut short: what is there before, what is done, and what must be true behind it.
+
+use std::{
+    fs,
+    io::Write,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::{
+    lab::{Lab, guest, network::Network, until},
+    scene::{Before, GUEST, Scene},
+    trace::{Call, Cut, Traced},
+};
+
+/// Kills it, if it is still there.
+fn end(pid: i32) {
+    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+}
+
+/// One of the things that qvm does.
+pub(crate) struct Phase {
+    pub(crate) name: &'static str,
+    /// Writes the VM file.
+    file: fn(&Lab),
+    /// What was done to the VM before: nothing, or the last command of a run.
+    before: Option<&'static [&'static str]>,
+    /// A supervisor was killed before, and its QEMU runs.
+    left_behind: bool,
+    bridged: bool,
+    /// What is traced.
+    command: &'static [&'static str],
+    /// Its calls count only when `act` says so.
+    later: bool,
+    /// Does it, until it is over or the program was killed.
+    act: fn(&Scene, &Traced),
+    /// What must be true behind it.
+    after: fn(&Scene, &Cutting),
+}
+
+/// How and where it was cut short.
+pub(crate) struct Cutting {
+    pub(crate) cut: Cut,
+    /// What ran when the program was gone.
+    qemus: Vec<i32>,
+    /// A saved state was there then.
+    saved: bool,
+    /// The guest had been seen to count.
+    ran: bool,
+}
+
+/// When it is cut short.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum When {
+    /// Before its so-manieth call.
+    Before(usize),
+    /// So long after its beginning.
+    After(Duration),
+}
+
+/// What one run of a phase came to.
+pub(crate) struct Run {
+    /// Its calls.
+    pub(crate) calls: Vec<Call>,
+    /// How many calls there were until it was over.
+    pub(crate) counted: usize,
+    /// How long it took until then.
+    pub(crate) took: Duration,
+}
+
+impl Run {
+    /// The calls until it was over.
+    pub(crate) fn counted(&self) -> &[Call] {
+        &self.calls[..self.counted]
+    }
+}
+
+impl Phase {
+    /// Whether what it needs is there.
+    pub(crate) fn is_possible(&self) -> bool {
+        !self.bridged || Network::new().is_some()
+    }
+
+    /// What is there before it, if anything has to be.
+    pub(crate) fn prepare(&self) -> Option<Before> {
+        // What a change of the VM file is for comes later.
+        self.before.map(|end| Scene::kept(&|lab| plain(lab, ""), end))
+    }
+
+    /// Runs it, cut short there, and looks at what is left.
+    pub(crate) fn run(&self, before: Option<&Before>, cut: Option<(Cut, When)>) -> Run {
+        let file = |lab: &Lab| (self.file)(lab);
+        let mut scene = match before {
+            None => Scene::new(&file),
+            Some(before) => Scene::after(before, &file),
+        };
+        if self.bridged {
+            scene.lab.network = Network::new();
+        }
+        let mut others = vec![];
+        if self.left_behind {
+            let one = scene.lab.run("web");
+            until("the guest counts", || scene.counts());
+            scene.lab.supervisor(one).kill().unwrap();
+            scene.lab.supervisor(one).wait().unwrap();
+            others.push(scene.lab.qemu_pid("web"));
+            fs::remove_file(scene.lab.log_path("web")).unwrap();
+        }
+        let mut command = scene.lab.command(self.command);
+        let log = fs::OpenOptions::new().create(true).append(true).open(scene.lab.log_path("web"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.unwrap());
+        let at = match cut {
+            Some((cut, When::Before(nth))) => Some((cut, nth)),
+            Some((_, When::After(_))) | None => None,
+        };
+        let begun = Instant::now();
+        let traced = Traced::begin(command, at, self.later, &others);
+        if let Some((_, When::After(time))) = cut {
+            traced.end_after(time);
+        }
+        (self.act)(&scene, &traced);
+        let (counted, took) = (traced.counted(), begun.elapsed());
+        let finished = traced.has_ended();
+        if !finished {
+            end(traced.pid);
+        }
+        let ended = traced.ended();
+        if let Some((Cut::Everything, _)) = cut {
+            until("nothing runs", || {
+                let qemus = scene.qemus();
+                qemus.iter().copied().for_each(end);
+                qemus.is_empty()
+            });
+        }
+        // Clients notice by themselves, and helpers come to their end.
+        until("only QEMU is left", || scene.has_only_qemu());
+        let cut = cut.map_or(Cut::Program, |(cut, _)| cut);
+        let qemus = scene.qemus();
+        assert!(qemus.len() <= 1, "{qemus:?}");
+        let saved = scene.lab.state("web", "saved.state").exists();
+        scene.remember();
+        (self.after)(&scene, &Cutting { cut, qemus, saved, ran: scene.counts() });
+        Run { calls: ended.calls, counted, took }
+    }
+}
+
+/// Waits for what ends a phase, or for the end of the program.
+fn over(traced: &Traced, what: &str, mut so: impl FnMut() -> bool) {
+    until(what, || so() || traced.has_ended());
+}
+
+/// The guest's image, packed, so that it goes through the cache.
+fn packed(lab: &Lab) -> PathBuf {
+    let path = lab.path().join("image.qcow2.gz");
+    let mut gz = flate2::write::GzEncoder::new(
+        fs::File::create(&path).unwrap(),
+        flate2::Compression::fast(),
+    );
+    gz.write_all(&fs::read(guest(GUEST).unwrap()).unwrap()).unwrap();
+    gz.finish().unwrap();
+    path
+}
+
+fn write(lab: &Lab, more: &str, image: &Path) {
+    // A file in place of the last one, as an editor writes it.
+    let _ = fs::remove_file(lab.file("web"));
+    lab.vm("web", image, more);
+}
+
+fn plain(lab: &Lab, more: &str) {
+    write(lab, more, &packed(lab));
+}
+
+fn grown(lab: &Lab) {
+    plain(lab, "diskSizeG = 1\n");
+}
+
+fn with_everything(lab: &Lab) {
+    let image = packed(lab);
+    let tables = "[disk.data]\nsize = \"1M\"\nformat = \"raw\"\n[cloudInit]\nhostname = \"web\"\n";
+    write(lab, tables, &image);
+}
+
+fn comes_up(scene: &Scene, traced: &Traced) {
+    over(traced, "the guest counts", || scene.counts());
+}
+
+/// It is up; from here on it counts.
+fn up(scene: &Scene, traced: &Traced) {
+    comes_up(scene, traced);
+    over(traced, "it is running", || scene.lab.status("web")["state"] == "running");
+    traced.count();
+}
+
+fn ask(scene: &Scene, verb: &str) {
+    scene.lab.qvm(&[verb, "web"]);
+}
+
+/// It comes up, by the QEMU that was left if there was one, and can be stopped.
+fn works(scene: &Scene, cutting: &Cutting) {
+    scene.starts();
+    if let [qemu] = cutting.qemus[..] {
+        assert_eq!(scene.lab.qemu_pid("web"), qemu, "the guest is another");
+    }
+    scene.stops();
+}
+
+/// As above, and a guest that ran and was not killed was never begun anew.
+fn goes_on(scene: &Scene, cutting: &Cutting) {
+    scene.starts();
+    if cutting.cut == Cut::Program && cutting.ran {
+        assert_eq!(scene.boots(), 1, "the guest has booted again");
+        assert_eq!([scene.lab.qemu_pid("web")], cutting.qemus[..], "the guest is another");
+    }
+    scene.stops();
+}
+
+pub(crate) const PHASES: &[Phase] = &[
+    Phase {
+        name: "first start",
+        file: with_everything,
+        before: None,
+        left_behind: false,
+        bridged: false,
+        command: &["run", "web"],
+        later: false,
+        act: comes_up,
+        after: works,
+    },
+    Phase {
+        name: "first start, overlay",
+        file: |lab| {
+            plain(lab, "");
+            let text = fs::read_to_string(lab.file("web")).unwrap();
+            fs::write(lab.file("web"), format!("{text}clone = \"overlay\"\n")).unwrap();
+        },
+        before: None,
+        left_behind: false,
+        bridged: false,
+        command: &["run", "web"],
+        later: false,
+        act: comes_up,
+        after: works,
+    },
+    Phase {
+        name: "start",
+        file: |lab| plain(lab, ""),
+        before: Some(&[]),
+        left_behind: false,
+        bridged: false,
+        command: &["run", "web"],
+        later: false,
+        act: comes_up,
+        after: works,
+    },
+    Phase {
+        name: "start on a bridge",
+        file: |lab| plain(lab, "bridge = \"br0\"\n"),
+        before: Some(&[]),
+        left_behind: false,
+        bridged: true,
+        command: &["run", "web"],
+        later: false,
+        act: comes_up,
+        after: works,
+    },
+    Phase {
+        name: "start, disk grown",
+        file: grown,
+        before: Some(&[]),
+        left_behind: false,
+        bridged: false,
+        command: &["run", "web"],
+        later: false,
+        act: comes_up,
+        after: |scene, cutting| {
+            works(scene, cutting);
+            assert_eq!(scene.virtual_size(), 1 << 30);
+        },
+    },
+    Phase {
+        name: "start from a saved state",
+        file: |lab| plain(lab, ""),
+        before: Some(&["suspend", "web"]),
+        left_behind: false,
+        bridged: false,
+        command: &["run", "web"],
+        later: false,
+        act: |scene, traced| {
+            over(traced, "it goes on", || {
+                scene.lab.log("web").contains("goes on from the saved state")
+            });
+        },
+        after: |scene, cutting| {
+            scene.starts();
+            let kept = cutting.cut == Cut::Program || cutting.saved;
+            assert_eq!(scene.boots(), usize::from(!kept), "saved state there: {}", cutting.saved);
+            assert!(!scene.lab.state("web", "saved.state").exists());
+            scene.stops();
+        },
+    },
+    Phase {
+        name: "adoption",
+        file: |lab| plain(lab, ""),
+        before: Some(&[]),
+        left_behind: true,
+        bridged: false,
+        command: &["run", "web"],
+        later: false,
+        act: |scene, traced| {
+            over(traced, "it is taken over", || scene.lab.log("web").contains("taken over"));
+        },
+        after: works,
+    },
+    Phase {
+        name: "re-execution",
+        file: |lab| plain(lab, ""),
+        before: None,
+        left_behind: false,
+        bridged: false,
+        command: &["run", "web"],
+        later: true,
+        act: |scene, traced| {
+            up(scene, traced);
+            if !traced.has_ended() {
+                let _ = kill(Pid::from_raw(traced.pid), Signal::SIGUSR2);
+            }
+            over(traced, "it is taken over", || scene.lab.log("web").contains("taken over"));
+        },
+        after: goes_on,
+    },
+    Phase {
+        name: "pause and resume",
+        file: |lab| plain(lab, ""),
+        before: None,
+        left_behind: false,
+        bridged: false,
+        command: &["run", "web"],
+        later: true,
+        act: |scene, traced| {
+            up(scene, traced);
+            ask(scene, "pause");
+            ask(scene, "resume");
+        },
+        after: |scene, cutting| {
+            scene.lab.ok(&["start", "web"]);
+            if scene.lab.status("web")["state"] == "paused" {
+                scene.lab.ok(&["resume", "web"]);
+            }
+            goes_on(scene, cutting);
+        },
+    },
+    Phase {
+        name: "apply, a disk plugged in",
+        file: |lab| plain(lab, ""),
+        before: None,
+        left_behind: false,
+        bridged: false,
+        command: &["run", "web"],
+        later: true,
+        act: |scene, traced| {
+            up(scene, traced);
+            let lab = &scene.lab;
+            write(
+                lab,
+                "[disk.data]\nsize = \"1M\"\nformat = \"raw\"\n",
+                &lab.path().join("image.qcow2.gz"),
+            );
+            ask(scene, "apply");
+        },
+        after: |scene, cutting| {
+            scene.starts();
+            scene.lab.ok(&["apply", "web"]);
+            let status = scene.lab.status("web");
+            assert_eq!(status["pending"], serde_json::json!([]), "{status}");
+            assert!(scene.lab.state("web", "data.raw").exists());
+            goes_on(scene, cutting);
+        },
+    },
+    Phase {
+        name: "suspend",
+        file: |lab| plain(lab, ""),
+        before: None,
+        left_behind: false,
+        bridged: false,
+        command: &["run", "web"],
+        later: true,
+        act: |scene, traced| {
+            up(scene, traced);
+            ask(scene, "suspend");
+        },
+        after: |scene, cutting| {
+            scene.starts();
+            if cutting.ran && (cutting.cut == Cut::Program || cutting.saved) {
+                assert_eq!(scene.boots(), 1, "the guest has booted again");
+            }
+            assert!(!scene.lab.state("web", "saved.state").exists());
+            scene.stops();
+        },
+    },
+    Phase {
+        name: "stop",
+        file: |lab| plain(lab, ""),
+        before: None,
+        left_behind: false,
+        bridged: false,
+        command: &["run", "web"],
+        later: true,
+        act: |scene, traced| {
+            up(scene, traced);
+            ask(scene, "stop");
+            over(traced, "it has ended", || false);
+        },
+        after: |scene, _| {
+            // The guest may be on its way down: then the next supervisor sees it go.
+            if !scene.lab.qvm(&["start", "web"]).status.success() {
+                until("it is down", || scene.qemus().is_empty());
+                scene.lab.ok(&["start", "web"]);
+            }
+            until("it is settled", || {
+                let state = scene.lab.status("web")["state"].clone();
+                if state == "stopped" {
+                    scene.lab.ok(&["start", "web"]);
+                }
+                state == "running"
+            });
+            scene.runs();
+            scene.stops();
+        },
+    },
+    Phase {
+        name: "rm --disks",
+        file: |lab| plain(lab, ""),
+        before: Some(&[]),
+        left_behind: false,
+        bridged: false,
+        command: &["rm", "web", "--disks", "--yes"],
+        later: false,
+        act: |_, traced| over(traced, "it has ended", || false),
+        after: all_or_nothing,
+    },
+    Phase {
+        name: "gc --disks",
+        file: |lab| {
+            plain(lab, "");
+            // What is left of a VM without a VM file, beside one that has one.
+            fs::rename(lab.file("web"), lab.file("other")).unwrap();
+        },
+        before: Some(&[]),
+        left_behind: false,
+        bridged: false,
+        command: &["gc", "--disks", "--yes"],
+        later: false,
+        act: |_, traced| over(traced, "it has ended", || false),
+        after: |scene, cutting| {
+            fs::rename(scene.lab.file("other"), scene.lab.file("web")).unwrap();
+            all_or_nothing(scene, cutting);
+        },
+    },
+];
+
+/// What a VM has is all there, or all gone.
+fn all_or_nothing(scene: &Scene, _: &Cutting) {
+    let mut there: Vec<String> = fs::read_dir(scene.lab.state("web", ""))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| String::from_utf8_lossy(entry.file_name().as_bytes()).into_owned())
+        .filter(|name| ["identity.toml", "root.origin.json", "root.qcow2"].contains(&&**name))
+        .collect();
+    there.sort();
+    assert!(there.is_empty() || there.len() == 3, "only {there:?} are left");
+    if there.is_empty() {
+        scene.starts_anew();
+    } else {
+        scene.starts();
+        scene.stops();
+    }
+}

@@ -1,0 +1,312 @@
+//! What a VM is to be like after its supervisor was killed at some instant: startable, whole, and nothing beside it.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use super::lab::{Lab, guest, runs, until};
+
+/// Where the test writes into a disk, and what: a second copy of the image over the disk would take it away.
+const MARK: [&str; 2] = ["-c", "write -q -P 0xa5 640k 64k"];
+
+/// The guest: it counts on its console, so that it is seen to run.
+pub(crate) const GUEST: &str = "boot-count.qcow2";
+
+/// What a VM has on the disk before a phase begins.
+pub(crate) struct Before {
+    state: tempfile::TempDir,
+    /// The root disk as it was, with the mark.
+    pub(crate) disk: PathBuf,
+}
+
+fn copy(from: &Path, to: &Path) {
+    let done = Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
+    assert!(done.success(), "cp -a {} {}", from.display(), to.display());
+}
+
+/// A test's place and one VM in it, `web`.
+pub(crate) struct Scene {
+    pub(crate) lab: Lab,
+    /// What the root disk has to be equal to.
+    pub(crate) same_as: PathBuf,
+    /// identity.toml, where there was one.
+    identity: Option<Vec<u8>>,
+    /// How long its console's log was.
+    said: usize,
+}
+
+impl Scene {
+    /// An empty place.
+    pub(crate) fn new(file: &dyn Fn(&Lab)) -> Self {
+        let lab = Lab::new();
+        file(&lab);
+        Self { lab, same_as: guest(GUEST).unwrap(), identity: None, said: 0 }
+    }
+
+    /// A place where the VM has been, as `before` has kept it.
+    pub(crate) fn after(before: &Before, file: &dyn Fn(&Lab)) -> Self {
+        let mut scene = Self::new(file);
+        copy(&before.state.path().join("s"), &scene.lab.path().join("s"));
+        scene.same_as = before.disk.clone();
+        scene.identity = fs::read(scene.lab.state("web", "identity.toml")).ok();
+        scene.said = scene.lab.console("web").len();
+        scene
+    }
+
+    /// The VM has run, has a marked disk, and is down; `more` is done while it runs.
+    pub(crate) fn kept(file: &dyn Fn(&Lab), end: &[&str]) -> Before {
+        let lab = Lab::new();
+        file(&lab);
+        lab.ok(&["start", "web"]);
+        lab.says("web", "COUNT ", 1);
+        lab.ok(&["stop", "web"]);
+        let disk = lab.state("web", "root.qcow2");
+        let marked = Command::new("qemu-io").args(["-f", "qcow2"]).args(MARK).arg(&disk).status();
+        assert!(marked.unwrap().success());
+        if !end.is_empty() {
+            lab.ok(&["start", "web"]);
+            lab.says("web", "BOOT-GUEST-READY", 2);
+            until("it counts", || {
+                lab.console("web").rsplit("BOOT-GUEST-READY").next().unwrap().contains("COUNT ")
+            });
+            lab.ok(end);
+        }
+        let state = tempfile::tempdir().unwrap();
+        copy(&lab.path().join("s"), &state.path().join("s"));
+        let disk = state.path().join("s/vms/web/root.qcow2");
+        Before { state, disk }
+    }
+
+    /// identity.toml as it is now is what the VM has to have from now on.
+    pub(crate) fn remember(&mut self) {
+        self.identity =
+            fs::read(self.lab.state("web", "identity.toml")).ok().or(self.identity.take());
+    }
+
+    /// What the guest has said here.
+    fn console(&self) -> String {
+        self.lab.console("web").get(self.said..).unwrap_or_default().to_owned()
+    }
+
+    /// Whether the guest is seen to count.
+    pub(crate) fn counts(&self) -> bool {
+        self.console().contains("COUNT ")
+    }
+
+    /// How often the guest has booted here.
+    pub(crate) fn boots(&self) -> usize {
+        self.console().matches("BOOT-GUEST-READY").count()
+    }
+
+    /// The processes that belong to this place, but zombies.
+    pub(crate) fn processes(&self) -> Vec<(i32, String)> {
+        let place = self.lab.path().to_string_lossy().into_owned();
+        let all = fs::read_dir("/proc").unwrap().flatten();
+        let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let ours = pids.filter(|pid| {
+            // A thread of this process may have forked, and not yet executed anything.
+            let says = |file: &str| {
+                let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+                String::from_utf8_lossy(&bytes).contains(&place)
+            };
+            runs(*pid) && (says("environ") || says("cmdline"))
+        });
+        let name = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        ours.map(|pid| (pid, name(pid).trim().to_owned())).collect()
+    }
+
+    /// Whether nothing runs but QEMU, and none that is only asked for its version.
+    pub(crate) fn has_only_qemu(&self) -> bool {
+        self.processes().iter().all(|(pid, name)| {
+            let asked = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            name.starts_with("qemu-system") && asked.contains("-qmp") | asked.contains("-mon")
+        })
+    }
+
+    pub(crate) fn qemus(&self) -> Vec<i32> {
+        let all = self.processes();
+        all.into_iter()
+            .filter(|(_, name)| name.starts_with("qemu-system"))
+            .map(|(p, _)| p)
+            .collect()
+    }
+
+    /// A plain start brings it up, and one QEMU is there.
+    pub(crate) fn starts(&self) {
+        self.lab.ok(&["start", "web"]);
+        self.runs();
+    }
+
+    /// It runs, and is what it says it is.
+    pub(crate) fn runs(&self) {
+        let said = self.console().matches("COUNT ").count();
+        let begun = std::time::Instant::now();
+        while self.console().matches("COUNT ").count() <= said + 1 {
+            if begun.elapsed() >= std::time::Duration::from_secs(20) {
+                if std::env::var_os("QVM_HOLD").is_some() {
+                    println!("held: {}", self.lab.path().display());
+                    std::thread::sleep(std::time::Duration::from_secs(900));
+                }
+                let supervisor = fs::read_to_string(self.lab.state("web", "supervisor.log"));
+                panic!(
+                    "the guest does not count: {:?}\n{}{supervisor:?}",
+                    self.console(),
+                    self.lab.log("web")
+                );
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        let status = self.lab.status("web");
+        assert_eq!(status["state"], "running", "{status}");
+        assert_eq!(self.qemus(), [self.lab.qemu_pid("web")]);
+        assert_eq!(status["pid"], self.lab.qemu_pid("web"));
+        self.files_are_those_of_a_vm_that_runs();
+        let taps = status["tap"].as_str().map(str::to_owned);
+        assert_eq!(self.taps(), taps.into_iter().collect::<Vec<_>>());
+    }
+
+    /// The taps in its network.
+    fn taps(&self) -> Vec<String> {
+        let Some(network) = &self.lab.network else { return vec![] };
+        let output = network.command("ip").args(["-o", "link", "show", "type", "tun"]).output();
+        let text = String::from_utf8(output.unwrap().stdout).unwrap();
+        let names = text.lines().filter_map(|line| line.split(": ").nth(1));
+        names.map(|name| name.split('@').next().unwrap().to_owned()).collect()
+    }
+
+    /// The names in a directory.
+    fn names(&self, dir: &Path) -> BTreeSet<String> {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    }
+
+    fn only(&self, dir: &Path, allowed: &[&str], needed: &[&str]) {
+        let names = self.names(dir);
+        for name in &names {
+            assert!(
+                allowed.contains(&name.as_str()) || needed.contains(&name.as_str()),
+                "{} is in {}",
+                name,
+                dir.display()
+            );
+        }
+        for name in needed {
+            assert!(names.contains(*name), "{name} is not in {}: {names:?}", dir.display());
+        }
+    }
+
+    fn files_are_those_of_a_vm_that_runs(&self) {
+        let sockets = [
+            "agent.sock",
+            "serial.sock",
+            "qmp.sock",
+            "control.sock",
+            "lock",
+            "record.json",
+            "booted.toml",
+        ];
+        self.only(&self.lab.runtime("web", ""), &["reloaded.toml"], &sockets);
+        self.state_is_whole();
+    }
+
+    /// What is kept is what is to be kept, and no temporary file.
+    fn state_is_whole(&self) {
+        let may = [
+            "seed.iso",
+            "data.raw",
+            "data.origin.json",
+            "ends.json",
+            "supervisor.log",
+            "console.log",
+            "console.log.times",
+        ];
+        let must = ["identity.toml", "root.qcow2", "root.origin.json"];
+        self.only(&self.lab.state("web", ""), &may, &must);
+        let place = self.lab.path().join("s");
+        self.only(&place, &["images"], &["vms", "qemu.json"]);
+        self.only(&place.join("vms"), &[], &["web"]);
+        serde_json::from_slice::<serde_json::Value>(&fs::read(place.join("qemu.json")).unwrap())
+            .unwrap();
+        for name in self.names(&place.join("images")) {
+            let path = place.join("images").join(&name);
+            let end = path.extension().unwrap_or_default().to_string_lossy().into_owned();
+            assert!(
+                !name.starts_with('.') && ["json", "qcow2"].contains(&&*end),
+                "{name} is in images/"
+            );
+            let mode = fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+            assert!(end == "json" || mode == 0o440, "{name} has the mode {mode:o}");
+        }
+        if let Some(identity) = &self.identity {
+            assert_eq!(
+                *identity,
+                fs::read(self.lab.state("web", "identity.toml")).unwrap(),
+                "the identity is another"
+            );
+        }
+    }
+
+    /// Nothing was kept: it gets a disk and an identity of its own.
+    pub(crate) fn starts_anew(&self) {
+        let scene = &self.lab;
+        scene.ok(&["start", "web"]);
+        scene.says("web", "COUNT ", 2);
+        scene.ok(&["stop", "web"]);
+        self.disk_is(&guest(GUEST).unwrap());
+    }
+
+    pub(crate) fn virtual_size(&self) -> u64 {
+        let disk = self.lab.state("web", "root.qcow2");
+        let output = Command::new("qemu-img").args(["info", "--output=json"]).arg(disk).output();
+        let info: serde_json::Value = serde_json::from_slice(&output.unwrap().stdout).unwrap();
+        info["virtual-size"].as_u64().unwrap()
+    }
+
+    /// It can be stopped, its disk is whole and what it was, and nothing of it is left.
+    pub(crate) fn stops(&self) {
+        self.lab.ok(&["stop", "web"]);
+        assert_eq!(self.lab.last_reason("web"), "stopped");
+        self.is_down();
+    }
+
+    /// Nothing runs, and the disk is whole and what it was.
+    pub(crate) fn is_down(&self) {
+        until("no process is left", || self.processes().is_empty());
+        self.only(&self.lab.runtime("web", ""), &[], &["lock"]);
+        assert_eq!(self.taps(), Vec::<String>::new());
+        self.state_is_whole();
+        self.disk_is(&self.same_as);
+    }
+
+    /// Its disk is whole, and has this content.
+    fn disk_is(&self, same_as: &Path) {
+        let disk = self.lab.state("web", "root.qcow2");
+        let qemu_img = |arguments: &[&str], paths: &[&Path]| {
+            let output = Command::new("qemu-img").args(arguments).args(paths).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(
+                output.status.success(),
+                "qemu-img {arguments:?}: {said}{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+        };
+        qemu_img(&["check", "-q", "-f", "qcow2"], &[&disk]);
+        qemu_img(&["compare", "-q", "-f", "qcow2", "-F", "qcow2"], &[&disk, same_as]);
+    }
+}
+
+impl Drop for Scene {
+    /// Also what has no record, and would be left by the lab.
+    fn drop(&mut self) {
+        for (pid, _) in self.processes() {
+            let _ = nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(pid),
+                nix::sys::signal::Signal::SIGKILL,
+            );
+        }
+    }
+}
