@@ -68,6 +68,7 @@ fn vm(nics: Vec<Nic>, cloud_init: Option<CloudInit>) -> Vm {
         accel: Accel::Auto,
         firmware: Firmware::Bios,
         on_panic: OnPanic::Restart,
+        operators: vec![],
         on_guest_reboot: OnGuestReboot::Apply,
         disks: Vec::new(),
         nics,

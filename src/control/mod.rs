@@ -2,6 +2,7 @@
 
 pub mod client;
 mod fault;
+pub mod grant;
 mod guest;
 mod interface;
 mod method;

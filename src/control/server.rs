@@ -5,7 +5,10 @@
 //! it is its connections that are used here, and not its server.
 
 use std::{
-    os::{fd::OwnedFd, unix::net::UnixListener as StdListener},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixListener as StdListener,
+    },
     time::Duration,
 };
 
@@ -20,11 +23,13 @@ use zlink::{Call, Reply};
 
 use super::{
     fault::Fault,
+    grant::{self, Need},
     interface,
     method::{Method, Written},
     socket::{self, Calls, Replies},
     types::{Command, Event, Port, Refusal, Request, State, Status},
 };
+use crate::value::Peer;
 
 /// How many connections are served at once; a further one is closed.
 const MAX_CONNECTIONS: usize = 256;
@@ -82,9 +87,15 @@ struct Listener {
     filter: Option<Vec<String>>,
     /// Each with its time.
     with_time: bool,
+    /// And with what the console said.
+    console: bool,
 }
 
 async fn connection(stream: UnixStream, port: Port) {
+    let peer = match (port.peer)(stream.as_fd()) {
+        Ok(peer) => peer,
+        Err(error) => return warn!("who is at the control socket cannot be told: {error}"),
+    };
     let (mut calls, mut replies) = match socket::open(stream) {
         Ok(both) => both,
         Err(error) => return debug!("a connection to the control socket was lost: {error}"),
@@ -101,7 +112,7 @@ async fn connection(stream: UnixStream, port: Port) {
             Err(error) => return debug!("a connection to the control socket was closed: {error}"),
         };
         let (oneway, more) = (call.oneway(), call.more());
-        let answer = answer(call, &port).await;
+        let answer = answer(call, &port, &peer).await;
         if oneway {
             continue;
         }
@@ -120,18 +131,21 @@ async fn connection(stream: UnixStream, port: Port) {
     }
 }
 
-async fn answer(call: Call<Written>, port: &Port) -> Result<Answer, Fault> {
+async fn answer(call: Call<Written>, port: &Port, peer: &Peer) -> Result<Answer, Fault> {
     if call.upgrade() {
         return Err(Fault::no_upgrade(&call.method().method));
     }
     // A call cannot be taken apart but by its parts' copies.
     let written = call.method().clone();
     let machine = written.is_machine();
-    let done = act(written.read()?, port).await;
+    let done = act(written.read()?, port, peer).await;
     if machine { done.map_err(Fault::for_machine) } else { done }
 }
 
-async fn act(method: Method, port: &Port) -> Result<Answer, Fault> {
+async fn act(method: Method, port: &Port, peer: &Peer) -> Result<Answer, Fault> {
+    if let Need::Operator(what) = grant::need(&method) {
+        port.grant.check(peer, what).await.inspect_err(|denied| warn!("{denied}"))?;
+    }
     Ok(Answer::Done(match method {
         Method::Info => interface::info(),
         Method::Description { interface } => interface::description(&interface)?,
@@ -140,12 +154,25 @@ async fn act(method: Method, port: &Port) -> Result<Answer, Fault> {
             json!({})
         }
         Method::Describe { memory } => describe(&ask(port, Request::Status).await?, memory),
-        Method::Status => json!({ "status": ask(port, Request::Status).await? }),
+        Method::Status => {
+            let status = ask(port, Request::Status).await?;
+            json!({ "status": match port.grant.is_operator(peer).await {
+                true => status,
+                false => grant::without_console(status),
+            } })
+        }
         Method::Guest => json!({ "guest": ask(port, Request::Guest).await?? }),
         Method::Events { filter, with_time } => {
-            return Ok(Answer::Events(Listener { filter, with_time }));
+            let console = port.grant.is_operator(peer).await;
+            return Ok(Answer::Events(Listener { filter, with_time, console }));
         }
-        Method::RecentEvents => json!({ "events": ask(port, Request::RecentEvents).await? }),
+        Method::RecentEvents => {
+            let mut events = ask(port, Request::RecentEvents).await?;
+            if !port.grant.is_operator(peer).await {
+                events = events.into_iter().map(grant::event_without_console).collect();
+            }
+            json!({ "events": events })
+        }
         Method::Statistics => json!({ "statistics": ask(port, Request::Statistics).await?? }),
         Method::Exec { argv, limit } => {
             let done = ask(port, |reply| Request::Exec { argv, limit, reply }).await??;
@@ -214,7 +241,7 @@ fn describe(status: &Status, memory: bool) -> Value {
 /// servers, is that it has begun: what the caller has done after that is not missed.
 async fn tell_events(mut calls: Calls, mut replies: Replies, port: Port, listener: Listener) {
     let mut events = port.events.subscribe();
-    let Port { requests, events: sender } = port;
+    let Port { requests, events: sender, .. } = port;
     // The loop may end while somebody listens: its end of the queue must not be held open from here.
     drop(sender);
     let ready = Event { at: None, event: "READY".to_owned(), data: None };
@@ -231,8 +258,13 @@ async fn tell_events(mut calls: Calls, mut replies: Replies, port: Port, listene
             () = requests.closed() => return,
         };
         let event = match event {
-            Ok(event) if listener.with_time => event,
-            Ok(event) => Event { at: None, ..event },
+            Ok(event) => {
+                let event = match listener.console {
+                    true => event,
+                    false => grant::event_without_console(event),
+                };
+                Event { at: event.at.filter(|_| listener.with_time), ..event }
+            }
             Err(broadcast::error::RecvError::Lagged(lost)) => {
                 let data = Some(json!({ "count": lost }));
                 Event { at: None, event: "QVM_LOST".to_owned(), data }

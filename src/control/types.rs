@@ -1,12 +1,20 @@
 //! What goes over the control socket, and what the server hands to the supervisor's loop.
 
-use std::{os::fd::OwnedFd, time::Duration};
+use std::{
+    io,
+    os::fd::{BorrowedFd, OwnedFd},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use crate::plan::keys::Chord;
+use super::grant::Grant;
 pub use crate::plan::pending::{Pending, TakesEffect};
+use crate::{
+    plan::keys::Chord,
+    value::{Operator, Peer},
+};
 
 /// The states that `qvm status` tells apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,6 +117,9 @@ pub struct Status {
     /// Where the guest's screen is served by VNC: `unix:PATH` or `ADDRESS:PORT`.
     #[serde(default)]
     pub vnc: Option<String>,
+    /// Who may change it beside root: `operators` of the VM file, as it counts.
+    #[serde(default)]
+    pub operators: Vec<Operator>,
     /// cgroup v2 `cpu.weight` as configured.
     pub cpu_weight: u16,
     /// cgroup v2 `cpu.weight` as the kernel has it. `qvm status` fills it in.
@@ -375,4 +386,8 @@ pub struct Port {
     pub requests: mpsc::Sender<Request>,
     /// Out of the loop.
     pub events: broadcast::Sender<Event>,
+    /// Who may do what.
+    pub grant: Grant,
+    /// Who is connected.
+    pub peer: fn(BorrowedFd<'_>) -> io::Result<Peer>,
 }

@@ -20,8 +20,9 @@ use rustix::{
 
 /// The longest path of a socket: `sun_path` has 108 bytes with its NUL (unix(7)).
 const MAX_PATH: usize = 107;
-/// Owner and group may connect, which needs the right to write.
+/// Owner and group may connect, which needs the right to write; or the owner alone.
 const MODE: u32 = 0o660;
+const ALONE: u32 = 0o600;
 /// Connections that may wait to be accepted; more is refused with EAGAIN.
 const BACKLOG: i32 = 64;
 
@@ -63,11 +64,23 @@ impl Error {
     }
 }
 
-/// Listens at `path` with mode 0660 whatever the umask is, for this program or, as an `OwnedFd`, for QEMU; a socket that an earlier process left there is replaced.
+/// Listens at `path` with mode 0660 whatever the umask is; a socket that an earlier process left there is replaced.
 ///
 /// # Errors
 /// The path is too long, or taken by another kind of file, or the kernel refuses.
 pub fn listen(path: &Path) -> Result<UnixListener, Error> {
+    listen_with(path, MODE)
+}
+
+/// The same with mode 0600: for what nobody but the supervisor connects to, since QEMU, whom it is handed to, judges nobody.
+///
+/// # Errors
+/// As of [`listen`].
+pub fn listen_alone(path: &Path) -> Result<UnixListener, Error> {
+    listen_with(path, ALONE)
+}
+
+fn listen_with(path: &Path, mode: u32) -> Result<UnixListener, Error> {
     if path.as_os_str().as_bytes().len() > MAX_PATH {
         return Err(Error::TooLong(path.to_owned()));
     }
@@ -78,16 +91,16 @@ pub fn listen(path: &Path) -> Result<UnixListener, Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(wrap(error)),
     }
-    bound(path).map_err(wrap)
+    bound(path, mode).map_err(wrap)
 }
 
-fn bound(path: &Path) -> io::Result<UnixListener> {
+fn bound(path: &Path, mode: u32) -> io::Result<UnixListener> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     // bind(2) makes the file with the socket's own mode less the umask, so it is never wider than this …
-    fchmod(&socket, Mode::from_raw_mode(MODE))?;
+    fchmod(&socket, Mode::from_raw_mode(mode))?;
     bind(&socket, &SocketAddrUnix::new(path)?)?;
     // … and this undoes the umask, before anybody can connect.
-    fs::set_permissions(path, Permissions::from_mode(MODE))?;
+    fs::set_permissions(path, Permissions::from_mode(mode))?;
     begin(&socket, BACKLOG)?;
     Ok(UnixListener::from(socket))
 }
@@ -104,6 +117,8 @@ mod tests {
         let _listener = listen(&path).unwrap();
         std::os::unix::net::UnixStream::connect(&path).unwrap();
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o660);
+        let _listener = listen_alone(&path).unwrap();
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]

@@ -178,7 +178,7 @@ impl VmPaths {
         self.runtime.join("vnc.sock")
     }
 
-    /// The password for it, as QEMU reads it.
+    /// The password for it, where an earlier qvm wrote it down for QEMU.
     pub fn vnc_password(&self) -> PathBuf {
         self.runtime.join("vnc.password")
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::facets::{DISKS, Facets, MEM, NICS, disk_key};
+use super::facets::{DISKS, Facets, MEM, NICS, SCREEN, disk_key};
 use crate::{spec::Vm, value::Size};
 
 /// One difference between the VM file and what runs.
@@ -69,7 +69,7 @@ impl TakesEffect {
 }
 
 /// The keys that only qvm itself looks at, or that are given to QEMU's process: a changed one counts as soon as it is read.
-pub const AT_ONCE: [&str; 14] = [
+pub const AT_ONCE: [&str; 15] = [
     "description",
     "autostart",
     "after",
@@ -82,6 +82,7 @@ pub const AT_ONCE: [&str; 14] = [
     "hostShutdown",
     "readyFailure",
     "shutdownTimeoutSec",
+    "operators",
     "onPanic",
     "onGuestReboot",
 ];
@@ -178,6 +179,10 @@ fn effect(
         (_, "ip" | "gateway" | "dns") => CloudInitRerun,
         (key, _) if key.starts_with("cloudInit.") => CloudInitRerun,
         (_, "link") => Live,
+        // The supervisor serves it, where QEMU was started with something to be served.
+        (key, _) if SCREEN.contains(&key) && running.get(SCREEN[0]).is_some() => {
+            if written.get("display").is_some() { Live } else { NextReboot }
+        }
         // To another bridge; from or to a user-mode network it is another back end.
         (_, "bridge") if from.is_some() && to.is_some() => Live,
         (key, _) if is_pluggable(key, running, written) => Live,

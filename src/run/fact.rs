@@ -19,7 +19,7 @@ use crate::{
         watch::Changes,
     },
     plan::live::Change,
-    value::chain,
+    value::{Operator, chain},
 };
 
 /// Why a guest does not come to run.
@@ -80,6 +80,8 @@ pub(super) enum Fact {
     ThawDue(u64),
     /// They are; or not.
     Thawed(u64, Why, Result<u64, Refusal>, Option<freeze::Reply>),
+    /// Of the VM's operators, those that the host does not know.
+    UnknownOperators(Vec<Operator>),
     /// The host has slept for so long.
     HostSlept(Duration),
     Gone(u64, Exit),

@@ -195,6 +195,7 @@ fn without_file(name: &str, problem: Option<String>, file_exists: bool) -> Entry
         tap: None,
         forward: vec![],
         vnc: None,
+        operators: vec![],
         cpu_weight: 0,
         cpu_weight_effective: None,
         cpu_share: None,
@@ -221,6 +222,7 @@ fn written(status: &mut Status, vm: &Vm) {
     status.mac = nic.and_then(|nic| nic.mac).map(|mac| mac.to_string());
     status.ip = nic.and_then(|nic| nic.ip).map(|ip| ip.to_string());
     status.forward = vm.forwards();
+    status.operators.clone_from(&vm.operators);
     status.cpu_weight = vm.cpu_weight.get();
     status.autostart = vm.autostart;
     status.description.clone_from(&vm.description);

@@ -19,6 +19,7 @@ pub mod carry;
 pub mod console;
 pub mod disk;
 pub mod doctor;
+pub mod door;
 pub mod edited;
 mod enrol;
 pub mod error;
@@ -37,6 +38,7 @@ pub mod launch;
 pub mod left_behind;
 mod live;
 pub mod metrics;
+mod operators;
 mod plug;
 pub mod prepare;
 pub mod progress;
@@ -55,6 +57,7 @@ mod statistics;
 pub mod supervise;
 mod suspend;
 pub mod usage;
+pub mod viewer;
 
 /// What a supervisor is told by whoever starts it: time, randomness and environment come from here.
 #[derive(Debug, Clone)]

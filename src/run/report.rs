@@ -4,8 +4,8 @@ use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::{
+    door,
     freeze::Why,
-    screen,
     supervise::{AGENT_LIMIT, QMP_LIMIT, Supervisor},
 };
 use crate::{
@@ -230,6 +230,8 @@ impl Supervisor {
             notes.push(format!("the VM file is not valid any more: {problem}"));
         }
         notes.extend(self.freeze_note());
+        notes.extend(self.qemu.as_ref().and_then(|qemu| qemu.unserved.clone()));
+        notes.extend(self.operator_notes());
         if let Some(why) = record.and_then(|r| r.missed.as_ref()) {
             notes.push(format!("the guest is not ready (`ready = \"{}\"`): {why}", self.vm.ready));
         }
@@ -251,7 +253,8 @@ impl Supervisor {
             ip: nic.and_then(|n| n.ip).map(|i| i.to_string()),
             tap: record.map_or(written_tap, |r| r.tap.clone()),
             forward: self.vm.forwards(),
-            vnc: record.and_then(|_| screen::vnc(&self.vm, &self.paths)),
+            vnc: record.and_then(|_| door::address(&self.vm, &self.paths)),
+            operators: self.vm.operators.clone(),
             cpu_weight: self.vm.cpu_weight.get(),
             cpu_weight_effective: None,
             cpu_share: None,

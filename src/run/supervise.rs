@@ -24,6 +24,7 @@ use super::{
     freeze::{Frozen, Why},
     launch::Qemu,
     live::Applying,
+    operators::Operators,
     prepare::Prepared,
     progress::Cancel,
     ready::{Awaiting, policy},
@@ -35,6 +36,7 @@ use crate::{
         types::{self, End, Event, Pending, Port},
     },
     host::{
+        peer,
         signal::{Signal, Signals},
         slept::Sleeps,
         socket,
@@ -98,7 +100,9 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
     let taking = tokio::spawn(forward_requests(asked, facts.clone()));
     let (events, _) = broadcast::channel(256);
     let listener = socket::listen(&paths.control_socket())?;
-    let port = Port { requests, events: events.clone() };
+    let operators = Operators::new();
+    let grant = operators.grant(&vm);
+    let port = Port { requests, events: events.clone(), grant, peer: peer::of };
     let serving = tokio::spawn(server::serve(listener, port));
     let watching = match watch::file(&vm.file) {
         Ok((watching, changes)) => {
@@ -151,6 +155,7 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
         adopting: false,
         notes: vec![],
         resource_notes: vec![],
+        operators,
         pinned: false,
         restoring: None,
         unusable: None,
@@ -167,6 +172,7 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
         winding_up,
         left: None,
     };
+    one.tell_operators();
     one.begin();
     let mut beat = watchdog.map(|interval| {
         let mut beat = tokio::time::interval(interval);
@@ -239,6 +245,7 @@ pub(super) struct Supervisor {
     pub(super) notes: Vec<String>,
     /// What of the VM's share of the host could not be given.
     pub(super) resource_notes: Vec<String>,
+    pub(super) operators: Operators,
     /// The vCPUs' threads were bound to CPUs.
     pub(super) pinned: bool,
     /// What a saved state was saved with, as long as it is not taken up.
@@ -301,11 +308,7 @@ impl Supervisor {
             Fact::Qmp(generation, event) if generation == self.generation => self.heard(&event),
             Fact::MonitorClosed(generation) if generation == self.generation => self.reconnect(),
             Fact::MonitorBack(generation, session) if generation == self.generation => {
-                if let Some(qemu) = &mut self.qemu {
-                    qemu.client = session.client;
-                    info!("QEMU's monitor answers again");
-                    self.listen(session.events);
-                }
+                self.reconnected(session);
             }
             Fact::Ready(generation, found) if generation == self.generation => self.found(found),
             Fact::Memory(generation, bytes) if generation == self.generation => {
@@ -336,10 +339,8 @@ impl Supervisor {
             Fact::Thawed(generation, why, done, reply) if generation == self.generation => {
                 self.thawed(why, done, reply);
             }
-            Fact::HostSlept(slept) => {
-                info!("the host has slept for {} s", slept.as_secs());
-                self.set_guests_clock();
-            }
+            Fact::HostSlept(slept) => self.host_slept(slept),
+            Fact::UnknownOperators(names) => self.operators.unknown = names,
             Fact::Froze(..)
             | Fact::ThawDue(_)
             | Fact::Thawed(..)

@@ -7,8 +7,8 @@ use super::{
     OnGuestReboot, OnPanic, ReadyFailure, unknown,
 };
 use crate::value::{
-    Cidr, CpuList, CpuWeight, Forward, IfName, MacAddr, Refused, Seconds, Size, VmName, VncAddress,
-    shown,
+    Cidr, CpuList, CpuWeight, Forward, IfName, MacAddr, Operator, Refused, Seconds, Size, VmName,
+    VncAddress, shown,
 };
 
 /// A value that can be read from TOML.
@@ -152,7 +152,7 @@ macro_rules! by_text {
         }
     )*};
 }
-by_text!(Cidr, CpuList, Forward, IfName, MacAddr, VmName, VncAddress);
+by_text!(Cidr, CpuList, Forward, IfName, MacAddr, Operator, VmName, VncAddress);
 
 impl Written for std::net::IpAddr {
     const WANTED: &'static str = TEXT;
