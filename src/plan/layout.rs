@@ -118,6 +118,11 @@ impl VmPaths {
         self.state.join("ends.json")
     }
 
+    /// What the console said last before some of them: for the eyes of whoever may see the console.
+    pub fn last_words(&self) -> PathBuf {
+        self.state.join("last-words.json")
+    }
+
     /// Held by the supervisor as long as it lives.
     pub fn lock(&self) -> PathBuf {
         self.runtime.join("lock")

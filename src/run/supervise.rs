@@ -125,7 +125,7 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
     let mut one = Supervisor {
         paths: paths.clone(),
         console: Console::new(paths.console_log(), settings.now),
-        ends: record::ends(&paths.ends()),
+        ends: record::ends(&paths),
         since: (settings.now)(),
         origin: Instant::now(),
         life: Life::default(),
