@@ -11,7 +11,10 @@ use std::{
     },
     path::PathBuf,
     process::{Child, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -573,7 +576,7 @@ async fn oneway_is_done_and_not_answered() {
 async fn calls_in_one_write_and_in_many_are_answered_in_order() {
     let fake = Fake::new();
     let mut raw = fake.raw().await;
-    raw.bytes(b"{\"method\":\"io.qvm.Vm.Pause\"}\0{\"method\":\"io.qvm.Vm.Fly\"}\0{\"meth").await;
+    raw.bytes(b"{\"method\":\"io.qvm.Vm.Status\"}\0{\"method\":\"io.qvm.Vm.Fly\"}\0{\"meth").await;
     assert_eq!(raw.hear().await.unwrap(), json!({ "parameters": {} }));
     assert_eq!(raw.hear().await.unwrap()["error"], "org.varlink.service.MethodNotFound");
     for byte in b"od\" : \"io.qvm.Vm.Kill\", \"parameters\" : {} }\n\0" {
@@ -685,7 +688,9 @@ async fn a_hundred_that_do_not_read_hold_nobody_up() {
 
 #[tokio::test]
 async fn connections_have_a_largest_number_and_a_place_is_given_again() {
-    let fake = Fake::new();
+    static UID: AtomicU32 = AtomicU32::new(1000);
+    let fake =
+        Fake::seeing(|_| Ok(Peer { uid: UID.load(Ordering::SeqCst), gid: 1000, groups: vec![] }));
     let mut held = vec![];
     for _ in 0..256 {
         let mut raw = fake.raw().await;
@@ -694,6 +699,10 @@ async fn connections_have_a_largest_number_and_a_place_is_given_again() {
     }
     let mut one_more = fake.raw().await;
     assert_eq!(one_more.hear().await, None);
+    // Root is not shut out by them.
+    UID.store(0, Ordering::SeqCst);
+    soon(fake.client().await.command(Command::Pause)).await.unwrap();
+    UID.store(1000, Ordering::SeqCst);
     held.pop();
     let served = async {
         loop {

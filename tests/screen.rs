@@ -315,7 +315,11 @@ fn the_screen_is_moved_while_the_guest_runs() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let number = taken.local_addr().unwrap().port();
     assert!(number >= 5900, "{number}");
-    let notes = apply(&at(number))["notes"].to_string();
+    lab.vm("web", &image, &at(number));
+    assert!(failed(&lab, &["apply", "web"]).1.contains("not applied: display.vnc"));
+    let status = lab.status("web");
+    assert!(status["vnc"].is_null() && status["pending"][0]["takesEffect"] == "live", "{status}");
+    let notes = status["notes"].to_string();
     assert!(notes.contains(&format!("cannot listen on `127.0.0.1:{number}`")), "{notes}");
     drop(taken);
     assert_eq!(apply(&at(number))["notes"], json!([]));
@@ -359,7 +363,9 @@ fn a_qemu_that_listens_by_itself_is_left_to_it() {
     // Nor does a changed VM file take that from it.
     lab.vm("web", &image, "[display]\n");
     lab.ok(&["apply", "web"]);
-    assert_eq!(lab.status("web")["vnc"], format!("unix:{}", socket.display()));
+    let status = lab.status("web");
+    assert_eq!(status["vnc"], format!("unix:{}", socket.display()));
+    assert_eq!(status["pending"][0]["takesEffect"], "next-reboot", "{status}");
     assert_eq!(handshake(&mut UnixStream::connect(&socket).unwrap()), [NONE]);
     lab.ok(&["kill", "web"]);
     assert!(!socket.exists());

@@ -46,9 +46,12 @@ impl Client {
     /// Whether QEMU itself listens for viewers.
     ///
     /// # Errors
-    /// See [`Error`].
+    /// See [`Error`]. One that was built without VNC does not.
     pub async fn listens_for_viewers(&self, limit: Duration) -> Result<bool, Error> {
-        let servers = self.raw("query-vnc-servers", json!({}), limit).await?;
+        let servers = match self.raw("query-vnc-servers", json!({}), limit).await {
+            Err(Error::Refused { class, .. }) if class == "CommandNotFound" => return Ok(false),
+            servers => servers?,
+        };
         let listens =
             |server: &serde_json::Value| server["server"].as_array().is_some_and(|l| !l.is_empty());
         Ok(servers.as_array().into_iter().flatten().any(listens))

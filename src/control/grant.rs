@@ -61,9 +61,14 @@ impl Denied {
 }
 
 impl Grant {
+    /// Whether the peer is root or the supervisor's own user.
+    pub fn is_own(&self, peer: &Peer) -> bool {
+        peer.uid == 0 || peer.uid == self.own
+    }
+
     /// Whether the peer may do what is not everybody's.
     pub async fn is_operator(&self, peer: &Peer) -> bool {
-        if peer.uid == 0 || peer.uid == self.own {
+        if self.is_own(peer) {
             return true;
         }
         let operators = self.operators.borrow().clone();

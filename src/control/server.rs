@@ -33,6 +33,8 @@ use crate::value::Peer;
 
 /// How many connections are served at once; a further one is closed.
 const MAX_CONNECTIONS: usize = 256;
+/// How many more for root and the supervisor's own user, whom nobody shall shut out.
+const RESERVED: usize = 32;
 /// How long who still listens has to take the last events, once the loop has ended.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
@@ -50,10 +52,13 @@ pub async fn serve(listener: StdListener, port: Port) {
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok(_) if connections.len() >= MAX_CONNECTIONS => {
-                    warn!("more than {MAX_CONNECTIONS} connections to the control socket: one was closed");
-                }
-                Ok((stream, _)) => drop(connections.spawn(connection(stream, port.clone()))),
+                Ok((stream, _)) => match (port.peer)(stream.as_fd()) {
+                    Ok(peer) if connections.len() >= most(&port, &peer) => {
+                        warn!("too many connections to the control socket: one of uid {} was closed", peer.uid);
+                    }
+                    Ok(peer) => drop(connections.spawn(connection(stream, peer, port.clone()))),
+                    Err(error) => warn!("who is at the control socket cannot be told: {error}"),
+                },
                 Err(error) => {
                     // No more descriptors: others will close theirs.
                     warn!("a connection to the control socket was lost: {error}");
@@ -91,11 +96,12 @@ struct Listener {
     console: bool,
 }
 
-async fn connection(stream: UnixStream, port: Port) {
-    let peer = match (port.peer)(stream.as_fd()) {
-        Ok(peer) => peer,
-        Err(error) => return warn!("who is at the control socket cannot be told: {error}"),
-    };
+/// How many connections there may be for the peer to get one more.
+fn most(port: &Port, peer: &Peer) -> usize {
+    if port.grant.is_own(peer) { MAX_CONNECTIONS + RESERVED } else { MAX_CONNECTIONS }
+}
+
+async fn connection(stream: UnixStream, peer: Peer, port: Port) {
     let (mut calls, mut replies) = match socket::open(stream) {
         Ok(both) => both,
         Err(error) => return debug!("a connection to the control socket was lost: {error}"),

@@ -92,6 +92,8 @@ pub const AT_ONCE: [&str; 15] = [
 pub struct Machine {
     /// What QEMU was started with: the balloon gives up to that.
     pub most_memory: Size,
+    /// QEMU listens for viewers of the screen by itself, as an earlier qvm had it.
+    pub listens: bool,
     /// A reboot of the guest brings nothing: `onGuestReboot = "reset"`, as it runs.
     pub resets: bool,
 }
@@ -180,8 +182,14 @@ fn effect(
         (key, _) if key.starts_with("cloudInit.") => CloudInitRerun,
         (_, "link") => Live,
         // The supervisor serves it, where QEMU was started with something to be served.
-        (key, _) if SCREEN.contains(&key) && running.get(SCREEN[0]).is_some() => {
-            if written.get("display").is_some() { Live } else { NextReboot }
+        (key, _)
+            if SCREEN.contains(&key) && running.get(SCREEN[0]).is_some() && !machine.listens =>
+        {
+            if written.get("display").is_some() {
+                Live
+            } else {
+                NextReboot
+            }
         }
         // To another bridge; from or to a user-mode network it is another back end.
         (_, "bridge") if from.is_some() && to.is_some() => Live,
@@ -220,7 +228,11 @@ fn reruns(key: &str) -> &'static str {
 
 /// What runs, as it was started from `vm`.
 pub fn machine(vm: &Vm) -> Machine {
-    Machine { most_memory: vm.mem, resets: vm.on_guest_reboot == crate::spec::OnGuestReboot::Reset }
+    Machine {
+        most_memory: vm.mem,
+        listens: false,
+        resets: vm.on_guest_reboot == crate::spec::OnGuestReboot::Reset,
+    }
 }
 
 #[cfg(test)]
@@ -274,6 +286,22 @@ mod tests {
                 &["bridge: - -> br1 NextReboot", "nic.net.tap: - -> qvm-web NextReboot"],
             ),
             ("cpuWeight = 1", "cpuWeight = 2", &["cpuWeight: 1 -> 2 Live"]),
+            ("vcpu = 1", "operators = [\"a\", \"@b\"]", &["operators: - -> a, @b Live"]),
+            (
+                "[display]\nvnc = \"unix\"",
+                "[display]\nvnc = \"127.0.0.1:5900\"\npasswordFile = \"p\"",
+                &[
+                    "display.passwordFile: - -> /v/p Live",
+                    "display.vnc: unix -> 127.0.0.1:5900 Live",
+                ],
+            ),
+            ("[display]\nvnc = \"unix\"", "[display]", &["display.vnc: unix -> - Live"]),
+            ("[display]", "[display]\nvnc = \"unix\"", &["display.vnc: - -> unix NextReboot"]),
+            (
+                "[display]\nvnc = \"unix\"",
+                "vcpu = 1",
+                &["display: a screen -> - NextReboot", "display.vnc: unix -> - NextReboot"],
+            ),
             ("[nic.net]\nlink = \"down\"", "[nic.net]", &["nic.net.link: down -> up Live"]),
             (
                 "ip = \"10.0.2.4/24\"\n[cloudInit]",
@@ -288,6 +316,14 @@ mod tests {
         ] {
             assert_eq!(told(running, written), lines, "{running} | {written}");
         }
+    }
+
+    #[test]
+    fn a_qemu_that_listens_by_itself_goes_on_as_it_was_told() {
+        let (from, to) = (vm("[display]\nvnc = \"unix\""), vm("[display]"));
+        let machine = Machine { listens: true, ..machine(&from) };
+        let all = pending(&Facets::of(&from), &Facets::of(&to), &machine);
+        assert_eq!(all[0].takes_effect, TakesEffect::NextReboot);
     }
 
     #[test]

@@ -96,14 +96,6 @@ pub(super) enum Listener {
     Tcp(TcpListener),
 }
 
-/// Where the screen is served.
-pub(super) fn address(vm: &Vm, paths: &VmPaths) -> Option<String> {
-    match vm.display.as_ref()?.vnc? {
-        VncAddress::Unix => Some(format!("unix:{}", paths.vnc_socket().display())),
-        VncAddress::Tcp(at) => Some(at.to_string()),
-    }
-}
-
 /// Listens where the VM file says, if it does.
 ///
 /// # Errors

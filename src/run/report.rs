@@ -4,7 +4,6 @@ use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::{
-    door,
     freeze::Why,
     supervise::{AGENT_LIMIT, QMP_LIMIT, Supervisor},
 };
@@ -253,7 +252,7 @@ impl Supervisor {
             ip: nic.and_then(|n| n.ip).map(|i| i.to_string()),
             tap: record.map_or(written_tap, |r| r.tap.clone()),
             forward: self.vm.forwards(),
-            vnc: record.and_then(|_| door::address(&self.vm, &self.paths)),
+            vnc: self.screen_address(),
             operators: self.vm.operators.clone(),
             cpu_weight: self.vm.cpu_weight.get(),
             cpu_weight_effective: None,

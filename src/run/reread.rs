@@ -102,7 +102,9 @@ impl Supervisor {
         }
         self.look_at_qemu();
         let written = self.facets_written();
-        self.pending = pending(&self.running, &written, &pending::machine(&self.vm));
+        let listens = self.qemu.as_ref().is_some_and(|qemu| qemu.listens);
+        let machine = pending::Machine { listens, ..pending::machine(&self.vm) };
+        self.pending = pending(&self.running, &written, &machine);
         let relaunch = wants_relaunch(&self.pending);
         if relaunch != self.reboot_relaunches && self.qemu.is_some() {
             self.reboot_relaunches = relaunch;

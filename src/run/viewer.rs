@@ -201,6 +201,21 @@ impl Supervisor {
         if let Some(qemu) = &mut self.qemu {
             qemu.unserved = Some(note);
         }
+        // So the next `qvm apply` tries again.
+        self.running.set(facets::SCREEN[0], Some("not served".to_owned()));
+    }
+
+    /// Where the screen is served, by us or by QEMU.
+    pub(super) fn screen_address(&self) -> Option<String> {
+        let qemu = self.qemu.as_ref()?;
+        let at = match &qemu.serving {
+            Some(serving) => serving.at,
+            None => self.vm.display.as_ref()?.vnc.filter(|_| qemu.listens)?,
+        };
+        Some(match at {
+            VncAddress::Unix => format!("unix:{}", self.paths.vnc_socket().display()),
+            VncAddress::Tcp(at) => at.to_string(),
+        })
     }
 
     /// Takes another place or another password for the screen, where QEMU was started with one that can be served: that is this
