@@ -123,8 +123,16 @@ fn the_reference_knows_exactly_the_keys_that_the_reader_knows() {
         assert_eq!(cells.len(), 5, "{key}");
         let words = ["live", "next reboot", "next start", "cloud-init re-run", "new disk"];
         assert!(words.iter().any(|word| effect.starts_with(word)), "{key} takes effect {effect}");
-        let others =
-            ["bridge", "disk.NAME.size", "diskSizeG", "mem", "nic.NAME.bridge", "nic.NAME.link"];
+        let others = [
+            "bridge",
+            "disk.NAME.size",
+            "display.passwordFile",
+            "display.vnc",
+            "diskSizeG",
+            "mem",
+            "nic.NAME.bridge",
+            "nic.NAME.link",
+        ];
         let live: Vec<&str> = AT_ONCE.into_iter().chain(others).collect();
         assert_eq!(live.contains(&key.trim_matches('`')), effect.starts_with("live"), "{key}");
     }

@@ -386,17 +386,17 @@ fn listening(pid: &str, protocol: &str) -> Vec<String> {
 /// Of all that a VM can have, only what the VM file says so opens a port.
 #[test]
 fn nothing_listens_on_the_network_unless_the_vm_file_says_so() {
-    let (Some(image), Some(network)) = (guest("tiny.qcow2"), lab::network::Network::new()) else {
+    let (Some(image), Some(network)) = (guest("boot-keys.qcow2"), lab::network::Network::new()) else {
         return;
     };
     let mut lab = Lab::new();
     lab.network = Some(network);
-    let more = "mem = \"256M\"\nvcpu = 2\nready = \"agent\"\ncpuWeight = 200\n[display]\nvnc = \"unix\"\n\
+    let more = "vcpu = 2\ncpuWeight = 200\n[display]\nvnc = \"unix\"\n\
                 [cloudInit]\nhostname = \"web\"\n[disk.data]\nsize = \"1M\"\n\
                 [nic.net]\nbridge = \"br0\"\n[nic.user]\nmodel = \"e1000e\"\n";
     lab.vm("web", &image, more);
     lab.ok(&["start", "web"]);
-    lab.ok(&["exec", "web", "--", "true"]);
+    lab.says("web", "BOOT-GUEST-READY", 1);
     let mut viewer = UnixStream::connect(lab.runtime("web", "vnc.sock")).unwrap();
     assert_eq!(handshake(&mut viewer), [NONE]);
     let status = lab.status("web");
@@ -411,7 +411,7 @@ fn nothing_listens_on_the_network_unless_the_vm_file_says_so() {
     // That one would be seen.
     let port = port();
     let more =
-        format!("mem = \"256M\"\n[display]\nvnc = \"127.0.0.1:{port}\"\npasswordFile = \"p\"\n");
+        format!("[display]\nvnc = \"127.0.0.1:{port}\"\npasswordFile = \"p\"\n");
     lab.vm("web", &image, &more);
     fs::write(lab.file("web").with_file_name("p"), "secret\n").unwrap();
     lab.ok(&["start", "web"]);
