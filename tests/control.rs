@@ -576,7 +576,7 @@ async fn oneway_is_done_and_not_answered() {
 async fn calls_in_one_write_and_in_many_are_answered_in_order() {
     let fake = Fake::new();
     let mut raw = fake.raw().await;
-    raw.bytes(b"{\"method\":\"io.qvm.Vm.Status\"}\0{\"method\":\"io.qvm.Vm.Fly\"}\0{\"meth").await;
+    raw.bytes(b"{\"method\":\"io.qvm.Vm.Pause\"}\0{\"method\":\"io.qvm.Vm.Fly\"}\0{\"meth").await;
     assert_eq!(raw.hear().await.unwrap(), json!({ "parameters": {} }));
     assert_eq!(raw.hear().await.unwrap()["error"], "org.varlink.service.MethodNotFound");
     for byte in b"od\" : \"io.qvm.Vm.Kill\", \"parameters\" : {} }\n\0" {
@@ -670,7 +670,7 @@ async fn a_hundred_that_do_not_read_hold_nobody_up() {
             raw.say(json!({ "method": "io.qvm.Vm.Watch", "more": true })).await;
         } else {
             // Far more answers than a socket holds.
-            let calls = "{\"method\":\"io.qvm.Vm.Status\"}\0".repeat(2000);
+            let calls = "{\"method\":\"io.qvm.Vm.Pause\"}\0".repeat(2000);
             let _ = raw.0.get_mut().try_write(calls.as_bytes());
         }
         lazy.push(raw);

@@ -223,6 +223,14 @@ fn vnc_is_served_at_a_socket_without_and_at_a_port_with_a_password() {
     lab.ok(&["kill", "web"]);
 }
 
+/// Starts the next supervisor, and waits until it has the QEMU: without one that is running as well.
+fn taken_over(lab: &mut Lab, name: &str) {
+    let index = lab.run(name);
+    let pid = lab.supervisor(index).id();
+    until("the next supervisor has it", || lab.status(name)["supervisorPid"] == pid);
+    lab.wait_state(name, "running");
+}
+
 #[test]
 fn viewers_outlive_a_supervisor_that_is_killed() {
     let image = guest("boot-keys.qcow2");
@@ -260,8 +268,7 @@ fn viewers_outlive_a_supervisor_that_is_killed() {
     sees(&mut by_socket);
     sees(&mut by_port);
     for name in ["web", "tcp"] {
-        lab.run(name);
-        lab.wait_state(name, "running");
+        taken_over(&mut lab, name);
     }
     // The new ones let in as the old ones did, and who is in stays.
     let mut later = enter();
@@ -357,8 +364,7 @@ fn a_qemu_that_listens_by_itself_is_left_to_it() {
     lab.supervisor(first).kill().unwrap();
     lab.exit_code(first);
     assert_eq!(handshake(&mut UnixStream::connect(&socket).unwrap()), [NONE]);
-    lab.run("web");
-    lab.wait_state("web", "running");
+    taken_over(&mut lab, "web");
     assert_eq!(handshake(&mut UnixStream::connect(&socket).unwrap()), [NONE]);
     // Nor does a changed VM file take that from it.
     lab.vm("web", &image, "[display]\n");
@@ -386,7 +392,8 @@ fn listening(pid: &str, protocol: &str) -> Vec<String> {
 /// Of all that a VM can have, only what the VM file says so opens a port.
 #[test]
 fn nothing_listens_on_the_network_unless_the_vm_file_says_so() {
-    let (Some(image), Some(network)) = (guest("boot-keys.qcow2"), lab::network::Network::new()) else {
+    let (Some(image), Some(network)) = (guest("boot-keys.qcow2"), lab::network::Network::new())
+    else {
         return;
     };
     let mut lab = Lab::new();
@@ -410,8 +417,7 @@ fn nothing_listens_on_the_network_unless_the_vm_file_says_so() {
     lab.ok(&["kill", "web"]);
     // That one would be seen.
     let port = port();
-    let more =
-        format!("[display]\nvnc = \"127.0.0.1:{port}\"\npasswordFile = \"p\"\n");
+    let more = format!("[display]\nvnc = \"127.0.0.1:{port}\"\npasswordFile = \"p\"\n");
     lab.vm("web", &image, &more);
     fs::write(lab.file("web").with_file_name("p"), "secret\n").unwrap();
     lab.ok(&["start", "web"]);
