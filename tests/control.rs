@@ -670,7 +670,7 @@ async fn a_hundred_that_do_not_read_hold_nobody_up() {
             raw.say(json!({ "method": "io.qvm.Vm.Watch", "more": true })).await;
         } else {
             // Far more answers than a socket holds.
-            let calls = "{\"method\":\"io.qvm.Vm.Pause\"}\0".repeat(2000);
+            let calls = "{\"method\":\"io.qvm.Vm.Status\"}\0".repeat(2000);
             let _ = raw.0.get_mut().try_write(calls.as_bytes());
         }
         lazy.push(raw);
