@@ -172,6 +172,8 @@ fn a_group_sees_the_state_and_operators_do_the_rest() {
     assert!(output.stdout.starts_with(b"\x89PNG"), "{}", said(&output));
     assert_eq!(as_nobody(&[GROUP], || offered(&vnc)).unwrap(), b"RFB 003.008\n");
 
+    assert!(log().contains("the operator with uid 65534 is to resume it"), "{}", log());
+
     // And not one any more.
     write("[]");
     let output = ask(&["stop", "web"]);

@@ -18,7 +18,7 @@ use tokio::{
     sync::{broadcast, oneshot},
     task::JoinSet,
 };
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 use zlink::{Call, Reply};
 
 use super::{
@@ -151,6 +151,9 @@ async fn answer(call: Call<Written>, port: &Port, peer: &Peer) -> Result<Answer,
 async fn act(method: Method, port: &Port, peer: &Peer) -> Result<Answer, Fault> {
     if let Need::Operator(what) = grant::need(&method) {
         port.grant.check(peer, what).await.inspect_err(|denied| warn!("{denied}"))?;
+        if !port.grant.is_own(peer) {
+            info!("the operator with uid {} is to {what}", peer.uid);
+        }
     }
     Ok(Answer::Done(match method {
         Method::Info => interface::info(),
