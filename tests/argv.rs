@@ -259,7 +259,7 @@ fn a_screen_is_served_by_whoever_started_qemu() {
         ("[display]\nvnc = \"unix\"\n", true),
         ("[display]\nvnc = \"127.0.0.1:5901\"\npasswordFile = \"p\"\n", true),
     ] {
-        let vm = read(display);
+        let vm = read(&format!("vcpu = 1\n{display}"));
         let paths = layout().vm(&vm.name);
         let disks: Vec<DiskFile> = vm.disks.iter().map(|disk| disk_place(&paths, disk)).collect();
         let machine = Machine {
