@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::grant::Grant;
+pub use crate::plan::isolation::Isolation;
 pub use crate::plan::pending::{Pending, TakesEffect};
 use crate::{
     plan::keys::Chord,
@@ -120,6 +121,9 @@ pub struct Status {
     /// Who may change it beside root: `operators` of the VM file, as it counts.
     #[serde(default)]
     pub operators: Vec<Operator>,
+    /// How QEMU is kept apart from the host; null where none runs, or where an earlier version of qvm started it.
+    #[serde(default)]
+    pub isolation: Option<Isolation>,
     /// cgroup v2 `cpu.weight` as configured.
     pub cpu_weight: u16,
     /// cgroup v2 `cpu.weight` as the kernel has it. `qvm status` fills it in.

@@ -20,9 +20,10 @@ use rustix::{
 
 /// The longest path of a socket: `sun_path` has 108 bytes with its NUL (unix(7)).
 const MAX_PATH: usize = 107;
-/// Owner and group may connect, which needs the right to write; or the owner alone.
-const MODE: u32 = 0o660;
-const ALONE: u32 = 0o600;
+/// Owner and group may connect, which needs the right to write.
+const GROUP: u32 = 0o660;
+/// The owner alone.
+const OWNER: u32 = 0o600;
 /// Connections that may wait to be accepted; more is refused with EAGAIN.
 const BACKLOG: i32 = 64;
 
@@ -69,18 +70,18 @@ impl Error {
 /// # Errors
 /// The path is too long, or taken by another kind of file, or the kernel refuses.
 pub fn listen(path: &Path) -> Result<UnixListener, Error> {
-    listen_with(path, MODE)
+    at(path, GROUP)
 }
 
-/// The same with mode 0600: for what nobody but the supervisor connects to, since QEMU, whom it is handed to, judges nobody.
+/// The same with mode 0600: whoever speaks to QEMU's monitor can do anything with it.
 ///
 /// # Errors
 /// As of [`listen`].
 pub fn listen_alone(path: &Path) -> Result<UnixListener, Error> {
-    listen_with(path, ALONE)
+    at(path, OWNER)
 }
 
-fn listen_with(path: &Path, mode: u32) -> Result<UnixListener, Error> {
+fn at(path: &Path, mode: u32) -> Result<UnixListener, Error> {
     if path.as_os_str().as_bytes().len() > MAX_PATH {
         return Err(Error::TooLong(path.to_owned()));
     }

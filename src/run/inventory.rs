@@ -192,6 +192,7 @@ fn without_file(name: &str, problem: Option<String>, file_exists: bool) -> Entry
         forward: vec![],
         vnc: None,
         operators: vec![],
+        isolation: None,
         cpu_weight: 0,
         cpu_weight_effective: None,
         cpu_share: None,

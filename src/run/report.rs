@@ -254,6 +254,7 @@ impl Supervisor {
             forward: self.vm.forwards(),
             vnc: self.screen_address(),
             operators: self.vm.operators.clone(),
+            isolation: record.and_then(|r| r.isolation.clone()),
             cpu_weight: self.vm.cpu_weight.get(),
             cpu_weight_effective: None,
             cpu_share: None,
