@@ -263,6 +263,39 @@ fn qemu_takes_paths_with_everything_that_it_separates_by() {
     qemu_takes(&vm, dir.path(), ["c", hostile, "r,r=r"], firmware.as_ref());
 }
 
+/// QEMU listens nowhere: viewers are handed to it.
+#[test]
+fn a_screen_is_served_by_whoever_started_qemu() {
+    for (display, served) in [
+        ("", false),
+        ("[display]\n", false),
+        ("[display]\nvnc = \"unix\"\n", true),
+        ("[display]\nvnc = \"127.0.0.1:5901\"\npasswordFile = \"p\"\n", true),
+    ] {
+        let vm = read(&format!("vcpu = 1\n{display}"));
+        let paths = layout().vm(&vm.name);
+        let disks: Vec<DiskFile> = vm.disks.iter().map(|disk| disk_place(&paths, disk)).collect();
+        let machine = Machine {
+            vm: &vm,
+            identity: &identity(&vm, "pc-q35-10.0"),
+            paths: &paths,
+            accel: Accelerator::Tcg,
+            vhost_net: false,
+            disks: &disks,
+            firmware: None,
+            restores: false,
+            sandbox: false,
+        };
+        let arguments = argv::argv(&machine).unwrap().arguments;
+        let vnc = arguments.iter().position(|word| word == "-vnc").map(|at| &arguments[at + 1]);
+        assert_eq!(vnc.map(String::as_str), served.then_some("none,password=on"), "{display}");
+        if served && qemu() {
+            let dir = tempfile::Builder::new().prefix("qvm").tempdir_in("/tmp").unwrap();
+            qemu_takes(&vm, dir.path(), ["c", "s", "r"], None);
+        }
+    }
+}
+
 /// What is inherited has the numbers that the command line says, and nothing else lies there.
 #[test]
 fn descriptors_do_not_meet() {

@@ -127,6 +127,8 @@ fn the_reference_knows_exactly_the_keys_that_the_reader_knows() {
             "antiSpoof",
             "bridge",
             "disk.NAME.size",
+            "display.passwordFile",
+            "display.vnc",
             "diskSizeG",
             "mem",
             "nic.NAME.antiSpoof",

@@ -6,27 +6,32 @@ use std::{
     collections::VecDeque,
     io::{IoSlice, Read, Write},
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsRawFd, BorrowedFd, OwnedFd},
         unix::net::{UnixListener, UnixStream as StdStream},
     },
     path::PathBuf,
     process::{Child, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
 use nix::sys::termios;
 use qvm::control::{
     client::{Client, Error},
+    grant::{Accounts, Grant},
     server,
     types::{Command, Event, Executed, Guest, Port, Refusal, Request, Status},
 };
+use qvm::value::{Operator, Peer};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::UnixStream,
-    sync::{broadcast, mpsc},
+    sync::{broadcast, mpsc, watch},
     task::JoinHandle,
 };
 
@@ -57,14 +62,30 @@ struct Fake {
     /// What the next commands are answered; then `Ok`.
     answers: Arc<Mutex<VecDeque<Refusal>>>,
     events: broadcast::Sender<Event>,
+    operators: watch::Sender<Vec<Operator>>,
     /// The guest's ends of the consoles.
     consoles: mpsc::UnboundedReceiver<(bool, StdStream)>,
     served: JoinHandle<()>,
     answering: JoinHandle<()>,
 }
 
+/// Root, who may do everything.
+fn root(_: BorrowedFd<'_>) -> std::io::Result<Peer> {
+    Ok(Peer { uid: 0, gid: 0, groups: vec![] })
+}
+
+/// A member of the socket's group.
+fn alice(_: BorrowedFd<'_>) -> std::io::Result<Peer> {
+    Ok(Peer { uid: 1000, gid: 1000, groups: vec![27] })
+}
+
 impl Fake {
     fn new() -> Self {
+        Self::seeing(root)
+    }
+
+    /// Everybody who connects is this one.
+    fn seeing(peer: fn(BorrowedFd<'_>) -> std::io::Result<Peer>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(dir.path().join("run/web")).unwrap();
         let listener = UnixListener::bind(dir.path().join("run/web/control.sock")).unwrap();
@@ -73,12 +94,23 @@ impl Fake {
         let (attached, consoles) = mpsc::unbounded_channel();
         let (commands, answers) = (Arc::default(), Arc::default());
         let answering = answer(asked, Arc::clone(&commands), Arc::clone(&answers), attached);
-        let port = Port { requests, events: events.clone() };
+        let (operators, told) = watch::channel(vec![]);
+        let accounts = Accounts {
+            id: |operator| match operator {
+                Operator::Uid(id) | Operator::Gid(id) => Some(*id),
+                Operator::User(_) | Operator::Group(_) => None,
+            },
+            name: |_| Some("alice".to_owned()),
+        };
+        let grant =
+            Grant { own: 0, operators: told, file: "/etc/qvm/vms/web.toml".into(), accounts };
+        let port = Port { requests, events: events.clone(), grant, peer };
         Self {
             dir,
             commands,
             answers,
             events,
+            operators,
             consoles,
             served: tokio::spawn(server::serve(listener, port)),
             answering: tokio::spawn(answering),
@@ -367,6 +399,86 @@ async fn errors_have_their_names() {
     assert_eq!(fake.commands(), []);
 }
 
+/// What is described is asked for by somebody who may see the state alone: nothing of it reaches the loop.
+#[tokio::test]
+async fn who_is_no_operator_sees_the_state_and_changes_nothing() {
+    let fake = Fake::seeing(alice);
+    let mut raw = fake.raw().await;
+    let vm = "io.qvm.Vm";
+    let machine = "io.systemd.MachineInstance";
+    let limit = json!({ "thawAfterSec": 1 });
+    let exec = json!({ "argv": ["true"] });
+    let calls = [
+        (machine, "Terminate", json!({}), "force it off"),
+        (machine, "PowerOff", json!({}), "shut it down"),
+        (machine, "Reboot", json!({}), "reboot it"),
+        (machine, "Pause", json!({}), "pause it"),
+        (machine, "Resume", json!({}), "resume it"),
+        (machine, "SetMemory", json!({ "bytes": 1 }), "change its memory"),
+        (vm, "PowerOff", json!({}), "shut it down"),
+        (vm, "Kill", json!({}), "force it off"),
+        (vm, "Reboot", json!({}), "reboot it"),
+        (vm, "Reset", json!({}), "reset it"),
+        (vm, "Pause", json!({}), "pause it"),
+        (vm, "Resume", json!({}), "resume it"),
+        (vm, "Suspend", json!({}), "suspend it"),
+        (vm, "Reload", json!({}), "apply its VM file"),
+        (vm, "Exec", exec.clone(), "run commands in its guest"),
+        (vm, "Agent", json!({ "command": "guest-ping" }), "command its guest agent"),
+        (vm, "Freeze", limit, "freeze its guest's file systems"),
+        (vm, "Thaw", json!({}), "thaw its guest's file systems"),
+        (vm, "Screenshot", json!({}), "look at its screen"),
+        (vm, "Press", json!({ "keys": ["a"] }), "type at its keyboard"),
+        (vm, "Console", json!({}), "use its console"),
+        (vm, "Console", json!({ "readOnly": true }), "read its console"),
+    ];
+    for (interface, name, parameters, what) in calls {
+        let (error, told) = raw.error(&format!("{interface}.{name}"), parameters).await;
+        assert_eq!(error, "org.varlink.service.PermissionDenied", "{name}");
+        let reason =
+            format!("`alice` (uid 1000) may not {what}: that is for root and the VM's operators");
+        assert_eq!(told["reason"], reason);
+    }
+    for name in ["Status", "Guest", "RecentEvents", "Statistics"] {
+        assert_eq!(raw.error(&format!("{vm}.{name}"), json!({})).await.0, "none", "{name}");
+    }
+    assert_eq!(raw.error(&format!("{machine}.Describe"), json!({})).await.0, "none");
+    // A call that wants no answer does nothing either.
+    raw.say(json!({ "method": "io.qvm.Vm.Kill", "oneway": true })).await;
+    assert_eq!(raw.error("org.varlink.service.GetInfo", json!({})).await.0, "none");
+    assert_eq!(fake.commands(), []);
+
+    let mut client = fake.client().await;
+    let refused = soon(client.command(Command::Pause)).await.unwrap_err();
+    assert!(matches!(refused, Error::NotAllowed { .. }), "{refused:?}");
+    assert!(refused.to_string().starts_with("`alice` (uid 1000) may not pause it"), "{refused}");
+    assert!(refused.hint().unwrap().contains("`operators = [\"alice\"]`"));
+
+    // From the moment on that the list has a group of hers, on the same connection.
+    fake.operators.send_replace(vec!["@27".parse().unwrap()]);
+    soon(client.command(Command::Pause)).await.unwrap();
+    assert_eq!(fake.commands(), [Command::Pause]);
+    assert_eq!(raw.error(&format!("{vm}.Exec"), exec).await.0, "none");
+}
+
+/// What a guest said before it died may be anything.
+#[tokio::test]
+async fn the_console_beside_an_end_is_for_operators() {
+    let end = json!({ "reason": "qemu-signal", "console": ["a secret"] });
+    for (peer, sees) in [(root as fn(BorrowedFd<'_>) -> _, true), (alice, false)] {
+        let fake = Fake::seeing(peer);
+        let mut raw = fake.raw().await;
+        let watch = json!({ "method": "io.qvm.Vm.Watch", "parameters": {}, "more": true });
+        raw.say(watch).await;
+        assert_eq!(raw.hear().await.unwrap()["parameters"]["event"], "READY");
+        let data = Some(end.clone());
+        let _ = fake.events.send(Event { at: None, event: "QVM_END".into(), data });
+        let told = raw.hear().await.unwrap();
+        assert_eq!(told["parameters"]["data"]["reason"], "qemu-signal");
+        assert_eq!(told.to_string().contains("a secret"), sees);
+    }
+}
+
 #[tokio::test]
 async fn refusals_have_the_names_of_the_interface() {
     let fake = Fake::new();
@@ -576,7 +688,9 @@ async fn a_hundred_that_do_not_read_hold_nobody_up() {
 
 #[tokio::test]
 async fn connections_have_a_largest_number_and_a_place_is_given_again() {
-    let fake = Fake::new();
+    static UID: AtomicU32 = AtomicU32::new(1000);
+    let fake =
+        Fake::seeing(|_| Ok(Peer { uid: UID.load(Ordering::SeqCst), gid: 1000, groups: vec![] }));
     let mut held = vec![];
     for _ in 0..256 {
         let mut raw = fake.raw().await;
@@ -585,6 +699,10 @@ async fn connections_have_a_largest_number_and_a_place_is_given_again() {
     }
     let mut one_more = fake.raw().await;
     assert_eq!(one_more.hear().await, None);
+    // Root is not shut out by them.
+    UID.store(0, Ordering::SeqCst);
+    soon(fake.client().await.command(Command::Pause)).await.unwrap();
+    UID.store(1000, Ordering::SeqCst);
     held.pop();
     let served = async {
         loop {

@@ -72,6 +72,7 @@ fn vm(nics: Vec<Nic>, cloud_init: Option<CloudInit>) -> Vm {
         isolation: Default::default(),
         on_panic: OnPanic::Restart,
         tap_heal: TapHeal::Heal,
+        operators: vec![],
         on_guest_reboot: OnGuestReboot::Apply,
         disks: Vec::new(),
         nics,

@@ -14,6 +14,7 @@ mod event;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 mod line;
+mod viewers;
 
 pub use client::{Client, Events, Greeting, Session, connect, over};
 pub use commands::{Balloon, Block, Migration};

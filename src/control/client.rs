@@ -26,6 +26,9 @@ const APPLY: Duration = Duration::from_secs(3600);
 /// How long one chord may take.
 const TYPING: Duration = Duration::from_secs(1);
 
+/// varlink's error for who may not.
+const DENIED: &str = "org.varlink.service.PermissionDenied";
+
 /// Why a supervisor did not do as asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -59,6 +62,14 @@ pub enum Error {
         /// For how long.
         reason: String,
     },
+    /// Who asks may not.
+    #[error("{reason}")]
+    NotAllowed {
+        /// Who may not do what.
+        reason: String,
+        /// How he might.
+        hint: Option<String>,
+    },
     /// It says no.
     #[error("{reason}")]
     Refused {
@@ -78,6 +89,7 @@ impl Error {
         match self {
             Self::NotRunning => None,
             Self::Denied => Some("run it as root, or as a member of the group `qvm`".into()),
+            Self::NotAllowed { hint, .. } => hint.clone(),
             Self::Timeout(_) => Some("its log tells why: `journalctl -u qvm@NAME`".into()),
             Self::NotSuspended(_) => Some("the guest goes on; `qvm stop` shuts it down".into()),
             Self::Frozen { .. } => Some("`qvm fsfreeze --thaw NAME` thaws them now".into()),
@@ -95,6 +107,10 @@ impl From<zlink::Error> for Error {
         match error {
             zlink::Error::Json(error) => Self::Answer(error),
             zlink::Error::VarlinkService(error) => {
+                if matches!(error.inner(), Service::PermissionDenied) {
+                    let reason = "the supervisor does not let you".to_owned();
+                    return Self::NotAllowed { reason, hint: None };
+                }
                 let told = serde_json::to_value(error.inner()).unwrap_or_default();
                 let reason = match error.inner() {
                     Service::InvalidParameter { parameter } => {
@@ -137,6 +153,7 @@ impl From<Refused> for Error {
                 None => error.clone(),
             });
         match error.as_str() {
+            DENIED => Self::NotAllowed { reason, hint: said("hint") },
             "io.qvm.Vm.GuestRefused" => Self::Guest { reason },
             "io.qvm.Vm.Frozen" => Self::Frozen { reason },
             _ => Self::Refused { error, reason },

@@ -38,15 +38,14 @@ pub(super) struct Full {
 }
 
 impl Crowd {
-    /// A place for a connection of user `uid`; `own` is the supervisor's.
+    /// A place for a connection; `trusted` are root and the supervisor's own user.
     ///
     /// # Errors
     /// There is none.
-    pub(super) fn place(&self, uid: u32, own: u32) -> Result<Place, Full> {
+    pub(super) fn place(&self, uid: u32, trusted: bool) -> Result<Place, Full> {
         let mut counts = self.counts();
         let all: usize = counts.of.values().sum();
         let theirs = counts.of.get(&uid).copied().unwrap_or(0);
-        let trusted = uid == 0 || uid == own;
         let (most, whose) = match trusted {
             true => (MAX_CONNECTIONS, "in all"),
             false if theirs >= OF_ONE_USER => (OF_ONE_USER, "of one user"),
@@ -90,7 +89,7 @@ mod tests {
     const OWN: u32 = 1000;
 
     fn fill(crowd: &Crowd, uid: u32) -> Vec<Place> {
-        std::iter::from_fn(|| crowd.place(uid, OWN).ok()).collect()
+        std::iter::from_fn(|| crowd.place(uid, uid == 0 || uid == OWN).ok()).collect()
     }
 
     #[test]
@@ -101,10 +100,10 @@ mod tests {
         let second = fill(&crowd, 8);
         assert_eq!(first.len() + second.len(), MAX_CONNECTIONS - KEPT_FREE);
         assert_eq!(fill(&crowd, 9).len(), 0);
-        let root = crowd.place(0, OWN).unwrap();
+        let root = crowd.place(0, true).unwrap();
         let own = fill(&crowd, OWN);
         assert_eq!(own.len(), KEPT_FREE - 1);
-        assert!(crowd.place(0, OWN).is_err());
+        assert!(crowd.place(0, true).is_err());
         drop((root, own));
         assert_eq!(fill(&crowd, 0).len(), KEPT_FREE);
         drop((first, second));
@@ -117,12 +116,12 @@ mod tests {
         let mut places = fill(&crowd, 0);
         assert_eq!(places.len(), MAX_CONNECTIONS);
         places.pop();
-        places.push(crowd.place(0, OWN).unwrap());
-        let told = |uid| crowd.place(uid, OWN).unwrap_err().told;
+        places.push(crowd.place(0, true).unwrap());
+        let told = |uid| crowd.place(uid, uid == 0 || uid == OWN).unwrap_err().told;
         let once = "user 7 has 0 connections to the control socket, and there can be 240 of users other than root: further ones are closed";
         assert_eq!((told(7).as_deref(), told(7), told(0)), (Some(once), None, None));
         places.pop();
-        places.push(crowd.place(0, OWN).unwrap());
+        places.push(crowd.place(0, true).unwrap());
         assert!(told(0).unwrap().contains("there can be 256 in all"));
     }
 }

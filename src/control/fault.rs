@@ -13,10 +13,19 @@ use super::types::Refusal;
 pub(super) enum Fault {
     /// One that every service may give.
     Service(Service<'static>),
+    /// The same for `PermissionDenied`, which has no parameters by its description: who reads them is told more.
+    Denied(Denied),
     /// One of systemd's.
     Machine(Machine),
     /// One of qvm's.
     Vm(Vm),
+}
+
+/// What varlink has for who may not, with the reason beside it.
+#[derive(Debug, Clone, PartialEq, ReplyError)]
+#[zlink(interface = "org.varlink.service")]
+pub(super) enum Denied {
+    PermissionDenied { reason: String, hint: String },
 }
 
 /// The errors of `io.systemd.MachineInstance` that come up.
@@ -64,6 +73,10 @@ impl Fault {
         Self::Vm(Vm::NotNow { state: "stopping".to_owned() })
     }
 
+    pub(super) fn denied(reason: String, hint: String) -> Self {
+        Self::Denied(Denied::PermissionDenied { reason, hint })
+    }
+
     pub(super) fn failed(reason: impl Into<String>) -> Self {
         Self::Vm(Vm::Failed { reason: reason.into() })
     }
@@ -74,7 +87,7 @@ impl Fault {
             Self::Vm(Vm::NotNow { state }) if state == "starting" || state == "stopping" => {
                 Self::NOT_CONNECTED
             }
-            Self::Vm(_) | Self::Machine(_) | Self::Service(_) => self,
+            Self::Vm(_) | Self::Machine(_) | Self::Service(_) | Self::Denied(_) => self,
         }
     }
 }
@@ -113,6 +126,13 @@ mod tests {
             json!({
                 "error": "org.varlink.service.InvalidParameter",
                 "parameters": { "parameter": "bytes" },
+            })
+        );
+        assert_eq!(
+            told(Fault::denied("no".into(), "ask".into())),
+            json!({
+                "error": "org.varlink.service.PermissionDenied",
+                "parameters": { "reason": "no", "hint": "ask" },
             })
         );
         assert_eq!(name(Fault::NOT_SUPPORTED), "io.systemd.MachineInstance.NotSupported");

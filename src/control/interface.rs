@@ -104,6 +104,7 @@ mod tests {
             tap: None,
             forward: vec![],
             vnc: None,
+            operators: vec![],
             isolation: None,
             cpu_weight: 100,
             cpu_weight_effective: None,

@@ -3,6 +3,7 @@
 pub mod client;
 mod crowd;
 mod fault;
+pub mod grant;
 mod guest;
 mod interface;
 mod method;

@@ -5,7 +5,10 @@
 //! it is its connections that are used here, and not its server.
 
 use std::{
-    os::{fd::OwnedFd, unix::net::UnixListener as StdListener},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixListener as StdListener,
+    },
     time::Duration,
 };
 
@@ -15,17 +18,19 @@ use tokio::{
     sync::{broadcast, oneshot},
     task::JoinSet,
 };
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 use zlink::{Call, Reply};
 
 use super::{
-    crowd::{Crowd, Full, Place},
+    crowd::Crowd,
     fault::Fault,
+    grant::{self, Need},
     interface,
     method::{Method, Written},
     socket::{self, Calls, Replies},
     types::{Command, Event, Port, Refusal, Request, State, Status},
 };
+use crate::value::Peer;
 
 /// How long who still listens has to take the last events, once the loop has ended.
 const LAST_WORDS: Duration = Duration::from_millis(200);
@@ -44,15 +49,18 @@ pub async fn serve(listener: StdListener, port: Port) {
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => match place(&crowd, &stream) {
-                    Ok(place) => {
-                        let connection = connection(stream, port.clone());
-                        connections.spawn(async move {
-                            connection.await;
-                            drop(place);
-                        });
-                    }
-                    Err(full) => full.told.iter().for_each(|told| warn!("{told}")),
+                Ok((stream, _)) => match (port.peer)(stream.as_fd()) {
+                    Ok(peer) => match crowd.place(peer.uid, port.grant.is_own(&peer)) {
+                        Ok(place) => {
+                            let connection = connection(stream, peer, port.clone());
+                            connections.spawn(async move {
+                                connection.await;
+                                drop(place);
+                            });
+                        }
+                        Err(full) => full.told.iter().for_each(|told| warn!("{told}")),
+                    },
+                    Err(error) => warn!("who is at the control socket cannot be told: {error}"),
                 },
                 Err(error) => {
                     // No more descriptors: others will close theirs.
@@ -71,12 +79,6 @@ pub async fn serve(listener: StdListener, port: Port) {
     }
 }
 
-/// A place among those who are connected. Who it is the kernel tells; one of whom it does not is nobody.
-fn place(crowd: &Crowd, stream: &UnixStream) -> Result<Place, Full> {
-    let uid = stream.peer_cred().map_or(u32::MAX, |peer| peer.uid());
-    crowd.place(uid, nix::unistd::geteuid().as_raw())
-}
-
 /// What a call comes to.
 enum Answer {
     /// One reply.
@@ -93,9 +95,11 @@ struct Listener {
     filter: Option<Vec<String>>,
     /// Each with its time.
     with_time: bool,
+    /// And with what the console said.
+    console: bool,
 }
 
-async fn connection(stream: UnixStream, port: Port) {
+async fn connection(stream: UnixStream, peer: Peer, port: Port) {
     let (mut calls, mut replies) = match socket::open(stream) {
         Ok(both) => both,
         Err(error) => return debug!("a connection to the control socket was lost: {error}"),
@@ -112,7 +116,7 @@ async fn connection(stream: UnixStream, port: Port) {
             Err(error) => return debug!("a connection to the control socket was closed: {error}"),
         };
         let (oneway, more) = (call.oneway(), call.more());
-        let answer = answer(call, &port).await;
+        let answer = answer(call, &port, &peer).await;
         if oneway {
             continue;
         }
@@ -131,18 +135,24 @@ async fn connection(stream: UnixStream, port: Port) {
     }
 }
 
-async fn answer(call: Call<Written>, port: &Port) -> Result<Answer, Fault> {
+async fn answer(call: Call<Written>, port: &Port, peer: &Peer) -> Result<Answer, Fault> {
     if call.upgrade() {
         return Err(Fault::no_upgrade(&call.method().method));
     }
     // A call cannot be taken apart but by its parts' copies.
     let written = call.method().clone();
     let machine = written.is_machine();
-    let done = act(written.read()?, port).await;
+    let done = act(written.read()?, port, peer).await;
     if machine { done.map_err(Fault::for_machine) } else { done }
 }
 
-async fn act(method: Method, port: &Port) -> Result<Answer, Fault> {
+async fn act(method: Method, port: &Port, peer: &Peer) -> Result<Answer, Fault> {
+    if let Need::Operator(what) = grant::need(&method) {
+        port.grant.check(peer, what).await.inspect_err(|denied| warn!("{denied}"))?;
+        if !port.grant.is_own(peer) {
+            info!("the operator with uid {} is to {what}", peer.uid);
+        }
+    }
     Ok(Answer::Done(match method {
         Method::Info => interface::info(),
         Method::Description { interface } => interface::description(&interface)?,
@@ -151,12 +161,25 @@ async fn act(method: Method, port: &Port) -> Result<Answer, Fault> {
             json!({})
         }
         Method::Describe { memory } => describe(&ask(port, Request::Status).await?, memory),
-        Method::Status => json!({ "status": ask(port, Request::Status).await? }),
+        Method::Status => {
+            let status = ask(port, Request::Status).await?;
+            json!({ "status": match port.grant.is_operator(peer).await {
+                true => status,
+                false => grant::without_console(status),
+            } })
+        }
         Method::Guest => json!({ "guest": ask(port, Request::Guest).await?? }),
         Method::Events { filter, with_time } => {
-            return Ok(Answer::Events(Listener { filter, with_time }));
+            let console = port.grant.is_operator(peer).await;
+            return Ok(Answer::Events(Listener { filter, with_time, console }));
         }
-        Method::RecentEvents => json!({ "events": ask(port, Request::RecentEvents).await? }),
+        Method::RecentEvents => {
+            let mut events = ask(port, Request::RecentEvents).await?;
+            if !port.grant.is_operator(peer).await {
+                events = events.into_iter().map(grant::event_without_console).collect();
+            }
+            json!({ "events": events })
+        }
         Method::Statistics => json!({ "statistics": ask(port, Request::Statistics).await?? }),
         Method::Exec { argv, limit } => {
             let done = ask(port, |reply| Request::Exec { argv, limit, reply }).await??;
@@ -225,7 +248,7 @@ fn describe(status: &Status, memory: bool) -> Value {
 /// servers, is that it has begun: what the caller has done after that is not missed.
 async fn tell_events(mut calls: Calls, mut replies: Replies, port: Port, listener: Listener) {
     let mut events = port.events.subscribe();
-    let Port { requests, events: sender } = port;
+    let Port { requests, events: sender, .. } = port;
     // The loop may end while somebody listens: its end of the queue must not be held open from here.
     drop(sender);
     let ready = Event { at: None, event: "READY".to_owned(), data: None };
@@ -242,8 +265,13 @@ async fn tell_events(mut calls: Calls, mut replies: Replies, port: Port, listene
             () = requests.closed() => return,
         };
         let event = match event {
-            Ok(event) if listener.with_time => event,
-            Ok(event) => Event { at: None, ..event },
+            Ok(event) => {
+                let event = match listener.console {
+                    true => event,
+                    false => grant::event_without_console(event),
+                };
+                Event { at: event.at.filter(|_| listener.with_time), ..event }
+            }
             Err(broadcast::error::RecvError::Lagged(lost)) => {
                 let data = Some(json!({ "count": lost }));
                 Event { at: None, event: "QVM_LOST".to_owned(), data }

@@ -1,13 +1,21 @@
 //! What goes over the control socket, and what the server hands to the supervisor's loop.
 
-use std::{os::fd::OwnedFd, time::Duration};
+use std::{
+    io,
+    os::fd::{BorrowedFd, OwnedFd},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use super::grant::Grant;
 pub use crate::plan::isolation::Isolation;
-use crate::plan::keys::Chord;
 pub use crate::plan::pending::{Pending, TakesEffect};
+use crate::{
+    plan::keys::Chord,
+    value::{Operator, Peer},
+};
 
 /// The states that `qvm status` tells apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,6 +121,9 @@ pub struct Status {
     /// Where the guest's screen is served by VNC: `unix:PATH` or `ADDRESS:PORT`.
     #[serde(default)]
     pub vnc: Option<String>,
+    /// Who may change it beside root: `operators` of the VM file, as it counts.
+    #[serde(default)]
+    pub operators: Vec<Operator>,
     /// How QEMU is kept apart from the host; null where none runs, or where an earlier version of qvm started it.
     #[serde(default)]
     pub isolation: Option<Isolation>,
@@ -382,4 +393,8 @@ pub struct Port {
     pub requests: mpsc::Sender<Request>,
     /// Out of the loop.
     pub events: broadcast::Sender<Event>,
+    /// Who may do what.
+    pub grant: Grant,
+    /// Who is connected.
+    pub peer: fn(BorrowedFd<'_>) -> io::Result<Peer>,
 }

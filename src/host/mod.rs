@@ -1,5 +1,6 @@
 //! Floor 3: everything that touches the machine, one file a thing. Files of this floor never import each other.
 
+pub mod account;
 pub mod affinity;
 pub mod anti_spoof;
 pub mod br_netfilter;
@@ -34,6 +35,8 @@ pub mod meminfo;
 pub mod memory;
 pub mod neighbour;
 pub mod oom_score;
+#[allow(unsafe_code)]
+pub mod peer;
 #[allow(unsafe_code)]
 pub mod pidfd;
 pub mod port;

@@ -1,4 +1,4 @@
-//! Whether a port of the host can be listened on. QEMU only says that it could not, and not why.
+//! The host's ports: listened on, and whether QEMU could. QEMU only says that it could not, and not why.
 
 use std::{
     io,
@@ -54,13 +54,12 @@ pub fn check(forward: &Forward) -> Result<(), Error> {
     tried.map_err(|source| Error { at: forward.host.into(), protocol: forward.protocol, source })
 }
 
-/// The same for a TCP port of any address.
+/// Listens on a TCP port of any address, for this program.
 ///
 /// # Errors
 /// As of [`check`].
-pub fn check_tcp(at: SocketAddr) -> Result<(), Error> {
-    let tried = TcpListener::bind(at).map(drop);
-    tried.map_err(|source| Error { at, protocol: Protocol::Tcp, source })
+pub fn listen_tcp(at: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(at).map_err(|source| Error { at, protocol: Protocol::Tcp, source })
 }
 
 #[cfg(test)]

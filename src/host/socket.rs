@@ -67,7 +67,7 @@ impl Error {
     }
 }
 
-/// Listens at `path` with mode 0660 whatever the umask is, for this program or, as an `OwnedFd`, for QEMU; a socket that an earlier process left there is replaced.
+/// Listens at `path` with mode 0660 whatever the umask is; a socket that an earlier process left there is replaced.
 ///
 /// # Errors
 /// The path is too long, or taken by another kind of file, or the kernel refuses.
@@ -120,6 +120,8 @@ mod tests {
         let _listener = listen(&path).unwrap();
         std::os::unix::net::UnixStream::connect(&path).unwrap();
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o660);
+        let _listener = listen_alone(&path).unwrap();
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]

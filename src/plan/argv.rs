@@ -4,10 +4,7 @@
 //! what QEMU takes only as `key=value` gets nothing but words that are safe there. Every fixed choice is
 //! explained in docs/decisions.md.
 
-use std::{
-    net::IpAddr,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -21,7 +18,7 @@ use super::{
 };
 use crate::{
     spec::{Display, Format, Vm},
-    value::{Label, MacAddr, Size, VncAddress},
+    value::{Label, MacAddr, Size},
 };
 
 /// The descriptors that QEMU inherits, by number.
@@ -127,7 +124,7 @@ pub fn argv(machine: &Machine<'_>) -> Result<CommandLine, BadPath> {
     }
     out.pair("-display", "none");
     if let Some(display) = &vm.display {
-        out.screen(display, machine.paths)?;
+        out.screen(display);
     }
     out.pair("-machine", &machine_type(machine));
     out.pair("-accel", machine.accel.name());
@@ -233,34 +230,16 @@ impl Argv {
     }
 
     /// A screen that every guest's firmware and kernel can drive, and a tablet, whose pointer is where the viewer's is.
-    fn screen(&mut self, display: &Display, paths: &VmPaths) -> Result<(), BadPath> {
+    fn screen(&mut self, display: &Display) {
         let vga = json!({"driver": "VGA", "id": "screen"});
         self.json("-device", &device::at(vga, device::VGA_SLOT));
         let usb = json!({"driver": "qemu-xhci", "id": "usb"});
         self.json("-device", &device::at(usb, device::USB_SLOT));
         self.json("-device", &json!({"driver": "usb-tablet", "id": "tablet", "bus": "usb.0"}));
-        if display.password_file.is_some() {
-            let file = paths.vnc_password();
-            let secret = json!({"qom-type": "secret", "id": "vnc-password", "file": text(&file)?});
-            self.json("-object", &secret);
+        // The supervisor listens, and hands QEMU who comes: at the VM's own socket as trusted, at a port to be asked for the password.
+        if display.vnc.is_some() {
+            self.pair("-vnc", "none,password=on");
         }
-        match display.vnc {
-            None => {}
-            // A comma ends a value in QEMU's key=value, and two are one.
-            Some(VncAddress::Unix) => {
-                let path = text(&paths.vnc_socket())?.replace(',', ",,");
-                self.pair("-vnc", &format!("unix:{path}"));
-            }
-            Some(VncAddress::Tcp(at)) => {
-                let number = at.port() - VncAddress::FIRST_PORT;
-                let host = match at.ip() {
-                    IpAddr::V4(ip) => ip.to_string(),
-                    IpAddr::V6(ip) => format!("[{ip}]"),
-                };
-                self.pair("-vnc", &format!("{host}:{number},password-secret=vnc-password"));
-            }
-        }
-        Ok(())
     }
 }
 

@@ -17,6 +17,8 @@ pub struct Facets(BTreeMap<String, String>);
 pub const DISKS: &str = "disk";
 /// The order of the NICs.
 pub const NICS: &str = "nic";
+/// The keys of where and how the screen is served.
+pub const SCREEN: [&str; 2] = ["display.vnc", "display.passwordFile"];
 /// The key of the memory.
 pub const MEM: &str = "mem";
 
@@ -117,6 +119,7 @@ impl Facets {
         say("readyTimeoutSec", Some(vm.ready_timeout.get().to_string()));
         say("readyFailure", Some(word(&vm.ready_failure)));
         say("shutdownTimeoutSec", Some(vm.shutdown_timeout.get().to_string()));
+        say("operators", joined(&vm.operators));
         say("isolation", Some(word(&vm.isolation)));
         say("onPanic", Some(word(&vm.on_panic)));
         say("onGuestReboot", Some(word(&vm.on_guest_reboot)));

@@ -145,6 +145,11 @@ impl VmPaths {
         self.state.join("ends.json")
     }
 
+    /// What the console said last before some of them: for the eyes of whoever may see the console.
+    pub fn last_words(&self) -> PathBuf {
+        self.state.join("last-words.json")
+    }
+
     /// Held by the supervisor as long as it lives.
     pub fn lock(&self) -> PathBuf {
         self.runtime.join("lock")
@@ -206,7 +211,7 @@ impl VmPaths {
         self.runtime.join("vnc.sock")
     }
 
-    /// The password for it, as QEMU reads it.
+    /// The password for it, where an earlier qvm wrote it down for QEMU.
     pub fn vnc_password(&self) -> PathBuf {
         self.runtime.join("vnc.password")
     }

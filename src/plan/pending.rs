@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::facets::{DISKS, Facets, MEM, NICS, disk_key, nic_key};
+use super::facets::{DISKS, Facets, MEM, NICS, SCREEN, disk_key, nic_key};
 use crate::{
     spec::Vm,
     value::{Label, Size},
@@ -72,7 +72,7 @@ impl TakesEffect {
 }
 
 /// The keys that only qvm itself looks at, or that are given to QEMU's process: a changed one counts as soon as it is read.
-pub const AT_ONCE: [&str; 15] = [
+pub const AT_ONCE: [&str; 16] = [
     "description",
     "autostart",
     "after",
@@ -85,6 +85,7 @@ pub const AT_ONCE: [&str; 15] = [
     "hostShutdown",
     "readyFailure",
     "shutdownTimeoutSec",
+    "operators",
     "onPanic",
     "onGuestReboot",
     "tapHeal",
@@ -95,6 +96,8 @@ pub const AT_ONCE: [&str; 15] = [
 pub struct Machine {
     /// What QEMU was started with: the balloon gives up to that.
     pub most_memory: Size,
+    /// QEMU listens for viewers of the screen by itself, as an earlier qvm had it.
+    pub listens: bool,
     /// A reboot of the guest brings nothing: `onGuestReboot = "reset"`, as it runs.
     pub resets: bool,
 }
@@ -190,6 +193,16 @@ fn effect(
                 false => NextReboot,
             }
         }
+        // The supervisor serves it, where QEMU was started with something to be served.
+        (key, _)
+            if SCREEN.contains(&key) && running.get(SCREEN[0]).is_some() && !machine.listens =>
+        {
+            if written.get("display").is_some() {
+                Live
+            } else {
+                NextReboot
+            }
+        }
         // To another bridge; from or to a user-mode network it is another back end.
         (_, "bridge") if from.is_some() && to.is_some() => Live,
         (key, _) if is_pluggable(key, running, written) => Live,
@@ -234,7 +247,11 @@ fn reruns(key: &str) -> &'static str {
 
 /// What runs, as it was started from `vm`.
 pub fn machine(vm: &Vm) -> Machine {
-    Machine { most_memory: vm.mem, resets: vm.on_guest_reboot == crate::spec::OnGuestReboot::Reset }
+    Machine {
+        most_memory: vm.mem,
+        listens: false,
+        resets: vm.on_guest_reboot == crate::spec::OnGuestReboot::Reset,
+    }
 }
 
 #[cfg(test)]
@@ -307,6 +324,22 @@ mod tests {
                 ],
             ),
             ("cpuWeight = 1", "cpuWeight = 2", &["cpuWeight: 1 -> 2 Live"]),
+            ("vcpu = 1", "operators = [\"a\", \"@b\"]", &["operators: - -> a, @b Live"]),
+            (
+                "[display]\nvnc = \"unix\"",
+                "[display]\nvnc = \"127.0.0.1:5900\"\npasswordFile = \"p\"",
+                &[
+                    "display.passwordFile: - -> /v/p Live",
+                    "display.vnc: unix -> 127.0.0.1:5900 Live",
+                ],
+            ),
+            ("[display]\nvnc = \"unix\"", "[display]", &["display.vnc: unix -> - Live"]),
+            ("[display]", "[display]\nvnc = \"unix\"", &["display.vnc: - -> unix NextReboot"]),
+            (
+                "[display]\nvnc = \"unix\"",
+                "vcpu = 1",
+                &["display: a screen -> - NextReboot", "display.vnc: unix -> - NextReboot"],
+            ),
             ("[nic.net]\nlink = \"down\"", "[nic.net]", &["nic.net.link: down -> up Live"]),
             (
                 "ip = \"10.0.2.4/24\"\n[cloudInit]",
@@ -321,6 +354,14 @@ mod tests {
         ] {
             assert_eq!(told(running, written), lines, "{running} | {written}");
         }
+    }
+
+    #[test]
+    fn a_qemu_that_listens_by_itself_goes_on_as_it_was_told() {
+        let (from, to) = (vm("[display]\nvnc = \"unix\""), vm("[display]"));
+        let machine = Machine { listens: true, ..machine(&from) };
+        let all = pending(&Facets::of(&from), &Facets::of(&to), &machine);
+        assert_eq!(all[0].takes_effect, TakesEffect::NextReboot);
     }
 
     #[test]

@@ -181,7 +181,7 @@ impl Supervisor {
         }
         self.publish("QVM_END", serde_json::json!(kept));
         self.notifier.status(&kept.detail);
-        match record::keep(&self.paths.ends(), kept) {
+        match record::keep(&self.paths, kept) {
             Ok(ends) => self.ends = ends,
             Err(error) => error!("cannot keep how it ended: {}", chain(&error)),
         }

@@ -11,7 +11,10 @@ use super::{
     saved,
 };
 use crate::{
-    host::pidfd::{self, Process},
+    host::{
+        file,
+        pidfd::{self, Process},
+    },
     plan::layout::VmPaths,
     spec::{self, Vm},
     value::{VmName, chain},
@@ -89,6 +92,11 @@ pub async fn adopt(
             return Err(Error::Silent { pid: record.pid, source });
         }
     };
+    for socket in [paths.qmp_socket(), paths.agent_socket(), paths.serial_socket()] {
+        // An earlier qvm left them open to the group, past the question who may do what.
+        let _ = file::set_mode(&socket, 0o600);
+    }
+    let listens = session.client.listens_for_viewers(ANSWER_LIMIT).await?;
     let serial = UnixStream::connect(paths.serial_socket()).await.map_err(Error::Serial)?;
     if let Some(held) = record.restoring {
         restored(&session.client, paths, held).await?;
@@ -126,6 +134,10 @@ pub async fn adopt(
         agent: qmp::agent::Agent::new(paths.agent_socket()),
         events: Some(session.events),
         serial: Some(serial),
+        door: None,
+        serving: None,
+        unserved: None,
+        listens,
         found,
         adopted: true,
     })

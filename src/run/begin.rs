@@ -241,9 +241,9 @@ fn written_since(log: &Path, before: u64) -> String {
 
 /// By its unit, which is made anew first if the VM file has changed.
 async fn by_unit(unit: &Unit, name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
-    let ends = how.layout.vm(name).ends();
-    let last = |ends: &Path| record::ends(ends).into_iter().next();
-    let before = last(&ends).map(|end| end.at);
+    let paths = how.layout.vm(name);
+    let last = || record::ends(&paths).into_iter().next();
+    let before = last().map(|end| end.at);
     unit.refresh().await?;
     let mut told = Told { name, say: how.say, last: None };
     let socket = how.layout.vm(name).control_socket();
@@ -261,7 +261,7 @@ async fn by_unit(unit: &Unit, name: &VmName, how: &Begin<'_>) -> Result<Begun, E
     match started {
         Ok(()) if how.wait => Ok(Begun::Running),
         Ok(()) => Ok(Begun::Asked),
-        Err(error) => match last(&ends) {
+        Err(error) => match last() {
             // systemctl knows only that it failed, the supervisor why.
             Some(end) if Some(&end.at) != before.as_ref() && end.failed => {
                 Err(Error::Unit { name: name.clone(), detail: end.detail })

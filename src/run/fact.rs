@@ -21,7 +21,7 @@ use crate::{
         watch::Changes,
     },
     plan::live::Change,
-    value::chain,
+    value::{Operator, chain},
 };
 
 /// Whose fault it is that a guest does not come to run.
@@ -95,6 +95,8 @@ pub(super) enum Fact {
     ThawDue(u64),
     /// They are; or not.
     Thawed(u64, Why, Result<u64, Refusal>, Option<freeze::Reply>),
+    /// Of the VM's operators, those that the host does not know.
+    UnknownOperators(Vec<Operator>),
     /// The host has slept for so long.
     HostSlept(Duration),
     /// What has become of the taps.

@@ -59,6 +59,7 @@ impl Supervisor {
             "QEMU {} {how}, pid {}, {}",
             qemu.record.qemu_version, qemu.record.pid, qemu.record.accel
         );
+        let door = qemu.door.take();
         let seen_ready = (qemu.adopted || restored) && qemu.record.ready;
         let qemu_adopted = qemu.adopted;
         if let (Some(watching), Some(binary)) = (&mut self.watching, &qemu.record.binary) {
@@ -71,6 +72,10 @@ impl Supervisor {
         if qemu_adopted {
             self.recall_freeze();
             self.settle(vec![], vec![]);
+            self.keep_screen();
+            self.serve_screen_again();
+        } else {
+            self.serve_screen(door);
         }
         self.remember_ready();
         // One that an earlier supervisor may have bound is freed, if it is not to be any more.
@@ -183,6 +188,18 @@ impl Supervisor {
             Kind::DeviceDeleted { .. } if self.applying.is_none() => self.settle(vec![], vec![]),
             _ => {}
         }
+    }
+
+    /// The monitor answers again, over another connection.
+    pub(super) fn reconnected(&mut self, session: qmp::Session) {
+        let Some(qemu) = &mut self.qemu else { return };
+        info!("QEMU's monitor answers again");
+        qemu.client = session.client;
+        if let Some(serving) = &qemu.serving {
+            serving.by(qemu.client.clone());
+        }
+        self.listen(session.events);
+        self.ask_why_held();
     }
 
     /// What the host makes difficult now, as a word.

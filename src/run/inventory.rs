@@ -4,11 +4,14 @@ use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use futures_util::future::join_all;
 
-use super::adopt::{self, Found};
+use super::{
+    adopt::{self, Found},
+    record,
+};
 use crate::{
     control::{
         client::{self, Client},
-        types::{End, State, Status},
+        types::{State, Status},
     },
     plan::layout::Layout,
     spec::{self, Vm},
@@ -122,9 +125,12 @@ async fn entry(layout: &Layout, name: &VmName) -> Entry {
     entry.status.orphan = file.symlink_metadata().is_err_and(gone);
     entry.status.console =
         paths.console_log().is_file().then(|| paths.console_log().display().to_string());
-    match ends(&paths.ends()) {
+    match record::read_ends(&paths) {
         Ok(ends) => entry.status.ends = ends,
-        Err(problem) => entry.status.notes.push(problem),
+        Err(error) => {
+            let problem = format!("cannot read `{}`: {error}", paths.ends().display());
+            entry.status.notes.push(problem);
+        }
     }
     if let Ok(meta) = paths.saved().symlink_metadata() {
         entry.status.notes.push(format!(
@@ -165,16 +171,6 @@ async fn ask(socket: &Path) -> Result<Status, client::Error> {
     Client::connect(socket).await?.status(PATIENCE).await
 }
 
-/// The newest first, as they are kept. No file is no ends.
-fn ends(file: &Path) -> Result<Vec<End>, String> {
-    let text = match fs::read(file) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(format!("cannot read `{}`: {error}", file.display())),
-    };
-    serde_json::from_slice(&text).map_err(|e| format!("cannot read `{}`: {e}", file.display()))
-}
-
 fn without_file(name: &str, problem: Option<String>, file_exists: bool) -> Entry {
     let status = Status {
         name: name.to_owned(),
@@ -196,6 +192,7 @@ fn without_file(name: &str, problem: Option<String>, file_exists: bool) -> Entry
         tap: None,
         forward: vec![],
         vnc: None,
+        operators: vec![],
         isolation: None,
         cpu_weight: 0,
         cpu_weight_effective: None,
@@ -223,6 +220,7 @@ fn written(status: &mut Status, vm: &Vm) {
     status.mac = nic.and_then(|nic| nic.mac).map(|mac| mac.to_string());
     status.ip = nic.and_then(|nic| nic.ip).map(|ip| ip.to_string());
     status.forward = vm.forwards();
+    status.operators.clone_from(&vm.operators);
     status.cpu_weight = vm.cpu_weight.get();
     status.autostart = vm.autostart;
     status.description.clone_from(&vm.description);

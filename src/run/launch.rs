@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use tokio::net::UnixStream;
 
-use super::{Settings, isolate, prepare::Prepared, record::Record, saved, screen, taps};
+use super::{Settings, door, isolate, prepare::Prepared, record::Record, saved, taps, viewer};
 use crate::{
     host::{
         anti_spoof, child, file, link,
@@ -42,6 +42,14 @@ pub struct Qemu {
     pub events: Option<qmp::Events>,
     /// The serial console; taken by the loop.
     pub serial: Option<UnixStream>,
+    /// Where viewers of the screen come to; taken by the loop.
+    pub(super) door: Option<door::Door>,
+    /// Who stands there.
+    pub(super) serving: Option<viewer::Serving>,
+    /// Why the screen is not served as the VM file says.
+    pub(super) unserved: Option<String>,
+    /// QEMU listens for viewers by itself: an earlier qvm started it so.
+    pub listens: bool,
     /// How the guest was found.
     pub found: Guest,
     /// An earlier supervisor started it.
@@ -104,7 +112,7 @@ pub enum Error {
     },
     /// The guest's screen.
     #[error(transparent)]
-    Screen(#[from] screen::Error),
+    Screen(#[from] door::Error),
     /// /dev/vhost-net.
     #[error("cannot open /dev/vhost-net")]
     Vhost(#[source] std::io::Error),
@@ -239,7 +247,7 @@ pub async fn launch(
     for nic in &vm.nics {
         check_forwards(vm, nic)?;
     }
-    screen::prepare(vm, &paths)?;
+    let door = door::open(vm, &paths)?;
     let mut fds: Vec<(OwnedFd, i32)> = vec![];
     for tap in taps(vm) {
         let index = vm.nics.iter().position(|n| n.name == tap.nic).unwrap_or_default();
@@ -310,7 +318,6 @@ pub async fn launch(
         Err(qmp::Error::Closed | qmp::Error::Connect { .. }) => return Err(Error::Exited),
         other => other?,
     };
-    screen::open_to_group(vm, &paths)?;
     let serial = UnixStream::connect(paths.serial_socket()).await.map_err(Error::Serial)?;
     for nic in vm.nics.iter().filter(|nic| nic.state == LinkState::Down) {
         session.client.set_link(&device::nic_id(&nic.name), false, ANSWER_LIMIT).await?;
@@ -333,6 +340,10 @@ pub async fn launch(
         agent: qmp::agent::Agent::new(paths.agent_socket()),
         events: Some(session.events),
         serial: Some(serial),
+        door,
+        serving: None,
+        unserved: None,
+        listens: false,
         found,
         adopted: false,
     })

@@ -20,6 +20,7 @@ pub mod carry;
 pub mod console;
 pub mod disk;
 pub mod doctor;
+pub mod door;
 pub mod edited;
 mod enrol;
 pub mod error;
@@ -40,6 +41,7 @@ pub mod left_behind;
 mod live;
 pub mod metrics;
 mod monitor;
+mod operators;
 mod plug;
 pub mod prepare;
 pub mod progress;
@@ -61,6 +63,7 @@ pub mod supervise;
 mod suspend;
 mod taps;
 pub mod usage;
+pub mod viewer;
 
 /// What a supervisor is told by whoever starts it: time, randomness and environment come from here.
 #[derive(Debug, Clone)]

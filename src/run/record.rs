@@ -1,9 +1,6 @@
 //! What is written down about a run: what a later supervisor needs to take over, and how the last ten runs ended.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, io, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -135,8 +132,34 @@ impl Record {
 }
 
 /// The last ends, newest first; none where there is no readable file.
-pub fn ends(path: &Path) -> Vec<End> {
-    std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+pub fn ends(paths: &VmPaths) -> Vec<End> {
+    read_ends(paths).unwrap_or_default()
+}
+
+/// The same, where it matters why there are none.
+///
+/// # Errors
+/// The file cannot be read, or is no such list. That there is none is no error.
+pub fn read_ends(paths: &VmPaths) -> io::Result<Vec<End>> {
+    let text = match std::fs::read(paths.ends()) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+        Err(error) => return Err(error),
+    };
+    let mut all: Vec<End> = serde_json::from_slice(&text)?;
+    let words = last_words(paths);
+    for end in &mut all {
+        if let Some(lines) = words.get(&end.at) {
+            end.console.clone_from(lines);
+        }
+    }
+    Ok(all)
+}
+
+/// What the console said last, by the time of the end; nothing for who may not read it.
+fn last_words(paths: &VmPaths) -> BTreeMap<String, Vec<String>> {
+    let text = std::fs::read(paths.last_words()).ok();
+    text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
 }
 
 /// Puts `end` before the others and drops the eleventh. A start that failed as the one before it did takes its place: the service
@@ -147,15 +170,25 @@ pub fn ends(path: &Path) -> Vec<End> {
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn keep(path: &Path, end: End) -> Result<Vec<End>, file::Error> {
-    let mut all = ends(path);
+pub fn keep(paths: &VmPaths, end: End) -> Result<Vec<End>, file::Error> {
+    let mut all = ends(paths);
     let again = |last: &End| (&last.reason, &last.detail) == (&end.reason, &end.detail);
     if end.reason == "start-failed" && all.first().is_some_and(again) {
         all.remove(0);
     }
     all.insert(0, end);
     all.truncate(ENDS);
-    file::write_volatile(path, json(&all).as_bytes(), 0o640)?;
+    // How it ended is for all who may see the state; what the guest said may be anything.
+    let words: BTreeMap<&str, &[String]> = all
+        .iter()
+        .filter(|end| !end.console.is_empty())
+        .map(|end| (end.at.as_str(), end.console.as_slice()))
+        .collect();
+    if !words.is_empty() || paths.last_words().exists() {
+        file::write_volatile(&paths.last_words(), json(&words).as_bytes(), 0o600)?;
+    }
+    let told: Vec<End> = all.iter().map(|end| End { console: vec![], ..end.clone() }).collect();
+    file::write_volatile(&paths.ends(), json(&told).as_bytes(), 0o640)?;
     Ok(all)
 }
 
@@ -166,12 +199,47 @@ fn json<T: Serialize>(value: &T) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+
+    fn paths(dir: &Path) -> VmPaths {
+        VmPaths { state: dir.to_owned(), runtime: dir.to_owned() }
+    }
+
+    #[test]
+    fn what_the_console_said_is_kept_where_only_its_owner_reads() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let paths = paths(dir.path());
+        let end = |at: &str, console: &[&str]| End {
+            reason: "qemu-signal".into(),
+            at: at.into(),
+            detail: "died".into(),
+            failed: true,
+            console: console.iter().map(ToString::to_string).collect(),
+        };
+        // As an earlier version wrote it, all in one file.
+        std::fs::write(paths.ends(), json(&[end("1", &["a secret"])])).unwrap();
+        assert_eq!(ends(&paths)[0].console, ["a secret"]);
+        keep(&paths, end("2", &["another"])).unwrap();
+        let text = std::fs::read_to_string(paths.ends()).unwrap();
+        assert!(!text.contains("secret") && !text.contains("another"), "{text}");
+        let mode = paths.last_words().metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(ends(&paths), [end("2", &["another"]), end("1", &["a secret"])]);
+        for at in 3..13 {
+            keep(&paths, end(&at.to_string(), &[])).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(paths.last_words()).unwrap(), "{}\n");
+        std::fs::remove_file(paths.last_words()).unwrap();
+        assert_eq!(ends(&paths).len(), ENDS);
+    }
 
     #[test]
     fn the_last_ten_ends_are_kept_newest_first() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("ends.json");
+        let path = paths(dir.path());
         for number in 0..13 {
             let end = End {
                 reason: "stopped".into(),
@@ -191,7 +259,7 @@ mod tests {
     #[test]
     fn a_start_that_fails_again_and_again_pushes_nothing_out() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("ends.json");
+        let path = paths(dir.path());
         let end = |reason: &str, second: u8, detail: &str| End {
             reason: reason.into(),
             at: format!("2026-01-01T00:00:{second:02}Z"),
@@ -212,8 +280,8 @@ mod tests {
     #[test]
     fn a_broken_file_is_no_reason_to_fail() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("ends.json");
-        std::fs::write(&path, "{").unwrap();
+        let path = paths(dir.path());
+        std::fs::write(path.ends(), "{").unwrap();
         assert!(ends(&path).is_empty());
     }
 

@@ -5,7 +5,6 @@ use tokio::sync::oneshot;
 
 use super::{
     freeze::Why,
-    screen,
     supervise::{AGENT_LIMIT, QMP_LIMIT, Supervisor},
 };
 use crate::{
@@ -238,6 +237,8 @@ impl Supervisor {
         notes.extend(self.monitor_note());
         notes.extend(self.freeze_note());
         notes.extend(self.tap_notes());
+        notes.extend(self.qemu.as_ref().and_then(|qemu| qemu.unserved.clone()));
+        notes.extend(self.operator_notes());
         if let Some(why) = record.and_then(|r| r.missed.as_ref()) {
             notes.push(format!("the guest is not ready (`ready = \"{}\"`): {why}", self.vm.ready));
         }
@@ -260,7 +261,8 @@ impl Supervisor {
             ip: nic.and_then(|n| n.ip).map(|i| i.to_string()),
             tap: record.map_or(written_tap, |r| r.tap.clone()),
             forward: self.vm.forwards(),
-            vnc: record.and_then(|_| screen::vnc(&self.vm, &self.paths)),
+            vnc: self.screen_address(),
+            operators: self.vm.operators.clone(),
             isolation: record.and_then(|r| r.isolation.clone()),
             cpu_weight: self.vm.cpu_weight.get(),
             cpu_weight_effective: None,

@@ -46,6 +46,7 @@ impl Supervisor {
             }
         }
         self.give_resources();
+        self.serve_screen_again();
         self.reread();
         info!("VM file read again: {} changes pending", self.pending.len());
         self.apply_live(asker);
@@ -55,14 +56,13 @@ impl Supervisor {
     pub(super) fn runs(&mut self, vm: Vm) {
         self.running = Facets::of(&vm);
         self.vm = vm;
+        self.tell_operators();
     }
 
     /// Takes of a VM file what counts for a running guest at once.
     pub(super) fn take_live(&mut self, new: Vm) {
-        let facets = Facets::of(&new);
-        for key in AT_ONCE {
-            self.running.set(key, facets.get(key).map(str::to_owned));
-        }
+        self.take_facets(&new, &AT_ONCE);
+        self.move_screen(&new);
         self.vm.description = new.description;
         self.vm.autostart = new.autostart;
         self.vm.after = new.after;
@@ -75,10 +75,20 @@ impl Supervisor {
         self.vm.ready_failure = new.ready_failure;
         self.vm.host_shutdown = new.host_shutdown;
         self.vm.shutdown_timeout = new.shutdown_timeout;
+        self.vm.operators = new.operators;
         self.vm.on_panic = new.on_panic;
         self.vm.on_guest_reboot = new.on_guest_reboot;
         self.vm.tap_heal = new.tap_heal;
         self.vm.lines = new.lines;
+        self.tell_operators();
+    }
+
+    /// What runs is as a VM file says, by these keys.
+    pub(super) fn take_facets(&mut self, from: &Vm, keys: &[&str]) {
+        let facets = Facets::of(from);
+        for key in keys {
+            self.running.set(*key, facets.get(key).map(str::to_owned));
+        }
     }
 
     /// Compares the VM file with what runs, and has the guest's next reboot wait for us if it is to bring a change.
@@ -94,7 +104,9 @@ impl Supervisor {
         self.look_at_qemu();
         self.retell_taps();
         let written = self.facets_written();
-        self.pending = pending(&self.running, &written, &pending::machine(&self.vm));
+        let listens = self.qemu.as_ref().is_some_and(|qemu| qemu.listens);
+        let machine = pending::Machine { listens, ..pending::machine(&self.vm) };
+        self.pending = pending(&self.running, &written, &machine);
         let relaunch = wants_relaunch(&self.pending);
         if relaunch != self.reboot_relaunches && self.qemu.is_some() {
             self.reboot_relaunches = relaunch;

@@ -29,6 +29,7 @@ use super::{
     launch::Qemu,
     live::Applying,
     monitor::Monitor,
+    operators::Operators,
     prepare::Prepared,
     progress::Cancel,
     ready::{Awaiting, policy},
@@ -42,6 +43,7 @@ use crate::{
         types::{self, End, Event, Pending, Port},
     },
     host::{
+        peer,
         signal::{Signal, Signals},
         slept::Sleeps,
         socket,
@@ -105,7 +107,9 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
     let taking = tokio::spawn(forward_requests(asked, facts.clone()));
     let (events, _) = broadcast::channel(256);
     let listener = socket::listen(&paths.control_socket())?;
-    let port = Port { requests, events: events.clone() };
+    let operators = Operators::new();
+    let grant = operators.grant(&vm);
+    let port = Port { requests, events: events.clone(), grant, peer: peer::of };
     let serving = tokio::spawn(server::serve(listener, port));
     let watching = match watch::file(&vm.file) {
         Ok((watching, changes)) => {
@@ -128,7 +132,7 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
     let mut one = Supervisor {
         paths: paths.clone(),
         console: Console::new(paths.console_log(), settings.now),
-        ends: record::ends(&paths.ends()),
+        ends: record::ends(&paths),
         since: (settings.now)(),
         origin: Instant::now(),
         life: Life::default(),
@@ -158,6 +162,7 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
         adopting: false,
         notes: vec![],
         resource_notes: vec![],
+        operators,
         pinned: false,
         restoring: None,
         unusable: None,
@@ -177,6 +182,7 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
         winding_up,
         left: None,
     };
+    one.tell_operators();
     one.begin();
     let mut beat = watchdog.map(|interval| {
         let mut beat = tokio::time::interval(interval);
@@ -249,6 +255,7 @@ pub(super) struct Supervisor {
     pub(super) notes: Vec<String>,
     /// What of the VM's share of the host could not be given.
     pub(super) resource_notes: Vec<String>,
+    pub(super) operators: Operators,
     /// The vCPUs' threads were bound to CPUs.
     pub(super) pinned: bool,
     /// What a saved state was saved with, as long as it is not taken up.
@@ -316,12 +323,7 @@ impl Supervisor {
             Fact::Qmp(generation, event) if generation == self.generation => self.heard(&event),
             Fact::MonitorClosed(generation) if generation == self.generation => self.reconnect(),
             Fact::MonitorBack(generation, session) if generation == self.generation => {
-                if let Some(qemu) = &mut self.qemu {
-                    qemu.client = session.client;
-                    info!("QEMU's monitor answers again");
-                    self.listen(session.events);
-                    self.ask_why_held();
-                }
+                self.reconnected(session);
             }
             Fact::Ready(generation, found) if generation == self.generation => self.found(found),
             Fact::Memory(generation, bytes) if generation == self.generation => {
@@ -351,10 +353,8 @@ impl Supervisor {
                 self.thawed(why, done, reply);
             }
             Fact::Taps(generation, told) if generation == self.generation => self.hear_taps(told),
-            Fact::HostSlept(slept) => {
-                info!("the host has slept for {} s", slept.as_secs());
-                self.set_guests_clock();
-            }
+            Fact::HostSlept(slept) => self.host_slept(slept),
+            Fact::UnknownOperators(names) => self.operators.unknown = names,
             Fact::Trouble(generation, what) if generation == self.generation => self.meet(what),
             Fact::Froze(..)
             | Fact::Trouble(..)

@@ -119,6 +119,12 @@ impl Supervisor {
         });
     }
 
+    /// The host was suspended.
+    pub(super) fn host_slept(&mut self, slept: Duration) {
+        info!("the host has slept for {} s", slept.as_secs());
+        self.set_guests_clock();
+    }
+
     /// The guest has slept without knowing it: its agent, if there is one, sets its clock by the machine's.
     pub(super) fn set_guests_clock(&mut self) {
         let sync = self.next_sync();

@@ -15,7 +15,7 @@ use super::{
     table::{Named, Table},
     written::{Memory, Whole},
 };
-use crate::value::{CpuList, CpuWeight, Label, Seconds, Size, VmName};
+use crate::value::{CpuList, CpuWeight, Label, Operator, Seconds, Size, VmName};
 
 /// A whole VM file. The flat keys of the first disk and the first NIC are folded into `disks` and
 /// `nics` here: `diskSizeG` is the size of the disk `root`, `bridge` is the bridge of the NIC `net`.
@@ -61,6 +61,8 @@ pub struct Vm {
     pub accel: Accel,
     /// `firmware`.
     pub firmware: Firmware,
+    /// `operators`: who may change the VM beside root.
+    pub operators: Vec<Operator>,
     /// `isolation`.
     pub isolation: Isolation,
     /// `onPanic`.
@@ -146,6 +148,7 @@ impl Vm {
         let autostart = top.take(r, "autostart").value.unwrap_or_default();
         let after = top.take_list(r, "after");
         let after = self::after(r, name, after);
+        let operators = top.take_list::<Operator>(r, "operators").value.unwrap_or_default();
         let vcpu = top.take::<Whole<1, 255>>(r, "vcpu").value;
         let mem = top.take(r, "mem").value.map_or(Self::MEM, |Memory(size)| size);
         let cpu_weight = top.take(r, "cpuWeight").value.unwrap_or_default();
@@ -200,6 +203,7 @@ impl Vm {
             shutdown_timeout: shutdown_timeout.unwrap_or(Self::SHUTDOWN_TIMEOUT),
             accel,
             firmware,
+            operators: operators.into_iter().map(|(_, operator)| operator).collect(),
             isolation: isolation.value.unwrap_or_default(),
             on_panic,
             on_guest_reboot,

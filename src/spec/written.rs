@@ -7,8 +7,8 @@ use super::{
     LinkState, Media, Model, OnGuestReboot, OnPanic, ReadyFailure, TapHeal, unknown,
 };
 use crate::value::{
-    Cidr, CpuList, CpuWeight, Forward, IfName, MacAddr, Refused, Seconds, Size, UidRange, VmName,
-    VncAddress, shown,
+    Cidr, CpuList, CpuWeight, Forward, IfName, MacAddr, Operator, Refused, Seconds, Size, UidRange,
+    VmName, VncAddress, shown,
 };
 
 /// A value that can be read from TOML.
@@ -152,7 +152,7 @@ macro_rules! by_text {
         }
     )*};
 }
-by_text!(Cidr, CpuList, Forward, IfName, MacAddr, UidRange, VmName, VncAddress);
+by_text!(Cidr, CpuList, Forward, IfName, MacAddr, Operator, UidRange, VmName, VncAddress);
 
 impl Written for std::net::IpAddr {
     const WANTED: &'static str = TEXT;
