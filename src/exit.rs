@@ -5,7 +5,7 @@ use std::{error::Error, fmt, io};
 use crate::{
     spec::Invalid,
     table::{Look, Screen},
-    value::chain,
+    value::{chain, plain},
 };
 
 /// Failed.
@@ -132,15 +132,16 @@ impl fmt::Display for Failure {
 }
 
 impl Failure {
-    /// The same for standard error: what kind of line each is stands out.
+    /// The same for standard error: what kind of line each is stands out, and nothing in it that a guest or a server said drives a terminal.
     pub fn shown(&self, screen: Screen) -> String {
         let paint = |line: &str| {
+            let line = plain(line);
             let kinds = [("error: ", Look::Bad), ("hint: ", Look::Doubtful)];
             let kind =
                 kinds.iter().find_map(|(kind, look)| Some((line.strip_prefix(kind)?, kind, look)));
             match kind {
                 Some((rest, kind, look)) => look.paint(kind, screen.colours) + rest,
-                None => line.to_owned(),
+                None => line,
             }
         };
         self.to_string().split('\n').map(paint).collect::<Vec<_>>().join("\n")

@@ -7,8 +7,11 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use crate::{
-    control::types::Event, exit::Failure, plan::layout::Layout, run::inventory::inventory,
-    value::VmName,
+    control::types::Event,
+    exit::Failure,
+    plan::layout::Layout,
+    run::inventory::inventory,
+    value::{VmName, plain},
 };
 
 /// What `qvm events` takes.
@@ -103,10 +106,10 @@ fn line(name: &VmName, event: &Event, zone: &TimeZone) -> String {
     };
     let text =
         format!("{:19}  {name}  {}  {}", time.unwrap_or_default(), event.event, data.join(" "));
-    format!("{}\n", text.trim_end())
+    format!("{}\n", plain(text.trim_end()))
 }
 
-/// A value as one word where it is one; control characters of a guest's are not obeyed.
+/// A value as one word where it is one.
 fn said(key: &str, value: &Value) -> String {
     match value {
         Value::String(text) if text.chars().all(|c| c.is_ascii_graphic()) => {

@@ -5,7 +5,7 @@ use crate::{
     exit::{self, Failure},
     plan::layout::Layout,
     run::addresses::addresses,
-    value::VmName,
+    value::{VmName, plain},
 };
 
 /// What `qvm ip` takes.
@@ -47,8 +47,9 @@ fn line(one: &Address, width: usize) -> String {
         "neighbour" => "neighbour table",
         other => other,
     };
+    // A guest calls its interfaces what it likes.
     let interface = one.interface.as_ref().map_or_else(String::new, |name| format!(", {name}"));
-    format!("{:width$}  {source}{interface}\n", one.address)
+    format!("{}\n", plain(&format!("{:width$}  {source}{interface}", one.address)))
 }
 
 /// Nobody knows where it is.
