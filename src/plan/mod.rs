@@ -15,6 +15,7 @@ pub mod iso9660;
 pub mod keys;
 pub mod layout;
 pub mod live;
+pub mod log_text;
 pub mod machined;
 pub mod pending;
 pub mod qcow2;

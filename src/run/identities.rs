@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeSet, fs};
 
+use serde::de::Error as _;
+
 use crate::{
     host::file,
     plan::{
@@ -69,7 +71,14 @@ impl Error {
 pub fn read(paths: &VmPaths) -> Result<Option<Identity>, Error> {
     let path = paths.identity();
     let Some(bytes) = file::read(&path)? else { return Ok(None) };
-    let read = toml::from_str(&String::from_utf8_lossy(&bytes));
+    // What is wrong with it would come to QEMU's command line, and there mean another thing.
+    let sound = |identity: Identity| match identity.flaw() {
+        Some(key) => {
+            Err(toml::de::Error::custom(format!("no identity of qvm's has such a `{key}`")))
+        }
+        None => Ok(identity),
+    };
+    let read = toml::from_str(&String::from_utf8_lossy(&bytes)).and_then(sound);
     let wrong =
         |source| Error::Content { path: path.display().to_string(), source: Box::new(source) };
     read.map(Some).map_err(wrong)
