@@ -24,8 +24,11 @@ pub mod vm_file;
 
 use cut::Cut;
 
+/// Panics where these bytes break it.
+pub type Check = fn(&[u8]);
+
 /// Every check, by the name of its target.
-pub const ALL: [(&str, fn(&[u8])); 18] = [
+pub const ALL: [(&str, Check); 18] = [
     ("agent_reply", agent_reply::check),
     ("archive", archive::check),
     ("console_log", console_log::check),

@@ -43,7 +43,5 @@ pub fn check(bytes: &[u8]) {
 /// Without the colours of the table itself, and what `trim_end` could not see behind them.
 fn bare(text: &str) -> String {
     let codes = ["32", "33", "31", "2", "0"];
-    let text =
-        codes.iter().fold(text.to_owned(), |text, code| text.replace(&format!("\x1b[{code}m"), ""));
-    text
+    codes.iter().fold(text.to_owned(), |text, code| text.replace(&format!("\x1b[{code}m"), ""))
 }
