@@ -51,8 +51,10 @@ fn processes(text: &str) {
     let dir = tempfile::tempdir().expect("a directory");
     let process = dir.path().join("7");
     fs::create_dir_all(process.join("task/7")).expect("a directory");
-    for name in ["stat", "statm", "task/7/schedstat"] {
-        fs::write(process.join(name), text).expect("a file");
+    // The first line is statm, the next schedstat, and the rest stat.
+    let mut parts = text.splitn(3, '\n');
+    for name in ["statm", "task/7/schedstat", "stat"] {
+        fs::write(process.join(name), parts.next().unwrap_or_default()).expect("a file");
     }
     if let Some(used) = process_time::used(dir.path(), 7) {
         assert!(used.cpu_seconds.is_finite() && used.cpu_seconds >= 0.0, "{used:?}");
