@@ -169,6 +169,16 @@ mod tests {
     }
 
     #[test]
+    fn what_a_guest_said_drives_no_terminal() {
+        let failure = Failure::new(FAILED, "guest agent: \u{1b}]0;x\u{7}\nno").about("web");
+        let colours = Screen { colours: true, width: None };
+        let shown = "error: web: guest agent: \\u{1b}]0;x\\u{7}\nno";
+        assert_eq!(failure.shown(Screen::default()), shown);
+        let painted = shown.replacen("error: ", "\u{1b}[31merror: \u{1b}[0m", 1);
+        assert_eq!(failure.shown(colours), painted);
+    }
+
+    #[test]
     fn of_several_all_are_told_and_the_worst_counts() {
         let not_running = Failure::new(NOT_RUNNING, "not running").about("a");
         let failed = Failure::new(FAILED, "broken").about("b");

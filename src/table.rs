@@ -204,6 +204,14 @@ mod tests {
     }
 
     #[test]
+    fn a_cell_is_one_line_and_drives_no_terminal() {
+        let mut table = Table::new(["A"]);
+        table.row(vec!["x\u{1b}[2J\ny".into()], vec!["z\r\u{9b}2J".to_owned()]);
+        let text = table.text(Screen::default());
+        assert_eq!(text, "A\nx\\u{1b}[2J\\ny\n  z\\r\\u{9b}2J\n");
+    }
+
+    #[test]
     fn a_pipe_has_no_colours_and_no_width() {
         let (_, write) = std::io::pipe().unwrap();
         let env = |key: &str| (key == "TERM").then(|| "xterm".into());

@@ -66,6 +66,9 @@ mod tests {
         assert_eq!(found.resident_bytes, 25 * rustix::param::page_size() as u64);
         assert_eq!(thread(dir.path(), 7, 9), Some(Thread { ran: 1.5, waited: 0.25 }));
         assert_eq!((used(dir.path(), 8), thread(dir.path(), 7, 8)), (None, None));
+        let most = u64::MAX;
+        write("7/stat", &format!("7 (a) S 1 2 3 4 5 6 7 8 9 10 {most} {most} 0 0 20 0 4\n"));
+        assert_eq!(used(dir.path(), 7), None);
     }
 
     #[test]

@@ -134,3 +134,33 @@ pub fn others(layout: &Layout, own: &VmName) -> Result<Vec<(VmName, Identity)>, 
     }
     Ok(others)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::value::chain;
+
+    #[test]
+    fn what_a_bad_disk_made_of_an_identity_does_not_come_to_the_command_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let [config, state, runtime] = ["c", "s", "r"].map(|place| dir.path().join(place));
+        let paths = Layout { config, state, runtime }.vm(&"web".parse().unwrap());
+        fs::create_dir_all(&paths.state).unwrap();
+        let identity = Identity {
+            uuid: "7e0f3c52-4f2b-4b7e-9a34-0c5d0a1b2c3d".into(),
+            instance_id: "iid-web-7e0f3c52".into(),
+            machine: "pc-q35-10.0".into(),
+            macs: Default::default(),
+            hostname: None,
+        };
+        write(&paths, &identity).unwrap();
+        assert_eq!(read(&paths).unwrap(), Some(identity.clone()));
+        write(&paths, &Identity { machine: "pc-q35-10.0,x".into(), ..identity }).unwrap();
+        let error = read(&paths).unwrap_err();
+        let path = paths.identity();
+        let said =
+            format!("cannot read `{}`: no identity of qvm's has such a `machine`", path.display());
+        assert_eq!(chain(&error).trim(), said);
+        assert!(error.hint().unwrap().contains("backup"));
+    }
+}

@@ -134,5 +134,10 @@ mod tests {
             line(&"web".parse().unwrap(), &event, &TimeZone::UTC),
             "2026-01-02 03:04:05  web  RESET  guest=true reason=guest-reset text=\"a\\nb\"\n"
         );
+        // A QEMU that a guest has taken over says what it likes.
+        let data = Some(json!({ "\u{1b}c": "\u{9b}2J" }));
+        let event = Event { at: None, event: "X\u{1b}[2J".into(), data };
+        let shown = "                     web  X\\u{1b}[2J  \\u{1b}c=\"\\u{9b}2J\"\n";
+        assert_eq!(line(&"web".parse().unwrap(), &event, &TimeZone::UTC), shown);
     }
 }

@@ -58,3 +58,16 @@ fn unknown(name: &VmName) -> Failure {
     let failure = Failure::new(exit::NOT_RUNNING, "its address is not known");
     failure.about(name).hint(hint.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_names_its_interface_drives_no_terminal() {
+        let interface = Some("eth0\u{1b}[2J\u{9b}2J\n10.0.0.1".to_owned());
+        let one = Address { address: "10.0.2.15".into(), interface, source: "agent".into() };
+        let shown = "10.0.2.15    guest agent, eth0\\u{1b}[2J\\u{9b}2J\\n10.0.0.1\n";
+        assert_eq!(line(&one, 11), shown);
+    }
+}
