@@ -1,22 +1,56 @@
-//! Any text as what the host's packet filter and kernel say: no panic, no circle without an end, numbers that can be counted with, and a remedy
-//! that is one line.
+//! Any text as what the host's packet filter, kernel, QEMU and service manager say: no panic, no circle without an end, numbers that can be
+//! counted with, a remedy that is one line, a machine type that can be kept.
 
 use std::fs;
 
 use qvm::{
     host::{meminfo, pressure, process_time},
-    plan::doctor::{Table, iptables, nft},
+    plan::{
+        doctor::{Table, iptables, nft, units},
+        facts::{Version, machines, newest_q35},
+        identity::Identity,
+    },
+    value::{base64, to_base64},
 };
 
 /// The first byte chooses whose words they are.
 pub fn check(bytes: &[u8]) {
     let Some((&choice, text)) = bytes.split_first() else { return };
     let text = String::from_utf8_lossy(text);
-    match choice % 4 {
+    match choice & 0b1011 {
         0 => nft(&text).iter().flatten().for_each(weighed),
         1 => weighed(&iptables(&text, choice & 4 == 4)),
         2 => pressures(&text),
-        _ => processes(&text),
+        3 => processes(&text),
+        8 => qemu(&text),
+        9 => in_base64(&text),
+        _ => systemd(&text),
+    }
+}
+
+/// What it is taken for goes into `identity.toml`, and from there onto each command line.
+fn qemu(text: &str) {
+    let _ = Version::read(text);
+    let _ = machines(text);
+    if let Some(machine) = newest_q35(text) {
+        let uuid = "7e0f3c52-4f2b-4b7e-9a34-0c5d0a1b2c3d".to_owned();
+        let vm = super::vm_file::minimal();
+        let identity = Identity::new(&vm, uuid.clone(), &uuid, &machine);
+        assert_eq!(identity.flaw(), None, "{machine}");
+    }
+}
+
+fn in_base64(text: &str) {
+    let there = to_base64(text.as_bytes());
+    assert_eq!(base64(&there).as_deref(), Some(text.as_bytes()));
+    if let Some(bytes) = base64(text) {
+        assert_eq!(base64(&to_base64(&bytes)), Some(bytes));
+    }
+}
+
+fn systemd(text: &str) {
+    for unit in units(text) {
+        assert!(text.contains(&unit.id) && unit.drop_ins.iter().all(|path| text.contains(path)));
     }
 }
 
