@@ -11,6 +11,7 @@ mod cut;
 pub mod firmware;
 pub mod host_text;
 pub mod http_answer;
+pub mod image_fetch;
 pub mod image_head;
 pub mod iso9660;
 pub mod kept;
@@ -28,7 +29,7 @@ use cut::Cut;
 pub type Check = fn(&[u8]);
 
 /// Every check, by the name of its target.
-pub const ALL: [(&str, Check); 18] = [
+pub const ALL: [(&str, Check); 19] = [
     ("agent_reply", agent_reply::check),
     ("archive", archive::check),
     ("console_log", console_log::check),
@@ -37,6 +38,7 @@ pub const ALL: [(&str, Check); 18] = [
     ("firmware", firmware::check),
     ("host_text", host_text::check),
     ("http_answer", http_answer::check),
+    ("image_fetch", image_fetch::check),
     ("image_head", image_head::check),
     ("iso9660", iso9660::check),
     ("kept", kept::check),
