@@ -89,6 +89,19 @@ fn is_modest(json: &[u8]) -> bool {
     values < MOST_VALUES
 }
 
+/// What stands in messages and logs, and was said by a guest's agent, or by a QEMU that its guest has taken over: a newline would begin a
+/// line of a log that nobody wrote.
+fn one_line(text: String) -> String {
+    if !text.contains(char::is_control) {
+        return text;
+    }
+    let shown = |c: char| match c.is_control() {
+        true => c.escape_default().collect(),
+        false => c.to_string(),
+    };
+    text.chars().map(shown).collect::<String>()
+}
+
 /// Reads a line; `None` where it is not JSON, none of the four things, or too many.
 pub fn parse(line: &[u8]) -> Option<Line> {
     if !is_modest(line) {
@@ -97,14 +110,14 @@ pub fn parse(line: &[u8]) -> Option<Line> {
     let raw: Raw = serde_json::from_slice(line).ok()?;
     let id = raw.id.as_ref().and_then(Value::as_u64);
     if let Some(Refusal { class, desc }) = raw.error {
-        return Some(Line::Refused { id, class, desc });
+        return Some(Line::Refused { id, class: one_line(class), desc: one_line(desc) });
     }
     if let Some(value) = raw.value {
         return Some(Line::Return { id, value });
     }
     if let Some(name) = raw.event {
         let at = raw.timestamp.map_or((0, 0), |t| (t.seconds, t.microseconds));
-        return Some(Line::Event(Event { name, data: raw.data, at }));
+        return Some(Line::Event(Event { name: one_line(name), data: raw.data, at }));
     }
     raw.qmp.map(Line::Greeting)
 }
@@ -131,6 +144,15 @@ mod tests {
         for junk in [&b""[..], b"{}", b"[]", b"42", b"{\"event\":", b"\xff\xfe", b"{\"id\":1}"] {
             assert_eq!(parse(junk), None, "{junk:?}");
         }
+    }
+
+    #[test]
+    fn words_for_people_are_one_line() {
+        let said = br#"{"error":{"class":"X\u001b[2J","desc":"no \u00fc\nerror: gone\u009b2J"}}"#;
+        let (class, desc) = ("X\\u{1b}[2J".into(), "no \u{fc}\\nerror: gone\\u{9b}2J".into());
+        assert_eq!(parse(said), Some(Line::Refused { id: None, class, desc }));
+        let event = parse(br#"{"event":"STOP\n"}"#);
+        assert!(matches!(event, Some(Line::Event(event)) if event.name == "STOP\\n"));
     }
 
     #[test]
