@@ -36,6 +36,7 @@ fn no_input_breaks_its_check_again() {
         PANICS.lock().unwrap().push(about.to_string());
         before(about);
     }));
+    let mut broken = vec![];
     for (target, check) in checks::ALL {
         let mut inputs = files(&repository().join("fuzz/corpus").join(target));
         assert!(!inputs.is_empty(), "nothing for {target}");
@@ -43,14 +44,17 @@ fn no_input_breaks_its_check_again() {
             inputs.extend(files(&repository().join("examples")));
             inputs.extend(files(&repository().join("tests/bad")));
         }
-        for input in inputs.iter().filter(|input| input.is_file()) {
-            let bytes = fs::read(input).unwrap();
+        let files = inputs.iter().filter(|input| input.is_file());
+        let files = files.map(|input| (input.display().to_string(), fs::read(input).unwrap()));
+        for (input, bytes) in files.chain([(format!("{target}: nothing"), vec![])]) {
             let held = panic::catch_unwind(|| check(&bytes));
             let panics = std::mem::take(&mut *PANICS.lock().unwrap());
-            assert!(held.is_ok() && panics.is_empty(), "{}: {panics:?}", input.display());
+            if held.is_err() || !panics.is_empty() {
+                broken.push(format!("{input}: {panics:?}"));
+            }
         }
-        check(b"");
     }
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
 }
 
 #[test]
