@@ -1,10 +1,13 @@
 //! The commands that a supervisor gives, each as a method.
 
-use std::{path::Path, time::Duration};
+use std::{os::fd::OwnedFd, time::Duration};
 
 use serde_json::{Value, json};
 
 use crate::{Client, Error};
+
+/// What QEMU calls the descriptor that its state goes to.
+const STATE: &str = "qvm-state";
 
 /// How the sending of a machine's state goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,16 +131,16 @@ impl Client {
         self.raw("set-action", json!({ "reboot": action }), limit).await.map(drop)
     }
 
-    /// Begins to send the machine's whole state to a listening socket, as fast as it goes (QEMU's `migrate`).
+    /// Begins to send the machine's whole state to a connected socket or a pipe, as fast as it goes (QEMU's `migrate`).
     ///
     /// # Errors
     /// See [`Error`]; some devices cannot be saved.
-    pub async fn migrate(&self, socket: &Path, limit: Duration) -> Result<(), Error> {
+    pub async fn migrate(&self, to: OwnedFd, limit: Duration) -> Result<(), Error> {
         // No limit would be its own default of 128 MiB/s.
         let parameters = json!({ "max-bandwidth": 1_u64 << 40 });
         self.raw("migrate-set-parameters", parameters, limit).await?;
-        let uri = format!("unix:{}", socket.display());
-        self.raw("migrate", json!({ "uri": uri }), limit).await.map(drop)
+        self.pass_fd(STATE, to, limit).await?;
+        self.raw("migrate", json!({ "uri": format!("fd:{STATE}") }), limit).await.map(drop)
     }
 
     /// How that goes.

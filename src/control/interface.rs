@@ -103,6 +103,7 @@ mod tests {
             tap: None,
             forward: vec![],
             vnc: None,
+            isolation: None,
             cpu_weight: 100,
             cpu_weight_effective: None,
             cpu_share: None,

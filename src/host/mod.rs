@@ -8,6 +8,8 @@ pub mod cgroup;
 #[allow(unsafe_code)]
 pub mod child;
 pub mod clone;
+#[allow(unsafe_code)]
+pub mod confine;
 pub mod digest;
 pub mod download;
 pub mod editor;

@@ -195,6 +195,7 @@ fn without_file(name: &str, problem: Option<String>, file_exists: bool) -> Entry
         tap: None,
         forward: vec![],
         vnc: None,
+        isolation: None,
         cpu_weight: 0,
         cpu_weight_effective: None,
         cpu_share: None,

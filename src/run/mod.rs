@@ -32,6 +32,7 @@ pub mod image_cache;
 pub mod in_guest;
 mod intake;
 pub mod inventory;
+pub mod isolate;
 pub mod kept;
 pub mod launch;
 pub mod left_behind;

@@ -252,6 +252,7 @@ impl Supervisor {
             tap: record.map_or(written_tap, |r| r.tap.clone()),
             forward: self.vm.forwards(),
             vnc: record.and_then(|_| screen::vnc(&self.vm, &self.paths)),
+            isolation: record.and_then(|r| r.isolation.clone()),
             cpu_weight: self.vm.cpu_weight.get(),
             cpu_weight_effective: None,
             cpu_share: None,
