@@ -119,6 +119,7 @@ pub fn command_line(vm: &Vm, firmware: Option<&Chosen>) {
         disks: &disks,
         firmware,
         restores: false,
+        sandbox: true,
     };
     let Ok(line) = argv(&machine) else { return };
     assert_eq!(argv(&machine).ok(), Some(line.clone()));
