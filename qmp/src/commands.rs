@@ -113,6 +113,20 @@ impl Client {
         self.run(qapi::qmp::system_reset {}, limit).await.map(drop)
     }
 
+    /// The block nodes whose last write failed for want of space on the host, if that is why the vCPUs are held.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn full_nodes(&self, limit: Duration) -> Result<Vec<String>, Error> {
+        if self.query_status(limit).await? != "io-error" {
+            return Ok(vec![]);
+        }
+        let told = self.raw("query-block", json!({}), limit).await?;
+        let full = |one: &&Value| one["io-status"] == "nospace";
+        let node = |one: &Value| Some(one["inserted"]["node-name"].as_str()?.to_owned());
+        Ok(told.as_array().into_iter().flatten().filter(full).filter_map(node).collect())
+    }
+
     /// QEMU's run state, such as `running`, `paused` or `shutdown`, as the word that it has.
     ///
     /// # Errors

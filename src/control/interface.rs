@@ -88,6 +88,7 @@ mod tests {
             name: "web".into(),
             state: State::Running,
             ready: None,
+            trouble: None,
             pid: None,
             supervisor_pid: None,
             since: None,

@@ -75,6 +75,9 @@ pub struct Status {
     /// Whether the guest is ready; null where none runs.
     #[serde(default)]
     pub ready: Option<Ready>,
+    /// What the host makes difficult, as a word: `monitor-silent`, `no-space`. The notes tell more.
+    #[serde(default)]
+    pub trouble: Option<String>,
     /// QEMU's process.
     pub pid: Option<u32>,
     /// The supervisor's process.

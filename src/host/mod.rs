@@ -15,6 +15,7 @@ pub mod download;
 pub mod editor;
 pub mod file;
 pub mod file_system;
+pub mod filesystem;
 pub mod firmware;
 pub mod journal;
 pub mod kvm_module;

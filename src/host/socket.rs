@@ -49,7 +49,9 @@ pub enum Error {
 impl Error {
     /// The host is at fault: there is no room.
     pub fn is_the_hosts(&self) -> bool {
-        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+        use io::ErrorKind::{ReadOnlyFilesystem, StorageFull};
+        let Self::Io { source, .. } = self else { return false };
+        matches!(source.kind(), StorageFull | ReadOnlyFilesystem)
     }
 
     /// The way out.

@@ -137,6 +137,11 @@ pub fn node(disk: &Label) -> String {
     format!("node-{disk}")
 }
 
+/// The disk of a block node, or of the one below it.
+pub fn disk_of_node(node: &str) -> Option<Label> {
+    node.strip_prefix("node-")?.parse().ok()
+}
+
 /// The id of a disk's device.
 pub fn disk_id(disk: &Label) -> String {
     format!("disk-{disk}")
@@ -227,7 +232,14 @@ fn front(disk: &Disk) -> Value {
         (Media::Disk, Bus::Virtio) => "virtio-blk-pci",
     };
     let name = disk.name.as_str();
-    json!({"driver": driver, "id": disk_id(&disk.name), "drive": node(&disk.name), "serial": name})
+    let mut front = json!({"driver": driver, "id": disk_id(&disk.name), "drive": node(&disk.name), "serial": name});
+    // QEMU's own default, said aloud: a guest waits for room on the host, and is told of every other error. QEMU's NVMe has no such choice,
+    // and tells the guest of both.
+    if !disk.read_only && matches!(driver, "virtio-blk-pci" | "ide-hd") {
+        front["werror"] = "enospc".into();
+        front["rerror"] = "report".into();
+    }
+    front
 }
 
 /// A disk for a machine that runs: its two block nodes, the lower one first, and its device. Nothing boots from it before the next start.

@@ -180,6 +180,7 @@ fn without_file(name: &str, problem: Option<String>, file_exists: bool) -> Entry
         name: name.to_owned(),
         state: State::Stopped,
         ready: None,
+        trouble: None,
         pid: None,
         supervisor_pid: None,
         since: None,

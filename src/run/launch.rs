@@ -269,6 +269,7 @@ pub async fn launch(
         uuid: Some(prepared.identity.uuid.clone()),
         restoring: head.as_ref().map(|saved| saved.held),
         saving: None,
+        held: head.as_ref().is_some_and(|saved| saved.held),
         frozen_until: None,
         notes: prepared.notes.clone(),
         ready: head.as_ref().is_some_and(|saved| saved.ready),

@@ -50,6 +50,9 @@ pub struct Record {
     /// Its state is being saved, and whether its vCPUs were held before.
     #[serde(default)]
     pub saving: Option<bool>,
+    /// An operator wants its vCPUs held, whatever else holds them.
+    #[serde(default)]
+    pub held: bool,
     /// Its guest's file systems are frozen, or were to be, and are to be thawed then, RFC 3339.
     #[serde(default)]
     pub frozen_until: Option<String>,

@@ -155,9 +155,11 @@ impl Error {
             Self::File { source, .. } => source.is_the_hosts(),
             Self::QemuImg { source, .. } => source.is_the_hosts(),
             Self::NoRoom { .. } => true,
-            Self::Open { path, source, .. } => {
-                source.kind() == io::ErrorKind::NotFound && path.starts_with("/dev")
-            }
+            Self::Open { path, source, .. } => match source.kind() {
+                io::ErrorKind::NotFound => path.starts_with("/dev"),
+                io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::StaleNetworkFileHandle => true,
+                _ => source.raw_os_error() == Some(nix::libc::EIO),
+            },
             Self::Cache { source, .. } => source.is_the_hosts(),
             Self::Nothing { .. }
             | Self::Kind { .. }

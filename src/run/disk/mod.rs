@@ -102,7 +102,13 @@ pub fn ensure(
             (format, Some(size))
         }
     };
-    Ok(Ready { path: vm.disk(&disk.name, format), format, virtual_size, notes })
+    let path = vm.disk(&disk.name, format);
+    if !disk.read_only {
+        let opened = OpenOptions::new().read(true).write(true).open(&path);
+        let opened = opened.map_err(FileError::on("open for writing", &path));
+        opened.map_err(|source| Error::File { disk: disk.name.clone(), source })?;
+    }
+    Ok(Ready { path, format, virtual_size, notes })
 }
 
 /// The notes of a disk as it is, for `qvm status` of a VM that is not prepared now. Touches nothing.
