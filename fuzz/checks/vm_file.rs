@@ -123,7 +123,7 @@ pub fn command_line(vm: &Vm, firmware: Option<&Chosen>) {
     };
     let Ok(line) = argv(&machine) else { return };
     assert_eq!(argv(&machine).ok(), Some(line.clone()));
-    for pair in line.windows(2) {
+    for pair in line.arguments.windows(2) {
         let [option, value] = pair else { continue };
         if ["-device", "-blockdev", "-object", "-netdev"].contains(&option.as_str()) {
             let read: Value = serde_json::from_str(value).expect("JSON");

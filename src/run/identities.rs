@@ -175,6 +175,7 @@ mod tests {
             machine: "pc-q35-10.0".into(),
             macs: Default::default(),
             hostname: None,
+            uid: None,
         };
         write(&paths, &identity).unwrap();
         assert_eq!(read(&paths).unwrap(), Some(identity.clone()));
