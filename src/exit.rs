@@ -5,7 +5,7 @@ use std::{error::Error, fmt, io};
 use crate::{
     spec::Invalid,
     table::{Look, Screen},
-    value::chain,
+    value::{chain, plain},
 };
 
 /// Failed.
@@ -134,15 +134,16 @@ impl fmt::Display for Failure {
 }
 
 impl Failure {
-    /// The same for standard error: what kind of line each is stands out.
+    /// The same for standard error: what kind of line each is stands out, and nothing in it that a guest or a server said drives a terminal.
     pub fn shown(&self, screen: Screen) -> String {
         let paint = |line: &str| {
+            let line = plain(line);
             let kinds = [("error: ", Look::Bad), ("hint: ", Look::Doubtful)];
             let kind =
                 kinds.iter().find_map(|(kind, look)| Some((line.strip_prefix(kind)?, kind, look)));
             match kind {
                 Some((rest, kind, look)) => look.paint(kind, screen.colours) + rest,
-                None => line.to_owned(),
+                None => line,
             }
         };
         self.to_string().split('\n').map(paint).collect::<Vec<_>>().join("\n")
@@ -167,6 +168,16 @@ mod tests {
         assert_eq!(chain(&error), "outer: inner: the cause");
         let failure = Failure::of(&error).about("web").hint(Some("do this".to_owned()));
         assert_eq!(failure.to_string(), "error: web: outer: inner: the cause\nhint: do this");
+    }
+
+    #[test]
+    fn what_a_guest_said_drives_no_terminal() {
+        let failure = Failure::new(FAILED, "guest agent: \u{1b}]0;x\u{7}\nno").about("web");
+        let colours = Screen { colours: true, width: None };
+        let shown = "error: web: guest agent: \\u{1b}]0;x\\u{7}\nno";
+        assert_eq!(failure.shown(Screen::default()), shown);
+        let painted = shown.replacen("error: ", "\u{1b}[31merror: \u{1b}[0m", 1);
+        assert_eq!(failure.shown(colours), painted);
     }
 
     #[test]

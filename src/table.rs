@@ -6,6 +6,8 @@ use std::{
     os::fd::AsFd,
 };
 
+use crate::value::plain;
+
 /// How a cell looks on a terminal that has colours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Look {
@@ -94,7 +96,7 @@ impl Screen {
     }
 }
 
-/// A cell.
+/// A cell. Whatever its text is, it drives no terminal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cell {
     text: String,
@@ -118,7 +120,7 @@ impl Cell {
 
 impl<T: Into<String>> From<T> for Cell {
     fn from(text: T) -> Self {
-        Self { text: text.into(), look: Look::Plain, right: false }
+        Self { text: plain(&text.into()), look: Look::Plain, right: false }
     }
 }
 
@@ -169,7 +171,7 @@ impl Table {
             text.push_str(line.trim_end());
             text.push('\n');
             for line in below {
-                let _ = writeln!(text, "  {}", screen.folded(line, GAP.len()));
+                let _ = writeln!(text, "  {}", screen.folded(&plain(line), GAP.len()));
             }
         }
         text
@@ -199,6 +201,14 @@ mod tests {
             .iter()
             .fold(coloured, |text, code| text.replace(&format!("\x1b[{code}m"), ""));
         assert_eq!(bare, plain);
+    }
+
+    #[test]
+    fn a_cell_is_one_line_and_drives_no_terminal() {
+        let mut table = Table::new(["A"]);
+        table.row(vec!["x\u{1b}[2J\ny".into()], vec!["z\r\u{9b}2J".to_owned()]);
+        let text = table.text(Screen::default());
+        assert_eq!(text, "A\nx\\u{1b}[2J\\ny\n  z\\r\\u{9b}2J\n");
     }
 
     #[test]

@@ -7,7 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::plan::layout::{older_log, times_of_log};
+use crate::plan::{
+    layout::{older_log, times_of_log},
+    log_text::{Part, Stamp, Time, times},
+};
 
 /// The reader; nothing is missed, and nothing is read twice.
 #[derive(Debug)]
@@ -15,26 +18,6 @@ pub struct LogReader {
     path: PathBuf,
     /// The half that has been read so far. While it is open no other file is taken for it.
     open: Option<File>,
-}
-
-/// What was read.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Part {
-    /// The bytes.
-    pub bytes: Vec<u8>,
-    /// When they came, in the order of the bytes.
-    pub stamps: Vec<Stamp>,
-}
-
-/// A time of a log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stamp {
-    /// From which of the bytes on.
-    pub at: usize,
-    /// Seconds since 1970.
-    pub second: i64,
-    /// A machine began there.
-    pub boot: bool,
 }
 
 impl LogReader {
@@ -106,20 +89,12 @@ fn open(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// The times of a half, by its byte; none where they are lost.
-fn stamps(path: &Path, log: &File) -> Vec<(u64, i64, bool)> {
+/// The times of a half; none where they are lost.
+fn stamps(path: &Path, log: &File) -> Vec<Time> {
     let Ok(inode) = log.metadata().map(|found| found.ino()) else { return vec![] };
-    let head = format!("inode {inode}\n");
-    let texts = [path.to_owned(), older_log(path)].map(|half| times_of_log(&half));
-    let text = texts
-        .iter()
-        .find_map(|path| std::fs::read_to_string(path).ok().filter(|text| text.starts_with(&head)));
-    let stamp = |line: &str| {
-        let mut words = line.split(' ');
-        let (at, second) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-        Some((at, second, words.next() == Some("boot")))
-    };
-    text.iter().flat_map(|text| text.lines().skip(1)).filter_map(stamp).collect()
+    let halves = [path.to_owned(), older_log(path)].map(|half| times_of_log(&half));
+    let text = |path: &PathBuf| std::fs::read_to_string(path).ok();
+    halves.iter().find_map(|path| times(&text(path)?, inode)).unwrap_or_default()
 }
 
 #[cfg(test)]

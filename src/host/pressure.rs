@@ -37,7 +37,9 @@ fn parse(text: &str) -> Pressure {
     let line = |kind: &str| text.lines().find_map(|line| line.strip_prefix(kind));
     let value = |line: Option<&str>, key: &str| {
         let mut words = line?.split_whitespace();
-        words.find_map(|word| word.strip_prefix(key))?.parse::<f64>().ok()
+        let number: f64 = words.find_map(|word| word.strip_prefix(key))?.parse().ok()?;
+        // Rust reads `inf` and `NaN` as well.
+        (number.is_finite() && number >= 0.0).then_some(number)
     };
     let (some, full) = (line("some "), line("full "));
     Pressure {
@@ -55,7 +57,9 @@ mod tests {
     fn the_kernels_lines() {
         let text = "some avg10=1.25 avg60=0.00 avg300=0.00 total=2500000\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=500000\n";
         assert_eq!(parse(text), Pressure { some: 2.5, full: 0.5, some_avg10: 1.25 });
-        assert_eq!(parse("nonsense"), Pressure::default());
+        for nonsense in ["nonsense", "some avg10=NaN total=inf", "some avg10=-1 total=-5"] {
+            assert_eq!(parse(nonsense), Pressure::default());
+        }
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(of(dir.path()), None);
         for name in ["cpu.pressure", "memory.pressure", "io"] {

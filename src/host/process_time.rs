@@ -27,12 +27,12 @@ pub fn used(proc: &Path, pid: u32) -> Option<Used> {
     // The second field is the name, in parentheses, and may have any byte in it.
     let (_, fields) = stat.rsplit_once(") ")?;
     let field = |number: usize| fields.split(' ').nth(number - 3)?.parse::<u64>().ok();
-    let ticks = field(14)? + field(15)?;
+    let ticks = field(14)?.checked_add(field(15)?)?;
     let statm = fs::read_to_string(dir.join("statm")).ok()?;
     let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
     Some(Used {
         cpu_seconds: ticks as f64 / rustix::param::clock_ticks_per_second() as f64,
-        resident_bytes: pages * rustix::param::page_size() as u64,
+        resident_bytes: pages.checked_mul(rustix::param::page_size() as u64)?,
     })
 }
 
@@ -66,6 +66,9 @@ mod tests {
         assert_eq!(found.resident_bytes, 25 * rustix::param::page_size() as u64);
         assert_eq!(thread(dir.path(), 7, 9), Some(Thread { ran: 1.5, waited: 0.25 }));
         assert_eq!((used(dir.path(), 8), thread(dir.path(), 7, 8)), (None, None));
+        let most = u64::MAX;
+        write("7/stat", &format!("7 (a) S 1 2 3 4 5 6 7 8 9 10 {most} {most} 0 0 20 0 4\n"));
+        assert_eq!(used(dir.path(), 7), None);
     }
 
     #[test]

@@ -115,7 +115,8 @@ pub fn newest_q35(said: &str) -> Option<String> {
             .filter_map(|(name, description)| {
                 let numbers = name.strip_prefix("pc-q35-")?.split('.').map(str::parse::<u16>);
                 let numbers = numbers.collect::<Result<Vec<u16>, _>>().ok()?;
-                Some((!description.contains("(deprecated"), numbers, name))
+                let is_current = !description.contains("(deprecated");
+                is_versioned(name).then_some((is_current, numbers, name))
             })
             .max()
             .map(|(_, _, name)| name)
@@ -333,6 +334,9 @@ pc-q35-x    Standard PC
         {
             assert_eq!(newest_q35(said), None, "{said:?}");
         }
+        // It could not be kept.
+        let long = format!("pc-q35-{}9.2 Standard PC", "0".repeat(300));
+        assert_eq!(newest_q35(&long), None);
     }
 
     proptest! {

@@ -102,7 +102,7 @@ impl Identity {
         };
         if !(self.uuid.len() == 36 && all(&self.uuid, b"-")) {
             Some("uuid")
-        } else if !all(&self.machine, b"-._") {
+        } else if !all(&self.machine, b"-._+") {
             Some("machine")
         } else if !all(&self.instance_id, b"-._") {
             Some("instanceId")
@@ -134,6 +134,9 @@ mod tests {
             hostname: Some("web".into()),
         };
         assert_eq!(good.flaw(), None);
+        // As a distribution may call its own.
+        let machine = "pc-q35-9.2+deb1".to_owned();
+        assert_eq!(Identity { machine, ..good.clone() }.flaw(), None);
         let machine = "q35,accel=kvm".to_owned();
         assert_eq!(Identity { machine, ..good.clone() }.flaw(), Some("machine"));
         assert_eq!(Identity { uuid: "1".into(), ..good.clone() }.flaw(), Some("uuid"));

@@ -19,6 +19,7 @@ pub mod isolation;
 pub mod keys;
 pub mod layout;
 pub mod live;
+pub mod log_text;
 pub mod machined;
 pub mod pending;
 pub mod qcow2;

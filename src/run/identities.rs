@@ -6,6 +6,8 @@ use std::{
     os::unix::fs::OpenOptionsExt,
 };
 
+use serde::de::Error as _;
+
 use crate::{
     host::file,
     plan::{
@@ -76,7 +78,14 @@ impl Error {
 pub fn read(paths: &VmPaths) -> Result<Option<Identity>, Error> {
     let path = paths.identity();
     let Some(bytes) = file::read(&path)? else { return Ok(None) };
-    let read = toml::from_str(&String::from_utf8_lossy(&bytes));
+    // What is wrong with it would come to QEMU's command line, and there mean another thing.
+    let sound = |identity: Identity| match identity.flaw() {
+        Some(key) => {
+            Err(toml::de::Error::custom(format!("no identity of qvm's has such a `{key}`")))
+        }
+        None => Ok(identity),
+    };
+    let read = toml::from_str(&String::from_utf8_lossy(&bytes)).and_then(sound);
     let wrong =
         |source| Error::Content { path: path.display().to_string(), source: Box::new(source) };
     read.map(Some).map_err(wrong)
@@ -147,4 +156,35 @@ pub fn others(layout: &Layout, own: &VmName) -> Result<Vec<(VmName, Identity)>, 
         }
     }
     Ok(others)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::value::chain;
+
+    #[test]
+    fn what_a_bad_disk_made_of_an_identity_does_not_come_to_the_command_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let [config, state, runtime] = ["c", "s", "r"].map(|place| dir.path().join(place));
+        let paths = Layout { config, state, runtime }.vm(&"web".parse().unwrap());
+        fs::create_dir_all(&paths.state).unwrap();
+        let identity = Identity {
+            uuid: "7e0f3c52-4f2b-4b7e-9a34-0c5d0a1b2c3d".into(),
+            instance_id: "iid-web-7e0f3c52".into(),
+            machine: "pc-q35-10.0".into(),
+            macs: Default::default(),
+            hostname: None,
+            uid: None,
+        };
+        write(&paths, &identity).unwrap();
+        assert_eq!(read(&paths).unwrap(), Some(identity.clone()));
+        write(&paths, &Identity { machine: "pc-q35-10.0,x".into(), ..identity }).unwrap();
+        let error = read(&paths).unwrap_err();
+        let path = paths.identity();
+        let said =
+            format!("cannot read `{}`: no identity of qvm's has such a `machine`", path.display());
+        assert_eq!(chain(&error).trim(), said);
+        assert!(error.hint().unwrap().contains("backup"));
+    }
 }

@@ -184,8 +184,8 @@ async fn next(
     None
 }
 
-/// What is for the guest, and whether Ctrl-] came after it.
-fn keys(typed: &[u8], terminal: bool) -> (&[u8], bool) {
+/// What is for the guest of what was typed, and whether Ctrl-] came after it: on a terminal it leaves, else it is a byte as any.
+pub fn keys(typed: &[u8], terminal: bool) -> (&[u8], bool) {
     match typed.iter().position(|key| terminal && *key == LEAVE) {
         Some(at) => (&typed[..at], true),
         None => (typed, false),

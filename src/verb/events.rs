@@ -7,8 +7,11 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use crate::{
-    control::types::Event, exit::Failure, plan::layout::Layout, run::inventory::inventory,
-    value::VmName,
+    control::types::Event,
+    exit::Failure,
+    plan::layout::Layout,
+    run::inventory::inventory,
+    value::{VmName, plain},
 };
 
 /// What `qvm events` takes.
@@ -103,10 +106,10 @@ fn line(name: &VmName, event: &Event, zone: &TimeZone) -> String {
     };
     let text =
         format!("{:19}  {name}  {}  {}", time.unwrap_or_default(), event.event, data.join(" "));
-    format!("{}\n", text.trim_end())
+    format!("{}\n", plain(text.trim_end()))
 }
 
-/// A value as one word where it is one; control characters of a guest's are not obeyed.
+/// A value as one word where it is one.
 fn said(key: &str, value: &Value) -> String {
     match value {
         Value::String(text) if text.chars().all(|c| c.is_ascii_graphic()) => {
@@ -131,5 +134,10 @@ mod tests {
             line(&"web".parse().unwrap(), &event, &TimeZone::UTC),
             "2026-01-02 03:04:05  web  RESET  guest=true reason=guest-reset text=\"a\\nb\"\n"
         );
+        // A QEMU that a guest has taken over says what it likes.
+        let data = Some(json!({ "\u{1b}c": "\u{9b}2J" }));
+        let event = Event { at: None, event: "X\u{1b}[2J".into(), data };
+        let shown = "                     web  X\\u{1b}[2J  \\u{1b}c=\"\\u{9b}2J\"\n";
+        assert_eq!(line(&"web".parse().unwrap(), &event, &TimeZone::UTC), shown);
     }
 }

@@ -5,7 +5,7 @@ use crate::{
     exit::{self, Failure},
     plan::layout::Layout,
     run::addresses::addresses,
-    value::VmName,
+    value::{VmName, plain},
 };
 
 /// What `qvm ip` takes.
@@ -47,8 +47,9 @@ fn line(one: &Address, width: usize) -> String {
         "neighbour" => "neighbour table",
         other => other,
     };
+    // A guest calls its interfaces what it likes.
     let interface = one.interface.as_ref().map_or_else(String::new, |name| format!(", {name}"));
-    format!("{:width$}  {source}{interface}\n", one.address)
+    format!("{}\n", plain(&format!("{:width$}  {source}{interface}", one.address)))
 }
 
 /// Nobody knows where it is.
@@ -56,4 +57,17 @@ fn unknown(name: &VmName) -> Failure {
     let hint = "qemu-guest-agent in the guest tells it; `ip` in the VM file sets it";
     let failure = Failure::new(exit::NOT_RUNNING, "its address is not known");
     failure.about(name).hint(hint.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_names_its_interface_drives_no_terminal() {
+        let interface = Some("eth0\u{1b}[2J\u{9b}2J\n10.0.0.1".to_owned());
+        let one = Address { address: "10.0.2.15".into(), interface, source: "agent".into() };
+        let shown = "10.0.2.15    guest agent, eth0\\u{1b}[2J\\u{9b}2J\\n10.0.0.1\n";
+        assert_eq!(line(&one, 11), shown);
+    }
 }

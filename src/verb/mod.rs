@@ -75,7 +75,7 @@ use crate::{
         service::Unit,
     },
     spec::Vm,
-    value::VmName,
+    value::{VmName, plain},
 };
 
 /// Does `work` for all names at once, each once; all failures are told.
@@ -101,7 +101,8 @@ fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
 
 /// How something goes, to standard output. Work goes on where nobody listens.
 fn tell(name: &VmName, text: &str) {
-    let _ = print(&format!("{name}: {text}\n"));
+    let lines: Vec<String> = text.split('\n').map(plain).collect();
+    let _ = print(&format!("{name}: {}\n", lines.join("\n")));
 }
 
 async fn connect(layout: &Layout, name: &VmName) -> Result<Client, Failure> {

@@ -14,7 +14,7 @@ use crate::{
         usage,
     },
     table::{Look, Screen},
-    value::{VmName, shown},
+    value::{VmName, plain, shown},
 };
 
 /// What `qvm status` takes.
@@ -96,14 +96,24 @@ fn weight(status: &Status) -> String {
 const KEYS: usize = 13;
 
 fn told(status: &Status, clock: &Clock) -> String {
+    let look = match status.state {
+        State::Running => Look::Good,
+        State::Failed => Look::Bad,
+        State::Stopped => Look::Plain,
+        State::Starting | State::Paused | State::Stopping => Look::Doubtful,
+    };
+    let state = status.state.word();
     let mut text = String::new();
     let mut line = |key: &str, value: Option<&str>| {
         if let Some(value) = value {
+            let mut shown = clock.screen.folded(&plain(value), KEYS);
+            if key == "state:" {
+                shown = shown.replacen(state, &look.paint(state, clock.screen.colours), 1);
+            }
             // Into a String it cannot fail.
-            let _ = writeln!(text, "{key:12} {}", clock.screen.folded(value, KEYS));
+            let _ = writeln!(text, "{key:12} {shown}");
         }
     };
-    let state = status.state.word();
     let since = status.since.as_ref().map(|since| format!("{state} since {}", clock.shown(since)));
     let started = status.started_at.as_ref().map(|started| clock.shown(started));
     let number = |number: Option<u32>| number.map(|number| number.to_string());
@@ -118,14 +128,7 @@ fn told(status: &Status, clock: &Clock) -> String {
     // What a file is called, where that is no VM's name.
     line("name:", Some(&shown(&status.name)));
     line("description:", status.description.as_deref());
-    let look = match status.state {
-        State::Running => Look::Good,
-        State::Failed => Look::Bad,
-        State::Stopped => Look::Plain,
-        State::Starting | State::Paused | State::Stopping => Look::Doubtful,
-    };
-    let word = look.paint(state, clock.screen.colours);
-    line("state:", Some(&since.map_or(word.clone(), |since| since.replacen(state, &word, 1))));
+    line("state:", Some(since.as_deref().unwrap_or(state)));
     line("ready:", status.ready.map(Ready::word));
     line("started:", started.as_deref());
     line("pid:", number(status.pid).as_deref());

@@ -1,0 +1,58 @@
+//! What is held of whatever reads foreign bytes: one check a target, each for any bytes at all.
+//!
+//! `fuzz_targets/` looks for bytes that break one; `tests/corpus.rs` holds those that were found once to it again, on every build.
+
+pub mod agent_reply;
+pub mod archive;
+pub mod console_log;
+pub mod control_call;
+pub mod control_reply;
+mod cut;
+pub mod firmware;
+pub mod host_text;
+pub mod http_answer;
+pub mod image_fetch;
+pub mod image_head;
+pub mod iso9660;
+pub mod kept;
+pub mod packed;
+pub mod qmp_line;
+pub mod qmp_session;
+pub mod sums;
+pub mod terminal;
+pub mod user_data;
+pub mod vm_file;
+
+use cut::Cut;
+
+/// Panics where these bytes break it.
+pub type Check = fn(&[u8]);
+
+/// Every check, by the name of its target.
+pub const ALL: [(&str, Check); 19] = [
+    ("agent_reply", agent_reply::check),
+    ("archive", archive::check),
+    ("console_log", console_log::check),
+    ("control_call", control_call::check),
+    ("control_reply", control_reply::check),
+    ("firmware", firmware::check),
+    ("host_text", host_text::check),
+    ("http_answer", http_answer::check),
+    ("image_fetch", image_fetch::check),
+    ("image_head", image_head::check),
+    ("iso9660", iso9660::check),
+    ("kept", kept::check),
+    ("packed", packed::check),
+    ("qmp_line", qmp_line::check),
+    ("qmp_session", qmp_session::check),
+    ("sums", sums::check),
+    ("terminal", terminal::check),
+    ("user_data", user_data::check),
+    ("vm_file", vm_file::check),
+];
+
+/// A message that a terminal shows must not drive it.
+fn is_tame(shown: &str) {
+    let drives = |c: char| c.is_control() && c != '\n';
+    assert!(!shown.chars().any(drives), "drives a terminal: {shown:?}");
+}

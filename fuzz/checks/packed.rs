@@ -1,0 +1,40 @@
+//! Any bytes as a compressed image: unpacking ends, takes no memory without a bound, and comes to the same in whatever steps it is read.
+
+use std::io::{Read, Write};
+
+use qvm::{host::unpack::unpacked, plan::image::Compression};
+
+/// How much is unpacked of what may go on without an end.
+const MOST: u64 = 1 << 20;
+
+pub fn check(bytes: &[u8]) {
+    if let Some(kind) = Compression::of(bytes) {
+        let (at_once, slowly) = (read(kind, bytes, 64 << 10), read(kind, bytes, 1021));
+        assert_eq!(at_once, slowly, "{kind:?}");
+    }
+    // As they are, packed by somebody else: nothing is lost, and nothing is added.
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(bytes).expect("memory");
+    let gzip = gzip.finish().expect("memory");
+    let zstd = zstd::stream::encode_all(bytes, 1).expect("memory");
+    for (kind, packed) in [(Compression::Gzip, gzip), (Compression::Zstd, zstd)] {
+        assert_eq!(Compression::of(&packed), Some(kind));
+        assert_eq!(read(kind, &packed, 4096), (bytes.to_vec(), true), "{kind:?}");
+    }
+}
+
+/// What comes out, and whether it ended well.
+fn read(kind: Compression, bytes: &[u8], step: usize) -> (Vec<u8>, bool) {
+    let mut from = unpacked(kind, bytes).expect("a decoder").take(MOST);
+    let (mut all, mut buffer) = (Vec::new(), vec![0; step]);
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return (all, true),
+            Ok(count) => all.extend_from_slice(&buffer[..count]),
+            Err(error) => {
+                super::is_tame(&error.to_string());
+                return (all, false);
+            }
+        }
+    }
+}
