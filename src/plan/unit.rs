@@ -4,6 +4,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use super::sandbox;
 use crate::{
     spec::{Link, Origin, Source, Vm},
     value::VmName,
@@ -50,6 +51,7 @@ pub fn drop_in(vm: &Vm) -> String {
     let mut service =
         vec![("TimeoutStartSec", START.to_string()), ("TimeoutStopSec", stop.to_string())];
     service.extend(resources(vm));
+    service.extend(sandbox::of(vm));
     head(&vm.file) + &lines(unit) + "\n[Service]\n" + &lines(service)
 }
 
@@ -57,9 +59,10 @@ fn lines(settings: Vec<(&str, String)>) -> String {
     settings.into_iter().map(|(key, value)| format!("{key}={value}\n")).collect()
 }
 
-/// The drop-in of a VM whose file is not valid: it only tells systemd when to look again.
+/// The drop-in of a VM whose file is not valid: it tells systemd when to look again, and a supervisor that takes over the guest of
+/// an earlier file is not kept from anything.
 pub fn drop_in_of_invalid(file: &Path) -> String {
-    head(file)
+    head(file) + "\n[Service]\n" + &lines(sandbox::of_unknown())
 }
 
 /// Whether the text of an invalid VM file asks for `autostart`: then its unit is started all the same, and fails with what
@@ -180,7 +183,9 @@ mod tests {
             [Service]\n\
             TimeoutStartSec=120\n\
             TimeoutStopSec=150\n\
-            CPUWeight=100\n";
+            CPUWeight=100\n\
+            RestrictAddressFamilies=AF_INET AF_INET6\n\
+            MemoryDenyWriteExecute=no\n";
         assert_eq!(drop_in(&vm("vcpu = 1\n")), expected);
     }
 
@@ -203,7 +208,10 @@ mod tests {
             [Service]\n\
             TimeoutStartSec=120\n\
             TimeoutStopSec=37\n\
-            CPUWeight=300\n";
+            CPUWeight=300\n\
+            MemoryDenyWriteExecute=no\n\
+            ReadWritePaths=\"-/srv\"\n\
+            DeviceAllow=\"/dev/vg/b\" rw\n";
         assert_eq!(drop_in(&vm(text)), expected);
     }
 
@@ -233,7 +241,7 @@ mod tests {
         );
         assert!(
             drop_in_of_invalid(Path::new("/a%b/web.toml"))
-                .ends_with("\nSourcePath=/a%%b/web.toml\n")
+                .contains("\nSourcePath=/a%%b/web.toml\n")
         );
     }
 
@@ -260,7 +268,7 @@ mod tests {
             vm.file = path.with_extension("toml");
             vm.disks[0].source = Source::File(path);
             let text = drop_in(&vm);
-            let known = ["SourcePath=", "Description=", "RequiresMountsFor=", "TimeoutStartSec=", "TimeoutStopSec=", "CPUWeight="];
+            let known = ["SourcePath=", "Description=", "RequiresMountsFor=", "TimeoutStartSec=", "TimeoutStopSec=", "CPUWeight=", "RestrictAddressFamilies=", "MemoryDenyWriteExecute=", "ReadWritePaths="];
             for line in text.split(['\n', '\r', '\0']).skip(2).filter(|line| !line.is_empty() && *line != "[Service]") {
                 prop_assert!(known.iter().any(|key| line.starts_with(key)), "{line:?}");
                 prop_assert!(!line.ends_with('\\'), "{line:?}");
