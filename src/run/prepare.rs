@@ -8,6 +8,7 @@ use super::{
     Settings, disk, identities,
     image::{Patience, Tools},
     progress::{At, Cancel, Progress, line},
+    within_reach,
 };
 use crate::{
     host::{
@@ -283,6 +284,7 @@ pub fn disk(
         now: (settings.now)(),
     };
     let mut spoken = Spoken { say, last: None };
+    within_reach::bring(settings, wanted);
     let (paths, images) = (settings.paths(), settings.layout.images());
     let ready = disk::ensure(wanted, &paths, &images, &tools, &mut spoken, cancel);
     let ready = ready.map_err(|source| match source.is_called_off() {

@@ -1,7 +1,9 @@
 //! A VM's unit, as its service manager has it, by `systemctl`.
 
 use std::{
+    ffi::{OsStr, OsString},
     io,
+    path::Path,
     process::{Command, Output, Stdio},
     time::Duration,
 };
@@ -95,6 +97,16 @@ pub async fn forget_starts(vm: &VmName, scope: Scope) -> Result<(), Error> {
     systemctl(scope, &["reset-failed", &unit::unit_name(vm)]).await.map(drop)
 }
 
+/// Opens a directory for the running unit of a VM: it is mounted once more, with the rights it has on the host.
+///
+/// # Errors
+/// The manager does not: it has no such unit, or the unit no mounts of its own.
+pub fn bind(vm: &VmName, scope: Scope, directory: &Path) -> Result<(), Error> {
+    let (unit, directory) = (unit::unit_name(vm).into(), directory.as_os_str().to_owned());
+    let arguments: [OsString; 4] = ["bind".into(), unit, directory.clone(), directory];
+    asked(scope, &arguments).map(drop)
+}
+
 /// Whether the unit is being stopped by somebody's wish; `false` where nobody knows.
 pub async fn is_stopping(vm: &VmName, scope: Scope) -> bool {
     let jobs = systemctl(scope, &["list-jobs", "--plain", "--no-legend"]).await.unwrap_or_default();
@@ -163,18 +175,23 @@ fn has_stop_job(jobs: &str, unit: &str) -> bool {
 }
 
 async fn systemctl(scope: Scope, arguments: &[&str]) -> Result<String, Error> {
+    let arguments: Vec<String> = arguments.iter().map(|&word| word.to_owned()).collect();
+    let run = tokio::task::spawn_blocking(move || asked(scope, &arguments)).await;
+    run.map_err(|error| Error::Run(io::Error::other(error)))?
+}
+
+fn asked(scope: Scope, arguments: &[impl AsRef<OsStr>]) -> Result<String, Error> {
     let mut command = Command::new("systemctl");
     if scope == Scope::User {
         command.arg("--user");
     }
     command.args(arguments).stdin(Stdio::null());
-    let run = tokio::task::spawn_blocking(move || command.output()).await;
-    let Output { status, stdout, stderr } =
-        run.map_err(io::Error::other).and_then(|output| output).map_err(Error::Run)?;
+    let Output { status, stdout, stderr } = command.output().map_err(Error::Run)?;
+    let words = || arguments.iter().map(|word| word.as_ref().to_string_lossy());
     match status.success() {
         true => Ok(String::from_utf8_lossy(&stdout).into_owned()),
         false => Err(Error::Failed {
-            asked: arguments.join(" "),
+            asked: words().collect::<Vec<_>>().join(" "),
             said: String::from_utf8_lossy(&stderr).trim().to_owned(),
         }),
     }
