@@ -4,6 +4,7 @@ pub mod affinity;
 pub mod br_netfilter;
 pub mod bridge;
 pub mod cache_lock;
+pub mod capabilities;
 pub mod cgroup;
 #[allow(unsafe_code)]
 pub mod child;
