@@ -126,6 +126,12 @@ fn exposure(unit: &Path) -> u32 {
     level.replace('.', "").parse().unwrap()
 }
 
+/// All that a drop-in can open.
+fn opened() -> String {
+    use qvm::plan::unit::{Scope, drop_in_of_invalid};
+    drop_in_of_invalid(Path::new("/etc/qvm/vms/web.toml"), Scope::System)
+}
+
 #[test]
 fn the_unit_is_closed_but_for_what_a_vm_needs() {
     if !has("systemd-analyze") {
@@ -138,7 +144,7 @@ fn the_unit_is_closed_but_for_what_a_vm_needs() {
     fs::write(&unit, &shipped).unwrap();
     assert!(exposure(&unit) <= 33, "{}", exposure(&unit));
     // With all that a VM file can have the drop-in open.
-    let opened = qvm::plan::unit::drop_in_of_invalid(Path::new("/etc/qvm/vms/web.toml"));
+    let opened = opened();
     let (_, opened) = opened.split_once("[Service]\n").unwrap();
     fs::write(&unit, shipped.replace("\n[Install]", &format!("{opened}\n[Install]"))).unwrap();
     assert!(exposure(&unit) <= 40, "{}", exposure(&unit));
@@ -150,7 +156,7 @@ fn the_unit_is_closed_but_for_what_a_vm_needs() {
 #[test]
 fn the_unit_and_the_supervisor_agree_on_capabilities() {
     let unit = fs::read_to_string(root().join("systemd/qvm@.service")).unwrap();
-    let opened = qvm::plan::unit::drop_in_of_invalid(Path::new("/etc/qvm/vms/web.toml"));
+    let opened = opened();
     let lines = unit.lines().chain(opened.lines());
     let words = lines.filter_map(|line| line.strip_prefix("CapabilityBoundingSet="));
     let mut of_unit: Vec<&str> = words.flat_map(str::split_whitespace).collect();
