@@ -55,7 +55,7 @@ mod statistics;
 pub mod supervise;
 mod suspend;
 pub mod usage;
-mod within_reach;
+pub mod within_reach;
 
 /// What a supervisor is told by whoever starts it: time, randomness and environment come from here.
 #[derive(Debug, Clone)]
