@@ -35,7 +35,8 @@ pub(super) fn of(vm: &Vm) -> Vec<(&'static str, String)> {
     ];
     let mut settings: Vec<_> = opened
         .into_iter()
-        .filter_map(|(open, (key, value))| open.then(|| (key, value.to_owned())))
+        .filter(|(open, _)| *open)
+        .map(|(_, (key, value))| (key, value.to_owned()))
         .collect();
     settings.extend(writable(vm).into_iter().map(|path| ("ReadWritePaths", path)));
     settings.extend(devices(vm).into_iter().map(|device| ("DeviceAllow", device)));

@@ -75,7 +75,7 @@ mod tests {
     fn a_directory_without_permissions_is_hidden() {
         let dir = tempfile::tempdir().unwrap();
         assert!(!is_hidden(dir.path()) && !is_hidden(&dir.path().join("missing")));
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o000)).unwrap();
         assert!(is_hidden(dir.path()));
         let closed = Closed("/home/op/a.raw".into());
         assert_eq!(closed.to_string(), "the VM's unit is closed to `/home/op/a.raw`");
