@@ -65,6 +65,7 @@ nic
   shutdownTimeoutSec = within 1 86400 "How long a clean shutdown may take, in seconds.";
   accel = one [ "auto" "kvm" "tcg" ] "What runs the guest's code.";
   firmware = one [ "bios" "uefi" "uefi-secure" ] "What the guest boots by.";
+  isolation = one [ "on" "strict" "off" ] "How far QEMU is kept apart from the host and from other VMs.";
   onPanic = one [ "restart" "stop" "pause" ] "What a panic of the guest's kernel leads to.";
   onGuestReboot = one [ "apply" "reset" ] "Whether pending changes are taken up when the guest reboots.";
   diskSizeG = within 1 1048576 "The size of the first disk in GiB; it only grows.";

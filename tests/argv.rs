@@ -84,8 +84,9 @@ fn every_example_has_exactly_its_command_line() {
             disks: &disks,
             firmware: firmware.as_ref(),
             restores: false,
+            sandbox: true,
         };
-        let got = argv::argv(&machine).unwrap();
+        let got = argv::argv(&machine).unwrap().arguments;
         assert!(got.iter().all(|argument| !argument.contains('\n')));
         let got = got.join("\n") + "\n";
         let file = golden.join(format!("{}.argv", vm.name));
@@ -127,7 +128,7 @@ fn qemu_takes(vm: &Vm, dir: &Path, directories: [&str; 3], firmware: Option<&Cho
     let file = |disk: &spec::Disk| {
         let path = paths.state.join(format!("{}.img", disk.name));
         fs::write(&path, vec![0; 1 << 20]).unwrap();
-        DiskFile { path, format: Format::Raw, is_device: false }
+        DiskFile { path, format: Format::Raw, is_device: false, backing: vec![] }
     };
     let disks: Vec<DiskFile> = vm.disks.iter().map(file).collect();
     fs::write(paths.seed(), vec![0; 1 << 20]).unwrap();
@@ -146,18 +147,30 @@ fn qemu_takes(vm: &Vm, dir: &Path, directories: [&str; 3], firmware: Option<&Cho
         disks: &disks,
         firmware,
         restores: false,
+        sandbox: true,
     };
     let sockets = [
         (paths.qmp_socket(), fd::QMP),
         (paths.agent_socket(), fd::AGENT),
         (paths.serial_socket(), fd::SERIAL),
     ];
-    let mappings = sockets.iter().map(|(path, number)| FdMapping {
+    let line = argv::argv(&machine).unwrap();
+    let sockets = sockets.iter().map(|(path, number)| FdMapping {
         parent_fd: OwnedFd::from(UnixListener::bind(path).unwrap()),
         child_fd: *number,
     });
+    let files = line.files.iter().map(|handed| FdMapping {
+        parent_fd: fs::File::options()
+            .read(true)
+            .write(handed.write)
+            .open(&handed.path)
+            .unwrap()
+            .into(),
+        child_fd: handed.set,
+    });
+    let mappings = sockets.chain(files);
     let mut command = Command::new("qemu-system-x86_64");
-    command.args(argv::argv(&machine).unwrap()).stdin(Stdio::null()).stdout(Stdio::null());
+    command.args(line.arguments).stdin(Stdio::null()).stdout(Stdio::null());
     command.fd_mappings(mappings.collect()).unwrap();
     let said = paths.runtime.join("stderr");
     command.stderr(fs::File::create(&said).unwrap());

@@ -977,3 +977,63 @@ fn https_that_is_none_reads_well() {
     assert!(chain(&error).starts_with(&format!("cannot download {url}")), "{}", chain(&error));
     println!("{}", chain(&error));
 }
+
+/// Turns one bit of a file, as a disk that rots does: neither its size nor its time tells.
+fn rots(path: &Path) {
+    let before = std::fs::metadata(path).unwrap();
+    let mut bytes = std::fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).unwrap();
+    std::fs::write(path, bytes).unwrap();
+    std::fs::set_permissions(path, before.permissions()).unwrap();
+    std::fs::File::open(path).unwrap().set_modified(before.modified().unwrap()).unwrap();
+}
+
+#[test]
+fn an_image_that_rots_in_the_cache_is_brought_anew_before_a_disk_is_made_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = noise(400_000);
+    for bytes in [content.clone(), gz(&content)] {
+        let cache = dir.path().join(format!("images-{}", bytes.len()));
+        let server = Server::of(bytes.clone());
+        let image = at(server.url("x"), &bytes);
+        let first = ensure(&image, &cache).unwrap();
+        let path = first.path.clone();
+        drop(first);
+        for purpose in [Purpose::Copy, Purpose::Base, Purpose::Refresh] {
+            let asked = server.asked().len();
+            rots(&path);
+            let cached =
+                image::ensure(&image, &cache, purpose, &tools(), &mut Quiet, &Cancel::default())
+                    .unwrap();
+            assert!(!cached.found);
+            assert_only(&cache, &cached, &content);
+            assert_eq!(server.asked().len(), asked + 1);
+            // What is whole is found.
+            drop(cached);
+            assert!(ensure(&image, &cache).unwrap().found);
+        }
+        // Without the server it is told, and never used; what is there stays.
+        drop(server);
+        rots(&path);
+        let error = ensure(&image, &cache).unwrap_err();
+        let text = chain(&error);
+        assert!(text.contains(&format!("is damaged in the cache: `{}`", path.display())), "{text}");
+        assert!(text.contains("it cannot be brought anew: "), "{text}");
+        assert!(error.is_the_hosts() && path.exists());
+    }
+}
+
+#[test]
+fn an_image_without_a_checksum_that_rots_is_not_replaced_by_what_may_be_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = dir.path().join("images");
+    let server = Server::of(noise(100_000));
+    let image = Image { origin: Origin::Http(server.url("x")), checksum: Checksum::None };
+    let path = ensure(&image, &cache).unwrap().path;
+    rots(&path);
+    let error = ensure(&image, &cache).unwrap_err();
+    assert_eq!(server.asked().len(), 1);
+    assert!(error.hint().unwrap().contains(&format!("`qvm image rm {}`", server.url("x"))));
+}

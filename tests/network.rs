@@ -152,7 +152,8 @@ fn a_tap_is_its_holders_until_the_holder_dies() {
         let fd = tap::open(&plan.name).unwrap();
         with_links(async |links| {
             links.attach(&plan).await.unwrap();
-            let pid = child::spawn(Path::new("sleep"), &["600".into()], vec![(fd, 3)]).unwrap();
+            let pid = child::spawn(Path::new("sleep"), &["600".into()], vec![(fd, 3)], || Ok(()))
+                .unwrap();
             let holder = Process::open(pid).unwrap();
             // Ours is closed by now; the holder's is not.
             let error = tap::open(&plan.name).unwrap_err();

@@ -67,6 +67,7 @@ fn vm(nics: Vec<Nic>, cloud_init: Option<CloudInit>) -> Vm {
         shutdown_timeout: serde_json::from_str("120").unwrap(),
         accel: Accel::Auto,
         firmware: Firmware::Bios,
+        isolation: Default::default(),
         on_panic: OnPanic::Restart,
         on_guest_reboot: OnGuestReboot::Apply,
         disks: Vec::new(),
@@ -80,6 +81,7 @@ fn vm(nics: Vec<Nic>, cloud_init: Option<CloudInit>) -> Vm {
 fn identity() -> Identity {
     let mac = |last| MacAddr::local([0, 0, last]);
     Identity {
+        uid: None,
         uuid: "7e0f3c52-4f2b-4b7e-9a34-0c5d0a1b2c3d".into(),
         instance_id: "web-7e0f3c52".into(),
         machine: "pc-q35-10.0".into(),

@@ -71,7 +71,7 @@ fn from_the_file_to_a_clean_stop() {
         (lab.state("web", ""), 0o750),
         (lab.runtime("web", ""), 0o750),
         (lab.runtime("web", "control.sock"), 0o660),
-        (lab.runtime("web", "qmp.sock"), 0o660),
+        (lab.runtime("web", "qmp.sock"), 0o600),
     ] {
         assert_eq!(path.metadata().unwrap().mode() & 0o777, mode, "{}", path.display());
     }

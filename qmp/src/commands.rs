@@ -1,10 +1,13 @@
 //! The commands that a supervisor gives, each as a method.
 
-use std::{path::Path, time::Duration};
+use std::{os::fd::OwnedFd, time::Duration};
 
 use serde_json::{Value, json};
 
 use crate::{Client, Error};
+
+/// What QEMU calls the descriptor that its state goes to.
+const STATE: &str = "qvm-state";
 
 /// How the sending of a machine's state goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,6 +113,20 @@ impl Client {
         self.run(qapi::qmp::system_reset {}, limit).await.map(drop)
     }
 
+    /// The block nodes whose last write failed for want of space on the host, if that is why the vCPUs are held.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn full_nodes(&self, limit: Duration) -> Result<Vec<String>, Error> {
+        if self.query_status(limit).await? != "io-error" {
+            return Ok(vec![]);
+        }
+        let told = self.raw("query-block", json!({}), limit).await?;
+        let full = |one: &&Value| one["io-status"] == "nospace";
+        let node = |one: &Value| Some(one["inserted"]["node-name"].as_str()?.to_owned());
+        Ok(told.as_array().into_iter().flatten().filter(full).filter_map(node).collect())
+    }
+
     /// QEMU's run state, such as `running`, `paused` or `shutdown`, as the word that it has.
     ///
     /// # Errors
@@ -128,16 +145,16 @@ impl Client {
         self.raw("set-action", json!({ "reboot": action }), limit).await.map(drop)
     }
 
-    /// Begins to send the machine's whole state to a listening socket, as fast as it goes (QEMU's `migrate`).
+    /// Begins to send the machine's whole state to a connected socket or a pipe, as fast as it goes (QEMU's `migrate`).
     ///
     /// # Errors
     /// See [`Error`]; some devices cannot be saved.
-    pub async fn migrate(&self, socket: &Path, limit: Duration) -> Result<(), Error> {
+    pub async fn migrate(&self, to: OwnedFd, limit: Duration) -> Result<(), Error> {
         // No limit would be its own default of 128 MiB/s.
         let parameters = json!({ "max-bandwidth": 1_u64 << 40 });
         self.raw("migrate-set-parameters", parameters, limit).await?;
-        let uri = format!("unix:{}", socket.display());
-        self.raw("migrate", json!({ "uri": uri }), limit).await.map(drop)
+        self.pass_fd(STATE, to, limit).await?;
+        self.raw("migrate", json!({ "uri": format!("fd:{STATE}") }), limit).await.map(drop)
     }
 
     /// How that goes.

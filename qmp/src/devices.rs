@@ -52,6 +52,42 @@ impl Client {
         self.raw("closefd", json!({ "fdname": name }), limit).await.map(drop)
     }
 
+    /// Hands QEMU a descriptor that it opens as `/dev/fdset/SET`, and something to know it by.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn add_fd(
+        &self,
+        set: i32,
+        opaque: &str,
+        fd: OwnedFd,
+        limit: Duration,
+    ) -> Result<(), Error> {
+        let to = json!({ "fdset-id": set, "opaque": opaque });
+        self.raw_with("add-fd", to, fd, limit).await.map(drop)
+    }
+
+    /// Takes a set of descriptors back; they are closed as soon as nothing in QEMU has them open.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn remove_fds(&self, set: i32, limit: Duration) -> Result<(), Error> {
+        self.raw("remove-fd", json!({ "fdset-id": set }), limit).await.map(drop)
+    }
+
+    /// The sets that there are, and what each is known by.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn fd_sets(&self, limit: Duration) -> Result<Vec<(i32, String)>, Error> {
+        let sets = self.raw("query-fdsets", json!({}), limit).await?;
+        let read = |set: &Value| {
+            let opaque = set["fds"][0]["opaque"].as_str().unwrap_or_default();
+            Some((i32::try_from(set["fdset-id"].as_i64()?).ok()?, opaque.to_owned()))
+        };
+        Ok(sets.as_array().into_iter().flatten().filter_map(read).collect())
+    }
+
     /// Opens a block node, in the words of `-blockdev`.
     ///
     /// # Errors

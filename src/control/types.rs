@@ -5,6 +5,7 @@ use std::{os::fd::OwnedFd, time::Duration};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+pub use crate::plan::isolation::Isolation;
 use crate::plan::keys::Chord;
 pub use crate::plan::pending::{Pending, TakesEffect};
 
@@ -74,6 +75,9 @@ pub struct Status {
     /// Whether the guest is ready; null where none runs.
     #[serde(default)]
     pub ready: Option<Ready>,
+    /// What the host makes difficult, as a word: `monitor-silent`, `no-space`. The notes tell more.
+    #[serde(default)]
+    pub trouble: Option<String>,
     /// QEMU's process.
     pub pid: Option<u32>,
     /// The supervisor's process.
@@ -109,6 +113,9 @@ pub struct Status {
     /// Where the guest's screen is served by VNC: `unix:PATH` or `ADDRESS:PORT`.
     #[serde(default)]
     pub vnc: Option<String>,
+    /// How QEMU is kept apart from the host; null where none runs, or where an earlier version of qvm started it.
+    #[serde(default)]
+    pub isolation: Option<Isolation>,
     /// cgroup v2 `cpu.weight` as configured.
     pub cpu_weight: u16,
     /// cgroup v2 `cpu.weight` as the kernel has it. `qvm status` fills it in.

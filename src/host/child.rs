@@ -52,11 +52,17 @@ impl Error {
 
 /// Starts `program` with these descriptors under these numbers, and gives its pid. Its standard error is ours, never
 /// a pipe to us, for it would die of SIGPIPE after us. It has a session of its own, so that neither Ctrl-C nor the end of a
-/// terminal reaches it. It is never reaped here, so the pid stays its own until somebody waits for it.
+/// terminal reaches it. It is never reaped here, so the pid stays its own until somebody waits for it. The last thing that it does
+/// before it becomes the program is `inside`, which must do nothing but bare system calls.
 ///
 /// # Errors
-/// It cannot be started.
-pub fn spawn(program: &Path, arguments: &[String], fds: Vec<(OwnedFd, i32)>) -> Result<u32, Error> {
+/// It cannot be started, or `inside` fails.
+pub fn spawn(
+    program: &Path,
+    arguments: &[String],
+    fds: Vec<(OwnedFd, i32)>,
+    inside: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
+) -> Result<u32, Error> {
     let wrap = |source| Error { program: program.to_owned(), source };
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
@@ -77,7 +83,15 @@ pub fn spawn(program: &Path, arguments: &[String], fds: Vec<(OwnedFd, i32)>) -> 
     let mappings =
         fds.into_iter().map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd }).collect();
     command.fd_mappings(mappings).map_err(|e| wrap(io::Error::other(e)))?;
+    // SAFETY: as above, and by the contract of this function.
+    unsafe { command.pre_exec(inside) };
     command.spawn().map(|child| child.id()).map_err(wrap)
+}
+
+/// Waits until a process that was started here has ended: whether it ended well.
+pub fn wait(pid: u32) -> bool {
+    let ended = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid.cast_signed()), None);
+    matches!(ended, Ok(nix::sys::wait::WaitStatus::Exited(_, 0)))
 }
 
 /// Marks every descriptor but 0, 1 and 2 close-on-exec. Those that this program opens are already; those that it
@@ -121,7 +135,9 @@ mod tests {
         let stray = rustix::io::fcntl_dupfd_cloexec(&stray, 100).unwrap();
         rustix::io::fcntl_setfd(&stray, rustix::io::FdFlags::empty()).unwrap();
         let script = "cd /proc/$$/fd; echo * >&9; env >&9".to_owned();
-        let pid = spawn(Path::new("sh"), &["-c".into(), script], vec![(theirs.into(), 9)]).unwrap();
+        let pid =
+            spawn(Path::new("sh"), &["-c".into(), script], vec![(theirs.into(), 9)], || Ok(()))
+                .unwrap();
         let mut said = String::new();
         ours.read_to_string(&mut said).unwrap();
         let fds: Vec<&str> = said.lines().next().unwrap().split(' ').collect();
@@ -137,7 +153,7 @@ mod tests {
     #[test]
     fn a_missing_program_is_named() {
         let fds = (3..12).map(|number| (std::fs::File::open("/dev/null").unwrap().into(), number));
-        let error = spawn(Path::new("/nowhere/qemu"), &[], fds.collect()).unwrap_err();
+        let error = spawn(Path::new("/nowhere/qemu"), &[], fds.collect(), || Ok(())).unwrap_err();
         assert_eq!(error.to_string(), "cannot start `/nowhere/qemu`");
         assert!(error.hint().is_some());
     }

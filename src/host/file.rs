@@ -159,16 +159,18 @@ pub fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
 /// [`write`] for a file that need not survive the host's next boot, such as one in /run: nothing is synced.
 ///
 /// # Errors
-/// It cannot be written; the old file is then as it was.
+/// It cannot be written; the old file is then as it was, and nothing else is left.
 pub fn write_volatile(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
     let temporary = temporary(path);
     let _ = fs::remove_file(&temporary);
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(mode);
     let mut file = options.open(&temporary).map_err(Error::on("make", &temporary))?;
-    file.write_all(content).map_err(Error::on("write", &temporary))?;
+    let written = file.write_all(content).map_err(Error::on("write", &temporary));
     drop(file);
-    fs::rename(&temporary, path).map_err(Error::on("replace", path))
+    let replaced =
+        written.and_then(|()| fs::rename(&temporary, path).map_err(Error::on("replace", path)));
+    replaced.inspect_err(|_| drop(fs::remove_file(&temporary)))
 }
 
 /// [`write_volatile`], unless the file has this content and this mode already; true when it was written. For what is made

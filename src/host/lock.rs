@@ -32,6 +32,13 @@ pub enum Error {
 }
 
 impl Error {
+    /// The host is at fault.
+    pub fn is_the_hosts(&self) -> bool {
+        use io::ErrorKind::{ReadOnlyFilesystem, StorageFull};
+        let Self::Io { source, .. } = self else { return false };
+        matches!(source.kind(), StorageFull | ReadOnlyFilesystem)
+    }
+
     /// The way out.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -40,6 +47,10 @@ impl Error {
             }
             Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some("run it as root, or with a `--runtime-dir` of your own".into())
+            }
+            Self::Io { path, source } if source.kind() == io::ErrorKind::StorageFull => {
+                let place = path.parent().unwrap_or(path).display();
+                Some(format!("make room on the file system of `{place}`"))
             }
             Self::Io { .. } => None,
         }

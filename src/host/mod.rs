@@ -9,11 +9,14 @@ pub mod cgroup;
 #[allow(unsafe_code)]
 pub mod child;
 pub mod clone;
+#[allow(unsafe_code)]
+pub mod confine;
 pub mod digest;
 pub mod download;
 pub mod editor;
 pub mod file;
 pub mod file_system;
+pub mod filesystem;
 pub mod firmware;
 pub mod journal;
 pub mod kvm_module;

@@ -21,7 +21,9 @@ use rustix::{
 /// The longest path of a socket: `sun_path` has 108 bytes with its NUL (unix(7)).
 const MAX_PATH: usize = 107;
 /// Owner and group may connect, which needs the right to write.
-const MODE: u32 = 0o660;
+const GROUP: u32 = 0o660;
+/// The owner alone.
+const OWNER: u32 = 0o600;
 /// Connections that may wait to be accepted; more is refused with EAGAIN.
 const BACKLOG: i32 = 64;
 
@@ -47,7 +49,9 @@ pub enum Error {
 impl Error {
     /// The host is at fault: there is no room.
     pub fn is_the_hosts(&self) -> bool {
-        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+        use io::ErrorKind::{ReadOnlyFilesystem, StorageFull};
+        let Self::Io { source, .. } = self else { return false };
+        matches!(source.kind(), StorageFull | ReadOnlyFilesystem)
     }
 
     /// The way out.
@@ -68,6 +72,18 @@ impl Error {
 /// # Errors
 /// The path is too long, or taken by another kind of file, or the kernel refuses.
 pub fn listen(path: &Path) -> Result<UnixListener, Error> {
+    at(path, GROUP)
+}
+
+/// The same with mode 0600: whoever speaks to QEMU's monitor can do anything with it.
+///
+/// # Errors
+/// As of [`listen`].
+pub fn listen_alone(path: &Path) -> Result<UnixListener, Error> {
+    at(path, OWNER)
+}
+
+fn at(path: &Path, mode: u32) -> Result<UnixListener, Error> {
     if path.as_os_str().as_bytes().len() > MAX_PATH {
         return Err(Error::TooLong(path.to_owned()));
     }
@@ -78,16 +94,16 @@ pub fn listen(path: &Path) -> Result<UnixListener, Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(wrap(error)),
     }
-    bound(path).map_err(wrap)
+    bound(path, mode).map_err(wrap)
 }
 
-fn bound(path: &Path) -> io::Result<UnixListener> {
+fn bound(path: &Path, mode: u32) -> io::Result<UnixListener> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     // bind(2) makes the file with the socket's own mode less the umask, so it is never wider than this …
-    fchmod(&socket, Mode::from_raw_mode(MODE))?;
+    fchmod(&socket, Mode::from_raw_mode(mode))?;
     bind(&socket, &SocketAddrUnix::new(path)?)?;
     // … and this undoes the umask, before anybody can connect.
-    fs::set_permissions(path, Permissions::from_mode(MODE))?;
+    fs::set_permissions(path, Permissions::from_mode(mode))?;
     begin(&socket, BACKLOG)?;
     Ok(UnixListener::from(socket))
 }

@@ -10,14 +10,22 @@ use std::{
             net::{SocketAddr, UnixDatagram},
         },
     },
-    sync::Arc,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
     time::Duration,
 };
 
 use sd_notify::NotifyState;
 
-/// The longest that a full queue of the service manager may hold up the supervisor.
+/// How long the end of the supervisor may be held up by what the service manager has not taken yet; nothing else is.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// What waits for a service manager that does not read. Behind that nothing more is kept: a watchdog's beats and old states tell it nothing.
+const MOST: usize = 64;
+/// How much stack the thread has that sends.
+const STACK: usize = 64 << 10;
 
 /// Whether a process of this id and environment was started by a systemd unit: `SYSTEMD_EXEC_PID` is its own id
 /// (systemd 248, systemd.exec(5)), or there is a `NOTIFY_SOCKET`. `INVOCATION_ID` proves nothing: every program
@@ -28,19 +36,68 @@ pub fn under_systemd(env: impl Fn(&str) -> Option<OsString>, pid: u32) -> bool {
 }
 
 /// Tells the service manager, or nobody where there is none. What cannot be sent is logged: a VM does not stop
-/// for it.
+/// for it. A thread sends, one after the other: a service manager that is busy, and its socket's queue full, holds nothing up, and
+/// is told all the same when it reads again.
 #[derive(Debug, Default, Clone)]
 pub struct Notifier {
-    socket: Option<Arc<(UnixDatagram, SocketAddr)>>,
+    outgoing: Option<Arc<Outgoing>>,
     watchdog: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct Outgoing {
+    messages: Option<Sender<String>>,
+    /// How many wait.
+    waiting: Arc<AtomicUsize>,
+    /// Closes when the last one is sent.
+    sent: Mutex<Receiver<()>>,
+}
+
+impl Outgoing {
+    fn begin(socket: UnixDatagram, address: SocketAddr) -> io::Result<Self> {
+        let (messages, to_send) = channel::<String>();
+        let (sending, sent) = channel();
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let left = waiting.clone();
+        std::thread::Builder::new().name("notify".into()).stack_size(STACK).spawn(move || {
+            let _until_the_end: Sender<()> = sending;
+            for message in to_send {
+                if let Err(e) = socket.send_to_addr(message.as_bytes(), &address) {
+                    tracing::warn!("cannot tell systemd `{}`: {e}", message.trim_end());
+                }
+                left.fetch_sub(1, Ordering::Relaxed);
+            }
+        })?;
+        Ok(Self { messages: Some(messages), waiting, sent: Mutex::new(sent) })
+    }
+
+    fn send(&self, message: String) {
+        if self.waiting.fetch_add(1, Ordering::Relaxed) >= MOST {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            tracing::debug!("systemd does not read; not told: `{}`", message.trim_end());
+            return;
+        }
+        let _ = self.messages.as_ref().map(|messages| messages.send(message));
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        self.messages = None;
+        let sent = self.sent.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if sent.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!("systemd does not read what it is told, and is not waited for");
+        }
+    }
 }
 
 impl Notifier {
     /// From `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID` of this process' environment. The environment stays
     /// as it is.
     pub fn new(env: impl Fn(&str) -> Option<OsString>, pid: u32) -> Self {
-        let socket = env("NOTIFY_SOCKET").filter(|v| !v.is_empty()).and_then(|path| {
+        let outgoing = env("NOTIFY_SOCKET").filter(|v| !v.is_empty()).and_then(|path| {
             open(&path)
+                .and_then(|(socket, address)| Outgoing::begin(socket, address))
                 .inspect_err(|e| tracing::warn!("cannot use NOTIFY_SOCKET={}: {e}", path.display()))
                 .ok()
                 .map(Arc::new)
@@ -48,9 +105,9 @@ impl Notifier {
         // sd_watchdog_enabled(3): meant for us if it names us or nobody.
         let ours = env("WATCHDOG_PID").is_none_or(|v| number(Some(v)) == Some(u64::from(pid)));
         let watchdog = number(env("WATCHDOG_USEC"))
-            .filter(|usec| ours && *usec > 0 && socket.is_some())
+            .filter(|usec| ours && *usec > 0 && outgoing.is_some())
             .map(Duration::from_micros);
-        Self { socket, watchdog }
+        Self { outgoing, watchdog }
     }
 
     /// How often to call [`watchdog`](Self::watchdog): half of what the unit allows, as sd_watchdog_enabled(3) says.
@@ -87,10 +144,8 @@ impl Notifier {
     /// One datagram. Not by `sd_notify::notify`: it reads the environment itself, and it takes an abstract socket's
     /// `@` for a file name.
     fn send(&self, states: &[NotifyState<'_>]) {
-        let Some((socket, address)) = self.socket.as_deref() else { return };
-        let message: String = states.iter().map(|state| format!("{state}\n")).collect();
-        if let Err(e) = socket.send_to_addr(message.as_bytes(), address) {
-            tracing::warn!("cannot tell systemd `{}`: {e}", message.trim_end());
+        if let Some(outgoing) = &self.outgoing {
+            outgoing.send(states.iter().map(|state| format!("{state}\n")).collect());
         }
     }
 }
@@ -107,9 +162,7 @@ fn open(path: &OsStr) -> io::Result<(UnixDatagram, SocketAddr)> {
             ));
         }
     };
-    let socket = UnixDatagram::unbound()?;
-    socket.set_write_timeout(Some(PATIENCE))?;
-    Ok((socket, address))
+    Ok((UnixDatagram::unbound()?, address))
 }
 
 fn number(value: Option<OsString>) -> Option<u64> {
@@ -162,6 +215,55 @@ mod tests {
         let to = Notifier::new(env(&[("NOTIFY_SOCKET", &format!("@{name}"))]), 1);
         to.ready("running");
         assert_eq!(next(&systemd), "READY=1\nSTATUS=running\n");
+    }
+
+    #[test]
+    fn a_systemd_that_does_not_read_holds_nothing_up_and_hears_it_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let systemd = UnixDatagram::bind(&path).unwrap();
+        // Until its queue is full (net.unix.max_dgram_qlen).
+        let other = UnixDatagram::unbound().unwrap();
+        other.set_nonblocking(true).unwrap();
+        let mut queued = 0;
+        while other.send_to(b"other\n", &path).is_ok() {
+            queued += 1;
+        }
+        let to = Notifier::new(env(&[("NOTIFY_SOCKET", path.to_str().unwrap())]), 1);
+        let begun = std::time::Instant::now();
+        to.ready("running");
+        for _ in 0..10_000 {
+            to.watchdog();
+        }
+        assert!(begun.elapsed() < PATIENCE, "it was waited for");
+        for _ in 0..queued {
+            assert_eq!(next(&systemd), "other\n");
+        }
+        assert_eq!(next(&systemd), "READY=1\nSTATUS=running\n");
+        let kept = to.outgoing.as_ref().unwrap().waiting.clone();
+        assert!(kept.load(Ordering::Relaxed) <= MOST);
+        // Dropped, it sends what is left as long as somebody reads.
+        let reading = std::thread::spawn(move || while next(&systemd) != "STATUS=last\n" {});
+        while kept.load(Ordering::Relaxed) > 0 {
+            std::thread::yield_now();
+        }
+        to.status("last");
+        drop(to);
+        reading.join().unwrap();
+    }
+
+    #[test]
+    fn one_that_never_reads_is_not_waited_for_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let _systemd = UnixDatagram::bind(&path).unwrap();
+        let to = Notifier::new(env(&[("NOTIFY_SOCKET", path.to_str().unwrap())]), 1);
+        for _ in 0..10_000 {
+            to.watchdog();
+        }
+        let waiting = to.outgoing.as_ref().unwrap().waiting.clone();
+        drop(to);
+        assert!(waiting.load(Ordering::Relaxed) > 0);
     }
 
     #[test]

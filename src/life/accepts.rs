@@ -9,11 +9,8 @@ use super::{Command, Hold, State};
 pub fn accepts(state: &State, command: Command) -> Result<(), &'static str> {
     match (state, command) {
         (_, Command::Stop { .. } | Command::Terminate) => Ok(()),
-        (State::Running, _) | (State::Paused(Hold::Wanted), Command::Resume | Command::Pause) => {
-            Ok(())
-        }
-        (State::Paused(_), Command::Reset) => Ok(()),
-        (State::Paused(Hold::Wanted), Command::Reboot | Command::Suspend) => Ok(()),
+        (State::Running | State::Paused(Hold::Wanted | Hold::NoSpace), _)
+        | (State::Paused(Hold::Panic), Command::Reset) => Ok(()),
         (
             State::Paused(Hold::Panic),
             Command::Resume | Command::Pause | Command::Reboot | Command::Suspend,

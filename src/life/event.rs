@@ -42,6 +42,11 @@ pub enum Event {
     GuestPanicked,
     /// QMP STOP: the vCPUs are held.
     Held,
+    /// QMP BLOCK_IO_ERROR: the host's file system is full, and QEMU holds the vCPUs until the write can be tried again. Not where
+    /// an operator wants them held anyway.
+    NoSpace,
+    /// There is room again.
+    Room,
     /// QMP RESUME: the vCPUs go on.
     Continued,
     /// The process is gone.

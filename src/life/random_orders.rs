@@ -42,6 +42,8 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::GuestReset),
         Just(Event::GuestPanicked),
         Just(Event::Held),
+        Just(Event::NoSpace),
+        Just(Event::Room),
         Just(Event::Continued),
         gone.prop_map(Event::QemuGone),
         Just(Event::Tick),

@@ -47,8 +47,10 @@ pub enum State {
 /// Why the vCPUs are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hold {
-    /// Asked for, or QEMU's own doing (a full disk, a migration).
+    /// Asked for, or QEMU's own doing.
     Wanted,
+    /// A disk's file system on the host is full; the guest goes on when there is room again.
+    NoSpace,
     /// The guest's kernel panicked; it cannot go on.
     Panic,
 }

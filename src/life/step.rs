@@ -29,9 +29,10 @@ pub(super) fn step(
     policy: &Policy,
 ) -> (State, Vec<Action>) {
     let event = match (&state, event) {
-        (State::Running | State::Paused(Hold::Wanted) | State::Suspending(_), Event::HostDown) => {
-            Event::HostDown
-        }
+        (
+            State::Running | State::Paused(Hold::Wanted | Hold::NoSpace) | State::Suspending(_),
+            Event::HostDown,
+        ) => Event::HostDown,
         // There is nothing to save.
         (_, Event::HostDown) => Event::Signalled,
         (_, event) => event,
@@ -74,6 +75,8 @@ fn starting(state: State, event: Event, now: Duration) -> (State, Vec<Action>) {
         | Event::GuestReset
         | Event::GuestPanicked
         | Event::Held
+        | Event::NoSpace
+        | Event::Room
         | Event::Continued
         | Event::QemuGone(_)
         | Event::Tick => (state, vec![]),
@@ -103,6 +106,8 @@ fn cancelling(until: Duration, by: By, event: Event, now: Duration) -> (State, V
         | Event::GuestReset
         | Event::GuestPanicked
         | Event::Held
+        | Event::NoSpace
+        | Event::Room
         | Event::Continued => stay,
     }
 }
@@ -126,6 +131,7 @@ fn running(event: Event, now: Duration, policy: &Policy) -> (State, Vec<Action>)
         Event::GuestReboot => quit(Outcome::Relaunch, false, now, vec![]),
         Event::GuestPanicked => panicked(now, policy),
         Event::Held => (State::Paused(Hold::Wanted), vec![]),
+        Event::NoSpace => (State::Paused(Hold::NoSpace), vec![]),
         Event::NotReady(why) => not_ready(why, now, policy, vec![]),
         Event::QemuGone(gone) => end(Cause::QemuDied(gone)),
         Event::Prepared
@@ -135,6 +141,7 @@ fn running(event: Event, now: Duration, policy: &Policy) -> (State, Vec<Action>)
         | Event::GuestReset
         | Event::Saved
         | Event::NotSaved(_)
+        | Event::Room
         | Event::Continued
         | Event::Tick => (State::Running, vec![]),
     }
@@ -144,13 +151,22 @@ fn paused(hold: Hold, event: Event, now: Duration, policy: &Policy) -> (State, V
     // A held guest cannot see the button, so it is let go first; one that panicked will never see it.
     let wake = || vec![Action::Continue];
     match (hold, event) {
-        (Hold::Wanted, Event::Signalled) => ask(By::Signal, policy.shutdown_timeout, now, wake()),
-        (Hold::Wanted, Event::Asked(Command::Stop { timeout })) => {
+        (Hold::Wanted | Hold::NoSpace, Event::Signalled) => {
+            ask(By::Signal, policy.shutdown_timeout, now, wake())
+        }
+        (Hold::Wanted | Hold::NoSpace, Event::Asked(Command::Stop { timeout })) => {
             ask(By::Operator, timeout.unwrap_or(policy.shutdown_timeout), now, wake())
         }
-        (Hold::Wanted, Event::Asked(Command::Reboot)) => reboot(now, policy, wake()),
-        (Hold::Wanted, Event::HostDown) => save(By::Signal, true, now, policy),
-        (Hold::Wanted, Event::Asked(Command::Suspend)) => save(By::Operator, true, now, policy),
+        (Hold::Wanted | Hold::NoSpace, Event::Asked(Command::Reboot)) => {
+            reboot(now, policy, wake())
+        }
+        // Only what somebody asked for is to be so again afterwards.
+        (Hold::Wanted | Hold::NoSpace, Event::HostDown) => {
+            save(By::Signal, hold == Hold::Wanted, now, policy)
+        }
+        (Hold::Wanted | Hold::NoSpace, Event::Asked(Command::Suspend)) => {
+            save(By::Operator, hold == Hold::Wanted, now, policy)
+        }
         (Hold::Panic, Event::Signalled | Event::HostDown) => {
             quit(ended(Cause::Stopped(By::Signal)), false, now, vec![])
         }
@@ -163,24 +179,30 @@ fn paused(hold: Hold, event: Event, now: Duration, policy: &Policy) -> (State, V
         (_, Event::Asked(Command::Reset)) => {
             (State::Running, vec![Action::Reset, Action::Continue])
         }
-        (Hold::Wanted, Event::Asked(Command::Resume)) => (State::Paused(hold), wake()),
-        (Hold::Wanted, Event::Continued) => (State::Running, vec![]),
-        (Hold::Wanted, Event::NotReady(why)) => not_ready(why, now, policy, wake()),
+        (Hold::Wanted | Hold::NoSpace, Event::Asked(Command::Resume))
+        | (Hold::NoSpace, Event::Room) => (State::Paused(hold), wake()),
+        // It may just have been let go.
+        (Hold::NoSpace, Event::Asked(Command::Pause)) => {
+            (State::Paused(Hold::Wanted), vec![Action::Hold])
+        }
+        // STOP may come before what it is for.
+        (Hold::Wanted, Event::NoSpace) => (State::Paused(Hold::NoSpace), vec![]),
+        (_, Event::Continued) => (State::Running, vec![]),
+        (Hold::Wanted | Hold::NoSpace, Event::NotReady(why)) => not_ready(why, now, policy, wake()),
         (Hold::Panic, Event::NotReady(why)) => {
             quit(ended(Cause::NotReady(why)), false, now, vec![])
         }
         (_, Event::GuestShutdown) => guest_done(ended(Cause::GuestShutdown), now),
         (_, Event::GuestReboot) => quit(Outcome::Relaunch, false, now, vec![]),
-        (Hold::Wanted, Event::GuestPanicked) => panicked(now, policy),
+        (Hold::Wanted | Hold::NoSpace, Event::GuestPanicked) => panicked(now, policy),
         (_, Event::QemuGone(gone)) => end(Cause::QemuDied(gone)),
-        (Hold::Panic, Event::Continued) => (State::Running, vec![]),
         (
             Hold::Panic,
             Event::Asked(Command::Resume | Command::Reboot | Command::Suspend)
             | Event::GuestPanicked,
         )
         | (
-            Hold::Wanted | Hold::Panic,
+            Hold::Wanted | Hold::Panic | Hold::NoSpace,
             Event::Asked(Command::Pause)
             | Event::Prepared
             | Event::Ready
@@ -190,6 +212,8 @@ fn paused(hold: Hold, event: Event, now: Duration, policy: &Policy) -> (State, V
             | Event::Saved
             | Event::NotSaved(_)
             | Event::Held
+            | Event::NoSpace
+            | Event::Room
             | Event::Tick,
         ) => (State::Paused(hold), vec![]),
     }
@@ -230,7 +254,9 @@ fn stopping(ladder: Ladder, event: Event, now: Duration) -> (State, Vec<Action>)
             let again = vec![Action::Announce(Rung::AskedAgain(left)), Action::PressPowerButton];
             (State::Stopping(ladder), again)
         }
-        Event::Asked(Command::Resume) => (State::Stopping(ladder), vec![Action::Continue]),
+        Event::Asked(Command::Resume) | Event::Room => {
+            (State::Stopping(ladder), vec![Action::Continue])
+        }
         Event::Tick
         | Event::Ready
         | Event::NotReady(_)
@@ -243,6 +269,7 @@ fn stopping(ladder: Ladder, event: Event, now: Duration) -> (State, Vec<Action>)
         | Event::StartFailed(_)
         | Event::GuestReset
         | Event::Held
+        | Event::NoSpace
         | Event::Continued => (State::Stopping(ladder), vec![]),
     }
 }
@@ -293,6 +320,8 @@ fn quitting(
         | Event::GuestReset
         | Event::GuestPanicked
         | Event::Held
+        | Event::NoSpace
+        | Event::Room
         | Event::Continued => (State::Quitting { kill_at, hurried, then }, vec![]),
     }
 }
@@ -321,6 +350,8 @@ fn killing(then: Outcome, event: Event) -> (State, Vec<Action>) {
         | Event::GuestReset
         | Event::GuestPanicked
         | Event::Held
+        | Event::NoSpace
+        | Event::Room
         | Event::Continued
         | Event::Tick => then,
     };

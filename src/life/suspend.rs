@@ -78,6 +78,8 @@ pub(super) fn suspending(
         | Event::StartFailed(_)
         | Event::GuestReset
         | Event::Held
+        | Event::NoSpace
+        | Event::Room
         | Event::Continued
         | Event::Tick => (State::Suspending(Saving { until, by, held }), vec![]),
     }

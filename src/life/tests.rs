@@ -53,6 +53,40 @@ fn an_adopted_guest_that_was_paused_stays_paused() {
 }
 
 #[test]
+fn a_guest_without_room_goes_on_when_there_is_some_unless_somebody_wants_it_held() {
+    let pause = Event::Asked(Command::Pause);
+    for before in [State::Running, State::Paused(Hold::Wanted)] {
+        let (state, actions) = feed(before, &[(0, Event::NoSpace)]);
+        assert_eq!((&state, &actions[..]), (&State::Paused(Hold::NoSpace), &[][..]));
+        let (state, actions) = feed(state, &[(1, Event::Held), (2, Event::Room)]);
+        assert_eq!(
+            (&state, &actions[..]),
+            (&State::Paused(Hold::NoSpace), &[Action::Continue][..])
+        );
+        assert_eq!(feed(state.clone(), &[(3, Event::Continued)]).0, State::Running);
+        // Not even one that was just let go.
+        let held = [(3, pause.clone()), (4, Event::Continued), (5, Event::Held), (6, Event::Room)];
+        let (state, actions) = feed(state, &held);
+        assert_eq!((&state, &actions[..]), (&State::Paused(Hold::Wanted), &[Action::Hold][..]));
+    }
+}
+
+#[test]
+fn a_guest_without_room_can_be_stopped_and_is_let_go_for_it() {
+    let (state, actions) = feed(State::Paused(Hold::NoSpace), &[(0, Event::Signalled)]);
+    assert_eq!(actions[0], Action::Continue);
+    let (state, actions) = feed(state, &[(1, Event::Held), (1, Event::NoSpace), (2, Event::Room)]);
+    assert_eq!(actions, [Action::Continue]);
+    let State::Stopping(ladder) = &state else { panic!("{state:?}") };
+    assert_eq!(ladder.deadline, at(60));
+    let (state, actions) = feed(state, &[(60, Event::Tick), (61, GONE)]);
+    assert_eq!((state, reason_of(&actions)), (State::Ended, Some("forced-off")));
+    // What is saved of it is not held by anybody's wish.
+    let (state, _) = feed(State::Paused(Hold::NoSpace), &[(0, Event::HostDown)]);
+    assert!(matches!(state, State::Suspending(Saving { held: false, .. })), "{state:?}");
+}
+
+#[test]
 fn a_failed_start_exits_1() {
     for state in [State::Preparing, State::Launching] {
         let (state, actions) = feed(state, &[(0, Event::StartFailed("no".into()))]);

@@ -15,6 +15,7 @@ use super::{
     device::{self, BadPath},
     facts::Accelerator,
     firmware::Chosen,
+    handed::{self, Files, Handed},
     identity::Identity,
     layout::VmPaths,
 };
@@ -65,6 +66,8 @@ pub struct Machine<'a> {
     pub firmware: Option<&'a Chosen>,
     /// QEMU takes up a saved state instead of booting.
     pub restores: bool,
+    /// QEMU filters its own system calls: it can, and is to.
+    pub sandbox: bool,
 }
 
 /// A disk as it lies there.
@@ -76,7 +79,30 @@ pub struct DiskFile {
     pub format: Format,
     /// It is a block device of the host's.
     pub is_device: bool,
+    /// What is below it, the nearest first.
+    pub backing: Vec<Backing>,
 }
+
+/// A file that a qcow2 file stands on; never written to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backing {
+    /// The file.
+    pub path: PathBuf,
+    /// How bytes lie in it.
+    pub format: Format,
+}
+
+/// How QEMU is started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommandLine {
+    /// The arguments behind the binary's name.
+    pub arguments: Vec<String>,
+    /// The files whose descriptors it inherits.
+    pub files: Vec<Handed>,
+}
+
+/// All that QEMU can filter: old system calls, other users' rights, other programs, priorities and limits.
+pub const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
 impl Machine<'_> {
     /// The address of a NIC: as written, or as the identity has it.
@@ -86,15 +112,19 @@ impl Machine<'_> {
     }
 }
 
-/// The arguments behind the binary's name.
+/// The arguments, and the files that go with them.
 ///
 /// # Errors
-/// A path that is not UTF-8: QEMU's JSON cannot say it.
-pub fn argv(machine: &Machine<'_>) -> Result<Vec<String>, BadPath> {
+/// A path that is not UTF-8, of those few that QEMU opens by their names.
+pub fn argv(machine: &Machine<'_>) -> Result<CommandLine, BadPath> {
     let vm = machine.vm;
     let mut out = Argv(vec![]);
+    let mut files = Files::from(handed::FIRST);
     out.pair("-name", &format!("{},debug-threads=on", vm.name));
     out.0.extend(["-nodefaults", "-no-user-config", "-S"].map(String::from));
+    if machine.sandbox {
+        out.pair("-sandbox", SANDBOX);
+    }
     out.pair("-display", "none");
     if let Some(display) = &vm.display {
         out.screen(display, machine.paths)?;
@@ -116,7 +146,7 @@ pub fn argv(machine: &Machine<'_>) -> Result<Vec<String>, BadPath> {
         if firmware.memory {
             out.pair("-bios", text(&firmware.code)?);
         } else {
-            for node in device::flash(firmware, &machine.paths.efi_vars())? {
+            for node in device::flash(firmware, &machine.paths.efi_vars(), &mut files) {
                 out.json("-blockdev", &node);
             }
         }
@@ -143,11 +173,11 @@ pub fn argv(machine: &Machine<'_>) -> Result<Vec<String>, BadPath> {
     for port in device::ports() {
         out.json("-device", &port);
     }
-    for argument in device::disks(vm, machine.disks)? {
+    for argument in device::disks(vm, machine.disks, &mut files) {
         out.json(argument.option, &argument.value);
     }
     if vm.cloud_init.is_some() {
-        for argument in device::seed(vm, &machine.paths.seed())? {
+        for argument in device::seed(vm, &machine.paths.seed(), &mut files) {
             out.json(argument.option, &argument.value);
         }
     }
@@ -160,7 +190,11 @@ pub fn argv(machine: &Machine<'_>) -> Result<Vec<String>, BadPath> {
     if machine.restores {
         out.pair("-incoming", &format!("fd:{}", fd::STATE));
     }
-    Ok(out.0)
+    let files = files.into_all();
+    for file in &files {
+        out.pair("-add-fd", &file.option());
+    }
+    Ok(CommandLine { arguments: out.0, files })
 }
 
 /// The CPU model: all that the host has, or all that TCG can do.

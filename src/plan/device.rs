@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::{
-    argv::{DiskFile, fd, text},
+    argv::{DiskFile, fd},
     firmware::Chosen,
+    handed::Files,
 };
 use crate::{
     spec::{Bus, Disk, Format, Link, Media, Model, Nic, Vm},
@@ -136,6 +137,11 @@ pub fn node(disk: &Label) -> String {
     format!("node-{disk}")
 }
 
+/// The disk of a block node, or of the one below it.
+pub fn disk_of_node(node: &str) -> Option<Label> {
+    node.strip_prefix("node-")?.parse().ok()
+}
+
 /// The id of a disk's device.
 pub fn disk_id(disk: &Label) -> String {
     format!("disk-{disk}")
@@ -151,11 +157,12 @@ pub fn net_id(nic: &Label) -> String {
     format!("net-{nic}")
 }
 
-/// A file and the format on top of it, as two block nodes: `NODE-file` and `NODE`.
-fn nodes(node: &str, file: &DiskFile, read_only: bool) -> Result<[Value; 2], BadPath> {
+/// A file and the format on top of it, as two block nodes: `NODE-file` and `NODE`. What is below them has no names.
+fn nodes(node: &str, file: &DiskFile, read_only: bool, files: &mut Files) -> [Value; 2] {
     let protocol = if file.is_device { "host_device" } else { "file" };
     let mut lower = json!({
-        "driver": protocol, "node-name": format!("{node}-file"), "filename": text(&file.path)?,
+        "driver": protocol, "node-name": format!("{node}-file"),
+        "filename": files.add(node, &file.path, !read_only),
         "read-only": read_only, "discard": "unmap",
     });
     // A block device has no file system's cache to fill twice, and always takes O_DIRECT.
@@ -173,17 +180,33 @@ fn nodes(node: &str, file: &DiskFile, read_only: bool) -> Result<[Value; 2], Bad
         upper["discard"] = "unmap".into();
         upper["detect-zeroes"] = "unmap".into();
     }
-    Ok([lower, upper])
+    let below: Vec<Value> = file
+        .backing
+        .iter()
+        .map(|below| {
+            let name = files.add(node, &below.path, false);
+            json!({"driver": below.format.name(), "read-only": true,
+                "file": {"driver": "file", "filename": name, "read-only": true}})
+        })
+        .collect();
+    let below = below.into_iter().rev().reduce(|lower, mut above| {
+        above["backing"] = lower;
+        above
+    });
+    if let Some(below) = below {
+        upper["backing"] = below;
+    }
+    [lower, upper]
 }
 
 /// All disks and CDs. Disks come first in the boot order, CDs after them.
-pub(super) fn disks(vm: &Vm, files: &[DiskFile]) -> Result<Vec<Argument>, BadPath> {
+pub(super) fn disks(vm: &Vm, there: &[DiskFile], files: &mut Files) -> Vec<Argument> {
     let (mut out, mut on_sata) = (vec![], 0);
     let disk_count = vm.disks.iter().filter(|d| d.media == Media::Disk).count();
     let (mut disk_boot, mut cd_boot) = (1, 1 + disk_count);
-    for ((disk, file), place) in vm.disks.iter().zip(files).zip(disk_places(vm)) {
+    for ((disk, file), place) in vm.disks.iter().zip(there).zip(disk_places(vm)) {
         let cd = disk.media == Media::Cdrom;
-        out.extend(nodes(&node(&disk.name), file, disk.read_only || cd)?.map(blockdev));
+        out.extend(nodes(&node(&disk.name), file, disk.read_only || cd, files).map(blockdev));
         let boot = if cd { &mut cd_boot } else { &mut disk_boot };
         let mut front = front(disk);
         front["bootindex"] = (*boot).into();
@@ -197,7 +220,7 @@ pub(super) fn disks(vm: &Vm, files: &[DiskFile]) -> Result<Vec<Argument>, BadPat
             }
         }));
     }
-    Ok(out)
+    out
 }
 
 /// What the guest sees of a disk.
@@ -209,26 +232,32 @@ fn front(disk: &Disk) -> Value {
         (Media::Disk, Bus::Virtio) => "virtio-blk-pci",
     };
     let name = disk.name.as_str();
-    json!({"driver": driver, "id": disk_id(&disk.name), "drive": node(&disk.name), "serial": name})
+    let mut front = json!({"driver": driver, "id": disk_id(&disk.name), "drive": node(&disk.name), "serial": name});
+    // QEMU's own default, said aloud: a guest waits for room on the host, and is told of every other error. QEMU's NVMe has no such choice,
+    // and tells the guest of both.
+    if !disk.read_only && matches!(driver, "virtio-blk-pci" | "ide-hd") {
+        front["werror"] = "enospc".into();
+        front["rerror"] = "report".into();
+    }
+    front
 }
 
 /// A disk for a machine that runs: its two block nodes, the lower one first, and its device. Nothing boots from it before the next start.
-///
-/// # Errors
-/// A path that is not UTF-8.
 pub fn disk_behind(
     disk: &Disk,
     file: &DiskFile,
     port: &str,
-) -> Result<([Value; 2], Value), BadPath> {
-    let nodes = nodes(&node(&disk.name), file, disk.read_only)?;
-    Ok((nodes, Place::Port(port.to_owned()).put(front(disk))))
+    files: &mut Files,
+) -> ([Value; 2], Value) {
+    let nodes = nodes(&node(&disk.name), file, disk.read_only, files);
+    (nodes, Place::Port(port.to_owned()).put(front(disk)))
 }
 
 /// The seed: a virtio disk, since cloud kernels lack AHCI; a CD where the root disk is no virtio disk either.
-pub(super) fn seed(vm: &Vm, path: &Path) -> Result<Vec<Argument>, BadPath> {
-    let file = DiskFile { path: path.to_owned(), format: Format::Raw, is_device: false };
-    let mut out = nodes("seed", &file, true)?.map(blockdev).to_vec();
+pub(super) fn seed(vm: &Vm, path: &Path, files: &mut Files) -> Vec<Argument> {
+    let (path, format) = (path.to_owned(), Format::Raw);
+    let file = DiskFile { path, format, is_device: false, backing: vec![] };
+    let mut out = nodes("seed", &file, true, files).map(blockdev).to_vec();
     let virtio = vm.disks.first().is_none_or(|d| d.bus == Bus::Virtio);
     out.push(device(if virtio {
         at(json!({"driver": "virtio-blk-pci", "id": "seed", "drive": "seed"}), SEED_SLOT)
@@ -236,11 +265,11 @@ pub(super) fn seed(vm: &Vm, path: &Path) -> Result<Vec<Argument>, BadPath> {
         let port = format!("ide.{}", Vm::MAX_SATA);
         json!({"driver": "ide-cd", "id": "seed", "drive": "seed", "bus": port})
     }));
-    Ok(out)
+    out
 }
 
 /// UEFI's code and variables.
-pub(super) fn flash(firmware: &Chosen, vars: &Path) -> Result<Vec<Value>, BadPath> {
+pub(super) fn flash(firmware: &Chosen, vars: &Path, files: &mut Files) -> Vec<Value> {
     let mut parts = vec![("flash-code", firmware.code.as_path(), firmware.code_format, true)];
     if firmware.vars_template.is_some() {
         parts.push(("flash-vars", vars, firmware.vars_format, false));
@@ -248,11 +277,11 @@ pub(super) fn flash(firmware: &Chosen, vars: &Path) -> Result<Vec<Value>, BadPat
     let mut out = vec![];
     for (node, path, format, read_only) in parts {
         out.push(json!({"driver": "file", "node-name": format!("{node}-file"),
-            "filename": text(path)?, "read-only": read_only}));
+            "filename": files.add(node, path, !read_only), "read-only": read_only}));
         out.push(json!({"driver": format.name(), "node-name": node,
             "file": format!("{node}-file"), "read-only": read_only}));
     }
-    Ok(out)
+    out
 }
 
 /// How QEMU calls the descriptors of a tap: by number when it is started, by name (`getfd`) afterwards.

@@ -117,6 +117,7 @@ impl Facets {
         say("readyTimeoutSec", Some(vm.ready_timeout.get().to_string()));
         say("readyFailure", Some(word(&vm.ready_failure)));
         say("shutdownTimeoutSec", Some(vm.shutdown_timeout.get().to_string()));
+        say("isolation", Some(word(&vm.isolation)));
         say("onPanic", Some(word(&vm.on_panic)));
         say("onGuestReboot", Some(word(&vm.on_guest_reboot)));
         say("vcpu", Some(vm.vcpu.to_string()));

@@ -26,6 +26,8 @@ pub struct Qemu {
     pub version: Version,
     /// The newest versioned q35 machine type it knows, such as `pc-q35-10.0`.
     pub machine: String,
+    /// It can filter its own system calls (`-sandbox`).
+    pub sandbox: bool,
 }
 
 /// A version of QEMU.
@@ -346,7 +348,8 @@ pc-q35-x    Standard PC
     #[test]
     fn a_machine_of_a_later_release_is_told_by_its_name() {
         let version = Version { major: 7, minor: 2, micro: 22 };
-        let qemu = Qemu { binary: "q".into(), version, machine: "pc-q35-7.2".into() };
+        let qemu =
+            Qemu { binary: "q".into(), version, machine: "pc-q35-7.2".into(), sandbox: true };
         for (machine, later) in [
             ("pc-q35-10.0", true),
             ("pc-q35-8.0", true),

@@ -1,6 +1,9 @@
 //! What must never change under a guest: kept in `identity.toml`, made on the first start.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,12 +24,24 @@ pub struct Identity {
     pub instance_id: String,
     /// The pinned machine type, such as `pc-q35-10.0`.
     pub machine: String,
+    /// The user that QEMU runs as, for no other VM of this host; none where that is not root's to give.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
     /// The address of every NIC whose `mac` is not written, by its name.
     #[serde(default)]
     pub macs: BTreeMap<Label, MacAddr>,
     /// The host name by default, where that is not the VM's name any more: the name that it had when the guest learnt it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
+}
+
+/// The users that VMs get, unless the host's settings name others: of those that systemd's UIDS-GIDS.md has for nobody
+/// (1879048192 to 2147352575), from a round number on.
+pub const UIDS: RangeInclusive<u32> = 1_900_000_000..=1_900_065_535;
+
+/// The first user that no VM has.
+pub fn free_uid(range: RangeInclusive<u32>, taken: &BTreeSet<u32>) -> Option<u32> {
+    range.into_iter().find(|uid| !taken.contains(uid))
 }
 
 /// The address of a NIC that none was written for: QEMU's prefix and three bytes that depend on the host, the VM and the
@@ -53,6 +68,7 @@ impl Identity {
             uuid,
             instance_id: Self::instance(&vm.name, instance),
             machine: machine.to_owned(),
+            uid: None,
             macs: BTreeMap::new(),
             hostname: None,
         }
@@ -113,6 +129,7 @@ mod tests {
             uuid: "7e0f3c52-4f2b-4b7e-9a34-0c5d0a1b2c3d".into(),
             instance_id: "iid-web-7e0f3c52".into(),
             machine: "pc-q35-10.0".into(),
+            uid: None,
             macs: BTreeMap::new(),
             hostname: Some("web".into()),
         };

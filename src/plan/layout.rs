@@ -39,6 +39,11 @@ impl Layout {
         self.state.join("qemu.json")
     }
 
+    /// Held while a VM is given a user.
+    pub fn uids_lock(&self) -> PathBuf {
+        self.state.join("uids.lock")
+    }
+
     /// The directory of all VMs' state.
     pub fn vm_states(&self) -> PathBuf {
         self.state.join("vms")
@@ -146,11 +151,6 @@ impl VmPaths {
     /// A saved state that could not be taken up.
     pub fn unusable(&self) -> PathBuf {
         self.state.join("unusable.state")
-    }
-
-    /// Where QEMU sends the guest's state to.
-    pub fn migration_socket(&self) -> PathBuf {
-        self.runtime.join("migration.sock")
     }
 
     /// The supervisor's varlink socket.

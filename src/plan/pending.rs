@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::facets::{DISKS, Facets, MEM, NICS, disk_key};
+use super::facets::{DISKS, Facets, MEM, NICS, disk_key, nic_key};
 use crate::{spec::Vm, value::Size};
 
 /// One difference between the VM file and what runs.
@@ -192,7 +192,14 @@ fn is_pluggable(key: &str, running: &Facets, written: &Facets) -> bool {
     // The first of each kind is part of the machine.
     let first = side.names(kind).first() == Some(&name);
     match (kind, name.contains('.')) {
-        (NICS, false) => !first,
+        (NICS, false) => {
+            // A QEMU without the host's network cannot give a guest any of it.
+            let is_user = |side: &Facets, name: &str| side.get(&nic_key(name, "bridge")).is_none();
+            let is_added = running.get(key).is_none();
+            let shut_off = !running.names(NICS).iter().any(|name| is_user(running, name))
+                && running.get("isolation").is_some_and(|mode| mode != "off");
+            !(first || is_added && shut_off && is_user(written, name))
+        }
         (DISKS, false) => {
             let says = |property| side.get(&disk_key(name, property));
             !first && says("media") == Some("disk") && says("bus") != Some("sata")

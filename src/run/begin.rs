@@ -92,9 +92,22 @@ pub enum Error {
 }
 
 impl Error {
+    /// The host is at fault, and not the VM.
+    pub fn is_the_hosts(&self) -> bool {
+        match self {
+            Self::File(error) => error.is_the_hosts(),
+            Self::Service(error) => error.is_the_hosts(),
+            Self::Invalid(_) | Self::NoFile(_) | Self::Spawn(..) => false,
+            Self::Unit { .. } | Self::Ended { .. } => false,
+        }
+    }
+
     /// The way out, where there is one.
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::Service(error) if error.is_the_hosts() => {
+                Some("`systemctl status` tells whether it answers again".into())
+            }
             Self::File(error) => error.hint(),
             Self::NoFile(_) => Some("`qvm list` shows those there are".into()),
             Self::Service(_) => {
@@ -136,7 +149,7 @@ pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
     }
     spec::load(&vm_file).map_err(Error::Invalid)?;
     if let Some(scope) = how.manager
-        && let Some(unit) = Unit::find(name, scope).await
+        && let Some(unit) = Unit::find(name, scope).await?
     {
         return by_unit(&unit, name, how).await;
     }

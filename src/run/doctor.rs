@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{adopt, identities, inventory::inventory, prepare};
+use super::{adopt, identities, inventory::inventory, isolate, prepare};
 use crate::{
     host::{
         br_netfilter, bridge, cgroup, file, file_system, kvm_module, meminfo,
@@ -78,7 +78,12 @@ pub async fn look(from: &Sources<'_>) -> Seen {
         .collect();
     let beside = qemu.as_ref().ok().map(|seen| prepare::qemu_img_beside(&seen.qemu.binary));
     let found = beside.is_some_and(|path| path.is_absolute()) || from.program("qemu-img").is_some();
+    let isolation = qemu.as_ref().ok().map(|seen| {
+        isolate::tried(&seen.qemu, from.root)
+            .map_err(|error| Complaint { what: chain(&error), way_out: error.hint() })
+    });
     Seen {
+        isolation,
         kvm: kvm_module::read(from.root, probe::kvm(from.root)),
         cgroups: cgroup::seen(from.root, from.manager == Some(Scope::User)),
         qemu,

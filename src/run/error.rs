@@ -17,6 +17,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// The host is at fault.
+    pub fn is_the_hosts(&self) -> bool {
+        match self {
+            Self::Signals(_) => false,
+            Self::Socket(error) => error.is_the_hosts(),
+            Self::File(error) => error.is_the_hosts(),
+        }
+    }
+
     /// The way out.
     pub fn hint(&self) -> Option<String> {
         match self {

@@ -82,8 +82,23 @@ pub(super) enum Fact {
     Thawed(u64, Why, Result<u64, Refusal>, Option<freeze::Reply>),
     /// The host has slept for so long.
     HostSlept(Duration),
+    /// What the host makes difficult.
+    Trouble(u64, Trouble),
     Gone(u64, Exit),
     FileChanged,
+}
+
+/// What is heard of the host's own troubles.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// The guest is held, since these block nodes have no room; as of this turn.
+    NoSpace { turn: u64, nodes: Vec<String> },
+    /// There is room again.
+    Room,
+    /// QEMU's monitor does not answer in time.
+    Silent,
+    /// It does; or its connection has closed.
+    Answered(bool),
 }
 
 pub(super) async fn forward_signals(mut signals: Signals, facts: mpsc::Sender<Fact>) {
@@ -119,5 +134,19 @@ pub(super) async fn forward_changes(mut changes: Changes, facts: mpsc::Sender<Fa
         if facts.send(Fact::FileChanged).await.is_err() {
             return;
         }
+    }
+}
+
+pub(super) async fn sleep_until(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+pub(super) async fn next_beat(beat: &mut Option<tokio::time::Interval>) {
+    match beat {
+        Some(beat) => drop(beat.tick().await),
+        None => std::future::pending().await,
     }
 }

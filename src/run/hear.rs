@@ -6,9 +6,11 @@ use tracing::{debug, info, warn};
 
 use super::{
     adopt::{self, Found},
-    fact::{Fact, NotBegun},
+    fact::{Fact, NotBegun, Trouble},
     launch::{self, Qemu},
+    monitor::Monitor,
     record::Record,
+    room::Room,
     supervise::{Left, QMP_LIMIT, Supervisor},
 };
 use crate::{
@@ -36,6 +38,7 @@ impl Supervisor {
             let _ = facts.send(Fact::Gone(generation, exit)).await;
         });
         self.memory_actual = None;
+        (self.room, self.monitor) = (Room::default(), Monitor::default());
         // Asked once: from then on QEMU tells every change.
         let (client, facts) = (qemu.client.clone(), self.facts.clone());
         tokio::spawn(async move {
@@ -77,6 +80,9 @@ impl Supervisor {
         }
         let paused = found == launch::Guest::Paused;
         self.feed(life::Event::Launched { paused, ready: seen_ready });
+        if paused {
+            self.ask_why_held();
+        }
         match found {
             launch::Guest::ShutDown => self.feed(life::Event::GuestShutdown),
             launch::Guest::Panicked => self.feed(life::Event::GuestPanicked),
@@ -100,22 +106,6 @@ impl Supervisor {
             Record::remove(&self.paths);
         }
         self.not_begun(not);
-    }
-
-    /// The watchdog is fed only while QEMU's monitor answers.
-    pub(super) fn feed_watchdog(&self) {
-        let notifier = self.notifier.clone();
-        let Some(qemu) = &self.qemu else {
-            notifier.watchdog();
-            return;
-        };
-        let client = qemu.client.clone();
-        tokio::spawn(async move {
-            match client.query_status(QMP_LIMIT).await {
-                Ok(_) => notifier.watchdog(),
-                Err(error) => warn!("the watchdog is not fed: {error}"),
-            }
-        });
     }
 
     /// SIGINT: of a terminal it is a stop; a unit gets it from `machinectl reboot`.
@@ -174,11 +164,36 @@ impl Supervisor {
                 self.feed(life::Event::GuestReset);
             }
             Kind::GuestPanicked { .. } => self.feed(life::Event::GuestPanicked),
-            Kind::Stop => self.feed(life::Event::Held),
-            Kind::Resume => self.feed(life::Event::Continued),
+            Kind::Stop => {
+                self.feed(life::Event::Held);
+                self.ask_why_held();
+            }
+            Kind::Resume => {
+                self.goes_on();
+                self.feed(life::Event::Continued);
+            }
             Kind::BalloonChange { actual } => self.memory_actual = Some(actual),
             Kind::DeviceDeleted { .. } if self.applying.is_none() => self.settle(vec![], vec![]),
             _ => {}
+        }
+    }
+
+    /// What the host makes difficult now, as a word.
+    pub(super) fn trouble(&self) -> Option<&'static str> {
+        match (self.monitor.is_silent(), self.room.is_wanted()) {
+            (true, _) => Some("monitor-silent"),
+            (false, true) => Some("no-space"),
+            (false, false) => None,
+        }
+    }
+
+    /// What the host makes difficult.
+    pub(super) fn meet(&mut self, trouble: Trouble) {
+        match trouble {
+            Trouble::NoSpace { turn, nodes } => self.no_space(turn, &nodes),
+            Trouble::Room => self.has_room(),
+            Trouble::Silent => self.monitor_is_silent(),
+            Trouble::Answered(well) => self.monitor_answered(well),
         }
     }
 
@@ -212,6 +227,7 @@ impl Supervisor {
             Exit::Unknown => Gone::Unknown,
         };
         (self.qemu, self.frozen) = (None, None);
+        (self.room, self.monitor) = (Room::default(), Monitor::default());
         self.applying = None;
         self.live_notes.clear();
         if let Some(watching) = &mut self.watching {

@@ -1,11 +1,15 @@
 //! The identities that are kept: of one VM, and which addresses the others have.
 
-use std::{collections::BTreeSet, fs};
+use std::{
+    collections::BTreeSet,
+    fs::{self, OpenOptions},
+    os::unix::fs::OpenOptionsExt,
+};
 
 use crate::{
     host::file,
     plan::{
-        identity::Identity,
+        identity::{Identity, UIDS, free_uid},
         layout::{Layout, VmPaths},
     },
     spec::Vm,
@@ -37,6 +41,9 @@ pub enum Error {
         /// Where it is wrong.
         source: Box<toml::de::Error>,
     },
+    /// Every user of the range is another VM's.
+    #[error("no user is left for it: {} to {} are other VMs'", UIDS.start(), UIDS.end())]
+    NoUser,
     /// It cannot be written.
     #[error("cannot write the identity as TOML")]
     Encode(#[from] toml::ser::Error),
@@ -57,7 +64,7 @@ impl Error {
                  or remove it for new ones"
                     .into(),
             ),
-            Self::Encode(_) => None,
+            Self::NoUser | Self::Encode(_) => None,
         }
     }
 }
@@ -103,6 +110,22 @@ pub fn complete(identity: &mut Identity, means: &Means, vm: &Vm) -> Result<(), f
         others.into_iter().flat_map(|(_, other)| other.macs.into_values()).collect();
     identity.add_macs(vm, &means.host_id, &taken);
     Ok(())
+}
+
+/// Gives a VM a user that no other has, and keeps it. One start at a time: two new VMs would find the same one free.
+///
+/// # Errors
+/// None is free; or the identity cannot be written.
+pub fn give_user(identity: &mut Identity, layout: &Layout, vm: &VmName) -> Result<(), Error> {
+    let path = layout.uids_lock();
+    let on = |doing| file::Error::on(doing, &path);
+    let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let lock = lock.map_err(on("open"))?;
+    fs2::FileExt::lock_exclusive(&lock).map_err(on("lock"))?;
+    let others = others(layout, vm)?;
+    let taken: BTreeSet<u32> = others.into_iter().filter_map(|(_, other)| other.uid).collect();
+    identity.uid = Some(free_uid(UIDS, &taken).ok_or(Error::NoUser)?);
+    write(&layout.vm(vm), identity)
 }
 
 /// The identities of the other VMs, as far as they can be read: what is wrong with one is told when it is started.

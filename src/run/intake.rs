@@ -78,11 +78,11 @@ pub(super) struct Intake {
     unpacked: PathBuf,
 }
 
-/// What a pass gave.
+/// What a pass gave. The unpacked file comes with its own SHA-256.
 pub(super) struct Taken {
     pub(super) digest: Digest,
     /// The unpacked file, where the bytes were compressed.
-    pub(super) unpacked: Result<Option<PathBuf>, Error>,
+    pub(super) unpacked: Result<Option<(PathBuf, Digest)>, Error>,
 }
 
 impl Intake {
@@ -153,7 +153,7 @@ impl Intake {
         }
         let unpacked = match self.unpacking.take() {
             None => Ok(None),
-            Some(unpacking) => unpacking.end().map(|()| Some(self.unpacked)),
+            Some(unpacking) => unpacking.end().map(|content| Some((self.unpacked, content))),
         };
         let digest = self.digest.end().ok_or(Error::Lost)?;
         Ok(Taken { digest, unpacked })
@@ -165,7 +165,7 @@ struct Unpacking {
     kind: Compression,
     path: PathBuf,
     chunks: Option<SyncSender<Arc<Vec<u8>>>>,
-    thread: Option<JoinHandle<io::Result<u64>>>,
+    thread: Option<JoinHandle<io::Result<Option<Digest>>>>,
     stop: Arc<AtomicBool>,
 }
 
@@ -179,8 +179,10 @@ impl Unpacking {
             let mut from = Stoppable {
                 from: unpack::unpacked(kind, Chunks { received, current: io::Cursor::default() })?,
                 stop: seen,
+                digest: Digesting::begin(Algorithm::Sha256)?,
             };
-            clone::write_sparse(&mut from, &to)
+            clone::write_sparse(&mut from, &to)?;
+            Ok(from.digest.end())
         });
         let thread = thread.map_err(Error::Thread)?;
         Ok(Self { kind, path: path.to_owned(), chunks: Some(chunks), thread: Some(thread), stop })
@@ -191,11 +193,14 @@ impl Unpacking {
         let _ = self.chunks.as_ref().map(|c| c.send(chunk));
     }
 
-    fn end(mut self) -> Result<(), Error> {
+    fn end(mut self) -> Result<Digest, Error> {
         self.chunks = None;
-        let Some(thread) = self.thread.take() else { return Ok(()) };
+        let Some(thread) = self.thread.take() else { return Err(Error::Lost) };
         let written = thread.join().unwrap_or_else(|_| Err(io::Error::other("it panicked")));
-        let Err(e) = written else { return Ok(()) };
+        let e = match written {
+            Ok(content) => return content.ok_or(Error::Lost),
+            Err(e) => e,
+        };
         let _ = file::remove(&self.path);
         // What the decoder says of its input is of these kinds; the rest is the system's on the output.
         let io = e.raw_os_error().is_some();
@@ -251,6 +256,8 @@ impl Read for Chunks {
 struct Stoppable<R> {
     from: R,
     stop: Arc<AtomicBool>,
+    /// Of what came out.
+    digest: Digesting,
 }
 
 impl<R: Read> Read for Stoppable<R> {
@@ -258,7 +265,9 @@ impl<R: Read> Read for Stoppable<R> {
         if self.stop.load(Ordering::Acquire) {
             return Err(io::Error::other("it was called off"));
         }
-        self.from.read(buffer)
+        let read = self.from.read(buffer)?;
+        self.digest.take(&Arc::new(buffer[..read].to_vec()));
+        Ok(read)
     }
 }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use tokio::net::UnixStream;
 
-use super::{Settings, prepare::Prepared, record::Record, saved, screen};
+use super::{Settings, isolate, prepare::Prepared, record::Record, saved, screen};
 use crate::{
     host::{
         child, file,
@@ -13,7 +13,7 @@ use crate::{
         port, socket, tap, vhost,
     },
     plan::{
-        argv::{self, Machine, fd},
+        argv::{self, CommandLine, Machine, fd},
         device::{self, BadPath},
         layout::VmPaths,
         tap::{Tap, taps},
@@ -108,6 +108,9 @@ pub enum Error {
     /// The command line.
     #[error(transparent)]
     Path(#[from] BadPath),
+    /// What QEMU is given, or kept from.
+    #[error(transparent)]
+    Isolate(#[from] isolate::Error),
     /// The process.
     #[error(transparent)]
     Spawn(#[from] child::Error),
@@ -148,6 +151,7 @@ impl Error {
         match self {
             Self::Tap { source, .. } => source.is_the_hosts(),
             Self::Socket(error) => error.is_the_hosts(),
+            Self::Isolate(error) => error.is_the_hosts(),
             Self::Spawn(error) => error.is_the_hosts(),
             Self::Record(error) => error.is_the_hosts(),
             Self::Screen(error) => error.is_the_hosts(),
@@ -168,6 +172,7 @@ impl Error {
             Self::Port { source, .. } => source.hint(),
             Self::NoSockets(error) => error.hint(),
             Self::Socket(error) => error.hint(),
+            Self::Isolate(error) => error.hint(),
             Self::Spawn(error) => error.hint(),
             Self::Monitor(error) => error.hint(),
             Self::Record(error) => error.hint(),
@@ -208,6 +213,7 @@ pub async fn launch(
     let paths = settings.paths();
     let vm = &prepared.vm;
     let saved = if restore { saved::open(&paths.saved())? } else { None };
+    let isolation = isolate::Plan::of(settings, &prepared)?;
     let machine = Machine {
         vm,
         identity: &prepared.identity,
@@ -217,8 +223,9 @@ pub async fn launch(
         disks: &prepared.disks,
         firmware: prepared.firmware.as_ref(),
         restores: saved.is_some(),
+        sandbox: isolation.sandbox(),
     };
-    let arguments = argv::argv(&machine)?;
+    let CommandLine { arguments, files } = argv::argv(&machine)?;
     for nic in &vm.nics {
         check_forwards(vm, nic)?;
     }
@@ -236,15 +243,17 @@ pub async fn launch(
         (paths.agent_socket(), fd::AGENT),
         (paths.serial_socket(), fd::SERIAL),
     ] {
-        fds.push((socket::listen(&path)?.into(), number));
+        fds.push((socket::listen_alone(&path)?.into(), number));
     }
     let mut head = None;
     if let Some((saved, state)) = saved {
         fds.push((state.into(), fd::STATE));
         head = Some(saved);
     }
+    isolate::own(&files, &paths.state, isolation.uid());
+    fds.extend(isolate::open(&files)?);
     let started_at = (settings.now)().to_string();
-    let pid = child::spawn(&prepared.facts.qemu.binary, &arguments, fds)?;
+    let (pid, isolation) = isolation.spawn(&prepared.facts.qemu.binary, &arguments, fds)?;
     let process = Arc::new(Process::open(pid).map_err(Error::Watch)?);
     let mut guard = Guard(Some(process.clone()));
     let first = vm.nics.first();
@@ -264,6 +273,7 @@ pub async fn launch(
         uuid: Some(prepared.identity.uuid.clone()),
         restoring: head.as_ref().map(|saved| saved.held),
         saving: None,
+        held: head.as_ref().is_some_and(|saved| saved.held),
         frozen_until: None,
         notes: prepared.notes.clone(),
         ready: head.as_ref().is_some_and(|saved| saved.ready),
@@ -274,6 +284,7 @@ pub async fn launch(
             .firmware
             .as_ref()
             .and_then(|chosen| Some((chosen.code.clone(), file::written_at(&chosen.code)?))),
+        isolation: Some(isolation),
         instance: vm.cloud_init.as_ref().map(|_| prepared.identity.instance_id.clone()),
     };
     record.write(&paths, text)?;

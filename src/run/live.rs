@@ -64,6 +64,8 @@ impl Supervisor {
             client: qemu.client.clone(),
             vm: self.written.clone(),
             cancel: cancel.clone(),
+            uid: qemu.record.isolation.as_ref().and_then(|isolation| isolation.uid),
+            shut_off: qemu.record.is_shut_off(),
         };
         let (facts, generation) = (self.facts.clone(), self.generation);
         let task = tokio::spawn(async move {

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{
-    Settings, identities, launch,
+    Settings, identities, isolate, launch,
     prepare::{self, facts_of, identity_of},
     progress::Cancel,
     supervise::QMP_LIMIT,
@@ -14,7 +14,8 @@ use crate::{
         vhost,
     },
     plan::{
-        device::{self, BadPath, DISK_PORTS, NIC_PORTS, Place, TapEnds},
+        device::{self, DISK_PORTS, NIC_PORTS, Place, TapEnds},
+        handed::{FIRST, Files, Handed},
         live::Change,
         tap::tap,
     },
@@ -47,7 +48,7 @@ pub(super) enum Error {
     #[error("no more than {0} can be plugged in while the guest runs")]
     NoPort(usize),
     #[error(transparent)]
-    Path(#[from] BadPath),
+    Isolate(#[from] isolate::Error),
     #[error("QEMU refuses")]
     Monitor(#[from] qmp::Error),
     #[error(transparent)]
@@ -56,6 +57,8 @@ pub(super) enum Error {
     Link(#[from] link::Error),
     #[error("cannot open /dev/vhost-net")]
     Vhost(#[source] std::io::Error),
+    #[error("this QEMU has no network but its taps")]
+    ShutOff,
     #[error("it was called off")]
     Thread,
 }
@@ -67,8 +70,9 @@ impl Error {
             Self::Prepare(error) => error.hint(),
             Self::Launch(error) => error.hint(),
             Self::Link(error) => error.hint(),
-            Self::NoPort(_) => Some("it is there after the next start".into()),
-            Self::Path(_) | Self::Monitor(_) | Self::Vhost(_) | Self::Thread => None,
+            Self::NoPort(_) | Self::ShutOff => Some("it is there after the next start".into()),
+            Self::Isolate(error) => error.hint(),
+            Self::Monitor(_) | Self::Vhost(_) | Self::Thread => None,
         }
     }
 }
@@ -80,6 +84,10 @@ pub(super) struct Machine {
     /// The VM file that the changes are of.
     pub(super) vm: Vm,
     pub(super) cancel: Cancel,
+    /// QEMU's user, where it is the VM's own.
+    pub(super) uid: Option<u32>,
+    /// QEMU is in a network with nothing in it.
+    pub(super) shut_off: bool,
 }
 
 impl Machine {
@@ -124,25 +132,30 @@ impl Machine {
         let position = self.vm.disks.iter().position(|other| other.name == disk.name);
         let at_start = position.and_then(|nr| device::disk_places(&self.vm).swap_remove(nr));
         let port = self.free_port(at_start, DISK_PORTS, device::disk_port).await?;
-        let ([lower, upper], front) = device::disk_behind(disk, &file, &port)?;
         self.close_nodes(&disk.name).await;
+        let sets = self.client.fd_sets(QMP_LIMIT).await?;
+        let mut files = Files::from(sets.iter().map(|(set, _)| set + 1).fold(FIRST, i32::max));
+        let ([lower, upper], front) = device::disk_behind(disk, &file, &port, &mut files);
         let added = async {
+            let files = files.into_all();
+            let uid = self.uid;
+            isolate::own(&files, &self.settings.paths().state, uid);
+            for (handed, (fd, set)) in files.iter().zip(isolate::open(&files)?) {
+                self.client.add_fd(set, &handed.opaque(), fd, QMP_LIMIT).await?;
+            }
             self.client.add_node(lower, QMP_LIMIT).await?;
             self.client.add_node(upper, QMP_LIMIT).await?;
-            self.client.add_device(front, QMP_LIMIT).await
+            Ok(self.client.add_device(front, QMP_LIMIT).await?)
         };
-        if let Err(error) = added.await {
+        let added: Result<(), Error> = added.await;
+        if added.is_err() {
             self.close_nodes(&disk.name).await;
-            return Err(error.into());
         }
-        Ok(())
+        added
     }
 
-    /// Closes the nodes of a disk that has no device. That there are none is as good.
     async fn close_nodes(&self, disk: &Label) {
-        let node = device::node(disk);
-        let _ = self.client.remove_node(&node, QMP_LIMIT).await;
-        let _ = self.client.remove_node(&format!("{node}-file"), QMP_LIMIT).await;
+        close_nodes(&self.client, disk).await;
     }
 
     async fn grow(&self, disk: &Label, size: Size) -> Result<(), Error> {
@@ -159,6 +172,9 @@ impl Machine {
         let id = device::nic_id(&nic.name);
         if self.client.devices(QMP_LIMIT).await?.contains(&id) {
             return Ok(());
+        }
+        if self.shut_off && matches!(nic.link, Link::User { .. }) {
+            return Err(Error::ShutOff);
         }
         let name = nic.name.clone();
         let mac = self.blocking(move |settings, vm, _| mac_of(settings, vm, &name));
@@ -254,15 +270,23 @@ impl Machine {
 /// Takes away what is left behind a device that the guest has let go of.
 pub(super) async fn tidy(client: &qmp::Client, change: &Change) {
     match change {
-        Change::RemoveDisk(disk) => {
-            let node = device::node(disk);
-            let _ = client.remove_node(&node, QMP_LIMIT).await;
-            let _ = client.remove_node(&format!("{node}-file"), QMP_LIMIT).await;
-        }
+        Change::RemoveDisk(disk) => close_nodes(client, disk).await,
         Change::RemoveNic(nic) => {
             let _ = client.remove_net(&device::net_id(nic), QMP_LIMIT).await;
         }
         _ => {}
+    }
+}
+
+/// Closes the nodes of a disk that has no device, and the files that they were handed. That there are none is as good.
+async fn close_nodes(client: &qmp::Client, disk: &Label) {
+    let node = device::node(disk);
+    let _ = client.remove_node(&node, QMP_LIMIT).await;
+    let _ = client.remove_node(&format!("{node}-file"), QMP_LIMIT).await;
+    for (set, opaque) in client.fd_sets(QMP_LIMIT).await.unwrap_or_default() {
+        if Handed::is_of(&opaque, &node) {
+            let _ = client.remove_fds(set, QMP_LIMIT).await;
+        }
     }
 }
 

@@ -24,8 +24,9 @@ use crate::{
         iso9660,
         layout::VmPaths,
         seed,
+        unit::Scope,
     },
-    spec::{Disk, Source, Vm},
+    spec::{Disk, Format, Isolation, Source, Vm},
 };
 
 /// A VM that can be launched.
@@ -214,17 +215,22 @@ pub fn firmware_for(
 pub fn disk_place(paths: &VmPaths, disk: &crate::spec::Disk) -> DiskFile {
     match &disk.source {
         Source::File(path) => {
-            DiskFile { path: path.clone(), format: disk.format, is_device: false }
+            DiskFile { path: path.clone(), format: disk.format, is_device: false, backing: vec![] }
         }
         Source::Device(path) => {
-            DiskFile { path: path.clone(), format: disk.format, is_device: true }
+            DiskFile { path: path.clone(), format: disk.format, is_device: true, backing: vec![] }
         }
         Source::Image(_) | Source::Blank | Source::Existing => {
             use crate::spec::Format::{Qcow2, Raw};
             let other = if disk.format == Qcow2 { Raw } else { Qcow2 };
             let there = |format| paths.disk(&disk.name, format).exists();
             let format = if !there(disk.format) && there(other) { other } else { disk.format };
-            DiskFile { path: paths.disk(&disk.name, format), format, is_device: false }
+            DiskFile {
+                path: paths.disk(&disk.name, format),
+                format,
+                is_device: false,
+                backing: vec![],
+            }
         }
     }
 }
@@ -245,12 +251,16 @@ pub fn prepare(
     let facts = facts_of(settings)?;
     let (accel, warning) = facts::accelerator(vm.accel, &facts.kvm)?;
     let mut notes: Vec<String> = warning.into_iter().collect();
-    let (identity, changed) = identity_of(settings, &vm, &facts)?;
+    let (mut identity, changed) = identity_of(settings, &vm, &facts)?;
     if facts.qemu.is_older_than(&identity.machine) {
         return Err(Error::OlderQemu { machine: identity.machine, qemu: facts.qemu });
     }
     if changed {
         identities::write(&paths, &identity)?;
+    }
+    let wants_user = vm.isolation != Isolation::Off && settings.scope == Scope::System;
+    if wants_user && identity.uid.is_none() {
+        identities::give_user(&mut identity, &settings.layout, &vm.name)?;
     }
     let firmware = firmware_of(settings, &vm, &facts, &identity.machine)?;
     let mut disks = vec![];
@@ -295,12 +305,22 @@ pub fn disk(
     within_reach::bring(settings, wanted)?;
     let (paths, images) = (settings.paths(), settings.layout.images());
     let ready = disk::ensure(wanted, &paths, &images, &tools, &mut spoken, cancel);
-    let ready = ready.map_err(|source| match source.is_called_off() {
+    let failed = |source: disk::Error| match source.is_called_off() {
         true => Error::Cancelled,
         false => Error::Disk { at: vm.at(&format!("disk.{}.image", wanted.name)), source },
-    })?;
+    };
+    let ready = ready.map_err(failed)?;
     let is_device = matches!(wanted.source, Source::Device(_));
-    Ok((DiskFile { path: ready.path, format: ready.format, is_device }, ready.notes))
+    let backing = match ready.format {
+        Format::Qcow2 => {
+            let own = matches!(wanted.source, Source::File(_) | Source::Device(_));
+            let made = if own { Ok(None) } else { disk::made(wanted, &paths) };
+            made.and_then(|made| disk::backing(wanted, &ready.path, made.as_ref(), vm.isolation))
+        }
+        Format::Raw => Ok(vec![]),
+    };
+    let backing = backing.map_err(failed)?;
+    Ok((DiskFile { path: ready.path, format: ready.format, is_device, backing }, ready.notes))
 }
 
 /// The qemu-img that came with this QEMU, or else whatever `PATH` has.

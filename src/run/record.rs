@@ -7,7 +7,14 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{control::types::End, host::file, plan::layout::VmPaths};
+use crate::{
+    control::types::End,
+    host::file,
+    plan::{
+        isolation::{Isolation, Layer},
+        layout::VmPaths,
+    },
+};
 
 /// How many ends are kept.
 pub const ENDS: usize = 10;
@@ -43,6 +50,9 @@ pub struct Record {
     /// Its state is being saved, and whether its vCPUs were held before.
     #[serde(default)]
     pub saving: Option<bool>,
+    /// An operator wants its vCPUs held, whatever else holds them.
+    #[serde(default)]
+    pub held: bool,
     /// Its guest's file systems are frozen, or were to be, and are to be thawed then, RFC 3339.
     #[serde(default)]
     pub frozen_until: Option<String>,
@@ -64,6 +74,9 @@ pub struct Record {
     /// The firmware that it read, and when that file was last written, in seconds since 1970.
     #[serde(default)]
     pub firmware: Option<(PathBuf, i64)>,
+    /// How it is kept apart; a record that does not say so is of a version that ran it as the supervisor.
+    #[serde(default)]
+    pub isolation: Option<Isolation>,
     /// cloud-init's instance-id in the seed that it was given.
     #[serde(default)]
     pub instance: Option<String>,
@@ -78,6 +91,12 @@ impl Record {
     pub fn read(paths: &VmPaths) -> Option<Self> {
         let text = std::fs::read(paths.record()).ok()?;
         serde_json::from_slice(&text).ok()
+    }
+
+    /// QEMU has no network but what it was given descriptors of.
+    pub fn is_shut_off(&self) -> bool {
+        let layers = self.isolation.as_ref().map(|isolation| &isolation.layers);
+        layers.is_some_and(|layers| layers.contains(&Layer::Network))
     }
 
     /// Writes the record, and beside it the VM file that QEMU was started from.
@@ -107,7 +126,6 @@ impl Record {
             paths.qmp_socket(),
             paths.agent_socket(),
             paths.serial_socket(),
-            paths.migration_socket(),
             paths.vnc_socket(),
             paths.vnc_password(),
         ] {

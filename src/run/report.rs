@@ -39,13 +39,17 @@ pub(super) fn refusal(error: &qmp::Error) -> Refusal {
 /// How many events are kept for who asks later.
 const RECENT: usize = 64;
 /// Events that tell of no turn of the VM's life.
-const CHATTY: [&str; 3] = ["BALLOON_CHANGE", "RTC_CHANGE", "NIC_RX_FILTER_CHANGED"];
+const CHATTY: [&str; 4] =
+    ["BALLOON_CHANGE", "RTC_CHANGE", "NIC_RX_FILTER_CHANGED", "VSERPORT_CHANGE"];
 
 impl Supervisor {
     pub(super) fn answer(&mut self, request: Request) {
         match request {
             Request::Command(command, reply) => self.command(command, reply),
-            Request::Status(reply) => drop(reply.send(self.status())),
+            Request::Status(reply) => {
+                self.ask_monitor();
+                drop(reply.send(self.status()));
+            }
             Request::RecentEvents(reply) => {
                 drop(reply.send(self.recent.iter().cloned().collect()));
             }
@@ -91,6 +95,7 @@ impl Supervisor {
         let go = taken.is_ok();
         let _ = reply.send(taken);
         if go {
+            self.wishes(asked);
             self.feed(life::Event::Asked(asked));
         }
     }
@@ -229,6 +234,8 @@ impl Supervisor {
         {
             notes.push(format!("the VM file is not valid any more: {problem}"));
         }
+        notes.extend(self.room_notes());
+        notes.extend(self.monitor_note());
         notes.extend(self.freeze_note());
         if let Some(why) = record.and_then(|r| r.missed.as_ref()) {
             notes.push(format!("the guest is not ready (`ready = \"{}\"`): {why}", self.vm.ready));
@@ -237,6 +244,7 @@ impl Supervisor {
             name: self.settings.name.to_string(),
             state: self.told_state(),
             ready: self.told_ready(),
+            trouble: self.trouble().map(str::to_owned),
             pid: record.map(|r| r.pid),
             supervisor_pid: Some(std::process::id()),
             since: Some(self.since.to_string()),
@@ -252,6 +260,7 @@ impl Supervisor {
             tap: record.map_or(written_tap, |r| r.tap.clone()),
             forward: self.vm.forwards(),
             vnc: record.and_then(|_| screen::vnc(&self.vm, &self.paths)),
+            isolation: record.and_then(|r| r.isolation.clone()),
             cpu_weight: self.vm.cpu_weight.get(),
             cpu_weight_effective: None,
             cpu_share: None,

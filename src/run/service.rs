@@ -1,7 +1,6 @@
 //! A VM's unit, as its service manager has it, by `systemctl`.
 
 use std::{
-    ffi::{OsStr, OsString},
     io,
     path::Path,
     process::{Command, Output, Stdio},
@@ -13,8 +12,10 @@ use crate::{
     value::VmName,
 };
 
-/// How long the service manager may take to tell whether it ends.
+/// How long the service manager may take to tell something: one that is busy, or hangs, must hold up no guest's start or stop.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// How long it may take to read all units again, with their generators.
+const RELOAD_LIMIT: Duration = Duration::from_secs(90);
 
 /// What `systemctl` could not do.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +23,14 @@ pub enum Error {
     /// It cannot be run.
     #[error("cannot run `systemctl`")]
     Run(#[source] io::Error),
+    /// It does not end.
+    #[error("`systemctl {asked}` did not end within {} s: systemd does not answer", limit.as_secs())]
+    Silent {
+        /// Its arguments.
+        asked: String,
+        /// How long it was waited for.
+        limit: Duration,
+    },
     /// It failed.
     #[error("`systemctl {asked}` failed: {said}")]
     Failed {
@@ -30,6 +39,13 @@ pub enum Error {
         /// What it said.
         said: String,
     },
+}
+
+impl Error {
+    /// The host is at fault, and not the VM.
+    pub fn is_the_hosts(&self) -> bool {
+        matches!(self, Self::Silent { .. })
+    }
 }
 
 /// The unit of a VM.
@@ -44,12 +60,18 @@ pub struct Unit {
 }
 
 impl Unit {
-    /// The unit, if the manager has one.
-    pub async fn find(vm: &VmName, scope: Scope) -> Option<Self> {
+    /// The unit, if the manager has one; none where there is no manager that could be asked.
+    ///
+    /// # Errors
+    /// The manager does not answer: nobody knows whether the unit is its to start.
+    pub async fn find(vm: &VmName, scope: Scope) -> Result<Option<Self>, Error> {
         let name = unit::unit_name(vm);
         let properties = "--property=LoadState,ActiveState,NeedDaemonReload,DropInPaths";
-        let shown = systemctl(scope, &["show", properties, &name]).await.ok()?;
-        Self::read(scope, name, &shown)
+        match systemctl(scope, &["show", properties, &name]).await {
+            Ok(shown) => Ok(Self::read(scope, name, &shown)),
+            Err(error @ Error::Silent { .. }) => Err(error),
+            Err(Error::Run(_) | Error::Failed { .. }) => Ok(None),
+        }
     }
 
     fn read(scope: Scope, name: String, shown: &str) -> Option<Self> {
@@ -70,7 +92,7 @@ impl Unit {
     /// It does not.
     pub async fn refresh(&self) -> Result<(), Error> {
         match self.stale {
-            true => systemctl(self.scope, &["daemon-reload"]).await.map(drop),
+            true => ask(self.scope, &["daemon-reload"], RELOAD_LIMIT).await.map(drop),
             false => Ok(()),
         }
     }
@@ -83,8 +105,14 @@ impl Unit {
         if self.failed {
             systemctl(self.scope, &["reset-failed", &self.name]).await?;
         }
-        let no_block: &[&str] = if wait { &[] } else { &["--no-block"] };
-        systemctl(self.scope, &[&["start"], no_block, &[&self.name]].concat()).await.map(drop)
+        match wait {
+            // As long as the start takes: systemd has its own bound for that (TimeoutStartSec=).
+            true => run(self.scope, &["start", &self.name]).await.map(drop),
+            false => {
+                let words = ["start", "--no-block", &self.name];
+                systemctl(self.scope, &words).await.map(drop)
+            }
+        }
     }
 }
 
@@ -102,9 +130,21 @@ pub async fn forget_starts(vm: &VmName, scope: Scope) -> Result<(), Error> {
 /// # Errors
 /// The manager does not: it has no such unit, or the unit no mounts of its own.
 pub fn bind(vm: &VmName, scope: Scope, directory: &Path) -> Result<(), Error> {
-    let (unit, directory) = (unit::unit_name(vm).into(), directory.as_os_str().to_owned());
-    let arguments: [OsString; 4] = ["bind".into(), unit, directory.clone(), directory];
-    asked(scope, &arguments).map(drop)
+    // On the thread that prepares; systemctl itself waits for 25 s at the most (sd_bus_get_method_call_timeout(3)).
+    let mut command = Command::new("systemctl");
+    if scope == Scope::User {
+        command.arg("--user");
+    }
+    command.arg("bind").arg(unit::unit_name(vm)).args([directory, directory]);
+    let Output { status, stderr, .. } =
+        command.stdin(Stdio::null()).output().map_err(Error::Run)?;
+    match status.success() {
+        true => Ok(()),
+        false => Err(Error::Failed {
+            asked: "bind".into(),
+            said: String::from_utf8_lossy(&stderr).trim().to_owned(),
+        }),
+    }
 }
 
 /// Whether the unit is being stopped by somebody's wish; `false` where nobody knows.
@@ -116,15 +156,8 @@ pub async fn is_stopping(vm: &VmName, scope: Scope) -> bool {
 /// Whether the service manager ends: the host shuts down or reboots, or the user's last session is over. `false` where nobody knows.
 pub async fn host_goes_down(scope: Scope) -> bool {
     // It exits with 1 for every state but `running`, and says which.
-    let mut command = Command::new("systemctl");
-    if scope == Scope::User {
-        command.arg("--user");
-    }
-    command.arg("is-system-running").stdin(Stdio::null());
-    let run = tokio::task::spawn_blocking(move || command.output());
-    // A manager that is busy with its end must not hold up the guest's.
-    let run = tokio::time::timeout(ANSWER_LIMIT, run).await.ok().and_then(Result::ok);
-    run.is_some_and(|output| output.is_ok_and(|output| output.stdout.trim_ascii() == b"stopping"))
+    let told = tokio::time::timeout(ANSWER_LIMIT, output(scope, &["is-system-running"])).await;
+    matches!(told, Ok(Ok(told)) if told.stdout.trim_ascii() == b"stopping")
 }
 
 /// What became of a unit whose supervisor crashed.
@@ -175,23 +208,30 @@ fn has_stop_job(jobs: &str, unit: &str) -> bool {
 }
 
 async fn systemctl(scope: Scope, arguments: &[&str]) -> Result<String, Error> {
-    let arguments: Vec<String> = arguments.iter().map(|&word| word.to_owned()).collect();
-    let run = tokio::task::spawn_blocking(move || asked(scope, &arguments)).await;
-    run.map_err(|error| Error::Run(io::Error::other(error)))?
+    ask(scope, arguments, ANSWER_LIMIT).await
 }
 
-fn asked(scope: Scope, arguments: &[impl AsRef<OsStr>]) -> Result<String, Error> {
+/// What does not end in time is left to itself, and nobody waits for it any more.
+async fn ask(scope: Scope, arguments: &[&str], limit: Duration) -> Result<String, Error> {
+    let silent = |_| Error::Silent { asked: arguments.join(" "), limit };
+    tokio::time::timeout(limit, run(scope, arguments)).await.map_err(silent)?
+}
+
+async fn output(scope: Scope, arguments: &[&str]) -> io::Result<Output> {
     let mut command = Command::new("systemctl");
     if scope == Scope::User {
         command.arg("--user");
     }
     command.args(arguments).stdin(Stdio::null());
-    let Output { status, stdout, stderr } = command.output().map_err(Error::Run)?;
-    let words = || arguments.iter().map(|word| word.as_ref().to_string_lossy());
+    tokio::task::spawn_blocking(move || command.output()).await.map_err(io::Error::other)?
+}
+
+async fn run(scope: Scope, arguments: &[&str]) -> Result<String, Error> {
+    let Output { status, stdout, stderr } = output(scope, arguments).await.map_err(Error::Run)?;
     match status.success() {
         true => Ok(String::from_utf8_lossy(&stdout).into_owned()),
         false => Err(Error::Failed {
-            asked: words().collect::<Vec<_>>().join(" "),
+            asked: arguments.join(" "),
             said: String::from_utf8_lossy(&stderr).trim().to_owned(),
         }),
     }

@@ -20,14 +20,19 @@ use super::{
     console::Console,
     enrol::Enrolled,
     error::Error,
-    fact::{Fact, forward_changes, forward_requests, forward_signals, forward_sleeps},
+    fact::{
+        Fact, forward_changes, forward_requests, forward_signals, forward_sleeps, next_beat,
+        sleep_until,
+    },
     freeze::{Frozen, Why},
     launch::Qemu,
     live::Applying,
+    monitor::Monitor,
     prepare::Prepared,
     progress::Cancel,
     ready::{Awaiting, policy},
-    record::{self},
+    record,
+    room::Room,
 };
 use crate::{
     control::{
@@ -157,6 +162,8 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
         saving: None,
         frozen: None,
         enrolled: None,
+        room: Room::default(),
+        monitor: Monitor::default(),
         facts,
         events,
         notifier,
@@ -251,6 +258,9 @@ pub(super) struct Supervisor {
     pub(super) frozen: Option<Frozen>,
     /// Known to systemd-machined.
     pub(super) enrolled: Option<Enrolled>,
+    /// What the host has no room for, and whether QEMU's monitor answers.
+    pub(super) room: Room,
+    pub(super) monitor: Monitor,
     pub(super) since: jiff::Timestamp,
     pub(super) origin: Instant,
     pub(super) facts: mpsc::Sender<Fact>,
@@ -305,6 +315,7 @@ impl Supervisor {
                     qemu.client = session.client;
                     info!("QEMU's monitor answers again");
                     self.listen(session.events);
+                    self.ask_why_held();
                 }
             }
             Fact::Ready(generation, found) if generation == self.generation => self.found(found),
@@ -340,7 +351,11 @@ impl Supervisor {
                 info!("the host has slept for {} s", slept.as_secs());
                 self.set_guests_clock();
             }
+            Fact::Trouble(generation, trouble) if generation == self.generation => {
+                self.meet(trouble);
+            }
             Fact::Froze(..)
+            | Fact::Trouble(..)
             | Fact::ThawDue(_)
             | Fact::Thawed(..)
             | Fact::Memory(..)
@@ -379,19 +394,5 @@ impl Supervisor {
         for action in actions {
             self.act(action);
         }
-    }
-}
-
-async fn sleep_until(deadline: Option<tokio::time::Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn next_beat(beat: &mut Option<tokio::time::Interval>) {
-    match beat {
-        Some(beat) => drop(beat.tick().await),
-        None => std::future::pending().await,
     }
 }

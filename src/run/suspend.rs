@@ -3,9 +3,8 @@
 //! QEMU sends the state to a socket of ours, and it goes from there into a file that counts only when it is whole. A state is used
 //! once: it is removed before the guest goes on, since from then on its disks are others.
 
-use std::time::Duration;
+use std::{os::unix::net::UnixStream, time::Duration};
 
-use tokio::net::UnixListener;
 use tracing::{debug, info, warn};
 
 use super::{
@@ -15,7 +14,7 @@ use super::{
     supervise::{QMP_LIMIT, Supervisor},
 };
 use crate::{
-    host::{file, receive, socket},
+    host::{file, receive},
     life,
     plan::{layout::VmPaths, saved::Saved},
     spec,
@@ -160,17 +159,10 @@ async fn save(
             mib(there)
         ));
     }
-    let socket = paths.migration_socket();
-    let listener = socket::listen(&socket).map_err(|error| chain(&error))?;
-    let listener = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
-    let listener = listener.map_err(|error| error.to_string())?;
+    let (from, theirs) = UnixStream::pair().map_err(|error| error.to_string())?;
     let (writing, to) = Writing::begin(&paths.saved(), head).map_err(|error| chain(&error))?;
     client.stop(QMP_LIMIT).await.map_err(|error| error.to_string())?;
-    client.migrate(&socket, QMP_LIMIT).await.map_err(|error| error.to_string())?;
-    let accepted = tokio::time::timeout(QMP_LIMIT, listener.accept()).await;
-    let accepted = accepted.map_err(|_| "QEMU does not connect".to_owned())?;
-    let from = accepted.and_then(|(stream, _)| stream.into_std());
-    let from = from.map_err(|error| error.to_string())?;
+    client.migrate(theirs.into(), QMP_LIMIT).await.map_err(|error| error.to_string())?;
     let received = tokio::task::spawn_blocking(move || receive::receive(from, to)).await;
     let bytes = received.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
     loop {
@@ -182,6 +174,5 @@ async fn save(
     }
     writing.commit().map_err(|error| chain(&error))?;
     debug!("the guest's state has {bytes} bytes");
-    let _ = std::fs::remove_file(&socket);
     Ok(())
 }

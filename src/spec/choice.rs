@@ -62,3 +62,16 @@ pub enum HostShutdown {
     /// Its state is saved, and it goes on from there.
     Suspend,
 }
+
+/// How QEMU is kept apart from the host and from other VMs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// By everything that the host has; what it lacks is told.
+    #[default]
+    On,
+    /// By everything, or it is not started.
+    Strict,
+    /// By nothing.
+    Off,
+}

@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    Accel, CloudInit, Disk, Display, Firmware, HostShutdown, Nic, OnGuestReboot, OnPanic, Ready,
-    ReadyFailure,
+    Accel, CloudInit, Disk, Display, Firmware, HostShutdown, Isolation, Link, Nic, OnGuestReboot,
+    OnPanic, Ready, ReadyFailure,
     cloud_init::ReadFile,
     disk::{Bus, DiskKeys, FlatDisk},
     nic::NicKeys,
@@ -61,6 +61,8 @@ pub struct Vm {
     pub accel: Accel,
     /// `firmware`.
     pub firmware: Firmware,
+    /// `isolation`.
+    pub isolation: Isolation,
     /// `onPanic`.
     pub on_panic: OnPanic,
     /// `onGuestReboot`.
@@ -156,6 +158,7 @@ impl Vm {
         let shutdown_timeout = top.take(r, "shutdownTimeoutSec").value;
         let accel = top.take(r, "accel").value.unwrap_or_default();
         let firmware = top.take(r, "firmware").value.unwrap_or_default();
+        let isolation = top.take::<Isolation>(r, "isolation");
         let on_panic = top.take(r, "onPanic").value.unwrap_or_default();
         let on_guest_reboot = top.take(r, "onGuestReboot").value.unwrap_or_default();
         let vcpu = vcpu.and_then(|Whole(vcpu)| u8::try_from(vcpu).ok()).unwrap_or(1);
@@ -169,6 +172,9 @@ impl Vm {
         top.finish(r);
         if let Some((at, ready)) = ready.good() {
             ready.check(r, at, &nics, cloud_init.is_some());
+        }
+        if let Some((at, Isolation::Strict)) = isolation.good() {
+            shut_off(r, at, &nics);
         }
         Self {
             name: name.clone(),
@@ -191,6 +197,7 @@ impl Vm {
             shutdown_timeout: shutdown_timeout.unwrap_or(Self::SHUTDOWN_TIMEOUT),
             accel,
             firmware,
+            isolation: isolation.value.unwrap_or_default(),
             on_panic,
             on_guest_reboot,
             disks,
@@ -325,4 +332,17 @@ fn nics(r: &mut Reading<'_>, vm: &VmName, top: &mut Table<'_>) -> Vec<Nic> {
         nics.push((keys, nic));
     }
     nics.into_iter().map(|(_, nic)| nic).collect()
+}
+
+/// Refuses a NIC that needs a QEMU which has the host's network, where it must not have it.
+fn shut_off(r: &mut Reading<'_>, at: &At, nics: &[Nic]) {
+    let user = nics.iter().find(|nic| matches!(nic.link, Link::User { .. }));
+    if let Some(nic) = user {
+        let message = format!(
+            "the network of `{}` is QEMU's own (user mode), which then has the host's",
+            nic.name
+        );
+        let hint = "give it a `bridge`, or write `isolation = \"on\"`";
+        r.refuse(at, message, Some(hint.into()));
+    }
 }

@@ -26,7 +26,7 @@ use std::{collections::BTreeSet, io, path::Path, sync::LazyLock};
 
 use toml::de::DeTable;
 
-pub use choice::{Accel, Firmware, HostShutdown, OnGuestReboot, OnPanic};
+pub use choice::{Accel, Firmware, HostShutdown, Isolation, OnGuestReboot, OnPanic};
 pub use cloud_init::{CloudInit, UserData};
 pub use disk::{Bus, Clone, Disk, Format, Media, Source};
 pub use display::Display;

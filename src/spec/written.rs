@@ -3,8 +3,8 @@
 use toml::de::DeValue;
 
 use super::{
-    Accel, Bus, Clone as DiskClone, Firmware, Format, HostShutdown, LinkState, Media, Model,
-    OnGuestReboot, OnPanic, ReadyFailure, unknown,
+    Accel, Bus, Clone as DiskClone, Firmware, Format, HostShutdown, Isolation, LinkState, Media,
+    Model, OnGuestReboot, OnPanic, ReadyFailure, unknown,
 };
 use crate::value::{
     Cidr, CpuList, CpuWeight, Forward, IfName, MacAddr, Refused, Seconds, Size, VmName, VncAddress,
@@ -286,6 +286,7 @@ by_word! {
     OnPanic { "restart" => Self::Restart, "stop" => Self::Stop, "pause" => Self::Pause }
     OnGuestReboot { "apply" => Self::Apply, "reset" => Self::Reset }
     ReadyFailure { "continue" => Self::Continue, "fail" => Self::Fail }
+    Isolation { "on" => Self::On, "strict" => Self::Strict, "off" => Self::Off }
     HostShutdown { "stop" => Self::Stop, "suspend" => Self::Suspend }
     Format { "qcow2" => Self::Qcow2, "raw" => Self::Raw }
     DiskClone { "copy" => Self::Copy, "overlay" => Self::Overlay }

@@ -89,7 +89,8 @@ async fn reload(name: &VmName, layout: &Layout, manager: Option<Scope>) -> Resul
     let refused = |error| super::refused(&error, layout, name);
     let mut client = super::connect(layout, name).await?;
     if let Some(scope) = manager
-        && let Some(unit) = Unit::find(name, scope).await
+        && let Some(unit) =
+            Unit::find(name, scope).await.map_err(|error| Failure::of(&error).about(name))?
     {
         // Weights are systemd's to set.
         unit.refresh().await.map_err(|error| Failure::of(&error).about(name))?;

@@ -113,6 +113,9 @@ fn row(entry: &Entry, now: Timestamp, before: Option<&Before>) -> Vec<Cell> {
 
 /// Why it is in this state, in a word.
 fn why(status: &Status) -> Option<&str> {
+    if status.trouble.is_some() {
+        return status.trouble.as_deref();
+    }
     match (status.state, status.ready) {
         (State::Stopped | State::Failed, _) => Some(status.last_stop.as_ref()?.reason.as_str()),
         (State::Running, Some(Ready::Waiting)) => Some("not ready yet"),

@@ -216,7 +216,10 @@ fn not_begun(error: &begin::Error, layout: &Layout, name: &VmName) -> Failure {
                 false => Failure::of(error).about(name).code(code),
             }
         }
-        error => Failure::of(error).about(name).hint(error.hint()),
+        error => {
+            let code = if error.is_the_hosts() { exit::HOST } else { exit::FAILED };
+            Failure::of(error).about(name).code(code).hint(error.hint())
+        }
     }
 }
 
@@ -258,14 +261,14 @@ fn not_carried(error: &carry::Error, name: &VmName) -> Failure {
 
 /// Has the service manager take up a VM file that has just come to its place: order, autostart, weights.
 async fn take_up(name: &VmName, manager: Option<Scope>) -> Result<(), Failure> {
-    if let Some(scope) = manager
-        && let Some(unit) = Unit::find(name, scope).await
-    {
-        let hint =
-            "it is there all the same; `systemctl daemon-reload` does what failed".to_owned();
-        return unit.refresh().await.map_err(|e| Failure::of(&e).about(name).hint(hint));
-    }
-    Ok(())
+    let Some(scope) = manager else { return Ok(()) };
+    let taken_up = match Unit::find(name, scope).await {
+        Ok(Some(unit)) => unit.refresh().await,
+        Ok(None) => Ok(()),
+        Err(error) => Err(error),
+    };
+    let hint = "it is there all the same; `systemctl daemon-reload` does what failed".to_owned();
+    taken_up.map_err(|e| Failure::of(&e).about(name).hint(hint))
 }
 
 /// What there is to be done yet, to standard error.

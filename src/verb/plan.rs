@@ -6,7 +6,7 @@ use crate::{
     exit::Failure,
     plan::{argv, facts},
     run::{Settings, prepare},
-    spec,
+    spec::{self, Isolation},
     value::VmName,
 };
 
@@ -46,10 +46,11 @@ pub fn run(settings: &Settings, out: &mut dyn Write) -> Result<(), Failure> {
         disks: &disks,
         firmware: firmware.as_ref(),
         restores: false,
+        sandbox: facts.qemu.sandbox && vm.isolation != Isolation::Off,
     };
-    let arguments = argv::argv(&machine).map_err(|e| Failure::of(&e).about(&name))?;
+    let line = argv::argv(&machine).map_err(|e| Failure::of(&e).about(&name))?;
     let mut text = format!("{}\n", facts.qemu.binary.display());
-    for argument in arguments {
+    for argument in line.arguments {
         text.push_str(&argument);
         text.push('\n');
     }

@@ -28,7 +28,7 @@ pub async fn run(args: &Args, layout: &Layout, manager: Option<Scope>) -> Result
     let renamed = rename(layout, old, new).map_err(|error| super::not_carried(&error, old))?;
     super::take_up(new, manager).await?;
     if let Some(scope) = manager
-        && Unit::find(old, scope).await.is_some()
+        && let Ok(Some(_)) = Unit::find(old, scope).await
     {
         // Or it would be listed as failed for ever, if it was.
         let _ = service::forget_starts(old, scope).await;

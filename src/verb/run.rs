@@ -43,8 +43,26 @@ pub async fn run(
         // No guest has to do without its supervisor for that.
         Err(error) => warn!("cannot give up the capabilities that are not needed: {error}"),
     }
-    let (name, paths) = (settings.name.clone(), settings.paths());
+    let name = settings.name.clone();
     let in_unit = (settings.env)("NOTIFY_SOCKET").is_some();
+    let done = run_to_its_end(settings, program, arguments).await;
+    if in_unit
+        && done.as_ref().is_err_and(|failure| failure.exit_code() == exit::HOST)
+        && let Err(error) = service::forget_starts(&name, scope).await
+    {
+        warn!("this start counts for the unit's limit: {}", chain(&error));
+    }
+    done
+}
+
+async fn run_to_its_end(
+    settings: Settings,
+    program: &Path,
+    arguments: &[OsString],
+) -> Result<(), Failure> {
+    let (name, paths) = (settings.name.clone(), settings.paths());
+    // Where the host is at fault, another try may help.
+    let code = |is_the_hosts| if is_the_hosts { exit::HOST } else { exit::FAILED };
     let subject = |failure: Failure| failure.about(&name);
     let file = settings.layout.vm_file(&name);
     let loaded = if file.exists() {
@@ -67,24 +85,17 @@ pub async fn run(
     let passed_on = (settings.env)(LOCK_FD).and_then(|number| number.parse().ok());
     let lock = match passed_on.and_then(|number| Lock::inherited(number, &paths.lock())) {
         Some(lock) => lock,
-        None => {
-            Lock::acquire(&paths.lock()).map_err(|e| subject(Failure::of(&e).hint(e.hint())))?
-        }
+        None => Lock::acquire(&paths.lock())
+            .map_err(|e| subject(Failure::of(&e).code(code(e.is_the_hosts())).hint(e.hint())))?,
     };
-    file::make_dir(&paths.state).map_err(|e| subject(Failure::of(&e).hint(e.hint())))?;
+    file::make_dir(&paths.state)
+        .map_err(|e| subject(Failure::of(&e).code(code(e.is_the_hosts())).hint(e.hint())))?;
     match supervise(settings, vm, text).await {
         Ok(Left::Exit(0)) => Ok(()),
         // The end has been logged with all that is known of it.
         Ok(Left::Exit(code)) => Err(Failure::quiet(code)),
         Ok(Left::NotStarted { is_the_hosts, why }) => {
-            let code = if is_the_hosts { exit::HOST } else { exit::FAILED };
-            if is_the_hosts
-                && in_unit
-                && let Err(error) = service::forget_starts(&name, scope).await
-            {
-                warn!("this start counts for the unit's limit: {}", chain(&error));
-            }
-            Err(subject(Failure::new(code, why)))
+            Err(subject(Failure::new(code(is_the_hosts), why)))
         }
         Ok(Left::Reexec) => {
             let number = lock.pass_on().map_err(|e| subject(Failure::of(&e)))?;
@@ -97,6 +108,6 @@ pub async fn run(
                 format!("cannot execute `{}`: {error}", program.display()),
             )))
         }
-        Err(error) => Err(subject(Failure::of(&error).hint(error.hint()))),
+        Err(e) => Err(subject(Failure::of(&e).code(code(e.is_the_hosts())).hint(e.hint()))),
     }
 }

@@ -7,7 +7,7 @@ use jiff::{Timestamp, tz::TimeZone};
 use crate::{
     control::types::{Ready, State, Status},
     exit::{self, Failure},
-    plan::layout::Layout,
+    plan::{isolation::Isolation, layout::Layout},
     run::{
         inventory::{Entry, inventory},
         shares::weigh,
@@ -144,6 +144,7 @@ fn told(status: &Status, clock: &Clock) -> String {
     line("vnc:", status.vnc.as_deref());
     line("accel:", status.accel.as_deref());
     line("qemu:", status.qemu_version.as_deref());
+    line("isolation:", status.isolation.as_ref().map(Isolation::told).as_deref());
     line("machine:", status.machine.as_deref());
     line("console:", status.console.as_deref());
     for pending in &status.pending {

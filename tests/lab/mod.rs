@@ -3,6 +3,7 @@
 
 #![allow(dead_code)] // Each test binary uses its own part of it.
 
+pub(crate) mod mounts;
 pub(crate) mod network;
 pub(crate) mod terminal;
 
@@ -32,6 +33,8 @@ pub(crate) struct Lab {
     user: Option<u32>,
     /// The network that `qvm` runs in, where it is not the machine's.
     pub(crate) network: Option<network::Network>,
+    /// The file systems that it sees, where they are not the machine's.
+    pub(crate) mounts: Option<mounts::Mounts>,
     /// The QEMU to run, where it is not the machine's.
     pub(crate) qemu: Option<OsString>,
     supervisors: Vec<Child>,
@@ -77,6 +80,7 @@ impl Lab {
             program,
             user: None,
             network: None,
+            mounts: None,
             qemu: None,
             supervisors: vec![],
         }
@@ -110,16 +114,27 @@ impl Lab {
         }
     }
 
+    /// File systems of its own from now on; `None` where there can be none.
+    pub(crate) fn mounts(&mut self) -> Option<&mut mounts::Mounts> {
+        self.mounts = Some(mounts::Mounts::new()?);
+        self.mounts.as_mut()
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.dir
     }
 
     pub(crate) fn state(&self, vm: &str, file: &str) -> PathBuf {
-        self.places[1].join("vms").join(vm).join(file)
+        self.seen(self.places[1].join("vms").join(vm).join(file))
     }
 
     pub(crate) fn runtime(&self, vm: &str, file: &str) -> PathBuf {
-        self.places[2].join(vm).join(file)
+        self.seen(self.places[2].join(vm).join(file))
+    }
+
+    /// What `qvm` calls so, for the test.
+    fn seen(&self, path: PathBuf) -> PathBuf {
+        self.mounts.as_ref().map_or(path.clone(), |mounts| mounts.seen(&path))
     }
 
     /// Writes a VM file around a guest image.
@@ -137,9 +152,10 @@ impl Lab {
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = match &self.network {
-            None => Command::new(&self.program),
-            Some(network) => network.command(&self.program),
+        let mut command = match (&self.network, &self.mounts) {
+            (None, None) => Command::new(&self.program),
+            (None, Some(mounts)) => mounts.command(&self.program),
+            (Some(network), _) => network.command(&self.program),
         };
         command.args(arguments);
         match self.user {
@@ -188,10 +204,16 @@ impl Lab {
 
     /// Starts `qvm run NAME`; its standard error goes to a file.
     pub(crate) fn run(&mut self, name: &str) -> usize {
+        self.run_with(name, |_| {})
+    }
+
+    /// The same with more said to the command.
+    pub(crate) fn run_with(&mut self, name: &str, more: impl FnOnce(&mut Command)) -> usize {
         let log =
             fs::OpenOptions::new().create(true).append(true).open(self.log_path(name)).unwrap();
-        let child = self.command(&["run", name]).stdin(Stdio::null()).stderr(log).spawn().unwrap();
-        self.supervisors.push(child);
+        let mut command = self.command(&["run", name]);
+        more(&mut command);
+        self.supervisors.push(command.stdin(Stdio::null()).stderr(log).spawn().unwrap());
         self.supervisors.len() - 1
     }
 
@@ -311,7 +333,8 @@ impl Drop for Lab {
             let _ = child.kill();
             let _ = child.wait();
         }
-        for entry in fs::read_dir(&self.places[2]).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(self.seen(self.places[2].clone())).into_iter().flatten().flatten()
+        {
             let number = |file: &str, key: &str| -> Option<i32> {
                 let bytes = fs::read(entry.path().join(file)).ok()?;
                 let value: serde_json::Value = serde_json::from_slice(&bytes).ok()?;

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use ask::Question;
 
 use crate::{
+    plan::argv::SANDBOX,
     plan::facts::{Facts, Kvm, Machine, Qemu, Version, machines, newest_q35},
     value::shown,
 };
@@ -144,28 +145,35 @@ impl Probe<'_> {
             .map_err(|source| Error::Run { command: binary.display().to_string(), source })?;
         let mut known = read_cache(self.cache);
         if let Some(entry) = known.iter().find(|entry| entry.binary == identity) {
-            return Ok(Qemu { binary, version: entry.version, machine: entry.machine.clone() });
+            let Entry { version, machine, sandbox, .. } = entry;
+            let (version, machine, sandbox) = (*version, machine.clone(), *sandbox);
+            return Ok(Qemu { binary, version, machine, sandbox });
         }
         tracing::debug!(binary = %binary.display(), "asking QEMU for its version and machine types");
         let ask = |arguments: &[&str]| self.question(&binary, arguments).ask();
-        let (version, machine) = std::thread::scope(|scope| {
-            // Side by side: each takes as long as loading QEMU takes.
-            let version = scope.spawn(|| ask(&["-version"]));
+        let (version, machine, sandbox) = std::thread::scope(|scope| {
+            // Side by side: each takes as long as loading QEMU takes. One that has no filter refuses the option.
+            let version = scope.spawn(|| match ask(&["-sandbox", SANDBOX, "-version"]) {
+                Ok(said) if Version::read(&said).is_some() => (Ok(said), true),
+                Ok(_) | Err(_) => (ask(&["-version"]), false),
+            });
             let machines = ask(&["-machine", "help"]);
-            let version = version.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let version = version.join();
+            let (version, sandbox) = version.unwrap_or_else(|p| std::panic::resume_unwind(p));
             Ok((
                 understood(&binary, "-version", "version", &version?, Version::read)?,
                 understood(&binary, "-machine help", "machine type q35", &machines?, newest_q35)?,
+                sandbox,
             ))
         })?;
         known.retain(|entry| entry.binary.path != identity.path);
-        known.insert(0, Entry { binary: identity, version, machine: machine.clone() });
+        known.insert(0, Entry { binary: identity, version, machine: machine.clone(), sandbox });
         known.truncate(REMEMBERED);
         if let Err(error) = write_cache(self.cache, &known) {
             // It is only slower the next time.
             tracing::debug!(cache = %self.cache.display(), %error, "cannot keep what QEMU said");
         }
-        Ok(Qemu { binary, version, machine })
+        Ok(Qemu { binary, version, machine, sandbox })
     }
 
     /// Every machine type of a QEMU, asked anew: the cache keeps the newest alone.
@@ -268,6 +276,7 @@ struct Entry {
     binary: Binary,
     version: Version,
     machine: String,
+    sandbox: bool,
 }
 
 /// What changes when a binary does. On NixOS it is the path alone: there all files are of 1970.

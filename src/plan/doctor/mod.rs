@@ -5,6 +5,7 @@
 mod cgroup;
 mod claims;
 mod firewall;
+mod isolation;
 mod kvm;
 mod network;
 mod qemu;
@@ -23,7 +24,7 @@ pub use room::{DiskSeen, Room};
 pub use ruleset::{Table, iptables, nft};
 pub use unit::{Unit, units};
 
-use super::identity::Identity;
+use super::{identity::Identity, isolation::Isolation};
 use crate::{
     spec::{Problem, Vm},
     value::VmName,
@@ -148,6 +149,8 @@ pub struct Seen {
     pub qemu: Result<QemuSeen, Complaint>,
     /// Whether there is a `qemu-img`.
     pub qemu_img: bool,
+    /// What a QEMU in its cell came to, tried; none without QEMU.
+    pub isolation: Option<Result<Isolation, Complaint>>,
     /// Bridges and packet filters.
     pub network: Network,
     /// The file system of the state directory; none where it cannot be asked.
@@ -171,10 +174,11 @@ impl Seen {
 
 /// Everything there is to be said, subject by subject; the order of the findings is always the same.
 pub fn examine(seen: &Seen) -> Vec<Finding> {
-    let subjects: [fn(&Seen) -> Vec<Finding>; 9] = [
+    let subjects: [fn(&Seen) -> Vec<Finding>; 10] = [
         kvm::examine,
         cgroup::examine,
         qemu::examine,
+        isolation::examine,
         network::examine,
         firewall::examine,
         room::examine,

@@ -87,7 +87,7 @@ pub(super) fn examine(seen: &Seen) -> Vec<Finding> {
 }
 
 fn with(seen: &Seen, qemu: &QemuSeen) -> Vec<Finding> {
-    let Qemu { binary, version, machine } = &qemu.qemu;
+    let Qemu { binary, version, machine, .. } = &qemu.qemu;
     let found = format!("`{}` is QEMU {version}; new VMs get `{machine}`", binary.display());
     let mut findings = vec![Finding::ok("qemu", found)];
     for fault in FAULTS.iter().filter(|fault| fault.is_in(*version)) {

@@ -5,7 +5,7 @@ use std::{io, path::PathBuf};
 use crate::{
     host::{file::Error as FileError, qemu_img},
     plan::qcow2,
-    run::image,
+    run::{image, image_cache},
     value::Label,
 };
 
@@ -68,6 +68,26 @@ pub enum Error {
         /// What to write instead.
         hint: Option<&'static str>,
     },
+    /// A disk that depends on a file that it should not.
+    #[error("disk {disk}: `{}` {why}", .path.display())]
+    Alien {
+        /// Which.
+        disk: Label,
+        /// Which file.
+        path: PathBuf,
+        /// On what.
+        why: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// The cache of images.
+    #[error("disk {disk}")]
+    Cache {
+        /// Which.
+        disk: Label,
+        /// What.
+        source: Box<image_cache::Error>,
+    },
     /// A disk of qvm's own that is damaged.
     #[error("disk {disk}: `{}` is damaged", .path.display())]
     Header {
@@ -116,6 +136,8 @@ impl Error {
                 "qvm makes no file of yours; make it, or leave `path` out and write `size`".into(),
             ),
             Self::Kind { hint, .. } => hint.map(str::to_owned),
+            Self::Alien { hint, .. } => Some((*hint).to_owned()),
+            Self::Cache { source, .. } => source.hint(),
             Self::Header { .. } => {
                 Some("restore it from a backup; `qemu-img check` tells more".into())
             }
@@ -133,12 +155,17 @@ impl Error {
             Self::File { source, .. } => source.is_the_hosts(),
             Self::QemuImg { source, .. } => source.is_the_hosts(),
             Self::NoRoom { .. } => true,
-            Self::Open { path, source, .. } => {
-                source.kind() == io::ErrorKind::NotFound && path.starts_with("/dev")
-            }
-            Self::Nothing { .. } | Self::Kind { .. } | Self::Header { .. } | Self::CalledOff(_) => {
-                false
-            }
+            Self::Open { path, source, .. } => match source.kind() {
+                io::ErrorKind::NotFound => path.starts_with("/dev"),
+                io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::StaleNetworkFileHandle => true,
+                _ => source.raw_os_error() == Some(nix::libc::EIO),
+            },
+            Self::Cache { source, .. } => source.is_the_hosts(),
+            Self::Nothing { .. }
+            | Self::Kind { .. }
+            | Self::Alien { .. }
+            | Self::Header { .. }
+            | Self::CalledOff(_) => false,
         }
     }
 

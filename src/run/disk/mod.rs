@@ -3,6 +3,7 @@
 //! A disk is made as `.qvm-NAME.FORMAT` beside its place, synced, and renamed last, so that a disk that has its
 //! name is whole. The caller holds the VM's lock, and the VM is off.
 
+mod backing;
 mod copy;
 mod error;
 mod own;
@@ -13,6 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use backing::backing;
 pub use copy::copy;
 pub use error::Error;
 
@@ -50,6 +52,16 @@ pub struct Ready {
 /// `NAME.origin.json` beside a disk.
 pub fn origin_path(vm: &VmPaths, disk: &Label) -> PathBuf {
     vm.state.join(format!("{disk}.origin.json"))
+}
+
+/// How a disk of qvm's own was made, if that is written down.
+///
+/// # Errors
+/// It is there and cannot be read.
+pub fn made(disk: &Disk, vm: &VmPaths) -> Result<Option<Made>, Error> {
+    let on = |source| Error::File { disk: disk.name.clone(), source };
+    let json = file::read(&origin_path(vm, &disk.name)).map_err(on)?;
+    Ok(json.and_then(|json| serde_json::from_slice(&json).ok()))
 }
 
 /// Removes what a crash left in the VM's state directory. Once, before anything is prepared, under the VM's lock.
@@ -90,7 +102,13 @@ pub fn ensure(
             (format, Some(size))
         }
     };
-    Ok(Ready { path: vm.disk(&disk.name, format), format, virtual_size, notes })
+    let path = vm.disk(&disk.name, format);
+    if !disk.read_only {
+        let opened = OpenOptions::new().read(true).write(true).open(&path);
+        let opened = opened.map_err(FileError::on("open for writing", &path));
+        opened.map_err(|source| Error::File { disk: disk.name.clone(), source })?;
+    }
+    Ok(Ready { path, format, virtual_size, notes })
 }
 
 /// The notes of a disk as it is, for `qvm status` of a VM that is not prepared now. Touches nothing.
@@ -118,10 +136,16 @@ fn look(disk: &Disk, vm: &VmPaths) -> Result<(Step, Vec<String>, Option<Found>),
         None => existing(disk, &vm.disk(&disk.name, other), other)?,
     };
     let made = match found {
-        Some(_) => file::read(&origin_path(vm, &disk.name)).map_err(on)?,
+        Some(_) => made(disk, vm)?,
         None => None,
     };
-    let made: Option<Made> = made.and_then(|json| serde_json::from_slice(&json).ok());
+    if let Some(Found { format: Format::Qcow2, .. }) = found {
+        let path = vm.disk(&disk.name, Format::Qcow2);
+        let head = file::read_at(&path, 0, qcow2::HEAD).map_err(on)?;
+        if let Ok(header) = qcow2::Header::read(&head) {
+            backing::check(&disk.name, &path, &header, made.as_ref())?;
+        }
+    }
     let (step, notes) = disk::decide(disk, found, made.as_ref());
     Ok((step, notes, found))
 }

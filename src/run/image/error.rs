@@ -57,6 +57,21 @@ pub enum Error {
         /// Where the expected digest came from, unless it was written.
         sums: Option<String>,
     },
+    /// It was right when it was put into the cache, and is not any more.
+    #[error("{image} is damaged in the cache: `{}` hashes to {found}, and did to {expected} when it came{}", .path.display(),
+        if .source.is_some() { "; it cannot be brought anew" } else { "" })]
+    Spoilt {
+        /// Which.
+        image: String,
+        /// The file.
+        path: PathBuf,
+        /// What it hashed to.
+        expected: Digest,
+        /// What it hashes to now.
+        found: Digest,
+        /// Why it cannot be brought anew, where that was tried.
+        source: Option<Box<Error>>,
+    },
     /// Its compressed stream is damaged.
     #[error("{image} is damaged{}", if *.verified { ", though its checksum is right" } else { "" })]
     Damaged {
@@ -150,6 +165,10 @@ impl Error {
             Self::Refused { .. } => Some(
                 "if you trust it, make it stand alone: `qemu-img convert -O qcow2 FROM TO.qcow2`".into(),
             ),
+            Self::Spoilt { source: Some(source), .. } => source.hint(),
+            Self::Spoilt { image, source: None, .. } => Some(format!(
+                "the host's disk may fail; it has no checksum, so another may have come in its place: `qvm image rm {image}` lets the next start fetch it"
+            )),
             Self::Corrupt { .. } => Some("fetch it again from where it is published".into()),
             _ => None,
         }
@@ -161,6 +180,7 @@ impl Error {
             Self::Cache(error) => error.is_the_hosts(),
             Self::File(error) => error.is_the_hosts(),
             Self::Fetch(error) => error.is_the_hosts(),
+            Self::Spoilt { .. } => true,
             Self::Read { source, .. } | Self::Damaged { source, .. } => source.is_the_hosts(),
             Self::Corrupt { source, .. } | Self::Check { source, .. } => source.is_the_hosts(),
             _ => false,

@@ -9,6 +9,7 @@
 //! and the consistency of a qcow2's tables, which also tells a truncated one.
 
 mod error;
+mod found;
 mod inspect;
 
 use std::{
@@ -23,18 +24,16 @@ use jiff::Timestamp;
 pub use error::Error;
 
 pub use super::fetch::Patience;
+use found::Spoilt;
+
 use super::{
     fetch::{self, Fetched, Job},
-    image_cache::{self, Entry, key, look_up, path},
+    image_cache::{self, Entry, key, path},
     intake::{self, Intake},
     progress::{At, Cancel, Doing, Progress},
 };
 use crate::{
-    host::{
-        cache_lock::{Hold, Lock, Tried},
-        clone, download, file,
-        qemu_img::QemuImg,
-    },
+    host::{cache_lock::Lock, clone, file, qemu_img::QemuImg},
     plan::{
         image::{Compression, file_name, shown, without_password, written_digest},
         sums,
@@ -81,6 +80,15 @@ pub struct Cached {
     _held: Option<Lock>,
 }
 
+/// An image's bytes that have just come.
+struct Brought {
+    file: PathBuf,
+    /// Of the bytes as they came, where that was compared with one.
+    digest: Option<Digest>,
+    /// Of the file itself, where it was read on the way.
+    content: Option<Digest>,
+}
+
 struct Work<'a> {
     image: &'a Image,
     name: String,
@@ -88,6 +96,8 @@ struct Work<'a> {
     tools: &'a Tools,
     progress: &'a mut dyn Progress,
     cancel: &'a Cancel,
+    /// What lies in the cache is not what was put there.
+    spoilt: Option<Spoilt>,
 }
 
 /// The image, ready for its purpose. Blocks; run it on a thread that may.
@@ -103,7 +113,7 @@ pub fn ensure(
     cancel: &Cancel,
 ) -> Result<Cached, Error> {
     let name = shown(&image.origin);
-    let mut work = Work { image, name, cache, tools, progress, cancel };
+    let mut work = Work { image, name, cache, tools, progress, cancel, spoilt: None };
     match &image.origin {
         Origin::Path(path) if purpose == Purpose::Copy => match work.compression(path) {
             Ok(None) => work.in_place(path),
@@ -151,7 +161,7 @@ impl Work<'_> {
             Ok(cached) => return Ok(cached),
             Err(lock) => lock,
         };
-        let entry = self.bring(&key, expected)?;
+        let entry = self.bring(&key, expected).map_err(|error| self.still_spoilt(error))?;
         lock.share().map_err(|source| image_cache::Error::Lock {
             path: path(self.cache, &key, "lock"),
             source,
@@ -165,60 +175,6 @@ impl Work<'_> {
             found: false,
             _held: Some(lock),
         })
-    }
-
-    /// The image, if it is in the cache and nobody is at work on it.
-    fn cached(&mut self, key: &str) -> Result<Option<Cached>, Error> {
-        if look_up(self.cache, key)?.is_none() {
-            return Ok(None);
-        }
-        match image_cache::lock(self.cache, key, Hold::Shared)? {
-            Tried::Busy(_) => Ok(None),
-            Tried::Held(lock) => Ok(self.found(key, lock)?.ok()),
-        }
-    }
-
-    fn found(&self, key: &str, lock: Lock) -> Result<Result<Cached, Lock>, Error> {
-        Ok(match look_up(self.cache, key)? {
-            None => Err(lock),
-            Some((Entry { format, virtual_size, digest, .. }, path)) => {
-                Ok(Cached { path, format, virtual_size, digest, found: true, _held: Some(lock) })
-            }
-        })
-    }
-
-    /// The image, if another process has brought it meanwhile; else the right to bring it.
-    fn locked(&mut self, key: &str) -> Result<Result<Cached, Lock>, Error> {
-        let mut told = false;
-        loop {
-            match image_cache::lock(self.cache, key, Hold::Alone)? {
-                Tried::Held(lock) => {
-                    let found = self.found(key, lock)?;
-                    if let Ok(cached) = &found
-                        && let Some(lock) = &cached._held
-                    {
-                        lock.share().map_err(|source| image_cache::Error::Lock {
-                            path: path(self.cache, key, "lock"),
-                            source,
-                        })?;
-                    }
-                    return Ok(found);
-                }
-                Tried::Busy(pid) => {
-                    if !std::mem::replace(&mut told, true) {
-                        let by = pid.map_or("another process".into(), |p| format!("process {p}"));
-                        let text = format!("waiting for {by}, which fetches {}", self.name);
-                        self.progress.note(&text);
-                    }
-                    // Others may share it already.
-                    if let Some(cached) = self.cached(key)? {
-                        return Ok(Ok(cached));
-                    }
-                }
-            }
-            self.go_on(Doing::Waiting, 0, None)?;
-            std::thread::sleep(download::LOOK);
-        }
     }
 
     fn go_on(&mut self, doing: Doing, done: u64, total: Option<u64>) -> Result<(), Error> {
@@ -271,7 +227,7 @@ impl Work<'_> {
             Origin::Http(url) => self.download(url, &part, &unpacked, expected),
             Origin::Path(from) => self.copy_in(from, &unpacked, expected),
         };
-        let accepted = brought.and_then(|(file, digest)| self.accept(key, &file, digest));
+        let accepted = brought.and_then(|brought| self.accept(key, brought));
         if accepted.is_err() {
             let _ = file::remove(&unpacked);
         }
@@ -289,7 +245,7 @@ impl Work<'_> {
         part: &Path,
         unpacked: &Path,
         expected: Option<Digest>,
-    ) -> Result<(PathBuf, Option<Digest>), Error> {
+    ) -> Result<Brought, Error> {
         let algorithm = expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
         let known = expected.is_some();
         let patience = self.tools.patience;
@@ -304,10 +260,11 @@ impl Work<'_> {
             fetch::forget(part)?;
             fetched = fetch::fetch(&job, self.progress, self.cancel)?;
         }
+        let whole = fetched.taken.digest.clone();
         let digest = expected.map(|e| self.compare(e, fetched.taken.digest)).transpose()?;
         match fetched.taken.unpacked {
-            Ok(None) => Ok((part.to_owned(), digest)),
-            Ok(Some(unpacked)) => Ok((unpacked, digest)),
+            Ok(None) => Ok(Brought { file: part.to_owned(), digest, content: Some(whole) }),
+            Ok(Some((file, content))) => Ok(Brought { file, digest, content: Some(content) }),
             Err(source) => Err(self.damaged(source, digest.is_some())),
         }
     }
@@ -344,15 +301,16 @@ impl Work<'_> {
         from: &Path,
         to: &Path,
         expected: Option<Digest>,
-    ) -> Result<(PathBuf, Option<Digest>), Error> {
-        let mut digest = None;
+    ) -> Result<Brought, Error> {
+        let (mut digest, mut content) = (None, None);
         if expected.is_some() || self.compression(from)?.is_some() {
             let algorithm = expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
             let taken = self.pass_over(from, to.to_owned(), algorithm)?;
+            content = Some(taken.digest.clone());
             digest = expected.map(|e| self.compare(e, taken.digest)).transpose()?;
             let unpacked = taken.unpacked.map_err(|e| self.damaged(e, digest.is_some()))?;
-            if let Some(unpacked) = unpacked {
-                return Ok((unpacked, digest));
+            if let Some((file, content)) = unpacked {
+                return Ok(Brought { file, digest, content: Some(content) });
             }
         }
         let source = File::open(from).map_err(file::Error::on("open", from))?;
@@ -373,24 +331,26 @@ impl Work<'_> {
                 copied => copied.map_err(file::Error::on("write", to))?,
             };
         }
-        Ok((to.to_owned(), digest))
+        Ok(Brought { file: to.to_owned(), digest, content })
     }
 
     /// Looks into the file, and gives it its place in the cache. The rename comes last: it is what counts.
-    fn accept(&mut self, key: &str, from: &Path, digest: Option<Digest>) -> Result<Entry, Error> {
-        let (format, virtual_size) = self.inspect(from)?;
+    fn accept(&mut self, key: &str, brought: Brought) -> Result<Entry, Error> {
+        let Brought { file: from, digest, content } = brought;
+        let (format, virtual_size) = self.inspect(&from)?;
         let entry = Entry {
             origin: self.name.clone(),
             digest,
+            content,
             format,
-            size: file::metadata(from)?.map_or(0, |m| m.len()),
+            size: file::metadata(&from)?.map_or(0, |m| m.len()),
             virtual_size,
             fetched_at: self.tools.now.to_string(),
         };
         let json = serde_json::to_vec_pretty(&entry).unwrap_or_default();
         file::write(&path(self.cache, key, "json"), &json, 0o640)?;
         let place = path(self.cache, key, format.name());
-        file::commit(from, &place)?;
+        file::commit(&from, &place)?;
         // An overlay's base must never change: nobody is to write to it, not even by mistake. Only now, because a
         // partial file that a crash leaves must be open to the run that resumes it.
         file::set_mode(&place, 0o440)?;

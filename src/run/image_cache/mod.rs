@@ -40,6 +40,9 @@ pub struct Entry {
     pub origin: String,
     /// What the bytes there hashed to, where that was compared with a checksum.
     pub digest: Option<Digest>,
+    /// What the file in the cache hashes to; absent where it was never read through.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<Digest>,
     /// In which format it lies in the cache.
     pub format: Format,
     /// How long the file is, in bytes.

@@ -15,6 +15,7 @@ use super::*;
 use crate::{
     plan::{
         facts::{Kvm, Machine, Qemu, Version},
+        isolation::{Layer, Missing, Mode},
         unit::unit_name,
         weights,
     },
@@ -55,6 +56,7 @@ fn file(name: &str, text: &str) -> Vm {
 fn with_identity(seen: VmSeen, uuid: &str, machine: &str, mac: Option<&str>) -> VmSeen {
     let macs = mac.map(|mac| ("net".parse().unwrap(), mac.parse().unwrap()));
     let identity = Identity {
+        uid: None,
         uuid: uuid.into(),
         instance_id: "iid".into(),
         machine: machine.into(),
@@ -71,6 +73,7 @@ fn qemu(major: u16, minor: u16, micro: u16) -> Result<QemuSeen, Complaint> {
             binary: "/usr/bin/qemu-system-x86_64".into(),
             version: Version { major, minor, micro },
             machine: "pc-q35-10.0".into(),
+            sandbox: true,
         },
         machines: vec![machine("pc-q35-10.0", false), machine("pc-q35-6.2", true)],
     })
@@ -102,6 +105,7 @@ fn well(vms: Vec<VmSeen>) -> Seen {
         },
         qemu: qemu(10, 0, 2),
         qemu_img: true,
+        isolation: Some(Ok(Isolation::without(Mode::On, Some(1_900_000_000), vec![]))),
         network: Network::default(),
         room: Some(Room { at: "/var/lib/qvm".into(), free: 500 << 30, total: 1000 << 30 }),
         memory: Some(16 << 30),
@@ -155,6 +159,7 @@ fn where_all_is_well_every_subject_says_so_once() {
         "ok kvm",
         "ok cgroup",
         "ok qemu",
+        "ok isolation",
         "ok bridge br0",
         "ok firewall",
         "ok memory",
@@ -185,6 +190,25 @@ fn without_vms_nothing_that_they_would_need_is_missed() {
     assert_eq!(worst, Some(Level::Note));
     assert_eq!(told(&seen, "VM files"), ["ok VM files: there is none"]);
 }
+
+#[test]
+fn a_layer_that_is_missing_is_told_with_what_gives_it() {
+    let mut seen = well(vec![vm("web", "isolation = \"off\"\n")]);
+    let why = "the kernel has none".to_owned();
+    let missing = vec![Missing { layer: Layer::Landlock, why }];
+    seen.isolation = Some(Ok(Isolation::without(Mode::On, None, missing)));
+    assert_eq!(
+        told(&seen, "isolation"),
+        [
+            "warning isolation: no landlock: the kernel has none | Linux 5.13 with CONFIG_SECURITY_LANDLOCK, and \
+             `landlock` in the kernel's `lsm=` list",
+            "note isolation: the QEMU of `web` has all rights of its supervisor: `isolation = \"off\"`",
+        ]
+    );
+    seen.isolation = Some(Err(complaint("QEMU does not start", None)));
+    assert!(told(&seen, "isolation")[0].starts_with("error isolation: QEMU does not start"));
+}
+
 #[test]
 fn many_names_are_cut_short() {
     let all: Vec<VmName> = (1..=7).map(|nr| format!("vm{nr}").parse().unwrap()).collect();

@@ -1,0 +1,30 @@
+//! Which file system a file is on.
+
+use std::{
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+/// The directory that the file system of `file` is mounted on: the uppermost one that is on the same device. `None` where the file cannot
+/// be looked at.
+pub fn mount_point(file: &Path) -> Option<PathBuf> {
+    let file = file.canonicalize().ok()?;
+    let device = file.metadata().ok()?.dev();
+    let same = |path: &&Path| path.metadata().is_ok_and(|found| found.dev() == device);
+    file.ancestors().skip(1).take_while(same).last().map(Path::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_files_of_links_and_of_nothing() {
+        assert_eq!(mount_point(Path::new("/proc/self/status")), Some("/proc".into()));
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("/proc/version", &link).unwrap();
+        assert_eq!(mount_point(&link), Some("/proc".into()));
+        assert_eq!(mount_point(&dir.path().join("none")), None);
+    }
+}

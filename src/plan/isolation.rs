@@ -1,0 +1,194 @@
+//! What keeps a QEMU apart from the host and from other VMs, layer by layer, and which of it a host could not give.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::spec::{Link, Vm};
+
+pub use crate::spec::Isolation as Mode;
+
+/// One of the layers. Each holds alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Layer {
+    /// A user of its own, who owns this VM's disks and nothing else.
+    Uid,
+    /// No capabilities (capabilities(7)).
+    Capabilities,
+    /// No program that it starts has more rights (`no_new_privs`, prctl(2)).
+    NoNewPrivileges,
+    /// A network namespace with nothing in it (network_namespaces(7)).
+    Network,
+    /// No files but QEMU's own (landlock(7)).
+    Landlock,
+    /// QEMU's filter of system calls (`-sandbox`).
+    Seccomp,
+}
+
+impl Layer {
+    /// All of them, in the order in which they are put on.
+    pub const ALL: [Self; 6] = [
+        Self::Network,
+        Self::Uid,
+        Self::Capabilities,
+        Self::NoNewPrivileges,
+        Self::Landlock,
+        Self::Seccomp,
+    ];
+
+    /// The word for it, in status and in messages.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Uid => "uid",
+            Self::Capabilities => "capabilities",
+            Self::NoNewPrivileges => "no-new-privileges",
+            Self::Network => "network",
+            Self::Landlock => "landlock",
+            Self::Seccomp => "seccomp",
+        }
+    }
+}
+
+/// A layer that is not there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missing {
+    /// Which.
+    pub layer: Layer,
+    /// Why.
+    pub why: String,
+}
+
+/// How the QEMU that runs is kept apart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Isolation {
+    /// What the VM file asked for.
+    pub mode: Mode,
+    /// QEMU's user, where it is the VM's own.
+    pub uid: Option<u32>,
+    /// The layers that hold.
+    pub layers: Vec<Layer>,
+    /// Those that do not.
+    pub missing: Vec<Missing>,
+}
+
+impl Isolation {
+    /// All layers but the missing ones.
+    pub fn without(mode: Mode, uid: Option<u32>, missing: Vec<Missing>) -> Self {
+        let lacks = |layer: &Layer| missing.iter().any(|one| one.layer == *layer);
+        let layers = match mode {
+            Mode::Off => vec![],
+            Mode::On | Mode::Strict => Layer::ALL.into_iter().filter(|l| !lacks(l)).collect(),
+        };
+        Self { mode, uid: uid.filter(|_| layers.contains(&Layer::Uid)), layers, missing }
+    }
+
+    /// What an operator reads.
+    pub fn told(&self) -> String {
+        if self.mode == Mode::Off {
+            return "off".to_owned();
+        }
+        let mut words: Vec<String> =
+            self.layers.iter().map(|layer| layer.word().to_owned()).collect();
+        if let (Some(uid), Some(word)) = (self.uid, words.iter_mut().find(|word| *word == "uid")) {
+            *word = format!("uid {uid}");
+        }
+        let mut told = words.join(", ");
+        if self.mode == Mode::Strict {
+            told.insert_str(0, "strict: ");
+        }
+        for Missing { layer, why } in &self.missing {
+            told.push_str(&format!("; no {}: {why}", layer.word()));
+        }
+        told
+    }
+}
+
+/// The NIC for which QEMU itself must be in the host's network.
+pub fn user_network(vm: &Vm) -> Option<String> {
+    let user = vm.nics.iter().find(|nic| matches!(nic.link, Link::User { .. }));
+    user.map(|nic| format!("the network of `{}` is QEMU's own (user mode)", nic.name))
+}
+
+/// What QEMU may do with a directory or file, and all below it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Right {
+    /// Read, and execute: libraries and their loader.
+    Execute,
+    /// Read: firmware.
+    Read,
+    /// Read, write, and the device's own commands.
+    Device,
+}
+
+/// Where programs and their libraries are; firmware and ROMs; and the devices that QEMU opens. What is not there is passed over.
+const PLACES: [(&str, Right); 14] = [
+    ("/usr/lib", Right::Execute),
+    ("/usr/lib64", Right::Execute),
+    ("/usr/lib32", Right::Execute),
+    ("/lib", Right::Execute),
+    ("/lib64", Right::Execute),
+    // NixOS and Guix.
+    ("/nix/store", Right::Execute),
+    ("/gnu/store", Right::Execute),
+    ("/run/current-system/sw", Right::Execute),
+    ("/usr/share", Right::Read),
+    ("/etc/ld.so.cache", Right::Read),
+    ("/etc/localtime", Right::Read),
+    ("/dev/urandom", Right::Read),
+    ("/dev/null", Right::Device),
+    ("/dev/kvm", Right::Device),
+];
+
+/// The files that a QEMU may open by their names: all that it needs is its program, firmware and /dev/kvm, since a VM's own files,
+/// sockets and taps come as descriptors. `binary` has no symbolic links in it; `firmware` is what the VM file has chosen.
+pub fn open_to(binary: &Path, firmware: Option<&Path>) -> Vec<(PathBuf, Right)> {
+    let mut all: Vec<_> =
+        PLACES.iter().map(|(path, right)| (PathBuf::from(path), *right)).collect();
+    all.push((binary.to_owned(), Right::Execute));
+    // A QEMU that was installed elsewhere has its libraries and ROMs beside it: PREFIX/bin, PREFIX/lib, PREFIX/share.
+    let bin = binary.parent();
+    let prefix = bin.filter(|dir| dir.ends_with("bin")).and_then(Path::parent);
+    match prefix {
+        Some(prefix) if prefix != Path::new("/") && prefix != Path::new("/usr") => {
+            for below in ["bin", "lib", "lib64", "libexec", "share"] {
+                all.push((prefix.join(below), Right::Execute));
+            }
+        }
+        _ => {}
+    }
+    all.extend(firmware.map(|path| (path.to_owned(), Right::Read)));
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_does_not_hold_and_is_told() {
+        let why = "no such thing".to_owned();
+        let missing = vec![Missing { layer: Layer::Landlock, why }];
+        let isolation = Isolation::without(Mode::On, Some(1_900_000_000), missing);
+        assert_eq!(
+            isolation.told(),
+            "network, uid 1900000000, capabilities, no-new-privileges, seccomp; no landlock: no such thing"
+        );
+        let off = Isolation::without(Mode::Off, Some(1), vec![]);
+        assert_eq!((off.told().as_str(), off.uid), ("off", None));
+        assert!(Isolation::without(Mode::Strict, None, vec![]).told().starts_with("strict: "));
+    }
+
+    #[test]
+    fn a_qemu_elsewhere_has_its_own_places_and_one_in_usr_no_more() {
+        let of = |binary: &str| open_to(Path::new(binary), None).len();
+        assert_eq!(of("/usr/bin/qemu-system-x86_64"), PLACES.len() + 1);
+        assert_eq!(of("/opt/qemu/bin/qemu-system-x86_64"), PLACES.len() + 6);
+        let all = open_to(Path::new("/usr/bin/qemu"), Some(Path::new("/srv/OVMF.fd")));
+        assert_eq!(all.last(), Some(&(PathBuf::from("/srv/OVMF.fd"), Right::Read)));
+        // Neither the host's settings nor any VM's files.
+        for closed in ["/etc/qvm", "/etc", "/var/lib/qvm", "/run/qvm", "/proc", "/", "/home"] {
+            assert!(!all.iter().any(|(open, _)| Path::new(closed) == open), "{closed}");
+        }
+    }
+}

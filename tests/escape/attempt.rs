@@ -1,0 +1,224 @@
+//! What somebody who has broken out of a guest tries: each attempt is named, and either succeeds or tells the kernel's error.
+
+use std::{
+    ffi::CString,
+    fs::{self, File},
+    io,
+    net::{TcpStream, UdpSocket},
+    os::{
+        fd::{FromRawFd, OwnedFd},
+        linux::net::SocketAddrExt,
+        unix::{
+            ffi::OsStrExt,
+            net::{SocketAddr, UnixStream},
+        },
+    },
+    path::{Path, PathBuf},
+};
+
+use nix::libc;
+use serde::{Deserialize, Serialize};
+
+/// Where the targets are told.
+pub(crate) const TARGETS: &str = "QVM_ESCAPE_TARGETS";
+/// What a program prints that has become root by its set-user-ID bit.
+pub(crate) const WHO: &str = "--who-am-i";
+
+/// What there is to be reached.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Targets {
+    /// A neighbour's disk.
+    pub(crate) disk: PathBuf,
+    /// The VM's own directory of state.
+    pub(crate) state: PathBuf,
+    /// Its VM file.
+    pub(crate) vm_file: PathBuf,
+    /// A neighbour's QEMU.
+    pub(crate) neighbour: i32,
+    /// The neighbour's supervisor.
+    pub(crate) supervisor: i32,
+    /// The neighbour's control socket, and its QEMU's monitor.
+    pub(crate) control: PathBuf,
+    pub(crate) monitor: PathBuf,
+    /// Somebody who listens by an abstract name, by TCP and by UDP.
+    pub(crate) abstract_name: String,
+    pub(crate) port: u16,
+    /// A program with the set-user-ID bit, of root's.
+    pub(crate) suid: PathBuf,
+    /// A directory that everybody may write to.
+    pub(crate) open_dir: PathBuf,
+    /// Whether taps can be made here, and what is to be written into this one.
+    pub(crate) report: Option<i32>,
+}
+
+type Attempt = (&'static str, fn(&Targets) -> io::Result<()>);
+
+/// All of them.
+pub(crate) const ALL: [Attempt; 29] = [
+    ("read a neighbour's disk", |t| File::open(&t.disk).map(drop)),
+    ("write a neighbour's disk", |t| File::options().write(true).open(&t.disk).map(drop)),
+    ("list the VMs", |t| fs::read_dir(t.state.parent().unwrap()).map(drop)),
+    ("list its own state", |t| fs::read_dir(&t.state).map(drop)),
+    ("read its own identity", |t| File::open(t.state.join("identity.toml")).map(drop)),
+    ("read its own VM file", |t| File::open(&t.vm_file).map(drop)),
+    ("read /etc/shadow", |_| File::open("/etc/shadow").map(drop)),
+    ("read /etc/passwd", |_| File::open("/etc/passwd").map(drop)),
+    ("list /etc", |_| fs::read_dir("/etc").map(drop)),
+    ("make a file where everybody may", |t| {
+        let path = t.open_dir.join(format!("escaped-{}", std::process::id()));
+        File::create_new(&path).and_then(|_| fs::remove_file(&path))
+    }),
+    ("read the supervisor's environment", |t| {
+        fs::read(format!("/proc/{}/environ", t.supervisor)).map(drop)
+    }),
+    ("open the neighbour's memory", |t| File::open(format!("/proc/{}/mem", t.neighbour)).map(drop)),
+    ("read the neighbour's memory", read_memory),
+    ("trace the neighbour", trace),
+    ("signal the neighbour", |t| signal(t.neighbour)),
+    ("signal the supervisor", |t| signal(t.supervisor)),
+    ("take a descriptor of the neighbour's", take_descriptor),
+    ("connect to the neighbour's control socket", |t| connect(&t.control)),
+    ("connect to the neighbour's monitor", |t| connect(&t.monitor)),
+    ("connect to an abstract socket", |t| {
+        let address = SocketAddr::from_abstract_name(&t.abstract_name)?;
+        UnixStream::connect_addr(&address).map(drop)
+    }),
+    ("connect by TCP", |t| TcpStream::connect(("127.0.0.1", t.port)).map(drop)),
+    ("listen by TCP", |_| {
+        std::net::TcpListener::bind("0.0.0.0:0").and_then(|on| {
+            // In a network with nothing in it there is nobody to listen to.
+            TcpStream::connect(("127.0.0.1", on.local_addr()?.port())).map(drop)
+        })
+    }),
+    ("send by UDP", |t| {
+        UdpSocket::bind("0.0.0.0:0")?.send_to(b"out", ("127.0.0.1", t.port)).map(drop)
+    }),
+    ("open a packet socket", |_| socket(libc::AF_PACKET, libc::SOCK_RAW)),
+    ("make a tap", |_| File::options().read(true).write(true).open("/dev/net/tun").and_then(tap)),
+    ("become root", |_| {
+        // SAFETY: a system call without pointers.
+        let done = checked(unsafe { libc::syscall(libc::SYS_setresuid, 0, 0, 0) });
+        done.and_then(|()| capable())
+    }),
+    ("become root by a set-user-ID program", become_root_by),
+    ("change the root directory", |_| {
+        // SAFETY: the path is a constant that ends with a NUL.
+        checked(unsafe { libc::syscall(libc::SYS_chroot, c"/".as_ptr()) })
+    }),
+    ("make a device", |t| {
+        let path = t.open_dir.join(format!("device-{}", std::process::id()));
+        let name = CString::new(path.as_os_str().as_bytes())?;
+        // SAFETY: the path ends with a NUL and outlives the call.
+        let made =
+            unsafe { libc::mknod(name.as_ptr(), libc::S_IFCHR | 0o600, libc::makedev(1, 1)) };
+        checked(made.into()).and_then(|()| fs::remove_file(&path))
+    }),
+];
+
+/// What all that is good for nothing without: some right of root's.
+fn capable() -> io::Result<()> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    match effective.map(str::trim) {
+        Some(none) if none.bytes().all(|byte| byte == b'0') => Err(libc::EPERM),
+        // Not even that can be read: as root without rights.
+        None => Err(libc::EACCES),
+        Some(_) => Ok(()),
+    }
+    .map_err(io::Error::from_raw_os_error)
+}
+
+fn checked(returned: libc::c_long) -> io::Result<()> {
+    if returned < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn socket(family: i32, kind: i32) -> io::Result<()> {
+    // SAFETY: a system call without pointers; the descriptor is closed with the process.
+    checked(unsafe { libc::socket(family, kind, 0) }.into())
+}
+
+/// A listener that has as many waiting as it takes was reached.
+fn connect(path: &Path) -> io::Result<()> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+    let kind = (AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK);
+    let socket = socket_with(kind.0, kind.1, kind.2, None)?;
+    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+        Err(rustix::io::Errno::AGAIN) => Ok(()),
+        done => Ok(done?),
+    }
+}
+
+fn tap(tun: File) -> io::Result<()> {
+    let mut request = [0_u8; 40];
+    request[..8].copy_from_slice(b"escape%d");
+    request[16..18].copy_from_slice(&((libc::IFF_TAP | libc::IFF_NO_PI) as u16).to_ne_bytes());
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&tun);
+    // SAFETY: the structure is as large as an ifreq, and outlives the call.
+    checked(unsafe { libc::ioctl(fd, libc::TUNSETIFF, request.as_mut_ptr()) }.into())
+}
+
+fn signal(pid: i32) -> io::Result<()> {
+    // SAFETY: a system call without pointers. SIGCONT does nothing to who is not stopped.
+    checked(unsafe { libc::kill(pid, libc::SIGCONT) }.into())
+}
+
+fn trace(t: &Targets) -> io::Result<()> {
+    // SAFETY: no memory of this process is touched; who was attached to is let go.
+    checked(unsafe { libc::ptrace(libc::PTRACE_SEIZE, t.neighbour, 0, 0) })
+}
+
+fn read_memory(t: &Targets) -> io::Result<()> {
+    let maps = fs::read_to_string(format!("/proc/{}/maps", t.neighbour)).unwrap_or_default();
+    let start = maps.split('-').next().and_then(|hex| usize::from_str_radix(hex, 16).ok());
+    let mut bytes = [0_u8; 16];
+    let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    let remote = libc::iovec { iov_base: start.unwrap_or(0x1000) as *mut _, iov_len: bytes.len() };
+    // SAFETY: the local buffer is as long as is said, and outlives the call.
+    let read = unsafe { libc::process_vm_readv(t.neighbour, &local, 1, &remote, 1, 0) };
+    checked(read as libc::c_long)
+}
+
+fn take_descriptor(t: &Targets) -> io::Result<()> {
+    // SAFETY: system calls without pointers.
+    let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, t.neighbour, 0) };
+    checked(pidfd)?;
+    // SAFETY: as above.
+    let taken = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd, 3, 0) };
+    checked(taken)?;
+    // SAFETY: the descriptor is new, and nobody else's.
+    drop(unsafe { OwnedFd::from_raw_fd(taken as i32) });
+    Ok(())
+}
+
+fn become_root_by(t: &Targets) -> io::Result<()> {
+    let said = std::process::Command::new(&t.suid).arg(WHO).output()?.stdout;
+    match String::from_utf8_lossy(&said).trim() {
+        "0" => Ok(()),
+        _ => Err(io::Error::from_raw_os_error(libc::EPERM)),
+    }
+}
+
+/// Tries everything, and says how each went, a line each: the name, a colon, and `succeeded` or the error.
+pub(crate) fn all(targets: &Targets) -> String {
+    let line = |(name, attempt): &Attempt| match attempt(targets) {
+        Ok(()) => format!("escape: {name}: succeeded\n"),
+        Err(error) => format!("escape: {name}: {error}\n"),
+    };
+    ALL.iter().map(line).collect()
+}
+
+/// What succeeded, by what was said.
+pub(crate) fn succeeded(said: &str) -> Vec<&str> {
+    let tried: Vec<&str> =
+        said.lines().filter_map(|line| Some(line.split_once("escape: ")?.1)).collect();
+    assert_eq!(tried.len(), ALL.len(), "not everything was tried:\n{said}");
+    tried.iter().filter_map(|line| line.strip_suffix(": succeeded")).collect()
+}
+
+/// Whether the program at `path` has its set-user-ID bit: not on a file system that is mounted without.
+pub(crate) fn is_suid(path: &Path) -> bool {
+    std::process::Command::new(path)
+        .arg(WHO)
+        .output()
+        .is_ok_and(|output| output.stdout.trim_ascii() == b"0")
+}

@@ -1,0 +1,327 @@
+//! A program in QEMU's place, started as QEMU is, tries to get at the host and at a neighbour; and the same in each layer alone.
+//!
+//! It is this program itself: `qvm` starts it as its QEMU.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unsafe_code)]
+
+mod attempt;
+#[path = "../lab/mod.rs"]
+mod lab;
+
+use std::{
+    env,
+    fs::{self, Permissions},
+    io::{Read, Write},
+    net::{TcpListener, UdpSocket},
+    os::{
+        linux::net::SocketAddrExt,
+        unix::{
+            fs::PermissionsExt,
+            net::{SocketAddr, UnixListener, UnixStream},
+            process::CommandExt,
+        },
+    },
+    path::PathBuf,
+    process::Command,
+};
+
+use attempt::{ALL, TARGETS, Targets, WHO};
+use lab::Lab;
+use nix::unistd::{Pid, geteuid};
+use qvm::{
+    host::{
+        child,
+        confine::{Cell, Domain},
+    },
+    plan::isolation,
+};
+
+/// The real QEMU answers what is asked of it before it is started.
+const QEMU: &str = "qemu-system-x86_64";
+
+fn main() {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let given = |word: &str| arguments.iter().any(|argument| argument == word);
+    if given(WHO) {
+        println!("{}", geteuid());
+    } else if given("-version") || given("help") {
+        panic!("{}", Command::new(QEMU).args(&arguments).exec());
+    } else if given("-S") {
+        escape();
+    } else if given("--list") {
+        // Whoever asks a test for its names.
+    } else {
+        tests();
+    }
+}
+
+fn escape() {
+    let targets: Targets = serde_json::from_str(&env::var(TARGETS).unwrap()).unwrap();
+    let said = attempt::all(&targets);
+    match targets.report {
+        None => eprint!("{said}"),
+        Some(number) => {
+            // SAFETY: the test has put a socket there, and nothing else in this program uses it.
+            let mut to: UnixStream = unsafe { std::os::fd::FromRawFd::from_raw_fd(number) };
+            to.write_all(said.as_bytes()).unwrap();
+        }
+    }
+}
+
+/// A neighbour that runs, and everything else that somebody might reach.
+struct Place {
+    lab: Lab,
+    targets: Targets,
+    _open: tempfile::TempDir,
+    _listeners: (UnixListener, TcpListener, UdpSocket),
+}
+
+impl Place {
+    fn new() -> Option<Self> {
+        let image = lab::guest("boot-count.qcow2")?;
+        if !geteuid().is_root() {
+            println!("skipped: only root has anything to be kept from");
+            return None;
+        }
+        let lab = Lab::new();
+        lab.vm("db", &image, "");
+        lab.ok(&["start", "db"]);
+        let pid = |key: &str| i32::try_from(lab.status("db")[key].as_i64().unwrap()).unwrap();
+        let open = tempfile::Builder::new().prefix("qvm-escape").tempdir_in("/tmp").unwrap();
+        fs::set_permissions(open.path(), Permissions::from_mode(0o1777)).unwrap();
+        let suid = open.path().join("suid");
+        fs::copy(env::current_exe().unwrap(), &suid).unwrap();
+        fs::set_permissions(&suid, Permissions::from_mode(0o4755)).unwrap();
+        let abstract_name = format!("qvm-escape-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&abstract_name).unwrap();
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = tcp.local_addr().unwrap().port();
+        let udp = UdpSocket::bind(("127.0.0.1", port)).unwrap();
+        let targets = Targets {
+            disk: lab.state("db", "root.qcow2"),
+            state: lab.state("web", ""),
+            vm_file: lab.file("db"),
+            neighbour: pid("pid"),
+            supervisor: pid("supervisorPid"),
+            control: lab.runtime("db", "control.sock"),
+            monitor: lab.runtime("db", "qmp.sock"),
+            abstract_name,
+            port,
+            suid,
+            open_dir: open.path().to_owned(),
+            report: None,
+        };
+        let listeners = (UnixListener::bind_addr(&address).unwrap(), tcp, udp);
+        Some(Self { lab, targets, _open: open, _listeners: listeners })
+    }
+
+    /// What is said by this program in a cell; without one, as the test itself.
+    fn tried_in(&self, cell: Option<&Cell>) -> String {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let targets = Targets { report: Some(9), ..self.targets.clone() };
+        // SAFETY: nothing else in this program reads or writes the environment while this is done: it has one thread.
+        unsafe { env::set_var(TARGETS, serde_json::to_string(&targets).unwrap()) };
+        fs::create_dir_all(&self.targets.state).unwrap();
+        let program = env::current_exe().unwrap();
+        let (arguments, fds) = (["-S".to_owned()], vec![(theirs.into(), 9)]);
+        let pid = match cell.map(|cell| cell.prepare().unwrap()) {
+            None => child::spawn(&program, &arguments, fds, || Ok(())).unwrap(),
+            Some((inside, report)) => {
+                let pid = child::spawn(&program, &arguments, fds, move || inside.enter()).unwrap();
+                assert_eq!(report.read(), [], "a layer is missing");
+                pid
+            }
+        };
+        let mut said = String::new();
+        ours.read_to_string(&mut said).unwrap();
+        let _ = nix::sys::wait::waitpid(Pid::from_raw(pid.cast_signed()), None);
+        said
+    }
+}
+
+/// No layer at all.
+fn open() -> Cell {
+    Cell {
+        uid: None,
+        device: PathBuf::from("/dev/kvm"),
+        network: false,
+        capabilities: false,
+        no_new_privileges: false,
+        domain: None,
+        strict: true,
+    }
+}
+
+fn domain() -> Domain {
+    let program = env::current_exe().unwrap();
+    Domain { open_to: isolation::open_to(&program, None), tcp: false }
+}
+
+fn tests() {
+    let Some(place) = Place::new() else { return };
+    nothing_is_reached_from_qemus_place(&place);
+    each_layer_alone_holds_what_it_is_for(&place);
+    the_real_qemu_is_in_all_of_them(&place);
+    println!("test result: ok. 3 passed: {} attempts in 6 cells", ALL.len());
+}
+
+/// The launch path itself: `qvm start`, and this program for its QEMU.
+fn nothing_is_reached_from_qemus_place(place: &Place) {
+    let lab = &place.lab;
+    let Some(network) = lab::network::Network::new() else { return };
+    lab.vm(
+        "web",
+        &lab::guest("boot-count.qcow2").unwrap(),
+        "isolation = \"strict\"\nbridge = \"br0\"\n",
+    );
+    let mut inside = network.command(env!("CARGO_BIN_EXE_qvm"));
+    // The program must not lie in the test's own directory, which is root's.
+    let start = lab.command(&["start", "web"]);
+    inside.arg("start").arg("web");
+    for (key, value) in start.get_envs().filter_map(|(key, value)| Some((key, value?))) {
+        inside.env(key, value);
+    }
+    inside.env("QVM_QEMU", env::current_exe().unwrap());
+    inside.env(TARGETS, serde_json::to_string(&place.targets).unwrap());
+    let output = inside.output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    let log = fs::read_to_string(lab.state("web", "supervisor.log")).unwrap();
+    let said: String =
+        log.lines().filter(|l| l.contains("escape: ")).map(|l| format!("{l}\n")).collect();
+    assert_eq!(attempt::succeeded(&said), [""; 0], "{told}\n{said}");
+    println!("test nothing_is_reached_from_qemus_place ... ok");
+}
+
+fn each_layer_alone_holds_what_it_is_for(place: &Place) {
+    // As root, all of it is possible here: an attempt that fails anyway proves nothing.
+    let said = place.tried_in(None);
+    let free = attempt::succeeded(&said);
+    let always: Vec<&str> =
+        ALL.iter().map(|(name, _)| *name).filter(|name| !free.contains(name)).collect();
+    let machines = ["make a tap", "read /etc/shadow"];
+    assert!(always.iter().all(|name| machines.contains(name)), "{always:?}\n{said}");
+    let uid = Some(1_900_065_000);
+    let held = |cell: &Cell, wanted: &[&str]| {
+        let said = place.tried_in(Some(cell));
+        let through = attempt::succeeded(&said);
+        for name in wanted {
+            assert!(!through.contains(name), "{name}, in {cell:?}\n{said}");
+            assert!(ALL.iter().any(|(known, _)| known == name), "no attempt is called `{name}`");
+        }
+    };
+    let processes = [
+        "read the supervisor's environment",
+        "open the neighbour's memory",
+        "read the neighbour's memory",
+        "trace the neighbour",
+        "take a descriptor of the neighbour's",
+    ];
+    let signals = ["signal the neighbour", "signal the supervisor"];
+    let files = [
+        "read a neighbour's disk",
+        "write a neighbour's disk",
+        "list the VMs",
+        "list its own state",
+        "read its own identity",
+        "read /etc/shadow",
+    ];
+    let rights =
+        ["open a packet socket", "make a tap", "change the root directory", "make a device"];
+    let sockets =
+        ["connect to the neighbour's control socket", "connect to the neighbour's monitor"];
+    let network =
+        ["connect by TCP", "listen by TCP", "send by UDP", "connect to an abstract socket"];
+
+    held(
+        &Cell { uid, ..open() },
+        &[&processes[..], &signals, &files, &rights, &sockets, &["become root"]].concat(),
+    );
+    held(
+        &Cell { capabilities: true, ..open() },
+        &[&processes[..], &rights, &["become root", "signal the neighbour"]].concat(),
+    );
+    held(&Cell { network: true, ..open() }, &network);
+    let landlock = Cell { no_new_privileges: true, domain: Some(domain()), ..open() };
+    let closed = [
+        "read its own VM file",
+        "read its own VM file",
+        "read /etc/passwd",
+        "list /etc",
+        "make a file where everybody may",
+        "become root by a set-user-ID program",
+    ];
+    held(
+        &landlock,
+        &[
+            &processes[..],
+            &signals,
+            &files,
+            &closed,
+            &["connect by TCP", "connect to an abstract socket", "make a tap", "make a device"],
+        ]
+        .concat(),
+    );
+    // The bit of the program makes root of anybody, but of who may not have more rights than he has.
+    if attempt::is_suid(&place.targets.suid) {
+        let by = "become root by a set-user-ID program";
+        let another = Cell { uid, ..open() };
+        let said = place.tried_in(Some(&another));
+        assert!(attempt::succeeded(&said).contains(&by), "{said}");
+        held(&Cell { no_new_privileges: true, ..another }, &[by]);
+    }
+    println!("test each_layer_alone_holds_what_it_is_for ... ok");
+}
+
+/// What the kernel says of a QEMU that runs.
+fn the_real_qemu_is_in_all_of_them(place: &Place) {
+    let lab = &place.lab;
+    lab.vm("app", &lab::guest("boot-count.qcow2").unwrap(), "isolation = \"strict\"\n[nic]\n");
+    lab.ok(&["start", "app"]);
+    let status = lab.status("app");
+    let layers = status["isolation"]["layers"].as_array().unwrap().len();
+    assert_eq!(layers, isolation::Layer::ALL.len(), "{status}");
+    let doctor = lab.qvm(&["doctor"]).stdout;
+    let doctor = String::from_utf8_lossy(&doctor).into_owned();
+    assert!(doctor.contains("QEMU is kept apart by all layers"), "{doctor}");
+    let of = |vm: &str| {
+        let pid = lab.status(vm)["pid"].to_string();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let value = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+            line.trim_start_matches(':').split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        let keys = [
+            "Uid",
+            "Gid",
+            "Groups",
+            "CapPrm",
+            "CapEff",
+            "CapInh",
+            "CapAmb",
+            "CapBnd",
+            "NoNewPrivs",
+            "Seccomp",
+        ];
+        let network = fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
+        (keys.map(value), network)
+    };
+    let (app, network) = of("app");
+    let uid = status["isolation"]["uid"].to_string();
+    let four = [uid.as_str(); 4].join(" ");
+    let none = "0000000000000000";
+    assert_eq!(app, [&four, &four, "", none, none, none, none, none, "1", "2"].map(str::to_owned));
+    assert_ne!(network, fs::read_link("/proc/self/ns/net").unwrap());
+    // The neighbour has another user. Its network is QEMU's own, so it is in the host's.
+    let (db, _) = of("db");
+    assert_ne!(db[0], app[0]);
+    // Its disk is its user's, and the next start finds the same one.
+    let owner = |vm: &str| {
+        std::os::unix::fs::MetadataExt::uid(&lab.state(vm, "root.qcow2").metadata().unwrap())
+    };
+    assert_eq!(owner("app").to_string(), uid);
+    lab.ok(&["stop", "app"]);
+    lab.ok(&["start", "app"]);
+    assert_eq!(lab.status("app")["isolation"]["uid"].to_string(), uid);
+    println!("test the_real_qemu_is_in_all_of_them ... ok");
+}
