@@ -132,6 +132,7 @@ in
           ];
           # What QEMU has open the collector finds by itself in /proc. What it may open later, as for a device that is added, it cannot
           # know of: so what the guest was started with stays for as long as it runs.
+          ReadWritePaths = "-${roots}";
           ExecStartPre = "${pkgs.coreutils}/bin/ln -sfn ${cfg.qemu} ${roots}/%i";
           ExecStopPost = [
             ""

@@ -263,6 +263,25 @@ fn one_file_and_one_start_is_all_there_is_to_do() {
     let score = format!("cat /proc/{}/oom_score_adj", host.qemu("a"));
     assert_eq!(host.sh(&score), "0\n");
 
+    // Less than the supervisor's own takes a capability that it has kept.
+    host.sh("sed -i '1i oomScoreAdjust = -200' /etc/qvm/vms/a.toml && qvm reload a");
+    assert_eq!(host.sh(&score), "-200\n");
+
+    // Block devices: one that the VM file names when the unit starts, one that comes later, and none else.
+    host.sh("modprobe loop && for nr in 0 1 2; do truncate -s 1M /root/$nr.raw && losetup /dev/loop$nr /root/$nr.raw; done");
+    host.vm("b2", "boot", "[disk.one]\ndevice = \"/dev/loop0\"\n");
+    host.sh("qvm start b2");
+    let opened = |nr: u8| format!("ls -l /proc/{}/fd | grep -q '/dev/loop{nr}$'", host.qemu("b2"));
+    host.sh(&opened(0));
+    host.sh(
+        "printf '[disk.two]\\ndevice = \"/dev/loop1\"\\n' >>/etc/qvm/vms/b2.toml && qvm apply b2",
+    );
+    host.sh(&opened(1));
+    let other =
+        "echo $$ >/sys/fs/cgroup/qvm.slice/qvm@b2.service/cgroup.procs && head -c 1 /dev/loop2";
+    assert!(host.refused(&format!("sh -c '{other}'")).contains("Operation not permitted"));
+    host.sh("qvm stop b2");
+
     // An operator's own setting wins, and is seen.
     host.sh("systemctl set-property qvm@b CPUWeight=77");
     let b = host.status("b");

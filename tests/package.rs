@@ -115,6 +115,58 @@ fn systemd_takes_the_units_with_the_drop_ins_of_every_example() {
     }
 }
 
+/// How exposed a unit is, by `systemd-analyze security`: tenths of its overall level, 0 to 100.
+fn exposure(unit: &Path) -> u32 {
+    let mut command = Command::new("systemd-analyze");
+    let said = done(command.args(["security", "--offline=true", "--no-pager"]).arg(unit)).stdout;
+    let said = String::from_utf8(said).unwrap();
+    let level = said.lines().find_map(|line| line.split_once("Overall exposure level for "));
+    let level =
+        level.and_then(|(_, rest)| rest.split(' ').nth(1)).unwrap_or_else(|| panic!("{said}"));
+    level.replace('.', "").parse().unwrap()
+}
+
+/// All that a drop-in can open.
+fn opened() -> String {
+    use qvm::plan::unit::{Scope, drop_in_of_invalid};
+    drop_in_of_invalid(Path::new("/etc/qvm/vms/web.toml"), Scope::System)
+}
+
+#[test]
+fn the_unit_is_closed_but_for_what_a_vm_needs() {
+    if !has("systemd-analyze") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let shipped = fs::read_to_string(root().join("systemd/qvm@.service")).unwrap();
+    let unit = dir.path().join("qvm@.service");
+    // What docs/decisions.md gives the reasons for is all that is open.
+    fs::write(&unit, &shipped).unwrap();
+    assert!(exposure(&unit) <= 33, "{}", exposure(&unit));
+    // With all that a VM file can have the drop-in open.
+    let opened = opened();
+    let (_, opened) = opened.split_once("[Service]\n").unwrap();
+    fs::write(&unit, shipped.replace("\n[Install]", &format!("{opened}\n[Install]"))).unwrap();
+    assert!(exposure(&unit) <= 40, "{}", exposure(&unit));
+    // And a line that is gone would be seen.
+    fs::write(&unit, shipped.replace("NoNewPrivileges=yes", "")).unwrap();
+    assert!(exposure(&unit) > 33);
+}
+
+#[test]
+fn the_unit_and_the_supervisor_agree_on_capabilities() {
+    let unit = fs::read_to_string(root().join("systemd/qvm@.service")).unwrap();
+    let opened = opened();
+    let lines = unit.lines().chain(opened.lines());
+    let words = lines.filter_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+    let mut of_unit: Vec<&str> = words.flat_map(str::split_whitespace).collect();
+    let kept = qvm::host::capabilities::KEPT;
+    let mut kept: Vec<String> = kept.iter_names().map(|(name, _)| format!("CAP_{name}")).collect();
+    of_unit.sort();
+    kept.sort();
+    assert_eq!(of_unit, kept);
+}
+
 #[test]
 fn a_generator_is_known_by_its_name_and_only_wrong_arguments_fail() {
     let dir = tempfile::tempdir().unwrap();

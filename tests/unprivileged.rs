@@ -7,6 +7,7 @@ mod lab;
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
 use lab::{Lab, guest, until};
+use rustix::thread::CapabilitySet;
 
 /// A user's VM, with an image that the user can read.
 fn vm(image: &str, more: &str) -> Option<Lab> {
@@ -109,4 +110,58 @@ fn a_weight_is_noted_and_no_failure() {
     assert!(notes.contains("`cpuWeight` has no effect: "), "{notes}");
     lab.ok(&["stop", "web"]);
     assert_eq!(lab.last_reason("web"), "stopped");
+}
+
+/// A set of capabilities of a process, as a number.
+fn capabilities(pid: u64, set: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(&format!("{set}:"))).unwrap();
+    u64::from_str_radix(line.trim(), 16).unwrap()
+}
+
+#[test]
+fn a_supervisor_has_only_the_capabilities_that_it_needs() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let kept = qvm::host::capabilities::KEPT.bits();
+    let mut lab = Lab::new();
+    lab.vm("web", &image, "oomScoreAdjust = -7\n");
+    lab.run("web");
+    lab.says("web", "BOOT-GUEST-READY", 1);
+    let own = capabilities(std::process::id().into(), "CapPrm");
+    let supervisor = u64::from(lab.supervisor(0).id());
+    let cut = || {
+        for (set, left) in
+            [("CapPrm", own & kept), ("CapEff", own & kept), ("CapInh", 0), ("CapAmb", 0)]
+        {
+            assert_eq!(capabilities(supervisor, set), left, "{set}");
+        }
+        // Only who may give up the bounding set does, and only there it means something.
+        let bounded = own & CapabilitySet::SETPCAP.bits() != 0;
+        for pid in [supervisor, lab.status("web")["pid"].as_u64().unwrap()] {
+            assert!(!bounded || capabilities(pid, "CapBnd") & !kept == 0, "{pid}");
+        }
+    };
+    cut();
+    let void = lab.status("web")["notes"].to_string().contains("oomScoreAdjust");
+    assert_eq!(void, own & CapabilitySet::SYS_RESOURCE.bits() == 0);
+
+    // The program that takes its place has the same, and can do the same.
+    lab::signal(i32::try_from(supervisor).unwrap(), 12);
+    until("it is taken over", || lab.log("web").contains(" taken over, pid "));
+    lab.wait_state("web", "running");
+    cut();
+    lab.ok(&["stop", "web"]);
+    assert_eq!(lab.last_reason("web"), "stopped");
+}
+
+#[test]
+fn a_user_s_supervisor_has_none_and_misses_none() {
+    let Some(lab) = vm("boot.qcow2", "") else { return };
+    lab.ok(&["start", "web"]);
+    lab.says("web", "BOOT-GUEST-READY", 1);
+    let supervisor = lab.status("web")["supervisorPid"].as_u64().unwrap();
+    for set in ["CapPrm", "CapEff", "CapInh", "CapAmb"] {
+        assert_eq!(capabilities(supervisor, set), 0, "{set}");
+    }
+    lab.ok(&["stop", "web"]);
 }

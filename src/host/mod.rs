@@ -6,6 +6,7 @@ pub mod anti_spoof;
 pub mod br_netfilter;
 pub mod bridge;
 pub mod cache_lock;
+pub mod capabilities;
 pub mod cgroup;
 #[allow(unsafe_code)]
 pub mod child;

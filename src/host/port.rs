@@ -5,7 +5,37 @@ use std::{
     net::{SocketAddr, TcpListener, UdpSocket},
 };
 
+use rustix::io::Errno;
+
 use crate::value::{Forward, Protocol};
+
+/// IP sockets are not to be had: by a unit's `RestrictAddressFamilies=`, or a kernel without them.
+#[derive(Debug, thiserror::Error)]
+#[error("IP sockets are closed to this process")]
+pub struct NoSockets(#[source] io::Error);
+
+impl NoSockets {
+    /// The way out.
+    pub fn hint(&self) -> Option<String> {
+        Some(
+            "the VM's unit is closed to what its VM file did not need when it was started: stop the VM and start it"
+                .into(),
+        )
+    }
+}
+
+/// Whether there are IP sockets at all; QEMU's own network would only be silent without them.
+///
+/// # Errors
+/// There are none.
+pub fn sockets() -> Result<(), NoSockets> {
+    match UdpSocket::bind("127.0.0.1:0") {
+        Err(error) if error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error()) => {
+            Err(NoSockets(error))
+        }
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
 
 /// Why a port cannot be listened on.
 #[derive(Debug, thiserror::Error)]

@@ -25,6 +25,7 @@ pub mod pending;
 pub mod qcow2;
 pub mod readiness;
 pub mod resources;
+mod sandbox;
 pub mod saved;
 pub mod seed;
 pub mod stagger;

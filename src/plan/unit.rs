@@ -4,6 +4,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use super::sandbox;
 use crate::{
     spec::{Link, Origin, Source, Vm},
     value::VmName,
@@ -35,7 +36,7 @@ pub fn unit_name(vm: &VmName) -> String {
 }
 
 /// The drop-in of a VM. Each setting is one line, whatever the VM file says.
-pub fn drop_in(vm: &Vm) -> String {
+pub fn drop_in(vm: &Vm, scope: Scope) -> String {
     let mut unit = vec![("Description", description(vm))];
     if needs_network(vm) {
         // A bridge may be made late, and an image has to be fetched; other VMs start without waiting for a network.
@@ -50,6 +51,7 @@ pub fn drop_in(vm: &Vm) -> String {
     let mut service =
         vec![("TimeoutStartSec", START.to_string()), ("TimeoutStopSec", stop.to_string())];
     service.extend(resources(vm));
+    service.extend(opened(scope, || sandbox::of(vm)));
     head(&vm.file) + &lines(unit) + "\n[Service]\n" + &lines(service)
 }
 
@@ -57,9 +59,21 @@ fn lines(settings: Vec<(&str, String)>) -> String {
     settings.into_iter().map(|(key, value)| format!("{key}={value}\n")).collect()
 }
 
-/// The drop-in of a VM whose file is not valid: it only tells systemd when to look again.
-pub fn drop_in_of_invalid(file: &Path) -> String {
-    head(file)
+/// The drop-in of a VM whose file is not valid: it tells systemd when to look again, and a supervisor that takes over the guest of
+/// an earlier file is not kept from anything.
+pub fn drop_in_of_invalid(file: &Path, scope: Scope) -> String {
+    head(file) + "\n[Service]\n" + &lines(opened(scope, sandbox::of_unknown))
+}
+
+/// A plain user has no rights that his units could be closed to: a user's qvm@.service is the same for every VM.
+fn opened(
+    scope: Scope,
+    settings: impl FnOnce() -> Vec<(&'static str, String)>,
+) -> Vec<(&'static str, String)> {
+    match scope {
+        Scope::System => settings(),
+        Scope::User => vec![],
+    }
 }
 
 /// Whether the text of an invalid VM file asks for `autostart`: then its unit is started all the same, and fails with what
@@ -180,8 +194,19 @@ mod tests {
             [Service]\n\
             TimeoutStartSec=120\n\
             TimeoutStopSec=150\n\
-            CPUWeight=100\n";
-        assert_eq!(drop_in(&vm("vcpu = 1\n")), expected);
+            CPUWeight=100\n\
+            RestrictAddressFamilies=AF_INET AF_INET6\n\
+            MemoryDenyWriteExecute=no\n";
+        assert_eq!(drop_in(&vm("vcpu = 1\n"), Scope::System), expected);
+    }
+
+    #[test]
+    fn a_user_s_unit_is_opened_for_nothing() {
+        let expected = "\n[Service]\nTimeoutStartSec=120\nTimeoutStopSec=150\nCPUWeight=100\n";
+        let text = "forward = ['80:80']\n[disk.a]\npath = '/home/op/a.qcow2'\n";
+        assert!(drop_in(&vm(text), Scope::User).ends_with(expected));
+        let invalid = drop_in_of_invalid(Path::new("/web.toml"), Scope::User);
+        assert!(invalid.ends_with("\n[Service]\n"));
     }
 
     #[test]
@@ -203,13 +228,16 @@ mod tests {
             [Service]\n\
             TimeoutStartSec=120\n\
             TimeoutStopSec=37\n\
-            CPUWeight=300\n";
-        assert_eq!(drop_in(&vm(text)), expected);
+            CPUWeight=300\n\
+            MemoryDenyWriteExecute=no\n\
+            ReadWritePaths=\"-/srv\"\n\
+            DeviceAllow=\"/dev/vg/b\" rw\n";
+        assert_eq!(drop_in(&vm(text), Scope::System), expected);
     }
 
     #[test]
     fn only_what_waits_for_a_network_wants_one() {
-        let network = |text| drop_in(&vm(text)).contains("network-online");
+        let network = |text| drop_in(&vm(text), Scope::System).contains("network-online");
         assert!(!network("[image]\npath = '/x.qcow2'\n"));
         assert!(network(
             "[image]\nurl = 'https://example.org/x.qcow2'\ninsecureNoChecksum = true\n"
@@ -228,12 +256,12 @@ mod tests {
             assert!(!head(Path::new(file)).contains("SourcePath"), "{file}");
         }
         assert!(
-            !drop_in_of_invalid(Path::new(OsStr::from_bytes(b"/\xff/web.toml")))
+            !drop_in_of_invalid(Path::new(OsStr::from_bytes(b"/\xff/web.toml")), Scope::System)
                 .contains("SourcePath")
         );
         assert!(
-            drop_in_of_invalid(Path::new("/a%b/web.toml"))
-                .ends_with("\nSourcePath=/a%%b/web.toml\n")
+            drop_in_of_invalid(Path::new("/a%b/web.toml"), Scope::System)
+                .contains("\nSourcePath=/a%%b/web.toml\n")
         );
     }
 
@@ -259,8 +287,8 @@ mod tests {
             let path = Path::new("/srv").join(parts.iter().map(|part| OsStr::from_bytes(part)).collect::<PathBuf>());
             vm.file = path.with_extension("toml");
             vm.disks[0].source = Source::File(path);
-            let text = drop_in(&vm);
-            let known = ["SourcePath=", "Description=", "RequiresMountsFor=", "TimeoutStartSec=", "TimeoutStopSec=", "CPUWeight="];
+            let text = drop_in(&vm, Scope::System);
+            let known = ["SourcePath=", "Description=", "RequiresMountsFor=", "TimeoutStartSec=", "TimeoutStopSec=", "CPUWeight=", "RestrictAddressFamilies=", "MemoryDenyWriteExecute=", "ReadWritePaths="];
             for line in text.split(['\n', '\r', '\0']).skip(2).filter(|line| !line.is_empty() && *line != "[Service]") {
                 prop_assert!(known.iter().any(|key| line.starts_with(key)), "{line:?}");
                 prop_assert!(!line.ends_with('\\'), "{line:?}");

@@ -110,6 +110,9 @@ pub enum Error {
         /// Why.
         source: port::Error,
     },
+    /// QEMU's own network would be silent.
+    #[error(transparent)]
+    NoSockets(#[from] port::NoSockets),
     /// The guest's screen.
     #[error(transparent)]
     Screen(#[from] door::Error),
@@ -175,7 +178,7 @@ impl Error {
             | Self::Vhost(_)
             | Self::Silent { .. } => true,
             Self::Saved(saved::Error::File(error)) => error.is_the_hosts(),
-            Self::Saved(_) | Self::Slow(_) => false,
+            Self::Saved(_) | Self::Slow(_) | Self::NoSockets(_) => false,
             Self::Path(_) | Self::Watch(_) | Self::Exited | Self::Monitor(_) | Self::Serial(_) => {
                 false
             }
@@ -189,6 +192,7 @@ impl Error {
             Self::Link { source, .. } => source.hint(),
             Self::Filter { source, .. } => source.hint(),
             Self::Port { source, .. } => source.hint(),
+            Self::NoSockets(error) => error.hint(),
             Self::Socket(error) => error.hint(),
             Self::Isolate(error) => error.hint(),
             Self::Spawn(error) => error.hint(),
@@ -378,6 +382,7 @@ pub(super) async fn restored(
 /// Whether QEMU will get the ports that it is to listen on for a NIC.
 pub(super) fn check_forwards(vm: &Vm, nic: &Nic) -> Result<(), Error> {
     let Link::User { forward } = &nic.link else { return Ok(()) };
+    port::sockets()?;
     let at = || vm.at(&format!("nic.{}.forward", nic.name));
     for forward in forward {
         port::check(forward).map_err(|source| Error::Port { at: at(), source })?;

@@ -64,6 +64,7 @@ mod suspend;
 mod taps;
 pub mod usage;
 pub mod viewer;
+pub mod within_reach;
 
 /// What a supervisor is told by whoever starts it: time, randomness and environment come from here.
 #[derive(Debug, Clone)]

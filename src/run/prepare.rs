@@ -8,6 +8,7 @@ use super::{
     Settings, disk, identities,
     image::{Patience, Tools},
     progress::{At, Cancel, Progress, line},
+    within_reach::{self, Closed},
 };
 use crate::{
     host::{
@@ -81,6 +82,9 @@ pub enum Error {
         /// Why not.
         source: disk::Error,
     },
+    /// The unit is not opened for a disk.
+    #[error(transparent)]
+    Closed(#[from] Closed),
     /// The firmware is not there.
     #[error(transparent)]
     Firmware(#[from] descriptors::Error),
@@ -101,7 +105,11 @@ impl Error {
             Self::File(error) => error.is_the_hosts(),
             Self::Disk { source, .. } => source.is_the_hosts(),
             Self::Identity(error) => error.is_the_hosts(),
-            Self::OlderQemu { .. } | Self::Firmware(_) | Self::Seed(_) | Self::Cancelled => false,
+            Self::OlderQemu { .. }
+            | Self::Closed(_)
+            | Self::Firmware(_)
+            | Self::Seed(_)
+            | Self::Cancelled => false,
         }
     }
 
@@ -114,6 +122,7 @@ impl Error {
             Self::Disk { source, .. } => source.hint(),
             Self::Firmware(error) => error.hint(),
             Self::Identity(error) => error.hint(),
+            Self::Closed(error) => error.hint(),
             Self::OlderQemu { machine, qemu } => Some(format!(
                 "run the QEMU that it was made with, or a later one (QVM_QEMU names it); or write `{}` for `{machine}` \
                  into the VM's identity.toml: its guest then finds itself on other hardware",
@@ -293,6 +302,7 @@ pub fn disk(
         now: (settings.now)(),
     };
     let mut spoken = Spoken { say, last: None };
+    within_reach::bring(settings, wanted)?;
     let (paths, images) = (settings.paths(), settings.layout.images());
     let ready = disk::ensure(wanted, &paths, &images, &tools, &mut spoken, cancel);
     let failed = |source: disk::Error| match source.is_called_off() {

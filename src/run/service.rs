@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    path::Path,
     process::{Command, Output, Stdio},
     time::Duration,
 };
@@ -122,6 +123,28 @@ impl Unit {
 /// The manager does not.
 pub async fn forget_starts(vm: &VmName, scope: Scope) -> Result<(), Error> {
     systemctl(scope, &["reset-failed", &unit::unit_name(vm)]).await.map(drop)
+}
+
+/// Opens a directory for the running unit of a VM: it is mounted once more, with the rights it has on the host.
+///
+/// # Errors
+/// The manager does not: it has no such unit, or the unit no mounts of its own.
+pub fn bind(vm: &VmName, scope: Scope, directory: &Path) -> Result<(), Error> {
+    // On the thread that prepares; systemctl itself waits for 25 s at the most (sd_bus_get_method_call_timeout(3)).
+    let mut command = Command::new("systemctl");
+    if scope == Scope::User {
+        command.arg("--user");
+    }
+    command.arg("bind").arg(unit::unit_name(vm)).args([directory, directory]);
+    let Output { status, stderr, .. } =
+        command.stdin(Stdio::null()).output().map_err(Error::Run)?;
+    match status.success() {
+        true => Ok(()),
+        false => Err(Error::Failed {
+            asked: "bind".into(),
+            said: String::from_utf8_lossy(&stderr).trim().to_owned(),
+        }),
+    }
 }
 
 /// Whether the unit is being stopped by somebody's wish; `false` where nobody knows.

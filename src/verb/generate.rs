@@ -80,11 +80,11 @@ fn one(
 ) -> Result<bool, String> {
     let name = spec::name_of(file).map_err(|invalid| invalid.to_string())?;
     let (text, autostart) = match spec::load_early(file) {
-        Ok(vm) => (unit::drop_in(&vm), vm.autostart),
+        Ok(vm) => (unit::drop_in(&vm, within.scope), vm.autostart),
         Err((invalid, text)) => {
             // Its unit is started all the same where it can be told that it should be, and fails with the same words.
             within.log(&invalid.to_string());
-            (unit::drop_in_of_invalid(file), unit::wants_autostart(&text))
+            (unit::drop_in_of_invalid(file, within.scope), unit::wants_autostart(&text))
         }
     };
     write(normal, &name, &text)?;

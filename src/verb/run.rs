@@ -2,11 +2,11 @@
 
 use std::{ffi::OsString, os::unix::process::CommandExt, path::Path, process::Command};
 
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::{
     exit::{self, Failure},
-    host::{file, lock::Lock, signal},
+    host::{capabilities, file, lock::Lock, signal},
     plan::unit::Scope,
     run::{
         Settings,
@@ -38,6 +38,11 @@ pub async fn run(
     arguments: &[OsString],
     scope: Scope,
 ) -> Result<(), Failure> {
+    match capabilities::cut() {
+        Ok(kept) => debug!("capabilities: {kept:?}"),
+        // No guest has to do without its supervisor for that.
+        Err(error) => warn!("cannot give up the capabilities that are not needed: {error}"),
+    }
     let name = settings.name.clone();
     let in_unit = (settings.env)("NOTIFY_SOCKET").is_some();
     let done = run_to_its_end(settings, program, arguments).await;
