@@ -68,7 +68,7 @@ fn accepted(vm: &Vm, text: &str) {
     command_line(vm, None);
     let facets = Facets::of(vm);
     assert_eq!(pending::pending(&facets, &facets, &pending::machine(vm)), []);
-    let unit = unit::drop_in(vm);
+    let unit = unit::drop_in(vm, unit::Scope::System);
     for line in unit.lines().filter(|line| !line.is_empty() && !line.starts_with(['#', '['])) {
         let key = line.split_once('=').map(|(key, _)| key);
         let known = key.is_some_and(|key| KEYS.contains(&key));
