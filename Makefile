@@ -9,7 +9,7 @@ export QVM_GUESTS ?= $(CURDIR)/target/guests
 # Tests that boot guests: how many at once.
 TEST_THREADS ?= 2
 # The test binaries with long tests of faults.
-FAULTS ?= crash
+FAULTS ?= crash host_faults taps admission load
 # Seconds for each fuzz target.
 FUZZ_SECONDS ?= 60
 

@@ -235,9 +235,9 @@ fn everything_that_can_be_wrong_at_once() {
 #[test]
 fn what_is_kept_of_vms_is_held_against_qemu_and_each_other() {
     let host = Host::new();
-    let identity = |uuid: &str, machine: &str| {
+    let identity = |last: &str, machine: &str| {
         format!(
-            "uuid = \"{uuid}\"\ninstanceId = \"iid\"\nmachine = \"{machine}\"\n[macs]\nnet = \"52:54:00:00:00:01\"\n"
+            "uuid = \"01234567-89ab-4cde-8f01-00000000000{last}\"\ninstanceId = \"iid\"\nmachine = \"{machine}\"\n[macs]\nnet = \"52:54:00:00:00:01\"\n"
         )
     };
     for (name, text) in [
@@ -261,7 +261,9 @@ fn what_is_kept_of_vms_is_held_against_qemu_and_each_other() {
     assert!(
         one(&all, "error addresses").starts_with("`copy` and `late` have the same MAC address")
     );
-    assert!(one(&all, "warning addresses").starts_with("`copy` and `late` have the same UUID `1`"));
+    assert!(
+        one(&all, "warning addresses").starts_with("`copy` and `late` have the same UUID `0123")
+    );
     // The same VMs on a QEMU with known faults.
     let qemu = "if [ \"$1\" = -version ]; then echo 'QEMU emulator version 8.2.0'; else\n\
                 echo 'q35 x (alias of pc-q35-8.2)'; echo 'pc-q35-8.2 x'; echo 'pc-q35-2.4 x (deprecated)'; fi";

@@ -9,7 +9,7 @@ use std::{
     fs,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::Path,
-    process::Stdio,
+    process::{Command, Stdio},
 };
 
 use lab::{Lab, guest, until};
@@ -173,4 +173,40 @@ fn an_image_is_found_by_a_url_with_escapes() {
     lab.ok(&["start", "web"]);
     lab.says("web", "BOOT-GUEST-READY", 1);
     lab.ok(&["stop", "web"]);
+}
+
+/// As a QEMU may have written into it that a guest has broken into.
+#[test]
+fn a_disk_that_names_another_file_is_opened_by_nobody() {
+    let Some(image) = guest("boot-count.qcow2") else { return };
+    let lab = Lab::new();
+    lab.vm("web", &image, "");
+    lab.ok(&["start", "web"]);
+    lab.ok(&["stop", "web"]);
+    let disk = lab.state("web", "root.qcow2");
+    let stand_on = |base: &str| {
+        let rebase = ["rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", base];
+        let done = Command::new("qemu-img").args(rebase).arg(&disk).output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+    };
+    let refused = |lab: &Lab| {
+        let output = lab.qvm(&["start", "web"]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    stand_on("/etc/shadow");
+    let told = refused(&lab);
+    assert!(told.contains("stands on `/etc/shadow`, which is not what qvm made it on"), "{told}");
+    // Nor is it grown: qemu-img would open it, as root.
+    lab.vm("web", &image, "isolation = \"off\"\ndiskSizeG = 1\n");
+    assert!(refused(&lab).contains("stands on `/etc/shadow`"));
+    stand_on("");
+    lab.ok(&["start", "web"]);
+    lab.ok(&["stop", "web"]);
+    // Version 3, bit 2 of the incompatible features, byte 79: the data is in another file.
+    let mut bytes = fs::read(&disk).unwrap();
+    bytes[79] |= 4;
+    fs::write(&disk, bytes).unwrap();
+    let told = refused(&lab);
+    assert!(told.contains("keeps its data in another file"), "{told}");
 }

@@ -83,7 +83,7 @@ fn accepted(vm: &Vm, text: &str) {
     }
 }
 
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 18] = [
     "SourcePath",
     "Description",
     "Wants",
@@ -95,6 +95,13 @@ const KEYS: [&str; 11] = [
     "CPUQuota",
     "MemoryMax",
     "IOWeight",
+    "ProtectHome",
+    "PrivateTmp",
+    "RestrictAddressFamilies",
+    "CapabilityBoundingSet",
+    "MemoryDenyWriteExecute",
+    "ReadWritePaths",
+    "DeviceAllow",
 ];
 
 fn identity(vm: &Vm) -> Identity {

@@ -1,9 +1,6 @@
 //! What must never change under a guest: kept in `identity.toml`, made on the first start.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    ops::RangeInclusive,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     spec::Vm,
-    value::{Label, MacAddr, VmName},
+    value::{Label, MacAddr, UidRange, VmName},
 };
 
 /// The content of `identity.toml`.
@@ -35,13 +32,9 @@ pub struct Identity {
     pub hostname: Option<String>,
 }
 
-/// The users that VMs get, unless the host's settings name others: of those that systemd's UIDS-GIDS.md has for nobody
-/// (1879048192 to 2147352575), from a round number on.
-pub const UIDS: RangeInclusive<u32> = 1_900_000_000..=1_900_065_535;
-
 /// The first user that no VM has.
-pub fn free_uid(range: RangeInclusive<u32>, taken: &BTreeSet<u32>) -> Option<u32> {
-    range.into_iter().find(|uid| !taken.contains(uid))
+pub fn free_uid(range: UidRange, taken: &BTreeSet<u32>) -> Option<u32> {
+    (range.first()..=range.last()).find(|uid| !taken.contains(uid))
 }
 
 /// The address of a NIC that none was written for: QEMU's prefix and three bytes that depend on the host, the VM and the
@@ -108,6 +101,8 @@ impl Identity {
             Some("instanceId")
         } else if !self.hostname.as_deref().is_none_or(|name| all(name, b"-.")) {
             Some("hostname")
+        } else if self.uid.is_some_and(|uid| !UidRange::may_be_given(uid)) {
+            Some("uid")
         } else {
             None
         }
@@ -144,6 +139,10 @@ mod tests {
             Identity { instance_id: "a\nb".into(), ..good.clone() }.flaw(),
             Some("instanceId")
         );
+        assert_eq!(Identity { uid: Some(1_900_000_000), ..good.clone() }.flaw(), None);
+        for uid in [0, 999, 65_534, u32::MAX] {
+            assert_eq!(Identity { uid: Some(uid), ..good.clone() }.flaw(), Some("uid"));
+        }
         assert_eq!(Identity { hostname: Some(String::new()), ..good }.flaw(), Some("hostname"));
     }
 

@@ -11,11 +11,11 @@ use serde::de::Error as _;
 use crate::{
     host::file,
     plan::{
-        identity::{Identity, UIDS, free_uid},
+        identity::{Identity, free_uid},
         layout::{Layout, VmPaths},
     },
-    spec::Vm,
-    value::{MacAddr, VmName},
+    spec::{HostSettings, Vm},
+    value::{MacAddr, UidRange, VmName},
 };
 
 /// What new identities are made of.
@@ -44,8 +44,8 @@ pub enum Error {
         source: Box<toml::de::Error>,
     },
     /// Every user of the range is another VM's.
-    #[error("no user is left for it: {} to {} are other VMs'", UIDS.start(), UIDS.end())]
-    NoUser,
+    #[error("no user is left for it: {} to {} are other VMs'", .0.first(), .0.last())]
+    NoUser(UidRange),
     /// It cannot be written.
     #[error("cannot write the identity as TOML")]
     Encode(#[from] toml::ser::Error),
@@ -66,7 +66,8 @@ impl Error {
                  or remove it for new ones"
                     .into(),
             ),
-            Self::NoUser | Self::Encode(_) => None,
+            Self::NoUser(_) => Some("make `uidRange` in the host's settings larger".into()),
+            Self::Encode(_) => None,
         }
     }
 }
@@ -126,6 +127,9 @@ pub fn complete(identity: &mut Identity, means: &Means, vm: &Vm) -> Result<(), f
 /// # Errors
 /// None is free; or the identity cannot be written.
 pub fn give_user(identity: &mut Identity, layout: &Layout, vm: &VmName) -> Result<(), Error> {
+    // That they are not valid was told before anything was begun.
+    let settings = HostSettings::load(&layout.host_settings());
+    let range = settings.map_or_else(|_| UidRange::default(), |settings| settings.uid_range);
     let path = layout.uids_lock();
     let on = |doing| file::Error::on(doing, &path);
     let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
@@ -133,7 +137,7 @@ pub fn give_user(identity: &mut Identity, layout: &Layout, vm: &VmName) -> Resul
     fs2::FileExt::lock_exclusive(&lock).map_err(on("lock"))?;
     let others = others(layout, vm)?;
     let taken: BTreeSet<u32> = others.into_iter().filter_map(|(_, other)| other.uid).collect();
-    identity.uid = Some(free_uid(UIDS, &taken).ok_or(Error::NoUser)?);
+    identity.uid = Some(free_uid(range, &taken).ok_or(Error::NoUser(range))?);
     write(&layout.vm(vm), identity)
 }
 

@@ -21,10 +21,10 @@ use crate::{
         argv,
         facts::Qemu,
         handed::Handed,
-        identity,
         isolation::{self, Isolation, Layer, Missing, Mode, Right},
         unit::Scope,
     },
+    value::UidRange,
 };
 
 /// What QEMU opens itself where there is KVM.
@@ -203,7 +203,7 @@ fn cell(binary: &Path, firmware: Option<&Path>, uid: Option<u32>, root: &Path) -
 /// It does not even do that.
 pub fn tried(qemu: &Qemu, root: &Path) -> Result<Isolation, launch::Error> {
     let mut missing = vec![];
-    let uid = rustix::process::geteuid().is_root().then_some(*identity::UIDS.start());
+    let uid = rustix::process::geteuid().is_root().then(|| UidRange::default().first());
     if uid.is_none() {
         missing.push(Missing { layer: Layer::Uid, why: NOT_ROOT.to_owned() });
     }

@@ -167,7 +167,9 @@ impl Held<'_> {
 /// somebody's use, or in nobody's way.
 pub fn sweep(layout: &Layout, own: Option<&VmName>) {
     for dir in file::list(&layout.vm_states()).unwrap_or_default() {
-        if let Some(name) = Layout::drafted(&dir).filter(|name| Some(name) != own)
+        // A link is no draft: the only way to the disks of a VM that was being renamed may be one.
+        let name = Layout::drafted(&dir).filter(|name| Some(name) != own && !dir.is_symlink());
+        if let Some(name) = name
             && let Ok(_lock) = down(&layout.draft(&name))
         {
             let _ = fs::remove_dir_all(&dir);

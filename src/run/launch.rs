@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use tokio::net::UnixStream;
 
-use super::{Settings, door, isolate, prepare::Prepared, record::Record, saved, taps, viewer};
+use super::{
+    Settings, door, isolate, prepare::Prepared, record::Record, reread::file_id, saved, taps,
+    viewer,
+};
 use crate::{
     host::{
         anti_spoof, child, file, link,
@@ -299,6 +302,7 @@ pub async fn launch(
         missed: None,
         applied: BTreeMap::new(),
         binary: Some(prepared.facts.qemu.binary.clone()),
+        binary_id: file_id(&prepared.facts.qemu.binary),
         firmware: prepared
             .firmware
             .as_ref()

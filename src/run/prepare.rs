@@ -255,12 +255,11 @@ pub fn prepare(
     if facts.qemu.is_older_than(&identity.machine) {
         return Err(Error::OlderQemu { machine: identity.machine, qemu: facts.qemu });
     }
-    if changed {
-        identities::write(&paths, &identity)?;
-    }
     let wants_user = vm.isolation != Isolation::Off && settings.scope == Scope::System;
     if wants_user && identity.uid.is_none() {
         identities::give_user(&mut identity, &settings.layout, &vm.name)?;
+    } else if changed {
+        identities::write(&paths, &identity)?;
     }
     let firmware = firmware_of(settings, &vm, &facts, &identity.machine)?;
     let mut disks = vec![];

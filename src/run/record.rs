@@ -68,6 +68,9 @@ pub struct Record {
     /// The program that it is.
     #[serde(default)]
     pub binary: Option<PathBuf>,
+    /// Which file that was, by `reread::file_id`.
+    #[serde(default)]
+    pub binary_id: Option<(u64, u64, i64)>,
     /// The firmware that it read, and when that file was last written, in seconds since 1970.
     #[serde(default)]
     pub firmware: Option<(PathBuf, i64)>,

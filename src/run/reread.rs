@@ -152,11 +152,7 @@ impl Supervisor {
     fn look_at_qemu(&mut self) {
         let Some(record) = self.qemu.as_ref().map(|qemu| &qemu.record) else { return };
         let Some(binary) = &record.binary else { return };
-        let id = |found: std::fs::Metadata| (found.dev(), found.ino());
-        let exe = self.settings.root.join(format!("proc/{}/exe", record.pid));
-        let (Ok(runs), Ok(there)) = (exe.metadata().map(id), binary.metadata().map(id)) else {
-            return;
-        };
+        let (Some(runs), Some(there)) = (record.binary_id, file_id(binary)) else { return };
         if runs == there {
             self.installed = None;
             return;
@@ -179,6 +175,12 @@ impl Supervisor {
             warn!("cannot ask the installed QEMU for its version: {error}");
         }
     }
+}
+
+/// What tells a file from another that takes its name: device, inode, and when it was written, in seconds since 1970. Of a process it
+/// cannot be asked for: what QEMU runs from is shown to its own user, who is another, and to who may trace it (proc_pid_exe(5)).
+pub(super) fn file_id(path: &std::path::Path) -> Option<(u64, u64, i64)> {
+    path.metadata().ok().map(|found| (found.dev(), found.ino(), found.mtime()))
 }
 
 /// A firmware file, told from another of that name by when it was written.

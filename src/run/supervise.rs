@@ -15,7 +15,6 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-pub use super::fact::Fault;
 use super::{
     Settings,
     console::Console,
@@ -37,6 +36,7 @@ use super::{
     room::Room,
     taps::Taps,
 };
+pub use super::{error::Left, fact::Fault};
 use crate::{
     control::{
         server,
@@ -65,22 +65,6 @@ pub(super) const STOP_SLACK: Duration = Duration::from_secs(10);
 pub(super) const START_STEP: Duration = Duration::from_secs(90);
 /// How many lines of the console go beside a failure.
 pub(super) const LAST_WORDS: usize = 10;
-
-/// How the loop ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Left {
-    /// The VM has ended; the exit code.
-    Exit(u8),
-    /// The guest did not come to run.
-    NotStarted {
-        /// Whose fault that is.
-        fault: Fault,
-        /// Why: the chain of causes, and a line with the way out where there is one.
-        why: String,
-    },
-    /// The supervisor shall be replaced by its program's file, in place.
-    Reexec,
-}
 
 /// Runs the VM to its end.
 ///

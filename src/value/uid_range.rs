@@ -17,6 +17,11 @@ impl UidRange {
     /// `nobody` (the kernel's overflow id), and -1 in 16 and 32 bits, which system calls take for "no id".
     const SPECIAL: [u32; 3] = [65_534, 65_535, u32::MAX];
 
+    /// Whether an id is one that any VM may have.
+    pub fn may_be_given(uid: u32) -> bool {
+        uid >= Self::MIN && !Self::SPECIAL.contains(&uid)
+    }
+
     /// The first of them.
     pub const fn first(self) -> u32 {
         self.first

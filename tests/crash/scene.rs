@@ -220,6 +220,7 @@ impl Scene {
             "data.raw",
             "data.origin.json",
             "ends.json",
+            "last-words.json",
             "supervisor.log",
             "console.log",
             "console.log.times",
@@ -227,7 +228,7 @@ impl Scene {
         let must = ["identity.toml", "root.qcow2", "root.origin.json"];
         self.only(&self.lab.state("web", ""), &may, &must);
         let place = self.lab.path().join("s");
-        self.only(&place, &["images"], &["vms", "qemu.json"]);
+        self.only(&place, &["images", "uids.lock"], &["vms", "qemu.json"]);
         self.only(&place.join("vms"), &[], &["web"]);
         serde_json::from_slice::<serde_json::Value>(&fs::read(place.join("qemu.json")).unwrap())
             .unwrap();

@@ -196,6 +196,8 @@ impl Finish<'_, '_> {
         if let Some(flaw) = identity.flaw() {
             return Err(self.wrong(archive::Error::IdentityFlaw(flaw)));
         }
+        // Which user is free here, the first start finds out.
+        identity.uid = None;
         if self.copy {
             let identity = identities::new(self.means, vm, &identity.machine)?;
             identities::write(paths, &identity)?;
