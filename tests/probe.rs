@@ -18,7 +18,7 @@ use qvm::{
 use tempfile::TempDir;
 
 const DEBIAN_12: &str = r#"
-if [ "$1" = -version ]; then
+if [ "$1" = -sandbox ] || [ "$1" = -version ]; then
     echo 'QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)'
 else
     echo 'Supported machines are:'
@@ -224,7 +224,7 @@ fn an_old_qemu_is_refused_by_its_version() {
     for (version, taken) in [("6.2.0", false), ("7.1.93", false), ("7.2.0", true), ("11.0.0", true)]
     {
         let text = format!(
-            "[ $1 = -version ] && echo 'QEMU emulator version {version}' || echo 'q35 x (alias of pc-q35-6.2)'"
+            "[ $1 != -machine ] && echo 'QEMU emulator version {version}' || echo 'q35 x (alias of pc-q35-6.2)'"
         );
         let binary = host.script("bin/qemu-system-x86_64", &text);
         let probed = host.probe(None);

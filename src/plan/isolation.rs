@@ -140,6 +140,9 @@ const PLACES: [(&str, Right); 14] = [
     ("/dev/kvm", Right::Device),
 ];
 
+/// Where a QEMU that was installed elsewhere has its own.
+const BELOW_PREFIX: [&str; 5] = ["bin", "lib", "lib64", "libexec", "share"];
+
 /// The files that a QEMU may open by their names: all that it needs is its program, firmware and /dev/kvm, since a VM's own files,
 /// sockets and taps come as descriptors. `binary` has no symbolic links in it; `firmware` is what the VM file has chosen.
 pub fn open_to(binary: &Path, firmware: Option<&Path>) -> Vec<(PathBuf, Right)> {
@@ -151,7 +154,7 @@ pub fn open_to(binary: &Path, firmware: Option<&Path>) -> Vec<(PathBuf, Right)> 
     let prefix = bin.filter(|dir| dir.ends_with("bin")).and_then(Path::parent);
     match prefix {
         Some(prefix) if prefix != Path::new("/") && prefix != Path::new("/usr") => {
-            for below in ["bin", "lib", "lib64", "libexec", "share"] {
+            for below in BELOW_PREFIX {
                 all.push((prefix.join(below), Right::Execute));
             }
         }

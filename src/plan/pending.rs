@@ -323,6 +323,17 @@ mod tests {
                     "nic.net.tap: - -> qvm-web NextReboot",
                 ],
             ),
+            // Into a QEMU that is shut off from the host's network none comes while it runs.
+            (
+                "bridge = \"br0\"",
+                "bridge = \"br0\"\n[nic.out]\n",
+                &["nic.out: - -> user-mode network, virtio NextReboot"],
+            ),
+            (
+                "isolation = \"off\"\nbridge = \"br0\"",
+                "isolation = \"off\"\nbridge = \"br0\"\n[nic.out]\n",
+                &["nic.out: - -> user-mode network, virtio Live"],
+            ),
             ("cpuWeight = 1", "cpuWeight = 2", &["cpuWeight: 1 -> 2 Live"]),
             ("vcpu = 1", "operators = [\"a\", \"@b\"]", &["operators: - -> a, @b Live"]),
             (

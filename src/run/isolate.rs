@@ -183,8 +183,10 @@ fn cell(binary: &Path, firmware: Option<&Path>, uid: Option<u32>, root: &Path) -
     let mut open_to = isolation::open_to(&binary, firmware);
     let begin = file::read_at(&binary, 0, SCRIPT.len()).unwrap_or_default();
     if begin == SCRIPT {
-        // A script around QEMU, and whatever it starts.
-        open_to.extend(["/bin", "/usr/bin"].map(|bin| (PathBuf::from(bin), Right::Execute)));
+        // A script around QEMU, and whatever it starts: programs of the host's, and what is beside it.
+        let beside = binary.parent().map(Path::to_owned);
+        let bins = ["/bin", "/usr/bin"].map(PathBuf::from);
+        open_to.extend(bins.into_iter().chain(beside).map(|path| (path, Right::Execute)));
     }
     Cell {
         uid,
