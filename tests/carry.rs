@@ -60,8 +60,11 @@ fn place(lab: &Lab, vm: &str) -> PathBuf {
     lab.state(vm, "x").parent().unwrap().to_owned()
 }
 
+/// But for the user that QEMU is, who is another on each host.
 fn identity(lab: &Lab, vm: &str) -> toml::Table {
-    text(&lab.state(vm, "identity.toml")).parse().unwrap()
+    let mut all: toml::Table = text(&lab.state(vm, "identity.toml")).parse().unwrap();
+    all.remove("uid");
+    all
 }
 
 /// Both disks are what `of` has.

@@ -181,7 +181,10 @@ fn a_reseed_makes_the_next_boot_a_first_one() {
     assert!(pending.contains("web: instance-id: "), "{pending}");
     let qemu = lab.qemu_pid("web");
     lab.ok(&["reboot", "web"]);
-    lab::until("another QEMU has it", || lab.status("web")["pending"] == serde_json::json!([]));
+    lab::until("another QEMU has it", || {
+        let status = lab.status("web");
+        status["state"] == "running" && status["pending"] == serde_json::json!([])
+    });
     assert_ne!(lab.qemu_pid("web"), qemu);
     let seed = std::fs::read(lab.state("web", "seed.iso")).unwrap();
     let new = instance(&lab);

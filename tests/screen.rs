@@ -365,7 +365,8 @@ fn a_qemu_that_listens_by_itself_is_left_to_it() {
     fs::write(&qemu, script).unwrap();
     fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).unwrap();
     lab.qemu = Some(qemu.into());
-    lab.vm("web", &image, "[display]\nvnc = \"unix\"\n");
+    // One that is kept apart could make no socket.
+    lab.vm("web", &image, "isolation = \"off\"\n[display]\nvnc = \"unix\"\n");
     let first = lab.run("web");
     lab.wait_state("web", "running");
     lab.supervisor(first).kill().unwrap();
@@ -374,7 +375,7 @@ fn a_qemu_that_listens_by_itself_is_left_to_it() {
     taken_over(&mut lab, "web");
     assert_eq!(handshake(&mut UnixStream::connect(&socket).unwrap()), [NONE]);
     // Nor does a changed VM file take that from it.
-    lab.vm("web", &image, "[display]\n");
+    lab.vm("web", &image, "isolation = \"off\"\n[display]\n");
     lab.ok(&["apply", "web"]);
     let status = lab.status("web");
     assert_eq!(status["vnc"], format!("unix:{}", socket.display()));

@@ -95,7 +95,9 @@ impl Lab {
         fs::create_dir_all(lab.places[0].join("vms")).unwrap();
         // The directory that cargo builds in need not be open to others.
         lab.program = dir.join("qvm");
-        fs::copy(env!("CARGO_BIN_EXE_qvm"), &lab.program).unwrap();
+        // By a process of its own: what another thread forks meanwhile would hold it open for writing (ETXTBSY).
+        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_qvm")).arg(&lab.program).status();
+        assert!(copied.unwrap().success());
         let root = nix::unistd::geteuid().is_root();
         lab.user = Some(if root { NOBODY } else { nix::unistd::geteuid().as_raw() });
         for made in ["", "config", "data", "run"] {
