@@ -10,6 +10,7 @@ use std::{
     net::{TcpListener, TcpStream},
     os::unix::{fs::PermissionsExt, net::UnixStream},
     process::{Command, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
 };
 
 use serde_json::json;
@@ -162,9 +163,12 @@ fn sees(stream: &mut (impl Read + Write)) {
     }
 }
 
-/// A port of this host that nobody has, from VNC's first one on.
+/// A port of this host that nobody has, from VNC's first one on; another for each test.
 fn port() -> u16 {
-    (5900..6100).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
+    static NEXT: AtomicU16 = AtomicU16::new(5900);
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let mut ports = std::iter::repeat_with(|| NEXT.fetch_add(1, Ordering::SeqCst));
+    ports.by_ref().take(200).find(free).unwrap()
 }
 
 fn at_port(port: u16) -> TcpStream {
