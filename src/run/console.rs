@@ -11,6 +11,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -46,11 +47,14 @@ struct Shared {
     now: fn() -> jiff::Timestamp,
     tail: VecDeque<u8>,
     viewers: Vec<Viewer>,
+    /// Of the next viewer.
+    number: u64,
     to_guest: Option<mpsc::Sender<Vec<u8>>>,
 }
 
 #[derive(Debug)]
 struct Viewer {
+    number: u64,
     chunks: mpsc::Sender<Arc<[u8]>>,
     lost: usize,
 }
@@ -64,6 +68,7 @@ impl Console {
             now,
             tail: VecDeque::new(),
             viewers: vec![],
+            number: 0,
             to_guest: None,
         };
         Self { shared: Arc::new(Mutex::new(shared)) }
@@ -109,7 +114,7 @@ impl Console {
         near.set_nonblocking(true)?;
         let (from_viewer, to_viewer) = UnixStream::from_std(near)?.into_split();
         let (chunks, output) = mpsc::channel(VIEWER_QUEUE);
-        {
+        let number = {
             // What comes from now on waits for the lock: nothing is missed, or said twice.
             let mut shared = self.shared();
             if scrollback > 0 {
@@ -117,14 +122,25 @@ impl Console {
                 // The queue is empty.
                 let _ = chunks.try_send(said.into());
             }
-            shared.viewers.push(Viewer { chunks, lost: 0 });
-        }
+            shared.number += 1;
+            let number = shared.number;
+            shared.viewers.push(Viewer { number, chunks, lost: 0 });
+            number
+        };
         tokio::spawn(show(to_viewer, output));
-        tokio::spawn(self.clone().read_keys(from_viewer, read_only));
+        let console = self.clone();
+        tokio::spawn(async move {
+            let from_viewer = console.clone().read_keys(from_viewer, read_only).await;
+            // A guest that says nothing would not let go of one that has left. One that only has no more to type goes on reading.
+            if hung_up(from_viewer.as_ref()) {
+                console.shared().viewers.retain(|viewer| viewer.number != number);
+            }
+        });
         Ok(far.into())
     }
 
-    async fn read_keys(self, mut from_viewer: OwnedReadHalf, read_only: bool) {
+    /// Until the viewer types no more.
+    async fn read_keys(self, mut from_viewer: OwnedReadHalf, read_only: bool) -> OwnedReadHalf {
         let mut buffer = vec![0; 1024];
         while let Ok(count @ 1..) = from_viewer.read(&mut buffer).await {
             let to_guest = self.shared().to_guest.clone();
@@ -133,6 +149,7 @@ impl Console {
                 let _ = to_guest.send(buffer[..count].to_vec()).await;
             }
         }
+        from_viewer
     }
 
     /// The last `count` lines, cleaned of control characters, for the report of an end.
@@ -197,6 +214,13 @@ async fn type_into(mut to_guest: OwnedWriteHalf, mut keys: mpsc::Receiver<Vec<u8
     }
 }
 
+/// Whether the other end is closed for both ways (poll(2), POLLHUP).
+fn hung_up(viewer: &UnixStream) -> bool {
+    let mut looked = [PollFd::new(viewer, PollFlags::empty())];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut looked, Some(&at_once)).is_ok() && looked[0].revents().contains(PollFlags::HUP)
+}
+
 async fn show(mut to_viewer: OwnedWriteHalf, mut output: mpsc::Receiver<Arc<[u8]>>) {
     while let Some(chunk) = output.recv().await {
         if to_viewer.write_all(&chunk).await.is_err() {
@@ -242,6 +266,21 @@ mod tests {
             assert_eq!(&typed, b"xx");
         })
         .await;
+    }
+
+    #[tokio::test]
+    async fn a_viewer_who_leaves_is_let_go_though_the_guest_says_nothing() {
+        let (_dir, console, _guest) = console();
+        let stays: StdStream = console.view(false, 0).unwrap().into();
+        // Has no more to type, and goes on reading.
+        stays.shutdown(std::net::Shutdown::Write).unwrap();
+        for read_only in [true, false] {
+            drop(console.view(read_only, 0).unwrap());
+        }
+        while console.shared().viewers.len() > 1 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(console.shared().viewers[0].number, 1);
     }
 
     #[tokio::test]
