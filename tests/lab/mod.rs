@@ -256,7 +256,12 @@ impl Lab {
     }
 
     pub(crate) fn wait_state(&self, name: &str, state: &str) {
-        until(&format!("{name} is {state}"), || self.status(name)["state"] == state);
+        // Of a guest that runs without a supervisor it is told that it runs: nobody can be asked for anything then.
+        let down = ["stopped", "failed"].contains(&state);
+        until(&format!("{name} is {state}"), || {
+            let status = self.status(name);
+            status["state"] == state && (down || !status["supervisorPid"].is_null())
+        });
     }
 
     pub(crate) fn console(&self, name: &str) -> String {
