@@ -9,7 +9,9 @@ export QVM_GUESTS ?= $(CURDIR)/target/guests
 # Tests that boot guests: how many at once.
 TEST_THREADS ?= 2
 # The test binaries with long tests of faults.
-FAULTS ?= crash host_faults taps admission load
+FAULTS ?= host_faults taps admission load crash
+# Minutes for the kills of `make test-faults`, which may take 15 in all.
+export QVM_MINUTES ?= 3
 # Seconds for each fuzz target.
 FUZZ_SECONDS ?= 60
 
