@@ -137,6 +137,9 @@ impl Scene {
 
     /// A plain start brings it up, and one QEMU is there.
     pub(crate) fn starts(&self) {
+        // What the supervisor had forked for its QEMU ends by itself, and holds the lock until then: a start in that instant takes
+        // it for a supervisor.
+        until("what was forked has ended", || self.has_only_qemu());
         self.lab.ok(&["start", "web"]);
         self.runs();
     }
