@@ -4,6 +4,8 @@
 
 mod lab;
 
+use std::{fs, os::unix::net::UnixListener};
+
 use lab::{Lab, guest, runs, signal, until};
 
 const SIGKILL: i32 = 9;
@@ -253,6 +255,43 @@ fn of_two_starts_at_once_one_loses_and_names_the_winner() {
         "{message}"
     );
     assert_eq!(lab.status("web")["state"], "running");
+}
+
+#[test]
+fn a_start_behind_a_stop_waits_until_the_vm_is_down() {
+    let Some((lab, _)) = ready("web", "boot-deaf.qcow2", "shutdownTimeoutSec = 2") else { return };
+    let qemu = lab.qemu_pid("web");
+    lab.ok(&["stop", "--no-wait", "web"]);
+    assert_eq!(lab.status("web")["state"], "stopping");
+    let started = lab.qvm(&["start", "web"]);
+    let said =
+        String::from_utf8(started.stdout).unwrap() + &String::from_utf8_lossy(&started.stderr);
+    assert!(started.status.success(), "{said}");
+    assert!(said.ends_with("web: waits until it is down\nweb: running\n"), "{said}");
+    assert_eq!(lab.last_reason("web"), "forced-off");
+    assert!(lab.qemu_pid("web") != qemu && !runs(qemu));
+}
+
+#[test]
+fn a_start_beside_a_supervisor_that_is_going_does_not_take_it_for_one() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let lab = Lab::new();
+    lab.vm("web", &image, "");
+    // As one that was killed has them for a moment more: a socket that takes callers, and the lock.
+    fs::create_dir_all(lab.runtime("web", "")).unwrap();
+    let lock = fs::File::create(lab.runtime("web", "lock")).unwrap();
+    fs2::FileExt::lock_exclusive(&lock).unwrap();
+    let socket = UnixListener::bind(lab.runtime("web", "control.sock")).unwrap();
+    let log = lab.state("web", "supervisor.log");
+    let going = std::thread::spawn(move || {
+        drop(socket.accept().unwrap());
+        drop(socket);
+        until("the next supervisor begins", || log.exists());
+        drop(lock);
+    });
+    assert_eq!(lab.ok(&["start", "web"]), "web: running\n");
+    going.join().unwrap();
+    lab.says("web", "BOOT-GUEST-READY", 1);
 }
 
 #[test]

@@ -20,6 +20,7 @@ use crate::{
         unit::Scope,
     },
     run::{
+        holder::{self, Holder},
         record,
         service::{self, Unit},
     },
@@ -58,7 +59,7 @@ pub struct Begin<'a> {
 pub enum Begun {
     /// The guest runs.
     Running,
-    /// It has been running already, or somebody else is starting it.
+    /// It has been running already, or somebody else is starting it. One that is being stopped is waited for.
     Already,
     /// The supervisor was started; the guest was not waited for.
     Asked,
@@ -150,8 +151,15 @@ fn after_colon(wrote: &str) -> String {
 pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
     let (paths, vm_file) = (how.layout.vm(name), how.layout.vm_file(name));
     let socket = paths.control_socket();
-    if Client::connect(&socket).await.is_ok() {
-        return Ok(Begun::Already);
+    let mut told = Told { name, say: how.say, last: None };
+    loop {
+        match holder::look(&socket).await {
+            Holder::Nobody => break,
+            Holder::Gone => {}
+            Holder::Supervisor(Some(State::Stopping)) => told.once("waits until it is down"),
+            Holder::Supervisor(_) => return Ok(Begun::Already),
+        }
+        tokio::time::sleep(POLL).await;
     }
     if vm_file.symlink_metadata().is_err() {
         return Err(Error::NoFile(name.clone()));
@@ -161,7 +169,7 @@ pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
     if let Some(scope) = how.manager
         && let Some(unit) = Unit::find(name, scope).await?
     {
-        return by_unit(&unit, name, how).await;
+        return by_unit(&unit, told, how).await;
     }
     file::make_dir(&paths.state)?;
     let log = paths.supervisor_log();
@@ -177,7 +185,6 @@ pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
     if !how.wait {
         return Ok(Begun::Asked);
     }
-    let mut told = Told { name, say: how.say, last: None };
     loop {
         if let Some(status) = child.try_wait().map_err(|e| Error::Spawn(how.exe.to_owned(), e))? {
             let wrote = written_since(&log, before);
@@ -198,16 +205,20 @@ struct Told<'a> {
 }
 
 impl Told<'_> {
+    fn once(&mut self, why: &str) {
+        if self.last.as_deref() != Some(why) {
+            (self.say)(self.name, why);
+            self.last = Some(why.to_owned());
+        }
+    }
+
     /// Whether it runs by now. What else it waits for is told once.
     async fn runs(&mut self, socket: &Path) -> bool {
         let Ok(mut client) = Client::connect(socket).await else { return false };
         let Ok(status) = client.status(ANSWER).await else { return false };
         let waits = status.notes.iter().find(|note| note.starts_with("waits for "));
-        if let (State::Starting, Some(why)) = (status.state, waits)
-            && self.last.as_ref() != Some(why)
-        {
-            (self.say)(self.name, why);
-            self.last = Some(why.clone());
+        if let (State::Starting, Some(why)) = (status.state, waits) {
+            self.once(why);
         }
         matches!(status.state, State::Running | State::Paused)
             && status.ready != Some(Ready::Waiting)
@@ -240,13 +251,13 @@ fn written_since(log: &Path, before: u64) -> String {
 }
 
 /// By its unit, which is made anew first if the VM file has changed.
-async fn by_unit(unit: &Unit, name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
+async fn by_unit(unit: &Unit, mut told: Told<'_>, how: &Begin<'_>) -> Result<Begun, Error> {
+    let name = told.name;
     let paths = how.layout.vm(name);
     let last = || record::ends(&paths).into_iter().next();
     let before = last().map(|end| end.at);
     unit.refresh().await?;
-    let mut told = Told { name, say: how.say, last: None };
-    let socket = how.layout.vm(name).control_socket();
+    let socket = paths.control_socket();
     // systemctl(1) says nothing of what a unit that starts waits for.
     let telling = async {
         loop {

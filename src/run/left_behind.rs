@@ -7,13 +7,13 @@ use tracing::{info, warn};
 use super::{
     Settings,
     adopt::{self, Found},
-    error,
+    error, holder,
     record::Record,
     supervise::{Left, wind_up},
 };
 use crate::{
     host::{
-        lock::{self, Lock},
+        lock,
         pidfd::{Process, Signal},
     },
     spec,
@@ -55,7 +55,7 @@ pub async fn end(settings: Settings) -> Result<(), Error> {
     if matches!(adopt::find(&paths), Found::Nothing) {
         return Ok(());
     }
-    let lock = match Lock::acquire(&paths.lock()) {
+    let lock = match holder::take(&paths).await {
         Ok(lock) => lock,
         // Not ours to end: it was started by hand, beside the unit.
         Err(lock::Error::Taken { .. }) => return Ok(()),

@@ -28,6 +28,7 @@ mod fact;
 pub mod fetch;
 mod freeze;
 mod hear;
+pub mod holder;
 pub mod identities;
 pub mod image;
 pub mod image_cache;

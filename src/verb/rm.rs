@@ -6,10 +6,12 @@ use std::{
 };
 
 use crate::{
-    control::client::Client,
     exit::{self, Failure},
     plan::layout::Layout,
-    run::kept,
+    run::{
+        holder::{self, Holder},
+        kept,
+    },
     value::VmName,
 };
 
@@ -39,7 +41,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
         let text = "nothing removed: it is not said what";
         return Err(Failure::new(exit::USAGE, text).about(name).hint(hint));
     }
-    if Client::connect(&paths.control_socket()).await.is_ok() {
+    if let Holder::Supervisor(_) = holder::look(&paths.control_socket()).await {
         return Err(running(name));
     }
     let told = |error: kept::Error| Failure::of(&error).about(name).hint(error.hint());

@@ -11,7 +11,7 @@ use crate::{
     run::{
         Settings,
         adopt::{self, Found},
-        service,
+        holder, service,
         supervise::{Fault, Left, supervise},
     },
     spec::{self, HostSettings},
@@ -87,7 +87,8 @@ async fn run_to_its_end(
     let passed_on = (settings.env)(LOCK_FD).and_then(|number| number.parse().ok());
     let lock = match passed_on.and_then(|number| Lock::inherited(number, &paths.lock())) {
         Some(lock) => lock,
-        None => Lock::acquire(&paths.lock())
+        None => holder::take(&paths)
+            .await
             .map_err(|e| subject(Failure::of(&e).code(code(e.is_the_hosts())).hint(e.hint())))?,
     };
     file::make_dir(&paths.state)

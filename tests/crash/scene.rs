@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use super::lab::{Lab, guest, runs, signal, until};
+use super::lab::{Lab, guest, runs, until};
 
 /// Where the test writes into a disk, and what: a second copy of the image over the disk would take it away.
 const MARK: [&str; 2] = ["-c", "write -q -P 0xa5 640k 64k"];
@@ -137,18 +137,6 @@ impl Scene {
 
     /// A plain start brings it up, and one QEMU is there.
     pub(crate) fn starts(&self) {
-        // What the supervisor had forked for its QEMU holds the lock until it has ended. One that the tracer has left stopped never
-        // does, and is ended here; docs/reliability.md tells of it.
-        let begun = std::time::Instant::now();
-        while !self.has_only_qemu() && begun.elapsed() < std::time::Duration::from_secs(5) {
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-        for (pid, name) in self.processes() {
-            if !name.starts_with("qemu-system") {
-                println!("ended: {name}, {pid}");
-                signal(pid, 9);
-            }
-        }
         self.lab.ok(&["start", "web"]);
         self.runs();
     }

@@ -1,0 +1,115 @@
+//! Who supervises a VM. A process that was killed goes in steps: for some milliseconds its sockets still take callers, and its
+//! lock is held, though nobody is there any more. What it had forked for its QEMU holds both until it notices.
+
+use std::{path::Path, time::Duration};
+
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    control::{
+        client::{Client, Error},
+        types::State,
+    },
+    host::lock::{self, Lock},
+    plan::layout::VmPaths,
+};
+
+/// How long a supervisor may take to answer.
+const ANSWER: Duration = Duration::from_secs(2);
+/// How long one that is gone may keep its lock.
+const GOES_WITHIN: Duration = Duration::from_secs(5);
+/// Between two looks at it.
+const POLL: Duration = Duration::from_millis(10);
+
+/// Who is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    /// Nobody, as far as its control socket tells.
+    Nobody,
+    /// One that hung up: it is going, or gone.
+    Gone,
+    /// A supervisor, with its VM in this state; unknown where it does not answer, or not to us.
+    Supervisor(Option<State>),
+}
+
+/// Asks at a control socket.
+pub async fn look(socket: &Path) -> Holder {
+    let mut client = match Client::connect(socket).await {
+        Ok(client) => client,
+        Err(Error::NotRunning) => return Holder::Nobody,
+        Err(_) => return Holder::Supervisor(None),
+    };
+    match client.status(ANSWER).await {
+        Ok(status) => Holder::Supervisor(Some(status.state)),
+        Err(Error::Closed) => Holder::Gone,
+        Err(_) => Holder::Supervisor(None),
+    }
+}
+
+/// Takes the lock of a VM. One that is held by a process that is going is waited for; a supervisor that is there shows at its control
+/// socket.
+///
+/// # Errors
+/// It is taken, or cannot be.
+pub async fn take(paths: &VmPaths) -> Result<Lock, lock::Error> {
+    let begun = Instant::now();
+    loop {
+        match Lock::acquire(&paths.lock()) {
+            Err(error @ lock::Error::Taken { .. }) => {
+                let holder = look(&paths.control_socket()).await;
+                if matches!(holder, Holder::Supervisor(_)) || begun.elapsed() >= GOES_WITHIN {
+                    return Err(error);
+                }
+            }
+            taken => return taken,
+        }
+        sleep(POLL).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::net::UnixListener, path::PathBuf};
+
+    use super::*;
+    use crate::plan::layout::Layout;
+
+    fn place() -> (tempfile::TempDir, VmPaths) {
+        let dir = tempfile::tempdir().unwrap();
+        let place = |name: &str| -> PathBuf { dir.path().join(name) };
+        let layout = Layout { config: place("c"), state: place("s"), runtime: place("r") };
+        let paths = layout.vm(&"web".parse().unwrap());
+        std::fs::create_dir_all(&paths.runtime).unwrap();
+        (dir, paths)
+    }
+
+    #[tokio::test]
+    async fn one_that_hangs_up_is_nobody() {
+        let (_dir, paths) = place();
+        let socket = paths.control_socket();
+        assert_eq!(look(&socket).await, Holder::Nobody);
+        let listener = UnixListener::bind(&socket).unwrap();
+        // What the kernel does with those that nobody has accepted, once the last descriptor is closed.
+        let looking = tokio::spawn({
+            let socket = socket.clone();
+            async move { look(&socket).await }
+        });
+        drop(tokio::task::spawn_blocking(move || listener.accept()).await.unwrap().unwrap());
+        assert_eq!(looking.await.unwrap(), Holder::Gone);
+        assert_eq!(look(&socket).await, Holder::Nobody);
+    }
+
+    #[tokio::test]
+    async fn a_lock_that_is_let_go_is_waited_for() {
+        let (_dir, paths) = place();
+        let first = Lock::acquire(&paths.lock()).unwrap();
+        let second = tokio::spawn({
+            let paths = paths.clone();
+            async move { take(&paths).await.map(drop) }
+        });
+        // It has found it taken by then, or finds it free: both are right.
+        sleep(5 * POLL).await;
+        drop(first);
+        second.await.unwrap().unwrap();
+    }
+}
