@@ -7,13 +7,17 @@ use std::{
     io::{self, Read, Write},
     mem::MaybeUninit,
     os::{
-        fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd},
-        unix::net::{UnixListener, UnixStream},
+        fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd},
+        unix::{
+            fs::MetadataExt,
+            net::{UnixListener, UnixStream},
+        },
     },
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use nix::libc;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
@@ -32,6 +36,8 @@ use crate::value::IfName;
 pub const TUN: &str = "/dev/net/tun";
 /// What a Linux network namespace has from the start.
 const LOOPBACK: &str = "lo";
+/// This process' network namespace (namespaces(7)).
+const OWN: &str = "/proc/self/ns/net";
 /// How long the other side may take: it is started when it is asked the first time.
 const ANSWER: Duration = Duration::from_secs(5);
 /// How long nobody may ask until it ends.
@@ -98,15 +104,34 @@ impl Network {
         }
     }
 
-    /// Whether this process is in a network namespace with nothing in it, and so is whatever it starts. `proc` is /proc.
+    /// Whether this process is in a network namespace other than the host's with nothing in it, and so is whatever it starts. `proc`
+    /// is /proc.
     pub fn is_empty(&self, proc: &Path) -> bool {
-        *self != Self::Own
-            && std::fs::read_to_string(proc.join("self/net/dev")).is_ok_and(|text| {
-                // Two lines of headings (proc(5)).
-                let names = text.lines().skip(2).filter_map(|line| line.split_once(':'));
-                names.into_iter().all(|(name, _)| name.trim() == LOOPBACK)
-            })
+        let own = || {
+            Ok::<_, io::Error>(namespace_of(&self.route()?)? != File::open(OWN)?.metadata()?.ino())
+        };
+        *self != Self::Own && own().unwrap_or(false) && has_only_loopback(proc)
     }
+}
+
+/// The network namespace of a socket, by its number on nsfs (ioctl_ns(2), socket(7)). Needs CAP_NET_ADMIN in it.
+fn namespace_of(socket: &OwnedFd) -> io::Result<u64> {
+    // SAFETY: a request without an argument; what it gives is a new descriptor.
+    let fd = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGSKNS as _) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: as said; nobody else knows of it.
+    let namespace = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok(File::from(namespace).metadata()?.ino())
+}
+
+fn has_only_loopback(proc: &Path) -> bool {
+    std::fs::read_to_string(proc.join("self/net/dev")).is_ok_and(|text| {
+        // Two lines of headings (proc(5)).
+        let names = text.lines().skip(2).filter_map(|line| line.split_once(':'));
+        names.into_iter().all(|(name, _)| name.trim() == LOOPBACK)
+    })
 }
 
 fn opened(kind: Kind) -> io::Result<OwnedFd> {
@@ -267,18 +292,18 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_is_empty_if_it_has_only_a_loopback() {
+    fn a_namespace_is_empty_if_it_has_only_a_loopback_and_is_not_the_hosts() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(dir.path().join("self/net")).unwrap();
-        let lent = Network::Lent("x".into());
-        assert!(!lent.is_empty(dir.path()), "nothing is known");
+        assert!(!has_only_loopback(dir.path()), "nothing is known");
         let head = "Inter-|   Receive\n face |bytes\n";
         for (lines, empty) in
-            [("", true), ("    lo: 0 0\n", true), ("    lo: 0\n  eth0: 1 2\n", false)]
+            [("    lo: 0\n  eth0: 1 2\n", false), ("", true), ("    lo: 0 0\n", true)]
         {
             std::fs::write(dir.path().join("self/net/dev"), format!("{head}{lines}")).unwrap();
-            assert_eq!(lent.is_empty(dir.path()), empty, "{lines}");
-            assert!(!Network::Own.is_empty(dir.path()), "the host's, with whatever is in it");
+            assert_eq!(has_only_loopback(dir.path()), empty, "{lines}");
         }
+        // tests/taps.rs has a supervisor in another one.
+        assert!(!Network::Own.is_empty(dir.path()) && !lender(dir.path()).is_empty(dir.path()));
     }
 }
