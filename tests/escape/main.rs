@@ -1,10 +1,12 @@
 //! A program in QEMU's place, started as QEMU is, tries to get at the host and at a neighbour; and the same in each layer alone.
 //!
-//! It is this program itself: `qvm` starts it as its QEMU.
+//! It is this program itself: `qvm` starts it as its QEMU. QEMU's own filter is in no other program, so its calls are made in a real one.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unsafe_code)]
 
 mod attempt;
+mod calls;
+mod inject;
 #[path = "../lab/mod.rs"]
 mod lab;
 
@@ -26,8 +28,12 @@ use std::{
 };
 
 use attempt::{ALL, TARGETS, Targets, WHO};
+use inject::{Outcome, Stopped};
 use lab::Lab;
-use nix::unistd::{Pid, geteuid};
+use nix::{
+    libc,
+    unistd::{Pid, geteuid},
+};
 use qvm::{
     host::{
         child,
@@ -162,7 +168,13 @@ fn tests() {
     nothing_is_reached_from_qemus_place(&place);
     each_layer_alone_holds_what_it_is_for(&place);
     the_real_qemu_is_in_all_of_them(&place);
-    println!("test result: ok. 3 passed: {} attempts in 6 cells", ALL.len());
+    qemus_own_filter_alone_stops_each_call();
+    qemus_own_filter_is_in_each_thread_of_a_vm(&place);
+    let calls = calls::REFUSED.len() + calls::OTHERS.len();
+    println!(
+        "test result: ok. 5 passed: {} attempts in 6 cells, {calls} system calls in QEMU",
+        ALL.len()
+    );
 }
 
 /// The launch path itself: `qvm start`, and this program for its QEMU.
@@ -324,4 +336,52 @@ fn the_real_qemu_is_in_all_of_them(place: &Place) {
     lab.ok(&["start", "app"]);
     assert_eq!(lab.status("app")["isolation"]["uid"].to_string(), uid);
     println!("test the_real_qemu_is_in_all_of_them ... ok");
+}
+
+/// With nothing else around QEMU, and as root: no other layer can have been it.
+fn qemus_own_filter_alone_stops_each_call() {
+    for (call, outcome) in calls::tried_alone(false) {
+        assert!(calls::is_free(&call, outcome), "without the filter: {}: {outcome:?}", call.name);
+        assert!(!call.is_held(outcome), "without the filter: {}: {outcome:?}", call.name);
+    }
+    for (call, outcome) in calls::tried_alone(true) {
+        assert!(call.is_held(outcome), "{}: {outcome:?}", call.name);
+    }
+    println!("test qemus_own_filter_alone_stops_each_call ... ok");
+}
+
+/// The launch path itself. `isolation = "off"` is without it, or this would prove nothing.
+fn qemus_own_filter_is_in_each_thread_of_a_vm(place: &Place) {
+    let lab = &place.lab;
+    lab.vm("off", &lab::guest("boot-count.qcow2").unwrap(), "isolation = \"off\"\n[nic]\n");
+    lab.ok(&["start", "off"]);
+    let off = Stopped::seize(Pid::from_raw(lab.qemu_pid("off"))).unwrap();
+    assert_eq!(calls::FORK.by(&off), Outcome::Forked);
+    assert_eq!(calls::SETPRIORITY.by(&off), Outcome::Returned(Ok(0)));
+    off.go();
+
+    // Which is in all layers, and runs.
+    let app = Pid::from_raw(lab.qemu_pid("app"));
+    let threads = calls::threads(app);
+    assert!(threads.len() > 2, "{threads:?}");
+    for thread in threads {
+        let stopped = Stopped::seize(thread).unwrap();
+        for call in calls::REFUSED {
+            let outcome = call.by(&stopped);
+            assert!(call.is_held(outcome), "{} by thread {thread}: {outcome:?}", call.name);
+        }
+        stopped.go();
+    }
+    // None of that has harmed it.
+    assert_eq!(lab.status("app")["state"], "running");
+    let stopped = Stopped::seize(app).unwrap();
+    let outcome = calls::FORK.by(&stopped);
+    assert!(calls::FORK.is_held(outcome), "{outcome:?}");
+    if matches!(outcome, Outcome::Returned(_)) {
+        assert_eq!(calls::SETUID.by(&stopped), Outcome::Ended(libc::SIGSYS));
+    }
+    inject::reap(app);
+    lab.wait_state("app", "failed");
+    println!("{}", lab.last_reason("app"));
+    println!("test qemus_own_filter_is_in_each_thread_of_a_vm ... ok");
 }
