@@ -15,8 +15,8 @@ use crate::{
     lab,
 };
 
-/// What stands in QEMU's memory for the calls: a `struct clone_args` with SIGCHLD in it, which begins like a `struct sched_param` of
-/// priority 0; a path; all CPUs.
+/// What stands in QEMU's memory for the calls: a `struct clone_args` with SIGCHLD in it, which begins like a `struct sched_param`
+/// of priority 0; a path; all CPUs.
 const SCRATCH: [u64; 11] = {
     let path = *b"/bin/true\0\0\0\0\0\0\0";
     let (mut words, mut at) = ([0; 11], 0);

@@ -94,8 +94,8 @@ impl Stopped {
         ptrace::detach(self.thread, None).unwrap();
     }
 
-    /// Has it make a call. `scratch` is in its memory at the address that `arguments` is told. Only where the call returned, or forked,
-    /// is the thread as it was before.
+    /// Has it make a call. `scratch` is in its memory at the address that `arguments` is told. Only where the call returned, or
+    /// forked, is the thread as it was before.
     pub(crate) fn call(
         &self,
         entry: Entry,
