@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use super::Macs;
+use super::{Macs, Unfiltered};
 use crate::{
     host::{
         anti_spoof::{self, Filters},
@@ -11,7 +11,7 @@ use crate::{
     },
     plan::tap::Tap,
     run::launch::Error,
-    spec::{AntiSpoof, Vm},
+    spec::Vm,
 };
 
 /// Makes a tap and puts it on its bridge.
@@ -37,9 +37,9 @@ pub(in crate::run) async fn open(vm: &Vm, tap: &Tap, macs: &Macs) -> Result<Owne
     };
     // Before it is on its bridge: not one frame passes unseen.
     if let Err(source) = filter(tap, macs).await
-        && tap.anti_spoof == AntiSpoof::Required
+        && let Some(refused) = Unfiltered::of(vm, tap, source)
     {
-        return Err(Error::Filter { tap: tap.name.clone(), at, source });
+        return Err(refused.into());
     }
     attach(&links, tap, &at).await?;
     Ok(open)
