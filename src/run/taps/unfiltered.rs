@@ -3,7 +3,7 @@
 use crate::{
     host::anti_spoof,
     plan::tap::Tap,
-    spec::{AntiSpoof, Isolation, Vm},
+    spec::{AntiSpoof, Vm},
     value::IfName,
 };
 
@@ -36,18 +36,15 @@ impl Unfiltered {
     /// What a filter that could not be set comes to; none where the guest does without it.
     pub(super) fn of(vm: &Vm, tap: &Tap, source: anti_spoof::Error) -> Option<Self> {
         let name = tap.name.clone();
-        match (tap.anti_spoof, vm.isolation) {
-            (AntiSpoof::Required, _) => {
+        tap.needs_filter(vm.isolation).then(|| match tap.anti_spoof {
+            AntiSpoof::Required => {
                 let at = vm.at(&format!("nic.{}.bridge", tap.nic));
-                Some(Self::Required { tap: name, at, source })
+                Self::Required { tap: name, at, source }
             }
-            (AntiSpoof::WherePossible, Isolation::Strict) => {
-                Some(Self::Strict { tap: name, at: vm.at("isolation"), source })
+            AntiSpoof::WherePossible | AntiSpoof::Off => {
+                Self::Strict { tap: name, at: vm.at("isolation"), source }
             }
-            (AntiSpoof::WherePossible, Isolation::On | Isolation::Off) | (AntiSpoof::Off, _) => {
-                None
-            }
-        }
+        })
     }
 
     /// The way out.
