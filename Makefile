@@ -43,6 +43,9 @@ install: ## the built binary, its units, generators, completions and documents, 
 		sed 's|/usr/|$(PREFIX)/|g' systemd/user/$$unit >$(DESTDIR)$(PREFIX)/lib/systemd/user/$$unit; \
 		chmod 644 $(DESTDIR)$(PREFIX)/lib/systemd/{system,user}/$$unit; \
 	done
+	for unit in qvm-network.socket qvm-network.service; do \
+		sed 's|/usr/|$(PREFIX)/|g' systemd/$$unit | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit; \
+	done
 	install -D -m 644 systemd/sysusers.d/qvm.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/qvm.conf
 	install -D -m 644 systemd/tmpfiles.d/qvm.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/qvm.conf
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/qvm $(wildcard docs/*.varlink)

@@ -141,6 +141,14 @@ in
           ];
         };
       };
+      # By the path that a switch leads to the newer program.
+      qvm-network = {
+        overrideStrategy = "asDropin";
+        serviceConfig.ExecStart = [
+          ""
+          "${qvm} lend"
+        ];
+      };
       # A newer qvm takes over from the supervisors that run, in their places; no guest notices.
       qvm-replace = {
         description = "Newer supervisors for the virtual machines of qvm";

@@ -167,7 +167,7 @@ fn the_hosts_settings_are_a_file_only_where_they_are_set() {
 fn a_switch_restarts_no_vm() {
     let Some(made) = configured(&json!({ "web": { "mem": "1G" }, "db": {} })) else { return };
     let made = made.unwrap();
-    assert_eq!(made["names"], json!(["qvm-replace", "qvm@", "qvm@db", "qvm@web"]));
+    assert_eq!(made["names"], json!(["qvm-network", "qvm-replace", "qvm@", "qvm@db", "qvm@web"]));
     assert_eq!(made["restarts"], json!([]));
     let service = &made["template"]["serviceConfig"];
     assert_eq!(service["ExecStart"], json!(["", "/run/current-system/sw/bin/qvm run %i"]));

@@ -4,7 +4,10 @@
 
 mod lab;
 
-use std::process::Output;
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+};
 
 use lab::{Lab, guest, network::Network, runs, signal, until};
 use serde_json::Value;
@@ -77,6 +80,93 @@ fn told(lab: &Lab, event: &str) -> usize {
 
 fn notes(lab: &Lab) -> String {
     lab.status("web")["notes"].to_string()
+}
+
+/// `qvm lend` in the lab's network, for supervisors that are elsewhere.
+struct Lender {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl Lender {
+    fn new(lab: &Lab) -> Self {
+        let socket = lab.path().join("network");
+        let child = lab.command(&["lend"]).arg(&socket).spawn().unwrap();
+        until("it listens", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
+        Self { child, socket }
+    }
+}
+
+impl Drop for Lender {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `qvm` in a new network namespace with nothing in it, which is lent the lab's network there.
+fn apart(lab: &mut Lab, socket: &Path, arguments: &[&str]) -> Output {
+    let network = lab.network.take();
+    let inner = lab.command(arguments);
+    lab.network = network;
+    let mut command = Command::new("unshare");
+    command.args(["--net", "--"]).arg(inner.get_program()).args(inner.get_args());
+    for (key, value) in inner.get_envs() {
+        match value {
+            Some(value) => command.env(key, value),
+            None => command.env_remove(key),
+        };
+    }
+    command.env("QVM_NETWORK", socket).stdin(Stdio::null()).output().unwrap()
+}
+
+#[test]
+fn a_supervisor_with_a_network_of_its_own_has_its_taps_in_the_hosts() {
+    let more = format!("mem = \"192M\"\nbridge = \"br0\"\nip = \"{OWN}/24\"\n[cloudInit]\n");
+    let Some(mut lab) = bridged("tiny.qcow2", &more) else { return };
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: not root");
+        return;
+    }
+    // As under systemd: nobody to lend is the host's fault, and worth another try.
+    let nobody = apart(&mut lab, Path::new("/nowhere/network"), &["run", "web"]);
+    let said = String::from_utf8_lossy(&nobody.stderr).into_owned();
+    assert_eq!(nobody.status.code(), Some(75), "{said}");
+    assert!(said.contains("qvm-network.socket"), "{said}");
+
+    let lender = Lender::new(&lab);
+    let started = apart(&mut lab, &lender.socket, &["start", "web"]);
+    assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
+    lab.says("web", "QVM-TINY READY", 1);
+    until("it answers", || answers(&lab, OWN));
+    assert!(filtered(&lab));
+    // QEMU is where its supervisor is, and needs no user namespace for that.
+    let status = lab.status("web");
+    let supervisor = status["supervisorPid"].as_i64().unwrap();
+    let namespace = |pid: i64, kind: &str| std::fs::read_link(format!("/proc/{pid}/ns/{kind}"));
+    let qemu = i64::from(lab.qemu_pid("web"));
+    assert_eq!(namespace(qemu, "net").unwrap(), namespace(supervisor, "net").unwrap());
+    assert_eq!(
+        namespace(qemu, "user").unwrap(),
+        namespace(std::process::id().into(), "user").unwrap()
+    );
+    let interfaces = std::fs::read_to_string(format!("/proc/{qemu}/net/dev")).unwrap();
+    assert_eq!(interfaces.lines().count(), 3, "{interfaces}");
+    let missing = status["isolation"]["missing"].to_string();
+    assert!(!missing.contains("network"), "{status}");
+    // What is looked after and changed while the guest runs is so all the same.
+    ip(&lab, "link set qvm-web nomaster");
+    until("it is put back", || bridge_of(&lab, "qvm-web").as_deref() == Some("br0"));
+    ip(&lab, "link add br1 up type bridge");
+    apply(&lab, "bridge = \"br0\"", "bridge = \"br1\"");
+    assert_eq!(bridge_of(&lab, "qvm-web").as_deref(), Some("br1"));
+    apply(&lab, "[cloudInit]", "[cloudInit]\n[nic.more]\nbridge = \"br0\"");
+    let second = run(&lab, "ip", "-o link show master br0");
+    assert_eq!(second.stdout.iter().filter(|byte| **byte == b'\n').count(), 1);
+    // Who lent them is not needed for what there is.
+    drop(lender);
+    lab.ok(&["stop", "web"]);
+    until("the tap is gone", || interface(&lab, "qvm-web").is_none());
 }
 
 /// Writes a line of the VM file anew, and applies it.

@@ -9,6 +9,7 @@ pub mod control_call;
 pub mod control_reply;
 mod cut;
 pub mod firmware;
+pub mod host_settings;
 pub mod host_text;
 pub mod http_answer;
 pub mod image_fetch;
@@ -24,18 +25,20 @@ pub mod user_data;
 pub mod vm_file;
 
 use cut::Cut;
+use qvm::spec;
 
 /// Panics where these bytes break it.
 pub type Check = fn(&[u8]);
 
 /// Every check, by the name of its target.
-pub const ALL: [(&str, Check); 19] = [
+pub const ALL: [(&str, Check); 20] = [
     ("agent_reply", agent_reply::check),
     ("archive", archive::check),
     ("console_log", console_log::check),
     ("control_call", control_call::check),
     ("control_reply", control_reply::check),
     ("firmware", firmware::check),
+    ("host_settings", host_settings::check),
     ("host_text", host_text::check),
     ("http_answer", http_answer::check),
     ("image_fetch", image_fetch::check),
@@ -55,4 +58,26 @@ pub const ALL: [(&str, Check); 19] = [
 fn is_tame(shown: &str) {
     let drives = |c: char| c.is_control() && c != '\n';
     assert!(!shown.chars().any(drives), "drives a terminal: {shown:?}");
+}
+
+/// What a file is refused for: something, that a terminal may show, at a place that is there.
+fn are_told(problems: &[spec::Problem], text: &str) {
+    assert!(!problems.is_empty(), "refused without a reason");
+    for problem in problems {
+        is_tame(&problem.to_string());
+        within(text, problem);
+    }
+}
+
+/// A line and a column that are in the text, or just behind it.
+fn within(text: &str, problem: &spec::Problem) {
+    let Some(number) = problem.line else {
+        assert_eq!(problem.column, None, "a column without a line: {problem}");
+        return;
+    };
+    // The line behind the last newline counts, as it does in an editor.
+    let line = text.split('\n').nth(number.wrapping_sub(1));
+    let line = line.unwrap_or_else(|| panic!("there is no line {number}: {problem}"));
+    let column = problem.column.unwrap_or(1);
+    assert!((1..=line.chars().count() + 1).contains(&column), "no column {column}: {problem}");
 }

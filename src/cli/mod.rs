@@ -3,6 +3,7 @@
 mod complete;
 mod dirs;
 mod help;
+mod settings;
 mod verbs;
 
 use std::{
@@ -15,18 +16,19 @@ use clap::{ArgAction, CommandFactory, Parser, error::ContextValue};
 
 use crate::{
     exit::Failure,
-    host::{machine_id, qemu_img::QemuImg},
-    plan::{layout::Layout, machined, unit::Scope},
-    run::{Settings, doctor, identities::Means, image, progress},
+    host::qemu_img::QemuImg,
+    plan::{layout::Layout, unit::Scope},
+    run::{Settings, doctor, image, progress},
     spec::{self, Vm},
     table::Screen,
-    value::{VmName, shown},
+    value::shown,
     verb::{self, reap::Ended},
 };
 
 pub use complete::complete;
 pub use dirs::{Dirs, layout};
 use dirs::{dir, system};
+use settings::{config_home, means, settings};
 use verbs::Verb;
 
 /// A direct QEMU process supervisor: one TOML file, one systemd unit, one QEMU.
@@ -255,6 +257,7 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
             Box::pin(verb::reap::run(&args, settings, Ended::read(given.env), scope, given.exe))
                 .await
         }
+        Verb::Lend(args) => verb::lend::run(&args),
         // Done at once.
         Verb::Generate(_) | Verb::Completions(_) | Verb::Man(_) => Ok(()),
     }
@@ -282,41 +285,6 @@ fn generate(args: &verb::generate::Args, dirs: &Dirs, given: &Given<'_>) {
         }
         Err(failure) => drop(writeln!(err, "{failure}")),
     }
-}
-
-/// What a supervisor is told.
-fn settings(name: VmName, layout: Layout, given: &Given<'_>) -> Settings {
-    let machined = (given.uid == 0 && layout == system()).then(|| PathBuf::from(machined::SOCKET));
-    Settings {
-        layout,
-        name,
-        machined,
-        scope: if given.uid == 0 { Scope::System } else { Scope::User },
-        qemu: (given.env)("QVM_QEMU").filter(|qemu| !qemu.is_empty()),
-        search_path: (given.env)("PATH"),
-        config_home: config_home(given),
-        root: PathBuf::from("/"),
-        host_id: machine_id::read(),
-        uuid: new_uuid,
-        now: milliseconds,
-        env: |key| std::env::var(key).ok(),
-    }
-}
-
-/// What new identities are made of.
-fn means(layout: Layout) -> Means {
-    Means { layout, host_id: machine_id::read(), uuid: new_uuid }
-}
-
-fn new_uuid() -> String {
-    uuid::Uuid::new_v4().to_string()
-}
-
-/// Where a plain user's configuration is.
-fn config_home(given: &Given<'_>) -> Option<PathBuf> {
-    let home = || Some(PathBuf::from((given.env)("HOME")?).join(".config"));
-    let found = || dir(given.env, "XDG_CONFIG_HOME").or_else(home);
-    (given.uid != 0).then(found).flatten()
 }
 
 fn images(
@@ -368,12 +336,6 @@ fn manager(given: &Given<'_>, dirs: &Dirs, layout: &Layout) -> Option<Scope> {
         let private = env("XDG_RUNTIME_DIR")?.join("systemd/private");
         (usual && private.exists()).then_some(Scope::User)
     }
-}
-
-/// The time, to the millisecond: more is noise in what is kept and shown.
-fn milliseconds() -> jiff::Timestamp {
-    let now = jiff::Timestamp::now();
-    jiff::Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now)
 }
 
 #[cfg(test)]

@@ -99,6 +99,9 @@ pub(super) enum Verb {
     /// VM files as drop-ins of their units; systemd runs it as `qvm-generator`
     #[command(hide = true)]
     Generate(verb::generate::Args),
+    /// Descriptors of the host's network, for supervisors that have one of their own
+    #[command(hide = true)]
+    Lend(verb::lend::Args),
     /// ExecStopPost= of a VM's unit
     #[command(hide = true)]
     Reap(verb::reap::Args),

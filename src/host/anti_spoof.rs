@@ -6,7 +6,7 @@
 
 use std::io;
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use nix::errno::Errno;
 use rtnetlink::{
     Handle,
@@ -103,12 +103,14 @@ impl Drop for Filters {
 }
 
 impl Filters {
-    /// Connects.
+    /// By what [`Network::connect`](super::network::Network::connect) gave.
     ///
     /// # Errors
-    /// When no descriptor is left.
-    pub fn open() -> Result<Self, Error> {
-        let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Socket)?;
+    /// It gave none.
+    pub fn open(
+        connected: io::Result<(impl Future<Output = ()> + Send + 'static, Handle)>,
+    ) -> Result<Self, Error> {
+        let (connection, handle) = connected.map_err(Error::Socket)?;
         Ok(Self { handle, task: tokio::spawn(connection) })
     }
 
@@ -118,7 +120,7 @@ impl Filters {
     /// See [`Error`].
     pub async fn set(&self, tap: &IfName, program: &[Instruction]) -> Result<(), Error> {
         let failed = |source| Error::new(tap, source);
-        let index = index(tap).map_err(failed)?;
+        let index = self.index(tap).await.map_err(failed)?;
         let mut hook = TcMessage::with_index(index);
         hook.header.parent = TcHandle::CLSACT;
         hook.header.handle = TcHandle { major: 0xffff, minor: 0 };
@@ -153,7 +155,7 @@ impl Filters {
     /// See [`Error`].
     pub async fn clear(&self, tap: &IfName) -> Result<(), Error> {
         let failed = |source| Error::new(tap, source);
-        let index = index(tap).map_err(failed)?;
+        let index = self.index(tap).await.map_err(failed)?;
         match self.ask(RouteNetlinkMessage::DelTrafficFilter(filter(index)), 0).await {
             // No such filter; or not even a hook for one.
             Err(e)
@@ -165,6 +167,16 @@ impl Filters {
             }
             done => done.map_err(failed),
         }
+    }
+
+    async fn index(&self, tap: &IfName) -> io::Result<i32> {
+        let mut found = Box::pin(self.handle.link().get().match_name(tap.to_string()).execute());
+        let link = match found.try_next().await {
+            Ok(link) => link.ok_or(Errno::ENODEV)?,
+            Err(rtnetlink::Error::NetlinkError(error)) => return Err(error.to_io()),
+            Err(error) => return Err(io::Error::other(error)),
+        };
+        Ok(link.header.index.cast_signed())
     }
 
     async fn ask(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
@@ -197,10 +209,6 @@ fn filter(index: i32) -> TcMessage {
 fn bytes(instruction: &Instruction) -> Vec<u8> {
     let Instruction { code, jump_true, jump_false, k } = instruction;
     [&code.to_ne_bytes()[..], &[*jump_true, *jump_false], &k.to_ne_bytes()].concat()
-}
-
-fn index(tap: &IfName) -> io::Result<i32> {
-    Ok(nix::net::if_::if_nametoindex(tap.as_str())?.cast_signed())
 }
 
 #[cfg(test)]

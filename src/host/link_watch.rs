@@ -9,9 +9,7 @@ use std::{
 use nix::{
     errno::Errno,
     libc::{self, sock_filter, sock_fprog, socklen_t},
-    sys::socket::{
-        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
-    },
+    sys::socket::{MsgFlags, NetlinkAddr, bind, recv},
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -37,13 +35,12 @@ pub struct LinkWatch {
 }
 
 impl LinkWatch {
-    /// Begins to listen, for nothing yet. Needs a runtime.
+    /// Begins to listen by this netlink socket, for nothing yet. Needs a runtime.
     ///
     /// # Errors
-    /// When no descriptor is left.
-    pub fn open() -> io::Result<Self> {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
+    /// The kernel refuses.
+    pub fn open(fd: OwnedFd) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&fd, true)?;
         attach(&fd, &program(&[], &[]))?;
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, LINKS))?;
         // SAFETY: an `OwnedFd` stays open, and the same, as long as the `AsyncFd` that owns it.

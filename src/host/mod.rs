@@ -36,6 +36,8 @@ pub mod meminfo;
 #[allow(unsafe_code)]
 pub mod memory;
 pub mod neighbour;
+#[allow(unsafe_code)]
+pub mod network;
 pub mod oom_score;
 #[allow(unsafe_code)]
 pub mod peer;

@@ -1,7 +1,6 @@
 //! Making a tap device that lives as long as its descriptor, Documentation/networking/tuntap.rst.
 
 use std::{
-    fs::File,
     io,
     os::fd::{AsRawFd, OwnedFd},
 };
@@ -107,13 +106,13 @@ impl Error {
 
 /// Makes the tap, with virtio-net headers, so that checksums and segmentation can be left to the guest's peer. The
 /// kernel removes it when the last copy of the descriptor closes; nothing can leak. A persistent tap of this name
-/// that nobody uses and this user may use is taken instead, and stays. The descriptor is close-on-exec.
+/// that nobody uses and this user may use is taken instead, and stays. `tun` is what /dev/net/tun was opened as, and becomes the tap.
 ///
 /// # Errors
 /// See [`Error`].
-pub fn open(name: &IfName) -> Result<OwnedFd, Error> {
+pub fn open(name: &IfName, tun: io::Result<OwnedFd>) -> Result<OwnedFd, Error> {
     let failed = |source| Error::new(name, source);
-    let file = File::options().read(true).write(true).open(DEVICE).map_err(failed)?;
+    let tun = tun.map_err(failed)?;
     // SAFETY: an ifreq is integers, pointers and unions of such; all zeros is one of its values.
     let mut request: ifreq = unsafe { std::mem::zeroed() };
     // An IfName has at most 15 bytes: the 16th stays NUL.
@@ -122,8 +121,8 @@ pub fn open(name: &IfName) -> Result<OwnedFd, Error> {
     }
     request.ifr_ifru.ifru_flags = (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR) as c_short;
     // SAFETY: the descriptor is open, and TUNSETIFF reads (and writes back) one ifreq, which outlives the call.
-    unsafe { tunsetiff(file.as_raw_fd(), &request) }.map_err(|e| failed(e.into()))?;
-    Ok(file.into())
+    unsafe { tunsetiff(tun.as_raw_fd(), &request) }.map_err(|e| failed(e.into()))?;
+    Ok(tun)
 }
 
 #[cfg(test)]

@@ -18,6 +18,9 @@ const TEMPORARY: [&str; 2] = ["/tmp", "/var/tmp"];
 const HOME: (&str, &str) = ("ProtectHome", "read-only");
 const TMP: (&str, &str) = ("PrivateTmp", "no");
 const IP: (&str, &str) = ("RestrictAddressFamilies", "AF_INET AF_INET6");
+const HOST_NETWORK: (&str, &str) = ("PrivateNetwork", "no");
+/// QEMU gets an empty network then by namespaces of its own, where it has no use for the host's.
+const NAMESPACES: (&str, &str) = ("RestrictNamespaces", "user net");
 const LOW_PORTS: (&str, &str) = ("CapabilityBoundingSet", "CAP_NET_BIND_SERVICE");
 const TRANSLATOR: (&str, &str) = ("MemoryDenyWriteExecute", "no");
 
@@ -25,10 +28,13 @@ const TRANSLATOR: (&str, &str) = ("MemoryDenyWriteExecute", "no");
 pub(super) fn of(vm: &Vm) -> Vec<(&'static str, String)> {
     let named: Vec<&Path> = named(vm);
     let below = |roots: &[&str]| named.iter().any(|path| roots.iter().any(|r| path.starts_with(r)));
+    let ip = uses_ip(vm);
     let opened = [
         (below(&HOMES), HOME),
         (below(&TEMPORARY), TMP),
-        (uses_ip(vm), IP),
+        (ip, IP),
+        (ip, HOST_NETWORK),
+        (ip, NAMESPACES),
         (low_ports(vm), LOW_PORTS),
         // QEMU writes the code that it then executes, unless KVM is all that it is to use.
         (vm.accel != Accel::Kvm, TRANSLATOR),
@@ -45,7 +51,9 @@ pub(super) fn of(vm: &Vm) -> Vec<(&'static str, String)> {
 
 /// The settings for a VM of which nothing is known: a guest that runs by an earlier, valid file may need any of them.
 pub(super) fn of_unknown() -> Vec<(&'static str, String)> {
-    [HOME, TMP, IP, LOW_PORTS, TRANSLATOR].map(|(key, value)| (key, value.to_owned())).into()
+    [HOME, TMP, IP, HOST_NETWORK, NAMESPACES, LOW_PORTS, TRANSLATOR]
+        .map(|(key, value)| (key, value.to_owned()))
+        .into()
 }
 
 /// Every file that the VM file names.
@@ -204,22 +212,25 @@ mod tests {
             (format!("{CLOSED}[image]\npath = '/var/tmp/x.qcow2'\n"), "PrivateTmp=no\n"),
             (
                 format!("{CLOSED}ready = 'tcp:22'\nip = '192.0.2.2/24'\n"),
-                "RestrictAddressFamilies=AF_INET AF_INET6\n",
+                "RestrictAddressFamilies=AF_INET AF_INET6\nPrivateNetwork=no\nRestrictNamespaces=user net\n",
             ),
             (
                 format!("{CLOSED}[image]\n{url}insecureNoChecksum = true\n"),
-                "RestrictAddressFamilies=AF_INET AF_INET6\n",
+                "RestrictAddressFamilies=AF_INET AF_INET6\nPrivateNetwork=no\nRestrictNamespaces=user net\n",
             ),
             (
                 format!(
                     "{CLOSED}[display]\nvnc = '127.0.0.1:5901'\npasswordFile = '/etc/qvm/vnc'\n"
                 ),
-                "RestrictAddressFamilies=AF_INET AF_INET6\n",
+                "RestrictAddressFamilies=AF_INET AF_INET6\nPrivateNetwork=no\nRestrictNamespaces=user net\n",
             ),
-            ("accel = 'kvm'\n".into(), "RestrictAddressFamilies=AF_INET AF_INET6\n"),
+            (
+                "accel = 'kvm'\n".into(),
+                "RestrictAddressFamilies=AF_INET AF_INET6\nPrivateNetwork=no\nRestrictNamespaces=user net\n",
+            ),
             (
                 "accel = 'kvm'\nforward = ['80:80']\n".into(),
-                "RestrictAddressFamilies=AF_INET AF_INET6\nCapabilityBoundingSet=CAP_NET_BIND_SERVICE\n",
+                "RestrictAddressFamilies=AF_INET AF_INET6\nPrivateNetwork=no\nRestrictNamespaces=user net\nCapabilityBoundingSet=CAP_NET_BIND_SERVICE\n",
             ),
             ("bridge = 'br0'\n".into(), "MemoryDenyWriteExecute=no\n"),
             (

@@ -196,6 +196,8 @@ mod tests {
             TimeoutStopSec=150\n\
             CPUWeight=100\n\
             RestrictAddressFamilies=AF_INET AF_INET6\n\
+            PrivateNetwork=no\n\
+            RestrictNamespaces=user net\n\
             MemoryDenyWriteExecute=no\n";
         assert_eq!(drop_in(&vm("vcpu = 1\n"), Scope::System), expected);
     }
@@ -288,7 +290,7 @@ mod tests {
             vm.file = path.with_extension("toml");
             vm.disks[0].source = Source::File(path);
             let text = drop_in(&vm, Scope::System);
-            let known = ["SourcePath=", "Description=", "RequiresMountsFor=", "TimeoutStartSec=", "TimeoutStopSec=", "CPUWeight=", "RestrictAddressFamilies=", "MemoryDenyWriteExecute=", "ReadWritePaths="];
+            let known = ["SourcePath=", "Description=", "RequiresMountsFor=", "TimeoutStartSec=", "TimeoutStopSec=", "CPUWeight=", "RestrictAddressFamilies=", "PrivateNetwork=", "RestrictNamespaces=", "MemoryDenyWriteExecute=", "ReadWritePaths="];
             for line in text.split(['\n', '\r', '\0']).skip(2).filter(|line| !line.is_empty() && *line != "[Service]") {
                 prop_assert!(known.iter().any(|key| line.starts_with(key)), "{line:?}");
                 prop_assert!(!line.ends_with('\\'), "{line:?}");

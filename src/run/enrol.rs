@@ -6,10 +6,7 @@ use tracing::{debug, warn};
 
 use super::supervise::Supervisor;
 use crate::{
-    host::{
-        link,
-        machined::{Error, Machined},
-    },
+    host::machined::{Error, Machined},
     plan::{machined::Machine, tap::taps},
     value::chain,
 };
@@ -41,7 +38,10 @@ impl Supervisor {
             name: self.settings.name.clone(),
             uuid,
             leader: std::process::id(),
-            if_indices: taps(&self.vm).iter().filter_map(|tap| link::index(&tap.name)).collect(),
+            if_indices: taps(&self.vm)
+                .iter()
+                .filter_map(|tap| self.settings.network.index(&tap.name))
+                .collect(),
         };
         if self.enrolled.as_ref().is_some_and(|enrolled| enrolled.machine == machine) {
             return;

@@ -104,6 +104,8 @@ impl Plan {
         let mut missing = vec![];
         let mut lacks = |layer, why: String| missing.push(Missing { layer, why });
         let user_network = isolation::user_network(vm);
+        // In an empty one it is from the start, where its supervisor is.
+        let empty = settings.network.is_empty(&settings.root.join("proc"));
         let network = user_network.is_none();
         if let Some(why) = user_network {
             lacks(Layer::Network, why);
@@ -117,7 +119,11 @@ impl Plan {
         }
         let firmware = prepared.firmware.as_ref().map(|chosen| chosen.code.as_path());
         let (binary, strict) = (&prepared.facts.qemu.binary, mode == Mode::Strict);
-        let cell = Cell { network, strict, ..cell(binary, firmware, uid, &settings.root) };
+        let cell = Cell {
+            network: network && !empty,
+            strict,
+            ..cell(binary, firmware, uid, &settings.root)
+        };
         let cell = match cell.domain {
             Some(domain) => Cell { domain: Some(Domain { tcp: !network, ..domain }), ..cell },
             None => cell,

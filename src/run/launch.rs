@@ -251,7 +251,8 @@ pub async fn launch(
     let mut fds: Vec<(OwnedFd, i32)> = vec![];
     for tap in taps(vm) {
         let index = vm.nics.iter().position(|n| n.name == tap.nic).unwrap_or_default();
-        fds.push((taps::open(vm, &tap, &prepared.identity.macs).await?, fd::tap(index)));
+        let open = taps::open(&settings.network, vm, &tap, &prepared.identity.macs);
+        fds.push((open.await?, fd::tap(index)));
         if machine.vhost_net {
             fds.push((vhost::open().map_err(Error::Vhost)?, fd::vhost(index)));
         }

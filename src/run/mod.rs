@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::{
+    host::network::Network,
     plan::{
         layout::{Layout, VmPaths},
         unit::Scope,
@@ -86,6 +87,8 @@ pub struct Settings {
     pub host_id: String,
     /// Whose service manager would run us.
     pub scope: Scope,
+    /// Where the descriptors of the host's network come from.
+    pub network: Network,
     /// Where systemd-machined serves varlink, if VMs are to be registered there.
     pub machined: Option<PathBuf>,
     /// A new random UUID.

@@ -195,7 +195,7 @@ impl Machine {
         let mut ends = TapEnds { tap: TAP.to_owned(), vhost: None };
         if let Some(tap) = tap(&self.vm.name, nic) {
             let macs = mac.into_iter().map(|mac| (nic.name.clone(), mac)).collect();
-            let open = taps::open(&self.vm, &tap, &macs).await?;
+            let open = taps::open(&self.settings.network, &self.vm, &tap, &macs).await?;
             self.client.pass_fd(TAP, open, QMP_LIMIT).await?;
             if vhost_net {
                 let vhost = vhost::open().map_err(Error::Vhost)?;
@@ -225,7 +225,8 @@ impl Machine {
     async fn move_to_bridge(&self, nic: &Nic) -> Result<(), Error> {
         let Some(tap) = tap(&self.vm.name, nic) else { return Ok(()) };
         let at = self.vm.at(&format!("nic.{}.bridge", nic.name));
-        Ok(taps::attach(&Links::open()?, &tap, &at).await?)
+        let links = Links::open(self.settings.network.connect())?;
+        Ok(taps::attach(&links, &tap, &at).await?)
     }
 
     async fn filter(&self, nic: &Nic) -> Result<(), Error> {
@@ -233,7 +234,7 @@ impl Machine {
         let name = nic.name.clone();
         let mac = self.blocking(move |settings, vm, _| mac_of(settings, vm, &name)).await?.0;
         let macs = mac.into_iter().map(|mac| (nic.name.clone(), mac)).collect();
-        Ok(taps::filter(&tap, &macs).await?)
+        Ok(taps::filter(&self.settings.network, &tap, &macs).await?)
     }
 
     async fn link(&self, nic: &Label, state: LinkState) -> Result<(), Error> {

@@ -10,6 +10,7 @@ use crate::{
     host::{
         cgroup,
         link::{Counters, Links},
+        network::Network,
         pressure::{self, Pressures},
         process_time::{self, Thread},
     },
@@ -42,7 +43,7 @@ pub struct Usage {
 /// The usage of each VM that answers, by its name. All are asked at once; what one does not tell is left out.
 pub async fn usage(layout: &Layout, entries: &[Entry], proc: &Path) -> BTreeMap<String, Usage> {
     let root = cgroup::root(proc).ok();
-    let counters = match Links::open() {
+    let counters = match Links::open(Network::Own.connect()) {
         Ok(links) => links.counters().await.unwrap_or_default(),
         Err(_) => BTreeMap::new(),
     };

@@ -19,6 +19,7 @@ pub mod image;
 pub mod import;
 pub mod ip;
 pub mod kill;
+pub mod lend;
 pub mod list;
 pub mod log;
 pub mod man;

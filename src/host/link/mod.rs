@@ -122,12 +122,14 @@ impl Drop for Links {
 }
 
 impl Links {
-    /// Connects.
+    /// By what [`Network::connect`](super::network::Network::connect) gave.
     ///
     /// # Errors
-    /// When no descriptor is left.
-    pub fn open() -> Result<Self, Error> {
-        let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Socket)?;
+    /// It gave none.
+    pub fn open(
+        connected: io::Result<(impl Future<Output = ()> + Send + 'static, Handle)>,
+    ) -> Result<Self, Error> {
+        let (connection, handle) = connected.map_err(Error::Socket)?;
         Ok(Self { handle, task: tokio::spawn(connection) })
     }
 
@@ -266,9 +268,4 @@ fn to_io(error: rtnetlink::Error) -> io::Error {
         rtnetlink::Error::NetlinkError(message) => message.to_io(),
         other => io::Error::other(other),
     }
-}
-
-/// The kernel's number of an interface, if there is one of that name here (if_nametoindex(3)).
-pub fn index(name: &IfName) -> Option<u32> {
-    nix::net::if_::if_nametoindex(name.as_str()).ok()
 }

@@ -16,6 +16,7 @@ use crate::{
         anti_spoof,
         link::{self, Links},
         link_watch::LinkWatch,
+        network::Network,
     },
     plan::tap::Tap,
     run::fact::Fact,
@@ -30,6 +31,7 @@ const HEAL_EVERY: Duration = Duration::from_secs(1);
 
 /// The task.
 pub(super) struct Keeper {
+    network: Network,
     want: watch::Receiver<Wanted>,
     looks: Arc<Mutex<()>>,
     facts: mpsc::Sender<Fact>,
@@ -44,12 +46,14 @@ pub(super) struct Keeper {
 
 impl Keeper {
     pub(super) fn new(
+        network: Network,
         want: watch::Receiver<Wanted>,
         looks: Arc<Mutex<()>>,
         facts: mpsc::Sender<Fact>,
         generation: u64,
     ) -> Self {
         Self {
+            network,
             want,
             looks,
             facts,
@@ -70,7 +74,7 @@ impl Keeper {
             if !wanted.held {
                 self.filter(&wanted).await;
                 if ear.is_none() && wanted.heal != TapHeal::Off && !wanted.taps.is_empty() {
-                    match LinkWatch::open() {
+                    match self.network.route().and_then(LinkWatch::open) {
                         Ok(open) => ear = Some(open),
                         Err(error) => warn!("`tapHeal` has no effect: {error}"),
                     }
@@ -85,7 +89,7 @@ impl Keeper {
     async fn filter(&mut self, wanted: &Wanted) {
         let mut notes = vec![];
         for tap in &wanted.taps {
-            if let Err(error) = open::filter(tap, &wanted.macs).await
+            if let Err(error) = open::filter(&self.network, tap, &wanted.macs).await
                 && tap.filter(&wanted.macs).is_some()
                 && !matches!(error, anti_spoof::Error::Gone(_))
             {
@@ -152,7 +156,7 @@ impl Keeper {
     /// Of a tap on its bridge only its own messages count; of one that is not, also its bridge's, to be.
     fn listen(&self, wanted: &Wanted, ear: &LinkWatch) -> std::io::Result<()> {
         let indexes: Vec<u32> =
-            wanted.taps.iter().filter_map(|tap| link::index(&tap.name)).collect();
+            wanted.taps.iter().filter_map(|tap| self.network.index(&tap.name)).collect();
         let awaited = |tap: &&Tap| self.lost.contains_key(&tap.name);
         let mut names: Vec<IfName> =
             wanted.taps.iter().filter(awaited).map(|tap| tap.bridge.clone()).collect();
@@ -165,7 +169,7 @@ impl Keeper {
         let mut events = vec![];
         let known = |name: &IfName| wanted.taps.iter().any(|tap| tap.name == *name);
         self.lost.retain(|name, _| known(name));
-        let links = match Links::open() {
+        let links = match Links::open(self.network.connect()) {
             Ok(links) => links,
             Err(error) => {
                 warn!("the taps cannot be looked at: {}", chain(&error));

@@ -67,7 +67,8 @@ impl Supervisor {
         let (wanted, want) = watch::channel(self.wanted_taps());
         let looks = Arc::new(Mutex::new(()));
         let (facts, generation) = (self.facts.clone(), self.generation);
-        let keeper = Keeper::new(want, looks.clone(), facts, generation);
+        let network = self.settings.network.clone();
+        let keeper = Keeper::new(network, want, looks.clone(), facts, generation);
         let task = tokio::spawn(keeper.keep()).abort_handle();
         self.taps = Some(Taps { task, wanted, looks, notes: vec![] });
     }

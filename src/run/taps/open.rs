@@ -1,12 +1,15 @@
 //! From a tap's plan to a tap on its bridge, filtered before it is there.
 
-use std::os::fd::OwnedFd;
+use std::{os::fd::OwnedFd, time::Duration};
+
+use tokio::time::{Instant, sleep};
 
 use super::{Macs, Unfiltered};
 use crate::{
     host::{
         anti_spoof::{self, Filters},
         link::Links,
+        network::Network,
         tap,
     },
     plan::tap::Tap,
@@ -14,29 +17,47 @@ use crate::{
     spec::Vm,
 };
 
+/// How long a QEMU that has gone may keep its tap, and how often it is tried meanwhile.
+const GOES_WITHIN: Duration = Duration::from_secs(2);
+const POLL: Duration = Duration::from_millis(10);
+
 /// Makes a tap and puts it on its bridge.
-pub(in crate::run) async fn open(vm: &Vm, tap: &Tap, macs: &Macs) -> Result<OwnedFd, Error> {
+pub(in crate::run) async fn open(
+    network: &Network,
+    vm: &Vm,
+    tap: &Tap,
+    macs: &Macs,
+) -> Result<OwnedFd, Error> {
     let at = vm.at(&format!("nic.{}.bridge", tap.nic));
-    let links = Links::open();
+    let links = Links::open(network.connect());
     let failed = |source| Error::Link { tap: tap.name.clone(), at: at.clone(), source };
     let links = links.map_err(failed)?;
-    let open = match tap::open(&tap.name) {
-        Ok(open) => open,
-        Err(source) => {
-            // Whose it is makes the message; that this cannot be found out does not matter.
-            let found = match source.taken() {
-                Some(name) => links.find(name).await.ok().flatten(),
-                None => None,
-            };
-            let source = match found {
-                Some(link) => source.of(link.described()),
-                None => source,
-            };
-            return Err(Error::Tap { tap: tap.name.clone(), at, source });
+    let begun = Instant::now();
+    let open = loop {
+        let source = match tap::open(&tap.name, network.tun()) {
+            Ok(open) => break open,
+            Err(source) => source,
+        };
+        // Whose it is makes the message; that this cannot be found out does not matter.
+        let found = match source.taken() {
+            Some(name) => links.find(name).await.ok().flatten(),
+            None => None,
+        };
+        // The last QEMU's, which is going: the kernel closes what it had in steps.
+        if found.as_ref().is_some_and(|link| link.alias.as_ref() == Some(&tap.alias))
+            && begun.elapsed() < GOES_WITHIN
+        {
+            sleep(POLL).await;
+            continue;
         }
+        let source = match found {
+            Some(link) => source.of(link.described()),
+            None => source,
+        };
+        return Err(Error::Tap { tap: tap.name.clone(), at, source });
     };
     // Before it is on its bridge: not one frame passes unseen.
-    if let Err(source) = filter(tap, macs).await
+    if let Err(source) = filter(network, tap, macs).await
         && let Some(refused) = Unfiltered::of(vm, tap, source)
     {
         return Err(refused.into());
@@ -59,8 +80,12 @@ pub(in crate::run) async fn attach(links: &Links, tap: &Tap, at: &str) -> Result
 ///
 /// # Errors
 /// See [`anti_spoof::Error`].
-pub(in crate::run) async fn filter(tap: &Tap, macs: &Macs) -> Result<(), anti_spoof::Error> {
-    let filters = Filters::open()?;
+pub(in crate::run) async fn filter(
+    network: &Network,
+    tap: &Tap,
+    macs: &Macs,
+) -> Result<(), anti_spoof::Error> {
+    let filters = Filters::open(network.connect())?;
     match tap.filter(macs) {
         Some(program) => filters.set(&tap.name, &program).await,
         None => filters.clear(&tap.name).await,
