@@ -579,6 +579,25 @@ fn others_wait_until_a_guest_is_ready() {
         assert_eq!(host.show(name, "Result"), "success", "{name}");
     }
     listed(&["db"]);
+
+    // The host's memory: a start that there is no room for fails once, and is not tried again; or waits until there is room.
+    host.sh("printf 'reserveMem = \"2900M\"\\n' >/etc/qvm/qvm.toml");
+    host.vm("big", "boot", "mem = \"512M\"");
+    let said = host.refused("qvm start big");
+    assert!(said.contains("the host has not enough memory left: "), "{said}");
+    assert_eq!(host.show("big", "ActiveState"), "failed");
+    assert_eq!(host.show("big", "ExecMainStatus"), "69");
+    assert_eq!(host.show("big", "NRestarts"), "0");
+    host.sh(
+        "echo 'admission = \"wait\"' >>/etc/qvm/qvm.toml && systemctl start --no-block qvm@big",
+    );
+    host.until(
+        "it waits, and systemd knows what for",
+        "systemctl show -P StatusText qvm@big | grep -q 'waits for memory: '",
+    );
+    assert_eq!(host.show("big", "ActiveState"), "activating");
+    host.sh("rm /etc/qvm/qvm.toml");
+    host.wait("big", "ActiveState", "active");
     host.lab.ok(&["kill", "host"]);
 }
 

@@ -134,6 +134,12 @@ fn a_supervisor_with_a_network_of_its_own_has_its_taps_in_the_hosts() {
     assert_eq!(nobody.status.code(), Some(75), "{said}");
     assert!(said.contains("qvm-network.socket"), "{said}");
 
+    // QEMU's own network would be silent there.
+    lab.vm("user", &guest("boot.qcow2").unwrap(), "");
+    let silent = apart(&mut lab, Path::new("/nowhere/network"), &["run", "user"]);
+    let said = String::from_utf8_lossy(&silent.stderr).into_owned();
+    assert!(said.contains("IP sockets are closed to this process"), "{said}");
+
     let lender = Lender::new(&lab);
     let started = apart(&mut lab, &lender.socket, &["start", "web"]);
     assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use crate::value::{Forward, Protocol};
 
-/// IP sockets are not to be had: by a unit's `RestrictAddressFamilies=`, or a kernel without them.
+/// IP sockets are not to be had: by a unit's `RestrictAddressFamilies=` or `PrivateNetwork=`, or a kernel without them.
 #[derive(Debug, thiserror::Error)]
 #[error("IP sockets are closed to this process")]
 pub struct NoSockets(#[source] io::Error);
@@ -24,11 +24,15 @@ impl NoSockets {
     }
 }
 
-/// Whether there are IP sockets at all; QEMU's own network would only be silent without them.
+/// Whether there are IP sockets at all, and somebody to reach by them, unless this process is in an `empty` network; QEMU's own network
+/// would only be silent without.
 ///
 /// # Errors
 /// There are none.
-pub fn sockets() -> Result<(), NoSockets> {
+pub fn sockets(empty: bool) -> Result<(), NoSockets> {
+    if empty {
+        return Err(NoSockets(Errno::NETUNREACH.into()));
+    }
     match UdpSocket::bind("127.0.0.1:0") {
         Err(error) if error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error()) => {
             Err(NoSockets(error))

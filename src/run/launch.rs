@@ -245,7 +245,7 @@ pub async fn launch(
     };
     let CommandLine { arguments, files } = argv::argv(&machine)?;
     for nic in &vm.nics {
-        check_forwards(vm, nic)?;
+        check_forwards(settings, vm, nic)?;
     }
     let door = door::open(vm, &paths)?;
     let mut fds: Vec<(OwnedFd, i32)> = vec![];
@@ -378,9 +378,9 @@ pub(super) async fn restored(
 }
 
 /// Whether QEMU will get the ports that it is to listen on for a NIC.
-pub(super) fn check_forwards(vm: &Vm, nic: &Nic) -> Result<(), Error> {
+pub(super) fn check_forwards(settings: &Settings, vm: &Vm, nic: &Nic) -> Result<(), Error> {
     let Link::User { forward } = &nic.link else { return Ok(()) };
-    port::sockets()?;
+    port::sockets(settings.network.is_empty(&settings.root.join("proc")))?;
     let at = || vm.at(&format!("nic.{}.forward", nic.name));
     for forward in forward {
         port::check(forward).map_err(|source| Error::Port { at: at(), source })?;

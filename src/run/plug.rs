@@ -189,7 +189,7 @@ impl Machine {
         let position = self.vm.nics.iter().position(|other| other.name == nic.name);
         let at_start = position.map(device::nic_place);
         let port = self.free_port(at_start, NIC_PORTS, device::nic_port).await?;
-        launch::check_forwards(&self.vm, nic)?;
+        launch::check_forwards(&self.settings, &self.vm, nic)?;
         let net = device::net_id(&nic.name);
         let _ = self.client.remove_net(&net, QMP_LIMIT).await;
         let mut ends = TapEnds { tap: TAP.to_owned(), vhost: None };

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{
     net::{TcpListener, UnixListener},
-    sync::{Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::AbortHandle,
 };
 use tracing::{debug, warn};
@@ -81,19 +81,27 @@ impl Door {
     }
 }
 
-/// Lets operators in, who need no password.
-async fn at_socket(listener: UnixListener, orders: watch::Receiver<Orders>, grant: Grant) {
-    let room = Arc::new(Semaphore::new(ON_THEIR_WAY));
+/// The next one who comes, once there is room.
+async fn next<V, A: Future<Output = std::io::Result<V>>>(
+    room: &Arc<Semaphore>,
+    accept: impl Fn() -> A,
+) -> Option<(OwnedSemaphorePermit, V)> {
+    let place = room.clone().acquire_owned().await.ok()?;
     loop {
-        let Ok(place) = room.clone().acquire_owned().await else { return };
-        let viewer = match listener.accept().await {
-            Ok((viewer, _)) => viewer,
+        match accept().await {
+            Ok(viewer) => return Some((place, viewer)),
             Err(error) => {
                 warn!("a viewer of the screen was lost: {error}");
                 tokio::time::sleep(NO_DESCRIPTOR).await;
-                continue;
             }
-        };
+        }
+    }
+}
+
+/// Lets operators in, who need no password.
+async fn at_socket(listener: UnixListener, orders: watch::Receiver<Orders>, grant: Grant) {
+    let room = Arc::new(Semaphore::new(ON_THEIR_WAY));
+    while let Some((place, (viewer, _))) = next(&room, || listener.accept()).await {
         let (client, grant) = (orders.borrow().client.clone(), grant.clone());
         tokio::spawn(async move {
             let _place = place;
@@ -114,16 +122,7 @@ async fn at_socket(listener: UnixListener, orders: watch::Receiver<Orders>, gran
 async fn at_port(listener: TcpListener, mut orders: watch::Receiver<Orders>) {
     let room = Arc::new(Semaphore::new(ON_THEIR_WAY));
     orders.mark_changed();
-    loop {
-        let Ok(place) = room.clone().acquire_owned().await else { return };
-        let viewer = match listener.accept().await {
-            Ok((viewer, _)) => viewer,
-            Err(error) => {
-                warn!("a viewer of the screen was lost: {error}");
-                tokio::time::sleep(NO_DESCRIPTOR).await;
-                continue;
-            }
-        };
+    while let Some((place, (viewer, _))) = next(&room, || listener.accept()).await {
         let changed = orders.has_changed().unwrap_or(false);
         let Orders { client, password } = orders.borrow_and_update().clone();
         // QEMU lets nobody in before it has one. It is told when somebody comes, so that whoever comes after a change meets the new one.

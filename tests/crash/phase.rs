@@ -222,18 +222,21 @@ fn goes_on(scene: &Scene, cutting: &Cutting) {
     scene.stops();
 }
 
+/// A start of a VM that has run before, to be compared with.
+const PLAIN: Phase = Phase {
+    name: "start",
+    file: |lab| plain(lab, ""),
+    before: Some(&[]),
+    left_behind: false,
+    bridged: false,
+    command: &["run", "web"],
+    later: false,
+    act: comes_up,
+    after: works,
+};
+
 pub(crate) const PHASES: &[Phase] = &[
-    Phase {
-        name: "first start",
-        file: with_everything,
-        before: None,
-        left_behind: false,
-        bridged: false,
-        command: &["run", "web"],
-        later: false,
-        act: comes_up,
-        after: works,
-    },
+    Phase { name: "first start", file: with_everything, before: None, ..PLAIN },
     Phase {
         name: "first start, overlay",
         file: |lab| {
@@ -242,57 +245,27 @@ pub(crate) const PHASES: &[Phase] = &[
             fs::write(lab.file("web"), format!("{text}clone = \"overlay\"\n")).unwrap();
         },
         before: None,
-        left_behind: false,
-        bridged: false,
-        command: &["run", "web"],
-        later: false,
-        act: comes_up,
-        after: works,
+        ..PLAIN
     },
-    Phase {
-        name: "start",
-        file: |lab| plain(lab, ""),
-        before: Some(&[]),
-        left_behind: false,
-        bridged: false,
-        command: &["run", "web"],
-        later: false,
-        act: comes_up,
-        after: works,
-    },
+    PLAIN,
     Phase {
         name: "start on a bridge",
         file: |lab| plain(lab, "bridge = \"br0\"\n"),
-        before: Some(&[]),
-        left_behind: false,
         bridged: true,
-        command: &["run", "web"],
-        later: false,
-        act: comes_up,
-        after: works,
+        ..PLAIN
     },
     Phase {
         name: "start, disk grown",
         file: grown,
-        before: Some(&[]),
-        left_behind: false,
-        bridged: false,
-        command: &["run", "web"],
-        later: false,
-        act: comes_up,
         after: |scene, cutting| {
             works(scene, cutting);
             assert_eq!(scene.virtual_size(), 1 << 30);
         },
+        ..PLAIN
     },
     Phase {
         name: "start from a saved state",
-        file: |lab| plain(lab, ""),
         before: Some(&["suspend", "web"]),
-        left_behind: false,
-        bridged: false,
-        command: &["run", "web"],
-        later: false,
         act: |scene, traced| {
             over(traced, "it goes on", || {
                 scene.lab.log("web").contains("goes on from the saved state")
@@ -305,27 +278,19 @@ pub(crate) const PHASES: &[Phase] = &[
             assert!(!scene.lab.state("web", "saved.state").exists());
             scene.stops();
         },
+        ..PLAIN
     },
     Phase {
         name: "adoption",
-        file: |lab| plain(lab, ""),
-        before: Some(&[]),
         left_behind: true,
-        bridged: false,
-        command: &["run", "web"],
-        later: false,
         act: |scene, traced| {
             over(traced, "it is taken over", || scene.lab.log("web").contains("taken over"));
         },
-        after: works,
+        ..PLAIN
     },
     Phase {
         name: "re-execution",
-        file: |lab| plain(lab, ""),
         before: None,
-        left_behind: false,
-        bridged: false,
-        command: &["run", "web"],
         later: true,
         act: |scene, traced| {
             up(scene, traced);
@@ -335,14 +300,11 @@ pub(crate) const PHASES: &[Phase] = &[
             over(traced, "it is taken over", || scene.lab.log("web").contains("taken over"));
         },
         after: goes_on,
+        ..PLAIN
     },
     Phase {
         name: "pause and resume",
-        file: |lab| plain(lab, ""),
         before: None,
-        left_behind: false,
-        bridged: false,
-        command: &["run", "web"],
         later: true,
         act: |scene, traced| {
             up(scene, traced);
@@ -356,14 +318,11 @@ pub(crate) const PHASES: &[Phase] = &[
             }
             goes_on(scene, cutting);
         },
+        ..PLAIN
     },
     Phase {
         name: "apply, a disk plugged in",
-        file: |lab| plain(lab, ""),
         before: None,
-        left_behind: false,
-        bridged: false,
-        command: &["run", "web"],
         later: true,
         act: |scene, traced| {
             up(scene, traced);
@@ -383,14 +342,11 @@ pub(crate) const PHASES: &[Phase] = &[
             assert!(scene.lab.state("web", "data.raw").exists());
             goes_on(scene, cutting);
         },
+        ..PLAIN
     },
     Phase {
         name: "suspend",
-        file: |lab| plain(lab, ""),
         before: None,
-        left_behind: false,
-        bridged: false,
-        command: &["run", "web"],
         later: true,
         act: |scene, traced| {
             up(scene, traced);
@@ -404,14 +360,11 @@ pub(crate) const PHASES: &[Phase] = &[
             assert!(!scene.lab.state("web", "saved.state").exists());
             scene.stops();
         },
+        ..PLAIN
     },
     Phase {
         name: "stop",
-        file: |lab| plain(lab, ""),
         before: None,
-        left_behind: false,
-        bridged: false,
-        command: &["run", "web"],
         later: true,
         act: |scene, traced| {
             up(scene, traced);
@@ -434,17 +387,14 @@ pub(crate) const PHASES: &[Phase] = &[
             scene.runs();
             scene.stops();
         },
+        ..PLAIN
     },
     Phase {
         name: "rm --disks",
-        file: |lab| plain(lab, ""),
-        before: Some(&[]),
-        left_behind: false,
-        bridged: false,
         command: &["rm", "web", "--disks", "--yes"],
-        later: false,
         act: |_, traced| over(traced, "it has ended", || false),
         after: all_or_nothing,
+        ..PLAIN
     },
     Phase {
         name: "gc --disks",
@@ -453,16 +403,13 @@ pub(crate) const PHASES: &[Phase] = &[
             // What is left of a VM without a VM file, beside one that has one.
             fs::rename(lab.file("web"), lab.file("other")).unwrap();
         },
-        before: Some(&[]),
-        left_behind: false,
-        bridged: false,
         command: &["gc", "--disks", "--yes"],
-        later: false,
         act: |_, traced| over(traced, "it has ended", || false),
         after: |scene, cutting| {
             fs::rename(scene.lab.file("other"), scene.lab.file("web")).unwrap();
             all_or_nothing(scene, cutting);
         },
+        ..PLAIN
     },
 ];
 
