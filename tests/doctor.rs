@@ -41,6 +41,8 @@ impl Host {
             ("dev/kvm", ""),
             ("sys/module/kvm_intel/parameters/nested", "Y\n"),
             ("proc/cpuinfo", "flags\t\t: fpu vmx\n"),
+            ("proc/modules", "cls_bpf 28672 0 - Live 0x0\nsch_ingress 16384 0 - Live 0x0\n"),
+            ("proc/sys/kernel/osrelease", "6.1.0-9-amd64\n"),
             ("proc/meminfo", "MemTotal:       8388608 kB\n"),
             ("proc/self/mountinfo", "30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"),
             ("sys/fs/cgroup/cgroup.controllers", "cpu io memory\n"),
@@ -146,6 +148,7 @@ fn a_host_on_which_all_is_well() {
         "ok cgroup",
         "ok qemu",
         "ok bridge br0",
+        "ok antiSpoof",
         "ok firewall",
         "ok memory",
         "ok VM files",
@@ -176,6 +179,8 @@ fn everything_that_can_be_wrong_at_once() {
               41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
     host.write("proc/self/mountinfo", v1);
     host.write("proc/meminfo", "MemTotal: 524288 kB\n");
+    host.write("proc/modules", "sch_ingress 16384 0 - Live 0x0\n");
+    host.write("boot/config-6.1.0-9-amd64", "# CONFIG_NET_CLS_BPF is not set\n");
     host.write("sys/class/net/br0/bridge/stp_state", "1\n");
     host.write("sys/class/net/eth0/flags", "0x1003\n");
     host.write("proc/sys/net/bridge/bridge-nf-call-iptables", "1\n");
@@ -207,6 +212,10 @@ fn everything_that_can_be_wrong_at_once() {
         ("error bridge br9", "it does not exist: `db` cannot start | "),
         ("error bridge eth0", "not a bridge: `nas` cannot start"),
         ("warning bridge br0", "holds every new port up for 30 s"),
+        (
+            "warning antiSpoof",
+            "without CONFIG_NET_CLS_BPF: what leaves the taps of `db`, `nas` and",
+        ),
         (
             "warning firewall",
             "`FORWARD` of iptables drops them where no rule looks closer and accepts: guests on `br0`, `br9`, `eth0` may",

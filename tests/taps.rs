@@ -348,11 +348,27 @@ fn a_host_that_cannot_filter_is_told_of_and_refused_where_it_must() {
     assert_eq!(lab.exit_code(one), Some(0));
     let text = std::fs::read_to_string(lab.file("web")).unwrap();
     std::fs::write(lab.file("web"), text.replace("# here", "antiSpoof = true")).unwrap();
-    let output = lab.qvm(&["run", "web"]);
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(told.contains("error: web: cannot filter what leaves the tap `qvm-web` ("), "{told}");
-    assert!(told.contains("the kernel refuses the filter"), "{told}");
-    assert_eq!(output.status.code(), Some(75));
+    let refused = |lab: &Lab, why: &str| {
+        let output = lab.qvm(&["run", "web"]);
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(told.contains(why), "{told}");
+        assert!(told.contains("the kernel refuses the filter"), "{told}");
+        assert_eq!(output.status.code(), Some(75));
+    };
+    refused(&lab, "error: web: cannot filter what leaves the tap `qvm-web` (");
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: only root's VMs can be strict");
+        return;
+    }
+    // As strict in all things; but where it is written that there shall be none.
+    let strict = format!("isolation = \"strict\"\n{text}");
+    std::fs::write(lab.file("web"), &strict).unwrap();
+    refused(&lab, "web.toml:1), and what leaves the tap `qvm-web` cannot be filtered");
+    std::fs::write(lab.file("web"), strict.replace("# here", "antiSpoof = false")).unwrap();
+    let one = lab.run("web");
+    lab.wait_state("web", "running");
+    lab.ok(&["kill", "web"]);
+    assert_eq!(lab.exit_code(one), Some(0));
 }
 
 #[test]

@@ -21,6 +21,7 @@ pub mod file_system;
 pub mod filesystem;
 pub mod firmware;
 pub mod journal;
+pub mod kernel_module;
 pub mod kvm_module;
 pub mod link;
 #[allow(unsafe_code)]

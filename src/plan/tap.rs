@@ -7,7 +7,7 @@ use super::{
     facets::{Facets, NICS, nic_key},
 };
 use crate::{
-    spec::{AntiSpoof, Link, Nic, Vm},
+    spec::{AntiSpoof, Isolation, Link, Nic, Vm},
     value::{Cidr, IfName, Label, MacAddr, VmName},
 };
 
@@ -85,6 +85,15 @@ fn alias(vm: &VmName, nic: &str) -> String {
 }
 
 impl Tap {
+    /// Its guest does not get it unfiltered: the VM file says `antiSpoof = true`, or is as strict in all things.
+    pub fn needs_filter(&self, isolation: Isolation) -> bool {
+        match self.anti_spoof {
+            AntiSpoof::Off => false,
+            AntiSpoof::Required => true,
+            AntiSpoof::WherePossible => isolation == Isolation::Strict,
+        }
+    }
+
     /// The filter on what leaves it, where there is to be one; `generated` are the addresses of NICs that none is written for.
     pub fn filter(&self, generated: &BTreeMap<Label, MacAddr>) -> Option<Vec<Instruction>> {
         let mac = self.mac.or_else(|| generated.get(&self.nic).copied())?;

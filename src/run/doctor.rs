@@ -11,13 +11,15 @@ use std::{
 use super::{admission, adopt, identities, inventory::inventory, isolate, prepare};
 use crate::{
     host::{
-        br_netfilter, bridge, cgroup, file, file_system, kvm_module,
+        br_netfilter, bridge, cgroup, file, file_system,
+        kernel_module::Modules,
+        kvm_module,
         probe::{self, Probe, Question},
     },
     plan::{
         doctor::{
-            Complaint, DiskSeen, Firewall, Network, QemuSeen, Seen, Unit, VmSeen, iptables, nft,
-            units,
+            Complaint, DiskSeen, Firewall, NEEDED, Network, QemuSeen, Seen, Unit, VmSeen, iptables,
+            nft, units,
         },
         layout::{Layout, VmPaths},
         qcow2,
@@ -195,7 +197,9 @@ fn network(from: &Sources<'_>, written: &[Vm]) -> Network {
     if names.is_empty() {
         return Network::default();
     }
+    let modules = Modules::read(from.root);
     Network {
+        filter_modules: NEEDED.map(|(name, option)| modules.of(name, option)).into(),
         bridges: names.into_iter().map(|name| (name.clone(), bridge::read(&sys, name))).collect(),
         netfilter: br_netfilter::read(&from.root.join("proc")),
         firewalls: from.firewalls(),

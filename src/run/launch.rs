@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     host::{
-        anti_spoof, child, file, link,
+        child, file, link,
         pidfd::{self, Process},
         port, socket, tap, vhost,
     },
@@ -96,15 +96,8 @@ pub enum Error {
         source: link::Error,
     },
     /// The filter on what leaves it.
-    #[error("cannot filter what leaves the tap `{tap}` ({at})")]
-    Filter {
-        /// The tap's name.
-        tap: IfName,
-        /// Where the VM file names the bridge.
-        at: String,
-        /// Why.
-        source: anti_spoof::Error,
-    },
+    #[error(transparent)]
+    Filter(#[from] taps::Unfiltered),
     /// A port of the host.
     #[error("cannot forward ports ({at})")]
     Port {
@@ -176,7 +169,7 @@ impl Error {
             Self::Record(error) => error.is_the_hosts(),
             Self::Screen(error) => error.is_the_hosts(),
             Self::Link { .. }
-            | Self::Filter { .. }
+            | Self::Filter(_)
             | Self::Port { .. }
             | Self::Vhost(_)
             | Self::Silent { .. } => true,
@@ -193,7 +186,7 @@ impl Error {
         match self {
             Self::Tap { source, .. } => source.hint(),
             Self::Link { source, .. } => source.hint(),
-            Self::Filter { source, .. } => source.hint(),
+            Self::Filter(unfiltered) => unfiltered.hint(),
             Self::Port { source, .. } => source.hint(),
             Self::NoSockets(error) => error.hint(),
             Self::Socket(error) => error.hint(),

@@ -1,10 +1,15 @@
 //! A program in QEMU's place, started as QEMU is, tries to get at the host and at a neighbour; and the same in each layer alone.
 //!
-//! It is this program itself: `qvm` starts it as its QEMU.
+//! It is this program itself: `qvm` starts it as its QEMU. QEMU's own filter is in no other program, so what that is for is tried
+//! in a real one.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unsafe_code)]
 
 mod attempt;
+#[cfg(target_arch = "x86_64")]
+mod calls;
+#[cfg(target_arch = "x86_64")]
+mod inject;
 #[path = "../lab/mod.rs"]
 mod lab;
 
@@ -163,6 +168,13 @@ fn tests() {
     each_layer_alone_holds_what_it_is_for(&place);
     the_real_qemu_is_in_all_of_them(&place);
     println!("test result: ok. 3 passed: {} attempts in 6 cells", ALL.len());
+    #[cfg(target_arch = "x86_64")]
+    {
+        qemus_own_filter_alone_stops_each_call();
+        qemus_own_filter_is_in_each_thread_of_a_vm(&place);
+        let all = calls::REFUSED.len() + calls::OTHERS.len();
+        println!("test result: ok. 2 passed: {all} system calls in QEMU");
+    }
 }
 
 /// The launch path itself: `qvm start`, and this program for its QEMU.
@@ -324,4 +336,55 @@ fn the_real_qemu_is_in_all_of_them(place: &Place) {
     lab.ok(&["start", "app"]);
     assert_eq!(lab.status("app")["isolation"]["uid"].to_string(), uid);
     println!("test the_real_qemu_is_in_all_of_them ... ok");
+}
+
+/// With nothing else around QEMU, and as root: no other layer can have been it.
+#[cfg(target_arch = "x86_64")]
+fn qemus_own_filter_alone_stops_each_call() {
+    for (call, outcome) in calls::tried_alone(false) {
+        assert!(calls::is_free(&call, outcome), "without the filter: {}: {outcome:?}", call.name);
+        assert!(!call.is_held(outcome), "without the filter: {}: {outcome:?}", call.name);
+    }
+    for (call, outcome) in calls::tried_alone(true) {
+        assert!(call.is_held(outcome), "{}: {outcome:?}", call.name);
+    }
+    println!("test qemus_own_filter_alone_stops_each_call ... ok");
+}
+
+/// The launch path itself. `isolation = "off"` is without it, or this would prove nothing.
+#[cfg(target_arch = "x86_64")]
+fn qemus_own_filter_is_in_each_thread_of_a_vm(place: &Place) {
+    use inject::{Outcome, Stopped};
+    let lab = &place.lab;
+    lab.vm("off", &lab::guest("boot-count.qcow2").unwrap(), "isolation = \"off\"\n[nic]\n");
+    lab.ok(&["start", "off"]);
+    let off = Stopped::seize(Pid::from_raw(lab.qemu_pid("off"))).unwrap();
+    assert_eq!(calls::FORK.by(&off), Outcome::Forked);
+    assert_eq!(calls::SETPRIORITY.by(&off), Outcome::Returned(Ok(0)));
+    off.go();
+
+    // Which is in all layers, and runs.
+    let app = Pid::from_raw(lab.qemu_pid("app"));
+    let threads = calls::threads(app);
+    assert!(threads.len() > 2, "{threads:?}");
+    for thread in threads {
+        let stopped = Stopped::seize(thread).unwrap();
+        for call in calls::REFUSED {
+            let outcome = call.by(&stopped);
+            assert!(call.is_held(outcome), "{} by thread {thread}: {outcome:?}", call.name);
+        }
+        stopped.go();
+    }
+    // None of that has harmed it.
+    assert_eq!(lab.status("app")["state"], "running");
+    let stopped = Stopped::seize(app).unwrap();
+    let outcome = calls::FORK.by(&stopped);
+    assert!(calls::FORK.is_held(outcome), "{outcome:?}");
+    if matches!(outcome, Outcome::Returned(_)) {
+        assert_eq!(calls::SETUID.by(&stopped), Outcome::Ended(nix::libc::SIGSYS));
+    }
+    inject::reap(app);
+    lab.wait_state("app", "failed");
+    assert_eq!(lab.last_reason("app"), "qemu-signal");
+    println!("test qemus_own_filter_is_in_each_thread_of_a_vm ... ok");
 }

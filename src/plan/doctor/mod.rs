@@ -2,6 +2,7 @@
 //!
 //! One file a subject: what is to be seen of it, and what that means. Nothing is looked at here.
 
+mod anti_spoof;
 mod cgroup;
 mod claims;
 mod firewall;
@@ -15,6 +16,7 @@ mod unit;
 
 use serde::Serialize;
 
+pub use anti_spoof::{Module, NEEDED};
 pub use cgroup::Cgroups;
 pub use firewall::Firewall;
 pub use kvm::KvmSeen;
@@ -176,12 +178,13 @@ impl Seen {
 
 /// Everything there is to be said, subject by subject; the order of the findings is always the same.
 pub fn examine(seen: &Seen) -> Vec<Finding> {
-    let subjects: [fn(&Seen) -> Vec<Finding>; 10] = [
+    let subjects: [fn(&Seen) -> Vec<Finding>; 11] = [
         kvm::examine,
         cgroup::examine,
         qemu::examine,
         isolation::examine,
         network::examine,
+        anti_spoof::examine,
         firewall::examine,
         room::examine,
         unit::examine,

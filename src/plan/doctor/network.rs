@@ -19,6 +19,8 @@ pub struct Network {
     pub bridges: BTreeMap<IfName, Interface>,
     /// Whether bridged frames pass through the packet filter; none where the module `br_netfilter` is not loaded.
     pub netfilter: Option<Netfilter>,
+    /// What there is of the modules that filter taps, in the order of [`NEEDED`](super::NEEDED).
+    pub filter_modules: Vec<super::Module>,
     /// The packet filter's programs that there are.
     pub firewalls: Vec<super::Firewall>,
 }

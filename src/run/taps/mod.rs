@@ -2,6 +2,7 @@
 
 mod keeper;
 mod open;
+mod unfiltered;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -13,6 +14,7 @@ use tokio::{
 
 use self::keeper::Keeper;
 pub(in crate::run) use self::open::{attach, filter, open};
+pub(in crate::run) use self::unfiltered::Unfiltered;
 use super::supervise::Supervisor;
 use crate::{
     plan::{

@@ -4,7 +4,7 @@ use std::{os::fd::OwnedFd, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
-use super::Macs;
+use super::{Macs, Unfiltered};
 use crate::{
     host::{
         anti_spoof::{self, Filters},
@@ -14,7 +14,7 @@ use crate::{
     },
     plan::tap::Tap,
     run::launch::Error,
-    spec::{AntiSpoof, Vm},
+    spec::Vm,
 };
 
 /// How long a QEMU that has gone may keep its tap, and how often it is tried meanwhile.
@@ -58,9 +58,9 @@ pub(in crate::run) async fn open(
     };
     // Before it is on its bridge: not one frame passes unseen.
     if let Err(source) = filter(network, tap, macs).await
-        && tap.anti_spoof == AntiSpoof::Required
+        && let Some(refused) = Unfiltered::of(vm, tap, source)
     {
-        return Err(Error::Filter { tap: tap.name.clone(), at, source });
+        return Err(refused.into());
     }
     attach(&links, tap, &at).await?;
     Ok(open)

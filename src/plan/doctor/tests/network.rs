@@ -170,3 +170,42 @@ fn the_two_programs_of_one_packet_filter_tell_once() {
     one(&filtered(vec![silent.clone(), failing]), "firewall", "note ");
     one(&filtered(vec![silent, compatible]), "firewall", "warning ");
 }
+
+#[test]
+fn a_kernel_that_cannot_filter_taps() {
+    let there = Module::There;
+    let mut seen = bridged(bridge(0, 0, &[("eth0", false)]));
+    // Nobody has told.
+    assert_eq!(told(&seen, "antiSpoof"), [""; 0]);
+    for modules in [[Module::Unknown; 2], [there, Module::Unknown]] {
+        seen.network.filter_modules = modules.into();
+        assert_eq!(told(&seen, "antiSpoof"), [""; 0], "{modules:?}");
+    }
+    seen.network.filter_modules = vec![there, there];
+    let fine = "ok antiSpoof: the kernel filters what leaves the taps of `db` and `web`";
+    assert_eq!(told(&seen, "antiSpoof"), [fine]);
+    for (modules, why) in [
+        ([there, Module::NotBuilt], "was built without CONFIG_NET_CLS_BPF"),
+        ([Module::NotBuilt, Module::Unknown], "was built without CONFIG_NET_SCH_INGRESS"),
+        ([Module::NotInstalled, Module::NotInstalled], "finds no module `sch_ingress`"),
+        ([there, Module::Shut], "has not loaded `cls_bpf`, and loads no module any more"),
+    ] {
+        seen.network.filter_modules = modules.into();
+        let said = one(&seen, "antiSpoof", &format!("warning antiSpoof: this kernel {why}"));
+        assert!(
+            said.contains(": what leaves the taps of `db` and `web` is not filtered | "),
+            "{said}"
+        );
+        assert!(said.ends_with("; `antiSpoof = false` goes without"), "{said}");
+    }
+    // Some do not start then.
+    seen.vms.push(vm("strict", "isolation = \"strict\"\nbridge = \"br0\""));
+    seen.vms.push(vm("sure", "[nic.lan]\nbridge = \"br0\"\nantiSpoof = true"));
+    let starts = "error antiSpoof: this kernel has not loaded `cls_bpf`";
+    let said = one(&seen, "antiSpoof", starts);
+    assert!(said.contains("is not filtered, and `strict` and `sure` cannot start | "), "{said}");
+    // Others want no filter, or have no tap.
+    let without = "isolation = \"strict\"\nbridge = \"br0\"\nantiSpoof = false";
+    seen.vms = vec![vm("dns", ""), vm("router", without)];
+    assert_eq!(told(&seen, "antiSpoof"), [""; 0]);
+}
