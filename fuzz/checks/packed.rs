@@ -10,7 +10,11 @@ const MOST: u64 = 1 << 20;
 pub fn check(bytes: &[u8]) {
     if let Some(kind) = Compression::of(bytes) {
         let (at_once, slowly) = (read(kind, bytes, 64 << 10), read(kind, bytes, 1021));
-        assert_eq!(at_once, slowly, "{kind:?}");
+        assert_eq!(at_once.1, slowly.1, "{kind:?}");
+        // How much of a broken one comes out before it breaks is the decoder's affair.
+        let broken =
+            !at_once.1 && (slowly.0.starts_with(&at_once.0) || at_once.0.starts_with(&slowly.0));
+        assert!(broken || at_once.0 == slowly.0, "{kind:?}");
     }
     // As they are, packed by somebody else: nothing is lost, and nothing is added.
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());

@@ -33,6 +33,8 @@ pub enum Found {
     Nothing,
     /// A record of this boot, but its QEMU is gone.
     Dead,
+    /// The same, and its supervisor died before it knew that QEMU was executed: nobody can say that it ever ran.
+    Unborn,
     /// Its QEMU lives.
     Alive(Arc<Process>, Box<Record>),
 }
@@ -45,6 +47,7 @@ pub fn find(paths: &VmPaths) -> Found {
     }
     match pidfd::find(record.pid, record.start_time, &record.boot_id) {
         Some(process) => Found::Alive(Arc::new(process), Box::new(record)),
+        None if record.isolation.is_none() => Found::Unborn,
         None => Found::Dead,
     }
 }

@@ -117,7 +117,7 @@ pub fn down(paths: &VmPaths) -> Result<Lock, Error> {
     let lock = Lock::acquire(&paths.lock())?;
     match adopt::find(paths) {
         Found::Alive(qemu, _) => Err(Error::Alone(qemu.pid())),
-        Found::Dead | Found::Nothing => Ok(lock),
+        Found::Dead | Found::Unborn | Found::Nothing => Ok(lock),
     }
 }
 

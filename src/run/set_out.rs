@@ -26,7 +26,7 @@ impl Supervisor {
         match adopt::find(&self.paths) {
             Found::Nothing if self.winding_up => self.left = Some(Left::Exit(0)),
             Found::Nothing => self.set_out(),
-            Found::Dead => self.begin_after(),
+            found @ (Found::Dead | Found::Unborn) => self.begin_after(&found),
             Found::Alive(process, record) => {
                 (self.life.state, self.adopting) = (State::Launching, true);
                 if let Some((vm, text)) = adopt::booted(&self.paths, &self.vm.name, &self.vm.file) {
@@ -44,8 +44,10 @@ impl Supervisor {
     }
 
     /// QEMU went while nobody watched; that is an end as well.
-    fn begin_after(&mut self) {
-        self.record_end(&life::End { cause: life::Cause::QemuDied(Gone::Unknown) });
+    fn begin_after(&mut self, found: &Found) {
+        if matches!(found, Found::Dead) {
+            self.record_end(&life::End { cause: life::Cause::QemuDied(Gone::Unknown) });
+        }
         Record::remove(&self.paths);
         match self.winding_up {
             true => self.left = Some(Left::Exit(0)),
@@ -55,7 +57,8 @@ impl Supervisor {
 
     /// A QEMU that is gone before it was taken over is as one that was gone before; false where it is not.
     pub(super) fn went_meanwhile(&mut self) -> bool {
-        let gone = matches!(adopt::find(&self.paths), Found::Dead);
+        let found = adopt::find(&self.paths);
+        let gone = matches!(found, Found::Dead | Found::Unborn);
         let begins = gone && self.life.state == State::Launching;
         if begins {
             self.adopting = false;
@@ -63,7 +66,7 @@ impl Supervisor {
             // As it is written now, not as that one was started.
             self.runs(self.written.clone());
             self.text.clone_from(&self.written_text);
-            self.begin_after();
+            self.begin_after(&found);
         }
         begins
     }

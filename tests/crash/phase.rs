@@ -208,6 +208,10 @@ fn works(scene: &Scene, cutting: &Cutting) {
     scene.starts();
     if let [qemu] = cutting.qemus[..] {
         assert_eq!(scene.lab.qemu_pid("web"), qemu, "the guest is another");
+    } else if cutting.cut == Cut::Program {
+        // What was never executed has not ended.
+        let last = &scene.lab.status("web")["lastStop"]["reason"];
+        assert!(last.is_null() || last == "stopped", "{last}");
     }
     scene.stops();
 }
