@@ -155,7 +155,8 @@ pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
     loop {
         match holder::look(&socket).await {
             Holder::Nobody => break,
-            Holder::Gone => {}
+            // Down by now, and about to end.
+            Holder::Gone | Holder::Supervisor(Some(State::Stopped | State::Failed)) => {}
             Holder::Supervisor(Some(State::Stopping)) => told.once("waits until it is down"),
             Holder::Supervisor(_) => return Ok(Begun::Already),
         }
