@@ -171,7 +171,9 @@ impl Machined {
 /// What a program prints; what it says is why it failed.
 async fn run(program: &'static str, words: Vec<String>) -> Result<String, Error> {
     let run = tokio::task::spawn_blocking(move || {
-        Command::new(program).args(words).stdin(Stdio::null()).output()
+        // That, too, would tell systemd how it ended (systemd's src/shared/main-func.h).
+        let mut command = Command::new(program);
+        command.args(words).env_remove("NOTIFY_SOCKET").stdin(Stdio::null()).output()
     });
     let output = run.await.map_err(io::Error::other)??;
     match output.status.success() {

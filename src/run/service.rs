@@ -131,10 +131,7 @@ pub async fn forget_starts(vm: &VmName, scope: Scope) -> Result<(), Error> {
 /// The manager does not: it has no such unit, or the unit no mounts of its own.
 pub fn bind(vm: &VmName, scope: Scope, directory: &Path) -> Result<(), Error> {
     // On the thread that prepares; systemctl itself waits for 25 s at the most (sd_bus_get_method_call_timeout(3)).
-    let mut command = Command::new("systemctl");
-    if scope == Scope::User {
-        command.arg("--user");
-    }
+    let mut command = command(scope);
     command.arg("bind").arg(unit::unit_name(vm)).args([directory, directory]);
     let Output { status, stderr, .. } =
         command.stdin(Stdio::null()).output().map_err(Error::Run)?;
@@ -217,11 +214,18 @@ async fn ask(scope: Scope, arguments: &[&str], limit: Duration) -> Result<String
     tokio::time::timeout(limit, run(scope, arguments)).await.map_err(silent)?
 }
 
-async fn output(scope: Scope, arguments: &[&str]) -> io::Result<Output> {
+/// Without a way to tell systemd how it ended, which programs of systemd's do (src/shared/main-func.h): that is the supervisor's.
+fn command(scope: Scope) -> Command {
     let mut command = Command::new("systemctl");
     if scope == Scope::User {
         command.arg("--user");
     }
+    command.env_remove("NOTIFY_SOCKET");
+    command
+}
+
+async fn output(scope: Scope, arguments: &[&str]) -> io::Result<Output> {
+    let mut command = command(scope);
     command.args(arguments).stdin(Stdio::null());
     tokio::task::spawn_blocking(move || command.output()).await.map_err(io::Error::other)?
 }
