@@ -9,7 +9,12 @@ use std::{fs::File, io::Write, process::Command};
 
 use netns::{inside, interface, ip};
 use qvm::{
-    host::{anti_spoof::Filters, link::Links, network::Network, tap},
+    host::{
+        anti_spoof::Filters,
+        link::Links,
+        network::{self, Network},
+        tap,
+    },
     plan::{anti_spoof::program, tap::Tap},
     spec::AntiSpoof,
 };
@@ -40,7 +45,7 @@ impl Wire {
         ip("link add port0 up type veth peer name ear0");
         ip("link set port0 master br0");
         ip("link set ear0 up");
-        let tap = tap::open(&"qvm-web".parse().unwrap(), Network::Own.tun()).unwrap();
+        let tap = tap::open(&"qvm-web".parse().unwrap(), network::tun()).unwrap();
         ip("link set qvm-web master br0 up");
         // A port forwards when the kernel has seen that it has a carrier, a moment later.
         let begun = std::time::Instant::now();
@@ -79,7 +84,8 @@ fn forwarding() -> usize {
 
 fn with_filters<T>(body: impl AsyncFnOnce(&Filters) -> T) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async { body(&Filters::open(Network::Own.connect()).unwrap()).await })
+    runtime
+        .block_on(async { body(&Filters::open(Network::default().connect().await).unwrap()).await })
 }
 
 /// Has the frames of a NIC with this address judged.
@@ -478,7 +484,7 @@ fn a_filter_is_replaced_taken_away_and_goes_with_its_tap() {
         drop(wire);
         let gone = with_filters(async |filters| filters.set(&tap, &program(mac(), None)).await);
         assert_eq!(gone.unwrap_err().to_string(), "there is no `qvm-web`");
-        let _anew = tap::open(&tap, Network::Own.tun()).unwrap();
+        let _anew = tap::open(&tap, network::tun()).unwrap();
         assert_eq!(filters(), "", "it has outlived its tap");
     });
 }
@@ -502,7 +508,10 @@ fn isolated_ports_do_not_hear_each_other_and_others_hear_them() {
         let attach = |isolated| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let attach = async {
-                Links::open(Network::Own.connect()).unwrap().attach(&plan(isolated)).await
+                Links::open(Network::default().connect().await)
+                    .unwrap()
+                    .attach(&plan(isolated))
+                    .await
             };
             runtime.unwrap().block_on(attach).unwrap();
         };

@@ -14,7 +14,7 @@ use qvm::{
     host::{
         child,
         link::{self, Links},
-        network::Network,
+        network::{self, Network},
         pidfd::{Process, Signal},
         tap,
     },
@@ -38,7 +38,8 @@ fn planned(bridge: &str, mtu: Option<u16>) -> Tap {
 
 fn with_links<T>(body: impl AsyncFnOnce(&Links) -> T) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async { body(&Links::open(Network::Own.connect()).unwrap()).await })
+    runtime
+        .block_on(async { body(&Links::open(Network::default().connect().await).unwrap()).await })
 }
 
 #[test]
@@ -46,7 +47,7 @@ fn a_tap_is_what_the_plan_says_and_gone_when_its_descriptor_closes() {
     inside("a_tap_is_what_the_plan_says_and_gone_when_its_descriptor_closes", || {
         ip("link add br0 mtu 1400 up type bridge");
         let plan = planned("br0", None);
-        let fd = tap::open(&plan.name, Network::Own.tun()).unwrap();
+        let fd = tap::open(&plan.name, network::tun()).unwrap();
         with_links(async |links| {
             let began = Instant::now();
             let attached = links.attach(&plan).await.unwrap();
@@ -90,7 +91,7 @@ fn an_mtu_too_small_for_ipv6_is_set_all_the_same() {
     inside("an_mtu_too_small_for_ipv6_is_set_all_the_same", || {
         ip("link add br0 type bridge");
         let plan = planned("br0", Some(600));
-        let _fd = tap::open(&plan.name, Network::Own.tun()).unwrap();
+        let _fd = tap::open(&plan.name, network::tun()).unwrap();
         let attached = with_links(async |links| links.attach(&plan).await).unwrap();
         assert_eq!(attached, link::Attached { mtu: 600, bridge_up: false });
         let seen = interface("qvm-web").unwrap();
@@ -112,7 +113,7 @@ fn a_bridge_keeps_its_address() {
             let mut open = Vec::new();
             for n in 0..4 {
                 let plan = Tap { name: format!("tap{n}").parse().unwrap(), ..planned("br0", None) };
-                open.push(tap::open(&plan.name, Network::Own.tun()).unwrap());
+                open.push(tap::open(&plan.name, network::tun()).unwrap());
                 links.attach(&plan).await.unwrap();
             }
             assert_eq!(interface("br0").unwrap()["address"], before);
@@ -124,7 +125,7 @@ fn a_bridge_keeps_its_address() {
 fn a_missing_bridge_names_those_there_are() {
     inside("a_missing_bridge_names_those_there_are", || {
         let plan = planned("br9", None);
-        let _fd = tap::open(&plan.name, Network::Own.tun()).unwrap();
+        let _fd = tap::open(&plan.name, network::tun()).unwrap();
         let attach = || with_links(async |links| links.attach(&plan).await).unwrap_err();
         let error = attach();
         assert_eq!(error.to_string(), "bridge `br9` does not exist");
@@ -143,7 +144,7 @@ fn a_bridge_that_is_none_is_told_for_what_it_is() {
     inside("a_bridge_that_is_none_is_told_for_what_it_is", || {
         ip("link add br0 type veth peer name veth1");
         let plan = planned("br0", None);
-        let _fd = tap::open(&plan.name, Network::Own.tun()).unwrap();
+        let _fd = tap::open(&plan.name, network::tun()).unwrap();
         let error = with_links(async |links| links.attach(&plan).await).unwrap_err();
         assert_eq!(error.to_string(), "`br0` is not a bridge but an interface of kind `veth`");
         assert!(error.hint().unwrap().contains("this host has none"));
@@ -155,14 +156,14 @@ fn a_tap_is_its_holders_until_the_holder_dies() {
     inside("a_tap_is_its_holders_until_the_holder_dies", || {
         ip("link add br0 up type bridge");
         let plan = planned("br0", None);
-        let fd = tap::open(&plan.name, Network::Own.tun()).unwrap();
+        let fd = tap::open(&plan.name, network::tun()).unwrap();
         with_links(async |links| {
             links.attach(&plan).await.unwrap();
             let pid = child::spawn(Path::new("sleep"), &["600".into()], vec![(fd, 3)], || Ok(()))
                 .unwrap();
             let holder = Process::open(pid).unwrap();
             // Ours is closed by now; the holder's is not.
-            let error = tap::open(&plan.name, Network::Own.tun()).unwrap_err();
+            let error = tap::open(&plan.name, network::tun()).unwrap_err();
             let owner = links.find(error.taken().unwrap()).await.unwrap().unwrap().described();
             let text = error.of(owner).to_string();
             holder.signal(Signal::KILL).unwrap();
@@ -178,7 +179,7 @@ fn a_name_that_another_kind_has_is_told_for_what_it_is() {
     inside("a_name_that_another_kind_has_is_told_for_what_it_is", || {
         ip("link add qvm-web type veth peer name veth1");
         let plan = planned("br0", None);
-        let error = tap::open(&plan.name, Network::Own.tun()).unwrap_err();
+        let error = tap::open(&plan.name, network::tun()).unwrap_err();
         let owner = with_links(async |links| {
             links.find(error.taken().unwrap()).await.unwrap().unwrap().described()
         });
@@ -193,7 +194,7 @@ fn a_tap_that_root_has_set_up_is_used_and_left() {
         ip("tuntap add qvm-web mode tap");
         ip("link set qvm-web master br0 up");
         let plan = planned("br0", None);
-        let fd = tap::open(&plan.name, Network::Own.tun()).unwrap();
+        let fd = tap::open(&plan.name, network::tun()).unwrap();
         with_links(async |links| links.attach(&plan).await).unwrap();
         assert_eq!(interface("qvm-web").unwrap()["ifalias"], serde_json::Value::Null);
         drop(fd);
@@ -205,7 +206,7 @@ fn a_tap_that_root_has_set_up_is_used_and_left() {
 fn without_the_right_it_says_so() {
     if std::env::var_os("QVM_TEST_NO_RIGHT").is_some() {
         let plan = planned("br0", None);
-        let error = tap::open(&plan.name, Network::Own.tun()).unwrap_err();
+        let error = tap::open(&plan.name, network::tun()).unwrap_err();
         assert_eq!(error.to_string(), "making a network device is not allowed");
         assert!(error.hint().unwrap().contains("CAP_NET_ADMIN"));
         // A tap of root's, not on the bridge: found, but not ours to move.

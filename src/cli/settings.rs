@@ -28,8 +28,8 @@ pub(super) fn settings(name: VmName, layout: Layout, given: &Given<'_>) -> Setti
         search_path: (given.env)("PATH"),
         config_home: config_home(given),
         network: match (given.env)(NETWORK) {
-            Some(socket) if !socket.is_empty() => Network::Lent(socket.into()),
-            _ => Network::Own,
+            Some(socket) if !socket.is_empty() => Network::lent(socket.into()),
+            _ => Network::default(),
         },
         root: PathBuf::from("/"),
         host_id: machine_id::read(),

@@ -21,7 +21,6 @@ use rtnetlink::{
         },
     },
 };
-use tokio::task::JoinHandle;
 
 use crate::{plan::anti_spoof::Instruction, value::IfName};
 
@@ -89,17 +88,10 @@ impl Error {
     }
 }
 
-/// A netlink connection, as long as it lives. Needs a runtime.
+/// What sets them by a netlink connection. Needs a runtime.
 #[derive(Debug)]
 pub struct Filters {
     handle: Handle,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Filters {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }
 
 impl Filters {
@@ -107,11 +99,8 @@ impl Filters {
     ///
     /// # Errors
     /// It gave none.
-    pub fn open(
-        connected: io::Result<(impl Future<Output = ()> + Send + 'static, Handle)>,
-    ) -> Result<Self, Error> {
-        let (connection, handle) = connected.map_err(Error::Socket)?;
-        Ok(Self { handle, task: tokio::spawn(connection) })
+    pub fn open(connected: io::Result<Handle>) -> Result<Self, Error> {
+        Ok(Self { handle: connected.map_err(Error::Socket)? })
     }
 
     /// Has every frame that leaves the tap judged by this program from now on, in the place of any before it.
@@ -146,7 +135,9 @@ impl Filters {
             .into(),
         ));
         let filter = RouteNetlinkMessage::NewTrafficFilter(filter);
-        self.ask(filter, NLM_F_CREATE | NLM_F_REPLACE).await.map_err(failed)
+        self.ask(filter, NLM_F_CREATE | NLM_F_REPLACE).await.map_err(failed)?;
+        // That it was taken and that the connection has ended are not told apart; but by another question.
+        self.index(tap).await.map(drop).map_err(failed)
     }
 
     /// Lets every frame pass. That there is no filter is as good.
@@ -172,7 +163,8 @@ impl Filters {
     async fn index(&self, tap: &IfName) -> io::Result<i32> {
         let mut found = Box::pin(self.handle.link().get().match_name(tap.to_string()).execute());
         let link = match found.try_next().await {
-            Ok(link) => link.ok_or(Errno::ENODEV)?,
+            // The kernel says also that there is none: the connection has ended.
+            Ok(link) => link.ok_or(io::ErrorKind::BrokenPipe)?,
             Err(rtnetlink::Error::NetlinkError(error)) => return Err(error.to_io()),
             Err(error) => return Err(io::Error::other(error)),
         };

@@ -90,7 +90,8 @@ impl Error {
         }
     }
 
-    fn new(name: &IfName, source: io::Error) -> Self {
+    /// What an error of opening or setting up [`DEVICE`] comes to.
+    pub fn new(name: &IfName, source: io::Error) -> Self {
         let name = name.clone();
         match Errno::from_raw(source.raw_os_error().unwrap_or(0)) {
             // ENODEV, ENXIO: the node is there, the module is not.

@@ -2,22 +2,29 @@
 
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
 use tracing::{debug, warn};
 
 use super::supervise::Supervisor;
 use crate::{
-    host::machined::{Error, Machined},
-    plan::{machined::Machine, tap::taps},
+    host::{
+        link::Links,
+        machined::{Error, Machined},
+        network::Network,
+    },
+    plan::{
+        machined::Machine,
+        tap::{Tap, taps},
+    },
     value::chain,
 };
 
-/// A VM that machined was told of.
+/// A VM that machined is told of.
 #[derive(Debug)]
 pub(super) struct Enrolled {
     machined: Machined,
-    machine: Machine,
-    /// Whether machined took it.
-    task: tokio::task::JoinHandle<bool>,
+    /// What machined was told, and whether it took it.
+    task: JoinHandle<(Machine, bool)>,
 }
 
 /// How long machined may take; on demand it is started first.
@@ -34,45 +41,49 @@ impl Supervisor {
         let Some(uuid) = self.qemu.as_ref().and_then(|qemu| qemu.record.uuid.clone()) else {
             return;
         };
-        let machine = Machine {
-            name: self.settings.name.clone(),
-            uuid,
-            leader: std::process::id(),
-            if_indices: taps(&self.vm)
-                .iter()
-                .filter_map(|tap| self.settings.network.index(&tap.name))
-                .collect(),
-        };
-        if self.enrolled.as_ref().is_some_and(|enrolled| enrolled.machine == machine) {
-            return;
-        }
+        let (name, network, taps) =
+            (self.settings.name.clone(), self.settings.network.clone(), taps(&self.vm));
         let (machined, control) =
             (Machined { socket, limit: ANSWER_LIMIT }, self.paths.control_socket());
+        let last = self.enrolled.take().map(|enrolled| enrolled.task);
         let task = {
-            let (machined, machine) = (machined.clone(), machine.clone());
+            let machined = machined.clone();
             tokio::spawn(async move {
-                match machined.register(&machine, &control).await {
-                    Ok(()) => return true,
+                let last = match last {
+                    Some(task) => task.await.ok(),
+                    None => None,
+                };
+                let if_indices = indexes(&network, &taps).await;
+                let machine = Machine { name, uuid, leader: std::process::id(), if_indices };
+                if let Some(told) = last.filter(|(told, _)| *told == machine) {
+                    return told;
+                }
+                let taken = match machined.register(&machine, &control).await {
+                    Ok(()) => true,
                     Err(error @ Error::Taken(_)) => {
                         warn!("`machinectl` will not list this VM: {}", chain(&error));
+                        false
                     }
                     // It need not be there.
-                    Err(error) => debug!("`machinectl` will not list this VM: {}", chain(&error)),
-                }
-                false
+                    Err(error) => {
+                        debug!("`machinectl` will not list this VM: {}", chain(&error));
+                        false
+                    }
+                };
+                (machine, taken)
             })
         };
-        self.enrolled = Some(Enrolled { machined, machine, task });
+        self.enrolled = Some(Enrolled { machined, task });
     }
 
     /// Tells that the VM is no more. What is not told in time machined finds out by itself, when the unit is down.
     pub(super) async fn strike_off(&mut self) {
-        let Some(Enrolled { machined, machine, task }) = self.enrolled.take() else { return };
+        let Some(Enrolled { machined, task }) = self.enrolled.take() else { return };
         let told = tokio::time::timeout(END_LIMIT, async {
             match task.await {
-                Ok(true) => machined.unregister(&machine).await,
+                Ok((machine, true)) => machined.unregister(&machine).await,
                 // A machine of that name is another's.
-                Ok(false) | Err(_) => Ok(()),
+                Ok((_, false)) | Err(_) => Ok(()),
             }
         });
         match told.await {
@@ -81,4 +92,18 @@ impl Supervisor {
             Err(_) => debug!("systemd-machined was not told of the end in time"),
         }
     }
+}
+
+/// The numbers of the taps. Of a tap that cannot be asked for machined does without.
+async fn indexes(network: &Network, taps: &[Tap]) -> Vec<u32> {
+    if taps.is_empty() {
+        return vec![];
+    }
+    let mut found = vec![];
+    if let Ok(links) = Links::open(network.connect().await) {
+        for tap in taps {
+            found.extend(links.find(&tap.name).await.ok().flatten().map(|link| link.index));
+        }
+    }
+    found
 }

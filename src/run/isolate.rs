@@ -91,11 +91,15 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// The plan for a VM.
+    /// The plan for a VM; in an empty network it is `shut_off` from the start, where its supervisor is.
     ///
     /// # Errors
     /// All layers are wanted, and one is known to be missing.
-    pub(super) fn of(settings: &Settings, prepared: &Prepared) -> Result<Self, Error> {
+    pub(super) fn of(
+        settings: &Settings,
+        prepared: &Prepared,
+        shut_off: bool,
+    ) -> Result<Self, Error> {
         let vm = &prepared.vm;
         let (mode, at) = (vm.isolation, vm.at("isolation"));
         if mode == Mode::Off {
@@ -104,8 +108,6 @@ impl Plan {
         let mut missing = vec![];
         let mut lacks = |layer, why: String| missing.push(Missing { layer, why });
         let user_network = isolation::user_network(vm);
-        // In an empty one it is from the start, where its supervisor is.
-        let empty = settings.network.is_empty(&settings.root.join("proc"));
         let network = user_network.is_none();
         if let Some(why) = user_network {
             lacks(Layer::Network, why);
@@ -120,7 +122,7 @@ impl Plan {
         let firmware = prepared.firmware.as_ref().map(|chosen| chosen.code.as_path());
         let (binary, strict) = (&prepared.facts.qemu.binary, mode == Mode::Strict);
         let cell = Cell {
-            network: network && !empty,
+            network: network && !shut_off,
             strict,
             ..cell(binary, firmware, uid, &settings.root)
         };

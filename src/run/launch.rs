@@ -231,7 +231,8 @@ pub async fn launch(
     let paths = settings.paths();
     let vm = &prepared.vm;
     let saved = if restore { saved::open(&paths.saved())? } else { None };
-    let isolation = isolate::Plan::of(settings, &prepared)?;
+    let shut_off = settings.shut_off().await;
+    let isolation = isolate::Plan::of(settings, &prepared, shut_off)?;
     let machine = Machine {
         vm,
         identity: &prepared.identity,
@@ -245,7 +246,7 @@ pub async fn launch(
     };
     let CommandLine { arguments, files } = argv::argv(&machine)?;
     for nic in &vm.nics {
-        check_forwards(settings, vm, nic)?;
+        check_forwards(shut_off, vm, nic)?;
     }
     let door = door::open(vm, &paths)?;
     let mut fds: Vec<(OwnedFd, i32)> = vec![];
@@ -377,10 +378,10 @@ pub(super) async fn restored(
     Ok(Guest::Running)
 }
 
-/// Whether QEMU will get the ports that it is to listen on for a NIC.
-pub(super) fn check_forwards(settings: &Settings, vm: &Vm, nic: &Nic) -> Result<(), Error> {
+/// Whether QEMU will get the ports that it is to listen on for a NIC; `shut_off` as of [`Settings::shut_off`].
+pub(super) fn check_forwards(shut_off: bool, vm: &Vm, nic: &Nic) -> Result<(), Error> {
     let Link::User { forward } = &nic.link else { return Ok(()) };
-    port::sockets(settings.network.is_empty(&settings.root.join("proc")))?;
+    port::sockets(shut_off)?;
     let at = || vm.at(&format!("nic.{}.forward", nic.name));
     for forward in forward {
         port::check(forward).map_err(|source| Error::Port { at: at(), source })?;

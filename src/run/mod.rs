@@ -105,6 +105,11 @@ impl Settings {
         self.layout.vm(&self.name)
     }
 
+    /// Whether what is started here is in a network with nothing in it.
+    pub(in crate::run) async fn shut_off(&self) -> bool {
+        self.network.is_empty(&self.root.join("proc")).await
+    }
+
     /// What a new identity is made of.
     pub fn means(&self) -> identities::Means {
         let Self { layout, host_id, uuid, .. } = self.clone();

@@ -189,7 +189,7 @@ impl Machine {
         let position = self.vm.nics.iter().position(|other| other.name == nic.name);
         let at_start = position.map(device::nic_place);
         let port = self.free_port(at_start, NIC_PORTS, device::nic_port).await?;
-        launch::check_forwards(&self.settings, &self.vm, nic)?;
+        launch::check_forwards(self.settings.shut_off().await, &self.vm, nic)?;
         let net = device::net_id(&nic.name);
         let _ = self.client.remove_net(&net, QMP_LIMIT).await;
         let mut ends = TapEnds { tap: TAP.to_owned(), vhost: None };
@@ -225,7 +225,7 @@ impl Machine {
     async fn move_to_bridge(&self, nic: &Nic) -> Result<(), Error> {
         let Some(tap) = tap(&self.vm.name, nic) else { return Ok(()) };
         let at = self.vm.at(&format!("nic.{}.bridge", nic.name));
-        let links = Links::open(self.settings.network.connect())?;
+        let links = Links::open(self.settings.network.connect().await)?;
         Ok(taps::attach(&links, &tap, &at).await?)
     }
 

@@ -43,7 +43,7 @@ pub struct Usage {
 /// The usage of each VM that answers, by its name. All are asked at once; what one does not tell is left out.
 pub async fn usage(layout: &Layout, entries: &[Entry], proc: &Path) -> BTreeMap<String, Usage> {
     let root = cgroup::root(proc).ok();
-    let counters = match Links::open(Network::Own.connect()) {
+    let counters = match Links::open(Network::default().connect().await) {
         Ok(links) => links.counters().await.unwrap_or_default(),
         Err(_) => BTreeMap::new(),
     };

@@ -14,7 +14,6 @@ use rtnetlink::{
         LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
     },
 };
-use tokio::task::JoinHandle;
 
 pub use self::{
     counters::{Counters, Traffic},
@@ -108,17 +107,10 @@ pub struct Attached {
     pub bridge_up: bool,
 }
 
-/// A netlink connection, as long as it lives. Needs a runtime; its task only runs when there is something to read.
+/// What is asked and done by a netlink connection. Needs a runtime.
 #[derive(Debug)]
 pub struct Links {
     handle: Handle,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Links {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }
 
 impl Links {
@@ -126,11 +118,8 @@ impl Links {
     ///
     /// # Errors
     /// It gave none.
-    pub fn open(
-        connected: io::Result<(impl Future<Output = ()> + Send + 'static, Handle)>,
-    ) -> Result<Self, Error> {
-        let (connection, handle) = connected.map_err(Error::Socket)?;
-        Ok(Self { handle, task: tokio::spawn(connection) })
+    pub fn open(connected: io::Result<Handle>) -> Result<Self, Error> {
+        Ok(Self { handle: connected.map_err(Error::Socket)? })
     }
 
     /// The interface of this name, if there is one.
@@ -140,9 +129,13 @@ impl Links {
     pub async fn find(&self, name: &IfName) -> Result<Option<Link>, Error> {
         let mut answer = Box::pin(self.handle.link().get().match_name(name.as_str()).execute());
         match answer.next().await.transpose().map_err(to_io) {
-            Ok(message) => Ok(message.map(Link::read)),
+            Ok(Some(message)) => Ok(Some(Link::read(message))),
             Err(e) if e.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(None),
-            Err(source) => Err(Error::Ask { what: format!("the interface `{name}`"), source }),
+            asked => {
+                // The kernel says also that there is none: the connection has ended.
+                let source = asked.err().unwrap_or(io::ErrorKind::BrokenPipe.into());
+                Err(Error::Ask { what: format!("the interface `{name}`"), source })
+            }
         }
     }
 

@@ -1,13 +1,18 @@
 //! Looking after the taps beside the loop: asleep until the kernel says something of one.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    future::{pending, ready},
+    io,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::{
+    sync::{Mutex, mpsc, watch},
+    time::sleep,
+};
 use tracing::{info, warn};
 
 use super::{Told, Wanted, open};
@@ -29,6 +34,9 @@ const LAST_WORD: Duration = Duration::from_secs(5);
 /// Who takes a tap off its bridge again and again shall not keep us busy.
 const HEAL_EVERY: Duration = Duration::from_secs(1);
 
+/// How soon it is tried again where something is not as it should be, and nothing tells of a change.
+const AGAIN: Duration = Duration::from_secs(2);
+
 /// The task.
 pub(super) struct Keeper {
     network: Network,
@@ -36,13 +44,31 @@ pub(super) struct Keeper {
     looks: Arc<Mutex<()>>,
     facts: mpsc::Sender<Fact>,
     generation: u64,
-    /// What could not be filtered.
-    unfiltered: Vec<String>,
+    /// By what is heard of changes.
+    ear: Option<LinkWatch>,
+    /// Why the host's network cannot be reached.
+    unreached: Option<String>,
+    /// What could not be filtered, and why.
+    unfiltered: BTreeMap<IfName, String>,
     /// What is not on its bridge, and why.
     lost: BTreeMap<IfName, String>,
     /// When something was put back last.
     healed: BTreeMap<IfName, Instant>,
 }
+
+/// When to look again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// At once: something else is to be listened for.
+    Now,
+    /// After a while, whether something is heard or not.
+    Soon,
+    /// When something is heard.
+    Heard,
+}
+
+/// What becomes known of a tap.
+type Event = (&'static str, Value);
 
 impl Keeper {
     pub(super) fn new(
@@ -58,139 +84,196 @@ impl Keeper {
             looks,
             facts,
             generation,
-            unfiltered: vec![],
+            ear: None,
+            unreached: None,
+            unfiltered: BTreeMap::new(),
             lost: BTreeMap::new(),
             healed: BTreeMap::new(),
         }
     }
 
+    /// Looks after the taps for as long as anything may be wanted of them.
     pub(super) async fn keep(mut self) {
-        let mut ear = None;
+        let mut wanted = Wanted::default();
+        // What is to be filtered yet, or again.
+        let mut unset = BTreeSet::new();
+        let mut changed = true;
         loop {
-            let wanted = self.want.borrow_and_update().clone();
-            if wanted.heal == TapHeal::Off {
-                ear = None;
+            if changed {
+                wanted = self.want.borrow_and_update().clone();
+                unset = wanted.taps.iter().map(|tap| tap.name.clone()).collect();
+                changed = false;
             }
-            if !wanted.held {
-                self.filter(&wanted).await;
-                if ear.is_none() && wanted.heal != TapHeal::Off && !wanted.taps.is_empty() {
-                    match self.network.route().and_then(LinkWatch::open) {
-                        Ok(open) => ear = Some(open),
-                        Err(error) => warn!("`tapHeal` has no effect: {error}"),
-                    }
-                }
-            }
-            if !self.watch(&wanted, ear.as_mut()).await {
-                return;
-            }
-        }
-    }
-
-    async fn filter(&mut self, wanted: &Wanted) {
-        let mut notes = vec![];
-        for tap in &wanted.taps {
-            if let Err(error) = open::filter(&self.network, tap, &wanted.macs).await
-                && tap.filter(&wanted.macs).is_some()
-                && !matches!(error, anti_spoof::Error::Gone(_))
-            {
-                notes.push(format!(
-                    "`antiSpoof` has no effect on the tap `{}`: {}",
-                    tap.name,
-                    chain(&error)
-                ));
-            }
-        }
-        if notes != self.unfiltered {
-            notes.iter().for_each(|note| warn!("{note}"));
-            self.unfiltered = notes;
-            self.tell(vec![]).await;
-        }
-    }
-
-    /// Looks after the taps until something else is wanted of them; `false` when nothing ever will be.
-    async fn watch(&mut self, wanted: &Wanted, ear: Option<&mut LinkWatch>) -> bool {
-        let Some(ear) = ear.filter(|_| !wanted.held && wanted.heal != TapHeal::Off) else {
-            if wanted.heal == TapHeal::Off && !self.lost.is_empty() {
-                self.lost.clear();
-                self.tell(vec![]).await;
-            }
-            return self.want.changed().await.is_ok();
-        };
-        loop {
-            // Listen first, look then: nothing can change unheard in between.
-            if let Err(error) = self.listen(wanted, ear) {
-                warn!("`tapHeal` has no effect: {error}");
-                return self.want.changed().await.is_ok();
-            }
-            let before = self.lost.clone();
-            let events = {
-                let looks = self.looks.clone();
-                let _looking = looks.lock().await;
-                // Held since: it is looked at when the change is done.
-                if self.want.has_changed().is_ok_and(|changed| !changed) {
-                    self.look(wanted).await
-                } else {
-                    vec![]
-                }
+            let before = self.notes();
+            let mut events = vec![];
+            let next = match self.tend(&wanted, &mut unset, &mut events).await {
+                Ok(next) => next,
+                Err(why) => self.is_unreached(&why),
             };
-            if self.want.has_changed().unwrap_or(true) {
+            if !events.is_empty() || before != self.notes() {
                 self.tell(events).await;
-                return self.want.changed().await.is_ok();
-            }
-            if !events.is_empty() || before != self.lost {
-                self.tell(events).await;
-            }
-            if !before.keys().eq(self.lost.keys()) {
-                continue;
             }
             tokio::select! {
-                changed = self.want.changed() => return changed.is_ok(),
-                heard = ear.next() => if let Err(error) = heard {
-                    warn!("`tapHeal` has no effect any more: {error}");
-                    return self.want.changed().await.is_ok();
+                biased;
+                more = self.want.changed() => match more {
+                    Ok(()) => changed = true,
+                    Err(_) => return,
                 },
+                () = ready(()), if next == Next::Now => {}
+                heard = hear(self.ear.as_mut()) => if heard.is_err() {
+                    // It is made anew, but not again and again without a pause.
+                    self.ear = None;
+                    sleep(AGAIN).await;
+                },
+                () = sleep(AGAIN), if next == Next::Soon => {}
             }
         }
+    }
+
+    /// Has everything as it is wanted, as far as that can be.
+    ///
+    /// # Errors
+    /// Why the host's network cannot be reached.
+    async fn tend(
+        &mut self,
+        wanted: &Wanted,
+        unset: &mut BTreeSet<IfName>,
+        events: &mut Vec<Event>,
+    ) -> Result<Next, String> {
+        if wanted.heal == TapHeal::Off {
+            self.ear = None;
+            self.lost.clear();
+        }
+        if wanted.held {
+            return Ok(Next::Heard);
+        }
+        if wanted.taps.is_empty() {
+            self.ear = None;
+            self.unreached = None;
+            self.unfiltered.clear();
+            self.lost.clear();
+            return Ok(Next::Heard);
+        }
+        let failed = |error: io::Error| chain(&error);
+        let links = Links::open(self.network.connect().await).map_err(|error| chain(&error))?;
+        // That may have taken a while.
+        if self.want.has_changed().unwrap_or(true) {
+            return Ok(Next::Now);
+        }
+        let mut next = self.filter(wanted, unset).await;
+        if wanted.heal != TapHeal::Off {
+            let ear = match self.ear.take() {
+                Some(ear) => ear,
+                None => self.network.route().await.and_then(LinkWatch::open).map_err(failed)?,
+            };
+            // Listen first, look then: nothing can change unheard in between.
+            self.listen(wanted, &links, &ear).await?;
+            self.ear = Some(ear);
+            let before: Vec<IfName> = self.lost.keys().cloned().collect();
+            let looks = self.looks.clone();
+            let _looking = looks.lock().await;
+            // Held since: it is looked at when the change is done.
+            if self.want.has_changed().is_ok_and(|changed| !changed)
+                && !self.look(wanted, &links, events).await?
+            {
+                next = Next::Soon;
+            }
+            if !self.lost.keys().eq(&before) {
+                next = Next::Now;
+            }
+        }
+        if self.unreached.take().is_some() {
+            info!("the host's network can be reached again: the taps are looked after");
+        }
+        Ok(next)
+    }
+
+    fn is_unreached(&mut self, why: &str) -> Next {
+        let note =
+            format!("the taps are not looked after, the host's network cannot be reached: {why}");
+        if self.unreached.is_none() {
+            warn!("{note}");
+        }
+        self.unreached = Some(note);
+        Next::Soon
+    }
+
+    /// Filters what leaves the taps that have to be filtered yet.
+    async fn filter(&mut self, wanted: &Wanted, unset: &mut BTreeSet<IfName>) -> Next {
+        let known = |name: &IfName| wanted.taps.iter().any(|tap| tap.name == *name);
+        self.unfiltered.retain(|name, _| known(name));
+        let mut next = Next::Heard;
+        for tap in &wanted.taps {
+            if !unset.contains(&tap.name) {
+                continue;
+            }
+            let error = match open::filter(&self.network, tap, &wanted.macs).await {
+                Err(error)
+                    if tap.filter(&wanted.macs).is_some()
+                        && !matches!(error, anti_spoof::Error::Gone(_)) =>
+                {
+                    error
+                }
+                Ok(()) | Err(_) => {
+                    unset.remove(&tap.name);
+                    self.unfiltered.remove(&tap.name);
+                    continue;
+                }
+            };
+            match error {
+                // What this kernel has, and what this process may do, stays as it is.
+                anti_spoof::Error::Missing(_) | anti_spoof::Error::Denied { .. } => {
+                    unset.remove(&tap.name);
+                }
+                _ => next = Next::Soon,
+            }
+            let note =
+                format!("`antiSpoof` has no effect on the tap `{}`: {}", tap.name, chain(&error));
+            if !self.unfiltered.contains_key(&tap.name) {
+                warn!("{note}");
+            }
+            self.unfiltered.insert(tap.name.clone(), note);
+        }
+        next
     }
 
     /// Of a tap on its bridge only its own messages count; of one that is not, also its bridge's, to be.
-    fn listen(&self, wanted: &Wanted, ear: &LinkWatch) -> std::io::Result<()> {
-        let indexes: Vec<u32> =
-            wanted.taps.iter().filter_map(|tap| self.network.index(&tap.name)).collect();
+    async fn listen(&self, wanted: &Wanted, links: &Links, ear: &LinkWatch) -> Result<(), String> {
+        let mut indexes = vec![];
+        for tap in &wanted.taps {
+            let found = links.find(&tap.name).await.map_err(|error| chain(&error))?;
+            indexes.extend(found.map(|link| link.index));
+        }
         let awaited = |tap: &&Tap| self.lost.contains_key(&tap.name);
         let mut names: Vec<IfName> =
             wanted.taps.iter().filter(awaited).map(|tap| tap.bridge.clone()).collect();
         names.dedup();
-        ear.only(&indexes, &names)
+        ear.only(&indexes, &names).map_err(|error| chain(&error))
     }
 
-    /// Finds out which taps are not on their bridges, and puts them back where that is wanted.
-    async fn look(&mut self, wanted: &Wanted) -> Vec<(&'static str, Value)> {
-        let mut events = vec![];
+    /// Finds out which taps are not on their bridges, and puts them back where that is wanted; `false` where that is to be tried again.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    async fn look(
+        &mut self,
+        wanted: &Wanted,
+        links: &Links,
+        events: &mut Vec<Event>,
+    ) -> Result<bool, String> {
         let known = |name: &IfName| wanted.taps.iter().any(|tap| tap.name == *name);
         self.lost.retain(|name, _| known(name));
-        let links = match Links::open(self.network.connect()) {
-            Ok(links) => links,
-            Err(error) => {
-                warn!("the taps cannot be looked at: {}", chain(&error));
-                return events;
-            }
-        };
+        let mut done = true;
         for tap in &wanted.taps {
             let data = |why: Option<&str>| match why {
                 Some(why) => json!({ "tap": tap.name, "bridge": tap.bridge, "reason": why }),
                 None => json!({ "tap": tap.name, "bridge": tap.bridge }),
             };
             let was = self.lost.get(&tap.name).cloned();
-            let state = match state(&links, tap).await {
-                Ok(State::Gone) if was.is_none() && !self.is_gone().await => return events,
-                Ok(state) => state,
-                // Nothing is known: it is as it was.
-                Err(error) => {
-                    warn!("the tap `{}` cannot be looked at: {}", tap.name, chain(&error));
-                    continue;
-                }
-            };
+            let state = state(links, tap).await.map_err(|error| chain(&error))?;
+            if state == State::Gone && was.is_none() && !self.is_gone().await {
+                return Ok(done);
+            }
             let mut why = match state {
                 State::OnBridge => None,
                 State::Gone => Some("it was deleted".to_owned()),
@@ -204,7 +287,13 @@ impl Keeper {
                 events.push(("QVM_TAP_LOST", data(Some(why))));
             }
             if let (State::Off(mtu), TapHeal::Heal) = (state, wanted.heal) {
-                why = self.heal(&links, tap, mtu).await.err().map(|error| {
+                why = self.heal(links, tap, mtu).await.err().map(|error| {
+                    // Of these it is heard when they have changed.
+                    let heard = matches!(
+                        error,
+                        link::Error::NoBridge { .. } | link::Error::NotABridge { .. }
+                    );
+                    done &= heard;
                     let again = "it is put back when that has changed";
                     format!("{}; {again}", chain(&error))
                 });
@@ -221,7 +310,7 @@ impl Keeper {
                 }
             }
         }
-        events
+        Ok(done)
     }
 
     /// Whether a tap that is not there was taken away: `false` when its NIC was plugged out. Where QEMU has ended, its taps have no
@@ -232,7 +321,7 @@ impl Keeper {
                 self.want.mark_changed();
                 false
             }
-            () = tokio::time::sleep(LAST_WORD) => true,
+            () = sleep(LAST_WORD) => true,
         }
     }
 
@@ -247,12 +336,25 @@ impl Keeper {
         Ok(())
     }
 
-    async fn tell(&self, events: Vec<(&'static str, Value)>) {
+    fn notes(&self) -> Vec<String> {
         let lost = self.lost.iter().map(|(tap, why)| {
             format!("the tap `{tap}` is not on its bridge, nothing passes: {why}")
         });
-        let notes = self.unfiltered.iter().cloned().chain(lost).collect();
-        let _ = self.facts.send(Fact::Taps(self.generation, Told { notes, events })).await;
+        let others = self.unreached.iter().chain(self.unfiltered.values()).cloned();
+        others.chain(lost).collect()
+    }
+
+    async fn tell(&self, events: Vec<Event>) {
+        let told = Told { notes: self.notes(), events };
+        let _ = self.facts.send(Fact::Taps(self.generation, told)).await;
+    }
+}
+
+/// Waits for a change of what is listened for.
+async fn hear(ear: Option<&mut LinkWatch>) -> io::Result<()> {
+    match ear {
+        Some(ear) => ear.next().await,
+        None => pending().await,
     }
 }
 

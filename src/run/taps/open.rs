@@ -29,12 +29,15 @@ pub(in crate::run) async fn open(
     macs: &Macs,
 ) -> Result<OwnedFd, Error> {
     let at = vm.at(&format!("nic.{}.bridge", tap.nic));
-    let links = Links::open(network.connect());
+    let links = Links::open(network.connect().await);
     let failed = |source| Error::Link { tap: tap.name.clone(), at: at.clone(), source };
     let links = links.map_err(failed)?;
+    let refused = |source| Error::Tap { tap: tap.name.clone(), at: at.clone(), source };
+    let tun = network.tun().await.map_err(|source| tap::Error::new(&tap.name, source));
+    let tun = tun.map_err(refused)?;
     let begun = Instant::now();
     let open = loop {
-        let source = match tap::open(&tap.name, network.tun()) {
+        let source = match tap::open(&tap.name, tun.try_clone()) {
             Ok(open) => break open,
             Err(source) => source,
         };
@@ -54,7 +57,7 @@ pub(in crate::run) async fn open(
             Some(link) => source.of(link.described()),
             None => source,
         };
-        return Err(Error::Tap { tap: tap.name.clone(), at, source });
+        return Err(refused(source));
     };
     // Before it is on its bridge: not one frame passes unseen.
     if let Err(source) = filter(network, tap, macs).await
@@ -85,7 +88,7 @@ pub(in crate::run) async fn filter(
     tap: &Tap,
     macs: &Macs,
 ) -> Result<(), anti_spoof::Error> {
-    let filters = Filters::open(network.connect())?;
+    let filters = Filters::open(network.connect().await)?;
     match tap.filter(macs) {
         Some(program) => filters.set(&tap.name, &program).await,
         None => filters.clear(&tap.name).await,
