@@ -164,6 +164,22 @@ fn the_unit_is_closed_but_for_what_a_vm_needs() {
 }
 
 #[test]
+fn who_lends_the_network_is_never_given_up() {
+    let unit = |name: &str| fs::read_to_string(root().join("systemd").join(name)).unwrap();
+    let (service, socket) = (unit("qvm-network.service"), unit("qvm-network.socket"));
+    let has = |text: &str, section: &str, line: &str| {
+        let (_, rest) = text.split_once(&format!("[{section}]\n")).unwrap();
+        let own = rest.split("\n[").next().unwrap();
+        assert!(own.lines().any(|other| other == line), "[{section}] {line}: {text}");
+    };
+    has(&service, "Unit", "StartLimitIntervalSec=0");
+    has(&service, "Service", "Restart=on-failure");
+    has(&service, "Service", "RestartSec=1");
+    has(&socket, "Unit", "StartLimitIntervalSec=0");
+    has(&socket, "Socket", "TriggerLimitIntervalSec=0");
+}
+
+#[test]
 fn the_unit_and_the_supervisor_agree_on_capabilities() {
     let unit = fs::read_to_string(root().join("systemd/qvm@.service")).unwrap();
     let opened = opened();

@@ -13,6 +13,8 @@ use lab::{Lab, guest, network::Network, runs, signal, until};
 use serde_json::Value;
 
 const SIGKILL: i32 = 9;
+const SIGCONT: i32 = 18;
+const SIGSTOP: i32 = 19;
 const OWN: &str = "192.168.97.15";
 
 /// A lab in a network of its own, with the bridge `br0`, and a VM `web` on it.
@@ -172,6 +174,82 @@ fn a_supervisor_with_a_network_of_its_own_has_its_taps_in_the_hosts() {
     drop(lender);
     lab.ok(&["stop", "web"]);
     until("the tap is gone", || interface(&lab, "qvm-web").is_none());
+}
+
+#[test]
+fn taps_are_looked_after_again_once_the_hosts_network_can_be_reached() {
+    let more = "bridge = \"br0\"\n[nic.two]\nbridge = \"br0\"\n[nic.three]\nbridge = \"br0\"\n";
+    let Some(mut lab) = bridged("boot.qcow2", more) else { return };
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: not root");
+        return;
+    }
+    let all = |lab: &Lab| {
+        let said = run(lab, "ip", "-o link show type tun");
+        let said = String::from_utf8(said.stdout).unwrap();
+        let names = said.lines().filter_map(|line| line.split(": ").nth(1));
+        names.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let on = |lab: &Lab, taps: &[String]| {
+        taps.iter().filter(|tap| bridge_of(lab, tap).as_deref() == Some("br0")).count()
+    };
+    let mut lender = Lender::new(&lab);
+    let socket = lender.socket.clone();
+    let taps = {
+        let started = apart(&mut lab, &socket, &["start", "web"]);
+        assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
+        all(&lab)
+    };
+    assert_eq!((taps.len(), on(&lab, &taps)), (3, 3), "{taps:?}");
+    // One that hangs is not asked again for what there is.
+    signal(lender.child.id().cast_signed(), SIGSTOP);
+    taps.iter().for_each(|tap| ip(&lab, &format!("link set {tap} nomaster")));
+    until("they are put back", || on(&lab, &taps) == 3);
+    until("that is told", || told(&lab, "QVM_TAP_HEALED") == 3);
+    assert!(!notes(&lab).contains("cannot be reached"), "{}", notes(&lab));
+
+    let logged =
+        |lab: &Lab| std::fs::read_to_string(lab.state("web", "supervisor.log")).unwrap_or_default();
+    // The next supervisor has to ask it, and is there for others meanwhile.
+    let unreached = "the host's network cannot be reached: ";
+    let killed = |lab: &Lab| {
+        let supervisor = lab.status("web")["supervisorPid"].as_i64().unwrap();
+        let supervisor = i32::try_from(supervisor).unwrap();
+        signal(supervisor, SIGKILL);
+        until("it is gone", || !runs(supervisor));
+    };
+    let loses = |lab: &Lab| {
+        ip(lab, "link set qvm-web nomaster");
+        assert!(run(lab, "tc", "qdisc del dev qvm-web clsact").status.success());
+    };
+    for (what, why) in [("hangs", "no answer within 5 s"), ("is gone", "qvm-network.socket")] {
+        killed(&lab);
+        loses(&lab);
+        let before = logged(&lab).matches(unreached).count();
+        let begun = apart(&mut lab, &socket, &["start", "web"]);
+        assert!(begun.status.success(), "{what}: {}", String::from_utf8_lossy(&begun.stderr));
+        for _ in 0..20 {
+            assert_eq!(lab.status("web")["state"], "running", "{what}");
+        }
+        until("it is told", || notes(&lab).contains(unreached) && notes(&lab).contains(why));
+        assert_eq!(bridge_of(&lab, "qvm-web"), None);
+        if what == "hangs" {
+            signal(lender.child.id().cast_signed(), SIGCONT);
+        } else {
+            // Long enough for more than one try.
+            std::thread::sleep(std::time::Duration::from_secs(5));
+            lender = Lender::new(&lab);
+        }
+        until("it is put back", || on(&lab, &taps) == 3 && filtered(&lab));
+        until("nothing is told any more", || notes(&lab) == "[]" || !notes(&lab).contains("tap"));
+        assert_eq!(logged(&lab).matches(unreached).count(), before + 1, "{}", logged(&lab));
+        if what == "hangs" {
+            let _ = (lender.child.kill(), lender.child.wait());
+        }
+    }
+    lab.ok(&["kill", "web"]);
+    until("the taps are gone", || interface(&lab, "qvm-web").is_none());
+    drop(lender);
 }
 
 /// Writes a line of the VM file anew, and applies it.

@@ -13,8 +13,10 @@ use std::{
 
 use rustix::{
     fs::{Mode, fchmod},
+    io::Errno,
     net::{
-        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen as begin, socket_with,
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen as begin,
+        socket_with,
     },
 };
 
@@ -36,6 +38,9 @@ pub enum Error {
     /// There is a file of another kind, which is not ours to remove.
     #[error("cannot listen on `{}`: there is a file that is no socket", .0.display())]
     NotASocket(PathBuf),
+    /// Another process listens there.
+    #[error("cannot listen on `{}`: somebody does already", .0.display())]
+    Served(PathBuf),
     /// It cannot be made.
     #[error("cannot listen on `{}`", path.display())]
     Io {
@@ -59,6 +64,9 @@ impl Error {
         match self {
             Self::TooLong(_) => Some("use a shorter `--runtime-dir`".into()),
             Self::NotASocket(path) => Some(format!("remove `{}`", path.display())),
+            Self::Served(path) => {
+                Some(format!("`ss -lxp src {}` shows who; or choose another", path.display()))
+            }
             Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some("run it as root, or with a `--runtime-dir` of your own".into())
             }
@@ -81,6 +89,26 @@ pub fn listen(path: &Path) -> Result<UnixListener, Error> {
 /// As of [`listen`].
 pub fn listen_alone(path: &Path) -> Result<UnixListener, Error> {
     at(path, OWNER)
+}
+
+/// The same, but for a socket that another process listens at: that one stays.
+///
+/// # Errors
+/// As of [`listen`], or somebody listens there.
+pub fn listen_first(path: &Path) -> Result<UnixListener, Error> {
+    let wrap = |source| Error::Io { path: path.to_owned(), source };
+    if path.as_os_str().as_bytes().len() <= MAX_PATH && is_served(path).map_err(wrap)? {
+        return Err(Error::Served(path.to_owned()));
+    }
+    at(path, OWNER)
+}
+
+/// Whether somebody listens there; one that hangs does so, too.
+fn is_served(path: &Path) -> io::Result<bool> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // EAGAIN: so many wait that one more cannot (connect(2)).
+    Ok(matches!(connect(&socket, &SocketAddrUnix::new(path)?), Ok(()) | Err(Errno::AGAIN)))
 }
 
 fn at(path: &Path, mode: u32) -> Result<UnixListener, Error> {
@@ -122,6 +150,24 @@ mod tests {
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o660);
         let _listener = listen_alone(&path).unwrap();
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_socket_that_somebody_listens_at_is_left_to_him() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("network");
+        let first = listen_first(&path).unwrap();
+        let refused = || match listen_first(&path).unwrap_err() {
+            Error::Served(path) => path,
+            other => panic!("{other}"),
+        };
+        assert_eq!(refused(), path);
+        // The one that was not accepted fills the queue: he does so also when no other can wait.
+        begin(&first, 0).unwrap();
+        assert_eq!(refused(), path);
+        drop(first);
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        listen_first(&path).unwrap();
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let (listener, stays): (UnixListener, bool) = match &args.socket {
         Some(path) => {
             let failed = |error: socket::Error| Failure::of(&error).hint(error.hint());
-            (socket::listen_alone(path).map_err(failed)?, true)
+            (socket::listen_first(path).map_err(failed)?, true)
         }
         None => match network::listener() {
             Some(listener) => (listener, false),
