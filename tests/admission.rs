@@ -173,8 +173,9 @@ fn what_the_host_has_no_memory_for_is_refused_with_the_sums() {
     let log = host.lab.log("c");
     assert!(log.contains(&format!("error: c: {refused}\n{hint}")), "{log}");
     let output = host.command(&["start", "c"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(69));
     assert!(text(&output.stderr).contains(refused), "{}", text(&output.stderr));
+    assert_eq!(host.command(&["restart", "c"]).output().unwrap().status.code(), Some(69));
     let status = host.lab.status("c");
     assert_eq!(
         (&status["state"], &status["lastStop"]["reason"]),

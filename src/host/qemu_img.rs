@@ -1,9 +1,12 @@
 //! qemu-img: the four things that it is needed for, each with the format said, never guessed by it.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     io::{self, Read},
-    os::unix::process::CommandExt,
+    os::unix::{
+        ffi::{OsStrExt, OsStringExt},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
     sync::mpsc::{RecvTimeoutError, sync_channel},
@@ -97,7 +100,7 @@ impl QemuImg {
         self.run("create", path, &args, &mut || true)
     }
 
-    /// The content of `from` in another format. `to` keeps the mode it has, if it is there.
+    /// The content of `from` in another format, without a lock on it: nobody may be writing to it. `to` keeps the mode it has, if it is there.
     ///
     /// # Errors
     /// As [`Error`]; `goes_on` is asked every 100 ms and calls it off.
@@ -107,15 +110,15 @@ impl QemuImg {
         (to, into): (&Path, Format),
         goes_on: &mut dyn FnMut() -> bool,
     ) -> Result<(), Error> {
-        let args: [&OsStr; 8] = [
-            "-f".as_ref(),
-            of.name().as_ref(),
+        let from_unlocked = unlocked(from, of);
+        let args: [&OsStr; 7] = [
+            "--image-opts".as_ref(),
             "-O".as_ref(),
             into.name().as_ref(),
             // Out-of-order writes: the target is new, and several requests in flight are faster.
             "-W".as_ref(),
             "--".as_ref(),
-            from.as_os_str(),
+            from_unlocked.as_ref(),
             to.as_os_str(),
         ];
         self.run("convert", from, &args, goes_on)
@@ -204,6 +207,20 @@ impl QemuImg {
         let status = child.wait().map_err(cannot)?;
         Ok(Done { status, said: String::from_utf8_lossy(&text).into_owned() })
     }
+}
+
+/// As `--image-opts` takes it (qemu-img(1)), where commas are written twice.
+fn unlocked(path: &Path, format: Format) -> OsString {
+    let format = format.name();
+    let mut told =
+        format!("driver={format},file.driver=file,file.locking=off,file.filename=").into_bytes();
+    for byte in path.as_os_str().as_bytes() {
+        told.push(*byte);
+        if *byte == b',' {
+            told.push(b',');
+        }
+    }
+    OsString::from_vec(told)
 }
 
 /// Whoever waits for it may be killed: then nobody wants what it does any more, and the next start would find the file in use. It ends with the
