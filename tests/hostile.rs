@@ -252,6 +252,9 @@ fn a_lock_on_an_image_that_vms_share_keeps_no_vm_down() {
         fs::write(lab.file(name), format!("{text}{more}")).unwrap();
         lab.ok(&[if name == "first" { "apply" } else { "start" }, name]);
     }
+    lab.ok(&["stop", "second"]);
+    fs::write(lab.file("second"), text.replace("[image]", "diskSizeG = 1\n[image]")).unwrap();
+    lab.ok(&["start", "second"]);
     lab.ok(&["restart", "first"]);
     for name in ["first", "second", "third"] {
         assert_eq!(lab.status(name)["state"], "running");

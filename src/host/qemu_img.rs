@@ -110,7 +110,8 @@ impl QemuImg {
         (to, into): (&Path, Format),
         goes_on: &mut dyn FnMut() -> bool,
     ) -> Result<(), Error> {
-        let from_unlocked = unlocked(from, of);
+        let mut file = options("", from, of);
+        file.push(",file.locking=off");
         let args: [&OsStr; 7] = [
             "--image-opts".as_ref(),
             "-O".as_ref(),
@@ -118,25 +119,32 @@ impl QemuImg {
             // Out-of-order writes: the target is new, and several requests in flight are faster.
             "-W".as_ref(),
             "--".as_ref(),
-            from_unlocked.as_ref(),
+            file.as_ref(),
             to.as_os_str(),
         ];
         self.run("convert", from, &args, goes_on)
     }
 
-    /// Makes the disk larger.
+    /// Makes the disk larger. What it stands on, which nobody may be writing to, is opened without a lock.
     ///
     /// # Errors
     /// As [`Error`].
-    pub fn resize(&self, path: &Path, format: Format, size: Size) -> Result<(), Error> {
+    pub fn resize(
+        &self,
+        path: &Path,
+        format: Format,
+        size: Size,
+        base: Option<(&Path, Format)>,
+    ) -> Result<(), Error> {
         let bytes = size.bytes().to_string();
-        let args: [&OsStr; 5] = [
-            "-q".as_ref(),
-            "-f".as_ref(),
-            format.name().as_ref(),
-            path.as_os_str(),
-            bytes.as_ref(),
-        ];
+        let mut file = options("", path, format);
+        if let Some((base, of)) = base {
+            file.push(",");
+            file.push(options("backing.", base, of));
+            file.push(",backing.file.locking=off");
+        }
+        let args: [&OsStr; 4] =
+            ["-q".as_ref(), "--image-opts".as_ref(), file.as_ref(), bytes.as_ref()];
         self.run("resize", path, &args, &mut || true)
     }
 
@@ -209,11 +217,11 @@ impl QemuImg {
     }
 }
 
-/// As `--image-opts` takes it (qemu-img(1)), where commas are written twice.
-fn unlocked(path: &Path, format: Format) -> OsString {
+/// A file as `--image-opts` takes it (qemu-img(1)), where commas are written twice.
+fn options(node: &str, path: &Path, format: Format) -> OsString {
     let format = format.name();
     let mut told =
-        format!("driver={format},file.driver=file,file.locking=off,file.filename=").into_bytes();
+        format!("{node}driver={format},{node}file.driver=file,{node}file.filename=").into_bytes();
     for byte in path.as_os_str().as_bytes() {
         told.push(*byte);
         if *byte == b',' {
