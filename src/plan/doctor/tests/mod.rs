@@ -41,6 +41,7 @@ fn vm(name: &str, text: &str) -> VmSeen {
         written: Some(file(name, text)),
         booted: None,
         runs: false,
+        user: None,
         identity: Ok(None),
         firmware: Ok(()),
         disks: vec![],
