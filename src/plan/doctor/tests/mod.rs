@@ -93,6 +93,7 @@ fn well(vms: Vec<VmSeen>) -> Seen {
     Seen {
         kvm: KvmSeen {
             usable: Kvm::Usable,
+            roots_alone: false,
             module: Some("kvm_amd".into()),
             nested: false,
             offered: true,
