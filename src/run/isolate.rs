@@ -199,6 +199,7 @@ fn cell(binary: &Path, firmware: Option<&Path>, uid: Option<u32>, device: Option
         capabilities: true,
         no_new_privileges: true,
         domain: Some(Domain { open_to, tcp: false }),
+        filter: true,
         strict: false,
     }
 }
