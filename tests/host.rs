@@ -124,7 +124,7 @@ impl Host {
     /// Waits in the host until a script succeeds.
     fn until(&self, what: &str, script: &str) {
         let wait =
-            format!("for _ in $(seq 240); do if {script}; then exit 0; fi; sleep 1; done; exit 1");
+            format!("for _ in $(seq 540); do if {script}; then exit 0; fi; sleep 1; done; exit 1");
         if let Err(said) = self.run(&wait) {
             self.fail(&format!("never: {what}\n{said}"));
         }
