@@ -148,7 +148,7 @@ impl Place {
 fn open() -> Cell {
     Cell {
         uid: None,
-        device: PathBuf::from("/dev/kvm"),
+        device: Some(PathBuf::from("/dev/kvm")),
         network: false,
         capabilities: false,
         no_new_privileges: false,

@@ -45,8 +45,8 @@ const WORD: usize = 3;
 pub struct Cell {
     /// The user and group that it becomes; `None` stays who it is.
     pub uid: Option<u32>,
-    /// A device that its group must be able to open: the only other group that it keeps.
-    pub device: PathBuf,
+    /// A device that it must be able to open: that of its group is the only other group that it keeps, unless that is root's.
+    pub device: Option<PathBuf>,
     /// It gets a network namespace with nothing in it.
     pub network: bool,
     /// It loses all capabilities.
@@ -119,7 +119,8 @@ impl Cell {
                 vec![]
             }
         };
-        let group = std::fs::metadata(&self.device).ok().filter(|d| d.mode() & 0o060 == 0o060);
+        let device = self.device.as_ref().and_then(|path| std::fs::metadata(path).ok());
+        let group = device.filter(|d| d.mode() & 0o060 == 0o060 && d.gid() != 0);
         let uid = self.uid.unwrap_or_else(|| rustix::process::geteuid().as_raw());
         let gid = self.uid.unwrap_or_else(|| rustix::process::getegid().as_raw());
         let prepared = Prepared {
@@ -328,4 +329,41 @@ fn checked(returned: libc::c_long) -> rustix::io::Result<()> {
     }
     let error = io::Error::last_os_error();
     Err(Errno::from_io_error(&error).unwrap_or(Errno::IO))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, chown};
+
+    use super::*;
+
+    #[test]
+    fn of_its_groups_only_that_of_a_device_stays_and_never_root_s() {
+        let dir = tempfile::tempdir().unwrap();
+        let device = dir.path().join("kvm");
+        std::fs::write(&device, "").unwrap();
+        let groups = |device: Option<&Path>| {
+            let cell = Cell {
+                uid: Some(1_900_000_000),
+                device: device.map(Path::to_owned),
+                network: false,
+                capabilities: false,
+                no_new_privileges: false,
+                domain: None,
+                filter: false,
+                strict: true,
+            };
+            cell.prepare().unwrap().0.groups
+        };
+        // Anybody may open it, and it is root's.
+        assert_eq!(groups(Some(Path::new("/dev/null"))), [0; 0]);
+        assert_eq!(groups(None), [0; 0]);
+        let own = rustix::process::getegid().as_raw();
+        let gid = if own == 0 { 36 } else { own };
+        chown(&device, None, Some(gid)).unwrap();
+        for (mode, kept) in [(0o660, vec![gid]), (0o666, vec![gid]), (0o600, vec![])] {
+            std::fs::set_permissions(&device, PermissionsExt::from_mode(mode)).unwrap();
+            assert_eq!(groups(Some(&device)), kept, "{mode:o}");
+        }
+    }
 }
