@@ -6,6 +6,7 @@ mod lab;
 
 use std::{
     fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::PathBuf,
     process::{Child, Command, Stdio},
     time::Duration,
@@ -173,8 +174,9 @@ fn what_the_host_has_no_memory_for_is_refused_with_the_sums() {
     let log = host.lab.log("c");
     assert!(log.contains(&format!("error: c: {refused}\n{hint}")), "{log}");
     let output = host.command(&["start", "c"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(69));
     assert!(text(&output.stderr).contains(refused), "{}", text(&output.stderr));
+    assert_eq!(host.command(&["restart", "c"]).output().unwrap().status.code(), Some(69));
     let status = host.lab.status("c");
     assert_eq!(
         (&status["state"], &status["lastStop"]["reason"]),
@@ -201,6 +203,41 @@ fn what_the_host_has_no_memory_for_is_refused_with_the_sums() {
     host.settings("admission = \"off\"\n");
     host.vm("d");
     assert!(host.command(&["start", "d"]).status().unwrap().success());
+}
+
+/// flock(2) takes any descriptor, so that the group, which may read the directories, could keep VMs from starting and being ended.
+#[test]
+fn no_lock_can_be_opened_by_who_may_only_read() {
+    let Some(mut host) = Host::new(9, "") else { return };
+    let runtime = host.lab.runtime("", "");
+    // As an earlier version made it.
+    let made_wide = runtime.join(".admission.lock");
+    fs::create_dir_all(&runtime).unwrap();
+    fs::write(&made_wide, "").unwrap();
+    fs::set_permissions(&made_wide, fs::Permissions::from_mode(0o640)).unwrap();
+    host.vm("a");
+    host.another_starts();
+    host.pressure(90.0);
+    host.run("a");
+    host.waits("a", "its turn");
+    host.pressure(0.0);
+    host.lab.wait_state("a", "running");
+    let mut locks = vec![];
+    for dir in [runtime.clone(), runtime.join("a"), host.lab.state("a", "").join("../..")] {
+        for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+            let name = entry.file_name().into_string().unwrap();
+            if name.ends_with("lock") {
+                assert_eq!(entry.metadata().unwrap().mode() & 0o7777, 0o600, "{name}");
+                locks.push(name);
+            }
+        }
+    }
+    locks.sort();
+    let mut expected = vec![".admission.lock", ".turn.lock", "lock"];
+    if nix::unistd::geteuid().is_root() {
+        expected.push("uids.lock");
+    }
+    assert_eq!(locks, expected);
 }
 
 #[test]

@@ -54,6 +54,9 @@ impl Host {
         ] {
             host.write(path, text);
         }
+        // As udev makes it.
+        let device = host.root().join("dev/kvm");
+        fs::set_permissions(device, fs::Permissions::from_mode(0o666)).unwrap();
         let qemu = "if [ \"$1\" = -version ]; then echo 'QEMU emulator version 10.0.2'; else\n\
                     echo 'Supported machines are:'\n\
                     echo 'q35         Standard PC (alias of pc-q35-10.0)'\n\

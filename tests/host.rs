@@ -124,7 +124,7 @@ impl Host {
     /// Waits in the host until a script succeeds.
     fn until(&self, what: &str, script: &str) {
         let wait =
-            format!("for _ in $(seq 240); do if {script}; then exit 0; fi; sleep 1; done; exit 1");
+            format!("for _ in $(seq 540); do if {script}; then exit 0; fi; sleep 1; done; exit 1");
         if let Err(said) = self.run(&wait) {
             self.fail(&format!("never: {what}\n{said}"));
         }
@@ -587,6 +587,7 @@ fn others_wait_until_a_guest_is_ready() {
     assert!(said.contains("the host has not enough memory left: "), "{said}");
     assert_eq!(host.show("big", "ActiveState"), "failed");
     assert_eq!(host.show("big", "ExecMainStatus"), "69");
+    assert_eq!(host.sh("qvm start big 2>/dev/null || echo $?"), "69");
     assert_eq!(host.show("big", "NRestarts"), "0");
     host.sh(
         "echo 'admission = \"wait\"' >>/etc/qvm/qvm.toml && systemctl start --no-block qvm@big",

@@ -13,6 +13,10 @@ use std::{
 };
 
 use lab::{Lab, guest, until};
+use nix::{
+    fcntl::{FcntlArg, fcntl},
+    libc,
+};
 
 /// What separates, quotes or means something in an option of QEMU, a URL, a shell, a format or JSON.
 const DIRECTORY: &str = "a b,c=d,,%n%%20'e\"f;$HOME`{g}[h]\\t#?:j ü雪";
@@ -209,4 +213,55 @@ fn a_disk_that_names_another_file_is_opened_by_nobody() {
     fs::write(&disk, bytes).unwrap();
     let told = refused(&lab);
     assert!(told.contains("keeps its data in another file"), "{told}");
+}
+
+/// As a QEMU that a guest has broken into, which has the image that its disk stands on open for reading: a lock on each byte that stands for
+/// what its holder lets nobody else do (`RAW_LOCK_SHARED_BASE` of QEMU's block/file-posix.c).
+#[test]
+fn a_lock_on_an_image_that_vms_share_keeps_no_vm_down() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let lab = Lab::new();
+    let from = format!("path = {}\n", toml::Value::from(image.to_str().unwrap()));
+    let text = format!("accel = \"tcg\"\nmem = \"64M\"\n[image]\n{from}clone = \"overlay\"\n");
+    fs::write(lab.file("first"), &text).unwrap();
+    lab.ok(&["start", "first"]);
+    let made = fs::read(lab.state("first", "root.origin.json")).unwrap();
+    let made: serde_json::Value = serde_json::from_slice(&made).unwrap();
+    let base = Path::new(made["base"].as_str().unwrap());
+    let held = fs::File::open(base).unwrap();
+    for start in 200..205 {
+        let lock = libc::flock {
+            l_type: libc::F_RDLCK.try_into().unwrap(),
+            l_whence: libc::SEEK_SET.try_into().unwrap(),
+            l_start: start,
+            l_len: 1,
+            l_pid: 0,
+        };
+        fcntl(&held, FcntlArg::F_OFD_SETLK(&lock)).unwrap();
+    }
+    let locked = Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(base).output();
+    let said = String::from_utf8(locked.unwrap().stderr).unwrap();
+    assert!(said.contains("Failed to get \"consistent read\" lock"), "{said}");
+    // One that stands on it; one that is made from it in another format; and a disk that comes while the guest runs.
+    let disk = format!("[disk.more.image]\n{from}");
+    for (name, more) in [
+        ("second", String::new()),
+        ("third", format!("[disk.more]\nformat = \"raw\"\n{disk}")),
+        ("first", format!("[disk.more]\nclone = \"overlay\"\n{disk}")),
+    ] {
+        fs::write(lab.file(name), format!("{text}{more}")).unwrap();
+        lab.ok(&[if name == "first" { "apply" } else { "start" }, name]);
+    }
+    lab.ok(&["stop", "second"]);
+    fs::write(lab.file("second"), text.replace("[image]", "diskSizeG = 1\n[image]")).unwrap();
+    lab.ok(&["start", "second"]);
+    lab.ok(&["restart", "first"]);
+    for name in ["first", "second", "third"] {
+        assert_eq!(lab.status(name)["state"], "running");
+        assert_eq!(lab.status(name)["pending"], serde_json::json!([]), "{name}");
+    }
+    // A disk of one VM alone keeps its locks.
+    let own = lab.state("second", "root.qcow2");
+    let taken = Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(own).output().unwrap();
+    assert!(!taken.status.success(), "{taken:?}");
 }

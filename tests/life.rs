@@ -4,7 +4,13 @@
 
 mod lab;
 
-use std::{fs, os::unix::net::UnixListener};
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    os::unix::net::UnixListener,
+    process::{Child, Stdio},
+    time::Duration,
+};
 
 use lab::{Lab, guest, runs, signal, until};
 
@@ -12,6 +18,8 @@ const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
 const SIGUSR2: i32 = 12;
 const SIGHUP: i32 = 1;
+const SIGSTOP: i32 = 19;
+const SIGCONT: i32 = 18;
 
 /// A lab with one VM that runs and has said that it is ready.
 fn ready(name: &str, image: &str, more: &str) -> Option<(Lab, usize)> {
@@ -259,17 +267,61 @@ fn of_two_starts_at_once_one_loses_and_names_the_winner() {
 
 #[test]
 fn a_start_behind_a_stop_waits_until_the_vm_is_down() {
-    let Some((lab, _)) = ready("web", "boot-deaf.qcow2", "shutdownTimeoutSec = 2") else { return };
-    let qemu = lab.qemu_pid("web");
+    let Some((mut lab, one)) = ready("web", "boot-deaf.qcow2", "") else { return };
+    let (qemu, supervisor) = (lab.qemu_pid("web"), lab.supervisor(one).id().cast_signed());
     lab.ok(&["stop", "--no-wait", "web"]);
-    assert_eq!(lab.status("web")["state"], "stopping");
-    let started = lab.qvm(&["start", "web"]);
-    let said =
-        String::from_utf8(started.stdout).unwrap() + &String::from_utf8_lossy(&started.stderr);
-    assert!(started.status.success(), "{said}");
-    assert!(said.ends_with("web: waits until it is down\nweb: running\n"), "{said}");
-    assert_eq!(lab.last_reason("web"), "forced-off");
+    let mut start = lab.command(&["start", "web"]);
+    let mut start = start.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(start.stdout.take().unwrap()).lines();
+    assert_eq!(said.next().unwrap().unwrap(), "web: waits until it is down");
+    // One that is silent for longer than anybody waits for an answer still goes down.
+    signal(supervisor, SIGSTOP);
+    std::thread::sleep(Duration::from_secs(3));
+    signal(supervisor, SIGCONT);
+    lab.ok(&["kill", "web"]);
+    assert_eq!(said.next().unwrap().unwrap(), "web: running");
+    assert!(start.wait().unwrap().success());
     assert!(lab.qemu_pid("web") != qemu && !runs(qemu));
+}
+
+#[test]
+fn of_many_starts_at_once_each_has_the_guest_run() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let lab = Lab::new();
+    lab.vm("web", &image, "");
+    let start = || lab.command(&["start", "web"]).stdout(Stdio::piped()).spawn().unwrap();
+    let all: Vec<Child> = (0..4).map(|_| start()).collect();
+    for one in all {
+        let output = one.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && said.ends_with("running\n"), "{output:?}");
+    }
+    assert_eq!(lab.status("web")["state"], "running");
+}
+
+#[test]
+fn a_start_tells_what_it_cannot_know() {
+    let Some((mut lab, one)) = ready("web", "boot.qcow2", "") else { return };
+    let (qemu, supervisor) = (lab.qemu_pid("web"), lab.supervisor(one).id().cast_signed());
+    // Its QEMU is dead, and nobody has noticed.
+    signal(supervisor, SIGSTOP);
+    signal(qemu, SIGKILL);
+    let silent = lab.qvm(&["start", "web"]);
+    let told = String::from_utf8_lossy(&silent.stderr).into_owned();
+    assert_eq!(silent.status.code(), Some(1), "{told}");
+    assert!(told.contains("it cannot be told whether it runs: the supervisor does not answer"));
+    signal(supervisor, SIGCONT);
+    assert_eq!(lab.ok(&["start", "web"]), "web: running\n");
+    assert_ne!(lab.qemu_pid("web"), qemu);
+    // One that lets everybody in and nobody speak.
+    lab.vm("app", &guest("boot.qcow2").unwrap(), "");
+    fs::create_dir_all(lab.runtime("app", "")).unwrap();
+    let socket = UnixListener::bind(lab.runtime("app", "control.sock")).unwrap();
+    std::thread::spawn(move || socket.incoming().for_each(drop));
+    let hangs_up = lab.qvm(&["start", "app"]);
+    let told = String::from_utf8_lossy(&hangs_up.stderr).into_owned();
+    assert_eq!(hangs_up.status.code(), Some(1), "{told}");
+    assert!(told.contains("its supervisor takes calls, and hangs up"), "{told}");
 }
 
 #[test]

@@ -113,6 +113,42 @@ fn a_deaf_guest_that_was_left_behind_is_forced_off_at_its_deadline() {
 }
 
 #[test]
+fn who_starts_the_unit_again_reads_a_newer_vm_file_before() {
+    if guest("boot.qcow2").is_none() {
+        return;
+    }
+    let lab = Lab::new();
+    let asked = systemctl(&lab);
+    let answers = |jobs: &str, stale: &str| {
+        let _ = fs::remove_file(&asked);
+        let script = format!(
+            "#!/bin/sh\necho \"$@\" >> {}\ncase \"$*\" in\n*list-jobs*) echo '{jobs}';;\n*show*) printf 'LoadState=loaded\\nActiveState=deactivating\\n\
+             NeedDaemonReload={stale}\\nDropInPaths=/run/systemd/generator/qvm@web.service.d/10-qvm.conf\\n';;\nesac\n",
+            asked.display()
+        );
+        fs::write(lab.path().join("bin/systemctl"), script).unwrap();
+    };
+    let none = "No jobs running.";
+    for (result, code, status, jobs, stale, reads) in [
+        ("exit-code", "exited", "1", none, "yes", true),
+        ("exit-code", "exited", "75", none, "yes", true),
+        // A supervisor that was killed with its QEMU.
+        ("signal", "killed", "KILL", none, "yes", true),
+        ("exit-code", "exited", "1", none, "no", false),
+        // It is not started again.
+        ("exit-code", "exited", "1", "42 qvm@web.service stop running", "yes", false),
+        ("exit-code", "exited", "78", none, "yes", false),
+        ("success", "exited", "0", none, "yes", false),
+    ] {
+        answers(jobs, stale);
+        let output = reap(&lab, result, code, status);
+        assert!(output.status.success(), "{}", err(&output));
+        let asked = fs::read_to_string(&asked).unwrap_or_default();
+        assert_eq!(asked.contains("daemon-reload"), reads, "{result} {status} {jobs}: {asked}");
+    }
+}
+
+#[test]
 fn a_vm_file_that_is_gone_keeps_nothing_from_being_reaped() {
     let Some((lab, qemu)) = left_behind("boot.qcow2", "") else { return };
     fs::remove_file(lab.file("web")).unwrap();

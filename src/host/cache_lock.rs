@@ -5,9 +5,9 @@
 //! file notices that by its inode, and begins anew.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{File, OpenOptions, Permissions},
     io::{self, Read, Seek, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -24,6 +24,9 @@ pub enum Hold {
     /// By any number.
     Shared,
 }
+
+/// Nobody else opens it: flock(2) asks for no more than a descriptor that reads, so whoever may read a lock may hold it.
+const MODE: u32 = 0o600;
 
 /// A lock that is held until it is dropped.
 #[derive(Debug)]
@@ -52,8 +55,12 @@ pub fn try_lock(path: &Path, hold: Hold) -> io::Result<Tried> {
             .write(true)
             .create(true)
             .truncate(false)
-            .mode(0o660)
+            .mode(MODE)
             .open(path)?;
+        // An earlier version made it for more; a file system need not have modes.
+        if file.metadata()?.mode() & 0o7777 != MODE {
+            let _ = file.set_permissions(Permissions::from_mode(MODE));
+        }
         let operation = match hold {
             Hold::Alone => FlockOperation::NonBlockingLockExclusive,
             Hold::Shared => FlockOperation::NonBlockingLockShared,
@@ -117,6 +124,19 @@ mod tests {
         match tried {
             Tried::Held(lock) => lock,
             Tried::Busy(pid) => panic!("busy: {pid:?}"),
+        }
+    }
+
+    #[test]
+    fn who_may_only_read_cannot_hold_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.lock");
+        std::fs::write(&path, "").unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o660)).unwrap();
+        for _ in ["made wider by an earlier version", "made anew"] {
+            let lock = held(try_lock(&path, Hold::Shared).unwrap());
+            assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+            drop(lock);
         }
     }
 

@@ -1,6 +1,6 @@
 //! The module behind /dev/kvm, and whether the processor has what it needs.
 
-use std::{fs, path::Path};
+use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
 use crate::plan::{doctor::KvmSeen, facts::Kvm};
 
@@ -18,7 +18,16 @@ pub fn read(root: &Path, usable: Kvm) -> KvmSeen {
     let offered = flags.is_some_and(|(_, flags)| {
         flags.split_whitespace().any(|flag| matches!(flag, "vmx" | "svm"))
     });
-    KvmSeen { usable, module: module.map(str::to_owned), nested, offered }
+    let device = fs::metadata(root.join("dev/kvm")).ok();
+    let roots_alone =
+        rustix::process::geteuid().is_root() && device.is_some_and(|d| is_roots(d.mode(), d.gid()));
+    KvmSeen { usable, roots_alone, module: module.map(str::to_owned), nested, offered }
+}
+
+/// Neither everybody nor a group but root's may read and write it.
+fn is_roots(mode: u32, group: u32) -> bool {
+    let group = mode & 0o060 == 0o060 && group != 0;
+    mode & 0o006 != 0o006 && !group
 }
 
 #[cfg(test)]
@@ -28,7 +37,13 @@ mod tests {
     #[test]
     fn module_parameter_and_flags() {
         let root = tempfile::tempdir().unwrap();
-        let bare = KvmSeen { usable: Kvm::Missing, module: None, nested: false, offered: false };
+        let bare = KvmSeen {
+            usable: Kvm::Missing,
+            roots_alone: false,
+            module: None,
+            nested: false,
+            offered: false,
+        };
         assert_eq!(read(root.path(), Kvm::Missing), bare);
         let at = |path: &str| root.path().join(path);
         fs::create_dir_all(at("proc")).unwrap();
@@ -44,6 +59,20 @@ mod tests {
         for (text, nested) in [("1\n", true), ("Y\n", true), ("0\n", false), ("N\n", false)] {
             fs::write(at("sys/module/kvm_amd/parameters/nested"), text).unwrap();
             assert_eq!(read(root.path(), Kvm::Usable).nested, nested, "{text}");
+        }
+    }
+
+    #[test]
+    fn who_is_not_root_gets_in_by_a_group_of_its_own_or_with_everybody() {
+        for (mode, group, alone) in [
+            (0o600, 0, true),
+            (0o600, 36, true),
+            (0o660, 0, true),
+            (0o640, 36, true),
+            (0o660, 36, false),
+            (0o666, 0, false),
+        ] {
+            assert_eq!(is_roots(0o020_000 | mode, group), alone, "{mode:o} {group}");
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{
     io::{self, Seek, Write},
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd},
-        unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+        unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     },
     path::{Path, PathBuf},
 };
@@ -57,6 +57,9 @@ impl Error {
     }
 }
 
+/// Nobody else opens it: flock(2) asks for no more than a descriptor that reads, so whoever may read a lock may hold it.
+const MODE: u32 = 0o600;
+
 /// The lock, held.
 #[derive(Debug)]
 pub struct Lock {
@@ -74,9 +77,10 @@ impl Lock {
             DirBuilder::new().recursive(true).mode(0o750).create(dir).map_err(wrap)?;
         }
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o640);
+        options.read(true).write(true).create(true).truncate(false).mode(MODE);
         let mut file = loop {
             let file = options.open(path).map_err(wrap)?;
+            narrow(&file);
             // By its full name: std's own methods would win otherwise, and only some of them (flock(2) in both).
             match fs2::FileExt::try_lock_exclusive(&file) {
                 Ok(()) => {}
@@ -127,6 +131,13 @@ impl Lock {
     }
 }
 
+/// What an earlier version made for more than its owner is the owner's from now on; where the file system has modes.
+fn narrow(file: &File) {
+    if file.metadata().is_ok_and(|meta| meta.mode() & 0o7777 != MODE) {
+        let _ = file.set_permissions(fs::Permissions::from_mode(MODE));
+    }
+}
+
 /// Whether an open file is the one at `path`; not, where there is none.
 fn same(open: &fs::Metadata, path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|named| (open.dev(), open.ino()) == (named.dev(), named.ino()))
@@ -150,6 +161,23 @@ mod tests {
         assert_eq!(Lock::holder(&path), Some(Some(std::process::id())));
         drop(lock);
         assert_eq!(Lock::holder(&path), None);
+        Lock::acquire(&path).unwrap();
+    }
+
+    #[test]
+    fn who_may_only_read_cannot_hold_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("web").join("lock");
+        let mode = || fs::metadata(&path).unwrap().mode() & 0o7777;
+        drop(Lock::acquire(&path).unwrap());
+        assert_eq!(mode(), 0o600);
+        // As an earlier version made it: narrowed also by one that finds it taken.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        let reader = File::open(&path).unwrap();
+        fs2::FileExt::lock_shared(&reader).unwrap();
+        assert!(matches!(Lock::acquire(&path), Err(Error::Taken { .. })));
+        assert_eq!(mode(), 0o600);
+        drop(reader);
         Lock::acquire(&path).unwrap();
     }
 

@@ -1,9 +1,12 @@
 //! qemu-img: the four things that it is needed for, each with the format said, never guessed by it.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     io::{self, Read},
-    os::unix::process::CommandExt,
+    os::unix::{
+        ffi::{OsStrExt, OsStringExt},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
     sync::mpsc::{RecvTimeoutError, sync_channel},
@@ -97,7 +100,7 @@ impl QemuImg {
         self.run("create", path, &args, &mut || true)
     }
 
-    /// The content of `from` in another format. `to` keeps the mode it has, if it is there.
+    /// The content of `from` in another format, without a lock on it: nobody may be writing to it. `to` keeps the mode it has, if it is there.
     ///
     /// # Errors
     /// As [`Error`]; `goes_on` is asked every 100 ms and calls it off.
@@ -107,33 +110,41 @@ impl QemuImg {
         (to, into): (&Path, Format),
         goes_on: &mut dyn FnMut() -> bool,
     ) -> Result<(), Error> {
-        let args: [&OsStr; 8] = [
-            "-f".as_ref(),
-            of.name().as_ref(),
+        let mut file = options("", from, of);
+        file.push(",file.locking=off");
+        let args: [&OsStr; 7] = [
+            "--image-opts".as_ref(),
             "-O".as_ref(),
             into.name().as_ref(),
             // Out-of-order writes: the target is new, and several requests in flight are faster.
             "-W".as_ref(),
             "--".as_ref(),
-            from.as_os_str(),
+            file.as_ref(),
             to.as_os_str(),
         ];
         self.run("convert", from, &args, goes_on)
     }
 
-    /// Makes the disk larger.
+    /// Makes the disk larger. What it stands on, which nobody may be writing to, is opened without a lock.
     ///
     /// # Errors
     /// As [`Error`].
-    pub fn resize(&self, path: &Path, format: Format, size: Size) -> Result<(), Error> {
+    pub fn resize(
+        &self,
+        path: &Path,
+        format: Format,
+        size: Size,
+        base: Option<(&Path, Format)>,
+    ) -> Result<(), Error> {
         let bytes = size.bytes().to_string();
-        let args: [&OsStr; 5] = [
-            "-q".as_ref(),
-            "-f".as_ref(),
-            format.name().as_ref(),
-            path.as_os_str(),
-            bytes.as_ref(),
-        ];
+        let mut file = options("", path, format);
+        if let Some((base, of)) = base {
+            file.push(",");
+            file.push(options("backing.", base, of));
+            file.push(",backing.file.locking=off");
+        }
+        let args: [&OsStr; 4] =
+            ["-q".as_ref(), "--image-opts".as_ref(), file.as_ref(), bytes.as_ref()];
         self.run("resize", path, &args, &mut || true)
     }
 
@@ -204,6 +215,20 @@ impl QemuImg {
         let status = child.wait().map_err(cannot)?;
         Ok(Done { status, said: String::from_utf8_lossy(&text).into_owned() })
     }
+}
+
+/// A file as `--image-opts` takes it (qemu-img(1)), where commas are written twice.
+fn options(node: &str, path: &Path, format: Format) -> OsString {
+    let format = format.name();
+    let mut told =
+        format!("{node}driver={format},{node}file.driver=file,{node}file.filename=").into_bytes();
+    for byte in path.as_os_str().as_bytes() {
+        told.push(*byte);
+        if *byte == b',' {
+            told.push(b',');
+        }
+    }
+    OsString::from_vec(told)
 }
 
 /// Whoever waits for it may be killed: then nobody wants what it does any more, and the next start would find the file in use. It ends with the

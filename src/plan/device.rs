@@ -185,8 +185,9 @@ fn nodes(node: &str, file: &DiskFile, read_only: bool, files: &mut Files) -> [Va
         .iter()
         .map(|below| {
             let name = files.add(node, &below.path, false);
-            json!({"driver": below.format.name(), "read-only": true,
-                "file": {"driver": "file", "filename": name, "read-only": true}})
+            // Nobody writes to a cached image, so a lock protects nothing; and any QEMU that has it open could keep all others from it.
+            json!({"driver": below.format.name(), "read-only": true, "file":
+                {"driver": "file", "filename": name, "read-only": true, "locking": "off"}})
         })
         .collect();
     let below = below.into_iter().rev().reduce(|lower, mut above| {

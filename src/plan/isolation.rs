@@ -22,7 +22,7 @@ pub enum Layer {
     Network,
     /// No files but QEMU's own (landlock(7)).
     Landlock,
-    /// QEMU's filter of system calls (`-sandbox`).
+    /// Filters of system calls (seccomp(2)): QEMU's own (`-sandbox`), and one of what that lets pass and QEMU has no use for.
     Seccomp,
 }
 

@@ -1,7 +1,7 @@
 //! Lets a VM start: when there is memory for it, and when it is its turn.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -30,8 +30,10 @@ use crate::{
 
 /// Between two tries for a lock that somebody holds for a moment.
 const MOMENT: Duration = Duration::from_millis(5);
-/// How long such a moment may be until it is told.
+/// How long such a moment may be until it is told, and until the lock is done without: whoever holds it then is stopped or hangs, and
+/// must not keep every VM of the host down. At worst two that look at the same time both find the last of the memory.
 const LONG_MOMENT: Duration = Duration::from_secs(1);
+const TOO_LONG: Duration = Duration::from_secs(30);
 /// How often whoever waits looks again though nobody woke it: one that was killed with its QEMU gives no memory back.
 const LOOK: Duration = Duration::from_secs(30);
 /// How often whoever is in the queue tries; how often whoever has its turn looks whether others have started, and at the pressure,
@@ -280,23 +282,9 @@ impl Start {
         Ok(busy.map_or(Look::Go, Look::Busy))
     }
 
-    /// The lock that is held for a look.
-    async fn alone(&self) -> Result<Lock, Error> {
-        let (begun, mut told) = (Instant::now(), false);
-        loop {
-            match Lock::acquire(&self.settings.layout.admission_lock()) {
-                Ok(lock) => return Ok(lock),
-                Err(lock::Error::Taken { pid }) => {
-                    if begun.elapsed() > LONG_MOMENT && !told {
-                        let pid = pid.map_or_else(|| "another".to_owned(), |pid| pid.to_string());
-                        self.say(format!("waits for process {pid}, which looks for memory")).await;
-                        told = true;
-                    }
-                    tokio::time::sleep(MOMENT).await;
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
+    /// The lock that is held for a look; none where it cannot be had in time.
+    async fn alone(&self) -> Result<Option<Lock>, Error> {
+        Ok(alone(&self.settings.layout.admission_lock(), &self.facts).await?)
     }
 
     /// A QEMU more for the same guest: written down, and told where that is too much.
@@ -349,13 +337,75 @@ impl Start {
     }
 
     async fn say(&self, why: String) {
-        let _ = self.facts.send(Fact::Admission(Step::Waits(why))).await;
+        say(&self.facts, why).await;
+    }
+}
+
+async fn say(facts: &mpsc::Sender<Fact>, why: String) {
+    let _ = facts.send(Fact::Admission(Step::Waits(why))).await;
+}
+
+async fn alone(path: &Path, facts: &mpsc::Sender<Fact>) -> Result<Option<Lock>, lock::Error> {
+    let (begun, mut told) = (tokio::time::Instant::now(), false);
+    loop {
+        match Lock::acquire(path) {
+            Err(lock::Error::Taken { pid }) => {
+                let waited = begun.elapsed();
+                // The last that took it, if another holds it that only reads it.
+                let who =
+                    || pid.map_or_else(|| "another process".into(), |pid| format!("process {pid}"));
+                if waited > TOO_LONG {
+                    let path = path.display();
+                    warn!(
+                        "{} has held `{path}` for {} s: looks for memory without it",
+                        who(),
+                        waited.as_secs()
+                    );
+                    return Ok(None);
+                }
+                if waited > LONG_MOMENT && !told {
+                    say(facts, format!("waits for {}, which looks for memory", who())).await;
+                    told = true;
+                }
+                tokio::time::sleep(MOMENT).await;
+            }
+            taken => return taken.map(Some),
+        }
     }
 }
 
 /// What the host below `root` has; none where it does not tell.
-pub(super) fn memory(root: &std::path::Path, settings: &HostSettings) -> Option<Memory> {
+pub(super) fn memory(root: &Path, settings: &HostSettings) -> Option<Memory> {
     let proc = root.join("proc");
     let total = meminfo::total(&proc)?;
     Some(Memory::new(total, meminfo::huge_pages(&proc).unwrap_or(0), settings.reserve_mem))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_waits_for_another_and_for_one_that_never_ends_not_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let (facts, mut said) = mpsc::channel(9);
+        let waits = format!("waits for process {}, which looks for memory", std::process::id());
+        let held = Lock::acquire(&path).unwrap();
+        let (short, ()) = tokio::join!(alone(&path, &facts), async {
+            tokio::time::sleep(TOO_LONG / 2).await;
+            drop(held);
+        });
+        assert!(short.unwrap().is_some());
+        let _held = Lock::acquire(&path).unwrap();
+        assert!(alone(&path, &facts).await.unwrap().is_none());
+        for _ in ["of the one", "of the other"] {
+            let told = said.try_recv();
+            assert!(
+                matches!(&told, Ok(Fact::Admission(Step::Waits(why))) if *why == waits),
+                "{told:?}"
+            );
+        }
+        assert!(said.try_recv().is_err());
+    }
 }

@@ -9,9 +9,11 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::Instant;
+
 use crate::{
     control::{
-        client::Client,
+        client::{self, Client},
         types::{Ready, State},
     },
     host::file,
@@ -20,7 +22,7 @@ use crate::{
         unit::Scope,
     },
     run::{
-        holder::{self, Holder},
+        holder::{self, GOES_WITHIN, Holder},
         record,
         service::{self, Unit},
     },
@@ -59,9 +61,9 @@ pub struct Begin<'a> {
 pub enum Begun {
     /// The guest runs.
     Running,
-    /// It has been running already, or somebody else is starting it. One that is being stopped is waited for.
+    /// It has been running already.
     Already,
-    /// The supervisor was started; the guest was not waited for.
+    /// It is being started; the guest was not waited for.
     Asked,
 }
 
@@ -83,6 +85,12 @@ pub enum Error {
     /// The unit.
     #[error(transparent)]
     Service(#[from] service::Error),
+    /// A supervisor is there, and its VM may run or not.
+    #[error("it cannot be told whether it runs")]
+    Silent(#[source] client::Error),
+    /// A supervisor is there, and talks to nobody.
+    #[error("its supervisor takes calls, and hangs up")]
+    HangsUp,
     /// What ran in the unit.
     #[error("{detail}")]
     Unit {
@@ -108,7 +116,7 @@ impl Error {
             Self::File(error) => error.is_the_hosts(),
             Self::Service(error) => error.is_the_hosts(),
             Self::Invalid(_) | Self::NoFile(_) | Self::Spawn(..) => false,
-            Self::Unit { .. } | Self::Ended { .. } => false,
+            Self::Silent(_) | Self::HangsUp | Self::Unit { .. } | Self::Ended { .. } => false,
         }
     }
 
@@ -119,6 +127,8 @@ impl Error {
                 Some("`systemctl status` tells whether it answers again".into())
             }
             Self::File(error) => error.hint(),
+            Self::Silent(error) => error.hint(),
+            Self::HangsUp => Some("it may have more clients than it takes: who are they?".into()),
             Self::NoFile(_) => Some("`qvm list` shows those there are".into()),
             Self::Service(_) => {
                 Some("`journalctl -t qvm@NAME` has what the supervisor said".into())
@@ -152,15 +162,8 @@ pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
     let (paths, vm_file) = (how.layout.vm(name), how.layout.vm_file(name));
     let socket = paths.control_socket();
     let mut told = Told { name, say: how.say, last: None };
-    loop {
-        match holder::look(&socket).await {
-            Holder::Nobody => break,
-            // Down by now, and about to end.
-            Holder::Gone | Holder::Supervisor(Some(State::Stopped | State::Failed)) => {}
-            Holder::Supervisor(Some(State::Stopping)) => told.once("waits until it is down"),
-            Holder::Supervisor(_) => return Ok(Begun::Already),
-        }
-        tokio::time::sleep(POLL).await;
+    if let Some(begun) = beside(&socket, how, &mut told).await? {
+        return Ok(begun);
     }
     if vm_file.symlink_metadata().is_err() {
         return Err(Error::NoFile(name.clone()));
@@ -189,10 +192,50 @@ pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
     loop {
         if let Some(status) = child.try_wait().map_err(|e| Error::Spawn(how.exe.to_owned(), e))? {
             let wrote = written_since(&log, before);
-            return Err(Error::Ended { status, wrote });
+            // Who was started at the same time may have been faster.
+            let begun =
+                if status.success() { None } else { beside(&socket, how, &mut told).await? };
+            return begun.ok_or(Error::Ended { status, wrote });
         }
         if told.runs(&socket).await {
             return Ok(Begun::Running);
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// What comes of a VM that somebody supervises: it runs, or is waited for until it does. Nothing, once nobody is there any more.
+async fn beside(
+    socket: &Path,
+    how: &Begin<'_>,
+    told: &mut Told<'_>,
+) -> Result<Option<Begun>, Error> {
+    let (mut goes_down, mut hangs_up) = (false, None);
+    loop {
+        match holder::look(socket).await {
+            Holder::Nobody => return Ok(None),
+            Holder::Gone => {
+                let since = *hangs_up.get_or_insert_with(Instant::now);
+                if since.elapsed() >= GOES_WITHIN {
+                    return Err(Error::HangsUp);
+                }
+            }
+            Holder::Supervisor(State::Running | State::Paused) => return Ok(Some(Begun::Already)),
+            Holder::Supervisor(State::Starting) if !how.wait => return Ok(Some(Begun::Asked)),
+            Holder::Supervisor(State::Starting) => {
+                if told.runs(socket).await {
+                    return Ok(Some(Begun::Running));
+                }
+            }
+            // Down by now, and about to end.
+            Holder::Supervisor(State::Stopped | State::Failed) => goes_down = true,
+            Holder::Supervisor(State::Stopping) => {
+                goes_down = true;
+                told.once("waits until it is down");
+            }
+            // It still does.
+            Holder::Silent(client::Error::Timeout(_)) if goes_down => {}
+            Holder::Silent(error) => return Err(Error::Silent(error)),
         }
         tokio::time::sleep(POLL).await;
     }

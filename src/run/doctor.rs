@@ -1,14 +1,18 @@
 //! Looks at the host and at all VM files, for `qvm doctor`. Changes nothing, and needs no right: what may not be seen is told.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use super::{admission, adopt, identities, inventory::inventory, isolate, prepare};
+use super::{
+    admission, adopt, identities,
+    inventory::{Entry, inventory},
+    isolate, prepare,
+};
 use crate::{
     host::{
         br_netfilter, bridge, cgroup, file, file_system,
@@ -60,10 +64,11 @@ pub async fn look(from: &Sources<'_>) -> Seen {
         HostSettings::absent(&from.layout.host_settings())
     });
     let entries = inventory(from.layout, &[]).await;
-    let running: BTreeSet<VmName> = entries
+    let user = |entry: &Entry| entry.status.isolation.as_ref().and_then(|isolation| isolation.uid);
+    let running: BTreeMap<VmName, Option<u32>> = entries
         .iter()
         .filter(|entry| entry.status.pid.is_some())
-        .filter_map(|entry| entry.name.parse().ok())
+        .filter_map(|entry| Some((entry.name.parse().ok()?, user(entry))))
         .collect();
     let mut names: BTreeSet<VmName> = written.iter().map(|vm| vm.name.clone()).collect();
     names.extend(entries.iter().filter_map(|entry| entry.name.parse::<VmName>().ok()));
@@ -79,14 +84,14 @@ pub async fn look(from: &Sources<'_>) -> Seen {
         .into_iter()
         .map(|name| {
             let file = written.iter().find(|vm| vm.name == name).cloned();
-            let runs = running.contains(&name);
-            vm(from, name, file, runs, qemu.as_ref().ok())
+            let (runs, user) = (running.contains_key(&name), running.get(&name).copied().flatten());
+            VmSeen { user, ..vm(from, name, file, runs, qemu.as_ref().ok()) }
         })
         .collect();
     let beside = qemu.as_ref().ok().map(|seen| prepare::qemu_img_beside(&seen.qemu.binary));
     let found = beside.is_some_and(|path| path.is_absolute()) || from.program("qemu-img").is_some();
     let isolation = qemu.as_ref().ok().map(|seen| {
-        isolate::tried(&seen.qemu, from.root)
+        isolate::tried(&seen.qemu, from.root, settings.uid_range)
             .map_err(|error| Complaint { what: chain(&error), way_out: error.hint() })
     });
     Seen {
@@ -159,7 +164,7 @@ fn vm(
     };
     let disks = written.as_ref().or(booted.as_ref()).map(|vm| &vm.disks);
     let disks = disks.into_iter().flatten().filter_map(|one| disk(&paths, one)).collect();
-    VmSeen { name, written, booted, runs, identity, firmware, disks }
+    VmSeen { name, written, booted, runs, user: None, identity, firmware, disks }
 }
 
 /// A disk of qvm's own; none where its size is not known yet, as before its image is there.

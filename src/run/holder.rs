@@ -10,26 +10,31 @@ use crate::{
         client::{Client, Error},
         types::State,
     },
-    host::lock::{self, Lock},
+    host::{
+        lock::{self, Lock},
+        pidfd::Process,
+    },
     plan::layout::VmPaths,
 };
 
 /// How long a supervisor may take to answer.
 const ANSWER: Duration = Duration::from_secs(2);
-/// How long one that is gone may keep its lock.
-const GOES_WITHIN: Duration = Duration::from_secs(5);
+/// How long one that is gone may keep its lock, and hang up.
+pub const GOES_WITHIN: Duration = Duration::from_secs(5);
 /// Between two looks at it.
 const POLL: Duration = Duration::from_millis(10);
 
 /// Who is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Holder {
     /// Nobody, as far as its control socket tells.
     Nobody,
     /// One that hung up: it is going, or gone.
     Gone,
-    /// A supervisor, with its VM in this state; unknown where it does not answer, or not to us.
-    Supervisor(Option<State>),
+    /// A supervisor, with its VM in this state. One that has not yet noticed that its QEMU is gone has failed.
+    Supervisor(State),
+    /// One that does not answer, or not to us.
+    Silent(Error),
 }
 
 /// Asks at a control socket.
@@ -37,12 +42,23 @@ pub async fn look(socket: &Path) -> Holder {
     let mut client = match Client::connect(socket).await {
         Ok(client) => client,
         Err(Error::NotRunning) => return Holder::Nobody,
-        Err(_) => return Holder::Supervisor(None),
+        Err(error) => return Holder::Silent(error),
     };
     match client.status(ANSWER).await {
-        Ok(status) => Holder::Supervisor(Some(status.state)),
+        Ok(status) => match status.pid {
+            Some(pid) if has_ended(pid) => Holder::Supervisor(State::Failed),
+            _ => Holder::Supervisor(status.state),
+        },
         Err(Error::Closed) => Holder::Gone,
-        Err(_) => Holder::Supervisor(None),
+        Err(error) => Holder::Silent(error),
+    }
+}
+
+/// Whether a process is gone, or would be but for its parent, who has yet to be told.
+fn has_ended(pid: u32) -> bool {
+    match Process::open(pid) {
+        Ok(process) => !process.is_alive(),
+        Err(error) => error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()),
     }
 }
 
@@ -57,7 +73,8 @@ pub async fn take(paths: &VmPaths) -> Result<Lock, lock::Error> {
         match Lock::acquire(&paths.lock()) {
             Err(error @ lock::Error::Taken { .. }) => {
                 let holder = look(&paths.control_socket()).await;
-                if matches!(holder, Holder::Supervisor(_)) || begun.elapsed() >= GOES_WITHIN {
+                let is_there = matches!(holder, Holder::Supervisor(_) | Holder::Silent(_));
+                if is_there || begun.elapsed() >= GOES_WITHIN {
                     return Err(error);
                 }
             }
@@ -87,7 +104,7 @@ mod tests {
     async fn one_that_hangs_up_is_nobody() {
         let (_dir, paths) = place();
         let socket = paths.control_socket();
-        assert_eq!(look(&socket).await, Holder::Nobody);
+        assert!(matches!(look(&socket).await, Holder::Nobody));
         let listener = UnixListener::bind(&socket).unwrap();
         // What the kernel does with those that nobody has accepted, once the last descriptor is closed.
         let looking = tokio::spawn({
@@ -95,8 +112,8 @@ mod tests {
             async move { look(&socket).await }
         });
         drop(tokio::task::spawn_blocking(move || listener.accept()).await.unwrap().unwrap());
-        assert_eq!(looking.await.unwrap(), Holder::Gone);
-        assert_eq!(look(&socket).await, Holder::Nobody);
+        assert!(matches!(looking.await.unwrap(), Holder::Gone));
+        assert!(matches!(look(&socket).await, Holder::Nobody));
     }
 
     #[tokio::test]

@@ -1,13 +1,15 @@
 //! The identities that are kept: of one VM, and which addresses the others have.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, OpenOptions},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::PathBuf,
 };
 
 use serde::de::Error as _;
 
+use super::adopt::{self, Found};
 use crate::{
     host::file,
     plan::{
@@ -122,23 +124,82 @@ pub fn complete(identity: &mut Identity, means: &Means, vm: &Vm) -> Result<(), f
     Ok(())
 }
 
-/// Gives a VM a user that no other has, and keeps it. One start at a time: two new VMs would find the same one free.
+/// Sees to it that a VM has a user of the host's range that no other VM has; whether it is given one, and that is written. One start
+/// at a time: two VMs would find the same one free.
 ///
 /// # Errors
 /// None is free; or the identity cannot be written.
-pub fn give_user(identity: &mut Identity, layout: &Layout, vm: &VmName) -> Result<(), Error> {
-    // That they are not valid was told before anything was begun.
+pub fn ensure_user(identity: &mut Identity, layout: &Layout, vm: &VmName) -> Result<bool, Error> {
+    // That they are not valid was told before anything was begun. No VM loses its user by that.
     let settings = HostSettings::load(&layout.host_settings());
-    let range = settings.map_or_else(|_| UidRange::default(), |settings| settings.uid_range);
+    let (range, is_known) =
+        settings.map_or_else(|_| (UidRange::default(), false), |found| (found.uid_range, true));
     let path = layout.uids_lock();
     let on = |doing| file::Error::on(doing, &path);
     let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
     let lock = lock.map_err(on("open"))?;
     fs2::FileExt::lock_exclusive(&lock).map_err(on("lock"))?;
-    let others = others(layout, vm)?;
-    let taken: BTreeSet<u32> = others.into_iter().filter_map(|(_, other)| other.uid).collect();
-    identity.uid = Some(free_uid(range, &taken).ok_or(Error::NoUser(range))?);
-    write(&layout.vm(vm), identity)
+    let taken = users_of_others(layout, vm)?;
+    let lost = match identity.uid {
+        Some(uid) if is_known && !range.contains(uid) => {
+            Some(format!("the user {uid} of its identity.toml is not in `uidRange` ({range})"))
+        }
+        Some(uid) => match taken.get(&uid) {
+            Some(other) => Some(format!("its user {uid} is that of `{other}` too")),
+            None => return Ok(false),
+        },
+        None => None,
+    };
+    let uid = free_uid(range, &taken.into_keys().collect()).ok_or(Error::NoUser(range))?;
+    identity.uid = Some(uid);
+    write(&layout.vm(vm), identity)?;
+    if let Some(why) = lost {
+        tracing::warn!("{why}: QEMU is user {uid} from now on");
+    }
+    Ok(true)
+}
+
+/// The users that other VMs have, and one VM of each: by their identities, by who owns their files, since an identity may not be
+/// readable, and by what runs.
+///
+/// # Errors
+/// The directory of all VMs' state, or of what runs, cannot be read.
+fn users_of_others(layout: &Layout, own: &VmName) -> Result<BTreeMap<u32, VmName>, file::Error> {
+    let mut users = BTreeMap::new();
+    // While a VM is renamed, a link has one of its names.
+    let place = |name: &VmName| fs::canonicalize(layout.vm(name).state).ok();
+    let own_place = place(own);
+    for name in names(file::list(&layout.vm_states())?) {
+        if name == *own || own_place.is_some() && place(&name) == own_place {
+            continue;
+        }
+        let paths = layout.vm(&name);
+        let kept = fs::read_to_string(paths.identity()).ok().and_then(|text| kept_uid(&text));
+        let files = file::list(&paths.state).unwrap_or_default();
+        let owners = files.iter().filter_map(|path| Some(fs::metadata(path).ok()?.uid()));
+        for uid in owners.chain(kept) {
+            users.entry(uid).or_insert_with(|| name.clone());
+        }
+    }
+    for name in names(file::list(&layout.runtime)?).filter(|name| name != own) {
+        if let Found::Alive(_, record) = adopt::find(&layout.vm(&name))
+            && let Some(uid) = record.isolation.and_then(|isolation| isolation.uid)
+        {
+            users.entry(uid).or_insert(name);
+        }
+    }
+    Ok(users)
+}
+
+/// The user that an identity tells, also one with keys of a later version.
+fn kept_uid(identity: &str) -> Option<u32> {
+    let table: toml::Table = identity.parse().ok()?;
+    u32::try_from(table.get("uid")?.as_integer()?).ok()
+}
+
+/// The VMs that directories are named after.
+fn names(dirs: Vec<PathBuf>) -> impl Iterator<Item = VmName> {
+    dirs.into_iter().filter_map(|dir| dir.file_name()?.to_str()?.parse().ok())
 }
 
 /// The identities of the other VMs, as far as they can be read: what is wrong with one is told when it is started.
@@ -147,11 +208,7 @@ pub fn give_user(identity: &mut Identity, layout: &Layout, vm: &VmName) -> Resul
 /// The directory of all VMs' state cannot be read.
 pub fn others(layout: &Layout, own: &VmName) -> Result<Vec<(VmName, Identity)>, file::Error> {
     let mut others = Vec::new();
-    for dir in file::list(&layout.vm_states())? {
-        let Some(name) = dir.file_name().and_then(|name| name.to_str()?.parse::<VmName>().ok())
-        else {
-            continue;
-        };
+    for name in names(file::list(&layout.vm_states())?) {
         let text = fs::read_to_string(layout.vm(&name).identity());
         if let (Some(other), false) =
             (text.ok().and_then(|t| toml::from_str(&t).ok()), name == *own)
@@ -190,5 +247,40 @@ mod tests {
             format!("cannot read `{}`: no identity of qvm's has such a `machine`", path.display());
         assert_eq!(chain(&error).trim(), said);
         assert!(error.hint().unwrap().contains("backup"));
+    }
+
+    #[test]
+    fn a_vm_keeps_the_user_that_no_other_has_also_half_way_through_its_renaming() {
+        let dir = tempfile::tempdir().unwrap();
+        let [config, state, runtime] = ["c", "s", "r"].map(|place| dir.path().join(place));
+        let layout = Layout { config, state, runtime };
+        let [web, www, db]: [VmName; 3] = ["web", "www", "db"].map(|name| name.parse().unwrap());
+        let mut identity: Identity =
+            toml::from_str("uuid = \"1\"\ninstanceId = \"i\"\nmachine = \"m\"\n").unwrap();
+        for vm in [&web, &db] {
+            fs::create_dir_all(layout.vm(vm).state).unwrap();
+        }
+        assert!(ensure_user(&mut identity, &layout, &web).unwrap());
+        let range = UidRange::default();
+        assert_eq!(identity.uid, Some(range.first()));
+        // The link that leads to the state as long as that has the old name.
+        std::os::unix::fs::symlink("web", layout.vm(&www).state).unwrap();
+        for name in [&web, &www] {
+            assert!(!ensure_user(&mut identity, &layout, name).unwrap());
+        }
+        // Another's, whatever else its identity tells.
+        let uid = range.first() + 1;
+        fs::write(layout.vm(&db).identity(), format!("future = 1\nuid = {uid}\n")).unwrap();
+        identity.uid = Some(uid);
+        assert!(ensure_user(&mut identity, &layout, &www).unwrap());
+        assert_eq!(identity.uid, Some(range.first()));
+        // Of settings that are not valid no range is known, and nobody loses anything by it.
+        identity.uid = Some(5000);
+        fs::create_dir_all(&layout.config).unwrap();
+        fs::write(layout.host_settings(), "uidRange = \"0-1\"\n").unwrap();
+        assert!(!ensure_user(&mut identity, &layout, &www).unwrap());
+        fs::write(layout.host_settings(), format!("uidRange = \"{uid}-{uid}\"\n")).unwrap();
+        let error = ensure_user(&mut identity, &layout, &www).unwrap_err();
+        assert!(matches!(error, Error::NoUser(_)), "{error}");
     }
 }

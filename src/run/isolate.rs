@@ -19,7 +19,7 @@ use crate::{
     },
     plan::{
         argv,
-        facts::Qemu,
+        facts::{Accelerator, Qemu},
         handed::Handed,
         isolation::{self, Isolation, Layer, Missing, Mode, Right},
         unit::Scope,
@@ -121,11 +121,9 @@ impl Plan {
         }
         let firmware = prepared.firmware.as_ref().map(|chosen| chosen.code.as_path());
         let (binary, strict) = (&prepared.facts.qemu.binary, mode == Mode::Strict);
-        let cell = Cell {
-            network: network && !shut_off,
-            strict,
-            ..cell(binary, firmware, uid, &settings.root)
-        };
+        let device = (prepared.accel == Accelerator::Kvm).then(|| settings.root.join(KVM));
+        let cell =
+            Cell { network: network && !shut_off, strict, ..cell(binary, firmware, uid, device) };
         let cell = match cell.domain {
             Some(domain) => Cell { domain: Some(Domain { tcp: !network, ..domain }), ..cell },
             None => cell,
@@ -186,7 +184,7 @@ impl Plan {
 }
 
 /// The narrowest cell for a QEMU.
-fn cell(binary: &Path, firmware: Option<&Path>, uid: Option<u32>, root: &Path) -> Cell {
+fn cell(binary: &Path, firmware: Option<&Path>, uid: Option<u32>, device: Option<PathBuf>) -> Cell {
     let binary = binary.canonicalize().unwrap_or_else(|_| binary.to_owned());
     let mut open_to = isolation::open_to(&binary, firmware);
     let begin = file::read_at(&binary, 0, SCRIPT.len()).unwrap_or_default();
@@ -198,22 +196,23 @@ fn cell(binary: &Path, firmware: Option<&Path>, uid: Option<u32>, root: &Path) -
     }
     Cell {
         uid,
-        device: root.join(KVM),
+        device,
         network: true,
         capabilities: true,
         no_new_privileges: true,
         domain: Some(Domain { open_to, tcp: false }),
+        filter: true,
         strict: false,
     }
 }
 
-/// What a QEMU comes to that does no more than print its version.
+/// What a QEMU comes to that does no more than print its version, as a user of this range.
 ///
 /// # Errors
 /// It does not even do that.
-pub fn tried(qemu: &Qemu, root: &Path) -> Result<Isolation, launch::Error> {
+pub fn tried(qemu: &Qemu, root: &Path, range: UidRange) -> Result<Isolation, launch::Error> {
     let mut missing = vec![];
-    let uid = rustix::process::geteuid().is_root().then(|| UidRange::default().first());
+    let uid = rustix::process::geteuid().is_root().then(|| range.first());
     if uid.is_none() {
         missing.push(Missing { layer: Layer::Uid, why: NOT_ROOT.to_owned() });
     }
@@ -223,7 +222,7 @@ pub fn tried(qemu: &Qemu, root: &Path) -> Result<Isolation, launch::Error> {
     } else {
         missing.push(Missing { layer: Layer::Seccomp, why: NO_SANDBOX.to_owned() });
     }
-    let cell = cell(&qemu.binary, None, uid, root);
+    let cell = cell(&qemu.binary, None, uid, Some(root.join(KVM)));
     let (inside, report) = cell.prepare().map_err(Error::Pipe)?;
     let pid = child::spawn(&qemu.binary, &arguments, vec![], move || inside.enter())?;
     missing.extend(report.read());

@@ -256,9 +256,8 @@ pub fn prepare(
         return Err(Error::OlderQemu { machine: identity.machine, qemu: facts.qemu });
     }
     let wants_user = vm.isolation != Isolation::Off && settings.scope == Scope::System;
-    if wants_user && identity.uid.is_none() {
-        identities::give_user(&mut identity, &settings.layout, &vm.name)?;
-    } else if changed {
+    let written = wants_user && identities::ensure_user(&mut identity, &settings.layout, &vm.name)?;
+    if changed && !written {
         identities::write(&paths, &identity)?;
     }
     let firmware = firmware_of(settings, &vm, &facts, &identity.machine)?;

@@ -174,6 +174,19 @@ pub async fn restarts(vm: &VmName, scope: Scope) -> Option<u32> {
     property(&shown.ok()?, "NRestarts")?.parse().ok()
 }
 
+/// What the unit's supervisor ended with the last time, if it did not end by a signal; `None` where nobody knows.
+pub async fn exit_code(vm: &VmName, scope: Scope) -> Option<u8> {
+    let properties = "--property=ExecMainCode,ExecMainStatus";
+    let shown = systemctl(scope, &["show", properties, &unit::unit_name(vm)]).await.ok()?;
+    exited_with(&shown)
+}
+
+/// By `CLD_EXITED` (waitid(2)), which systemd gives as its number.
+fn exited_with(shown: &str) -> Option<u8> {
+    let exited = property(shown, "ExecMainCode")? == "1";
+    exited.then(|| property(shown, "ExecMainStatus")?.parse().ok())?
+}
+
 /// What became of the unit since its crash, when it had been restarted `restarts` times; `None` where nobody knows.
 pub async fn after_crash(vm: &VmName, scope: Scope, restarts: u32) -> Option<After> {
     let properties = "--property=ActiveState,NRestarts";
@@ -271,6 +284,14 @@ mod tests {
             assert_eq!(After::read(&shown, 3), Some(after), "{shown}");
         }
         assert_eq!(After::read("ActiveState=failed\n", 3), None);
+    }
+
+    #[test]
+    fn an_exit_code_is_told_from_a_signal() {
+        assert_eq!(exited_with("ExecMainCode=1\nExecMainStatus=69\n"), Some(69));
+        assert_eq!(exited_with("ExecMainStatus=9\nExecMainCode=2\n"), None);
+        assert_eq!(exited_with("ExecMainCode=0\nExecMainStatus=0\n"), None);
+        assert_eq!(exited_with(""), None);
     }
 
     #[test]

@@ -55,7 +55,7 @@ pub async fn run(
             super::tell(&name, "new, started");
             Ok(())
         }
-        Err(error) => Err(super::not_begun(&error, layout, &name)),
+        Err(error) => Err(super::not_begun(&error, &how, &name).await),
     });
     let (reloaded, started) = tokio::join!(reloaded, started);
     failures.extend(reloaded.err().into_iter().chain(started.err()));

@@ -50,7 +50,9 @@ pub async fn run(
     super::advise_copy(name, from, &cloned.vm, cloned.has_run);
     if args.start {
         let how = Begin { layout: &layout, exe, manager, wait: true, say: super::tell };
-        begin(name, &how).await.map_err(|error| super::not_begun(&error, &layout, name))?;
+        if let Err(error) = begin(name, &how).await {
+            return Err(super::not_begun(&error, &how, name).await);
+        }
         super::tell(name, "running");
     }
     Ok(())

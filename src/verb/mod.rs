@@ -70,10 +70,12 @@ use crate::{
     plan::{keys::Chord, layout::Layout, unit::Scope},
     run::{
         adopt::{self, Found},
-        ask_down, begin, carry,
+        ask_down,
+        begin::{self, Begin},
+        carry,
         in_guest::{self, Guest},
         progress::Cancel,
-        service::Unit,
+        service::{self, Unit},
     },
     spec::Vm,
     value::{VmName, plain},
@@ -196,7 +198,8 @@ fn alone(name: &VmName, qemu: u32) -> Failure {
 }
 
 /// Why a supervisor did not start.
-fn not_begun(error: &begin::Error, layout: &Layout, name: &VmName) -> Failure {
+async fn not_begun(error: &begin::Error, how: &Begin<'_>, name: &VmName) -> Failure {
+    let layout = how.layout;
     match error {
         begin::Error::Invalid(invalid) => Failure::invalid(invalid),
         begin::Error::NoFile(_) if layout.vm(name).state.is_dir() => {
@@ -207,7 +210,7 @@ fn not_begun(error: &begin::Error, layout: &Layout, name: &VmName) -> Failure {
         begin::Error::NoFile(_) => not_running(layout, name),
         begin::Error::Ended { status, wrote } => {
             let code = match status.code().and_then(|code| u8::try_from(code).ok()) {
-                Some(code @ (exit::INVALID | exit::HOST)) => code,
+                Some(code @ (exit::INVALID | exit::HOST | exit::NO_ROOM)) => code,
                 _ => exit::FAILED,
             };
             // What it said at its end says more than that it ended; before that may be what QEMU said.
@@ -217,6 +220,15 @@ fn not_begun(error: &begin::Error, layout: &Layout, name: &VmName) -> Failure {
                 true => Failure::told(code, said.join("\n")),
                 false => Failure::of(error).about(name).code(code),
             }
+        }
+        begin::Error::Unit { .. } => {
+            // Of one that is started again systemd has soon forgotten it.
+            let ended = match how.manager {
+                Some(scope) => service::exit_code(name, scope).await,
+                None => None,
+            };
+            let code = ended.filter(|code| *code == exit::NO_ROOM).unwrap_or(exit::FAILED);
+            Failure::of(error).about(name).code(code).hint(error.hint())
         }
         error => {
             let code = if error.is_the_hosts() { exit::HOST } else { exit::FAILED };

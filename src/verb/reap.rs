@@ -17,9 +17,9 @@ use crate::{
         Settings,
         adopt::{self, Found},
         left_behind,
-        service::{self, After},
+        service::{self, After, Unit},
     },
-    value::VmName,
+    value::{VmName, chain},
 };
 
 /// What `qvm reap` takes.
@@ -45,6 +45,8 @@ pub enum Ended {
     Crashed,
     /// The start failed by the host: the unit is restarted, and the start is not to count.
     ByHost,
+    /// It failed, and the unit is restarted: with a new QEMU.
+    Failed,
     /// The VM shall be down.
     Down,
 }
@@ -53,11 +55,17 @@ impl Ended {
     /// By the environment that systemd gives to ExecStopPost=.
     pub fn read(env: &dyn Fn(&str) -> Option<OsString>) -> Self {
         let is = |key: &str, value: &str| env(key).is_some_and(|found| found == *value);
+        let not_again =
+            [exit::NOT_RUNNING, exit::NO_ROOM, exit::INVALID].map(|code| code.to_string());
         let crashes = ["signal", "core-dump", "watchdog", "oom-kill"];
         if crashes.iter().any(|crash| is("SERVICE_RESULT", crash)) {
             Self::Crashed
         } else if is("EXIT_CODE", "exited") && is("EXIT_STATUS", &exit::HOST.to_string()) {
             Self::ByHost
+        } else if env("SERVICE_RESULT").is_some_and(|found| found != "success")
+            && !not_again.iter().any(|code| is("EXIT_CODE", "exited") && is("EXIT_STATUS", code))
+        {
+            Self::Failed
         } else {
             Self::Down
         }
@@ -90,16 +98,42 @@ pub async fn run(
                     Some(restarts) => guard(&name, exe, restarts),
                     None => warn!("nobody sees to QEMU if the unit is stopped now"),
                 }
+            } else {
+                take_up_file(&name, scope).await;
             }
             Ok(())
         }
         Ended::ByHost => {
+            take_up_file(&name, scope).await;
             tokio::time::sleep(PAUSE).await;
             Ok(())
+        }
+        Ended::Failed => {
+            let done = down(settings).await;
+            if !service::is_stopping(&name, scope).await {
+                take_up_file(&name, scope).await;
+            }
+            done.map_err(|failure| failure.about(&name))
         }
         Ended::Crashed | Ended::Down => {
             down(settings).await.map_err(|failure| failure.about(&name))
         }
+    }
+}
+
+/// systemd starts the unit again by the drop-in that it has. Where the VM file is newer, the new QEMU may need what only a new drop-in opens:
+/// disks elsewhere, the host's network.
+async fn take_up_file(name: &VmName, scope: Scope) {
+    let taken_up = match Unit::find(name, scope).await {
+        Ok(Some(unit)) => unit.refresh().await,
+        Ok(None) => Ok(()),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = taken_up {
+        warn!(
+            "the unit is started again as it was made from an earlier VM file: {}",
+            chain(&error)
+        );
     }
 }
 
@@ -154,8 +188,10 @@ mod tests {
             ("watchdog", "dumped", "ABRT", Ended::Crashed),
             ("oom-kill", "killed", "KILL", Ended::Crashed),
             ("success", "exited", "0", Ended::Down),
-            ("timeout", "killed", "KILL", Ended::Down),
-            ("exit-code", "exited", "1", Ended::Down),
+            ("timeout", "killed", "KILL", Ended::Failed),
+            ("exit-code", "exited", "1", Ended::Failed),
+            ("exit-code", "exited", "3", Ended::Down),
+            ("exit-code", "exited", "69", Ended::Down),
             ("exit-code", "exited", "78", Ended::Down),
             ("exit-code", "exited", "75", Ended::ByHost),
         ] {

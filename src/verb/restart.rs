@@ -50,7 +50,9 @@ pub async fn run(
         }
         let released = released(&paths).await;
         released.map_err(|error| Failure::of(&error).about(&name).hint(error.hint()))?;
-        begin(&name, &how).await.map_err(|error| super::not_begun(&error, layout, &name))?;
+        if let Err(error) = begin(&name, &how).await {
+            return Err(super::not_begun(&error, &how, &name).await);
+        }
         super::tell(&name, "running");
         Ok(())
     })

@@ -41,7 +41,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
         let text = "nothing removed: it is not said what";
         return Err(Failure::new(exit::USAGE, text).about(name).hint(hint));
     }
-    if let Holder::Supervisor(_) = holder::look(&paths.control_socket()).await {
+    if let Holder::Supervisor(_) | Holder::Silent(_) = holder::look(&paths.control_socket()).await {
         return Err(running(name));
     }
     let told = |error: kept::Error| Failure::of(&error).about(name).hint(error.hint());

@@ -47,7 +47,7 @@ pub async fn run(
             Ok(Begun::Running) => super::tell(&name, "running"),
             Ok(Begun::Already) => super::tell(&name, "already running"),
             Ok(Begun::Asked) => super::tell(&name, "starting"),
-            Err(error) => return Err(super::not_begun(&error, layout, &name)),
+            Err(error) => return Err(super::not_begun(&error, &how, &name).await),
         }
         Ok(())
     })

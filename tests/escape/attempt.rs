@@ -54,7 +54,7 @@ pub(crate) struct Targets {
 type Attempt = (&'static str, fn(&Targets) -> io::Result<()>);
 
 /// All of them.
-pub(crate) const ALL: [Attempt; 29] = [
+pub(crate) const ALL: [Attempt; 34] = [
     ("read a neighbour's disk", |t| File::open(&t.disk).map(drop)),
     ("write a neighbour's disk", |t| File::options().write(true).open(&t.disk).map(drop)),
     ("list the VMs", |t| fs::read_dir(t.state.parent().unwrap()).map(drop)),
@@ -113,7 +113,55 @@ pub(crate) const ALL: [Attempt; 29] = [
             unsafe { libc::mknod(name.as_ptr(), libc::S_IFCHR | 0o600, libc::makedev(1, 1)) };
         checked(made.into()).and_then(|()| fs::remove_file(&path))
     }),
+    ("change a tap", |_| change_a_tap()),
+    ("keep a key", |_| {
+        let (kind, name, key) = (c"user".as_ptr(), c"escape".as_ptr(), c"key".as_ptr());
+        // SAFETY: the texts end with a NUL, and the key is as long as is said. It goes with this process (keyrings(7)).
+        checked(unsafe { libc::syscall(libc::SYS_add_key, kind, name, key, 3, -2) })
+    }),
+    ("handle its own page faults", |_| {
+        // SAFETY: a system call without pointers; the descriptor is closed with the process.
+        checked(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) })
+    }),
+    ("load a program into the kernel", |_| {
+        // An array of one, by the first five fields of `union bpf_attr`: kind, key, value, entries, flags.
+        let map: [u32; 5] = [2, 4, 4, 1, 0];
+        // SAFETY: the structure is as long as is said, and outlives the call.
+        checked(unsafe { libc::syscall(libc::SYS_bpf, 0, map.as_ptr(), size_of_val(&map)) })
+    }),
+    ("make a user namespace", |_| {
+        // A process of its own, for this one is to stay in this one.
+        // SAFETY: between fork and exit the child makes one bare system call.
+        match unsafe { libc::fork() } {
+            0 => {
+                // SAFETY: as above.
+                let made = unsafe { libc::unshare(libc::CLONE_NEWUSER) };
+                // SAFETY: it ends at once.
+                unsafe { libc::_exit(i32::from(made != 0)) }
+            }
+            pid => {
+                let mut status = 0;
+                // SAFETY: the status outlives the call.
+                checked(unsafe { libc::waitpid(pid, &raw mut status, 0) }.into())?;
+                if status == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) }
+            }
+        }
+    }),
 ];
+
+/// The requests that a tap obeys without any right: to be seen as another one, to stay. What has got as far as the device has got
+/// through, whatever that says to it.
+fn change_a_tap() -> io::Result<()> {
+    for request in [libc::SIOCSIFHWADDR, libc::TUNSETPERSIST, libc::TUNSETOWNER, libc::TUNSETLINK] {
+        // SAFETY: standard input is /dev/null, which knows no requests, and reads nothing.
+        let done = checked(unsafe { libc::ioctl(0, request as _, 0) }.into());
+        match done {
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}
+            Err(_) | Ok(()) => return Ok(()),
+        }
+    }
+    Err(io::Error::from_raw_os_error(libc::EPERM))
+}
 
 /// What all that is good for nothing without: some right of root's.
 fn capable() -> io::Result<()> {

@@ -15,6 +15,7 @@ enum Claim<'a> {
     Mac(MacAddr),
     Address(IpAddr),
     Uuid(&'a str),
+    User(u32),
 }
 
 /// Who says that a VM has it.
@@ -60,6 +61,8 @@ fn of(vm: &VmSeen) -> Vec<(Claim<'_>, By)> {
         take(booted, By::Running);
     }
     claims.extend(identity.map(|identity| (Claim::Uuid(&identity.uuid), By::Identity)));
+    claims.extend(identity.and_then(|kept| Some((Claim::User(kept.uid?), By::Identity))));
+    claims.extend(vm.user.map(|uid| (Claim::User(uid), By::Running)));
     claims
 }
 
@@ -77,6 +80,9 @@ fn twice(claim: Claim<'_>, who: &[(&VmName, By)]) -> Option<Finding> {
     let all = names(vms.iter().copied());
     let has = |by: By| who.iter().any(|(_, who)| *who == by);
     let todo = match (has(By::Identity), has(By::Running)) {
+        _ if matches!(claim, Claim::User(_)) => {
+            "stop one that runs, and start it: whichever starts next is given a user of its own"
+        }
         (true, _) => {
             "if one is a copy of the other, stop it and remove its identity.toml: it gets its own at the next start"
         }
@@ -94,6 +100,11 @@ fn twice(claim: Claim<'_>, who: &[(&VmName, By)]) -> Option<Finding> {
         }
         Claim::Uuid(uuid) => {
             Finding::warning("addresses", format!("{all} have the same UUID `{uuid}`"))
+        }
+        Claim::User(uid) => {
+            let found =
+                format!("{all} have the same user {uid}: it keeps neither QEMU from the other");
+            Finding::error("isolation", found)
         }
     };
     Some(finding.todo(todo))

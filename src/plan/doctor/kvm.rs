@@ -1,13 +1,19 @@
 //! KVM: whether guests run on the processor itself, and on which module.
 
 use super::{Finding, Level, Seen, names};
-use crate::{plan::facts::Kvm, spec::Accel, value::VmName};
+use crate::{
+    plan::{facts::Kvm, isolation::Mode},
+    spec::Accel,
+    value::VmName,
+};
 
 /// What was seen of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KvmSeen {
     /// Whether it can be used.
     pub usable: Kvm,
+    /// By its mode it is root's alone, and QEMUs are other users.
+    pub roots_alone: bool,
     /// `kvm_intel` or `kvm_amd`, where one is loaded.
     pub module: Option<String>,
     /// Guests can be hypervisors themselves (the module's parameter `nested`).
@@ -31,7 +37,21 @@ pub(super) fn examine(seen: &Seen) -> Vec<Finding> {
         [] => "guests run on TCG, an order of magnitude slower".to_owned(),
         demand => format!("{} will not start: `accel` is `kvm`", names(demand.iter().copied())),
     };
+    let others: Vec<&VmName> = seen
+        .written()
+        .filter(|vm| vm.accel != Accel::Tcg && vm.isolation != Mode::Off)
+        .map(|vm| &vm.name)
+        .collect();
     let finding = match kvm.usable {
+        Kvm::Usable if kvm.roots_alone && !others.is_empty() => {
+            let found = format!(
+                "/dev/kvm is open to root alone, and QEMU is another user: {} will not start",
+                names(others)
+            );
+            Finding::error("kvm", found).todo(
+                "`chgrp kvm /dev/kvm && chmod 0660 /dev/kvm`, as udev does by itself; QEMU keeps that group, but never root's",
+            )
+        }
         Kvm::Usable => {
             let module = kvm.module.as_deref().unwrap_or("a module that is not known");
             let nested = if kvm.nested { "may" } else { "may not" };

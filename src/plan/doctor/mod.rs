@@ -132,6 +132,8 @@ pub struct VmSeen {
     pub booted: Option<Vm>,
     /// Its QEMU runs.
     pub runs: bool,
+    /// The user that its QEMU is, where that is not its supervisor's.
+    pub user: Option<u32>,
     /// `identity.toml`; none before its first start.
     pub identity: Result<Option<Identity>, Complaint>,
     /// Whether there is the firmware that its file asks for.

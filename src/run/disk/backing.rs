@@ -73,7 +73,7 @@ pub fn backing(
 }
 
 /// Cached images stand alone: qcow2, or else raw.
-fn format_of(disk: &Label, base: &Path) -> Result<Format, Error> {
+pub(super) fn format_of(disk: &Label, base: &Path) -> Result<Format, Error> {
     let on = |source: FileError| Error::File { disk: disk.clone(), source };
     let head = file::read_at(base, 0, qcow2::MAGIC.len()).map_err(on)?;
     Ok(if head == qcow2::MAGIC { Format::Qcow2 } else { Format::Raw })

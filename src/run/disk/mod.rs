@@ -97,7 +97,8 @@ pub fn ensure(
     let (format, virtual_size) = match (step, found) {
         (Step::Keep(format), found) => (format, found.map(|f| f.virtual_size)),
         (Step::Grow(format, size), _) => {
-            work.grow(&vm.disk(&disk.name, format), format, size)?;
+            let base = made(disk, vm)?.and_then(|made| made.base);
+            work.grow(&vm.disk(&disk.name, format), format, size, base.as_deref())?;
             (format, Some(size.bytes()))
         }
         (Step::Make, _) => {
@@ -194,9 +195,17 @@ impl Work<'_> {
     }
 
     /// Grows a disk in place. Both ways are safe against a crash: the new size is written last, and at once.
-    fn grow(&self, path: &Path, format: Format, size: Size) -> Result<(), Error> {
+    fn grow(
+        &self,
+        path: &Path,
+        format: Format,
+        size: Size,
+        base: Option<&Path>,
+    ) -> Result<(), Error> {
         if format == Format::Qcow2 {
-            return self.tools.qemu_img.resize(path, format, size).map_err(self.qemu_img());
+            let format_of = |base| Ok((base, backing::format_of(&self.disk.name, base)?));
+            let base = base.map(format_of).transpose()?;
+            return self.tools.qemu_img.resize(path, format, size, base).map_err(self.qemu_img());
         }
         let grown = OpenOptions::new().write(true).open(path).and_then(|file| {
             file.set_len(size.bytes())?;
@@ -318,7 +327,7 @@ impl Work<'_> {
             }
         }
         if virtual_size > cached.virtual_size {
-            self.grow(to, format, size)?;
+            self.grow(to, format, size, None)?;
         }
         Ok(None)
     }

@@ -66,3 +66,32 @@ fn two_vms_with_one_address() {
         }
     }
 }
+
+#[test]
+fn two_vms_with_one_user() {
+    let kept = |name: &str, user: u32| {
+        let mut seen = with_identity(vm(name, ""), name, "pc-q35-10.0", None);
+        if let Ok(Some(identity)) = &mut seen.identity {
+            identity.uid = Some(user);
+        }
+        seen
+    };
+    let runs_as = |seen: VmSeen, user: u32| VmSeen { runs: true, user: Some(user), ..seen };
+    for (vms, twice) in [
+        (vec![kept("a", 5), kept("b", 6)], false),
+        (vec![kept("a", 5), kept("b", 5)], true),
+        // It is the same one that runs, and another that has taken what it was.
+        (vec![runs_as(kept("a", 5), 5), kept("b", 6)], false),
+        (vec![runs_as(kept("a", 6), 5), kept("b", 5)], true),
+        (vec![runs_as(vm("a", ""), 5), runs_as(vm("b", ""), 5)], true),
+    ] {
+        let told: Vec<String> = told(&well(vms), "isolation")
+            .into_iter()
+            .filter(|said| !said.starts_with("ok "))
+            .collect();
+        let expected = "error isolation: `a` and `b` have the same user 5: it keeps neither QEMU from the other | \
+                        stop one that runs, and start it: whichever starts next is given a user of its own";
+        let expected: &[&str] = if twice { &[expected] } else { &[] };
+        assert_eq!(told, expected);
+    }
+}

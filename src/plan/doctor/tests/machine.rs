@@ -18,7 +18,8 @@ fn kvm_is_as_bad_as_the_vms_need_it() {
         (Kvm::Unproven, true, demand, "warning kvm: /dev/kvm is there without", "TCG is meant"),
     ] {
         let mut seen = well(vec![vm("web", file)]);
-        seen.kvm = KvmSeen { usable: usable.clone(), module: None, nested: false, offered };
+        let usable = usable.clone();
+        seen.kvm = KvmSeen { usable, roots_alone: true, module: None, nested: false, offered };
         let said = one(&seen, "kvm", starts);
         let (_, todo) = said.split_once(" | ").unwrap();
         assert!(todo.contains(ends), "{said}");
@@ -27,6 +28,15 @@ fn kvm_is_as_bad_as_the_vms_need_it() {
     let mut seen = well(vec![]);
     seen.kvm.nested = true;
     assert!(one(&seen, "kvm", "ok ").ends_with("guests may be hypervisors themselves"));
+    // Whom root alone may open it to.
+    let off = "accel = \"kvm\"\nisolation = \"off\"";
+    for (file, bad) in [(auto, true), (demand, true), (tcg, false), (off, false)] {
+        let mut seen = well(vec![vm("web", file)]);
+        seen.kvm.roots_alone = true;
+        let said =
+            one(&seen, "kvm", if bad { "error kvm: /dev/kvm is open to root" } else { "ok" });
+        assert!(!bad || said.contains("`web` will not start | `chgrp kvm"), "{said}");
+    }
 }
 
 #[test]

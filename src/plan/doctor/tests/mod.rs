@@ -41,6 +41,7 @@ fn vm(name: &str, text: &str) -> VmSeen {
         written: Some(file(name, text)),
         booted: None,
         runs: false,
+        user: None,
         identity: Ok(None),
         firmware: Ok(()),
         disks: vec![],
@@ -92,6 +93,7 @@ fn well(vms: Vec<VmSeen>) -> Seen {
     Seen {
         kvm: KvmSeen {
             usable: Kvm::Usable,
+            roots_alone: false,
             module: Some("kvm_amd".into()),
             nested: false,
             offered: true,

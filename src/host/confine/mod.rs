@@ -3,6 +3,8 @@
 //! Every step is taken by the child between fork and exec, where only bare system calls are allowed; what they need is made
 //! before. How each went comes back through a pipe, which exec closes.
 
+mod filter;
+
 use std::{
     fs::File,
     io::{self, Read},
@@ -43,8 +45,8 @@ const WORD: usize = 3;
 pub struct Cell {
     /// The user and group that it becomes; `None` stays who it is.
     pub uid: Option<u32>,
-    /// A device that its group must be able to open: the only other group that it keeps.
-    pub device: PathBuf,
+    /// A device that it must be able to open: that of its group is the only other group that it keeps, unless that is root's.
+    pub device: Option<PathBuf>,
     /// It gets a network namespace with nothing in it.
     pub network: bool,
     /// It loses all capabilities.
@@ -53,6 +55,8 @@ pub struct Cell {
     pub no_new_privileges: bool,
     /// All that it may open by name; `None` is anything.
     pub domain: Option<Domain>,
+    /// Calls and requests that nobody there has a use for are refused.
+    pub filter: bool,
     /// A step that fails ends it.
     pub strict: bool,
 }
@@ -77,6 +81,8 @@ pub struct Prepared {
     /// `uid_map` and `gid_map` of a user namespace in which everybody is who he was.
     maps: (String, String),
     ruleset: Option<OwnedFd>,
+    /// Nothing in it where there is to be none.
+    filter: Vec<seccompiler::sock_filter>,
     strict: bool,
     /// It cannot be as strict as is wanted.
     refuses: bool,
@@ -106,7 +112,15 @@ impl Cell {
                 None
             }
         };
-        let group = std::fs::metadata(&self.device).ok().filter(|d| d.mode() & 0o060 == 0o060);
+        let filter = match self.filter.then(filter::program).transpose() {
+            Ok(filter) => filter.unwrap_or_default(),
+            Err(why) => {
+                missing.push(Missing { layer: Layer::Seccomp, why: why.to_string() });
+                vec![]
+            }
+        };
+        let device = self.device.as_ref().and_then(|path| std::fs::metadata(path).ok());
+        let group = device.filter(|d| d.mode() & 0o060 == 0o060 && d.gid() != 0);
         let uid = self.uid.unwrap_or_else(|| rustix::process::geteuid().as_raw());
         let gid = self.uid.unwrap_or_else(|| rustix::process::getegid().as_raw());
         let prepared = Prepared {
@@ -118,6 +132,7 @@ impl Cell {
             maps: (format!("{uid} {uid} 1\n"), format!("{gid} {gid} 1\n")),
             refuses: self.strict && !missing.is_empty(),
             ruleset,
+            filter,
             strict: self.strict,
             say,
         };
@@ -227,6 +242,9 @@ impl Prepared {
         if let Some(ruleset) = &self.ruleset {
             self.tell(Layer::Landlock, restrict(ruleset.as_raw_fd()))?;
         }
+        if !self.filter.is_empty() {
+            self.tell(Layer::Seccomp, refuse(&self.filter))?;
+        }
         Ok(())
     }
 
@@ -294,10 +312,58 @@ fn restrict(ruleset: RawFd) -> rustix::io::Result<()> {
     unsafe { checked(libc::syscall(libc::SYS_landlock_restrict_self, ruleset, 0)) }
 }
 
+/// For this process and whatever it becomes. Wants `no_new_privs`, or CAP_SYS_ADMIN.
+fn refuse(filter: &[seccompiler::sock_filter]) -> rustix::io::Result<()> {
+    let program = libc::sock_fprog {
+        len: u16::try_from(filter.len()).map_err(|_| Errno::INVAL)?,
+        filter: filter.as_ptr().cast_mut().cast(),
+    };
+    let mode = libc::SECCOMP_SET_MODE_FILTER;
+    // SAFETY: the program and its instructions, which have the layout of the kernel's, outlive the call, and are only read.
+    unsafe { checked(libc::syscall(libc::SYS_seccomp, mode, 0, &raw const program)) }
+}
+
 fn checked(returned: libc::c_long) -> rustix::io::Result<()> {
     if returned >= 0 {
         return Ok(());
     }
     let error = io::Error::last_os_error();
     Err(Errno::from_io_error(&error).unwrap_or(Errno::IO))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, chown};
+
+    use super::*;
+
+    #[test]
+    fn of_its_groups_only_that_of_a_device_stays_and_never_root_s() {
+        let dir = tempfile::tempdir().unwrap();
+        let device = dir.path().join("kvm");
+        std::fs::write(&device, "").unwrap();
+        let groups = |device: Option<&Path>| {
+            let cell = Cell {
+                uid: Some(1_900_000_000),
+                device: device.map(Path::to_owned),
+                network: false,
+                capabilities: false,
+                no_new_privileges: false,
+                domain: None,
+                filter: false,
+                strict: true,
+            };
+            cell.prepare().unwrap().0.groups
+        };
+        // Anybody may open it, and it is root's.
+        assert_eq!(groups(Some(Path::new("/dev/null"))), [0; 0]);
+        assert_eq!(groups(None), [0; 0]);
+        let own = rustix::process::getegid().as_raw();
+        let gid = if own == 0 { 36 } else { own };
+        chown(&device, None, Some(gid)).unwrap();
+        for (mode, kept) in [(0o660, vec![gid]), (0o666, vec![gid]), (0o600, vec![])] {
+            std::fs::set_permissions(&device, PermissionsExt::from_mode(mode)).unwrap();
+            assert_eq!(groups(Some(&device)), kept, "{mode:o}");
+        }
+    }
 }
