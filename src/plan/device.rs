@@ -277,8 +277,13 @@ pub(super) fn flash(firmware: &Chosen, vars: &Path, files: &mut Files) -> Vec<Va
     }
     let mut out = vec![];
     for (node, path, format, read_only) in parts {
-        out.push(json!({"driver": "file", "node-name": format!("{node}-file"),
-            "filename": files.add(node, path, !read_only), "read-only": read_only}));
+        let mut file = json!({"driver": "file", "node-name": format!("{node}-file"),
+            "filename": files.add(node, path, !read_only), "read-only": read_only});
+        if read_only {
+            // The host's, and read by everybody: whoever may lock it would keep every VM down.
+            file["locking"] = "off".into();
+        }
+        out.push(file);
         out.push(json!({"driver": format.name(), "node-name": node,
             "file": format!("{node}-file"), "read-only": read_only}));
     }

@@ -26,7 +26,7 @@ use std::{
             process::CommandExt,
         },
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
 };
 
@@ -418,7 +418,7 @@ fn a_tap_does_not_obey_qemu() {
         lab.ok(&["start", isolation]);
         let qemu = lab.qemu_pid(isolation);
         let is_tap = |entry: &fs::DirEntry| {
-            fs::read_link(entry.path()).is_ok_and(|to| to == PathBuf::from("/dev/net/tun"))
+            fs::read_link(entry.path()).is_ok_and(|to| to == *Path::new("/dev/net/tun"))
         };
         let fds = fs::read_dir(format!("/proc/{qemu}/fd")).unwrap().map(Result::unwrap);
         let tap = fds.into_iter().find(is_tap).unwrap().file_name();

@@ -2,7 +2,7 @@
 //!
 //! What is refused fails with EPERM, as without the right to it: no QEMU ends by it. QEMU adds its own filter to this one.
 
-use nix::libc::{self, c_long};
+use nix::libc;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule,
@@ -16,7 +16,7 @@ const X32: i64 = 0x4000_0000;
 const X32_IOCTL: i64 = X32 + 514;
 
 /// Other processes, keys, the kernel's own machinery, mounts and namespaces, the clock and the host's name.
-const CALLS: &[c_long] = &[
+const CALLS: &[i64] = &[
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
@@ -91,9 +91,8 @@ pub(super) fn program() -> Result<BpfProgram, seccompiler::BackendError> {
         SeccompRule::new(vec![SeccompCondition::new(1, at, is, (*request).into())?])
     };
     let requests = || REQUESTS.iter().map(request).collect::<Result<Vec<_>, _>>();
-    let calls = CALLS.iter().map(|call| i64::from(*call));
     let mut rules: std::collections::BTreeMap<i64, Vec<SeccompRule>> =
-        calls.map(|call| (call, vec![])).collect();
+        CALLS.iter().map(|call| (*call, vec![])).collect();
     #[cfg(target_arch = "x86_64")]
     rules.extend(rules.clone().into_keys().map(|call| (call + X32, vec![])));
     rules.insert(libc::SYS_ioctl, requests()?);
