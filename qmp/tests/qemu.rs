@@ -39,13 +39,18 @@ async fn qemu(dir: &Path) -> Option<(Qemu, Session)> {
         return None;
     };
     let qemu = Qemu(child);
-    let listens = async {
-        while !socket.exists() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+    // The socket is there before anybody listens at it.
+    let connected = async {
+        loop {
+            match qmp::connect(&socket, LIMIT).await {
+                Err(qmp::Error::Connect { .. }) => {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                connected => return connected.unwrap(),
+            }
         }
     };
-    tokio::time::timeout(LIMIT, listens).await.expect("QEMU never listens");
-    Some((qemu, qmp::connect(&socket, LIMIT).await.unwrap()))
+    Some((qemu, tokio::time::timeout(LIMIT, connected).await.expect("QEMU never listens")))
 }
 
 async fn wait_for(events: &mut Events, wanted: &Kind) {

@@ -160,8 +160,8 @@ impl Scene {
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
+        self.lab.wait_state("web", "running");
         let status = self.lab.status("web");
-        assert_eq!(status["state"], "running", "{status}");
         assert_eq!(self.qemus(), [self.lab.qemu_pid("web")]);
         assert_eq!(status["pid"], self.lab.qemu_pid("web"));
         self.files_are_those_of_a_vm_that_runs();
