@@ -285,6 +285,30 @@ fn a_start_behind_a_stop_waits_until_the_vm_is_down() {
 }
 
 #[test]
+fn a_start_right_behind_an_end_gets_a_new_guest() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let lab = Lab::new();
+    lab.vm("web", &image, "");
+    lab.ok(&["start", "web"]);
+    lab.says("web", "BOOT-GUEST-READY", 1);
+    // Whichever of its last steps the supervisor has come to by then.
+    for round in 0..8 {
+        let qemu = lab.qemu_pid("web");
+        match round % 2 {
+            0 => drop(lab.ok(&["stop", "--no-wait", "web"])),
+            _ => {
+                signal(qemu, SIGKILL);
+                until("QEMU is gone", || !runs(qemu));
+            }
+        }
+        let said = lab.ok(&["start", "web"]);
+        assert!(said.ends_with("web: running\n"), "round {round}: {said}");
+        assert_ne!(lab.qemu_pid("web"), qemu, "round {round}");
+        lab.says("web", "BOOT-GUEST-READY", round + 2);
+    }
+}
+
+#[test]
 fn of_many_starts_at_once_each_has_the_guest_run() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();

@@ -21,6 +21,8 @@ use crate::{
 const ANSWER: Duration = Duration::from_secs(2);
 /// How long one that is gone may keep its lock, and hang up.
 pub const GOES_WITHIN: Duration = Duration::from_secs(5);
+/// What one that is about to end says to everything (docs/io.qvm.Vm.varlink).
+const NOT_NOW: &str = "io.qvm.Vm.NotNow";
 /// Between two looks at it.
 const POLL: Duration = Duration::from_millis(10);
 
@@ -50,6 +52,8 @@ pub async fn look(socket: &Path) -> Holder {
             _ => Holder::Supervisor(status.state),
         },
         Err(Error::Closed) => Holder::Gone,
+        // Of its VM every supervisor tells as long as it has anything to do with it.
+        Err(Error::Refused { error, .. }) if error == NOT_NOW => Holder::Supervisor(State::Stopped),
         Err(error) => Holder::Silent(error),
     }
 }
@@ -73,8 +77,12 @@ pub async fn take(paths: &VmPaths) -> Result<Lock, lock::Error> {
         match Lock::acquire(&paths.lock()) {
             Err(error @ lock::Error::Taken { .. }) => {
                 let holder = look(&paths.control_socket()).await;
-                let is_there = matches!(holder, Holder::Supervisor(_) | Holder::Silent(_));
-                if is_there || begun.elapsed() >= GOES_WITHIN {
+                let goes = match holder {
+                    Holder::Nobody | Holder::Gone => true,
+                    Holder::Supervisor(state) => matches!(state, State::Stopped | State::Failed),
+                    Holder::Silent(_) => false,
+                };
+                if !goes || begun.elapsed() >= GOES_WITHIN {
                     return Err(error);
                 }
             }
@@ -86,7 +94,11 @@ pub async fn take(paths: &VmPaths) -> Result<Lock, lock::Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::net::UnixListener, path::PathBuf};
+    use std::{
+        io::{Read, Write},
+        os::unix::net::UnixListener,
+        path::PathBuf,
+    };
 
     use super::*;
     use crate::plan::layout::Layout;
@@ -114,6 +126,22 @@ mod tests {
         drop(tokio::task::spawn_blocking(move || listener.accept()).await.unwrap().unwrap());
         assert!(matches!(looking.await.unwrap(), Holder::Gone));
         assert!(matches!(look(&socket).await, Holder::Nobody));
+    }
+
+    #[tokio::test]
+    async fn one_that_has_no_word_for_its_vm_any_more_is_about_to_end() {
+        let (_dir, paths) = place();
+        let socket = paths.control_socket();
+        let listener = UnixListener::bind(&socket).unwrap();
+        let answering = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut asked = [0; 999];
+            assert!(stream.read(&mut asked).unwrap() > 0);
+            let answer = r#"{"error":"io.qvm.Vm.NotNow","parameters":{"state":"stopping"}}"#;
+            stream.write_all(format!("{answer}\0").as_bytes()).unwrap();
+        });
+        assert!(matches!(look(&socket).await, Holder::Supervisor(State::Stopped)));
+        answering.join().unwrap();
     }
 
     #[tokio::test]

@@ -324,7 +324,10 @@ pub(crate) fn signal(pid: i32, number: i32) {
 
 /// Whether a process runs; a zombie does not.
 pub(crate) fn runs(pid: i32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+    let threads = || fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    // One that was killed goes thread by thread; the first may be a zombie while others still go.
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.contains(") Z ") || threads() > 1)
 }
 
 /// Waits for something.
