@@ -78,7 +78,7 @@ test: guests debian ## all tests, on real QEMU and real guests
 	$(CARGO) test --workspace --locked --no-run
 # The longest one, a Debian that is set up, mostly waits for one CPU: beside the others.
 	$(CARGO) test --locked --test debian & debian=$$!; failed=0; \
-		$(CARGO) test --workspace --locked -- --test-threads=$(TEST_THREADS) --skip cloud_init_sets_the_guest_up_once || failed=1; \
+		$(CARGO) test --workspace --locked --no-fail-fast -- --test-threads=$(TEST_THREADS) --skip cloud_init_sets_the_guest_up_once || failed=1; \
 		wait $$debian || failed=1; exit $$failed
 
 .PHONY: test-faults

@@ -430,12 +430,10 @@ fn with_a_file_system(more: &str) -> Option<Lab> {
 
 /// Begins to write there, which ends only when the file system is thawed: `qvm exec` is refused meanwhile, the console is not.
 fn writes(lab: &Lab, file: &str) {
-    lab.types(
-        "web",
-        format!("sh (touch /data/{file}; echo WROTE {file} >/dev/console) &\n").as_bytes(),
-    );
-    // The guest has it, whatever becomes of the supervisor: its terminal has said it back.
-    lab.says("web", &format!("touch /data/{file};"), 1);
+    let command = format!("(touch /data/{file}; echo WROTE {file} >/dev/console) &");
+    lab.types("web", format!("sh {command}\n").as_bytes());
+    // The guest has all of it, whatever becomes of the supervisor: its terminal has said it back, the end of the line too.
+    lab.says("web", &format!("{command}\r\n"), 1);
 }
 
 fn wrote(lab: &Lab, file: &str) -> bool {
