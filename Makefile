@@ -20,8 +20,10 @@ CARGO := cargo
 # Where `make install` puts things, below DESTDIR; PREFIX=/usr/local works as well, systemd looks there too.
 PREFIX ?= /usr
 DESTDIR ?=
+# Cargo's profile of what is built, installed and packaged.
+PROFILE ?= release
 # What it installs, and runs, for its manual pages and completions.
-BINARY ?= target/release/qvm
+BINARY ?= target/$(PROFILE:dev=debug)/qvm
 # Where zsh looks; Debian's looks elsewhere.
 ZSH_COMPLETIONS ?= $(PREFIX)/share/zsh/site-functions
 # Where `make deb` puts the package.
@@ -29,7 +31,7 @@ OUT ?= target/debian
 
 .PHONY: build
 build: ## the release binary, target/release/qvm
-	$(CARGO) build --release --locked
+	$(CARGO) build --profile $(PROFILE) --locked
 
 .PHONY: install
 install: ## the built binary, its units, generators, completions and documents, below $(DESTDIR)$(PREFIX)
@@ -73,6 +75,10 @@ guests: setup ## the small guests for the tests, and the oldest QEMU
 debian: setup ## the Debian cloud image that `make demo` and the cloud-init test boot
 	tests/guest/build "$(QVM_GUESTS)" debian
 
+.PHONY: host
+host: setup ## the Debian that `make test-host` boots as a host
+	tests/guest/build "$(QVM_GUESTS)" host
+
 .PHONY: test
 test: guests debian ## all tests, on real QEMU and real guests
 	$(CARGO) test --workspace --locked --no-run
@@ -86,8 +92,7 @@ test-faults: guests ## what is lost when qvm or its host fails: some minutes, an
 	timeout 900 $(CARGO) test --locked $(addprefix --test ,$(FAULTS)) -- --ignored --nocapture --test-threads=1
 
 .PHONY: test-host
-test-host: guests deb ## the package on a host of its own, a VM with systemd and cgroup v2, with guests inside
-	tests/guest/build "$(QVM_GUESTS)" host
+test-host: guests host deb ## the package on a host of its own, a VM with systemd and cgroup v2, with guests inside
 	QVM_DEB="$$(ls -t $(CURDIR)/$(OUT)/qvm_*.deb | head -n 1)" \
 		$(CARGO) test --locked --test host -- --ignored --test-threads=1
 
