@@ -587,7 +587,7 @@ fn others_wait_until_a_guest_is_ready() {
     assert!(said.contains("the host has not enough memory left: "), "{said}");
     assert_eq!(host.show("big", "ActiveState"), "failed");
     assert_eq!(host.show("big", "ExecMainStatus"), "69");
-    assert_eq!(host.sh("qvm start big 2>/dev/null || echo $?"), "69");
+    assert_eq!(host.sh("qvm start big 2>/dev/null || echo $?").trim(), "69");
     assert_eq!(host.show("big", "NRestarts"), "0");
     host.sh(
         "echo 'admission = \"wait\"' >>/etc/qvm/qvm.toml && systemctl start --no-block qvm@big",

@@ -71,7 +71,8 @@ impl Error {
     /// The way out.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Open { .. } | Self::Pipe(_) => None,
+            Self::Open { .. } => None,
+            Self::Pipe(_) => Some("`ulimit -n` has to be well over 512; it is 1024 mostly".into()),
             Self::Broken(_) => Some(
                 "it may need files elsewhere than below its own prefix and /usr; `isolation = \"off\"` does without".into(),
             ),

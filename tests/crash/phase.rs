@@ -375,22 +375,15 @@ pub(crate) const PHASES: &[Phase] = &[
             ask(scene, "stop");
             over(traced, "it has ended", || false);
         },
-        after: |scene, _| {
-            // The guest may be on its way down: then the next supervisor sees it go.
-            if !scene.lab.qvm(&["start", "web"]).status.success() {
-                until("it is down", || scene.qemus().is_empty());
-                scene.lab.ok(&["start", "web"]);
-            }
-            until("it is settled", || {
-                let state = scene.lab.status("web")["state"].clone();
-                if state == "stopped" {
-                    scene.lab.ok(&["start", "web"]);
-                }
-                state == "running"
-            });
-            scene.runs();
-            scene.stops();
-        },
+        after: comes_up_again,
+        ..PLAIN
+    },
+    Phase {
+        name: "reap",
+        left_behind: true,
+        command: &["reap", "web"],
+        act: |_, traced| over(traced, "it has ended", || false),
+        after: comes_up_again,
         ..PLAIN
     },
     Phase {
@@ -416,6 +409,24 @@ pub(crate) const PHASES: &[Phase] = &[
         ..PLAIN
     },
 ];
+
+/// It may be going down, or be down already.
+fn comes_up_again(scene: &Scene, _: &Cutting) {
+    // The guest may be on its way down: then the next supervisor sees it go.
+    if !scene.lab.qvm(&["start", "web"]).status.success() {
+        until("it is down", || scene.qemus().is_empty());
+        scene.lab.ok(&["start", "web"]);
+    }
+    until("it is settled", || {
+        let state = scene.lab.status("web")["state"].clone();
+        if state == "stopped" {
+            scene.lab.ok(&["start", "web"]);
+        }
+        state == "running"
+    });
+    scene.runs();
+    scene.stops();
+}
 
 /// What a VM has is all there, or all gone.
 fn all_or_nothing(scene: &Scene, _: &Cutting) {
