@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use qvm::spec::Format;
+
 use crate::{
     figure::{Figure, Outcome, Sample, time},
     libvirt::Libvirt,
@@ -15,7 +17,8 @@ pub(crate) fn measure() -> Outcome<Vec<Figure>> {
     let place = Place::new()?;
     place.vm("one", "boot.qcow2", "")?;
     // The disk, the identity and the facts of this host are there from now on.
-    let words = raw::command_line(place.start("one")?.ready()?.0.qemu.pid)?;
+    let disk = place.paths("one")?.disk(&"root".parse()?, Format::Qcow2);
+    let words = raw::command_line(place.start("one")?.ready()?.0.qemu.pid, &disk)?;
     let (mut start, mut raw_start) = (Sample::default(), Sample::default());
     let (mut kill, mut raw_quit) = (Sample::default(), Sample::default());
     let mut exit = Sample::default();

@@ -20,14 +20,24 @@ use crate::{
     place::{Owned, Watched},
 };
 
-/// The command line of a process, word for word.
-pub(crate) fn command_line(pid: u32) -> Outcome<Vec<String>> {
+/// The command line of a process, word for word, but that it opens its one disk itself: raw QEMU is handed no descriptors of files.
+pub(crate) fn command_line(pid: u32, disk: &Path) -> Outcome<Vec<String>> {
     let bytes = fs::read(format!("/proc/{pid}/cmdline"))?;
-    let words =
-        bytes.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
-    let mut words: Vec<String> = words.collect();
+    let all = bytes.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
+    let mut all = all.collect::<Vec<String>>().into_iter();
+    let (mut words, mut set) = (Vec::new(), None);
+    while let Some(word) = all.next() {
+        if word == "-add-fd" {
+            let given = all.next().unwrap_or_default();
+            set = given.split(',').find_map(|part| Some(part.strip_prefix("set=")?.to_owned()));
+        } else {
+            words.push(word);
+        }
+    }
     words.pop();
-    Ok(words)
+    let set = format!("/dev/fdset/{}", set.ok_or("QEMU was handed no disk")?);
+    let disk = disk.to_string_lossy();
+    Ok(words.into_iter().map(|word| word.replace(&set, &disk)).collect())
 }
 
 /// A QEMU whose guest runs.

@@ -6,7 +6,7 @@ use tracing::{debug, warn};
 
 use crate::{
     exit::{self, Failure},
-    host::{capabilities, file, lock::Lock, signal},
+    host::{capabilities, confine, file, lock::Lock, signal},
     plan::unit::Scope,
     run::{
         Settings,
@@ -38,6 +38,7 @@ pub async fn run(
     arguments: &[OsString],
     scope: Scope,
 ) -> Result<(), Failure> {
+    confine::make_room();
     match capabilities::cut() {
         Ok(kept) => debug!("capabilities: {kept:?}"),
         // No guest has to do without its supervisor for that.

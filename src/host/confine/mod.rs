@@ -161,6 +161,13 @@ fn out_of_the_way(fd: OwnedFd) -> io::Result<OwnedFd> {
     Ok(rustix::io::fcntl_dupfd_cloexec(&fd, BEYOND)?)
 }
 
+/// Widens this process's table of descriptors, for `out_of_the_way`. To be called while there is one thread: with more of them the
+/// kernel waits for every CPU as it does that (`synchronize_rcu`, fs/file.c), which takes ten milliseconds and more.
+pub fn make_room() {
+    // Without it a cell takes longer to make, or says itself that the limit of descriptors is too low.
+    drop(rustix::io::fcntl_dupfd_cloexec(std::io::stderr(), BEYOND));
+}
+
 /// What an error of a step means.
 fn why(layer: Layer, errno: Errno) -> String {
     match (layer, errno) {
