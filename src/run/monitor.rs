@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{
@@ -15,12 +16,16 @@ use super::{
 
 /// How long one question waits for its answer: one that comes late tells that QEMU is back, without asking again.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+/// How long an answer is good for who asks how the VM is: who lists all of a host's VMs over and over wakes no QEMU for it.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// What is known of the monitor.
 #[derive(Debug, Default)]
 pub(super) struct Monitor {
     /// When it was asked what it has not answered yet.
     asked: Option<Timestamp>,
+    /// When it has answered.
+    answered: Option<Instant>,
     /// It has not for longer than it may.
     silent: bool,
 }
@@ -40,8 +45,15 @@ impl Supervisor {
         }
     }
 
+    /// Somebody asks how the VM is.
+    pub(super) fn look_at_monitor(&mut self) {
+        if self.monitor.answered.is_none_or(|at| at.elapsed() >= FRESH) {
+            self.ask_monitor();
+        }
+    }
+
     /// Asks once; while no answer has come, not again.
-    pub(super) fn ask_monitor(&mut self) {
+    fn ask_monitor(&mut self) {
         let Some(qemu) = &self.qemu else { return };
         if self.monitor.asked.is_some() {
             return;
@@ -81,6 +93,7 @@ impl Supervisor {
         if !well {
             return;
         }
+        self.monitor.answered = Some(Instant::now());
         self.notifier.watchdog();
         if std::mem::take(&mut self.monitor.silent) {
             let since = asked.map(|at| at.to_string());

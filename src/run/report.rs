@@ -46,7 +46,7 @@ impl Supervisor {
         match request {
             Request::Command(command, reply) => self.command(command, reply),
             Request::Status(reply) => {
-                self.ask_monitor();
+                self.look_at_monitor();
                 drop(reply.send(self.status()));
             }
             Request::RecentEvents(reply) => {
