@@ -133,14 +133,20 @@ mod tests {
         let (_dir, paths) = place();
         let socket = paths.control_socket();
         let listener = UnixListener::bind(&socket).unwrap();
+        let held = Lock::acquire(&paths.lock()).unwrap();
         let answering = std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let mut asked = [0; 999];
-            assert!(stream.read(&mut asked).unwrap() > 0);
             let answer = r#"{"error":"io.qvm.Vm.NotNow","parameters":{"state":"stopping"}}"#;
-            stream.write_all(format!("{answer}\0").as_bytes()).unwrap();
+            for _ in 0..2 {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut asked = [0; 999];
+                assert!(stream.read(&mut asked).unwrap() > 0);
+                stream.write_all(format!("{answer}\0").as_bytes()).unwrap();
+            }
+            drop(held);
         });
         assert!(matches!(look(&socket).await, Holder::Supervisor(State::Stopped)));
+        // So its lock is waited for.
+        take(&paths).await.unwrap();
         answering.join().unwrap();
     }
 
