@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
-    sync::Mutex,
+    sync::{Mutex, OwnedSemaphorePermit, Semaphore},
 };
 
 use crate::Error;
@@ -26,12 +26,17 @@ use crate::Error;
 /// The longest answer that is read: `guest-exec-status` brings up to 16 MiB of each stream in base64 (qga/commands.c).
 const MAX_ANSWER: usize = 48 << 20;
 
+/// How many calls wait for their turn, or have it; a further call fails at once.
+pub const CALL_QUEUE: usize = 64;
+
 /// The channel's address. One call at a time: its clones take turns, in the order in which they came.
 #[derive(Debug, Clone)]
 pub struct Agent {
     socket: PathBuf,
     /// The open channel, behind a call that went well.
     kept: Arc<Mutex<Option<Channel>>>,
+    /// A permit is a call that waits for its turn, or has it.
+    calls: Arc<Semaphore>,
 }
 
 /// What became of a command in the guest.
@@ -61,7 +66,15 @@ pub struct Address {
 impl Agent {
     /// The agent behind this socket; nothing is opened yet.
     pub fn new(socket: PathBuf) -> Self {
-        Self { socket, kept: Arc::default() }
+        Self { socket, kept: Arc::default(), calls: Arc::new(Semaphore::new(CALL_QUEUE)) }
+    }
+
+    /// Takes a place in the queue for `command`.
+    fn queue(&self, command: &str) -> Result<OwnedSemaphorePermit, Error> {
+        self.calls
+            .clone()
+            .try_acquire_owned()
+            .map_err(|_| Error::QueueFull { command: command.to_owned(), waiting: CALL_QUEUE })
     }
 
     /// Whether an agent answers.
@@ -84,6 +97,7 @@ impl Agent {
         limit: Duration,
     ) -> Result<Value, Error> {
         let late = |_| Error::Timeout { command: name.to_owned(), limit };
+        let _place = self.queue(name)?;
         let mut kept = self.kept.lock().await;
         let talk = self.talk(kept.take(), name, arguments, sync);
         let (channel, told) = tokio::time::timeout(limit, talk).await.map_err(late)??;
@@ -97,6 +111,7 @@ impl Agent {
     /// `Timeout` where no agent runs in the guest, `Refused` where it cannot.
     pub async fn shutdown(&self, sync: u32, limit: Duration) -> Result<(), Error> {
         let late = |_| Error::Timeout { command: "guest-shutdown".into(), limit };
+        let _place = self.queue("guest-shutdown")?;
         let mut kept = self.kept.lock().await;
         let synced = self.synced(kept.take(), sync);
         let mut channel = tokio::time::timeout(limit, synced).await.map_err(late)??;
@@ -443,6 +458,18 @@ mod tests {
         assert!(matches!(silent, Err(Error::Timeout { .. })), "{silent:?}");
         assert!(agent.kept.lock().await.is_none());
         assert!(matches!(agent.ping(3, LIMIT).await, Err(Error::Refused { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_further_call_fails_if_the_queue_is_full() {
+        let (_dir, agent) = agent(|_, _| vec![]);
+        let mut calls = tokio::task::JoinSet::new();
+        for sync in 0..=u32::try_from(CALL_QUEUE).unwrap() {
+            let agent = agent.clone();
+            calls.spawn(async move { agent.ping(sync, LIMIT).await });
+        }
+        let first = calls.join_next().await.unwrap().unwrap();
+        assert!(matches!(first, Err(Error::QueueFull { .. })), "{first:?}");
     }
 
     #[tokio::test]

@@ -1,4 +1,8 @@
 //! The transport: one task reads, one writes, and callers wait for the reply with their id.
+//!
+//! The peer is not trusted: both queues are bounded. A peer that reads no commands gets
+//! [`COMMAND_QUEUE`] of them, and further calls fail. A peer that sends events faster than they are
+//! taken loses its connection; whoever connects anew asks for the state that the lost events told of.
 
 use std::{
     collections::HashMap,
@@ -20,14 +24,19 @@ use tokio::{
     },
     net::{UnixStream, unix::OwnedWriteHalf},
     sync::{mpsc, oneshot},
+    task::AbortHandle,
 };
 use tracing::{trace, warn};
 
 use crate::{Error, Event, Line, MAX_LINE, parse};
 
-/// How many events wait for a reader; behind that only those that matter are kept, without a bound, since
-/// a guest cannot make them faster than QEMU goes through its states.
-const EVENT_QUEUE: usize = 1024;
+/// How many events wait for a reader. If the queue is half full, an event that may be missed is dropped;
+/// if the queue is full, an event that must not be missed closes the connection.
+pub const EVENT_QUEUE: usize = 1024;
+/// How often the reader of events gets a turn before a full queue closes the connection.
+const READER_TURNS: u32 = 64;
+/// How many commands, with their descriptors, wait for a peer that does not read.
+pub const COMMAND_QUEUE: usize = 64;
 
 type Answer = Result<Value, (String, String)>;
 
@@ -55,7 +64,18 @@ pub struct Greeting {
 #[derive(Debug, Clone)]
 pub struct Client {
     shared: Arc<Shared>,
-    lines: mpsc::UnboundedSender<Outgoing>,
+    lines: mpsc::Sender<Outgoing>,
+    _tasks: Arc<Tasks>,
+}
+
+/// The tasks of a connection. They end when the last client and the listening side are dropped.
+#[derive(Debug)]
+struct Tasks([AbortHandle; 2]);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.0.iter().for_each(AbortHandle::abort);
+    }
 }
 
 /// A line, and a descriptor that goes with it.
@@ -114,8 +134,8 @@ fn send_with(stream: &UnixStream, line: &[u8], fd: &OwnedFd) -> io::Result<usize
 struct Shared {
     waiting: Mutex<Waiting>,
     next: AtomicU64,
-    /// Events that were told and not yet taken.
-    untaken: AtomicUsize,
+    /// Events that were not taken since the queue was full.
+    dropped: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -147,18 +167,21 @@ impl Shared {
 /// The listening side.
 #[derive(Debug)]
 pub struct Events {
-    queue: mpsc::UnboundedReceiver<Event>,
+    queue: mpsc::Receiver<Event>,
     shared: Arc<Shared>,
+    _tasks: Arc<Tasks>,
 }
 
 impl Events {
-    /// The next event; `None` once the peer has closed.
+    /// Returns the next event. `None` means that the connection is closed: by the peer, or since the
+    /// queue of events overflowed.
     pub async fn next(&mut self) -> Option<Event> {
-        let event = self.queue.recv().await;
-        if event.is_some() {
-            self.shared.untaken.fetch_sub(1, Ordering::Relaxed);
-        }
-        event
+        self.queue.recv().await
+    }
+
+    /// Returns the number of events that were dropped because the queue was full.
+    pub fn dropped(&self) -> usize {
+        self.shared.dropped.load(Ordering::Relaxed)
     }
 }
 
@@ -195,14 +218,16 @@ where
     let greeting = tokio::time::timeout(limit, greeting(&mut reader))
         .await
         .map_err(|_| Error::Timeout { command: "greeting".into(), limit })??;
-    let (lines, to_write) = mpsc::unbounded_channel();
+    let (lines, to_write) = mpsc::channel(COMMAND_QUEUE);
     let shared = Arc::new(Shared::default());
-    let (told, queue) = mpsc::unbounded_channel();
-    tokio::spawn(write_lines(writer, to_write, shared.clone()));
-    tokio::spawn(read_lines(reader, shared.clone(), told));
-    let client = Client { shared: shared.clone(), lines };
+    let (events, queue) = mpsc::channel(EVENT_QUEUE);
+    let (reading, read) = oneshot::channel();
+    let writing = tokio::spawn(write_lines(writer, to_write, shared.clone(), read));
+    let reading = tokio::spawn(read_lines(reader, shared.clone(), events, reading));
+    let tasks = Arc::new(Tasks([writing.abort_handle(), reading.abort_handle()]));
+    let client = Client { shared: shared.clone(), lines, _tasks: tasks.clone() };
     client.raw("qmp_capabilities", json!({}), limit).await?;
-    Ok(Session { client, events: Events { queue, shared }, greeting })
+    Ok(Session { client, events: Events { queue, shared, _tasks: tasks }, greeting })
 }
 
 async fn greeting<R: AsyncBufRead + Unpin>(reader: &mut R) -> Result<Greeting, Error> {
@@ -242,26 +267,22 @@ async fn read_line<R: AsyncBufRead + Unpin>(reader: &mut R) -> Option<Vec<u8>> {
     }
 }
 
+/// `_reading` is dropped with the task: the writing task ends then, and the peer sees the end of the
+/// connection although clients still exist.
 async fn read_lines<R: AsyncBufRead + Unpin>(
     mut reader: R,
     shared: Arc<Shared>,
-    told: mpsc::UnboundedSender<Event>,
+    events: mpsc::Sender<Event>,
+    _reading: oneshot::Sender<()>,
 ) {
-    let mut dropped = 0_u64;
     while let Some(line) = read_line(&mut reader).await {
         trace!("<- {}", String::from_utf8_lossy(&line));
         match parse(&line) {
             Some(Line::Return { id, value }) => shared.answer(id, Ok(value)),
             Some(Line::Refused { id, class, desc }) => shared.answer(id, Err((class, desc))),
             Some(Line::Event(event)) => {
-                if event.matters() || shared.untaken.load(Ordering::Relaxed) < EVENT_QUEUE {
-                    shared.untaken.fetch_add(1, Ordering::Relaxed);
-                    let _ = told.send(event);
-                } else {
-                    dropped += 1;
-                    if dropped.is_power_of_two() {
-                        warn!("{dropped} events were dropped, the last one {}", event.name);
-                    }
+                if !offer(&events, &shared, event.bounded(&line)).await {
+                    break;
                 }
             }
             Some(Line::Greeting(_)) => {}
@@ -271,16 +292,50 @@ async fn read_lines<R: AsyncBufRead + Unpin>(
     shared.close();
 }
 
+/// Queues an event; `false` if the connection must be closed because an event that must not be missed
+/// finds the queue full, and its reader takes nothing meanwhile.
+async fn offer(events: &mpsc::Sender<Event>, shared: &Shared, mut event: Event) -> bool {
+    // Half of the queue is for events that must not be missed.
+    if !event.matters() && events.capacity() <= EVENT_QUEUE / 2 {
+        let dropped = shared.dropped.fetch_add(1, Ordering::Relaxed) + 1;
+        if dropped.is_power_of_two() {
+            warn!("{dropped} events were dropped, the last one {}", event.name);
+        }
+        return true;
+    }
+    for _ in 0..READER_TURNS {
+        event = match events.try_send(event) {
+            // Nobody listens: replies are still wanted.
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => return true,
+            Err(mpsc::error::TrySendError::Full(event)) => event,
+        };
+        tokio::task::yield_now().await;
+    }
+    warn!(
+        "the monitor sends events faster than they can be handled ({EVENT_QUEUE} wait); closing its \
+         connection at event {}",
+        event.name
+    );
+    false
+}
+
 async fn write_lines<W: Outlet>(
     mut writer: W,
-    mut lines: mpsc::UnboundedReceiver<Outgoing>,
+    mut lines: mpsc::Receiver<Outgoing>,
     shared: Arc<Shared>,
+    mut reading: oneshot::Receiver<()>,
 ) {
-    while let Some((line, fd)) = lines.recv().await {
-        trace!("-> {}", line.trim_end());
-        if writer.send(line.as_bytes(), fd).await.is_err() {
-            break;
+    let write = async {
+        while let Some((line, fd)) = lines.recv().await {
+            trace!("-> {}", line.trim_end());
+            if writer.send(line.as_bytes(), fd).await.is_err() {
+                break;
+            }
         }
+    };
+    tokio::select! {
+        () = write => {}
+        _ = &mut reading => {}
     }
     shared.close();
 }
@@ -350,7 +405,12 @@ impl Client {
             waiting.calls.insert(id, reply);
         }
         let _forget = Forget { shared: &self.shared, id };
-        self.lines.send((format!("{body}\n"), fd)).map_err(|_| Error::Closed)?;
+        self.lines.try_send((format!("{body}\n"), fd)).map_err(|error| match error {
+            mpsc::error::TrySendError::Closed(_) => Error::Closed,
+            mpsc::error::TrySendError::Full(_) => {
+                Error::QueueFull { command: name.to_owned(), waiting: COMMAND_QUEUE }
+            }
+        })?;
         match tokio::time::timeout(limit, answer).await {
             Err(_) => Err(Error::Timeout { command: name.to_owned(), limit }),
             Ok(Err(_)) => Err(Error::Closed),

@@ -16,6 +16,14 @@ pub enum Error {
     /// The peer closed the connection; QEMU does so when it ends.
     #[error("the monitor's connection is closed")]
     Closed,
+    /// So many commands wait already for a peer that does not read them.
+    #[error("cannot send `{command}`: {waiting} commands are waiting for the peer to read them")]
+    QueueFull {
+        /// The command that was not sent.
+        command: String,
+        /// The number of commands that wait.
+        waiting: usize,
+    },
     /// The deadline passed.
     #[error("no reply to `{command}` within {limit:?}")]
     Timeout {
@@ -67,7 +75,7 @@ impl Error {
     /// The way out.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Timeout { .. } => {
+            Self::Timeout { .. } | Self::QueueFull { .. } => {
                 Some("QEMU may be stopped or starved; see `ps -o stat,wchan` of its process".into())
             }
             Self::Connect { .. }

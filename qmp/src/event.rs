@@ -127,15 +127,42 @@ impl Event {
         }
     }
 
-    /// Whether a supervisor must not miss it; the others may be dropped in a flood.
+    /// Whether a supervisor must not miss the event: it tells of a change of the machine's state. Others
+    /// may be dropped in a flood.
     pub(crate) fn matters(&self) -> bool {
         match self.kind() {
-            Kind::BalloonChange { .. } => false,
+            Kind::Shutdown { .. }
+            | Kind::Reset { .. }
+            | Kind::GuestPanicked { .. }
+            | Kind::Stop
+            | Kind::Resume
+            | Kind::DeviceDeleted { .. } => true,
+            // A guest causes these as often as it likes, and they change no state.
+            Kind::BlockIoError { .. }
+            | Kind::Powerdown
+            | Kind::Watchdog { .. }
+            | Kind::BalloonChange { .. } => false,
             Kind::Other => self.name.starts_with("DEVICE_") || self.name.starts_with("MIGRATION"),
-            _ => true,
         }
     }
+
+    /// Returns the event without its data if `line`, as which it came, exceeds what any event of QEMU
+    /// needs: many events are kept at once, so each has to be small.
+    pub(crate) fn bounded(mut self, line: &[u8]) -> Self {
+        let values = line.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count();
+        if line.len() > MAX_EVENT || values > MAX_EVENT_VALUES {
+            let name: String = self.name.chars().take(MAX_NAME).collect();
+            self = Self { name, data: Value::Null, at: self.at };
+        }
+        self
+    }
 }
+
+/// The largest event whose data is kept, in bytes and in JSON values.
+const MAX_EVENT: usize = 16 << 10;
+const MAX_EVENT_VALUES: usize = 1024;
+/// The most characters of the name of a larger event.
+const MAX_NAME: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -153,6 +180,16 @@ mod tests {
         let reason = ShutdownReason::Other("new-in-99".into());
         assert_eq!(kind, Kind::Shutdown { guest: true, reason });
         assert_eq!(event("WHAT_IS_THIS", json!({"a": 1})).kind(), Kind::Other);
+    }
+
+    #[test]
+    fn an_event_that_is_too_large_has_no_data() {
+        let small = event("STOP", json!({"a": [1, 2]}));
+        assert_eq!(small.clone().bounded(b"{}"), small);
+        for line in [vec![b'x'; MAX_EVENT + 1], vec![b','; MAX_EVENT_VALUES + 1]] {
+            let bounded = event(&"N".repeat(99), json!({"a": 1})).bounded(&line);
+            assert_eq!((bounded.name.len(), bounded.data), (MAX_NAME, Value::Null));
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub mod fake;
 mod line;
 mod viewers;
 
-pub use client::{Client, Events, Greeting, Session, connect, over};
+pub use client::{COMMAND_QUEUE, Client, EVENT_QUEUE, Events, Greeting, Session, connect, over};
 pub use commands::{Balloon, Block, Migration};
 pub use error::Error;
 pub use event::{Event, Kind, ShutdownReason};

@@ -147,3 +147,72 @@ async fn a_line_without_an_end_is_given_up() {
         session(vec![Turn::Say(vec![b'x'; qmp::MAX_LINE + 4096]), Turn::AwaitClose]).await;
     assert_eq!(session.events.next().await, None);
 }
+
+/// The lines of `count` events that must not be missed.
+fn flood(count: usize) -> Turn {
+    let event = |nth: usize| {
+        let name = ["STOP", "RESUME", "DEVICE_DELETED"][nth % 3];
+        format!("{{\"event\": \"{name}\", \"data\": {{\"device\": \"d{nth}\"}}}}\r\n")
+    };
+    Turn::Say((0..count).map(event).collect::<String>().into_bytes())
+}
+
+#[tokio::test]
+async fn a_flood_of_events_nobody_takes_closes_the_connection() {
+    let (ours, theirs) = tokio::io::duplex(1 << 16);
+    let script = greeted().into_iter().chain([flood(1_000_000), Turn::AwaitClose]).collect();
+    // The peer sees the end although a client still exists.
+    let peer = tokio::spawn(play(theirs, script));
+    let mut session = qmp::over(ours, LIMIT).await.unwrap();
+    tokio::time::timeout(LIMIT, peer).await.unwrap().unwrap();
+    let mut taken = 0;
+    while session.events.next().await.is_some() {
+        taken += 1;
+    }
+    assert_eq!(taken, qmp::EVENT_QUEUE);
+    assert!(matches!(session.client.query_status(LIMIT).await, Err(Error::Closed)));
+}
+
+#[tokio::test]
+async fn a_flood_of_events_that_are_taken_loses_none() {
+    let count = 100_000;
+    let mut session = session(vec![
+        flood(count),
+        Turn::Expect("query-status"),
+        Turn::Return(json!({"status": "running"})),
+        Turn::AwaitClose,
+    ])
+    .await;
+    for nth in 0..count {
+        let event = session.events.next().await.unwrap();
+        assert_eq!(event.data["device"], format!("d{nth}"));
+    }
+    assert_eq!(session.client.query_status(LIMIT).await.unwrap(), "running");
+}
+
+#[tokio::test(start_paused = true)]
+async fn commands_for_a_peer_that_reads_nothing_are_bounded() {
+    // A stopped QEMU: its socket takes a few bytes more, and then nothing.
+    let (ours, theirs) = tokio::io::duplex(256);
+    let greets = greeted();
+    let (mut reading, writing) = tokio::io::split(theirs);
+    let joined = tokio::io::join(&mut reading, writing);
+    let peer = async { play(joined, greets).await };
+    let (session, _) = tokio::join!(qmp::over(ours, LIMIT), peer);
+    let client = session.unwrap().client;
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..10_000 {
+        let client = client.clone();
+        calls.spawn(async move { client.raw("query-status", json!({}), LIMIT).await });
+    }
+    let (mut full, mut late) = (0, 0);
+    while let Some(call) = calls.join_next().await {
+        match call.unwrap() {
+            Err(Error::QueueFull { .. }) => full += 1,
+            Err(Error::Timeout { .. }) => late += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(late <= qmp::COMMAND_QUEUE + 8, "{late} commands were queued");
+    assert_eq!(full + late, 10_000);
+}
