@@ -16,6 +16,8 @@ pub const USAGE: u8 = 2;
 pub const NOT_RUNNING: u8 = 3;
 /// There is not enough memory for another VM, and the host's settings say that it is refused then (`EX_UNAVAILABLE` of sysexits.h).
 pub const NO_ROOM: u8 = 69;
+/// QEMU was sent SIGKILL and has not ended: the kernel has it waiting for storage (`EX_SOFTWARE` of sysexits.h, the number next to it).
+pub const NOT_GONE: u8 = 70;
 /// The host is at fault, and another try may help (`EX_TEMPFAIL` of sysexits.h).
 pub const HOST: u8 = 75;
 /// A VM file is invalid (`EX_CONFIG` of sysexits.h).
@@ -97,7 +99,7 @@ impl Failure {
     pub fn all(failures: Vec<Self>) -> Result<(), Self> {
         let badness = |code: u8| match code {
             INVALID => 4,
-            FAILED | HOST | NO_ROOM => 3,
+            FAILED | HOST | NO_ROOM | NOT_GONE => 3,
             USAGE => 2,
             0 => 0,
             _ => 1,

@@ -11,6 +11,7 @@ use std::{
 };
 
 use command_fds::{CommandFdExt, FdMapping};
+use nix::errno::Errno;
 
 /// What systemd gives to one process and its children must not take for their own (sd_notify(3), sd_listen_fds(3),
 /// sd_watchdog_enabled(3)).
@@ -55,12 +56,16 @@ impl Error {
 /// terminal reaches it. It is never reaped here, so the pid stays its own until somebody waits for it. The last thing that it does
 /// before it becomes the program is `inside`, which must do nothing but bare system calls.
 ///
+/// # Safety
+/// `inside` runs between fork(2) and execve(2) in a copy of a process that may have several threads: it must call async-signal-safe
+/// functions alone (signal-safety(7)), and neither allocate nor take a lock.
+///
 /// `known` is called with its pid before it executes the program. Where that fails, or where we die before it is done, the program
 /// is never executed: there is no instant at which it runs and nobody knows of it.
 ///
 /// # Errors
 /// It cannot be started, `inside` fails, or what `known` says.
-pub fn spawn_known<E: From<Error>>(
+pub unsafe fn spawn_known<E: From<Error>>(
     program: &Path,
     arguments: &[String],
     fds: Vec<(OwnedFd, i32)>,
@@ -89,7 +94,7 @@ pub fn spawn_known<E: From<Error>>(
     let mappings =
         fds.into_iter().map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd }).collect();
     command.fd_mappings(mappings).map_err(|e| wrap(io::Error::other(e)))?;
-    // SAFETY: as above, and by the contract of this function.
+    // SAFETY: the caller promises that `inside` makes async-signal-safe calls alone.
     unsafe { command.pre_exec(inside) };
     std::thread::scope(|scope| {
         // Returns when the program is executed, so somebody else has to give leave for that.
@@ -114,13 +119,17 @@ pub fn spawn_known<E: From<Error>>(
 ///
 /// # Errors
 /// It cannot be started, or `inside` fails.
-pub fn spawn(
+///
+/// # Safety
+/// As of [`spawn_known`].
+pub unsafe fn spawn(
     program: &Path,
     arguments: &[String],
     fds: Vec<(OwnedFd, i32)>,
     inside: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
 ) -> Result<u32, Error> {
-    spawn_known(program, arguments, fds, inside, |_| Ok(()))
+    // SAFETY: `inside` is as the caller of this function promises.
+    unsafe { spawn_known(program, arguments, fds, inside, |_| Ok(())) }
 }
 
 /// Hears the pid of the forked process, makes it known, and lets it go on. `ours` is closed then, whatever came of it.
@@ -142,8 +151,20 @@ fn await_leave((ours, theirs): (RawFd, RawFd)) -> io::Result<()> {
     // end is closed first: else its owner's death would go unnoticed.
     unsafe {
         nix::libc::close(ours);
-        nix::libc::send(theirs, pid.as_ptr().cast(), pid.len(), nix::libc::MSG_NOSIGNAL);
-        if nix::libc::read(theirs, leave.as_mut_ptr().cast(), leave.len()) != 1 {
+        let sent = loop {
+            let sent =
+                nix::libc::send(theirs, pid.as_ptr().cast(), pid.len(), nix::libc::MSG_NOSIGNAL);
+            if sent != -1 || Errno::last() != Errno::EINTR {
+                break sent;
+            }
+        };
+        let read = loop {
+            let read = nix::libc::read(theirs, leave.as_mut_ptr().cast(), leave.len());
+            if read != -1 || Errno::last() != Errno::EINTR {
+                break read;
+            }
+        };
+        if sent != pid.len().cast_signed() || read != 1 {
             // Nobody is left to be told of an error.
             nix::libc::_exit(1);
         }
@@ -204,9 +225,10 @@ mod tests {
             Ok(())
         };
         let arguments = ["-c".to_owned(), script];
-        let pid =
-            spawn_known(Path::new("sh"), &arguments, vec![(theirs.into(), 9)], || Ok(()), tell)
-                .unwrap();
+        let fds = vec![(theirs.into(), 9)];
+        // SAFETY: the closure does nothing.
+        let pid = unsafe { spawn_known(Path::new("sh"), &arguments, fds, || Ok(()), tell) };
+        let pid = pid.unwrap();
         assert_eq!(pid, known);
         let mut said = String::new();
         ours.read_to_string(&mut said).unwrap();
@@ -223,7 +245,9 @@ mod tests {
     #[test]
     fn a_missing_program_is_named() {
         let fds = (3..12).map(|number| (std::fs::File::open("/dev/null").unwrap().into(), number));
-        let error = spawn(Path::new("/nowhere/qemu"), &[], fds.collect(), || Ok(())).unwrap_err();
+        // SAFETY: the closure does nothing.
+        let spawned = unsafe { spawn(Path::new("/nowhere/qemu"), &[], fds.collect(), || Ok(())) };
+        let error = spawned.unwrap_err();
         assert_eq!(error.to_string(), "cannot start `/nowhere/qemu`");
         assert!(error.hint().is_some());
     }
@@ -235,16 +259,12 @@ mod tests {
         let arguments = ["-c".to_owned(), format!("touch {}", made.display())];
         let no = || Error { program: "known".into(), source: io::ErrorKind::StorageFull.into() };
         let mut child = 0;
-        let error = spawn_known(
-            Path::new("sh"),
-            &arguments,
-            vec![],
-            || Ok(()),
-            |pid| {
-                child = pid;
-                Err(no())
-            },
-        );
+        let known = |pid| {
+            child = pid;
+            Err(no())
+        };
+        // SAFETY: the closure does nothing.
+        let error = unsafe { spawn_known(Path::new("sh"), &arguments, vec![], || Ok(()), known) };
         assert_eq!(error.unwrap_err().to_string(), "cannot start `known`");
         // It was waited for.
         assert!(child > 0 && !Path::new(&format!("/proc/{child}")).exists());

@@ -94,6 +94,11 @@ impl LogFile {
         result
     }
 
+    /// Closes the files; the next byte opens them again.
+    pub fn close(&mut self) {
+        self.open = None;
+    }
+
     fn try_append(&mut self, bytes: &[u8], second: i64) -> io::Result<()> {
         let half = self.half(bytes.len())?;
         // The first line that begins in these bytes; before they are written, so that who reads them finds their time.

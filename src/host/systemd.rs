@@ -13,12 +13,13 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
-        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+        mpsc::{Sender, channel},
     },
     time::Duration,
 };
 
 use sd_notify::NotifyState;
+use tokio::sync::oneshot;
 
 /// How long the end of the supervisor may be held up by what the service manager has not taken yet; nothing else is.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -46,21 +47,22 @@ pub struct Notifier {
 
 #[derive(Debug)]
 struct Outgoing {
-    messages: Option<Sender<String>>,
+    /// `None` when nothing more is sent.
+    messages: Mutex<Option<Sender<String>>>,
     /// How many wait.
     waiting: Arc<AtomicUsize>,
-    /// Closes when the last one is sent.
-    sent: Mutex<Receiver<()>>,
+    /// Closes when the last one is sent; `None` where that is waited for already.
+    sent: Mutex<Option<oneshot::Receiver<()>>>,
 }
 
 impl Outgoing {
     fn begin(socket: UnixDatagram, address: SocketAddr) -> io::Result<Self> {
         let (messages, to_send) = channel::<String>();
-        let (sending, sent) = channel();
+        let (sending, sent) = oneshot::channel();
         let waiting = Arc::new(AtomicUsize::new(0));
         let left = waiting.clone();
         std::thread::Builder::new().name("notify".into()).stack_size(STACK).spawn(move || {
-            let _until_the_end: Sender<()> = sending;
+            let _until_the_end: oneshot::Sender<()> = sending;
             for message in to_send {
                 if let Err(e) = socket.send_to_addr(message.as_bytes(), &address) {
                     tracing::warn!("cannot tell systemd `{}`: {e}", message.trim_end());
@@ -68,7 +70,8 @@ impl Outgoing {
                 left.fetch_sub(1, Ordering::Relaxed);
             }
         })?;
-        Ok(Self { messages: Some(messages), waiting, sent: Mutex::new(sent) })
+        let (messages, sent) = (Mutex::new(Some(messages)), Mutex::new(Some(sent)));
+        Ok(Self { messages, waiting, sent })
     }
 
     fn send(&self, message: String) {
@@ -77,17 +80,8 @@ impl Outgoing {
             tracing::debug!("systemd does not read; not told: `{}`", message.trim_end());
             return;
         }
-        let _ = self.messages.as_ref().map(|messages| messages.send(message));
-    }
-}
-
-impl Drop for Outgoing {
-    fn drop(&mut self) {
-        self.messages = None;
-        let sent = self.sent.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if sent.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-            tracing::warn!("systemd does not read what it is told, and is not waited for");
-        }
+        let messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = messages.as_ref().map(|messages| messages.send(message));
     }
 }
 
@@ -108,6 +102,18 @@ impl Notifier {
             .filter(|usec| ours && *usec > 0 && outgoing.is_some())
             .map(Duration::from_micros);
         Self { outgoing, watchdog }
+    }
+
+    /// Waits until everything is sent, for 2 s at most; nothing is sent any more then.
+    pub async fn finish(&self) {
+        let Some(outgoing) = &self.outgoing else { return };
+        *outgoing.messages.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let sent = outgoing.sent.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(sent) = sent
+            && tokio::time::timeout(PATIENCE, sent).await.is_err()
+        {
+            tracing::warn!("systemd does not read what it is told, and is not waited for");
+        }
     }
 
     /// How often to call [`watchdog`](Self::watchdog): half of what the unit allows, as sd_watchdog_enabled(3) says.
@@ -242,7 +248,7 @@ mod tests {
         assert_eq!(next(&systemd), "READY=1\nSTATUS=running\n");
         let kept = to.outgoing.as_ref().unwrap().waiting.clone();
         assert!(kept.load(Ordering::Relaxed) <= MOST);
-        // Dropped, it sends what is left as long as somebody reads.
+        // It sends what is left as long as somebody reads.
         let reading = std::thread::spawn(move || while next(&systemd) != "STATUS=last\n" {});
         while kept.load(Ordering::Relaxed) > 0 {
             std::thread::yield_now();
@@ -252,8 +258,8 @@ mod tests {
         reading.join().unwrap();
     }
 
-    #[test]
-    fn one_that_never_reads_is_not_waited_for_for_ever() {
+    #[tokio::test(start_paused = true)]
+    async fn one_that_never_reads_is_not_waited_for_for_ever() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         let _systemd = UnixDatagram::bind(&path).unwrap();
@@ -262,7 +268,7 @@ mod tests {
             to.watchdog();
         }
         let waiting = to.outgoing.as_ref().unwrap().waiting.clone();
-        drop(to);
+        to.finish().await;
         assert!(waiting.load(Ordering::Relaxed) > 0);
     }
 

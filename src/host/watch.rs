@@ -10,12 +10,12 @@ use std::{
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use tokio::io::{Interest, unix::AsyncFd};
 
-/// The watching, to be ended and begun again.
-#[derive(Debug)]
+/// The watching, to be ended and begun again; clones share it. No lock is held while a file system is asked.
+#[derive(Debug, Clone)]
 pub struct Watching {
     fd: Arc<OwnedFd>,
     files: Arc<Files>,
-    watches: Vec<i32>,
+    watches: Arc<Mutex<Vec<i32>>>,
 }
 
 /// The files that are watched.
@@ -55,7 +55,7 @@ pub struct Changes {
 pub fn file(path: &Path) -> io::Result<(Watching, Changes)> {
     let fd = Arc::new(inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?);
     let files = Arc::new(Files::default());
-    let mut watching = Watching { fd: fd.clone(), files: files.clone(), watches: vec![] };
+    let watching = Watching { fd: fd.clone(), files: files.clone(), watches: Arc::default() };
     watching.also(path)?;
     // SAFETY: an `OwnedFd` stays open, and the same, as long as the `AsyncFd` that shares it.
     let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
@@ -75,7 +75,7 @@ impl Watching {
     ///
     /// # Errors
     /// The directory cannot be watched.
-    pub fn also(&mut self, path: &Path) -> io::Result<()> {
+    pub fn also(&self, path: &Path) -> io::Result<()> {
         if !self.files.all().iter().any(|file| file == path) {
             self.watch(path)?;
             self.files.all().push(path.to_owned());
@@ -87,26 +87,33 @@ impl Watching {
     ///
     /// # Errors
     /// A directory cannot be watched.
-    pub fn begin(&mut self) -> io::Result<()> {
+    pub fn begin(&self) -> io::Result<()> {
         let files = self.files.all().clone();
         files.iter().try_for_each(|file| self.watch(file))
     }
 
-    fn watch(&mut self, path: &Path) -> io::Result<()> {
+    fn watches(&self) -> MutexGuard<'_, Vec<i32>> {
+        // Nothing that holds the lock can panic half-way through a change.
+        self.watches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn watch(&self, path: &Path) -> io::Result<()> {
         let what = WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO | WatchFlags::DELETE;
         let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
         let watch = inotify::add_watch(&self.fd, dir, what)?;
         // The same for two files of one directory.
-        if !self.watches.contains(&watch) {
-            self.watches.push(watch);
+        let mut watches = self.watches();
+        if !watches.contains(&watch) {
+            watches.push(watch);
         }
         Ok(())
     }
 
     /// Ends it. To be called well before the process exits: the kernel lets nobody close an inotify descriptor, or exit with one,
     /// until all CPUs have forgotten its watches (some 15 ms), and begins with that here, without waiting.
-    pub fn end(&mut self) {
-        for watch in self.watches.drain(..) {
+    pub fn end(&self) {
+        let watches = std::mem::take(&mut *self.watches());
+        for watch in watches {
             let _ = inotify::remove_watch(&self.fd, watch);
         }
     }
@@ -147,7 +154,7 @@ mod tests {
     async fn a_write_and_a_replacement_are_seen_and_other_files_are_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("web.toml");
-        let (mut watching, mut changes) = file(&path).unwrap();
+        let (watching, mut changes) = file(&path).unwrap();
         std::fs::write(dir.path().join("other.toml"), "x").unwrap();
         std::fs::write(&path, "x").unwrap();
         changes.next().await.unwrap();
@@ -170,7 +177,7 @@ mod tests {
     async fn all_of_a_directory_is_seen_and_a_file_of_another() {
         let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         std::fs::write(dir.path().join("x"), "x").unwrap();
-        let (mut watching, mut changes) = directory(dir.path()).unwrap();
+        let (watching, mut changes) = directory(dir.path()).unwrap();
         watching.also(&other.path().join("y")).unwrap();
         std::fs::remove_file(dir.path().join("x")).unwrap();
         changes.next().await.unwrap();

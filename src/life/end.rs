@@ -4,6 +4,11 @@ use std::fmt;
 
 use super::By;
 
+/// The exit code of a fault of the host (EX_TEMPFAIL of sysexits.h).
+const HOST: u8 = 75;
+/// The exit code where QEMU was to end, and has not: the service manager starts nothing then.
+const NOT_GONE: u8 = 70;
+
 /// How QEMU's process went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gone {
@@ -43,6 +48,11 @@ pub enum Cause {
     StartFailed(String),
     /// It ran, but was not ready in its time, and that is a failure (`readyFailure = "fail"`); why.
     NotReady(String),
+    /// QEMU was sent SIGKILL and has not ended: the kernel has it waiting for storage.
+    NotGone {
+        /// The guest was to stay down; else it is to be started again.
+        stays_down: bool,
+    },
     /// Asked to stop while it was still being prepared or launched.
     StartCancelled(By),
 }
@@ -55,17 +65,24 @@ pub struct End {
 }
 
 impl End {
-    /// The exit code of `qvm run`: 0 where the guest shall stay down, 1 where it shall be started again.
+    /// The exit code of `qvm run`: 0 where the guest shall stay down, 1 where it shall be started again. Where QEMU has not
+    /// ended, 70 and 75 say the same.
     pub fn exit_code(&self) -> u8 {
-        u8::from(self.failed())
+        match self.cause {
+            Cause::NotGone { stays_down: true } => NOT_GONE,
+            Cause::NotGone { stays_down: false } => HOST,
+            _ => u8::from(self.failed()),
+        }
     }
 
     /// Whether the run failed.
     pub fn failed(&self) -> bool {
         match self.cause {
-            Cause::Panicked | Cause::QemuDied(_) | Cause::StartFailed(_) | Cause::NotReady(_) => {
-                true
-            }
+            Cause::Panicked
+            | Cause::QemuDied(_)
+            | Cause::StartFailed(_)
+            | Cause::NotReady(_)
+            | Cause::NotGone { .. } => true,
             Cause::Stopped(_)
             | Cause::Suspended(_)
             | Cause::ForcedOff(_)
@@ -90,6 +107,7 @@ impl End {
             Cause::QemuDied(Gone::Exited(_) | Gone::Unknown) => "qemu-exited",
             Cause::StartFailed(_) => "start-failed",
             Cause::NotReady(_) => "not-ready",
+            Cause::NotGone { .. } => "not-gone",
             Cause::StartCancelled(_) => "start-cancelled",
         }
     }
@@ -134,6 +152,9 @@ impl fmt::Display for End {
             }
             Cause::StartFailed(why) => write!(f, "the start failed: {why}"),
             Cause::NotReady(why) => write!(f, "the guest did not get ready: {why}"),
+            Cause::NotGone { .. } => f.write_str(
+                "QEMU was sent SIGKILL and has not ended: the kernel waits for its storage",
+            ),
             Cause::StartCancelled(who) => write!(f, "the start was cancelled by {}", by(who)),
         }
     }

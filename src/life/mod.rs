@@ -18,7 +18,7 @@
 //!       │                     │                  │ time up, Terminate, another SIGTERM
 //!       │                     │                  ▼
 //!       │                     └────────────── Killing ─── SIGKILL
-//!       ▼      QemuGone                          │ QemuGone
+//!       ▼      QemuGone                          │ QemuGone; or time up: QEMU waits for storage
 //!     Ended ◀────────────────────────────────────┘
 //! ```
 //!
@@ -47,7 +47,7 @@ pub use end::{Cause, End, Gone};
 pub use event::{By, Command, Event};
 pub use ready::{Life, Readiness};
 pub use state::{Hold, Ladder, Outcome, Saving, State};
-pub use step::{PRESS_EVERY, QUIT_GRACE, START_CANCEL_GRACE};
+pub use step::{KILL_GRACE, PRESS_EVERY, QUIT_GRACE, START_CANCEL_GRACE};
 
 /// What of the VM file the machine must know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

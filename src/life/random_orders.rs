@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::{
-    tests::{GONE, POLICY, at},
+    tests::{POLICY, at},
     *,
 };
 
@@ -87,10 +87,7 @@ proptest! {
             life = next;
             done.extend(actions);
         }
-        prop_assert!(
-            matches!(life.state, State::Ended | State::Killing { .. }), "stuck in {life:?}"
-        );
-        let (life, _) = life.step(GONE, now, &POLICY);
+        // Also where QEMU never ends: it may wait for storage for ever.
         prop_assert_eq!(life.state, State::Ended);
     }
 

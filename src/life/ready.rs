@@ -320,7 +320,7 @@ mod tests {
             State::Cancelling { until: at(99), by: By::Signal },
             State::Stopping(ladder),
             State::Quitting { kill_at: at(99), hurried: false, then: then() },
-            State::Killing { then: then() },
+            State::Killing { until: at(70), then: then() },
             State::Ended,
         ] {
             for event in [Event::Ready, Event::NotReady("x".into()), Event::Tick] {

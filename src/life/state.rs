@@ -37,6 +37,8 @@ pub enum State {
     },
     /// QEMU was sent SIGKILL.
     Killing {
+        /// When the run ends though QEMU has not: the kernel waits for its storage.
+        until: Duration,
         /// What comes after.
         then: Outcome,
     },
@@ -94,12 +96,10 @@ impl State {
             Self::Stopping(ladder) => Some(ladder.deadline.min(ladder.press_at)),
             Self::Suspending(saving) => Some(saving.until),
             Self::Quitting { kill_at, .. } => Some(*kill_at),
-            Self::Preparing
-            | Self::Launching
-            | Self::Running
-            | Self::Paused(_)
-            | Self::Killing { .. }
-            | Self::Ended => None,
+            Self::Killing { until, .. } => Some(*until),
+            Self::Preparing | Self::Launching | Self::Running | Self::Paused(_) | Self::Ended => {
+                None
+            }
         }
     }
 }

@@ -18,6 +18,10 @@ pub const PRESS_EVERY: Duration = Duration::from_secs(5);
 /// How long QEMU may take to flush its disks and go after `quit`, before SIGKILL.
 pub const QUIT_GRACE: Duration = Duration::from_secs(10);
 
+/// How long a QEMU that was sent SIGKILL may take to go. Longer takes one that the kernel has waiting for storage, in a state in which no
+/// signal ends it.
+pub const KILL_GRACE: Duration = Duration::from_secs(10);
+
 /// How long giving up a start may take before the run ends without waiting for it.
 pub const START_CANCEL_GRACE: Duration = Duration::from_secs(5);
 
@@ -46,7 +50,7 @@ pub(super) fn step(
         State::Suspending(saving) => suspending(saving, event, now, policy),
         State::Stopping(ladder) => stopping(ladder, event, now),
         State::Quitting { kill_at, hurried, then } => quitting(kill_at, hurried, then, event, now),
-        State::Killing { then } => killing(then, event),
+        State::Killing { until, then } => killing(until, then, event, now),
         State::Ended => (State::Ended, vec![]),
     }
 }
@@ -281,7 +285,10 @@ fn quitting(
     event: Event,
     now: Duration,
 ) -> (State, Vec<Action>) {
-    let kill = |then| (State::Killing { then }, vec![Action::Announce(Rung::Killed), Action::Kill]);
+    let kill = |then| {
+        let actions = vec![Action::Announce(Rung::Killed), Action::Kill];
+        (State::Killing { until: now + KILL_GRACE, then }, actions)
+    };
     match event {
         Event::QemuGone(_) => finish(then),
         Event::Tick if now >= kill_at => kill(then),
@@ -326,9 +333,13 @@ fn quitting(
     }
 }
 
-fn killing(then: Outcome, event: Event) -> (State, Vec<Action>) {
+fn killing(until: Duration, then: Outcome, event: Event, now: Duration) -> (State, Vec<Action>) {
     let then = match event {
         Event::QemuGone(_) => return finish(then),
+        Event::Tick if now >= until => {
+            let stays_down = matches!(&then, Outcome::End(end) if !end.failed());
+            return end(Cause::NotGone { stays_down });
+        }
         Event::Signalled => instead_of_relaunch(then, Cause::ForcedOff(By::Signal)),
         Event::Asked(Command::Stop { .. }) => {
             instead_of_relaunch(then, Cause::ForcedOff(By::Operator))
@@ -355,5 +366,5 @@ fn killing(then: Outcome, event: Event) -> (State, Vec<Action>) {
         | Event::Continued
         | Event::Tick => then,
     };
-    (State::Killing { then }, vec![])
+    (State::Killing { until, then }, vec![])
 }

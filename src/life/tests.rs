@@ -315,3 +315,17 @@ fn a_paused_guest_is_woken_before_it_is_asked_to_stop() {
     assert_eq!(actions.first(), Some(&Action::Continue));
     assert!(actions.contains(&Action::PressPowerButton));
 }
+
+#[test]
+fn a_qemu_that_no_signal_ends_is_not_waited_for() {
+    for (then, code) in [(Outcome::End(End { cause: Cause::Killed }), 70), (Outcome::Relaunch, 75)]
+    {
+        let killing = State::Killing { until: at(10), then };
+        assert_eq!(killing.deadline(), Some(at(10)));
+        let (state, actions) = feed(killing.clone(), &[(9, Event::Tick)]);
+        assert_eq!((&state, actions), (&killing, vec![]));
+        let (state, actions) = feed(state, &[(10, Event::Tick)]);
+        assert_eq!(state, State::Ended);
+        assert!(actions.contains(&Action::Exit(code)), "{actions:?}");
+    }
+}

@@ -5,8 +5,10 @@ use std::time::Duration;
 use tracing::{error, info, warn};
 
 use super::{
-    launch,
-    record::{self, Record},
+    adopt::{self, Found},
+    fact::Fact,
+    file_reading::AfterReading,
+    launch, record,
     supervise::{AGENT_LIMIT, LAST_WORDS, Left, QMP_LIMIT, STOP_SLACK, Supervisor},
 };
 use crate::{
@@ -65,18 +67,16 @@ impl Supervisor {
     fn launch(&mut self) {
         // A relaunch takes up the VM file as it is now, so it is prepared anew.
         let Some(prepared) = self.prepared.take() else {
-            if let Some(watching) = &mut self.watching
-                && let Err(error) = watching.begin()
-            {
-                warn!("changes of the VM file will be seen only by `qvm reload`: {error}");
+            if let Some(watching) = &self.watching {
+                let watching = watching.clone();
+                let _ = self.lanes.files.run(move || {
+                    if let Err(error) = watching.begin() {
+                        warn!("changes of the VM file will be seen only by `qvm reload`: {error}");
+                    }
+                });
             }
-            self.reread();
-            self.runs(self.written.clone());
-            self.text.clone_from(&self.written_text);
-            self.pending.clear();
-            self.reboot_relaunches = false;
             self.life.state = life::State::Preparing;
-            self.ask_to_start();
+            self.read_files(AfterReading::Relaunch);
             return;
         };
         let settings = self.settings.clone();
@@ -84,16 +84,45 @@ impl Supervisor {
         self.start_task(async move { launch::launch(&settings, prepared, &text, restore).await });
     }
 
+    /// Starts a guest anew that ran, by the VM file as it was read last.
+    pub(super) fn relaunch(&mut self) {
+        if self.life.state != life::State::Preparing {
+            // It was called off meanwhile.
+            return self.feed(life::Event::StartFailed("cancelled".into()));
+        }
+        self.runs(self.written.clone());
+        self.text.clone_from(&self.written_text);
+        self.pending.clear();
+        self.reboot_relaunches = false;
+        self.ask_to_start();
+    }
+
     fn cancel_start(&mut self) {
         self.cancel.set();
-        if let Some(task) = self.starting.take() {
-            // Dropping a launch kills the QEMU that it may have spawned; one that was being adopted goes on, and is found again.
-            task.abort();
-            if !self.adopting {
-                Record::remove(&self.paths);
-            }
-            self.feed(life::Event::StartFailed("cancelled".into()));
+        if self.starting.take().is_none() {
+            return;
         }
+        // Dropping a launch kills the QEMU that it may have spawned, on its lane; one that was being adopted goes on, and is found
+        // again. What then is left of it is looked at behind that.
+        let paths = self.paths.clone();
+        let found = self.lanes.launch.ask(move || adopt::find(&paths));
+        let facts = self.facts.clone();
+        self.tasks.spawn(async move {
+            if let Ok(found) = found.await {
+                let _ = facts.send(Fact::StartAborted(Box::new(found))).await;
+            }
+        });
+    }
+
+    /// A start was called off, and nothing of it goes on.
+    pub(super) fn on_start_aborted(&mut self, found: &Found) {
+        if !matches!(self.life.state, life::State::Cancelling { .. }) {
+            return;
+        }
+        if !self.adopting && !matches!(found, Found::Alive(..)) {
+            self.records.remove();
+        }
+        self.feed(life::Event::StartFailed("cancelled".into()));
     }
 
     fn announce(&mut self, rung: Rung) {
@@ -104,14 +133,14 @@ impl Supervisor {
     }
 
     /// Sends one QMP command without waiting for it; a failure is logged, and the ladder goes on.
-    pub(super) fn tell_qemu<F, W>(&self, what: &'static str, command: F)
+    pub(super) fn tell_qemu<F, W>(&mut self, what: &'static str, command: F)
     where
         F: FnOnce(qmp::Client) -> W,
         W: Future<Output = Result<(), qmp::Error>> + Send + 'static,
     {
         if let Some(qemu) = &self.qemu {
             let work = command(qemu.client.clone());
-            tokio::spawn(async move {
+            self.tasks.spawn(async move {
                 match work.await {
                     Ok(()) | Err(qmp::Error::Closed) => {}
                     Err(error) => warn!("cannot {what}: {error}"),
@@ -131,7 +160,7 @@ impl Supervisor {
         let sync = self.next_sync();
         let Some(qemu) = &self.qemu else { return };
         let agent = qemu.agent.clone();
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             let _ = thawed.await;
             match agent.shutdown(sync, AGENT_LIMIT).await {
                 Ok(()) => info!("the guest agent was asked to shut down as well"),
@@ -141,10 +170,10 @@ impl Supervisor {
     }
 
     /// QMP `quit`; SIGTERM, which QEMU takes as the same, where the monitor does not answer.
-    fn quit(&self) {
+    fn quit(&mut self) {
         let Some(qemu) = &self.qemu else { return };
         let (client, process) = (qemu.client.clone(), qemu.process.clone());
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             match client.quit(Duration::from_secs(3)).await {
                 Ok(()) | Err(qmp::Error::Closed) => {}
                 Err(error) => {
@@ -181,9 +210,15 @@ impl Supervisor {
         }
         self.publish("QVM_END", serde_json::json!(kept));
         self.notifier.status(&kept.detail);
-        match record::keep(&self.paths, kept) {
-            Ok(ends) => self.ends = ends,
-            Err(error) => error!("cannot keep how it ended: {}", chain(&error)),
+        record::put(&mut self.ends, kept.clone());
+        let paths = self.paths.clone();
+        let queued = self.lanes.state.run(move || {
+            if let Err(error) = record::keep(&paths, kept) {
+                error!("cannot keep how it ended: {}", chain(&error));
+            }
+        });
+        if let Err(refused) = queued {
+            error!("cannot keep how it ended: {refused}");
         }
     }
 }

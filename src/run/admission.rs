@@ -94,7 +94,8 @@ pub(super) enum Step {
     /// It waits, and for what.
     Waits(String),
     /// It may go on; or not.
-    Done(Result<(), NotBegun>),
+    /// Its turn lasts a while longer where the host is pressed.
+    Done(Result<Option<Lock>, NotBegun>),
 }
 
 /// What a look at the host came to.
@@ -122,12 +123,11 @@ impl Supervisor {
         let (settings, mem) = (self.settings.clone(), self.vm.mem.bytes());
         let start = Start { settings, mem, facts: self.facts.clone() };
         if self.generation > 0 {
-            start.again();
-            self.prepare();
+            self.prepare(move || start.again());
             return;
         }
         let facts = self.facts.clone();
-        let task = tokio::spawn(async move {
+        let task = self.lanes.launch.drive(async move {
             let done = start.admitted().await;
             let done = done.map_err(|error| NotBegun {
                 fault: error.fault(),
@@ -135,7 +135,10 @@ impl Supervisor {
             });
             let _ = facts.send(Fact::Admission(Step::Done(done))).await;
         });
-        self.starting = Some(task.abort_handle());
+        match task {
+            Ok(task) => self.starting = Some(task),
+            Err(refused) => self.not_begun(NotBegun::refused(refused)),
+        }
     }
 
     pub(super) fn admission(&mut self, step: Step) {
@@ -154,7 +157,16 @@ impl Supervisor {
                 self.starting = None;
                 self.notes.clear();
                 match result {
-                    Ok(()) => self.prepare(),
+                    Ok(turn) => {
+                        if let Some(turn) = turn {
+                            // The start does not wait for the end of its turn.
+                            self.tasks.spawn(async move {
+                                tokio::time::sleep(SETTLE).await;
+                                drop(turn);
+                            });
+                        }
+                        self.prepare(|| ());
+                    }
                     Err(not) => self.not_begun(not),
                 }
             }
@@ -163,7 +175,10 @@ impl Supervisor {
 
     /// What a QEMU of an earlier supervisor has is ours from now on.
     pub(super) fn take_over_memory(&self) {
-        write(&self.settings, self.vm.mem.bytes());
+        let (settings, mem) = (self.settings.clone(), self.vm.mem.bytes());
+        if let Err(refused) = self.lanes.run.run(move || write(&settings, mem)) {
+            warn!("what the VM may take of the host's memory is not written down: {refused}");
+        }
     }
 }
 
@@ -175,16 +190,16 @@ fn write(settings: &Settings, mem: u64) {
 
 impl Start {
     /// Waits as long as has to be.
-    async fn admitted(&self) -> Result<(), Error> {
+    async fn admitted(&self) -> Result<Option<Lock>, Error> {
         let layout = &self.settings.layout;
         // What a supervisor that crashed has left.
         reservation::remove(&self.settings.paths());
         file::make_dir(&layout.reservations())?;
         let busy = match self.look(None).await? {
-            Look::Go => return Ok(()),
+            Look::Go => return Ok(None),
             Look::Busy(busy) => busy,
             Look::NoRoom(sums) => match self.wait_for_memory(sums).await? {
-                None => return Ok(()),
+                None => return Ok(None),
                 Some(busy) => busy,
             },
         };
@@ -215,14 +230,14 @@ impl Start {
                 Err(error) => break Err(error),
             }
         };
-        if let Ok((mut watching, _)) = woken {
+        if let Ok((watching, _)) = woken {
             watching.end();
         }
         outcome
     }
 
     /// One after the other, each when the pressure has fallen or it has waited long enough.
-    async fn wait_for_turn(&self, busy: Busy) -> Result<(), Error> {
+    async fn wait_for_turn(&self, busy: Busy) -> Result<Option<Lock>, Error> {
         let begun = Instant::now();
         let path = self.settings.layout.turn_lock();
         let mut told = None;
@@ -234,7 +249,7 @@ impl Start {
                 Err(error) => {
                     warn!("starts out of turn: {}", chain(&error));
                     write(&self.settings, self.mem);
-                    return Ok(());
+                    return Ok(None);
                 }
             }
             self.say_busy(&Busy::Queue, &mut told).await;
@@ -248,17 +263,10 @@ impl Start {
             pressed |= is_pressure;
             tokio::time::sleep(if is_pressure { PRESSURE } else { STARTS }).await;
         }
-        if pressed {
-            // The start does not wait for the end of its turn.
-            tokio::spawn(async move {
-                tokio::time::sleep(SETTLE).await;
-                drop(turn);
-            });
-        }
-        Ok(())
+        Ok(pressed.then_some(turn))
     }
 
-    /// Looks at the host while nobody else does; with room, that is the VM's when this returns. `turn` is since when it has its turn.
+    /// FileReadings at the host while nobody else does; with room, that is the VM's when this returns. `turn` is since when it has its turn.
     async fn look(&self, turn: Option<Instant>) -> Result<Look, Error> {
         let Settings { layout, name, .. } = &self.settings;
         let _alone = self.alone().await?;

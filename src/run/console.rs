@@ -1,7 +1,8 @@
 //! The serial console: what the guest says goes to a bounded log and to every viewer, what viewers type goes to the guest.
 //!
 //! QEMU's end is one stream socket, replaced when QEMU is; viewers and the log stay. A viewer that does not
-//! read loses output and is told how much; it never holds the guest up.
+//! read loses output and is told how much; it never holds the guest up. Nor does a log whose storage hangs: it loses output as well,
+//! and the log says how much when the storage is back.
 
 use std::{
     collections::VecDeque,
@@ -9,8 +10,13 @@ use std::{
     os::unix::net::UnixStream as StdStream,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
+use super::{
+    console_log::{ConsoleLog, Scrollback},
+    tasks::Tasks,
+};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -20,9 +26,6 @@ use tokio::{
     },
     sync::mpsc,
 };
-use tracing::warn;
-
-use crate::host::log_file::LogFile;
 
 /// How many chunks wait for a viewer before it loses some.
 const VIEWER_QUEUE: usize = 64;
@@ -30,6 +33,8 @@ const VIEWER_QUEUE: usize = 64;
 const INPUT_QUEUE: usize = 64;
 /// The most of what was said before that a viewer gets, in bytes.
 const MOST_SCROLLBACK: u64 = 256 << 10;
+/// How long a viewer waits for what was said before.
+const SCROLLBACK_LIMIT: Duration = Duration::from_secs(1);
 /// How much of the newest output is kept in memory, for the report of an end.
 const TAIL_BYTES: usize = 4096;
 
@@ -41,10 +46,10 @@ pub struct Console {
 
 #[derive(Debug)]
 struct Shared {
-    log: LogFile,
-    log_failed: bool,
+    log: ConsoleLog,
     /// The time of day.
     now: fn() -> jiff::Timestamp,
+    tasks: Tasks,
     tail: VecDeque<u8>,
     viewers: Vec<Viewer>,
     /// Of the next viewer.
@@ -63,9 +68,9 @@ impl Console {
     /// A console without a guest that logs to `path`, with times of `now`.
     pub fn new(path: PathBuf, now: fn() -> jiff::Timestamp) -> Self {
         let shared = Shared {
-            log: LogFile::new(path),
-            log_failed: false,
+            log: ConsoleLog::new(path),
             now,
+            tasks: Tasks::default(),
             tail: VecDeque::new(),
             viewers: vec![],
             number: 0,
@@ -83,9 +88,10 @@ impl Console {
     pub fn attach(&self, serial: UnixStream) {
         let (from_guest, to_guest) = serial.into_split();
         let (input, keys) = mpsc::channel(INPUT_QUEUE);
-        self.shared().to_guest = Some(input);
-        tokio::spawn(type_into(to_guest, keys));
-        tokio::spawn(self.clone().listen(from_guest));
+        let mut shared = self.shared();
+        shared.to_guest = Some(input);
+        shared.tasks.spawn(type_into(to_guest, keys));
+        shared.tasks.spawn(self.clone().listen(from_guest));
     }
 
     async fn listen(self, mut from_guest: OwnedReadHalf) {
@@ -97,11 +103,20 @@ impl Console {
 
     /// A machine begins: what is said from here on is of this boot.
     pub fn boots(&self) {
-        let mut shared = self.shared();
+        let shared = self.shared();
         let second = (shared.now)().as_second();
-        if let Err(error) = shared.log.boots(second) {
-            warn!("cannot take down when the guest boots: {error}");
-        }
+        shared.log.boots(second);
+    }
+
+    /// Waits until the log is written, for `limit` at most; `false` if that was too short.
+    pub(super) fn flush(&self, limit: Duration) -> impl Future<Output = bool> + Send + use<> {
+        let written = self.shared().log.flush();
+        async move { tokio::time::timeout(limit, written).await.is_ok() }
+    }
+
+    /// What an operator should know of the log.
+    pub(super) fn note(&self) -> Option<String> {
+        self.shared().log.note()
     }
 
     /// A new viewer: the far end of a socket that carries what the console said last, up to `scrollback` bytes of it, its output
@@ -114,22 +129,15 @@ impl Console {
         near.set_nonblocking(true)?;
         let (from_viewer, to_viewer) = UnixStream::from_std(near)?.into_split();
         let (chunks, output) = mpsc::channel(VIEWER_QUEUE);
-        let number = {
-            // What comes from now on waits for the lock: nothing is missed, or said twice.
-            let mut shared = self.shared();
-            if scrollback > 0 {
-                let said = shared.log.tail(scrollback.min(MOST_SCROLLBACK));
-                // The queue is empty.
-                let _ = chunks.try_send(said.into());
-            }
-            shared.number += 1;
-            let number = shared.number;
-            shared.viewers.push(Viewer { number, chunks, lost: 0 });
-            number
-        };
-        tokio::spawn(show(to_viewer, output));
+        // What comes from now on is behind the scrollback in the order of the log: nothing is missed, or said twice.
+        let mut shared = self.shared();
+        let said = (scrollback > 0).then(|| shared.log.tail(scrollback.min(MOST_SCROLLBACK)));
+        shared.number += 1;
+        let number = shared.number;
+        shared.viewers.push(Viewer { number, chunks, lost: 0 });
+        shared.tasks.spawn(show(to_viewer, said, output));
         let console = self.clone();
-        tokio::spawn(async move {
+        shared.tasks.spawn(async move {
             let from_viewer = console.clone().read_keys(from_viewer, read_only).await;
             // A guest that says nothing would not let go of one that has left. One that only has no more to type goes on reading.
             if hung_up(from_viewer.as_ref()) {
@@ -165,14 +173,7 @@ impl Console {
 
 impl Shared {
     fn heard(&mut self, bytes: &[u8]) {
-        match self.log.append(bytes, (self.now)().as_second()) {
-            Ok(()) => self.log_failed = false,
-            Err(error) if !self.log_failed => {
-                self.log_failed = true;
-                warn!("cannot keep what the console says: {error}");
-            }
-            Err(_) => {}
-        }
+        self.log.append(bytes, (self.now)().as_second());
         self.tail.extend(bytes);
         let excess = self.tail.len().saturating_sub(TAIL_BYTES);
         self.tail.drain(..excess);
@@ -221,7 +222,22 @@ fn hung_up(viewer: &UnixStream) -> bool {
     poll(&mut looked, Some(&at_once)).is_ok() && looked[0].revents().contains(PollFlags::HUP)
 }
 
-async fn show(mut to_viewer: OwnedWriteHalf, mut output: mpsc::Receiver<Arc<[u8]>>) {
+async fn show(
+    mut to_viewer: OwnedWriteHalf,
+    said: Option<Scrollback>,
+    mut output: mpsc::Receiver<Arc<[u8]>>,
+) {
+    if let Some(said) = said {
+        let said = match tokio::time::timeout(SCROLLBACK_LIMIT, said).await {
+            Ok(Ok(said)) => said,
+            Ok(Err(_)) | Err(_) => {
+                b"[qvm: earlier output cannot be read: the storage does not answer]\r\n".to_vec()
+            }
+        };
+        if to_viewer.write_all(&said).await.is_err() {
+            return;
+        }
+    }
     while let Some(chunk) = output.recv().await {
         if to_viewer.write_all(&chunk).await.is_err() {
             break;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use super::supervise::Supervisor;
@@ -24,7 +24,7 @@ use crate::{
 pub(super) struct Enrolled {
     machined: Machined,
     /// What machined was told, and whether it took it.
-    task: JoinHandle<(Machine, bool)>,
+    task: JoinSet<(Machine, bool)>,
 }
 
 /// How long machined may take; on demand it is started first.
@@ -46,11 +46,12 @@ impl Supervisor {
         let (machined, control) =
             (Machined { socket, limit: ANSWER_LIMIT }, self.paths.control_socket());
         let last = self.enrolled.take().map(|enrolled| enrolled.task);
-        let task = {
+        let mut task = JoinSet::new();
+        {
             let machined = machined.clone();
-            tokio::spawn(async move {
+            task.spawn(async move {
                 let last = match last {
-                    Some(task) => task.await.ok(),
+                    Some(mut task) => task.join_next().await.and_then(Result::ok),
                     None => None,
                 };
                 let if_indices = indexes(&network, &taps).await;
@@ -71,19 +72,19 @@ impl Supervisor {
                     }
                 };
                 (machine, taken)
-            })
-        };
+            });
+        }
         self.enrolled = Some(Enrolled { machined, task });
     }
 
     /// Tells that the VM is no more. What is not told in time machined finds out by itself, when the unit is down.
     pub(super) async fn strike_off(&mut self) {
-        let Some(Enrolled { machined, task }) = self.enrolled.take() else { return };
+        let Some(Enrolled { machined, mut task }) = self.enrolled.take() else { return };
         let told = tokio::time::timeout(END_LIMIT, async {
-            match task.await {
-                Ok((machine, true)) => machined.unregister(&machine).await,
+            match task.join_next().await {
+                Some(Ok((machine, true))) => machined.unregister(&machine).await,
                 // A machine of that name is another's.
-                Ok((_, false)) | Err(_) => Ok(()),
+                Some(Ok((_, false)) | Err(_)) | None => Ok(()),
             }
         });
         match told.await {

@@ -6,11 +6,18 @@ use tokio::sync::mpsc;
 
 use super::{
     admission::Step,
+    adopt::Found,
+    file_reading::FileReading,
     freeze::{self, NotFrozen, Why},
+    lane::Refused,
     launch::Qemu,
-    live::Applied,
+    live::{Applied, Asker},
     prepare::Prepared,
+    resources::Given,
+    room::Place,
+    set_out::PreviousRun,
     taps::Told,
+    viewer::Opened,
 };
 use crate::{
     control::types::{Refusal, Request},
@@ -21,7 +28,7 @@ use crate::{
         watch::Changes,
     },
     plan::live::Change,
-    value::{Operator, chain},
+    value::{Label, Operator, chain},
 };
 
 /// Whose fault it is that a guest does not come to run.
@@ -57,6 +64,11 @@ impl NotBegun {
         let fault = if is_the_hosts { Fault::Host } else { Fault::Vm };
         Self { why, fault }
     }
+
+    /// The host takes no more work.
+    pub(super) fn refused(refused: Refused) -> Self {
+        Self { why: refused.to_string(), fault: Fault::Host }
+    }
 }
 
 /// Something the loop has to know.
@@ -66,8 +78,25 @@ pub(super) enum Fact {
     Request(Request),
     Progress(String),
     Admission(Step),
+    /// What an earlier supervisor left, and what was saved.
+    PreviousRun(Box<PreviousRun>),
     Prepared(Box<Result<Prepared, NotBegun>>),
-    Launched(Box<Result<Qemu, NotBegun>>),
+    /// QEMU runs, with what it was given of the host; or not, and what there is of an earlier one.
+    Launched(Box<Result<(Qemu, Given), (NotBegun, Found)>>),
+    /// A start was called off, and nothing of it goes on; what there is of its QEMU.
+    StartAborted(Box<Found>),
+    /// The VM file and the files beside it are read; or why not.
+    FilesRead(Result<Box<FileReading>, String>),
+    /// That takes longer than it may.
+    FilesLate,
+    /// What counts of a reloaded VM file at once does.
+    Reloaded(Option<Asker>),
+    /// What QEMU was given of the host.
+    Given(u64, Given),
+    /// The screen's socket is open; or why not.
+    Screen(u64, Result<Opened, String>),
+    /// Everything is written that a re-executed supervisor reads; or the storage does not answer.
+    Written(bool),
     Qmp(u64, qmp::Event),
     MonitorClosed(u64),
     MonitorBack(u64, qmp::Session),
@@ -79,6 +108,8 @@ pub(super) enum Fact {
     Stopped {
         host_down: bool,
     },
+    /// What QEMU's `query-status` says, over a new connection.
+    MachineStatus(u64, String),
     /// What the guest has, in bytes.
     Memory(u64, u64),
     /// The vCPUs' threads could not be bound to their CPUs, and why.
@@ -103,15 +134,16 @@ pub(super) enum Fact {
     Taps(u64, Told),
     /// What the host makes difficult.
     Trouble(u64, Trouble),
-    Gone(u64, Exit),
+    /// QEMU has ended; the kernel's OOM killer was at work.
+    Gone(u64, Exit, bool),
     FileChanged,
 }
 
 /// What is heard of the host's own troubles.
 #[derive(Debug)]
 pub(super) enum Trouble {
-    /// The guest is held, since these block nodes have no room; as of this turn.
-    NoSpace { turn: u64, nodes: Vec<String> },
+    /// The guest is held, since there is no room for these disks; as of this turn.
+    NoSpace { turn: u64, places: Vec<(Label, Place)> },
     /// There is room again.
     Room,
     /// QEMU's monitor does not answer in time.

@@ -14,15 +14,14 @@ use super::{
     report::refusal,
     supervise::{AGENT_LIMIT, Supervisor},
 };
-use crate::{
-    control::types::{self, Refusal},
-    value::chain,
-};
+use crate::control::types::{self, Refusal};
 
 /// The longest that file systems are frozen: a record is not believed more.
 const LONGEST: Duration = Duration::from_secs(600);
 /// How long a thaw may take: the agent may run programs of the guest's.
 const THAW_LIMIT: Duration = Duration::from_secs(10);
+/// How long a freeze waits until its deadline is written down.
+const WRITE_LIMIT: Duration = Duration::from_secs(5);
 /// When a thaw that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -95,16 +94,20 @@ impl Supervisor {
             return;
         };
         qemu.record.frozen_until = Some(until.to_string());
-        if let Err(error) = qemu.record.update(&self.paths) {
-            qemu.record.frozen_until = None;
-            let why = format!("cannot write down when to thaw: {}", chain(&error));
-            let _ = reply.send(Err(Refusal::Failed(why)));
-            return;
-        }
+        let written = self.records.write(&qemu.record);
         let (agent, facts, generation) = (qemu.agent.clone(), self.facts.clone(), self.generation);
         self.frozen = Some(Frozen { until, stuck: None, timer: self.thaw_in(thaw_after) });
-        tokio::spawn(async move {
-            let done = freeze(&agent, sync, thaw_after).await;
+        self.tasks.spawn(async move {
+            // Nothing is frozen before a later supervisor would know when to thaw it.
+            let written = tokio::time::timeout(WRITE_LIMIT, written).await;
+            let written = written.unwrap_or_else(|_| Err("the storage does not answer".into()));
+            let done = match written {
+                Ok(()) => freeze(&agent, sync, thaw_after).await,
+                Err(why) => Err(NotFrozen {
+                    why: Refusal::Failed(format!("cannot write down when to thaw: {why}")),
+                    unsure: false,
+                }),
+            };
             let _ = facts.send(Fact::Froze(generation, thaw_after, done, reply)).await;
         });
     }
@@ -154,7 +157,7 @@ impl Supervisor {
             return;
         };
         let (agent, facts, generation) = (qemu.agent.clone(), self.facts.clone(), self.generation);
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             let done = agent.thaw(sync, THAW_LIMIT).await.map_err(|error| refusal(&error));
             let _ = facts.send(Fact::Thawed(generation, why, done, reply)).await;
         });
@@ -222,10 +225,8 @@ impl Supervisor {
     pub(super) fn forget_freeze(&mut self) {
         self.frozen = None;
         let Some(qemu) = &mut self.qemu else { return };
-        if qemu.record.frozen_until.take().is_some()
-            && let Err(error) = qemu.record.update(&self.paths)
-        {
-            warn!("a later supervisor will thaw once more: {}", chain(&error));
+        if qemu.record.frozen_until.take().is_some() {
+            drop(self.records.write(&qemu.record));
         }
     }
 
@@ -248,13 +249,12 @@ impl Supervisor {
         })
     }
 
-    fn thaw_in(&self, left: Duration) -> AbortHandle {
+    fn thaw_in(&mut self, left: Duration) -> AbortHandle {
         let (facts, generation) = (self.facts.clone(), self.generation);
-        let timer = tokio::spawn(async move {
+        self.tasks.spawn(async move {
             tokio::time::sleep(left).await;
             let _ = facts.send(Fact::ThawDue(generation)).await;
-        });
-        timer.abort_handle()
+        })
     }
 }
 

@@ -2,25 +2,34 @@
 
 use std::time::Duration;
 
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{
-    adopt::{self, Found},
+    adopt::Found,
     fact::{Fact, Fault, NotBegun, Trouble},
+    file_reading::AfterReading,
     launch::{self, Qemu},
     monitor::Monitor,
-    record::Record,
     reservation,
+    resources::Given,
     room::Room,
     supervise::{Left, QMP_LIMIT, Supervisor},
 };
 use crate::{
+    exit,
     host::{memory, pidfd::Exit},
     life::{self, Gone, State},
 };
 
+/// How long a kernel may take to say what its OOM killer did.
+const OOM_LIMIT: Duration = Duration::from_secs(2);
+/// How long a re-execution waits until everything is written.
+const WRITTEN_LIMIT: Duration = Duration::from_secs(5);
+/// How long the end waits for that.
+const LEAVE_LIMIT: Duration = Duration::from_secs(3);
+
 impl Supervisor {
-    pub(super) fn launched(&mut self, mut qemu: Qemu) {
+    pub(super) fn launched(&mut self, mut qemu: Qemu, given: Given) {
         (self.starting, self.adopting) = (None, false);
         self.generation += 1;
         let generation = self.generation;
@@ -33,16 +42,11 @@ impl Supervisor {
         if let Some(events) = qemu.events.take() {
             self.listen(events);
         }
-        let (process, facts) = (qemu.process.clone(), self.facts.clone());
-        tokio::spawn(async move {
-            let exit = process.wait().await;
-            let _ = facts.send(Fact::Gone(generation, exit)).await;
-        });
         self.memory_actual = None;
         (self.room, self.monitor) = (Room::default(), Monitor::default());
         // Asked once: from then on QEMU tells every change.
         let (client, facts) = (qemu.client.clone(), self.facts.clone());
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             if let Ok(qmp::Balloon::Actual(bytes)) = client.query_balloon(QMP_LIMIT).await {
                 let _ = facts.send(Fact::Memory(generation, bytes)).await;
             }
@@ -62,9 +66,10 @@ impl Supervisor {
         let door = qemu.door.take();
         let seen_ready = (qemu.adopted || restored) && qemu.record.ready;
         let qemu_adopted = qemu.adopted;
-        if let (Some(watching), Some(binary)) = (&mut self.watching, &qemu.record.binary) {
+        if let (Some(watching), Some(binary)) = (self.watching.clone(), qemu.record.binary.clone())
+        {
             // That there is a newer one is then seen by the next reading of the VM file.
-            let _ = watching.also(binary);
+            let _ = self.lanes.files.run(move || drop(watching.also(&binary)));
         }
         self.qemu = Some(qemu);
         self.recall();
@@ -73,14 +78,16 @@ impl Supervisor {
             self.recall_freeze();
             self.settle(vec![], vec![]);
             self.keep_screen();
-            self.serve_screen_again();
+            let served = self.serve_screen_again();
+            self.tasks.spawn(served);
         } else {
             self.serve_screen(door);
         }
         self.remember_ready();
         // One that an earlier supervisor may have bound is freed, if it is not to be any more.
         self.pinned = qemu_adopted;
-        self.give_resources();
+        self.given(given);
+        self.await_qemus_end();
         self.enrol();
         if restored {
             self.set_guests_clock();
@@ -98,22 +105,37 @@ impl Supervisor {
             }
             launch::Guest::Running | launch::Guest::Paused => {}
         }
-        self.reread();
+        self.compare();
+        self.read_files(AfterReading::Compare);
         // What preparing took: from here on little happens, for months.
         memory::trim();
     }
 
-    pub(super) fn start_failed(&mut self, not: NotBegun) {
+    /// Waits for QEMU's end, and finds out what ended it.
+    fn await_qemus_end(&mut self) {
+        let Some(process) = self.qemu.as_ref().map(|qemu| qemu.process.clone()) else { return };
+        let (facts, generation) = (self.facts.clone(), self.generation);
+        let was_oom_killed = self.was_oom_killed();
+        self.tasks.spawn(async move {
+            let exit = process.wait().await;
+            let looked = tokio::task::spawn_blocking(move || was_oom_killed(exit));
+            let oom = tokio::time::timeout(OOM_LIMIT, looked).await;
+            let oom = oom.is_ok_and(|looked| looked.unwrap_or(false));
+            let _ = facts.send(Fact::Gone(generation, exit, oom)).await;
+        });
+    }
+
+    pub(super) fn start_failed(&mut self, not: NotBegun, found: &Found) {
         self.starting = None;
-        if self.adopting && self.went_meanwhile() {
+        if self.adopting && self.went_meanwhile(found) {
             return;
         }
         if not.fault == Fault::Vm && self.not_restored(&not.why) {
             return;
         }
         // An adopted QEMU that does not answer may still hold its guest: its record stays.
-        if !matches!(adopt::find(&self.paths), Found::Alive(..)) {
-            Record::remove(&self.paths);
+        if !matches!(found, Found::Alive(..)) {
+            self.records.remove();
         }
         self.not_begun(not);
     }
@@ -127,31 +149,68 @@ impl Supervisor {
         }
     }
 
-    /// SIGUSR2: the program's file, perhaps a newer one, takes over in this process.
+    /// SIGUSR2: the program's file, perhaps a newer one, takes over in this process, once everything is written that it reads.
     pub(super) fn reexec(&mut self) {
-        if matches!(self.life.state, State::Running | State::Paused(_)) {
-            self.left = Some(Left::Reexec);
-        } else {
-            warn!("not replaced now: the VM is {:?}", self.told_state());
-        }
-    }
-
-    /// Tidies up behind the end; a re-execution leaves everything as it is.
-    pub(super) fn leave(&mut self) {
-        if self.left == Some(Left::Reexec) {
+        if !self.may_be_replaced() {
             return;
         }
-        // What an adopted QEMU has that is not given up is told by its record.
-        reservation::remove(&self.paths);
-        if let Some(cgroup) = self.cgroup.take() {
-            let _ = cgroup.remove();
-        }
-        let _ = std::fs::remove_file(self.paths.control_socket());
+        let (written, logged) =
+            (self.lanes.settle(WRITTEN_LIMIT), self.console.flush(WRITTEN_LIMIT));
+        let facts = self.facts.clone();
+        self.tasks.spawn(async move {
+            let done = written.await && logged.await;
+            let _ = facts.send(Fact::Written(done)).await;
+        });
     }
 
-    pub(super) fn listen(&self, mut events: qmp::Events) {
+    fn may_be_replaced(&self) -> bool {
+        let may = matches!(self.life.state, State::Running | State::Paused(_));
+        if !may {
+            warn!("not replaced now: the VM is {:?}", self.told_state());
+        }
+        may
+    }
+
+    /// Everything is written; or the storage does not answer. A thread that waits for storage would hold up execve(2).
+    pub(super) fn written_all(&mut self, done: bool) {
+        if done && self.lanes.is_busy() {
+            // Something came in between.
+            self.reexec();
+        } else if !done {
+            let seconds = WRITTEN_LIMIT.as_secs();
+            warn!("not replaced now: the storage has not answered within {seconds} s");
+        } else if self.may_be_replaced() {
+            self.left = Some(Left::Reexec);
+        }
+    }
+
+    /// Tidies up behind the end. What the storage does not take in time is not waited for.
+    pub(super) async fn leave(&mut self, left: &Left) {
+        // A QEMU that has not ended has its memory still; what an adopted one has that is not given up is told by its record.
+        let stays = self.qemu.is_some() && matches!(left, Left::Exit(exit::NOT_GONE | exit::HOST));
+        let (paths, cgroup) = (self.paths.clone(), self.cgroup.take());
+        let tidied = self.lanes.run.run(move || {
+            if !stays {
+                reservation::remove(&paths);
+            }
+            if let Some(cgroup) = cgroup {
+                let _ = cgroup.remove();
+            }
+        });
+        let written = (self.lanes.flush(LEAVE_LIMIT), self.console.flush(LEAVE_LIMIT));
+        let (done, logged) = futures_util::future::join(written.0, written.1).await;
+        if tidied.is_err() || !done || !logged {
+            error!("the storage does not answer: not everything was written at the end");
+        }
+        let socket = self.paths.control_socket();
+        let removed = self.lanes.run.ask(move || std::fs::remove_file(socket));
+        let _ = tokio::time::timeout(LEAVE_LIMIT, removed).await;
+        self.notifier.finish().await;
+    }
+
+    pub(super) fn listen(&mut self, mut events: qmp::Events) {
         let (facts, generation) = (self.facts.clone(), self.generation);
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             while let Some(event) = events.next().await {
                 if facts.send(Fact::Qmp(generation, event)).await.is_err() {
                     return;
@@ -199,7 +258,44 @@ impl Supervisor {
             serving.by(qemu.client.clone());
         }
         self.listen(session.events);
-        self.ask_why_held();
+        self.resynchronize();
+    }
+
+    /// Asks for the state of which events that were lost with a connection told.
+    fn resynchronize(&mut self) {
+        let Some(qemu) = &self.qemu else { return };
+        let client = qemu.client.clone();
+        let (facts, generation) = (self.facts.clone(), self.generation);
+        self.tasks.spawn(async move {
+            match client.query_status(QMP_LIMIT).await {
+                Ok(status) => drop(facts.send(Fact::MachineStatus(generation, status)).await),
+                Err(error) => warn!("cannot ask QEMU for the state of the machine: {error}"),
+            }
+            if let Ok(qmp::Balloon::Actual(bytes)) = client.query_balloon(QMP_LIMIT).await {
+                let _ = facts.send(Fact::Memory(generation, bytes)).await;
+            }
+        });
+        if self.applying.is_none() {
+            self.settle(vec![], vec![]);
+        }
+    }
+
+    /// The state of the machine, by QEMU's word for it (qapi/run-state.json, `RunState`). Whether a guest that has shut down wanted to
+    /// reboot is lost with the event: it counts as powered off, as when it is adopted.
+    pub(super) fn on_machine_status(&mut self, status: &str) {
+        match status {
+            "running" => {
+                self.goes_on();
+                self.feed(life::Event::Continued);
+            }
+            "paused" | "io-error" | "internal-error" => {
+                self.feed(life::Event::Held);
+                self.ask_why_held();
+            }
+            "shutdown" => self.feed(life::Event::GuestShutdown),
+            "guest-panicked" => self.feed(life::Event::GuestPanicked),
+            _ => {}
+        }
     }
 
     /// What the host makes difficult now, as a word.
@@ -214,7 +310,7 @@ impl Supervisor {
     /// What the host makes difficult.
     pub(super) fn meet(&mut self, trouble: Trouble) {
         match trouble {
-            Trouble::NoSpace { turn, nodes } => self.no_space(turn, &nodes),
+            Trouble::NoSpace { turn, places } => self.no_space(turn, places),
             Trouble::Room => self.has_room(),
             Trouble::Silent => self.monitor_is_silent(),
             Trouble::Answered(well) => self.monitor_answered(well),
@@ -227,7 +323,7 @@ impl Supervisor {
         let (process, facts, generation) =
             (qemu.process.clone(), self.facts.clone(), self.generation);
         let socket = self.paths.qmp_socket();
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             loop {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 if !process.is_alive() {
@@ -244,22 +340,22 @@ impl Supervisor {
         });
     }
 
-    pub(super) fn gone(&mut self, exit: Exit) {
+    pub(super) fn gone(&mut self, exit: Exit, oom: bool) {
         let gone = match exit {
             Exit::Code(code) => Gone::Exited(code),
-            Exit::Signal(signal) => Gone::Signalled { signal, oom: self.was_oom_killed(signal) },
+            Exit::Signal(signal) => Gone::Signalled { signal, oom },
             Exit::Unknown => Gone::Unknown,
         };
         (self.qemu, self.frozen, self.taps) = (None, None, None);
         (self.room, self.monitor) = (Room::default(), Monitor::default());
         self.applying = None;
         self.live_notes.clear();
-        if let Some(watching) = &mut self.watching {
+        if let Some(watching) = &self.watching {
             watching.end();
         }
         // From here on nothing may speak of this QEMU any more.
         self.generation += 1;
-        Record::remove(&self.paths);
+        self.records.remove();
         self.feed(life::Event::QemuGone(gone));
     }
 }

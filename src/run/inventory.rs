@@ -105,15 +105,16 @@ fn dirs(dir: &Path) -> Vec<(VmName, std::path::PathBuf)> {
 
 async fn entry(layout: &Layout, name: &VmName) -> Entry {
     let (paths, file) = (layout.vm(name), layout.vm_file(name));
-    let file_exists = file.symlink_metadata().is_ok();
+    // The supervisor is asked first: it answers also where the VM file's storage hangs.
     let unanswered = match ask(&paths.control_socket()).await {
         Ok(status) => {
-            let name = name.to_string();
+            let (name, file_exists) = (name.to_string(), !status.orphan);
             return Entry { name, status, problem: None, answers: true, file_exists, known: true };
         }
         Err(client::Error::NotRunning) => None,
         Err(error) => Some(error),
     };
+    let file_exists = file.symlink_metadata().is_ok();
     let vm = file_exists.then(|| spec::load(&file)).transpose();
     let invalid = vm.as_ref().err().map(ToString::to_string);
     let mut entry = without_file(name.as_str(), invalid, file_exists);

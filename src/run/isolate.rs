@@ -166,13 +166,15 @@ impl Plan {
         known: impl FnOnce(u32) -> Result<(), launch::Error>,
     ) -> Result<(u32, Isolation), launch::Error> {
         let Some(cell) = &self.cell else {
-            let pid = child::spawn_known(program, arguments, fds, || Ok(()), known)?;
+            // SAFETY: the closure does nothing.
+            let pid = unsafe { child::spawn_known(program, arguments, fds, || Ok(()), known) }?;
             return Ok((pid, Isolation::without(self.mode, None, vec![])));
         };
         let (inside, report) = cell.prepare().map_err(Error::Pipe)?;
         // Whatever it is, our copy of the pipe is closed when this returns.
         let enter = move || inside.enter();
-        let spawned = child::spawn_known(program, arguments, fds, enter, known);
+        // SAFETY: `Prepared::enter` makes bare system calls alone, on what was allocated before the fork.
+        let spawned = unsafe { child::spawn_known(program, arguments, fds, enter, known) };
         let found = report.read();
         if spawned.is_err() {
             // It may have been for the lack of a layer.
@@ -225,7 +227,8 @@ pub fn tried(qemu: &Qemu, root: &Path, range: UidRange) -> Result<Isolation, lau
     }
     let cell = cell(&qemu.binary, None, uid, Some(root.join(KVM)));
     let (inside, report) = cell.prepare().map_err(Error::Pipe)?;
-    let pid = child::spawn(&qemu.binary, &arguments, vec![], move || inside.enter())?;
+    // SAFETY: `Prepared::enter` makes bare system calls alone, on what was allocated before the fork.
+    let pid = unsafe { child::spawn(&qemu.binary, &arguments, vec![], move || inside.enter()) }?;
     missing.extend(report.read());
     if !child::wait(pid) {
         return Err(Error::Broken(qemu.binary.clone()).into());

@@ -1,10 +1,14 @@
 //! Applying a changed VM file to a machine that runs: one change after the other, beside the loop.
 
-use tokio::{sync::oneshot, task::AbortHandle};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::{
     fact::Fact,
+    file_reading::AfterReading,
+    lane::OnLane,
     plug::{self, Machine, Outcome},
     progress::Cancel,
     supervise::{QMP_LIMIT, Supervisor},
@@ -19,13 +23,17 @@ use crate::{
     value::{Label, chain},
 };
 
+/// How long who asked waits until what was done is written down.
+const WRITE_LIMIT: Duration = Duration::from_secs(2);
+
 /// Who asked for it.
-type Asker = oneshot::Sender<Result<(), Refusal>>;
+pub(super) type Asker = oneshot::Sender<Result<(), Refusal>>;
 
 /// The changes that are under way.
 #[derive(Debug)]
 pub(super) struct Applying {
-    task: AbortHandle,
+    /// Dropped, it ends what is being done.
+    _work: OnLane,
     cancel: Cancel,
     askers: Vec<Asker>,
     /// Who asked meanwhile: the file may have changed again.
@@ -37,7 +45,6 @@ pub(super) struct Applying {
 impl Drop for Applying {
     fn drop(&mut self) {
         self.cancel.set();
-        self.task.abort();
     }
 }
 
@@ -69,7 +76,7 @@ impl Supervisor {
         };
         let (facts, generation) = (self.facts.clone(), self.generation);
         let untouched = self.taps_let_go();
-        let task = tokio::spawn(async move {
+        let work = self.lanes.apply.drive(async move {
             untouched.await;
             let mut done: Applied = vec![];
             for change in asked {
@@ -81,8 +88,16 @@ impl Supervisor {
             }
             let _ = facts.send(Fact::Applied(generation, done)).await;
         });
+        let work = match work {
+            Ok(work) => work,
+            Err(refused) => {
+                let refusal = Refusal::Failed(refused.to_string());
+                asker.into_iter().for_each(|asker| drop(asker.send(Err(refusal.clone()))));
+                return;
+            }
+        };
         self.applying = Some(Applying {
-            task: task.abort_handle(),
+            _work: work,
             cancel,
             askers: asker.into_iter().collect(),
             again: vec![],
@@ -113,16 +128,17 @@ impl Supervisor {
             }
         }
         drop(applying);
-        self.reread();
-        if !again.is_empty() {
-            self.apply_live(None);
-            if let Some(applying) = &mut self.applying {
-                applying.askers.extend(askers.into_iter().chain(again));
-                return;
-            }
-        }
+        self.compare();
+        // A NIC more has made the VM's identity another.
+        self.read_files(AfterReading::Compare);
+        again.into_iter().for_each(|asker| self.read_files(AfterReading::Reload(Some(asker))));
+        let written = self.lanes.run.flush();
         match asked.is_empty() {
-            true => askers.into_iter().for_each(|asker| drop(asker.send(Ok(())))),
+            true => drop(self.tasks.spawn(async move {
+                // A later supervisor has to know of it; what is done is done, though, where the storage hangs.
+                let _ = tokio::time::timeout(WRITE_LIMIT, written).await;
+                askers.into_iter().for_each(|asker| drop(asker.send(Ok(()))));
+            })),
             // Who asked waits until it is known what the guest has let go of.
             false => self.settle(asked, askers),
         }
@@ -139,13 +155,11 @@ impl Supervisor {
         }
         if let Some(qemu) = &mut self.qemu {
             qemu.record.applied.extend(done);
-            if let Err(error) = qemu.record.update(&self.paths) {
-                warn!("a later supervisor will not know of this: {}", chain(&error));
-            }
+            drop(self.records.write(&qemu.record));
         }
     }
 
-    /// Looks which devices QEMU has: what a guest has let go of, now or while nobody watched, is tidied up and taken down. Of what it
+    /// FileReadings which devices QEMU has: what a guest has let go of, now or while nobody watched, is tidied up and taken down. Of what it
     /// was asked for just now and holds on to, it is said.
     pub(super) fn settle(&mut self, asked: Vec<Change>, askers: Vec<Asker>) {
         let Some(qemu) = &self.qemu else { return };
@@ -158,7 +172,9 @@ impl Supervisor {
             .collect();
         let (client, facts, generation) =
             (qemu.client.clone(), self.facts.clone(), self.generation);
-        tokio::spawn(async move {
+        let written = self.lanes.run.flush();
+        self.tasks.spawn(async move {
+            let _ = tokio::time::timeout(WRITE_LIMIT, written).await;
             let Ok(there) = client.devices(QMP_LIMIT).await else { return };
             let is_gone = |change: &Change| match change {
                 Change::RemoveDisk(name) => !there.contains(&device::disk_id(name)),
@@ -189,7 +205,7 @@ impl Supervisor {
             self.live_notes.retain(|other| *other != note(change));
         }
         self.live_notes.extend(held.iter().map(note));
-        self.reread();
+        self.compare();
     }
 
     /// What an earlier supervisor has done to the machine.

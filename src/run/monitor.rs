@@ -61,7 +61,7 @@ impl Supervisor {
         self.monitor.asked = Some((self.settings.now)());
         let client = qemu.client.clone();
         let (facts, generation) = (self.facts.clone(), self.generation);
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             let mut asked = std::pin::pin!(client.query_status(FOREVER));
             let answer = match tokio::time::timeout(QMP_LIMIT, &mut asked).await {
                 Ok(answer) => answer,

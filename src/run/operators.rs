@@ -49,7 +49,7 @@ impl Supervisor {
             return;
         }
         let facts = self.facts.clone();
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             let look = move || grant::unknown(&operators, ACCOUNTS);
             if let Ok(unknown) = tokio::task::spawn_blocking(look).await {
                 let _ = facts.send(Fact::UnknownOperators(unknown)).await;

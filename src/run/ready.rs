@@ -78,11 +78,11 @@ impl Supervisor {
             },
         };
         let (facts, generation) = (self.facts.clone(), self.generation);
-        let task = tokio::spawn(async move {
+        let task = self.tasks.spawn(async move {
             let found = look.until_ready().await;
             let _ = facts.send(Fact::Ready(generation, found)).await;
         });
-        self.awaiting = Some(Awaiting(task.abort_handle()));
+        self.awaiting = Some(Awaiting(task));
     }
 
     pub(super) fn found(&mut self, found: Result<Option<String>, String>) {
@@ -129,9 +129,7 @@ impl Supervisor {
         let Some(qemu) = &mut self.qemu else { return };
         if !qemu.record.ready {
             (qemu.record.ready, qemu.record.missed) = (true, missed);
-            if let Err(error) = qemu.record.update(&self.paths) {
-                warn!("a later supervisor will wait again: {}", chain(&error));
-            }
+            drop(self.records.write(&qemu.record));
         }
     }
 

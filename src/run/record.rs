@@ -165,6 +165,16 @@ fn last_words(paths: &VmPaths) -> BTreeMap<String, Vec<String>> {
     text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
 }
 
+/// Puts `end` before the others and drops the eleventh, in memory.
+pub fn put(all: &mut Vec<End>, end: End) {
+    let again = |last: &End| (&last.reason, &last.detail) == (&end.reason, &end.detail);
+    if end.reason == "start-failed" && all.first().is_some_and(again) {
+        all.remove(0);
+    }
+    all.insert(0, end);
+    all.truncate(ENDS);
+}
+
 /// Puts `end` before the others and drops the eleventh. A start that failed as the one before it did takes its place: the service
 /// manager tries every few seconds, and older ends are worth more.
 ///
@@ -175,12 +185,7 @@ fn last_words(paths: &VmPaths) -> BTreeMap<String, Vec<String>> {
 /// The file cannot be written.
 pub fn keep(paths: &VmPaths, end: End) -> Result<Vec<End>, file::Error> {
     let mut all = ends(paths);
-    let again = |last: &End| (&last.reason, &last.detail) == (&end.reason, &end.detail);
-    if end.reason == "start-failed" && all.first().is_some_and(again) {
-        all.remove(0);
-    }
-    all.insert(0, end);
-    all.truncate(ENDS);
+    put(&mut all, end);
     // How it ended is for all who may see the state; what the guest said may be anything.
     let words: BTreeMap<&str, &[String]> = all
         .iter()

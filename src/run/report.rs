@@ -1,5 +1,7 @@
 //! Answering what is asked over the control socket, and saying what the VM is doing.
 
+use std::time::Duration;
+
 use serde_json::json;
 use tokio::sync::oneshot;
 
@@ -35,6 +37,9 @@ pub(super) fn refusal(error: &qmp::Error) -> Refusal {
         error => Refusal::Failed(format!("guest agent: {}", chain(error))),
     }
 }
+
+/// How long an answer waits until a pause is written down; the guest is paused meanwhile.
+const WRITE_LIMIT: Duration = Duration::from_secs(2);
 /// How many events are kept for who asks later.
 const RECENT: usize = 64;
 /// Events that tell of no turn of the VM's life.
@@ -92,9 +97,16 @@ impl Supervisor {
         };
         let taken = life::accepts(&self.life.state, asked).map_err(Refusal::NotNow);
         let go = taken.is_ok();
-        let _ = reply.send(taken);
+        let written = if go { self.wishes(asked) } else { None };
+        match written {
+            // Who has been answered may rely on a later supervisor to know of it.
+            Some(written) => drop(self.tasks.spawn(async move {
+                let _ = tokio::time::timeout(WRITE_LIMIT, written).await;
+                let _ = reply.send(taken);
+            })),
+            None => drop(reply.send(taken)),
+        }
         if go {
-            self.wishes(asked);
             self.feed(life::Event::Asked(asked));
         }
     }
@@ -114,7 +126,7 @@ impl Supervisor {
         }
         let client = qemu.client.clone();
         self.memory_target = Some(bytes);
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             let set = client.balloon(bytes, QMP_LIMIT).await;
             let _ = reply
                 .send(set.map_err(|e| Refusal::Failed(format!("cannot set the balloon: {e}"))));
@@ -132,7 +144,7 @@ impl Supervisor {
             Ok(agent) => agent,
             Err(refusal) => return drop(reply.send(Err(refusal))),
         };
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             let done = agent.exec(&argv, sync, limit).await;
             let done = done.map(|done| types::Executed {
                 exit_code: done.exit_code,
@@ -161,7 +173,7 @@ impl Supervisor {
             Ok(agent) => agent,
             Err(refusal) => return drop(reply.send(Err(refusal))),
         };
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             let told = agent.call(&command, arguments, sync, limit).await;
             let _ = reply.send(told.map_err(|error| refusal(&error)));
         });
@@ -183,7 +195,7 @@ impl Supervisor {
             return;
         };
         let agent = qemu.agent.clone();
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             let told = agent.addresses(sync, AGENT_LIMIT).await;
             let found = |address: qmp::agent::Address| types::Address {
                 address: address.address.to_string(),
@@ -214,12 +226,6 @@ impl Supervisor {
         }
     }
 
-    /// The VM file is gone, not only unreadable.
-    fn is_orphan(&self) -> bool {
-        let file = self.settings.layout.vm_file(&self.settings.name);
-        file.symlink_metadata().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
-    }
-
     fn status(&self) -> Status {
         let record = self.qemu.as_ref().map(|q| &q.record);
         let nic = self.vm.nics.first();
@@ -229,10 +235,12 @@ impl Supervisor {
         });
         let mut notes = [&self.notes[..], &self.resource_notes[..], &self.live_notes[..]].concat();
         if let Some(problem) = &self.written_problem
-            && !self.is_orphan()
+            && !self.files.orphan
         {
             notes.push(format!("the VM file is not valid any more: {problem}"));
         }
+        notes.extend(self.readings.note());
+        notes.extend(self.console.note());
         notes.extend(self.room_notes());
         notes.extend(self.monitor_note());
         notes.extend(self.freeze_note());
@@ -272,7 +280,7 @@ impl Supervisor {
             machine: record.map(|r| r.machine.clone()),
             console: Some(self.paths.console_log().display().to_string()),
             autostart: self.vm.autostart,
-            orphan: self.is_orphan(),
+            orphan: self.files.orphan,
             description: self.vm.description.clone(),
             pending: self.pending.clone(),
             notes,

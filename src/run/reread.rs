@@ -1,12 +1,13 @@
 //! The VM file as it is now beside what runs: read again when it changes, and taken up where it can be.
 
-use std::os::unix::fs::MetadataExt;
+use std::{os::unix::fs::MetadataExt, time::Duration};
 
-use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::{
     fact::Fact,
+    file_reading::AfterReading,
+    live::Asker,
     prepare,
     supervise::{QMP_LIMIT, Supervisor},
 };
@@ -15,10 +16,9 @@ use crate::{
     host::file,
     plan::{
         facets::Facets,
-        identity::Identity,
         pending::{self, AT_ONCE, pending, wants_relaunch},
     },
-    spec::{self, Vm},
+    spec::Vm,
     value::chain,
 };
 
@@ -27,10 +27,20 @@ const QEMU: &str = "qemu";
 const FIRMWARE: &str = "firmware file";
 const INSTANCE: &str = "instance-id";
 
+/// How long who asked for a reload waits for what is done beside the loop.
+const RELOAD_LIMIT: Duration = Duration::from_secs(10);
+
+/// Device, inode, and when a file was written, in seconds since 1970.
+pub(super) type FileId = (u64, u64, i64);
+
 impl Supervisor {
     /// Re-reads the VM file and applies what can be applied live. Who asks is answered when that is done.
-    pub(super) fn reload(&mut self, asker: Option<oneshot::Sender<Result<(), Refusal>>>) {
-        self.reread();
+    pub(super) fn reload(&mut self, asker: Option<Asker>) {
+        self.read_files(AfterReading::Reload(asker));
+    }
+
+    /// The VM file has been read again.
+    pub(super) fn on_reload_read(&mut self, asker: Option<Asker>) {
         if let Some(problem) = &self.written_problem {
             warn!("the VM file is not valid, nothing was changed:\n{problem}");
             let refusal = Refusal::Failed(problem.clone());
@@ -38,16 +48,36 @@ impl Supervisor {
             return;
         }
         self.take_live(self.written.clone());
-        if self.qemu.is_some() {
+        let copied = self.qemu.is_some().then(|| {
             // For the next supervisor, which would else take back what is applied now.
-            let text = self.written_text.as_bytes();
-            if let Err(error) = file::write_volatile(&self.paths.reloaded(), text, 0o600) {
-                warn!("a later supervisor will not know of this: {}", chain(&error));
-            }
-        }
-        self.give_resources();
-        self.serve_screen_again();
-        self.reread();
+            let (path, text) = (self.paths.reloaded(), self.written_text.clone());
+            self.lanes.run.ask(move || {
+                if let Err(error) = file::write_volatile(&path, text.as_bytes(), 0o600) {
+                    warn!("a later supervisor will not know of this: {}", chain(&error));
+                }
+            })
+        });
+        let (given, served) = (self.give_resources(), self.serve_screen_again());
+        let facts = self.facts.clone();
+        self.tasks.spawn(async move {
+            let done = async {
+                if let Some(copied) = copied
+                    && let Err(refused) = copied.await
+                {
+                    warn!("a later supervisor will not know of this: {refused}");
+                }
+                given.await;
+                served.await;
+            };
+            // What hangs goes on beside it, and is told of when it is done.
+            let _ = tokio::time::timeout(RELOAD_LIMIT, done).await;
+            let _ = facts.send(Fact::Reloaded(asker)).await;
+        });
+    }
+
+    /// What counts at once is so.
+    pub(super) fn reloaded(&mut self, asker: Option<Asker>) {
+        self.compare();
         info!("VM file read again: {} changes pending", self.pending.len());
         self.apply_live(asker);
     }
@@ -91,16 +121,8 @@ impl Supervisor {
         }
     }
 
-    /// Compares the VM file with what runs, and has the guest's next reboot wait for us if it is to bring a change.
-    pub(super) fn reread(&mut self) {
-        let file = self.settings.layout.vm_file(&self.settings.name);
-        match spec::load_with_text(&file) {
-            Ok((vm, text)) => {
-                (self.written, self.written_text) = (vm, text);
-                self.written_problem = None;
-            }
-            Err(problem) => self.written_problem = Some(problem.to_string()),
-        }
+    /// Compares the VM file, as it was read last, with what runs, and has the guest's next reboot wait for us if it is to bring a change.
+    pub(super) fn compare(&mut self) {
         self.look_at_qemu();
         self.retell_taps();
         let written = self.facets_written();
@@ -124,10 +146,11 @@ impl Supervisor {
         let same = |key: &str| self.running.get(key).map(str::to_owned);
         written.set(QEMU, self.installed.clone().or_else(|| same(QEMU)));
         let firmware = qemu.record.firmware.as_ref();
-        let now = firmware.and_then(|(path, _)| Some(built(path, file::written_at(path)?)));
+        let now = firmware.and_then(|(path, _)| Some(built(path, self.files.firmware?)));
         written.set(FIRMWARE, now.or_else(|| same(FIRMWARE)));
         let seeded = self.written.cloud_init.is_some() && qemu.record.instance.is_some();
-        let instance = seeded.then(|| self.instance()).flatten();
+        let identity = self.files.identity.as_ref().filter(|_| seeded);
+        let instance = identity.map(|identity| identity.instance_id.clone());
         written.set(INSTANCE, instance.or_else(|| same(INSTANCE)));
         written
     }
@@ -139,27 +162,22 @@ impl Supervisor {
         self.running.set(QEMU, Some(record.qemu_version.clone()));
         self.running.set(FIRMWARE, firmware);
         self.running.set(INSTANCE, record.instance.clone());
-        self.installed = None;
+        (self.installed, self.asks_installed) = (None, None);
         self.recall_applied();
-    }
-
-    fn instance(&self) -> Option<String> {
-        let text = std::fs::read_to_string(self.paths.identity()).ok()?;
-        Some(toml::from_str::<Identity>(&text).ok()?.instance_id)
     }
 
     /// Whether QEMU's program is another than the one that runs; its version is asked for beside the loop.
     fn look_at_qemu(&mut self) {
         let Some(record) = self.qemu.as_ref().map(|qemu| &qemu.record) else { return };
-        let Some(binary) = &record.binary else { return };
-        let (Some(runs), Some(there)) = (record.binary_id, file_id(binary)) else { return };
+        let (Some(runs), Some(there)) = (record.binary_id, self.files.binary) else { return };
         if runs == there {
             self.installed = None;
             return;
         }
-        if self.installed.is_some() {
+        if self.installed.is_some() || self.asks_installed == Some(there) {
             return;
         }
+        self.asks_installed = Some(there);
         let (settings, facts, generation) =
             (self.settings.clone(), self.facts.clone(), self.generation);
         let own = record.qemu_version.clone();
@@ -179,7 +197,7 @@ impl Supervisor {
 
 /// What tells a file from another that takes its name: device, inode, and when it was written, in seconds since 1970. Of a process it
 /// cannot be asked for: what QEMU runs from is shown to its own user, who is another, and to who may trace it (proc_pid_exe(5)).
-pub(super) fn file_id(path: &std::path::Path) -> Option<(u64, u64, i64)> {
+pub(super) fn file_id(path: &std::path::Path) -> Option<FileId> {
     path.metadata().ok().map(|found| (found.dev(), found.ino(), found.mtime()))
 }
 

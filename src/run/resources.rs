@@ -14,37 +14,66 @@ use crate::{
         affinity,
         cgroup::{self, Cgroup},
         oom_score,
+        pidfd::Exit,
     },
     plan::resources::settings,
     spec::Vm,
     value::{CpuList, chain},
 };
 
+/// What QEMU was given, and what could not be.
+#[derive(Debug, Default)]
+pub(super) struct Given {
+    cgroup: Option<Cgroup>,
+    notes: Vec<String>,
+}
+
+/// Gives QEMU what the VM file says of the host. Blocks for as long as the kernel does.
+pub(super) fn give(host: &Settings, vm: &Vm, pid: u32, under_systemd: bool) -> Given {
+    let mut given = Given::default();
+    if !under_systemd {
+        match into_cgroup(host, vm, pid, &mut given.notes) {
+            Ok(cgroup) => given.cgroup = Some(cgroup),
+            // Nobody asked for anything, so nobody need hear that there is none.
+            Err(why) => given.notes.extend(
+                settings(vm)
+                    .iter()
+                    .filter(|setting| setting.wanted)
+                    .map(|setting| void(setting.key, &why)),
+            ),
+        }
+    }
+    if let Err(error) = offer(host, vm, pid) {
+        given.notes.push(void("oomScoreAdjust", &error.to_string()));
+    }
+    given
+}
+
 impl Supervisor {
-    /// Gives QEMU what the VM file says. What cannot be given is noted, and the guest runs on without.
-    pub(super) fn give_resources(&mut self) {
-        let Some(qemu) = &self.qemu else { return };
-        let pid = qemu.record.pid;
-        let mut notes = Vec::new();
-        if !self.under_systemd {
-            match into_cgroup(&self.settings, &self.vm, pid, &mut notes) {
-                Ok(cgroup) => self.cgroup = Some(cgroup),
-                // Nobody asked for anything, so nobody need hear that there is none.
-                Err(why) => notes.extend(
-                    settings(&self.vm)
-                        .iter()
-                        .filter(|setting| setting.wanted)
-                        .map(|setting| void(setting.key, &why)),
-                ),
+    /// Gives QEMU what the VM file says, beside the loop; complete when the loop has been told.
+    pub(super) fn give_resources(&mut self) -> impl Future<Output = ()> + Send + use<> {
+        let pid = self.qemu.as_ref().map(|qemu| qemu.record.pid);
+        let given = pid.map(|pid| {
+            let (settings, vm, by) = (self.settings.clone(), self.vm.clone(), self.under_systemd);
+            self.lanes.host.ask(move || give(&settings, &vm, pid, by))
+        });
+        let (facts, generation) = (self.facts.clone(), self.generation);
+        async move {
+            let Some(given) = given else { return };
+            match given.await {
+                Ok(given) => drop(facts.send(Fact::Given(generation, given)).await),
+                Err(refused) => warn!("QEMU is not given its share of the host: {refused}"),
             }
         }
-        if let Err(error) = offer(&self.settings, &self.vm, pid) {
-            notes.push(void("oomScoreAdjust", &error.to_string()));
-        }
-        for note in &notes {
+    }
+
+    /// What cannot be given is noted, and the guest runs on without.
+    pub(super) fn given(&mut self, given: Given) {
+        for note in &given.notes {
             warn!("{note}");
         }
-        self.resource_notes = notes;
+        self.cgroup = given.cgroup.or(self.cgroup.take());
+        self.resource_notes = given.notes;
         self.pin();
     }
 
@@ -59,7 +88,7 @@ impl Supervisor {
         self.pinned = !lists.is_empty();
         let (client, facts, generation) =
             (qemu.client.clone(), self.facts.clone(), self.generation);
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             let pinned = match client.vcpu_threads(QMP_LIMIT).await {
                 Ok(threads) => pin(&threads, &lists),
                 Err(error) => Err(chain(&error)),
@@ -80,18 +109,26 @@ impl Supervisor {
         self.resource_notes.push(note);
     }
 
-    /// Whether the kernel's OOM killer was at work in the VM's cgroup.
-    pub(super) fn was_oom_killed(&self, signal: i32) -> bool {
-        const SIGKILL: i32 = 9;
+    /// Finds out whether the kernel's OOM killer was at work in the VM's cgroup, beside the loop.
+    pub(super) fn was_oom_killed(&self) -> impl FnOnce(Exit) -> bool + Send + use<> {
         let proc = self.settings.root.join("proc");
-        let own = || {
-            let root = cgroup::root(&proc).ok()?;
-            cgroup::of_process(&root, &proc, std::process::id())
-        };
-        let directory = self.cgroup.as_ref().map(|c| c.directory().to_owned()).or_else(own);
-        signal == SIGKILL && directory.is_some_and(|directory| cgroup::was_oom_killed(&directory))
+        let directory = self.cgroup.as_ref().map(|cgroup| cgroup.directory().to_owned());
+        move |exit| {
+            let own = || {
+                let root = cgroup::root(&proc).ok()?;
+                cgroup::of_process(&root, &proc, std::process::id())
+            };
+            let killed = exit == Exit::Signal(SIGKILL);
+            killed
+                && directory
+                    .or_else(own)
+                    .is_some_and(|directory| cgroup::was_oom_killed(&directory))
+        }
     }
 }
+
+/// The signal of the OOM killer.
+const SIGKILL: i32 = 9;
 
 fn void(key: &str, why: &str) -> String {
     format!("`{key}` has no effect: {why}")

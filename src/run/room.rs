@@ -20,12 +20,15 @@ use super::{
 use crate::{
     host::{file, filesystem},
     life::{self, Hold, State},
-    plan::device,
+    plan::{device, layout::VmPaths},
+    spec::Disk,
     value::{Label, chain},
 };
 
 /// How much must be free until a guest goes on: one that writes would else be held again at once.
 const RESERVE: u64 = 16 << 20;
+/// How long it is looked where a disk lies.
+const PLACE_LIMIT: Duration = Duration::from_secs(5);
 /// How often the free space is looked at, while a guest is held for want of it.
 const LOOK: Duration = Duration::from_secs(2);
 /// A guest that is held again within this time went on in vain: the free space did not tell the truth (a quota, a thin volume). Each
@@ -46,7 +49,7 @@ pub(super) struct Room {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Place {
+pub(super) struct Place {
     file: PathBuf,
     /// Where its file system is mounted; a device has none, and no free space that could be looked at.
     mounted: Option<PathBuf>,
@@ -90,13 +93,17 @@ impl Supervisor {
         let Some(qemu) = &self.qemu else { return };
         let client = qemu.client.clone();
         let (facts, generation, turn) = (self.facts.clone(), self.generation, self.room.turn);
-        tokio::spawn(async move {
+        let disks: Vec<Disk> = self.vm.disks.iter().chain(&self.written.disks).cloned().collect();
+        let paths = self.paths.clone();
+        self.tasks.spawn(async move {
             match client.full_nodes(QMP_LIMIT).await {
                 Ok(nodes) if nodes.is_empty() => {}
                 // QEMU is about to end.
                 Err(qmp::Error::Closed) => {}
                 Ok(nodes) => {
-                    let held = Trouble::NoSpace { turn, nodes };
+                    let full = nodes.iter().filter_map(|node| device::disk_of_node(node)).collect();
+                    let places = places(full, disks, paths).await;
+                    let held = Trouble::NoSpace { turn, places };
                     let _ = facts.send(Fact::Trouble(generation, held)).await;
                 }
                 Err(error) => warn!("cannot find out why the guest is held: {}", chain(&error)),
@@ -114,13 +121,12 @@ impl Supervisor {
         }
     }
 
-    /// These block nodes have no room, as of that turn.
-    pub(super) fn no_space(&mut self, turn: u64, nodes: &[String]) {
+    /// There is no room for these disks, as of that turn.
+    pub(super) fn no_space(&mut self, turn: u64, places: Vec<(Label, Place)>) {
         if turn != self.room.turn {
             return;
         }
-        for disk in nodes.iter().filter_map(|node| device::disk_of_node(node)) {
-            let place = self.place_of(&disk);
+        for (disk, place) in places {
             let why = place.told(&disk);
             warn!("the guest is held: {why}");
             let data = serde_json::json!({
@@ -155,21 +161,22 @@ impl Supervisor {
     }
 
     /// Takes down whether an operator wants the vCPUs held: room alone does not make such a guest go on, and no later supervisor does.
-    pub(super) fn wishes(&mut self, command: life::Command) {
+    pub(super) fn wishes(
+        &mut self,
+        command: life::Command,
+    ) -> Option<impl Future<Output = Result<(), String>> + Send + use<>> {
         let held = match command {
             life::Command::Pause => true,
             life::Command::Resume | life::Command::Reset => false,
-            _ => return,
+            _ => return None,
         };
-        let Some(qemu) = &mut self.qemu else { return };
-        if std::mem::replace(&mut qemu.record.held, held) != held
-            && let Err(error) = qemu.record.update(&self.paths)
-        {
-            warn!("a later supervisor will not know of this: {}", chain(&error));
-        }
+        let Some(qemu) = &mut self.qemu else { return None };
+        let changes = std::mem::replace(&mut qemu.record.held, held) != held;
+        let written = changes.then(|| self.records.write(&qemu.record));
         if held {
             self.room.look_no_more();
         }
+        written
     }
 
     /// What an operator should know.
@@ -189,7 +196,7 @@ impl Supervisor {
         let places: Vec<Place> = self.room.full.values().cloned().collect();
         let pause = LOOK.saturating_mul(1 << self.room.in_vain.min(16)).min(LONGEST_LOOK);
         let (facts, generation) = (self.facts.clone(), self.generation);
-        let looking = tokio::spawn(async move {
+        let looking = self.tasks.spawn(async move {
             let mut pause = pause;
             loop {
                 tokio::time::sleep(pause).await;
@@ -203,21 +210,39 @@ impl Supervisor {
             let _ = facts.send(Fact::Trouble(generation, Trouble::Room)).await;
         });
         self.room.look_no_more();
-        self.room.looking = Some(looking.abort_handle());
+        self.room.looking = Some(looking);
     }
+}
 
-    fn place_of(&self, disk: &Label) -> Place {
-        let mut known = self.vm.disks.iter().chain(&self.written.disks);
-        let found = known.find(|one| one.name == *disk);
-        let found = found.map(|disk| prepare::disk_place(&self.paths, disk));
-        match found {
-            Some(found) => {
-                let on = |file: &Path| filesystem::mount_point(file);
-                let mounted = if found.is_device { None } else { on(&found.path) };
-                Place { file: found.path, mounted }
-            }
-            // A disk that no file names any more.
-            None => Place { file: self.paths.state.clone(), mounted: None },
+/// Where disks lie; where the storage does not say so in time, the file system is left open.
+async fn places(full: Vec<Label>, disks: Vec<Disk>, paths: VmPaths) -> Vec<(Label, Place)> {
+    let unknown: Vec<(Label, Place)> = full
+        .iter()
+        .map(|disk| (disk.clone(), Place { file: paths.state.clone(), mounted: None }))
+        .collect();
+    let look = move || {
+        let place = |disk: Label| {
+            let place = place_of(&disk, &disks, &paths);
+            (disk, place)
+        };
+        full.into_iter().map(place).collect()
+    };
+    match tokio::time::timeout(PLACE_LIMIT, tokio::task::spawn_blocking(look)).await {
+        Ok(Ok(places)) => places,
+        Ok(Err(_)) | Err(_) => unknown,
+    }
+}
+
+/// Blocks for as long as the file system does.
+fn place_of(disk: &Label, known: &[Disk], paths: &VmPaths) -> Place {
+    let found = known.iter().find(|one| one.name == *disk);
+    match found.map(|disk| prepare::disk_place(paths, disk)) {
+        Some(found) => {
+            let on = |file: &Path| filesystem::mount_point(file);
+            let mounted = if found.is_device { None } else { on(&found.path) };
+            Place { file: found.path, mounted }
         }
+        // A disk that no file names any more.
+        None => Place { file: paths.state.clone(), mounted: None },
     }
 }

@@ -15,7 +15,7 @@ const BETWEEN: Duration = Duration::from_millis(30);
 const PICTURE: u32 = 1;
 impl Supervisor {
     /// A picture of the screen, as PNG, in a file that has no name.
-    pub(super) fn screenshot(&self, reply: oneshot::Sender<Result<OwnedFd, Refusal>>) {
+    pub(super) fn screenshot(&mut self, reply: oneshot::Sender<Result<OwnedFd, Refusal>>) {
         let Some(qemu) = &self.qemu else {
             let _ = reply.send(Err(Refusal::NotNow("starting")));
             return;
@@ -26,7 +26,7 @@ impl Supervisor {
             return;
         }
         let client = qemu.client.clone();
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             let taken = picture(&client).await;
             let _ = reply.send(taken.map_err(|why| {
                 Refusal::Failed(format!("cannot take a picture of the screen: {why}"))
@@ -35,13 +35,17 @@ impl Supervisor {
     }
 
     /// Presses keys, one chord after the other.
-    pub(super) fn press(&self, chords: Vec<Chord>, reply: oneshot::Sender<Result<(), Refusal>>) {
+    pub(super) fn press(
+        &mut self,
+        chords: Vec<Chord>,
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    ) {
         let Some(qemu) = &self.qemu else {
             let _ = reply.send(Err(Refusal::NotNow("starting")));
             return;
         };
         let client = qemu.client.clone();
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             for chord in chords {
                 if let Err(error) = client.press(chord.keys(), HOLD, QMP_LIMIT).await {
                     let why = format!("`{chord}`: {}", chain(&error));

@@ -7,33 +7,95 @@ use tracing::{info, warn};
 use super::{
     adopt::{self, Found},
     fact::{Fact, Fault, NotBegun},
+    file_reading,
     launch::{self, Qemu},
-    prepare,
-    record::Record,
-    saved,
+    prepare, record, resources, saved,
     supervise::{Left, START_STEP, Supervisor},
 };
 use crate::{
+    control::types::End,
     host::file,
     life::{self, Gone, State},
-    spec,
-    value::chain,
+    plan::{identity::Identity, layout::VmPaths, saved::Saved},
+    spec::{self, Vm},
+    value::{VmName, chain},
 };
 
+/// What an earlier supervisor left, and what was saved.
+#[derive(Debug)]
+pub(super) struct PreviousRun {
+    ends: Vec<End>,
+    found: Found,
+    /// The VM file that QEMU was started from, and its text.
+    booted: Option<(Vm, String)>,
+    /// The VM file at the last reload.
+    reloaded: Option<Vm>,
+    identity: Option<Identity>,
+    saved: SavedState,
+}
+
+/// A saved state and its VM file, which may not be valid any more; or why the state cannot be used.
+type SavedState = Result<Option<(Saved, Option<Vm>)>, String>;
+
+impl PreviousRun {
+    /// Blocks for as long as the storage does.
+    fn look(paths: &VmPaths, name: &VmName, file: &Path) -> Self {
+        let found = adopt::find(paths);
+        let saved = match saved::open(&paths.saved()) {
+            Ok(None) => Ok(None),
+            Ok(Some((head, _))) => {
+                let mut user_data = |path: &Path| std::fs::read(path);
+                let vm = spec::read(name, file, &head.vm_file, &mut user_data).ok();
+                Ok(Some((head, vm)))
+            }
+            Err(error) => Err(chain(&error)),
+        };
+        Self {
+            ends: record::ends(paths),
+            booted: adopt::booted(paths, name, file),
+            reloaded: adopt::reloaded(paths, name, file),
+            identity: file_reading::identity(paths),
+            found,
+            saved,
+        }
+    }
+}
+
 impl Supervisor {
-    /// Takes over a QEMU of an earlier supervisor, or begins to prepare.
+    /// FileReadings beside the loop for what an earlier supervisor left.
     pub(super) fn begin(&mut self) {
-        match adopt::find(&self.paths) {
+        let (paths, name, file) = (self.paths.clone(), self.vm.name.clone(), self.vm.file.clone());
+        let looked = self.lanes.launch.ask(move || PreviousRun::look(&paths, &name, &file));
+        let facts = self.facts.clone();
+        self.tasks.spawn(async move {
+            let fact = match looked.await {
+                Ok(before) => Fact::PreviousRun(Box::new(before)),
+                Err(refused) => Fact::Prepared(Box::new(Err(NotBegun::refused(refused)))),
+            };
+            let _ = facts.send(fact).await;
+        });
+    }
+
+    /// Takes over a QEMU of an earlier supervisor, or begins to prepare.
+    pub(super) fn on_previous_run(&mut self, before: PreviousRun) {
+        let PreviousRun { ends, found, booted, reloaded, identity, saved } = before;
+        self.ends = ends;
+        (self.files.identity, self.files.is_read) = (identity, true);
+        if self.cancel.is_set() {
+            return self.feed(life::Event::StartFailed("cancelled".into()));
+        }
+        match found {
             Found::Nothing if self.winding_up => self.left = Some(Left::Exit(0)),
-            Found::Nothing => self.set_out(),
-            found @ (Found::Dead | Found::Unborn) => self.begin_after(&found),
+            Found::Nothing => self.set_out(saved),
+            found @ (Found::Dead | Found::Unborn) => self.begin_after(&found, saved),
             Found::Alive(process, record) => {
                 (self.life.state, self.adopting) = (State::Launching, true);
-                if let Some((vm, text)) = adopt::booted(&self.paths, &self.vm.name, &self.vm.file) {
+                if let Some((vm, text)) = booted {
+                    self.booted = Some(vm.clone());
                     self.runs(vm);
                     self.text = text;
                 }
-                if let Some(vm) = adopt::reloaded(&self.paths, &self.vm.name, &self.vm.file) {
+                if let Some(vm) = reloaded {
                     self.take_live(vm);
                 }
                 self.take_over_memory();
@@ -44,20 +106,19 @@ impl Supervisor {
     }
 
     /// QEMU went while nobody watched; that is an end as well.
-    fn begin_after(&mut self, found: &Found) {
+    fn begin_after(&mut self, found: &Found, saved: SavedState) {
         if matches!(found, Found::Dead) {
             self.record_end(&life::End { cause: life::Cause::QemuDied(Gone::Unknown) });
         }
-        Record::remove(&self.paths);
+        self.records.remove();
         match self.winding_up {
             true => self.left = Some(Left::Exit(0)),
-            false => self.set_out(),
+            false => self.set_out(saved),
         }
     }
 
     /// A QEMU that is gone before it was taken over is as one that was gone before; false where it is not.
-    pub(super) fn went_meanwhile(&mut self) -> bool {
-        let found = adopt::find(&self.paths);
+    pub(super) fn went_meanwhile(&mut self, found: &Found) -> bool {
         let gone = matches!(found, Found::Dead | Found::Unborn);
         let begins = gone && self.life.state == State::Launching;
         if begins {
@@ -66,12 +127,13 @@ impl Supervisor {
             // As it is written now, not as that one was started.
             self.runs(self.written.clone());
             self.text.clone_from(&self.written_text);
-            self.begin_after(&found);
+            self.begin();
         }
         begins
     }
 
-    pub(super) fn prepare(&mut self) {
+    /// Prepares on a thread of its own, behind `first`.
+    pub(super) fn prepare(&mut self, first: impl FnOnce() + Send + 'static) {
         let (settings, vm) = (self.settings.clone(), self.vm.clone());
         let (cancel, facts) = (self.cancel.clone(), self.facts.clone());
         self.notifier.extend_timeout(START_STEP);
@@ -79,6 +141,7 @@ impl Supervisor {
             let say = |text: String| {
                 let _ = facts.blocking_send(Fact::Progress(text));
             };
+            first();
             let result = prepare::prepare(&settings, vm, &cancel, &say)
                 .map_err(|e| NotBegun::new(&e, e.hint(), e.is_the_hosts()));
             let _ = facts.blocking_send(Fact::Prepared(Box::new(result)));
@@ -95,34 +158,44 @@ impl Supervisor {
         F: Future<Output = Result<Qemu, launch::Error>> + Send + 'static,
     {
         let facts = self.facts.clone();
-        let task = tokio::spawn(async move {
-            let result = work.await.map_err(|e| NotBegun::new(&e, e.hint(), e.is_the_hosts()));
+        let (settings, vm, by) = (self.settings.clone(), self.vm.clone(), self.under_systemd);
+        let paths = self.paths.clone();
+        // What is still to be written, or removed, of an earlier QEMU must not come after this one's.
+        let earlier = self.lanes.run.flush();
+        let work = self.lanes.launch.drive(async move {
+            let _ = earlier.await;
+            let result = match work.await {
+                Ok(qemu) => {
+                    let given = resources::give(&settings, &vm, qemu.record.pid, by);
+                    Ok((qemu, given))
+                }
+                Err(e) => Err((NotBegun::new(&e, e.hint(), e.is_the_hosts()), adopt::find(&paths))),
+            };
             let _ = facts.send(Fact::Launched(Box::new(result))).await;
         });
-        self.starting = Some(task.abort_handle());
+        match work {
+            Ok(work) => self.starting = Some(work),
+            Err(refused) => self.not_begun(NotBegun::refused(refused)),
+        }
     }
 
     /// Goes on from a saved state, if there is one; else prepares as the VM file says.
-    pub(super) fn set_out(&mut self) {
-        match saved::open(&self.paths.saved()) {
+    fn set_out(&mut self, saved: SavedState) {
+        match saved {
             Ok(None) => {}
-            Ok(Some((head, _))) => {
-                let mut user_data = |path: &Path| std::fs::read(path);
-                let (name, file) = (&self.vm.name, &self.vm.file);
-                match spec::read(name, file, &head.vm_file, &mut user_data) {
-                    Ok(vm) => {
-                        info!("going on from the state that was saved at {}", head.at);
-                        // What counts at once is of the host's side, and as it is written now.
-                        let written = self.vm.clone();
-                        self.runs(vm);
-                        self.take_live(written);
-                        self.text.clone_from(&head.vm_file);
-                        self.restoring = Some(head);
-                    }
-                    Err(_) => self.set_aside("its VM file is not valid for this version of qvm"),
-                }
+            Ok(Some((head, Some(vm)))) => {
+                info!("going on from the state that was saved at {}", head.at);
+                // What counts at once is of the host's side, and as it is written now.
+                let written = self.vm.clone();
+                self.runs(vm);
+                self.take_live(written);
+                self.text.clone_from(&head.vm_file);
+                self.restoring = Some(head);
             }
-            Err(error) => self.set_aside(&chain(&error)),
+            Ok(Some((_, None))) => {
+                self.set_aside("its VM file is not valid for this version of qvm");
+            }
+            Err(why) => self.set_aside(&why),
         }
         self.ask_to_start();
     }
@@ -136,7 +209,7 @@ impl Supervisor {
         self.runs(self.written.clone());
         self.text.clone_from(&self.written_text);
         self.life.state = life::State::Preparing;
-        Record::remove(&self.paths);
+        self.records.remove();
         self.ask_to_start();
         true
     }
@@ -149,8 +222,13 @@ impl Supervisor {
             to.display()
         );
         warn!("{note}");
-        if let Err(error) = file::commit(&from, &to) {
-            warn!("cannot set it aside: {}", chain(&error));
+        let done = self.lanes.state.run(move || {
+            if let Err(error) = file::commit(&from, &to) {
+                warn!("cannot set it aside: {}", chain(&error));
+            }
+        });
+        if let Err(refused) = done {
+            warn!("cannot set it aside: {refused}");
         }
         self.unusable = Some(note);
     }

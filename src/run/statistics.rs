@@ -13,7 +13,7 @@ use crate::{
 };
 
 impl Supervisor {
-    pub(super) fn statistics(&self, reply: oneshot::Sender<Result<Statistics, Refusal>>) {
+    pub(super) fn statistics(&mut self, reply: oneshot::Sender<Result<Statistics, Refusal>>) {
         let Some(qemu) = &self.qemu else {
             let _ = reply.send(Err(Refusal::NotNow("starting")));
             return;
@@ -26,7 +26,7 @@ impl Supervisor {
         let disks: Vec<Label> =
             self.running.names(DISKS).into_iter().filter_map(|name| name.parse().ok()).collect();
         let client = qemu.client.clone();
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             let asked = tokio::try_join!(client.blocks(QMP_LIMIT), client.vcpu_threads(QMP_LIMIT));
             let told = asked.map(|(blocks, vcpu_threads)| Statistics {
                 disks: disks.iter().filter_map(|disk| of(disk, &blocks)).collect(),

@@ -1,7 +1,7 @@
 //! The one loop: every signal, QMP event, request, timer and death comes here, goes through `life`, and becomes an act.
 //!
-//! Whatever takes time runs in a task of its own and sends its result back as a [`Fact`]; the loop itself never waits
-//! for anything but the next fact. Nothing wakes it while nothing happens, but the service manager's watchdog.
+//! Whatever takes time runs in a task of its own, whatever may wait for storage on a lane, and sends its result back as a [`Fact`]; the
+//! loop itself never waits for anything but the next fact. Nothing wakes it while nothing happens, but the service manager's watchdog.
 
 use std::{
     collections::VecDeque,
@@ -11,7 +11,7 @@ use std::{
 
 use tokio::{
     sync::{broadcast, mpsc},
-    task::AbortHandle,
+    task::JoinSet,
 };
 use tracing::{debug, info, warn};
 
@@ -24,7 +24,9 @@ use super::{
         Fact, forward_changes, forward_requests, forward_signals, forward_sleeps, next_beat,
         sleep_until,
     },
+    file_reading::{AfterReading, FileReadings, Files},
     freeze::{Frozen, Why},
+    lane::{Lanes, OnLane},
     launch::Qemu,
     live::Applying,
     monitor::Monitor,
@@ -32,9 +34,11 @@ use super::{
     prepare::Prepared,
     progress::Cancel,
     ready::{Awaiting, policy},
-    record,
+    record_writer::RecordWriter,
+    reread::FileId,
     room::Room,
     taps::Taps,
+    tasks::Tasks,
 };
 pub use super::{error::Left, fact::Fault};
 use crate::{
@@ -86,18 +90,20 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
     let paths = settings.paths();
     let (facts, mut inbox) = mpsc::channel(256);
     let signals = Signals::new().map_err(Error::Signals)?;
-    tokio::spawn(forward_signals(signals, facts.clone()));
+    let mut tasks = Tasks::default();
+    tasks.spawn(forward_signals(signals, facts.clone()));
     let (requests, asked) = mpsc::channel(64);
-    let taking = tokio::spawn(forward_requests(asked, facts.clone()));
+    let taking = tasks.spawn(forward_requests(asked, facts.clone()));
     let (events, _) = broadcast::channel(256);
     let listener = socket::listen(&paths.control_socket())?;
     let operators = Operators::new();
     let grant = operators.grant(&vm);
     let port = Port { requests, events: events.clone(), grant, peer: peer::of };
-    let serving = tokio::spawn(server::serve(listener, port));
+    let mut serving = JoinSet::new();
+    serving.spawn(server::serve(listener, port));
     let watching = match watch::file(&vm.file) {
         Ok((watching, changes)) => {
-            tokio::spawn(forward_changes(changes, facts.clone()));
+            tasks.spawn(forward_changes(changes, facts.clone()));
             Some(watching)
         }
         Err(error) => {
@@ -106,17 +112,25 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
         }
     };
     match Sleeps::begin() {
-        Ok(sleeps) => drop(tokio::spawn(forward_sleeps(sleeps, facts.clone()))),
+        Ok(sleeps) => drop(tasks.spawn(forward_sleeps(sleeps, facts.clone()))),
         Err(error) => warn!("guests' clocks will not be set when the host has slept: {error}"),
     }
     let env = |key: &str| (settings.env)(key).map(OsString::from);
     let notifier = Notifier::new(env, std::process::id());
     let under_systemd = under_systemd(env, std::process::id());
     let watchdog = notifier.watchdog_interval();
+    let lanes = Lanes::new();
     let mut one = Supervisor {
+        records: RecordWriter::new(lanes.run.clone(), paths.clone()),
+        readings: FileReadings::default(),
+        files: Files::default(),
+        booted: None,
+        asks_installed: None,
+        tasks,
+        lanes,
         paths: paths.clone(),
         console: Console::new(paths.console_log(), settings.now),
-        ends: record::ends(&paths),
+        ends: vec![],
         since: (settings.now)(),
         origin: Instant::now(),
         life: Life::default(),
@@ -181,19 +195,33 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
             () = next_beat(&mut beat) => one.feed_watchdog(),
         }
     }
-    one.leave();
     let left = one.left.take().unwrap_or(Left::Exit(1));
     if left != Left::Reexec {
+        one.leave(&left).await;
         // Whoever watches is told the end; the server ends when nothing more can be asked or told, and within a bound.
         taking.abort();
         one.strike_off().await;
         drop((one, inbox));
-        let _ = serving.await;
+        while serving.join_next().await.is_some() {}
+    } else {
+        one.notifier.finish().await;
     }
     Ok(left)
 }
 
 pub(super) struct Supervisor {
+    /// What may wait for storage is done there.
+    pub(super) lanes: Lanes,
+    /// Everything else that is done beside the loop.
+    pub(super) tasks: Tasks,
+    pub(super) records: RecordWriter,
+    /// The readings of the VM file, and what the last one found beside it.
+    pub(super) readings: FileReadings,
+    pub(super) files: Files,
+    /// The VM file that an adopted QEMU was started from, until it is taken over.
+    pub(super) booted: Option<Vm>,
+    /// Of this file QEMU's version is being asked for.
+    pub(super) asks_installed: Option<FileId>,
     pub(super) settings: Settings,
     pub(super) paths: VmPaths,
     pub(super) life: Life,
@@ -229,7 +257,7 @@ pub(super) struct Supervisor {
     /// What the guest has, in bytes, as QEMU last told.
     pub(super) memory_actual: Option<u64>,
     pub(super) watching: Option<Watching>,
-    pub(super) starting: Option<AbortHandle>,
+    pub(super) starting: Option<OnLane>,
     /// Finds out whether the guest is ready.
     pub(super) awaiting: Option<Awaiting>,
     /// What is starting is a QEMU of an earlier supervisor.
@@ -247,7 +275,7 @@ pub(super) struct Supervisor {
     /// Why a saved state was not taken up.
     pub(super) unusable: Option<String>,
     /// Saves the guest's state.
-    pub(super) saving: Option<AbortHandle>,
+    pub(super) saving: Option<OnLane>,
     /// The guest's file systems are frozen.
     pub(super) frozen: Option<Frozen>,
     pub(super) taps: Option<Taps>,
@@ -281,7 +309,17 @@ impl Supervisor {
             Fact::Stopped { host_down: false } => self.feed(life::Event::Signalled),
             Fact::Signal(Signal::Interrupt) => self.interrupted(),
             Fact::Signal(Signal::Reload) => self.reload(None),
-            Fact::FileChanged => self.reread(),
+            Fact::FileChanged => self.read_files(AfterReading::Compare),
+            Fact::FilesRead(seen) => self.on_files_read(seen),
+            Fact::FilesLate => self.on_files_late(),
+            Fact::Reloaded(asker) => self.reloaded(asker),
+            Fact::PreviousRun(before) => self.on_previous_run(*before),
+            Fact::StartAborted(found) => self.on_start_aborted(&found),
+            Fact::Written(done) => self.written_all(done),
+            Fact::Given(generation, given) if generation == self.generation => self.given(given),
+            Fact::Screen(generation, opened) if generation == self.generation => {
+                self.screen_opened(opened);
+            }
             Fact::Signal(Signal::Reexec) => self.reexec(),
             Fact::Request(request) => self.answer(request),
             Fact::Progress(text) => {
@@ -294,20 +332,27 @@ impl Supervisor {
                 Ok(mut prepared) => {
                     prepared.notes.extend(self.unusable.take());
                     self.notes.clone_from(&prepared.notes);
+                    self.files.identity = Some(prepared.identity.clone());
+                    self.files.is_read = true;
                     self.prepared = Some(prepared);
                     self.feed(life::Event::Prepared);
                 }
                 Err(not) => self.not_begun(not),
             },
             Fact::Launched(result) => match *result {
-                Ok(qemu) => self.launched(qemu),
-                Err(not) => self.start_failed(not),
+                Ok((qemu, given)) => self.launched(qemu, given),
+                Err((not, found)) => self.start_failed(not, &found),
             },
-            Fact::Gone(generation, exit) if generation == self.generation => self.gone(exit),
+            Fact::Gone(generation, exit, oom) if generation == self.generation => {
+                self.gone(exit, oom);
+            }
             Fact::Qmp(generation, event) if generation == self.generation => self.heard(&event),
             Fact::MonitorClosed(generation) if generation == self.generation => self.reconnect(),
             Fact::MonitorBack(generation, session) if generation == self.generation => {
                 self.reconnected(session);
+            }
+            Fact::MachineStatus(generation, status) if generation == self.generation => {
+                self.on_machine_status(&status);
             }
             Fact::Ready(generation, found) if generation == self.generation => self.found(found),
             Fact::Memory(generation, bytes) if generation == self.generation => {
@@ -325,7 +370,7 @@ impl Supervisor {
             }
             Fact::Installed(generation, version) if generation == self.generation => {
                 self.installed = Some(version);
-                self.reread();
+                self.compare();
             }
             Fact::Froze(generation, after, done, reply) if generation == self.generation => {
                 self.froze(after, done, reply);
@@ -341,6 +386,9 @@ impl Supervisor {
             Fact::UnknownOperators(names) => self.operators.unknown = names,
             Fact::Trouble(generation, what) if generation == self.generation => self.meet(what),
             Fact::Froze(..)
+            | Fact::MachineStatus(..)
+            | Fact::Given(..)
+            | Fact::Screen(..)
             | Fact::Trouble(..)
             | Fact::ThawDue(_)
             | Fact::Thawed(..)

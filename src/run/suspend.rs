@@ -36,7 +36,7 @@ impl Supervisor {
             return self.feed(life::Event::Signalled);
         }
         let (facts, scope) = (self.facts.clone(), self.settings.scope);
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             let host_down = service::host_goes_down(scope).await;
             let _ = facts.send(Fact::Stopped { host_down }).await;
         });
@@ -59,13 +59,13 @@ impl Supervisor {
         };
         // Whoever supervises next must know that the guest is not held by anybody's wish.
         qemu.record.saving = Some(held);
-        if let Err(error) = qemu.record.update(&self.paths) {
-            warn!("a later supervisor will not know of this: {}", chain(&error));
-        }
+        let written = self.records.write(&qemu.record);
         let (client, facts, generation) =
             (qemu.client.clone(), self.facts.clone(), self.generation);
         let (paths, memory) = (self.paths.clone(), self.vm.mem.bytes());
-        let task = tokio::spawn(async move {
+        let task = self.lanes.state.drive(async move {
+            // A failure is logged; a guest that is saved all the same is no worse off.
+            let _ = written.await;
             let result = match (replugged, thawed.await) {
                 (true, _) => {
                     Err("disks or NICs were plugged in or out since it was started".to_owned())
@@ -77,13 +77,22 @@ impl Supervisor {
             };
             let _ = facts.send(Fact::Saved(generation, result)).await;
         });
-        self.saving = Some(task.abort_handle());
+        match task {
+            Ok(task) => self.saving = Some(task),
+            Err(refused) => {
+                let facts = self.facts.clone();
+                self.tasks.spawn(async move {
+                    let result = Err(refused.to_string());
+                    let _ = facts.send(Fact::Saved(generation, result)).await;
+                });
+            }
+        }
     }
 
     /// It is done, or not.
     pub(super) fn saved(&mut self, result: Result<(), String>) {
         // One that was given up meanwhile.
-        if self.saving.is_none() {
+        if !matches!(self.life.state, life::State::Suspending(_)) {
             return;
         }
         match result {
@@ -102,17 +111,23 @@ impl Supervisor {
 
     /// Gives it up, and leaves nothing of it.
     pub(super) fn cancel_save(&mut self) {
-        if let Some(task) = self.saving.take() {
+        if self.saving.take().is_some() {
             let why = "it was called off, or took longer than `shutdownTimeoutSec`";
             self.publish("QVM_NOT_SUSPENDED", serde_json::json!({ "why": why }));
-            task.abort();
         }
-        if let Err(error) = saved::remove(&self.paths.saved()) {
-            warn!("a saved state is left that must not be used: {}", chain(&error));
+        // Behind what was saving: it is on the same lane.
+        let path = self.paths.saved();
+        let removed = self.lanes.state.run(move || {
+            if let Err(error) = saved::remove(&path) {
+                warn!("a saved state is left that must not be used: {}", chain(&error));
+            }
+        });
+        if let Err(refused) = removed {
+            warn!("a saved state is left that must not be used: {refused}");
         }
         if let Some(qemu) = &mut self.qemu {
             qemu.record.saving = None;
-            let _ = qemu.record.update(&self.paths);
+            drop(self.records.write(&qemu.record));
         }
         self.tell_qemu("give up saving the state", |q| async move {
             q.cancel_migration(QMP_LIMIT).await
@@ -130,7 +145,7 @@ impl Supervisor {
         let sync = self.next_sync();
         let Some(qemu) = &self.qemu else { return };
         let (agent, now) = (qemu.agent.clone(), self.settings.now);
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             let time = i64::try_from(now().as_nanosecond()).unwrap_or(i64::MAX);
             let mut set = agent.set_time(time, sync, CLOCK_LIMIT).await;
             if let Err(qmp::Error::Refused { .. }) = set {

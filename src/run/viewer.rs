@@ -10,19 +10,19 @@ use std::{
 use tokio::{
     net::{TcpListener, UnixListener},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    task::AbortHandle,
 };
 use tracing::{debug, warn};
 
 use super::{
-    adopt,
     door::{self, Door, Listener},
+    fact::Fact,
     supervise::{QMP_LIMIT, Supervisor},
+    tasks::Tasks,
 };
 use crate::{
     control::grant::{self, Grant},
     host::peer,
-    plan::facets,
+    plan::{facets, layout::VmPaths},
     spec::Vm,
     value::{VncAddress, chain},
 };
@@ -37,7 +37,8 @@ const NO_DESCRIPTOR: Duration = Duration::from_millis(100);
 pub(super) struct Serving {
     at: VncAddress,
     orders: watch::Sender<Orders>,
-    task: AbortHandle,
+    /// Who stands there; ends with it.
+    _tasks: Tasks,
 }
 
 /// Whom viewers are handed to, and what they are asked for at a port.
@@ -45,12 +46,6 @@ pub(super) struct Serving {
 struct Orders {
     client: qmp::Client,
     password: Option<String>,
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }
 
 impl Serving {
@@ -67,17 +62,18 @@ impl Door {
     /// The runtime does not take the socket.
     fn serve(self, client: qmp::Client, grant: Grant) -> std::io::Result<Serving> {
         let (orders, to) = watch::channel(Orders { client, password: self.password });
-        let task = match self.listener {
+        let mut tasks = Tasks::default();
+        match self.listener {
             Listener::Unix(listener) => {
                 listener.set_nonblocking(true)?;
-                tokio::spawn(at_socket(UnixListener::from_std(listener)?, to, grant))
+                tasks.spawn(at_socket(UnixListener::from_std(listener)?, to, grant));
             }
             Listener::Tcp(listener) => {
                 listener.set_nonblocking(true)?;
-                tokio::spawn(at_port(TcpListener::from_std(listener)?, to))
+                tasks.spawn(at_port(TcpListener::from_std(listener)?, to));
             }
-        };
-        Ok(Serving { at: self.at, orders, task: task.abort_handle() })
+        }
+        Ok(Serving { at: self.at, orders, _tasks: tasks })
     }
 }
 
@@ -100,10 +96,10 @@ async fn next<V, A: Future<Output = std::io::Result<V>>>(
 
 /// Lets operators in, who need no password.
 async fn at_socket(listener: UnixListener, orders: watch::Receiver<Orders>, grant: Grant) {
-    let room = Arc::new(Semaphore::new(ON_THEIR_WAY));
+    let (room, mut tasks) = (Arc::new(Semaphore::new(ON_THEIR_WAY)), Tasks::default());
     while let Some((place, (viewer, _))) = next(&room, || listener.accept()).await {
         let (client, grant) = (orders.borrow().client.clone(), grant.clone());
-        tokio::spawn(async move {
+        tasks.spawn(async move {
             let _place = place;
             let peer = match peer::of(viewer.as_fd()) {
                 Ok(peer) => peer,
@@ -120,7 +116,7 @@ async fn at_socket(listener: UnixListener, orders: watch::Receiver<Orders>, gran
 
 /// Lets everybody come as far as QEMU's question for the password.
 async fn at_port(listener: TcpListener, mut orders: watch::Receiver<Orders>) {
-    let room = Arc::new(Semaphore::new(ON_THEIR_WAY));
+    let (room, mut tasks) = (Arc::new(Semaphore::new(ON_THEIR_WAY)), Tasks::default());
     orders.mark_changed();
     while let Some((place, (viewer, _))) = next(&room, || listener.accept()).await {
         let changed = orders.has_changed().unwrap_or(false);
@@ -134,7 +130,7 @@ async fn at_port(listener: TcpListener, mut orders: watch::Receiver<Orders>) {
             orders.mark_changed();
             continue;
         }
-        tokio::spawn(async move {
+        tasks.spawn(async move {
             let _place = place;
             hand_over(&client, viewer.into_std().map(Into::into), false).await;
         });
@@ -151,6 +147,30 @@ async fn hand_over(client: &qmp::Client, viewer: std::io::Result<OwnedFd>, trust
     }
 }
 
+/// What was opened for a QEMU that runs.
+#[derive(Debug)]
+pub(super) enum Opened {
+    /// The door is where it was; the password at it.
+    Password(Option<String>),
+    /// Another door, or none.
+    Door(Option<Door>),
+}
+
+/// Blocks for as long as the storage does.
+fn open_again(vm: &Vm, paths: &VmPaths, stays: bool) -> Result<Opened, String> {
+    let opened = if stays {
+        let file = vm.display.as_ref().and_then(|display| display.password_file.as_ref());
+        file.map(|file| door::password(vm, file)).transpose().map(Opened::Password)
+    } else {
+        let _ = std::fs::remove_file(paths.vnc_socket());
+        door::open(vm, paths).map(Opened::Door)
+    };
+    opened.map_err(|error| {
+        let hint = error.hint().map_or_else(String::new, |hint| format!(" ({hint})"));
+        chain(&error) + &hint
+    })
+}
+
 impl Supervisor {
     /// Serves the screen of the QEMU that was started; `door` was opened for it.
     pub(super) fn serve_screen(&mut self, door: Option<Door>) {
@@ -163,34 +183,41 @@ impl Supervisor {
         }
     }
 
-    /// Serves the screen of a QEMU that runs already, where and how the VM file says now. What hinders is told, and no more.
-    pub(super) fn serve_screen_again(&mut self) {
-        let Some(qemu) = &mut self.qemu else { return };
-        if qemu.listens {
-            return;
-        }
-        qemu.unserved = None;
-        let display = self.vm.display.as_ref();
-        let at = display.and_then(|display| display.vnc);
-        let opened = match &qemu.serving {
-            Some(serving) if Some(serving.at) == at => {
-                let file = display.and_then(|display| display.password_file.as_ref());
-                file.map(|file| door::password(&self.vm, file)).transpose().map(|password| {
-                    serving.orders.send_modify(|orders| orders.password = password);
-                })
-            }
-            _ => {
+    /// Serves the screen of a QEMU that runs already, where and how the VM file says now. It is opened beside the loop; complete when
+    /// the loop has been told.
+    pub(super) fn serve_screen_again(&mut self) -> impl Future<Output = ()> + Send + use<> {
+        let vm = self.vm.clone();
+        let opened = self.qemu.as_mut().filter(|qemu| !qemu.listens).map(|qemu| {
+            qemu.unserved = None;
+            let display = vm.display.as_ref();
+            let stays = qemu.serving.as_ref().is_some_and(|serving| {
+                display.is_some_and(|display| display.vnc == Some(serving.at))
+            });
+            if !stays {
                 qemu.serving = None;
-                let _ = std::fs::remove_file(self.paths.vnc_socket());
-                door::open(&self.vm, &self.paths).map(|door| self.serve_screen(door))
             }
-        };
+            let paths = self.paths.clone();
+            // With the starts of QEMU, which open the screen as well.
+            self.lanes.launch.ask(move || open_again(&vm, &paths, stays))
+        });
+        let (facts, generation) = (self.facts.clone(), self.generation);
+        async move {
+            let Some(opened) = opened else { return };
+            let opened = opened.await.unwrap_or_else(|refused| Err(refused.to_string()));
+            let _ = facts.send(Fact::Screen(generation, opened)).await;
+        }
+    }
+
+    /// The screen is open. What hinders is told, and no more.
+    pub(super) fn screen_opened(&mut self, opened: Result<Opened, String>) {
         match opened {
-            Ok(()) => {}
-            Err(error) => {
-                let hint = error.hint().map_or_else(String::new, |hint| format!(" ({hint})"));
-                self.screen_is_not_served(&(chain(&error) + &hint));
+            Ok(Opened::Password(password)) => {
+                if let Some(serving) = self.qemu.as_ref().and_then(|qemu| qemu.serving.as_ref()) {
+                    serving.orders.send_modify(|orders| orders.password = password);
+                }
             }
+            Ok(Opened::Door(door)) => self.serve_screen(door),
+            Err(why) => self.screen_is_not_served(&why),
         }
     }
 
@@ -233,8 +260,8 @@ impl Supervisor {
 
     /// A QEMU that an earlier qvm has listen by itself does so where it was told when it was started.
     pub(super) fn keep_screen(&mut self) {
-        let booted = adopt::booted(&self.paths, &self.vm.name, &self.vm.file);
-        if let (true, Some((booted, _))) = (self.qemu.as_ref().is_some_and(|q| q.listens), booted) {
+        let booted = self.booted.take();
+        if let (true, Some(booted)) = (self.qemu.as_ref().is_some_and(|q| q.listens), booted) {
             self.take_facets(&booted, &facets::SCREEN);
             self.vm.display = booted.display;
         }

@@ -174,7 +174,9 @@ impl Alone {
         }
         let arguments: Vec<String> = arguments.into_iter().map(String::from).collect();
         let program = env::var_os("QVM_TEST_QEMU").unwrap_or_else(|| QEMU.into());
-        let pid = child::spawn(&PathBuf::from(program), &arguments, vec![], || Ok(())).unwrap();
+        // SAFETY: the closure does nothing.
+        let pid = unsafe { child::spawn(&PathBuf::from(program), &arguments, vec![], || Ok(())) };
+        let pid = pid.unwrap();
         let alone = Self(Pid::from_raw(pid.cast_signed()));
         lab::until("QEMU has begun", || {
             assert!(lab::runs(pid.cast_signed()), "QEMU has ended");

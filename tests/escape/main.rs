@@ -130,9 +130,13 @@ impl Place {
         let program = env::current_exe().unwrap();
         let (arguments, fds) = (["-S".to_owned()], vec![(theirs.into(), 9)]);
         let pid = match cell.map(|cell| cell.prepare().unwrap()) {
-            None => child::spawn(&program, &arguments, fds, || Ok(())).unwrap(),
+            // SAFETY: the closure does nothing.
+            None => unsafe { child::spawn(&program, &arguments, fds, || Ok(())) }.unwrap(),
             Some((inside, report)) => {
-                let pid = child::spawn(&program, &arguments, fds, move || inside.enter()).unwrap();
+                // SAFETY: `Prepared::enter` makes bare system calls alone.
+                let pid =
+                    unsafe { child::spawn(&program, &arguments, fds, move || inside.enter()) };
+                let pid = pid.unwrap();
                 assert_eq!(report.read(), [], "a layer is missing");
                 pid
             }

@@ -3,6 +3,7 @@
 
 #![allow(dead_code)] // Each test binary uses its own part of it.
 
+pub(crate) mod hanging;
 pub(crate) mod mounts;
 pub(crate) mod network;
 pub(crate) mod terminal;

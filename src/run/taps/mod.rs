@@ -17,10 +17,7 @@ pub(in crate::run) use self::open::{attach, filter, open};
 pub(in crate::run) use self::unfiltered::Unfiltered;
 use super::supervise::Supervisor;
 use crate::{
-    plan::{
-        identity::Identity,
-        tap::{self, Tap},
-    },
+    plan::tap::{self, Tap},
     spec::TapHeal,
     value::{Label, MacAddr},
 };
@@ -69,7 +66,7 @@ impl Supervisor {
         let (facts, generation) = (self.facts.clone(), self.generation);
         let network = self.settings.network.clone();
         let keeper = Keeper::new(network, want, looks.clone(), facts, generation);
-        let task = tokio::spawn(keeper.keep()).abort_handle();
+        let task = self.tasks.spawn(keeper.keep());
         self.taps = Some(Taps { task, wanted, looks, notes: vec![] });
     }
 
@@ -110,18 +107,15 @@ impl Supervisor {
 
     fn wanted_taps(&self) -> Wanted {
         let taps = tap::running(&self.settings.name, &self.running);
-        let identity = || {
-            let text = std::fs::read_to_string(self.paths.identity()).ok()?;
-            toml::from_str::<Identity>(&text).ok()
-        };
         Wanted {
             heal: self.vm.tap_heal,
             macs: match taps.is_empty() {
                 true => Macs::new(),
-                false => identity().map(|identity| identity.macs).unwrap_or_default(),
+                false => self.files.identity.as_ref().map(|it| it.macs.clone()).unwrap_or_default(),
             },
             taps,
-            held: self.applying.is_some(),
+            // Without the addresses a filter would be another.
+            held: self.applying.is_some() || !self.files.is_read,
         }
     }
 }
