@@ -76,6 +76,7 @@ pub async fn look(from: &Sources<'_>) -> Seen {
         qemu: from.qemu,
         path: from.search_path,
         cache: &from.layout.facts_cache(),
+        write: prepare::write_facts,
         root: from.root,
         deadline: probe::DEADLINE,
     };

@@ -143,10 +143,21 @@ pub fn facts_of(settings: &Settings) -> Result<Facts, probe::Error> {
         qemu: settings.qemu.as_deref(),
         path: settings.search_path.as_deref(),
         cache: &cache,
+        write: write_facts,
         root: &settings.root,
         deadline: probe::DEADLINE,
     }
     .facts()
+}
+
+/// Replaces the cache of what QEMU said, for [`Probe::write`]. It is not synced: what a power cut leaves of it, the next probe
+/// ignores.
+///
+/// # Errors
+/// Its directory is not there, or cannot be written.
+pub fn write_facts(cache: &Path, json: &[u8]) -> std::io::Result<()> {
+    file::remove_abandoned_beside(cache);
+    file::write_volatile(cache, json, 0o600).map_err(file::Error::into_io)
 }
 
 /// The VM's identity as it is, or as it would be made.
