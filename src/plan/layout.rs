@@ -59,8 +59,9 @@ impl Layout {
         self.state.join("qemu.json")
     }
 
-    /// Held while a VM is given a user.
-    pub fn uids_lock(&self) -> PathBuf {
+    /// Held while an identity.toml is changed, and while a UID or a MAC address that no other VM has is chosen. It has the name that
+    /// earlier versions lock for the UID.
+    pub fn identities_lock(&self) -> PathBuf {
         self.state.join("uids.lock")
     }
 
