@@ -169,6 +169,8 @@ pub fn change<T>(
     change: impl FnOnce(&mut Identity) -> T,
 ) -> Result<Option<T>, Error> {
     let _lock = IdentityLock::acquire(layout, waiter)?;
+    // What a change that was killed left; a VM that is not started again would keep it.
+    file::remove_abandoned_beside(&paths.identity());
     let Some(before) = read(paths)? else { return Ok(None) };
     let mut after = before.clone();
     let done = change(&mut after);

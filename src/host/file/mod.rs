@@ -476,14 +476,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("identity.toml");
         let living = Temporary::beside(&target).unwrap();
-        let left = dir.path().join(".qvm-tmp_AbCdEfGhI0");
+        let left = dir.path().join(".qvm-tmp_0123456789abcdef");
         let others =
             [".qvm-tmp_short", ".qvm-facts-x", ".qvm-web", "x"].map(|n| dir.path().join(n));
         for path in others.iter().chain([&left]) {
             fs::write(path, "").unwrap();
         }
         // What a link leads to is not looked at.
-        let link = dir.path().join(".qvm-tmp_LinkLink00");
+        let link = dir.path().join(".qvm-tmp_fedcba9876543210");
         std::os::unix::fs::symlink(&others[3], &link).unwrap();
         remove_abandoned(dir.path()).unwrap();
         assert!(living.path().exists() && link.is_symlink() && !left.exists());

@@ -1,6 +1,6 @@
 //! The atomic writer: content goes to a unique temporary file beside its target and gets the target's name when it is whole.
 //!
-//! A temporary is called `.qvm-tmp_` and ten random letters and digits: no other writer shares it, and it has no suffix that
+//! A temporary is called `.qvm-tmp_` and sixteen random hexadecimal digits: no other writer shares it, and it has no suffix that
 //! another program looks for. Its writer holds an exclusive flock(2) on it until it has another name or is removed. The kernel
 //! drops that lock with the writer, so a temporary that can be locked was abandoned, whatever pid namespace or host its writer
 //! ran in; see [`remove_abandoned`].
@@ -13,24 +13,36 @@ use std::{
 };
 
 use rustix::{
-    fs::{FlockOperation, flock},
+    fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with},
     io::Errno,
 };
-use tempfile::TempPath;
 
 use super::{Error, dir_of, list, sync_dir};
 
 /// What the name of a temporary begins with. No VM has a name with `_`, so this is never the draft of a VM.
 const PREFIX: &str = ".qvm-tmp_";
-/// How many random letters and digits follow.
-const RANDOM: usize = 10;
+/// How many random digits follow.
+const RANDOM: usize = 16;
+/// After how many files that another process removed before they were locked the next one is used whatever became of it: on a file
+/// system whose inode numbers are not stable, each looks removed.
+const ATTEMPTS: u32 = 8;
 
 /// A file that is being written and has no name of its own yet. Dropped, it leaves nothing.
 #[derive(Debug)]
 pub struct Temporary {
-    // Dropped first: the file is removed while its lock is held.
-    path: TempPath,
+    path: PathBuf,
     file: File,
+    /// It has its target's name.
+    is_named: bool,
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // While the lock is held: the file is not closed yet.
+        if !self.is_named {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
 }
 
 impl Temporary {
@@ -44,17 +56,21 @@ impl Temporary {
     }
 
     fn in_dir(dir: &Path) -> io::Result<Self> {
+        let mut attempts = 0;
         loop {
-            let made =
-                tempfile::Builder::new().prefix(PREFIX).rand_bytes(RANDOM).tempfile_in(dir)?;
-            let (file, path) = made.into_parts();
+            let random = uuid::Uuid::new_v4().simple().to_string();
+            let path = dir.join(format!("{PREFIX}{}", &random[..RANDOM]));
+            let mut options = OpenOptions::new();
+            let made = options.read(true).write(true).create_new(true).mode(0o600).open(&path);
+            let file = match made {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                made => made?,
+            };
+            attempts += 1;
             // Between the creation and the lock the file looks abandoned, and another process may remove it.
-            match lock(&file) {
-                Lock::Busy => {}
-                Lock::Held | Lock::Unsupported if is_at(&file, &path) => {
-                    return Ok(Self { path, file });
-                }
-                Lock::Held | Lock::Unsupported => {}
+            let is_ours = !matches!(lock(&file), Lock::Busy) && is_at(&file, &path);
+            if is_ours || attempts > ATTEMPTS {
+                return Ok(Self { path, file, is_named: false });
             }
         }
     }
@@ -74,7 +90,7 @@ impl Temporary {
     ///
     /// # Errors
     /// Any step; before the rename the target is as it was.
-    pub fn replace(self, target: &Path, mode: u32) -> Result<(), Error> {
+    pub fn replace(mut self, target: &Path, mode: u32) -> Result<(), Error> {
         self.set_mode(target, mode)?;
         self.file.sync_all().map_err(Error::on("sync", target))?;
         self.rename(target)?;
@@ -85,7 +101,7 @@ impl Temporary {
     ///
     /// # Errors
     /// Any step; the target is then as it was.
-    pub fn replace_volatile(self, target: &Path, mode: u32) -> Result<(), Error> {
+    pub fn replace_volatile(mut self, target: &Path, mode: u32) -> Result<(), Error> {
         self.set_mode(target, mode)?;
         self.rename(target)
     }
@@ -94,22 +110,31 @@ impl Temporary {
     ///
     /// # Errors
     /// [`io::ErrorKind::AlreadyExists`] where something has that name; or any step.
-    pub fn create(self, target: &Path, mode: u32) -> Result<(), Error> {
+    pub fn create(mut self, target: &Path, mode: u32) -> Result<(), Error> {
         self.set_mode(target, mode)?;
         self.file.sync_all().map_err(Error::on("sync", target))?;
-        let on = Error::on("create", target);
-        // renameat2(2) with RENAME_NOREPLACE, or link(2) where the file system lacks that.
-        if let Err(refused) = self.path.persist_noclobber(target) {
-            let known = refused.error.raw_os_error().map(Errno::from_raw_os_error);
-            let lacks_both =
-                matches!(known, Some(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL));
-            // The caller holds a lock of its own, or accepts the instant between the two calls on such a file system.
-            match lacks_both && target.symlink_metadata().is_err_and(is_absent) {
-                true => refused.path.persist(target).map_err(|e| on(e.error))?,
-                false => return Err(on(refused.error)),
-            }
+        match renameat_with(CWD, &self.path, CWD, target, RenameFlags::NOREPLACE) {
+            Ok(()) => self.is_named = true,
+            // The file system lacks the flag. link(2) replaces nothing either; the temporary name goes when this is dropped.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => self.link(target)?,
+            Err(error) => return Err(Error::on("create", target)(error.into())),
         }
         sync_dir(target)
+    }
+
+    fn link(&mut self, target: &Path) -> Result<(), Error> {
+        match fs::hard_link(&self.path, target) {
+            // Nor has it links: there is an instant between the two calls at which another's file would be replaced.
+            Err(error)
+                if error.kind() != io::ErrorKind::AlreadyExists
+                    && target
+                        .symlink_metadata()
+                        .is_err_and(|e| e.kind() == io::ErrorKind::NotFound) =>
+            {
+                self.rename(target)
+            }
+            linked => linked.map_err(Error::on("create", target)),
+        }
     }
 
     /// By descriptor: exact whatever the umask is, and of this file alone.
@@ -118,9 +143,10 @@ impl Temporary {
         self.file.set_permissions(permissions).map_err(Error::on("set the mode of", target))
     }
 
-    fn rename(self, target: &Path) -> Result<(), Error> {
-        let on = Error::on("replace", target);
-        self.path.persist(target).map_err(|refused| on(refused.error))
+    fn rename(&mut self, target: &Path) -> Result<(), Error> {
+        fs::rename(&self.path, target).map_err(Error::on("replace", target))?;
+        self.is_named = true;
+        Ok(())
     }
 
     /// Writes all of it.
@@ -130,10 +156,6 @@ impl Temporary {
     pub fn fill(&self, target: &Path, content: &[u8]) -> Result<(), Error> {
         (&self.file).write_all(content).map_err(Error::on("write", target))
     }
-}
-
-fn is_absent(error: io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound
 }
 
 /// What an attempt to lock a temporary came to.
@@ -164,7 +186,7 @@ fn is_at(file: &File, path: &Path) -> bool {
 /// Whether a path has the name of a [`Temporary`].
 pub(super) fn is_temporary(path: &Path) -> bool {
     let random = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix(PREFIX));
-    random.is_some_and(|r| r.len() == RANDOM && r.bytes().all(|b| b.is_ascii_alphanumeric()))
+    random.is_some_and(|r| r.len() == RANDOM && r.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 /// Removes a temporary whose writer is gone. One whose writer lives stays, and so does one that cannot be locked or opened.
