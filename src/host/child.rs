@@ -11,7 +11,6 @@ use std::{
 };
 
 use command_fds::{CommandFdExt, FdMapping};
-use nix::errno::Errno;
 
 /// What systemd gives to one process and its children must not take for their own (sd_notify(3), sd_listen_fds(3),
 /// sd_watchdog_enabled(3)).
@@ -151,25 +150,26 @@ fn await_leave((ours, theirs): (RawFd, RawFd)) -> io::Result<()> {
     // end is closed first: else its owner's death would go unnoticed.
     unsafe {
         nix::libc::close(ours);
-        let sent = loop {
-            let sent =
-                nix::libc::send(theirs, pid.as_ptr().cast(), pid.len(), nix::libc::MSG_NOSIGNAL);
-            if sent != -1 || Errno::last() != Errno::EINTR {
-                break sent;
-            }
-        };
-        let read = loop {
-            let read = nix::libc::read(theirs, leave.as_mut_ptr().cast(), leave.len());
-            if read != -1 || Errno::last() != Errno::EINTR {
-                break read;
-            }
-        };
-        if sent != pid.len().cast_signed() || read != 1 {
+        let sent = retried(|| {
+            nix::libc::send(theirs, pid.as_ptr().cast(), pid.len(), nix::libc::MSG_NOSIGNAL)
+        });
+        let read = || nix::libc::read(theirs, leave.as_mut_ptr().cast(), leave.len());
+        if sent != pid.len().cast_signed() || retried(read) != 1 {
             // Nobody is left to be told of an error.
             nix::libc::_exit(1);
         }
     }
     if leave == [1] { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
+}
+
+/// A system call, again where a signal handler of ours interrupted it: the forked process has them until it executes QEMU.
+fn retried(mut call: impl FnMut() -> nix::libc::ssize_t) -> nix::libc::ssize_t {
+    loop {
+        let done = call();
+        if done >= 0 || nix::errno::Errno::last() != nix::errno::Errno::EINTR {
+            return done;
+        }
+    }
 }
 
 /// Waits until a process that was started here has ended: whether it ended well.
@@ -240,6 +240,33 @@ mod tests {
         assert!(!fds.contains(&stray.as_str()), "{said}");
         assert!(!said.contains("NOTIFY_SOCKET"));
         let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid.cast_signed()), None);
+    }
+
+    #[test]
+    fn a_signal_with_a_handler_does_not_end_the_start() {
+        use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
+        extern "C" fn nothing(_: i32) {}
+        // Without SA_RESTART: a system call that it meets fails with EINTR.
+        let action =
+            SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
+        // SAFETY: the handler does nothing, and no other test of this program uses the signal.
+        unsafe { sigaction(Signal::SIGUSR1, &action) }.unwrap();
+        let interrupt = |pid: u32| -> Result<(), Error> {
+            let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+            let sleeps = || stat().rsplit_once(") ").unwrap().1.starts_with('S');
+            for _ in 0..3 {
+                let begun = std::time::Instant::now();
+                while !sleeps() && begun.elapsed() < std::time::Duration::from_secs(60) {
+                    std::thread::yield_now();
+                }
+                kill(nix::unistd::Pid::from_raw(pid.cast_signed()), Signal::SIGUSR1).unwrap();
+            }
+            Ok(())
+        };
+        // SAFETY: the closure does nothing.
+        let pid = unsafe { spawn_known(Path::new("true"), &[], vec![], || Ok(()), interrupt) };
+        let pid = pid.unwrap();
+        assert!(wait(pid));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::{
     fact::Fact,
     file_reading::AfterReading,
     launch, record,
+    set_out::end_launched,
     supervise::{AGENT_LIMIT, LAST_WORDS, Left, QMP_LIMIT, STOP_SLACK, Supervisor},
 };
 use crate::{
@@ -100,18 +101,21 @@ impl Supervisor {
     fn cancel_start(&mut self) {
         self.cancel.set();
         if self.starting.take().is_none() {
+            // Nothing was started yet. What prepares sees the cancellation by itself.
             return;
         }
         // Dropping a launch kills the QEMU that it may have spawned, on its lane; one that was being adopted goes on, and is found
-        // again. What then is left of it is looked at behind that.
-        let paths = self.paths.clone();
-        let found = self.lanes.launch.ask(move || adopt::find(&paths));
-        let facts = self.facts.clone();
-        self.tasks.spawn(async move {
-            if let Ok(found) = found.await {
-                let _ = facts.send(Fact::StartAborted(Box::new(found))).await;
+        // again. The run record stays until QEMU is gone.
+        let (paths, facts, adopting) = (self.paths.clone(), self.facts.clone(), self.adopting);
+        let ending = self.lanes.launch.drive(async move {
+            if !adopting {
+                end_launched(&paths).await;
             }
+            let found = adopt::find(&paths);
+            let _ = facts.send(Fact::StartAborted(Box::new(found))).await;
         });
+        // Where it is refused, the life machine ends without it.
+        self.starting = ending.ok();
     }
 
     /// A start was called off, and nothing of it goes on.

@@ -48,6 +48,10 @@ impl Drop for Applying {
     }
 }
 
+fn answer(askers: Vec<Asker>, said: &Result<(), Refusal>) {
+    askers.into_iter().for_each(|asker| drop(asker.send(said.clone())));
+}
+
 /// What became of each change.
 pub(super) type Applied = Vec<(Change, Result<Outcome, String>)>;
 
@@ -109,8 +113,8 @@ impl Supervisor {
     /// Takes down what was done, and tells what was not.
     pub(super) fn applied(&mut self, results: Applied) {
         let Some(mut applying) = self.applying.take() else { return };
-        let (askers, again) =
-            (std::mem::take(&mut applying.askers), std::mem::take(&mut applying.again));
+        let askers = std::mem::take(&mut applying.askers);
+        let again = std::mem::take(&mut applying.again);
         self.live_notes.clear();
         let mut asked = vec![];
         for (change, result) in results {
@@ -175,7 +179,14 @@ impl Supervisor {
         let written = self.lanes.run.flush();
         self.tasks.spawn(async move {
             let _ = tokio::time::timeout(WRITE_LIMIT, written).await;
-            let Ok(there) = client.devices(QMP_LIMIT).await else { return };
+            let there = match client.devices(QMP_LIMIT).await {
+                Ok(there) => there,
+                Err(error) => {
+                    let why = format!("cannot list the devices of QEMU: {}", chain(&error));
+                    answer(askers, &Err(Refusal::Failed(why)));
+                    return;
+                }
+            };
             let is_gone = |change: &Change| match change {
                 Change::RemoveDisk(name) => !there.contains(&device::disk_id(name)),
                 Change::RemoveNic(name) => !there.contains(&device::nic_id(name)),
@@ -187,7 +198,7 @@ impl Supervisor {
             }
             let held = asked.into_iter().filter(|change| !is_gone(change)).collect();
             let _ = facts.send(Fact::LetGo(generation, gone, held)).await;
-            askers.into_iter().for_each(|asker| drop(asker.send(Ok(()))));
+            answer(askers, &Ok(()));
         });
     }
 

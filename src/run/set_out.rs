@@ -1,6 +1,6 @@
 //! The way to a QEMU: one that an earlier supervisor left, a saved state, or a preparation from the beginning.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use tracing::{info, warn};
 
@@ -14,12 +14,25 @@ use super::{
 };
 use crate::{
     control::types::End,
-    host::file,
+    host::{file, pidfd},
     life::{self, Gone, State},
     plan::{identity::Identity, layout::VmPaths, saved::Saved},
     spec::{self, Vm},
     value::{VmName, chain},
 };
+
+/// How long a killed QEMU process may take to be gone; one that waits for storage is not, and keeps its record.
+const KILLED_WITHIN: Duration = Duration::from_secs(5);
+
+/// Kills the QEMU process of a launch that was given up, and waits until it is gone.
+pub(super) async fn end_launched(paths: &VmPaths) {
+    if let Found::Alive(process, _) = adopt::find(paths) {
+        let _ = process.signal(pidfd::Signal::KILL);
+        if tokio::time::timeout(KILLED_WITHIN, process.wait()).await.is_err() {
+            warn!("QEMU (pid {}) was killed and does not end; its record stays", process.pid());
+        }
+    }
+}
 
 /// What an earlier supervisor left, and what was saved.
 #[derive(Debug)]

@@ -257,6 +257,7 @@ pub(super) struct Supervisor {
     /// What the guest has, in bytes, as QEMU last told.
     pub(super) memory_actual: Option<u64>,
     pub(super) watching: Option<Watching>,
+    /// The start that is under way.
     pub(super) starting: Option<OnLane>,
     /// Finds out whether the guest is ready.
     pub(super) awaiting: Option<Awaiting>,
@@ -358,6 +359,9 @@ impl Supervisor {
             Fact::Memory(generation, bytes) if generation == self.generation => {
                 self.memory_actual = Some(bytes);
             }
+            Fact::MemoryTarget(generation, bytes, reply) if generation == self.generation => {
+                self.memory_target_set(bytes, reply);
+            }
             Fact::NotPinned(generation, why) if generation == self.generation => {
                 self.not_pinned(&why);
             }
@@ -393,6 +397,7 @@ impl Supervisor {
             | Fact::ThawDue(_)
             | Fact::Thawed(..)
             | Fact::Memory(..)
+            | Fact::MemoryTarget(..)
             | Fact::Applied(..)
             | Fact::LetGo(..)
             | Fact::Installed(..)
