@@ -196,7 +196,7 @@ fn qemu_that_no_signal_ends_is_reported() {
     until("the guest is ready", ready);
     let qemu = lab.qemu_pid("web");
     storage.is(Storage::HangsUnkillably);
-    lab.types("web", b"sh dd if=/dev/vda of=/dev/null bs=1M; dd if=/dev/zero of=/dev/vda bs=1M\n");
+    lab.types("web", b"sh dd if=/dev/zero of=/dev/vda bs=1M count=8 conv=fsync\n");
     until("QEMU waits for the storage", || waits_for_storage(qemu));
     answers(&lab, "running");
     signal(lab.supervisor(one).id().cast_signed(), SIGTERM);
@@ -216,13 +216,13 @@ fn qemu_that_no_signal_ends_is_reported() {
     assert_eq!(lab.exit_code(two), Some(0));
 }
 
-/// A thread of the process is in a state in which no signal ends it.
+/// A thread of the process waits for an answer of FUSE.
 fn waits_for_storage(pid: i32) -> bool {
     let threads: Vec<PathBuf> = fs::read_dir(format!("/proc/{pid}/task"))
         .map(|all| all.flatten().map(|entry| entry.path()).collect())
         .unwrap_or_default();
     let waits = |task: &PathBuf| {
-        fs::read_to_string(task.join("stat")).is_ok_and(|stat| stat.contains(") D "))
+        fs::read_to_string(task.join("wchan")).is_ok_and(|at| at.contains("request_wait_answer"))
     };
     threads.iter().any(waits)
 }

@@ -6,8 +6,7 @@
 
 use std::{
     collections::HashMap,
-    io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -19,16 +18,18 @@ use std::{
 use qapi::{Command, Execute};
 use serde_json::{Value, json};
 use tokio::{
-    io::{
-        AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, Interest,
-    },
-    net::{UnixStream, unix::OwnedWriteHalf},
+    io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncWrite, BufReader},
+    net::UnixStream,
     sync::{mpsc, oneshot},
     task::AbortHandle,
 };
 use tracing::{trace, warn};
 
-use crate::{Error, Event, Line, MAX_LINE, parse};
+use crate::{
+    Error, Event, Line, MAX_LINE,
+    outlet::{Outlet, Plain},
+    parse,
+};
 
 /// How many events wait for a reader. If the queue is half full, an event that may be missed is dropped;
 /// if the queue is full, an event that must not be missed closes the connection.
@@ -80,55 +81,6 @@ impl Drop for Tasks {
 
 /// A line, and a descriptor that goes with it.
 type Outgoing = (String, Option<OwnedFd>);
-
-/// The writing side of a connection.
-trait Outlet: Send + 'static {
-    /// Writes a whole line, with a descriptor where there is one and the connection can take it.
-    fn send(
-        &mut self,
-        line: &[u8],
-        fd: Option<OwnedFd>,
-    ) -> impl Future<Output = io::Result<()>> + Send;
-}
-
-/// A stream of any kind: it carries bytes alone.
-struct Plain<W>(W);
-
-impl<W: AsyncWrite + Send + Unpin + 'static> Outlet for Plain<W> {
-    async fn send(&mut self, line: &[u8], fd: Option<OwnedFd>) -> io::Result<()> {
-        match fd {
-            Some(_) => Err(io::ErrorKind::Unsupported.into()),
-            None => self.0.write_all(line).await,
-        }
-    }
-}
-
-impl Outlet for OwnedWriteHalf {
-    async fn send(&mut self, line: &[u8], fd: Option<OwnedFd>) -> io::Result<()> {
-        let Some(fd) = fd else { return self.write_all(line).await };
-        let stream: &UnixStream = self.as_ref();
-        let sent = loop {
-            stream.writable().await?;
-            match stream.try_io(Interest::WRITABLE, || send_with(stream, line, &fd)) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                sent => break sent?,
-            }
-        };
-        // The descriptor has gone with the first byte.
-        self.write_all(&line[sent..]).await
-    }
-}
-
-/// unix(7), SCM_RIGHTS.
-fn send_with(stream: &UnixStream, line: &[u8], fd: &OwnedFd) -> io::Result<usize> {
-    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-    let fds = [fd.as_fd()];
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    ancillary.push(SendAncillaryMessage::ScmRights(&fds));
-    let bytes = [io::IoSlice::new(line)];
-    Ok(sendmsg(stream, &bytes, &mut ancillary, SendFlags::NOSIGNAL)?)
-}
 
 #[derive(Debug, Default)]
 struct Shared {

@@ -14,6 +14,7 @@ mod event;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 mod line;
+mod outlet;
 mod viewers;
 
 pub use client::{COMMAND_QUEUE, Client, EVENT_QUEUE, Events, Greeting, Session, connect, over};

@@ -16,7 +16,6 @@ use super::{
     supervise::{Left, QMP_LIMIT, Supervisor},
 };
 use crate::{
-    exit,
     host::{memory, pidfd::Exit},
     life::{self, Gone, State},
 };
@@ -186,9 +185,9 @@ impl Supervisor {
     }
 
     /// Tidies up behind the end. What the storage does not take in time is not waited for.
-    pub(super) async fn leave(&mut self, left: &Left) {
+    pub(super) async fn leave(&mut self) {
         // A QEMU that has not ended has its memory still; what an adopted one has that is not given up is told by its record.
-        let stays = self.qemu.is_some() && matches!(left, Left::Exit(exit::NOT_GONE | exit::HOST));
+        let stays = self.qemu.is_some();
         let (paths, cgroup) = (self.paths.clone(), self.cgroup.take());
         let tidied = self.lanes.run.run(move || {
             if !stays {

@@ -37,6 +37,7 @@ pub mod identity_lock;
 pub mod image;
 pub mod image_cache;
 pub mod in_guest;
+mod input;
 mod intake;
 pub mod inventory;
 // It says what runs between fork and exec.

@@ -13,7 +13,7 @@ use tokio::{
     sync::{broadcast, mpsc},
     task::JoinSet,
 };
-use tracing::{debug, info, warn};
+use tracing::warn;
 
 use super::{
     Settings,
@@ -24,8 +24,8 @@ use super::{
         Fact, forward_changes, forward_requests, forward_signals, forward_sleeps, next_beat,
         sleep_until,
     },
-    file_reading::{AfterReading, FileReadings, Files},
-    freeze::{Frozen, Why},
+    file_reading::{FileReadings, Files},
+    freeze::Frozen,
     lane::{Lanes, OnLane},
     launch::Qemu,
     live::Applying,
@@ -48,7 +48,7 @@ use crate::{
     },
     host::{
         peer,
-        signal::{Signal, Signals},
+        signal::Signals,
         slept::Sleeps,
         socket,
         systemd::{Notifier, under_systemd},
@@ -197,7 +197,7 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
     }
     let left = one.left.take().unwrap_or(Left::Exit(1));
     if left != Left::Reexec {
-        one.leave(&left).await;
+        one.leave().await;
         // Whoever watches is told the end; the server ends when nothing more can be asked or told, and within a bound.
         taking.abort();
         one.strike_off().await;
@@ -302,118 +302,6 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    /// Turns a fact into what the life machine understands.
-    fn learn(&mut self, fact: Fact) {
-        match fact {
-            Fact::Signal(Signal::Stop) => self.told_to_stop(),
-            Fact::Stopped { host_down: true } => self.feed(life::Event::HostDown),
-            Fact::Stopped { host_down: false } => self.feed(life::Event::Signalled),
-            Fact::Signal(Signal::Interrupt) => self.interrupted(),
-            Fact::Signal(Signal::Reload) => self.reload(None),
-            Fact::FileChanged => self.read_files(AfterReading::Compare),
-            Fact::FilesRead(seen) => self.on_files_read(seen),
-            Fact::FilesLate => self.on_files_late(),
-            Fact::Reloaded(asker) => self.reloaded(asker),
-            Fact::PreviousRun(before) => self.on_previous_run(*before),
-            Fact::StartAborted(found) => self.on_start_aborted(&found),
-            Fact::Written(done) => self.written_all(done),
-            Fact::Given(generation, given) if generation == self.generation => self.given(given),
-            Fact::Screen(generation, opened) if generation == self.generation => {
-                self.screen_opened(opened);
-            }
-            Fact::Signal(Signal::Reexec) => self.reexec(),
-            Fact::Request(request) => self.answer(request),
-            Fact::Progress(text) => {
-                self.notifier.status(&text);
-                self.notifier.extend_timeout(START_STEP);
-                info!("{text}");
-            }
-            Fact::Admission(step) => self.admission(step),
-            Fact::Prepared(result) => match *result {
-                Ok(mut prepared) => {
-                    prepared.notes.extend(self.unusable.take());
-                    self.notes.clone_from(&prepared.notes);
-                    self.files.identity = Some(prepared.identity.clone());
-                    self.files.is_read = true;
-                    self.prepared = Some(prepared);
-                    self.feed(life::Event::Prepared);
-                }
-                Err(not) => self.not_begun(not),
-            },
-            Fact::Launched(result) => match *result {
-                Ok((qemu, given)) => self.launched(qemu, given),
-                Err((not, found)) => self.start_failed(not, &found),
-            },
-            Fact::Gone(generation, exit, oom) if generation == self.generation => {
-                self.gone(exit, oom);
-            }
-            Fact::Qmp(generation, event) if generation == self.generation => self.heard(&event),
-            Fact::MonitorClosed(generation) if generation == self.generation => self.reconnect(),
-            Fact::MonitorBack(generation, session) if generation == self.generation => {
-                self.reconnected(session);
-            }
-            Fact::MachineStatus(generation, status) if generation == self.generation => {
-                self.on_machine_status(&status);
-            }
-            Fact::Ready(generation, found) if generation == self.generation => self.found(found),
-            Fact::Memory(generation, bytes) if generation == self.generation => {
-                self.memory_actual = Some(bytes);
-            }
-            Fact::MemoryTarget(generation, bytes, reply) if generation == self.generation => {
-                self.memory_target_set(bytes, reply);
-            }
-            Fact::NotPinned(generation, why) if generation == self.generation => {
-                self.not_pinned(&why);
-            }
-            Fact::Saved(generation, done) if generation == self.generation => self.saved(done),
-            Fact::Applied(generation, results) if generation == self.generation => {
-                self.applied(results);
-            }
-            Fact::LetGo(generation, gone, held) if generation == self.generation => {
-                self.let_go(&gone, &held);
-            }
-            Fact::Installed(generation, version) if generation == self.generation => {
-                self.installed = Some(version);
-                self.compare();
-            }
-            Fact::Froze(generation, after, done, reply) if generation == self.generation => {
-                self.froze(after, done, reply);
-            }
-            Fact::ThawDue(generation) if generation == self.generation => {
-                self.thaw(Why::Deadline, None);
-            }
-            Fact::Thawed(generation, why, done, reply) if generation == self.generation => {
-                self.thawed(why, done, reply);
-            }
-            Fact::Taps(generation, told) if generation == self.generation => self.hear_taps(told),
-            Fact::HostSlept(slept) => self.host_slept(slept),
-            Fact::UnknownOperators(names) => self.operators.unknown = names,
-            Fact::Trouble(generation, what) if generation == self.generation => self.meet(what),
-            Fact::Froze(..)
-            | Fact::MachineStatus(..)
-            | Fact::Given(..)
-            | Fact::Screen(..)
-            | Fact::Trouble(..)
-            | Fact::ThawDue(_)
-            | Fact::Thawed(..)
-            | Fact::Memory(..)
-            | Fact::MemoryTarget(..)
-            | Fact::Applied(..)
-            | Fact::LetGo(..)
-            | Fact::Installed(..)
-            | Fact::Saved(..)
-            | Fact::NotPinned(..)
-            | Fact::Ready(..)
-            | Fact::Taps(..)
-            | Fact::Gone(..)
-            | Fact::Qmp(..)
-            | Fact::MonitorClosed(_)
-            | Fact::MonitorBack(..) => {
-                debug!("late word of an earlier QEMU");
-            }
-        }
-    }
-
     /// One step of the life machine, and what it wants done.
     pub(super) fn feed(&mut self, event: life::Event) {
         let before = self.told_state();
