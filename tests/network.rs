@@ -1,5 +1,5 @@
 //! Taps on bridges, in network namespaces.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, unsafe_code)]
 
 mod netns;
 
@@ -159,8 +159,11 @@ fn a_tap_is_its_holders_until_the_holder_dies() {
         let fd = tap::open(&plan.name, network::tun()).unwrap();
         with_links(async |links| {
             links.attach(&plan).await.unwrap();
-            let pid = child::spawn(Path::new("sleep"), &["600".into()], vec![(fd, 3)], || Ok(()))
-                .unwrap();
+            let arguments = ["600".into()];
+            // SAFETY: the closure does nothing.
+            let pid =
+                unsafe { child::spawn(Path::new("sleep"), &arguments, vec![(fd, 3)], || Ok(())) };
+            let pid = pid.unwrap();
             let holder = Process::open(pid).unwrap();
             // Ours is closed by now; the holder's is not.
             let error = tap::open(&plan.name, network::tun()).unwrap_err();
