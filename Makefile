@@ -1,6 +1,7 @@
 # `make help` lists what there is. Everything that is made lands in target/ and fuzz/target/, but bench/RESULTS.md.
 
-SHELL := /bin/bash
+# Found in PATH: the sandbox of Nix has no /bin/bash.
+SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
 
@@ -24,6 +25,8 @@ DESTDIR ?=
 PROFILE ?= release
 # What it installs, and runs, for its manual pages and completions.
 BINARY ?= target/$(PROFILE:dev=debug)/qvm
+# A program that runs BINARY, where it is built for another CPU.
+EMULATOR ?=
 # Where zsh looks; Debian's looks elsewhere.
 ZSH_COMPLETIONS ?= $(PREFIX)/share/zsh/site-functions
 # Where `make deb` puts the package.
@@ -53,11 +56,11 @@ install: ## the built binary, its units, generators, completions and documents, 
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/qvm $(wildcard docs/*.varlink)
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/qvm README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE $(wildcard docs/*.md)
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/qvm/examples $(wildcard examples/*.toml examples/*.yaml)
-	$(BINARY) man qvm | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/man/man1/qvm.1
-	$(BINARY) man qvm.toml | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/man/man5/qvm.toml.5
-	$(BINARY) completions bash | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/bash-completion/completions/qvm
-	$(BINARY) completions zsh | install -D -m 644 /dev/stdin $(DESTDIR)$(ZSH_COMPLETIONS)/_qvm
-	$(BINARY) completions fish | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/qvm.fish
+	$(EMULATOR) $(BINARY) man qvm | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/man/man1/qvm.1
+	$(EMULATOR) $(BINARY) man qvm.toml | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/man/man5/qvm.toml.5
+	$(EMULATOR) $(BINARY) completions bash | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/bash-completion/completions/qvm
+	$(EMULATOR) $(BINARY) completions zsh | install -D -m 644 /dev/stdin $(DESTDIR)$(ZSH_COMPLETIONS)/_qvm
+	$(EMULATOR) $(BINARY) completions fish | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/qvm.fish
 
 .PHONY: deb
 deb: build ## the Debian package, in target/debian/
