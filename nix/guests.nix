@@ -13,7 +13,8 @@ let
   };
 in
 {
-  # The type of a guest's configuration. Its value is the configuration of the image, with file systems and boot loader.
+  # The type of a guest's configuration. Its value is the configuration of the image, with file
+  # systems and boot loader.
   type =
     vmOf:
     lib.mkOptionType {

@@ -1,5 +1,5 @@
-# The keys of a VM file as options. Names, types and bounds are those of docs/qvm.toml.md. A key that is not set is not written, so
-# that the program's own default applies.
+# The keys of a VM file as options. Names, types and bounds are those of docs/qvm.toml.md. A key
+# that is not set is not written, so that the program's own default applies.
 { lib }:
 let
   inherit (lib) types;
@@ -24,7 +24,7 @@ let
   file = key types.str;
 
   image = {
-    url = key (types.strMatching "(https?|file)://.*") "Address of the image: `https://`, `http://` or `file:///`.";
+    url = text "Address of the image: `https://`, `http://` or `file:///`.";
     path = file "An image that is a file of this host.";
     sha256 = hex 64 "The SHA-256 of the file as it is published, in hex.";
     sha512 = hex 128 "The SHA-512 of the file as it is published, in hex.";

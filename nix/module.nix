@@ -1,7 +1,8 @@
 # services.qvm: VMs with the keys of the VM file, checked when the system is built.
 #
-# The VM files are in /etc/qvm/vms, and the generator of qvm makes the units from them, as on every other system. This module adds
-# what is specific to NixOS: a `switch` stops no guest, and the store keeps the QEMU of running guests.
+# The VM files are in /etc/qvm/vms, and the generator of qvm makes the units from them, as on every
+# other system. This module adds what is specific to NixOS: a `switch` stops no guest, and the store
+# keeps the QEMU of running guests.
 {
   config,
   lib,
@@ -35,17 +36,19 @@ let
     qvm --config-dir $out --state-dir . --runtime-dir . check --no-user-data
   '';
 
-  # The path of the program that a switch does not change: units and supervisors that run find the new program there.
+  # The path of the program that a switch does not change: loaded units and running supervisors find
+  # the new program there.
   qvm = "/etc/qvm/bin/qvm";
 
-  # Garbage collector roots of the QEMUs that guests were started with. The collector itself finds files that QEMU has open, but not
-  # files that QEMU opens later, such as the firmware of a device that is added.
+  # Garbage collector roots of the QEMUs that guests were started with. The collector itself finds
+  # files that QEMU has open, but not those that QEMU opens later, such as the ROM of a new device.
   roots = "/nix/var/nix/gcroots/qvm";
   root = "${roots}/$1@${baseNameOf cfg.qemu}";
   addRoot = pkgs.writeShellScript "qvm-add-root" ''
     ${pkgs.coreutils}/bin/ln -sfn ${cfg.qemu} "${root}"
   '';
-  # All roots of the VM: a supervisor that was restarted after a switch has added one for the new QEMU.
+  # All roots of the VM: a supervisor that was restarted after a switch has added one for the new
+  # QEMU. The run record exists as long as QEMU runs.
   removeRoots = pkgs.writeShellScript "qvm-remove-roots" ''
     [ -e "/run/qvm/$1/record.json" ] || ${pkgs.coreutils}/bin/rm -f ${roots}/"$1"@*
   '';
@@ -58,7 +61,8 @@ let
     environment.QVM_QEMU = lib.getExe' cfg.qemu "qemu-system-x86_64";
     path = [ cfg.qemu ];
   };
-  # For the template and for each declared VM: NixOS calls both drop-ins overrides.conf, and systemd reads only the instance's.
+  # For the template and for each declared VM: NixOS calls both drop-ins overrides.conf, and systemd
+  # reads only the instance's.
   vmUnit = qemuUnit // {
     after = [ "qvm-replace.service" ];
     serviceConfig = {
@@ -239,10 +243,11 @@ in
         lib.nameValuePair "qvm@${name}" (
           vmUnit
           // {
-            # A change of the VM file alone changes the unit, too. `reloadIfChanged` makes a reload of it.
+            # A change of the VM file alone changes the unit, too. With `reloadIfChanged` it is a
+            # reload.
             restartTriggers = [ file ];
-            # A VM that is removed from the configuration keeps running. Not for the template: with `enable = false` the guests would
-            # run on under units that no longer exist.
+            # A VM that is removed from the configuration keeps running. Not for the template: with
+            # `enable = false`, guests would run on under units that no longer exist.
             unitConfig.X-StopOnRemoval = false;
           }
         )

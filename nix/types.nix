@@ -113,7 +113,8 @@ in
     && !contains 65535
   );
 
-  # A file that must not be in the store, where every user can read it. Older nixpkgs have no `externalPath`.
+  # A file that must not be in the store, where every user can read it. Older nixpkgs have no
+  # `externalPath`.
   secretFile =
     types.externalPath or (restrict types.str "absolute path not in the Nix store" (
       text: lib.hasPrefix "/" text && !lib.hasPrefix "${builtins.storeDir}/" text

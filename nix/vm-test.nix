@@ -1,5 +1,6 @@
-# A NixOS host with VMs of qvm: a switch to another configuration stops no guest, and the garbage collector removes nothing that a
-# guest needs. Run by `nix flake check`, which needs KVM. `make test-host` tests a Debian host.
+# A NixOS host with VMs of qvm: a switch to another configuration stops no guest, and the garbage
+# collector removes nothing that a guest needs. Run by `nix flake check`, which needs KVM. `make
+# test-host` tests a Debian host.
 { pkgs, lib, ... }:
 let
   # A boot sector that counts on the serial port, and reacts to the power button.

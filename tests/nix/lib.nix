@@ -1,5 +1,5 @@
-# The part of nixpkgs' `lib` and module system that nix/ uses, for a machine without nixpkgs. A value is checked as nixpkgs checks it;
-# a name that is not here fails the evaluation.
+# The part of nixpkgs' `lib` and module system that nix/ uses, for a machine without nixpkgs. A value
+# is checked as nixpkgs checks it; a name that is not here fails the evaluation.
 rec {
   inherit (builtins)
     mapAttrs

@@ -96,7 +96,7 @@ fn load(directory: &Path, user: bool, units: &[&str]) -> BTreeMap<String, Loaded
     let mut name = String::new();
     for line in String::from_utf8_lossy(&output.stdout).lines().map(str::trim) {
         let at = |key: &str| line.strip_prefix(key).map(|value| value.trim().to_owned());
-        if let Some(unit) = at("-> Unit ") {
+        if let Some(unit) = at("-> Unit ").or_else(|| at("→ Unit ")) {
             name = unit.trim_end_matches(':').to_owned();
             let empty = Loaded { drop_ins: vec![], environment: vec![], commands: vec![] };
             loaded.insert(name.clone(), empty);
