@@ -16,12 +16,7 @@ let
   guests = import ./guests.nix { inherit lib pkgs; };
 
   # Keys that are not set are not written. Empty tables are: they have a meaning.
-  written =
-    value:
-    if builtins.isAttrs value then
-      lib.mapAttrs (_: written) (lib.filterAttrs (_: inner: inner != null) value)
-    else
-      value;
+  written = lib.filterAttrsRecursive (_: value: value != null);
   vmFiles = lib.mapAttrs (name: vm: toml.generate "${name}.toml" (written vm)) cfg.vms;
   settings = written cfg.settings;
 

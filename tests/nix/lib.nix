@@ -59,6 +59,11 @@ rec {
         builtins.filter (name: keep name set.${name}) (builtins.attrNames set)
       )
     );
+  filterAttrsRecursive =
+    keep: set:
+    mapAttrs (_: value: if isAttrs value then filterAttrsRecursive keep value else value) (
+      filterAttrs keep set
+    );
 
   hasPrefix = prefix: text: builtins.substring 0 (builtins.stringLength prefix) text == prefix;
   toLower = builtins.replaceStrings [ "K" "M" "G" "T" ] [ "k" "m" "g" "t" ];
