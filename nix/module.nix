@@ -169,6 +169,11 @@ in
         ++ labelled name "disk" "disk" vm.disk
         ++ labelled name "nic" "NIC" vm.nic
       ) cfg.vms
+      # Else the message of a guest's assertion does not contain the name of the guest.
+      ++ lib.mapAttrsToList (
+        name: guest:
+        map (one: one // { message = "services.qvm.guests.${name}: ${one.message}"; }) guest.assertions
+      ) cfg.guests
     );
 
     services.qvm.vms = lib.mapAttrs (_: guest: {

@@ -393,6 +393,10 @@ fn guest_configuration_gives_the_image() {
     assert_eq!(guest["prefix"], json!(["services", "qvm", "guests", "seeded"]));
     assert_eq!((&guest["cloudInit"], &guest["modules"]), (&json!(true), &json!(2)));
     assert_eq!(made["guests"]["web"]["cloudInit"], false);
+    // The message of a guest's assertion names the guest.
+    let guests = "{ web.assertions = [ { assertion = false; message = \"too small\"; } ]; }";
+    let made = evaluate("tests/nix/eval.nix", &["--arg", "guests", guests]).unwrap().unwrap();
+    assert_eq!(made["assertions"], json!(["services.qvm.guests.web: too small"]));
     let wrong = evaluate("tests/nix/eval.nix", &["--arg", "guests", "{ web = 3; }"]).unwrap();
     assert!(wrong.unwrap_err().contains("services.qvm.guests.web: 3 is not"));
 }

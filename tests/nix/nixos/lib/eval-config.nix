@@ -9,6 +9,7 @@
     builtins.mapAttrs
       (variant: _: {
         passthru.config = {
+          assertions = builtins.concatMap (module: module.assertions or [ ]) modules;
           given = { inherit modules prefix system; };
           system.build.image = "/store/${variant}";
           image.filePath = "nixos.qcow2";
