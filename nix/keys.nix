@@ -26,7 +26,7 @@ let
   image = {
     url = text "Where the image is published: `https://`, `http://` or `file:///`.";
     path = file "An image that is a file of this host.";
-    sha256 = text "The SHA-256 of the file as it is published, in hex.";
+    sha256 = text "The SHA-256 of the file as it is published: hex digits, or `sha256-BASE64` as Nix prints it.";
     sha512 = text "The SHA-512 of the file as it is published, in hex.";
     checksums = text "Address of a SHA256SUMS or SHA512SUMS file that lists the image by its name.";
     insecureNoChecksum = bool "Take a download without knowing its checksum.";
