@@ -1,5 +1,6 @@
-//! Any bytes as a list of checksums, any names in it: no panic; a digest that is found is in the text, and is never that of another file than
-//! the one that was looked for, unless the list is of that file alone.
+//! Any bytes as a list of checksums, any names in it: no panic; a digest that is found is in the
+//! text, and is never that of another file than the one that was looked for, unless the list is of
+//! that file alone.
 
 use qvm::{plan::sums, value::to_base64};
 

@@ -1,8 +1,9 @@
 //! A compressed stream, unpacked as it comes.
 //!
-//! Streams may follow each other, as gzip(1), xz(1) and zstd(1) allow. What follows the last one is judged as those
-//! programs do: zeros pad a file to a block and are ignored; anything else is ignored behind gzip, where OpenWrt and
-//! others append metadata, and is an error behind xz and zstd.
+//! Streams may follow each other, as gzip(1), xz(1) and zstd(1) allow. What follows the last one is
+//! judged as those programs do: zeros pad a file to a block and are ignored; anything else is
+//! ignored behind gzip, where OpenWrt and others append metadata, and is an error behind xz and
+//! zstd.
 
 use std::io::{self, BufRead, BufReader, Read};
 
@@ -11,8 +12,9 @@ use zstd::zstd_safe::{get_error_name, zstd_sys::ZSTD_ErrorCode};
 
 use crate::plan::image::Compression;
 
-/// The most memory that unpacking may take: 2 to this power bytes, 256 MiB. A stream says itself how much it requires,
-/// up to 4 GiB; `xz -9` makes such as require 65 MiB, `zstd --ultra -22` 128 MiB, and `zstd --long=31` 2 GiB.
+/// The most memory that unpacking may take: 2 to this power bytes, 256 MiB. A stream says itself
+/// how much it requires, up to 4 GiB; `xz -9` makes such as require 65 MiB, `zstd --ultra -22` 128
+/// MiB, and `zstd --long=31` 2 GiB.
 const MOST_MEMORY_LOG: u32 = 28;
 
 /// Why a stream cannot be unpacked, beside what the decoders say: the payload of an [`io::Error`].

@@ -1,6 +1,9 @@
 //! What an image's first bytes, its address and a server's answer mean for qvm.
 
-use std::path::Path;
+use std::{
+    os::unix::ffi::OsStringExt,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     spec::{Checksum, Format, Image, Origin},
@@ -146,8 +149,8 @@ impl Foreign {
                 Some("unpack it by hand (`tar -xf FILE`) and write the image in it as `path`")
             }
             Kind::Ova => Some(
-                "unpack it (`tar -xf FILE`), convert its disk if you trust it (`qemu-img convert -O qcow2 \
-                 DISK.vmdk DISK.qcow2`), and write the result as `path`",
+                "unpack it (`tar -xf FILE`), convert its disk if you trust it (`qemu-img convert \
+                 -O qcow2 DISK.vmdk DISK.qcow2`), and write the result as `path`",
             ),
             Kind::Page => Some("the address leads to a page about the image, or to a login"),
             Kind::Other => None,
@@ -183,6 +186,13 @@ pub fn file_name(origin: &Origin) -> Option<String> {
         }
     };
     String::from_utf8(percent_decoded(name)).ok().filter(|n| !n.is_empty())
+}
+
+/// The path of a `file://` address.
+pub fn local_path(url: &str) -> Option<PathBuf> {
+    let rest = url.strip_prefix("file://")?;
+    let path = percent_decoded(rest.strip_prefix("localhost").unwrap_or(rest));
+    Some(std::ffi::OsString::from_vec(path).into())
 }
 
 /// The bytes of a part of a URL, `%XX` decoded; a `%` without two hex digits stands for itself.
@@ -317,6 +327,13 @@ mod tests {
         assert_eq!(name("https://h/"), None);
         assert_eq!(name("https://h"), None);
         assert_eq!(file_name(&Origin::Path("/srv/x%20y".into())).as_deref(), Some("x%20y"));
+    }
+
+    #[test]
+    fn file_addresses_are_decoded() {
+        assert_eq!(local_path("file:///srv/a%20b").as_deref(), Some(Path::new("/srv/a b")));
+        assert_eq!(local_path("file://localhost/x").as_deref(), Some(Path::new("/x")));
+        assert_eq!(local_path("https://h/x"), None);
     }
 
     #[test]

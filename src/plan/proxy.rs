@@ -1,7 +1,8 @@
-//! Which proxy a request goes through, as the variables `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy` say.
+//! Which proxy a request goes through, as the variables `http_proxy`, `https_proxy`, `all_proxy`
+//! and `no_proxy` say.
 //!
-//! The variables have no standard. As in curl(1), the name in lower case comes first and an empty value is no value;
-//! as in curl 7.86 and Go, `no_proxy` has networks.
+//! The variables have no standard. As in curl(1), the name in lower case comes first and an empty
+//! value is no value; as in curl 7.86 and Go, `no_proxy` has networks.
 
 use std::net::IpAddr;
 
@@ -122,8 +123,8 @@ impl Proxies {
         }
     }
 
-    /// The proxy for an address of this scheme, host and port; `None` for a direct connection. `host` is as a URL has
-    /// it: IPv6 addresses are in brackets.
+    /// The proxy for an address of this scheme, host and port; `None` for a direct connection.
+    /// `host` is as a URL has it: IPv6 addresses are in brackets.
     ///
     /// # Errors
     /// The variable that counts names no usable proxy: a direct connection would then be a guess.
@@ -145,7 +146,8 @@ enum Exception {
     All,
     /// `10.0.0.0/8`, `fd00::/8`, or a single address.
     Network { address: IpAddr, prefix: u8, port: Option<u16> },
-    /// `example.com` and `.example.com`: the domain and all below it. `*.example.com`: all below it.
+    /// `example.com` and `.example.com`: the domain and all below it. `*.example.com`: all below
+    /// it.
     Domain { name: String, itself: bool, port: Option<u16> },
 }
 
@@ -322,7 +324,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_value_panics(value in "[ -~]{0,40}", exceptions in "[ -~]{0,40}", host in "[ -~]{0,20}") {
+        fn no_value_panics(
+            value in "[ -~]{0,40}",
+            exceptions in "[ -~]{0,40}",
+            host in "[ -~]{0,20}",
+        ) {
             let p = proxies(&[("http_proxy", &value), ("no_proxy", &exceptions)]);
             if let Ok(Some(proxy)) = p.proxy_for("http", &host, 80) {
                 prop_assert!(!proxy.url().contains(['@', ' ', '\r', '\n']));

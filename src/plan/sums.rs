@@ -5,13 +5,14 @@
 //! | form | written by |
 //! |---|---|
 //! | `HEX  NAME`, `HEX *NAME`, `\HEX  NAME` with escapes | sha256sum(1), `openssl dgst -r` |
-//! | `SHA256 (NAME) = HEX`, `SHA256(NAME)= HEX`, `SHA2-256(NAME)= HEX` | Fedora, the BSDs, openssl(1) |
+//! | `SHA256 (NAME) = HEX` | Fedora, the BSDs |
+//! | `SHA256(NAME)= HEX`, `SHA2-256(NAME)= HEX` | openssl(1) |
 //! | `SHA256  HEX  NAME` | PowerShell |
 //! | `sha256:HEX  NAME`, `sha256-BASE64  NAME` | container tools, Subresource Integrity |
 //!
-//! Lines may be indented and end in CR LF; hex digits are of either case. `NAME` may carry a path: the last part
-//! counts. A list may also be one digest and nothing else. Other lines (comments, an OpenPGP frame, weaker digests)
-//! are ignored.
+//! Lines may be indented and end in CR LF; hex digits are of either case. `NAME` may carry a path:
+//! the last part counts. A list may also be one digest and nothing else. Other lines (comments, an
+//! OpenPGP frame, weaker digests) are ignored.
 
 use crate::value::{Algorithm, Digest, shown};
 
@@ -27,7 +28,8 @@ pub enum Error {
         near: Vec<String>,
     },
     /// It lists none.
-    #[error("it has no line with a sha256 or sha512 digest{}", if *.weak { ", only weaker ones" } else { "" })]
+    #[error("it has no line with a sha256 or sha512 digest{}",
+        if *.weak { ", only weaker ones" } else { "" })]
     Empty {
         /// It has digests of the length of MD5 or SHA-1.
         weak: bool,
@@ -57,8 +59,8 @@ pub struct Entry {
     pub digest: Digest,
 }
 
-/// The text of a list: UTF-8, or UTF-16 with or without a byte order mark, as Windows programs write it. A mark is left
-/// out, and what is no text becomes U+FFFD.
+/// The text of a list: UTF-8, or UTF-16 with or without a byte order mark, as Windows programs
+/// write it. A mark is left out, and what is no text becomes U+FFFD.
 pub fn decoded(bytes: &[u8]) -> String {
     let wide = |bytes: &[u8], unit: fn([u8; 2]) -> u16| {
         let units: Vec<u16> = bytes.as_chunks::<2>().0.iter().map(|pair| unit(*pair)).collect();
@@ -74,8 +76,9 @@ pub fn decoded(bytes: &[u8]) -> String {
     }
 }
 
-/// The digest that `text` gives the file `image`; the strongest where it gives several. `list` is the name of the list
-/// itself: in `IMAGE.sha256` and the like a sole entry is the image's, whatever its name.
+/// The digest that `text` gives the file `image`; the strongest where it gives several. `list` is
+/// the name of the list itself: in `IMAGE.sha256` and the like a sole entry is the image's,
+/// whatever its name.
 ///
 /// # Errors
 /// No line, or contradicting lines, for that name.
@@ -333,7 +336,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_panics(bytes in any::<Vec<u8>>(), text in "[ -~\n()=*]{0,200}", name in "[ -~]{0,20}") {
+        fn no_text_panics(
+            bytes in any::<Vec<u8>>(),
+            text in "[ -~\n()=*]{0,200}",
+            name in "[ -~]{0,20}",
+        ) {
             let _ = find(&decoded(&bytes), &name, Some(&name));
             let _ = find(&text, &name, None);
         }

@@ -1,8 +1,9 @@
-//! `cloudInit.userData`: a file that goes into the seed byte for byte, and what can be said of it beforehand.
+//! `cloudInit.userData`: a file that goes into the seed byte for byte, and what can be said of it
+//! beforehand.
 //!
 //! It is judged as cloud-init judges it: by how the text begins
-//! (<https://docs.cloud-init.io/en/latest/explanation/format.html>). What reads a NoCloud seed need not be cloud-init,
-//! though: what cloud-init would ignore is passed on with a note.
+//! (<https://docs.cloud-init.io/en/latest/explanation/format.html>). What reads a NoCloud seed need
+//! not be cloud-init, though: what cloud-init would ignore is passed on with a note.
 
 use std::{fmt, io::Read, path::PathBuf};
 
@@ -63,8 +64,8 @@ impl fmt::Display for Note {
             Self::CloudbaseInit => write!(f, "is for cloudbase-init, and cloud-init ignores it"),
             Self::Ignition => write!(
                 f,
-                "is an Ignition configuration: images with `ignition.platform.id=proxmoxve` read it from the seed; \
-                 others read it from fw_cfg, which qvm does not offer"
+                "is an Ignition configuration: images with `ignition.platform.id=proxmoxve` read it \
+                 from the seed; others read it from fw_cfg, which qvm does not offer"
             ),
             Self::Unknown => {
                 write!(f, "begins with nothing that cloud-init knows, and cloud-init ignores it")
@@ -169,7 +170,8 @@ const COMMON_KEYS: [&str; 26] = [
 /// The line, what is wrong with it, and the way out.
 type Flaw = (Option<usize>, String, Option<String>);
 
-/// Checks user-data as far as it can be without cloud-init: its header, and that a `#cloud-config` is a mapping.
+/// Checks user-data as far as it can be without cloud-init: its header, and that a `#cloud-config`
+/// is a mapping.
 fn check(bytes: &[u8]) -> Result<Vec<Note>, Flaw> {
     if bytes.starts_with(&[0x1f, 0x8b]) {
         return check_packed(bytes);
@@ -263,8 +265,9 @@ fn check_config(text: &str) -> Result<Vec<Note>, Flaw> {
 /// How many duplicate keys are told of.
 const MOST_NOTES: usize = 5;
 
-/// Whether brackets seem to nest so deep that libyaml, which looks at each open one for each token, would take
-/// minutes to refuse it. That can also be a script full of lone brackets, so it is left to cloud-init.
+/// Whether brackets seem to nest so deep that libyaml, which looks at each open one for each token,
+/// would take minutes to refuse it. That can also be a script full of lone brackets, so it is left
+/// to cloud-init.
 fn is_deep(text: &str) -> bool {
     let mut open = 0_u32;
     text.bytes().any(|byte| {

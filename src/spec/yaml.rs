@@ -1,4 +1,5 @@
-//! What a YAML text is, as far as a check of user-data asks: a mapping, and which keys it has twice.
+//! What a YAML text is, as far as a check of user-data asks: a mapping, and which keys it has
+//! twice.
 //!
 //! YAML forbids duplicate keys, and PyYAML, which cloud-init reads with, takes the last of them.
 
@@ -28,8 +29,8 @@ pub(super) fn outline(text: &str) -> Result<Outline, serde_norway::Error> {
 /// How many lines are tried for a duplicate key: each one costs reading the text up to it.
 const MOST_LINES: usize = 32;
 
-/// The line, from 1, up to which a text has to be read to have the key twice in one mapping. `None` where the key is not the
-/// first of a line, as in `{a: 1, a: 2}`.
+/// The line, from 1, up to which a text has to be read to have the key twice in one mapping. `None`
+/// where the key is not the first of a line, as in `{a: 1, a: 2}`.
 pub(super) fn second_line(text: &str, key: &str) -> Option<usize> {
     let mut end = 0;
     let ends = text.split_inclusive('\n').map(|line| {

@@ -56,8 +56,8 @@ impl Digest {
         Ok(Self { algorithm, hex: hex.to_ascii_lowercase() })
     }
 
-    /// Reads a digest by `algorithm` as people copy it: hex digits, `sha256:HEX`, or `sha256-BASE64` as Subresource
-    /// Integrity and Nix have it.
+    /// Reads a digest by `algorithm` as people copy it: hex digits, `sha256:HEX`, or
+    /// `sha256-BASE64` as Subresource Integrity and Nix have it.
     ///
     /// # Errors
     /// As [`Self::new`], or a prefix of another algorithm.

@@ -69,7 +69,8 @@ impl Error {
         }
     }
 
-    /// The host, its network or the server is at fault; a certificate is refused as well where the clock is wrong.
+    /// The host, its network or the server is at fault; a certificate is refused as well where the
+    /// clock is wrong.
     pub fn is_the_hosts(&self) -> bool {
         match self {
             Self::Through { source, .. } => source.is_the_hosts(),
@@ -89,8 +90,9 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Certificate(_) => Some(
-                "check the host's clock and the address; a certificate authority of your own belongs in the \
-                 system's store (`update-ca-certificates`), or in the file that `SSL_CERT_FILE` names"
+                "check the host's clock and the address; add a certificate authority of your own to \
+                 the system's store (`update-ca-certificates`), or to the file that `SSL_CERT_FILE` \
+                 names"
                     .into(),
             ),
             Self::NoHost => Some("check the address, and `resolvectl query` for the host".into()),
@@ -98,18 +100,21 @@ impl Error {
                 Some("use a proxy with an address `http://HOST:PORT` or `https://HOST:PORT`".into())
             }
             Self::NoProxy(proxy::Error::Address { .. }) => {
-                Some("write `http://HOST:PORT`; special characters of a password are escaped as `%XX`".into())
+                Some("write `http://HOST:PORT`; escape special characters of a password as `%XX`".into())
             }
             Self::Through { proxy, source } => match &**source {
                 Self::ProxyStatus(407) => Some(format!(
-                    "write the proxy's user and password into `{}`: `http://USER:PASSWORD@HOST:PORT`",
+                    "write the proxy's user and password into `{}`: \
+                     `http://USER:PASSWORD@HOST:PORT`",
                     proxy.variable
                 )),
-                Self::NoHost | Self::Broken(_) | Self::Silent(_) | Self::ProxyStatus(_) => Some(format!(
-                    "check `{}`, or list the server in `no_proxy`; a systemd unit has its environment from \
-                     `Environment=` lines, not from the shell",
-                    proxy.variable
-                )),
+                Self::NoHost | Self::Broken(_) | Self::Silent(_) | Self::ProxyStatus(_) => {
+                    Some(format!(
+                        "check `{}`, or list the server in `no_proxy`; a systemd unit has its \
+                         environment from `Environment=` lines, not from the shell",
+                        proxy.variable
+                    ))
+                }
                 source => source.hint(),
             },
             _ => None,

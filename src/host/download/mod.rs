@@ -1,11 +1,13 @@
 //! One HTTP answer, read so that nothing can hold up whoever waits for it.
 //!
-//! The request runs on a thread of its own: name resolution, connecting and the TLS handshake block, each for as
-//! long as the system likes, and only the reading of a body can be broken off from outside. The caller waits for a
-//! channel instead, looks around every [`LOOK`], and leaves when it wants to; the thread then finds its socket
-//! shut down, or its timeout over, and ends by itself.
+//! The request runs on a thread of its own: name resolution, connecting and the TLS handshake
+//! block, each for as long as the system likes, and only the reading of a body can be broken off
+//! from outside. The caller waits for a channel instead, looks around every [`LOOK`], and leaves
+//! when it wants to; the thread then finds its socket shut down, or its timeout over, and ends by
+//! itself.
 //!
-//! The proxy is the environment's ([`crate::plan::proxy`]), certificates are judged by the system's store.
+//! The proxy is the environment's ([`crate::plan::proxy`]), certificates are judged by the system's
+//! store.
 
 mod connect;
 mod error;
@@ -58,8 +60,9 @@ pub struct Request {
     pub resume: Option<(u64, String)>,
     /// Whether a redirect from https to http is refused.
     pub stay_encrypted: bool,
-    /// How long nothing may come before the connection is given up. Over as long, fewer than 1024 bytes per second are
-    /// given up as well: a server that sends a byte a minute would hold up a start for ever.
+    /// How long nothing may come before the connection is given up. Over as long, fewer than 1024
+    /// bytes per second are given up as well: a server that sends a byte a minute would hold up a
+    /// start for ever.
     pub silence: Duration,
 }
 
@@ -209,7 +212,8 @@ impl Body {
         Ok(said)
     }
 
-    /// Counts the bytes against the time that was waited for them; time in which the caller wrote them does not count.
+    /// Counts the bytes against the time that was waited for them; time in which the caller wrote
+    /// them does not count.
     fn keeps_pace(&mut self, bytes: usize) -> Result<(), Error> {
         self.came += bytes;
         if self.waited < self.silence {

@@ -1,8 +1,8 @@
 //! The way of a request: directly to the server, or through a proxy.
 //!
-//! ureq itself asks every proxy for a tunnel (`CONNECT`), which squid and others grant for port 443 alone. Here a
-//! request by `http://` goes to the proxy with its whole address (RFC 9112, section 3.2.2), and only `https://` uses a
-//! tunnel (RFC 9110, section 9.3.6).
+//! ureq itself asks every proxy for a tunnel (`CONNECT`), which squid and others grant for port 443
+//! alone. Here a request by `http://` goes to the proxy with its whole address (RFC 9112, section
+//! 3.2.2), and only `https://` uses a tunnel (RFC 9110, section 9.3.6).
 
 use std::{
     io::{self, Read, Write},
@@ -71,7 +71,8 @@ fn proxy_uri(proxy: &Proxy) -> Result<Uri, Error> {
 }
 
 impl Resolver for Route {
-    /// The addresses to connect to: the server's, or the proxy's, which resolves the server's name itself.
+    /// The addresses to connect to: the server's, or the proxy's, which resolves the server's name
+    /// itself.
     fn resolve(
         &self,
         uri: &Uri,

@@ -1,5 +1,6 @@
 //! A download that goes on where it was broken off: retries, resumes, and knows when it must start anew.
 
+mod attempt;
 mod error;
 mod part;
 mod small;
@@ -11,8 +12,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use attempt::{Failed, Soft};
+use error::mib;
 pub use error::{Error, Received};
-use error::{may_pass, meaning, mib, through};
 pub(super) use part::forget;
 use part::{Part, about_path};
 pub(super) use small::{bytes, redirect_target};
@@ -27,11 +29,8 @@ use crate::{
         file,
         write_back::WriteBack,
     },
-    plan::{
-        image::{content_range, strong_validator, unsatisfied_range, without_password},
-        proxy::Proxy,
-    },
-    value::{Algorithm, chain},
+    plan::image::{content_range, strong_validator, unsatisfied_range, without_password},
+    value::Algorithm,
 };
 
 /// How much is borne before a download is given up.
@@ -68,27 +67,6 @@ pub(super) struct Job<'a> {
     pub(super) patience: Patience,
 }
 
-/// How one attempt failed.
-enum Failed {
-    /// For good.
-    Hard(Error),
-    /// The server or the way to it.
-    Soft(Soft),
-}
-
-enum Soft {
-    Download(download::Error),
-    Status(u16, Option<Proxy>),
-    /// The pieces do not fit together: the next attempt begins with the first byte.
-    Anew(String),
-}
-
-impl<E: Into<Error>> From<E> for Failed {
-    fn from(error: E) -> Self {
-        Self::Hard(error.into())
-    }
-}
-
 struct Fetch<'a, 'p> {
     job: &'a Job<'a>,
     shown: String,
@@ -96,6 +74,8 @@ struct Fetch<'a, 'p> {
     length: u64,
     /// The furthest that any attempt of this run has come.
     received: Received,
+    /// It became another file during this run.
+    changed: bool,
     about: Part,
     intake: Option<Intake>,
     progress: &'p mut dyn Progress,
@@ -131,8 +111,18 @@ pub(super) fn fetch(
     let (file, length) = open_part(job.part)?;
     let shown = without_password(job.url);
     let received = Received { bytes: length, total: about.total };
-    let intake = None;
-    let mut fetch = Fetch { job, shown, file, length, received, about, intake, progress, cancel };
+    let mut fetch = Fetch {
+        job,
+        shown,
+        file,
+        length,
+        received,
+        changed: false,
+        about,
+        intake: None,
+        progress,
+        cancel,
+    };
     let ended = fetch.persist();
     let resumed = resumed && length > 0;
     let ended = match (ended, fetch.intake.take()) {
@@ -156,9 +146,9 @@ pub(super) fn fetch(
 impl Fetch<'_, '_> {
     /// Makes attempts until it is done or patience is at its end.
     ///
-    /// An attempt is progress where it gets further than all before it: a server that breaks off at the same byte each
-    /// time, or of which every answer makes the download begin anew, is given up. One that sends next to nothing is no
-    /// progress either.
+    /// An attempt is progress where it gets further than all before it: a server that breaks off at
+    /// the same byte each time, or of which every answer makes the download begin anew, is given
+    /// up. One that sends next to nothing is no progress either.
     fn persist(&mut self) -> Result<(), Error> {
         let (mut in_row, mut attempts) = (0, 0);
         loop {
@@ -173,31 +163,12 @@ impl Fetch<'_, '_> {
             self.received.total = self.about.total.or(self.received.total);
             let slow = matches!(&soft, Soft::Download(error) if error.is_slowness());
             in_row = if further && !slow { 1 } else { in_row + 1 };
-            let (passes, why) = match &soft {
-                Soft::Download(e) => (e.passes(), chain(e)),
-                Soft::Status(s, proxy) => (
-                    may_pass(*s),
-                    format!("the server says {s}{}{}", meaning(*s), through(proxy.as_ref())),
-                ),
-                Soft::Anew(why) => (true, why.clone()),
-            };
+            let (passes, why) = (soft.passes(), soft.why());
             if self.cancel.is_set() {
                 return Err(Error::CalledOff);
             }
             if !passes || in_row >= self.job.patience.attempts || attempts >= MOST_ATTEMPTS {
-                let (url, received) = (self.shown.clone(), self.received);
-                return Err(match soft {
-                    Soft::Download(source) => Error::Download { url, attempts, received, source },
-                    Soft::Status(status, proxy) => {
-                        Error::Status { url, attempts, received, status, proxy }
-                    }
-                    Soft::Anew(why) => Error::Download {
-                        url,
-                        attempts,
-                        received,
-                        source: download::Error::Broken(why),
-                    },
-                });
+                return Err(soft.into_error(self.shown.clone(), attempts, self.received));
             }
             let pause = self.job.patience.pause * 2u32.pow((in_row - 1).min(5));
             let pause = pause.min(Duration::from_secs(30));
@@ -260,6 +231,10 @@ impl Fetch<'_, '_> {
                     self.progress.note(&text);
                     self.start_anew()?;
                     self.read_back()?;
+                    // Another file has its own progress; one that changes again and again has none.
+                    if !same && !std::mem::replace(&mut self.changed, true) {
+                        self.received = Received::default();
+                    }
                 }
                 self.accept_whole(&answer)?;
             }

@@ -16,10 +16,12 @@ use crate::{
 /// The largest that is read; Fedora's and Debian's SUMS files have a few KiB.
 pub(super) const LARGEST: usize = 4 << 20;
 
-/// What an attempt gave: the status of the answer, the proxy that it came through, and what was asked for.
+/// What an attempt gave: the status of the answer, the proxy that it came through, and what was
+/// asked for.
 type Given<T> = (u16, Option<Proxy>, T);
 
-/// A small file, such as a list of checksums, whole. Never from https by way of http: it is what trust begins with.
+/// A small file, such as a list of checksums, whole. Never from https by way of http: it is what
+/// trust begins with.
 ///
 /// # Errors
 /// As [`Error`].
@@ -46,8 +48,8 @@ pub(in crate::run) fn bytes(
     }
 }
 
-/// The address to which redirects of `url` lead. A redirect from https to http is not followed, but named: the server
-/// that names it was verified.
+/// The address to which redirects of `url` lead. A redirect from https to http is not followed, but
+/// named: the server that names it was verified.
 ///
 /// # Errors
 /// As [`Error`].

@@ -1,12 +1,10 @@
 //! The digest that an image must have, and whether it has it.
 
-use std::path::Path;
-
 use super::{Error, Work};
 use crate::{
     host::file,
     plan::{
-        image::{file_name, without_password},
+        image::{file_name, local_path, without_password},
         sums,
     },
     run::{fetch, image_cache},
@@ -15,7 +13,8 @@ use crate::{
 };
 
 impl Work<'_> {
-    /// The digest that the image must have; asks the SUMS file, and remembers what it says where there is a cache.
+    /// The digest that the image must have; asks the SUMS file, and remembers what it says where
+    /// there is a cache.
     pub(super) fn expected(&mut self, remember: bool) -> Result<Option<Digest>, Error> {
         let sums = match &self.image.checksum {
             Checksum::None => return Ok(None),
@@ -29,13 +28,13 @@ impl Work<'_> {
         Ok(Some(digest))
     }
 
-    /// The digest that the list at `sums` gives the image: by the name that the image has in its address, else by the
-    /// name to which the address redirects.
+    /// The digest that the list at `sums` gives the image: by the name that the image has in its
+    /// address, else by the name to which the address redirects.
     fn listed(&mut self, sums: &str) -> Result<Digest, Error> {
         let name = file_name(&self.image.origin).ok_or(Error::NoName(self.name.clone()))?;
         let (patience, list) = (self.tools.patience, self.list_name(sums));
-        let bytes = match sums.strip_prefix("file://") {
-            Some(path) => file::read_at(Path::new(path), 0, 4 << 20)?,
+        let bytes = match local_path(sums) {
+            Some(path) => file::read_at(&path, 0, 4 << 20)?,
             None => fetch::bytes(sums, patience, self.progress, self.cancel)?,
         };
         let text = sums::decoded(&bytes);
@@ -69,8 +68,8 @@ impl Work<'_> {
 
     /// The file name of a list of checksums.
     fn list_name(&self, sums: &str) -> Option<String> {
-        let origin = match sums.strip_prefix("file://") {
-            Some(path) => Origin::Path(path.into()),
+        let origin = match local_path(sums) {
+            Some(path) => Origin::Path(path),
             None => Origin::Http(sums.to_owned()),
         };
         file_name(&origin)
