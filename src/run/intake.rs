@@ -184,12 +184,15 @@ impl Intake {
     }
 }
 
+/// The digest of what was unpacked, unless it was lost, and how many bytes behind it were ignored.
+type Written = (Option<Digest>, u64);
+
 /// The thread that unpacks. Dropped before its end, it leaves no file behind.
 struct Unpacking {
     kind: Compression,
     path: PathBuf,
     chunks: Option<SyncSender<Arc<Vec<u8>>>>,
-    thread: Option<JoinHandle<io::Result<(Option<Digest>, u64)>>>,
+    thread: Option<JoinHandle<io::Result<Written>>>,
     stop: Arc<AtomicBool>,
 }
 

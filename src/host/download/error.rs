@@ -35,7 +35,7 @@ pub enum Error {
     #[error("the request went through the proxy {proxy}")]
     Through {
         /// Which.
-        proxy: Proxy,
+        proxy: Box<Proxy>,
         /// Why not.
         source: Box<Error>,
     },

@@ -79,7 +79,7 @@ pub struct Answer {
     /// Where redirects led to.
     pub url: String,
     /// The proxy that the answer came through.
-    pub proxy: Option<Proxy>,
+    pub proxy: Option<Box<Proxy>>,
     body: Body,
 }
 
@@ -226,8 +226,9 @@ impl Body {
         Ok(())
     }
 
-    fn proxy(&self) -> Option<Proxy> {
-        self.route.through.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn proxy(&self) -> Option<Box<Proxy>> {
+        let through = self.route.through.lock().unwrap_or_else(PoisonError::into_inner);
+        through.clone().map(Box::new)
     }
 
     /// The error, with the proxy where there is one.

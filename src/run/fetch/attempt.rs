@@ -16,7 +16,7 @@ pub(super) enum Failed {
 
 pub(super) enum Soft {
     Download(download::Error),
-    Status(u16, Option<Proxy>),
+    Status(u16, Option<Box<Proxy>>),
     /// The pieces do not fit together: the next attempt begins with the first byte.
     Anew(String),
 }
@@ -42,7 +42,7 @@ impl Soft {
         match self {
             Self::Download(error) => chain(error),
             Self::Status(status, proxy) => {
-                format!("the server says {status}{}{}", meaning(*status), through(proxy.as_ref()))
+                format!("the server says {status}{}{}", meaning(*status), through(proxy.as_deref()))
             }
             Self::Anew(why) => why.clone(),
         }

@@ -27,7 +27,7 @@ pub enum Error {
     },
     /// The server refuses.
     #[error("cannot download {url}: the server says {status}{}{}{}{received}", meaning(*.status),
-        through(.proxy.as_ref()), times(*.attempts))]
+        through(.proxy.as_deref()), times(*.attempts))]
     Status {
         /// What.
         url: String,
@@ -38,7 +38,7 @@ pub enum Error {
         /// Its answer.
         status: u16,
         /// The proxy that the answer came through, and may be of.
-        proxy: Option<Proxy>,
+        proxy: Option<Box<Proxy>>,
     },
     /// There is not room enough.
     #[error("no room for {url}: it has {}, and {} are free on the file system of `{}`",

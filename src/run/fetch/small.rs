@@ -18,7 +18,11 @@ pub(super) const LARGEST: usize = 4 << 20;
 
 /// What an attempt gave: the status of the answer, the proxy that it came through, and what was
 /// asked for.
-type Given<T> = (u16, Option<Proxy>, T);
+type Given<T> = (u16, Option<Box<Proxy>>, T);
+
+/// Makes one attempt; the second argument is asked whether to go on.
+type Ask<'a, T> = dyn FnMut(&download::Request, &mut dyn FnMut() -> bool) -> Result<Given<T>, download::Error>
+    + 'a;
 
 /// A small file, such as a list of checksums, whole. Never from https by way of http: it is what
 /// trust begins with.
@@ -74,10 +78,7 @@ fn persist<T>(
     patience: Patience,
     progress: &mut dyn Progress,
     cancel: &Cancel,
-    ask: &mut dyn FnMut(
-        &download::Request,
-        &mut dyn FnMut() -> bool,
-    ) -> Result<Given<T>, download::Error>,
+    ask: &mut Ask<'_, T>,
 ) -> Result<T, Error> {
     let shown = without_password(url);
     let request = download::Request {
@@ -97,7 +98,7 @@ fn persist<T>(
         let (passes, why, error) = match ask(&request, &mut goes_on) {
             Ok((200, _, given)) => return Ok(given),
             Ok((status, proxy, _)) => {
-                let why = format!("the server says {status}{}", through(proxy.as_ref()));
+                let why = format!("the server says {status}{}", through(proxy.as_deref()));
                 (may_pass(status), why, Error::Status { url, attempts, received, status, proxy })
             }
             Err(download::Error::CalledOff) => return Err(Error::CalledOff),
