@@ -88,7 +88,8 @@ pub(super) struct Intake {
     unpacking: Option<Unpacking>,
     /// What came before the compression was known.
     head: Option<Vec<u8>>,
-    unpacked: PathBuf,
+    /// Where compressed bytes are unpacked to; nowhere where only the digest is asked for.
+    unpacked: Option<PathBuf>,
 }
 
 /// What a pass gave.
@@ -110,8 +111,9 @@ pub(super) struct UnpackedFile {
 }
 
 impl Intake {
-    /// Begins; the digest is by `algorithm`, unpacked bytes go to `unpacked`.
-    pub(super) fn begin(algorithm: Algorithm, unpacked: PathBuf) -> Result<Self, Error> {
+    /// Begins; the digest is by `algorithm`, unpacked bytes go to `unpacked`, which nobody else writes: the caller holds the
+    /// image's lock.
+    pub(super) fn begin(algorithm: Algorithm, unpacked: Option<PathBuf>) -> Result<Self, Error> {
         let digest = Digesting::begin(algorithm).map_err(Error::Thread)?;
         Ok(Self { digest, unpacking: None, head: Some(Vec::new()), unpacked })
     }
@@ -162,8 +164,10 @@ impl Intake {
 
     fn decide(&mut self) -> Result<(), Error> {
         let head = self.head.take().unwrap_or_default();
-        if let Some(kind) = Compression::of(&head) {
-            let unpacking = Unpacking::begin(kind, &self.unpacked)?;
+        if let Some(kind) = Compression::of(&head)
+            && let Some(unpacked) = &self.unpacked
+        {
+            let unpacking = Unpacking::begin(kind, unpacked)?;
             unpacking.take(Arc::new(head));
             self.unpacking = Some(unpacking);
         }
