@@ -97,12 +97,12 @@ fn seeded(place: &Place, vm: &Vm) -> Outcome<Figure> {
     let dir = place.path().join("seed");
     fs::create_dir(&dir)?;
     let documents = seed::documents(vm, &identity).ok_or("no seed")?;
-    for (name, text) in [
-        ("meta-data", &documents.meta_data),
-        ("network-config", &documents.network_config),
-        ("user-data", &documents.user_data),
+    for (name, bytes) in [
+        ("meta-data", documents.meta_data.as_bytes()),
+        ("network-config", documents.network_config.as_bytes()),
+        ("user-data", documents.user_data.as_slice()),
     ] {
-        fs::write(dir.join(name), text)?;
+        fs::write(dir.join(name), bytes)?;
     }
     let (mut own, mut other) = (Sample::default(), Sample::default());
     let (iso, other_iso) = (place.path().join("seed.iso"), place.path().join("other.iso"));

@@ -19,15 +19,17 @@ let
   texts = key (types.listOf types.str);
   within = least: most: key (types.ints.between least most);
   one = words: key (types.enum words);
-  hex = digits: key (types.strMatching "[0-9a-fA-F]{${toString digits}}");
+  digest =
+    name: digits: base64:
+    key (types.strMatching "(${name}:)?[0-9a-fA-F]{${toString digits}}|${name}-${base64}");
   # A path of the host, as a string: a path value (`./image.qcow2`) would be copied into the store.
   file = key types.str;
 
   image = {
     url = text "Address of the image: `https://`, `http://` or `file:///`.";
     path = file "An image that is a file of this host.";
-    sha256 = hex 64 "The SHA-256 of the file as it is published, in hex.";
-    sha512 = hex 128 "The SHA-512 of the file as it is published, in hex.";
+    sha256 = digest "sha256" 64 "[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=" "The SHA-256 of the file as it is published: hex digits, or `sha256-BASE64` as Nix prints it.";
+    sha512 = digest "sha512" 128 "[A-Za-z0-9+/]{85}[AQgw]==" "The SHA-512 of the file as it is published: hex digits, or `sha512-BASE64`.";
     checksums = text "Address of a SHA256SUMS or SHA512SUMS file that lists the image by its name.";
     insecureNoChecksum = bool "Accept a download without a checksum.";
   };

@@ -277,8 +277,8 @@ impl Program {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use super::super::bpf::JUMP;
+    use super::*;
 
     /// What the kernel asks of a program, and what we ask: forward jumps within it, and one of two verdicts. Which frames get which
     /// is judged by the kernel, in tests/anti_spoof.rs.

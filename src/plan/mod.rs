@@ -23,6 +23,7 @@ pub mod live;
 pub mod log_text;
 pub mod machined;
 pub mod pending;
+pub mod proxy;
 pub mod qcow2;
 pub mod readiness;
 pub mod resources;

@@ -269,6 +269,8 @@ pub fn prepare(
     let facts = facts_of(settings)?;
     let (accel, warning) = facts::accelerator(vm.accel, &facts.kvm)?;
     let mut notes: Vec<String> = warning.into_iter().collect();
+    let user_data = vm.cloud_init.as_ref().and_then(|seed| seed.user_data.as_ref());
+    notes.extend(user_data.into_iter().flat_map(|data| data.advice()));
     if let Some(Identity { machine, .. }) = identities::read(&paths)?
         && facts.qemu.is_older_than(&machine)
     {
