@@ -166,7 +166,11 @@ impl Supervisor {
         debug!("QMP event {}", event.name);
         self.publish(&event.name, event.data.clone());
         match event.kind() {
-            Kind::Shutdown { reason: qmp::ShutdownReason::GuestReset, .. } => {
+            // QEMU was told to wait at a reset, whoever asks for it (`qemu_system_reset_request`).
+            Kind::Shutdown {
+                reason: qmp::ShutdownReason::GuestReset | qmp::ShutdownReason::HostQmpSystemReset,
+                ..
+            } => {
                 self.feed(life::Event::GuestReboot);
             }
             Kind::Shutdown { guest: true, .. } => self.feed(life::Event::GuestShutdown),
