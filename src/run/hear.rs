@@ -60,6 +60,7 @@ impl Supervisor {
             qemu.record.qemu_version, qemu.record.pid, qemu.record.accel
         );
         let door = qemu.door.take();
+        let tap_notes = std::mem::take(&mut qemu.tap_notes);
         let seen_ready = (qemu.adopted || restored) && qemu.record.ready;
         let qemu_adopted = qemu.adopted;
         if let (Some(watching), Some(binary)) = (&mut self.watching, &qemu.record.binary) {
@@ -68,7 +69,7 @@ impl Supervisor {
         }
         self.qemu = Some(qemu);
         self.recall();
-        self.keep_taps();
+        self.keep_taps(tap_notes);
         if qemu_adopted {
             self.recall_freeze();
             self.settle(vec![], vec![]);
