@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     reading::{At, Key, Reading},
+    ssh_key,
     table::Table,
     text,
 };
@@ -61,7 +62,7 @@ impl CloudInit {
             r.wrong(at, message, Some(hint.into()));
         }
         for (at, line) in keys.value.iter().flatten() {
-            if let Err((message, hint)) = text::ssh_key(line) {
+            if let Err((message, hint)) = ssh_key::check(line) {
                 r.wrong(at, message, hint);
             }
         }
