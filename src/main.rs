@@ -32,6 +32,10 @@ fn main() -> ExitCode {
         Err(_) => return ExitCode::FAILURE,
     }
     let cli = read(arguments).unwrap_or_else(|error| error.exit());
+    if cli.is_supervisor() {
+        // Every mode is given where a file is made; a stricter umask would shut out the group.
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    }
     let in_journal = journal::is_standard_error(env::var_os("JOURNAL_STREAM").as_deref());
     log(cli.verbose + u8::from(cli.is_supervisor()), cli.quiet, in_journal);
     match run(cli) {

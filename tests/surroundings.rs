@@ -14,6 +14,9 @@ use std::{
 
 use lab::{Lab, guest, mounts::Mounts};
 
+/// A group that nobody is in.
+const GROUP: u32 = 1_900_004_711;
+
 /// `qvm` by a shell that runs `first` before.
 fn after(lab: &Lab, first: &str, arguments: &[&str]) -> Output {
     let qvm = lab.command(arguments);
@@ -53,10 +56,14 @@ fn modes_do_not_depend_on_umask() {
     let mut all = vec![];
     for umask in ["022", "077", "000"] {
         let lab = Lab::new();
-        // Directories of the places are inherited by a group, as those of a package are.
+        // The places are a group's, which is inherited, as those of a package are. The test itself is not in the group.
+        let root = nix::unistd::geteuid().is_root();
         for place in ["c", "c/vms", "s", "r"] {
             let place = lab.path().join(place);
             fs::create_dir_all(&place).unwrap();
+            if root {
+                std::os::unix::fs::chown(&place, None, Some(GROUP)).unwrap();
+            }
             fs::set_permissions(&place, fs::Permissions::from_mode(0o2750)).unwrap();
         }
         lab.vm("web", &image, "[disk.data]\nsize = \"1M\"\n[display]\nvnc = \"unix\"\n");
@@ -76,6 +83,9 @@ fn modes_do_not_depend_on_umask() {
         lab.says("web", "COUNT", 1);
         run(&["metrics", "--output", prom]);
         modes(lab.path(), lab.path(), &mut found);
+        let gid = |name: &str| lab.path().join(name).metadata().unwrap().gid();
+        let names = ["r/web", "r/web/control.sock", "r/web/record.json", "s/vms/web"];
+        let groups: BTreeMap<&str, u32> = names.into_iter().map(|name| (name, gid(name))).collect();
         run(&["suspend", "web"]);
         run(&["start", "web"]);
         run(&["kill", "web"]);
@@ -87,6 +97,12 @@ fn modes_do_not_depend_on_umask() {
         let group = |name: &str| found[name] & 0o70;
         for (name, mode) in [("r/web", 0o50), ("s/vms", 0o50), ("s/vms/web", 0o50)] {
             assert_eq!(group(name), mode, "{umask} {name}");
+        }
+        if root {
+            for name in ["r/web", "r/web/control.sock", "r/web/record.json", "s/vms/web"] {
+                assert_eq!(groups.get(name), Some(&GROUP), "{umask} {name}");
+            }
+            assert_eq!((found["r/web"], found["s/vms"]), (0o2750, 0o2750), "{umask}");
         }
         assert_eq!((found["r/web/control.sock"], found["r/web/record.json"]), (0o660, 0o640));
         all.push((umask, found));

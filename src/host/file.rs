@@ -74,10 +74,14 @@ pub fn make_dir(dir: &Path) -> Result<(), Error> {
 fn make_dirs(dir: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(DIRECTORY).create(dir) {
         Ok(()) => {
-            // The umask may have taken bits away; set-group-ID, which is inherited, has to stay.
             let made = File::open(dir)?;
-            let inherited = made.metadata()?.mode() & 0o7000;
-            made.set_permissions(Permissions::from_mode(inherited | DIRECTORY))
+            let mode = made.metadata()?.mode() & 0o7777;
+            // The umask may have taken bits away. Only then: chmod(2) by a process without CAP_FSETID, as a supervisor is,
+            // takes away set-group-ID, which is inherited and gives the files in it their group.
+            match mode & 0o777 == DIRECTORY {
+                true => Ok(()),
+                false => made.set_permissions(Permissions::from_mode(mode & 0o7000 | DIRECTORY)),
+            }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => match dir.parent() {
             Some(above) if above != Path::new("") => {
