@@ -158,9 +158,19 @@ pub fn net_id(nic: &Label) -> String {
 }
 
 /// The block node of a file or device itself, below that of its format, opened as `access` says by QEMU and by the
-/// supervisor alike.
-fn file_node(driver: &str, of: &str, path: &Path, access: Access, files: &mut Files) -> Value {
-    let mut node = json!({"driver": driver, "filename": files.add(of, path, access)});
+/// supervisor alike. `name` is its own, `of` the node that its descriptor is for.
+fn file_node(
+    (driver, name): (&str, Option<String>),
+    of: &str,
+    path: &Path,
+    access: Access,
+    files: &mut Files,
+) -> Value {
+    let mut node = json!({"driver": driver});
+    if let Some(name) = name {
+        node["node-name"] = name.into();
+    }
+    node["filename"] = files.add(of, path, access).into();
     access.apply_to(&mut node);
     node
 }
@@ -171,8 +181,8 @@ fn nodes(node: &str, file: &DiskFile, read_only: bool, files: &mut Files) -> [Va
     let (driver, aio) =
         if file.is_device { ("host_device", "native") } else { ("file", "threads") };
     let access = Access { write: !read_only, direct: file.is_device };
-    let mut lower = file_node(driver, node, &file.path, access, files);
-    lower["node-name"] = format!("{node}-file").into();
+    let name = Some(format!("{node}-file"));
+    let mut lower = file_node((driver, name), node, &file.path, access, files);
     lower["discard"] = "unmap".into();
     lower["aio"] = aio.into();
     let mut upper = json!({
@@ -187,7 +197,7 @@ fn nodes(node: &str, file: &DiskFile, read_only: bool, files: &mut Files) -> [Va
         .backing
         .iter()
         .map(|below| {
-            let mut file = file_node("file", node, &below.path, Access::READ, files);
+            let mut file = file_node(("file", None), node, &below.path, Access::READ, files);
             // Nobody writes to a cached image, so a lock protects nothing; and any QEMU that has it open could keep all others from it.
             file["locking"] = "off".into();
             json!({"driver": below.format.name(), "read-only": true, "file": file})
@@ -280,8 +290,8 @@ pub(super) fn flash(firmware: &Chosen, vars: &Path, files: &mut Files) -> Vec<Va
     }
     let mut out = vec![];
     for (node, path, format, read_only) in parts {
-        let mut file = file_node("file", node, path, Access::cached(!read_only), files);
-        file["node-name"] = format!("{node}-file").into();
+        let name = Some(format!("{node}-file"));
+        let mut file = file_node(("file", name), node, path, Access::cached(!read_only), files);
         if read_only {
             // The host's, and read by everybody: whoever may lock it would keep every VM down.
             file["locking"] = "off".into();

@@ -252,17 +252,14 @@ impl Keeper {
     }
 
     /// Of a tap on its bridge only its own messages count: the kernel sends one when the bridge goes down. The bridge's
-    /// count where the tap is not on it, where it does not pass frames, and where its MTU matters.
+    /// count where the tap is not on it and where it does not pass frames.
     async fn listen(&self, wanted: &Wanted, links: &Links, ear: &LinkWatch) -> Result<(), String> {
         let mut indexes = vec![];
         for tap in &wanted.taps {
             let found = links.find(&tap.name).await.map_err(|error| chain(&error))?;
             indexes.extend(found.map(|link| link.index));
         }
-        let awaited = |tap: &&Tap| {
-            let noted = self.lost.contains_key(&tap.name) || self.blocked.has(&tap.name);
-            noted || tap.mtu.is_some()
-        };
+        let awaited = |tap: &&Tap| self.lost.contains_key(&tap.name) || self.blocked.has(&tap.name);
         let mut names: Vec<IfName> =
             wanted.taps.iter().filter(awaited).map(|tap| tap.bridge.clone()).collect();
         names.dedup();
