@@ -40,7 +40,7 @@ pub(crate) fn measure() -> Outcome<Vec<Figure>> {
     let sha256 = text.split(' ').next().ok_or("no digest")?;
     let vm = format!(
         "diskSizeG = 1\n[image]\nurl = \"http://{server}/image.qcow2\"\nsha256 = \"{sha256}\"\n\
-         [cloudInit]\nuser = \"op\"\nsshAuthorizedKeys = [\"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ\"]\n"
+         [cloudInit]\nuser = \"op\"\nsshAuthorizedKeys = [\"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ5rJ3mUq0kT7m5S4m8xv0bq2vY1n6c3Zp9wQe7dR8sT\"]\n"
     );
     let vm_file = place.layout().vm_file(&"one".parse()?);
     fs::write(&vm_file, vm.replace("diskSizeG = 1\n", ""))?;

@@ -34,6 +34,7 @@ pub mod stagger;
 pub mod sums;
 pub mod tap;
 pub mod unit;
+pub mod user_network;
 pub mod vm_file;
 pub mod vm_text;
 pub mod weights;

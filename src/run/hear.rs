@@ -60,6 +60,7 @@ impl Supervisor {
             qemu.record.qemu_version, qemu.record.pid, qemu.record.accel
         );
         let door = qemu.door.take();
+        let tap_notes = std::mem::take(&mut qemu.tap_notes);
         let seen_ready = (qemu.adopted || restored) && qemu.record.ready;
         let qemu_adopted = qemu.adopted;
         if let (Some(watching), Some(binary)) = (&mut self.watching, &qemu.record.binary) {
@@ -68,7 +69,7 @@ impl Supervisor {
         }
         self.qemu = Some(qemu);
         self.recall();
-        self.keep_taps();
+        self.keep_taps(tap_notes);
         if qemu_adopted {
             self.recall_freeze();
             self.settle(vec![], vec![]);
@@ -167,7 +168,11 @@ impl Supervisor {
         debug!("QMP event {}", event.name);
         self.publish(&event.name, event.data.clone());
         match event.kind() {
-            Kind::Shutdown { reason: qmp::ShutdownReason::GuestReset, .. } => {
+            // QEMU was told to wait at a reset, whoever asks for it (`qemu_system_reset_request`).
+            Kind::Shutdown {
+                reason: qmp::ShutdownReason::GuestReset | qmp::ShutdownReason::HostQmpSystemReset,
+                ..
+            } => {
                 self.feed(life::Event::GuestReboot);
             }
             Kind::Shutdown { guest: true, .. } => self.feed(life::Event::GuestShutdown),

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     control::types::{self, Command, Refusal, Request, Status},
     life::{self, State},
+    plan::user_network,
     spec::Link,
     value::chain,
 };
@@ -254,6 +255,7 @@ impl Supervisor {
         notes.extend(self.monitor_note());
         notes.extend(self.freeze_note());
         notes.extend(self.tap_notes());
+        notes.extend(user_network::notes(&self.running));
         notes.extend(self.qemu.as_ref().and_then(|qemu| qemu.unserved.clone()));
         notes.extend(self.operator_notes());
         if let Some(why) = record.and_then(|r| r.missed.as_ref()) {

@@ -4,7 +4,8 @@ use std::{io, path::Path};
 
 use super::{
     UserData,
-    reading::{Key, Reading},
+    reading::{At, Key, Reading},
+    ssh_key,
     table::Table,
     text,
 };
@@ -50,7 +51,7 @@ impl CloudInit {
             r.wrong(at, message, Some(hint.into()));
         }
         for (at, line) in keys.value.iter().flatten() {
-            if let Err((message, hint)) = text::ssh_key(line) {
+            if let Err((message, hint)) = ssh_key::check(line) {
                 r.wrong(at, message, hint);
             }
         }

@@ -81,6 +81,9 @@ use crate::{
     value::{VmName, plain},
 };
 
+/// How long a supervisor may take to give the notes of a VM that was started.
+const NOTES_LIMIT: Duration = Duration::from_secs(5);
+
 /// Does `work` for all names at once, each once; all failures are told.
 async fn each<W>(names: &[VmName], work: impl Fn(VmName) -> W) -> Result<(), Failure>
 where
@@ -90,6 +93,17 @@ where
     let names: Vec<&VmName> = names.iter().filter(|name| seen.insert(*name)).collect();
     let done = join_all(names.into_iter().map(|name| work(name.clone()))).await;
     Failure::all(done.into_iter().filter_map(Result::err).collect())
+}
+
+/// Prints the notes of a VM that was started: what keeps it from working as its VM file says. `qvm status` shows them
+/// too, so a supervisor that does not answer is not an error here.
+async fn tell_notes(layout: &Layout, name: &VmName) {
+    let socket = layout.vm(name).control_socket();
+    let Ok(mut client) = Client::connect(&socket).await else { return };
+    let Ok(status) = client.status(NOTES_LIMIT).await else { return };
+    for note in &status.notes {
+        tell(name, &format!("note: {note}"));
+    }
 }
 
 /// To standard output, which is what was asked for.

@@ -3,8 +3,10 @@
 
 #![allow(dead_code)] // Each test binary uses its own part of it.
 
+pub(crate) mod loops;
 pub(crate) mod mounts;
 pub(crate) mod network;
+pub(crate) mod old_qemu;
 pub(crate) mod terminal;
 
 use std::{

@@ -127,6 +127,12 @@ pub enum Error {
         /// On what.
         why: String,
     },
+    /// QEMU has marked it as corrupt.
+    #[error("{image} is refused: it is marked corrupt")]
+    MarkedCorrupt {
+        /// Which.
+        image: String,
+    },
     /// Its tables are not consistent.
     #[error("{image} is corrupt or truncated")]
     Corrupt {
@@ -182,6 +188,9 @@ impl Error {
             Self::Spoilt { image, source: None, .. } => Some(format!(
                 "the host's disk may fail; it has no checksum, so another may have come in its place: `qvm image rm {image}` lets the next start fetch it"
             )),
+            Self::MarkedCorrupt { .. } => Some(
+                "get another copy of it; or repair a file of your own: `qemu-img check -r all FILE`".into(),
+            ),
             Self::Corrupt { .. } => Some("fetch it again from where it is published".into()),
             _ => None,
         }
