@@ -104,7 +104,7 @@ impl Fake {
         };
         let grant =
             Grant { own: 0, operators: told, file: "/etc/qvm/vms/web.toml".into(), accounts };
-        let port = Port { requests, events: events.clone(), grant, peer };
+        let port = Port { requests, events: events.clone(), grant, replaced: Arc::default(), peer };
         Self {
             dir,
             commands,

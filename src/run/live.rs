@@ -4,6 +4,7 @@ use tokio::{sync::oneshot, task::AbortHandle};
 use tracing::{info, warn};
 
 use super::{
+    effects::qmp_refusal,
     fact::Fact,
     plug::{self, Machine, Outcome},
     progress::Cancel,
@@ -159,7 +160,16 @@ impl Supervisor {
         let (client, facts, generation) =
             (qemu.client.clone(), self.facts.clone(), self.generation);
         tokio::spawn(async move {
-            let Ok(there) = client.devices(QMP_LIMIT).await else { return };
+            let there = match client.devices(QMP_LIMIT).await {
+                Ok(there) => there,
+                Err(error) => {
+                    let refusal = qmp_refusal("list the devices of QEMU", &error);
+                    for asker in askers {
+                        let _ = asker.send(Err(refusal.clone()));
+                    }
+                    return;
+                }
+            };
             let is_gone = |change: &Change| match change {
                 Change::RemoveDisk(name) => !there.contains(&device::disk_id(name)),
                 Change::RemoveNic(name) => !there.contains(&device::nic_id(name)),

@@ -4,7 +4,10 @@ use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::{
+    effects::{Reply, qmp_refusal},
+    fact::Fact,
     freeze::Why,
+    monitor::FOREVER,
     supervise::{AGENT_LIMIT, QMP_LIMIT, Supervisor},
 };
 use crate::{
@@ -90,13 +93,11 @@ impl Supervisor {
                 return;
             }
         };
-        let taken = life::accepts(&self.life.state, asked).map_err(Refusal::NotNow);
-        let go = taken.is_ok();
-        let _ = reply.send(taken);
-        if go {
-            self.wishes(asked);
-            self.feed(life::Event::Asked(asked));
+        if let Err(state) = life::accepts(&self.life.state, asked) {
+            return drop(reply.send(Err(Refusal::NotNow(state))));
         }
+        self.wishes(asked);
+        self.request_effect(asked, reply);
     }
 
     fn set_memory(&mut self, bytes: u64, reply: oneshot::Sender<Result<(), Refusal>>) {
@@ -112,13 +113,39 @@ impl Supervisor {
             let _ = reply.send(Err(Refusal::BadValue(why)));
             return;
         }
-        let client = qemu.client.clone();
-        self.memory_target = Some(bytes);
+        let (client, facts, generation) =
+            (qemu.client.clone(), self.facts.clone(), self.generation);
         tokio::spawn(async move {
-            let set = client.balloon(bytes, QMP_LIMIT).await;
-            let _ = reply
-                .send(set.map_err(|e| Refusal::Failed(format!("cannot set the balloon: {e}"))));
+            let mut reply = Some(reply);
+            let mut set = std::pin::pin!(client.balloon(bytes, FOREVER));
+            let done = match tokio::time::timeout(QMP_LIMIT, &mut set).await {
+                Ok(done) => done,
+                Err(_) => {
+                    let late = qmp::Error::Timeout { command: "balloon".into(), limit: QMP_LIMIT };
+                    if let Some(reply) = reply.take() {
+                        let _ = reply.send(Err(qmp_refusal("set the balloon", &late)));
+                    }
+                    // It takes effect once QEMU can, and is to be told then.
+                    set.await
+                }
+            };
+            let _ = facts.send(Fact::MemorySet(generation, bytes, done, reply)).await;
         });
+    }
+
+    /// QEMU has taken the balloon's target, or not.
+    pub(super) fn on_memory_set(
+        &mut self,
+        bytes: u64,
+        done: Result<(), qmp::Error>,
+        reply: Option<Reply>,
+    ) {
+        if done.is_ok() {
+            self.memory_target = Some(bytes);
+        }
+        if let Some(reply) = reply {
+            let _ = reply.send(done.map_err(|error| qmp_refusal("set the balloon", &error)));
+        }
     }
 
     fn exec(
@@ -247,7 +274,7 @@ impl Supervisor {
             state: self.told_state(),
             ready: self.told_ready(),
             trouble: self.trouble().map(str::to_owned),
-            pid: record.map(|r| r.pid),
+            pid: record.map(|r| r.pid).or(self.adopting),
             supervisor_pid: Some(std::process::id()),
             since: Some(self.since.to_string()),
             started_at: record.map(|r| r.started_at.clone()),

@@ -173,7 +173,11 @@ fn refused(error: &client::Error, layout: &Layout, name: &VmName) -> Failure {
         client::Error::NotRunning => not_running(layout, name),
         error => {
             let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
-            Failure::of(error).about(name).hint(hint)
+            let code = match error {
+                client::Error::Unconfirmed { .. } => exit::HOST,
+                _ => exit::FAILED,
+            };
+            Failure::of(error).code(code).about(name).hint(hint)
         }
     }
 }
