@@ -43,8 +43,10 @@ fn main() -> ExitCode {
                 (text, true) => journal::prioritised(&text, Level::ERROR),
                 (text, false) => text,
             };
-            // Where standard error is closed, the code has to do.
-            let _ = io::stderr().write_all(text.as_bytes());
+            // Where standard error is closed, the code has to do. A thread that a held terminal blocks may have its lock.
+            if !text.is_empty() {
+                let _ = io::stderr().write_all(text.as_bytes());
+            }
             ExitCode::from(failure.exit_code())
         }
     }

@@ -51,6 +51,7 @@ pub mod process_time;
 pub mod qemu_img;
 pub mod receive;
 pub mod rename;
+pub mod session;
 pub mod signal;
 #[allow(unsafe_code)]
 pub mod slept;
