@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::grant::Grant;
+pub use super::guest::Executed;
 pub use crate::plan::isolation::Isolation;
 pub use crate::plan::pending::{Pending, TakesEffect};
 use crate::{
@@ -298,18 +299,6 @@ pub enum Refusal {
         /// Until they are.
         left: Duration,
     },
-}
-
-/// What became of a command in the guest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Executed {
-    /// Its exit code; 128 and the signal where a signal ended it.
-    pub exit_code: i64,
-    /// Standard output in base64.
-    pub out: String,
-    /// Standard error in base64.
-    pub err: String,
 }
 
 /// An address of a guest, and who knows of it.
