@@ -49,8 +49,10 @@ fn main() -> ExitCode {
             };
             let hint = cwd_hint(&env::args_os().collect::<Vec<_>>());
             let text = format!("{text}{}", hint.unwrap_or_default());
-            // Where standard error is closed, the code has to do.
-            let _ = io::stderr().write_all(text.as_bytes());
+            // Where standard error is closed, the code has to do. A thread that a held terminal blocks may have its lock.
+            if !text.is_empty() {
+                let _ = io::stderr().write_all(text.as_bytes());
+            }
             ExitCode::from(failure.exit_code())
         }
     }

@@ -15,7 +15,7 @@ use clap_complete::{
 
 use super::{Cli, Dirs, layout};
 use crate::{
-    host::session, plan::layout::Layout, run::inventory, spec::known, value::VmName,
+    host::user_runtime_dir, plan::layout::Layout, run::inventory, spec::known, value::VmName,
     verb::completions::VARIABLE,
 };
 
@@ -62,7 +62,7 @@ fn layout_of(
     let dirs = dirs.or(env).absolute(Some(cwd)).ok()?;
     // Names are known without the place of sockets.
     let without = || Dirs { runtime_dir: Some("/nonexistent".into()), ..dirs.clone() };
-    let of = |dirs: &Dirs| layout(uid, dirs, env, &session::directory);
+    let of = |dirs: &Dirs| layout(uid, dirs, env, &user_runtime_dir::directory);
     of(&dirs).or_else(|_| of(&without())).ok()
 }
 

@@ -16,7 +16,7 @@ use clap::{ArgAction, CommandFactory, Parser, error::ContextValue};
 
 use crate::{
     exit::Failure,
-    host::{qemu_img::QemuImg, session},
+    host::{qemu_img::QemuImg, user_runtime_dir},
     plan::{layout::Layout, unit::Scope},
     run::{Settings, doctor, image, progress},
     spec::{self, Vm},
@@ -132,7 +132,7 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
     let dirs = cli.dirs.or(given.env).absolute(given.cwd)?;
     // Without a current directory a relative path stays relative, and the kernel refuses it.
     let cwd = given.cwd.unwrap_or(Path::new(""));
-    let layout = layout(given.uid, &dirs, given.env, &session::directory)?;
+    let layout = layout(given.uid, &dirs, given.env, &user_runtime_dir::directory)?;
     let manager = manager(given, &dirs, &layout);
     let screen = Screen::of(&io::stdout(), given.env);
     // Each on the heap, as large as it is: what the largest of them would need stays out of a supervisor.
@@ -279,7 +279,7 @@ fn generate(args: &verb::generate::Args, dirs: &Dirs, given: &Given<'_>) {
         _ if given.uid == 0 => Scope::System,
         _ => Scope::User,
     };
-    match layout(given.uid, &dirs, given.env, &session::directory) {
+    match layout(given.uid, &dirs, given.env, &user_runtime_dir::directory) {
         // root's own manager: the VMs that root would find are the host's, and the system's manager has them already.
         Ok(layout) if scope == Scope::User && layout == system() => {}
         Ok(layout) => {
@@ -338,7 +338,7 @@ fn manager(given: &Given<'_>, dirs: &Dirs, layout: &Layout) -> Option<Scope> {
         let usual = *dirs == Dirs::default()
             && env("XDG_CONFIG_HOME").is_none()
             && env("XDG_DATA_HOME").is_none();
-        let runtime = env("XDG_RUNTIME_DIR").or_else(|| session::directory(given.uid))?;
+        let runtime = env("XDG_RUNTIME_DIR").or_else(|| user_runtime_dir::directory(given.uid))?;
         let private = runtime.join("systemd/private");
         (usual && private.exists()).then_some(Scope::User)
     }

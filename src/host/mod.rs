@@ -61,6 +61,7 @@ pub mod systemd;
 pub mod tap;
 pub mod terminal;
 pub mod unpack;
+pub mod user_runtime_dir;
 pub mod vhost;
 #[allow(unsafe_code)]
 pub mod watch;

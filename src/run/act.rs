@@ -5,7 +5,9 @@ use std::time::Duration;
 use tracing::{error, info, warn};
 
 use super::{
-    launch, record,
+    launch,
+    ready::policy,
+    record,
     set_out::Starting,
     supervise::{AGENT_LIMIT, LAST_WORDS, Left, QMP_LIMIT, STOP_SLACK, Supervisor},
 };
@@ -17,6 +19,29 @@ use crate::{
 };
 
 impl Supervisor {
+    /// One step of the life machine, and what it wants done.
+    pub(super) fn feed(&mut self, event: life::Event) {
+        let before = self.told_state();
+        let life = std::mem::take(&mut self.life);
+        let (life, actions) = life.step(event, self.origin.elapsed(), &policy(&self.vm));
+        self.life = life;
+        if self.told_state() != before {
+            self.since = (self.settings.now)();
+            let state = self.told_state();
+            self.publish("QVM_STATE", serde_json::json!({ "state": state }));
+            if let (types::State::Stopping, Some(watching)) = (state, &mut self.watching) {
+                watching.end();
+            }
+            if matches!(state, types::State::Running | types::State::Paused) {
+                self.notifier.status(&format!("{state:?}").to_lowercase());
+            }
+        }
+        for action in actions {
+            self.act(action);
+        }
+        self.answer_effects();
+    }
+
     pub(super) fn act(&mut self, action: Action) {
         match action {
             Action::Launch => self.launch(),
@@ -44,13 +69,13 @@ impl Supervisor {
             Action::Quit => self.quit(),
             Action::Kill => self.signal_qemu(pidfd::Signal::KILL),
             Action::Reset => {
-                self.tell_qemu("reset the guest", |q| async move { q.reset(QMP_LIMIT).await });
+                self.command_qemu("reset the guest", |q| async move { q.reset(QMP_LIMIT).await });
             }
             Action::Hold => {
-                self.tell_qemu("pause the guest", |q| async move { q.stop(QMP_LIMIT).await });
+                self.command_qemu("pause the guest", |q| async move { q.stop(QMP_LIMIT).await });
             }
             Action::Continue => {
-                self.tell_qemu("resume the guest", |q| async move { q.cont(QMP_LIMIT).await });
+                self.command_qemu("resume the guest", |q| async move { q.cont(QMP_LIMIT).await });
             }
             Action::Record(end) => self.record_end(&end),
             Action::Exit(code) => {

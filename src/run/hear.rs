@@ -21,7 +21,7 @@ use crate::{
 
 impl Supervisor {
     pub(super) fn launched(&mut self, mut qemu: Qemu) {
-        (self.starting, self.adopting) = (None, false);
+        (self.starting, self.adopting) = (None, None);
         self.generation += 1;
         let generation = self.generation;
         if !qemu.adopted {
@@ -106,7 +106,7 @@ impl Supervisor {
 
     pub(super) fn start_failed(&mut self, not: NotBegun) {
         self.starting = None;
-        if self.adopting && self.went_meanwhile() {
+        if self.adopting.is_some() && self.went_meanwhile() {
             return;
         }
         // A launch that was canceled says nothing about the saved state.
@@ -132,7 +132,9 @@ impl Supervisor {
     /// SIGUSR2: the program's file, perhaps a newer one, takes over in this process.
     pub(super) fn reexec(&mut self) {
         if matches!(self.life.state, State::Running | State::Paused(_)) {
-            self.left = Some(Left::Reexec);
+            // Nobody could answer what is pending.
+            self.effects.reexec = !self.effects.is_empty();
+            self.left = (!self.effects.reexec).then_some(Left::Reexec);
         } else {
             warn!("not replaced now: the VM is {:?}", self.told_state());
         }
@@ -151,32 +153,47 @@ impl Supervisor {
         let _ = std::fs::remove_file(self.paths.control_socket());
     }
 
-    pub(super) fn listen(&self, mut events: qmp::Events) {
+    /// Passes on the events of a monitor's connection, and behind them the replies that were read after them.
+    pub(super) fn listen(&mut self, mut events: qmp::Events) {
         let (facts, generation) = (self.facts.clone(), self.generation);
+        let mut replies = self.effects.queue();
         tokio::spawn(async move {
-            while let Some(event) = events.next().await {
-                if facts.send(Fact::Qmp(generation, event)).await.is_err() {
+            loop {
+                // An event that was read before a reply is in its queue before the reply is in the other one.
+                let fact = tokio::select! {
+                    biased;
+                    event = events.next() => match event {
+                        Some(event) => Fact::Qmp(generation, event),
+                        None => break,
+                    },
+                    Some(reply) = replies.recv() => reply,
+                };
+                if facts.send(fact).await.is_err() {
                     return;
                 }
+            }
+            replies.close();
+            while let Some(reply) = replies.recv().await {
+                let _ = facts.send(reply).await;
             }
             let _ = facts.send(Fact::MonitorClosed(generation)).await;
         });
     }
 
     pub(super) fn heard(&mut self, event: &qmp::Event) {
-        use qmp::Kind;
+        use qmp::{Kind, ShutdownReason as Reason};
         debug!("QMP event {}", event.name);
         self.publish(&event.name, event.data.clone());
         match event.kind() {
-            // QEMU was told to wait at a reset, whoever asks for it (`qemu_system_reset_request`).
-            Kind::Shutdown {
-                reason: qmp::ShutdownReason::GuestReset | qmp::ShutdownReason::HostQmpSystemReset,
-                ..
-            } => {
+            // The reset button, too, where a reset is to bring a new QEMU.
+            Kind::Shutdown { reason: Reason::GuestReset | Reason::HostQmpSystemReset, .. } => {
                 self.feed(life::Event::GuestReboot);
             }
             Kind::Shutdown { guest: true, .. } => self.feed(life::Event::GuestShutdown),
-            Kind::Reset { .. } => {
+            Kind::Reset { reason, .. } => {
+                if reason == Reason::HostQmpSystemReset {
+                    self.effects.was_reset();
+                }
                 self.forget_freeze();
                 self.console.boots();
                 self.feed(life::Event::GuestReset);
@@ -197,7 +214,7 @@ impl Supervisor {
     }
 
     /// The monitor answers again, over another connection.
-    pub(super) fn reconnected(&mut self, session: qmp::Session) {
+    pub(super) fn reconnected(&mut self, session: qmp::Session, found: &str) {
         let Some(qemu) = &mut self.qemu else { return };
         info!("QEMU's monitor answers again");
         qemu.client = session.client;
@@ -205,6 +222,13 @@ impl Supervisor {
             serving.by(qemu.client.clone());
         }
         self.listen(session.events);
+        // Events between the two connections were lost. Those of the new one come behind.
+        self.feed(match found {
+            "running" => life::Event::Continued,
+            "shutdown" => life::Event::GuestShutdown,
+            "guest-panicked" => life::Event::GuestPanicked,
+            _ => life::Event::Held,
+        });
         self.ask_why_held();
     }
 
@@ -239,9 +263,14 @@ impl Supervisor {
                 if !process.is_alive() {
                     return;
                 }
-                match qmp::connect(&socket, QMP_LIMIT).await {
-                    Ok(session) => {
-                        let _ = facts.send(Fact::MonitorBack(generation, session)).await;
+                let connected = async {
+                    let session = qmp::connect(&socket, QMP_LIMIT).await?;
+                    let found = session.client.query_status(QMP_LIMIT).await?;
+                    Ok::<_, qmp::Error>((session, found))
+                };
+                match connected.await {
+                    Ok((session, found)) => {
+                        let _ = facts.send(Fact::MonitorBack(generation, session, found)).await;
                         return;
                     }
                     Err(error) => warn!("QEMU lives but its monitor does not answer: {error}"),

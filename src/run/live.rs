@@ -4,6 +4,7 @@ use tokio::{sync::oneshot, task::AbortHandle};
 use tracing::{info, warn};
 
 use super::{
+    effects::qmp_refusal,
     fact::Fact,
     plug::{self, Machine, Outcome},
     progress::Cancel,
@@ -167,8 +168,8 @@ impl Supervisor {
             let there = match client.devices(QMP_LIMIT).await {
                 Ok(there) => there,
                 Err(error) => {
-                    let why = format!("cannot list the devices of QEMU: {}", chain(&error));
-                    answer(askers, &Err(Refusal::Failed(why)));
+                    let refusal = qmp_refusal("list the devices of QEMU", &error);
+                    answer(askers, &Err(refusal));
                     return;
                 }
             };

@@ -4,8 +4,10 @@ use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::{
+    effects::{Reply, qmp_refusal},
     fact::Fact,
     freeze::Why,
+    monitor::FOREVER,
     supervise::{AGENT_LIMIT, QMP_LIMIT, Supervisor},
 };
 use crate::{
@@ -92,13 +94,11 @@ impl Supervisor {
                 return;
             }
         };
-        let taken = life::accepts(&self.life.state, asked).map_err(Refusal::NotNow);
-        let go = taken.is_ok();
-        let _ = reply.send(taken);
-        if go {
-            self.wishes(asked);
-            self.feed(life::Event::Asked(asked));
+        if let Err(state) = life::accepts(&self.life.state, asked) {
+            return drop(reply.send(Err(Refusal::NotNow(state))));
         }
+        self.wishes(asked);
+        self.request_effect(asked, reply);
     }
 
     fn set_memory(&mut self, bytes: u64, reply: oneshot::Sender<Result<(), Refusal>>) {
@@ -117,26 +117,36 @@ impl Supervisor {
         let (client, facts, generation) =
             (qemu.client.clone(), self.facts.clone(), self.generation);
         tokio::spawn(async move {
-            match client.balloon(bytes, QMP_LIMIT).await {
-                Ok(()) => {
-                    let _ = facts.send(Fact::MemoryTarget(generation, bytes, reply)).await;
+            let mut reply = Some(reply);
+            let mut set = std::pin::pin!(client.balloon(bytes, FOREVER));
+            let done = match tokio::time::timeout(QMP_LIMIT, &mut set).await {
+                Ok(done) => done,
+                Err(_) => {
+                    let late = qmp::Error::Timeout { command: "balloon".into(), limit: QMP_LIMIT };
+                    if let Some(reply) = reply.take() {
+                        let _ = reply.send(Err(qmp_refusal("set the balloon", &late)));
+                    }
+                    // It takes effect once QEMU can, and is to be told then.
+                    set.await
                 }
-                Err(error) => {
-                    let why = format!("cannot set the balloon: {error}");
-                    let _ = reply.send(Err(Refusal::Failed(why)));
-                }
-            }
+            };
+            let _ = facts.send(Fact::MemorySet(generation, bytes, done, reply)).await;
         });
     }
 
-    /// QEMU has accepted a target for the guest's memory: whoever asked is answered once the status shows it.
-    pub(super) fn memory_target_set(
+    /// QEMU has taken the balloon's target, or not.
+    pub(super) fn on_memory_set(
         &mut self,
         bytes: u64,
-        reply: oneshot::Sender<Result<(), Refusal>>,
+        done: Result<(), qmp::Error>,
+        reply: Option<Reply>,
     ) {
-        self.memory_target = Some(bytes);
-        let _ = reply.send(Ok(()));
+        if done.is_ok() {
+            self.memory_target = Some(bytes);
+        }
+        if let Some(reply) = reply {
+            let _ = reply.send(done.map_err(|error| qmp_refusal("set the balloon", &error)));
+        }
     }
 
     fn exec(
@@ -266,7 +276,7 @@ impl Supervisor {
             state: self.told_state(),
             ready: self.told_ready(),
             trouble: self.trouble().map(str::to_owned),
-            pid: record.map(|r| r.pid),
+            pid: record.map(|r| r.pid).or(self.adopting),
             supervisor_pid: Some(std::process::id()),
             since: Some(self.since.to_string()),
             started_at: record.map(|r| r.started_at.clone()),

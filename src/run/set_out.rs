@@ -52,7 +52,7 @@ impl Supervisor {
             Found::Nothing => self.set_out(),
             found @ (Found::Dead | Found::Unborn) => self.begin_after(&found),
             Found::Alive(process, record) => {
-                (self.life.state, self.adopting) = (State::Launching, true);
+                (self.life.state, self.adopting) = (State::Launching, Some(process.pid()));
                 if let Some((vm, text)) = adopt::booted(&self.paths, &self.vm.name, &self.vm.file) {
                     self.runs(vm);
                     self.text = text;
@@ -85,7 +85,7 @@ impl Supervisor {
         let gone = matches!(found, Found::Dead | Found::Unborn);
         let begins = gone && self.life.state == State::Launching;
         if begins {
-            self.adopting = false;
+            self.adopting = None;
             self.life.state = State::Preparing;
             // As it is written now, not as that one was started.
             self.runs(self.written.clone());
@@ -121,7 +121,7 @@ impl Supervisor {
         let task = tokio::spawn(work);
         self.starting = Some(Starting::Qemu(task.abort_handle()));
         let facts = self.facts.clone();
-        let paths = (!self.adopting).then(|| self.paths.clone());
+        let paths = self.adopting.is_none().then(|| self.paths.clone());
         tokio::spawn(async move {
             let result = match task.await {
                 Ok(result) => result.map_err(|e| NotBegun::new(&e, e.hint(), e.is_the_hosts())),

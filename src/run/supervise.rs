@@ -6,6 +6,10 @@
 use std::{
     collections::VecDeque,
     ffi::OsString,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -18,6 +22,7 @@ use tracing::{debug, info, warn};
 use super::{
     Settings,
     console::Console,
+    effects::Effects,
     enrol::Enrolled,
     error::Error,
     fact::{
@@ -31,7 +36,7 @@ use super::{
     operators::Operators,
     prepare::Prepared,
     progress::Cancel,
-    ready::{Awaiting, policy},
+    ready::Awaiting,
     record,
     room::Room,
     set_out::Starting,
@@ -41,7 +46,7 @@ pub use super::{error::Left, fact::Fault};
 use crate::{
     control::{
         server,
-        types::{self, End, Event, Pending, Port},
+        types::{End, Event, Pending, Port},
     },
     host::{
         peer,
@@ -94,7 +99,14 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
     let listener = socket::listen(&paths.control_socket())?;
     let operators = Operators::new();
     let grant = operators.grant(&vm);
-    let port = Port { requests, events: events.clone(), grant, peer: peer::of };
+    let replaced = Arc::new(AtomicBool::new(false));
+    let port = Port {
+        requests,
+        events: events.clone(),
+        grant,
+        replaced: replaced.clone(),
+        peer: peer::of,
+    };
     let serving = tokio::spawn(server::serve(listener, port));
     let watching = match watch::file(&vm.file) {
         Ok((watching, changes)) => {
@@ -127,6 +139,7 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
         vm,
         installed: None,
         recent: VecDeque::new(),
+        effects: Effects::default(),
         applying: None,
         live_notes: vec![],
         written_text: text.clone(),
@@ -144,7 +157,7 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
         watching,
         starting: None,
         awaiting: None,
-        adopting: false,
+        adopting: None,
         notes: vec![],
         resource_notes: vec![],
         operators,
@@ -179,18 +192,20 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
         tokio::select! {
             fact = inbox.recv() => if let Some(fact) = fact { one.learn(fact) },
             () = sleep_until(deadline) => one.feed(life::Event::Tick),
+            () = sleep_until(one.effects.deadline()) => one.on_effects_overdue(),
             () = next_beat(&mut beat) => one.feed_watchdog(),
         }
     }
     one.leave();
     let left = one.left.take().unwrap_or(Left::Exit(1));
+    replaced.store(left == Left::Reexec, Ordering::Release);
+    taking.abort();
     if left != Left::Reexec {
-        // Whoever watches is told the end; the server ends when nothing more can be asked or told, and within a bound.
-        taking.abort();
         one.strike_off().await;
-        drop((one, inbox));
-        let _ = serving.await;
     }
+    // Whoever watches is told the end; the server ends when nothing more can be asked or told, and within a bound.
+    drop((one, inbox));
+    let _ = serving.await;
     Ok(left)
 }
 
@@ -207,6 +222,8 @@ pub(super) struct Supervisor {
     pub(super) installed: Option<String>,
     /// What happened last, newest first.
     pub(super) recent: VecDeque<Event>,
+    /// Control requests that wait for their effect.
+    pub(super) effects: Effects,
     /// Changes that are being applied.
     pub(super) applying: Option<Applying>,
     /// What could not be applied.
@@ -234,8 +251,8 @@ pub(super) struct Supervisor {
     pub(super) starting: Option<Starting>,
     /// Finds out whether the guest is ready.
     pub(super) awaiting: Option<Awaiting>,
-    /// What is starting is a QEMU of an earlier supervisor.
-    pub(super) adopting: bool,
+    /// The process id of a QEMU of an earlier supervisor that is being taken over.
+    pub(super) adopting: Option<u32>,
     pub(super) console: Console,
     pub(super) ends: Vec<End>,
     pub(super) notes: Vec<String>,
@@ -308,15 +325,18 @@ impl Supervisor {
             Fact::Gone(generation, exit) if generation == self.generation => self.gone(exit),
             Fact::Qmp(generation, event) if generation == self.generation => self.heard(&event),
             Fact::MonitorClosed(generation) if generation == self.generation => self.reconnect(),
-            Fact::MonitorBack(generation, session) if generation == self.generation => {
-                self.reconnected(session);
+            Fact::MonitorBack(generation, session, found) if generation == self.generation => {
+                self.reconnected(session, &found);
+            }
+            Fact::Executed(generation, number, what, done) if generation == self.generation => {
+                self.on_executed(number, what, done);
+            }
+            Fact::MemorySet(generation, bytes, done, reply) if generation == self.generation => {
+                self.on_memory_set(bytes, done, reply);
             }
             Fact::Ready(generation, found) if generation == self.generation => self.found(found),
             Fact::Memory(generation, bytes) if generation == self.generation => {
                 self.memory_actual = Some(bytes);
-            }
-            Fact::MemoryTarget(generation, bytes, reply) if generation == self.generation => {
-                self.memory_target_set(bytes, reply);
             }
             Fact::NotPinned(generation, why) if generation == self.generation => {
                 self.not_pinned(&why);
@@ -350,7 +370,8 @@ impl Supervisor {
             | Fact::ThawDue(_)
             | Fact::Thawed(..)
             | Fact::Memory(..)
-            | Fact::MemoryTarget(..)
+            | Fact::MemorySet(..)
+            | Fact::Executed(..)
             | Fact::Applied(..)
             | Fact::LetGo(..)
             | Fact::Installed(..)
@@ -364,28 +385,6 @@ impl Supervisor {
             | Fact::MonitorBack(..) => {
                 debug!("late word of an earlier QEMU");
             }
-        }
-    }
-
-    /// One step of the life machine, and what it wants done.
-    pub(super) fn feed(&mut self, event: life::Event) {
-        let before = self.told_state();
-        let life = std::mem::take(&mut self.life);
-        let (life, actions) = life.step(event, self.origin.elapsed(), &policy(&self.vm));
-        self.life = life;
-        if self.told_state() != before {
-            self.since = (self.settings.now)();
-            let state = self.told_state();
-            self.publish("QVM_STATE", serde_json::json!({ "state": state }));
-            if let (types::State::Stopping, Some(watching)) = (state, &mut self.watching) {
-                watching.end();
-            }
-            if matches!(state, types::State::Running | types::State::Paused) {
-                self.notifier.status(&format!("{state:?}").to_lowercase());
-            }
-        }
-        for action in actions {
-            self.act(action);
         }
     }
 }

@@ -94,6 +94,7 @@ impl Supervisor {
             Err(why) => {
                 self.saving = None;
                 warn!("cannot save the guest's state: {why}");
+                self.effects.not_saved = Some(why.clone());
                 self.publish("QVM_NOT_SUSPENDED", serde_json::json!({ "why": why }));
                 self.feed(life::Event::NotSaved(why));
             }
@@ -105,6 +106,7 @@ impl Supervisor {
         if let Some(task) = self.saving.take() {
             let why = "it was called off, or took longer than `shutdownTimeoutSec`";
             self.publish("QVM_NOT_SUSPENDED", serde_json::json!({ "why": why }));
+            self.effects.not_saved = Some(why.to_owned());
             task.abort();
         }
         if let Err(error) = saved::remove(&self.paths.saved()) {

@@ -4,7 +4,7 @@ use std::{io, path::Path};
 
 use super::{
     UserData,
-    reading::{At, Key, Reading},
+    reading::{Key, Reading},
     ssh_key,
     table::Table,
     text,
