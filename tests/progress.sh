@@ -38,6 +38,24 @@ is_network_error() {
     grep -qE 'Temporary failure resolving|Could not connect|Connection (failed|reset|timed out|refused)|Failed to fetch|Unable to fetch|Hash Sum mismatch|(50[0234]) +[A-Z]|File has unexpected size' "$1"
 }
 
+# logged LOG LABEL COMMAND…: runs a command with its output in LOG and prints the last line of that every PROGRESS_SEC. Exit code of the
+# command. Sets `logged_pid` while it runs.
+logged() {
+    local log=$1 doing=$2 rc=0 from=$SECONDS next=$((SECONDS + PROGRESS_SEC))
+    shift 2
+    "$@" >"$log" 2>&1 </dev/null 8<&- 9<&- &
+    logged_pid=$!
+    while kill -0 "$logged_pid" 2>/dev/null; do
+        sleep 0.1
+        ((SECONDS >= next)) || continue
+        next=$((SECONDS + PROGRESS_SEC))
+        printf '%s: %s s: %s\n' "$doing" $((SECONDS - from)) "$(last_line "$log")"
+    done
+    wait "$logged_pid" || rc=$?
+    logged_pid=
+    return "$rc"
+}
+
 # run_steps LABEL COMMAND [LABEL COMMAND…]: runs shell commands side by side, each with its output in a log, and prints one
 # line for all of them every PROGRESS_SEC: what each does. The first that fails ends the others and is reported by its last error.
 run_steps() (
