@@ -124,8 +124,11 @@ bench: setup guests debian ## qvm beside raw QEMU, and libvirt where it is insta
 lint: ## formatting, clippy, shell scripts, licences
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
-	if command -v shellcheck >/dev/null; then grep -rlE --exclude-dir=golden '^#!.*\b(ba)?sh' tests packaging .ci fuzz/run | xargs shellcheck; fi
-	if command -v cargo-deny >/dev/null; then $(CARGO) deny check licenses bans sources; fi
+	if command -v shellcheck >/dev/null; then \
+		grep -rlE --exclude-dir=golden '^(#!.*\b(ba)?sh|# shellcheck shell=)' tests packaging .ci fuzz/run | xargs shellcheck -x; \
+	else echo "lint: skipped: shellcheck is not installed (\`make setup\` does that)"; fi
+	if command -v cargo-deny >/dev/null; then $(CARGO) deny check licenses bans sources; \
+	else echo "lint: skipped: cargo-deny is not installed (\`cargo install cargo-deny\`)"; fi
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZ_SECONDS
