@@ -21,12 +21,12 @@ last_error() {
     local lines
     lines=$(sed -e 's/\x1b\[[0-9;?]*[A-Za-z]//g' "$1" | awk '
         # What says no more than that something failed is of use only where nothing else is there.
-        /^make(\[[0-9]+\])?: \*\*\*/ || /^error: could not compile/ || /^E: mmdebstrap failed to run/ { vague = $0; next }
+        /^make(\[[0-9]+\])?: \*\*\*/ || /^error: could not compile/ || /^E: (mmdebstrap failed to run|setup failed: E: command failed)/ { vague = $0; next }
         # The first line of the compiler says what, the one behind it where.
         follows && /^ *-->/ { last = last "\n" $0 }
         { follows = 0 }
         /^(E|Err|error|fatal|dpkg|[^ ]*: error|[^ ]*: command not found)[:[]/ || /^error(\[E[0-9]+\])?:/ ||
-            /: (error|fatal):/ || /command not found$/ || /No space left on device/ ||
+            /: (error|fatal):/ || /not found$/ || /No space left on device/ ||
             /Permission denied/ || /Operation not permitted/ || /^dpkg: error/ { last = $0; follows = 1 }
         END { print last ? last : vague }' 2>/dev/null)
     [[ -n $lines ]] || lines=$(last_line "$1")

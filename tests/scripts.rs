@@ -69,6 +69,10 @@ fn last_error_is_that_of_the_tool() {
             "error[E0308]: mismatched types\n --> src/a.rs:1:2\n  |\nerror: could not compile `qvm`\n",
             "error[E0308]: mismatched types\n --> src/a.rs:1:2",
         ),
+        (
+            "-: 3: mount: not found\nE: setup failed: E: command failed: unshare\nI: bye\n",
+            "-: 3: mount: not found",
+        ),
         ("make: *** [x] Error 2\n", "make: *** [x] Error 2"),
         ("one\ntwo\n\n", "two"),
         ("", "no output"),
