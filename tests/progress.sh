@@ -1,6 +1,8 @@
-# Sourced by the scripts here: run commands with progress lines, bound them by progress, and report the last error.
+# Sourced by the scripts here: run commands with progress lines, bound them by progress, and report
+# the last error.
 #
-# No command is silent for longer than PROGRESS_SEC. A bound on time is a bound on *standstill*: a loaded machine is slow, not broken.
+# No command is silent for longer than PROGRESS_SEC. A bound on time is a bound on *standstill*: a
+# loaded machine is slow, not broken.
 # shellcheck shell=bash
 
 # Seconds between two progress lines.
@@ -9,19 +11,22 @@ PROGRESS_SEC=${PROGRESS_SEC:-5}
 QUIET_SEC=${QUIET_SEC:-300}
 TOTAL_SEC=${TOTAL_SEC:-1200}
 
-# Prints the last line of a file that is not empty, without control characters, cut to the width of a line.
+# Prints the last line of a file that is not empty, without control characters, cut to the width of
+# a line.
 last_line() {
     # A carriage return starts a line again: what counts is behind the last one.
     tail -c 4000 "$1" 2>/dev/null | tr '\r' '\n' | sed -e 's/\x1b\[[0-9;?]*[A-Za-z]//g' -e 's/[^[:print:]]//g' |
         awk 'NF { line = $0 } END { print substr(line, 1, 100) }'
 }
 
-# Prints the last error in a log: the last lines that are an error by their form, else the last line.
+# Prints the last error in a log: the last lines that are an error by their form, else the last
+# line.
 last_error() {
     local lines
     lines=$(sed -e 's/\x1b\[[0-9;?]*[A-Za-z]//g' "$1" | awk '
         # What says no more than that something failed is of use only where nothing else is there.
-        /^make(\[[0-9]+\])?: \*\*\*/ || /^error: could not compile/ || /^E: (mmdebstrap failed to run|setup failed: E: command failed)/ { vague = $0; next }
+        /^make(\[[0-9]+\])?: \*\*\*/ || /^error: could not compile/ ||
+            /^E: (Can not write log|mmdebstrap failed to run|setup failed: E: command failed)/ { vague = $0; next }
         # The first line of the compiler says what, the one behind it where.
         follows && /^ *-->/ { last = last "\n" $0 }
         { follows = 0 }
@@ -33,13 +38,16 @@ last_error() {
     printf '%s\n' "${lines:-no output}"
 }
 
-# Whether the last error in a log is one of the network: a second try may succeed. Any other error is expected to come again.
+# Whether a log contains an error of the network: a second try may succeed. Any other error is
+# expected to come again.
 is_network_error() {
-    grep -qE 'Temporary failure resolving|Could not connect|Connection (failed|reset|timed out|refused)|Failed to fetch|Unable to fetch|Hash Sum mismatch|(50[0234]) +[A-Z]|File has unexpected size' "$1"
+    local resolve='Temporary failure resolving|Could not connect|Connection (failed|reset|timed out)'
+    local fetch='Failed to fetch|Unable to fetch|Hash Sum mismatch|File has unexpected size'
+    grep -qE "$resolve|$fetch|50[0234] +[A-Z]" "$1"
 }
 
-# logged LOG LABEL COMMAND…: runs a command with its output in LOG and prints the last line of that every PROGRESS_SEC. Exit code of the
-# command. Sets `logged_pid` while it runs.
+# logged LOG LABEL COMMAND…: runs a command with its output in LOG and prints the last line of that
+# every PROGRESS_SEC. Exit code of the command. Sets `logged_pid` while it runs.
 logged() {
     local log=$1 doing=$2 rc=0 from=$SECONDS next=$((SECONDS + PROGRESS_SEC))
     shift 2
@@ -56,8 +64,9 @@ logged() {
     return "$rc"
 }
 
-# run_steps LABEL COMMAND [LABEL COMMAND…]: runs shell commands side by side, each with its output in a log, and prints one
-# line for all of them every PROGRESS_SEC: what each does. The first that fails ends the others and is reported by its last error.
+# run_steps LABEL COMMAND [LABEL COMMAND…]: runs shell commands side by side, each with its output
+# in a log, and prints one line for all of them every PROGRESS_SEC: what each does. The first that
+# fails ends the others and is reported by its last error.
 run_steps() (
     set -u
     logs=$(mktemp -d "${TMPDIR:-/tmp}/qvm-steps.XXXXXX")
@@ -120,8 +129,9 @@ run_steps() (
     done
 )
 
-# while_progress FILE COMMAND…: runs a command until it ends, as long as FILE (a guest's console) grows: at most QUIET_SEC without a byte and
-# TOTAL_SEC in all. Prints the last line of FILE every PROGRESS_SEC. Exit code of the command; 124 where the time is up.
+# while_progress FILE COMMAND…: runs a command until it ends, as long as FILE (a guest's console)
+# grows: at most QUIET_SEC without a byte and TOTAL_SEC in all. Prints the last line of FILE every
+# PROGRESS_SEC. Exit code of the command; 124 where the time is up.
 while_progress() {
     local file=$1 child rc=0 size=-1 now grew=$SECONDS started=$SECONDS next=$((SECONDS + PROGRESS_SEC))
     shift

@@ -1,4 +1,5 @@
-//! The shell scripts that build and demonstrate: progress, bounds and errors. tests/setup is tried by `make test-setup`.
+//! The shell scripts that build and demonstrate: progress, bounds and errors. tests/setup is tried
+//! by `make test-setup`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 

@@ -1,4 +1,5 @@
-//! Waits that end with standstill, not with the clock: a loaded machine without KVM is ten times slower than an idle one, and not broken.
+//! Waits that end with standstill, not with the clock: a loaded machine without KVM is ten times
+//! slower than an idle one, and not broken.
 
 use std::{
     path::Path,
@@ -42,7 +43,8 @@ pub(crate) fn while_progress<T: PartialEq>(
     Ok(())
 }
 
-/// The progress of a guest: the inode and the length of its console log, which is replaced when it is full.
+/// The progress of a guest: the inode and the length of its console log, which is replaced when it
+/// is full.
 pub(crate) fn console_length(log: &Path) -> Option<(u64, u64)> {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata(log).ok().map(|log| (log.ino(), log.len()))
