@@ -235,7 +235,7 @@ fn somebody_elses_change_is_not_overwritten() {
     assert_eq!(fs::read_to_string(&file).unwrap(), "vcpu = 7\n");
     // What was written is not lost, and the hint says where it is.
     let kept = names(file.parent().unwrap()).into_iter().find(|name| name.starts_with(".qvm-"));
-    let kept = file.with_file_name(kept.unwrap());
+    let kept = file.with_file_name(kept.unwrap()).join("web.toml");
     assert_eq!(fs::read_to_string(&kept).unwrap(), "vcpu = 2\n");
     assert!(said(&output).contains(&*kept.to_string_lossy()), "{}", said(&output));
     assert_eq!(lab.ok(&["check"]), "web: ok\n", "it is no VM file");
@@ -312,8 +312,9 @@ fn on_a_terminal_exit_and_ctrl_d_save_nothing() {
 fn ctrl_c_is_the_editors_and_at_the_question_it_saves_nothing() {
     let lab = Lab::new();
     fs::write(lab.file("web"), "vcpu = 1\n").unwrap();
-    // The copy is named after the process that waits.
-    let script = "process=${1##*/.qvm-}; kill -INT ${process%%-*}; echo 'wrong = 1' >\"$1\"";
+    // To the process that waits, which is the parent, or that of a shell in between.
+    let script = "p=$PPID; while [ \"$(cat /proc/$p/comm)\" != qvm ]; do \
+        p=$(cut -d' ' -f4 /proc/$p/stat); done; kill -INT $p; echo 'wrong = 1' >\"$1\"";
     let mut terminal = Terminal::open(&mut edit_command(&lab, script));
     terminal.shows(QUESTION, 1);
     assert_eq!(terminal.child.try_wait().unwrap(), None);

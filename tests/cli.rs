@@ -55,7 +55,7 @@ impl Test {
 }
 
 const NOBODY: &str = "error: there is no VM `web`\nhint: `qvm list` shows those there are\n";
-const HEAD: &str = "NAME  STATE  WHY  VCPU  MEM  CPU%  IP  UPTIME  PEND\n";
+const HEAD: &str = "NAME  STATE  WHY  VCPU  MEM  RSS  CPU%  IP  UPTIME  PEND\n";
 
 #[test]
 fn usage_errors_are_code_2() {
@@ -112,8 +112,8 @@ fn a_vm_that_is_stopped() {
     let table = test.says(&["list"], 0, "");
     assert_eq!(
         table,
-        "NAME  STATE    WHY  VCPU   MEM  CPU%  IP        UPTIME  PEND\n\
-         web   stopped  -       2  512M     -  10.0.0.2  -          -\n"
+        "NAME  STATE    WHY  VCPU   MEM  RSS  CPU%  IP        UPTIME  PEND\n\
+         web   stopped  -       2  512M    -     -  10.0.0.2  -          -\n"
     );
     let json = test.says(&["status", "web", "--json"], 3, "");
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -131,7 +131,7 @@ fn a_broken_file_is_listed_as_invalid() {
     let table = test.says(&["list"], 0, "");
     let lines: Vec<&str> = table.lines().collect();
     assert_eq!(lines.len(), 3, "{table}");
-    assert_eq!(lines[1], "web   invalid  -       -    -     -  -   -          -");
+    assert_eq!(lines[1], "web   invalid  -       -    -    -     -  -   -          -");
     assert!(lines[2].starts_with(&format!("  {problem}")), "{table}");
     // Nothing is started by it, and nothing made for it.
     let output = test.command(&["start", "web"]).output().unwrap();

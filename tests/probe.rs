@@ -70,6 +70,7 @@ impl Host {
             qemu,
             path: Some(&self.path),
             cache: &self.at("state/qemu.json"),
+            write: qvm::run::prepare::write_facts,
             root: &self.at("root"),
             deadline: Duration::from_secs(60),
         }
@@ -251,6 +252,7 @@ fn a_program_that_never_ends_is_killed_with_what_it_started() {
         qemu: Some(binary.as_os_str()),
         path: None,
         cache: &host.at("state/qemu.json"),
+        write: qvm::run::prepare::write_facts,
         root: &host.at("root"),
         deadline: Duration::from_secs(2),
     }
@@ -313,6 +315,7 @@ fn the_real_one_is_understood() {
         qemu: None,
         path: Some(&path),
         cache: &cache,
+        write: qvm::run::prepare::write_facts,
         root: Path::new("/"),
         deadline: Duration::from_secs(60),
     };

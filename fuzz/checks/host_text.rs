@@ -1,12 +1,12 @@
-//! Any text as what the host's packet filter, kernel, QEMU and service manager say: no panic, no circle without an end, numbers that can be
-//! counted with, a remedy that is one line, a machine type that can be kept.
+//! Any text as what the host's packet filter, kernel, QEMU and service manager say: no panic, numbers that can be
+//! counted with, commands that are one line, a machine type that can be kept.
 
 use std::fs;
 
 use qvm::{
     host::{meminfo, pressure, process_time},
     plan::{
-        doctor::{Table, iptables, nft, units},
+        doctor::{ForwardChain, iptables, nft, units},
         facts::{Version, machines, newest_q35},
         identity::Identity,
     },
@@ -18,8 +18,8 @@ pub fn check(bytes: &[u8]) {
     let Some((&choice, text)) = bytes.split_first() else { return };
     let text = String::from_utf8_lossy(text);
     match choice & 0b1011 {
-        0 => nft(&text).iter().flatten().for_each(weighed),
-        1 => weighed(&iptables(&text, choice & 4 == 4)),
+        0 => nft(&text).iter().flatten().for_each(listed),
+        1 => iptables(&text, "ip6tables").iter().for_each(listed),
         2 => pressures(&text),
         3 => processes(&text),
         8 => qemu(&text),
@@ -54,14 +54,9 @@ fn systemd(text: &str) {
     }
 }
 
-fn weighed(table: &Table) {
-    assert!(table.ipv4 || table.ipv6);
-    for bridge in ["br0", "virbr0"] {
-        let Some(chain) = table.dropping(bridge) else { continue };
-        assert_eq!(table.dropping(bridge), Some(chain), "another answer the second time");
-        let remedy = qvm::value::plain(&table.remedy(chain, bridge));
-        assert!(remedy.contains(bridge) && !remedy.contains('\n'), "{remedy}");
-    }
+fn listed(chain: &ForwardChain) {
+    assert!(chain.ipv4 || chain.ipv6);
+    assert!(!chain.listing.contains(char::is_control), "{:?}", chain.listing);
 }
 
 fn pressures(text: &str) {

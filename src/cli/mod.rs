@@ -192,7 +192,7 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
         Verb::Edit(args) => {
             let said = |key: &str| (given.env)(key).filter(|editor| !editor.is_empty());
             let editor = said("VISUAL").or_else(|| said("EDITOR")).unwrap_or_else(|| "vi".into());
-            Box::pin(verb::edit::run(&args, &layout, &editor, std::process::id())).await
+            Box::pin(verb::edit::run(&args, &layout, &editor)).await
         }
         Verb::Check(args) => {
             let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());

@@ -142,13 +142,26 @@ fn await_leave((ours, theirs): (RawFd, RawFd)) -> io::Result<()> {
     // end is closed first: else its owner's death would go unnoticed.
     unsafe {
         nix::libc::close(ours);
-        nix::libc::send(theirs, pid.as_ptr().cast(), pid.len(), nix::libc::MSG_NOSIGNAL);
-        if nix::libc::read(theirs, leave.as_mut_ptr().cast(), leave.len()) != 1 {
+        let sent = retried(|| {
+            nix::libc::send(theirs, pid.as_ptr().cast(), pid.len(), nix::libc::MSG_NOSIGNAL)
+        });
+        let read = || nix::libc::read(theirs, leave.as_mut_ptr().cast(), leave.len());
+        if sent != pid.len().cast_signed() || retried(read) != 1 {
             // Nobody is left to be told of an error.
             nix::libc::_exit(1);
         }
     }
     if leave == [1] { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
+}
+
+/// A system call, again where a signal handler of ours interrupted it: the forked process has them until it executes QEMU.
+fn retried(mut call: impl FnMut() -> nix::libc::ssize_t) -> nix::libc::ssize_t {
+    loop {
+        let done = call();
+        if done >= 0 || nix::errno::Errno::last() != nix::errno::Errno::EINTR {
+            return done;
+        }
+    }
 }
 
 /// Waits until a process that was started here has ended: whether it ended well.
@@ -218,6 +231,31 @@ mod tests {
         assert!(!fds.contains(&stray.as_str()), "{said}");
         assert!(!said.contains("NOTIFY_SOCKET"));
         let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid.cast_signed()), None);
+    }
+
+    #[test]
+    fn a_signal_with_a_handler_does_not_end_the_start() {
+        use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
+        extern "C" fn nothing(_: i32) {}
+        // Without SA_RESTART: a system call that it meets fails with EINTR.
+        let action =
+            SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
+        // SAFETY: the handler does nothing, and no other test of this program uses the signal.
+        unsafe { sigaction(Signal::SIGUSR1, &action) }.unwrap();
+        let interrupt = |pid: u32| -> Result<(), Error> {
+            let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+            let sleeps = || stat().rsplit_once(") ").unwrap().1.starts_with('S');
+            for _ in 0..3 {
+                let begun = std::time::Instant::now();
+                while !sleeps() && begun.elapsed() < std::time::Duration::from_secs(60) {
+                    std::thread::yield_now();
+                }
+                kill(nix::unistd::Pid::from_raw(pid.cast_signed()), Signal::SIGUSR1).unwrap();
+            }
+            Ok(())
+        };
+        let pid = spawn_known(Path::new("true"), &[], vec![], || Ok(()), interrupt).unwrap();
+        assert!(wait(pid));
     }
 
     #[test]

@@ -13,7 +13,10 @@ use nix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::value::IfName;
+use crate::{
+    plan::bpf::{IF_EQUAL, Instruction, LOAD_BYTE, LOAD_HALF, LOAD_WORD, Program, RETURN},
+    value::IfName,
+};
 
 type Groups = u32;
 type At = u32;
@@ -82,58 +85,55 @@ impl LinkWatch {
     }
 }
 
-/// The filter. What BPF loads it takes for big-endian, and a netlink message is not.
-fn program(indexes: &[u32], names: &[IfName]) -> Vec<sock_filter> {
-    let load = |code, at| statement(libc::BPF_LD | libc::BPF_ABS | code, at);
-    let (word, half, byte) = (libc::BPF_W, libc::BPF_H, libc::BPF_B);
-    let mut program = vec![load(word, INDEX)];
+/// The socket filter. BPF loads big-endian, and a netlink message has the host's byte order.
+fn program(indexes: &[u32], names: &[IfName]) -> Vec<Instruction> {
+    let mut program = Program::default();
+    program.put(LOAD_WORD, INDEX);
     for index in indexes {
-        program.push(equal(u32::from_be_bytes(index.to_ne_bytes()), 0, 1));
-        program.push(statement(libc::BPF_RET, ALL));
+        program.only_if(IF_EQUAL, u32::from_be_bytes(index.to_ne_bytes()));
+        program.put(RETURN, ALL);
     }
     if !names.is_empty() {
-        // Should a kernel have another attribute first, then it is better to wake too often.
+        // A kernel that sends another attribute first wakes too often.
         let kind = u16::from_be_bytes(libc::IFLA_IFNAME.to_ne_bytes());
-        program.push(load(half, FIRST + 2));
-        program.push(equal(kind.into(), 1, 0));
-        program.push(statement(libc::BPF_RET, ALL));
+        program.put(LOAD_HALF, FIRST + 2);
+        program.unless(IF_EQUAL, kind.into());
+        program.put(RETURN, ALL);
     }
     for name in names {
-        // With the NUL that ends it; what comes behind an attribute is of no account.
+        let next_name = program.label();
+        let mut require = |load, at, value| {
+            program.put(load, at);
+            program.unless(IF_EQUAL, value);
+            program.go(next_name);
+        };
+        // With its final NUL; bytes behind the attribute are not compared.
         let bytes = [name.as_str().as_bytes(), &[0]].concat();
-        let mut at = FIRST + 4;
-        let mut loads = vec![];
-        for part in bytes.chunks(4) {
-            match *part {
-                [a, b, c, d] => loads.push((word, at, u32::from_be_bytes([a, b, c, d]))),
-                _ => loads.extend((at..).zip(part).map(|(at, is)| (byte, at, u32::from(*is)))),
-            }
-            at += 4;
-        }
-        // A load beyond the end would end the program: the name that is there has to be as long.
+        // The length comes first: a load beyond the end of the message ends the program.
         let length = (4 + bytes.len() as u16).to_ne_bytes();
-        loads.insert(0, (half, FIRST, u16::from_be_bytes(length).into()));
-        let lines = 2 * loads.len() as u8;
-        for (nr, (size, at, is)) in (0_u8..).zip(loads) {
-            program.push(load(size, at));
-            // On a mismatch past the rest of this name, and its `ret`.
-            program.push(equal(is, 0, lines - 2 * nr - 1));
+        require(LOAD_HALF, FIRST, u16::from_be_bytes(length).into());
+        for (part, at) in bytes.chunks(4).zip((FIRST + 4..).step_by(4)) {
+            if let [a, b, c, d] = *part {
+                require(LOAD_WORD, at, u32::from_be_bytes([a, b, c, d]));
+            } else {
+                (at..).zip(part).for_each(|(at, byte)| require(LOAD_BYTE, at, (*byte).into()));
+            }
         }
-        program.push(statement(libc::BPF_RET, ALL));
+        program.put(RETURN, ALL);
+        program.here(next_name);
     }
-    program.push(statement(libc::BPF_RET, 0));
-    program
+    program.put(RETURN, 0);
+    program.resolved()
 }
 
-fn statement(code: u32, k: u32) -> sock_filter {
-    sock_filter { code: code as u16, jt: 0, jf: 0, k }
-}
-
-fn equal(k: u32, jt: u8, jf: u8) -> sock_filter {
-    sock_filter { code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16, jt, jf, k }
-}
-
-fn attach(fd: &impl AsFd, program: &[sock_filter]) -> io::Result<()> {
+fn attach(fd: &impl AsFd, program: &[Instruction]) -> io::Result<()> {
+    let filter = |one: &Instruction| sock_filter {
+        code: one.code,
+        jt: one.jump_true,
+        jf: one.jump_false,
+        k: one.k,
+    };
+    let program: Vec<sock_filter> = program.iter().map(filter).collect();
     let len = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let program = sock_fprog { len, filter: program.as_ptr().cast_mut() };
     // SAFETY: the descriptor is open; the kernel copies `len` instructions that outlive the call, and changes none of them.

@@ -143,6 +143,20 @@ fn same(open: &fs::Metadata, path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|named| (open.dev(), open.ino()) == (named.dev(), named.ino()))
 }
 
+/// The process that holds a flock(2) on a file, as the kernel says (proc_locks(5)); `None` where there is none, where it is in
+/// another pid namespace, or where the file system shows another device number there than in stat(2), as btrfs does.
+pub fn holding_process(path: &Path) -> Option<u32> {
+    let file = fs::metadata(path).ok()?;
+    let (major, minor) = (rustix::fs::major(file.dev()), rustix::fs::minor(file.dev()));
+    let place = format!("{major:02x}:{minor:02x}:{}", file.ino());
+    // `1: FLOCK ADVISORY WRITE 4711 08:01:1234 0 EOF`; whoever waits has `->` behind the number.
+    fs::read_to_string("/proc/locks").ok()?.lines().find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [_, "FLOCK", _, _, pid, at, ..] = words[..] else { return None };
+        pid.parse().ok().filter(|pid| at == place && *pid > 0)
+    })
+}
+
 fn written_pid(path: &Path) -> Option<u32> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }

@@ -7,7 +7,7 @@ use std::{
         unix::process::ExitStatusExt,
     },
     process::ExitStatus,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::libc::{PIDFD_GET_INFO, PIDFD_INFO_EXIT, pidfd_info};
@@ -70,9 +70,17 @@ impl Process {
     }
 
     fn ended_within(&self, limit: Duration) -> bool {
-        let timeout = Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: 0 };
-        let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
-        poll(&mut fds, Some(&timeout)).is_ok_and(|ready| ready > 0)
+        let begun = Instant::now();
+        loop {
+            let left = limit.saturating_sub(begun.elapsed());
+            let timeout =
+                Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+            let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
+            match poll(&mut fds, Some(&timeout)) {
+                Err(rustix::io::Errno::INTR) => {}
+                ready => return ready.is_ok_and(|ready| ready > 0),
+            }
+        }
     }
 
     /// Waits for its end, and reaps it if it is our child.
@@ -221,6 +229,17 @@ mod tests {
         assert!(find(own, started, &boot_id()).is_some());
         assert!(find(own, started + 1, &boot_id()).is_none());
         assert!(find(own, started, "another boot").is_none());
+    }
+
+    #[test]
+    fn a_part_of_a_second_is_waited_for() {
+        let mut child = Command::new("sleep").arg("600").spawn().unwrap();
+        let process = Process::open(child.id()).unwrap();
+        let (begun, limit) = (Instant::now(), Duration::from_millis(50));
+        assert!(!process.ended_within(limit));
+        assert!(begun.elapsed() >= limit);
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

@@ -59,8 +59,9 @@ impl Layout {
         self.state.join("qemu.json")
     }
 
-    /// Held while a VM is given a user.
-    pub fn uids_lock(&self) -> PathBuf {
+    /// Held while an identity.toml is changed, and while a UID or a MAC address that no other VM has is chosen. It has the name that
+    /// earlier versions lock for the UID.
+    pub fn identities_lock(&self) -> PathBuf {
         self.state.join("uids.lock")
     }
 
@@ -226,8 +227,16 @@ impl VmPaths {
         self.state.join(".qvm-unfinished")
     }
 
-    /// A temporary file beside `target`, to be renamed onto it; a later start removes what a crash left.
+    /// Where the VM's state goes at once when it is removed, under a name that no VM can have. It is the draft's name too: what
+    /// either left is removed by whoever makes, removes or starts a VM of this name, under its lock.
+    pub fn state_being_removed(&self) -> PathBuf {
+        let mut name = std::ffi::OsString::from(DRAFT);
+        name.push(self.state.file_name().unwrap_or_default());
+        self.state.with_file_name(name)
+    }
+
+    /// Whether a path is a file that was being written: it becomes another's, or a later start removes it.
     pub fn is_left_over(path: &Path) -> bool {
-        path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(".qvm-"))
+        path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(DRAFT))
     }
 }

@@ -5,6 +5,7 @@ pub mod admission;
 pub mod anti_spoof;
 pub mod archive;
 pub mod argv;
+pub mod bpf;
 pub mod device;
 pub mod disk;
 pub mod doctor;

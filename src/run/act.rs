@@ -5,8 +5,8 @@ use std::time::Duration;
 use tracing::{error, info, warn};
 
 use super::{
-    launch,
-    record::{self, Record},
+    launch, record,
+    set_out::Starting,
     supervise::{AGENT_LIMIT, LAST_WORDS, Left, QMP_LIMIT, STOP_SLACK, Supervisor},
 };
 use crate::{
@@ -86,13 +86,15 @@ impl Supervisor {
 
     fn cancel_start(&mut self) {
         self.cancel.set();
-        if let Some(task) = self.starting.take() {
-            // Dropping a launch kills the QEMU that it may have spawned; one that was being adopted goes on, and is found again.
-            task.abort();
-            if !self.adopting {
-                Record::remove(&self.paths);
+        match self.starting.take() {
+            // Nothing was started yet. What prepares sees the cancellation by itself.
+            None => {}
+            Some(Starting::Admission(task)) => {
+                task.abort();
+                self.feed(life::Event::StartFailed("canceled".into()));
             }
-            self.feed(life::Event::StartFailed("cancelled".into()));
+            // The run record stays until the task's end says that QEMU is gone, see `start_task`.
+            Some(Starting::Qemu(task)) => task.abort(),
         }
     }
 

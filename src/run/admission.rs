@@ -12,6 +12,7 @@ use super::{
     Settings,
     fact::{Fact, Fault, NotBegun},
     reservation::{self, Others, Reservation},
+    set_out::Starting,
     supervise::{START_STEP, Supervisor},
 };
 use crate::{
@@ -135,7 +136,7 @@ impl Supervisor {
             });
             let _ = facts.send(Fact::Admission(Step::Done(done))).await;
         });
-        self.starting = Some(task.abort_handle());
+        self.starting = Some(Starting::Admission(task.abort_handle()));
     }
 
     pub(super) fn admission(&mut self, step: Step) {

@@ -35,8 +35,8 @@ use crate::{
 
 /// How long another program of the host's may take to tell.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The most that is read of what it prints, in bytes: the rules of a host with many containers are some MiB of JSON.
-const MOST: u64 = 64 << 20;
+/// The most that is read of its output, in bytes.
+const MOST: u64 = 4 << 20;
 
 /// Where to look.
 #[derive(Debug, Clone, Copy)]
@@ -76,6 +76,7 @@ pub async fn look(from: &Sources<'_>) -> Seen {
         qemu: from.qemu,
         path: from.search_path,
         cache: &from.layout.facts_cache(),
+        write: prepare::write_facts,
         root: from.root,
         deadline: probe::DEADLINE,
     };
@@ -204,7 +205,13 @@ fn network(from: &Sources<'_>, written: &[Vm]) -> Network {
     }
     let modules = Modules::read(from.root);
     Network {
-        filter_modules: NEEDED.map(|(name, option)| modules.of(name, option)).into(),
+        filter_modules: NEEDED
+            .map(|name| {
+                let depends =
+                    |program: PathBuf| ask(&program, &["--show-depends", "--quiet", name]);
+                modules.state(name, || from.program("modprobe").map(depends))
+            })
+            .into(),
         bridges: names.into_iter().map(|name| (name.clone(), bridge::read(&sys, name))).collect(),
         netfilter: br_netfilter::read(&from.root.join("proc")),
         firewalls: from.firewalls(),
@@ -212,25 +219,28 @@ fn network(from: &Sources<'_>, written: &[Vm]) -> Network {
 }
 
 impl Sources<'_> {
+    /// A program on `PATH`, else in the directories of administrators, which users' `PATH` lacks.
     fn program(&self, name: &str) -> Option<PathBuf> {
-        probe::on_path(OsStr::new(name), self.search_path)
+        probe::on_path(OsStr::new(name), self.search_path).or_else(|| {
+            let places = ["usr/sbin", "sbin"].map(|dir| self.root.join(dir).join(name));
+            places.into_iter().find(|path| path.is_file())
+        })
     }
 
     fn firewalls(&self) -> Vec<Firewall> {
-        let tell =
+        let list =
             |name: &str, arguments: &[&str], read: &dyn Fn(&str) -> Result<Vec<_>, String>| {
                 let program = self.program(name)?;
                 let version = ask(&program, &["--version"]);
-                let tables = ask(&program, arguments).and_then(|said| read(&said));
+                let dropping = ask(&program, arguments).and_then(|output| read(&output));
                 let version = version.ok().and_then(|said| Some(said.lines().next()?.to_owned()));
                 let version = version.unwrap_or_else(|| name.to_owned());
-                Some(Firewall { program: name.to_owned(), version, tables })
+                Some(Firewall { program: name.to_owned(), version, dropping })
             };
-        let json = |said: &str| nft(said).ok_or_else(|| "`nft` printed no JSON".to_owned());
         let all = [
-            tell("nft", &["-j", "list", "ruleset"], &json),
-            tell("iptables", &["-S"], &|said| Ok(vec![iptables(said, false)])),
-            tell("ip6tables", &["-S"], &|said| Ok(vec![iptables(said, true)])),
+            list("nft", &["-j", "list", "chains"], &nft),
+            list("iptables", &["-S", "FORWARD"], &|output| Ok(iptables(output, "iptables"))),
+            list("ip6tables", &["-S", "FORWARD"], &|output| Ok(iptables(output, "ip6tables"))),
         ];
         all.into_iter().flatten().collect()
     }

@@ -6,10 +6,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use tempfile::TempDir;
+
 use crate::{
     host::file,
     spec::{self, Invalid, Problem, Vm, check::across},
 };
+
+/// What the name of the copy's directory begins with; nothing that lists VM files looks into it.
+const DIRECTORY: &str = ".qvm-edit_";
 
 /// Why a VM file cannot be edited, or the copy not take its place.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +69,7 @@ impl Error {
     }
 }
 
-/// The copy; removed in the end, unless it is all that is left of somebody's work.
+/// The copy; removed in the end, unless it is all that is left of somebody's work. One whose `qvm edit` was killed is never removed.
 #[derive(Debug)]
 pub struct Edited {
     /// The file as it is named.
@@ -75,15 +80,17 @@ pub struct Edited {
     before: Vec<u8>,
     like: Metadata,
     copy: PathBuf,
-    keep: bool,
+    /// The copy's directory, with what the editor puts beside it; `None` once it is to stay.
+    dir: Option<TempDir>,
 }
 
 impl Edited {
-    /// Copies the VM file `file` to a place beside it that belongs to `process` alone.
+    /// Copies the VM file `file` under its own name, by whose ending editors know the language, into a directory of its own beside
+    /// it: no program that looks for files of that ending finds it there.
     ///
     /// # Errors
     /// It is not there, or is no file, or its directory cannot be written.
-    pub fn begin(file: &Path, process: u32) -> Result<Self, Error> {
+    pub fn begin(file: &Path) -> Result<Self, Error> {
         if let Err(error) = file.symlink_metadata() {
             return Err(match error.kind() {
                 io::ErrorKind::NotFound => Error::Missing(file.to_owned()),
@@ -99,14 +106,12 @@ impl Edited {
             return Err(Error::Store(target));
         }
         let before = fs::read(&target).map_err(file::Error::on("read", &target))?;
-        // With the same ending, by which editors know the language.
-        let mut own = std::ffi::OsString::from(format!(".qvm-{process}-"));
-        own.push(target.file_name().unwrap_or_default());
-        let copy = target.with_file_name(own);
-        let made = Self { file: file.to_owned(), target, before, like, copy, keep: false };
-        io::Write::write_all(&mut file::create(&made.copy)?, &made.before)
-            .map_err(file::Error::on("write", &made.copy))?;
-        Ok(made)
+        let beside = target.parent().unwrap_or(Path::new("/"));
+        let dir = tempfile::Builder::new().prefix(DIRECTORY).tempdir_in(beside);
+        let dir = dir.map_err(file::Error::on("make a directory in", beside))?;
+        let copy = dir.path().join(target.file_name().unwrap_or_default());
+        file::write_volatile(&copy, &before, 0o600)?;
+        Ok(Self { file: file.to_owned(), target, before, like, copy, dir: Some(dir) })
     }
 
     /// What is to be edited.
@@ -151,20 +156,15 @@ impl Edited {
     /// # Errors
     /// Somebody else has changed the file meanwhile, or the host does not let it: the copy is kept then.
     pub fn finish(mut self) -> Result<(), Error> {
-        self.keep = true;
+        let dir = self.dir.take().map(TempDir::keep);
         if fs::read(&self.target).ok().as_ref() != Some(&self.before) {
             return Err(Error::Changed { file: self.target.clone(), copy: self.copy.clone() });
         }
         file::replace(&self.copy, &self.target, &self.like)
-            .map_err(|source| Error::Kept { copy: self.copy.clone(), source })
-    }
-}
-
-impl Drop for Edited {
-    fn drop(&mut self) {
-        if !self.keep {
-            let _ = fs::remove_file(&self.copy);
-        }
+            .map_err(|source| Error::Kept { copy: self.copy.clone(), source })?;
+        // Whatever the editor put beside the copy has done its service.
+        let _ = dir.map(fs::remove_dir_all);
+        Ok(())
     }
 }
 
@@ -189,8 +189,10 @@ mod tests {
         fs::write(&target, "vcpu = 1\n").unwrap();
         file::set_mode(&target, 0o604).unwrap();
         symlink(&target, &file).unwrap();
-        let edited = Edited::begin(&file, 7).unwrap();
-        assert_eq!(names(&git), [".qvm-7-web.txt", "web.txt"]);
+        let edited = Edited::begin(&file).unwrap();
+        let [beside, own] = &names(&git)[..] else { panic!("{:?}", names(&git)) };
+        assert!(beside.starts_with(DIRECTORY) && own == "web.txt", "{beside}");
+        assert_eq!(edited.copy(), git.join(beside).join("web.txt"), "editors know the language");
         assert!(edited.is_unchanged().unwrap());
         assert!(edited.check().is_ok());
         fs::write(edited.copy(), "vcpu = 2\n").unwrap();
@@ -207,14 +209,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("web.toml");
         fs::write(&file, "vcpu = 1\n").unwrap();
-        let edited = Edited::begin(&file, 7).unwrap();
+        let edited = Edited::begin(&file).unwrap();
         fs::write(edited.copy(), "vcpu = 2\n").unwrap();
         fs::write(&file, "vcpu = 3\n").unwrap();
         let refused = edited.finish().unwrap_err();
-        assert!(refused.hint().unwrap().contains(".qvm-7-web.toml"), "{refused}");
+        let Error::Changed { copy, .. } = &refused else { panic!("{refused}") };
+        assert!(refused.hint().unwrap().contains(&*copy.to_string_lossy()), "{refused}");
         assert_eq!(fs::read_to_string(&file).unwrap(), "vcpu = 3\n");
-        let kept = fs::read_to_string(dir.path().join(".qvm-7-web.toml")).unwrap();
-        assert_eq!(kept, "vcpu = 2\n");
+        assert_eq!(fs::read_to_string(copy).unwrap(), "vcpu = 2\n");
     }
 
     #[test]
@@ -222,12 +224,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("web.toml");
         fs::write(&file, "vcpu = 1\n").unwrap();
-        let edited = Edited::begin(&file, 7).unwrap();
+        let edited = Edited::begin(&file).unwrap();
         fs::remove_file(edited.copy()).unwrap();
         fs::create_dir(edited.copy()).unwrap();
         let refused = edited.finish().unwrap_err();
         let told = crate::value::chain(&refused);
-        assert!(told.contains(".qvm-7-web.toml` and not in its place: cannot rename to"), "{told}");
+        assert!(told.contains("/web.toml` and not in its place: cannot "), "{told}");
+        let Error::Kept { copy, .. } = &refused else { panic!("{refused}") };
+        assert!(copy.exists());
         assert_eq!(fs::read_to_string(&file).unwrap(), "vcpu = 1\n");
     }
 
@@ -237,7 +241,7 @@ mod tests {
         let file = dir.path().join("web.toml");
         fs::write(&file, "vcpu = 1\n").unwrap();
         fs::write(dir.path().join("db.toml"), "forward = [\"2222:22\"]\n").unwrap();
-        let edited = Edited::begin(&file, 7).unwrap();
+        let edited = Edited::begin(&file).unwrap();
         fs::write(edited.copy(), "forward = [\"2222:22\"]\n").unwrap();
         let problem = edited.check().unwrap_err().to_string();
         assert!(problem.contains("web.toml:1: forward: ") && problem.contains("`db`"), "{problem}");
@@ -251,7 +255,7 @@ mod tests {
     #[test]
     fn what_cannot_be_edited() {
         let dir = tempfile::tempdir().unwrap();
-        let begin = |name: &str| Edited::begin(&dir.path().join(name), 7).unwrap_err();
+        let begin = |name: &str| Edited::begin(&dir.path().join(name)).unwrap_err();
         assert!(matches!(begin("none.toml"), Error::Missing(_)));
         symlink("nowhere", dir.path().join("lost.toml")).unwrap();
         assert!(matches!(begin("lost.toml"), Error::Lost(..)));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     admission::Step,
@@ -81,6 +81,8 @@ pub(super) enum Fact {
     },
     /// What the guest has, in bytes.
     Memory(u64, u64),
+    /// QEMU has accepted this target for the guest's memory, in bytes; whoever asked for it waits.
+    MemoryTarget(u64, u64, oneshot::Sender<Result<(), Refusal>>),
     /// The vCPUs' threads could not be bound to their CPUs, and why.
     NotPinned(u64, String),
     /// What became of changes to the running machine.

@@ -108,7 +108,8 @@ impl Supervisor {
         if self.adopting && self.went_meanwhile() {
             return;
         }
-        if not.fault == Fault::Vm && self.not_restored(&not.why) {
+        // A launch that was canceled says nothing about the saved state.
+        if !self.cancel.is_set() && not.fault == Fault::Vm && self.not_restored(&not.why) {
             return;
         }
         // An adopted QEMU that does not answer may still hold its guest: its record stays.

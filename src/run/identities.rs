@@ -2,14 +2,17 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, OpenOptions},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
-    path::PathBuf,
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
 };
 
 use serde::de::Error as _;
 
-use super::adopt::{self, Found};
+use super::{
+    adopt::{self, Found},
+    identity_lock::{self, IdentityLock, Waiter},
+};
 use crate::{
     host::file,
     plan::{
@@ -51,12 +54,24 @@ pub enum Error {
     /// It cannot be written.
     #[error("cannot write the identity as TOML")]
     Encode(#[from] toml::ser::Error),
+    /// Another process changes identities.
+    #[error(transparent)]
+    Lock(#[from] identity_lock::Error),
 }
 
 impl Error {
     /// The host is at fault, and not the VM.
     pub fn is_the_hosts(&self) -> bool {
-        matches!(self, Self::File(error) if error.is_the_hosts())
+        match self {
+            Self::File(error) => error.is_the_hosts(),
+            Self::Lock(error) => error.is_the_hosts(),
+            Self::Content { .. } | Self::NoUser(_) | Self::Encode(_) => false,
+        }
+    }
+
+    /// The work was called off.
+    pub fn is_canceled(&self) -> bool {
+        matches!(self, Self::Lock(identity_lock::Error::Canceled))
     }
 
     /// The way out.
@@ -70,6 +85,7 @@ impl Error {
             ),
             Self::NoUser(_) => Some("make `uidRange` in the host's settings larger".into()),
             Self::Encode(_) => None,
+            Self::Lock(error) => error.hint(),
         }
     }
 }
@@ -102,7 +118,69 @@ pub fn write(paths: &VmPaths, identity: &Identity) -> Result<(), Error> {
     Ok(file::write(&paths.identity(), toml::to_string(identity)?.as_bytes(), 0o600)?)
 }
 
-/// A new identity, on a machine of this type.
+/// The identity of a VM, with an address for each of its NICs and, where `wants_user`, a user that no other VM has. What was
+/// missing is chosen and written under the identities' lock: two VMs that choose at once would find the same one free, and of two
+/// changes of one identity the earlier would be lost.
+///
+/// # Errors
+/// It cannot be read or written, no user is free, or another process holds the lock.
+pub fn ensure(
+    means: &Means,
+    vm: &Vm,
+    machine: &str,
+    wants_user: bool,
+    waiter: Waiter<'_>,
+) -> Result<Identity, Error> {
+    let paths = means.layout.vm(&vm.name);
+    if let Some(identity) = read(&paths)?
+        && !wants_user
+        && !identity.lacks_macs(vm)
+    {
+        return Ok(identity);
+    }
+    let lock = IdentityLock::acquire(&means.layout, waiter)?;
+    let (mut identity, mut changed) = match read(&paths)? {
+        None => (new(means, vm, machine)?, true),
+        Some(mut identity) => {
+            let changed = identity.lacks_macs(vm);
+            if changed {
+                complete(&mut identity, means, vm)?;
+            }
+            (identity, changed)
+        }
+    };
+    if wants_user {
+        changed |= choose_user(&mut identity, &means.layout, &vm.name, &lock)?;
+    }
+    if changed {
+        write(&paths, &identity)?;
+    }
+    Ok(identity)
+}
+
+/// Changes an identity that is kept, under the identities' lock; `None` where there is none.
+///
+/// # Errors
+/// It cannot be read or written, or another process holds the lock.
+pub fn change<T>(
+    layout: &Layout,
+    paths: &VmPaths,
+    waiter: Waiter<'_>,
+    change: impl FnOnce(&mut Identity) -> T,
+) -> Result<Option<T>, Error> {
+    let _lock = IdentityLock::acquire(layout, waiter)?;
+    // What a change that was killed left; a VM that is not started again would keep it.
+    file::remove_abandoned_beside(&paths.identity());
+    let Some(before) = read(paths)? else { return Ok(None) };
+    let mut after = before.clone();
+    let done = change(&mut after);
+    if after != before {
+        write(paths, &after)?;
+    }
+    Ok(Some(done))
+}
+
+/// A new identity, on a machine of this type. Whoever writes it holds the identities' lock, or only shows it.
 ///
 /// # Errors
 /// The directory of all VMs' state cannot be read.
@@ -124,21 +202,20 @@ pub fn complete(identity: &mut Identity, means: &Means, vm: &Vm) -> Result<(), f
     Ok(())
 }
 
-/// Sees to it that a VM has a user of the host's range that no other VM has; whether it is given one, and that is written. One start
-/// at a time: two VMs would find the same one free.
+/// Gives a VM a user of the host's range that no other VM has, unless it has one; whether its identity is to be written for that.
 ///
 /// # Errors
-/// None is free; or the identity cannot be written.
-pub fn ensure_user(identity: &mut Identity, layout: &Layout, vm: &VmName) -> Result<bool, Error> {
+/// None is free; or the directory of all VMs' state, or of what runs, cannot be read.
+fn choose_user(
+    identity: &mut Identity,
+    layout: &Layout,
+    vm: &VmName,
+    _lock: &IdentityLock,
+) -> Result<bool, Error> {
     // That they are not valid was told before anything was begun. No VM loses its user by that.
     let settings = HostSettings::load(&layout.host_settings());
     let (range, is_known) =
         settings.map_or_else(|_| (UidRange::default(), false), |found| (found.uid_range, true));
-    let path = layout.uids_lock();
-    let on = |doing| file::Error::on(doing, &path);
-    let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
-    let lock = lock.map_err(on("open"))?;
-    fs2::FileExt::lock_exclusive(&lock).map_err(on("lock"))?;
     let taken = users_of_others(layout, vm)?;
     let lost = match identity.uid {
         Some(uid) if is_known && !range.contains(uid) => {
@@ -152,7 +229,6 @@ pub fn ensure_user(identity: &mut Identity, layout: &Layout, vm: &VmName) -> Res
     };
     let uid = free_uid(range, &taken.into_keys().collect()).ok_or(Error::NoUser(range))?;
     identity.uid = Some(uid);
-    write(&layout.vm(vm), identity)?;
     if let Some(why) = lost {
         tracing::warn!("{why}: QEMU is user {uid} from now on");
     }
@@ -199,17 +275,24 @@ fn kept_uid(identity: &str) -> Option<u32> {
 
 /// The VMs that directories are named after.
 fn names(dirs: Vec<PathBuf>) -> impl Iterator<Item = VmName> {
-    dirs.into_iter().filter_map(|dir| dir.file_name()?.to_str()?.parse().ok())
+    dirs.into_iter().filter_map(|dir| named(&dir))
 }
 
-/// The identities of the other VMs, as far as they can be read: what is wrong with one is told when it is started.
+fn named(dir: &Path) -> Option<VmName> {
+    dir.file_name()?.to_str()?.parse().ok()
+}
+
+/// The identities of the other VMs, also of those that are being made, as far as they can be read: what is wrong with one is told
+/// when it is started.
 ///
 /// # Errors
 /// The directory of all VMs' state cannot be read.
 pub fn others(layout: &Layout, own: &VmName) -> Result<Vec<(VmName, Identity)>, file::Error> {
     let mut others = Vec::new();
-    for name in names(file::list(&layout.vm_states())?) {
-        let text = fs::read_to_string(layout.vm(&name).identity());
+    for dir in file::list(&layout.vm_states())? {
+        let Some(name) = named(&dir).or_else(|| Layout::drafted(&dir)) else { continue };
+        let paths = VmPaths { state: dir, ..layout.vm(&name) };
+        let text = fs::read_to_string(paths.identity());
         if let (Some(other), false) =
             (text.ok().and_then(|t| toml::from_str(&t).ok()), name == *own)
         {
@@ -221,8 +304,123 @@ pub fn others(layout: &Layout, own: &VmName) -> Result<Vec<(VmName, Identity)>, 
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
+
     use super::*;
-    use crate::value::chain;
+    use crate::{
+        plan::identity::derived_mac,
+        run::progress::Cancel,
+        value::{Label, chain},
+    };
+
+    fn layout(dir: &Path) -> Layout {
+        let [config, state, runtime] = ["c", "s", "r"].map(|place| dir.join(place));
+        Layout { config, state, runtime }
+    }
+
+    fn vm(name: &VmName, text: &str) -> Vm {
+        crate::spec::read(name, Path::new("/x.toml"), text, &mut |path| fs::read(path)).unwrap()
+    }
+
+    /// Two names whose first NIC gets the same address where no other VM counts.
+    fn colliding_names() -> [VmName; 2] {
+        let mut seen = BTreeMap::new();
+        for number in 0.. {
+            let name: VmName = format!("v{number}").parse().unwrap();
+            let mac = derived_mac("host", &name, &Label::net(), &BTreeSet::new());
+            if let Some(earlier) = seen.insert(mac, name.clone()) {
+                return [earlier, name];
+            }
+        }
+        unreachable!()
+    }
+
+    #[test]
+    fn two_first_starts_at_once_choose_different_addresses() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = layout(dir.path());
+        let uuid = || "7e0f3c52-4f2b-4b7e-9a34-0c5d0a1b2c3d".to_owned();
+        let means = Means { layout: layout.clone(), host_id: "host".into(), uuid };
+        let names = colliding_names();
+        let vms = names.clone().map(|name| vm(&name, "[image]\npath = \"/x\"\n"));
+        for _ in 0..20 {
+            for name in &names {
+                let _ = fs::remove_dir_all(layout.vm(name).state);
+                fs::create_dir_all(layout.vm(name).state).unwrap();
+            }
+            let together = Barrier::new(2);
+            let made = std::thread::scope(|scope| {
+                let (together, means) = (&together, &means);
+                let starts = vms.each_ref().map(|vm| {
+                    scope.spawn(move || {
+                        let cancel = Cancel::default();
+                        let waiter = Waiter { cancel: &cancel, say: &|_| {} };
+                        together.wait();
+                        ensure(means, vm, "pc-q35-10.0", false, waiter).unwrap()
+                    })
+                });
+                starts.map(|start| start.join().unwrap())
+            });
+            let [one, other] = made.each_ref().map(|identity| identity.macs.values().next());
+            assert!(one.is_some() && one != other, "{one:?} twice");
+            let kept = names.each_ref().map(|name| read(&layout.vm(name)).unwrap().unwrap());
+            assert_eq!(kept, made);
+        }
+    }
+
+    #[test]
+    fn an_address_in_a_draft_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = layout(dir.path());
+        let draft = layout.draft(&"copy".parse().unwrap());
+        fs::create_dir_all(&draft.state).unwrap();
+        let identity = "uuid = \"1\"\ninstanceId = \"i\"\nmachine = \"m\"\n";
+        fs::write(draft.identity(), identity).unwrap();
+        let seen = others(&layout, &"web".parse().unwrap()).unwrap();
+        assert_eq!(seen[0].0.as_str(), "copy");
+        assert!(others(&layout, &"copy".parse().unwrap()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn changes_at_once_lose_nothing() {
+        const THREADS: usize = 4;
+        const CHANGES: usize = 15;
+        let dir = tempfile::tempdir().unwrap();
+        let layout = layout(dir.path());
+        let paths = layout.vm(&"web".parse().unwrap());
+        fs::create_dir_all(&paths.state).unwrap();
+        let identity = Identity {
+            uuid: "7e0f3c52-4f2b-4b7e-9a34-0c5d0a1b2c3d".into(),
+            instance_id: "iid-web-0".into(),
+            machine: "pc-q35-10.0".into(),
+            macs: Default::default(),
+            hostname: None,
+            uid: None,
+        };
+        write(&paths, &identity).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let (layout, paths) = (&layout, &paths);
+                scope.spawn(move || {
+                    let cancel = Cancel::default();
+                    let waiter = Waiter { cancel: &cancel, say: &|_| {} };
+                    for nr in 0..CHANGES {
+                        let nic: Label = format!("n{thread}-{nr}").parse().unwrap();
+                        let done = change(layout, paths, waiter, |identity| {
+                            // As a reseed does, and as a NIC that is plugged in.
+                            identity.instance_id = format!("iid-web-{thread}-{nr}");
+                            identity.macs.insert(nic, MacAddr::local([thread as u8, nr as u8, 0]));
+                        });
+                        done.unwrap().unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(read(&paths).unwrap().unwrap().macs.len(), THREADS * CHANGES);
+        let nobody = layout.vm(&"nobody".parse().unwrap());
+        let waiter = Waiter { cancel: &Cancel::default(), say: &|_| {} };
+        assert!(change(&layout, &nobody, waiter, |_| ()).unwrap().is_none());
+    }
 
     #[test]
     fn what_a_bad_disk_made_of_an_identity_does_not_come_to_the_command_line() {
@@ -260,27 +458,31 @@ mod tests {
         for vm in [&web, &db] {
             fs::create_dir_all(layout.vm(vm).state).unwrap();
         }
-        assert!(ensure_user(&mut identity, &layout, &web).unwrap());
+        let cancel = Cancel::default();
+        let waiter = Waiter { cancel: &cancel, say: &|_| {} };
+        let lock = IdentityLock::acquire(&layout, waiter).unwrap();
+        let choose = |identity: &mut Identity, vm| choose_user(identity, &layout, vm, &lock);
+        assert!(choose(&mut identity, &web).unwrap());
         let range = UidRange::default();
         assert_eq!(identity.uid, Some(range.first()));
         // The link that leads to the state as long as that has the old name.
         std::os::unix::fs::symlink("web", layout.vm(&www).state).unwrap();
         for name in [&web, &www] {
-            assert!(!ensure_user(&mut identity, &layout, name).unwrap());
+            assert!(!choose(&mut identity, name).unwrap());
         }
         // Another's, whatever else its identity tells.
         let uid = range.first() + 1;
         fs::write(layout.vm(&db).identity(), format!("future = 1\nuid = {uid}\n")).unwrap();
         identity.uid = Some(uid);
-        assert!(ensure_user(&mut identity, &layout, &www).unwrap());
+        assert!(choose(&mut identity, &www).unwrap());
         assert_eq!(identity.uid, Some(range.first()));
         // Of settings that are not valid no range is known, and nobody loses anything by it.
         identity.uid = Some(5000);
         fs::create_dir_all(&layout.config).unwrap();
         fs::write(layout.host_settings(), "uidRange = \"0-1\"\n").unwrap();
-        assert!(!ensure_user(&mut identity, &layout, &www).unwrap());
+        assert!(!choose(&mut identity, &www).unwrap());
         fs::write(layout.host_settings(), format!("uidRange = \"{uid}-{uid}\"\n")).unwrap();
-        let error = ensure_user(&mut identity, &layout, &www).unwrap_err();
+        let error = choose(&mut identity, &www).unwrap_err();
         assert!(matches!(error, Error::NoUser(_)), "{error}");
     }
 }

@@ -75,7 +75,8 @@ pub(super) struct Intake {
     unpacking: Option<Unpacking>,
     /// What came before the compression was known.
     head: Option<Vec<u8>>,
-    unpacked: PathBuf,
+    /// Where compressed bytes are unpacked to; nowhere where only the digest is asked for.
+    unpacked: Option<PathBuf>,
 }
 
 /// What a pass gave. The unpacked file comes with its own SHA-256.
@@ -86,8 +87,9 @@ pub(super) struct Taken {
 }
 
 impl Intake {
-    /// Begins; the digest is by `algorithm`, unpacked bytes go to `unpacked`.
-    pub(super) fn begin(algorithm: Algorithm, unpacked: PathBuf) -> Result<Self, Error> {
+    /// Begins; the digest is by `algorithm`, unpacked bytes go to `unpacked`, which nobody else writes: the caller holds the
+    /// image's lock.
+    pub(super) fn begin(algorithm: Algorithm, unpacked: Option<PathBuf>) -> Result<Self, Error> {
         let digest = Digesting::begin(algorithm).map_err(Error::Thread)?;
         Ok(Self { digest, unpacking: None, head: Some(Vec::new()), unpacked })
     }
@@ -138,8 +140,10 @@ impl Intake {
 
     fn decide(&mut self) -> Result<(), Error> {
         let head = self.head.take().unwrap_or_default();
-        if let Some(kind) = Compression::of(&head) {
-            let unpacking = Unpacking::begin(kind, &self.unpacked)?;
+        if let Some(kind) = Compression::of(&head)
+            && let Some(unpacked) = &self.unpacked
+        {
+            let unpacking = Unpacking::begin(kind, unpacked)?;
             unpacking.take(Arc::new(head));
             self.unpacking = Some(unpacking);
         }
@@ -153,7 +157,10 @@ impl Intake {
         }
         let unpacked = match self.unpacking.take() {
             None => Ok(None),
-            Some(unpacking) => unpacking.end().map(|content| Some((self.unpacked, content))),
+            Some(unpacking) => {
+                let unpacked = unpacking.path.clone();
+                unpacking.end().map(|content| Some((unpacked, content)))
+            }
         };
         let digest = self.digest.end().ok_or(Error::Lost)?;
         Ok(Taken { digest, unpacked })

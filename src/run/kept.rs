@@ -70,7 +70,7 @@ impl Error {
 /// A directory cannot be read.
 pub fn files(paths: &VmPaths) -> Result<Vec<(PathBuf, u64)>, Error> {
     let mut found = Vec::new();
-    for path in [paths.state.clone(), file::temporary(&paths.state)] {
+    for path in [paths.state.clone(), paths.state_being_removed()] {
         collect(&path, &mut found).map_err(|source| Error::Io { doing: "list", path, source })?;
     }
     Ok(found)
@@ -142,7 +142,7 @@ impl Held<'_> {
         }
         let on = |source| Error::Io { doing: "remove", path: state.clone(), source };
         // What an earlier removal has left would be in the way.
-        let going = file::temporary(state);
+        let going = self.paths.state_being_removed();
         file::remove_tree(&going)?;
         match state.symlink_metadata() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

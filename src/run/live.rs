@@ -41,6 +41,10 @@ impl Drop for Applying {
     }
 }
 
+fn answer(askers: Vec<Asker>, said: &Result<(), Refusal>) {
+    askers.into_iter().for_each(|asker| drop(asker.send(said.clone())));
+}
+
 /// What became of each change.
 pub(super) type Applied = Vec<(Change, Result<Outcome, String>)>;
 
@@ -94,8 +98,8 @@ impl Supervisor {
     /// Takes down what was done, and tells what was not.
     pub(super) fn applied(&mut self, results: Applied) {
         let Some(mut applying) = self.applying.take() else { return };
-        let (askers, again) =
-            (std::mem::take(&mut applying.askers), std::mem::take(&mut applying.again));
+        let mut askers = std::mem::take(&mut applying.askers);
+        let again = std::mem::take(&mut applying.again);
         self.live_notes.clear();
         let mut asked = vec![];
         for (change, result) in results {
@@ -115,9 +119,10 @@ impl Supervisor {
         drop(applying);
         self.reread();
         if !again.is_empty() {
+            askers.extend(again);
             self.apply_live(None);
             if let Some(applying) = &mut self.applying {
-                applying.askers.extend(askers.into_iter().chain(again));
+                applying.askers.extend(askers);
                 return;
             }
         }
@@ -159,7 +164,14 @@ impl Supervisor {
         let (client, facts, generation) =
             (qemu.client.clone(), self.facts.clone(), self.generation);
         tokio::spawn(async move {
-            let Ok(there) = client.devices(QMP_LIMIT).await else { return };
+            let there = match client.devices(QMP_LIMIT).await {
+                Ok(there) => there,
+                Err(error) => {
+                    let why = format!("cannot list the devices of QEMU: {}", chain(&error));
+                    answer(askers, &Err(Refusal::Failed(why)));
+                    return;
+                }
+            };
             let is_gone = |change: &Change| match change {
                 Change::RemoveDisk(name) => !there.contains(&device::disk_id(name)),
                 Change::RemoveNic(name) => !there.contains(&device::nic_id(name)),
@@ -171,7 +183,7 @@ impl Supervisor {
             }
             let held = asked.into_iter().filter(|change| !is_gone(change)).collect();
             let _ = facts.send(Fact::LetGo(generation, gone, held)).await;
-            askers.into_iter().for_each(|asker| drop(asker.send(Ok(()))));
+            answer(askers, &Ok(()));
         });
     }
 

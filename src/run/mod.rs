@@ -31,6 +31,7 @@ mod freeze;
 mod hear;
 pub mod holder;
 pub mod identities;
+pub mod identity_lock;
 pub mod image;
 pub mod image_cache;
 pub mod in_guest;

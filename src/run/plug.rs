@@ -3,8 +3,10 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{
-    Settings, identities, isolate, launch,
-    prepare::{self, facts_of, identity_of},
+    Settings, identities,
+    identity_lock::Waiter,
+    isolate, launch,
+    prepare::{self, facts_of},
     progress::Cancel,
     supervise::QMP_LIMIT,
     taps,
@@ -184,7 +186,7 @@ impl Machine {
             return Err(Error::ShutOff);
         }
         let name = nic.name.clone();
-        let mac = self.blocking(move |settings, vm, _| mac_of(settings, vm, &name));
+        let mac = self.blocking(move |settings, vm, cancel| mac_of(settings, vm, &name, cancel));
         let (mac, vhost_net) = mac.await?;
         let position = self.vm.nics.iter().position(|other| other.name == nic.name);
         let at_start = position.map(device::nic_place);
@@ -232,7 +234,8 @@ impl Machine {
     async fn filter(&self, nic: &Nic) -> Result<(), Error> {
         let Some(tap) = tap(&self.vm.name, nic) else { return Ok(()) };
         let name = nic.name.clone();
-        let mac = self.blocking(move |settings, vm, _| mac_of(settings, vm, &name)).await?.0;
+        let mac = self.blocking(move |settings, vm, cancel| mac_of(settings, vm, &name, cancel));
+        let mac = mac.await?.0;
         let macs = mac.into_iter().map(|mac| (nic.name.clone(), mac)).collect();
         Ok(taps::filter(&self.settings.network, &tap, &macs).await?)
     }
@@ -312,12 +315,12 @@ fn mac_of(
     settings: &Settings,
     vm: &Vm,
     name: &Label,
+    cancel: &Cancel,
 ) -> Result<(Option<MacAddr>, bool), prepare::Error> {
     let facts = facts_of(settings)?;
-    let (identity, changed) = identity_of(settings, vm, &facts)?;
-    if changed {
-        identities::write(&settings.paths(), &identity)?;
-    }
+    let waiter = Waiter { cancel, say: &|text| tracing::info!("{text}") };
+    let machine = &facts.qemu.machine;
+    let identity = identities::ensure(&settings.means(), vm, machine, false, waiter)?;
     let nic = vm.nics.iter().find(|nic| nic.name == *name);
     let mac = nic.and_then(|nic| nic.mac).or_else(|| identity.macs.get(name).copied());
     let bridged = nic.is_some_and(|nic| matches!(nic.link, Link::Bridge { .. }));

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::{
     Settings, disk, identities,
+    identity_lock::Waiter,
     image::{Patience, Tools},
     progress::{At, Cancel, Progress, line},
     within_reach::{self, Closed},
@@ -62,7 +63,7 @@ pub enum Error {
     File(#[from] file::Error),
     /// identity.toml.
     #[error(transparent)]
-    Identity(#[from] identities::Error),
+    Identity(identities::Error),
     /// The guest was made on a later QEMU.
     #[error(
         "this VM has the machine type `{machine}`, which `{}` does not know: it is QEMU {}",
@@ -94,6 +95,12 @@ pub enum Error {
     /// Somebody wants it to end.
     #[error("cancelled")]
     Cancelled,
+}
+
+impl From<identities::Error> for Error {
+    fn from(error: identities::Error) -> Self {
+        if error.is_canceled() { Self::Cancelled } else { Self::Identity(error) }
+    }
 }
 
 impl Error {
@@ -143,39 +150,50 @@ pub fn facts_of(settings: &Settings) -> Result<Facts, probe::Error> {
         qemu: settings.qemu.as_deref(),
         path: settings.search_path.as_deref(),
         cache: &cache,
+        write: write_facts,
         root: &settings.root,
         deadline: probe::DEADLINE,
     }
     .facts()
 }
 
-/// The VM's identity as it is, or as it would be made.
+/// Replaces the cache of what QEMU said, for [`Probe::write`]. It is not synced: what a power cut leaves of it, the next probe
+/// ignores.
+///
+/// # Errors
+/// Its directory is not there, or cannot be written.
+pub fn write_facts(cache: &Path, json: &[u8]) -> std::io::Result<()> {
+    file::remove_abandoned_beside(cache);
+    file::write_volatile(cache, json, 0o600).map_err(file::Error::into_io)
+}
+
+/// The VM's identity as it is, or as it would be made; nothing is written.
 ///
 /// # Errors
 /// There is one, and it cannot be read.
-pub fn identity_of(settings: &Settings, vm: &Vm, facts: &Facts) -> Result<(Identity, bool), Error> {
+pub fn identity_of(settings: &Settings, vm: &Vm, facts: &Facts) -> Result<Identity, Error> {
     let Some(mut identity) = identities::read(&settings.paths())? else {
-        return Ok((identities::new(&settings.means(), vm, &facts.qemu.machine)?, true));
+        return Ok(identities::new(&settings.means(), vm, &facts.qemu.machine)?);
     };
-    let changed = identity.lacks_macs(vm);
-    if changed {
+    if identity.lacks_macs(vm) {
         identities::complete(&mut identity, &settings.means(), vm)?;
     }
-    Ok((identity, changed))
+    Ok(identity)
 }
 
 /// Gives the VM a new instance-id: at the next boot from its seed cloud-init takes the guest for a new one. The old and the new one;
 /// `None` where there is no identity yet.
 ///
 /// # Errors
-/// The identity cannot be read or written.
-pub fn renew_instance(settings: &Settings) -> Result<Option<(String, String)>, Error> {
-    let paths = settings.paths();
-    let Some(mut identity) = identities::read(&paths)? else { return Ok(None) };
+/// The identity cannot be read or written, or another process holds the identities' lock.
+pub fn renew_instance(
+    settings: &Settings,
+    waiter: Waiter<'_>,
+) -> Result<Option<(String, String)>, identities::Error> {
     let new = Identity::instance(&settings.name, &(settings.uuid)());
-    let old = std::mem::replace(&mut identity.instance_id, new.clone());
-    identities::write(&paths, &identity)?;
-    Ok(Some((old, new)))
+    identities::change(&settings.layout, &settings.paths(), waiter, |identity| {
+        (std::mem::replace(&mut identity.instance_id, new.clone()), new)
+    })
 }
 
 /// The firmware that the VM file asks for.
@@ -251,15 +269,15 @@ pub fn prepare(
     let facts = facts_of(settings)?;
     let (accel, warning) = facts::accelerator(vm.accel, &facts.kvm)?;
     let mut notes: Vec<String> = warning.into_iter().collect();
-    let (mut identity, changed) = identity_of(settings, &vm, &facts)?;
-    if facts.qemu.is_older_than(&identity.machine) {
-        return Err(Error::OlderQemu { machine: identity.machine, qemu: facts.qemu });
+    if let Some(Identity { machine, .. }) = identities::read(&paths)?
+        && facts.qemu.is_older_than(&machine)
+    {
+        return Err(Error::OlderQemu { machine, qemu: facts.qemu });
     }
     let wants_user = vm.isolation != Isolation::Off && settings.scope == Scope::System;
-    let written = wants_user && identities::ensure_user(&mut identity, &settings.layout, &vm.name)?;
-    if changed && !written {
-        identities::write(&paths, &identity)?;
-    }
+    let waiter = Waiter { cancel, say: &|text| say(text) };
+    let machine = &facts.qemu.machine;
+    let identity = identities::ensure(&settings.means(), &vm, machine, wants_user, waiter)?;
     let firmware = firmware_of(settings, &vm, &facts, &identity.machine)?;
     let mut disks = vec![];
     for wanted in &vm.disks {

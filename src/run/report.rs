@@ -4,6 +4,7 @@ use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::{
+    fact::Fact,
     freeze::Why,
     supervise::{AGENT_LIMIT, QMP_LIMIT, Supervisor},
 };
@@ -112,13 +113,29 @@ impl Supervisor {
             let _ = reply.send(Err(Refusal::BadValue(why)));
             return;
         }
-        let client = qemu.client.clone();
-        self.memory_target = Some(bytes);
+        let (client, facts, generation) =
+            (qemu.client.clone(), self.facts.clone(), self.generation);
         tokio::spawn(async move {
-            let set = client.balloon(bytes, QMP_LIMIT).await;
-            let _ = reply
-                .send(set.map_err(|e| Refusal::Failed(format!("cannot set the balloon: {e}"))));
+            match client.balloon(bytes, QMP_LIMIT).await {
+                Ok(()) => {
+                    let _ = facts.send(Fact::MemoryTarget(generation, bytes, reply)).await;
+                }
+                Err(error) => {
+                    let why = format!("cannot set the balloon: {error}");
+                    let _ = reply.send(Err(Refusal::Failed(why)));
+                }
+            }
         });
+    }
+
+    /// QEMU has accepted a target for the guest's memory: whoever asked is answered once the status shows it.
+    pub(super) fn memory_target_set(
+        &mut self,
+        bytes: u64,
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    ) {
+        self.memory_target = Some(bytes);
+        let _ = reply.send(Ok(()));
     }
 
     fn exec(

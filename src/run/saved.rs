@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -30,9 +30,8 @@ pub enum Error {
 /// A state that is being written. Dropped before its end, it leaves nothing.
 #[derive(Debug)]
 pub struct Writing {
-    temporary: PathBuf,
+    temporary: file::Temporary,
     path: PathBuf,
-    done: bool,
 }
 
 impl Writing {
@@ -41,29 +40,18 @@ impl Writing {
     /// # Errors
     /// It cannot be written.
     pub fn begin(path: &Path, head: &Saved) -> Result<(Self, File), Error> {
-        let temporary = file::temporary(path);
-        let mut to = file::create(&temporary)?;
-        let writing = Self { temporary, path: path.to_owned(), done: false };
-        to.write_all(&head.head()).map_err(file::Error::on("write", &writing.temporary))?;
-        Ok((writing, to))
+        let temporary = file::Temporary::beside(path)?;
+        temporary.fill(path, &head.head())?;
+        let to = temporary.file().try_clone().map_err(file::Error::on("write", path))?;
+        Ok((Self { temporary, path: path.to_owned() }, to))
     }
 
     /// What is written counts from now on.
     ///
     /// # Errors
     /// It cannot be renamed.
-    pub fn commit(mut self) -> Result<(), Error> {
-        file::commit(&self.temporary, &self.path)?;
-        self.done = true;
-        Ok(())
-    }
-}
-
-impl Drop for Writing {
-    fn drop(&mut self) {
-        if !self.done {
-            let _ = file::remove(&self.temporary);
-        }
+    pub fn commit(self) -> Result<(), Error> {
+        Ok(self.temporary.replace(&self.path, 0o600)?)
     }
 }
 
@@ -102,6 +90,8 @@ pub fn remove(path: &Path) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     #[test]

@@ -1,7 +1,8 @@
 //! The way to a QEMU: one that an earlier supervisor left, a saved state, or a preparation from the beginning.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
+use tokio::task::AbortHandle;
 use tracing::{info, warn};
 
 use super::{
@@ -14,11 +15,34 @@ use super::{
     supervise::{Left, START_STEP, Supervisor},
 };
 use crate::{
-    host::file,
+    host::{file, pidfd},
     life::{self, Gone, State},
+    plan::layout::VmPaths,
     spec,
     value::chain,
 };
+
+/// The task of a start; aborted, it does no more.
+#[derive(Debug)]
+pub(super) enum Starting {
+    /// It waits until the VM may start.
+    Admission(AbortHandle),
+    /// It launches a QEMU process or adopts one. Its end is reported by `Fact::Launched`, also when it is aborted.
+    Qemu(AbortHandle),
+}
+
+/// How long a killed QEMU process may take to be gone; one that waits for storage is not, and keeps its record.
+const KILLED_WITHIN: Duration = Duration::from_secs(5);
+
+/// Kills the QEMU process of a launch that was given up, and waits until it is gone.
+async fn end_launched(paths: &VmPaths) {
+    if let Found::Alive(process, _) = adopt::find(paths) {
+        let _ = process.signal(pidfd::Signal::KILL);
+        if tokio::time::timeout(KILLED_WITHIN, process.wait()).await.is_err() {
+            warn!("QEMU (pid {}) was killed and does not end; its record stays", process.pid());
+        }
+    }
+}
 
 impl Supervisor {
     /// Takes over a QEMU of an earlier supervisor, or begins to prepare.
@@ -94,12 +118,24 @@ impl Supervisor {
     where
         F: Future<Output = Result<Qemu, launch::Error>> + Send + 'static,
     {
+        let task = tokio::spawn(work);
+        self.starting = Some(Starting::Qemu(task.abort_handle()));
         let facts = self.facts.clone();
-        let task = tokio::spawn(async move {
-            let result = work.await.map_err(|e| NotBegun::new(&e, e.hint(), e.is_the_hosts()));
+        let paths = (!self.adopting).then(|| self.paths.clone());
+        tokio::spawn(async move {
+            let result = match task.await {
+                Ok(result) => result.map_err(|e| NotBegun::new(&e, e.hint(), e.is_the_hosts())),
+                Err(ended) => {
+                    // An adopted QEMU goes on, and is found again.
+                    if let Some(paths) = paths {
+                        end_launched(&paths).await;
+                    }
+                    let fault = if ended.is_cancelled() { Fault::Vm } else { Fault::Host };
+                    Err(NotBegun { why: "canceled".into(), fault })
+                }
+            };
             let _ = facts.send(Fact::Launched(Box::new(result))).await;
         });
-        self.starting = Some(task.abort_handle());
     }
 
     /// Goes on from a saved state, if there is one; else prepares as the VM file says.

@@ -34,6 +34,7 @@ use super::{
     ready::{Awaiting, policy},
     record,
     room::Room,
+    set_out::Starting,
     taps::Taps,
 };
 pub use super::{error::Left, fact::Fault};
@@ -229,7 +230,8 @@ pub(super) struct Supervisor {
     /// What the guest has, in bytes, as QEMU last told.
     pub(super) memory_actual: Option<u64>,
     pub(super) watching: Option<Watching>,
-    pub(super) starting: Option<AbortHandle>,
+    /// The task of the start that is under way.
+    pub(super) starting: Option<Starting>,
     /// Finds out whether the guest is ready.
     pub(super) awaiting: Option<Awaiting>,
     /// What is starting is a QEMU of an earlier supervisor.
@@ -313,6 +315,9 @@ impl Supervisor {
             Fact::Memory(generation, bytes) if generation == self.generation => {
                 self.memory_actual = Some(bytes);
             }
+            Fact::MemoryTarget(generation, bytes, reply) if generation == self.generation => {
+                self.memory_target_set(bytes, reply);
+            }
             Fact::NotPinned(generation, why) if generation == self.generation => {
                 self.not_pinned(&why);
             }
@@ -345,6 +350,7 @@ impl Supervisor {
             | Fact::ThawDue(_)
             | Fact::Thawed(..)
             | Fact::Memory(..)
+            | Fact::MemoryTarget(..)
             | Fact::Applied(..)
             | Fact::LetGo(..)
             | Fact::Installed(..)

@@ -21,16 +21,11 @@ pub struct Args {
     name: VmName,
 }
 
-/// Has `editor` edit a copy, and puts it in the file's place when nothing is wrong with it. `process` is this one's id.
+/// Has `editor` edit a copy, and puts it in the file's place when nothing is wrong with it.
 ///
 /// # Errors
 /// There is no such file, the editor fails, the file stays invalid, or somebody else has changed it meanwhile.
-pub async fn run(
-    args: &Args,
-    layout: &Layout,
-    editor: &OsStr,
-    process: u32,
-) -> Result<(), Failure> {
+pub async fn run(args: &Args, layout: &Layout, editor: &OsStr) -> Result<(), Failure> {
     let name = &args.name;
     let file = layout.vm_file(name);
     let fail = |error: edited::Error| {
@@ -43,7 +38,7 @@ pub async fn run(
     let cannot = |error: &std::io::Error| Failure::of(error).about(name);
     // Ctrl-C in the editor is the editor's.
     let signals = terminal::signals().map_err(|error| cannot(&error))?;
-    let edited = Edited::begin(&file, process).map_err(fail)?;
+    let edited = Edited::begin(&file).map_err(fail)?;
     loop {
         let shown = editor.to_string_lossy();
         let ended = editor::edit(editor, edited.copy());

@@ -43,7 +43,8 @@ struct Before {
     cpu: BTreeMap<String, f64>,
 }
 
-/// Prints the table. CPU% is of one CPU, since the VM was started; with `--watch` since the last time.
+/// Prints the table. CPU% is of one CPU, since the VM was started; with `--watch` since the last
+/// time. MEM is the guest's memory, RSS the host memory that QEMU uses.
 ///
 /// # Errors
 /// It cannot be printed.
@@ -58,7 +59,7 @@ pub async fn run(args: &Args, layout: &Layout, how: &Shown<'_>) -> Result<(), Fa
             return super::print(&format!("{json}\n"));
         }
         let now = (how.now)();
-        let text = table(&entries, now, before.as_ref()).text(how.screen);
+        let text = table(&entries, now, before.as_ref()).text(how.screen) + &footer(&entries);
         let Some(seconds) = args.watch else { return super::print(&text) };
         // Home, and what is left of an older, longer table is wiped.
         let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
@@ -70,14 +71,27 @@ pub async fn run(args: &Args, layout: &Layout, how: &Shown<'_>) -> Result<(), Fa
 }
 
 fn table(entries: &[Entry], now: Timestamp, before: Option<&Before>) -> Table {
-    let head = ["NAME", "STATE", "WHY", "VCPU", "MEM", "CPU%", "IP", "UPTIME", "PEND"];
+    let head = ["NAME", "STATE", "WHY", "VCPU", "MEM", "RSS", "CPU%", "IP", "UPTIME", "PEND"];
     let mut table = Table::new(head);
     for entry in entries {
         let problem = entry.problem.as_deref().and_then(|problem| problem.lines().next());
-        let below = problem.into_iter().chain(entry.orphan()).map(str::to_owned).collect();
-        table.row(row(entry, now, before), below);
+        table.row(row(entry, now, before), problem.into_iter().map(str::to_owned).collect());
     }
     table
+}
+
+/// Follows the name of a VM whose VM file is gone.
+const ORPHAN: char = '*';
+
+/// The legend of the markers in the table; empty if no VM has one.
+fn footer(entries: &[Entry]) -> String {
+    if entries.iter().any(|entry| entry.status.orphan) {
+        format!(
+            "\n{ORPHAN} no VM file: `qvm gc` stops such VMs, `qvm gc --disks` deletes their data\n"
+        )
+    } else {
+        String::new()
+    }
 }
 
 fn row(entry: &Entry, now: Timestamp, before: Option<&Before>) -> Vec<Cell> {
@@ -94,12 +108,15 @@ fn row(entry: &Entry, now: Timestamp, before: Option<&Before>) -> Vec<Cell> {
     let known = status.vcpu > 0;
     let started = status.started_at.as_ref().filter(|_| entry.answers);
     let ip = status.ip.as_deref().map(|ip| ip.split('/').next().unwrap_or(ip).to_owned());
+    let marker = if status.orphan { ORPHAN.to_string() } else { String::new() };
+    let rss = status.mem_resident_bytes.map(|bytes| format!("{}M", bytes >> 20));
     vec![
-        shown(&entry.name).into(),
+        (shown(&entry.name) + &marker).into(),
         Cell::from(state).look(look),
         why(status).unwrap_or("-").into(),
         Cell::from(if known { status.vcpu.to_string() } else { none() }).right(),
         Cell::from(if known { memory(status) } else { none() }).right(),
+        Cell::from(rss.unwrap_or_else(none)).right(),
         Cell::from(cpu(status, now, before).unwrap_or_else(none)).right(),
         ip.unwrap_or_else(none).into(),
         started.and_then(|at| super::age(at, now)).unwrap_or_else(none).into(),
@@ -120,18 +137,13 @@ fn why(status: &Status) -> Option<&str> {
         (State::Stopped | State::Failed, _) => Some(status.last_stop.as_ref()?.reason.as_str()),
         (State::Running, Some(Ready::Waiting)) => Some("not ready yet"),
         (State::Running, Some(Ready::No)) => Some("not ready"),
-        (State::Running, _) if status.accel.as_deref() == Some("tcg") => Some("tcg"),
         _ => None,
     }
 }
 
-/// What QEMU has of the host's memory, and what the guest was given; `412M/1G`.
+/// Memory of the guest: what the balloon leaves it now, else what the VM file gives it.
 fn memory(status: &Status) -> String {
-    let given = super::size(status.mem_actual_bytes.unwrap_or(status.mem_bytes));
-    match status.mem_resident_bytes {
-        Some(used) => format!("{}M/{given}", used >> 20),
-        None => given,
-    }
+    super::size(status.mem_actual_bytes.unwrap_or(status.mem_bytes))
 }
 
 /// In percent of one CPU.

@@ -29,8 +29,11 @@ pub async fn run(args: &Args, layout: &Layout, proc: &Path) -> Result<(), Failur
     let text = metrics(&entries, &used);
     match &args.output {
         None => super::print(&text),
-        // Others read it: the collector runs as a user of its own.
-        Some(path) => file::write_volatile(path, text.as_bytes(), 0o644)
-            .map_err(|error| Failure::of(&error).hint(error.hint())),
+        Some(path) => {
+            file::remove_abandoned_beside(path);
+            // Others read it: the collector runs as a user of its own.
+            file::write_volatile(path, text.as_bytes(), 0o644)
+                .map_err(|error| Failure::of(&error).hint(error.hint()))
+        }
     }
 }

@@ -31,7 +31,7 @@ pub fn run(settings: &Settings, out: &mut dyn Write) -> Result<(), Failure> {
     let vm = spec::load(&file).map_err(|e| Failure::invalid(&e))?;
     let fail = |error: prepare::Error| Failure::of(&error).hint(error.hint()).about(&name);
     let facts = prepare::facts_of(settings).map_err(|e| fail(e.into()))?;
-    let (identity, _) = prepare::identity_of(settings, &vm, &facts).map_err(fail)?;
+    let identity = prepare::identity_of(settings, &vm, &facts).map_err(fail)?;
     let firmware = prepare::firmware_of(settings, &vm, &facts, &identity.machine)
         .map_err(|e| fail(e.into()))?;
     let (accel, _) = facts::accelerator(vm.accel, &facts.kvm).map_err(|e| fail(e.into()))?;

@@ -3,7 +3,7 @@
 use crate::{
     control::{client::Client, types::Command},
     exit::{self, Failure},
-    run::{Settings, prepare},
+    run::{Settings, identity_lock::Waiter, prepare, progress::Cancel},
     spec,
     value::VmName,
 };
@@ -30,8 +30,11 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
         let hint = "`[cloudInit]` in the VM file gives it one".to_owned();
         return Err(Failure::new(exit::FAILED, "it has no seed").about(name).hint(hint));
     }
-    let renewed = prepare::renew_instance(settings);
-    let renewed = renewed.map_err(|e| Failure::of(&e).about(name).hint(e.hint()))?;
+    let waiter = Waiter { cancel: &Cancel::default(), say: &|text| super::tell(name, &text) };
+    let renewed = prepare::renew_instance(settings, waiter).map_err(|error| {
+        let code = if error.is_the_hosts() { exit::HOST } else { exit::FAILED };
+        Failure::of(&error).code(code).about(name).hint(error.hint())
+    })?;
     let Some((old, new)) = renewed else {
         let failure =
             Failure::new(exit::NOT_RUNNING, "it never ran: its first boot is a new instance");

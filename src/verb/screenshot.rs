@@ -43,5 +43,6 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     if args.file.as_os_str() == "-" {
         return super::print_bytes(&bytes);
     }
+    file::remove_abandoned_beside(&args.file);
     file::write(&args.file, &bytes, 0o644).map_err(|e| Failure::of(&e).about(name).hint(e.hint()))
 }

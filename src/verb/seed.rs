@@ -34,7 +34,7 @@ pub fn run(args: &Args, settings: &Settings, out: &mut dyn Write) -> Result<(), 
     let vm = spec::load(&file).map_err(|invalid| Failure::invalid(&invalid))?;
     let fail = |error: prepare::Error| Failure::of(&error).hint(error.hint()).about(name);
     let facts = prepare::facts_of(settings).map_err(|error| fail(error.into()))?;
-    let (identity, _) = prepare::identity_of(settings, &vm, &facts).map_err(fail)?;
+    let identity = prepare::identity_of(settings, &vm, &facts).map_err(fail)?;
     let Some(documents) = seed::documents(&vm, &identity) else {
         let failure = Failure::new(exit::NOT_RUNNING, "it gets no seed: it has no `[cloudInit]`");
         return Err(failure.about(name));

@@ -367,6 +367,21 @@ pub(crate) const PHASES: &[Phase] = &[
         ..PLAIN
     },
     Phase {
+        name: "stop during launch",
+        later: true,
+        act: |scene, traced| {
+            let record = scene.lab.runtime("web", "record.json");
+            over(traced, "QEMU is being started", || record.exists());
+            traced.count();
+            if !traced.has_ended() {
+                let _ = kill(Pid::from_raw(traced.pid), Signal::SIGTERM);
+            }
+            over(traced, "it has ended", || false);
+        },
+        after: comes_up_again,
+        ..PLAIN
+    },
+    Phase {
         name: "stop",
         before: None,
         later: true,

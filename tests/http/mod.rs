@@ -1,5 +1,7 @@
 //! An HTTP server on 127.0.0.1 that misbehaves as it is told to.
 
+#![allow(dead_code)] // Each test binary uses its own part of it.
+
 use std::{
     io::{BufRead, BufReader, Write},
     net::{SocketAddr, TcpListener, TcpStream},

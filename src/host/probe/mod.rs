@@ -8,13 +8,12 @@ mod ask;
 use std::{
     ffi::OsStr,
     fs::{File, OpenOptions},
-    io::{self, Read, Write},
+    io::{self, Read},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 pub use ask::Question;
@@ -41,6 +40,8 @@ pub struct Probe<'a> {
     pub path: Option<&'a OsStr>,
     /// `Layout::facts_cache()`.
     pub cache: &'a Path,
+    /// Replaces the cache as a whole, while others may do the same.
+    pub write: fn(&Path, &[u8]) -> io::Result<()>,
     /// `/`, below which `dev`, `sys` and `usr/libexec` are; another directory in tests.
     pub root: &'a Path,
     /// [`DEADLINE`].
@@ -170,7 +171,8 @@ impl Probe<'_> {
         known.retain(|entry| entry.binary.path != identity.path);
         known.insert(0, Entry { binary: identity, version, machine: machine.clone(), sandbox });
         known.truncate(REMEMBERED);
-        if let Err(error) = write_cache(self.cache, &known) {
+        let json = serde_json::to_vec(&known).unwrap_or_default();
+        if let Err(error) = (self.write)(self.cache, &json) {
             // It is only slower the next time.
             tracing::debug!(cache = %self.cache.display(), %error, "cannot keep what QEMU said");
         }
@@ -315,36 +317,6 @@ fn read_cache(path: &Path) -> Vec<Entry> {
         .unwrap_or_default()
 }
 
-/// What the names of files begin with that are to become the cache.
-const DRAFT: &str = ".qvm-facts-";
-
-/// Replaces the file as a whole. It is not synced: what a power cut leaves of it, the next probe ignores.
-///
-/// Many may do so at once, for their own VMs: each has a file of its own, and a lock on it as long as it lives.
-fn write_cache(path: &Path, entries: &[Entry]) -> io::Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("."));
-    remove_drafts(directory)?;
-    let mut file = tempfile::Builder::new().prefix(DRAFT).tempfile_in(directory)?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-    file.write_all(&serde_json::to_vec(entries)?)?;
-    file.persist(path)?;
-    Ok(())
-}
-
-/// Removes the files of those who died before theirs became the cache: nobody has a lock on them.
-fn remove_drafts(directory: &Path) -> io::Result<()> {
-    for entry in std::fs::read_dir(directory)?.flatten() {
-        if entry.file_name().to_string_lossy().starts_with(DRAFT)
-            && let Ok(file) = File::open(entry.path())
-            && flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
-        {
-            // One that was made just now, and is not locked yet, is not written then: it will be the next time.
-            let _ = std::fs::remove_file(entry.path());
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -360,17 +332,5 @@ mod tests {
         ] {
             assert_eq!(unusable(&errno.into()), expected, "{errno}");
         }
-    }
-
-    #[test]
-    fn what_another_died_over_is_removed_and_what_another_writes_is_not() {
-        let dir = tempfile::tempdir().unwrap();
-        let [left, held] = ["left", "held"].map(|end| dir.path().join(format!("{DRAFT}{end}")));
-        std::fs::write(&left, "{").unwrap();
-        let other = File::create(&held).unwrap();
-        flock(&other, FlockOperation::LockExclusive).unwrap();
-        write_cache(&dir.path().join("qemu.json"), &[]).unwrap();
-        assert!(held.exists() && !left.exists());
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 }

@@ -6,18 +6,15 @@ use crate::{
     spec::{AntiSpoof, Vm},
 };
 
-/// The modules that it takes, and the settings of a kernel that has them (net/sched/Kconfig).
-pub const NEEDED: [(&str, &str); 2] =
-    [("sch_ingress", "CONFIG_NET_SCH_INGRESS"), ("cls_bpf", "CONFIG_NET_CLS_BPF")];
+/// The kernel modules of the filter (net/sched/Kconfig).
+pub const NEEDED: [&str; 2] = ["sch_ingress", "cls_bpf"];
 
 /// What becomes of a module when it is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Module {
     /// It is there, or the kernel loads it.
     There,
-    /// The kernel was built without it.
-    NotBuilt,
-    /// It is not among the modules that are installed for this kernel.
+    /// It is neither built into this kernel nor among the modules that are installed for it.
     NotInstalled,
     /// It is installed, not loaded, and nothing may be loaded any more (`kernel.modules_disabled`).
     Shut,
@@ -37,12 +34,9 @@ pub(super) fn examine(seen: &Seen) -> Vec<Finding> {
     }
     let demanding = who(|vm, tap| tap.needs_filter(vm.isolation));
     let found = &seen.network.filter_modules;
-    let missing = NEEDED.iter().zip(found).find_map(|((name, option), found)| {
+    let missing = NEEDED.iter().zip(found).find_map(|(name, found)| {
         Some(match found {
             Module::There | Module::Unknown => return None,
-            Module::NotBuilt => {
-                (format!("was built without {option}"), "run a kernel that was built with it")
-            }
             Module::NotInstalled => (
                 format!("finds no module `{name}`"),
                 "install the rest of its modules (a package such as `linux-modules-extra` or `kernel-modules-extra`), and \

@@ -11,19 +11,17 @@ mod kvm;
 mod network;
 mod qemu;
 mod room;
-mod ruleset;
 mod unit;
 
 use serde::Serialize;
 
 pub use anti_spoof::{Module, NEEDED};
 pub use cgroup::Cgroups;
-pub use firewall::Firewall;
+pub use firewall::{Firewall, ForwardChain, iptables, nft};
 pub use kvm::KvmSeen;
 pub use network::{Bridge, Interface, Netfilter, Network, Port};
 pub use qemu::QemuSeen;
 pub use room::{DiskSeen, Room};
-pub use ruleset::{Table, iptables, nft};
 pub use unit::{Unit, units};
 
 use super::{admission::Memory, identity::Identity, isolation::Isolation};

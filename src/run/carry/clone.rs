@@ -13,6 +13,7 @@ use crate::{
     run::{
         disk,
         identities::{self, Means},
+        identity_lock::{IdentityLock, Waiter},
         progress::{Cancel, Progress},
     },
     spec::{self, Vm},
@@ -59,6 +60,8 @@ pub fn clone(
         file::write(&draft.paths().efi_vars(), &variables, 0o600)?;
     }
     if let Some(old) = &identity {
+        let waiter = Waiter { cancel, say: &|text| tracing::info!("{text}") };
+        let _lock = IdentityLock::acquire(layout, waiter).map_err(identities::Error::from)?;
         let new = identities::new(means, &vm, &old.machine)?;
         identities::write(draft.paths(), &new)?;
     }

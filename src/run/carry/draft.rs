@@ -4,8 +4,7 @@
 //! What a crash leaves before has no VM file, and is marked as unfinished; the next attempt removes it.
 
 use std::{
-    fs,
-    io::{self, Write},
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -78,7 +77,7 @@ impl<'a> Draft<'a> {
             Some(_) => Err(Error::UserData(path.to_owned())),
             None => {
                 file::make_dir(&self.layout.vm_files())?;
-                put(path, content, 0o640)?;
+                file::write_new(path, content, 0o640)?;
                 self.user_data = Some(path.to_owned());
                 Ok(true)
             }
@@ -102,7 +101,9 @@ impl<'a> Draft<'a> {
         self.at = there.state.clone();
         file::sync_dir(&there.state)?;
         file::make_dir(&self.layout.vm_files())?;
-        put(&self.vm_file(), vm_file.as_bytes(), mode).map_err(|error| match error.kind() {
+        file::write_new(&self.vm_file(), vm_file.as_bytes(), mode).map_err(|error| match error
+            .kind()
+        {
             io::ErrorKind::AlreadyExists => Error::Exists(self.name.clone()),
             _ => error.into(),
         })?;
@@ -121,19 +122,6 @@ impl Drop for Draft<'_> {
             let _ = self.user_data.as_deref().map(fs::remove_file);
         }
     }
-}
-
-/// Writes a new file, whole or not at all, in the place of no other.
-fn put(path: &Path, content: &[u8], mode: u32) -> Result<(), file::Error> {
-    let temporary = file::temporary(path);
-    let written = file::create(&temporary).and_then(|mut to| {
-        to.write_all(content).map_err(file::Error::on("write", &temporary))?;
-        file::set_mode(&temporary, mode)?;
-        to.sync_all().map_err(file::Error::on("sync", &temporary))?;
-        rename::to_free(&temporary, path).map_err(file::Error::on("rename to", path))?;
-        file::sync_dir(path)
-    });
-    written.inspect_err(|_| drop(fs::remove_file(&temporary)))
 }
 
 /// Refuses a name that is taken.

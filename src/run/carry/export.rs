@@ -14,7 +14,7 @@ use super::{
     disks::{Carried, carried},
 };
 use crate::{
-    host::{file, rename},
+    host::file::{self, Temporary},
     plan::{archive::Part, layout::Layout},
     run::progress::{At, Cancel, Doing, Progress},
     value::VmName,
@@ -120,21 +120,16 @@ fn into(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<(), Error>) ->
     if path.symlink_metadata().is_ok() {
         return Err(Error::FileExists(path.to_owned()));
     }
-    let temporary = file::temporary(path);
-    let created = file::create(&temporary)?;
-    let mut out = BufWriter::with_capacity(1 << 20, &created);
-    let written = write(&mut out).and_then(|()| {
-        out.flush().map_err(Error::Write)?;
-        created.sync_all().map_err(file::Error::on("sync", &temporary))?;
-        match rename::to_free(&temporary, path) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(Error::FileExists(path.to_owned()));
-            }
-            done => done.map_err(file::Error::on("rename to", path))?,
-        }
-        Ok(file::sync_dir(path)?)
-    });
-    written.inspect_err(|_| drop(fs::remove_file(&temporary)))
+    file::remove_abandoned_beside(path);
+    let temporary = Temporary::beside(path)?;
+    let mut out = BufWriter::with_capacity(1 << 20, temporary.file());
+    write(&mut out)?;
+    out.flush().map_err(Error::Write)?;
+    drop(out);
+    temporary.create(path, 0o600).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => Error::FileExists(path.to_owned()),
+        _ => error.into(),
+    })
 }
 
 struct Work<'a> {

@@ -16,6 +16,7 @@ use crate::{
     plan::{identity::Identity, qcow2, vm_text},
     run::{
         identities::{self, Means},
+        identity_lock::{IdentityLock, Waiter},
         progress::{Cancel, Progress},
     },
     spec::{self, Format, Source, Vm},
@@ -67,7 +68,7 @@ pub fn import(
 ) -> Result<Imported, Error> {
     let unpacked = unpack(import, &means.layout, progress, cancel).and_then(|unpacked| {
         let (called, copy) = (&import.called, import.new_identity);
-        Finish { means, called, copy, unpacked }.finish()
+        Finish { means, called, copy, unpacked, cancel }.finish()
     });
     unpacked.map_err(|error| if cancel.is_set() { Error::CalledOff } else { error })
 }
@@ -79,6 +80,7 @@ struct Finish<'a, 'l> {
     /// It gets an identity of its own.
     copy: bool,
     unpacked: Unpacked<'l>,
+    cancel: &'a Cancel,
 }
 
 impl Finish<'_, '_> {
@@ -196,6 +198,9 @@ impl Finish<'_, '_> {
         if let Some(flaw) = identity.flaw() {
             return Err(self.wrong(archive::Error::IdentityFlaw(flaw)));
         }
+        let waiter = Waiter { cancel: self.cancel, say: &|text| tracing::info!("{text}") };
+        let lock = IdentityLock::acquire(&self.means.layout, waiter);
+        let _lock = lock.map_err(identities::Error::from)?;
         // Which user is free here, the first start finds out.
         identity.uid = None;
         if self.copy {

@@ -15,7 +15,7 @@ use super::{Error, host_files};
 use crate::{
     host::{file, rename as names},
     plan::layout::{Layout, VmPaths},
-    run::{identities, kept},
+    run::{identities, identity_lock::Waiter, kept, progress::Cancel},
     spec::{self, Vm},
     value::VmName,
 };
@@ -72,7 +72,7 @@ pub fn rename(layout: &Layout, old: &VmName, new: &VmName) -> Result<Renamed, Er
         false => spec::load(&files[1]).map_err(Error::Invalid)?,
     };
     let after = mentions(layout, old, begins.then_some(&from.state))?;
-    let hostname = keep_hostname(if finishes { &to } else { &from }, &vm, old)?;
+    let hostname = keep_hostname(layout, if finishes { &to } else { &from }, &vm, old)?;
     if begins {
         let linked = places == (Place::Directory, Place::Free);
         if linked {
@@ -110,16 +110,21 @@ fn mentions(layout: &Layout, old: &VmName, moves: Option<&PathBuf>) -> Result<Ve
 }
 
 /// The host name that the guest has by default is of its identity from now on.
-fn keep_hostname(state: &VmPaths, vm: &Vm, old: &VmName) -> Result<Option<String>, Error> {
-    let by_default = vm.cloud_init.as_ref().is_some_and(|seed| seed.hostname.is_none());
-    let Some(mut identity) = identities::read(state)?.filter(|_| by_default) else {
+fn keep_hostname(
+    layout: &Layout,
+    state: &VmPaths,
+    vm: &Vm,
+    old: &VmName,
+) -> Result<Option<String>, Error> {
+    if vm.cloud_init.as_ref().is_none_or(|seed| seed.hostname.is_some()) {
         return Ok(None);
-    };
-    if identity.hostname.is_none() {
-        identity.keep_hostname(old);
-        identities::write(state, &identity)?;
     }
-    Ok(identity.hostname)
+    let waiter = Waiter { cancel: &Cancel::default(), say: &|text| tracing::info!("{text}") };
+    let kept = identities::change(layout, state, waiter, |identity| {
+        identity.keep_hostname(old);
+        identity.hostname.clone()
+    });
+    Ok(kept?.flatten())
 }
 
 /// The state takes the new name.

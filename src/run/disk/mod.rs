@@ -1,6 +1,6 @@
 //! A VM's disk, ready for QEMU: made once, grown when `size` grew, never made anew and never shrunk.
 //!
-//! A disk is made as `.qvm-NAME.FORMAT` beside its place, synced, and renamed last, so that a disk that has its
+//! A disk is made as `.qvm-NAME.FORMAT.tmp` beside its place, synced, and renamed last, so that a disk that has its
 //! name is whole. The caller holds the VM's lock, and the VM is off.
 
 mod backing;
@@ -70,7 +70,7 @@ pub fn made(disk: &Disk, vm: &VmPaths) -> Result<Option<Made>, Error> {
 /// # Errors
 /// A file cannot be removed.
 pub fn remove_left_overs(vm: &VmPaths) -> Result<(), FileError> {
-    file::remove_tree(&file::temporary(&vm.state))?;
+    file::remove_tree(&vm.state_being_removed())?;
     file::remove_left_overs(&vm.runtime)?;
     file::remove_left_overs(&vm.state)
 }
@@ -223,7 +223,7 @@ impl Work<'_> {
             _ => return Err(Error::Nothing { disk: self.disk.name.clone(), path }),
         };
         file::make_dir(&self.vm.state).map_err(self.file())?;
-        let temporary = file::temporary(&path);
+        let temporary = file::temporary_under_lock(&path);
         let made = self.fill(source, &temporary, format, notes).and_then(|made| {
             // First the record, then the disk: a disk of qvm's is never without one.
             let record = serde_json::to_vec_pretty(&made.record).unwrap_or_default();

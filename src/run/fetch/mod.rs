@@ -357,7 +357,7 @@ impl Fetch<'_, '_> {
         if self.intake.is_some() {
             return Ok(());
         }
-        let mut intake = Intake::begin(self.job.algorithm, self.job.unpacked.to_owned())?;
+        let mut intake = Intake::begin(self.job.algorithm, Some(self.job.unpacked.to_owned()))?;
         intake.take_back(self.job.part, |done| {
             let what = &self.shown;
             let total = Some(self.length);

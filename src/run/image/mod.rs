@@ -133,8 +133,7 @@ impl Work<'_> {
         let digest = match self.expected(false)? {
             None => None,
             Some(expected) => {
-                let unused = file::temporary(path);
-                let taken = self.pass_over(path, unused, expected.algorithm())?;
+                let taken = self.pass_over(path, None, expected.algorithm())?;
                 Some(self.compare(expected, taken.digest)?)
             }
         };
@@ -154,6 +153,9 @@ impl Work<'_> {
         let keyed = known.is_some() || self.image.checksum == Checksum::None;
         if keyed && let Some(cached) = self.cached(&key(self.image, known.as_ref())?)? {
             return Ok(cached);
+        }
+        if let Err(error) = file::remove_abandoned(self.cache) {
+            tracing::debug!("an abandoned temporary file stays in the image cache: {error}");
         }
         let expected = self.expected(true)?;
         let key = key(self.image, expected.as_ref())?;
@@ -221,7 +223,7 @@ impl Work<'_> {
 
     /// Brings the image into the cache; the lock is held.
     fn bring(&mut self, key: &str, expected: Option<Digest>) -> Result<Entry, Error> {
-        let unpacked = file::temporary(&path(self.cache, key, "image"));
+        let unpacked = file::temporary_under_lock(&path(self.cache, key, "image"));
         let part = path(self.cache, key, "part");
         let brought = match &self.image.origin {
             Origin::Http(url) => self.download(url, &part, &unpacked, expected),
@@ -276,11 +278,11 @@ impl Work<'_> {
         }
     }
 
-    /// Reads a file whole: its digest, and what it unpacks to.
+    /// Reads a file whole: its digest, and what it unpacks to where `unpacked` says so.
     fn pass_over(
         &mut self,
         from: &Path,
-        unpacked: PathBuf,
+        unpacked: Option<PathBuf>,
         algorithm: Algorithm,
     ) -> Result<intake::Taken, Error> {
         let read = |source| Error::Read { path: from.to_owned(), source };
@@ -305,7 +307,7 @@ impl Work<'_> {
         let (mut digest, mut content) = (None, None);
         if expected.is_some() || self.compression(from)?.is_some() {
             let algorithm = expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
-            let taken = self.pass_over(from, to.to_owned(), algorithm)?;
+            let taken = self.pass_over(from, Some(to.to_owned()), algorithm)?;
             content = Some(taken.digest.clone());
             digest = expected.map(|e| self.compare(e, taken.digest)).transpose()?;
             let unpacked = taken.unpacked.map_err(|e| self.damaged(e, digest.is_some()))?;

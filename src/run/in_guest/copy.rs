@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io::Write,
     os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use tokio::sync::mpsc;
@@ -13,7 +13,7 @@ use super::{Error, Guest, unread};
 use crate::{
     control::client,
     host::{
-        file,
+        file::{self, Temporary},
         terminal::{Input, Output, input_of},
     },
     run::progress::{At, Doing, Progress},
@@ -101,7 +101,7 @@ enum Target {
     Stream(Output),
     /// What is there already is no file that could be replaced.
     Special(File, PathBuf),
-    File(tempfile::NamedTempFile, PathBuf),
+    File(Temporary, PathBuf),
 }
 
 impl Target {
@@ -117,12 +117,8 @@ impl Target {
             let opened = File::options().write(true).open(&to);
             return Ok(Self::Special(opened.map_err(file::Error::on("open", &to))?, to));
         }
-        let dir = match to.parent() {
-            Some(dir) if dir != Path::new("") => dir,
-            _ => Path::new("."),
-        };
-        let made = tempfile::Builder::new().prefix(".qvm-").tempfile_in(dir);
-        Ok(Self::File(made.map_err(file::Error::on("make a file in", dir))?, to.clone()))
+        file::remove_abandoned_beside(&to);
+        Ok(Self::File(Temporary::beside(&to)?, to))
     }
 
     async fn write(&mut self, guest: &mut Guest, bytes: Vec<u8>) -> Result<(), Error> {
@@ -131,9 +127,7 @@ impl Target {
             Self::Special(file, path) => {
                 Ok(file.write_all(&bytes).map_err(file::Error::on("write", path))?)
             }
-            Self::File(file, path) => {
-                Ok(file.write_all(&bytes).map_err(file::Error::on("write", path))?)
-            }
+            Self::File(file, path) => Ok(file.fill(path, &bytes)?),
         }
     }
 
@@ -141,14 +135,7 @@ impl Target {
         match self {
             Self::Stream(out) => guest.wait_for(out.finish()).await?.map_err(unread),
             Self::Special(..) => Ok(()),
-            Self::File(file, path) => {
-                file::set_mode(file.path(), mode)?;
-                let absolute = std::path::absolute(&path).unwrap_or(path);
-                file::commit(file.path(), &absolute)?;
-                // It has another name by now.
-                let _ = file.into_temp_path().keep();
-                Ok(())
-            }
+            Self::File(file, path) => Ok(file.replace(&path, mode)?),
         }
     }
 }

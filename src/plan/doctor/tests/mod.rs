@@ -4,7 +4,6 @@ mod claims;
 mod machine;
 mod network;
 mod room;
-mod ruleset;
 mod unit;
 
 use std::path::{Path, PathBuf};
@@ -30,7 +29,7 @@ proptest! {
     ) {
         let _ = units(&text);
         let _ = nft(&json);
-        let _ = iptables(&text, false).dropping("br0");
+        let _ = iptables(&text, "iptables");
     }
 }
 

@@ -10,12 +10,10 @@
 //! The kernel has taken the outer VLAN tag off before it asks, and the program ends with "pass" by itself where it reads beyond
 //! the frame (`bpf_prog_run` of classic BPF returns 0, and that is `TC_ACT_OK`): the length is looked at before every load.
 
-mod bpf;
-
 use std::net::IpAddr;
 
-pub use self::bpf::Instruction;
-use self::bpf::{
+pub use super::bpf::Instruction;
+use super::bpf::{
     A_TO_X, ADD, ADD_X, IF_ANY_BIT, IF_AT_LEAST, IF_EQUAL, KEEP, LOAD_BYTE, LOAD_BYTE_AT_X,
     LOAD_HALF, LOAD_HALF_AT_X, LOAD_KEPT, LOAD_LENGTH, LOAD_WORD, LOAD_WORD_AT_X, Label, Program,
     RETURN, SET_A, SET_X, SHIFT_LEFT, SUBTRACT_X, X_HEADER_LENGTH,
@@ -280,7 +278,7 @@ impl Program {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bpf::JUMP;
+    use super::super::bpf::JUMP;
 
     /// What the kernel asks of a program, and what we ask: forward jumps within it, and one of two verdicts. Which frames get which
     /// is judged by the kernel, in tests/anti_spoof.rs.

@@ -1,4 +1,4 @@
-//! Classic BPF (Documentation/networking/filter.rst of the kernel), written with labels in the place of distances.
+//! An assembler for classic BPF (Documentation/networking/filter.rst of the kernel) with labels.
 
 /// One instruction, as `struct sock_filter` of linux/filter.h.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,33 +16,33 @@ pub struct Instruction {
 type Opcode = u16;
 
 // linux/bpf_common.h and linux/filter.h: the class, the size, and where the operand is.
-pub(super) const LOAD_WORD: Opcode = 0x20;
-pub(super) const LOAD_HALF: Opcode = 0x28;
-pub(super) const LOAD_BYTE: Opcode = 0x30;
-pub(super) const LOAD_HALF_AT_X: Opcode = 0x48;
-pub(super) const LOAD_WORD_AT_X: Opcode = 0x40;
-pub(super) const LOAD_BYTE_AT_X: Opcode = 0x50;
-pub(super) const LOAD_LENGTH: Opcode = 0x80;
-pub(super) const LOAD_KEPT: Opcode = 0x60;
-pub(super) const KEEP: Opcode = 0x02;
-pub(super) const SET_A: Opcode = 0x00;
-pub(super) const SET_X: Opcode = 0x01;
-pub(super) const A_TO_X: Opcode = 0x07;
+pub(crate) const LOAD_WORD: Opcode = 0x20;
+pub(crate) const LOAD_HALF: Opcode = 0x28;
+pub(crate) const LOAD_BYTE: Opcode = 0x30;
+pub(crate) const LOAD_HALF_AT_X: Opcode = 0x48;
+pub(crate) const LOAD_WORD_AT_X: Opcode = 0x40;
+pub(crate) const LOAD_BYTE_AT_X: Opcode = 0x50;
+pub(crate) const LOAD_LENGTH: Opcode = 0x80;
+pub(crate) const LOAD_KEPT: Opcode = 0x60;
+pub(crate) const KEEP: Opcode = 0x02;
+pub(crate) const SET_A: Opcode = 0x00;
+pub(crate) const SET_X: Opcode = 0x01;
+pub(crate) const A_TO_X: Opcode = 0x07;
 /// X is four times the lower half of a byte: the length of an IPv4 header.
-pub(super) const X_HEADER_LENGTH: Opcode = 0xb1;
-pub(super) const ADD: Opcode = 0x04;
-pub(super) const ADD_X: Opcode = 0x0c;
-pub(super) const SUBTRACT_X: Opcode = 0x1c;
-pub(super) const SHIFT_LEFT: Opcode = 0x64;
-pub(super) const JUMP: Opcode = 0x05;
-pub(super) const IF_EQUAL: Opcode = 0x15;
-pub(super) const IF_AT_LEAST: Opcode = 0x35;
-pub(super) const IF_ANY_BIT: Opcode = 0x45;
-pub(super) const RETURN: Opcode = 0x06;
+pub(crate) const X_HEADER_LENGTH: Opcode = 0xb1;
+pub(crate) const ADD: Opcode = 0x04;
+pub(crate) const ADD_X: Opcode = 0x0c;
+pub(crate) const SUBTRACT_X: Opcode = 0x1c;
+pub(crate) const SHIFT_LEFT: Opcode = 0x64;
+pub(crate) const JUMP: Opcode = 0x05;
+pub(crate) const IF_EQUAL: Opcode = 0x15;
+pub(crate) const IF_AT_LEAST: Opcode = 0x35;
+pub(crate) const IF_ANY_BIT: Opcode = 0x45;
+pub(crate) const RETURN: Opcode = 0x06;
 
 /// A place in the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Label(usize);
+pub(crate) struct Label(usize);
 
 /// What the program is made of before the places are known.
 #[derive(Debug)]
@@ -53,41 +53,41 @@ enum Line {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Program {
+pub(crate) struct Program {
     lines: Vec<Line>,
     labels: usize,
 }
 
 impl Program {
-    pub(super) fn label(&mut self) -> Label {
+    pub(crate) fn label(&mut self) -> Label {
         self.labels += 1;
         Label(self.labels)
     }
 
-    pub(super) fn put(&mut self, code: u16, k: u32) {
+    pub(crate) fn put(&mut self, code: u16, k: u32) {
         self.lines.push(Line::Do(Instruction { code, jump_true: 0, jump_false: 0, k }));
     }
 
-    pub(super) fn here(&mut self, label: Label) {
+    pub(crate) fn here(&mut self, label: Label) {
         self.lines.push(Line::Here(label));
     }
 
-    pub(super) fn go(&mut self, label: Label) {
+    pub(crate) fn go(&mut self, label: Label) {
         self.lines.push(Line::Go(label));
     }
 
     /// What follows next is passed over unless the comparison holds; one line.
-    pub(super) fn only_if(&mut self, code: u16, k: u32) {
+    pub(crate) fn only_if(&mut self, code: u16, k: u32) {
         self.lines.push(Line::Do(Instruction { code, jump_true: 0, jump_false: 1, k }));
     }
 
     /// And here unless it does not.
-    pub(super) fn unless(&mut self, code: u16, k: u32) {
+    pub(crate) fn unless(&mut self, code: u16, k: u32) {
         self.lines.push(Line::Do(Instruction { code, jump_true: 1, jump_false: 0, k }));
     }
 
     /// With distances in the place of labels. Jumps go forward only.
-    pub(super) fn resolved(self) -> Vec<Instruction> {
+    pub(crate) fn resolved(self) -> Vec<Instruction> {
         let mut places = vec![0; self.labels + 1];
         let mut count = 0_u32;
         for line in &self.lines {

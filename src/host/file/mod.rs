@@ -1,11 +1,15 @@
-//! Files that matter: written beside their place, synced, and renamed into it.
+//! Files: read, listed, removed, and replaced so that at any instant the old content or the new one is there.
+
+mod temporary;
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read, Write},
+    io::{self, Read},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
+
+pub use temporary::{Temporary, remove_abandoned, remove_abandoned_beside};
 
 use crate::plan::layout::VmPaths;
 
@@ -24,7 +28,12 @@ impl Error {
         move |source| Self { doing, path: path.to_owned(), source }
     }
 
-    /// The cause.
+    /// The cause alone.
+    pub fn into_io(self) -> io::Error {
+        self.source
+    }
+
+    /// The kind of the cause.
     pub fn kind(&self) -> io::ErrorKind {
         self.source.kind()
     }
@@ -69,11 +78,23 @@ pub fn make_dir(dir: &Path) -> Result<(), Error> {
     made.map_err(Error::on("make the directory", dir))
 }
 
-/// Where what becomes `path` is written first.
-pub fn temporary(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default();
+/// The directory that a path is in; `.` for a bare name.
+fn dir_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(dir) if dir != Path::new("") => dir,
+        Some(_) => Path::new("."),
+        None => Path::new("/"),
+    }
+}
+
+/// The one temporary name of `path`, for content that another program writes by name, such as qemu-img. The caller holds a
+/// lock that keeps every other writer of `path` away; whoever holds that lock next removes what a crash left.
+/// Everything else is written by [`Temporary`].
+pub fn temporary_under_lock(path: &Path) -> PathBuf {
     let mut temporary = std::ffi::OsString::from(".qvm-");
-    temporary.push(name);
+    temporary.push(path.file_name().unwrap_or_default());
+    // No program looks for files that end so, whatever the target ends in.
+    temporary.push(".tmp");
     path.with_file_name(temporary)
 }
 
@@ -129,22 +150,18 @@ pub fn commit(from: &Path, to: &Path) -> Result<(), Error> {
 /// # Errors
 /// Syncing fails.
 pub fn sync_dir(path: &Path) -> Result<(), Error> {
-    let dir = path.parent().unwrap_or(Path::new("/"));
+    let dir = dir_of(path);
     File::open(dir).and_then(|d| d.sync_all()).map_err(Error::on("sync the directory", dir))
 }
 
-/// Writes a small file so that at any instant the old content or the new one is there.
+/// Writes a small file so that at any instant, also after a power cut, the old content or the new one is there.
 ///
 /// # Errors
 /// Any step fails; nothing is left behind then.
 pub fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
-    let temporary = temporary(path);
-    let written = create(&temporary).and_then(|mut file| {
-        file.write_all(content).map_err(Error::on("write", &temporary))?;
-        set_mode(&temporary, mode)?;
-        commit(&temporary, path)
-    });
-    written.inspect_err(|_| drop(fs::remove_file(&temporary)))
+    let temporary = Temporary::beside(path)?;
+    temporary.fill(path, content)?;
+    temporary.replace(path, mode)
 }
 
 /// [`write`] for a file that must not be there yet: of two that make it at once, one does.
@@ -152,19 +169,10 @@ pub fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
 /// # Errors
 /// Any step fails, with [`io::ErrorKind::AlreadyExists`] where it is there; nothing is left behind then.
 pub fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
-    // Nobody else's, who makes the same.
-    let mut own = temporary(path).into_os_string();
-    own.push(format!("-{}", std::process::id()));
-    let temporary = PathBuf::from(own);
-    let written = create(&temporary).and_then(|mut file| {
-        file.write_all(content).map_err(Error::on("write", &temporary))?;
-        set_mode(&temporary, mode)?;
-        file.sync_all().map_err(Error::on("sync", &temporary))?;
-        // Unlike rename(2), link(2) replaces nothing.
-        fs::hard_link(&temporary, path).map_err(Error::on("make", path))
-    });
-    let _ = fs::remove_file(&temporary);
-    written.and_then(|()| sync_dir(path))
+    remove_abandoned_beside(path);
+    let temporary = Temporary::beside(path)?;
+    temporary.fill(path, content)?;
+    temporary.create(path, mode)
 }
 
 /// [`write`] for a file that need not survive the host's next boot, such as one in /run: nothing is synced.
@@ -172,16 +180,9 @@ pub fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
 /// # Errors
 /// It cannot be written; the old file is then as it was, and nothing else is left.
 pub fn write_volatile(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
-    let temporary = temporary(path);
-    let _ = fs::remove_file(&temporary);
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true).mode(mode);
-    let mut file = options.open(&temporary).map_err(Error::on("make", &temporary))?;
-    let written = file.write_all(content).map_err(Error::on("write", &temporary));
-    drop(file);
-    let replaced =
-        written.and_then(|()| fs::rename(&temporary, path).map_err(Error::on("replace", path)));
-    replaced.inspect_err(|_| drop(fs::remove_file(&temporary)))
+    let temporary = Temporary::beside(path)?;
+    temporary.fill(path, content)?;
+    temporary.replace_volatile(path, mode)
 }
 
 /// [`write_volatile`], unless the file has this content and this mode already; true when it was written. For what is made
@@ -286,12 +287,17 @@ pub fn list(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(paths)
 }
 
-/// Removes what a crash left in a directory. Whoever calls holds the lock of whatever writes there.
+/// Removes what a crash left in a directory of a VM. Whoever calls holds the VM's lock, which keeps away every writer but those of
+/// [`Temporary`]; theirs stay as long as their writer lives.
 ///
 /// # Errors
 /// The directory cannot be read, or a file not removed.
 pub fn remove_left_overs(dir: &Path) -> Result<(), Error> {
-    list(dir)?.iter().filter(|p| VmPaths::is_left_over(p)).try_for_each(|p| remove(p))
+    let left = |path: &PathBuf| match temporary::is_temporary(path) {
+        true => temporary::remove_if_abandoned(path),
+        false => remove(path),
+    };
+    list(dir)?.iter().filter(|p| VmPaths::is_left_over(p)).try_for_each(left)
 }
 
 /// How many bytes this user may still write on the file system of `dir`.
@@ -304,7 +310,10 @@ pub fn available(dir: &Path) -> Result<u64, Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::{
+        os::unix::fs::PermissionsExt,
+        process::{Command, Stdio},
+    };
 
     use super::*;
 
@@ -312,7 +321,6 @@ mod tests {
     fn writes_whole_or_not_at_all() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.json");
-        fs::write(temporary(&path), "left by a crash").unwrap();
         write(&path, b"one", 0o640).unwrap();
         write(&path, b"two", 0o640).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
@@ -334,6 +342,158 @@ mod tests {
         assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(fs::read(&path).unwrap(), b"one");
         assert_eq!(list(dir.path()).unwrap(), [path]);
+    }
+
+    /// Content of 1 to 64 KiB whose every byte says which writer wrote it, and how much.
+    fn content(writer: u8) -> Vec<u8> {
+        vec![writer; 1024 * (1 + usize::from(writer) % 64)]
+    }
+
+    fn is_whole(content: &[u8]) -> bool {
+        content.first().is_some_and(|writer| content == self::content(*writer))
+    }
+
+    /// Writes `x.json` of a directory by each kind of writer, many times.
+    fn write_often(path: &Path, writer: u8) {
+        for round in 0..40 {
+            let content = content(writer);
+            match round % 3 {
+                0 => write(path, &content, 0o640).unwrap(),
+                1 => write_volatile(path, &content, 0o640).unwrap(),
+                _ => drop(write_if_changed(path, &content, 0o640).unwrap()),
+            }
+            remove_abandoned(path.parent().unwrap()).unwrap();
+        }
+    }
+
+    /// A process of its own, started by the test below.
+    #[test]
+    #[ignore = "a child of another test"]
+    fn writing_process() {
+        let env = |key| std::env::var(key).unwrap();
+        write_often(Path::new(&env("QVM_TEST_FILE")), env("QVM_TEST_WRITER").parse().unwrap());
+    }
+
+    #[test]
+    fn many_writers_of_one_name_all_succeed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.json");
+        write(&path, &content(1), 0o640).unwrap();
+        let program = std::env::current_exe().unwrap();
+        let processes: Vec<_> = (1..=4)
+            .map(|writer| {
+                Command::new(&program)
+                    .args(["--ignored", "--exact", "host::file::tests::writing_process"])
+                    .env("QVM_TEST_FILE", &path)
+                    .env("QVM_TEST_WRITER", writer.to_string())
+                    .stdout(Stdio::piped())
+                    .spawn()
+                    .unwrap()
+            })
+            .collect();
+        std::thread::scope(|scope| {
+            for writer in 100..104 {
+                let path = &path;
+                scope.spawn(move || write_often(path, writer));
+            }
+            for _ in 0..500 {
+                let seen = fs::read(&path).unwrap();
+                assert!(is_whole(&seen), "{} bytes: {:?}", seen.len(), seen.first());
+            }
+        });
+        for process in processes {
+            let output = process.wait_with_output().unwrap();
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(output.status.success() && text.contains("1 passed"), "{text}");
+        }
+        assert!(is_whole(&fs::read(&path).unwrap()));
+        assert_eq!(list(dir.path()).unwrap(), [path]);
+    }
+
+    #[test]
+    fn of_many_new_files_one_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        for round in 0..20 {
+            let path = dir.path().join(round.to_string());
+            let made = std::thread::scope(|scope| {
+                let path = &path;
+                let new = move |writer| write_new(path, &content(writer), 0o600);
+                let writers: Vec<_> =
+                    (1..=8).map(|writer| scope.spawn(move || new(writer))).collect();
+                let made: Vec<_> = writers.into_iter().map(|w| w.join().unwrap()).collect();
+                let mut refused = made.iter().filter_map(|made| made.as_ref().err());
+                assert!(refused.all(|error| error.kind() == io::ErrorKind::AlreadyExists));
+                made.iter().filter(|made| made.is_ok()).count()
+            });
+            assert_eq!(made, 1);
+            assert!(is_whole(&fs::read(&path).unwrap()));
+        }
+        assert_eq!(list(dir.path()).unwrap().len(), 20);
+    }
+
+    #[test]
+    fn a_temporary_has_no_suffix_and_is_its_writers_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("qvm.prom");
+        let (one, other) =
+            (Temporary::beside(&target).unwrap(), Temporary::beside(&target).unwrap());
+        assert_ne!(one.path(), other.path());
+        for temporary in [&one, &other] {
+            assert_eq!(temporary.path().extension(), None);
+            assert!(VmPaths::is_left_over(temporary.path()));
+            let mode = temporary.file().metadata().unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "nobody else reads what is not finished");
+        }
+        let under_lock = temporary_under_lock(&dir.path().join("root.qcow2"));
+        assert_eq!(under_lock, dir.path().join(".qvm-root.qcow2.tmp"));
+        drop((one, other));
+        assert!(list(dir.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn modes_do_not_depend_on_the_umask() {
+        let dir = tempfile::tempdir().unwrap();
+        // In a process of its own: the umask is the whole process'.
+        let program = std::env::current_exe().unwrap();
+        for umask in ["000", "077", "777"] {
+            let path = dir.path().join(umask);
+            let script = format!("umask {umask}; exec \"$0\" \"$@\"");
+            let done = Command::new("sh")
+                .args(["-c", &script])
+                .arg(&program)
+                .args(["--ignored", "--exact", "host::file::tests::writing_process"])
+                .env("QVM_TEST_FILE", &path)
+                .env("QVM_TEST_WRITER", "7")
+                .stdout(Stdio::null())
+                .status();
+            assert!(done.unwrap().success());
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o640);
+        }
+    }
+
+    #[test]
+    fn only_what_a_dead_writer_left_is_abandoned() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("identity.toml");
+        let living = Temporary::beside(&target).unwrap();
+        let left = dir.path().join(".qvm-tmp_0123456789abcdef");
+        let others =
+            [".qvm-tmp_short", ".qvm-facts-x", ".qvm-web", "x"].map(|n| dir.path().join(n));
+        for path in others.iter().chain([&left]) {
+            fs::write(path, "").unwrap();
+        }
+        // What a link leads to is not looked at.
+        let link = dir.path().join(".qvm-tmp_fedcba9876543210");
+        std::os::unix::fs::symlink(&others[3], &link).unwrap();
+        remove_abandoned(dir.path()).unwrap();
+        assert!(living.path().exists() && link.is_symlink() && !left.exists());
+        assert!(others.iter().all(|path| path.exists()));
+        remove_abandoned(&dir.path().join("nowhere")).unwrap();
+        fs::remove_file(link).unwrap();
+        // Under a VM's lock goes whatever nobody is writing.
+        remove_left_overs(dir.path()).unwrap();
+        assert_eq!(list(dir.path()).unwrap(), [living.path().to_owned(), others[3].clone()]);
+        living.replace(&target, 0o600).unwrap();
     }
 
     #[test]
