@@ -72,11 +72,11 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     };
     let mut out = Output::stdout();
     let mut left = copy(attached, &mut operator, &mut out).await;
-    while let Ok(Left::Closed) = left {
+    while let Ok(Ended::Closed) = left {
         left = match next(layout, name, args.read_only, &mut operator).await {
             Ok(Some(next)) => copy(next, &mut operator, &mut out).await,
             Ok(None) => break,
-            Err(vanished) => Ok(Left::Vanished(vanished)),
+            Err(vanished) => Ok(Ended::Vanished(vanished)),
         };
     }
     out.finish_with(b"").await;
@@ -85,8 +85,8 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
         messages.finish_with(TIDY.as_bytes()).await;
     }
     match left? {
-        Left::Vanished(Vanished::NoReader) | Left::Left | Left::Closed => Ok(()),
-        Left::Vanished(vanished) => Err(Failure::quiet(vanished.exit_code())),
+        Ended::Vanished(Vanished::NoReader) | Ended::ByOperator | Ended::Closed => Ok(()),
+        Ended::Vanished(vanished) => Err(Failure::quiet(vanished.exit_code())),
     }
 }
 
@@ -108,11 +108,11 @@ struct Operator {
     read_only: bool,
 }
 
-/// How a copying ended.
-enum Left {
-    /// The operator has left.
-    Left,
-    /// The supervisor has gone.
+/// Why the console session ended.
+enum Ended {
+    /// The operator left.
+    ByOperator,
+    /// The supervisor closed the connection.
     Closed,
     /// Nobody follows any more.
     Vanished(Vanished),
@@ -146,7 +146,7 @@ async fn copy(
     console: UnixStream,
     operator: &mut Operator,
     out: &mut Output,
-) -> Result<Left, Failure> {
+) -> Result<Ended, Failure> {
     let (mut from, mut to) = console.into_split();
     let mut bytes = vec![0; 16 << 10];
     let mut unwritten: Option<Vec<u8>> = None;
@@ -159,12 +159,12 @@ async fn copy(
                 out.write(all).await.map_err(|error| Failure::output(&error))?;
             }
             read = from.read(&mut bytes), if unwritten.is_none() => match read {
-                Ok(0) | Err(_) => return Ok(Left::Closed),
+                Ok(0) | Err(_) => return Ok(Ended::Closed),
                 Ok(n) => unwritten = Some(bytes[..n].to_vec()),
             },
             did = operator.next() => match did {
-                Did::Left => return Ok(Left::Left),
-                Did::Vanished(vanished) => return Ok(Left::Vanished(vanished)),
+                Did::Left => return Ok(Ended::ByOperator),
+                Did::Vanished(vanished) => return Ok(Ended::Vanished(vanished)),
                 Did::Typed(typed) => {
                     let (keys, leave) = keys(&typed, operator.on_terminal);
                     // A console that closed says so by its end.
@@ -173,12 +173,12 @@ async fn copy(
                             _ = to.write_all(keys) => {}
                             // A guest that does not read holds up nobody either.
                             vanished = operator.session.end() => {
-                                return Ok(Left::Vanished(vanished));
+                                return Ok(Ended::Vanished(vanished));
                             }
                         }
                     }
                     if leave {
-                        return Ok(Left::Left);
+                        return Ok(Ended::ByOperator);
                     }
                 }
             },
