@@ -1,6 +1,7 @@
 # `make help` lists what there is. Everything that is made lands in target/ and fuzz/target/, but bench/RESULTS.md.
 
-SHELL := /bin/bash
+# Found in PATH: the sandbox of Nix has no /bin/bash.
+SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
 
@@ -24,6 +25,8 @@ DESTDIR ?=
 PROFILE ?= release
 # What it installs, and runs, for its manual pages and completions.
 BINARY ?= target/$(PROFILE:dev=debug)/qvm
+# A program that runs BINARY, where it is built for another CPU.
+EMULATOR ?=
 # Where zsh looks; Debian's looks elsewhere.
 ZSH_COMPLETIONS ?= $(PREFIX)/share/zsh/site-functions
 # Where `make deb` puts the package.
@@ -53,11 +56,11 @@ install: ## the built binary, its units, generators, completions and documents, 
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/qvm $(wildcard docs/*.varlink)
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/qvm README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE $(wildcard docs/*.md)
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/qvm/examples $(wildcard examples/*.toml examples/*.yaml)
-	$(BINARY) man qvm | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/man/man1/qvm.1
-	$(BINARY) man qvm.toml | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/man/man5/qvm.toml.5
-	$(BINARY) completions bash | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/bash-completion/completions/qvm
-	$(BINARY) completions zsh | install -D -m 644 /dev/stdin $(DESTDIR)$(ZSH_COMPLETIONS)/_qvm
-	$(BINARY) completions fish | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/qvm.fish
+	$(EMULATOR) $(BINARY) man qvm | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/man/man1/qvm.1
+	$(EMULATOR) $(BINARY) man qvm.toml | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/man/man5/qvm.toml.5
+	$(EMULATOR) $(BINARY) completions bash | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/bash-completion/completions/qvm
+	$(EMULATOR) $(BINARY) completions zsh | install -D -m 644 /dev/stdin $(DESTDIR)$(ZSH_COMPLETIONS)/_qvm
+	$(EMULATOR) $(BINARY) completions fish | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/qvm.fish
 
 .PHONY: deb
 deb: build ## the Debian package, in target/debian/
@@ -67,20 +70,28 @@ deb: build ## the Debian package, in target/debian/
 setup: ## installs what the tests need, if anything is missing (Debian, Ubuntu)
 	tests/setup
 
+.PHONY: setup-demo
+setup-demo: ## the same for the guests and `make demo` alone
+	tests/setup demo
+
+.PHONY: test-setup
+test-setup: ## tries `make setup` in throw-away Debian roots: nothing is removed or downgraded
+	tests/setup-roots
+
 .PHONY: guests
-guests: setup ## the small guests for the tests, and the oldest QEMU
+guests: setup-demo ## the small guests for the tests, and the oldest QEMU
 	tests/guest/build "$(QVM_GUESTS)" boot tiny qemu-7.2
 
 .PHONY: debian
-debian: setup ## the Debian cloud image that `make demo` and the cloud-init test boot
+debian: setup-demo ## the Debian cloud image that `make demo` and the cloud-init test boot
 	tests/guest/build "$(QVM_GUESTS)" debian
 
 .PHONY: host
-host: setup ## the Debian that `make test-host` boots as a host
+host: setup-demo ## the Debian that `make test-host` boots as a host
 	tests/guest/build "$(QVM_GUESTS)" host
 
 .PHONY: test
-test: guests debian ## all tests, on real QEMU and real guests
+test: setup guests debian ## all tests, on real QEMU and real guests
 	$(CARGO) test --workspace --locked --no-run
 # The longest one, a Debian that is set up, mostly waits for one CPU: beside the others.
 	$(CARGO) test --locked --test debian & debian=$$!; failed=0; \
@@ -88,33 +99,39 @@ test: guests debian ## all tests, on real QEMU and real guests
 		wait $$debian || failed=1; exit $$failed
 
 .PHONY: test-faults
-test-faults: guests ## what is lost when qvm or its host fails: some minutes, and a table
+test-faults: setup guests ## what is lost when qvm or its host fails: some minutes, and a table
 	timeout 900 $(CARGO) test --locked $(addprefix --test ,$(FAULTS)) -- --ignored --nocapture --test-threads=1
 
 .PHONY: test-host
-test-host: guests host deb ## the package on a host of its own, a VM with systemd and cgroup v2, with guests inside
+test-host: setup guests host deb ## the package on a host of its own, a VM with systemd and cgroup v2, with guests inside
 	QVM_DEB="$$(ls -t $(CURDIR)/$(OUT)/qvm_*.deb | head -n 1)" \
 		$(CARGO) test --locked --test host -- --ignored --test-threads=1
 
 .PHONY: test-systemd
-test-systemd: guests ## the units under a systemd of their own (root, systemd-container)
+test-systemd: setup guests ## the units under a systemd of their own (root, systemd-container)
 	$(CARGO) build --locked
 	tests/systemd/run
 
 .PHONY: demo
-demo: debian build ## a real VM on a bridge, from its file to a clean stop
+demo: setup-demo ## a real VM on a bridge, from its file to a clean stop
+# The guest is built while the compiler works. The profile is that of the tests: it links in seconds.
+	. tests/progress.sh; run_steps "guest image" 'tests/guest/build "$(QVM_GUESTS)" debian' \
+		"compiler" '$(CARGO) build --profile dev --locked --bin qvm'
 	tests/demo
 
 .PHONY: bench
-bench: guests debian ## qvm beside raw QEMU, and libvirt where it is installed; writes bench/RESULTS.md
+bench: setup guests debian ## qvm beside raw QEMU, and libvirt where it is installed; writes bench/RESULTS.md
 	$(CARGO) bench --locked --bench figures
 
 .PHONY: lint
 lint: ## formatting, clippy, shell scripts, licences
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
-	if command -v shellcheck >/dev/null; then grep -rlE --exclude-dir=golden '^#!.*\b(ba)?sh' tests packaging .ci fuzz/run | xargs shellcheck; fi
-	if command -v cargo-deny >/dev/null; then $(CARGO) deny check licenses bans sources; fi
+	if command -v shellcheck >/dev/null; then \
+		grep -rlE --exclude-dir=golden '^(#!.*\b(ba)?sh|# shellcheck shell=)' tests packaging .ci fuzz/run | xargs shellcheck -x; \
+	else echo "lint: skipped: shellcheck is not installed (\`make setup\` does that)"; fi
+	if command -v cargo-deny >/dev/null; then $(CARGO) deny check licenses bans sources; \
+	else echo "lint: skipped: cargo-deny is not installed (\`cargo install cargo-deny\`)"; fi
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZ_SECONDS

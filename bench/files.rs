@@ -40,7 +40,7 @@ pub(crate) fn measure() -> Outcome<Vec<Figure>> {
     let sha256 = text.split(' ').next().ok_or("no digest")?;
     let vm = format!(
         "diskSizeG = 1\n[image]\nurl = \"http://{server}/image.qcow2\"\nsha256 = \"{sha256}\"\n\
-         [cloudInit]\nuser = \"op\"\nsshAuthorizedKeys = [\"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ\"]\n"
+         [cloudInit]\nuser = \"op\"\nsshAuthorizedKeys = [\"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ5rJ3mUq0kT7m5S4m8xv0bq2vY1n6c3Zp9wQe7dR8sT\"]\n"
     );
     let vm_file = place.layout().vm_file(&"one".parse()?);
     fs::write(&vm_file, vm.replace("diskSizeG = 1\n", ""))?;
@@ -97,12 +97,12 @@ fn seeded(place: &Place, vm: &Vm) -> Outcome<Figure> {
     let dir = place.path().join("seed");
     fs::create_dir(&dir)?;
     let documents = seed::documents(vm, &identity).ok_or("no seed")?;
-    for (name, text) in [
-        ("meta-data", &documents.meta_data),
-        ("network-config", &documents.network_config),
-        ("user-data", &documents.user_data),
+    for (name, bytes) in [
+        ("meta-data", documents.meta_data.as_bytes()),
+        ("network-config", documents.network_config.as_bytes()),
+        ("user-data", documents.user_data.as_slice()),
     ] {
-        fs::write(dir.join(name), text)?;
+        fs::write(dir.join(name), bytes)?;
     }
     let (mut own, mut other) = (Sample::default(), Sample::default());
     let (iso, other_iso) = (place.path().join("seed.iso"), place.path().join("other.iso"));

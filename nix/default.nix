@@ -1,4 +1,5 @@
-# Without flakes: `(import ./nix { }).package`, and `imports = [ (import ./nix { }).module ];` in a configuration.
+# Without flakes: `(import ./nix { }).package`, and `imports = [ ./nix/module.nix ];` in a
+# configuration.
 {
   pkgs ? import <nixpkgs> { },
 }:

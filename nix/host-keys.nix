@@ -1,18 +1,10 @@
-# The keys of the host's settings as options, as docs/host.toml.md has them. What is not set is not written.
+# The keys of the host's settings as options, as docs/host.toml.md describes them.
 { lib }:
 let
-  inherit (lib) types;
-
-  key =
-    type: description:
-    lib.mkOption {
-      type = types.nullOr type;
-      default = null;
-      inherit description;
-    };
+  inherit (import ./types.nix { inherit lib; }) key reserve uidRange;
 in
 {
-  reserveMem = key (types.either types.ints.unsigned types.str) "How much of the host's memory guests do not get.";
-  admission = key (types.enum [ "refuse" "wait" "off" ]) "What becomes of a start that the host's memory is not enough for.";
-  uidRange = key types.str "The user ids that QEMUs may run as: the first and the last.";
+  reserveMem = key reserve "The part of the host's memory that guests do not get.";
+  admission = key (lib.types.enum [ "refuse" "wait" "off" ]) "What happens to a start that exceeds the host's memory.";
+  uidRange = key uidRange "The user IDs that QEMU processes may run as: the first and the last.";
 }

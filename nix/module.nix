@@ -1,7 +1,8 @@
-# services.qvm: VMs as they are in VM files, checked when the system is built.
+# services.qvm: VMs with the keys of the VM file, checked when the system is built.
 #
-# The VM files land in /etc/qvm/vms, and qvm's own generator makes the units from them, as on every other system. What is here beside
-# is what NixOS has of its own: that a `switch` stops no guest, and that the store keeps what a running QEMU may need.
+# The VM files are in /etc/qvm/vms, and the generator of qvm makes the units from them, as on every
+# other system. This module adds what is specific to NixOS: a `switch` stops no guest, and the store
+# keeps the QEMU of running guests.
 {
   config,
   lib,
@@ -10,71 +11,109 @@
 }:
 let
   cfg = config.services.qvm;
+  inherit (lib) types;
   toml = pkgs.formats.toml { };
-  keys = import ./keys.nix { inherit lib; freeform = toml.type; };
+  guests = import ./guests.nix { inherit lib pkgs; };
 
-  # Only what is set is written. A table that is set and empty is written: it means something.
-  written =
-    value:
-    if builtins.isAttrs value then
-      lib.mapAttrs (_: written) (lib.filterAttrs (_: inner: inner != null) value)
-    else
-      value;
-  vmFile = name: vm: toml.generate "${name}.toml" (written vm);
-
+  # Keys that are not set are not written. Empty tables are: they have a meaning.
+  written = lib.filterAttrsRecursive (_: value: value != null);
+  vmFiles = lib.mapAttrs (name: vm: toml.generate "${name}.toml" (written vm)) cfg.vms;
   settings = written cfg.settings;
-  hostFile = toml.generate "qvm.toml" settings;
 
-  # Beside each other, since what one of them takes another one cannot have.
-  checked =
-    pkgs.runCommand "qvm-vms"
-      {
-        nativeBuildInputs = [ cfg.package ];
-      }
-      ''
-        mkdir -p $out/vms
-        ${lib.concatStringsSep "\n" (
-          lib.mapAttrsToList (name: vm: "cp ${vmFile name vm} $out/vms/${name}.toml") cfg.vms
-        )}
-        ${lib.optionalString (settings != { }) "cp ${hostFile} $out/qvm.toml"}
-        qvm --config-dir $out --state-dir . --runtime-dir . check --no-user-data
-      '';
+  # By their paths below /etc/qvm.
+  files =
+    lib.mapAttrs' (name: lib.nameValuePair "vms/${name}.toml") vmFiles
+    // lib.optionalAttrs (settings != { }) { "qvm.toml" = toml.generate "qvm.toml" settings; };
+  # All files together, since VMs may conflict with each other.
+  checked = pkgs.runCommand "qvm-files" { nativeBuildInputs = [ cfg.package ]; } ''
+    mkdir -p $out/vms
+    ${lib.concatLines (lib.mapAttrsToList (path: file: "cp ${file} $out/${lib.escapeShellArg path}") files)}
+    qvm --config-dir $out --state-dir . --runtime-dir . check --no-user-data
+  '';
 
+  # The path of the program that a switch does not change: loaded units and running supervisors find
+  # the new program there.
+  qvm = "/etc/qvm/bin/qvm";
+
+  # Garbage collector roots of the QEMUs that guests were started with. The collector itself finds
+  # files that QEMU has open, but not those that QEMU opens later, such as the ROM of a new device.
   roots = "/nix/var/nix/gcroots/qvm";
-  # Where a newer supervisor is found by one that replaces itself.
-  qvm = "/run/current-system/sw/bin/qvm";
+  root = "${roots}/$1@${baseNameOf cfg.qemu}";
+  addRoot = pkgs.writeShellScript "qvm-add-root" ''
+    ${pkgs.coreutils}/bin/ln -sfn ${cfg.qemu} "${root}"
+  '';
+  # All roots of the VM: a supervisor that was restarted after a switch has added one for the new
+  # QEMU. The run record exists as long as QEMU runs.
+  removeRoots = pkgs.writeShellScript "qvm-remove-roots" ''
+    [ -e "/run/qvm/$1/record.json" ] || ${pkgs.coreutils}/bin/rm -f ${roots}/"$1"@*
+  '';
+
+  qemuUnit = {
+    overrideStrategy = "asDropin";
+    # A switch reloads the unit whatever has changed in it, and never restarts it.
+    reloadIfChanged = true;
+    stopIfChanged = false;
+    environment.QVM_QEMU = lib.getExe' cfg.qemu "qemu-system-x86_64";
+    path = [ cfg.qemu ];
+  };
+  # For the template and for each declared VM: NixOS calls both drop-ins overrides.conf, and systemd
+  # reads only the instance's.
+  vmUnit = qemuUnit // {
+    after = [ "qvm-replace.service" ];
+    serviceConfig = {
+      ExecStart = [
+        ""
+        "${qvm} run %i"
+      ];
+      ExecReload = [
+        ""
+        "${qvm} reload %i"
+      ];
+      ExecStartPre = "${addRoot} %i";
+      ExecStopPost = [
+        ""
+        "${qvm} reap %i"
+        "${removeRoots} %i"
+      ];
+      ReadWritePaths = "-${roots}";
+    };
+  };
+
+  label = "[a-z][a-z0-9-]{0,15}";
+  # Assertions about the names in a table of the VM.
+  labelled =
+    vm: key: what: table:
+    lib.mapAttrsToList (name: _: {
+      assertion = builtins.match label name != null;
+      message = "services.qvm.vms.${vm}.${key}.${lib.strings.escapeNixIdentifier name}: invalid name of a ${what}: use 1 to 16 of a-z, 0-9 and `-`, a letter first";
+    }) (if table == null then { } else table);
 in
 {
   options.services.qvm = {
-    enable = lib.mkEnableOption "qvm, virtual machines by QEMU without libvirt";
+    enable = lib.mkEnableOption "qvm, a supervisor of QEMU virtual machines";
     package = lib.mkOption {
-      type = lib.types.package;
+      type = types.package;
       default = pkgs.callPackage ./package.nix { };
       defaultText = lib.literalExpression "pkgs.callPackage ./package.nix { }";
-      description = "The qvm to use.";
+      description = "The qvm package to use.";
     };
     qemu = lib.mkOption {
-      type = lib.types.package;
+      type = types.package;
       default = pkgs.qemu_kvm;
       defaultText = lib.literalExpression "pkgs.qemu_kvm";
-      description = "The QEMU to use. A guest that runs stays on the one that it was started with.";
+      description = "The QEMU package to use. A running guest stays on the QEMU that it was started with.";
     };
     settings = lib.mkOption {
-      type = lib.types.submodule {
-        freeformType = toml.type;
-        options = import ./host-keys.nix { inherit lib; };
-      };
+      type = types.submodule { options = import ./host-keys.nix { inherit lib; }; };
       default = { };
-      example = { reserveMem = "4G"; admission = "wait"; };
+      example = {
+        reserveMem = "4G";
+        admission = "wait";
+      };
       description = "The host's settings for all VMs, with the keys of qvm.toml (docs/host.toml.md).";
     };
     vms = lib.mkOption {
-      type = lib.types.attrsOf (
-        lib.types.submodule {
-          freeformType = toml.type;
-          options = keys;
-        }
-      );
+      type = types.attrsOf (types.submodule { options = import ./keys.nix { inherit lib; }; });
       default = { };
       example = lib.literalExpression ''
         {
@@ -89,91 +128,133 @@ in
         }
       '';
       description = ''
-        VMs by name, with the keys of the VM file (docs/qvm.toml.md). A change is never applied to a running guest by stopping it: what counts at
-        once does so, and `qvm status` shows the rest as pending. A VM that is taken out goes on until `qvm gc`.
+        VMs by name, with the keys of the VM file (docs/qvm.toml.md). A switch stops no running guest: it applies live keys, and
+        `qvm status` shows other changes as pending. A VM that is removed from the configuration runs until `qvm gc` or a shutdown.
+      '';
+    };
+    guests = lib.mkOption {
+      type = types.attrsOf (guests.type (name: cfg.vms.${name}));
+      default = { };
+      example = lib.literalExpression ''
+        {
+          web = {
+            services.nginx.enable = true;
+            networking.firewall.allowedTCPPorts = [ 80 ];
+            system.stateVersion = "26.05";
+          };
+        }
+      '';
+      description = ''
+        NixOS configurations of guests by the name of the VM. The default of the VM's `image.path` is an image of that configuration.
+        qvm makes the VM's disk from the image once: a later change of the configuration does not change an existing disk.
       '';
     };
   };
 
   config = lib.mkIf cfg.enable {
-    assertions = lib.mapAttrsToList (name: vm: {
-      assertion = (vm.cloudInit.passwordHash or null) == null;
-      message = "services.qvm.vms.${name}.cloudInit.passwordHash would be in the store, where everybody reads it: write it into a file outside, and its path to cloudInit.userData";
-    }) cfg.vms;
-
-    environment.systemPackages = [ cfg.package ];
-    environment.etc =
-      lib.mapAttrs' (
-        name: _: lib.nameValuePair "qvm/vms/${name}.toml" { source = "${checked}/vms/${name}.toml"; }
+    assertions = lib.concatLists (
+      lib.mapAttrsToList (
+        name: vm:
+        [
+          {
+            assertion =
+              builtins.match "[a-z0-9]([a-z0-9-]*[a-z0-9])?" name != null && builtins.stringLength name <= 63;
+            message = "services.qvm.vms.${lib.strings.escapeNixIdentifier name}: invalid name of a VM: use 1 to 63 of a-z, 0-9 and `-`, with a letter or digit at both ends";
+          }
+          {
+            assertion = vm.cloudInit.passwordHash or null == null;
+            message = "services.qvm.vms.${name}.cloudInit.passwordHash: every user can read the Nix store: write the hash into a file outside of the store, and set cloudInit.userData to the path of that file";
+          }
+        ]
+        ++ labelled name "disk" "disk" vm.disk
+        ++ labelled name "nic" "NIC" vm.nic
       ) cfg.vms
-      // lib.optionalAttrs (settings != { }) { "qvm/qvm.toml".source = "${checked}/qvm.toml"; };
+      # Else the message of a guest's assertion does not contain the name of the guest.
+      ++ lib.mapAttrsToList (
+        name: guest:
+        map (one: one // { message = "services.qvm.guests.${name}: ${one.message}"; }) guest.assertions
+      ) cfg.guests
+    );
 
-    users.groups.qvm = { };
-    systemd.packages = [ cfg.package ];
-    systemd.generators.qvm-generator = "${cfg.package}/lib/systemd/system-generators/qvm-generator";
-    systemd.tmpfiles.rules = [
-      "d /run/qvm 2750 root qvm -"
-      "d /var/lib/qvm 2750 root qvm -"
-      "d ${roots} 0755 root root -"
+    services.qvm.vms = lib.mapAttrs (_: guest: {
+      image.path = lib.mkDefault (guests.image guest);
+    }) cfg.guests;
+
+    environment.systemPackages = [
+      cfg.package
+      cfg.qemu
     ];
-
-    systemd.services = {
-      # Every VM's unit: never restarted by a switch, whatever has changed in it.
-      "qvm@" = {
-        overrideStrategy = "asDropin";
-        restartIfChanged = false;
-        stopIfChanged = false;
-        environment.QVM_QEMU = "${cfg.qemu}/bin/qemu-system-x86_64";
-        path = [ cfg.qemu ];
-        serviceConfig = {
-          ExecStart = [
-            ""
-            "${qvm} run %i"
-          ];
-          # What QEMU has open the collector finds by itself in /proc. What it may open later, as for a device that is added, it cannot
-          # know of: so what the guest was started with stays for as long as it runs.
-          ReadWritePaths = "-${roots}";
-          ExecStartPre = "${pkgs.coreutils}/bin/ln -sfn ${cfg.qemu} ${roots}/%i";
-          ExecStopPost = [
-            ""
-            "${qvm} reap %i"
-            "${pkgs.runtimeShell} -c '[ -e /run/qvm/%i/record.json ] || rm -f ${roots}/%i'"
-          ];
-        };
-      };
-      # By the path that a switch leads to the newer program.
-      qvm-network = {
-        overrideStrategy = "asDropin";
-        serviceConfig.ExecStart = [
-          ""
-          "${qvm} lend"
-        ];
-      };
-      # A newer qvm takes over from the supervisors that run, in their places; no guest notices.
-      qvm-replace = {
-        description = "Newer supervisors for the virtual machines of qvm";
-        wantedBy = [ "multi-user.target" ];
-        restartTriggers = [ cfg.package ];
-        serviceConfig = {
-          Type = "oneshot";
-          RemainAfterExit = true;
-        };
-        script = ''
-          ${pkgs.systemd}/bin/systemctl list-units --plain --no-legend --state=running 'qvm@*.service' | while read -r unit _; do
-            ${pkgs.systemd}/bin/systemctl kill --kill-whom=main --signal=SIGUSR2 "$unit" || true
-          done
-        '';
-      };
-    }
-    // lib.mapAttrs' (
-      name: vm:
-      lib.nameValuePair "qvm@${name}" {
-        overrideStrategy = "asDropin";
-        restartIfChanged = false;
-        stopIfChanged = false;
-        # `qvm reload`: weights and the like at once, the rest is pending.
-        reloadTriggers = [ (vmFile name vm) ];
+    environment.etc =
+      {
+        "qvm/bin".source = "${cfg.package}/bin";
       }
-    ) cfg.vms;
+      // lib.mapAttrs' (
+        path: _: lib.nameValuePair "qvm/${path}" { source = "${checked}/${path}"; }
+      ) files;
+
+    boot.kernelModules = [
+      "tun"
+      "vhost_net"
+    ];
+    users.groups.qvm = { };
+
+    systemd = {
+      packages = [ cfg.package ];
+      generators.qvm-generator = "${cfg.package}/lib/systemd/system-generators/qvm-generator";
+      user.generators.qvm-generator = "${cfg.package}/lib/systemd/user-generators/qvm-generator";
+      tmpfiles.packages = [ cfg.package ];
+      tmpfiles.settings."10-qvm-roots".${roots}.d = {
+        mode = "0755";
+        user = "root";
+        group = "root";
+      };
+
+      services = {
+        "qvm@" = vmUnit;
+        qvm-network = {
+          overrideStrategy = "asDropin";
+          serviceConfig.ExecStart = [
+            ""
+            "${qvm} lend"
+          ];
+        };
+        # A new program replaces the supervisors of running VMs, without an effect on the guests.
+        qvm-replace = {
+          description = "Replacement of the supervisors of virtual machines";
+          wantedBy = [ "multi-user.target" ];
+          restartTriggers = [ cfg.package ];
+          path = [ config.systemd.package ];
+          serviceConfig = {
+            Type = "oneshot";
+            RemainAfterExit = true;
+          };
+          script = ''
+            systemctl list-units --plain --no-legend --state=running 'qvm@*.service' | while read -r unit _; do
+              pid=$(systemctl show --property=MainPID --value "$unit")
+              if [ "$pid" != 0 ] && ! [ "/proc/$pid/exe" -ef ${cfg.package}/bin/qvm ]; then
+                systemctl kill --kill-whom=main --signal=SIGUSR2 "$unit" || true
+              fi
+            done
+          '';
+        };
+      }
+      // lib.mapAttrs' (
+        name: file:
+        lib.nameValuePair "qvm@${name}" (
+          vmUnit
+          // {
+            # A change of the VM file alone changes the unit, too. With `reloadIfChanged` it is a
+            # reload.
+            restartTriggers = [ file ];
+            # A VM that is removed from the configuration keeps running. Not for the template: with
+            # `enable = false`, guests would run on under units that no longer exist.
+            unitConfig.X-StopOnRemoval = false;
+          }
+        )
+      ) vmFiles;
+
+      # VMs of users, which run under the users' own service managers.
+      user.services."qvm@" = qemuUnit;
+    };
   };
 }

@@ -1,14 +1,17 @@
-# The program, its units, generators, completions and documents; `make install` puts them in their places.
+# The qvm program. `make install` puts the units, generators, completions and documents in place.
 {
   lib,
+  stdenv,
+  buildPackages,
   rustPlatform,
+  versionCheckHook,
 }:
 let
-  manifest = (lib.importTOML ../Cargo.toml).package;
+  manifest = lib.importTOML ../Cargo.toml;
 in
 rustPlatform.buildRustPackage {
-  pname = manifest.name;
-  inherit (manifest) version;
+  pname = manifest.package.name;
+  inherit (manifest.workspace.package) version;
   src = lib.fileset.toSource {
     root = ../.;
     fileset = lib.fileset.unions [
@@ -29,16 +32,28 @@ rustPlatform.buildRustPackage {
     ];
   };
   cargoLock.lockFile = ../Cargo.lock;
-  # They boot guests, and build them by mmdebstrap first: `make test`.
+  # The tests boot guests that mmdebstrap builds: `make test`.
   doCheck = false;
-  installPhase = ''
-    runHook preInstall
-    make install PREFIX=$out DESTDIR= BINARY="$(find target -path '*/release/qvm' -type f | head -n 1)"
-    runHook postInstall
-  '';
+
+  # The default install phase runs `make install`, which also prints the manual pages.
+  dontCargoInstall = true;
+  installFlags = [
+    "PREFIX=${placeholder "out"}"
+    "BINARY=target/${stdenv.hostPlatform.rust.cargoShortTarget}/release/qvm"
+  ]
+  ++ lib.optional (
+    !stdenv.buildPlatform.canExecute stdenv.hostPlatform
+  ) "EMULATOR=${stdenv.hostPlatform.emulator buildPackages}";
+
+  doInstallCheck = true;
+  nativeInstallCheckInputs = [ versionCheckHook ];
+
   meta = {
-    description = manifest.description;
-    license = with lib.licenses; [ mit asl20 ];
+    inherit (manifest.package) description;
+    license = [
+      lib.licenses.mit
+      lib.licenses.asl20
+    ];
     platforms = [ "x86_64-linux" ];
     mainProgram = "qvm";
   };

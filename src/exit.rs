@@ -64,6 +64,10 @@ impl Failure {
     pub fn output(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Self::quiet(0),
+            // A terminal that is hung up; as SIGHUP, which comes with it.
+            _ if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
+                Self::quiet(128 + 1)
+            }
             _ => Self::new(FAILED, format!("cannot write the answer: {error}")),
         }
     }

@@ -32,6 +32,10 @@ fn main() -> ExitCode {
         Err(_) => return ExitCode::FAILURE,
     }
     let cli = read(arguments).unwrap_or_else(|error| error.exit());
+    if cli.is_supervisor() {
+        // Every mode is given where a file is made; a stricter umask would shut out the group.
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    }
     let in_journal = journal::is_standard_error(env::var_os("JOURNAL_STREAM").as_deref());
     log(cli.verbose + u8::from(cli.is_supervisor()), cli.quiet, in_journal);
     match run(cli) {
@@ -43,11 +47,26 @@ fn main() -> ExitCode {
                 (text, true) => journal::prioritised(&text, Level::ERROR),
                 (text, false) => text,
             };
-            // Where standard error is closed, the code has to do.
-            let _ = io::stderr().write_all(text.as_bytes());
+            let hint = cwd_hint(&env::args_os().collect::<Vec<_>>());
+            let text = format!("{text}{}", hint.unwrap_or_default());
+            // Where standard error is closed, the code has to do. A thread that a held terminal blocks may have its lock.
+            if !text.is_empty() {
+                let _ = io::stderr().write_all(text.as_bytes());
+            }
             ExitCode::from(failure.exit_code())
         }
     }
+}
+
+/// What to do where relative paths among the arguments lead nowhere, as a line. Each system call fails with "not found"
+/// then, whatever was to be done.
+fn cwd_hint(arguments: &[std::ffi::OsString]) -> Option<&'static str> {
+    let is_relative = |argument: &std::ffi::OsString| {
+        let text = argument.to_string_lossy();
+        !text.starts_with(['-', '/']) && text.contains(['.', '/'])
+    };
+    let gone = env::current_dir().is_err() && arguments.iter().skip(1).any(is_relative);
+    gone.then_some("hint: the current directory does not exist; change to another, or write an absolute path\n")
 }
 
 fn complete(arguments: &[std::ffi::OsString]) -> Result<bool, clap::Error> {
@@ -70,12 +89,13 @@ fn read(arguments: Vec<std::ffi::OsString>) -> Result<Cli, clap::Error> {
 
 fn run(cli: Cli) -> Result<(), Failure> {
     let cannot = |what: &str, error: io::Error| Failure::new(1, format!("cannot {what}: {error}"));
-    let cwd = env::current_dir().map_err(|e| cannot("tell the current directory", e))?;
+    // It may have been removed: only relative paths need it.
+    let cwd = env::current_dir().ok();
     let exe = env::current_exe().map_err(|e| cannot("tell where this program is", e))?;
     let arguments: Vec<_> = env::args_os().collect();
     let given = Given {
         uid: rustix::process::geteuid().as_raw(),
-        cwd: &cwd,
+        cwd: cwd.as_deref(),
         env: &|key| env::var_os(key),
         exe: &exe,
         arguments: &arguments,

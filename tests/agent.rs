@@ -256,7 +256,7 @@ fn a_command_ends_with_whoever_asked_for_it() {
     let (mut exec, mut out) = Running::begin(&lab, &["exec", "web", "--", "yes"], Stdio::null());
     assert_eq!(line(&mut out), "y");
     drop(out);
-    assert_eq!(exec.end(), (Some(0), String::new()));
+    assert_eq!(exec.end(), (Some(141), String::new()));
     none_runs(&lab, "yes");
     // While it is still told what to read, there is nothing to end.
     let (mut exec, _out) = Running::begin(&lab, &["exec", "web", "--", "cat"], Stdio::piped());

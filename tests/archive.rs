@@ -179,6 +179,16 @@ impl Inbox {
     }
 }
 
+#[test]
+fn archive_with_corrupt_disk_is_refused() {
+    let Some(inbox) = Inbox::new() else { return };
+    let good = inbox.good.clone();
+    let mut disk = good.0[good.at("root.qcow2")].1.clone();
+    // The bit "corrupt" of `incompatible_features`.
+    disk[79] |= 2;
+    inbox.refuses(&good.with("root.qcow2", &disk).sealed(), "disk root is marked corrupt");
+}
+
 const AGAIN: &str = "copy it again, or export the VM again; nothing was imported";
 
 #[test]

@@ -162,7 +162,7 @@ fn qemu_takes(vm: &Vm, dir: &Path, directories: [&str; 3], firmware: Option<&Cho
     let files = line.files.iter().map(|handed| FdMapping {
         parent_fd: fs::File::options()
             .read(true)
-            .write(handed.write)
+            .write(handed.access.write)
             .open(&handed.path)
             .unwrap()
             .into(),

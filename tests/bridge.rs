@@ -103,7 +103,7 @@ fn a_vm_on_two_bridges_has_a_tap_on_each() {
     lab.vm("web", &image, more);
     lab.ok(&["start", "web"]);
     for (tap, bridge, mtu) in
-        [("qvm-web", "br0", 1500), ("qvm-web_lan", "br1", 1400), ("san0", "br1", 1300)]
+        [("qvm-web", "br0", 1500), ("qvm-web_lan", "br1", 1400), ("san0", "br1", 1400)]
     {
         let seen = interface(&lab, tap).unwrap();
         assert_eq!((&seen["master"], &seen["mtu"]), (&bridge.into(), &mtu.into()), "{tap}");
@@ -114,12 +114,98 @@ fn a_vm_on_two_bridges_has_a_tap_on_each() {
     }
 }
 
+fn mtu(lab: &Lab, name: &str) -> serde_json::Value {
+    interface(lab, name).map_or(serde_json::Value::Null, |seen| seen["mtu"].clone())
+}
+
+fn notes(lab: &Lab) -> String {
+    lab.status("web")["notes"].to_string()
+}
+
+#[test]
+fn mtu_of_vm_leaves_bridge_alone() {
+    let (Some(image), Some(lab)) = (guest("boot.qcow2"), bridged()) else { return };
+    for set_up in [
+        "link add p0 mtu 9000 up type veth peer name p1",
+        "link add br1 up type bridge",
+        "link set p0 master br1",
+    ] {
+        assert!(ip(&lab, set_up).status.success());
+    }
+    assert_eq!(mtu(&lab, "br1"), 9000);
+    lab.vm("web", &image, "bridge = \"br0\"\n[nic.lan]\nbridge = \"br1\"\nmtu = 1400\n");
+    lab.ok(&["start", "web"]);
+    assert_eq!((mtu(&lab, "br1"), mtu(&lab, "qvm-web_lan")), (9000.into(), 9000.into()));
+    let arguments = std::fs::read(format!("/proc/{}/cmdline", lab.qemu_pid("web"))).unwrap();
+    assert!(String::from_utf8_lossy(&arguments).contains("\"host_mtu\":1400"));
+    assert_eq!(notes(&lab), "[]");
+
+    // Plugged in while the guest runs, as well.
+    let text = std::fs::read_to_string(lab.file("web")).unwrap();
+    let more = "[nic.more]\nbridge = \"br1\"\nmtu = 1300\n";
+    std::fs::write(lab.file("web"), format!("{text}{more}")).unwrap();
+    let told = lab.ok(&["apply", "web"]);
+    assert!(told.contains("applied: nic.more: "), "{told}");
+    assert_eq!((mtu(&lab, "br1"), mtu(&lab, "qvm-web_more")), (9000.into(), 9000.into()));
+
+    // Put back, on the bridge and on one that was made anew.
+    let on_bridge = || interface(&lab, "qvm-web_lan").unwrap()["master"] == "br1";
+    assert!(ip(&lab, "link set qvm-web_lan nomaster").status.success());
+    until("the tap is back", on_bridge);
+    assert_eq!(mtu(&lab, "br1"), 9000);
+    assert!(ip(&lab, "link del br1").status.success());
+    assert!(ip(&lab, "link add br1 up type bridge").status.success());
+    until("the tap is back", on_bridge);
+    until("the other is back", || interface(&lab, "qvm-web_more").unwrap()["master"] == "br1");
+    assert!(ip(&lab, "link set p0 master br1").status.success());
+    assert_eq!(mtu(&lab, "br1"), 9000);
+
+    lab.ok(&["kill", "web"]);
+    assert_eq!(mtu(&lab, "br1"), 9000);
+}
+
+#[test]
+fn bridge_that_drops_frames_is_noted() {
+    let (Some(image), Some(lab)) = (guest("boot.qcow2"), bridged()) else { return };
+    let set = |words: &str| assert!(ip(&lab, &format!("link set br0 {words}")).status.success());
+    lab.vm("web", &image, "[nic.lan]\nbridge = \"br0\"\nmtu = 9000\n");
+    set("down");
+    let said = lab.ok(&["start", "web"]);
+    for part in ["note: bridge `br0` is down", "note: `mtu` 9000 of NIC `lan`"] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert_eq!(mtu(&lab, "qvm-web_lan"), 1500);
+    for part in ["bridge `br0` is down", "exceeds MTU 1500 of bridge `br0`"] {
+        assert!(notes(&lab).contains(part), "{}", notes(&lab));
+    }
+    set("up");
+    until("only the MTU is noted", || !notes(&lab).contains("is down"));
+    assert!(notes(&lab).contains("exceeds MTU 1500"), "{}", notes(&lab));
+    set("mtu 9000");
+    until("nothing is noted", || notes(&lab) == "[]");
+    set("down");
+    until("the bridge is noted", || notes(&lab).contains("bridge `br0` is down"));
+    set("up");
+    until("nothing is noted", || notes(&lab) == "[]");
+    lab.ok(&["kill", "web"]);
+    // Without healing, too.
+    lab.vm("web", &image, "tapHeal = \"off\"\nbridge = \"br0\"\n");
+    set("down");
+    let said = lab.ok(&["start", "web"]);
+    assert!(said.contains("note: bridge `br0` is down"), "{said}");
+    set("up");
+    until("nothing is noted", || notes(&lab) == "[]");
+    lab.ok(&["kill", "web"]);
+}
+
 #[test]
 fn what_is_wrong_with_the_network_is_told_with_its_place_and_the_way_out() {
     let (Some(image), Some(lab)) = (guest("boot.qcow2"), bridged()) else { return };
-    for set_up in
-        ["link add dummy0 type veth peer name dummy1", "link add qvm-db type veth peer name x1"]
-    {
+    for set_up in [
+        "link add dummy0 type veth peer name dummy1",
+        "link add qvm-db type veth peer name x1",
+        "tuntap add qvm-mq mode tap multi_queue",
+    ] {
         assert!(ip(&lab, set_up).status.success());
     }
     for (name, bridge, said, hint) in [
@@ -140,6 +226,12 @@ fn what_is_wrong_with_the_network_is_told_with_its_place_and_the_way_out() {
             "br0",
             "cannot make the tap `qvm-db` (FILE:3): the name is taken by an interface of kind `veth`",
             "choose another with `tap = …`; `ip -d link show qvm-db` shows it",
+        ),
+        (
+            "mq",
+            "br0",
+            "cannot make the tap `qvm-mq` (FILE:3): it was made with several queues (`multi_queue`), and qvm uses taps with one",
+            "make it anew with one queue: `ip tuntap del qvm-mq mode tap multi_queue`, then `ip tuntap add qvm-mq mode tap`, with `user USER` if it had one; or choose another with `tap = …`",
         ),
     ] {
         lab.vm(name, &image, &format!("bridge = \"{bridge}\"\n"));

@@ -85,7 +85,7 @@ fn a_console_begins_with_what_was_said_and_outlives_its_supervisor() {
         seen.lock().unwrap().matches("COUNT").count() > count + 2
     });
     signal(viewer.id().try_into().unwrap(), SIGTERM);
-    assert!(viewer.wait().unwrap().success());
+    assert_eq!(viewer.wait().unwrap().code(), Some(143));
     // The end of the VM ends a viewer.
     let ended = lab.command(&["console", "web"]).stdin(Stdio::null()).stdout(Stdio::null()).spawn();
     lab.ok(&["kill", "web"]);

@@ -104,7 +104,7 @@ impl Fake {
         };
         let grant =
             Grant { own: 0, operators: told, file: "/etc/qvm/vms/web.toml".into(), accounts };
-        let port = Port { requests, events: events.clone(), grant, peer };
+        let port = Port { requests, events: events.clone(), grant, replaced: Arc::default(), peer };
         Self {
             dir,
             commands,
@@ -988,7 +988,7 @@ async fn the_terminal_is_as_it_was_after_the_supervisor_has_gone() {
 }
 
 #[tokio::test]
-async fn a_console_in_a_pipe_goes_on_after_the_end_of_its_input() {
+async fn a_console_in_a_pipe_ends_with_its_input() {
     let mut fake = Fake::new();
     let mut running = fake.qvm(&["console", "web"], Stdio::piped(), Stdio::piped());
     let (read_only, mut guest) = soon(fake.consoles.recv()).await.unwrap();
@@ -997,11 +997,11 @@ async fn a_console_in_a_pipe_goes_on_after_the_end_of_its_input() {
         (running.0.stdin.take().unwrap(), running.0.stdout.take().unwrap());
     let (seen, ended) = blocking(move || {
         stdin.write_all(b"halt\x1d\n").unwrap();
-        drop(stdin);
         assert_eq!(read_until(&mut guest, "\n"), "halt\x1d\n");
         guest.write_all(b"\xffgoing down\n").unwrap();
-        drop(guest);
-        let mut seen = vec![];
+        let mut seen = vec![0; 12];
+        stdout.read_exact(&mut seen).unwrap();
+        drop(stdin);
         stdout.read_to_end(&mut seen).unwrap();
         (seen, running.end())
     })

@@ -4,12 +4,9 @@
 
 mod lab;
 
-use std::{collections::BTreeMap, fs, process::Command, time::Duration};
+use std::{collections::BTreeMap, fs, process::Command};
 
-use lab::{Lab, guest, network::Network, until_within};
-
-/// How long a boot of a whole distribution may take without KVM on a machine that has other things to do.
-const BOOT: Duration = Duration::from_secs(300);
+use lab::{Lab, guest, network::Network};
 
 /// What is asked of the guest, at once since a process costs a tenth of a second there: a line `KEY=VALUE` each.
 const FACTS: &str = r#"
@@ -32,10 +29,10 @@ say boot "$(cat /proc/sys/kernel/random/boot_id)"
 
 /// Waits for the agent and for the end of cloud-init; what the guest says of itself.
 fn facts(lab: &Lab) -> BTreeMap<String, String> {
-    until_within(BOOT, "the guest agent answers", || {
+    lab.until_guest("web", "the guest agent answers", || {
         lab.qvm(&["exec", "web", "--", "true"]).status.success()
     });
-    let waited = ["exec", "--timeout", "300", "web", "--", "cloud-init", "status", "--wait"];
+    let waited = ["exec", "--timeout", "1200", "web", "--", "cloud-init", "status", "--wait"];
     let said = lab.ok(&waited);
     assert!(said.contains("status: done"), "{said}\n{}", lab.console("web"));
     let facts = lab.ok(&["exec", "web", "--", "sh", "-c", FACTS]);
@@ -95,7 +92,7 @@ fn cloud_init_sets_the_guest_up_once() {
     let known = lab.path().join("known_hosts");
     let ssh = |lab: &Lab, command: &str| {
         let mut ssh = lab.network.as_ref().unwrap().command("ssh");
-        ssh.arg("-i").arg(&key).args(["-o", "BatchMode=yes", "-o", "ConnectTimeout=60"]);
+        ssh.arg("-i").arg(&key).args(["-o", "BatchMode=yes", "-o", "ConnectTimeout=300"]);
         ssh.arg("-o").arg(format!("UserKnownHostsFile={}", known.display()));
         ssh.args(["-o", "StrictHostKeyChecking=accept-new", "op@192.168.97.15", command]);
         let output = ssh.output().unwrap();
@@ -119,7 +116,7 @@ fn cloud_init_sets_the_guest_up_once() {
     // What was read of a command's output takes no room any more: this one ends when that is so.
     let large = "exec 3>&1; head -c 40M /dev/zero; while [ $(stat -L -c %b /proc/self/fd/3) -gt 20480 ]; do sleep 0.2; done";
     assert_eq!(
-        lab.ok(&["exec", "--timeout", "300", "web", "--", "sh", "-c", large]).len(),
+        lab.ok(&["exec", "--timeout", "1200", "web", "--", "sh", "-c", large]).len(),
         40 << 20
     );
     // The root file system of a whole system, systemd and all.

@@ -399,6 +399,8 @@ fn a_damaged_image_is_not_trusted() {
         (packed[..packed.len() - 100].to_vec(), "is damaged, though its checksum is right"),
         (gz(&content)[..200_000].to_vec(), "its gzip stream is damaged or incomplete"),
         (zst(&content)[..200_000].to_vec(), "its zstd stream is damaged or incomplete"),
+        ([xz(&content), b"x".to_vec()].concat(), "bytes that are no xz stream follow"),
+        ([gz(&content), gz(&content)[..9].to_vec()].concat(), "its gzip stream is damaged"),
         (vmdk.clone(), "is a VMDK image: an image is qcow2 or raw"),
         (gz(&vmdk), "is a VMDK image"),
         (gz(&gz(&content)), "is gzip within a compressed file"),
@@ -965,6 +967,80 @@ fn https_is_judged_by_the_systems_store() {
     let refused = answer(child_command(&mut trusting, &other, &cache));
     assert!(refused.contains("certificate is not accepted: "), "{refused}");
     println!("{refused}");
+}
+
+#[test]
+fn https_goes_through_the_tunnel_of_a_proxy() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some((_server, port)) = tls_server(dir.path()) else { return };
+    let bytes = noise(50_000);
+    std::fs::write(dir.path().join("x.raw"), &bytes).unwrap();
+    let image = at(format!("https://localhost:{port}/x.raw"), &bytes);
+    let to = format!("127.0.0.1:{port}");
+    let proxy = Server::start(move |_, reply| reply.tunnel(&to));
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.env("SSL_CERT_FILE", dir.path().join("cert.pem"));
+    command.env("https_proxy", proxy.url("").replace("http://", "http://u:p@"));
+    let cache = dir.path().join("images");
+    assert_eq!(answer(child_command(&mut command, &image, &cache)), "found=false");
+    let asked = &proxy.asked()[0];
+    assert_eq!((&*asked.method, asked.path.clone()), ("CONNECT", format!("localhost:{port}")));
+    assert_eq!(asked.proxy_authorization.as_deref(), Some("Basic dTpw"));
+}
+
+#[test]
+fn a_list_may_have_the_name_that_the_address_redirects_to() {
+    let bytes = noise(10_000);
+    let digest_of = digest(&bytes);
+    let others = format!("{}  other.raw\n{0}  more.raw\n", "0".repeat(64));
+    for (listed, found) in [("x-Build18.71.raw", true), ("y.raw", false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let (served, text) = (bytes.clone(), format!("{others}{}  {listed}\n", digest_of.hex()));
+        let server = Server::start(move |asked, reply| match asked.path.as_str() {
+            "/SHA256SUMS" => reply.well(asked, text.as_bytes(), "\"s\""),
+            "/x.raw" => {
+                let to = "Location: /mirror/x-Build18.71.raw".to_owned();
+                reply.head(302, &[to, "Content-Length: 0".into()]);
+            }
+            _ => reply.well(asked, &served, "\"v1\""),
+        });
+        let origin = Origin::Http(server.url("x.raw"));
+        let image = Image { origin, checksum: Checksum::Sums(server.url("SHA256SUMS")) };
+        match ensure(&image, dir.path()) {
+            Ok(cached) => assert!(found && cached.digest.as_ref() == Some(&digest_of)),
+            Err(error) => assert!(!found, "{}", chain(&error)),
+        }
+    }
+}
+
+#[test]
+fn what_follows_a_compressed_stream_is_ignored_with_a_note() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = noise(100_000);
+    let metadata = b"\0\0\0\0\0\0\0\0{ \"metadata_version\": \"1.1\" }\nFWx0".to_vec();
+    for tail in [metadata, vec![0; 4096]] {
+        let packed = [gz(&content), tail.clone()].concat();
+        let cache = dir.path().join(format!("{}", tail.len()));
+        let server = Server::of(packed.clone());
+        let mut told = Told::default();
+        let image = at(server.url("x.img.gz"), &packed);
+        let (purpose, cancel) = (Purpose::Copy, Cancel::default());
+        let cached = image::ensure(&image, &cache, purpose, &tools(), &mut told, &cancel).unwrap();
+        assert_only(&cache, &cached, &content);
+        assert_eq!(told.notes.len(), 1);
+        assert!(told.notes[0].contains(&format!(" {} bytes ", tail.len())), "{:?}", told.notes);
+    }
+}
+
+#[test]
+fn a_stream_that_requires_too_much_memory_is_not_called_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    // The header of a frame with a window of 2 GiB, as `zstd --long=31` writes it.
+    let packed = [0x28, 0xb5, 0x2f, 0xfd, 0, 21 << 3, 1, 0, 0];
+    let server = Server::of(packed.to_vec());
+    let error = ensure(&at(server.url("x"), &packed), dir.path()).unwrap_err();
+    assert!(matches!(error, Error::Memory { .. }), "{}", chain(&error));
+    assert!(error.hint().unwrap().contains("--long=31"));
 }
 
 #[test]

@@ -56,7 +56,8 @@ fn start_status_stop_by_the_command_line() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
     lab.vm("web", &image, "cpuWeight = 200");
-    assert_eq!(lab.ok(&["start", "web"]), "web: running\n");
+    // Notes follow where the host cannot give all of it, such as cgroup v2.
+    assert!(lab.ok(&["start", "web"]).starts_with("web: running\n"));
     let status = lab.status("web");
     assert_eq!(status["state"], "running");
     assert_eq!((&status["vcpu"], &status["cpuWeight"]), (&1.into(), &200.into()));

@@ -52,7 +52,7 @@ fn a_tap_is_what_the_plan_says_and_gone_when_its_descriptor_closes() {
             let began = Instant::now();
             let attached = links.attach(&plan).await.unwrap();
             eprintln!("attached in {:?}", began.elapsed());
-            assert_eq!(attached, link::Attached { mtu: 1400, bridge_up: true });
+            assert_eq!(attached, link::Attached { bridge_mtu: 1400, bridge_up: true });
             let seen = interface("qvm-web").unwrap();
             assert_eq!(seen["master"], "br0");
             assert_eq!(seen["mtu"], 1400);
@@ -73,11 +73,10 @@ fn a_tap_is_what_the_plan_says_and_gone_when_its_descriptor_closes() {
             let bridge = links.find(&plan.bridge).await.unwrap().unwrap();
             assert_eq!(found.controller, Some(bridge.index));
 
-            // Again, with nothing to do; and with a change.
+            // Again, with nothing to do; what the guest is told is not the tap's.
             links.attach(&plan).await.unwrap();
-            let wide = planned("br0", Some(9000));
-            assert_eq!(links.attach(&wide).await.unwrap().mtu, 9000);
-            assert_eq!(interface("qvm-web").unwrap()["mtu"], 9000);
+            links.attach(&planned("br0", Some(9000))).await.unwrap();
+            assert_eq!(interface("qvm-web").unwrap()["mtu"], 1400);
 
             drop(fd);
             assert!(!links.exists(&plan.name).await.unwrap());
@@ -89,14 +88,63 @@ fn a_tap_is_what_the_plan_says_and_gone_when_its_descriptor_closes() {
 #[test]
 fn an_mtu_too_small_for_ipv6_is_set_all_the_same() {
     inside("an_mtu_too_small_for_ipv6_is_set_all_the_same", || {
-        ip("link add br0 type bridge");
-        let plan = planned("br0", Some(600));
+        ip("link add br0 mtu 600 type bridge");
+        let plan = planned("br0", None);
         let _fd = tap::open(&plan.name, network::tun()).unwrap();
         let attached = with_links(async |links| links.attach(&plan).await).unwrap();
-        assert_eq!(attached, link::Attached { mtu: 600, bridge_up: false });
+        assert_eq!(attached, link::Attached { bridge_mtu: 600, bridge_up: false });
         let seen = interface("qvm-web").unwrap();
         assert_eq!((&seen["mtu"], &seen["master"]), (&600.into(), &"br0".into()));
         assert_eq!(seen["ifalias"], "qvm:web:net");
+    });
+}
+
+/// The MTU of a bridge follows its smallest port unless somebody set it.
+#[test]
+fn bridge_keeps_its_mtu() {
+    inside("bridge_keeps_its_mtu", || {
+        ip("link add eth0 mtu 9000 up type veth peer name eth1");
+        ip("link add br0 up type bridge");
+        ip("link set eth0 master br0");
+        let mtu = |name: &str| interface(name).unwrap()["mtu"].clone();
+        assert_eq!(mtu("br0"), 9000);
+        let plan = planned("br0", Some(1400));
+        let fd = tap::open(&plan.name, network::tun()).unwrap();
+        let attach = || with_links(async |links| links.attach(&plan).await).unwrap();
+        assert_eq!(attach().bridge_mtu, 9000);
+        assert_eq!((mtu("br0"), mtu("qvm-web")), (9000.into(), 9000.into()));
+        // Made anew, the bridge has the default until its other ports are back.
+        ip("link del br0");
+        ip("link add br0 up type bridge");
+        assert_eq!(mtu("br0"), 1500);
+        with_links(async |links| links.reattach(&plan, 9000).await).unwrap();
+        ip("link set eth0 master br0");
+        assert_eq!((mtu("br0"), mtu("qvm-web")), (9000.into(), 9000.into()));
+        // A bridge that has grown meanwhile is not limited by what the tap had before.
+        ip("link set qvm-web nomaster mtu 1400");
+        with_links(async |links| links.reattach(&plan, 1400).await).unwrap();
+        assert_eq!((mtu("br0"), mtu("qvm-web")), (9000.into(), 9000.into()));
+        drop(fd);
+        assert_eq!(mtu("br0"), 9000);
+    });
+}
+
+#[test]
+fn multi_queue_tap_is_recognized() {
+    inside("multi_queue_tap_is_recognized", || {
+        ip("tuntap add qvm-web mode tap multi_queue");
+        ip("tuntap add other mode tap");
+        let error = tap::open(&"qvm-web".parse().unwrap(), network::tun()).unwrap_err();
+        assert!(error.taken().is_some());
+        let (many, one) = with_links(async |links| {
+            let find =
+                async |name: &str| links.find(&name.parse().unwrap()).await.unwrap().unwrap();
+            (find("qvm-web").await, find("other").await)
+        });
+        assert!(many.multi_queue && !one.multi_queue);
+        let error = error.of_multi_queue();
+        assert!(matches!(&error, tap::Error::MultiQueue { name } if name.as_str() == "qvm-web"));
+        assert!(error.hint().unwrap().contains("ip tuntap add qvm-web mode tap"));
     });
 }
 

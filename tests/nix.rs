@@ -1,21 +1,34 @@
-//! The NixOS module: what it makes of a configuration, by Nix itself with a stand-in for nixpkgs, and whether qvm takes the VM files.
+//! The NixOS module, evaluated by Nix with a stand-in for nixpkgs (tests/nix/), and with the real one where QVM_NIXPKGS names it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+#[path = "nix/install.rs"]
+mod install;
+#[path = "nix/nixpkgs.rs"]
+mod nixpkgs;
+#[path = "nix/options.rs"]
+mod options;
+#[path = "nix/units.rs"]
+mod units;
+
 use std::{
-    collections::BTreeSet,
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Nix with a store of its own, which it never writes to.
+/// Whether a test that lacks `what` must fail instead of being skipped.
+fn required(what: &str) -> bool {
+    std::env::var("QVM_TEST_REQUIRE").is_ok_and(|all| all.split(',').any(|word| word == what))
+}
+
+/// Runs nix-instantiate with a store of its own, which is never written; `None` where Nix is not installed.
 fn nix(arguments: &[&str]) -> Option<Output> {
     let own = tempfile::tempdir().unwrap();
     let mut nix = Command::new("nix-instantiate");
@@ -27,14 +40,14 @@ fn nix(arguments: &[&str]) -> Option<Output> {
     }
     let output = nix.env("NIX_REMOTE", "dummy://").env("NIX_PATH", "").output();
     if output.is_err() {
-        let all = std::env::var("QVM_TEST_REQUIRE").unwrap_or_default();
-        assert!(!all.split(',').any(|word| word == "nix"), "nix-instantiate is missing");
+        assert!(!required("nix"), "nix-instantiate is missing");
         println!("skipped: no nix-instantiate");
     }
     output.ok()
 }
 
-fn evaluated(file: &str, arguments: &[&str]) -> Option<Result<Value, String>> {
+/// The value of a file as JSON, or the error message; `None` where Nix is not installed.
+fn evaluate(file: &str, arguments: &[&str]) -> Option<Result<Value, String>> {
     let output = nix(&[&["--eval", "--strict", "--json"], arguments, &[file]].concat())?;
     Some(match output.status.success() {
         true => Ok(serde_json::from_slice(&output.stdout).unwrap()),
@@ -42,179 +55,102 @@ fn evaluated(file: &str, arguments: &[&str]) -> Option<Result<Value, String>> {
     })
 }
 
-/// The module with these VMs, which are written as Nix has JSON.
-fn configured(vms: &Value) -> Option<Result<Value, String>> {
-    let text = format!(
-        "builtins.fromJSON {}",
-        serde_json::to_string(&vms.to_string()).unwrap().replace("${", "\\${")
-    );
-    evaluated("tests/nix/eval.nix", &["--arg", "vms", &text])
+/// A value as a Nix expression.
+fn expression(value: &Value) -> String {
+    let text = serde_json::to_string(&value.to_string()).unwrap().replace("${", "\\${");
+    format!("builtins.fromJSON {text}")
+}
+
+/// What the module makes of these VMs, with the stand-in.
+fn configure(vms: &Value) -> Option<Result<Value, String>> {
+    evaluate("tests/nix/eval.nix", &["--arg", "vms", &expression(vms)])
+}
+
+/// Every Nix file of the project.
+fn nix_files(directories: &[&str]) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut directories: Vec<PathBuf> = directories.iter().map(|name| root().join(name)).collect();
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "nix") {
+                files.push(path);
+            }
+        }
+    }
+    files
 }
 
 #[test]
 fn every_file_is_nix() {
-    let mut files = vec!["flake.nix".to_owned()];
-    for directory in ["nix", "tests/nix"] {
-        for file in fs::read_dir(root().join(directory)).unwrap().flatten() {
-            files.push(format!("{directory}/{}", file.file_name().to_str().unwrap()));
-        }
-    }
-    assert!(files.len() > 6);
+    let mut files = nix_files(&["nix", "tests/nix"]);
+    files.push(root().join("flake.nix"));
+    assert!(files.len() > 10);
     let own = tempfile::tempdir().unwrap();
     let text = fs::read_to_string(root().join("docs/nixos.md")).unwrap();
     for (nr, block) in text.split("```nix\n").skip(1).enumerate() {
         let file = own.path().join(format!("{nr}.nix"));
         fs::write(&file, block.split("```").next().unwrap()).unwrap();
-        files.push(file.to_str().unwrap().to_owned());
+        files.push(file);
     }
     for file in files {
-        let Some(output) = nix(&["--parse", &file]) else { return };
+        let Some(output) = nix(&["--parse", file.to_str().unwrap()]) else { return };
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 }
 
-#[test]
-fn there_is_an_option_for_every_key_and_no_other() {
-    let Some(keys) = evaluated("tests/nix/keys.nix", &["-A", "vm"]) else { return };
-    let options: BTreeSet<String> = serde_json::from_value(keys.unwrap()).unwrap();
-    let reference = fs::read_to_string(root().join("docs/qvm.toml.md")).unwrap();
-    let rows = reference.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
-    let keys =
-        rows.filter(|(_, rest)| rest.matches('|').count() == 4).map(|(key, _)| key.to_owned());
-    let keys: BTreeSet<String> = keys.collect();
-    assert!(keys.len() > 60, "{keys:?}");
-    assert_eq!(options, keys);
-}
-
-#[test]
-fn examples_as_options_are_the_same_vm_files_and_qvm_takes_them() {
-    let mut vms = serde_json::Map::new();
-    for example in fs::read_dir(root().join("examples")).unwrap().flatten() {
-        let path = example.path();
-        if path.extension().is_some_and(|extension| extension == "toml") {
-            let vm: toml::Value = toml::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
-            let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
-            vms.insert(name, serde_json::to_value(vm).unwrap());
+/// The names below `prefix` that a text uses, such as `types.str` of `lib.types.str`.
+fn names_below(prefix: &str, text: &str) -> Vec<String> {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || "_'.".contains(c);
+    let mut names = Vec::new();
+    for (at, _) in text.match_indices(prefix) {
+        if !text[..at].ends_with(|c: char| is_part(c) || c == '/') {
+            let rest = &text[at + prefix.len()..];
+            let name = &rest[..rest.find(|c| !is_part(c)).unwrap_or(rest.len())];
+            names.push(name.trim_end_matches('.').to_owned());
         }
     }
-    let Some(made) = configured(&vms.clone().into()) else { return };
-    let made = made.unwrap();
-    // Written as they were: nothing more, and nothing less.
-    let files = made["files"].as_object().unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    fs::create_dir(dir.path().join("vms")).unwrap();
-    for (name, vm) in &vms {
-        let file = without_nulls(&files[name]);
-        assert_eq!(&file, vm, "{name}");
-        let text = toml::to_string(&file).unwrap();
-        fs::write(dir.path().join(format!("vms/{name}.toml")), text).unwrap();
-        assert_eq!(
-            made["etc"][format!("qvm/vms/{name}.toml")],
-            format!("/store/qvm-vms/vms/{name}.toml")
+    names
+}
+
+/// An evaluation does not reach every branch; this finds a name that neither nixpkgs nor the stand-in has.
+#[test]
+fn every_library_function_exists() {
+    // Not in the stand-in: nix/types.nix has a fallback for the first, only the NixOS test uses the second.
+    let listed = ["types.externalPath", "mkForce"];
+    let mut used = Vec::new();
+    for file in nix_files(&["nix"]) {
+        let text = fs::read_to_string(file).unwrap();
+        let code: String = text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with('#'))
+            .collect::<Vec<_>>()
+            .join("\n");
+        used.extend(names_below("lib.", &code));
+        used.extend(names_below("types.", &code).into_iter().map(|name| format!("types.{name}")));
+    }
+    used.sort();
+    used.dedup();
+    assert!(used.len() > 30, "{used:?}");
+    let missing = |library: &str| {
+        let has: Vec<String> =
+            used.iter().map(|name| format!("{{ n = \"{name}\"; v = lib ? {name}; }}")).collect();
+        let text = format!(
+            "let lib = {library}; in map (one: one.n) (builtins.filter (one: !one.v) [ {} ])",
+            has.join(" ")
         );
-    }
-    let check = |more: &[&str]| {
-        let mut check = Command::new(env!("CARGO_BIN_EXE_qvm"));
-        check.arg("--config-dir").arg(dir.path()).arg("check").args(more).output().unwrap()
+        let output = nix(&["--eval", "--strict", "--json", "--expr", &text])?;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Some(serde_json::from_slice::<Vec<String>>(&output.stdout).unwrap())
     };
-    // The user-data of one of them is not where the system is built.
-    assert_eq!(check(&[]).status.code(), Some(78));
-    let output = check(&["--no-user-data"]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
-fn without_nulls(value: &Value) -> Value {
-    match value {
-        Value::Object(object) => {
-            let kept = object.iter().filter(|(_, value)| !value.is_null());
-            Value::Object(kept.map(|(key, value)| (key.clone(), without_nulls(value))).collect())
-        }
-        value => value.clone(),
-    }
-}
-
-#[test]
-fn the_hosts_settings_are_a_file_only_where_they_are_set() {
-    let settings = |text: &str| {
-        evaluated(
-            "tests/nix/eval.nix",
-            &["--arg", "vms", "{ web = { }; }", "--arg", "settings", text],
-        )
+    let Some(mut names) = missing(&format!("import {}/tests/nix/lib.nix", root().display())) else {
+        return;
     };
-    let Some(made) = settings("{ }") else { return };
-    assert_eq!(made.unwrap()["etc"].get("qvm/qvm.toml"), None);
-    let text = "{ reserveMem = 512; admission = \"wait\"; uidRange = \"100000-165535\"; }";
-    let made = settings(text).unwrap().unwrap();
-    assert_eq!(made["etc"]["qvm/qvm.toml"], "/store/qvm-vms/qvm.toml");
-    for (wrong, said) in [
-        ("{ admission = \"of\"; }", "services.qvm.settings.admission: \"of\" is not one of"),
-        ("{ reserveMem = true; }", "services.qvm.settings.reserveMem: true is not"),
-    ] {
-        let error = settings(wrong).unwrap().unwrap_err();
-        assert!(error.contains(said), "{error}");
+    names.retain(|name| !listed.contains(&name.as_str()));
+    assert_eq!(names, [""; 0], "not in tests/nix/lib.nix");
+    if let Some(nixpkgs) = nixpkgs::path() {
+        assert_eq!(missing(&format!("import {nixpkgs}/lib")).unwrap(), [""; 0], "not in nixpkgs");
     }
-    // The same keys as the program has.
-    let keys = evaluated("tests/nix/keys.nix", &["-A", "host"]).unwrap().unwrap();
-    let file = Path::new("qvm.toml");
-    let mut written: Vec<String> = serde_json::from_value(keys).unwrap();
-    written.sort();
-    let problems = qvm::spec::HostSettings::read(file, "unknown = 1").unwrap_err();
-    let known = problems[0].hint.clone().unwrap();
-    assert_eq!(known, format!("here can be: {}", written.join(", ")));
-}
-
-#[test]
-fn a_switch_restarts_no_vm() {
-    let Some(made) = configured(&json!({ "web": { "mem": "1G" }, "db": {} })) else { return };
-    let made = made.unwrap();
-    assert_eq!(made["names"], json!(["qvm-network", "qvm-replace", "qvm@", "qvm@db", "qvm@web"]));
-    assert_eq!(made["restarts"], json!([]));
-    let service = &made["template"]["serviceConfig"];
-    assert_eq!(service["ExecStart"], json!(["", "/run/current-system/sw/bin/qvm run %i"]));
-    assert_eq!(made["template"]["environment"]["QVM_QEMU"], "/store/qemu/bin/qemu-system-x86_64");
-}
-
-#[test]
-fn what_is_not_set_is_not_written_and_an_empty_table_is() {
-    let vm =
-        json!({ "nic": {}, "cloudInit": {}, "disk": { "data": { "size": "1G" } }, "laterKey": 7 });
-    let Some(made) = configured(&json!({ "web": vm })) else { return };
-    assert_eq!(without_nulls(&made.unwrap()["files"]["web"]), vm);
-}
-
-#[test]
-fn wrong_types_are_refused_when_the_system_is_built() {
-    for (vm, said) in [
-        (json!({ "vcpu": "2" }), "services.qvm.vms.web.vcpu: \"2\" is not a number from 1 to 255"),
-        (json!({ "vcpu": 256 }), "services.qvm.vms.web.vcpu: 256 is not"),
-        (json!({ "mem": true }), "services.qvm.vms.web.mem: true is not"),
-        (json!({ "autostart": "yes" }), "services.qvm.vms.web.autostart: \"yes\" is not a boolean"),
-        (json!({ "ready": "tcp:" }), "services.qvm.vms.web.ready: \"tcp:\" is not"),
-        (json!({ "firmware": "efi" }), "services.qvm.vms.web.firmware: \"efi\" is not one of"),
-        (
-            json!({ "disk": { "data": { "bus": "ide" } } }),
-            "services.qvm.vms.web.disk.data.bus: \"ide\" is not",
-        ),
-        (json!({ "nic": { "lan": { "mtu": 1 } } }), "services.qvm.vms.web.nic.lan.mtu: 1 is not"),
-        (json!({ "dns": "9.9.9.9" }), "services.qvm.vms.web.dns: \"9.9.9.9\" is not a list"),
-        (json!({ "cpu": { "pin": [0] } }), "services.qvm.vms.web.cpu.pin: 0 is not a string"),
-    ] {
-        let Some(made) = configured(&json!({ "web": vm })) else { return };
-        let error = made.unwrap_err();
-        assert!(error.contains(said), "{vm}: {error}");
-    }
-}
-
-#[test]
-fn a_password_never_gets_into_the_store() {
-    let vm = json!({ "cloudInit": { "passwordHash": "$6$salt$hash" } });
-    let Some(made) = configured(&json!({ "web": vm, "db": {} })) else { return };
-    let assertions = &made.unwrap()["assertions"];
-    assert_eq!(assertions.as_array().unwrap().len(), 1);
-    assert!(
-        assertions[0]
-            .as_str()
-            .unwrap()
-            .starts_with("services.qvm.vms.web.cloudInit.passwordHash would be in the store")
-    );
 }

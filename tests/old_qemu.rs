@@ -4,27 +4,9 @@
 
 mod lab;
 
-use std::{fs, path::Path, process::Command};
+use std::fs;
 
-use lab::{Lab, guest, runs, signal, until};
-
-/// A lab whose QEMU is 7.2; `None` where that was not built. `QVM_TEST_REQUIRE=qemu-7.2` demands it.
-fn old() -> Option<Lab> {
-    let archive = std::env::var_os("QVM_GUESTS")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guests"), Into::into)
-        .join("qemu-7.2.tar");
-    if !archive.exists() {
-        let how = format!("{} is missing: `tests/guest/build DIR qemu-7.2`", archive.display());
-        assert!(!lab::required("qemu-7.2"), "{how}");
-        println!("skipped: {how}");
-        return None;
-    }
-    let mut lab = Lab::new();
-    let unpacked = Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(lab.path()).status();
-    assert!(unpacked.unwrap().success());
-    lab.qemu = Some(lab.path().join("qemu-7.2/qemu-system-x86_64").into());
-    Some(lab)
-}
+use lab::{guest, old_qemu::lab as old, runs, signal, until};
 
 #[test]
 fn a_guest_lives_its_life() {

@@ -118,7 +118,8 @@ fn cases() -> Vec<(&'static str, Vm)> {
         hostname: Some("own.example.org".into()),
         user_data: Some(UserData {
             path: PathBuf::from("/etc/qvm/vms/web.user-data.yaml"),
-            text: "#!/bin/sh\r\nprintf 'ä\\0'\n\n# no newline at the end".into(),
+            bytes: "#!/bin/sh\r\nprintf 'ä\\0'\n\n# no newline at the end".into(),
+            notes: vec![],
         }),
         ..CloudInit::default()
     };
@@ -164,6 +165,7 @@ fn the_documents_are_as_agreed() {
     for (name, vm) in cases() {
         let Documents { meta_data, user_data, network_config } =
             seed::documents(&vm, &identity()).unwrap();
+        let user_data = String::from_utf8(user_data).unwrap();
         for (document, text) in
             [("meta-data", meta_data), ("user-data", user_data), ("network-config", network_config)]
         {
@@ -183,7 +185,7 @@ fn the_documents_are_as_agreed() {
 #[test]
 fn own_user_data_is_passed_through_untouched() {
     let (_, vm) = cases().into_iter().find(|(name, _)| *name == "own-user-data").unwrap();
-    let given = vm.cloud_init.clone().unwrap().user_data.unwrap().text;
+    let given = vm.cloud_init.clone().unwrap().user_data.unwrap().bytes;
     assert_eq!(seed::documents(&vm, &identity()).unwrap().user_data, given);
 }
 
@@ -228,8 +230,8 @@ proptest! {
         prop_assert_eq!(&meta["instance-id"], &Value::from(instance_id));
         prop_assert_eq!(&meta["local-hostname"], &Value::from(hostname.clone()));
 
-        prop_assert!(documents.user_data.starts_with("#cloud-config\n"));
-        let data = yaml(&documents.user_data);
+        prop_assert!(documents.user_data.starts_with(b"#cloud-config\n"));
+        let data = yaml(std::str::from_utf8(&documents.user_data).unwrap());
         prop_assert_eq!(data.as_mapping().unwrap().len(), if keys.is_empty() { 3 } else { 4 });
         prop_assert_eq!(&data["hostname"], &Value::from(hostname));
         prop_assert_eq!(&data["ssh_pwauth"], &Value::from(false));
@@ -294,7 +296,7 @@ fn written() -> (tempfile::TempDir, PathBuf, Vec<(String, Vec<u8>)>) {
     let files: Vec<(String, Vec<u8>)> = vec![
         ("meta-data".into(), documents.meta_data.into()),
         ("network-config".into(), documents.network_config.into()),
-        ("user-data".into(), documents.user_data.into()),
+        ("user-data".into(), documents.user_data),
         ("vendor-data".into(), Vec::new()),
         ("Large File.tar.gz".into(), large),
     ];

@@ -60,7 +60,8 @@ fn place() -> Place {
         accounts: Accounts { id: |_| None, name: |_| None },
     };
     let peer = |_: BorrowedFd<'_>| Ok(Peer { uid: 0, gid: 0, groups: vec![] });
-    let port = Port { requests, events: events.clone(), grant, peer };
+    let replaced = Default::default();
+    let port = Port { requests, events: events.clone(), grant, replaced, peer };
     runtime.spawn(server::serve(listener, port));
     let answering = runtime.spawn(answer(asked, events));
     Place { runtime, socket, answering, _dir: dir }

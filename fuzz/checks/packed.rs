@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 
-use qvm::{host::unpack::unpacked, plan::image::Compression};
+use qvm::{host::unpack::Unpacked, plan::image::Compression};
 
 /// How much is unpacked of what may go on without an end.
 const MOST: u64 = 1 << 20;
@@ -24,12 +24,19 @@ pub fn check(bytes: &[u8]) {
     for (kind, packed) in [(Compression::Gzip, gzip), (Compression::Zstd, zstd)] {
         assert_eq!(Compression::of(&packed), Some(kind));
         assert_eq!(read(kind, &packed, 4096), (bytes.to_vec(), true), "{kind:?}");
+        // Padding to a block changes nothing.
+        let padded = [&packed[..], &[0; 512]].concat();
+        assert_eq!(read(kind, &padded, 4096), (bytes.to_vec(), true), "{kind:?}");
+        // A second one that is cut off is an error, never a tail that is ignored.
+        let cut = 1 + bytes.len() % (packed.len() - 1);
+        let two = [&packed[..], &packed[..cut]].concat();
+        assert!(!read(kind, &two, 4096).1, "{kind:?} cut at {cut}");
     }
 }
 
 /// What comes out, and whether it ended well.
 fn read(kind: Compression, bytes: &[u8], step: usize) -> (Vec<u8>, bool) {
-    let mut from = unpacked(kind, bytes).expect("a decoder").take(MOST);
+    let mut from = Unpacked::begin(kind, bytes).expect("a decoder").take(MOST);
     let (mut all, mut buffer) = (Vec::new(), vec![0; step]);
     loop {
         match from.read(&mut buffer) {

@@ -1,15 +1,30 @@
-//! Any text as a SHA256SUMS file, any name in it: no panic, and a digest that is found stands in the text.
+//! Any bytes as a list of checksums, any names in it: no panic; a digest that is found is in the
+//! text, and is never that of another file than the one that was looked for, unless the list is of
+//! that file alone.
 
-use qvm::plan::sums;
+use qvm::{plan::sums, value::to_base64};
 
 pub fn check(bytes: &[u8]) {
-    let text = String::from_utf8_lossy(bytes);
-    // The first line is what is looked for.
-    let (name, text) = text.split_once('\n').unwrap_or((&text, ""));
-    match sums::find(text, name) {
+    let cut = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
+    let text = sums::decoded(bytes.get(cut + 1..).unwrap_or_default());
+    // The first line is what is looked for, and the name of the list.
+    let first = String::from_utf8_lossy(&bytes[..cut]);
+    let (name, list) = match first.split_once('\t') {
+        Some((name, list)) => (name, Some(list)),
+        None => (&*first, None),
+    };
+    let entries = sums::entries(&text);
+    match sums::find(&text, name, list) {
         Ok(digest) => {
-            let found = text.to_ascii_lowercase().contains(digest.hex());
-            assert!(found, "made up: {}", digest.hex());
+            let hex = digest.hex();
+            let nibble = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).expect("hex digits");
+            let raw: Vec<u8> = (0..hex.len()).step_by(2).map(nibble).collect();
+            let found = text.to_ascii_lowercase().contains(hex) || text.contains(&to_base64(&raw));
+            assert!(found, "made up: {hex}");
+            let own = entries.iter().any(|entry| entry.name == name && entry.digest == digest);
+            let sole = entries.windows(2).all(|pair| pair[0].name == pair[1].name);
+            let of_it = list.is_some_and(|list| list.starts_with(name));
+            assert!(own || entries.is_empty() || (sole && of_it), "another file's: {entries:?}");
         }
         Err(error) => super::is_tame(&error.to_string()),
     }

@@ -25,11 +25,28 @@ pub fn check(bytes: &[u8]) {
     let uuid = "7e0f3c52-4f2b-4b7e-9a34-0c5d0a1b2c3d".to_owned();
     let identity = qvm::plan::identity::Identity::new(&vm, uuid.clone(), &uuid, "pc-q35-10.0");
     let documents = seed::documents(&vm, &identity).expect("a seed");
-    assert_eq!(documents.user_data.as_bytes(), bytes);
-    let begins =
-        ["#cloud-config", "#!", "#include", "#cloud-boothook", "#part-handler", "## template"];
-    let begins = begins.iter().any(|header| bytes.starts_with(header.as_bytes()));
-    assert!(begins || bytes.starts_with(b"Content-Type:") || bytes.starts_with(b"MIME-Version:"));
+    assert_eq!(documents.user_data, bytes);
+    let data = vm.cloud_init.as_ref().and_then(|seed| seed.user_data.as_ref()).expect("user-data");
+    for note in data.advice() {
+        super::is_tame(&note);
+        assert!(note.contains("x.yaml") && note.len() < 1000, "{note}");
+    }
+    // What cloud-init would ignore is passed on with a word.
+    let text = String::from_utf8_lossy(bytes).to_lowercase();
+    let begins = [
+        "#cloud-config",
+        "#!",
+        "#include",
+        "#cloud-boothook",
+        "#part-handler",
+        "#upstart-job",
+        "## template",
+        "content-type:",
+        "mime-version:",
+    ];
+    let begins = begins.iter().any(|header| text.trim_start().starts_with(header));
+    let known = begins || text.contains("mime-version:") || bytes.starts_with(&[0x1f, 0x8b]);
+    assert!(known || !data.notes.is_empty(), "ignored without a word");
     let cd = seed::image(&documents).expect("a CD");
     // A file begins with a sector.
     let mut sectors = (0..cd.len()).step_by(qvm::plan::iso9660::SECTOR);

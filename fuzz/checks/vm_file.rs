@@ -140,9 +140,9 @@ fn seeded(vm: &Vm) {
         assert_eq!(texts(&told["nameservers"]["addresses"]), dns);
     }
     if let Some(own) = &cloud_init.user_data {
-        return assert_eq!(documents.user_data, own.text);
+        return assert_eq!(documents.user_data, own.bytes);
     }
-    let user = yaml(&documents.user_data);
+    let user = yaml(std::str::from_utf8(&documents.user_data).expect("text"));
     assert_eq!(user["user"]["name"].as_str(), cloud_init.user.as_deref());
     assert_eq!(user["user"]["hashed_passwd"].as_str(), cloud_init.password_hash.as_deref());
     assert_eq!(texts(&user["ssh_authorized_keys"]), cloud_init.ssh_authorized_keys);

@@ -15,7 +15,8 @@ use clap_complete::{
 
 use super::{Cli, Dirs, layout};
 use crate::{
-    plan::layout::Layout, run::inventory, spec::known, value::VmName, verb::completions::VARIABLE,
+    host::user_runtime_dir, plan::layout::Layout, run::inventory, spec::known, value::VmName,
+    verb::completions::VARIABLE,
 };
 
 /// Answers a shell, if it is one that asks; it says so by [`VARIABLE`].
@@ -58,10 +59,11 @@ fn layout_of(
         state_dir: option("--state-dir"),
         runtime_dir: option("--runtime-dir"),
     };
-    let dirs = dirs.or(env).absolute(cwd);
+    let dirs = dirs.or(env).absolute(Some(cwd)).ok()?;
     // Names are known without the place of sockets.
     let without = || Dirs { runtime_dir: Some("/nonexistent".into()), ..dirs.clone() };
-    layout(uid, &dirs, env).or_else(|_| layout(uid, &without(), env)).ok()
+    let of = |dirs: &Dirs| layout(uid, dirs, env, &user_runtime_dir::directory);
+    of(&dirs).or_else(|_| of(&without())).ok()
 }
 
 /// The command line, with what there is to choose from in the places that clap cannot know.

@@ -34,13 +34,28 @@ impl Dirs {
         }
     }
 
-    pub(super) fn absolute(self, cwd: &Path) -> Self {
-        let absolute = |dir: PathBuf| cwd.join(dir).components().collect();
-        Self {
-            config_dir: self.config_dir.map(absolute),
-            state_dir: self.state_dir.map(absolute),
-            runtime_dir: self.runtime_dir.map(absolute),
-        }
+    /// The same by absolute paths.
+    ///
+    /// # Errors
+    /// One is relative, and there is no current directory.
+    pub(super) fn absolute(self, cwd: Option<&Path>) -> Result<Self, Failure> {
+        let absolute = |dir: PathBuf| match cwd {
+            Some(cwd) => Ok(cwd.join(dir).components().collect()),
+            None if dir.is_absolute() => Ok(dir.components().collect()),
+            None => {
+                let text = format!(
+                    "cannot resolve the relative path `{}`: the current directory does not exist",
+                    dir.display()
+                );
+                let hint = "change to another directory, or write an absolute path";
+                Err(Failure::new(exit::FAILED, text).hint(hint.to_owned()))
+            }
+        };
+        Ok(Self {
+            config_dir: self.config_dir.map(absolute).transpose()?,
+            state_dir: self.state_dir.map(absolute).transpose()?,
+            runtime_dir: self.runtime_dir.map(absolute).transpose()?,
+        })
     }
 }
 
@@ -56,7 +71,8 @@ pub(super) fn system() -> Layout {
 }
 
 /// Where everything is: by `dirs`, else for root in the system's places and for others in those of the
-/// XDG Base Directory Specification, which wants relative paths in its variables ignored.
+/// XDG Base Directory Specification, which wants relative paths in its variables ignored. `session_dir` finds a user's
+/// runtime directory where `XDG_RUNTIME_DIR` is not set.
 ///
 /// # Errors
 /// A place is not known.
@@ -64,6 +80,7 @@ pub fn layout(
     uid: u32,
     dirs: &Dirs,
     env: &dyn Fn(&str) -> Option<OsString>,
+    session_dir: &dyn Fn(u32) -> Option<PathBuf>,
 ) -> Result<Layout, Failure> {
     let dirs = dirs.clone();
     if uid == 0 {
@@ -92,7 +109,7 @@ pub fn layout(
         .ok_or_else(|| unknown("disks and images", "HOME", "--state-dir"))?;
     let runtime = dirs
         .runtime_dir
-        .or_else(|| xdg("XDG_RUNTIME_DIR").map(own))
+        .or_else(|| xdg("XDG_RUNTIME_DIR").or_else(|| session_dir(uid)).map(own))
         .ok_or_else(|| unknown("sockets", "XDG_RUNTIME_DIR", "--runtime-dir"))?;
     Ok(Layout { config, state, runtime })
 }
@@ -105,25 +122,51 @@ mod tests {
         move |key| pairs.iter().find(|(k, _)| *k == key).map(|(_, value)| value.into())
     }
 
+    fn no_session(_: u32) -> Option<PathBuf> {
+        None
+    }
+
+    #[test]
+    fn session_directory_stands_in_for_variable() {
+        let session = |uid| Some(PathBuf::from(format!("/run/user/{uid}")));
+        let place = |variables| layout(7, &Dirs::default(), &env(variables), &session).unwrap();
+        assert_eq!(place(&[("HOME", "/h")]).runtime, Path::new("/run/user/7/qvm"));
+        let set = place(&[("HOME", "/h"), ("XDG_RUNTIME_DIR", "/r")]);
+        assert_eq!(set.runtime, Path::new("/r/qvm"));
+    }
+
     #[test]
     fn root_and_users() {
         let none = Dirs::default();
-        assert_eq!(layout(0, &none, &env(&[("HOME", "/root")])).unwrap(), system());
+        assert_eq!(layout(0, &none, &env(&[("HOME", "/root")]), &no_session).unwrap(), system());
         let user = env(&[("HOME", "/home/u"), ("XDG_RUNTIME_DIR", "/run/user/1")]);
-        let places = layout(1, &none, &user).unwrap();
+        let places = layout(1, &none, &user, &no_session).unwrap();
         assert_eq!(places.config, Path::new("/home/u/.config/qvm"));
         assert_eq!(places.state, Path::new("/home/u/.local/share/qvm"));
         assert_eq!(places.runtime, Path::new("/run/user/1/qvm"));
         let relative = env(&[("HOME", "/h"), ("XDG_DATA_HOME", "x"), ("XDG_RUNTIME_DIR", "/r")]);
-        assert_eq!(layout(1, &none, &relative).unwrap().state, Path::new("/h/.local/share/qvm"));
+        assert_eq!(
+            layout(1, &none, &relative, &no_session).unwrap().state,
+            Path::new("/h/.local/share/qvm")
+        );
     }
 
     #[test]
     fn an_unknown_place_is_asked_for() {
-        let refused = layout(1, &Dirs::default(), &env(&[("HOME", "/h")])).unwrap_err();
+        let home = env(&[("HOME", "/h")]);
+        let refused = layout(1, &Dirs::default(), &home, &no_session).unwrap_err();
         assert!(refused.to_string().contains("`XDG_RUNTIME_DIR`"), "{refused}");
         let dirs = Dirs { runtime_dir: Some("/r".into()), ..Dirs::default() };
-        assert_eq!(layout(1, &dirs, &env(&[("HOME", "/h")])).unwrap().runtime, Path::new("/r"));
+        assert_eq!(layout(1, &dirs, &home, &no_session).unwrap().runtime, Path::new("/r"));
+    }
+
+    #[test]
+    fn only_relative_paths_need_a_current_directory() {
+        let of = |dir: &str| Dirs { state_dir: Some(dir.into()), ..Dirs::default() };
+        assert_eq!(of("/s/").absolute(None).unwrap(), of("/s"));
+        let refused = of("s").absolute(None).unwrap_err().to_string();
+        assert!(refused.contains("`s`") && refused.contains("change to another"), "{refused}");
+        assert_eq!(Dirs::default().absolute(None).unwrap(), Dirs::default());
     }
 
     #[test]
@@ -131,7 +174,7 @@ mod tests {
         let given =
             env(&[("QVM_STATE_DIR", "/e"), ("QVM_CONFIG_DIR", "c"), ("QVM_RUNTIME_DIR", "")]);
         let dirs = Dirs { state_dir: Some("./s/".into()), ..Dirs::default() };
-        let dirs = dirs.or(&given).absolute(Path::new("/cwd"));
+        let dirs = dirs.or(&given).absolute(Some(Path::new("/cwd"))).unwrap();
         assert_eq!(dirs.state_dir.as_deref(), Some(Path::new("/cwd/s")));
         assert_eq!(dirs.config_dir.as_deref(), Some(Path::new("/cwd/c")));
         assert_eq!(dirs.runtime_dir, None);

@@ -16,7 +16,7 @@ use clap::{ArgAction, CommandFactory, Parser, error::ContextValue};
 
 use crate::{
     exit::Failure,
-    host::qemu_img::QemuImg,
+    host::{qemu_img::QemuImg, user_runtime_dir},
     plan::{layout::Layout, unit::Scope},
     run::{Settings, doctor, image, progress},
     spec::{self, Vm},
@@ -103,8 +103,8 @@ impl Cli {
 pub struct Given<'a> {
     /// The effective user.
     pub uid: u32,
-    /// The current directory.
-    pub cwd: &'a Path,
+    /// The current directory; `None` where it was removed or cannot be read.
+    pub cwd: Option<&'a Path>,
     /// The environment.
     pub env: &'a dyn Fn(&str) -> Option<OsString>,
     /// This program.
@@ -129,8 +129,10 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
     if let Some(done) = cli.at_once(given) {
         return done;
     }
-    let dirs = cli.dirs.or(given.env).absolute(given.cwd);
-    let layout = layout(given.uid, &dirs, given.env)?;
+    let dirs = cli.dirs.or(given.env).absolute(given.cwd)?;
+    // Without a current directory a relative path stays relative, and the kernel refuses it.
+    let cwd = given.cwd.unwrap_or(Path::new(""));
+    let layout = layout(given.uid, &dirs, given.env, &user_runtime_dir::directory)?;
     let manager = manager(given, &dirs, &layout);
     let screen = Screen::of(&io::stdout(), given.env);
     // Each on the heap, as large as it is: what the largest of them would need stays out of a supervisor.
@@ -236,11 +238,11 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
             Box::pin(verb::clone::run(&args, means, given.exe, manager, given.terminal)).await
         }
         Verb::Export(args) => {
-            Box::pin(verb::export::run(&args, &layout, given.cwd, given.now, given.terminal)).await
+            Box::pin(verb::export::run(&args, &layout, cwd, given.now, given.terminal)).await
         }
         Verb::Import(args) => {
             let means = means(layout);
-            Box::pin(verb::import::run(&args, means, given.cwd, manager, given.terminal)).await
+            Box::pin(verb::import::run(&args, means, cwd, manager, given.terminal)).await
         }
         Verb::Rm(args) => Box::pin(verb::rm::run(&args, &layout)).await,
         Verb::Gc(args) => {
@@ -265,7 +267,11 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
 
 /// A generator that fails would be reported without its reason: what is wrong is logged, and no more.
 fn generate(args: &verb::generate::Args, dirs: &Dirs, given: &Given<'_>) {
-    let dirs = dirs.clone().or(given.env).absolute(given.cwd);
+    let mut err = io::stderr();
+    let dirs = match dirs.clone().or(given.env).absolute(given.cwd) {
+        Ok(dirs) => dirs,
+        Err(failure) => return drop(writeln!(err, "{failure}")),
+    };
     // Set since systemd 251.
     let scope = match (given.env)("SYSTEMD_SCOPE") {
         Some(scope) if scope == "user" => Scope::User,
@@ -273,8 +279,7 @@ fn generate(args: &verb::generate::Args, dirs: &Dirs, given: &Given<'_>) {
         _ if given.uid == 0 => Scope::System,
         _ => Scope::User,
     };
-    let mut err = io::stderr();
-    match layout(given.uid, &dirs, given.env) {
+    match layout(given.uid, &dirs, given.env, &user_runtime_dir::directory) {
         // root's own manager: the VMs that root would find are the host's, and the system's manager has them already.
         Ok(layout) if scope == Scope::User && layout == system() => {}
         Ok(layout) => {
@@ -333,7 +338,8 @@ fn manager(given: &Given<'_>, dirs: &Dirs, layout: &Layout) -> Option<Scope> {
         let usual = *dirs == Dirs::default()
             && env("XDG_CONFIG_HOME").is_none()
             && env("XDG_DATA_HOME").is_none();
-        let private = env("XDG_RUNTIME_DIR")?.join("systemd/private");
+        let runtime = env("XDG_RUNTIME_DIR").or_else(|| user_runtime_dir::directory(given.uid))?;
+        let private = runtime.join("systemd/private");
         (usual && private.exists()).then_some(Scope::User)
     }
 }

@@ -19,8 +19,10 @@ use crate::plan::keys::Chord;
 
 use super::types::{Command, Event, Guest, Statistics, Status};
 
-/// How long a supervisor may take to say that something has begun: it may have to ask QEMU.
+/// How long a supervisor may take to answer: it waits for QEMU, with a shorter bound of its own.
 const ANSWER: Duration = Duration::from_secs(30);
+/// How long saving a guest's state may take: a day, the most that `shutdownTimeoutSec` can say, and what QEMU needs to exit.
+const SUSPEND: Duration = Duration::from_secs(86_400 + 60);
 /// How long applying a VM file may take: a new disk's image may have to be fetched first.
 const APPLY: Duration = Duration::from_secs(3600);
 /// How long one chord may take.
@@ -70,6 +72,12 @@ pub enum Error {
         /// How he might.
         hint: Option<String>,
     },
+    /// QEMU did not do it in time, and may do it later.
+    #[error("{reason}")]
+    Unconfirmed {
+        /// In words.
+        reason: String,
+    },
     /// It says no.
     #[error("{reason}")]
     Refused {
@@ -93,6 +101,10 @@ impl Error {
             Self::Timeout(_) => Some("its log tells why: `journalctl -u qvm@NAME`".into()),
             Self::NotSuspended(_) => Some("the guest goes on; `qvm stop` shuts it down".into()),
             Self::Frozen { .. } => Some("`qvm fsfreeze --thaw NAME` thaws them now".into()),
+            Self::Unconfirmed { .. } => Some(
+                "`qvm status NAME` shows whether QEMU's monitor answers; `qvm kill NAME` ends it"
+                    .into(),
+            ),
             Self::Io(_)
             | Self::Closed
             | Self::Guest { .. }
@@ -156,6 +168,7 @@ impl From<Refused> for Error {
             DENIED => Self::NotAllowed { reason, hint: said("hint") },
             "io.qvm.Vm.GuestRefused" => Self::Guest { reason },
             "io.qvm.Vm.Frozen" => Self::Frozen { reason },
+            "io.qvm.Vm.Unconfirmed" => Self::Unconfirmed { reason },
             _ => Self::Refused { error, reason },
         }
     }
@@ -276,7 +289,7 @@ impl Client {
         Ok(told.statistics)
     }
 
-    /// Has something begun.
+    /// Has something done. Returns when the effect is there; of `PowerOff` and `Reboot`, when the guest was asked.
     ///
     /// # Errors
     /// See [`Error`].
@@ -296,7 +309,11 @@ impl Client {
                 ("io.systemd.MachineInstance.SetMemory", json!({ "bytes": bytes }))
             }
         };
-        let limit = if command == Command::Reload { APPLY } else { ANSWER };
+        let limit = match command {
+            Command::Reload => APPLY,
+            Command::Suspend => SUSPEND,
+            _ => ANSWER,
+        };
         let (_, _): (Value, _) = self.call(method, parameters, limit).await?;
         Ok(())
     }

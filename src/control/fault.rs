@@ -42,6 +42,7 @@ pub(super) enum Machine {
 pub(super) enum Vm {
     NotNow { state: String },
     Failed { reason: String },
+    Unconfirmed { reason: String },
     GuestRefused { class: String, reason: String },
     Frozen { reason: String },
 }
@@ -73,6 +74,11 @@ impl Fault {
         Self::Vm(Vm::NotNow { state: "stopping".to_owned() })
     }
 
+    /// The loop did not answer.
+    pub(super) fn is_gone(&self) -> bool {
+        *self == Self::gone() || *self == Self::NOT_CONNECTED
+    }
+
     pub(super) fn denied(reason: String, hint: String) -> Self {
         Self::Denied(Denied::PermissionDenied { reason, hint })
     }
@@ -99,6 +105,7 @@ impl From<Refusal> for Fault {
             // Of what a command carries, the loop judges only this.
             Refusal::BadValue(_) => Self::invalid("bytes"),
             Refusal::Failed(reason) => Self::failed(reason),
+            Refusal::Unconfirmed(reason) => Self::Vm(Vm::Unconfirmed { reason: reason.clone() }),
             Refusal::Guest { class, .. } => {
                 Self::Vm(Vm::GuestRefused { class: class.clone(), reason: refusal.to_string() })
             }

@@ -9,6 +9,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixListener as StdListener,
     },
+    sync::atomic::Ordering,
     time::Duration,
 };
 
@@ -117,6 +118,9 @@ async fn connection(stream: UnixStream, peer: Peer, port: Port) {
         };
         let (oneway, more) = (call.oneway(), call.more());
         let answer = answer(call, &port, &peer).await;
+        if answer.as_ref().is_err_and(Fault::is_gone) && port.replaced.load(Ordering::Acquire) {
+            return;
+        }
         if oneway {
             continue;
         }

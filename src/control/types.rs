@@ -3,6 +3,7 @@
 use std::{
     io,
     os::fd::{BorrowedFd, OwnedFd},
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::grant::Grant;
+pub use super::guest::Executed;
 pub use crate::plan::isolation::Isolation;
 pub use crate::plan::pending::{Pending, TakesEffect};
 use crate::{
@@ -239,7 +241,7 @@ pub struct TapOf {
     pub tap: String,
 }
 
-/// What a client may ask for. None of these waits: the answer is that it has begun, or why it cannot.
+/// What a client may ask for. docs/io.qvm.Vm.varlink says of each when it is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
     /// The stop ladder, with the VM's own timeout or this many seconds.
@@ -277,6 +279,9 @@ pub enum Refusal {
     /// A value is out of range; the text says what is allowed.
     #[error("{0}")]
     BadValue(String),
+    /// QEMU did not do it in time; it may still.
+    #[error("{0}")]
+    Unconfirmed(String),
     /// QEMU or the guest does not take part.
     #[error("{0}")]
     Failed(String),
@@ -294,18 +299,6 @@ pub enum Refusal {
         /// Until they are.
         left: Duration,
     },
-}
-
-/// What became of a command in the guest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Executed {
-    /// Its exit code; 128 and the signal where a signal ended it.
-    pub exit_code: i64,
-    /// Standard output in base64.
-    pub out: String,
-    /// Standard error in base64.
-    pub err: String,
 }
 
 /// An address of a guest, and who knows of it.
@@ -395,6 +388,9 @@ pub struct Port {
     pub events: broadcast::Sender<Event>,
     /// Who may do what.
     pub grant: Grant,
+    /// The supervisor's program is about to be replaced in its process: requests that are not answered by then are not refused, but
+    /// lose their connection, and are for the next program.
+    pub replaced: Arc<AtomicBool>,
     /// Who is connected.
     pub peer: fn(BorrowedFd<'_>) -> io::Result<Peer>,
 }

@@ -30,6 +30,7 @@ pub fn read(sys: &Path, name: &IfName) -> Interface {
     ports.sort_by(|a, b| a.name.cmp(&b.name));
     Interface::Bridge(Bridge {
         up: flags & InterfaceFlags::IFF_UP.bits() != 0,
+        mtu: number(&directory.join("mtu")).and_then(|mtu| u32::try_from(mtu).ok()),
         stp: u8::try_from(stp).unwrap_or(u8::MAX),
         forward_delay: number(&directory.join("bridge/forward_delay")).unwrap_or_default(),
         ports,
@@ -54,6 +55,7 @@ mod tests {
         };
         for (path, text) in [
             ("br0/flags", "0x1003\n"),
+            ("br0/mtu", "9000\n"),
             ("br0/bridge/stp_state", "1\n"),
             ("br0/bridge/forward_delay", "1500\n"),
             ("br0/brif/qvm-web/port_no", "0x1\n"),
@@ -69,9 +71,9 @@ mod tests {
         let read = |name: &str| read(sys.path(), &name.parse().unwrap());
         let port = |name: &str, tap| Port { name: name.to_owned(), tap };
         let ports = vec![port("eth0", false), port("qvm-web", true)];
-        let bridge = Bridge { up: true, stp: 1, forward_delay: 1500, ports };
+        let bridge = Bridge { up: true, mtu: Some(9000), stp: 1, forward_delay: 1500, ports };
         assert_eq!(read("br0"), Interface::Bridge(bridge));
-        let bare = Bridge { up: false, stp: 0, forward_delay: 1500, ports: vec![] };
+        let bare = Bridge { up: false, mtu: None, stp: 0, forward_delay: 1500, ports: vec![] };
         assert_eq!(read("br1"), Interface::Bridge(bare));
         assert_eq!(read("eth0"), Interface::Other);
         assert_eq!(read("br9"), Interface::Missing);

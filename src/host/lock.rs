@@ -1,11 +1,11 @@
 //! One supervisor a VM: a lock on a file, held as long as the descriptor is open, gone with the process however it ends.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Seek, Write},
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd},
-        unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+        unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     },
     path::{Path, PathBuf},
 };
@@ -67,15 +67,12 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock, or says who has it.
+    /// Takes the lock, or says who has it. The directory of `path` has to be there.
     ///
     /// # Errors
     /// It is taken, or the file cannot be made.
     pub fn acquire(path: &Path) -> Result<Self, Error> {
         let wrap = |source| Error::Io { path: path.to_owned(), source };
-        if let Some(dir) = path.parent() {
-            DirBuilder::new().recursive(true).mode(0o750).create(dir).map_err(wrap)?;
-        }
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(MODE);
         let mut file = loop {
@@ -168,7 +165,7 @@ mod tests {
     #[test]
     fn the_loser_is_told_the_winners_pid() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("web").join("lock");
+        let path = dir.path().join("lock");
         let lock = Lock::acquire(&path).unwrap();
         let error = Lock::acquire(&path).unwrap_err();
         assert_eq!(error.to_string(), format!("already supervised by pid {}", std::process::id()));
@@ -181,7 +178,7 @@ mod tests {
     #[test]
     fn who_may_only_read_cannot_hold_it() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("web").join("lock");
+        let path = dir.path().join("lock");
         let mode = || fs::metadata(&path).unwrap().mode() & 0o7777;
         drop(Lock::acquire(&path).unwrap());
         assert_eq!(mode(), 0o600);

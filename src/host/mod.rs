@@ -51,6 +51,7 @@ pub mod process_time;
 pub mod qemu_img;
 pub mod receive;
 pub mod rename;
+pub mod session;
 pub mod signal;
 #[allow(unsafe_code)]
 pub mod slept;
@@ -60,6 +61,7 @@ pub mod systemd;
 pub mod tap;
 pub mod terminal;
 pub mod unpack;
+pub mod user_runtime_dir;
 pub mod vhost;
 #[allow(unsafe_code)]
 pub mod watch;

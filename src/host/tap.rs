@@ -43,6 +43,12 @@ pub enum Error {
         /// Whose or what it is, if the caller found out: see [`Error::of`].
         owner: Option<String>,
     },
+    /// A tap with several queues, which is opened with that flag alone.
+    #[error("it was made with several queues (`multi_queue`), and qvm uses taps with one")]
+    MultiQueue {
+        /// The tap.
+        name: IfName,
+    },
     /// Any other cause.
     #[error("the kernel refuses")]
     Io(#[source] io::Error),
@@ -57,7 +63,16 @@ impl Error {
     pub fn taken(&self) -> Option<&IfName> {
         match self {
             Self::Taken { name, .. } => Some(name),
-            Self::NoDriver(_) | Self::Denied { .. } | Self::Io(_) => None,
+            Self::NoDriver(_) | Self::Denied { .. } | Self::MultiQueue { .. } | Self::Io(_) => None,
+        }
+    }
+
+    /// The same for a tap that was made with several queues.
+    #[must_use]
+    pub fn of_multi_queue(self) -> Self {
+        match self {
+            Self::Taken { name, .. } => Self::MultiQueue { name },
+            other => other,
         }
     }
 
@@ -86,6 +101,10 @@ impl Error {
             Self::Taken { name, .. } => {
                 Some(format!("choose another with `tap = …`; `ip -d link show {name}` shows it"))
             }
+            Self::MultiQueue { name } => Some(format!(
+                "make it anew with one queue: `ip tuntap del {name} mode tap multi_queue`, then \
+                 `ip tuntap add {name} mode tap`, with `user USER` if it had one; or choose another with `tap = …`"
+            )),
             Self::Io(_) => None,
         }
     }

@@ -4,22 +4,19 @@ use std::{
     io::{self, IsTerminal, Read, Write},
     os::{fd::AsFd, unix::net::UnixStream},
     thread,
+    time::Duration,
 };
 
 use rustix::{
-    event::{PollFd, PollFlags, poll},
+    event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
-    termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr},
+    process::getpgrp,
+    termios::{
+        OptionalActions, QueueSelector, Termios, tcflush, tcgetattr, tcgetpgrp, tcgetwinsize,
+        tcsetattr,
+    },
 };
-use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGTERM},
-    low_level::pipe,
-};
-use tokio::{
-    io::AsyncReadExt,
-    net,
-    sync::{mpsc, oneshot},
-};
+use tokio::sync::{mpsc, oneshot};
 
 /// Standard input in raw mode for as long as this lives, also through a panic.
 #[derive(Debug)]
@@ -48,70 +45,20 @@ impl Raw {
 
 impl Drop for Raw {
     fn drop(&mut self) {
-        // What was typed and not read was for the guest. A terminal that has gone needs nothing.
-        let _ = tcsetattr(io::stdin(), OptionalActions::Flush, &self.before);
-    }
-}
-
-/// SIGTERM, SIGHUP and SIGINT, as they come; they no longer end the process by themselves. One that whoever started this process
-/// had it ignore is ignored still, as nohup(1) and `&` of a shell have it.
-#[derive(Debug)]
-pub struct Interrupts {
-    queue: mpsc::Receiver<i32>,
-}
-
-impl Interrupts {
-    /// Begins to catch them; needs a runtime.
-    ///
-    /// # Errors
-    /// No more descriptors, or no handler.
-    pub fn new() -> io::Result<Self> {
-        let (sender, queue) = mpsc::channel(8);
-        let ignored = ignored();
-        for signal in [SIGTERM, SIGHUP, SIGINT] {
-            if ignored >> (signal - 1) & 1 == 1 {
-                continue;
-            }
-            let (read, write) = UnixStream::pair()?;
-            read.set_nonblocking(true)?;
-            pipe::register(signal, write)?;
-            let (mut read, sender) = (net::UnixStream::from_std(read)?, sender.clone());
-            tokio::spawn(async move {
-                while read.read_u8().await.is_ok() {
-                    if sender.send(signal).await.is_err() {
-                        return;
-                    }
-                }
-            });
+        // A process in the background has lost the terminal to the shell, which has set its own modes, and would be stopped (SIGTTOU).
+        let stdin = io::stdin();
+        if tcgetpgrp(&stdin).is_ok_and(|group| group != getpgrp()) {
+            return;
         }
-        Ok(Self { queue })
-    }
-
-    /// None will come.
-    pub fn never() -> Self {
-        Self { queue: mpsc::channel(1).1 }
-    }
-
-    /// The number of the next one.
-    pub async fn next(&mut self) -> i32 {
-        match self.queue.recv().await {
-            Some(signal) => signal,
-            None => std::future::pending().await,
-        }
-    }
-
-    /// The number of one that has come already.
-    pub fn pending(&mut self) -> Option<i32> {
-        self.queue.try_recv().ok()
+        // Not after the output is drained, which a terminal that is held (Ctrl-S) never is.
+        let _ = tcsetattr(&stdin, OptionalActions::Now, &self.before);
+        // What was typed and not read was for the guest.
+        let _ = tcflush(&stdin, QueueSelector::IFlush);
     }
 }
 
-/// The signals that this process ignores, a bit each (proc_pid_status(5)).
-fn ignored() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
-}
+/// How long a terminal may take for the last bytes.
+const LAST_WRITE: Duration = Duration::from_secs(1);
 
 /// Standard output or standard error. A thread writes: who does not read must not hold up whoever has to hear a signal, and a
 /// pipe that is shared with other programs must not be made non-blocking.
@@ -157,6 +104,27 @@ impl Output {
         Err(done.ok().and_then(Result::err).unwrap_or(io::ErrorKind::BrokenPipe.into()))
     }
 
+    /// Returns when the next write does not wait.
+    ///
+    /// # Errors
+    /// An earlier write failed.
+    pub async fn has_room(&mut self) -> io::Result<()> {
+        if self.to.reserve().await.is_ok() {
+            return Ok(());
+        }
+        let done = (&mut self.done).await;
+        Err(done.ok().and_then(Result::err).unwrap_or(io::ErrorKind::BrokenPipe.into()))
+    }
+
+    /// Writes the last bytes and waits until all is written, but not for a terminal that is held.
+    pub async fn finish_with(mut self, bytes: &[u8]) {
+        let last = async {
+            let _ = self.write(bytes.to_vec()).await;
+            let _ = self.finish().await;
+        };
+        let _ = tokio::time::timeout(LAST_WRITE, last).await;
+    }
+
     /// Waits until all is written.
     ///
     /// # Errors
@@ -173,17 +141,40 @@ pub fn size() -> Option<(u16, u16)> {
     (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
 }
 
-/// Readable once SIGTERM, SIGHUP or SIGINT came; they no longer end the process by themselves.
+/// Whether this process is in the foreground of its terminal, which sends the signals of Ctrl-C to all processes there.
+pub fn is_in_foreground() -> bool {
+    tcgetpgrp(io::stdin()).is_ok_and(|group| group == getpgrp())
+}
+
+/// What came of a wait for input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waited {
+    /// There is something to read.
+    Ready,
+    /// There is nothing yet.
+    Nothing,
+    /// The terminal is hung up.
+    HungUp,
+}
+
+/// Waits until there is something to read on standard input, for at most `limit`.
 ///
 /// # Errors
-/// No pipe, or no handler.
-pub fn signals() -> io::Result<UnixStream> {
-    let (read, write) = UnixStream::pair()?;
-    for signal in [SIGTERM, SIGHUP, SIGINT] {
-        pipe::register(signal, write.try_clone()?)?;
+/// It cannot be waited for.
+pub fn wait_for_input(limit: Duration) -> io::Result<Waited> {
+    let stdin = io::stdin();
+    let mut fds = [PollFd::new(&stdin, PollFlags::IN)];
+    let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
+    match poll(&mut fds, Some(&limit)) {
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(error) => return Err(error.into()),
     }
-    read.set_nonblocking(true)?;
-    Ok(read)
+    let found = fds[0].revents();
+    Ok(match found.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
+        true => Waited::HungUp,
+        false if found.contains(PollFlags::IN) => Waited::Ready,
+        false => Waited::Nothing,
+    })
 }
 
 /// Whether there is somebody who can be asked: on standard input, and who sees standard error.

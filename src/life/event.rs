@@ -34,7 +34,8 @@ pub enum Event {
     Asked(Command),
     /// QMP SHUTDOWN by the guest: it powered itself off, or did as asked.
     GuestShutdown,
-    /// QMP SHUTDOWN with `guest-reset`: the guest reboots, and QEMU was told to wait for us.
+    /// QMP SHUTDOWN with `guest-reset` or `host-qmp-system-reset`: the guest reboots or is reset by `qvm reboot --force`, and
+    /// QEMU was told to wait for us.
     GuestReboot,
     /// QMP RESET: the guest was reset within the same QEMU.
     GuestReset,

@@ -130,7 +130,8 @@ fn running(event: Event, now: Duration, policy: &Policy) -> (State, Vec<Action>)
         }
         Event::Asked(Command::Reset) => (State::Running, vec![Action::Reset]),
         Event::Asked(Command::Pause) => (State::Running, vec![Action::Hold]),
-        Event::Asked(Command::Resume) => (State::Running, vec![]),
+        // A pause may be under way.
+        Event::Asked(Command::Resume) => (State::Running, vec![Action::Continue]),
         Event::GuestShutdown => guest_done(ended(Cause::GuestShutdown), now),
         Event::GuestReboot => quit(Outcome::Relaunch, false, now, vec![]),
         Event::GuestPanicked => panicked(now, policy),
@@ -181,12 +182,12 @@ fn paused(hold: Hold, event: Event, now: Duration, policy: &Policy) -> (State, V
             quit(ended(Cause::Killed), true, now, vec![Action::Announce(Rung::Hurried)])
         }
         (_, Event::Asked(Command::Reset)) => {
-            (State::Running, vec![Action::Reset, Action::Continue])
+            (State::Paused(hold), vec![Action::Reset, Action::Continue])
         }
         (Hold::Wanted | Hold::NoSpace, Event::Asked(Command::Resume))
         | (Hold::NoSpace, Event::Room) => (State::Paused(hold), wake()),
-        // It may just have been let go.
-        (Hold::NoSpace, Event::Asked(Command::Pause)) => {
+        // It may just have been let go, or a resume may be under way.
+        (Hold::Wanted | Hold::NoSpace, Event::Asked(Command::Pause)) => {
             (State::Paused(Hold::Wanted), vec![Action::Hold])
         }
         // STOP may come before what it is for.
@@ -202,13 +203,12 @@ fn paused(hold: Hold, event: Event, now: Duration, policy: &Policy) -> (State, V
         (_, Event::QemuGone(gone)) => end(Cause::QemuDied(gone)),
         (
             Hold::Panic,
-            Event::Asked(Command::Resume | Command::Reboot | Command::Suspend)
+            Event::Asked(Command::Resume | Command::Pause | Command::Reboot | Command::Suspend)
             | Event::GuestPanicked,
         )
         | (
             Hold::Wanted | Hold::Panic | Hold::NoSpace,
-            Event::Asked(Command::Pause)
-            | Event::Prepared
+            Event::Prepared
             | Event::Ready
             | Event::Launched { .. }
             | Event::StartFailed(_)

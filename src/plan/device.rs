@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::{
     argv::{DiskFile, fd},
     firmware::Chosen,
-    handed::Files,
+    handed::{Access, Files},
 };
 use crate::{
     spec::{Bus, Disk, Format, Link, Media, Model, Nic, Vm},
@@ -157,21 +157,34 @@ pub fn net_id(nic: &Label) -> String {
     format!("net-{nic}")
 }
 
+/// The block node of a file or device itself, below that of its format, opened as `access` says by QEMU and by the
+/// supervisor alike. `name` is its own, `of` the node that its descriptor is for.
+fn file_node(
+    (driver, name): (&str, Option<String>),
+    of: &str,
+    path: &Path,
+    access: Access,
+    files: &mut Files,
+) -> Value {
+    let mut node = json!({"driver": driver});
+    if let Some(name) = name {
+        node["node-name"] = name.into();
+    }
+    node["filename"] = files.add(of, path, access).into();
+    access.apply_to(&mut node);
+    node
+}
+
 /// A file and the format on top of it, as two block nodes: `NODE-file` and `NODE`. What is below them has no names.
 fn nodes(node: &str, file: &DiskFile, read_only: bool, files: &mut Files) -> [Value; 2] {
-    let protocol = if file.is_device { "host_device" } else { "file" };
-    let mut lower = json!({
-        "driver": protocol, "node-name": format!("{node}-file"),
-        "filename": files.add(node, &file.path, !read_only),
-        "read-only": read_only, "discard": "unmap",
-    });
-    // A block device has no file system's cache to fill twice, and always takes O_DIRECT.
-    if file.is_device {
-        lower["aio"] = "native".into();
-        lower["cache"] = json!({"direct": true});
-    } else {
-        lower["aio"] = "threads".into();
-    }
+    // A block device has no file system's cache to fill twice, and always takes O_DIRECT, which `native` needs.
+    let (driver, aio) =
+        if file.is_device { ("host_device", "native") } else { ("file", "threads") };
+    let access = Access { write: !read_only, direct: file.is_device };
+    let name = Some(format!("{node}-file"));
+    let mut lower = file_node((driver, name), node, &file.path, access, files);
+    lower["discard"] = "unmap".into();
+    lower["aio"] = aio.into();
     let mut upper = json!({
         "driver": file.format.name(), "node-name": node, "file": format!("{node}-file"),
         "read-only": read_only,
@@ -184,10 +197,10 @@ fn nodes(node: &str, file: &DiskFile, read_only: bool, files: &mut Files) -> [Va
         .backing
         .iter()
         .map(|below| {
-            let name = files.add(node, &below.path, false);
+            let mut file = file_node(("file", None), node, &below.path, Access::READ, files);
             // Nobody writes to a cached image, so a lock protects nothing; and any QEMU that has it open could keep all others from it.
-            json!({"driver": below.format.name(), "read-only": true, "file":
-                {"driver": "file", "filename": name, "read-only": true, "locking": "off"}})
+            file["locking"] = "off".into();
+            json!({"driver": below.format.name(), "read-only": true, "file": file})
         })
         .collect();
     let below = below.into_iter().rev().reduce(|lower, mut above| {
@@ -277,8 +290,8 @@ pub(super) fn flash(firmware: &Chosen, vars: &Path, files: &mut Files) -> Vec<Va
     }
     let mut out = vec![];
     for (node, path, format, read_only) in parts {
-        let mut file = json!({"driver": "file", "node-name": format!("{node}-file"),
-            "filename": files.add(node, path, !read_only), "read-only": read_only});
+        let name = Some(format!("{node}-file"));
+        let mut file = file_node(("file", name), node, path, Access::cached(!read_only), files);
         if read_only {
             // The host's, and read by everybody: whoever may lock it would keep every VM down.
             file["locking"] = "off".into();

@@ -212,8 +212,8 @@ impl Facets {
         say("user", seed.user.clone());
         say("sshAuthorizedKeys", joined(&seed.ssh_authorized_keys));
         // What is kept secret in the file is not printed: only that it changed shows.
-        say("passwordHash", seed.password_hash.as_deref().map(fingerprint));
-        say("userData", seed.user_data.as_ref().map(|u| fingerprint(&u.text)));
+        say("passwordHash", seed.password_hash.as_deref().map(|hash| fingerprint(hash.as_bytes())));
+        say("userData", seed.user_data.as_ref().map(|u| fingerprint(&u.bytes)));
     }
 }
 
@@ -242,9 +242,9 @@ fn word<T: Serialize>(value: &T) -> String {
 }
 
 /// A short mark that differs where the text differs (FNV-1a, 64 bits).
-fn fingerprint(text: &str) -> String {
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+fn fingerprint(bytes: &[u8]) -> String {
+    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    format!("({} bytes, {hash:016x})", text.len())
+    format!("({} bytes, {hash:016x})", bytes.len())
 }

@@ -4,8 +4,41 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::{Value, json};
+
 /// The set of the first file of a machine that is started, and that file's number; beyond those of `argv::fd`.
 pub const FIRST: i32 = 40;
+
+/// How a file is opened: by the supervisor, whose descriptor QEMU inherits, and by QEMU.
+///
+/// QEMU takes from a set only a descriptor with the access mode that the block node asks for, and since 9.1 only one
+/// whose `O_DIRECT` is that of `cache.direct` (`monitor_fdset_dup_fd_add`). Both sides are made from this one value.
+/// No node sets `auto-read-only`, so QEMU does not open a file again with another access mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Access {
+    /// Read and write; else read only.
+    pub write: bool,
+    /// Past the host's page cache, `O_DIRECT`.
+    pub direct: bool,
+}
+
+impl Access {
+    /// Read only, through the page cache.
+    pub const READ: Self = Self { write: false, direct: false };
+
+    /// Through the page cache, for reading alone or for writing too.
+    pub const fn cached(write: bool) -> Self {
+        Self { write, direct: false }
+    }
+
+    /// Writes into a block node of a file or device what makes QEMU open it in this way.
+    pub fn apply_to(self, node: &mut Value) {
+        node["read-only"] = (!self.write).into();
+        if self.direct {
+            node["cache"] = json!({"direct": true});
+        }
+    }
+}
 
 /// One file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,8 +47,8 @@ pub struct Handed {
     pub set: i32,
     /// The file.
     pub path: PathBuf,
-    /// It is opened for writing, too.
-    pub write: bool,
+    /// How it is opened.
+    pub access: Access,
     /// The block node that it is for.
     pub node: String,
 }
@@ -52,10 +85,10 @@ impl Files {
     }
 
     /// Adds a file of a block node, and says what QEMU is to open.
-    pub fn add(&mut self, node: &str, path: &Path, write: bool) -> String {
+    pub fn add(&mut self, node: &str, path: &Path, access: Access) -> String {
         let set = self.next;
         self.next += 1;
-        self.files.push(Handed { set, path: path.to_owned(), write, node: node.to_owned() });
+        self.files.push(Handed { set, path: path.to_owned(), access, node: node.to_owned() });
         format!("/dev/fdset/{set}")
     }
 
@@ -70,14 +103,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn access_sets_what_qemu_compares() {
+        let node = |write, direct| {
+            let mut node = json!({});
+            Access { write, direct }.apply_to(&mut node);
+            node
+        };
+        assert_eq!(node(true, false), json!({"read-only": false}));
+        assert_eq!(node(false, true), json!({"read-only": true, "cache": {"direct": true}}));
+    }
+
+    #[test]
     fn a_file_is_named_by_its_set_and_told_by_its_node() {
         let mut files = Files::from(FIRST);
-        assert_eq!(files.add("node-root", Path::new("/a,b c"), true), "/dev/fdset/40");
-        assert_eq!(files.add("seed", Path::new("/s"), false), "/dev/fdset/41");
+        assert_eq!(
+            files.add("node-root", Path::new("/a,b c"), Access::cached(true)),
+            "/dev/fdset/40"
+        );
+        assert_eq!(files.add("seed", Path::new("/s"), Access::READ), "/dev/fdset/41");
         let all = files.into_all();
         assert_eq!(all[0].option(), "fd=40,set=40,opaque=node-root /a,,b c");
         assert!(Handed::is_of(&all[0].opaque(), "node-root"));
         assert!(!Handed::is_of(&all[0].opaque(), "node"));
-        assert!(!all[1].write);
+        assert!(all[0].access.write && !all[1].access.write);
     }
 }

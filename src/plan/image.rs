@@ -1,6 +1,9 @@
 //! What an image's first bytes, its address and a server's answer mean for qvm.
 
-use std::path::Path;
+use std::{
+    os::unix::ffi::OsStringExt,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     spec::{Checksum, Format, Image, Origin},
@@ -34,6 +37,19 @@ impl Compression {
         }
     }
 
+    /// How many bytes a magic number has at most.
+    pub const MAGIC: usize = 6;
+
+    /// Whether these few bytes may be the beginning of a stream that ends within its magic number.
+    pub fn begins_with(self, head: &[u8]) -> bool {
+        let magic: &[u8] = match self {
+            Self::Gzip => &[0x1f, 0x8b, 8],
+            Self::Xz => b"\xfd7zXZ\0",
+            Self::Zstd => &[0x28, 0xb5, 0x2f, 0xfd],
+        };
+        !head.is_empty() && head.len() < magic.len() && magic.starts_with(head)
+    }
+
     /// The name as people have it.
     pub const fn name(self) -> &'static str {
         match self {
@@ -50,44 +66,95 @@ impl Compression {
 /// trusts such an image converts it once and gives qvm the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Foreign {
-    /// What it is.
+    /// What the file is.
     pub what: &'static str,
+    kind: Kind,
+}
+
+/// What can be done with a foreign file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
     /// `qemu-img` reads it.
-    pub convertible: bool,
+    Disk,
+    Zip,
+    SevenZip,
+    Bzip2,
+    Lz4,
+    Lzip,
+    Tar,
+    /// A tar archive with an OVF descriptor as its first file.
+    Ova,
+    Page,
+    Other,
 }
 
 impl Foreign {
     /// By the magic of the first bytes.
     pub fn of(head: &[u8]) -> Option<Self> {
-        const MAGICS: &[(&[u8], &str, bool)] = &[
-            (b"KDMV", "a VMDK image", true),
-            (b"COWD", "a VMDK image", true),
-            (b"# Disk DescriptorFile", "a VMDK descriptor", true),
-            (b"vhdxfile", "a VHDX image", true),
-            (b"conectix", "a VHD image", true),
-            (b"QED\0", "a QED image", true),
-            (b"WithoutFreeSpace", "a Parallels image", true),
-            (b"WithouFreSpacExt", "a Parallels image", true),
-            (b"LUKS\xba\xbe", "a LUKS container", false),
-            (b"PK\x03\x04", "a zip archive", false),
-            (b"BZh", "bzip2-compressed", false),
-            (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", false),
-            (b"<!DOCTYPE", "a web page", false),
-            (b"<!doctype", "a web page", false),
-            (b"<html", "a web page", false),
-            (b"<?xml", "an XML document", false),
+        const MAGICS: &[(&[u8], &str, Kind)] = &[
+            (b"KDMV", "a VMDK image", Kind::Disk),
+            (b"COWD", "a VMDK image", Kind::Disk),
+            (b"# Disk DescriptorFile", "a VMDK descriptor", Kind::Disk),
+            (b"vhdxfile", "a VHDX image", Kind::Disk),
+            (b"conectix", "a VHD image", Kind::Disk),
+            (b"QED\0", "a QED image", Kind::Disk),
+            (b"WithoutFreeSpace", "a Parallels image", Kind::Disk),
+            (b"WithouFreSpacExt", "a Parallels image", Kind::Disk),
+            (b"LUKS\xba\xbe", "a LUKS container", Kind::Other),
+            (b"PK\x03\x04", "a zip archive", Kind::Zip),
+            (b"BZh", "bzip2-compressed", Kind::Bzip2),
+            (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", Kind::SevenZip),
+            (b"\x04\x22\x4d\x18", "lz4-compressed", Kind::Lz4),
+            (b"LZIP", "lzip-compressed", Kind::Lzip),
+            (b"<!DOCTYPE", "a web page", Kind::Page),
+            (b"<!doctype", "a web page", Kind::Page),
+            (b"<html", "a web page", Kind::Page),
+            (b"<?xml", "an XML document", Kind::Other),
         ];
         if head.get(64..68) == Some(&[0x7f, 0x10, 0xda, 0xbe]) {
-            return Some(Self { what: "a VDI image", convertible: true });
+            return Some(Self { what: "a VDI image", kind: Kind::Disk });
         }
         if head.get(257..262) == Some(b"ustar") {
-            return Some(Self { what: "a tar archive", convertible: false });
+            let name = head[..100].split(|byte| *byte == 0).next().unwrap_or_default();
+            return Some(match name.to_ascii_lowercase().ends_with(b".ovf") {
+                true => Self { what: "an OVA archive", kind: Kind::Ova },
+                false => Self { what: "a tar archive", kind: Kind::Tar },
+            });
         }
         let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
         MAGICS
             .iter()
             .find(|(magic, ..)| head.starts_with(magic) || text.starts_with(magic))
-            .map(|&(_, what, convertible)| Self { what, convertible })
+            .map(|&(_, what, kind)| Self { what, kind })
+    }
+
+    /// How to make an image of it, where that can be said.
+    pub const fn way_out(self) -> Option<&'static str> {
+        match self.kind {
+            Kind::Disk => {
+                Some("if you trust it, convert it: `qemu-img convert -O qcow2 FROM TO.qcow2`")
+            }
+            Kind::Zip => {
+                Some("unpack it by hand (`unzip FILE`) and write the image in it as `path`")
+            }
+            Kind::SevenZip => {
+                Some("unpack it by hand (`7z x FILE`) and write the image in it as `path`")
+            }
+            Kind::Bzip2 => {
+                Some("unpack it by hand (`bunzip2 FILE`) and write the result as `path`")
+            }
+            Kind::Lz4 => Some("unpack it by hand (`unlz4 FILE`) and write the result as `path`"),
+            Kind::Lzip => Some("unpack it by hand (`lzip -d FILE`) and write the result as `path`"),
+            Kind::Tar => {
+                Some("unpack it by hand (`tar -xf FILE`) and write the image in it as `path`")
+            }
+            Kind::Ova => Some(
+                "unpack it (`tar -xf FILE`), convert its disk if you trust it (`qemu-img convert \
+                 -O qcow2 DISK.vmdk DISK.qcow2`), and write the result as `path`",
+            ),
+            Kind::Page => Some("the address leads to a page about the image, or to a login"),
+            Kind::Other => None,
+        }
     }
 }
 
@@ -118,15 +185,27 @@ pub fn file_name(origin: &Origin) -> Option<String> {
             path.split_once("://")?.1.split_once('/')?.1.rsplit('/').next()?
         }
     };
-    let mut bytes = Vec::with_capacity(name.len());
-    let mut rest = name.as_bytes();
+    String::from_utf8(percent_decoded(name)).ok().filter(|n| !n.is_empty())
+}
+
+/// The path of a `file://` address.
+pub fn local_path(url: &str) -> Option<PathBuf> {
+    let rest = url.strip_prefix("file://")?;
+    let path = percent_decoded(rest.strip_prefix("localhost").unwrap_or(rest));
+    Some(std::ffi::OsString::from_vec(path).into())
+}
+
+/// The bytes of a part of a URL, `%XX` decoded; a `%` without two hex digits stands for itself.
+pub(super) fn percent_decoded(text: &str) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {
         let hex = (*first == b'%').then(|| tail.get(..2)).flatten();
         let decoded = hex.and_then(|h| u8::from_str_radix(std::str::from_utf8(h).ok()?, 16).ok());
         bytes.push(decoded.unwrap_or(*first));
         rest = if decoded.is_some() { &tail[2..] } else { tail };
     }
-    String::from_utf8(bytes).ok().filter(|n| !n.is_empty())
+    bytes
 }
 
 /// What the cache calls an image, without the suffix. A verified one is called by its digest, so that two addresses
@@ -192,6 +271,11 @@ pub fn content_range(value: &str) -> Option<(u64, Option<u64>)> {
     (first <= last && total.is_none_or(|t| last < t)).then_some((first, total))
 }
 
+/// `Content-Range: bytes */TOTAL`, the form of an answer 416: how many bytes the server's file has.
+pub fn unsatisfied_range(value: &str) -> Option<u64> {
+    value.trim().strip_prefix("bytes */")?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -222,6 +306,12 @@ mod tests {
         let mut tar = [0; HEAD];
         tar[257..262].copy_from_slice(b"ustar");
         assert_eq!(Foreign::of(&tar).unwrap().what, "a tar archive");
+        tar[..12].copy_from_slice(b"machine.OVF\0");
+        assert_eq!(Foreign::of(&tar).unwrap().what, "an OVA archive");
+        for magic in [&b"PK\x03\x04"[..], b"BZh9", b"7z\xbc\xaf\x27\x1c", b"\x04\x22\x4d\x18", &tar]
+        {
+            assert!(Foreign::of(magic).unwrap().way_out().unwrap().contains("`path`"), "{magic:?}");
+        }
         let mut boot_sector = [0; HEAD];
         boot_sector[510..].copy_from_slice(&[0x55, 0xaa]);
         assert_eq!(Foreign::of(&boot_sector), None);
@@ -237,6 +327,13 @@ mod tests {
         assert_eq!(name("https://h/"), None);
         assert_eq!(name("https://h"), None);
         assert_eq!(file_name(&Origin::Path("/srv/x%20y".into())).as_deref(), Some("x%20y"));
+    }
+
+    #[test]
+    fn file_addresses_are_decoded() {
+        assert_eq!(local_path("file:///srv/a%20b").as_deref(), Some(Path::new("/srv/a b")));
+        assert_eq!(local_path("file://localhost/x").as_deref(), Some(Path::new("/x")));
+        assert_eq!(local_path("https://h/x"), None);
     }
 
     #[test]

@@ -27,7 +27,10 @@ pub struct Header {
     pub encrypted: bool,
     /// The guest's data is in another file.
     pub external_data: bool,
-    /// Something went wrong when it was written last, and a repair is due.
+    /// QEMU found inconsistent metadata and marked the file: it opens it for reading alone until it is repaired.
+    ///
+    /// The other such bit, "dirty", is not damage: with `lazy_refcounts` every power cut leaves it, and QEMU rebuilds the
+    /// reference counts when it opens the file for writing.
     pub corrupt: bool,
 }
 

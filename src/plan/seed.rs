@@ -19,8 +19,8 @@ pub const LABEL: &str = "cidata";
 pub struct Documents {
     /// `meta-data`: who the guest is.
     pub meta_data: String,
-    /// `user-data`: what it is to do.
-    pub user_data: String,
+    /// `user-data`: what it is to do. Text, or gzip where the operator's own file is that.
+    pub user_data: Vec<u8>,
     /// `network-config`, version 2: how it is reached.
     pub network_config: String,
 }
@@ -37,8 +37,8 @@ pub fn documents(vm: &Vm, identity: &Identity) -> Option<Documents> {
             quoted(hostname)
         ),
         user_data: match &cloud_init.user_data {
-            Some(own) => own.text.clone(),
-            None => user_data(cloud_init, hostname),
+            Some(own) => own.bytes.clone(),
+            None => user_data(cloud_init, hostname).into_bytes(),
         },
         network_config: network_config(&vm.nics, identity),
     })
@@ -54,7 +54,7 @@ pub fn image(documents: &Documents) -> Result<Vec<u8>, iso9660::Error> {
         &[
             ("meta-data", documents.meta_data.as_bytes()),
             ("network-config", documents.network_config.as_bytes()),
-            ("user-data", documents.user_data.as_bytes()),
+            ("user-data", &documents.user_data),
         ],
     )
 }

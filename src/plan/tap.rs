@@ -20,7 +20,7 @@ pub struct Tap {
     pub name: IfName,
     /// The bridge it becomes a port of.
     pub bridge: IfName,
-    /// Its MTU in bytes; `None` is the bridge's.
+    /// The MTU that the guest is told, in bytes; `None` where it is told none. The tap itself has the bridge's.
     pub mtu: Option<u16>,
     /// It neither hears nor reaches other isolated ports of the bridge.
     pub isolated: bool,
@@ -85,6 +85,23 @@ fn alias(vm: &VmName, nic: &str) -> String {
 }
 
 impl Tap {
+    /// Why frames do not pass its bridge, which is `up` or not and has the MTU `bridge_mtu` in bytes; one note a cause.
+    pub fn bridge_notes(&self, up: bool, bridge_mtu: u32) -> Vec<String> {
+        let bridge = &self.bridge;
+        let down = (!up).then(|| {
+            format!(
+                "bridge `{bridge}` is down, nothing passes; `ip link set {bridge} up` starts it"
+            )
+        });
+        let exceeds = self.mtu.filter(|mtu| u32::from(*mtu) > bridge_mtu).map(|mtu| {
+            format!(
+                "`mtu` {mtu} of NIC `{}` exceeds MTU {bridge_mtu} of bridge `{bridge}`: larger frames are dropped",
+                self.nic
+            )
+        });
+        down.into_iter().chain(exceeds).collect()
+    }
+
     /// Its guest does not get it unfiltered: the VM file says `antiSpoof = true`, or is as strict in all things.
     pub fn needs_filter(&self, isolation: Isolation) -> bool {
         match self.anti_spoof {
@@ -107,6 +124,20 @@ mod tests {
 
     use super::*;
     use crate::spec;
+
+    #[test]
+    fn bridge_notes_name_each_cause() {
+        let text = "[nic.lan]\nbridge = \"br0\"\nmtu = 9000\n";
+        let name = "web".parse().unwrap();
+        let vm = spec::read(&name, Path::new("/v/web.toml"), text, &mut |_| Ok(vec![])).unwrap();
+        let tap = &taps(&vm)[0];
+        assert!(tap.bridge_notes(true, 9000).is_empty());
+        assert!(Tap { mtu: None, ..tap.clone() }.bridge_notes(true, 1500).is_empty());
+        let notes = tap.bridge_notes(false, 1500);
+        assert_eq!(notes.len(), 2);
+        assert!(notes[0].starts_with("bridge `br0` is down"), "{notes:?}");
+        assert!(notes[1].contains("9000") && notes[1].contains("1500"), "{notes:?}");
+    }
 
     #[test]
     fn the_taps_of_a_vm_that_runs_are_those_it_was_started_with() {

@@ -8,7 +8,9 @@ use super::{
     adopt::{self, Found},
     fact::Fact,
     file_reading::AfterReading,
-    launch, record,
+    launch,
+    ready::policy,
+    record,
     set_out::end_launched,
     supervise::{AGENT_LIMIT, LAST_WORDS, Left, QMP_LIMIT, STOP_SLACK, Supervisor},
 };
@@ -20,6 +22,29 @@ use crate::{
 };
 
 impl Supervisor {
+    /// One step of the life machine, and what it wants done.
+    pub(super) fn feed(&mut self, event: life::Event) {
+        let before = self.told_state();
+        let life = std::mem::take(&mut self.life);
+        let (life, actions) = life.step(event, self.origin.elapsed(), &policy(&self.vm));
+        self.life = life;
+        if self.told_state() != before {
+            self.since = (self.settings.now)();
+            let state = self.told_state();
+            self.publish("QVM_STATE", serde_json::json!({ "state": state }));
+            if let (types::State::Stopping, Some(watching)) = (state, &mut self.watching) {
+                watching.end();
+            }
+            if matches!(state, types::State::Running | types::State::Paused) {
+                self.notifier.status(&format!("{state:?}").to_lowercase());
+            }
+        }
+        for action in actions {
+            self.act(action);
+        }
+        self.answer_effects();
+    }
+
     pub(super) fn act(&mut self, action: Action) {
         match action {
             Action::Launch => self.launch(),
@@ -47,13 +72,13 @@ impl Supervisor {
             Action::Quit => self.quit(),
             Action::Kill => self.signal_qemu(pidfd::Signal::KILL),
             Action::Reset => {
-                self.tell_qemu("reset the guest", |q| async move { q.reset(QMP_LIMIT).await });
+                self.command_qemu("reset the guest", |q| async move { q.reset(QMP_LIMIT).await });
             }
             Action::Hold => {
-                self.tell_qemu("pause the guest", |q| async move { q.stop(QMP_LIMIT).await });
+                self.command_qemu("pause the guest", |q| async move { q.stop(QMP_LIMIT).await });
             }
             Action::Continue => {
-                self.tell_qemu("resume the guest", |q| async move { q.cont(QMP_LIMIT).await });
+                self.command_qemu("resume the guest", |q| async move { q.cont(QMP_LIMIT).await });
             }
             Action::Record(end) => self.record_end(&end),
             Action::Exit(code) => {
@@ -108,7 +133,7 @@ impl Supervisor {
         // again. The run record stays until QEMU is gone.
         let (paths, facts, adopting) = (self.paths.clone(), self.facts.clone(), self.adopting);
         let ending = self.lanes.launch.drive(async move {
-            if !adopting {
+            if adopting.is_none() {
                 end_launched(&paths).await;
             }
             let found = adopt::find(&paths);
@@ -123,7 +148,7 @@ impl Supervisor {
         if !matches!(self.life.state, life::State::Cancelling { .. }) {
             return;
         }
-        if !self.adopting && !matches!(found, Found::Alive(..)) {
+        if self.adopting.is_none() && !matches!(found, Found::Alive(..)) {
             self.records.remove();
         }
         self.feed(life::Event::StartFailed("cancelled".into()));

@@ -140,6 +140,7 @@ pub async fn adopt(
         door: None,
         serving: None,
         unserved: None,
+        tap_notes: vec![],
         listens,
         found,
         adopted: true,

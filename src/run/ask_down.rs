@@ -13,6 +13,8 @@ use crate::{
 
 /// How long a supervisor that has closed its socket may take to be gone.
 const LAST_BREATH: Duration = Duration::from_secs(10);
+/// How long the answer may be on its way once the events have ended.
+const LAST_ANSWER: Duration = Duration::from_secs(1);
 /// Between two looks whether it is.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -31,8 +33,21 @@ pub async fn ask_down(
     }
     // Before the command, so that nothing is missed.
     let mut watch = Client::connect(socket).await?.watch().await?;
-    Client::connect(socket).await?.command(command).await?;
-    while let Some(event) = watch.next().await {
+    let mut client = Client::connect(socket).await?;
+    // Answered when the VM is down, where that does not depend on the guest.
+    let mut answer = std::pin::pin!(client.command(command));
+    let mut answered = false;
+    loop {
+        let event = tokio::select! {
+            biased;
+            event = watch.next() => event,
+            done = &mut answer, if !answered => {
+                done.map_err(|error| not_suspended(command, error))?;
+                answered = true;
+                continue;
+            }
+        };
+        let Some(event) = event else { break };
         if let Some(text) = told(&event) {
             say(text);
         }
@@ -41,7 +56,25 @@ pub async fn ask_down(
             return Err(client::Error::NotSuspended(why.unwrap_or_default().to_owned()));
         }
     }
-    Ok(())
+    if answered {
+        return Ok(());
+    }
+    match tokio::time::timeout(LAST_ANSWER, answer).await {
+        // Its end is what was asked for.
+        Ok(Ok(()) | Err(client::Error::Closed)) | Err(_) => Ok(()),
+        Ok(Err(error)) => Err(not_suspended(command, error)),
+    }
+}
+
+fn not_suspended(command: Command, error: client::Error) -> client::Error {
+    match (command, error) {
+        (Command::Suspend, client::Error::Refused { error, reason })
+            if error == "io.qvm.Vm.Failed" =>
+        {
+            client::Error::NotSuspended(reason)
+        }
+        (_, error) => error,
+    }
 }
 
 fn told(event: &Event) -> Option<&str> {

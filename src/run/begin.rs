@@ -36,6 +36,8 @@ const ANSWER: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(10);
 /// The same for a unit's, of which systemd tells when it runs.
 const TELL: Duration = Duration::from_millis(500);
+/// The mode of the log: the group may read it.
+const LOG_MODE: u32 = 0o640;
 /// From this size on the log is kept as the older one, and a new one is begun, in bytes.
 const LOG_MOST: u64 = 1 << 20;
 /// The most that is shown of what a supervisor wrote, in bytes.
@@ -182,9 +184,13 @@ pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
         let older = older_log(&log);
         std::fs::rename(&log, &older).map_err(file::Error::on("rename", &log))?;
     }
-    let open = OpenOptions::new().append(true).create(true).mode(0o640).open(&log);
+    let open = OpenOptions::new().append(true).create(true).mode(LOG_MODE).open(&log);
     let out = open.map_err(file::Error::on("open", &log))?;
     let before = out.metadata().map_err(file::Error::on("look at", &log))?.len();
+    if before == 0 {
+        // The umask may have taken the group's right to read it away.
+        file::set_mode(&log, LOG_MODE)?;
+    }
     let mut child = spawn(name, how, out).map_err(|e| Error::Spawn(how.exe.to_owned(), e))?;
     if !how.wait {
         return Ok(Begun::Asked);

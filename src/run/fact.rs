@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::{
     admission::Step,
     adopt::Found,
+    effects,
     file_reading::FileReading,
     freeze::{self, NotFrozen, Why},
     lane::Refused,
@@ -99,7 +100,8 @@ pub(super) enum Fact {
     Written(bool),
     Qmp(u64, qmp::Event),
     MonitorClosed(u64),
-    MonitorBack(u64, qmp::Session),
+    /// Another connection to the monitor, and QEMU's run state when it was made.
+    MonitorBack(u64, qmp::Session, String),
     /// The guest is ready, with what is to be noted of it; or it will never be, and why.
     Ready(u64, Result<Option<String>, String>),
     /// The guest's state is saved; or not, and why.
@@ -108,12 +110,12 @@ pub(super) enum Fact {
     Stopped {
         host_down: bool,
     },
-    /// What QEMU's `query-status` says, over a new connection.
-    MachineStatus(u64, String),
+    /// QEMU's reply to a command of this number, behind the events that it sent before; and what the command is for.
+    Executed(u64, u64, &'static str, Result<(), qmp::Error>),
+    /// The balloon's target in bytes, and whether QEMU has taken it.
+    MemorySet(u64, u64, Result<(), qmp::Error>, Option<effects::Reply>),
     /// What the guest has, in bytes.
     Memory(u64, u64),
-    /// QEMU has accepted this target for the guest's memory, in bytes; whoever asked for it waits.
-    MemoryTarget(u64, u64, oneshot::Sender<Result<(), Refusal>>),
     /// The vCPUs' threads could not be bound to their CPUs, and why.
     NotPinned(u64, String),
     /// What became of changes to the running machine.

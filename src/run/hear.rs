@@ -29,7 +29,7 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(3);
 
 impl Supervisor {
     pub(super) fn launched(&mut self, mut qemu: Qemu, given: Given) {
-        (self.starting, self.adopting) = (None, false);
+        (self.starting, self.adopting) = (None, None);
         self.generation += 1;
         let generation = self.generation;
         if !qemu.adopted {
@@ -63,6 +63,7 @@ impl Supervisor {
             qemu.record.qemu_version, qemu.record.pid, qemu.record.accel
         );
         let door = qemu.door.take();
+        let tap_notes = std::mem::take(&mut qemu.tap_notes);
         let seen_ready = (qemu.adopted || restored) && qemu.record.ready;
         let qemu_adopted = qemu.adopted;
         if let (Some(watching), Some(binary)) = (self.watching.clone(), qemu.record.binary.clone())
@@ -72,7 +73,7 @@ impl Supervisor {
         }
         self.qemu = Some(qemu);
         self.recall();
-        self.keep_taps();
+        self.keep_taps(tap_notes);
         if qemu_adopted {
             self.recall_freeze();
             self.settle(vec![], vec![]);
@@ -126,7 +127,7 @@ impl Supervisor {
 
     pub(super) fn start_failed(&mut self, not: NotBegun, found: &Found) {
         self.starting = None;
-        if self.adopting && self.went_meanwhile(found) {
+        if self.adopting.is_some() && self.went_meanwhile(found) {
             return;
         }
         // A launch that was canceled says nothing about the saved state.
@@ -154,6 +155,11 @@ impl Supervisor {
         if !self.may_be_replaced() {
             return;
         }
+        // Nobody could answer what is pending: the last answer calls this again.
+        self.effects.reexec = !self.effects.is_empty();
+        if self.effects.reexec {
+            return;
+        }
         let (written, logged) =
             (self.lanes.settle(WRITTEN_LIMIT), self.console.flush(WRITTEN_LIMIT));
         let facts = self.facts.clone();
@@ -173,7 +179,7 @@ impl Supervisor {
 
     /// Everything is written; or the storage does not answer. A thread that waits for storage would hold up execve(2).
     pub(super) fn written_all(&mut self, done: bool) {
-        if done && self.lanes.is_busy() {
+        if done && (self.lanes.is_busy() || !self.effects.is_empty()) {
             // Something came in between.
             self.reexec();
         } else if !done {
@@ -208,28 +214,47 @@ impl Supervisor {
         self.notifier.finish().await;
     }
 
+    /// Passes on the events of a monitor's connection, and behind them the replies that were read after them.
     pub(super) fn listen(&mut self, mut events: qmp::Events) {
         let (facts, generation) = (self.facts.clone(), self.generation);
+        let mut replies = self.effects.queue();
         self.tasks.spawn(async move {
-            while let Some(event) = events.next().await {
-                if facts.send(Fact::Qmp(generation, event)).await.is_err() {
+            loop {
+                // An event that was read before a reply is in its queue before the reply is in the other one.
+                let fact = tokio::select! {
+                    biased;
+                    event = events.next() => match event {
+                        Some(event) => Fact::Qmp(generation, event),
+                        None => break,
+                    },
+                    Some(reply) = replies.recv() => reply,
+                };
+                if facts.send(fact).await.is_err() {
                     return;
                 }
+            }
+            replies.close();
+            while let Some(reply) = replies.recv().await {
+                let _ = facts.send(reply).await;
             }
             let _ = facts.send(Fact::MonitorClosed(generation)).await;
         });
     }
 
     pub(super) fn heard(&mut self, event: &qmp::Event) {
-        use qmp::Kind;
+        use qmp::{Kind, ShutdownReason as Reason};
         debug!("QMP event {}", event.name);
         self.publish(&event.name, event.data.clone());
         match event.kind() {
-            Kind::Shutdown { reason: qmp::ShutdownReason::GuestReset, .. } => {
+            // The reset button, too, where a reset is to bring a new QEMU.
+            Kind::Shutdown { reason: Reason::GuestReset | Reason::HostQmpSystemReset, .. } => {
                 self.feed(life::Event::GuestReboot);
             }
             Kind::Shutdown { guest: true, .. } => self.feed(life::Event::GuestShutdown),
-            Kind::Reset { .. } => {
+            Kind::Reset { reason, .. } => {
+                if reason == Reason::HostQmpSystemReset {
+                    self.effects.was_reset();
+                }
                 self.forget_freeze();
                 self.console.boots();
                 self.feed(life::Event::GuestReset);
@@ -250,7 +275,7 @@ impl Supervisor {
     }
 
     /// The monitor answers again, over another connection.
-    pub(super) fn reconnected(&mut self, session: qmp::Session) {
+    pub(super) fn reconnected(&mut self, session: qmp::Session, found: &str) {
         let Some(qemu) = &mut self.qemu else { return };
         info!("QEMU's monitor answers again");
         qemu.client = session.client;
@@ -258,43 +283,32 @@ impl Supervisor {
             serving.by(qemu.client.clone());
         }
         self.listen(session.events);
+        // Events between the two connections were lost. Those of the new one come behind.
+        self.feed(match found {
+            "running" => life::Event::Continued,
+            "shutdown" => life::Event::GuestShutdown,
+            "guest-panicked" => life::Event::GuestPanicked,
+            _ => life::Event::Held,
+        });
+        self.ask_why_held();
+        if found == "running" {
+            self.goes_on();
+        }
         self.resynchronize();
     }
 
-    /// Asks for the state of which events that were lost with a connection told.
+    /// Asks for what events that were lost with a connection told beside the run state.
     fn resynchronize(&mut self) {
         let Some(qemu) = &self.qemu else { return };
         let client = qemu.client.clone();
         let (facts, generation) = (self.facts.clone(), self.generation);
         self.tasks.spawn(async move {
-            match client.query_status(QMP_LIMIT).await {
-                Ok(status) => drop(facts.send(Fact::MachineStatus(generation, status)).await),
-                Err(error) => warn!("cannot ask QEMU for the state of the machine: {error}"),
-            }
             if let Ok(qmp::Balloon::Actual(bytes)) = client.query_balloon(QMP_LIMIT).await {
                 let _ = facts.send(Fact::Memory(generation, bytes)).await;
             }
         });
         if self.applying.is_none() {
             self.settle(vec![], vec![]);
-        }
-    }
-
-    /// The state of the machine, by QEMU's word for it (qapi/run-state.json, `RunState`). Whether a guest that has shut down wanted to
-    /// reboot is lost with the event: it counts as powered off, as when it is adopted.
-    pub(super) fn on_machine_status(&mut self, status: &str) {
-        match status {
-            "running" => {
-                self.goes_on();
-                self.feed(life::Event::Continued);
-            }
-            "paused" | "io-error" | "internal-error" => {
-                self.feed(life::Event::Held);
-                self.ask_why_held();
-            }
-            "shutdown" => self.feed(life::Event::GuestShutdown),
-            "guest-panicked" => self.feed(life::Event::GuestPanicked),
-            _ => {}
         }
     }
 
@@ -329,9 +343,14 @@ impl Supervisor {
                 if !process.is_alive() {
                     return;
                 }
-                match qmp::connect(&socket, QMP_LIMIT).await {
-                    Ok(session) => {
-                        let _ = facts.send(Fact::MonitorBack(generation, session)).await;
+                let connected = async {
+                    let session = qmp::connect(&socket, QMP_LIMIT).await?;
+                    let found = session.client.query_status(QMP_LIMIT).await?;
+                    Ok::<_, qmp::Error>((session, found))
+                };
+                match connected.await {
+                    Ok((session, found)) => {
+                        let _ = facts.send(Fact::MonitorBack(generation, session, found)).await;
                         return;
                     }
                     Err(error) => warn!("QEMU lives but its monitor does not answer: {error}"),

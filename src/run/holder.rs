@@ -1,7 +1,7 @@
 //! Who supervises a VM. A process that was killed goes in steps: for some milliseconds its sockets still take callers, and its
 //! lock is held, though nobody is there any more. What it had forked for its QEMU holds both until it notices.
 
-use std::{path::Path, time::Duration};
+use std::{io, path::Path, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
@@ -11,6 +11,7 @@ use crate::{
         types::State,
     },
     host::{
+        file,
         lock::{self, Lock},
         pidfd::Process,
     },
@@ -67,11 +68,15 @@ fn has_ended(pid: u32) -> bool {
 }
 
 /// Takes the lock of a VM. One that is held by a process that is going is waited for; a supervisor that is there shows at its control
-/// socket.
+/// socket. The VM's runtime directory is made if it is not there.
 ///
 /// # Errors
 /// It is taken, or cannot be.
 pub async fn take(paths: &VmPaths) -> Result<Lock, lock::Error> {
+    file::make_dir(&paths.runtime).map_err(|error| lock::Error::Io {
+        path: paths.lock(),
+        source: io::Error::new(error.kind(), error),
+    })?;
     let begun = Instant::now();
     loop {
         match Lock::acquire(&paths.lock()) {

@@ -58,18 +58,18 @@ impl Supervisor {
             }
             Fact::Qmp(generation, event) if generation == self.generation => self.heard(&event),
             Fact::MonitorClosed(generation) if generation == self.generation => self.reconnect(),
-            Fact::MonitorBack(generation, session) if generation == self.generation => {
-                self.reconnected(session);
+            Fact::MonitorBack(generation, session, found) if generation == self.generation => {
+                self.reconnected(session, &found);
             }
-            Fact::MachineStatus(generation, status) if generation == self.generation => {
-                self.on_machine_status(&status);
+            Fact::Executed(generation, number, what, done) if generation == self.generation => {
+                self.on_executed(number, what, done);
+            }
+            Fact::MemorySet(generation, bytes, done, reply) if generation == self.generation => {
+                self.on_memory_set(bytes, done, reply);
             }
             Fact::Ready(generation, found) if generation == self.generation => self.found(found),
             Fact::Memory(generation, bytes) if generation == self.generation => {
                 self.memory_actual = Some(bytes);
-            }
-            Fact::MemoryTarget(generation, bytes, reply) if generation == self.generation => {
-                self.memory_target_set(bytes, reply);
             }
             Fact::NotPinned(generation, why) if generation == self.generation => {
                 self.not_pinned(&why);
@@ -99,14 +99,14 @@ impl Supervisor {
             Fact::UnknownOperators(names) => self.operators.unknown = names,
             Fact::Trouble(generation, what) if generation == self.generation => self.meet(what),
             Fact::Froze(..)
-            | Fact::MachineStatus(..)
+            | Fact::MemorySet(..)
+            | Fact::Executed(..)
             | Fact::Given(..)
             | Fact::Screen(..)
             | Fact::Trouble(..)
             | Fact::ThawDue(_)
             | Fact::Thawed(..)
             | Fact::Memory(..)
-            | Fact::MemoryTarget(..)
             | Fact::Applied(..)
             | Fact::LetGo(..)
             | Fact::Installed(..)

@@ -25,7 +25,12 @@ use std::{
 };
 
 use crate::{
-    host::{clone, digest::Digesting, file, unpack},
+    host::{
+        clone,
+        digest::Digesting,
+        file,
+        unpack::{Refused, Unpacked},
+    },
     plan::image::Compression,
     value::{Algorithm, Digest},
 };
@@ -53,6 +58,14 @@ pub enum Error {
         /// What the decoder says.
         source: io::Error,
     },
+    /// Unpacking takes too much memory.
+    #[error("its {} stream cannot be unpacked", .kind.name())]
+    Memory {
+        /// How it is compressed.
+        kind: Compression,
+        /// How much there is for it.
+        source: io::Error,
+    },
     /// The digest's thread is gone.
     #[error("the digest was lost")]
     Lost,
@@ -64,7 +77,7 @@ impl Error {
         match self {
             Self::File(error) => error.is_the_hosts(),
             Self::Thread(_) => true,
-            Self::Unpack { .. } | Self::Lost => false,
+            Self::Unpack { .. } | Self::Memory { .. } | Self::Lost => false,
         }
     }
 }
@@ -79,11 +92,22 @@ pub(super) struct Intake {
     unpacked: Option<PathBuf>,
 }
 
-/// What a pass gave. The unpacked file comes with its own SHA-256.
+/// What a pass gave.
 pub(super) struct Taken {
     pub(super) digest: Digest,
     /// The unpacked file, where the bytes were compressed.
-    pub(super) unpacked: Result<Option<(PathBuf, Digest)>, Error>,
+    pub(super) unpacked: Result<Option<UnpackedFile>, Error>,
+}
+
+/// A file that was unpacked.
+pub(super) struct UnpackedFile {
+    pub(super) path: PathBuf,
+    /// Its own SHA-256.
+    pub(super) content: Digest,
+    /// How its bytes were compressed.
+    pub(super) kind: Compression,
+    /// How many bytes behind the compressed stream were ignored.
+    pub(super) tail: u64,
 }
 
 impl Intake {
@@ -157,22 +181,22 @@ impl Intake {
         }
         let unpacked = match self.unpacking.take() {
             None => Ok(None),
-            Some(unpacking) => {
-                let unpacked = unpacking.path.clone();
-                unpacking.end().map(|content| Some((unpacked, content)))
-            }
+            Some(unpacking) => unpacking.end().map(Some),
         };
         let digest = self.digest.end().ok_or(Error::Lost)?;
         Ok(Taken { digest, unpacked })
     }
 }
 
+/// The digest of what was unpacked, unless it was lost, and how many bytes behind it were ignored.
+type Written = (Option<Digest>, u64);
+
 /// The thread that unpacks. Dropped before its end, it leaves no file behind.
 struct Unpacking {
     kind: Compression,
     path: PathBuf,
     chunks: Option<SyncSender<Arc<Vec<u8>>>>,
-    thread: Option<JoinHandle<io::Result<Option<Digest>>>>,
+    thread: Option<JoinHandle<io::Result<Written>>>,
     stop: Arc<AtomicBool>,
 }
 
@@ -184,12 +208,12 @@ impl Unpacking {
         let seen = Arc::clone(&stop);
         let thread = std::thread::Builder::new().name("unpack".into()).spawn(move || {
             let mut from = Stoppable {
-                from: unpack::unpacked(kind, Chunks { received, current: io::Cursor::default() })?,
+                from: Unpacked::begin(kind, Chunks { received, current: io::Cursor::default() })?,
                 stop: seen,
                 digest: Digesting::begin(Algorithm::Sha256)?,
             };
             clone::write_sparse(&mut from, &to)?;
-            Ok(from.digest.end())
+            Ok((from.digest.end(), from.from.tail()))
         });
         let thread = thread.map_err(Error::Thread)?;
         Ok(Self { kind, path: path.to_owned(), chunks: Some(chunks), thread: Some(thread), stop })
@@ -200,21 +224,27 @@ impl Unpacking {
         let _ = self.chunks.as_ref().map(|c| c.send(chunk));
     }
 
-    fn end(mut self) -> Result<Digest, Error> {
+    fn end(mut self) -> Result<UnpackedFile, Error> {
         self.chunks = None;
         let Some(thread) = self.thread.take() else { return Err(Error::Lost) };
         let written = thread.join().unwrap_or_else(|_| Err(io::Error::other("it panicked")));
         let e = match written {
-            Ok(content) => return content.ok_or(Error::Lost),
+            Ok((content, tail)) => {
+                let content = content.ok_or(Error::Lost)?;
+                let path = std::mem::take(&mut self.path);
+                return Ok(UnpackedFile { path, content, kind: self.kind, tail });
+            }
             Err(e) => e,
         };
         let _ = file::remove(&self.path);
         // What the decoder says of its input is of these kinds; the rest is the system's on the output.
         let io = e.raw_os_error().is_some();
-        Err(if io {
-            file::Error::on("write", &self.path)(e).into()
-        } else {
-            Error::Unpack { kind: self.kind, source: e }
+        if io {
+            return Err(file::Error::on("write", &self.path)(e).into());
+        }
+        Err(match Refused::of(&e) {
+            Some(Refused::Memory) => Error::Memory { kind: self.kind, source: e },
+            _ => Error::Unpack { kind: self.kind, source: e },
         })
     }
 }

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use futures_util::future::join_all;
+use tokio::time::Instant;
 
 use super::{
     adopt::{self, Found},
@@ -13,13 +14,17 @@ use crate::{
         client::{self, Client},
         types::{State, Status},
     },
-    plan::layout::Layout,
+    host::pidfd::Process,
+    plan::layout::{Layout, VmPaths},
     spec::{self, Vm},
     value::{VmName, chain},
 };
 
 /// How long a supervisor may take to tell its status.
 pub const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Between two calls to a supervisor that did not answer one.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// One VM.
 #[derive(Debug, Clone, PartialEq)]
@@ -106,7 +111,7 @@ fn dirs(dir: &Path) -> Vec<(VmName, std::path::PathBuf)> {
 async fn entry(layout: &Layout, name: &VmName) -> Entry {
     let (paths, file) = (layout.vm(name), layout.vm_file(name));
     // The supervisor is asked first: it answers also where the VM file's storage hangs.
-    let unanswered = match ask(&paths.control_socket()).await {
+    let unanswered = match ask(&paths).await {
         Ok(status) => {
             let (name, file_exists) = (name.to_string(), !status.orphan);
             return Entry { name, status, problem: None, answers: true, file_exists, known: true };
@@ -162,14 +167,42 @@ async fn entry(layout: &Layout, name: &VmName) -> Entry {
         // Somebody holds the socket: to call it stopped would be to guess.
         entry.status.state = State::Running;
         entry.status.since = None;
+        if let Found::Alive(qemu, record) = adopt::find(&paths) {
+            entry.status.pid = Some(qemu.pid());
+            entry.status.started_at = Some(record.started_at.clone());
+        }
         entry.problem =
             Some(format!("error: {name}: cannot ask its supervisor: {}", chain(&error)));
     }
     entry
 }
 
-async fn ask(socket: &Path) -> Result<Status, client::Error> {
-    Client::connect(socket).await?.status(PATIENCE).await
+/// Asks a supervisor, and again while one is there that does not take or finish a call: its program may be being replaced.
+async fn ask(paths: &VmPaths) -> Result<Status, client::Error> {
+    let (socket, begun) = (paths.control_socket(), Instant::now());
+    loop {
+        let asked = async { Client::connect(&socket).await?.status(PATIENCE).await };
+        let error = match asked.await {
+            Ok(status) => return Ok(status),
+            Err(error) => error,
+        };
+        let again = match &error {
+            client::Error::Closed | client::Error::Io(_) => true,
+            client::Error::NotRunning => is_supervised(paths),
+            _ => false,
+        };
+        if !again || begun.elapsed() >= PATIENCE {
+            return Err(error);
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// A QEMU lives, and the process that wrote itself down as its supervisor as well.
+fn is_supervised(paths: &VmPaths) -> bool {
+    let written = fs::read_to_string(paths.lock()).ok().and_then(|text| text.trim().parse().ok());
+    let lives = |pid| Process::open(pid).is_ok_and(|process| process.is_alive());
+    written.is_some_and(lives) && matches!(adopt::find(paths), Found::Alive(..))
 }
 
 fn without_file(name: &str, problem: Option<String>, file_exists: bool) -> Entry {

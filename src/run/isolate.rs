@@ -5,10 +5,12 @@ use std::{
     io,
     os::{
         fd::OwnedFd,
-        unix::fs::{MetadataExt, chown},
+        unix::fs::{MetadataExt, OpenOptionsExt, chown},
     },
     path::{Path, PathBuf},
 };
+
+use rustix::fs::OFlags;
 
 use super::{Settings, launch, prepare::Prepared};
 use crate::{
@@ -20,7 +22,7 @@ use crate::{
     plan::{
         argv,
         facts::{Accelerator, Qemu},
-        handed::Handed,
+        handed::{Access, Handed},
         isolation::{self, Isolation, Layer, Missing, Mode, Right},
         unit::Scope,
     },
@@ -236,13 +238,19 @@ pub fn tried(qemu: &Qemu, root: &Path, range: UidRange) -> Result<Isolation, lau
     Ok(Isolation::without(Mode::On, uid, missing))
 }
 
-/// Opens the files that QEMU gets.
+/// Opens the files that QEMU gets, at a start and when a disk is plugged in, each with the flags that QEMU compares.
 ///
 /// # Errors
 /// One cannot be opened.
 pub(super) fn open(files: &[Handed]) -> Result<Vec<(OwnedFd, i32)>, Error> {
     let open = |handed: &Handed| {
-        let opened = OpenOptions::new().read(true).write(handed.write).open(&handed.path);
+        let Access { write, direct } = handed.access;
+        let flags = if direct { OFlags::DIRECT } else { OFlags::empty() };
+        let opened = OpenOptions::new()
+            .read(true)
+            .write(write)
+            .custom_flags(flags.bits().cast_signed())
+            .open(&handed.path);
         let failed = |source| Error::Open { path: handed.path.clone(), source };
         Ok((OwnedFd::from(opened.map_err(failed)?), handed.set))
     };
@@ -252,7 +260,7 @@ pub(super) fn open(files: &[Handed]) -> Result<Vec<(OwnedFd, i32)>, Error> {
 /// Makes what QEMU writes to among the VM's own files its user's. Best effort: it has them as descriptors anyway.
 pub(super) fn own(files: &[Handed], state: &Path, uid: Option<u32>) {
     let Some(uid) = uid else { return };
-    for handed in files.iter().filter(|one| one.write && one.path.starts_with(state)) {
+    for handed in files.iter().filter(|one| one.access.write && one.path.starts_with(state)) {
         let is_its = file::metadata(&handed.path)
             .is_ok_and(|found| found.is_some_and(|found| found.uid() == uid || !found.is_file()));
         if is_its {

@@ -51,6 +51,8 @@ pub struct Qemu {
     pub(super) serving: Option<viewer::Serving>,
     /// Why the screen is not served as the VM file says.
     pub(super) unserved: Option<String>,
+    /// Why frames do not pass the bridges of its taps, as far as is known by now.
+    pub(super) tap_notes: Vec<String>,
     /// QEMU listens for viewers by itself: an earlier qvm started it so.
     pub listens: bool,
     /// How the guest was found.
@@ -250,10 +252,13 @@ pub async fn launch(
     }
     let door = door::open(vm, &paths)?;
     let mut fds: Vec<(OwnedFd, i32)> = vec![];
+    let mut tap_notes = vec![];
     for tap in taps(vm) {
         let index = vm.nics.iter().position(|n| n.name == tap.nic).unwrap_or_default();
         let open = taps::open(&settings.network, vm, &tap, &prepared.identity.macs);
-        fds.push((open.await?, fd::tap(index)));
+        let (open, notes) = open.await?;
+        fds.push((open, fd::tap(index)));
+        tap_notes.extend(notes);
         if machine.vhost_net {
             fds.push((vhost::open().map_err(Error::Vhost)?, fd::vhost(index)));
         }
@@ -346,6 +351,7 @@ pub async fn launch(
         door,
         serving: None,
         unserved: None,
+        tap_notes,
         listens: false,
         found,
         adopted: false,

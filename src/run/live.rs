@@ -6,6 +6,7 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::{
+    effects::qmp_refusal,
     fact::Fact,
     file_reading::AfterReading,
     lane::OnLane,
@@ -182,8 +183,8 @@ impl Supervisor {
             let there = match client.devices(QMP_LIMIT).await {
                 Ok(there) => there,
                 Err(error) => {
-                    let why = format!("cannot list the devices of QEMU: {}", chain(&error));
-                    answer(askers, &Err(Refusal::Failed(why)));
+                    let refusal = qmp_refusal("list the devices of QEMU", &error);
+                    answer(askers, &Err(refusal));
                     return;
                 }
             };

@@ -24,6 +24,7 @@ pub mod disk;
 pub mod doctor;
 pub mod door;
 pub mod edited;
+mod effects;
 mod enrol;
 pub mod error;
 mod fact;

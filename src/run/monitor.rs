@@ -15,7 +15,7 @@ use super::{
 };
 
 /// How long one question waits for its answer: one that comes late tells that QEMU is back, without asking again.
-const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+pub(super) const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How long an answer is good for who asks how the VM is: who lists all of a host's VMs over and over wakes no QEMU for it.
 const FRESH: Duration = Duration::from_secs(1);
 

@@ -197,7 +197,8 @@ impl Machine {
         let mut ends = TapEnds { tap: TAP.to_owned(), vhost: None };
         if let Some(tap) = tap(&self.vm.name, nic) {
             let macs = mac.into_iter().map(|mac| (nic.name.clone(), mac)).collect();
-            let open = taps::open(&self.settings.network, &self.vm, &tap, &macs).await?;
+            // The keeper of the taps tells what does not pass the bridge.
+            let (open, _) = taps::open(&self.settings.network, &self.vm, &tap, &macs).await?;
             self.client.pass_fd(TAP, open, QMP_LIMIT).await?;
             if vhost_net {
                 let vhost = vhost::open().map_err(Error::Vhost)?;
@@ -228,7 +229,7 @@ impl Machine {
         let Some(tap) = tap(&self.vm.name, nic) else { return Ok(()) };
         let at = self.vm.at(&format!("nic.{}.bridge", nic.name));
         let links = Links::open(self.settings.network.connect().await)?;
-        Ok(taps::attach(&links, &tap, &at).await?)
+        Ok(taps::attach(&links, &tap, &at).await.map(drop)?)
     }
 
     async fn filter(&self, nic: &Nic) -> Result<(), Error> {

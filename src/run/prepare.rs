@@ -2,7 +2,7 @@
 //!
 //! Blocks, and may take as long as a download does; each step is done once and found done the next time.
 
-use std::path::Path;
+use std::{os::unix::fs::FileTypeExt, path::Path};
 
 use super::{
     Settings, disk, identities,
@@ -243,14 +243,17 @@ pub fn disk_place(paths: &VmPaths, disk: &crate::spec::Disk) -> DiskFile {
             let other = if disk.format == Qcow2 { Raw } else { Qcow2 };
             let there = |format| paths.disk(&disk.name, format).exists();
             let format = if !there(disk.format) && there(other) { other } else { disk.format };
-            DiskFile {
-                path: paths.disk(&disk.name, format),
-                format,
-                is_device: false,
-                backing: vec![],
-            }
+            let path = paths.disk(&disk.name, format);
+            let is_device = is_block_device(&path);
+            DiskFile { path, format, is_device, backing: vec![] }
         }
     }
+}
+
+/// Whether the path, or the target of a symbolic link there, is a block device. The operator may have put such a link
+/// in the place of a disk of qvm's own.
+fn is_block_device(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())
 }
 
 /// Makes the VM ready to be launched.
@@ -269,6 +272,8 @@ pub fn prepare(
     let facts = facts_of(settings)?;
     let (accel, warning) = facts::accelerator(vm.accel, &facts.kvm)?;
     let mut notes: Vec<String> = warning.into_iter().collect();
+    let user_data = vm.cloud_init.as_ref().and_then(|seed| seed.user_data.as_ref());
+    notes.extend(user_data.into_iter().flat_map(|data| data.advice()));
     if let Some(Identity { machine, .. }) = identities::read(&paths)?
         && facts.qemu.is_older_than(&machine)
     {
@@ -326,7 +331,7 @@ pub fn disk(
         false => Error::Disk { at: vm.at(&format!("disk.{}.image", wanted.name)), source },
     };
     let ready = ready.map_err(failed)?;
-    let is_device = matches!(wanted.source, Source::Device(_));
+    let is_device = is_block_device(&ready.path);
     let backing = match ready.format {
         Format::Qcow2 => {
             let own = matches!(wanted.source, Source::File(_) | Source::Device(_));

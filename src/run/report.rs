@@ -6,13 +6,16 @@ use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::{
+    effects::{Reply, qmp_refusal},
     fact::Fact,
     freeze::Why,
+    monitor::FOREVER,
     supervise::{AGENT_LIMIT, QMP_LIMIT, Supervisor},
 };
 use crate::{
     control::types::{self, Command, Refusal, Request, Status},
     life::{self, State},
+    plan::user_network,
     spec::Link,
     value::chain,
 };
@@ -96,20 +99,32 @@ impl Supervisor {
                 return;
             }
         };
-        let taken = life::accepts(&self.life.state, asked).map_err(Refusal::NotNow);
-        let go = taken.is_ok();
-        let written = if go { self.wishes(asked) } else { None };
-        match written {
-            // Who has been answered may rely on a later supervisor to know of it.
-            Some(written) => drop(self.tasks.spawn(async move {
+        if let Err(state) = life::accepts(&self.life.state, asked) {
+            return drop(reply.send(Err(Refusal::NotNow(state))));
+        }
+        let reply = match self.wishes(asked) {
+            Some(written) => self.reply_once_written(reply, written),
+            None => reply,
+        };
+        self.request_effect(asked, reply);
+    }
+
+    /// Delays a good answer until the record is written, within a bound: a later supervisor knows then
+    /// what the answer promises.
+    fn reply_once_written(
+        &mut self,
+        reply: Reply,
+        written: impl Future<Output = Result<(), String>> + Send + 'static,
+    ) -> Reply {
+        let (sender, answer) = oneshot::channel::<Result<(), Refusal>>();
+        self.tasks.spawn(async move {
+            let Ok(answer) = answer.await else { return };
+            if answer.is_ok() {
                 let _ = tokio::time::timeout(WRITE_LIMIT, written).await;
-                let _ = reply.send(taken);
-            })),
-            None => drop(reply.send(taken)),
-        }
-        if go {
-            self.feed(life::Event::Asked(asked));
-        }
+            }
+            let _ = reply.send(answer);
+        });
+        sender
     }
 
     fn set_memory(&mut self, bytes: u64, reply: oneshot::Sender<Result<(), Refusal>>) {
@@ -128,26 +143,36 @@ impl Supervisor {
         let (client, facts, generation) =
             (qemu.client.clone(), self.facts.clone(), self.generation);
         self.tasks.spawn(async move {
-            match client.balloon(bytes, QMP_LIMIT).await {
-                Ok(()) => {
-                    let _ = facts.send(Fact::MemoryTarget(generation, bytes, reply)).await;
+            let mut reply = Some(reply);
+            let mut set = std::pin::pin!(client.balloon(bytes, FOREVER));
+            let done = match tokio::time::timeout(QMP_LIMIT, &mut set).await {
+                Ok(done) => done,
+                Err(_) => {
+                    let late = qmp::Error::Timeout { command: "balloon".into(), limit: QMP_LIMIT };
+                    if let Some(reply) = reply.take() {
+                        let _ = reply.send(Err(qmp_refusal("set the balloon", &late)));
+                    }
+                    // It takes effect once QEMU can, and is to be told then.
+                    set.await
                 }
-                Err(error) => {
-                    let why = format!("cannot set the balloon: {error}");
-                    let _ = reply.send(Err(Refusal::Failed(why)));
-                }
-            }
+            };
+            let _ = facts.send(Fact::MemorySet(generation, bytes, done, reply)).await;
         });
     }
 
-    /// QEMU has accepted a target for the guest's memory: whoever asked is answered once the status shows it.
-    pub(super) fn memory_target_set(
+    /// QEMU has taken the balloon's target, or not.
+    pub(super) fn on_memory_set(
         &mut self,
         bytes: u64,
-        reply: oneshot::Sender<Result<(), Refusal>>,
+        done: Result<(), qmp::Error>,
+        reply: Option<Reply>,
     ) {
-        self.memory_target = Some(bytes);
-        let _ = reply.send(Ok(()));
+        if done.is_ok() {
+            self.memory_target = Some(bytes);
+        }
+        if let Some(reply) = reply {
+            let _ = reply.send(done.map_err(|error| qmp_refusal("set the balloon", &error)));
+        }
     }
 
     fn exec(
@@ -262,6 +287,7 @@ impl Supervisor {
         notes.extend(self.monitor_note());
         notes.extend(self.freeze_note());
         notes.extend(self.tap_notes());
+        notes.extend(user_network::notes(&self.running));
         notes.extend(self.qemu.as_ref().and_then(|qemu| qemu.unserved.clone()));
         notes.extend(self.operator_notes());
         if let Some(why) = record.and_then(|r| r.missed.as_ref()) {
@@ -272,7 +298,7 @@ impl Supervisor {
             state: self.told_state(),
             ready: self.told_ready(),
             trouble: self.trouble().map(str::to_owned),
-            pid: record.map(|r| r.pid),
+            pid: record.map(|r| r.pid).or(self.adopting),
             supervisor_pid: Some(std::process::id()),
             since: Some(self.since.to_string()),
             started_at: record.map(|r| r.started_at.clone()),

@@ -5,7 +5,10 @@ use std::{fs::File, io, os::fd::OwnedFd, path::Path, time::Duration};
 use rustix::fs::{MemfdFlags, memfd_create};
 use tokio::sync::oneshot;
 
-use super::supervise::{QMP_LIMIT, Supervisor};
+use super::{
+    effects::qmp_refusal,
+    supervise::{QMP_LIMIT, Supervisor},
+};
 use crate::{control::types::Refusal, plan::keys::Chord, value::chain};
 
 /// How long QEMU holds a key, and how long after that the next one comes: a PS/2 keyboard keeps 16 bytes for a guest that is slow.
@@ -48,8 +51,8 @@ impl Supervisor {
         self.tasks.spawn(async move {
             for chord in chords {
                 if let Err(error) = client.press(chord.keys(), HOLD, QMP_LIMIT).await {
-                    let why = format!("`{chord}`: {}", chain(&error));
-                    let _ = reply.send(Err(Refusal::Failed(why)));
+                    let refusal = qmp_refusal(&format!("press `{chord}`"), &error);
+                    let _ = reply.send(Err(refusal));
                     return;
                 }
                 tokio::time::sleep(HOLD + BETWEEN).await;

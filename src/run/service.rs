@@ -8,6 +8,7 @@ use std::{
 };
 
 use crate::{
+    host::user_runtime_dir,
     plan::unit::{self, DROP_IN, Scope},
     value::VmName,
 };
@@ -232,6 +233,7 @@ fn command(scope: Scope) -> Command {
     let mut command = Command::new("systemctl");
     if scope == Scope::User {
         command.arg("--user");
+        command.envs(user_runtime_dir::unnamed().map(|directory| ("XDG_RUNTIME_DIR", directory)));
     }
     command.env_remove("NOTIFY_SOCKET");
     command

@@ -102,7 +102,7 @@ impl Supervisor {
             Found::Nothing => self.set_out(saved),
             found @ (Found::Dead | Found::Unborn) => self.begin_after(&found, saved),
             Found::Alive(process, record) => {
-                (self.life.state, self.adopting) = (State::Launching, true);
+                (self.life.state, self.adopting) = (State::Launching, Some(process.pid()));
                 if let Some((vm, text)) = booted {
                     self.booted = Some(vm.clone());
                     self.runs(vm);
@@ -135,7 +135,7 @@ impl Supervisor {
         let gone = matches!(found, Found::Dead | Found::Unborn);
         let begins = gone && self.life.state == State::Launching;
         if begins {
-            self.adopting = false;
+            self.adopting = None;
             self.life.state = State::Preparing;
             // As it is written now, not as that one was started.
             self.runs(self.written.clone());

@@ -2,14 +2,17 @@
 
 use tokio::sync::oneshot;
 
-use super::supervise::{QMP_LIMIT, Supervisor};
+use super::{
+    effects::qmp_refusal,
+    supervise::{QMP_LIMIT, Supervisor},
+};
 use crate::{
     control::types::{DiskStatistics, Refusal, Statistics, TapOf},
     plan::{
         device,
         facets::{DISKS, NICS, nic_key},
     },
-    value::{Label, chain},
+    value::Label,
 };
 
 impl Supervisor {
@@ -33,7 +36,7 @@ impl Supervisor {
                 taps,
                 vcpu_threads,
             });
-            let _ = reply.send(told.map_err(|error| Refusal::Failed(chain(&error))));
+            let _ = reply.send(told.map_err(|error| qmp_refusal("read QEMU's statistics", &error)));
         });
     }
 }

@@ -6,6 +6,10 @@
 use std::{
     collections::VecDeque,
     ffi::OsString,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -18,6 +22,7 @@ use tracing::warn;
 use super::{
     Settings,
     console::Console,
+    effects::Effects,
     enrol::Enrolled,
     error::Error,
     fact::{
@@ -33,7 +38,7 @@ use super::{
     operators::Operators,
     prepare::Prepared,
     progress::Cancel,
-    ready::{Awaiting, policy},
+    ready::Awaiting,
     record_writer::RecordWriter,
     reread::FileId,
     room::Room,
@@ -44,7 +49,7 @@ pub use super::{error::Left, fact::Fault};
 use crate::{
     control::{
         server,
-        types::{self, End, Event, Pending, Port},
+        types::{End, Event, Pending, Port},
     },
     host::{
         peer,
@@ -98,7 +103,14 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
     let listener = socket::listen(&paths.control_socket())?;
     let operators = Operators::new();
     let grant = operators.grant(&vm);
-    let port = Port { requests, events: events.clone(), grant, peer: peer::of };
+    let replaced = Arc::new(AtomicBool::new(false));
+    let port = Port {
+        requests,
+        events: events.clone(),
+        grant,
+        replaced: replaced.clone(),
+        peer: peer::of,
+    };
     let mut serving = JoinSet::new();
     serving.spawn(server::serve(listener, port));
     let watching = match watch::file(&vm.file) {
@@ -140,6 +152,7 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
         vm,
         installed: None,
         recent: VecDeque::new(),
+        effects: Effects::default(),
         applying: None,
         live_notes: vec![],
         written_text: text.clone(),
@@ -157,7 +170,7 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
         watching,
         starting: None,
         awaiting: None,
-        adopting: false,
+        adopting: None,
         notes: vec![],
         resource_notes: vec![],
         operators,
@@ -192,20 +205,22 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
         tokio::select! {
             fact = inbox.recv() => if let Some(fact) = fact { one.learn(fact) },
             () = sleep_until(deadline) => one.feed(life::Event::Tick),
+            () = sleep_until(one.effects.deadline()) => one.on_effects_overdue(),
             () = next_beat(&mut beat) => one.feed_watchdog(),
         }
     }
     let left = one.left.take().unwrap_or(Left::Exit(1));
+    replaced.store(left == Left::Reexec, Ordering::Release);
+    taking.abort();
     if left != Left::Reexec {
         one.leave().await;
-        // Whoever watches is told the end; the server ends when nothing more can be asked or told, and within a bound.
-        taking.abort();
         one.strike_off().await;
-        drop((one, inbox));
-        while serving.join_next().await.is_some() {}
     } else {
         one.notifier.finish().await;
     }
+    // Whoever watches is told the end; the server ends when nothing more can be asked or told, and within a bound.
+    drop((one, inbox));
+    while serving.join_next().await.is_some() {}
     Ok(left)
 }
 
@@ -234,6 +249,8 @@ pub(super) struct Supervisor {
     pub(super) installed: Option<String>,
     /// What happened last, newest first.
     pub(super) recent: VecDeque<Event>,
+    /// Control requests that wait for their effect.
+    pub(super) effects: Effects,
     /// Changes that are being applied.
     pub(super) applying: Option<Applying>,
     /// What could not be applied.
@@ -261,8 +278,8 @@ pub(super) struct Supervisor {
     pub(super) starting: Option<OnLane>,
     /// Finds out whether the guest is ready.
     pub(super) awaiting: Option<Awaiting>,
-    /// What is starting is a QEMU of an earlier supervisor.
-    pub(super) adopting: bool,
+    /// The process id of a QEMU of an earlier supervisor that is being taken over.
+    pub(super) adopting: Option<u32>,
     pub(super) console: Console,
     pub(super) ends: Vec<End>,
     pub(super) notes: Vec<String>,
@@ -299,28 +316,4 @@ pub(super) struct Supervisor {
     /// A QEMU that was left behind is taken over only to end it.
     pub(super) winding_up: bool,
     pub(super) left: Option<Left>,
-}
-
-impl Supervisor {
-    /// One step of the life machine, and what it wants done.
-    pub(super) fn feed(&mut self, event: life::Event) {
-        let before = self.told_state();
-        let life = std::mem::take(&mut self.life);
-        let (life, actions) = life.step(event, self.origin.elapsed(), &policy(&self.vm));
-        self.life = life;
-        if self.told_state() != before {
-            self.since = (self.settings.now)();
-            let state = self.told_state();
-            self.publish("QVM_STATE", serde_json::json!({ "state": state }));
-            if let (types::State::Stopping, Some(watching)) = (state, &mut self.watching) {
-                watching.end();
-            }
-            if matches!(state, types::State::Running | types::State::Paused) {
-                self.notifier.status(&format!("{state:?}").to_lowercase());
-            }
-        }
-        for action in actions {
-            self.act(action);
-        }
-    }
 }

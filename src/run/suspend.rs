@@ -103,6 +103,7 @@ impl Supervisor {
             Err(why) => {
                 self.saving = None;
                 warn!("cannot save the guest's state: {why}");
+                self.effects.not_saved = Some(why.clone());
                 self.publish("QVM_NOT_SUSPENDED", serde_json::json!({ "why": why }));
                 self.feed(life::Event::NotSaved(why));
             }
@@ -114,6 +115,7 @@ impl Supervisor {
         if self.saving.take().is_some() {
             let why = "it was called off, or took longer than `shutdownTimeoutSec`";
             self.publish("QVM_NOT_SUSPENDED", serde_json::json!({ "why": why }));
+            self.effects.not_saved = Some(why.to_owned());
         }
         // Behind what was saving: it is on the same lane.
         let path = self.paths.saved();

@@ -215,20 +215,13 @@ fn address(r: &mut Reading<'_>, at: &At, url: &str) -> Option<Origin> {
 }
 
 fn digest(r: &mut Reading<'_>, at: &At, algorithm: Algorithm, hex: &str) -> Option<Digest> {
-    let refused = match Digest::new(algorithm, hex) {
+    let refused = match Digest::written(algorithm, hex) {
         Ok(digest) => return Some(digest),
         Err(refused) => refused,
     };
-    let bare = hex.split_once(':').map_or(hex, |(_, bare)| bare);
-    let other =
-        [Algorithm::Sha256, Algorithm::Sha512].into_iter().find(|a| a.hex_len() == bare.len());
-    let hint = match other {
-        Some(other) if other != algorithm => {
-            Some(format!("it has the length of `{} = …`", other.name()))
-        }
-        Some(_) if bare != hex => Some("write the hex digits alone".into()),
-        _ => None,
-    };
+    let mut others = [Algorithm::Sha256, Algorithm::Sha512].into_iter();
+    let other = others.find(|other| *other != algorithm && Digest::written(*other, hex).is_ok());
+    let hint = other.map(|other| format!("it is a digest for `{} = …`", other.name()));
     r.wrong(at, refused.to_string(), hint);
     None
 }

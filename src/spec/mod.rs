@@ -12,16 +12,20 @@ mod file;
 mod host_settings;
 mod image;
 pub mod known;
+mod lookalike;
 mod machine;
 mod nic;
 mod problem;
 mod reading;
 mod ready;
+mod ssh_key;
 mod syntax;
 mod table;
 mod text;
 mod unknown;
+mod user_data;
 mod written;
+mod yaml;
 
 use std::{collections::BTreeSet, io, path::Path, sync::LazyLock};
 
@@ -30,7 +34,7 @@ use toml::de::DeTable;
 pub use choice::{
     Accel, Admission, Firmware, HostShutdown, Isolation, OnGuestReboot, OnPanic, TapHeal,
 };
-pub use cloud_init::{CloudInit, UserData};
+pub use cloud_init::CloudInit;
 pub use disk::{Bus, Clone, Disk, Format, Media, Source};
 pub use display::Display;
 pub use file::{files_in, load, load_all, load_early, load_in_place, load_with_text, name_of};
@@ -40,6 +44,7 @@ pub use machine::Vm;
 pub use nic::{AntiSpoof, Link, LinkState, Model, Nic};
 pub use problem::{Invalid, Problem};
 pub use ready::{Reach, Ready, ReadyFailure};
+pub use user_data::{Note as UserDataNote, UserData};
 
 use crate::value::VmName;
 use reading::{At, Reading};

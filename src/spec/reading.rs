@@ -6,7 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::problem::{Excerpt, Problem, is_secret};
+use super::{
+    lookalike,
+    problem::{Excerpt, Problem, is_secret},
+};
 
 /// Where something was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -186,6 +189,7 @@ impl<'t> Reading<'t> {
         let value = value.trim().trim_matches(['"', '\'']);
         let repeats = |hint: &String| !value.is_empty() && hint.contains(value);
         let hint = hint.filter(|hint| !(is_secret(source) && repeats(hint)));
+        let hint = hint.or_else(|| lookalike::hint(self.text(span.clone())));
         self.problems.push(Problem {
             file: self.file.to_owned(),
             line: Some(line),

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use toml::de::{DeTable, DeValue};
 
-use super::reading::Reading;
+use super::{lookalike, reading::Reading};
 
 /// What the parser adds without telling more by it.
 const EMPTY: [&str; 3] = [", expected literal string", ", expected nothing", ", expected newline"];
@@ -71,6 +71,11 @@ fn first_of(table: &DeTable<'_>, name: &str, end: usize) -> Option<usize> {
 /// The way out of the mistakes that are made most.
 fn way_out(r: &Reading<'_>, message: &str, span: &Range<usize>) -> Option<String> {
     let found = r.text(span.clone()).trim();
+    let before = r.text(0..span.start).chars().next_back();
+    let before = before.map(String::from).unwrap_or_default();
+    if let Some(hint) = lookalike::hint(found).or_else(|| lookalike::hint(&before)) {
+        return Some(hint);
+    }
     let hint = if message.starts_with("string values must be quoted") {
         match found.to_ascii_lowercase().as_str() {
             "true" | "yes" | "on" => "write `true`".to_owned(),

@@ -101,7 +101,9 @@ impl<'i> Table<'i> {
         let entry = self.entry(key)?;
         let path = self.path(key);
         Self::open(r, entry, path, |path| match path {
-            "cpu" => "how many CPUs the guest has is `vcpu`".into(),
+            "cpu" => {
+                format!("the number of CPUs is `vcpu`; {}", unknown::NO_CPU_MODEL)
+            }
             path => format!("write `[{path}]` above its keys"),
         })
     }

@@ -63,65 +63,6 @@ pub(super) fn is_user(text: &str) -> bool {
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b))
 }
 
-/// The key types of OpenSSH (`ssh -Q key`, 10.0), without DSA, which it no longer has.
-const KEY_TYPES: [&str; 14] = [
-    "ssh-ed25519",
-    "ssh-ed25519-cert-v01@openssh.com",
-    "sk-ssh-ed25519@openssh.com",
-    "sk-ssh-ed25519-cert-v01@openssh.com",
-    "ecdsa-sha2-nistp256",
-    "ecdsa-sha2-nistp256-cert-v01@openssh.com",
-    "ecdsa-sha2-nistp384",
-    "ecdsa-sha2-nistp384-cert-v01@openssh.com",
-    "ecdsa-sha2-nistp521",
-    "ecdsa-sha2-nistp521-cert-v01@openssh.com",
-    "sk-ecdsa-sha2-nistp256@openssh.com",
-    "sk-ecdsa-sha2-nistp256-cert-v01@openssh.com",
-    "ssh-rsa",
-    "ssh-rsa-cert-v01@openssh.com",
-];
-
-/// What is wrong with a line of authorized_keys(5), and the way out.
-pub(super) fn ssh_key(line: &str) -> Result<(), (String, Option<String>)> {
-    if line.contains("PRIVATE KEY") {
-        let hint = "write the line of the `.pub` file beside it";
-        return Err(("this is a private key, which stays where it is".into(), Some(hint.into())));
-    }
-    if line.chars().any(char::is_control) {
-        let message = format!("`{}` is not one line", shown(line));
-        return Err((message, Some("write each key as an element of its own".into())));
-    }
-    let words = words(line);
-    let Some(kind) = words.iter().take(2).position(|word| KEY_TYPES.contains(word)) else {
-        let hint = "write the line as it is in the `.pub` file, such as `ssh-ed25519 AAAA…`";
-        let message = format!("`{}` begins with no type of key that is known", shown(line));
-        return Err((message, Some(hint.into())));
-    };
-    // A key is its type once more with 4 bytes of length before it, the first of which are 0.
-    let base64 = |key: &str| {
-        key.starts_with("AAAA")
-            && key
-                .trim_end_matches('=')
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"+/".contains(&b))
-    };
-    match words.get(kind + 1) {
-        Some(key) if base64(key) => Ok(()),
-        _ => Err((format!("`{}` has no key after its type", shown(line)), None)),
-    }
-}
-
-/// The words of a line; a blank within double quotes does not end one.
-fn words(line: &str) -> Vec<&str> {
-    let mut quoted = false;
-    line.split(|c: char| {
-        quoted ^= c == '"';
-        c == ' ' && !quoted
-    })
-    .filter(|word| !word.is_empty())
-    .collect()
-}
-
 /// `$id$…$…` as crypt(5) makes it. The text itself is never shown.
 pub(super) fn is_crypt(text: &str) -> bool {
     let Some(rest) = text.strip_prefix('$') else {

@@ -20,15 +20,27 @@ const ELSEWHERE: [(&str, &str); 13] = [
     ("file", "path"),
 ];
 
+/// What is asked of the guest's CPU and cannot be chosen, without what differs between ways of writing it.
+const CPU_MODEL: [&str; 6] = ["model", "type", "features", "flags", "cpumodel", "cputype"];
+/// What else than `vcpu` the number of CPUs is called in a table of its own.
+const CPU_COUNT: [&str; 6] = ["count", "cores", "cpus", "num", "sockets", "threads"];
+
 /// The hint for an unknown `key` in the table at `table` (empty for the top of the file), which knows `known`.
 pub(super) fn hint(table: &str, key: &str, known: &[&str]) -> String {
     if key == "name" && table.is_empty() {
         return "a VM is called what its file is called; leave it out".into();
     }
+    let plain = plain(key);
+    let of_the_cpu = table == "cpu" || (table.is_empty() && plain.starts_with("cpu"));
+    if of_the_cpu && CPU_MODEL.contains(&plain.as_str()) {
+        return NO_CPU_MODEL.into();
+    }
+    if table == "cpu" && CPU_COUNT.contains(&plain.as_str()) {
+        return "how many CPUs the guest has is `vcpu`, at the top of the file".into();
+    }
     if let Some(place) = place(table, key) {
         return place;
     }
-    let plain = plain(key);
     let elsewhere = ELSEWHERE.iter().find(|(word, ours)| *word == plain && known.contains(ours));
     match elsewhere.map(|(_, ours)| *ours).or_else(|| nearest(key, known)) {
         Some(ours) => format!("did you mean `{ours}`?"),
@@ -40,6 +52,9 @@ pub(super) fn hint(table: &str, key: &str, known: &[&str]) -> String {
         }
     }
 }
+
+/// The guest's CPU model.
+pub(super) const NO_CPU_MODEL: &str = "the CPU model cannot be chosen: with KVM it is the host's";
 
 /// The hint for an unknown `key` in the host's settings, which know `known`.
 pub(super) fn host_hint(_: &str, key: &str, known: &[&str]) -> String {

@@ -56,6 +56,31 @@ impl Digest {
         Ok(Self { algorithm, hex: hex.to_ascii_lowercase() })
     }
 
+    /// Reads a digest by `algorithm` as people copy it: hex digits, `sha256:HEX`, or
+    /// `sha256-BASE64` as Subresource Integrity and Nix have it.
+    ///
+    /// # Errors
+    /// As [`Self::new`], or a prefix of another algorithm.
+    pub fn written(algorithm: Algorithm, text: &str) -> Result<Self, Refused> {
+        let own =
+            |sign| text.strip_prefix(algorithm.name()).and_then(|rest| rest.strip_prefix(sign));
+        if let Some(hex) = own(':') {
+            return Self::new(algorithm, hex);
+        }
+        let Some(digits) = own('-') else { return Self::new(algorithm, text) };
+        let bytes = super::base64(digits).unwrap_or_default();
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        Self::new(algorithm, &hex).map_err(|_| {
+            Refused::new(format!(
+                "`{}` is not a {} digest: `{}-` comes before the base64 of {} bytes",
+                shown(text),
+                algorithm.name(),
+                algorithm.name(),
+                algorithm.hex_len() / 2
+            ))
+        })
+    }
+
     /// The hash function.
     pub const fn algorithm(&self) -> Algorithm {
         self.algorithm
@@ -99,6 +124,19 @@ mod tests {
         let digest = Digest::new(Algorithm::Sha256, &"AB".repeat(32)).unwrap();
         assert_eq!(digest.hex(), "ab".repeat(32));
         assert_eq!(digest.to_string().parse::<Digest>().unwrap(), digest);
+    }
+
+    #[test]
+    fn prefixed_forms_are_read() {
+        let hex = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let sri = "sha256-ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=";
+        for text in [hex, &format!("sha256:{hex}"), sri] {
+            assert_eq!(Digest::written(Algorithm::Sha256, text).unwrap().hex(), hex, "{text}");
+            assert!(Digest::written(Algorithm::Sha512, text).is_err(), "{text}");
+        }
+        for text in ["sha256-", "sha256-AAAA", &sri[..sri.len() - 1], &format!("{sri}=")] {
+            assert!(Digest::written(Algorithm::Sha256, text).is_err(), "{text:?} was read");
+        }
     }
 
     #[test]

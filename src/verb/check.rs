@@ -47,7 +47,8 @@ pub fn run(args: &Args, layout: &Layout, out: &mut dyn Write, err: &mut dyn Writ
     };
     let checked = settings.iter().map(|file| {
         let problems = HostSettings::load(file).err().map(|Invalid(problems)| problems);
-        Checked { name: "the host's settings".into(), problems: problems.unwrap_or_default() }
+        let (name, problems) = ("the host's settings".into(), problems.unwrap_or_default());
+        Checked { name, problems, notes: vec![] }
     });
     let checked: Vec<Checked> = checked.chain(check(&files, load)).collect();
     let printed = match args.json {
@@ -130,6 +131,8 @@ type Loaded<'f> = (&'f PathBuf, Result<Vm, Invalid>);
 struct Checked {
     name: String,
     problems: Vec<Problem>,
+    /// What is no problem, but may not be meant.
+    notes: Vec<String>,
 }
 
 /// The problems of each file, in the order given.
@@ -146,8 +149,11 @@ fn check(files: &[PathBuf], load: Load) -> Vec<Checked> {
         own.into_iter().chain(beside.iter().filter(|p| p.file == file).cloned()).collect()
     };
     let name = |file: &Path| file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let checked =
-        |(file, vm): Loaded<'_>| Checked { name: name(file), problems: problems(file, vm) };
+    let checked = |(file, vm): Loaded<'_>| {
+        let data = vm.as_ref().ok().and_then(|vm| vm.cloud_init.as_ref()?.user_data.as_ref());
+        let notes = data.map(|data| data.advice().collect()).unwrap_or_default();
+        Checked { name: name(file), problems: problems(file, vm), notes }
+    };
     loaded.into_iter().map(checked).collect()
 }
 
@@ -195,7 +201,10 @@ fn print(
     for problem in missing {
         writeln!(err, "{problem}")?;
     }
-    for Checked { name, problems } in checked {
+    for Checked { name, problems, notes } in checked {
+        for note in notes {
+            writeln!(err, "note: {name}: {note}")?;
+        }
         if problems.is_empty() {
             writeln!(out, "{name}: ok")?;
         } else {

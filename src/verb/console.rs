@@ -11,7 +11,10 @@ use tokio::{
 use crate::{
     control::client::Client,
     exit::Failure,
-    host::terminal,
+    host::{
+        session::{Session, Vanished},
+        terminal::{self, Output},
+    },
     plan::layout::Layout,
     run::adopt::{self, Found},
     value::VmName,
@@ -22,7 +25,7 @@ use crate::{
 pub struct Args {
     /// The VM
     name: VmName,
-    /// Only look: what is typed is not sent
+    /// Only look: what is typed is not sent; without a terminal, standard input is not read, and its end ends nothing
     #[arg(long)]
     read_only: bool,
     /// How much of what was said before is shown first, in KiB; on a terminal 16 unless said, else 0
@@ -38,42 +41,53 @@ const SCROLLBACK: u64 = 16;
 const NEXT: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(100);
 /// What a guest may have left switched on: colours, an invisible cursor, bracketed paste, mouse reports.
-const TIDY: &str = "\x1b[0m\x1b[?25h\x1b[?2004l\x1b[?1000l";
+const TIDY: &str = "\x1b[0m\x1b[?25h\x1b[?2004l\x1b[?1000l\n";
 
-/// Shows the console until Ctrl-] or until the VM is down; a supervisor that is replaced does not end it. Without a terminal it copies.
+/// Shows the console until Ctrl-] or until the VM is down; a supervisor that is replaced does not end it. Without a terminal it copies,
+/// until the end of standard input unless it is read-only.
 ///
 /// # Errors
-/// The VM is not running.
+/// The VM is not running; or nobody follows the console any more.
 pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let name = &args.name;
     let client = super::connect(layout, name).await?;
     let cannot = |error: io::Error| Failure::of(&error).about(name);
-    let signals = terminal::signals().and_then(UnixStream::from_std).map_err(cannot)?;
+    let session = Session::catch().map_err(cannot)?;
     let raw = terminal::Raw::enter().map_err(cannot)?;
     let on_terminal = raw.is_some();
     let scrollback = args.scrollback.unwrap_or(if on_terminal { SCROLLBACK } else { 0 }) << 10;
     let attached = client.console(args.read_only, scrollback).await;
     let attached = attached.map_err(|error| super::refused(&error, layout, name))?;
+    let mut messages = Output::stderr();
     if on_terminal {
-        eprint!("Connected to {name}; Ctrl-] leaves{}\r\n", size());
+        let text = format!("Connected to {name}; Ctrl-] leaves{}\r\n", size());
+        let _ = messages.write(text.into_bytes()).await;
     }
     // A terminal is read all the same, for Ctrl-].
-    let mut keyboard = Keyboard {
+    let mut operator = Operator {
         input: (on_terminal || !args.read_only).then(terminal::input),
-        signals,
+        session,
         on_terminal,
         read_only: args.read_only,
     };
-    let mut left = copy(attached, &mut keyboard).await;
-    while let Ok(Left::Closed) = left {
-        let Some(next) = next(layout, name, args.read_only, &mut keyboard).await else { break };
-        left = copy(next, &mut keyboard).await;
+    let mut out = Output::stdout();
+    let mut left = copy(attached, &mut operator, &mut out).await;
+    while let Ok(Ended::Closed) = left {
+        left = match next(layout, name, args.read_only, &mut operator).await {
+            Ok(Some(next)) => copy(next, &mut operator, &mut out).await,
+            Ok(None) => break,
+            Err(vanished) => Ok(Ended::Vanished(vanished)),
+        };
     }
+    out.finish_with(b"").await;
     if on_terminal {
         drop(raw);
-        eprintln!("{TIDY}");
+        messages.finish_with(TIDY.as_bytes()).await;
     }
-    left.map(drop)
+    match left? {
+        Ended::Vanished(Vanished::NoReader) | Ended::ByOperator | Ended::Closed => Ok(()),
+        Ended::Vanished(vanished) => Err(Failure::quiet(vanished.exit_code())),
+    }
 }
 
 /// A serial line does not tell the guest how large the terminal is: how to tell it, where it is not what the guest takes it for.
@@ -86,69 +100,85 @@ fn size() -> String {
     }
 }
 
-/// Where keys come from.
-struct Keyboard {
+/// Where keys come from, and who may go.
+struct Operator {
     input: Option<mpsc::Receiver<Vec<u8>>>,
-    signals: UnixStream,
+    session: Session,
     on_terminal: bool,
     read_only: bool,
 }
 
-/// How a copying ended.
-enum Left {
-    /// The operator has left.
-    Left,
-    /// The supervisor has gone.
+/// Why the console session ended.
+enum Ended {
+    /// The operator left.
+    ByOperator,
+    /// The supervisor closed the connection.
     Closed,
+    /// Nobody follows any more.
+    Vanished(Vanished),
 }
 
 /// What the operator did.
 enum Did {
     Typed(Vec<u8>),
+    /// Standard input has ended.
     Left,
+    Vanished(Vanished),
 }
 
-impl Keyboard {
+impl Operator {
     async fn next(&mut self) -> Did {
-        let mut signal = [0; 1];
-        loop {
-            let typed = async {
-                match &mut self.input {
-                    Some(input) => input.recv().await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                _ = self.signals.read(&mut signal) => return Did::Left,
-                typed = typed => match typed {
-                    Some(typed) => return Did::Typed(typed),
-                    None if self.on_terminal => return Did::Left,
-                    None => self.input = None,
-                },
+        let typed = async {
+            match &mut self.input {
+                Some(input) => input.recv().await,
+                None => std::future::pending().await,
             }
+        };
+        tokio::select! {
+            biased;
+            vanished = self.session.end() => Did::Vanished(vanished),
+            typed = typed => typed.map_or(Did::Left, Did::Typed),
         }
     }
 }
 
-async fn copy(console: UnixStream, keyboard: &mut Keyboard) -> Result<Left, Failure> {
+async fn copy(
+    console: UnixStream,
+    operator: &mut Operator,
+    out: &mut Output,
+) -> Result<Ended, Failure> {
     let (mut from, mut to) = console.into_split();
     let mut bytes = vec![0; 16 << 10];
+    let mut unwritten: Option<Vec<u8>> = None;
     loop {
+        // A terminal that is held (Ctrl-S) holds up neither keys nor signals.
         tokio::select! {
-            read = from.read(&mut bytes) => match read {
-                Ok(0) | Err(_) => return Ok(Left::Closed),
-                Ok(n) => super::print_bytes(&bytes[..n])?,
+            room = out.has_room(), if unwritten.is_some() => {
+                room.map_err(|error| Failure::output(&error))?;
+                let all = unwritten.take().unwrap_or_default();
+                out.write(all).await.map_err(|error| Failure::output(&error))?;
+            }
+            read = from.read(&mut bytes), if unwritten.is_none() => match read {
+                Ok(0) | Err(_) => return Ok(Ended::Closed),
+                Ok(n) => unwritten = Some(bytes[..n].to_vec()),
             },
-            did = keyboard.next() => match did {
-                Did::Left => return Ok(Left::Left),
+            did = operator.next() => match did {
+                Did::Left => return Ok(Ended::ByOperator),
+                Did::Vanished(vanished) => return Ok(Ended::Vanished(vanished)),
                 Did::Typed(typed) => {
-                    let (keys, leave) = keys(&typed, keyboard.on_terminal);
+                    let (keys, leave) = keys(&typed, operator.on_terminal);
                     // A console that closed says so by its end.
-                    if !keyboard.read_only {
-                        let _ = to.write_all(keys).await;
+                    if !operator.read_only {
+                        tokio::select! {
+                            _ = to.write_all(keys) => {}
+                            // A guest that does not read holds up nobody either.
+                            vanished = operator.session.end() => {
+                                return Ok(Ended::Vanished(vanished));
+                            }
+                        }
                     }
                     if leave {
-                        return Ok(Left::Left);
+                        return Ok(Ended::ByOperator);
                     }
                 }
             },
@@ -161,8 +191,8 @@ async fn next(
     layout: &Layout,
     name: &VmName,
     read_only: bool,
-    keyboard: &mut Keyboard,
-) -> Option<UnixStream> {
+    operator: &mut Operator,
+) -> Result<Option<UnixStream>, Vanished> {
     let paths = layout.vm(name);
     let until = tokio::time::Instant::now() + NEXT;
     // Without a QEMU there is nothing to wait for: the VM is down.
@@ -170,18 +200,19 @@ async fn next(
         if let Ok(client) = Client::connect(&paths.control_socket()).await
             && let Ok(console) = client.console(read_only, 0).await
         {
-            return Some(console);
+            return Ok(Some(console));
         }
         tokio::select! {
             () = tokio::time::sleep(LOOK) => {}
-            did = keyboard.next() => match did {
-                Did::Left => return None,
-                Did::Typed(typed) if keys(&typed, keyboard.on_terminal).1 => return None,
+            did = operator.next() => match did {
+                Did::Left => return Ok(None),
+                Did::Vanished(vanished) => return Err(vanished),
+                Did::Typed(typed) if keys(&typed, operator.on_terminal).1 => return Ok(None),
                 Did::Typed(_) => {}
             },
         }
     }
-    None
+    Ok(None)
 }
 
 /// What is for the guest of what was typed, and whether Ctrl-] came after it: on a terminal it leaves, else it is a byte as any.

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 
 use crate::{
     exit::{self, Failure},
-    host::{editor, terminal},
+    host::{editor, session, terminal},
     plan::layout::Layout,
     run::{
         edited::{self, Edited},
@@ -37,7 +37,7 @@ pub async fn run(args: &Args, layout: &Layout, editor: &OsStr) -> Result<(), Fai
     };
     let cannot = |error: &std::io::Error| Failure::of(error).about(name);
     // Ctrl-C in the editor is the editor's.
-    let signals = terminal::signals().map_err(|error| cannot(&error))?;
+    let signals = session::signals().map_err(|error| cannot(&error))?;
     let edited = Edited::begin(&file).map_err(fail)?;
     loop {
         let shown = editor.to_string_lossy();

@@ -81,10 +81,16 @@ pub async fn run(args: &Args, layout: &Layout, zone: TimeZone) -> Result<(), Fai
         };
         ready.iter().try_for_each(first)?;
     }
-    while let Some(event) = come.recv().await {
-        print(&event)?;
+    if !args.follow {
+        return Ok(());
     }
-    Ok(())
+    super::shown(async {
+        while let Some(event) = come.recv().await {
+            print(&event)?;
+        }
+        Ok(())
+    })
+    .await
 }
 
 fn time(event: &Event) -> Option<Timestamp> {

@@ -1,15 +1,16 @@
 //! `qvm fsfreeze`: the guest's file systems are held still, for a backup or a snapshot, and thawed again whatever happens.
 
-use std::{io::IsTerminal, process::Command, sync::Arc, time::Duration};
+use std::{process::Command, sync::Arc, time::Duration};
 
-use signal_hook::consts::SIGTERM;
+use signal_hook::consts::SIGINT;
 use tokio::time::Instant;
 
 use crate::{
     exit::{self, Failure},
     host::{
         pidfd::{Exit, Process, Signal},
-        terminal::Interrupts,
+        session::Session,
+        terminal,
     },
     plan::layout::Layout,
     value::VmName,
@@ -48,15 +49,15 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
         return Ok(());
     }
     // Before anything is frozen: a signal must not leave it so.
-    let mut interrupts = Interrupts::new().map_err(|error| Failure::of(&error).about(name))?;
+    let mut session = Session::catch().map_err(|error| Failure::of(&error).about(name))?;
     let limit = Duration::from_secs(args.thaw_after.into());
     let begun = Instant::now();
     let mut client = super::connect(layout, name).await?;
     let frozen = tokio::select! {
         frozen = client.freeze(limit) => frozen,
-        signal = interrupts.next() => {
+        vanished = session.end() => {
             let _ = thaw(layout, name).await;
-            return Err(Failure::quiet(u8::try_from(128 + signal).unwrap_or(exit::FAILED)));
+            return Err(Failure::quiet(vanished.exit_code()));
         }
     };
     let frozen = frozen.map_err(|error| super::refused(&error, layout, name))?;
@@ -65,7 +66,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
         super::tell(name, &text);
         return Ok(());
     };
-    let ended = follow(program, arguments, interrupts).await;
+    let ended = follow(program, arguments, session).await;
     let thawed = thaw(layout, name).await;
     // First what the command says of itself, then what it could not know.
     let code = ended.map_err(|why| {
@@ -98,11 +99,7 @@ async fn thaw(layout: &Layout, name: &VmName) -> Result<u64, Failure> {
 }
 
 /// Runs a program of the host's to its end; its exit code. What is to end us is passed on to it: its end is waited for.
-async fn follow(
-    program: &str,
-    arguments: &[String],
-    mut interrupts: Interrupts,
-) -> std::io::Result<u8> {
+async fn follow(program: &str, arguments: &[String], mut session: Session) -> std::io::Result<u8> {
     let child = Command::new(program).args(arguments).spawn()?;
     let process = Arc::new(Process::open(child.id())?);
     loop {
@@ -112,10 +109,10 @@ async fn follow(
                 Exit::Signal(signal) => u8::try_from(128 + signal).unwrap_or(exit::FAILED),
                 Exit::Unknown => exit::FAILED,
             }),
-            signal = interrupts.next() => signal,
+            vanished = session.end() => vanished.signal(),
         };
-        // A terminal tells all of its programs by itself, but for SIGTERM.
-        let told = signal != SIGTERM && std::io::stdin().is_terminal();
+        // Ctrl-C comes to all programs in the foreground of a terminal by itself, and twice would be a hurry.
+        let told = signal == SIGINT && terminal::is_in_foreground();
         if let (false, Some(signal)) = (told, Signal::from_named_raw(signal)) {
             // It may have ended by itself.
             let _ = process.signal(signal);

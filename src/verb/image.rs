@@ -8,7 +8,10 @@ use std::{
 use clap::{ArgGroup, Subcommand};
 
 use crate::{
-    plan::{image::without_password, layout::Layout},
+    plan::{
+        image::{local_path, without_password},
+        layout::Layout,
+    },
     run::{
         image::{self, Purpose, Tools},
         image_cache::{self, Listed, Needs, Pruned},
@@ -152,7 +155,8 @@ pub fn image(args: &Args, within: &mut Within<'_>) -> Result<(), Error> {
         }
         What::Pull { names, sha256, sha512, checksums, insecure_no_checksum } => {
             let digest = |algorithm, hex: &Option<String>| -> Result<_, Error> {
-                let digest = hex.as_deref().map(|hex| Digest::new(algorithm, hex)).transpose()?;
+                let digest =
+                    hex.as_deref().map(|hex| Digest::written(algorithm, hex)).transpose()?;
                 Ok(digest.map(Checksum::Digest))
             };
             let given = digest(Algorithm::Sha256, sha256)?
@@ -194,8 +198,8 @@ fn pull(name: &str, image: &Image, cache: &Path, within: &mut Within<'_>) -> Res
 
 /// The images that a name of `pull` means.
 fn wanted(name: &str, given: Option<&Checksum>, vms: &[Vm]) -> Result<Vec<Image>, Error> {
-    let origin = match name.strip_prefix("file://") {
-        Some(path) => Some(Origin::Path(path.into())),
+    let origin = match local_path(name) {
+        Some(path) => Some(Origin::Path(path)),
         None if name.starts_with('/') => Some(Origin::Path(name.into())),
         None if name.contains("://") => Some(Origin::Http(name.to_owned())),
         None => None,

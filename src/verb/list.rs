@@ -49,6 +49,13 @@ struct Before {
 /// # Errors
 /// It cannot be printed.
 pub async fn run(args: &Args, layout: &Layout, how: &Shown<'_>) -> Result<(), Failure> {
+    match args.watch {
+        Some(_) => super::shown(show(args, layout, how)).await,
+        None => show(args, layout, how).await,
+    }
+}
+
+async fn show(args: &Args, layout: &Layout, how: &Shown<'_>) -> Result<(), Failure> {
     let mut before: Option<Before> = None;
     loop {
         let mut entries = inventory(layout, &[]).await;

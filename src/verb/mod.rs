@@ -63,10 +63,7 @@ use crate::{
         types::{Command, Pending},
     },
     exit::{self, Failure},
-    host::{
-        signal::{Signal, Signals},
-        terminal,
-    },
+    host::session::{Session, Vanished},
     plan::{keys::Chord, layout::Layout, unit::Scope},
     run::{
         adopt::{self, Found},
@@ -81,6 +78,9 @@ use crate::{
     value::{VmName, plain},
 };
 
+/// How long a supervisor may take to give the notes of a VM that was started.
+const NOTES_LIMIT: Duration = Duration::from_secs(5);
+
 /// Does `work` for all names at once, each once; all failures are told.
 async fn each<W>(names: &[VmName], work: impl Fn(VmName) -> W) -> Result<(), Failure>
 where
@@ -88,8 +88,41 @@ where
 {
     let mut seen = BTreeSet::new();
     let names: Vec<&VmName> = names.iter().filter(|name| seen.insert(*name)).collect();
-    let done = join_all(names.into_iter().map(|name| work(name.clone()))).await;
-    Failure::all(done.into_iter().filter_map(Result::err).collect())
+    followed(async {
+        let done = join_all(names.into_iter().map(|name| work(name.clone()))).await;
+        Failure::all(done.into_iter().filter_map(Result::err).collect())
+    })
+    .await
+}
+
+/// Does work for as long as somebody follows it: not at a terminal that is hung up, nor where nobody reads standard output. What was
+/// asked of a supervisor by then goes on.
+async fn followed(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let mut session = Session::watch();
+    tokio::select! {
+        biased;
+        done = work => done,
+        vanished = session.end() => Err(Failure::quiet(vanished.exit_code())),
+    }
+}
+
+/// The same of work that only shows something: who reads no more has seen enough.
+async fn shown(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    match followed(work).await {
+        Err(failure) if failure.exit_code() == Vanished::NoReader.exit_code() => Ok(()),
+        done => done,
+    }
+}
+
+/// Prints the notes of a VM that was started: what keeps it from working as its VM file says. `qvm status` shows them
+/// too, so a supervisor that does not answer is not an error here.
+async fn tell_notes(layout: &Layout, name: &VmName) {
+    let socket = layout.vm(name).control_socket();
+    let Ok(mut client) = Client::connect(&socket).await else { return };
+    let Ok(status) = client.status(NOTES_LIMIT).await else { return };
+    for note in &status.notes {
+        tell(name, &format!("note: {note}"));
+    }
 }
 
 /// To standard output, which is what was asked for.
@@ -116,8 +149,8 @@ async fn connect(layout: &Layout, name: &VmName) -> Result<Client, Failure> {
 /// A guest that is reached by its agent.
 async fn guest(layout: &Layout, name: &VmName) -> Result<Guest, Failure> {
     let cannot = |error: io::Error| Failure::of(&error).about(name);
-    let interrupts = terminal::Interrupts::new().map_err(cannot)?;
-    let guest = Guest::connect(layout.vm(name), interrupts).await;
+    let session = Session::catch().map_err(cannot)?;
+    let guest = Guest::connect(layout.vm(name), session).await;
     guest.map_err(|error| not_in_guest(&error, layout, name))
 }
 
@@ -125,9 +158,9 @@ async fn guest(layout: &Layout, name: &VmName) -> Result<Guest, Failure> {
 fn not_in_guest(error: &in_guest::Error, layout: &Layout, name: &VmName) -> Failure {
     match error {
         in_guest::Error::Client(error) => refused(error, layout, name),
-        in_guest::Error::NoReader => Failure::output(&io::ErrorKind::BrokenPipe.into()),
+        in_guest::Error::NoReader => Failure::quiet(Vanished::NoReader.exit_code()),
         in_guest::Error::Interrupted(signal) => {
-            Failure::quiet(u8::try_from(128 + signal).unwrap_or(exit::FAILED))
+            Failure::quiet(Vanished::Signal(*signal).exit_code())
         }
         error => {
             let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
@@ -173,7 +206,11 @@ fn refused(error: &client::Error, layout: &Layout, name: &VmName) -> Failure {
         client::Error::NotRunning => not_running(layout, name),
         error => {
             let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
-            Failure::of(error).about(name).hint(hint)
+            let code = match error {
+                client::Error::Unconfirmed { .. } => exit::HOST,
+                _ => exit::FAILED,
+            };
+            Failure::of(error).code(code).about(name).hint(hint)
         }
     }
 }
@@ -240,17 +277,18 @@ async fn not_begun(error: &begin::Error, how: &Begin<'_>, name: &VmName) -> Fail
 /// How long work that was called off may take to end. It may wait for another program, at the other end of a pipe.
 const CANCEL_GRACE: Duration = Duration::from_secs(3);
 
-/// Does work that may take long, on a thread that may block; SIGINT, SIGTERM and SIGHUP call it off.
+/// Does work that may take long, on a thread that may block; SIGINT, SIGTERM, SIGHUP and a terminal that is hung up call it off.
 async fn long<T: Send + 'static>(
     work: impl FnOnce(&Cancel) -> T + Send + 'static,
 ) -> Result<T, Failure> {
     let cancel = Cancel::default();
-    let mut signals = Signals::new().map_err(|error| Failure::of(&error))?;
+    let mut session = Session::catch().map_err(|error| Failure::of(&error))?;
     let called_off = cancel.clone();
     let work = tokio::task::spawn_blocking(move || work(&called_off));
     tokio::pin!(work);
     let called_off = async {
-        while signals.next().await == Signal::Reexec {}
+        // Work goes on where nobody listens.
+        while session.end().await == Vanished::NoReader {}
         cancel.set();
         tokio::time::sleep(CANCEL_GRACE).await;
     };

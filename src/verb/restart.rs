@@ -54,6 +54,7 @@ pub async fn run(
             return Err(super::not_begun(&error, &how, &name).await);
         }
         super::tell(&name, "running");
+        super::tell_notes(layout, &name).await;
         Ok(())
     })
     .await

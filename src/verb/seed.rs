@@ -39,19 +39,26 @@ pub fn run(args: &Args, settings: &Settings, out: &mut dyn Write) -> Result<(), 
         let failure = Failure::new(exit::NOT_RUNNING, "it gets no seed: it has no `[cloudInit]`");
         return Err(failure.about(name));
     };
-    let all = [
-        ("meta-data", &documents.meta_data),
+    let all: [(&str, &[u8]); 3] = [
+        ("meta-data", documents.meta_data.as_bytes()),
         ("user-data", &documents.user_data),
-        ("network-config", &documents.network_config),
+        ("network-config", documents.network_config.as_bytes()),
     ];
-    let text: String = match &args.document {
+    let bytes: Vec<u8> = match &args.document {
         Some(one) => {
-            all.iter().filter(|(name, _)| name == one).map(|(_, text)| text.as_str()).collect()
+            all.iter().filter(|(name, _)| name == one).flat_map(|(_, b)| *b).copied().collect()
         }
-        None => {
-            let whole = |text: &str| if text.ends_with('\n') { "" } else { "\n" };
-            all.iter().map(|(name, text)| format!("--- {name}\n{text}{}", whole(text))).collect()
-        }
+        None => all.iter().flat_map(|(name, bytes)| listed(name, bytes)).collect(),
     };
-    out.write_all(text.as_bytes()).map_err(|error| Failure::output(&error))
+    out.write_all(&bytes).map_err(|error| Failure::output(&error))
+}
+
+/// A document under its name. One that is no text is not shown.
+fn listed(name: &str, bytes: &[u8]) -> Vec<u8> {
+    let text = match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => format!("({} bytes of gzip)", bytes.len()),
+    };
+    let end = if text.ends_with('\n') { "" } else { "\n" };
+    format!("--- {name}\n{text}{end}").into_bytes()
 }

@@ -44,7 +44,10 @@ pub async fn run(
             discarded.map_err(|error| Failure::of(&error).about(&name).hint(error.hint()))?;
         }
         match begin(&name, &how).await {
-            Ok(Begun::Running) => super::tell(&name, "running"),
+            Ok(Begun::Running) => {
+                super::tell(&name, "running");
+                super::tell_notes(layout, &name).await;
+            }
             Ok(Begun::Already) => super::tell(&name, "already running"),
             Ok(Begun::Asked) => super::tell(&name, "starting"),
             Err(error) => return Err(super::not_begun(&error, &how, &name).await),

@@ -65,6 +65,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
         }
         Ok(())
     };
+    let wait = super::followed(wait);
     let Some(limit) = args.timeout else { return wait.await };
     let waited = tokio::time::timeout(Duration::from_secs(limit.into()), wait).await;
     waited.unwrap_or_else(|_| {

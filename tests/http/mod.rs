@@ -1,6 +1,6 @@
 //! An HTTP server on 127.0.0.1 that misbehaves as it is told to.
 
-#![allow(dead_code)] // Each test binary uses its own part of it.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -14,9 +14,15 @@ use std::{
 };
 
 /// One request.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Asked {
+    pub(crate) method: String,
+    /// The target: a path, or what a proxy is asked for.
     pub(crate) path: String,
+    /// `Host`.
+    pub(crate) host: Option<String>,
+    /// `Proxy-Authorization`.
+    pub(crate) proxy_authorization: Option<String>,
     /// The first byte of `Range: bytes=N-`.
     pub(crate) from: Option<usize>,
     pub(crate) if_range: Option<String>,
@@ -89,8 +95,9 @@ impl Drop for Server {
 
 fn read(stream: &TcpStream) -> Option<Asked> {
     let mut lines = BufReader::new(stream).lines();
-    let path = lines.next()?.ok()?.split(' ').nth(1)?.to_owned();
-    let mut asked = Asked { path, from: None, if_range: None, nth: 0 };
+    let line = lines.next()?.ok()?;
+    let mut words = line.split(' ').map(str::to_owned);
+    let mut asked = Asked { method: words.next()?, path: words.next()?, ..Asked::default() };
     for line in lines {
         let line = line.ok()?;
         match line.split_once(": ").map(|(n, v)| (n.to_ascii_lowercase(), v)) {
@@ -99,8 +106,12 @@ fn read(stream: &TcpStream) -> Option<Asked> {
                 let from = value.strip_prefix("bytes=")?.strip_suffix('-')?;
                 asked.from = Some(from.parse().ok()?);
             }
-            Some((name, value)) if name == "if-range" => asked.if_range = Some(value.to_owned()),
-            Some(_) => {}
+            Some((name, value)) => match name.as_str() {
+                "if-range" => asked.if_range = Some(value.to_owned()),
+                "host" => asked.host = Some(value.to_owned()),
+                "proxy-authorization" => asked.proxy_authorization = Some(value.to_owned()),
+                _ => {}
+            },
         }
     }
     None
@@ -147,6 +158,30 @@ impl Reply {
         let length = format!("Content-Length: {}", bytes.len() - from);
         self.head(status, &[range, length, format!("ETag: {tag}")]);
         self.send(&all);
+    }
+
+    /// Sends a byte every so often, as many as there are.
+    pub(crate) fn trickle(&mut self, bytes: &[u8], pause: Duration) {
+        for byte in bytes {
+            if self.stop.load(Ordering::SeqCst) || self.stream.write_all(&[*byte]).is_err() {
+                return;
+            }
+            std::thread::sleep(pause);
+        }
+    }
+
+    /// Connects the client with this address, both ways, as a proxy does after `CONNECT`.
+    pub(crate) fn tunnel(&mut self, to: &str) {
+        let mut server = TcpStream::connect(to).unwrap();
+        self.send(b"HTTP/1.1 200 Connection established\r\nX: y\r\n\r\n");
+        let (mut from, mut back) = (self.stream.try_clone().unwrap(), server.try_clone().unwrap());
+        let up = std::thread::spawn(move || {
+            let _ = std::io::copy(&mut from, &mut back);
+            let _ = back.shutdown(std::net::Shutdown::Write);
+        });
+        let _ = std::io::copy(&mut server, &mut self.stream);
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        up.join().unwrap();
     }
 
     /// Says nothing more until the client has gone or the test is over.

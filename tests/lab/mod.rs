@@ -4,8 +4,11 @@
 #![allow(dead_code)] // Each test binary uses its own part of it.
 
 pub(crate) mod hanging;
+pub(crate) mod loops;
 pub(crate) mod mounts;
 pub(crate) mod network;
+pub(crate) mod old_qemu;
+pub(crate) mod patience;
 pub(crate) mod terminal;
 
 use std::{
@@ -259,10 +262,27 @@ impl Lab {
     pub(crate) fn wait_state(&self, name: &str, state: &str) {
         // Of a guest that runs without a supervisor it is told that it runs: nobody can be asked for anything then.
         let down = ["stopped", "failed"].contains(&state);
-        until(&format!("{name} is {state}"), || {
+        self.until_guest(name, &format!("{name} is {state}"), || {
             let status = self.status(name);
             status["state"] == state && (down || !status["supervisorPid"].is_null())
         });
+    }
+
+    /// Waits for something that a guest brings about, as long as its console log grows.
+    pub(crate) fn until_guest(&self, name: &str, what: &str, done: impl FnMut() -> bool) {
+        if let Err(standstill) = self.while_guest_progresses(name, done) {
+            panic!("never: {what}: {standstill:?}\n{}\n{}", self.console(name), self.log(name));
+        }
+    }
+
+    /// The same; a guest that stands still is for the caller to handle.
+    pub(crate) fn while_guest_progresses(
+        &self,
+        name: &str,
+        done: impl FnMut() -> bool,
+    ) -> Result<(), patience::Standstill> {
+        let log = self.state(name, "console.log");
+        patience::while_progress(|| patience::console_length(&log), done)
     }
 
     pub(crate) fn console(&self, name: &str) -> String {
@@ -272,17 +292,8 @@ impl Lab {
 
     /// Waits until the console has said `text` at least `count` times.
     pub(crate) fn says(&self, name: &str, text: &str, count: usize) {
-        let seen = || self.console(name).matches(text).count() >= count;
-        let begun = Instant::now();
-        while !seen() {
-            assert!(
-                begun.elapsed() < LONG,
-                "no `{text}` ({count}) in {}\n{}",
-                self.console(name),
-                self.log(name)
-            );
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let what = format!("`{text}` ({count}) on the console");
+        self.until_guest(name, &what, || self.console(name).matches(text).count() >= count);
     }
 
     /// Types into the console.

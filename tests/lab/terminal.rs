@@ -5,12 +5,21 @@ use std::{
     io::{Read, Write},
     os::fd::OwnedFd,
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
 };
 
 use nix::{
     pty::{Winsize, openpty},
     sys::termios::{LocalFlags, tcgetattr},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::{FdFlags, fcntl_setfd},
 };
 
 use super::until;
@@ -21,15 +30,21 @@ pub(crate) const LINES: u16 = 24;
 
 pub(crate) struct Terminal {
     pub(crate) child: Child,
-    side: OwnedFd,
-    operator: File,
+    /// The program's side and the operator's; none once it is hung up.
+    ends: Option<(OwnedFd, File)>,
     shown: Arc<Mutex<Vec<u8>>>,
+    hangs_up: Arc<AtomicBool>,
+    reading: Option<JoinHandle<()>>,
 }
 
 impl Terminal {
     pub(crate) fn open(command: &mut Command) -> Self {
         let size = Winsize { ws_row: LINES, ws_col: COLUMNS, ws_xpixel: 0, ws_ypixel: 0 };
         let pty = openpty(Some(&size), None).unwrap();
+        // Nobody else holds it: else it could not be hung up.
+        for end in [&pty.slave, &pty.master] {
+            fcntl_setfd(end, FdFlags::CLOEXEC).unwrap();
+        }
         let side = || Stdio::from(pty.slave.try_clone().unwrap());
         let child = command
             .env("TERM", "xterm-256color")
@@ -38,16 +53,43 @@ impl Terminal {
             .stderr(side())
             .spawn()
             .unwrap();
+        // The command keeps its copies.
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let operator = File::from(pty.master);
-        let shown = Arc::new(Mutex::new(vec![]));
-        let (mut screen, to) = (operator.try_clone().unwrap(), shown.clone());
-        std::thread::spawn(move || {
+        let (shown, hangs_up) = (Arc::new(Mutex::new(vec![])), Arc::new(AtomicBool::new(false)));
+        let (mut screen, to, end) =
+            (operator.try_clone().unwrap(), shown.clone(), hangs_up.clone());
+        let reading = std::thread::spawn(move || {
             let mut bytes = [0; 4096];
-            while let Ok(count @ 1..) = screen.read(&mut bytes) {
+            while !end.load(Ordering::Relaxed) {
+                let mut fds = [PollFd::new(&screen, PollFlags::IN)];
+                let pause = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+                if poll(&mut fds, Some(&pause)).unwrap_or(0) == 0 {
+                    continue;
+                }
+                let Ok(count @ 1..) = screen.read(&mut bytes) else { return };
                 to.lock().unwrap().extend_from_slice(&bytes[..count]);
             }
         });
-        Self { child, side: pty.slave, operator, shown }
+        let (ends, reading) = (Some((pty.slave, operator)), Some(reading));
+        Self { child, ends, shown, hangs_up, reading }
+    }
+
+    /// The operator's side is closed, and so is the test's copy of the program's.
+    pub(crate) fn hang_up(&mut self) {
+        self.hold();
+        self.ends = None;
+    }
+
+    /// What is written to it is not read any more.
+    pub(crate) fn hold(&mut self) {
+        self.hangs_up.store(true, Ordering::Relaxed);
+        self.reading.take().unwrap().join().unwrap();
+    }
+
+    /// How the terminal behaves, as far as programs change that.
+    pub(crate) fn modes(&self) -> String {
+        format!("{:?}", tcgetattr(&self.ends.as_ref().unwrap().0).unwrap())
     }
 
     /// All that was ever written to it.
@@ -63,11 +105,11 @@ impl Terminal {
     }
 
     pub(crate) fn types(&mut self, keys: &[u8]) {
-        self.operator.write_all(keys).unwrap();
+        self.ends.as_mut().unwrap().1.write_all(keys).unwrap();
     }
 
     pub(crate) fn is_raw(&self) -> bool {
-        !tcgetattr(&self.side).unwrap().local_flags.contains(LocalFlags::ICANON)
+        !tcgetattr(&self.ends.as_ref().unwrap().0).unwrap().local_flags.contains(LocalFlags::ICANON)
     }
 
     /// Waits for the program's end; its exit code, `None` after a signal.

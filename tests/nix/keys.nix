@@ -1,7 +1,7 @@
 # Every key that nix/keys.nix and nix/host-keys.nix have an option for, as the documents write it.
 let
   lib = import ./lib.nix // {
-    # Types that tell what is in them.
+    # Types that show what is in them.
     mkOption = option: option;
     types = (import ./lib.nix).types // {
       nullOr = type: type;
@@ -27,6 +27,6 @@ let
     );
 in
 {
-  vm = below "" (import ../../nix/keys.nix { inherit lib; freeform = null; });
+  vm = below "" (import ../../nix/keys.nix { inherit lib; });
   host = below "" (import ../../nix/host-keys.nix { inherit lib; });
 }

@@ -3,9 +3,9 @@
 mod temporary;
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io::{self, Read},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -69,13 +69,39 @@ impl Error {
     }
 }
 
-/// Makes a directory, and those above it, with mode 0750.
+/// The mode of a directory: its group may read it.
+const DIRECTORY: u32 = 0o750;
+
+/// Makes a directory, and those above it, with mode 0750 whatever the umask is. A directory that exists keeps its mode.
 ///
 /// # Errors
 /// It cannot be made.
 pub fn make_dir(dir: &Path) -> Result<(), Error> {
-    let made = DirBuilder::new().recursive(true).mode(0o750).create(dir);
-    made.map_err(Error::on("make the directory", dir))
+    make_dirs(dir).map_err(Error::on("make the directory", dir))
+}
+
+fn make_dirs(dir: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(DIRECTORY).create(dir) {
+        Ok(()) => {
+            let made = File::open(dir)?;
+            let mode = made.metadata()?.mode() & 0o7777;
+            // The umask may have taken bits away. Only then: chmod(2) by a process without CAP_FSETID, as a supervisor is,
+            // takes away set-group-ID, which is inherited and gives the files in it their group.
+            match mode & 0o777 == DIRECTORY {
+                true => Ok(()),
+                false => made.set_permissions(Permissions::from_mode(mode & 0o7000 | DIRECTORY)),
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match dir.parent() {
+            Some(above) if above != Path::new("") => {
+                make_dirs(above)?;
+                make_dirs(dir)
+            }
+            _ => Err(error),
+        },
+        Err(_) if dir.is_dir() => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// The directory that a path is in; `.` for a bare name.
@@ -191,7 +217,6 @@ pub fn write_volatile(path: &Path, content: &[u8], mode: u32) -> Result<(), Erro
 /// # Errors
 /// It cannot be written; the old file is then as it was.
 pub fn write_if_changed(path: &Path, content: &[u8], mode: u32) -> Result<bool, Error> {
-    use std::os::unix::fs::PermissionsExt;
     let same_mode = fs::symlink_metadata(path)
         .is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o7777 == mode);
     if same_mode && fs::read(path).is_ok_and(|old| old == content) {
@@ -205,7 +230,7 @@ pub fn write_if_changed(path: &Path, content: &[u8], mode: u32) -> Result<bool, 
 /// # Errors
 /// Any step fails; `to` is then as it was. Only root may give a file to another user.
 pub fn replace(from: &Path, to: &Path, like: &fs::Metadata) -> Result<(), Error> {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+    use std::os::unix::fs::chown;
     let now = fs::metadata(from).map_err(Error::on("look at", from))?;
     if (now.uid(), now.gid()) != (like.uid(), like.gid()) {
         let owner = (Some(like.uid()), Some(like.gid()));
@@ -221,7 +246,7 @@ pub fn replace(from: &Path, to: &Path, like: &fs::Metadata) -> Result<(), Error>
 /// # Errors
 /// They cannot be set.
 pub fn set_mode(path: &Path, mode: u32) -> Result<(), Error> {
-    let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
+    let permissions = Permissions::from_mode(mode);
     fs::set_permissions(path, permissions).map_err(Error::on("set the mode of", path))
 }
 
@@ -255,7 +280,6 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
 
 /// When a file was last written, in seconds since 1970; `None` where there is none that can be looked at.
 pub fn written_at(path: &Path) -> Option<i64> {
-    use std::os::unix::fs::MetadataExt;
     fs::metadata(path).ok().map(|found| found.mtime())
 }
 
@@ -310,10 +334,7 @@ pub fn available(dir: &Path) -> Result<u64, Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        os::unix::fs::PermissionsExt,
-        process::{Command, Stdio},
-    };
+    use std::process::{Command, Stdio};
 
     use super::*;
 

@@ -9,9 +9,10 @@ use futures_util::{StreamExt, TryStreamExt};
 use nix::errno::Errno;
 use rtnetlink::{
     Handle, LinkBridgePort, LinkUnspec,
+    packet_core::Nla,
     packet_route::link::{
-        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoKind, InfoPortData,
-        LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind,
+        InfoPortData, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
     },
 };
 
@@ -20,6 +21,9 @@ pub use self::{
     error::Error,
 };
 use crate::{plan::tap::Tap, value::IfName};
+
+/// The attribute `IFLA_TUN_MULTI_QUEUE` (linux/if_link.h).
+const MULTI_QUEUE: u16 = 7;
 
 /// An interface, as the kernel tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +46,8 @@ pub struct Link {
     pub controller: Option<u32>,
     /// As a port of a bridge: it hears nothing of other such ports.
     pub isolated: bool,
+    /// A tap that was made with several queues (`IFF_MULTI_QUEUE`).
+    pub multi_queue: bool,
 }
 
 impl Link {
@@ -54,6 +60,7 @@ impl Link {
     pub fn described(&self) -> String {
         match (&self.alias, self.kind.as_deref()) {
             (Some(alias), _) => format!("`{alias}`"),
+            (None, Some("tun")) if self.multi_queue => "a tap with several queues".into(),
             (None, Some("tun")) => "a tap or tun of another program".into(),
             (None, Some(kind)) => format!("an interface of kind `{kind}`"),
             (None, None) => "a physical interface".into(),
@@ -71,6 +78,7 @@ impl Link {
             up: message.header.flags.contains(LinkFlags::Up),
             controller: None,
             isolated: false,
+            multi_queue: false,
         };
         for attribute in message.attributes {
             match attribute {
@@ -90,6 +98,13 @@ impl Link {
     fn tells(&mut self, info: LinkInfo) {
         match info {
             LinkInfo::Kind(kind) => self.kind = Some(kind.to_string()),
+            LinkInfo::Data(InfoData::Tun(all)) => {
+                self.multi_queue = all.iter().any(|one| {
+                    let mut value = vec![0; one.value_len()];
+                    one.emit_value(&mut value);
+                    one.kind() == MULTI_QUEUE && value == [1]
+                });
+            }
             LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
                 self.isolated = port.contains(&InfoBridgePort::Isolated(true));
             }
@@ -98,11 +113,11 @@ impl Link {
     }
 }
 
-/// What came of attaching a tap.
+/// The bridge that a tap was attached to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attached {
-    /// The tap's MTU in bytes: worth telling the guest where it is not 1500.
-    pub mtu: u32,
+    /// The bridge's MTU in bytes; larger frames are dropped.
+    pub bridge_mtu: u32,
     /// Whether the bridge is up; if not, nothing passes.
     pub bridge_up: bool,
 }
@@ -167,22 +182,37 @@ impl Links {
         Ok(bridges)
     }
 
-    /// Makes a tap what the plan says: MTU, alias, no address of its own, a port of the bridge, up. A tap that is
-    /// all that already is left alone, so that one which root has set up serves a user without rights.
+    /// Makes a tap a port of its bridge: with the bridge's MTU, an alias, no address of its own, up. A tap that is an
+    /// active port of that bridge is left alone, so that one which root has set up serves a user without rights.
+    ///
+    /// The VM's own `mtu` is not the tap's: the MTU of a bridge follows its smallest port (`br_mtu_auto_adjust`), so a
+    /// tap with another MTU than the bridge's would change the network of the host and of all other VMs.
     ///
     /// # Errors
     /// When the bridge is missing or is none, or the kernel refuses.
     pub async fn attach(&self, tap: &Tap) -> Result<Attached, Error> {
+        self.join(tap, 0).await
+    }
+
+    /// [`attach`](Self::attach) for a tap that has been a port before, with the MTU `before` in bytes. A bridge that was
+    /// made anew has the default MTU until its other ports are back; the tap must not limit it to that.
+    ///
+    /// # Errors
+    /// As of [`attach`](Self::attach).
+    pub async fn reattach(&self, tap: &Tap, before: u32) -> Result<Attached, Error> {
+        self.join(tap, before).await
+    }
+
+    async fn join(&self, tap: &Tap, at_least: u32) -> Result<Attached, Error> {
         let bridge = self.bridge_of(tap).await?;
         let failed =
             |source| Error::Attach { tap: tap.name.clone(), bridge: tap.bridge.clone(), source };
         let port = self.find(&tap.name).await?.ok_or_else(|| failed(Errno::ENODEV.into()))?;
-        let mtu = tap.mtu.map_or(bridge.mtu, u32::from);
-        let attached = Attached { mtu, bridge_up: bridge.up };
-        if port.controller == Some(bridge.index) && port.up && port.mtu == mtu {
+        let attached = Attached { bridge_mtu: bridge.mtu, bridge_up: bridge.up };
+        if port.controller == Some(bridge.index) && port.up {
             return self.isolate(&port, tap).await.map(|()| attached).map_err(failed);
         }
-        self.set_up(&port, mtu, &tap.alias).await.map_err(failed)?;
+        self.set_up(&port, bridge.mtu.max(at_least), &tap.alias).await.map_err(failed)?;
         let join = LinkUnspec::new_with_index(port.index).controller(bridge.index);
         // It is down until it is isolated: not one frame of another such port shall reach it.
         let join = if tap.isolated { join.down() } else { join.up() };

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Finding, Seen, names};
 use crate::{
+    plan::{facets::Facets, tap::taps, user_network},
     spec::{Link, Vm},
     value::{IfName, VmName},
 };
@@ -50,6 +51,8 @@ pub enum Interface {
 pub struct Bridge {
     /// It is up, by order.
     pub up: bool,
+    /// In bytes; `None` where it cannot be read.
+    pub mtu: Option<u32>,
     /// `bridge/stp_state`: 0 off, 1 by the kernel, 2 by a program.
     pub stp: u8,
     /// `bridge/forward_delay`, in hundredths of a second.
@@ -87,10 +90,34 @@ pub(super) fn examine(seen: &Seen) -> Vec<Finding> {
                 )
                 .todo("`ip link show type bridge` lists the bridges there are: correct `bridge`"),
             ),
-            Interface::Bridge(bridge) => findings.extend(examine_one(&about, name, bridge, &users)),
+            Interface::Bridge(bridge) => {
+                findings.extend(examine_one(&about, name, bridge, &users));
+                findings.extend(exceeding(seen, name, bridge));
+            }
         }
     }
+    for vm in seen.written() {
+        let notes = user_network::notes(&Facets::of(vm));
+        let about = format!("VM {}", vm.name);
+        findings.extend(notes.iter().map(|note| Finding::warning(&about, note)));
+    }
     findings
+}
+
+/// The NICs on a bridge whose `mtu` exceeds the bridge's.
+fn exceeding(seen: &Seen, name: &IfName, bridge: &Bridge) -> Vec<Finding> {
+    let Some(mtu) = bridge.mtu else { return vec![] };
+    let taps = seen.written().flat_map(|vm| taps(vm).into_iter().map(move |tap| (vm, tap)));
+    let here = taps.filter(|(_, tap)| tap.bridge == *name);
+    here.flat_map(|(vm, tap)| {
+        let about = format!("VM {}", vm.name);
+        let notes = tap.bridge_notes(true, mtu);
+        notes.into_iter().map(move |note| {
+            Finding::warning(&about, note)
+                .todo(format!("`ip link set {name} mtu SIZE`, or `mtu` of at most {mtu}"))
+        })
+    })
+    .collect()
 }
 
 fn examine_one(about: &str, name: &IfName, bridge: &Bridge, users: &str) -> Vec<Finding> {

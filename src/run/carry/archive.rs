@@ -89,6 +89,9 @@ pub enum Error {
     /// A disk through which the guest would read a file of this host.
     #[error("disk {0} stands on another file, and the guest could read any of this host's by that")]
     Outside(Label),
+    /// A disk that QEMU has marked as corrupt.
+    #[error("disk {0} is marked corrupt")]
+    MarkedCorrupt(Label),
     /// User-data that nothing names.
     #[error("`user-data` is in it, and its VM file names none")]
     NoUserData,

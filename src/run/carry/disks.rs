@@ -66,7 +66,7 @@ fn made(disk: &Disk, paths: &VmPaths) -> Result<Option<Carried>, Error> {
 /// Whether a qcow2 file has a backing file.
 ///
 /// # Errors
-/// It is none, or its data is in yet another file.
+/// It is none, or is marked as corrupt, or its data is in yet another file.
 fn stands_on_another(disk: &Label, path: &Path) -> Result<bool, Error> {
     let head = file::read_at(path, 0, qcow2::HEAD)?;
     let header = qcow2::Header::read(&head).map_err(|source| run::disk::Error::Header {
@@ -74,6 +74,10 @@ fn stands_on_another(disk: &Label, path: &Path) -> Result<bool, Error> {
         path: path.to_owned(),
         source,
     })?;
+    if header.corrupt {
+        let (disk, path) = (disk.clone(), path.to_owned());
+        return Err(run::disk::Error::MarkedCorrupt { disk, path }.into());
+    }
     if header.external_data {
         let why = "keeps its data in another file";
         return Err(Error::Partial { disk: disk.clone(), path: path.to_owned(), why, hint: None });

@@ -101,7 +101,7 @@ fn parts(source: &Down, disks: &[Carried]) -> Result<Vec<(Part, Content)>, Error
     let mut parts = vec![
         (Part::VmFile, Some(Content::Here(source.text.clone().into_bytes()))),
         (Part::Identity, here(&source.paths.identity())?),
-        (Part::UserData, user_data.map(|data| Content::Here(data.text.clone().into_bytes()))),
+        (Part::UserData, user_data.map(|data| Content::Here(data.bytes.clone()))),
         (Part::EfiVars, here(&source.paths.efi_vars())?),
     ];
     for disk in disks {

@@ -179,6 +179,9 @@ impl Finish<'_, '_> {
                 if header.backing_span.is_some() || header.external_data {
                     return Err(self.wrong(archive::Error::Outside(label.clone())));
                 }
+                if header.corrupt {
+                    return Err(self.wrong(archive::Error::MarkedCorrupt(label.clone())));
+                }
             }
         }
         let with_disk = |label: &Label| unpacked.disks.iter().any(|(disk, _)| disk == label);

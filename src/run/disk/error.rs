@@ -98,6 +98,14 @@ pub enum Error {
         /// How.
         source: qcow2::Error,
     },
+    /// QEMU has marked it as corrupt, and does not open it for writing.
+    #[error("disk {disk}: `{}` is marked corrupt, and QEMU does not write to it", .path.display())]
+    MarkedCorrupt {
+        /// Which.
+        disk: Label,
+        /// Which file.
+        path: PathBuf,
+    },
     /// There is not room enough for the copy.
     #[error("disk {disk}: no room: it takes {} MiB, and {} MiB are free on the file system of `{}`",
         .needed.div_ceil(1 << 20), .free >> 20, .dir.display())]
@@ -141,6 +149,10 @@ impl Error {
             Self::Header { .. } => {
                 Some("restore it from a backup; `qemu-img check` tells more".into())
             }
+            Self::MarkedCorrupt { path, .. } => Some(format!(
+                "copy the file, then repair it: `qemu-img check -r all {}`; or restore it from a backup",
+                path.display()
+            )),
             Self::NoRoom { .. } => {
                 Some("make room; `qvm image prune` removes images that no VM needs".into())
             }
@@ -165,6 +177,7 @@ impl Error {
             | Self::Kind { .. }
             | Self::Alien { .. }
             | Self::Header { .. }
+            | Self::MarkedCorrupt { .. }
             | Self::CalledOff(_) => false,
         }
     }

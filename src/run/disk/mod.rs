@@ -93,6 +93,14 @@ pub fn ensure(
         Source::Image(_) | Source::Blank | Source::Existing => {}
     }
     let (step, mut notes, found) = look(disk, vm)?;
+    if let Some(Found { format: Format::Qcow2, .. }) = found {
+        let path = vm.disk(&disk.name, Format::Qcow2);
+        let head = file::read_at(&path, 0, qcow2::HEAD);
+        let head = head.map_err(|source| Error::File { disk: disk.name.clone(), source })?;
+        if let Ok(header) = qcow2::Header::read(&head) {
+            refuse_corrupt(disk, &path, &header)?;
+        }
+    }
     let mut work = Work { disk, vm, images, tools, progress, cancel };
     let (format, virtual_size) = match (step, found) {
         (Step::Keep(format), found) => (format, found.map(|f| f.virtual_size)),
@@ -113,6 +121,17 @@ pub fn ensure(
         opened.map_err(|source| Error::File { disk: disk.name.clone(), source })?;
     }
     Ok(Ready { path, format, virtual_size, notes })
+}
+
+/// Refuses a disk that QEMU would not open for writing, before QEMU is started.
+///
+/// # Errors
+/// It is marked as corrupt, and the guest may write to it.
+fn refuse_corrupt(disk: &Disk, path: &Path, header: &qcow2::Header) -> Result<(), Error> {
+    match header.corrupt && !disk.read_only {
+        true => Err(Error::MarkedCorrupt { disk: disk.name.clone(), path: path.to_owned() }),
+        false => Ok(()),
+    }
 }
 
 /// The notes of a disk as it is, for `qvm status` of a VM that is not prepared now. Touches nothing.

@@ -50,7 +50,14 @@ pub(super) fn file(disk: &Disk, path: &Path) -> Result<Ready, Error> {
     let header = qcow2::Header::read(&head);
     let mut notes = Vec::new();
     let virtual_size = match (disk.format, header) {
-        (Format::Qcow2, Ok(header)) => header.virtual_size,
+        (Format::Qcow2, Ok(header)) => {
+            if header.corrupt && disk.read_only {
+                // QEMU reads it, and it may be attached to save what can be read.
+                notes.push(format!("disk {}: `{}` is marked corrupt", disk.name, path.display()));
+            }
+            super::refuse_corrupt(disk, path, &header)?;
+            header.virtual_size
+        }
         (Format::Qcow2, Err(qcow2::Error::NotQcow2)) => {
             return kind("is not qcow2", Some("write `format = \"raw\"` if that is what it is"));
         }

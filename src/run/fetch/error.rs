@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::small::LARGEST;
 use crate::{
     host::{download, file},
+    plan::proxy::Proxy,
     run::intake,
     value::Size,
 };
@@ -13,24 +14,31 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No answer, or not all of it.
-    #[error("cannot download {url}{}", times(*.attempts))]
+    #[error("cannot download {url}{}{received}", times(*.attempts))]
     Download {
         /// What.
         url: String,
         /// How often it was tried.
         attempts: u32,
+        /// How much came.
+        received: Received,
         /// How the last attempt ended.
         source: download::Error,
     },
     /// The server refuses.
-    #[error("cannot download {url}: the server says {status}{}{}", meaning(*.status), times(*.attempts))]
+    #[error("cannot download {url}: the server says {status}{}{}{}{received}", meaning(*.status),
+        through(.proxy.as_deref()), times(*.attempts))]
     Status {
         /// What.
         url: String,
         /// How often it was tried.
         attempts: u32,
+        /// How much came.
+        received: Received,
         /// Its answer.
         status: u16,
+        /// The proxy that the answer came through, and may be of.
+        proxy: Option<Box<Proxy>>,
     },
     /// There is not room enough.
     #[error("no room for {url}: it has {}, and {} are free on the file system of `{}`",
@@ -78,9 +86,10 @@ impl Error {
             Self::Status { status: 404 | 410, .. } => {
                 Some("check the address in a browser; publishers remove old images".into())
             }
-            Self::Status { status: 407, .. } => Some(
-                "give the proxy's user and password in `https_proxy=http://user:password@host:port`".into(),
-            ),
+            Self::Status { status: 407, proxy: Some(proxy), .. } => Some(format!(
+                "write the proxy's user and password into `{}`: `http://USER:PASSWORD@HOST:PORT`",
+                proxy.variable
+            )),
             Self::NoRoom { .. } => {
                 Some("make room; `qvm image prune` removes images that no VM needs".into())
             }
@@ -96,6 +105,35 @@ impl From<file::Error> for Error {
     }
 }
 
+/// How far a download came at most. Shown as the end of a message; as nothing where nothing came.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Received {
+    /// Bytes, counted from the beginning of the file.
+    pub bytes: u64,
+    /// How many the file has, where the server said so.
+    pub total: Option<u64>,
+}
+
+impl std::fmt::Display for Received {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.bytes, self.total) {
+            (0, None) => Ok(()),
+            (bytes, None) => write!(f, ", received {bytes} bytes"),
+            (bytes, Some(total)) => write!(f, ", received {bytes} of {total} bytes"),
+        }
+    }
+}
+
+/// Whether a later attempt may get another status.
+pub(super) const fn may_pass(status: u16) -> bool {
+    matches!(status, 408 | 425 | 429 | 500..600)
+}
+
+/// The proxy, for the middle of a message.
+pub(super) fn through(proxy: Option<&Proxy>) -> String {
+    proxy.map(|proxy| format!(" through the proxy {proxy}")).unwrap_or_default()
+}
+
 fn times(attempts: u32) -> String {
     if attempts > 1 { format!(" (tried {attempts} times)") } else { String::new() }
 }
@@ -106,7 +144,8 @@ pub(super) fn mib(bytes: u64) -> String {
 
 pub(super) const fn meaning(status: u16) -> &'static str {
     match status {
-        401 | 407 => " (it wants a password)",
+        401 => " (it requires a password)",
+        407 => " (the proxy requires a password)",
         403 => " (forbidden)",
         404 => " (not found)",
         410 => " (gone)",

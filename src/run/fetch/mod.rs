@@ -1,19 +1,23 @@
 //! A download that goes on where it was broken off: retries, resumes, and knows when it must start anew.
 
+mod attempt;
 mod error;
+mod part;
 mod small;
 
 use std::{
     fs::File,
     io::Seek,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
-pub use error::Error;
-use error::{meaning, mib};
-use serde::{Deserialize, Serialize};
-pub(super) use small::text;
+use attempt::{Failed, Soft};
+use error::mib;
+pub use error::{Error, Received};
+pub(super) use part::forget;
+use part::{Part, about_path};
+pub(super) use small::{bytes, redirect_target};
 
 use super::{
     intake::{self, Intake, Taken, open_part},
@@ -25,7 +29,7 @@ use crate::{
         file,
         write_back::WriteBack,
     },
-    plan::image::{content_range, strong_validator, without_password},
+    plan::image::{content_range, strong_validator, unsatisfied_range, without_password},
     value::Algorithm,
 };
 
@@ -34,7 +38,7 @@ use crate::{
 pub struct Patience {
     /// How long no byte may come.
     pub silence: Duration,
-    /// How often in a row it may fail without a byte gained.
+    /// How often in a row an attempt may fail without getting further than every attempt before it.
     pub attempts: u32,
     /// The pause after the first failure; doubled after each further one, to at most 30 s.
     pub pause: Duration,
@@ -48,14 +52,6 @@ impl Default for Patience {
 
 /// However many bytes a broken connection gains, no more attempts than this.
 const MOST_ATTEMPTS: u32 = 200;
-
-/// `KEY.part.json`: what the bytes in `KEY.part` are the beginning of.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Part {
-    url: String,
-    validator: Option<String>,
-    total: Option<u64>,
-}
 
 /// What is to be fetched, and to where.
 pub(super) struct Job<'a> {
@@ -71,32 +67,15 @@ pub(super) struct Job<'a> {
     pub(super) patience: Patience,
 }
 
-/// How one attempt failed.
-enum Failed {
-    /// For good.
-    Hard(Error),
-    /// The server or the way to it.
-    Soft(Soft),
-}
-
-enum Soft {
-    Download(download::Error),
-    Status(u16),
-    /// The pieces do not fit: without them, then.
-    Anew(&'static str),
-}
-
-impl<E: Into<Error>> From<E> for Failed {
-    fn from(error: E) -> Self {
-        Self::Hard(error.into())
-    }
-}
-
 struct Fetch<'a, 'p> {
     job: &'a Job<'a>,
     shown: String,
     file: File,
     length: u64,
+    /// The furthest that any attempt of this run has come.
+    received: Received,
+    /// It became another file during this run.
+    changed: bool,
     about: Part,
     intake: Option<Intake>,
     progress: &'p mut dyn Progress,
@@ -107,17 +86,6 @@ struct Fetch<'a, 'p> {
 pub(super) struct Fetched {
     pub(super) taken: Taken,
     pub(super) resumed: bool,
-}
-
-/// `KEY.part.json`.
-fn about_path(part: &Path) -> PathBuf {
-    part.with_extension("part.json")
-}
-
-/// Removes what there is of a download.
-pub(super) fn forget(part: &Path) -> Result<(), file::Error> {
-    file::remove(&about_path(part))?;
-    file::remove(part)
 }
 
 /// Downloads; the caller holds the lock of the image.
@@ -142,7 +110,19 @@ pub(super) fn fetch(
     };
     let (file, length) = open_part(job.part)?;
     let shown = without_password(job.url);
-    let mut fetch = Fetch { job, shown, file, length, about, intake: None, progress, cancel };
+    let received = Received { bytes: length, total: about.total };
+    let mut fetch = Fetch {
+        job,
+        shown,
+        file,
+        length,
+        received,
+        changed: false,
+        about,
+        intake: None,
+        progress,
+        cancel,
+    };
     let ended = fetch.persist();
     let resumed = resumed && length > 0;
     let ended = match (ended, fetch.intake.take()) {
@@ -164,41 +144,31 @@ pub(super) fn fetch(
 }
 
 impl Fetch<'_, '_> {
-    /// Attempts until it is done or patience is at its end.
+    /// Makes attempts until it is done or patience is at its end.
+    ///
+    /// An attempt is progress where it gets further than all before it: a server that breaks off at
+    /// the same byte each time, or of which every answer makes the download begin anew, is given
+    /// up. One that sends next to nothing is no progress either.
     fn persist(&mut self) -> Result<(), Error> {
         let (mut in_row, mut attempts) = (0, 0);
         loop {
             attempts += 1;
-            let before = self.length;
             let soft = match self.attempt() {
                 Ok(()) => return Ok(()),
                 Err(Failed::Hard(e)) => return Err(e),
                 Err(Failed::Soft(soft)) => soft,
             };
-            let gained = self.length > before;
-            in_row = if gained { 1 } else { in_row + 1 };
-            let (passes, why) = match &soft {
-                Soft::Download(e) => (e.passes(), e.to_string()),
-                Soft::Status(s) => (
-                    matches!(s, 408 | 425 | 429 | 500..600),
-                    format!("the server says {s}{}", meaning(*s)),
-                ),
-                Soft::Anew(why) => (true, (*why).to_owned()),
-            };
+            let further = self.length > self.received.bytes;
+            self.received.bytes = self.received.bytes.max(self.length);
+            self.received.total = self.about.total.or(self.received.total);
+            let slow = matches!(&soft, Soft::Download(error) if error.is_slowness());
+            in_row = if further && !slow { 1 } else { in_row + 1 };
+            let (passes, why) = (soft.passes(), soft.why());
             if self.cancel.is_set() {
                 return Err(Error::CalledOff);
             }
             if !passes || in_row >= self.job.patience.attempts || attempts >= MOST_ATTEMPTS {
-                let url = self.shown.clone();
-                return Err(match soft {
-                    Soft::Download(source) => Error::Download { url, attempts, source },
-                    Soft::Status(status) => Error::Status { url, attempts, status },
-                    Soft::Anew(why) => Error::Download {
-                        url,
-                        attempts,
-                        source: download::Error::Broken(why.to_owned()),
-                    },
-                });
+                return Err(soft.into_error(self.shown.clone(), attempts, self.received));
             }
             let pause = self.job.patience.pause * 2u32.pow((in_row - 1).min(5));
             let pause = pause.min(Duration::from_secs(30));
@@ -254,19 +224,28 @@ impl Fetch<'_, '_> {
         match (answer.status, &request.resume) {
             (206, Some((from, _))) => self.accept_rest(&answer, *from)?,
             (200, resume) => {
-                if resume.is_some() {
-                    let text = format!("{}: it has changed; starting anew", self.shown);
+                if let Some((_, validator)) = resume {
+                    let same = strong_validator(&answer.headers).as_ref() == Some(validator);
+                    let why = if same { "the server sends no ranges" } else { "it has changed" };
+                    let text = format!("{}: {why}; starting anew", self.shown);
                     self.progress.note(&text);
                     self.start_anew()?;
                     self.read_back()?;
+                    // Another file has its own progress; one that changes again and again has none.
+                    if !same && !std::mem::replace(&mut self.changed, true) {
+                        self.received = Received::default();
+                    }
                 }
                 self.accept_whole(&answer)?;
             }
-            (416, Some(_)) => {
+            (416, Some((from, _))) => {
+                let has = answer.content_range.as_deref().and_then(unsatisfied_range);
+                let has = has.map(|has| format!("; it has {has} bytes")).unwrap_or_default();
+                let why = format!("the server sends nothing from byte {from} on{has}");
                 self.start_anew()?;
-                return Err(Failed::Soft(Soft::Anew("the server has no such range")));
+                return Err(Failed::Soft(Soft::Anew(why)));
             }
-            (status, _) => return Err(Failed::Soft(Soft::Status(status))),
+            (status, _) => return Err(Failed::Soft(Soft::Status(status, answer.proxy))),
         }
         let free = file::available(self.job.part.parent().unwrap_or(Path::new("/")))?;
         if let Some(needed) = answer.length.filter(|n| *n > free) {
@@ -305,6 +284,14 @@ impl Fetch<'_, '_> {
             });
             match chunk {
                 Err(e) => return Err(Failed::Soft(Soft::Download(e))),
+                // The rest of another file, or a server that cannot count.
+                Ok(Some(chunk))
+                    if self.about.total.is_some_and(|t| self.length + chunk.len() as u64 > t) =>
+                {
+                    self.start_anew()?;
+                    let why = "the server sends more bytes than it has announced".to_owned();
+                    return Err(Failed::Soft(Soft::Anew(why)));
+                }
                 Ok(Some(chunk)) => {
                     let bytes = chunk.len() as u64;
                     let intake = self.intake.as_mut().ok_or(intake::Error::Lost)?;
@@ -327,9 +314,16 @@ impl Fetch<'_, '_> {
             first == from && (total.is_none() || self.about.total.is_none_or(|t| total == Some(t)))
         });
         if !fits {
+            let has = answer.content_range.clone().unwrap_or_else(|| "no range".to_owned());
+            let why = format!(
+                "the server sends another range than asked for: `{}`, not from byte {from} on",
+                crate::value::shown(&has)
+            );
             self.start_anew()?;
-            return Err(Failed::Soft(Soft::Anew("the server sends another range than asked for")));
+            return Err(Failed::Soft(Soft::Anew(why)));
         }
+        // The first answer may have come in chunks, without a length.
+        self.about.total = self.about.total.or(range.and_then(|(_, total)| total));
         Ok(())
     }
 
@@ -348,6 +342,8 @@ impl Fetch<'_, '_> {
         file::remove(&about_path(self.job.part))?;
         let cut = self.file.set_len(0).and_then(|()| self.file.rewind());
         cut.map_err(file::Error::on("truncate", self.job.part))?;
+        self.received.bytes = self.received.bytes.max(self.length);
+        self.received.total = self.about.total.or(self.received.total);
         (self.length, self.about.validator, self.about.total) = (0, None, None);
         Ok(())
     }

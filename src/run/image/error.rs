@@ -82,6 +82,16 @@ pub enum Error {
         /// How.
         source: intake::Error,
     },
+    /// Unpacking it takes too much memory.
+    #[error("cannot unpack {image}")]
+    Memory {
+        /// Which.
+        image: String,
+        /// How it is compressed.
+        kind: Compression,
+        /// How much there is for it.
+        source: intake::Error,
+    },
     /// It has no bytes.
     #[error("{0} is empty")]
     Empty(String),
@@ -116,6 +126,12 @@ pub enum Error {
         image: String,
         /// On what.
         why: String,
+    },
+    /// QEMU has marked it as corrupt.
+    #[error("{image} is refused: it is marked corrupt")]
+    MarkedCorrupt {
+        /// Which.
+        image: String,
     },
     /// Its tables are not consistent.
     #[error("{image} is corrupt or truncated")]
@@ -156,11 +172,14 @@ impl Error {
             Self::Mismatch { sums: Some(sums), .. } => Some(format!(
                 "nothing was kept; {sums} and the image may be of different releases for as long as a mirror is updated"
             )),
-            Self::Foreign { foreign: Foreign { convertible: true, .. }, .. } => {
-                Some("if you trust it, convert it: `qemu-img convert -O qcow2 FROM TO.qcow2`".into())
-            }
-            Self::Foreign { foreign, .. } if foreign.what == "a web page" => {
-                Some("the address leads to a page about the image, or to a login".into())
+            Self::Foreign { foreign, .. } => foreign.way_out().map(str::to_owned),
+            Self::Memory { kind, .. } => {
+                let command = match kind {
+                    Compression::Gzip => "gunzip FILE",
+                    Compression::Xz => "xz --decompress FILE",
+                    Compression::Zstd => "zstd --decompress --long=31 FILE",
+                };
+                Some(format!("unpack it by hand (`{command}`) and write the result as `path`"))
             }
             Self::Refused { .. } => Some(
                 "if you trust it, make it stand alone: `qemu-img convert -O qcow2 FROM TO.qcow2`".into(),
@@ -169,6 +188,9 @@ impl Error {
             Self::Spoilt { image, source: None, .. } => Some(format!(
                 "the host's disk may fail; it has no checksum, so another may have come in its place: `qvm image rm {image}` lets the next start fetch it"
             )),
+            Self::MarkedCorrupt { .. } => Some(
+                "get another copy of it; or repair a file of your own: `qemu-img check -r all FILE`".into(),
+            ),
             Self::Corrupt { .. } => Some("fetch it again from where it is published".into()),
             _ => None,
         }

@@ -15,6 +15,7 @@ use crate::{
         digest::Digesting,
         download, file,
     },
+    plan::qcow2,
     run::{
         image_cache::{self, Entry, look_up, path},
         progress::Doing,
@@ -30,6 +31,12 @@ pub(super) struct Spoilt {
     /// Its inode: another file of that name is looked at anew.
     id: u64,
     error: Error,
+}
+
+/// Whether a file is qcow2 and marked as corrupt.
+fn is_marked_corrupt(path: &Path) -> Result<bool, Error> {
+    let head = file::read_at(path, 0, qcow2::HEAD)?;
+    Ok(qcow2::Header::read(&head).is_ok_and(|header| header.corrupt))
 }
 
 impl Work<'_> {
@@ -48,6 +55,10 @@ impl Work<'_> {
         let Some((entry, path)) = look_up(self.cache, key)? else { return Ok(Err(lock)) };
         if !self.is_whole(&entry, &path)? {
             return Ok(Err(lock));
+        }
+        // An earlier version took it.
+        if is_marked_corrupt(&path)? {
+            return Err(Error::MarkedCorrupt { image: self.name.clone() });
         }
         // Who brought it may have died before this. Another user's is that one's to close.
         let _ = image_cache::close(&path);

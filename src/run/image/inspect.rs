@@ -47,6 +47,9 @@ impl Work<'_> {
         if let Some(why) = why {
             return Err(Error::Refused { image, why });
         }
+        if header.corrupt {
+            return Err(Error::MarkedCorrupt { image });
+        }
         let checked = self.tools.qemu_img.check(path, &mut || !self.cancel.is_set());
         match checked {
             Ok(()) => Ok((Format::Qcow2, header.virtual_size)),

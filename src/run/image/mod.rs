@@ -8,6 +8,7 @@
 //! reference to other files (a qcow2 that names `/etc/shadow` as its backing file would hand it to the guest),
 //! and the consistency of a qcow2's tables, which also tells a truncated one.
 
+mod checksum;
 mod error;
 mod found;
 mod inspect;
@@ -29,15 +30,12 @@ use found::Spoilt;
 use super::{
     fetch::{self, Fetched, Job},
     image_cache::{self, Entry, key, path},
-    intake::{self, Intake},
+    intake::{self, Intake, UnpackedFile},
     progress::{At, Cancel, Doing, Progress},
 };
 use crate::{
     host::{cache_lock::Lock, clone, file, qemu_img::QemuImg},
-    plan::{
-        image::{Compression, file_name, shown, without_password, written_digest},
-        sums,
-    },
+    plan::image::{Compression, shown, written_digest},
     spec::{Checksum, Format, Image, Origin},
     value::{Algorithm, Digest},
 };
@@ -184,43 +182,6 @@ impl Work<'_> {
         if self.cancel.is_set() { Err(Error::CalledOff) } else { Ok(()) }
     }
 
-    /// The digest that the image must have; asks the SUMS file, and remembers what it says where there is a cache.
-    fn expected(&mut self, remember: bool) -> Result<Option<Digest>, Error> {
-        let sums = match &self.image.checksum {
-            Checksum::None => return Ok(None),
-            Checksum::Digest(digest) => return Ok(Some(digest.clone())),
-            Checksum::Sums(sums) => sums,
-        };
-        let name = file_name(&self.image.origin).ok_or(Error::NoName(self.name.clone()))?;
-        let text = match sums.strip_prefix("file://") {
-            Some(path) => {
-                let bytes = file::read_at(Path::new(path), 0, 4 << 20)?;
-                String::from_utf8_lossy(&bytes).into_owned()
-            }
-            None => fetch::text(sums, self.tools.patience, self.progress, self.cancel)?,
-        };
-        let digest = sums::find(&text, &name).map_err(|source| Error::Sums {
-            image: self.name.clone(),
-            sums: without_password(sums),
-            source,
-        })?;
-        if remember {
-            image_cache::remember(self.cache, self.image, &digest)?;
-        }
-        Ok(Some(digest))
-    }
-
-    fn compare(&self, expected: Digest, found: Digest) -> Result<Digest, Error> {
-        if expected == found {
-            return Ok(expected);
-        }
-        let sums = match &self.image.checksum {
-            Checksum::Sums(sums) => Some(without_password(sums)),
-            _ => None,
-        };
-        Err(Error::Mismatch { image: self.name.clone(), expected, found, sums })
-    }
-
     /// Brings the image into the cache; the lock is held.
     fn bring(&mut self, key: &str, expected: Option<Digest>) -> Result<Entry, Error> {
         let unpacked = file::temporary_under_lock(&path(self.cache, key, "image"));
@@ -266,14 +227,27 @@ impl Work<'_> {
         let digest = expected.map(|e| self.compare(e, fetched.taken.digest)).transpose()?;
         match fetched.taken.unpacked {
             Ok(None) => Ok(Brought { file: part.to_owned(), digest, content: Some(whole) }),
-            Ok(Some((file, content))) => Ok(Brought { file, digest, content: Some(content) }),
+            Ok(Some(unpacked)) => Ok(self.unpacked(unpacked, digest)),
             Err(source) => Err(self.damaged(source, digest.is_some())),
         }
+    }
+
+    fn unpacked(&mut self, unpacked: UnpackedFile, digest: Option<Digest>) -> Brought {
+        let UnpackedFile { path, content, kind, tail } = unpacked;
+        if tail > 0 {
+            let kind = kind.name();
+            let text = format!("{}: {tail} bytes behind the {kind} stream are ignored", self.name);
+            self.progress.note(&text);
+        }
+        Brought { file: path, digest, content: Some(content) }
     }
 
     fn damaged(&self, source: intake::Error, verified: bool) -> Error {
         match source {
             intake::Error::File(e) => e.into(),
+            intake::Error::Memory { kind, .. } => {
+                Error::Memory { image: self.name.clone(), kind, source }
+            }
             source => Error::Damaged { image: self.name.clone(), verified, source },
         }
     }
@@ -311,8 +285,8 @@ impl Work<'_> {
             content = Some(taken.digest.clone());
             digest = expected.map(|e| self.compare(e, taken.digest)).transpose()?;
             let unpacked = taken.unpacked.map_err(|e| self.damaged(e, digest.is_some()))?;
-            if let Some((file, content)) = unpacked {
-                return Ok(Brought { file, digest, content: Some(content) });
+            if let Some(unpacked) = unpacked {
+                return Ok(self.unpacked(unpacked, digest));
             }
         }
         let source = File::open(from).map_err(file::Error::on("open", from))?;

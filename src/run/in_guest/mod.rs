@@ -15,7 +15,8 @@ use crate::{
     control::client::{self, Client},
     host::{
         file,
-        terminal::{self, Input, Interrupts},
+        session::{Session, Vanished},
+        terminal::{self, Input},
     },
     plan::layout::VmPaths,
     run::adopt::{self, Found},
@@ -82,6 +83,15 @@ pub enum Error {
     Directory(String, String),
 }
 
+impl From<Vanished> for Error {
+    fn from(vanished: Vanished) -> Self {
+        match vanished {
+            Vanished::NoReader => Self::NoReader,
+            vanished => Self::Interrupted(vanished.signal()),
+        }
+    }
+}
+
 impl Error {
     /// The way out, where there is one.
     pub fn hint(&self) -> Option<String> {
@@ -117,7 +127,7 @@ struct Done {
 pub struct Guest {
     paths: VmPaths,
     client: Client,
-    interrupts: Interrupts,
+    session: Session,
     /// Something was begun in the guest: a freeze is waited out.
     begun: bool,
     /// The end has begun: signals and deadlines have had their say.
@@ -130,9 +140,9 @@ impl Guest {
     ///
     /// # Errors
     /// It does not run.
-    pub async fn connect(paths: VmPaths, interrupts: Interrupts) -> Result<Self, Error> {
+    pub async fn connect(paths: VmPaths, session: Session) -> Result<Self, Error> {
         let client = Client::connect(&paths.control_socket()).await?;
-        Ok(Self { paths, client, interrupts, begun: false, ending: false, deadline: None })
+        Ok(Self { paths, client, session, begun: false, ending: false, deadline: None })
     }
 
     /// Behind a supervisor that has gone: waits for the next one, for as long as the guest runs. What was open in the guest is so still.
@@ -163,8 +173,8 @@ impl Guest {
         if self.ending {
             return Ok(());
         }
-        if let Some(signal) = self.interrupts.pending() {
-            return Err(Error::Interrupted(signal));
+        if let Some(vanished) = self.session.ended() {
+            return Err(vanished.into());
         }
         match &self.deadline {
             Some((at, limit, program)) if *at <= Instant::now() => {
@@ -191,7 +201,7 @@ impl Guest {
         };
         tokio::select! {
             done = work => Ok(done),
-            signal = self.interrupts.next() => Err(Error::Interrupted(signal)),
+            vanished = self.session.end() => Err(vanished.into()),
             error = late => Err(error),
         }
     }
@@ -202,6 +212,17 @@ impl Guest {
 
     async fn call(&mut self, command: &str, arguments: Value) -> Result<Value, Error> {
         let limit = if self.begun { CALL } else { FIRST_CALL };
+        if !self.begun && !self.ending {
+            // Where no agent runs, no answer comes. This is the one call that may be left half-way: it changes nothing.
+            let ping = self.client.agent("guest-ping", json!({}), limit);
+            tokio::select! {
+                told = ping => match told {
+                    Ok(_) | Err(client::Error::Guest { .. }) => {}
+                    Err(error) => return Err(error.into()),
+                },
+                vanished = self.session.end() => return Err(vanished.into()),
+            }
+        }
         loop {
             match self.client.agent(command, arguments.clone(), limit).await {
                 Err(client::Error::Frozen { .. }) if self.begun && !self.ending => {
@@ -323,7 +344,7 @@ impl Guest {
     async fn end<T>(&mut self, work: impl AsyncFnOnce(&mut Self) -> T) -> Option<T> {
         self.ending = true;
         // What waits for a signal must not hold what the work needs.
-        let mut interrupts = std::mem::replace(&mut self.interrupts, Interrupts::never());
+        let mut session = std::mem::replace(&mut self.session, Session::never());
         let work = async {
             match Client::connect(&self.paths.control_socket()).await {
                 Ok(client) => self.client = client,
@@ -334,7 +355,7 @@ impl Guest {
         };
         tokio::select! {
             done = work => Some(done),
-            _ = interrupts.next() => None,
+            _ = session.end() => None,
         }
     }
 }
@@ -358,6 +379,10 @@ async fn next(
 fn unread(error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::BrokenPipe => Error::NoReader,
+        // A terminal that is hung up.
+        _ if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
+            Vanished::HungUp.into()
+        }
         _ => Error::Stream("write the output", error),
     }
 }

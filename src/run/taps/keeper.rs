@@ -15,7 +15,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{Told, Wanted, open};
+use super::{Told, Wanted, blocked::Blocked, open};
 use crate::{
     host::{
         anti_spoof,
@@ -52,6 +52,8 @@ pub(super) struct Keeper {
     unfiltered: BTreeMap<IfName, String>,
     /// What is not on its bridge, and why.
     lost: BTreeMap<IfName, String>,
+    /// Where frames do not pass the bridge.
+    blocked: Blocked,
     /// When something was put back last.
     healed: BTreeMap<IfName, Instant>,
 }
@@ -88,6 +90,7 @@ impl Keeper {
             unreached: None,
             unfiltered: BTreeMap::new(),
             lost: BTreeMap::new(),
+            blocked: Blocked::default(),
             healed: BTreeMap::new(),
         }
     }
@@ -152,6 +155,7 @@ impl Keeper {
             self.unreached = None;
             self.unfiltered.clear();
             self.lost.clear();
+            self.blocked = Blocked::default();
             return Ok(Next::Heard);
         }
         let failed = |error: io::Error| chain(&error);
@@ -161,6 +165,7 @@ impl Keeper {
             return Ok(Next::Now);
         }
         let mut next = self.filter(wanted, unset).await;
+        let blocked = self.blocked.clone();
         if wanted.heal != TapHeal::Off {
             let ear = match self.ear.take() {
                 Some(ear) => ear,
@@ -181,6 +186,15 @@ impl Keeper {
             if !self.lost.keys().eq(&before) {
                 next = Next::Now;
             }
+        }
+        self.blocked.examine(wanted, &links).await.map_err(|error| chain(&error))?;
+        if wanted.heal == TapHeal::Off {
+            // Nothing is heard then.
+            if !self.blocked.is_empty() {
+                next = Next::Soon;
+            }
+        } else if !self.blocked.has_those_of(&blocked) {
+            next = Next::Now;
         }
         if self.unreached.take().is_some() {
             info!("the host's network can be reached again: the taps are looked after");
@@ -237,14 +251,15 @@ impl Keeper {
         next
     }
 
-    /// Of a tap on its bridge only its own messages count; of one that is not, also its bridge's, to be.
+    /// Of a tap on its bridge only its own messages count: the kernel sends one when the bridge goes down. The bridge's
+    /// count where the tap is not on it and where it does not pass frames.
     async fn listen(&self, wanted: &Wanted, links: &Links, ear: &LinkWatch) -> Result<(), String> {
         let mut indexes = vec![];
         for tap in &wanted.taps {
             let found = links.find(&tap.name).await.map_err(|error| chain(&error))?;
             indexes.extend(found.map(|link| link.index));
         }
-        let awaited = |tap: &&Tap| self.lost.contains_key(&tap.name);
+        let awaited = |tap: &&Tap| self.lost.contains_key(&tap.name) || self.blocked.has(&tap.name);
         let mut names: Vec<IfName> =
             wanted.taps.iter().filter(awaited).map(|tap| tap.bridge.clone()).collect();
         names.dedup();
@@ -329,9 +344,7 @@ impl Keeper {
         if let Some(last) = self.healed.get(&tap.name) {
             tokio::time::sleep_until((*last + HEAL_EVERY).into()).await;
         }
-        // The guest has learnt this one.
-        let mtu = tap.mtu.or(u16::try_from(mtu).ok());
-        links.attach(&Tap { mtu, ..tap.clone() }).await?;
+        links.reattach(tap, mtu).await?;
         self.healed.insert(tap.name.clone(), Instant::now());
         Ok(())
     }
@@ -341,7 +354,7 @@ impl Keeper {
             format!("the tap `{tap}` is not on its bridge, nothing passes: {why}")
         });
         let others = self.unreached.iter().chain(self.unfiltered.values()).cloned();
-        others.chain(lost).collect()
+        others.chain(lost).chain(self.blocked.notes()).collect()
     }
 
     async fn tell(&self, events: Vec<Event>) {

@@ -1,5 +1,6 @@
 //! The taps of a guest that runs: what leaves them is filtered, and one that has lost its bridge is told of, and put back.
 
+mod blocked;
 mod keeper;
 mod open;
 mod unfiltered;
@@ -60,14 +61,16 @@ pub(super) struct Told {
 
 impl Supervisor {
     /// Begins to keep the taps of a QEMU that has come to run.
-    pub(super) fn keep_taps(&mut self) {
+    ///
+    /// `notes` are the keeper's until it has seen the taps itself: what was found when they were attached.
+    pub(super) fn keep_taps(&mut self, notes: Vec<String>) {
         let (wanted, want) = watch::channel(self.wanted_taps());
         let looks = Arc::new(Mutex::new(()));
         let (facts, generation) = (self.facts.clone(), self.generation);
         let network = self.settings.network.clone();
         let keeper = Keeper::new(network, want, looks.clone(), facts, generation);
         let task = self.tasks.spawn(keeper.keep());
-        self.taps = Some(Taps { task, wanted, looks, notes: vec![] });
+        self.taps = Some(Taps { task, wanted, looks, notes });
     }
 
     /// The machine has changed, or begins to be.

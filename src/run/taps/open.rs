@@ -21,13 +21,13 @@ use crate::{
 const GOES_WITHIN: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(10);
 
-/// Makes a tap and puts it on its bridge.
+/// Makes a tap and puts it on its bridge. Returns the tap, and why frames do not pass the bridge.
 pub(in crate::run) async fn open(
     network: &Network,
     vm: &Vm,
     tap: &Tap,
     macs: &Macs,
-) -> Result<OwnedFd, Error> {
+) -> Result<(OwnedFd, Vec<String>), Error> {
     let at = vm.at(&format!("nic.{}.bridge", tap.nic));
     let links = Links::open(network.connect().await);
     let failed = |source| Error::Link { tap: tap.name.clone(), at: at.clone(), source };
@@ -54,6 +54,7 @@ pub(in crate::run) async fn open(
             continue;
         }
         let source = match found {
+            Some(link) if link.multi_queue => source.of_multi_queue(),
             Some(link) => source.of(link.described()),
             None => source,
         };
@@ -65,18 +66,19 @@ pub(in crate::run) async fn open(
     {
         return Err(refused.into());
     }
-    attach(&links, tap, &at).await?;
-    Ok(open)
+    let notes = attach(&links, tap, &at).await?;
+    Ok((open, notes))
 }
 
-/// Puts a tap that is there on its bridge.
-pub(in crate::run) async fn attach(links: &Links, tap: &Tap, at: &str) -> Result<(), Error> {
+/// Puts a tap that is there on its bridge. Returns why frames do not pass the bridge.
+pub(in crate::run) async fn attach(
+    links: &Links,
+    tap: &Tap,
+    at: &str,
+) -> Result<Vec<String>, Error> {
     let failed = |source| Error::Link { tap: tap.name.clone(), at: at.to_owned(), source };
     let attached = links.attach(tap).await.map_err(failed)?;
-    if !attached.bridge_up {
-        tracing::warn!("the bridge `{}` is down: nothing passes ({at})", tap.bridge);
-    }
-    Ok(())
+    Ok(tap.bridge_notes(attached.bridge_up, attached.bridge_mtu))
 }
 
 /// Has what leaves a tap filtered, or not, as its NIC says.

@@ -1,18 +1,17 @@
 //! `qvm top`: what VMs use, as it changes; and from there to a console, or to a clean stop.
 
 mod draw;
+mod screen;
 
 use std::{
     io,
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use ratatui::{
-    DefaultTerminal,
-    crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers},
-};
+use ratatui::crossterm::event::{Event, KeyCode, KeyEventKind, KeyModifiers};
 
 use crate::{
     control::{
@@ -20,10 +19,15 @@ use crate::{
         types::{self, State},
     },
     exit::{self, Failure},
+    host::{
+        pidfd::{Exit, Process, Signal},
+        session::{Session, Vanished},
+    },
     plan::layout::Layout,
     run::rates::{Look, Rates, look, rates},
 };
 use draw::amount;
+use screen::Screen;
 
 /// What `qvm top` takes.
 #[derive(Debug, Clone, clap::Args)]
@@ -47,6 +51,9 @@ pub struct Within<'a> {
 
 /// How often a key, or a signal, is looked for while nothing is to be drawn.
 const GLANCE: Duration = Duration::from_millis(200);
+
+/// What a terminal answers that is hung up (errno(3)).
+const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
 
 /// By what the VMs are sorted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,20 +134,27 @@ pub async fn run(args: &Args, within: &Within<'_>) -> Result<(), Failure> {
         let hint = "`qvm list`, `qvm metrics` and `qvm status --json` are for programs".to_owned();
         return Err(Failure::new(exit::USAGE, "it needs a terminal").hint(hint));
     }
-    let cannot = |error: io::Error| Failure::new(exit::FAILED, format!("the terminal: {error}"));
-    let signals = crate::host::terminal::signals().map_err(cannot)?;
-    let mut terminal = ratatui::try_init().map_err(cannot)?;
-    let shown = show(args, within, &mut terminal, signals).await;
-    ratatui::restore();
-    shown.map_err(cannot)
+    let cannot = |error: io::Error| match error.raw_os_error() {
+        Some(EIO) => Failure::quiet(Vanished::HungUp.exit_code()),
+        _ => Failure::new(exit::FAILED, format!("the terminal: {error}")),
+    };
+    let mut session = Session::catch().map_err(cannot)?;
+    let mut screen = Screen::enter().map_err(cannot)?;
+    let shown = show(args, within, &mut screen, &mut session).await;
+    screen.leave().await;
+    match shown.map_err(cannot)? {
+        None | Some(Vanished::NoReader) => Ok(()),
+        Some(vanished) => Err(Failure::quiet(vanished.exit_code())),
+    }
 }
 
+/// Shows it until the operator leaves; or why nobody looks at it any more.
 async fn show(
     args: &Args,
     within: &Within<'_>,
-    terminal: &mut DefaultTerminal,
-    mut signals: std::os::unix::net::UnixStream,
-) -> io::Result<()> {
+    screen: &mut Screen,
+    session: &mut Session,
+) -> io::Result<Option<Vanished>> {
     let mut top = Top {
         rows: vec![],
         sort: Sort::Cpu,
@@ -152,39 +166,50 @@ async fn show(
     };
     let mut before: Option<Look> = None;
     loop {
-        let now = look(within.layout, within.proc).await;
+        let now = tokio::select! {
+            now = look(within.layout, within.proc) => now,
+            vanished = session.end() => return Ok(Some(vanished)),
+        };
         top.take(before.as_ref(), &now);
         // The first rates come soon: nobody wants to wait for them.
         let pause = if before.is_none() { GLANCE } else { Duration::from_secs(args.delay.into()) };
         let until = now.at + pause;
         before = Some(now);
-        terminal.draw(|frame| top.draw(frame))?;
+        let mut changed = true;
         while Instant::now() < until {
-            let mut signal = [0];
-            if io::Read::read(&mut signals, &mut signal).is_ok() {
-                return Ok(());
+            if changed {
+                tokio::select! {
+                    drawn = screen.draw(&top) => drawn?,
+                    vanished = session.end() => return Ok(Some(vanished)),
+                }
             }
             let left = until.saturating_duration_since(Instant::now());
-            if !event::poll(left.min(GLANCE))? {
-                continue;
-            }
-            let wish = match event::read()? {
-                Event::Key(key) if key.kind != KeyEventKind::Release => {
-                    top.key(key.code, key.modifiers)
-                }
-                _ => Wish::Nothing,
+            let pressed = tokio::select! {
+                vanished = session.end() => return Ok(Some(vanished)),
+                pressed = screen.keys(left.min(GLANCE)) => pressed?,
             };
-            match wish {
-                Wish::Leave => return Ok(()),
-                Wish::Nothing => {}
-                Wish::Stop(name) => top.said = Some(stop(within.layout, &name).await),
-                Wish::Console(name) => {
-                    ratatui::restore();
-                    top.said = console(within, &name).err();
-                    *terminal = ratatui::try_init()?;
+            let Some(pressed) = pressed else { return Ok(Some(Vanished::HungUp)) };
+            changed = !pressed.is_empty();
+            for event in pressed {
+                let Event::Key(key) = event else { continue };
+                if key.kind == KeyEventKind::Release {
+                    continue;
+                }
+                match top.key(key.code, key.modifiers) {
+                    Wish::Leave => return Ok(None),
+                    Wish::Nothing => {}
+                    Wish::Stop(name) => top.said = Some(stop(within.layout, &name).await),
+                    Wish::Console(name) => {
+                        screen.pause().await;
+                        let (vanished, said) = console(within, &name, session).await;
+                        if vanished.is_some() {
+                            return Ok(vanished);
+                        }
+                        top.said = said;
+                        screen.resume()?;
+                    }
                 }
             }
-            terminal.draw(|frame| top.draw(frame))?;
         }
     }
 }
@@ -202,8 +227,12 @@ async fn stop(layout: &Layout, name: &str) -> String {
     }
 }
 
-/// A console in this terminal, until it is left.
-fn console(within: &Within<'_>, name: &str) -> Result<(), String> {
+/// A console in this terminal, until it is left; whether nobody looks any more, and what there is to say.
+async fn console(
+    within: &Within<'_>,
+    name: &str,
+    session: &mut Session,
+) -> (Option<Vanished>, Option<String>) {
     let Layout { config, state, runtime } = within.layout;
     let directories: [(&str, &PathBuf); 3] =
         [("--config-dir", config), ("--state-dir", state), ("--runtime-dir", runtime)];
@@ -211,11 +240,25 @@ fn console(within: &Within<'_>, name: &str) -> Result<(), String> {
     for (option, directory) in directories {
         command.arg(option).arg(directory);
     }
-    let ended = command.args(["console", name]).status();
-    match ended {
-        Ok(status) if status.success() => Ok(()),
-        Ok(_) => Err(format!("{name}: no console")),
-        Err(error) => Err(format!("{name}: {error}")),
+    let mut vanished = None;
+    let ended = async {
+        let child = command.args(["console", name]).spawn()?;
+        let process = Arc::new(Process::open(child.id())?);
+        loop {
+            tokio::select! {
+                exit = process.wait() => return Ok::<Exit, io::Error>(exit),
+                end = session.end() => {
+                    vanished = Some(end);
+                    // It has the same terminal, but signals may be for us alone.
+                    let _ = process.signal(Signal::TERM);
+                }
+            }
+        }
+    };
+    match ended.await {
+        Ok(Exit::Code(0)) => (vanished, None),
+        Ok(_) => (vanished, Some(format!("{name}: no console"))),
+        Err(error) => (vanished, Some(format!("{name}: {error}"))),
     }
 }
 

@@ -137,7 +137,7 @@ fn one(seen: &Seen, about: &str, starts: &str) -> String {
 fn bridge(stp: u8, forward_delay: u64, ports: &[(&str, bool)]) -> Interface {
     let port = |(name, tap): &(&str, bool)| Port { name: (*name).to_owned(), tap: *tap };
     let ports = ports.iter().map(port).collect();
-    Interface::Bridge(Bridge { up: true, stp, forward_delay, ports })
+    Interface::Bridge(Bridge { up: true, mtu: Some(1500), stp, forward_delay, ports })
 }
 
 /// As systemd shows the unit of a VM that is as it should be, but for its time.

@@ -39,6 +39,34 @@ fn bridges_that_are_not_there_or_down() {
 }
 
 #[test]
+fn mtu_above_the_bridge_is_warned_of() {
+    let mut seen = bridged(bridge(0, 1500, &[("eth0", false)]));
+    seen.vms.push(vm("wide", "[nic.lan]\nbridge = \"br0\"\nmtu = 9000"));
+    seen.vms.push(vm("small", "[nic.lan]\nbridge = \"br0\"\nmtu = 1400"));
+    one(
+        &seen,
+        "VM wide",
+        "warning VM wide: `mtu` 9000 of NIC `lan` exceeds MTU 1500 of bridge `br0`",
+    );
+    assert_eq!(told(&seen, "VM small"), [""; 0]);
+    if let Some(Interface::Bridge(bridge)) = seen.network.bridges.values_mut().next() {
+        bridge.mtu = Some(9000);
+    }
+    assert_eq!(told(&seen, "VM wide"), [""; 0]);
+}
+
+#[test]
+fn address_outside_the_user_network_is_warned_of() {
+    let seen = well(vec![vm("web", "ip = \"192.168.1.5/24\""), vm("db", "ip = \"10.0.2.20/24\"")]);
+    one(
+        &seen,
+        "VM web",
+        "warning VM web: `ip` 192.168.1.5/24 of NIC `net` is not in the user-mode network",
+    );
+    assert_eq!(told(&seen, "VM db"), [""; 0]);
+}
+
+#[test]
 fn spanning_tree_that_holds_up_a_guests_dhcp() {
     for (stp, delay, level, seconds) in [
         (0, 1500, None, 0),

@@ -1,31 +1,55 @@
 //! One HTTP answer, read so that nothing can hold up whoever waits for it.
 //!
-//! The request runs on a thread of its own: name resolution, connecting and the TLS handshake block, each for as
-//! long as the system likes, and only the reading of a body can be broken off from outside. The caller waits for a
-//! channel instead, looks around every [`LOOK`], and leaves when it wants to; the thread then finds its socket
-//! shut down, or its timeout over, and ends by itself.
+//! The request runs on a thread of its own: name resolution, connecting and the TLS handshake
+//! block, each for as long as the system likes, and only the reading of a body can be broken off
+//! from outside. The caller waits for a channel instead, looks around every [`LOOK`], and leaves
+//! when it wants to; the thread then finds its socket shut down, or its timeout over, and ends by
+//! itself.
 //!
-//! The proxy is the environment's (`https_proxy`, `no_proxy`, …), certificates are judged by the system's store.
+//! The proxy is the environment's ([`crate::plan::proxy`]), certificates are judged by the system's
+//! store.
+
+mod connect;
+mod error;
+mod route;
 
 use std::{
     io::Read,
-    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    },
     time::{Duration, Instant},
 };
+
+pub use error::Error;
+use error::explained;
+use route::Route;
 
 use ureq::{
     Agent, ResponseExt,
     http::header,
     tls::{RootCerts, TlsConfig},
+    unversioned::transport::RustlsConnector,
 };
 
-use crate::plan::image::Headers;
+use crate::plan::{
+    image::Headers,
+    proxy::{Proxies, Proxy},
+};
 
 /// How often the caller is asked whether to go on while nothing comes.
 pub const LOOK: Duration = Duration::from_millis(100);
 
 /// How much is read at a time.
 const CHUNK: usize = 256 << 10;
+
+/// The longest that connecting to a server, or to its proxy, may take.
+const CONNECT_LIMIT: Duration = Duration::from_secs(15);
+
+/// The fewest bytes per second, over a period of [`Request::silence`], that count as progress.
+const LEAST_RATE: f64 = 1024.0;
 
 /// What is asked for.
 #[derive(Debug, Clone)]
@@ -36,7 +60,9 @@ pub struct Request {
     pub resume: Option<(u64, String)>,
     /// Whether a redirect from https to http is refused.
     pub stay_encrypted: bool,
-    /// How long nothing may come before the connection is given up.
+    /// How long nothing may come before the connection is given up. Over as long, fewer than 1024
+    /// bytes per second are given up as well: a server that sends a byte a minute would hold up a
+    /// start for ever.
     pub silence: Duration,
 }
 
@@ -52,14 +78,20 @@ pub struct Answer {
     pub headers: Headers,
     /// Where redirects led to.
     pub url: String,
+    /// The proxy that the answer came through.
+    pub proxy: Option<Box<Proxy>>,
     body: Body,
 }
 
 struct Body {
     agent: Agent,
+    route: Route,
     chunks: Receiver<Said>,
     silence: Duration,
     ended: bool,
+    /// How long was waited since the rate was last looked at, and how many bytes came.
+    waited: Duration,
+    came: usize,
 }
 
 enum Said {
@@ -77,92 +109,29 @@ struct Head {
     url: String,
 }
 
-/// Why there is no answer, or no more of it.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The caller said so.
-    #[error("it was called off")]
-    CalledOff,
-    /// Nothing came for that long.
-    #[error("no byte came for {} s", .0.as_secs_f32())]
-    Silent(Duration),
-    /// The certificate, or another part of TLS.
-    #[error("the server's certificate is not accepted: {0}")]
-    Certificate(String),
-    /// TLS, but not the certificate.
-    #[error("no encrypted connection comes about: {0}")]
-    Tls(String),
-    /// No such host.
-    #[error("the host's name is not known")]
-    NoHost,
-    /// The address cannot be used.
-    #[error("{0}")]
-    Address(String),
-    /// The connection failed or broke off.
-    #[error("{0}")]
-    Broken(String),
-}
-
-impl Error {
-    /// Trying again may help.
-    pub const fn passes(&self) -> bool {
-        matches!(self, Self::Silent(_) | Self::NoHost | Self::Broken(_))
-    }
-
-    /// The host, its network or the server is at fault; a certificate is refused as well where the clock is wrong.
-    pub const fn is_the_hosts(&self) -> bool {
-        !matches!(self, Self::CalledOff | Self::Address(_))
-    }
-
-    /// The way out, where there is one.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Certificate(_) => Some(
-                "check the host's clock and the address; a certificate authority of your own belongs in the \
-                 system's store (`update-ca-certificates`), or in the file that `SSL_CERT_FILE` names"
-                    .into(),
-            ),
-            Self::NoHost => Some("check the address, and `resolvectl query` for the host".into()),
-            _ => None,
-        }
-    }
-}
-
-fn explained(error: ureq::Error, silence: Duration) -> Error {
-    use ureq::Error as E;
-    match error {
-        E::HostNotFound => Error::NoHost,
-        E::Timeout(_) => Error::Silent(silence),
-        E::Rustls(e) => Error::Tls(e.to_string()),
-        E::Tls(e) => Error::Tls(e.into()),
-        E::Io(e) => match e.to_string() {
-            text if text.contains("certificate") => {
-                Error::Certificate(text.trim_start_matches("invalid peer certificate: ").to_owned())
-            }
-            text if e.kind() == std::io::ErrorKind::InvalidData => Error::Tls(text),
-            _ if e.kind() == std::io::ErrorKind::UnexpectedEof => {
-                Error::Broken("the connection broke off".into())
-            }
-            text => Error::Broken(text),
-        },
-        E::RequireHttpsOnly(to) => {
-            Error::Address(format!("it leads to `{to}`, which is not https"))
-        }
-        E::TooManyRedirects => Error::Address("it leads from redirect to redirect".into()),
-        E::BadUri(e) => Error::Address(format!("the address cannot be used: {e}")),
-        E::Http(e) => Error::Address(format!("the address cannot be used: {e}")),
-        E::InvalidProxyUrl => Error::Address("the environment names a proxy that is no URL".into()),
-        other => Error::Broken(other.to_string()),
-    }
-}
-
 /// Asks, and waits for the head of the answer. `goes_on` is asked every [`LOOK`].
 ///
 /// # Errors
 /// There is no answer. A status that tells of a failure is an answer.
 pub fn get(request: &Request, goes_on: &mut dyn FnMut() -> bool) -> Result<Answer, Error> {
+    let proxies = Proxies::from_variables(|name| std::env::var(name).ok());
+    get_through(proxies, request, goes_on)
+}
+
+fn get_through(
+    proxies: Proxies,
+    request: &Request,
+    goes_on: &mut dyn FnMut() -> bool,
+) -> Result<Answer, Error> {
     let silence = request.silence;
-    let agent: Agent = Agent::config_builder()
+    let route = Route {
+        proxies: Arc::new(proxies),
+        limit: silence.min(CONNECT_LIMIT),
+        abandoned: Arc::new(AtomicBool::new(false)),
+        through: Arc::new(Mutex::new(None)),
+        tls: Arc::new(RustlsConnector::default()),
+    };
+    let config = Agent::config_builder()
         .http_status_as_error(false)
         .https_only(request.stay_encrypted)
         .timeout_resolve(Some(silence))
@@ -173,23 +142,27 @@ pub fn get(request: &Request, goes_on: &mut dyn FnMut() -> bool) -> Result<Answe
         // The bytes as they lie there: a transfer encoding would change what the digest is of.
         .accept_encoding("identity")
         .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
+        // `Route` decides about proxies.
+        .proxy(None)
         .max_idle_connections(0)
         .input_buffer_size(CHUNK)
-        .build()
-        .into();
+        .build();
+    let agent = Agent::with_parts(config, route.clone(), route.clone());
     let (say, chunks) = sync_channel(16);
     let (asked, theirs) = (request.clone(), agent.clone());
     std::thread::Builder::new()
         .name("download".into())
         .spawn(move || ask(&theirs, &asked, &say))
         .map_err(|e| Error::Broken(format!("the kernel gives no thread: {e}")))?;
-    let mut body = Body { agent, chunks, silence, ended: false };
+    let (waited, came) = (Duration::ZERO, 0);
+    let mut body = Body { agent, route, chunks, silence, ended: false, waited, came };
     match body.wait(goes_on)? {
         Said::Head(head) => {
             let Head { status, length, content_range, headers, url } = *head;
-            Ok(Answer { status, length, content_range, headers, url, body })
+            let proxy = body.proxy();
+            Ok(Answer { status, length, content_range, headers, url, proxy, body })
         }
-        Said::Failed(e) => Err(explained(e, silence)),
+        Said::Failed(e) => Err(body.through(explained(e, silence))),
         Said::Chunk(_) | Said::End => Err(Error::Broken("the answer has no head".into())),
     }
 }
@@ -198,14 +171,17 @@ impl Answer {
     /// The next bytes, `None` at the end. `goes_on` is asked every [`LOOK`].
     ///
     /// # Errors
-    /// The connection broke off or fell silent, or `goes_on` said no.
+    /// The connection broke off, fell silent or is too slow, or `goes_on` said no.
     pub fn next(&mut self, goes_on: &mut dyn FnMut() -> bool) -> Result<Option<Vec<u8>>, Error> {
         if self.body.ended {
             return Ok(None);
         }
         match self.body.wait(goes_on)? {
-            Said::Chunk(bytes) => Ok(Some(bytes)),
-            Said::Failed(e) => Err(explained(e, self.body.silence)),
+            Said::Chunk(bytes) => {
+                self.body.keeps_pace(bytes.len())?;
+                Ok(Some(bytes))
+            }
+            Said::Failed(e) => Err(self.body.through(explained(e, self.body.silence))),
             Said::End | Said::Head(_) => {
                 self.body.ended = true;
                 Ok(None)
@@ -217,24 +193,57 @@ impl Answer {
 impl Body {
     fn wait(&mut self, goes_on: &mut dyn FnMut() -> bool) -> Result<Said, Error> {
         let since = Instant::now();
-        loop {
+        let said = loop {
             if !goes_on() {
                 return Err(Error::CalledOff);
             }
             match self.chunks.recv_timeout(LOOK) {
-                Ok(said) => return Ok(said),
+                Ok(said) => break said,
                 Err(RecvTimeoutError::Timeout) if since.elapsed() < self.silence => {}
-                Err(RecvTimeoutError::Timeout) => return Err(Error::Silent(self.silence)),
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(self.through(Error::Silent(self.silence)));
+                }
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(Error::Broken("the connection was given up".into()));
+                    return Err(self.through(Error::Broken("the connection was given up".into())));
                 }
             }
+        };
+        self.waited += since.elapsed();
+        Ok(said)
+    }
+
+    /// Counts the bytes against the time that was waited for them; time in which the caller wrote
+    /// them does not count.
+    fn keeps_pace(&mut self, bytes: usize) -> Result<(), Error> {
+        self.came += bytes;
+        if self.waited < self.silence {
+            return Ok(());
+        }
+        let (bytes, time) = (std::mem::take(&mut self.came), std::mem::take(&mut self.waited));
+        if (bytes as f64) < LEAST_RATE * time.as_secs_f64() {
+            return Err(self.through(Error::TooSlow { bytes, time }));
+        }
+        Ok(())
+    }
+
+    fn proxy(&self) -> Option<Box<Proxy>> {
+        let through = self.route.through.lock().unwrap_or_else(PoisonError::into_inner);
+        through.clone().map(Box::new)
+    }
+
+    /// The error, with the proxy where there is one.
+    fn through(&self, error: Error) -> Error {
+        match (self.proxy(), error) {
+            (_, error @ (Error::CalledOff | Error::Unencrypted(_) | Error::NoProxy(_))) => error,
+            (Some(proxy), error) => Error::Through { proxy, source: Box::new(error) },
+            (None, error) => error,
         }
     }
 }
 
 impl Drop for Body {
     fn drop(&mut self) {
+        self.route.abandoned.store(true, Ordering::Release);
         self.agent.clone().shutdown();
     }
 }

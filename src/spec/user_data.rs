@@ -1,0 +1,365 @@
+//! `cloudInit.userData`: a file that goes into the seed byte for byte, and what can be said of it
+//! beforehand.
+//!
+//! It is judged as cloud-init judges it: by how the text begins
+//! (<https://docs.cloud-init.io/en/latest/explanation/format.html>). What reads a NoCloud seed need
+//! not be cloud-init, though: what cloud-init would ignore is passed on with a note.
+
+use std::{fmt, io::Read, path::PathBuf};
+
+use super::{
+    cloud_init::ReadFile,
+    reading::{At, Reading},
+    text, yaml,
+};
+use crate::value::shown;
+
+/// A user-data file, read when the VM file was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserData {
+    /// The file, absolute, resolved against the VM file's directory.
+    pub path: PathBuf,
+    /// What it contains: UTF-8 text, or gzip of it.
+    pub bytes: Vec<u8>,
+    /// What its author may not have meant.
+    pub notes: Vec<Note>,
+}
+
+/// Something that is no fault of user-data, but may not be meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note {
+    /// A machine configuration of Talos Linux.
+    Talos,
+    /// A script for cloudbase-init, which reads NoCloud seeds on Windows.
+    CloudbaseInit,
+    /// An Ignition configuration.
+    Ignition,
+    /// Nothing that is known.
+    Unknown,
+    /// A mapping of `#cloud-config` has this key twice; PyYAML takes the last one.
+    DuplicateKey {
+        /// Which.
+        key: String,
+        /// The line of the second one, where it could be found.
+        line: Option<usize>,
+    },
+}
+
+impl Note {
+    /// The line of the user-data.
+    fn line(&self) -> Option<usize> {
+        match self {
+            Self::DuplicateKey { line, .. } => *line,
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Talos => {
+                write!(f, "is a machine configuration of Talos Linux, which cloud-init ignores")
+            }
+            Self::CloudbaseInit => write!(f, "is for cloudbase-init, and cloud-init ignores it"),
+            Self::Ignition => write!(
+                f,
+                "is an Ignition configuration: images with `ignition.platform.id=proxmoxve` read it \
+                 from the seed; others read it from fw_cfg, which qvm does not offer"
+            ),
+            Self::Unknown => {
+                write!(f, "begins with nothing that cloud-init knows, and cloud-init ignores it")
+            }
+            Self::DuplicateKey { key, .. } => {
+                write!(f, "has the key `{}` twice, and cloud-init takes the last one", shown(key))
+            }
+        }
+    }
+}
+
+impl UserData {
+    /// The largest user-data, in bytes: enough for every use, too little to fill a disk with.
+    pub const MAX: usize = 1 << 20;
+
+    /// The notes as lines for people, with the file and the line.
+    pub fn advice(&self) -> impl Iterator<Item = String> {
+        let path = super::problem::one_line(&self.path.to_string_lossy());
+        self.notes.iter().map(move |note| {
+            let place = note.line().map(|line| format!(":{line}")).unwrap_or_default();
+            format!("`{path}{place}` {note}")
+        })
+    }
+
+    pub(super) fn load(
+        r: &mut Reading<'_>,
+        at: &At,
+        path: &str,
+        read: &mut ReadFile<'_>,
+    ) -> Option<Self> {
+        let path = text::path(r, at, path)?;
+        let shown_path = super::problem::one_line(&path.to_string_lossy());
+        let bytes = match read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                r.wrong(at, format!("cannot read `{shown_path}`: {error}"), None);
+                return None;
+            }
+        };
+        if bytes.len() > Self::MAX {
+            r.wrong(at, format!("`{shown_path}` has more than 1 MiB"), None);
+            return None;
+        }
+        match check(&bytes) {
+            Ok(notes) => Some(Self { path, bytes, notes }),
+            Err((line, message, hint)) => {
+                let place = line.map(|line| format!(":{line}")).unwrap_or_default();
+                r.wrong(at, format!("`{shown_path}{place}` {message}"), hint);
+                None
+            }
+        }
+    }
+}
+
+/// How the kinds of user-data begin, in lower case, beside `#cloud-config`.
+const HEADERS: [&str; 10] = [
+    "#!",
+    "#include",
+    "#cloud-boothook",
+    "#cloud-config-archive",
+    "#cloud-config-jsonp",
+    "#part-handler",
+    "#upstart-job",
+    "## template: jinja",
+    "content-type:",
+    "mime-version:",
+];
+
+/// How scripts for cloudbase-init begin, in lower case.
+const CLOUDBASE: [&str; 4] = ["#ps1", "rem cmd", "<powershell>", "<script>"];
+
+/// Keys that tell a `#cloud-config` whose first line was forgotten.
+const COMMON_KEYS: [&str; 26] = [
+    "apt",
+    "bootcmd",
+    "ca_certs",
+    "chpasswd",
+    "disk_setup",
+    "final_message",
+    "fqdn",
+    "fs_setup",
+    "groups",
+    "growpart",
+    "hostname",
+    "locale",
+    "mounts",
+    "ntp",
+    "package_update",
+    "package_upgrade",
+    "packages",
+    "password",
+    "power_state",
+    "runcmd",
+    "ssh_authorized_keys",
+    "ssh_pwauth",
+    "timezone",
+    "user",
+    "users",
+    "write_files",
+];
+
+/// The line, what is wrong with it, and the way out.
+type Flaw = (Option<usize>, String, Option<String>);
+
+/// Checks user-data as far as it can be without cloud-init: its header, and that a `#cloud-config`
+/// is a mapping.
+fn check(bytes: &[u8]) -> Result<Vec<Note>, Flaw> {
+    if bytes.starts_with(&[0x1f, 0x8b]) {
+        return check_packed(bytes);
+    }
+    match std::str::from_utf8(bytes) {
+        Ok(text) => check_text(text),
+        Err(_) => Err((None, "is neither UTF-8 text nor gzip".into(), None)),
+    }
+}
+
+/// What gzip contains is judged, but for another gzip and for more than is read of it.
+fn check_packed(bytes: &[u8]) -> Result<Vec<Note>, Flaw> {
+    let most = 4 * UserData::MAX;
+    let mut unpacked = Vec::new();
+    let mut from = flate2::read::MultiGzDecoder::new(bytes).take(most as u64 + 1);
+    if let Err(error) = from.read_to_end(&mut unpacked) {
+        return Err((None, format!("is gzip that cannot be unpacked: {error}"), None));
+    }
+    match String::from_utf8(unpacked) {
+        Ok(text) if text.len() <= most => check_text(&text),
+        Ok(_) => Ok(vec![]),
+        Err(_) => Err((None, "is gzip of something that is not UTF-8 text".into(), None)),
+    }
+}
+
+fn check_text(text: &str) -> Result<Vec<Note>, Flaw> {
+    let start: String = text.trim_start().chars().take(64).collect::<String>().to_ascii_lowercase();
+    let head: String = text.chars().take(4096).collect::<String>().to_ascii_lowercase();
+    if HEADERS.iter().any(|header| start.starts_with(header)) || head.contains("mime-version:") {
+        return Ok(vec![]);
+    }
+    if start.starts_with("#cloud-config") {
+        return check_config(text);
+    }
+    if start.is_empty() {
+        return Err((None, "is empty".into(), None));
+    }
+    if start.starts_with("# cloud-config") {
+        let hint = "write `#cloud-config`, without the blank";
+        return Err((Some(1), "begins with a comment".into(), Some(hint.into())));
+    }
+    let has = |key: &str| text.lines().any(|line| line.trim_end() == key);
+    let begins = |keys: &[&str]| {
+        let key = |line: &str| line.split_once(':').is_some_and(|(key, _)| keys.contains(&key));
+        text.lines().any(key)
+    };
+    if CLOUDBASE.iter().any(|header| start.starts_with(header)) {
+        Ok(vec![Note::CloudbaseInit])
+    } else if (has("version: v1alpha1") && begins(&["machine", "cluster"]))
+        || (has("apiVersion: v1alpha1") && begins(&["kind"]))
+    {
+        Ok(vec![Note::Talos])
+    } else if is_ignition(text) {
+        Ok(vec![Note::Ignition])
+    } else if begins(&COMMON_KEYS) {
+        let message = "has keys of a `#cloud-config`, but does not begin with it".to_owned();
+        Err((Some(1), message, Some("write `#cloud-config` as its first line".into())))
+    } else {
+        Ok(vec![Note::Unknown])
+    }
+}
+
+fn is_ignition(text: &str) -> bool {
+    // A text that is no JSON object is not read to its end.
+    text.trim_start().starts_with('{')
+        && serde_json::from_str::<serde_json::Value>(text)
+            .is_ok_and(|json| json.get("ignition").is_some_and(serde_json::Value::is_object))
+}
+
+fn check_config(text: &str) -> Result<Vec<Note>, Flaw> {
+    if is_deep(text) {
+        return Ok(vec![]);
+    }
+    match yaml::outline(text) {
+        Ok(outline) if !outline.is_mapping => {
+            Err((None, "is not a mapping of keys to values".into(), None))
+        }
+        Ok(outline) => {
+            let line = |key: &String| yaml::second_line(text, key);
+            let note = |key: String| Note::DuplicateKey { line: line(&key), key };
+            Ok(outline.duplicates.into_iter().take(MOST_NOTES).map(note).collect())
+        }
+        Err(error) => {
+            let line = error.location().map(|location| location.line());
+            let error = super::problem::one_line(&error.to_string());
+            Err((line, format!("is not YAML: {error}"), None))
+        }
+    }
+}
+
+/// How many duplicate keys are told of.
+const MOST_NOTES: usize = 5;
+
+/// Whether brackets seem to nest so deep that libyaml, which looks at each open one for each token,
+/// would take minutes to refuse it. That can also be a script full of lone brackets, so it is left
+/// to cloud-init.
+fn is_deep(text: &str) -> bool {
+    let mut open = 0_u32;
+    text.bytes().any(|byte| {
+        match byte {
+            b'[' | b'{' => open += 1,
+            b']' | b'}' => open = open.saturating_sub(1),
+            _ => {}
+        }
+        open > 256
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn gz(text: &str) -> Vec<u8> {
+        let mut to = flate2::write::GzEncoder::new(Vec::new(), Default::default());
+        to.write_all(text.as_bytes()).unwrap();
+        to.finish().unwrap()
+    }
+
+    #[test]
+    fn other_readers_get_a_note() {
+        for (text, note) in [
+            ("version: v1alpha1\nmachine:\n  type: worker\n---\nkind: x\n", Note::Talos),
+            ("apiVersion: v1alpha1\nkind: HostnameConfig\nhostname: n1\n", Note::Talos),
+            ("#ps1_sysnative\nSet-TimeZone -Id UTC\n", Note::CloudbaseInit),
+            ("rem cmd\r\necho x\r\n", Note::CloudbaseInit),
+            ("{\"ignition\":{\"version\":\"3.4.0\"}}", Note::Ignition),
+            ("hello\n", Note::Unknown),
+        ] {
+            assert_eq!(check(text.as_bytes()), Ok(vec![note.clone()]), "{text}");
+            assert_eq!(check(&gz(text)), Ok(vec![note]), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_cloud_init_accepts_is_accepted() {
+        for text in [
+            "#cloud-config # made by hand\npackages: [htop]\n",
+            "\n  #Cloud-Config\nruncmd: []\n",
+            "#cloud-config-archive\n- content: x\n",
+            "#cloud-config\r\nruncmd: []\r\n",
+            "From: x\nMIME-Version: 1.0\n",
+            "#!/bin/sh\n",
+        ] {
+            assert_eq!(check(text.as_bytes()), Ok(vec![]), "{text}");
+            assert_eq!(check(&gz(text)), Ok(vec![]), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused() {
+        let packed = gz("#cloud-config\n");
+        for bytes in [
+            b"packages: [htop]\n".as_slice(),
+            b"#cloud-config\n- a\n",
+            b"#cloud-config # x\na: [\n",
+            b"",
+            b" \n",
+            b"# cloud-config\npackages: [htop]\n",
+            b"\xff\xfe",
+            &packed[..packed.len() - 4],
+            &gz("#cloud-config\n- a\n"),
+        ] {
+            assert!(check(bytes).is_err(), "{bytes:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn duplicate_key_is_named_at_its_second_line() {
+        let duplicates = |text: &str| {
+            let notes = check(text.as_bytes()).unwrap().into_iter();
+            let pair = |note| match note {
+                Note::DuplicateKey { key, line } => (key, line),
+                other => panic!("{other:?}"),
+            };
+            notes.map(pair).collect::<Vec<_>>()
+        };
+        let top = "#cloud-config\nruncmd:\n  - echo one\npackages: [htop]\nruncmd:\n  - echo two\n";
+        assert_eq!(duplicates(top), [("runcmd".to_owned(), Some(5))]);
+        let nested = "#cloud-config\nusers:\n- name: a\n- name: b\n  \"uid\": 1\n  uid: 2\n";
+        assert_eq!(duplicates(nested), [("uid".to_owned(), Some(6))]);
+        let in_block = "#cloud-config\na: |\n  a: 1\nb: 2\na: 3\n";
+        assert_eq!(duplicates(in_block), [("a".to_owned(), Some(5))]);
+        let flow = "#cloud-config\nx: {a: 1, a: 2}\n";
+        assert_eq!(duplicates(flow), [("a".to_owned(), None)]);
+        assert_eq!(duplicates("#cloud-config\na: {b: 1}\nc: {b: 2}\n"), []);
+        let merged = "#cloud-config\na: &a {x: 1}\nb:\n  <<: *a\n  <<: *a\n";
+        assert_eq!(duplicates(merged), []);
+    }
+}

@@ -1,0 +1,23 @@
+//! The oldest QEMU that qvm works with.
+
+use std::{path::Path, process::Command};
+
+use super::{Lab, required};
+
+/// A lab whose QEMU is 7.2; `None` where that was not built. `QVM_TEST_REQUIRE=qemu-7.2` demands it.
+pub(crate) fn lab() -> Option<Lab> {
+    let archive = std::env::var_os("QVM_GUESTS")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guests"), Into::into)
+        .join("qemu-7.2.tar");
+    if !archive.exists() {
+        let how = format!("{} is missing: `tests/guest/build DIR qemu-7.2`", archive.display());
+        assert!(!required("qemu-7.2"), "{how}");
+        println!("skipped: {how}");
+        return None;
+    }
+    let mut lab = Lab::new();
+    let unpacked = Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(lab.path()).status();
+    assert!(unpacked.unwrap().success());
+    lab.qemu = Some(lab.path().join("qemu-7.2/qemu-system-x86_64").into());
+    Some(lab)
+}

@@ -1,0 +1,51 @@
+//! Waits that end with standstill, not with the clock: a loaded machine without KVM is ten times
+//! slower than an idle one, and not broken.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+/// Time without any progress after which something counts as hung.
+const STILL: Duration = Duration::from_secs(300);
+/// Time after which it counts as hung whatever progress it makes.
+const TOTAL: Duration = Duration::from_secs(1200);
+/// Between two checks of a condition.
+const POLL: Duration = Duration::from_millis(10);
+
+/// Why a wait was given up.
+#[derive(Debug)]
+pub(crate) struct Standstill {
+    /// Since the wait began.
+    pub(crate) after: Duration,
+    /// Since the last progress.
+    pub(crate) still: Duration,
+}
+
+/// Waits until `done`, as long as `progress` changes.
+pub(crate) fn while_progress<T: PartialEq>(
+    mut progress: impl FnMut() -> T,
+    mut done: impl FnMut() -> bool,
+) -> Result<(), Standstill> {
+    let began = Instant::now();
+    let (mut last, mut moved) = (progress(), began);
+    while !done() {
+        let now = progress();
+        if now != last {
+            (last, moved) = (now, Instant::now());
+        }
+        let (after, still) = (began.elapsed(), moved.elapsed());
+        if after >= TOTAL || still >= STILL {
+            return Err(Standstill { after, still });
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(())
+}
+
+/// The progress of a guest: the inode and the length of its console log, which is replaced when it
+/// is full.
+pub(crate) fn console_length(log: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(log).ok().map(|log| (log.ino(), log.len()))
+}
