@@ -5,10 +5,10 @@ use std::time::Duration;
 use tracing::{debug, info, warn};
 
 use super::{
-    adopt::{self, Found},
     fact::{Fact, Fault, NotBegun, Trouble},
     launch::{self, Qemu},
     monitor::Monitor,
+    previous::{self, PreviousQemu},
     record::Record,
     reservation,
     room::Room,
@@ -17,6 +17,7 @@ use super::{
 use crate::{
     host::{memory, pidfd::Exit},
     life::{self, Gone, State},
+    value::chain,
 };
 
 impl Supervisor {
@@ -114,8 +115,10 @@ impl Supervisor {
             return;
         }
         // An adopted QEMU that does not answer may still hold its guest: its record stays.
-        if !matches!(adopt::find(&self.paths), Found::Alive(..)) {
-            Record::remove(&self.paths);
+        match previous::find(&self.paths) {
+            Ok(PreviousQemu::Running(..)) => {}
+            Ok(_) => Record::remove(&self.paths),
+            Err(unknown) => warn!("the run record stays: {}", chain(&unknown)),
         }
         self.not_begun(not);
     }

@@ -6,10 +6,11 @@ use tokio::task::AbortHandle;
 use tracing::{info, warn};
 
 use super::{
-    adopt::{self, Found},
+    adopt,
     fact::{Fact, Fault, NotBegun},
     launch::{self, Qemu},
     prepare,
+    previous::{self, PreviousQemu},
     record::Record,
     saved,
     supervise::{Left, START_STEP, Supervisor},
@@ -36,7 +37,11 @@ const KILLED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Kills the QEMU process of a launch that was given up, and waits until it is gone.
 async fn end_launched(paths: &VmPaths) {
-    if let Found::Alive(process, _) = adopt::find(paths) {
+    let found = previous::find(paths);
+    if let Err(unknown) = &found {
+        warn!("a QEMU process may be left: {}", chain(unknown));
+    }
+    if let Ok(PreviousQemu::Running(process, _)) = found {
         let _ = process.signal(pidfd::Signal::KILL);
         if tokio::time::timeout(KILLED_WITHIN, process.wait()).await.is_err() {
             warn!("QEMU (pid {}) was killed and does not end; its record stays", process.pid());
@@ -47,11 +52,17 @@ async fn end_launched(paths: &VmPaths) {
 impl Supervisor {
     /// Takes over a QEMU of an earlier supervisor, or begins to prepare.
     pub(super) fn begin(&mut self) {
-        match adopt::find(&self.paths) {
-            Found::Nothing if self.winding_up => self.left = Some(Left::Exit(0)),
-            Found::Nothing => self.set_out(),
-            found @ (Found::Dead | Found::Unborn) => self.begin_after(&found),
-            Found::Alive(process, record) => {
+        match previous::find(&self.paths) {
+            Err(unknown) => {
+                let hint = unknown.hint().replace("NAME", self.vm.name.as_str());
+                self.not_begun(NotBegun::new(&unknown, Some(hint), true));
+            }
+            Ok(PreviousQemu::None) if self.winding_up => self.left = Some(Left::Exit(0)),
+            Ok(PreviousQemu::None) => self.set_out(),
+            Ok(found @ (PreviousQemu::Exited | PreviousQemu::NeverExecuted)) => {
+                self.begin_after(&found);
+            }
+            Ok(PreviousQemu::Running(process, record)) => {
                 (self.life.state, self.adopting) = (State::Launching, Some(process.pid()));
                 if let Some((vm, text)) = adopt::booted(&self.paths, &self.vm.name, &self.vm.file) {
                     self.runs(vm);
@@ -68,8 +79,8 @@ impl Supervisor {
     }
 
     /// QEMU went while nobody watched; that is an end as well.
-    fn begin_after(&mut self, found: &Found) {
-        if matches!(found, Found::Dead) {
+    fn begin_after(&mut self, found: &PreviousQemu) {
+        if matches!(found, PreviousQemu::Exited) {
             self.record_end(&life::End { cause: life::Cause::QemuDied(Gone::Unknown) });
         }
         Record::remove(&self.paths);
@@ -81,8 +92,8 @@ impl Supervisor {
 
     /// A QEMU that is gone before it was taken over is as one that was gone before; false where it is not.
     pub(super) fn went_meanwhile(&mut self) -> bool {
-        let found = adopt::find(&self.paths);
-        let gone = matches!(found, Found::Dead | Found::Unborn);
+        let Ok(found) = previous::find(&self.paths) else { return false };
+        let gone = matches!(found, PreviousQemu::Exited | PreviousQemu::NeverExecuted);
         let begins = gone && self.life.state == State::Launching;
         if begins {
             self.adopting = None;
@@ -158,7 +169,11 @@ impl Supervisor {
                     Err(_) => self.set_aside("its VM file is not valid for this version of qvm"),
                 }
             }
-            Err(error) => self.set_aside(&chain(&error)),
+            Err(error @ saved::Error::Content { .. }) => self.set_aside(&chain(&error)),
+            // A state that cannot be read now may be read by the next start.
+            Err(error @ saved::Error::File(_)) => {
+                return self.not_begun(NotBegun::new(&error, None, true));
+            }
         }
         self.ask_to_start();
     }
