@@ -57,7 +57,7 @@ impl Host {
         let pid = std::process::id();
         let reservation = serde_json::json!({
             "memBytes": 16 << 20, "pid": pid, "startTime": qvm::host::pidfd::start_time(pid).unwrap(),
-            "bootId": qvm::host::pidfd::boot_id(), "goes": true,
+            "bootId": qvm::host::pidfd::boot_id().unwrap(), "goes": true,
         });
         fs::write(self.lab.runtime(".memory", "another"), reservation.to_string()).unwrap();
     }
@@ -233,7 +233,7 @@ fn no_lock_can_be_opened_by_who_may_only_read() {
         }
     }
     locks.sort();
-    let mut expected = vec![".admission.lock", ".turn.lock", "lock"];
+    let mut expected = vec![".admission.lock", ".turn.lock", "lock", "qemu.lock"];
     if nix::unistd::geteuid().is_root() {
         expected.push("uids.lock");
     }

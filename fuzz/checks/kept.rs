@@ -36,11 +36,11 @@ pub fn check(bytes: &[u8]) {
 
 fn a_record(paths: &VmPaths, content: &[u8]) {
     fs::write(paths.record(), content).expect("a file");
-    let Some(record) = Record::read(paths) else { return };
+    let Ok(Some(record)) = Record::read(paths) else { return };
     record.write(paths, "mem = \"1G\"\n").expect("a file");
-    assert_eq!(Record::read(paths), Some(record));
+    assert!(matches!(Record::read(paths), Ok(Some(again)) if again == record));
     Record::remove(paths);
-    assert_eq!(Record::read(paths), None);
+    assert!(matches!(Record::read(paths), Ok(None)));
 }
 
 fn ends(paths: &VmPaths, content: &[u8]) {

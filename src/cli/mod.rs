@@ -153,7 +153,10 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
             Box::pin(verb::restart::run(&args, &layout, given.exe, manager)).await
         }
         Verb::Reboot(args) => Box::pin(verb::reboot::run(&args, &layout)).await,
-        Verb::Kill(args) => Box::pin(verb::kill::run(&args, &layout)).await,
+        Verb::Kill(args) => {
+            let settings = |name| settings::settings(name, layout.clone(), given);
+            Box::pin(verb::kill::run(&args, &layout, &settings)).await
+        }
         Verb::Pause(args) => Box::pin(verb::pause::run(&args, &layout)).await,
         Verb::Screenshot(args) => Box::pin(verb::screenshot::run(&args, &layout)).await,
         Verb::Vnc(args) => Box::pin(verb::vnc::run(&args, &layout)).await,
@@ -322,7 +325,10 @@ fn images(
     };
     verb::image::image(args, &mut within).map_err(|error| match &error {
         verb::image::Error::Out(error) => Failure::output(error),
-        error => Failure::of(error).hint(error.hint()),
+        error => {
+            let code = if error.is_the_hosts() { crate::exit::HOST } else { crate::exit::FAILED };
+            Failure::of(error).code(code).hint(error.hint())
+        }
     })
 }
 

@@ -9,4 +9,5 @@ mod interface;
 mod method;
 pub mod server;
 mod socket;
+mod state;
 pub mod types;

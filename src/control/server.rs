@@ -236,6 +236,7 @@ fn describe(status: &Status, memory: bool) -> Value {
         State::Paused => "paused",
         State::Starting => "prelaunch",
         State::Stopping | State::Stopped | State::Failed => "shutdown",
+        State::Unknown => "unknown",
     };
     let mut told = json!({ "running": status.state == State::Running, "status": word });
     if memory {

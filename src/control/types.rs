@@ -12,44 +12,13 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::grant::Grant;
 pub use super::guest::Executed;
+pub use super::state::State;
 pub use crate::plan::isolation::Isolation;
 pub use crate::plan::pending::{Pending, TakesEffect};
 use crate::{
     plan::keys::Chord,
     value::{Operator, Peer},
 };
-
-/// The states that `qvm status` tells apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    /// No supervisor, and the last one ended as it should.
-    Stopped,
-    /// The supervisor prepares or launches.
-    Starting,
-    /// The guest runs.
-    Running,
-    /// The guest's vCPUs are held.
-    Paused,
-    /// On the way down the stop ladder.
-    Stopping,
-    /// No supervisor, and the last one failed.
-    Failed,
-}
-
-impl State {
-    /// The word for it, in tables and in JSON.
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Stopped => "stopped",
-            Self::Starting => "starting",
-            Self::Running => "running",
-            Self::Paused => "paused",
-            Self::Stopping => "stopping",
-            Self::Failed => "failed",
-        }
-    }
-}
 
 /// Whether a VM is what `ready` of its VM file wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

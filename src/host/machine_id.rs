@@ -1,6 +1,47 @@
 //! What tells this host from others: machine-id(5).
 
+use std::{fs, io, sync::OnceLock};
+
+const PATH: &str = "/etc/machine-id";
+
 /// The machine id; empty where there is none.
 pub fn read() -> String {
-    std::fs::read_to_string("/etc/machine-id").map(|id| id.trim().to_owned()).unwrap_or_default()
+    fs::read_to_string(PATH).map(|id| id.trim().to_owned()).unwrap_or_default()
+}
+
+/// The machine id; `None` where the host has none, or none yet. Read once by a process.
+///
+/// # Errors
+/// The file exists and cannot be read.
+pub fn known() -> io::Result<Option<&'static str>> {
+    static KNOWN: OnceLock<Option<String>> = OnceLock::new();
+    if let Some(known) = KNOWN.get() {
+        return Ok(known.as_deref());
+    }
+    let id = match fs::read_to_string(PATH) {
+        Ok(text) => valid(&text).map(str::to_owned),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    Ok(KNOWN.get_or_init(|| id).as_deref())
+}
+
+/// 32 hexadecimal digits; `uninitialized` in an image that has not booted yet.
+fn valid(text: &str) -> Option<&str> {
+    let id = text.trim();
+    (id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_32_hexadecimal_digits_are_an_id() {
+        let id = "0123456789abcdef0123456789abcdef";
+        assert_eq!(valid(&format!("{id}\n")), Some(id));
+        for text in ["", "uninitialized\n", "../../0123456789abcdef0123456789", &id[1..]] {
+            assert_eq!(valid(text), None);
+        }
+    }
 }

@@ -26,6 +26,7 @@ pub mod kvm_module;
 pub mod link;
 #[allow(unsafe_code)]
 pub mod link_watch;
+pub mod liveness_lock;
 #[allow(unsafe_code)]
 pub mod lock;
 pub mod log_file;
@@ -49,6 +50,7 @@ pub mod probe;
 pub mod process_time;
 #[allow(unsafe_code)]
 pub mod qemu_img;
+pub mod qemu_processes;
 pub mod receive;
 pub mod rename;
 pub mod session;

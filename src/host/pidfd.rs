@@ -14,6 +14,7 @@ use nix::libc::{PIDFD_GET_INFO, PIDFD_INFO_EXIT, pidfd_info};
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
     process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid},
 };
 use tokio::io::{Interest, unix::AsyncFd};
@@ -169,30 +170,55 @@ fn info(fd: &OwnedFd) -> nix::Result<Option<Exit>> {
     Ok(told.then(|| status.code().map(Exit::Code).or_else(signal).unwrap_or(Exit::Unknown)))
 }
 
-/// The process with this pid that started then, on this boot; `None` where it has ended.
-pub fn find(pid: u32, started: u64, boot: &str) -> Option<Process> {
-    if boot != boot_id() {
-        return None;
+/// The process with this pid that started then, on this boot; `None` where it is proven to have ended.
+///
+/// # Errors
+/// It is not known whether it has ended.
+pub fn find(pid: u32, started: u64, boot: &str) -> io::Result<Option<Process>> {
+    if boot != boot_id()? {
+        return Ok(None);
     }
     // The descriptor comes first: what it names cannot change any more while its start time is compared.
-    let process = Process::open(pid).ok()?;
-    (start_time(pid) == Some(started) && process.is_alive()).then_some(process)
+    let process = match Process::open(pid) {
+        Ok(process) => process,
+        // EINVAL, since Linux 6.16 ENOENT: the pid is that of a thread, so no process has it.
+        Err(error) => match error.raw_os_error().map(Errno::from_raw_os_error) {
+            Some(Errno::SRCH | Errno::INVAL | Errno::NOENT) => return Ok(None),
+            _ => return Err(error),
+        },
+    };
+    let is_same = match start_time(pid) {
+        Ok(time) => time == started,
+        // The entry in /proc goes with the process.
+        Err(_) if !process.is_alive() => false,
+        Err(error) => return Err(error),
+    };
+    Ok((is_same && process.is_alive()).then_some(process))
 }
 
-/// When a process started, in clock ticks since boot (proc_pid_stat(5), field 22); `None` for one that has ended.
-pub fn start_time(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+/// When a process started, in clock ticks since boot (proc_pid_stat(5), field 22). A process that has ended has one until it is reaped.
+///
+/// # Errors
+/// There is no such process, or its start time cannot be read.
+pub fn start_time(pid: u32) -> io::Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The second field is the command in parentheses, and may hold anything, even a parenthesis.
-    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-    let state = fields.next()?;
-    (!matches!(state, "Z" | "X")).then(|| fields.nth(18)?.parse().ok())?
+    let field = stat.rsplit_once(") ").and_then(|(_, fields)| fields.split(' ').nth(19));
+    let malformed =
+        || io::Error::new(io::ErrorKind::InvalidData, "no start time in /proc/PID/stat");
+    field.and_then(|field| field.parse().ok()).ok_or_else(malformed)
 }
 
 /// What tells this boot from all others.
-pub fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map(|id| id.trim().to_owned())
-        .unwrap_or_default()
+///
+/// # Errors
+/// It cannot be read.
+pub fn boot_id() -> io::Result<String> {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
+    match id.is_empty() {
+        true => Err(io::Error::new(io::ErrorKind::InvalidData, "the boot id is empty")),
+        false => Ok(id),
+    }
 }
 
 #[cfg(test)]
@@ -217,7 +243,7 @@ mod tests {
         let script = "sleep 600 >/dev/null 2>&1 & echo $!";
         let output = Command::new("sh").args(["-c", script]).output().unwrap();
         let pid: u32 = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
-        let process = find(pid, start_time(pid).unwrap(), &boot_id()).unwrap();
+        let process = find(pid, start_time(pid).unwrap(), &boot_id().unwrap()).unwrap().unwrap();
         process.signal(Signal::KILL).unwrap();
         assert_eq!(process.wait().await, Exit::Unknown);
     }
@@ -226,9 +252,26 @@ mod tests {
     fn a_pid_that_was_used_again_is_not_the_same_process() {
         let own = std::process::id();
         let started = start_time(own).unwrap();
-        assert!(find(own, started, &boot_id()).is_some());
-        assert!(find(own, started + 1, &boot_id()).is_none());
-        assert!(find(own, started, "another boot").is_none());
+        let boot = boot_id().unwrap();
+        assert!(find(own, started, &boot).unwrap().is_some());
+        assert!(find(own, started + 1, &boot).unwrap().is_none());
+        assert!(find(own, started, "another boot").unwrap().is_none());
+    }
+
+    #[test]
+    fn pid_of_a_thread_is_no_process() {
+        let (send, receive) = std::sync::mpsc::channel();
+        let (done, wait) = std::sync::mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                send.send(rustix::thread::gettid().as_raw_pid()).unwrap();
+                let _ = wait.recv();
+            });
+            let thread = u32::try_from(receive.recv().unwrap()).unwrap();
+            assert!(find(thread, 1, &boot_id().unwrap()).unwrap().is_none());
+            drop(done);
+        });
+        assert!(find(0, 1, &boot_id().unwrap()).is_err(), "no pid at all");
     }
 
     #[test]
@@ -248,7 +291,9 @@ mod tests {
         let child = Command::new("true").spawn().unwrap();
         let process = Process::open(child.id()).unwrap();
         assert!(process.ended_within(Duration::from_secs(20)));
-        assert_eq!(start_time(child.id()), None);
+        let (started, boot) = (start_time(child.id()).unwrap(), boot_id().unwrap());
+        assert!(find(child.id(), started, &boot).unwrap().is_none());
         process.reap();
+        assert!(find(child.id(), started, &boot).unwrap().is_none());
     }
 }

@@ -97,18 +97,29 @@ pub fn listen_alone(path: &Path) -> Result<UnixListener, Error> {
 /// As of [`listen`], or somebody listens there.
 pub fn listen_first(path: &Path) -> Result<UnixListener, Error> {
     let wrap = |source| Error::Io { path: path.to_owned(), source };
-    if path.as_os_str().as_bytes().len() <= MAX_PATH && is_served(path).map_err(wrap)? {
+    if is_served(path).map_err(wrap)? {
         return Err(Error::Served(path.to_owned()));
     }
     at(path, OWNER)
 }
 
-/// Whether somebody listens there; one that hangs does so, too.
-fn is_served(path: &Path) -> io::Result<bool> {
+/// Whether a process listens there; a process that hangs does so, too.
+///
+/// # Errors
+/// It is not known: this user may not connect, or has no descriptors left.
+pub fn is_served(path: &Path) -> io::Result<bool> {
+    if path.as_os_str().as_bytes().len() > MAX_PATH {
+        return Ok(false);
+    }
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    // EAGAIN: so many wait that one more cannot (connect(2)).
-    Ok(matches!(connect(&socket, &SocketAddrUnix::new(path)?), Ok(()) | Err(Errno::AGAIN)))
+    match connect(&socket, &SocketAddrUnix::new(path)?) {
+        // EAGAIN: so many wait that one more cannot (connect(2)).
+        Ok(()) | Err(Errno::AGAIN) => Ok(true),
+        // PROTOTYPE: a socket of another kind, such as systemd-journald's.
+        Err(Errno::CONNREFUSED | Errno::NOENT | Errno::NOTDIR | Errno::PROTOTYPE) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn at(path: &Path, mode: u32) -> Result<UnixListener, Error> {

@@ -33,6 +33,11 @@ pub mod fd {
     /// The guest's saved state, at QEMU's own bytes.
     pub const STATE: i32 = 6;
 
+    /// The liveness lock in the runtime directory.
+    pub const RUNTIME_LOCK: i32 = 7;
+    /// The liveness lock beside the disks.
+    pub const STATE_LOCK: i32 = 8;
+
     /// The tap of the `index`th NIC.
     pub const fn tap(index: usize) -> i32 {
         10 + 2 * index as i32

@@ -52,35 +52,77 @@ impl Layer {
 
 /// A layer that is not there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Missing {
+pub struct Missing<L = Layer> {
     /// Which.
-    pub layer: Layer,
+    pub layer: L,
     /// Why.
     pub why: String,
 }
 
-/// How the QEMU that runs is kept apart.
+/// A word that this version knows, or one that a newer version wrote, which is kept as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Word<T> {
+    /// A known one.
+    Known(T),
+    /// One of a newer version.
+    Other(String),
+}
+
+impl<T: PartialEq> PartialEq<T> for Word<T> {
+    fn eq(&self, other: &T) -> bool {
+        matches!(self, Self::Known(known) if known == other)
+    }
+}
+
+impl Word<Layer> {
+    /// The word for it, in status and in messages.
+    pub fn word(&self) -> &str {
+        match self {
+            Self::Known(layer) => layer.word(),
+            Self::Other(word) => word,
+        }
+    }
+}
+
+/// How the QEMU that runs is kept apart. A supervisor of another version may have written it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Isolation {
     /// What the VM file asked for.
-    pub mode: Mode,
+    pub mode: Word<Mode>,
     /// QEMU's user, where it is the VM's own.
     pub uid: Option<u32>,
     /// The layers that hold.
-    pub layers: Vec<Layer>,
+    pub layers: Vec<Word<Layer>>,
     /// Those that do not.
-    pub missing: Vec<Missing>,
+    pub missing: Vec<Missing<Word<Layer>>>,
+    /// What a newer version wrote beside.
+    #[serde(flatten)]
+    pub other: serde_json::Map<String, serde_json::Value>,
 }
 
 impl Isolation {
     /// All layers but the missing ones.
     pub fn without(mode: Mode, uid: Option<u32>, missing: Vec<Missing>) -> Self {
         let lacks = |layer: &Layer| missing.iter().any(|one| one.layer == *layer);
-        let layers = match mode {
+        let layers: Vec<Layer> = match mode {
             Mode::Off => vec![],
             Mode::On | Mode::Strict => Layer::ALL.into_iter().filter(|l| !lacks(l)).collect(),
         };
-        Self { mode, uid: uid.filter(|_| layers.contains(&Layer::Uid)), layers, missing }
+        let uid = uid.filter(|_| layers.contains(&Layer::Uid));
+        let named = |Missing { layer, why }| Missing { layer: Word::Known(layer), why };
+        Self {
+            mode: Word::Known(mode),
+            uid,
+            layers: layers.into_iter().map(Word::Known).collect(),
+            missing: missing.into_iter().map(named).collect(),
+            other: serde_json::Map::new(),
+        }
+    }
+
+    /// Whether a layer holds.
+    pub fn has(&self, layer: Layer) -> bool {
+        self.layers.iter().any(|word| *word == layer)
     }
 
     /// What an operator reads.

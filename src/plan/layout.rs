@@ -146,6 +146,11 @@ impl VmPaths {
         self.state.join("ends.json")
     }
 
+    /// A file that was to have the last ends, and could not be parsed.
+    pub fn unreadable_ends(&self) -> PathBuf {
+        self.state.join("ends.json.unreadable")
+    }
+
     /// What the console said last before some of them: for the eyes of whoever may see the console.
     pub fn last_words(&self) -> PathBuf {
         self.state.join("last-words.json")
@@ -154,6 +159,23 @@ impl VmPaths {
     /// Held by the supervisor as long as it lives.
     pub fn lock(&self) -> PathBuf {
         self.runtime.join("lock")
+    }
+
+    /// The lock that QEMU holds until it is gone.
+    pub fn qemu_lock(&self) -> PathBuf {
+        self.runtime.join("qemu.lock")
+    }
+
+    /// The same beside the disks, which outlasts the runtime directory. Each host that has the state directory has its own file,
+    /// named after its machine id; all hosts without one share a file.
+    pub fn qemu_state_lock(&self, machine_id: Option<&str>) -> PathBuf {
+        self.state.join(format!("qemu.{}.lock", machine_id.unwrap_or("no-machine-id")))
+    }
+
+    /// Whether a file of the state directory is such a lock, of this host or of another.
+    pub fn is_qemu_state_lock(path: &Path) -> bool {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| name.starts_with("qemu.") && name.ends_with(".lock"))
     }
 
     /// What a later supervisor needs to take over the running QEMU.

@@ -5,10 +5,10 @@ use std::time::Duration;
 use tracing::{error, info, warn};
 
 use super::{
-    adopt::{self, Found},
     fact::Fact,
     file_reading::AfterReading,
     launch,
+    previous::{self, Found, PreviousQemu},
     ready::policy,
     record,
     set_out::end_launched,
@@ -136,7 +136,7 @@ impl Supervisor {
             if adopting.is_none() {
                 end_launched(&paths).await;
             }
-            let found = adopt::find(&paths);
+            let found = previous::find(&paths);
             let _ = facts.send(Fact::StartAborted(Box::new(found))).await;
         });
         // Where it is refused, the life machine ends without it.
@@ -148,8 +148,11 @@ impl Supervisor {
         if !matches!(self.life.state, life::State::Cancelling { .. }) {
             return;
         }
-        if self.adopting.is_none() && !matches!(found, Found::Alive(..)) {
-            self.records.remove();
+        match found {
+            Ok(PreviousQemu::Running(..)) => {}
+            Ok(_) if self.adopting.is_none() => self.records.remove(),
+            Ok(_) => {}
+            Err(unknown) => warn!("the run record stays: {}", chain(unknown)),
         }
         self.feed(life::Event::StartFailed("cancelled".into()));
     }

@@ -183,7 +183,8 @@ impl Supervisor {
 }
 
 fn write(settings: &Settings, mem: u64) {
-    if let Err(error) = Reservation::new(mem, true).write(&settings.paths()) {
+    let written = Reservation::new(mem, true).and_then(|own| own.write(&settings.paths()));
+    if let Err(error) = written {
         warn!("what the VM may take of the host's memory is not written down: {}", chain(&error));
     }
 }
@@ -286,7 +287,7 @@ impl Start {
             _ => None,
         };
         let busy = busy.or_else(queue);
-        Reservation::new(self.mem, busy.is_none()).write(&self.settings.paths())?;
+        Reservation::new(self.mem, busy.is_none())?.write(&self.settings.paths())?;
         Ok(busy.map_or(Look::Go, Look::Busy))
     }
 

@@ -11,10 +11,7 @@ use super::{
     saved,
 };
 use crate::{
-    host::{
-        file,
-        pidfd::{self, Process},
-    },
+    host::{file, pidfd::Process},
     plan::layout::VmPaths,
     spec::{self, Vm},
     value::{VmName, chain},
@@ -25,32 +22,6 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// How long one that hangs up may take to be gone.
 const GOES_WITHIN: Duration = Duration::from_secs(2);
-
-/// What an earlier supervisor left.
-#[derive(Debug)]
-pub enum Found {
-    /// No record: a first start, or a clean end before.
-    Nothing,
-    /// A record of this boot, but its QEMU is gone.
-    Dead,
-    /// The same, and its supervisor died before it knew that QEMU was executed: nobody can say that it ever ran.
-    Unborn,
-    /// Its QEMU lives.
-    Alive(Arc<Process>, Box<Record>),
-}
-
-/// Looks for a QEMU to take over: pid, start time and boot id must all be those of the record.
-pub fn find(paths: &VmPaths) -> Found {
-    let Some(record) = Record::read(paths) else { return Found::Nothing };
-    if record.boot_id != pidfd::boot_id() {
-        return Found::Nothing;
-    }
-    match pidfd::find(record.pid, record.start_time, &record.boot_id) {
-        Some(process) => Found::Alive(Arc::new(process), Box::new(record)),
-        None if record.isolation.is_none() => Found::Unborn,
-        None => Found::Dead,
-    }
-}
 
 /// The VM file that the running QEMU was started from, and its text.
 pub fn booted(paths: &VmPaths, name: &VmName, file: &Path) -> Option<(Vm, String)> {

@@ -23,7 +23,7 @@ use crate::{
     },
     run::{
         holder::{self, GOES_WITHIN, Holder},
-        record,
+        previous, record,
         service::{self, Unit},
     },
     spec::{self, HostSettings, Invalid},
@@ -87,6 +87,9 @@ pub enum Error {
     /// The unit.
     #[error(transparent)]
     Service(#[from] service::Error),
+    /// There is no supervisor, and the VM may run or not.
+    #[error(transparent)]
+    Unknown(#[from] previous::Unknown),
     /// A supervisor is there, and its VM may run or not.
     #[error("it cannot be told whether it runs")]
     Silent(#[source] client::Error),
@@ -117,6 +120,7 @@ impl Error {
         match self {
             Self::File(error) => error.is_the_hosts(),
             Self::Service(error) => error.is_the_hosts(),
+            Self::Unknown(_) => true,
             Self::Invalid(_) | Self::NoFile(_) | Self::Spawn(..) => false,
             Self::Silent(_) | Self::HangsUp | Self::Unit { .. } | Self::Ended { .. } => false,
         }
@@ -129,6 +133,7 @@ impl Error {
                 Some("`systemctl status` tells whether it answers again".into())
             }
             Self::File(error) => error.hint(),
+            Self::Unknown(unknown) => Some(unknown.hint()),
             Self::Silent(error) => error.hint(),
             Self::HangsUp => Some("it may have more clients than it takes: who are they?".into()),
             Self::NoFile(_) => Some("`qvm list` shows those there are".into()),
@@ -166,6 +171,11 @@ pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
     let mut told = Told { name, say: how.say, last: None };
     if let Some(begun) = beside(&socket, how, &mut told).await? {
         return Ok(begun);
+    }
+    if let Err(unknown) = previous::find(&paths) {
+        // A supervisor that began a moment ago holds the locks, and answers by now.
+        let begun = beside(&socket, how, &mut told).await?;
+        return begun.ok_or(Error::Unknown(unknown));
     }
     if vm_file.symlink_metadata().is_err() {
         return Err(Error::NoFile(name.clone()));
@@ -233,6 +243,8 @@ async fn beside(
                     return Ok(Some(Begun::Running));
                 }
             }
+            // No supervisor says so of its VM.
+            Holder::Supervisor(State::Unknown) => return Err(Error::HangsUp),
             // Down by now, and about to end.
             Holder::Supervisor(State::Stopped | State::Failed) => goes_down = true,
             Holder::Supervisor(State::Stopping) => {

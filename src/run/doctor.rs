@@ -14,6 +14,7 @@ use super::{
     isolate, prepare,
 };
 use crate::{
+    control::types::State,
     host::{
         br_netfilter, bridge, cgroup, file, file_system,
         kernel_module::Modules,
@@ -67,8 +68,13 @@ pub async fn look(from: &Sources<'_>) -> Seen {
     let user = |entry: &Entry| entry.status.isolation.as_ref().and_then(|isolation| isolation.uid);
     let running: BTreeMap<VmName, Option<u32>> = entries
         .iter()
-        .filter(|entry| entry.status.pid.is_some())
+        .filter(|entry| entry.status.pid.is_some() || entry.status.state == State::Unknown)
         .filter_map(|entry| Some((entry.name.parse().ok()?, user(entry))))
+        .collect();
+    let mut unknown: BTreeMap<VmName, Complaint> = entries
+        .iter()
+        .filter(|entry| entry.status.state == State::Unknown)
+        .filter_map(|entry| Some((entry.name.parse().ok()?, complaint(entry)?)))
         .collect();
     let mut names: BTreeSet<VmName> = written.iter().map(|vm| vm.name.clone()).collect();
     names.extend(entries.iter().filter_map(|entry| entry.name.parse::<VmName>().ok()));
@@ -86,7 +92,8 @@ pub async fn look(from: &Sources<'_>) -> Seen {
         .map(|name| {
             let file = written.iter().find(|vm| vm.name == name).cloned();
             let (runs, user) = (running.contains_key(&name), running.get(&name).copied().flatten());
-            VmSeen { user, ..vm(from, name, file, runs, qemu.as_ref().ok()) }
+            let unknown = unknown.remove(&name);
+            VmSeen { user, unknown, ..vm(from, name, file, runs, qemu.as_ref().ok()) }
         })
         .collect();
     let beside = qemu.as_ref().ok().map(|seen| prepare::qemu_img_beside(&seen.qemu.binary));
@@ -165,7 +172,19 @@ fn vm(
     };
     let disks = written.as_ref().or(booted.as_ref()).map(|vm| &vm.disks);
     let disks = disks.into_iter().flatten().filter_map(|one| disk(&paths, one)).collect();
-    VmSeen { name, written, booted, runs, user: None, identity, firmware, disks }
+    let (user, unknown) = (None, None);
+    VmSeen { name, written, booted, runs, unknown, user, identity, firmware, disks }
+}
+
+/// What the inventory says of a VM: an error, and a hint on a line of its own.
+fn complaint(entry: &Entry) -> Option<Complaint> {
+    let problem = entry.problem.as_deref()?;
+    let (what, way_out) = match problem.split_once("\nhint: ") {
+        Some((what, way_out)) => (what, Some(way_out.to_owned())),
+        None => (problem, None),
+    };
+    let what = what.strip_prefix(&format!("error: {}: ", entry.name)).unwrap_or(what).to_owned();
+    Some(Complaint { what, way_out })
 }
 
 /// A disk of qvm's own; none where its size is not known yet, as before its image is there.

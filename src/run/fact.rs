@@ -6,7 +6,6 @@ use tokio::sync::mpsc;
 
 use super::{
     admission::Step,
-    adopt::Found,
     effects,
     file_reading::FileReading,
     freeze::{self, NotFrozen, Why},
@@ -14,6 +13,7 @@ use super::{
     launch::Qemu,
     live::{Applied, Asker},
     prepare::Prepared,
+    previous::Found,
     resources::Given,
     room::Place,
     set_out::PreviousRun,

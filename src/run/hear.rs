@@ -5,11 +5,11 @@ use std::time::Duration;
 use tracing::{debug, error, info, warn};
 
 use super::{
-    adopt::Found,
     fact::{Fact, Fault, NotBegun, Trouble},
     file_reading::AfterReading,
     launch::{self, Qemu},
     monitor::Monitor,
+    previous::{Found, PreviousQemu},
     reservation,
     resources::Given,
     room::Room,
@@ -18,6 +18,7 @@ use super::{
 use crate::{
     host::{memory, pidfd::Exit},
     life::{self, Gone, State},
+    value::chain,
 };
 
 /// How long a kernel may take to say what its OOM killer did.
@@ -135,8 +136,10 @@ impl Supervisor {
             return;
         }
         // An adopted QEMU that does not answer may still hold its guest: its record stays.
-        if !matches!(found, Found::Alive(..)) {
-            self.records.remove();
+        match found {
+            Ok(PreviousQemu::Running(..)) => {}
+            Ok(_) => self.records.remove(),
+            Err(unknown) => warn!("the run record stays: {}", chain(unknown)),
         }
         self.not_begun(not);
     }

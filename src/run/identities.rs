@@ -10,8 +10,8 @@ use std::{
 use serde::de::Error as _;
 
 use super::{
-    adopt::{self, Found},
     identity_lock::{self, IdentityLock, Waiter},
+    previous::{self, PreviousQemu},
 };
 use crate::{
     host::file,
@@ -51,6 +51,9 @@ pub enum Error {
     /// Every user of the range is another VM's.
     #[error("no user is left for it: {} to {} are other VMs'", .0.first(), .0.last())]
     NoUser(UidRange),
+    /// Which user another VM has is not known.
+    #[error("cannot determine the user of the VM `{0}`, which may be running")]
+    UnknownUser(VmName),
     /// It cannot be written.
     #[error("cannot write the identity as TOML")]
     Encode(#[from] toml::ser::Error),
@@ -64,6 +67,7 @@ impl Error {
     pub fn is_the_hosts(&self) -> bool {
         match self {
             Self::File(error) => error.is_the_hosts(),
+            Self::UnknownUser(_) => true,
             Self::Lock(error) => error.is_the_hosts(),
             Self::Content { .. } | Self::NoUser(_) | Self::Encode(_) => false,
         }
@@ -84,6 +88,9 @@ impl Error {
                     .into(),
             ),
             Self::NoUser(_) => Some("make `uidRange` in the host's settings larger".into()),
+            Self::UnknownUser(name) => {
+                Some(format!("`qvm status {name}` shows what is not known of it"))
+            }
             Self::Encode(_) => None,
             Self::Lock(error) => error.hint(),
         }
@@ -205,7 +212,7 @@ pub fn complete(identity: &mut Identity, means: &Means, vm: &Vm) -> Result<(), f
 /// Gives a VM a user of the host's range that no other VM has, unless it has one; whether its identity is to be written for that.
 ///
 /// # Errors
-/// None is free; or the directory of all VMs' state, or of what runs, cannot be read.
+/// None is free, or it is not known which are; or the directory of all VMs' state, or of what runs, cannot be read.
 fn choose_user(
     identity: &mut Identity,
     layout: &Layout,
@@ -216,7 +223,7 @@ fn choose_user(
     let settings = HostSettings::load(&layout.host_settings());
     let (range, is_known) =
         settings.map_or_else(|_| (UidRange::default(), false), |found| (found.uid_range, true));
-    let taken = users_of_others(layout, vm)?;
+    let Users { taken, unknown } = users_of_others(layout, vm)?;
     let lost = match identity.uid {
         Some(uid) if is_known && !range.contains(uid) => {
             Some(format!("the user {uid} of its identity.toml is not in `uidRange` ({range})"))
@@ -227,6 +234,9 @@ fn choose_user(
         },
         None => None,
     };
+    if let Some(other) = unknown {
+        return Err(Error::UnknownUser(other));
+    }
     let uid = free_uid(range, &taken.into_keys().collect()).ok_or(Error::NoUser(range))?;
     identity.uid = Some(uid);
     if let Some(why) = lost {
@@ -235,13 +245,22 @@ fn choose_user(
     Ok(true)
 }
 
+/// The users of the other VMs.
+struct Users {
+    /// Each with one VM that has it.
+    taken: BTreeMap<u32, VmName>,
+    /// A VM that may be running, as a user that is not known.
+    unknown: Option<VmName>,
+}
+
 /// The users that other VMs have, and one VM of each: by their identities, by who owns their files, since an identity may not be
 /// readable, and by what runs.
 ///
 /// # Errors
 /// The directory of all VMs' state, or of what runs, cannot be read.
-fn users_of_others(layout: &Layout, own: &VmName) -> Result<BTreeMap<u32, VmName>, file::Error> {
-    let mut users = BTreeMap::new();
+fn users_of_others(layout: &Layout, own: &VmName) -> Result<Users, file::Error> {
+    let (mut users, mut unknown) = (BTreeMap::new(), None);
+    let root = rustix::process::geteuid().as_raw();
     // While a VM is renamed, a link has one of its names.
     let place = |name: &VmName| fs::canonicalize(layout.vm(name).state).ok();
     let own_place = place(own);
@@ -257,14 +276,35 @@ fn users_of_others(layout: &Layout, own: &VmName) -> Result<BTreeMap<u32, VmName
             users.entry(uid).or_insert_with(|| name.clone());
         }
     }
+    let processes = previous::Processes::default();
     for name in names(file::list(&layout.runtime)?).filter(|name| name != own) {
-        if let Found::Alive(_, record) = adopt::find(&layout.vm(&name))
-            && let Some(uid) = record.isolation.and_then(|isolation| isolation.uid)
-        {
-            users.entry(uid).or_insert(name);
+        match previous::find_among(&layout.vm(&name), &processes) {
+            Ok(PreviousQemu::Running(_, record)) => {
+                if let Some(uid) = record.isolation.and_then(|isolation| isolation.uid) {
+                    users.entry(uid).or_insert(name);
+                }
+            }
+            Ok(_) => {}
+            // Its QEMU has the user that its identity or its files name, if it has one of its own.
+            Err(_) if users.iter().any(|(uid, vm)| *vm == name && *uid != root) => {}
+            Err(_) => unknown = Some(name),
         }
     }
-    Ok(users)
+    Ok(Users { taken: users, unknown })
+}
+
+/// The UUID of a VM, also by an identity with keys of a later version; `None` where there is no identity.
+///
+/// # Errors
+/// There is one, and it cannot be read.
+pub fn kept_uuid(paths: &VmPaths) -> Result<Option<String>, Error> {
+    let path = paths.identity();
+    let Some(text) = file::read(&path)? else { return Ok(None) };
+    let wrong = |source| Error::Content { path: path.display().to_string(), source };
+    let table: toml::Table = toml::from_str(&String::from_utf8_lossy(&text))
+        .map_err(|source| wrong(Box::new(source)))?;
+    let uuid = table.get("uuid").and_then(toml::Value::as_str).map(str::to_owned);
+    uuid.map(Some).ok_or_else(|| wrong(Box::new(toml::de::Error::missing_field("uuid"))))
 }
 
 /// The user that an identity tells, also one with keys of a later version.

@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use super::{
-    adopt::{self, Found},
+    previous::{self, PreviousQemu, Processes},
     record,
 };
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
         client::{self, Client},
         types::{State, Status},
     },
-    host::pidfd::Process,
+    host::{pidfd::Process, socket},
     plan::layout::{Layout, VmPaths},
     spec::{self, Vm},
     value::{VmName, chain},
@@ -39,6 +39,8 @@ pub struct Entry {
     pub answers: bool,
     /// It has a VM file.
     pub file_exists: bool,
+    /// That file is valid, or was when its supervisor read it.
+    pub file_valid: bool,
     /// There is anything of it: a file, kept state, a supervisor.
     pub known: bool,
 }
@@ -46,10 +48,12 @@ pub struct Entry {
 impl Entry {
     /// What there is to be said of a VM whose file is gone.
     pub fn orphan(&self) -> Option<&'static str> {
-        let down = matches!(self.status.state, State::Stopped | State::Failed);
-        self.status.orphan.then_some(match down {
-            true => "its VM file is gone: `qvm gc --disks` deletes what is kept of it",
-            false => "its VM file is gone: `qvm gc` stops it",
+        self.status.orphan.then_some(match self.status.state {
+            State::Stopped | State::Failed => {
+                "its VM file is gone: `qvm gc --disks` deletes what is kept of it"
+            }
+            State::Unknown => "its VM file is gone",
+            _ => "its VM file is gone: `qvm gc` stops it",
         })
     }
 }
@@ -58,7 +62,8 @@ impl Entry {
 pub async fn inventory(layout: &Layout, names: &[VmName]) -> Vec<Entry> {
     let mut entries = Vec::new();
     let names = if names.is_empty() { every(layout, &mut entries) } else { names.to_vec() };
-    entries.extend(join_all(names.iter().map(|name| entry(layout, name))).await);
+    let processes = Processes::default();
+    entries.extend(join_all(names.iter().map(|name| entry(layout, name, &processes))).await);
     for entry in &mut entries {
         entry.status.notes.extend(entry.problem.clone());
         entry.status.notes.extend(entry.orphan().map(Into::into));
@@ -72,6 +77,17 @@ pub async fn inventory(layout: &Layout, names: &[VmName]) -> Vec<Entry> {
 /// The names of all VMs, without asking any.
 pub fn names(layout: &Layout) -> Vec<VmName> {
     every(layout, &mut Vec::new())
+}
+
+/// A VM of which it is not known whether it is running, if there is one. Asks no supervisor: one that listens knows.
+pub fn first_unknown(layout: &Layout) -> Option<(VmName, previous::Unknown)> {
+    let processes = Processes::default();
+    names(layout).into_iter().find_map(|name| {
+        let paths = layout.vm(&name);
+        let unknown = previous::find_among(&paths, &processes).err()?;
+        let is_supervised = socket::is_served(&paths.control_socket()).unwrap_or(false);
+        (!is_supervised).then_some((name, unknown))
+    })
 }
 
 /// Every name that anything is called by. Files whose names no VM can have become entries at once.
@@ -94,7 +110,10 @@ fn every(layout: &Layout, misnamed: &mut Vec<Entry>) -> Vec<VmName> {
             misnamed.push(without_file(&dir, Some(invalid.to_string()), true));
         }
     }
-    let runs = |dir: &Path| dir.join("control.sock").symlink_metadata().is_ok();
+    let runs = |dir: &Path| {
+        let has = |file: &str| dir.join(file).symlink_metadata().is_ok();
+        has("control.sock") || has("record.json")
+    };
     names.extend(dirs(&layout.vm_states()).into_iter().map(|(name, _)| (name, ())));
     let running = dirs(&layout.runtime).into_iter().filter(|(_, dir)| runs(dir));
     names.extend(running.map(|(name, _)| (name, ())));
@@ -108,16 +127,43 @@ fn dirs(dir: &Path) -> Vec<(VmName, std::path::PathBuf)> {
     dirs.filter_map(|e| Some((e.file_name().to_str()?.parse().ok()?, e.path()))).collect()
 }
 
-async fn entry(layout: &Layout, name: &VmName) -> Entry {
+/// Who tells about a VM.
+enum Source {
+    Supervisor(Box<Status>),
+    /// There is one, and it does not answer.
+    Silent(client::Error),
+    /// There is none.
+    Proof(Result<PreviousQemu, previous::Unknown>),
+}
+
+async fn source(paths: &VmPaths, processes: &Processes) -> Source {
+    for attempt in 0.. {
+        match ask(paths).await {
+            Ok(status) => return Source::Supervisor(Box::new(status)),
+            Err(client::Error::NotRunning) => {}
+            Err(error) => return Source::Silent(error),
+        }
+        match previous::find_among(paths, processes) {
+            // A supervisor that began a moment ago holds the locks, and answers by now.
+            Err(_) if attempt == 0 => {}
+            found => return Source::Proof(found),
+        }
+    }
+    Source::Silent(client::Error::NotRunning)
+}
+
+async fn entry(layout: &Layout, name: &VmName, processes: &Processes) -> Entry {
     let (paths, file) = (layout.vm(name), layout.vm_file(name));
     // The supervisor is asked first: it answers also where the VM file's storage hangs.
-    let unanswered = match ask(&paths).await {
-        Ok(status) => {
-            let (name, file_exists) = (name.to_string(), !status.orphan);
-            return Entry { name, status, problem: None, answers: true, file_exists, known: true };
+    let source = match source(&paths, processes).await {
+        Source::Supervisor(status) => {
+            let (name, status) = (name.to_string(), *status);
+            let file_exists = !status.orphan;
+            let (problem, file_valid) = (None, file_exists);
+            let (answers, known) = (true, true);
+            return Entry { name, status, problem, answers, file_exists, file_valid, known };
         }
-        Err(client::Error::NotRunning) => None,
-        Err(error) => Some(error),
+        source => source,
     };
     let file_exists = file.symlink_metadata().is_ok();
     let vm = file_exists.then(|| spec::load(&file)).transpose();
@@ -126,7 +172,8 @@ async fn entry(layout: &Layout, name: &VmName) -> Entry {
     if let Ok(Some(vm)) = vm {
         written(&mut entry.status, &vm);
     }
-    entry.known = file_exists || unanswered.is_some() || paths.state.is_dir();
+    let is_proven = matches!(source, Source::Proof(Ok(_)));
+    entry.known = file_exists || !is_proven || paths.state.is_dir();
     let gone = |error: std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
     entry.status.orphan = file.symlink_metadata().is_err_and(gone);
     entry.status.console =
@@ -149,30 +196,38 @@ async fn entry(layout: &Layout, name: &VmName) -> Entry {
         entry.status.since = Some(end.at.clone());
         entry.status.state = if end.failed { State::Failed } else { State::Stopped };
     }
-    if unanswered.is_none()
-        && let Found::Alive(qemu, record) = adopt::find(&paths)
-    {
-        // Its supervisor was killed. The guest does not know, and goes on.
-        entry.status.state = State::Running;
-        entry.status.pid = Some(qemu.pid());
-        entry.status.since = None;
-        entry.status.started_at = Some(record.started_at.clone());
-        entry.known = true;
-        entry.problem = Some(format!(
-            "error: {name}: its QEMU runs without a supervisor, pid {}; `qvm start {name}` takes it over",
-            qemu.pid()
-        ));
-    }
-    if let Some(error) = unanswered {
-        // Somebody holds the socket: to call it stopped would be to guess.
-        entry.status.state = State::Running;
-        entry.status.since = None;
-        if let Found::Alive(qemu, record) = adopt::find(&paths) {
+    match source {
+        Source::Proof(Ok(PreviousQemu::Running(qemu, record))) => {
+            // Its supervisor was killed. The guest does not know, and goes on.
+            entry.status.state = State::Running;
             entry.status.pid = Some(qemu.pid());
+            entry.status.since = None;
             entry.status.started_at = Some(record.started_at.clone());
+            entry.known = true;
+            entry.problem = Some(format!(
+                "error: {name}: its QEMU runs without a supervisor, pid {}; `qvm start {name}` takes it over",
+                qemu.pid()
+            ));
         }
-        entry.problem =
-            Some(format!("error: {name}: cannot ask its supervisor: {}", chain(&error)));
+        Source::Proof(Err(unknown)) => {
+            entry.status.state = State::Unknown;
+            entry.status.since = None;
+            let hint = unknown.hint().replace("NAME", name.as_str());
+            entry.problem = Some(format!("error: {name}: {}\nhint: {hint}", chain(&unknown)));
+        }
+        Source::Silent(error) => {
+            // Somebody holds the socket: to call it stopped would be to guess.
+            entry.status.state = State::Running;
+            entry.status.since = None;
+            if let Ok(PreviousQemu::Running(qemu, record)) = previous::find_among(&paths, processes)
+            {
+                entry.status.pid = Some(qemu.pid());
+                entry.status.started_at = Some(record.started_at.clone());
+            }
+            entry.problem =
+                Some(format!("error: {name}: cannot ask its supervisor: {}", chain(&error)));
+        }
+        Source::Proof(Ok(_)) | Source::Supervisor(_) => {}
     }
     entry
 }
@@ -202,7 +257,7 @@ async fn ask(paths: &VmPaths) -> Result<Status, client::Error> {
 fn is_supervised(paths: &VmPaths) -> bool {
     let written = fs::read_to_string(paths.lock()).ok().and_then(|text| text.trim().parse().ok());
     let lives = |pid| Process::open(pid).is_ok_and(|process| process.is_alive());
-    written.is_some_and(lives) && matches!(adopt::find(paths), Found::Alive(..))
+    written.is_some_and(lives) && !matches!(previous::find(paths), Ok(found) if !found.is_running())
 }
 
 fn without_file(name: &str, problem: Option<String>, file_exists: bool) -> Entry {
@@ -243,7 +298,9 @@ fn without_file(name: &str, problem: Option<String>, file_exists: bool) -> Entry
         last_stop: None,
         ends: vec![],
     };
-    Entry { name: name.to_owned(), status, problem, answers: false, file_exists, known: true }
+    let file_valid = file_exists && problem.is_none();
+    let name = name.to_owned();
+    Entry { name, status, problem, answers: false, file_exists, file_valid, known: true }
 }
 
 /// What the VM file tells.

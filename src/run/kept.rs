@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    adopt::{self, Found},
+    liveness::{self, Liveness},
+    previous::{self, PreviousQemu},
     saved,
 };
 use crate::{
@@ -25,6 +26,12 @@ pub enum Error {
     /// A supervisor holds it.
     #[error(transparent)]
     Lock(#[from] lock::Error),
+    /// It is not known whether its QEMU runs.
+    #[error(transparent)]
+    Unknown(#[from] previous::Unknown),
+    /// The liveness locks.
+    #[error(transparent)]
+    Liveness(#[from] liveness::Error),
     /// Its QEMU runs, though no supervisor does, and writes to its disks.
     #[error("its QEMU runs without a supervisor, pid {0}")]
     Alone(u32),
@@ -50,11 +57,23 @@ pub enum Error {
 }
 
 impl Error {
+    /// The host is at fault: the state of the VM is unknown.
+    pub fn is_the_hosts(&self) -> bool {
+        match self {
+            Self::Unknown(_) | Self::Liveness(_) => true,
+            Self::Lock(error) => error.is_the_hosts(),
+            Self::File(error) => error.is_the_hosts(),
+            Self::Alone(_) | Self::Linked(_) | Self::Saved(_) | Self::Io { .. } => false,
+        }
+    }
+
     /// The way out.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Lock(error) => error.hint(),
             Self::File(error) => error.hint(),
+            Self::Unknown(unknown) => Some(unknown.hint()),
+            Self::Liveness(error) => error.hint(),
             Self::Linked(_) => {
                 Some("`qvm rename` with the same names goes on with one that was cut short".into())
             }
@@ -64,7 +83,7 @@ impl Error {
 }
 
 /// Everything of a VM in the state directory, each with the bytes it takes on the disk; links are not followed. With what is left of a
-/// removal that was cut short.
+/// removal that was cut short, and without the liveness locks, which say nothing to an operator.
 ///
 /// # Errors
 /// A directory cannot be read.
@@ -82,6 +101,9 @@ fn collect(path: &Path, found: &mut Vec<(PathBuf, u64)>) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
+    if VmPaths::is_qemu_state_lock(path) {
+        return Ok(());
+    }
     found.push((path.to_owned(), meta.blocks() * 512));
     if meta.is_dir() {
         let mut entries = fs::read_dir(path)?.collect::<Result<Vec<_>, _>>()?;
@@ -97,7 +119,14 @@ fn collect(path: &Path, found: &mut Vec<(PathBuf, u64)>) -> io::Result<()> {
 #[derive(Debug)]
 pub struct Held<'a> {
     paths: &'a VmPaths,
-    _lock: Lock,
+    _locks: Locks,
+}
+
+/// All locks of a VM that is down.
+#[derive(Debug)]
+pub struct Locks {
+    _supervisor: Lock,
+    _qemu: Option<Liveness>,
 }
 
 /// Holds a VM that is down.
@@ -105,19 +134,47 @@ pub struct Held<'a> {
 /// # Errors
 /// It runs.
 pub fn hold(paths: &VmPaths) -> Result<Held<'_>, Error> {
-    Ok(Held { paths, _lock: down(paths)? })
+    Ok(Held { paths, _locks: down(paths)? })
 }
 
-/// The lock of a VM that is down: nobody starts it as long as this is held.
+/// The locks of a VM that is down: nobody starts it as long as they are held.
 ///
 /// # Errors
-/// It runs.
-pub fn down(paths: &VmPaths) -> Result<Lock, Error> {
+/// It runs, or it is not known whether it does.
+pub fn down(paths: &VmPaths) -> Result<Locks, Error> {
     file::make_dir(&paths.runtime)?;
-    let lock = Lock::acquire(&paths.lock())?;
-    match adopt::find(paths) {
-        Found::Alive(qemu, _) => Err(Error::Alone(qemu.pid())),
-        Found::Dead | Found::Unborn | Found::Nothing => Ok(lock),
+    let supervisor = Lock::acquire(&paths.lock())?;
+    not_running(paths)?;
+    let qemu = Liveness::for_verb(paths)?;
+    Ok(Locks { _supervisor: supervisor, _qemu: Some(qemu) })
+}
+
+/// The locks of two names, of which the second may lead to the state of the first by a link: that has its locks then.
+///
+/// # Errors
+/// As of [`down`], with which of them it is: false for the first.
+pub fn both_down(first: &VmPaths, second: &VmPaths) -> Result<(Locks, Locks), (bool, Error)> {
+    let locks = down(first).map_err(|error| (false, error))?;
+    let led = |state: &Path| fs::canonicalize(state).ok();
+    let (one, other) = (led(&first.state), led(&second.state));
+    let of_second = match one.is_some() && one == other {
+        false => down(second),
+        true => supervisor_lock(second),
+    };
+    Ok((locks, of_second.map_err(|error| (true, error))?))
+}
+
+fn supervisor_lock(paths: &VmPaths) -> Result<Locks, Error> {
+    file::make_dir(&paths.runtime)?;
+    let supervisor = Lock::acquire(&paths.lock())?;
+    not_running(paths)?;
+    Ok(Locks { _supervisor: supervisor, _qemu: None })
+}
+
+fn not_running(paths: &VmPaths) -> Result<(), Error> {
+    match previous::find(paths)? {
+        PreviousQemu::Running(qemu, _) => Err(Error::Alone(qemu.pid())),
+        PreviousQemu::Exited | PreviousQemu::NeverExecuted | PreviousQemu::None => Ok(()),
     }
 }
 

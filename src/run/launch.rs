@@ -5,8 +5,11 @@ use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc, time::Duration};
 use tokio::net::UnixStream;
 
 use super::{
-    Settings, door, isolate, prepare::Prepared, record::Record, reread::file_id, saved, taps,
-    viewer,
+    Settings, door, forwards, isolate,
+    prepare::Prepared,
+    record::{self, Record},
+    reread::file_id,
+    saved, taps, viewer,
 };
 use crate::{
     host::{
@@ -20,7 +23,7 @@ use crate::{
         layout::VmPaths,
         tap::taps,
     },
-    spec::{Link, LinkState, Nic, Vm},
+    spec::LinkState,
     value::IfName,
 };
 
@@ -174,12 +177,11 @@ impl Error {
             | Self::Filter(_)
             | Self::Port { .. }
             | Self::Vhost(_)
+            | Self::Watch(_)
             | Self::Silent { .. } => true,
             Self::Saved(saved::Error::File(error)) => error.is_the_hosts(),
             Self::Saved(_) | Self::Slow(_) | Self::NoSockets(_) => false,
-            Self::Path(_) | Self::Watch(_) | Self::Exited | Self::Monitor(_) | Self::Serial(_) => {
-                false
-            }
+            Self::Path(_) | Self::Exited | Self::Monitor(_) | Self::Serial(_) => false,
         }
     }
 
@@ -248,10 +250,12 @@ pub async fn launch(
     };
     let CommandLine { arguments, files } = argv::argv(&machine)?;
     for nic in &vm.nics {
-        check_forwards(shut_off, vm, nic)?;
+        forwards::check_forwards(shut_off, vm, nic)?;
     }
     let door = door::open(vm, &paths)?;
-    let mut fds: Vec<(OwnedFd, i32)> = vec![];
+    // QEMU alone has them from here on: our copies are closed when it is executed.
+    let mut fds: Vec<(OwnedFd, i32)> =
+        prepared.liveness.into_fds().map_err(file::Error::on("lock", &paths.qemu_lock()))?;
     let mut tap_notes = vec![];
     for tap in taps(vm) {
         let index = vm.nics.iter().position(|n| n.name == tap.nic).unwrap_or_default();
@@ -280,9 +284,10 @@ pub async fn launch(
     let started_at = (settings.now)().to_string();
     let first = vm.nics.first();
     let mut record = Record {
+        version: record::VERSION,
         pid: 0,
         start_time: 0,
-        boot_id: pidfd::boot_id(),
+        boot_id: pidfd::boot_id().map_err(Error::Watch)?,
         started_at,
         qemu_version: prepared.facts.qemu.version.to_string(),
         machine: prepared.identity.machine.clone(),
@@ -309,16 +314,21 @@ pub async fn launch(
             .and_then(|chosen| Some((chosen.code.clone(), file::written_at(&chosen.code)?))),
         isolation: None,
         instance: vm.cloud_init.as_ref().map(|_| prepared.identity.instance_id.clone()),
+        other: serde_json::Map::new(),
     };
-    // Written before QEMU is executed: whoever comes after us finds it, at whatever instant we die.
+    // Written before QEMU is executed: whoever comes after us finds it, at whatever instant we die. A process that cannot be watched
+    // is not executed.
+    let mut opened = None;
     let known = |pid| {
+        opened = Some(Process::open(pid).map_err(Error::Watch)?);
         record.pid = pid;
-        record.start_time = pidfd::start_time(pid).unwrap_or_default();
+        record.start_time = pidfd::start_time(pid).map_err(Error::Watch)?;
         record.write(&paths, text).map_err(Error::Record)
     };
     let binary = &prepared.facts.qemu.binary;
-    let (pid, isolation) = isolation.spawn(binary, &arguments, fds, known)?;
-    let process = Arc::new(Process::open(pid).map_err(Error::Watch)?);
+    let (_, isolation) = isolation.spawn(binary, &arguments, fds, known)?;
+    // It was executed, so it was opened.
+    let Some(process) = opened.map(Arc::new) else { return Err(Error::Exited) };
     let mut guard = Guard(Some(process.clone()));
     record.isolation = Some(isolation);
     record.update(&paths)?;
@@ -382,15 +392,4 @@ pub(super) async fn restored(
     }
     client.cont(ANSWER_LIMIT).await?;
     Ok(Guest::Running)
-}
-
-/// Whether QEMU will get the ports that it is to listen on for a NIC; `shut_off` as of [`Settings::shut_off`].
-pub(super) fn check_forwards(shut_off: bool, vm: &Vm, nic: &Nic) -> Result<(), Error> {
-    let Link::User { forward } = &nic.link else { return Ok(()) };
-    port::sockets(shut_off)?;
-    let at = || vm.at(&format!("nic.{}.forward", nic.name));
-    for forward in forward {
-        port::check(forward).map_err(|source| Error::Port { at: at(), source })?;
-    }
-    Ok(())
 }

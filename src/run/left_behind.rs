@@ -5,9 +5,8 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::{
-    Settings,
-    adopt::{self, Found},
-    error, holder,
+    Settings, adopt, error, holder,
+    previous::{self, PreviousQemu},
     record::Record,
     supervise::{Left, wind_up},
 };
@@ -29,16 +28,29 @@ pub enum Error {
     /// The lock cannot be looked at.
     #[error(transparent)]
     Lock(#[from] lock::Error),
+    /// It is not known whether it runs.
+    #[error(transparent)]
+    Unknown(#[from] previous::Unknown),
     /// Not even SIGKILL ended it.
     #[error("QEMU (pid {0}) does not go")]
     Stays(u32),
 }
 
 impl Error {
+    /// The host is at fault.
+    pub fn is_the_hosts(&self) -> bool {
+        match self {
+            Self::Lock(error) => error.is_the_hosts(),
+            Self::Unknown(_) => true,
+            Self::Stays(_) => false,
+        }
+    }
+
     /// The way out.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Lock(error) => error.hint(),
+            Self::Unknown(unknown) => Some(unknown.hint()),
             Self::Stays(pid) => Some(format!(
                 "the kernel holds it, mostly for a storage that hangs: `cat /proc/{pid}/stack` shows where"
             )),
@@ -52,7 +64,7 @@ impl Error {
 /// It does not go.
 pub async fn end(settings: Settings) -> Result<(), Error> {
     let paths = settings.paths();
-    if matches!(adopt::find(&paths), Found::Nothing) {
+    if matches!(previous::find(&paths)?, PreviousQemu::None) {
         return Ok(());
     }
     let lock = match holder::take(&paths).await {
@@ -72,7 +84,7 @@ pub async fn end(settings: Settings) -> Result<(), Error> {
             Err(error) => warn!("it cannot be shut down: {}", chain(&error)),
         }
     }
-    if let Found::Alive(qemu, _) = adopt::find(&paths) {
+    if let PreviousQemu::Running(qemu, _) = previous::find(&paths)? {
         signal(&qemu).await?;
         Record::remove(&paths);
     }

@@ -88,13 +88,14 @@ pub fn metrics(entries: &[Entry], usage: &BTreeMap<String, Usage>) -> String {
 }
 
 fn states(all: &mut Families, vms: &[(&str, &Entry)]) {
-    const STATES: [State; 6] = [
+    const STATES: [State; 7] = [
         State::Stopped,
         State::Starting,
         State::Running,
         State::Paused,
         State::Stopping,
         State::Failed,
+        State::Unknown,
     ];
     all.gauge("qvm_vm_state", "Which state the VM is in: 1 for that one, 0 for the others.");
     for (vm, entry) in vms {
@@ -118,9 +119,7 @@ fn states(all: &mut Families, vms: &[(&str, &Entry)]) {
     flag("qvm_vm_autostart", "Whether the VM is started with the host.", &|e| {
         e.file_exists.then_some(e.status.autostart)
     });
-    flag("qvm_vm_file_valid", "Whether the VM file is there and valid.", &|e| {
-        Some(e.file_exists && (e.answers || e.problem.is_none()))
-    });
+    flag("qvm_vm_file_valid", "Whether the VM file is there and valid.", &|e| Some(e.file_valid));
     all.gauge("qvm_vm_info", "What the VM runs on.");
     for (vm, Entry { status, .. }) in vms {
         if let (Some(accel), Some(qemu), Some(machine)) =

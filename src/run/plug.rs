@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{
-    Settings, identities,
+    Settings, forwards, identities,
     identity_lock::Waiter,
     isolate, launch,
     prepare::{self, facts_of},
@@ -191,7 +191,7 @@ impl Machine {
         let position = self.vm.nics.iter().position(|other| other.name == nic.name);
         let at_start = position.map(device::nic_place);
         let port = self.free_port(at_start, NIC_PORTS, device::nic_port).await?;
-        launch::check_forwards(self.settings.shut_off().await, &self.vm, nic)?;
+        forwards::check_forwards(self.settings.shut_off().await, &self.vm, nic)?;
         let net = device::net_id(&nic.name);
         let _ = self.client.remove_net(&net, QMP_LIMIT).await;
         let mut ends = TapEnds { tap: TAP.to_owned(), vhost: None };

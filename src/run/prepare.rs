@@ -8,6 +8,7 @@ use super::{
     Settings, disk, identities,
     identity_lock::Waiter,
     image::{Patience, Tools},
+    liveness::{self, Liveness},
     progress::{At, Cancel, Progress, line},
     within_reach::{self, Closed},
 };
@@ -47,6 +48,8 @@ pub struct Prepared {
     pub firmware: Option<Chosen>,
     /// What an operator should know.
     pub notes: Vec<String>,
+    /// The locks that QEMU will hold.
+    pub liveness: Liveness,
 }
 
 /// Why a VM cannot be launched.
@@ -61,6 +64,9 @@ pub enum Error {
     /// A file cannot be read or written.
     #[error(transparent)]
     File(#[from] file::Error),
+    /// The liveness locks.
+    #[error(transparent)]
+    Liveness(#[from] liveness::Error),
     /// identity.toml.
     #[error(transparent)]
     Identity(identities::Error),
@@ -108,7 +114,7 @@ impl Error {
     pub fn is_the_hosts(&self) -> bool {
         match self {
             Self::Probe(error) => error.is_the_hosts(),
-            Self::NoKvm(_) => true,
+            Self::NoKvm(_) | Self::Liveness(_) => true,
             Self::File(error) => error.is_the_hosts(),
             Self::Disk { source, .. } => source.is_the_hosts(),
             Self::Identity(error) => error.is_the_hosts(),
@@ -126,6 +132,7 @@ impl Error {
             Self::Probe(error) => error.hint(),
             Self::NoKvm(error) => error.hint(),
             Self::File(error) => error.hint(),
+            Self::Liveness(error) => error.hint(),
             Self::Disk { source, .. } => source.hint(),
             Self::Firmware(error) => error.hint(),
             Self::Identity(error) => error.hint(),
@@ -268,6 +275,8 @@ pub fn prepare(
 ) -> Result<Prepared, Error> {
     let paths = settings.paths();
     file::make_dir(&paths.state)?;
+    // Before anything that QEMU uses is touched; QEMU inherits them.
+    let liveness = Liveness::for_start(&paths, cancel)?;
     disk::remove_left_overs(&paths)?;
     let facts = facts_of(settings)?;
     let (accel, warning) = facts::accelerator(vm.accel, &facts.kvm)?;
@@ -302,7 +311,7 @@ pub fn prepare(
     if cancel.is_set() {
         return Err(Error::Cancelled);
     }
-    Ok(Prepared { vm, identity, facts, accel, disks, firmware, notes })
+    Ok(Prepared { vm, identity, facts, accel, disks, firmware, notes, liveness })
 }
 
 /// Makes a disk ready, and what is to be known of it.

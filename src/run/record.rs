@@ -1,9 +1,10 @@
 //! What is written down about a run: what a later supervisor needs to take over, and how the last ten runs ended.
 
-use std::{collections::BTreeMap, io, path::PathBuf};
+use std::{collections::BTreeMap, fs, io, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::liveness;
 use crate::{
     control::types::End,
     host::file,
@@ -11,15 +12,30 @@ use crate::{
         isolation::{Isolation, Layer},
         layout::VmPaths,
     },
+    value::chain,
 };
 
 /// How many ends are kept.
 pub const ENDS: usize = 10;
 
-/// The running QEMU, in `/run/qvm/NAME/record.json`.
+/// The version of the run record that this program writes.
+pub const VERSION: u32 = 1;
+
+/// Why a run record says nothing.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read the run record `{}`", path.display())]
+pub struct Unreadable {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// The running QEMU, in `/run/qvm/NAME/record.json`. What a newer version wrote is kept when the record is written again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
+    /// The version of the record; 0 is of a qvm whose QEMU holds no liveness locks.
+    #[serde(default)]
+    pub version: u32,
     /// QEMU's process.
     pub pid: u32,
     /// Its start time in clock ticks since boot, as in /proc/PID/stat: a pid that was used again has another.
@@ -80,6 +96,9 @@ pub struct Record {
     /// cloud-init's instance-id in the seed that it was given.
     #[serde(default)]
     pub instance: Option<String>,
+    /// What a newer version wrote beside.
+    #[serde(flatten)]
+    pub other: serde_json::Map<String, serde_json::Value>,
 }
 
 fn yes() -> bool {
@@ -87,16 +106,36 @@ fn yes() -> bool {
 }
 
 impl Record {
-    /// The record of a VM, if there is a readable one.
-    pub fn read(paths: &VmPaths) -> Option<Self> {
-        let text = std::fs::read(paths.record()).ok()?;
-        serde_json::from_slice(&text).ok()
+    /// The record of a VM; `None` where there is none.
+    ///
+    /// # Errors
+    /// It cannot be read, or does not identify a process.
+    pub fn read(paths: &VmPaths) -> Result<Option<Self>, Unreadable> {
+        let path = paths.record();
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(Unreadable { path, source }),
+        };
+        match Self::parse(&text) {
+            Ok(record) => Ok(Some(record)),
+            Err(source) => Err(Unreadable { path, source }),
+        }
+    }
+
+    fn parse(text: &[u8]) -> io::Result<Self> {
+        let record: Self = serde_json::from_slice(text)?;
+        // An earlier qvm wrote these where it could not find them out.
+        if record.pid == 0 || record.start_time == 0 || record.boot_id.is_empty() {
+            let why = "it does not identify a process";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        Ok(record)
     }
 
     /// QEMU has no network but what it was given descriptors of.
     pub fn is_shut_off(&self) -> bool {
-        let layers = self.isolation.as_ref().map(|isolation| &isolation.layers);
-        layers.is_some_and(|layers| layers.contains(&Layer::Network))
+        self.isolation.as_ref().is_some_and(|isolation| isolation.has(Layer::Network))
     }
 
     /// Writes the record, and beside it the VM file that QEMU was started from.
@@ -105,7 +144,7 @@ impl Record {
     /// A file cannot be written.
     pub fn write(&self, paths: &VmPaths, vm_file: &str) -> Result<(), file::Error> {
         file::write_volatile(&paths.booted(), vm_file.as_bytes(), 0o600)?;
-        let _ = std::fs::remove_file(paths.reloaded());
+        let _ = fs::remove_file(paths.reloaded());
         self.update(paths)
     }
 
@@ -117,8 +156,20 @@ impl Record {
         file::write_volatile(&paths.record(), json(self).as_bytes(), 0o640)
     }
 
-    /// Forgets the run; done when nothing of QEMU is left.
+    /// Forgets the run, when nothing of QEMU is left. Where a process still holds a liveness lock, or may do so, everything stays:
+    /// the sockets of a QEMU that lives are the only way to it.
     pub fn remove(paths: &VmPaths) {
+        match liveness::held_lock(paths) {
+            Ok(None) => {}
+            Ok(Some(lock)) => {
+                tracing::warn!("the run record stays: `{}` is held", lock.display());
+                return;
+            }
+            Err(error) => {
+                tracing::warn!("the run record stays: {}", chain(&error));
+                return;
+            }
+        }
         for path in [
             paths.record(),
             paths.booted(),
@@ -129,7 +180,7 @@ impl Record {
             paths.vnc_socket(),
             paths.vnc_password(),
         ] {
-            let _ = std::fs::remove_file(path);
+            let _ = fs::remove_file(path);
         }
     }
 }
@@ -144,7 +195,7 @@ pub fn ends(paths: &VmPaths) -> Vec<End> {
 /// # Errors
 /// The file cannot be read, or is no such list. That there is none is no error.
 pub fn read_ends(paths: &VmPaths) -> io::Result<Vec<End>> {
-    let text = match std::fs::read(paths.ends()) {
+    let text = match fs::read(paths.ends()) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
         Err(error) => return Err(error),
@@ -161,7 +212,7 @@ pub fn read_ends(paths: &VmPaths) -> io::Result<Vec<End>> {
 
 /// What the console said last, by the time of the end; nothing for who may not read it.
 fn last_words(paths: &VmPaths) -> BTreeMap<String, Vec<String>> {
-    let text = std::fs::read(paths.last_words()).ok();
+    let text = fs::read(paths.last_words()).ok();
     text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
 }
 
@@ -182,9 +233,20 @@ pub fn put(all: &mut Vec<End>, end: End) {
 /// power cut in the next seconds may lose it.
 ///
 /// # Errors
-/// The file cannot be written.
+/// The file cannot be written, or the earlier ends cannot be read: they are not overwritten then. A file that is no list of ends is
+/// renamed.
 pub fn keep(paths: &VmPaths, end: End) -> Result<Vec<End>, file::Error> {
-    let mut all = ends(paths);
+    let mut all = match read_ends(paths) {
+        Ok(all) => all,
+        Err(error) if is_malformed(&error) => {
+            let aside = paths.unreadable_ends();
+            fs::rename(paths.ends(), &aside).map_err(file::Error::on("rename to", &aside))?;
+            vec![]
+        }
+        Err(error) => return Err(file::Error::on("read", &paths.ends())(error)),
+    };
+    let written = fs::read(paths.ends()).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    let written: Vec<serde_json::Value> = written.unwrap_or_default();
     put(&mut all, end);
     // How it ended is for all who may see the state; what the guest said may be anything.
     let words: BTreeMap<&str, &[String]> = all
@@ -195,9 +257,35 @@ pub fn keep(paths: &VmPaths, end: End) -> Result<Vec<End>, file::Error> {
     if !words.is_empty() || paths.last_words().exists() {
         file::write_volatile(&paths.last_words(), json(&words).as_bytes(), 0o600)?;
     }
-    let told: Vec<End> = all.iter().map(|end| End { console: vec![], ..end.clone() }).collect();
+    let told = all.iter().map(|end| {
+        let end = serde_json::json!(End { console: vec![], ..end.clone() });
+        with_unknown_fields(end, &written)
+    });
+    let told: Vec<serde_json::Value> = told.collect();
     file::write_volatile(&paths.ends(), json(&told).as_bytes(), 0o640)?;
     Ok(all)
+}
+
+/// The file was read, and is no such list: truncated, or of another kind.
+fn is_malformed(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+}
+
+/// An end with the fields that a newer version wrote of it.
+fn with_unknown_fields(
+    mut end: serde_json::Value,
+    written: &[serde_json::Value],
+) -> serde_json::Value {
+    let before = written.iter().find(|before| before["at"] == end["at"]);
+    if let (Some(fields), Some(before)) =
+        (end.as_object_mut(), before.and_then(serde_json::Value::as_object))
+    {
+        // What the console said is in a file of its own.
+        for (key, value) in before.iter().filter(|(key, _)| *key != "console") {
+            fields.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+    }
+    end
 }
 
 fn json<T: Serialize>(value: &T) -> String {
@@ -297,7 +385,96 @@ mod tests {
     fn a_record_of_an_older_version_still_reads() {
         let text = include_str!("../../tests/golden/record-0.1.0.json");
         let record: Record = serde_json::from_str(text).unwrap();
-        assert_eq!(record.pid, 4711);
+        assert_eq!((record.pid, record.version), (4711, 0));
         assert!(record.ready, "its guest would be waited for");
+    }
+
+    /// A rollback: the supervisor of an earlier version adopts QEMU, and the newer one does so again later.
+    #[test]
+    fn newer_record_is_kept_when_rewritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = paths(dir.path());
+        let text = include_str!("../../tests/golden/record-newer.json");
+        fs::write(paths.record(), text).unwrap();
+        let mut record = Record::read(&paths).unwrap().unwrap();
+        assert_eq!(record.version, 99);
+        let isolation = record.isolation.as_ref().unwrap();
+        assert!(isolation.has(Layer::Network) && !isolation.has(Layer::Uid));
+        assert!(isolation.told().contains("memory-keys") && record.is_shut_off());
+        record.ready = false;
+        record.update(&paths).unwrap();
+        let mut before: serde_json::Value = serde_json::from_str(text).unwrap();
+        let after: serde_json::Value =
+            serde_json::from_slice(&fs::read(paths.record()).unwrap()).unwrap();
+        before["ready"] = false.into();
+        assert_eq!(before, after);
+    }
+
+    #[test]
+    fn record_without_a_process_is_unreadable() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = paths(dir.path());
+        assert!(Record::read(&paths).unwrap().is_none());
+        let text = include_str!("../../tests/golden/record-newer.json");
+        let wrong = |key: &str, value: serde_json::Value| {
+            let mut record: serde_json::Value = serde_json::from_str(text).unwrap();
+            record[key] = value;
+            record.to_string()
+        };
+        for text in [
+            String::new(),
+            text[..text.len() / 2].to_owned(),
+            wrong("pid", 0.into()),
+            wrong("pid", (-1).into()),
+            wrong("startTime", 0.into()),
+            wrong("startTime", serde_json::Value::Null),
+            wrong("bootId", "".into()),
+        ] {
+            fs::write(paths.record(), &text).unwrap();
+            assert!(Record::read(&paths).is_err(), "{text}");
+        }
+        fs::remove_file(paths.record()).unwrap();
+        fs::create_dir(paths.record()).unwrap();
+        assert!(Record::read(&paths).is_err());
+    }
+
+    #[test]
+    fn ends_of_a_newer_version_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = paths(dir.path());
+        let newer = r#"[{"reason":"melted","at":"1","detail":"d","failed":true,"by":{"uid":5}}]"#;
+        fs::write(path.ends(), newer).unwrap();
+        let end = End {
+            reason: "stopped".into(),
+            at: "2".into(),
+            detail: String::new(),
+            failed: false,
+            console: vec![],
+        };
+        assert_eq!(keep(&path, end.clone()).unwrap().len(), 2);
+        let ends: serde_json::Value =
+            serde_json::from_slice(&fs::read(path.ends()).unwrap()).unwrap();
+        assert_eq!(ends[1]["by"]["uid"], 5);
+        // What is no list is renamed; what cannot be read is left alone.
+        fs::write(path.ends(), "[{").unwrap();
+        assert_eq!(keep(&path, end.clone()).unwrap().len(), 1);
+        assert_eq!(fs::read_to_string(path.unreadable_ends()).unwrap(), "[{");
+        fs::remove_file(path.ends()).unwrap();
+        fs::create_dir(path.ends()).unwrap();
+        assert!(keep(&path, end).is_err());
+    }
+
+    #[test]
+    fn record_stays_while_a_lock_is_held() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = paths(dir.path());
+        let held = liveness::Liveness::for_qemu(&paths).unwrap().into_fds().unwrap();
+        fs::write(paths.record(), "x").unwrap();
+        fs::write(paths.qmp_socket(), "").unwrap();
+        Record::remove(&paths);
+        assert!(paths.record().exists() && paths.qmp_socket().exists());
+        drop(held);
+        Record::remove(&paths);
+        assert!(!paths.record().exists() && !paths.qmp_socket().exists());
     }
 }

@@ -3,11 +3,11 @@
 //! All are in one directory, so that whoever waits for room watches that alone. What a file says counts as long as the supervisor that
 //! wrote it lives, or the QEMU of that VM: whoever dies and how, nothing has to be cleaned up.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, io, path::Path, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::adopt::{self, Found};
+use super::{adopt, previous};
 use crate::{
     host::{file, pidfd},
     plan::layout::{Layout, VmPaths},
@@ -35,10 +35,14 @@ pub(super) struct Reservation {
 
 impl Reservation {
     /// Ours.
-    pub(super) fn new(mem_bytes: u64, goes: bool) -> Self {
+    ///
+    /// # Errors
+    /// This process cannot be identified.
+    pub(super) fn new(mem_bytes: u64, goes: bool) -> Result<Self, file::Error> {
         let pid = std::process::id();
-        let start_time = pidfd::start_time(pid).unwrap_or_default();
-        Self { mem_bytes, pid, start_time, boot_id: pidfd::boot_id(), goes }
+        let failed = |error| file::Error::on("read", Path::new("/proc"))(error);
+        let start_time = pidfd::start_time(pid).map_err(failed)?;
+        Ok(Self { mem_bytes, pid, start_time, boot_id: pidfd::boot_id().map_err(failed)?, goes })
     }
 
     /// Writes it.
@@ -54,13 +58,18 @@ impl Reservation {
         file::write_volatile(&path, text.as_bytes(), 0o640)
     }
 
-    fn read(path: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(path).ok()?).ok()
+    /// `None` where there is none.
+    fn read(path: &Path) -> io::Result<Option<Self>> {
+        match fs::read(path) {
+            Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
-    /// Its supervisor lives.
-    fn is_held(&self, boot_id: &str) -> bool {
-        self.boot_id == boot_id && pidfd::start_time(self.pid) == Some(self.start_time)
+    /// Its supervisor lives, or it is not known whether it does.
+    fn is_held(&self) -> bool {
+        !matches!(pidfd::find(self.pid, self.start_time, &self.boot_id), Ok(None))
     }
 }
 
@@ -78,25 +87,30 @@ pub(super) struct Others {
     pub(super) starting: usize,
 }
 
-/// All but `own`: those that run, and those that were admitted.
+/// All but `own`: those that run, those that may, and those that were admitted.
 pub(super) fn others(layout: &Layout, own: &VmName) -> Others {
     let mut others = Others::default();
-    let boot_id = pidfd::boot_id();
+    let processes = previous::Processes::default();
     for name in directories(&layout.runtime).into_iter().filter(|name| name != own) {
         let paths = layout.vm(&name);
-        let runs = || matches!(adopt::find(&paths), Found::Alive(..));
+        let runs = || {
+            let found = previous::find_among(&paths, &processes);
+            found.map_or(true, |previous| previous.is_running())
+        };
         let reservation = Reservation::read(&paths.reservation());
         let mem = match &reservation {
-            Some(held) if held.is_held(&boot_id) || runs() => Some(held.mem_bytes),
-            Some(_) => None,
+            Ok(Some(held)) if held.is_held() || runs() => Some(held.mem_bytes),
+            Ok(Some(_)) => None,
             // A supervisor of an earlier version reserves nothing.
-            None if paths.record().exists() && runs() => {
+            Ok(None) if !paths.booted().exists() => None,
+            Ok(None) | Err(_) if runs() => {
                 let booted = adopt::booted(&paths, &name, &layout.vm_file(&name));
                 booted.map(|(vm, _)| vm.mem.bytes())
             }
-            None => None,
+            Ok(None) | Err(_) => None,
         };
-        let goes = reservation.is_some_and(|held| held.goes && held.is_held(&boot_id));
+        let goes =
+            reservation.is_ok_and(|held| held.is_some_and(|held| held.goes && held.is_held()));
         if goes && !paths.record().exists() && is_young(&paths.reservation()) {
             others.starting += 1;
         }
@@ -137,12 +151,12 @@ mod tests {
             file::make_dir(&paths.runtime).unwrap();
             reservation.write(&paths).unwrap();
         };
-        put("own", Reservation::new(1, true));
-        put("db", Reservation::new(2, false));
-        put("web", Reservation::new(3, true));
+        put("own", Reservation::new(1, true).unwrap());
+        put("db", Reservation::new(2, false).unwrap());
+        put("web", Reservation::new(3, true).unwrap());
         // Of another process that had this pid, and of another boot.
-        put("dead", Reservation { start_time: 1, ..Reservation::new(4, true) });
-        put("old", Reservation { boot_id: "x".into(), ..Reservation::new(5, true) });
+        put("dead", Reservation { start_time: 1, ..Reservation::new(4, true).unwrap() });
+        put("old", Reservation { boot_id: "x".into(), ..Reservation::new(5, true).unwrap() });
         fs::write(layout.vm(&name("db")).reservation().with_file_name(".qvm-x"), "{").unwrap();
         assert_eq!(seen("own"), (vec![(name("db"), 2), (name("web"), 3)], 1));
         // One that has its QEMU is not being started any more.

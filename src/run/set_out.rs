@@ -5,11 +5,13 @@ use std::{path::Path, time::Duration};
 use tracing::{info, warn};
 
 use super::{
-    adopt::{self, Found},
+    adopt,
     fact::{Fact, Fault, NotBegun},
     file_reading,
     launch::{self, Qemu},
-    prepare, record, resources, saved,
+    prepare,
+    previous::{self, Found, PreviousQemu},
+    record, resources, saved,
     supervise::{Left, START_STEP, Supervisor},
 };
 use crate::{
@@ -26,7 +28,11 @@ const KILLED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Kills the QEMU process of a launch that was given up, and waits until it is gone.
 pub(super) async fn end_launched(paths: &VmPaths) {
-    if let Found::Alive(process, _) = adopt::find(paths) {
+    let found = previous::find(paths);
+    if let Err(unknown) = &found {
+        warn!("a QEMU process may be left: {}", chain(unknown));
+    }
+    if let Ok(PreviousQemu::Running(process, _)) = found {
         let _ = process.signal(pidfd::Signal::KILL);
         if tokio::time::timeout(KILLED_WITHIN, process.wait()).await.is_err() {
             warn!("QEMU (pid {}) was killed and does not end; its record stays", process.pid());
@@ -48,12 +54,12 @@ pub(super) struct PreviousRun {
 }
 
 /// A saved state and its VM file, which may not be valid any more; or why the state cannot be used.
-type SavedState = Result<Option<(Saved, Option<Vm>)>, String>;
+type SavedState = Result<Option<(Saved, Option<Vm>)>, saved::Error>;
 
 impl PreviousRun {
     /// Blocks for as long as the storage does.
     fn look(paths: &VmPaths, name: &VmName, file: &Path) -> Self {
-        let found = adopt::find(paths);
+        let found = previous::find(paths);
         let saved = match saved::open(&paths.saved()) {
             Ok(None) => Ok(None),
             Ok(Some((head, _))) => {
@@ -61,7 +67,7 @@ impl PreviousRun {
                 let vm = spec::read(name, file, &head.vm_file, &mut user_data).ok();
                 Ok(Some((head, vm)))
             }
-            Err(error) => Err(chain(&error)),
+            Err(error) => Err(error),
         };
         Self {
             ends: record::ends(paths),
@@ -98,10 +104,16 @@ impl Supervisor {
             return self.feed(life::Event::StartFailed("cancelled".into()));
         }
         match found {
-            Found::Nothing if self.winding_up => self.left = Some(Left::Exit(0)),
-            Found::Nothing => self.set_out(saved),
-            found @ (Found::Dead | Found::Unborn) => self.begin_after(&found, saved),
-            Found::Alive(process, record) => {
+            Err(unknown) => {
+                let hint = unknown.hint().replace("NAME", self.vm.name.as_str());
+                self.not_begun(NotBegun::new(&unknown, Some(hint), true));
+            }
+            Ok(PreviousQemu::None) if self.winding_up => self.left = Some(Left::Exit(0)),
+            Ok(PreviousQemu::None) => self.set_out(saved),
+            Ok(found @ (PreviousQemu::Exited | PreviousQemu::NeverExecuted)) => {
+                self.begin_after(&found, saved);
+            }
+            Ok(PreviousQemu::Running(process, record)) => {
                 (self.life.state, self.adopting) = (State::Launching, Some(process.pid()));
                 if let Some((vm, text)) = booted {
                     self.booted = Some(vm.clone());
@@ -119,8 +131,8 @@ impl Supervisor {
     }
 
     /// QEMU went while nobody watched; that is an end as well.
-    fn begin_after(&mut self, found: &Found, saved: SavedState) {
-        if matches!(found, Found::Dead) {
+    fn begin_after(&mut self, found: &PreviousQemu, saved: SavedState) {
+        if matches!(found, PreviousQemu::Exited) {
             self.record_end(&life::End { cause: life::Cause::QemuDied(Gone::Unknown) });
         }
         self.records.remove();
@@ -132,7 +144,7 @@ impl Supervisor {
 
     /// A QEMU that is gone before it was taken over is as one that was gone before; false where it is not.
     pub(super) fn went_meanwhile(&mut self, found: &Found) -> bool {
-        let gone = matches!(found, Found::Dead | Found::Unborn);
+        let gone = matches!(found, Ok(PreviousQemu::Exited | PreviousQemu::NeverExecuted));
         let begins = gone && self.life.state == State::Launching;
         if begins {
             self.adopting = None;
@@ -182,7 +194,9 @@ impl Supervisor {
                     let given = resources::give(&settings, &vm, qemu.record.pid, by);
                     Ok((qemu, given))
                 }
-                Err(e) => Err((NotBegun::new(&e, e.hint(), e.is_the_hosts()), adopt::find(&paths))),
+                Err(e) => {
+                    Err((NotBegun::new(&e, e.hint(), e.is_the_hosts()), previous::find(&paths)))
+                }
             };
             let _ = facts.send(Fact::Launched(Box::new(result))).await;
         });
@@ -208,7 +222,11 @@ impl Supervisor {
             Ok(Some((_, None))) => {
                 self.set_aside("its VM file is not valid for this version of qvm");
             }
-            Err(why) => self.set_aside(&why),
+            Err(error @ saved::Error::Content { .. }) => self.set_aside(&chain(&error)),
+            // A state that cannot be read now may be read by the next start.
+            Err(error @ saved::Error::File(_)) => {
+                return self.not_begun(NotBegun::new(&error, None, true));
+            }
         }
         self.ask_to_start();
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::{
-    control::types::{Command, Pending, Status, TakesEffect},
+    control::types::{Command, Pending, State, Status, TakesEffect},
     exit::{self, Failure},
     plan::{layout::Layout, unit::Scope},
     run::{
@@ -45,8 +45,13 @@ pub async fn run(
             What::Tell(text) => super::tell(&name, text),
             What::Leave => {}
         }
-        let invalid = entry.problem.as_ref().filter(|_| entry.file_exists && !entry.answers);
-        failures.extend(invalid.map(|told| Failure::told(exit::INVALID, told.clone())));
+        let problem = entry.problem.as_ref().filter(|_| entry.file_exists && !entry.answers);
+        let code = match entry.status.state {
+            State::Unknown => exit::HOST,
+            _ if entry.file_valid => exit::FAILED,
+            _ => exit::INVALID,
+        };
+        failures.extend(problem.map(|told| Failure::told(code, told.clone())));
     }
     let how = Begin { layout, exe, manager, wait: true, say: super::tell };
     let reloaded = super::each(&running, async |name| reload(&name, layout, manager).await);

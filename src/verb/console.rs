@@ -16,7 +16,7 @@ use crate::{
         terminal::{self, Output},
     },
     plan::layout::Layout,
-    run::adopt::{self, Found},
+    run::previous,
     value::VmName,
 };
 
@@ -196,7 +196,8 @@ async fn next(
     let paths = layout.vm(name);
     let until = tokio::time::Instant::now() + NEXT;
     // Without a QEMU there is nothing to wait for: the VM is down.
-    while tokio::time::Instant::now() < until && matches!(adopt::find(&paths), Found::Alive(..)) {
+    let may_run = || previous::find(&paths).map_or(true, |found| found.is_running());
+    while tokio::time::Instant::now() < until && may_run() {
         if let Ok(client) = Client::connect(&paths.control_socket()).await
             && let Ok(console) = client.console(read_only, 0).await
         {

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use crate::{
-    control::types::Command,
+    control::types::{Command, State},
     exit::{self, Failure},
     plan::layout::Layout,
     run::{
@@ -73,8 +73,13 @@ pub async fn run(
         // Deleting those was begun long since.
         kept::sweep(layout, None);
     }
+    // Nothing is done to a VM of which it is not known whether it runs.
+    let (unknown, orphans): (Vec<Orphan>, Vec<Orphan>) =
+        orphans.into_iter().partition(|orphan| orphan.entry.status.state == State::Unknown);
     let (running, down): (Vec<Orphan>, Vec<Orphan>) = orphans.into_iter().partition(Orphan::runs);
-    super::print(&told(&running, &down, args.disks, now))?;
+    if unknown.is_empty() || !(running.is_empty() && down.is_empty()) {
+        super::print(&told(&running, &down, args.disks, now))?;
+    }
     if !running.is_empty() {
         let question = format!("Stop {}?", count(running.len()));
         confirm(args.yes, &question, "y", "nothing stopped")?;
@@ -84,7 +89,8 @@ pub async fn run(
     if args.disks && !down.is_empty() {
         delete(args, layout, &down)?;
     }
-    Ok(())
+    let unknown = unknown.into_iter().filter_map(|orphan| orphan.entry.problem);
+    Failure::all(unknown.map(|problem| Failure::told(exit::HOST, problem)).collect())
 }
 
 async fn find(layout: &Layout) -> Result<Vec<Orphan>, Failure> {
@@ -183,7 +189,7 @@ async fn stop(
     super::ask_down(layout, &supervised, command, true).await?;
     for orphan in running.iter().filter(|orphan| !orphan.entry.answers) {
         let done = left_behind::end(settings(orphan.name.clone())).await;
-        done.map_err(|e| Failure::of(&e).about(&orphan.name).hint(e.hint()))?;
+        done.map_err(|e| super::not_ended(&e, &orphan.name))?;
         super::tell(&orphan.name, "its QEMU has ended");
     }
     super::print("their disks are kept: `qvm gc --disks` deletes them\n")
@@ -236,7 +242,7 @@ fn delete(args: &Args, layout: &Layout, down: &[Orphan]) -> Result<(), Failure> 
         }
         match kept::hold(&paths).and_then(kept::Held::remove) {
             Ok(()) => super::tell(&orphan.name, &format!("removed {}", paths.state.display())),
-            Err(e) => failures.push(Failure::of(&e).about(&orphan.name).hint(e.hint())),
+            Err(e) => failures.push(super::not_held(&e, &orphan.name)),
         }
     }
     Failure::all(failures)

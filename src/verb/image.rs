@@ -15,11 +15,12 @@ use crate::{
     run::{
         image::{self, Purpose, Tools},
         image_cache::{self, Listed, Needs, Pruned},
+        inventory, previous,
         progress::{Cancel, Progress},
     },
     spec::{Checksum, Image, Origin, Source, Vm},
     table::{Cell, Screen, Table},
-    value::{Algorithm, Digest, Size},
+    value::{Algorithm, Digest, Size, VmName},
 };
 
 /// The words after `qvm image`.
@@ -110,6 +111,14 @@ pub enum Error {
     /// A VM file that nobody can tell the needs of.
     #[error("cannot tell which images are needed: `{}` cannot be read", .0.display())]
     Invalid(PathBuf),
+    /// A VM may be running with images that no VM file names.
+    #[error("the state of the VM `{name}` is unknown: it may need images")]
+    UnknownVm {
+        /// Its name.
+        name: VmName,
+        /// What is not known.
+        source: previous::Unknown,
+    },
     /// A digest that is none.
     #[error(transparent)]
     Digest(#[from] crate::value::Refused),
@@ -119,11 +128,19 @@ pub enum Error {
 }
 
 impl Error {
+    /// The host is at fault: the state of a VM is unknown.
+    pub fn is_the_hosts(&self) -> bool {
+        matches!(self, Self::UnknownVm { .. })
+    }
+
     /// The way out, where there is one.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Cache(e) => e.hint(),
             Self::Pull { source, .. } => source.hint(),
+            Self::UnknownVm { name, source } => {
+                Some(source.hint().replace("NAME", name.as_str()))
+            }
             Self::Unknown(_) => Some(
                 "for an address of your own say how it is known to be right: --sha256, --sha512, --checksums \
                  or --insecure-no-checksum"
@@ -132,6 +149,14 @@ impl Error {
             Self::Invalid(_) => Some("`qvm check` says what is wrong with it".into()),
             Self::Digest(_) | Self::Out(_) => None,
         }
+    }
+}
+
+/// Of every VM it is known whether it is running.
+fn all_known(layout: &Layout) -> Result<(), Error> {
+    match inventory::first_unknown(layout) {
+        None => Ok(()),
+        Some((name, source)) => Err(Error::UnknownVm { name, source }),
     }
 }
 
@@ -170,6 +195,7 @@ pub fn image(args: &Args, within: &mut Within<'_>) -> Result<(), Error> {
             }
         }
         What::Rm { names } => {
+            all_known(within.layout)?;
             for name in names {
                 let gone = image_cache::remove(&cache, &needs, name)?;
                 writeln!(within.out, "removed {}", gone.display())?;
@@ -179,6 +205,7 @@ pub fn image(args: &Args, within: &mut Within<'_>) -> Result<(), Error> {
             if let Some(invalid) = within.invalid.first() {
                 return Err(Error::Invalid(invalid.clone()));
             }
+            all_known(within.layout)?;
             let pruned = image_cache::prune(&cache, &needs, *dry_run)?;
             within.out.write_all(told(&pruned, *dry_run).as_bytes())?;
         }

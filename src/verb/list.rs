@@ -106,6 +106,7 @@ fn row(entry: &Entry, now: Timestamp, before: Option<&Before>) -> Vec<Cell> {
     let (state, look) = match (&entry.problem, status.state) {
         // A supervisor that does not answer is taken for running.
         (Some(_), State::Running) => ("no answer", Look::Bad),
+        (_, State::Unknown) => (State::Unknown.word(), Look::Bad),
         (Some(_), _) => ("invalid", Look::Bad),
         (None, State::Running) => (State::Running.word(), Look::Good),
         (None, State::Failed) => (State::Failed.word(), Look::Bad),

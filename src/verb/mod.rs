@@ -29,6 +29,7 @@ pub mod pause;
 pub mod plan;
 pub mod reap;
 pub mod reboot;
+mod refusal;
 pub mod rename;
 pub mod reseed;
 pub mod restart;
@@ -56,6 +57,7 @@ use std::{
 
 use futures_util::future::join_all;
 use jiff::Timestamp;
+use refusal::{alone, not_begun, not_ended, not_held, unknown};
 
 use crate::{
     control::{
@@ -66,13 +68,11 @@ use crate::{
     host::session::{Session, Vanished},
     plan::{keys::Chord, layout::Layout, unit::Scope},
     run::{
-        adopt::{self, Found},
-        ask_down,
-        begin::{self, Begin},
-        carry,
+        ask_down, carry,
         in_guest::{self, Guest},
+        previous::{self, PreviousQemu},
         progress::Cancel,
-        service::{self, Unit},
+        service::Unit,
     },
     spec::Vm,
     value::{VmName, plain},
@@ -216,8 +216,10 @@ fn refused(error: &client::Error, layout: &Layout, name: &VmName) -> Failure {
 }
 
 fn not_running(layout: &Layout, name: &VmName) -> Failure {
-    if let Found::Alive(qemu, _) = adopt::find(&layout.vm(name)) {
-        return alone(name, qemu.pid());
+    match previous::find(&layout.vm(name)) {
+        Ok(PreviousQemu::Running(qemu, _)) => return alone(name, qemu.pid()),
+        Ok(_) => {}
+        Err(error) => return unknown(&error, name),
     }
     let known = layout.vm_file(name).symlink_metadata().is_ok() || layout.vm(name).state.is_dir();
     if known {
@@ -225,53 +227,6 @@ fn not_running(layout: &Layout, name: &VmName) -> Failure {
     }
     Failure::new(exit::NOT_RUNNING, format!("there is no VM `{name}`"))
         .hint(Some("`qvm list` shows those there are".to_owned()))
-}
-
-/// The supervisor was killed, and nobody has started another one yet.
-fn alone(name: &VmName, qemu: u32) -> Failure {
-    let text = format!("its QEMU runs without a supervisor, pid {qemu}");
-    let hint = format!("`qvm start {name}` takes it over");
-    Failure::new(exit::FAILED, text).about(name).hint(hint)
-}
-
-/// Why a supervisor did not start.
-async fn not_begun(error: &begin::Error, how: &Begin<'_>, name: &VmName) -> Failure {
-    let layout = how.layout;
-    match error {
-        begin::Error::Invalid(invalid) => Failure::invalid(invalid),
-        begin::Error::NoFile(_) if layout.vm(name).state.is_dir() => {
-            let file = layout.vm_file(name);
-            let text = format!("it has no VM file: `{}` is not there", file.display());
-            Failure::new(exit::NOT_RUNNING, text).about(name)
-        }
-        begin::Error::NoFile(_) => not_running(layout, name),
-        begin::Error::Ended { status, wrote } => {
-            let code = match status.code().and_then(|code| u8::try_from(code).ok()) {
-                Some(code @ (exit::INVALID | exit::HOST | exit::NO_ROOM)) => code,
-                _ => exit::FAILED,
-            };
-            // What it said at its end says more than that it ended; before that may be what QEMU said.
-            let progress = |line: &&str| matches!(line.split(' ').nth(2), Some("INFO"));
-            let said: Vec<&str> = wrote.lines().filter(|line| !progress(line)).collect();
-            match said.iter().any(|line| line.starts_with("error: ")) {
-                true => Failure::told(code, said.join("\n")),
-                false => Failure::of(error).about(name).code(code),
-            }
-        }
-        begin::Error::Unit { .. } => {
-            // Of one that is started again systemd has soon forgotten it.
-            let ended = match how.manager {
-                Some(scope) => service::exit_code(name, scope).await,
-                None => None,
-            };
-            let code = ended.filter(|code| *code == exit::NO_ROOM).unwrap_or(exit::FAILED);
-            Failure::of(error).about(name).code(code).hint(error.hint())
-        }
-        error => {
-            let code = if error.is_the_hosts() { exit::HOST } else { exit::FAILED };
-            Failure::of(error).about(name).code(code).hint(error.hint())
-        }
-    }
 }
 
 /// How long work that was called off may take to end. It may wait for another program, at the other end of a pipe.
@@ -307,7 +262,11 @@ fn not_carried(error: &carry::Error, name: &VmName) -> Failure {
         }
         carry::Error::NoVm(_) => Failure::of(error).code(exit::NOT_RUNNING).hint(error.hint()),
         carry::Error::NoFile(_) => Failure::of(error).code(exit::NOT_RUNNING).about(name),
-        error => Failure::of(error).about(name).hint(error.hint()),
+        error => {
+            let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
+            let code = if error.is_the_hosts() { exit::HOST } else { exit::FAILED };
+            Failure::of(error).about(name).code(code).hint(hint)
+        }
     }
 }
 

@@ -14,9 +14,8 @@ use crate::{
     host::lock::Lock,
     plan::unit::Scope,
     run::{
-        Settings,
-        adopt::{self, Found},
-        left_behind,
+        Settings, left_behind,
+        previous::{self, PreviousQemu},
         service::{self, After, Unit},
     },
     value::{VmName, chain},
@@ -86,20 +85,23 @@ pub async fn run(
     let name = settings.name.clone();
     if let Some(restarts) = args.guard {
         return match is_orphan(&settings, scope, restarts).await {
-            true => down(settings).await.map_err(|failure| failure.about(&name)),
+            true => down(settings).await,
             false => Ok(()),
         };
     }
     match ended {
         Ended::Crashed if !service::is_stopping(&name, scope).await => {
-            if let Found::Alive(qemu, _) = adopt::find(&settings.paths()) {
-                info!("QEMU, pid {}, goes on: the next supervisor takes it over", qemu.pid());
-                match service::restarts(&name, scope).await {
-                    Some(restarts) => guard(&name, exe, restarts),
-                    None => warn!("nobody sees to QEMU if the unit is stopped now"),
+            match previous::find(&settings.paths()) {
+                Ok(PreviousQemu::Running(qemu, _)) => {
+                    info!("QEMU, pid {}, goes on: the next supervisor takes it over", qemu.pid());
+                    match service::restarts(&name, scope).await {
+                        Some(restarts) => guard(&name, exe, restarts),
+                        None => warn!("nobody sees to QEMU if the unit is stopped now"),
+                    }
                 }
-            } else {
-                take_up_file(&name, scope).await;
+                Ok(_) => take_up_file(&name, scope).await,
+                // The next supervisor refuses to start, and says so in its status.
+                Err(error) => return Err(super::unknown(&error, &name)),
             }
             Ok(())
         }
@@ -113,11 +115,9 @@ pub async fn run(
             if !service::is_stopping(&name, scope).await {
                 take_up_file(&name, scope).await;
             }
-            done.map_err(|failure| failure.about(&name))
+            done
         }
-        Ended::Crashed | Ended::Down => {
-            down(settings).await.map_err(|failure| failure.about(&name))
-        }
+        Ended::Crashed | Ended::Down => down(settings).await,
     }
 }
 
@@ -173,7 +173,8 @@ async fn is_orphan(settings: &Settings, scope: Scope, restarts: u32) -> bool {
 }
 
 async fn down(settings: Settings) -> Result<(), Failure> {
-    left_behind::end(settings).await.map_err(|error| Failure::of(&error).hint(error.hint()))
+    let name = settings.name.clone();
+    left_behind::end(settings).await.map_err(|error| super::not_ended(&error, &name))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use crate::{
     control::{client::Client, types::Command},
     exit::{self, Failure},
-    run::{Settings, identity_lock::Waiter, prepare, progress::Cancel},
+    run::{Settings, identity_lock::Waiter, prepare, previous, progress::Cancel},
     spec,
     value::VmName,
 };
@@ -26,6 +26,11 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
         return Err(super::not_running(&settings.layout, name));
     }
     let vm = spec::load_early(&file).map_err(|(invalid, _)| Failure::invalid(&invalid))?;
+    if let Err(error) = previous::find(&settings.paths())
+        && Client::connect(&settings.paths().control_socket()).await.is_err()
+    {
+        return Err(super::unknown(&error, name));
+    }
     if vm.cloud_init.is_none() {
         let hint = "`[cloudInit]` in the VM file gives it one".to_owned();
         return Err(Failure::new(exit::FAILED, "it has no seed").about(name).hint(hint));

@@ -9,6 +9,7 @@ use crate::{
     run::{
         ask_down::{ask_down, released},
         begin::{Begin, begin},
+        previous,
     },
     spec,
     value::{Seconds, VmName},
@@ -47,6 +48,9 @@ pub async fn run(
         match ask_down(&paths.control_socket(), command, true, &mut say).await {
             Ok(()) | Err(client::Error::NotRunning) => {}
             Err(error) => return Err(super::refused(&error, layout, &name)),
+        }
+        if let Err(error) = previous::find(&paths) {
+            return Err(super::unknown(&error, &name));
         }
         let released = released(&paths).await;
         released.map_err(|error| Failure::of(&error).about(&name).hint(error.hint()))?;

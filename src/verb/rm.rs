@@ -44,7 +44,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     if let Holder::Supervisor(_) | Holder::Silent(_) = holder::look(&paths.control_socket()).await {
         return Err(running(name));
     }
-    let told = |error: kept::Error| Failure::of(&error).about(name).hint(error.hint());
+    let told = |error: kept::Error| super::not_held(&error, name);
     let found = kept::files(&paths).map_err(told)?;
     if found.is_empty() {
         return Err(match layout.vm_file(name).symlink_metadata() {

@@ -9,9 +9,7 @@ use crate::{
     host::{capabilities, confine, file, lock::Lock, signal},
     plan::unit::Scope,
     run::{
-        Settings,
-        adopt::{self, Found},
-        holder, service,
+        Settings, adopt, holder, previous, service,
         supervise::{Fault, Left, supervise},
     },
     spec::{self, HostSettings},
@@ -78,7 +76,10 @@ async fn run_to_its_end(
         Ok(loaded) => loaded,
         Err(failure) => {
             // What became of the file since is no reason to give up a guest that runs.
-            let Found::Alive(..) = adopt::find(&paths) else { return Err(failure) };
+            let found = previous::find(&paths).map_err(|error| super::unknown(&error, &name))?;
+            if !found.is_running() {
+                return Err(failure);
+            }
             let booted = adopt::booted(&paths, &name, &file);
             let booted = booted.ok_or_else(|| failure.clone())?;
             warn!("the guest runs on by the VM file that it was started from:\n{failure}");

@@ -41,7 +41,7 @@ pub async fn run(
         if args.discard_state {
             let paths = layout.vm(&name);
             let discarded = kept::hold(&paths).and_then(|held| held.discard_state());
-            discarded.map_err(|error| Failure::of(&error).about(&name).hint(error.hint()))?;
+            discarded.map_err(|error| super::not_held(&error, &name))?;
         }
         match begin(&name, &how).await {
             Ok(Begun::Running) => {

@@ -55,7 +55,7 @@ impl Clock {
 /// Prints what is known, also of VMs that do not run; `proc` is `/proc`.
 ///
 /// # Errors
-/// A VM that was named does not run, or is not there: exit code 3, after it was printed.
+/// A VM that was named does not run, or is not there: exit code 3, after it was printed; 75 where its state is unknown.
 pub async fn run(args: &Args, layout: &Layout, clock: &Clock, proc: &Path) -> Result<(), Failure> {
     let mut entries = inventory(layout, &args.names).await;
     weigh(&mut entries, proc);
@@ -73,6 +73,8 @@ pub async fn run(args: &Args, layout: &Layout, clock: &Clock, proc: &Path) -> Re
     for (entry, name) in entries.iter().zip(&args.names) {
         if !entry.known {
             failures.push(super::not_running(layout, name));
+        } else if entry.status.state == State::Unknown {
+            failures.push(Failure::quiet(exit::HOST));
         } else if matches!(entry.status.state, State::Stopped | State::Failed) {
             failures.push(Failure::quiet(exit::NOT_RUNNING));
         }
@@ -98,7 +100,7 @@ const KEYS: usize = 13;
 fn told(status: &Status, clock: &Clock) -> String {
     let look = match status.state {
         State::Running => Look::Good,
-        State::Failed => Look::Bad,
+        State::Failed | State::Unknown => Look::Bad,
         State::Stopped => Look::Plain,
         State::Starting | State::Paused | State::Stopping => Look::Doubtful,
     };

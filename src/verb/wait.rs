@@ -9,10 +9,7 @@ use crate::{
     },
     exit::{self, Failure},
     plan::layout::Layout,
-    run::{
-        adopt::{self, Found},
-        inventory::PATIENCE,
-    },
+    run::{inventory::PATIENCE, previous},
     value::{Seconds, VmName, base64},
 };
 
@@ -79,8 +76,12 @@ async fn is(what: What, layout: &Layout, name: &VmName) -> Result<bool, Failure>
     let mut client = match Client::connect(&paths.control_socket()).await {
         Ok(client) => client,
         Err(client::Error::NotRunning) => {
-            let alone = matches!(adopt::find(&paths), Found::Alive(..));
-            return Ok(what == What::Stopped && !alone);
+            return match previous::find(&paths) {
+                Ok(found) => Ok(what == What::Stopped && !found.is_running()),
+                // A supervisor that began a moment ago holds the locks, and answers by now.
+                Err(_) if Client::connect(&paths.control_socket()).await.is_ok() => Ok(false),
+                Err(error) => Err(super::unknown(&error, name)),
+            };
         }
         Err(error) => return Err(super::refused(&error, layout, name)),
     };

@@ -34,6 +34,8 @@ pub(crate) struct Phase {
     before: Option<&'static [&'static str]>,
     /// A supervisor was killed before, and its QEMU runs.
     left_behind: bool,
+    /// The record of that QEMU was truncated.
+    truncated: bool,
     bridged: bool,
     /// What is traced.
     command: &'static [&'static str],
@@ -112,6 +114,9 @@ impl Phase {
             scene.lab.supervisor(one).wait().unwrap();
             others.push(scene.lab.qemu_pid("web"));
             fs::remove_file(scene.lab.log_path("web")).unwrap();
+            if self.truncated {
+                fs::write(scene.lab.runtime("web", "record.json"), "{\"pid\":").unwrap();
+            }
         }
         let mut command = scene.lab.command(self.command);
         let log = fs::OpenOptions::new().create(true).append(true).open(scene.lab.log_path("web"));
@@ -232,6 +237,7 @@ const PLAIN: Phase = Phase {
     file: |lab| plain(lab, ""),
     before: Some(&[]),
     left_behind: false,
+    truncated: false,
     bridged: false,
     command: &["run", "web"],
     later: false,
@@ -289,6 +295,28 @@ pub(crate) const PHASES: &[Phase] = &[
         left_behind: true,
         act: |scene, traced| {
             over(traced, "it is taken over", || scene.lab.log("web").contains("taken over"));
+        },
+        ..PLAIN
+    },
+    Phase {
+        name: "start, an earlier QEMU without a record",
+        left_behind: true,
+        truncated: true,
+        act: |_, traced| over(traced, "it has ended", || false),
+        after: |scene, cutting| {
+            let lab = &scene.lab;
+            if let [qemu] = cutting.qemus[..] {
+                // Nothing of it was touched, wherever the start was cut short.
+                for socket in ["qmp.sock", "agent.sock", "serial.sock"] {
+                    assert!(lab.runtime("web", socket).exists(), "{socket} is gone");
+                }
+                assert_eq!(lab.qvm(&["start", "web"]).status.code(), Some(75));
+                assert_eq!(lab.qvm(&["rm", "web", "--disks", "--yes"]).status.code(), Some(75));
+                assert_eq!(scene.qemus(), [qemu], "the guest is another");
+                lab.ok(&["kill", "web"]);
+            }
+            scene.starts();
+            scene.stops();
         },
         ..PLAIN
     },

@@ -206,6 +206,7 @@ impl Scene {
             "qmp.sock",
             "control.sock",
             "lock",
+            "qemu.lock",
             "record.json",
             "booted.toml",
         ];
@@ -226,6 +227,11 @@ impl Scene {
             "console.log.times",
         ];
         let must = ["identity.toml", "root.qcow2", "root.origin.json"];
+        let lock = self
+            .names(&self.lab.state("web", ""))
+            .into_iter()
+            .find(|name| name.starts_with("qemu.") && name.ends_with(".lock"));
+        let may: Vec<&str> = may.into_iter().chain(lock.as_deref()).collect();
         self.only(&self.lab.state("web", ""), &may, &must);
         let place = self.lab.path().join("s");
         self.only(&place, &["images", "uids.lock"], &["vms", "qemu.json"]);
@@ -277,7 +283,7 @@ impl Scene {
     /// Nothing runs, and the disk is whole and what it was.
     pub(crate) fn is_down(&self) {
         until("no process is left", || self.processes().is_empty());
-        self.only(&self.lab.runtime("web", ""), &[], &["lock"]);
+        self.only(&self.lab.runtime("web", ""), &["qemu.lock"], &["lock"]);
         assert_eq!(self.taps(), Vec::<String>::new());
         self.state_is_whole();
         self.disk_is(&self.same_as);

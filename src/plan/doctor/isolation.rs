@@ -1,7 +1,7 @@
 //! Whether a QEMU of this host can be kept apart from it, layer by layer.
 
 use super::{Finding, Seen, names};
-use crate::plan::isolation::{Layer, Mode};
+use crate::plan::isolation::{Layer, Mode, Word};
 
 pub(super) fn examine(seen: &Seen) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -17,7 +17,11 @@ pub(super) fn examine(seen: &Seen) -> Vec<Finding> {
         Some(Ok(isolation)) => {
             for missing in &isolation.missing {
                 let found = format!("no {}: {}", missing.layer.word(), missing.why);
-                findings.push(Finding::warning("isolation", found).todo(todo(missing.layer)));
+                let finding = Finding::warning("isolation", found);
+                findings.push(match missing.layer {
+                    Word::Known(layer) => finding.todo(todo(layer)),
+                    Word::Other(_) => finding,
+                });
             }
         }
     }

@@ -128,8 +128,10 @@ pub struct VmSeen {
     pub written: Option<Vm>,
     /// The VM file that the running QEMU was started from.
     pub booted: Option<Vm>,
-    /// Its QEMU runs.
+    /// Its QEMU runs, or may do so.
     pub runs: bool,
+    /// Why it is not known whether its QEMU runs.
+    pub unknown: Option<Complaint>,
     /// The user that its QEMU is, where that is not its supervisor's.
     pub user: Option<u32>,
     /// `identity.toml`; none before its first start.
@@ -178,7 +180,7 @@ impl Seen {
 
 /// Everything there is to be said, subject by subject; the order of the findings is always the same.
 pub fn examine(seen: &Seen) -> Vec<Finding> {
-    let subjects: [fn(&Seen) -> Vec<Finding>; 11] = [
+    let subjects: [fn(&Seen) -> Vec<Finding>; 12] = [
         kvm::examine,
         cgroup::examine,
         qemu::examine,
@@ -189,9 +191,16 @@ pub fn examine(seen: &Seen) -> Vec<Finding> {
         room::examine,
         unit::examine,
         claims::examine,
+        unknown,
         files,
     ];
     subjects.iter().flat_map(|examine| examine(seen)).collect()
+}
+
+/// VMs of which it is not known whether they run.
+fn unknown(seen: &Seen) -> Vec<Finding> {
+    let unknown = seen.vms.iter().filter_map(|vm| Some((vm, vm.unknown.as_ref()?)));
+    unknown.map(|(vm, why)| Finding::complaint(Level::Error, vm.name.as_str(), why)).collect()
 }
 
 /// VM files that are not valid.

@@ -10,7 +10,7 @@ use std::{
 
 use super::Error;
 use crate::{
-    host::{file, lock::Lock, rename},
+    host::{file, rename},
     plan::layout::{Layout, VmPaths},
     run::kept,
     value::VmName,
@@ -28,7 +28,7 @@ pub(super) struct Draft<'a> {
     /// Put beside the VM file for it.
     user_data: Option<PathBuf>,
     done: bool,
-    _lock: Lock,
+    _locks: kept::Locks,
 }
 
 impl<'a> Draft<'a> {
@@ -40,7 +40,7 @@ impl<'a> Draft<'a> {
         let paths = layout.draft(name);
         free(layout, name)?;
         let in_use = |source| Error::InUse { name: name.clone(), source };
-        let lock = kept::down(&paths).map_err(in_use)?;
+        let locks = kept::down(&layout.vm(name)).map_err(in_use)?;
         // Again, now that nobody makes it.
         free(layout, name)?;
         let there = layout.vm(name);
@@ -52,7 +52,7 @@ impl<'a> Draft<'a> {
         file::make_dir(&paths.state)?;
         let at = paths.state.clone();
         let (layout, name) = (layout, name.clone());
-        let draft = Self { layout, name, paths, at, user_data: None, done: false, _lock: lock };
+        let draft = Self { layout, name, paths, at, user_data: None, done: false, _locks: locks };
         file::create(&draft.paths.unfinished())?;
         Ok(draft)
     }

@@ -129,6 +129,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// The host is at fault: the state of a VM is unknown.
+    pub fn is_the_hosts(&self) -> bool {
+        match self {
+            Self::Runs(error) | Self::InUse { source: error, .. } => error.is_the_hosts(),
+            Self::File(error) => error.is_the_hosts(),
+            Self::Identity(error) => error.is_the_hosts(),
+            _ => false,
+        }
+    }
+
     /// It was called off, and nothing is wrong.
     pub fn is_called_off(&self) -> bool {
         match self {
@@ -142,6 +152,7 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::NoVm(_) => "`qvm list` shows those there are".into(),
+            Self::InUse { source, .. } if source.is_the_hosts() => return source.hint(),
             Self::Exists(_) | Self::InUse { .. } => "choose another name".into(),
             Self::Kept { name, .. } => format!(
                 "choose another name; or `qvm rm {name} --disks` deletes it, if nobody needs it any more"

@@ -17,7 +17,7 @@ use std::{os::unix::fs::PermissionsExt, path::Path};
 pub use error::Error;
 
 use crate::{
-    host::{file, lock::Lock},
+    host::file,
     plan::layout::{Layout, VmPaths},
     run::kept,
     spec::{self, Disk, Origin, Source, Vm},
@@ -32,7 +32,7 @@ struct Down {
     /// The permissions of its VM file.
     mode: u32,
     paths: VmPaths,
-    _lock: Lock,
+    _locks: kept::Locks,
 }
 
 impl Down {
@@ -45,13 +45,13 @@ impl Down {
                 Err(_) => Error::NoVm(name.clone()),
             });
         }
-        let lock = kept::down(&paths)?;
+        let locks = kept::down(&paths)?;
         let (vm, text) = spec::load_with_text(&file).map_err(Error::Invalid)?;
         if paths.saved().symlink_metadata().is_ok() {
             return Err(Error::Suspended);
         }
         let mode = file::metadata(&file)?.map_or(0o640, |meta| meta.permissions().mode() & 0o777);
-        Ok(Self { vm, text, mode, paths, _lock: lock })
+        Ok(Self { vm, text, mode, paths, _locks: locks })
     }
 }
 

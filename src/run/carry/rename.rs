@@ -56,7 +56,10 @@ pub fn rename(layout: &Layout, old: &VmName, new: &VmName) -> Result<Renamed, Er
         return Err(Error::NoVm(old.clone()));
     }
     let in_use = |source| Error::InUse { name: new.clone(), source };
-    let _locks = (kept::down(&from)?, kept::down(&to).map_err(in_use)?);
+    let _locks = kept::both_down(&from, &to).map_err(|(is_new, source)| match is_new {
+        true => in_use(source),
+        false => source.into(),
+    })?;
     let places = (place(&from.state, old), place(&to.state, old));
     let begins = match (is_there(&files[0]), is_there(&files[1])) {
         (true, true) => return Err(Error::Exists(new.clone())),

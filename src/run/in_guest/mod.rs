@@ -19,7 +19,7 @@ use crate::{
         terminal::{self, Input},
     },
     plan::layout::VmPaths,
-    run::adopt::{self, Found},
+    run::previous,
     value::{base64, to_base64},
 };
 
@@ -160,7 +160,7 @@ impl Guest {
                     Err(_) => {}
                 }
             }
-            let runs = matches!(adopt::find(&self.paths), Found::Alive(..));
+            let runs = previous::find(&self.paths).map_or(true, |found| found.is_running());
             if !runs || Instant::now() > until {
                 return Err(client::Error::Closed.into());
             }

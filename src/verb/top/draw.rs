@@ -36,7 +36,7 @@ impl Top {
         let rows = self.rows.iter().map(|row| {
             let state = match row.state {
                 State::Running => colour(Color::Green),
-                State::Failed => colour(Color::Red),
+                State::Failed | State::Unknown => colour(Color::Red),
                 State::Stopped => colour(Color::DarkGray),
                 State::Starting | State::Paused | State::Stopping => colour(Color::Yellow),
             };

@@ -40,6 +40,7 @@ fn vm(name: &str, text: &str) -> VmSeen {
         written: Some(file(name, text)),
         booted: None,
         runs: false,
+        unknown: None,
         user: None,
         identity: Ok(None),
         firmware: Ok(()),
@@ -191,6 +192,18 @@ fn without_vms_nothing_that_they_would_need_is_missed() {
     let worst = examine(&seen).into_iter().map(|finding| finding.level).max();
     assert_eq!(worst, Some(Level::Note));
     assert_eq!(told(&seen, "VM files"), ["ok VM files: there is none"]);
+}
+
+#[test]
+fn unknown_state_of_a_vm_is_an_error() {
+    let seen = well(vec![vm("db", ""), vm("web", "")]);
+    assert!(told(&seen, "web").is_empty());
+    let unknown = Some(complaint("cannot determine whether the VM is running", Some("look")));
+    let seen = well(vec![vm("db", ""), VmSeen { unknown, ..vm("web", "") }]);
+    assert_eq!(
+        told(&seen, "web"),
+        ["error web: cannot determine whether the VM is running | look"]
+    );
 }
 
 #[test]

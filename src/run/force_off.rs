@@ -1,0 +1,148 @@
+//! Forcing off a VM whose state is unknown: the process that holds the VM's liveness lock is killed, if it is a QEMU of that name.
+
+use std::{io, path::Path, time::Duration};
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{
+    Settings, holder,
+    liveness::{self, Liveness},
+    previous::{self, PreviousQemu},
+    record::{self, Record},
+};
+use crate::{
+    control::types,
+    host::{
+        liveness_lock, lock,
+        pidfd::{Process, Signal},
+        qemu_processes,
+    },
+    life::{Cause, End},
+    value::chain,
+};
+
+/// How long a process may take to exit after SIGKILL, and the kernel to release its locks.
+const EXIT_LIMIT: Duration = Duration::from_secs(10);
+/// Between two attempts to acquire the locks.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// Why nothing was forced off.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A supervisor is there.
+    #[error(transparent)]
+    Supervised(#[from] lock::Error),
+    /// It is still unknown whether the VM is running, and no process holds its locks that may be killed.
+    #[error(transparent)]
+    Unknown(#[from] previous::Unknown),
+    /// The locks cannot be probed, or stay held.
+    #[error(transparent)]
+    Liveness(#[from] liveness::Error),
+    /// /proc.
+    #[error("cannot find the process that holds the liveness lock")]
+    Holder(#[source] io::Error),
+    /// The process cannot be killed.
+    #[error("cannot kill QEMU (pid {pid})")]
+    Kill {
+        /// The process.
+        pid: u32,
+        /// Why.
+        source: io::Error,
+    },
+    /// Not even SIGKILL ended the process.
+    #[error("QEMU (pid {0}) does not exit after SIGKILL")]
+    Stays(u32),
+}
+
+impl Error {
+    /// The host is at fault.
+    pub fn is_the_hosts(&self) -> bool {
+        match self {
+            Self::Supervised(error) => error.is_the_hosts(),
+            Self::Unknown(_)
+            | Self::Liveness(_)
+            | Self::Holder(_)
+            | Self::Kill { .. }
+            | Self::Stays(_) => true,
+        }
+    }
+
+    /// What to do; NAME stands for the VM.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Supervised(error) => error.hint(),
+            Self::Unknown(unknown) => Some(unknown.hint()),
+            Self::Liveness(error) => error.hint(),
+            Self::Holder(_) | Self::Kill { .. } => Some("run the command as root".into()),
+            Self::Stays(pid) => Some(format!("`cat /proc/{pid}/stack` shows what it waits for")),
+        }
+    }
+}
+
+/// Kills the QEMU process of a VM whose state is unknown, and forgets its run; gives its pid. `None` where the state is known.
+///
+/// # Errors
+/// No such process is proven to be the VM's QEMU, or it cannot be killed.
+pub async fn force_off(settings: &Settings) -> Result<Option<u32>, Error> {
+    let paths = settings.paths();
+    let _supervisor = holder::take(&paths).await?;
+    let Err(unknown) = previous::find(&paths) else { return Ok(None) };
+    let files = liveness::files(&paths)?;
+    let holders = qemu_processes::with_open_file(&files).map_err(Error::Holder)?;
+    let recorded = Record::read(&paths).ok().flatten().and_then(|record| record.binary);
+    let chosen = settings.qemu.as_ref().map(Path::new);
+    let known: Vec<&Path> = recorded.as_deref().into_iter().chain(chosen).collect();
+    let mut killed = None;
+    for found in holders.iter().filter(|found| found.name() == Some(settings.name.as_str())) {
+        let failed = |source| Error::Kill { pid: found.pid, source };
+        // The descriptor comes first: what it names is what is looked at again.
+        let process = Process::open(found.pid).map_err(failed)?;
+        let again = qemu_processes::with_open_file(&files).map_err(Error::Holder)?;
+        let is_qemu = qemu_processes::executes_qemu(found, &known).map_err(failed)?;
+        if !(is_qemu && again.contains(found) && process.is_alive()) {
+            continue;
+        }
+        process.signal(Signal::KILL).map_err(failed)?;
+        if timeout(EXIT_LIMIT, process.wait()).await.is_err() {
+            return Err(Error::Stays(found.pid));
+        }
+        killed = Some(found.pid);
+    }
+    let Some(pid) = killed else { return Err(unknown.into()) };
+    let _locks = released(settings).await?;
+    match previous::find(&paths)? {
+        PreviousQemu::Running(qemu, _) => Err(Error::Stays(qemu.pid())),
+        PreviousQemu::None | PreviousQemu::Exited | PreviousQemu::NeverExecuted => {
+            Record::remove(&paths);
+            keep_end(settings);
+            Ok(Some(pid))
+        }
+    }
+}
+
+/// The locks, once the kernel has released those of the process that was killed.
+async fn released(settings: &Settings) -> Result<Liveness, Error> {
+    let (paths, begun) = (settings.paths(), Instant::now());
+    loop {
+        match Liveness::for_verb(&paths) {
+            Err(liveness::Error::Lock(liveness_lock::Error::Held(_)))
+                if begun.elapsed() < EXIT_LIMIT => {}
+            done => return Ok(done?),
+        }
+        sleep(RETRY).await;
+    }
+}
+
+fn keep_end(settings: &Settings) {
+    let end = End { cause: Cause::Killed };
+    let kept = types::End {
+        reason: end.reason().to_owned(),
+        at: (settings.now)().to_string(),
+        detail: end.to_string(),
+        failed: end.failed(),
+        console: vec![],
+    };
+    if let Err(error) = record::keep(&settings.paths(), kept) {
+        tracing::warn!("cannot record how the VM ended: {}", chain(&error));
+    }
+}
