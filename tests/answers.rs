@@ -83,11 +83,11 @@ impl Control {
     }
 }
 
+/// An answer or an error, or `None` if the connection was closed; and how long it took.
+type Asked = (Option<Result<Value, (String, Value)>>, Duration);
+
 /// Calls a method on a connection of its own; the answer, and how long it took.
-fn ask(
-    lab: &Lab,
-    method: &'static str,
-) -> JoinHandle<(Option<Result<Value, (String, Value)>>, Duration)> {
+fn ask(lab: &Lab, method: &'static str) -> JoinHandle<Asked> {
     let mut control = Control::open(lab);
     thread::spawn(move || {
         let begun = Instant::now();

@@ -320,7 +320,7 @@ fn a_guest_does_not_mind_a_state_directory_that_takes_no_more() {
     lab.mounts.as_mut().unwrap().sh(&read_only);
     lab.ok(&["kill", "web"]);
     assert_eq!(lab.exit_code(two), Some(0));
-    let lost = "cannot keep how it ended: cannot make";
+    let lost = "cannot keep how it ended: cannot create a temporary file";
     assert!(lab.log("web").contains(lost), "{}", lab.log("web"));
     let output = lab.qvm(&["run", "web"]);
     assert_eq!(output.status.code(), Some(75), "{}", said(&output));

@@ -112,7 +112,12 @@ fn one(dir: &Path, mut tar: &[u8], choice: u8) {
             let vm = imported.vm.name;
             assert!(name.is_none_or(|name| name == vm));
             whole(&layout, &vm);
-            let own = [layout.vm_file(&vm), layout.vm(&vm).state, layout.vm(&vm).runtime];
+            let own = [
+                layout.vm_file(&vm),
+                layout.vm(&vm).state,
+                layout.vm(&vm).runtime,
+                layout.identities_lock(),
+            ];
             for path in left {
                 let beside = imported.user_data.as_ref() == Some(&path);
                 let is_own = own.iter().any(|own| path.starts_with(own) || own.starts_with(&path));
@@ -123,7 +128,8 @@ fn one(dir: &Path, mut tar: &[u8], choice: u8) {
             super::is_tame(&Failure::of(&error).hint(error.hint()).shown(Screen::default()));
             let files: Vec<_> = left.iter().filter(|path| path.is_file()).collect();
             // The lock stays, so that who waits for it and who comes later mean the same one.
-            let kept = |path: &Path| path.starts_with(&layout.runtime);
+            let kept =
+                |path: &Path| path.starts_with(&layout.runtime) || path == layout.identities_lock();
             assert!(files.iter().all(|path| kept(path)), "{error} left {files:?}");
         }
     }
