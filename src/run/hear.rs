@@ -131,16 +131,23 @@ impl Supervisor {
         if self.adopting.is_some() && self.went_meanwhile(found) {
             return;
         }
+        match found {
+            Ok(PreviousQemu::None | PreviousQemu::Exited | PreviousQemu::NeverExecuted) => {}
+            // A QEMU process that is running may hold its guest: its record and a saved state stay. The exit code of a fault of the
+            // VM would have the unit's ExecStopPost= end that guest.
+            Ok(PreviousQemu::Running(..)) => {
+                return self.not_begun(NotBegun { fault: Fault::Host, ..not });
+            }
+            Err(unknown) => {
+                warn!("the run record stays: {}", chain(unknown));
+                return self.not_begun(NotBegun { fault: Fault::Host, ..not });
+            }
+        }
         // A launch that was canceled says nothing about the saved state.
         if !self.cancel.is_set() && not.fault == Fault::Vm && self.not_restored(&not.why) {
             return;
         }
-        // An adopted QEMU that does not answer may still hold its guest: its record stays.
-        match found {
-            Ok(PreviousQemu::Running(..)) => {}
-            Ok(_) => self.records.remove(),
-            Err(unknown) => warn!("the run record stays: {}", chain(unknown)),
-        }
+        self.records.remove();
         self.not_begun(not);
     }
 
