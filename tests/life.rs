@@ -378,7 +378,9 @@ fn a_start_tells_what_it_cannot_know() {
     let silent = lab.qvm(&["start", "web"]);
     let told = String::from_utf8_lossy(&silent.stderr).into_owned();
     assert_eq!(silent.status.code(), Some(1), "{told}");
-    assert!(told.contains("it cannot be told whether it runs: the supervisor does not answer"));
+    assert!(
+        told.contains("cannot determine whether the VM is running: the supervisor does not answer")
+    );
     signal(supervisor, SIGCONT);
     assert_eq!(lab.ok(&["start", "web"]), "web: running\n");
     assert_ne!(lab.qemu_pid("web"), qemu);
@@ -390,7 +392,10 @@ fn a_start_tells_what_it_cannot_know() {
     let hangs_up = lab.qvm(&["start", "app"]);
     let told = String::from_utf8_lossy(&hangs_up.stderr).into_owned();
     assert_eq!(hangs_up.status.code(), Some(1), "{told}");
-    assert!(told.contains("its supervisor takes calls, and hangs up"), "{told}");
+    assert!(
+        told.contains("the supervisor accepts connections but closes them without a reply"),
+        "{told}"
+    );
 }
 
 #[test]

@@ -194,7 +194,7 @@ impl Supervisor {
             self.reexec();
         } else if !done {
             let seconds = WRITTEN_LIMIT.as_secs();
-            warn!("not replaced now: the storage has not answered within {seconds} s");
+            warn!("not replaced now: storage or changes of the machine took over {seconds} s");
         } else if self.may_be_replaced() {
             self.left = Some(Left::Reexec);
         }
@@ -216,7 +216,7 @@ impl Supervisor {
         let written = (self.lanes.flush(LEAVE_LIMIT), self.console.flush(LEAVE_LIMIT));
         let (done, logged) = futures_util::future::join(written.0, written.1).await;
         if tidied.is_err() || !done || !logged {
-            error!("the storage does not answer: not everything was written at the end");
+            error!("storage does not respond: not all state was written at exit");
         }
         let socket = self.paths.control_socket();
         let removed = self.lanes.run.ask(move || std::fs::remove_file(socket));

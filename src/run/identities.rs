@@ -49,7 +49,7 @@ pub enum Error {
         source: Box<toml::de::Error>,
     },
     /// Every user of the range is another VM's.
-    #[error("no user is left for it: {} to {} are other VMs'", .0.first(), .0.last())]
+    #[error("no free UID in `uidRange` {}-{}", .0.first(), .0.last())]
     NoUser(UidRange),
     /// Which user another VM has is not known.
     #[error("cannot determine the user of the VM `{0}`, which may be running")]
@@ -89,7 +89,7 @@ impl Error {
             ),
             Self::NoUser(_) => Some("make `uidRange` in the host's settings larger".into()),
             Self::UnknownUser(name) => {
-                Some(format!("`qvm status {name}` shows what is not known of it"))
+                Some(format!("`qvm status {name}` shows why its state is unknown"))
             }
             Self::Encode(_) => None,
             Self::Lock(error) => error.hint(),

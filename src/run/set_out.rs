@@ -81,7 +81,7 @@ impl PreviousRun {
 }
 
 impl Supervisor {
-    /// FileReadings beside the loop for what an earlier supervisor left.
+    /// Begins to read, beside the loop, what an earlier supervisor left.
     pub(super) fn begin(&mut self) {
         let (paths, name, file) = (self.paths.clone(), self.vm.name.clone(), self.vm.file.clone());
         let looked = self.lanes.launch.ask(move || PreviousRun::look(&paths, &name, &file));
@@ -257,11 +257,11 @@ impl Supervisor {
         warn!("{note}");
         let done = self.lanes.state.run(move || {
             if let Err(error) = file::commit(&from, &to) {
-                warn!("cannot set it aside: {}", chain(&error));
+                warn!("cannot rename the saved state: {}", chain(&error));
             }
         });
         if let Err(refused) = done {
-            warn!("cannot set it aside: {refused}");
+            warn!("cannot rename the saved state: {refused}");
         }
         self.unusable = Some(note);
     }

@@ -110,7 +110,7 @@ pub async fn run(
                     info!("QEMU, pid {}, goes on: the next supervisor takes it over", qemu.pid());
                     match service::restarts(&name, scope).await {
                         Some(restarts) => guard(&name, exe, restarts),
-                        None => warn!("nobody sees to QEMU if the unit is stopped now"),
+                        None => warn!("QEMU would keep running after the unit is stopped"),
                     }
                 }
                 Ok(_) => take_up_file(&name, scope).await,
@@ -158,7 +158,7 @@ fn guard(name: &VmName, exe: &Path, restarts: u32) {
     command.arg("reap").arg(name.as_str()).arg("--guard").arg(restarts.to_string());
     command.stdin(Stdio::null()).stdout(Stdio::null());
     if let Err(error) = command.spawn() {
-        warn!("nobody sees to QEMU if the unit is stopped now: {error}");
+        warn!("QEMU would keep running after the unit is stopped: {error}");
     }
 }
 
