@@ -2,6 +2,7 @@
 //! what exceeds it is counted.
 
 use std::{
+    collections::VecDeque,
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -28,7 +29,7 @@ pub(super) struct ConsoleLog {
     lane: Lane,
     /// Held by the lane alone, for as long as the storage takes.
     file: Arc<Mutex<File>>,
-    waiting: Arc<Mutex<Waiting>>,
+    waiting: Arc<Mutex<Queue>>,
     /// How many bytes were lost since the supervisor began.
     lost: Arc<AtomicU64>,
 }
@@ -39,7 +40,15 @@ struct File {
     has_failed: bool,
 }
 
-/// What is to be written, in its order.
+/// The batches that wait, oldest first. The lane has a job for each.
+#[derive(Debug, Default)]
+struct Queue {
+    batches: VecDeque<Waiting>,
+    /// Somebody reads behind the newest batch, so nothing is added to it.
+    is_sealed: bool,
+}
+
+/// A batch that is to be written, in its order.
 #[derive(Debug, Default)]
 struct Waiting {
     bytes: Vec<u8>,
@@ -99,9 +108,9 @@ impl ConsoleLog {
 
     /// Queues `bytes`, which came at `second`; what there is no room for is lost, and counted.
     pub(super) fn append(&self, bytes: &[u8], second: i64) {
-        self.queue(|waiting| {
+        self.queue(|waiting, room| {
             // Behind a gap nothing is taken before the gap is written.
-            let room = if waiting.lost > 0 { 0 } else { MOST_WAITING - waiting.bytes.len() };
+            let room = if waiting.lost > 0 { 0 } else { room };
             let taken = room.min(bytes.len());
             if taken > 0 {
                 waiting.mark(second, false);
@@ -115,7 +124,7 @@ impl ConsoleLog {
 
     /// Takes down that a machine begins here.
     pub(super) fn boots(&self, second: i64) {
-        self.queue(|waiting| {
+        self.queue(|waiting, _| {
             if waiting.marks.len() < MOST_MARKS {
                 waiting.mark(second, true);
             }
@@ -123,31 +132,41 @@ impl ConsoleLog {
         });
     }
 
-    fn queue(&self, add: impl FnOnce(&mut Waiting) -> u64) {
-        let mut waiting = lock(&self.waiting);
-        let begins = waiting.is_empty();
-        let lost = add(&mut waiting);
+    /// Adds to the newest batch, or begins one. `add` gets the batch and how many bytes it may take, and returns how many were lost.
+    fn queue(&self, add: impl FnOnce(&mut Waiting, usize) -> u64) {
+        let mut queue = lock(&self.waiting);
+        let bytes: usize = queue.batches.iter().map(|batch| batch.bytes.len()).sum();
+        let newest = if queue.is_sealed { None } else { queue.batches.pop_back() };
+        let begins = newest.is_none();
+        let mut batch = newest.unwrap_or_default();
+        let lost = add(&mut batch, MOST_WAITING.saturating_sub(bytes));
         if lost > 0 && self.lost.fetch_add(lost, Ordering::Relaxed) == 0 {
             warn!("storage is slower than the console: output is not logged");
         }
-        if begins && !waiting.is_empty() {
-            let (file, queue) = (self.file.clone(), self.waiting.clone());
+        if batch.is_empty() {
+            return;
+        }
+        if begins {
+            let (file, waiting) = (self.file.clone(), self.waiting.clone());
             let queued = self.lane.run(move || {
                 // Its lock is not held while the storage is waited for.
-                let waiting = std::mem::take(&mut *lock(&queue));
-                lock(&file).write(waiting);
+                let batch = lock(&waiting).batches.pop_front();
+                lock(&file).write(batch.unwrap_or_default());
             });
             if let Err(refused) = queued {
-                self.lost.fetch_add(waiting.bytes.len() as u64, Ordering::Relaxed);
-                *waiting = Waiting::default();
+                self.lost.fetch_add(batch.bytes.len() as u64, Ordering::Relaxed);
                 warn!("cannot write the console log: {refused}");
+                return;
             }
         }
+        queue.is_sealed = false;
+        queue.batches.push_back(batch);
     }
 
-    /// The last `most` bytes, behind everything that waits now.
+    /// The last `most` bytes of everything that was queued until now, and nothing of what is queued from now on.
     pub(super) fn tail(&self, most: u64) -> Scrollback {
         let (said, scrollback) = oneshot::channel();
+        lock(&self.waiting).is_sealed = true;
         let file = self.file.clone();
         // Where the queue is full, `said` is dropped: that says so.
         let _ = self.lane.run(move || drop(said.send(lock(&file).log.tail(most))));
@@ -217,6 +236,25 @@ mod tests {
     use super::*;
 
     #[tokio::test]
+    async fn tail_has_nothing_that_comes_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = ConsoleLog::new(dir.path().join("console.log"));
+        let (go, hangs) = mpsc::channel::<()>();
+        log.lane.run(move || hangs.recv().unwrap()).unwrap();
+        let mut tails = vec![];
+        for text in ["one ", "two ", "three "] {
+            log.append(text.as_bytes(), 1);
+            tails.push(log.tail(99));
+        }
+        log.append(b"four", 1);
+        go.send(()).unwrap();
+        for (tail, said) in tails.into_iter().zip(["one ", "one two ", "one two three "]) {
+            assert_eq!(String::from_utf8(tail.await.unwrap()).unwrap(), said);
+        }
+        assert_eq!(log.tail(99).await.unwrap(), b"one two three four");
+    }
+
+    #[tokio::test]
     async fn hung_storage_loses_output_and_counts_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("console.log");
@@ -227,7 +265,8 @@ mod tests {
         for second in 0..1000 {
             log.append(&line, second);
         }
-        assert!(lock(&log.waiting).bytes.len() <= MOST_WAITING);
+        let waits: usize = lock(&log.waiting).batches.iter().map(|one| one.bytes.len()).sum();
+        assert!(waits <= MOST_WAITING);
         let lost = 1_000_000 - MOST_WAITING;
         assert!(log.note().unwrap().contains(&lost.to_string()));
         let tail = log.tail(1000);
