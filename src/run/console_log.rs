@@ -2,11 +2,13 @@
 //! what exceeds it is counted.
 
 use std::{
+    iter::Peekable,
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    vec::IntoIter,
 };
 
 use futures_util::future::BoxFuture;
@@ -45,8 +47,19 @@ struct Waiting {
     bytes: Vec<u8>,
     /// At these offsets of `bytes` a second begins, or a machine.
     marks: Vec<Mark>,
+    /// Viewers that want what was said before an offset of `bytes`, in the order of the offsets.
+    scrollbacks: Vec<ScrollbackRequest>,
     /// How many bytes behind `bytes` were lost.
     lost: u64,
+}
+
+/// A viewer that wants the end of the log as it is before an offset of the bytes that wait.
+#[derive(Debug)]
+struct ScrollbackRequest {
+    at: usize,
+    /// The size of the answer at most, in bytes.
+    most: u64,
+    to: oneshot::Sender<Vec<u8>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -63,7 +76,7 @@ fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Waiting {
     fn is_empty(&self) -> bool {
-        self.marks.is_empty() && self.lost == 0
+        self.marks.is_empty() && self.scrollbacks.is_empty() && self.lost == 0
     }
 
     fn mark(&mut self, second: i64, boots: bool) {
@@ -145,12 +158,17 @@ impl ConsoleLog {
         }
     }
 
-    /// The last `most` bytes, behind everything that waits now.
+    /// The last `most` bytes of what came until now, and nothing that comes later.
     pub(super) fn tail(&self, most: u64) -> Scrollback {
-        let (said, scrollback) = oneshot::channel();
-        let file = self.file.clone();
-        // Where the queue is full, `said` is dropped: that says so.
-        let _ = self.lane.run(move || drop(said.send(lock(&file).log.tail(most))));
+        let (to, scrollback) = oneshot::channel();
+        self.queue(|waiting| {
+            // A sender that is dropped reports that the storage does not keep up.
+            if waiting.scrollbacks.len() < MOST_SCROLLBACKS {
+                let at = waiting.bytes.len();
+                waiting.scrollbacks.push(ScrollbackRequest { at, most, to });
+            }
+            0
+        });
         scrollback
     }
 
@@ -172,11 +190,12 @@ impl ConsoleLog {
 
 /// How many marks wait for the storage: one a second, and one a boot.
 const MOST_MARKS: usize = 4096;
+/// How many viewers wait for the storage.
+const MOST_SCROLLBACKS: usize = 64;
 
 impl File {
     fn write(&mut self, waiting: Waiting) {
-        let Waiting { bytes, marks, lost } = waiting;
-        let result = self.try_write(&bytes, &marks, lost);
+        let result = self.try_write(waiting);
         match result {
             Ok(()) => self.has_failed = false,
             Err(error) if !self.has_failed => {
@@ -187,26 +206,43 @@ impl File {
         }
     }
 
-    fn try_write(&mut self, bytes: &[u8], marks: &[Mark], lost: u64) -> std::io::Result<()> {
+    fn try_write(&mut self, waiting: Waiting) -> std::io::Result<()> {
+        let Waiting { bytes, marks, scrollbacks, lost } = waiting;
+        let mut requests = scrollbacks.into_iter().peekable();
         let mut failed = Ok(());
         let mut second = 0;
         for (nth, mark) in marks.iter().enumerate() {
             let end = marks.get(nth + 1).map_or(bytes.len(), |next| next.at);
             second = mark.second;
+            let mut from = mark.at;
+            self.answer(&mut requests, from);
             if mark.boots {
                 failed = failed.and(self.log.boots(second));
             }
-            // A half of the log takes only what is smaller than it.
-            for piece in bytes[mark.at..end].chunks(4096) {
-                failed = failed.and(self.log.append(piece, second));
+            while from < end {
+                let to = requests.peek().map_or(end, |request| request.at.min(end));
+                // A half of the log takes only what is smaller than it.
+                for piece in bytes[from..to].chunks(4096) {
+                    failed = failed.and(self.log.append(piece, second));
+                }
+                from = to;
+                self.answer(&mut requests, from);
             }
         }
+        self.answer(&mut requests, bytes.len());
         if lost > 0 {
             warn!("{lost} bytes of console output were not logged: the storage did not keep up");
             let notice = format!("\r\n[qvm: {lost} bytes were not logged]\r\n");
             failed = failed.and(self.log.append(notice.as_bytes(), second));
         }
         failed
+    }
+
+    /// Answers the requests for what came before the offset `at`, which is written by now.
+    fn answer(&mut self, requests: &mut Peekable<IntoIter<ScrollbackRequest>>, at: usize) {
+        while let Some(request) = requests.next_if(|request| request.at <= at) {
+            let _ = request.to.send(self.log.tail(request.most));
+        }
     }
 }
 
@@ -240,6 +276,24 @@ mod tests {
         log.flush().await.unwrap();
         assert!(std::fs::read_to_string(&path).unwrap().ends_with("the end"));
         assert!(!tail.await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_tail_has_nothing_that_came_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = ConsoleLog::new(dir.path().join("console.log"));
+        let (go, hangs) = mpsc::channel::<()>();
+        log.lane.run(move || hangs.recv().unwrap()).unwrap();
+        let before = log.tail(9);
+        log.append(b"one two", 1);
+        let between = log.tail(3);
+        log.append(b" three", 1);
+        log.append(b" four", 2);
+        let behind = log.tail(100);
+        go.send(()).unwrap();
+        assert_eq!(before.await.unwrap(), b"");
+        assert_eq!(between.await.unwrap(), b"two");
+        assert_eq!(behind.await.unwrap(), b"one two three four");
     }
 
     #[tokio::test]
