@@ -2,12 +2,13 @@
 //! what exceeds it is counted.
 
 use std::{
-    collections::VecDeque,
+    iter::Peekable,
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    vec::IntoIter,
 };
 
 use futures_util::future::BoxFuture;
@@ -29,7 +30,7 @@ pub(super) struct ConsoleLog {
     lane: Lane,
     /// Held by the lane alone, for as long as the storage takes.
     file: Arc<Mutex<File>>,
-    waiting: Arc<Mutex<Queue>>,
+    waiting: Arc<Mutex<Waiting>>,
     /// How many bytes were lost since the supervisor began.
     lost: Arc<AtomicU64>,
 }
@@ -40,22 +41,25 @@ struct File {
     has_failed: bool,
 }
 
-/// The batches that wait, oldest first. The lane has a job for each.
-#[derive(Debug, Default)]
-struct Queue {
-    batches: VecDeque<Waiting>,
-    /// Somebody reads behind the newest batch, so nothing is added to it.
-    is_sealed: bool,
-}
-
-/// A batch that is to be written, in its order.
+/// What is to be written, in its order.
 #[derive(Debug, Default)]
 struct Waiting {
     bytes: Vec<u8>,
     /// At these offsets of `bytes` a second begins, or a machine.
     marks: Vec<Mark>,
+    /// Viewers that want what was said before an offset of `bytes`, in the order of the offsets.
+    scrollbacks: Vec<ScrollbackRequest>,
     /// How many bytes behind `bytes` were lost.
     lost: u64,
+}
+
+/// A viewer that wants the end of the log as it is before an offset of the bytes that wait.
+#[derive(Debug)]
+struct ScrollbackRequest {
+    at: usize,
+    /// The size of the answer at most, in bytes.
+    most: u64,
+    to: oneshot::Sender<Vec<u8>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -72,7 +76,7 @@ fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Waiting {
     fn is_empty(&self) -> bool {
-        self.marks.is_empty() && self.lost == 0
+        self.marks.is_empty() && self.scrollbacks.is_empty() && self.lost == 0
     }
 
     fn mark(&mut self, second: i64, boots: bool) {
@@ -108,9 +112,9 @@ impl ConsoleLog {
 
     /// Queues `bytes`, which came at `second`; what there is no room for is lost, and counted.
     pub(super) fn append(&self, bytes: &[u8], second: i64) {
-        self.queue(|waiting, room| {
+        self.queue(|waiting| {
             // Behind a gap nothing is taken before the gap is written.
-            let room = if waiting.lost > 0 { 0 } else { room };
+            let room = if waiting.lost > 0 { 0 } else { MOST_WAITING - waiting.bytes.len() };
             let taken = room.min(bytes.len());
             if taken > 0 {
                 waiting.mark(second, false);
@@ -124,7 +128,7 @@ impl ConsoleLog {
 
     /// Takes down that a machine begins here.
     pub(super) fn boots(&self, second: i64) {
-        self.queue(|waiting, _| {
+        self.queue(|waiting| {
             if waiting.marks.len() < MOST_MARKS {
                 waiting.mark(second, true);
             }
@@ -132,44 +136,39 @@ impl ConsoleLog {
         });
     }
 
-    /// Adds to the newest batch, or begins one. `add` gets the batch and how many bytes it may take, and returns how many were lost.
-    fn queue(&self, add: impl FnOnce(&mut Waiting, usize) -> u64) {
-        let mut queue = lock(&self.waiting);
-        let bytes: usize = queue.batches.iter().map(|batch| batch.bytes.len()).sum();
-        let newest = if queue.is_sealed { None } else { queue.batches.pop_back() };
-        let begins = newest.is_none();
-        let mut batch = newest.unwrap_or_default();
-        let lost = add(&mut batch, MOST_WAITING.saturating_sub(bytes));
+    fn queue(&self, add: impl FnOnce(&mut Waiting) -> u64) {
+        let mut waiting = lock(&self.waiting);
+        let begins = waiting.is_empty();
+        let lost = add(&mut waiting);
         if lost > 0 && self.lost.fetch_add(lost, Ordering::Relaxed) == 0 {
             warn!("storage is slower than the console: output is not logged");
         }
-        if batch.is_empty() {
-            return;
-        }
-        if begins {
-            let (file, waiting) = (self.file.clone(), self.waiting.clone());
+        if begins && !waiting.is_empty() {
+            let (file, queue) = (self.file.clone(), self.waiting.clone());
             let queued = self.lane.run(move || {
                 // Its lock is not held while the storage is waited for.
-                let batch = lock(&waiting).batches.pop_front();
-                lock(&file).write(batch.unwrap_or_default());
+                let waiting = std::mem::take(&mut *lock(&queue));
+                lock(&file).write(waiting);
             });
             if let Err(refused) = queued {
-                self.lost.fetch_add(batch.bytes.len() as u64, Ordering::Relaxed);
+                self.lost.fetch_add(waiting.bytes.len() as u64, Ordering::Relaxed);
+                *waiting = Waiting::default();
                 warn!("cannot write the console log: {refused}");
-                return;
             }
         }
-        queue.is_sealed = false;
-        queue.batches.push_back(batch);
     }
 
-    /// The last `most` bytes of everything that was queued until now, and nothing of what is queued from now on.
+    /// The last `most` bytes of what came until now, and nothing that comes later.
     pub(super) fn tail(&self, most: u64) -> Scrollback {
-        let (said, scrollback) = oneshot::channel();
-        lock(&self.waiting).is_sealed = true;
-        let file = self.file.clone();
-        // Where the queue is full, `said` is dropped: that says so.
-        let _ = self.lane.run(move || drop(said.send(lock(&file).log.tail(most))));
+        let (to, scrollback) = oneshot::channel();
+        self.queue(|waiting| {
+            // A sender that is dropped reports that the storage does not keep up.
+            if waiting.scrollbacks.len() < MOST_SCROLLBACKS {
+                let at = waiting.bytes.len();
+                waiting.scrollbacks.push(ScrollbackRequest { at, most, to });
+            }
+            0
+        });
         scrollback
     }
 
@@ -191,11 +190,12 @@ impl ConsoleLog {
 
 /// How many marks wait for the storage: one a second, and one a boot.
 const MOST_MARKS: usize = 4096;
+/// How many viewers wait for the storage.
+const MOST_SCROLLBACKS: usize = 64;
 
 impl File {
     fn write(&mut self, waiting: Waiting) {
-        let Waiting { bytes, marks, lost } = waiting;
-        let result = self.try_write(&bytes, &marks, lost);
+        let result = self.try_write(waiting);
         match result {
             Ok(()) => self.has_failed = false,
             Err(error) if !self.has_failed => {
@@ -206,26 +206,43 @@ impl File {
         }
     }
 
-    fn try_write(&mut self, bytes: &[u8], marks: &[Mark], lost: u64) -> std::io::Result<()> {
+    fn try_write(&mut self, waiting: Waiting) -> std::io::Result<()> {
+        let Waiting { bytes, marks, scrollbacks, lost } = waiting;
+        let mut requests = scrollbacks.into_iter().peekable();
         let mut failed = Ok(());
         let mut second = 0;
         for (nth, mark) in marks.iter().enumerate() {
             let end = marks.get(nth + 1).map_or(bytes.len(), |next| next.at);
             second = mark.second;
+            let mut from = mark.at;
+            self.answer(&mut requests, from);
             if mark.boots {
                 failed = failed.and(self.log.boots(second));
             }
-            // A half of the log takes only what is smaller than it.
-            for piece in bytes[mark.at..end].chunks(4096) {
-                failed = failed.and(self.log.append(piece, second));
+            while from < end {
+                let to = requests.peek().map_or(end, |request| request.at.min(end));
+                // A half of the log takes only what is smaller than it.
+                for piece in bytes[from..to].chunks(4096) {
+                    failed = failed.and(self.log.append(piece, second));
+                }
+                from = to;
+                self.answer(&mut requests, from);
             }
         }
+        self.answer(&mut requests, bytes.len());
         if lost > 0 {
             warn!("{lost} bytes of console output were not logged: the storage did not keep up");
             let notice = format!("\r\n[qvm: {lost} bytes were not logged]\r\n");
             failed = failed.and(self.log.append(notice.as_bytes(), second));
         }
         failed
+    }
+
+    /// Answers the requests for what came before the offset `at`, which is written by now.
+    fn answer(&mut self, requests: &mut Peekable<IntoIter<ScrollbackRequest>>, at: usize) {
+        while let Some(request) = requests.next_if(|request| request.at <= at) {
+            let _ = request.to.send(self.log.tail(request.most));
+        }
     }
 }
 
@@ -234,25 +251,6 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
-
-    #[tokio::test]
-    async fn tail_has_nothing_that_comes_later() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = ConsoleLog::new(dir.path().join("console.log"));
-        let (go, hangs) = mpsc::channel::<()>();
-        log.lane.run(move || hangs.recv().unwrap()).unwrap();
-        let mut tails = vec![];
-        for text in ["one ", "two ", "three "] {
-            log.append(text.as_bytes(), 1);
-            tails.push(log.tail(99));
-        }
-        log.append(b"four", 1);
-        go.send(()).unwrap();
-        for (tail, said) in tails.into_iter().zip(["one ", "one two ", "one two three "]) {
-            assert_eq!(String::from_utf8(tail.await.unwrap()).unwrap(), said);
-        }
-        assert_eq!(log.tail(99).await.unwrap(), b"one two three four");
-    }
 
     #[tokio::test]
     async fn hung_storage_loses_output_and_counts_it() {
@@ -265,8 +263,7 @@ mod tests {
         for second in 0..1000 {
             log.append(&line, second);
         }
-        let waits: usize = lock(&log.waiting).batches.iter().map(|one| one.bytes.len()).sum();
-        assert!(waits <= MOST_WAITING);
+        assert!(lock(&log.waiting).bytes.len() <= MOST_WAITING);
         let lost = 1_000_000 - MOST_WAITING;
         assert!(log.note().unwrap().contains(&lost.to_string()));
         let tail = log.tail(1000);
@@ -279,6 +276,24 @@ mod tests {
         log.flush().await.unwrap();
         assert!(std::fs::read_to_string(&path).unwrap().ends_with("the end"));
         assert!(!tail.await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_tail_has_nothing_that_came_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = ConsoleLog::new(dir.path().join("console.log"));
+        let (go, hangs) = mpsc::channel::<()>();
+        log.lane.run(move || hangs.recv().unwrap()).unwrap();
+        let before = log.tail(9);
+        log.append(b"one two", 1);
+        let between = log.tail(3);
+        log.append(b" three", 1);
+        log.append(b" four", 2);
+        let behind = log.tail(100);
+        go.send(()).unwrap();
+        assert_eq!(before.await.unwrap(), b"");
+        assert_eq!(between.await.unwrap(), b"two");
+        assert_eq!(behind.await.unwrap(), b"one two three four");
     }
 
     #[tokio::test]

@@ -90,6 +90,8 @@ pub(super) enum Fact {
     FilesRead(Result<Box<FileReading>, String>),
     /// That takes longer than it may.
     FilesLate,
+    /// A status that waits for the files waits no longer.
+    StatusDue,
     /// What counts of a reloaded VM file at once does.
     Reloaded(Option<Asker>),
     /// What QEMU was given of the host.

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use tokio::{sync::oneshot, time::sleep};
 use tracing::warn;
 
 use super::{
@@ -11,7 +12,7 @@ use super::{
     supervise::Supervisor,
 };
 use crate::{
-    control::types::Refusal,
+    control::types::{Refusal, Status},
     host::file,
     plan::{identity::Identity, layout::VmPaths},
     spec::{self, Vm},
@@ -19,6 +20,8 @@ use crate::{
 
 /// How long a reading may take before who waits for it is told.
 const LIMIT: Duration = Duration::from_secs(10);
+/// How long a status waits for a reading under way, so that its pending changes are those of the file.
+const STATUS_LIMIT: Duration = Duration::from_millis(50);
 
 /// What is done with a reading.
 #[derive(Debug)]
@@ -63,6 +66,8 @@ pub(super) struct FileReadings {
     next: Vec<AfterReading>,
     /// The reading under way takes longer than it may.
     is_late: bool,
+    /// Who asked for the status since the reading began.
+    statuses: Vec<oneshot::Sender<Status>>,
 }
 
 /// Of what a reading is.
@@ -159,6 +164,31 @@ impl Supervisor {
         });
     }
 
+    /// Answers with the status once the reading under way has ended, or at a bound.
+    pub(super) fn answer_status(&mut self, reply: oneshot::Sender<Status>) {
+        self.readings.statuses.push(reply);
+        if self.readings.then.is_none() || self.readings.is_late {
+            self.answer_statuses();
+        } else if self.readings.statuses.len() == 1 {
+            let facts = self.facts.clone();
+            self.tasks.spawn(async move {
+                sleep(STATUS_LIMIT).await;
+                let _ = facts.send(Fact::StatusDue).await;
+            });
+        }
+    }
+
+    pub(super) fn answer_statuses(&mut self) {
+        if self.readings.statuses.is_empty() {
+            return;
+        }
+        self.look_at_monitor();
+        let status = self.status();
+        for reply in std::mem::take(&mut self.readings.statuses) {
+            let _ = reply.send(status.clone());
+        }
+    }
+
     /// A reading takes longer than it may: who waits for it waits no longer.
     pub(super) fn on_files_late(&mut self) {
         self.readings.is_late = true;
@@ -207,6 +237,9 @@ impl Supervisor {
                 }
             }
             Err(why) => self.on_files_unread(then, &why),
+        }
+        if next.is_empty() {
+            self.answer_statuses();
         }
         for then in next {
             self.read_files(then);

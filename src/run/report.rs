@@ -54,10 +54,7 @@ impl Supervisor {
     pub(super) fn answer(&mut self, request: Request) {
         match request {
             Request::Command(command, reply) => self.command(command, reply),
-            Request::Status(reply) => {
-                self.look_at_monitor();
-                drop(reply.send(self.status()));
-            }
+            Request::Status(reply) => self.answer_status(reply),
             Request::RecentEvents(reply) => {
                 drop(reply.send(self.recent.iter().cloned().collect()));
             }
@@ -268,7 +265,7 @@ impl Supervisor {
         }
     }
 
-    fn status(&self) -> Status {
+    pub(super) fn status(&self) -> Status {
         let record = self.qemu.as_ref().map(|q| &q.record);
         let nic = self.vm.nics.first();
         let written_tap = nic.and_then(|n| match &n.link {

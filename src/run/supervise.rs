@@ -146,6 +146,7 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
         since: (settings.now)(),
         origin: Instant::now(),
         life: Life::default(),
+        early_requests: Some(vec![]),
         written: vm.clone(),
         written_problem: None,
         running: Facets::of(&vm),
@@ -240,6 +241,8 @@ pub(super) struct Supervisor {
     pub(super) settings: Settings,
     pub(super) paths: VmPaths,
     pub(super) life: Life,
+    /// Requests that came before it was known what an earlier supervisor left; `None` once it is.
+    pub(super) early_requests: Option<Vec<crate::control::types::Request>>,
     /// The VM as it runs: the file QEMU was started from, with what was applied live since.
     pub(super) vm: Vm,
     pub(super) text: String,
