@@ -43,9 +43,11 @@ let
     ${pkgs.coreutils}/bin/ln -sfn ${cfg.qemu} "${root}"
   '';
   # All roots of the VM: a supervisor that was restarted after a switch has added one for the new
-  # QEMU. The run record exists as long as QEMU runs.
+  # QEMU. They stay unless qvm proves that no QEMU of the VM is running.
   removeRoots = pkgs.writeShellScript "qvm-remove-roots" ''
-    [ -e "/run/qvm/$1/record.json" ] || ${pkgs.coreutils}/bin/rm -f ${roots}/"$1"@*
+    if ${qvm} reap --probe "$1" 2>/dev/null; then
+      ${pkgs.coreutils}/bin/rm -f ${roots}/"$1"@*
+    fi
   '';
 
   qemuUnit = {

@@ -247,9 +247,15 @@ fn a_qemu_whose_supervisor_was_killed_keeps_its_disks_and_is_shown() {
     );
     test.says(&["rm", "web", "--disks", "--yes"], 1, &said);
     assert_eq!(fs::read(test.path("state/vms/web/root.raw")).unwrap(), b"x");
-    for verb in ["stop", "kill", "pause", "console"] {
+    for verb in ["stop", "pause", "console"] {
         test.says(&[verb, "web"], 1, &said);
     }
+    // Only a QEMU is killed.
+    let not_qemu = format!(
+        "error: web: the process of the run record (pid {pid}) is not proven to execute QEMU\n\
+         hint: look at the process with `ps -fp {pid}`; when it may end, `kill {pid}` ends it\n"
+    );
+    test.says(&["kill", "web"], 75, &not_qemu);
     let table = test.says(&["list"], 0, "");
     assert!(table.contains(&format!("runs without a supervisor, pid {pid}")), "{table}");
     let json = test.says(&["status", "web", "--json"], 0, "");

@@ -70,6 +70,22 @@ fn an_orphan_is_shown_and_stopped_by_wish_and_its_disks_stay() {
 }
 
 #[test]
+fn one_with_a_stopped_supervisor_is_reported() {
+    let Some(lab) = lab() else { return };
+    let supervisor = lab.status("old")["supervisorPid"].as_i64().unwrap();
+    let supervisor = i32::try_from(supervisor).unwrap();
+    lab::signal(supervisor, 19);
+    let output = lab.qvm(&["gc", "--yes"]);
+    lab::signal(supervisor, 18);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(75), "{said}");
+    assert!(!said.contains("has ended"), "{said}");
+    assert!(runs(lab.qemu_pid("old")));
+    lab.ok(&["kill", "old", "web"]);
+}
+
+#[test]
 fn one_without_a_supervisor_is_shut_down_too() {
     let Some(lab) = lab() else { return };
     let pid = lab.qemu_pid("old");

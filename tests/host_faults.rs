@@ -302,12 +302,12 @@ fn a_guest_does_not_mind_a_state_directory_that_takes_no_more() {
     let one = lab.run("web");
     lab.says("web", "FLOOD", 1);
     mounts(&lab).fill(&state, 0);
-    let lost = "cannot keep what the console says: No space left on device";
+    let lost = "cannot write the console log: No space left on device";
     until("the console's log is full", || lab.log("web").contains(lost));
     assert_eq!(lab.status("web")["state"], "running");
     lab.ok(&["stop", "web"]);
     assert_eq!(lab.exit_code(one), Some(0));
-    let lost = "cannot keep how it ended: cannot";
+    let lost = "cannot record how the VM ended: cannot";
     assert!(lab.log("web").contains(lost), "{}", lab.log("web"));
     assert_eq!(left_overs(&lab.state("web", "")), [""; 0]);
     mounts(&lab).make_room(&state);
@@ -320,7 +320,7 @@ fn a_guest_does_not_mind_a_state_directory_that_takes_no_more() {
     lab.mounts.as_mut().unwrap().sh(&read_only);
     lab.ok(&["kill", "web"]);
     assert_eq!(lab.exit_code(two), Some(0));
-    let lost = "cannot keep how it ended: cannot create a temporary file";
+    let lost = "cannot record how the VM ended: cannot create a temporary file";
     assert!(lab.log("web").contains(lost), "{}", lab.log("web"));
     let output = lab.qvm(&["run", "web"]);
     assert_eq!(output.status.code(), Some(75), "{}", said(&output));

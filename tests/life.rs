@@ -225,6 +225,50 @@ fn a_re_execution_keeps_the_pid_the_lock_and_the_guest() {
     assert_eq!(lab.exit_code(one), Some(0));
 }
 
+/// Code 1 would have the unit's ExecStopPost= end the guest.
+#[test]
+fn program_that_cannot_be_executed_spares_qemu() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let mut lab = Lab::new();
+    let program = lab.copy_program();
+    lab.vm("web", &image, "");
+    let one = lab.run("web");
+    lab.wait_state("web", "running");
+    let qemu = lab.qemu_pid("web");
+    let kept = program.with_extension("kept");
+    fs::rename(&program, &kept).unwrap();
+    signal(lab.supervisor(one).id().cast_signed(), SIGUSR2);
+    assert_eq!(lab.exit_code(one), Some(75), "{}", lab.log("web"));
+    assert!(runs(qemu) && lab.runtime("web", "record.json").exists());
+    fs::rename(&kept, &program).unwrap();
+    let two = lab.run("web");
+    lab.wait_state("web", "running");
+    assert_eq!(lab.qemu_pid("web"), qemu);
+    signal(lab.supervisor(two).id().cast_signed(), SIGTERM);
+    assert_eq!(lab.exit_code(two), Some(0));
+}
+
+/// The same for a control socket that cannot be made.
+#[test]
+fn control_socket_that_cannot_be_made_spares_qemu() {
+    let Some((mut lab, one)) = ready("web", "boot.qcow2", "") else { return };
+    let qemu = lab.qemu_pid("web");
+    lab.supervisor(one).kill().unwrap();
+    lab.supervisor(one).wait().unwrap();
+    let socket = lab.runtime("web", "control.sock");
+    fs::remove_file(&socket).unwrap();
+    fs::create_dir(&socket).unwrap();
+    let two = lab.run("web");
+    assert_eq!(lab.exit_code(two), Some(75), "{}", lab.log("web"));
+    assert!(runs(qemu));
+    fs::remove_dir(&socket).unwrap();
+    let three = lab.run("web");
+    lab.wait_state("web", "running");
+    assert_eq!(lab.qemu_pid("web"), qemu);
+    signal(lab.supervisor(three).id().cast_signed(), SIGTERM);
+    assert_eq!(lab.exit_code(three), Some(0));
+}
+
 #[test]
 fn a_guest_that_powered_off_while_nobody_watched_is_seen_on_adoption() {
     let Some((mut lab, one)) = ready("web", "boot.qcow2", "") else { return };
@@ -334,7 +378,9 @@ fn a_start_tells_what_it_cannot_know() {
     let silent = lab.qvm(&["start", "web"]);
     let told = String::from_utf8_lossy(&silent.stderr).into_owned();
     assert_eq!(silent.status.code(), Some(1), "{told}");
-    assert!(told.contains("it cannot be told whether it runs: the supervisor does not answer"));
+    assert!(
+        told.contains("cannot determine whether the VM is running: the supervisor does not answer")
+    );
     signal(supervisor, SIGCONT);
     assert_eq!(lab.ok(&["start", "web"]), "web: running\n");
     assert_ne!(lab.qemu_pid("web"), qemu);
@@ -346,7 +392,10 @@ fn a_start_tells_what_it_cannot_know() {
     let hangs_up = lab.qvm(&["start", "app"]);
     let told = String::from_utf8_lossy(&hangs_up.stderr).into_owned();
     assert_eq!(hangs_up.status.code(), Some(1), "{told}");
-    assert!(told.contains("its supervisor takes calls, and hangs up"), "{told}");
+    assert!(
+        told.contains("the supervisor accepts connections but closes them without a reply"),
+        "{told}"
+    );
 }
 
 #[test]

@@ -237,6 +237,39 @@ fn unreadable_record_stops_every_change() {
 }
 
 #[test]
+fn kill_ends_a_qemu_without_supervisor() {
+    let Some(vm) = orphaned() else { return };
+    assert_eq!(vm.lab.status("web")["state"], "running");
+    vm.lab.ok(&["kill", "web"]);
+    assert!(!runs(vm.qemu));
+    for file in ["record.json", "qmp.sock"] {
+        assert!(!vm.lab.runtime("web", file).exists(), "{file} is left");
+    }
+    assert_eq!(vm.lab.status("web")["state"], "stopped");
+    assert_eq!(vm.lab.last_reason("web"), "killed");
+    assert_eq!(vm.lab.qvm(&["kill", "web"]).status.code(), Some(3));
+    vm.lab.ok(&["start", "web"]);
+    vm.lab.ok(&["stop", "web"]);
+}
+
+/// systemd starts the next supervisor a moment after a crash: it is asked, so that its unit stays down.
+#[test]
+fn kill_asks_the_next_supervisor() {
+    let Some(mut vm) = orphaned() else { return };
+    let lab = &vm.lab;
+    let kill = std::thread::scope(|scope| {
+        let mut kill = lab.command(&["kill", "web"]).spawn().unwrap();
+        let next = scope.spawn(|| lab.command(&["run", "web"]).status().unwrap());
+        assert_eq!(next.join().unwrap().code(), Some(0), "the supervisor was asked");
+        kill.wait().unwrap()
+    });
+    assert!(kill.success());
+    assert!(!runs(vm.qemu));
+    assert_eq!(vm.lab.last_reason("web"), "killed");
+    vm.qemu = i32::MAX;
+}
+
+#[test]
 fn kill_spares_processes_that_are_not_qemu() {
     let Some(vm) = orphaned() else { return };
     vm.write("{");

@@ -63,6 +63,8 @@ fn a_crash_of_the_supervisor_leaves_the_guest_to_the_next_one() {
         ("signal", "killed", "KILL"),
         ("watchdog", "dumped", "ABRT"),
         ("oom-kill", "killed", "KILL"),
+        // A panic.
+        ("exit-code", "exited", "101"),
     ] {
         let output = reap(&lab, result, code, status);
         assert!(output.status.success(), "{}", err(&output));
@@ -83,6 +85,23 @@ fn a_crash_of_the_supervisor_leaves_the_guest_to_the_next_one() {
     assert!(output.status.success(), "{}", err(&output));
     assert!(!runs(qemu));
     assert_eq!(lab.last_reason("web"), "stopped");
+}
+
+/// The NixOS module keeps the store paths of a QEMU by this.
+#[test]
+fn probe_reports_stopped_by_proof_only() {
+    let Some((lab, qemu)) = left_behind("boot.qcow2", "") else { return };
+    let probe = || lab.qvm(&["reap", "--probe", "web"]).status.code();
+    assert_eq!(probe(), Some(75), "it is running");
+    let record = lab.runtime("web", "record.json");
+    let text = fs::read(&record).unwrap();
+    fs::remove_file(&record).unwrap();
+    assert_eq!(probe(), Some(75), "there is no record, and the locks are held");
+    assert!(runs(qemu));
+    fs::write(&record, text).unwrap();
+    signal(qemu, SIGKILL);
+    until("QEMU is gone", || !runs(qemu));
+    assert_eq!(probe(), Some(0));
 }
 
 #[test]

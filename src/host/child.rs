@@ -55,12 +55,12 @@ impl Error {
 /// terminal reaches it. It is never reaped here, so the pid stays its own until somebody waits for it. The last thing that it does
 /// before it becomes the program is `inside`, which must do nothing but bare system calls.
 ///
+/// `known` is called with its pid before it executes the program. Where that fails, or where we die before it is done, the program
+/// is never executed: there is no instant at which it runs and nobody knows of it.
+///
 /// # Safety
 /// `inside` runs between fork(2) and execve(2) in a copy of a process that may have several threads: it must call async-signal-safe
 /// functions alone (signal-safety(7)), and neither allocate nor take a lock.
-///
-/// `known` is called with its pid before it executes the program. Where that fails, or where we die before it is done, the program
-/// is never executed: there is no instant at which it runs and nobody knows of it.
 ///
 /// # Errors
 /// It cannot be started, `inside` fails, or what `known` says.

@@ -112,7 +112,7 @@ impl Notifier {
         if let Some(sent) = sent
             && tokio::time::timeout(PATIENCE, sent).await.is_err()
         {
-            tracing::warn!("systemd does not read what it is told, and is not waited for");
+            tracing::warn!("systemd does not read its notifications; continuing without it");
         }
     }
 

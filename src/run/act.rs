@@ -246,11 +246,11 @@ impl Supervisor {
         let paths = self.paths.clone();
         let queued = self.lanes.state.run(move || {
             if let Err(error) = record::keep(&paths, kept) {
-                error!("cannot keep how it ended: {}", chain(&error));
+                error!("cannot record how the VM ended: {}", chain(&error));
             }
         });
         if let Err(refused) = queued {
-            error!("cannot keep how it ended: {refused}");
+            error!("cannot record how the VM ended: {refused}");
         }
     }
 }

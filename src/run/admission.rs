@@ -177,7 +177,7 @@ impl Supervisor {
     pub(super) fn take_over_memory(&self) {
         let (settings, mem) = (self.settings.clone(), self.vm.mem.bytes());
         if let Err(refused) = self.lanes.run.run(move || write(&settings, mem)) {
-            warn!("what the VM may take of the host's memory is not written down: {refused}");
+            warn!("cannot write the memory reservation of the VM: {refused}");
         }
     }
 }
@@ -185,7 +185,7 @@ impl Supervisor {
 fn write(settings: &Settings, mem: u64) {
     let written = Reservation::new(mem, true).and_then(|own| own.write(&settings.paths()));
     if let Err(error) = written {
-        warn!("what the VM may take of the host's memory is not written down: {}", chain(&error));
+        warn!("cannot write the memory reservation of the VM: {}", chain(&error));
     }
 }
 
@@ -267,7 +267,7 @@ impl Start {
         Ok(pressed.then_some(turn))
     }
 
-    /// FileReadings at the host while nobody else does; with room, that is the VM's when this returns. `turn` is since when it has its turn.
+    /// Looks at the host while nobody else does; with room, that is the VM's when this returns. `turn` is since when it has its turn.
     async fn look(&self, turn: Option<Instant>) -> Result<Look, Error> {
         let Settings { layout, name, .. } = &self.settings;
         let _alone = self.alone().await?;

@@ -52,20 +52,25 @@ fn remove_left_overs(paths: &VmPaths) {
 ///
 /// # Errors
 /// It lives but does not answer.
-pub async fn adopt(
+pub async fn adopt(process: Arc<Process>, record: Record, paths: &VmPaths) -> Result<Qemu, Error> {
+    let pid = record.pid;
+    remove_left_overs(paths);
+    match take_over(process.clone(), record, paths).await {
+        Err(Error::Monitor(source)) => {
+            // A QEMU process that closes the connection may be exiting, as its guest has shut down.
+            let _ = tokio::time::timeout(GOES_WITHIN, process.wait()).await;
+            Err(Error::Silent { pid, source })
+        }
+        done => done,
+    }
+}
+
+async fn take_over(
     process: Arc<Process>,
     mut record: Record,
     paths: &VmPaths,
 ) -> Result<Qemu, Error> {
-    remove_left_overs(paths);
-    let session = match qmp::connect(&paths.qmp_socket(), ANSWER_LIMIT).await {
-        Ok(session) => session,
-        Err(source) => {
-            // One that hangs up may be on its way out, as its guest was.
-            let _ = tokio::time::timeout(GOES_WITHIN, process.wait()).await;
-            return Err(Error::Silent { pid: record.pid, source });
-        }
-    };
+    let session = qmp::connect(&paths.qmp_socket(), ANSWER_LIMIT).await?;
     for socket in [paths.qmp_socket(), paths.agent_socket(), paths.serial_socket()] {
         // An earlier qvm left them open to the group, past the question who may do what.
         let _ = file::set_mode(&socket, 0o600);

@@ -91,10 +91,10 @@ pub enum Error {
     #[error(transparent)]
     Unknown(#[from] previous::Unknown),
     /// A supervisor is there, and its VM may run or not.
-    #[error("it cannot be told whether it runs")]
+    #[error("cannot determine whether the VM is running")]
     Silent(#[source] client::Error),
     /// A supervisor is there, and talks to nobody.
-    #[error("its supervisor takes calls, and hangs up")]
+    #[error("the supervisor accepts connections but closes them without a reply")]
     HangsUp,
     /// What ran in the unit.
     #[error("{detail}")]
@@ -135,7 +135,7 @@ impl Error {
             Self::File(error) => error.hint(),
             Self::Unknown(unknown) => Some(unknown.hint()),
             Self::Silent(error) => error.hint(),
-            Self::HangsUp => Some("it may have more clients than it takes: who are they?".into()),
+            Self::HangsUp => Some("the limit of clients may be reached: `ss -xp src PATH` lists those of the VM's `control.sock`".into()),
             Self::NoFile(_) => Some("`qvm list` shows those there are".into()),
             Self::Service(_) => {
                 Some("`journalctl -t qvm@NAME` has what the supervisor said".into())

@@ -141,7 +141,7 @@ impl ConsoleLog {
         let begins = waiting.is_empty();
         let lost = add(&mut waiting);
         if lost > 0 && self.lost.fetch_add(lost, Ordering::Relaxed) == 0 {
-            warn!("the storage does not keep up with the console: output is not logged");
+            warn!("storage is slower than the console: output is not logged");
         }
         if begins && !waiting.is_empty() {
             let (file, queue) = (self.file.clone(), self.waiting.clone());
@@ -153,7 +153,7 @@ impl ConsoleLog {
             if let Err(refused) = queued {
                 self.lost.fetch_add(waiting.bytes.len() as u64, Ordering::Relaxed);
                 *waiting = Waiting::default();
-                warn!("cannot keep what the console says: {refused}");
+                warn!("cannot write the console log: {refused}");
             }
         }
     }
@@ -200,7 +200,7 @@ impl File {
             Ok(()) => self.has_failed = false,
             Err(error) if !self.has_failed => {
                 self.has_failed = true;
-                warn!("cannot keep what the console says: {error}");
+                warn!("cannot write the console log: {error}");
             }
             Err(_) => {}
         }

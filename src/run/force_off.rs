@@ -1,6 +1,11 @@
-//! Forcing off a VM whose state is unknown: the process that holds the VM's liveness lock is killed, if it is a QEMU of that name.
+//! Forcing off a VM without a supervisor: the QEMU process of its run record is killed, or, where the state of the VM is unknown, the
+//! process that holds a liveness lock of the VM, if it is a QEMU of that name.
 
-use std::{io, path::Path, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use tokio::time::{Instant, sleep, timeout};
 
@@ -15,7 +20,7 @@ use crate::{
     host::{
         liveness_lock, lock,
         pidfd::{Process, Signal},
-        qemu_processes,
+        qemu_processes::{self, QemuProcess},
     },
     life::{Cause, End},
     value::chain,
@@ -49,6 +54,9 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// The process of the run record does not execute QEMU.
+    #[error("the process of the run record (pid {0}) is not proven to execute QEMU")]
+    NotQemu(u32),
     /// Not even SIGKILL ended the process.
     #[error("QEMU (pid {0}) does not exit after SIGKILL")]
     Stays(u32),
@@ -63,6 +71,7 @@ impl Error {
             | Self::Liveness(_)
             | Self::Holder(_)
             | Self::Kill { .. }
+            | Self::NotQemu(_)
             | Self::Stays(_) => true,
         }
     }
@@ -74,41 +83,39 @@ impl Error {
             Self::Unknown(unknown) => Some(unknown.hint()),
             Self::Liveness(error) => error.hint(),
             Self::Holder(_) | Self::Kill { .. } => Some("run the command as root".into()),
+            Self::NotQemu(pid) => Some(format!(
+                "look at the process with `ps -fp {pid}`; when it may end, `kill {pid}` ends it"
+            )),
             Self::Stays(pid) => Some(format!("`cat /proc/{pid}/stack` shows what it waits for")),
         }
     }
 }
 
-/// Kills the QEMU process of a VM whose state is unknown, and forgets its run; gives its pid. `None` where the state is known.
+/// Kills the QEMU process of a VM that has no supervisor, and forgets its run; returns the pid. `None` where no QEMU is running.
 ///
 /// # Errors
-/// No such process is proven to be the VM's QEMU, or it cannot be killed.
+/// The VM has a supervisor, no such process is proven to be the VM's QEMU, or the process cannot be killed.
 pub async fn force_off(settings: &Settings) -> Result<Option<u32>, Error> {
     let paths = settings.paths();
     let _supervisor = holder::take(&paths).await?;
-    let Err(unknown) = previous::find(&paths) else { return Ok(None) };
-    let files = liveness::files(&paths)?;
-    let holders = qemu_processes::with_open_file(&files).map_err(Error::Holder)?;
     let recorded = Record::read(&paths).ok().flatten().and_then(|record| record.binary);
-    let chosen = settings.qemu.as_ref().map(Path::new);
-    let known: Vec<&Path> = recorded.as_deref().into_iter().chain(chosen).collect();
-    let mut killed = None;
-    for found in holders.iter().filter(|found| found.name() == Some(settings.name.as_str())) {
-        let failed = |source| Error::Kill { pid: found.pid, source };
-        // The descriptor comes first: what it names is what is looked at again.
-        let process = Process::open(found.pid).map_err(failed)?;
-        let again = qemu_processes::with_open_file(&files).map_err(Error::Holder)?;
-        let is_qemu = qemu_processes::executes_qemu(found, &known).map_err(failed)?;
-        if !(is_qemu && again.contains(found) && process.is_alive()) {
-            continue;
+    let chosen = settings.qemu.as_ref().map(PathBuf::from);
+    let known: Vec<PathBuf> = recorded.into_iter().chain(chosen).collect();
+    let pid = match previous::find(&paths) {
+        Ok(PreviousQemu::Running(process, _)) => {
+            let all = qemu_processes::list().map_err(Error::Holder)?.all;
+            let found = all.iter().find(|found| found.pid == process.pid());
+            if !found.map_or(Ok(false), |found| executes_qemu(found, &known))? {
+                return Err(Error::NotQemu(process.pid()));
+            }
+            kill(&process).await?;
+            process.pid()
         }
-        process.signal(Signal::KILL).map_err(failed)?;
-        if timeout(EXIT_LIMIT, process.wait()).await.is_err() {
-            return Err(Error::Stays(found.pid));
+        Ok(PreviousQemu::None | PreviousQemu::Exited | PreviousQemu::NeverExecuted) => {
+            return Ok(None);
         }
-        killed = Some(found.pid);
-    }
-    let Some(pid) = killed else { return Err(unknown.into()) };
+        Err(unknown) => kill_holders(settings, &known).await?.ok_or(unknown)?,
+    };
     let _locks = released(settings).await?;
     match previous::find(&paths)? {
         PreviousQemu::Running(qemu, _) => Err(Error::Stays(qemu.pid())),
@@ -117,6 +124,41 @@ pub async fn force_off(settings: &Settings) -> Result<Option<u32>, Error> {
             keep_end(settings);
             Ok(Some(pid))
         }
+    }
+}
+
+/// Kills the QEMU processes of this VM's name that hold a liveness lock; returns the last one's pid, or `None` where there is none.
+async fn kill_holders(settings: &Settings, known: &[PathBuf]) -> Result<Option<u32>, Error> {
+    let files = liveness::files(&settings.paths())?;
+    let holders = qemu_processes::with_open_file(&files).map_err(Error::Holder)?;
+    let mut killed = None;
+    for found in holders.iter().filter(|found| found.name() == Some(settings.name.as_str())) {
+        // The descriptor comes first: what it names is what is looked at again.
+        let process =
+            Process::open(found.pid).map_err(|source| Error::Kill { pid: found.pid, source })?;
+        let again = qemu_processes::with_open_file(&files).map_err(Error::Holder)?;
+        if !(executes_qemu(found, known)? && again.contains(found) && process.is_alive()) {
+            continue;
+        }
+        kill(&process).await?;
+        killed = Some(found.pid);
+    }
+    Ok(killed)
+}
+
+fn executes_qemu(found: &QemuProcess, known: &[PathBuf]) -> Result<bool, Error> {
+    let known: Vec<&Path> = known.iter().map(PathBuf::as_path).collect();
+    qemu_processes::executes_qemu(found, &known)
+        .map_err(|source| Error::Kill { pid: found.pid, source })
+}
+
+/// Sends SIGKILL, and waits for the end of the process.
+async fn kill(process: &Process) -> Result<(), Error> {
+    let pid = process.pid();
+    process.signal(Signal::KILL).map_err(|source| Error::Kill { pid, source })?;
+    match timeout(EXIT_LIMIT, process.wait()).await {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Error::Stays(pid)),
     }
 }
 

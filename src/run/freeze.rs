@@ -104,7 +104,9 @@ impl Supervisor {
             let done = match written {
                 Ok(()) => freeze(&agent, sync, thaw_after).await,
                 Err(why) => Err(NotFrozen {
-                    why: Refusal::Failed(format!("cannot write down when to thaw: {why}")),
+                    why: Refusal::Failed(format!(
+                        "cannot write the thaw deadline to the run record: {why}"
+                    )),
                     unsure: false,
                 }),
             };

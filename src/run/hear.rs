@@ -131,16 +131,23 @@ impl Supervisor {
         if self.adopting.is_some() && self.went_meanwhile(found) {
             return;
         }
+        match found {
+            Ok(PreviousQemu::None | PreviousQemu::Exited | PreviousQemu::NeverExecuted) => {}
+            // A QEMU process that is running may hold its guest: its record and a saved state stay. The exit code of a fault of the
+            // VM would have the unit's ExecStopPost= end that guest.
+            Ok(PreviousQemu::Running(..)) => {
+                return self.not_begun(NotBegun { fault: Fault::Host, ..not });
+            }
+            Err(unknown) => {
+                warn!("the run record stays: {}", chain(unknown));
+                return self.not_begun(NotBegun { fault: Fault::Host, ..not });
+            }
+        }
         // A launch that was canceled says nothing about the saved state.
         if !self.cancel.is_set() && not.fault == Fault::Vm && self.not_restored(&not.why) {
             return;
         }
-        // An adopted QEMU that does not answer may still hold its guest: its record stays.
-        match found {
-            Ok(PreviousQemu::Running(..)) => {}
-            Ok(_) => self.records.remove(),
-            Err(unknown) => warn!("the run record stays: {}", chain(unknown)),
-        }
+        self.records.remove();
         self.not_begun(not);
     }
 
@@ -187,7 +194,7 @@ impl Supervisor {
             self.reexec();
         } else if !done {
             let seconds = WRITTEN_LIMIT.as_secs();
-            warn!("not replaced now: the storage has not answered within {seconds} s");
+            warn!("not replaced now: storage or changes of the machine took over {seconds} s");
         } else if self.may_be_replaced() {
             self.left = Some(Left::Reexec);
         }
@@ -209,7 +216,7 @@ impl Supervisor {
         let written = (self.lanes.flush(LEAVE_LIMIT), self.console.flush(LEAVE_LIMIT));
         let (done, logged) = futures_util::future::join(written.0, written.1).await;
         if tidied.is_err() || !done || !logged {
-            error!("the storage does not answer: not everything was written at the end");
+            error!("storage does not respond: not all state was written at exit");
         }
         let socket = self.paths.control_socket();
         let removed = self.lanes.run.ask(move || std::fs::remove_file(socket));

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
@@ -49,7 +49,7 @@ pub enum Error {
         source: Box<toml::de::Error>,
     },
     /// Every user of the range is another VM's.
-    #[error("no user is left for it: {} to {} are other VMs'", .0.first(), .0.last())]
+    #[error("no free UID in `uidRange` {}-{}", .0.first(), .0.last())]
     NoUser(UidRange),
     /// Which user another VM has is not known.
     #[error("cannot determine the user of the VM `{0}`, which may be running")]
@@ -89,7 +89,7 @@ impl Error {
             ),
             Self::NoUser(_) => Some("make `uidRange` in the host's settings larger".into()),
             Self::UnknownUser(name) => {
-                Some(format!("`qvm status {name}` shows what is not known of it"))
+                Some(format!("`qvm status {name}` shows why its state is unknown"))
             }
             Self::Encode(_) => None,
             Self::Lock(error) => error.hint(),
@@ -203,8 +203,7 @@ pub fn new(means: &Means, vm: &Vm, machine: &str) -> Result<Identity, file::Erro
 /// The directory of all VMs' state cannot be read.
 pub fn complete(identity: &mut Identity, means: &Means, vm: &Vm) -> Result<(), file::Error> {
     let others = others(&means.layout, &vm.name)?;
-    let taken: BTreeSet<MacAddr> =
-        others.into_iter().flat_map(|(_, other)| other.macs.into_values()).collect();
+    let taken: BTreeSet<MacAddr> = others.iter().flat_map(|(_, other)| other.macs()).collect();
     identity.add_macs(vm, &means.host_id, &taken);
     Ok(())
 }
@@ -322,24 +321,53 @@ fn named(dir: &Path) -> Option<VmName> {
     dir.file_name()?.to_str()?.parse().ok()
 }
 
-/// The identities of the other VMs, also of those that are being made, as far as they can be read: what is wrong with one is told
-/// when it is started.
+/// The text of another VM's identity, which may be of a newer version, or damaged: what can be found in it is taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OtherIdentity(String);
+
+impl OtherIdentity {
+    /// Returns every MAC address in the text.
+    pub fn macs(&self) -> impl Iterator<Item = MacAddr> {
+        let words = self.0.split(|c: char| !(c.is_ascii_hexdigit() || c == ':'));
+        words.filter_map(|word| word.parse().ok())
+    }
+
+    /// Whether the text contains this UUID.
+    pub fn has_uuid(&self, uuid: &str) -> bool {
+        !uuid.is_empty() && self.0.contains(uuid)
+    }
+}
+
+/// Returns the identities of the other VMs, also of those that are being made. A user who may not read an identity may not write one
+/// either, so what such a user may not read is left out.
 ///
 /// # Errors
-/// The directory of all VMs' state cannot be read.
-pub fn others(layout: &Layout, own: &VmName) -> Result<Vec<(VmName, Identity)>, file::Error> {
+/// The directory of all VMs' state, or an identity, cannot be read.
+pub fn others(layout: &Layout, own: &VmName) -> Result<Vec<(VmName, OtherIdentity)>, file::Error> {
     let mut others = Vec::new();
     for dir in file::list(&layout.vm_states())? {
         let Some(name) = named(&dir).or_else(|| Layout::drafted(&dir)) else { continue };
+        if name == *own {
+            continue;
+        }
         let paths = VmPaths { state: dir, ..layout.vm(&name) };
-        let text = fs::read_to_string(paths.identity());
-        if let (Some(other), false) =
-            (text.ok().and_then(|t| toml::from_str(&t).ok()), name == *own)
-        {
-            others.push((name, other));
+        match fs::read(paths.identity()) {
+            Ok(bytes) => {
+                let text = String::from_utf8_lossy(&bytes).into_owned();
+                others.push((name, OtherIdentity(text)));
+            }
+            Err(error) if is_absent(&error) => {}
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            Err(error) => return Err(file::Error::on("read", &paths.identity())(error)),
         }
     }
     Ok(others)
+}
+
+/// There is no such file: no directory has it, or a rename that was cut short has left a link to itself.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+        || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
 
 #[cfg(test)]
@@ -419,6 +447,37 @@ mod tests {
         let seen = others(&layout, &"web".parse().unwrap()).unwrap();
         assert_eq!(seen[0].0.as_str(), "copy");
         assert!(others(&layout, &"copy".parse().unwrap()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn addresses_in_any_identity_are_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = layout(dir.path());
+        let [db, web]: [VmName; 2] = ["db", "web"].map(|name| name.parse().unwrap());
+        fs::create_dir_all(layout.vm(&db).state).unwrap();
+        let mac = MacAddr::local([1, 2, 3]);
+        let taken = || {
+            let others = others(&layout, &web)?;
+            Ok::<_, file::Error>(others.iter().any(|(_, other)| other.macs().any(|m| m == mac)))
+        };
+        for text in [
+            format!("uuid = \"1\"\ninstanceId = \"i\"\nmachine = \"m\"\n[macs]\nnet = \"{mac}\"\n"),
+            format!("uuid = \"1\"\nfuture = 1\n[macs]\nnet = \"{mac}\"\n"),
+            format!("[nics.net]\naddress = \"{mac}\"\n"),
+            format!("uuid = \"1\"\n[macs]\nnet = \"{mac}\"\nlan = \"52:5"),
+        ] {
+            fs::write(layout.vm(&db).identity(), &text).unwrap();
+            assert!(taken().unwrap(), "{text}");
+        }
+        // What cannot be read stops the choice.
+        fs::remove_file(layout.vm(&db).identity()).unwrap();
+        assert!(!taken().unwrap());
+        fs::create_dir(layout.vm(&db).identity()).unwrap();
+        assert!(taken().is_err());
+        fs::remove_dir(layout.vm(&db).identity()).unwrap();
+        std::os::unix::fs::symlink("www", layout.vm_states().join("www")).unwrap();
+        fs::write(layout.vm_states().join("file"), "").unwrap();
+        assert!(!taken().unwrap());
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub enum Error {
     #[error(transparent)]
     File(#[from] file::Error),
     /// Another VM has its disks by a link, as when a rename was cut short.
-    #[error("`{}` leads to what is kept of it", .0.display())]
+    #[error("`{}` is a symbolic link into the VM's state directory", .0.display())]
     Linked(PathBuf),
     /// A saved state.
     #[error(transparent)]

@@ -164,8 +164,8 @@ impl Supervisor {
         }
     }
 
-    /// FileReadings which devices QEMU has: what a guest has let go of, now or while nobody watched, is tidied up and taken down. Of what it
-    /// was asked for just now and holds on to, it is said.
+    /// Asks QEMU which devices it has. A device that the guest has released, also while no supervisor was there, is removed from QEMU
+    /// and from the record. Of `asked`, those that the guest still holds are noted.
     pub(super) fn settle(&mut self, asked: Vec<Change>, askers: Vec<Asker>) {
         let Some(qemu) = &self.qemu else { return };
         let labels = |kind| {

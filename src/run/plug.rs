@@ -65,7 +65,7 @@ pub(super) enum Error {
     Vhost(#[source] std::io::Error),
     #[error("this QEMU has no network but its taps")]
     ShutOff,
-    #[error("it was called off")]
+    #[error("canceled")]
     Thread,
 }
 

@@ -65,7 +65,7 @@ impl Unknown {
         match &self.source {
             Cause::Locked { .. } => {
                 "`qvm kill NAME` forces off the QEMU process that holds the lock; `unknown` in \
-                                     docs/operating.md describes what else can be done"
+                 docs/operating.md describes what else can be done"
                     .into()
             }
             Cause::Unrecorded { pid, .. } => format!(

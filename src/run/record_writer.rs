@@ -53,13 +53,17 @@ impl RecordWriter {
                 let Some(record) = record else { return };
                 let done = record.update(&paths).map_err(|error| chain(&error));
                 if let Err(error) = &done {
-                    warn!("a later supervisor will not know of the last change: {error}");
+                    warn!(
+                        "cannot write the run record, the next supervisor will miss the last change: {error}"
+                    );
                 }
                 askers.into_iter().for_each(|asker| drop(asker.send(done.clone())));
             };
             if let Err(refused) = self.lane.run(job) {
                 let Next { askers, .. } = std::mem::take(&mut *lock(&self.next));
-                warn!("a later supervisor will not know of the last change: {refused}");
+                warn!(
+                    "cannot write the run record, the next supervisor will miss the last change: {refused}"
+                );
                 let refused = Err(refused.to_string());
                 askers.into_iter().for_each(|asker| drop(asker.send(refused.clone())));
             }

@@ -81,7 +81,7 @@ impl PreviousRun {
 }
 
 impl Supervisor {
-    /// FileReadings beside the loop for what an earlier supervisor left.
+    /// Begins to read, beside the loop, what an earlier supervisor left.
     pub(super) fn begin(&mut self) {
         let (paths, name, file) = (self.paths.clone(), self.vm.name.clone(), self.vm.file.clone());
         let looked = self.lanes.launch.ask(move || PreviousRun::look(&paths, &name, &file));
@@ -188,15 +188,17 @@ impl Supervisor {
         // What is still to be written, or removed, of an earlier QEMU must not come after this one's.
         let earlier = self.lanes.run.flush();
         let work = self.lanes.launch.drive(async move {
-            let _ = earlier.await;
-            let result = match work.await {
-                Ok(qemu) => {
-                    let given = resources::give(&settings, &vm, qemu.record.pid, by);
-                    Ok((qemu, given))
-                }
-                Err(e) => {
-                    Err((NotBegun::new(&e, e.hint(), e.is_the_hosts()), previous::find(&paths)))
-                }
+            let failed = |not| Err((not, previous::find(&paths)));
+            let result = match earlier.await {
+                Ok(()) => match work.await {
+                    Ok(qemu) => {
+                        let given = resources::give(&settings, &vm, qemu.record.pid, by);
+                        Ok((qemu, given))
+                    }
+                    Err(e) => failed(NotBegun::new(&e, e.hint(), e.is_the_hosts())),
+                },
+                // A removal that is still queued would remove the record of the QEMU process that is started now.
+                Err(refused) => failed(NotBegun::refused(refused)),
             };
             let _ = facts.send(Fact::Launched(Box::new(result))).await;
         });
@@ -255,11 +257,11 @@ impl Supervisor {
         warn!("{note}");
         let done = self.lanes.state.run(move || {
             if let Err(error) = file::commit(&from, &to) {
-                warn!("cannot set it aside: {}", chain(&error));
+                warn!("cannot rename the saved state: {}", chain(&error));
             }
         });
         if let Err(refused) = done {
-            warn!("cannot set it aside: {refused}");
+            warn!("cannot rename the saved state: {refused}");
         }
         self.unusable = Some(note);
     }

@@ -16,7 +16,7 @@ use crate::{
     run::{
         Settings,
         inventory::{Entry, inventory},
-        kept, left_behind,
+        kept, left_behind, previous,
     },
     spec::{self, Source, Vm},
     value::VmName,
@@ -190,7 +190,17 @@ async fn stop(
     for orphan in running.iter().filter(|orphan| !orphan.entry.answers) {
         let done = left_behind::end(settings(orphan.name.clone())).await;
         done.map_err(|e| super::not_ended(&e, &orphan.name))?;
-        super::tell(&orphan.name, "its QEMU has ended");
+        match previous::find(&layout.vm(&orphan.name)) {
+            Ok(found) if !found.is_running() => super::tell(&orphan.name, "its QEMU has ended"),
+            // A supervisor that does not answer has kept it.
+            Ok(_) => {
+                let failure =
+                    Failure::new(exit::HOST, "not stopped: its supervisor does not answer");
+                let hint = format!("`qvm kill {}` forces it off", orphan.name);
+                return Err(failure.about(&orphan.name).hint(hint));
+            }
+            Err(unknown) => return Err(super::unknown(&unknown, &orphan.name)),
+        }
     }
     super::print("their disks are kept: `qvm gc --disks` deletes them\n")
 }

@@ -1,5 +1,9 @@
 //! `qvm kill`: the power cut.
 
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+
 use crate::{
     control::{client, types::Command},
     exit::{self, Failure},
@@ -16,8 +20,15 @@ pub struct Args {
     names: Vec<VmName>,
 }
 
-/// Forces the VMs off and returns when they are down. The only verb that acts on a VM whose state is unknown: the QEMU process that
-/// holds its liveness lock is killed. `settings` makes what a supervisor is told.
+/// How long a VM whose QEMU runs without a supervisor is looked at again before its QEMU is killed: after a crash, systemd starts the next
+/// supervisor within this time. That one is asked, so that the unit stays down.
+const NEXT_SUPERVISOR: Duration = Duration::from_secs(1);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Forces the VMs off and returns when they are down. Without a supervisor, the QEMU process of the run record is killed. The only verb
+/// that acts on a VM whose state is unknown: the QEMU process that holds its liveness lock is killed. `settings` makes what a
+/// supervisor is told.
 ///
 /// # Errors
 /// Of each VM that is not running or does not take it.
@@ -29,18 +40,27 @@ pub async fn run(
     super::each(&args.names, async |name| {
         let paths = layout.vm(&name);
         let mut say = |text: &str| super::tell(&name, text);
-        match ask_down(&paths.control_socket(), Command::Terminate, true, &mut say).await {
-            Ok(()) => Ok(()),
-            Err(client::Error::NotRunning) if previous::find(&paths).is_err() => {
-                force(&name, layout, settings(name.clone())).await
+        let begun = Instant::now();
+        loop {
+            let asked = ask_down(&paths.control_socket(), Command::Terminate, true, &mut say).await;
+            let error = match asked {
+                Ok(()) => return Ok(()),
+                Err(error @ client::Error::NotRunning) => error,
+                Err(error) => return Err(super::refused(&error, layout, &name)),
+            };
+            match previous::find(&paths) {
+                Ok(found) if !found.is_running() => {
+                    return Err(super::refused(&error, layout, &name));
+                }
+                Ok(_) if begun.elapsed() < NEXT_SUPERVISOR => sleep(LOOK).await,
+                Ok(_) | Err(_) => return force(&name, layout, settings(name.clone())).await,
             }
-            Err(error) => Err(super::refused(&error, layout, &name)),
         }
     })
     .await
 }
 
-/// Forces off a VM without a supervisor, whose state is unknown.
+/// Forces off a VM without a supervisor.
 async fn force(name: &VmName, layout: &Layout, settings: Settings) -> Result<(), Failure> {
     match force_off(&settings).await {
         Ok(Some(pid)) => {

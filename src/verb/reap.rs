@@ -29,6 +29,9 @@ pub struct Args {
     /// After a crash of a unit that was restarted so often: if it is stopped now, QEMU is to go too
     #[arg(long, value_name = "RESTARTS")]
     pub guard: Option<u32>,
+    /// Only report whether the VM is proven to be stopped: exit code 0, or 75 where its QEMU is running or may be
+    #[arg(long, conflicts_with = "guard")]
+    pub probe: bool,
 }
 
 /// Between two starts that fail by the host. RestartSec= is far shorter, for the sake of a supervisor that crashed.
@@ -53,20 +56,22 @@ pub enum Ended {
 impl Ended {
     /// By the environment that systemd gives to ExecStopPost=.
     pub fn read(env: &dyn Fn(&str) -> Option<OsString>) -> Self {
-        let is = |key: &str, value: &str| env(key).is_some_and(|found| found == *value);
-        let not_again =
-            [exit::NOT_RUNNING, exit::NO_ROOM, exit::INVALID].map(|code| code.to_string());
-        let crashes = ["signal", "core-dump", "watchdog", "oom-kill"];
-        if crashes.iter().any(|crash| is("SERVICE_RESULT", crash)) {
-            Self::Crashed
-        } else if is("EXIT_CODE", "exited") && is("EXIT_STATUS", &exit::HOST.to_string()) {
-            Self::ByHost
-        } else if env("SERVICE_RESULT").is_some_and(|found| found != "success")
-            && !not_again.iter().any(|code| is("EXIT_CODE", "exited") && is("EXIT_STATUS", code))
-        {
-            Self::Failed
-        } else {
-            Self::Down
+        let text = |key: &str| env(key).and_then(|value| value.into_string().ok());
+        let result = text("SERVICE_RESULT").unwrap_or_else(|| "success".into());
+        let has_exited = text("EXIT_CODE").is_some_and(|code| code == "exited");
+        let status = text("EXIT_STATUS").filter(|_| has_exited);
+        let code = status.and_then(|status| status.parse::<u8>().ok());
+        match (result.as_str(), code) {
+            ("signal" | "core-dump" | "watchdog" | "oom-kill" | "resources", _) => Self::Crashed,
+            (_, Some(exit::HOST)) => Self::ByHost,
+            ("success", _) | (_, Some(exit::NOT_RUNNING | exit::NO_ROOM | exit::INVALID)) => {
+                Self::Down
+            }
+            // 101 is a panic; 200 and above are steps of systemd before it executes the supervisor (systemd.exec(5)).
+            ("exit-code", Some(code)) if code != exit::FAILED && code != exit::NOT_GONE => {
+                Self::Crashed
+            }
+            _ => Self::Failed,
         }
     }
 }
@@ -83,6 +88,15 @@ pub async fn run(
     exe: &Path,
 ) -> Result<(), Failure> {
     let name = settings.name.clone();
+    if args.probe {
+        return match previous::find(&settings.paths()) {
+            Ok(PreviousQemu::Running(qemu, _)) => {
+                Err(super::alone(&name, qemu.pid()).code(exit::HOST))
+            }
+            Ok(_) => Ok(()),
+            Err(error) => Err(super::unknown(&error, &name)),
+        };
+    }
     if let Some(restarts) = args.guard {
         return match is_orphan(&settings, scope, restarts).await {
             true => down(settings).await,
@@ -96,7 +110,7 @@ pub async fn run(
                     info!("QEMU, pid {}, goes on: the next supervisor takes it over", qemu.pid());
                     match service::restarts(&name, scope).await {
                         Some(restarts) => guard(&name, exe, restarts),
-                        None => warn!("nobody sees to QEMU if the unit is stopped now"),
+                        None => warn!("QEMU would keep running after the unit is stopped"),
                     }
                 }
                 Ok(_) => take_up_file(&name, scope).await,
@@ -144,7 +158,7 @@ fn guard(name: &VmName, exe: &Path, restarts: u32) {
     command.arg("reap").arg(name.as_str()).arg("--guard").arg(restarts.to_string());
     command.stdin(Stdio::null()).stdout(Stdio::null());
     if let Err(error) = command.spawn() {
-        warn!("nobody sees to QEMU if the unit is stopped now: {error}");
+        warn!("QEMU would keep running after the unit is stopped: {error}");
     }
 }
 
@@ -191,6 +205,11 @@ mod tests {
             ("success", "exited", "0", Ended::Down),
             ("timeout", "killed", "KILL", Ended::Failed),
             ("exit-code", "exited", "1", Ended::Failed),
+            ("exit-code", "exited", "70", Ended::Failed),
+            ("exit-code", "exited", "2", Ended::Crashed),
+            ("exit-code", "exited", "101", Ended::Crashed),
+            ("exit-code", "exited", "226", Ended::Crashed),
+            ("resources", "", "", Ended::Crashed),
             ("exit-code", "exited", "3", Ended::Down),
             ("exit-code", "exited", "69", Ended::Down),
             ("exit-code", "exited", "78", Ended::Down),

@@ -7,7 +7,7 @@ use tracing::{debug, warn};
 use crate::{
     exit::{self, Failure},
     host::{capabilities, confine, file, lock::Lock, signal},
-    plan::unit::Scope,
+    plan::{layout::VmPaths, unit::Scope},
     run::{
         Settings, adopt, holder, previous, service,
         supervise::{Fault, Left, supervise},
@@ -65,12 +65,19 @@ async fn run_to_its_end(
     let subject = |failure: Failure| failure.about(&name);
     let file = settings.layout.vm_file(&name);
     let host = HostSettings::load(&settings.layout.host_settings());
-    let loaded = if file.exists() {
-        let loaded = spec::load_with_text(&file).and_then(|loaded| host.map(|_| loaded));
-        loaded.map_err(|e| Failure::invalid(&e))
-    } else {
-        let text = format!("there is no VM file `{}`", file.display());
-        Err(subject(Failure::new(exit::NOT_RUNNING, text)))
+    let loaded = match file.try_exists() {
+        Ok(true) => {
+            let loaded = spec::load_with_text(&file).and_then(|loaded| host.map(|_| loaded));
+            loaded.map_err(|e| Failure::invalid(&e))
+        }
+        Ok(false) => {
+            let text = format!("there is no VM file `{}`", file.display());
+            Err(subject(Failure::new(exit::NOT_RUNNING, text)))
+        }
+        Err(error) => {
+            let text = format!("cannot read the VM file `{}`: {error}", file.display());
+            Err(subject(Failure::new(exit::HOST, text)))
+        }
     };
     let (vm, text) = match loaded {
         Ok(loaded) => loaded,
@@ -81,7 +88,7 @@ async fn run_to_its_end(
                 return Err(failure);
             }
             let booted = adopt::booted(&paths, &name, &file);
-            let booted = booted.ok_or_else(|| failure.clone())?;
+            let booted = booted.ok_or_else(|| failure.clone().code(exit::HOST))?;
             warn!("the guest runs on by the VM file that it was started from:\n{failure}");
             booted
         }
@@ -93,6 +100,8 @@ async fn run_to_its_end(
             .await
             .map_err(|e| subject(Failure::of(&e).code(code(e.is_the_hosts())).hint(e.hint())))?,
     };
+    // The code of a fault of the VM has the unit's ExecStopPost= end its QEMU.
+    let code = |is_the_hosts| code(is_the_hosts || may_be_running(&paths));
     file::make_dir(&paths.state)
         .map_err(|e| subject(Failure::of(&e).code(code(e.is_the_hosts())).hint(e.hint())))?;
     match supervise(settings, vm, text).await {
@@ -108,16 +117,20 @@ async fn run_to_its_end(
             Err(subject(Failure::new(code, why)))
         }
         Ok(Left::Reexec) => {
-            let number = lock.pass_on().map_err(|e| subject(Failure::of(&e)))?;
-            signal::block().map_err(|e| subject(Failure::of(&e)))?;
+            let failed = |failure: Failure| subject(failure.code(code(false)));
+            let number = lock.pass_on().map_err(|e| failed(Failure::of(&e)))?;
+            signal::block().map_err(|e| failed(Failure::of(&e)))?;
             let mut command = Command::new(program);
             command.args(arguments.iter().skip(1)).env(LOCK_FD, number.to_string());
             let error = command.exec();
-            Err(subject(Failure::new(
-                1,
-                format!("cannot execute `{}`: {error}", program.display()),
-            )))
+            let text = format!("cannot execute `{}`: {error}", program.display());
+            Err(failed(Failure::new(exit::FAILED, text)))
         }
         Err(e) => Err(subject(Failure::of(&e).code(code(e.is_the_hosts())).hint(e.hint()))),
     }
+}
+
+/// Whether a QEMU process of the VM is running, or it is not known whether one is.
+fn may_be_running(paths: &VmPaths) -> bool {
+    previous::find(paths).map_or(true, |found| found.is_running())
 }

@@ -98,10 +98,7 @@ impl Lab {
         lab.places = ["config/qvm", "data/qvm", "run/qvm"].map(|place| dir.join(place));
         fs::create_dir_all(lab.places[0].join("vms")).unwrap();
         // The directory that cargo builds in need not be open to others.
-        lab.program = dir.join("qvm");
-        // By a process of its own: what another thread forks meanwhile would hold it open for writing (ETXTBSY).
-        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_qvm")).arg(&lab.program).status();
-        assert!(copied.unwrap().success());
+        lab.copy_program();
         let root = nix::unistd::geteuid().is_root();
         lab.user = Some(if root { NOBODY } else { nix::unistd::geteuid().as_raw() });
         for made in ["", "config", "data", "run"] {
@@ -115,9 +112,17 @@ impl Lab {
 
     /// Lets every user of this host run `qvm` here, and look where the modes of files let him.
     pub(crate) fn open_to_others(&mut self) {
-        self.program = self.dir.join("qvm");
-        fs::copy(env!("CARGO_BIN_EXE_qvm"), &self.program).unwrap();
+        self.copy_program();
         fs::set_permissions(self._temp.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// Runs a copy of `qvm` from now on, which a test may replace. It is at the path that is returned.
+    pub(crate) fn copy_program(&mut self) -> PathBuf {
+        self.program = self.dir.join("qvm");
+        // By a process of its own: what another thread forks meanwhile would hold it open for writing (ETXTBSY).
+        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_qvm")).arg(&self.program).status();
+        assert!(copied.unwrap().success());
+        self.program.clone()
     }
 
     /// Makes a file the user's.

@@ -8,6 +8,7 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
+use qvm::host::liveness_lock::LivenessLock;
 use serde_json::{Value, json};
 
 use super::{configure, evaluate, install::make_install, required};
@@ -178,9 +179,19 @@ fn run_script(text: &str, replacements: &[(&str, &str)], arguments: &[&str]) -> 
 #[test]
 fn roots_stay_until_qemu_is_gone() {
     let dir = tempfile::tempdir().unwrap();
-    let [roots, run] = ["roots", "run"].map(|name| dir.path().join(name).display().to_string());
+    let [roots, qvm] = ["roots", "qvm"].map(|name| dir.path().join(name).display().to_string());
+    let [config, state, run] = ["c", "s", "r"].map(|name| dir.path().join(name));
     fs::create_dir(&roots).unwrap();
-    fs::create_dir_all(format!("{run}/web")).unwrap();
+    fs::create_dir_all(run.join("web")).unwrap();
+    // The program that was built, in directories of the test.
+    let script = format!(
+        "#!/bin/sh\nexec {} --config-dir {} --state-dir {} --runtime-dir {} \"$@\"\n",
+        env!("CARGO_BIN_EXE_qvm"),
+        config.display(),
+        state.display(),
+        run.display()
+    );
+    executable(Path::new(&qvm), &script);
     let scripts = |store: &str| {
         let made = made(&["--arg", "scriptTexts", "true", "--argstr", "store", store])?;
         let service = &made["units"]["qvm@web"]["serviceConfig"];
@@ -193,7 +204,7 @@ fn roots_stay_until_qemu_is_gone() {
     let run_one = |text: &str, vm: &str| {
         let replacements = [
             ("/nix/var/nix/gcroots/qvm", roots.as_str()),
-            ("/run/qvm", &run),
+            ("/etc/qvm/bin/qvm", &qvm),
             ("/first/coreutils/bin/", ""),
             ("/second/coreutils/bin/", ""),
         ];
@@ -217,14 +228,18 @@ fn roots_stay_until_qemu_is_gone() {
     run_one(&add, "web2");
     assert_eq!(links(), ["web2@qemu /first/qemu", "web@qemu /first/qemu"]);
     // A switch to another QEMU, and a restart of the supervisor: the running QEMU is still the first one.
-    fs::write(format!("{run}/web/record.json"), "{}").unwrap();
     run_one(&add_newer, "web");
+    let all = ["web2@qemu /first/qemu", "web@qemu /first/qemu", "web@qemu-2 /second/qemu"];
+    // QEMU holds its lock whatever has become of the run record.
+    let lock = LivenessLock::acquire(&run.join("web/qemu.lock")).unwrap().into_qemu_fd().unwrap();
     run_one(&remove_newer, "web");
-    assert_eq!(
-        links(),
-        ["web2@qemu /first/qemu", "web@qemu /first/qemu", "web@qemu-2 /second/qemu"]
-    );
-    fs::remove_file(format!("{run}/web/record.json")).unwrap();
+    assert_eq!(links(), all);
+    // Nor does a program that cannot report it prove anything.
+    drop(lock);
+    fs::rename(&qvm, format!("{qvm}.old")).unwrap();
+    run_one(&remove_newer, "web");
+    assert_eq!(links(), all);
+    fs::rename(format!("{qvm}.old"), &qvm).unwrap();
     run_one(&remove, "web");
     assert_eq!(links(), ["web2@qemu /first/qemu"]);
 }

@@ -43,10 +43,10 @@ pub enum Error {
     #[error("the server's certificate is not accepted: {0}")]
     Certificate(String),
     /// TLS, but not the certificate.
-    #[error("no encrypted connection comes about: {0}")]
+    #[error("TLS handshake failed: {0}")]
     Tls(String),
     /// No such host.
-    #[error("the host's name is not known")]
+    #[error("cannot resolve the host name")]
     NoHost,
     /// The address cannot be used.
     #[error("{0}")]

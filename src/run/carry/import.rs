@@ -212,10 +212,9 @@ impl Finish<'_, '_> {
             return Ok(None);
         }
         for (other, its) in identities::others(&self.means.layout, &self.unpacked.name)? {
-            let mut macs =
-                identity.macs.values().filter(|mac| its.macs.values().any(|m| m == *mac));
+            let mut macs = identity.macs.values().filter(|mac| its.macs().any(|m| m == **mac));
             let what = match macs.next() {
-                _ if identity.uuid == its.uuid => "UUID".to_owned(),
+                _ if its.has_uuid(&identity.uuid) => "UUID".to_owned(),
                 Some(mac) => format!("MAC address {mac}"),
                 None => continue,
             };
