@@ -76,6 +76,11 @@ fn answers(lab: &Lab, state: &str) {
     assert_eq!(lab.status("web")["state"], state);
 }
 
+/// Waits for a state without reading the console log, which is on the storage that hangs.
+fn reaches(lab: &Lab, state: &str) {
+    until(state, || lab.status("web")["state"] == state);
+}
+
 /// Has what is waiting for the storage come to wait: nothing is told of that from outside.
 fn hang(storage: &Hanging, how: Storage) {
     storage.is(how);
@@ -104,9 +109,9 @@ fn state_directory_hangs_and_console_output_is_counted() {
     loses_output(&lab);
     answers(&lab, "running");
     lab.ok(&["pause", "web"]);
-    lab.wait_state("web", "paused");
+    reaches(&lab, "paused");
     lab.ok(&["resume", "web"]);
-    lab.wait_state("web", "running");
+    reaches(&lab, "running");
     storage.is(Storage::Answers);
     let told = || {
         let older = fs::read_to_string(storage.past("vms/web/console.log.1")).unwrap_or_default();
@@ -125,7 +130,7 @@ fn stop_ladder_ends_while_state_directory_hangs() {
     let qemu = lab.qemu_pid("web");
     hang(&storage, Storage::Hangs);
     signal(lab.supervisor(one).id().cast_signed(), SIGTERM);
-    lab.wait_state("web", "stopping");
+    reaches(&lab, "stopping");
     answers(&lab, "stopping");
     assert_eq!(lab.exit_code(one), Some(0), "{}", lab.log("web"));
     assert!(!runs(qemu));
@@ -143,6 +148,40 @@ fn kill_works_while_a_directory_hangs() {
         assert_eq!(lab.exit_code(one), Some(0), "{}", lab.log("web"));
         assert!(!runs(qemu));
     }
+}
+
+/// The VM that is forced off is found among all QEMU processes, one of which has files on storage
+/// that hangs.
+#[test]
+fn unknown_vm_is_killed_beside_hung_storage() {
+    let Some((lab, storage, _one)) = vm(Of::State, "boot-flood.qcow2", "") else { return };
+    let mut other = Lab::new();
+    other.vm("other", &guest("boot-deaf.qcow2").unwrap(), "");
+    let two = other.run("other");
+    other.wait_state("other", "running");
+    let qemu = other.qemu_pid("other");
+    other.supervisor(two).kill().unwrap();
+    other.supervisor(two).wait().unwrap();
+    fs::write(other.runtime("other", "record.json"), "").unwrap();
+    hang(&storage, Storage::Hangs);
+    loses_output(&lab);
+    let mut kill = other.command(&["kill", "other"]).spawn().unwrap();
+    let mut code = None;
+    let began = Instant::now();
+    while code.is_none() && began.elapsed() < lab::LONG {
+        code = kill.try_wait().unwrap();
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // Before the assertion: a command that hangs, and a QEMU without a readable record.
+    storage.is(Storage::Answers);
+    let _ = kill.kill();
+    kill.wait().unwrap();
+    let killed = !runs(qemu);
+    if !killed {
+        signal(qemu, 9);
+    }
+    assert!(code.is_some_and(|code| code.success()) && killed, "{code:?}");
+    lab.ok(&["kill", "web"]);
 }
 
 #[test]

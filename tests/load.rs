@@ -155,7 +155,8 @@ fn clients_that_are_silent_or_slow_hold_up_nobody_and_no_stop() {
     let answered = asked.elapsed();
     assert_eq!(told["state"], "running");
     let busy = descriptors(pid);
-    assert!((fds + 200..fds + 220).contains(&busy), "{fds} descriptors, then {busy}");
+    // What was still open for the start when it was counted first is closed by now.
+    assert!((fds + 190..fds + 220).contains(&busy), "{fds} descriptors, then {busy}");
     let asked = Instant::now();
     lab.ok(&["stop", "web"]);
     assert_eq!(lab.exit_code(one), Some(0));

@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::fs::{AtFlags, CWD, StatxFlags, makedev, statx};
+
 /// A process that was started as QEMU is by qvm.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QemuProcess {
@@ -117,12 +119,18 @@ pub fn with_open_file(paths: &[PathBuf]) -> io::Result<Vec<QemuProcess>> {
     all.retain(|process| {
         let entries = fs::read_dir(format!("/proc/{}/fd", process.pid));
         let mut open = entries.into_iter().flatten().flatten();
-        // The link is followed: it leads to the open file also where that was renamed or removed.
-        open.any(|entry| {
-            fs::metadata(entry.path()).is_ok_and(|meta| inodes.contains(&(meta.dev(), meta.ino())))
-        })
+        open.any(|entry| open_inode(&entry.path()).is_some_and(|inode| inodes.contains(&inode)))
     });
     Ok(all)
+}
+
+/// Device and inode number of the open file that a link in /proc/PID/fd leads to, also where the
+/// file was renamed or removed. `None` where they cannot be read.
+///
+/// The storage of the file is not asked: other VMs may have files open on storage that hangs.
+fn open_inode(link: &Path) -> Option<(u64, u64)> {
+    let stat = statx(CWD, link, AtFlags::STATX_DONT_SYNC, StatxFlags::INO).ok()?;
+    Some((makedev(stat.stx_dev_major, stat.stx_dev_minor), stat.stx_ino))
 }
 
 /// Whether the program that a process executes is a QEMU: by its file's name, or because it is one of these files. The dynamic

@@ -174,6 +174,15 @@ fn is_held(path: &Path) -> Result<bool, Error> {
     Ok(state == LockState::HeldByQemu)
 }
 
+/// The lock in the runtime directory, where QEMU holds it. Acquires nothing.
+///
+/// # Errors
+/// It is not known whether the lock is held.
+pub fn held_runtime_lock(paths: &VmPaths) -> Result<Option<PathBuf>, Error> {
+    let path = paths.qemu_lock();
+    Ok(is_held(&path)?.then_some(path))
+}
+
 /// The first lock of a VM that QEMU holds. Acquires nothing.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! Whether a QEMU process of a VM is running, by proof: the run record, the liveness locks, and a scan of /proc.
 //!
-//! "Not running" needs both locks free and the process of the record proven gone. Without a readable record no process may be a QEMU
-//! of this VM either: an earlier qvm started QEMU without locks. Whatever is not known is an error, and stops every change.
+//! "Not running" needs both locks free, the process of the record proven gone, and no process that is a QEMU of this VM: an earlier
+//! qvm started QEMU without locks. Whatever is not known is an error, and stops every change.
 
 use std::{
     fmt, io,
@@ -192,9 +192,8 @@ fn probe(paths: &VmPaths, processes: &Processes) -> Result<PreviousQemu, Unknown
     if let Some(lock) = liveness::held_lock(paths).map_err(Cause::from)? {
         return Err(Cause::Locked { lock, record }.into());
     }
-    if !matches!(record, NoRecord::Stale { .. }) {
-        none_without_lock(paths, processes, record)?;
-    }
+    // Also where the process of the record has exited: the record may be an older one than QEMU.
+    none_without_lock(paths, processes, record)?;
     Ok(not_running)
 }
 
@@ -426,6 +425,31 @@ mod tests {
         assert_eq!(locked_file(&paths).unwrap(), None);
         let _held = liveness_lock::LivenessLock::acquire(&disk).unwrap();
         assert_eq!(locked_file(&paths).unwrap(), Some(disk));
+    }
+
+    #[test]
+    fn stale_record_hides_no_qemu() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = layout(dir.path()).vm(&"stale".parse().unwrap());
+        fs::create_dir_all(&paths.state).unwrap();
+        fs::create_dir_all(&paths.runtime).unwrap();
+        let file = format!("fd=40,set=40,opaque=root {}/root.qcow2", paths.state.display());
+        let mut child = Command::new("sh");
+        child.args(["-c", "read line; :", "x", "-name", "stale", "-uuid", "1", "-add-fd", &file]);
+        let mut child = child.stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let line = format!("/proc/{}/cmdline", child.id());
+        while !fs::read(&line).unwrap().ends_with(format!("{file}\0").as_bytes()) {
+            std::thread::yield_now();
+        }
+        // A record that was put back from a backup, and one of an earlier boot.
+        write(&paths, ended(), |_| {});
+        let exited = find(&paths);
+        write(&paths, child.id(), |record| record["bootId"] = "another".into());
+        let of_another_boot = find(&paths);
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert!(exited.is_err() && of_another_boot.is_err());
+        assert!(matches!(find(&paths), Ok(PreviousQemu::None)));
     }
 
     #[test]

@@ -156,10 +156,13 @@ impl Record {
         file::write_volatile(&paths.record(), json(self).as_bytes(), 0o640)
     }
 
-    /// Forgets the run, when nothing of QEMU is left. Where a process still holds a liveness lock, or may do so, everything stays:
-    /// the sockets of a QEMU that lives are the only way to it.
+    /// Forgets the run, when nothing of QEMU is left. Where a process still holds the liveness lock of the runtime directory, or may
+    /// do so, everything stays: the sockets of a QEMU that lives are the only way to it.
+    ///
+    /// The lock in the state directory is not probed: all that is removed is in the runtime directory, and the storage of the state
+    /// directory may hang.
     pub fn remove(paths: &VmPaths) {
-        match liveness::held_lock(paths) {
+        match liveness::held_runtime_lock(paths) {
             Ok(None) => {}
             Ok(Some(lock)) => {
                 tracing::warn!("the run record stays: `{}` is held", lock.display());
