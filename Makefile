@@ -7,8 +7,8 @@ SHELL := bash
 
 # Where the guests for the tests are; several worktrees may share one directory.
 export QVM_GUESTS ?= $(CURDIR)/target/guests
-# Tests that boot guests: how many at once.
-TEST_THREADS ?= 2
+# Tests that boot guests: how many at once. They wait for guests more than for a CPU.
+TEST_THREADS ?= 3
 # The test binaries with long tests of faults.
 FAULTS ?= host_faults taps admission load crash
 # Minutes for the kills of `make test-faults`, which may take 15 in all.

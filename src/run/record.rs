@@ -1,7 +1,14 @@
 //! What is written down about a run: what a later supervisor needs to take over, and how the last ten runs ended.
 
-use std::{collections::BTreeMap, fs, io, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs::{self, OpenOptions},
+    io::{self, Read},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
 
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use super::liveness;
@@ -105,6 +112,23 @@ fn yes() -> bool {
     true
 }
 
+/// The size of a run record at most, in bytes; one has some KiB.
+const MOST: u64 = 1 << 20;
+
+/// Reads a small regular file. A FIFO or a device in its place must hang no verb and fill no memory.
+fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+    let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not a regular file"));
+    }
+    let mut text = Vec::new();
+    if file.take(MOST + 1).read_to_end(&mut text)? as u64 > MOST {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is larger than 1 MiB"));
+    }
+    Ok(text)
+}
+
 impl Record {
     /// The record of a VM; `None` where there is none.
     ///
@@ -112,7 +136,7 @@ impl Record {
     /// It cannot be read, or does not identify a process.
     pub fn read(paths: &VmPaths) -> Result<Option<Self>, Unreadable> {
         let path = paths.record();
-        let text = match fs::read(&path) {
+        let text = match read_regular(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(Unreadable { path, source }),
@@ -298,8 +322,6 @@ fn json<T: Serialize>(value: &T) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     fn paths(dir: &Path) -> VmPaths {
@@ -390,6 +412,22 @@ mod tests {
         let record: Record = serde_json::from_str(text).unwrap();
         assert_eq!((record.pid, record.version), (4711, 0));
         assert!(record.ready, "its guest would be waited for");
+    }
+
+    #[test]
+    fn record_that_is_no_file_is_unreadable() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = paths(dir.path());
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        let fifo = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, paths.record(), fifo, mode, 0).unwrap();
+        assert!(Record::read(&paths).is_err());
+        fs::remove_file(paths.record()).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", paths.record()).unwrap();
+        assert!(Record::read(&paths).is_err());
+        fs::remove_file(paths.record()).unwrap();
+        fs::write(paths.record(), vec![b' '; (MOST + 1) as usize]).unwrap();
+        assert!(Record::read(&paths).is_err());
     }
 
     /// A rollback: the supervisor of an earlier version adopts QEMU, and the newer one does so again later.
