@@ -137,7 +137,12 @@ impl Operator {
         tokio::select! {
             biased;
             vanished = self.session.end() => Did::Vanished(vanished),
-            typed = typed => typed.map_or(Did::Left, Did::Typed),
+            typed = typed => match typed {
+                Some(typed) => Did::Typed(typed),
+                // A terminal in raw mode has no end of input but its hangup.
+                None if self.on_terminal => Did::Vanished(Vanished::HungUp),
+                None => Did::Left,
+            },
         }
     }
 }
