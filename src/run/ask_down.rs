@@ -2,6 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
+use super::holder;
 use crate::{
     control::{
         client::{self, Client},
@@ -84,6 +85,14 @@ fn told(event: &Event) -> Option<&str> {
         _ => return None,
     };
     event.data.as_ref()?.get(key)?.as_str()
+}
+
+/// Waits until the supervisor that ended its VM has released the lock of the VM, so that what is
+/// called next does not meet it. A new supervisor, and a lock that may not be opened, end the wait.
+pub async fn gone(paths: &VmPaths) {
+    if paths.lock().exists() {
+        drop(holder::take(paths).await);
+    }
 }
 
 /// Waits until no supervisor holds the VM: the socket closes a moment before the process is gone.

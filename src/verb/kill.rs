@@ -8,7 +8,12 @@ use crate::{
     control::{client, types::Command},
     exit::{self, Failure},
     plan::layout::Layout,
-    run::{Settings, ask_down::ask_down, force_off::force_off, previous},
+    run::{
+        Settings,
+        ask_down::{ask_down, gone},
+        force_off::force_off,
+        previous,
+    },
     value::VmName,
 };
 
@@ -44,7 +49,10 @@ pub async fn run(
         loop {
             let asked = ask_down(&paths.control_socket(), Command::Terminate, true, &mut say).await;
             let error = match asked {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    gone(&paths).await;
+                    return Ok(());
+                }
                 Err(error @ client::Error::NotRunning) => error,
                 Err(error) => return Err(super::refused(&error, layout, &name)),
             };

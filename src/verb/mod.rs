@@ -192,10 +192,14 @@ async fn ask_down(
     wait: bool,
 ) -> Result<(), Failure> {
     each(names, async |name| {
-        let socket = layout.vm(&name).control_socket();
+        let paths = layout.vm(&name);
         let mut say = |text: &str| tell(&name, text);
-        let done = ask_down::ask_down(&socket, command, wait, &mut say).await;
-        done.map_err(|error| refused(&error, layout, &name))
+        let done = ask_down::ask_down(&paths.control_socket(), command, wait, &mut say).await;
+        done.map_err(|error| refused(&error, layout, &name))?;
+        if wait {
+            ask_down::gone(&paths).await;
+        }
+        Ok(())
     })
     .await
 }
