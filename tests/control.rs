@@ -38,6 +38,15 @@ use tokio::{
 /// What takes longer than this has hung.
 const BOUND: Duration = Duration::from_secs(30);
 
+/// Processes that tests start can be hung up, also where the tests run under nohup(1): a signal that
+/// has a handler has its default action in a child (execve(2)).
+fn hangs_up() {
+    static HANDLER: std::sync::Once = std::sync::Once::new();
+    HANDLER.call_once(|| {
+        signal_hook::flag::register(signal_hook::consts::SIGHUP, Arc::default()).unwrap();
+    });
+}
+
 async fn soon<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(BOUND, work).await.expect("it hangs")
 }
@@ -81,6 +90,7 @@ fn alice(_: BorrowedFd<'_>) -> std::io::Result<Peer> {
 
 impl Fake {
     fn new() -> Self {
+        hangs_up();
         Self::seeing(root)
     }
 

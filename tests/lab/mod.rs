@@ -324,13 +324,15 @@ impl Lab {
     }
 }
 
-/// What tests start can be interrupted, also where the tests were begun in the background by a shell that has SIGINT ignored then:
-/// children inherit that (signal(7)).
+/// Processes that tests start can be interrupted and hung up, also where the tests run in the
+/// background of a shell or under nohup(1): children inherit ignored signals (signal(7)).
 #[allow(unsafe_code)]
 fn interruptible() {
     use nix::sys::signal::{SigHandler, Signal, signal};
-    // SAFETY: the default action is no handler that could do anything wrong.
-    unsafe { signal(Signal::SIGINT, SigHandler::SigDfl) }.unwrap();
+    for number in [Signal::SIGINT, Signal::SIGHUP] {
+        // SAFETY: the default action is no handler that could do anything wrong.
+        unsafe { signal(number, SigHandler::SigDfl) }.unwrap();
+    }
 }
 
 /// Sends a signal by number.
