@@ -68,7 +68,7 @@ nic
   shutdownTimeoutSec = within 1 86400 "The time limit for a clean shutdown, in seconds.";
   accel = one [ "auto" "kvm" "tcg" ] "The accelerator.";
   firmware = one [ "bios" "uefi" "uefi-secure" ] "The firmware.";
-  operators = texts "Who may control the VM beside root: users, and groups as in `\"@admins\"`.";
+  operators = texts "Users that may control the VM beside root, and groups as in `\"@admins\"`.";
   isolation = one [ "on" "strict" "off" ] "How strictly QEMU is isolated from the host and from other VMs.";
   onPanic = one [ "restart" "stop" "pause" ] "What happens after a panic of the guest's kernel.";
   onGuestReboot = one [ "apply" "reset" ] "Whether a reboot of the guest applies pending changes.";

@@ -114,7 +114,7 @@ fn dir_of(path: &Path) -> &Path {
 }
 
 /// The one temporary name of `path`, for content that another program writes by name, such as qemu-img. The caller holds a
-/// lock that keeps every other writer of `path` away; whoever holds that lock next removes what a crash left.
+/// lock that excludes every other writer of `path`; the next holder of that lock removes the leftover of a crash.
 /// Everything else is written by [`Temporary`].
 pub fn temporary_under_lock(path: &Path) -> PathBuf {
     let mut temporary = std::ffi::OsString::from(".qvm-");

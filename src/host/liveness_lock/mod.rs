@@ -22,7 +22,7 @@ use nix::{
     libc,
 };
 
-/// Only the owner may open a lock: a lock is acquired by whoever may open it.
+/// Only the owner may open a lock file: every process that can open the file can acquire the lock.
 const MODE: u32 = 0o600;
 /// The length of a lock that qvm holds for itself, in bytes. A lock that is for QEMU has no end.
 const OWN_LENGTH: i64 = 1;
