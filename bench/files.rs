@@ -11,16 +11,7 @@ use std::{
     time::Instant,
 };
 
-use qvm::{
-    host::{file, qemu_img::QemuImg},
-    plan::{identity::Identity, seed},
-    run::{
-        disk,
-        image::{Patience, Tools},
-        progress::{Cancel, Quiet},
-    },
-    spec::{self, Vm},
-};
+use qvm::{disk, image::{Patience, Tools, qemu_img::QemuImg}, seed::documents, spec::{self, Vm}, store::identity::Identity, sys::{file, progress::{Cancel, Quiet}}};
 
 use crate::{
     figure::{Figure, Outcome, Sample, time},
@@ -96,7 +87,7 @@ fn seeded(place: &Place, vm: &Vm) -> Outcome<Figure> {
     identity.add_macs(vm, "host", &BTreeSet::new());
     let dir = place.path().join("seed");
     fs::create_dir(&dir)?;
-    let documents = seed::documents(vm, &identity).ok_or("no seed")?;
+    let documents = documents::documents(vm, &identity).ok_or("no seed")?;
     for (name, bytes) in [
         ("meta-data", documents.meta_data.as_bytes()),
         ("network-config", documents.network_config.as_bytes()),
@@ -113,8 +104,8 @@ fn seeded(place: &Place, vm: &Vm) -> Outcome<Figure> {
     };
     for _ in 0..TIMES {
         let begun = Instant::now();
-        let documents = seed::documents(vm, &identity).ok_or("no seed")?;
-        file::write_if_changed(&iso, &seed::image(&documents)?, 0o600)?;
+        let documents = documents::documents(vm, &identity).ok_or("no seed")?;
+        file::write_if_changed(&iso, &documents::image(&documents)?, 0o600)?;
         own.push(begun.elapsed());
         fs::remove_file(&iso)?;
         if let Some(program) = program {

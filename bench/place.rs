@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use qvm::plan::layout::{Layout, VmPaths};
+use qvm::store::layout::{Layout, VmPaths};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},

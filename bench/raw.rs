@@ -13,7 +13,7 @@ use std::{
 };
 
 use command_fds::{CommandFdExt, FdMapping};
-use qvm::plan::argv::fd;
+use qvm::machine::argv::fd;
 
 use crate::{
     figure::Outcome,

@@ -18,12 +18,21 @@
 
 pub mod cli;
 pub mod control;
-pub mod exit;
-pub mod host;
+pub mod disk;
+pub mod doctor;
+pub mod fleet;
+pub mod guest;
+pub mod image;
 pub mod life;
-pub mod plan;
-pub mod run;
+pub mod machine;
+pub mod net;
+pub mod sandbox;
+pub mod seed;
 pub mod spec;
-pub mod table;
+pub mod store;
+pub mod supervisor;
+pub mod sys;
+pub mod systemd;
+pub mod transfer;
 pub mod value;
-pub mod verb;
+

@@ -56,8 +56,8 @@ impl Host {
         fs::create_dir_all(self.lab.runtime(".memory", "")).unwrap();
         let pid = std::process::id();
         let reservation = serde_json::json!({
-            "memBytes": 16 << 20, "pid": pid, "startTime": qvm::host::pidfd::start_time(pid).unwrap(),
-            "bootId": qvm::host::pidfd::boot_id().unwrap(), "goes": true,
+            "memBytes": 16 << 20, "pid": pid, "startTime": qvm::sys::pidfd::start_time(pid).unwrap(),
+            "bootId": qvm::sys::pidfd::boot_id().unwrap(), "goes": true,
         });
         fs::write(self.lab.runtime(".memory", "another"), reservation.to_string()).unwrap();
     }

@@ -8,16 +8,7 @@ mod wire;
 use std::{fs::File, io::Write, process::Command};
 
 use netns::{inside, interface, ip};
-use qvm::{
-    host::{
-        anti_spoof::Filters,
-        link::Links,
-        network::{self, Network},
-        tap,
-    },
-    plan::{anti_spoof::program, tap::Tap},
-    spec::AntiSpoof,
-};
+use qvm::{net::{anti_spoof::{filters::Filters, program}, broker::{self, Network}, link::Links, tap, tap_spec::Tap}, spec::AntiSpoof};
 use wire::{EVERYBODY, Ear, Mac, arp, ethernet, ipv4, ipv6, neighbour, tagged, udp, v4};
 
 const OWN: Mac = [0x52, 0x54, 0, 0x61, 0x90, 0x15];
@@ -45,7 +36,7 @@ impl Wire {
         ip("link add port0 up type veth peer name ear0");
         ip("link set port0 master br0");
         ip("link set ear0 up");
-        let tap = tap::open(&"qvm-web".parse().unwrap(), network::tun()).unwrap();
+        let tap = tap::open(&"qvm-web".parse().unwrap(), broker::tun()).unwrap();
         ip("link set qvm-web master br0 up");
         // A port forwards when the kernel has seen that it has a carrier, a moment later.
         let begun = std::time::Instant::now();
@@ -484,7 +475,7 @@ fn a_filter_is_replaced_taken_away_and_goes_with_its_tap() {
         drop(wire);
         let gone = with_filters(async |filters| filters.set(&tap, &program(mac(), None)).await);
         assert_eq!(gone.unwrap_err().to_string(), "there is no `qvm-web`");
-        let _anew = tap::open(&tap, network::tun()).unwrap();
+        let _anew = tap::open(&tap, broker::tun()).unwrap();
         assert_eq!(filters(), "", "it has outlived its tap");
     });
 }

@@ -17,17 +17,7 @@ use std::{
 };
 
 use command_fds::{CommandFdExt, FdMapping};
-use qvm::{
-    plan::{
-        argv::{self, DiskFile, Machine, fd},
-        facts::Accelerator,
-        firmware::Chosen,
-        identity::Identity,
-        layout::Layout,
-    },
-    run::prepare::disk_place,
-    spec::{self, Firmware, Format, Link, Vm},
-};
+use qvm::{machine::{argv::{self, DiskFile, Machine, fd}, facts::Accelerator, firmware::Chosen}, spec::{self, Firmware, Format, Link, Vm}, store::{identity::Identity, layout::Layout}, supervisor::start::prepare::disk_place};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -9,12 +9,7 @@ use std::{
 };
 
 use proptest::prelude::*;
-use qvm::{
-    plan::layout::Layout,
-    plan::pending::AT_ONCE,
-    spec::{self, Format, Invalid, Link, Origin, Problem, Source, Vm, check::across},
-    verb::check,
-};
+use qvm::{cli::verb::check, machine::pending::AT_ONCE, spec::{self, Format, Invalid, Link, Origin, Problem, Source, Vm, check::across}, store::layout::Layout};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -232,8 +232,8 @@ fn a_qemu_whose_supervisor_was_killed_keeps_its_disks_and_is_shown() {
     let pid = qemu.0.id();
     let record = serde_json::json!({
         "pid": pid,
-        "startTime": qvm::host::pidfd::start_time(pid).unwrap(),
-        "bootId": qvm::host::pidfd::boot_id().unwrap(),
+        "startTime": qvm::sys::pidfd::start_time(pid).unwrap(),
+        "bootId": qvm::sys::pidfd::boot_id().unwrap(),
         "startedAt": "2026-01-01T00:00:00Z",
         "qemuVersion": "10.0.2",
         "machine": "pc-q35-10.0",

@@ -19,12 +19,7 @@ use std::{
 };
 
 use nix::sys::termios;
-use qvm::control::{
-    client::{Client, Error},
-    grant::{Accounts, Grant},
-    server,
-    types::{Command, Event, Executed, Guest, Port, Refusal, Request, Status},
-};
+use qvm::control::{client::{Client, Error}, grant::{Accounts, Grant}, server, types::{Command, Event, Executed, Guest, Port, Refusal, Request, Status}};
 use qvm::value::{Operator, Peer};
 use serde_json::{Value, json};
 use tempfile::TempDir;

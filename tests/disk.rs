@@ -9,17 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use qvm::{
-    host::qemu_img::QemuImg,
-    plan::layout::VmPaths,
-    run::{
-        disk::{self, Error, Ready},
-        image::{Patience, Tools},
-        image_cache::{self, Needs},
-        progress::{At, Cancel, Progress, Quiet},
-    },
-    spec::{self, Bus, Checksum, Disk, Format, Image, Media, Origin, Source},
-};
+use qvm::{disk::{self, Error, Ready}, image::{Patience, Tools, cache::{self, Needs}, qemu_img::QemuImg}, spec::{self, Bus, Checksum, Disk, Format, Image, Media, Origin, Source}, store::layout::VmPaths, sys::progress::{At, Cancel, Progress, Quiet}};
 
 struct Place {
     dir: tempfile::TempDir,
@@ -228,9 +218,9 @@ fn an_overlay_stands_on_a_protected_base() {
         starts_with_sevens(&place.ensure(&disk).unwrap());
         let vm_states = place.vm.state.parent().unwrap().to_owned();
         let needs = Needs { vm_states: &vm_states, vms: &[] };
-        assert!(image_cache::prune(&place.images(), &needs, false).unwrap().is_empty());
+        assert!(cache::prune(&place.images(), &needs, false).unwrap().is_empty());
         let name = base.file_name().unwrap().to_str().unwrap();
-        assert!(image_cache::remove(&place.images(), &needs, name).is_err());
+        assert!(cache::remove(&place.images(), &needs, name).is_err());
         starts_with_sevens(&ready);
     }
 }

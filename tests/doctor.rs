@@ -14,14 +14,7 @@ use std::{
 };
 
 use lab::{Lab, guest, network::Network};
-use qvm::{
-    plan::{
-        doctor::{Finding, Level, examine},
-        layout::Layout,
-        unit::Scope,
-    },
-    run::doctor::{Sources, look},
-};
+use qvm::{doctor::{collect::{Sources, look}, rules::{Finding, Level, examine}}, store::layout::Layout, systemd::unit::Scope};
 use serde_json::Value;
 
 /// A lab on a host that is made up below `root`, with programs of its own in `bin`. One at a time, for a script that one

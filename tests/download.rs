@@ -11,16 +11,7 @@ use std::{
 };
 
 use http::{Asked, Reply, Server};
-use qvm::{
-    host::{digest::of_text, download, qemu_img::QemuImg},
-    run::{
-        fetch::{self, Received},
-        image::{self, Cached, Error, Patience, Purpose, Tools},
-        progress::{Cancel, Quiet},
-    },
-    spec::{Checksum, Image, Origin},
-    value::{Algorithm, Digest},
-};
+use qvm::{image::{self, Cached, Error, Patience, Purpose, Tools, download, fetch::{self, Received}, qemu_img::QemuImg}, spec::{Checksum, Image, Origin}, sys::{digest::of_text, progress::{Cancel, Quiet}}, value::{Algorithm, Digest}};
 
 const ATTEMPTS: u32 = 4;
 

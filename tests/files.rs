@@ -27,19 +27,7 @@ use nix::{
     },
     unistd::Pid,
 };
-use qvm::{
-    control::{
-        client::Client,
-        types::{Command as Asked, Status},
-    },
-    host::qemu_img::QemuImg,
-    run::{
-        image::{self, Patience, Purpose, Tools},
-        progress::{At, Cancel, Progress},
-    },
-    spec::{Checksum, Image, Origin},
-    value::Digest,
-};
+use qvm::{control::{client::Client, types::{Command as Asked, Status}}, image::{self, Patience, Purpose, Tools, qemu_img::QemuImg}, spec::{Checksum, Image, Origin}, sys::progress::{At, Cancel, Progress}, value::Digest};
 use rustix::fs::inotify;
 
 const SIGKILL: i32 = 9;

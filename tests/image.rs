@@ -14,17 +14,7 @@ use std::{
 };
 
 use http::Server;
-use qvm::{
-    host::{digest::Digesting, qemu_img::QemuImg},
-    run::{
-        fetch,
-        image::{self, Cached, Error, Patience, Purpose, Tools},
-        image_cache::{self, Needs},
-        progress::{At, Cancel, Doing, Progress, Quiet},
-    },
-    spec::{Checksum, Format, Image, Origin},
-    value::{Algorithm, Digest},
-};
+use qvm::{image::{self, Cached, Error, Patience, Purpose, Tools, cache::{self, Needs}, fetch, qemu_img::QemuImg}, spec::{Checksum, Format, Image, Origin}, sys::{digest::Digesting, progress::{At, Cancel, Doing, Progress, Quiet}}, value::{Algorithm, Digest}};
 
 /// Bytes without a pattern, the same every time.
 fn noise(length: usize) -> Vec<u8> {
@@ -857,27 +847,27 @@ fn list_remove_and_prune() {
     std::fs::write(cache.join(format!("sha256-{}.part", "0".repeat(64))), "x").unwrap();
     let needs = Needs { vm_states: &vms, vms: &[] };
 
-    let listed = image_cache::list(&cache, &needs).unwrap();
+    let listed = cache::list(&cache, &needs).unwrap();
     assert_eq!(listed.len(), 3);
     let first = listed.iter().find(|l| l.file == paths[0]).unwrap();
     assert_eq!((first.used_by.clone(), first.verified), (vec!["old".to_owned()], true));
 
     let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
-    let error = image_cache::remove(&cache, &needs, &name(&paths[0])).unwrap_err();
-    assert!(matches!(error, image_cache::Error::Base { .. }), "{error}");
+    let error = cache::remove(&cache, &needs, &name(&paths[0])).unwrap_err();
+    assert!(matches!(error, cache::Error::Base { .. }), "{error}");
     assert!(error.to_string().contains("old/root.qcow2"), "{error}");
     assert!(matches!(
-        image_cache::remove(&cache, &needs, "nothing"),
-        Err(image_cache::Error::Unknown(_))
+        cache::remove(&cache, &needs, "nothing"),
+        Err(cache::Error::Unknown(_))
     ));
     let digits = &name(&paths[1])[7..17];
-    assert_eq!(image_cache::remove(&cache, &needs, digits).unwrap(), paths[1]);
+    assert_eq!(cache::remove(&cache, &needs, digits).unwrap(), paths[1]);
     assert!(!paths[1].exists());
 
-    let dry = image_cache::prune(&cache, &needs, true).unwrap();
+    let dry = cache::prune(&cache, &needs, true).unwrap();
     assert_eq!(dry.len(), 2, "{dry:?}");
     assert!(paths[2].exists());
-    assert_eq!(image_cache::prune(&cache, &needs, false).unwrap(), dry);
+    assert_eq!(cache::prune(&cache, &needs, false).unwrap(), dry);
     let left = files(&cache);
     assert_eq!(left.len(), 3, "the base, its record and the operator's file: {left:?}");
     assert!(paths[0].exists() && left.contains(&"notes.txt".to_owned()));
@@ -891,11 +881,11 @@ fn an_image_in_use_is_left_alone() {
     let cached = ensure(&at(server.url("x"), &bytes), dir.path()).unwrap();
     let needs = Needs { vm_states: &dir.path().join("vms"), vms: &[] };
     let url = server.url("x");
-    let error = image_cache::remove(dir.path(), &needs, &url).unwrap_err();
-    assert!(matches!(error, image_cache::Error::Busy { .. }), "{error}");
-    assert!(image_cache::prune(dir.path(), &needs, false).unwrap().is_empty());
+    let error = cache::remove(dir.path(), &needs, &url).unwrap_err();
+    assert!(matches!(error, cache::Error::Busy { .. }), "{error}");
+    assert!(cache::prune(dir.path(), &needs, false).unwrap().is_empty());
     drop(cached);
-    image_cache::remove(dir.path(), &needs, &url).unwrap();
+    cache::remove(dir.path(), &needs, &url).unwrap();
     assert_eq!(files(dir.path()), [""; 0]);
 }
 

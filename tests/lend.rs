@@ -9,7 +9,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use qvm::host::network::Network;
+use qvm::net::broker::Network;
 
 /// `qvm lend`, which is ended with its test.
 struct Lender {

@@ -10,17 +10,7 @@ use std::{
 };
 
 use netns::{inside, interface, ip};
-use qvm::{
-    host::{
-        child,
-        link::{self, Links},
-        network::{self, Network},
-        pidfd::{Process, Signal},
-        tap,
-    },
-    plan::tap::Tap,
-    spec::AntiSpoof,
-};
+use qvm::{net::{broker::{self, Network}, link::{self, Links}, tap, tap_spec::Tap}, sandbox::spawn, spec::AntiSpoof, sys::pidfd::{Process, Signal}};
 
 fn planned(bridge: &str, mtu: Option<u16>) -> Tap {
     Tap {
@@ -47,7 +37,7 @@ fn a_tap_is_what_the_plan_says_and_gone_when_its_descriptor_closes() {
     inside("a_tap_is_what_the_plan_says_and_gone_when_its_descriptor_closes", || {
         ip("link add br0 mtu 1400 up type bridge");
         let plan = planned("br0", None);
-        let fd = tap::open(&plan.name, network::tun()).unwrap();
+        let fd = tap::open(&plan.name, broker::tun()).unwrap();
         with_links(async |links| {
             let began = Instant::now();
             let attached = links.attach(&plan).await.unwrap();
@@ -90,7 +80,7 @@ fn an_mtu_too_small_for_ipv6_is_set_all_the_same() {
     inside("an_mtu_too_small_for_ipv6_is_set_all_the_same", || {
         ip("link add br0 mtu 600 type bridge");
         let plan = planned("br0", None);
-        let _fd = tap::open(&plan.name, network::tun()).unwrap();
+        let _fd = tap::open(&plan.name, broker::tun()).unwrap();
         let attached = with_links(async |links| links.attach(&plan).await).unwrap();
         assert_eq!(attached, link::Attached { bridge_mtu: 600, bridge_up: false });
         let seen = interface("qvm-web").unwrap();
@@ -109,7 +99,7 @@ fn bridge_keeps_its_mtu() {
         let mtu = |name: &str| interface(name).unwrap()["mtu"].clone();
         assert_eq!(mtu("br0"), 9000);
         let plan = planned("br0", Some(1400));
-        let fd = tap::open(&plan.name, network::tun()).unwrap();
+        let fd = tap::open(&plan.name, broker::tun()).unwrap();
         let attach = || with_links(async |links| links.attach(&plan).await).unwrap();
         assert_eq!(attach().bridge_mtu, 9000);
         assert_eq!((mtu("br0"), mtu("qvm-web")), (9000.into(), 9000.into()));
@@ -134,7 +124,7 @@ fn multi_queue_tap_is_recognized() {
     inside("multi_queue_tap_is_recognized", || {
         ip("tuntap add qvm-web mode tap multi_queue");
         ip("tuntap add other mode tap");
-        let error = tap::open(&"qvm-web".parse().unwrap(), network::tun()).unwrap_err();
+        let error = tap::open(&"qvm-web".parse().unwrap(), broker::tun()).unwrap_err();
         assert!(error.taken().is_some());
         let (many, one) = with_links(async |links| {
             let find =
@@ -161,7 +151,7 @@ fn a_bridge_keeps_its_address() {
             let mut open = Vec::new();
             for n in 0..4 {
                 let plan = Tap { name: format!("tap{n}").parse().unwrap(), ..planned("br0", None) };
-                open.push(tap::open(&plan.name, network::tun()).unwrap());
+                open.push(tap::open(&plan.name, broker::tun()).unwrap());
                 links.attach(&plan).await.unwrap();
             }
             assert_eq!(interface("br0").unwrap()["address"], before);
@@ -173,7 +163,7 @@ fn a_bridge_keeps_its_address() {
 fn a_missing_bridge_names_those_there_are() {
     inside("a_missing_bridge_names_those_there_are", || {
         let plan = planned("br9", None);
-        let _fd = tap::open(&plan.name, network::tun()).unwrap();
+        let _fd = tap::open(&plan.name, broker::tun()).unwrap();
         let attach = || with_links(async |links| links.attach(&plan).await).unwrap_err();
         let error = attach();
         assert_eq!(error.to_string(), "bridge `br9` does not exist");
@@ -192,7 +182,7 @@ fn a_bridge_that_is_none_is_told_for_what_it_is() {
     inside("a_bridge_that_is_none_is_told_for_what_it_is", || {
         ip("link add br0 type veth peer name veth1");
         let plan = planned("br0", None);
-        let _fd = tap::open(&plan.name, network::tun()).unwrap();
+        let _fd = tap::open(&plan.name, broker::tun()).unwrap();
         let error = with_links(async |links| links.attach(&plan).await).unwrap_err();
         assert_eq!(error.to_string(), "`br0` is not a bridge but an interface of kind `veth`");
         assert!(error.hint().unwrap().contains("this host has none"));
@@ -204,17 +194,17 @@ fn a_tap_is_its_holders_until_the_holder_dies() {
     inside("a_tap_is_its_holders_until_the_holder_dies", || {
         ip("link add br0 up type bridge");
         let plan = planned("br0", None);
-        let fd = tap::open(&plan.name, network::tun()).unwrap();
+        let fd = tap::open(&plan.name, broker::tun()).unwrap();
         with_links(async |links| {
             links.attach(&plan).await.unwrap();
             let arguments = ["600".into()];
             // SAFETY: the closure does nothing.
             let pid =
-                unsafe { child::spawn(Path::new("sleep"), &arguments, vec![(fd, 3)], || Ok(())) };
+                unsafe { spawn::spawn(Path::new("sleep"), &arguments, vec![(fd, 3)], || Ok(())) };
             let pid = pid.unwrap();
             let holder = Process::open(pid).unwrap();
             // Ours is closed by now; the holder's is not.
-            let error = tap::open(&plan.name, network::tun()).unwrap_err();
+            let error = tap::open(&plan.name, broker::tun()).unwrap_err();
             let owner = links.find(error.taken().unwrap()).await.unwrap().unwrap().described();
             let text = error.of(owner).to_string();
             holder.signal(Signal::KILL).unwrap();
@@ -230,7 +220,7 @@ fn a_name_that_another_kind_has_is_told_for_what_it_is() {
     inside("a_name_that_another_kind_has_is_told_for_what_it_is", || {
         ip("link add qvm-web type veth peer name veth1");
         let plan = planned("br0", None);
-        let error = tap::open(&plan.name, network::tun()).unwrap_err();
+        let error = tap::open(&plan.name, broker::tun()).unwrap_err();
         let owner = with_links(async |links| {
             links.find(error.taken().unwrap()).await.unwrap().unwrap().described()
         });
@@ -245,7 +235,7 @@ fn a_tap_that_root_has_set_up_is_used_and_left() {
         ip("tuntap add qvm-web mode tap");
         ip("link set qvm-web master br0 up");
         let plan = planned("br0", None);
-        let fd = tap::open(&plan.name, network::tun()).unwrap();
+        let fd = tap::open(&plan.name, broker::tun()).unwrap();
         with_links(async |links| links.attach(&plan).await).unwrap();
         assert_eq!(interface("qvm-web").unwrap()["ifalias"], serde_json::Value::Null);
         drop(fd);
@@ -257,7 +247,7 @@ fn a_tap_that_root_has_set_up_is_used_and_left() {
 fn without_the_right_it_says_so() {
     if std::env::var_os("QVM_TEST_NO_RIGHT").is_some() {
         let plan = planned("br0", None);
-        let error = tap::open(&plan.name, network::tun()).unwrap_err();
+        let error = tap::open(&plan.name, broker::tun()).unwrap_err();
         assert_eq!(error.to_string(), "making a network device is not allowed");
         assert!(error.hint().unwrap().contains("CAP_NET_ADMIN"));
         // A tap of root's, not on the bridge: found, but not ours to move.

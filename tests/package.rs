@@ -136,7 +136,7 @@ fn exposure(unit: &Path) -> u32 {
 
 /// All that a drop-in can open.
 fn opened() -> String {
-    use qvm::plan::unit::{Scope, drop_in_of_invalid};
+    use qvm::systemd::unit::{Scope, drop_in_of_invalid};
     drop_in_of_invalid(Path::new("/etc/qvm/vms/web.toml"), Scope::System)
 }
 
@@ -186,7 +186,7 @@ fn the_unit_and_the_supervisor_agree_on_capabilities() {
     let lines = unit.lines().chain(opened.lines());
     let words = lines.filter_map(|line| line.strip_prefix("CapabilityBoundingSet="));
     let mut of_unit: Vec<&str> = words.flat_map(str::split_whitespace).collect();
-    let kept = qvm::host::capabilities::KEPT;
+    let kept = qvm::sandbox::capabilities::KEPT;
     let mut kept: Vec<String> = kept.iter_names().map(|(name, _)| format!("CAP_{name}")).collect();
     of_unit.sort();
     kept.sort();

@@ -11,10 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use qvm::{
-    host::probe::{self, Error, Probe},
-    plan::facts::{Kvm, Version},
-};
+use qvm::machine::{facts::{Kvm, Version}, probe::{self, Error, Probe}};
 use tempfile::TempDir;
 
 const DEBIAN_12: &str = r#"
@@ -65,12 +62,12 @@ impl Host {
         fs::read(self.at("runs")).map_or(0, |bytes| bytes.len())
     }
 
-    fn probe(&self, qemu: Option<&OsStr>) -> Result<qvm::plan::facts::Facts, Error> {
+    fn probe(&self, qemu: Option<&OsStr>) -> Result<qvm::machine::facts::Facts, Error> {
         Probe {
             qemu,
             path: Some(&self.path),
             cache: &self.at("state/qemu.json"),
-            write: qvm::run::prepare::write_facts,
+            write: qvm::supervisor::start::prepare::write_facts,
             root: &self.at("root"),
             deadline: Duration::from_secs(60),
         }
@@ -252,7 +249,7 @@ fn a_program_that_never_ends_is_killed_with_what_it_started() {
         qemu: Some(binary.as_os_str()),
         path: None,
         cache: &host.at("state/qemu.json"),
-        write: qvm::run::prepare::write_facts,
+        write: qvm::supervisor::start::prepare::write_facts,
         root: &host.at("root"),
         deadline: Duration::from_secs(2),
     }
@@ -315,7 +312,7 @@ fn the_real_one_is_understood() {
         qemu: None,
         path: Some(&path),
         cache: &cache,
-        write: qvm::run::prepare::write_facts,
+        write: qvm::supervisor::start::prepare::write_facts,
         root: Path::new("/"),
         deadline: Duration::from_secs(60),
     };

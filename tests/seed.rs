@@ -9,18 +9,7 @@ use std::{
 };
 
 use proptest::prelude::*;
-use qvm::{
-    plan::{
-        identity::Identity,
-        iso9660,
-        seed::{self, Documents},
-    },
-    spec::{
-        Accel, AntiSpoof, CloudInit, Firmware, HostShutdown, Link, Model, Nic, OnGuestReboot,
-        OnPanic, Ready, ReadyFailure, TapHeal, UserData, Vm,
-    },
-    value::{CpuWeight, MacAddr, Size},
-};
+use qvm::{seed::{documents::{self, Documents}, iso9660}, spec::{Accel, AntiSpoof, CloudInit, Firmware, HostShutdown, Link, Model, Nic, OnGuestReboot, OnPanic, Ready, ReadyFailure, TapHeal, UserData, Vm}, store::identity::Identity, value::{CpuWeight, MacAddr, Size}};
 use serde_norway::Value;
 
 fn nic(name: &str, mac: Option<&str>) -> Nic {
@@ -164,7 +153,7 @@ fn the_documents_are_as_agreed() {
     let mut wrong = Vec::new();
     for (name, vm) in cases() {
         let Documents { meta_data, user_data, network_config } =
-            seed::documents(&vm, &identity()).unwrap();
+            documents::documents(&vm, &identity()).unwrap();
         let user_data = String::from_utf8(user_data).unwrap();
         for (document, text) in
             [("meta-data", meta_data), ("user-data", user_data), ("network-config", network_config)]
@@ -186,19 +175,19 @@ fn the_documents_are_as_agreed() {
 fn own_user_data_is_passed_through_untouched() {
     let (_, vm) = cases().into_iter().find(|(name, _)| *name == "own-user-data").unwrap();
     let given = vm.cloud_init.clone().unwrap().user_data.unwrap().bytes;
-    assert_eq!(seed::documents(&vm, &identity()).unwrap().user_data, given);
+    assert_eq!(documents::documents(&vm, &identity()).unwrap().user_data, given);
 }
 
 #[test]
 fn without_the_table_there_is_no_seed() {
-    assert_eq!(seed::documents(&vm(vec![nic("net", None)], None), &identity()), None);
+    assert_eq!(documents::documents(&vm(vec![nic("net", None)], None), &identity()), None);
 }
 
 #[test]
 fn a_mac_is_a_text_and_never_a_number() {
     // 52:54:00:12:34:56 is an integer to base 60 in YAML 1.1.
     let vm = vm(vec![nic("net", Some("52:54:00:12:34:56"))], Some(CloudInit::default()));
-    let text = seed::documents(&vm, &identity()).unwrap().network_config;
+    let text = documents::documents(&vm, &identity()).unwrap().network_config;
     assert!(text.contains("macaddress: \"52:54:00:12:34:56\"\n"), "{text}");
 }
 
@@ -223,7 +212,7 @@ proptest! {
             user_data: None,
         }));
         let identity = Identity { instance_id: instance_id.clone(), ..identity() };
-        let documents = seed::documents(&vm, &identity).unwrap();
+        let documents = documents::documents(&vm, &identity).unwrap();
 
         let meta = yaml(&documents.meta_data);
         prop_assert_eq!(meta.as_mapping().unwrap().len(), 2);
@@ -249,7 +238,7 @@ proptest! {
 #[test]
 fn many_nics_read_back_as_written() {
     let (_, vm) = cases().into_iter().find(|(name, _)| *name == "many-nics").unwrap();
-    let config = yaml(&seed::documents(&vm, &identity()).unwrap().network_config);
+    let config = yaml(&documents::documents(&vm, &identity()).unwrap().network_config);
     assert_eq!(config["version"], Value::from(2));
     let nics = &config["ethernets"];
     assert_eq!(nics.as_mapping().unwrap().len(), 4);
@@ -291,7 +280,7 @@ fn have(program: &str) -> bool {
 /// The seed of many NICs beside a file that takes some sectors, written to a directory.
 fn written() -> (tempfile::TempDir, PathBuf, Vec<(String, Vec<u8>)>) {
     let (_, vm) = cases().into_iter().find(|(name, _)| *name == "many-nics").unwrap();
-    let documents = seed::documents(&vm, &identity()).unwrap();
+    let documents = documents::documents(&vm, &identity()).unwrap();
     let large: Vec<u8> = (0..10_000_u32).map(|n| n.to_le_bytes()[0]).collect();
     let files: Vec<(String, Vec<u8>)> = vec![
         ("meta-data".into(), documents.meta_data.into()),
@@ -304,7 +293,7 @@ fn written() -> (tempfile::TempDir, PathBuf, Vec<(String, Vec<u8>)>) {
         files.iter().map(|(name, content)| (name.as_str(), content.as_slice())).collect();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("seed.iso");
-    std::fs::write(&path, iso9660::image(seed::LABEL, &given).unwrap()).unwrap();
+    std::fs::write(&path, iso9660::image(documents::LABEL, &given).unwrap()).unwrap();
     (directory, path, files)
 }
 
@@ -363,9 +352,9 @@ fn blkid_finds_the_label_that_cloud_init_looks_for() {
 #[test]
 fn a_seed_is_small_and_the_same_every_time() {
     for (name, vm) in cases() {
-        let documents = seed::documents(&vm, &identity()).unwrap();
-        let image = seed::image(&documents).unwrap();
-        assert_eq!(image, seed::image(&documents).unwrap(), "{name}");
+        let documents = documents::documents(&vm, &identity()).unwrap();
+        let image = documents::image(&documents).unwrap();
+        assert_eq!(image, documents::image(&documents).unwrap(), "{name}");
         assert_eq!(image.len(), 28 * iso9660::SECTOR, "{name}");
     }
 }

@@ -122,7 +122,7 @@ fn capabilities(pid: u64, set: &str) -> u64 {
 #[test]
 fn a_supervisor_has_only_the_capabilities_that_it_needs() {
     let Some(image) = guest("boot.qcow2") else { return };
-    let kept = qvm::host::capabilities::KEPT.bits();
+    let kept = qvm::sandbox::capabilities::KEPT.bits();
     let mut lab = Lab::new();
     lab.vm("web", &image, "oomScoreAdjust = -7\n");
     lab.run("web");

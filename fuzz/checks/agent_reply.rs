@@ -4,7 +4,7 @@
 use std::{cell::RefCell, time::Duration};
 
 use qmp::{Error, agent::Agent};
-use qvm::{exit::Failure, table::Screen};
+use qvm::cli::{exit::Failure, table::Screen};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

@@ -8,17 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use qvm::{
-    exit::Failure,
-    plan::{archive, identity::Identity, layout::Layout, qcow2},
-    run::{
-        carry::import::{Import, import},
-        identities::Means,
-        progress::{Cancel, Quiet},
-    },
-    spec,
-    table::Screen,
-};
+use qvm::{cli::{exit::Failure, table::Screen}, image::qcow2, spec, store::{identity::Identity, identity_store::Means, layout::Layout}, sys::progress::{Cancel, Quiet}, transfer::{archive_format, import::{Import, import}}};
 use sha2::{Digest, Sha256};
 use tar::{EntryType, Header};
 
@@ -51,14 +41,14 @@ fn built(bytes: &[u8]) -> Vec<u8> {
             vm = dir.to_owned();
             let sha256: String =
                 Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
-            files.push(archive::File { name: name.to_owned(), size: content.len() as u64, sha256 });
+            files.push(archive_format::File { name: name.to_owned(), size: content.len() as u64, sha256 });
         }
         append(&mut tar, kind, &path, content);
     }
     if let Ok(name) = vm.parse() {
         let (qvm, exported_at) = ("0.1.0".to_owned(), "2026-01-01T00:00:00Z".to_owned());
         let manifest =
-            archive::Manifest { version: archive::VERSION, name, qvm, exported_at, files };
+            archive_format::Manifest { version: archive_format::VERSION, name, qvm, exported_at, files };
         let json = serde_json::to_vec(&manifest).expect("JSON");
         append(&mut tar, 0, &format!("{vm}/manifest.json"), &json);
     }
@@ -161,7 +151,7 @@ fn whole(layout: &Layout, vm: &qvm::value::VmName) {
     }
     for file in everything_below(&paths.state) {
         let name = file.file_name().and_then(|name| name.to_str()).expect("a name of text");
-        assert!(name == "seed.iso" || archive::Part::of(name).is_some(), "{name}");
+        assert!(name == "seed.iso" || archive_format::Part::of(name).is_some(), "{name}");
         if name.ends_with(".qcow2") {
             let header = qcow2::Header::read(&fs::read(&file).expect("a disk")).expect("a disk");
             assert!(header.backing_span.is_none() && !header.external_data, "{header:?}");

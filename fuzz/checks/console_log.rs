@@ -4,15 +4,7 @@
 use std::fs;
 
 use jiff::tz::TimeZone;
-use qvm::{
-    host::{log_file::LogFile, log_reader::LogReader},
-    plan::{
-        layout::times_of_log,
-        log_text::{Part, Shown, times},
-    },
-    run::console::Console,
-    verb::console::keys,
-};
+use qvm::{cli::verb::console::keys, store::layout::times_of_log, supervisor::running::console::Console, sys::log::{file::LogFile, reader::LogReader, text::{Part, Shown, times}}};
 use tokio::{io::AsyncWriteExt, net::UnixStream};
 
 use super::Cut;

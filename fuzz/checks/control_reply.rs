@@ -2,14 +2,7 @@
 
 use std::{cell::RefCell, path::PathBuf, time::Duration};
 
-use qvm::{
-    control::{
-        client::{Client, Error},
-        types::Command,
-    },
-    exit::Failure,
-    table::Screen,
-};
+use qvm::{cli::{exit::Failure, table::Screen}, control::{client::{Client, Error}, types::Command}};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

@@ -11,17 +11,7 @@ use std::{
     time::Duration,
 };
 
-use qvm::{
-    exit::Failure,
-    host::qemu_img::QemuImg,
-    run::{
-        image::{Cached, Error, Patience, Purpose, Tools, ensure},
-        progress::{Cancel, Quiet},
-    },
-    spec::{Checksum, Image, Origin},
-    table::Screen,
-    value::{Algorithm, Digest},
-};
+use qvm::{cli::{exit::Failure, table::Screen}, image::{Cached, Error, Patience, Purpose, Tools, ensure, qemu_img::QemuImg}, spec::{Checksum, Image, Origin}, sys::progress::{Cancel, Quiet}, value::{Algorithm, Digest}};
 use sha2::{Digest as _, Sha256};
 
 use super::Cut;
@@ -53,7 +43,7 @@ pub fn check(bytes: &[u8]) {
             let is_image = |name: &str| name.ends_with(".raw") || name.ends_with(".qcow2");
             match got {
                 Ok(cached) if verified => {
-                    let packed = qvm::plan::image::Compression::of(content).is_some();
+                    let packed = qvm::image::reference::Compression::of(content).is_some();
                     let bytes = fs::read(&cached.path).expect("a file");
                     assert!(packed || bytes == content, "not what has the digest");
                 }

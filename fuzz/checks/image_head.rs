@@ -1,10 +1,7 @@
 //! Any bytes as the head of an image: what is taken for a qcow2 file is one, what it says lies outside is told, and no file is two things at
 //! once.
 
-use qvm::plan::{
-    image::{Compression, Foreign},
-    qcow2::{self, Header},
-};
+use qvm::image::{qcow2::{self, Header}, reference::{Compression, Foreign}};
 
 /// As docs/interop/qcow2.rst has it.
 fn number(bytes: &[u8], at: usize, length: usize) -> u64 {
@@ -39,7 +36,7 @@ pub fn check(bytes: &[u8]) {
         super::is_tame(foreign.what);
     }
     // More of a file must not make another thing of it.
-    let head = &bytes[..bytes.len().min(qvm::plan::image::HEAD)];
+    let head = &bytes[..bytes.len().min(qvm::image::reference::HEAD)];
     assert_eq!(Compression::of(head), compression);
     if head.len() < bytes.len() {
         // A text may have a byte order mark, and blanks, before it begins.

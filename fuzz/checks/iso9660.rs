@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use qvm::plan::iso9660::{self, SECTOR};
+use qvm::seed::iso9660::{self, SECTOR};
 
 use super::Cut;
 

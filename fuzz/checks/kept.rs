@@ -3,19 +3,7 @@
 
 use std::fs;
 
-use qvm::{
-    control::types::End,
-    plan::{
-        identity::Identity,
-        layout::{Layout, VmPaths},
-        saved::{PREFIX, Saved},
-    },
-    run::{
-        identities,
-        record::{self, Record},
-        saved,
-    },
-};
+use qvm::{control::types::End, store::{identity::Identity, identity_store, layout::{Layout, VmPaths}, record::{self, Record}, saved_header::{PREFIX, Saved}, saved_state}};
 
 /// The first byte chooses the file; the rest is what is in it.
 pub fn check(bytes: &[u8]) {
@@ -58,23 +46,23 @@ fn ends(paths: &VmPaths, content: &[u8]) {
 
 fn an_identity(paths: &VmPaths, content: &[u8]) {
     fs::write(paths.identity(), content).expect("a file");
-    let identity: Identity = match identities::read(paths) {
+    let identity: Identity = match identity_store::read(paths) {
         Ok(Some(identity)) => identity,
         Ok(None) => panic!("it is there"),
         Err(error) => {
-            let failure = qvm::exit::Failure::of(&error).hint(error.hint());
-            return super::is_tame(&failure.shown(qvm::table::Screen::default()));
+            let failure = qvm::cli::exit::Failure::of(&error).hint(error.hint());
+            return super::is_tame(&failure.shown(qvm::cli::table::Screen::default()));
         }
     };
     // It becomes a part of QEMU's command line.
     assert_eq!(identity.flaw(), None);
-    identities::write(paths, &identity).expect("a file");
-    assert_eq!(identities::read(paths).expect("an identity"), Some(identity));
+    identity_store::write(paths, &identity).expect("a file");
+    assert_eq!(identity_store::read(paths).expect("an identity"), Some(identity));
 }
 
 fn a_state(paths: &VmPaths, content: &[u8]) {
     fs::write(paths.saved(), content).expect("a file");
-    let (head, mut rest) = match saved::open(&paths.saved()) {
+    let (head, mut rest) = match saved_state::open(&paths.saved()) {
         Ok(found) => found.expect("it is there"),
         Err(error) => return super::is_tame(&qvm::value::plain(&qvm::value::chain(&error))),
     };

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 
-use qvm::{host::unpack::Unpacked, plan::image::Compression};
+use qvm::image::{decompress::Unpacked, reference::Compression};
 
 /// How much is unpacked of what may go on without an end.
 const MOST: u64 = 1 << 20;

@@ -2,19 +2,19 @@
 //! text, and is never that of another file than the one that was looked for, unless the list is of
 //! that file alone.
 
-use qvm::{plan::sums, value::to_base64};
+use qvm::{image::checksum_file, value::to_base64};
 
 pub fn check(bytes: &[u8]) {
     let cut = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
-    let text = sums::decoded(bytes.get(cut + 1..).unwrap_or_default());
+    let text = checksum_file::decoded(bytes.get(cut + 1..).unwrap_or_default());
     // The first line is what is looked for, and the name of the list.
     let first = String::from_utf8_lossy(&bytes[..cut]);
     let (name, list) = match first.split_once('\t') {
         Some((name, list)) => (name, Some(list)),
         None => (&*first, None),
     };
-    let entries = sums::entries(&text);
-    match sums::find(&text, name, list) {
+    let entries = checksum_file::entries(&text);
+    match checksum_file::find(&text, name, list) {
         Ok(digest) => {
             let hex = digest.hex();
             let nibble = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).expect("hex digits");

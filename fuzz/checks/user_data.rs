@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use qvm::{plan::seed, spec};
+use qvm::{seed::documents, spec};
 
 const VM_FILE: &str = "image.path = \"/x.qcow2\"\n[cloudInit]\nuserData = \"x.yaml\"\n";
 
@@ -23,8 +23,8 @@ pub fn check(bytes: &[u8]) {
         }
     };
     let uuid = "7e0f3c52-4f2b-4b7e-9a34-0c5d0a1b2c3d".to_owned();
-    let identity = qvm::plan::identity::Identity::new(&vm, uuid.clone(), &uuid, "pc-q35-10.0");
-    let documents = seed::documents(&vm, &identity).expect("a seed");
+    let identity = qvm::store::identity::Identity::new(&vm, uuid.clone(), &uuid, "pc-q35-10.0");
+    let documents = documents::documents(&vm, &identity).expect("a seed");
     assert_eq!(documents.user_data, bytes);
     let data = vm.cloud_init.as_ref().and_then(|seed| seed.user_data.as_ref()).expect("user-data");
     for note in data.advice() {
@@ -47,8 +47,8 @@ pub fn check(bytes: &[u8]) {
     let begins = begins.iter().any(|header| text.trim_start().starts_with(header));
     let known = begins || text.contains("mime-version:") || bytes.starts_with(&[0x1f, 0x8b]);
     assert!(known || !data.notes.is_empty(), "ignored without a word");
-    let cd = seed::image(&documents).expect("a CD");
+    let cd = documents::image(&documents).expect("a CD");
     // A file begins with a sector.
-    let mut sectors = (0..cd.len()).step_by(qvm::plan::iso9660::SECTOR);
+    let mut sectors = (0..cd.len()).step_by(qvm::seed::iso9660::SECTOR);
     assert!(sectors.any(|at| cd[at..].starts_with(bytes)));
 }

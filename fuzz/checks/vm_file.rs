@@ -3,19 +3,7 @@
 
 use std::{io, path::Path};
 
-use qvm::{
-    plan::{
-        argv::{Machine, argv},
-        facets::Facets,
-        facts::Accelerator,
-        firmware::Chosen,
-        identity::Identity,
-        layout::Layout,
-        pending, seed, unit, vm_text,
-    },
-    run::prepare::disk_place,
-    spec::{self, Vm},
-};
+use qvm::{machine::{argv::{Machine, argv}, facets::Facets, facts::Accelerator, firmware::Chosen, pending}, seed::documents, spec::{self, Vm}, store::{identity::Identity, layout::Layout}, supervisor::start::prepare::disk_place, systemd::unit, transfer::vm_text};
 use serde_json::Value;
 use serde_norway::Value as Yaml;
 
@@ -126,8 +114,8 @@ pub fn command_line(vm: &Vm, firmware: Option<&Chosen>) {
 fn seeded(vm: &Vm) {
     let Some(cloud_init) = &vm.cloud_init else { return };
     let identity = identity(vm);
-    let documents = seed::documents(vm, &identity).expect("a seed");
-    seed::image(&documents).expect("a CD");
+    let documents = documents::documents(vm, &identity).expect("a seed");
+    documents::image(&documents).expect("a CD");
     let yaml = |text: &str| serde_norway::from_str::<Yaml>(text).expect("YAML");
     let (meta, network) = (yaml(&documents.meta_data), yaml(&documents.network_config));
     let hostname = cloud_init.hostname.as_deref().unwrap_or(vm.name.as_str());

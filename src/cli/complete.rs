@@ -14,10 +14,8 @@ use clap_complete::{
 };
 
 use super::{Cli, Dirs, layout};
-use crate::{
-    host::user_runtime_dir, plan::layout::Layout, run::inventory, spec::known, value::VmName,
-    verb::completions::VARIABLE,
-};
+use super::verb::completions::VARIABLE;
+use crate::{fleet::inventory, spec::known, store::layout::Layout, sys::user_runtime_dir, value::VmName};
 
 /// Answers a shell, if it is one that asks; it says so by [`VARIABLE`].
 ///

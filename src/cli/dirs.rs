@@ -5,10 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{
-    exit::{self, Failure},
-    plan::layout::Layout,
-};
+use super::exit::{self, Failure};
+use crate::store::layout::Layout;
 
 /// The three directories, where they are not the usual ones.
 #[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]

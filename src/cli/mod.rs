@@ -2,8 +2,12 @@
 
 mod complete;
 mod dirs;
+pub mod edited;
+pub mod exit;
 mod help;
 mod settings;
+pub mod table;
+pub mod verb;
 mod verbs;
 
 use std::{
@@ -14,26 +18,18 @@ use std::{
 
 use clap::{ArgAction, CommandFactory, Parser, error::ContextValue};
 
-use crate::{
-    exit::Failure,
-    host::{qemu_img::QemuImg, user_runtime_dir},
-    plan::{layout::Layout, unit::Scope},
-    run::{Settings, doctor, image, progress},
-    spec::{self, Vm},
-    table::Screen,
-    value::shown,
-    verb::{self, reap::Ended},
-};
+use self::{exit::Failure, table::Screen, verb::reap::Ended};
+use crate::{doctor::collect, image::{self, qemu_img::QemuImg}, spec::{self, Vm}, store::layout::Layout, supervisor::settings::Settings, sys::{progress, user_runtime_dir}, systemd::unit::Scope, value::shown};
 
-pub use complete::complete;
-pub use dirs::{Dirs, layout};
-use dirs::{dir, system};
-use settings::{config_home, means, settings};
-use verbs::Verb;
+pub use self::complete::complete;
+pub use self::dirs::{Dirs, layout};
+use self::dirs::{dir, system};
+use self::settings::{config_home, means, settings};
+use self::verbs::Verb;
 
 /// A direct QEMU process supervisor: one TOML file, one systemd unit, one QEMU.
 #[derive(Debug, Parser)]
-#[command(name = "qvm", version, max_term_width = 100, disable_help_subcommand = true, help_template = help::TEMPLATE)]
+#[command(name = "qvm", version, max_term_width = 100, disable_help_subcommand = true, help_template = crate::cli::help::TEMPLATE)]
 pub struct Cli {
     /// Where everything is.
     #[command(flatten)]
@@ -154,7 +150,7 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
         }
         Verb::Reboot(args) => Box::pin(verb::reboot::run(&args, &layout)).await,
         Verb::Kill(args) => {
-            let settings = |name| settings::settings(name, layout.clone(), given);
+            let settings = |name| crate::cli::settings::settings(name, layout.clone(), given);
             Box::pin(verb::kill::run(&args, &layout, &settings)).await
         }
         Verb::Pause(args) => Box::pin(verb::pause::run(&args, &layout)).await,
@@ -209,7 +205,7 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
         Verb::Doctor(args) => {
             let (qemu, path) = ((given.env)("QVM_QEMU"), (given.env)("PATH"));
             let config_home = config_home(given);
-            let from = doctor::Sources {
+            let from = collect::Sources {
                 layout: &layout,
                 root: &args.root,
                 qemu: qemu.as_deref(),
@@ -326,7 +322,7 @@ fn images(
     verb::image::image(args, &mut within).map_err(|error| match &error {
         verb::image::Error::Out(error) => Failure::output(error),
         error => {
-            let code = if error.is_the_hosts() { crate::exit::HOST } else { crate::exit::FAILED };
+            let code = if error.is_the_hosts() { crate::cli::exit::HOST } else { crate::cli::exit::FAILED };
             Failure::of(error).code(code).hint(error.hint())
         }
     })

@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use crate::verb;
+use super::verb;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {

@@ -15,7 +15,7 @@ use zlink::{
     varlink_service::Error as Service,
 };
 
-use crate::plan::keys::Chord;
+use crate::value::keyboard::Chord;
 
 use super::types::{Command, Event, Guest, Statistics, Status};
 

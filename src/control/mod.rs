@@ -11,3 +11,4 @@ pub mod server;
 mod socket;
 mod state;
 pub mod types;
+

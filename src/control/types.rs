@@ -13,12 +13,9 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use super::grant::Grant;
 pub use super::guest::Executed;
 pub use super::state::State;
-pub use crate::plan::isolation::Isolation;
-pub use crate::plan::pending::{Pending, TakesEffect};
-use crate::{
-    plan::keys::Chord,
-    value::{Operator, Peer},
-};
+pub use crate::store::isolation::Isolation;
+pub use crate::machine::pending::{Pending, TakesEffect};
+use crate::value::{Operator, Peer, keyboard::Chord};
 
 /// Whether a VM is what `ready` of its VM file wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -36,18 +36,22 @@ mod action;
 mod end;
 mod event;
 mod ladder;
+#[cfg(test)]
+mod random_orders;
 mod ready;
 mod state;
 mod step;
 mod suspend;
+#[cfg(test)]
+mod tests;
 
-pub use accepts::accepts;
-pub use action::{Action, Rung};
-pub use end::{Cause, End, Gone};
-pub use event::{By, Command, Event};
-pub use ready::{Life, Readiness};
-pub use state::{Hold, Ladder, Outcome, Saving, State};
-pub use step::{KILL_GRACE, PRESS_EVERY, QUIT_GRACE, START_CANCEL_GRACE};
+pub use self::accepts::accepts;
+pub use self::action::{Action, Rung};
+pub use self::end::{Cause, End, Gone};
+pub use self::event::{By, Command, Event};
+pub use self::ready::{Life, Readiness};
+pub use self::state::{Hold, Ladder, Outcome, Saving, State};
+pub use self::step::{KILL_GRACE, PRESS_EVERY, QUIT_GRACE, START_CANCEL_GRACE};
 
 /// What of the VM file the machine must know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +95,3 @@ pub enum OnPanic {
     Pause,
 }
 
-#[cfg(test)]
-mod random_orders;
-#[cfg(test)]
-mod tests;

@@ -2,11 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{
-    reading::{Key, Reading},
-    table::Table,
-    text,
-};
+use super::{reading::{Key, Reading}, table::Table, text};
 use crate::value::VncAddress;
 
 /// The table. Without it the guest has no screen, only its serial console.

@@ -24,6 +24,7 @@ mod table;
 mod text;
 mod unknown;
 mod user_data;
+pub mod vm_file;
 mod written;
 mod yaml;
 
@@ -31,24 +32,22 @@ use std::{collections::BTreeSet, io, path::Path, sync::LazyLock};
 
 use toml::de::DeTable;
 
-pub use choice::{
-    Accel, Admission, Firmware, HostShutdown, Isolation, OnGuestReboot, OnPanic, TapHeal,
-};
-pub use cloud_init::CloudInit;
-pub use disk::{Bus, Clone, Disk, Format, Media, Source};
-pub use display::Display;
-pub use file::{files_in, load, load_all, load_early, load_in_place, load_with_text, name_of};
-pub use host_settings::{HostSettings, is_host_settings};
-pub use image::{Checksum, Image, Origin};
-pub use machine::Vm;
-pub use nic::{AntiSpoof, Link, LinkState, Model, Nic};
-pub use problem::{Invalid, Problem};
-pub use ready::{Reach, Ready, ReadyFailure};
-pub use user_data::{Note as UserDataNote, UserData};
+pub use self::choice::{Accel, Admission, Firmware, HostShutdown, Isolation, OnGuestReboot, OnPanic, TapHeal};
+pub use self::cloud_init::CloudInit;
+pub use self::disk::{Bus, Clone, Disk, Format, Media, Source};
+pub use self::display::Display;
+pub use self::file::{files_in, load, load_all, load_early, load_in_place, load_with_text, name_of};
+pub use self::host_settings::{HostSettings, is_host_settings};
+pub use self::image::{Checksum, Image, Origin};
+pub use self::machine::Vm;
+pub use self::nic::{AntiSpoof, Link, LinkState, Model, Nic};
+pub use self::problem::{Invalid, Problem};
+pub use self::ready::{Reach, Ready, ReadyFailure};
+pub use self::user_data::{Note as UserDataNote, UserData};
 
 use crate::value::VmName;
-use reading::{At, Reading};
-use table::Table;
+use self::reading::{At, Reading};
+use self::table::Table;
 
 /// Reads the text of a VM file; touches nothing. `file` is what relative paths are resolved against and what
 /// messages name; `user_data` reads the file that `userData` names.
@@ -78,7 +77,7 @@ fn take(
     user_data: &mut dyn FnMut(&Path) -> io::Result<Vec<u8>>,
 ) -> Vm {
     let (table, errors) = DeTable::parse_recoverable(text);
-    syntax::report(r, text, table.get_ref(), &errors);
+    crate::spec::syntax::report(r, text, table.get_ref(), &errors);
     let at = At { key: String::new(), span: 0..0 };
     let top = Table::new(at, table.into_inner());
     if top.is_empty() && errors.is_empty() {

@@ -7,7 +7,7 @@ use nix::{
     libc::{self, SYS_clone, SYS_fork},
     unistd::Pid,
 };
-use qvm::{host::child, plan::argv::SANDBOX};
+use qvm::{machine::argv::SANDBOX, sandbox::spawn};
 
 use crate::{
     QEMU,
@@ -175,7 +175,7 @@ impl Alone {
         let arguments: Vec<String> = arguments.into_iter().map(String::from).collect();
         let program = env::var_os("QVM_TEST_QEMU").unwrap_or_else(|| QEMU.into());
         // SAFETY: the closure does nothing.
-        let pid = unsafe { child::spawn(&PathBuf::from(program), &arguments, vec![], || Ok(())) };
+        let pid = unsafe { spawn::spawn(&PathBuf::from(program), &arguments, vec![], || Ok(())) };
         let pid = pid.unwrap();
         let alone = Self(Pid::from_raw(pid.cast_signed()));
         lab::until("QEMU has begun", || {

@@ -33,13 +33,7 @@ use std::{
 use attempt::{ALL, TARGETS, Targets, WHO};
 use lab::Lab;
 use nix::unistd::{Pid, geteuid};
-use qvm::{
-    host::{
-        child,
-        confine::{Cell, Domain},
-    },
-    plan::isolation,
-};
+use qvm::{sandbox::{confine::{Cell, Domain}, spawn}, store::isolation};
 
 /// The real QEMU answers what is asked of it before it is started.
 const QEMU: &str = "qemu-system-x86_64";
@@ -131,11 +125,11 @@ impl Place {
         let (arguments, fds) = (["-S".to_owned()], vec![(theirs.into(), 9)]);
         let pid = match cell.map(|cell| cell.prepare().unwrap()) {
             // SAFETY: the closure does nothing.
-            None => unsafe { child::spawn(&program, &arguments, fds, || Ok(())) }.unwrap(),
+            None => unsafe { spawn::spawn(&program, &arguments, fds, || Ok(())) }.unwrap(),
             Some((inside, report)) => {
                 // SAFETY: `Prepared::enter` makes bare system calls alone.
                 let pid =
-                    unsafe { child::spawn(&program, &arguments, fds, move || inside.enter()) };
+                    unsafe { spawn::spawn(&program, &arguments, fds, move || inside.enter()) };
                 let pid = pid.unwrap();
                 assert_eq!(report.read(), [], "a layer is missing");
                 pid

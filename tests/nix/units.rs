@@ -8,7 +8,7 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
-use qvm::host::liveness_lock::LivenessLock;
+use qvm::sys::liveness_lock::LivenessLock;
 use serde_json::{Value, json};
 
 use super::{configure, evaluate, install::make_install, required};

@@ -1,0 +1,73 @@
+//! `qvm completions`: what a shell reads to complete command lines of `qvm`, which it then asks `qvm` itself for.
+
+use clap_complete::env::{Bash, EnvCompleter, Fish, Zsh};
+
+use crate::cli::exit::Failure;
+
+/// What `qvm completions` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Which shell reads it
+    shell: Shell,
+}
+
+/// The shells that can.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+/// The variable by which the shell tells this program that it asks.
+pub const VARIABLE: &str = "QVM_COMPLETE";
+
+/// Prints it.
+///
+/// # Errors
+/// It cannot be printed.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    super::print(&script(args.shell).map_err(|error| Failure::of(&error))?)
+}
+
+fn script(shell: Shell) -> std::io::Result<String> {
+    let by: &dyn EnvCompleter = match shell {
+        Shell::Bash => &Bash,
+        Shell::Zsh => &Zsh,
+        Shell::Fish => &Fish,
+    };
+    let mut script = Vec::new();
+    by.write_registration(VARIABLE, "qvm", "qvm", "qvm", &mut script)?;
+    let script = String::from_utf8_lossy(&script).trim().to_owned() + "\n";
+    Ok(match shell {
+        Shell::Zsh => loadable(&script),
+        Shell::Bash | Shell::Fish => script,
+    })
+}
+
+/// zsh runs the file `_qvm` as a function of that name when it first completes; then it has to complete at once.
+fn loadable(script: &str) -> String {
+    const REGISTER: &str = "compdef _clap_dynamic_completer_qvm qvm\n";
+    let loaded =
+        "if [[ $funcstack[1] == _qvm ]]; then\n    _clap_dynamic_completer_qvm \"$@\"\nelse\n";
+    match script.strip_suffix(REGISTER) {
+        Some(functions) => format!("{functions}{loaded}    {REGISTER}fi\n"),
+        None => script.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_calls_the_program_back() {
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let script = script(shell).unwrap();
+            assert!(script.contains("QVM_COMPLETE=") && script.ends_with('\n'), "{script}");
+        }
+        let zsh = script(Shell::Zsh).unwrap();
+        assert!(zsh.starts_with("#compdef qvm\n"), "{zsh}");
+        assert!(zsh.ends_with("else\n    compdef _clap_dynamic_completer_qvm qvm\nfi\n"), "{zsh}");
+    }
+}

@@ -1,0 +1,232 @@
+//! `qvm console`: the serial console; Ctrl-] leaves.
+
+use std::{io, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    sync::mpsc,
+};
+
+use crate::{cli::exit::Failure, control::client::Client, store::{layout::Layout, running}, sys::{session::{Session, Vanished}, terminal::{self, Output}}, value::VmName};
+
+/// What `qvm console` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The VM
+    name: VmName,
+    /// Only look: what is typed is not sent; without a terminal, standard input is not read, and its end ends nothing
+    #[arg(long)]
+    read_only: bool,
+    /// How much of what was said before is shown first, in KiB; on a terminal 16 unless said, else 0
+    #[arg(long, value_name = "KIB", value_parser = clap::value_parser!(u64).range(0..=256))]
+    scrollback: Option<u64>,
+}
+
+/// Ctrl-], as telnet and virsh have it.
+const LEAVE: u8 = 0x1d;
+/// What a terminal shows of what was said before, in KiB: several screens of it.
+const SCROLLBACK: u64 = 16;
+/// How long the next supervisor is waited for, and how often it is looked for.
+const NEXT: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(100);
+/// What a guest may have left switched on: colours, an invisible cursor, bracketed paste, mouse reports.
+const TIDY: &str = "\x1b[0m\x1b[?25h\x1b[?2004l\x1b[?1000l\n";
+
+/// Shows the console until Ctrl-] or until the VM is down; a supervisor that is replaced does not end it. Without a terminal it copies,
+/// until the end of standard input unless it is read-only.
+///
+/// # Errors
+/// The VM is not running; or nobody follows the console any more.
+pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
+    let name = &args.name;
+    let client = super::connect(layout, name).await?;
+    let cannot = |error: io::Error| Failure::of(&error).about(name);
+    let session = Session::catch().map_err(cannot)?;
+    let raw = terminal::Raw::enter().map_err(cannot)?;
+    let on_terminal = raw.is_some();
+    let scrollback = args.scrollback.unwrap_or(if on_terminal { SCROLLBACK } else { 0 }) << 10;
+    let attached = client.console(args.read_only, scrollback).await;
+    let attached = attached.map_err(|error| super::refused(&error, layout, name))?;
+    let mut messages = Output::stderr();
+    if on_terminal {
+        let text = format!("Connected to {name}; Ctrl-] leaves{}\r\n", size());
+        let _ = messages.write(text.into_bytes()).await;
+    }
+    // A terminal is read all the same, for Ctrl-].
+    let mut operator = Operator {
+        input: (on_terminal || !args.read_only).then(terminal::input),
+        session,
+        on_terminal,
+        read_only: args.read_only,
+    };
+    let mut out = Output::stdout();
+    let mut left = copy(attached, &mut operator, &mut out).await;
+    while let Ok(Ended::Closed) = left {
+        left = match next(layout, name, args.read_only, &mut operator).await {
+            Ok(Some(next)) => copy(next, &mut operator, &mut out).await,
+            Ok(None) => break,
+            Err(vanished) => Ok(Ended::Vanished(vanished)),
+        };
+    }
+    out.finish_with(b"").await;
+    if on_terminal {
+        drop(raw);
+        messages.finish_with(TIDY.as_bytes()).await;
+    }
+    match left? {
+        Ended::Vanished(Vanished::NoReader) | Ended::ByOperator | Ended::Closed => Ok(()),
+        Ended::Vanished(vanished) => Err(Failure::quiet(vanished.exit_code())),
+    }
+}
+
+/// A serial line does not tell the guest how large the terminal is: how to tell it, where it is not what the guest takes it for.
+fn size() -> String {
+    match terminal::size() {
+        Some((80, 24)) | None => String::new(),
+        Some((columns, rows)) => {
+            format!("; in the guest: stty rows {rows} cols {columns}")
+        }
+    }
+}
+
+/// Where keys come from, and who may go.
+struct Operator {
+    input: Option<mpsc::Receiver<Vec<u8>>>,
+    session: Session,
+    on_terminal: bool,
+    read_only: bool,
+}
+
+/// Why the console session ended.
+enum Ended {
+    /// The operator left.
+    ByOperator,
+    /// The supervisor closed the connection.
+    Closed,
+    /// Nobody follows any more.
+    Vanished(Vanished),
+}
+
+/// What the operator did.
+enum Did {
+    Typed(Vec<u8>),
+    /// Standard input has ended.
+    Left,
+    Vanished(Vanished),
+}
+
+impl Operator {
+    async fn next(&mut self) -> Did {
+        let typed = async {
+            match &mut self.input {
+                Some(input) => input.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            vanished = self.session.end() => Did::Vanished(vanished),
+            typed = typed => match typed {
+                Some(typed) => Did::Typed(typed),
+                // A terminal in raw mode has no end of input but its hangup.
+                None if self.on_terminal => Did::Vanished(Vanished::HungUp),
+                None => Did::Left,
+            },
+        }
+    }
+}
+
+async fn copy(
+    console: UnixStream,
+    operator: &mut Operator,
+    out: &mut Output,
+) -> Result<Ended, Failure> {
+    let (mut from, mut to) = console.into_split();
+    let mut bytes = vec![0; 16 << 10];
+    let mut unwritten: Option<Vec<u8>> = None;
+    loop {
+        // A terminal that is held (Ctrl-S) holds up neither keys nor signals.
+        tokio::select! {
+            room = out.has_room(), if unwritten.is_some() => {
+                room.map_err(|error| Failure::output(&error))?;
+                let all = unwritten.take().unwrap_or_default();
+                out.write(all).await.map_err(|error| Failure::output(&error))?;
+            }
+            read = from.read(&mut bytes), if unwritten.is_none() => match read {
+                Ok(0) | Err(_) => return Ok(Ended::Closed),
+                Ok(n) => unwritten = Some(bytes[..n].to_vec()),
+            },
+            did = operator.next() => match did {
+                Did::Left => return Ok(Ended::ByOperator),
+                Did::Vanished(vanished) => return Ok(Ended::Vanished(vanished)),
+                Did::Typed(typed) => {
+                    let (keys, leave) = keys(&typed, operator.on_terminal);
+                    // A console that closed says so by its end.
+                    if !operator.read_only {
+                        tokio::select! {
+                            _ = to.write_all(keys) => {}
+                            // A guest that does not read holds up nobody either.
+                            vanished = operator.session.end() => {
+                                return Ok(Ended::Vanished(vanished));
+                            }
+                        }
+                    }
+                    if leave {
+                        return Ok(Ended::ByOperator);
+                    }
+                }
+            },
+        }
+    }
+}
+
+/// The console of the next supervisor, as long as there is a QEMU for one.
+async fn next(
+    layout: &Layout,
+    name: &VmName,
+    read_only: bool,
+    operator: &mut Operator,
+) -> Result<Option<UnixStream>, Vanished> {
+    let paths = layout.vm(name);
+    let until = tokio::time::Instant::now() + NEXT;
+    // Without a QEMU there is nothing to wait for: the VM is down.
+    let may_run = || running::find(&paths).map_or(true, |found| found.is_running());
+    while tokio::time::Instant::now() < until && may_run() {
+        if let Ok(client) = Client::connect(&paths.control_socket()).await
+            && let Ok(console) = client.console(read_only, 0).await
+        {
+            return Ok(Some(console));
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            did = operator.next() => match did {
+                Did::Left => return Ok(None),
+                Did::Vanished(vanished) => return Err(vanished),
+                Did::Typed(typed) if keys(&typed, operator.on_terminal).1 => return Ok(None),
+                Did::Typed(_) => {}
+            },
+        }
+    }
+    Ok(None)
+}
+
+/// What is for the guest of what was typed, and whether Ctrl-] came after it: on a terminal it leaves, else it is a byte as any.
+pub fn keys(typed: &[u8], terminal: bool) -> (&[u8], bool) {
+    match typed.iter().position(|key| terminal && *key == LEAVE) {
+        Some(at) => (&typed[..at], true),
+        None => (typed, false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ctrl_bracket_leaves_a_terminal_and_is_a_byte_elsewhere() {
+        assert_eq!(keys(b"ls\x1dx", true), (&b"ls"[..], true));
+        assert_eq!(keys(b"ls\x1dx", false), (&b"ls\x1dx"[..], false));
+        assert_eq!(keys(b"ls", true), (&b"ls"[..], false));
+    }
+}

@@ -1,0 +1,92 @@
+//! `qvm cp`: a file into the guest or out of it, by its agent.
+
+use std::{path::PathBuf, str::FromStr};
+
+use crate::{cli::exit::{self, Failure}, guest::{Local, copy_in, copy_out}, store::layout::Layout, sys::progress::{Progress, Quiet, Shown}, value::VmName};
+
+/// What `qvm cp` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The source: a file, `-` for standard input, or NAME:/path in a guest
+    from: Place,
+    /// The target: a file or directory, `-` for standard output, or NAME:/path in a guest
+    to: Place,
+}
+
+/// One end of a copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    Here(Local),
+    Guest(VmName, String),
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    /// As scp(1): what has a colon after a name is elsewhere, and `./a:b` is a file here.
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "-" {
+            return Ok(Self::Here(Local::Stream));
+        }
+        match text.split_once(':').map(|(name, path)| (name.parse::<VmName>(), path)) {
+            Some((Ok(name), path)) if path.starts_with('/') => {
+                Ok(Self::Guest(name, path.to_owned()))
+            }
+            Some((Ok(name), _)) => Err(format!(
+                "a path in a guest begins with `/`: `{name}:/path`; a file here is `./{text}`"
+            )),
+            Some((Err(_), _)) | None => Ok(Self::Here(Local::File(PathBuf::from(text)))),
+        }
+    }
+}
+
+/// Copies one file; `terminal`: standard error is one.
+///
+/// # Errors
+/// The VM is not running, its agent does not answer, or the copy fails; the target is then as it was.
+pub async fn run(args: &Args, layout: &Layout, terminal: bool) -> Result<(), Failure> {
+    let mut progress: Box<dyn Progress> =
+        if terminal { Box::new(Shown::new(true)) } else { Box::new(Quiet) };
+    let (name, copied) = match (&args.from, &args.to) {
+        (Place::Guest(name, from), Place::Here(to)) => {
+            let mut guest = super::guest(layout, name).await?;
+            (name, copy_out(&mut guest, from, to, &mut *progress).await)
+        }
+        (Place::Here(from), Place::Guest(name, to)) => {
+            let mut guest = super::guest(layout, name).await?;
+            (name, copy_in(&mut guest, from, to, &mut *progress).await)
+        }
+        (Place::Guest(..), Place::Guest(..)) | (Place::Here(_), Place::Here(_)) => {
+            let text = "one of the two is a file here, the other one is NAME:/path in a guest";
+            return Err(Failure::new(exit::USAGE, text));
+        }
+    };
+    drop(progress);
+    copied.map(drop).map_err(|error| super::not_in_guest(&error, layout, name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_colon_after_a_name_is_a_guest() {
+        let here = |path: &str| Ok(Place::Here(Local::File(path.into())));
+        let guest = |path: &str| Ok(Place::Guest("web".parse().unwrap(), path.into()));
+        for (text, place) in [
+            ("-", Ok(Place::Here(Local::Stream))),
+            ("file", here("file")),
+            ("./web:/etc", here("./web:/etc")),
+            ("/a:b", here("/a:b")),
+            ("A B:/c", here("A B:/c")),
+            ("web:/etc/passwd", guest("/etc/passwd")),
+            ("web:/", guest("/")),
+            ("web:/a:b", guest("/a:b")),
+        ] {
+            assert_eq!(text.parse::<Place>(), place, "{text}");
+        }
+        for text in ["web:", "web:etc", "web:./x"] {
+            assert!(text.parse::<Place>().unwrap_err().contains("begins with `/`"), "{text}");
+        }
+    }
+}

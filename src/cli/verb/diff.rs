@@ -1,0 +1,52 @@
+//! `qvm diff`: what runs beside what is written, key by key, and when each change becomes real.
+
+use serde_json::json;
+
+use crate::{cli::exit::Failure, control::types::Status, fleet::inventory::{Entry, inventory}, store::layout::Layout, value::VmName};
+
+/// What `qvm diff` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// VMs; without any, every VM that runs
+    #[arg(value_name = "NAME")]
+    names: Vec<VmName>,
+    /// An array of objects
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints the differences; nothing where there are none.
+///
+/// # Errors
+/// A VM that was named does not run (3), or its file is not valid.
+pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
+    let entries = inventory(layout, &args.names).await;
+    let mut failures = Vec::new();
+    for (entry, name) in entries.iter().zip(&args.names) {
+        if !entry.answers {
+            failures.push(super::not_running(layout, name));
+        }
+    }
+    let running: Vec<&Entry> = entries.iter().filter(|entry| entry.answers).collect();
+    if args.json {
+        let all: Vec<_> = running
+            .iter()
+            .map(|entry| json!({ "name": entry.status.name, "pending": entry.status.pending }))
+            .collect();
+        let json = serde_json::to_string_pretty(&all).map_err(|error| Failure::of(&error))?;
+        super::print(&format!("{json}\n"))?;
+    } else {
+        let text: String = running.iter().map(|entry| told(&entry.status)).collect();
+        super::print(&text)?;
+    }
+    Failure::all(failures)
+}
+
+fn told(status: &Status) -> String {
+    let changes = status.pending.iter().map(super::change);
+    // That the file is not valid is a difference as well, and hides all others.
+    let invalid = status.notes.iter().filter(|note| note.starts_with("the VM file is not valid"));
+    let lines =
+        changes.chain(invalid.map(|note| note.lines().next().unwrap_or_default().to_owned()));
+    lines.map(|line| format!("{}: {line}\n", status.name)).collect()
+}

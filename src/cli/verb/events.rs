@@ -1,0 +1,143 @@
+//! `qvm events`: what happened to VMs, and what happens.
+
+use std::cmp::Reverse;
+
+use jiff::{Timestamp, tz::TimeZone};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use crate::{cli::exit::Failure, control::types::Event, fleet::inventory::inventory, store::layout::Layout, value::{VmName, plain}};
+
+/// What `qvm events` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// VMs; without any, every VM that runs
+    #[arg(value_name = "NAME")]
+    names: Vec<VmName>,
+    /// Go on with what happens, until the VMs are down
+    #[arg(short, long)]
+    follow: bool,
+    /// A JSON object a line; one of `READY` tells that from there on nothing is missed
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints the last events, the oldest first, and with `-f` those that come.
+///
+/// # Errors
+/// A VM that was named is not running.
+pub async fn run(args: &Args, layout: &Layout, zone: TimeZone) -> Result<(), Failure> {
+    let names = match args.names.is_empty() {
+        false => args.names.clone(),
+        true => {
+            let all = inventory(layout, &[]).await;
+            let running = all.iter().filter(|entry| entry.answers);
+            running.filter_map(|entry| entry.name.parse().ok()).collect()
+        }
+    };
+    let (coming, mut come) = mpsc::channel(64);
+    let mut past: Vec<(VmName, Event)> = vec![];
+    let mut ready = vec![];
+    for name in &names {
+        let refused = |error| super::refused(&error, layout, name);
+        // First what comes, then what was: what is in both is said once.
+        let watch = match args.follow {
+            true => Some(super::connect(layout, name).await?.watch().await.map_err(refused)?),
+            false => None,
+        };
+        let recent = super::connect(layout, name).await?.recent_events().await.map_err(refused)?;
+        past.extend(recent.iter().map(|event| (name.clone(), event.clone())));
+        let Some(mut watch) = watch else { continue };
+        ready.push(name.clone());
+        let (coming, name) = (coming.clone(), name.clone());
+        tokio::spawn(async move {
+            while let Some(event) = watch.next().await {
+                if !recent.contains(&event) && coming.send((name.clone(), event)).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    drop(coming);
+    past.sort_by_key(|(_, event)| Reverse(time(event)));
+    let print = |(name, event): &(VmName, Event)| {
+        super::print(&match args.json {
+            true => format!("{}\n", told(name, event)),
+            false => line(name, event, &zone),
+        })
+    };
+    past.iter().rev().try_for_each(print)?;
+    if args.json {
+        // From here on nothing is missed: whoever reads this may begin to do something.
+        let first = |name: &VmName| {
+            let event = Event { at: None, event: "READY".into(), data: None };
+            print(&(name.clone(), event))
+        };
+        ready.iter().try_for_each(first)?;
+    }
+    if !args.follow {
+        return Ok(());
+    }
+    super::shown(async {
+        while let Some(event) = come.recv().await {
+            print(&event)?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+fn time(event: &Event) -> Option<Timestamp> {
+    event.at.as_ref()?.parse().ok()
+}
+
+/// The object of a line.
+fn told(name: &VmName, event: &Event) -> Value {
+    json!({ "vm": name.as_str(), "at": event.at, "event": event.event, "data": event.data })
+}
+
+/// `2026-01-02 03:04:05  web  RESET  guest=true reason=guest-reset`.
+fn line(name: &VmName, event: &Event, zone: &TimeZone) -> String {
+    let time = time(event)
+        .map(|time| time.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S").to_string());
+    let data: Vec<String> = match &event.data {
+        Some(Value::Object(data)) => data.iter().map(|(key, value)| said(key, value)).collect(),
+        _ => vec![],
+    };
+    let text =
+        format!("{:19}  {name}  {}  {}", time.unwrap_or_default(), event.event, data.join(" "));
+    format!("{}\n", plain(text.trim_end()))
+}
+
+/// A value as one word where it is one.
+fn said(key: &str, value: &Value) -> String {
+    match value {
+        Value::String(text) if text.chars().all(|c| c.is_ascii_graphic()) => {
+            format!("{key}={text}")
+        }
+        value => format!("{key}={value}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_one_line() {
+        let event = Event {
+            at: Some("2026-01-02T03:04:05.5Z".into()),
+            event: "RESET".into(),
+            data: Some(json!({ "guest": true, "reason": "guest-reset", "text": "a\nb" })),
+        };
+        assert_eq!(
+            line(&"web".parse().unwrap(), &event, &TimeZone::UTC),
+            "2026-01-02 03:04:05  web  RESET  guest=true reason=guest-reset text=\"a\\nb\"\n"
+        );
+        // A QEMU that a guest has taken over says what it likes.
+        let data = Some(json!({ "\u{1b}c": "\u{9b}2J" }));
+        let event = Event { at: None, event: "X\u{1b}[2J".into(), data };
+        let shown = "                     web  X\\u{1b}[2J  \\u{1b}c=\"\\u{9b}2J\"\n";
+        assert_eq!(line(&"web".parse().unwrap(), &event, &TimeZone::UTC), shown);
+    }
+}

@@ -1,0 +1,40 @@
+//! `qvm exec`: runs a command in the guest by its agent; says what it says while it says it, exits as it exits.
+
+use std::{
+    io::{self, IsTerminal},
+    time::Duration,
+};
+
+use crate::{cli::exit::Failure, guest::{Streams, exec}, store::layout::Layout, sys::terminal::{Output, input_of}, value::{Seconds, VmName}};
+
+/// What `qvm exec` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The VM; its guest needs qemu-guest-agent
+    name: VmName,
+    /// Leave standard input alone; else, where it is no terminal, it is read to its end first
+    #[arg(short = 'n', long)]
+    no_input: bool,
+    /// How long the command may take before it is ended
+    #[arg(long, value_name = "SEC", value_parser = clap::value_parser!(u32).range(1..=i64::from(Seconds::MAX)))]
+    timeout: Option<u32>,
+    /// The command and its arguments
+    #[arg(value_name = "CMD", required = true, last = true)]
+    command: Vec<String>,
+}
+
+/// Runs the command. Its exit code becomes that of qvm.
+///
+/// # Errors
+/// The VM is not running, its agent does not answer, or the command's own code.
+pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
+    let mut guest = super::guest(layout, &args.name).await?;
+    let input = (!args.no_input && !io::stdin().is_terminal()).then(|| input_of(io::stdin()));
+    let streams = Streams { input, out: Output::stdout(), err: Output::stderr() };
+    let limit = args.timeout.map(|seconds| Duration::from_secs(seconds.into()));
+    match exec(&mut guest, &args.command, streams, limit).await {
+        Ok(0) => Ok(()),
+        Ok(code) => Err(Failure::quiet(u8::try_from(code).unwrap_or(1))),
+        Err(error) => Err(super::not_in_guest(&error, layout, &args.name)),
+    }
+}

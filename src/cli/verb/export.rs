@@ -1,0 +1,52 @@
+//! `qvm export`: a VM that is down, in one file.
+
+use std::{
+    io::{self, IsTerminal},
+    path::{Path, PathBuf},
+};
+
+use jiff::Timestamp;
+
+use crate::{cli::exit::{self, Failure}, store::layout::Layout, sys::progress::Shown, transfer::export::{To, export}, value::VmName};
+
+/// What `qvm export` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The VM, which is shut down
+    name: VmName,
+    /// The tar to write, which is not there yet; `-` is standard output
+    file: PathBuf,
+}
+
+/// Exports a VM into a file, which is seen from `cwd`.
+///
+/// # Errors
+/// It is not shut down, a disk cannot go along, or the file cannot be written.
+pub async fn run(
+    args: &Args,
+    layout: &Layout,
+    cwd: &Path,
+    now: Timestamp,
+    terminal: bool,
+) -> Result<(), Failure> {
+    let name = &args.name;
+    let stdout = args.file == Path::new("-");
+    if stdout && io::stdout().is_terminal() {
+        let failure = Failure::new(exit::USAGE, "nothing exported: standard output is a terminal");
+        return Err(failure.about(name));
+    }
+    let (layout, vm, path) = (layout.clone(), name.clone(), cwd.join(&args.file));
+    let exported = super::long(move |cancel| {
+        let to = if stdout { To::Stdout } else { To::File(&path) };
+        export(&layout, &vm, &to, now, &mut Shown::new(terminal), cancel)
+    });
+    let exported = exported.await?.map_err(|error| super::not_carried(&error, name))?;
+    if !stdout {
+        let size = super::size(exported.bytes);
+        super::tell(name, &format!("exported to {}, {size}", args.file.display()));
+    }
+    for path in exported.left {
+        super::advise(&format!("`{}` is not in it, and its VM file names it", path.display()));
+    }
+    Ok(())
+}

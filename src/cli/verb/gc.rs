@@ -1,0 +1,260 @@
+//! `qvm gc`: what is left of VMs whose VM file is gone. Stops those that run; deletes disks only where that is said.
+
+use std::{
+    collections::BTreeSet,
+    io::{self, IsTerminal, Write as _},
+    path::{Path, PathBuf},
+};
+
+use jiff::Timestamp;
+use serde_json::json;
+
+use crate::{cli::exit::{self, Failure}, control::types::{Command, State}, fleet::{inventory::{Entry, inventory}, orphans}, spec::{self, Source, Vm}, store::{layout::Layout, running, vm_state}, supervisor::settings::Settings, value::VmName};
+
+/// What `qvm gc` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Delete disks, identities and logs too, of those that do not run
+    #[arg(long)]
+    disks: bool,
+    /// Do not ask
+    #[arg(long, conflicts_with = "json")]
+    yes: bool,
+    /// Only list, as JSON
+    #[arg(long, conflicts_with = "disks")]
+    json: bool,
+}
+
+/// A VM without a VM file.
+struct Orphan {
+    name: VmName,
+    entry: Entry,
+    state: PathBuf,
+    /// What is kept of it, with the bytes it takes.
+    files: Vec<(PathBuf, u64)>,
+}
+
+impl Orphan {
+    fn bytes(&self) -> u64 {
+        self.files.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    fn runs(&self) -> bool {
+        self.entry.answers || self.entry.status.pid.is_some()
+    }
+}
+
+/// Lists, asks, and does it. `settings` makes what a supervisor is told, for a QEMU that has none.
+///
+/// # Errors
+/// The VM files cannot be listed, it was not confirmed, or something stays.
+pub async fn run(
+    args: &Args,
+    layout: &Layout,
+    now: Timestamp,
+    settings: &(dyn Fn(VmName) -> Settings + '_),
+) -> Result<(), Failure> {
+    let orphans = find(layout).await?;
+    if args.json {
+        return list_json(&orphans);
+    }
+    if args.disks {
+        // Deleting those was begun long since.
+        vm_state::sweep(layout, None);
+    }
+    // Nothing is done to a VM of which it is not known whether it runs.
+    let (unknown, orphans): (Vec<Orphan>, Vec<Orphan>) =
+        orphans.into_iter().partition(|orphan| orphan.entry.status.state == State::Unknown);
+    let (running, down): (Vec<Orphan>, Vec<Orphan>) = orphans.into_iter().partition(Orphan::runs);
+    if unknown.is_empty() || !(running.is_empty() && down.is_empty()) {
+        super::print(&told(&running, &down, args.disks, now))?;
+    }
+    if !running.is_empty() {
+        let question = format!("Stop {}?", count(running.len()));
+        confirm(args.yes, &question, "y", "nothing stopped")?;
+        stop(&running, layout, settings).await?;
+    }
+    // What has just been stopped may be wanted to be looked at first.
+    if args.disks && !down.is_empty() {
+        delete(args, layout, &down)?;
+    }
+    let unknown = unknown.into_iter().filter_map(|orphan| orphan.entry.problem);
+    Failure::all(unknown.map(|problem| Failure::told(exit::HOST, problem)).collect())
+}
+
+async fn find(layout: &Layout) -> Result<Vec<Orphan>, Failure> {
+    // Where VM files cannot be seen every VM would be an orphan.
+    let dir = layout.vm_files();
+    if let Err(error) = std::fs::read_dir(&dir) {
+        let text = format!("cannot tell which VM files there are: `{}`: {error}", dir.display());
+        return Err(Failure::new(exit::FAILED, text));
+    }
+    let mut orphans = Vec::new();
+    for entry in inventory(layout, &[]).await {
+        let Ok(name) = entry.name.parse::<VmName>() else { continue };
+        if !entry.status.orphan {
+            continue;
+        }
+        let paths = layout.vm(&name);
+        let files = vm_state::files(&paths);
+        let files = files.map_err(|error| Failure::of(&error).about(&name).hint(error.hint()))?;
+        orphans.push(Orphan { name, entry, state: paths.state, files });
+    }
+    Ok(orphans)
+}
+
+fn list_json(orphans: &[Orphan]) -> Result<(), Failure> {
+    let all = orphans.iter().map(|orphan| {
+        json!({
+            "name": orphan.name.as_str(),
+            "state": orphan.entry.status.state,
+            "pid": orphan.entry.status.pid,
+            "directory": orphan.state,
+            "bytes": orphan.bytes(),
+            "files": orphan.files.iter().map(|(path, bytes)| json!({ "path": path, "bytes": bytes })).collect::<Vec<_>>(),
+        })
+    });
+    let all: Vec<serde_json::Value> = all.collect();
+    let json = serde_json::to_string_pretty(&all).map_err(|error| Failure::of(&error))?;
+    super::print(&format!("{json}\n"))
+}
+
+fn told(running: &[Orphan], down: &[Orphan], disks: bool, now: Timestamp) -> String {
+    let mut text = String::new();
+    if running.is_empty() && down.is_empty() {
+        text.push_str("every VM has its VM file: nothing to do\n");
+    }
+    if !running.is_empty() {
+        text.push_str("running without a VM file:\n");
+    }
+    for orphan in running {
+        let status = &orphan.entry.status;
+        let pid = status.pid.map_or_else(String::new, |pid| format!(", pid {pid}"));
+        let age = status.started_at.as_ref().and_then(|at| super::age(at, now));
+        let age = age.map_or_else(String::new, |age| format!(", up {age}"));
+        text.push_str(&format!("  {}: {}{pid}{age}\n", orphan.name, status.state.word()));
+    }
+    if !down.is_empty() {
+        let hint = if disks { "" } else { "; `qvm gc --disks` deletes it" };
+        text.push_str(&format!("kept of VMs without a VM file{hint}:\n"));
+    }
+    for orphan in down {
+        let (size, dir) = (super::size(orphan.bytes()), orphan.state.display());
+        text.push_str(&format!("  {}: {size} in {dir}\n", orphan.name));
+    }
+    text
+}
+
+fn count(number: usize) -> String {
+    if number == 1 { "this VM".to_owned() } else { format!("these {number} VMs") }
+}
+
+/// Asks for `answer` on the terminal.
+fn confirm(yes: bool, question: &str, answer: &str, otherwise: &str) -> Result<(), Failure> {
+    if yes {
+        return Ok(());
+    }
+    if !io::stdin().is_terminal() {
+        let text = format!("{otherwise}: there is no terminal to ask at");
+        return Err(Failure::new(exit::USAGE, text).hint("`--yes` does not ask".to_owned()));
+    }
+    let _ = write!(io::stderr(), "{question} Type `{answer}` to go on: ");
+    let mut said = String::new();
+    match io::stdin().read_line(&mut said) {
+        Ok(_) if said.trim() == answer => Ok(()),
+        _ => Err(Failure::new(exit::FAILED, format!("{otherwise}: not confirmed"))),
+    }
+}
+
+/// All at once, each by its own ladder.
+async fn stop(
+    running: &[Orphan],
+    layout: &Layout,
+    settings: &(dyn Fn(VmName) -> Settings + '_),
+) -> Result<(), Failure> {
+    let supervised: Vec<VmName> =
+        running.iter().filter(|o| o.entry.answers).map(|o| o.name.clone()).collect();
+    let command = Command::PowerOff { timeout_sec: None };
+    super::ask_down(layout, &supervised, command, true).await?;
+    for orphan in running.iter().filter(|orphan| !orphan.entry.answers) {
+        let done = orphans::end(settings(orphan.name.clone())).await;
+        done.map_err(|e| super::not_ended(&e, &orphan.name))?;
+        match running::find(&layout.vm(&orphan.name)) {
+            Ok(found) if !found.is_running() => super::tell(&orphan.name, "its QEMU has ended"),
+            // A supervisor that does not answer has kept it.
+            Ok(_) => {
+                let failure =
+                    Failure::new(exit::HOST, "not stopped: its supervisor does not answer");
+                let hint = format!("`qvm kill {}` forces it off", orphan.name);
+                return Err(failure.about(&orphan.name).hint(hint));
+            }
+            Err(unknown) => return Err(super::unknown(&unknown, &orphan.name)),
+        }
+    }
+    super::print("their disks are kept: `qvm gc --disks` deletes them\n")
+}
+
+fn delete(args: &Args, layout: &Layout, down: &[Orphan]) -> Result<(), Failure> {
+    let files = spec::load_all(&layout.vm_files());
+    if files.is_empty() && args.yes {
+        let text = format!(
+            "nothing deleted: there is no VM file at all in `{}`",
+            layout.vm_files().display()
+        );
+        let hint = "is that the right place, and mounted? without `--yes` you are asked";
+        return Err(Failure::new(exit::FAILED, text).hint(hint.to_owned()));
+    }
+    let mut needed: BTreeSet<PathBuf> = BTreeSet::new();
+    for (file, vm) in files {
+        let Ok(vm) = vm else {
+            let text =
+                format!("nothing deleted: which disks `{}` needs cannot be told", file.display());
+            let hint = format!("`qvm check {}` tells what is wrong with it", file.display());
+            return Err(Failure::new(exit::INVALID, text).hint(hint));
+        };
+        needed.extend(disks(&vm).map(Path::to_owned));
+    }
+    let mut text = String::from("This deletes for ever:\n");
+    let mut deleted = Vec::new();
+    for orphan in down {
+        if let Some(path) = needed.iter().find(|path| path.starts_with(&orphan.state)) {
+            super::tell(&orphan.name, &format!("kept, another VM needs {}", path.display()));
+            continue;
+        }
+        for (path, bytes) in &orphan.files {
+            text.push_str(&format!("  {} ({})\n", path.display(), super::size(*bytes)));
+        }
+        deleted.push(orphan);
+    }
+    if deleted.is_empty() {
+        return Ok(());
+    }
+    let question = format!("{text}That is all there is of {}.", count(deleted.len()));
+    confirm(args.yes, &question, "delete", "nothing deleted")?;
+    let mut failures = Vec::new();
+    for orphan in deleted {
+        let paths = layout.vm(&orphan.name);
+        // Somebody may have brought the VM file back, or started it, while the question stood.
+        if layout.vm_file(&orphan.name).symlink_metadata().is_ok() {
+            super::tell(&orphan.name, "kept: it has a VM file again");
+            continue;
+        }
+        match vm_state::hold(&paths).and_then(vm_state::Held::remove) {
+            Ok(()) => super::tell(&orphan.name, &format!("removed {}", paths.state.display())),
+            Err(e) => failures.push(super::not_held(&e, &orphan.name)),
+        }
+    }
+    Failure::all(failures)
+}
+
+/// The files that a VM's disks are, or are made from.
+fn disks(vm: &Vm) -> impl Iterator<Item = &Path> {
+    vm.disks.iter().filter_map(|disk| match &disk.source {
+        Source::File(path) | Source::Device(path) => Some(path.as_path()),
+        Source::Image(image) => match &image.origin {
+            spec::Origin::Path(path) => Some(path.as_path()),
+            spec::Origin::Http(_) => None,
+        },
+        Source::Blank | Source::Existing => None,
+    })
+}

@@ -1,0 +1,296 @@
+//! `qvm generate`, and `qvm-generator`: the VM files as drop-ins of their systemd units (systemd.generator(7)).
+//!
+//! Runs before almost everything else at boot, and at each daemon-reload: it reads VM files, writes a few small ones, and needs
+//! neither QEMU nor a network nor what is mounted later. One bad VM file costs the others nothing.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
+
+use crate::{spec, store::layout::Layout, systemd::unit::{self, DROP_IN, Scope, TARGET, TEMPLATE}, value::VmName};
+
+/// What a generator is given.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Where units go that an operator's own ones win over
+    pub normal: PathBuf,
+    /// Where units go that win over an operator's own
+    pub early: Option<PathBuf>,
+    /// Where units go that all others win over
+    pub late: Option<PathBuf>,
+}
+
+/// Where it works.
+pub struct Within<'a> {
+    /// Where the VM files are.
+    pub layout: &'a Layout,
+    /// For which manager.
+    pub scope: Scope,
+    /// This program; its units lie beside it.
+    pub exe: &'a Path,
+    /// Where the kernel's log is, if this has to go there: nothing else keeps it while the host boots.
+    pub kernel_log: Option<&'a Path>,
+    /// Standard error.
+    pub err: &'a mut dyn Write,
+}
+
+/// Writes the drop-ins below `args.normal`. What does not work is logged.
+pub fn run(args: &Args, within: &mut Within<'_>) {
+    let files = match spec::files_in(&within.layout.vm_files()) {
+        Ok(files) => files,
+        Err(invalid) => return within.log(&invalid.to_string()),
+    };
+    let template = template(within.scope, within.exe);
+    let mut wanted = false;
+    for file in files {
+        match one(&args.normal, &template, &file, within) {
+            Ok(autostart) => wanted |= autostart,
+            Err(error) => within.log(&error),
+        }
+    }
+    if wanted {
+        // `autostart = true` is all that an operator has to write; `systemctl mask qvm.target` holds all of them back.
+        let by = match within.scope {
+            Scope::System => "multi-user.target",
+            Scope::User => "default.target",
+        };
+        let target = template.with_file_name(TARGET);
+        if let Err(error) = want(&args.normal, by, TARGET, &target) {
+            within.log(&error);
+        }
+    }
+}
+
+/// The drop-in of one VM, and whether it starts with the host.
+fn one(
+    normal: &Path,
+    template: &Path,
+    file: &Path,
+    within: &mut Within<'_>,
+) -> Result<bool, String> {
+    let name = spec::name_of(file).map_err(|invalid| invalid.to_string())?;
+    let (text, autostart) = match spec::load_early(file) {
+        Ok(vm) => (unit::drop_in(&vm, within.scope), vm.autostart),
+        Err((invalid, text)) => {
+            // Its unit is started all the same where it can be told that it should be, and fails with the same words.
+            within.log(&invalid.to_string());
+            (unit::drop_in_of_invalid(file, within.scope), unit::wants_autostart(&text))
+        }
+    };
+    write(normal, &name, &text)?;
+    if autostart {
+        want(normal, TARGET, &unit::unit_name(&name), template)?;
+    }
+    Ok(autostart)
+}
+
+fn write(normal: &Path, name: &VmName, text: &str) -> Result<(), String> {
+    let dir = normal.join(format!("{}.d", unit::unit_name(name)));
+    let path = dir.join(DROP_IN);
+    fs::create_dir_all(&dir)
+        .and_then(|()| fs::write(&path, text))
+        .map_err(|error| format!("cannot write `{}`: {error}", path.display()))
+}
+
+/// `by` wants `name`, whose unit file is `to`.
+fn want(normal: &Path, by: &str, name: &str, to: &Path) -> Result<(), String> {
+    let dir = normal.join(format!("{by}.wants"));
+    let link = dir.join(name);
+    let make = || {
+        fs::create_dir_all(&dir)?;
+        match fs::remove_file(&link) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        symlink(to, &link)
+    };
+    make().map_err(|error| format!("cannot make the link `{}`: {error}", link.display()))
+}
+
+/// The file of the unit that all VMs are instances of: the operator's own, or the one installed with this program.
+fn template(scope: Scope, exe: &Path) -> PathBuf {
+    let kind = match scope {
+        Scope::System => "system",
+        Scope::User => "user",
+    };
+    let own = Path::new("/etc/systemd").join(kind).join(TEMPLATE);
+    let prefix = exe.parent().and_then(Path::parent).unwrap_or(Path::new("/usr"));
+    let beside = prefix.join("lib/systemd").join(kind).join(TEMPLATE);
+    let usual = Path::new("/usr/lib/systemd").join(kind).join(TEMPLATE);
+    [own, beside].into_iter().find(|path| path.exists()).unwrap_or(usual)
+}
+
+impl Within<'_> {
+    /// Tells it on standard error and, a line at a time as the kernel wants it, in the kernel's log.
+    fn log(&mut self, text: &str) {
+        // Where nobody listens, the unit itself will say it.
+        let _ = writeln!(self.err, "{text}");
+        let Some(path) = self.kernel_log else { return };
+        let Ok(mut kernel) = OpenOptions::new().append(true).open(path) else { return };
+        for line in text.lines() {
+            // 3 is LOG_ERR. One write is one message, of less than 1 KiB (printk's LOG_LINE_MAX).
+            let line: String = line.chars().take(200).collect();
+            let _ = kernel.write_all(format!("<3>qvm-generator: {line}\n").as_bytes());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    struct Place(tempfile::TempDir);
+
+    impl Place {
+        fn new() -> Self {
+            let place = Self(tempfile::tempdir().unwrap());
+            fs::create_dir_all(place.0.path().join("c/vms")).unwrap();
+            place
+        }
+
+        fn file(&self, name: &str, text: impl AsRef<[u8]>) {
+            fs::write(self.0.path().join("c/vms").join(name), text).unwrap();
+        }
+
+        /// What it logged.
+        fn generate(&self, scope: Scope) -> String {
+            let at = |part: &str| self.0.path().join(part);
+            let layout = Layout { config: at("c"), state: at("s"), runtime: at("r") };
+            fs::write(at("kmsg"), "").unwrap();
+            let mut err = vec![];
+            let kernel_log = at("kmsg");
+            let mut within = Within {
+                layout: &layout,
+                scope,
+                exe: Path::new("/nowhere/bin/qvm"),
+                kernel_log: Some(&kernel_log),
+                err: &mut err,
+            };
+            run(&Args { normal: at("normal"), early: None, late: None }, &mut within);
+            String::from_utf8(err).unwrap()
+        }
+
+        fn drop_in(&self, name: &str) -> String {
+            let dir = self.0.path().join(format!("normal/qvm@{name}.service.d"));
+            fs::read_to_string(dir.join("10-qvm.conf")).unwrap()
+        }
+
+        fn link(&self, path: &str) -> Option<PathBuf> {
+            fs::read_link(self.0.path().join("normal").join(path)).ok()
+        }
+    }
+
+    #[test]
+    fn each_file_a_drop_in_and_autostart_a_link() {
+        let place = Place::new();
+        place.file("web.toml", "autostart = true\ncpuWeight = 7\n");
+        place.file("db.toml", "vcpu = 1\n");
+        for _ in 0..2 {
+            assert_eq!(place.generate(Scope::System), "");
+            assert!(place.drop_in("web").contains("\nCPUWeight=7\n"));
+            assert!(place.drop_in("db").contains("\nCPUWeight=100\n"));
+            let unit = place.link("qvm.target.wants/qvm@web.service").unwrap();
+            assert_eq!(unit, Path::new("/usr/lib/systemd/system/qvm@.service"));
+            assert_eq!(place.link("qvm.target.wants/qvm@db.service"), None);
+            let target = place.link("multi-user.target.wants/qvm.target").unwrap();
+            assert_eq!(target, Path::new("/usr/lib/systemd/system/qvm.target"));
+        }
+    }
+
+    #[test]
+    fn for_a_user() {
+        let place = Place::new();
+        place.file("web.toml", "autostart = true\nvcpu = 1\n");
+        assert_eq!(place.generate(Scope::User), "");
+        let unit = place.link("qvm.target.wants/qvm@web.service").unwrap();
+        assert_eq!(unit, Path::new("/usr/lib/systemd/user/qvm@.service"));
+        assert!(place.link("default.target.wants/qvm.target").is_some());
+    }
+
+    #[test]
+    fn nothing_to_start_wants_no_target_and_no_directory_is_no_error() {
+        let place = Place::new();
+        place.file("web.toml", "vcpu = 1\n");
+        assert_eq!(place.generate(Scope::System), "");
+        assert_eq!(place.link("multi-user.target.wants/qvm.target"), None);
+        fs::remove_dir_all(place.0.path().join("c")).unwrap();
+        assert_eq!(place.generate(Scope::System), "");
+    }
+
+    #[test]
+    fn a_broken_file_fails_where_it_is_seen_and_breaks_no_other() {
+        let place = Place::new();
+        place.file("a.toml", "autostart = true\nvcpu = 'many'\n");
+        place.file("b.toml", "autostart = true\nvcpu = ");
+        place.file("c.toml", b"autostart = true\n\xff");
+        place.file("Not-A-Name.toml", "autostart = true\nvcpu = 1\n");
+        place.file("z.toml", "autostart = true\nvcpu = 1\n");
+        fs::create_dir(place.0.path().join("c/vms/dir.toml")).unwrap();
+        let said = place.generate(Scope::System);
+        for (file, words) in [
+            ("a.toml:2", "vcpu"),
+            ("b.toml:2", ""),
+            ("c.toml:2", "not UTF-8"),
+            ("Not-A-Name.toml", "not a VM's name"),
+            ("dir.toml", "a directory"),
+        ] {
+            let line = said
+                .lines()
+                .find(|line| line.contains(file))
+                .unwrap_or_else(|| panic!("{file}: {said}"));
+            assert!(line.contains(words), "{line}");
+        }
+        for name in ["a", "b", "c", "z"] {
+            assert!(
+                place.link(&format!("qvm.target.wants/qvm@{name}.service")).is_some(),
+                "{name}"
+            );
+            assert!(place.drop_in(name).contains("\nSourcePath=/"), "{name}");
+        }
+        assert_eq!(place.link("qvm.target.wants/qvm@dir.service"), None);
+        let kernel = fs::read_to_string(place.0.path().join("kmsg")).unwrap();
+        assert!(kernel.lines().all(|line| line.starts_with("<3>qvm-generator: ")), "{kernel}");
+        assert_eq!(kernel.lines().count(), said.lines().count());
+    }
+
+    #[test]
+    fn user_data_that_is_not_mounted_yet_is_no_reason_to_fail() {
+        let place = Place::new();
+        let data = "vcpu = 1\nautostart = true\n[cloudInit]\nuserData = '/not/mounted/web.yaml'\n";
+        place.file("web.toml", data);
+        assert_eq!(place.generate(Scope::System), "");
+        assert!(place.drop_in("web").contains("RequiresMountsFor=\"/not/mounted/web.yaml\""));
+    }
+
+    #[test]
+    fn one_vm_that_cannot_be_written_is_logged_and_the_next_one_is() {
+        let place = Place::new();
+        place.file("a.toml", "vcpu = 1\n");
+        place.file("b.toml", "vcpu = 1\n");
+        fs::create_dir_all(place.0.path().join("normal/qvm@a.service.d/10-qvm.conf")).unwrap();
+        let said = place.generate(Scope::System);
+        assert!(said.starts_with("cannot write `") && said.contains("qvm@a.service.d"), "{said}");
+        assert!(place.drop_in("b").contains("[Unit]"));
+    }
+
+    #[test]
+    fn two_hundred_files_do_not_hold_up_a_boot() {
+        let place = Place::new();
+        let text = include_str!("../../../examples/web.toml");
+        for nr in 0..200 {
+            place.file(&format!("vm-{nr}.toml"), text);
+        }
+        let begun = Instant::now();
+        assert_eq!(place.generate(Scope::System), "");
+        let took = begun.elapsed();
+        println!("200 VM files: {} ms", took.as_millis());
+        // A release build takes a tenth of this on an idle machine.
+        assert!(took < Duration::from_secs(5), "{took:?}");
+        assert!(place.drop_in("vm-199").contains("[Unit]"));
+    }
+}

@@ -1,0 +1,85 @@
+//! `qvm import`: a VM out of the file that `qvm export` wrote.
+
+use std::{
+    fs::File,
+    io::{self, IsTerminal, Read},
+    path::{Path, PathBuf},
+};
+
+use crate::{cli::exit::{self, Failure}, store::identity_store::Means, sys::progress::Shown, systemd::unit::Scope, transfer::{Error, import::{Import, Imported, import}}, value::VmName};
+
+/// What `qvm import` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// What `qvm export` wrote; `-` is standard input
+    file: PathBuf,
+    /// What the VM is to be called, if not as before
+    #[arg(long)]
+    name: Option<VmName>,
+    /// Make it a copy, which can run beside the VM that was exported
+    #[arg(long)]
+    new_identity: bool,
+}
+
+/// Imports a VM from a file, which is seen from `cwd`.
+///
+/// # Errors
+/// The file is not what was exported, or there is such a VM already.
+pub async fn run(
+    args: &Args,
+    means: Means,
+    cwd: &Path,
+    manager: Option<Scope>,
+    terminal: bool,
+) -> Result<(), Failure> {
+    let called = args.file.display().to_string();
+    let (mut from, length): (Box<dyn Read + Send>, _) = if args.file == Path::new("-") {
+        if io::stdin().is_terminal() {
+            let text = "nothing imported: standard input is a terminal";
+            return Err(Failure::new(exit::USAGE, text));
+        }
+        (Box::new(io::stdin()), None)
+    } else {
+        let cannot = |error| Failure::new(exit::FAILED, format!("cannot read `{called}`: {error}"));
+        let file = File::open(cwd.join(&args.file)).map_err(cannot)?;
+        let meta = file.metadata().map_err(cannot)?;
+        (Box::new(file), Some(meta.len()).filter(|_| meta.is_file()))
+    };
+    let (name, new_identity) = (args.name.clone(), args.new_identity);
+    let imported = super::long(move |cancel| {
+        let mut what = Import { from: &mut *from, called, length, name, new_identity };
+        import(&mut what, &means, &mut Shown::new(terminal), cancel)
+    });
+    let imported = imported.await?.map_err(|error| refused(&error, args))?;
+    super::take_up(&imported.vm.name, manager).await?;
+    told(args, &imported);
+    Ok(())
+}
+
+fn refused(error: &Error, args: &Args) -> Failure {
+    match (error, &args.name) {
+        (Error::Exists(_) | Error::Kept { .. } | Error::InUse { .. }, None) => {
+            Failure::of(error).hint("`--name` gives it another".to_owned())
+        }
+        (Error::WouldBeInvalid(invalid), _) => Failure::invalid(invalid),
+        (error, _) => Failure::of(error).hint(error.hint()),
+    }
+}
+
+fn told(args: &Args, imported: &Imported) {
+    let Imported { vm, was, .. } = imported;
+    super::tell(&vm.name, &format!("imported from {}", args.file.display()));
+    if let Some(path) = &imported.user_data {
+        super::tell(&vm.name, &format!("its user-data is {}", path.display()));
+    }
+    super::tell_taken_out(&vm.name, &imported.taken_out);
+    if let Some(hostname) = &imported.hostname {
+        super::keeps_hostname(hostname);
+    }
+    for path in &imported.host_files {
+        super::advise(&format!("its VM file names `{}` of this host", path.display()));
+    }
+    if args.new_identity {
+        super::advise_copy(&vm.name, was, vm, imported.has_run);
+    }
+}

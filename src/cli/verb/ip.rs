@@ -1,0 +1,67 @@
+//! `qvm ip`: the guest's addresses, and who says so.
+
+use crate::{cli::exit::{self, Failure}, control::types::Address, fleet::addresses::addresses, store::layout::Layout, value::{VmName, plain}};
+
+/// What `qvm ip` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The VM
+    name: VmName,
+    /// An array of objects
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints one address a line, the most useful one first.
+///
+/// # Errors
+/// It does not run, or nobody knows an address (3).
+pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
+    let name = &args.name;
+    let found = addresses(layout, name).await;
+    let found = found.map_err(|error| super::refused(&error, layout, name))?;
+    if args.json {
+        let json = serde_json::to_string_pretty(&found).map_err(|error| Failure::of(&error))?;
+        super::print(&format!("{json}\n"))?;
+    } else {
+        let width = found.iter().map(|one| one.address.len()).max().unwrap_or(0);
+        let lines: Vec<String> = found.iter().map(|one| line(one, width)).collect();
+        super::print(&lines.concat())?;
+    }
+    match found.is_empty() {
+        true => Err(unknown(name)),
+        false => Ok(()),
+    }
+}
+
+fn line(one: &Address, width: usize) -> String {
+    let source = match one.source.as_str() {
+        "agent" => "guest agent",
+        "vm-file" => "VM file",
+        "neighbour" => "neighbour table",
+        other => other,
+    };
+    // A guest calls its interfaces what it likes.
+    let interface = one.interface.as_ref().map_or_else(String::new, |name| format!(", {name}"));
+    format!("{}\n", plain(&format!("{:width$}  {source}{interface}", one.address)))
+}
+
+/// Nobody knows where it is.
+fn unknown(name: &VmName) -> Failure {
+    let hint = "qemu-guest-agent in the guest tells it; `ip` in the VM file sets it";
+    let failure = Failure::new(exit::NOT_RUNNING, "its address is not known");
+    failure.about(name).hint(hint.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_names_its_interface_drives_no_terminal() {
+        let interface = Some("eth0\u{1b}[2J\u{9b}2J\n10.0.0.1".to_owned());
+        let one = Address { address: "10.0.2.15".into(), interface, source: "agent".into() };
+        let shown = "10.0.2.15    guest agent, eth0\\u{1b}[2J\\u{9b}2J\\n10.0.0.1\n";
+        assert_eq!(line(&one, 11), shown);
+    }
+}

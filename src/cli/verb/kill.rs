@@ -1,0 +1,74 @@
+//! `qvm kill`: the power cut.
+
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+
+use crate::{cli::exit::{self, Failure}, control::{client, types::Command}, fleet::{force_off::force_off, stop::{ask_down, gone}}, store::{layout::Layout, running}, supervisor::settings::Settings, value::VmName};
+
+/// What `qvm kill` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// VMs
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<VmName>,
+}
+
+/// How long a VM whose QEMU runs without a supervisor is looked at again before its QEMU is killed: after a crash, systemd starts the next
+/// supervisor within this time. That one is asked, so that the unit stays down.
+const NEXT_SUPERVISOR: Duration = Duration::from_secs(1);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Forces the VMs off and returns when they are down. Without a supervisor, the QEMU process of the run record is killed. The only verb
+/// that acts on a VM whose state is unknown: the QEMU process that holds its liveness lock is killed. `settings` makes what a
+/// supervisor is told.
+///
+/// # Errors
+/// Of each VM that is not running or does not take it.
+pub async fn run(
+    args: &Args,
+    layout: &Layout,
+    settings: &(dyn Fn(VmName) -> Settings + '_),
+) -> Result<(), Failure> {
+    super::each(&args.names, async |name| {
+        let paths = layout.vm(&name);
+        let mut say = |text: &str| super::tell(&name, text);
+        let begun = Instant::now();
+        loop {
+            let asked = ask_down(&paths.control_socket(), Command::Terminate, true, &mut say).await;
+            let error = match asked {
+                Ok(()) => {
+                    gone(&paths).await;
+                    return Ok(());
+                }
+                Err(error @ client::Error::NotRunning) => error,
+                Err(error) => return Err(super::refused(&error, layout, &name)),
+            };
+            match running::find(&paths) {
+                Ok(found) if !found.is_running() => {
+                    return Err(super::refused(&error, layout, &name));
+                }
+                Ok(_) if begun.elapsed() < NEXT_SUPERVISOR => sleep(LOOK).await,
+                Ok(_) | Err(_) => return force(&name, layout, settings(name.clone())).await,
+            }
+        }
+    })
+    .await
+}
+
+/// Forces off a VM without a supervisor.
+async fn force(name: &VmName, layout: &Layout, settings: Settings) -> Result<(), Failure> {
+    match force_off(&settings).await {
+        Ok(Some(pid)) => {
+            super::tell(name, &format!("forced off: QEMU (pid {pid}) was killed"));
+            Ok(())
+        }
+        Ok(None) => Err(super::not_running(layout, name)),
+        Err(error) => {
+            let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
+            let code = if error.is_the_hosts() { exit::HOST } else { exit::FAILED };
+            Err(Failure::of(&error).about(name).code(code).hint(hint))
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! `qvm lend`: gives descriptors of the host's network to supervisors that are in a network namespace of their own.
+
+use std::{os::unix::net::UnixListener, path::PathBuf};
+
+use crate::{cli::exit::{self, Failure}, net::broker, sys::socket};
+
+/// What `qvm lend` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Listen here, for ever; without it, at what systemd listens at, until nobody asks any more
+    pub socket: Option<PathBuf>,
+}
+
+/// Lends.
+///
+/// # Errors
+/// There is no socket, or it is no good.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let (listener, stays): (UnixListener, bool) = match &args.socket {
+        Some(path) => {
+            let failed = |error: socket::Error| Failure::of(&error).hint(error.hint());
+            (socket::listen_first(path).map_err(failed)?, true)
+        }
+        None => match broker::listener() {
+            Some(listener) => (listener, false),
+            None => {
+                let text = "there is no socket to lend at";
+                let hint = "`qvm-network.socket` starts it; or name one: `qvm lend SOCKET`";
+                return Err(Failure::new(exit::USAGE, text).hint(hint.to_owned()));
+            }
+        },
+    };
+    broker::lend(&listener, stays)
+        .map_err(|error| Failure::new(exit::FAILED, format!("cannot lend any more: {error}")))
+}

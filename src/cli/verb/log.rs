@@ -1,0 +1,76 @@
+//! `qvm log`: what the serial console said, of this run and of those before.
+
+use std::io;
+
+use jiff::tz::TimeZone;
+use tokio::{io::AsyncReadExt, net::UnixStream};
+
+use crate::{cli::exit::{self, Failure}, store::layout::Layout, sys::log::{reader::LogReader, text::Shown}, value::VmName};
+
+/// What `qvm log` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The VM
+    name: VmName,
+    /// Go on with what the console says, until the VM is down
+    #[arg(short, long)]
+    follow: bool,
+    /// Only so many of the last lines
+    #[arg(short = 'n', long, value_name = "LINES")]
+    lines: Option<usize>,
+    /// Only what the guest said since it booted the last time
+    #[arg(short = 'b', long)]
+    since_boot: bool,
+    /// Before each line, when it began
+    #[arg(short, long)]
+    timestamps: bool,
+}
+
+/// Prints the log, with times of `zone`.
+///
+/// # Errors
+/// There is none, or it cannot be read; with `-f`, the VM is not running.
+pub async fn run(args: &Args, layout: &Layout, zone: TimeZone) -> Result<(), Failure> {
+    let path = layout.vm(&args.name).console_log();
+    let cannot = |error: io::Error| {
+        let text = format!("cannot read `{}`: {error}", path.display());
+        Failure::new(exit::FAILED, text).about(&args.name)
+    };
+    // Before the log is read: what comes later wakes us.
+    let attached = if args.follow { Some(attach(&args.name, layout).await) } else { None };
+    let mut log = LogReader::new(path.clone());
+    let mut part = log.read().map_err(cannot)?;
+    if !log.found() && attached.is_none() {
+        let failure = super::not_running(layout, &args.name);
+        return Err(match layout.vm_file(&args.name).symlink_metadata() {
+            Ok(_) => Failure::new(exit::NOT_RUNNING, "its console has said nothing yet")
+                .about(&args.name),
+            Err(_) => failure,
+        });
+    }
+    if args.since_boot {
+        part = part.since_boot();
+    }
+    if let Some(lines) = args.lines {
+        part = part.last(lines);
+    }
+    let mut shown = Shown::new(args.timestamps.then_some(zone));
+    super::print_bytes(&shown.text(part))?;
+    let Some(attached) = attached else { return Ok(()) };
+    let mut console = attached?;
+    super::shown(async {
+        let mut bytes = vec![0; 16 << 10];
+        // The supervisor writes the log first and then tells its viewers: that there is something is taken from the
+        // console, and what it is from the log. So nothing is missed between the two, or said twice.
+        while let Ok(1..) = console.read(&mut bytes).await {
+            super::print_bytes(&shown.text(log.read().map_err(cannot)?))?;
+        }
+        super::print_bytes(&shown.text(log.read().map_err(cannot)?))
+    })
+    .await
+}
+
+async fn attach(name: &VmName, layout: &Layout) -> Result<UnixStream, Failure> {
+    let client = super::connect(layout, name).await?;
+    client.console(true, 0).await.map_err(|error| super::refused(&error, layout, name))
+}

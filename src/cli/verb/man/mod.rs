@@ -1,0 +1,136 @@
+//! `qvm man`: the manual pages qvm(1) and qvm.toml(5), as roff.
+
+mod command;
+mod markdown;
+
+use clap_mangen::roff::{Roff, bold, roman};
+
+use crate::cli::exit::Failure;
+
+/// What `qvm man` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Which page
+    #[arg(default_value = "qvm")]
+    page: Page,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Page {
+    Qvm,
+    #[value(name = "qvm.toml")]
+    QvmToml,
+}
+
+/// When what the pages say was looked over as a whole: mdoc and man want a date, and a build should not make one up.
+const DATE: &str = "2026-11-21";
+
+/// The reference of all keys, which is qvm.toml(5) as well.
+const KEYS: &str = include_str!("../../../../docs/qvm.toml.md");
+
+/// Prints a page; qvm(1) is that of `command`.
+///
+/// # Errors
+/// It cannot be printed.
+pub fn run(args: &Args, command: clap::Command) -> Result<(), Failure> {
+    super::print(&match args.page {
+        Page::Qvm => command_page(command).map_err(|error| Failure::of(&error))?,
+        Page::QvmToml => keys_page(),
+    })
+}
+
+fn command_page(mut command: clap::Command) -> std::io::Result<String> {
+    command.build();
+    let mut roff = title("QVM", "1");
+    roff.control("SH", ["NAME"]);
+    let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+    roff.text([roman(format!("qvm - {}", lower(&about)))]);
+    roff.control("SH", ["SYNOPSIS"]);
+    roff.text([bold("qvm"), roman(" [OPTIONS] VERB [ARGUMENT...]")]);
+    roff.control("SH", ["DESCRIPTION"]);
+    super::man::markdown::write(&mut roff, include_str!("intro.md"));
+    let mut page = roff.render();
+    super::man::command::write(&mut page, &command)?;
+    let mut roff = Roff::new();
+    super::man::markdown::write(&mut roff, include_str!("outro.md"));
+    page.push_str(&roff.to_roff());
+    Ok(ascii(&page))
+}
+
+fn keys_page() -> String {
+    let mut roff = title("QVM.TOML", "5");
+    roff.control("SH", ["NAME"]);
+    roff.text([roman("qvm.toml - the file that describes a virtual machine for qvm(1)")]);
+    roff.control("SH", ["DESCRIPTION"]);
+    // What is above the first paragraph is the name, which the page has already.
+    let (_, text) = KEYS.split_once("\n\n").unwrap_or_default();
+    super::man::markdown::write(&mut roff, text);
+    roff.control("SH", ["SEE ALSO"]);
+    roff.text([roman("qvm(1), systemd.unit(5), authorized_keys(5), crypt(5)")]);
+    ascii(&roff.render())
+}
+
+fn title(name: &str, section: &str) -> Roff {
+    let mut roff = Roff::new();
+    let source = format!("qvm {}", env!("CARGO_PKG_VERSION"));
+    roff.control("TH", [name, section, DATE, &source, "qvm manual"]);
+    roff
+}
+
+/// A sentence as what follows a dash.
+fn lower(sentence: &str) -> String {
+    let mut chars = sentence.trim_end_matches('.').chars();
+    chars.next().map(|first| first.to_lowercase().chain(chars).collect()).unwrap_or_default()
+}
+
+/// In ASCII, which every formatter reads; and what looks like an accent to it is one no more (groff_man_style(7)).
+fn ascii(page: &str) -> String {
+    page.chars().fold(String::with_capacity(page.len()), |mut out, c| {
+        match c {
+            '~' => out.push_str("\\(ti"),
+            '^' => out.push_str("\\(ha"),
+            '`' => out.push_str("\\(ga"),
+            c if c.is_ascii() => out.push(c),
+            c => out.push_str(&format!("\\[u{:04X}]", u32::from(c))),
+        }
+        out
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_has_its_place_in_the_page() {
+        let page = keys_page();
+        for key in crate::spec::keys() {
+            let last = key.rsplit('.').next().unwrap_or(key);
+            assert!(page.contains(last), "{key}");
+        }
+        // Nothing of the markup is left; ` is \(ga by then.
+        assert!(!page.contains("\\(ga") && !page.contains("**") && !page.contains("\n|"), "{page}");
+    }
+
+    #[test]
+    fn a_page_is_ascii() {
+        assert_eq!(ascii("a…~^`é"), "a\\[u2026]\\(ti\\(ha\\(ga\\[u00E9]");
+        assert!(keys_page().is_ascii());
+    }
+
+    #[test]
+    fn empty_lines_are_in_examples_alone() {
+        let command = clap::Command::new("qvm").about("It").subcommand(
+            clap::Command::new("do")
+                .about("Does")
+                .arg(clap::Arg::new("a").long("a").help("One of").value_parser(["b", "c"])),
+        );
+        for page in [keys_page(), command_page(command).unwrap()] {
+            let mut example = false;
+            for line in page.lines() {
+                example = (example || line == ".nf") && line != ".fi";
+                assert!(example || !line.is_empty(), "{page}");
+            }
+        }
+    }
+}

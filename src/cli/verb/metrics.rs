@@ -1,0 +1,34 @@
+//! `qvm metrics`: everything about all VMs, as Prometheus wants it.
+
+use std::path::{Path, PathBuf};
+
+use crate::{cli::exit::Failure, fleet::{cpu_share::weigh, inventory::inventory, metrics::metrics, usage}, store::layout::Layout, sys::file};
+
+/// What `qvm metrics` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Into this file, which is replaced at once: for node_exporter's textfile collector its name ends in `.prom`
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+/// Prints or writes them; `proc` is `/proc`.
+///
+/// # Errors
+/// They cannot be printed or written.
+pub async fn run(args: &Args, layout: &Layout, proc: &Path) -> Result<(), Failure> {
+    let mut entries = inventory(layout, &[]).await;
+    weigh(&mut entries, proc);
+    usage::fill_in(&mut entries, proc);
+    let used = usage::usage(layout, &entries, proc).await;
+    let text = metrics(&entries, &used);
+    match &args.output {
+        None => super::print(&text),
+        Some(path) => {
+            file::remove_abandoned_beside(path);
+            // Others read it: the collector runs as a user of its own.
+            file::write_volatile(path, text.as_bytes(), 0o644)
+                .map_err(|error| Failure::of(&error).hint(error.hint()))
+        }
+    }
+}

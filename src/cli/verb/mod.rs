@@ -1,0 +1,365 @@
+//! Floor 5: one verb of the command line, one file; here what several of them need.
+
+pub mod apply;
+pub mod check;
+pub mod clone;
+pub mod completions;
+pub mod console;
+pub mod cp;
+pub mod diff;
+pub mod doctor;
+pub mod edit;
+pub mod events;
+pub mod exec;
+pub mod export;
+pub mod fsfreeze;
+pub mod gc;
+pub mod generate;
+pub mod image;
+pub mod import;
+pub mod ip;
+pub mod kill;
+pub mod lend;
+pub mod list;
+pub mod log;
+pub mod man;
+pub mod metrics;
+pub mod new;
+pub mod pause;
+pub mod plan;
+pub mod reap;
+pub mod reboot;
+mod refusal;
+pub mod rename;
+pub mod reseed;
+pub mod restart;
+pub mod resume;
+pub mod rm;
+pub mod run;
+pub mod screenshot;
+pub mod seed;
+pub mod sendkey;
+pub mod ssh;
+pub mod start;
+pub mod status;
+pub mod stop;
+pub mod suspend;
+pub mod top;
+pub mod type_text;
+pub mod vnc;
+pub mod wait;
+
+use std::{
+    collections::BTreeSet,
+    io::{self, Write},
+    time::Duration,
+};
+
+use futures_util::future::join_all;
+use jiff::Timestamp;
+use self::refusal::{alone, not_begun, not_ended, not_held, unknown};
+
+use super::exit::{self, Failure};
+use crate::{control::{client::{self, Client}, types::{Command, Pending}}, fleet::stop as ask_down, guest::{self, Guest}, spec::Vm, store::{layout::Layout, running::{self, PreviousQemu}}, sys::{progress::Cancel, session::{Session, Vanished}}, systemd::{service::Unit, unit::Scope}, transfer, value::{VmName, keyboard::Chord, plain}};
+
+/// How long a supervisor may take to give the notes of a VM that was started.
+const NOTES_LIMIT: Duration = Duration::from_secs(5);
+
+/// Does `work` for all names at once, each once; all failures are told.
+async fn each<W>(names: &[VmName], work: impl Fn(VmName) -> W) -> Result<(), Failure>
+where
+    W: Future<Output = Result<(), Failure>>,
+{
+    let mut seen = BTreeSet::new();
+    let names: Vec<&VmName> = names.iter().filter(|name| seen.insert(*name)).collect();
+    followed(async {
+        let done = join_all(names.into_iter().map(|name| work(name.clone()))).await;
+        Failure::all(done.into_iter().filter_map(Result::err).collect())
+    })
+    .await
+}
+
+/// Does work for as long as somebody follows it: not at a terminal that is hung up, nor where nobody reads standard output. What was
+/// asked of a supervisor by then goes on.
+async fn followed(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let mut session = Session::watch();
+    tokio::select! {
+        biased;
+        done = work => done,
+        vanished = session.end() => Err(Failure::quiet(vanished.exit_code())),
+    }
+}
+
+/// The same of work that only shows something: who reads no more has seen enough.
+async fn shown(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    match followed(work).await {
+        Err(failure) if failure.exit_code() == Vanished::NoReader.exit_code() => Ok(()),
+        done => done,
+    }
+}
+
+/// Prints the notes of a VM that was started: what keeps it from working as its VM file says. `qvm status` shows them
+/// too, so a supervisor that does not answer is not an error here.
+async fn tell_notes(layout: &Layout, name: &VmName) {
+    let socket = layout.vm(name).control_socket();
+    let Ok(mut client) = Client::connect(&socket).await else { return };
+    let Ok(status) = client.status(NOTES_LIMIT).await else { return };
+    for note in &status.notes {
+        tell(name, &format!("note: {note}"));
+    }
+}
+
+/// To standard output, which is what was asked for.
+fn print(text: &str) -> Result<(), Failure> {
+    print_bytes(text.as_bytes())
+}
+
+fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes).and_then(|()| out.flush()).map_err(|e| Failure::output(&e))
+}
+
+/// How something goes, to standard output. Work goes on where nobody listens.
+fn tell(name: &VmName, text: &str) {
+    let lines: Vec<String> = text.split('\n').map(plain).collect();
+    let _ = print(&format!("{name}: {}\n", lines.join("\n")));
+}
+
+async fn connect(layout: &Layout, name: &VmName) -> Result<Client, Failure> {
+    let socket = layout.vm(name).control_socket();
+    Client::connect(&socket).await.map_err(|error| refused(&error, layout, name))
+}
+
+/// A guest that is reached by its agent.
+async fn guest(layout: &Layout, name: &VmName) -> Result<Guest, Failure> {
+    let cannot = |error: io::Error| Failure::of(&error).about(name);
+    let session = Session::catch().map_err(cannot)?;
+    let guest = Guest::connect(layout.vm(name), session).await;
+    guest.map_err(|error| not_in_guest(&error, layout, name))
+}
+
+/// What was not done in a guest. Whoever ended it, or reads no more, is not told so.
+fn not_in_guest(error: &guest::Error, layout: &Layout, name: &VmName) -> Failure {
+    match error {
+        guest::Error::Client(error) => refused(error, layout, name),
+        guest::Error::NoReader => Failure::quiet(Vanished::NoReader.exit_code()),
+        guest::Error::Interrupted(signal) => {
+            Failure::quiet(Vanished::Signal(*signal).exit_code())
+        }
+        error => {
+            let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
+            Failure::of(error).about(name).hint(hint)
+        }
+    }
+}
+
+/// A command that has no more to say than that it was taken.
+async fn command(layout: &Layout, names: &[VmName], command: Command) -> Result<(), Failure> {
+    each(names, async |name| {
+        let mut client = connect(layout, &name).await?;
+        client.command(command).await.map_err(|error| refused(&error, layout, &name))
+    })
+    .await
+}
+
+/// Presses keys at a guest's keyboard.
+async fn press(layout: &Layout, name: &VmName, chords: &[Chord]) -> Result<(), Failure> {
+    let mut client = connect(layout, name).await?;
+    client.press(chords).await.map_err(|error| refused(&error, layout, name))
+}
+
+/// A command that ends VMs, told rung by rung; with `wait` until they are down.
+async fn ask_down(
+    layout: &Layout,
+    names: &[VmName],
+    command: Command,
+    wait: bool,
+) -> Result<(), Failure> {
+    each(names, async |name| {
+        let paths = layout.vm(&name);
+        let mut say = |text: &str| tell(&name, text);
+        let done = ask_down::ask_down(&paths.control_socket(), command, wait, &mut say).await;
+        done.map_err(|error| refused(&error, layout, &name))?;
+        if wait {
+            ask_down::gone(&paths).await;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// What a supervisor, or its absence, answers.
+fn refused(error: &client::Error, layout: &Layout, name: &VmName) -> Failure {
+    match error {
+        client::Error::NotRunning => not_running(layout, name),
+        error => {
+            let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
+            let code = match error {
+                client::Error::Unconfirmed { .. } => exit::HOST,
+                _ => exit::FAILED,
+            };
+            Failure::of(error).code(code).about(name).hint(hint)
+        }
+    }
+}
+
+fn not_running(layout: &Layout, name: &VmName) -> Failure {
+    match running::find(&layout.vm(name)) {
+        Ok(PreviousQemu::Running(qemu, _)) => return alone(name, qemu.pid()),
+        Ok(_) => {}
+        Err(error) => return unknown(&error, name),
+    }
+    let known = layout.vm_file(name).symlink_metadata().is_ok() || layout.vm(name).state.is_dir();
+    if known {
+        return Failure::new(exit::NOT_RUNNING, "not running").about(name);
+    }
+    Failure::new(exit::NOT_RUNNING, format!("there is no VM `{name}`"))
+        .hint(Some("`qvm list` shows those there are".to_owned()))
+}
+
+/// How long work that was called off may take to end. It may wait for another program, at the other end of a pipe.
+const CANCEL_GRACE: Duration = Duration::from_secs(3);
+
+/// Does work that may take long, on a thread that may block; SIGINT, SIGTERM, SIGHUP and a terminal that is hung up call it off.
+async fn long<T: Send + 'static>(
+    work: impl FnOnce(&Cancel) -> T + Send + 'static,
+) -> Result<T, Failure> {
+    let cancel = Cancel::default();
+    let mut session = Session::catch().map_err(|error| Failure::of(&error))?;
+    let called_off = cancel.clone();
+    let work = tokio::task::spawn_blocking(move || work(&called_off));
+    tokio::pin!(work);
+    let called_off = async {
+        // Work goes on where nobody listens.
+        while session.end().await == Vanished::NoReader {}
+        cancel.set();
+        tokio::time::sleep(CANCEL_GRACE).await;
+    };
+    tokio::select! {
+        done = &mut work => done.map_err(|error| Failure::of(&error)),
+        () = called_off => Err(Failure::of(&transfer::Error::CalledOff)),
+    }
+}
+
+/// Why a VM was not renamed, cloned, exported or imported.
+fn not_carried(error: &transfer::Error, name: &VmName) -> Failure {
+    match error {
+        transfer::Error::Invalid(invalid) => Failure::invalid(invalid),
+        transfer::Error::WouldBeInvalid(invalid) => {
+            Failure::told(exit::INVALID, format!("error: {name}: {error}:\n{invalid}"))
+        }
+        transfer::Error::NoVm(_) => Failure::of(error).code(exit::NOT_RUNNING).hint(error.hint()),
+        transfer::Error::NoFile(_) => Failure::of(error).code(exit::NOT_RUNNING).about(name),
+        error => {
+            let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
+            let code = if error.is_the_hosts() { exit::HOST } else { exit::FAILED };
+            Failure::of(error).about(name).code(code).hint(hint)
+        }
+    }
+}
+
+/// Has the service manager take up a VM file that has just come to its place: order, autostart, weights.
+async fn take_up(name: &VmName, manager: Option<Scope>) -> Result<(), Failure> {
+    let Some(scope) = manager else { return Ok(()) };
+    let taken_up = match Unit::find(name, scope).await {
+        Ok(Some(unit)) => unit.refresh().await,
+        Ok(None) => Ok(()),
+        Err(error) => Err(error),
+    };
+    let hint = "it is there all the same; `systemctl daemon-reload` does what failed".to_owned();
+    taken_up.map_err(|e| Failure::of(&e).about(name).hint(hint))
+}
+
+/// What there is to be done yet, to standard error.
+fn advise(text: &str) {
+    let _ = writeln!(io::stderr(), "hint: {text}");
+}
+
+/// The keys that a copy of a VM file has not, if there are any.
+fn tell_taken_out(name: &VmName, keys: &[String]) {
+    if !keys.is_empty() {
+        tell(name, &format!("taken out of its VM file: {}", keys.join(", ")));
+    }
+}
+
+fn keeps_hostname(hostname: &str) {
+    advise(&format!(
+        "its guest keeps the host name `{hostname}`: write `hostname` in `[cloudInit]` for another one"
+    ));
+}
+
+/// What a guest that has run has on its disks, and a copy should not have.
+fn advise_copy(name: &VmName, from: &VmName, vm: &Vm, has_run: bool) {
+    if has_run {
+        let (also, keys) = match vm.cloud_init {
+            Some(_) => ("", ""),
+            None => (" and the SSH host keys", "; rm /etc/ssh/ssh_host_*; ssh-keygen -A"),
+        };
+        let renew = "rm -f /etc/machine-id /var/lib/dbus/machine-id; systemd-machine-id-setup";
+        advise(&format!(
+            "its guest has the machine-id{also} of `{from}`; where that matters (DHCP, the journal), say \
+             `{renew}{keys}` in the guest of `{name}` and reboot it"
+        ));
+    }
+    if let Some(data) = vm.cloud_init.as_ref().and_then(|seed| seed.user_data.as_ref()) {
+        advise(&format!(
+            "it has the user-data of `{from}`, `{}`: is there anything in it that only one can have?",
+            data.path.display()
+        ));
+    }
+}
+
+/// Bytes as people write them: `512M`, `4G`; rounded up to MiB where they are none.
+fn size(bytes: u64) -> String {
+    use crate::value::Size;
+    Size::from_mib(bytes.div_ceil(Size::MIB)).map_or_else(|| bytes.to_string(), |s| s.to_string())
+}
+
+/// `mem: 1G -> 2G`.
+fn difference(pending: &Pending) -> String {
+    let value = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
+    format!("{}: {} -> {}", pending.key, value(&pending.from), value(&pending.to))
+}
+
+/// `mem: 1G -> 2G, when the guest reboots`.
+fn change(pending: &Pending) -> String {
+    let reruns = match &pending.reruns {
+        Some(modules) => format!(", which does anew: {modules}"),
+        None => String::new(),
+    };
+    format!("{}, {}{reruns}", difference(pending), pending.takes_effect.words())
+}
+
+/// How long ago something was, in the two largest units: `3d 4h`, `4h 5m`, `5m 6s`, `6s`.
+fn age(at: &str, now: Timestamp) -> Option<String> {
+    let at: Timestamp = at.parse().ok()?;
+    let seconds = u64::try_from(now.as_second() - at.as_second()).unwrap_or(0);
+    let (d, h, m, s) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    Some(match (d, h, m) {
+        (0, 0, 0) => format!("{s}s"),
+        (0, 0, _) => format!("{m}m {s}s"),
+        (0, ..) => format!("{h}h {m}m"),
+        _ => format!("{d}d {h}h"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_two_largest_units() {
+        let now: Timestamp = "2026-01-02T00:00:00Z".parse().unwrap();
+        for (at, shown) in [
+            ("2026-01-01T23:59:54Z", "6s"),
+            ("2026-01-01T23:54:54Z", "5m 6s"),
+            ("2026-01-01T19:54:54Z", "4h 5m"),
+            ("2025-12-29T20:00:00Z", "3d 4h"),
+            // The clock was set back.
+            ("2026-01-03T00:00:00Z", "0s"),
+        ] {
+            assert_eq!(age(at, now).as_deref(), Some(shown));
+        }
+        assert_eq!(age("yesterday", now), None);
+    }
+}

@@ -1,0 +1,289 @@
+//! `qvm new`: writes a VM file that a new user understands, around an image that is known.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use crate::{cli::{exit::{self, Failure}, table::{Cell, Screen, Table}}, spec::{self, Invalid, Link, Vm, check, known::{self, Known}, vm_file::{self, Network, New}}, store::layout::Layout, sys::file, value::{IfName, Size, VmName, shown}};
+
+/// What `qvm new` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// What the VM is called, and its file
+    #[arg(required_unless_present = "list")]
+    name: Option<VmName>,
+    /// What its disk is made from; `--list` tells which there are
+    #[arg(long, value_name = "KEY", default_value = known::DEFAULT)]
+    image: String,
+    /// A tap on this bridge of the host; without it a network that needs no privileges
+    #[arg(long, value_name = "BRIDGE")]
+    bridge: Option<IfName>,
+    /// Memory [default: 2G, or what the image needs]
+    #[arg(long, value_name = "SIZE")]
+    mem: Option<Size>,
+    /// Virtual CPUs
+    #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..))]
+    vcpu: u8,
+    /// The disk, in GiB [default: 20, or what the image needs]
+    #[arg(long, value_name = "GIB", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    disk: Option<u32>,
+    /// An account with sudo, instead of the image's own
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
+    /// Public keys that may log in [default: the first of ~/.ssh/id_*.pub]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    ssh_key: Option<PathBuf>,
+    /// The images that are known
+    #[arg(long, conflicts_with_all = ["name", "bridge", "mem", "disk", "user", "ssh_key"])]
+    list: bool,
+    /// The images as an array of objects
+    #[arg(long, requires = "list")]
+    json: bool,
+}
+
+/// Where ssh-keygen(1) puts public keys, the better ones first.
+const KEYS: [&str; 5] =
+    ["id_ed25519.pub", "id_ed25519_sk.pub", "id_ecdsa.pub", "id_ecdsa_sk.pub", "id_rsa.pub"];
+/// Who may read a VM file: it can hold the hash of a password.
+const MODE: u32 = 0o640;
+
+/// Writes the file of a VM that has none. `home` is the caller's directory, for a key to log in with.
+///
+/// # Errors
+/// There is one already, no such image, a key that cannot be read, or an option that a VM file does not take.
+pub fn run(
+    args: &Args,
+    layout: &Layout,
+    home: Option<&Path>,
+    screen: Screen,
+) -> Result<(), Failure> {
+    let Some(name) = args.name.as_ref().filter(|_| !args.list) else {
+        return list(args.json, screen);
+    };
+    let path = layout.vm_file(name);
+    if path.symlink_metadata().is_ok() {
+        return Err(exists(name, &path));
+    }
+    let image = image(args)?;
+    let keys = keys(args, image, home)?;
+    let beside: Vec<Vm> =
+        spec::load_all(&layout.vm_files()).into_iter().filter_map(|(_, vm)| vm.ok()).collect();
+    let network = match &args.bridge {
+        Some(bridge) => Network::Bridge(bridge, tap(name, &beside)),
+        None => Network::User(port(image.port, &beside)),
+    };
+    let new = New {
+        name,
+        image,
+        made_at: &layout.state.join(format!("{}.qcow2", image.key)),
+        mem: args.mem.unwrap_or(MEM.max(image.mem_min)),
+        vcpu: args.vcpu,
+        disk_g: args.disk.unwrap_or(DISK_G.max(image.disk_min_g)),
+        network,
+        user: args.user.as_deref(),
+        keys: &keys,
+    };
+    let text = vm_file::text(&new);
+    let vm = readable(name, &path, &text, &beside)?;
+    let cannot = |error: file::Error| Failure::of(&error).about(name).hint(error.hint());
+    file::make_dir(&layout.vm_files()).map_err(cannot)?;
+    file::write_new(&path, text.as_bytes(), MODE).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => exists(name, &path),
+        _ => cannot(error),
+    })?;
+    super::print(&told(&new, &vm, &path, layout))
+}
+
+/// Enough for a small server of any of these distributions.
+const MEM: Size = Size::from_bytes(2 << 30);
+/// The disk that goes with it, in GiB; what is not written takes no room.
+const DISK_G: u32 = 20;
+
+fn exists(name: &VmName, path: &Path) -> Failure {
+    let failure = Failure::new(exit::FAILED, format!("there is a `{}` already", path.display()));
+    failure.about(name).hint(format!("`qvm edit {name}` changes it"))
+}
+
+/// The image that is asked for, and whether the rest fits it.
+fn image(args: &Args) -> Result<&'static Known, Failure> {
+    let usage = |text: String| Failure::new(exit::USAGE, text);
+    let image = known::named(&args.image).ok_or_else(|| {
+        let hint = match known::nearest(&args.image) {
+            Some(near) => format!("did you mean `{near}`? `qvm new --list` shows all"),
+            None => "`qvm new --list` shows those there are".to_owned(),
+        };
+        usage(format!("no image is known as `{}`", shown(&args.image))).hint(hint)
+    })?;
+    if let Some(mem) = args.mem.filter(|mem| *mem < image.mem_min) {
+        let least = image.mem_min;
+        return Err(usage(format!("{mem} of memory is too little for {}", image.title))
+            .hint(format!("it needs {least} at least")));
+    }
+    if let Some(disk) = args.disk.filter(|disk| *disk < image.disk_min_g) {
+        let least = image.disk_min_g;
+        return Err(usage(format!("a disk of {disk} GiB is too small for {}", image.title))
+            .hint(format!("it needs {least} GiB at least")));
+    }
+    let asked = [("--user", args.user.is_some()), ("--ssh-key", args.ssh_key.is_some())];
+    match asked.iter().find(|(_, asked)| *asked && !image.cloud_init) {
+        Some((option, _)) => Err(usage(format!(
+            "`{option}` cannot be done: {} knows no cloud-init, which would do it",
+            image.title
+        ))),
+        None => Ok(image),
+    }
+}
+
+/// The public keys of `--ssh-key`, or the caller's own; none where the caller has none.
+fn keys(args: &Args, image: &Known, home: Option<&Path>) -> Result<Vec<String>, Failure> {
+    let read = |path: &Path| -> Result<Vec<String>, Failure> {
+        let text = fs::read_to_string(path).map_err(|error| {
+            Failure::new(exit::FAILED, format!("cannot read `{}`: {error}", path.display()))
+        })?;
+        if text.contains("PRIVATE KEY") {
+            let text = format!("`{}` is a private key, which stays where it is", path.display());
+            let hint = format!("give the `.pub` file beside it: `{}.pub`", path.display());
+            return Err(Failure::new(exit::USAGE, text).hint(hint));
+        }
+        let lines = text.lines().map(str::trim);
+        let keys = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+        Ok(keys.map(str::to_owned).collect())
+    };
+    if let Some(path) = &args.ssh_key {
+        let keys = read(path)?;
+        if keys.is_empty() {
+            let text = format!("there is no key in `{}`", path.display());
+            return Err(Failure::new(exit::FAILED, text));
+        }
+        return Ok(keys);
+    }
+    let own = home.filter(|_| image.cloud_init).map(|home| home.join(".ssh"));
+    let own = own.and_then(|dir| KEYS.iter().map(|key| dir.join(key)).find(|key| key.is_file()));
+    own.map_or(Ok(Vec::new()), |key| read(&key))
+}
+
+/// A port of the host that no other VM file forwards: 2222 and up for ssh, others as they are in the guest.
+fn port(guest: u16, beside: &[Vm]) -> u16 {
+    let first = if guest < 1024 { 2200 + guest } else { guest };
+    let taken = |port: &u16| {
+        beside.iter().flat_map(|vm| &vm.nics).any(|nic| match &nic.link {
+            Link::User { forward } => forward.iter().any(|one| one.host.port() == *port),
+            Link::Bridge { .. } => false,
+        })
+    };
+    (first..u16::MAX).find(|port| !taken(port)).unwrap_or(first)
+}
+
+/// What the tap is called where `qvm-NAME` would be too long for an interface.
+fn tap(name: &VmName, beside: &[Vm]) -> Option<IfName> {
+    let usual = format!("qvm-{name}");
+    if usual.len() <= IfName::MAX {
+        return None;
+    }
+    let taken = |tap: &IfName| {
+        beside.iter().flat_map(|vm| &vm.nics).any(|nic| match &nic.link {
+            Link::Bridge { tap: theirs, .. } => theirs == tap,
+            Link::User { .. } => false,
+        })
+    };
+    let cut = |nr: u32| {
+        let nr = if nr == 0 { String::new() } else { format!("-{nr}") };
+        let (head, _) = usual.split_at(IfName::MAX - nr.len());
+        format!("{}{nr}", head.trim_end_matches('-')).parse::<IfName>().ok()
+    };
+    (0..1000).filter_map(cut).find(|tap| !taken(tap))
+}
+
+/// What the file means to the reader that everything goes by, beside the files there are.
+fn readable(name: &VmName, path: &Path, text: &str, beside: &[Vm]) -> Result<Vm, Failure> {
+    let none = io::ErrorKind::NotFound;
+    let vm = spec::read(name, path, text, &mut |_| Err(none.into()))
+        .map_err(|problems| Failure::invalid(&Invalid(problems)).code(exit::USAGE))?;
+    let all: Vec<&Vm> = beside.iter().chain([&vm]).collect();
+    // What is wrong among the others is for `qvm check` to tell.
+    let mut problems = check::across(&all, &[]);
+    problems.retain(|problem| problem.file == path);
+    match problems.is_empty() {
+        true => Ok(vm),
+        false => Err(Failure::invalid(&Invalid(problems)).code(exit::FAILED)),
+    }
+}
+
+fn told(new: &New<'_>, vm: &Vm, path: &Path, layout: &Layout) -> String {
+    let (name, mut out) = (new.name, String::new());
+    out.push_str(&format!("{name}: wrote {}\n", path.display()));
+    let state = layout.vm(name).state;
+    if file::list(&state).is_ok_and(|files| !files.is_empty()) {
+        out.push_str(&format!(
+            "note: a VM of this name left a disk in `{}`, which is used: `qvm rm {name} --disks` deletes it\n",
+            state.display()
+        ));
+    }
+    if new.image.url.is_none() {
+        let place = new.made_at.display();
+        out.push_str(&format!("note: the image has to be made, and copied to `{place}`\n"));
+    }
+    if vm.cloud_init.as_ref().is_some_and(|told| told.ssh_authorized_keys.is_empty()) {
+        let keys = "nobody can log in yet: there is no key for `sshAuthorizedKeys`";
+        out.push_str(&format!("note: {keys}; `ssh-keygen` makes one\n"));
+    }
+    out.push_str(&format!("next: `qvm edit {name}` to change it, `qvm start {name}` to boot\n"));
+    out
+}
+
+fn list(json: bool, screen: Screen) -> Result<(), Failure> {
+    if json {
+        let text = serde_json::to_string_pretty(known::all()).map_err(|e| Failure::of(&e))?;
+        return super::print(&format!("{text}\n"));
+    }
+    let head = ["KEY", "IMAGE", "USER", "MEM", "DISK", "FIRMWARE", "CLOUD-INIT"];
+    let mut table = Table::new(head);
+    for image in known::all() {
+        let row = vec![
+            image.key.clone().into(),
+            image.title.clone().into(),
+            image.user.clone().unwrap_or_else(|| "-".to_owned()).into(),
+            Cell::from(image.mem_min.to_string()).right(),
+            Cell::from(format!("{}G", image.disk_min_g)).right(),
+            image.firmware.word().into(),
+            if image.cloud_init { "yes" } else { "no" }.into(),
+        ];
+        table.row(row, vec![]);
+    }
+    super::print(&table.text(screen))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vm(name: &str, text: &str) -> Vm {
+        let file = PathBuf::from(format!("/{name}.toml"));
+        spec::read(&name.parse().unwrap(), &file, text, &mut |_| Ok(vec![])).unwrap()
+    }
+
+    #[test]
+    fn a_port_that_nobody_has() {
+        let others = [
+            vm("a", "forward = [\"2222:22\", \"8080:80\"]\n"),
+            vm("b", "forward = [\"0.0.0.0:2223:22\"]\n"),
+            vm("c", "bridge = \"br0\"\n"),
+        ];
+        assert_eq!(port(22, &[]), 2222);
+        assert_eq!(port(22, &others), 2224);
+        assert_eq!(port(8123, &others), 8123);
+        assert_eq!(port(8080, &others), 8081);
+    }
+
+    #[test]
+    fn a_tap_that_fits_an_interface_and_that_nobody_has() {
+        let name = |text: &str| text.parse::<VmName>().unwrap();
+        assert_eq!(tap(&name("eleven-char"), &[]), None);
+        let long = tap(&name("twelve-chars"), &[]).unwrap();
+        assert_eq!(long.as_str(), "qvm-twelve-char");
+        let other = vm("twelve-chart", "bridge = \"br0\"\n[nic.net]\ntap = \"qvm-twelve-char\"\n");
+        assert_eq!(tap(&name("twelve-chars"), &[other]).unwrap().as_str(), "qvm-twelve-ch-1");
+        assert_eq!(tap(&name("ten-letter-s"), &[]).unwrap().as_str(), "qvm-ten-letter");
+    }
+}

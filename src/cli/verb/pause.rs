@@ -1,0 +1,19 @@
+//! `qvm pause`: holds a guest's vCPUs.
+
+use crate::{cli::exit::Failure, control::types::Command, store::layout::Layout, value::VmName};
+
+/// What `qvm pause` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// VMs
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<VmName>,
+}
+
+/// Pauses the VMs.
+///
+/// # Errors
+/// Of each VM that is not running or does not take it.
+pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
+    super::command(layout, &args.names, Command::Pause).await
+}

@@ -1,0 +1,52 @@
+//! `qvm plan`: the QEMU command line, one argument a line, without touching anything.
+
+use std::io::Write;
+
+use crate::{cli::exit::Failure, machine::{argv, facts}, spec::{self, Isolation}, supervisor::{settings::Settings, start::prepare}, value::VmName};
+
+/// What `qvm plan` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The VM
+    pub name: VmName,
+}
+
+/// Prints it.
+///
+/// # Errors
+/// The VM file is not valid, or the host lacks what it asks for.
+pub fn run(settings: &Settings, out: &mut dyn Write) -> Result<(), Failure> {
+    let name = settings.name.clone();
+    let file = settings.layout.vm_file(&name);
+    if !file.exists() {
+        let failure = Failure::new(3, format!("there is no VM file `{}`", file.display()));
+        return Err(failure.about(&name));
+    }
+    let vm = spec::load(&file).map_err(|e| Failure::invalid(&e))?;
+    let fail = |error: prepare::Error| Failure::of(&error).hint(error.hint()).about(&name);
+    let facts = prepare::facts_of(settings).map_err(|e| fail(e.into()))?;
+    let identity = prepare::identity_of(settings, &vm, &facts).map_err(fail)?;
+    let firmware = prepare::firmware_of(settings, &vm, &facts, &identity.machine)
+        .map_err(|e| fail(e.into()))?;
+    let (accel, _) = facts::accelerator(vm.accel, &facts.kvm).map_err(|e| fail(e.into()))?;
+    let paths = settings.paths();
+    let disks: Vec<_> = vm.disks.iter().map(|d| prepare::disk_place(&paths, d)).collect();
+    let machine = argv::Machine {
+        vm: &vm,
+        identity: &identity,
+        paths: &paths,
+        accel,
+        vhost_net: facts.vhost_net,
+        disks: &disks,
+        firmware: firmware.as_ref(),
+        restores: false,
+        sandbox: facts.qemu.sandbox && vm.isolation != Isolation::Off,
+    };
+    let line = argv::argv(&machine).map_err(|e| Failure::of(&e).about(&name))?;
+    let mut text = format!("{}\n", facts.qemu.binary.display());
+    for argument in line.arguments {
+        text.push_str(&argument);
+        text.push('\n');
+    }
+    out.write_all(text.as_bytes()).map_err(|e| Failure::output(&e))
+}

@@ -1,0 +1,23 @@
+//! `qvm reboot`: asks guests to reboot, or resets them.
+
+use crate::{cli::exit::Failure, control::types::Command, store::layout::Layout, value::VmName};
+
+/// What `qvm reboot` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// VMs
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<VmName>,
+    /// Reset the machine at once, as its reset button would
+    #[arg(long)]
+    force: bool,
+}
+
+/// Reboots the VMs.
+///
+/// # Errors
+/// Of each VM that is not running or does not take it.
+pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
+    let command = if args.force { Command::Reset } else { Command::Reboot };
+    super::command(layout, &args.names, command).await
+}

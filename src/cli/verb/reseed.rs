@@ -1,0 +1,53 @@
+//! `qvm reseed`: has cloud-init take the guest for a new instance at its next boot.
+
+use crate::{cli::exit::{self, Failure}, control::{client::Client, types::Command}, spec, store::{identity_lock::Waiter, running}, supervisor::{settings::Settings, start::prepare}, sys::progress::Cancel, value::VmName};
+
+/// What `qvm reseed` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The VM
+    pub name: VmName,
+}
+
+/// Renews the instance-id, and tells when the guest will see it.
+///
+/// # Errors
+/// It has no seed, or never ran.
+pub async fn run(settings: &Settings) -> Result<(), Failure> {
+    let name = &settings.name;
+    let file = settings.layout.vm_file(name);
+    if file.symlink_metadata().is_err() {
+        return Err(super::not_running(&settings.layout, name));
+    }
+    let vm = spec::load_early(&file).map_err(|(invalid, _)| Failure::invalid(&invalid))?;
+    if let Err(error) = running::find(&settings.paths())
+        && Client::connect(&settings.paths().control_socket()).await.is_err()
+    {
+        return Err(super::unknown(&error, name));
+    }
+    if vm.cloud_init.is_none() {
+        let hint = "`[cloudInit]` in the VM file gives it one".to_owned();
+        return Err(Failure::new(exit::FAILED, "it has no seed").about(name).hint(hint));
+    }
+    let waiter = Waiter { cancel: &Cancel::default(), say: &|text| super::tell(name, &text) };
+    let renewed = prepare::renew_instance(settings, waiter).map_err(|error| {
+        let code = if error.is_the_hosts() { exit::HOST } else { exit::FAILED };
+        Failure::of(&error).code(code).about(name).hint(error.hint())
+    })?;
+    let Some((old, new)) = renewed else {
+        let failure =
+            Failure::new(exit::NOT_RUNNING, "it never ran: its first boot is a new instance");
+        return Err(failure.about(name));
+    };
+    let mut when = "at the next start";
+    if let Ok(mut client) = Client::connect(&settings.paths().control_socket()).await {
+        let told = client.command(Command::Reload).await;
+        told.map_err(|error| super::refused(&error, &settings.layout, name))?;
+        when = "when the guest reboots";
+    }
+    super::tell(
+        name,
+        &format!("instance-id: {old} -> {new}, {when}: cloud-init sets it up anew then"),
+    );
+    Ok(())
+}

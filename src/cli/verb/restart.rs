@@ -1,0 +1,54 @@
+//! `qvm restart`: stops VMs that run, then starts them: a new QEMU, by the VM file as it is now.
+
+use std::path::Path;
+
+use crate::{cli::exit::Failure, control::{client, types::Command}, fleet::{start::{Begin, begin}, stop::{ask_down, released}}, spec, store::{layout::Layout, running}, systemd::unit::Scope, value::{Seconds, VmName}};
+
+/// What `qvm restart` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// VMs; one that is stopped is started
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<VmName>,
+    /// Force the guest off after so long, instead of `shutdownTimeoutSec`
+    #[arg(long, value_name = "SEC", value_parser = clap::value_parser!(u32).range(1..=i64::from(Seconds::MAX)))]
+    timeout: Option<u32>,
+}
+
+/// Stops and starts the VMs. One whose file is invalid keeps running.
+///
+/// # Errors
+/// Of each VM that does not stop or does not start.
+pub async fn run(
+    args: &Args,
+    layout: &Layout,
+    exe: &Path,
+    manager: Option<Scope>,
+) -> Result<(), Failure> {
+    let how = Begin { layout, exe, manager, wait: true, say: super::tell };
+    let command = Command::PowerOff { timeout_sec: args.timeout };
+    super::each(&args.names, async |name| {
+        let file = layout.vm_file(&name);
+        if file.symlink_metadata().is_ok() {
+            spec::load(&file).map_err(|invalid| Failure::invalid(&invalid))?;
+        }
+        let paths = layout.vm(&name);
+        let mut say = |text: &str| super::tell(&name, text);
+        match ask_down(&paths.control_socket(), command, true, &mut say).await {
+            Ok(()) | Err(client::Error::NotRunning) => {}
+            Err(error) => return Err(super::refused(&error, layout, &name)),
+        }
+        if let Err(error) = running::find(&paths) {
+            return Err(super::unknown(&error, &name));
+        }
+        let released = released(&paths).await;
+        released.map_err(|error| Failure::of(&error).about(&name).hint(error.hint()))?;
+        if let Err(error) = begin(&name, &how).await {
+            return Err(super::not_begun(&error, &how, &name).await);
+        }
+        super::tell(&name, "running");
+        super::tell_notes(layout, &name).await;
+        Ok(())
+    })
+    .await
+}

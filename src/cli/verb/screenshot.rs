@@ -1,0 +1,43 @@
+//! `qvm screenshot`: a picture of the guest's screen.
+
+use std::{
+    fs::File,
+    io::{self, Read, Seek},
+    path::PathBuf,
+};
+
+use crate::{cli::exit::{self, Failure}, store::layout::Layout, sys::file, value::VmName};
+
+/// What `qvm screenshot` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The VM
+    name: VmName,
+    /// Where the PNG goes; `-` is standard output
+    #[arg(value_name = "FILE.png")]
+    file: PathBuf,
+}
+
+/// Takes the picture.
+///
+/// # Errors
+/// It is not running, has no screen, or the file cannot be written.
+pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
+    let name = &args.name;
+    let client = super::connect(layout, name).await?;
+    let taken = client.screenshot().await;
+    let taken = taken.map_err(|error| super::refused(&error, layout, name))?;
+    let read = || -> io::Result<Vec<u8>> {
+        let (mut from, mut bytes) = (File::from(taken), vec![]);
+        from.rewind()?;
+        from.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes =
+        read().map_err(|error| Failure::new(exit::FAILED, error.to_string()).about(name))?;
+    if args.file.as_os_str() == "-" {
+        return super::print_bytes(&bytes);
+    }
+    file::remove_abandoned_beside(&args.file);
+    file::write(&args.file, &bytes, 0o644).map_err(|e| Failure::of(&e).about(name).hint(e.hint()))
+}

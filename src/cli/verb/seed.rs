@@ -1,0 +1,58 @@
+//! `qvm seed`: the documents that cloud-init finds in the guest, as the next start would write them.
+
+use std::io::Write;
+
+use crate::{cli::exit::{self, Failure}, seed::documents, spec, supervisor::{settings::Settings, start::prepare}, value::VmName};
+
+/// What `qvm seed` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The VM
+    pub name: VmName,
+    /// Only this one, as it is: `meta-data`, `user-data` or `network-config`
+    #[arg(long, value_parser = ["meta-data", "user-data", "network-config"])]
+    document: Option<String>,
+}
+
+/// Prints them.
+///
+/// # Errors
+/// The VM file is not valid, or wants no seed.
+pub fn run(args: &Args, settings: &Settings, out: &mut dyn Write) -> Result<(), Failure> {
+    let name = &settings.name;
+    let file = settings.layout.vm_file(name);
+    if !file.exists() {
+        let text = format!("there is no VM file `{}`", file.display());
+        return Err(Failure::new(exit::NOT_RUNNING, text).about(name));
+    }
+    let vm = spec::load(&file).map_err(|invalid| Failure::invalid(&invalid))?;
+    let fail = |error: prepare::Error| Failure::of(&error).hint(error.hint()).about(name);
+    let facts = prepare::facts_of(settings).map_err(|error| fail(error.into()))?;
+    let identity = prepare::identity_of(settings, &vm, &facts).map_err(fail)?;
+    let Some(documents) = documents::documents(&vm, &identity) else {
+        let failure = Failure::new(exit::NOT_RUNNING, "it gets no seed: it has no `[cloudInit]`");
+        return Err(failure.about(name));
+    };
+    let all: [(&str, &[u8]); 3] = [
+        ("meta-data", documents.meta_data.as_bytes()),
+        ("user-data", &documents.user_data),
+        ("network-config", documents.network_config.as_bytes()),
+    ];
+    let bytes: Vec<u8> = match &args.document {
+        Some(one) => {
+            all.iter().filter(|(name, _)| name == one).flat_map(|(_, b)| *b).copied().collect()
+        }
+        None => all.iter().flat_map(|(name, bytes)| listed(name, bytes)).collect(),
+    };
+    out.write_all(&bytes).map_err(|error| Failure::output(&error))
+}
+
+/// A document under its name. One that is no text is not shown.
+fn listed(name: &str, bytes: &[u8]) -> Vec<u8> {
+    let text = match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => format!("({} bytes of gzip)", bytes.len()),
+    };
+    let end = if text.ends_with('\n') { "" } else { "\n" };
+    format!("--- {name}\n{text}{end}").into_bytes()
+}

@@ -1,0 +1,25 @@
+//! `qvm sendkey`: presses keys together, such as ctrl-alt-delete.
+
+use crate::{cli::exit::{self, Failure}, store::layout::Layout, value::{VmName, keyboard::Chord}};
+
+/// What `qvm sendkey` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The VM
+    name: VmName,
+    /// Keys by QEMU's names, with `-` between those that are pressed together
+    #[arg(value_name = "KEYS", required = true)]
+    chords: Vec<String>,
+}
+
+/// Presses them, one chord after the other.
+///
+/// # Errors
+/// It is not running, or there is no such key (2).
+pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
+    let chords: Result<Vec<Chord>, _> = args.chords.iter().map(|text| text.parse()).collect();
+    let chords = chords.map_err(|error: crate::value::keyboard::Error| {
+        Failure::of(&error).code(exit::USAGE).about(&args.name).hint(error.hint())
+    })?;
+    super::press(layout, &args.name, &chords).await
+}

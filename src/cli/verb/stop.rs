@@ -1,0 +1,26 @@
+//! `qvm stop`: a clean shutdown with a bound, told rung by rung.
+
+use crate::{cli::exit::Failure, control::types::Command, store::layout::Layout, value::{Seconds, VmName}};
+
+/// What `qvm stop` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// VMs
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<VmName>,
+    /// Force the guest off after so long, instead of `shutdownTimeoutSec`
+    #[arg(long, value_name = "SEC", value_parser = clap::value_parser!(u32).range(1..=i64::from(Seconds::MAX)))]
+    timeout: Option<u32>,
+    /// Only ask; do not wait until they are down
+    #[arg(long)]
+    no_wait: bool,
+}
+
+/// Stops the VMs and returns when they are down.
+///
+/// # Errors
+/// Of each VM that is not running or does not take it.
+pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
+    let command = Command::PowerOff { timeout_sec: args.timeout };
+    super::ask_down(layout, &args.names, command, !args.no_wait).await
+}

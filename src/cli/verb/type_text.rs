@@ -1,0 +1,27 @@
+//! `qvm type`: types a text at the guest's keyboard.
+
+use crate::{cli::exit::Failure, store::layout::Layout, value::{VmName, keyboard::Chord}};
+
+/// What `qvm type` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The VM
+    name: VmName,
+    /// What to type, as on a US keyboard; a line's end is the return key
+    text: String,
+    /// The return key behind it
+    #[arg(long)]
+    enter: bool,
+}
+
+/// Types it, and returns when the last key is up.
+///
+/// # Errors
+/// It is not running, or the keyboard has no such character.
+pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
+    let text = if args.enter { format!("{}\n", args.text) } else { args.text.clone() };
+    let chords = Chord::typing(&text);
+    let chords =
+        chords.map_err(|error| Failure::of(&error).about(&args.name).hint(error.hint()))?;
+    super::press(layout, &args.name, &chords).await
+}

@@ -1,0 +1,267 @@
+//! Looks at the host and at all VM files, for `qvm doctor`. Changes nothing, and needs no right: what may not be seen is told.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use crate::{fleet::inventory::{Entry, inventory}, store::identity_store, supervisor::start::{admission, adopt, isolate, prepare}};
+use super::{probe::{br_netfilter, bridge, file_system, kernel_module::Modules, kvm_module}, rules::{Complaint, DiskSeen, Firewall, NEEDED, Network, QemuSeen, Seen, Unit, VmSeen, iptables, nft, units}};
+use crate::{control::types::State, image::qcow2, machine::probe::{self, Probe, Question}, spec::{self, Disk, Format, HostSettings, Invalid, Link, Problem, Source, Vm}, store::layout::{Layout, VmPaths}, sys::{cgroup, file}, systemd::unit::{Scope, unit_name}, value::{IfName, VmName, chain}};
+
+/// How long another program of the host's may take to tell.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The most that is read of its output, in bytes.
+const MOST: u64 = 4 << 20;
+
+/// Where to look.
+#[derive(Debug, Clone, Copy)]
+pub struct Sources<'a> {
+    /// VM files, state, sockets.
+    pub layout: &'a Layout,
+    /// Where `/dev`, `/proc` and `/sys` are; `/` but in tests.
+    pub root: &'a Path,
+    /// `QVM_QEMU`.
+    pub qemu: Option<&'a OsStr>,
+    /// `PATH`.
+    pub search_path: Option<&'a OsStr>,
+    /// `$XDG_CONFIG_HOME` of a plain user.
+    pub config_home: Option<&'a Path>,
+    /// The systemd whose units look for VMs where `layout` does, if there is one.
+    pub manager: Option<Scope>,
+}
+
+/// Everything there is to be seen.
+pub async fn look(from: &Sources<'_>) -> Seen {
+    let Files { written, mut problems } = files(from.layout);
+    let settings = HostSettings::load(&from.layout.host_settings());
+    let settings = settings.unwrap_or_else(|Invalid(all)| {
+        problems.extend(all);
+        HostSettings::absent(&from.layout.host_settings())
+    });
+    let entries = inventory(from.layout, &[]).await;
+    let user = |entry: &Entry| entry.status.isolation.as_ref().and_then(|isolation| isolation.uid);
+    let running: BTreeMap<VmName, Option<u32>> = entries
+        .iter()
+        .filter(|entry| entry.status.pid.is_some() || entry.status.state == State::Unknown)
+        .filter_map(|entry| Some((entry.name.parse().ok()?, user(entry))))
+        .collect();
+    let mut unknown: BTreeMap<VmName, Complaint> = entries
+        .iter()
+        .filter(|entry| entry.status.state == State::Unknown)
+        .filter_map(|entry| Some((entry.name.parse().ok()?, complaint(entry)?)))
+        .collect();
+    let mut names: BTreeSet<VmName> = written.iter().map(|vm| vm.name.clone()).collect();
+    names.extend(entries.iter().filter_map(|entry| entry.name.parse::<VmName>().ok()));
+    let probe = Probe {
+        qemu: from.qemu,
+        path: from.search_path,
+        cache: &from.layout.facts_cache(),
+        write: prepare::write_facts,
+        root: from.root,
+        deadline: probe::DEADLINE,
+    };
+    let qemu = qemu(&probe);
+    let vms: Vec<VmSeen> = names
+        .into_iter()
+        .map(|name| {
+            let file = written.iter().find(|vm| vm.name == name).cloned();
+            let (runs, user) = (running.contains_key(&name), running.get(&name).copied().flatten());
+            let unknown = unknown.remove(&name);
+            VmSeen { user, unknown, ..vm(from, name, file, runs, qemu.as_ref().ok()) }
+        })
+        .collect();
+    let beside = qemu.as_ref().ok().map(|seen| prepare::qemu_img_beside(&seen.qemu.binary));
+    let found = beside.is_some_and(|path| path.is_absolute()) || from.program("qemu-img").is_some();
+    let isolation = qemu.as_ref().ok().map(|seen| {
+        isolate::tried(&seen.qemu, from.root, settings.uid_range)
+            .map_err(|error| Complaint { what: chain(&error), way_out: error.hint() })
+    });
+    Seen {
+        isolation,
+        kvm: kvm_module::read(from.root, probe::kvm(from.root)),
+        cgroups: cgroup::seen(from.root, from.manager == Some(Scope::User)),
+        qemu,
+        qemu_img: found,
+        network: network(from, &written),
+        room: file_system::room(&from.layout.state).ok(),
+        memory: admission::memory(from.root, &settings),
+        admission: settings.admission,
+        units: from.manager.map(|scope| from.units(scope, &written)),
+        vms,
+        problems,
+    }
+}
+
+/// The VM files.
+struct Files {
+    written: Vec<Vm>,
+    problems: Vec<Problem>,
+}
+
+/// What `qvm check` would tell, of all of them.
+fn files(layout: &Layout) -> Files {
+    let (mut written, mut problems, mut unread) = (Vec::new(), Vec::new(), Vec::new());
+    for (file, vm) in spec::load_all(&layout.vm_files()) {
+        match vm {
+            Ok(vm) => written.push(vm),
+            Err(Invalid(all)) => {
+                problems.extend(all);
+                unread.extend(spec::name_of(&file));
+            }
+        }
+    }
+    let all: Vec<&Vm> = written.iter().collect();
+    problems.extend(spec::check::across(&all, &unread));
+    Files { written, problems }
+}
+
+fn qemu(probe: &Probe<'_>) -> Result<QemuSeen, Complaint> {
+    let facts = probe.facts().map_err(|e| Complaint { what: chain(&e), way_out: e.hint() })?;
+    // Without the list nothing is said of machine types: QEMU itself refuses one that it does not have.
+    let machines = probe.machines(&facts.qemu.binary).unwrap_or_default();
+    Ok(QemuSeen { qemu: facts.qemu, machines })
+}
+
+fn vm(
+    from: &Sources<'_>,
+    name: VmName,
+    written: Option<Vm>,
+    runs: bool,
+    qemu: Option<&QemuSeen>,
+) -> VmSeen {
+    let paths = from.layout.vm(&name);
+    let booted = runs.then(|| adopt::booted(&paths, &name, &from.layout.vm_file(&name)));
+    let booted = booted.flatten().map(|(vm, _)| vm);
+    let identity = identity_store::read(&paths);
+    let identity = identity.map_err(|e| Complaint { what: chain(&e), way_out: e.hint() });
+    let firmware = match (&written, qemu) {
+        (Some(vm), Some(seen)) => {
+            let pinned = identity.as_ref().ok().and_then(Option::as_ref);
+            let machine = pinned.map_or(&seen.qemu.machine, |identity| &identity.machine);
+            prepare::firmware_for(from.config_home, &seen.qemu.binary, vm, machine)
+                .map(drop)
+                .map_err(|e| Complaint { what: chain(&e), way_out: e.hint() })
+        }
+        _ => Ok(()),
+    };
+    let disks = written.as_ref().or(booted.as_ref()).map(|vm| &vm.disks);
+    let disks = disks.into_iter().flatten().filter_map(|one| disk(&paths, one)).collect();
+    let (user, unknown) = (None, None);
+    VmSeen { name, written, booted, runs, unknown, user, identity, firmware, disks }
+}
+
+/// What the inventory says of a VM: an error, and a hint on a line of its own.
+fn complaint(entry: &Entry) -> Option<Complaint> {
+    let problem = entry.problem.as_deref()?;
+    let (what, way_out) = match problem.split_once("\nhint: ") {
+        Some((what, way_out)) => (what, Some(way_out.to_owned())),
+        None => (problem, None),
+    };
+    let what = what.strip_prefix(&format!("error: {}: ", entry.name)).unwrap_or(what).to_owned();
+    Some(Complaint { what, way_out })
+}
+
+/// A disk of qvm's own; none where its size is not known yet, as before its image is there.
+fn disk(paths: &VmPaths, disk: &Disk) -> Option<DiskSeen> {
+    if matches!(disk.source, Source::File(_) | Source::Device(_)) {
+        return None;
+    }
+    let place = prepare::disk_place(paths, disk);
+    let wanted = disk.size.map(|size| size.bytes());
+    let Some(metadata) = file::metadata(&place.path).ok().flatten() else {
+        return wanted.map(|virtual_size| DiskSeen { virtual_size, allocated: 0 });
+    };
+    let virtual_size = match place.format {
+        Format::Raw => metadata.len(),
+        Format::Qcow2 => {
+            let head = file::read_at(&place.path, 0, qcow2::HEAD).ok()?;
+            qcow2::Header::read(&head).ok()?.virtual_size
+        }
+    };
+    // st_blocks counts units of 512 bytes, whatever the file system's (inode(7)).
+    let allocated = metadata.blocks().saturating_mul(512);
+    Some(DiskSeen { virtual_size: virtual_size.max(wanted.unwrap_or(0)), allocated })
+}
+
+fn network(from: &Sources<'_>, written: &[Vm]) -> Network {
+    let sys = from.root.join("sys");
+    let names: BTreeSet<&IfName> = written
+        .iter()
+        .flat_map(|vm| &vm.nics)
+        .filter_map(|nic| match &nic.link {
+            Link::Bridge { bridge, .. } => Some(bridge),
+            Link::User { .. } => None,
+        })
+        .collect();
+    if names.is_empty() {
+        return Network::default();
+    }
+    let modules = Modules::read(from.root);
+    Network {
+        filter_modules: NEEDED
+            .map(|name| {
+                let depends =
+                    |program: PathBuf| ask(&program, &["--show-depends", "--quiet", name]);
+                modules.state(name, || from.program("modprobe").map(depends))
+            })
+            .into(),
+        bridges: names.into_iter().map(|name| (name.clone(), bridge::read(&sys, name))).collect(),
+        netfilter: br_netfilter::read(&from.root.join("proc")),
+        firewalls: from.firewalls(),
+    }
+}
+
+impl Sources<'_> {
+    /// A program on `PATH`, else in the directories of administrators, which users' `PATH` lacks.
+    fn program(&self, name: &str) -> Option<PathBuf> {
+        probe::on_path(OsStr::new(name), self.search_path).or_else(|| {
+            let places = ["usr/sbin", "sbin"].map(|dir| self.root.join(dir).join(name));
+            places.into_iter().find(|path| path.is_file())
+        })
+    }
+
+    fn firewalls(&self) -> Vec<Firewall> {
+        let list =
+            |name: &str, arguments: &[&str], read: &dyn Fn(&str) -> Result<Vec<_>, String>| {
+                let program = self.program(name)?;
+                let version = ask(&program, &["--version"]);
+                let dropping = ask(&program, arguments).and_then(|output| read(&output));
+                let version = version.ok().and_then(|said| Some(said.lines().next()?.to_owned()));
+                let version = version.unwrap_or_else(|| name.to_owned());
+                Some(Firewall { program: name.to_owned(), version, dropping })
+            };
+        let all = [
+            list("nft", &["-j", "list", "chains"], &nft),
+            list("iptables", &["-S", "FORWARD"], &|output| Ok(iptables(output, "iptables"))),
+            list("ip6tables", &["-S", "FORWARD"], &|output| Ok(iptables(output, "ip6tables"))),
+        ];
+        all.into_iter().flatten().collect()
+    }
+
+    /// The units of these VMs, all in one answer.
+    fn units(&self, scope: Scope, written: &[Vm]) -> Result<Vec<Unit>, Complaint> {
+        let complaint = |what: String| Complaint { what, way_out: None };
+        let program = self.program("systemctl");
+        let program =
+            program.ok_or_else(|| complaint("there is no `systemctl` on PATH".to_owned()))?;
+        if written.is_empty() {
+            return Ok(Vec::new());
+        }
+        let property = format!("--property={}", Unit::PROPERTIES);
+        let names: Vec<String> = written.iter().map(|vm| unit_name(&vm.name)).collect();
+        let mut arguments = vec!["--no-pager", "show", property.as_str()];
+        if scope == Scope::User {
+            arguments.insert(0, "--user");
+        }
+        arguments.extend(names.iter().map(String::as_str));
+        ask(&program, &arguments).map(|said| units(&said)).map_err(complaint)
+    }
+}
+
+fn ask(program: &Path, arguments: &[&str]) -> Result<String, String> {
+    Question { program, arguments, patience: PATIENCE, most: MOST }.ask().map_err(|e| chain(&e))
+}

@@ -1,0 +1,87 @@
+//! Control groups: whether the weights and limits that VM files ask for can be given.
+
+use std::path::PathBuf;
+
+use super::{Finding, Seen, names};
+use crate::{machine::resources, spec::Vm, sys::cgroup::weights, value::VmName};
+
+/// The controllers that keys of a VM file stand for.
+const CONTROLLERS: [&str; 3] = ["cpu", "memory", "io"];
+
+/// What was seen of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cgroups {
+    /// Where cgroup v2 is mounted, or why there is none to be used.
+    pub root: Result<PathBuf, weights::Error>,
+    /// cgroup v2 is mounted, though its controllers may be v1's: the "hybrid" layout.
+    pub hybrid: bool,
+    /// The controllers that there are at the root (`cgroup.controllers`).
+    pub available: Vec<String>,
+    /// The cgroup of all VMs, or the root before the first VM ran.
+    pub of_vms: String,
+    /// The controllers that are given on there (`cgroup.subtree_control`).
+    pub enabled: Vec<String>,
+}
+
+pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
+    let cgroups = &seen.cgroups;
+    let root = match &cgroups.root {
+        Ok(root) => root,
+        Err(error) => {
+            let wanted = wanting(seen, |_| true);
+            let hybrid = match (error, cgroups.hybrid) {
+                (weights::Error::Version1(_), true) => {
+                    "; cgroup v2 is mounted beside it, without its controllers (the \"hybrid\" layout)"
+                }
+                _ => "",
+            };
+            let found = format!("{error}{hybrid}{}", without(&wanted));
+            let level = if wanted.is_empty() { Finding::note } else { Finding::warning };
+            return vec![level("cgroup", found).maybe_todo(error.hint())];
+        }
+    };
+    let has = |list: &[String], controller: &str| list.iter().any(|name| name == controller);
+    let available = CONTROLLERS.map(|name| (name, has(&cgroups.available, name)));
+    let there: Vec<&str> =
+        available.iter().filter(|(_, there)| *there).map(|(name, _)| *name).collect();
+    let (on, off): (Vec<&str>, Vec<&str>) =
+        there.into_iter().partition(|name| has(&cgroups.enabled, name));
+    let list = |names: &[&str]| match names {
+        [] => "none".to_owned(),
+        names => names.join(", "),
+    };
+    let later = match off.as_slice() {
+        [] => String::new(),
+        off => format!("; to be had when a VM file asks for them: {}", list(off)),
+    };
+    let found = format!(
+        "version 2 at `{}`; controllers enabled for `{}`: {}{later}",
+        root.display(),
+        cgroups.of_vms,
+        list(&on)
+    );
+    let missing = available.into_iter().filter(|(_, there)| !there).map(|(name, _)| {
+        let wanted = wanting(seen, |controller| controller == name);
+        let level = if wanted.is_empty() { Finding::note } else { Finding::warning };
+        level("cgroup", format!("there is no controller `{name}`{}", without(&wanted))).todo(
+            "see `cgroup.controllers` at the root: the kernel's command line may disable it, or version 1 may have it",
+        )
+    });
+    std::iter::once(Finding::ok("cgroup", found)).chain(missing).collect()
+}
+
+fn wanting(seen: &Seen, of: impl Fn(&str) -> bool) -> Vec<&VmName> {
+    let wants = |vm: &&Vm| {
+        resources::settings(vm).iter().any(|setting| setting.wanted && of(setting.controller))
+    };
+    seen.written().filter(wants).map(|vm| &vm.name).collect()
+}
+
+fn without(wanted: &[&VmName]) -> String {
+    match wanted {
+        [] => String::new(),
+        wanted => {
+            format!(": weights and limits of {} have no effect", names(wanted.iter().copied()))
+        }
+    }
+}

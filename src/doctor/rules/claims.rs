@@ -1,0 +1,108 @@
+//! Addresses and identities that two VMs have: by what is kept of them, and by what runs. What VM files alone say is told by their
+//! own check.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use super::{Finding, Seen, VmSeen, names};
+use crate::{spec::Vm, value::{MacAddr, VmName}};
+
+/// What only one VM can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Claim<'a> {
+    Mac(MacAddr),
+    Address(IpAddr),
+    Uuid(&'a str),
+    User(u32),
+}
+
+/// Who says that a VM has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum By {
+    /// Its VM file as it is now.
+    File,
+    /// Its identity.toml.
+    Identity,
+    /// The QEMU that runs.
+    Running,
+}
+
+pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
+    let mut claims: BTreeMap<Claim<'_>, Vec<(&VmName, By)>> = BTreeMap::new();
+    for vm in &seen.vms {
+        for (claim, by) in of(vm) {
+            claims.entry(claim).or_default().push((&vm.name, by));
+        }
+    }
+    claims.into_iter().filter_map(|(claim, who)| twice(claim, &who)).collect()
+}
+
+/// All that a VM claims.
+fn of(vm: &VmSeen) -> Vec<(Claim<'_>, By)> {
+    let identity = vm.identity.as_ref().ok().and_then(Option::as_ref);
+    let mut claims = Vec::new();
+    let mut take = |file: &Vm, by: By| {
+        for nic in &file.nics {
+            let kept = || identity.and_then(|identity| identity.macs.get(&nic.name).copied());
+            let mac = match nic.mac {
+                Some(mac) => Some((mac, by)),
+                None => kept().map(|mac| (mac, By::Identity)),
+            };
+            claims.extend(mac.map(|(mac, by)| (Claim::Mac(mac), by)));
+            claims.extend(nic.ip.map(|ip| (Claim::Address(ip.address()), by)));
+        }
+    };
+    if let Some(written) = &vm.written {
+        take(written, By::File);
+    }
+    if let Some(booted) = vm.booted.as_ref().filter(|_| vm.runs) {
+        take(booted, By::Running);
+    }
+    claims.extend(identity.map(|identity| (Claim::Uuid(&identity.uuid), By::Identity)));
+    claims.extend(identity.and_then(|kept| Some((Claim::User(kept.uid?), By::Identity))));
+    claims.extend(vm.user.map(|uid| (Claim::User(uid), By::Running)));
+    claims
+}
+
+fn twice(claim: Claim<'_>, who: &[(&VmName, By)]) -> Option<Finding> {
+    let mut vms: Vec<&VmName> = who.iter().map(|(vm, _)| *vm).collect();
+    vms.sort();
+    vms.dedup();
+    let mut files: Vec<&VmName> =
+        who.iter().filter(|(_, by)| *by == By::File).map(|(vm, _)| *vm).collect();
+    files.dedup();
+    // Two files that say the same are told as their problem.
+    if vms.len() < 2 || files.len() == vms.len() {
+        return None;
+    }
+    let all = names(vms.iter().copied());
+    let has = |by: By| who.iter().any(|(_, who)| *who == by);
+    let todo = match (has(By::Identity), has(By::Running)) {
+        _ if matches!(claim, Claim::User(_)) => {
+            "stop one that runs, and start it: whichever starts next is given a user of its own"
+        }
+        (true, _) => {
+            "if one is a copy of the other, stop it and remove its identity.toml: it gets its own at the next start"
+        }
+        (false, true) => {
+            "reboot the one whose VM file has changed (`qvm diff`), or give one another address"
+        }
+        (false, false) => "give one of them another",
+    };
+    let finding = match claim {
+        Claim::Mac(mac) => {
+            Finding::error("addresses", format!("{all} have the same MAC address `{mac}`"))
+        }
+        Claim::Address(ip) => {
+            Finding::error("addresses", format!("{all} have the same address `{ip}`"))
+        }
+        Claim::Uuid(uuid) => {
+            Finding::warning("addresses", format!("{all} have the same UUID `{uuid}`"))
+        }
+        Claim::User(uid) => {
+            let found =
+                format!("{all} have the same user {uid}: it keeps neither QEMU from the other");
+            Finding::error("isolation", found)
+        }
+    };
+    Some(finding.todo(todo))
+}

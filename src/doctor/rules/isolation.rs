@@ -1,0 +1,56 @@
+//! Whether a QEMU of this host can be kept apart from it, layer by layer.
+
+use super::{Finding, Seen, names};
+use crate::store::isolation::{Layer, Mode, Word};
+
+pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    match &seen.isolation {
+        None => {}
+        Some(Err(complaint)) => {
+            findings.push(Finding::complaint(super::Level::Error, "isolation", complaint));
+        }
+        Some(Ok(isolation)) if isolation.missing.is_empty() => {
+            let found = format!("QEMU is kept apart by all layers: {}", isolation.told());
+            findings.push(Finding::ok("isolation", found));
+        }
+        Some(Ok(isolation)) => {
+            for missing in &isolation.missing {
+                let found = format!("no {}: {}", missing.layer.word(), missing.why);
+                let finding = Finding::warning("isolation", found);
+                findings.push(match missing.layer {
+                    Word::Known(layer) => finding.todo(todo(layer)),
+                    Word::Other(_) => finding,
+                });
+            }
+        }
+    }
+    let off: Vec<_> = seen.written().filter(|vm| vm.isolation == Mode::Off).collect();
+    if !off.is_empty() {
+        let found = format!(
+            "the QEMU of {} has all rights of its supervisor: `isolation = \"off\"`",
+            names(off.iter().map(|vm| &vm.name))
+        );
+        findings.push(Finding::note("isolation", found));
+    }
+    findings
+}
+
+/// What gives a host the layer.
+fn todo(layer: Layer) -> &'static str {
+    match layer {
+        Layer::Uid => {
+            "run the VMs as root, by the system's units: a plain user's QEMU is that user"
+        }
+        Layer::Network => {
+            "allow user namespaces (user.max_user_namespaces; on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0)"
+        }
+        Layer::Landlock => {
+            "Linux 5.13 with CONFIG_SECURITY_LANDLOCK, and `landlock` in the kernel's `lsm=` list"
+        }
+        Layer::Seccomp => "a QEMU that was built with seccomp, as every distribution's is",
+        Layer::Capabilities | Layer::NoNewPrivileges => {
+            "look at what the container or sandbox that qvm runs in forbids"
+        }
+    }
+}

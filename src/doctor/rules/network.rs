@@ -1,0 +1,177 @@
+//! The bridges that VM files name: there, up, and forwarding from the first frame on.
+
+use std::collections::BTreeMap;
+
+use super::{Finding, Seen, names};
+use crate::{machine::{facets::Facets, user_network}, net::tap_spec::taps, spec::{Link, Vm}, value::{IfName, VmName}};
+
+/// How long a new port may be silent before it is worth a warning, in hundredths of a second: a DHCP client asks again after
+/// 4 s, then after 8 s (RFC 2131, 4.1), and what waits for the network gives up some day.
+const STP_PATIENCE: u64 = 1000;
+
+/// What was seen of the network.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Network {
+    /// The interfaces that VM files name as bridges.
+    pub bridges: BTreeMap<IfName, Interface>,
+    /// Whether bridged frames pass through the packet filter; none where the module `br_netfilter` is not loaded.
+    pub netfilter: Option<Netfilter>,
+    /// What there is of the modules that filter taps, in the order of [`NEEDED`](super::NEEDED).
+    pub filter_modules: Vec<super::Module>,
+    /// The packet filter's programs that there are.
+    pub firewalls: Vec<super::Firewall>,
+}
+
+/// Which frames on bridges are given to the packet filter (`/proc/sys/net/bridge/bridge-nf-call-*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Netfilter {
+    /// IPv4.
+    pub ipv4: bool,
+    /// IPv6.
+    pub ipv6: bool,
+}
+
+/// What is called as a VM file's bridge is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Interface {
+    /// Nothing.
+    Missing,
+    /// Something that is no bridge.
+    Other,
+    /// A bridge.
+    Bridge(Bridge),
+}
+
+/// A bridge (`/sys/class/net/NAME`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bridge {
+    /// It is up, by order.
+    pub up: bool,
+    /// In bytes; `None` where it cannot be read.
+    pub mtu: Option<u32>,
+    /// `bridge/stp_state`: 0 off, 1 by the kernel, 2 by a program.
+    pub stp: u8,
+    /// `bridge/forward_delay`, in hundredths of a second.
+    pub forward_delay: u64,
+    /// What is attached to it.
+    pub ports: Vec<Port>,
+}
+
+/// A port of a bridge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Port {
+    /// The interface.
+    pub name: String,
+    /// It is a tap: a guest's.
+    pub tap: bool,
+}
+
+pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (name, interface) in &seen.network.bridges {
+        let about = format!("bridge {name}");
+        let users: Vec<&VmName> =
+            seen.written().filter(|vm| is_on(vm, name)).map(|vm| &vm.name).collect();
+        let users = names(users);
+        match interface {
+            Interface::Missing => findings.push(
+                Finding::error(about, format!("it does not exist: {users} cannot start")).todo(
+                    format!("create it (`ip link add {name} up type bridge`), or correct `bridge`"),
+                ),
+            ),
+            Interface::Other => findings.push(
+                Finding::error(
+                    about,
+                    format!("this interface is not a bridge: {users} cannot start"),
+                )
+                .todo("`ip link show type bridge` lists the bridges there are: correct `bridge`"),
+            ),
+            Interface::Bridge(bridge) => {
+                findings.extend(examine_one(&about, name, bridge, &users));
+                findings.extend(exceeding(seen, name, bridge));
+            }
+        }
+    }
+    for vm in seen.written() {
+        let notes = user_network::notes(&Facets::of(vm));
+        let about = format!("VM {}", vm.name);
+        findings.extend(notes.iter().map(|note| Finding::warning(&about, note)));
+    }
+    findings
+}
+
+/// The NICs on a bridge whose `mtu` exceeds the bridge's.
+fn exceeding(seen: &Seen, name: &IfName, bridge: &Bridge) -> Vec<Finding> {
+    let Some(mtu) = bridge.mtu else { return vec![] };
+    let taps = seen.written().flat_map(|vm| taps(vm).into_iter().map(move |tap| (vm, tap)));
+    let here = taps.filter(|(_, tap)| tap.bridge == *name);
+    here.flat_map(|(vm, tap)| {
+        let about = format!("VM {}", vm.name);
+        let notes = tap.bridge_notes(true, mtu);
+        notes.into_iter().map(move |note| {
+            Finding::warning(&about, note)
+                .todo(format!("`ip link set {name} mtu SIZE`, or `mtu` of at most {mtu}"))
+        })
+    })
+    .collect()
+}
+
+fn examine_one(about: &str, name: &IfName, bridge: &Bridge, users: &str) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if !bridge.up {
+        let found = format!("it is down: no network for {users}");
+        findings.push(Finding::error(about, found).todo(format!("`ip link set {name} up`")));
+    }
+    if let Some(held) = held_up(bridge) {
+        let found = format!(
+            "spanning tree holds every new port up for {} s: the first DHCP requests of {users} are lost",
+            held.div_ceil(100)
+        );
+        let todo = format!(
+            "where the bridge is no part of a ring, `ip link set {name} type bridge stp_state 0`; else a shorter \
+             `forward_delay` (at least 200)"
+        );
+        findings.push(
+            if held >= STP_PATIENCE {
+                Finding::warning(about, found)
+            } else {
+                Finding::note(about, found)
+            }
+            .todo(todo),
+        );
+    }
+    let beyond: Vec<&str> =
+        bridge.ports.iter().filter(|port| !port.tap).map(|port| port.name.as_str()).collect();
+    if beyond.is_empty() {
+        let found = format!(
+            "it has no port but taps: from {users} the network is reached only where this host routes"
+        );
+        findings.push(Finding::note(about, found).todo(format!(
+            "nothing, if that is meant; else `ip link set INTERFACE master {name}`"
+        )));
+    }
+    if findings.is_empty() {
+        let stp = match bridge.stp {
+            0 => "no spanning tree",
+            _ => "spanning tree without a delay",
+        };
+        findings.push(Finding::ok(about, format!("up, {stp}, with {}", beyond.join(", "))));
+    }
+    findings
+}
+
+/// How long a new port does not forward, in hundredths of a second: listening and learning where the kernel's own STP is on, and
+/// learning alone where a program's is (net/bridge/br_stp.c, `br_make_forwarding`).
+fn held_up(bridge: &Bridge) -> Option<u64> {
+    let held = match bridge.stp {
+        0 => 0,
+        1 => bridge.forward_delay.saturating_mul(2),
+        _ => bridge.forward_delay,
+    };
+    (held > 0).then_some(held)
+}
+
+/// Whether a VM has a NIC on a bridge.
+pub(crate) fn is_on(vm: &Vm, name: &IfName) -> bool {
+    vm.nics.iter().any(|nic| matches!(&nic.link, Link::Bridge { bridge, .. } if bridge == name))
+}

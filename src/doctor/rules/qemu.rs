@@ -1,0 +1,142 @@
+//! QEMU: its version and what is known to be wrong with that, its machine types, firmware, qemu-img.
+
+use super::{Finding, Seen, VmSeen, names};
+use crate::{machine::facts::{Machine, Qemu, Version}, spec::{Bus, Vm}, value::VmName};
+
+/// What was seen of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QemuSeen {
+    /// The binary, its version, and the machine type of new VMs.
+    pub qemu: Qemu,
+    /// Every machine type that it has; empty where it did not tell.
+    pub machines: Vec<Machine>,
+}
+
+/// A fault of released versions that a VM of qvm can meet.
+struct Fault {
+    /// What it leads to.
+    what: &'static str,
+    /// Which VMs can meet it.
+    meets: fn(&Vm) -> bool,
+    /// The first release of each series that is without it. Series between these have it.
+    fixed: &'static [Version],
+    /// Where that stands.
+    source: &'static str,
+}
+
+/// Only what has a source. Distributions fix such things in older versions too, and keep the version's number.
+const FAULTS: [Fault; 2] = [
+    // Fixed by 7d7512019fc4: round-up of 7.2.7 (qemu-stable, 2023-11-09), announcement of 8.1.3 (2023-11-21).
+    Fault {
+        what: "a guest that resets its SATA controller in the middle of a transfer can overwrite the disk's first sector",
+        meets: |vm| vm.disks.iter().any(|disk| disk.bus == Bus::Sata),
+        fixed: &[version(7, 2, 7), version(8, 1, 3), version(8, 2, 0)],
+        source: "CVE-2023-5088",
+    },
+    // Fixed by b4295bff25f7: round-ups of 7.2.11 and 8.2.3 (qemu-stable, 2024-04-18).
+    Fault {
+        what: "a hostile guest can crash its QEMU, or run code in it, by way of virtio-serial",
+        meets: |_| true,
+        fixed: &[version(7, 2, 11), version(8, 2, 3), version(9, 0, 0)],
+        source: "CVE-2024-3446",
+    },
+];
+
+const fn version(major: u16, minor: u16, micro: u16) -> Version {
+    Version { major, minor, micro }
+}
+
+impl Fault {
+    fn is_in(&self, version: Version) -> bool {
+        let series = |v: &Version| (v.major, v.minor);
+        let fixed = self.fixed.iter().find(|fixed| series(fixed) == series(&version));
+        match (fixed, self.fixed.iter().max()) {
+            (Some(fixed), _) => version < *fixed,
+            (None, Some(newest)) => version < *newest,
+            (None, None) => true,
+        }
+    }
+}
+
+pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    match &seen.qemu {
+        Ok(qemu) => findings.extend(with(seen, qemu)),
+        Err(complaint) => {
+            findings.push(Finding::complaint(super::Level::Error, "qemu", complaint));
+        }
+    }
+    if !seen.qemu_img {
+        let found = "there is none, beside QEMU or on PATH: disks cannot be made, grown or checked";
+        let todo = "install qemu-img (Debian: qemu-utils, Fedora: qemu-img, NixOS: qemu)";
+        findings.push(Finding::error("qemu-img", found).todo(todo));
+    }
+    for vm in &seen.vms {
+        let complaints = [vm.identity.as_ref().err(), vm.firmware.as_ref().err()];
+        findings.extend(
+            complaints.into_iter().flatten().map(|complaint| {
+                Finding::complaint(super::Level::Error, vm.name.as_str(), complaint)
+            }),
+        );
+    }
+    findings
+}
+
+fn with(seen: &Seen, qemu: &QemuSeen) -> Vec<Finding> {
+    let Qemu { binary, version, machine, .. } = &qemu.qemu;
+    let found = format!("`{}` is QEMU {version}; new VMs get `{machine}`", binary.display());
+    let mut findings = vec![Finding::ok("qemu", found)];
+    for fault in FAULTS.iter().filter(|fault| fault.is_in(*version)) {
+        let hit: Vec<&VmName> =
+            seen.written().filter(|vm| (fault.meets)(vm)).map(|vm| &vm.name).collect();
+        if hit.is_empty() {
+            continue;
+        }
+        let source = fault.source;
+        let found = format!(
+            "QEMU {version}: {} ({source}); this is about {}",
+            fault.what,
+            names(hit.iter().copied())
+        );
+        let fixed: Vec<String> = fault.fixed.iter().map(ToString::to_string).collect();
+        let todo = format!(
+            "upgrade: fixed in {}; unless your distribution's changelog of QEMU names {source}",
+            fixed.join(", ")
+        );
+        findings.push(Finding::warning("qemu", found).todo(todo));
+    }
+    findings.extend(seen.vms.iter().filter_map(|vm| pinned(vm, qemu)));
+    findings
+}
+
+/// What is to be said of the machine type that a VM was made with.
+fn pinned(vm: &VmSeen, seen: &QemuSeen) -> Option<Finding> {
+    let pinned = &vm.identity.as_ref().ok()?.as_ref()?.machine;
+    let Qemu { version, machine, .. } = &seen.qemu;
+    if seen.machines.is_empty() {
+        return None;
+    }
+    let edit = format!(
+        "write `{machine}` for it into the VM's identity.toml: its guest then finds itself on other hardware"
+    );
+    match seen.machines.iter().find(|machine| machine.name == *pinned) {
+        None if seen.qemu.is_older_than(pinned) => {
+            let found = format!(
+                "it was made with a later QEMU: QEMU {version} does not know its machine type `{pinned}`"
+            );
+            let todo = format!("install that QEMU or a later one (QVM_QEMU names it); or {edit}");
+            Some(Finding::error(vm.name.as_str(), found).todo(todo))
+        }
+        None => {
+            let found =
+                format!("QEMU {version} does not have its machine type `{pinned}` any more");
+            let todo = format!("run a QEMU that has it (QVM_QEMU names it); or {edit}");
+            Some(Finding::error(vm.name.as_str(), found).todo(todo))
+        }
+        Some(known) if known.deprecated => {
+            let found = format!("its machine type `{pinned}` will not be in a later QEMU");
+            Some(Finding::note(vm.name.as_str(), found).todo(format!("before that, {edit}")))
+        }
+        Some(_) => None,
+    }
+}

@@ -1,0 +1,228 @@
+//! A host on which all is well, and what each thing that is not leads to.
+
+pub(crate) mod claims;
+pub(crate) mod headroom;
+pub(crate) mod machine;
+pub(crate) mod network;
+pub(crate) mod unit;
+
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{machine::facts::{Kvm, Machine, Qemu, Version}, spec, store::isolation::{Layer, Missing, Mode}, sys::cgroup::weights, systemd::unit::unit_name};
+
+proptest! {
+    #[test]
+    fn what_other_programs_print_never_panics(
+        text in "(-P FORWARD DROP|-A |-i |br0|\\+|-m physdev|-j ACCEPT|Id=|TimeoutStopUSec=|[0-9]{1,20}|min|\\.|y | |\\PC|\n){0,30}",
+        json in "(\\[|\\]|\\{|\\}|\"|:|,|nftables|chain|rule|expr|hook|forward|match|null|1){0,40}",
+    ) {
+        let _ = units(&text);
+        let _ = nft(&json);
+        let _ = iptables(&text, "iptables");
+    }
+}
+
+/// A VM as it is before its first start.
+fn vm(name: &str, text: &str) -> VmSeen {
+    VmSeen {
+        name: name.parse().unwrap(),
+        written: Some(file(name, text)),
+        booted: None,
+        runs: false,
+        unknown: None,
+        user: None,
+        identity: Ok(None),
+        firmware: Ok(()),
+        disks: vec![],
+    }
+}
+
+fn file(name: &str, text: &str) -> Vm {
+    let path = PathBuf::from(format!("/vms/{name}.toml"));
+    let text = format!("{text}\n[image]\npath = \"/srv/x.qcow2\"\n");
+    spec::read(&name.parse().unwrap(), &path, &text, &mut |_| unreachable!()).unwrap()
+}
+
+fn with_identity(seen: VmSeen, uuid: &str, machine: &str, mac: Option<&str>) -> VmSeen {
+    let macs = mac.map(|mac| ("net".parse().unwrap(), mac.parse().unwrap()));
+    let identity = Identity {
+        uid: None,
+        uuid: uuid.into(),
+        instance_id: "iid".into(),
+        machine: machine.into(),
+        macs: macs.into_iter().collect(),
+        hostname: None,
+    };
+    VmSeen { identity: Ok(Some(identity)), ..seen }
+}
+
+fn qemu(major: u16, minor: u16, micro: u16) -> Result<QemuSeen, Complaint> {
+    let machine = |name: &str, deprecated| Machine { name: name.into(), deprecated };
+    Ok(QemuSeen {
+        qemu: Qemu {
+            binary: "/usr/bin/qemu-system-x86_64".into(),
+            version: Version { major, minor, micro },
+            machine: "pc-q35-10.0".into(),
+            sandbox: true,
+        },
+        machines: vec![machine("pc-q35-10.0", false), machine("pc-q35-6.2", true)],
+    })
+}
+
+fn complaint(what: &str, way_out: Option<&str>) -> Complaint {
+    Complaint { what: what.into(), way_out: way_out.map(str::to_owned) }
+}
+
+fn words(all: &[&str]) -> Vec<String> {
+    all.iter().map(|word| (*word).to_owned()).collect()
+}
+
+/// All is well, and these are the VMs.
+fn well(vms: Vec<VmSeen>) -> Seen {
+    Seen {
+        kvm: KvmSeen {
+            usable: Kvm::Usable,
+            roots_alone: false,
+            module: Some("kvm_amd".into()),
+            nested: false,
+            offered: true,
+        },
+        cgroups: Cgroups {
+            root: Ok("/sys/fs/cgroup".into()),
+            hybrid: true,
+            available: words(&["cpuset", "cpu", "io", "memory", "pids"]),
+            of_vms: "/sys/fs/cgroup/qvm.slice".into(),
+            enabled: words(&["cpu", "io", "memory", "pids"]),
+        },
+        qemu: qemu(10, 0, 2),
+        qemu_img: true,
+        isolation: Some(Ok(Isolation::without(Mode::On, Some(1_900_000_000), vec![]))),
+        network: Network::default(),
+        room: Some(Room { at: "/var/lib/qvm".into(), free: 500 << 30, total: 1000 << 30 }),
+        memory: Some(Memory::new(16 << 30, 0, None)),
+        admission: Admission::Refuse,
+        units: None,
+        vms,
+        problems: vec![],
+    }
+}
+
+/// `level about: found` and, after a bar, what to do; of the findings that are about this.
+fn told(seen: &Seen, about: &str) -> Vec<String> {
+    let line = |Finding { level, about, found, todo }: &Finding| {
+        let todo = todo.as_ref().map_or_else(String::new, |todo| format!(" | {todo}"));
+        format!("{} {about}: {found}{todo}", level.word())
+    };
+    examine(seen).iter().filter(|finding| finding.about == about).map(line).collect()
+}
+
+#[track_caller]
+fn one(seen: &Seen, about: &str, starts: &str) -> String {
+    let told = told(seen, about);
+    let [only] = told.as_slice() else { panic!("{told:?}") };
+    assert!(only.starts_with(starts), "{only}");
+    only.clone()
+}
+
+fn bridge(stp: u8, forward_delay: u64, ports: &[(&str, bool)]) -> Interface {
+    let port = |(name, tap): &(&str, bool)| Port { name: (*name).to_owned(), tap: *tap };
+    let ports = ports.iter().map(port).collect();
+    Interface::Bridge(Bridge { up: true, mtu: Some(1500), stp, forward_delay, ports })
+}
+
+/// As systemd shows the unit of a VM that is as it should be, but for its time.
+fn unit(name: &str, timeout: &str) -> Unit {
+    let text = format!(
+        "Id={}\nLoadState=loaded\nTimeoutStopUSec={timeout}\nNeedDaemonReload=no\n\
+         DropInPaths=/run/systemd/generator/qvm@{name}.service.d/10-qvm.conf\n",
+        unit_name(&name.parse().unwrap())
+    );
+    units(&text).remove(0)
+}
+
+#[test]
+fn where_all_is_well_every_subject_says_so_once() {
+    let mut seen = well(vec![vm("web", "bridge = \"br0\"\nautostart = true\n"), vm("db", "")]);
+    seen.network.bridges = [("br0".parse().unwrap(), bridge(0, 1500, &[("eth0", false)]))].into();
+    seen.units = Some(Ok(vec![unit("web", "2min 30s"), unit("db", "infinity")]));
+    let all: Vec<String> =
+        examine(&seen).iter().map(|f| format!("{} {}", f.level.word(), f.about)).collect();
+    let expected = [
+        "ok kvm",
+        "ok cgroup",
+        "ok qemu",
+        "ok isolation",
+        "ok bridge br0",
+        "ok firewall",
+        "ok memory",
+        "ok disk",
+        "ok units",
+        "ok VM files",
+    ];
+    assert_eq!(all, expected);
+    assert!(examine(&seen).iter().all(|finding| finding.todo.is_none()));
+    assert_eq!(told(&seen, "VM files"), ["ok VM files: all 2 are valid"]);
+    let json = serde_json::to_value(examine(&seen)).unwrap();
+    let expected = serde_json::json!({
+        "level": "ok",
+        "about": "kvm",
+        "found": "/dev/kvm can be opened, of `kvm_amd`; guests may not be hypervisors themselves",
+        "todo": null
+    });
+    assert_eq!(json[0], expected);
+}
+
+#[test]
+fn without_vms_nothing_that_they_would_need_is_missed() {
+    let mut seen = well(vec![]);
+    seen.network.netfilter = Some(Netfilter { ipv4: true, ipv6: true });
+    seen.cgroups.root = Err(weights::Error::NotMounted);
+    seen.kvm.usable = Kvm::Missing;
+    let worst = examine(&seen).into_iter().map(|finding| finding.level).max();
+    assert_eq!(worst, Some(Level::Note));
+    assert_eq!(told(&seen, "VM files"), ["ok VM files: there is none"]);
+}
+
+#[test]
+fn unknown_state_of_a_vm_is_an_error() {
+    let seen = well(vec![vm("db", ""), vm("web", "")]);
+    assert!(told(&seen, "web").is_empty());
+    let unknown = Some(complaint("cannot determine whether the VM is running", Some("look")));
+    let seen = well(vec![vm("db", ""), VmSeen { unknown, ..vm("web", "") }]);
+    assert_eq!(
+        told(&seen, "web"),
+        ["error web: cannot determine whether the VM is running | look"]
+    );
+}
+
+#[test]
+fn a_layer_that_is_missing_is_told_with_what_gives_it() {
+    let mut seen = well(vec![vm("web", "isolation = \"off\"\n")]);
+    let why = "the kernel has none".to_owned();
+    let missing = vec![Missing { layer: Layer::Landlock, why }];
+    seen.isolation = Some(Ok(Isolation::without(Mode::On, None, missing)));
+    assert_eq!(
+        told(&seen, "isolation"),
+        [
+            "warning isolation: no landlock: the kernel has none | Linux 5.13 with CONFIG_SECURITY_LANDLOCK, and \
+             `landlock` in the kernel's `lsm=` list",
+            "note isolation: the QEMU of `web` has all rights of its supervisor: `isolation = \"off\"`",
+        ]
+    );
+    seen.isolation = Some(Err(complaint("QEMU does not start", None)));
+    assert!(told(&seen, "isolation")[0].starts_with("error isolation: QEMU does not start"));
+}
+
+#[test]
+fn many_names_are_cut_short() {
+    let all: Vec<VmName> = (1..=7).map(|nr| format!("vm{nr}").parse().unwrap()).collect();
+    let of = |count: usize| names(all.iter().take(count));
+    assert_eq!(of(0), "");
+    assert_eq!(of(1), "`vm1`");
+    assert_eq!(of(2), "`vm1` and `vm2`");
+    assert_eq!(of(5), "`vm1`, `vm2`, `vm3`, `vm4` and `vm5`");
+    assert_eq!(of(7), "`vm1`, `vm2`, `vm3`, `vm4`, `vm5` and 2 more");
+}

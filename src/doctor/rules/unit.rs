@@ -1,0 +1,182 @@
+//! Units: whether the service manager waits as long as a guest's clean shutdown may take, and knows what the VM files say.
+
+use super::{Finding, Level, Seen, names};
+use crate::{spec::Vm, systemd::unit::{DROP_IN, STOP_SLACK, unit_name}, value::VmName};
+
+/// What `systemctl show` tells of a VM's unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unit {
+    /// Its name.
+    pub id: String,
+    /// There is such a unit.
+    pub loaded: bool,
+    /// How long a stop may take, in microseconds; none is for ever.
+    pub stop_timeout: Option<u64>,
+    /// Its drop-ins, in the order in which they are read.
+    pub drop_ins: Vec<String>,
+    /// A file that it was made from has changed since.
+    pub stale: bool,
+}
+
+impl Unit {
+    /// The properties that it is read from, for `systemctl show --property=`.
+    pub const PROPERTIES: &str = "Id,LoadState,TimeoutStopUSec,DropInPaths,NeedDaemonReload";
+}
+
+/// The units in what `systemctl show --property=` [`Unit::PROPERTIES`] prints of several. What is not understood is left out.
+pub fn units(said: &str) -> Vec<Unit> {
+    said.split("\n\n").filter_map(unit).collect()
+}
+
+fn unit(said: &str) -> Option<Unit> {
+    let property =
+        |name: &str| said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    let stop_timeout = match property("TimeoutStopUSec")? {
+        "infinity" => None,
+        span => Some(microseconds(span)?),
+    };
+    Some(Unit {
+        id: property("Id")?.to_owned(),
+        loaded: property("LoadState")? == "loaded",
+        stop_timeout,
+        drop_ins: property("DropInPaths")
+            .unwrap_or_default()
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect(),
+        stale: property("NeedDaemonReload") == Some("yes"),
+    })
+}
+
+/// A time span as systemd writes it, such as `2min 30s` (systemd.time(7)).
+fn microseconds(span: &str) -> Option<u64> {
+    let second = 1_000_000;
+    let part = |part: &str| -> Option<u64> {
+        let digits = part.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(part.len());
+        let (number, unit) = part.split_at(digits);
+        let unit = match unit {
+            "us" => 1,
+            "ms" => 1000,
+            "s" => second,
+            "min" => 60 * second,
+            "h" => 3600 * second,
+            "d" => 86_400 * second,
+            "w" => 7 * 86_400 * second,
+            // As systemd has them: 30.44 and 365.25 days.
+            "month" => 2_629_800 * second,
+            "y" => 31_557_600 * second,
+            // A bare 0.
+            "" => return (number == "0").then_some(0),
+            _ => return None,
+        };
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+        let whole = whole.parse::<u64>().ok()?.checked_mul(unit)?;
+        let fraction = match fraction {
+            "" => 0,
+            digits => {
+                let scale = 10_u64.checked_pow(u32::try_from(digits.len()).ok()?)?;
+                digits.parse::<u64>().ok()?.checked_mul(unit)? / scale
+            }
+        };
+        whole.checked_add(fraction)
+    };
+    let mut parts = span.split_whitespace().peekable();
+    parts.peek()?;
+    parts.try_fold(0_u64, |sum, one| sum.checked_add(part(one)?))
+}
+
+pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
+    let units = match &seen.units {
+        None => return without(seen),
+        Some(Err(complaint)) => {
+            return vec![Finding::complaint(Level::Warning, "units", complaint)];
+        }
+        Some(Ok(units)) => units,
+    };
+    let mut findings = Vec::new();
+    let of = |vm: &Vm| units.iter().find(|unit| unit.id == unit_name(&vm.name));
+    let pairs = || seen.written().filter_map(|vm| Some((vm, of(vm)?)));
+    let absent: Vec<&VmName> =
+        pairs().filter(|(_, unit)| !unit.loaded).map(|(vm, _)| &vm.name).collect();
+    if !absent.is_empty() {
+        let found =
+            format!("qvm@.service is not installed: {} cannot run as a unit", names(absent));
+        findings.push(
+            Finding::warning("units", found)
+                .todo("install qvm's package, or its units, and `systemctl daemon-reload`"),
+        );
+    }
+    let loaded: Vec<(&Vm, &Unit)> = pairs().filter(|(_, unit)| unit.loaded).collect();
+    let no_drop_in =
+        |unit: &Unit| !unit.drop_ins.iter().any(|path| path.rsplit('/').next() == Some(DROP_IN));
+    let unmade: Vec<&VmName> =
+        loaded.iter().filter(|(_, unit)| no_drop_in(unit)).map(|(vm, _)| &vm.name).collect();
+    if !unmade.is_empty() {
+        let found = format!(
+            "the unit knows nothing of the VM file (no drop-in `{DROP_IN}` by qvm-generator): {}",
+            names(unmade)
+        );
+        let todo = "`systemctl daemon-reload`; if that does not help, see whether qvm-generator is in \
+                    /usr/lib/systemd/system-generators";
+        findings.push(Finding::warning("units", found).todo(todo));
+    }
+    let stale: Vec<&VmName> = loaded
+        .iter()
+        .filter(|(_, unit)| unit.stale && !no_drop_in(unit))
+        .map(|(vm, _)| &vm.name)
+        .collect();
+    if !stale.is_empty() {
+        let found = format!("the VM file is newer than the unit: {}", names(stale));
+        findings.push(Finding::note("units", found).todo("`systemctl daemon-reload`"));
+    }
+    findings.extend(loaded.iter().filter_map(|(vm, unit)| too_short(vm, unit)));
+    if findings.is_empty() {
+        findings.push(Finding::ok(
+            "units",
+            match loaded.len() {
+                0 => "no VM has one".to_owned(),
+                count => format!(
+                    "{count} made from VM files, each with time enough for its guest's shutdown"
+                ),
+            },
+        ));
+    }
+    findings
+}
+
+/// Where no service manager looks for these VMs.
+fn without(seen: &Seen) -> Vec<Finding> {
+    let starting: Vec<&VmName> =
+        seen.written().filter(|vm| vm.autostart).map(|vm| &vm.name).collect();
+    if starting.is_empty() {
+        return Vec::new();
+    }
+    let found = format!(
+        "no systemd looks for VMs here: `autostart` of {} has no effect, and a shutdown of the host is a power cut to guests",
+        names(starting)
+    );
+    vec![
+        Finding::note("units", found)
+            .todo("start and stop them by hand: docs/operating.md, \"the host reboots\""),
+    ]
+}
+
+/// A unit that would be killed before the stop ladder is at its end.
+fn too_short(vm: &Vm, unit: &Unit) -> Option<Finding> {
+    let wanted = u64::from(vm.shutdown_timeout.get()) + u64::from(STOP_SLACK);
+    let given = unit.stop_timeout? / 1_000_000;
+    if given >= wanted {
+        return None;
+    }
+    let found = format!(
+        "its unit gives a stop {given} s, and the guest's may take {wanted} s (`shutdownTimeoutSec` and {STOP_SLACK} s): the \
+         guest can be killed while it shuts down"
+    );
+    let after = unit.drop_ins.iter().filter(|path| path.rsplit('/').next() != Some(DROP_IN));
+    let others: Vec<&str> = after.map(String::as_str).collect();
+    let todo = match others.as_slice() {
+        [] => "`systemctl daemon-reload`, so that the unit is made from the VM file".to_owned(),
+        others => format!("take `TimeoutStopSec` out of {}", others.join(", ")),
+    };
+    Some(Finding::error(vm.name.as_str(), found).todo(todo))
+}

@@ -1,0 +1,51 @@
+//! At which addresses a guest is reached, and who says so: its agent, else the VM file, else the host's neighbour table.
+
+use std::net::IpAddr;
+
+use super::inventory::PATIENCE;
+use crate::{control::{client::{Client, Error}, types::Address}, net::neighbour, spec::{self, Link}, store::layout::Layout, value::VmName};
+
+/// What the first of them that knows any tells; none where nobody does.
+///
+/// # Errors
+/// The VM does not run, or its supervisor does not answer.
+pub async fn addresses(layout: &Layout, name: &VmName) -> Result<Vec<Address>, Error> {
+    let socket = layout.vm(name).control_socket();
+    let status = Client::connect(&socket).await?.status(PATIENCE).await?;
+    let guest = Client::connect(&socket).await?.guest().await?;
+    let mut told = guest.addresses;
+    // Those that are of use from elsewhere first; each kind in the guest's own order.
+    told.sort_by_key(|address| is_local(&address.address));
+    if told.iter().any(|address| !is_local(&address.address)) {
+        return Ok(told);
+    }
+    if let Some((address, _)) = status.ip.as_deref().and_then(|ip| ip.split_once('/')) {
+        return Ok(vec![of(address, "vm-file")]);
+    }
+    let vm = spec::load_early(&layout.vm_file(name)).ok();
+    let bridge = vm.as_ref().and_then(|vm| match &vm.nics.first()?.link {
+        Link::Bridge { bridge, .. } => Some(bridge),
+        Link::User { .. } => None,
+    });
+    let mac = status.mac.as_deref().and_then(|mac| mac.parse().ok());
+    if let (Some(bridge), Some(mac)) = (bridge, mac) {
+        let seen = neighbour::addresses(bridge, mac).await.map_err(Error::Io)?;
+        if !seen.is_empty() {
+            return Ok(seen.iter().map(|address| of(&address.to_string(), "neighbour")).collect());
+        }
+    }
+    Ok(told)
+}
+
+fn of(address: &str, source: &str) -> Address {
+    Address { address: address.to_owned(), interface: None, source: source.to_owned() }
+}
+
+/// Of no use beyond the guest's own link.
+fn is_local(address: &str) -> bool {
+    match address.parse() {
+        Ok(IpAddr::V4(address)) => address.is_link_local() || address.is_loopback(),
+        Ok(IpAddr::V6(address)) => address.is_unicast_link_local() || address.is_loopback(),
+        Err(_) => true,
+    }
+}

@@ -1,0 +1,177 @@
+//! Forcing off a VM without a supervisor: the QEMU process of its run record is killed, or, where the state of the VM is unknown, the
+//! process that holds a liveness lock of the VM, if it is a QEMU of that name.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::lock_holder;
+use crate::{store::{liveness::{self, Liveness}, record::{self, Record}, running::{self, PreviousQemu}}, supervisor::settings::Settings};
+use crate::{control::types, life::{Cause, End}, sys::{liveness_lock, lock, pidfd::{Process, Signal}, qemu_processes::{self, QemuProcess}}, value::chain};
+
+/// How long a process may take to exit after SIGKILL, and the kernel to release its locks.
+const EXIT_LIMIT: Duration = Duration::from_secs(10);
+/// Between two attempts to acquire the locks.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// Why nothing was forced off.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A supervisor is there.
+    #[error(transparent)]
+    Supervised(#[from] lock::Error),
+    /// It is still unknown whether the VM is running, and no process holds its locks that may be killed.
+    #[error(transparent)]
+    Unknown(#[from] running::Unknown),
+    /// The locks cannot be probed, or stay held.
+    #[error(transparent)]
+    Liveness(#[from] liveness::Error),
+    /// /proc.
+    #[error("cannot find the process that holds the liveness lock")]
+    Holder(#[source] io::Error),
+    /// The process cannot be killed.
+    #[error("cannot kill QEMU (pid {pid})")]
+    Kill {
+        /// The process.
+        pid: u32,
+        /// Why.
+        source: io::Error,
+    },
+    /// The process of the run record does not execute QEMU.
+    #[error("the process of the run record (pid {0}) is not proven to execute QEMU")]
+    NotQemu(u32),
+    /// Not even SIGKILL ended the process.
+    #[error("QEMU (pid {0}) does not exit after SIGKILL")]
+    Stays(u32),
+}
+
+impl Error {
+    /// The host is at fault.
+    pub fn is_the_hosts(&self) -> bool {
+        match self {
+            Self::Supervised(error) => error.is_the_hosts(),
+            Self::Unknown(_)
+            | Self::Liveness(_)
+            | Self::Holder(_)
+            | Self::Kill { .. }
+            | Self::NotQemu(_)
+            | Self::Stays(_) => true,
+        }
+    }
+
+    /// What to do; NAME stands for the VM.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Supervised(error) => error.hint(),
+            Self::Unknown(unknown) => Some(unknown.hint()),
+            Self::Liveness(error) => error.hint(),
+            Self::Holder(_) | Self::Kill { .. } => Some("run the command as root".into()),
+            Self::NotQemu(pid) => Some(format!(
+                "look at the process with `ps -fp {pid}`; when it may end, `kill {pid}` ends it"
+            )),
+            Self::Stays(pid) => Some(format!("`cat /proc/{pid}/stack` shows what it waits for")),
+        }
+    }
+}
+
+/// Kills the QEMU process of a VM that has no supervisor, and forgets its run; returns the pid. `None` where no QEMU is running.
+///
+/// # Errors
+/// The VM has a supervisor, no such process is proven to be the VM's QEMU, or the process cannot be killed.
+pub async fn force_off(settings: &Settings) -> Result<Option<u32>, Error> {
+    let paths = settings.paths();
+    let _supervisor = lock_holder::take(&paths).await?;
+    let recorded = Record::read(&paths).ok().flatten().and_then(|record| record.binary);
+    let chosen = settings.qemu.as_ref().map(PathBuf::from);
+    let known: Vec<PathBuf> = recorded.into_iter().chain(chosen).collect();
+    let pid = match running::find(&paths) {
+        Ok(PreviousQemu::Running(process, _)) => {
+            let all = qemu_processes::list().map_err(Error::Holder)?.all;
+            let found = all.iter().find(|found| found.pid == process.pid());
+            if !found.map_or(Ok(false), |found| executes_qemu(found, &known))? {
+                return Err(Error::NotQemu(process.pid()));
+            }
+            kill(&process).await?;
+            process.pid()
+        }
+        Ok(PreviousQemu::None | PreviousQemu::Exited | PreviousQemu::NeverExecuted) => {
+            return Ok(None);
+        }
+        Err(unknown) => kill_holders(settings, &known).await?.ok_or(unknown)?,
+    };
+    let _locks = released(settings).await?;
+    match running::find(&paths)? {
+        PreviousQemu::Running(qemu, _) => Err(Error::Stays(qemu.pid())),
+        PreviousQemu::None | PreviousQemu::Exited | PreviousQemu::NeverExecuted => {
+            Record::remove(&paths);
+            keep_end(settings);
+            Ok(Some(pid))
+        }
+    }
+}
+
+/// Kills the QEMU processes of this VM's name that hold a liveness lock; returns the last one's pid, or `None` where there is none.
+async fn kill_holders(settings: &Settings, known: &[PathBuf]) -> Result<Option<u32>, Error> {
+    let files = liveness::files(&settings.paths())?;
+    let holders = qemu_processes::with_open_file(&files).map_err(Error::Holder)?;
+    let mut killed = None;
+    for found in holders.iter().filter(|found| found.name() == Some(settings.name.as_str())) {
+        // The descriptor comes first: what it names is what is looked at again.
+        let process =
+            Process::open(found.pid).map_err(|source| Error::Kill { pid: found.pid, source })?;
+        let again = qemu_processes::with_open_file(&files).map_err(Error::Holder)?;
+        if !(executes_qemu(found, known)? && again.contains(found) && process.is_alive()) {
+            continue;
+        }
+        kill(&process).await?;
+        killed = Some(found.pid);
+    }
+    Ok(killed)
+}
+
+fn executes_qemu(found: &QemuProcess, known: &[PathBuf]) -> Result<bool, Error> {
+    let known: Vec<&Path> = known.iter().map(PathBuf::as_path).collect();
+    qemu_processes::executes_qemu(found, &known)
+        .map_err(|source| Error::Kill { pid: found.pid, source })
+}
+
+/// Sends SIGKILL, and waits for the end of the process.
+async fn kill(process: &Process) -> Result<(), Error> {
+    let pid = process.pid();
+    process.signal(Signal::KILL).map_err(|source| Error::Kill { pid, source })?;
+    match timeout(EXIT_LIMIT, process.wait()).await {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Error::Stays(pid)),
+    }
+}
+
+/// The locks, once the kernel has released those of the process that was killed.
+async fn released(settings: &Settings) -> Result<Liveness, Error> {
+    let (paths, begun) = (settings.paths(), Instant::now());
+    loop {
+        match Liveness::for_verb(&paths) {
+            Err(liveness::Error::Lock(liveness_lock::Error::Held(_)))
+                if begun.elapsed() < EXIT_LIMIT => {}
+            done => return Ok(done?),
+        }
+        sleep(RETRY).await;
+    }
+}
+
+fn keep_end(settings: &Settings) {
+    let end = End { cause: Cause::Killed };
+    let kept = types::End {
+        reason: end.reason().to_owned(),
+        at: (settings.now)().to_string(),
+        detail: end.to_string(),
+        failed: end.failed(),
+        console: vec![],
+    };
+    if let Err(error) = record::keep(&settings.paths(), kept) {
+        tracing::warn!("cannot record how the VM ended: {}", chain(&error));
+    }
+}

@@ -1,0 +1,14 @@
+//! All VMs of the host.
+
+pub mod addresses;
+pub mod cpu_share;
+pub mod force_off;
+pub mod inventory;
+pub mod lock_holder;
+pub mod metrics;
+pub mod orphans;
+pub mod rates;
+pub mod start;
+pub mod stop;
+pub mod usage;
+

@@ -1,0 +1,94 @@
+//! Ending a QEMU that its supervisor left behind: by its own ladder, and where nothing helps by signals.
+
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::lock_holder;
+use crate::{store::{record::Record, running::{self, PreviousQemu}}, supervisor::{error, settings::Settings, start::adopt, supervise::{Left, wind_up}}};
+use crate::{spec, sys::{lock, pidfd::{Process, Signal}}, value::chain};
+
+/// How long a QEMU whose monitor is silent may take after SIGTERM, which makes it flush its disks, and then after SIGKILL.
+const LAST_LIMIT: Duration = Duration::from_secs(10);
+
+/// Why it is still there.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The lock cannot be looked at.
+    #[error(transparent)]
+    Lock(#[from] lock::Error),
+    /// It is not known whether it runs.
+    #[error(transparent)]
+    Unknown(#[from] running::Unknown),
+    /// Not even SIGKILL ended it.
+    #[error("QEMU (pid {0}) does not go")]
+    Stays(u32),
+}
+
+impl Error {
+    /// The host is at fault.
+    pub fn is_the_hosts(&self) -> bool {
+        match self {
+            Self::Lock(error) => error.is_the_hosts(),
+            Self::Unknown(_) => true,
+            Self::Stays(_) => false,
+        }
+    }
+
+    /// The way out.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Lock(error) => error.hint(),
+            Self::Unknown(unknown) => Some(unknown.hint()),
+            Self::Stays(pid) => Some(format!(
+                "the kernel holds it, mostly for a storage that hangs: `cat /proc/{pid}/stack` shows where"
+            )),
+        }
+    }
+}
+
+/// Takes over the QEMU of a VM that has no supervisor, and shuts its guest down. One that has a supervisor is left alone.
+///
+/// # Errors
+/// It does not go.
+pub async fn end(settings: Settings) -> Result<(), Error> {
+    let paths = settings.paths();
+    if matches!(running::find(&paths)?, PreviousQemu::None) {
+        return Ok(());
+    }
+    let lock = match lock_holder::take(&paths).await {
+        Ok(lock) => lock,
+        // Not ours to end: it was started by hand, beside the unit.
+        Err(lock::Error::Taken { .. }) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    info!("QEMU was left behind by its supervisor");
+    let file = settings.layout.vm_file(&settings.name);
+    let vm = adopt::booted(&paths, &settings.name, &file);
+    if let Some((vm, text)) = vm.or_else(|| spec::load_with_text(&file).ok()) {
+        let done: Result<Left, error::Error> = wind_up(settings, vm, text).await;
+        match done {
+            Ok(Left::Exit(_) | Left::Reexec) => {}
+            Ok(Left::NotStarted { why, .. }) => warn!("it cannot be shut down: {why}"),
+            Err(error) => warn!("it cannot be shut down: {}", chain(&error)),
+        }
+    }
+    if let PreviousQemu::Running(qemu, _) = running::find(&paths)? {
+        signal(&qemu).await?;
+        Record::remove(&paths);
+    }
+    drop(lock);
+    Ok(())
+}
+
+/// Ends a QEMU whose monitor does not answer.
+async fn signal(qemu: &Process) -> Result<(), Error> {
+    for (signal, name) in [(Signal::TERM, "SIGTERM"), (Signal::KILL, "SIGKILL")] {
+        warn!("QEMU (pid {}) gets {name}", qemu.pid());
+        let _ = qemu.signal(signal);
+        if tokio::time::timeout(LAST_LIMIT, qemu.wait()).await.is_ok() {
+            return Ok(());
+        }
+    }
+    Err(Error::Stays(qemu.pid()))
+}

@@ -1,0 +1,345 @@
+//! Starts a VM's supervisor: as its systemd unit where that is installed, else detached from whoever asks.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom},
+    os::unix::{fs::OpenOptionsExt, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::lock_holder::{self, GOES_WITHIN, Holder};
+use crate::{control::{client::{self, Client}, types::{Ready, State}}, spec::{self, HostSettings, Invalid}, store::{layout::{Layout, older_log}, record, running}, sys::file, systemd::{service::{self, Unit}, unit::Scope}, value::VmName};
+
+/// How long a supervisor may take for one answer before it is asked again.
+const ANSWER: Duration = Duration::from_secs(2);
+/// Between two questions to a supervisor that is starting.
+const POLL: Duration = Duration::from_millis(10);
+/// The same for a unit's, of which systemd tells when it runs.
+const TELL: Duration = Duration::from_millis(500);
+/// The mode of the log: the group may read it.
+const LOG_MODE: u32 = 0o640;
+/// From this size on the log is kept as the older one, and a new one is begun, in bytes.
+const LOG_MOST: u64 = 1 << 20;
+/// The most that is shown of what a supervisor wrote, in bytes.
+const TAIL: u64 = 8 << 10;
+
+/// How it is to be started.
+#[derive(Debug, Clone, Copy)]
+pub struct Begin<'a> {
+    /// Where everything is.
+    pub layout: &'a Layout,
+    /// This program.
+    pub exe: &'a Path,
+    /// The systemd whose units look where `layout` does, if there is one.
+    pub manager: Option<Scope>,
+    /// Until the guest runs and is ready, or is not waited for any more.
+    pub wait: bool,
+    /// Is told what a VM waits for.
+    pub say: fn(&VmName, &str),
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begun {
+    /// The guest runs.
+    Running,
+    /// It has been running already.
+    Already,
+    /// It is being started; the guest was not waited for.
+    Asked,
+}
+
+/// Why not.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Its VM file.
+    #[error("{0}")]
+    Invalid(Invalid),
+    /// It has none.
+    #[error("there is no VM `{0}`: it has no file")]
+    NoFile(VmName),
+    /// The log.
+    #[error(transparent)]
+    File(#[from] file::Error),
+    /// A program.
+    #[error("cannot run `{}`", .0.display())]
+    Spawn(PathBuf, #[source] io::Error),
+    /// The unit.
+    #[error(transparent)]
+    Service(#[from] service::Error),
+    /// There is no supervisor, and the VM may run or not.
+    #[error(transparent)]
+    Unknown(#[from] running::Unknown),
+    /// A supervisor is there, and its VM may run or not.
+    #[error("cannot determine whether the VM is running")]
+    Silent(#[source] client::Error),
+    /// A supervisor is there, and talks to nobody.
+    #[error("the supervisor accepts connections but closes them without a reply")]
+    HangsUp,
+    /// What ran in the unit.
+    #[error("{detail}")]
+    Unit {
+        /// The VM.
+        name: VmName,
+        /// How it ended.
+        detail: String,
+    },
+    /// The supervisor.
+    #[error("its supervisor {}{}", ended(*.status), after_colon(.wrote))]
+    Ended {
+        /// How.
+        status: ExitStatus,
+        /// The last that it wrote since it was started.
+        wrote: String,
+    },
+}
+
+impl Error {
+    /// The host is at fault, and not the VM.
+    pub fn is_the_hosts(&self) -> bool {
+        match self {
+            Self::File(error) => error.is_the_hosts(),
+            Self::Service(error) => error.is_the_hosts(),
+            Self::Unknown(_) => true,
+            Self::Invalid(_) | Self::NoFile(_) | Self::Spawn(..) => false,
+            Self::Silent(_) | Self::HangsUp | Self::Unit { .. } | Self::Ended { .. } => false,
+        }
+    }
+
+    /// The way out, where there is one.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Service(error) if error.is_the_hosts() => {
+                Some("`systemctl status` tells whether it answers again".into())
+            }
+            Self::File(error) => error.hint(),
+            Self::Unknown(unknown) => Some(unknown.hint()),
+            Self::Silent(error) => error.hint(),
+            Self::HangsUp => Some("the limit of clients may be reached: `ss -xp src PATH` lists those of the VM's `control.sock`".into()),
+            Self::NoFile(_) => Some("`qvm list` shows those there are".into()),
+            Self::Service(_) => {
+                Some("`journalctl -t qvm@NAME` has what the supervisor said".into())
+            }
+            // The end that the supervisor kept has its own.
+            Self::Unit { detail, .. } if detail.contains("\nhint: ") => None,
+            Self::Unit { name, .. } => {
+                Some(format!("`journalctl -t qvm@{name}` has what the supervisor said"))
+            }
+            Self::Invalid(_) | Self::Spawn(..) | Self::Ended { .. } => None,
+        }
+    }
+}
+
+fn ended(status: ExitStatus) -> String {
+    match status.code() {
+        Some(code) => format!("exited with code {code}"),
+        None => format!("was ended: {status}"),
+    }
+}
+
+fn after_colon(wrote: &str) -> String {
+    if wrote.is_empty() { String::new() } else { format!(":\n{wrote}") }
+}
+
+/// Starts the supervisor of a VM and, if so asked, waits until the guest is ready: as long as the supervisor lives.
+///
+/// # Errors
+/// The VM file is invalid, or the supervisor ended.
+pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
+    let (paths, vm_file) = (how.layout.vm(name), how.layout.vm_file(name));
+    let socket = paths.control_socket();
+    let mut told = Told { name, say: how.say, last: None };
+    if let Some(begun) = beside(&socket, how, &mut told).await? {
+        return Ok(begun);
+    }
+    if let Err(unknown) = running::find(&paths) {
+        // A supervisor that began a moment ago holds the locks, and answers by now.
+        let begun = beside(&socket, how, &mut told).await?;
+        return begun.ok_or(Error::Unknown(unknown));
+    }
+    if vm_file.symlink_metadata().is_err() {
+        return Err(Error::NoFile(name.clone()));
+    }
+    spec::load(&vm_file).map_err(Error::Invalid)?;
+    HostSettings::load(&how.layout.host_settings()).map_err(Error::Invalid)?;
+    if let Some(scope) = how.manager
+        && let Some(unit) = Unit::find(name, scope).await?
+    {
+        return by_unit(&unit, told, how).await;
+    }
+    file::make_dir(&paths.state)?;
+    let log = paths.supervisor_log();
+    // As a start begins nobody writes to it.
+    if file::metadata(&log)?.is_some_and(|meta| meta.len() > LOG_MOST) {
+        let older = older_log(&log);
+        std::fs::rename(&log, &older).map_err(file::Error::on("rename", &log))?;
+    }
+    let open = OpenOptions::new().append(true).create(true).mode(LOG_MODE).open(&log);
+    let out = open.map_err(file::Error::on("open", &log))?;
+    let before = out.metadata().map_err(file::Error::on("look at", &log))?.len();
+    if before == 0 {
+        // The umask may have taken the group's right to read it away.
+        file::set_mode(&log, LOG_MODE)?;
+    }
+    let mut child = spawn(name, how, out).map_err(|e| Error::Spawn(how.exe.to_owned(), e))?;
+    if !how.wait {
+        return Ok(Begun::Asked);
+    }
+    loop {
+        if let Some(status) = child.try_wait().map_err(|e| Error::Spawn(how.exe.to_owned(), e))? {
+            let wrote = written_since(&log, before);
+            // Who was started at the same time may have been faster.
+            let begun =
+                if status.success() { None } else { beside(&socket, how, &mut told).await? };
+            return begun.ok_or(Error::Ended { status, wrote });
+        }
+        if told.runs(&socket).await {
+            return Ok(Begun::Running);
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// What comes of a VM that somebody supervises: it runs, or is waited for until it does. Nothing, once nobody is there any more.
+async fn beside(
+    socket: &Path,
+    how: &Begin<'_>,
+    told: &mut Told<'_>,
+) -> Result<Option<Begun>, Error> {
+    let (mut goes_down, mut hangs_up) = (false, None);
+    loop {
+        match lock_holder::look(socket).await {
+            Holder::Nobody => return Ok(None),
+            Holder::Gone => {
+                let since = *hangs_up.get_or_insert_with(Instant::now);
+                if since.elapsed() >= GOES_WITHIN {
+                    return Err(Error::HangsUp);
+                }
+            }
+            Holder::Supervisor(State::Running | State::Paused) => return Ok(Some(Begun::Already)),
+            Holder::Supervisor(State::Starting) if !how.wait => return Ok(Some(Begun::Asked)),
+            Holder::Supervisor(State::Starting) => {
+                if told.runs(socket).await {
+                    return Ok(Some(Begun::Running));
+                }
+            }
+            // No supervisor says so of its VM.
+            Holder::Supervisor(State::Unknown) => return Err(Error::HangsUp),
+            // Down by now, and about to end.
+            Holder::Supervisor(State::Stopped | State::Failed) => goes_down = true,
+            Holder::Supervisor(State::Stopping) => {
+                goes_down = true;
+                told.once("waits until it is down");
+            }
+            // It still does.
+            Holder::Silent(client::Error::Timeout(_)) if goes_down => {}
+            Holder::Silent(error) => return Err(Error::Silent(error)),
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// What was told of a VM that starts.
+struct Told<'a> {
+    name: &'a VmName,
+    say: fn(&VmName, &str),
+    last: Option<String>,
+}
+
+impl Told<'_> {
+    fn once(&mut self, why: &str) {
+        if self.last.as_deref() != Some(why) {
+            (self.say)(self.name, why);
+            self.last = Some(why.to_owned());
+        }
+    }
+
+    /// Whether it runs by now. What else it waits for is told once.
+    async fn runs(&mut self, socket: &Path) -> bool {
+        let Ok(mut client) = Client::connect(socket).await else { return false };
+        let Ok(status) = client.status(ANSWER).await else { return false };
+        let waits = status.notes.iter().find(|note| note.starts_with("waits for "));
+        if let (State::Starting, Some(why)) = (status.state, waits) {
+            self.once(why);
+        }
+        matches!(status.state, State::Running | State::Paused)
+            && status.ready != Some(Ready::Waiting)
+    }
+}
+
+/// In a process group of its own, so that a Ctrl-C at the terminal is not for it.
+fn spawn(name: &VmName, how: &Begin<'_>, log: File) -> io::Result<Child> {
+    let err = log.try_clone()?;
+    let mut command = Command::new(how.exe);
+    command.arg("--config-dir").arg(&how.layout.config);
+    command.arg("--state-dir").arg(&how.layout.state);
+    command.arg("--runtime-dir").arg(&how.layout.runtime);
+    command.args(["run", name.as_str()]).current_dir("/").process_group(0);
+    command.stdin(Stdio::null()).stdout(log).stderr(err).spawn()
+}
+
+/// The last of what was written to `log` from byte `before` on.
+fn written_since(log: &Path, before: u64) -> String {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = File::open(log)?;
+        let end = file.metadata()?.len();
+        file.seek(SeekFrom::Start(before.max(end.saturating_sub(TAIL))))?;
+        let mut bytes = Vec::new();
+        file.take(TAIL).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes = read().unwrap_or_default();
+    String::from_utf8_lossy(&bytes).trim_end().to_owned()
+}
+
+/// By its unit, which is made anew first if the VM file has changed.
+async fn by_unit(unit: &Unit, mut told: Told<'_>, how: &Begin<'_>) -> Result<Begun, Error> {
+    let name = told.name;
+    let paths = how.layout.vm(name);
+    let last = || record::ends(&paths).into_iter().next();
+    let before = last().map(|end| end.at);
+    unit.refresh().await?;
+    let socket = paths.control_socket();
+    // systemctl(1) says nothing of what a unit that starts waits for.
+    let telling = async {
+        loop {
+            tokio::time::sleep(TELL).await;
+            told.runs(&socket).await;
+        }
+    };
+    let started = tokio::select! {
+        started = unit.start(how.wait) => started,
+        () = telling => Ok(()),
+    };
+    match started {
+        Ok(()) if how.wait => Ok(Begun::Running),
+        Ok(()) => Ok(Begun::Asked),
+        Err(error) => match last() {
+            // systemctl knows only that it failed, the supervisor why.
+            Some(end) if Some(&end.at) != before.as_ref() && end.failed => {
+                Err(Error::Unit { name: name.clone(), detail: end.detail })
+            }
+            _ => Err(error.into()),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_new_in_the_log_and_of_that_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("supervisor.log");
+        std::fs::write(&log, "old\nerror: new\n").unwrap();
+        assert_eq!(written_since(&log, 4), "error: new");
+        assert_eq!(written_since(&log, 15), "");
+        std::fs::write(&log, "x".repeat(20_000)).unwrap();
+        assert_eq!(written_since(&log, 0).len(), 8192);
+    }
+}

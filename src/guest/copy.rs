@@ -1,0 +1,231 @@
+//! A file into a guest or out of it: written beside its place, and renamed when all of it is there.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+};
+
+use tokio::sync::mpsc;
+
+use super::{Error, Guest, unread};
+use crate::{control::client, sys::{file::{self, Temporary}, progress::{At, Doing, Progress}, terminal::{Input, Output, input_of}}};
+
+/// Whether a guest's file is a directory; else its mode and its size.
+const LOOK: &str = r#"if [ -d "$0" ]; then echo directory; else stat -L -c '%a %s' "$0"; fi"#;
+/// Makes the file that is written first; tells what it is called, and what the target is.
+const BEGIN: &str = r#"t=$0
+if [ -d "$t" ]; then t=${t%/}/$1; fi
+if [ -L "$t" ]; then t=$(readlink -f "$t") || exit; fi
+if [ -d "$t" ]; then echo "\`$t\` is a directory" >&2; exit 1; fi
+if [ -e "$t" ] && [ ! -f "$t" ]; then echo "\`$t\` is no regular file" >&2; exit 1; fi
+d=${t%/*}
+if [ ! -d "$d/" ]; then echo "there is no directory \`$d\`" >&2; exit 1; fi
+f=$(mktemp "$d/.qvm-XXXXXX") || exit
+printf '%s\0%s\0' "$f" "$t""#;
+/// Gives it its mode and its name. Without a mode it has that of what it replaces.
+const COMMIT: &str = r#"m=$2
+[ -n "$m" ] || m=$(stat -c %a "$1" 2>/dev/null) || m=644
+chmod "$m" "$0"
+sync "$0" 2>/dev/null
+mv -f "$0" "$1""#;
+/// The mode of a file where nobody tells one.
+const MODE: u32 = 0o644;
+
+/// The host's end of a copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Local {
+    /// Standard input, or standard output.
+    Stream,
+    /// A file; as a target also a directory.
+    File(PathBuf),
+}
+
+/// Copies the file `from` of the guest; how many bytes it has.
+///
+/// # Errors
+/// It is not there, it is a directory, or the target cannot be written; the target is then as it was.
+pub async fn copy_out(
+    guest: &mut Guest,
+    from: &str,
+    to: &Local,
+    progress: &mut dyn Progress,
+) -> Result<u64, Error> {
+    let (mode, total) = look(guest, from).await?;
+    let handle = guest.open(from, "r").await?;
+    let copied = async {
+        let mut target = Target::begin(from, to)?;
+        let mut done = 0;
+        loop {
+            guest.check()?;
+            let (bytes, eof) = guest.read(handle).await?;
+            done += bytes.len() as u64;
+            target.write(guest, bytes).await?;
+            progress.at(&At { doing: Doing::Copying, what: from, done, total });
+            if eof {
+                target.commit(guest, mode.unwrap_or(MODE)).await?;
+                return Ok(done);
+            }
+        }
+    };
+    let copied = copied.await;
+    guest.end(async |guest| drop(guest.close(handle).await)).await;
+    copied
+}
+
+async fn look(guest: &mut Guest, path: &str) -> Result<(Option<u32>, Option<u64>), Error> {
+    let looked = match guest.run(&["sh", "-c", LOOK, path]).await {
+        // A guest without a shell tells neither.
+        Err(Error::Client(client::Error::Guest { .. })) => return Ok((None, None)),
+        looked => looked?,
+    };
+    let said = String::from_utf8_lossy(&looked.out).into_owned();
+    if said.trim() == "directory" {
+        let hint = format!("`qvm exec NAME -- tar -C {path} -c . | tar -x` copies what is in it");
+        return Err(Error::Directory(path.to_owned(), hint));
+    }
+    let (mode, size) = said.trim().split_once(' ').unwrap_or_default();
+    Ok((u32::from_str_radix(mode, 8).ok().map(|mode| mode & 0o777), size.parse().ok()))
+}
+
+/// Where a copy comes to on the host.
+enum Target {
+    Stream(Output),
+    /// What is there already is no file that could be replaced.
+    Special(File, PathBuf),
+    File(Temporary, PathBuf),
+}
+
+impl Target {
+    fn begin(from: &str, to: &Local) -> Result<Self, Error> {
+        let Local::File(to) = to else { return Ok(Self::Stream(Output::stdout())) };
+        let name = from.rsplit('/').next().unwrap_or_default();
+        let to = if to.is_dir() { to.join(name) } else { to.clone() };
+        // Through a link, as cp(1).
+        let to = fs::canonicalize(&to).unwrap_or(to);
+        if let Ok(there) = fs::metadata(&to)
+            && !there.is_file()
+        {
+            let opened = File::options().write(true).open(&to);
+            return Ok(Self::Special(opened.map_err(file::Error::on("open", &to))?, to));
+        }
+        file::remove_abandoned_beside(&to);
+        Ok(Self::File(Temporary::beside(&to)?, to))
+    }
+
+    async fn write(&mut self, guest: &mut Guest, bytes: Vec<u8>) -> Result<(), Error> {
+        match self {
+            Self::Stream(out) => guest.wait_for(out.write(bytes)).await?.map_err(unread),
+            Self::Special(file, path) => {
+                Ok(file.write_all(&bytes).map_err(file::Error::on("write", path))?)
+            }
+            Self::File(file, path) => Ok(file.fill(path, &bytes)?),
+        }
+    }
+
+    async fn commit(self, guest: &mut Guest, mode: u32) -> Result<(), Error> {
+        match self {
+            Self::Stream(out) => guest.wait_for(out.finish()).await?.map_err(unread),
+            Self::Special(..) => Ok(()),
+            Self::File(file, path) => Ok(file.replace(&path, mode)?),
+        }
+    }
+}
+
+/// Copies to the file or directory `to` of the guest; how many bytes those are.
+///
+/// # Errors
+/// The source cannot be read or is a directory; the guest has no room, no such directory, no shell. The target is then as it was.
+pub async fn copy_in(
+    guest: &mut Guest,
+    from: &Local,
+    to: &str,
+    progress: &mut dyn Progress,
+) -> Result<u64, Error> {
+    let mut source = Source::open(from, to)?;
+    let begun = guest.need("make the file", &["sh", "-c", BEGIN, to, &source.name]).await?;
+    let names = String::from_utf8_lossy(&begun).into_owned();
+    let mut names = names.split('\0');
+    let (Some(temporary), Some(target)) = (names.next(), names.next()) else {
+        return Err(Error::Answer("guest-exec-status"));
+    };
+    let mut open = None;
+    let copied = async {
+        let handle = guest.open(temporary, "w").await?;
+        open = Some(handle);
+        let mut done = 0;
+        loop {
+            guest.check()?;
+            let bytes = source.next(guest).await?;
+            if bytes.is_empty() {
+                break;
+            }
+            guest.write(handle, &bytes).await?;
+            done += bytes.len() as u64;
+            progress.at(&At { doing: Doing::Copying, what: to, done, total: source.total });
+        }
+        // What is buffered there is written now, and may find no room.
+        open = None;
+        guest.close(handle).await?;
+        guest.check()?;
+        let mode = source.mode.map(|mode| format!("{mode:o}")).unwrap_or_default();
+        guest.need("rename the file", &["sh", "-c", COMMIT, temporary, target, &mode]).await?;
+        Ok(done)
+    };
+    let copied = copied.await;
+    if copied.is_err() {
+        guest
+            .end(async |guest| {
+                if let Some(handle) = open {
+                    let _ = guest.close(handle).await;
+                }
+                let _ = guest.run(&["rm", "-f", temporary]).await;
+            })
+            .await;
+    }
+    copied
+}
+
+/// What is copied into a guest.
+struct Source {
+    bytes: mpsc::Receiver<Input>,
+    name: String,
+    mode: Option<u32>,
+    total: Option<u64>,
+    path: PathBuf,
+}
+
+impl Source {
+    fn open(from: &Local, to: &str) -> Result<Self, Error> {
+        let Local::File(path) = from else {
+            let bytes = input_of(std::io::stdin());
+            let path = "/dev/stdin".into();
+            return Ok(Self { bytes, name: String::new(), mode: None, total: None, path });
+        };
+        let there = fs::metadata(path).map_err(file::Error::on("read", path))?;
+        if there.is_dir() {
+            let path = path.display().to_string();
+            let hint = format!(
+                "`tar -C {path} -c . | qvm exec NAME -- tar -C {to} -x` copies what is in it"
+            );
+            return Err(Error::Directory(path, hint));
+        }
+        let file = File::open(path).map_err(file::Error::on("open", path))?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self {
+            bytes: input_of(file),
+            name,
+            mode: there.is_file().then(|| there.permissions().mode() & 0o777),
+            total: there.is_file().then_some(there.len()),
+            path: path.clone(),
+        })
+    }
+
+    /// As much as fits into one call, or all that is left; empty at the end.
+    async fn next(&mut self, guest: &mut Guest) -> Result<Vec<u8>, Error> {
+        super::next(guest, &mut self.bytes)
+            .await?
+            .map_err(|error| file::Error::on("read", &self.path)(error).into())
+    }
+}

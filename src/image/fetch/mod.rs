@@ -1,0 +1,360 @@
+//! A download that goes on where it was broken off: retries, resumes, and knows when it must start anew.
+
+pub(crate) mod attempt;
+pub(crate) mod error;
+pub(crate) mod part;
+pub(crate) mod small;
+
+use std::{
+    fs::File,
+    io::Seek,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use self::attempt::{Failed, Soft};
+use self::error::mib;
+pub use self::error::{Error, Received};
+pub(crate) use self::part::forget;
+use self::part::{Part, about_path};
+pub(crate) use self::small::{bytes, redirect_target};
+
+use super::writer::{self, Intake, Taken, open_part};
+use crate::sys::progress::{At, Cancel, Doing, Progress};
+use super::{download::{self, Answer}, reference::{content_range, strong_validator, unsatisfied_range, without_password}};
+use crate::{sys::{file, writeback::WriteBack}, value::Algorithm};
+
+/// How much is borne before a download is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// How long no byte may come.
+    pub silence: Duration,
+    /// How often in a row an attempt may fail without getting further than every attempt before it.
+    pub attempts: u32,
+    /// The pause after the first failure; doubled after each further one, to at most 30 s.
+    pub pause: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { silence: Duration::from_secs(60), attempts: 5, pause: Duration::from_secs(1) }
+    }
+}
+
+/// However many bytes a broken connection gains, no more attempts than this.
+const MOST_ATTEMPTS: u32 = 200;
+
+/// What is to be fetched, and to where.
+pub(crate) struct Job<'a> {
+    pub(crate) url: &'a str,
+    /// `KEY.part`.
+    pub(crate) part: &'a Path,
+    /// Where unpacked bytes go.
+    pub(crate) unpacked: &'a Path,
+    pub(crate) algorithm: Algorithm,
+    /// The digest is known, and will tell if the pieces do not belong together. Without one, bytes of an earlier
+    /// process are not trusted: a crash of the host may have left anything in that file.
+    pub(crate) known: bool,
+    pub(crate) patience: Patience,
+}
+
+struct Fetch<'a, 'p> {
+    job: &'a Job<'a>,
+    shown: String,
+    file: File,
+    length: u64,
+    /// The furthest that any attempt of this run has come.
+    received: Received,
+    /// It became another file during this run.
+    changed: bool,
+    about: Part,
+    intake: Option<Intake>,
+    progress: &'p mut dyn Progress,
+    cancel: &'p Cancel,
+}
+
+/// Whether bytes of an earlier process were used.
+pub(crate) struct Fetched {
+    pub(crate) taken: Taken,
+    pub(crate) resumed: bool,
+}
+
+/// Downloads; the caller holds the lock of the image.
+///
+/// # Errors
+/// As [`Error`]. What was downloaded stays where a later run can resume from it, and is removed otherwise.
+pub(crate) fn fetch(
+    job: &Job<'_>,
+    progress: &mut dyn Progress,
+    cancel: &Cancel,
+) -> Result<Fetched, Error> {
+    let about = file::read(&about_path(job.part))?
+        .and_then(|json| serde_json::from_slice::<Part>(&json).ok())
+        .filter(|p| job.known && p.url == job.url && p.validator.is_some());
+    let resumed = about.is_some();
+    let about = match about {
+        Some(about) => about,
+        None => {
+            forget(job.part)?;
+            Part { url: job.url.to_owned(), validator: None, total: None }
+        }
+    };
+    let (file, length) = open_part(job.part)?;
+    let shown = without_password(job.url);
+    let received = Received { bytes: length, total: about.total };
+    let mut fetch = Fetch {
+        job,
+        shown,
+        file,
+        length,
+        received,
+        changed: false,
+        about,
+        intake: None,
+        progress,
+        cancel,
+    };
+    let ended = fetch.persist();
+    let resumed = resumed && length > 0;
+    let ended = match (ended, fetch.intake.take()) {
+        (Ok(()), Some(intake)) => intake.end().map_err(Error::from),
+        (Ok(()), None) => Err(writer::Error::Lost.into()),
+        (Err(e), intake) => {
+            drop(intake);
+            Err(e)
+        }
+    };
+    let useful = fetch.length > 0 && fetch.about.validator.is_some() && job.known;
+    drop(fetch);
+    // A partial file is kept for another run, but not at the price of a full disk.
+    let ours = matches!(&ended, Err(Error::NoRoom { .. } | Error::Intake(_)));
+    if ended.is_err() && (ours || !useful) {
+        forget(job.part)?;
+    }
+    ended.map(|taken| Fetched { taken, resumed })
+}
+
+impl Fetch<'_, '_> {
+    /// Makes attempts until it is done or patience is at its end.
+    ///
+    /// An attempt is progress where it gets further than all before it: a server that breaks off at
+    /// the same byte each time, or of which every answer makes the download begin anew, is given
+    /// up. One that sends next to nothing is no progress either.
+    fn persist(&mut self) -> Result<(), Error> {
+        let (mut in_row, mut attempts) = (0, 0);
+        loop {
+            attempts += 1;
+            let soft = match self.attempt() {
+                Ok(()) => return Ok(()),
+                Err(Failed::Hard(e)) => return Err(e),
+                Err(Failed::Soft(soft)) => soft,
+            };
+            let further = self.length > self.received.bytes;
+            self.received.bytes = self.received.bytes.max(self.length);
+            self.received.total = self.about.total.or(self.received.total);
+            let slow = matches!(&soft, Soft::Download(error) if error.is_slowness());
+            in_row = if further && !slow { 1 } else { in_row + 1 };
+            let (passes, why) = (soft.passes(), soft.why());
+            if self.cancel.is_set() {
+                return Err(Error::CalledOff);
+            }
+            if !passes || in_row >= self.job.patience.attempts || attempts >= MOST_ATTEMPTS {
+                return Err(soft.into_error(self.shown.clone(), attempts, self.received));
+            }
+            let pause = self.job.patience.pause * 2u32.pow((in_row - 1).min(5));
+            let pause = pause.min(Duration::from_secs(30));
+            self.progress.note(&format!(
+                "{}: {why}; trying again in {} s, from {}",
+                self.shown,
+                pause.as_secs_f32(),
+                mib(self.length)
+            ));
+            self.rest(pause)?;
+        }
+    }
+
+    fn rest(&mut self, pause: Duration) -> Result<(), Error> {
+        let since = Instant::now();
+        while since.elapsed() < pause {
+            if self.cancel.is_set() {
+                return Err(Error::CalledOff);
+            }
+            self.tell();
+            std::thread::sleep(download::LOOK.min(pause));
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self) {
+        self.progress.at(&At {
+            doing: Doing::Fetching,
+            what: &self.shown,
+            done: self.length,
+            total: self.about.total,
+        });
+    }
+
+    fn attempt(&mut self) -> Result<(), Failed> {
+        let resume = self.about.validator.clone().filter(|_| self.length > 0);
+        if resume.is_none() && self.length > 0 {
+            self.start_anew()?;
+        }
+        self.read_back()?;
+        // A run that was killed between the last byte and the renaming has nothing more to ask for.
+        if resume.is_some() && self.about.total == Some(self.length) {
+            return Ok(());
+        }
+        let request = download::Request {
+            url: self.job.url.to_owned(),
+            resume: resume.map(|validator| (self.length, validator)),
+            // A digest known beforehand makes the way irrelevant, and some publishers' mirrors are plain http.
+            stay_encrypted: self.job.url.starts_with("https:") && !self.job.known,
+            silence: self.job.patience.silence,
+        };
+        let mut answer = self.ask(&request)?;
+        match (answer.status, &request.resume) {
+            (206, Some((from, _))) => self.accept_rest(&answer, *from)?,
+            (200, resume) => {
+                if let Some((_, validator)) = resume {
+                    let same = strong_validator(&answer.headers).as_ref() == Some(validator);
+                    let why = if same { "the server sends no ranges" } else { "it has changed" };
+                    let text = format!("{}: {why}; starting anew", self.shown);
+                    self.progress.note(&text);
+                    self.start_anew()?;
+                    self.read_back()?;
+                    // Another file has its own progress; one that changes again and again has none.
+                    if !same && !std::mem::replace(&mut self.changed, true) {
+                        self.received = Received::default();
+                    }
+                }
+                self.accept_whole(&answer)?;
+            }
+            (416, Some((from, _))) => {
+                let has = answer.content_range.as_deref().and_then(unsatisfied_range);
+                let has = has.map(|has| format!("; it has {has} bytes")).unwrap_or_default();
+                let why = format!("the server sends nothing from byte {from} on{has}");
+                self.start_anew()?;
+                return Err(Failed::Soft(Soft::Anew(why)));
+            }
+            (status, _) => return Err(Failed::Soft(Soft::Status(status, answer.proxy))),
+        }
+        let free = file::available(self.job.part.parent().unwrap_or(Path::new("/")))?;
+        if let Some(needed) = answer.length.filter(|n| *n > free) {
+            let dir = self.job.part.parent().unwrap_or(Path::new("/")).to_owned();
+            return Err(Error::NoRoom { url: self.shown.clone(), needed, free, dir }.into());
+        }
+        self.pour(&mut answer)
+    }
+
+    fn ask(&mut self, request: &download::Request) -> Result<Answer, Failed> {
+        let answer = download::get(request, &mut || {
+            self.tell();
+            !self.cancel.is_set()
+        });
+        answer.map_err(|e| Failed::Soft(Soft::Download(e)))
+    }
+
+    /// The body, to its end.
+    fn pour(&mut self, answer: &mut Answer) -> Result<(), Failed> {
+        let on = |e| Error::from(file::Error::on("write", self.job.part)(e));
+        let mut back = WriteBack::of(&self.file).map_err(on)?;
+        let poured = self.pour_through(answer, &mut back);
+        // Whatever became of the connection: bytes that the disk refused are nothing to resume behind.
+        if !self.cancel.is_set() {
+            back.end().map_err(|e| Error::from(file::Error::on("write", self.job.part)(e)))?;
+        }
+        poured
+    }
+
+    fn pour_through(&mut self, answer: &mut Answer, back: &mut WriteBack) -> Result<(), Failed> {
+        let before = self.length;
+        loop {
+            let chunk = answer.next(&mut || {
+                self.tell();
+                !self.cancel.is_set()
+            });
+            match chunk {
+                Err(e) => return Err(Failed::Soft(Soft::Download(e))),
+                // The rest of another file, or a server that cannot count.
+                Ok(Some(chunk))
+                    if self.about.total.is_some_and(|t| self.length + chunk.len() as u64 > t) =>
+                {
+                    self.start_anew()?;
+                    let why = "the server sends more bytes than it has announced".to_owned();
+                    return Err(Failed::Soft(Soft::Anew(why)));
+                }
+                Ok(Some(chunk)) => {
+                    let bytes = chunk.len() as u64;
+                    let intake = self.intake.as_mut().ok_or(writer::Error::Lost)?;
+                    intake.take(chunk, Some((&self.file, self.job.part)))?;
+                    self.length += bytes;
+                    back.wrote(self.length - before);
+                }
+                Ok(None) if self.about.total.is_none_or(|t| t == self.length) => return Ok(()),
+                Ok(None) => {
+                    let short = download::Error::Broken("the connection broke off".into());
+                    return Err(Failed::Soft(Soft::Download(short)));
+                }
+            }
+        }
+    }
+
+    fn accept_rest(&mut self, answer: &Answer, from: u64) -> Result<(), Failed> {
+        let range = answer.content_range.as_deref().and_then(content_range);
+        let fits = range.is_some_and(|(first, total)| {
+            first == from && (total.is_none() || self.about.total.is_none_or(|t| total == Some(t)))
+        });
+        if !fits {
+            let has = answer.content_range.clone().unwrap_or_else(|| "no range".to_owned());
+            let why = format!(
+                "the server sends another range than asked for: `{}`, not from byte {from} on",
+                crate::value::shown(&has)
+            );
+            self.start_anew()?;
+            return Err(Failed::Soft(Soft::Anew(why)));
+        }
+        // The first answer may have come in chunks, without a length.
+        self.about.total = self.about.total.or(range.and_then(|(_, total)| total));
+        Ok(())
+    }
+
+    fn accept_whole(&mut self, answer: &Answer) -> Result<(), Error> {
+        self.about.validator = strong_validator(&answer.headers);
+        self.about.total = answer.length;
+        if self.job.known && self.about.validator.is_some() {
+            let json = serde_json::to_vec(&self.about).unwrap_or_default();
+            file::write(&about_path(self.job.part), &json, 0o600)?;
+        }
+        Ok(())
+    }
+
+    fn start_anew(&mut self) -> Result<(), Error> {
+        self.intake = None;
+        file::remove(&about_path(self.job.part))?;
+        let cut = self.file.set_len(0).and_then(|()| self.file.rewind());
+        cut.map_err(file::Error::on("truncate", self.job.part))?;
+        self.received.bytes = self.received.bytes.max(self.length);
+        self.received.total = self.about.total.or(self.received.total);
+        (self.length, self.about.validator, self.about.total) = (0, None, None);
+        Ok(())
+    }
+
+    /// Begins the pass, with what an earlier process has left.
+    fn read_back(&mut self) -> Result<(), Error> {
+        if self.intake.is_some() {
+            return Ok(());
+        }
+        let mut intake = Intake::begin(self.job.algorithm, Some(self.job.unpacked.to_owned()))?;
+        intake.take_back(self.job.part, |done| {
+            let what = &self.shown;
+            let total = Some(self.length);
+            self.progress.at(&At { doing: Doing::Verifying, what, done, total });
+            !self.cancel.is_set()
+        })?;
+        if self.cancel.is_set() {
+            return Err(Error::CalledOff);
+        }
+        self.intake = Some(intake);
+        Ok(())
+    }
+}

@@ -1,0 +1,349 @@
+//! The devices behind the command line: what each disk, seed, flash and NIC is to QEMU.
+//!
+//! Ids carry a prefix for what they name (`disk-`, `nic-`, `net-`, `node-`), so that no label can meet another.
+//! What every machine has, and the first disk and NIC, has a slot of its own on `pcie.0`, so that a disk more does not rename the guest's
+//! network card. Each further disk and NIC is behind a root port of its own, where it can be plugged in and out while the guest runs.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::{argv::{DiskFile, fd}, fdset::{Access, Files}, firmware::Chosen};
+use crate::{spec::{Bus, Disk, Format, Link, Media, Model, Nic, Vm}, value::{Label, MacAddr}};
+
+pub(crate) const RNG_SLOT: usize = 0x02;
+pub(crate) const BALLOON_SLOT: usize = 0x03;
+pub(crate) const PORTS_SLOT: usize = 0x04;
+pub(crate) const VGA_SLOT: usize = 0x05;
+pub(crate) const USB_SLOT: usize = 0x06;
+const DISK_SLOT: usize = 0x08;
+const NIC_SLOT: usize = 0x10;
+/// Behind the first disk, so that the guest's first virtio disk, `vda`, is `root`.
+const SEED_SLOT: usize = 0x18;
+/// The slots of the root ports: eight functions each.
+const NIC_PORTS_SLOT: usize = 0x1b;
+const DISK_PORTS_SLOT: usize = 0x1c;
+/// How many there are for disks: one for each, since the first may be on SATA.
+pub const DISK_PORTS: usize = Vm::MAX_PCI_DISKS;
+/// How many there are for NICs: the first needs none.
+pub const NIC_PORTS: usize = Vm::MAX_NICS - 1;
+
+const _: () = assert!(DISK_PORTS <= 8 && NIC_PORTS <= 8);
+
+/// A path that QEMU's JSON cannot say.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the path `{}` is not UTF-8, and QEMU's JSON options take nothing else", .0.display())]
+pub struct BadPath(pub PathBuf);
+
+/// One option with its JSON.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Argument {
+    pub(crate) option: &'static str,
+    pub(crate) value: Value,
+}
+
+fn blockdev(value: Value) -> Argument {
+    Argument { option: "-blockdev", value }
+}
+
+fn device(value: Value) -> Argument {
+    Argument { option: "-device", value }
+}
+
+/// `value` with a slot on the root bus.
+pub(crate) fn at(mut value: Value, slot: usize) -> Value {
+    value["bus"] = "pcie.0".into();
+    value["addr"] = format!("{slot:#04x}").into();
+    value
+}
+
+/// Where a device is on the guest's PCI bus.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// A slot of the root bus, for as long as the machine runs.
+    Slot(usize),
+    /// Behind this root port.
+    Port(String),
+}
+
+impl Place {
+    fn put(&self, mut device: Value) -> Value {
+        match self {
+            Self::Slot(slot) => at(device, *slot),
+            Self::Port(port) => {
+                device["bus"] = port.as_str().into();
+                device
+            }
+        }
+    }
+}
+
+/// The `index`th root port for disks.
+pub fn disk_port(index: usize) -> String {
+    format!("port-disk{index}")
+}
+
+/// The `index`th root port for NICs.
+pub fn nic_port(index: usize) -> String {
+    format!("port-nic{index}")
+}
+
+/// All root ports.
+pub(crate) fn ports() -> impl Iterator<Item = Value> {
+    let of = |slot: usize, count: usize, id: fn(usize) -> String| {
+        (0..count).map(move |nr| (id(nr), format!("{slot:#04x}.{nr}")))
+    };
+    let all = of(DISK_PORTS_SLOT, DISK_PORTS, disk_port);
+    let all = all.chain(of(NIC_PORTS_SLOT, NIC_PORTS, nic_port));
+    all.enumerate().map(|(nr, (id, addr))| {
+        json!({"driver": "pcie-root-port", "id": id, "bus": "pcie.0", "addr": addr,
+            "multifunction": true, "chassis": nr + 1})
+    })
+}
+
+/// Where each disk on PCI is when the machine is started, by its position in the VM file; SATA has places of its own.
+pub fn disk_places(vm: &Vm) -> Vec<Option<Place>> {
+    let mut ports = (0..).map(disk_port);
+    let place = |(nr, disk): (usize, &Disk)| match (nr, on_pci(disk)) {
+        (_, false) => None,
+        (0, true) => Some(Place::Slot(DISK_SLOT)),
+        (_, true) => ports.next().map(Place::Port),
+    };
+    vm.disks.iter().enumerate().map(place).collect()
+}
+
+/// Where the NIC of this position in the VM file is when the machine is started.
+pub fn nic_place(position: usize) -> Place {
+    match position.checked_sub(1) {
+        None => Place::Slot(NIC_SLOT),
+        Some(port) => Place::Port(nic_port(port)),
+    }
+}
+
+/// Whether a disk is a PCI device of its own, and no drive of the SATA controller.
+fn on_pci(disk: &Disk) -> bool {
+    disk.media == Media::Disk && disk.bus != Bus::Sata
+}
+
+/// The block node of a disk, and below it its file's.
+pub fn node(disk: &Label) -> String {
+    format!("node-{disk}")
+}
+
+/// The disk of a block node, or of the one below it.
+pub fn disk_of_node(node: &str) -> Option<Label> {
+    node.strip_prefix("node-")?.parse().ok()
+}
+
+/// The id of a disk's device.
+pub fn disk_id(disk: &Label) -> String {
+    format!("disk-{disk}")
+}
+
+/// The id of a NIC's device.
+pub fn nic_id(nic: &Label) -> String {
+    format!("nic-{nic}")
+}
+
+/// The id of what a NIC is connected to.
+pub fn net_id(nic: &Label) -> String {
+    format!("net-{nic}")
+}
+
+/// The block node of a file or device itself, below that of its format, opened as `access` says by QEMU and by the
+/// supervisor alike. `name` is its own, `of` the node that its descriptor is for.
+fn file_node(
+    (driver, name): (&str, Option<String>),
+    of: &str,
+    path: &Path,
+    access: Access,
+    files: &mut Files,
+) -> Value {
+    let mut node = json!({"driver": driver});
+    if let Some(name) = name {
+        node["node-name"] = name.into();
+    }
+    node["filename"] = files.add(of, path, access).into();
+    access.apply_to(&mut node);
+    node
+}
+
+/// A file and the format on top of it, as two block nodes: `NODE-file` and `NODE`. What is below them has no names.
+fn nodes(node: &str, file: &DiskFile, read_only: bool, files: &mut Files) -> [Value; 2] {
+    // A block device has no file system's cache to fill twice, and always takes O_DIRECT, which `native` needs.
+    let (driver, aio) =
+        if file.is_device { ("host_device", "native") } else { ("file", "threads") };
+    let access = Access { write: !read_only, direct: file.is_device };
+    let name = Some(format!("{node}-file"));
+    let mut lower = file_node((driver, name), node, &file.path, access, files);
+    lower["discard"] = "unmap".into();
+    lower["aio"] = aio.into();
+    let mut upper = json!({
+        "driver": file.format.name(), "node-name": node, "file": format!("{node}-file"),
+        "read-only": read_only,
+    });
+    if !read_only {
+        upper["discard"] = "unmap".into();
+        upper["detect-zeroes"] = "unmap".into();
+    }
+    let below: Vec<Value> = file
+        .backing
+        .iter()
+        .map(|below| {
+            let mut file = file_node(("file", None), node, &below.path, Access::READ, files);
+            // Nobody writes to a cached image, so a lock protects nothing; and any QEMU that has it open could keep all others from it.
+            file["locking"] = "off".into();
+            json!({"driver": below.format.name(), "read-only": true, "file": file})
+        })
+        .collect();
+    let below = below.into_iter().rev().reduce(|lower, mut above| {
+        above["backing"] = lower;
+        above
+    });
+    if let Some(below) = below {
+        upper["backing"] = below;
+    }
+    [lower, upper]
+}
+
+/// All disks and CDs. Disks come first in the boot order, CDs after them.
+pub(crate) fn disks(vm: &Vm, there: &[DiskFile], files: &mut Files) -> Vec<Argument> {
+    let (mut out, mut on_sata) = (vec![], 0);
+    let disk_count = vm.disks.iter().filter(|d| d.media == Media::Disk).count();
+    let (mut disk_boot, mut cd_boot) = (1, 1 + disk_count);
+    for ((disk, file), place) in vm.disks.iter().zip(there).zip(disk_places(vm)) {
+        let cd = disk.media == Media::Cdrom;
+        out.extend(nodes(&node(&disk.name), file, disk.read_only || cd, files).map(blockdev));
+        let boot = if cd { &mut cd_boot } else { &mut disk_boot };
+        let mut front = front(disk);
+        front["bootindex"] = (*boot).into();
+        *boot += 1;
+        out.push(device(match place {
+            Some(place) => place.put(front),
+            None => {
+                front["bus"] = format!("ide.{on_sata}").into();
+                on_sata += 1;
+                front
+            }
+        }));
+    }
+    out
+}
+
+/// What the guest sees of a disk.
+fn front(disk: &Disk) -> Value {
+    let driver = match (disk.media, disk.bus) {
+        (Media::Cdrom, _) => "ide-cd",
+        (Media::Disk, Bus::Sata) => "ide-hd",
+        (Media::Disk, Bus::Nvme) => "nvme",
+        (Media::Disk, Bus::Virtio) => "virtio-blk-pci",
+    };
+    let name = disk.name.as_str();
+    let mut front = json!({"driver": driver, "id": disk_id(&disk.name), "drive": node(&disk.name), "serial": name});
+    // QEMU's own default, said aloud: a guest waits for room on the host, and is told of every other error. QEMU's NVMe has no such choice,
+    // and tells the guest of both.
+    if !disk.read_only && matches!(driver, "virtio-blk-pci" | "ide-hd") {
+        front["werror"] = "enospc".into();
+        front["rerror"] = "report".into();
+    }
+    front
+}
+
+/// A disk for a machine that runs: its two block nodes, the lower one first, and its device. Nothing boots from it before the next start.
+pub fn disk_behind(
+    disk: &Disk,
+    file: &DiskFile,
+    port: &str,
+    files: &mut Files,
+) -> ([Value; 2], Value) {
+    let nodes = nodes(&node(&disk.name), file, disk.read_only, files);
+    (nodes, Place::Port(port.to_owned()).put(front(disk)))
+}
+
+/// The seed: a virtio disk, since cloud kernels lack AHCI; a CD where the root disk is no virtio disk either.
+pub(crate) fn seed(vm: &Vm, path: &Path, files: &mut Files) -> Vec<Argument> {
+    let (path, format) = (path.to_owned(), Format::Raw);
+    let file = DiskFile { path, format, is_device: false, backing: vec![] };
+    let mut out = nodes("seed", &file, true, files).map(blockdev).to_vec();
+    let virtio = vm.disks.first().is_none_or(|d| d.bus == Bus::Virtio);
+    out.push(device(if virtio {
+        at(json!({"driver": "virtio-blk-pci", "id": "seed", "drive": "seed"}), SEED_SLOT)
+    } else {
+        let port = format!("ide.{}", Vm::MAX_SATA);
+        json!({"driver": "ide-cd", "id": "seed", "drive": "seed", "bus": port})
+    }));
+    out
+}
+
+/// UEFI's code and variables.
+pub(crate) fn flash(firmware: &Chosen, vars: &Path, files: &mut Files) -> Vec<Value> {
+    let mut parts = vec![("flash-code", firmware.code.as_path(), firmware.code_format, true)];
+    if firmware.vars_template.is_some() {
+        parts.push(("flash-vars", vars, firmware.vars_format, false));
+    }
+    let mut out = vec![];
+    for (node, path, format, read_only) in parts {
+        let name = Some(format!("{node}-file"));
+        let mut file = file_node(("file", name), node, path, Access::cached(!read_only), files);
+        if read_only {
+            // The host's, and read by everybody: whoever may lock it would keep every VM down.
+            file["locking"] = "off".into();
+        }
+        out.push(file);
+        out.push(json!({"driver": format.name(), "node-name": node,
+            "file": format!("{node}-file"), "read-only": read_only}));
+    }
+    out
+}
+
+/// How QEMU calls the descriptors of a tap: by number when it is started, by name (`getfd`) afterwards.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TapEnds {
+    /// The tap.
+    pub tap: String,
+    /// Its vhost-net device.
+    pub vhost: Option<String>,
+}
+
+/// A NIC when the machine is started.
+pub(crate) fn nic(nic: &Nic, index: usize, mac: Option<MacAddr>, vhost_net: bool) -> Vec<Argument> {
+    let vhost = vhost_net.then(|| fd::vhost(index).to_string());
+    let ends = TapEnds { tap: fd::tap(index).to_string(), vhost };
+    let (back, front) = nic_at(nic, mac, &nic_place(index), &ends);
+    vec![Argument { option: "-netdev", value: back }, device(front)]
+}
+
+/// What a NIC is connected to, and its device.
+pub fn nic_at(nic: &Nic, mac: Option<MacAddr>, place: &Place, ends: &TapEnds) -> (Value, Value) {
+    let id = net_id(&nic.name);
+    let back = match &nic.link {
+        Link::Bridge { .. } => {
+            let mut tap = json!({"type": "tap", "id": id, "fd": ends.tap});
+            if let Some(vhost) = &ends.vhost {
+                tap["vhost"] = true.into();
+                tap["vhostfd"] = vhost.as_str().into();
+            }
+            tap
+        }
+        Link::User { forward } => {
+            let mut user = json!({"type": "user", "id": id});
+            if !forward.is_empty() {
+                let rule = |f: &crate::value::Forward| json!({"str": format!("{}:{}:{}-:{}", f.protocol, f.host.ip(), f.host.port(), f.guest)});
+                user["hostfwd"] = forward.iter().map(rule).collect();
+            }
+            user
+        }
+    };
+    let driver = match nic.model {
+        Model::Virtio => "virtio-net-pci",
+        Model::E1000e => "e1000e",
+    };
+    let mut front = json!({"driver": driver, "id": nic_id(&nic.name), "netdev": id, "romfile": ""});
+    if let Some(mac) = mac {
+        front["mac"] = mac.to_string().into();
+    }
+    if let (Some(mtu), Model::Virtio) = (nic.mtu, nic.model) {
+        front["host_mtu"] = mtu.into();
+    }
+    (back, place.put(front))
+}

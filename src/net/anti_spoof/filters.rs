@@ -1,0 +1,229 @@
+//! The filter on what leaves a tap: a program of classic BPF on its ingress hook (tc-bpf(8)), set by rtnetlink(7).
+//!
+//! It is part of the device, and goes with it: nothing is left, whoever dies and how. One message puts a program in the place of
+//! another, with no frame between them that neither has seen. No program such as nft(8) is needed, no right but CAP_NET_ADMIN, and
+//! of the kernel only `sch_ingress` and `cls_bpf`, which it loads by itself.
+
+use std::io;
+
+use futures_util::{StreamExt, TryStreamExt};
+use nix::errno::Errno;
+use rtnetlink::{
+    Handle,
+    packet_core::{
+        DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+        NetlinkMessage, NetlinkPayload,
+    },
+    packet_route::{
+        RouteNetlinkMessage,
+        tc::{
+            TcAttribute, TcBpfFlags, TcFilterBpf, TcFilterBpfOption, TcHandle, TcMessage, TcOption,
+        },
+    },
+};
+
+use super::Instruction;
+use crate::value::IfName;
+
+/// The qdisc that a filter on what comes in hangs on; it queues nothing.
+const HOOK: &str = "clsact";
+/// Where in the order of filters it is: an operator's own may come before it, or after.
+const PRIORITY: u16 = 4242;
+const NUMBER: u32 = 1;
+type Attribute = u16;
+type Protocol = u16;
+/// `TCA_BPF_OPS_LEN` and `TCA_BPF_OPS` of linux/pkt_cls.h.
+const OPS_LEN: Attribute = 4;
+const OPS: Attribute = 5;
+/// `ETH_P_ALL` of linux/if_ether.h.
+const EVERY_PROTOCOL: Protocol = 3;
+
+/// Why a tap is not filtered.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No netlink socket.
+    #[error("cannot open a netlink socket")]
+    Socket(#[source] io::Error),
+    /// The tap is not there.
+    #[error("there is no `{0}`")]
+    Gone(IfName),
+    /// The kernel was built without it.
+    #[error("this kernel has no filter for it")]
+    Missing(#[source] io::Error),
+    /// Not allowed.
+    #[error("filtering `{tap}` is not allowed")]
+    Denied {
+        /// The tap.
+        tap: IfName,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Any other cause.
+    #[error("the kernel refuses the filter")]
+    Io(#[source] io::Error),
+}
+
+impl Error {
+    /// The way out, where there is one.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Missing(_) => Some(
+                "`modprobe -a sch_ingress cls_bpf` tells whether it has the modules; \
+                 `antiSpoof = false` goes without"
+                    .into(),
+            ),
+            Self::Denied { .. } => {
+                Some("run as root, or with CAP_NET_ADMIN; `antiSpoof = false` goes without".into())
+            }
+            Self::Socket(_) | Self::Gone(_) | Self::Io(_) => None,
+        }
+    }
+
+    fn new(tap: &IfName, source: io::Error) -> Self {
+        match Errno::from_raw(source.raw_os_error().unwrap_or(0)) {
+            Errno::ENOENT | Errno::EOPNOTSUPP => Self::Missing(source),
+            Errno::EPERM | Errno::EACCES => Self::Denied { tap: tap.clone(), source },
+            Errno::ENODEV => Self::Gone(tap.clone()),
+            _ => Self::Io(source),
+        }
+    }
+}
+
+/// What sets them by a netlink connection. Needs a runtime.
+#[derive(Debug)]
+pub struct Filters {
+    handle: Handle,
+}
+
+impl Filters {
+    /// By what [`Network::connect`](super::network::Network::connect) gave.
+    ///
+    /// # Errors
+    /// It gave none.
+    pub fn open(connected: io::Result<Handle>) -> Result<Self, Error> {
+        Ok(Self { handle: connected.map_err(Error::Socket)? })
+    }
+
+    /// Has every frame that leaves the tap judged by this program from now on, in the place of any before it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn set(&self, tap: &IfName, program: &[Instruction]) -> Result<(), Error> {
+        let failed = |source| Error::new(tap, source);
+        let index = self.index(tap).await.map_err(failed)?;
+        let mut hook = TcMessage::with_index(index);
+        hook.header.parent = TcHandle::CLSACT;
+        hook.header.handle = TcHandle { major: 0xffff, minor: 0 };
+        hook.attributes.push(TcAttribute::Kind(HOOK.into()));
+        let hook = RouteNetlinkMessage::NewQueueDiscipline(hook);
+        match self.ask(hook, NLM_F_CREATE | NLM_F_EXCL).await {
+            Err(error) if error.raw_os_error() != Some(Errno::EEXIST as i32) => {
+                return Err(failed(error));
+            }
+            Ok(()) | Err(_) => {}
+        }
+        let mut filter = filter(index);
+        let length =
+            u16::try_from(program.len()).map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
+        let other = |kind, bytes| TcFilterBpfOption::Other(DefaultNla::new(kind, bytes));
+        filter.attributes.push(TcAttribute::Options(
+            [
+                other(OPS_LEN, length.to_ne_bytes().into()),
+                other(OPS, program.iter().flat_map(bytes).collect()),
+                TcFilterBpfOption::Flags(TcBpfFlags::DirectAction),
+            ]
+            .map(TcOption::Bpf)
+            .into(),
+        ));
+        let filter = RouteNetlinkMessage::NewTrafficFilter(filter);
+        self.ask(filter, NLM_F_CREATE | NLM_F_REPLACE).await.map_err(failed)?;
+        // That it was taken and that the connection has ended are not told apart; but by another question.
+        self.index(tap).await.map(drop).map_err(failed)
+    }
+
+    /// Lets every frame pass. That there is no filter is as good.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn clear(&self, tap: &IfName) -> Result<(), Error> {
+        let failed = |source| Error::new(tap, source);
+        let index = self.index(tap).await.map_err(failed)?;
+        match self.ask(RouteNetlinkMessage::DelTrafficFilter(filter(index)), 0).await {
+            // No such filter; or not even a hook for one.
+            Err(e)
+                if [Errno::ENOENT as i32, Errno::EINVAL as i32]
+                    .map(Some)
+                    .contains(&e.raw_os_error()) =>
+            {
+                Ok(())
+            }
+            done => done.map_err(failed),
+        }
+    }
+
+    async fn index(&self, tap: &IfName) -> io::Result<i32> {
+        let mut found = Box::pin(self.handle.link().get().match_name(tap.to_string()).execute());
+        let link = match found.try_next().await {
+            // The kernel says also that there is none: the connection has ended.
+            Ok(link) => link.ok_or(io::ErrorKind::BrokenPipe)?,
+            Err(rtnetlink::Error::NetlinkError(error)) => return Err(error.to_io()),
+            Err(error) => return Err(io::Error::other(error)),
+        };
+        Ok(link.header.index.cast_signed())
+    }
+
+    async fn ask(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        let mut message = NetlinkMessage::from(message);
+        message.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+        let answers = self.handle.clone().request(message).map_err(io::Error::other)?;
+        let mut answers = Box::pin(answers);
+        while let Some(answer) = answers.next().await {
+            if let NetlinkPayload::Error(error) = answer.payload
+                && error.code.is_some()
+            {
+                return Err(error.to_io());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The filter by its place, without what it does.
+fn filter(index: i32) -> TcMessage {
+    let mut message = TcMessage::with_index(index);
+    message.header.parent = TcHandle { major: 0xffff, minor: TcHandle::MIN_INGRESS };
+    message.header.handle = TcHandle::from(NUMBER);
+    message.header.info = u32::from(PRIORITY) << 16 | u32::from(EVERY_PROTOCOL.to_be());
+    message.attributes.push(TcAttribute::Kind(TcFilterBpf::KIND.into()));
+    message
+}
+
+/// `struct sock_filter` of linux/filter.h.
+fn bytes(instruction: &Instruction) -> Vec<u8> {
+    let Instruction { code, jump_true, jump_false, k } = instruction;
+    [&code.to_ne_bytes()[..], &[*jump_true, *jump_false], &k.to_ne_bytes()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_cause_has_its_words_and_its_way_out() {
+        let tap = "qvm-web".parse().unwrap();
+        for (errno, text, hint) in [
+            (Errno::ENOENT, "this kernel has no filter for it", Some("modprobe -a sch_ingress")),
+            (Errno::EOPNOTSUPP, "this kernel has no filter for it", Some("antiSpoof = false")),
+            (Errno::EPERM, "filtering `qvm-web` is not allowed", Some("CAP_NET_ADMIN")),
+            (Errno::ENODEV, "there is no `qvm-web`", None),
+            (Errno::ENOMEM, "the kernel refuses the filter", None),
+        ] {
+            let error = Error::new(&tap, errno.into());
+            assert_eq!(error.to_string(), text);
+            match hint {
+                Some(hint) => assert!(error.hint().unwrap().contains(hint), "{errno}"),
+                None => assert_eq!(error.hint(), None),
+            }
+        }
+    }
+}

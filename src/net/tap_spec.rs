@@ -1,0 +1,156 @@
+//! The taps that a VM needs.
+
+use std::collections::BTreeMap;
+
+use super::anti_spoof::{self, Instruction};
+use crate::machine::facets::{Facets, NICS, nic_key};
+use crate::{spec::{AntiSpoof, Isolation, Link, Nic, Vm}, value::{Cidr, IfName, Label, MacAddr, VmName}};
+
+/// One tap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tap {
+    /// Whose it is.
+    pub nic: Label,
+    /// Its name.
+    pub name: IfName,
+    /// The bridge it becomes a port of.
+    pub bridge: IfName,
+    /// The MTU that the guest is told, in bytes; `None` where it is told none. The tap itself has the bridge's.
+    pub mtu: Option<u16>,
+    /// It neither hears nor reaches other isolated ports of the bridge.
+    pub isolated: bool,
+    /// Whether what leaves it is filtered.
+    pub anti_spoof: AntiSpoof,
+    /// The NIC's address, where one is written.
+    pub mac: Option<MacAddr>,
+    /// The guest's address, where one is written.
+    pub ip: Option<Cidr>,
+    /// Its alias, which tells an operator whose it is: `qvm:VM:NIC`.
+    pub alias: String,
+}
+
+/// The taps in the order of the NICs.
+pub fn taps(vm: &Vm) -> Vec<Tap> {
+    vm.nics.iter().filter_map(|nic| tap(&vm.name, nic)).collect()
+}
+
+/// The tap of a NIC, unless it is on the user-mode network.
+pub fn tap(vm: &VmName, nic: &Nic) -> Option<Tap> {
+    match &nic.link {
+        Link::User { .. } => None,
+        Link::Bridge { bridge, tap } => Some(Tap {
+            nic: nic.name.clone(),
+            name: tap.clone(),
+            bridge: bridge.clone(),
+            mtu: nic.mtu,
+            isolated: nic.isolated,
+            anti_spoof: nic.anti_spoof,
+            mac: nic.mac,
+            ip: nic.ip,
+            alias: alias(vm, nic.name.as_str()),
+        }),
+    }
+}
+
+/// The taps of a VM that runs, by what was written when it was started and what was done to it since.
+pub fn running(vm: &VmName, facets: &Facets) -> Vec<Tap> {
+    let of = |nic: &str| {
+        let value = |property| facets.get(&nic_key(nic, property));
+        Some(Tap {
+            nic: nic.parse().ok()?,
+            name: value("tap")?.parse().ok()?,
+            bridge: value("bridge")?.parse().ok()?,
+            mtu: value("mtu").and_then(|mtu| mtu.parse().ok()),
+            isolated: value("isolated") == Some("true"),
+            anti_spoof: match value("antiSpoof") {
+                Some("false") => AntiSpoof::Off,
+                Some("true") => AntiSpoof::Required,
+                _ => AntiSpoof::WherePossible,
+            },
+            mac: value("mac").and_then(|mac| mac.parse().ok()),
+            ip: value("ip").and_then(|ip| ip.parse().ok()),
+            alias: alias(vm, nic),
+        })
+    };
+    facets.names(NICS).into_iter().filter_map(of).collect()
+}
+
+fn alias(vm: &VmName, nic: &str) -> String {
+    format!("qvm:{vm}:{nic}")
+}
+
+impl Tap {
+    /// Why frames do not pass its bridge, which is `up` or not and has the MTU `bridge_mtu` in bytes; one note a cause.
+    pub fn bridge_notes(&self, up: bool, bridge_mtu: u32) -> Vec<String> {
+        let bridge = &self.bridge;
+        let down = (!up).then(|| {
+            format!(
+                "bridge `{bridge}` is down, nothing passes; `ip link set {bridge} up` starts it"
+            )
+        });
+        let exceeds = self.mtu.filter(|mtu| u32::from(*mtu) > bridge_mtu).map(|mtu| {
+            format!(
+                "`mtu` {mtu} of NIC `{}` exceeds MTU {bridge_mtu} of bridge `{bridge}`: larger frames are dropped",
+                self.nic
+            )
+        });
+        down.into_iter().chain(exceeds).collect()
+    }
+
+    /// Its guest does not get it unfiltered: the VM file says `antiSpoof = true`, or is as strict in all things.
+    pub fn needs_filter(&self, isolation: Isolation) -> bool {
+        match self.anti_spoof {
+            AntiSpoof::Off => false,
+            AntiSpoof::Required => true,
+            AntiSpoof::WherePossible => isolation == Isolation::Strict,
+        }
+    }
+
+    /// The filter on what leaves it, where there is to be one; `generated` are the addresses of NICs that none is written for.
+    pub fn filter(&self, generated: &BTreeMap<Label, MacAddr>) -> Option<Vec<Instruction>> {
+        let mac = self.mac.or_else(|| generated.get(&self.nic).copied())?;
+        (self.anti_spoof != AntiSpoof::Off).then(|| anti_spoof::program(mac, self.ip))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::spec;
+
+    #[test]
+    fn bridge_notes_name_each_cause() {
+        let text = "[nic.lan]\nbridge = \"br0\"\nmtu = 9000\n";
+        let name = "web".parse().unwrap();
+        let vm = spec::read(&name, Path::new("/v/web.toml"), text, &mut |_| Ok(vec![])).unwrap();
+        let tap = &taps(&vm)[0];
+        assert!(tap.bridge_notes(true, 9000).is_empty());
+        assert!(Tap { mtu: None, ..tap.clone() }.bridge_notes(true, 1500).is_empty());
+        let notes = tap.bridge_notes(false, 1500);
+        assert_eq!(notes.len(), 2);
+        assert!(notes[0].starts_with("bridge `br0` is down"), "{notes:?}");
+        assert!(notes[1].contains("9000") && notes[1].contains("1500"), "{notes:?}");
+    }
+
+    #[test]
+    fn the_taps_of_a_vm_that_runs_are_those_it_was_started_with() {
+        let text = "bridge = \"br0\"\nip = \"10.0.0.5/24\"\nmac = \"52:54:00:00:00:01\"\n\
+                    [nic.lan]\nbridge = \"br1\"\ntap = \"lan0\"\nmtu = 1400\nisolated = true\n\
+                    antiSpoof = false\n[nic.user]\n[nic.san]\nbridge = \"br2\"\nantiSpoof = true\n";
+        let name = "web".parse().unwrap();
+        let vm = spec::read(&name, Path::new("/v/web.toml"), text, &mut |_| Ok(vec![])).unwrap();
+        let all = taps(&vm);
+        assert_eq!(all.len(), 3);
+        assert_eq!(running(&name, &Facets::of(&vm)), all);
+        assert_eq!(all[1].filter(&BTreeMap::new()), None);
+        assert_eq!(all[2].filter(&BTreeMap::new()), None, "no address is known");
+        let generated = [("san".parse().unwrap(), "52:54:00:00:00:02".parse().unwrap())].into();
+        assert!(all[2].filter(&generated).is_some());
+        assert_eq!(
+            all[0].filter(&BTreeMap::new()),
+            Some(anti_spoof::program(all[0].mac.unwrap(), all[0].ip))
+        );
+    }
+}

@@ -1,0 +1,5 @@
+//! The NoCloud seed.
+
+pub mod documents;
+pub mod iso9660;
+

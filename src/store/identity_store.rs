@@ -1,0 +1,573 @@
+//! The identities that are kept: of one VM, and which addresses the others have.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use serde::de::Error as _;
+
+use super::{identity_lock::{self, IdentityLock, Waiter}, running::{self, PreviousQemu}};
+use super::{identity::{Identity, free_uid}, layout::{Layout, VmPaths}};
+use crate::{spec::{HostSettings, Vm}, sys::file, value::{MacAddr, UidRange, VmName}};
+
+/// What new identities are made of.
+#[derive(Debug, Clone)]
+pub struct Means {
+    /// Where the other VMs are.
+    pub layout: Layout,
+    /// What tells this host from others (machine-id(5)).
+    pub host_id: String,
+    /// A new random UUID.
+    pub uuid: fn() -> String,
+}
+
+/// Why there is no identity.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] file::Error),
+    /// identity.toml is not what it should be.
+    #[error("cannot read `{path}`")]
+    Content {
+        /// The file.
+        path: String,
+        /// Where it is wrong.
+        source: Box<toml::de::Error>,
+    },
+    /// Every user of the range is another VM's.
+    #[error("no free UID in `uidRange` {}-{}", .0.first(), .0.last())]
+    NoUser(UidRange),
+    /// Which user another VM has is not known.
+    #[error("cannot determine the user of the VM `{0}`, which may be running")]
+    UnknownUser(VmName),
+    /// It cannot be written.
+    #[error("cannot write the identity as TOML")]
+    Encode(#[from] toml::ser::Error),
+    /// Another process changes identities.
+    #[error(transparent)]
+    Lock(#[from] identity_lock::Error),
+}
+
+impl Error {
+    /// The host is at fault, and not the VM.
+    pub fn is_the_hosts(&self) -> bool {
+        match self {
+            Self::File(error) => error.is_the_hosts(),
+            Self::UnknownUser(_) => true,
+            Self::Lock(error) => error.is_the_hosts(),
+            Self::Content { .. } | Self::NoUser(_) | Self::Encode(_) => false,
+        }
+    }
+
+    /// The work was called off.
+    pub fn is_canceled(&self) -> bool {
+        matches!(self, Self::Lock(identity_lock::Error::Canceled))
+    }
+
+    /// The way out.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::File(error) => error.hint(),
+            Self::Content { .. } => Some(
+                "it holds the UUID, the MAC addresses and the machine type of this VM: put it back from a backup, \
+                 or remove it for new ones"
+                    .into(),
+            ),
+            Self::NoUser(_) => Some("make `uidRange` in the host's settings larger".into()),
+            Self::UnknownUser(name) => {
+                Some(format!("`qvm status {name}` shows why its state is unknown"))
+            }
+            Self::Encode(_) => None,
+            Self::Lock(error) => error.hint(),
+        }
+    }
+}
+
+/// The identity of a VM, if it has one.
+///
+/// # Errors
+/// There is one, and it cannot be read.
+pub fn read(paths: &VmPaths) -> Result<Option<Identity>, Error> {
+    let path = paths.identity();
+    let Some(bytes) = file::read(&path)? else { return Ok(None) };
+    // What is wrong with it would come to QEMU's command line, and there mean another thing.
+    let sound = |identity: Identity| match identity.flaw() {
+        Some(key) => {
+            Err(toml::de::Error::custom(format!("no identity of qvm's has such a `{key}`")))
+        }
+        None => Ok(identity),
+    };
+    let read = toml::from_str(&String::from_utf8_lossy(&bytes)).and_then(sound);
+    let wrong =
+        |source| Error::Content { path: path.display().to_string(), source: Box::new(source) };
+    read.map(Some).map_err(wrong)
+}
+
+/// Writes the identity of a VM.
+///
+/// # Errors
+/// It cannot be written.
+pub fn write(paths: &VmPaths, identity: &Identity) -> Result<(), Error> {
+    Ok(file::write(&paths.identity(), toml::to_string(identity)?.as_bytes(), 0o600)?)
+}
+
+/// The identity of a VM, with an address for each of its NICs and, where `wants_user`, a user that no other VM has. What was
+/// missing is chosen and written under the identities' lock: two VMs that choose at once would find the same one free, and of two
+/// changes of one identity the earlier would be lost.
+///
+/// # Errors
+/// It cannot be read or written, no user is free, or another process holds the lock.
+pub fn ensure(
+    means: &Means,
+    vm: &Vm,
+    machine: &str,
+    wants_user: bool,
+    waiter: Waiter<'_>,
+) -> Result<Identity, Error> {
+    let paths = means.layout.vm(&vm.name);
+    if let Some(identity) = read(&paths)?
+        && !wants_user
+        && !identity.lacks_macs(vm)
+    {
+        return Ok(identity);
+    }
+    let lock = IdentityLock::acquire(&means.layout, waiter)?;
+    let (mut identity, mut changed) = match read(&paths)? {
+        None => (new(means, vm, machine)?, true),
+        Some(mut identity) => {
+            let changed = identity.lacks_macs(vm);
+            if changed {
+                complete(&mut identity, means, vm)?;
+            }
+            (identity, changed)
+        }
+    };
+    if wants_user {
+        changed |= choose_user(&mut identity, &means.layout, &vm.name, &lock)?;
+    }
+    if changed {
+        write(&paths, &identity)?;
+    }
+    Ok(identity)
+}
+
+/// Changes an identity that is kept, under the identities' lock; `None` where there is none.
+///
+/// # Errors
+/// It cannot be read or written, or another process holds the lock.
+pub fn change<T>(
+    layout: &Layout,
+    paths: &VmPaths,
+    waiter: Waiter<'_>,
+    change: impl FnOnce(&mut Identity) -> T,
+) -> Result<Option<T>, Error> {
+    let _lock = IdentityLock::acquire(layout, waiter)?;
+    // What a change that was killed left; a VM that is not started again would keep it.
+    file::remove_abandoned_beside(&paths.identity());
+    let Some(before) = read(paths)? else { return Ok(None) };
+    let mut after = before.clone();
+    let done = change(&mut after);
+    if after != before {
+        write(paths, &after)?;
+    }
+    Ok(Some(done))
+}
+
+/// A new identity, on a machine of this type. Whoever writes it holds the identities' lock, or only shows it.
+///
+/// # Errors
+/// The directory of all VMs' state cannot be read.
+pub fn new(means: &Means, vm: &Vm, machine: &str) -> Result<Identity, file::Error> {
+    let mut identity = Identity::new(vm, (means.uuid)(), &(means.uuid)(), machine);
+    complete(&mut identity, means, vm)?;
+    Ok(identity)
+}
+
+/// Gives the NICs that have none an address that no other VM has.
+///
+/// # Errors
+/// The directory of all VMs' state cannot be read.
+pub fn complete(identity: &mut Identity, means: &Means, vm: &Vm) -> Result<(), file::Error> {
+    let others = others(&means.layout, &vm.name)?;
+    let taken: BTreeSet<MacAddr> = others.iter().flat_map(|(_, other)| other.macs()).collect();
+    identity.add_macs(vm, &means.host_id, &taken);
+    Ok(())
+}
+
+/// Gives a VM a user of the host's range that no other VM has, unless it has one; whether its identity is to be written for that.
+///
+/// # Errors
+/// None is free, or it is not known which are; or the directory of all VMs' state, or of what runs, cannot be read.
+fn choose_user(
+    identity: &mut Identity,
+    layout: &Layout,
+    vm: &VmName,
+    _lock: &IdentityLock,
+) -> Result<bool, Error> {
+    // That they are not valid was told before anything was begun. No VM loses its user by that.
+    let settings = HostSettings::load(&layout.host_settings());
+    let (range, is_known) =
+        settings.map_or_else(|_| (UidRange::default(), false), |found| (found.uid_range, true));
+    let Users { taken, unknown } = users_of_others(layout, vm)?;
+    let lost = match identity.uid {
+        Some(uid) if is_known && !range.contains(uid) => {
+            Some(format!("the user {uid} of its identity.toml is not in `uidRange` ({range})"))
+        }
+        Some(uid) => match taken.get(&uid) {
+            Some(other) => Some(format!("its user {uid} is that of `{other}` too")),
+            None => return Ok(false),
+        },
+        None => None,
+    };
+    if let Some(other) = unknown {
+        return Err(Error::UnknownUser(other));
+    }
+    let uid = free_uid(range, &taken.into_keys().collect()).ok_or(Error::NoUser(range))?;
+    identity.uid = Some(uid);
+    if let Some(why) = lost {
+        tracing::warn!("{why}: QEMU is user {uid} from now on");
+    }
+    Ok(true)
+}
+
+/// The users of the other VMs.
+struct Users {
+    /// Each with one VM that has it.
+    taken: BTreeMap<u32, VmName>,
+    /// A VM that may be running, as a user that is not known.
+    unknown: Option<VmName>,
+}
+
+/// The users that other VMs have, and one VM of each: by their identities, by who owns their files, since an identity may not be
+/// readable, and by what runs.
+///
+/// # Errors
+/// The directory of all VMs' state, or of what runs, cannot be read.
+fn users_of_others(layout: &Layout, own: &VmName) -> Result<Users, file::Error> {
+    let (mut users, mut unknown) = (BTreeMap::new(), None);
+    let root = rustix::process::geteuid().as_raw();
+    // While a VM is renamed, a link has one of its names.
+    let place = |name: &VmName| fs::canonicalize(layout.vm(name).state).ok();
+    let own_place = place(own);
+    for name in names(file::list(&layout.vm_states())?) {
+        if name == *own || own_place.is_some() && place(&name) == own_place {
+            continue;
+        }
+        let paths = layout.vm(&name);
+        let kept = fs::read_to_string(paths.identity()).ok().and_then(|text| kept_uid(&text));
+        let files = file::list(&paths.state).unwrap_or_default();
+        let owners = files.iter().filter_map(|path| Some(fs::metadata(path).ok()?.uid()));
+        for uid in owners.chain(kept) {
+            users.entry(uid).or_insert_with(|| name.clone());
+        }
+    }
+    let processes = running::Processes::default();
+    for name in names(file::list(&layout.runtime)?).filter(|name| name != own) {
+        match running::find_among(&layout.vm(&name), &processes) {
+            Ok(PreviousQemu::Running(_, record)) => {
+                if let Some(uid) = record.isolation.and_then(|isolation| isolation.uid) {
+                    users.entry(uid).or_insert(name);
+                }
+            }
+            Ok(_) => {}
+            // Its QEMU has the user that its identity or its files name, if it has one of its own.
+            Err(_) if users.iter().any(|(uid, vm)| *vm == name && *uid != root) => {}
+            Err(_) => unknown = Some(name),
+        }
+    }
+    Ok(Users { taken: users, unknown })
+}
+
+/// The UUID of a VM, also by an identity with keys of a later version; `None` where there is no identity.
+///
+/// # Errors
+/// There is one, and it cannot be read.
+pub fn kept_uuid(paths: &VmPaths) -> Result<Option<String>, Error> {
+    let path = paths.identity();
+    let Some(text) = file::read(&path)? else { return Ok(None) };
+    let wrong = |source| Error::Content { path: path.display().to_string(), source };
+    let table: toml::Table = toml::from_str(&String::from_utf8_lossy(&text))
+        .map_err(|source| wrong(Box::new(source)))?;
+    let uuid = table.get("uuid").and_then(toml::Value::as_str).map(str::to_owned);
+    uuid.map(Some).ok_or_else(|| wrong(Box::new(toml::de::Error::missing_field("uuid"))))
+}
+
+/// The user that an identity tells, also one with keys of a later version.
+fn kept_uid(identity: &str) -> Option<u32> {
+    let table: toml::Table = identity.parse().ok()?;
+    u32::try_from(table.get("uid")?.as_integer()?).ok()
+}
+
+/// The VMs that directories are named after.
+fn names(dirs: Vec<PathBuf>) -> impl Iterator<Item = VmName> {
+    dirs.into_iter().filter_map(|dir| named(&dir))
+}
+
+fn named(dir: &Path) -> Option<VmName> {
+    dir.file_name()?.to_str()?.parse().ok()
+}
+
+/// The text of another VM's identity, which may be of a newer version, or damaged: what can be found in it is taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OtherIdentity(String);
+
+impl OtherIdentity {
+    /// Returns every MAC address in the text.
+    pub fn macs(&self) -> impl Iterator<Item = MacAddr> {
+        let words = self.0.split(|c: char| !(c.is_ascii_hexdigit() || c == ':'));
+        words.filter_map(|word| word.parse().ok())
+    }
+
+    /// Whether the text contains this UUID.
+    pub fn has_uuid(&self, uuid: &str) -> bool {
+        !uuid.is_empty() && self.0.contains(uuid)
+    }
+}
+
+/// Returns the identities of the other VMs, also of those that are being made. A user who may not read an identity may not write one
+/// either, so what such a user may not read is left out.
+///
+/// # Errors
+/// The directory of all VMs' state, or an identity, cannot be read.
+pub fn others(layout: &Layout, own: &VmName) -> Result<Vec<(VmName, OtherIdentity)>, file::Error> {
+    let mut others = Vec::new();
+    for dir in file::list(&layout.vm_states())? {
+        let Some(name) = named(&dir).or_else(|| Layout::drafted(&dir)) else { continue };
+        if name == *own {
+            continue;
+        }
+        let paths = VmPaths { state: dir, ..layout.vm(&name) };
+        match fs::read(paths.identity()) {
+            Ok(bytes) => {
+                let text = String::from_utf8_lossy(&bytes).into_owned();
+                others.push((name, OtherIdentity(text)));
+            }
+            Err(error) if is_absent(&error) => {}
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            Err(error) => return Err(file::Error::on("read", &paths.identity())(error)),
+        }
+    }
+    Ok(others)
+}
+
+/// There is no such file: no directory has it, or a rename that was cut short has left a link to itself.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+        || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+    use crate::{store::identity::derived_mac, sys::progress::Cancel, value::{Label, chain}};
+
+    fn layout(dir: &Path) -> Layout {
+        let [config, state, runtime] = ["c", "s", "r"].map(|place| dir.join(place));
+        Layout { config, state, runtime }
+    }
+
+    fn vm(name: &VmName, text: &str) -> Vm {
+        crate::spec::read(name, Path::new("/x.toml"), text, &mut |path| fs::read(path)).unwrap()
+    }
+
+    /// Two names whose first NIC gets the same address where no other VM counts.
+    fn colliding_names() -> [VmName; 2] {
+        let mut seen = BTreeMap::new();
+        for number in 0.. {
+            let name: VmName = format!("v{number}").parse().unwrap();
+            let mac = derived_mac("host", &name, &Label::net(), &BTreeSet::new());
+            if let Some(earlier) = seen.insert(mac, name.clone()) {
+                return [earlier, name];
+            }
+        }
+        unreachable!()
+    }
+
+    #[test]
+    fn two_first_starts_at_once_choose_different_addresses() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = layout(dir.path());
+        let uuid = || "7e0f3c52-4f2b-4b7e-9a34-0c5d0a1b2c3d".to_owned();
+        let means = Means { layout: layout.clone(), host_id: "host".into(), uuid };
+        let names = colliding_names();
+        let vms = names.clone().map(|name| vm(&name, "[image]\npath = \"/x\"\n"));
+        for _ in 0..20 {
+            for name in &names {
+                let _ = fs::remove_dir_all(layout.vm(name).state);
+                fs::create_dir_all(layout.vm(name).state).unwrap();
+            }
+            let together = Barrier::new(2);
+            let made = std::thread::scope(|scope| {
+                let (together, means) = (&together, &means);
+                let starts = vms.each_ref().map(|vm| {
+                    scope.spawn(move || {
+                        let cancel = Cancel::default();
+                        let waiter = Waiter { cancel: &cancel, say: &|_| {} };
+                        together.wait();
+                        ensure(means, vm, "pc-q35-10.0", false, waiter).unwrap()
+                    })
+                });
+                starts.map(|start| start.join().unwrap())
+            });
+            let [one, other] = made.each_ref().map(|identity| identity.macs.values().next());
+            assert!(one.is_some() && one != other, "{one:?} twice");
+            let kept = names.each_ref().map(|name| read(&layout.vm(name)).unwrap().unwrap());
+            assert_eq!(kept, made);
+        }
+    }
+
+    #[test]
+    fn an_address_in_a_draft_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = layout(dir.path());
+        let draft = layout.draft(&"copy".parse().unwrap());
+        fs::create_dir_all(&draft.state).unwrap();
+        let identity = "uuid = \"1\"\ninstanceId = \"i\"\nmachine = \"m\"\n";
+        fs::write(draft.identity(), identity).unwrap();
+        let seen = others(&layout, &"web".parse().unwrap()).unwrap();
+        assert_eq!(seen[0].0.as_str(), "copy");
+        assert!(others(&layout, &"copy".parse().unwrap()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn addresses_in_any_identity_are_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = layout(dir.path());
+        let [db, web]: [VmName; 2] = ["db", "web"].map(|name| name.parse().unwrap());
+        fs::create_dir_all(layout.vm(&db).state).unwrap();
+        let mac = MacAddr::local([1, 2, 3]);
+        let taken = || {
+            let others = others(&layout, &web)?;
+            Ok::<_, file::Error>(others.iter().any(|(_, other)| other.macs().any(|m| m == mac)))
+        };
+        for text in [
+            format!("uuid = \"1\"\ninstanceId = \"i\"\nmachine = \"m\"\n[macs]\nnet = \"{mac}\"\n"),
+            format!("uuid = \"1\"\nfuture = 1\n[macs]\nnet = \"{mac}\"\n"),
+            format!("[nics.net]\naddress = \"{mac}\"\n"),
+            format!("uuid = \"1\"\n[macs]\nnet = \"{mac}\"\nlan = \"52:5"),
+        ] {
+            fs::write(layout.vm(&db).identity(), &text).unwrap();
+            assert!(taken().unwrap(), "{text}");
+        }
+        // What cannot be read stops the choice.
+        fs::remove_file(layout.vm(&db).identity()).unwrap();
+        assert!(!taken().unwrap());
+        fs::create_dir(layout.vm(&db).identity()).unwrap();
+        assert!(taken().is_err());
+        fs::remove_dir(layout.vm(&db).identity()).unwrap();
+        std::os::unix::fs::symlink("www", layout.vm_states().join("www")).unwrap();
+        fs::write(layout.vm_states().join("file"), "").unwrap();
+        assert!(!taken().unwrap());
+    }
+
+    #[test]
+    fn changes_at_once_lose_nothing() {
+        const THREADS: usize = 4;
+        const CHANGES: usize = 15;
+        let dir = tempfile::tempdir().unwrap();
+        let layout = layout(dir.path());
+        let paths = layout.vm(&"web".parse().unwrap());
+        fs::create_dir_all(&paths.state).unwrap();
+        let identity = Identity {
+            uuid: "7e0f3c52-4f2b-4b7e-9a34-0c5d0a1b2c3d".into(),
+            instance_id: "iid-web-0".into(),
+            machine: "pc-q35-10.0".into(),
+            macs: Default::default(),
+            hostname: None,
+            uid: None,
+        };
+        write(&paths, &identity).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let (layout, paths) = (&layout, &paths);
+                scope.spawn(move || {
+                    let cancel = Cancel::default();
+                    let waiter = Waiter { cancel: &cancel, say: &|_| {} };
+                    for nr in 0..CHANGES {
+                        let nic: Label = format!("n{thread}-{nr}").parse().unwrap();
+                        let done = change(layout, paths, waiter, |identity| {
+                            // As a reseed does, and as a NIC that is plugged in.
+                            identity.instance_id = format!("iid-web-{thread}-{nr}");
+                            identity.macs.insert(nic, MacAddr::local([thread as u8, nr as u8, 0]));
+                        });
+                        done.unwrap().unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(read(&paths).unwrap().unwrap().macs.len(), THREADS * CHANGES);
+        let nobody = layout.vm(&"nobody".parse().unwrap());
+        let waiter = Waiter { cancel: &Cancel::default(), say: &|_| {} };
+        assert!(change(&layout, &nobody, waiter, |_| ()).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_a_bad_disk_made_of_an_identity_does_not_come_to_the_command_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let [config, state, runtime] = ["c", "s", "r"].map(|place| dir.path().join(place));
+        let paths = Layout { config, state, runtime }.vm(&"web".parse().unwrap());
+        fs::create_dir_all(&paths.state).unwrap();
+        let identity = Identity {
+            uuid: "7e0f3c52-4f2b-4b7e-9a34-0c5d0a1b2c3d".into(),
+            instance_id: "iid-web-7e0f3c52".into(),
+            machine: "pc-q35-10.0".into(),
+            macs: Default::default(),
+            hostname: None,
+            uid: None,
+        };
+        write(&paths, &identity).unwrap();
+        assert_eq!(read(&paths).unwrap(), Some(identity.clone()));
+        write(&paths, &Identity { machine: "pc-q35-10.0,x".into(), ..identity }).unwrap();
+        let error = read(&paths).unwrap_err();
+        let path = paths.identity();
+        let said =
+            format!("cannot read `{}`: no identity of qvm's has such a `machine`", path.display());
+        assert_eq!(chain(&error).trim(), said);
+        assert!(error.hint().unwrap().contains("backup"));
+    }
+
+    #[test]
+    fn a_vm_keeps_the_user_that_no_other_has_also_half_way_through_its_renaming() {
+        let dir = tempfile::tempdir().unwrap();
+        let [config, state, runtime] = ["c", "s", "r"].map(|place| dir.path().join(place));
+        let layout = Layout { config, state, runtime };
+        let [web, www, db]: [VmName; 3] = ["web", "www", "db"].map(|name| name.parse().unwrap());
+        let mut identity: Identity =
+            toml::from_str("uuid = \"1\"\ninstanceId = \"i\"\nmachine = \"m\"\n").unwrap();
+        for vm in [&web, &db] {
+            fs::create_dir_all(layout.vm(vm).state).unwrap();
+        }
+        let cancel = Cancel::default();
+        let waiter = Waiter { cancel: &cancel, say: &|_| {} };
+        let lock = IdentityLock::acquire(&layout, waiter).unwrap();
+        let choose = |identity: &mut Identity, vm| choose_user(identity, &layout, vm, &lock);
+        assert!(choose(&mut identity, &web).unwrap());
+        let range = UidRange::default();
+        assert_eq!(identity.uid, Some(range.first()));
+        // The link that leads to the state as long as that has the old name.
+        std::os::unix::fs::symlink("web", layout.vm(&www).state).unwrap();
+        for name in [&web, &www] {
+            assert!(!choose(&mut identity, name).unwrap());
+        }
+        // Another's, whatever else its identity tells.
+        let uid = range.first() + 1;
+        fs::write(layout.vm(&db).identity(), format!("future = 1\nuid = {uid}\n")).unwrap();
+        identity.uid = Some(uid);
+        assert!(choose(&mut identity, &www).unwrap());
+        assert_eq!(identity.uid, Some(range.first()));
+        // Of settings that are not valid no range is known, and nobody loses anything by it.
+        identity.uid = Some(5000);
+        fs::create_dir_all(&layout.config).unwrap();
+        fs::write(layout.host_settings(), "uidRange = \"0-1\"\n").unwrap();
+        assert!(!choose(&mut identity, &www).unwrap());
+        fs::write(layout.host_settings(), format!("uidRange = \"{uid}-{uid}\"\n")).unwrap();
+        let error = choose(&mut identity, &www).unwrap_err();
+        assert!(matches!(error, Error::NoUser(_)), "{error}");
+    }
+}

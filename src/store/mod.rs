@@ -1,0 +1,16 @@
+//! Every path and every record that qvm keeps.
+
+pub mod identity;
+pub mod identity_lock;
+pub mod identity_store;
+pub mod isolation;
+pub mod layout;
+pub mod liveness;
+pub mod record;
+pub(crate) mod record_writer;
+pub(crate) mod reservation;
+pub mod running;
+pub mod saved_header;
+pub mod saved_state;
+pub mod vm_state;
+

@@ -1,0 +1,454 @@
+//! Whether a QEMU process of a VM is running, by proof: the run record, the liveness locks, and a scan of /proc.
+//!
+//! "Not running" needs both locks free, the process of the record proven gone, and no process that is a QEMU of this VM: an earlier
+//! qvm started QEMU without locks. Whatever is not known is an error, and stops every change.
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use super::{identity_store, liveness, record::{Record, Unreadable}};
+use super::layout::VmPaths;
+use crate::sys::{liveness_lock::{self, LockState}, pidfd::{self, Process}, qemu_processes::{self, QemuProcess, QemuProcesses}, socket};
+
+/// How often a held lock without a matching record is probed again: a process that is ending releases its locks one by one.
+const PROBES: u32 = 5;
+/// Between two probes.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// The QEMU process that an earlier supervisor started.
+#[derive(Debug)]
+pub enum PreviousQemu {
+    /// None is running, and how the last one ended is known: a first start, a clean end, or a reboot of the host.
+    None,
+    /// It has exited since, and nobody has taken note.
+    Exited,
+    /// It has exited, and its supervisor died before QEMU was known to be executed.
+    NeverExecuted,
+    /// It is running.
+    Running(Arc<Process>, Box<Record>),
+}
+
+impl PreviousQemu {
+    /// Whether it is running.
+    pub fn is_running(&self) -> bool {
+        matches!(self, Self::Running(..))
+    }
+}
+
+/// It is not known whether a QEMU process of the VM is running.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot determine whether the VM is running")]
+pub struct Unknown {
+    source: Cause,
+}
+
+/// What is known of the QEMU process that an earlier supervisor started.
+pub type Found = Result<PreviousQemu, Unknown>;
+
+impl Unknown {
+    /// What to do; NAME stands for the VM.
+    pub fn hint(&self) -> String {
+        match &self.source {
+            Cause::Locked { .. } => {
+                "`qvm kill NAME` forces off the QEMU process that holds the lock; `unknown` in \
+                 docs/operating.md describes what else can be done"
+                    .into()
+            }
+            Cause::Unrecorded { pid, .. } => format!(
+                "look at the process with `ps -fp {pid}`; when it may end, `kill {pid}` ends it; see `unknown` in \
+                 docs/operating.md"
+            ),
+            Cause::Hidden { .. } | Cause::InUse { .. } => "run the command as root".into(),
+            Cause::Process { .. }
+            | Cause::Lock { .. }
+            | Cause::Scan { .. }
+            | Cause::Served { .. } => {
+                "run `qvm status NAME` again, as root; see `unknown` in docs/operating.md".into()
+            }
+        }
+    }
+}
+
+impl From<Cause> for Unknown {
+    fn from(source: Cause) -> Self {
+        Self { source }
+    }
+}
+
+/// What is not known.
+#[derive(Debug, thiserror::Error)]
+enum Cause {
+    #[error("cannot determine whether process {pid} of the run record is running")]
+    Process { pid: u32, source: io::Error },
+    #[error(transparent)]
+    Lock(#[from] liveness::Error),
+    #[error("a QEMU process holds the lock `{}`, but {record}", lock.display())]
+    Locked { lock: PathBuf, record: NoRecord },
+    #[error("{record}, and cannot read the command lines of all processes")]
+    Scan { record: NoRecord, source: io::Error },
+    #[error("/proc hides the processes of other users")]
+    Hidden { source: io::Error },
+    #[error("a process has locked `{}`, /proc hides the processes of other users, and {record}", file.display())]
+    InUse { file: PathBuf, record: NoRecord },
+    #[error("process {pid} is a QEMU process of this VM, but {record}")]
+    Unrecorded { pid: u32, record: NoRecord },
+    #[error("a process listens on `{}`, but {record}", socket.display())]
+    Served { socket: PathBuf, record: NoRecord },
+}
+
+/// Why the record names no process that is running.
+#[derive(Debug)]
+enum NoRecord {
+    Absent,
+    Unreadable(Unreadable),
+    /// The process of the record is proven gone.
+    Stale {
+        pid: u32,
+    },
+}
+
+impl fmt::Display for NoRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Absent => f.write_str("there is no run record"),
+            Self::Unreadable(why) => write!(f, "{}", crate::value::chain(why)),
+            Self::Stale { pid } => write!(f, "process {pid} of the run record has exited"),
+        }
+    }
+}
+
+/// The QEMU processes of this host, read when they are needed and once for many VMs.
+#[derive(Debug, Default)]
+pub struct Processes(OnceLock<QemuProcesses>);
+
+impl Processes {
+    fn all(&self) -> io::Result<&QemuProcesses> {
+        if let Some(all) = self.0.get() {
+            return Ok(all);
+        }
+        let all = qemu_processes::list()?;
+        Ok(self.0.get_or_init(|| all))
+    }
+}
+
+/// Looks for the QEMU process of a VM.
+///
+/// # Errors
+/// It is not known whether there is one.
+pub fn find(paths: &VmPaths) -> Result<PreviousQemu, Unknown> {
+    find_among(paths, &Processes::default())
+}
+
+/// The same for one of many VMs.
+///
+/// # Errors
+/// As of [`find`].
+pub fn find_among(paths: &VmPaths, processes: &Processes) -> Result<PreviousQemu, Unknown> {
+    let mut found = probe(paths, processes);
+    for _ in 1..PROBES {
+        if !matches!(found, Err(Unknown { source: Cause::Locked { .. } })) {
+            break;
+        }
+        std::thread::sleep(PAUSE);
+        found = probe(paths, processes);
+    }
+    found
+}
+
+fn probe(paths: &VmPaths, processes: &Processes) -> Result<PreviousQemu, Unknown> {
+    let (not_running, record) = match Record::read(paths) {
+        Ok(None) => (PreviousQemu::None, NoRecord::Absent),
+        Err(why) => (PreviousQemu::None, NoRecord::Unreadable(why)),
+        Ok(Some(record)) => {
+            let pid = record.pid;
+            let failed = |source| Cause::Process { pid, source };
+            let is_of_this_boot = pidfd::boot_id().map_err(failed)? == record.boot_id;
+            let found = pidfd::find(pid, record.start_time, &record.boot_id).map_err(failed)?;
+            if let Some(process) = found {
+                return Ok(PreviousQemu::Running(Arc::new(process), Box::new(record)));
+            }
+            let not_running = match (is_of_this_boot, &record.isolation) {
+                (false, _) => PreviousQemu::None,
+                (true, None) => PreviousQemu::NeverExecuted,
+                (true, Some(_)) => PreviousQemu::Exited,
+            };
+            (not_running, NoRecord::Stale { pid })
+        }
+    };
+    if let Some(lock) = liveness::held_lock(paths).map_err(Cause::from)? {
+        return Err(Cause::Locked { lock, record }.into());
+    }
+    // Also where the process of the record has exited: the record may be an older one than QEMU.
+    none_without_lock(paths, processes, record)?;
+    Ok(not_running)
+}
+
+/// Proves that no QEMU of the VM is running that holds no lock: an earlier qvm started it.
+fn none_without_lock(
+    paths: &VmPaths,
+    processes: &Processes,
+    record: NoRecord,
+) -> Result<(), Unknown> {
+    let all = match processes.all() {
+        Ok(all) => all,
+        Err(source) => return Err(Cause::Scan { record, source }.into()),
+    };
+    let vm = Identifying::of(paths);
+    if let Some(process) = all.all.iter().find(|process| vm.is_of(process)) {
+        return Err(Cause::Unrecorded { pid: process.pid, record }.into());
+    }
+    let socket = paths.qmp_socket();
+    match socket::is_served(&socket) {
+        Ok(false) => {}
+        Ok(true) => return Err(Cause::Served { socket, record }.into()),
+        // The scan decides for whoever may not connect.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+        Err(source) => return Err(Cause::Scan { record, source }.into()),
+    }
+    // QEMU of any version holds locks on its disks. Other programs may do so, too: this alone proves nothing.
+    match all.is_partial.then(|| locked_file(paths)) {
+        None | Some(Ok(None)) => Ok(()),
+        Some(Ok(Some(file))) => Err(Cause::InUse { file, record }.into()),
+        Some(Err(source)) => Err(Cause::Hidden { source }.into()),
+    }
+}
+
+/// A file of the state directory that a process has locked.
+fn locked_file(paths: &VmPaths) -> io::Result<Option<PathBuf>> {
+    let entries = match std::fs::read_dir(&paths.state) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let entry = entry?;
+        let path = entry.path();
+        if !entry.file_type()?.is_file() || VmPaths::is_qemu_state_lock(&path) {
+            continue;
+        }
+        if matches!(liveness_lock::probe(&path)?, LockState::HeldByQemu | LockState::HeldByQvm) {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
+}
+
+/// By what the command line of a VM's QEMU is told from that of another VM, which may have the same name in other directories.
+struct Identifying<'a> {
+    name: &'a str,
+    /// The state directory, as it is called and where that leads.
+    states: Vec<PathBuf>,
+    /// `None` where the identity cannot be read.
+    uuid: Option<Option<String>>,
+}
+
+impl<'a> Identifying<'a> {
+    fn of(paths: &'a VmPaths) -> Self {
+        let name = paths.runtime.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let led = std::fs::canonicalize(&paths.state).ok();
+        let states = [paths.state.clone()].into_iter().chain(led).collect();
+        Self { name, states, uuid: identity_store::kept_uuid(paths).ok() }
+    }
+
+    fn is_of(&self, process: &QemuProcess) -> bool {
+        if process.name() != Some(self.name) {
+            return false;
+        }
+        let files: Vec<PathBuf> = process.files().collect();
+        if files.iter().any(|file| self.states.iter().any(|state| file.starts_with(state))) {
+            return true;
+        }
+        // Files in the state directory of a VM of this name elsewhere.
+        let own = Path::new("vms").join(self.name);
+        if files.iter().any(|file| file.parent().is_some_and(|dir| dir.ends_with(&own))) {
+            return false;
+        }
+        match &self.uuid {
+            Some(Some(uuid)) => process.uuid() == Some(uuid),
+            // A VM without an identity has never been started.
+            Some(None) => false,
+            None => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, process::Command};
+
+    use super::*;
+    use crate::store::{layout::Layout, liveness::Liveness};
+
+    fn layout(dir: &Path) -> Layout {
+        let [config, state, runtime] = ["c", "s", "r"].map(|place| dir.join(place));
+        Layout { config, state, runtime }
+    }
+
+    fn vm(dir: &Path) -> VmPaths {
+        let paths = layout(dir).vm(&"web".parse().unwrap());
+        fs::create_dir_all(&paths.state).unwrap();
+        fs::create_dir_all(&paths.runtime).unwrap();
+        paths
+    }
+
+    fn write(paths: &VmPaths, pid: u32, change: impl FnOnce(&mut serde_json::Value)) {
+        let text = include_str!("../../tests/golden/record-newer.json");
+        let mut record: serde_json::Value = serde_json::from_str(text).unwrap();
+        record["pid"] = pid.into();
+        record["startTime"] = pidfd::start_time(pid).unwrap_or(7).into();
+        record["bootId"] = pidfd::boot_id().unwrap().into();
+        change(&mut record);
+        fs::write(paths.record(), record.to_string()).unwrap();
+    }
+
+    /// The pid of a process that has ended.
+    fn ended() -> u32 {
+        let mut child = Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        child.id()
+    }
+
+    #[test]
+    fn proof_is_needed_for_not_running() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = vm(dir.path());
+        let own = std::process::id();
+        let states: [(&str, &dyn Fn()); 8] = [
+            ("none", &|| {}),
+            ("running", &|| write(&paths, own, |_| {})),
+            ("exited", &|| write(&paths, ended(), |_| {})),
+            ("exited", &|| write(&paths, own, |record| record["startTime"] = 7.into())),
+            ("never", &|| {
+                write(&paths, own, |record| {
+                    record["startTime"] = 7.into();
+                    record["isolation"] = serde_json::Value::Null;
+                });
+            }),
+            ("none", &|| write(&paths, own, |record| record["bootId"] = "another".into())),
+            ("none", &|| fs::write(paths.record(), "").unwrap()),
+            ("none", &|| fs::write(paths.record(), "{\"pid\":").unwrap()),
+        ];
+        let word = |found: Result<PreviousQemu, Unknown>| match found {
+            Ok(PreviousQemu::None) => "none",
+            Ok(PreviousQemu::Exited) => "exited",
+            Ok(PreviousQemu::NeverExecuted) => "never",
+            Ok(PreviousQemu::Running(..)) => "running",
+            Err(_) => "unknown",
+        };
+        for (free, make) in states {
+            let _ = fs::remove_file(paths.record());
+            make();
+            assert_eq!(word(find(&paths)), free);
+            // A lock that is held means alive, whatever the record says.
+            let held = if free == "running" { "running" } else { "unknown" };
+            let locks = Liveness::for_qemu(&paths).unwrap();
+            assert_eq!(word(find(&paths)), free, "a supervisor that prepares holds it");
+            let locks = locks.into_fds().unwrap();
+            assert_eq!(word(find(&paths)), held);
+            fs::remove_file(paths.qemu_lock()).unwrap();
+            assert_eq!(word(find(&paths)), held, "the lock beside the disks is held");
+            drop(locks);
+            // A verb's lock proves that no QEMU holds it.
+            let locks = Liveness::for_verb(&paths).unwrap();
+            assert_eq!(word(find(&paths)), free);
+            drop(locks);
+        }
+    }
+
+    #[test]
+    fn processes_are_told_apart_by_files_and_uuid() {
+        let dir = tempfile::tempdir().unwrap();
+        // Other tests have VMs called `web`, which must not meet these processes.
+        let paths = layout(dir.path()).vm(&"apart".parse().unwrap());
+        fs::create_dir_all(&paths.state).unwrap();
+        let state = paths.state.display().to_string();
+        let started = |name: &str, uuid: &str, file: &str| {
+            let text = format!("-name\0{name},debug-threads=on\0-uuid\0{uuid}\0-add-fd\0{file}\0");
+            let mut child = Command::new("sh");
+            child.args(["-c", "read line; :", "x"]);
+            child.args(text.trim_end_matches('\0').split('\0'));
+            child.stdin(std::process::Stdio::piped()).spawn().unwrap()
+        };
+        let identity = "uuid = \"1\"\nof = \"a newer version\"\n";
+        let here = format!("fd=40,set=40,opaque=root {state}/root.qcow2");
+        let elsewhere = "fd=40,set=40,opaque=root /elsewhere/vms/apart/root.qcow2".to_owned();
+        let outside = "fd=40,set=40,opaque=root /dev/sdx".to_owned();
+        for (name, uuid, file, identity, is_of) in [
+            ("apart", "1", &here, Some(identity), true),
+            ("apart", "2", &here, None, true),
+            ("db", "1", &here, Some(identity), false),
+            ("apart", "1", &elsewhere, Some(identity), false),
+            ("apart", "1", &elsewhere, Some("broken"), false),
+            ("apart", "1", &outside, Some(identity), true),
+            ("apart", "2", &outside, Some(identity), false),
+            ("apart", "2", &outside, Some("broken"), true),
+            ("apart", "1", &outside, None, false),
+        ] {
+            let _ = fs::remove_file(paths.identity());
+            if let Some(identity) = identity {
+                fs::write(paths.identity(), identity).unwrap();
+            }
+            let mut child = started(name, uuid, file);
+            let line = format!("/proc/{}/cmdline", child.id());
+            // Only when it is executed it has these arguments.
+            while !fs::read(&line).unwrap().ends_with(format!("{file}\0").as_bytes()) {
+                std::thread::yield_now();
+            }
+            let found = find(&paths);
+            drop(child.stdin.take());
+            child.wait().unwrap();
+            assert_eq!(found.is_err(), is_of, "{name} {uuid} {file} {identity:?}");
+        }
+    }
+
+    #[test]
+    fn locked_disk_is_found_and_liveness_locks_are_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = vm(dir.path());
+        let _locks = Liveness::for_qemu(&paths).unwrap();
+        let disk = paths.state.join("root.raw");
+        fs::write(&disk, "").unwrap();
+        assert_eq!(locked_file(&paths).unwrap(), None);
+        let _held = liveness_lock::LivenessLock::acquire(&disk).unwrap();
+        assert_eq!(locked_file(&paths).unwrap(), Some(disk));
+    }
+
+    #[test]
+    fn stale_record_hides_no_qemu() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = layout(dir.path()).vm(&"stale".parse().unwrap());
+        fs::create_dir_all(&paths.state).unwrap();
+        fs::create_dir_all(&paths.runtime).unwrap();
+        let file = format!("fd=40,set=40,opaque=root {}/root.qcow2", paths.state.display());
+        let mut child = Command::new("sh");
+        child.args(["-c", "read line; :", "x", "-name", "stale", "-uuid", "1", "-add-fd", &file]);
+        let mut child = child.stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let line = format!("/proc/{}/cmdline", child.id());
+        while !fs::read(&line).unwrap().ends_with(format!("{file}\0").as_bytes()) {
+            std::thread::yield_now();
+        }
+        // A record that was put back from a backup, and one of an earlier boot.
+        write(&paths, ended(), |_| {});
+        let exited = find(&paths);
+        write(&paths, child.id(), |record| record["bootId"] = "another".into());
+        let of_another_boot = find(&paths);
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert!(exited.is_err() && of_another_boot.is_err());
+        assert!(matches!(find(&paths), Ok(PreviousQemu::None)));
+    }
+
+    #[test]
+    fn qmp_socket_with_a_listener_is_unknown() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = vm(dir.path());
+        let listener = std::os::unix::net::UnixListener::bind(paths.qmp_socket()).unwrap();
+        assert!(find(&paths).is_err());
+        drop(listener);
+        assert!(matches!(find(&paths), Ok(PreviousQemu::None)));
+    }
+}

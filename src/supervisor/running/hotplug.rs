@@ -1,0 +1,308 @@
+//! Changing a machine that runs: each change as the commands that QEMU or the kernel gets.
+
+use std::{path::PathBuf, time::Duration};
+
+use super::taps;
+use crate::{store::{identity_lock::Waiter, identity_store}, supervisor::{settings::Settings, start::{forwards, isolate, launch, prepare::{self, facts_of}}, supervise::QMP_LIMIT}, sys::progress::Cancel};
+use crate::{machine::{device::{self, DISK_PORTS, NIC_PORTS, Place, TapEnds}, fdset::{FIRST, Files, Handed}, live::Change}, net::{anti_spoof::filters, link::{self, Links}, tap_spec::tap, vhost}, spec::{Disk, Link, LinkState, Nic, Vm}, value::{Label, MacAddr, Size}};
+
+/// How long a guest may take to let go of a device before it is told that it has not.
+const LET_GO: Duration = Duration::from_secs(10);
+/// How often QEMU is asked whether it has.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// What QEMU calls a tap's descriptor, and its vhost-net device's, until the back end has them.
+const TAP: &str = "qvm-tap";
+const VHOST: &str = "qvm-vhost";
+
+/// What became of a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It is so now.
+    Done,
+    /// The guest was asked to let go of a device, and has not yet.
+    Asked,
+}
+
+/// Why a running machine was not changed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("its disk cannot be made ready")]
+    Prepare(#[from] prepare::Error),
+    #[error("no more than {0} can be plugged in while the guest runs")]
+    NoPort(usize),
+    #[error(transparent)]
+    Isolate(#[from] isolate::Error),
+    #[error("QEMU refuses")]
+    Monitor(#[from] qmp::Error),
+    #[error(transparent)]
+    Launch(#[from] launch::Error),
+    #[error("its tap cannot be moved")]
+    Link(#[from] link::Error),
+    #[error("what leaves its tap cannot be filtered")]
+    Filter(#[from] filters::Error),
+    #[error("cannot open /dev/vhost-net")]
+    Vhost(#[source] std::io::Error),
+    #[error("this QEMU has no network but its taps")]
+    ShutOff,
+    #[error("canceled")]
+    Thread,
+}
+
+impl Error {
+    /// The way out.
+    pub(crate) fn hint(&self) -> Option<String> {
+        match self {
+            Self::Prepare(error) => error.hint(),
+            Self::Launch(error) => error.hint(),
+            Self::Filter(error) => error.hint(),
+            Self::Link(error) => error.hint(),
+            Self::NoPort(_) | Self::ShutOff => Some("it is there after the next start".into()),
+            Self::Isolate(error) => error.hint(),
+            Self::Monitor(_) | Self::Vhost(_) | Self::Thread => None,
+        }
+    }
+}
+
+/// A machine that runs, and what its changes need.
+pub(crate) struct Machine {
+    pub(crate) settings: Settings,
+    pub(crate) client: qmp::Client,
+    /// The VM file that the changes are of.
+    pub(crate) vm: Vm,
+    pub(crate) cancel: Cancel,
+    /// QEMU's user, where it is the VM's own.
+    pub(crate) uid: Option<u32>,
+    /// QEMU is in a network with nothing in it.
+    pub(crate) shut_off: bool,
+}
+
+impl Machine {
+    /// Does one change.
+    pub(crate) async fn apply(&self, change: &Change) -> Result<Outcome, Error> {
+        match change {
+            Change::Memory(size) => self.client.balloon(size.bytes(), QMP_LIMIT).await?,
+            Change::AddDisk(disk) => self.add_disk(disk).await?,
+            Change::Grow(name, size) => self.grow(name, *size).await?,
+            Change::AddNic(nic) => self.add_nic(nic).await?,
+            Change::Move(nic) => self.move_to_bridge(nic).await?,
+            Change::Isolate(nic) => self.move_to_bridge(nic).await?,
+            Change::Filter(nic) => self.filter(nic).await?,
+            Change::Link(name, state) => self.link(name, *state).await?,
+            Change::RemoveDisk(name) => return self.remove(&device::disk_id(name)).await,
+            Change::RemoveNic(name) => return self.remove(&device::nic_id(name)).await,
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// Runs what blocks on a thread of its own.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Settings, &Vm, &Cancel) -> Result<T, prepare::Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (settings, vm, cancel) = (self.settings.clone(), self.vm.clone(), self.cancel.clone());
+        let done = tokio::task::spawn_blocking(move || work(&settings, &vm, &cancel)).await;
+        Ok(done.map_err(|_| Error::Thread)??)
+    }
+
+    async fn add_disk(&self, disk: &Disk) -> Result<(), Error> {
+        let id = device::disk_id(&disk.name);
+        if self.client.devices(QMP_LIMIT).await?.contains(&id) {
+            // An earlier supervisor died between this and its record.
+            return Ok(());
+        }
+        let wanted = disk.clone();
+        let file = self.blocking(move |settings, vm, cancel| {
+            let qemu: PathBuf = facts_of(settings)?.qemu.binary;
+            let say = |text: String| tracing::info!("{text}");
+            prepare::disk(settings, &qemu, vm, &wanted, cancel, &say).map(|(file, _)| file)
+        });
+        let file = file.await?;
+        let position = self.vm.disks.iter().position(|other| other.name == disk.name);
+        let at_start = position.and_then(|nr| device::disk_places(&self.vm).swap_remove(nr));
+        let port = self.free_port(at_start, DISK_PORTS, device::disk_port).await?;
+        self.close_nodes(&disk.name).await;
+        let sets = self.client.fd_sets(QMP_LIMIT).await?;
+        let mut files = Files::from(sets.iter().map(|(set, _)| set + 1).fold(FIRST, i32::max));
+        let ([lower, upper], front) = device::disk_behind(disk, &file, &port, &mut files);
+        let added = async {
+            let files = files.into_all();
+            let uid = self.uid;
+            isolate::own(&files, &self.settings.paths().state, uid);
+            for (handed, (fd, set)) in files.iter().zip(isolate::open(&files)?) {
+                self.client.add_fd(set, &handed.opaque(), fd, QMP_LIMIT).await?;
+            }
+            self.client.add_node(lower, QMP_LIMIT).await?;
+            self.client.add_node(upper, QMP_LIMIT).await?;
+            Ok(self.client.add_device(front, QMP_LIMIT).await?)
+        };
+        let added: Result<(), Error> = added.await;
+        if added.is_err() {
+            self.close_nodes(&disk.name).await;
+        }
+        added
+    }
+
+    async fn close_nodes(&self, disk: &Label) {
+        close_nodes(&self.client, disk).await;
+    }
+
+    async fn grow(&self, disk: &Label, size: Size) -> Result<(), Error> {
+        let node = device::node(disk);
+        // It may be as large as that already, or larger: it never shrinks.
+        let is_less = |now: u64| now < size.bytes();
+        if self.client.node_size(&node, QMP_LIMIT).await?.is_none_or(is_less) {
+            self.client.resize_node(&node, size.bytes(), QMP_LIMIT).await?;
+        }
+        Ok(())
+    }
+
+    async fn add_nic(&self, nic: &Nic) -> Result<(), Error> {
+        let id = device::nic_id(&nic.name);
+        if self.client.devices(QMP_LIMIT).await?.contains(&id) {
+            return Ok(());
+        }
+        if self.shut_off && matches!(nic.link, Link::User { .. }) {
+            return Err(Error::ShutOff);
+        }
+        let name = nic.name.clone();
+        let mac = self.blocking(move |settings, vm, cancel| mac_of(settings, vm, &name, cancel));
+        let (mac, vhost_net) = mac.await?;
+        let position = self.vm.nics.iter().position(|other| other.name == nic.name);
+        let at_start = position.map(device::nic_place);
+        let port = self.free_port(at_start, NIC_PORTS, device::nic_port).await?;
+        forwards::check_forwards(self.settings.shut_off().await, &self.vm, nic)?;
+        let net = device::net_id(&nic.name);
+        let _ = self.client.remove_net(&net, QMP_LIMIT).await;
+        let mut ends = TapEnds { tap: TAP.to_owned(), vhost: None };
+        if let Some(tap) = tap(&self.vm.name, nic) {
+            let macs = mac.into_iter().map(|mac| (nic.name.clone(), mac)).collect();
+            // The keeper of the taps tells what does not pass the bridge.
+            let (open, _) = taps::open(&self.settings.network, &self.vm, &tap, &macs).await?;
+            self.client.pass_fd(TAP, open, QMP_LIMIT).await?;
+            if vhost_net {
+                let vhost = vhost::open().map_err(Error::Vhost)?;
+                self.client.pass_fd(VHOST, vhost, QMP_LIMIT).await?;
+                ends.vhost = Some(VHOST.to_owned());
+            }
+        }
+        let (back, front) = device::nic_at(nic, mac, &Place::Port(port), &ends);
+        let added = async {
+            self.client.add_net(back, QMP_LIMIT).await?;
+            self.client.add_device(front, QMP_LIMIT).await?;
+            match nic.state {
+                LinkState::Up => Ok(()),
+                LinkState::Down => self.client.set_link(&id, false, QMP_LIMIT).await,
+            }
+        };
+        if let Err(error) = added.await {
+            // Whichever of them there is: the tap must not stay.
+            let _ = self.client.remove_net(&net, QMP_LIMIT).await;
+            let _ = self.client.close_fd(TAP, QMP_LIMIT).await;
+            let _ = self.client.close_fd(VHOST, QMP_LIMIT).await;
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    async fn move_to_bridge(&self, nic: &Nic) -> Result<(), Error> {
+        let Some(tap) = tap(&self.vm.name, nic) else { return Ok(()) };
+        let at = self.vm.at(&format!("nic.{}.bridge", nic.name));
+        let links = Links::open(self.settings.network.connect().await)?;
+        Ok(taps::attach(&links, &tap, &at).await.map(drop)?)
+    }
+
+    async fn filter(&self, nic: &Nic) -> Result<(), Error> {
+        let Some(tap) = tap(&self.vm.name, nic) else { return Ok(()) };
+        let name = nic.name.clone();
+        let mac = self.blocking(move |settings, vm, cancel| mac_of(settings, vm, &name, cancel));
+        let mac = mac.await?.0;
+        let macs = mac.into_iter().map(|mac| (nic.name.clone(), mac)).collect();
+        Ok(taps::filter(&self.settings.network, &tap, &macs).await?)
+    }
+
+    async fn link(&self, nic: &Label, state: LinkState) -> Result<(), Error> {
+        let up = state == LinkState::Up;
+        Ok(self.client.set_link(&device::nic_id(nic), up, QMP_LIMIT).await?)
+    }
+
+    /// Asks the guest to let go of a device, and waits a while until it has.
+    async fn remove(&self, id: &str) -> Result<Outcome, Error> {
+        let until = tokio::time::Instant::now() + LET_GO;
+        if !self.client.devices(QMP_LIMIT).await?.iter().any(|other| other == id) {
+            return Ok(Outcome::Asked);
+        }
+        match self.client.remove_device(id, QMP_LIMIT).await {
+            // Asked before, and it has not let go yet.
+            Err(qmp::Error::Refused { desc, .. }) if desc.contains("in the process of unplug") => {}
+            asked => asked?,
+        }
+        while self.client.devices(QMP_LIMIT).await?.iter().any(|other| other == id) {
+            if tokio::time::Instant::now() > until {
+                break;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Ok(Outcome::Asked)
+    }
+
+    /// The root port that a device would have after a start, or else any that is free.
+    async fn free_port(
+        &self,
+        at_start: Option<Place>,
+        count: usize,
+        name: fn(usize) -> String,
+    ) -> Result<String, Error> {
+        let mut taken = vec![];
+        for device in self.client.devices(QMP_LIMIT).await? {
+            if device.starts_with("disk-") || device.starts_with("nic-") {
+                taken.push(self.client.bus_of(&device, QMP_LIMIT).await?);
+            }
+        }
+        let wanted = match at_start {
+            Some(Place::Port(port)) => Some(port),
+            Some(Place::Slot(_)) | None => None,
+        };
+        let all = wanted.into_iter().chain((0..count).map(name));
+        all.into_iter().find(|port| !taken.contains(port)).ok_or(Error::NoPort(count))
+    }
+}
+
+/// Takes away what is left behind a device that the guest has let go of.
+pub(crate) async fn tidy(client: &qmp::Client, change: &Change) {
+    match change {
+        Change::RemoveDisk(disk) => close_nodes(client, disk).await,
+        Change::RemoveNic(nic) => {
+            let _ = client.remove_net(&device::net_id(nic), QMP_LIMIT).await;
+        }
+        _ => {}
+    }
+}
+
+/// Closes the nodes of a disk that has no device, and the files that they were handed. That there are none is as good.
+async fn close_nodes(client: &qmp::Client, disk: &Label) {
+    let node = device::node(disk);
+    let _ = client.remove_node(&node, QMP_LIMIT).await;
+    let _ = client.remove_node(&format!("{node}-file"), QMP_LIMIT).await;
+    for (set, opaque) in client.fd_sets(QMP_LIMIT).await.unwrap_or_default() {
+        if Handed::is_of(&opaque, &node) {
+            let _ = client.remove_fds(set, QMP_LIMIT).await;
+        }
+    }
+}
+
+/// The address of a NIC, kept as the VM's from now on; and whether the host has vhost-net.
+fn mac_of(
+    settings: &Settings,
+    vm: &Vm,
+    name: &Label,
+    cancel: &Cancel,
+) -> Result<(Option<MacAddr>, bool), prepare::Error> {
+    let facts = facts_of(settings)?;
+    let waiter = Waiter { cancel, say: &|text| tracing::info!("{text}") };
+    let machine = &facts.qemu.machine;
+    let identity = identity_store::ensure(&settings.means(), vm, machine, false, waiter)?;
+    let nic = vm.nics.iter().find(|nic| nic.name == *name);
+    let mac = nic.and_then(|nic| nic.mac).or_else(|| identity.macs.get(name).copied());
+    let bridged = nic.is_some_and(|nic| matches!(nic.link, Link::Bridge { .. }));
+    Ok((mac, facts.vhost_net && bridged))
+}

@@ -1,0 +1,260 @@
+//! QEMU's cell, and what is handed into it: the VM's files as descriptors, opened with the supervisor's rights.
+
+use std::{
+    fs::OpenOptions,
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{MetadataExt, OpenOptionsExt, chown},
+    },
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::OFlags;
+
+use super::{launch, prepare::Prepared};
+use crate::supervisor::settings::Settings;
+use crate::{machine::{argv, facts::{Accelerator, Qemu}, fdset::{Access, Handed}}, sandbox::{confine::{Cell, Domain}, spawn}, store::isolation::{self, Isolation, Layer, Missing, Mode, Right}, sys::file, systemd::unit::Scope, value::UidRange};
+
+/// What QEMU opens itself where there is KVM.
+const KVM: &str = "dev/kvm";
+
+/// How a script begins (execve(2)).
+const SCRIPT: &[u8] = b"#!";
+const NOT_ROOT: &str = "only root can make QEMU another user";
+const NO_SANDBOX: &str = "this QEMU was built without it";
+
+/// Why QEMU is not given what it needs.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file.
+    #[error("cannot open `{path}` for QEMU")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It does not run in its cell.
+    #[error("`{}` does not run when it is kept apart", .0.display())]
+    Broken(PathBuf),
+    /// The pipe through which QEMU's process says how it went.
+    #[error("cannot make a pipe to QEMU's process")]
+    Pipe(#[source] io::Error),
+    /// `isolation = "strict"`, and the host lacks a layer.
+    #[error("`isolation = \"strict\"` ({at}), and the host cannot give all of it: {lacks}")]
+    Strict {
+        /// Where the VM file says so.
+        at: String,
+        /// What is missing.
+        lacks: String,
+    },
+}
+
+impl Error {
+    /// The host is at fault, and not the VM.
+    pub fn is_the_hosts(&self) -> bool {
+        matches!(self, Self::Strict { .. } | Self::Pipe(_))
+    }
+
+    /// The way out.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Open { .. } => None,
+            Self::Pipe(_) => Some("`ulimit -n` has to be well over 512; it is 1024 mostly".into()),
+            Self::Broken(_) => Some(
+                "it may need files elsewhere than below its own prefix and /usr; `isolation = \"off\"` does without".into(),
+            ),
+            Self::Strict { .. } => {
+                Some("`qvm doctor` tells what is missing; `isolation = \"on\"` does without".into())
+            }
+        }
+    }
+}
+
+/// How a QEMU is to be kept apart: its cell, and what is known to be missing before it is started.
+pub(crate) struct Plan {
+    mode: Mode,
+    cell: Option<Cell>,
+    missing: Vec<Missing>,
+    at: String,
+}
+
+impl Plan {
+    /// The plan for a VM; in an empty network it is `shut_off` from the start, where its supervisor is.
+    ///
+    /// # Errors
+    /// All layers are wanted, and one is known to be missing.
+    pub(crate) fn of(
+        settings: &Settings,
+        prepared: &Prepared,
+        shut_off: bool,
+    ) -> Result<Self, Error> {
+        let vm = &prepared.vm;
+        let (mode, at) = (vm.isolation, vm.at("isolation"));
+        if mode == Mode::Off {
+            return Ok(Self { mode, cell: None, missing: vec![], at });
+        }
+        let mut missing = vec![];
+        let mut lacks = |layer, why: String| missing.push(Missing { layer, why });
+        let user_network = isolation::user_network(vm);
+        let network = user_network.is_none();
+        if let Some(why) = user_network {
+            lacks(Layer::Network, why);
+        }
+        let uid = prepared.identity.uid.filter(|_| settings.scope == Scope::System);
+        if uid.is_none() {
+            lacks(Layer::Uid, NOT_ROOT.to_owned());
+        }
+        if !prepared.facts.qemu.sandbox {
+            lacks(Layer::Seccomp, NO_SANDBOX.to_owned());
+        }
+        let firmware = prepared.firmware.as_ref().map(|chosen| chosen.code.as_path());
+        let (binary, strict) = (&prepared.facts.qemu.binary, mode == Mode::Strict);
+        let device = (prepared.accel == Accelerator::Kvm).then(|| settings.root.join(KVM));
+        let cell =
+            Cell { network: network && !shut_off, strict, ..cell(binary, firmware, uid, device) };
+        let cell = match cell.domain {
+            Some(domain) => Cell { domain: Some(Domain { tcp: !network, ..domain }), ..cell },
+            None => cell,
+        };
+        let plan = Self { mode, cell: Some(cell), missing, at };
+        plan.check(vec![])?;
+        Ok(plan)
+    }
+
+    /// QEMU is to filter its system calls.
+    pub(crate) fn sandbox(&self) -> bool {
+        self.cell.is_some() && !self.missing.iter().any(|one| one.layer == Layer::Seccomp)
+    }
+
+    fn check(&self, mut more: Vec<Missing>) -> Result<(), Error> {
+        more.splice(0..0, self.missing.clone());
+        if self.mode != Mode::Strict || more.is_empty() {
+            return Ok(());
+        }
+        let told: Vec<String> =
+            more.iter().map(|one| format!("no {}: {}", one.layer.word(), one.why)).collect();
+        Err(Error::Strict { at: self.at.clone(), lacks: told.join("; ") })
+    }
+
+    /// The user that QEMU is to be.
+    pub(crate) fn uid(&self) -> Option<u32> {
+        self.cell.as_ref()?.uid
+    }
+
+    /// Starts QEMU in its cell; its pid, and what came of it. `known` is told the pid before QEMU is executed.
+    ///
+    /// # Errors
+    /// It does not start; or all layers are wanted, and one is missing.
+    pub(crate) fn spawn(
+        self,
+        program: &Path,
+        arguments: &[String],
+        fds: Vec<(OwnedFd, i32)>,
+        known: impl FnOnce(u32) -> Result<(), launch::Error>,
+    ) -> Result<(u32, Isolation), launch::Error> {
+        let Some(cell) = &self.cell else {
+            // SAFETY: the closure does nothing.
+            let pid = unsafe { spawn::spawn_known(program, arguments, fds, || Ok(()), known) }?;
+            return Ok((pid, Isolation::without(self.mode, None, vec![])));
+        };
+        let (inside, report) = cell.prepare().map_err(Error::Pipe)?;
+        // Whatever it is, our copy of the pipe is closed when this returns.
+        let enter = move || inside.enter();
+        // SAFETY: `Prepared::enter` makes bare system calls alone, on what was allocated before the fork.
+        let spawned = unsafe { spawn::spawn_known(program, arguments, fds, enter, known) };
+        let found = report.read();
+        if spawned.is_err() {
+            // It may have been for the lack of a layer.
+            self.check(found.clone())?;
+        }
+        let pid = spawned?;
+        let missing = self.missing.iter().cloned().chain(found).collect();
+        Ok((pid, Isolation::without(self.mode, self.uid(), missing)))
+    }
+}
+
+/// The narrowest cell for a QEMU.
+fn cell(binary: &Path, firmware: Option<&Path>, uid: Option<u32>, device: Option<PathBuf>) -> Cell {
+    let binary = binary.canonicalize().unwrap_or_else(|_| binary.to_owned());
+    let mut open_to = isolation::open_to(&binary, firmware);
+    let begin = file::read_at(&binary, 0, SCRIPT.len()).unwrap_or_default();
+    if begin == SCRIPT {
+        // A script around QEMU, and whatever it starts: programs of the host's, and what is beside it.
+        let beside = binary.parent().map(Path::to_owned);
+        let bins = ["/bin", "/usr/bin"].map(PathBuf::from);
+        open_to.extend(bins.into_iter().chain(beside).map(|path| (path, Right::Execute)));
+    }
+    Cell {
+        uid,
+        device,
+        network: true,
+        capabilities: true,
+        no_new_privileges: true,
+        domain: Some(Domain { open_to, tcp: false }),
+        filter: true,
+        strict: false,
+    }
+}
+
+/// What a QEMU comes to that does no more than print its version, as a user of this range.
+///
+/// # Errors
+/// It does not even do that.
+pub fn tried(qemu: &Qemu, root: &Path, range: UidRange) -> Result<Isolation, launch::Error> {
+    let mut missing = vec![];
+    let uid = rustix::process::geteuid().is_root().then(|| range.first());
+    if uid.is_none() {
+        missing.push(Missing { layer: Layer::Uid, why: NOT_ROOT.to_owned() });
+    }
+    let mut arguments = vec!["-version".to_owned()];
+    if qemu.sandbox {
+        arguments.splice(0..0, ["-sandbox".to_owned(), argv::SANDBOX.to_owned()]);
+    } else {
+        missing.push(Missing { layer: Layer::Seccomp, why: NO_SANDBOX.to_owned() });
+    }
+    let cell = cell(&qemu.binary, None, uid, Some(root.join(KVM)));
+    let (inside, report) = cell.prepare().map_err(Error::Pipe)?;
+    // SAFETY: `Prepared::enter` makes bare system calls alone, on what was allocated before the fork.
+    let pid = unsafe { spawn::spawn(&qemu.binary, &arguments, vec![], move || inside.enter()) }?;
+    missing.extend(report.read());
+    if !spawn::wait(pid) {
+        return Err(Error::Broken(qemu.binary.clone()).into());
+    }
+    Ok(Isolation::without(Mode::On, uid, missing))
+}
+
+/// Opens the files that QEMU gets, at a start and when a disk is plugged in, each with the flags that QEMU compares.
+///
+/// # Errors
+/// One cannot be opened.
+pub(crate) fn open(files: &[Handed]) -> Result<Vec<(OwnedFd, i32)>, Error> {
+    let open = |handed: &Handed| {
+        let Access { write, direct } = handed.access;
+        let flags = if direct { OFlags::DIRECT } else { OFlags::empty() };
+        let opened = OpenOptions::new()
+            .read(true)
+            .write(write)
+            .custom_flags(flags.bits().cast_signed())
+            .open(&handed.path);
+        let failed = |source| Error::Open { path: handed.path.clone(), source };
+        Ok((OwnedFd::from(opened.map_err(failed)?), handed.set))
+    };
+    files.iter().map(open).collect()
+}
+
+/// Makes what QEMU writes to among the VM's own files its user's. Best effort: it has them as descriptors anyway.
+pub(crate) fn own(files: &[Handed], state: &Path, uid: Option<u32>) {
+    let Some(uid) = uid else { return };
+    for handed in files.iter().filter(|one| one.access.write && one.path.starts_with(state)) {
+        let is_its = file::metadata(&handed.path)
+            .is_ok_and(|found| found.is_some_and(|found| found.uid() == uid || !found.is_file()));
+        if is_its {
+            continue;
+        }
+        if let Err(error) = chown(&handed.path, Some(uid), None) {
+            tracing::debug!("`{}` does not become user {uid}'s: {error}", handed.path.display());
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! From a prepared VM to a guest that runs: taps, sockets, QEMU, QMP, `cont`.
+
+use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc, time::Duration};
+
+use tokio::net::UnixStream;
+
+use super::{forwards, isolate, prepare::Prepared};
+use crate::{store::{record::{self, Record}, saved_state}, supervisor::{config::file_id, running::{taps, viewer, vnc_listener}, settings::Settings}};
+use crate::{machine::{argv::{self, CommandLine, Machine, fd}, device::{self, BadPath}}, net::{link, port, tap, tap_spec::taps, vhost}, sandbox::spawn, spec::LinkState, store::layout::VmPaths, sys::{file, pidfd::{self, Process}, socket}, value::IfName};
+
+/// How long QEMU may take until it answers on its monitor.
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+/// How long QEMU may take to take up a saved state, at a tenth of a slow disk's speed for much memory; and how often it is asked.
+const RESTORE_LIMIT: Duration = Duration::from_secs(1800);
+const RESTORE_POLL: Duration = Duration::from_millis(20);
+
+/// A QEMU that answers.
+#[derive(Debug)]
+pub struct Qemu {
+    /// Its process.
+    pub process: Arc<Process>,
+    /// What is written down about it.
+    pub record: Record,
+    /// Its monitor.
+    pub client: qmp::Client,
+    /// The guest agent's channel.
+    pub agent: qmp::agent::Agent,
+    /// What it tells; taken by the loop.
+    pub events: Option<qmp::Events>,
+    /// The serial console; taken by the loop.
+    pub serial: Option<UnixStream>,
+    /// Where viewers of the screen come to; taken by the loop.
+    pub(crate) door: Option<vnc_listener::Door>,
+    /// Who stands there.
+    pub(crate) serving: Option<viewer::Serving>,
+    /// Why the screen is not served as the VM file says.
+    pub(crate) unserved: Option<String>,
+    /// Why frames do not pass the bridges of its taps, as far as is known by now.
+    pub(crate) tap_notes: Vec<String>,
+    /// QEMU listens for viewers by itself: an earlier qvm started it so.
+    pub listens: bool,
+    /// How the guest was found.
+    pub found: Guest,
+    /// An earlier supervisor started it.
+    pub adopted: bool,
+}
+
+/// How a guest is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guest {
+    /// Its vCPUs run.
+    Running,
+    /// They are held.
+    Paused,
+    /// It has shut down, and QEMU waits to be told what then.
+    ShutDown,
+    /// Its kernel panicked.
+    Panicked,
+}
+
+/// Why QEMU did not come to run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A tap device.
+    #[error("cannot make the tap `{tap}` ({at})")]
+    Tap {
+        /// Its name.
+        tap: IfName,
+        /// Where the VM file names the bridge that it is for.
+        at: String,
+        /// Why.
+        source: tap::Error,
+    },
+    /// The bridge.
+    #[error("cannot attach the tap `{tap}` ({at})")]
+    Link {
+        /// The tap's name.
+        tap: IfName,
+        /// Where the VM file names the bridge.
+        at: String,
+        /// Why.
+        source: link::Error,
+    },
+    /// The filter on what leaves it.
+    #[error(transparent)]
+    Filter(#[from] taps::Unfiltered),
+    /// A port of the host.
+    #[error("cannot forward ports ({at})")]
+    Port {
+        /// Where the VM file says which.
+        at: String,
+        /// Why.
+        source: port::Error,
+    },
+    /// QEMU's own network would be silent.
+    #[error(transparent)]
+    NoSockets(#[from] port::NoSockets),
+    /// The guest's screen.
+    #[error(transparent)]
+    Screen(#[from] vnc_listener::Error),
+    /// /dev/vhost-net.
+    #[error("cannot open /dev/vhost-net")]
+    Vhost(#[source] std::io::Error),
+    /// A socket.
+    #[error(transparent)]
+    Socket(#[from] socket::Error),
+    /// The command line.
+    #[error(transparent)]
+    Path(#[from] BadPath),
+    /// What QEMU is given, or kept from.
+    #[error(transparent)]
+    Isolate(#[from] isolate::Error),
+    /// The process.
+    #[error(transparent)]
+    Spawn(#[from] spawn::Error),
+    /// The process cannot be watched.
+    #[error("cannot watch QEMU's process")]
+    Watch(#[source] std::io::Error),
+    /// QEMU exited before it answered.
+    #[error("QEMU exited before its monitor answered; what it said is in the lines above")]
+    Exited,
+    /// The monitor.
+    #[error("QEMU's monitor does not answer as it should")]
+    Monitor(#[from] qmp::Error),
+    /// An adopted QEMU does not answer.
+    #[error("QEMU (pid {pid}) of an earlier supervisor lives, but its monitor does not answer")]
+    Silent {
+        /// Its process.
+        pid: u32,
+        /// Why.
+        source: qmp::Error,
+    },
+    /// The serial console's socket.
+    #[error("cannot connect to the serial console")]
+    Serial(#[source] std::io::Error),
+    /// A file in /run.
+    #[error(transparent)]
+    Record(#[from] file::Error),
+    /// The saved state.
+    #[error(transparent)]
+    Saved(#[from] saved_state::Error),
+    /// QEMU does not get on with it.
+    #[error("the saved state is not taken up within {} s", .0.as_secs())]
+    Slow(Duration),
+}
+
+impl Error {
+    /// The host is at fault, and not the VM. An adopted QEMU that is silent is waited for: its storage may hang.
+    pub fn is_the_hosts(&self) -> bool {
+        match self {
+            Self::Tap { source, .. } => source.is_the_hosts(),
+            Self::Socket(error) => error.is_the_hosts(),
+            Self::Isolate(error) => error.is_the_hosts(),
+            Self::Spawn(error) => error.is_the_hosts(),
+            Self::Record(error) => error.is_the_hosts(),
+            Self::Screen(error) => error.is_the_hosts(),
+            Self::Link { .. }
+            | Self::Filter(_)
+            | Self::Port { .. }
+            | Self::Vhost(_)
+            | Self::Watch(_)
+            | Self::Silent { .. } => true,
+            Self::Saved(saved_state::Error::File(error)) => error.is_the_hosts(),
+            Self::Saved(_) | Self::Slow(_) | Self::NoSockets(_) => false,
+            Self::Path(_) | Self::Exited | Self::Monitor(_) | Self::Serial(_) => false,
+        }
+    }
+
+    /// The way out.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Tap { source, .. } => source.hint(),
+            Self::Link { source, .. } => source.hint(),
+            Self::Filter(unfiltered) => unfiltered.hint(),
+            Self::Port { source, .. } => source.hint(),
+            Self::NoSockets(error) => error.hint(),
+            Self::Socket(error) => error.hint(),
+            Self::Isolate(error) => error.hint(),
+            Self::Spawn(error) => error.hint(),
+            Self::Monitor(error) => error.hint(),
+            Self::Record(error) => error.hint(),
+            Self::Screen(error) => error.hint(),
+            Self::Silent { pid, .. } => {
+                Some(format!("look at it with `ps -fp {pid}`; `kill {pid}` gives the guest up"))
+            }
+            Self::Exited => {
+                Some("`qvm plan NAME` prints the command line, to be tried by hand".into())
+            }
+            Self::Saved(_) | Self::Slow(_) => None,
+            Self::Vhost(_) | Self::Watch(_) | Self::Path(_) | Self::Serial(_) => None,
+        }
+    }
+}
+
+/// Kills a QEMU whose launch is given up half-way.
+struct Guard(Option<Arc<Process>>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(process) = &self.0 {
+            process.kill_and_reap();
+        }
+    }
+}
+
+/// Starts QEMU and lets the guest run. Dropping the future leaves nothing behind.
+///
+/// # Errors
+/// Any step; nothing of QEMU is left then.
+pub async fn launch(
+    settings: &Settings,
+    prepared: Prepared,
+    text: &str,
+    restore: bool,
+) -> Result<Qemu, Error> {
+    let paths = settings.paths();
+    let vm = &prepared.vm;
+    let saved = if restore { saved_state::open(&paths.saved())? } else { None };
+    let shut_off = settings.shut_off().await;
+    let isolation = isolate::Plan::of(settings, &prepared, shut_off)?;
+    let machine = Machine {
+        vm,
+        identity: &prepared.identity,
+        paths: &paths,
+        accel: prepared.accel,
+        vhost_net: prepared.facts.vhost_net,
+        disks: &prepared.disks,
+        firmware: prepared.firmware.as_ref(),
+        restores: saved.is_some(),
+        sandbox: isolation.sandbox(),
+    };
+    let CommandLine { arguments, files } = argv::argv(&machine)?;
+    for nic in &vm.nics {
+        forwards::check_forwards(shut_off, vm, nic)?;
+    }
+    let door = vnc_listener::open(vm, &paths)?;
+    // QEMU alone has them from here on: our copies are closed when it is executed.
+    let mut fds: Vec<(OwnedFd, i32)> =
+        prepared.liveness.into_fds().map_err(file::Error::on("lock", &paths.qemu_lock()))?;
+    let mut tap_notes = vec![];
+    for tap in taps(vm) {
+        let index = vm.nics.iter().position(|n| n.name == tap.nic).unwrap_or_default();
+        let open = taps::open(&settings.network, vm, &tap, &prepared.identity.macs);
+        let (open, notes) = open.await?;
+        fds.push((open, fd::tap(index)));
+        tap_notes.extend(notes);
+        if machine.vhost_net {
+            fds.push((vhost::open().map_err(Error::Vhost)?, fd::vhost(index)));
+        }
+    }
+    for (path, number) in [
+        (paths.qmp_socket(), fd::QMP),
+        (paths.agent_socket(), fd::AGENT),
+        (paths.serial_socket(), fd::SERIAL),
+    ] {
+        fds.push((socket::listen_alone(&path)?.into(), number));
+    }
+    let mut head = None;
+    if let Some((saved, state)) = saved {
+        fds.push((state.into(), fd::STATE));
+        head = Some(saved);
+    }
+    isolate::own(&files, &paths.state, isolation.uid());
+    fds.extend(isolate::open(&files)?);
+    let started_at = (settings.now)().to_string();
+    let first = vm.nics.first();
+    let mut record = Record {
+        version: record::VERSION,
+        pid: 0,
+        start_time: 0,
+        boot_id: pidfd::boot_id().map_err(Error::Watch)?,
+        started_at,
+        qemu_version: prepared.facts.qemu.version.to_string(),
+        machine: prepared.identity.machine.clone(),
+        accel: prepared.accel.name().to_owned(),
+        tap: taps(vm)
+            .first()
+            .filter(|t| first.is_some_and(|n| n.name == t.nic))
+            .map(|t| t.name.to_string()),
+        mac: first.and_then(|n| machine.mac(&n.name)).map(|m| m.to_string()),
+        uuid: Some(prepared.identity.uuid.clone()),
+        restoring: head.as_ref().map(|saved| saved.held),
+        saving: None,
+        held: head.as_ref().is_some_and(|saved| saved.held),
+        frozen_until: None,
+        notes: prepared.notes.clone(),
+        ready: head.as_ref().is_some_and(|saved| saved.ready),
+        missed: None,
+        applied: BTreeMap::new(),
+        binary: Some(prepared.facts.qemu.binary.clone()),
+        binary_id: file_id(&prepared.facts.qemu.binary),
+        firmware: prepared
+            .firmware
+            .as_ref()
+            .and_then(|chosen| Some((chosen.code.clone(), file::written_at(&chosen.code)?))),
+        isolation: None,
+        instance: vm.cloud_init.as_ref().map(|_| prepared.identity.instance_id.clone()),
+        other: serde_json::Map::new(),
+    };
+    // Written before QEMU is executed: whoever comes after us finds it, at whatever instant we die. A process that cannot be watched
+    // is not executed.
+    let mut opened = None;
+    let known = |pid| {
+        opened = Some(Process::open(pid).map_err(Error::Watch)?);
+        record.pid = pid;
+        record.start_time = pidfd::start_time(pid).map_err(Error::Watch)?;
+        record.write(&paths, text).map_err(Error::Record)
+    };
+    let binary = &prepared.facts.qemu.binary;
+    let (_, isolation) = isolation.spawn(binary, &arguments, fds, known)?;
+    // It was executed, so it was opened.
+    let Some(process) = opened.map(Arc::new) else { return Err(Error::Exited) };
+    let mut guard = Guard(Some(process.clone()));
+    record.isolation = Some(isolation);
+    record.update(&paths)?;
+    let session = match qmp::connect(&paths.qmp_socket(), ANSWER_LIMIT).await {
+        Err(qmp::Error::Closed | qmp::Error::Connect { .. }) => return Err(Error::Exited),
+        other => other?,
+    };
+    let serial = UnixStream::connect(paths.serial_socket()).await.map_err(Error::Serial)?;
+    for nic in vm.nics.iter().filter(|nic| nic.state == LinkState::Down) {
+        session.client.set_link(&device::nic_id(&nic.name), false, ANSWER_LIMIT).await?;
+    }
+    let found = match record.restoring {
+        Some(held) => restored(&session.client, &paths, held).await?,
+        None => {
+            session.client.cont(ANSWER_LIMIT).await?;
+            Guest::Running
+        }
+    };
+    if record.restoring.take().is_some() {
+        record.update(&paths)?;
+    }
+    guard.0 = None;
+    Ok(Qemu {
+        process,
+        record,
+        client: session.client,
+        agent: qmp::agent::Agent::new(paths.agent_socket()),
+        events: Some(session.events),
+        serial: Some(serial),
+        door,
+        serving: None,
+        unserved: None,
+        tap_notes,
+        listens: false,
+        found,
+        adopted: false,
+    })
+}
+
+/// Waits until QEMU has taken up a saved state, and lets the guest go on. The state is gone before that: a second start from it
+/// would meet disks that are not those of its time.
+///
+/// # Errors
+/// QEMU does not take it.
+pub(crate) async fn restored(
+    client: &qmp::Client,
+    paths: &VmPaths,
+    held: bool,
+) -> Result<Guest, Error> {
+    let begun = tokio::time::Instant::now();
+    // No event tells of it that could not have been before we listened.
+    while client.query_status(ANSWER_LIMIT).await? == "inmigrate" {
+        if begun.elapsed() > RESTORE_LIMIT {
+            return Err(Error::Slow(RESTORE_LIMIT));
+        }
+        tokio::time::sleep(RESTORE_POLL).await;
+    }
+    saved_state::remove(&paths.saved())?;
+    if held {
+        return Ok(Guest::Paused);
+    }
+    client.cont(ANSWER_LIMIT).await?;
+    Ok(Guest::Running)
+}

@@ -1,0 +1,501 @@
+//! A VM's cgroup: made and written to where systemd has not made one, read back wherever it is.
+//!
+//! Documentation/admin-guide/cgroup-v2.rst of the kernel is the source of every file name here.
+
+pub mod weights;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    ffi::OsString,
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use self::weights::Level;
+use crate::{doctor::rules::Cgroups, machine::resources::Setting, value::VmName};
+
+/// Why a cgroup could not be made or written to.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The table of mounts cannot be read.
+    #[error("cannot read `{}`", path.display())]
+    Mounts {
+        /// The table.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// There is no cgroup v2 to be used.
+    #[error(transparent)]
+    Root(#[from] weights::Error),
+    /// A control file did not take a value.
+    #[error("failed to write `{value}` to `{}`", path.display())]
+    Write {
+        /// What was written.
+        value: String,
+        /// The control file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A cgroup could not be made.
+    #[error("cannot make the cgroup `{}`", path.display())]
+    Make {
+        /// Its directory.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A cgroup could not be removed.
+    #[error("cannot remove the cgroup `{}`", path.display())]
+    Remove {
+        /// Its directory.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// The way out.
+    pub fn hint(&self) -> Option<String> {
+        let source = match self {
+            Self::Root(error) => return error.hint(),
+            Self::Mounts { source, .. }
+            | Self::Write { source, .. }
+            | Self::Make { source, .. }
+            | Self::Remove { source, .. } => source,
+        };
+        let hint = match source.kind() {
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                "this needs root, or systemd (`systemctl start qvm@NAME`)"
+            }
+            // The "no internal processes" rule.
+            io::ErrorKind::ResourceBusy => {
+                "a cgroup with processes of its own cannot give its controllers on, as at the top of a container"
+            }
+            io::ErrorKind::NotFound => {
+                "the controller is not to be had here: see `cgroup.controllers` beside it"
+            }
+            _ => return None,
+        };
+        Some(hint.into())
+    }
+}
+
+/// The cgroup of one VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cgroup {
+    directory: PathBuf,
+}
+
+impl Cgroup {
+    /// Makes `qvm/NAME` below `root` (from [`root`]). What is there already stays.
+    ///
+    /// # Errors
+    /// Mostly a missing right: only root, or who was delegated the hierarchy, may do this.
+    pub fn make(root: &Path, name: &VmName) -> Result<Self, Error> {
+        let directory = weights::of_vm(root, name);
+        if let Some(all) = directory.parent() {
+            make_directory(all)?;
+        }
+        make_directory(&directory)?;
+        Ok(Self { directory })
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Writes a control file, after its controller was given down to here; it counts at once for all that is in the cgroup.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn set(&self, setting: &Setting) -> Result<(), Error> {
+        let path = self.directory.join(setting.file);
+        if !setting.wanted && !path.exists() {
+            return Ok(());
+        }
+        // `qvm`, and what it is in.
+        for above in self.directory.ancestors().skip(1).take(2).collect::<Vec<_>>().iter().rev() {
+            give_down(above, setting.controller)?;
+        }
+        write(&path, &setting.value)
+    }
+
+    /// Moves a process into the cgroup, with all of its threads.
+    ///
+    /// # Errors
+    /// As the kernel says: `ESRCH` where the process has ended.
+    pub fn take_in(&self, pid: u32) -> Result<(), Error> {
+        write(&self.directory.join("cgroup.procs"), &pid.to_string())
+    }
+
+    /// Removes the cgroup, if nothing is in it any more; one that is gone, or in use again, is left alone.
+    ///
+    /// `qvm` above it stays: another VM may be about to make its own.
+    ///
+    /// # Errors
+    /// A missing right.
+    pub fn remove(&self) -> Result<(), Error> {
+        match fs::remove_dir(&self.directory) {
+            Ok(()) => Ok(()),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::ResourceBusy
+                ) =>
+            {
+                Ok(())
+            }
+            Err(source) => Err(Error::Remove { path: self.directory.clone(), source }),
+        }
+    }
+}
+
+/// The root of the hierarchy; `proc` is `/proc`.
+///
+/// # Errors
+/// There is none with the cpu controller.
+pub fn root(proc: &Path) -> Result<PathBuf, Error> {
+    let path = proc.join("self/mountinfo");
+    let table = fs::read_to_string(&path).map_err(|source| Error::Mounts { path, source })?;
+    Ok(weights::root(&table)?)
+}
+
+/// What there is of cgroups on this host; `host` is `/`, and `user` is set where VMs are units of a user's manager.
+pub fn seen(host: &Path, user: bool) -> Cgroups {
+    let proc = host.join("proc");
+    let table = fs::read_to_string(proc.join("self/mountinfo")).unwrap_or_default();
+    let hybrid = table.contains(" - cgroup2 ");
+    let root = match weights::root(&table) {
+        Ok(root) => root,
+        Err(error) => {
+            let (available, enabled) = (Vec::new(), Vec::new());
+            return Cgroups { root: Err(error), hybrid, available, of_vms: String::new(), enabled };
+        }
+    };
+    let below = |path: &Path| host.join(path.strip_prefix("/").unwrap_or(path));
+    // What is above a user's manager is nothing that it could give on.
+    let own = || of_process(&root, &proc, std::process::id());
+    let is_manager = |path: &&Path| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("user@"))
+    };
+    let of_user = || Some(own()?.ancestors().find(is_manager)?.to_owned());
+    let top = user.then(of_user).flatten().unwrap_or_else(|| root.clone());
+    let of_vms = ["qvm.slice", "qvm"].into_iter().map(|name| top.join(name));
+    let of_vms =
+        of_vms.into_iter().find(|path| below(path).is_dir()).unwrap_or_else(|| top.clone());
+    let list = |directory: &Path, file: &str| {
+        let text = fs::read_to_string(below(directory).join(file)).unwrap_or_default();
+        text.split_whitespace().map(str::to_owned).collect()
+    };
+    Cgroups {
+        available: list(&top, "cgroup.controllers"),
+        enabled: list(&of_vms, "cgroup.subtree_control"),
+        of_vms: of_vms.display().to_string(),
+        root: Ok(root),
+        hybrid,
+    }
+}
+
+/// The cgroup of a process below `root`; `proc` is `/proc`.
+pub fn of_process(root: &Path, proc: &Path, pid: u32) -> Option<PathBuf> {
+    let text = fs::read_to_string(proc.join(pid.to_string()).join("cgroup")).ok()?;
+    weights::of_process(root, &text)
+}
+
+/// Whether the kernel's OOM killer was at work in a cgroup (memory.events, cgroup-v2.rst).
+pub fn was_oom_killed(directory: &Path) -> bool {
+    let events = fs::read_to_string(directory.join("memory.events")).unwrap_or_default();
+    events.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count != "0"))
+}
+
+/// The weights in a hierarchy, each directory read once: many VMs have their neighbours in common.
+#[derive(Debug)]
+pub struct Weights {
+    root: PathBuf,
+    /// Below each directory: the cgroups with processes, and their weights; 0 is idle, and none is no controller.
+    read: HashMap<PathBuf, BTreeMap<OsString, Option<u16>>>,
+}
+
+impl Weights {
+    /// Of the hierarchy at `root`.
+    pub fn new(root: PathBuf) -> Self {
+        Self { root, read: HashMap::new() }
+    }
+
+    /// The way from the root down to a cgroup.
+    pub fn levels(&mut self, directory: &Path) -> Vec<Level> {
+        let below = directory.strip_prefix(&self.root).unwrap_or(Path::new(""));
+        let mut at = self.root.clone();
+        let mut levels = Vec::new();
+        for part in below {
+            let all = self.read.entry(at.clone()).or_insert_with(|| weights_below(&at));
+            let own = all.get(part).copied().flatten();
+            let beside = all.iter().filter(|(name, _)| *name != part);
+            let beside = beside.filter_map(|(_, weight)| *weight).collect();
+            levels.push(Level { parent: at.clone(), own, beside });
+            at.push(part);
+        }
+        levels
+    }
+}
+
+fn weights_below(directory: &Path) -> BTreeMap<OsString, Option<u16>> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let cgroups = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let populated = cgroups.filter(|entry| {
+        let events = fs::read_to_string(entry.path().join("cgroup.events")).unwrap_or_default();
+        events.lines().any(|line| line == "populated 1")
+    });
+    let weight = |directory: &Path| {
+        let text = fs::read_to_string(directory.join("cpu.weight")).ok()?;
+        text.trim().parse().ok()
+    };
+    populated.map(|entry| (entry.file_name(), weight(&entry.path()))).collect()
+}
+
+/// Turns a controller on for the children of a cgroup.
+fn give_down(directory: &Path, controller: &str) -> Result<(), Error> {
+    let path = directory.join("cgroup.subtree_control");
+    let on = fs::read_to_string(&path)
+        .is_ok_and(|on| on.split_whitespace().any(|name| name == controller));
+    // Not written again: a plain user with a delegated subtree may not write to what is above it.
+    if on { Ok(()) } else { write(&path, &format!("+{controller}")) }
+}
+
+fn make_directory(path: &Path) -> Result<(), Error> {
+    match fs::create_dir(path) {
+        Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+            Err(Error::Make { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes a control file, which is there or cannot be: the kernel makes them, nobody else.
+fn write(path: &Path, value: &str) -> Result<(), Error> {
+    OpenOptions::new()
+        .write(true)
+        .truncate(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(value.as_bytes()))
+        .map_err(|source| Error::Write { value: value.to_owned(), path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A directory that looks like a cgroup hierarchy, with the files that the kernel would make.
+    fn hierarchy() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("qvm/web")).unwrap();
+        for file in [
+            "cgroup.subtree_control",
+            "qvm/cgroup.subtree_control",
+            "qvm/web/cpu.weight",
+            "qvm/web/cgroup.procs",
+        ] {
+            fs::write(root.path().join(file), "").unwrap();
+        }
+        root
+    }
+
+    fn web() -> VmName {
+        "web".parse().unwrap()
+    }
+
+    fn said(root: &Path, file: &str) -> String {
+        fs::read_to_string(root.join(file)).unwrap()
+    }
+
+    fn weight(value: &str, wanted: bool) -> Setting {
+        let value = value.to_owned();
+        Setting { key: "cpuWeight", controller: "cpu", file: "cpu.weight", value, wanted }
+    }
+
+    #[test]
+    fn a_weight_is_given_by_four_writes() {
+        let root = hierarchy();
+        let root = root.path();
+        for _ in 0..2 {
+            let cgroup = Cgroup::make(root, &web()).unwrap();
+            cgroup.set(&weight("300", true)).unwrap();
+            cgroup.take_in(4711).unwrap();
+            assert_eq!(cgroup.directory(), root.join("qvm/web"));
+        }
+        assert_eq!(said(root, "cgroup.subtree_control"), "+cpu");
+        assert_eq!(said(root, "qvm/cgroup.subtree_control"), "+cpu");
+        assert_eq!(said(root, "qvm/web/cpu.weight"), "300");
+        assert_eq!(said(root, "qvm/web/cgroup.procs"), "4711");
+        // What was taken out of the VM file is set back.
+        let cgroup = Cgroup::make(root, &web()).unwrap();
+        cgroup.set(&weight("100", false)).unwrap();
+        assert_eq!(said(root, "qvm/web/cpu.weight"), "100");
+    }
+
+    #[test]
+    fn what_nobody_wants_needs_no_controller() {
+        let root = hierarchy();
+        fs::remove_file(root.path().join("qvm/web/cpu.weight")).unwrap();
+        let cgroup = Cgroup::make(root.path(), &web()).unwrap();
+        cgroup.set(&weight("100", false)).unwrap();
+        assert_eq!(said(root.path(), "cgroup.subtree_control"), "");
+        assert!(!root.path().join("qvm/web/cpu.weight").exists());
+    }
+
+    #[test]
+    fn a_controller_that_is_on_is_left_alone() {
+        let root = hierarchy();
+        for file in ["cgroup.subtree_control", "qvm/cgroup.subtree_control"] {
+            fs::write(root.path().join(file), "cpuset cpu io\n").unwrap();
+        }
+        let cgroup = Cgroup::make(root.path(), &web()).unwrap();
+        cgroup.set(&weight("300", true)).unwrap();
+        assert_eq!(said(root.path(), "cgroup.subtree_control"), "cpuset cpu io\n");
+        // `cpuset` alone is not `cpu`.
+        fs::write(root.path().join("cgroup.subtree_control"), "cpuset\n").unwrap();
+        cgroup.set(&weight("300", true)).unwrap();
+        assert_eq!(said(root.path(), "cgroup.subtree_control"), "+cpu");
+    }
+
+    #[test]
+    fn the_directory_is_made_where_it_is_missing() {
+        let root = hierarchy();
+        fs::remove_dir_all(root.path().join("qvm/web")).unwrap();
+        let cgroup = Cgroup::make(root.path(), &web()).unwrap();
+        assert!(cgroup.directory().is_dir());
+        // No file is ever made: where the kernel has none, there is no such controller.
+        let error = cgroup.set(&weight("300", true)).unwrap_err();
+        let path = root.path().join("qvm/web/cpu.weight");
+        assert_eq!(error.to_string(), format!("failed to write `300` to `{}`", path.display()));
+        assert!(error.hint().unwrap().contains("cgroup.controllers"));
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn neighbours_count_if_they_have_processes() {
+        let root = tempfile::tempdir().unwrap();
+        for (cgroup, weight, populated) in [
+            ("qvm.slice", Some("200"), true),
+            ("system.slice", Some("100"), true),
+            ("dev-hugepages.mount", Some("100"), false),
+            ("qvm.slice/qvm@web.service", Some("300"), true),
+            ("qvm.slice/qvm@db.service", Some("100"), true),
+            ("qvm.slice/qvm@idle.service", Some("0"), true),
+            ("qvm.slice/qvm@old.service", Some("100"), false),
+            ("bare.slice", None, true),
+        ] {
+            let directory = root.path().join(cgroup);
+            fs::create_dir_all(&directory).unwrap();
+            let events = format!("populated {}\nfrozen 0\n", u8::from(populated));
+            fs::write(directory.join("cgroup.events"), events).unwrap();
+            if let Some(weight) = weight {
+                fs::write(directory.join("cpu.weight"), format!("{weight}\n")).unwrap();
+            }
+        }
+        let slice = root.path().join("qvm.slice");
+        let mut weights = Weights::new(root.path().to_owned());
+        for _ in 0..2 {
+            let levels = weights.levels(&slice.join("qvm@web.service"));
+            assert_eq!(
+                levels,
+                [
+                    Level { parent: root.path().into(), own: Some(200), beside: vec![100] },
+                    Level { parent: slice.clone(), own: Some(300), beside: vec![100, 0] },
+                ]
+            );
+        }
+        let bare = weights.levels(&root.path().join("bare.slice"));
+        assert_eq!(bare[0].own, None);
+        assert_eq!(weights.levels(Path::new("/elsewhere")), []);
+    }
+
+    #[test]
+    fn the_slice_of_all_vms_tells_what_it_gives_on() {
+        let host = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = host.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let none = seen(host.path(), false);
+        assert_eq!(none.root, Err(weights::Error::NotMounted));
+        let mount = "35 24 0:30 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw\n";
+        write("proc/self/mountinfo", mount);
+        write("sys/fs/cgroup/cgroup.controllers", "cpuset cpu io memory pids\n");
+        write("sys/fs/cgroup/cgroup.subtree_control", "cpu memory\n");
+        let before = seen(host.path(), false);
+        assert_eq!(before.root.as_deref(), Ok(Path::new("/sys/fs/cgroup")));
+        assert_eq!((before.of_vms.as_str(), before.enabled.len()), ("/sys/fs/cgroup", 2));
+        write("sys/fs/cgroup/qvm.slice/cgroup.subtree_control", "cpu\n");
+        let slice = seen(host.path(), false);
+        assert_eq!(
+            (slice.of_vms.as_str(), slice.enabled),
+            ("/sys/fs/cgroup/qvm.slice", vec!["cpu".to_owned()])
+        );
+        assert_eq!(slice.available.len(), 5);
+        // Of a user's manager there is only what that was given.
+        let manager = "user.slice/user-1000.slice/user@1000.service";
+        let own = format!("proc/{}/cgroup", std::process::id());
+        write(&own, &format!("0::/{manager}/app.slice/x.scope\n"));
+        write(&format!("sys/fs/cgroup/{manager}/cgroup.controllers"), "memory pids\n");
+        let user = seen(host.path(), true);
+        assert_eq!((user.of_vms, user.available.len()), (format!("/sys/fs/cgroup/{manager}"), 2));
+        let cpu = "36 35 0:31 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n";
+        write("proc/self/mountinfo", &format!("{cpu}{mount}"));
+        let hybrid = seen(host.path(), false);
+        assert!(hybrid.hybrid && hybrid.root.is_err());
+    }
+
+    #[test]
+    fn an_oom_kill_is_seen() {
+        let cgroup = tempfile::tempdir().unwrap();
+        for (events, seen) in
+            [("oom 0\noom_kill 0\n", false), ("oom 3\noom_kill 1\noom_group_kill 0\n", true)]
+        {
+            fs::write(cgroup.path().join("memory.events"), events).unwrap();
+            assert_eq!(was_oom_killed(cgroup.path()), seen);
+        }
+        assert!(!was_oom_killed(Path::new("/nonexistent")));
+    }
+
+    #[test]
+    fn it_is_removed_once_and_not_while_in_use() {
+        let root = hierarchy();
+        fs::remove_dir_all(root.path().join("qvm/web")).unwrap();
+        let cgroup = Cgroup::make(root.path(), &web()).unwrap();
+        cgroup.remove().unwrap();
+        assert!(!cgroup.directory().exists());
+        cgroup.remove().unwrap();
+        assert!(root.path().join("qvm").is_dir());
+    }
+
+    #[test]
+    fn a_missing_right_says_who_may() {
+        let error = Error::Write {
+            value: "+cpu".into(),
+            path: "/sys/fs/cgroup/cgroup.subtree_control".into(),
+            source: io::ErrorKind::PermissionDenied.into(),
+        };
+        assert_eq!(
+            error.to_string(),
+            "failed to write `+cpu` to `/sys/fs/cgroup/cgroup.subtree_control`"
+        );
+        assert!(error.hint().unwrap().starts_with("this needs root, or systemd"));
+    }
+
+    #[test]
+    fn a_process_leads_to_its_cgroup() {
+        let proc = tempfile::tempdir().unwrap();
+        fs::create_dir(proc.path().join("4711")).unwrap();
+        fs::write(proc.path().join("4711/cgroup"), "0::/qvm/web\n").unwrap();
+        let root = Path::new("/sys/fs/cgroup");
+        assert_eq!(of_process(root, proc.path(), 4711), Some(root.join("qvm/web")));
+        assert_eq!(of_process(root, proc.path(), 4712), None);
+    }
+}

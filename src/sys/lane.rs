@@ -1,0 +1,275 @@
+//! Work that may wait for storage, done beside the loop: the jobs of a lane run one after the other.
+//!
+//! What can hang independently has a lane of its own: a hung state directory delays no run record. A
+//! lane has a thread only while it has a job, so an idle supervisor has none.
+
+use std::{
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use futures_util::future::{AbortHandle, BoxFuture, abortable};
+use tokio::{runtime::Handle, sync::oneshot};
+
+/// How many jobs wait in a lane; a further one is refused.
+const MOST_JOBS: usize = 256;
+/// The stack of a lane's thread, in bytes: starting QEMU needs the most.
+const STACK: usize = 1 << 20;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A lane; clones share it.
+#[derive(Clone)]
+pub(crate) struct Lane {
+    name: &'static str,
+    jobs: Arc<Mutex<Jobs>>,
+}
+
+/// The lanes of a supervisor.
+#[derive(Debug)]
+pub(crate) struct Lanes {
+    /// Starting and adopting QEMU, and its sockets.
+    pub(crate) launch: Lane,
+    /// What is written to the run directory.
+    pub(crate) run: Lane,
+    /// What is written to the state directory.
+    pub(crate) state: Lane,
+    /// The readings of the VM file and of what is beside it.
+    pub(crate) files: Lane,
+    /// Changes of the running machine.
+    pub(crate) apply: Lane,
+    /// Cgroups and /proc.
+    pub(crate) host: Lane,
+}
+
+impl Lanes {
+    pub(crate) fn new() -> Self {
+        Self {
+            launch: Lane::new("launch"),
+            run: Lane::new("run-dir"),
+            state: Lane::new("state-dir"),
+            files: Lane::new("files"),
+            apply: Lane::new("apply"),
+            host: Lane::new("host"),
+        }
+    }
+
+    fn all(&self) -> [&Lane; 6] {
+        [&self.launch, &self.run, &self.state, &self.files, &self.apply, &self.host]
+    }
+
+    /// A thread is at work.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.all().iter().any(|lane| lane.busy_for().is_some())
+    }
+
+    /// Waits until every lane has done what it has to do, for `limit` at most; `false` if that was too short.
+    pub(crate) fn settle(&self, limit: Duration) -> impl Future<Output = bool> + Send + use<> {
+        Self::flushed(&self.all(), limit)
+    }
+
+    /// Waits until everything is written that is to be, for `limit` at most; `false` if that was too short.
+    pub(crate) fn flush(&self, limit: Duration) -> impl Future<Output = bool> + Send + use<> {
+        Self::flushed(&[&self.run, &self.state], limit)
+    }
+
+    fn flushed(lanes: &[&Lane], limit: Duration) -> impl Future<Output = bool> + Send + use<> {
+        let all: Vec<_> = lanes.iter().map(|lane| lane.flush()).collect();
+        let all = futures_util::future::join_all(all);
+        async move {
+            let done = tokio::time::timeout(limit, all).await;
+            done.is_ok_and(|done| done.iter().all(Result::is_ok))
+        }
+    }
+}
+
+#[derive(Default)]
+struct Jobs {
+    waiting: VecDeque<Job>,
+    /// Since when the present job runs; `None` means that no thread runs.
+    since: Option<Instant>,
+}
+
+/// Why a job was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refused {
+    /// The queue is full.
+    #[error("the storage does not answer, and {MOST_JOBS} operations wait for it")]
+    Full,
+    /// The host has no thread to give.
+    #[error("cannot start a thread")]
+    NoThread,
+    /// The job panicked, or was aborted.
+    #[error("the operation was given up")]
+    GivenUp,
+}
+
+impl std::fmt::Debug for Lane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lane").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// A future on a lane. It is aborted when this is dropped: it is dropped on the lane then, as soon as
+/// it waits for something else than the kernel.
+#[derive(Debug)]
+pub(crate) struct OnLane(AbortHandle);
+
+impl Drop for OnLane {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Lane {
+    /// Creates an empty lane; `name` is its thread's, of at most 15 bytes.
+    pub(crate) fn new(name: &'static str) -> Self {
+        Self { name, jobs: Arc::default() }
+    }
+
+    fn jobs(&self) -> MutexGuard<'_, Jobs> {
+        // Nothing that holds the lock can panic half-way through a change.
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues a job.
+    ///
+    /// # Errors
+    /// The queue is full, or the host has no thread.
+    pub(crate) fn run(&self, job: impl FnOnce() + Send + 'static) -> Result<(), Refused> {
+        let mut jobs = self.jobs();
+        if jobs.waiting.len() >= MOST_JOBS {
+            return Err(Refused::Full);
+        }
+        jobs.waiting.push_back(Box::new(job));
+        if jobs.since.is_some() {
+            return Ok(());
+        }
+        let lane = self.clone();
+        let thread = std::thread::Builder::new().name(self.name.into()).stack_size(STACK);
+        if thread.spawn(move || lane.work()).is_err() {
+            jobs.waiting.pop_back();
+            return Err(Refused::NoThread);
+        }
+        jobs.since = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Does the jobs until none waits.
+    fn work(&self) {
+        loop {
+            let job = {
+                let mut jobs = self.jobs();
+                let job = jobs.waiting.pop_front();
+                jobs.since = job.is_some().then(Instant::now);
+                job
+            };
+            let Some(job) = job else { return };
+            // The next job must run all the same; the panic is reported by its hook.
+            let _ = catch_unwind(AssertUnwindSafe(job));
+        }
+    }
+
+    /// Queues a job and returns what it comes to. The job runs even if nobody waits for it.
+    pub(crate) fn ask<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> BoxFuture<'static, Result<T, Refused>> {
+        let (done, result) = oneshot::channel();
+        let queued = self.run(move || drop(done.send(work())));
+        Box::pin(async move {
+            queued?;
+            result.await.map_err(|_| Refused::GivenUp)
+        })
+    }
+
+    /// Queues a future that may block between its waits. Its I/O is the runtime's of the caller.
+    ///
+    /// # Errors
+    /// The queue is full, or the host has no thread.
+    pub(crate) fn drive(
+        &self,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<OnLane, Refused> {
+        let (work, abort) = abortable(work);
+        let runtime = Handle::current();
+        self.run(move || {
+            let _ = runtime.block_on(work);
+        })?;
+        Ok(OnLane(abort))
+    }
+
+    /// Completes when every job that waits now is done.
+    pub(crate) fn flush(&self) -> BoxFuture<'static, Result<(), Refused>> {
+        self.ask(|| ())
+    }
+
+    /// Returns how long the present job has been running, if there is one.
+    pub(crate) fn busy_for(&self) -> Option<Duration> {
+        self.jobs().since.map(|since| since.elapsed())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn jobs_run_in_their_order() {
+        let lane = Lane::new("test");
+        let (done, order) = mpsc::channel();
+        for number in 0..100 {
+            let done = done.clone();
+            lane.run(move || done.send(number).unwrap()).unwrap();
+        }
+        lane.flush().await.unwrap();
+        assert!(order.try_iter().eq(0..100));
+        assert_eq!(lane.ask(|| 7).await, Ok(7));
+    }
+
+    #[tokio::test]
+    async fn a_hung_job_bounds_the_queue() {
+        let lane = Lane::new("test");
+        let (go, wait) = mpsc::channel::<()>();
+        lane.run(move || wait.recv().unwrap()).unwrap();
+        while lane.run(|| ()).is_ok() {}
+        assert_eq!(lane.ask(|| ()).await, Err(Refused::Full));
+        assert!(lane.busy_for().is_some());
+        go.send(()).unwrap();
+        while lane.busy_for().is_some() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_job_that_panics_ends_no_lane() {
+        let lane = Lane::new("test");
+        assert_eq!(lane.ask(|| assert_ne!(1, 1)).await, Err(Refused::GivenUp));
+        assert_eq!(lane.ask(|| 7).await, Ok(7));
+    }
+
+    #[tokio::test]
+    async fn a_future_is_dropped_on_its_lane() {
+        struct Tells(mpsc::Sender<Option<String>>);
+        impl Drop for Tells {
+            fn drop(&mut self) {
+                let thread = std::thread::current();
+                self.0.send(thread.name().map(str::to_owned)).unwrap();
+            }
+        }
+        let lane = Lane::new("test-lane");
+        let (tells, told) = mpsc::channel();
+        let held = Tells(tells);
+        let work = async move {
+            let _held = held;
+            std::future::pending::<()>().await;
+        };
+        drop(lane.drive(work).unwrap());
+        lane.flush().await.unwrap();
+        assert_eq!(told.recv().unwrap().as_deref(), Some("test-lane"));
+    }
+}

@@ -1,0 +1,6 @@
+//! TODO head of sys/log.
+
+pub mod file;
+pub mod reader;
+pub mod text;
+

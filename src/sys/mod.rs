@@ -1,0 +1,43 @@
+//! System calls and processes.
+
+pub mod account;
+pub mod affinity;
+pub mod bpf;
+pub mod cgroup;
+pub mod digest;
+pub mod editor;
+pub mod file;
+pub mod file_system;
+#[allow(unsafe_code)]
+pub mod file_watch;
+pub(crate) mod lane;
+pub mod liveness_lock;
+#[allow(unsafe_code)]
+pub mod lock;
+pub mod log;
+pub mod machine_id;
+pub mod meminfo;
+#[allow(unsafe_code)]
+pub mod memory;
+pub mod oom_score;
+#[allow(unsafe_code)]
+pub mod peer;
+#[allow(unsafe_code)]
+pub mod pidfd;
+pub mod pipe_to_file;
+pub mod pressure;
+pub mod process_time;
+pub mod progress;
+pub mod qemu_processes;
+pub mod reflink;
+pub mod rename;
+pub mod session;
+pub mod signal;
+pub mod socket;
+#[allow(unsafe_code)]
+pub mod suspend_watch;
+pub(crate) mod tasks;
+pub mod terminal;
+pub mod user_runtime_dir;
+pub mod writeback;
+

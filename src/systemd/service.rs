@@ -1,0 +1,311 @@
+//! A VM's unit, as its service manager has it, by `systemctl`.
+
+use std::{
+    io,
+    path::Path,
+    process::{Command, Output, Stdio},
+    time::Duration,
+};
+
+use super::unit::{self, DROP_IN, Scope};
+use crate::{sys::user_runtime_dir, value::VmName};
+
+/// How long the service manager may take to tell something: one that is busy, or hangs, must hold up no guest's start or stop.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// How long it may take to read all units again, with their generators.
+const RELOAD_LIMIT: Duration = Duration::from_secs(90);
+
+/// What `systemctl` could not do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It cannot be run.
+    #[error("cannot run `systemctl`")]
+    Run(#[source] io::Error),
+    /// It does not end.
+    #[error("`systemctl {asked}` did not end within {} s: systemd does not answer", limit.as_secs())]
+    Silent {
+        /// Its arguments.
+        asked: String,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// It failed.
+    #[error("`systemctl {asked}` failed: {said}")]
+    Failed {
+        /// Its arguments.
+        asked: String,
+        /// What it said.
+        said: String,
+    },
+}
+
+impl Error {
+    /// The host is at fault, and not the VM.
+    pub fn is_the_hosts(&self) -> bool {
+        matches!(self, Self::Silent { .. })
+    }
+}
+
+/// The unit of a VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unit {
+    scope: Scope,
+    name: String,
+    /// The VM file has changed since the unit was made from it, or it never was.
+    stale: bool,
+    /// It failed, perhaps so often that it is not started any more.
+    failed: bool,
+}
+
+impl Unit {
+    /// The unit, if the manager has one; none where there is no manager that could be asked.
+    ///
+    /// # Errors
+    /// The manager does not answer: nobody knows whether the unit is its to start.
+    pub async fn find(vm: &VmName, scope: Scope) -> Result<Option<Self>, Error> {
+        let name = unit::unit_name(vm);
+        let properties = "--property=LoadState,ActiveState,NeedDaemonReload,DropInPaths";
+        match systemctl(scope, &["show", properties, &name]).await {
+            Ok(shown) => Ok(Self::read(scope, name, &shown)),
+            Err(error @ Error::Silent { .. }) => Err(error),
+            Err(Error::Run(_) | Error::Failed { .. }) => Ok(None),
+        }
+    }
+
+    fn read(scope: Scope, name: String, shown: &str) -> Option<Self> {
+        let is = |line: &str| shown.lines().any(|shown| shown == line);
+        let drop_ins = shown.lines().find_map(|line| line.strip_prefix("DropInPaths="));
+        let made = drop_ins.is_some_and(|all| all.contains(DROP_IN));
+        is("LoadState=loaded").then(|| Self {
+            scope,
+            name,
+            stale: is("NeedDaemonReload=yes") || !made,
+            failed: is("ActiveState=failed"),
+        })
+    }
+
+    /// Has the manager take up the VM file as it is now: order, timeouts, weights.
+    ///
+    /// # Errors
+    /// It does not.
+    pub async fn refresh(&self) -> Result<(), Error> {
+        match self.stale {
+            true => ask(self.scope, &["daemon-reload"], RELOAD_LIMIT).await.map(drop),
+            false => Ok(()),
+        }
+    }
+
+    /// Starts it; with `wait` until the guest runs. Whoever asks for it does so however often it failed before.
+    ///
+    /// # Errors
+    /// It did not come to run.
+    pub async fn start(&self, wait: bool) -> Result<(), Error> {
+        if self.failed {
+            systemctl(self.scope, &["reset-failed", &self.name]).await?;
+        }
+        match wait {
+            // As long as the start takes: systemd has its own bound for that (TimeoutStartSec=).
+            true => run(self.scope, &["start", &self.name]).await.map(drop),
+            false => {
+                let words = ["start", "--no-block", &self.name];
+                systemctl(self.scope, &words).await.map(drop)
+            }
+        }
+    }
+}
+
+/// Clears the count of a unit's starts: one that was started too often is given up, and failures of the host shall not lead there.
+/// For the unit itself while it starts: later, in ExecStopPost=, systemd would take the failed start for a good one.
+///
+/// # Errors
+/// The manager does not.
+pub async fn forget_starts(vm: &VmName, scope: Scope) -> Result<(), Error> {
+    systemctl(scope, &["reset-failed", &unit::unit_name(vm)]).await.map(drop)
+}
+
+/// Opens a directory for the running unit of a VM: it is mounted once more, with the rights it has on the host.
+///
+/// # Errors
+/// The manager does not: it has no such unit, or the unit no mounts of its own.
+pub fn bind(vm: &VmName, scope: Scope, directory: &Path) -> Result<(), Error> {
+    // On the thread that prepares; systemctl itself waits for 25 s at the most (sd_bus_get_method_call_timeout(3)).
+    let mut command = command(scope);
+    command.arg("bind").arg(unit::unit_name(vm)).args([directory, directory]);
+    let Output { status, stderr, .. } =
+        command.stdin(Stdio::null()).output().map_err(Error::Run)?;
+    match status.success() {
+        true => Ok(()),
+        false => Err(Error::Failed {
+            asked: "bind".into(),
+            said: String::from_utf8_lossy(&stderr).trim().to_owned(),
+        }),
+    }
+}
+
+/// Whether the unit is being stopped by somebody's wish; `false` where nobody knows.
+pub async fn is_stopping(vm: &VmName, scope: Scope) -> bool {
+    let jobs = systemctl(scope, &["list-jobs", "--plain", "--no-legend"]).await.unwrap_or_default();
+    has_stop_job(&jobs, &unit::unit_name(vm))
+}
+
+/// Whether the service manager ends: the host shuts down or reboots, or the user's last session is over. `false` where nobody knows.
+pub async fn host_goes_down(scope: Scope) -> bool {
+    // It exits with 1 for every state but `running`, and says which.
+    let told = tokio::time::timeout(ANSWER_LIMIT, output(scope, &["is-system-running"])).await;
+    matches!(told, Ok(Ok(told)) if told.stdout.trim_ascii() == b"stopping")
+}
+
+/// What became of a unit whose supervisor crashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    /// It runs, or will.
+    Restarted,
+    /// Somebody stopped it.
+    Stopped,
+    /// It was started too often, and will not be again.
+    GivenUp,
+}
+
+/// How often the unit was restarted (NRestarts=); `None` where nobody knows.
+pub async fn restarts(vm: &VmName, scope: Scope) -> Option<u32> {
+    let shown = systemctl(scope, &["show", "--property=NRestarts", &unit::unit_name(vm)]).await;
+    property(&shown.ok()?, "NRestarts")?.parse().ok()
+}
+
+/// What the unit's supervisor ended with the last time, if it did not end by a signal; `None` where nobody knows.
+pub async fn exit_code(vm: &VmName, scope: Scope) -> Option<u8> {
+    let properties = "--property=ExecMainCode,ExecMainStatus";
+    let shown = systemctl(scope, &["show", properties, &unit::unit_name(vm)]).await.ok()?;
+    exited_with(&shown)
+}
+
+/// By `CLD_EXITED` (waitid(2)), which systemd gives as its number.
+fn exited_with(shown: &str) -> Option<u8> {
+    let exited = property(shown, "ExecMainCode")? == "1";
+    exited.then(|| property(shown, "ExecMainStatus")?.parse().ok())?
+}
+
+/// What became of the unit since its crash, when it had been restarted `restarts` times; `None` where nobody knows.
+pub async fn after_crash(vm: &VmName, scope: Scope, restarts: u32) -> Option<After> {
+    let properties = "--property=ActiveState,NRestarts";
+    let shown = systemctl(scope, &["show", properties, &unit::unit_name(vm)]).await.ok()?;
+    After::read(&shown, restarts)
+}
+
+impl After {
+    /// systemd counts a restart when it is due, and only then sees that there were too many: a unit that was stopped meanwhile
+    /// is down without it. Result= tells nothing, since the crash stays in it.
+    fn read(shown: &str, restarts: u32) -> Option<Self> {
+        let now: u32 = property(shown, "NRestarts")?.parse().ok()?;
+        Some(match property(shown, "ActiveState")? {
+            "inactive" | "failed" if now > restarts => Self::GivenUp,
+            "inactive" | "failed" => Self::Stopped,
+            _ => Self::Restarted,
+        })
+    }
+}
+
+fn property<'a>(shown: &'a str, name: &str) -> Option<&'a str> {
+    shown.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
+}
+
+/// Lines of a job's number, unit, type and state.
+fn has_stop_job(jobs: &str, unit: &str) -> bool {
+    let words = |line: &str| line.split_whitespace().skip(1).take(2).eq([unit, "stop"]);
+    jobs.lines().any(words)
+}
+
+async fn systemctl(scope: Scope, arguments: &[&str]) -> Result<String, Error> {
+    ask(scope, arguments, ANSWER_LIMIT).await
+}
+
+/// What does not end in time is left to itself, and nobody waits for it any more.
+async fn ask(scope: Scope, arguments: &[&str], limit: Duration) -> Result<String, Error> {
+    let silent = |_| Error::Silent { asked: arguments.join(" "), limit };
+    tokio::time::timeout(limit, run(scope, arguments)).await.map_err(silent)?
+}
+
+/// Without a way to tell systemd how it ended, which programs of systemd's do (src/shared/main-func.h): that is the supervisor's.
+fn command(scope: Scope) -> Command {
+    let mut command = Command::new("systemctl");
+    if scope == Scope::User {
+        command.arg("--user");
+        command.envs(user_runtime_dir::unnamed().map(|directory| ("XDG_RUNTIME_DIR", directory)));
+    }
+    command.env_remove("NOTIFY_SOCKET");
+    command
+}
+
+async fn output(scope: Scope, arguments: &[&str]) -> io::Result<Output> {
+    let mut command = command(scope);
+    command.args(arguments).stdin(Stdio::null());
+    tokio::task::spawn_blocking(move || command.output()).await.map_err(io::Error::other)?
+}
+
+async fn run(scope: Scope, arguments: &[&str]) -> Result<String, Error> {
+    let Output { status, stdout, stderr } = output(scope, arguments).await.map_err(Error::Run)?;
+    match status.success() {
+        true => Ok(String::from_utf8_lossy(&stdout).into_owned()),
+        false => Err(Error::Failed {
+            asked: arguments.join(" "),
+            said: String::from_utf8_lossy(&stderr).trim().to_owned(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(shown: &str) -> Option<(bool, bool)> {
+        Unit::read(Scope::System, "qvm@web.service".into(), shown).map(|u| (u.stale, u.failed))
+    }
+
+    #[test]
+    fn a_stop_job_is_told_from_others() {
+        let jobs = "  12 qvm@db.service   stop    running\n 7 qvm@web.service start waiting\n";
+        assert!(has_stop_job(jobs, "qvm@db.service"));
+        assert!(!has_stop_job(jobs, "qvm@web.service"));
+        assert!(!has_stop_job("No jobs running.\n", "qvm@web.service"));
+    }
+
+    #[test]
+    fn a_stop_after_a_crash_is_told_from_a_unit_that_was_given_up() {
+        for (state, restarts, after) in [
+            ("failed", 3, After::Stopped),
+            ("inactive", 3, After::Stopped),
+            ("failed", 4, After::GivenUp),
+            ("activating", 3, After::Restarted),
+            ("activating", 4, After::Restarted),
+            ("active", 4, After::Restarted),
+        ] {
+            let shown = format!("NRestarts={restarts}\nActiveState={state}\n");
+            assert_eq!(After::read(&shown, 3), Some(after), "{shown}");
+        }
+        assert_eq!(After::read("ActiveState=failed\n", 3), None);
+    }
+
+    #[test]
+    fn an_exit_code_is_told_from_a_signal() {
+        assert_eq!(exited_with("ExecMainCode=1\nExecMainStatus=69\n"), Some(69));
+        assert_eq!(exited_with("ExecMainStatus=9\nExecMainCode=2\n"), None);
+        assert_eq!(exited_with("ExecMainCode=0\nExecMainStatus=0\n"), None);
+        assert_eq!(exited_with(""), None);
+    }
+
+    #[test]
+    fn what_systemctl_shows() {
+        let drop_in =
+            "DropInPaths=/run/systemd/generator/qvm@web.service.d/10-qvm.conf /etc/x.conf";
+        let shown = |load: &str, active: &str, reload: &str, drop_in: &str| {
+            format!(
+                "LoadState={load}\nActiveState={active}\nNeedDaemonReload={reload}\n{drop_in}\n"
+            )
+        };
+        assert_eq!(read(&shown("loaded", "inactive", "no", drop_in)), Some((false, false)));
+        assert_eq!(read(&shown("loaded", "failed", "yes", drop_in)), Some((true, true)));
+        assert_eq!(read(&shown("loaded", "active", "no", "DropInPaths=")), Some((true, false)));
+        assert_eq!(read(&shown("not-found", "inactive", "no", "DropInPaths=")), None);
+        assert_eq!(read(""), None);
+    }
+}

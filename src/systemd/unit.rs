@@ -1,0 +1,299 @@
+//! What a VM file says about its systemd unit: the text of the drop-in `qvm@NAME.service.d/10-qvm.conf`.
+//!
+//! The name begins with 10 so that `systemctl set-property` (50-…) and an operator's own drop-ins win: systemd reads them by name.
+
+use std::path::{Component, Path, PathBuf};
+
+use super::unit_sandbox;
+use crate::{spec::{Link, Origin, Source, Vm}, value::VmName};
+
+/// The drop-in's file name.
+pub const DROP_IN: &str = "10-qvm.conf";
+/// The unit that all VMs are instances of.
+pub const TEMPLATE: &str = "qvm@.service";
+/// The target that wants the VMs with `autostart = true`.
+pub const TARGET: &str = "qvm.target";
+/// How long a start may take without progress, in seconds; as in qvm@.service.
+const START: u32 = 120;
+/// What the last rungs of the stop ladder may take after `shutdownTimeoutSec`, in seconds; as in qvm@.service.
+pub const STOP_SLACK: u32 = 30;
+
+/// Whose units they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// The host's.
+    System,
+    /// A user's: `systemctl --user`.
+    User,
+}
+
+/// The unit of a VM.
+pub fn unit_name(vm: &VmName) -> String {
+    format!("qvm@{vm}.service")
+}
+
+/// The drop-in of a VM. Each setting is one line, whatever the VM file says.
+pub fn drop_in(vm: &Vm, scope: Scope) -> String {
+    let mut unit = vec![("Description", description(vm))];
+    if needs_network(vm) {
+        // A bridge may be made late, and an image has to be fetched; other VMs start without waiting for a network.
+        unit.push(("Wants", "network-online.target".into()));
+        unit.push(("After", "network-online.target".into()));
+    }
+    // Order alone, as `After=` has it: a VM is started by its own `autostart` or by hand, never because another one is, and
+    // one that fails takes no other with it. When both stop, the order is the other way round.
+    unit.extend(vm.after.iter().map(|other| ("After", unit_name(other))));
+    unit.extend(mounts(vm).into_iter().map(|path| ("RequiresMountsFor", path)));
+    let stop = vm.shutdown_timeout.get().saturating_add(STOP_SLACK);
+    let mut service =
+        vec![("TimeoutStartSec", START.to_string()), ("TimeoutStopSec", stop.to_string())];
+    service.extend(resources(vm));
+    service.extend(opened(scope, || unit_sandbox::of(vm)));
+    head(&vm.file) + &lines(unit) + "\n[Service]\n" + &lines(service)
+}
+
+fn lines(settings: Vec<(&str, String)>) -> String {
+    settings.into_iter().map(|(key, value)| format!("{key}={value}\n")).collect()
+}
+
+/// The drop-in of a VM whose file is not valid: it tells systemd when to look again, and a supervisor that takes over the guest of
+/// an earlier file is not kept from anything.
+pub fn drop_in_of_invalid(file: &Path, scope: Scope) -> String {
+    head(file) + "\n[Service]\n" + &lines(opened(scope, unit_sandbox::of_unknown))
+}
+
+/// A plain user has no rights that his units could be closed to: a user's qvm@.service is the same for every VM.
+fn opened(
+    scope: Scope,
+    settings: impl FnOnce() -> Vec<(&'static str, String)>,
+) -> Vec<(&'static str, String)> {
+    match scope {
+        Scope::System => settings(),
+        Scope::User => vec![],
+    }
+}
+
+/// Whether the text of an invalid VM file asks for `autostart`: then its unit is started all the same, and fails with what
+/// `qvm check` says. Only what stands before the first table counts.
+pub fn wants_autostart(text: &str) -> bool {
+    let top = text.lines().map(str::trim).take_while(|line| !line.starts_with('['));
+    let value = |line: &str| {
+        Some(line.strip_prefix("autostart")?.trim_start().strip_prefix('=')?.trim().to_owned())
+    };
+    top.filter_map(value).any(|value| value.split('#').next().map(str::trim) == Some("true"))
+}
+
+/// What the VM gets of the host, by systemd.resource-control(5). Every key of the VM file that becomes such a setting is here;
+/// not `oomScoreAdjust`, which is of QEMU alone and not of its supervisor.
+fn resources(vm: &Vm) -> Vec<(&'static str, String)> {
+    let settings = [
+        ("CPUWeight", Some(vm.cpu_weight.to_string())),
+        ("CPUQuota", vm.cpu_quota.map(|percent| format!("{percent}%"))),
+        ("MemoryMax", vm.memory_max.map(|size| size.bytes().to_string())),
+        ("IOWeight", vm.io_weight.map(|weight| weight.to_string())),
+    ];
+    settings.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
+}
+
+fn head(file: &Path) -> String {
+    let mut text = "# Made from the VM file by qvm-generator, and again at each daemon-reload: changes are lost.\n[Unit]\n".to_owned();
+    // By its time systemd knows that the VM file is newer than this (NeedDaemonReload=). The value goes to the end of the line
+    // without quotes, so a path that cannot be written so is left out.
+    let plain =
+        file.to_str().filter(|path| path.starts_with('/') && !path.contains(char::is_control));
+    if let Some(path) = plain.filter(|path| !path.ends_with([' ', '\\'])) {
+        text.push_str(&format!("SourcePath={}\n", specifiers(path)));
+    }
+    text
+}
+
+/// The name comes last: a description could end in a backslash, which would take the next line in.
+fn description(vm: &Vm) -> String {
+    match vm.description.as_deref().map(one_line) {
+        Some(text) if !text.is_empty() => {
+            format!("{} (virtual machine {})", specifiers(&text), vm.name)
+        }
+        _ => format!("Virtual machine {}", vm.name),
+    }
+}
+
+fn one_line(text: &str) -> String {
+    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    text.trim().to_owned()
+}
+
+/// `%` begins a specifier (systemd.unit(5)).
+fn specifiers(text: &str) -> String {
+    text.replace('%', "%%")
+}
+
+fn needs_network(vm: &Vm) -> bool {
+    let fetched = |source: &Source| matches!(source, Source::Image(image) if matches!(image.origin, Origin::Http(_)));
+    vm.nics.iter().any(|nic| matches!(nic.link, Link::Bridge { .. }))
+        || vm.disks.iter().any(|disk| fetched(&disk.source))
+}
+
+/// The paths whose file systems must be mounted, each once: disks of the operator's, and the user-data. Not the image: the disk
+/// made from it needs it no more, and must start where an image server's mount is gone.
+fn mounts(vm: &Vm) -> Vec<String> {
+    let disks = vm.disks.iter().filter_map(|disk| match &disk.source {
+        Source::File(path) => Some(path),
+        // udev's, and mounted before any unit.
+        Source::Device(path) if path.starts_with("/dev") => None,
+        Source::Device(path) => Some(path),
+        Source::Image(_) | Source::Blank | Source::Existing => None,
+    });
+    let user_data = vm.cloud_init.as_ref().and_then(|cloud_init| cloud_init.user_data.as_ref());
+    let mut paths: Vec<String> =
+        disks.chain(user_data.map(|data| &data.path)).filter_map(|path| quoted(path)).collect();
+    paths.sort();
+    paths.dedup();
+    paths
+}
+
+/// A path in quotes: systemd takes `\"` and `\\` in them, but no other escape there, so a path with control characters or
+/// without UTF-8 stands for the part of it before them. Nor does it take `..`.
+fn quoted(path: &Path) -> Option<String> {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part.as_os_str().to_str() {
+            _ if part == Component::ParentDir => drop(plain.pop()),
+            Some(text) if !text.contains(char::is_control) => plain.push(text),
+            _ => break,
+        }
+    }
+    let text = plain.to_str().filter(|text| text.starts_with('/') && *text != "/")?;
+    Some(format!("\"{}\"", specifiers(text).replace('\\', "\\\\").replace('"', "\\\"")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::spec;
+
+    fn vm(text: &str) -> Vm {
+        let data = |_: &Path| Ok(b"#cloud-config\n".to_vec());
+        spec::read(&"web".parse().unwrap(), Path::new("/etc/qvm/vms/web.toml"), text, &mut { data })
+            .unwrap()
+    }
+
+    #[test]
+    fn a_small_one() {
+        let expected = "# Made from the VM file by qvm-generator, and again at each daemon-reload: changes are lost.\n\
+            [Unit]\n\
+            SourcePath=/etc/qvm/vms/web.toml\n\
+            Description=Virtual machine web\n\
+            \n\
+            [Service]\n\
+            TimeoutStartSec=120\n\
+            TimeoutStopSec=150\n\
+            CPUWeight=100\n\
+            RestrictAddressFamilies=AF_INET AF_INET6\n\
+            PrivateNetwork=no\n\
+            RestrictNamespaces=user net\n\
+            MemoryDenyWriteExecute=no\n";
+        assert_eq!(drop_in(&vm("vcpu = 1\n"), Scope::System), expected);
+    }
+
+    #[test]
+    fn a_user_s_unit_is_opened_for_nothing() {
+        let expected = "\n[Service]\nTimeoutStartSec=120\nTimeoutStopSec=150\nCPUWeight=100\n";
+        let text = "forward = ['80:80']\n[disk.a]\npath = '/home/op/a.qcow2'\n";
+        assert!(drop_in(&vm(text), Scope::User).ends_with(expected));
+        let invalid = drop_in_of_invalid(Path::new("/web.toml"), Scope::User);
+        assert!(invalid.ends_with("\n[Service]\n"));
+    }
+
+    #[test]
+    fn a_large_one() {
+        let text = "description = '100% of it: \"a\" \\'\nafter = ['db', 'nas-1']\nbridge = 'br0'\ncpuWeight = 300\n\
+            shutdownTimeoutSec = 7\n[disk.a]\npath = '/srv/50% \"x\" \\y/a.qcow2'\n[disk.b]\ndevice = '/dev/vg/b'\n\
+            [image]\npath = '/mnt/images/x.qcow2'\n[cloudInit]\nuserData = '../web.yaml'\n";
+        let expected = "# Made from the VM file by qvm-generator, and again at each daemon-reload: changes are lost.\n\
+            [Unit]\n\
+            SourcePath=/etc/qvm/vms/web.toml\n\
+            Description=100%% of it: \"a\" \\ (virtual machine web)\n\
+            Wants=network-online.target\n\
+            After=network-online.target\n\
+            After=qvm@db.service\n\
+            After=qvm@nas-1.service\n\
+            RequiresMountsFor=\"/etc/qvm/web.yaml\"\n\
+            RequiresMountsFor=\"/srv/50%% \\\"x\\\" \\\\y/a.qcow2\"\n\
+            \n\
+            [Service]\n\
+            TimeoutStartSec=120\n\
+            TimeoutStopSec=37\n\
+            CPUWeight=300\n\
+            MemoryDenyWriteExecute=no\n\
+            ReadWritePaths=\"-/srv\"\n\
+            DeviceAllow=\"/dev/vg/b\" rw\n";
+        assert_eq!(drop_in(&vm(text), Scope::System), expected);
+    }
+
+    #[test]
+    fn only_what_waits_for_a_network_wants_one() {
+        let network = |text| drop_in(&vm(text), Scope::System).contains("network-online");
+        assert!(!network("[image]\npath = '/x.qcow2'\n"));
+        assert!(network(
+            "[image]\nurl = 'https://example.org/x.qcow2'\ninsecureNoChecksum = true\n"
+        ));
+        assert!(network("[nic.lan]\nbridge = 'br1'\n"));
+    }
+
+    #[test]
+    fn paths_that_no_line_can_hold() {
+        let bytes = |bytes: &[u8]| quoted(Path::new(OsStr::from_bytes(bytes)));
+        assert_eq!(bytes(b"/srv/\xff/a").as_deref(), Some("\"/srv\""));
+        assert_eq!(bytes(b"/srv/a\nb/c").as_deref(), Some("\"/srv\""));
+        assert_eq!(bytes(b"/a\nb"), None);
+        assert_eq!(bytes(b"relative"), None);
+        for file in ["/etc/a\nb/web.toml", "relative.toml", "/etc/web\\"] {
+            assert!(!head(Path::new(file)).contains("SourcePath"), "{file}");
+        }
+        assert!(
+            !drop_in_of_invalid(Path::new(OsStr::from_bytes(b"/\xff/web.toml")), Scope::System)
+                .contains("SourcePath")
+        );
+        assert!(
+            drop_in_of_invalid(Path::new("/a%b/web.toml"), Scope::System)
+                .contains("\nSourcePath=/a%%b/web.toml\n")
+        );
+    }
+
+    #[test]
+    fn autostart_of_a_broken_file() {
+        for (text, wanted) in [
+            ("autostart = true\nvcpu = ", true),
+            ("  autostart=true # at night\nvcpu = ", true),
+            ("autostart = false\n", false),
+            ("# autostart = true\n", false),
+            ("autostarts = true\n", false),
+            ("[image]\nautostart = true\n", false),
+        ] {
+            assert_eq!(wants_autostart(text), wanted, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn one_setting_a_line(description in any::<String>(), parts in prop::collection::vec(any::<Vec<u8>>(), 1..4)) {
+            let mut vm = vm("vcpu = 1\n");
+            vm.description = Some(description);
+            let path = Path::new("/srv").join(parts.iter().map(|part| OsStr::from_bytes(part)).collect::<PathBuf>());
+            vm.file = path.with_extension("toml");
+            vm.disks[0].source = Source::File(path);
+            let text = drop_in(&vm, Scope::System);
+            let known = ["SourcePath=", "Description=", "RequiresMountsFor=", "TimeoutStartSec=", "TimeoutStopSec=", "CPUWeight=", "RestrictAddressFamilies=", "PrivateNetwork=", "RestrictNamespaces=", "MemoryDenyWriteExecute=", "ReadWritePaths="];
+            for line in text.split(['\n', '\r', '\0']).skip(2).filter(|line| !line.is_empty() && *line != "[Service]") {
+                prop_assert!(known.iter().any(|key| line.starts_with(key)), "{line:?}");
+                prop_assert!(!line.ends_with('\\'), "{line:?}");
+                prop_assert!(!line.replace("%%", "").contains('%'), "{line:?}");
+            }
+            prop_assert_eq!(text.lines().filter(|line| line.starts_with("Description=")).count(), 1);
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Disks in directories that the unit was not opened for when it started, as one that a running guest is given: systemd opens them.
+//!
+//! A unit's mounts are made when it starts, from the drop-in of that time (`plan::sandbox`). `systemctl bind` (systemd 248) adds to them.
+
+use std::{
+    ffi::OsString,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{StatVfsMountFlags, statvfs};
+
+use super::service;
+use crate::supervisor::settings::Settings;
+use super::{notify::under_systemd, unit::Scope};
+use crate::{spec::{Disk, Source}, value::chain};
+
+/// The unit was closed to a file when it started, and systemd opens no home later.
+#[derive(Debug, thiserror::Error)]
+#[error("the VM's unit is closed to `{}`", .0.display())]
+pub struct Closed(PathBuf);
+
+impl Closed {
+    /// The way out.
+    pub fn hint(&self) -> Option<String> {
+        Some("stop the VM and start it: its unit is then opened for what its VM file names".into())
+    }
+}
+
+/// Has systemd open the directory of a disk of the operator's, if it is closed to this unit. Where that fails, whoever opens the disk
+/// says why it cannot.
+///
+/// # Errors
+/// It is in a home.
+pub(crate) fn bring(settings: &Settings, disk: &Disk) -> Result<(), Closed> {
+    let Source::File(path) = &disk.source else { return Ok(()) };
+    let env = |key: &str| (settings.env)(key).map(OsString::from);
+    // A user's unit has no mounts of its own.
+    if settings.scope != Scope::System || !under_systemd(env, std::process::id()) {
+        return Ok(());
+    }
+    if path.ancestors().any(is_hidden) {
+        return Err(Closed(path.clone()));
+    }
+    // Behind a symbolic link, the directory is another one than the VM file says.
+    let Ok(path) = path.canonicalize() else { return Ok(()) };
+    let directory = path.parent().filter(|_| !disk.read_only && is_read_only(&path));
+    let Some(directory) = directory else { return Ok(()) };
+    match service::bind(&settings.name, settings.scope, directory) {
+        Ok(()) => tracing::info!("systemd has opened `{}` for the unit", directory.display()),
+        Err(error) => tracing::warn!("`{}` stays as it is: {}", directory.display(), chain(&error)),
+    }
+    Ok(())
+}
+
+fn is_read_only(path: &Path) -> bool {
+    statvfs(path).is_ok_and(|it| it.f_flag.contains(StatVfsMountFlags::RDONLY))
+}
+
+/// What systemd mounts over a directory that a unit is not to see has no permissions at all; root would find it empty.
+fn is_hidden(directory: &Path) -> bool {
+    directory.metadata().is_ok_and(|it| it.is_dir() && it.mode() & 0o7777 == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    use super::*;
+
+    #[test]
+    fn a_directory_without_permissions_is_hidden() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!is_hidden(dir.path()) && !is_hidden(&dir.path().join("missing")));
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o000)).unwrap();
+        assert!(is_hidden(dir.path()));
+        let closed = Closed("/home/op/a.raw".into());
+        assert_eq!(closed.to_string(), "the VM's unit is closed to `/home/op/a.raw`");
+        assert!(closed.hint().unwrap().contains("start it"));
+    }
+}

@@ -1,0 +1,77 @@
+//! A second VM like one that is down: its disks and its VM file, with an identity of its own.
+
+use std::fs;
+
+use super::{Down, Error, disks::{Carried, carried}, draft::Draft};
+use super::vm_text;
+use crate::{disk, spec::{self, Vm}, store::{identity_lock::{IdentityLock, Waiter}, identity_store::{self, Means}}, sys::{file, progress::{Cancel, Progress}}, value::VmName};
+
+/// What there is to be known of it.
+#[derive(Debug, Clone)]
+pub struct Cloned {
+    /// The copy.
+    pub vm: Vm,
+    /// The keys that were taken out of its VM file.
+    pub taken_out: Vec<String>,
+    /// It has disks that a guest has run from.
+    pub has_run: bool,
+}
+
+/// Makes the VM `name` from the VM `from`.
+///
+/// # Errors
+/// `from` is not shut down, the name is taken, a disk cannot be copied; nothing is left then.
+pub fn clone(
+    means: &Means,
+    from: &VmName,
+    name: &VmName,
+    progress: &mut dyn Progress,
+    cancel: &Cancel,
+) -> Result<Cloned, Error> {
+    let layout = &means.layout;
+    if from == name {
+        return Err(Error::Same(name.clone()));
+    }
+    let source = Down::hold(layout, from)?;
+    let disks = carried(&source.vm, &source.paths)?;
+    let copied = vm_text::copied(&source.text, from);
+    let vm = spec::read(name, &layout.vm_file(name), &copied.text, &mut |path| fs::read(path))
+        .map_err(|problems| Error::WouldBeInvalid(spec::Invalid(problems)))?;
+    let identity = identity_store::read(&source.paths)?;
+    let draft = Draft::begin(layout, name)?;
+    for disk in &disks {
+        copy(disk, &draft, progress, cancel)?;
+    }
+    if let Some(variables) = file::read(&source.paths.efi_vars())? {
+        file::write(&draft.paths().efi_vars(), &variables, 0o600)?;
+    }
+    if let Some(old) = &identity {
+        let waiter = Waiter { cancel, say: &|text| tracing::info!("{text}") };
+        let _lock = IdentityLock::acquire(layout, waiter).map_err(identity_store::Error::from)?;
+        let new = identity_store::new(means, &vm, &old.machine)?;
+        identity_store::write(draft.paths(), &new)?;
+    }
+    if cancel.is_set() {
+        return Err(Error::CalledOff);
+    }
+    draft.publish(&copied.text, source.mode)?;
+    Ok(Cloned { vm, taken_out: copied.keys, has_run: !disks.is_empty() })
+}
+
+fn copy(
+    from: &Carried,
+    draft: &Draft<'_>,
+    progress: &mut dyn Progress,
+    cancel: &Cancel,
+) -> Result<(), Error> {
+    let to = draft.paths().disk(&from.disk, from.format);
+    let target = file::create(&to)?;
+    disk::copy(&from.disk, &from.path, (&target, &to), progress, cancel)?;
+    target.sync_all().map_err(file::Error::on("sync", &to))?;
+    if let Some(origin) = &from.origin
+        && let Some(record) = file::read(origin)?
+    {
+        file::write(&disk::origin_path(draft.paths(), &from.disk), &record, 0o600)?;
+    }
+    Ok(())
+}

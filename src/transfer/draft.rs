@@ -1,0 +1,207 @@
+//! A VM that is being made: out of sight until all of it is there, and its VM file comes last.
+//!
+//! It is made in `vms/.qvm-NAME`, renamed to `vms/NAME`, and then its VM file is put in place: from that instant on it is there.
+//! What a crash leaves before has no VM file, and is marked as unfinished; the next attempt removes it.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use super::Error;
+use crate::{store::{layout::{Layout, VmPaths}, vm_state}, sys::{file, rename}, value::VmName};
+
+/// A VM that is being made, and that nobody else makes as long as this is held. Dropped unfinished, it leaves nothing.
+#[derive(Debug)]
+pub(crate) struct Draft<'a> {
+    layout: &'a Layout,
+    name: VmName,
+    /// Where its files are made.
+    paths: VmPaths,
+    /// Where they are now.
+    at: PathBuf,
+    /// Put beside the VM file for it.
+    user_data: Option<PathBuf>,
+    done: bool,
+    _locks: vm_state::Locks,
+}
+
+impl<'a> Draft<'a> {
+    /// Begins the VM `name`, which is not there yet.
+    ///
+    /// # Errors
+    /// There is one, or something is kept of one; or a directory cannot be made.
+    pub(crate) fn begin(layout: &'a Layout, name: &VmName) -> Result<Self, Error> {
+        let paths = layout.draft(name);
+        free(layout, name)?;
+        let in_use = |source| Error::InUse { name: name.clone(), source };
+        let locks = vm_state::down(&layout.vm(name)).map_err(in_use)?;
+        // Again, now that nobody makes it.
+        free(layout, name)?;
+        let there = layout.vm(name);
+        if there.unfinished().symlink_metadata().is_ok() {
+            file::remove_tree(&there.state)?;
+        }
+        file::remove_tree(&paths.state)?;
+        vm_state::sweep(layout, Some(name));
+        file::make_dir(&paths.state)?;
+        let at = paths.state.clone();
+        let (layout, name) = (layout, name.clone());
+        let draft = Self { layout, name, paths, at, user_data: None, done: false, _locks: locks };
+        file::create(&draft.paths.unfinished())?;
+        Ok(draft)
+    }
+
+    /// Where its files are to be made.
+    pub(crate) fn paths(&self) -> &VmPaths {
+        &self.paths
+    }
+
+    /// Its VM file, as soon as it has one.
+    pub(crate) fn vm_file(&self) -> PathBuf {
+        self.layout.vm_file(&self.name)
+    }
+
+    /// Puts a user-data file beside the VM file, unless it is there already; true if it was put there.
+    ///
+    /// # Errors
+    /// Another one of that name is there; or it cannot be written.
+    pub(crate) fn put_user_data(&mut self, path: &Path, content: &[u8]) -> Result<bool, Error> {
+        match file::read(path)? {
+            Some(same) if same == content => Ok(false),
+            Some(_) => Err(Error::UserData(path.to_owned())),
+            None => {
+                file::make_dir(&self.layout.vm_files())?;
+                file::write_new(path, content, 0o640)?;
+                self.user_data = Some(path.to_owned());
+                Ok(true)
+            }
+        }
+    }
+
+    /// Makes it a VM.
+    ///
+    /// # Errors
+    /// Somebody has made one of that name by hand meanwhile, or a file cannot be written; nothing is left then.
+    pub(crate) fn publish(mut self, vm_file: &str, mode: u32) -> Result<(), Error> {
+        let there = self.layout.vm(&self.name);
+        // The names of the files in it.
+        file::sync_dir(&self.paths.unfinished())?;
+        match rename::to_free(&self.at, &there.state) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(Error::Kept { name: self.name.clone(), path: there.state });
+            }
+            done => done.map_err(file::Error::on("rename to", &there.state))?,
+        }
+        self.at = there.state.clone();
+        file::sync_dir(&there.state)?;
+        file::make_dir(&self.layout.vm_files())?;
+        file::write_new(&self.vm_file(), vm_file.as_bytes(), mode).map_err(|error| match error
+            .kind()
+        {
+            io::ErrorKind::AlreadyExists => Error::Exists(self.name.clone()),
+            _ => error.into(),
+        })?;
+        // It is a VM, whatever becomes of the mark: the next start removes it.
+        self.done = true;
+        let _ =
+            file::remove(&there.unfinished()).and_then(|()| file::sync_dir(&there.unfinished()));
+        Ok(())
+    }
+}
+
+impl Drop for Draft<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            let _ = fs::remove_dir_all(&self.at);
+            let _ = self.user_data.as_deref().map(fs::remove_file);
+        }
+    }
+}
+
+/// Refuses a name that is taken.
+fn free(layout: &Layout, name: &VmName) -> Result<(), Error> {
+    if layout.vm_file(name).symlink_metadata().is_ok() {
+        return Err(Error::Exists(name.clone()));
+    }
+    let paths = layout.vm(name);
+    let ours = |meta: &fs::Metadata| meta.is_dir() && paths.unfinished().symlink_metadata().is_ok();
+    match paths.state.symlink_metadata() {
+        Ok(meta) if !ours(&meta) => Err(Error::Kept { name: name.clone(), path: paths.state }),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(dir: &Path) -> Layout {
+        let [config, state, runtime] = ["c", "s", "r"].map(|place| dir.join(place));
+        Layout { config, state, runtime }
+    }
+
+    #[test]
+    fn whole_or_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (layout, web) = (layout(dir.path()), "web".parse().unwrap());
+        let draft = Draft::begin(&layout, &web).unwrap();
+        fs::write(draft.paths().disk(&"root".parse().unwrap(), crate::spec::Format::Raw), "x")
+            .unwrap();
+        assert!(matches!(Draft::begin(&layout, &web), Err(Error::InUse { .. })));
+        drop(draft);
+        assert!(file::list(&layout.vm_states()).unwrap().is_empty());
+
+        let draft = Draft::begin(&layout, &web).unwrap();
+        draft.publish("vcpu = 2\n", 0o640).unwrap();
+        assert_eq!(fs::read(layout.vm_file(&web)).unwrap(), b"vcpu = 2\n");
+        assert!(fs::read_dir(layout.vm(&web).state).unwrap().next().is_none());
+        assert!(matches!(Draft::begin(&layout, &web), Err(Error::Exists(_))));
+    }
+
+    #[test]
+    fn what_a_crash_left_goes_and_what_an_operator_keeps_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let (layout, web) = (layout(dir.path()), "web".parse().unwrap());
+        let there = layout.vm(&web);
+        for (begun, marked) in
+            [(layout.draft(&web), true), (there.clone(), true), (there.clone(), false)]
+        {
+            fs::create_dir_all(&begun.state).unwrap();
+            fs::write(begun.state.join("root.raw"), "x").unwrap();
+            if marked {
+                fs::write(begun.unfinished(), "").unwrap();
+                let other = layout.draft(&"db".parse().unwrap()).state;
+                fs::create_dir_all(&other).unwrap();
+                drop(Draft::begin(&layout, &web).unwrap());
+                assert!(file::list(&layout.vm_states()).unwrap().is_empty());
+            } else {
+                assert!(matches!(Draft::begin(&layout, &web), Err(Error::Kept { .. })));
+                assert!(there.state.join("root.raw").exists());
+            }
+        }
+        // Nor is anything removed behind a link.
+        let elsewhere = dir.path().join("elsewhere");
+        fs::rename(&there.state, &elsewhere).unwrap();
+        fs::write(elsewhere.join(".qvm-unfinished"), "").unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &there.state).unwrap();
+        assert!(matches!(Draft::begin(&layout, &web), Err(Error::Kept { .. })));
+        assert!(elsewhere.join("root.raw").exists());
+    }
+
+    #[test]
+    fn a_vm_file_that_came_meanwhile_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let (layout, web) = (layout(dir.path()), "web".parse().unwrap());
+        let mut draft = Draft::begin(&layout, &web).unwrap();
+        let data = layout.vm_files().join("web.yaml");
+        draft.put_user_data(&data, b"#cloud-config\n").unwrap();
+        draft.put_user_data(&data, b"#cloud-config\n").unwrap();
+        assert!(matches!(draft.put_user_data(&data, b"#!"), Err(Error::UserData(_))));
+        fs::write(layout.vm_file(&web), "by hand").unwrap();
+        assert!(matches!(draft.publish("", 0o640), Err(Error::Exists(_))));
+        assert_eq!(fs::read(layout.vm_file(&web)).unwrap(), b"by hand");
+        assert!(!layout.vm(&web).state.exists() && !data.exists());
+        assert_eq!(file::list(&layout.vm_files()).unwrap().len(), 1);
+    }
+}

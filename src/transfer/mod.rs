@@ -1,0 +1,76 @@
+//! A VM under another name, as a second one, or on another host: renamed, cloned, exported, imported.
+//!
+//! All of them want it shut down, hold its lock, and do everything that can be refused before anything is changed.
+
+pub mod archive;
+pub mod archive_format;
+pub mod clone;
+pub(crate) mod disks;
+pub(crate) mod draft;
+pub(crate) mod error;
+pub mod export;
+pub mod import;
+pub mod rename;
+pub(crate) mod unpack;
+pub mod vm_text;
+
+use std::{os::unix::fs::PermissionsExt, path::Path};
+
+pub use self::error::Error;
+
+use crate::{spec::{self, Disk, Origin, Source, Vm}, store::{layout::{Layout, VmPaths}, vm_state}, sys::file, value::VmName};
+
+/// A VM that is shut down, and that nobody starts as long as this is held.
+#[derive(Debug)]
+struct Down {
+    vm: Vm,
+    text: String,
+    /// The permissions of its VM file.
+    mode: u32,
+    paths: VmPaths,
+    _locks: vm_state::Locks,
+}
+
+impl Down {
+    /// Holds a VM that has a valid VM file.
+    fn hold(layout: &Layout, name: &VmName) -> Result<Self, Error> {
+        let (paths, file) = (layout.vm(name), layout.vm_file(name));
+        if file.symlink_metadata().is_err() {
+            return Err(match paths.state.symlink_metadata() {
+                Ok(_) => Error::NoFile(file),
+                Err(_) => Error::NoVm(name.clone()),
+            });
+        }
+        let locks = vm_state::down(&paths)?;
+        let (vm, text) = spec::load_with_text(&file).map_err(Error::Invalid)?;
+        if paths.saved().symlink_metadata().is_ok() {
+            return Err(Error::Suspended);
+        }
+        let mode = file::metadata(&file)?.map_or(0o640, |meta| meta.permissions().mode() & 0o777);
+        Ok(Self { vm, text, mode, paths, _locks: locks })
+    }
+}
+
+/// The file of the host that a disk is, or is made from.
+fn host_file(disk: &Disk) -> Option<&Path> {
+    match &disk.source {
+        Source::File(path) | Source::Device(path) => Some(path),
+        Source::Image(image) => match &image.origin {
+            Origin::Path(path) => Some(path),
+            Origin::Http(_) => None,
+        },
+        Source::Blank | Source::Existing => None,
+    }
+}
+
+/// The files of the host that a VM file names.
+fn host_files(vm: &Vm) -> impl Iterator<Item = &Path> {
+    let user_data = vm.cloud_init.as_ref().and_then(|seed| seed.user_data.as_ref());
+    let user_data = user_data.map(|data| data.path.as_path());
+    vm.disks.iter().filter_map(host_file).chain(user_data).chain(password_file(vm))
+}
+
+/// The password of its screen.
+fn password_file(vm: &Vm) -> Option<&Path> {
+    vm.display.as_ref()?.password_file.as_deref()
+}

@@ -1,0 +1,161 @@
+//! Another name for a VM that is down.
+//!
+//! Two names change, that of its VM file and that of the directory of its state, and no file system changes both at one instant.
+//! So a link with the new name leads to the directory first; then the VM file is renamed, from where on the VM is the new one,
+//! with the disks of the old one by the link; and then the directory takes the link's place. At every instant there is one VM that
+//! has its disks, and the same call again goes on from there.
+
+use std::{
+    fs, io,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
+
+use super::{Error, host_files};
+use crate::{spec::{self, Vm}, store::{identity_lock::Waiter, identity_store, layout::{Layout, VmPaths}, vm_state}, sys::{file, progress::Cancel, rename as names}, value::VmName};
+
+/// What there is to be known of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Renamed {
+    /// Its guest goes on with this host name, which is not written in the VM file.
+    pub hostname: Option<String>,
+    /// The VM files whose `after` has the old name.
+    pub after: Vec<PathBuf>,
+}
+
+/// What has the name of a VM's state.
+#[derive(Debug, PartialEq, Eq)]
+enum Place {
+    Free,
+    Directory,
+    /// It leads to the directory of the old name: it was put here to be replaced by it, or was left in that one's place.
+    Step,
+    /// The operator's own, to where the disks are.
+    Link,
+}
+
+/// Renames the VM `old`, or goes on where an earlier call was cut short.
+///
+/// # Errors
+/// It runs, the new name is taken, or its VM file is not valid, or would not be; or something cannot be renamed.
+pub fn rename(layout: &Layout, old: &VmName, new: &VmName) -> Result<Renamed, Error> {
+    if old == new {
+        return Err(Error::Same(old.clone()));
+    }
+    let is_there = |path: &Path| path.symlink_metadata().is_ok();
+    let files = [old, new].map(|name| layout.vm_file(name));
+    let [from, to] = [old, new].map(|name| layout.vm(name));
+    let known = is_there(&files[0]) || is_there(&from.state);
+    if !known {
+        return Err(Error::NoVm(old.clone()));
+    }
+    let in_use = |source| Error::InUse { name: new.clone(), source };
+    let _locks = vm_state::both_down(&from, &to).map_err(|(is_new, source)| match is_new {
+        true => in_use(source),
+        false => source.into(),
+    })?;
+    let places = (place(&from.state, old), place(&to.state, old));
+    let begins = match (is_there(&files[0]), is_there(&files[1])) {
+        (true, true) => return Err(Error::Exists(new.clone())),
+        (false, false) => return Err(Error::NoFile(files[0].clone())),
+        (begins, _) => begins,
+    };
+    let finishes = !begins && places.0 == Place::Step;
+    if !finishes && matches!(places.1, Place::Directory | Place::Link) {
+        return Err(Error::Kept { name: new.clone(), path: to.state });
+    }
+    let vm = match begins {
+        true => checked(&files, new)?,
+        false => spec::load(&files[1]).map_err(Error::Invalid)?,
+    };
+    let after = mentions(layout, old, begins.then_some(&from.state))?;
+    let hostname = keep_hostname(layout, if finishes { &to } else { &from }, &vm, old)?;
+    if begins {
+        let linked = places == (Place::Directory, Place::Free);
+        if linked {
+            let target = Path::new(old.as_str());
+            symlink(target, &to.state).map_err(file::Error::on("make the link", &to.state))?;
+            file::sync_dir(&to.state)?;
+        }
+        names::to_free(&files[0], &files[1]).map_err(|error| {
+            if linked {
+                let _ = fs::remove_file(&to.state);
+            }
+            file::Error::on("rename to", &files[1])(error)
+        })?;
+        file::sync_dir(&files[1])?;
+    }
+    follow(old, &from.state, &to.state)?;
+    Ok(Renamed { hostname, after })
+}
+
+/// The VM files whose `after` names the VM; none may name a file in the directory that moves.
+fn mentions(layout: &Layout, old: &VmName, moves: Option<&PathBuf>) -> Result<Vec<PathBuf>, Error> {
+    let mut after = Vec::new();
+    for (file, vm) in spec::load_all(&layout.vm_files()) {
+        // Of one that is not valid nobody knows.
+        let Ok(vm) = vm else { continue };
+        let needed = |path: &&Path| moves.is_some_and(|dir| path.starts_with(dir));
+        if let Some(path) = host_files(&vm).find(needed) {
+            return Err(Error::Needed { file, path: path.to_owned() });
+        }
+        if vm.after.contains(old) {
+            after.push(file);
+        }
+    }
+    Ok(after)
+}
+
+/// The host name that the guest has by default is of its identity from now on.
+fn keep_hostname(
+    layout: &Layout,
+    state: &VmPaths,
+    vm: &Vm,
+    old: &VmName,
+) -> Result<Option<String>, Error> {
+    if vm.cloud_init.as_ref().is_none_or(|seed| seed.hostname.is_some()) {
+        return Ok(None);
+    }
+    let waiter = Waiter { cancel: &Cancel::default(), say: &|text| tracing::info!("{text}") };
+    let kept = identity_store::change(layout, state, waiter, |identity| {
+        identity.keep_hostname(old);
+        identity.hostname.clone()
+    });
+    Ok(kept?.flatten())
+}
+
+/// The state takes the new name.
+fn follow(old: &VmName, from: &Path, to: &Path) -> Result<(), Error> {
+    let done = match (place(from, old), place(to, old)) {
+        (Place::Free, _) => return Ok(()),
+        // Behind an exchange only the link is left.
+        (Place::Step, _) => fs::remove_file(from),
+        (Place::Directory, Place::Step) => names::over_link(from, to),
+        (_, Place::Free) => names::to_free(from, to),
+        // A link takes the place of a link.
+        (Place::Link, Place::Step) => fs::rename(from, to),
+        (_, Place::Directory | Place::Link) => Err(io::ErrorKind::AlreadyExists.into()),
+    };
+    done.map_err(file::Error::on("rename to", to))?;
+    Ok(file::sync_dir(to)?)
+}
+
+fn place(path: &Path, old: &VmName) -> Place {
+    match (path.symlink_metadata(), fs::read_link(path)) {
+        (Err(_), _) => Place::Free,
+        (_, Ok(target)) if target == Path::new(old.as_str()) => Place::Step,
+        (_, Ok(_)) => Place::Link,
+        (Ok(_), Err(_)) => Place::Directory,
+    }
+}
+
+/// The VM file, valid under both names, and a file of its own.
+fn checked(files: &[PathBuf; 2], new: &VmName) -> Result<Vm, Error> {
+    let [from, to] = files;
+    if let Ok(target) = fs::read_link(from) {
+        return Err(Error::LinkedFile { file: from.clone(), target });
+    }
+    let (_, text) = spec::load_with_text(from).map_err(Error::Invalid)?;
+    spec::read(new, to, &text, &mut |path| fs::read(path))
+        .map_err(|problems| Error::WouldBeInvalid(spec::Invalid(problems)))
+}
