@@ -9,8 +9,8 @@ SHELL := bash
 export QVM_GUESTS ?= $(CURDIR)/target/guests
 # Tests that boot guests: how many at once. They wait for guests more than for a CPU.
 TEST_THREADS ?= 3
-# The test binaries with long tests of faults.
-FAULTS ?= host_faults taps admission load crash
+# The tests of faults that take long, beside those of `crash`.
+FAULTS ?= supervisor::host_faults net::taps start::admission supervisor::load
 # Minutes for the kills of `make test-faults`, which may take 15 in all.
 export QVM_MINUTES ?= 3
 # Seconds for each fuzz target.
@@ -94,13 +94,14 @@ host: setup-demo ## the Debian that `make test-host` boots as a host
 test: setup guests debian ## all tests, on real QEMU and real guests
 	$(CARGO) test --workspace --locked --no-run
 # The longest one, a Debian that is set up, mostly waits for one CPU: beside the others.
-	$(CARGO) test --locked --test debian & debian=$$!; failed=0; \
+	$(CARGO) test --locked --test it seed::debian & debian=$$!; failed=0; \
 		$(CARGO) test --workspace --locked --no-fail-fast -- --test-threads=$(TEST_THREADS) --skip cloud_init_sets_the_guest_up_once || failed=1; \
 		wait $$debian || failed=1; exit $$failed
 
 .PHONY: test-faults
 test-faults: setup guests ## what is lost when qvm or its host fails: some minutes, and a table
-	timeout 900 $(CARGO) test --locked $(addprefix --test ,$(FAULTS)) -- --ignored --nocapture --test-threads=1
+	timeout 900 bash -c '$(CARGO) test --locked --test it -- --ignored --nocapture --test-threads=1 $(FAULTS) && \
+		$(CARGO) test --locked --test crash -- --ignored --nocapture --test-threads=1'
 
 .PHONY: test-host
 test-host: setup guests host deb ## the package on a host of its own, a VM with systemd and cgroup v2, with guests inside

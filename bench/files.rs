@@ -11,7 +11,17 @@ use std::{
     time::Instant,
 };
 
-use qvm::{disk, image::{Patience, Tools, qemu_img::QemuImg}, seed::documents, spec::{self, Vm}, store::identity::Identity, sys::{file, progress::{Cancel, Quiet}}};
+use qvm::{
+    disk,
+    image::{Patience, Tools, qemu_img::QemuImg},
+    seed::documents,
+    spec::{self, Vm},
+    store::identity::Identity,
+    sys::{
+        file,
+        progress::{Cancel, Quiet},
+    },
+};
 
 use crate::{
     figure::{Figure, Outcome, Sample, time},

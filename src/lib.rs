@@ -1,18 +1,29 @@
 //! qvm: a direct QEMU process supervisor.
 //!
-//! The house has floors, and a floor imports only from floors below it; `tests/house.rs` holds the tree to it.
+//! Top-level folders are features. A folder imports only from folders above it in this table;
+//! a test reads every `use` and holds the tree to it.
 //!
-//! | floor | module | what it holds |
-//! |---|---|---|
-//! | 0 | [`value`] | words that cannot be wrong |
-//! | 1 | [`spec`] | the VM file, typed |
-//! | 2 | [`plan`] | what will be done, as data; pure |
-//! | 2 | [`life`] | the state machine of one VM; std only |
-//! | 3 | [`host`] | everything that touches the machine |
-//! | 3 | [`control`] | the varlink interface: types, server, client |
-//! | 3 | [`table`] | tables for a terminal |
-//! | 4 | [`run`] | one supervisor: prepare, launch, adopt, supervise |
-//! | 5 | [`verb`] | one verb of the command line, one file |
+//! | module | contents |
+//! |---|---|
+//! | [`value`] | types whose values are valid by construction |
+//! | [`sys`] | system calls and processes |
+//! | [`life`] | the lifecycle of one VM as a state machine; std only |
+//! | [`spec`] | the VM file and the host settings, typed |
+//! | [`control`] | the varlink interface: types, server, client, authorization |
+//! | [`store`] | every path and every record that qvm keeps |
+//! | [`machine`] | from a VM file to a QEMU command line |
+//! | [`systemd`] | notifications, units, the journal, systemd-machined |
+//! | [`guest`] | commands and files in a guest, by its agent |
+//! | [`seed`] | the NoCloud seed image |
+//! | [`net`] | taps, anti-spoofing, the network broker |
+//! | [`sandbox`] | UID, namespaces, Landlock, seccomp, and the spawn of QEMU |
+//! | [`image`] | image cache and downloads |
+//! | [`disk`] | the disks of VMs |
+//! | [`supervisor`] | one supervisor: prepare, launch or adopt, supervise |
+//! | [`transfer`] | export, import, clone, rename |
+//! | [`fleet`] | all VMs of the host |
+//! | [`doctor`] | checks of the host and of all VM files |
+//! | [`cli`] | arguments, tables, one file a verb |
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
@@ -35,4 +46,3 @@ pub mod sys;
 pub mod systemd;
 pub mod transfer;
 pub mod value;
-

@@ -7,7 +7,11 @@ use std::{
     process::ExitCode,
 };
 
-use qvm::{cli::{self, Cli, Given, exit::Failure, table::Screen}, sys::memory, systemd::journal};
+use qvm::{
+    cli::{self, Cli, Given, exit::Failure, table::Screen},
+    sys::memory,
+    systemd::journal,
+};
 use tracing::Level;
 use tracing_subscriber::{
     filter::{LevelFilter, Targets},

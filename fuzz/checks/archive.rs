@@ -8,7 +8,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use qvm::{cli::{exit::Failure, table::Screen}, image::qcow2, spec, store::{identity::Identity, identity_store::Means, layout::Layout}, sys::progress::{Cancel, Quiet}, transfer::{archive_format, import::{Import, import}}};
+use qvm::{
+    cli::{exit::Failure, table::Screen},
+    image::qcow2,
+    spec,
+    store::{identity::Identity, identity_store::Means, layout::Layout},
+    sys::progress::{Cancel, Quiet},
+    transfer::{
+        archive_format,
+        import::{Import, import},
+    },
+};
 use sha2::{Digest, Sha256};
 use tar::{EntryType, Header};
 
@@ -41,14 +51,23 @@ fn built(bytes: &[u8]) -> Vec<u8> {
             vm = dir.to_owned();
             let sha256: String =
                 Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
-            files.push(archive_format::File { name: name.to_owned(), size: content.len() as u64, sha256 });
+            files.push(archive_format::File {
+                name: name.to_owned(),
+                size: content.len() as u64,
+                sha256,
+            });
         }
         append(&mut tar, kind, &path, content);
     }
     if let Ok(name) = vm.parse() {
         let (qvm, exported_at) = ("0.1.0".to_owned(), "2026-01-01T00:00:00Z".to_owned());
-        let manifest =
-            archive_format::Manifest { version: archive_format::VERSION, name, qvm, exported_at, files };
+        let manifest = archive_format::Manifest {
+            version: archive_format::VERSION,
+            name,
+            qvm,
+            exported_at,
+            files,
+        };
         let json = serde_json::to_vec(&manifest).expect("JSON");
         append(&mut tar, 0, &format!("{vm}/manifest.json"), &json);
     }

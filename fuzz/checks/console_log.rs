@@ -4,7 +4,16 @@
 use std::fs;
 
 use jiff::tz::TimeZone;
-use qvm::{cli::verb::console::keys, store::layout::times_of_log, supervisor::running::console::Console, sys::log::{file::LogFile, reader::LogReader, text::{Part, Shown, times}}};
+use qvm::{
+    cli::verb::console::keys,
+    supervisor::running::console::Console,
+    sys::log::times_of_log,
+    sys::log::{
+        file::LogFile,
+        reader::LogReader,
+        text::{Part, Shown, times},
+    },
+};
 use tokio::{io::AsyncWriteExt, net::UnixStream};
 
 use super::Cut;

@@ -12,7 +12,14 @@ use std::{
     time::Duration,
 };
 
-use qvm::{control::{grant::{Accounts, Grant}, server, types::{Command, Event, Executed, Guest, Port, Request, Statistics, Status}}, value::Peer};
+use qvm::{
+    control::{
+        grant::{Accounts, Grant},
+        server,
+        types::{Command, Event, Executed, Guest, Port, Request, Statistics, Status},
+    },
+    value::Peer,
+};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

@@ -2,7 +2,13 @@
 
 use std::{cell::RefCell, path::PathBuf, time::Duration};
 
-use qvm::{cli::{exit::Failure, table::Screen}, control::{client::{Client, Error}, types::Command}};
+use qvm::{
+    cli::{exit::Failure, table::Screen},
+    control::{
+        client::{Client, Error},
+        types::Command,
+    },
+};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

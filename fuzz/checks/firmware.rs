@@ -3,7 +3,10 @@
 
 use std::path::PathBuf;
 
-use qvm::{machine::firmware::{Descriptor, choose}, spec::Firmware};
+use qvm::{
+    machine::firmware::{Descriptor, choose},
+    spec::Firmware,
+};
 
 /// One descriptor a part; parts end with a zero.
 pub fn check(bytes: &[u8]) {

@@ -3,7 +3,13 @@
 
 use std::fs;
 
-use qvm::{doctor::rules::{ForwardChain, iptables, nft, units}, machine::facts::{Version, machines, newest_q35}, store::identity::Identity, sys::{meminfo, pressure, process_time}, value::{base64, to_base64}};
+use qvm::{
+    doctor::rules::{ForwardChain, iptables, nft, units},
+    machine::facts::{Version, machines, newest_q35},
+    store::identity::Identity,
+    sys::{meminfo, pressure, process_time},
+    value::{base64, to_base64},
+};
 
 /// The first byte chooses whose words they are.
 pub fn check(bytes: &[u8]) {

@@ -8,7 +8,14 @@ use std::{
     time::Duration,
 };
 
-use qvm::{cli::{exit::Failure, table::Screen}, image::{download::{Error, Request, get}, reference::{Headers, content_range, file_name, strong_validator, without_password}}, spec::Origin};
+use qvm::{
+    cli::{exit::Failure, table::Screen},
+    image::{
+        download::{Error, Request, get},
+        reference::{Headers, content_range, file_name, strong_validator, without_password},
+    },
+    spec::Origin,
+};
 
 /// How long no byte may come; the server closes behind its bytes, so that no call has to wait for it.
 const SILENCE: Duration = Duration::from_secs(5);

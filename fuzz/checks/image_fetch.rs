@@ -11,7 +11,13 @@ use std::{
     time::Duration,
 };
 
-use qvm::{cli::{exit::Failure, table::Screen}, image::{Cached, Error, Patience, Purpose, Tools, ensure, qemu_img::QemuImg}, spec::{Checksum, Image, Origin}, sys::progress::{Cancel, Quiet}, value::{Algorithm, Digest}};
+use qvm::{
+    cli::{exit::Failure, table::Screen},
+    image::{Cached, Error, Patience, Purpose, Tools, ensure, qemu_img::QemuImg},
+    spec::{Checksum, Image, Origin},
+    sys::progress::{Cancel, Quiet},
+    value::{Algorithm, Digest},
+};
 use sha2::{Digest as _, Sha256};
 
 use super::Cut;

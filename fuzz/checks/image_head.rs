@@ -1,7 +1,10 @@
 //! Any bytes as the head of an image: what is taken for a qcow2 file is one, what it says lies outside is told, and no file is two things at
 //! once.
 
-use qvm::image::{qcow2::{self, Header}, reference::{Compression, Foreign}};
+use qvm::image::{
+    qcow2::{self, Header},
+    reference::{Compression, Foreign},
+};
 
 /// As docs/interop/qcow2.rst has it.
 fn number(bytes: &[u8], at: usize, length: usize) -> u64 {

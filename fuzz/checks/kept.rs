@@ -3,7 +3,17 @@
 
 use std::fs;
 
-use qvm::{control::types::End, store::{identity::Identity, identity_store, layout::{Layout, VmPaths}, record::{self, Record}, saved_header::{PREFIX, Saved}, saved_state}};
+use qvm::{
+    control::types::End,
+    store::{
+        identity::Identity,
+        identity_store,
+        layout::{Layout, VmPaths},
+        record::{self, Record},
+        saved_header::{PREFIX, Saved},
+        saved_state,
+    },
+};
 
 /// The first byte chooses the file; the rest is what is in it.
 pub fn check(bytes: &[u8]) {

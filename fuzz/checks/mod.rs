@@ -1,6 +1,6 @@
 //! What is held of whatever reads foreign bytes: one check a target, each for any bytes at all.
 //!
-//! `fuzz_targets/` looks for bytes that break one; `tests/corpus.rs` holds those that were found once to it again, on every build.
+//! `fuzz_targets/` looks for bytes that break one; `tests/it/spec/corpus.rs` holds those that were found once to it again, on every build.
 
 pub mod agent_reply;
 pub mod archive;

@@ -1,7 +1,13 @@
 //! Any text that somebody else wrote, in a table, a message or a line: it drives no terminal, breaks no column, and loses nothing that could
 //! be shown.
 
-use qvm::{cli::{exit::Failure, table::{Cell, Look, Screen, Table}}, value::{plain, shown}};
+use qvm::{
+    cli::{
+        exit::Failure,
+        table::{Cell, Look, Screen, Table},
+    },
+    value::{plain, shown},
+};
 
 pub fn check(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);

@@ -3,7 +3,21 @@
 
 use std::{io, path::Path};
 
-use qvm::{machine::{argv::{Machine, argv}, facets::Facets, facts::Accelerator, firmware::Chosen, pending}, seed::documents, spec::{self, Vm}, store::{identity::Identity, layout::Layout}, supervisor::start::prepare::disk_place, systemd::unit, transfer::vm_text};
+use qvm::{
+    machine::{
+        argv::{Machine, argv},
+        facets::Facets,
+        facts::Accelerator,
+        firmware::Chosen,
+        pending,
+    },
+    seed::documents,
+    spec::{self, Vm},
+    store::{identity::Identity, layout::Layout},
+    supervisor::start::prepare::disk_place,
+    systemd::unit,
+    transfer::vm_text,
+};
 use serde_json::Value;
 use serde_norway::Value as Yaml;
 

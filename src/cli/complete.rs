@@ -13,9 +13,11 @@ use clap_complete::{
     env::{Bash, Fish, Shells, Zsh},
 };
 
-use super::{Cli, Dirs, layout};
 use super::verb::completions::VARIABLE;
-use crate::{fleet::inventory, spec::known, store::layout::Layout, sys::user_runtime_dir, value::VmName};
+use super::{Cli, Dirs, layout};
+use crate::{
+    fleet::inventory, spec::known, store::layout::Layout, sys::user_runtime_dir, value::VmName,
+};
 
 /// Answers a shell, if it is one that asks; it says so by [`VARIABLE`].
 ///

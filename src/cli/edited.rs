@@ -8,7 +8,10 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::{spec::{self, Invalid, Problem, Vm, check::across}, sys::file};
+use crate::{
+    spec::{self, Invalid, Problem, Vm, check::across},
+    sys::file,
+};
 
 /// What the name of the copy's directory begins with; nothing that lists VM files looks into it.
 const DIRECTORY: &str = ".qvm-edit_";

@@ -3,7 +3,10 @@
 use std::{error::Error, fmt, io};
 
 use super::table::{Look, Screen};
-use crate::{spec::Invalid, value::{chain, plain}};
+use crate::{
+    spec::Invalid,
+    value::{chain, plain},
+};
 
 /// Failed.
 pub const FAILED: u8 = 1;

@@ -19,7 +19,16 @@ use std::{
 use clap::{ArgAction, CommandFactory, Parser, error::ContextValue};
 
 use self::{exit::Failure, table::Screen, verb::reap::Ended};
-use crate::{doctor::collect, image::{self, qemu_img::QemuImg}, spec::{self, Vm}, store::layout::Layout, supervisor::settings::Settings, sys::{progress, user_runtime_dir}, systemd::unit::Scope, value::shown};
+use crate::{
+    doctor::collect,
+    image::{self, qemu_img::QemuImg},
+    spec::{self, Vm},
+    store::layout::Layout,
+    supervisor::settings::Settings,
+    sys::{progress, user_runtime_dir},
+    systemd::unit::Scope,
+    value::shown,
+};
 
 pub use self::complete::complete;
 pub use self::dirs::{Dirs, layout};
@@ -322,7 +331,11 @@ fn images(
     verb::image::image(args, &mut within).map_err(|error| match &error {
         verb::image::Error::Out(error) => Failure::output(error),
         error => {
-            let code = if error.is_the_hosts() { crate::cli::exit::HOST } else { crate::cli::exit::FAILED };
+            let code = if error.is_the_hosts() {
+                crate::cli::exit::HOST
+            } else {
+                crate::cli::exit::FAILED
+            };
             Failure::of(error).code(code).hint(error.hint())
         }
     })

@@ -2,15 +2,26 @@
 
 use std::path::PathBuf;
 
-use super::{Given, dirs::{dir, system}};
-use crate::{net::broker::Network, store::{identity_store::Means, layout::Layout}, supervisor::settings::Settings, sys::machine_id, systemd::{registration, unit::Scope}, value::VmName};
+use super::{
+    Given,
+    dirs::{dir, system},
+};
+use crate::{
+    net::broker::Network,
+    store::{identity_store::Means, layout::Layout},
+    supervisor::settings::Settings,
+    sys::machine_id,
+    systemd::{registration, unit::Scope},
+    value::VmName,
+};
 
 /// The variable by which a unit with a network of its own says who lends it the host's.
 const NETWORK: &str = "QVM_NETWORK";
 
 /// What a supervisor is told.
 pub(super) fn settings(name: VmName, layout: Layout, given: &Given<'_>) -> Settings {
-    let machined = (given.uid == 0 && layout == system()).then(|| PathBuf::from(registration::SOCKET));
+    let machined =
+        (given.uid == 0 && layout == system()).then(|| PathBuf::from(registration::SOCKET));
     Settings {
         layout,
         name,

@@ -13,7 +13,11 @@ use std::path::PathBuf;
 
 use tokio::sync::watch;
 
-use super::{fault::Fault, method::Method, types::{Command, Event, Status}};
+use super::{
+    fault::Fault,
+    method::Method,
+    types::{Command, Event, Status},
+};
 use crate::value::{Operator, Peer};
 
 /// What the host knows of accounts; looking one up may take as long as a directory service takes.

@@ -5,7 +5,11 @@ use std::time::Duration;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use super::{fault::Fault, interface::{MACHINE, SERVICE, VM}, types::Command};
+use super::{
+    fault::Fault,
+    interface::{MACHINE, SERVICE, VM},
+    types::Command,
+};
 use crate::value::keyboard::Chord;
 
 /// How long a command in the guest may take unless the caller says.

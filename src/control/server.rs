@@ -22,7 +22,15 @@ use tokio::{
 use tracing::{debug, info, warn};
 use zlink::{Call, Reply};
 
-use super::{crowd::Crowd, fault::Fault, grant::{self, Need}, interface, method::{Method, Written}, socket::{self, Calls, Replies}, types::{Command, Event, Port, Refusal, Request, State, Status}};
+use super::{
+    crowd::Crowd,
+    fault::Fault,
+    grant::{self, Need},
+    interface,
+    method::{Method, Written},
+    socket::{self, Calls, Replies},
+    types::{Command, Event, Port, Refusal, Request, State, Status},
+};
 use crate::value::Peer;
 
 /// How long who still listens has to take the last events, once the loop has ended.

@@ -10,11 +10,11 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+pub use super::change::{Pending, TakesEffect};
 use super::grant::Grant;
 pub use super::guest::Executed;
 pub use super::state::State;
-pub use crate::store::isolation::Isolation;
-pub use crate::machine::pending::{Pending, TakesEffect};
+pub use crate::control::isolation::Isolation;
 use crate::value::{Operator, Peer, keyboard::Chord};
 
 /// Whether a VM is what `ready` of its VM file wants.

@@ -3,9 +3,19 @@
 
 use std::path::Path;
 
-use super::{Error, FileError};
 use super::plan::Made;
-use crate::{image::{cache, qcow2::{self, Header}}, machine::argv::Backing, spec::{Disk, Format}, store::isolation::Mode, sys::file, value::{Label, shown}};
+use super::{Error, FileError};
+use crate::{
+    control::isolation::Mode,
+    image::{
+        cache,
+        qcow2::{self, Header},
+    },
+    machine::argv::Backing,
+    spec::{Disk, Format},
+    sys::file,
+    value::{Label, shown},
+};
 
 /// Refuses a disk of qvm's own that depends on another file than it was made on.
 ///

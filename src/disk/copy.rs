@@ -3,7 +3,15 @@
 use std::{fs::File, io, os::unix::fs::MetadataExt, path::Path};
 
 use super::Error;
-use crate::{sys::{file::{self, Error as FileError}, progress::{At, Cancel, Doing, Progress}, reflink, writeback::WriteBack}, value::Label};
+use crate::{
+    sys::{
+        file::{self, Error as FileError},
+        progress::{At, Cancel, Doing, Progress},
+        reflink,
+        writeback::WriteBack,
+    },
+    value::Label,
+};
 
 /// Copies `from` to `to`, a file that is open and empty, and its path. The caller makes it last.
 ///

@@ -2,7 +2,11 @@
 
 use std::{io, path::PathBuf};
 
-use crate::{image::{self, cache, qcow2, qemu_img}, sys::file::Error as FileError, value::Label};
+use crate::{
+    image::{self, cache, qcow2, qemu_img},
+    sys::file::Error as FileError,
+    value::Label,
+};
 
 /// Why there is no disk.
 #[derive(Debug, thiserror::Error)]

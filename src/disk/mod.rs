@@ -19,9 +19,18 @@ pub use self::backing::backing;
 pub use self::copy::copy;
 pub use self::error::Error;
 
-use crate::{image::{self, Cached, Purpose, Tools}, sys::progress::{At, Cancel, Doing, Progress}};
 use self::plan::{Found, How, Made, Step, larger};
-use crate::{image::{qcow2, qemu_img}, spec::{self, Disk, Format, Image, Source}, store::layout::VmPaths, sys::file::{self, Error as FileError}, value::{Digest, Label, Size}};
+use crate::{
+    image::{self, Cached, Purpose, Tools},
+    sys::progress::{At, Cancel, Doing, Progress},
+};
+use crate::{
+    image::{qcow2, qemu_img},
+    spec::{self, Disk, Format, Image, Source},
+    store::layout::VmPaths,
+    sys::file::{self, Error as FileError},
+    value::{Digest, Label, Size},
+};
 
 /// A disk that QEMU can be given.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -209,7 +218,8 @@ impl Work<'_> {
         base: Option<&Path>,
     ) -> Result<(), Error> {
         if format == Format::Qcow2 {
-            let format_of = |base| Ok((base, crate::disk::backing::format_of(&self.disk.name, base)?));
+            let format_of =
+                |base| Ok((base, crate::disk::backing::format_of(&self.disk.name, base)?));
             let base = base.map(format_of).transpose()?;
             return self.tools.qemu_img.resize(path, format, size, base).map_err(self.qemu_img());
         }

@@ -7,7 +7,11 @@ use std::{
 };
 
 use super::{Error, Ready};
-use crate::{image::qcow2, spec::{Disk, Format, Media}, sys::file::Error as FileError};
+use crate::{
+    image::qcow2,
+    spec::{Disk, Format, Media},
+    sys::file::Error as FileError,
+};
 
 fn open(disk: &Disk, path: &Path, flags: i32) -> Result<(File, bool), Error> {
     let write = !disk.read_only && disk.media != Media::Cdrom;

@@ -8,7 +8,10 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::image::reference;
-use crate::{spec::{self, Checksum, Disk, Format, Image}, value::{Digest, Size}};
+use crate::{
+    spec::{self, Checksum, Disk, Format, Image},
+    value::{Digest, Size},
+};
 
 /// The content of `NAME.origin.json` beside a disk: what it was made from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

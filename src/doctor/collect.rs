@@ -8,9 +8,28 @@ use std::{
     time::Duration,
 };
 
-use crate::{fleet::inventory::{Entry, inventory}, store::identity_store, supervisor::start::{admission, adopt, isolate, prepare}};
-use super::{probe::{br_netfilter, bridge, file_system, kernel_module::Modules, kvm_module}, rules::{Complaint, DiskSeen, Firewall, NEEDED, Network, QemuSeen, Seen, Unit, VmSeen, iptables, nft, units}};
-use crate::{control::types::State, image::qcow2, machine::probe::{self, Probe, Question}, spec::{self, Disk, Format, HostSettings, Invalid, Link, Problem, Source, Vm}, store::layout::{Layout, VmPaths}, sys::{cgroup, file}, systemd::unit::{Scope, unit_name}, value::{IfName, VmName, chain}};
+use super::{
+    probe::{br_netfilter, bridge, file_system, kernel_module::Modules, kvm_module},
+    rules::{
+        Complaint, DiskSeen, Firewall, NEEDED, Network, QemuSeen, Seen, Unit, VmSeen, iptables,
+        nft, units,
+    },
+};
+use crate::{
+    control::types::State,
+    image::qcow2,
+    machine::probe::{self, Probe, Question},
+    spec::{self, Disk, Format, HostSettings, Invalid, Link, Problem, Source, Vm},
+    store::layout::{Layout, VmPaths},
+    sys::{cgroup, file},
+    systemd::unit::{Scope, unit_name},
+    value::{IfName, VmName, chain},
+};
+use crate::{
+    fleet::inventory::{Entry, inventory},
+    store::identity_store,
+    supervisor::start::{admission, isolate, prepare},
+};
 
 /// How long another program of the host's may take to tell.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -134,7 +153,8 @@ fn vm(
     qemu: Option<&QemuSeen>,
 ) -> VmSeen {
     let paths = from.layout.vm(&name);
-    let booted = runs.then(|| adopt::booted(&paths, &name, &from.layout.vm_file(&name)));
+    let booted = runs
+        .then(|| crate::store::vm_file_copies::booted(&paths, &name, &from.layout.vm_file(&name)));
     let booted = booted.flatten().map(|(vm, _)| vm);
     let identity = identity_store::read(&paths);
     let identity = identity.map_err(|e| Complaint { what: chain(&e), way_out: e.hint() });

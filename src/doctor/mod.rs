@@ -3,4 +3,3 @@
 pub mod collect;
 pub mod probe;
 pub mod rules;
-

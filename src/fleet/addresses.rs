@@ -3,7 +3,16 @@
 use std::net::IpAddr;
 
 use super::inventory::PATIENCE;
-use crate::{control::{client::{Client, Error}, types::Address}, net::neighbour, spec::{self, Link}, store::layout::Layout, value::VmName};
+use crate::{
+    control::{
+        client::{Client, Error},
+        types::Address,
+    },
+    net::neighbour,
+    spec::{self, Link},
+    store::layout::Layout,
+    value::VmName,
+};
 
 /// What the first of them that knows any tells; none where nobody does.
 ///

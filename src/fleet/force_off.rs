@@ -10,8 +10,24 @@ use std::{
 use tokio::time::{Instant, sleep, timeout};
 
 use super::lock_holder;
-use crate::{store::{liveness::{self, Liveness}, record::{self, Record}, running::{self, PreviousQemu}}, supervisor::settings::Settings};
-use crate::{control::types, life::{Cause, End}, sys::{liveness_lock, lock, pidfd::{Process, Signal}, qemu_processes::{self, QemuProcess}}, value::chain};
+use crate::{
+    control::types,
+    life::{Cause, End},
+    sys::{
+        liveness_lock, lock,
+        pidfd::{Process, Signal},
+        qemu_processes::{self, QemuProcess},
+    },
+    value::chain,
+};
+use crate::{
+    store::{
+        liveness::{self, Liveness},
+        record::{self, Record},
+        running::{self, PreviousQemu},
+    },
+    supervisor::settings::Settings,
+};
 
 /// How long a process may take to exit after SIGKILL, and the kernel to release its locks.
 const EXIT_LIMIT: Duration = Duration::from_secs(10);

@@ -5,8 +5,20 @@ use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
-use crate::store::{record, running::{self, PreviousQemu, Processes}};
-use crate::{control::{client::{self, Client}, types::{State, Status}}, spec::{self, Vm}, store::layout::{Layout, VmPaths}, sys::{pidfd::Process, socket}, value::{VmName, chain}};
+use crate::store::{
+    record,
+    running::{self, PreviousQemu, Processes},
+};
+use crate::{
+    control::{
+        client::{self, Client},
+        types::{State, Status},
+    },
+    spec::{self, Vm},
+    store::layout::{Layout, VmPaths},
+    sys::{pidfd::Process, socket},
+    value::{VmName, chain},
+};
 
 /// How long a supervisor may take to tell its status.
 pub const PATIENCE: Duration = Duration::from_secs(2);

@@ -5,7 +5,18 @@ use std::{io, path::Path, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
-use crate::{control::{client::{Client, Error}, types::State}, store::layout::VmPaths, sys::{file, lock::{self, Lock}, pidfd::Process}};
+use crate::{
+    control::{
+        client::{Client, Error},
+        types::State,
+    },
+    store::layout::VmPaths,
+    sys::{
+        file,
+        lock::{self, Lock},
+        pidfd::Process,
+    },
+};
 
 /// How long a supervisor may take to answer.
 const ANSWER: Duration = Duration::from_secs(2);

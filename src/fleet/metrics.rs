@@ -5,7 +5,10 @@
 use std::{collections::BTreeMap, fmt::Write};
 
 use super::{inventory::Entry, usage::Usage};
-use crate::{control::types::{Ready, State, Status, TakesEffect}, net::link::Traffic};
+use crate::{
+    control::types::{Ready, State, Status, TakesEffect},
+    net::link::Traffic,
+};
 
 /// One family: its samples share name, help and kind.
 struct Family {

@@ -11,4 +11,3 @@ pub mod rates;
 pub mod start;
 pub mod stop;
 pub mod usage;
-

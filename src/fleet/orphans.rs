@@ -5,8 +5,25 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::lock_holder;
-use crate::{store::{record::Record, running::{self, PreviousQemu}}, supervisor::{error, settings::Settings, start::adopt, supervise::{Left, wind_up}}};
-use crate::{spec, sys::{lock, pidfd::{Process, Signal}}, value::chain};
+use crate::{
+    spec,
+    sys::{
+        lock,
+        pidfd::{Process, Signal},
+    },
+    value::chain,
+};
+use crate::{
+    store::{
+        record::Record,
+        running::{self, PreviousQemu},
+    },
+    supervisor::{
+        error,
+        settings::Settings,
+        supervise::{Left, wind_up},
+    },
+};
 
 /// How long a QEMU whose monitor is silent may take after SIGTERM, which makes it flush its disks, and then after SIGKILL.
 const LAST_LIMIT: Duration = Duration::from_secs(10);
@@ -64,7 +81,7 @@ pub async fn end(settings: Settings) -> Result<(), Error> {
     };
     info!("QEMU was left behind by its supervisor");
     let file = settings.layout.vm_file(&settings.name);
-    let vm = adopt::booted(&paths, &settings.name, &file);
+    let vm = crate::store::vm_file_copies::booted(&paths, &settings.name, &file);
     if let Some((vm, text)) = vm.or_else(|| spec::load_with_text(&file).ok()) {
         let done: Result<Left, error::Error> = wind_up(settings, vm, text).await;
         match done {

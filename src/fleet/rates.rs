@@ -2,8 +2,19 @@
 
 use std::{collections::BTreeMap, path::Path, time::Instant};
 
-use super::{cpu_share::weigh, inventory::{Entry, inventory}, usage::{self, Usage}};
-use crate::{control::types::{State, Status}, store::layout::Layout, sys::{meminfo, pressure::{self, Pressures}}};
+use super::{
+    cpu_share::weigh,
+    inventory::{Entry, inventory},
+    usage::{self, Usage},
+};
+use crate::{
+    control::types::{State, Status},
+    store::layout::Layout,
+    sys::{
+        meminfo,
+        pressure::{self, Pressures},
+    },
+};
 
 /// One look.
 #[derive(Debug)]
@@ -120,7 +131,11 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{control::types::DiskStatistics, net::link::{Counters, Traffic}, sys::process_time::Thread};
+    use crate::{
+        control::types::DiskStatistics,
+        net::link::{Counters, Traffic},
+        sys::process_time::Thread,
+    };
 
     async fn first(pid: u32, cpu: f64, usage: Usage) -> Look {
         let dir = tempfile::tempdir().unwrap();

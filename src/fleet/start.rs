@@ -12,7 +12,20 @@ use std::{
 use tokio::time::Instant;
 
 use super::lock_holder::{self, GOES_WITHIN, Holder};
-use crate::{control::{client::{self, Client}, types::{Ready, State}}, spec::{self, HostSettings, Invalid}, store::{layout::{Layout, older_log}, record, running}, sys::file, systemd::{service::{self, Unit}, unit::Scope}, value::VmName};
+use crate::{
+    control::{
+        client::{self, Client},
+        types::{Ready, State},
+    },
+    spec::{self, HostSettings, Invalid},
+    store::{layout::Layout, record, running},
+    sys::file,
+    systemd::{
+        service::{self, Unit},
+        unit::Scope,
+    },
+    value::VmName,
+};
 
 /// How long a supervisor may take for one answer before it is asked again.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -175,7 +188,7 @@ pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
     let log = paths.supervisor_log();
     // As a start begins nobody writes to it.
     if file::metadata(&log)?.is_some_and(|meta| meta.len() > LOG_MOST) {
-        let older = older_log(&log);
+        let older = crate::sys::log::older_log(&log);
         std::fs::rename(&log, &older).map_err(file::Error::on("rename", &log))?;
     }
     let open = OpenOptions::new().append(true).create(true).mode(LOG_MODE).open(&log);

@@ -3,7 +3,14 @@
 use std::{path::Path, time::Duration};
 
 use super::lock_holder;
-use crate::{control::{client::{self, Client}, types::{Command, Event}}, store::layout::VmPaths, sys::lock::{self, Lock}};
+use crate::{
+    control::{
+        client::{self, Client},
+        types::{Command, Event},
+    },
+    store::layout::VmPaths,
+    sys::lock::{self, Lock},
+};
 
 /// How long a supervisor that has closed its socket may take to be gone.
 const LAST_BREATH: Duration = Duration::from_secs(10);

@@ -5,7 +5,20 @@ use std::{collections::BTreeMap, path::Path};
 use futures_util::future::join_all;
 
 use super::inventory::{Entry, PATIENCE};
-use crate::{control::{client::Client, types::DiskStatistics}, net::{broker::Network, link::{Counters, Links}}, store::layout::Layout, sys::{cgroup, pressure::{self, Pressures}, process_time::{self, Thread}}, value::VmName};
+use crate::{
+    control::{client::Client, types::DiskStatistics},
+    net::{
+        broker::Network,
+        link::{Counters, Links},
+    },
+    store::layout::Layout,
+    sys::{
+        cgroup,
+        pressure::{self, Pressures},
+        process_time::{self, Thread},
+    },
+    value::VmName,
+};
 
 /// Fills in what each VM that runs has of the host's memory and CPUs; `proc` is `/proc`.
 pub fn fill_in(entries: &mut [Entry], proc: &Path) {

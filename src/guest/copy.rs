@@ -10,7 +10,14 @@ use std::{
 use tokio::sync::mpsc;
 
 use super::{Error, Guest, unread};
-use crate::{control::client, sys::{file::{self, Temporary}, progress::{At, Doing, Progress}, terminal::{Input, Output, input_of}}};
+use crate::{
+    control::client,
+    sys::{
+        file::{self, Temporary},
+        progress::{At, Doing, Progress},
+        terminal::{Input, Output, input_of},
+    },
+};
 
 /// Whether a guest's file is a directory; else its mode and its size.
 const LOOK: &str = r#"if [ -d "$0" ]; then echo directory; else stat -L -c '%a %s' "$0"; fi"#;

@@ -5,7 +5,10 @@ use std::time::Duration;
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{Done, Error, Guest, LEAST_PAUSE, MOST_PAUSE, next, unread};
-use crate::{control::client, sys::terminal::{Input, Output}};
+use crate::{
+    control::client,
+    sys::terminal::{Input, Output},
+};
 
 /// What is given back to the guest of what was read of its files, in bytes: where they lie there may be little room.
 const GIVE_BACK: u64 = 16 << 20;

@@ -12,7 +12,16 @@ use tokio::{sync::mpsc, time::Instant};
 pub use self::copy::{Local, copy_in, copy_out};
 pub use self::exec::{Streams, exec};
 
-use crate::{control::client::{self, Client}, store::{layout::VmPaths, running}, sys::{file, session::{Session, Vanished}, terminal::{self, Input}}, value::{base64, to_base64}};
+use crate::{
+    control::client::{self, Client},
+    store::{layout::VmPaths, running},
+    sys::{
+        file,
+        session::{Session, Vanished},
+        terminal::{self, Input},
+    },
+    value::{base64, to_base64},
+};
 
 /// How much of a file goes in one call, in bytes: in base64 it fits into what the control socket takes.
 const CHUNK: usize = 512 << 10;

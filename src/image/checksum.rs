@@ -1,8 +1,15 @@
 //! The digest that an image must have, and whether it has it.
 
 use super::{Error, Work};
-use super::{cache, checksum_file, fetch, reference::{file_name, local_path, without_password}};
-use crate::{spec::{Checksum, Origin}, sys::file, value::Digest};
+use super::{
+    cache, checksum_file, fetch,
+    reference::{file_name, local_path, without_password},
+};
+use crate::{
+    spec::{Checksum, Origin},
+    sys::file,
+    value::Digest,
+};
 
 impl Work<'_> {
     /// The digest that the image must have; asks the SUMS file, and remembers what it says where
@@ -38,7 +45,8 @@ impl Work<'_> {
             let (image, sums) = (self.name.clone(), without_password(sums));
             Error::Sums { image, sums, source }
         };
-        let (checksum_file::Error::NotListed { .. }, Origin::Http(url)) = (&source, &self.image.origin)
+        let (checksum_file::Error::NotListed { .. }, Origin::Http(url)) =
+            (&source, &self.image.origin)
         else {
             return Err(fail(source));
         };

@@ -2,7 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::{cache, checksum_file, fetch, qcow2, qemu_img, reference::{Compression, Foreign}, writer};
+use super::{
+    cache, checksum_file, fetch, qcow2, qemu_img,
+    reference::{Compression, Foreign},
+    writer,
+};
 use crate::{sys::file, value::Digest};
 
 /// Why there is no image.

@@ -9,8 +9,18 @@ use std::{
 };
 
 use super::{Cached, Error, Work};
-use super::{cache::{self, Entry, lock::{Hold, Lock, Tried}, look_up, path}, download, qcow2};
-use crate::{sys::{digest::Digesting, file, progress::Doing}, value::{Algorithm, Digest}};
+use super::{
+    cache::{
+        self, Entry,
+        lock::{Hold, Lock, Tried},
+        look_up, path,
+    },
+    download, qcow2,
+};
+use crate::{
+    sys::{digest::Digesting, file, progress::Doing},
+    value::{Algorithm, Digest},
+};
 
 /// How much is read at a time.
 const CHUNK: usize = 1 << 20;

@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use super::{Error, Work};
-use super::{cache, qcow2, qemu_img, reference::{Compression, Foreign}};
+use super::{
+    cache, qcow2, qemu_img,
+    reference::{Compression, Foreign},
+};
 use crate::{spec::Format, sys::file};
 
 impl Work<'_> {

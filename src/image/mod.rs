@@ -37,10 +37,22 @@ pub use self::error::Error;
 pub use self::fetch::Patience;
 use self::found::Spoilt;
 
-use self::{cache::{Entry, key, path}, fetch::{Fetched, Job}, writer::{Intake, UnpackedFile}};
+use self::{
+    cache::lock::Lock,
+    qemu_img::QemuImg,
+    reference::{Compression, shown, written_digest},
+};
+use self::{
+    cache::{Entry, key, path},
+    fetch::{Fetched, Job},
+    writer::{Intake, UnpackedFile},
+};
 use crate::sys::progress::{At, Cancel, Doing, Progress};
-use self::{cache::lock::Lock, qemu_img::QemuImg, reference::{Compression, shown, written_digest}};
-use crate::{spec::{Checksum, Format, Image, Origin}, sys::{file, reflink}, value::{Algorithm, Digest}};
+use crate::{
+    spec::{Checksum, Format, Image, Origin},
+    sys::{file, reflink},
+    value::{Algorithm, Digest},
+};
 
 /// What images and disks are made with.
 #[derive(Debug, Clone)]

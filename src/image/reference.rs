@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{spec::{Checksum, Format, Image, Origin}, value::Digest};
+use crate::{
+    spec::{Checksum, Format, Image, Origin},
+    value::Digest,
+};
 
 /// How a file is compressed. Told by its first bytes, never by its name: `x.qcow2` behind a redirect may be
 /// anything, and a wrong guess would put a compressed stream onto a disk.

@@ -24,8 +24,14 @@ use std::{
     thread::JoinHandle,
 };
 
-use super::{decompress::{Refused, Unpacked}, reference::Compression};
-use crate::{sys::{digest::Digesting, file, reflink}, value::{Algorithm, Digest}};
+use super::{
+    decompress::{Refused, Unpacked},
+    reference::Compression,
+};
+use crate::{
+    sys::{digest::Digesting, file, reflink},
+    value::{Algorithm, Digest},
+};
 
 /// How much is read back at a time.
 const CHUNK: usize = 1 << 20;

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::{Action, By, Cause, End, Hold, Ladder, OnPanic, Outcome, PRESS_EVERY, Policy, QUIT_GRACE, Rung, State};
+use super::{
+    Action, By, Cause, End, Hold, Ladder, OnPanic, Outcome, PRESS_EVERY, Policy, QUIT_GRACE, Rung,
+    State,
+};
 
 /// The first rung.
 pub(super) fn ask(

@@ -1,7 +1,7 @@
 //! Floor 2: the life of one VM as a state machine without clocks, tasks or processes.
 //!
 //! [`step`] takes what is so, what happened and when, and says what is so then and what has to be done. Whoever drives
-//! it (`run::supervise`) does the actions and feeds back events; every rule about stopping, rebooting, panics and deadlines is here.
+//! it (`supervisor::supervise`) does the actions and feeds back events; every rule about stopping, rebooting, panics and deadlines is here.
 //!
 //! ```text
 //!                 Prepared          Launched                Pause, STOP
@@ -94,4 +94,3 @@ pub enum OnPanic {
     /// The guest stays as it is, paused.
     Pause,
 }
-

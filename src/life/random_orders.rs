@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::{*, tests::{POLICY, at}};
+use super::{
+    tests::{POLICY, at},
+    *,
+};
 
 fn any_event() -> impl Strategy<Value = Event> {
     let gone = prop_oneof![

@@ -2,7 +2,14 @@
 
 use std::time::Duration;
 
-use super::{Action, By, Cause, Command, End, Event, Gone, Hold, Ladder, Outcome, Policy, Rung, State, ladder::{ask, end, ended, finish, guest_done, instead_of_relaunch, not_ready, panicked, quit, reboot, stop_instead}, suspend::{save, suspending}};
+use super::{
+    Action, By, Cause, Command, End, Event, Gone, Hold, Ladder, Outcome, Policy, Rung, State,
+    ladder::{
+        ask, end, ended, finish, guest_done, instead_of_relaunch, not_ready, panicked, quit,
+        reboot, stop_instead,
+    },
+    suspend::{save, suspending},
+};
 
 /// How often the power button is pressed: a press gets lost while a Linux guest boots and nobody has opened
 /// the button's device yet; further presses change nothing once a shutdown is under way.

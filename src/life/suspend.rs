@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::{Action, By, Cause, Command, Event, Hold, Outcome, Policy, QUIT_GRACE, Rung, Saving, State, ladder::{ask, end, ended, panicked, quit}};
+use super::{
+    Action, By, Cause, Command, Event, Hold, Outcome, Policy, QUIT_GRACE, Rung, Saving, State,
+    ladder::{ask, end, ended, panicked, quit},
+};
 
 /// Saving the state has as long as a shutdown; where it fails, a shutdown has its own time after it.
 pub(super) fn save(by: By, held: bool, now: Duration, policy: &Policy) -> (State, Vec<Action>) {
@@ -104,7 +107,10 @@ fn not_saved(saving: Saving, now: Duration, policy: &Policy) -> (State, Vec<Acti
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::life::{Gone, accepts, tests::{GONE, at, feed}};
+    use crate::life::{
+        Gone, accepts,
+        tests::{GONE, at, feed},
+    };
 
     const SUSPEND: Event = Event::Asked(Command::Suspend);
     fn end(actions: &[Action]) -> Option<(&'static str, u8)> {

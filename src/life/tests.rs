@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{*, step::step};
+use super::{step::step, *};
 
 pub(super) const POLICY: Policy = Policy {
     shutdown_timeout: Duration::from_secs(60),

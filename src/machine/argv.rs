@@ -8,9 +8,17 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::{device::{self, BadPath}, facts::Accelerator, fdset::{self, Files, Handed}, firmware::Chosen};
+use super::{
+    device::{self, BadPath},
+    facts::Accelerator,
+    fdset::{self, Files, Handed},
+    firmware::Chosen,
+};
 use crate::store::{identity::Identity, layout::VmPaths};
-use crate::{spec::{Display, Format, Vm}, value::{Label, MacAddr, Size}};
+use crate::{
+    spec::{Display, Format, Vm},
+    value::{Label, MacAddr, Size},
+};
 
 /// The descriptors that QEMU inherits, by number.
 pub mod fd {

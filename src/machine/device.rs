@@ -8,8 +8,15 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::{argv::{DiskFile, fd}, fdset::{Access, Files}, firmware::Chosen};
-use crate::{spec::{Bus, Disk, Format, Link, Media, Model, Nic, Vm}, value::{Label, MacAddr}};
+use super::{
+    argv::{DiskFile, fd},
+    fdset::{Access, Files},
+    firmware::Chosen,
+};
+use crate::{
+    spec::{Bus, Disk, Format, Link, Media, Model, Nic, Vm},
+    value::{Label, MacAddr},
+};
 
 pub(crate) const RNG_SLOT: usize = 0x02;
 pub(crate) const BALLOON_SLOT: usize = 0x03;

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use crate::{spec::{AntiSpoof, Checksum, Disk, Link, Nic, Origin, Source, Vm}, value::Label};
+use crate::{
+    spec::{AntiSpoof, Checksum, Disk, Link, Nic, Origin, Source, Vm},
+    value::Label,
+};
 
 /// Every key of a VM with its value; no entry where there is none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

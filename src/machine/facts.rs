@@ -1,4 +1,4 @@
-//! What the plan must know of the host: gathered by `host::probe`, read out of QEMU's own words here.
+//! What the plan must know of the host: gathered by `machine::probe`, read out of QEMU's own words here.
 
 use std::path::PathBuf;
 

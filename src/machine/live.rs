@@ -1,7 +1,13 @@
 //! What can be done to a machine that runs, of all that its VM file has changed.
 
-use super::{facets::{DISKS, Facets, MEM, NICS, disk_key, nic_key, part}, pending::{Pending, TakesEffect}};
-use crate::{spec::{Disk, Link, LinkState, Nic, Vm}, value::{Label, Size}};
+use super::{
+    facets::{DISKS, Facets, MEM, NICS, disk_key, nic_key, part},
+    pending::{Pending, TakesEffect},
+};
+use crate::{
+    spec::{Disk, Link, LinkState, Nic, Vm},
+    value::{Label, Size},
+};
 
 /// One change that QEMU or the kernel has to be asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,7 +137,10 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::{machine::pending::{machine, pending}, spec};
+    use crate::{
+        machine::pending::{machine, pending},
+        spec,
+    };
 
     fn vm(text: &str) -> Vm {
         let file = Path::new("/v/web.toml");

@@ -11,4 +11,3 @@ pub mod pending;
 pub mod probe;
 pub mod resources;
 pub mod user_network;
-

@@ -1,24 +1,9 @@
 //! What a VM may take of the host, as the kernel's control files have it.
 
-use crate::spec::Vm;
+use crate::{spec::Vm, sys::cgroup::Setting};
 
 /// The length of the period that a quota is a part of, in microseconds: the kernel's own default, and systemd's.
 const PERIOD: u64 = 100_000;
-
-/// One control file of the VM's cgroup (cgroup-v2.rst, "Controllers").
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Setting {
-    /// The key of the VM file.
-    pub key: &'static str,
-    /// The controller that has to be given down to the cgroup.
-    pub controller: &'static str,
-    /// The file.
-    pub file: &'static str,
-    /// What is written.
-    pub value: String,
-    /// It stands in the VM file. What does not is set back to the kernel's default, where there is such a file.
-    pub wanted: bool,
-}
 
 /// Every control file that a key of the VM file becomes, where no service manager writes it.
 pub fn settings(vm: &Vm) -> Vec<Setting> {

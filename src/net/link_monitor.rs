@@ -13,7 +13,10 @@ use nix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::{sys::bpf::{IF_EQUAL, Instruction, LOAD_BYTE, LOAD_HALF, LOAD_WORD, Program, RETURN}, value::IfName};
+use crate::{
+    sys::bpf::{IF_EQUAL, Instruction, LOAD_BYTE, LOAD_HALF, LOAD_WORD, Program, RETURN},
+    value::IfName,
+};
 
 type Groups = u32;
 type At = u32;

@@ -12,4 +12,3 @@ pub mod port;
 pub mod tap;
 pub mod tap_spec;
 pub mod vhost;
-

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use super::anti_spoof::{self, Instruction};
 use crate::machine::facets::{Facets, NICS, nic_key};
-use crate::{spec::{AntiSpoof, Isolation, Link, Nic, Vm}, value::{Cidr, IfName, Label, MacAddr, VmName}};
+use crate::{
+    spec::{AntiSpoof, Isolation, Link, Nic, Vm},
+    value::{Cidr, IfName, Label, MacAddr, VmName},
+};
 
 /// One tap.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,6 +3,6 @@
 pub mod capabilities;
 #[allow(unsafe_code)]
 pub mod confine;
+pub mod file_access;
 #[allow(unsafe_code)]
 pub mod spawn;
-

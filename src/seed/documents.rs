@@ -7,7 +7,10 @@ use std::{fmt::Write as _, net::IpAddr};
 
 use super::iso9660;
 use crate::store::identity::Identity;
-use crate::{spec::{CloudInit, Nic, Vm}, value::MacAddr};
+use crate::{
+    spec::{CloudInit, Nic, Vm},
+    value::MacAddr,
+};
 
 /// The label that cloud-init looks for (datasource NoCloud).
 pub const LABEL: &str = "cidata";

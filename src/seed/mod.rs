@@ -2,4 +2,3 @@
 
 pub mod documents;
 pub mod iso9660;
-

@@ -2,7 +2,13 @@
 
 use std::{io, path::Path};
 
-use super::{UserData, reading::{Key, Reading}, ssh_key, table::Table, text};
+use super::{
+    UserData,
+    reading::{Key, Reading},
+    ssh_key,
+    table::Table,
+    text,
+};
 use crate::value::shown;
 
 /// The table. `user_data` excludes `user`, `ssh_authorized_keys` and `password_hash`.

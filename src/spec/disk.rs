@@ -4,7 +4,14 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Image, image::ImageKeys, reading::{At, Key, Reading}, table::Table, text, written::{DiskSize, Whole}};
+use super::{
+    Image,
+    image::ImageKeys,
+    reading::{At, Key, Reading},
+    table::Table,
+    text,
+    written::{DiskSize, Whole},
+};
 use crate::value::{Label, Size, shown};
 
 /// One disk.

@@ -2,7 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::{reading::{Key, Reading}, table::Table, text};
+use super::{
+    reading::{Key, Reading},
+    table::Table,
+    text,
+};
 use crate::value::VncAddress;
 
 /// The table. Without it the guest has no screen, only its serial console.

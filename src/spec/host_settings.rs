@@ -8,7 +8,15 @@ use std::{
 
 use toml::de::{DeTable, DeValue};
 
-use super::{Admission, Invalid, Problem, file::{bytes, not_text}, reading::{At, Reading}, syntax, table::Table, unknown, written::{Refusal, Written, whole}};
+use super::{
+    Admission, Invalid, Problem,
+    file::{bytes, not_text},
+    reading::{At, Reading},
+    syntax,
+    table::Table,
+    unknown,
+    written::{Refusal, Written, whole},
+};
 use crate::value::{Size, UidRange};
 
 /// All settings of a host; the defaults where there is no file.

@@ -2,7 +2,12 @@
 
 use std::path::PathBuf;
 
-use super::{Clone as DiskClone, reading::{At, Key, Reading}, table::Table, text};
+use super::{
+    Clone as DiskClone,
+    reading::{At, Key, Reading},
+    table::Table,
+    text,
+};
 use crate::value::{Algorithm, Digest, shown};
 
 /// An image and how it is known to be the right one.

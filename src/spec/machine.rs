@@ -5,7 +5,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Accel, CloudInit, Disk, Display, Firmware, HostShutdown, Isolation, Link, Nic, OnGuestReboot, OnPanic, Ready, ReadyFailure, TapHeal, cloud_init::ReadFile, disk::{Bus, DiskKeys, FlatDisk}, nic::NicKeys, reading::{At, Key, Reading}, table::{Named, Table}, written::{Memory, Whole}};
+use super::{
+    Accel, CloudInit, Disk, Display, Firmware, HostShutdown, Isolation, Link, Nic, OnGuestReboot,
+    OnPanic, Ready, ReadyFailure, TapHeal,
+    cloud_init::ReadFile,
+    disk::{Bus, DiskKeys, FlatDisk},
+    nic::NicKeys,
+    reading::{At, Key, Reading},
+    table::{Named, Table},
+    written::{Memory, Whole},
+};
 use crate::value::{CpuList, CpuWeight, Label, Operator, Seconds, Size, VmName};
 
 /// A whole VM file. The flat keys of the first disk and the first NIC are folded into `disks` and

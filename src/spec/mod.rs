@@ -32,11 +32,15 @@ use std::{collections::BTreeSet, io, path::Path, sync::LazyLock};
 
 use toml::de::DeTable;
 
-pub use self::choice::{Accel, Admission, Firmware, HostShutdown, Isolation, OnGuestReboot, OnPanic, TapHeal};
+pub use self::choice::{
+    Accel, Admission, Firmware, HostShutdown, Isolation, OnGuestReboot, OnPanic, TapHeal,
+};
 pub use self::cloud_init::CloudInit;
 pub use self::disk::{Bus, Clone, Disk, Format, Media, Source};
 pub use self::display::Display;
-pub use self::file::{files_in, load, load_all, load_early, load_in_place, load_with_text, name_of};
+pub use self::file::{
+    files_in, load, load_all, load_early, load_in_place, load_with_text, name_of,
+};
 pub use self::host_settings::{HostSettings, is_host_settings};
 pub use self::image::{Checksum, Image, Origin};
 pub use self::machine::Vm;
@@ -45,9 +49,9 @@ pub use self::problem::{Invalid, Problem};
 pub use self::ready::{Reach, Ready, ReadyFailure};
 pub use self::user_data::{Note as UserDataNote, UserData};
 
-use crate::value::VmName;
 use self::reading::{At, Reading};
 use self::table::Table;
+use crate::value::VmName;
 
 /// Reads the text of a VM file; touches nothing. `file` is what relative paths are resolved against and what
 /// messages name; `user_data` reads the file that `userData` names.

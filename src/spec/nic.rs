@@ -4,7 +4,11 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{reading::{At, Key, Reading}, table::Table, written::Whole};
+use super::{
+    reading::{At, Key, Reading},
+    table::Table,
+    written::Whole,
+};
 use crate::value::{Cidr, Forward, IfName, Label, MacAddr, VmName};
 
 /// One network card.

@@ -6,7 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{lookalike, problem::{Excerpt, Problem, is_secret}};
+use super::{
+    lookalike,
+    problem::{Excerpt, Problem, is_secret},
+};
 
 /// Where something was written.
 #[derive(Debug, Clone, PartialEq, Eq)]

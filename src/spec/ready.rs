@@ -8,7 +8,12 @@ use std::{
 use serde::{Deserialize, Serialize};
 use toml::de::DeValue;
 
-use super::{Link, Nic, Vm, reading::{At, Reading}, unknown, written::{Refusal, Written}};
+use super::{
+    Link, Nic, Vm,
+    reading::{At, Reading},
+    unknown,
+    written::{Refusal, Written},
+};
 use crate::value::{Protocol, shown};
 
 /// When a VM counts as started.

@@ -4,7 +4,11 @@ use std::borrow::Cow;
 
 use toml::de::{DeTable, DeValue};
 
-use super::{reading::{At, Key, Reading}, unknown, written::{Refusal, Written}};
+use super::{
+    reading::{At, Key, Reading},
+    unknown,
+    written::{Refusal, Written},
+};
 use crate::value::{Label, shown};
 
 /// The longest array: far more than anyone writes, few enough to compare each with each.

@@ -7,7 +7,11 @@
 
 use std::{fmt, io::Read, path::PathBuf};
 
-use super::{cloud_init::ReadFile, reading::{At, Reading}, text, yaml};
+use super::{
+    cloud_init::ReadFile,
+    reading::{At, Reading},
+    text, yaml,
+};
 use crate::value::shown;
 
 /// A user-data file, read when the VM file was.

@@ -2,8 +2,14 @@
 
 use toml::de::DeValue;
 
-use super::{Accel, Admission, Bus, Clone as DiskClone, Firmware, Format, HostShutdown, Isolation, LinkState, Media, Model, OnGuestReboot, OnPanic, ReadyFailure, TapHeal, unknown};
-use crate::value::{Cidr, CpuList, CpuWeight, Forward, IfName, MacAddr, Operator, Refused, Seconds, Size, UidRange, VmName, VncAddress, shown};
+use super::{
+    Accel, Admission, Bus, Clone as DiskClone, Firmware, Format, HostShutdown, Isolation,
+    LinkState, Media, Model, OnGuestReboot, OnPanic, ReadyFailure, TapHeal, unknown,
+};
+use crate::value::{
+    Cidr, CpuList, CpuWeight, Forward, IfName, MacAddr, Operator, Refused, Seconds, Size, UidRange,
+    VmName, VncAddress, shown,
+};
 
 /// A value that can be read from TOML.
 pub(super) trait Written: Sized {

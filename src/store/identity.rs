@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use sha2::{Digest, Sha256};
 
-use crate::{spec::Vm, value::{Label, MacAddr, UidRange, VmName}};
+use crate::{
+    spec::Vm,
+    value::{Label, MacAddr, UidRange, VmName},
+};
 
 /// The content of `identity.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,9 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::sys::progress::Cancel;
 use super::layout::Layout;
-use crate::sys::{file, lock::{self, Lock}};
+use crate::sys::progress::Cancel;
+use crate::sys::{
+    file,
+    lock::{self, Lock},
+};
 
 /// Between two attempts.
 const IDENTITY_LOCK_POLL: Duration = Duration::from_millis(5);

@@ -9,9 +9,19 @@ use std::{
 
 use serde::de::Error as _;
 
-use super::{identity_lock::{self, IdentityLock, Waiter}, running::{self, PreviousQemu}};
-use super::{identity::{Identity, free_uid}, layout::{Layout, VmPaths}};
-use crate::{spec::{HostSettings, Vm}, sys::file, value::{MacAddr, UidRange, VmName}};
+use super::{
+    identity::{Identity, free_uid},
+    layout::{Layout, VmPaths},
+};
+use super::{
+    identity_lock::{self, IdentityLock, Waiter},
+    running::{self, PreviousQemu},
+};
+use crate::{
+    spec::{HostSettings, Vm},
+    sys::file,
+    value::{MacAddr, UidRange, VmName},
+};
 
 /// What new identities are made of.
 #[derive(Debug, Clone)]
@@ -365,7 +375,11 @@ mod tests {
     use std::sync::Barrier;
 
     use super::*;
-    use crate::{store::identity::derived_mac, sys::progress::Cancel, value::{Label, chain}};
+    use crate::{
+        store::identity::derived_mac,
+        sys::progress::Cancel,
+        value::{Label, chain},
+    };
 
     fn layout(dir: &Path) -> Layout {
         let [config, state, runtime] = ["c", "s", "r"].map(|place| dir.join(place));

@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::{spec::{Format, HostSettings}, value::{Label, VmName}};
+use crate::{
+    spec::{Format, HostSettings},
+    value::{Label, VmName},
+};
 
 /// The three directories that all paths are below.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,22 +89,7 @@ impl Layout {
 /// A name that no VM can have.
 const RESERVATIONS: &str = ".memory";
 /// What the name of a draft begins with; a left-over, as of a file that was being written.
-const DRAFT: &str = ".qvm-";
-/// Where the older half of the log at `path` is.
-pub fn older_log(path: &Path) -> PathBuf {
-    beside(path, ".1")
-}
-
-/// Where the times of the lines of the log at `path` are.
-pub fn times_of_log(path: &Path) -> PathBuf {
-    beside(path, ".times")
-}
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
-}
+const DRAFT: &str = crate::sys::file::UNFINISHED;
 
 /// The files of one VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -252,10 +240,5 @@ impl VmPaths {
         let mut name = std::ffi::OsString::from(DRAFT);
         name.push(self.state.file_name().unwrap_or_default());
         self.state.with_file_name(name)
-    }
-
-    /// Whether a path is a file that was being written: it becomes another's, or a later start removes it.
-    pub fn is_left_over(path: &Path) -> bool {
-        path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(DRAFT))
     }
 }

@@ -9,9 +9,12 @@ use std::{
 
 use rustix::io::Errno;
 
-use crate::sys::progress::Cancel;
 use super::layout::VmPaths;
-use crate::{machine::argv::fd, sys::{liveness_lock::{self, LivenessLock, LockState}, machine_id}};
+use crate::sys::progress::Cancel;
+use crate::sys::{
+    liveness_lock::{self, LivenessLock, LockState},
+    machine_id,
+};
 
 /// How long the locks of a QEMU process that has just exited may stay held.
 const RELEASED_WITHIN: Duration = Duration::from_secs(5);
@@ -150,14 +153,15 @@ impl Liveness {
         Ok(Self { runtime, state })
     }
 
-    /// Makes the locks QEMU's: their descriptors, each with the number that it has there.
+    /// Turns the locks into QEMU's: their descriptors, with the numbers that they get in QEMU:
+    /// of the lock in the runtime directory, and of the lock beside the disks.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn into_fds(self) -> io::Result<Vec<(OwnedFd, i32)>> {
-        let mut fds = vec![(self.runtime.into_qemu_fd()?, fd::RUNTIME_LOCK)];
+    pub fn into_fds(self, [runtime, state]: [i32; 2]) -> io::Result<Vec<(OwnedFd, i32)>> {
+        let mut fds = vec![(self.runtime.into_qemu_fd()?, runtime)];
         if let Some(lock) = self.state {
-            fds.push((lock.into_qemu_fd()?, fd::STATE_LOCK));
+            fds.push((lock.into_qemu_fd()?, state));
         }
         Ok(fds)
     }

@@ -3,7 +3,6 @@
 pub mod identity;
 pub mod identity_lock;
 pub mod identity_store;
-pub mod isolation;
 pub mod layout;
 pub mod liveness;
 pub mod record;
@@ -12,5 +11,5 @@ pub(crate) mod reservation;
 pub mod running;
 pub mod saved_header;
 pub mod saved_state;
+pub mod vm_file_copies;
 pub mod vm_state;
-

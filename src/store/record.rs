@@ -11,9 +11,16 @@ use std::{
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
+use super::layout::VmPaths;
 use super::liveness;
-use super::{isolation::{Isolation, Layer}, layout::VmPaths};
-use crate::{control::types::End, sys::file, value::chain};
+use crate::{
+    control::{
+        isolation::{Isolation, Layer},
+        types::End,
+    },
+    sys::file,
+    value::chain,
+};
 
 /// How many ends are kept.
 pub const ENDS: usize = 10;
@@ -78,7 +85,7 @@ pub struct Record {
     /// It was not ready in its time, and why.
     #[serde(default)]
     pub missed: Option<String>,
-    /// What was done to the running machine since, by key (`plan::facets`); null for what was taken out.
+    /// What was done to the running machine since, by key (`machine::facets`); null for what was taken out.
     #[serde(default)]
     pub applied: BTreeMap<String, Option<String>>,
     /// The program that it is.
@@ -502,7 +509,7 @@ mod tests {
     fn record_stays_while_a_lock_is_held() {
         let dir = tempfile::tempdir().unwrap();
         let paths = paths(dir.path());
-        let held = liveness::Liveness::for_qemu(&paths).unwrap().into_fds().unwrap();
+        let held = liveness::Liveness::for_qemu(&paths).unwrap().into_fds([7, 8]).unwrap();
         fs::write(paths.record(), "x").unwrap();
         fs::write(paths.qmp_socket(), "").unwrap();
         Record::remove(&paths);

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 use tracing::warn;
 
+use super::layout::VmPaths;
 use super::record::Record;
 use crate::sys::lane::Lane;
-use super::layout::VmPaths;
 use crate::value::chain;
 
 /// Writes the newest state of the record. A state that was not written yet when the next one comes is

@@ -7,10 +7,12 @@ use std::{fs, io, path::Path, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::running;
-use crate::supervisor::start::adopt;
 use super::layout::{Layout, VmPaths};
-use crate::{sys::{file, pidfd}, value::VmName};
+use super::running;
+use crate::{
+    sys::{file, pidfd},
+    value::VmName,
+};
 
 /// How long a VM that was let go counts as being started. One whose image is being fetched is no burden.
 const STARTING: Duration = Duration::from_secs(10);
@@ -102,7 +104,8 @@ pub(crate) fn others(layout: &Layout, own: &VmName) -> Others {
             // A supervisor of an earlier version reserves nothing.
             Ok(None) if !paths.booted().exists() => None,
             Ok(None) | Err(_) if runs() => {
-                let booted = adopt::booted(&paths, &name, &layout.vm_file(&name));
+                let booted =
+                    crate::store::vm_file_copies::booted(&paths, &name, &layout.vm_file(&name));
                 booted.map(|(vm, _)| vm.mem.bytes())
             }
             Ok(None) | Err(_) => None,

@@ -10,9 +10,17 @@ use std::{
     time::Duration,
 };
 
-use super::{identity_store, liveness, record::{Record, Unreadable}};
 use super::layout::VmPaths;
-use crate::sys::{liveness_lock::{self, LockState}, pidfd::{self, Process}, qemu_processes::{self, QemuProcess, QemuProcesses}, socket};
+use super::{
+    identity_store, liveness,
+    record::{Record, Unreadable},
+};
+use crate::sys::{
+    liveness_lock::{self, LockState},
+    pidfd::{self, Process},
+    qemu_processes::{self, QemuProcess, QemuProcesses},
+    socket,
+};
 
 /// How often a held lock without a matching record is probed again: a process that is ending releases its locks one by one.
 const PROBES: u32 = 5;
@@ -347,7 +355,7 @@ mod tests {
             let held = if free == "running" { "running" } else { "unknown" };
             let locks = Liveness::for_qemu(&paths).unwrap();
             assert_eq!(word(find(&paths)), free, "a supervisor that prepares holds it");
-            let locks = locks.into_fds().unwrap();
+            let locks = locks.into_fds([7, 8]).unwrap();
             assert_eq!(word(find(&paths)), held);
             fs::remove_file(paths.qemu_lock()).unwrap();
             assert_eq!(word(find(&paths)), held, "the lock beside the disks is held");

@@ -6,9 +6,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{liveness::{self, Liveness}, running::{self, PreviousQemu}, saved_state};
 use super::layout::{Layout, VmPaths};
-use crate::{sys::{file, lock::{self, Lock}}, value::VmName};
+use super::{
+    liveness::{self, Liveness},
+    running::{self, PreviousQemu},
+    saved_state,
+};
+use crate::{
+    sys::{
+        file,
+        lock::{self, Lock},
+    },
+    value::VmName,
+};
 
 /// Why it stays.
 #[derive(Debug, thiserror::Error)]

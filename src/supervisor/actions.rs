@@ -4,9 +4,23 @@ use std::time::Duration;
 
 use tracing::{error, info, warn};
 
-use super::{file_reading::AfterReading, input::Fact, running::ready::policy, start::{begin::end_launched, launch}, supervise::{AGENT_LIMIT, LAST_WORDS, Left, QMP_LIMIT, STOP_SLACK, Supervisor}};
-use crate::store::{record, running::{self, Found, PreviousQemu}};
-use crate::{control::types, life::{self, Action, Rung}, sys::pidfd, value::chain};
+use super::{
+    file_reading::AfterReading,
+    input::Fact,
+    running::ready::policy,
+    start::{begin::end_launched, launch},
+    supervise::{AGENT_LIMIT, LAST_WORDS, Left, QMP_LIMIT, STOP_SLACK, Supervisor},
+};
+use crate::store::{
+    record,
+    running::{self, Found, PreviousQemu},
+};
+use crate::{
+    control::types,
+    life::{self, Action, Rung},
+    sys::pidfd,
+    value::chain,
+};
 
 impl Supervisor {
     /// One step of the life machine, and what it wants done.

@@ -4,8 +4,23 @@ use std::{os::unix::fs::MetadataExt, time::Duration};
 
 use tracing::{info, warn};
 
-use super::{file_reading::AfterReading, input::Fact, running::live_update::Asker, start::prepare, supervise::{QMP_LIMIT, Supervisor}};
-use crate::{control::types::Refusal, machine::{facets::Facets, pending::{self, AT_ONCE, pending, wants_relaunch}}, spec::Vm, sys::file, value::chain};
+use super::{
+    file_reading::AfterReading,
+    input::Fact,
+    running::live_update::Asker,
+    start::prepare,
+    supervise::{QMP_LIMIT, Supervisor},
+};
+use crate::{
+    control::types::Refusal,
+    machine::{
+        facets::Facets,
+        pending::{self, AT_ONCE, pending, wants_relaunch},
+    },
+    spec::Vm,
+    sys::file,
+    value::chain,
+};
 
 /// The keys of what no VM file says: QEMU, its firmware, and whom cloud-init takes the guest for.
 const QEMU: &str = "qemu";

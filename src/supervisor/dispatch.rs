@@ -2,7 +2,12 @@
 
 use tracing::{debug, info};
 
-use super::{file_reading::AfterReading, input::Fact, running::freeze::Why, supervise::{START_STEP, Supervisor}};
+use super::{
+    file_reading::AfterReading,
+    input::Fact,
+    running::freeze::Why,
+    supervise::{START_STEP, Supervisor},
+};
 use crate::{life, sys::signal::Signal};
 
 impl Supervisor {

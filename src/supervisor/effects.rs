@@ -12,7 +12,11 @@ use tokio::{
 use tracing::warn;
 
 use super::{input::Fact, supervise::Supervisor};
-use crate::{control::types::Refusal, life::{self, Command, QUIT_GRACE, State}, value::chain};
+use crate::{
+    control::types::Refusal,
+    life::{self, Command, QUIT_GRACE, State},
+    value::chain,
+};
 
 /// How long QEMU has for a command, its event included. Longer than one QMP command may take.
 const EFFECT_LIMIT: Duration = Duration::from_secs(12);

@@ -5,8 +5,18 @@ use std::{path::PathBuf, time::Duration};
 use tokio::{sync::oneshot, time::sleep};
 use tracing::warn;
 
-use super::{config::{FileId, file_id}, input::Fact, running::live_update::Asker, supervise::Supervisor};
-use crate::{control::types::{Refusal, Status}, spec::{self, Vm}, store::{identity::Identity, layout::VmPaths}, sys::file};
+use super::{
+    config::{FileId, file_id},
+    input::Fact,
+    running::live_update::Asker,
+    supervise::Supervisor,
+};
+use crate::{
+    control::types::{Refusal, Status},
+    spec::{self, Vm},
+    store::{identity::Identity, layout::VmPaths},
+    sys::file,
+};
 
 /// How long a reading may take before who waits for it is told.
 const LIMIT: Duration = Duration::from_secs(10);

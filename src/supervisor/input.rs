@@ -4,9 +4,31 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::{effects, file_reading::FileReading, running::{disk_space::Place, freeze::{self, NotFrozen, Why}, live_update::{Applied, Asker}, resources::Given, taps::Told, viewer::Opened}, start::{admission::Step, begin::PreviousRun, launch::Qemu, prepare::Prepared}};
+use super::{
+    effects,
+    file_reading::FileReading,
+    running::{
+        disk_space::Place,
+        freeze::{self, NotFrozen, Why},
+        live_update::{Applied, Asker},
+        resources::Given,
+        taps::Told,
+        viewer::Opened,
+    },
+    start::{admission::Step, begin::PreviousRun, launch::Qemu, prepare::Prepared},
+};
+use crate::{
+    control::types::{Refusal, Request},
+    machine::live::Change,
+    sys::{
+        file_watch::Changes,
+        pidfd::Exit,
+        signal::{Signal, Signals},
+        suspend_watch::Sleeps,
+    },
+    value::{Label, Operator, chain},
+};
 use crate::{store::running::Found, sys::lane::Refused};
-use crate::{control::types::{Refusal, Request}, machine::live::Change, sys::{file_watch::Changes, pidfd::Exit, signal::{Signal, Signals}, suspend_watch::Sleeps}, value::{Label, Operator, chain}};
 
 /// Whose fault it is that a guest does not come to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

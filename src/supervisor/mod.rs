@@ -13,4 +13,3 @@ pub mod running;
 pub mod settings;
 pub mod start;
 pub mod supervise;
-

@@ -4,9 +4,22 @@ use std::time::Duration;
 
 use tracing::{debug, error, info, warn};
 
-use super::{file_reading::AfterReading, input::{Fact, Fault, NotBegun, Trouble}, running::{disk_space::Room, qmp_watchdog::Monitor, resources::Given}, start::launch::{self, Qemu}, supervise::{Left, QMP_LIMIT, Supervisor}};
-use crate::store::{reservation, running::{Found, PreviousQemu}};
-use crate::{life::{self, Gone, State}, sys::{memory, pidfd::Exit}, value::chain};
+use super::{
+    file_reading::AfterReading,
+    input::{Fact, Fault, NotBegun, Trouble},
+    running::{disk_space::Room, qmp_watchdog::Monitor, resources::Given},
+    start::launch::{self, Qemu},
+    supervise::{Left, QMP_LIMIT, Supervisor},
+};
+use crate::store::{
+    reservation,
+    running::{Found, PreviousQemu},
+};
+use crate::{
+    life::{self, Gone, State},
+    sys::{memory, pidfd::Exit},
+    value::chain,
+};
 
 /// How long a kernel may take to say what its OOM killer did.
 const OOM_LIMIT: Duration = Duration::from_secs(2);

@@ -5,8 +5,19 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::sync::oneshot;
 
-use super::{effects::{Reply, qmp_refusal}, input::Fact, running::{freeze::Why, qmp_watchdog::FOREVER}, supervise::{AGENT_LIMIT, QMP_LIMIT, Supervisor}};
-use crate::{control::types::{self, Command, Refusal, Request, Status}, life::{self, State}, machine::user_network, spec::Link, value::chain};
+use super::{
+    effects::{Reply, qmp_refusal},
+    input::Fact,
+    running::{freeze::Why, qmp_watchdog::FOREVER},
+    supervise::{AGENT_LIMIT, QMP_LIMIT, Supervisor},
+};
+use crate::{
+    control::types::{self, Command, Refusal, Request, Status},
+    life::{self, State},
+    machine::user_network,
+    spec::Link,
+    value::chain,
+};
 
 /// What the agent does while file systems are frozen (qga/main.c, `ga_freeze_allowlist`), but for thawing.
 const WHILE_FROZEN: [&str; 5] =

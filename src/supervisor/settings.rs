@@ -1,10 +1,13 @@
-//! Floor 4: one supervisor. It prepares, launches or adopts, and then supervises one QEMU until it ends.
+//! What a supervisor is given by its caller.
 
 use std::path::PathBuf;
 
-use crate::{net::broker::Network, store::layout::{Layout, VmPaths}, systemd::unit::Scope, value::VmName};
-
-// It says what runs between fork and exec.
+use crate::{
+    net::broker::Network,
+    store::layout::{Layout, VmPaths},
+    systemd::unit::Scope,
+    value::VmName,
+};
 
 /// What a supervisor is told by whoever starts it: time, randomness and environment come from here.
 #[derive(Debug, Clone)]

@@ -19,10 +19,50 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{config::FileId, effects::Effects, error::Error, file_reading::{FileReadings, Files}, input::{Fact, forward_changes, forward_requests, forward_signals, forward_sleeps, next_beat, sleep_until}, running::{console::Console, disk_space::Room, freeze::Frozen, live_update::Applying, machined::Enrolled, operators::Operators, qmp_watchdog::Monitor, ready::Awaiting, taps::Taps}, settings::Settings, start::{launch::Qemu, prepare::Prepared}};
-use crate::{store::record_writer::RecordWriter, sys::{lane::{Lanes, OnLane}, progress::Cancel, tasks::Tasks}};
+use super::{
+    config::FileId,
+    effects::Effects,
+    error::Error,
+    file_reading::{FileReadings, Files},
+    input::{
+        Fact, forward_changes, forward_requests, forward_signals, forward_sleeps, next_beat,
+        sleep_until,
+    },
+    running::{
+        console::Console, disk_space::Room, freeze::Frozen, live_update::Applying,
+        machined::Enrolled, operators::Operators, qmp_watchdog::Monitor, ready::Awaiting,
+        taps::Taps,
+    },
+    settings::Settings,
+    start::{launch::Qemu, prepare::Prepared},
+};
 pub use super::{error::Left, input::Fault};
-use crate::{control::{server, types::{End, Event, Pending, Port}}, life::{self, Life}, machine::facets::Facets, spec::Vm, store::{layout::VmPaths, saved_header::Saved}, sys::{file_watch::{self, Watching}, peer, signal::Signals, socket, suspend_watch::Sleeps}, systemd::notify::{Notifier, under_systemd}};
+use crate::{
+    control::{
+        server,
+        types::{End, Event, Pending, Port},
+    },
+    life::{self, Life},
+    machine::facets::Facets,
+    spec::Vm,
+    store::{layout::VmPaths, saved_header::Saved},
+    sys::{
+        file_watch::{self, Watching},
+        peer,
+        signal::Signals,
+        socket,
+        suspend_watch::Sleeps,
+    },
+    systemd::notify::{Notifier, under_systemd},
+};
+use crate::{
+    store::record_writer::RecordWriter,
+    sys::{
+        lane::{Lanes, OnLane},
+        progress::Cancel,
+        tasks::Tasks,
+    },
+};
 
 /// How long one QMP command may take before QEMU counts as not answering.
 pub(crate) const QMP_LIMIT: Duration = Duration::from_secs(10);

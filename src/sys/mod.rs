@@ -40,4 +40,3 @@ pub(crate) mod tasks;
 pub mod terminal;
 pub mod user_runtime_dir;
 pub mod writeback;
-

@@ -8,4 +8,3 @@ pub mod service;
 pub mod unit;
 pub mod unit_mounts;
 pub(crate) mod unit_sandbox;
-

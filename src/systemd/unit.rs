@@ -5,7 +5,10 @@
 use std::path::{Component, Path, PathBuf};
 
 use super::unit_sandbox;
-use crate::{spec::{Link, Origin, Source, Vm}, value::VmName};
+use crate::{
+    spec::{Link, Origin, Source, Vm},
+    value::VmName,
+};
 
 /// The drop-in's file name.
 pub const DROP_IN: &str = "10-qvm.conf";

@@ -1,6 +1,6 @@
 //! Disks in directories that the unit was not opened for when it started, as one that a running guest is given: systemd opens them.
 //!
-//! A unit's mounts are made when it starts, from the drop-in of that time (`plan::sandbox`). `systemctl bind` (systemd 248) adds to them.
+//! A unit's mounts are made when it starts, from the drop-in of that time (`systemd::unit_sandbox`). `systemctl bind` (systemd 248) adds to them.
 
 use std::{
     ffi::OsString,
@@ -11,9 +11,11 @@ use std::{
 use rustix::fs::{StatVfsMountFlags, statvfs};
 
 use super::service;
-use crate::supervisor::settings::Settings;
 use super::{notify::under_systemd, unit::Scope};
-use crate::{spec::{Disk, Source}, value::chain};
+use crate::{
+    spec::{Disk, Source},
+    value::{VmName, chain},
+};
 
 /// The unit was closed to a file when it started, and systemd opens no home later.
 #[derive(Debug, thiserror::Error)]
@@ -32,11 +34,16 @@ impl Closed {
 ///
 /// # Errors
 /// It is in a home.
-pub(crate) fn bring(settings: &Settings, disk: &Disk) -> Result<(), Closed> {
+pub(crate) fn bind_path(
+    name: &VmName,
+    scope: Scope,
+    env: fn(&str) -> Option<String>,
+    disk: &Disk,
+) -> Result<(), Closed> {
     let Source::File(path) = &disk.source else { return Ok(()) };
-    let env = |key: &str| (settings.env)(key).map(OsString::from);
+    let env = |key: &str| env(key).map(OsString::from);
     // A user's unit has no mounts of its own.
-    if settings.scope != Scope::System || !under_systemd(env, std::process::id()) {
+    if scope != Scope::System || !under_systemd(env, std::process::id()) {
         return Ok(());
     }
     if path.ancestors().any(is_hidden) {
@@ -46,7 +53,7 @@ pub(crate) fn bring(settings: &Settings, disk: &Disk) -> Result<(), Closed> {
     let Ok(path) = path.canonicalize() else { return Ok(()) };
     let directory = path.parent().filter(|_| !disk.read_only && is_read_only(&path));
     let Some(directory) = directory else { return Ok(()) };
-    match service::bind(&settings.name, settings.scope, directory) {
+    match service::bind(name, scope, directory) {
         Ok(()) => tracing::info!("systemd has opened `{}` for the unit", directory.display()),
         Err(error) => tracing::warn!("`{}` stays as it is: {}", directory.display(), chain(&error)),
     }

@@ -4,7 +4,10 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use crate::{spec::{Accel, Checksum, Disk, Image, Link, Origin, Ready, Source, Vm}, value::VncAddress};
+use crate::{
+    spec::{Accel, Checksum, Disk, Image, Link, Origin, Ready, Source, Vm},
+    value::VncAddress,
+};
 
 /// Ports below this one are root's, unless the host says otherwise (ip(7), ip_unprivileged_port_start).
 const FIRST_FREE_PORT: u16 = 1024;

@@ -8,7 +8,11 @@ use std::{
 use tar::{EntryType, Header};
 
 use super::archive_format::{self, File, Manifest, Part};
-use crate::{image::qcow2, sys::digest::Digesting, value::{Algorithm, Label, VmName, shown}};
+use crate::{
+    image::qcow2,
+    sys::digest::Digesting,
+    value::{Algorithm, Label, VmName, shown},
+};
 
 /// Why an archive is not taken.
 #[derive(Debug, thiserror::Error)]

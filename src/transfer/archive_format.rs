@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{spec::Format, value::{Label, VmName, shown}};
+use crate::{
+    spec::Format,
+    value::{Label, VmName, shown},
+};
 
 /// The version of the form that is written here; an archive of a later one is not read.
 pub const VERSION: u32 = 1;

@@ -2,9 +2,25 @@
 
 use std::fs;
 
-use super::{Down, Error, disks::{Carried, carried}, draft::Draft};
 use super::vm_text;
-use crate::{disk, spec::{self, Vm}, store::{identity_lock::{IdentityLock, Waiter}, identity_store::{self, Means}}, sys::{file, progress::{Cancel, Progress}}, value::VmName};
+use super::{
+    Down, Error,
+    disks::{Carried, carried},
+    draft::Draft,
+};
+use crate::{
+    disk,
+    spec::{self, Vm},
+    store::{
+        identity_lock::{IdentityLock, Waiter},
+        identity_store::{self, Means},
+    },
+    sys::{
+        file,
+        progress::{Cancel, Progress},
+    },
+    value::VmName,
+};
 
 /// What there is to be known of it.
 #[derive(Debug, Clone)]

@@ -6,7 +6,14 @@ use std::{
 };
 
 use super::Error;
-use crate::{disk::plan, image::qcow2, spec::{Disk, Format, Source, Vm}, store::layout::VmPaths, sys::file, value::Label};
+use crate::{
+    disk::plan,
+    image::qcow2,
+    spec::{Disk, Format, Source, Vm},
+    store::layout::VmPaths,
+    sys::file,
+    value::Label,
+};
 
 /// A disk that goes along.
 #[derive(Debug, Clone, PartialEq, Eq)]

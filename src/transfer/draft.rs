@@ -9,7 +9,14 @@ use std::{
 };
 
 use super::Error;
-use crate::{store::{layout::{Layout, VmPaths}, vm_state}, sys::{file, rename}, value::VmName};
+use crate::{
+    store::{
+        layout::{Layout, VmPaths},
+        vm_state,
+    },
+    sys::{file, rename},
+    value::VmName,
+};
 
 /// A VM that is being made, and that nobody else makes as long as this is held. Dropped unfinished, it leaves nothing.
 #[derive(Debug)]

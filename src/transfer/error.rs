@@ -3,7 +3,13 @@
 use std::{io, path::PathBuf};
 
 use super::archive;
-use crate::{disk, spec::Invalid, store::{identity_store, vm_state}, sys::{file, lock}, value::{Label, VmName}};
+use crate::{
+    disk,
+    spec::Invalid,
+    store::{identity_store, vm_state},
+    sys::{file, lock},
+    value::{Label, VmName},
+};
 
 /// Why not.
 #[derive(Debug, thiserror::Error)]

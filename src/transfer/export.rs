@@ -8,9 +8,20 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{Down, Error, archive::{Broken, Writer}, disks::{Carried, carried}};
 use super::archive_format::Part;
-use crate::{store::layout::Layout, sys::{file::{self, Temporary}, progress::{At, Cancel, Doing, Progress}}, value::VmName};
+use super::{
+    Down, Error,
+    archive::{Broken, Writer},
+    disks::{Carried, carried},
+};
+use crate::{
+    store::layout::Layout,
+    sys::{
+        file::{self, Temporary},
+        progress::{At, Cancel, Doing, Progress},
+    },
+    value::VmName,
+};
 
 /// Where it goes.
 #[derive(Debug)]

@@ -7,9 +7,25 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use super::{Error, archive, unpack::{Unpacked, unpack}};
 use super::vm_text;
-use crate::{image::qcow2, spec::{self, Format, Source, Vm}, store::{identity::Identity, identity_lock::{IdentityLock, Waiter}, identity_store::{self, Means}}, sys::{file, progress::{Cancel, Progress}}, value::{Label, VmName, shown}};
+use super::{
+    Error, archive,
+    unpack::{Unpacked, unpack},
+};
+use crate::{
+    image::qcow2,
+    spec::{self, Format, Source, Vm},
+    store::{
+        identity::Identity,
+        identity_lock::{IdentityLock, Waiter},
+        identity_store::{self, Means},
+    },
+    sys::{
+        file,
+        progress::{Cancel, Progress},
+    },
+    value::{Label, VmName, shown},
+};
 
 /// What is to be imported, and as what.
 pub struct Import<'a> {
@@ -224,7 +240,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{store::layout::Layout, sys::progress::Quiet, transfer::export::{To, export}};
+    use crate::{
+        store::layout::Layout,
+        sys::progress::Quiet,
+        transfer::export::{To, export},
+    };
 
     fn layout(dir: &Path) -> Layout {
         let [config, state, runtime] = ["c", "s", "r"].map(|place| dir.join(place));

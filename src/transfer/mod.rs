@@ -18,7 +18,15 @@ use std::{os::unix::fs::PermissionsExt, path::Path};
 
 pub use self::error::Error;
 
-use crate::{spec::{self, Disk, Origin, Source, Vm}, store::{layout::{Layout, VmPaths}, vm_state}, sys::file, value::VmName};
+use crate::{
+    spec::{self, Disk, Origin, Source, Vm},
+    store::{
+        layout::{Layout, VmPaths},
+        vm_state,
+    },
+    sys::file,
+    value::VmName,
+};
 
 /// A VM that is shut down, and that nobody starts as long as this is held.
 #[derive(Debug)]

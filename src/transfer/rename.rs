@@ -12,7 +12,17 @@ use std::{
 };
 
 use super::{Error, host_files};
-use crate::{spec::{self, Vm}, store::{identity_lock::Waiter, identity_store, layout::{Layout, VmPaths}, vm_state}, sys::{file, progress::Cancel, rename as names}, value::VmName};
+use crate::{
+    spec::{self, Vm},
+    store::{
+        identity_lock::Waiter,
+        identity_store,
+        layout::{Layout, VmPaths},
+        vm_state,
+    },
+    sys::{file, progress::Cancel, rename as names},
+    value::VmName,
+};
 
 /// What there is to be known of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -4,9 +4,25 @@ use std::io::Read;
 
 use tar::Archive;
 
-use super::{Error, archive::{Digested, Error as Wrong, Member}, draft::Draft, import::Import};
 use super::archive_format::{File, MOST_FILES, Manifest, Part};
-use crate::{disk, spec::Format, store::layout::Layout, sys::{file, progress::{At, Cancel, Doing, Progress}, reflink, writeback::WriteBack}, value::{Label, VmName}};
+use super::{
+    Error,
+    archive::{Digested, Error as Wrong, Member},
+    draft::Draft,
+    import::Import,
+};
+use crate::{
+    disk,
+    spec::Format,
+    store::layout::Layout,
+    sys::{
+        file,
+        progress::{At, Cancel, Doing, Progress},
+        reflink,
+        writeback::WriteBack,
+    },
+    value::{Label, VmName},
+};
 
 /// What an archive had in it. Disks, their origins and UEFI variables are in the draft.
 #[derive(Debug)]

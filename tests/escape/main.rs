@@ -33,7 +33,14 @@ use std::{
 use attempt::{ALL, TARGETS, Targets, WHO};
 use lab::Lab;
 use nix::unistd::{Pid, geteuid};
-use qvm::{sandbox::{confine::{Cell, Domain}, spawn}, store::isolation};
+use qvm::{
+    control::isolation,
+    sandbox::file_access,
+    sandbox::{
+        confine::{Cell, Domain},
+        spawn,
+    },
+};
 
 /// The real QEMU answers what is asked of it before it is started.
 const QEMU: &str = "qemu-system-x86_64";
@@ -158,7 +165,7 @@ fn open() -> Cell {
 
 fn domain() -> Domain {
     let program = env::current_exe().unwrap();
-    Domain { open_to: isolation::open_to(&program, None), tcp: false }
+    Domain { open_to: file_access::open_to(&program, None), tcp: false }
 }
 
 fn tests() {

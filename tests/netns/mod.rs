@@ -5,13 +5,16 @@ use std::process::Command;
 /// Set inside.
 const INSIDE: &str = "QVM_TEST_NETNS";
 
-/// Runs `body` in a new network namespace with its loopback up. `name` is the whole name of the calling test, as
-/// `--list` shows it: the test binary is executed anew for this one test, under unshare(1), since a process with
-/// threads can neither enter a user namespace nor move all of itself into a network namespace. Processes that
-/// `body` starts are in the namespace too.
+/// Runs `body` in a new network namespace with its loopback up.
 ///
-/// Where namespaces or taps are not allowed the test is skipped with the reason; with `QVM_TEST_REQUIRE=netns` it fails.
-pub(crate) fn inside(name: &str, body: impl FnOnce()) {
+/// `module` is the caller's `module_path!()` and `name` the calling test: the test binary is executed
+/// again for this one test, under unshare(1), since a process with threads can neither enter a user
+/// namespace nor move all of itself into a network namespace. Processes that `body` starts are in
+/// the namespace too.
+///
+/// Where namespaces or taps are not allowed the test is skipped with the reason; with
+/// `QVM_TEST_REQUIRE=netns` it fails.
+pub(crate) fn inside(module: &str, name: &str, body: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_some() {
         ip("link set lo up");
         return body();
@@ -39,10 +42,12 @@ pub(crate) fn inside(name: &str, body: impl FnOnce()) {
         eprintln!("skipped: no network namespace with taps: {reason}");
         return;
     }
+    // The test harness names a test without the crate.
+    let name = module.split_once("::").map_or(name.to_owned(), |(_, m)| format!("{m}::{name}"));
     let output = Command::new(unshare[0])
         .args(&unshare[1..])
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
+        .args(["--exact", &name, "--nocapture"])
         .env(INSIDE, "1")
         .output()
         .unwrap();

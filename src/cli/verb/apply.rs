@@ -2,7 +2,17 @@
 
 use std::path::Path;
 
-use crate::{cli::exit::{self, Failure}, control::types::{Command, Pending, State, Status, TakesEffect}, fleet::{inventory::{Entry, PATIENCE, inventory}, start::{Begin, Begun, begin}}, store::layout::Layout, systemd::{service::Unit, unit::Scope}, value::VmName};
+use crate::{
+    cli::exit::{self, Failure},
+    control::types::{Command, Pending, State, Status, TakesEffect},
+    fleet::{
+        inventory::{Entry, PATIENCE, inventory},
+        start::{Begin, Begun, begin},
+    },
+    store::layout::Layout,
+    systemd::{service::Unit, unit::Scope},
+    value::VmName,
+};
 
 /// What `qvm apply` takes.
 #[derive(Debug, Clone, clap::Args)]

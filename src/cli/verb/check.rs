@@ -7,7 +7,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{cli::exit, spec::{self, HostSettings, Invalid, Problem, Vm, check::across}, store::layout::Layout, value::{VmName, shown}};
+use crate::{
+    cli::exit,
+    spec::{self, HostSettings, Invalid, Problem, Vm, check::across},
+    store::layout::Layout,
+    value::{VmName, shown},
+};
 
 /// What `qvm check` takes.
 #[derive(Debug, Clone, Default, clap::Args)]

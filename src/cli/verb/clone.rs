@@ -2,7 +2,15 @@
 
 use std::path::Path;
 
-use crate::{cli::exit::Failure, fleet::start::{Begin, begin}, store::identity_store::Means, sys::progress::Shown, systemd::unit::Scope, transfer, value::VmName};
+use crate::{
+    cli::exit::Failure,
+    fleet::start::{Begin, begin},
+    store::identity_store::Means,
+    sys::progress::Shown,
+    systemd::unit::Scope,
+    transfer,
+    value::VmName,
+};
 
 /// What `qvm clone` takes.
 #[derive(Debug, Clone, clap::Args)]

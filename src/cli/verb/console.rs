@@ -8,7 +8,16 @@ use tokio::{
     sync::mpsc,
 };
 
-use crate::{cli::exit::Failure, control::client::Client, store::{layout::Layout, running}, sys::{session::{Session, Vanished}, terminal::{self, Output}}, value::VmName};
+use crate::{
+    cli::exit::Failure,
+    control::client::Client,
+    store::{layout::Layout, running},
+    sys::{
+        session::{Session, Vanished},
+        terminal::{self, Output},
+    },
+    value::VmName,
+};
 
 /// What `qvm console` takes.
 #[derive(Debug, Clone, clap::Args)]

@@ -2,7 +2,13 @@
 
 use std::{path::PathBuf, str::FromStr};
 
-use crate::{cli::exit::{self, Failure}, guest::{Local, copy_in, copy_out}, store::layout::Layout, sys::progress::{Progress, Quiet, Shown}, value::VmName};
+use crate::{
+    cli::exit::{self, Failure},
+    guest::{Local, copy_in, copy_out},
+    store::layout::Layout,
+    sys::progress::{Progress, Quiet, Shown},
+    value::VmName,
+};
 
 /// What `qvm cp` takes.
 #[derive(Debug, Clone, clap::Args)]

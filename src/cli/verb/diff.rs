@@ -2,7 +2,13 @@
 
 use serde_json::json;
 
-use crate::{cli::exit::Failure, control::types::Status, fleet::inventory::{Entry, inventory}, store::layout::Layout, value::VmName};
+use crate::{
+    cli::exit::Failure,
+    control::types::Status,
+    fleet::inventory::{Entry, inventory},
+    store::layout::Layout,
+    value::VmName,
+};
 
 /// What `qvm diff` takes.
 #[derive(Debug, Clone, clap::Args)]

@@ -2,7 +2,16 @@
 
 use std::path::PathBuf;
 
-use crate::{cli::{exit::{self, Failure}, table::{Look, Screen}}, doctor::{collect::{Sources, look}, rules::{Finding, Level, examine}}};
+use crate::{
+    cli::{
+        exit::{self, Failure},
+        table::{Look, Screen},
+    },
+    doctor::{
+        collect::{Sources, look},
+        rules::{Finding, Level, examine},
+    },
+};
 
 /// What `qvm doctor` takes.
 #[derive(Debug, Clone, clap::Args)]

@@ -2,7 +2,17 @@
 
 use std::ffi::OsStr;
 
-use crate::{cli::{edited::{self, Edited}, exit::{self, Failure}}, fleet::inventory::inventory, spec::Invalid, store::layout::Layout, sys::{editor, session, terminal}, value::VmName};
+use crate::{
+    cli::{
+        edited::{self, Edited},
+        exit::{self, Failure},
+    },
+    fleet::inventory::inventory,
+    spec::Invalid,
+    store::layout::Layout,
+    sys::{editor, session, terminal},
+    value::VmName,
+};
 
 /// What `qvm edit` takes.
 #[derive(Debug, Clone, clap::Args)]

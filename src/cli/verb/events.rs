@@ -6,7 +6,13 @@ use jiff::{Timestamp, tz::TimeZone};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::{cli::exit::Failure, control::types::Event, fleet::inventory::inventory, store::layout::Layout, value::{VmName, plain}};
+use crate::{
+    cli::exit::Failure,
+    control::types::Event,
+    fleet::inventory::inventory,
+    store::layout::Layout,
+    value::{VmName, plain},
+};
 
 /// What `qvm events` takes.
 #[derive(Debug, Clone, clap::Args)]

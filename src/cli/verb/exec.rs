@@ -5,7 +5,13 @@ use std::{
     time::Duration,
 };
 
-use crate::{cli::exit::Failure, guest::{Streams, exec}, store::layout::Layout, sys::terminal::{Output, input_of}, value::{Seconds, VmName}};
+use crate::{
+    cli::exit::Failure,
+    guest::{Streams, exec},
+    store::layout::Layout,
+    sys::terminal::{Output, input_of},
+    value::{Seconds, VmName},
+};
 
 /// What `qvm exec` takes.
 #[derive(Debug, Clone, clap::Args)]

@@ -7,7 +7,13 @@ use std::{
 
 use jiff::Timestamp;
 
-use crate::{cli::exit::{self, Failure}, store::layout::Layout, sys::progress::Shown, transfer::export::{To, export}, value::VmName};
+use crate::{
+    cli::exit::{self, Failure},
+    store::layout::Layout,
+    sys::progress::Shown,
+    transfer::export::{To, export},
+    value::VmName,
+};
 
 /// What `qvm export` takes.
 #[derive(Debug, Clone, clap::Args)]

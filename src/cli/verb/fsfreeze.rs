@@ -5,7 +5,16 @@ use std::{process::Command, sync::Arc, time::Duration};
 use signal_hook::consts::SIGINT;
 use tokio::time::Instant;
 
-use crate::{cli::exit::{self, Failure}, store::layout::Layout, sys::{pidfd::{Exit, Process, Signal}, session::Session, terminal}, value::VmName};
+use crate::{
+    cli::exit::{self, Failure},
+    store::layout::Layout,
+    sys::{
+        pidfd::{Exit, Process, Signal},
+        session::Session,
+        terminal,
+    },
+    value::VmName,
+};
 
 /// How long file systems are frozen at most, unless the operator says.
 const THAW_AFTER: u32 = 60;

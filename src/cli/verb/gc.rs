@@ -9,7 +9,18 @@ use std::{
 use jiff::Timestamp;
 use serde_json::json;
 
-use crate::{cli::exit::{self, Failure}, control::types::{Command, State}, fleet::{inventory::{Entry, inventory}, orphans}, spec::{self, Source, Vm}, store::{layout::Layout, running, vm_state}, supervisor::settings::Settings, value::VmName};
+use crate::{
+    cli::exit::{self, Failure},
+    control::types::{Command, State},
+    fleet::{
+        inventory::{Entry, inventory},
+        orphans,
+    },
+    spec::{self, Source, Vm},
+    store::{layout::Layout, running, vm_state},
+    supervisor::settings::Settings,
+    value::VmName,
+};
 
 /// What `qvm gc` takes.
 #[derive(Debug, Clone, clap::Args)]

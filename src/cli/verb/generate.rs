@@ -10,7 +10,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{spec, store::layout::Layout, systemd::unit::{self, DROP_IN, Scope, TARGET, TEMPLATE}, value::VmName};
+use crate::{
+    spec,
+    store::layout::Layout,
+    systemd::unit::{self, DROP_IN, Scope, TARGET, TEMPLATE},
+    value::VmName,
+};
 
 /// What a generator is given.
 #[derive(Debug, Clone, clap::Args)]

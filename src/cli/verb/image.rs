@@ -7,7 +7,19 @@ use std::{
 
 use clap::{ArgGroup, Subcommand};
 
-use crate::{cli::table::{Cell, Screen, Table}, fleet::inventory, image::{self, Purpose, Tools, cache::{self, Listed, Needs, Pruned}, reference::{local_path, without_password}}, spec::{Checksum, Image, Origin, Source, Vm}, store::{layout::Layout, running}, sys::progress::{Cancel, Progress}, value::{Algorithm, Digest, Size, VmName}};
+use crate::{
+    cli::table::{Cell, Screen, Table},
+    fleet::inventory,
+    image::{
+        self, Purpose, Tools,
+        cache::{self, Listed, Needs, Pruned},
+        reference::{local_path, without_password},
+    },
+    spec::{Checksum, Image, Origin, Source, Vm},
+    store::{layout::Layout, running},
+    sys::progress::{Cancel, Progress},
+    value::{Algorithm, Digest, Size, VmName},
+};
 
 /// The words after `qvm image`.
 #[derive(Debug, clap::Args)]
@@ -160,9 +172,7 @@ pub fn image(args: &Args, within: &mut Within<'_>) -> Result<(), Error> {
             writeln!(within.out, "{}", json.map_err(io::Error::from)?)?;
         }
         What::List { json: false } => {
-            within
-                .out
-                .write_all(table(&cache::list(&cache, &needs)?, within.screen).as_bytes())?;
+            within.out.write_all(table(&cache::list(&cache, &needs)?, within.screen).as_bytes())?;
         }
         What::Pull { names, sha256, sha512, checksums, insecure_no_checksum } => {
             let digest = |algorithm, hex: &Option<String>| -> Result<_, Error> {
@@ -290,7 +300,10 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::{image::{Patience, qemu_img::QemuImg}, sys::{file, progress::Quiet}};
+    use crate::{
+        image::{Patience, qemu_img::QemuImg},
+        sys::{file, progress::Quiet},
+    };
 
     #[derive(Parser)]
     struct Cli {

@@ -6,7 +6,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{cli::exit::{self, Failure}, store::identity_store::Means, sys::progress::Shown, systemd::unit::Scope, transfer::{Error, import::{Import, Imported, import}}, value::VmName};
+use crate::{
+    cli::exit::{self, Failure},
+    store::identity_store::Means,
+    sys::progress::Shown,
+    systemd::unit::Scope,
+    transfer::{
+        Error,
+        import::{Import, Imported, import},
+    },
+    value::VmName,
+};
 
 /// What `qvm import` takes.
 #[derive(Debug, Clone, clap::Args)]

@@ -1,6 +1,12 @@
 //! `qvm ip`: the guest's addresses, and who says so.
 
-use crate::{cli::exit::{self, Failure}, control::types::Address, fleet::addresses::addresses, store::layout::Layout, value::{VmName, plain}};
+use crate::{
+    cli::exit::{self, Failure},
+    control::types::Address,
+    fleet::addresses::addresses,
+    store::layout::Layout,
+    value::{VmName, plain},
+};
 
 /// What `qvm ip` takes.
 #[derive(Debug, Clone, clap::Args)]

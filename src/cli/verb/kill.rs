@@ -4,7 +4,17 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
-use crate::{cli::exit::{self, Failure}, control::{client, types::Command}, fleet::{force_off::force_off, stop::{ask_down, gone}}, store::{layout::Layout, running}, supervisor::settings::Settings, value::VmName};
+use crate::{
+    cli::exit::{self, Failure},
+    control::{client, types::Command},
+    fleet::{
+        force_off::force_off,
+        stop::{ask_down, gone},
+    },
+    store::{layout::Layout, running},
+    supervisor::settings::Settings,
+    value::VmName,
+};
 
 /// What `qvm kill` takes.
 #[derive(Debug, Clone, clap::Args)]

@@ -2,7 +2,11 @@
 
 use std::{os::unix::net::UnixListener, path::PathBuf};
 
-use crate::{cli::exit::{self, Failure}, net::broker, sys::socket};
+use crate::{
+    cli::exit::{self, Failure},
+    net::broker,
+    sys::socket,
+};
 
 /// What `qvm lend` takes.
 #[derive(Debug, Clone, clap::Args)]

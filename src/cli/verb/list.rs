@@ -4,7 +4,19 @@ use std::{collections::BTreeMap, io::IsTerminal, path::Path, time::Duration};
 
 use jiff::Timestamp;
 
-use crate::{cli::{exit::Failure, table::{Cell, Look, Screen, Table}}, control::types::{Ready, State, Status}, fleet::{inventory::{Entry, inventory}, usage}, store::layout::Layout, value::shown};
+use crate::{
+    cli::{
+        exit::Failure,
+        table::{Cell, Look, Screen, Table},
+    },
+    control::types::{Ready, State, Status},
+    fleet::{
+        inventory::{Entry, inventory},
+        usage,
+    },
+    store::layout::Layout,
+    value::shown,
+};
 
 /// What `qvm list` takes.
 #[derive(Debug, Clone, clap::Args)]

@@ -5,7 +5,12 @@ use std::io;
 use jiff::tz::TimeZone;
 use tokio::{io::AsyncReadExt, net::UnixStream};
 
-use crate::{cli::exit::{self, Failure}, store::layout::Layout, sys::log::{reader::LogReader, text::Shown}, value::VmName};
+use crate::{
+    cli::exit::{self, Failure},
+    store::layout::Layout,
+    sys::log::{reader::LogReader, text::Shown},
+    value::VmName,
+};
 
 /// What `qvm log` takes.
 #[derive(Debug, Clone, clap::Args)]

@@ -2,7 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::{cli::exit::Failure, fleet::{cpu_share::weigh, inventory::inventory, metrics::metrics, usage}, store::layout::Layout, sys::file};
+use crate::{
+    cli::exit::Failure,
+    fleet::{cpu_share::weigh, inventory::inventory, metrics::metrics, usage},
+    store::layout::Layout,
+    sys::file,
+};
 
 /// What `qvm metrics` takes.
 #[derive(Debug, Clone, clap::Args)]

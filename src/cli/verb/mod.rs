@@ -55,12 +55,31 @@ use std::{
     time::Duration,
 };
 
+use self::refusal::{alone, not_begun, not_ended, not_held, unknown};
 use futures_util::future::join_all;
 use jiff::Timestamp;
-use self::refusal::{alone, not_begun, not_ended, not_held, unknown};
 
 use super::exit::{self, Failure};
-use crate::{control::{client::{self, Client}, types::{Command, Pending}}, fleet::stop as ask_down, guest::{self, Guest}, spec::Vm, store::{layout::Layout, running::{self, PreviousQemu}}, sys::{progress::Cancel, session::{Session, Vanished}}, systemd::{service::Unit, unit::Scope}, transfer, value::{VmName, keyboard::Chord, plain}};
+use crate::{
+    control::{
+        client::{self, Client},
+        types::{Command, Pending},
+    },
+    fleet::stop as ask_down,
+    guest::{self, Guest},
+    spec::Vm,
+    store::{
+        layout::Layout,
+        running::{self, PreviousQemu},
+    },
+    sys::{
+        progress::Cancel,
+        session::{Session, Vanished},
+    },
+    systemd::{service::Unit, unit::Scope},
+    transfer,
+    value::{VmName, keyboard::Chord, plain},
+};
 
 /// How long a supervisor may take to give the notes of a VM that was started.
 const NOTES_LIMIT: Duration = Duration::from_secs(5);
@@ -143,9 +162,7 @@ fn not_in_guest(error: &guest::Error, layout: &Layout, name: &VmName) -> Failure
     match error {
         guest::Error::Client(error) => refused(error, layout, name),
         guest::Error::NoReader => Failure::quiet(Vanished::NoReader.exit_code()),
-        guest::Error::Interrupted(signal) => {
-            Failure::quiet(Vanished::Signal(*signal).exit_code())
-        }
+        guest::Error::Interrupted(signal) => Failure::quiet(Vanished::Signal(*signal).exit_code()),
         error => {
             let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
             Failure::of(error).about(name).hint(hint)

@@ -5,7 +5,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{cli::{exit::{self, Failure}, table::{Cell, Screen, Table}}, spec::{self, Invalid, Link, Vm, check, known::{self, Known}, vm_file::{self, Network, New}}, store::layout::Layout, sys::file, value::{IfName, Size, VmName, shown}};
+use crate::{
+    cli::{
+        exit::{self, Failure},
+        table::{Cell, Screen, Table},
+    },
+    spec::{
+        self, Invalid, Link, Vm, check,
+        known::{self, Known},
+        vm_file::{self, Network, New},
+    },
+    store::layout::Layout,
+    sys::file,
+    value::{IfName, Size, VmName, shown},
+};
 
 /// What `qvm new` takes.
 #[derive(Debug, Clone, clap::Args)]

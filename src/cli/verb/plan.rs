@@ -2,7 +2,13 @@
 
 use std::io::Write;
 
-use crate::{cli::exit::Failure, machine::{argv, facts}, spec::{self, Isolation}, supervisor::{settings::Settings, start::prepare}, value::VmName};
+use crate::{
+    cli::exit::Failure,
+    machine::{argv, facts},
+    spec::{self, Isolation},
+    supervisor::{settings::Settings, start::prepare},
+    value::VmName,
+};
 
 /// What `qvm plan` takes.
 #[derive(Debug, Clone, clap::Args)]

@@ -9,7 +9,18 @@ use std::{
 
 use tracing::{info, warn};
 
-use crate::{cli::exit::{self, Failure}, fleet::orphans, store::running::{self, PreviousQemu}, supervisor::settings::Settings, sys::lock::Lock, systemd::{service::{self, After, Unit}, unit::Scope}, value::{VmName, chain}};
+use crate::{
+    cli::exit::{self, Failure},
+    fleet::orphans,
+    store::running::{self, PreviousQemu},
+    supervisor::settings::Settings,
+    sys::lock::Lock,
+    systemd::{
+        service::{self, After, Unit},
+        unit::Scope,
+    },
+    value::{VmName, chain},
+};
 
 /// What `qvm reap` takes.
 #[derive(Debug, Clone, clap::Args)]

@@ -1,6 +1,15 @@
 //! Why nothing was done to a VM: its state is unknown, it is in use, or its supervisor did not start.
 
-use crate::{cli::exit::{self, Failure}, fleet::{orphans, start::{self, Begin}}, store::{running, vm_state}, systemd::service, value::VmName};
+use crate::{
+    cli::exit::{self, Failure},
+    fleet::{
+        orphans,
+        start::{self, Begin},
+    },
+    store::{running, vm_state},
+    systemd::service,
+    value::VmName,
+};
 
 /// It is not known whether the VM is running: nothing is done to it.
 pub(crate) fn unknown(error: &running::Unknown, name: &VmName) -> Failure {

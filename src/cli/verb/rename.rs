@@ -1,6 +1,15 @@
 //! `qvm rename`: another name for a VM that is down. Its guest does not learn of it.
 
-use crate::{cli::exit::Failure, store::layout::Layout, systemd::{service::{self, Unit}, unit::Scope}, transfer::rename::rename, value::VmName};
+use crate::{
+    cli::exit::Failure,
+    store::layout::Layout,
+    systemd::{
+        service::{self, Unit},
+        unit::Scope,
+    },
+    transfer::rename::rename,
+    value::VmName,
+};
 
 /// What `qvm rename` takes.
 #[derive(Debug, Clone, clap::Args)]

@@ -1,6 +1,14 @@
 //! `qvm reseed`: has cloud-init take the guest for a new instance at its next boot.
 
-use crate::{cli::exit::{self, Failure}, control::{client::Client, types::Command}, spec, store::{identity_lock::Waiter, running}, supervisor::{settings::Settings, start::prepare}, sys::progress::Cancel, value::VmName};
+use crate::{
+    cli::exit::{self, Failure},
+    control::{client::Client, types::Command},
+    spec,
+    store::{identity_lock::Waiter, running},
+    supervisor::{settings::Settings, start::prepare},
+    sys::progress::Cancel,
+    value::VmName,
+};
 
 /// What `qvm reseed` takes.
 #[derive(Debug, Clone, clap::Args)]

@@ -2,7 +2,18 @@
 
 use std::path::Path;
 
-use crate::{cli::exit::Failure, control::{client, types::Command}, fleet::{start::{Begin, begin}, stop::{ask_down, released}}, spec, store::{layout::Layout, running}, systemd::unit::Scope, value::{Seconds, VmName}};
+use crate::{
+    cli::exit::Failure,
+    control::{client, types::Command},
+    fleet::{
+        start::{Begin, begin},
+        stop::{ask_down, released},
+    },
+    spec,
+    store::{layout::Layout, running},
+    systemd::unit::Scope,
+    value::{Seconds, VmName},
+};
 
 /// What `qvm restart` takes.
 #[derive(Debug, Clone, clap::Args)]

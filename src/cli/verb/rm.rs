@@ -5,7 +5,12 @@ use std::{
     path::PathBuf,
 };
 
-use crate::{cli::exit::{self, Failure}, fleet::lock_holder::{self, Holder}, store::{layout::Layout, vm_state}, value::VmName};
+use crate::{
+    cli::exit::{self, Failure},
+    fleet::lock_holder::{self, Holder},
+    store::{layout::Layout, vm_state},
+    value::VmName,
+};
 
 /// What `qvm rm` takes.
 #[derive(Debug, Clone, clap::Args)]
@@ -33,7 +38,9 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
         let text = "nothing removed: it is not said what";
         return Err(Failure::new(exit::USAGE, text).about(name).hint(hint));
     }
-    if let Holder::Supervisor(_) | Holder::Silent(_) = lock_holder::look(&paths.control_socket()).await {
+    if let Holder::Supervisor(_) | Holder::Silent(_) =
+        lock_holder::look(&paths.control_socket()).await
+    {
         return Err(running(name));
     }
     let told = |error: vm_state::Error| super::not_held(&error, name);

@@ -4,7 +4,20 @@ use std::{ffi::OsString, os::unix::process::CommandExt, path::Path, process::Com
 
 use tracing::{debug, warn};
 
-use crate::{cli::exit::{self, Failure}, fleet::lock_holder, sandbox::{capabilities, confine}, spec::{self, HostSettings}, store::{layout::VmPaths, running}, supervisor::{settings::Settings, start::adopt, supervise::{Fault, Left, supervise}}, sys::{file, lock::Lock, signal}, systemd::{service, unit::Scope}, value::{VmName, chain}};
+use crate::{
+    cli::exit::{self, Failure},
+    fleet::lock_holder,
+    sandbox::{capabilities, confine},
+    spec::{self, HostSettings},
+    store::{layout::VmPaths, running},
+    supervisor::{
+        settings::Settings,
+        supervise::{Fault, Left, supervise},
+    },
+    sys::{file, lock::Lock, signal},
+    systemd::{service, unit::Scope},
+    value::{VmName, chain},
+};
 
 /// The variable by which a re-executed supervisor finds its lock.
 const LOCK_FD: &str = "QVM_LOCK_FD";
@@ -77,7 +90,7 @@ async fn run_to_its_end(
             if !found.is_running() {
                 return Err(failure);
             }
-            let booted = adopt::booted(&paths, &name, &file);
+            let booted = crate::store::vm_file_copies::booted(&paths, &name, &file);
             let booted = booted.ok_or_else(|| failure.clone().code(exit::HOST))?;
             warn!("the guest runs on by the VM file that it was started from:\n{failure}");
             booted

@@ -6,7 +6,12 @@ use std::{
     path::PathBuf,
 };
 
-use crate::{cli::exit::{self, Failure}, store::layout::Layout, sys::file, value::VmName};
+use crate::{
+    cli::exit::{self, Failure},
+    store::layout::Layout,
+    sys::file,
+    value::VmName,
+};
 
 /// What `qvm screenshot` takes.
 #[derive(Debug, Clone, clap::Args)]

@@ -2,7 +2,13 @@
 
 use std::io::Write;
 
-use crate::{cli::exit::{self, Failure}, seed::documents, spec, supervisor::{settings::Settings, start::prepare}, value::VmName};
+use crate::{
+    cli::exit::{self, Failure},
+    seed::documents,
+    spec,
+    supervisor::{settings::Settings, start::prepare},
+    value::VmName,
+};
 
 /// What `qvm seed` takes.
 #[derive(Debug, Clone, clap::Args)]

@@ -1,6 +1,10 @@
 //! `qvm sendkey`: presses keys together, such as ctrl-alt-delete.
 
-use crate::{cli::exit::{self, Failure}, store::layout::Layout, value::{VmName, keyboard::Chord}};
+use crate::{
+    cli::exit::{self, Failure},
+    store::layout::Layout,
+    value::{VmName, keyboard::Chord},
+};
 
 /// What `qvm sendkey` takes.
 #[derive(Debug, Clone, clap::Args)]

@@ -2,7 +2,13 @@
 
 use std::{os::unix::process::CommandExt, process::Command};
 
-use crate::{cli::exit::{self, Failure}, fleet::addresses::addresses, spec::{self, Reach, Vm}, store::layout::Layout, value::VmName};
+use crate::{
+    cli::exit::{self, Failure},
+    fleet::addresses::addresses,
+    spec::{self, Reach, Vm},
+    store::layout::Layout,
+    value::VmName,
+};
 
 /// The port of ssh in the guest.
 const PORT: u16 = 22;

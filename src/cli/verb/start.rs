@@ -2,7 +2,13 @@
 
 use std::path::Path;
 
-use crate::{cli::exit::Failure, fleet::start::{Begin, Begun, begin}, store::{layout::Layout, vm_state}, systemd::unit::Scope, value::VmName};
+use crate::{
+    cli::exit::Failure,
+    fleet::start::{Begin, Begun, begin},
+    store::{layout::Layout, vm_state},
+    systemd::unit::Scope,
+    value::VmName,
+};
 
 /// What `qvm start` takes.
 #[derive(Debug, Clone, clap::Args)]

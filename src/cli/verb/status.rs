@@ -4,7 +4,21 @@ use std::{fmt::Write, path::Path};
 
 use jiff::{Timestamp, tz::TimeZone};
 
-use crate::{cli::{exit::{self, Failure}, table::{Look, Screen}}, control::types::{Ready, State, Status}, fleet::{cpu_share::weigh, inventory::{Entry, inventory}, usage}, store::{isolation::Isolation, layout::Layout}, value::{VmName, plain, shown}};
+use crate::{
+    cli::{
+        exit::{self, Failure},
+        table::{Look, Screen},
+    },
+    control::isolation::Isolation,
+    control::types::{Ready, State, Status},
+    fleet::{
+        cpu_share::weigh,
+        inventory::{Entry, inventory},
+        usage,
+    },
+    store::layout::Layout,
+    value::{VmName, plain, shown},
+};
 
 /// What `qvm status` takes.
 #[derive(Debug, Clone, clap::Args)]

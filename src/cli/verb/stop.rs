@@ -1,6 +1,11 @@
 //! `qvm stop`: a clean shutdown with a bound, told rung by rung.
 
-use crate::{cli::exit::Failure, control::types::Command, store::layout::Layout, value::{Seconds, VmName}};
+use crate::{
+    cli::exit::Failure,
+    control::types::Command,
+    store::layout::Layout,
+    value::{Seconds, VmName},
+};
 
 /// What `qvm stop` takes.
 #[derive(Debug, Clone, clap::Args)]

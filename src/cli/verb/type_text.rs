@@ -1,6 +1,10 @@
 //! `qvm type`: types a text at the guest's keyboard.
 
-use crate::{cli::exit::Failure, store::layout::Layout, value::{VmName, keyboard::Chord}};
+use crate::{
+    cli::exit::Failure,
+    store::layout::Layout,
+    value::{VmName, keyboard::Chord},
+};
 
 /// What `qvm type` takes.
 #[derive(Debug, Clone, clap::Args)]

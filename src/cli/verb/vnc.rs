@@ -2,7 +2,12 @@
 
 use std::{io, os::unix::process::CommandExt, process::Command};
 
-use crate::{cli::exit::{self, Failure}, fleet::inventory::PATIENCE, store::layout::Layout, value::VmName};
+use crate::{
+    cli::exit::{self, Failure},
+    fleet::inventory::PATIENCE,
+    store::layout::Layout,
+    value::VmName,
+};
 
 /// What `qvm vnc` takes.
 #[derive(Debug, Clone, clap::Args)]

@@ -2,7 +2,16 @@
 
 use std::time::Duration;
 
-use crate::{cli::exit::{self, Failure}, control::{client::{self, Client}, types::{Ready, State, Status}}, fleet::inventory::PATIENCE, store::{layout::Layout, running}, value::{Seconds, VmName, base64}};
+use crate::{
+    cli::exit::{self, Failure},
+    control::{
+        client::{self, Client},
+        types::{Ready, State, Status},
+    },
+    fleet::inventory::PATIENCE,
+    store::{layout::Layout, running},
+    value::{Seconds, VmName, base64},
+};
 
 /// What `qvm wait` takes.
 #[derive(Debug, Clone, clap::Args)]

@@ -4,7 +4,10 @@ use std::{fs, path::Path};
 
 use nix::net::if_::InterfaceFlags;
 
-use crate::{doctor::rules::{Bridge, Interface, Port}, value::IfName};
+use crate::{
+    doctor::rules::{Bridge, Interface, Port},
+    value::IfName,
+};
 
 /// The interface of this name; `sys` is `/sys`. sysfs shows the network that it was mounted in.
 pub fn read(sys: &Path, name: &IfName) -> Interface {

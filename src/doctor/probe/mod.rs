@@ -1,8 +1,7 @@
-//! TODO head of doctor/probe.
+//! What the host is asked.
 
 pub mod br_netfilter;
 pub mod bridge;
 pub mod file_system;
 pub mod kernel_module;
 pub mod kvm_module;
-

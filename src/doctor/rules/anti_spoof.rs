@@ -1,7 +1,10 @@
 //! Whether the kernel can filter what leaves a tap, for VMs that want that.
 
 use super::{Finding, Level, Seen, names};
-use crate::{net::tap_spec::{Tap, taps}, spec::{AntiSpoof, Vm}};
+use crate::{
+    net::tap_spec::{Tap, taps},
+    spec::{AntiSpoof, Vm},
+};
 
 /// The kernel modules of the filter (net/sched/Kconfig).
 pub const NEEDED: [&str; 2] = ["sch_ingress", "cls_bpf"];

@@ -1,27 +1,10 @@
 //! Control groups: whether the weights and limits that VM files ask for can be given.
 
-use std::path::PathBuf;
-
 use super::{Finding, Seen, names};
 use crate::{machine::resources, spec::Vm, sys::cgroup::weights, value::VmName};
 
 /// The controllers that keys of a VM file stand for.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "io"];
-
-/// What was seen of them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cgroups {
-    /// Where cgroup v2 is mounted, or why there is none to be used.
-    pub root: Result<PathBuf, weights::Error>,
-    /// cgroup v2 is mounted, though its controllers may be v1's: the "hybrid" layout.
-    pub hybrid: bool,
-    /// The controllers that there are at the root (`cgroup.controllers`).
-    pub available: Vec<String>,
-    /// The cgroup of all VMs, or the root before the first VM ran.
-    pub of_vms: String,
-    /// The controllers that are given on there (`cgroup.subtree_control`).
-    pub enabled: Vec<String>,
-}
 
 pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
     let cgroups = &seen.cgroups;

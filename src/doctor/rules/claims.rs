@@ -4,7 +4,10 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{Finding, Seen, VmSeen, names};
-use crate::{spec::Vm, value::{MacAddr, VmName}};
+use crate::{
+    spec::Vm,
+    value::{MacAddr, VmName},
+};
 
 /// What only one VM can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,7 +1,10 @@
 //! Room: whether disks and memory that were promised to guests are there when they are wanted.
 
 use super::{Finding, Seen};
-use crate::{spec::Admission, supervisor::start::memory_budget::{bytes, commitment}};
+use crate::{
+    spec::Admission,
+    supervisor::start::memory_budget::{bytes, commitment},
+};
 
 /// The least that should be free, in bytes: a guest whose write fails for want of room is paused, or worse.
 const LEAST_FREE: u64 = 1 << 30;

@@ -1,7 +1,7 @@
 //! Whether a QEMU of this host can be kept apart from it, layer by layer.
 
 use super::{Finding, Seen, names};
-use crate::store::isolation::{Layer, Mode, Word};
+use crate::control::isolation::{Layer, Mode, Word};
 
 pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
     let mut findings = Vec::new();

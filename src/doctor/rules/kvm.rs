@@ -1,7 +1,7 @@
 //! KVM: whether guests run on the processor itself, and on which module.
 
 use super::{Finding, Level, Seen, names};
-use crate::{machine::facts::Kvm, spec::Accel, store::isolation::Mode, value::VmName};
+use crate::{control::isolation::Mode, machine::facts::Kvm, spec::Accel, value::VmName};
 
 /// What was seen of it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -18,16 +18,22 @@ pub(crate) mod unit;
 use serde::Serialize;
 
 pub use self::anti_spoof::{Module, NEEDED};
-pub use self::cgroup::Cgroups;
 pub use self::firewall::{Firewall, ForwardChain, iptables, nft};
+pub use self::headroom::{DiskSeen, Room};
 pub use self::kvm::KvmSeen;
 pub use self::network::{Bridge, Interface, Netfilter, Network, Port};
 pub use self::qemu::QemuSeen;
-pub use self::headroom::{DiskSeen, Room};
 pub use self::unit::{Unit, units};
+pub use crate::sys::cgroup::Cgroups;
 
-use crate::{store::{identity::Identity, isolation::Isolation}, supervisor::start::memory_budget::Memory};
-use crate::{spec::{Admission, Problem, Vm}, value::VmName};
+use crate::{
+    control::isolation::Isolation, store::identity::Identity,
+    supervisor::start::memory_budget::Memory,
+};
+use crate::{
+    spec::{Admission, Problem, Vm},
+    value::VmName,
+};
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -237,4 +243,3 @@ fn names<'a>(names: impl IntoIterator<Item = &'a VmName>) -> String {
         }
     }
 }
-

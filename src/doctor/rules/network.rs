@@ -3,7 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::{Finding, Seen, names};
-use crate::{machine::{facets::Facets, user_network}, net::tap_spec::taps, spec::{Link, Vm}, value::{IfName, VmName}};
+use crate::{
+    machine::{facets::Facets, user_network},
+    net::tap_spec::taps,
+    spec::{Link, Vm},
+    value::{IfName, VmName},
+};
 
 /// How long a new port may be silent before it is worth a warning, in hundredths of a second: a DHCP client asks again after
 /// 4 s, then after 8 s (RFC 2131, 4.1), and what waits for the network gives up some day.

@@ -1,7 +1,11 @@
 //! QEMU: its version and what is known to be wrong with that, its machine types, firmware, qemu-img.
 
 use super::{Finding, Seen, VmSeen, names};
-use crate::{machine::facts::{Machine, Qemu, Version}, spec::{Bus, Vm}, value::VmName};
+use crate::{
+    machine::facts::{Machine, Qemu, Version},
+    spec::{Bus, Vm},
+    value::VmName,
+};
 
 /// What was seen of it.
 #[derive(Debug, Clone, PartialEq, Eq)]

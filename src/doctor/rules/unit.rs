@@ -1,7 +1,11 @@
 //! Units: whether the service manager waits as long as a guest's clean shutdown may take, and knows what the VM files say.
 
 use super::{Finding, Level, Seen, names};
-use crate::{spec::Vm, systemd::unit::{DROP_IN, STOP_SLACK, unit_name}, value::VmName};
+use crate::{
+    spec::Vm,
+    systemd::unit::{DROP_IN, STOP_SLACK, unit_name},
+    value::VmName,
+};
 
 /// What `systemctl show` tells of a VM's unit.
 #[derive(Debug, Clone, PartialEq, Eq)]

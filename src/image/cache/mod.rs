@@ -23,9 +23,13 @@ pub use self::error::Error;
 pub use self::remove::{Pruned, prune, remove};
 use serde::{Deserialize, Serialize};
 
-use super::{qcow2, reference};
 use self::lock::{Hold, Tried};
-use crate::{spec::{self, Checksum, Format, Image, Origin, Source}, sys::{digest, file}, value::Digest};
+use super::{qcow2, reference};
+use crate::{
+    spec::{self, Checksum, Format, Image, Origin, Source},
+    sys::{digest, file},
+    value::Digest,
+};
 
 /// `KEY.json`: an image of the cache.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::route::TunnelRefused;
 use super::proxy::{self, Proxy};
+use super::route::TunnelRefused;
 
 /// Why there is no answer, or no more of it.
 #[derive(Debug, thiserror::Error)]

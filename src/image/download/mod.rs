@@ -35,8 +35,8 @@ use ureq::{
     unversioned::transport::RustlsConnector,
 };
 
-use super::reference::Headers;
 use self::proxy::{Proxies, Proxy};
+use super::reference::Headers;
 
 /// How often the caller is asked whether to go on while nothing comes.
 pub const LOOK: Duration = Duration::from_millis(100);

@@ -1,7 +1,13 @@
 //! How one attempt of a download failed, and whether another may succeed.
 
-use super::{Error, Received, error::{may_pass, meaning, through}};
-use crate::{image::download::{self, proxy::Proxy}, value::chain};
+use super::{
+    Error, Received,
+    error::{may_pass, meaning, through},
+};
+use crate::{
+    image::download::{self, proxy::Proxy},
+    value::chain,
+};
 
 /// How one attempt failed.
 pub(crate) enum Failed {

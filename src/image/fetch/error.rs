@@ -3,7 +3,14 @@
 use std::path::PathBuf;
 
 use super::small::LARGEST;
-use crate::{image::{download::{self, proxy::Proxy}, writer}, sys::file, value::Size};
+use crate::{
+    image::{
+        download::{self, proxy::Proxy},
+        writer,
+    },
+    sys::file,
+    value::Size,
+};
 
 /// Why it was not fetched.
 #[derive(Debug, thiserror::Error)]

@@ -20,9 +20,15 @@ use self::part::{Part, about_path};
 pub(crate) use self::small::{bytes, redirect_target};
 
 use super::writer::{self, Intake, Taken, open_part};
+use super::{
+    download::{self, Answer},
+    reference::{content_range, strong_validator, unsatisfied_range, without_password},
+};
 use crate::sys::progress::{At, Cancel, Doing, Progress};
-use super::{download::{self, Answer}, reference::{content_range, strong_validator, unsatisfied_range, without_password}};
-use crate::{sys::{file, writeback::WriteBack}, value::Algorithm};
+use crate::{
+    sys::{file, writeback::WriteBack},
+    value::Algorithm,
+};
 
 /// How much is borne before a download is given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

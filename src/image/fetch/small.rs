@@ -2,8 +2,18 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Error, Patience, Received, error::{may_pass, through}};
-use crate::{image::{download::{self, proxy::Proxy}, reference::without_password}, sys::progress::{At, Cancel, Doing, Progress}, value::chain};
+use super::{
+    Error, Patience, Received,
+    error::{may_pass, through},
+};
+use crate::{
+    image::{
+        download::{self, proxy::Proxy},
+        reference::without_password,
+    },
+    sys::progress::{At, Cancel, Doing, Progress},
+    value::chain,
+};
 
 /// The largest that is read; Fedora's and Debian's SUMS files have a few KiB.
 pub(crate) const LARGEST: usize = 4 << 20;

@@ -19,7 +19,10 @@ use serde::{Deserialize, Serialize};
 
 pub use self::ask::Question;
 
-use super::{argv::SANDBOX, facts::{Facts, Kvm, Machine, Qemu, Version, machines, newest_q35}};
+use super::{
+    argv::SANDBOX,
+    facts::{Facts, Kvm, Machine, Qemu, Version, machines, newest_q35},
+};
 use crate::value::shown;
 
 /// How long a QEMU may take to print its version.

@@ -15,7 +15,11 @@ pub mod filters;
 use std::net::IpAddr;
 
 pub use crate::sys::bpf::Instruction;
-use crate::sys::bpf::{ADD, ADD_X, A_TO_X, IF_ANY_BIT, IF_AT_LEAST, IF_EQUAL, KEEP, LOAD_BYTE, LOAD_BYTE_AT_X, LOAD_HALF, LOAD_HALF_AT_X, LOAD_KEPT, LOAD_LENGTH, LOAD_WORD, LOAD_WORD_AT_X, Label, Program, RETURN, SET_A, SET_X, SHIFT_LEFT, SUBTRACT_X, X_HEADER_LENGTH};
+use crate::sys::bpf::{
+    A_TO_X, ADD, ADD_X, IF_ANY_BIT, IF_AT_LEAST, IF_EQUAL, KEEP, LOAD_BYTE, LOAD_BYTE_AT_X,
+    LOAD_HALF, LOAD_HALF_AT_X, LOAD_KEPT, LOAD_LENGTH, LOAD_WORD, LOAD_WORD_AT_X, Label, Program,
+    RETURN, SET_A, SET_X, SHIFT_LEFT, SUBTRACT_X, X_HEADER_LENGTH,
+};
 use crate::value::{Cidr, MacAddr};
 
 /// What the kernel does with a frame (linux/pkt_cls.h).
@@ -275,8 +279,8 @@ impl Program {
 
 #[cfg(test)]
 mod tests {
-    use crate::sys::bpf::JUMP;
     use super::*;
+    use crate::sys::bpf::JUMP;
 
     /// What the kernel asks of a program, and what we ask: forward jumps within it, and one of two verdicts. Which frames get which
     /// is judged by the kernel, in tests/anti_spoof.rs.

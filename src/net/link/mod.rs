@@ -16,7 +16,10 @@ use rtnetlink::{
     },
 };
 
-pub use self::{counters::{Counters, Traffic}, error::Error};
+pub use self::{
+    counters::{Counters, Traffic},
+    error::Error,
+};
 use super::tap_spec::Tap;
 use crate::value::IfName;
 

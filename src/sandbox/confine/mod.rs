@@ -29,7 +29,10 @@ use rustix::{
     },
 };
 
-use crate::store::isolation::{Layer, Missing, Right};
+use crate::{
+    control::isolation::{Layer, Missing},
+    sandbox::file_access::Right,
+};
 
 /// The rights that are known to this program; a kernel that knows fewer holds fewer.
 const NEWEST: ABI = ABI::V6;

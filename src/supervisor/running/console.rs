@@ -326,7 +326,7 @@ mod tests {
         })
         .await;
         // Two and a half MiB went through although nobody read; the log kept the newest MiB.
-        let (older, newer) = (crate::store::layout::older_log(&log), log);
+        let (older, newer) = (crate::sys::log::older_log(&log), log);
         while older.metadata().map_or(0, |m| m.len()) + newer.metadata().map_or(0, |m| m.len())
             < 1 << 19
         {

@@ -306,7 +306,7 @@ mod tests {
         log.append(b"two\n", 2);
         log.append(b"three\n", 3);
         log.flush().await.unwrap();
-        let times = std::fs::read_to_string(crate::store::layout::times_of_log(&path)).unwrap();
+        let times = std::fs::read_to_string(crate::sys::log::times_of_log(&path)).unwrap();
         let lines: Vec<&str> = times.lines().skip(1).collect();
         assert_eq!(lines, ["0 1", "4 2 boot", "8 3"]);
     }

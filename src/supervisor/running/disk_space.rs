@@ -12,8 +12,19 @@ use std::{
 use tokio::{task::AbortHandle, time::Instant};
 use tracing::{info, warn};
 
-use crate::supervisor::{input::{Fact, Trouble}, start::prepare, supervise::{QMP_LIMIT, Supervisor}};
-use crate::{life::{self, Hold, State}, machine::device, spec::Disk, store::layout::VmPaths, sys::{file, file_system}, value::{Label, chain}};
+use crate::supervisor::{
+    input::{Fact, Trouble},
+    start::prepare,
+    supervise::{QMP_LIMIT, Supervisor},
+};
+use crate::{
+    life::{self, Hold, State},
+    machine::device,
+    spec::Disk,
+    store::layout::VmPaths,
+    sys::{file, file_system},
+    value::{Label, chain},
+};
 
 /// How much must be free until a guest goes on: one that writes would else be held again at once.
 const RESERVE: u64 = 16 << 20;

@@ -9,8 +9,12 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::{sync::oneshot, task::AbortHandle};
 use tracing::{info, warn};
 
-use crate::supervisor::{input::Fact, requests::refusal, supervise::{AGENT_LIMIT, Supervisor}};
 use crate::control::types::{self, Refusal};
+use crate::supervisor::{
+    input::Fact,
+    requests::refusal,
+    supervise::{AGENT_LIMIT, Supervisor},
+};
 
 /// The longest that file systems are frozen: a record is not believed more.
 const LONGEST: Duration = Duration::from_secs(600);

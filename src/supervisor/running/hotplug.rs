@@ -3,8 +3,33 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::taps;
-use crate::{store::{identity_lock::Waiter, identity_store}, supervisor::{settings::Settings, start::{forwards, isolate, launch, prepare::{self, facts_of}}, supervise::QMP_LIMIT}, sys::progress::Cancel};
-use crate::{machine::{device::{self, DISK_PORTS, NIC_PORTS, Place, TapEnds}, fdset::{FIRST, Files, Handed}, live::Change}, net::{anti_spoof::filters, link::{self, Links}, tap_spec::tap, vhost}, spec::{Disk, Link, LinkState, Nic, Vm}, value::{Label, MacAddr, Size}};
+use crate::{
+    machine::{
+        device::{self, DISK_PORTS, NIC_PORTS, Place, TapEnds},
+        fdset::{FIRST, Files, Handed},
+        live::Change,
+    },
+    net::{
+        anti_spoof::filters,
+        link::{self, Links},
+        tap_spec::tap,
+        vhost,
+    },
+    spec::{Disk, Link, LinkState, Nic, Vm},
+    value::{Label, MacAddr, Size},
+};
+use crate::{
+    store::{identity_lock::Waiter, identity_store},
+    supervisor::{
+        settings::Settings,
+        start::{
+            forwards, isolate, launch,
+            prepare::{self, facts_of},
+        },
+        supervise::QMP_LIMIT,
+    },
+    sys::progress::Cancel,
+};
 
 /// How long a guest may take to let go of a device before it is told that it has not.
 const LET_GO: Duration = Duration::from_secs(10);

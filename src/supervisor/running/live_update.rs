@@ -6,8 +6,24 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::hotplug::{self, Machine, Outcome};
-use crate::{supervisor::{effects::qmp_refusal, file_reading::AfterReading, input::Fact, supervise::{QMP_LIMIT, Supervisor}}, sys::{lane::OnLane, progress::Cancel}};
-use crate::{control::types::Refusal, machine::{device, facets::{DISKS, Facets, MEM, NICS}, live::Change}, value::{Label, chain}};
+use crate::{
+    control::types::Refusal,
+    machine::{
+        device,
+        facets::{DISKS, Facets, MEM, NICS},
+        live::Change,
+    },
+    value::{Label, chain},
+};
+use crate::{
+    supervisor::{
+        effects::qmp_refusal,
+        file_reading::AfterReading,
+        input::Fact,
+        supervise::{QMP_LIMIT, Supervisor},
+    },
+    sys::{lane::OnLane, progress::Cancel},
+};
 
 /// How long who asked waits until what was done is written down.
 const WRITE_LIMIT: Duration = Duration::from_secs(2);

@@ -6,7 +6,18 @@ use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use crate::supervisor::supervise::Supervisor;
-use crate::{net::{broker::Network, link::Links, tap_spec::{Tap, taps}}, systemd::{machined::{Error, Machined}, registration::Machine}, value::chain};
+use crate::{
+    net::{
+        broker::Network,
+        link::Links,
+        tap_spec::{Tap, taps},
+    },
+    systemd::{
+        machined::{Error, Machined},
+        registration::Machine,
+    },
+    value::chain,
+};
 
 /// A VM that machined is told of.
 #[derive(Debug)]

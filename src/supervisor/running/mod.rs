@@ -17,4 +17,3 @@ pub(crate) mod suspend;
 pub(crate) mod taps;
 pub mod viewer;
 pub mod vnc_listener;
-

@@ -3,7 +3,12 @@
 use tokio::sync::watch;
 
 use crate::supervisor::{input::Fact, supervise::Supervisor};
-use crate::{control::grant::{self, Accounts, Grant}, spec::Vm, sys::account, value::Operator};
+use crate::{
+    control::grant::{self, Accounts, Grant},
+    spec::Vm,
+    sys::account,
+    value::Operator,
+};
 
 /// As the host's databases have them.
 const ACCOUNTS: Accounts = Accounts { id: account::id, name: account::name };

@@ -9,7 +9,10 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::supervisor::{input::{Fact, Trouble}, supervise::{QMP_LIMIT, Supervisor}};
+use crate::supervisor::{
+    input::{Fact, Trouble},
+    supervise::{QMP_LIMIT, Supervisor},
+};
 
 /// How long one question waits for its answer: one that comes late tells that QEMU is back, without asking again.
 pub(crate) const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);

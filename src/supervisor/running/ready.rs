@@ -5,8 +5,17 @@ use std::{net::SocketAddr, time::Duration};
 use tokio::{net::TcpStream, task::AbortHandle, time::timeout};
 use tracing::{debug, info, warn};
 
-use crate::supervisor::{input::Fact, supervise::{AGENT_LIMIT, QMP_LIMIT, STOP_SLACK, Supervisor}};
-use crate::{control::types, guest::readiness::{CloudInit, cloud_init, taken}, life::{self, Policy, Readiness, State}, spec::{self, Reach, Ready, Vm}, value::{base64, chain}};
+use crate::supervisor::{
+    input::Fact,
+    supervise::{AGENT_LIMIT, QMP_LIMIT, STOP_SLACK, Supervisor},
+};
+use crate::{
+    control::types,
+    guest::readiness::{CloudInit, cloud_init, taken},
+    life::{self, Policy, Readiness, State},
+    spec::{self, Reach, Ready, Vm},
+    value::{base64, chain},
+};
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(500);

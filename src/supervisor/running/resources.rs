@@ -1,11 +1,25 @@
 //! What the VM gets of the host's CPUs and memory: given to QEMU at its start, when it is taken over, and at each reload.
 //!
-//! Under systemd the unit has the weights and limits (`plan::unit`), for systemd owns its cgroup. The rest is the same everywhere.
+//! Under systemd the unit has the weights and limits (`systemd::unit`), for systemd owns its cgroup. The rest is the same everywhere.
 
 use tracing::{debug, warn};
 
-use crate::supervisor::{input::Fact, settings::Settings, supervise::{QMP_LIMIT, Supervisor}};
-use crate::{machine::resources::settings, spec::Vm, sys::{affinity, cgroup::{self, Cgroup}, oom_score, pidfd::Exit}, value::{CpuList, chain}};
+use crate::supervisor::{
+    input::Fact,
+    settings::Settings,
+    supervise::{QMP_LIMIT, Supervisor},
+};
+use crate::{
+    machine::resources::settings,
+    spec::Vm,
+    sys::{
+        affinity,
+        cgroup::{self, Cgroup},
+        oom_score,
+        pidfd::Exit,
+    },
+    value::{CpuList, chain},
+};
 
 /// What QEMU was given, and what could not be.
 #[derive(Debug, Default)]

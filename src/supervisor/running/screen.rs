@@ -5,8 +5,14 @@ use std::{fs::File, io, os::fd::OwnedFd, path::Path, time::Duration};
 use rustix::fs::{MemfdFlags, memfd_create};
 use tokio::sync::oneshot;
 
-use crate::supervisor::{effects::qmp_refusal, supervise::{QMP_LIMIT, Supervisor}};
-use crate::{control::types::Refusal, value::{chain, keyboard::Chord}};
+use crate::supervisor::{
+    effects::qmp_refusal,
+    supervise::{QMP_LIMIT, Supervisor},
+};
+use crate::{
+    control::types::Refusal,
+    value::{chain, keyboard::Chord},
+};
 
 /// How long QEMU holds a key, and how long after that the next one comes: a PS/2 keyboard keeps 16 bytes for a guest that is slow.
 const HOLD: Duration = Duration::from_millis(20);

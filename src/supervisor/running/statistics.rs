@@ -2,8 +2,18 @@
 
 use tokio::sync::oneshot;
 
-use crate::supervisor::{effects::qmp_refusal, supervise::{QMP_LIMIT, Supervisor}};
-use crate::{control::types::{DiskStatistics, Refusal, Statistics, TapOf}, machine::{device, facets::{DISKS, NICS, nic_key}}, value::Label};
+use crate::supervisor::{
+    effects::qmp_refusal,
+    supervise::{QMP_LIMIT, Supervisor},
+};
+use crate::{
+    control::types::{DiskStatistics, Refusal, Statistics, TapOf},
+    machine::{
+        device,
+        facets::{DISKS, NICS, nic_key},
+    },
+    value::Label,
+};
 
 impl Supervisor {
     pub(crate) fn statistics(&mut self, reply: oneshot::Sender<Result<Statistics, Refusal>>) {

@@ -7,8 +7,20 @@ use std::{os::unix::net::UnixStream, time::Duration};
 
 use tracing::{debug, info, warn};
 
-use crate::{store::saved_state::{self, Writing}, supervisor::{input::Fact, supervise::{QMP_LIMIT, Supervisor}}, systemd::service};
-use crate::{life, spec, store::{layout::VmPaths, saved_header::Saved}, sys::{file, pipe_to_file}, value::chain};
+use crate::{
+    life, spec,
+    store::{layout::VmPaths, saved_header::Saved},
+    sys::{file, pipe_to_file},
+    value::chain,
+};
+use crate::{
+    store::saved_state::{self, Writing},
+    supervisor::{
+        input::Fact,
+        supervise::{QMP_LIMIT, Supervisor},
+    },
+    systemd::service,
+};
 
 /// What a state needs on the disk beside the guest's memory: devices, and video memory.
 const BESIDE_MEMORY: u64 = 64 << 20;

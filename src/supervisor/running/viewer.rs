@@ -14,8 +14,21 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::vnc_listener::{self, Door, Listener};
-use crate::{supervisor::{input::Fact, supervise::{QMP_LIMIT, Supervisor}}, sys::tasks::Tasks};
-use crate::{control::grant::{self, Grant}, machine::facets, spec::Vm, store::layout::VmPaths, sys::peer, value::{VncAddress, chain}};
+use crate::{
+    control::grant::{self, Grant},
+    machine::facets,
+    spec::Vm,
+    store::layout::VmPaths,
+    sys::peer,
+    value::{VncAddress, chain},
+};
+use crate::{
+    supervisor::{
+        input::Fact,
+        supervise::{QMP_LIMIT, Supervisor},
+    },
+    sys::tasks::Tasks,
+};
 
 /// How many viewers may be on their way to QEMU at once; a further one waits to be accepted.
 const ON_THEIR_WAY: usize = 16;

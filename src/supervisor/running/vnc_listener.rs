@@ -6,7 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{net::port, spec::{Display, Vm}, store::layout::VmPaths, sys::{file, socket}, value::VncAddress};
+use crate::{
+    net::port,
+    spec::{Display, Vm},
+    store::layout::VmPaths,
+    sys::{file, socket},
+    value::VncAddress,
+};
 
 /// What VNC uses of a password (RFC 6143, 7.2.2: a DES key).
 const PASSWORD: usize = 8;

@@ -8,9 +8,27 @@ use std::{
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use crate::{store::reservation::{self, Others, Reservation}, supervisor::{input::{Fact, Fault, NotBegun}, settings::Settings, supervise::{START_STEP, Supervisor}}};
-use super::{memory_budget::{Memory, Sums}, start_turns::{self, Busy, Seen}};
-use crate::{spec::{Admission, HostSettings}, sys::{file, file_watch, lock::{self, Lock}, meminfo, pressure}, value::chain};
+use super::{
+    memory_budget::{Memory, Sums},
+    start_turns::{self, Busy, Seen},
+};
+use crate::{
+    spec::{Admission, HostSettings},
+    sys::{
+        file, file_watch,
+        lock::{self, Lock},
+        meminfo, pressure,
+    },
+    value::chain,
+};
+use crate::{
+    store::reservation::{self, Others, Reservation},
+    supervisor::{
+        input::{Fact, Fault, NotBegun},
+        settings::Settings,
+        supervise::{START_STEP, Supervisor},
+    },
+};
 
 /// Between two tries for a lock that somebody holds for a moment.
 const MOMENT: Duration = Duration::from_millis(5);

@@ -1,35 +1,25 @@
 //! Taking over a QEMU that an earlier supervisor left running.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::net::UnixStream;
 
 use super::launch::{Error, Guest, Qemu, restored};
-use crate::{disk, store::{record::Record, saved_state}};
-use crate::{spec::{self, Vm}, store::layout::VmPaths, sys::{file, pidfd::Process}, value::{VmName, chain}};
+use crate::{
+    disk,
+    store::{record::Record, saved_state},
+};
+use crate::{
+    store::layout::VmPaths,
+    sys::{file, pidfd::Process},
+    value::chain,
+};
 
 /// How long an adopted QEMU may take until it answers.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// How long one that hangs up may take to be gone.
 const GOES_WITHIN: Duration = Duration::from_secs(2);
-
-/// The VM file that the running QEMU was started from, and its text.
-pub fn booted(paths: &VmPaths, name: &VmName, file: &Path) -> Option<(Vm, String)> {
-    kept(&paths.booted(), name, file)
-}
-
-/// The VM file at the last reload, where there was one since QEMU was started.
-pub fn reloaded(paths: &VmPaths, name: &VmName, file: &Path) -> Option<Vm> {
-    kept(&paths.reloaded(), name, file).map(|(vm, _)| vm)
-}
-
-fn kept(copy: &Path, name: &VmName, file: &Path) -> Option<(Vm, String)> {
-    let text = std::fs::read_to_string(copy).ok()?;
-    let mut user_data = |path: &Path| std::fs::read(path);
-    let vm = spec::read(name, file, &text, &mut user_data).ok()?;
-    Some((vm, text))
-}
 
 /// Removes what an earlier supervisor was writing when it died: a half-saved state has the size of the guest's memory, and QEMU may run
 /// for months. That it stays does no harm.

@@ -4,9 +4,32 @@ use std::{path::Path, time::Duration};
 
 use tracing::{info, warn};
 
-use super::{adopt, launch::{self, Qemu}, prepare};
-use crate::{store::{record, running::{self, Found, PreviousQemu}, saved_state}, supervisor::{file_reading, input::{Fact, Fault, NotBegun}, running::resources, supervise::{Left, START_STEP, Supervisor}}};
-use crate::{control::types::End, life::{self, Gone, State}, spec::{self, Vm}, store::{identity::Identity, layout::VmPaths, saved_header::Saved}, sys::{file, pidfd}, value::{VmName, chain}};
+use super::{
+    adopt,
+    launch::{self, Qemu},
+    prepare,
+};
+use crate::{
+    control::types::End,
+    life::{self, Gone, State},
+    spec::{self, Vm},
+    store::{identity::Identity, layout::VmPaths, saved_header::Saved},
+    sys::{file, pidfd},
+    value::{VmName, chain},
+};
+use crate::{
+    store::{
+        record,
+        running::{self, Found, PreviousQemu},
+        saved_state,
+    },
+    supervisor::{
+        file_reading,
+        input::{Fact, Fault, NotBegun},
+        running::resources,
+        supervise::{Left, START_STEP, Supervisor},
+    },
+};
 
 /// How long a killed QEMU process may take to be gone; one that waits for storage is not, and keeps its record.
 const KILLED_WITHIN: Duration = Duration::from_secs(5);
@@ -56,8 +79,8 @@ impl PreviousRun {
         };
         Self {
             ends: record::ends(paths),
-            booted: adopt::booted(paths, name, file),
-            reloaded: adopt::reloaded(paths, name, file),
+            booted: crate::store::vm_file_copies::booted(paths, name, file),
+            reloaded: crate::store::vm_file_copies::reloaded(paths, name, file),
             identity: file_reading::identity(paths),
             found,
             saved,

@@ -1,7 +1,10 @@
 //! Whether QEMU will get the ports of the host that it is to listen on.
 
 use super::launch::Error;
-use crate::{net::port, spec::{Link, Nic, Vm}};
+use crate::{
+    net::port,
+    spec::{Link, Nic, Vm},
+};
 
 /// Checks the ports of a NIC; `shut_off` as of [`super::Settings::shut_off`].
 pub(crate) fn check_forwards(shut_off: bool, vm: &Vm, nic: &Nic) -> Result<(), Error> {

@@ -14,7 +14,22 @@ use rustix::fs::OFlags;
 
 use super::{launch, prepare::Prepared};
 use crate::supervisor::settings::Settings;
-use crate::{machine::{argv, facts::{Accelerator, Qemu}, fdset::{Access, Handed}}, sandbox::{confine::{Cell, Domain}, spawn}, store::isolation::{self, Isolation, Layer, Missing, Mode, Right}, sys::file, systemd::unit::Scope, value::UidRange};
+use crate::{
+    control::isolation::{Isolation, Layer, Missing, Mode},
+    machine::{
+        argv,
+        facts::{Accelerator, Qemu},
+        fdset::{Access, Handed},
+    },
+    sandbox::file_access::{self, Right},
+    sandbox::{
+        confine::{Cell, Domain},
+        spawn,
+    },
+    sys::file,
+    systemd::unit::Scope,
+    value::UidRange,
+};
 
 /// What QEMU opens itself where there is KVM.
 const KVM: &str = "dev/kvm";
@@ -97,7 +112,7 @@ impl Plan {
         }
         let mut missing = vec![];
         let mut lacks = |layer, why: String| missing.push(Missing { layer, why });
-        let user_network = isolation::user_network(vm);
+        let user_network = user_network(vm);
         let network = user_network.is_none();
         if let Some(why) = user_network {
             lacks(Layer::Network, why);
@@ -178,7 +193,7 @@ impl Plan {
 /// The narrowest cell for a QEMU.
 fn cell(binary: &Path, firmware: Option<&Path>, uid: Option<u32>, device: Option<PathBuf>) -> Cell {
     let binary = binary.canonicalize().unwrap_or_else(|_| binary.to_owned());
-    let mut open_to = isolation::open_to(&binary, firmware);
+    let mut open_to = file_access::open_to(&binary, firmware);
     let begin = file::read_at(&binary, 0, SCRIPT.len()).unwrap_or_default();
     if begin == SCRIPT {
         // A script around QEMU, and whatever it starts: programs of the host's, and what is beside it.
@@ -257,4 +272,9 @@ pub(crate) fn own(files: &[Handed], state: &Path, uid: Option<u32>) {
             tracing::debug!("`{}` does not become user {uid}'s: {error}", handed.path.display());
         }
     }
+}
+/// The NIC for which QEMU itself must be in the host's network.
+fn user_network(vm: &crate::spec::Vm) -> Option<String> {
+    let user = vm.nics.iter().find(|nic| matches!(nic.link, crate::spec::Link::User { .. }));
+    user.map(|nic| format!("the network of `{}` is QEMU's own (user mode)", nic.name))
 }

@@ -5,8 +5,33 @@ use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc, time::Duration};
 use tokio::net::UnixStream;
 
 use super::{forwards, isolate, prepare::Prepared};
-use crate::{store::{record::{self, Record}, saved_state}, supervisor::{config::file_id, running::{taps, viewer, vnc_listener}, settings::Settings}};
-use crate::{machine::{argv::{self, CommandLine, Machine, fd}, device::{self, BadPath}}, net::{link, port, tap, tap_spec::taps, vhost}, sandbox::spawn, spec::LinkState, store::layout::VmPaths, sys::{file, pidfd::{self, Process}, socket}, value::IfName};
+use crate::{
+    machine::{
+        argv::{self, CommandLine, Machine, fd},
+        device::{self, BadPath},
+    },
+    net::{link, port, tap, tap_spec::taps, vhost},
+    sandbox::spawn,
+    spec::LinkState,
+    store::layout::VmPaths,
+    sys::{
+        file,
+        pidfd::{self, Process},
+        socket,
+    },
+    value::IfName,
+};
+use crate::{
+    store::{
+        record::{self, Record},
+        saved_state,
+    },
+    supervisor::{
+        config::file_id,
+        running::{taps, viewer, vnc_listener},
+        settings::Settings,
+    },
+};
 
 /// How long QEMU may take until it answers on its monitor.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
@@ -235,8 +260,10 @@ pub async fn launch(
     }
     let door = vnc_listener::open(vm, &paths)?;
     // QEMU alone has them from here on: our copies are closed when it is executed.
-    let mut fds: Vec<(OwnedFd, i32)> =
-        prepared.liveness.into_fds().map_err(file::Error::on("lock", &paths.qemu_lock()))?;
+    let mut fds: Vec<(OwnedFd, i32)> = prepared
+        .liveness
+        .into_fds([fd::RUNTIME_LOCK, fd::STATE_LOCK])
+        .map_err(file::Error::on("lock", &paths.qemu_lock()))?;
     let mut tap_notes = vec![];
     for tap in taps(vm) {
         let index = vm.nics.iter().position(|n| n.name == tap.nic).unwrap_or_default();

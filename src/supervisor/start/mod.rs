@@ -10,4 +10,3 @@ pub mod launch;
 pub mod memory_budget;
 pub mod prepare;
 pub mod start_turns;
-

@@ -4,8 +4,33 @@
 
 use std::{os::unix::fs::FileTypeExt, path::Path};
 
-use crate::{disk, image::{Patience, Tools}, store::{identity_lock::Waiter, identity_store, liveness::{self, Liveness}}, supervisor::settings::Settings, sys::progress::{At, Cancel, Progress, line}, systemd::unit_mounts::{self, Closed}};
-use crate::{image::qemu_img::QemuImg, machine::{argv::DiskFile, facts::{self, Accelerator, Facts, Qemu}, firmware as descriptors, firmware::Chosen, probe::{self, Probe, firmware}}, seed::{documents, iso9660}, spec::{Disk, Format, Isolation, Source, Vm}, store::{identity::Identity, layout::VmPaths}, sys::file, systemd::unit::Scope};
+use crate::{
+    disk,
+    image::{Patience, Tools},
+    store::{
+        identity_lock::Waiter,
+        identity_store,
+        liveness::{self, Liveness},
+    },
+    supervisor::settings::Settings,
+    sys::progress::{At, Cancel, Progress, line},
+    systemd::unit_mounts::{self, Closed},
+};
+use crate::{
+    image::qemu_img::QemuImg,
+    machine::{
+        argv::DiskFile,
+        facts::{self, Accelerator, Facts, Qemu},
+        firmware as descriptors,
+        firmware::Chosen,
+        probe::{self, Probe, firmware},
+    },
+    seed::{documents, iso9660},
+    spec::{Disk, Format, Isolation, Source, Vm},
+    store::{identity::Identity, layout::VmPaths},
+    sys::file,
+    systemd::unit::Scope,
+};
 
 /// A VM that can be launched.
 #[derive(Debug)]
@@ -308,7 +333,7 @@ pub fn disk(
         now: (settings.now)(),
     };
     let mut spoken = Spoken { say, last: None };
-    unit_mounts::bring(settings, wanted)?;
+    unit_mounts::bind_path(&settings.name, settings.scope, settings.env, wanted)?;
     let (paths, images) = (settings.paths(), settings.layout.images());
     let ready = disk::ensure(wanted, &paths, &images, &tools, &mut spoken, cancel);
     let failed = |source: disk::Error| match source.is_called_off() {

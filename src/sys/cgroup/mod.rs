@@ -13,7 +13,7 @@ use std::{
 };
 
 use self::weights::Level;
-use crate::{doctor::rules::Cgroups, machine::resources::Setting, value::VmName};
+use crate::value::VmName;
 
 /// Why a cgroup could not be made or written to.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +82,21 @@ impl Error {
         };
         Some(hint.into())
     }
+}
+
+/// One control file of the VM's cgroup (cgroup-v2.rst, "Controllers").
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// The key of the VM file.
+    pub key: &'static str,
+    /// The controller that has to be given down to the cgroup.
+    pub controller: &'static str,
+    /// The file.
+    pub file: &'static str,
+    /// What is written.
+    pub value: String,
+    /// It stands in the VM file. What does not is set back to the kernel's default, where there is such a file.
+    pub wanted: bool,
 }
 
 /// The cgroup of one VM.
@@ -163,6 +178,21 @@ pub fn root(proc: &Path) -> Result<PathBuf, Error> {
     let path = proc.join("self/mountinfo");
     let table = fs::read_to_string(&path).map_err(|source| Error::Mounts { path, source })?;
     Ok(weights::root(&table)?)
+}
+
+/// The cgroup controllers of this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cgroups {
+    /// Where cgroup v2 is mounted, or why there is none to be used.
+    pub root: Result<PathBuf, weights::Error>,
+    /// cgroup v2 is mounted, though its controllers may be v1's: the "hybrid" layout.
+    pub hybrid: bool,
+    /// The controllers that there are at the root (`cgroup.controllers`).
+    pub available: Vec<String>,
+    /// The cgroup of all VMs, or the root before the first VM ran.
+    pub of_vms: String,
+    /// The controllers that are given on there (`cgroup.subtree_control`).
+    pub enabled: Vec<String>,
 }
 
 /// What there is of cgroups on this host; `host` is `/`, and `user` is set where VMs are units of a user's manager.

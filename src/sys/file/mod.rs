@@ -11,7 +11,13 @@ use std::{
 
 pub use self::temporary::{Temporary, remove_abandoned, remove_abandoned_beside};
 
-use crate::store::layout::VmPaths;
+/// The prefix of the name of a file or directory that is not finished. No VM can have such a name.
+pub const UNFINISHED: &str = ".qvm-";
+
+/// Whether the name of a path is one of an unfinished file.
+pub fn is_unfinished(path: &Path) -> bool {
+    path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(UNFINISHED))
+}
 
 /// What was tried, on which file.
 #[derive(Debug, thiserror::Error)]
@@ -321,7 +327,7 @@ pub fn remove_left_overs(dir: &Path) -> Result<(), Error> {
         true => super::file::temporary::remove_if_abandoned(path),
         false => remove(path),
     };
-    list(dir)?.iter().filter(|p| VmPaths::is_left_over(p)).try_for_each(left)
+    list(dir)?.iter().filter(|p| is_unfinished(p)).try_for_each(left)
 }
 
 /// How many bytes this user may still write on the file system of `dir`.
@@ -404,7 +410,7 @@ mod tests {
         let processes: Vec<_> = (1..=4)
             .map(|writer| {
                 Command::new(&program)
-                    .args(["--ignored", "--exact", "host::file::tests::writing_process"])
+                    .args(["--ignored", "--exact", "sys::file::tests::writing_process"])
                     .env("QVM_TEST_FILE", &path)
                     .env("QVM_TEST_WRITER", writer.to_string())
                     .stdout(Stdio::piped())
@@ -461,7 +467,7 @@ mod tests {
         assert_ne!(one.path(), other.path());
         for temporary in [&one, &other] {
             assert_eq!(temporary.path().extension(), None);
-            assert!(VmPaths::is_left_over(temporary.path()));
+            assert!(is_unfinished(temporary.path()));
             let mode = temporary.file().metadata().unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "nobody else reads what is not finished");
         }
@@ -482,7 +488,7 @@ mod tests {
             let done = Command::new("sh")
                 .args(["-c", &script])
                 .arg(&program)
-                .args(["--ignored", "--exact", "host::file::tests::writing_process"])
+                .args(["--ignored", "--exact", "sys::file::tests::writing_process"])
                 .env("QVM_TEST_FILE", &path)
                 .env("QVM_TEST_WRITER", "7")
                 .stdout(Stdio::null())

@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::store::layout::{older_log, times_of_log};
+use super::{older_log, times_of_log};
 
 /// The largest size of each half, in bytes: together they are the console's last MiB. Their times are bounded by the same.
 pub const HALF_BYTES: u64 = 512 << 10;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::text::{Part, Stamp, Time, times};
-use crate::store::layout::{older_log, times_of_log};
+use super::{older_log, times_of_log};
 
 /// The reader; nothing is missed, and nothing is read twice.
 #[derive(Debug)]

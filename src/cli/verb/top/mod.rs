@@ -13,9 +13,21 @@ use std::{
 
 use ratatui::crossterm::event::{Event, KeyCode, KeyEventKind, KeyModifiers};
 
-use crate::{cli::exit::{self, Failure}, control::{client::Client, types::{self, State}}, fleet::rates::{Look, Rates, look, rates}, store::layout::Layout, sys::{pidfd::{Exit, Process, Signal}, session::{Session, Vanished}}};
 use self::draw::amount;
 use self::screen::Screen;
+use crate::{
+    cli::exit::{self, Failure},
+    control::{
+        client::Client,
+        types::{self, State},
+    },
+    fleet::rates::{Look, Rates, look, rates},
+    store::layout::Layout,
+    sys::{
+        pidfd::{Exit, Process, Signal},
+        session::{Session, Vanished},
+    },
+};
 
 /// What `qvm top` takes.
 #[derive(Debug, Clone, clap::Args)]

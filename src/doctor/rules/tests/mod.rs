@@ -11,7 +11,13 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{machine::facts::{Kvm, Machine, Qemu, Version}, spec, store::isolation::{Layer, Missing, Mode}, sys::cgroup::weights, systemd::unit::unit_name};
+use crate::{
+    control::isolation::{Layer, Missing, Mode},
+    machine::facts::{Kvm, Machine, Qemu, Version},
+    spec,
+    sys::cgroup::weights,
+    systemd::unit::unit_name,
+};
 
 proptest! {
     #[test]

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use tracing::warn;
 
 use super::Wanted;
-use crate::{net::link::{self, Links}, value::IfName};
+use crate::{
+    net::link::{self, Links},
+    value::IfName,
+};
 
 /// By tap: why frames do not pass its bridge.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -16,7 +16,18 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{Told, Wanted, blocked::Blocked, open};
-use crate::{net::{anti_spoof::filters, broker::Network, link::{self, Links}, link_monitor::LinkWatch, tap_spec::Tap}, spec::TapHeal, supervisor::input::Fact, value::{IfName, chain}};
+use crate::{
+    net::{
+        anti_spoof::filters,
+        broker::Network,
+        link::{self, Links},
+        link_monitor::LinkWatch,
+        tap_spec::Tap,
+    },
+    spec::TapHeal,
+    supervisor::input::Fact,
+    value::{IfName, chain},
+};
 
 /// A tap that goes is QEMU's last word, or its NIC was plugged out: that is learnt within this, or else it was taken away.
 const LAST_WORD: Duration = Duration::from_secs(5);

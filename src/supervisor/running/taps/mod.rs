@@ -17,7 +17,11 @@ use self::keeper::Keeper;
 pub(crate) use self::open::{attach, filter, open};
 pub(crate) use self::unfiltered::Unfiltered;
 use crate::supervisor::supervise::Supervisor;
-use crate::{net::tap_spec::{self, Tap}, spec::TapHeal, value::{Label, MacAddr}};
+use crate::{
+    net::tap_spec::{self, Tap},
+    spec::TapHeal,
+    value::{Label, MacAddr},
+};
 
 /// The addresses of the NICs that none is written for.
 type Macs = BTreeMap<Label, MacAddr>;
@@ -40,7 +44,7 @@ impl Drop for Taps {
 
 /// How it all shall be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Wanted {
+pub(crate) struct Wanted {
     heal: TapHeal,
     taps: Vec<Tap>,
     macs: Macs,

@@ -5,7 +5,17 @@ use std::{os::fd::OwnedFd, time::Duration};
 use tokio::time::{Instant, sleep};
 
 use super::{Macs, Unfiltered};
-use crate::{net::{anti_spoof::filters::{self, Filters}, broker::Network, link::Links, tap, tap_spec::Tap}, spec::Vm, supervisor::start::launch::Error};
+use crate::{
+    net::{
+        anti_spoof::filters::{self, Filters},
+        broker::Network,
+        link::Links,
+        tap,
+        tap_spec::Tap,
+    },
+    spec::Vm,
+    supervisor::start::launch::Error,
+};
 
 /// How long a QEMU that has gone may keep its tap, and how often it is tried meanwhile.
 const GOES_WITHIN: Duration = Duration::from_secs(2);
@@ -61,11 +71,7 @@ pub(crate) async fn open(
 }
 
 /// Puts a tap that is there on its bridge. Returns why frames do not pass the bridge.
-pub(crate) async fn attach(
-    links: &Links,
-    tap: &Tap,
-    at: &str,
-) -> Result<Vec<String>, Error> {
+pub(crate) async fn attach(links: &Links, tap: &Tap, at: &str) -> Result<Vec<String>, Error> {
     let failed = |source| Error::Link { tap: tap.name.clone(), at: at.to_owned(), source };
     let attached = links.attach(tap).await.map_err(failed)?;
     Ok(tap.bridge_notes(attached.bridge_up, attached.bridge_mtu))

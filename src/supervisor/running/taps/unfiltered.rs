@@ -1,6 +1,10 @@
 //! A tap that cannot be filtered: whether the guest does without, and what is told where it must not.
 
-use crate::{net::{anti_spoof::filters, tap_spec::Tap}, spec::{AntiSpoof, Vm}, value::IfName};
+use crate::{
+    net::{anti_spoof::filters, tap_spec::Tap},
+    spec::{AntiSpoof, Vm},
+    value::IfName,
+};
 
 /// Why a guest is not given a tap that is not filtered.
 #[derive(Debug, thiserror::Error)]

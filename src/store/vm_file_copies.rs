@@ -1,0 +1,26 @@
+//! Copies of the VM file: as QEMU was started from it, and as of the last reload.
+
+use std::path::Path;
+
+use super::layout::VmPaths;
+use crate::{
+    spec::{self, Vm},
+    value::VmName,
+};
+
+/// The VM file that the running QEMU was started from, and its text.
+pub fn booted(paths: &VmPaths, name: &VmName, file: &Path) -> Option<(Vm, String)> {
+    kept(&paths.booted(), name, file)
+}
+
+/// The VM file at the last reload, where there was one since QEMU was started.
+pub fn reloaded(paths: &VmPaths, name: &VmName, file: &Path) -> Option<Vm> {
+    kept(&paths.reloaded(), name, file).map(|(vm, _)| vm)
+}
+
+fn kept(copy: &Path, name: &VmName, file: &Path) -> Option<(Vm, String)> {
+    let text = std::fs::read_to_string(copy).ok()?;
+    let mut user_data = |path: &Path| std::fs::read(path);
+    let vm = spec::read(name, file, &text, &mut user_data).ok()?;
+    Some((vm, text))
+}

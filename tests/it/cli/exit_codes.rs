@@ -1,0 +1,266 @@
+//! The command line as its user meets it: all of standard error, and the exit code.
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use tempfile::TempDir;
+
+/// One host with directories of its own, and what is expected of one call.
+struct Test {
+    dir: TempDir,
+}
+
+impl Test {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    /// Writes a file below the directory.
+    fn file(self, path: &str, text: &str) -> Self {
+        let path = self.dir.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+        self
+    }
+
+    fn path(&self, path: &str) -> String {
+        self.dir.path().join(path).display().to_string()
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_qvm"));
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).stdin(Stdio::null());
+        for (key, dir) in [("CONFIG", "config"), ("STATE", "state"), ("RUNTIME", "run")] {
+            command.env(format!("QVM_{key}_DIR"), self.dir.path().join(dir));
+        }
+        command.args(words);
+        command
+    }
+
+    /// Standard output, after the code and standard error were as stated; `DIR` is the directory.
+    #[track_caller]
+    fn says(&self, words: &[&str], code: i32, err: &str) -> String {
+        let output = self.command(words).output().unwrap();
+        let dir = self.dir.path().display().to_string();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap().replace(&dir, "DIR");
+        let told = text(output.stderr);
+        assert_eq!((output.status.code(), told.as_str()), (Some(code), err), "{words:?}");
+        text(output.stdout)
+    }
+}
+
+const NOBODY: &str = "error: there is no VM `web`\nhint: `qvm list` shows those there are\n";
+const HEAD: &str = "NAME  STATE  WHY  VCPU  MEM  RSS  CPU%  IP  UPTIME  PEND\n";
+
+#[test]
+fn usage_errors_are_code_2() {
+    let test = Test::new();
+    for words in [&["stop"][..], &["nonsense"], &["exec", "web"], &["status", "-v", "-q"]] {
+        let output = test.command(words).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{words:?}");
+    }
+    let err = "error: invalid value 'We_b' for '<NAME>...': `We_b` is not a VM's name: use a-z, 0-9 and `-`, \
+               with a letter or digit at both ends\n\nFor more information, try '--help'.\n";
+    test.says(&["start", "We_b"], 2, err);
+}
+
+#[test]
+fn nothing_there_is_an_empty_list() {
+    let test = Test::new();
+    assert_eq!(test.says(&["list"], 0, ""), HEAD);
+    assert_eq!(test.says(&["list", "--json"], 0, ""), "[]\n");
+    assert_eq!(test.says(&["status", "--json"], 0, ""), "[]\n");
+}
+
+#[test]
+fn a_vm_that_is_not_there_is_code_3() {
+    let test = Test::new();
+    for verb in
+        ["status", "start", "stop", "restart", "reboot", "kill", "pause", "resume", "reload"]
+    {
+        assert_eq!(test.says(&[verb, "web"], 3, NOBODY), "", "{verb}");
+    }
+    for words in [
+        &["console", "web"][..],
+        &["log", "web"],
+        &["events", "web"],
+        &["exec", "web", "--", "true"],
+        &["rm", "web", "--disks", "--yes"],
+    ] {
+        assert_eq!(test.says(words, 3, NOBODY), "", "{words:?}");
+    }
+    assert_eq!(test.says(&["status", "web", "--json"], 3, NOBODY), "[]\n");
+    assert!(
+        !Path::new(&test.path("state")).exists(),
+        "something was made for a VM that is not there"
+    );
+}
+
+#[test]
+fn a_vm_that_is_stopped() {
+    let test =
+        Test::new().file("config/vms/web.toml", "vcpu = 2\nmem = \"512M\"\nip = \"10.0.0.2/24\"\n");
+    for verb in ["stop", "kill", "reboot", "pause", "resume", "reload", "console", "events"] {
+        test.says(&[verb, "web"], 3, "error: web: not running\n");
+    }
+    test.says(&["log", "web"], 3, "error: web: its console has said nothing yet\n");
+    let table = test.says(&["list"], 0, "");
+    assert_eq!(
+        table,
+        "NAME  STATE    WHY  VCPU   MEM  RSS  CPU%  IP        UPTIME  PEND\n\
+         web   stopped  -       2  512M    -     -  10.0.0.2  -          -\n"
+    );
+    let json = test.says(&["status", "web", "--json"], 3, "");
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json[0]["state"], "stopped");
+    assert_eq!((&json[0]["vcpu"], &json[0]["pid"]), (&2.into(), &serde_json::Value::Null));
+    let both = "error: a: not running\nerror: there is no VM `b`\nhint: `qvm list` shows those there are\n";
+    let test = test.file("config/vms/a.toml", "vcpu = 1\n");
+    test.says(&["stop", "a", "b", "a"], 3, both);
+}
+
+#[test]
+fn a_broken_file_is_listed_as_invalid() {
+    let test = Test::new().file("config/vms/web.toml", "vcpu = 0\n");
+    let problem = "error: DIR/config/vms/web.toml:1:8: vcpu: ";
+    let table = test.says(&["list"], 0, "");
+    let lines: Vec<&str> = table.lines().collect();
+    assert_eq!(lines.len(), 3, "{table}");
+    assert_eq!(lines[1], "web   invalid  -       -    -    -     -  -   -          -");
+    assert!(lines[2].starts_with(&format!("  {problem}")), "{table}");
+    // Nothing is started by it, and nothing made for it.
+    let output = test.command(&["start", "web"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(78));
+    let err = String::from_utf8(output.stderr).unwrap().replace(&test.path(""), "DIR/");
+    assert!(err.starts_with(problem), "{err}");
+    assert_eq!(err.matches("error: ").count(), 1, "{err}");
+    assert!(!Path::new(&test.path("state")).exists());
+}
+
+#[test]
+fn the_log_is_printed_with_its_older_part() {
+    let test = Test::new()
+        .file("state/vms/web/console.log.1", "one\ntwo\n")
+        .file("state/vms/web/console.log", "three\n");
+    assert_eq!(test.says(&["log", "web"], 0, ""), "one\ntwo\nthree\n");
+    assert_eq!(test.says(&["log", "web", "-n", "2"], 0, ""), "two\nthree\n");
+}
+
+#[test]
+fn rm_wants_it_said() {
+    let test =
+        Test::new().file("config/vms/web.toml", "vcpu = 1\n").file("state/vms/web/root.raw", "x");
+    let what = "error: web: nothing removed: it is not said what\n\
+                hint: say `qvm rm web --disks` to delete its disks; remove the VM file yourself to forget the VM\n";
+    test.says(&["rm", "web"], 2, what);
+    let ask =
+        "error: web: nothing removed: there is no terminal to ask at\nhint: `--yes` does not ask\n";
+    test.says(&["rm", "web", "--disks"], 2, ask);
+    assert_eq!(fs::read(test.path("state/vms/web/root.raw")).unwrap(), b"x");
+}
+
+#[test]
+fn rm_removes_the_state_and_follows_no_link() {
+    let test = Test::new()
+        .file("config/vms/web.toml", "vcpu = 1\n")
+        .file("state/vms/web/root.raw", "x")
+        .file("state/vms/other/root.raw", "y")
+        .file("run/web/lock", "");
+    std::os::unix::fs::symlink(test.path("state/vms/other"), test.path("state/vms/web/link"))
+        .unwrap();
+    let out = test.says(&["rm", "web", "--disks", "--yes"], 0, "");
+    assert_eq!(out, "web: removed DIR/state/vms/web\n");
+    assert!(!Path::new(&test.path("state/vms/web")).exists());
+    for kept in ["state/vms/other/root.raw", "config/vms/web.toml", "run/web/lock"] {
+        assert!(Path::new(&test.path(kept)).exists(), "{kept} is gone");
+    }
+    test.says(&["rm", "web", "--disks", "--yes"], 3, "error: web: there is nothing to remove\n");
+}
+
+#[test]
+fn who_reads_no_more_is_not_told_so() {
+    let test = Test::new().file("state/vms/web/console.log", &"line\n".repeat(100_000));
+    let mut child = test.command(&["log", "web"]);
+    let mut child = child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
+}
+
+#[test]
+fn without_a_runtime_dir_a_user_is_told() {
+    let test = Test::new();
+    let mut command = test.command(&["list"]);
+    command.env_remove("QVM_RUNTIME_DIR").env("HOME", "/nonexistent");
+    if rustix::process::geteuid().is_root() {
+        // The program has to be within the other user's reach.
+        let copy = test.dir.path().join("qvm");
+        fs::copy(env!("CARGO_BIN_EXE_qvm"), &copy).unwrap();
+        fs::set_permissions(test.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        command = Command::new(copy);
+        command.arg("list").env_clear().env("HOME", "/nonexistent").uid(65_534).gid(65_534);
+    }
+    let output = command.current_dir("/").output().unwrap();
+    let err = "error: it is not known where sockets are: `XDG_RUNTIME_DIR` is not set\n\
+               hint: set it to an absolute path, or use --runtime-dir\n";
+    assert_eq!(
+        (output.status.code(), String::from_utf8(output.stderr).unwrap().as_str()),
+        (Some(1), err)
+    );
+}
+
+/// A process that stands for a QEMU, and does not outlive its test.
+struct Qemu(std::process::Child);
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_qemu_whose_supervisor_was_killed_keeps_its_disks_and_is_shown() {
+    let test =
+        Test::new().file("config/vms/web.toml", "vcpu = 1\n").file("state/vms/web/root.raw", "x");
+    let qemu = Qemu(Command::new("sleep").arg("600").spawn().unwrap());
+    let pid = qemu.0.id();
+    let record = serde_json::json!({
+        "pid": pid,
+        "startTime": qvm::sys::pidfd::start_time(pid).unwrap(),
+        "bootId": qvm::sys::pidfd::boot_id().unwrap(),
+        "startedAt": "2026-01-01T00:00:00Z",
+        "qemuVersion": "10.0.2",
+        "machine": "pc-q35-10.0",
+        "accel": "tcg",
+        "tap": null,
+        "mac": null,
+    });
+    let test = test.file("run/web/record.json", &record.to_string());
+    let said = format!(
+        "error: web: its QEMU runs without a supervisor, pid {pid}\nhint: `qvm start web` takes it over\n"
+    );
+    test.says(&["rm", "web", "--disks", "--yes"], 1, &said);
+    assert_eq!(fs::read(test.path("state/vms/web/root.raw")).unwrap(), b"x");
+    for verb in ["stop", "pause", "console"] {
+        test.says(&[verb, "web"], 1, &said);
+    }
+    // Only a QEMU is killed.
+    let not_qemu = format!(
+        "error: web: the process of the run record (pid {pid}) is not proven to execute QEMU\n\
+         hint: look at the process with `ps -fp {pid}`; when it may end, `kill {pid}` ends it\n"
+    );
+    test.says(&["kill", "web"], 75, &not_qemu);
+    let table = test.says(&["list"], 0, "");
+    assert!(table.contains(&format!("runs without a supervisor, pid {pid}")), "{table}");
+    let json = test.says(&["status", "web", "--json"], 0, "");
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json[0]["state"], &json[0]["pid"]), (&"running".into(), &pid.into()));
+    // Once it has gone there is nothing to be careful of.
+    drop(qemu);
+    test.says(&["rm", "web", "--disks", "--yes"], 0, "");
+    assert!(!Path::new(&test.path("state/vms/web")).exists());
+}

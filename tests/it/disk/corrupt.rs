@@ -1,0 +1,123 @@
+//! Disks and images that QEMU has marked as corrupt: refused before anything is made of them or QEMU is started.
+
+use std::{
+    fs,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use crate::lab::{Lab, guest};
+
+/// `incompatible_features` of a qcow2 header: its last byte, and the bits of a file that was not closed and of one that is corrupt.
+const FEATURES: u64 = 79;
+const DIRTY: u8 = 1;
+const CORRUPT: u8 = 2;
+
+/// Sets the feature bits of a qcow2 file.
+fn mark(path: &Path, bits: u8) {
+    let file = fs::File::options().read(true).write(true).open(path).unwrap();
+    file.write_all_at(&[bits], FEATURES).unwrap();
+}
+
+fn features(path: &Path) -> u8 {
+    let mut byte = [0];
+    fs::File::open(path).unwrap().read_exact_at(&mut byte, FEATURES).unwrap();
+    byte[0]
+}
+
+/// A place with a marked copy of the boot guest.
+fn marked(bits: u8) -> Option<(Lab, PathBuf)> {
+    let image = guest("boot.qcow2")?;
+    let lab = Lab::new();
+    let copy = lab.path().join("marked.qcow2");
+    fs::copy(image, &copy).unwrap();
+    mark(&copy, bits);
+    Some((lab, copy))
+}
+
+/// Starts `web`, which has to be refused; what was said.
+fn refused(lab: &Lab) -> String {
+    let output = lab.qvm(&["start", "web"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("marked corrupt"), "{said}");
+    assert!(said.contains("hint: ") && said.contains("`qemu-img check -r all "), "{said}");
+    assert!(!said.contains("exited before"), "{said}");
+    said
+}
+
+#[test]
+fn corrupt_image_is_refused() {
+    let Some((lab, image)) = marked(CORRUPT) else { return };
+    for clone in ["copy", "overlay"] {
+        lab.vm("web", &image, "");
+        let text = fs::read_to_string(lab.file("web")).unwrap();
+        fs::write(lab.file("web"), format!("{text}clone = \"{clone}\"\n")).unwrap();
+        let said = refused(&lab);
+        assert!(said.contains("is refused: it is marked corrupt"), "{clone}: {said}");
+        assert!(!lab.state("web", "root.qcow2").exists(), "{clone}: a disk was made");
+    }
+}
+
+#[test]
+fn corrupt_disk_of_operator_is_named() {
+    let Some((lab, disk)) = marked(CORRUPT) else { return };
+    let path = disk.display();
+    let text = format!("accel = \"tcg\"\nmem = \"64M\"\n[nic]\n[disk.root]\npath = \"{path}\"\n");
+    fs::write(lab.file("web"), &text).unwrap();
+    let said = refused(&lab);
+    assert!(said.contains(&format!("disk root: `{path}`")), "{said}");
+    assert!(said.contains(&format!("qemu-img check -r all {path}")), "{said}");
+    // QEMU reads it all the same: what can be read may be worth saving.
+    fs::write(lab.file("web"), format!("{text}readOnly = true\n")).unwrap();
+    let said = lab.ok(&["start", "web"]);
+    assert!(
+        said.contains("web: note: disk root: ") && said.contains("is marked corrupt"),
+        "{said}"
+    );
+    lab.says("web", "BOOT-GUEST-READY", 1);
+    lab.ok(&["kill", "web"]);
+    // Repaired, it is a disk as any other.
+    let mut repair = std::process::Command::new("qemu-img");
+    assert!(repair.args(["check", "-q", "-r", "all"]).arg(&disk).status().unwrap().success());
+    fs::write(lab.file("web"), &text).unwrap();
+    lab.ok(&["start", "web"]);
+    lab.says("web", "BOOT-GUEST-READY", 2);
+    lab.ok(&["kill", "web"]);
+}
+
+#[test]
+fn disk_that_became_corrupt_is_neither_started_nor_exported() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let lab = Lab::new();
+    lab.vm("web", &image, "[disk.data]\nsize = \"1M\"\n");
+    lab.ok(&["start", "web"]);
+    lab.ok(&["kill", "web"]);
+    let disk = lab.state("web", "data.qcow2");
+    mark(&disk, CORRUPT);
+    let said = refused(&lab);
+    assert!(said.contains("disk data: ") && said.contains(disk.to_str().unwrap()), "{said}");
+    let tar = lab.path().join("web.tar");
+    let output = lab.qvm(&["export", "web", tar.to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("marked corrupt"), "{said}");
+    assert!(!tar.exists());
+}
+
+/// A power cut leaves that of a file with `lazy_refcounts`; QEMU repairs it when it opens the file for writing.
+#[test]
+fn dirty_disk_starts_and_is_repaired() {
+    let Some((lab, disk)) = marked(DIRTY) else { return };
+    let path = disk.display();
+    let text = format!("accel = \"tcg\"\nmem = \"64M\"\n[nic]\n[disk.root]\npath = \"{path}\"\n");
+    fs::write(lab.file("web"), text).unwrap();
+    lab.ok(&["start", "web"]);
+    lab.says("web", "BOOT-GUEST-READY", 1);
+    lab.ok(&["kill", "web"]);
+    assert_eq!(features(&disk), 0);
+    mark(&disk, DIRTY);
+    lab.vm("copy", &disk, "");
+    lab.ok(&["start", "copy"]);
+    lab.says("copy", "BOOT-GUEST-READY", 1);
+    lab.ok(&["kill", "copy"]);
+}

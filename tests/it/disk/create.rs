@@ -1,0 +1,412 @@
+//! Disks: made once, grown, never shrunk, never overwritten, and nothing left when that fails.
+
+use std::{
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use qvm::{
+    disk::{self, Error, Ready},
+    image::{
+        Patience, Tools,
+        cache::{self, Needs},
+        qemu_img::QemuImg,
+    },
+    spec::{self, Bus, Checksum, Disk, Format, Image, Media, Origin, Source},
+    store::layout::VmPaths,
+    sys::progress::{At, Cancel, Progress, Quiet},
+};
+
+struct Place {
+    dir: tempfile::TempDir,
+    vm: VmPaths,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let vm = VmPaths { state: dir.path().join("vms/a"), runtime: dir.path().join("run/a") };
+        Self { dir, vm }
+    }
+
+    fn images(&self) -> PathBuf {
+        self.dir.path().join("images")
+    }
+
+    fn ensure(&self, disk: &Disk) -> Result<Ready, Error> {
+        self.ensure_with(disk, "qemu-img")
+    }
+
+    fn ensure_with(&self, disk: &Disk, qemu_img: &str) -> Result<Ready, Error> {
+        let now = "2026-01-02T03:04:05Z".parse().unwrap();
+        let qemu_img = QemuImg::new(qemu_img);
+        let tools = Tools { qemu_img, patience: Patience::default(), now };
+        let cancel = Cancel::default();
+        disk::ensure(disk, &self.vm, &self.images(), &tools, &mut Quiet, &cancel)
+    }
+
+    /// An image of 8 MiB whose first MiB is 7s.
+    fn image(&self, format: Format) -> PathBuf {
+        let path = self.dir.path().join(format!("image.{}", format.name()));
+        run(Command::new("qemu-img")
+            .args(["create", "-q", "-f", format.name()])
+            .arg(&path)
+            .arg("8M"));
+        run(Command::new("qemu-io")
+            .args(["-f", format.name(), "-c", "write -P 7 0 1M"])
+            .arg(&path));
+        path
+    }
+
+    fn state(&self) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(&self.vm.state) else { return Vec::new() };
+        let mut names: Vec<String> =
+            entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+fn run(command: &mut Command) -> String {
+    let done = command.output().unwrap();
+    assert!(done.status.success(), "{command:?}: {done:?}");
+    String::from_utf8(done.stdout).unwrap()
+}
+
+fn of(source: Source) -> Disk {
+    Disk {
+        name: "root".parse().unwrap(),
+        source,
+        size: None,
+        format: Format::Qcow2,
+        clone: spec::Clone::Copy,
+        bus: Bus::Virtio,
+        media: Media::Disk,
+        read_only: false,
+    }
+}
+
+fn from(path: &Path) -> Disk {
+    let image = Image { origin: Origin::Path(path.to_owned()), checksum: Checksum::None };
+    of(Source::Image(Box::new(image)))
+}
+
+fn info(path: &Path) -> serde_json::Value {
+    let out = run(Command::new("qemu-img").args(["info", "--output=json"]).arg(path));
+    serde_json::from_str(&out).unwrap()
+}
+
+fn starts_with_sevens(ready: &Ready) {
+    let out = run(Command::new("qemu-io")
+        .args(["-r", "-f", ready.format.name(), "-c", "read -P 7 0 1M", "-c", "read -P 0 1M 7M"])
+        .arg(&ready.path));
+    assert!(!out.contains("failed"), "{out}");
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(&format!(": {cause}"));
+        next = cause.source();
+    }
+    text
+}
+
+fn size(text: &str) -> Option<qvm::value::Size> {
+    Some(text.parse().unwrap())
+}
+
+#[test]
+fn made_from_each_format_into_each() {
+    for image in [Format::Qcow2, Format::Raw] {
+        for format in [Format::Qcow2, Format::Raw] {
+            let place = Place::new();
+            let path = place.image(image);
+            for (wanted, bytes) in [(None, 8 << 20), (size("20M"), 20 << 20)] {
+                let disk = Disk { format, size: wanted, ..from(&path) };
+                let ready = place.ensure(&disk).unwrap();
+                assert_eq!(ready.path, place.vm.disk(&disk.name, format));
+                assert_eq!((ready.format, ready.virtual_size), (format, Some(bytes)));
+                assert_eq!(info(&ready.path)["virtual-size"], bytes);
+                assert_eq!(info(&ready.path)["backing-filename"], serde_json::Value::Null);
+                starts_with_sevens(&ready);
+                let mode = |p: &Path| std::fs::metadata(p).unwrap().permissions().mode() & 0o777;
+                assert_eq!((mode(&ready.path), mode(&place.vm.state)), (0o600, 0o750));
+                let disk = format!("root.{}", format.name());
+                assert_eq!(place.state(), ["root.origin.json".to_owned(), disk]);
+                std::fs::remove_file(&ready.path).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn grown_never_shrunk_never_overwritten() {
+    for format in [Format::Qcow2, Format::Raw] {
+        let place = Place::new();
+        let path = place.image(format);
+        let disk = Disk { format, ..from(&path) };
+        let ready = place.ensure(&disk).unwrap();
+        run(Command::new("qemu-io")
+            .args(["-f", format.name(), "-c", "write -P 9 2M 1M"])
+            .arg(&ready.path));
+        let grown = Disk { size: size("32M"), ..disk.clone() };
+        assert_eq!(place.ensure(&grown).unwrap().virtual_size, Some(32 << 20));
+        assert_eq!(info(&ready.path)["virtual-size"], 32 << 20);
+
+        let smaller = Disk { size: size("16M"), ..disk.clone() };
+        let kept = place.ensure(&smaller).unwrap();
+        assert_eq!(kept.virtual_size, Some(32 << 20));
+        assert_eq!(kept.notes, ["disk root: it stays 32M; a disk is never shrunk to 16M"]);
+
+        // Another image, and one that is not there: neither is looked at.
+        let changed = from(Path::new("/nowhere/other.qcow2"));
+        let kept = place.ensure(&Disk { format, ..changed.clone() }).unwrap();
+        let note = format!(
+            "disk root: it was made from {} on 2026-01-02; the image that is written now is ignored",
+            path.display()
+        );
+        assert_eq!(kept.notes, std::slice::from_ref(&note));
+        assert_eq!(disk::notes(&Disk { format, ..changed }, &place.vm).unwrap(), [note]);
+        assert!(place.ensure(&of(Source::Existing)).is_ok());
+        let out = run(Command::new("qemu-io")
+            .args(["-r", "-f", format.name(), "-c", "read -P 9 2M 1M"])
+            .arg(&ready.path));
+        assert!(!out.contains("failed"), "what the guest wrote is gone: {out}");
+    }
+}
+
+#[test]
+fn an_image_larger_than_the_size_is_not_cut() {
+    let place = Place::new();
+    let path = place.image(Format::Qcow2);
+    let ready = place.ensure(&Disk { size: size("1M"), ..from(&path) }).unwrap();
+    assert_eq!(ready.virtual_size, Some(8 << 20));
+    assert_eq!(ready.notes, ["disk root: it stays 8M; a disk is never shrunk to 1M"]);
+}
+
+#[test]
+fn the_format_that_exists_wins() {
+    let place = Place::new();
+    let path = place.image(Format::Raw);
+    let raw = Disk { format: Format::Raw, ..from(&path) };
+    place.ensure(&raw).unwrap();
+    let ready = place.ensure(&from(&path)).unwrap();
+    assert_eq!(ready.format, Format::Raw);
+    assert_eq!(ready.notes, ["disk root: it exists as raw; `format = \"qcow2\"` is ignored"]);
+    assert_eq!(place.state(), ["root.origin.json", "root.raw"]);
+}
+
+#[test]
+fn an_overlay_stands_on_a_protected_base() {
+    let place = Place::new();
+    for image in [Format::Qcow2, Format::Raw] {
+        let path = place.image(image);
+        let disk = Disk {
+            clone: spec::Clone::Overlay,
+            size: size("20M"),
+            name: image.name().parse().unwrap(),
+            ..from(&path)
+        };
+        let ready = place.ensure(&disk).unwrap();
+        starts_with_sevens(&ready);
+        let info = info(&ready.path);
+        assert_eq!(
+            (&info["virtual-size"], &info["backing-filename-format"]),
+            (&(20 << 20).into(), &image.name().into())
+        );
+        let base = PathBuf::from(info["backing-filename"].as_str().unwrap());
+        assert!(base.is_absolute() && base.starts_with(place.images().canonicalize().unwrap()));
+        assert_eq!(std::fs::metadata(&base).unwrap().permissions().mode() & 0o777, 0o440);
+        // The operator's own file may go away; the base may not.
+        std::fs::remove_file(&path).unwrap();
+        starts_with_sevens(&place.ensure(&disk).unwrap());
+        let vm_states = place.vm.state.parent().unwrap().to_owned();
+        let needs = Needs { vm_states: &vm_states, vms: &[] };
+        assert!(cache::prune(&place.images(), &needs, false).unwrap().is_empty());
+        let name = base.file_name().unwrap().to_str().unwrap();
+        assert!(cache::remove(&place.images(), &needs, name).is_err());
+        starts_with_sevens(&ready);
+    }
+}
+
+#[test]
+fn blank_disks() {
+    for format in [Format::Qcow2, Format::Raw] {
+        let place = Place::new();
+        let mut disk = Disk { format, size: size("64M"), ..of(Source::Blank) };
+        let ready = place.ensure(&disk).unwrap();
+        assert_eq!(
+            (ready.virtual_size, &info(&ready.path)["virtual-size"]),
+            (Some(64 << 20), &(64 << 20).into())
+        );
+        let room = std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&ready.path).unwrap());
+        assert!(room * 512 < 1 << 20);
+        disk.size = size("65M");
+        assert_eq!(place.ensure(&disk).unwrap().virtual_size, Some(65 << 20));
+    }
+}
+
+#[test]
+fn more_than_there_is_room_for_is_said() {
+    let place = Place::new();
+    let disk = Disk { format: Format::Raw, size: size("4T"), ..of(Source::Blank) };
+    let ready = place.ensure(&disk).unwrap();
+    assert!(
+        ready.notes[0].starts_with("disk root: it may grow to 4194304 MiB, and "),
+        "{:?}",
+        ready.notes
+    );
+}
+
+#[test]
+fn a_prepared_disk_costs_no_process_and_no_time() {
+    let place = Place::new();
+    let disk = Disk { size: size("8M"), ..from(&place.image(Format::Qcow2)) };
+    place.ensure(&disk).unwrap();
+    let mut best = Duration::MAX;
+    for _ in 0..50 {
+        let since = Instant::now();
+        // A qemu-img that is not there cannot have been started.
+        place.ensure_with(&disk, "/nowhere/qemu-img").unwrap();
+        best = best.min(since.elapsed());
+    }
+    assert!(best < Duration::from_millis(1), "{best:?}");
+}
+
+#[test]
+fn a_failure_leaves_nothing() {
+    let place = Place::new();
+    let path = place.image(Format::Raw);
+    // qemu-img writes half a disk and fails.
+    let fake = place.dir.path().join("qemu-img");
+    std::fs::write(
+        &fake,
+        "#!/bin/sh\nfor last; do :; done\necho half > \"$last\"\necho 'qemu-img: No space left on device' >&2\nexit 1\n",
+    )
+    .unwrap();
+    std::fs::set_permissions(&fake, PermissionsExt::from_mode(0o755)).unwrap();
+    let error = place.ensure_with(&from(&path), fake.to_str().unwrap()).unwrap_err();
+    let expected = format!(
+        "disk root: `qemu-img convert` failed on `{}`: No space left on device",
+        path.display()
+    );
+    assert_eq!(chain(&error), expected);
+    assert!(error.hint().unwrap().contains("qvm image prune"));
+    assert_eq!(place.state(), [""; 0]);
+
+    let missing = from(Path::new("/nowhere/x.qcow2"));
+    let error = place.ensure(&missing).unwrap_err();
+    assert_eq!(
+        chain(&error),
+        "disk root: cannot read `/nowhere/x.qcow2`: No such file or directory (os error 2)"
+    );
+    assert_eq!(place.state(), [""; 0]);
+
+    let error = place.ensure(&of(Source::Existing)).unwrap_err();
+    assert!(chain(&error).ends_with("and the VM file names no image"), "{}", chain(&error));
+}
+
+#[test]
+fn called_off_it_leaves_nothing() {
+    struct CallOff(Cancel);
+    impl Progress for CallOff {
+        fn at(&mut self, _: &At<'_>) {
+            self.0.set();
+        }
+        fn note(&mut self, _: &str) {}
+    }
+    let place = Place::new();
+    for (image, format) in [(Format::Raw, Format::Raw), (Format::Raw, Format::Qcow2)] {
+        let disk = Disk { format, ..from(&place.image(image)) };
+        let cancel = Cancel::default();
+        let qemu_img = QemuImg::new("qemu-img");
+        let tools =
+            Tools { qemu_img, patience: Patience::default(), now: jiff::Timestamp::UNIX_EPOCH };
+        let mut progress = CallOff(cancel.clone());
+        let made = disk::ensure(&disk, &place.vm, &place.images(), &tools, &mut progress, &cancel);
+        let Err(error) = made else {
+            println!("skipped: this file system reflinks at once");
+            continue;
+        };
+        assert!(error.is_called_off(), "{}", chain(&error));
+        assert_eq!(place.state(), [""; 0]);
+    }
+}
+
+#[test]
+fn left_overs_of_a_crash_are_removed() {
+    let place = Place::new();
+    let disk = from(&place.image(Format::Qcow2));
+    std::fs::create_dir_all(&place.vm.state).unwrap();
+    for name in [".qvm-root.qcow2", ".qvm-root.origin.json", ".qvm-data.raw"] {
+        std::fs::write(place.vm.state.join(name), "half").unwrap();
+    }
+    // The half of this very disk is in nobody's way, even before it is removed.
+    starts_with_sevens(&place.ensure(&disk).unwrap());
+    disk::remove_left_overs(&place.vm).unwrap();
+    assert_eq!(place.state(), ["root.origin.json", "root.qcow2"]);
+}
+
+#[test]
+fn a_damaged_disk_is_said_and_kept() {
+    let place = Place::new();
+    std::fs::create_dir_all(&place.vm.state).unwrap();
+    let path = place.vm.state.join("root.qcow2");
+    std::fs::write(&path, "not qcow2").unwrap();
+    let error = place.ensure(&from(&place.image(Format::Qcow2))).unwrap_err();
+    let expected = format!("disk root: `{}` is damaged: it is no qcow2 file", path.display());
+    assert_eq!(chain(&error), expected);
+    assert_eq!(std::fs::read(&path).unwrap(), b"not qcow2");
+}
+
+#[test]
+fn the_operators_own() {
+    let place = Place::new();
+    let raw = place.image(Format::Raw);
+    let qcow2 = place.image(Format::Qcow2);
+    let missing = place.dir.path().join("missing");
+    let file = |path: &Path, format| Disk { format, ..of(Source::File(path.to_owned())) };
+    let ready = place.ensure(&Disk { size: size("1G"), ..file(&raw, Format::Raw) }).unwrap();
+    assert_eq!((&ready.path, ready.virtual_size), (&raw, Some(8 << 20)), "it is never grown");
+    assert_eq!(place.ensure(&file(&qcow2, Format::Qcow2)).unwrap().virtual_size, Some(8 << 20));
+    let noted = place.ensure(&file(&qcow2, Format::Raw)).unwrap();
+    assert!(noted.notes[0].contains("is qcow2, and the guest will see it as it is"));
+
+    let said = |disk: Disk| {
+        let error = place.ensure(&disk).unwrap_err();
+        format!("{} | {}", chain(&error), error.hint().unwrap_or_default())
+    };
+    assert_eq!(
+        said(file(&raw, Format::Qcow2)),
+        format!(
+            "disk root: `{}` is not qcow2 | write `format = \"raw\"` if that is what it is",
+            raw.display()
+        )
+    );
+    assert_eq!(
+        said(file(&missing, Format::Raw)),
+        format!(
+            "disk root: cannot open `{}` for writing: No such file or directory (os error 2) | qvm makes no \
+             file of yours; make it, or leave `path` out and write `size`",
+            missing.display()
+        )
+    );
+    assert!(!missing.exists());
+    assert!(said(file(place.dir.path(), Format::Raw)).contains("is not a file"));
+    let device = of(Source::Device(raw.clone()));
+    assert!(said(device).contains("is not a block device | write `path` instead of `device`"));
+    let gone = of(Source::Device("/dev/nowhere".into()));
+    assert!(said(gone).starts_with("disk root: cannot open `/dev/nowhere` for writing"));
+    let null = Source::Device("/dev/null".into());
+    assert!(said(of(null)).contains("is not a block device"));
+    assert!(said(file(Path::new("/dev/null"), Format::Raw)).contains("is not a file"));
+    // A CD is never opened for writing.
+    let iso = Disk { media: Media::Cdrom, ..file(&raw, Format::Raw) };
+    std::fs::set_permissions(&raw, PermissionsExt::from_mode(0o444)).unwrap();
+    place.ensure(&iso).unwrap();
+    assert_eq!(place.state(), [""; 0]);
+}

@@ -1,0 +1,4 @@
+//! Disks.
+
+mod corrupt;
+mod create;

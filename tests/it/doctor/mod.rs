@@ -1,0 +1,3 @@
+//! `qvm doctor`.
+
+mod report;

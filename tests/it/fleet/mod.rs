@@ -1,0 +1,3 @@
+//! All VMs of a host.
+
+mod gc;

@@ -1,0 +1,4 @@
+//! Images.
+
+mod cache;
+mod download;

@@ -1,0 +1,6 @@
+//! The QEMU command line.
+
+mod argv;
+mod block_device;
+mod old_qemu;
+mod probe;

@@ -1,0 +1,72 @@
+//! `qvm lend`: callers that say nothing, a host that has no descriptor left, and a second one of it.
+
+use std::{
+    io::Write,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use qvm::net::broker::Network;
+
+/// `qvm lend`, which is ended with its test.
+struct Lender {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl Lender {
+    /// With as many descriptors as there may be at once.
+    fn new(dir: &Path, descriptors: u32) -> Self {
+        let socket = dir.join("network");
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nofile={descriptors}")).arg(env!("CARGO_BIN_EXE_qvm"));
+        let child = command.arg("lend").arg(&socket).stderr(Stdio::null()).spawn().unwrap();
+        let mut lender = Self { child, socket };
+        while UnixStream::connect(&lender.socket).is_err() {
+            assert!(lender.child.try_wait().unwrap().is_none(), "it has ended");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        lender
+    }
+}
+
+impl Drop for Lender {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn borrows(socket: &Path) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { Network::lent(socket.to_owned()).route().await.map(drop) })
+}
+
+#[test]
+fn a_second_one_leaves_the_first_its_socket() {
+    let dir = tempfile::tempdir().unwrap();
+    let lender = Lender::new(dir.path(), 1024);
+    let second = Command::new(env!("CARGO_BIN_EXE_qvm")).arg("lend").arg(&lender.socket).output();
+    let second = second.unwrap();
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert_eq!(second.status.code(), Some(1), "{said}");
+    assert!(said.contains("somebody does already") && said.contains("hint: "), "{said}");
+    borrows(&lender.socket).unwrap();
+}
+
+#[test]
+fn it_does_not_end_where_the_host_has_no_descriptor_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut lender = Lender::new(dir.path(), 16);
+    // More than it can have open, none of which says anything.
+    let silent: Vec<_> = (0..64).map(|_| UnixStream::connect(&lender.socket).unwrap()).collect();
+    // Whoever asks has an answer meanwhile.
+    borrows(&lender.socket).unwrap();
+    assert!(lender.child.try_wait().unwrap().is_none(), "it has ended");
+    for mut caller in silent {
+        let _ = caller.write_all(b"r");
+    }
+    borrows(&lender.socket).unwrap();
+    assert!(lender.child.try_wait().unwrap().is_none(), "it has ended");
+}

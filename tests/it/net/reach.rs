@@ -1,0 +1,189 @@
+//! Into the guest from outside: its addresses and who tells them, waiting for it, its seed, what is pending.
+
+use crate::lab::{Lab, guest, network::Network};
+
+fn failed(lab: &Lab, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = lab.qvm(arguments);
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn the_agent_tells_addresses_and_a_wait_ends_when_it_answers() {
+    let Some(image) = guest("tiny.qcow2") else { return };
+    let lab = Lab::new();
+    lab.vm("web", &image, "mem = \"256M\"\n");
+    lab.ok(&["wait", "web", "--for", "stopped"]);
+    let (code, said) = failed(&lab, &["wait", "web", "--for", "running", "--timeout", "1"]);
+    assert_eq!((code, said.as_str()), (Some(1), "error: web: not within 1 s\n"));
+    assert_eq!(failed(&lab, &["ip", "web"]).0, Some(3));
+    lab.ok(&["start", "web"]);
+    lab.ok(&["wait", "web", "--for", "running", "--timeout", "60"]);
+    lab.ok(&["wait", "web", "--for", "ready", "--timeout", "60"]);
+    lab.ok(&["wait", "web", "--for", "agent", "--timeout", "120"]);
+    // DHCP is asked for after the agent is up.
+    crate::lab::until("it has its address", || lab.ok(&["ip", "web"]).starts_with("10.0.2.15 "));
+    let told = lab.ok(&["ip", "web"]);
+    assert!(told.lines().next().unwrap().ends_with("  guest agent, eth0"), "{told}");
+    let json: serde_json::Value = serde_json::from_str(&lab.ok(&["ip", "--json", "web"])).unwrap();
+    let first =
+        serde_json::json!({ "address": "10.0.2.15", "interface": "eth0", "source": "agent" });
+    assert_eq!(json[0], first);
+    let mut wait =
+        lab.command(&["wait", "web", "--for", "stopped", "--timeout", "120"]).spawn().unwrap();
+    lab.ok(&["stop", "web"]);
+    assert!(wait.wait().unwrap().success());
+    assert_eq!(failed(&lab, &["wait", "nobody", "--for", "stopped"]).0, Some(3));
+}
+
+#[test]
+fn without_an_agent_the_vm_file_or_the_neighbour_table_tells() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let Some(network) = Network::new() else { return };
+    let mut lab = Lab::new();
+    lab.network = Some(network);
+    let mac = "mac = \"52:54:00:61:90:15\"\nbridge = \"br0\"\n";
+    lab.vm("web", &image, mac);
+    lab.vm("db", &image, "bridge = \"br0\"\nip = \"192.168.97.20/24\"\n[cloudInit]\n");
+    lab.ok(&["start", "web", "db"]);
+    assert_eq!(lab.ok(&["ip", "db"]), "192.168.97.20  VM file\n");
+    let (code, said) = failed(&lab, &["ip", "web"]);
+    assert_eq!(code, Some(3));
+    assert!(said.starts_with("error: web: its address is not known\nhint: "), "{said}");
+    // As the host learns it from a guest that has asked it anything.
+    let network = lab.network.as_ref().unwrap();
+    for neighbour in
+        ["192.168.97.77 lladdr 52:54:00:61:90:15", "192.168.97.78 lladdr 52:54:00:61:90:16"]
+    {
+        let mut ip = network.command("ip");
+        ip.args(["neigh", "add"]).args(neighbour.split(' ')).args(["dev", "br0"]);
+        assert!(ip.status().unwrap().success());
+    }
+    assert_eq!(lab.ok(&["ip", "web"]), "192.168.97.77  neighbour table\n");
+    lab.ok(&["kill", "web", "db"]);
+}
+
+#[test]
+fn the_seed_is_shown_as_the_guest_would_find_it() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let lab = Lab::new();
+    lab.vm(
+        "web",
+        &image,
+        "ip = \"10.0.2.20/24\"\n[cloudInit]\nhostname = \"dev\"\nuser = \"op\"\n",
+    );
+    lab.vm("bare", &image, "");
+    let all = lab.ok(&["seed", "web"]);
+    let heads: Vec<&str> = all.lines().filter(|line| line.starts_with("--- ")).collect();
+    assert_eq!(heads, ["--- meta-data", "--- user-data", "--- network-config"]);
+    assert!(all.contains("\n#cloud-config\n") && all.contains("10.0.2.20/24"), "{all}");
+    let user_data = lab.ok(&["seed", "--document", "user-data", "web"]);
+    assert!(user_data.starts_with("#cloud-config\n"), "{user_data}");
+    // Nothing was touched for that; and what is written then is the same.
+    assert!(!lab.state("web", "").exists());
+    lab.ok(&["start", "web"]);
+    let seed = std::fs::read(lab.state("web", "seed.iso")).unwrap();
+    let found = seed.windows(user_data.len()).any(|bytes| bytes == user_data.as_bytes());
+    assert!(found, "the seed has other user-data");
+    let (code, said) = failed(&lab, &["seed", "bare"]);
+    assert_eq!(
+        (code, said.as_str()),
+        (Some(3), "error: bare: it gets no seed: it has no `[cloudInit]`\n")
+    );
+    lab.ok(&["kill", "web"]);
+}
+
+#[test]
+fn differences_are_told_key_by_key_with_their_time() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let lab = Lab::new();
+    lab.vm("web", &image, "");
+    lab.vm("db", &image, "");
+    lab.ok(&["start", "web"]);
+    assert_eq!(lab.ok(&["diff"]), "");
+    lab.vm("web", &image, "vcpu = 2\ncpuWeight = 50\n");
+    crate::lab::until("the supervisor has seen it", || !lab.ok(&["diff", "web"]).is_empty());
+    assert_eq!(
+        lab.ok(&["diff"]),
+        "web: cpuWeight: 100 -> 50, at `qvm apply`\nweb: vcpu: 1 -> 2, when the guest reboots\n"
+    );
+    let json: serde_json::Value = serde_json::from_str(&lab.ok(&["diff", "--json"])).unwrap();
+    assert_eq!(json[0]["pending"][1]["takesEffect"], "next-reboot");
+    std::fs::write(lab.file("web"), "vcpu = \n").unwrap();
+    crate::lab::until("the file is seen to be invalid", || {
+        lab.ok(&["diff"]).contains("web: the VM file is not valid any more")
+    });
+    assert_eq!(failed(&lab, &["diff", "db"]).0, Some(3));
+    lab.ok(&["kill", "web"]);
+}
+
+#[test]
+fn another_qemu_that_is_installed_is_pending_and_taken_up_by_a_reboot() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let mut lab = Lab::new();
+    let found = std::process::Command::new("sh")
+        .args(["-c", "readlink -f \"$(command -v qemu-system-x86_64)\""])
+        .output()
+        .unwrap();
+    let installed = String::from_utf8(found.stdout).unwrap();
+    let own = lab.path().join("qemu-system-x86_64");
+    std::fs::copy(installed.trim(), &own).unwrap();
+    lab.qemu = Some(own.clone().into());
+    lab.vm("web", &image, "");
+    lab.ok(&["start", "web"]);
+    let before = lab.qemu_pid("web");
+    assert_eq!(lab.ok(&["diff"]), "");
+    // As a package manager does it.
+    let new = lab.path().join("qemu-system-x86_64.new");
+    std::fs::copy(installed.trim(), &new).unwrap();
+    std::fs::rename(&new, &own).unwrap();
+    crate::lab::until("it is seen", || lab.ok(&["diff", "web"]).contains(", another build"));
+    let told = lab.ok(&["diff", "web"]);
+    assert!(
+        told.starts_with("web: qemu: ") && told.ends_with(", when the guest reboots\n"),
+        "{told}"
+    );
+    lab.ok(&["reboot", "web"]);
+    crate::lab::until("it runs", || lab.status("web")["pending"] == serde_json::json!([]));
+    lab.wait_state("web", "running");
+    assert_ne!(lab.qemu_pid("web"), before);
+    lab.ok(&["kill", "web"]);
+}
+
+#[test]
+fn a_reseed_makes_the_next_boot_a_first_one() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let lab = Lab::new();
+    lab.vm("web", &image, "[cloudInit]\nuser = \"op\"\n");
+    lab.vm("bare", &image, "");
+    assert_eq!(failed(&lab, &["reseed", "web"]).0, Some(3));
+    assert!(failed(&lab, &["reseed", "bare"]).1.contains("it has no seed"));
+    lab.ok(&["start", "web"]);
+    // A changed seed alone does not: it is told what would be done anew.
+    lab.vm("web", &image, "[cloudInit]\nuser = \"admin\"\n");
+    crate::lab::until("it is seen", || !lab.ok(&["diff", "web"]).is_empty());
+    assert_eq!(
+        lab.ok(&["diff"]),
+        "web: cloudInit.user: op -> admin, when cloud-init runs again (`qvm reseed`), which does anew: users_groups\n"
+    );
+    let instance = |lab: &Lab| {
+        let seed = lab.ok(&["seed", "--document", "meta-data", "web"]);
+        seed.lines().find(|line| line.starts_with("instance-id: ")).unwrap().to_owned()
+    };
+    let before = instance(&lab);
+    let told = lab.ok(&["reseed", "web"]);
+    assert!(told.contains("when the guest reboots"), "{told}");
+    assert_ne!(instance(&lab), before);
+    let pending = lab.ok(&["diff", "web"]);
+    assert!(pending.contains("web: instance-id: "), "{pending}");
+    let qemu = lab.qemu_pid("web");
+    lab.ok(&["reboot", "web"]);
+    crate::lab::until("another QEMU has it", || {
+        let status = lab.status("web");
+        status["state"] == "running" && status["pending"] == serde_json::json!([])
+    });
+    assert_ne!(lab.qemu_pid("web"), qemu);
+    let seed = std::fs::read(lab.state("web", "seed.iso")).unwrap();
+    let new = instance(&lab);
+    assert!(seed.windows(new.len()).any(|bytes| bytes == new.as_bytes()));
+    lab.ok(&["kill", "web"]);
+}

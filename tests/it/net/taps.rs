@@ -1,0 +1,459 @@
+//! Taps of guests that run, in network namespaces: what a guest may send, isolated ports, and taps that have lost their bridge.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+};
+
+use crate::lab::{Lab, guest, network::Network, runs, signal, until};
+use serde_json::Value;
+
+const SIGKILL: i32 = 9;
+const SIGCONT: i32 = 18;
+const SIGSTOP: i32 = 19;
+const OWN: &str = "192.168.97.15";
+
+/// A lab in a network of its own, with the bridge `br0`, and a VM `web` on it.
+fn bridged(image: &str, more: &str) -> Option<Lab> {
+    let image = guest(image)?;
+    let mut lab = Lab::new();
+    lab.network = Some(Network::new()?);
+    lab.vm("web", &image, more);
+    Some(lab)
+}
+
+fn run(lab: &Lab, program: &str, arguments: &str) -> Output {
+    let mut command = lab.network.as_ref().unwrap().command(program);
+    command.args(arguments.split(' ')).output().unwrap()
+}
+
+fn ip(lab: &Lab, arguments: &str) {
+    let done = run(lab, "ip", arguments);
+    assert!(done.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// What `ip` knows of an interface; `None` where there is none.
+fn interface(lab: &Lab, name: &str) -> Option<Value> {
+    let said = run(lab, "ip", &format!("-j -d link show dev {name}"));
+    let all: Value = serde_json::from_slice(&said.stdout).ok()?;
+    Some(all[0].clone())
+}
+
+fn bridge_of(lab: &Lab, tap: &str) -> Option<String> {
+    interface(lab, tap)?["master"].as_str().map(str::to_owned)
+}
+
+fn isolated(lab: &Lab) -> bool {
+    interface(lab, "qvm-web").unwrap()["linkinfo"]["info_slave_data"]["isolated"] == true
+}
+
+fn filtered(lab: &Lab) -> bool {
+    let filters = run(lab, "tc", "filter show dev qvm-web ingress");
+    String::from_utf8_lossy(&filters.stdout).contains("bpf chain 0 handle 0x1 direct-action")
+}
+
+/// How many frames of the guest's the filter has dropped.
+fn dropped(lab: &Lab) -> u64 {
+    let said = run(lab, "tc", "-j -s qdisc show dev qvm-web ingress");
+    let all: Value = serde_json::from_slice(&said.stdout).unwrap();
+    let hook = all.as_array().unwrap().iter().find(|qdisc| qdisc["kind"] == "clsact");
+    hook.unwrap()["drops"].as_u64().unwrap()
+}
+
+fn answers(lab: &Lab, address: &str) -> bool {
+    run(lab, "ping", &format!("-c 1 -W 1 {address}")).status.success()
+}
+
+/// Has the tiny guest do something, and waits until it has.
+fn does(lab: &Lab, command: &str) {
+    let done = lab.console("web").matches("QVM-TINY EXIT ").count();
+    lab.types("web", format!("sh {command}\n").as_bytes());
+    lab.says("web", "QVM-TINY EXIT ", done + 1);
+}
+
+/// How often something was told of the VM's taps.
+fn told(lab: &Lab, event: &str) -> usize {
+    lab.ok(&["events", "--json", "web"]).matches(&format!("\"{event}\"")).count()
+}
+
+fn notes(lab: &Lab) -> String {
+    lab.status("web")["notes"].to_string()
+}
+
+/// `qvm lend` in the lab's network, for supervisors that are elsewhere.
+struct Lender {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl Lender {
+    fn new(lab: &Lab) -> Self {
+        let socket = lab.path().join("network");
+        let child = lab.command(&["lend"]).arg(&socket).spawn().unwrap();
+        until("it listens", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
+        Self { child, socket }
+    }
+}
+
+impl Drop for Lender {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `qvm` in a new network namespace with nothing in it, which is lent the lab's network there.
+fn apart(lab: &mut Lab, socket: &Path, arguments: &[&str]) -> Output {
+    let network = lab.network.take();
+    let inner = lab.command(arguments);
+    lab.network = network;
+    let mut command = Command::new("unshare");
+    command.args(["--net", "--"]).arg(inner.get_program()).args(inner.get_args());
+    for (key, value) in inner.get_envs() {
+        match value {
+            Some(value) => command.env(key, value),
+            None => command.env_remove(key),
+        };
+    }
+    command.env("QVM_NETWORK", socket).stdin(Stdio::null()).output().unwrap()
+}
+
+#[test]
+fn a_supervisor_with_a_network_of_its_own_has_its_taps_in_the_hosts() {
+    let more = format!("mem = \"192M\"\nbridge = \"br0\"\nip = \"{OWN}/24\"\n[cloudInit]\n");
+    let Some(mut lab) = bridged("tiny.qcow2", &more) else { return };
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: not root");
+        return;
+    }
+    // As under systemd: nobody to lend is the host's fault, and worth another try.
+    let nobody = apart(&mut lab, Path::new("/nowhere/network"), &["run", "web"]);
+    let said = String::from_utf8_lossy(&nobody.stderr).into_owned();
+    assert_eq!(nobody.status.code(), Some(75), "{said}");
+    assert!(said.contains("qvm-network.socket"), "{said}");
+
+    let lender = Lender::new(&lab);
+    // QEMU's own network would be silent there.
+    lab.vm("user", &guest("boot.qcow2").unwrap(), "");
+    let silent = apart(&mut lab, &lender.socket, &["run", "user"]);
+    let said = String::from_utf8_lossy(&silent.stderr).into_owned();
+    assert!(said.contains("IP sockets are closed to this process"), "{said}");
+    let started = apart(&mut lab, &lender.socket, &["start", "web"]);
+    assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
+    lab.says("web", "QVM-TINY READY", 1);
+    until("it answers", || answers(&lab, OWN));
+    assert!(filtered(&lab));
+    // QEMU is where its supervisor is, and needs no user namespace for that.
+    let status = lab.status("web");
+    let supervisor = status["supervisorPid"].as_i64().unwrap();
+    let namespace = |pid: i64, kind: &str| std::fs::read_link(format!("/proc/{pid}/ns/{kind}"));
+    let qemu = i64::from(lab.qemu_pid("web"));
+    assert_eq!(namespace(qemu, "net").unwrap(), namespace(supervisor, "net").unwrap());
+    assert_eq!(
+        namespace(qemu, "user").unwrap(),
+        namespace(std::process::id().into(), "user").unwrap()
+    );
+    let interfaces = std::fs::read_to_string(format!("/proc/{qemu}/net/dev")).unwrap();
+    assert_eq!(interfaces.lines().count(), 3, "{interfaces}");
+    let missing = status["isolation"]["missing"].to_string();
+    assert!(!missing.contains("network"), "{status}");
+    // What is looked after and changed while the guest runs is so all the same.
+    ip(&lab, "link set qvm-web nomaster");
+    until("it is put back", || bridge_of(&lab, "qvm-web").as_deref() == Some("br0"));
+    ip(&lab, "link add br1 up type bridge");
+    apply(&lab, "bridge = \"br0\"", "bridge = \"br1\"");
+    assert_eq!(bridge_of(&lab, "qvm-web").as_deref(), Some("br1"));
+    apply(&lab, "[cloudInit]", "[cloudInit]\n[nic.more]\nbridge = \"br0\"");
+    let second = run(&lab, "ip", "-o link show master br0");
+    assert_eq!(second.stdout.iter().filter(|byte| **byte == b'\n').count(), 1);
+    // Who lent them is not needed for what there is.
+    drop(lender);
+    lab.ok(&["stop", "web"]);
+    until("the tap is gone", || interface(&lab, "qvm-web").is_none());
+}
+
+#[test]
+fn taps_are_looked_after_again_once_the_hosts_network_can_be_reached() {
+    let more = "bridge = \"br0\"\n[nic.two]\nbridge = \"br0\"\n[nic.three]\nbridge = \"br0\"\n";
+    let Some(mut lab) = bridged("boot.qcow2", more) else { return };
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: not root");
+        return;
+    }
+    let all = |lab: &Lab| {
+        let said = run(lab, "ip", "-o link show type tun");
+        let said = String::from_utf8(said.stdout).unwrap();
+        let names = said.lines().filter_map(|line| line.split(": ").nth(1));
+        names.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let on = |lab: &Lab, taps: &[String]| {
+        taps.iter().filter(|tap| bridge_of(lab, tap).as_deref() == Some("br0")).count()
+    };
+    let mut lender = Lender::new(&lab);
+    let socket = lender.socket.clone();
+    let taps = {
+        let started = apart(&mut lab, &socket, &["start", "web"]);
+        assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
+        all(&lab)
+    };
+    assert_eq!((taps.len(), on(&lab, &taps)), (3, 3), "{taps:?}");
+    // One that hangs is not asked again for what there is.
+    signal(lender.child.id().cast_signed(), SIGSTOP);
+    taps.iter().for_each(|tap| ip(&lab, &format!("link set {tap} nomaster")));
+    until("they are put back", || on(&lab, &taps) == 3);
+    until("that is told", || told(&lab, "QVM_TAP_HEALED") == 3);
+    assert!(!notes(&lab).contains("cannot be reached"), "{}", notes(&lab));
+
+    let logged =
+        |lab: &Lab| std::fs::read_to_string(lab.state("web", "supervisor.log")).unwrap_or_default();
+    // The next supervisor has to ask it, and is there for others meanwhile.
+    let unreached = "the host's network cannot be reached: ";
+    let killed = |lab: &Lab| {
+        let supervisor = lab.status("web")["supervisorPid"].as_i64().unwrap();
+        let supervisor = i32::try_from(supervisor).unwrap();
+        signal(supervisor, SIGKILL);
+        until("it is gone", || !runs(supervisor));
+    };
+    let loses = |lab: &Lab| {
+        ip(lab, "link set qvm-web nomaster");
+        assert!(run(lab, "tc", "qdisc del dev qvm-web clsact").status.success());
+    };
+    for (what, why) in [("hangs", "no answer within 5 s"), ("is gone", "qvm-network.socket")] {
+        killed(&lab);
+        loses(&lab);
+        let before = logged(&lab).matches(unreached).count();
+        let begun = apart(&mut lab, &socket, &["start", "web"]);
+        assert!(begun.status.success(), "{what}: {}", String::from_utf8_lossy(&begun.stderr));
+        for _ in 0..20 {
+            assert_eq!(lab.status("web")["state"], "running", "{what}");
+        }
+        until("it is told", || notes(&lab).contains(unreached) && notes(&lab).contains(why));
+        assert_eq!(bridge_of(&lab, "qvm-web"), None);
+        if what == "hangs" {
+            signal(lender.child.id().cast_signed(), SIGCONT);
+        } else {
+            // Long enough for more than one try.
+            std::thread::sleep(std::time::Duration::from_secs(5));
+            lender = Lender::new(&lab);
+        }
+        until("it is put back", || on(&lab, &taps) == 3 && filtered(&lab));
+        until("nothing is told any more", || notes(&lab) == "[]" || !notes(&lab).contains("tap"));
+        assert_eq!(logged(&lab).matches(unreached).count(), before + 1, "{}", logged(&lab));
+        if what == "hangs" {
+            let _ = (lender.child.kill(), lender.child.wait());
+        }
+    }
+    lab.ok(&["kill", "web"]);
+    until("the taps are gone", || interface(&lab, "qvm-web").is_none());
+    drop(lender);
+}
+
+/// Writes a line of the VM file anew, and applies it.
+fn apply(lab: &Lab, from: &str, to: &str) {
+    let text = std::fs::read_to_string(lab.file("web")).unwrap();
+    assert!(text.contains(from), "{text}");
+    std::fs::write(lab.file("web"), text.replace(from, to)).unwrap();
+    lab.ok(&["apply", "web"]);
+    assert_eq!(lab.status("web")["pending"], serde_json::json!([]), "{}", notes(lab));
+}
+
+#[test]
+fn a_guest_that_takes_another_address_is_not_heard() {
+    let more =
+        format!("mem = \"192M\"\nbridge = \"br0\"\nip = \"{OWN}/24\"\n# here\n[cloudInit]\n");
+    let Some(mut lab) = bridged("tiny.qcow2", &more) else { return };
+    let one = lab.run("web");
+    lab.says("web", "QVM-TINY READY", 1);
+    until("it answers", || answers(&lab, OWN));
+    // Another address beside its own: nobody learns where it is.
+    let before = dropped(&lab);
+    does(
+        &lab,
+        "ip addr add 192.168.97.66/24 dev eth0; arping -U -c 1 -I eth0 -s 192.168.97.66 192.168.97.66",
+    );
+    until("the kernel has dropped it", || dropped(&lab) > before);
+    assert!(!answers(&lab, "192.168.97.66"));
+    // Another MAC: nothing of it is heard at all.
+    let mac = lab.status("web")["mac"].as_str().unwrap().to_owned();
+    let before = dropped(&lab);
+    does(&lab, "ip link set eth0 address 52:54:00:66:66:66; ping -c 1 -W 1 192.168.97.1");
+    until("the kernel has dropped it", || dropped(&lab) > before);
+    let heard = String::from_utf8(run(&lab, "bridge", "fdb show br br0").stdout).unwrap();
+    assert!(heard.contains(&mac) && !heard.contains("52:54:00:66:66:66"), "{heard}");
+    // The file says otherwise, while it runs; and says so no more.
+    apply(&lab, "# here", "antiSpoof = false");
+    until("it may", || answers(&lab, "192.168.97.66"));
+    apply(&lab, "antiSpoof = false", "# here");
+    assert!(filtered(&lab) && !answers(&lab, OWN));
+    does(&lab, &format!("ip link set eth0 address {mac}"));
+    until("it is itself again", || answers(&lab, OWN));
+    // The bridge goes, and comes again: so does the guest's connection, filtered as it was.
+    ip(&lab, "link del br0");
+    until("that is told", || notes(&lab).contains("the tap `qvm-web` is not on its bridge"));
+    ip(&lab, "link add br0 type bridge");
+    ip(&lab, "addr add 192.168.97.1/24 dev br0");
+    ip(&lab, "link set br0 up");
+    until("it answers behind the new bridge", || answers(&lab, OWN));
+    assert!(filtered(&lab) && !answers(&lab, "192.168.97.66"));
+    until("that is told, too", || told(&lab, "QVM_TAP_HEALED") == 1);
+    assert!(!notes(&lab).contains("qvm-web"), "{}", notes(&lab));
+    // Both are killed at once: nothing is left.
+    let (supervisor, qemu) = (lab.supervisor(one).id().cast_signed(), lab.qemu_pid("web"));
+    signal(qemu, SIGKILL);
+    signal(supervisor, SIGKILL);
+    lab.exit_code(one);
+    until("QEMU is gone", || !runs(qemu));
+    until("the tap is gone", || interface(&lab, "qvm-web").is_none());
+    let qdiscs = String::from_utf8(run(&lab, "tc", "qdisc show").stdout).unwrap();
+    assert!(!qdiscs.contains("clsact"), "{qdiscs}");
+}
+
+#[test]
+fn a_tap_that_has_lost_its_bridge_is_put_back_as_the_policy_says() {
+    let more = "tapHeal = \"heal\"\n[nic.net]\nbridge = \"br0\"\nisolated = true\nmtu = 1400\n";
+    let Some(mut lab) = bridged("boot.qcow2", more) else { return };
+    let one = lab.run("web");
+    lab.wait_state("web", "running");
+    let is_on = |lab: &Lab, bridge: &str| bridge_of(lab, "qvm-web").as_deref() == Some(bridge);
+    assert!(is_on(&lab, "br0") && isolated(&lab) && filtered(&lab));
+    // Taken off, again and again.
+    for count in 1..=3 {
+        ip(&lab, "link set qvm-web nomaster");
+        until("it is back", || is_on(&lab, "br0") && told(&lab, "QVM_TAP_HEALED") == count);
+        assert!(isolated(&lab) && filtered(&lab));
+        assert_eq!(told(&lab, "QVM_TAP_LOST"), count);
+    }
+    // Many others come and go: not one message of theirs wakes it.
+    let wake_ups = |pid: i32| -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find(|l| l.starts_with("voluntary_ctxt_switches")).unwrap();
+        line.split_whitespace().last().unwrap().parse().unwrap()
+    };
+    let supervisor = lab.supervisor(one).id().cast_signed();
+    let before = wake_ups(supervisor);
+    let others = "for n in $(seq 100); do ip link add o$n type veth peer name p$n; ip link set o$n master br0 up; ip link del o$n; done";
+    let mut sh = lab.network.as_ref().unwrap().command("sh");
+    assert!(sh.args(["-c", others]).status().unwrap().success());
+    let woken = wake_ups(supervisor) - before;
+    assert!(woken < 50, "{woken} wake-ups");
+    // Isolation, live.
+    apply(&lab, "isolated = true", "isolated = false");
+    assert!(!isolated(&lab));
+    apply(&lab, "isolated = false", "isolated = true");
+    assert!(isolated(&lab) && is_on(&lab, "br0"));
+    // To another bridge by the file is no loss; by hand it is one, and whoever did it knows why.
+    ip(&lab, "link add br1 up type bridge");
+    apply(&lab, "bridge = \"br0\"", "bridge = \"br1\"");
+    assert!(is_on(&lab, "br1") && isolated(&lab));
+    assert_eq!(told(&lab, "QVM_TAP_LOST"), 3);
+    ip(&lab, "link set qvm-web master br0");
+    until("that is told", || told(&lab, "QVM_TAP_LOST") == 4);
+    assert!(notes(&lab).contains("it was made a port of something else"), "{}", notes(&lab));
+    assert!(is_on(&lab, "br0"));
+    ip(&lab, "link set qvm-web master br1");
+    until("that is told", || told(&lab, "QVM_TAP_HEALED") == 4);
+    assert!(!notes(&lab).contains("bridge"), "{}", notes(&lab));
+    // It went while nobody watched.
+    signal(supervisor, SIGKILL);
+    assert_eq!(lab.exit_code(one), None);
+    ip(&lab, "link del br1");
+    ip(&lab, "link add br1 up type bridge");
+    assert_eq!(bridge_of(&lab, "qvm-web"), None);
+    assert!(run(&lab, "tc", "qdisc del dev qvm-web clsact").status.success());
+    let two = lab.run("web");
+    until("the next supervisor puts it back", || is_on(&lab, "br1") && filtered(&lab));
+    assert!(isolated(&lab));
+    until("that is told", || told(&lab, "QVM_TAP_HEALED") == 1);
+    // Only told of, and not even that.
+    apply(&lab, "tapHeal = \"heal\"", "tapHeal = \"report\"");
+    ip(&lab, "link set qvm-web nomaster");
+    until("that is told", || told(&lab, "QVM_TAP_LOST") == 2);
+    assert!(notes(&lab).contains("it was taken off the bridge"), "{}", notes(&lab));
+    assert_eq!(bridge_of(&lab, "qvm-web"), None);
+    apply(&lab, "tapHeal = \"report\"", "tapHeal = \"off\"");
+    until("nothing is told", || !notes(&lab).contains("qvm-web"));
+    assert_eq!(bridge_of(&lab, "qvm-web"), None);
+    apply(&lab, "tapHeal = \"off\"", "tapHeal = \"heal\"");
+    until("it is back", || is_on(&lab, "br1"));
+    // One that is deleted cannot come back.
+    ip(&lab, "link del qvm-web");
+    until("that is told", || notes(&lab).contains("it was deleted"));
+    lab.ok(&["kill", "web"]);
+    assert_eq!(lab.exit_code(two), Some(0));
+    assert!(!lab.log("web").contains("panicked"));
+}
+
+#[test]
+#[ignore = "make test-faults"]
+fn isolated_guests_do_not_hear_each_other() {
+    let more = "mem = \"192M\"\nbridge = \"br0\"\nip = \"192.168.97.15/24\"\n[nic.net]\nisolated = true\n[cloudInit]\n";
+    let Some(mut lab) = bridged("tiny.qcow2", more) else { return };
+    let more = more.replace("97.15", "97.16");
+    lab.vm("db", &guest("tiny.qcow2").unwrap(), &more);
+    let _ = (lab.run("web"), lab.run("db"));
+    lab.says("web", "QVM-TINY READY", 1);
+    lab.says("db", "QVM-TINY READY", 1);
+    until("both answer the host", || answers(&lab, OWN) && answers(&lab, "192.168.97.16"));
+    let pings = |lab: &Lab| {
+        does(lab, "ping -c 1 -W 2 192.168.97.16 >/dev/null");
+        lab.console("web").trim_end().ends_with("EXIT 0")
+    };
+    assert!(!pings(&lab));
+    apply(&lab, "isolated = true", "isolated = false");
+    until("one of them is enough", || pings(&lab));
+}
+
+#[test]
+fn a_host_that_cannot_filter_is_told_of_and_refused_where_it_must() {
+    let Some(mut lab) = bridged("boot.qcow2", "bridge = \"br0\"\n# here\n") else { return };
+    // A tap of root's on which somebody else's filter has taken the place.
+    for set_up in [
+        "ip tuntap add qvm-web mode tap",
+        "tc qdisc add dev qvm-web clsact",
+        "tc filter add dev qvm-web ingress prio 4242 protocol all u32 match u32 0 0 classid 1:1",
+    ] {
+        let (program, arguments) = set_up.split_once(' ').unwrap();
+        assert!(run(&lab, program, arguments).status.success(), "{set_up}");
+    }
+    let one = lab.run("web");
+    lab.wait_state("web", "running");
+    until("it is told", || notes(&lab).contains("`antiSpoof` has no effect on the tap `qvm-web`"));
+    lab.ok(&["kill", "web"]);
+    assert_eq!(lab.exit_code(one), Some(0));
+    let text = std::fs::read_to_string(lab.file("web")).unwrap();
+    std::fs::write(lab.file("web"), text.replace("# here", "antiSpoof = true")).unwrap();
+    let refused = |lab: &Lab, why: &str| {
+        let output = lab.qvm(&["run", "web"]);
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(told.contains(why), "{told}");
+        assert!(told.contains("the kernel refuses the filter"), "{told}");
+        assert_eq!(output.status.code(), Some(75));
+    };
+    refused(&lab, "error: web: cannot filter what leaves the tap `qvm-web` (");
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: only root's VMs can be strict");
+        return;
+    }
+    // As strict in all things; but where it is written that there shall be none.
+    let strict = format!("isolation = \"strict\"\n{text}");
+    std::fs::write(lab.file("web"), &strict).unwrap();
+    refused(&lab, "web.toml:1), and what leaves the tap `qvm-web` cannot be filtered");
+    std::fs::write(lab.file("web"), strict.replace("# here", "antiSpoof = false")).unwrap();
+    let one = lab.run("web");
+    lab.wait_state("web", "running");
+    lab.ok(&["kill", "web"]);
+    assert_eq!(lab.exit_code(one), Some(0));
+}
+
+#[test]
+fn a_vm_that_stops_has_lost_nothing() {
+    let Some(mut lab) = bridged("boot.qcow2", "bridge = \"br0\"\n") else { return };
+    for stop in ["kill", "stop"] {
+        let one = lab.run("web");
+        lab.wait_state("web", "running");
+        assert!(filtered(&lab));
+        lab.ok(&[stop, "web"]);
+        assert_eq!(lab.exit_code(one), Some(0));
+    }
+    assert!(!lab.log("web").contains("not on its bridge"), "{}", lab.log("web"));
+}

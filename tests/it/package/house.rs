@@ -1,0 +1,616 @@
+//! Holds the tree to its rules: layers, purity, names, first lines, lengths, leftovers.
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
+
+/// The folders of `src/`, as the table in `src/lib.rs` has them: a folder imports only from those
+/// before it.
+const LAYERS: [&str; 21] = [
+    "value",
+    "sys",
+    "life",
+    "spec",
+    "control",
+    "store",
+    "machine",
+    "systemd",
+    "guest",
+    "seed",
+    "net",
+    "sandbox",
+    "image",
+    "disk",
+    "supervisor",
+    "transfer",
+    "fleet",
+    "doctor",
+    "cli",
+    "lib",
+    "main",
+];
+/// Folders and files without I/O, clock and environment.
+const PURE: [&str; 22] = [
+    "src/value/",
+    "src/life/",
+    "src/machine/",
+    "src/doctor/rules/",
+    "src/seed/",
+    "src/control/change.rs",
+    "src/control/isolation.rs",
+    "src/image/checksum_file.rs",
+    "src/image/download/proxy.rs",
+    "src/image/qcow2.rs",
+    "src/image/reference.rs",
+    "src/net/anti_spoof/mod.rs",
+    "src/net/tap_spec.rs",
+    "src/store/identity.rs",
+    "src/store/layout.rs",
+    "src/store/saved_header.rs",
+    "src/supervisor/start/memory_budget.rs",
+    "src/supervisor/start/start_turns.rs",
+    "src/sys/bpf.rs",
+    "src/systemd/registration.rs",
+    "src/systemd/unit.rs",
+    "src/transfer/archive_format.rs",
+];
+/// What of a pure folder asks the host.
+const PROBES: [&str; 1] = ["src/machine/probe/"];
+const IMPURE_PATHS: [&str; 9] = [
+    "std::fs",
+    "std::process",
+    "std::env",
+    "std::net::TcpStream",
+    "std::net::UdpSocket",
+    "std::os::unix::net",
+    "std::thread",
+    "std::time::SystemTime",
+    "tokio",
+];
+/// Methods of `Path` that ask the file system, and the clocks' way in.
+const IMPURE_CALLS: [&str; 9] = [
+    "exists",
+    "try_exists",
+    "is_file",
+    "is_dir",
+    "metadata",
+    "canonicalize",
+    "read_dir",
+    "read_link",
+    "now",
+];
+const EMPTY_NAMES: [&str; 9] =
+    ["util", "utils", "common", "helper", "helpers", "manager", "handler", "misc", "stuff"];
+const LEFTOVERS: [&str; 3] = ["todo", "dbg", "unimplemented"];
+const WALL: usize = 400;
+
+/// One Rust file: where it is below the repository, and what it says.
+struct Source {
+    path: String,
+    text: String,
+}
+
+/// A word or a sign of the code, and its line.
+#[derive(Debug, Clone, PartialEq)]
+struct Token {
+    text: String,
+    line: usize,
+}
+
+/// The code without comments, string and character literals, line for line.
+fn bare(text: &str) -> String {
+    let chars: Vec<char> = text.chars().collect();
+    let mut out = String::with_capacity(text.len());
+    let mut at = 0;
+    let starts = |at: usize, what: &str| {
+        what.chars().enumerate().all(|(n, c)| chars.get(at + n) == Some(&c))
+    };
+    let word = |c: Option<&char>| c.is_some_and(|c| c.is_alphanumeric() || *c == '_');
+    while at < chars.len() {
+        let from = at;
+        if starts(at, "//") {
+            while at < chars.len() && chars[at] != '\n' {
+                at += 1;
+            }
+        } else if starts(at, "/*") {
+            let mut depth = 0;
+            loop {
+                if starts(at, "/*") {
+                    depth += 1;
+                    at += 2;
+                } else if starts(at, "*/") {
+                    depth -= 1;
+                    at += 2;
+                } else {
+                    at += 1;
+                }
+                if depth == 0 || at >= chars.len() {
+                    break;
+                }
+            }
+        } else if chars[at] == 'r'
+            && !(at > 0 && word(chars.get(at - 1)) && chars[at - 1] != 'b' && chars[at - 1] != 'c')
+            && matches!(chars.get(at + 1), Some('"' | '#'))
+            && chars[at + 1..].iter().find(|c| **c != '#') == Some(&'"')
+        {
+            let hashes = chars[at + 1..].iter().take_while(|c| **c == '#').count();
+            let end = format!("\"{}", "#".repeat(hashes));
+            at += hashes + 2;
+            while at < chars.len() && !starts(at, &end) {
+                at += 1;
+            }
+            at += end.len();
+        } else if chars[at] == '"' {
+            at += 1;
+            while at < chars.len() && chars[at] != '"' {
+                at += if chars[at] == '\\' { 2 } else { 1 };
+            }
+            at += 1;
+        } else if chars[at] == '\''
+            && (chars.get(at + 1) == Some(&'\\') || chars.get(at + 2) == Some(&'\''))
+        {
+            at += if chars[at + 1] == '\\' { 3 } else { 2 };
+            while at < chars.len() && chars[at] != '\'' {
+                at += 1;
+            }
+            at += 1;
+        } else {
+            out.push(chars[at]);
+            at += 1;
+            continue;
+        }
+        out.push(' ');
+        out.extend(chars[from..at.min(chars.len())].iter().filter(|c| **c == '\n'));
+    }
+    out
+}
+
+/// The part of a file before its tests.
+fn before_tests(code: &str) -> &str {
+    code.match_indices("#[cfg(test)]")
+        .find(|(at, mark)| {
+            let rest = code[at + mark.len()..].trim_start();
+            rest.starts_with("mod ") || rest.starts_with("pub mod ") || rest.starts_with("#[")
+        })
+        .map_or(code, |(at, _)| &code[..at])
+}
+
+fn tokens(code: &str) -> Vec<Token> {
+    let mut tokens: Vec<Token> = Vec::new();
+    for (n, line) in code.lines().enumerate() {
+        let mut rest = line.trim_start();
+        while let Some(first) = rest.chars().next() {
+            let length = if first.is_alphanumeric() || first == '_' {
+                rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len())
+            } else if rest.starts_with("::") {
+                2
+            } else {
+                first.len_utf8()
+            };
+            tokens.push(Token { text: rest[..length].to_owned(), line: n + 1 });
+            rest = rest[length..].trim_start();
+        }
+    }
+    tokens
+}
+
+/// Every path `a::b::c` of the code, groups in braces taken apart, with its line.
+fn paths(code: &str) -> Vec<(usize, Vec<String>)> {
+    let tokens = tokens(code);
+    let mut found = Vec::new();
+    let mut at = 0;
+    while at < tokens.len() {
+        let in_a_path = at > 0 && tokens[at - 1].text == "::";
+        let follows = tokens.get(at + 1).is_some_and(|next| next.text == "::");
+        let used = at > 0 && tokens[at - 1].text == "use";
+        if is_word(&tokens[at].text) && !in_a_path && (follows || used) {
+            at = path_from(&tokens, at, &[], &mut found);
+        } else {
+            at += 1;
+        }
+    }
+    found
+}
+
+fn is_word(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_alphabetic() || c == '_')
+}
+
+fn path_from(
+    tokens: &[Token],
+    mut at: usize,
+    prefix: &[String],
+    found: &mut Vec<(usize, Vec<String>)>,
+) -> usize {
+    let mut path = prefix.to_vec();
+    let line = tokens[at].line;
+    loop {
+        match tokens.get(at).map(|token| token.text.as_str()) {
+            Some("{") => {
+                at += 1;
+                while tokens.get(at).is_some_and(|token| token.text != "}") {
+                    let word = is_word(&tokens[at].text) || tokens[at].text == "*";
+                    at = if word { path_from(tokens, at, &path, found) } else { at + 1 };
+                }
+                return at + 1;
+            }
+            Some(word) if is_word(word) || word == "*" => {
+                path.push(word.to_owned());
+                at += 1;
+            }
+            _ => break,
+        }
+        if tokens.get(at).is_none_or(|token| token.text != "::") {
+            break;
+        }
+        at += 1;
+    }
+    // `use a::b as c` names nothing else.
+    if tokens.get(at).is_some_and(|token| token.text == "as") {
+        at += 2;
+    }
+    found.push((line, path));
+    at
+}
+
+/// The module of a file below src/, `["net", "tap"]` for `src/net/tap.rs`.
+fn module(path: &str) -> Option<Vec<String>> {
+    let inner = path.strip_prefix("src/")?.strip_suffix(".rs")?;
+    let mut parts: Vec<String> = inner.split('/').map(str::to_owned).collect();
+    if parts.len() > 1 && parts.last().is_some_and(|last| last == "mod") {
+        parts.pop();
+    }
+    Some(parts)
+}
+
+/// The paths into this crate, `crate`, `self` and `super` resolved: `["net", "tap", "Tap"]`.
+fn inward(source: &Source) -> Vec<(usize, Vec<String>)> {
+    let Some(here) = module(&source.path) else { return Vec::new() };
+    let top = here.len() == 1 && matches!(here[0].as_str(), "lib" | "main");
+    let code = bare(&source.text);
+    let mut found = Vec::new();
+    for (line, path) in paths(before_tests(&code)) {
+        let mut base: Vec<String> = if top { Vec::new() } else { here.clone() };
+        let mut rest = path.as_slice();
+        match rest[0].as_str() {
+            "crate" | "qvm" => {
+                base.clear();
+                rest = &rest[1..];
+            }
+            "self" => rest = &rest[1..],
+            "super" => {
+                while rest.first().is_some_and(|word| word == "super") {
+                    base.pop();
+                    rest = &rest[1..];
+                }
+            }
+            _ => continue,
+        }
+        base.extend_from_slice(rest);
+        if !base.is_empty() {
+            found.push((line, base));
+        }
+    }
+    found
+}
+
+fn layer(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|name| *name == module)
+}
+
+/// A folder imports only from folders before it in [`LAYERS`], which has every folder.
+fn layers(sources: &[Source]) -> Vec<String> {
+    let mut problems = Vec::new();
+    for source in sources {
+        let Some(here) = module(&source.path) else { continue };
+        let Some(own) = layer(&here[0]) else {
+            problems.push(format!("{}: `{}` is not in LAYERS", source.path, here[0]));
+            continue;
+        };
+        for (line, path) in inward(source) {
+            let Some(theirs) = layer(&path[0]) else { continue };
+            if theirs > own {
+                problems.push(format!(
+                    "{}:{line}: `{}` imports `{}`, which is above it",
+                    source.path,
+                    here[0],
+                    path.join("::"),
+                ));
+            }
+        }
+    }
+    problems
+}
+
+/// Pure files have no I/O, clock or environment; life uses no crate at all.
+fn purity(sources: &[Source], crates: &BTreeSet<String>) -> Vec<String> {
+    let mut problems = Vec::new();
+    for source in sources {
+        let Some(here) = module(&source.path) else { continue };
+        let is_in = |list: &[&str]| list.iter().any(|path| source.path.starts_with(path));
+        if !is_in(&PURE) || is_in(&PROBES) {
+            continue;
+        }
+        let code = bare(&source.text);
+        let code = before_tests(&code);
+        for (line, path) in paths(code) {
+            let whole = path.join("::");
+            if let Some(bad) = IMPURE_PATHS
+                .iter()
+                .find(|bad| whole == **bad || whole.starts_with(&format!("{bad}::")))
+            {
+                problems.push(format!("{}:{line}: `{bad}` in a pure file", source.path));
+            }
+            if here[0] == "life" && crates.contains(&path[0]) {
+                problems.push(format!(
+                    "{}:{line}: crate `{}` in `life`, which is std only",
+                    source.path, path[0]
+                ));
+            }
+        }
+        for pair in tokens(code).windows(3) {
+            let call = matches!(pair[0].text.as_str(), "." | "::") && pair[2].text == "(";
+            if call && IMPURE_CALLS.contains(&pair[1].text.as_str()) {
+                problems.push(format!(
+                    "{}:{}: `{}()` in a pure file",
+                    source.path, pair[1].line, pair[1].text
+                ));
+            }
+        }
+    }
+    problems
+}
+
+/// A file or directory whose name says nothing.
+fn names(sources: &[Source]) -> Vec<String> {
+    let mut problems = Vec::new();
+    for source in sources {
+        let words = source.path.trim_end_matches(".rs").split(['/', '_', '-']);
+        for word in words.filter(|word| EMPTY_NAMES.contains(word)) {
+            problems.push(format!("{}: `{word}` is no noun of this house", source.path));
+        }
+    }
+    problems
+}
+
+/// A file opens with what it answers.
+fn openings(sources: &[Source]) -> Vec<String> {
+    sources
+        .iter()
+        .filter(|source| !source.text.starts_with("//! "))
+        .map(|source| {
+            format!("{}: its first line is no `//! ` that says what it answers", source.path)
+        })
+        .collect()
+}
+
+/// 400 lines before the tests are a wall.
+fn lengths(sources: &[Source]) -> Vec<String> {
+    sources
+        .iter()
+        .map(|source| (source, before_tests(&bare(&source.text)).lines().count()))
+        .filter(|(_, lines)| *lines > WALL)
+        .map(|(source, lines)| {
+            format!("{}: {lines} lines before its tests, the wall is {WALL}", source.path)
+        })
+        .collect()
+}
+
+/// Macros of unfinished work.
+fn leftovers(sources: &[Source]) -> Vec<String> {
+    let mut problems = Vec::new();
+    for source in sources {
+        for pair in tokens(&bare(&source.text)).windows(2) {
+            if pair[1].text == "!" && LEFTOVERS.contains(&pair[0].text.as_str()) {
+                problems.push(format!(
+                    "{}:{}: `{}!` is left over",
+                    source.path, pair[0].line, pair[0].text
+                ));
+            }
+        }
+    }
+    problems
+}
+
+fn read_tree(top: &Path, below: &str, sources: &mut Vec<Source>) {
+    let Ok(entries) = fs::read_dir(top.join(below)) else { return };
+    for entry in entries {
+        let entry = entry.unwrap();
+        let path = format!("{below}/{}", entry.file_name().to_str().unwrap());
+        if entry.file_type().unwrap().is_dir() {
+            read_tree(top, &path, sources);
+        } else if path.ends_with(".rs") {
+            sources.push(Source { text: fs::read_to_string(entry.path()).unwrap(), path });
+        }
+    }
+}
+
+/// Every Rust file below these directories of the repository.
+fn tree(directories: &[&str]) -> Vec<Source> {
+    let mut sources = Vec::new();
+    for directory in directories {
+        read_tree(Path::new(env!("CARGO_MANIFEST_DIR")), directory, &mut sources);
+    }
+    assert!(!sources.is_empty(), "no Rust file below {directories:?}");
+    sources
+}
+
+/// What is built into the product: the tree of src/ without the files that are only tests.
+fn product() -> Vec<Source> {
+    let mut sources = tree(&["src"]);
+    sources
+        .retain(|source| !source.path.ends_with("/tests.rs") && !source.path.contains("/tests/"));
+    sources
+}
+
+/// The names in code of the crates that Cargo.toml names.
+fn crates() -> BTreeSet<String> {
+    let manifest =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
+    let manifest: BTreeMap<String, toml::Value> = toml::from_str(&manifest).unwrap();
+    manifest["dependencies"].as_table().unwrap().keys().map(|name| name.replace('-', "_")).collect()
+}
+
+#[track_caller]
+fn none(problems: Vec<String>) {
+    assert!(problems.is_empty(), "\n{}\n", problems.join("\n"));
+}
+
+#[test]
+fn imports_go_down() {
+    none(layers(&product()));
+}
+
+#[test]
+fn pure_modules_are_pure() {
+    none(purity(&product(), &crates()));
+}
+
+#[test]
+fn names_say_something() {
+    none(names(&tree(&["src", "qmp", "tests", "bench", "fuzz/fuzz_targets", "fuzz/checks"])));
+}
+
+#[test]
+fn files_say_what_they_answer() {
+    none(openings(&tree(&["src", "qmp", "tests", "bench", "fuzz/fuzz_targets", "fuzz/checks"])));
+}
+
+#[test]
+fn files_keep_below_the_wall() {
+    none(lengths(&product()));
+    none(lengths(&tree(&["qmp/src", "bench", "fuzz/fuzz_targets", "fuzz/checks"])));
+}
+
+#[test]
+fn nothing_is_left_over() {
+    none(leftovers(&tree(&["src", "qmp", "tests", "bench", "fuzz/fuzz_targets", "fuzz/checks"])));
+}
+
+/// The rules themselves, on trees that break them.
+mod on_bad_trees {
+    use super::*;
+
+    fn one(path: &str, text: &str) -> Vec<Source> {
+        vec![Source { path: path.to_owned(), text: text.to_owned() }]
+    }
+
+    #[test]
+    fn an_import_upwards() {
+        for text in [
+            "use crate::net::tap;",
+            "use crate::{value::Size, supervisor::{start::launch, settings}};",
+            "fn f() -> crate::supervisor::Supervisor { todo }",
+            "use super::super::cli::verb;",
+        ] {
+            assert_ne!(layers(&one("src/machine/argv.rs", text)), Vec::<String>::new(), "{text}");
+        }
+        assert_ne!(layers(&one("src/value/mod.rs", "use super::spec;")), Vec::<String>::new());
+    }
+
+    #[test]
+    fn each_bad_path_of_a_group_is_named() {
+        let text = "use crate::{\n    value::Size,\n    store::record,\n};";
+        assert_eq!(
+            layers(&one("src/spec/check.rs", text)),
+            ["src/spec/check.rs:3: `spec` imports `store::record`, which is above it"]
+        );
+    }
+
+    #[test]
+    fn an_import_downwards_or_at_home_passes() {
+        let text = "use crate::{store::layout::Layout, value::Size};\nuse super::launch::Launched;";
+        assert_eq!(layers(&one("src/supervisor/adopt.rs", text)), Vec::<String>::new());
+        let tests = "//! x\n#[cfg(test)]\nmod tests {\n    use crate::cli::verb;\n}";
+        assert_eq!(layers(&one("src/machine/argv.rs", tests)), Vec::<String>::new());
+        let words = "// use crate::cli::x\nconst S: &str = \"crate::cli::x\"; /* crate::cli::y */";
+        assert_eq!(layers(&one("src/machine/argv.rs", words)), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_folder_without_a_layer() {
+        assert_ne!(layers(&one("src/attic/box.rs", "")), Vec::<String>::new());
+    }
+
+    #[test]
+    fn impurity() {
+        let crates = BTreeSet::from(["serde".to_owned(), "tokio".to_owned()]);
+        for text in [
+            "use std::fs;",
+            "use std::{env, path::Path};",
+            "fn f() { std::process::exit(1) }",
+            "use std::time::{Duration, SystemTime};",
+            "fn f(p: &Path) -> bool { p.exists() }",
+            "fn f() -> Instant { Instant::now() }",
+            "use tokio::sync::mpsc;",
+        ] {
+            assert_ne!(
+                purity(&one("src/machine/argv.rs", text), &crates),
+                Vec::<String>::new(),
+                "{text}"
+            );
+        }
+        assert_ne!(
+            purity(&one("src/life/state.rs", "use serde::Serialize;"), &crates),
+            Vec::<String>::new()
+        );
+        assert_eq!(
+            purity(&one("src/machine/facts.rs", "use serde::Serialize;"), &crates),
+            Vec::<String>::new()
+        );
+        assert_eq!(purity(&one("src/sys/file.rs", "use std::fs;"), &crates), Vec::<String>::new());
+        assert_eq!(
+            purity(&one("src/life/state.rs", "use std::time::Instant;"), &crates),
+            Vec::<String>::new()
+        );
+    }
+
+    #[test]
+    fn empty_names() {
+        for path in [
+            "src/sys/utils.rs",
+            "src/common/mod.rs",
+            "src/supervisor/event_handler.rs",
+            "tests/helpers/mod.rs",
+        ] {
+            assert_ne!(names(&one(path, "")), Vec::<String>::new(), "{path}");
+        }
+        assert_eq!(names(&one("src/net/tap.rs", "")), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_silent_opening() {
+        assert_ne!(openings(&one("src/a.rs", "use std::fmt;\n//! late\n")), Vec::<String>::new());
+        assert_ne!(openings(&one("src/a.rs", "")), Vec::<String>::new());
+        assert_eq!(openings(&one("src/a.rs", "//! What it answers.\n")), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_file_over_the_wall() {
+        let code = "//! x\n".to_owned() + &"fn f() {}\n".repeat(WALL);
+        assert_ne!(lengths(&one("src/a.rs", &code)), Vec::<String>::new());
+        let tests = "//! x\n#[cfg(test)]\nmod tests {\n".to_owned() + &"fn f() {}\n".repeat(WALL);
+        assert_eq!(lengths(&one("src/a.rs", &tests)), Vec::<String>::new());
+    }
+
+    #[test]
+    fn unfinished_work() {
+        for text in ["fn f() { todo!() }", "let a = dbg!(b);", "fn f() { unimplemented! { } }"] {
+            assert_ne!(leftovers(&one("src/a.rs", text)), Vec::<String>::new(), "{text}");
+        }
+        let quoted = "// todo!()\nconst A: &str = \"dbg!(\"; const B: &str = r#\"\"todo!()\"#; const C: char = '\"';";
+        assert_eq!(leftovers(&one("src/a.rs", quoted)), Vec::<String>::new());
+    }
+
+    #[test]
+    fn literals_and_comments_are_taken_out_line_for_line() {
+        let text =
+            "a /* x\n/* y */ z */ b 'c' '\\n' &'d str \"e\\\"\nf\" r##\"g\"#\n\"## h // i\nj";
+        let code = bare(text);
+        assert_eq!(code.lines().count(), text.lines().count());
+        let words: Vec<String> =
+            tokens(&code).into_iter().map(|token| token.text).filter(|t| is_word(t)).collect();
+        assert_eq!(words, ["a", "b", "d", "str", "h", "j"]);
+    }
+}

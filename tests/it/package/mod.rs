@@ -1,0 +1,6 @@
+//! Packages and the repository itself.
+
+mod house;
+mod installed;
+mod nix;
+mod scripts;

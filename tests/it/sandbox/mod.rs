@@ -1,0 +1,5 @@
+//! What QEMU is kept from.
+
+mod hostile;
+mod operators;
+mod uids;

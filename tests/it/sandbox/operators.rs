@@ -1,0 +1,201 @@
+//! Who may do what with a VM: root, who is named by `operators`, and the group that owns its sockets.
+
+use std::{
+    fs,
+    io::{self, Read},
+    os::unix::{
+        fs::{PermissionsExt, chown},
+        net::UnixStream,
+    },
+    path::Path,
+    process::Output,
+};
+
+use crate::lab::{Lab, guest, until};
+
+/// Debian's `nobody`, as user and as group.
+const NOBODY: u32 = 65534;
+/// Stands for the group `qvm`: no account of this host has it.
+const GROUP: u32 = 54_321;
+
+/// Does `work` as `nobody`, who is in these further groups. What a process may do is each thread's own on Linux (credentials(7)), and goes
+/// over to the programs that it starts.
+#[allow(unsafe_code)]
+fn as_nobody<T: Send>(groups: &[u32], work: impl FnOnce() -> T + Send) -> T {
+    use nix::libc;
+    let become_nobody = move || {
+        // SAFETY: the system calls and not glibc's wrappers, which change all threads of the process; the list is as long as it is said.
+        let done = unsafe {
+            libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr())
+                | libc::syscall(libc::SYS_setresgid, NOBODY, NOBODY, NOBODY)
+                | libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY)
+        };
+        assert_eq!(done, 0, "{}", io::Error::last_os_error());
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(become_nobody).join().unwrap())
+}
+
+/// A VM whose sockets are the group's, as the directories of an installed qvm are; `None` where the tests are not root's.
+fn vm(more: &str) -> Option<Lab> {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: only root can become somebody else");
+        return None;
+    }
+    let image = guest("boot-keys.qcow2")?;
+    let mut lab = Lab::new();
+    lab.open_to_others();
+    let runtime = lab.runtime("web", "");
+    let above = runtime.parent().unwrap();
+    fs::create_dir_all(above).unwrap();
+    chown(above, None, Some(GROUP)).unwrap();
+    // What is made in it is the group's too.
+    fs::set_permissions(above, fs::Permissions::from_mode(0o2750)).unwrap();
+    lab.vm("web", &image, more);
+    lab.ok(&["start", "web"]);
+    lab.says("web", "BOOT-GUEST-READY", 1);
+    Some(lab)
+}
+
+fn said(output: &Output) -> String {
+    let (out, err) = (&output.stdout, &output.stderr);
+    String::from_utf8_lossy(out).into_owned() + &String::from_utf8_lossy(err)
+}
+
+fn status(output: &Output) -> serde_json::Value {
+    let all: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    all[0].clone()
+}
+
+/// What a VNC server offers, or nothing where it hangs up.
+fn offered(socket: &Path) -> io::Result<Vec<u8>> {
+    let mut stream = UnixStream::connect(socket)?;
+    let mut said = vec![0; 12];
+    match stream.read(&mut said) {
+        Ok(count) => said.truncate(count),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => said.clear(),
+        Err(error) => return Err(error),
+    }
+    Ok(said)
+}
+
+#[test]
+fn a_group_sees_the_state_and_operators_do_the_rest() {
+    let Some(lab) = vm("[display]\nvnc = \"unix\"\n") else { return };
+    let file = fs::read_to_string(lab.file("web")).unwrap();
+    let vnc = lab.runtime("web", "vnc.sock");
+
+    // Whoever is not in the group does not come as far as to ask.
+    let output = as_nobody(&[], || lab.qvm(&["stop", "web"]));
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("permission denied by the supervisor's control socket"));
+
+    // The group sees the state …
+    let ask = |words: &[&str]| as_nobody(&[GROUP], || lab.qvm(words));
+    let output = ask(&["status", "--json", "web"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let told = status(&output);
+    assert_eq!((&told["state"], &told["operators"]), (&"running".into(), &serde_json::json!([])));
+    assert!(ask(&["events", "web"]).status.success());
+    // … and no more.
+    let calls: [(&[&str], &str); 12] = [
+        (&["stop", "web"], "shut it down"),
+        (&["kill", "web"], "force it off"),
+        (&["reboot", "web"], "reboot it"),
+        (&["pause", "web"], "pause it"),
+        (&["suspend", "web"], "suspend it"),
+        (&["apply", "web"], "apply its VM file"),
+        (&["console", "web"], "use its console"),
+        (&["console", "--read-only", "web"], "read its console"),
+        (&["screenshot", "web", "-"], "look at its screen"),
+        (&["sendkey", "web", "a"], "type at its keyboard"),
+        (&["exec", "web", "--", "true"], "command its guest agent"),
+        (&["fsfreeze", "--thaw", "web"], "thaw its guest's file systems"),
+    ];
+    for (words, what) in calls {
+        let output = ask(words);
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {}", said(&output));
+        let told = said(&output);
+        let start = "error: web: `nobody` (uid 65534) may not ";
+        assert!(told.contains(start) && told.contains(what), "{words:?}: {told}");
+        let hint = format!(
+            "hint: `operators = [\"nobody\"]` in {} lets it, once root has said `qvm apply web`",
+            lab.file("web").display()
+        );
+        assert!(told.contains(&hint), "{words:?}: {told}");
+    }
+    // What stands behind the supervisor is not for the group at all.
+    for name in ["qmp.sock", "agent.sock", "serial.sock"] {
+        let socket = lab.runtime("web", name);
+        let error = as_nobody(&[GROUP], || UnixStream::connect(&socket)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{name}");
+    }
+    // The log of the console is root's; and to a viewer the door is opened and shut.
+    let output = ask(&["log", "web"]);
+    assert!(!output.status.success(), "{}", said(&output));
+    assert_eq!(as_nobody(&[GROUP], || offered(&vnc)).unwrap(), b"");
+    let log = || fs::read_to_string(lab.state("web", "supervisor.log")).unwrap();
+    until("the refusal is in the log", || {
+        log().contains("`nobody` (uid 65534) may not look at its screen")
+    });
+    assert_eq!(offered(&vnc).unwrap(), b"RFB 003.008\n");
+    assert_eq!(lab.status("web")["state"], "running");
+
+    // An operator, by a group and then by name: at once when root has applied it.
+    let write = |operators: &str| {
+        fs::write(lab.file("web"), format!("operators = {operators}\n{file}")).unwrap();
+        lab.ok(&["apply", "web"]);
+    };
+    write(&format!("[\"no-such-user-here\", \"@{GROUP}\"]"));
+    assert_eq!(lab.status("web")["pending"], serde_json::json!([]));
+    until("an unknown name is told", || {
+        let notes = lab.status("web")["notes"].to_string();
+        notes.contains("`operators`: this host does not know `no-such-user-here`")
+    });
+    let output = ask(&["pause", "web"]);
+    assert!(output.status.success(), "{}", said(&output));
+    lab.wait_state("web", "paused");
+    write("[\"nobody\"]");
+    assert_eq!(lab.status("web")["operators"], serde_json::json!(["nobody"]));
+    assert_eq!(lab.status("web")["notes"], serde_json::json!([]));
+    for words in
+        [&["resume", "web"][..], &["apply", "web"], &["sendkey", "web", "a"], &["vnc", "web"]]
+    {
+        let output = ask(words);
+        assert!(output.status.success(), "{words:?}: {}", said(&output));
+    }
+    let output = ask(&["screenshot", "web", "-"]);
+    assert!(output.stdout.starts_with(b"\x89PNG"), "{}", said(&output));
+    assert_eq!(as_nobody(&[GROUP], || offered(&vnc)).unwrap(), b"RFB 003.008\n");
+
+    assert!(log().contains("the operator with uid 65534 is to resume it"), "{}", log());
+
+    // And not one any more.
+    write("[]");
+    let output = ask(&["stop", "web"]);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    write("[\"65534\"]");
+    let output = ask(&["kill", "web"]);
+    assert!(output.status.success(), "{}", said(&output));
+    lab.wait_state("web", "stopped");
+    assert_eq!(lab.last_reason("web"), "killed");
+}
+
+/// What a guest said before it died is for those who may see its console, also when nobody is there to be asked any more.
+#[test]
+fn last_words_are_for_operators() {
+    let Some(lab) = vm("") else { return };
+    crate::lab::signal(lab.qemu_pid("web"), 9);
+    lab.wait_state("web", "failed");
+    let mine = lab.status("web");
+    assert!(mine["lastStop"]["console"].to_string().contains("BOOT-GUEST-READY"), "{mine}");
+    // The state directory is the group's to read on an installed host.
+    let dir = lab.state("web", "");
+    let files = ["ends.json", "last-words.json"].map(|name| dir.join(name));
+    for made in dir.ancestors().take(3).chain(files.iter().map(|file| file.as_path())) {
+        chown(made, None, Some(GROUP)).unwrap();
+    }
+    let theirs = status(&as_nobody(&[GROUP], || lab.qvm(&["status", "--json", "web"])));
+    assert_eq!(theirs["lastStop"]["reason"], mine["lastStop"]["reason"], "{theirs}");
+    assert!(!theirs.to_string().contains("BOOT-GUEST-READY"), "{theirs}");
+}

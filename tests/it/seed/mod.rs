@@ -1,0 +1,4 @@
+//! Seeds, and cloud-init with them.
+
+mod debian;
+mod nocloud;

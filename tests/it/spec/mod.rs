@@ -1,0 +1,4 @@
+//! VM files.
+
+mod check;
+mod corpus;

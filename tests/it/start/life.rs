@@ -1,0 +1,584 @@
+//! The life of a VM on real QEMU with the boot-sector guest: every way in, every way out.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    os::unix::net::UnixListener,
+    process::{Child, Stdio},
+    time::Duration,
+};
+
+use crate::lab::{Lab, guest, runs, signal, until};
+
+const SIGKILL: i32 = 9;
+const SIGTERM: i32 = 15;
+const SIGUSR2: i32 = 12;
+const SIGHUP: i32 = 1;
+const SIGSTOP: i32 = 19;
+const SIGCONT: i32 = 18;
+
+/// A lab with one VM that runs and has said that it is ready.
+fn ready(name: &str, image: &str, more: &str) -> Option<(Lab, usize)> {
+    let image = guest(image)?;
+    let mut lab = Lab::new();
+    lab.vm(name, &image, more);
+    let supervisor = lab.run(name);
+    lab.says(name, "BOOT-GUEST-READY", 1);
+    lab.wait_state(name, "running");
+    Some((lab, supervisor))
+}
+
+fn nothing_left(lab: &Lab, name: &str, qemu: i32) {
+    until("QEMU is gone", || !runs(qemu));
+    for file in ["record.json", "control.sock", "qmp.sock", "agent.sock", "serial.sock"] {
+        assert!(!lab.runtime(name, file).exists(), "{file} was left");
+    }
+}
+
+#[test]
+fn a_clean_stop_by_sigterm() {
+    let Some((mut lab, one)) = ready("web", "boot.qcow2", "") else { return };
+    let qemu = lab.qemu_pid("web");
+    let pid = lab.supervisor(one).id().cast_signed();
+    signal(pid, SIGTERM);
+    assert_eq!(lab.exit_code(one), Some(0));
+    assert_eq!(lab.last_reason("web"), "stopped");
+    assert!(lab.console("web").contains("BOOT-GUEST-POWEROFF"));
+    nothing_left(&lab, "web", qemu);
+}
+
+#[test]
+fn start_status_stop_by_the_command_line() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let lab = Lab::new();
+    lab.vm("web", &image, "cpuWeight = 200");
+    // Notes follow where the host cannot give all of it, such as cgroup v2.
+    assert!(lab.ok(&["start", "web"]).starts_with("web: running\n"));
+    let status = lab.status("web");
+    assert_eq!(status["state"], "running");
+    assert_eq!((&status["vcpu"], &status["cpuWeight"]), (&1.into(), &200.into()));
+    assert_eq!(status["memBytes"], 64 << 20);
+    assert_eq!(status["accel"], "tcg");
+    assert!(status["pid"].is_u64() && status["qemuVersion"].is_string());
+    lab.says("web", "BOOT-GUEST-READY", 1);
+    assert!(lab.ok(&["stop", "web"]).contains("guest has shut down"));
+    let stopped = lab.qvm(&["stop", "web"]);
+    assert_eq!(stopped.status.code(), Some(3));
+    assert_eq!(lab.last_reason("web"), "stopped");
+}
+
+#[test]
+fn a_deaf_guest_is_forced_off_at_its_deadline() {
+    let Some((mut lab, one)) = ready("web", "boot-deaf.qcow2", "shutdownTimeoutSec = 2") else {
+        return;
+    };
+    signal(lab.supervisor(one).id().cast_signed(), SIGTERM);
+    assert_eq!(lab.exit_code(one), Some(0));
+    assert_eq!(lab.last_reason("web"), "forced-off");
+    assert!(lab.log("web").contains("time is up"));
+}
+
+#[test]
+fn a_second_sigterm_forces_a_deaf_guest_off_at_once() {
+    let Some((mut lab, one)) = ready("web", "boot-deaf.qcow2", "shutdownTimeoutSec = 3600") else {
+        return;
+    };
+    let pid = lab.supervisor(one).id().cast_signed();
+    signal(pid, SIGTERM);
+    lab.wait_state("web", "stopping");
+    signal(pid, SIGTERM);
+    assert_eq!(lab.exit_code(one), Some(0));
+    assert_eq!(lab.last_reason("web"), "forced-off");
+}
+
+#[test]
+fn a_qemu_that_does_not_quit_is_killed() {
+    let Some((mut lab, one)) = ready("web", "boot-deaf.qcow2", "shutdownTimeoutSec = 1") else {
+        return;
+    };
+    let qemu = lab.qemu_pid("web");
+    // SIGSTOP: neither `quit` nor SIGTERM reaches it any more.
+    signal(qemu, 19);
+    signal(lab.supervisor(one).id().cast_signed(), SIGTERM);
+    assert_eq!(lab.exit_code(one), Some(0));
+    assert!(lab.log("web").contains("SIGKILL"), "{}", lab.log("web"));
+    nothing_left(&lab, "web", qemu);
+}
+
+#[test]
+fn a_guest_that_powers_itself_off_stays_off() {
+    let Some((mut lab, one)) = ready("web", "boot.qcow2", "") else { return };
+    lab.types("web", b"p");
+    assert_eq!(lab.exit_code(one), Some(0));
+    assert_eq!(lab.last_reason("web"), "guest-shutdown");
+}
+
+#[test]
+fn a_guest_that_reboots_goes_on_in_the_same_qemu() {
+    let Some((lab, _)) = ready("web", "boot.qcow2", "") else { return };
+    let qemu = lab.qemu_pid("web");
+    lab.types("web", b"r");
+    lab.says("web", "BOOT-GUEST-READY", 2);
+    assert_eq!(lab.qemu_pid("web"), qemu);
+    assert_eq!(lab.status("web")["state"], "running");
+}
+
+#[test]
+fn a_guest_that_reboots_with_changes_pending_gets_a_new_qemu() {
+    let Some((mut lab, one)) = ready("web", "boot.qcow2", "") else { return };
+    let qemu = lab.qemu_pid("web");
+    let text = std::fs::read_to_string(lab.file("web")).unwrap();
+    std::fs::write(lab.file("web"), text.replace("64M", "96M")).unwrap();
+    signal(lab.supervisor(one).id().cast_signed(), SIGHUP);
+    until("the change is pending", || lab.status("web")["pending"][0]["key"] == "mem");
+    let pending = &lab.status("web")["pending"][0];
+    assert_eq!((&pending["from"], &pending["to"]), (&"64M".into(), &"96M".into()));
+    assert_eq!(pending["takesEffect"], "next-reboot");
+    assert_eq!(lab.status("web")["memBytes"], 64 << 20);
+    lab.types("web", b"r");
+    lab.says("web", "BOOT-GUEST-READY", 2);
+    until("the new QEMU runs", || lab.status("web")["memBytes"] == 96 << 20);
+    lab.wait_state("web", "running");
+    assert_ne!(lab.qemu_pid("web"), qemu);
+    assert_eq!(lab.status("web")["pending"], serde_json::json!([]));
+    assert!(lab.supervisor(one).try_wait().unwrap().is_none());
+}
+
+#[test]
+fn a_panic_does_what_the_file_says() {
+    for (policy, code) in [("restart", Some(1)), ("stop", Some(0)), ("pause", None)] {
+        let more = format!("onPanic = \"{policy}\"");
+        let Some((mut lab, one)) = ready("web", "boot.qcow2", &more) else { return };
+        lab.types("web", b"x");
+        if code.is_none() {
+            lab.wait_state("web", "paused");
+            lab.ok(&["kill", "web"]);
+            assert_eq!(lab.exit_code(one), Some(0));
+            continue;
+        }
+        assert_eq!(lab.exit_code(one), code, "{policy}");
+        assert_eq!(lab.last_reason("web"), "guest-panic");
+    }
+}
+
+#[test]
+fn a_qemu_that_is_killed_is_a_failure_with_the_consoles_last_words() {
+    let Some((mut lab, one)) = ready("web", "boot.qcow2", "") else { return };
+    signal(lab.qemu_pid("web"), SIGKILL);
+    assert_eq!(lab.exit_code(one), Some(1));
+    let status = lab.status("web");
+    assert_eq!(
+        (&status["state"], &status["lastStop"]["reason"]),
+        (&"failed".into(), &"qemu-signal".into())
+    );
+    let words = status["lastStop"]["console"].to_string();
+    assert!(words.contains("BOOT-GUEST-READY"), "{words}");
+}
+
+fn counter(lab: &Lab) -> u64 {
+    let text = lab.console("web");
+    let last = text.rsplit("COUNT ").find_map(|part| part.get(..6)?.parse().ok());
+    last.unwrap_or(0)
+}
+
+#[test]
+fn a_killed_supervisor_is_replaced_and_the_guest_does_not_notice() {
+    let Some((mut lab, one)) = ready("web", "boot.qcow2", "") else { return };
+    lab.types("web", b"c");
+    until("it counts", || counter(&lab) > 3);
+    let qemu = lab.qemu_pid("web");
+    lab.supervisor(one).kill().unwrap();
+    lab.supervisor(one).wait().unwrap();
+    let before = counter(&lab);
+    assert!(runs(qemu));
+    let two = lab.run("web");
+    lab.wait_state("web", "running");
+    assert_eq!(lab.qemu_pid("web"), qemu);
+    until("it goes on counting", || counter(&lab) > before + 5);
+    assert_eq!(lab.console("web").matches("BOOT-GUEST-READY").count(), 1);
+    signal(lab.supervisor(two).id().cast_signed(), SIGTERM);
+    assert_eq!(lab.exit_code(two), Some(0));
+    assert_eq!(lab.last_reason("web"), "stopped");
+}
+
+#[test]
+fn a_re_execution_keeps_the_pid_the_lock_and_the_guest() {
+    let Some((mut lab, one)) = ready("web", "boot.qcow2", "") else { return };
+    lab.types("web", b"c");
+    until("it counts", || counter(&lab) > 3);
+    let (qemu, before) = (lab.qemu_pid("web"), counter(&lab));
+    let pid = lab.supervisor(one).id();
+    signal(pid.cast_signed(), SIGUSR2);
+    until("it took over", || lab.log("web").contains("taken over"));
+    lab.wait_state("web", "running");
+    assert_eq!(lab.status("web")["supervisorPid"], pid);
+    assert_eq!(lab.qemu_pid("web"), qemu);
+    until("it goes on counting", || counter(&lab) > before + 5);
+    let second = lab.qvm(&["run", "web"]);
+    let message = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(message.contains(&format!("already supervised by pid {pid}")), "{message}");
+    signal(pid.cast_signed(), SIGTERM);
+    assert_eq!(lab.exit_code(one), Some(0));
+}
+
+/// Code 1 would have the unit's ExecStopPost= end the guest.
+#[test]
+fn program_that_cannot_be_executed_spares_qemu() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let mut lab = Lab::new();
+    let program = lab.copy_program();
+    lab.vm("web", &image, "");
+    let one = lab.run("web");
+    lab.wait_state("web", "running");
+    let qemu = lab.qemu_pid("web");
+    let kept = program.with_extension("kept");
+    fs::rename(&program, &kept).unwrap();
+    signal(lab.supervisor(one).id().cast_signed(), SIGUSR2);
+    assert_eq!(lab.exit_code(one), Some(75), "{}", lab.log("web"));
+    assert!(runs(qemu) && lab.runtime("web", "record.json").exists());
+    fs::rename(&kept, &program).unwrap();
+    let two = lab.run("web");
+    lab.wait_state("web", "running");
+    assert_eq!(lab.qemu_pid("web"), qemu);
+    signal(lab.supervisor(two).id().cast_signed(), SIGTERM);
+    assert_eq!(lab.exit_code(two), Some(0));
+}
+
+/// The same for a control socket that cannot be made.
+#[test]
+fn control_socket_that_cannot_be_made_spares_qemu() {
+    let Some((mut lab, one)) = ready("web", "boot.qcow2", "") else { return };
+    let qemu = lab.qemu_pid("web");
+    lab.supervisor(one).kill().unwrap();
+    lab.supervisor(one).wait().unwrap();
+    let socket = lab.runtime("web", "control.sock");
+    fs::remove_file(&socket).unwrap();
+    fs::create_dir(&socket).unwrap();
+    let two = lab.run("web");
+    assert_eq!(lab.exit_code(two), Some(75), "{}", lab.log("web"));
+    assert!(runs(qemu));
+    fs::remove_dir(&socket).unwrap();
+    let three = lab.run("web");
+    lab.wait_state("web", "running");
+    assert_eq!(lab.qemu_pid("web"), qemu);
+    signal(lab.supervisor(three).id().cast_signed(), SIGTERM);
+    assert_eq!(lab.exit_code(three), Some(0));
+}
+
+#[test]
+fn a_guest_that_powered_off_while_nobody_watched_is_seen_on_adoption() {
+    let Some((mut lab, one)) = ready("web", "boot.qcow2", "") else { return };
+    let qemu = lab.qemu_pid("web");
+    lab.types("web", b"c");
+    lab.supervisor(one).kill().unwrap();
+    lab.supervisor(one).wait().unwrap();
+    // Nobody is there to pass a key on, so it is said to the serial socket itself.
+    let mut serial =
+        std::os::unix::net::UnixStream::connect(lab.runtime("web", "serial.sock")).unwrap();
+    std::io::Write::write_all(&mut serial, b"p").unwrap();
+    serial.set_read_timeout(Some(crate::lab::LONG)).unwrap();
+    let (mut said, mut buffer) = (vec![], [0; 4096]);
+    // The word may come in two pieces.
+    until("it powers off", || {
+        let count = std::io::Read::read(&mut serial, &mut buffer).unwrap();
+        said.extend_from_slice(&buffer[..count]);
+        String::from_utf8_lossy(&said).contains("POWEROFF")
+    });
+    drop(serial);
+    assert!(runs(qemu));
+    let two = lab.run("web");
+    assert_eq!(lab.exit_code(two), Some(0));
+    assert_eq!(lab.last_reason("web"), "guest-shutdown");
+    nothing_left(&lab, "web", qemu);
+}
+
+#[test]
+fn of_two_starts_at_once_one_loses_and_names_the_winner() {
+    let Some((mut lab, one)) = ready("web", "boot.qcow2", "") else { return };
+    let winner = lab.supervisor(one).id();
+    let loser = lab.qvm(&["run", "web"]);
+    assert_eq!(loser.status.code(), Some(1));
+    let message = String::from_utf8_lossy(&loser.stderr).into_owned();
+    assert!(
+        message.contains(&format!("error: web: already supervised by pid {winner}")),
+        "{message}"
+    );
+    assert_eq!(lab.status("web")["state"], "running");
+}
+
+#[test]
+fn a_start_behind_a_stop_waits_until_the_vm_is_down() {
+    let Some((mut lab, one)) = ready("web", "boot-deaf.qcow2", "") else { return };
+    let (qemu, supervisor) = (lab.qemu_pid("web"), lab.supervisor(one).id().cast_signed());
+    lab.ok(&["stop", "--no-wait", "web"]);
+    let mut start = lab.command(&["start", "web"]);
+    let mut start = start.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(start.stdout.take().unwrap()).lines();
+    assert_eq!(said.next().unwrap().unwrap(), "web: waits until it is down");
+    // One that is silent for longer than anybody waits for an answer still goes down.
+    signal(supervisor, SIGSTOP);
+    std::thread::sleep(Duration::from_secs(3));
+    signal(supervisor, SIGCONT);
+    lab.ok(&["kill", "web"]);
+    assert_eq!(said.next().unwrap().unwrap(), "web: running");
+    assert!(start.wait().unwrap().success());
+    assert!(lab.qemu_pid("web") != qemu && !runs(qemu));
+}
+
+#[test]
+fn a_start_right_behind_an_end_gets_a_new_guest() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let lab = Lab::new();
+    lab.vm("web", &image, "");
+    lab.ok(&["start", "web"]);
+    lab.says("web", "BOOT-GUEST-READY", 1);
+    // Whichever of its last steps the supervisor has come to by then.
+    for round in 0..8 {
+        let qemu = lab.qemu_pid("web");
+        match round % 2 {
+            0 => drop(lab.ok(&["stop", "--no-wait", "web"])),
+            _ => {
+                signal(qemu, SIGKILL);
+                until("QEMU is gone", || !runs(qemu));
+            }
+        }
+        let said = lab.ok(&["start", "web"]);
+        assert!(said.ends_with("web: running\n"), "round {round}: {said}");
+        assert_ne!(lab.qemu_pid("web"), qemu, "round {round}");
+        lab.says("web", "BOOT-GUEST-READY", round + 2);
+    }
+}
+
+#[test]
+fn of_many_starts_at_once_each_has_the_guest_run() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let lab = Lab::new();
+    lab.vm("web", &image, "");
+    let start = || lab.command(&["start", "web"]).stdout(Stdio::piped()).spawn().unwrap();
+    let all: Vec<Child> = (0..4).map(|_| start()).collect();
+    for one in all {
+        let output = one.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && said.ends_with("running\n"), "{output:?}");
+    }
+    assert_eq!(lab.status("web")["state"], "running");
+}
+
+#[test]
+fn a_start_tells_what_it_cannot_know() {
+    let Some((mut lab, one)) = ready("web", "boot.qcow2", "") else { return };
+    let (qemu, supervisor) = (lab.qemu_pid("web"), lab.supervisor(one).id().cast_signed());
+    // Its QEMU is dead, and nobody has noticed.
+    signal(supervisor, SIGSTOP);
+    signal(qemu, SIGKILL);
+    let silent = lab.qvm(&["start", "web"]);
+    let told = String::from_utf8_lossy(&silent.stderr).into_owned();
+    assert_eq!(silent.status.code(), Some(1), "{told}");
+    assert!(
+        told.contains("cannot determine whether the VM is running: the supervisor does not answer")
+    );
+    signal(supervisor, SIGCONT);
+    assert_eq!(lab.ok(&["start", "web"]), "web: running\n");
+    assert_ne!(lab.qemu_pid("web"), qemu);
+    // One that lets everybody in and nobody speak.
+    lab.vm("app", &guest("boot.qcow2").unwrap(), "");
+    fs::create_dir_all(lab.runtime("app", "")).unwrap();
+    let socket = UnixListener::bind(lab.runtime("app", "control.sock")).unwrap();
+    std::thread::spawn(move || socket.incoming().for_each(drop));
+    let hangs_up = lab.qvm(&["start", "app"]);
+    let told = String::from_utf8_lossy(&hangs_up.stderr).into_owned();
+    assert_eq!(hangs_up.status.code(), Some(1), "{told}");
+    assert!(
+        told.contains("the supervisor accepts connections but closes them without a reply"),
+        "{told}"
+    );
+}
+
+#[test]
+fn a_start_beside_a_supervisor_that_is_going_does_not_take_it_for_one() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let lab = Lab::new();
+    lab.vm("web", &image, "");
+    // As one that was killed has them for a moment more: a socket that takes callers, and the lock.
+    fs::create_dir_all(lab.runtime("web", "")).unwrap();
+    let lock = fs::File::create(lab.runtime("web", "lock")).unwrap();
+    fs2::FileExt::lock_exclusive(&lock).unwrap();
+    let socket = UnixListener::bind(lab.runtime("web", "control.sock")).unwrap();
+    let log = lab.state("web", "supervisor.log");
+    let going = std::thread::spawn(move || {
+        drop(socket.accept().unwrap());
+        drop(socket);
+        until("the next supervisor begins", || log.exists());
+        drop(lock);
+    });
+    assert_eq!(lab.ok(&["start", "web"]), "web: running\n");
+    going.join().unwrap();
+    lab.says("web", "BOOT-GUEST-READY", 1);
+}
+
+#[test]
+fn pause_and_resume() {
+    let Some((lab, _)) = ready("web", "boot.qcow2", "") else { return };
+    lab.types("web", b"c");
+    until("it counts", || counter(&lab) > 1);
+    lab.ok(&["pause", "web"]);
+    lab.wait_state("web", "paused");
+    let held = counter(&lab);
+    lab.ok(&["resume", "web"]);
+    until("it goes on counting", || counter(&lab) > held + 2);
+    assert_eq!(lab.status("web")["state"], "running");
+}
+
+#[test]
+fn kill_cuts_the_power() {
+    let Some((mut lab, one)) = ready("web", "boot-deaf.qcow2", "") else { return };
+    let qemu = lab.qemu_pid("web");
+    lab.ok(&["kill", "web"]);
+    assert_eq!(lab.exit_code(one), Some(0));
+    assert_eq!(lab.last_reason("web"), "killed");
+    nothing_left(&lab, "web", qemu);
+}
+
+#[test]
+fn a_guest_without_an_agent_runs_no_commands_and_the_message_says_why() {
+    let Some((lab, _)) = ready("web", "boot.qcow2", "") else { return };
+    let output = lab.qvm(&["exec", "--timeout", "1", "web", "--", "true"]);
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("qemu-guest-agent has to run in the guest"), "{message}");
+}
+
+#[test]
+fn eight_at_once() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let lab = Lab::new();
+    let names: Vec<String> = (1..=8).map(|n| format!("vm{n}")).collect();
+    for name in &names {
+        lab.vm(name, &image, "");
+    }
+    let with = |verb: &'static str| -> Vec<&str> {
+        std::iter::once(verb).chain(names.iter().map(String::as_str)).collect()
+    };
+    let started = lab.ok(&with("start"));
+    for name in &names {
+        assert!(started.contains(&format!("{name}: running")), "{started}");
+        lab.says(name, "BOOT-GUEST-READY", 1);
+    }
+    assert_eq!(lab.ok(&["list"]).matches(" running ").count(), 8);
+    lab.ok(&with("stop"));
+    for name in &names {
+        assert_eq!(lab.last_reason(name), "stopped");
+    }
+}
+
+#[test]
+fn a_disk_is_kept_over_stops_and_changes_of_the_image() {
+    let Some((mut lab, one)) = ready("web", "boot.qcow2", "") else { return };
+    lab.types("web", b"w");
+    lab.says("web", "BOOT-GUEST-WRITTEN 000001", 1);
+    lab.ok(&["stop", "web"]);
+    lab.exit_code(one);
+    lab.vm("web", &guest("boot-deaf.qcow2").unwrap(), "");
+    lab.run("web");
+    lab.says("web", "BOOT-GUEST-READY", 2);
+    lab.types("web", b"w");
+    lab.says("web", "BOOT-GUEST-WRITTEN 000002", 1);
+    let notes = lab.status("web")["notes"].to_string();
+    assert!(notes.contains("root"), "{notes}");
+}
+
+#[test]
+fn a_stop_during_preparation_leaves_nothing_that_a_later_start_would_trust() {
+    let Some(_) = guest("boot.qcow2") else { return };
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    // A server that takes the request and then says nothing more.
+    let (seen, accepted) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let _ = seen.send(stream);
+        }
+    });
+    let mut lab = Lab::new();
+    let text = format!(
+        "accel = \"tcg\"\n[image]\nurl = \"http://{address}/x.qcow2\"\nsha256 = \"{}\"\n",
+        "ab".repeat(32)
+    );
+    std::fs::write(lab.file("web"), text).unwrap();
+    let one = lab.run("web");
+    let _held = accepted.recv_timeout(crate::lab::LONG).unwrap();
+    lab.wait_state("web", "starting");
+    lab.ok(&["stop", "web"]);
+    assert_eq!(lab.exit_code(one), Some(0));
+    assert_eq!(lab.last_reason("web"), "start-cancelled");
+    assert!(!lab.state("web", "root.qcow2").exists());
+}
+
+#[test]
+fn an_invalid_file_exits_78_and_touches_nothing() {
+    let lab = Lab::new();
+    std::fs::write(lab.file("web"), "brige = \"br0\"\n").unwrap();
+    let output = lab.qvm(&["run", "web"]);
+    assert_eq!(output.status.code(), Some(78));
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(message.contains("did you mean `bridge`"), "{message}");
+    assert!(!lab.path().join("s").exists() && !lab.path().join("r").exists());
+}
+
+#[test]
+fn a_start_that_fails_says_why_where_it_was_asked_for_and_is_kept() {
+    let Some(_) = guest("boot.qcow2") else { return };
+    let lab = Lab::new();
+    let image = lab.path().join("nothing.qcow2");
+    lab.vm("web", &image, "");
+    let cause = format!("disk root: cannot read `{}`: No such file", image.display());
+    // At the line of `[image]`.
+    let why = format!("{}:4: {cause}", lab.file("web").display());
+    for verb in ["run", "start"] {
+        let output = lab.qvm(&[verb, "web"]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.starts_with(&format!("error: web: {why}")), "{verb}: {said}");
+        assert_eq!(said.matches("nothing.qcow2").count(), 1, "{verb}: {said}");
+    }
+    let ends = lab.status("web")["ends"].clone();
+    // The same again takes the place of the one before.
+    assert_eq!(ends.as_array().unwrap().len(), 1);
+    assert_eq!(ends[0]["reason"], "start-failed");
+    assert!(ends[0]["detail"].as_str().unwrap().contains(&why), "{ends}");
+    assert_eq!(lab.status("web")["state"], "failed");
+}
+
+#[test]
+fn the_service_manager_is_told() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let lab = Lab::new();
+    lab.vm("web", &image, "");
+    let path = lab.path().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(crate::lab::LONG)).unwrap();
+    let mut child = lab
+        .command(&["run", "web"])
+        .env("NOTIFY_SOCKET", &path)
+        .env("WATCHDOG_USEC", "400000")
+        .spawn()
+        .unwrap();
+    let wait_for = |what: &str| {
+        let mut buffer = [0; 4096];
+        loop {
+            let count = socket.recv(&mut buffer).unwrap();
+            let text = String::from_utf8_lossy(&buffer[..count]).into_owned();
+            if text.contains(what) {
+                return;
+            }
+        }
+    };
+    wait_for("EXTEND_TIMEOUT_USEC=");
+    wait_for("READY=1");
+    wait_for("WATCHDOG=1");
+    lab.says("web", "BOOT-GUEST-READY", 1);
+    signal(child.id().cast_signed(), SIGTERM);
+    wait_for("STOPPING=1");
+    wait_for("EXTEND_TIMEOUT_USEC=");
+    assert!(child.wait().unwrap().success());
+}

@@ -1,0 +1,554 @@
+//! Whether a VM is running is known by proof only: every way of not knowing stops every change, and the guest lives.
+
+use std::{
+    fs, io,
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt, chown},
+        process::CommandExt,
+    },
+    path::{Path, PathBuf},
+    process::Output,
+};
+
+use crate::lab::{Lab, guest, runs, signal, until};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+const HOST: Option<i32> = Some(75);
+
+fn said(output: &Output) -> String {
+    let (out, err) = (&output.stdout, &output.stderr);
+    String::from_utf8_lossy(out).into_owned() + &String::from_utf8_lossy(err)
+}
+
+/// A VM that runs without a supervisor. Its QEMU is killed when this is dropped, whatever became of its record.
+struct Orphaned {
+    lab: Lab,
+    qemu: i32,
+}
+
+impl Drop for Orphaned {
+    fn drop(&mut self) {
+        if runs(self.qemu) {
+            signal(self.qemu, 9);
+        }
+    }
+}
+
+fn orphaned() -> Option<Orphaned> {
+    let image = guest("boot-count.qcow2")?;
+    let mut lab = Lab::new();
+    lab.vm("web", &image, "");
+    let supervisor = lab.run("web");
+    lab.wait_state("web", "running");
+    let qemu = lab.qemu_pid("web");
+    lab.supervisor(supervisor).kill().unwrap();
+    lab.supervisor(supervisor).wait().unwrap();
+    Some(Orphaned { lab, qemu })
+}
+
+impl Orphaned {
+    fn record(&self) -> PathBuf {
+        self.lab.runtime("web", "record.json")
+    }
+
+    /// Replaces the record as an editor does.
+    fn write(&self, text: &str) {
+        let _ = fs::remove_dir(self.record());
+        fs::write(self.record(), text).unwrap();
+    }
+
+    fn changed(&self, text: &str, change: impl FnOnce(&mut serde_json::Value)) -> String {
+        let mut record: serde_json::Value = serde_json::from_str(text).unwrap();
+        change(&mut record);
+        record.to_string()
+    }
+
+    /// The guest lives, and its disk and its sockets are where they were.
+    fn is_untouched(&self, what: &str) {
+        assert!(runs(self.qemu), "{what}: QEMU was killed");
+        assert!(self.lab.state("web", "root.qcow2").exists(), "{what}: the disk is gone");
+        for socket in ["qmp.sock", "agent.sock", "serial.sock"] {
+            assert!(self.lab.runtime("web", socket).exists(), "{what}: {socket} is gone");
+        }
+    }
+}
+
+/// The processes that have a file open, whatever it is called now.
+fn open_by(file: (u64, u64)) -> Vec<i32> {
+    let mut all = vec![];
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        let mut fds = fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten();
+        let is_it =
+            |path: PathBuf| fs::metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == file);
+        if fds.any(|fd| is_it(fd.path())) {
+            all.push(pid);
+        }
+    }
+    all
+}
+
+/// Both liveness locks of a VM.
+fn locks(lab: &Lab, vm: &str) -> [PathBuf; 2] {
+    let state = lab.state(vm, "");
+    let is_lock = |path: &Path| {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        name.starts_with("qemu.") && name.ends_with(".lock")
+    };
+    let mut found: Vec<PathBuf> =
+        fs::read_dir(&state).unwrap().map(|entry| entry.unwrap().path()).collect();
+    found.retain(|path| is_lock(path));
+    assert_eq!(found.len(), 1, "{found:?}");
+    [lab.runtime(vm, "qemu.lock"), found.remove(0)]
+}
+
+fn id(path: &Path) -> (u64, u64) {
+    let meta = fs::metadata(path).unwrap();
+    (meta.dev(), meta.ino())
+}
+
+/// Exactly QEMU has each lock open.
+fn held_by_qemu_alone(lab: &Lab, when: &str) {
+    let qemu = lab.qemu_pid("web");
+    for lock in locks(lab, "web") {
+        assert_eq!(fs::metadata(&lock).unwrap().mode() & 0o7777, 0o600);
+        assert_eq!(open_by(id(&lock)), [qemu], "{when}: {}", lock.display());
+    }
+}
+
+/// Each verb that starts, changes, deletes, exports, renames, clones or collects.
+fn changes(lab: &Lab) -> Vec<Vec<String>> {
+    let archive = lab.path().join("web.tar").display().to_string();
+    let all: [&[&str]; 18] = [
+        &["start", "web"],
+        &["start", "--discard-state", "web"],
+        &["restart", "web"],
+        &["stop", "web"],
+        &["reboot", "web"],
+        &["pause", "web"],
+        &["resume", "web"],
+        &["suspend", "web"],
+        &["apply", "web"],
+        &["reseed", "web"],
+        &["rm", "web", "--disks", "--yes"],
+        &["rename", "web", "www"],
+        &["clone", "web", "copy"],
+        &["export", "web", &archive],
+        &["run", "web"],
+        &["image", "prune"],
+        &["wait", "web", "--for", "stopped", "--timeout", "5"],
+        &["status", "web"],
+    ];
+    all.iter().map(|words| words.iter().map(|word| (*word).to_owned()).collect()).collect()
+}
+
+fn refuses_everything(vm: &Orphaned, way: &str) {
+    for words in changes(&vm.lab) {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let output = vm.lab.qvm(&words);
+        assert_eq!(output.status.code(), HOST, "{way}: {words:?}: {}", said(&output));
+        vm.is_untouched(&format!("{way}: {words:?}"));
+    }
+    let list = vm.lab.qvm(&["list"]);
+    assert!(list.status.success() && said(&list).contains("unknown"), "{way}: {}", said(&list));
+    let status = vm.lab.status("web");
+    assert_eq!(status["state"], "unknown", "{way}");
+    assert!(status["notes"].to_string().contains("cannot determine whether"), "{way}: {status}");
+    let metrics = vm.lab.ok(&["metrics"]);
+    for (state, is) in [("unknown", 1), ("stopped", 0), ("running", 0)] {
+        let line = format!("qvm_vm_state{{vm=\"web\",state=\"{state}\"}} {is}");
+        assert!(metrics.contains(&line), "{way}: {metrics}");
+    }
+    assert!(metrics.contains("qvm_vm_file_valid{vm=\"web\"} 1"), "{metrics}");
+}
+
+#[test]
+fn unreadable_record_stops_every_change() {
+    let Some(vm) = orphaned() else { return };
+    let text = fs::read_to_string(vm.record()).unwrap();
+    let ways: [(&str, &dyn Fn()); 6] = [
+        ("truncated", &|| vm.write(&text[..text.len() / 2])),
+        ("empty", &|| vm.write("")),
+        ("absent", &|| fs::remove_file(vm.record()).unwrap()),
+        ("a directory", &|| {
+            fs::remove_file(vm.record()).unwrap_or_default();
+            fs::create_dir(vm.record()).unwrap();
+        }),
+        ("another boot", &|| {
+            vm.write(&vm.changed(&text, |record| record["bootId"] = "another".into()));
+        }),
+        // As of a pid that was used again.
+        ("another process", &|| {
+            vm.write(&vm.changed(&text, |record| {
+                record["pid"] = std::process::id().into();
+            }));
+        }),
+    ];
+    for (number, (way, make)) in ways.into_iter().enumerate() {
+        make();
+        if number == 0 {
+            refuses_everything(&vm, way);
+            let doctor = vm.lab.qvm(&["doctor", "--json"]);
+            assert!(said(&doctor).contains("cannot determine whether"), "{}", said(&doctor));
+            continue;
+        }
+        // The other ways take the same path: the verbs that lose data, and what is shown.
+        for words in [&["start", "web"][..], &["rm", "web", "--disks", "--yes"]] {
+            let output = vm.lab.qvm(words);
+            assert_eq!(output.status.code(), HOST, "{way}: {words:?}: {}", said(&output));
+            vm.is_untouched(way);
+        }
+        assert_eq!(vm.lab.status("web")["state"], "unknown", "{way}");
+    }
+    // The file of the VM is gone, too: nothing is collected.
+    vm.write("");
+    let file = fs::read(vm.lab.file("web")).unwrap();
+    fs::remove_file(vm.lab.file("web")).unwrap();
+    fs::write(vm.lab.file("other"), &file).unwrap();
+    let gc = vm.lab.qvm(&["gc", "--disks", "--yes"]);
+    assert_eq!(gc.status.code(), HOST, "{}", said(&gc));
+    vm.is_untouched("gc");
+    fs::rename(vm.lab.file("other"), vm.lab.file("web")).unwrap();
+    // The runtime directory was emptied: the lock beside the disks is held all the same.
+    let sockets = fs::read_dir(vm.lab.runtime("web", "")).unwrap();
+    sockets.for_each(|entry| fs::remove_file(entry.unwrap().path()).unwrap());
+    for words in [&["start", "web"][..], &["rm", "web", "--disks", "--yes"]] {
+        let output = vm.lab.qvm(words);
+        assert_eq!(output.status.code(), HOST, "{words:?}: {}", said(&output));
+        assert!(runs(vm.qemu) && vm.lab.state("web", "root.qcow2").exists());
+    }
+    // The only verb that acts: then all is usable again.
+    let kill = vm.lab.qvm(&["kill", "web"]);
+    assert!(kill.status.success(), "{}", said(&kill));
+    until("QEMU is gone", || !runs(vm.qemu));
+    assert_eq!(vm.lab.status("web")["state"], "stopped");
+    assert_eq!(vm.lab.last_reason("web"), "killed");
+    vm.lab.ok(&["start", "web"]);
+    held_by_qemu_alone(&vm.lab, "after kill");
+    vm.lab.ok(&["stop", "web"]);
+    vm.lab.ok(&["rm", "web", "--disks", "--yes"]);
+    assert!(!vm.lab.state("web", "").exists());
+}
+
+#[test]
+fn kill_ends_a_qemu_without_supervisor() {
+    let Some(vm) = orphaned() else { return };
+    assert_eq!(vm.lab.status("web")["state"], "running");
+    vm.lab.ok(&["kill", "web"]);
+    assert!(!runs(vm.qemu));
+    for file in ["record.json", "qmp.sock"] {
+        assert!(!vm.lab.runtime("web", file).exists(), "{file} is left");
+    }
+    assert_eq!(vm.lab.status("web")["state"], "stopped");
+    assert_eq!(vm.lab.last_reason("web"), "killed");
+    assert_eq!(vm.lab.qvm(&["kill", "web"]).status.code(), Some(3));
+    vm.lab.ok(&["start", "web"]);
+    vm.lab.ok(&["stop", "web"]);
+}
+
+/// systemd starts the next supervisor a moment after a crash: it is asked, so that its unit stays down.
+#[test]
+fn kill_asks_the_next_supervisor() {
+    let Some(mut vm) = orphaned() else { return };
+    let lab = &vm.lab;
+    let kill = std::thread::scope(|scope| {
+        let mut kill = lab.command(&["kill", "web"]).spawn().unwrap();
+        let next = scope.spawn(|| lab.command(&["run", "web"]).status().unwrap());
+        assert_eq!(next.join().unwrap().code(), Some(0), "the supervisor was asked");
+        kill.wait().unwrap()
+    });
+    assert!(kill.success());
+    assert!(!runs(vm.qemu));
+    assert_eq!(vm.lab.last_reason("web"), "killed");
+    vm.qemu = i32::MAX;
+}
+
+#[test]
+fn kill_spares_processes_that_are_not_qemu() {
+    let Some(vm) = orphaned() else { return };
+    vm.write("{");
+    // A process that has the lock open, and another that has the arguments.
+    let [lock, _] = locks(&vm.lab, "web");
+    let reader = fs::File::open(&lock).unwrap();
+    let mut other = std::process::Command::new("sh")
+        .args(["-c", "read line; :", "x", "-name", "web", "-uuid", "x", "-add-fd"])
+        // Not to be taken for a QEMU of another test's VM.
+        .arg("fd=40,set=40,opaque=root /elsewhere/vms/web/root.raw")
+        .stdin(std::process::Stdio::piped())
+        .stdout(reader)
+        .spawn()
+        .unwrap();
+    vm.lab.ok(&["kill", "web"]);
+    assert!(other.try_wait().unwrap().is_none(), "another process was killed");
+    assert!(!runs(vm.qemu));
+    drop(other.stdin.take());
+    other.wait().unwrap();
+    // A QEMU that holds no lock is not proven to be the VM's.
+    vm.lab.ok(&["start", "web"]);
+    vm.lab.ok(&["stop", "web"]);
+    assert_eq!(vm.lab.qvm(&["kill", "web"]).status.code(), Some(3));
+}
+
+#[test]
+fn newer_record_is_adopted_and_kept() {
+    let Some(vm) = orphaned() else { return };
+    let text = fs::read_to_string(vm.record()).unwrap();
+    vm.write(&vm.changed(&text, |record| {
+        record["version"] = 99.into();
+        record["future"] = serde_json::json!({ "key": [1, 2] });
+        record["isolation"]["layers"].as_array_mut().unwrap().push("memory-keys".into());
+        record["isolation"]["mode"] = "paranoid".into();
+    }));
+    assert_eq!(vm.lab.status("web")["state"], "running");
+    let rm = vm.lab.qvm(&["rm", "web", "--disks", "--yes"]);
+    assert_eq!(rm.status.code(), Some(1), "{}", said(&rm));
+    vm.is_untouched("rm");
+    vm.lab.ok(&["start", "web"]);
+    let status = vm.lab.status("web");
+    assert_eq!(status["pid"], vm.qemu);
+    assert!(status["isolation"]["layers"].to_string().contains("memory-keys"), "{status}");
+    // What rewrites the record keeps it.
+    vm.lab.ok(&["pause", "web"]);
+    vm.lab.ok(&["resume", "web"]);
+    let record: serde_json::Value =
+        serde_json::from_slice(&fs::read(vm.record()).unwrap()).unwrap();
+    assert_eq!((&record["version"], &record["future"]["key"][1]), (&99.into(), &2.into()));
+    assert_eq!(record["isolation"]["mode"], "paranoid");
+    let rm = vm.lab.qvm(&["rm", "web", "--disks", "--yes"]);
+    assert_eq!(rm.status.code(), Some(1), "{}", said(&rm));
+    vm.lab.ok(&["stop", "web"]);
+}
+
+/// A guest that is gone, or a reboot of the host with a record that stayed: the truncated record is in nobody's way.
+#[test]
+fn unreadable_record_of_a_gone_qemu_is_replaced() {
+    let Some(vm) = orphaned() else { return };
+    vm.write("{\"pid\":");
+    signal(vm.qemu, 9);
+    until("QEMU is gone", || !runs(vm.qemu));
+    until("the VM is stopped", || vm.lab.status("web")["state"] == "stopped");
+    vm.lab.ok(&["start", "web"]);
+    vm.lab.ok(&["stop", "web"]);
+}
+
+#[test]
+fn qemu_alone_holds_the_locks() {
+    let Some(image) = guest("boot-count.qcow2") else { return };
+    let mut lab = Lab::new();
+    lab.vm("web", &image, "");
+    let index = lab.run("web");
+    lab.wait_state("web", "running");
+    held_by_qemu_alone(&lab, "after the start");
+    // Replaced in place.
+    let supervisor = i32::try_from(lab.supervisor(index).id()).unwrap();
+    signal(supervisor, 12);
+    until("the supervisor is replaced", || lab.log("web").contains("taken over"));
+    lab.wait_state("web", "running");
+    held_by_qemu_alone(&lab, "after re-execution");
+    // Adopted, while a disk is made by qemu-img and plugged in.
+    signal(supervisor, 9);
+    lab.supervisor(index).wait().unwrap();
+    held_by_qemu_alone(&lab, "without a supervisor");
+    lab.run("web");
+    lab.wait_state("web", "running");
+    held_by_qemu_alone(&lab, "after adoption");
+    lab.vm("web", &image, "[disk.data]\nsize = \"1G\"\n");
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                for lock in locks(&lab, "web") {
+                    let all = open_by(id(&lock));
+                    // A prober has it open for a moment.
+                    let helper = all.iter().find(|pid| {
+                        let name = fs::read_to_string(format!("/proc/{pid}/comm"));
+                        name.is_ok_and(|name| name.starts_with("qemu-img"))
+                    });
+                    assert_eq!(helper, None);
+                }
+            }
+        });
+        lab.ok(&["apply", "web"]);
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    held_by_qemu_alone(&lab, "after hot-plug");
+    // A new QEMU has them anew.
+    let before = lab.qemu_pid("web");
+    lab.ok(&["restart", "web"]);
+    assert_ne!(lab.qemu_pid("web"), before);
+    held_by_qemu_alone(&lab, "after restart");
+    lab.ok(&["suspend", "web"]);
+    for lock in locks(&lab, "web") {
+        assert_eq!(open_by(id(&lock)), Vec::<i32>::new());
+    }
+    lab.ok(&["start", "web"]);
+    held_by_qemu_alone(&lab, "after restore");
+    lab.ok(&["stop", "web"]);
+}
+
+/// A QEMU of a qvm that knew no locks: adopted by its record; without one its command line tells whose it is.
+#[test]
+fn qemu_without_locks_is_found_by_its_command_line() {
+    let Some(vm) = orphaned() else { return };
+    // Nobody holds these: the files are others.
+    for lock in locks(&vm.lab, "web") {
+        fs::remove_file(lock).unwrap();
+    }
+    let text = fs::read_to_string(vm.record()).unwrap();
+    let older = vm.changed(&text, |record| {
+        record.as_object_mut().unwrap().remove("version");
+    });
+    vm.write("");
+    for words in [&["start", "web"][..], &["rm", "web", "--disks", "--yes"], &["kill", "web"]] {
+        let output = vm.lab.qvm(words);
+        assert_eq!(output.status.code(), HOST, "{words:?}: {}", said(&output));
+        vm.is_untouched("no locks");
+        assert!(said(&output).contains(&vm.qemu.to_string()), "{}", said(&output));
+    }
+    assert_eq!(vm.lab.status("web")["state"], "unknown");
+    // A VM of the same name elsewhere is another one.
+    let elsewhere = Lab::new();
+    elsewhere.vm("web", &guest("boot-count.qcow2").unwrap(), "");
+    assert_eq!(elsewhere.status("web")["state"], "stopped");
+    vm.write(&older);
+    vm.lab.ok(&["start", "web"]);
+    assert_eq!(vm.lab.status("web")["pid"], vm.qemu);
+    vm.lab.ok(&["stop", "web"]);
+}
+
+/// Debian's `nobody`, as user and as group.
+const NOBODY: u32 = 65534;
+/// Stands for the group `qvm`: no account of this host has it.
+const GROUP: u32 = 54_321;
+
+fn as_member(lab: &Lab, words: &[&str]) -> Output {
+    let mut command = lab.command(words);
+    // Of root's groups none is kept.
+    command.uid(NOBODY).gid(GROUP).output().unwrap()
+}
+
+#[test]
+fn member_of_the_group_sees_stopped_and_unknown() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: only root can become somebody else");
+        return;
+    }
+    let Some(image) = guest("boot-count.qcow2") else { return };
+    let mut lab = Lab::new();
+    lab.open_to_others();
+    for above in [lab.runtime("web", ""), lab.state("web", "")] {
+        // vms/ is made in the state directory, which is the group's.
+        for dir in above.ancestors().skip(1).take_while(|dir| *dir != lab.path()) {
+            fs::create_dir_all(dir).unwrap();
+            chown(dir, None, Some(GROUP)).unwrap();
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o2750)).unwrap();
+        }
+    }
+    lab.vm("web", &image, "");
+    let state = |lab: &Lab| {
+        let output = as_member(lab, &["status", "--json", "web"]);
+        let all: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        all[0]["state"].as_str().unwrap().to_owned()
+    };
+    let supervisor = lab.run("web");
+    lab.wait_state("web", "running");
+    assert_eq!(state(&lab), "running");
+    let qemu = lab.qemu_pid("web");
+    lab.supervisor(supervisor).kill().unwrap();
+    lab.supervisor(supervisor).wait().unwrap();
+    let vm = Orphaned { lab, qemu };
+    assert_eq!(state(&vm.lab), "running");
+    let text = fs::read_to_string(vm.record()).unwrap();
+    vm.write("");
+    assert_eq!(state(&vm.lab), "unknown");
+    vm.write(&text);
+    vm.lab.ok(&["start", "web"]);
+    vm.lab.ok(&["stop", "web"]);
+    // The lock files are there, and may not be opened.
+    assert!(locks(&vm.lab, "web").iter().all(|lock| lock.exists()));
+    assert_eq!(state(&vm.lab), "stopped");
+}
+
+/// No descriptor is left to look with: nothing is taken for stopped.
+#[test]
+fn exhausted_descriptors_are_not_stopped() {
+    let Some(vm) = orphaned() else { return };
+    let most = getrlimit(Resource::Nofile).maximum;
+    let mut refused = 0;
+    for limit in 3..24 {
+        let mut command = vm.lab.command(&["rm", "web", "--disks", "--yes"]);
+        limited(&mut command, limit, most);
+        let output = command.output().unwrap();
+        assert!(!output.status.success(), "{limit}: {}", said(&output));
+        vm.is_untouched(&format!("{limit} descriptors"));
+        refused += u32::from(output.status.code() == HOST);
+        let mut command = vm.lab.command(&["status", "--json", "web"]);
+        limited(&mut command, limit, most);
+        let output = command.output().unwrap();
+        let all = serde_json::from_slice::<serde_json::Value>(&output.stdout);
+        if let Ok(all) = all {
+            let state = &all[0]["state"];
+            assert!(["running", "unknown"].map(Into::into).contains(state), "{limit}: {state}");
+        }
+    }
+    println!("{refused} of the limits were refused with 75");
+}
+
+#[allow(unsafe_code)]
+fn limited(command: &mut std::process::Command, limit: u64, most: Option<u64>) {
+    let limit = Rlimit { current: Some(limit), maximum: most };
+    let set = move || setrlimit(Resource::Nofile, limit).map_err(io::Error::from);
+    // SAFETY: setrlimit(2) is a bare system call.
+    unsafe { command.pre_exec(set) };
+}
+
+#[test]
+fn list_in_a_loop_fails_no_start() {
+    let Some(image) = guest("boot-count.qcow2") else { return };
+    let lab = Lab::new();
+    lab.vm("web", &image, "");
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                let output = lab.qvm(&["list", "--json"]);
+                assert!(output.status.success());
+                assert!(!said(&output).contains("unknown"), "{}", said(&output));
+            }
+        });
+        for _ in 0..6 {
+            lab.ok(&["start", "web"]);
+            lab.ok(&["kill", "web"]);
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
+/// The same VM, under another name and as a copy: the locks are not carried.
+#[test]
+fn copies_have_no_locks_and_a_renamed_vm_has_its_own() {
+    let Some(image) = guest("boot-count.qcow2") else { return };
+    let lab = Lab::new();
+    lab.vm("web", &image, "");
+    lab.ok(&["start", "web"]);
+    lab.ok(&["stop", "web"]);
+    let before = id(&locks(&lab, "web")[1]);
+    lab.ok(&["clone", "web", "copy"]);
+    let copied: Vec<String> = fs::read_dir(lab.state("copy", ""))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    assert!(!copied.iter().any(|name| name.ends_with(".lock")), "{copied:?}");
+    lab.ok(&["rename", "web", "www"]);
+    assert_eq!(id(&locks(&lab, "www")[1]), before);
+    let archive = lab.path().join("www.tar");
+    lab.ok(&["export", "www", archive.to_str().unwrap()]);
+    let listed = std::process::Command::new("tar").arg("tf").arg(&archive).output().unwrap();
+    assert!(!said(&listed).contains(".lock"), "{}", said(&listed));
+    lab.ok(&["start", "www"]);
+    let refused = lab.qvm(&["rename", "www", "web"]);
+    assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
+    lab.ok(&["kill", "www"]);
+}

@@ -1,0 +1,284 @@
+//! A small Linux guest, run the whole way by the program: what it is told, what it sees, how it is reached and ended.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+};
+
+use crate::lab::{Lab, guest, terminal::Terminal, until};
+
+/// A VM of the tiny guest that `qvm start` has started, when the guest takes commands.
+fn ready(more: &str) -> Option<Lab> {
+    let image = guest("tiny.qcow2")?;
+    let lab = Lab::new();
+    let mem = if more.contains("mem =") { "" } else { "mem = \"256M\"\n" };
+    lab.vm("web", &image, &format!("{mem}{more}"));
+    boot(&lab, 1);
+    Some(lab)
+}
+
+/// Starts it for the `count`th time.
+fn boot(lab: &Lab, count: usize) {
+    assert_eq!(lab.ok(&["start", "web"]), "web: running\n");
+    lab.says("web", "QVM-TINY READY", count);
+}
+
+/// Has the guest run a command of its shell, and waits for its end.
+fn shell(lab: &Lab, command: &str) {
+    let before = lab.console("web").matches("QVM-TINY EXIT ").count();
+    lab.types("web", format!("sh {command}\n").as_bytes());
+    lab.says("web", "QVM-TINY EXIT ", before + 1);
+    // The kernel may have said something since.
+    let console = lab.console("web");
+    let last = console.lines().rfind(|line| line.contains("QVM-TINY EXIT "));
+    assert!(last.is_some_and(|line| line.contains("EXIT 0")), "{command}\n{console}");
+}
+
+/// The size of the guest's disk with this serial, in bytes, as it said it last.
+fn disk_size(lab: &Lab, serial: &str) -> Option<u64> {
+    let console = lab.console("web");
+    let line = console.lines().rfind(|line| {
+        line.contains("QVM-TINY DISK") && line.contains(&format!(" serial={serial} "))
+    })?;
+    line.split(' ').nth(3)?.parse().ok()
+}
+
+/// What the guest printed of a document of its seed.
+fn document(lab: &Lab, name: &str) -> String {
+    let console = lab.console("web").replace('\r', "");
+    let (_, after) = console.split_once(&format!("QVM-TINY FILE-BEGIN {name}\n")).unwrap();
+    let (text, _) = after.split_once(&format!("QVM-TINY FILE-END {name}\n")).unwrap();
+    text.to_owned()
+}
+
+/// A port of 127.0.0.1 that nobody has.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn agent_answers(lab: &Lab) {
+    until("the guest agent answers", || lab.qvm(&["exec", "web", "--", "true"]).status.success());
+}
+
+/// Sends a line to the guest's echo server by a forwarded port.
+fn echoes(port: u16, text: &str) -> bool {
+    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return false };
+    stream.set_read_timeout(Some(crate::lab::LONG)).unwrap();
+    let mut back = vec![0; text.len()];
+    stream.write_all(text.as_bytes()).is_ok()
+        && stream.read_exact(&mut back).is_ok()
+        && back == text.as_bytes()
+}
+
+#[test]
+fn the_guest_reads_its_seed_and_has_its_address() {
+    let Some(lab) = ready(
+        "vcpu = 2\nmac = \"52:54:00:61:90:15\"\nip = \"10.0.2.15/24\"\ngateway = \"10.0.2.2\"\n\
+         [cloudInit]\nhostname = \"dev.example.org\"\nuser = \"op\"\n",
+    ) else {
+        return;
+    };
+    let identity = fs::read_to_string(lab.state("web", "identity.toml")).unwrap();
+    let identity: toml::Table = toml::from_str(&identity).unwrap();
+    let meta = document(&lab, "meta-data");
+    assert!(meta.contains(&format!("instance-id: {}", identity["instanceId"])), "{meta}");
+    assert!(meta.contains("local-hostname: \"dev.example.org\""), "{meta}");
+    assert!(document(&lab, "user-data").starts_with("#cloud-config\n"));
+    let console = lab.console("web");
+    for line in [
+        "QVM-TINY CPUS 2",
+        "QVM-TINY FIRMWARE bios",
+        "QVM-TINY NIC eth0 52:54:00:61:90:15 mtu=1500",
+        "QVM-TINY ADDRESS eth0 10.0.2.15/24",
+    ] {
+        assert!(console.contains(line), "no `{line}`\n{console}");
+    }
+    assert!(!console.contains("NO-MODULE"), "{console}");
+
+    let status = lab.status("web");
+    assert_eq!(status["name"], "web");
+    assert_eq!(status["state"], "running");
+    assert_eq!((&status["vcpu"], &status["memBytes"]), (&2.into(), &(256 << 20).into()));
+    assert_eq!(status["mac"], "52:54:00:61:90:15");
+    assert_eq!(status["ip"], "10.0.2.15/24");
+    assert_eq!(status["accel"], "tcg");
+    assert_eq!(status["machine"], identity["machine"].as_str().unwrap());
+    assert_eq!(status["pid"], lab.qemu_pid("web"));
+    assert_eq!(status["console"], lab.state("web", "console.log").to_str().unwrap());
+    for empty in ["pending", "notes", "ends"] {
+        assert_eq!(status[empty], serde_json::json!([]), "{empty}");
+    }
+    assert!(status["tap"].is_null() && status["lastStop"].is_null());
+
+    // The button, which the guest's acpid hears.
+    let said = lab.ok(&["stop", "web"]);
+    assert!(said.contains("guest has shut down"), "{said}");
+    assert!(lab.console("web").contains("QVM-TINY BUTTON"));
+    assert_eq!(lab.last_reason("web"), "stopped");
+    assert_eq!(lab.status("web")["state"], "stopped");
+}
+
+#[test]
+fn a_forwarded_port_reaches_the_guest() {
+    let port = free_port();
+    let Some(lab) = ready(&format!("forward = [\"{port}:7\", \"{port}:7/udp\"]\n")) else { return };
+    lab.says("web", "QVM-TINY ADDRESS eth0 10.0.2.15/24", 1);
+    until("the echo server answers", || echoes(port, "over user-mode network\n"));
+
+    // Only on 127.0.0.1, unless an address is written: /proc/net/tcp has the address in hexadecimal.
+    let listening = fs::read_to_string("/proc/net/tcp").unwrap();
+    assert!(listening.contains(&format!(" 0100007F:{port:04X} ")), "{listening}");
+
+    // The port is this VM's now.
+    let second = lab.file("other");
+    fs::copy(lab.file("web"), second).unwrap();
+    let output = lab.qvm(&["start", "other"]);
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(75), "{message}");
+    assert!(message.contains(&format!("`127.0.0.1:{port}`")), "{message}");
+    assert!(message.contains("in use") && message.contains("hint: "), "{message}");
+    assert_eq!(lab.last_reason("other"), "start-failed");
+    assert!(echoes(port, "still there\n"));
+
+    // The next QEMU of this VM gets the port that the last one had, connections and all.
+    let qemu = lab.qemu_pid("web");
+    let file = fs::read_to_string(lab.file("web")).unwrap();
+    fs::write(lab.file("web"), file.replace("256M", "272M")).unwrap();
+    lab.ok(&["reload", "web"]);
+    lab.types("web", b"reboot\n");
+    lab.says("web", "QVM-TINY ADDRESS eth0 10.0.2.15/24", 2);
+    assert_ne!(lab.qemu_pid("web"), qemu);
+    until("the echo server answers again", || echoes(port, "after the reboot\n"));
+}
+
+#[test]
+fn a_command_runs_in_the_guest() {
+    let Some(lab) = ready("") else { return };
+    agent_answers(&lab);
+    let exec = |arguments: &[&str]| {
+        let output = lab.qvm(&[&["exec", "web", "--"], arguments].concat());
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    assert_eq!(
+        exec(&["sh", "-c", "echo \"$1 and  $2\"; echo wrong >&2; exit 7", "sh", "one", "t w,o\"'"]),
+        (Some(7), "one and  t w,o\"'\n".into(), "wrong\n".into())
+    );
+    // Killed by signal 9, as a shell would tell it.
+    assert_eq!(exec(&["sh", "-c", "kill -9 $$"]).0, Some(137));
+    let binary = lab.qvm(&["exec", "web", "--", "printf", "\\0\\377\\n"]);
+    assert_eq!(binary.stdout, [0, 0xff, b'\n']);
+    let (code, _, message) = exec(&["no-such-program"]);
+    // In the words of the guest's own setsid, or of its shell.
+    assert_eq!(code, Some(127));
+    assert!(message.contains("no-such-program"), "{message}");
+    let slow = lab.qvm(&["exec", "--timeout", "1", "web", "--", "sleep", "1000"]);
+    let message = String::from_utf8_lossy(&slow.stderr).into_owned();
+    assert_eq!(slow.status.code(), Some(1), "{message}");
+    assert!(message.contains("`sleep` did not end within 1s, and was ended"), "{message}");
+    // The agent goes on after all of that.
+    assert_eq!(exec(&["hostname"]), (Some(0), "tiny\n".into(), String::new()));
+}
+
+#[test]
+fn the_agent_shuts_down_a_guest_that_is_deaf_to_the_button() {
+    let Some(lab) = ready("shutdownTimeoutSec = 600\n") else { return };
+    agent_answers(&lab);
+    lab.types("web", b"deaf\n");
+    lab.says("web", "QVM-TINY DEAF", 1);
+    lab.ok(&["stop", "web"]);
+    assert!(lab.console("web").contains("QVM-TINY AGENT-SHUTDOWN"), "{}", lab.console("web"));
+    assert_eq!(lab.last_reason("web"), "stopped");
+}
+
+#[test]
+fn a_reboot_shuts_the_guest_down_and_lets_it_boot_again() {
+    let Some(lab) = ready("") else { return };
+    let supervisor = lab.status("web")["supervisorPid"].clone();
+    lab.ok(&["reboot", "web"]);
+    lab.says("web", "QVM-TINY READY", 2);
+    assert!(lab.console("web").contains("QVM-TINY POWEROFF"), "{}", lab.console("web"));
+    lab.wait_state("web", "running");
+    let status = lab.status("web");
+    assert_eq!((&status["supervisorPid"], &status["ends"]), (&supervisor, &serde_json::json!([])));
+}
+
+#[test]
+fn disks_are_seen_kept_and_grown() {
+    let tables = "[disk.data]\nsize = \"64M\"\n[disk.raw]\nsize = \"32M\"\nformat = \"raw\"\n\
+                  [disk.fast]\nsize = \"16M\"\nbus = \"nvme\"\n";
+    let Some(lab) = ready(tables) else { return };
+    let root = disk_size(&lab, "root").unwrap();
+    assert_eq!(disk_size(&lab, "data"), Some(64 << 20));
+    assert_eq!(disk_size(&lab, "raw"), Some(32 << 20));
+    assert_eq!(disk_size(&lab, "fast"), Some(16 << 20));
+    assert!(lab.console("web").contains("QVM-TINY DISK nvme0n1 "));
+    let magic = |name: &str| fs::read(lab.state("web", name)).unwrap()[..4].to_vec();
+    assert_eq!((magic("data.qcow2"), magic("raw.raw")), (b"QFI\xfb".to_vec(), vec![0; 4]));
+    let devices = lab.console("web");
+    let device = |serial: &str| {
+        let line = devices.lines().find(|l| l.contains(&format!(" serial={serial} "))).unwrap();
+        line.split(' ').nth(2).unwrap().to_owned()
+    };
+    for (serial, text) in [("data", "kept-in-qcow2"), ("raw", "kept-in-raw")] {
+        shell(&lab, &format!("printf {text} | dd of=/dev/{} conv=fsync", device(serial)));
+    }
+    lab.ok(&["stop", "web"]);
+
+    let file = fs::read_to_string(lab.file("web")).unwrap();
+    let file = file.replace("64M", "96M").replace("32M", "48M");
+    fs::write(lab.file("web"), format!("diskSizeG = 1\n{file}")).unwrap();
+    boot(&lab, 2);
+    assert!(root < 1 << 30);
+    assert_eq!(disk_size(&lab, "root"), Some(1 << 30));
+    assert_eq!(disk_size(&lab, "data"), Some(96 << 20));
+    assert_eq!(disk_size(&lab, "raw"), Some(48 << 20));
+    for (serial, text) in [("data", "kept-in-qcow2"), ("raw", "kept-in-raw")] {
+        shell(&lab, &format!("head -c {} /dev/{} | grep {text}", text.len(), device(serial)));
+    }
+}
+
+#[test]
+fn uefi_keeps_the_variables_of_each_vm() {
+    let Some(lab) = ready("firmware = \"uefi\"\n") else { return };
+    assert!(lab.console("web").contains("QVM-TINY FIRMWARE uefi"), "{}", lab.console("web"));
+    assert!(lab.console("web").contains("QVM-TINY SECURE-BOOT off"));
+    // Four bytes of attributes (non-volatile, boot and run time), then the value.
+    let variable = "/sys/firmware/efi/efivars/QvmTest-6b1f2a54-0c7d-4f0e-9d3a-2f1c5e8b7a90";
+    shell(&lab, &format!("printf '\\007\\000\\000\\000kept' >{variable}"));
+    lab.ok(&["stop", "web"]);
+    boot(&lab, 2);
+    shell(&lab, &format!("grep kept {variable}"));
+
+    // Another VM has variables of its own.
+    fs::copy(lab.file("web"), lab.file("other")).unwrap();
+    lab.ok(&["start", "other"]);
+    lab.says("other", "QVM-TINY READY", 1);
+    lab.types("other", format!("sh test -e {variable}\n").as_bytes());
+    lab.says("other", "QVM-TINY EXIT 1", 1);
+}
+
+#[test]
+fn secure_boot_is_on_where_the_file_says_so() {
+    let Some(lab) = ready("mem = \"512M\"\nfirmware = \"uefi-secure\"\n") else { return };
+    assert!(lab.console("web").contains("QVM-TINY SECURE-BOOT on"), "{}", lab.console("web"));
+}
+
+#[test]
+fn a_console_on_a_terminal_types_into_the_guest_until_ctrl_bracket() {
+    let Some(lab) = ready("") else { return };
+    let mut terminal = Terminal::open(&mut lab.command(&["console", "web"]));
+    terminal.shows("Connected to web; Ctrl-] leaves", 1);
+    until("the terminal is raw", || terminal.is_raw());
+    // The guest puts the words together, so that what it says is no echo.
+    terminal.types(b"sh echo he\"\"llo from \"\"the guest\r");
+    terminal.shows("hello from the guest", 1);
+    // Ctrl-C is the guest's.
+    terminal.types(b"\x03\rsh echo still\"\" there\r");
+    terminal.shows("still there", 1);
+    terminal.types(b"\x1d");
+    assert_eq!(terminal.code(), Some(0));
+    assert!(!terminal.is_raw(), "the terminal is left as it was found");
+    assert_eq!(lab.status("web")["state"], "running");
+}

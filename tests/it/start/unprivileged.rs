@@ -1,0 +1,163 @@
+//! The whole way as a user who is not root: XDG directories, user-mode network, no cgroup, no tap.
+
+use std::{fs, os::unix::fs::MetadataExt, path::Path};
+
+use crate::lab::{Lab, guest, until};
+use rustix::thread::CapabilitySet;
+
+/// A user's VM, with an image that the user can read.
+fn vm(image: &str, more: &str) -> Option<Lab> {
+    let image = guest(image)?;
+    let lab = Lab::of_a_user();
+    let own = lab.path().join("image.qcow2");
+    fs::copy(image, &own).unwrap();
+    lab.give(&own);
+    lab.vm("web", &own, more);
+    lab.give(&lab.file("web"));
+    Some(lab)
+}
+
+/// The mode of everything below `top`, by its path.
+fn modes(top: &Path, found: &mut Vec<(String, u32)>) {
+    for entry in fs::read_dir(top).unwrap() {
+        let path = entry.unwrap().path();
+        let metadata = path.symlink_metadata().unwrap();
+        found.push((path.to_str().unwrap().to_owned(), metadata.mode() & 0o777));
+        if metadata.is_dir() {
+            modes(&path, found);
+        }
+    }
+}
+
+#[test]
+fn from_the_file_to_a_clean_stop() {
+    let Some(lab) = vm("tiny.qcow2", "mem = \"256M\"\n[cloudInit]\nhostname = \"dev\"\n") else {
+        return;
+    };
+    lab.ok(&["check", "web"]);
+    let plan = lab.ok(&["plan", "web"]);
+    assert!(plan.contains(lab.state("web", "root.qcow2").to_str().unwrap()), "{plan}");
+    assert!(!lab.state("web", "root.qcow2").exists(), "a plan made a disk");
+    assert_eq!(lab.ok(&["start", "web"]), "web: running\n");
+    lab.says("web", "QVM-TINY READY", 1);
+
+    // QEMU and its supervisor are the user's, who cannot become anybody else.
+    let owner = lab.path().metadata().unwrap().uid();
+    assert_ne!(owner, 0);
+    let status = lab.status("web");
+    assert_eq!(status["state"], "running");
+    assert_eq!(status["notes"], serde_json::json!([]));
+    for key in ["pid", "supervisorPid"] {
+        let pid = status[key].as_u64().unwrap();
+        let uids = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let uids = uids.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap().to_owned();
+        assert!(uids.split_whitespace().all(|uid| uid == owner.to_string()), "{key}: {uids}");
+    }
+
+    // Nobody else reads or writes anything of it, and what holds secrets is not even the group's.
+    let mut found = vec![];
+    for top in ["data", "run"] {
+        modes(&lab.path().join(top), &mut found);
+    }
+    assert!(found.iter().all(|(_, mode)| mode & 0o007 == 0), "{found:?}");
+    for (path, mode) in [
+        (lab.state("web", "root.qcow2"), 0o600),
+        (lab.state("web", "seed.iso"), 0o600),
+        (lab.state("web", "identity.toml"), 0o600),
+        (lab.state("web", ""), 0o750),
+        (lab.runtime("web", ""), 0o750),
+        (lab.runtime("web", "control.sock"), 0o660),
+        (lab.runtime("web", "qmp.sock"), 0o600),
+    ] {
+        assert_eq!(path.metadata().unwrap().mode() & 0o777, mode, "{}", path.display());
+    }
+
+    until("the guest agent answers", || lab.qvm(&["exec", "web", "--", "true"]).status.success());
+    assert_eq!(lab.ok(&["exec", "web", "--", "cat", "/proc/sys/kernel/ostype"]), "Linux\n");
+    assert!(lab.ok(&["stop", "web"]).contains("guest has shut down"));
+    assert_eq!(lab.last_reason("web"), "stopped");
+}
+
+#[test]
+fn a_bridge_is_roots_and_the_message_says_what_to_do() {
+    let Some(lab) = vm("boot.qcow2", "bridge = \"br0\"\n") else { return };
+    lab.ok(&["check", "web"]);
+    let output = lab.qvm(&["start", "web"]);
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("cannot make the tap `qvm-web` ("), "{message}");
+    if Path::new("/dev/net/tun").exists() {
+        assert!(message.contains("CAP_NET_ADMIN"), "{message}");
+        assert!(message.contains("run it as root"), "{message}");
+        assert!(message.contains("or leave `bridge` out for the user-mode network"), "{message}");
+    }
+    assert!(message.contains("hint: "), "{message}");
+    assert!(!lab.runtime("web", "record.json").exists(), "a QEMU was written down");
+}
+
+#[test]
+fn a_weight_is_noted_and_no_failure() {
+    let Some(lab) = vm("boot.qcow2", "cpuWeight = 300\n") else { return };
+    lab.ok(&["start", "web"]);
+    lab.says("web", "BOOT-GUEST-READY", 1);
+    let status = lab.status("web");
+    assert_eq!((&status["state"], &status["cpuWeight"]), (&"running".into(), &300.into()));
+    let notes = status["notes"].to_string();
+    assert!(notes.contains("`cpuWeight` has no effect: "), "{notes}");
+    lab.ok(&["stop", "web"]);
+    assert_eq!(lab.last_reason("web"), "stopped");
+}
+
+/// A set of capabilities of a process, as a number.
+fn capabilities(pid: u64, set: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(&format!("{set}:"))).unwrap();
+    u64::from_str_radix(line.trim(), 16).unwrap()
+}
+
+#[test]
+fn a_supervisor_has_only_the_capabilities_that_it_needs() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let kept = qvm::sandbox::capabilities::KEPT.bits();
+    let mut lab = Lab::new();
+    lab.vm("web", &image, "oomScoreAdjust = -7\n");
+    lab.run("web");
+    lab.says("web", "BOOT-GUEST-READY", 1);
+    let own = capabilities(std::process::id().into(), "CapPrm");
+    let supervisor = u64::from(lab.supervisor(0).id());
+    let cut = || {
+        for (set, left) in
+            [("CapPrm", own & kept), ("CapEff", own & kept), ("CapInh", 0), ("CapAmb", 0)]
+        {
+            assert_eq!(capabilities(supervisor, set), left, "{set}");
+        }
+        // Only who may give up the bounding set does, and only there it means something.
+        let bounded = own & CapabilitySet::SETPCAP.bits() != 0;
+        for pid in [supervisor, lab.status("web")["pid"].as_u64().unwrap()] {
+            assert!(!bounded || capabilities(pid, "CapBnd") & !kept == 0, "{pid}");
+        }
+    };
+    cut();
+    let void = lab.status("web")["notes"].to_string().contains("oomScoreAdjust");
+    assert_eq!(void, own & CapabilitySet::SYS_RESOURCE.bits() == 0);
+
+    // The program that takes its place has the same, and can do the same.
+    crate::lab::signal(i32::try_from(supervisor).unwrap(), 12);
+    until("it is taken over", || lab.log("web").contains(" taken over, pid "));
+    lab.wait_state("web", "running");
+    cut();
+    lab.ok(&["stop", "web"]);
+    assert_eq!(lab.last_reason("web"), "stopped");
+}
+
+#[test]
+fn a_user_s_supervisor_has_none_and_misses_none() {
+    let Some(lab) = vm("boot.qcow2", "") else { return };
+    lab.ok(&["start", "web"]);
+    lab.says("web", "BOOT-GUEST-READY", 1);
+    let supervisor = lab.status("web")["supervisorPid"].as_u64().unwrap();
+    for set in ["CapPrm", "CapEff", "CapInh", "CapAmb"] {
+        assert_eq!(capabilities(supervisor, set), 0, "{set}");
+    }
+    lab.ok(&["stop", "web"]);
+}

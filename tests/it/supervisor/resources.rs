@@ -1,0 +1,121 @@
+//! What a VM gets of the host, on real QEMU: which CPUs its vCPUs run on, and what the OOM killer thinks of it. Weights and
+//! limits need a cgroup of their own, and are tested in a host that is a VM.
+
+use std::{collections::BTreeMap, fs};
+
+use crate::lab::{Lab, guest, until};
+
+/// The CPUs that the vCPUs' threads may run on, by vCPU.
+fn pinned(lab: &Lab) -> BTreeMap<String, String> {
+    let tasks = format!("/proc/{}/task", lab.qemu_pid("web"));
+    let mut found = BTreeMap::new();
+    for task in fs::read_dir(tasks).unwrap().flatten() {
+        let read = |file: &str| fs::read_to_string(task.path().join(file)).unwrap_or_default();
+        let status = read("status");
+        let allowed = status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:\t"));
+        if read("comm").starts_with("CPU ") {
+            found.insert(read("comm").trim().to_owned(), allowed.unwrap_or_default().to_owned());
+        }
+    }
+    found
+}
+
+fn all(lab: &Lab, cpus: &str) -> bool {
+    let pinned = pinned(lab);
+    pinned.len() == 2 && pinned.values().all(|allowed| allowed == cpus)
+}
+
+fn host_cpus() -> String {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:\t")).unwrap().to_owned()
+}
+
+fn oom_score(pid: i32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim().to_owned()
+}
+
+fn write(lab: &Lab, more: &str) {
+    lab.vm("web", &guest("boot-count.qcow2").unwrap(), &format!("vcpu = 2\n{more}"));
+}
+
+#[test]
+fn vcpus_run_where_the_vm_file_says_from_start_to_reload() {
+    if guest("boot-count.qcow2").is_none() {
+        return;
+    }
+    let mut lab = Lab::new();
+    write(&lab, "cpu.pin = [\"0\"]\n");
+    let first = lab.run("web");
+    until("both vCPUs are on the first CPU", || {
+        lab.runtime("web", "record.json").exists() && all(&lab, "0")
+    });
+    // Others of QEMU's threads are free.
+    let main = fs::read_to_string(format!("/proc/{}/status", lab.qemu_pid("web"))).unwrap();
+    assert!(main.contains(&format!("Cpus_allowed_list:\t{}\n", host_cpus())));
+    lab.wait_state("web", "running");
+
+    write(&lab, "cpu.pin = [\"0-1023\", \"0\"]\n");
+    lab.ok(&["reload", "web"]);
+    until("one of them is free", || {
+        let pinned = pinned(&lab);
+        pinned.len() == 2 && pinned.values().filter(|allowed| *allowed == "0").count() == 1
+    });
+    assert_eq!(lab.status("web")["pending"], serde_json::json!([]));
+
+    write(&lab, "");
+    lab.ok(&["reload", "web"]);
+    until("both are free", || all(&lab, &host_cpus()));
+
+    // What a reload brought stays, whoever supervises.
+    write(&lab, "cpu.pin = [\"0\"]\noomScoreAdjust = 300\n");
+    lab.ok(&["reload", "web"]);
+    until("both are bound again", || all(&lab, "0"));
+    lab.supervisor(first).kill().unwrap();
+    lab.supervisor(first).wait().unwrap();
+    write(&lab, "cpu.pin = [\"0-1023\"]\n");
+    lab.run("web");
+    lab.wait_state("web", "running");
+    until("what is not applied yet is pending", || {
+        let pending = lab.status("web")["pending"].to_string();
+        pending.contains("cpu.pin") && pending.contains("oomScoreAdjust")
+    });
+    assert!(all(&lab, "0"));
+    assert_eq!(oom_score(lab.qemu_pid("web")), "300");
+    lab.ok(&["kill", "web"]);
+}
+
+#[test]
+fn a_cpu_that_the_host_lacks_is_told_and_the_guest_runs() {
+    if guest("boot-count.qcow2").is_none() {
+        return;
+    }
+    let lab = Lab::new();
+    write(&lab, "cpu.pin = [\"0\", \"1023\"]\n");
+    lab.ok(&["start", "web"]);
+    let note = "`cpu.pin` has no effect: this host has no CPU of `1023` for vCPU 1";
+    until("it is told", || lab.status("web")["notes"].to_string().contains(note));
+    lab.says("web", "1", 1);
+    write(&lab, "cpu.pin = [\"0\"]\n");
+    lab.ok(&["reload", "web"]);
+    until("it is told no more", || !lab.status("web")["notes"].to_string().contains("cpu.pin"));
+    lab.ok(&["kill", "web"]);
+}
+
+#[test]
+fn the_oom_killer_is_told_of_qemu_and_not_of_its_supervisor() {
+    if guest("boot-count.qcow2").is_none() {
+        return;
+    }
+    let lab = Lab::new();
+    write(&lab, "oomScoreAdjust = 700\n");
+    lab.ok(&["start", "web"]);
+    let status = lab.status("web");
+    let supervisor = i32::try_from(status["supervisorPid"].as_i64().unwrap()).unwrap();
+    let own = oom_score(i32::try_from(std::process::id()).unwrap());
+    assert_eq!(oom_score(lab.qemu_pid("web")), "700");
+    assert_eq!(oom_score(supervisor), own);
+    write(&lab, "");
+    lab.ok(&["reload", "web"]);
+    assert_eq!(oom_score(lab.qemu_pid("web")), own);
+    lab.ok(&["kill", "web"]);
+}

@@ -1,0 +1,243 @@
+//! A guest's state saved and taken up again, on real QEMU: the counting guest goes on counting where it was.
+
+use std::fs;
+
+use crate::lab::{Lab, guest, runs, signal, until};
+
+/// The last whole number that the guest has counted to.
+fn counted(lab: &Lab) -> u64 {
+    let console = lab.console("web");
+    let whole = &console[..console.rfind('\n').unwrap_or(0)];
+    let last = whole.lines().rev().find_map(|line| line.trim().rsplit(' ').next()?.parse().ok());
+    last.unwrap_or(0)
+}
+
+fn boots(lab: &Lab) -> usize {
+    lab.console("web").matches("BOOT-GUEST-READY").count()
+}
+
+/// A guest that counts, past 20.
+fn counting(more: &str) -> Option<Lab> {
+    let image = guest("boot-count.qcow2")?;
+    let lab = Lab::new();
+    lab.vm("web", &image, more);
+    lab.ok(&["start", "web"]);
+    goes_on(&lab, 20);
+    Some(lab)
+}
+
+fn goes_on(lab: &Lab, from: u64) {
+    until(&format!("it counts on from {from}"), || counted(lab) > from);
+}
+
+fn notes(lab: &Lab) -> String {
+    lab.status("web")["notes"].to_string()
+}
+
+#[test]
+fn a_guest_goes_on_where_it_was_saved_and_a_state_is_used_once() {
+    let Some(lab) = counting("") else { return };
+    let said = lab.ok(&["suspend", "web"]);
+    assert!(said.contains("web: saving the guest's state, it has 120 s\n"), "{said}");
+    assert!(said.ends_with("web: the guest's state was saved, asked by `qvm suspend`\n"), "{said}");
+    let status = lab.status("web");
+    assert_eq!(status["state"], "stopped");
+    assert_eq!(status["lastStop"]["reason"], "suspended");
+    assert!(notes(&lab).contains("its guest's state is saved ("), "{status}");
+    let state = lab.state("web", "saved.state");
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&state).unwrap().permissions());
+    assert_eq!(mode & 0o077, 0, "{mode:o}");
+    let saved = counted(&lab);
+
+    lab.ok(&["start", "web"]);
+    goes_on(&lab, saved);
+    assert_eq!(boots(&lab), 1);
+    assert!(!state.exists());
+    assert_eq!(notes(&lab), "[]");
+
+    // Killed, it boots: the state was of before.
+    lab.ok(&["kill", "web"]);
+    lab.ok(&["start", "web"]);
+    lab.says("web", "BOOT-GUEST-READY", 2);
+
+    // And it can be saved again, and stopped after that.
+    goes_on(&lab, 20);
+    lab.ok(&["suspend", "web"]);
+    lab.ok(&["start", "web"]);
+    assert_eq!(boots(&lab), 2);
+    lab.ok(&["stop", "web"]);
+    assert_eq!(lab.last_reason("web"), "stopped");
+}
+
+#[test]
+fn changes_wait_for_a_boot() {
+    let Some(lab) = counting("vcpu = 1\n") else { return };
+    lab.ok(&["suspend", "web"]);
+    let saved = counted(&lab);
+    let image = guest("boot-count.qcow2").unwrap();
+    lab.vm("web", &image, "vcpu = 2\nmem = \"128M\"\ndiskSizeG = 1\nshutdownTimeoutSec = 77\n");
+    lab.ok(&["start", "web"]);
+    goes_on(&lab, saved);
+    let status = lab.status("web");
+    assert_eq!((&status["vcpu"], &status["memBytes"]), (&1.into(), &(64 << 20).into()));
+    let pending = status["pending"].as_array().unwrap();
+    let keys: Vec<&str> = pending.iter().map(|p| p["key"].as_str().unwrap()).collect();
+    // What counts at once does so; the disk was not touched.
+    assert_eq!(keys, ["diskSizeG", "mem", "vcpu"]);
+    lab.ok(&["suspend", "web"]);
+    // Booting, it is as it is written.
+    lab.ok(&["start", "--discard-state", "web"]);
+    lab.says("web", "BOOT-GUEST-READY", 2);
+    let status = lab.status("web");
+    assert_eq!((&status["vcpu"], &status["pending"]), (&2.into(), &serde_json::json!([])));
+    lab.ok(&["kill", "web"]);
+}
+
+#[test]
+fn a_guest_that_was_paused_stays_so() {
+    let Some(lab) = counting("") else { return };
+    lab.ok(&["pause", "web"]);
+    lab.wait_state("web", "paused");
+    lab.ok(&["suspend", "web"]);
+    let saved = counted(&lab);
+    lab.ok(&["start", "web"]);
+    lab.wait_state("web", "paused");
+    assert_eq!(counted(&lab), saved);
+    lab.ok(&["resume", "web"]);
+    goes_on(&lab, saved);
+    lab.ok(&["kill", "web"]);
+}
+
+#[test]
+fn a_guest_with_an_agent_is_told_what_time_it_is() {
+    let Some(image) = guest("tiny.qcow2") else { return };
+    let lab = Lab::new();
+    lab.vm("web", &image, "mem = \"256M\"\nready = \"agent\"\n");
+    lab.ok(&["start", "web"]);
+    let behind = || -> i64 {
+        let guest: i64 = lab.ok(&["exec", "web", "--", "date", "+%s"]).trim().parse().unwrap();
+        jiff::Timestamp::now().as_second() - guest
+    };
+    // An hour ago, for all that the guest knows.
+    let an_hour_ago = format!("@{}", jiff::Timestamp::now().as_second() - 3600);
+    lab.ok(&["exec", "web", "--", "date", "-s", &an_hour_ago]);
+    assert!(behind() > 3500);
+    lab.ok(&["suspend", "web"]);
+    lab.ok(&["start", "web"]);
+    assert_eq!(lab.status("web")["ready"], "yes");
+    until("its clock is set", || behind() < 60);
+    lab.ok(&["kill", "web"]);
+}
+
+#[test]
+fn a_state_that_qemu_does_not_take_is_set_aside_and_the_guest_boots() {
+    for damage in [0, 1] {
+        let Some(lab) = counting("") else { return };
+        lab.ok(&["suspend", "web"]);
+        let state = lab.state("web", "saved.state");
+        let mut bytes = fs::read(&state).unwrap();
+        match damage {
+            0 => bytes[3] = b'?',
+            _ => bytes.truncate(bytes.len() / 2),
+        }
+        fs::write(&state, &bytes).unwrap();
+        lab.ok(&["start", "web"]);
+        lab.says("web", "BOOT-GUEST-READY", 2);
+        assert!(
+            notes(&lab).contains(
+                "the saved state could not be taken up, and the guest has booted instead"
+            )
+        );
+        assert!(!state.exists());
+        assert_eq!(fs::read(lab.state("web", "unusable.state")).unwrap(), bytes);
+        lab.ok(&["kill", "web"]);
+    }
+}
+
+#[test]
+fn a_guest_that_cannot_be_saved_goes_on() {
+    let Some(lab) = counting("") else { return };
+    // A directory in the way of the file that it would become.
+    fs::create_dir_all(lab.state("web", "saved.state/in-the-way")).unwrap();
+    let output = lab.qvm(&["suspend", "web"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.starts_with("error: web: not suspended: "), "{said}");
+    assert!(said.ends_with("hint: the guest goes on; `qvm stop` shuts it down\n"), "{said}");
+    lab.wait_state("web", "running");
+    goes_on(&lab, counted(&lab));
+    fs::remove_dir_all(lab.state("web", "saved.state")).unwrap();
+    lab.ok(&["stop", "web"]);
+}
+
+#[test]
+fn a_supervisor_that_dies_while_it_saves_leaves_a_guest_that_goes_on() {
+    let Some(image) = guest("boot-count.qcow2") else { return };
+    let mut lab = Lab::new();
+    lab.vm("web", &image, "mem = \"512M\"\n");
+    let mut one = lab.run("web");
+    lab.says("web", "BOOT-GUEST-READY", 1);
+    for round in 0..6_u64 {
+        goes_on(&lab, counted(&lab));
+        let mut suspend = lab.command(&["suspend", "web"]).spawn().unwrap();
+        // At different times: before, while and after QEMU sends.
+        let record = lab.runtime("web", "record.json");
+        until("it is begun, or over", || {
+            !fs::read_to_string(&record).is_ok_and(|text| {
+                !text.contains("\"saving\": true") && !text.contains("\"saving\": false")
+            })
+        });
+        std::thread::sleep(std::time::Duration::from_millis(round * 20));
+        let _ = lab.supervisor(one).kill();
+        lab.supervisor(one).wait().unwrap();
+        let _ = suspend.wait();
+        let last = counted(&lab);
+        one = lab.run("web");
+        lab.wait_state("web", "running");
+        goes_on(&lab, last);
+        assert_eq!(boots(&lab), 1, "round {round}");
+        assert!(!lab.state("web", "saved.state").exists());
+    }
+    lab.ok(&["stop", "web"]);
+    assert_eq!(lab.exit_code(one), Some(0));
+}
+
+#[test]
+fn a_supervisor_that_dies_while_it_restores_leaves_a_guest_that_goes_on() {
+    let Some(lab) = counting("mem = \"512M\"\n") else { return };
+    let mut lab = lab;
+    for round in 0..6_u64 {
+        lab.ok(&["suspend", "web"]);
+        let saved = counted(&lab);
+        let one = lab.run("web");
+        until("QEMU is started", || lab.runtime("web", "record.json").exists());
+        std::thread::sleep(std::time::Duration::from_millis(round * 15));
+        lab.supervisor(one).kill().unwrap();
+        lab.supervisor(one).wait().unwrap();
+        lab.run("web");
+        lab.wait_state("web", "running");
+        goes_on(&lab, saved);
+        assert_eq!(boots(&lab), 1, "round {round}");
+        assert!(!lab.state("web", "saved.state").exists());
+    }
+    lab.ok(&["kill", "web"]);
+}
+
+#[test]
+fn a_stop_while_it_is_saved_is_a_stop() {
+    let Some(lab) = counting("mem = \"512M\"\n") else { return };
+    let pid = lab.qemu_pid("web");
+    // A QEMU that stands still takes as long as we like.
+    signal(pid, 19);
+    let mut suspend = lab.command(&["suspend", "web"]).spawn().unwrap();
+    lab.wait_state("web", "stopping");
+    let mut kill = lab.command(&["kill", "web"]).spawn().unwrap();
+    until("it is called off", || suspend.try_wait().unwrap().is_some());
+    assert_eq!(suspend.wait().unwrap().code(), Some(1));
+    signal(pid, 18);
+    assert!(kill.wait().unwrap().success());
+    until("QEMU is gone", || !runs(pid));
+    assert_eq!(lab.last_reason("web"), "killed");
+    assert!(!lab.state("web", "saved.state").exists());
+}

@@ -1,0 +1,470 @@
+//! Archives that are damaged, cut off, or made by somebody who means harm: each refused in so many words, and nothing is left.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Read,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::lab::{Lab, guest};
+use sha2::{Digest, Sha256};
+use tar::{EntryType, Header};
+
+/// The files of an archive.
+#[derive(Clone)]
+struct Files(Vec<(Header, Vec<u8>)>);
+
+impl Files {
+    fn read(tar: &[u8]) -> Self {
+        let mut archive = tar::Archive::new(tar);
+        let files = archive.entries().unwrap().raw(true).map(|entry| {
+            let mut entry = entry.unwrap();
+            let mut data = Vec::new();
+            entry.read_to_end(&mut data).unwrap();
+            (entry.header().clone(), data)
+        });
+        Self(files.collect())
+    }
+
+    fn at(&self, name: &str) -> usize {
+        self.0
+            .iter()
+            .position(|(header, _)| header.path_bytes().ends_with(name.as_bytes()))
+            .unwrap()
+    }
+
+    /// With other content.
+    fn with(mut self, name: &str, data: &[u8]) -> Self {
+        let at = self.at(name);
+        self.0[at].1 = data.to_vec();
+        self
+    }
+
+    /// With a text in the place of another, which is there.
+    fn changed(self, name: &str, old: &str, new: &str) -> Self {
+        let text = String::from_utf8(self.0[self.at(name)].1.clone()).unwrap();
+        assert!(text.contains(old), "{text}");
+        self.with(name, text.replace(old, new).as_bytes())
+    }
+
+    fn without(mut self, name: &str) -> Self {
+        let at = self.at(name);
+        self.0.remove(at);
+        self
+    }
+
+    /// With one more before the manifest, whose path is not looked at.
+    fn more(mut self, path: &[u8], kind: EntryType, data: &[u8]) -> Self {
+        let mut header = Header::new_ustar();
+        header.as_old_mut().name[..path.len()].copy_from_slice(path);
+        header.set_entry_type(kind);
+        header.set_mode(0o600);
+        if matches!(kind, EntryType::Link | EntryType::Symlink) {
+            header.set_link_name("/etc/passwd").unwrap();
+        }
+        let last = self.0.len() - 1;
+        self.0.insert(last, (header, data.to_vec()));
+        self
+    }
+
+    /// With a manifest that is right.
+    fn sealed(mut self) -> Self {
+        let last = self.at("manifest.json");
+        let mut manifest: serde_json::Value = serde_json::from_slice(&self.0[last].1).unwrap();
+        let files =
+            self.0.iter().filter(|(header, _)| !header.path_bytes().ends_with(b"/manifest.json"));
+        let files = files.map(|(header, data)| {
+            let path = String::from_utf8_lossy(&header.path_bytes()).into_owned();
+            let hex: String = Sha256::digest(data).iter().map(|b| format!("{b:02x}")).collect();
+            let name = path.split_once('/').map_or(path.as_str(), |(_, name)| name);
+            serde_json::json!({ "name": name, "size": data.len(), "sha256": hex })
+        });
+        manifest["files"] = files.collect();
+        self.0[last].1 = serde_json::to_vec(&manifest).unwrap();
+        self
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let mut tar = Vec::new();
+        for (header, data) in &self.0 {
+            let mut header = header.clone();
+            header.set_size(data.len() as u64);
+            header.set_cksum();
+            tar.extend_from_slice(header.as_bytes());
+            tar.extend_from_slice(data);
+            tar.resize(tar.len().next_multiple_of(512), 0);
+        }
+        tar.resize(tar.len() + 1024, 0);
+        tar
+    }
+}
+
+/// A place to import to, and an archive that is good.
+struct Inbox {
+    lab: Lab,
+    good: Files,
+    tar: PathBuf,
+}
+
+fn below(dir: &Path, found: &mut BTreeMap<PathBuf, Vec<u8>>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        found.insert(path.clone(), fs::read(&path).unwrap_or_default());
+        below(&path, found);
+    }
+}
+
+impl Inbox {
+    fn new() -> Option<Self> {
+        let image = guest("boot.qcow2")?;
+        let lab = Lab::new();
+        fs::write(lab.path().join("c/vms/dev.yaml"), "#cloud-config\n{}\n").unwrap();
+        let more =
+            "[disk.data]\nsize = \"1M\"\nformat = \"raw\"\n[cloudInit]\nuserData = \"dev.yaml\"\n";
+        lab.vm("web", &image, more);
+        lab.ok(&["start", "web"]);
+        lab.ok(&["kill", "web"]);
+        let tar = lab.path().join("web.tar");
+        lab.ok(&["export", "web", tar.to_str().unwrap()]);
+        let good = Files::read(&fs::read(&tar).unwrap());
+        let inbox = Self { lab: Lab::new(), good, tar };
+        // The place of the first lab is gone with it.
+        let tar = inbox.lab.path().join("web.tar");
+        fs::write(&tar, inbox.good.bytes()).unwrap();
+        Some(Self { tar, ..inbox })
+    }
+
+    fn tree(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut found = BTreeMap::new();
+        for place in ["c", "s/vms"] {
+            below(&self.lab.path().join(place), &mut found);
+        }
+        found
+    }
+
+    /// Imports these bytes: the exit code, what was said of the archive, the hint; nothing is left of it.
+    #[track_caller]
+    fn refused(&self, tar: &[u8]) -> (Option<i32>, String, String) {
+        let before = self.tree();
+        fs::write(&self.tar, tar).unwrap();
+        let output = self.lab.qvm(&["import", self.tar.to_str().unwrap()]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && output.stdout.is_empty(), "it was taken");
+        assert_eq!(self.tree(), before, "{said}");
+        let (said, hint) = said.trim_end().split_once("\nhint: ").unwrap_or((said.trim_end(), ""));
+        let about = format!("error: cannot read `{}`: ", self.tar.display());
+        let said = said.strip_prefix(&about).unwrap_or(said);
+        (output.status.code(), said.to_owned(), hint.to_owned())
+    }
+
+    #[track_caller]
+    fn refuses(&self, files: &Files, expected: &str) {
+        let (code, said, _) = self.refused(&files.bytes());
+        assert_eq!((code, said.as_str()), (Some(1), expected));
+    }
+
+    /// Takes it, and takes it away again.
+    #[track_caller]
+    fn takes(&self, files: &Files) -> String {
+        fs::write(&self.tar, files.bytes()).unwrap();
+        let said = self.lab.ok(&["import", self.tar.to_str().unwrap()]);
+        self.lab.ok(&["rm", "web", "--disks", "--yes"]);
+        said
+    }
+}
+
+#[test]
+fn archive_with_corrupt_disk_is_refused() {
+    let Some(inbox) = Inbox::new() else { return };
+    let good = inbox.good.clone();
+    let mut disk = good.0[good.at("root.qcow2")].1.clone();
+    // The bit "corrupt" of `incompatible_features`.
+    disk[79] |= 2;
+    inbox.refuses(&good.with("root.qcow2", &disk).sealed(), "disk root is marked corrupt");
+}
+
+const AGAIN: &str = "copy it again, or export the VM again; nothing was imported";
+
+#[test]
+fn one_that_is_cut_off_is_refused_wherever_that_was() {
+    let Some(inbox) = Inbox::new() else { return };
+    let whole = inbox.good.bytes();
+    let (mut at, mut last, mut padded) = (0, "", false);
+    let names: Vec<String> = inbox
+        .good
+        .0
+        .iter()
+        .map(|(header, _)| String::from_utf8_lossy(&header.path_bytes()).into_owned())
+        .collect();
+    for ((_, data), name) in inbox.good.0.iter().zip(&names) {
+        let end = at + 512 + data.len();
+        let refused = |length: usize, expected: String| {
+            let (code, said, hint) = inbox.refused(&whole[..length]);
+            assert_eq!((code, said, hint.as_str()), (Some(1), expected, AGAIN), "{length}");
+        };
+        if !last.is_empty() {
+            refused(at, "it ends before `manifest.json`".into());
+            refused(at + 100, format!("it is damaged, or cut off, after `{last}`"));
+            if padded {
+                refused(at - 1, format!("it is damaged, or cut off, after `{last}`"));
+            }
+        }
+        refused(at + 512, format!("it ends in the middle of `{name}`"));
+        refused(end - 1, format!("it ends in the middle of `{name}`"));
+        (at, last, padded) = (end.next_multiple_of(512), name, !end.is_multiple_of(512));
+    }
+    // The blocks of zeros at its end say nothing more.
+    fs::write(&inbox.tar, &whole[..at]).unwrap();
+    inbox.lab.ok(&["import", inbox.tar.to_str().unwrap()]);
+}
+
+#[test]
+fn a_byte_that_changed_is_found_wherever_it_is() {
+    let Some(inbox) = Inbox::new() else { return };
+    let whole = inbox.good.bytes();
+    let mut at = 0;
+    for (header, data) in &inbox.good.0 {
+        let path = String::from_utf8_lossy(&header.path_bytes()).into_owned();
+        let name = path.strip_prefix("web/").unwrap();
+        for offset in [0, 124, 156, 257, 512, 512 + data.len() / 2, 512 + data.len() - 1] {
+            let mut damaged = whole.clone();
+            damaged[at + offset] ^= 0x20;
+            let (code, said, hint) = inbox.refused(&damaged);
+            if offset < 512 || name == "manifest.json" {
+                assert_eq!(code, Some(1), "{path} {offset}: {said}");
+                continue;
+            }
+            let expected = format!("`{name}` is damaged: its SHA-256 is ");
+            assert!(said.starts_with(&expected) && said.contains(", and was "), "{offset}: {said}");
+            assert_eq!((code, hint.as_str()), (Some(1), AGAIN));
+        }
+        at += (512 + data.len()).next_multiple_of(512);
+    }
+}
+
+#[test]
+fn another_kind_of_file_is_no_archive() {
+    let Some(inbox) = Inbox::new() else { return };
+    let hint = "a compressed one is read as in `zstd -dc FILE | qvm import -`";
+    let other = Files(vec![inbox.good.0[inbox.good.at("root.qcow2")].clone()]);
+    let disk = &inbox.good.0[inbox.good.at("root.qcow2")].1;
+    let later = inbox.good.clone().changed("manifest.json", "\"version\": 1", "\"version\": 2");
+    for bytes in
+        [b"".to_vec(), b"x".to_vec(), vec![0; 4096], disk.clone(), vec![b'x'; 5000], other.bytes()]
+    {
+        let (code, said, hinted) = inbox.refused(&bytes);
+        let expected = (Some(1), "it is no archive that `qvm export` made", hint);
+        assert_eq!((code, said.as_str(), hinted.as_str()), expected);
+    }
+    let (_, said, hint) = inbox.refused(&later.bytes());
+    assert_eq!(said, "it has the version 2, and this qvm knows versions up to 1");
+    assert_eq!(hint, "it was made by a newer qvm: install that one here");
+    let (code, said, _) = {
+        fs::remove_file(&inbox.tar).unwrap();
+        let output = inbox.lab.qvm(&["import", inbox.tar.to_str().unwrap()]);
+        (output.status.code(), String::from_utf8(output.stderr).unwrap(), ())
+    };
+    assert_eq!(code, Some(1));
+    assert!(said.ends_with("web.tar`: No such file or directory (os error 2)\n"), "{said}");
+}
+
+#[test]
+fn no_path_leads_out_of_the_place_that_it_is_for() {
+    let Some(inbox) = Inbox::new() else { return };
+    let good = || inbox.good.clone();
+    for path in [
+        "../x.raw",
+        "/etc/cron.d/x",
+        "web/../../x.raw",
+        "web/../x.raw",
+        "./web/x.raw",
+        "web//x.raw",
+        "web/x/y.raw",
+        "web/.raw",
+        "web/.qvm-unfinished",
+        "web/saved.state",
+        "x.raw",
+        "web/",
+        "WEB/x.raw",
+        "web/x.RAW",
+        "web\\x.raw",
+        "web/x.raw/",
+    ] {
+        let files = good().more(path.as_bytes(), EntryType::Regular, b"x").sealed();
+        let shown = path.replace('\\', "\\\\");
+        inbox.refuses(&files, &format!("`{shown}` is no file of an exported VM"));
+    }
+    let files = good().more(b"web/a\nb\x1b[2J\xff", EntryType::Regular, b"x");
+    inbox.refuses(&files, "`web/a\\nb\\u{1b}[2J\u{fffd}` is no file of an exported VM");
+    for (kind, what) in [
+        (EntryType::Symlink, "a symbolic link"),
+        (EntryType::Link, "a hard link"),
+        (EntryType::Directory, "a directory"),
+        (EntryType::Char, "a device"),
+        (EntryType::Block, "a device"),
+        (EntryType::Fifo, "a pipe"),
+        (EntryType::XHeader, "an extension of tar's"),
+        (EntryType::XGlobalHeader, "an extension of tar's"),
+        (EntryType::GNULongName, "an extension of tar's"),
+        (EntryType::GNUSparse, "an extension of tar's"),
+    ] {
+        let files = good().more(b"web/x.raw", kind, b"").sealed();
+        inbox.refuses(&files, &format!("`web/x.raw` is {what}, and an exported VM has files only"));
+        let mut files = good();
+        files.0[0].0.set_entry_type(kind);
+        inbox.refuses(
+            &files,
+            &format!("`web/vm.toml` is {what}, and an exported VM has files only"),
+        );
+    }
+}
+
+#[test]
+fn what_is_in_it_is_what_the_manifest_says_and_the_vm_file_wants() {
+    let Some(inbox) = Inbox::new() else { return };
+    let good = || inbox.good.clone();
+    let regular = EntryType::Regular;
+    inbox.refuses(&good().more(b"web/x.raw", regular, b"x"), "`x.raw` is not in `manifest.json`");
+    inbox.refuses(&good().without("data.raw"), "`data.raw` is missing");
+    inbox.refuses(
+        &good().more(b"web/root.qcow2", regular, b"x").sealed(),
+        "`web/root.qcow2` is in it twice",
+    );
+    inbox.refuses(
+        &good().more(b"db/x.raw", regular, b"x").sealed(),
+        "`db/x.raw` is of another VM than `web`",
+    );
+    inbox.refuses(
+        &good().changed("manifest.json", "\"web\"", "\"db\""),
+        "`manifest.json` is of the VM `db`, and the files of `web`",
+    );
+    let mut after = good();
+    let manifest = after.0.pop().unwrap();
+    after.0.insert(3, manifest);
+    let (_, said, _) = inbox.refused(&after.bytes());
+    assert_eq!(said, "`root.origin.json` is missing");
+    let mut after = good();
+    after.0.push(after.0[0].clone());
+    inbox.refuses(&after, "`web/vm.toml` comes after the manifest");
+    inbox.refuses(&good().without("vm.toml").sealed(), "it is no archive that `qvm export` made");
+    let long = vec![b' '; (1 << 20) + 1];
+    inbox.refuses(
+        &good().with("vm.toml", &long).sealed(),
+        "`web/vm.toml` has 1048577 bytes, and can have 1048576",
+    );
+    let mut many = good();
+    for nr in 0..64 {
+        many = many.more(format!("web/d{nr}.raw").as_bytes(), regular, b"");
+    }
+    inbox.refuses(&many.sealed(), "it has more than 64 files");
+    inbox.refuses(
+        &good().with("vm.toml", b"vcpu = \xff").sealed(),
+        "`web/vm.toml` is not UTF-8 text",
+    );
+    // Disks that would lie there unused, or belong to nobody.
+    inbox.refuses(
+        &good().more(b"web/x.raw", regular, b"x").sealed(),
+        "`x.raw` is of no disk that its VM file has made",
+    );
+    inbox.refuses(
+        &good().more(b"web/root.raw", regular, b"x").sealed(),
+        "`root.qcow2` is of no disk that its VM file has made",
+    );
+    inbox.refuses(
+        &good().without("data.raw").sealed(),
+        "`data.origin.json` is of no disk that its VM file has made",
+    );
+    let own = "size = \"1M\"";
+    inbox.refuses(
+        &good().changed("vm.toml", own, "path = \"/dev/shm/x\"").sealed(),
+        "`data.raw` is of no disk that its VM file has made",
+    );
+    // A VM file that is wrong is told as every other is.
+    let (code, said, _) = inbox.refused(&good().changed("vm.toml", "mem", "men").sealed().bytes());
+    assert_eq!(code, Some(78));
+    let place = inbox.lab.file("web");
+    assert!(
+        said.starts_with(&format!("error: {}:2:1: men: unknown key", place.display())),
+        "{said}"
+    );
+    inbox.takes(&good().sealed());
+}
+
+#[test]
+fn nothing_of_the_host_comes_into_the_guest_by_it() {
+    let Some(inbox) = Inbox::new() else { return };
+    let good = || inbox.good.clone();
+    // A disk that stands on a file of the host.
+    let secret = inbox.lab.path().join("secret.raw");
+    fs::write(&secret, vec![7; 1 << 20]).unwrap();
+    let overlay = inbox.lab.path().join("overlay.qcow2");
+    let mut qemu_img = Command::new("qemu-img");
+    qemu_img.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).args([&secret, &overlay]);
+    assert!(qemu_img.status().unwrap().success());
+    let outside =
+        "disk root stands on another file, and the guest could read any of this host's by that";
+    let disk = fs::read(&overlay).unwrap();
+    inbox.refuses(&good().with("root.qcow2", &disk).sealed(), outside);
+    // Or keeps its data in one.
+    let mut qemu_img = Command::new("qemu-img");
+    let data = format!("data_file={},data_file_raw=on", inbox.lab.path().join("d.raw").display());
+    qemu_img.args(["create", "-q", "-f", "qcow2", "-o", &data]).arg(&overlay).arg("1M");
+    assert!(qemu_img.status().unwrap().success());
+    let disk = fs::read(&overlay).unwrap();
+    inbox.refuses(&good().with("root.qcow2", &disk).sealed(), outside);
+    inbox.refuses(
+        &good().with("root.qcow2", b"#!/bin/sh\n").sealed(),
+        "disk root is damaged: it is no qcow2 file",
+    );
+    // User-data that is a file of the host.
+    let user_data = |path: &str| good().changed("vm.toml", "\"dev.yaml\"", &format!("{path:?}"));
+    let stolen = user_data("/etc/hostname").without("user-data").sealed();
+    let (code, said, _) = inbox.refused(&stolen.bytes());
+    assert_eq!(code, Some(78));
+    assert!(
+        said.contains("cloudInit.userData: cannot read `/etc/hostname`: it is not in the archive"),
+        "{said}"
+    );
+    inbox.refuses(
+        &good().changed("vm.toml", "userData = \"dev.yaml\"", "").sealed(),
+        "`user-data` is in it, and its VM file names none",
+    );
+    // Or is written over one, or becomes a VM file: it gets a name of its own instead.
+    let vms = inbox.lab.file("web").parent().unwrap().to_owned();
+    fs::write(vms.join("taken.yaml"), "another's").unwrap();
+    let absolute = inbox.lab.path().join("c/x.yaml");
+    let own = vms.join("web.user-data");
+    for path in ["../x.yaml", "evil.toml", ".hidden", "taken.yaml", absolute.to_str().unwrap()] {
+        let said = inbox.takes(&user_data(path).sealed());
+        assert!(
+            said.ends_with(&format!("web: its user-data is {}\n", own.display())),
+            "{path}: {said}"
+        );
+        let text = fs::read_to_string(inbox.lab.file("web")).unwrap();
+        assert!(text.contains("userData = \"web.user-data\"\n"), "{text}");
+        fs::remove_file(inbox.lab.file("web")).unwrap();
+        fs::remove_file(&own).unwrap();
+    }
+    assert_eq!(fs::read(vms.join("taken.yaml")).unwrap(), b"another's");
+    assert!(!absolute.exists() && !vms.join("evil.toml").exists());
+    fs::write(&own, "another's").unwrap();
+    let (_, said, _) = inbox.refused(&user_data("/x.yaml").sealed().bytes());
+    let expected = format!("error: `{}` is there already, with other content", own.display());
+    assert_eq!(said, expected);
+}
+
+#[test]
+fn an_identity_says_nothing_to_qemu() {
+    let Some(inbox) = Inbox::new() else { return };
+    let good = || inbox.good.clone();
+    let machine = good().changed("identity.toml", "machine = \"", "machine = \"none,accel=kvm,x=");
+    inbox.refuses(&machine.sealed(), "`identity.toml` has a wrong `machine`");
+    let instance = good().changed("identity.toml", "instanceId = \"", "instanceId = \"a\\nb: ");
+    inbox.refuses(&instance.sealed(), "`identity.toml` has a wrong `instanceId`");
+    let (_, said, _) = inbox.refused(&good().with("identity.toml", b"x = 1\n").sealed().bytes());
+    assert!(said.starts_with("`identity.toml` cannot be read: unknown field `x`"), "{said}");
+    // Without one, the VM gets its own when it starts.
+    inbox.takes(&good().without("identity.toml").sealed());
+}

@@ -1,0 +1,809 @@
+//! A VM under another name, as a second one, on another host: renamed, cloned, exported, imported, and each of it cut short at
+//! every step and done again. On real QEMU.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{Read, Write},
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        process::ExitStatusExt,
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+};
+
+use crate::lab::{Lab, guest, required};
+
+const MORE: &str = "\
+# The web server.
+mac = \"52:54:00:61:90:15\"  # in the DHCP server
+[disk.data]
+size = \"8M\"
+format = \"raw\"
+[cloudInit]
+userData = \"dev.user-data.yaml\"
+";
+
+/// `web`, which has run and is shut down; the bytes of both of its disks are its own.
+fn ran(more: &str) -> Option<Lab> {
+    let image = guest("boot.qcow2")?;
+    let lab = Lab::new();
+    fs::write(lab.path().join("c/vms/dev.user-data.yaml"), "#cloud-config\n{}\n").unwrap();
+    lab.vm("web", &image, more);
+    lab.ok(&["start", "web"]);
+    lab.says("web", "BOOT-GUEST-READY", 1);
+    lab.ok(&["stop", "web"]);
+    if lab.state("web", "data.raw").exists() {
+        use std::os::unix::fs::FileExt;
+        let data = fs::OpenOptions::new().write(true).open(lab.state("web", "data.raw")).unwrap();
+        data.write_all_at(b"the data of web", 5 << 20).unwrap();
+    }
+    Some(lab)
+}
+
+fn refused(lab: &Lab, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = lab.qvm(arguments);
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+fn text(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The directory of a VM's state, or the link in its place.
+fn place(lab: &Lab, vm: &str) -> PathBuf {
+    lab.state(vm, "x").parent().unwrap().to_owned()
+}
+
+/// But for the user that QEMU is, who is another on each host.
+fn identity(lab: &Lab, vm: &str) -> toml::Table {
+    let mut all: toml::Table = text(&lab.state(vm, "identity.toml")).parse().unwrap();
+    all.remove("uid");
+    all
+}
+
+/// Both disks are what `of` has.
+fn same_disks(lab: &Lab, vm: &str, of: &[Vec<u8>; 2]) -> bool {
+    let read = |disk| fs::read(lab.state(vm, disk)).ok();
+    [read("root.qcow2"), read("data.raw")] == of.clone().map(Some)
+}
+
+fn disks(lab: &Lab, vm: &str) -> [Vec<u8>; 2] {
+    ["root.qcow2", "data.raw"].map(|disk| fs::read(lab.state(vm, disk)).unwrap())
+}
+
+/// Every file and link below the VM files and the state, but for what every command may write there.
+fn tree(lab: &Lab) -> BTreeMap<PathBuf, Vec<u8>> {
+    fn below(dir: &Path, found: &mut BTreeMap<PathBuf, Vec<u8>>) {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            let (path, kind) = (entry.path(), entry.file_type().unwrap());
+            if kind.is_dir() {
+                found.insert(path.clone(), Vec::new());
+                below(&path, found);
+            } else {
+                found.insert(path.clone(), fs::read(&path).unwrap_or_default());
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    below(&lab.path().join("c/vms"), &mut found);
+    below(&lab.path().join("s/vms"), &mut found);
+    found
+}
+
+fn boots(lab: &Lab, vm: &str) {
+    lab.ok(&["start", vm]);
+    lab.says(vm, "BOOT-GUEST-READY", 1);
+    lab.ok(&["stop", vm]);
+}
+
+#[test]
+fn a_renamed_vm_is_the_same_machine() {
+    let Some(lab) = ran("[cloudInit]\n") else { return };
+    let before = identity(&lab, "web");
+    let disk = fs::metadata(lab.state("web", "root.qcow2")).unwrap().ino();
+    lab.vm("db", &guest("boot.qcow2").unwrap(), "after = [\"web\"]\n");
+    let output = lab.qvm(&["rename", "web", "www"]);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "web: renamed to www\n");
+    let db = lab.file("db");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        format!(
+            "hint: its guest keeps the host name `web`: write `hostname` in `[cloudInit]` for another one\n\
+             hint: `after` in `{}` still says `web`\n",
+            db.display()
+        )
+    );
+    assert!(!lab.file("web").exists() && place(&lab, "web").symlink_metadata().is_err());
+    assert_eq!(fs::metadata(lab.state("www", "root.qcow2")).unwrap().ino(), disk);
+    let after = identity(&lab, "www");
+    for key in ["uuid", "instanceId", "machine", "macs"] {
+        assert_eq!(after[key], before[key], "{key}");
+    }
+    let seed = lab.ok(&["seed", "www"]);
+    assert!(
+        seed.contains("local-hostname: \"web\"") && seed.contains("hostname: \"web\""),
+        "{seed}"
+    );
+    boots(&lab, "www");
+
+    // The name is free again, and the address that it gave is not.
+    lab.vm("web", &guest("boot.qcow2").unwrap(), "[cloudInit]\n");
+    boots(&lab, "web");
+    assert_ne!(identity(&lab, "web")["macs"], after["macs"]);
+    assert!(lab.ok(&["seed", "web"]).contains("local-hostname: \"web\""));
+    // And back: the name that the guest knows stays the one that it has learnt.
+    fs::remove_file(lab.file("web")).unwrap();
+    lab.ok(&["rm", "web", "--disks", "--yes"]);
+    lab.ok(&["rename", "www", "web"]);
+    lab.ok(&["rename", "web", "x"]);
+    assert!(lab.ok(&["seed", "x"]).contains("local-hostname: \"web\""));
+}
+
+#[test]
+fn what_cannot_be_renamed_is_left_as_it_is() {
+    let Some(lab) = ran(MORE) else { return };
+    let image = guest("boot.qcow2").unwrap();
+    lab.vm("db", &image, "");
+    fs::create_dir_all(place(&lab, "kept")).unwrap();
+    let bridged = "bridge = \"br0\"\n";
+    lab.vm("lan", &image, bridged);
+    lab.vm("heir", &lab.state("db", "root.qcow2"), "");
+    let before = tree(&lab);
+    let refuse = |arguments: &[&str], code: i32, start: &str| {
+        let (found, said) = refused(&lab, arguments);
+        assert_eq!((found, said.starts_with(start)), (Some(code), true), "{arguments:?}: {said}");
+        assert_eq!(tree(&lab), before, "{arguments:?}");
+    };
+    refuse(&["rename", "web", "db"], 1, "error: web: there is a VM `db` already\n");
+    refuse(&["rename", "web", "web"], 1, "error: web: it is called `web` already\n");
+    refuse(&["rename", "no", "yes"], 3, "error: there is no VM `no`\nhint: `qvm list`");
+    refuse(&["rename", "kept", "yes"], 3, "error: kept: it has no VM file: `");
+    let kept = place(&lab, "kept");
+    let there =
+        format!("error: web: `{}` is there already, and no VM file with it\n", kept.display());
+    refuse(&["rename", "web", "kept"], 1, &there);
+    let long = "error: lan: its VM file would not be valid:\nerror: ";
+    refuse(&["rename", "lan", "a-very-long-name"], 78, long);
+    let heir = format!(
+        "error: db: `{}` names `{}`, which would not be there any more\n",
+        lab.file("heir").display(),
+        lab.state("db", "root.qcow2").display()
+    );
+    refuse(&["rename", "db", "base"], 1, &heir);
+
+    // A link belongs to whoever made it.
+    let real = lab.path().join("web.toml");
+    fs::rename(lab.file("web"), &real).unwrap();
+    std::os::unix::fs::symlink(&real, lab.file("web")).unwrap();
+    let (code, said) = refused(&lab, &["rename", "web", "www"]);
+    assert_eq!(code, Some(1));
+    assert!(
+        said.contains("is a link to `") && said.contains("\nhint: rename it where it is made"),
+        "{said}"
+    );
+    // Who has done that finds the disks following.
+    let disks = disks(&lab, "web");
+    fs::rename(lab.file("web"), lab.file("www")).unwrap();
+    lab.ok(&["rename", "web", "www"]);
+    assert!(same_disks(&lab, "www", &disks) && !place(&lab, "web").exists());
+    // Disks that the operator has put elsewhere stay there.
+    let (state, elsewhere) = (place(&lab, "www"), lab.path().join("elsewhere"));
+    fs::rename(&state, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &state).unwrap();
+    fs::remove_file(lab.file("www")).unwrap();
+    fs::rename(&real, lab.file("www")).unwrap();
+    lab.ok(&["rename", "www", "web"]);
+    assert_eq!(fs::read_link(place(&lab, "web")).unwrap(), elsewhere);
+    assert!(same_disks(&lab, "web", &disks));
+}
+
+#[test]
+fn one_that_runs_or_sleeps_is_not_touched() {
+    let Some(lab) = ran(MORE) else { return };
+    lab.ok(&["start", "web"]);
+    let tar = lab.path().join("web.tar");
+    let tar = tar.to_str().unwrap();
+    let verbs = [&["rename", "web", "www"][..], &["clone", "web", "www"], &["export", "web", tar]];
+    let supervisor = lab.status("web")["supervisorPid"].as_i64().unwrap();
+    for verb in verbs {
+        let (code, said) = refused(&lab, verb);
+        assert_eq!(code, Some(1), "{said}");
+        let expected = format!(
+            "error: web: already supervised by pid {supervisor}\n\
+             hint: it must be shut down: `qvm stop`, and `qvm status` shows what it is doing\n"
+        );
+        assert_eq!(said, expected);
+    }
+    // Without its supervisor the guest still has its disks.
+    crate::lab::signal(i32::try_from(supervisor).unwrap(), 9);
+    crate::lab::until("it is gone", || !crate::lab::runs(i32::try_from(supervisor).unwrap()));
+    for verb in verbs {
+        let (code, said) = refused(&lab, verb);
+        let start = "error: web: its QEMU runs without a supervisor, pid ";
+        assert!(code == Some(1) && said.starts_with(start), "{said}");
+    }
+    lab.ok(&["start", "web"]);
+    lab.ok(&["suspend", "web"]);
+    for verb in &verbs[1..] {
+        let (code, said) = refused(&lab, verb);
+        let start = "error: web: its guest's state is saved: it is not shut down\nhint: ";
+        assert!(code == Some(1) && said.starts_with(start), "{said}");
+    }
+    assert!(!Path::new(tar).exists() && !lab.file("www").exists());
+    // A sleeping one wakes up under its new name.
+    lab.ok(&["rename", "web", "www"]);
+    lab.ok(&["start", "www"]);
+    assert!(!lab.console("www").contains("BOOT-GUEST-POWEROFF\r\nBOOT-GUEST-READY\r\nBOOT"));
+    assert!(
+        !lab.state("www", "saved.state").exists() && !lab.state("www", "unusable.state").exists()
+    );
+    lab.ok(&["stop", "www"]);
+}
+
+#[test]
+fn a_clone_is_another_machine_with_the_same_disks() {
+    let more = MORE.replace("[disk.data]", "forward = [\n  \"2222:22\", # ssh\n]\n[disk.data]");
+    let Some(lab) = ran(&more) else { return };
+    let (before, disks) = (tree(&lab), disks(&lab, "web"));
+    fs::write(lab.state("web", "efivars.fd"), "variables").unwrap();
+    let output = lab.qvm(&["clone", "web", "copy"]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(said, "web: cloned to copy\ncopy: taken out of its VM file: mac, forward\n");
+    let hints = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(hints.starts_with("hint: its guest has the machine-id of `web`; "), "{hints}");
+    assert!(hints.contains("\nhint: it has the user-data of `web`, `"), "{hints}");
+    assert!(same_disks(&lab, "copy", &disks));
+    let blocks = fs::metadata(lab.state("copy", "data.raw")).unwrap().blocks();
+    assert!(blocks * 512 < 1 << 20, "holes were filled: {blocks}");
+    assert_eq!(text(&lab.state("copy", "efivars.fd")), "variables");
+    assert_eq!(
+        text(&lab.file("copy")).replace("# taken out, `web` has it:\n# ", ""),
+        text(&lab.file("web"))
+            .replace("\n  \"2222:22\", # ssh\n]", "\n#   \"2222:22\", # ssh\n# ]")
+    );
+    // Nothing of its past, and nothing of what identifies the other.
+    for file in ["console.log", "ends.json", "seed.iso", "supervisor.log"] {
+        assert!(lab.state("web", file).exists() && !lab.state("copy", file).exists(), "{file}");
+    }
+    let (old, new) = (identity(&lab, "web"), identity(&lab, "copy"));
+    assert_eq!(old["machine"], new["machine"]);
+    assert_ne!(old["uuid"], new["uuid"]);
+    assert!(new["instanceId"].as_str().unwrap().starts_with("iid-copy-"));
+    assert!(new["macs"]["net"].is_str());
+    // Both at once; and of the original nothing has changed.
+    lab.ok(&["start", "web"]);
+    lab.ok(&["start", "copy"]);
+    lab.says("copy", "BOOT-GUEST-READY", 1);
+    assert_ne!(lab.status("web")["mac"], lab.status("copy")["mac"]);
+    lab.ok(&["stop", "web", "copy"]);
+    let logs = ["console.log", "ends.json", "supervisor.log"];
+    for (path, content) in before {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if !logs.iter().any(|log| name.starts_with(log)) {
+            assert!(fs::read(&path).unwrap_or_default() == content, "{}", path.display());
+        }
+    }
+    // Of one without an own user-data, and started at once.
+    let (code, said) = refused(&lab, &["clone", "web", "copy"]);
+    assert_eq!(
+        (code, said.as_str()),
+        (Some(1), "error: web: there is a VM `copy` already\nhint: choose another name\n")
+    );
+    assert!(lab.ok(&["clone", "web", "third", "--start"]).ends_with("\nthird: running\n"));
+    lab.says("third", "BOOT-GUEST-READY", 1);
+    lab.ok(&["kill", "third"]);
+}
+
+#[test]
+fn a_disk_of_the_operators_goes_along_only_to_be_read() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let lab = Lab::new();
+    let own = lab.path().join("own.raw");
+    fs::write(&own, vec![0; 1 << 20]).unwrap();
+    let disk = |more: &str| format!("[disk.own]\npath = \"{}\"\n{more}", own.display());
+    lab.vm("web", &image, &disk(""));
+    let tar = lab.path().join("web.tar");
+    let tar = tar.to_str().unwrap();
+    for verb in [["clone", "web", "copy"], ["export", "web", tar]] {
+        let (code, said) = refused(&lab, &verb);
+        let expected = format!(
+            "error: web: disk own: `{}` is not a file that qvm made, and the VM writes to it\nhint: copy it yourself",
+            own.display()
+        );
+        assert!(code == Some(1) && said.starts_with(&expected), "{said}");
+    }
+    lab.vm("web", &image, &disk("readOnly = true\n"));
+    lab.ok(&["clone", "web", "copy"]);
+    let output = lab.qvm(&["export", "web", tar]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let left = |path: &Path| {
+        format!("hint: `{}` is not in it, and its VM file names it\n", path.display())
+    };
+    assert_eq!(said, left(&image) + &left(&own));
+    let output = lab.qvm(&["import", tar, "--name", "other"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let named =
+        |path: &Path| format!("hint: its VM file names `{}` of this host\n", path.display());
+    assert_eq!(said, named(&image) + &named(&own));
+    boots(&lab, "copy");
+    boots(&lab, "other");
+
+    // An overlay is worth nothing without its base, which an archive has not; a clone has it.
+    let text = text(&lab.file("web")) + "clone = \"overlay\"\n";
+    fs::write(lab.file("web"), text).unwrap();
+    boots(&lab, "web");
+    fs::remove_file(tar).unwrap();
+    let (code, said) = refused(&lab, &["export", "web", tar]);
+    assert!(
+        code == Some(1)
+            && said
+                .contains("stands on another file, which would stay here\nhint: `qemu-img rebase "),
+        "{said}"
+    );
+    lab.ok(&["clone", "web", "second"]);
+    boots(&lab, "second");
+    let rebase = ["rebase", "-f", "qcow2", "-b", ""];
+    let mut qemu_img = Command::new("qemu-img");
+    assert!(qemu_img.args(rebase).arg(lab.state("web", "root.qcow2")).status().unwrap().success());
+    lab.ok(&["export", "web", tar]);
+}
+
+#[test]
+fn an_exported_vm_is_the_same_on_another_host() {
+    let Some(here) = ran(MORE) else { return };
+    let there = Lab::new();
+    let tar = here.path().join("web.tar");
+    let said = here.ok(&["export", "web", tar.to_str().unwrap()]);
+    assert_eq!(said, format!("web: exported to {}, 9M\n", tar.display()));
+    let (code, said) = refused(&here, &["export", "web", tar.to_str().unwrap()]);
+    let expected = format!(
+        "error: web: `{}` is there already\nhint: choose another name, or remove it\n",
+        tar.display()
+    );
+    assert_eq!((code, said), (Some(1), expected));
+    // Any tar reads it.
+    let list = Command::new("tar").arg("-tf").arg(&tar).output().unwrap();
+    assert!(list.status.success());
+    assert_eq!(
+        String::from_utf8(list.stdout).unwrap(),
+        "web/vm.toml\nweb/identity.toml\nweb/user-data\nweb/root.origin.json\nweb/root.qcow2\n\
+         web/data.origin.json\nweb/data.raw\nweb/manifest.json\n"
+    );
+    let said = there.ok(&["import", tar.to_str().unwrap()]);
+    let user_data = there.path().join("c/vms/dev.user-data.yaml");
+    assert_eq!(
+        said,
+        format!(
+            "web: imported from {}\nweb: its user-data is {}\n",
+            tar.display(),
+            user_data.display()
+        )
+    );
+    assert!(same_disks(&there, "web", &disks(&here, "web")));
+    let blocks = fs::metadata(there.state("web", "data.raw")).unwrap().blocks();
+    assert!(blocks * 512 < 1 << 20, "holes were filled: {blocks}");
+    assert_eq!(identity(&there, "web"), identity(&here, "web"));
+    assert_eq!(text(&there.file("web")), text(&here.file("web")));
+    boots(&there, "web");
+
+    // Twice the same machine is refused, a copy of it is not.
+    let (code, said) = refused(&there, &["import", tar.to_str().unwrap()]);
+    assert_eq!(
+        (code, said.as_str()),
+        (Some(1), "error: there is a VM `web` already\nhint: `--name` gives it another\n")
+    );
+    let twin = ["import", tar.to_str().unwrap(), "--name", "www"];
+    let (code, said) = refused(&there, &twin);
+    assert_eq!(
+        (code, said.as_str()),
+        (
+            Some(1),
+            "error: the VM `web` has its UUID already\nhint: `--new-identity` makes a copy that can run beside it\n"
+        )
+    );
+    let said = there.ok(&[&twin[..], &["--new-identity"]].concat());
+    assert!(said.ends_with("www: taken out of its VM file: mac\n"), "{said}");
+    assert_ne!(identity(&there, "www")["uuid"], identity(&there, "web")["uuid"]);
+    boots(&there, "www");
+}
+
+#[test]
+fn a_vm_goes_through_a_pipe_and_keeps_the_name_that_its_guest_knows() {
+    let Some(here) = ran("[cloudInit]\n") else { return };
+    let there = Lab::new();
+    let mut export = here.command(&["export", "web", "-"]).stdout(Stdio::piped()).spawn().unwrap();
+    let pipe = export.stdout.take().unwrap();
+    let import = there.command(&["import", "-", "--name", "www"]).stdin(pipe).output().unwrap();
+    assert!(export.wait().unwrap().success());
+    assert_eq!(String::from_utf8_lossy(&import.stdout), "www: imported from -\n");
+    let hint = "hint: its guest keeps the host name `web`: write `hostname` in `[cloudInit]` for another one\n";
+    assert_eq!(String::from_utf8_lossy(&import.stderr), hint);
+    assert!(there.ok(&["seed", "www"]).contains("local-hostname: \"web\""));
+    boots(&there, "www");
+    // A reader that goes away is a failure: what it has is no VM.
+    let mut export = here.command(&["export", "web", "-"]);
+    let mut export = export.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(export.stdout.take());
+    let output = export.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.starts_with("error: web: cannot write the archive: "), "{said}");
+}
+
+#[test]
+fn a_plain_user_has_it_all() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let lab = Lab::of_a_user();
+    for dir in [lab.file("web").parent().unwrap(), lab.file("web").ancestors().nth(2).unwrap()] {
+        lab.give(dir);
+    }
+    let own = lab.path().join("boot.qcow2");
+    fs::copy(image, &own).unwrap();
+    lab.give(&own);
+    lab.vm("web", &own, "");
+    boots(&lab, "web");
+    let tar = lab.path().join("web.tar");
+    lab.ok(&["export", "web", tar.to_str().unwrap()]);
+    assert_eq!(fs::metadata(&tar).unwrap().mode() & 0o777, 0o600);
+    lab.ok(&["clone", "web", "copy"]);
+    lab.ok(&["rename", "web", "www"]);
+    lab.ok(&["import", tar.to_str().unwrap(), "--new-identity"]);
+    for vm in ["web", "www", "copy"] {
+        boots(&lab, vm);
+    }
+    // What is not the user's to change is told, and nothing has happened.
+    let dir = lab.file("web").parent().unwrap().to_owned();
+    let closed = fs::Permissions::from_mode(0o500);
+    fs::set_permissions(&dir, closed).unwrap();
+    for verb in [
+        &["rename", "web", "x"][..],
+        &["clone", "web", "x"],
+        &["import", tar.to_str().unwrap(), "--name", "x", "--new-identity"],
+    ] {
+        let (code, said) = refused(&lab, verb);
+        let denied = said.contains(": Permission denied (os error 13)\nhint: ");
+        assert!(code == Some(1) && denied, "{said}");
+        assert!(!place(&lab, "x").exists() && !place(&lab, "x").is_symlink());
+    }
+}
+
+#[test]
+fn one_that_never_ran_goes_along_as_its_file() {
+    let Some(image) = guest("boot.qcow2") else { return };
+    let lab = Lab::new();
+    lab.vm("web", &image, "ip = \"10.0.2.20/24\"\ngateway = \"10.0.2.2\"\n[cloudInit]\n");
+    let tar = lab.path().join("web.tar");
+    lab.ok(&["export", "web", tar.to_str().unwrap()]);
+    let output = lab.qvm(&["clone", "web", "copy"]);
+    assert_eq!(output.stderr, b"");
+    let said = lab.ok(&["rename", "web", "www"]);
+    assert_eq!(said, "web: renamed to www\n");
+    lab.ok(&["import", tar.to_str().unwrap()]);
+    assert!(!lab.state("copy", "identity.toml").exists());
+    for vm in ["www", "copy", "web"] {
+        boots(&lab, vm);
+    }
+}
+
+/// What a crash may come before: every call that changes a name or a file, or makes a change last.
+const CALLS: [&str; 18] = [
+    "rename",
+    "renameat",
+    "renameat2",
+    "unlink",
+    "unlinkat",
+    "rmdir",
+    "mkdir",
+    "mkdirat",
+    "symlink",
+    "symlinkat",
+    "fsync",
+    "fdatasync",
+    "ftruncate",
+    "fchmodat",
+    "chmod",
+    "copy_file_range",
+    "flock",
+    "write",
+];
+
+/// `qvm` with its calls meddled with, as strace(1) writes it.
+fn meddled(lab: &Lab, injections: &[String], arguments: &[&str]) -> Output {
+    let qvm = lab.command(arguments);
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-qq", "-o", "/dev/null"]);
+    let calls: Vec<&str> = injections.iter().map(|one| one.split(':').next().unwrap()).collect();
+    strace.arg("-e").arg(format!("trace={}", calls.join(",")));
+    for injection in injections {
+        strace.arg("-e").arg(format!("inject={injection}"));
+    }
+    strace.arg(qvm.get_program()).args(arguments);
+    for (key, value) in qvm.get_envs() {
+        match value {
+            Some(value) => strace.env(key, value),
+            None => strace.env_remove(key),
+        };
+    }
+    strace.stdin(Stdio::null()).output().unwrap()
+}
+
+/// As every call for it fails on a file system that knows neither of its flags.
+const NO_FLAGS: &str = "renameat2:error=EINVAL";
+
+/// Runs `qvm` and kills it before its `nth` such call; whether it came so far.
+fn killed(lab: &Lab, (call, nth): (&str, u32), more: Option<&str>, arguments: &[&str]) -> bool {
+    let kill = format!("{call}:signal=SIGKILL:when={nth}");
+    let injections: Vec<String> = more.map(str::to_owned).into_iter().chain([kill]).collect();
+    let output = meddled(lab, &injections, arguments);
+    let killed = output.status.signal() == Some(9) || output.status.code() == Some(137);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(killed || output.status.success(), "{call} {nth}: {} {said}", output.status);
+    killed
+}
+
+/// `web`, and strace to cut short what is done with it.
+fn fragile() -> Option<Lab> {
+    let found = Command::new("strace").arg("-V").output().is_ok();
+    assert!(found || !required("strace"), "strace is missing");
+    if !found {
+        println!("skipped: no strace");
+        return None;
+    }
+    ran(MORE)
+}
+
+/// Does it, killed at every step but the last time, and each time from `reset`; `check` sees what was left.
+fn at_every_step(
+    lab: &Lab,
+    arguments: &[&str],
+    more: Option<&str>,
+    mut reset: impl FnMut(),
+    mut check: impl FnMut(&str),
+) {
+    let mut steps = 0;
+    let meddled = |call: &&str| more.is_some_and(|more| more.split(':').next() == Some(*call));
+    for call in CALLS.into_iter().filter(|call| !meddled(call)) {
+        for nth in 1.. {
+            reset();
+            if !killed(lab, (call, nth), more, arguments) {
+                break;
+            }
+            steps += 1;
+            check(&format!("{call} {nth}"));
+        }
+    }
+    println!("{arguments:?}: cut short at {steps} steps");
+    assert!(steps >= 20, "only {steps} steps");
+}
+
+/// No temporary file or directory is anywhere, and no link.
+#[track_caller]
+fn nothing_is_left(lab: &Lab) {
+    for path in tree(lab).keys() {
+        let hidden = path.file_name().unwrap().to_string_lossy().starts_with('.');
+        assert!(!hidden && !path.is_symlink(), "{}", path.display());
+    }
+}
+
+/// Renames `web` to `www`, cut short at every step.
+fn rename_at_every_step(more: Option<&str>) {
+    let Some(lab) = fragile() else { return };
+    let (disks, before) = (disks(&lab, "web"), identity(&lab, "web"));
+    let file = text(&lab.state("web", "identity.toml"));
+    let reset = || {
+        if lab.file("www").exists() {
+            lab.ok(&["rename", "www", "web"]);
+        }
+        fs::write(lab.state("web", "identity.toml"), &file).unwrap();
+        assert!(same_disks(&lab, "web", &disks));
+    };
+    let mut without = 0;
+    at_every_step(&lab, &["rename", "web", "www"], more, reset, |step| {
+        // One of the two is there, and has its disks.
+        let names = ["web", "www"].map(|name| lab.file(name).exists());
+        assert!(names[0] != names[1], "{step}: {names:?}");
+        let name = if names[0] { "web" } else { "www" };
+        let disks_of = |name: &str| {
+            let there = same_disks(&lab, name, &disks);
+            assert!(!there || identity(&lab, name)["uuid"] == before["uuid"]);
+            there
+        };
+        let works = disks_of(name);
+        without += i32::from(!works);
+        // Nobody takes them for orphaned, and deletes them.
+        lab.qvm(&["gc", "--disks", "--yes"]);
+        assert!(disks_of(if works { name } else { "web" }), "{step}");
+        if works && !names[0] && place(&lab, "www").is_symlink() {
+            boots(&lab, name);
+        }
+        let output = lab.qvm(&["rename", "web", "www"]);
+        let done = output.status.success() || output.status.code() == Some(3);
+        assert!(done, "{step}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(disks_of("www") && !lab.file("web").exists(), "{step}");
+        assert!(place(&lab, "web").symlink_metadata().is_err(), "{step}");
+        assert_eq!(identity(&lab, "www")["hostname"].as_str(), Some("web"), "{step}");
+        let left = |path: &PathBuf| path.is_symlink() && !path.ends_with(".qvm-link-www");
+        assert!(!tree(&lab).keys().any(left), "{step}");
+    });
+    // Only where two names cannot be exchanged there is an instant at which they are not found.
+    assert_eq!(without, i32::from(more.is_some()));
+    lab.ok(&["clone", "www", "copy"]);
+    nothing_is_left(&lab);
+}
+
+#[test]
+fn a_rename_that_was_cut_short_works_and_is_finished() {
+    rename_at_every_step(None);
+}
+
+#[test]
+fn a_rename_that_was_cut_short_is_finished_without_an_exchange_too() {
+    rename_at_every_step(Some(NO_FLAGS));
+}
+
+#[test]
+fn without_flags_of_renameat2_all_works_and_nothing_is_replaced() {
+    let Some(lab) = fragile() else { return };
+    let disks = disks(&lab, "web");
+    let tar = lab.path().join("web.tar");
+    let tar = tar.to_str().unwrap();
+    let ok = |arguments: &[&str]| {
+        let output = meddled(&lab, &[NO_FLAGS.to_owned()], arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    ok(&["clone", "web", "copy"]);
+    ok(&["export", "web", tar]);
+    ok(&["rename", "web", "www"]);
+    ok(&["import", tar, "--name", "other", "--new-identity"]);
+    for vm in ["copy", "www", "other"] {
+        assert!(same_disks(&lab, vm, &disks), "{vm}");
+    }
+    nothing_is_left(&lab);
+}
+
+#[test]
+fn what_is_called_off_leaves_nothing_and_waits_for_nobody() {
+    let Some(lab) = ran(MORE) else { return };
+    let (before, tar) = (tree(&lab), lab.path().join("web.tar"));
+    lab.ok(&["export", "web", tar.to_str().unwrap()]);
+    let whole = fs::read(&tar).unwrap();
+    let import = || {
+        let mut import = lab.command(&["import", "-", "--name", "copy", "--new-identity"]);
+        import.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut import = import.spawn().unwrap();
+        let mut pipe = import.stdin.take().unwrap();
+        pipe.write_all(&whole[..100_000]).unwrap();
+        let draft = place(&lab, ".qvm-copy").join("root.qcow2");
+        // It writes blocks of 64 KiB, and has a part of the next one.
+        let written = || fs::metadata(&draft).is_ok_and(|meta| meta.len() >= 64 << 10);
+        crate::lab::until("the disk is begun", written);
+        crate::lab::signal(import.id().try_into().unwrap(), 15);
+        (import, pipe)
+    };
+    let ended = |mut child: Child| {
+        crate::lab::until("its end", || child.try_wait().unwrap().is_some());
+        let output = child.wait_with_output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    // While bytes come.
+    let (child, mut pipe) = import();
+    let mut rest = whole[100_000..].chunks(512).cycle();
+    crate::lab::until("it reads no more", || pipe.write_all(rest.next().unwrap()).is_err());
+    assert_eq!(ended(child), (Some(1), "error: called off\n".to_owned()));
+    assert!(tree(&lab) == before, "{:?}", tree(&lab).keys());
+    // While none come; what it could not clean up goes with the next one.
+    let (child, pipe) = import();
+    assert_eq!(ended(child), (Some(1), "error: called off\n".to_owned()));
+    drop(pipe);
+    lab.ok(&["clone", "web", "other"]);
+    nothing_is_left(&lab);
+    // And to a reader that reads no more.
+    let mut export = lab.command(&["export", "web", "-"]);
+    let mut export = export.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut pipe = export.stdout.take().unwrap();
+    pipe.read_exact(&mut [0; 512]).unwrap();
+    crate::lab::signal(export.id().try_into().unwrap(), 2);
+    let (code, said) = ended(export);
+    assert!(code == Some(1) && said.ends_with("called off\n"), "{said}");
+}
+
+#[test]
+fn a_clone_that_was_cut_short_is_made_anew() {
+    let Some(lab) = fragile() else { return };
+    let (disks, before) = (disks(&lab, "web"), tree(&lab));
+    let clean = || {
+        if lab.file("copy").exists() {
+            fs::remove_file(lab.file("copy")).unwrap();
+            lab.ok(&["rm", "copy", "--disks", "--yes"]);
+        }
+        assert!(tree(&lab) == before, "{:?}", tree(&lab).keys());
+    };
+    at_every_step(&lab, &["clone", "web", "copy"], None, clean, |step| {
+        // No half VM: with its file it has everything.
+        let published = lab.file("copy").exists();
+        assert!(!published || same_disks(&lab, "copy", &disks), "{step}");
+        let (code, said) = refused(&lab, &["clone", "web", "copy"]);
+        match published {
+            true => {
+                assert!(code == Some(1) && said.contains("there is a VM `copy` already"), "{said}")
+            }
+            false => assert_eq!(code, Some(0), "{step}: {said}"),
+        }
+        assert!(same_disks(&lab, "copy", &disks), "{step}");
+        lab.ok(&["plan", "copy"]);
+        if !published {
+            nothing_is_left(&lab);
+        }
+    });
+    // What is never tried again goes with the next one that is.
+    let all = |name: &str| tree(&lab).keys().any(|path| path.ends_with(name));
+    clean();
+    let mut step = 0;
+    while !all(".qvm-copy") {
+        step += 1;
+        assert!(killed(&lab, ("fsync", step), None, &["clone", "web", "copy"]));
+    }
+    lab.ok(&["clone", "web", "other"]);
+    nothing_is_left(&lab);
+}
+
+#[test]
+fn an_export_that_was_cut_short_leaves_no_archive() {
+    let Some(lab) = fragile() else { return };
+    let (before, dir) = (tree(&lab), lab.path().join("out"));
+    fs::create_dir(&dir).unwrap();
+    let tar = dir.join("web.tar");
+    let tar = tar.to_str().unwrap();
+    let import = ["import", tar, "--name", "copy", "--new-identity"];
+    let clean = || {
+        let _ = fs::remove_file(tar);
+        assert!(tree(&lab) == before);
+    };
+    at_every_step(&lab, &["export", "web", tar], None, clean, |step| {
+        let whole = Path::new(tar).exists();
+        let (code, said) = refused(&lab, &["export", "web", tar]);
+        assert_eq!(code, Some(i32::from(whole)), "{step}: {said}");
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1, "{step}");
+        if whole {
+            lab.ok(&import);
+            fs::remove_file(lab.file("copy")).unwrap();
+            lab.ok(&["rm", "copy", "--disks", "--yes"]);
+        }
+    });
+    lab.ok(&import);
+}
+
+#[test]
+fn an_import_that_was_cut_short_is_made_anew() {
+    let Some(here) = fragile() else { return };
+    let tar = here.path().join("web.tar");
+    let tar = tar.to_str().unwrap();
+    here.ok(&["export", "web", tar]);
+    let (disks, there) = (disks(&here, "web"), Lab::new());
+    let import = ["import", tar];
+    let clean = || {
+        for place in ["c/vms", "s"] {
+            let _ = fs::remove_dir_all(there.path().join(place));
+        }
+    };
+    at_every_step(&there, &import, None, clean, |step| {
+        let published = there.file("web").exists();
+        assert!(!published || same_disks(&there, "web", &disks), "{step}");
+        let (code, said) = refused(&there, &import);
+        match published {
+            true => {
+                assert!(code == Some(1) && said.contains("there is a VM `web` already"), "{said}")
+            }
+            false => assert_eq!(code, Some(0), "{step}: {said}"),
+        }
+        assert!(same_disks(&there, "web", &disks), "{step}");
+        assert_eq!(identity(&there, "web"), identity(&here, "web"));
+        there.ok(&["plan", "web"]);
+        if !published {
+            nothing_is_left(&there);
+        }
+    });
+    boots(&there, "web");
+}

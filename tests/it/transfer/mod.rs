@@ -1,0 +1,4 @@
+//! Export, import, clone, rename.
+
+mod archive;
+mod carry;
