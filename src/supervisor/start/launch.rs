@@ -13,16 +13,8 @@ use crate::{
     net::{link, port, tap, tap_spec::taps, vhost},
     sandbox::spawn,
     spec::LinkState,
-    store::layout::VmPaths,
-    sys::{
-        file,
-        pidfd::{self, Process},
-        socket,
-    },
-    value::IfName,
-};
-use crate::{
     store::{
+        layout::VmPaths,
         record::{self, Record},
         saved_state,
     },
@@ -31,6 +23,12 @@ use crate::{
         running::{taps, viewer, vnc_listener},
         settings::Settings,
     },
+    sys::{
+        file,
+        pidfd::{self, Process},
+        socket,
+    },
+    value::IfName,
 };
 
 /// How long QEMU may take until it answers on its monitor.
