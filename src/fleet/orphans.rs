@@ -6,6 +6,7 @@ use tracing::{info, warn};
 
 use super::lock_holder;
 use crate::{
+    life::Mode,
     spec,
     sys::{
         lock,
@@ -19,9 +20,9 @@ use crate::{
         running::{self, PreviousQemu},
     },
     supervisor::{
-        error,
+        error::{self, Outcome},
         settings::Settings,
-        supervise::{Left, wind_up},
+        supervise::supervise,
     },
 };
 
@@ -83,10 +84,13 @@ pub async fn end(settings: Settings) -> Result<(), Error> {
     let file = settings.layout.vm_file(&settings.name);
     let vm = crate::store::vm_file_copies::booted(&paths, &settings.name, &file);
     if let Some((vm, text)) = vm.or_else(|| spec::load_with_text(&file).ok()) {
-        let done: Result<Left, error::Error> = wind_up(settings, vm, text).await;
+        let done: Result<Outcome, error::Error> =
+            supervise(settings, vm, text, Mode::ShutDown).await;
         match done {
-            Ok(Left::Exit(_) | Left::Reexec) => {}
-            Ok(Left::NotStarted { why, .. }) => warn!("it cannot be shut down: {why}"),
+            Ok(Outcome::Exit(_) | Outcome::Reexec) => {}
+            Ok(Outcome::NotStarted(failure)) => {
+                warn!("cannot shut the guest down: {}", failure.why);
+            }
             Err(error) => warn!("it cannot be shut down: {}", chain(&error)),
         }
     }

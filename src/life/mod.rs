@@ -35,22 +35,25 @@ mod accepts;
 mod action;
 mod end;
 mod event;
-mod ladder;
+mod machine;
 #[cfg(test)]
 mod random_orders;
-mod ready;
+mod start;
+#[cfg(test)]
+mod start_tests;
 mod state;
 mod step;
+mod stop_ladder;
 mod suspend;
 #[cfg(test)]
 mod tests;
 
 pub use self::accepts::accepts;
-pub use self::action::{Action, Rung};
-pub use self::end::{Cause, End, Gone};
-pub use self::event::{By, Command, Event};
-pub use self::ready::{Life, Readiness};
-pub use self::state::{Hold, Ladder, Outcome, Saving, State};
+pub use self::action::{Action, Exit, Rung, VmFile};
+pub use self::end::{Cause, End, Fault, Gone, StartFailure};
+pub use self::event::{By, Command, Event, Guest, Leftover, PreviousQemu, SavedState, StartEvent};
+pub use self::machine::{Life, Mode, Readiness};
+pub use self::state::{Boot, Hold, Ladder, Outcome, Phase, Saving, State};
 pub use self::step::{KILL_GRACE, PRESS_EVERY, QUIT_GRACE, START_CANCEL_GRACE};
 
 /// What of the VM file the machine must know.

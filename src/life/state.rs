@@ -7,15 +7,15 @@ use super::{By, End};
 /// The state. Times are since an origin of the driver's choice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
-    /// Image, disks and seed are being made ready.
-    Preparing,
-    /// QEMU is being started.
-    Launching,
-    /// Asked to stop before the guest ran; waiting for the start to give up.
+    /// No QEMU process is attached yet; the start has reached this phase.
+    Starting(Phase),
+    /// A stop was requested before the guest ran; the start is being canceled.
     Cancelling {
-        /// Not longer than this.
+        /// The phase that is being canceled.
+        phase: Phase,
+        /// The run ends then even if the start has not reported its cancellation.
         until: Duration,
-        /// Who asked.
+        /// Who requested the stop.
         by: By,
     },
     /// The guest runs.
@@ -44,6 +44,33 @@ pub enum State {
     },
     /// Nothing is left.
     Ended,
+}
+
+/// The phase of a start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// The run record and the liveness locks are read: an earlier supervisor may have left a QEMU
+    /// process or a saved state. Control requests wait for the result.
+    FindingPrevious,
+    /// The VM file is read again before a relaunch.
+    ReadingVmFile,
+    /// The start waits for memory on the host, and for its turn.
+    Admitting(Boot),
+    /// Image, disks and seed are prepared.
+    Preparing(Boot),
+    /// QEMU is started, and the guest boots or is restored.
+    Launching(Boot),
+    /// The supervisor connects to a QEMU process that an earlier supervisor started.
+    Adopting,
+}
+
+/// How a new QEMU process gets its guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Boot {
+    /// The guest boots.
+    Cold,
+    /// QEMU reads the guest's state from the saved state.
+    Restore,
 }
 
 /// Why the vCPUs are held.
@@ -97,9 +124,12 @@ impl State {
             Self::Suspending(saving) => Some(saving.until),
             Self::Quitting { kill_at, .. } => Some(*kill_at),
             Self::Killing { until, .. } => Some(*until),
-            Self::Preparing | Self::Launching | Self::Running | Self::Paused(_) | Self::Ended => {
-                None
-            }
+            Self::Starting(_) | Self::Running | Self::Paused(_) | Self::Ended => None,
         }
+    }
+
+    /// The guest runs or is paused, and was not requested to stop.
+    pub fn is_up(&self) -> bool {
+        matches!(self, Self::Running | Self::Paused(_))
     }
 }

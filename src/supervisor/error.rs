@@ -1,20 +1,17 @@
 //! How a supervisor ends: why it cannot begin, and what it leaves.
 
-use super::input::Fault;
-use crate::sys::{file, socket};
+use crate::{
+    life::StartFailure,
+    sys::{file, socket},
+};
 
 /// How the loop ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Left {
+pub enum Outcome {
     /// The VM has ended; the exit code.
     Exit(u8),
-    /// The guest did not come to run.
-    NotStarted {
-        /// Whose fault that is.
-        fault: Fault,
-        /// Why: the chain of causes, and a line with the way out where there is one.
-        why: String,
-    },
+    /// The guest did not come up.
+    NotStarted(StartFailure),
     /// The supervisor shall be replaced by its program's file, in place.
     Reexec,
 }

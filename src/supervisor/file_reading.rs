@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     control::types::{Refusal, Status},
+    life,
     spec::{self, Vm},
     store::{identity::Identity, layout::VmPaths},
     sys::file,
@@ -205,7 +206,7 @@ impl Supervisor {
                     let _ = asker.send(Err(Refusal::Failed(why)));
                 }
                 // By the VM file as it was read last.
-                AfterReading::Relaunch => self.relaunch(),
+                AfterReading::Relaunch => self.feed(life::StartEvent::VmFileRead.into()),
                 AfterReading::Reload(None) | AfterReading::Compare => {}
             }
         }
@@ -232,7 +233,7 @@ impl Supervisor {
                     match then {
                         AfterReading::Compare => {}
                         AfterReading::Reload(asker) => self.on_reload_read(asker),
-                        AfterReading::Relaunch => self.relaunch(),
+                        AfterReading::Relaunch => self.feed(life::StartEvent::VmFileRead.into()),
                     }
                 }
             }

@@ -12,4 +12,5 @@ pub(crate) mod requests;
 pub mod running;
 pub mod settings;
 pub mod start;
+pub(crate) mod start_events;
 pub mod supervise;

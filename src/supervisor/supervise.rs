@@ -22,7 +22,7 @@ use tracing::warn;
 use super::{
     config::FileId,
     effects::Effects,
-    error::Error,
+    error::{Error, Outcome},
     file_reading::{FileReadings, Files},
     input::{
         Fact, forward_changes, forward_requests, forward_signals, forward_sleeps, next_beat,
@@ -34,18 +34,17 @@ use super::{
         taps::Taps,
     },
     settings::Settings,
-    start::{launch::Qemu, prepare::Prepared},
+    start::{self, Start, launch::Qemu},
 };
-pub use super::{error::Left, input::Fault};
 use crate::{
     control::{
         server,
         types::{End, Event, Pending, Port},
     },
-    life::{self, Life},
+    life::{self, Life, Mode},
     machine::facets::Facets,
     spec::Vm,
-    store::{layout::VmPaths, saved_header::Saved},
+    store::layout::VmPaths,
     sys::{
         file_watch::{self, Watching},
         peer,
@@ -59,7 +58,6 @@ use crate::{
     store::record_writer::RecordWriter,
     sys::{
         lane::{Lanes, OnLane},
-        progress::Cancel,
         tasks::Tasks,
     },
 };
@@ -75,23 +73,17 @@ pub(crate) const START_STEP: Duration = Duration::from_secs(90);
 /// How many lines of the console go beside a failure.
 pub(crate) const LAST_WORDS: usize = 10;
 
-/// Runs the VM to its end.
+/// Runs the VM to its end, or in [`Mode::ShutDown`] adopts a QEMU process that an earlier
+/// supervisor left and shuts its guest down. `text` is the text of the VM file.
 ///
 /// # Errors
 /// The control socket, the signals or the VM's directories cannot be set up.
-pub async fn supervise(settings: Settings, vm: Vm, text: String) -> Result<Left, Error> {
-    keep(settings, vm, text, false).await
-}
-
-/// Takes over a QEMU that an earlier supervisor left, and shuts its guest down. Starts nothing.
-///
-/// # Errors
-/// As of [`supervise`].
-pub async fn wind_up(settings: Settings, vm: Vm, text: String) -> Result<Left, Error> {
-    keep(settings, vm, text, true).await
-}
-
-async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Result<Left, Error> {
+pub async fn supervise(
+    settings: Settings,
+    vm: Vm,
+    text: String,
+    mode: Mode,
+) -> Result<Outcome, Error> {
     let paths = settings.paths();
     let (facts, mut inbox) = mpsc::channel(256);
     let signals = Signals::new().map_err(Error::Signals)?;
@@ -132,11 +124,11 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
     let under_systemd = under_systemd(env, std::process::id());
     let watchdog = notifier.watchdog_interval();
     let lanes = Lanes::new();
+    let (life, actions) = Life::new(mode);
     let mut one = Supervisor {
         records: RecordWriter::new(lanes.run.clone(), paths.clone()),
         readings: FileReadings::default(),
         files: Files::default(),
-        booted: None,
         asks_installed: None,
         tasks,
         lanes,
@@ -145,8 +137,9 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
         ends: vec![],
         since: (settings.now)(),
         origin: Instant::now(),
-        life: Life::default(),
-        early_requests: Some(vec![]),
+        life,
+        start: None,
+        waiting_requests: vec![],
         written: vm.clone(),
         written_problem: None,
         running: Facets::of(&vm),
@@ -160,24 +153,18 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
         text,
         pending: vec![],
         reboot_relaunches: false,
-        prepared: None,
         qemu: None,
         generation: 0,
-        cancel: Cancel::default(),
         cgroup: None,
         sync: std::process::id(),
         memory_target: None,
         memory_actual: None,
         watching,
-        starting: None,
         awaiting: None,
-        adopting: None,
         notes: vec![],
         resource_notes: vec![],
         operators,
         pinned: false,
-        restoring: None,
-        unusable: None,
         saving: None,
         frozen: None,
         taps: None,
@@ -189,31 +176,31 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
         notifier,
         under_systemd,
         settings,
-        start_failure: None,
-        fault: Fault::Vm,
-        winding_up,
-        left: None,
+        outcome: None,
     };
     one.tell_operators();
-    one.begin();
+    for action in actions {
+        one.execute(action);
+    }
     let mut beat = watchdog.map(|interval| {
         let mut beat = tokio::time::interval(interval);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         beat
     });
-    while one.left.is_none() {
+    while one.outcome.is_none() {
         let deadline = one.life.deadline().map(|d| tokio::time::Instant::from_std(one.origin + d));
         tokio::select! {
             fact = inbox.recv() => if let Some(fact) = fact { one.learn(fact) },
+            report = next_report(&mut one.start) => one.on_start_report(report),
             () = sleep_until(deadline) => one.feed(life::Event::Tick),
             () = sleep_until(one.effects.deadline()) => one.on_effects_overdue(),
             () = next_beat(&mut beat) => one.feed_watchdog(),
         }
     }
-    let left = one.left.take().unwrap_or(Left::Exit(1));
-    replaced.store(left == Left::Reexec, Ordering::Release);
+    let outcome = one.outcome.take().unwrap_or(Outcome::Exit(1));
+    replaced.store(outcome == Outcome::Reexec, Ordering::Release);
     taking.abort();
-    if left != Left::Reexec {
+    if outcome != Outcome::Reexec {
         one.leave().await;
         one.strike_off().await;
     } else {
@@ -222,7 +209,15 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
     // Whoever watches is told the end; the server ends when nothing more can be asked or told, and within a bound.
     drop((one, inbox));
     while serving.join_next().await.is_some() {}
-    Ok(left)
+    Ok(outcome)
+}
+
+/// The next report of the start under way.
+async fn next_report(start: &mut Option<Start>) -> start::Report {
+    match start {
+        Some(start) => start.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 pub(crate) struct Supervisor {
@@ -234,15 +229,15 @@ pub(crate) struct Supervisor {
     /// The readings of the VM file, and what the last one found beside it.
     pub(crate) readings: FileReadings,
     pub(crate) files: Files,
-    /// The VM file that an adopted QEMU was started from, until it is taken over.
-    pub(crate) booted: Option<Vm>,
     /// Of this file QEMU's version is being asked for.
     pub(crate) asks_installed: Option<FileId>,
     pub(crate) settings: Settings,
     pub(crate) paths: VmPaths,
     pub(crate) life: Life,
-    /// Requests that came before it was known what an earlier supervisor left; `None` once it is.
-    pub(crate) early_requests: Option<Vec<crate::control::types::Request>>,
+    /// The start under way.
+    pub(crate) start: Option<Start>,
+    /// Control requests that wait until the life machine answers them.
+    pub(crate) waiting_requests: Vec<crate::control::types::Request>,
     /// The VM as it runs: the file QEMU was started from, with what was applied live since.
     pub(crate) vm: Vm,
     pub(crate) text: String,
@@ -264,11 +259,9 @@ pub(crate) struct Supervisor {
     pub(crate) written_problem: Option<String>,
     pub(crate) pending: Vec<Pending>,
     pub(crate) reboot_relaunches: bool,
-    pub(crate) prepared: Option<Prepared>,
     pub(crate) qemu: Option<Qemu>,
     /// Which QEMU a fact speaks of.
     pub(crate) generation: u64,
-    pub(crate) cancel: Cancel,
     /// The cgroup that the weight was written to, where no service manager does it.
     pub(crate) cgroup: Option<crate::sys::cgroup::Cgroup>,
     /// The number of the next agent call.
@@ -277,12 +270,8 @@ pub(crate) struct Supervisor {
     /// What the guest has, in bytes, as QEMU last told.
     pub(crate) memory_actual: Option<u64>,
     pub(crate) watching: Option<Watching>,
-    /// The start that is under way.
-    pub(crate) starting: Option<OnLane>,
     /// Finds out whether the guest is ready.
     pub(crate) awaiting: Option<Awaiting>,
-    /// The process id of a QEMU of an earlier supervisor that is being taken over.
-    pub(crate) adopting: Option<u32>,
     pub(crate) console: Console,
     pub(crate) ends: Vec<End>,
     pub(crate) notes: Vec<String>,
@@ -291,10 +280,6 @@ pub(crate) struct Supervisor {
     pub(crate) operators: Operators,
     /// The vCPUs' threads were bound to CPUs.
     pub(crate) pinned: bool,
-    /// What a saved state was saved with, as long as it is not taken up.
-    pub(crate) restoring: Option<Saved>,
-    /// Why a saved state was not taken up.
-    pub(crate) unusable: Option<String>,
     /// Saves the guest's state.
     pub(crate) saving: Option<OnLane>,
     /// The guest's file systems are frozen.
@@ -312,11 +297,6 @@ pub(crate) struct Supervisor {
     pub(crate) notifier: Notifier,
     /// A unit started us: systemd owns the cgroup.
     pub(crate) under_systemd: bool,
-    /// Why the guest did not come to run; with the last end.
-    pub(crate) start_failure: Option<String>,
-    /// Whose fault that was.
-    pub(crate) fault: Fault,
-    /// A QEMU that was left behind is taken over only to end it.
-    pub(crate) winding_up: bool,
-    pub(crate) left: Option<Left>,
+    /// How the loop ends; `None` while it runs.
+    pub(crate) outcome: Option<Outcome>,
 }
