@@ -19,11 +19,7 @@ use crate::{
         record::Record,
         running::{self, PreviousQemu},
     },
-    supervisor::{
-        error::{self, Outcome},
-        settings::Settings,
-        supervise::supervise,
-    },
+    supervisor::{error, outcome::Outcome, settings::Settings, supervise::supervise},
 };
 
 /// How long a QEMU whose monitor is silent may take after SIGTERM, which makes it flush its disks, and then after SIGKILL.

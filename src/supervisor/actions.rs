@@ -1,14 +1,14 @@
 //! Doing what the life machine wants done.
 
+use crate::supervisor::{
+    limits::{AGENT_LIMIT, LAST_WORDS, QMP_LIMIT, STOP_SLACK},
+    outcome::Outcome,
+};
 use std::time::Duration;
 
 use tracing::{error, info, warn};
 
-use super::{
-    error::Outcome,
-    running::ready::policy,
-    supervise::{AGENT_LIMIT, LAST_WORDS, QMP_LIMIT, STOP_SLACK, Supervisor},
-};
+use super::{Supervisor, running::ready::policy};
 use crate::{
     control::types,
     life::{self, Action, Exit, Rung},

@@ -2,7 +2,7 @@
 
 use tracing::debug;
 
-use super::{file_reading::AfterReading, input::Fact, running::freeze::Why, supervise::Supervisor};
+use super::{Supervisor, file_reading::AfterReading, input::Fact, running::freeze::Why};
 use crate::{life, sys::signal::Signal};
 
 impl Supervisor {

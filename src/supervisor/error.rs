@@ -1,20 +1,6 @@
-//! How a supervisor ends: why it cannot begin, and what it leaves.
+//! Why a supervisor cannot begin.
 
-use crate::{
-    life::StartFailure,
-    sys::{file, socket},
-};
-
-/// How the loop ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// The VM has ended; the exit code.
-    Exit(u8),
-    /// The guest did not come up.
-    NotStarted(StartFailure),
-    /// The supervisor shall be replaced by its program's file, in place.
-    Reexec,
-}
+use crate::sys::{file, socket};
 
 /// Why a supervisor cannot begin.
 #[derive(Debug, thiserror::Error)]

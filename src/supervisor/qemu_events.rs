@@ -1,16 +1,16 @@
 //! What a QEMU that runs tells: that it came up, its events, its silence, its end.
 
+use crate::supervisor::{limits::QMP_LIMIT, outcome::Outcome};
 use std::time::Duration;
 
 use tracing::{debug, error, info, warn};
 
 use super::{
-    error::Outcome,
+    Supervisor,
     file_reading::AfterReading,
     input::{Fact, Trouble},
     running::{disk_space::Room, qmp_watchdog::Monitor, resources::Given},
     start::{Start, launch::Qemu},
-    supervise::{QMP_LIMIT, Supervisor},
 };
 use crate::{
     life::{self, Gone, Guest},

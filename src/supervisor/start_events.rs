@@ -3,9 +3,10 @@
 use tracing::{info, warn};
 
 use super::{
+    Supervisor,
     file_reading::AfterReading,
+    limits::START_STEP,
     start::{Report, Resources, Start, admission},
-    supervise::{START_STEP, Supervisor},
 };
 use crate::life::{Boot, Phase, StartEvent, State, VmFile};
 

@@ -10,7 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use tokio::{
@@ -20,58 +20,29 @@ use tokio::{
 use tracing::warn;
 
 use super::{
-    config::FileId,
+    Supervisor,
     effects::Effects,
-    error::{Error, Outcome},
+    error::Error,
     file_reading::{FileReadings, Files},
     input::{
-        Fact, forward_changes, forward_requests, forward_signals, forward_sleeps, next_beat,
-        sleep_until,
+        forward_changes, forward_requests, forward_signals, forward_sleeps, next_beat, sleep_until,
     },
-    running::{
-        console::Console, disk_space::Room, freeze::Frozen, live_update::Applying,
-        machined::Enrolled, operators::Operators, qmp_watchdog::Monitor, ready::Awaiting,
-        taps::Taps,
-    },
+    outcome::Outcome,
+    running::{console::Console, disk_space::Room, operators::Operators, qmp_watchdog::Monitor},
     settings::Settings,
-    start::{self, Start, launch::Qemu},
+    start::{self, Start},
 };
 use crate::{
-    control::{
-        server,
-        types::{End, Event, Pending, Port},
-    },
+    control::{server, types::Port},
     life::{self, Life, Mode},
     machine::facets::Facets,
     spec::Vm,
-    store::layout::VmPaths,
+    store::record_writer::RecordWriter,
     sys::{
-        file_watch::{self, Watching},
-        peer,
-        signal::Signals,
-        socket,
-        suspend_watch::Sleeps,
+        file_watch, lane::Lanes, peer, signal::Signals, socket, suspend_watch::Sleeps, tasks::Tasks,
     },
     systemd::notify::{Notifier, under_systemd},
 };
-use crate::{
-    store::record_writer::RecordWriter,
-    sys::{
-        lane::{Lanes, OnLane},
-        tasks::Tasks,
-    },
-};
-
-/// How long one QMP command may take before QEMU counts as not answering.
-pub(crate) const QMP_LIMIT: Duration = Duration::from_secs(10);
-/// How long the guest agent is waited for; where none runs, nothing ever answers.
-pub(crate) const AGENT_LIMIT: Duration = Duration::from_secs(2);
-/// How much longer than the stop ladder the service manager is asked to wait.
-pub(crate) const STOP_SLACK: Duration = Duration::from_secs(10);
-/// How far a start's progress puts off the service manager's timeout.
-pub(crate) const START_STEP: Duration = Duration::from_secs(90);
-/// How many lines of the console go beside a failure.
-pub(crate) const LAST_WORDS: usize = 10;
 
 /// Runs the VM to its end, or in [`Mode::ShutDown`] adopts a QEMU process that an earlier
 /// supervisor left and shuts its guest down. `text` is the text of the VM file.
@@ -218,85 +189,4 @@ async fn next_report(start: &mut Option<Start>) -> start::Report {
         Some(start) => start.next().await,
         None => std::future::pending().await,
     }
-}
-
-pub(crate) struct Supervisor {
-    /// What may wait for storage is done there.
-    pub(crate) lanes: Lanes,
-    /// Everything else that is done beside the loop.
-    pub(crate) tasks: Tasks,
-    pub(crate) records: RecordWriter,
-    /// The readings of the VM file, and what the last one found beside it.
-    pub(crate) readings: FileReadings,
-    pub(crate) files: Files,
-    /// Of this file QEMU's version is being asked for.
-    pub(crate) asks_installed: Option<FileId>,
-    pub(crate) settings: Settings,
-    pub(crate) paths: VmPaths,
-    pub(crate) life: Life,
-    /// The start under way.
-    pub(crate) start: Option<Start>,
-    /// Control requests that wait until the life machine answers them.
-    pub(crate) waiting_requests: Vec<crate::control::types::Request>,
-    /// The VM as it runs: the file QEMU was started from, with what was applied live since.
-    pub(crate) vm: Vm,
-    pub(crate) text: String,
-    /// The same key by key, with what was done to the machine since.
-    pub(crate) running: Facets,
-    /// The version of the QEMU that is installed, where it is not the one that runs.
-    pub(crate) installed: Option<String>,
-    /// What happened last, newest first.
-    pub(crate) recent: VecDeque<Event>,
-    /// Control requests that wait for their effect.
-    pub(crate) effects: Effects,
-    /// Changes that are being applied.
-    pub(crate) applying: Option<Applying>,
-    /// What could not be applied.
-    pub(crate) live_notes: Vec<String>,
-    /// The VM file as it is now, if it is valid.
-    pub(crate) written: Vm,
-    pub(crate) written_text: String,
-    pub(crate) written_problem: Option<String>,
-    pub(crate) pending: Vec<Pending>,
-    pub(crate) reboot_relaunches: bool,
-    pub(crate) qemu: Option<Qemu>,
-    /// Which QEMU a fact speaks of.
-    pub(crate) generation: u64,
-    /// The cgroup that the weight was written to, where no service manager does it.
-    pub(crate) cgroup: Option<crate::sys::cgroup::Cgroup>,
-    /// The number of the next agent call.
-    pub(crate) sync: u32,
-    pub(crate) memory_target: Option<u64>,
-    /// What the guest has, in bytes, as QEMU last told.
-    pub(crate) memory_actual: Option<u64>,
-    pub(crate) watching: Option<Watching>,
-    /// Finds out whether the guest is ready.
-    pub(crate) awaiting: Option<Awaiting>,
-    pub(crate) console: Console,
-    pub(crate) ends: Vec<End>,
-    pub(crate) notes: Vec<String>,
-    /// What of the VM's share of the host could not be given.
-    pub(crate) resource_notes: Vec<String>,
-    pub(crate) operators: Operators,
-    /// The vCPUs' threads were bound to CPUs.
-    pub(crate) pinned: bool,
-    /// Saves the guest's state.
-    pub(crate) saving: Option<OnLane>,
-    /// The guest's file systems are frozen.
-    pub(crate) frozen: Option<Frozen>,
-    pub(crate) taps: Option<Taps>,
-    /// Known to systemd-machined.
-    pub(crate) enrolled: Option<Enrolled>,
-    /// What the host has no room for, and whether QEMU's monitor answers.
-    pub(crate) room: Room,
-    pub(crate) monitor: Monitor,
-    pub(crate) since: jiff::Timestamp,
-    pub(crate) origin: Instant,
-    pub(crate) facts: mpsc::Sender<Fact>,
-    pub(crate) events: broadcast::Sender<Event>,
-    pub(crate) notifier: Notifier,
-    /// A unit started us: systemd owns the cgroup.
-    pub(crate) under_systemd: bool,
-    /// How the loop ends; `None` while it runs.
-    pub(crate) outcome: Option<Outcome>,
 }

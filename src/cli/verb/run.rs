@@ -11,7 +11,7 @@ use crate::{
     sandbox::{capabilities, confine},
     spec::{self, HostSettings},
     store::{layout::VmPaths, running},
-    supervisor::{error::Outcome, settings::Settings, supervise::supervise},
+    supervisor::{outcome::Outcome, settings::Settings, supervise::supervise},
     sys::{file, lock::Lock, signal},
     systemd::{service, unit::Scope},
     value::{VmName, chain},
