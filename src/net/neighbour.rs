@@ -5,7 +5,10 @@ use std::{io, net::IpAddr};
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
 
-use crate::value::{IfName, MacAddr};
+use crate::{
+    sys::tasks::Tasks,
+    value::{IfName, MacAddr},
+};
 
 /// The addresses seen at `mac` behind an interface, in their order; none where there is no such interface.
 ///
@@ -16,9 +19,10 @@ pub async fn addresses(interface: &IfName, mac: MacAddr) -> io::Result<Vec<IpAdd
         return Ok(Vec::new());
     };
     let (connection, handle, _) = rtnetlink::new_connection()?;
-    let task = tokio::spawn(connection);
+    let mut driver = Tasks::default();
+    driver.spawn(connection);
     let all = handle.neighbours().get().execute().try_collect::<Vec<_>>().await;
-    task.abort();
+    drop(driver);
     let all = all.map_err(io::Error::other)?;
     let here = all.into_iter().filter(|one| one.header.ifindex == index);
     let mut found: Vec<IpAddr> = here.filter_map(|one| seen_at(&one, mac)).collect();

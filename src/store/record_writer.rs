@@ -31,7 +31,8 @@ fn lock(next: &Mutex<Next>) -> MutexGuard<'_, Next> {
 }
 
 impl RecordWriter {
-    /// Creates the writer of a VM's record; `lane` has everything that is written to its run directory.
+    /// Creates the writer of the record of one QEMU process; `lane` has everything that is written to the run directory, also the removal
+    /// of the record of an earlier process.
     pub(crate) fn new(lane: Lane, paths: VmPaths) -> Self {
         Self { lane, paths, next: Arc::default() }
     }
@@ -72,16 +73,6 @@ impl RecordWriter {
         }
         async move { written.await.unwrap_or_else(|_| Err("it was given up".into())) }
     }
-
-    /// Removes the record, behind everything that was written of it, and before all that is written next.
-    pub(crate) fn remove(&mut self) {
-        // What comes from here on is of another QEMU, and must not be written before the removal.
-        self.next = Arc::default();
-        let paths = self.paths.clone();
-        if let Err(refused) = self.lane.run(move || Record::remove(&paths)) {
-            warn!("the run record is left behind: {refused}");
-        }
-    }
 }
 
 #[cfg(test)]
@@ -100,7 +91,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let paths = VmPaths { state: dir.path().to_owned(), runtime: dir.path().to_owned() };
         let lane = Lane::new("test");
-        let mut writer = RecordWriter::new(lane.clone(), paths.clone());
+        let writer = RecordWriter::new(lane.clone(), paths.clone());
         let (go, hangs) = mpsc::channel::<()>();
         lane.run(move || hangs.recv().unwrap()).unwrap();
         let first = writer.write(&record(1));
@@ -109,15 +100,14 @@ mod tests {
             drop(writer.write(&record(pid)));
         }
         assert!(lock(&writer.next).askers.len() <= 3);
-        writer.remove();
-        let of_the_next_qemu = writer.write(&record(1000));
+        let of_removed = paths.clone();
+        lane.run(move || Record::remove(&of_removed)).unwrap();
+        let next_qemu = RecordWriter::new(lane.clone(), paths.clone());
+        let of_the_next_qemu = next_qemu.write(&record(1000));
         go.send(()).unwrap();
         assert_eq!((first.await, second.await), (Ok(()), Ok(())));
         of_the_next_qemu.await.unwrap();
         let text = std::fs::read(paths.record()).unwrap();
         assert_eq!(serde_json::from_slice::<Record>(&text).unwrap().pid, 1000);
-        writer.remove();
-        lane.flush().await.unwrap();
-        assert!(!paths.record().exists());
     }
 }

@@ -1,36 +1,36 @@
 //! Doing what the life machine wants done.
 
-use crate::supervisor::{
-    limits::{AGENT_LIMIT, LAST_WORDS, QMP_LIMIT, STOP_SLACK},
-    outcome::Outcome,
-};
 use std::time::Duration;
 
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
-use super::{Supervisor, running::ready::policy};
+use super::{
+    Supervisor,
+    limits::{QMP_LIMIT, STOP_SLACK},
+    outcome::Outcome,
+    running::{ready::policy, suspend::StateToSave},
+};
 use crate::{
     control::types,
     life::{self, Action, Exit, Rung},
-    store::record,
+    spec::{self, Ready},
     sys::pidfd,
-    value::chain,
 };
 
 impl Supervisor {
     /// One step of the life machine, and what it wants done.
     pub(crate) fn feed(&mut self, event: life::Event) {
-        let before = self.told_state();
-        let actions = self.life.step(event, self.origin.elapsed(), &policy(&self.vm));
-        if self.told_state() != before {
-            self.since = (self.settings.now)();
-            let state = self.told_state();
-            self.publish("QVM_STATE", serde_json::json!({ "state": state }));
-            if let (types::State::Stopping, Some(watching)) = (state, &mut self.watching) {
-                watching.end();
+        let before = self.public_state();
+        let actions = self.life.step(event, self.ctx.elapsed(), &policy(self.config.vm()));
+        let state = self.public_state();
+        if state != before {
+            self.history.on_state_changed(self.ctx.now());
+            self.ctx.publish("QVM_STATE", serde_json::json!({ "state": state }));
+            if state == types::State::Stopping {
+                self.files.stop_watching();
             }
             if matches!(state, types::State::Running | types::State::Paused) {
-                self.notifier.status(&format!("{state:?}").to_lowercase());
+                self.ctx.notifier().status(state.word());
             }
         }
         for action in actions {
@@ -38,7 +38,7 @@ impl Supervisor {
         }
         self.answer_effects();
         if self.life.answers_requests() {
-            for request in std::mem::take(&mut self.waiting_requests) {
+            for request in self.effects.take_early() {
                 self.answer(request);
             }
         }
@@ -55,30 +55,23 @@ impl Supervisor {
             Action::Launch(boot) => self.launch(boot),
             Action::Adopt => self.adopt(),
             Action::QuarantineSavedState(why) => self.quarantine_saved_state(&why),
-            Action::RemoveRecord => self.records.remove(),
+            Action::RemoveRecord => self.ctx.remove_record(),
             Action::CancelStart => self.cancel_start(),
             Action::AwaitReady(limit) => self.await_ready(limit),
-            Action::StopAwaiting => self.awaiting = None,
+            Action::StopAwaiting => self.stop_awaiting(),
             Action::GiveUpReady(why) => self.give_up_ready(&why),
-            Action::NotifyReady => self.be_ready(),
+            Action::NotifyReady => self.notify_ready(),
             Action::NotifyStopping(limit) => {
-                self.notifier.stopping("stopping");
-                self.notifier.extend_timeout(limit + STOP_SLACK);
+                self.ctx.notifier().stopping("stopping");
+                self.ctx.notifier().extend_timeout(limit + STOP_SLACK);
             }
             Action::Announce(rung) => self.announce(rung),
-            Action::PressPowerButton => {
-                // A guest whose file systems are frozen cannot shut down.
-                let thawed = self.thaw_first();
-                self.tell_qemu("press the power button", |q| async move {
-                    let _ = thawed.await;
-                    q.powerdown(QMP_LIMIT).await
-                });
-            }
+            Action::PressPowerButton => self.press_power_button(),
             Action::AgentShutdown => self.ask_agent_to_shut_down(),
             Action::Save => self.save(),
             Action::CancelSave => self.cancel_save(),
             Action::Quit => self.quit(),
-            Action::Kill => self.signal_qemu(pidfd::Signal::KILL),
+            Action::Kill => self.kill(),
             Action::Reset => {
                 self.command_qemu("reset the guest", |q| async move { q.reset(QMP_LIMIT).await });
             }
@@ -88,107 +81,113 @@ impl Supervisor {
             Action::Continue => {
                 self.command_qemu("resume the guest", |q| async move { q.cont(QMP_LIMIT).await });
             }
-            Action::Record(end) => self.record_end(&end),
-            Action::Exit(Exit::Code(code)) => self.outcome = Some(Outcome::Exit(code)),
+            Action::Record(end) => self.history.record_end(&end, &self.console, &self.ctx),
+            Action::Exit(Exit::Code(code)) => self.history.set_outcome(Outcome::Exit(code)),
             Action::Exit(Exit::NotStarted(failure)) => {
-                self.outcome = Some(Outcome::NotStarted(failure));
+                self.history.set_outcome(Outcome::NotStarted(failure));
             }
         }
     }
 
-    fn announce(&mut self, rung: Rung) {
+    fn announce(&self, rung: Rung) {
         info!("{rung}");
-        self.notifier.status(&rung.to_string());
+        self.ctx.notifier().status(&rung.to_string());
         let data = serde_json::json!({ "rung": rung.word(), "text": rung.to_string() });
-        self.publish("QVM_STOP_RUNG", data);
+        self.ctx.publish("QVM_STOP_RUNG", data);
     }
 
-    /// Sends one QMP command without waiting for it; a failure is logged, and the ladder goes on.
-    pub(crate) fn tell_qemu<F, W>(&mut self, what: &'static str, command: F)
-    where
-        F: FnOnce(qmp::Client) -> W,
-        W: Future<Output = Result<(), qmp::Error>> + Send + 'static,
-    {
-        if let Some(qemu) = &self.qemu {
-            let work = command(qemu.client.clone());
-            self.tasks.spawn(async move {
-                match work.await {
-                    Ok(()) | Err(qmp::Error::Closed) => {}
-                    Err(error) => warn!("cannot {what}: {error}"),
-                }
-            });
-        }
-    }
-
-    /// A number that no recent call to the agent had.
-    pub(crate) fn next_sync(&mut self) -> u32 {
-        self.sync = self.sync.wrapping_add(10_000);
-        self.sync
+    fn press_power_button(&mut self) {
+        let Some(vm) = &mut self.vm else { return };
+        // A guest whose file systems are frozen cannot shut down.
+        let thawed = vm.thaw_first();
+        vm.qemu().tell("press the power button", |q| async move {
+            let _ = thawed.await;
+            q.powerdown(QMP_LIMIT).await
+        });
     }
 
     fn ask_agent_to_shut_down(&mut self) {
-        let thawed = self.thaw_first();
-        let sync = self.next_sync();
-        let Some(qemu) = &self.qemu else { return };
-        let agent = qemu.agent.clone();
-        self.tasks.spawn(async move {
-            let _ = thawed.await;
-            match agent.shutdown(sync, AGENT_LIMIT).await {
-                Ok(()) => info!("the guest agent was asked to shut down as well"),
-                Err(why) => tracing::debug!("no guest agent took part: {why}"),
-            }
-        });
+        let Some(vm) = &mut self.vm else { return };
+        let thawed = vm.thaw_first();
+        vm.qemu().ask_agent_to_shut_down(async move { drop(thawed.await) });
     }
 
-    /// QMP `quit`; SIGTERM, which QEMU takes as the same, where the monitor does not answer.
     fn quit(&mut self) {
-        let Some(qemu) = &self.qemu else { return };
-        let (client, process) = (qemu.client.clone(), qemu.process.clone());
-        self.tasks.spawn(async move {
-            match client.quit(Duration::from_secs(3)).await {
-                Ok(()) | Err(qmp::Error::Closed) => {}
-                Err(error) => {
-                    warn!("QEMU did not take `quit`, SIGTERM instead: {error}");
-                    let _ = process.signal(pidfd::Signal::TERM);
-                }
-            }
-        });
-    }
-
-    fn signal_qemu(&self, signal: pidfd::Signal) {
-        if let Some(qemu) = &self.qemu
-            && let Err(error) = qemu.process.signal(signal)
-        {
-            error!("cannot send a signal to QEMU: {error}");
+        if let Some(vm) = &mut self.vm {
+            vm.qemu().quit();
         }
     }
 
-    pub(crate) fn record_end(&mut self, end: &life::End) {
-        let console = if end.failed() { self.console.last_lines(LAST_WORDS) } else { vec![] };
-        let kept = types::End {
-            reason: end.reason().to_owned(),
-            at: (self.settings.now)().to_string(),
-            detail: end.to_string(),
-            failed: end.failed(),
-            console,
+    fn kill(&mut self) {
+        if let Some(vm) = &mut self.vm {
+            vm.qemu().signal(pidfd::Signal::KILL);
+        }
+    }
+
+    fn save(&mut self) {
+        let Some(vm) = &mut self.vm else { return };
+        let (config, state) = (&self.config, self.life.state());
+        // Only a machine like the one that was saved can restore a state.
+        let unusable = config
+            .is_replugged(vm.record())
+            .then(|| "disks or NICs were plugged in or out since it was started".to_owned());
+        let state = StateToSave {
+            vm_file: config.text().to_owned(),
+            memory: config.vm().mem.bytes(),
+            paused: matches!(state, life::State::Suspending(life::Saving { held: true, .. })),
+            unusable,
         };
-        match &end.cause {
-            // The command line reports it, as the last line.
-            life::Cause::StartFailed(_) | life::Cause::NotReady(_) => {}
-            _ if end.failed() => error!("{}", kept.detail),
-            _ => info!("{}", kept.detail),
+        vm.save_state(state, &self.ctx);
+    }
+
+    fn cancel_save(&mut self) {
+        let Some(vm) = &mut self.vm else { return };
+        if let Some(why) = vm.cancel_save(&self.ctx) {
+            self.effects.on_not_saved(why);
         }
-        self.publish("QVM_END", serde_json::json!(kept));
-        self.notifier.status(&kept.detail);
-        record::put(&mut self.ends, kept.clone());
-        let paths = self.paths.clone();
-        let queued = self.lanes.state.run(move || {
-            if let Err(error) = record::keep(&paths, kept) {
-                error!("cannot record how the VM ended: {}", chain(&error));
+    }
+
+    fn await_ready(&mut self, limit: Duration) {
+        if let Some(vm) = &mut self.vm {
+            vm.await_ready(limit, self.config.vm(), &self.ctx);
+        }
+    }
+
+    fn stop_awaiting(&mut self) {
+        if let Some(vm) = &mut self.vm {
+            vm.stop_awaiting();
+        }
+    }
+
+    fn give_up_ready(&mut self, why: &str) {
+        // Where that is a failure, the end reports it.
+        if self.config.vm().ready_failure == spec::ReadyFailure::Continue {
+            warn!("the guest is not ready: {why}");
+        }
+        self.record_readiness();
+    }
+
+    /// Tells the service manager and the watchers that the VM is up.
+    fn notify_ready(&mut self) {
+        self.stop_awaiting();
+        self.record_readiness();
+        let word = self.public_state().word();
+        match self.life.readiness() {
+            life::Readiness::Missed(why) => {
+                self.ctx.notifier().ready(&format!("{word}, not ready: {why}"));
             }
-        });
-        if let Err(refused) = queued {
-            error!("cannot record how the VM ended: {refused}");
+            _ => self.ctx.notifier().ready(word),
+        }
+        let ready = self.public_ready();
+        if self.config.vm().ready != Ready::Running {
+            info!("the VM is up, and ready: {}", ready.map_or("no", types::Ready::word));
+        }
+        self.ctx.publish("QVM_READY", serde_json::json!({ "ready": ready }));
+    }
+
+    pub(crate) fn record_readiness(&mut self) {
+        if let Some(vm) = &mut self.vm {
+            vm.record_readiness(self.life.readiness());
         }
     }
 }

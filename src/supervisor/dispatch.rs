@@ -1,100 +1,95 @@
-//! What the loop learns, and what each fact leads to.
+//! What the loop handles, and what each input leads to.
 
-use tracing::debug;
+use tracing::info;
 
-use super::{Supervisor, file_reading::AfterReading, input::Fact, running::freeze::Why};
+use super::{
+    Supervisor,
+    file_reading::AfterReading,
+    input::Input,
+    running::{
+        RunningVm, Surroundings,
+        event::{DiskSpaceEvent, VmEvent},
+        suspend::set_guest_clock,
+    },
+};
 use crate::{life, sys::signal::Signal};
 
 impl Supervisor {
-    /// Turns a fact into what the life machine understands.
-    pub(crate) fn learn(&mut self, fact: Fact) {
-        match fact {
-            Fact::Signal(Signal::Stop) => self.told_to_stop(),
-            Fact::Stopped { host_down: true } => self.feed(life::Event::HostDown),
-            Fact::Stopped { host_down: false } => self.feed(life::Event::Signalled),
-            Fact::Signal(Signal::Interrupt) => self.interrupted(),
-            Fact::Signal(Signal::Reload) => self.reload(None),
-            Fact::FileChanged => self.read_files(AfterReading::Compare),
-            Fact::FilesRead(seen) => self.on_files_read(seen),
-            Fact::FilesLate => self.on_files_late(),
-            Fact::StatusDue => self.answer_statuses(),
-            Fact::Reloaded(asker) => self.reloaded(asker),
-            Fact::Written(done) => self.written_all(done),
-            Fact::Given(generation, given) if generation == self.generation => self.given(given),
-            Fact::Screen(generation, opened) if generation == self.generation => {
-                self.screen_opened(opened);
-            }
-            Fact::Signal(Signal::Reexec) => self.reexec(),
+    /// Returns the next event of the running VM, if there is one.
+    pub(crate) async fn next_vm_event(vm: &mut Option<RunningVm>) -> VmEvent {
+        match vm {
+            Some(vm) => vm.next().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Handles what came from outside, or from a task of the supervisor.
+    pub(crate) fn handle_input(&mut self, input: Input) {
+        match input {
+            Input::Signal(Signal::Stop) => self.on_stop_signal(),
+            Input::Signal(Signal::Interrupt) => self.on_interrupt(),
+            Input::Signal(Signal::Reload) => self.read_files(AfterReading::Reload(None)),
+            Input::Signal(Signal::Reexec) => self.reexec(),
+            Input::StopSignal { host_down: true } => self.feed(life::Event::HostDown),
+            Input::StopSignal { host_down: false } => self.feed(life::Event::Signalled),
             // The first answer must not report a running guest as starting.
-            Fact::Request(request) if self.life.answers_requests() => self.answer(request),
-            Fact::Request(request) => self.waiting_requests.push(request),
-            Fact::Gone(generation, exit, oom) if generation == self.generation => {
-                self.gone(exit, oom);
+            Input::Request(request) if self.life.answers_requests() => self.answer(request),
+            Input::Request(request) => self.effects.on_early(request),
+            Input::FileChanged => self.read_files(AfterReading::Compare),
+            Input::Files(event) => self.on_file_event(event),
+            Input::HostSlept(slept) => {
+                info!("the host has slept for {} s", slept.as_secs());
+                if let Some(vm) = &mut self.vm {
+                    set_guest_clock(vm.qemu(), &self.ctx);
+                }
             }
-            Fact::Qmp(generation, event) if generation == self.generation => self.heard(&event),
-            Fact::MonitorClosed(generation) if generation == self.generation => self.reconnect(),
-            Fact::MonitorBack(generation, session, found) if generation == self.generation => {
-                self.reconnected(session, &found);
+            Input::UnknownOperators(names) => self.config.set_unknown_operators(names),
+            Input::Written(done) => self.on_written(done),
+        }
+    }
+
+    /// Handles an event of the running VM.
+    pub(crate) fn handle_vm_event(&mut self, event: VmEvent) {
+        match event {
+            VmEvent::Qmp(event) => self.on_qmp_event(&event),
+            VmEvent::QmpReconnected(session, run_state) => {
+                self.on_qmp_reconnected(session, &run_state);
             }
-            Fact::Executed(generation, number, what, done) if generation == self.generation => {
-                self.on_executed(number, what, done);
+            VmEvent::Executed(executed) => {
+                self.effects.on_executed(executed);
+                self.answer_effects();
             }
-            Fact::MemorySet(generation, bytes, done, reply) if generation == self.generation => {
-                self.on_memory_set(bytes, done, reply);
+            VmEvent::Exited { exit, oom } => self.on_exit(exit, oom),
+            VmEvent::StateSaved(done) => self.on_state_saved(done),
+            VmEvent::LiveUpdate(event) => self.on_live_update(event),
+            VmEvent::HostShare(event) => {
+                if let Some(vm) = &mut self.vm {
+                    self.host_share.handle(event, self.config.vm(), vm.qemu());
+                }
             }
-            Fact::Ready(generation, found) if generation == self.generation => self.found(found),
-            Fact::Memory(generation, bytes) if generation == self.generation => {
-                self.memory_actual = Some(bytes);
+            VmEvent::Reloaded => self.on_reloaded(),
+            VmEvent::DiskSpace(DiskSpaceEvent::Full { .. }) => {
+                self.pass_to_vm(event);
+                if let Some(vm) = &mut self.vm {
+                    vm.wait_for_space(self.life.state());
+                }
             }
-            Fact::NotPinned(generation, why) if generation == self.generation => {
-                self.not_pinned(&why);
-            }
-            Fact::Saved(generation, done) if generation == self.generation => self.saved(done),
-            Fact::Applied(generation, results) if generation == self.generation => {
-                self.applied(results);
-            }
-            Fact::LetGo(generation, gone, held) if generation == self.generation => {
-                self.let_go(&gone, &held);
-            }
-            Fact::Installed(generation, version) if generation == self.generation => {
-                self.installed = Some(version);
-                self.compare();
-            }
-            Fact::Froze(generation, after, done, reply) if generation == self.generation => {
-                self.froze(after, done, reply);
-            }
-            Fact::ThawDue(generation) if generation == self.generation => {
-                self.thaw(Why::Deadline, None);
-            }
-            Fact::Thawed(generation, why, done, reply) if generation == self.generation => {
-                self.thawed(why, done, reply);
-            }
-            Fact::Taps(generation, told) if generation == self.generation => self.hear_taps(told),
-            Fact::HostSlept(slept) => self.host_slept(slept),
-            Fact::UnknownOperators(names) => self.operators.unknown = names,
-            Fact::Trouble(generation, what) if generation == self.generation => self.meet(what),
-            Fact::Froze(..)
-            | Fact::MemorySet(..)
-            | Fact::Executed(..)
-            | Fact::Given(..)
-            | Fact::Screen(..)
-            | Fact::Trouble(..)
-            | Fact::ThawDue(_)
-            | Fact::Thawed(..)
-            | Fact::Memory(..)
-            | Fact::Applied(..)
-            | Fact::LetGo(..)
-            | Fact::Installed(..)
-            | Fact::Saved(..)
-            | Fact::NotPinned(..)
-            | Fact::Ready(..)
-            | Fact::Taps(..)
-            | Fact::Gone(..)
-            | Fact::Qmp(..)
-            | Fact::MonitorClosed(_)
-            | Fact::MonitorBack(..) => {
-                debug!("late word of an earlier QEMU");
-            }
+            event => self.pass_to_vm(event),
+        }
+    }
+
+    /// Has the running VM handle an event that concerns it alone.
+    fn pass_to_vm(&mut self, event: VmEvent) {
+        let public = self.public_state();
+        let Some(vm) = &mut self.vm else { return };
+        let mut around = Surroundings {
+            config: &mut self.config,
+            state: self.life.state(),
+            public,
+            ctx: &self.ctx,
+        };
+        if let Some(event) = vm.handle(event, &mut around) {
+            self.feed(event);
         }
     }
 }

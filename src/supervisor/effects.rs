@@ -1,20 +1,18 @@
 //! Control requests that are answered when their effect is there, or with the reason why it is not.
 //!
 //! QEMU sends the event of a change before the reply to the command that caused it. Replies therefore come to the loop behind the
-//! events of the same connection (see [`Supervisor::listen`]): when a reply is handled, the state is already the new one.
+//! events of the same connection (`running::qemu::Qemu::listen`): when a reply is handled, the state is already the new one.
 
-use crate::supervisor::refusal::qmp_refusal;
 use std::time::Duration;
 
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::Instant,
-};
-use tracing::warn;
+use tokio::time::Instant;
 
-use super::{Supervisor, input::Fact};
+use super::{
+    refusal::{Reply, qmp_refusal},
+    running::event::Executed,
+};
 use crate::{
-    control::types::Refusal,
+    control::types::{End, Refusal, Request},
     life::{self, Command, QUIT_GRACE, State},
 };
 
@@ -22,11 +20,6 @@ use crate::{
 const EFFECT_LIMIT: Duration = Duration::from_secs(12);
 /// How long QEMU has until it exits: `quit`, and the kernel's work after SIGKILL.
 const EXIT_LIMIT: Duration = Duration::from_secs(QUIT_GRACE.as_secs() + 10);
-/// How many replies of QEMU wait for the loop; further ones go there directly.
-const REPLY_QUEUE: usize = 64;
-
-/// Where the answer goes. Dropped where the client has gone.
-pub(crate) type Reply = oneshot::Sender<Result<(), Refusal>>;
 
 /// The requests that wait for their effect.
 #[derive(Debug, Default)]
@@ -34,12 +27,12 @@ pub(crate) struct Effects {
     pending: Vec<Pending>,
     /// The number of the last QMP command.
     number: u64,
-    /// To the task that passes on the events of the monitor's present connection.
-    replies: Option<mpsc::Sender<Fact>>,
     /// Why the last save of the guest's state failed.
-    pub(crate) not_saved: Option<String>,
-    /// A re-execution was asked for, and waits until nothing is pending.
-    pub(crate) reexec: bool,
+    not_saved: Option<String>,
+    /// A re-execution was requested, and waits until nothing is pending.
+    reexec: bool,
+    /// Requests that came before the life machine answers any.
+    early: Vec<Request>,
 }
 
 /// One request.
@@ -59,20 +52,57 @@ struct Pending {
 }
 
 impl Effects {
+    /// Adds a request whose step of the life machine is executed next. `shutdown_limit` is how long a shutdown may take. Returns the
+    /// client of a request to the guest itself, which is answered when it is sent.
+    pub(crate) fn add(
+        &mut self,
+        command: Command,
+        shutdown_limit: Duration,
+        reply: Reply,
+    ) -> Option<Reply> {
+        let limit = match command {
+            Command::Stop { .. } | Command::Reboot => return Some(reply),
+            Command::Pause | Command::Resume | Command::Reset => EFFECT_LIMIT,
+            Command::Terminate => EXIT_LIMIT,
+            Command::Suspend => {
+                self.not_saved = None;
+                shutdown_limit + EXIT_LIMIT
+            }
+        };
+        self.pending.push(Pending {
+            command,
+            until: Instant::now() + limit,
+            executing: true,
+            outstanding: vec![],
+            lost: false,
+            was_reset: false,
+            reply,
+        });
+        None
+    }
+
+    /// The steps of the requests were executed.
+    pub(crate) fn on_stepped(&mut self) {
+        self.pending.iter_mut().for_each(|one| one.executing = false);
+    }
+
+    /// A request came before the life machine answers any.
+    pub(crate) fn on_early(&mut self, request: Request) {
+        self.early.push(request);
+    }
+
+    /// Returns the requests that came too early.
+    pub(crate) fn take_early(&mut self) -> Vec<Request> {
+        std::mem::take(&mut self.early)
+    }
+
     /// When the next request runs out of time.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.pending.iter().map(|one| one.until).min()
     }
 
-    /// The queue for replies that come behind the events of a new connection.
-    pub(crate) fn queue(&mut self) -> mpsc::Receiver<Fact> {
-        let (replies, queue) = mpsc::channel(REPLY_QUEUE);
-        self.replies = Some(replies);
-        queue
-    }
-
     /// The number of a QMP command that is about to be sent; a request whose step sends it waits for the reply.
-    fn number(&mut self) -> u64 {
+    pub(crate) fn next_number(&mut self) -> u64 {
         self.number += 1;
         for one in self.pending.iter_mut().filter(|one| one.executing) {
             one.outstanding.push(self.number);
@@ -81,8 +111,24 @@ impl Effects {
     }
 
     /// QEMU was reset by `system_reset`.
-    pub(crate) fn was_reset(&mut self) {
+    pub(crate) fn on_reset(&mut self) {
         self.pending.iter_mut().for_each(|one| one.was_reset = true);
+    }
+
+    /// The guest's state was not saved; why.
+    pub(crate) fn on_not_saved(&mut self, why: String) {
+        self.not_saved = Some(why);
+    }
+
+    /// A re-execution is requested. Returns whether it is possible now: nobody else could answer what is pending.
+    pub(crate) fn request_reexec(&mut self) -> bool {
+        self.reexec = !self.is_empty();
+        !self.reexec
+    }
+
+    /// Returns whether a re-execution was requested and is possible now.
+    pub(crate) fn take_reexec(&mut self) -> bool {
+        self.is_empty() && std::mem::take(&mut self.reexec)
     }
 
     /// Takes the requests that `answered` is true of.
@@ -92,117 +138,51 @@ impl Effects {
         taken
     }
 
+    /// Whether no request waits.
     pub(crate) fn is_empty(&self) -> bool {
         self.pending.is_empty()
     }
-}
 
-impl Supervisor {
-    /// Takes a step for a request, and answers it when the effect is there. A request to the guest itself is answered when it was sent.
-    pub(crate) fn request_effect(&mut self, command: Command, reply: Reply) {
-        let limit = match command {
-            Command::Stop { .. } | Command::Reboot => {
-                self.feed(life::Event::Asked(command));
-                return drop(reply.send(Ok(())));
-            }
-            Command::Pause | Command::Resume | Command::Reset => EFFECT_LIMIT,
-            Command::Terminate => EXIT_LIMIT,
-            Command::Suspend => {
-                self.effects.not_saved = None;
-                self.vm.shutdown_timeout.duration() + EXIT_LIMIT
-            }
-        };
-        self.effects.pending.push(Pending {
-            command,
-            until: Instant::now() + limit,
-            executing: true,
-            outstanding: vec![],
-            lost: false,
-            was_reset: false,
-            reply,
-        });
-        self.feed(life::Event::Asked(command));
-        self.effects.pending.iter_mut().for_each(|one| one.executing = false);
-        self.answer_effects();
-    }
-
-    /// Sends a QMP command whose reply is handled behind the events that QEMU sent before it. A failure is logged.
-    pub(crate) fn command_qemu<F, W>(&mut self, what: &'static str, command: F)
-    where
-        F: FnOnce(qmp::Client) -> W,
-        W: Future<Output = Result<(), qmp::Error>> + Send + 'static,
-    {
-        let Some(qemu) = &self.qemu else { return };
-        let work = command(qemu.client.clone());
-        let (generation, number) = (self.generation, self.effects.number());
-        let (facts, replies) = (self.facts.clone(), self.effects.replies.clone());
-        self.tasks.spawn(async move {
-            let done = work.await;
-            if let Err(error) = &done
-                && !matches!(error, qmp::Error::Closed)
-            {
-                warn!("cannot {what}: {error}");
-            }
-            let fact = Fact::Executed(generation, number, what, done);
-            let unsent = match replies {
-                Some(replies) => replies.send(fact).await.err().map(|unsent| unsent.0),
-                None => Some(fact),
-            };
-            if let Some(fact) = unsent {
-                let _ = facts.send(fact).await;
-            }
-        });
-    }
-
-    /// QEMU has replied, or did not in time.
-    pub(crate) fn on_executed(
-        &mut self,
-        number: u64,
-        what: &'static str,
-        done: Result<(), qmp::Error>,
-    ) {
+    /// QEMU has replied to a command, or did not in time.
+    pub(crate) fn on_executed(&mut self, executed: Executed) {
+        let Executed { number, what, done } = executed;
         match done {
             Ok(()) => {
-                for one in &mut self.effects.pending {
+                for one in &mut self.pending {
                     one.outstanding.retain(|other| *other != number);
                 }
             }
-            // The state is read again over the next connection; or QEMU has gone.
+            // The state is read again over the next connection; or QEMU has exited.
             Err(qmp::Error::Closed) => {
-                for one in &mut self.effects.pending {
+                for one in &mut self.pending {
                     one.lost |= one.outstanding.contains(&number);
                     one.outstanding.retain(|other| *other != number);
                 }
             }
             Err(error) => {
                 let refusal = qmp_refusal(what, &error);
-                for one in self.effects.take(|one| one.outstanding.contains(&number)) {
+                for one in self.take(|one| one.outstanding.contains(&number)) {
                     let _ = one.reply.send(Err(refusal.clone()));
                 }
             }
         }
-        self.answer_effects();
     }
 
-    /// Answers every request that is decided by now.
-    pub(crate) fn answer_effects(&mut self) {
+    /// Answers every request that is decided in this state of the life machine; `last` is the VM's last end.
+    pub(crate) fn answer(&mut self, state: &State, last: Option<&End>) {
         let mut kept = Vec::new();
-        for one in std::mem::take(&mut self.effects.pending) {
-            match self.outcome(&one) {
+        for one in std::mem::take(&mut self.pending) {
+            match self.outcome(&one, state, last) {
                 Some(outcome) => drop(one.reply.send(outcome)),
                 None => kept.push(one),
             }
         }
-        self.effects.pending = kept;
-        if self.effects.is_empty() && std::mem::take(&mut self.effects.reexec) {
-            self.reexec();
-        }
+        self.pending = kept;
     }
 
-    /// Answers the requests whose time is up.
-    pub(crate) fn on_effects_overdue(&mut self) {
-        let now = Instant::now();
-        for one in self.effects.take(|one| one.until <= now) {
+    /// Answers the requests whose time is up at `now`.
+    pub(crate) fn answer_overdue(&mut self, now: Instant) {
+        for one in self.take(|one| one.until <= now) {
             let why = match one.command {
                 Command::Terminate | Command::Suspend => {
                     "QEMU has not exited in time; it may be blocked in the kernel".to_owned()
@@ -213,17 +193,18 @@ impl Supervisor {
             };
             let _ = one.reply.send(Err(Refusal::Unconfirmed(why)));
         }
-        if self.effects.is_empty() && std::mem::take(&mut self.effects.reexec) {
-            self.reexec();
-        }
     }
 
-    /// What a request comes to in the present state; `None` while that is open.
-    fn outcome(&self, one: &Pending) -> Option<Result<(), Refusal>> {
+    /// What a request comes to in this state; `None` while that is open.
+    fn outcome(
+        &self,
+        one: &Pending,
+        state: &State,
+        last: Option<&End>,
+    ) -> Option<Result<(), Refusal>> {
         if one.executing {
             return None;
         }
-        let state = self.life.state();
         let replied = one.outstanding.is_empty();
         let not_now = |word| Some(Err(Refusal::NotNow(word)));
         let failed = |why: &str| Some(Err(Refusal::Failed(why.to_owned())));
@@ -234,13 +215,13 @@ impl Supervisor {
                 Command::Suspend,
                 State::Suspending(_) | State::Quitting { .. } | State::Killing { .. },
             ) => None,
-            (Command::Suspend, State::Ended) => match self.ends.first() {
+            (Command::Suspend, State::Ended) => match last {
                 Some(end) if end.reason == "suspended" => Some(Ok(())),
                 Some(end) => failed(&end.detail),
                 None => not_now("stopping"),
             },
             (Command::Suspend, State::Running | State::Paused(_)) => {
-                failed(self.effects.not_saved.as_deref().unwrap_or("it was called off"))
+                failed(self.not_saved.as_deref().unwrap_or("it was called off"))
             }
             // A relaunch: the machine that was to be reset is gone.
             (Command::Reset, State::Starting(_)) => Some(Ok(())),
@@ -263,5 +244,233 @@ impl Supervisor {
             (Command::Resume, State::Paused(_)) => failed("the guest was paused again"),
             (Command::Stop { .. } | Command::Reboot, _) => Some(Ok(())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot::{self, Receiver};
+
+    use super::*;
+    use crate::life::{Boot, Hold, Ladder, Outcome, Phase};
+
+    const PAUSED: State = State::Paused(Hold::Wanted);
+    const LIMIT: Duration = Duration::from_secs(30);
+
+    type Client = Receiver<Result<(), Refusal>>;
+
+    /// Adds a request whose step has sent one QMP command; its number.
+    fn requested(effects: &mut Effects, command: Command) -> (Client, u64) {
+        let (reply, client) = oneshot::channel();
+        assert!(effects.add(command, LIMIT, reply).is_none());
+        let number = effects.next_number();
+        effects.on_stepped();
+        (client, number)
+    }
+
+    fn executed(number: u64, done: Result<(), qmp::Error>) -> Executed {
+        Executed { number, what: "pause the guest", done }
+    }
+
+    fn end(reason: &str) -> End {
+        let (reason, at) = (reason.to_owned(), String::new());
+        End { reason, at, detail: "because".into(), failed: false, console: vec![] }
+    }
+
+    fn quitting(then: Outcome) -> State {
+        State::Quitting { kill_at: LIMIT, hurried: false, then }
+    }
+
+    #[tokio::test]
+    async fn request_to_the_guest_is_answered_when_sent() {
+        let mut effects = Effects::default();
+        for command in [Command::Stop { timeout: None }, Command::Reboot] {
+            let (reply, _client) = oneshot::channel();
+            assert!(effects.add(command, LIMIT, reply).is_some());
+        }
+        assert!(effects.is_empty() && effects.deadline().is_none());
+    }
+
+    #[tokio::test]
+    async fn pause_waits_for_reply_and_state() {
+        let mut effects = Effects::default();
+        let (mut client, number) = requested(&mut effects, Command::Pause);
+        effects.answer(&PAUSED, None);
+        assert!(client.try_recv().is_err());
+        effects.on_executed(executed(number, Ok(())));
+        effects.answer(&PAUSED, None);
+        assert_eq!(client.try_recv(), Ok(Ok(())));
+        assert!(effects.is_empty());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_answered_while_its_step_is_executed() {
+        let mut effects = Effects::default();
+        let (reply, mut client) = oneshot::channel();
+        effects.add(Command::Pause, LIMIT, reply);
+        effects.answer(&PAUSED, None);
+        assert!(client.try_recv().is_err());
+        effects.on_stepped();
+        effects.answer(&PAUSED, None);
+        assert_eq!(client.try_recv(), Ok(Ok(())));
+    }
+
+    #[tokio::test]
+    async fn state_of_another_request_is_a_failure() {
+        let mut effects = Effects::default();
+        for (command, state) in [(Command::Pause, State::Running), (Command::Resume, PAUSED)] {
+            let (mut client, number) = requested(&mut effects, command);
+            effects.on_executed(executed(number, Ok(())));
+            effects.answer(&state, None);
+            assert!(matches!(client.try_recv(), Ok(Err(Refusal::Failed(_)))), "{command:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn reply_to_another_command_does_not_count() {
+        let mut effects = Effects::default();
+        let (mut client, number) = requested(&mut effects, Command::Pause);
+        let other = effects.next_number();
+        assert_ne!(number, other);
+        effects.on_executed(executed(other, Ok(())));
+        effects.answer(&PAUSED, None);
+        assert!(client.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn refusal_of_qemu_is_the_answer() {
+        let mut effects = Effects::default();
+        let (mut client, number) = requested(&mut effects, Command::Pause);
+        let (command, class) = ("stop".into(), "GenericError".into());
+        let refused = qmp::Error::Refused { command, class, desc: "busy".into() };
+        effects.on_executed(executed(number, Err(refused)));
+        let answer = client.try_recv().unwrap();
+        assert!(matches!(&answer, Err(Refusal::Failed(why)) if why.contains("busy")), "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn lost_reply_leaves_the_state_to_tell() {
+        let mut effects = Effects::default();
+        let (mut client, number) = requested(&mut effects, Command::Pause);
+        effects.on_executed(executed(number, Err(qmp::Error::Closed)));
+        // The guest may be resumed by what is read over the next connection.
+        effects.answer(&State::Running, None);
+        assert!(client.try_recv().is_err());
+        effects.answer(&PAUSED, None);
+        assert_eq!(client.try_recv(), Ok(Ok(())));
+    }
+
+    #[tokio::test]
+    async fn reset_waits_for_its_event() {
+        let mut effects = Effects::default();
+        let (mut client, number) = requested(&mut effects, Command::Reset);
+        effects.on_executed(executed(number, Ok(())));
+        effects.answer(&State::Running, None);
+        assert!(client.try_recv().is_err());
+        effects.on_reset();
+        effects.answer(&State::Running, None);
+        assert_eq!(client.try_recv(), Ok(Ok(())));
+    }
+
+    #[tokio::test]
+    async fn reset_by_a_relaunch_is_done() {
+        let mut effects = Effects::default();
+        let (mut client, _) = requested(&mut effects, Command::Reset);
+        effects.answer(&quitting(Outcome::Relaunch), None);
+        assert!(client.try_recv().is_err());
+        effects.answer(&State::Starting(Phase::Preparing(Boot::Cold)), None);
+        assert_eq!(client.try_recv(), Ok(Ok(())));
+    }
+
+    #[tokio::test]
+    async fn vm_that_stops_or_starts_refuses() {
+        let ladder = Ladder { deadline: LIMIT, press_at: LIMIT, then: Outcome::Relaunch };
+        for (state, word) in [
+            (State::Stopping(ladder), "stopping"),
+            (State::Ended, "stopping"),
+            (State::Starting(Phase::Adopting), "starting"),
+        ] {
+            let mut effects = Effects::default();
+            let (mut client, _) = requested(&mut effects, Command::Pause);
+            effects.answer(&state, None);
+            assert_eq!(client.try_recv(), Ok(Err(Refusal::NotNow(word))), "{state:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn terminate_is_answered_at_the_end() {
+        let mut effects = Effects::default();
+        let (mut client, _) = requested(&mut effects, Command::Terminate);
+        effects.answer(&quitting(Outcome::Relaunch), None);
+        assert!(client.try_recv().is_err());
+        effects.answer(&State::Ended, None);
+        assert_eq!(client.try_recv(), Ok(Ok(())));
+    }
+
+    #[tokio::test]
+    async fn suspend_is_answered_by_how_the_run_ended() {
+        for (last, expected) in [
+            (Some(end("suspended")), Ok(())),
+            (Some(end("killed")), Err(Refusal::Failed("because".into()))),
+            (None, Err(Refusal::NotNow("stopping"))),
+        ] {
+            let mut effects = Effects::default();
+            let (mut client, _) = requested(&mut effects, Command::Suspend);
+            effects.answer(&quitting(Outcome::Relaunch), None);
+            assert!(client.try_recv().is_err());
+            effects.answer(&State::Ended, last.as_ref());
+            assert_eq!(client.try_recv(), Ok(expected));
+        }
+    }
+
+    #[tokio::test]
+    async fn failed_suspend_tells_why() {
+        let mut effects = Effects::default();
+        for (told, expected) in [(None, "it was called off"), (Some("no space"), "no space")] {
+            let (mut client, _) = requested(&mut effects, Command::Suspend);
+            told.into_iter().for_each(|why| effects.on_not_saved(why.to_owned()));
+            effects.answer(&State::Running, None);
+            assert_eq!(client.try_recv(), Ok(Err(Refusal::Failed(expected.into()))));
+        }
+    }
+
+    #[tokio::test]
+    async fn overdue_request_is_unconfirmed() {
+        let mut effects = Effects::default();
+        let (mut pause, _) = requested(&mut effects, Command::Pause);
+        let (mut suspend, _) = requested(&mut effects, Command::Suspend);
+        let first = effects.deadline().unwrap();
+        assert!(first <= Instant::now() + EFFECT_LIMIT);
+        effects.answer_overdue(first);
+        assert!(matches!(pause.try_recv(), Ok(Err(Refusal::Unconfirmed(_)))));
+        assert!(suspend.try_recv().is_err());
+        effects.answer_overdue(effects.deadline().unwrap());
+        assert!(matches!(suspend.try_recv(), Ok(Err(Refusal::Unconfirmed(_)))));
+    }
+
+    #[tokio::test]
+    async fn reexec_waits_for_the_last_answer() {
+        let mut effects = Effects::default();
+        assert!(effects.request_reexec());
+        assert!(!effects.take_reexec());
+        let (_client, number) = requested(&mut effects, Command::Pause);
+        assert!(!effects.request_reexec());
+        assert!(!effects.take_reexec());
+        effects.on_executed(executed(number, Ok(())));
+        effects.answer(&PAUSED, None);
+        assert!(effects.take_reexec());
+        assert!(!effects.take_reexec());
+    }
+
+    #[test]
+    fn early_requests_wait_in_their_order() {
+        let mut effects = Effects::default();
+        let (reply, _client) = oneshot::channel();
+        effects.on_early(Request::Status(reply));
+        let (reply, _client) = oneshot::channel();
+        effects.on_early(Request::RecentEvents(reply));
+        let early = effects.take_early();
+        assert!(matches!(early[..], [Request::Status(_), Request::RecentEvents(_)]));
+        assert!(effects.take_early().is_empty());
     }
 }

@@ -1,146 +1,91 @@
-//! What the loop of a supervisor learns, and the tasks that bring it there.
+//! What the loop handles beside the events of a running VM and of a start, and the tasks that bring it there.
 
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::{
-    effects,
-    file_reading::FileReading,
-    running::{
-        disk_space::Place,
-        freeze::{self, NotFrozen, Why},
-        live_update::{Applied, Asker},
-        resources::Given,
-        taps::Told,
-        viewer::Opened,
-    },
-};
+use super::file_reading::FileEvent;
 use crate::{
-    control::types::{Refusal, Request},
-    machine::live::Change,
+    control::types::Request,
     sys::{
         file_watch::Changes,
-        pidfd::Exit,
         signal::{Signal, Signals},
         suspend_watch::Sleeps,
     },
-    value::{Label, Operator},
+    value::Operator,
 };
 
-/// Something the loop has to know.
+/// Something that the loop has to handle.
 #[derive(Debug)]
-pub(crate) enum Fact {
+pub(crate) enum Input {
+    /// A signal.
     Signal(Signal),
-    Request(Request),
-    /// The VM file and the files beside it are read; or why not.
-    FilesRead(Result<Box<FileReading>, String>),
-    /// That takes longer than it may.
-    FilesLate,
-    /// A status that waits for the files waits no longer.
-    StatusDue,
-    /// What counts of a reloaded VM file at once does.
-    Reloaded(Option<Asker>),
-    /// What QEMU was given of the host.
-    Given(u64, Given),
-    /// The screen's socket is open; or why not.
-    Screen(u64, Result<Opened, String>),
-    /// Everything is written that a re-executed supervisor reads; or the storage does not answer.
-    Written(bool),
-    Qmp(u64, qmp::Event),
-    MonitorClosed(u64),
-    /// Another connection to the monitor, and QEMU's run state when it was made.
-    MonitorBack(u64, qmp::Session, String),
-    /// The guest is ready, with what is to be noted of it; or it will never be, and why.
-    Ready(u64, Result<Option<String>, String>),
-    /// The guest's state is saved; or not, and why.
-    Saved(u64, Result<(), String>),
-    /// Whether the SIGTERM came because the host goes down.
-    Stopped {
+    /// Whether the SIGTERM came because the host shuts down.
+    StopSignal {
+        /// It does.
         host_down: bool,
     },
-    /// QEMU's reply to a command of this number, behind the events that it sent before; and what the command is for.
-    Executed(u64, u64, &'static str, Result<(), qmp::Error>),
-    /// The balloon's target in bytes, and whether QEMU has taken it.
-    MemorySet(u64, u64, Result<(), qmp::Error>, Option<effects::Reply>),
-    /// What the guest has, in bytes.
-    Memory(u64, u64),
-    /// The vCPUs' threads could not be bound to their CPUs, and why.
-    NotPinned(u64, String),
-    /// What became of changes to the running machine.
-    Applied(u64, Applied),
-    /// The devices that the guest has let go of, and those that it was asked for and holds on to.
-    LetGo(u64, Vec<Change>, Vec<Change>),
-    /// The QEMU that is installed now is of this version.
-    Installed(u64, String),
-    /// The guest's file systems, which are to be frozen for so long at most, are; or not.
-    Froze(u64, Duration, Result<u64, NotFrozen>, freeze::Reply),
-    /// They are to be thawed.
-    ThawDue(u64),
-    /// They are; or not.
-    Thawed(u64, Why, Result<u64, Refusal>, Option<freeze::Reply>),
-    /// Of the VM's operators, those that the host does not know.
-    UnknownOperators(Vec<Operator>),
-    /// The host has slept for so long.
-    HostSlept(Duration),
-    /// What has become of the taps.
-    Taps(u64, Told),
-    /// What the host makes difficult.
-    Trouble(u64, Trouble),
-    /// QEMU has ended; the kernel's OOM killer was at work.
-    Gone(u64, Exit, bool),
+    /// A client of the control socket.
+    Request(Request),
+    /// The VM file, or a file beside it, has changed.
     FileChanged,
+    /// A reading of the VM file.
+    Files(FileEvent),
+    /// The host was suspended for so long.
+    HostSlept(Duration),
+    /// The operators that the host does not know.
+    UnknownOperators(Vec<Operator>),
+    /// Whether everything is written that a re-executed supervisor reads; `false` where the storage does not answer.
+    Written(bool),
 }
 
-/// What is heard of the host's own troubles.
-#[derive(Debug)]
-pub(crate) enum Trouble {
-    /// The guest is held, since there is no room for these disks; as of this turn.
-    NoSpace { turn: u64, places: Vec<(Label, Place)> },
-    /// There is room again.
-    Room,
-    /// QEMU's monitor does not answer in time.
-    Silent,
-    /// It does; or its connection has closed.
-    Answered(bool),
+impl From<FileEvent> for Input {
+    fn from(event: FileEvent) -> Self {
+        Self::Files(event)
+    }
 }
 
-pub(crate) async fn forward_signals(mut signals: Signals, facts: mpsc::Sender<Fact>) {
+/// Brings signals to the loop.
+pub(crate) async fn forward_signals(mut signals: Signals, inputs: mpsc::Sender<Input>) {
     loop {
         let signal = signals.next().await;
-        if facts.send(Fact::Signal(signal)).await.is_err() {
+        if inputs.send(Input::Signal(signal)).await.is_err() {
             return;
         }
     }
 }
 
+/// Brings the requests of the control socket to the loop.
 pub(crate) async fn forward_requests(
-    mut asked: mpsc::Receiver<Request>,
-    facts: mpsc::Sender<Fact>,
+    mut requests: mpsc::Receiver<Request>,
+    inputs: mpsc::Sender<Input>,
 ) {
-    while let Some(request) = asked.recv().await {
-        if facts.send(Fact::Request(request)).await.is_err() {
+    while let Some(request) = requests.recv().await {
+        if inputs.send(Input::Request(request)).await.is_err() {
             return;
         }
     }
 }
 
-pub(crate) async fn forward_sleeps(mut sleeps: Sleeps, facts: mpsc::Sender<Fact>) {
+/// Reports that the host was suspended.
+pub(crate) async fn forward_sleeps(mut sleeps: Sleeps, inputs: mpsc::Sender<Input>) {
     while let Some(slept) = sleeps.next().await {
-        if facts.send(Fact::HostSlept(slept)).await.is_err() {
+        if inputs.send(Input::HostSlept(slept)).await.is_err() {
             return;
         }
     }
 }
 
-pub(crate) async fn forward_changes(mut changes: Changes, facts: mpsc::Sender<Fact>) {
+/// Reports changes of the VM file.
+pub(crate) async fn forward_changes(mut changes: Changes, inputs: mpsc::Sender<Input>) {
     while changes.next().await.is_some() {
-        if facts.send(Fact::FileChanged).await.is_err() {
+        if inputs.send(Input::FileChanged).await.is_err() {
             return;
         }
     }
 }
 
+/// Sleeps until the deadline, if there is one.
 pub(crate) async fn sleep_until(deadline: Option<tokio::time::Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
@@ -148,6 +93,7 @@ pub(crate) async fn sleep_until(deadline: Option<tokio::time::Instant>) {
     }
 }
 
+/// Waits for the next beat of the service manager's watchdog, if there is one.
 pub(crate) async fn next_beat(beat: &mut Option<tokio::time::Interval>) {
     match beat {
         Some(beat) => drop(beat.tick().await),

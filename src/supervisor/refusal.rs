@@ -1,9 +1,14 @@
 //! Why QEMU or the guest agent did not do something, as the client of the control socket is told.
 
+use tokio::sync::oneshot;
+
 use crate::{
     control::types::{Refusal, State},
     value::chain,
 };
+
+/// The answer to a client of the control socket. Dropping it without an answer closes the client's connection.
+pub(crate) type Reply<T = ()> = oneshot::Sender<Result<T, Refusal>>;
 
 /// Returns why a QMP command failed. No reply in time differs from a refusal: the command may still take effect.
 pub(crate) fn qmp_refusal(what: &str, error: &qmp::Error) -> Refusal {

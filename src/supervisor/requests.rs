@@ -1,39 +1,35 @@
-//! Answering what is asked over the control socket, and saying what the VM is doing.
+//! Answering the requests of the control socket.
 
-use crate::supervisor::{
-    limits::{AGENT_LIMIT, FOREVER, QMP_LIMIT, WRITE_LIMIT},
-    refusal::{agent_refusal, qmp_refusal},
+use futures_util::future::BoxFuture;
+use tokio::{
+    sync::oneshot,
+    time::{Duration, Instant},
 };
 
-use serde_json::json;
-use tokio::sync::oneshot;
-
-use super::{Supervisor, effects::Reply, input::Fact, running::freeze::Why};
+use super::{
+    Supervisor,
+    file_reading::AfterReading,
+    limits::{AGENT_LIMIT, WRITE_LIMIT},
+    refusal::{Reply, agent_refusal},
+    running::{screen, statistics::statistics},
+};
 use crate::{
     control::types::{self, Command, Refusal, Request, Status},
-    life::{self, State},
-    machine::user_network,
-    spec::Link,
+    life,
+    value::keyboard::Chord,
 };
 
 /// What the agent does while file systems are frozen (qga/main.c, `ga_freeze_allowlist`), but for thawing.
 const WHILE_FROZEN: [&str; 5] =
     ["guest-ping", "guest-info", "guest-sync", "guest-sync-delimited", "guest-fsfreeze-status"];
 
-/// How many events are kept for who asks later.
-const RECENT: usize = 64;
-/// Events that tell of no turn of the VM's life.
-const CHATTY: [&str; 4] =
-    ["BALLOON_CHANGE", "RTC_CHANGE", "NIC_RX_FILTER_CHANGED", "VSERPORT_CHANGE"];
-
 impl Supervisor {
+    /// Answers a request, now or when its effect is there.
     pub(crate) fn answer(&mut self, request: Request) {
         match request {
             Request::Command(command, reply) => self.command(command, reply),
             Request::Status(reply) => self.answer_status(reply),
-            Request::RecentEvents(reply) => {
-                drop(reply.send(self.recent.iter().cloned().collect()));
-            }
+            Request::RecentEvents(reply) => drop(reply.send(self.ctx.recent_events())),
             Request::Statistics(reply) => self.statistics(reply),
             Request::Guest(reply) => self.ask_guest(reply),
             Request::Screenshot(reply) => self.screenshot(reply),
@@ -43,7 +39,10 @@ impl Supervisor {
                 self.agent(command, arguments, limit, reply);
             }
             Request::Freeze { thaw_after, reply } => self.freeze(thaw_after, reply),
-            Request::Thaw(reply) => self.thaw(Why::Asked, Some(reply)),
+            Request::Thaw(reply) => match &mut self.vm {
+                Some(vm) => vm.thaw(reply),
+                None => drop(reply.send(Err(Refusal::NotNow("starting")))),
+            },
             Request::Console { read_only, scrollback, reply } => {
                 let view = self.console.view(read_only, scrollback);
                 let _ = reply
@@ -52,11 +51,11 @@ impl Supervisor {
         }
     }
 
-    fn command(&mut self, command: Command, reply: oneshot::Sender<Result<(), Refusal>>) {
+    fn command(&mut self, command: Command, reply: Reply) {
         let asked = match command {
-            Command::PowerOff { timeout_sec } => life::Command::Stop {
-                timeout: timeout_sec.map(|s| std::time::Duration::from_secs(s.into())),
-            },
+            Command::PowerOff { timeout_sec } => {
+                life::Command::Stop { timeout: timeout_sec.map(|s| Duration::from_secs(s.into())) }
+            }
             Command::Terminate => life::Command::Terminate,
             Command::Reboot => life::Command::Reboot,
             Command::Reset => life::Command::Reset,
@@ -64,26 +63,40 @@ impl Supervisor {
             Command::Resume => life::Command::Resume,
             Command::Suspend => life::Command::Suspend,
             Command::Reload => {
-                self.reload(Some(reply));
-                return;
+                return self.read_files(AfterReading::Reload(Some(reply)));
             }
             Command::SetMemory { bytes } => {
-                self.set_memory(bytes, reply);
-                return;
+                let most = self.config.vm().mem.bytes();
+                return match &mut self.vm {
+                    Some(vm) => vm.set_memory(bytes, most, reply),
+                    None => drop(reply.send(Err(Refusal::NotNow("starting")))),
+                };
             }
         };
         if let Err(state) = life::accepts(self.life.state(), asked) {
             return drop(reply.send(Err(Refusal::NotNow(state))));
         }
-        let reply = match self.wishes(asked) {
+        let reply = match self.record_pause(asked) {
             Some(written) => self.reply_once_written(reply, written),
             None => reply,
         };
         self.request_effect(asked, reply);
     }
 
-    /// Delays a good answer until the record is written, within a bound: a later supervisor knows then
-    /// what the answer promises.
+    /// Records whether an operator wants the vCPUs paused. Returns when that is written; `None` where nothing changes.
+    fn record_pause(
+        &mut self,
+        command: life::Command,
+    ) -> Option<BoxFuture<'static, Result<(), String>>> {
+        let paused = match command {
+            life::Command::Pause => true,
+            life::Command::Resume | life::Command::Reset => false,
+            _ => return None,
+        };
+        self.vm.as_mut()?.set_paused_by_operator(paused)
+    }
+
+    /// Delays a good answer until the record is written, within a bound: the next supervisor knows then what the answer promises.
     fn reply_once_written(
         &mut self,
         reply: Reply,
@@ -100,62 +113,121 @@ impl Supervisor {
         sender
     }
 
-    fn set_memory(&mut self, bytes: u64, reply: oneshot::Sender<Result<(), Refusal>>) {
-        const LEAST: u64 = 16 << 20;
-        let most = self.vm.mem.bytes();
-        let Some(qemu) = &self.qemu else {
-            let _ = reply.send(Err(Refusal::NotNow("starting")));
+    /// Takes a step for a request, which is answered when the effect is there; one to the guest itself is answered when it is sent.
+    fn request_effect(&mut self, command: life::Command, reply: Reply) {
+        let limit = self.config.vm().shutdown_timeout.duration();
+        let sent = self.effects.add(command, limit, reply);
+        self.feed(life::Event::Asked(command));
+        self.effects.on_stepped();
+        if let Some(reply) = sent {
+            let _ = reply.send(Ok(()));
+        }
+        self.answer_effects();
+    }
+
+    /// Executes a QMP command whose reply is handled behind the events that QEMU sent before it.
+    pub(crate) fn command_qemu<F, W>(&mut self, what: &'static str, command: F)
+    where
+        F: FnOnce(qmp::Client) -> W,
+        W: Future<Output = Result<(), qmp::Error>> + Send + 'static,
+    {
+        if let Some(vm) = &mut self.vm {
+            vm.qemu().execute(self.effects.next_number(), what, command);
+        }
+    }
+
+    /// Answers every request that is decided by now.
+    pub(crate) fn answer_effects(&mut self) {
+        self.effects.answer(self.life.state(), self.history.last_end());
+        self.continue_reexec();
+    }
+
+    /// Answers the requests whose time is up.
+    pub(crate) fn on_effects_overdue(&mut self) {
+        self.effects.answer_overdue(Instant::now());
+        self.continue_reexec();
+    }
+
+    fn continue_reexec(&mut self) {
+        if self.effects.take_reexec() {
+            self.reexec();
+        }
+    }
+
+    /// The service manager's watchdog is fed only while QEMU answers.
+    pub(crate) fn on_watchdog_beat(&mut self) {
+        match &mut self.vm {
+            Some(vm) => vm.ask_qmp(&self.ctx),
+            None => self.ctx.notifier().watchdog(),
+        }
+    }
+
+    /// Answers with the status once the reading of the VM file under way has ended, or at a bound.
+    fn answer_status(&mut self, reply: oneshot::Sender<Status>) {
+        if self.files.wants_status(reply, &mut self.tasks) {
+            self.answer_statuses();
+        }
+    }
+
+    /// Answers the clients that wait for the status.
+    pub(crate) fn answer_statuses(&mut self) {
+        let clients = self.files.take_statuses();
+        if clients.is_empty() {
             return;
+        }
+        if let Some(vm) = &mut self.vm {
+            vm.ask_qmp_if_stale(&self.ctx);
+        }
+        let status = self.status();
+        for client in clients {
+            let _ = client.send(status.clone());
+        }
+    }
+
+    /// Has a client answered by QEMU, beside the loop; the answer is the client's also where QEMU exits meanwhile.
+    fn ask_qemu<T, W>(&mut self, reply: Reply<T>, ask: impl FnOnce(qmp::Client) -> W)
+    where
+        T: Send + 'static,
+        W: Future<Output = Result<T, Refusal>> + Send + 'static,
+    {
+        let Some(vm) = &mut self.vm else {
+            return drop(reply.send(Err(Refusal::NotNow("starting"))));
         };
-        if !(LEAST..=most).contains(&bytes) {
-            let why =
-                format!("{bytes} bytes are out of range: this VM takes {LEAST} to {most} bytes");
-            let _ = reply.send(Err(Refusal::BadValue(why)));
-            return;
-        }
-        let (client, facts, generation) =
-            (qemu.client.clone(), self.facts.clone(), self.generation);
-        self.tasks.spawn(async move {
-            let mut reply = Some(reply);
-            let mut set = std::pin::pin!(client.balloon(bytes, FOREVER));
-            let done = match tokio::time::timeout(QMP_LIMIT, &mut set).await {
-                Ok(done) => done,
-                Err(_) => {
-                    let late = qmp::Error::Timeout { command: "balloon".into(), limit: QMP_LIMIT };
-                    if let Some(reply) = reply.take() {
-                        let _ = reply.send(Err(qmp_refusal("set the balloon", &late)));
-                    }
-                    // It takes effect once QEMU can, and is to be told then.
-                    set.await
-                }
-            };
-            let _ = facts.send(Fact::MemorySet(generation, bytes, done, reply)).await;
-        });
+        let answer = ask(vm.qemu().client());
+        self.tasks.spawn(async move { drop(reply.send(answer.await)) });
     }
 
-    /// QEMU has taken the balloon's target, or not.
-    pub(crate) fn on_memory_set(
-        &mut self,
-        bytes: u64,
-        done: Result<(), qmp::Error>,
-        reply: Option<Reply>,
-    ) {
-        if done.is_ok() {
-            self.memory_target = Some(bytes);
+    fn statistics(&mut self, reply: Reply<types::Statistics>) {
+        let (disks, taps) = (self.config.disks(), self.config.nic_taps());
+        self.ask_qemu(reply, |client| statistics(client, disks, taps));
+    }
+
+    fn screenshot(&mut self, reply: Reply<std::os::fd::OwnedFd>) {
+        if self.vm.is_some() && self.config.vm().display.is_none() {
+            let why = "it has no screen; `[display]` in the VM file gives it one";
+            return drop(reply.send(Err(Refusal::Failed(why.to_owned()))));
         }
-        if let Some(reply) = reply {
-            let _ = reply.send(done.map_err(|error| qmp_refusal("set the balloon", &error)));
+        self.ask_qemu(reply, screen::screenshot);
+    }
+
+    fn press(&mut self, chords: Vec<Chord>, reply: Reply) {
+        self.ask_qemu(reply, |client| screen::press(client, chords));
+    }
+
+    /// The agent and a number for a call, where the agent does what it is asked while file systems are frozen, or they are not.
+    fn agent_for(
+        &mut self,
+        while_frozen: WhileFrozen,
+    ) -> Result<(qmp::agent::Agent, u32), Refusal> {
+        let Some(vm) = &mut self.vm else { return Err(Refusal::NotNow("starting")) };
+        match vm.frozen_for(&self.ctx) {
+            Some(left) if while_frozen == WhileFrozen::Refuse => Err(Refusal::Frozen { left }),
+            _ => Ok((vm.qemu().agent(), vm.qemu().next_sync())),
         }
     }
 
-    fn exec(
-        &mut self,
-        argv: Vec<String>,
-        limit: std::time::Duration,
-        reply: oneshot::Sender<Result<types::Executed, Refusal>>,
-    ) {
-        let sync = self.next_sync();
-        let agent = match self.open_agent() {
+    fn exec(&mut self, argv: Vec<String>, limit: Duration, reply: Reply<types::Executed>) {
+        let (agent, sync) = match self.agent_for(WhileFrozen::Refuse) {
             Ok(agent) => agent,
             Err(refusal) => return drop(reply.send(Err(refusal))),
         };
@@ -174,147 +246,66 @@ impl Supervisor {
         &mut self,
         command: String,
         arguments: serde_json::Value,
-        limit: std::time::Duration,
-        reply: oneshot::Sender<Result<serde_json::Value, Refusal>>,
+        limit: Duration,
+        reply: Reply<serde_json::Value>,
     ) {
-        let sync = self.next_sync();
-        let agent = match self.open_agent() {
-            Err(Refusal::Frozen { .. }) if WHILE_FROZEN.contains(&command.as_str()) => {
-                self.qemu.as_ref().map(|qemu| qemu.agent.clone()).ok_or(Refusal::NotNow("starting"))
-            }
-            agent => agent,
+        let while_frozen = if WHILE_FROZEN.contains(&command.as_str()) {
+            WhileFrozen::Call
+        } else {
+            WhileFrozen::Refuse
         };
-        let agent = match agent {
+        let (agent, sync) = match self.agent_for(while_frozen) {
             Ok(agent) => agent,
             Err(refusal) => return drop(reply.send(Err(refusal))),
         };
         self.tasks.spawn(async move {
-            let told = agent.call(&command, arguments, sync, limit).await;
-            let _ = reply.send(told.map_err(|error| agent_refusal(&error)));
+            let answer = agent.call(&command, arguments, sync, limit).await;
+            let _ = reply.send(answer.map_err(|error| agent_refusal(&error)));
         });
     }
 
-    /// The agent, where it does more than what is safe while file systems are frozen.
-    fn open_agent(&self) -> Result<qmp::agent::Agent, Refusal> {
-        let Some(qemu) = &self.qemu else { return Err(Refusal::NotNow("starting")) };
-        match self.frozen_for() {
-            Some(left) => Err(Refusal::Frozen { left }),
-            None => Ok(qemu.agent.clone()),
-        }
-    }
-
-    fn ask_guest(&mut self, reply: oneshot::Sender<Result<types::Guest, Refusal>>) {
-        let sync = self.next_sync();
-        let Some(qemu) = &self.qemu else {
-            let _ = reply.send(Err(Refusal::NotNow("starting")));
-            return;
+    fn ask_guest(&mut self, reply: Reply<types::Guest>) {
+        let (agent, sync) = match self.agent_for(WhileFrozen::Call) {
+            Ok(agent) => agent,
+            Err(refusal) => return drop(reply.send(Err(refusal))),
         };
-        let agent = qemu.agent.clone();
         self.tasks.spawn(async move {
-            let told = agent.addresses(sync, AGENT_LIMIT).await;
+            let answer = agent.addresses(sync, AGENT_LIMIT).await;
             let found = |address: qmp::agent::Address| types::Address {
                 address: address.address.to_string(),
                 interface: Some(address.interface),
                 source: "agent".to_owned(),
             };
             let _ = reply.send(Ok(types::Guest {
-                // One that does not know this command answers all the same.
-                answers: matches!(told, Ok(_) | Err(qmp::Error::Refused { .. })),
-                addresses: told.unwrap_or_default().into_iter().map(found).collect(),
+                // An agent that does not know this command answers all the same.
+                answers: matches!(answer, Ok(_) | Err(qmp::Error::Refused { .. })),
+                addresses: answer.unwrap_or_default().into_iter().map(found).collect(),
             }));
         });
     }
 
-    /// What the state is called outside.
-    pub(crate) fn told_state(&self) -> types::State {
-        match self.life.state() {
-            State::Starting(_) => types::State::Starting,
-            State::Running => types::State::Running,
-            State::Paused(_) => types::State::Paused,
-            State::Cancelling { .. }
-            | State::Suspending(_)
-            | State::Stopping(_)
-            | State::Quitting { .. }
-            | State::Killing { .. } => types::State::Stopping,
-            State::Ended if self.ends.first().is_some_and(|e| e.failed) => types::State::Failed,
-            State::Ended => types::State::Stopped,
+    fn freeze(&mut self, thaw_after: Duration, reply: Reply<u64>) {
+        let state = self.public_state();
+        let refused = if self.public_ready() == Some(types::Ready::Waiting) {
+            Some(Refusal::Failed("the guest is not ready yet".into()))
+        } else {
+            (state != types::State::Running).then(|| Refusal::NotNow(state.word()))
+        };
+        match &mut self.vm {
+            Some(vm) => vm.freeze(thaw_after, refused, reply, &self.ctx),
+            None => {
+                let refused = refused.unwrap_or(Refusal::NotNow("starting"));
+                let _ = reply.send(Err(refused));
+            }
         }
     }
+}
 
-    pub(crate) fn status(&self) -> Status {
-        let record = self.qemu.as_ref().map(|q| &q.record);
-        let nic = self.vm.nics.first();
-        let written_tap = nic.and_then(|n| match &n.link {
-            Link::Bridge { tap, .. } => Some(tap.to_string()),
-            Link::User { .. } => None,
-        });
-        let mut notes = [&self.notes[..], &self.resource_notes[..], &self.live_notes[..]].concat();
-        if let Some(problem) = &self.written_problem
-            && !self.files.orphan
-        {
-            notes.push(format!("the VM file is not valid any more: {problem}"));
-        }
-        notes.extend(self.readings.note());
-        notes.extend(self.console.note());
-        notes.extend(self.room_notes());
-        notes.extend(self.monitor_note());
-        notes.extend(self.freeze_note());
-        notes.extend(self.tap_notes());
-        notes.extend(user_network::notes(&self.running));
-        notes.extend(self.qemu.as_ref().and_then(|qemu| qemu.unserved.clone()));
-        notes.extend(self.operator_notes());
-        if let Some(why) = record.and_then(|r| r.missed.as_ref()) {
-            notes.push(format!("the guest is not ready (`ready = \"{}\"`): {why}", self.vm.ready));
-        }
-        Status {
-            name: self.settings.name.to_string(),
-            state: self.told_state(),
-            ready: self.told_ready(),
-            trouble: self.trouble().map(str::to_owned),
-            pid: record.map(|r| r.pid).or_else(|| self.start.as_ref()?.adopting_pid()),
-            supervisor_pid: Some(std::process::id()),
-            since: Some(self.since.to_string()),
-            started_at: record.map(|r| r.started_at.clone()),
-            vcpu: self.vm.vcpu.into(),
-            mem_bytes: self.vm.mem.bytes(),
-            mem_actual_bytes: self.memory_actual,
-            mem_resident_bytes: None,
-            cpu_seconds: None,
-            mem_target_bytes: self.memory_target,
-            mac: record.and_then(|r| r.mac.clone()).or_else(|| nic?.mac.map(|m| m.to_string())),
-            ip: nic.and_then(|n| n.ip).map(|i| i.to_string()),
-            tap: record.map_or(written_tap, |r| r.tap.clone()),
-            forward: self.vm.forwards(),
-            vnc: self.screen_address(),
-            operators: self.vm.operators.clone(),
-            isolation: record.and_then(|r| r.isolation.clone()),
-            cpu_weight: self.vm.cpu_weight.get(),
-            cpu_weight_effective: None,
-            cpu_share: None,
-            accel: record.map(|r| r.accel.clone()),
-            qemu_version: record.map(|r| r.qemu_version.clone()),
-            machine: record.map(|r| r.machine.clone()),
-            console: Some(self.paths.console_log().display().to_string()),
-            autostart: self.vm.autostart,
-            orphan: self.files.orphan,
-            description: self.vm.description.clone(),
-            pending: self.pending.clone(),
-            notes,
-            last_stop: self.ends.first().cloned(),
-            ends: self.ends.clone(),
-        }
-    }
-
-    /// Tells whoever watches; nobody watching is no error.
-    pub(crate) fn publish(&mut self, name: &str, data: serde_json::Value) {
-        let data = if data.is_null() { json!({}) } else { data };
-        let at = Some((self.settings.now)().to_string());
-        let event = types::Event { at, event: name.to_owned(), data: Some(data) };
-        // What a guest can cause as often as it likes must not push the others out.
-        if !CHATTY.contains(&name) {
-            self.recent.truncate(RECENT - 1);
-            self.recent.push_front(event.clone());
-        }
-        let _ = self.events.send(event);
-    }
+/// What becomes of a call to the agent while file systems are frozen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WhileFrozen {
+    /// The agent is called.
+    Call,
+    /// The call is refused.
+    Refuse,
 }

@@ -1,48 +1,45 @@
-//! The one loop: every signal, QMP event, request, timer and death comes here, goes through `life`, and becomes an act.
+//! The one loop: every signal, QMP event, request, timer and exit comes here, goes through `life`, and becomes an action.
 //!
-//! Whatever takes time runs in a task of its own, whatever may wait for storage on a lane, and sends its result back as a [`Fact`]; the
-//! loop itself never waits for anything but the next fact. Nothing wakes it while nothing happens, but the service manager's watchdog.
+//! What takes time runs in a task, what may wait for storage on a lane, and each sends its result back as an [`Input`](super::input::Input)
+//! or a [`VmEvent`](super::running::event::VmEvent). The loop itself never waits for anything but the next of them. Nothing wakes it while
+//! nothing happens, but the service manager's watchdog.
 
-use std::{
-    collections::VecDeque,
-    ffi::OsString,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Instant,
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
-use tokio::{
-    sync::{broadcast, mpsc},
-    task::JoinSet,
-};
+use tokio::{sync::mpsc, task::JoinSet};
 use tracing::warn;
 
 use super::{
     Supervisor,
+    config::Config,
+    context::Context,
     effects::Effects,
     error::Error,
-    file_reading::{FileReadings, Files},
+    file_reading::FileReader,
+    history::History,
     input::{
         forward_changes, forward_requests, forward_signals, forward_sleeps, next_beat, sleep_until,
     },
+    machined::Registration,
     outcome::Outcome,
-    running::{console::Console, disk_space::Room, operators::Operators, qmp_watchdog::Monitor},
+    running::{console::Console, resources::HostShare},
     settings::Settings,
     start::{self, Start},
 };
 use crate::{
     control::{server, types::Port},
     life::{self, Life, Mode},
-    machine::facets::Facets,
     spec::Vm,
-    store::record_writer::RecordWriter,
-    sys::{
-        file_watch, lane::Lanes, peer, signal::Signals, socket, suspend_watch::Sleeps, tasks::Tasks,
-    },
-    systemd::notify::{Notifier, under_systemd},
+    sys::{file_watch, peer, signal::Signals, socket, suspend_watch::Sleeps, tasks::Reporters},
 };
+
+/// How many inputs wait for the loop.
+const INPUTS: usize = 256;
+/// How many requests of the control socket wait for the loop.
+const REQUESTS: usize = 64;
 
 /// Runs the VM to its end, or in [`Mode::ShutDown`] adopts a QEMU process that an earlier
 /// supervisor left and shuts its guest down. `text` is the text of the VM file.
@@ -55,30 +52,28 @@ pub async fn supervise(
     text: String,
     mode: Mode,
 ) -> Result<Outcome, Error> {
-    let paths = settings.paths();
-    let (facts, mut inbox) = mpsc::channel(256);
+    let ctx = Context::new(settings);
+    let (mut tasks, mut inputs) = Reporters::new(INPUTS);
     let signals = Signals::new().map_err(Error::Signals)?;
-    let mut tasks = Tasks::default();
-    tasks.spawn(forward_signals(signals, facts.clone()));
-    let (requests, asked) = mpsc::channel(64);
-    let taking = tasks.spawn(forward_requests(asked, facts.clone()));
-    let (events, _) = broadcast::channel(256);
-    let listener = socket::listen(&paths.control_socket())?;
-    let operators = Operators::new();
-    let grant = operators.grant(&vm);
+    tasks.spawn(forward_signals(signals, tasks.sender()));
+    let (requests, asked) = mpsc::channel(REQUESTS);
+    let accepting = tasks.spawn(forward_requests(asked, tasks.sender()));
+    let listener = socket::listen(&ctx.paths().control_socket())?;
+    let file = vm.file.clone();
+    let config = Config::new(vm, text);
     let replaced = Arc::new(AtomicBool::new(false));
     let port = Port {
         requests,
-        events: events.clone(),
-        grant,
+        events: ctx.watchers(),
+        grant: config.grant(),
         replaced: replaced.clone(),
         peer: peer::of,
     };
     let mut serving = JoinSet::new();
     serving.spawn(server::serve(listener, port));
-    let watching = match file_watch::file(&vm.file) {
+    let watching = match file_watch::file(&file) {
         Ok((watching, changes)) => {
-            tasks.spawn(forward_changes(changes, facts.clone()));
+            tasks.spawn(forward_changes(changes, tasks.sender()));
             Some(watching)
         }
         Err(error) => {
@@ -87,98 +82,51 @@ pub async fn supervise(
         }
     };
     match Sleeps::begin() {
-        Ok(sleeps) => drop(tasks.spawn(forward_sleeps(sleeps, facts.clone()))),
+        Ok(sleeps) => drop(tasks.spawn(forward_sleeps(sleeps, tasks.sender()))),
         Err(error) => warn!("guests' clocks will not be set when the host has slept: {error}"),
     }
-    let env = |key: &str| (settings.env)(key).map(OsString::from);
-    let notifier = Notifier::new(env, std::process::id());
-    let under_systemd = under_systemd(env, std::process::id());
-    let watchdog = notifier.watchdog_interval();
-    let lanes = Lanes::new();
-    let (life, actions) = Life::new(mode);
-    let mut one = Supervisor {
-        records: RecordWriter::new(lanes.run.clone(), paths.clone()),
-        readings: FileReadings::default(),
-        files: Files::default(),
-        asks_installed: None,
-        tasks,
-        lanes,
-        paths: paths.clone(),
-        console: Console::new(paths.console_log(), settings.now),
-        ends: vec![],
-        since: (settings.now)(),
-        origin: Instant::now(),
-        life,
-        start: None,
-        waiting_requests: vec![],
-        written: vm.clone(),
-        written_problem: None,
-        running: Facets::of(&vm),
-        vm,
-        installed: None,
-        recent: VecDeque::new(),
-        effects: Effects::default(),
-        applying: None,
-        live_notes: vec![],
-        written_text: text.clone(),
-        text,
-        pending: vec![],
-        reboot_relaunches: false,
-        qemu: None,
-        generation: 0,
-        cgroup: None,
-        sync: std::process::id(),
-        memory_target: None,
-        memory_actual: None,
-        watching,
-        awaiting: None,
-        notes: vec![],
-        resource_notes: vec![],
-        operators,
-        pinned: false,
-        saving: None,
-        frozen: None,
-        taps: None,
-        enrolled: None,
-        room: Room::default(),
-        monitor: Monitor::default(),
-        facts,
-        events,
-        notifier,
-        under_systemd,
-        settings,
-        outcome: None,
-    };
-    one.tell_operators();
-    for action in actions {
-        one.execute(action);
-    }
-    let mut beat = watchdog.map(|interval| {
+    let mut beat = ctx.notifier().watchdog_interval().map(|interval| {
         let mut beat = tokio::time::interval(interval);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         beat
     });
-    while one.outcome.is_none() {
-        let deadline = one.life.deadline().map(|d| tokio::time::Instant::from_std(one.origin + d));
+    let (life, actions) = Life::new(mode);
+    let mut supervisor = Supervisor {
+        console: Console::new(ctx.paths().console_log(), ctx.settings().now),
+        history: History::new(ctx.now()),
+        ctx,
+        tasks,
+        life,
+        config,
+        files: FileReader::new(watching),
+        start: None,
+        vm: None,
+        effects: Effects::default(),
+        host_share: HostShare::default(),
+        registration: Registration::default(),
+    };
+    supervisor.begin(actions);
+    while supervisor.history.outcome().is_none() {
+        let deadline = supervisor.life.deadline().map(|limit| supervisor.ctx.instant(limit));
         tokio::select! {
-            fact = inbox.recv() => if let Some(fact) = fact { one.learn(fact) },
-            report = next_report(&mut one.start) => one.on_start_report(report),
-            () = sleep_until(deadline) => one.feed(life::Event::Tick),
-            () = sleep_until(one.effects.deadline()) => one.on_effects_overdue(),
-            () = next_beat(&mut beat) => one.feed_watchdog(),
+            input = inputs.recv() => if let Some(input) = input { supervisor.handle_input(input) },
+            event = Supervisor::next_vm_event(&mut supervisor.vm) => supervisor.handle_vm_event(event),
+            report = next_report(&mut supervisor.start) => supervisor.on_start_report(report),
+            () = sleep_until(deadline) => supervisor.feed(life::Event::Tick),
+            () = sleep_until(supervisor.effects.deadline()) => supervisor.on_effects_overdue(),
+            () = next_beat(&mut beat) => supervisor.on_watchdog_beat(),
         }
     }
-    let outcome = one.outcome.take().unwrap_or(Outcome::Exit(1));
+    let outcome = supervisor.history.outcome().cloned().unwrap_or(Outcome::Exit(1));
     replaced.store(outcome == Outcome::Reexec, Ordering::Release);
-    taking.abort();
-    if outcome != Outcome::Reexec {
-        one.leave().await;
-        one.strike_off().await;
+    accepting.abort();
+    if outcome == Outcome::Reexec {
+        supervisor.ctx.notifier().finish().await;
     } else {
-        one.notifier.finish().await;
+        supervisor.leave().await;
     }
-    // Whoever watches is told the end; the server ends when nothing more can be asked or told, and within a bound.
-    drop((one, inbox));
+    // Watchers are told the end; the server ends when nothing more can be asked or told, and within a bound.
+    drop((supervisor, inputs));
     while serving.join_next().await.is_some() {}
     Ok(outcome)
 }

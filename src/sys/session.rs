@@ -23,6 +23,8 @@ use signal_hook::{
 };
 use tokio::{io::AsyncReadExt, net, sync::mpsc};
 
+use super::tasks::Tasks;
+
 /// The signals that end a verb.
 const SIGNALS: [i32; 3] = [SIGTERM, SIGHUP, SIGINT];
 /// How long the thread sleeps at most: not every hangup wakes a poll(2) that waits for nothing else.
@@ -61,6 +63,8 @@ pub struct Session {
     queue: mpsc::Receiver<Vanished>,
     /// The terminal or the reader is gone: that is told once, however many signs of it come.
     is_gone: bool,
+    /// One reads the pipe of each signal.
+    tasks: Tasks,
 }
 
 impl Session {
@@ -75,13 +79,13 @@ impl Session {
     /// # Errors
     /// No more descriptors, or no handler.
     pub fn catch() -> io::Result<Self> {
-        let (session, sender) = Self::begin();
+        let (mut session, sender) = Self::begin();
         for signal in SIGNALS.into_iter().filter(|signal| !is_ignored(*signal)) {
             let (read, write) = UnixStream::pair()?;
             read.set_nonblocking(true)?;
             pipe::register(signal, write)?;
             let (mut read, sender) = (net::UnixStream::from_std(read)?, sender.clone());
-            tokio::spawn(async move {
+            session.tasks.spawn(async move {
                 while read.read_u8().await.is_ok() {
                     if sender.send(Vanished::Signal(signal)).await.is_err() {
                         return;
@@ -94,7 +98,7 @@ impl Session {
 
     /// One that never ends.
     pub fn never() -> Self {
-        Self { queue: mpsc::channel(1).1, is_gone: false }
+        Self { queue: mpsc::channel(1).1, is_gone: false, tasks: Tasks::default() }
     }
 
     fn begin() -> (Self, mpsc::Sender<Vanished>) {
@@ -109,7 +113,7 @@ impl Session {
                 }
             });
         }
-        (Self { queue, is_gone: false }, sender)
+        (Self { queue, is_gone: false, tasks: Tasks::default() }, sender)
     }
 
     /// The next sign of the end; the second one asks for a faster end.
@@ -211,7 +215,7 @@ mod tests {
     #[test]
     fn a_hangup_is_told_once_and_signals_each_time() {
         let (sender, queue) = mpsc::channel(8);
-        let mut session = Session { queue, is_gone: false };
+        let mut session = Session { queue, is_gone: false, tasks: Tasks::default() };
         let hup = Vanished::Signal(SIGHUP);
         for vanished in [Vanished::HungUp, hup, Vanished::NoReader, Vanished::Signal(SIGTERM)] {
             sender.try_send(vanished).unwrap();

@@ -9,6 +9,8 @@ use nix::{
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use tokio::{io::AsyncReadExt, net::UnixStream, sync::mpsc};
 
+use super::tasks::Tasks;
+
 /// What a signal means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
@@ -27,6 +29,8 @@ pub enum Signal {
 #[derive(Debug)]
 pub struct Signals {
     queue: mpsc::Receiver<Signal>,
+    /// One reads the pipe of each meaning.
+    _tasks: Tasks,
 }
 
 impl Signals {
@@ -36,6 +40,7 @@ impl Signals {
     /// No more descriptors.
     pub fn new() -> io::Result<Self> {
         let (sender, queue) = mpsc::channel(8);
+        let mut tasks = Tasks::default();
         for (signal, numbers) in [
             (Signal::Stop, &[SIGTERM, SIGRTMIN() + 4][..]),
             (Signal::Interrupt, &[SIGINT]),
@@ -48,7 +53,7 @@ impl Signals {
                 signal_hook::low_level::pipe::register(*number, far.try_clone()?)?;
             }
             let (mut near, sender) = (UnixStream::from_std(near)?, sender.clone());
-            tokio::spawn(async move {
+            tasks.spawn(async move {
                 // One byte a signal: two that come one after the other are two.
                 while near.read_u8().await.is_ok() {
                     if sender.send(signal).await.is_err() {
@@ -59,7 +64,7 @@ impl Signals {
         }
         // What was held back over a re-execution comes through now.
         all().thread_unblock()?;
-        Ok(Self { queue })
+        Ok(Self { queue, _tasks: tasks })
     }
 
     /// The next signal.

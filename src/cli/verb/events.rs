@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 
 use jiff::{Timestamp, tz::TimeZone};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
     cli::exit::Failure,
@@ -44,6 +44,7 @@ pub async fn run(args: &Args, layout: &Layout, zone: TimeZone) -> Result<(), Fai
     let (coming, mut come) = mpsc::channel(64);
     let mut past: Vec<(VmName, Event)> = vec![];
     let mut ready = vec![];
+    let mut watching = JoinSet::new();
     for name in &names {
         let refused = |error| super::refused(&error, layout, name);
         // First what comes, then what was: what is in both is said once.
@@ -56,7 +57,7 @@ pub async fn run(args: &Args, layout: &Layout, zone: TimeZone) -> Result<(), Fai
         let Some(mut watch) = watch else { continue };
         ready.push(name.clone());
         let (coming, name) = (coming.clone(), name.clone());
-        tokio::spawn(async move {
+        watching.spawn(async move {
             while let Some(event) = watch.next().await {
                 if !recent.contains(&event) && coming.send((name.clone(), event)).await.is_err() {
                     return;

@@ -30,11 +30,12 @@ use tokio::{
     io::{AsyncWriteExt, Interest},
     net::UnixStream,
     sync::Mutex,
-    task::JoinHandle,
+    task::AbortHandle,
     time::{sleep, timeout},
 };
 
 pub use self::server::{lend, listener};
+use crate::sys::tasks::Tasks;
 
 /// What makes taps, Documentation/networking/tuntap.rst.
 pub const TUN: &str = "/dev/net/tun";
@@ -59,7 +60,8 @@ pub struct Network {
 #[derive(Debug)]
 struct Connection {
     handle: Handle,
-    driver: JoinHandle<()>,
+    driver: AbortHandle,
+    _tasks: Tasks,
     /// The network namespace that it works on.
     namespace: Option<u64>,
 }
@@ -116,8 +118,9 @@ impl Network {
             // SAFETY: the descriptor is ours alone, and given away here. A runtime took the one that it replaces a moment ago.
             *connection.socket_mut() = unsafe { TokioSocket::from_raw_fd(route.into_raw_fd()) };
         }
-        let driver = tokio::spawn(connection);
-        Ok(of(kept.insert(Connection { handle, driver, namespace })))
+        let mut tasks = Tasks::default();
+        let driver = tasks.spawn(connection);
+        Ok(of(kept.insert(Connection { handle, driver, _tasks: tasks, namespace })))
     }
 
     async fn open(&self, kind: Kind) -> io::Result<OwnedFd> {

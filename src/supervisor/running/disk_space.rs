@@ -1,9 +1,8 @@
-//! A guest that QEMU holds because the host's file system under a disk is full: told, looked after, and let go when there is room.
+//! A guest that is paused because the host's file system under a disk is full: reported, watched, and resumed when there is space.
 //!
-//! QEMU keeps the write that failed and tries it again at `cont` (`werror=enospc`), so the guest knows nothing of it. Nothing is polled
-//! but the free space, and that only while such a guest is held.
+//! QEMU keeps the write that failed and tries it again at `cont` (`werror=enospc`), so the guest does not notice. Nothing is polled
+//! but the free space, and that only while such a guest is paused.
 
-use crate::supervisor::limits::QMP_LIMIT;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -13,238 +12,369 @@ use std::{
 use tokio::{task::AbortHandle, time::Instant};
 use tracing::{info, warn};
 
-use crate::supervisor::{
-    Supervisor,
-    input::{Fact, Trouble},
-    start::prepare,
+use super::{
+    event::{DiskLocation, DiskSpaceEvent, VmEvent},
+    qemu::Qemu,
 };
 use crate::{
     life::{self, Hold, State},
     machine::device,
     spec::Disk,
     store::layout::VmPaths,
+    supervisor::{context::Context, limits::QMP_LIMIT, start::prepare},
     sys::{file, file_system},
     value::{Label, chain},
 };
 
-/// How much must be free until a guest goes on: one that writes would else be held again at once.
+/// How much must be free before a guest is resumed, in bytes: one that writes would be paused again at once.
 const RESERVE: u64 = 16 << 20;
-/// How long it is looked where a disk lies.
-const PLACE_LIMIT: Duration = Duration::from_secs(5);
-/// How often the free space is looked at, while a guest is held for want of it.
-const LOOK: Duration = Duration::from_secs(2);
-/// A guest that is held again within this time went on in vain: the free space did not tell the truth (a quota, a thin volume). Each
-/// time it is let go after a pause twice as long, up to this.
-const LONGEST_LOOK: Duration = Duration::from_secs(64);
+/// How long it may take to find out where a disk is.
+const LOCATE_LIMIT: Duration = Duration::from_secs(5);
+/// How often the free space is read while a guest is paused for want of it.
+const POLL: Duration = Duration::from_secs(2);
+/// A guest that is paused again within this time was resumed in vain: the free space is not what the guest may use (a quota, a thin
+/// volume). Each time it is resumed after a pause twice as long, up to this.
+const LONGEST_POLL: Duration = Duration::from_secs(64);
 
-/// What there is no room for.
+/// Which disks have no space.
 #[derive(Debug, Default)]
-pub(crate) struct Room {
-    /// The disks, and where they lie.
-    full: BTreeMap<Label, Place>,
-    looking: Option<AbortHandle>,
-    /// How often the guest went on in vain, and when it went on last.
+pub(crate) struct DiskSpace {
+    full: BTreeMap<Label, DiskLocation>,
+    /// Waits for space.
+    waiting: Option<AbortHandle>,
+    /// How often the guest was resumed in vain, and when last.
     in_vain: u32,
-    went_on: Option<Instant>,
-    /// Each STOP and RESUME has a number.
-    turn: u64,
+    resumed: Option<Instant>,
+    /// The number of STOP and RESUME events: an answer about an earlier one does not count.
+    pause: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Place {
-    file: PathBuf,
-    /// Where its file system is mounted; a device has none, and no free space that could be looked at.
-    mounted: Option<PathBuf>,
-}
-
-impl Place {
+impl DiskLocation {
     /// `no space left on /srv for disk data`.
-    fn told(&self, disk: &Label) -> String {
+    fn describe(&self, disk: &Label) -> String {
         let on = self.mounted.as_ref().unwrap_or(&self.file).display();
         format!("no space left on `{on}` for disk `{disk}` (`{}`)", self.file.display())
     }
 
     /// Blocks for as long as the file system does.
-    fn has_room(&self) -> bool {
-        let free = |dir: &PathBuf| file::available(dir).is_ok_and(|free| free >= RESERVE);
-        self.mounted.as_ref().is_none_or(free)
+    fn has_space(&self) -> bool {
+        let is_free = |dir: &PathBuf| file::available(dir).is_ok_and(|free| free >= RESERVE);
+        self.mounted.as_ref().is_none_or(is_free)
     }
 }
 
-impl Drop for Room {
-    fn drop(&mut self) {
-        self.look_no_more();
-    }
-}
-
-impl Room {
-    /// There is a disk that has none.
-    pub(crate) fn is_wanted(&self) -> bool {
+impl DiskSpace {
+    /// Whether a disk has no space.
+    pub(crate) fn is_short(&self) -> bool {
         !self.full.is_empty()
     }
 
-    fn look_no_more(&mut self) {
-        self.looking.take().inspect(AbortHandle::abort);
-    }
-}
-
-impl Supervisor {
-    /// The vCPUs are held: QEMU is asked whether for want of room.
-    pub(crate) fn ask_why_held(&mut self) {
-        self.room.turn += 1;
-        let Some(qemu) = &self.qemu else { return };
-        let client = qemu.client.clone();
-        let (facts, generation, turn) = (self.facts.clone(), self.generation, self.room.turn);
-        let disks: Vec<Disk> = self.vm.disks.iter().chain(&self.written.disks).cloned().collect();
-        let paths = self.paths.clone();
-        self.tasks.spawn(async move {
+    /// The vCPUs are paused: asks QEMU whether for want of space. `disks` are the VM's, as it runs and as it is written.
+    pub(crate) fn on_paused(&mut self, disks: Vec<Disk>, qemu: &mut Qemu, ctx: &Context) {
+        self.pause += 1;
+        let (pause, paths) = (self.pause, ctx.paths().clone());
+        let (client, reports) = (qemu.client(), qemu.tasks().sender());
+        qemu.tasks().spawn(async move {
             match client.full_nodes(QMP_LIMIT).await {
                 Ok(nodes) if nodes.is_empty() => {}
-                // QEMU is about to end.
+                // QEMU is about to exit.
                 Err(qmp::Error::Closed) => {}
                 Ok(nodes) => {
                     let full = nodes.iter().filter_map(|node| device::disk_of_node(node)).collect();
-                    let places = places(full, disks, paths).await;
-                    let held = Trouble::NoSpace { turn, places };
-                    let _ = facts.send(Fact::Trouble(generation, held)).await;
+                    let disks = locations(full, disks, paths).await;
+                    let full = VmEvent::DiskSpace(DiskSpaceEvent::Full { pause, disks });
+                    let _ = reports.send(full).await;
                 }
-                Err(error) => warn!("cannot find out why the guest is held: {}", chain(&error)),
+                Err(error) => {
+                    warn!("cannot determine why the guest is paused: {}", chain(&error));
+                }
             }
         });
     }
 
-    /// They go on.
-    pub(crate) fn goes_on(&mut self) {
-        self.room.turn += 1;
-        self.room.look_no_more();
-        if !self.room.full.is_empty() {
-            self.room.full.clear();
-            self.room.went_on = Some(Instant::now());
+    /// The vCPUs run.
+    pub(crate) fn on_resumed(&mut self) {
+        self.pause += 1;
+        self.stop_waiting();
+        if self.is_short() {
+            self.full.clear();
+            self.resumed = Some(Instant::now());
         }
     }
 
-    /// There is no room for these disks, as of that turn.
-    pub(crate) fn no_space(&mut self, turn: u64, places: Vec<(Label, Place)>) {
-        if turn != self.room.turn {
-            return;
-        }
-        for (disk, place) in places {
-            let why = place.told(&disk);
-            warn!("the guest is held: {why}");
-            let data = serde_json::json!({
-                "disk": disk.as_str(), "file": place.file, "filesystem": place.mounted, "why": why,
-            });
-            self.publish("QVM_NO_SPACE", data);
-            self.notifier.status(&format!("paused: {why}"));
-            self.room.full.insert(disk, place);
-        }
-        let last = self.room.went_on.take();
-        let in_vain = last.is_some_and(|last| last.elapsed() < LONGEST_LOOK);
-        self.room.in_vain = if in_vain { self.room.in_vain + 1 } else { 0 };
-        // What somebody wants held stays held.
-        if self.qemu.as_ref().is_some_and(|qemu| !qemu.record.held) {
-            self.feed(life::Event::NoSpace);
-        }
-        if self.waits_for_room() {
-            self.look_for_room();
-        }
-    }
-
-    /// There is room again.
-    pub(crate) fn has_room(&mut self) {
-        self.room.looking = None;
-        if !self.waits_for_room() || self.room.full.is_empty() {
-            return;
-        }
-        let disks: Vec<String> = self.room.full.keys().map(ToString::to_string).collect();
-        info!("there is room again for disk {}: the guest goes on", disks.join(", "));
-        self.publish("QVM_ROOM", serde_json::json!({ "disks": disks }));
-        self.feed(life::Event::Room);
-    }
-
-    /// Takes down whether an operator wants the vCPUs held: room alone does not make such a guest go on, and no later supervisor does.
-    pub(crate) fn wishes(
+    /// Handles what was found out; `state` is the VM's.
+    pub(crate) fn handle(
         &mut self,
-        command: life::Command,
-    ) -> Option<impl Future<Output = Result<(), String>> + Send + use<>> {
-        let held = match command {
-            life::Command::Pause => true,
-            life::Command::Resume | life::Command::Reset => false,
-            _ => return None,
-        };
-        let Some(qemu) = &mut self.qemu else { return None };
-        let changes = std::mem::replace(&mut qemu.record.held, held) != held;
-        let written = changes.then(|| self.records.write(&qemu.record));
-        if held {
-            self.room.look_no_more();
+        event: DiskSpaceEvent,
+        state: &State,
+        qemu: &Qemu,
+        ctx: &Context,
+    ) -> Option<life::Event> {
+        match event {
+            DiskSpaceEvent::Full { pause, .. } if pause != self.pause => None,
+            DiskSpaceEvent::Full { disks, .. } => {
+                self.on_full(disks, ctx);
+                // A guest that an operator has paused stays paused.
+                (!qemu.record().held).then_some(life::Event::NoSpace)
+            }
+            DiskSpaceEvent::Available => {
+                self.waiting = None;
+                if !waits(state) || !self.is_short() {
+                    return None;
+                }
+                let disks: Vec<&str> = self.full.keys().map(Label::as_str).collect();
+                info!("there is space again for the guest's disks: {}", disks.join(", "));
+                ctx.publish("QVM_ROOM", serde_json::json!({ "disks": disks }));
+                Some(life::Event::Room)
+            }
         }
-        written
     }
 
-    /// What an operator should know.
-    pub(crate) fn room_notes(&self) -> impl Iterator<Item = String> + '_ {
-        let goes_on = match self.waits_for_room() {
-            true => format!("; the guest goes on when {} MiB are free", RESERVE >> 20),
-            false => "; `qvm resume` lets the guest go on".to_owned(),
-        };
-        self.room.full.iter().map(move |(disk, place)| place.told(disk) + &goes_on)
+    fn on_full(&mut self, disks: Vec<(Label, DiskLocation)>, ctx: &Context) {
+        for (disk, location) in disks {
+            let why = location.describe(&disk);
+            warn!("the guest is paused: {why}");
+            let data = serde_json::json!({
+                "disk": disk.as_str(),
+                "file": location.file,
+                "filesystem": location.mounted,
+                "why": why,
+            });
+            ctx.publish("QVM_NO_SPACE", data);
+            ctx.notifier().status(&format!("paused: {why}"));
+            self.full.insert(disk, location);
+        }
+        let last = self.resumed.take();
+        let in_vain = last.is_some_and(|last| last.elapsed() < LONGEST_POLL);
+        self.in_vain = if in_vain { self.in_vain + 1 } else { 0 };
     }
 
-    fn waits_for_room(&self) -> bool {
-        matches!(self.life.state(), State::Paused(Hold::NoSpace) | State::Stopping(_))
-    }
-
-    fn look_for_room(&mut self) {
-        let places: Vec<Place> = self.room.full.values().cloned().collect();
-        let pause = LOOK.saturating_mul(1 << self.room.in_vain.min(16)).min(LONGEST_LOOK);
-        let (facts, generation) = (self.facts.clone(), self.generation);
-        let looking = self.tasks.spawn(async move {
-            let mut pause = pause;
+    /// Waits for space, where the VM does in this state.
+    pub(crate) fn wait_for_space(&mut self, state: &State, qemu: &mut Qemu) {
+        if !waits(state) || !self.is_short() {
+            return;
+        }
+        let locations: Vec<DiskLocation> = self.full.values().cloned().collect();
+        let first = POLL.saturating_mul(1 << self.in_vain.min(16)).min(LONGEST_POLL);
+        let waiting = qemu.report(async move {
+            let mut pause = first;
             loop {
                 tokio::time::sleep(pause).await;
-                pause = LOOK;
-                let places = places.clone();
-                let look = move || places.iter().all(Place::has_room);
+                pause = POLL;
+                let locations = locations.clone();
+                let look = move || locations.iter().all(DiskLocation::has_space);
                 if tokio::task::spawn_blocking(look).await.unwrap_or(false) {
-                    break;
+                    return VmEvent::DiskSpace(DiskSpaceEvent::Available);
                 }
             }
-            let _ = facts.send(Fact::Trouble(generation, Trouble::Room)).await;
         });
-        self.room.look_no_more();
-        self.room.looking = Some(looking);
+        self.stop_waiting();
+        self.waiting = Some(waiting);
+    }
+
+    /// Does not wait for space any more: an operator wants the guest paused.
+    pub(crate) fn stop_waiting(&mut self) {
+        self.waiting.take().inspect(AbortHandle::abort);
+    }
+
+    /// What an operator should know; `state` is the VM's.
+    pub(crate) fn notes(&self, state: &State) -> impl Iterator<Item = String> + '_ {
+        let next = if waits(state) {
+            format!("; the guest goes on when {} MiB are free", RESERVE >> 20)
+        } else {
+            "; `qvm resume` lets the guest go on".to_owned()
+        };
+        self.full.iter().map(move |(disk, location)| location.describe(disk) + &next)
     }
 }
 
-/// Where disks lie; where the storage does not say so in time, the file system is left open.
-async fn places(full: Vec<Label>, disks: Vec<Disk>, paths: VmPaths) -> Vec<(Label, Place)> {
-    let unknown: Vec<(Label, Place)> = full
+/// Whether a guest in this state is resumed when there is space.
+fn waits(state: &State) -> bool {
+    matches!(state, State::Paused(Hold::NoSpace) | State::Stopping(_))
+}
+
+/// Returns where the disks are; the file system is unknown where the storage does not answer in time.
+async fn locations(
+    full: Vec<Label>,
+    disks: Vec<Disk>,
+    paths: VmPaths,
+) -> Vec<(Label, DiskLocation)> {
+    let unknown: Vec<(Label, DiskLocation)> = full
         .iter()
-        .map(|disk| (disk.clone(), Place { file: paths.state.clone(), mounted: None }))
+        .map(|disk| (disk.clone(), DiskLocation { file: paths.state.clone(), mounted: None }))
         .collect();
     let look = move || {
-        let place = |disk: Label| {
-            let place = place_of(&disk, &disks, &paths);
-            (disk, place)
+        let locate = |disk: Label| {
+            let location = location_of(&disk, &disks, &paths);
+            (disk, location)
         };
-        full.into_iter().map(place).collect()
+        full.into_iter().map(locate).collect()
     };
-    match tokio::time::timeout(PLACE_LIMIT, tokio::task::spawn_blocking(look)).await {
-        Ok(Ok(places)) => places,
+    match tokio::time::timeout(LOCATE_LIMIT, tokio::task::spawn_blocking(look)).await {
+        Ok(Ok(locations)) => locations,
         Ok(Err(_)) | Err(_) => unknown,
     }
 }
 
 /// Blocks for as long as the file system does.
-fn place_of(disk: &Label, known: &[Disk], paths: &VmPaths) -> Place {
+fn location_of(disk: &Label, known: &[Disk], paths: &VmPaths) -> DiskLocation {
     let found = known.iter().find(|one| one.name == *disk);
     match found.map(|disk| prepare::disk_place(paths, disk)) {
         Some(found) => {
             let on = |file: &Path| file_system::mount_point(file);
             let mounted = if found.is_device { None } else { on(&found.path) };
-            Place { file: found.path, mounted }
+            DiskLocation { file: found.path, mounted }
         }
         // A disk that no file names any more.
-        None => Place { file: paths.state.clone(), mounted: None },
+        None => DiskLocation { file: paths.state.clone(), mounted: None },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        life::Ladder,
+        store::record::Record,
+        supervisor::tests::{Answer, FakeQemu, Host, record, vm},
+    };
+
+    const SHORT: State = State::Paused(Hold::NoSpace);
+
+    fn location(host: &Host) -> DiskLocation {
+        let dir = host.dir.path().to_owned();
+        DiskLocation { file: dir.join("root.qcow2"), mounted: Some(dir) }
+    }
+
+    fn full(pause: u64, host: &Host) -> DiskSpaceEvent {
+        DiskSpaceEvent::Full { pause, disks: vec![("root".parse().unwrap(), location(host))] }
+    }
+
+    #[tokio::test]
+    async fn full_disk_pauses_and_is_noted() {
+        let mut host = Host::new();
+        let fake = FakeQemu::new(&host).await;
+        let mut space = DiskSpace::default();
+        let event = space.handle(full(0, &host), &State::Running, &fake.qemu, &host.ctx);
+        assert_eq!(event, Some(life::Event::NoSpace));
+        assert!(space.is_short());
+        let notes: Vec<String> = space.notes(&SHORT).collect();
+        assert!(notes[0].contains("no space left on") && notes[0].contains("16 MiB"), "{notes:?}");
+        let notes: Vec<String> = space.notes(&State::Running).collect();
+        assert!(notes[0].contains("`qvm resume`"), "{notes:?}");
+        assert_eq!(host.published(), ["QVM_NO_SPACE"]);
+    }
+
+    #[tokio::test]
+    async fn guest_paused_by_an_operator_stays_paused() {
+        let host = Host::new();
+        let fake = FakeQemu::of(&host, Record { held: true, ..record() }).await;
+        let mut space = DiskSpace::default();
+        let event = space.handle(full(0, &host), &State::Running, &fake.qemu, &host.ctx);
+        assert_eq!(event, None);
+        assert!(space.is_short());
+    }
+
+    #[tokio::test]
+    async fn answer_about_an_earlier_pause_does_not_count() {
+        let host = Host::new();
+        let fake = FakeQemu::new(&host).await;
+        let mut space = DiskSpace::default();
+        space.on_resumed();
+        assert_eq!(space.handle(full(0, &host), &SHORT, &fake.qemu, &host.ctx), None);
+        assert!(!space.is_short());
+    }
+
+    #[tokio::test]
+    async fn space_resumes_only_a_guest_that_waits() {
+        let mut host = Host::new();
+        let fake = FakeQemu::new(&host).await;
+        let mut space = DiskSpace::default();
+        let available = || DiskSpaceEvent::Available;
+        // Nothing is short.
+        assert_eq!(space.handle(available(), &SHORT, &fake.qemu, &host.ctx), None);
+        space.handle(full(0, &host), &State::Running, &fake.qemu, &host.ctx);
+        let paused = State::Paused(Hold::Wanted);
+        assert_eq!(space.handle(available(), &paused, &fake.qemu, &host.ctx), None);
+        let event = space.handle(available(), &SHORT, &fake.qemu, &host.ctx);
+        assert_eq!(event, Some(life::Event::Room));
+        assert_eq!(host.published(), ["QVM_NO_SPACE", "QVM_ROOM"]);
+    }
+
+    #[tokio::test]
+    async fn waiting_ends_when_there_is_space() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        let mut space = DiskSpace::default();
+        space.handle(full(0, &host), &State::Running, &fake.qemu, &host.ctx);
+        let until = Duration::from_secs(9);
+        let then = life::Outcome::Relaunch;
+        let stopping = State::Stopping(Ladder { deadline: until, press_at: until, then });
+        for state in [SHORT, stopping] {
+            space.wait_for_space(&state, &mut fake.qemu);
+            let event = fake.event().await;
+            assert!(matches!(event, VmEvent::DiskSpace(DiskSpaceEvent::Available)), "{event:?}");
+        }
+        // Nobody waits in this state.
+        space.waiting = None;
+        space.wait_for_space(&State::Running, &mut fake.qemu);
+        assert!(space.waiting.is_none());
+    }
+
+    #[tokio::test]
+    async fn guest_resumed_in_vain_waits_longer() {
+        let host = Host::new();
+        let fake = FakeQemu::new(&host).await;
+        let mut space = DiskSpace::default();
+        for (round, expected) in [0, 1, 2].into_iter().enumerate() {
+            let event = full(space.pause, &host);
+            space.handle(event, &State::Running, &fake.qemu, &host.ctx);
+            assert_eq!(space.in_vain, expected, "{round}");
+            space.on_resumed();
+            assert!(!space.is_short());
+        }
+        space.resumed = Instant::now().checked_sub(LONGEST_POLL);
+        if space.resumed.is_some() {
+            let event = full(space.pause, &host);
+            space.handle(event, &State::Running, &fake.qemu, &host.ctx);
+            assert_eq!(space.in_vain, 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn qemu_names_the_full_disks() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        let node = device::node(&"root".parse().unwrap());
+        let blocks = json!([
+            { "io-status": "nospace", "inserted": { "node-name": node } },
+            { "io-status": "ok", "inserted": { "node-name": "other" } },
+        ]);
+        let status = json!({ "status": "io-error", "running": false });
+        let script = &fake.peer.script;
+        script.on("query-status", Answer::Return(status)).on("query-block", Answer::Return(blocks));
+        let mut space = DiskSpace::default();
+        let vm = vm("");
+        space.on_paused(vm.disks.clone(), &mut fake.qemu, &host.ctx);
+        let VmEvent::DiskSpace(DiskSpaceEvent::Full { pause, disks }) = fake.event().await else {
+            panic!()
+        };
+        assert_eq!(pause, 1);
+        assert_eq!(disks[0].0.as_str(), "root");
+        assert!(disks[0].1.file.starts_with(host.dir.path()));
+    }
+
+    #[test]
+    fn disk_of_no_file_is_in_the_state_directory() {
+        let host = Host::new();
+        let paths = host.ctx.paths();
+        let location = location_of(&"gone".parse().unwrap(), &[], paths);
+        assert_eq!(location, DiskLocation { file: paths.state.clone(), mounted: None });
+        // A device has no free space to be read.
+        assert!(location.has_space());
+        let missing = DiskLocation { mounted: Some("/no/such/dir".into()), ..location };
+        assert!(!missing.has_space());
     }
 }

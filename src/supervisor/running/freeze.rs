@@ -1,273 +1,278 @@
-//! Freezing the guest's file systems, and thawing them: asked for, at the deadline, or before the guest has to shut down.
+//! Freezing the guest's file systems, and thawing them: on request, at the deadline, or before the guest has to shut down.
 //!
-//! The deadline is the supervisor's, and is written down before anything is frozen: neither a caller that dies nor a supervisor
-//! that dies leaves a guest frozen. A thaw that fails is tried again for as long as the guest runs.
+//! The deadline is the supervisor's, and is written to the run record before anything is frozen: neither a client that dies nor a
+//! supervisor that dies leaves a guest frozen. A thaw that fails is tried again for as long as the guest runs.
 
-use crate::supervisor::{limits::AGENT_LIMIT, refusal::agent_refusal};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::{sync::oneshot, task::AbortHandle};
 use tracing::{info, warn};
 
-use crate::control::types::{self, Refusal};
-use crate::supervisor::{Supervisor, input::Fact};
+use super::{
+    event::{FreezeEvent, FreezeFailure, FreezeState, ThawReason, VmEvent},
+    qemu::Qemu,
+};
+use crate::{
+    control::types::Refusal,
+    supervisor::{
+        context::Context,
+        limits::AGENT_LIMIT,
+        refusal::{Reply, agent_refusal},
+    },
+};
 
-/// The longest that file systems are frozen: a record is not believed more.
+/// The longest that file systems are frozen, whatever the run record says.
 const LONGEST: Duration = Duration::from_secs(600);
 /// How long a thaw may take: the agent may run programs of the guest's.
 const THAW_LIMIT: Duration = Duration::from_secs(10);
-/// How long a freeze waits until its deadline is written down.
+/// How long a freeze waits until its deadline is written to the run record.
 const DEADLINE_WRITE_LIMIT: Duration = Duration::from_secs(5);
 /// When a thaw that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// The answer to whoever asked.
-pub(crate) type Reply = oneshot::Sender<Result<u64, Refusal>>;
+/// Whether the guest's file systems are frozen.
+#[derive(Debug, Default)]
+pub(crate) struct Freeze(Option<Deadline>);
 
 /// The guest's file systems are frozen, or are being frozen.
 #[derive(Debug)]
-pub(crate) struct Frozen {
+struct Deadline {
     until: Timestamp,
-    /// Why they are frozen still, though they should not be.
+    /// Why they are still frozen, where a thaw has failed.
     stuck: Option<String>,
     timer: AbortHandle,
 }
 
-impl Drop for Frozen {
+impl Drop for Deadline {
     fn drop(&mut self) {
         self.timer.abort();
     }
 }
 
-/// Why file systems are thawed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Why {
-    Asked,
-    Deadline,
-    /// The guest is to shut down, or to be saved.
-    Stop,
-}
-
-impl Why {
-    const fn word(self) -> &'static str {
-        match self {
-            Self::Asked => "asked",
-            Self::Deadline => "deadline",
-            Self::Stop => "stop",
-        }
-    }
-}
-
-/// Why nothing was frozen, as far as is known.
-#[derive(Debug)]
-pub(crate) struct NotFrozen {
-    why: Refusal,
-    /// The guest may freeze them all the same.
-    unsure: bool,
-}
-
-/// How long from `now` on until `until`; none when it is past, and never longer than anything may be frozen: clocks are set.
+/// How long from `now` on until `until`: zero where that is past, and never longer than [`LONGEST`], since clocks are set.
 fn left(until: Timestamp, now: Timestamp) -> Duration {
     let left = until.duration_since(now).max(SignedDuration::ZERO).unsigned_abs();
     left.min(LONGEST)
 }
 
-impl Supervisor {
-    pub(crate) fn freeze(&mut self, thaw_after: Duration, reply: Reply) {
-        let state = self.told_state();
-        let refused = if let Some(left) = self.frozen_for() {
-            Some(Refusal::Frozen { left })
-        } else if self.told_ready() == Some(types::Ready::Waiting) {
-            Some(Refusal::Failed("the guest is not ready yet".into()))
-        } else {
-            (state != types::State::Running).then(|| Refusal::NotNow(state.word()))
+impl Freeze {
+    /// Continues with the deadline that an earlier supervisor has recorded.
+    pub(crate) fn recall(&mut self, qemu: &mut Qemu, ctx: &Context) {
+        if let Some(until) = qemu.record().frozen_until.as_ref() {
+            // A deadline that cannot be read is due.
+            let until = until.parse().unwrap_or(Timestamp::MIN);
+            let left = left(until, ctx.now());
+            info!("the guest's file systems are frozen, for {} s more", left.as_secs());
+            self.0 = Some(Deadline { until, stuck: None, timer: thaw_in(left, qemu) });
+        }
+    }
+
+    /// Freezes the file systems; `refused` is why the VM does not allow it now.
+    pub(crate) fn freeze(
+        &mut self,
+        thaw_after: Duration,
+        refused: Option<Refusal>,
+        reply: Reply<u64>,
+        qemu: &mut Qemu,
+        ctx: &Context,
+    ) {
+        let refused = match self.left(ctx) {
+            Some(left) => Some(Refusal::Frozen { left }),
+            None => refused,
         };
-        let sync = self.next_sync();
-        let until = (self.settings.now)()
-            .saturating_add(SignedDuration::try_from(thaw_after).unwrap_or_default());
-        let (Some(qemu), None, Ok(until)) = (&mut self.qemu, &refused, until) else {
-            let _ = reply.send(Err(refused.unwrap_or(Refusal::NotNow("starting"))));
-            return;
+        let sync = qemu.next_sync();
+        let until =
+            ctx.now().saturating_add(SignedDuration::try_from(thaw_after).unwrap_or_default());
+        let (None, Ok(until)) = (&refused, until) else {
+            let refused = refused.unwrap_or(Refusal::NotNow("starting"));
+            return drop(reply.send(Err(refused)));
         };
-        qemu.record.frozen_until = Some(until.to_string());
-        let written = self.records.write(&qemu.record);
-        let (agent, facts, generation) = (qemu.agent.clone(), self.facts.clone(), self.generation);
-        self.frozen = Some(Frozen { until, stuck: None, timer: self.thaw_in(thaw_after) });
-        self.tasks.spawn(async move {
-            // Nothing is frozen before a later supervisor would know when to thaw it.
+        let written = qemu.change_record(|record| record.frozen_until = Some(until.to_string()));
+        self.0 = Some(Deadline { until, stuck: None, timer: thaw_in(thaw_after, qemu) });
+        let agent = qemu.agent();
+        qemu.report(async move {
+            // Nothing is frozen before the next supervisor would know when to thaw it.
             let written = tokio::time::timeout(DEADLINE_WRITE_LIMIT, written).await;
             let written = written.unwrap_or_else(|_| Err("the storage does not answer".into()));
             let done = match written {
                 Ok(()) => freeze(&agent, sync, thaw_after).await,
-                Err(why) => Err(NotFrozen {
-                    why: Refusal::Failed(format!(
+                Err(why) => Err(FreezeFailure {
+                    refusal: Refusal::Failed(format!(
                         "cannot write the thaw deadline to the run record: {why}"
                     )),
-                    unsure: false,
+                    state: FreezeState::Untouched,
                 }),
             };
-            let _ = facts.send(Fact::Froze(generation, thaw_after, done, reply)).await;
+            VmEvent::Freeze(FreezeEvent::Frozen { thaw_after, done, reply })
         });
     }
 
-    pub(crate) fn froze(&mut self, after: Duration, done: Result<u64, NotFrozen>, reply: Reply) {
-        let told = match done {
-            Ok(0) => {
-                self.forget_freeze();
-                Err(Refusal::Failed("the guest has no file system that can be frozen".into()))
-            }
-            Ok(_) if self.frozen.is_none() => {
-                // Somebody had them thawed before they were frozen: it is not wanted any more.
-                let until = (self.settings.now)();
-                self.frozen = Some(Frozen { until, stuck: None, timer: self.thaw_in(AGAIN) });
-                self.thaw(Why::Asked, None);
-                Err(Refusal::Failed("the guest's file systems were thawed meanwhile".into()))
-            }
-            Ok(count) => {
-                info!(
-                    "{count} of the guest's file systems are frozen for at most {} s",
-                    after.as_secs()
-                );
-                let data =
-                    serde_json::json!({ "filesystems": count, "thawAfterSec": after.as_secs() });
-                self.publish("QVM_FROZEN", data);
-                Ok(count)
-            }
-            Err(NotFrozen { why, unsure }) => {
-                if unsure {
-                    self.thaw(Why::Deadline, None);
-                } else {
-                    self.forget_freeze();
-                }
-                Err(why)
-            }
-        };
-        let _ = reply.send(told);
-    }
-
-    /// Has them thawed, also where nobody here froze them.
-    pub(crate) fn thaw(&mut self, why: Why, reply: Option<Reply>) {
-        let sync = self.next_sync();
-        let Some(qemu) = &self.qemu else {
-            if let Some(reply) = reply {
-                let _ = reply.send(Err(Refusal::NotNow("starting")));
-            }
-            return;
-        };
-        let (agent, facts, generation) = (qemu.agent.clone(), self.facts.clone(), self.generation);
-        self.tasks.spawn(async move {
+    /// Has the file systems thawed, also where this supervisor did not freeze them.
+    pub(crate) fn thaw(&self, why: ThawReason, reply: Option<Reply<u64>>, qemu: &mut Qemu) {
+        let (sync, agent) = (qemu.next_sync(), qemu.agent());
+        qemu.report(async move {
             let done = agent.thaw(sync, THAW_LIMIT).await.map_err(|error| agent_refusal(&error));
-            let _ = facts.send(Fact::Thawed(generation, why, done, reply)).await;
+            VmEvent::Freeze(FreezeEvent::Thawed { why, done, reply })
         });
     }
 
-    pub(crate) fn thawed(&mut self, why: Why, done: Result<u64, Refusal>, reply: Option<Reply>) {
-        match &done {
-            Ok(count) => {
-                let was = self.frozen.is_some();
-                self.forget_freeze();
-                if was || *count > 0 {
-                    info!("the guest's file systems are thawed, {}: {count}", why.word());
-                    let data = serde_json::json!({ "filesystems": count, "why": why.word() });
-                    self.publish("QVM_THAWED", data);
-                }
-            }
-            Err(error) => {
-                let timer = self.thaw_in(AGAIN);
-                if let Some(frozen) = &mut self.frozen {
-                    if frozen.stuck.replace(error.to_string()).is_none() {
-                        warn!("cannot thaw the guest's file systems, and goes on trying: {error}");
-                    }
-                    std::mem::replace(&mut frozen.timer, timer).abort();
-                } else {
-                    timer.abort();
-                }
-            }
-        }
-        if let Some(reply) = reply {
-            let _ = reply.send(done);
-        }
-    }
-
-    /// Thaws what is frozen; to be awaited before the guest is shut down, or saved.
+    /// Thaws what is frozen; to be awaited before the guest is shut down, or its state saved.
     pub(crate) fn thaw_first(
-        &mut self,
-    ) -> impl Future<Output = Result<(), Refusal>> + Send + 'static {
-        let thawed = self.frozen.is_some().then(|| {
+        &self,
+        qemu: &mut Qemu,
+    ) -> impl Future<Output = Result<(), Refusal>> + Send + 'static + use<> {
+        let thawed = self.0.is_some().then(|| {
             let (reply, thawed) = oneshot::channel();
-            self.thaw(Why::Stop, Some(reply));
+            self.thaw(ThawReason::Stop, Some(reply), qemu);
             thawed
         });
         async move {
             match thawed {
-                // Where nobody answers any more, there is no QEMU any more.
+                // Where nothing answers any more, QEMU has exited.
                 Some(thawed) => thawed.await.map_or(Ok(()), |thawed| thawed.map(drop)),
                 None => Ok(()),
             }
         }
     }
 
-    /// Goes on where an earlier supervisor left off.
-    pub(crate) fn recall_freeze(&mut self) {
-        let until = self.qemu.as_ref().and_then(|qemu| qemu.record.frozen_until.as_ref());
-        if let Some(until) = until {
-            // What cannot be read is due.
-            let until = until.parse().unwrap_or(Timestamp::MIN);
-            let left = left(until, (self.settings.now)());
-            info!("the guest's file systems are frozen, for {} s more", left.as_secs());
-            self.frozen = Some(Frozen { until, stuck: None, timer: self.thaw_in(left) });
+    /// Handles what the agent did, or the deadline.
+    pub(crate) fn handle(&mut self, event: FreezeEvent, qemu: &mut Qemu, ctx: &Context) {
+        match event {
+            FreezeEvent::Frozen { thaw_after, done, reply } => {
+                let answer = self.on_frozen(thaw_after, done, qemu, ctx);
+                let _ = reply.send(answer);
+            }
+            FreezeEvent::ThawDue => self.thaw(ThawReason::Deadline, None, qemu),
+            FreezeEvent::Thawed { why, done, reply } => {
+                self.on_thawed(why, &done, qemu, ctx);
+                if let Some(reply) = reply {
+                    let _ = reply.send(done);
+                }
+            }
         }
     }
 
-    /// They are not frozen any more: thawed, or the guest has booted since.
-    pub(crate) fn forget_freeze(&mut self) {
-        self.frozen = None;
-        let Some(qemu) = &mut self.qemu else { return };
-        if qemu.record.frozen_until.take().is_some() {
-            drop(self.records.write(&qemu.record));
+    fn on_frozen(
+        &mut self,
+        thaw_after: Duration,
+        done: Result<u64, FreezeFailure>,
+        qemu: &mut Qemu,
+        ctx: &Context,
+    ) -> Result<u64, Refusal> {
+        match done {
+            Ok(0) => {
+                self.forget(qemu);
+                Err(Refusal::Failed("the guest has no file system that can be frozen".into()))
+            }
+            Ok(_) if self.0.is_none() => {
+                // A client had them thawed before they were frozen.
+                self.0 =
+                    Some(Deadline { until: ctx.now(), stuck: None, timer: thaw_in(AGAIN, qemu) });
+                self.thaw(ThawReason::Asked, None, qemu);
+                Err(Refusal::Failed("the guest's file systems were thawed meanwhile".into()))
+            }
+            Ok(count) => {
+                let seconds = thaw_after.as_secs();
+                info!("{count} of the guest's file systems are frozen for at most {seconds} s");
+                let data = serde_json::json!({ "filesystems": count, "thawAfterSec": seconds });
+                ctx.publish("QVM_FROZEN", data);
+                Ok(count)
+            }
+            Err(FreezeFailure { refusal, state }) => {
+                match state {
+                    FreezeState::Unknown => self.thaw(ThawReason::Deadline, None, qemu),
+                    FreezeState::Untouched => self.forget(qemu),
+                }
+                Err(refusal)
+            }
         }
     }
 
-    /// How long they are frozen still, where they are.
-    pub(crate) fn frozen_for(&self) -> Option<Duration> {
-        self.frozen.as_ref().map(|frozen| left(frozen.until, (self.settings.now)()))
+    fn on_thawed(
+        &mut self,
+        why: ThawReason,
+        done: &Result<u64, Refusal>,
+        qemu: &mut Qemu,
+        ctx: &Context,
+    ) {
+        match done {
+            Ok(count) => {
+                let was_frozen = self.0.is_some();
+                self.forget(qemu);
+                if was_frozen || *count > 0 {
+                    info!("the guest's file systems are thawed, {}: {count}", why.word());
+                    let data = serde_json::json!({ "filesystems": count, "why": why.word() });
+                    ctx.publish("QVM_THAWED", data);
+                }
+            }
+            Err(error) => {
+                if let Some(deadline) = &mut self.0 {
+                    if deadline.stuck.replace(error.to_string()).is_none() {
+                        warn!("cannot thaw the guest's file systems, and goes on trying: {error}");
+                    }
+                    let timer = thaw_in(AGAIN, qemu);
+                    std::mem::replace(&mut deadline.timer, timer).abort();
+                }
+            }
+        }
+    }
+
+    /// Notes that they are not frozen: thawed, or the guest has booted since.
+    pub(crate) fn forget(&mut self, qemu: &mut Qemu) {
+        self.0 = None;
+        if qemu.record().frozen_until.is_some() {
+            drop(qemu.change_record(|record| record.frozen_until = None));
+        }
+    }
+
+    /// How long they are still frozen, where they are.
+    pub(crate) fn left(&self, ctx: &Context) -> Option<Duration> {
+        self.0.as_ref().map(|deadline| left(deadline.until, ctx.now()))
     }
 
     /// What an operator should know.
-    pub(crate) fn freeze_note(&self) -> Option<String> {
-        let frozen = self.frozen.as_ref()?;
-        Some(match &frozen.stuck {
+    pub(crate) fn note(&self, ctx: &Context) -> Option<String> {
+        let deadline = self.0.as_ref()?;
+        Some(match &deadline.stuck {
             Some(why) => {
                 format!("the guest's file systems are frozen, and cannot be thawed: {why}")
             }
             None => format!(
                 "the guest's file systems are frozen, for {} s more at most",
-                left(frozen.until, (self.settings.now)()).as_secs()
+                left(deadline.until, ctx.now()).as_secs()
             ),
-        })
-    }
-
-    fn thaw_in(&mut self, left: Duration) -> AbortHandle {
-        let (facts, generation) = (self.facts.clone(), self.generation);
-        self.tasks.spawn(async move {
-            tokio::time::sleep(left).await;
-            let _ = facts.send(Fact::ThawDue(generation)).await;
         })
     }
 }
 
-/// Where no agent runs, that is found out first, and soon.
-async fn freeze(agent: &qmp::agent::Agent, sync: u32, limit: Duration) -> Result<u64, NotFrozen> {
-    let not = |unsure| move |error: qmp::Error| NotFrozen { why: agent_refusal(&error), unsure };
-    agent.ping(sync, AGENT_LIMIT).await.map_err(not(false))?;
-    // Of a refusal, too, nobody knows: that they are frozen already is one.
-    agent.freeze(sync.wrapping_add(1), limit).await.map_err(not(true))
+fn thaw_in(left: Duration, qemu: &mut Qemu) -> AbortHandle {
+    qemu.report(async move {
+        tokio::time::sleep(left).await;
+        VmEvent::Freeze(FreezeEvent::ThawDue)
+    })
+}
+
+/// Freezes. Where no agent runs, that is found out first, and soon.
+async fn freeze(
+    agent: &qmp::agent::Agent,
+    sync: u32,
+    limit: Duration,
+) -> Result<u64, FreezeFailure> {
+    let failed =
+        |state| move |error: qmp::Error| FreezeFailure { refusal: agent_refusal(&error), state };
+    agent.ping(sync, AGENT_LIMIT).await.map_err(failed(FreezeState::Untouched))?;
+    // A refusal proves nothing: that they are frozen already is one.
+    agent.freeze(sync.wrapping_add(1), limit).await.map_err(failed(FreezeState::Unknown))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        store::record::Record,
+        supervisor::tests::{Answer, FakeQemu, Host, record},
+    };
 
     #[test]
     fn a_deadline_is_kept_whatever_the_clock_does() {
@@ -285,5 +290,202 @@ mod tests {
         }
         assert_eq!(left(Timestamp::MIN, Timestamp::MAX), Duration::ZERO);
         assert_eq!(left(Timestamp::MAX, Timestamp::MIN), LONGEST);
+    }
+
+    async fn frozen(host: &Host, fake: &mut FakeQemu, freeze: &mut Freeze) -> Result<u64, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        freeze.freeze(Duration::from_secs(60), None, reply, &mut fake.qemu, &host.ctx);
+        let VmEvent::Freeze(event) = fake.event().await else { panic!() };
+        freeze.handle(event, &mut fake.qemu, &host.ctx);
+        answer.await.unwrap()
+    }
+
+    fn counts(fake: &FakeQemu, frozen: u64, thawed: u64) {
+        let script = &fake.peer.script;
+        script.on("guest-fsfreeze-freeze", Answer::Return(frozen.into()));
+        script.on("guest-fsfreeze-thaw", Answer::Return(thawed.into()));
+    }
+
+    #[tokio::test]
+    async fn freeze_records_its_deadline_and_thaw_forgets_it() {
+        let mut host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        counts(&fake, 2, 2);
+        let mut freeze = Freeze::default();
+        assert_eq!(frozen(&host, &mut fake, &mut freeze).await, Ok(2));
+        let until: Timestamp = fake.qemu.record().frozen_until.as_ref().unwrap().parse().unwrap();
+        assert!(until > host.ctx.now());
+        assert!(freeze.left(&host.ctx).unwrap() <= Duration::from_secs(60));
+        assert!(freeze.note(&host.ctx).unwrap().contains("at most"));
+        let (reply, answer) = oneshot::channel();
+        freeze.thaw(ThawReason::Asked, Some(reply), &mut fake.qemu);
+        let VmEvent::Freeze(event) = fake.event().await else { panic!() };
+        freeze.handle(event, &mut fake.qemu, &host.ctx);
+        assert_eq!(answer.await.unwrap(), Ok(2));
+        assert_eq!(fake.qemu.record().frozen_until, None);
+        assert!(freeze.left(&host.ctx).is_none() && freeze.note(&host.ctx).is_none());
+        assert_eq!(host.published(), ["QVM_FROZEN", "QVM_THAWED"]);
+    }
+
+    #[tokio::test]
+    async fn second_freeze_is_refused() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        counts(&fake, 1, 1);
+        let mut freeze = Freeze::default();
+        assert_eq!(frozen(&host, &mut fake, &mut freeze).await, Ok(1));
+        let (reply, answer) = oneshot::channel();
+        freeze.freeze(Duration::from_secs(1), None, reply, &mut fake.qemu, &host.ctx);
+        assert!(matches!(answer.await.unwrap(), Err(Refusal::Frozen { .. })));
+    }
+
+    #[tokio::test]
+    async fn vm_that_refuses_is_not_frozen() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        let mut freeze = Freeze::default();
+        let (reply, answer) = oneshot::channel();
+        let refused = Some(Refusal::NotNow("stopping"));
+        freeze.freeze(Duration::from_secs(1), refused, reply, &mut fake.qemu, &host.ctx);
+        assert_eq!(answer.await.unwrap(), Err(Refusal::NotNow("stopping")));
+        assert!(freeze.left(&host.ctx).is_none());
+        assert_eq!(fake.peer.calls.names(), Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn guest_without_file_systems_is_not_frozen() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        counts(&fake, 0, 0);
+        let mut freeze = Freeze::default();
+        assert!(matches!(frozen(&host, &mut fake, &mut freeze).await, Err(Refusal::Failed(_))));
+        assert!(freeze.left(&host.ctx).is_none());
+        assert_eq!(fake.qemu.record().frozen_until, None);
+    }
+
+    #[tokio::test]
+    async fn refused_freeze_is_thawed_to_be_sure() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        counts(&fake, 0, 1);
+        fake.peer.script.on("guest-fsfreeze-freeze", Answer::Refuse("already frozen"));
+        let mut freeze = Freeze::default();
+        let refused = frozen(&host, &mut fake, &mut freeze).await;
+        assert!(matches!(refused, Err(Refusal::Guest { .. })), "{refused:?}");
+        // Nobody knows whether they are.
+        assert!(freeze.left(&host.ctx).is_some());
+        let VmEvent::Freeze(event) = fake.event().await else { panic!() };
+        assert!(matches!(event, FreezeEvent::Thawed { why: ThawReason::Deadline, .. }));
+        freeze.handle(event, &mut fake.qemu, &host.ctx);
+        assert!(freeze.left(&host.ctx).is_none());
+    }
+
+    #[tokio::test]
+    async fn guest_without_agent_is_untouched() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        fake.peer.script.on("guest-ping", Answer::Refuse("no"));
+        let mut freeze = Freeze::default();
+        assert!(frozen(&host, &mut fake, &mut freeze).await.is_err());
+        assert!(freeze.left(&host.ctx).is_none());
+        assert_eq!(fake.peer.calls.names(), ["guest-ping"]);
+    }
+
+    #[tokio::test]
+    async fn deadline_thaws() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        counts(&fake, 1, 1);
+        let mut freeze = Freeze::default();
+        let (reply, answer) = oneshot::channel();
+        freeze.freeze(Duration::from_millis(1), None, reply, &mut fake.qemu, &host.ctx);
+        while freeze.left(&host.ctx).is_some() {
+            let VmEvent::Freeze(event) = fake.event().await else { panic!() };
+            freeze.handle(event, &mut fake.qemu, &host.ctx);
+        }
+        drop(answer);
+        fake.peer.calls.until("guest-fsfreeze-thaw").await;
+    }
+
+    #[tokio::test]
+    async fn failed_thaw_is_noted_and_tried_again() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        counts(&fake, 1, 1);
+        let mut freeze = Freeze::default();
+        frozen(&host, &mut fake, &mut freeze).await.unwrap();
+        let failed = FreezeEvent::Thawed {
+            why: ThawReason::Deadline,
+            done: Err(Refusal::Failed("broken".into())),
+            reply: None,
+        };
+        freeze.handle(failed, &mut fake.qemu, &host.ctx);
+        let note = freeze.note(&host.ctx).unwrap();
+        assert!(note.contains("cannot be thawed: broken"), "{note}");
+        freeze.handle(FreezeEvent::ThawDue, &mut fake.qemu, &host.ctx);
+        let VmEvent::Freeze(event) = fake.event().await else { panic!() };
+        freeze.handle(event, &mut fake.qemu, &host.ctx);
+        assert_eq!(freeze.note(&host.ctx), None);
+    }
+
+    #[tokio::test]
+    async fn recorded_deadline_continues() {
+        let host = Host::new();
+        let until = (host.ctx.now() + SignedDuration::from_secs(100)).to_string();
+        let mut fake = FakeQemu::of(&host, Record { frozen_until: Some(until), ..record() }).await;
+        let mut freeze = Freeze::default();
+        freeze.recall(&mut fake.qemu, &host.ctx);
+        assert!(freeze.left(&host.ctx).unwrap() > Duration::from_secs(30));
+    }
+
+    #[tokio::test]
+    async fn unreadable_deadline_is_due() {
+        let host = Host::new();
+        let record = Record { frozen_until: Some("soon".into()), ..record() };
+        let mut fake = FakeQemu::of(&host, record).await;
+        let mut freeze = Freeze::default();
+        freeze.recall(&mut fake.qemu, &host.ctx);
+        assert!(matches!(fake.event().await, VmEvent::Freeze(FreezeEvent::ThawDue)));
+    }
+
+    #[tokio::test]
+    async fn shutdown_waits_for_the_thaw() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        counts(&fake, 1, 1);
+        let mut freeze = Freeze::default();
+        // Where nothing is frozen, nothing is waited for.
+        assert_eq!(freeze.thaw_first(&mut fake.qemu).await, Ok(()));
+        frozen(&host, &mut fake, &mut freeze).await.unwrap();
+        let thawed = freeze.thaw_first(&mut fake.qemu);
+        let VmEvent::Freeze(event) = fake.event().await else { panic!() };
+        freeze.handle(event, &mut fake.qemu, &host.ctx);
+        assert_eq!(thawed.await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn thaw_of_an_exited_qemu_is_done() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        counts(&fake, 1, 1);
+        let mut freeze = Freeze::default();
+        frozen(&host, &mut fake, &mut freeze).await.unwrap();
+        let thawed = freeze.thaw_first(&mut fake.qemu);
+        drop((fake, freeze));
+        assert_eq!(thawed.await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn thaw_overtakes_a_freeze() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        counts(&fake, 1, 1);
+        let mut freeze = Freeze::default();
+        let (reply, answer) = oneshot::channel();
+        let late = FreezeEvent::Frozen { thaw_after: Duration::from_secs(9), done: Ok(1), reply };
+        freeze.handle(late, &mut fake.qemu, &host.ctx);
+        assert!(matches!(answer.await.unwrap(), Err(Refusal::Failed(_))));
+        let VmEvent::Freeze(event) = fake.event().await else { panic!() };
+        assert!(matches!(event, FreezeEvent::Thawed { why: ThawReason::Asked, .. }));
     }
 }

@@ -3,7 +3,7 @@
 use crate::supervisor::limits::QMP_LIMIT;
 use std::{path::PathBuf, time::Duration};
 
-use super::taps;
+use super::{event::ChangeOutcome, taps};
 use crate::{
     machine::{
         device::{self, DISK_PORTS, NIC_PORTS, Place, TapEnds},
@@ -38,15 +38,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// What QEMU calls a tap's descriptor, and its vhost-net device's, until the back end has them.
 const TAP: &str = "qvm-tap";
 const VHOST: &str = "qvm-vhost";
-
-/// What became of a change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    /// It is so now.
-    Done,
-    /// The guest was asked to let go of a device, and has not yet.
-    Asked,
-}
 
 /// Why a running machine was not changed.
 #[derive(Debug, thiserror::Error)]
@@ -106,7 +97,7 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// Does one change.
-    pub(crate) async fn apply(&self, change: &Change) -> Result<Outcome, Error> {
+    pub(crate) async fn apply(&self, change: &Change) -> Result<ChangeOutcome, Error> {
         match change {
             Change::Memory(size) => self.client.balloon(size.bytes(), QMP_LIMIT).await?,
             Change::AddDisk(disk) => self.add_disk(disk).await?,
@@ -119,7 +110,7 @@ impl Machine {
             Change::RemoveDisk(name) => return self.remove(&device::disk_id(name)).await,
             Change::RemoveNic(name) => return self.remove(&device::nic_id(name)).await,
         }
-        Ok(Outcome::Done)
+        Ok(ChangeOutcome::Done)
     }
 
     /// Runs what blocks on a thread of its own.
@@ -254,10 +245,10 @@ impl Machine {
     }
 
     /// Asks the guest to let go of a device, and waits a while until it has.
-    async fn remove(&self, id: &str) -> Result<Outcome, Error> {
+    async fn remove(&self, id: &str) -> Result<ChangeOutcome, Error> {
         let until = tokio::time::Instant::now() + LET_GO;
         if !self.client.devices(QMP_LIMIT).await?.iter().any(|other| other == id) {
-            return Ok(Outcome::Asked);
+            return Ok(ChangeOutcome::Asked);
         }
         match self.client.remove_device(id, QMP_LIMIT).await {
             // Asked before, and it has not let go yet.
@@ -270,7 +261,7 @@ impl Machine {
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
-        Ok(Outcome::Asked)
+        Ok(ChangeOutcome::Asked)
     }
 
     /// The root port that a device would have after a start, or else any that is free.

@@ -1,234 +1,479 @@
 //! Applying a changed VM file to a machine that runs: one change after the other, beside the loop.
 
-use crate::supervisor::{
-    limits::{QMP_LIMIT, WRITE_LIMIT},
-    refusal::qmp_refusal,
-};
+use std::{collections::VecDeque, mem};
 
-use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-use super::hotplug::{self, Machine, Outcome};
+use super::{
+    event::{Applied, ChangeOutcome, Devices, LiveUpdateEvent, VmEvent},
+    hotplug::{self, Machine},
+    memory::Memory,
+    qemu::Qemu,
+    taps::Taps,
+};
 use crate::{
     control::types::Refusal,
-    machine::{
-        device,
-        facets::{DISKS, Facets, MEM, NICS},
-        live::Change,
+    machine::{device, facets::Facets, live::Change},
+    supervisor::{
+        config::Config,
+        context::Context,
+        limits::{QMP_LIMIT, WRITE_LIMIT},
+        refusal::{Reply, qmp_refusal},
     },
-    value::{Label, chain},
-};
-use crate::{
-    supervisor::{Supervisor, file_reading::AfterReading, input::Fact},
     sys::{lane::OnLane, progress::Cancel},
+    value::chain,
 };
 
-/// Who asked for it.
-pub(crate) type Asker = oneshot::Sender<Result<(), Refusal>>;
+/// The changes of a machine that runs, and the clients that wait for them.
+#[derive(Debug, Default)]
+pub(crate) struct LiveUpdate {
+    work: Option<Work>,
+    /// What could not be applied.
+    notes: Vec<String>,
+    /// The clients whose reload is not in effect yet, in their order.
+    reloading: VecDeque<Option<Reply>>,
+    /// The clients that wait until the guest has released devices, by the number of the question.
+    settling: Vec<(u64, Vec<Reply>)>,
+    /// The number of the last question.
+    asked: u64,
+}
 
-/// The changes that are under way.
+/// The changes under way.
 #[derive(Debug)]
-pub(crate) struct Applying {
-    /// Dropped, it ends what is being done.
-    _work: OnLane,
+struct Work {
+    /// Dropped, it aborts the change under way.
+    _lane: OnLane,
     cancel: Cancel,
-    askers: Vec<Asker>,
-    /// Who asked meanwhile: the file may have changed again.
-    again: Vec<Asker>,
+    clients: Vec<Reply>,
+    /// The clients that asked meanwhile: the file may have changed again.
+    again: Vec<Reply>,
     /// What was written when they began.
     written: Facets,
 }
 
-impl Drop for Applying {
+impl Drop for Work {
     fn drop(&mut self) {
         self.cancel.set();
     }
 }
 
-fn answer(askers: Vec<Asker>, said: &Result<(), Refusal>) {
-    askers.into_iter().for_each(|asker| drop(asker.send(said.clone())));
+/// What has to be done when all changes were tried.
+#[derive(Debug)]
+pub(crate) struct AfterUpdate {
+    /// The clients whose changes came too late: the VM file is read again for them.
+    pub(crate) again: Vec<Reply>,
+    /// The clients that wait for these changes.
+    clients: Vec<Reply>,
+    /// The devices that the guest was asked to release.
+    asked: Vec<Change>,
 }
 
-/// What became of each change.
-pub(crate) type Applied = Vec<(Change, Result<Outcome, String>)>;
+fn answer(clients: Vec<Reply>, answer: &Result<(), Refusal>) {
+    clients.into_iter().for_each(|client| drop(client.send(answer.clone())));
+}
 
-impl Supervisor {
-    /// Begins what can be done live. Who asks is answered when all is done, or was refused.
-    pub(crate) fn apply_live(&mut self, asker: Option<Asker>) {
-        if let Some(applying) = &mut self.applying {
-            applying.again.extend(asker);
+impl LiveUpdate {
+    /// Whether changes are under way.
+    pub(crate) fn is_active(&self) -> bool {
+        self.work.is_some()
+    }
+
+    /// A client waits until its reload is in effect.
+    pub(crate) fn on_reload(&mut self, client: Option<Reply>) {
+        self.reloading.push_back(client);
+    }
+
+    /// The earliest reload is in effect. Returns its client.
+    pub(crate) fn on_reloaded(&mut self) -> Option<Reply> {
+        self.reloading.pop_front().flatten()
+    }
+
+    /// QEMU has exited: answers the clients that wait.
+    pub(crate) fn close(&mut self) {
+        // The next start takes the VM file as it was reloaded.
+        answer(mem::take(&mut self.reloading).into_iter().flatten().collect(), &Ok(()));
+        let stopping = Err(Refusal::NotNow("stopping"));
+        let settling = mem::take(&mut self.settling).into_iter().flat_map(|(_, clients)| clients);
+        answer(settling.collect(), &stopping);
+        if let Some(mut work) = self.work.take() {
+            answer(mem::take(&mut work.clients), &stopping);
+            answer(mem::take(&mut work.again), &stopping);
+        }
+    }
+
+    /// Begins what can be applied to the machine. The client is answered when all changes were tried, or refused.
+    /// `written` is what would run if QEMU were started now.
+    pub(crate) fn apply(
+        &mut self,
+        client: Option<Reply>,
+        (config, written): (&Config, Facets),
+        taps: &Taps,
+        qemu: &Qemu,
+        ctx: &Context,
+    ) {
+        if let Some(work) = &mut self.work {
+            work.again.extend(client);
             return;
         }
-        let asked: Vec<Change> =
-            self.pending.iter().filter_map(|one| Change::of(one, &self.written)).collect();
-        let Some(qemu) = self.qemu.as_ref().filter(|_| !asked.is_empty()) else {
-            self.live_notes.clear();
-            asker.into_iter().for_each(|asker| drop(asker.send(Ok(()))));
-            return;
-        };
+        let changes = config.live_changes();
+        let clients: Vec<Reply> = client.into_iter().collect();
+        if changes.is_empty() {
+            self.notes.clear();
+            return answer(clients, &Ok(()));
+        }
         let cancel = Cancel::default();
+        let record = qemu.record();
         let machine = Machine {
-            settings: self.settings.clone(),
-            client: qemu.client.clone(),
-            vm: self.written.clone(),
+            settings: ctx.settings().clone(),
+            client: qemu.client(),
+            vm: config.written().clone(),
             cancel: cancel.clone(),
-            uid: qemu.record.isolation.as_ref().and_then(|isolation| isolation.uid),
-            shut_off: qemu.record.is_shut_off(),
+            uid: record.isolation.as_ref().and_then(|isolation| isolation.uid),
+            shut_off: record.is_shut_off(),
         };
-        let (facts, generation) = (self.facts.clone(), self.generation);
-        let untouched = self.taps_let_go();
-        let work = self.lanes.apply.drive(async move {
-            untouched.await;
+        let (unattended, reports) = (taps.unattended(), qemu.sender());
+        let work = ctx.lanes().apply.drive(async move {
+            unattended.await;
             let mut done: Applied = vec![];
-            for change in asked {
+            for change in changes {
                 let result = machine.apply(&change).await.map_err(|error| {
                     let hint = error.hint().map_or_else(String::new, |hint| format!(" ({hint})"));
                     chain(&error) + &hint
                 });
                 done.push((change, result));
             }
-            let _ = facts.send(Fact::Applied(generation, done)).await;
+            let _ = reports.send(VmEvent::LiveUpdate(LiveUpdateEvent::Applied(done))).await;
         });
-        let work = match work {
-            Ok(work) => work,
-            Err(refused) => {
-                let refusal = Refusal::Failed(refused.to_string());
-                asker.into_iter().for_each(|asker| drop(asker.send(Err(refusal.clone()))));
-                return;
+        match work {
+            Ok(lane) => {
+                self.work = Some(Work { _lane: lane, cancel, clients, again: vec![], written });
             }
-        };
-        self.applying = Some(Applying {
-            _work: work,
-            cancel,
-            askers: asker.into_iter().collect(),
-            again: vec![],
-            written: self.facets_written(),
-        });
-        self.retell_taps();
+            Err(refused) => answer(clients, &Err(Refusal::Failed(refused.to_string()))),
+        }
     }
 
-    /// Takes down what was done, and tells what was not.
-    pub(crate) fn applied(&mut self, results: Applied) {
-        let Some(mut applying) = self.applying.take() else { return };
-        let askers = std::mem::take(&mut applying.askers);
-        let again = std::mem::take(&mut applying.again);
-        self.live_notes.clear();
+    /// All changes were tried: records what was done, and notes what was not.
+    pub(crate) fn on_applied(
+        &mut self,
+        results: Applied,
+        config: &mut Config,
+        memory: &mut Memory,
+        qemu: &mut Qemu,
+    ) -> Option<AfterUpdate> {
+        let mut work = self.work.take()?;
+        self.notes.clear();
         let mut asked = vec![];
         for (change, result) in results {
             let key = change.key();
             match result {
-                Ok(Outcome::Done) => {
+                Ok(ChangeOutcome::Done) => {
                     info!("{key}: applied");
-                    self.take_down(&change, &applying.written);
+                    record(&change, &work.written, config, memory, qemu);
                 }
-                Ok(Outcome::Asked) => asked.push(change),
+                Ok(ChangeOutcome::Asked) => asked.push(change),
                 Err(why) => {
                     warn!("{key}: not applied: {why}");
-                    self.live_notes.push(format!("`{key}` could not be applied: {why}"));
+                    self.notes.push(format!("`{key}` could not be applied: {why}"));
                 }
             }
         }
-        drop(applying);
-        self.compare();
-        // A NIC more has made the VM's identity another.
-        self.read_files(AfterReading::Compare);
-        again.into_iter().for_each(|asker| self.read_files(AfterReading::Reload(Some(asker))));
-        let written = self.lanes.run.flush();
-        match asked.is_empty() {
-            true => drop(self.tasks.spawn(async move {
-                // A later supervisor has to know of it; what is done is done, though, where the storage hangs.
-                let _ = tokio::time::timeout(WRITE_LIMIT, written).await;
-                askers.into_iter().for_each(|asker| drop(asker.send(Ok(()))));
-            })),
-            // Who asked waits until it is known what the guest has let go of.
-            false => self.settle(asked, askers),
-        }
+        let (clients, again) = (mem::take(&mut work.clients), mem::take(&mut work.again));
+        Some(AfterUpdate { again, clients, asked })
     }
 
-    /// What runs has changed.
-    fn take_down(&mut self, change: &Change, written: &Facets) {
-        if let Change::Memory(size) = change {
-            self.memory_target = Some(size.bytes()).filter(|_| *size != self.vm.mem);
+    /// Answers the clients when the changes are written to the run record, and it is known which devices the guest has released.
+    pub(crate) fn finish(
+        &mut self,
+        after: AfterUpdate,
+        config: &Config,
+        qemu: &mut Qemu,
+        ctx: &Context,
+    ) {
+        let AfterUpdate { clients, asked, .. } = after;
+        if !asked.is_empty() {
+            return self.settle(asked, clients, config, qemu, ctx);
         }
-        let done = change.done(&self.running, written);
-        for (key, value) in &done {
-            self.running.set(key.as_str(), value.clone());
-        }
-        if let Some(qemu) = &mut self.qemu {
-            qemu.record.applied.extend(done);
-            drop(self.records.write(&qemu.record));
-        }
+        let written = ctx.lanes().run.flush();
+        qemu.tasks().spawn(async move {
+            // What is done is done, also where the storage hangs.
+            let _ = tokio::time::timeout(WRITE_LIMIT, written).await;
+            answer(clients, &Ok(()));
+        });
     }
 
     /// Asks QEMU which devices it has. A device that the guest has released, also while no supervisor was there, is removed from QEMU
     /// and from the record. Of `asked`, those that the guest still holds are noted.
-    pub(crate) fn settle(&mut self, asked: Vec<Change>, askers: Vec<Asker>) {
-        let Some(qemu) = &self.qemu else { return };
-        let labels = |kind| {
-            self.running.names(kind).into_iter().filter_map(|name| name.parse::<Label>().ok())
-        };
-        let known: Vec<Change> = labels(DISKS)
-            .map(Change::RemoveDisk)
-            .chain(labels(NICS).map(Change::RemoveNic))
-            .collect();
-        let (client, facts, generation) =
-            (qemu.client.clone(), self.facts.clone(), self.generation);
-        let written = self.lanes.run.flush();
-        self.tasks.spawn(async move {
+    pub(crate) fn settle(
+        &mut self,
+        asked: Vec<Change>,
+        clients: Vec<Reply>,
+        config: &Config,
+        qemu: &mut Qemu,
+        ctx: &Context,
+    ) {
+        self.asked += 1;
+        let number = self.asked;
+        self.settling.push((number, clients));
+        let (known, client) = (config.removals(), qemu.client());
+        let written = ctx.lanes().run.flush();
+        qemu.report(async move {
             let _ = tokio::time::timeout(WRITE_LIMIT, written).await;
-            let there = match client.devices(QMP_LIMIT).await {
-                Ok(there) => there,
-                Err(error) => {
-                    let refusal = qmp_refusal("list the devices of QEMU", &error);
-                    answer(askers, &Err(refusal));
-                    return;
-                }
-            };
-            let is_gone = |change: &Change| match change {
-                Change::RemoveDisk(name) => !there.contains(&device::disk_id(name)),
-                Change::RemoveNic(name) => !there.contains(&device::nic_id(name)),
-                _ => false,
-            };
-            let gone: Vec<Change> = known.into_iter().filter(is_gone).collect();
-            for change in &gone {
-                hotplug::tidy(&client, change).await;
-            }
-            let held = asked.into_iter().filter(|change| !is_gone(change)).collect();
-            let _ = facts.send(Fact::LetGo(generation, gone, held)).await;
-            answer(askers, &Ok(()));
+            let done = devices(&client, known, asked).await;
+            VmEvent::LiveUpdate(LiveUpdateEvent::Settled { number, done })
         });
     }
 
-    /// The guest has let go of some devices, and holds on to others.
-    pub(crate) fn let_go(&mut self, gone: &[Change], held: &[Change]) {
+    /// QEMU has told which devices the guest has released.
+    pub(crate) fn on_settled(
+        &mut self,
+        number: u64,
+        done: Result<Devices, Refusal>,
+        (config, memory): (&mut Config, &mut Memory),
+        qemu: &mut Qemu,
+    ) {
+        let is_of = |(other, _): &(u64, Vec<Reply>)| *other == number;
+        let position = self.settling.iter().position(is_of);
+        let clients = position.map(|at| self.settling.swap_remove(at).1).unwrap_or_default();
+        let Devices { released, held } = match done {
+            Ok(devices) => devices,
+            Err(refusal) => return answer(clients, &Err(refusal)),
+        };
         let note = |change: &Change| {
             let key = change.key();
             format!(
                 "`{key}`: the guest has not let go of it; it is gone when it does, or when it reboots"
             )
         };
-        for change in gone {
+        for change in &released {
             info!("{}: the guest has let go of it", change.key());
-            self.take_down(change, &Facets::default());
-            self.live_notes.retain(|other| *other != note(change));
+            record(change, &Facets::default(), config, memory, qemu);
+            self.notes.retain(|other| *other != note(change));
         }
-        self.live_notes.extend(held.iter().map(note));
-        self.compare();
+        self.notes.extend(held.iter().map(note));
+        answer(clients, &Ok(()));
     }
 
-    /// What an earlier supervisor has done to the machine.
-    pub(crate) fn recall_applied(&mut self) {
-        let Some(qemu) = &self.qemu else { return };
-        for (key, value) in &qemu.record.applied {
-            self.running.set(key.as_str(), value.clone());
-        }
-        let mem = self.running.get(MEM).and_then(|text| text.parse::<crate::value::Size>().ok());
-        self.memory_target = mem.filter(|size| *size != self.vm.mem).map(|size| size.bytes());
+    /// What an operator should know.
+    pub(crate) fn notes(&self) -> &[String] {
+        &self.notes
+    }
+}
+
+/// What runs has changed.
+fn record(
+    change: &Change,
+    written: &Facets,
+    config: &mut Config,
+    memory: &mut Memory,
+    qemu: &mut Qemu,
+) {
+    if let Change::Memory(size) = change {
+        memory.note_target(Some(size.bytes()).filter(|_| *size != config.vm().mem));
+    }
+    let done = config.record_change(change, written);
+    drop(qemu.change_record(|record| record.applied.extend(done)));
+}
+
+/// Asks QEMU which devices it has, and removes what it keeps of those that the guest has released.
+async fn devices(
+    client: &qmp::Client,
+    known: Vec<Change>,
+    asked: Vec<Change>,
+) -> Result<Devices, Refusal> {
+    let there = client.devices(QMP_LIMIT).await;
+    let there = there.map_err(|error| qmp_refusal("list the devices of QEMU", &error))?;
+    let is_released = |change: &Change| match change {
+        Change::RemoveDisk(name) => !there.contains(&device::disk_id(name)),
+        Change::RemoveNic(name) => !there.contains(&device::nic_id(name)),
+        _ => false,
+    };
+    let released: Vec<Change> = known.into_iter().filter(is_released).collect();
+    for change in &released {
+        hotplug::tidy(client, change).await;
+    }
+    Ok(Devices { released, held: asked.into_iter().filter(|one| !is_released(one)).collect() })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tokio::sync::oneshot::{self, Receiver};
+
+    use super::*;
+    use crate::supervisor::{
+        config::Examining,
+        tests::{Answer, FakeQemu, Host, vm},
+    };
+
+    const ONE_NIC: &str = "mem = \"1G\"\n[nic.net]\n";
+
+    type Client = Receiver<Result<(), Refusal>>;
+
+    struct Scene {
+        host: Host,
+        fake: FakeQemu,
+        config: Config,
+        memory: Memory,
+        taps: Taps,
+        update: LiveUpdate,
     }
 
-    /// Devices were plugged in or out since QEMU was started: no other QEMU could be started like it.
-    pub(crate) fn is_replugged(&self) -> bool {
-        let applied = self.qemu.as_ref().map(|qemu| &qemu.record.applied);
-        applied.is_some_and(|applied| applied.keys().any(|key| key == DISKS || key == NICS))
+    /// A machine of the VM file `running`, whose VM file is `written` by now.
+    async fn scene(running: &str, written: &str) -> Scene {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        let mut config = Config::new(vm(running), running.to_owned());
+        config.on_read(Ok((vm(written), written.to_owned())), Default::default());
+        config.compare(None);
+        let wanted = config.wanted_taps(Examining::Active);
+        let taps = Taps::keep(wanted, vec![], &mut fake.qemu, &host.ctx);
+        let (memory, update) = (Memory::default(), LiveUpdate::default());
+        Scene { host, fake, config, memory, taps, update }
+    }
+
+    impl Scene {
+        fn apply(&mut self) -> Client {
+            let (reply, client) = oneshot::channel();
+            let written = self.config.would_run(None);
+            let both = (&self.config, written);
+            self.update.apply(Some(reply), both, &self.taps, &self.fake.qemu, &self.host.ctx);
+            client
+        }
+
+        async fn applied(&mut self) -> Option<AfterUpdate> {
+            let VmEvent::LiveUpdate(LiveUpdateEvent::Applied(done)) = self.fake.event().await
+            else {
+                panic!()
+            };
+            let Self { config, memory, fake, update, .. } = self;
+            update.on_applied(done, config, memory, &mut fake.qemu)
+        }
+
+        async fn settled(&mut self) {
+            let VmEvent::LiveUpdate(LiveUpdateEvent::Settled { number, done }) =
+                self.fake.event().await
+            else {
+                panic!()
+            };
+            let Self { config, memory, fake, update, .. } = self;
+            update.on_settled(number, done, (config, memory), &mut fake.qemu);
+        }
+    }
+
+    #[tokio::test]
+    async fn unchanged_file_is_answered_at_once() {
+        let mut scene = scene(ONE_NIC, ONE_NIC).await;
+        let mut client = scene.apply();
+        assert_eq!(client.try_recv(), Ok(Ok(())));
+        assert!(!scene.update.is_active());
+    }
+
+    #[tokio::test]
+    async fn memory_and_link_are_applied_and_recorded() {
+        let written = "mem = \"512M\"\n[nic.net]\nlink = \"down\"\n";
+        let mut scene = scene(ONE_NIC, written).await;
+        let client = scene.apply();
+        assert!(scene.update.is_active());
+        let after = scene.applied().await.unwrap();
+        assert!(!scene.update.is_active());
+        let Scene { update, config, fake, host, .. } = &mut scene;
+        update.finish(after, config, &mut fake.qemu, &host.ctx);
+        assert_eq!(client.await.unwrap(), Ok(()));
+        assert_eq!(scene.memory.target(), Some(512 << 20));
+        assert_eq!(scene.fake.peer.commands.arguments("set_link")["up"], json!(false));
+        assert!(scene.fake.qemu.record().applied.contains_key("mem"));
+        scene.config.compare(None);
+        assert_eq!(scene.config.pending(), []);
+        assert!(scene.update.notes().is_empty());
+    }
+
+    #[tokio::test]
+    async fn refused_change_is_noted_and_stays_pending() {
+        let written = ONE_NIC.replace("1G", "512M");
+        let mut scene = scene(ONE_NIC, &written).await;
+        scene.fake.peer.script.on("balloon", Answer::Refuse("no balloon"));
+        let _client = scene.apply();
+        scene.applied().await.unwrap();
+        let notes = scene.update.notes();
+        assert!(notes[0].contains("`mem` could not be applied"), "{notes:?}");
+        scene.config.compare(None);
+        assert_eq!(scene.config.pending().len(), 1);
+        assert_eq!(scene.memory.target(), None);
+    }
+
+    #[tokio::test]
+    async fn client_that_comes_meanwhile_reads_again() {
+        let mut scene = scene(ONE_NIC, &ONE_NIC.replace("1G", "512M")).await;
+        let (_first, _second) = (scene.apply(), scene.apply());
+        let after = scene.applied().await.unwrap();
+        assert_eq!((after.clients.len(), after.again.len()), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn released_device_is_forgotten() {
+        let running = ONE_NIC.to_owned() + "[nic.lan]\n";
+        let mut scene = scene(&running, ONE_NIC).await;
+        let device = |name: &str| json!({ "name": device::nic_id(&name.parse().unwrap()), "type": "child<virtio-net-pci>" });
+        scene.fake.peer.script.on("qom-list", Answer::Return(json!([device("net")])));
+        let (reply, client) = oneshot::channel();
+        let lan = Change::RemoveNic("lan".parse().unwrap());
+        let net = Change::RemoveNic("net".parse().unwrap());
+        let Scene { update, config, fake, host, .. } = &mut scene;
+        update.settle(vec![lan, net], vec![reply], config, &mut fake.qemu, &host.ctx);
+        scene.settled().await;
+        assert_eq!(client.await.unwrap(), Ok(()));
+        let nics: Vec<Change> = scene.config.removals();
+        assert!(!nics.iter().any(|one| one.key() == "nic.lan"), "{nics:?}");
+        let notes = scene.update.notes();
+        assert!(notes.len() == 1 && notes[0].contains("`nic.net`"), "{notes:?}");
+        // The guest releases that one, too.
+        scene.fake.peer.script.on("qom-list", Answer::Return(json!([])));
+        let Scene { update, config, fake, host, .. } = &mut scene;
+        update.settle(vec![], vec![], config, &mut fake.qemu, &host.ctx);
+        scene.settled().await;
+        assert!(scene.update.notes().is_empty(), "{:?}", scene.update.notes());
+    }
+
+    #[tokio::test]
+    async fn qemu_that_lists_no_devices_changes_nothing() {
+        let mut scene = scene(ONE_NIC, ONE_NIC).await;
+        scene.fake.peer.script.on("qom-list", Answer::Refuse("no"));
+        let (reply, client) = oneshot::channel();
+        let before = scene.config.removals();
+        let Scene { update, config, fake, host, .. } = &mut scene;
+        update.settle(vec![], vec![reply], config, &mut fake.qemu, &host.ctx);
+        scene.settled().await;
+        assert!(matches!(client.await.unwrap(), Err(Refusal::Failed(_))));
+        assert_eq!(scene.config.removals(), before);
+    }
+
+    #[tokio::test]
+    async fn exit_answers_every_client() {
+        let mut scene = scene(ONE_NIC, &ONE_NIC.replace("1G", "512M")).await;
+        let (applying, again) = (scene.apply(), scene.apply());
+        let (reply, reloading) = oneshot::channel();
+        scene.update.on_reload(Some(reply));
+        scene.update.on_reload(None);
+        let (reply, settling) = oneshot::channel();
+        let Scene { update, config, fake, host, .. } = &mut scene;
+        update.settle(vec![], vec![reply], config, &mut fake.qemu, &host.ctx);
+        update.close();
+        let stopping = Err(Refusal::NotNow("stopping"));
+        for client in [applying, again, settling] {
+            assert_eq!(client.await.unwrap(), stopping);
+        }
+        // The next start takes the VM file as it is.
+        assert_eq!(reloading.await.unwrap(), Ok(()));
+    }
+
+    #[test]
+    fn reloads_end_in_their_order() {
+        let mut update = LiveUpdate::default();
+        let (reply, _client) = oneshot::channel();
+        update.on_reload(None);
+        update.on_reload(Some(reply));
+        assert!(update.on_reloaded().is_none());
+        assert!(update.on_reloaded().is_some());
+        assert!(update.on_reloaded().is_none());
     }
 }

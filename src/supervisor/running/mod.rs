@@ -1,13 +1,16 @@
-//! What belongs to one running QEMU.
+//! What belongs to one QEMU process; dropped when the process has exited.
 
 pub mod console;
 pub(crate) mod console_log;
 pub(crate) mod disk_space;
+pub(crate) mod event;
 pub(crate) mod freeze;
 pub(crate) mod hotplug;
+pub(crate) mod installed_qemu;
 pub(crate) mod live_update;
-pub(crate) mod machined;
-pub(crate) mod operators;
+pub(crate) mod memory;
+mod operations;
+pub(crate) mod qemu;
 pub(crate) mod qmp_watchdog;
 pub(crate) mod ready;
 pub(crate) mod resources;
@@ -17,3 +20,361 @@ pub(crate) mod suspend;
 pub mod taps;
 pub mod viewer;
 pub mod vnc_listener;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::mpsc;
+use tracing::info;
+
+use self::{
+    disk_space::DiskSpace,
+    event::{Applied, Devices, VmEvent},
+    freeze::Freeze,
+    installed_qemu::InstalledQemu,
+    live_update::{AfterUpdate, LiveUpdate},
+    memory::Memory,
+    qemu::Qemu,
+    qmp_watchdog::QmpWatchdog,
+    ready::ReadinessProbe,
+    suspend::StateSave,
+    taps::Taps,
+    viewer::Screen,
+    vnc_listener::VncListener,
+};
+use super::{
+    config::{Config, Examining, RunningQemu, ScreenOwner},
+    context::Context,
+    limits::QMP_LIMIT,
+    refusal::Reply,
+};
+use crate::{
+    control::types::{Refusal, State},
+    life,
+    spec::Vm,
+    store::record::Record,
+};
+
+/// One QEMU process and everything that is known of it. Dropping it aborts its tasks and discards their events; the process itself is
+/// not touched.
+#[derive(Debug)]
+pub(crate) struct RunningVm {
+    qemu: Qemu,
+    events: mpsc::Receiver<VmEvent>,
+    taps: Taps,
+    freeze: Freeze,
+    disk_space: DiskSpace,
+    qmp_watchdog: QmpWatchdog,
+    live_update: LiveUpdate,
+    readiness: ReadinessProbe,
+    screen: Screen,
+    memory: Memory,
+    state_save: StateSave,
+    installed: InstalledQemu,
+}
+
+/// What a running VM is told of the supervisor when it handles an event.
+pub(crate) struct Surroundings<'a> {
+    /// The VM file.
+    pub(crate) config: &'a mut Config,
+    /// The state of the life machine.
+    pub(crate) state: &'a life::State,
+    /// The VM's state as clients see it.
+    pub(crate) public: State,
+    /// Everything else.
+    pub(crate) ctx: &'a Context,
+}
+
+impl RunningVm {
+    /// The VM of a QEMU process that was launched or adopted. `tap_notes` are of the attachment of its taps.
+    pub(crate) fn new(
+        (mut qemu, events): (Qemu, mpsc::Receiver<VmEvent>),
+        owner: ScreenOwner,
+        tap_notes: Vec<String>,
+        config: &mut Config,
+        ctx: &Context,
+    ) -> Self {
+        config.recall(qemu.record());
+        let mut memory = Memory::default();
+        memory.query(&mut qemu);
+        memory.note_target(config.memory_target());
+        let taps = Taps::keep(config.wanted_taps(Examining::Active), tap_notes, &mut qemu, ctx);
+        Self {
+            qemu,
+            events,
+            taps,
+            freeze: Freeze::default(),
+            disk_space: DiskSpace::default(),
+            qmp_watchdog: QmpWatchdog::default(),
+            live_update: LiveUpdate::default(),
+            readiness: ReadinessProbe::default(),
+            screen: Screen::new(owner),
+            memory,
+            state_save: StateSave::default(),
+            installed: InstalledQemu::default(),
+        }
+    }
+
+    /// Returns the next event of the process, or of a task.
+    pub(crate) async fn next(&mut self) -> VmEvent {
+        match self.events.recv().await {
+            Some(event) => event,
+            // `qemu` has a sender.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Handles an event that concerns this QEMU process alone. Returns what the life machine has to know.
+    pub(crate) fn handle(
+        &mut self,
+        event: VmEvent,
+        around: &mut Surroundings<'_>,
+    ) -> Option<life::Event> {
+        let (qemu, ctx) = (&mut self.qemu, around.ctx);
+        match event {
+            VmEvent::QmpClosed => qemu.reconnect(ctx.paths().qmp_socket()),
+            VmEvent::Watchdog(event) => self.qmp_watchdog.handle(event, around.public, ctx),
+            VmEvent::DiskSpace(event) => {
+                return self.disk_space.handle(event, around.state, qemu, ctx);
+            }
+            VmEvent::Freeze(event) => self.freeze.handle(event, qemu, ctx),
+            VmEvent::Memory(event) => self.memory.handle(event),
+            VmEvent::Readiness(found) => return Some(self.readiness.handle(found)),
+            VmEvent::Screen(opened) => {
+                let grant = around.config.grant();
+                if self.screen.handle(opened, grant, qemu).is_err() {
+                    around.config.set_screen_unserved();
+                }
+            }
+            VmEvent::Taps(report) => self.taps.handle(report, ctx),
+            VmEvent::InstalledQemu(version) => {
+                self.installed.handle(version);
+                self.compare(around.config, ctx);
+            }
+            VmEvent::Qmp(_)
+            | VmEvent::QmpReconnected(..)
+            | VmEvent::Executed(_)
+            | VmEvent::Exited { .. }
+            | VmEvent::StateSaved(_)
+            | VmEvent::LiveUpdate(_)
+            | VmEvent::HostShare(_)
+            | VmEvent::Reloaded => {}
+        }
+        None
+    }
+
+    /// The QEMU process.
+    pub(crate) fn qemu(&mut self) -> &mut Qemu {
+        &mut self.qemu
+    }
+
+    /// What the next supervisor needs to adopt the process.
+    pub(crate) fn record(&self) -> &Record {
+        self.qemu.record()
+    }
+
+    /// The balloon.
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// The QEMU process was started by an earlier supervisor: continues with what that one had begun.
+    pub(crate) fn recall(&mut self, config: &Config, ctx: &Context) {
+        self.freeze.recall(&mut self.qemu, ctx);
+        self.settle_devices(config, ctx);
+    }
+
+    /// Serves the screen of a QEMU process that was launched.
+    pub(crate) fn serve_screen(&mut self, listener: Option<VncListener>, config: &mut Config) {
+        if self.screen.serve(listener, config.grant(), &self.qemu).is_err() {
+            config.set_screen_unserved();
+        }
+    }
+
+    /// Opens the screen anew. Complete when the result is reported.
+    pub(crate) fn open_screen_again(
+        &mut self,
+        vm: &Vm,
+        ctx: &Context,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        self.screen.open_again(vm, &mut self.qemu, ctx)
+    }
+
+    /// Who listens for viewers of the screen.
+    pub(crate) fn screen_owner(&self) -> ScreenOwner {
+        self.screen.owner()
+    }
+
+    /// Where the screen is served.
+    pub(crate) fn screen_address(&self, vm: &Vm, ctx: &Context) -> Option<String> {
+        self.screen.address(vm, ctx.paths())
+    }
+
+    /// Compares the VM file with what runs, and has the guest's next reboot wait for the supervisor if it is to bring a change.
+    pub(crate) fn compare(&mut self, config: &mut Config, ctx: &Context) {
+        self.installed.compare(config.files().binary, &mut self.qemu, ctx);
+        self.update_taps(config);
+        config.compare(Some(self.running()));
+        let relaunch = config.wants_relaunch();
+        if self.qemu.set_reboot_relaunches(relaunch) {
+            let action = if relaunch { "shutdown" } else { "reset" };
+            self.qemu.tell("set what a reboot does", move |q| async move {
+                q.set_reboot_action(action, QMP_LIMIT).await
+            });
+        }
+    }
+
+    fn running(&self) -> RunningQemu<'_> {
+        RunningQemu {
+            record: self.qemu.record(),
+            installed: self.installed.version(),
+            screen: self.screen.owner(),
+        }
+    }
+
+    fn update_taps(&self, config: &Config) {
+        let examining =
+            if self.live_update.is_active() { Examining::Suspended } else { Examining::Active };
+        self.taps.want(config.wanted_taps(examining));
+    }
+
+    /// Applies what can be applied to the machine.
+    pub(crate) fn apply(&mut self, client: Option<Reply>, config: &Config, ctx: &Context) {
+        let written = config.would_run(Some(self.running()));
+        self.live_update.apply(client, (config, written), &self.taps, &self.qemu, ctx);
+        self.update_taps(config);
+    }
+
+    /// All changes were tried. The caller calls [`Self::finish_update`] then.
+    pub(crate) fn on_applied(
+        &mut self,
+        results: Applied,
+        config: &mut Config,
+    ) -> Option<AfterUpdate> {
+        self.live_update.on_applied(results, config, &mut self.memory, &mut self.qemu)
+    }
+
+    /// Answers the clients of changes that were tried.
+    pub(crate) fn finish_update(&mut self, after: AfterUpdate, config: &Config, ctx: &Context) {
+        self.live_update.finish(after, config, &mut self.qemu, ctx);
+    }
+
+    /// Removes what QEMU and the run record keep of devices that the guest has released.
+    pub(crate) fn settle_devices(&mut self, config: &Config, ctx: &Context) {
+        if !self.live_update.is_active() {
+            self.live_update.settle(vec![], vec![], config, &mut self.qemu, ctx);
+        }
+    }
+
+    /// QEMU has told which devices it has.
+    pub(crate) fn on_settled(
+        &mut self,
+        number: u64,
+        done: Result<Devices, Refusal>,
+        config: &mut Config,
+        ctx: &Context,
+    ) {
+        let both = (&mut *config, &mut self.memory);
+        self.live_update.on_settled(number, done, both, &mut self.qemu);
+        self.compare(config, ctx);
+    }
+
+    /// A client waits until its reload is in effect.
+    pub(crate) fn on_reload(&mut self, client: Option<Reply>) {
+        self.live_update.on_reload(client);
+    }
+
+    /// The earliest reload is in effect. Returns its client.
+    pub(crate) fn on_reloaded(&mut self) -> Option<Reply> {
+        self.live_update.on_reloaded()
+    }
+
+    /// The vCPUs are paused: asks QEMU whether for want of space on the host.
+    pub(crate) fn on_paused(&mut self, config: &Config, ctx: &Context) {
+        let disks = config.vm().disks.iter().chain(&config.written().disks).cloned().collect();
+        self.disk_space.on_paused(disks, &mut self.qemu, ctx);
+    }
+
+    /// The vCPUs run.
+    pub(crate) fn on_resumed(&mut self) {
+        self.disk_space.on_resumed();
+    }
+
+    /// Waits for space on the host, where the VM does in this state.
+    pub(crate) fn wait_for_space(&mut self, state: &life::State) {
+        self.disk_space.wait_for_space(state, &mut self.qemu);
+    }
+
+    /// Records whether an operator wants the vCPUs paused: space alone does not resume such a guest, nor does the next supervisor.
+    /// Returns when that is written; `None` where nothing changes.
+    pub(crate) fn set_paused_by_operator(
+        &mut self,
+        paused: bool,
+    ) -> Option<BoxFuture<'static, Result<(), String>>> {
+        let changes = self.record().held != paused;
+        let written = changes.then(|| self.qemu.change_record(|record| record.held = paused));
+        if paused {
+            self.disk_space.stop_waiting();
+        }
+        written
+    }
+
+    /// There is another QMP connection.
+    pub(crate) fn use_connection(&mut self, session: qmp::Session) {
+        info!("QEMU's monitor answers again");
+        self.qemu.use_connection(session);
+        self.screen.use_connection(self.qemu.client());
+    }
+
+    /// Asks for what the events have told that were lost with a connection.
+    pub(crate) fn resynchronize(&mut self, config: &Config, ctx: &Context) {
+        self.memory.query(&mut self.qemu);
+        self.settle_devices(config, ctx);
+    }
+
+    /// Asks whether QMP answers.
+    pub(crate) fn ask_qmp(&mut self, ctx: &Context) {
+        self.qmp_watchdog.ask(&mut self.qemu, ctx);
+    }
+
+    /// The same, unless QEMU has answered a moment ago.
+    pub(crate) fn ask_qmp_if_stale(&mut self, ctx: &Context) {
+        self.qmp_watchdog.ask_if_stale(&mut self.qemu, ctx);
+    }
+
+    /// QEMU has exited: answers the clients that wait for a change of its machine.
+    pub(crate) fn close(mut self) {
+        self.live_update.close();
+    }
+
+    /// What the host makes difficult, as a word.
+    pub(crate) fn trouble(&self) -> Option<&'static str> {
+        if self.qmp_watchdog.is_silent() {
+            Some("monitor-silent")
+        } else {
+            self.disk_space.is_short().then_some("no-space")
+        }
+    }
+
+    /// What an operator should know of the guest, beside what could not be applied.
+    pub(crate) fn notes(&self, state: &life::State, ctx: &Context) -> Vec<String> {
+        let mut notes: Vec<String> = self.disk_space.notes(state).collect();
+        notes.extend(self.qmp_watchdog.note());
+        notes.extend(self.freeze.note(ctx));
+        notes.extend_from_slice(self.taps.notes());
+        notes
+    }
+
+    /// What an operator should know of the readiness.
+    pub(crate) fn readiness_note(&self) -> Option<String> {
+        self.readiness.note()
+    }
+
+    /// What could not be applied.
+    pub(crate) fn update_notes(&self) -> &[String] {
+        self.live_update.notes()
+    }
+
+    /// Why the screen is not served.
+    pub(crate) fn screen_note(&self) -> Option<String> {
+        self.screen.note()
+    }
+}

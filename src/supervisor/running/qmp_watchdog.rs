@@ -1,112 +1,191 @@
-//! Whether QEMU's monitor answers: asked as often as the service manager's watchdog wants to know, and when an operator asks how the VM is.
+//! Whether QMP answers: asked at each beat of the service manager's watchdog, and when a client reads the status.
 //!
-//! A QEMU that is silent may hold a guest that only waits for its storage. So nothing is done about it but telling: it is ended by `qvm
-//! stop` and `qvm kill` alone, whose ladder has its bounds.
+//! A QEMU that does not answer may hold a guest that only waits for its storage. So the silence is reported and nothing else is done:
+//! QEMU is ended by `qvm stop` and `qvm kill` alone, whose ladder has its bounds.
 
-use crate::supervisor::limits::{FOREVER, QMP_LIMIT};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::supervisor::{
-    Supervisor,
-    input::{Fact, Trouble},
+use super::{
+    event::{VmEvent, WatchdogEvent},
+    qemu::Qemu,
+};
+use crate::{
+    control::types::State,
+    supervisor::{
+        context::Context,
+        limits::{FOREVER, QMP_LIMIT},
+    },
 };
 
-/// How long an answer is good for who asks how the VM is: who lists all of a host's VMs over and over wakes no QEMU for it.
+/// How long an answer is good for a client that reads the status: reading all VMs over and over wakes no QEMU.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// What is known of the monitor.
+/// Whether QMP answers.
 #[derive(Debug, Default)]
-pub(crate) struct Monitor {
-    /// When it was asked what it has not answered yet.
+pub(crate) struct QmpWatchdog {
+    /// When the question was sent that has no answer yet.
     asked: Option<Timestamp>,
-    /// When it has answered.
+    /// When QEMU answered last.
     answered: Option<Instant>,
-    /// It has not for longer than it may.
+    /// The question has no answer for longer than it may.
     silent: bool,
 }
 
-impl Monitor {
+impl QmpWatchdog {
+    /// Whether QMP has not answered for longer than it may.
     pub(crate) fn is_silent(&self) -> bool {
         self.silent
     }
-}
 
-impl Supervisor {
-    /// The watchdog is fed only while QEMU's monitor answers.
-    pub(crate) fn feed_watchdog(&mut self) {
-        match &self.qemu {
-            Some(_) => self.ask_monitor(),
-            None => self.notifier.watchdog(),
+    /// Asks, unless QEMU has answered a moment ago.
+    pub(crate) fn ask_if_stale(&mut self, qemu: &mut Qemu, ctx: &Context) {
+        if self.answered.is_none_or(|at| at.elapsed() >= FRESH) {
+            self.ask(qemu, ctx);
         }
     }
 
-    /// Somebody asks how the VM is.
-    pub(crate) fn look_at_monitor(&mut self) {
-        if self.monitor.answered.is_none_or(|at| at.elapsed() >= FRESH) {
-            self.ask_monitor();
-        }
-    }
-
-    /// Asks once; while no answer has come, not again.
-    fn ask_monitor(&mut self) {
-        let Some(qemu) = &self.qemu else { return };
-        if self.monitor.asked.is_some() {
+    /// Asks once; while there is no answer, not again. A late answer tells that QEMU is back, without another question.
+    pub(crate) fn ask(&mut self, qemu: &mut Qemu, ctx: &Context) {
+        if self.asked.is_some() {
             return;
         }
-        self.monitor.asked = Some((self.settings.now)());
-        let client = qemu.client.clone();
-        let (facts, generation) = (self.facts.clone(), self.generation);
-        self.tasks.spawn(async move {
+        self.asked = Some(ctx.now());
+        let (client, reports) = (qemu.client(), qemu.tasks().sender());
+        qemu.report(async move {
             let mut asked = std::pin::pin!(client.query_status(FOREVER));
             let answer = match tokio::time::timeout(QMP_LIMIT, &mut asked).await {
                 Ok(answer) => answer,
                 Err(_) => {
-                    let _ = facts.send(Fact::Trouble(generation, Trouble::Silent)).await;
+                    let _ = reports.send(VmEvent::Watchdog(WatchdogEvent::QmpSilent)).await;
                     asked.await
                 }
             };
-            // A connection that closed is no answer; whoever makes a new one asks again.
-            let told = Trouble::Answered(answer.is_ok());
-            let _ = facts.send(Fact::Trouble(generation, told)).await;
+            // A connection that closed is no answer; the next one is asked again.
+            VmEvent::Watchdog(match answer {
+                Ok(_) => WatchdogEvent::QmpRecovered,
+                Err(_) => WatchdogEvent::QmpClosed,
+            })
         });
     }
 
-    /// It does not answer in time.
-    pub(crate) fn monitor_is_silent(&mut self) {
-        let Some(asked) = self.monitor.asked else { return };
-        self.monitor.silent = true;
+    /// Feeds the service manager's watchdog and reports a change; `state` is the VM's.
+    pub(crate) fn handle(&mut self, event: WatchdogEvent, state: State, ctx: &Context) {
+        match event {
+            WatchdogEvent::QmpSilent => self.on_silent(ctx),
+            WatchdogEvent::QmpClosed => self.asked = None,
+            WatchdogEvent::QmpRecovered => self.on_answer(state, ctx),
+        }
+    }
+
+    fn on_silent(&mut self, ctx: &Context) {
+        let Some(asked) = self.asked else { return };
+        self.silent = true;
         warn!(
             "QEMU's monitor does not answer since {asked}; the watchdog is not fed until it does"
         );
-        self.notifier.status("QEMU's monitor does not answer");
-        self.publish("QVM_MONITOR_SILENT", serde_json::json!({ "since": asked.to_string() }));
+        ctx.notifier().status("QEMU's monitor does not answer");
+        ctx.publish("QVM_MONITOR_SILENT", serde_json::json!({ "since": asked.to_string() }));
     }
 
-    /// It does; or its connection has closed.
-    pub(crate) fn monitor_answered(&mut self, well: bool) {
-        let asked = self.monitor.asked.take();
-        if !well {
-            return;
-        }
-        self.monitor.answered = Some(Instant::now());
-        self.notifier.watchdog();
-        if std::mem::take(&mut self.monitor.silent) {
+    fn on_answer(&mut self, state: State, ctx: &Context) {
+        let asked = self.asked.take();
+        self.answered = Some(Instant::now());
+        ctx.notifier().watchdog();
+        if std::mem::take(&mut self.silent) {
             let since = asked.map(|at| at.to_string());
             info!("QEMU's monitor answers again");
-            self.notifier.status(self.told_state().word());
-            self.publish("QVM_MONITOR_ANSWERS", serde_json::json!({ "since": since }));
+            ctx.notifier().status(state.word());
+            ctx.publish("QVM_MONITOR_ANSWERS", serde_json::json!({ "since": since }));
         }
     }
 
     /// What an operator should know.
-    pub(crate) fn monitor_note(&self) -> Option<String> {
-        let since = self.monitor.asked.filter(|_| self.monitor.silent)?;
+    pub(crate) fn note(&self) -> Option<String> {
+        let since = self.asked.filter(|_| self.silent)?;
         Some(format!(
             "QEMU's monitor does not answer since {since}: its process is stopped, or its storage hangs; the guest is left as it is"
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::supervisor::tests::{Answer, FakeQemu, Host};
+
+    fn running() -> Answer {
+        Answer::Return(json!({ "running": true, "status": "running", "singlestep": false }))
+    }
+
+    #[tokio::test]
+    async fn one_question_at_a_time() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        fake.peer.script.on("query-status", running());
+        let mut watchdog = QmpWatchdog::default();
+        watchdog.ask(&mut fake.qemu, &host.ctx);
+        watchdog.ask(&mut fake.qemu, &host.ctx);
+        let VmEvent::Watchdog(answer) = fake.event().await else { panic!() };
+        assert_eq!(answer, WatchdogEvent::QmpRecovered);
+        watchdog.handle(answer, State::Running, &host.ctx);
+        assert_eq!(fake.peer.commands.names(), ["qmp_capabilities", "query-status"]);
+        assert!(!watchdog.is_silent());
+    }
+
+    #[tokio::test]
+    async fn fresh_answer_spares_a_question() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        fake.peer.script.on("query-status", running());
+        let mut watchdog = QmpWatchdog::default();
+        watchdog.answered = Some(Instant::now() + Duration::from_secs(3600));
+        watchdog.ask_if_stale(&mut fake.qemu, &host.ctx);
+        assert!(watchdog.asked.is_none());
+        watchdog.answered = None;
+        watchdog.ask_if_stale(&mut fake.qemu, &host.ctx);
+        assert!(watchdog.asked.is_some());
+    }
+
+    #[tokio::test]
+    async fn silence_is_reported_and_its_end() {
+        let mut host = Host::new();
+        let mut watchdog = QmpWatchdog::default();
+        // Without a question there is no silence.
+        watchdog.handle(WatchdogEvent::QmpSilent, State::Running, &host.ctx);
+        assert!(!watchdog.is_silent() && watchdog.note().is_none());
+        watchdog.asked = Some(Timestamp::UNIX_EPOCH);
+        watchdog.handle(WatchdogEvent::QmpSilent, State::Running, &host.ctx);
+        assert!(watchdog.is_silent());
+        assert!(watchdog.note().unwrap().contains("1970-01-01T00:00:00Z"));
+        watchdog.handle(WatchdogEvent::QmpRecovered, State::Running, &host.ctx);
+        assert!(!watchdog.is_silent() && watchdog.note().is_none());
+        assert_eq!(host.published(), ["QVM_MONITOR_SILENT", "QVM_MONITOR_ANSWERS"]);
+    }
+
+    #[tokio::test]
+    async fn closed_connection_is_no_answer() {
+        let host = Host::new();
+        let mut watchdog = QmpWatchdog { asked: Some(Timestamp::UNIX_EPOCH), ..Default::default() };
+        watchdog.handle(WatchdogEvent::QmpClosed, State::Running, &host.ctx);
+        assert!(watchdog.asked.is_none() && watchdog.answered.is_none());
+    }
+
+    #[tokio::test]
+    async fn unanswered_question_times_out_once() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        fake.peer.script.on("query-status", Answer::Silence);
+        let mut watchdog = QmpWatchdog::default();
+        tokio::time::pause();
+        watchdog.ask(&mut fake.qemu, &host.ctx);
+        let event = fake.events.recv().await;
+        assert!(matches!(event, Some(VmEvent::Watchdog(WatchdogEvent::QmpSilent))), "{event:?}");
+        assert!(fake.events.try_recv().is_err());
     }
 }

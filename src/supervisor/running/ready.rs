@@ -1,38 +1,30 @@
-//! Finding out whether the guest is ready, and telling that it is.
+//! Finding out whether the guest is ready.
 
-use crate::supervisor::limits::{AGENT_LIMIT, QMP_LIMIT, STOP_SLACK};
 use std::{net::SocketAddr, time::Duration};
 
 use tokio::{net::TcpStream, task::AbortHandle, time::timeout};
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
-use crate::supervisor::{Supervisor, input::Fact};
+use super::{event::VmEvent, qemu::Qemu};
 use crate::{
-    control::types,
     guest::readiness::{CloudInit, cloud_init, taken},
-    life::{self, Policy, Readiness},
+    life::{self, Policy},
     spec::{self, Reach, Ready, Vm},
+    supervisor::{
+        context::Context,
+        limits::{AGENT_LIMIT, QMP_LIMIT, STOP_SLACK},
+    },
     value::{base64, chain},
 };
 
-/// Between two looks.
+/// How long after a failed probe the next one begins.
 const PAUSE: Duration = Duration::from_millis(500);
 /// How long one connection may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
-/// Between two questions to QEMU whether the guest took a connection.
+/// How often QEMU is asked whether the guest has accepted a connection.
 const ASK: Duration = Duration::from_millis(100);
-/// How long `cloud-init status` may take, which is Python on a machine that boots.
+/// How long `cloud-init status` may take: it is Python on a machine that boots.
 const STATUS_LIMIT: Duration = Duration::from_secs(30);
-
-/// A search that ends when it is dropped.
-#[derive(Debug)]
-pub(crate) struct Awaiting(AbortHandle);
-
-impl Drop for Awaiting {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
 
 /// What the life machine must know of the VM file.
 pub(crate) fn policy(vm: &Vm) -> Policy {
@@ -56,100 +48,77 @@ pub(crate) fn policy(vm: &Vm) -> Policy {
     }
 }
 
-impl Supervisor {
-    /// Begins to look whether the guest is ready; the life machine says when to end.
-    pub(crate) fn await_ready(&mut self, limit: Duration) {
-        let status = format!("running, not ready yet: waiting for {}", self.vm.ready);
-        info!("{status}, for at most {} s", limit.as_secs());
-        self.notifier.status(&status);
-        self.notifier.extend_timeout(limit + STOP_SLACK);
-        let sync = self.next_sync();
-        let Some(qemu) = &self.qemu else { return };
-        let look = Look {
-            agent: qemu.agent.clone(),
-            client: qemu.client.clone(),
-            sync,
-            wanted: self.vm.ready,
-            reach: match self.vm.ready {
-                Ready::Tcp(port) => self.vm.reach(port).map(|reach| (reach, port)),
-                Ready::Running | Ready::Agent | Ready::CloudInit => None,
-            },
-        };
-        let (facts, generation) = (self.facts.clone(), self.generation);
-        let task = self.tasks.spawn(async move {
-            let found = look.until_ready().await;
-            let _ = facts.send(Fact::Ready(generation, found)).await;
-        });
-        self.awaiting = Some(Awaiting(task));
-    }
+/// Probes whether the guest is ready.
+#[derive(Debug, Default)]
+pub(crate) struct ReadinessProbe {
+    task: Option<AbortHandle>,
+    /// What an operator should know of a guest that is ready.
+    note: Option<String>,
+}
 
-    pub(crate) fn found(&mut self, found: Result<Option<String>, String>) {
-        match found {
-            Ok(note) => {
-                self.notes.extend(note);
-                self.feed(life::Event::Ready);
-            }
-            Err(why) => self.feed(life::Event::NotReady(why)),
-        }
-    }
-
-    pub(crate) fn give_up_ready(&mut self, why: &str) {
-        // Where it is a failure, the end tells.
-        if self.vm.ready_failure == spec::ReadyFailure::Continue {
-            warn!("the guest is not ready: {why}");
-        }
-        self.remember_ready();
-    }
-
-    /// Tells the service manager and whoever watches that the VM is up.
-    pub(crate) fn be_ready(&mut self) {
-        self.awaiting = None;
-        self.remember_ready();
-        let word = self.told_state().word();
-        match self.life.readiness() {
-            Readiness::Missed(why) => self.notifier.ready(&format!("{word}, not ready: {why}")),
-            _ => self.notifier.ready(word),
-        }
-        let ready = self.told_ready();
-        if self.vm.ready != Ready::Running {
-            info!("the VM is up, and ready: {}", ready.map_or("no", types::Ready::word));
-        }
-        self.publish("QVM_READY", serde_json::json!({ "ready": ready }));
-    }
-
-    /// For the next supervisor: a guest that was ready is so for good.
-    pub(crate) fn remember_ready(&mut self) {
-        let missed = match self.life.readiness() {
-            Readiness::Before | Readiness::Awaited { .. } => return,
-            Readiness::Met => None,
-            Readiness::Missed(why) => Some(why.clone()),
-        };
-        let Some(qemu) = &mut self.qemu else { return };
-        if !qemu.record.ready {
-            (qemu.record.ready, qemu.record.missed) = (true, missed);
-            drop(self.records.write(&qemu.record));
-        }
-    }
-
-    /// Whether the guest is ready, where there is one.
-    pub(crate) fn told_ready(&self) -> Option<types::Ready> {
-        if !self.life.state().is_up() {
-            return None;
-        }
-        match self.life.readiness() {
-            Readiness::Before => None,
-            Readiness::Awaited { .. } => Some(types::Ready::Waiting),
-            Readiness::Met | Readiness::Missed(_) => {
-                // As an earlier supervisor may have found it.
-                let missed = self.qemu.as_ref().is_some_and(|qemu| qemu.record.missed.is_some());
-                Some(if missed { types::Ready::No } else { types::Ready::Yes })
-            }
-        }
+impl Drop for ReadinessProbe {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 
-/// What looks.
-struct Look {
+impl ReadinessProbe {
+    /// Begins to probe. The life machine ends it, after `limit` at the latest.
+    pub(crate) fn begin(&mut self, limit: Duration, vm: &Vm, qemu: &mut Qemu, ctx: &Context) {
+        let status = format!("running, not ready yet: waiting for {}", vm.ready);
+        info!("{status}, for at most {} s", limit.as_secs());
+        ctx.notifier().status(&status);
+        ctx.notifier().extend_timeout(limit + STOP_SLACK);
+        let probe = Probe {
+            agent: qemu.agent(),
+            client: qemu.client(),
+            sync: qemu.next_sync(),
+            wanted: vm.ready,
+            reach: match vm.ready {
+                Ready::Tcp(port) => vm.reach(port).map(|reach| (reach, port)),
+                Ready::Running | Ready::Agent | Ready::CloudInit => None,
+            },
+        };
+        self.stop();
+        self.task = Some(qemu.report(async move { VmEvent::Readiness(probe.until_ready().await) }));
+    }
+
+    /// Does not probe any more.
+    pub(crate) fn stop(&mut self) {
+        self.task.take().inspect(AbortHandle::abort);
+    }
+
+    /// Handles the end of the probes: the guest is ready, with a note; or it will never be, and why.
+    pub(crate) fn handle(&mut self, found: Result<Option<String>, String>) -> life::Event {
+        match found {
+            Ok(note) => {
+                self.note = note;
+                life::Event::Ready
+            }
+            Err(why) => life::Event::NotReady(why),
+        }
+    }
+
+    /// What an operator should know of a guest that is ready.
+    pub(crate) fn note(&self) -> Option<String> {
+        self.note.clone()
+    }
+}
+
+/// Records for the next supervisor that the guest was ready, or was not in time: a guest that was ready is so for good.
+pub(crate) fn record(readiness: &life::Readiness, qemu: &mut Qemu) {
+    let missed = match readiness {
+        life::Readiness::Before | life::Readiness::Awaited { .. } => return,
+        life::Readiness::Met => None,
+        life::Readiness::Missed(why) => Some(why.clone()),
+    };
+    if !qemu.record().ready {
+        drop(qemu.change_record(|record| (record.ready, record.missed) = (true, missed)));
+    }
+}
+
+/// The probes of one guest.
+struct Probe {
     agent: qmp::agent::Agent,
     client: qmp::Client,
     /// The number of the next agent call; a search has ten thousand to itself and then goes on into others', long after those.
@@ -158,8 +127,8 @@ struct Look {
     reach: Option<(Reach, u16)>,
 }
 
-impl Look {
-    /// Looks again and again. What is to be noted, or why it is for nothing.
+impl Probe {
+    /// Probes again and again. Returns what is to be noted, or why the guest will never be ready.
     async fn until_ready(mut self) -> Result<Option<String>, String> {
         loop {
             let found = match (self.wanted, self.reach) {
@@ -242,5 +211,125 @@ impl Look {
             }
         });
         asked.await.is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        store::record::Record,
+        supervisor::tests::{Answer, FakeQemu, Host, record as run_record, vm},
+    };
+
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    async fn found(fake: &mut FakeQemu) -> Result<Option<String>, String> {
+        let VmEvent::Readiness(found) = fake.event().await else { panic!() };
+        found
+    }
+
+    fn exits(fake: &FakeQemu, code: i64, out: &str) {
+        use base64::{Engine, prelude::BASE64_STANDARD};
+        let data = BASE64_STANDARD.encode(out);
+        let exited = json!({ "exited": true, "exitcode": code, "out-data": data });
+        fake.peer.script.on("guest-exec", Answer::Return(json!({ "pid": 1 })));
+        fake.peer.script.on("guest-exec-status", Answer::Return(exited));
+    }
+
+    #[tokio::test]
+    async fn agent_that_answers_is_ready() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        let mut probe = ReadinessProbe::default();
+        let vm = vm("ready = \"agent\"\n");
+        probe.begin(LIMIT, &vm, &mut fake.qemu, &host.ctx);
+        let found = found(&mut fake).await;
+        assert_eq!(found, Ok(None));
+        assert_eq!(probe.handle(found), life::Event::Ready);
+        assert_eq!(fake.peer.calls.names(), ["guest-ping"]);
+        assert_eq!(probe.note(), None);
+    }
+
+    #[tokio::test]
+    async fn failed_cloud_init_is_never_ready() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        exits(&fake, 1, "status: error\n");
+        let vm = vm("ready = \"cloud-init\"\n");
+        let mut probe = ReadinessProbe::default();
+        probe.begin(LIMIT, &vm, &mut fake.qemu, &host.ctx);
+        let found = found(&mut fake).await;
+        assert!(found.is_err(), "{found:?}");
+        assert!(matches!(probe.handle(found), life::Event::NotReady(_)));
+    }
+
+    #[tokio::test]
+    async fn degraded_cloud_init_is_noted() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        exits(&fake, 2, "status: done\n");
+        let vm = vm("ready = \"cloud-init\"\n");
+        let mut probe = ReadinessProbe::default();
+        probe.begin(LIMIT, &vm, &mut fake.qemu, &host.ctx);
+        let found = found(&mut fake).await;
+        assert_eq!(probe.handle(found), life::Event::Ready);
+        assert!(probe.note().unwrap().contains("cloud-init status --long"));
+    }
+
+    #[tokio::test]
+    async fn port_that_the_host_cannot_reach_is_never_ready() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        let vm = vm("bridge = \"br0\"\nready = \"tcp:22\"\n");
+        let mut probe = ReadinessProbe::default();
+        probe.begin(LIMIT, &vm, &mut fake.qemu, &host.ctx);
+        assert!(found(&mut fake).await.is_err_and(|why| why.contains("port 22")));
+    }
+
+    #[tokio::test]
+    async fn stopped_probe_reports_nothing() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        fake.peer.script.on("guest-ping", Answer::Silence);
+        let vm = vm("ready = \"agent\"\n");
+        let mut probe = ReadinessProbe::default();
+        probe.begin(LIMIT, &vm, &mut fake.qemu, &host.ctx);
+        fake.peer.calls.until("guest-ping").await;
+        let task = probe.task.clone().unwrap();
+        probe.stop();
+        while !task.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        assert!(fake.events.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn readiness_is_recorded_once() {
+        let host = Host::new();
+        let unready = || Record { ready: false, ..run_record() };
+        let mut fake = FakeQemu::of(&host, unready()).await;
+        record(&life::Readiness::Before, &mut fake.qemu);
+        record(&life::Readiness::Awaited { until: LIMIT }, &mut fake.qemu);
+        assert!(!fake.qemu.record().ready);
+        record(&life::Readiness::Missed("late".into()), &mut fake.qemu);
+        assert!(fake.qemu.record().ready);
+        assert_eq!(fake.qemu.record().missed.as_deref(), Some("late"));
+        // A guest that was not ready in time stays so.
+        record(&life::Readiness::Met, &mut fake.qemu);
+        assert_eq!(fake.qemu.record().missed.as_deref(), Some("late"));
+    }
+
+    #[test]
+    fn policy_is_the_vm_files() {
+        let text = "onPanic = \"pause\"\nready = \"agent\"\n\
+                    readyTimeoutSec = 7\nreadyFailure = \"fail\"\nshutdownTimeoutSec = 9\n";
+        let policy = policy(&vm(text));
+        assert_eq!(policy.on_panic, life::OnPanic::Pause);
+        assert_eq!(policy.ready, life::Ready::Within(Duration::from_secs(7)));
+        assert_eq!(policy.ready_failure, life::ReadyFailure::Fail);
+        assert_eq!(policy.shutdown_timeout, Duration::from_secs(9));
     }
 }

@@ -1,14 +1,17 @@
-//! What the VM gets of the host's CPUs and memory: given to QEMU at its start, when it is taken over, and at each reload.
+//! What the VM gets of the host's CPUs and memory: given to QEMU at its start, when it is adopted, and at each reload.
 //!
 //! Under systemd the unit has the weights and limits (`systemd::unit`), for systemd owns its cgroup. The rest is the same everywhere.
 
-use crate::supervisor::limits::QMP_LIMIT;
 use tracing::{debug, warn};
 
-use crate::supervisor::{Supervisor, input::Fact, settings::Settings};
+use super::{
+    event::{HostShareEvent, HostShareGiven, VmEvent},
+    qemu::Qemu,
+};
 use crate::{
     machine::resources::settings,
     spec::Vm,
+    supervisor::{context::Context, limits::QMP_LIMIT, settings::Settings},
     sys::{
         affinity,
         cgroup::{self, Cgroup},
@@ -18,16 +21,9 @@ use crate::{
     value::{CpuList, chain},
 };
 
-/// What QEMU was given, and what could not be.
-#[derive(Debug, Default)]
-pub(crate) struct Given {
-    cgroup: Option<Cgroup>,
-    notes: Vec<String>,
-}
-
 /// Gives QEMU what the VM file says of the host. Blocks for as long as the kernel does.
-pub(crate) fn give(host: &Settings, vm: &Vm, pid: u32, under_systemd: bool) -> Given {
-    let mut given = Given::default();
+pub(crate) fn give(host: &Settings, vm: &Vm, pid: u32, under_systemd: bool) -> HostShareGiven {
+    let mut given = HostShareGiven::default();
     if !under_systemd {
         match into_cgroup(host, vm, pid, &mut given.notes) {
             Ok(cgroup) => given.cgroup = Some(cgroup),
@@ -46,46 +42,72 @@ pub(crate) fn give(host: &Settings, vm: &Vm, pid: u32, under_systemd: bool) -> G
     given
 }
 
-impl Supervisor {
-    /// Gives QEMU what the VM file says, beside the loop; complete when the loop has been told.
-    pub(crate) fn give_resources(&mut self) -> impl Future<Output = ()> + Send + use<> {
-        let pid = self.qemu.as_ref().map(|qemu| qemu.record.pid);
-        let given = pid.map(|pid| {
-            let (settings, vm, by) = (self.settings.clone(), self.vm.clone(), self.under_systemd);
-            self.lanes.host.ask(move || give(&settings, &vm, pid, by))
-        });
-        let (facts, generation) = (self.facts.clone(), self.generation);
+/// What the VM has of the host. The cgroup outlives a QEMU process: the next one of the run gets it.
+#[derive(Debug, Default)]
+pub(crate) struct HostShare {
+    cgroup: Option<Cgroup>,
+    notes: Vec<String>,
+    /// The vCPUs' threads are bound to CPUs, or were by an earlier supervisor.
+    pinned: bool,
+}
+
+impl HostShare {
+    /// A QEMU process was launched; the threads of an adopted one may be bound.
+    pub(crate) fn on_launched(&mut self, adopted: bool) {
+        self.pinned = adopted;
+    }
+
+    /// Gives QEMU what the VM file says, beside the loop. Complete when the result is reported.
+    pub(crate) fn give(
+        &self,
+        vm: &Vm,
+        qemu: &mut Qemu,
+        ctx: &Context,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let (settings, vm, by) = (ctx.settings().clone(), vm.clone(), ctx.is_under_systemd());
+        let pid = qemu.record().pid;
+        let given = ctx.lanes().host.ask(move || give(&settings, &vm, pid, by));
+        let reports = qemu.tasks().sender();
         async move {
-            let Some(given) = given else { return };
             match given.await {
-                Ok(given) => drop(facts.send(Fact::Given(generation, given)).await),
+                Ok(given) => {
+                    let given = VmEvent::HostShare(HostShareEvent::Given(given));
+                    let _ = reports.send(given).await;
+                }
                 Err(refused) => warn!("QEMU is not given its share of the host: {refused}"),
             }
         }
     }
 
-    /// What cannot be given is noted, and the guest runs on without.
-    pub(crate) fn given(&mut self, given: Given) {
-        for note in &given.notes {
-            warn!("{note}");
+    /// Notes what could not be given; the guest runs without it.
+    pub(crate) fn handle(&mut self, event: HostShareEvent, vm: &Vm, qemu: &mut Qemu) {
+        match event {
+            HostShareEvent::Given(given) => {
+                for note in &given.notes {
+                    warn!("{note}");
+                }
+                self.cgroup = given.cgroup.or(self.cgroup.take());
+                self.notes = given.notes;
+                self.pin(vm, qemu);
+            }
+            HostShareEvent::NotPinned(why) => {
+                let note = void("cpu.pin", &why);
+                warn!("{note}");
+                self.notes.push(note);
+            }
         }
-        self.cgroup = given.cgroup.or(self.cgroup.take());
-        self.resource_notes = given.notes;
-        self.pin();
     }
 
-    /// Binds the vCPUs' threads, which QEMU has to be asked for.
-    fn pin(&mut self) {
-        let lists = self.vm.cpu_pin.clone();
-        let Some(qemu) = &self.qemu else { return };
-        // A QEMU that was never pinned is not asked.
+    /// Binds the vCPUs' threads, which only QEMU knows.
+    fn pin(&mut self, vm: &Vm, qemu: &mut Qemu) {
+        let lists = vm.cpu_pin.clone();
+        // The threads of a QEMU that were never bound need not be freed.
         if lists.is_empty() && !self.pinned {
             return;
         }
         self.pinned = !lists.is_empty();
-        let (client, facts, generation) =
-            (qemu.client.clone(), self.facts.clone(), self.generation);
-        self.tasks.spawn(async move {
+        let (client, reports) = (qemu.client(), qemu.tasks().sender());
+        qemu.tasks().spawn(async move {
             let pinned = match client.vcpu_threads(QMP_LIMIT).await {
                 Ok(threads) => pin(&threads, &lists),
                 Err(error) => Err(chain(&error)),
@@ -93,22 +115,16 @@ impl Supervisor {
             match pinned {
                 Ok(()) => debug!("vCPUs are pinned as the VM file says"),
                 Err(why) => {
-                    let _ = facts.send(Fact::NotPinned(generation, why)).await;
+                    let failed = VmEvent::HostShare(HostShareEvent::NotPinned(why));
+                    let _ = reports.send(failed).await;
                 }
             }
         });
     }
 
-    /// The vCPUs' threads run where they like.
-    pub(crate) fn not_pinned(&mut self, why: &str) {
-        let note = void("cpu.pin", why);
-        warn!("{note}");
-        self.resource_notes.push(note);
-    }
-
-    /// Finds out whether the kernel's OOM killer was at work in the VM's cgroup, beside the loop.
-    pub(crate) fn was_oom_killed(&self) -> impl FnOnce(Exit) -> bool + Send + use<> {
-        let proc = self.settings.root.join("proc");
+    /// Returns a function, which may block, that tells whether the kernel's OOM killer was at work in the VM's cgroup.
+    pub(crate) fn was_oom_killed(&self, ctx: &Context) -> impl FnOnce(Exit) -> bool + Send + use<> {
+        let proc = ctx.settings().root.join("proc");
         let directory = self.cgroup.as_ref().map(|cgroup| cgroup.directory().to_owned());
         move |exit| {
             let own = || {
@@ -121,6 +137,16 @@ impl Supervisor {
                     .or_else(own)
                     .is_some_and(|directory| cgroup::was_oom_killed(&directory))
         }
+    }
+
+    /// Gives up the cgroup, for its removal.
+    pub(crate) fn take_cgroup(&mut self) -> Option<Cgroup> {
+        self.cgroup.take()
+    }
+
+    /// What an operator should know.
+    pub(crate) fn notes(&self) -> &[String] {
+        &self.notes
     }
 }
 
@@ -180,4 +206,89 @@ fn pin(threads: &[u32], lists: &[CpuList]) -> Result<(), String> {
         done?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::supervisor::tests::{Answer, FakeQemu, Host, vm};
+
+    const BASE: &str = "vcpu = 1\n";
+
+    fn given(notes: &[&str]) -> HostShareEvent {
+        let notes = notes.iter().map(|note| (*note).to_owned()).collect();
+        HostShareEvent::Given(HostShareGiven { cgroup: None, notes })
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_given_is_noted() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        let mut share = HostShare::default();
+        share.handle(given(&["a"]), &vm(BASE), &mut fake.qemu);
+        assert_eq!(share.notes(), ["a"]);
+        share.handle(given(&[]), &vm(BASE), &mut fake.qemu);
+        assert!(share.notes().is_empty() && share.take_cgroup().is_none());
+        // No thread is to be bound.
+        assert_eq!(fake.peer.commands.names(), ["qmp_capabilities"]);
+    }
+
+    #[tokio::test]
+    async fn vcpus_that_qemu_does_not_list_are_not_pinned() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        fake.peer.script.on("query-cpus-fast", Answer::Refuse("no"));
+        let vm = vm(&format!("{BASE}[cpu]\npin = [\"0\"]\n"));
+        let mut share = HostShare::default();
+        share.handle(given(&[]), &vm, &mut fake.qemu);
+        let VmEvent::HostShare(event) = fake.event().await else { panic!() };
+        share.handle(event, &vm, &mut fake.qemu);
+        assert!(share.notes()[0].starts_with("`cpu.pin` has no effect"), "{:?}", share.notes());
+    }
+
+    #[tokio::test]
+    async fn threads_of_an_adopted_qemu_are_freed() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        fake.peer.script.on("query-cpus-fast", Answer::Return(json!([])));
+        let mut share = HostShare::default();
+        share.on_launched(true);
+        share.handle(given(&[]), &vm(BASE), &mut fake.qemu);
+        fake.peer.commands.until("query-cpus-fast").await;
+        assert!(!share.pinned);
+    }
+
+    #[tokio::test]
+    async fn share_of_a_process_that_cannot_be_given_is_reported() {
+        // Below a temporary directory there is neither /proc nor a cgroup.
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        let share = HostShare::default();
+        let vm = vm(&format!("{BASE}cpuWeight = 300\n"));
+        share.give(&vm, &mut fake.qemu, &host.ctx).await;
+        let VmEvent::HostShare(HostShareEvent::Given(given)) = fake.event().await else { panic!() };
+        assert!(given.cgroup.is_none());
+        let notes = given.notes.join("\n");
+        assert!(notes.contains("`cpuWeight` has no effect"), "{notes}");
+        assert!(notes.contains("`oomScoreAdjust` has no effect"), "{notes}");
+    }
+
+    #[tokio::test]
+    async fn only_sigkill_can_be_the_oom_killers() {
+        let host = Host::new();
+        for exit in [Exit::Code(1), Exit::Signal(15), Exit::Unknown] {
+            assert!(!HostShare::default().was_oom_killed(&host.ctx)(exit), "{exit:?}");
+        }
+    }
+
+    #[test]
+    fn thread_without_a_cpu_of_its_list_is_named() {
+        let list: CpuList = "4095".parse().unwrap();
+        let me = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
+        let why = pin(&[me], &[list]).unwrap_err();
+        assert!(why.contains("vCPU 0"), "{why}");
+        assert_eq!(pin(&[], &[]), Ok(()));
+    }
 }

@@ -1,14 +1,12 @@
 //! The guest's screen and keyboard: photographed, typed at.
 
-use crate::supervisor::{limits::QMP_LIMIT, refusal::qmp_refusal};
 use std::{fs::File, io, os::fd::OwnedFd, path::Path, time::Duration};
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use tokio::sync::oneshot;
 
-use crate::supervisor::Supervisor;
 use crate::{
     control::types::Refusal,
+    supervisor::{limits::QMP_LIMIT, refusal::qmp_refusal},
     value::{chain, keyboard::Chord},
 };
 
@@ -17,50 +15,27 @@ const HOLD: Duration = Duration::from_millis(20);
 const BETWEEN: Duration = Duration::from_millis(30);
 /// Which of QEMU's sets of descriptors a picture is written to.
 const PICTURE: u32 = 1;
-impl Supervisor {
-    /// A picture of the screen, as PNG, in a file that has no name.
-    pub(crate) fn screenshot(&mut self, reply: oneshot::Sender<Result<OwnedFd, Refusal>>) {
-        let Some(qemu) = &self.qemu else {
-            let _ = reply.send(Err(Refusal::NotNow("starting")));
-            return;
-        };
-        if self.vm.display.is_none() {
-            let why = "it has no screen; `[display]` in the VM file gives it one";
-            let _ = reply.send(Err(Refusal::Failed(why.to_owned())));
-            return;
-        }
-        let client = qemu.client.clone();
-        self.tasks.spawn(async move {
-            let taken = picture(&client).await;
-            let _ = reply.send(taken.map_err(|why| {
-                Refusal::Failed(format!("cannot take a picture of the screen: {why}"))
-            }));
-        });
-    }
 
-    /// Presses keys, one chord after the other.
-    pub(crate) fn press(
-        &mut self,
-        chords: Vec<Chord>,
-        reply: oneshot::Sender<Result<(), Refusal>>,
-    ) {
-        let Some(qemu) = &self.qemu else {
-            let _ = reply.send(Err(Refusal::NotNow("starting")));
-            return;
-        };
-        let client = qemu.client.clone();
-        self.tasks.spawn(async move {
-            for chord in chords {
-                if let Err(error) = client.press(chord.keys(), HOLD, QMP_LIMIT).await {
-                    let refusal = qmp_refusal(&format!("press `{chord}`"), &error);
-                    let _ = reply.send(Err(refusal));
-                    return;
-                }
-                tokio::time::sleep(HOLD + BETWEEN).await;
-            }
-            let _ = reply.send(Ok(()));
-        });
+/// Takes a picture of the screen, as PNG, in a file that has no name.
+///
+/// # Errors
+/// QEMU does not take it.
+pub(crate) async fn screenshot(client: qmp::Client) -> Result<OwnedFd, Refusal> {
+    let failed = |why| Refusal::Failed(format!("cannot take a picture of the screen: {why}"));
+    picture(&client).await.map_err(failed)
+}
+
+/// Presses keys, one chord after the other.
+///
+/// # Errors
+/// QEMU does not know a key, or does not answer.
+pub(crate) async fn press(client: qmp::Client, chords: Vec<Chord>) -> Result<(), Refusal> {
+    for chord in chords {
+        let pressed = client.press(chord.keys(), HOLD, QMP_LIMIT).await;
+        pressed.map_err(|error| qmp_refusal(&format!("press `{chord}`"), &error))?;
+        tokio::time::sleep(HOLD + BETWEEN).await;
     }
+    Ok(())
 }
 
 async fn picture(client: &qmp::Client) -> Result<OwnedFd, String> {
@@ -75,4 +50,48 @@ async fn picture(client: &qmp::Client) -> Result<OwnedFd, String> {
     let (memory, write) = made().map_err(|error| error.to_string())?;
     client.picture(PICTURE, write, QMP_LIMIT).await.map_err(|error| chain(&error))?;
     Ok(memory)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::supervisor::tests::{Answer, FakeQemu, Host};
+
+    #[tokio::test]
+    async fn chords_are_pressed_in_their_order() {
+        let host = Host::new();
+        let fake = FakeQemu::new(&host).await;
+        let chords = ["ctrl-alt-f1", "a"].map(|chord| chord.parse().unwrap());
+        press(fake.qemu.client(), chords.to_vec()).await.unwrap();
+        let names = fake.peer.commands.names();
+        assert_eq!(names.iter().filter(|name| *name == "send-key").count(), 2);
+        let last = fake.peer.commands.arguments("send-key");
+        assert_eq!(last["keys"], json!([{ "type": "qcode", "data": "a" }]));
+    }
+
+    #[tokio::test]
+    async fn refused_chord_ends_the_input() {
+        let host = Host::new();
+        let fake = FakeQemu::new(&host).await;
+        fake.peer.script.on("send-key", Answer::Refuse("no keyboard"));
+        let chords = ["a", "b"].map(|chord| chord.parse().unwrap());
+        let refused = press(fake.qemu.client(), chords.to_vec()).await;
+        assert!(matches!(refused, Err(Refusal::Failed(why)) if why.contains("press `a`")));
+        let names = fake.peer.commands.names();
+        assert_eq!(names.iter().filter(|name| *name == "send-key").count(), 1);
+    }
+
+    #[tokio::test]
+    async fn picture_is_a_file_without_a_name() {
+        let host = Host::new();
+        let fake = FakeQemu::new(&host).await;
+        let picture = File::from(screenshot(fake.qemu.client()).await.unwrap());
+        // The peer has written nothing into it.
+        assert_eq!(picture.metadata().unwrap().len(), 0);
+        fake.peer.script.on("screendump", Answer::Refuse("no display"));
+        let refused = screenshot(fake.qemu.client()).await;
+        assert!(matches!(refused, Err(Refusal::Failed(why)) if why.contains("no display")));
+    }
 }

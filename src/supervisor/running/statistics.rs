@@ -1,42 +1,26 @@
-//! What QEMU knows of a running machine, for who counts.
+//! What QEMU counts of a running machine.
 
-use crate::supervisor::{limits::QMP_LIMIT, refusal::qmp_refusal};
-use tokio::sync::oneshot;
-
-use crate::supervisor::Supervisor;
 use crate::{
     control::types::{DiskStatistics, Refusal, Statistics, TapOf},
-    machine::{
-        device,
-        facets::{DISKS, NICS, nic_key},
-    },
+    machine::device,
+    supervisor::{limits::QMP_LIMIT, refusal::qmp_refusal},
     value::Label,
 };
 
-impl Supervisor {
-    pub(crate) fn statistics(&mut self, reply: oneshot::Sender<Result<Statistics, Refusal>>) {
-        let Some(qemu) = &self.qemu else {
-            let _ = reply.send(Err(Refusal::NotNow("starting")));
-            return;
-        };
-        let tap = |nic: &str| {
-            let tap = self.running.get(&nic_key(nic, "tap"))?.to_owned();
-            Some(TapOf { nic: nic.to_owned(), tap })
-        };
-        let taps = self.running.names(NICS).into_iter().filter_map(tap).collect();
-        let disks: Vec<Label> =
-            self.running.names(DISKS).into_iter().filter_map(|name| name.parse().ok()).collect();
-        let client = qemu.client.clone();
-        self.tasks.spawn(async move {
-            let asked = tokio::try_join!(client.blocks(QMP_LIMIT), client.vcpu_threads(QMP_LIMIT));
-            let told = asked.map(|(blocks, vcpu_threads)| Statistics {
-                disks: disks.iter().filter_map(|disk| of(disk, &blocks)).collect(),
-                taps,
-                vcpu_threads,
-            });
-            let _ = reply.send(told.map_err(|error| qmp_refusal("read QEMU's statistics", &error)));
-        });
-    }
+/// Reads the counters of `disks`; `taps` are reported as they are.
+///
+/// # Errors
+/// QEMU does not answer.
+pub(crate) async fn statistics(
+    client: qmp::Client,
+    disks: Vec<Label>,
+    taps: Vec<TapOf>,
+) -> Result<Statistics, Refusal> {
+    let asked = tokio::try_join!(client.blocks(QMP_LIMIT), client.vcpu_threads(QMP_LIMIT));
+    let (blocks, vcpu_threads) =
+        asked.map_err(|error| qmp_refusal("read QEMU's statistics", &error))?;
+    let disks = disks.iter().filter_map(|disk| of(disk, &blocks)).collect();
+    Ok(Statistics { disks, taps, vcpu_threads })
 }
 
 fn of(disk: &Label, blocks: &[qmp::Block]) -> Option<DiskStatistics> {
@@ -58,4 +42,28 @@ fn of(disk: &Label, blocks: &[qmp::Block]) -> Option<DiskStatistics> {
         write_nanoseconds,
         flush_nanoseconds,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::supervisor::tests::{Answer, FakeQemu, Host};
+
+    #[tokio::test]
+    async fn refused_counters_are_a_refusal() {
+        let host = Host::new();
+        let fake = FakeQemu::new(&host).await;
+        fake.peer.script.on("query-named-block-nodes", Answer::Refuse("no"));
+        fake.peer.script.on("query-blockstats", Answer::Refuse("no"));
+        fake.peer.script.on("query-cpus-fast", Answer::Return(json!([])));
+        let asked = statistics(fake.qemu.client(), vec![], vec![]).await;
+        assert!(matches!(asked, Err(Refusal::Failed(why)) if why.contains("statistics")));
+    }
+
+    #[test]
+    fn disk_that_qemu_does_not_have_is_left_out() {
+        assert!(of(&"root".parse().unwrap(), &[]).is_none());
+    }
 }

@@ -1,124 +1,114 @@
-//! Saving the guest's state, and going on from a saved one.
+//! Saving the guest's state to a file.
 //!
-//! QEMU sends the state to a socket of ours, and it goes from there into a file that counts only when it is whole. A state is used
-//! once: it is removed before the guest goes on, since from then on its disks are others.
+//! QEMU sends the state to a socket of the supervisor, and it goes from there into a file that counts only when it is complete. A state
+//! is used once: it is removed before the guest is resumed from it, since from then on its disks are others.
 
-use crate::supervisor::limits::QMP_LIMIT;
 use std::{os::unix::net::UnixStream, time::Duration};
 
 use tracing::{debug, info, warn};
 
+use super::{event::VmEvent, freeze::Freeze, qemu::Qemu};
 use crate::{
-    life, spec,
-    store::{layout::VmPaths, saved_header::Saved},
-    sys::{file, pipe_to_file},
+    life,
+    store::{
+        layout::VmPaths,
+        saved_header::Saved,
+        saved_state::{self, Writing},
+    },
+    supervisor::{context::Context, limits::QMP_LIMIT},
+    sys::{file, lane::OnLane, pipe_to_file},
     value::chain,
 };
-use crate::{
-    store::saved_state::{self, Writing},
-    supervisor::{Supervisor, input::Fact},
-    systemd::service,
-};
 
-/// What a state needs on the disk beside the guest's memory: devices, and video memory.
+/// What a state needs on the disk beside the guest's memory, in bytes: devices, and video memory.
 const BESIDE_MEMORY: u64 = 64 << 20;
-/// How long the agent may take: it may run a program for the machine's clock.
+/// How long the agent may take to set the clock: it may run a program of the guest's.
 const CLOCK_LIMIT: Duration = Duration::from_secs(10);
 /// How often QEMU is asked whether all is sent, once it has closed the socket.
 const POLL: Duration = Duration::from_millis(10);
 
-impl Supervisor {
-    /// SIGTERM: where the guest's state is to be saved when the host goes down, systemd is asked whether it does.
-    pub(crate) fn told_to_stop(&mut self) {
-        let saves = self.vm.host_shutdown == spec::HostShutdown::Suspend;
-        if !(saves && self.under_systemd && self.life.mode() == life::Mode::Run) {
-            return self.feed(life::Event::Signalled);
-        }
-        let (facts, scope) = (self.facts.clone(), self.settings.scope);
-        self.tasks.spawn(async move {
-            let host_down = service::host_goes_down(scope).await;
-            let _ = facts.send(Fact::Stopped { host_down }).await;
-        });
-    }
+/// What is saved.
+pub(crate) struct StateToSave {
+    /// The VM file that QEMU was started from.
+    pub(crate) vm_file: String,
+    /// The guest's memory, in bytes.
+    pub(crate) memory: u64,
+    /// The vCPUs are paused by an operator, and are to be after the next start.
+    pub(crate) paused: bool,
+    /// Why no machine could restore the state.
+    pub(crate) unusable: Option<String>,
+}
 
-    /// Begins to save.
-    pub(crate) fn save(&mut self) {
-        // A state can only be taken up by a machine like the one that it is of.
-        let replugged = self.is_replugged();
-        let held =
-            matches!(self.life.state(), life::State::Suspending(life::Saving { held: true, .. }));
-        let thawed = self.thaw_first();
-        let Some(qemu) = &mut self.qemu else { return };
+/// Saves the guest's state.
+#[derive(Debug, Default)]
+pub(crate) struct StateSave(Option<OnLane>);
+
+impl StateSave {
+    /// Begins to save, after the guest's file systems are thawed.
+    pub(crate) fn begin(
+        &mut self,
+        state: StateToSave,
+        freeze: &Freeze,
+        qemu: &mut Qemu,
+        ctx: &Context,
+    ) {
+        let thawed = freeze.thaw_first(qemu);
+        let StateToSave { vm_file, memory, paused, unusable } = state;
+        let record = qemu.record();
         let head = Saved {
-            vm_file: self.text.clone(),
-            at: (self.settings.now)().to_string(),
-            qemu_version: qemu.record.qemu_version.clone(),
-            held,
-            ready: qemu.record.ready,
+            vm_file,
+            at: ctx.now().to_string(),
+            qemu_version: record.qemu_version.clone(),
+            held: paused,
+            ready: record.ready,
         };
-        // Whoever supervises next must know that the guest is not held by anybody's wish.
-        qemu.record.saving = Some(held);
-        let written = self.records.write(&qemu.record);
-        let (client, facts, generation) =
-            (qemu.client.clone(), self.facts.clone(), self.generation);
-        let (paths, memory) = (self.paths.clone(), self.vm.mem.bytes());
-        let task = self.lanes.state.drive(async move {
+        // The next supervisor must know that no operator has paused the guest.
+        let written = qemu.change_record(|record| record.saving = Some(paused));
+        let (client, reports) = (qemu.client(), qemu.tasks().sender());
+        let paths = ctx.paths().clone();
+        let work = ctx.lanes().state.drive(async move {
             // A failure is logged; a guest that is saved all the same is no worse off.
             let _ = written.await;
-            let result = match (replugged, thawed.await) {
-                (true, _) => {
-                    Err("disks or NICs were plugged in or out since it was started".to_owned())
-                }
-                (false, Err(why)) => {
+            let done = match (unusable, thawed.await) {
+                (Some(why), _) => Err(why),
+                (None, Err(why)) => {
                     Err(format!("its file systems are frozen, and cannot be thawed: {why}"))
                 }
-                (false, Ok(())) => save(&client, &paths, &head, memory).await,
+                (None, Ok(())) => save(&client, &paths, &head, memory).await,
             };
-            let _ = facts.send(Fact::Saved(generation, result)).await;
+            let _ = reports.send(VmEvent::StateSaved(done)).await;
         });
-        match task {
-            Ok(task) => self.saving = Some(task),
+        match work {
+            Ok(work) => self.0 = Some(work),
             Err(refused) => {
-                let facts = self.facts.clone();
-                self.tasks.spawn(async move {
-                    let result = Err(refused.to_string());
-                    let _ = facts.send(Fact::Saved(generation, result)).await;
-                });
+                qemu.report(async move { VmEvent::StateSaved(Err(refused.to_string())) });
             }
         }
     }
 
-    /// It is done, or not.
-    pub(crate) fn saved(&mut self, result: Result<(), String>) {
-        // One that was given up meanwhile.
-        if !matches!(self.life.state(), life::State::Suspending(_)) {
-            return;
-        }
-        match result {
-            Ok(()) => {
-                self.saving = None;
-                self.feed(life::Event::Saved);
-            }
+    /// The state is saved; or not, and why. The failure is for who has asked.
+    pub(crate) fn on_saved(&mut self, done: Result<(), String>, ctx: &Context) -> life::Event {
+        self.0 = None;
+        match done {
+            Ok(()) => life::Event::Saved,
             Err(why) => {
-                self.saving = None;
                 warn!("cannot save the guest's state: {why}");
-                self.effects.not_saved = Some(why.clone());
-                self.publish("QVM_NOT_SUSPENDED", serde_json::json!({ "why": why }));
-                self.feed(life::Event::NotSaved(why));
+                ctx.publish("QVM_NOT_SUSPENDED", serde_json::json!({ "why": why }));
+                life::Event::NotSaved(why)
             }
         }
     }
 
-    /// Gives it up, and leaves nothing of it.
-    pub(crate) fn cancel_save(&mut self) {
-        if self.saving.take().is_some() {
+    /// Cancels the save and removes what is written of it. Returns why nothing was saved, where a save was under way.
+    pub(crate) fn cancel(&mut self, qemu: &mut Qemu, ctx: &Context) -> Option<String> {
+        let why = self.0.take().map(|_| {
             let why = "it was called off, or took longer than `shutdownTimeoutSec`";
-            self.publish("QVM_NOT_SUSPENDED", serde_json::json!({ "why": why }));
-            self.effects.not_saved = Some(why.to_owned());
-        }
+            ctx.publish("QVM_NOT_SUSPENDED", serde_json::json!({ "why": why }));
+            why.to_owned()
+        });
         // Behind what was saving: it is on the same lane.
-        let path = self.paths.saved();
-        let removed = self.lanes.state.run(move || {
+        let path = ctx.paths().saved();
+        let removed = ctx.lanes().state.run(move || {
             if let Err(error) = saved_state::remove(&path) {
                 warn!("a saved state is left that must not be used: {}", chain(&error));
             }
@@ -126,44 +116,35 @@ impl Supervisor {
         if let Err(refused) = removed {
             warn!("a saved state is left that must not be used: {refused}");
         }
-        if let Some(qemu) = &mut self.qemu {
-            qemu.record.saving = None;
-            drop(self.records.write(&qemu.record));
-        }
-        self.tell_qemu("give up saving the state", |q| async move {
-            q.cancel_migration(QMP_LIMIT).await
-        });
-    }
-
-    /// The host was suspended.
-    pub(crate) fn host_slept(&mut self, slept: Duration) {
-        info!("the host has slept for {} s", slept.as_secs());
-        self.set_guests_clock();
-    }
-
-    /// The guest has slept without knowing it: its agent, if there is one, sets its clock by the machine's.
-    pub(crate) fn set_guests_clock(&mut self) {
-        let sync = self.next_sync();
-        let Some(qemu) = &self.qemu else { return };
-        let (agent, now) = (qemu.agent.clone(), self.settings.now);
-        self.tasks.spawn(async move {
-            let time = i64::try_from(now().as_nanosecond()).unwrap_or(i64::MAX);
-            let mut set = agent.set_time(time, sync, CLOCK_LIMIT).await;
-            if let Err(qmp::Error::Refused { .. }) = set {
-                // A Linux without hwclock(8), which the agent insists on; it has date(1).
-                let time = format!("@{}", now().as_second());
-                let date = ["date".to_owned(), "-s".into(), time];
-                set = agent.exec(&date, sync.wrapping_add(1), CLOCK_LIMIT).await.map(drop);
-            }
-            match set {
-                Ok(()) => info!("the guest's clock is set"),
-                Err(error) => debug!("the guest's clock is not set: {error}"),
-            }
-        });
+        drop(qemu.change_record(|record| record.saving = None));
+        qemu.tell(
+            "give up saving the state",
+            |q| async move { q.cancel_migration(QMP_LIMIT).await },
+        );
+        why
     }
 }
 
-/// Holds the guest, and writes its state down.
+/// Sets the guest's clock by the host's, through its agent, if there is one: the guest has slept without knowing it.
+pub(crate) fn set_guest_clock(qemu: &mut Qemu, ctx: &Context) {
+    let (agent, sync, now) = (qemu.agent(), qemu.next_sync(), ctx.settings().now);
+    qemu.tasks().spawn(async move {
+        let time = i64::try_from(now().as_nanosecond()).unwrap_or(i64::MAX);
+        let mut set = agent.set_time(time, sync, CLOCK_LIMIT).await;
+        if let Err(qmp::Error::Refused { .. }) = set {
+            // A Linux without hwclock(8), which the agent requires; it has date(1).
+            let time = format!("@{}", now().as_second());
+            let date = ["date".to_owned(), "-s".into(), time];
+            set = agent.exec(&date, sync.wrapping_add(1), CLOCK_LIMIT).await.map(drop);
+        }
+        match set {
+            Ok(()) => info!("the guest's clock is set"),
+            Err(error) => debug!("the guest's clock is not set: {error}"),
+        }
+    });
+}
+
+/// Pauses the guest and writes its state.
 async fn save(
     client: &qmp::Client,
     paths: &VmPaths,
@@ -197,4 +178,118 @@ async fn save(
     writing.commit().map_err(|error| chain(&error))?;
     debug!("the guest's state has {bytes} bytes");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::supervisor::tests::{Answer, FakeQemu, Host};
+
+    fn state() -> StateToSave {
+        StateToSave {
+            vm_file: "".into(),
+            memory: 1,
+            paused: false,
+            unusable: None,
+        }
+    }
+
+    async fn saved(fake: &mut FakeQemu) -> Result<(), String> {
+        let VmEvent::StateSaved(done) = fake.event().await else { panic!() };
+        done
+    }
+
+    #[tokio::test]
+    async fn state_is_saved_whole() {
+        let mut host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        let completed = json!({ "status": "completed" });
+        fake.peer.script.on("query-migrate", Answer::Return(completed));
+        let mut save = StateSave::default();
+        save.begin(state(), &Freeze::default(), &mut fake.qemu, &host.ctx);
+        let done = saved(&mut fake).await;
+        assert_eq!(done, Ok(()));
+        let names = fake.peer.commands.names();
+        let at = |name: &str| names.iter().position(|other| other == name).unwrap();
+        assert!(at("stop") < at("migrate"), "{names:?}");
+        let (head, _) = saved_state::open(&host.ctx.paths().saved()).unwrap().unwrap();
+        assert_eq!(head.vm_file, "");
+        assert_eq!(fake.qemu.record().saving, Some(false));
+        assert_eq!(save.on_saved(done, &host.ctx), life::Event::Saved);
+        assert_eq!(host.published(), Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn failed_migration_leaves_no_state() {
+        let mut host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        let failed = json!({ "status": "failed", "error-desc": "disk broke" });
+        fake.peer.script.on("query-migrate", Answer::Return(failed));
+        let mut save = StateSave::default();
+        save.begin(state(), &Freeze::default(), &mut fake.qemu, &host.ctx);
+        let done = saved(&mut fake).await;
+        assert!(done.as_ref().is_err_and(|why| why.contains("disk broke")), "{done:?}");
+        assert!(!host.ctx.paths().saved().exists());
+        assert!(matches!(save.on_saved(done, &host.ctx), life::Event::NotSaved(_)));
+        assert_eq!(host.published(), ["QVM_NOT_SUSPENDED"]);
+    }
+
+    #[tokio::test]
+    async fn machine_that_no_start_makes_is_not_saved() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        let state = StateToSave { unusable: Some("plugged".into()), ..state() };
+        StateSave::default().begin(state, &Freeze::default(), &mut fake.qemu, &host.ctx);
+        assert_eq!(saved(&mut fake).await, Err("plugged".into()));
+        assert_eq!(fake.peer.commands.names(), ["qmp_capabilities"]);
+    }
+
+    #[tokio::test]
+    async fn state_that_does_not_fit_is_not_saved() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        let mut save = StateSave::default();
+        let state = StateToSave { memory: 1 << 60, ..state() };
+        save.begin(state, &Freeze::default(), &mut fake.qemu, &host.ctx);
+        let done = saved(&mut fake).await;
+        assert!(done.as_ref().is_err_and(|why| why.contains("no room in")), "{done:?}");
+        assert_eq!(fake.peer.commands.names(), ["qmp_capabilities"]);
+    }
+
+    #[tokio::test]
+    async fn canceled_save_removes_the_state() {
+        let mut host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        std::fs::write(host.ctx.paths().saved(), "half").unwrap();
+        fake.peer.script.on("stop", Answer::Silence);
+        let mut save = StateSave::default();
+        save.begin(state(), &Freeze::default(), &mut fake.qemu, &host.ctx);
+        fake.peer.commands.until("stop").await;
+        let why = save.cancel(&mut fake.qemu, &host.ctx);
+        assert!(why.unwrap().contains("shutdownTimeoutSec"));
+        host.ctx.lanes().state.flush().await.unwrap();
+        assert!(!host.ctx.paths().saved().exists());
+        assert_eq!(fake.qemu.record().saving, None);
+        fake.peer.commands.until("migrate_cancel").await;
+        assert_eq!(host.published(), ["QVM_NOT_SUSPENDED"]);
+        // Without a save there is nothing to report.
+        assert_eq!(save.cancel(&mut fake.qemu, &host.ctx), None);
+    }
+
+    #[tokio::test]
+    async fn clock_is_set_by_the_agent_or_by_date() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        set_guest_clock(&mut fake.qemu, &host.ctx);
+        fake.peer.calls.until("guest-set-time").await;
+        fake.peer.script.on("guest-set-time", Answer::Refuse("no hwclock"));
+        fake.peer.script.on("guest-exec", Answer::Return(json!({ "pid": 1 })));
+        let exited = json!({ "exited": true, "exitcode": 0 });
+        fake.peer.script.on("guest-exec-status", Answer::Return(exited));
+        set_guest_clock(&mut fake.qemu, &host.ctx);
+        fake.peer.calls.until("guest-exec").await;
+        assert_eq!(fake.peer.calls.arguments("guest-exec")["path"], json!("date"));
+    }
 }

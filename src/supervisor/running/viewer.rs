@@ -1,7 +1,6 @@
-//! Viewers of the guest's screen: the supervisor judges who comes and hands the connection to QEMU, which needs neither listen nor
-//! make a socket.
+//! Viewers of the guest's screen: the supervisor authorizes a viewer and passes its connection to QEMU, which needs neither listen nor
+//! create a socket.
 
-use crate::supervisor::limits::QMP_LIMIT;
 use std::{
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
@@ -14,18 +13,18 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::vnc_listener::{self, Door, Listener};
-use crate::{
-    control::grant::{self, Grant},
-    machine::facets,
-    spec::Vm,
-    store::layout::VmPaths,
-    sys::peer,
-    value::{VncAddress, chain},
+use super::{
+    event::{ScreenOpened, VmEvent},
+    qemu::Qemu,
+    vnc_listener::{self, VncListener, VncSocket},
 };
 use crate::{
-    supervisor::{Supervisor, input::Fact},
-    sys::tasks::Tasks,
+    control::grant::{self, Grant},
+    spec::Vm,
+    store::layout::VmPaths,
+    supervisor::{config::ScreenOwner, context::Context, limits::QMP_LIMIT},
+    sys::{peer, tasks::Tasks},
+    value::{VncAddress, chain},
 };
 
 /// How many viewers may be on their way to QEMU at once; a further one waits to be accepted.
@@ -33,60 +32,52 @@ const ON_THEIR_WAY: usize = 16;
 /// How long is waited when the kernel has no descriptor left.
 const NO_DESCRIPTOR: Duration = Duration::from_millis(100);
 
-/// A door where somebody stands, until it is dropped. Who is in stays: the connections are QEMU's.
+/// Accepts viewers until it is dropped. Accepted viewers stay: their connections are QEMU's.
 #[derive(Debug)]
-pub(crate) struct Serving {
+struct Acceptor {
     at: VncAddress,
-    orders: watch::Sender<Orders>,
-    /// Who stands there; ends with it.
+    target: watch::Sender<Target>,
     _tasks: Tasks,
 }
 
-/// Whom viewers are handed to, and what they are asked for at a port.
+/// Where viewers are passed to, and the password that QEMU asks them for at a port.
 #[derive(Debug, Clone)]
-struct Orders {
+struct Target {
     client: qmp::Client,
     password: Option<String>,
 }
 
-impl Serving {
-    /// QEMU's monitor has another connection.
-    pub(crate) fn by(&self, client: qmp::Client) {
-        self.orders.send_modify(|orders| orders.client = client);
-    }
-}
-
-impl Door {
-    /// Stands there.
+impl VncListener {
+    /// Begins to accept viewers.
     ///
     /// # Errors
     /// The runtime does not take the socket.
-    fn serve(self, client: qmp::Client, grant: Grant) -> std::io::Result<Serving> {
-        let (orders, to) = watch::channel(Orders { client, password: self.password });
+    fn accept(self, client: qmp::Client, grant: Grant) -> std::io::Result<Acceptor> {
+        let (target, to) = watch::channel(Target { client, password: self.password });
         let mut tasks = Tasks::default();
-        match self.listener {
-            Listener::Unix(listener) => {
+        match self.socket {
+            VncSocket::Unix(listener) => {
                 listener.set_nonblocking(true)?;
                 tasks.spawn(at_socket(UnixListener::from_std(listener)?, to, grant));
             }
-            Listener::Tcp(listener) => {
+            VncSocket::Tcp(listener) => {
                 listener.set_nonblocking(true)?;
                 tasks.spawn(at_port(TcpListener::from_std(listener)?, to));
             }
         }
-        Ok(Serving { at: self.at, orders, _tasks: tasks })
+        Ok(Acceptor { at: self.at, target, _tasks: tasks })
     }
 }
 
-/// The next one who comes, once there is room.
+/// Accepts the next viewer, once fewer than [`ON_THEIR_WAY`] are on their way.
 async fn next<V, A: Future<Output = std::io::Result<V>>>(
     room: &Arc<Semaphore>,
     accept: impl Fn() -> A,
 ) -> Option<(OwnedSemaphorePermit, V)> {
-    let place = room.clone().acquire_owned().await.ok()?;
+    let permit = room.clone().acquire_owned().await.ok()?;
     loop {
         match accept().await {
-            Ok(viewer) => return Some((place, viewer)),
+            Ok(viewer) => return Some((permit, viewer)),
             Err(error) => {
                 warn!("a viewer of the screen was lost: {error}");
                 tokio::time::sleep(NO_DESCRIPTOR).await;
@@ -96,15 +87,15 @@ async fn next<V, A: Future<Output = std::io::Result<V>>>(
 }
 
 /// Lets operators in, who need no password.
-async fn at_socket(listener: UnixListener, orders: watch::Receiver<Orders>, grant: Grant) {
+async fn at_socket(listener: UnixListener, target: watch::Receiver<Target>, grant: Grant) {
     let (room, mut tasks) = (Arc::new(Semaphore::new(ON_THEIR_WAY)), Tasks::default());
-    while let Some((place, (viewer, _))) = next(&room, || listener.accept()).await {
-        let (client, grant) = (orders.borrow().client.clone(), grant.clone());
+    while let Some((permit, (viewer, _))) = next(&room, || listener.accept()).await {
+        let (client, grant) = (target.borrow().client.clone(), grant.clone());
         tasks.spawn(async move {
-            let _place = place;
+            let _permit = permit;
             let peer = match peer::of(viewer.as_fd()) {
                 Ok(peer) => peer,
-                Err(error) => return warn!("who wants to see the screen cannot be told: {error}"),
+                Err(error) => return warn!("cannot get peer credentials of a viewer: {error}"),
             };
             if let Err(denied) = grant.check(&peer, grant::SCREEN).await {
                 return warn!("{denied}");
@@ -116,23 +107,23 @@ async fn at_socket(listener: UnixListener, orders: watch::Receiver<Orders>, gran
 }
 
 /// Lets everybody come as far as QEMU's question for the password.
-async fn at_port(listener: TcpListener, mut orders: watch::Receiver<Orders>) {
+async fn at_port(listener: TcpListener, mut target: watch::Receiver<Target>) {
     let (room, mut tasks) = (Arc::new(Semaphore::new(ON_THEIR_WAY)), Tasks::default());
-    orders.mark_changed();
-    while let Some((place, (viewer, _))) = next(&room, || listener.accept()).await {
-        let changed = orders.has_changed().unwrap_or(false);
-        let Orders { client, password } = orders.borrow_and_update().clone();
+    target.mark_changed();
+    while let Some((permit, (viewer, _))) = next(&room, || listener.accept()).await {
+        let changed = target.has_changed().unwrap_or(false);
+        let Target { client, password } = target.borrow_and_update().clone();
         // QEMU lets nobody in before it has one. It is told when somebody comes, so that whoever comes after a change meets the new one.
         if changed
             && let Some(password) = password
             && let Err(error) = client.set_vnc_password(&password, QMP_LIMIT).await
         {
             warn!("QEMU did not take the screen's password: {}", chain(&error));
-            orders.mark_changed();
+            target.mark_changed();
             continue;
         }
         tasks.spawn(async move {
-            let _place = place;
+            let _permit = permit;
             hand_over(&client, viewer.into_std().map(Into::into), false).await;
         });
     }
@@ -148,23 +139,14 @@ async fn hand_over(client: &qmp::Client, viewer: std::io::Result<OwnedFd>, trust
     }
 }
 
-/// What was opened for a QEMU that runs.
-#[derive(Debug)]
-pub(crate) enum Opened {
-    /// The door is where it was; the password at it.
-    Password(Option<String>),
-    /// Another door, or none.
-    Door(Option<Door>),
-}
-
-/// Blocks for as long as the storage does.
-fn open_again(vm: &Vm, paths: &VmPaths, stays: bool) -> Result<Opened, String> {
+/// Opens the screen's listener for a QEMU that runs. Blocks for as long as the storage does.
+fn open_again(vm: &Vm, paths: &VmPaths, stays: bool) -> Result<ScreenOpened, String> {
     let opened = if stays {
         let file = vm.display.as_ref().and_then(|display| display.password_file.as_ref());
-        file.map(|file| vnc_listener::password(vm, file)).transpose().map(Opened::Password)
+        file.map(|file| vnc_listener::password(vm, file)).transpose().map(ScreenOpened::Password)
     } else {
         let _ = std::fs::remove_file(paths.vnc_socket());
-        vnc_listener::open(vm, paths).map(Opened::Door)
+        vnc_listener::open(vm, paths).map(ScreenOpened::Listener)
     };
     opened.map_err(|error| {
         let hint = error.hint().map_or_else(String::new, |hint| format!(" ({hint})"));
@@ -172,98 +154,239 @@ fn open_again(vm: &Vm, paths: &VmPaths, stays: bool) -> Result<Opened, String> {
     })
 }
 
-impl Supervisor {
-    /// Serves the screen of the QEMU that was started; `door` was opened for it.
-    pub(crate) fn serve_screen(&mut self, door: Option<Door>) {
-        let grant = self.operators.grant(&self.vm);
-        let (Some(qemu), Some(door)) = (&mut self.qemu, door) else { return };
-        qemu.unserved = None;
-        match door.serve(qemu.client.clone(), grant) {
-            Ok(serving) => qemu.serving = Some(serving),
-            Err(error) => self.screen_is_not_served(&error.to_string()),
+/// The screen of a QEMU process.
+#[derive(Debug)]
+pub(crate) struct Screen {
+    owner: ScreenOwner,
+    acceptor: Option<Acceptor>,
+    /// Why the screen is not served as the VM file says.
+    problem: Option<String>,
+}
+
+impl Screen {
+    /// A screen that is not served yet by the supervisor.
+    pub(crate) fn new(owner: ScreenOwner) -> Self {
+        Self { owner, acceptor: None, problem: None }
+    }
+
+    /// Who listens for viewers.
+    pub(crate) fn owner(&self) -> ScreenOwner {
+        self.owner
+    }
+
+    /// Serves the screen at `listener`.
+    ///
+    /// # Errors
+    /// Why it is not served; this is noted and logged.
+    pub(crate) fn serve(
+        &mut self,
+        listener: Option<VncListener>,
+        grant: Grant,
+        qemu: &Qemu,
+    ) -> Result<(), String> {
+        let Some(listener) = listener else { return Ok(()) };
+        self.problem = None;
+        match listener.accept(qemu.client(), grant) {
+            Ok(acceptor) => {
+                self.acceptor = Some(acceptor);
+                Ok(())
+            }
+            Err(error) => Err(self.fail(&error.to_string())),
         }
     }
 
-    /// Serves the screen of a QEMU that runs already, where and how the VM file says now. It is opened beside the loop; complete when
-    /// the loop has been told.
-    pub(crate) fn serve_screen_again(&mut self) -> impl Future<Output = ()> + Send + use<> {
-        let vm = self.vm.clone();
-        let opened = self.qemu.as_mut().filter(|qemu| !qemu.listens).map(|qemu| {
-            qemu.unserved = None;
-            let display = vm.display.as_ref();
-            let stays = qemu.serving.as_ref().is_some_and(|serving| {
-                display.is_some_and(|display| display.vnc == Some(serving.at))
-            });
+    /// Opens the screen anew, where and how `vm` says now. Complete when the result is reported.
+    pub(crate) fn open_again(
+        &mut self,
+        vm: &Vm,
+        qemu: &mut Qemu,
+        ctx: &Context,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let opened = (self.owner == ScreenOwner::Supervisor).then(|| {
+            self.problem = None;
+            let at = vm.display.as_ref().and_then(|display| display.vnc);
+            let stays = self.acceptor.as_ref().is_some_and(|acceptor| at == Some(acceptor.at));
             if !stays {
-                qemu.serving = None;
+                self.acceptor = None;
             }
-            let paths = self.paths.clone();
+            let (vm, paths) = (vm.clone(), ctx.paths().clone());
             // With the starts of QEMU, which open the screen as well.
-            self.lanes.launch.ask(move || open_again(&vm, &paths, stays))
+            ctx.lanes().launch.ask(move || open_again(&vm, &paths, stays))
         });
-        let (facts, generation) = (self.facts.clone(), self.generation);
+        let reports = qemu.tasks().sender();
         async move {
             let Some(opened) = opened else { return };
             let opened = opened.await.unwrap_or_else(|refused| Err(refused.to_string()));
-            let _ = facts.send(Fact::Screen(generation, opened)).await;
+            let _ = reports.send(VmEvent::Screen(opened)).await;
         }
     }
 
-    /// The screen is open. What hinders is told, and no more.
-    pub(crate) fn screen_opened(&mut self, opened: Result<Opened, String>) {
+    /// Handles what was opened.
+    ///
+    /// # Errors
+    /// Why the screen is not served; this is noted and logged.
+    pub(crate) fn handle(
+        &mut self,
+        opened: Result<ScreenOpened, String>,
+        grant: Grant,
+        qemu: &Qemu,
+    ) -> Result<(), String> {
         match opened {
-            Ok(Opened::Password(password)) => {
-                if let Some(serving) = self.qemu.as_ref().and_then(|qemu| qemu.serving.as_ref()) {
-                    serving.orders.send_modify(|orders| orders.password = password);
+            Ok(ScreenOpened::Password(password)) => {
+                if let Some(acceptor) = &self.acceptor {
+                    acceptor.target.send_modify(|target| target.password = password);
                 }
+                Ok(())
             }
-            Ok(Opened::Door(door)) => self.serve_screen(door),
-            Err(why) => self.screen_is_not_served(&why),
+            Ok(ScreenOpened::Listener(listener)) => self.serve(listener, grant, qemu),
+            Err(why) => Err(self.fail(&why)),
         }
     }
 
-    fn screen_is_not_served(&mut self, why: &str) {
-        let note = format!("the screen is not served as the VM file says: {why}");
-        warn!("{note}");
-        if let Some(qemu) = &mut self.qemu {
-            qemu.unserved = Some(note);
-        }
-        // So the next `qvm apply` tries again.
-        self.running.set(facets::SCREEN[0], Some("not served".to_owned()));
+    fn fail(&mut self, why: &str) -> String {
+        let problem = format!("the screen is not served as the VM file says: {why}");
+        warn!("{problem}");
+        self.problem = Some(problem.clone());
+        problem
     }
 
-    /// Where the screen is served, by us or by QEMU.
-    pub(crate) fn screen_address(&self) -> Option<String> {
-        let qemu = self.qemu.as_ref()?;
-        let at = match &qemu.serving {
-            Some(serving) => serving.at,
-            None => self.vm.display.as_ref()?.vnc.filter(|_| qemu.listens)?,
+    /// Viewers are passed over another QMP connection from now on.
+    pub(crate) fn use_connection(&self, client: qmp::Client) {
+        if let Some(acceptor) = &self.acceptor {
+            acceptor.target.send_modify(|target| target.client = client);
+        }
+    }
+
+    /// Where the screen is served, by the supervisor or by QEMU: `unix:PATH` or `ADDRESS:PORT`.
+    pub(crate) fn address(&self, vm: &Vm, paths: &VmPaths) -> Option<String> {
+        let at = match &self.acceptor {
+            Some(acceptor) => acceptor.at,
+            None => vm.display.as_ref()?.vnc.filter(|_| self.owner == ScreenOwner::Qemu)?,
         };
         Some(match at {
-            VncAddress::Unix => format!("unix:{}", self.paths.vnc_socket().display()),
+            VncAddress::Unix => format!("unix:{}", paths.vnc_socket().display()),
             VncAddress::Tcp(at) => at.to_string(),
         })
     }
 
-    /// Takes another place or another password for the screen, where QEMU was started with one that can be served: that is this
-    /// process's own business then.
-    pub(crate) fn move_screen(&mut self, new: &Vm) {
-        if self.qemu.as_ref().is_some_and(|qemu| qemu.listens) {
-            return;
-        }
-        let (Some(runs), Some(written)) = (&mut self.vm.display, &new.display) else { return };
-        if runs.vnc.is_none() {
-            return;
-        }
-        runs.clone_from(written);
-        self.take_facets(new, &facets::SCREEN);
+    /// What an operator should know.
+    pub(crate) fn note(&self) -> Option<String> {
+        self.problem.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Read, os::unix::net::UnixStream};
+
+    use super::*;
+    use crate::supervisor::{
+        operators::Operators,
+        tests::{Answer, FakeQemu, Host, vm},
+    };
+
+    const UNIX: &str = "[display]\nvnc = \"unix\"\n";
+
+    async fn opened(fake: &mut FakeQemu) -> Result<ScreenOpened, String> {
+        let VmEvent::Screen(opened) = fake.event().await else { panic!() };
+        opened
     }
 
-    /// A QEMU that an earlier qvm has listen by itself does so where it was told when it was started.
-    pub(crate) fn keep_screen(&mut self, booted: Option<&(Vm, String)>) {
-        if let (true, Some((booted, _))) = (self.qemu.as_ref().is_some_and(|q| q.listens), booted) {
-            self.take_facets(booted, &facets::SCREEN);
-            self.vm.display.clone_from(&booted.display);
+    /// A screen at a socket.
+    async fn served(host: &Host, fake: &FakeQemu) -> Screen {
+        let vm = vm(UNIX);
+        let mut screen = Screen::new(ScreenOwner::Supervisor);
+        let listener = vnc_listener::open(&vm, host.ctx.paths()).unwrap();
+        assert!(listener.is_some());
+        screen.serve(listener, Operators::new().grant(&vm), &fake.qemu).unwrap();
+        screen
+    }
+
+    #[tokio::test]
+    async fn viewer_is_passed_to_qemu() {
+        let host = Host::new();
+        let fake = FakeQemu::new(&host).await;
+        let screen = served(&host, &fake).await;
+        let address = screen.address(&vm(UNIX), host.ctx.paths()).unwrap();
+        assert!(address.starts_with("unix:") && address.ends_with("vnc.sock"), "{address}");
+        let _viewer = UnixStream::connect(host.ctx.paths().vnc_socket()).unwrap();
+        fake.peer.commands.until("add_client").await;
+        let arguments = fake.peer.commands.arguments("add_client");
+        assert_eq!(arguments["protocol"], "vnc");
+        // An operator needs no password.
+        assert_eq!(arguments["skipauth"], true);
+    }
+
+    #[tokio::test]
+    async fn viewer_that_qemu_refuses_is_hung_up() {
+        let host = Host::new();
+        let fake = FakeQemu::new(&host).await;
+        fake.peer.script.on("getfd", Answer::Refuse("no"));
+        let _screen = served(&host, &fake).await;
+        let mut viewer = UnixStream::connect(host.ctx.paths().vnc_socket()).unwrap();
+        let ended = tokio::task::spawn_blocking(move || viewer.read(&mut [0; 1]));
+        assert_eq!(ended.await.unwrap().unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn dropped_screen_accepts_nobody() {
+        let host = Host::new();
+        let fake = FakeQemu::new(&host).await;
+        drop(served(&host, &fake).await);
+        while UnixStream::connect(host.ctx.paths().vnc_socket()).is_ok() {
+            tokio::task::yield_now().await;
         }
+    }
+
+    #[tokio::test]
+    async fn screen_without_an_address_is_not_served() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        let vm = vm("[display]\n");
+        let mut screen = served(&host, &fake).await;
+        screen.open_again(&vm, &mut fake.qemu, &host.ctx).await;
+        let found = opened(&mut fake).await;
+        let grant = Operators::new().grant(&vm);
+        screen.handle(found, grant, &fake.qemu).unwrap();
+        assert_eq!(screen.address(&vm, host.ctx.paths()), None);
+        assert!(!host.ctx.paths().vnc_socket().exists());
+    }
+
+    #[tokio::test]
+    async fn unchanged_address_keeps_its_listener() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        let mut screen = served(&host, &fake).await;
+        screen.open_again(&vm(UNIX), &mut fake.qemu, &host.ctx).await;
+        let found = opened(&mut fake).await;
+        assert!(matches!(found, Ok(ScreenOpened::Password(None))), "{found:?}");
+        assert!(screen.address(&vm(UNIX), host.ctx.paths()).is_some());
+    }
+
+    #[tokio::test]
+    async fn missing_password_is_noted() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        let text = UNIX.replace("\"unix\"", "\"127.0.0.1:1\"\npasswordFile = \"/no/such\"");
+        let vm = vm(&text);
+        let mut screen = served(&host, &fake).await;
+        screen.open_again(&vm, &mut fake.qemu, &host.ctx).await;
+        let found = opened(&mut fake).await;
+        let grant = Operators::new().grant(&vm);
+        let why = screen.handle(found, grant, &fake.qemu).unwrap_err();
+        assert!(why.starts_with("the screen is not served"), "{why}");
+        assert_eq!(screen.note(), Some(why));
+    }
+
+    #[tokio::test]
+    async fn screen_of_qemu_is_left_alone() {
+        let host = Host::new();
+        let mut fake = FakeQemu::new(&host).await;
+        let mut screen = Screen::new(ScreenOwner::Qemu);
+        screen.open_again(&vm(UNIX), &mut fake.qemu, &host.ctx).await;
+        assert!(fake.events.try_recv().is_err());
+        assert!(screen.address(&vm(UNIX), host.ctx.paths()).is_some());
+        assert_eq!(screen.owner(), ScreenOwner::Qemu);
+        screen.use_connection(fake.qemu.client());
     }
 }

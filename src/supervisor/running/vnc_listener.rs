@@ -83,16 +83,16 @@ impl Error {
     }
 }
 
-/// A place to come to, where nobody is let in yet.
+/// A listening socket; no viewer is accepted yet.
 #[derive(Debug)]
-pub struct Door {
+pub struct VncListener {
     pub(crate) at: VncAddress,
-    pub(crate) listener: Listener,
+    pub(crate) socket: VncSocket,
     pub(crate) password: Option<String>,
 }
 
 #[derive(Debug)]
-pub(crate) enum Listener {
+pub(crate) enum VncSocket {
     Unix(UnixListener),
     Tcp(TcpListener),
 }
@@ -101,21 +101,21 @@ pub(crate) enum Listener {
 ///
 /// # Errors
 /// See [`Error`].
-pub(crate) fn open(vm: &Vm, paths: &VmPaths) -> Result<Option<Door>, Error> {
+pub(crate) fn open(vm: &Vm, paths: &VmPaths) -> Result<Option<VncListener>, Error> {
     let Some(Display { vnc: Some(at), password_file }) = &vm.display else { return Ok(None) };
     let place = || vm.at("display.vnc");
-    let listener = match at {
+    let socket = match at {
         VncAddress::Unix => {
             let listener = socket::listen(&paths.vnc_socket());
-            Listener::Unix(listener.map_err(|source| Error::Socket { at: place(), source })?)
+            VncSocket::Unix(listener.map_err(|source| Error::Socket { at: place(), source })?)
         }
         VncAddress::Tcp(at) => {
             let listener = port::listen_tcp(*at);
-            Listener::Tcp(listener.map_err(|source| Error::Port { at: place(), source })?)
+            VncSocket::Tcp(listener.map_err(|source| Error::Port { at: place(), source })?)
         }
     };
     let password = password_file.as_ref().map(|file| password(vm, file)).transpose()?;
-    Ok(Some(Door { at: *at, listener, password }))
+    Ok(Some(VncListener { at: *at, socket, password }))
 }
 
 /// The password for a port, without the line's end that an editor puts behind it.
@@ -133,4 +133,59 @@ pub(crate) fn password(vm: &Vm, path: &Path) -> Result<String, Error> {
     // QMP carries text.
     let text = std::str::from_utf8(bytes).map_err(|_| wrong("is not text (UTF-8)".to_owned()))?;
     Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervisor::tests::{Host, vm};
+
+    fn vm_with(display: &str) -> Vm {
+        vm(&format!("{display}"))
+    }
+
+    #[test]
+    fn vm_without_an_address_has_no_listener() {
+        let host = Host::new();
+        for display in ["", "[display]\n"] {
+            assert!(open(&vm_with(display), host.ctx.paths()).unwrap().is_none());
+        }
+    }
+
+    #[test]
+    fn taken_port_is_a_host_fault() {
+        let host = Host::new();
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = taken.local_addr().unwrap();
+        let secret = host.dir.path().join("secret");
+        std::fs::write(&secret, "12345678\n").unwrap();
+        let display =
+            format!("[display]\nvnc = \"{at}\"\npasswordFile = \"{}\"\n", secret.display());
+        let error = open(&vm_with(&display), host.ctx.paths()).unwrap_err();
+        assert!(matches!(error, Error::Port { .. }) && error.is_the_hosts(), "{error:?}");
+        drop(taken);
+        let listener = open(&vm_with(&display), host.ctx.paths()).unwrap().unwrap();
+        assert_eq!(listener.password.as_deref(), Some("12345678"));
+    }
+
+    #[test]
+    fn password_has_one_to_eight_bytes_of_text() {
+        let host = Host::new();
+        let vm = vm_with("[display]\n");
+        let path = host.dir.path().join("secret");
+        let missing = password(&vm, &path).unwrap_err();
+        assert!(matches!(missing, Error::NoPassword { .. }) && missing.hint().is_some());
+        for (text, is_valid) in [
+            (&b"1"[..], true),
+            (b"12345678\n", true),
+            (b"", false),
+            (b"123456789", false),
+            (b"\xff", false),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let found = password(&vm, &path);
+            assert_eq!(found.is_ok(), is_valid, "{text:?}");
+            assert!(found.err().is_none_or(|error| !error.is_the_hosts()));
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::net::UnixStream;
 
-use super::launch::{Error, Qemu, restored};
+use super::launch::{Error, LaunchedQemu, restored};
 use crate::{
     disk,
     life::Guest,
@@ -34,7 +34,11 @@ fn remove_left_overs(paths: &VmPaths) {
 ///
 /// # Errors
 /// It lives but does not answer.
-pub async fn adopt(process: Arc<Process>, record: Record, paths: &VmPaths) -> Result<Qemu, Error> {
+pub async fn adopt(
+    process: Arc<Process>,
+    record: Record,
+    paths: &VmPaths,
+) -> Result<LaunchedQemu, Error> {
     let pid = record.pid;
     remove_left_overs(paths);
     match take_over(process.clone(), record, paths).await {
@@ -51,7 +55,7 @@ async fn take_over(
     process: Arc<Process>,
     mut record: Record,
     paths: &VmPaths,
-) -> Result<Qemu, Error> {
+) -> Result<LaunchedQemu, Error> {
     let session = qmp::connect(&paths.qmp_socket(), ANSWER_LIMIT).await?;
     for socket in [paths.qmp_socket(), paths.agent_socket(), paths.serial_socket()] {
         // An earlier qvm left them open to the group, past the question who may do what.
@@ -88,16 +92,14 @@ async fn take_over(
         "running" => Guest::Running,
         _ => Guest::Paused,
     };
-    Ok(Qemu {
+    Ok(LaunchedQemu {
         process,
         record,
         client: session.client,
         agent: qmp::agent::Agent::new(paths.agent_socket()),
-        events: Some(session.events),
-        serial: Some(serial),
-        door: None,
-        serving: None,
-        unserved: None,
+        events: session.events,
+        serial,
+        vnc: None,
         tap_notes: vec![],
         listens,
         found,

@@ -20,7 +20,10 @@ use crate::{
         saved_state,
     },
     supervisor::{
-        running::{taps, viewer, vnc_listener},
+        running::{
+            taps,
+            vnc_listener::{self, VncListener},
+        },
         settings::Settings,
     },
     sys::{
@@ -38,7 +41,7 @@ const RESTORE_POLL: Duration = Duration::from_millis(20);
 
 /// A QEMU that answers.
 #[derive(Debug)]
-pub struct Qemu {
+pub struct LaunchedQemu {
     /// Its process.
     pub process: Arc<Process>,
     /// What is written down about it.
@@ -47,16 +50,12 @@ pub struct Qemu {
     pub client: qmp::Client,
     /// The guest agent's channel.
     pub agent: qmp::agent::Agent,
-    /// What it tells; taken by the loop.
-    pub events: Option<qmp::Events>,
-    /// The serial console; taken by the loop.
-    pub serial: Option<UnixStream>,
-    /// Where viewers of the screen come to; taken by the loop.
-    pub(crate) door: Option<vnc_listener::Door>,
-    /// Who stands there.
-    pub(crate) serving: Option<viewer::Serving>,
-    /// Why the screen is not served as the VM file says.
-    pub(crate) unserved: Option<String>,
+    /// The events of the monitor.
+    pub events: qmp::Events,
+    /// The serial console.
+    pub serial: UnixStream,
+    /// Where viewers of the screen connect.
+    pub(crate) vnc: Option<VncListener>,
     /// Why frames do not pass the bridges of its taps, as far as is known by now.
     pub(crate) tap_notes: Vec<String>,
     /// QEMU listens for viewers by itself: an earlier qvm started it so.
@@ -186,7 +185,7 @@ pub async fn launch(
     prepared: Prepared,
     text: &str,
     boot: Boot,
-) -> Result<Qemu, Error> {
+) -> Result<LaunchedQemu, Error> {
     let paths = settings.paths();
     let vm = &prepared.vm;
     let saved = match boot {
@@ -210,7 +209,7 @@ pub async fn launch(
     for nic in &vm.nics {
         forwards::check_forwards(shut_off, vm, nic)?;
     }
-    let door = vnc_listener::open(vm, &paths)?;
+    let vnc = vnc_listener::open(vm, &paths)?;
     // QEMU alone has them from here on: our copies are closed when it is executed.
     let mut fds: Vec<(OwnedFd, i32)> = prepared
         .liveness
@@ -311,16 +310,14 @@ pub async fn launch(
         record.update(&paths)?;
     }
     guard.0 = None;
-    Ok(Qemu {
+    Ok(LaunchedQemu {
         process,
         record,
         client: session.client,
         agent: qmp::agent::Agent::new(paths.agent_socket()),
-        events: Some(session.events),
-        serial: Some(serial),
-        door,
-        serving: None,
-        unserved: None,
+        events: session.events,
+        serial,
+        vnc,
         tap_notes,
         listens: false,
         found,

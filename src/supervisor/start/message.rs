@@ -1,9 +1,9 @@
 //! What the phases of a start send to the start that owns them.
 
-use super::{launch::Qemu, prepare::Prepared, previous_run::PreviousRun};
+use super::{launch::LaunchedQemu, prepare::Prepared, previous_run::PreviousRun};
 use crate::{
     life::{Leftover, StartFailure},
-    supervisor::running::resources::Given,
+    supervisor::running::event::HostShareGiven,
     sys::lock::Lock,
 };
 
@@ -21,7 +21,7 @@ pub(super) enum Message {
     /// Everything is prepared, or not.
     Prepared(Box<Result<Prepared, StartFailure>>),
     /// QEMU answers, with what it was given of the host.
-    Launched(Box<(Qemu, Given)>),
+    Launched(Box<(LaunchedQemu, HostShareGiven)>),
     /// The launch or the adoption failed, and what is left of QEMU.
     Failed(StartFailure, Leftover),
     /// The phase was canceled, and nothing of it continues.

@@ -23,7 +23,7 @@ use tracing::warn;
 use self::{
     admission::Admission,
     failure::{refused, start_failure},
-    launch::Qemu,
+    launch::LaunchedQemu,
     message::Message,
     prepare::Prepared,
     previous_run::{BootedVm, PreviousRun, SavedVm},
@@ -39,12 +39,13 @@ use crate::{
         running::{self, PreviousQemu},
     },
     supervisor::{
-        running::resources::{self, Given},
+        context::Context,
+        running::{event::HostShareGiven, resources},
         settings::Settings,
     },
     sys::{
         file,
-        lane::{Lane, Lanes, OnLane, Refused},
+        lane::{Lane, OnLane, Refused},
         lock::Lock,
         pidfd::{self, Process},
         progress::Cancel,
@@ -72,13 +73,14 @@ pub(crate) struct Resources {
 }
 
 impl Resources {
-    pub(crate) fn new(settings: &Settings, lanes: &Lanes, is_under_systemd: bool) -> Self {
+    pub(crate) fn new(ctx: &Context) -> Self {
+        let lanes = ctx.lanes();
         Self {
-            settings: settings.clone(),
+            settings: ctx.settings().clone(),
             launch: lanes.launch.clone(),
             run: lanes.run.clone(),
             state: lanes.state.clone(),
-            is_under_systemd,
+            is_under_systemd: ctx.is_under_systemd(),
         }
     }
 
@@ -101,7 +103,7 @@ pub(crate) enum Report {
     /// Everything is prepared, with these notes.
     Prepared { notes: Vec<String>, identity: Identity },
     /// QEMU answers, with what it was given of the host.
-    Launched(Box<(Qemu, Given)>),
+    Launched(Box<(LaunchedQemu, HostShareGiven)>),
     /// The phase failed, or was aborted.
     Ended(StartEvent),
 }
@@ -292,7 +294,7 @@ impl Start {
     /// Runs a launch or an adoption beside the loop. `leftover` is what is left where it is refused.
     fn begin_qemu<F>(&mut self, leftover: Leftover, vm: Vm, work: F) -> Result<(), StartEvent>
     where
-        F: Future<Output = Result<Qemu, launch::Error>> + Send + 'static,
+        F: Future<Output = Result<LaunchedQemu, launch::Error>> + Send + 'static,
     {
         let Resources { settings, run, is_under_systemd, .. } = self.resources.clone();
         let (paths, sender) = (self.resources.paths(), self.sender.clone());

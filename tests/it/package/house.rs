@@ -85,6 +85,27 @@ const EMPTY_NAMES: [&str; 9] =
 const LEFTOVERS: [&str; 3] = ["todo", "dbg", "unimplemented"];
 const WALL: usize = 400;
 
+/// Structs that everything passes through, with where they are.
+const HUBS: [(&str, &str); 2] =
+    [("src/supervisor/mod.rs", "Supervisor"), ("src/supervisor/running/mod.rs", "RunningVm")];
+/// How many fields such a struct has at most.
+const FIELDS: usize = 12;
+/// The files that may have methods of `Supervisor`: the loop, and what it handles. A component is not among them.
+const LOOP: [&str; 10] = [
+    "src/supervisor/actions.rs",
+    "src/supervisor/dispatch.rs",
+    "src/supervisor/mod.rs",
+    "src/supervisor/qemu_events.rs",
+    "src/supervisor/reload.rs",
+    "src/supervisor/requests.rs",
+    "src/supervisor/shutdown.rs",
+    "src/supervisor/start_events.rs",
+    "src/supervisor/status.rs",
+    "src/supervisor/supervise.rs",
+];
+/// The only file that starts tasks by itself: its types own them.
+const TASKS: &str = "src/sys/tasks.rs";
+
 /// One Rust file: where it is below the repository, and what it says.
 struct Source {
     path: String,
@@ -413,6 +434,71 @@ fn leftovers(sources: &[Source]) -> Vec<String> {
     problems
 }
 
+/// A hub has few fields, all private.
+fn hubs(sources: &[Source]) -> Vec<String> {
+    let mut problems = Vec::new();
+    for (path, name) in HUBS {
+        let Some(source) = sources.iter().find(|source| source.path == path) else {
+            problems.push(format!("{path}: there is no such file"));
+            continue;
+        };
+        let code = bare(&source.text);
+        let body = code
+            .split_once(&format!("struct {name} {{"))
+            .and_then(|(_, rest)| rest.split_once("\n}"))
+            .map(|(body, _)| body.trim());
+        let Some(body) = body else {
+            problems.push(format!("{path}: there is no struct `{name}`"));
+            continue;
+        };
+        let fields: Vec<&str> = body.split(",\n").filter(|field| field.contains(':')).collect();
+        if fields.len() > FIELDS {
+            problems
+                .push(format!("{path}: `{name}` has {} fields, {FIELDS} at most", fields.len()));
+        }
+        let public = |field: &&&str| field.trim_start().starts_with("pub");
+        if let Some(field) = fields.iter().find(public) {
+            problems.push(format!("{path}: `{}` of `{name}` is not private", field.trim()));
+        }
+    }
+    problems
+}
+
+/// Only the loop knows the supervisor: a component is given what it needs.
+fn components(sources: &[Source]) -> Vec<String> {
+    let mut problems = Vec::new();
+    for source in sources.iter().filter(|source| source.path.starts_with("src/supervisor/")) {
+        if LOOP.contains(&source.path.as_str()) {
+            continue;
+        }
+        let code = bare(&source.text);
+        for token in tokens(before_tests(&code)).iter().filter(|token| token.text == "Supervisor") {
+            problems.push(format!(
+                "{}:{}: a component that knows `Supervisor`",
+                source.path, token.line
+            ));
+        }
+    }
+    problems
+}
+
+/// A task has an owner, which aborts it: a `JoinSet`, or one of the types of `sys::tasks`.
+fn task_owners(sources: &[Source]) -> Vec<String> {
+    let mut problems = Vec::new();
+    for source in sources.iter().filter(|source| source.path != TASKS) {
+        let code = bare(&source.text);
+        for (line, path) in paths(before_tests(&code)) {
+            let path = path.join("::");
+            if ["tokio::spawn", "tokio::task::spawn", "tokio::task::spawn_local"]
+                .contains(&path.as_str())
+            {
+                problems.push(format!("{}:{line}: `{path}` starts a task of nobody", source.path));
+            }
+        }
+    }
+    problems
+}
+
 fn read_tree(top: &Path, below: &str, sources: &mut Vec<Source>) {
     let Ok(entries) = fs::read_dir(top.join(below)) else { return };
     for entry in entries {
@@ -486,6 +572,21 @@ fn files_keep_below_the_wall() {
 #[test]
 fn nothing_is_left_over() {
     none(leftovers(&tree(&["src", "qmp", "tests", "bench", "fuzz/fuzz_targets", "fuzz/checks"])));
+}
+
+#[test]
+fn hubs_have_few_private_fields() {
+    none(hubs(&product()));
+}
+
+#[test]
+fn components_know_no_supervisor() {
+    none(components(&product()));
+}
+
+#[test]
+fn tasks_have_owners() {
+    none(task_owners(&product()));
 }
 
 /// The rules themselves, on trees that break them.
@@ -601,6 +702,56 @@ mod on_bad_trees {
         }
         let quoted = "// todo!()\nconst A: &str = \"dbg!(\"; const B: &str = r#\"\"todo!()\"#; const C: char = '\"';";
         assert_eq!(leftovers(&one("src/a.rs", quoted)), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_hub_with_a_public_field_or_too_many() {
+        let tree = |fields: &str| -> Vec<Source> {
+            HUBS.iter()
+                .map(|(path, name)| Source {
+                    path: (*path).to_owned(),
+                    text: format!("//! x\npub(crate) struct {name} {{\n{fields}}}\n"),
+                })
+                .collect()
+        };
+        let field = "    /// A field.\n    a: BTreeMap<u8, u8>,\n";
+        assert_eq!(hubs(&tree(&field.repeat(FIELDS))), Vec::<String>::new());
+        assert_eq!(hubs(&tree(&field.repeat(FIELDS + 1))).len(), 2);
+        assert_eq!(hubs(&tree("    pub(crate) a: u8,\n")).len(), 2);
+        assert_eq!(hubs(&[]).len(), 2);
+        assert_eq!(hubs(&one(HUBS[0].0, "//! x\nstruct Other;\n")).len(), 2);
+    }
+
+    #[test]
+    fn a_component_that_knows_the_supervisor() {
+        let text = "//! x\nuse crate::supervisor::Supervisor;\n";
+        assert_ne!(
+            components(&one("src/supervisor/running/freeze.rs", text)),
+            Vec::<String>::new()
+        );
+        for (path, text) in [
+            ("src/supervisor/requests.rs", text),
+            ("src/supervisor/running/freeze.rs", "//! The Supervisor.\n"),
+            ("src/cli/verb/run.rs", text),
+        ] {
+            assert_eq!(components(&one(path, text)), Vec::<String>::new(), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_task_of_nobody() {
+        let text = "//! x\nfn f() { tokio::spawn(async {}); }\n";
+        assert_ne!(task_owners(&one("src/net/link.rs", text)), Vec::<String>::new());
+        let text = "//! x\nuse tokio::task::{JoinSet, spawn};\n";
+        assert_ne!(task_owners(&one("src/net/link.rs", text)), Vec::<String>::new());
+        let tests = "//! x\n#[cfg(test)]\nmod tests { fn f() { tokio::spawn(async {}); } }\n";
+        for (path, text) in [
+            (TASKS, "fn f() { tokio::spawn(async {}); }"),
+            ("src/a.rs", tests),
+            ("src/a.rs", "fn f() { tasks.spawn(async {}); tokio::task::spawn_blocking(f); }"),
+        ] {
+            assert_eq!(task_owners(&one(path, text)), Vec::<String>::new(), "{path}");
+        }
     }
 
     #[test]

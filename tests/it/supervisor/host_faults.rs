@@ -105,7 +105,7 @@ fn a_guest_is_held_while_a_disk_is_full_and_goes_on_by_itself() {
     lab.wait_state("web", "paused");
     let why = format!("no space left on `{0}` for disk `data` (`{0}/data.raw`)", small.display());
     notes_say(&lab, &format!("{why}; the guest goes on when 16 MiB are free"));
-    assert!(lab.log("web").contains(&format!("the guest is held: {why}")), "{}", lab.log("web"));
+    assert!(lab.log("web").contains(&format!("the guest is paused: {why}")), "{}", lab.log("web"));
     assert_eq!(events(&lab, "QVM_NO_SPACE"), 1);
     assert_eq!(lab.status("web")["trouble"], "no-space");
     assert!(lab.ok(&["list"]).contains("no-space"));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tracing::warn;
 
-use super::Wanted;
+use super::wanted::WantedTaps;
 use crate::{
     net::link::{self, Links},
     value::IfName,
@@ -21,7 +21,7 @@ impl Blocked {
     /// The kernel cannot be asked.
     pub(crate) async fn examine(
         &mut self,
-        wanted: &Wanted,
+        wanted: &WantedTaps,
         links: &Links,
     ) -> Result<(), link::Error> {
         let mut now = BTreeMap::new();

@@ -15,7 +15,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{Told, Wanted, blocked::Blocked, open};
+use super::{blocked::Blocked, open, wanted::WantedTaps};
 use crate::{
     net::{
         anti_spoof::filters,
@@ -25,7 +25,7 @@ use crate::{
         tap_spec::Tap,
     },
     spec::TapHeal,
-    supervisor::input::Fact,
+    supervisor::running::event::{TapsReport, VmEvent},
     value::{IfName, chain},
 };
 
@@ -40,10 +40,9 @@ const AGAIN: Duration = Duration::from_secs(2);
 /// The task.
 pub(crate) struct Keeper {
     network: Network,
-    want: watch::Receiver<Wanted>,
+    want: watch::Receiver<WantedTaps>,
     looks: Arc<Mutex<()>>,
-    facts: mpsc::Sender<Fact>,
-    generation: u64,
+    reports: mpsc::Sender<VmEvent>,
     /// By what is heard of changes.
     ear: Option<LinkWatch>,
     /// Why the host's network cannot be reached.
@@ -75,17 +74,15 @@ type Event = (&'static str, Value);
 impl Keeper {
     pub(crate) fn new(
         network: Network,
-        want: watch::Receiver<Wanted>,
+        want: watch::Receiver<WantedTaps>,
         looks: Arc<Mutex<()>>,
-        facts: mpsc::Sender<Fact>,
-        generation: u64,
+        reports: mpsc::Sender<VmEvent>,
     ) -> Self {
         Self {
             network,
             want,
             looks,
-            facts,
-            generation,
+            reports,
             ear: None,
             unreached: None,
             unfiltered: BTreeMap::new(),
@@ -97,7 +94,7 @@ impl Keeper {
 
     /// Looks after the taps for as long as anything may be wanted of them.
     pub(crate) async fn keep(mut self) {
-        let mut wanted = Wanted::default();
+        let mut wanted = WantedTaps::default();
         // What is to be filtered yet, or again.
         let mut unset = BTreeSet::new();
         let mut changed = true;
@@ -139,7 +136,7 @@ impl Keeper {
     /// Why the host's network cannot be reached.
     async fn tend(
         &mut self,
-        wanted: &Wanted,
+        wanted: &WantedTaps,
         unset: &mut BTreeSet<IfName>,
         events: &mut Vec<Event>,
     ) -> Result<Next, String> {
@@ -213,7 +210,7 @@ impl Keeper {
     }
 
     /// Filters what leaves the taps that have to be filtered yet.
-    async fn filter(&mut self, wanted: &Wanted, unset: &mut BTreeSet<IfName>) -> Next {
+    async fn filter(&mut self, wanted: &WantedTaps, unset: &mut BTreeSet<IfName>) -> Next {
         let known = |name: &IfName| wanted.taps.iter().any(|tap| tap.name == *name);
         self.unfiltered.retain(|name, _| known(name));
         let mut next = Next::Heard;
@@ -253,7 +250,12 @@ impl Keeper {
 
     /// Of a tap on its bridge only its own messages count: the kernel sends one when the bridge goes down. The bridge's
     /// count where the tap is not on it and where it does not pass frames.
-    async fn listen(&self, wanted: &Wanted, links: &Links, ear: &LinkWatch) -> Result<(), String> {
+    async fn listen(
+        &self,
+        wanted: &WantedTaps,
+        links: &Links,
+        ear: &LinkWatch,
+    ) -> Result<(), String> {
         let mut indexes = vec![];
         for tap in &wanted.taps {
             let found = links.find(&tap.name).await.map_err(|error| chain(&error))?;
@@ -272,7 +274,7 @@ impl Keeper {
     /// The kernel cannot be asked.
     async fn look(
         &mut self,
-        wanted: &Wanted,
+        wanted: &WantedTaps,
         links: &Links,
         events: &mut Vec<Event>,
     ) -> Result<bool, String> {
@@ -358,8 +360,8 @@ impl Keeper {
     }
 
     async fn tell(&self, events: Vec<Event>) {
-        let told = Told { notes: self.notes(), events };
-        let _ = self.facts.send(Fact::Taps(self.generation, told)).await;
+        let report = TapsReport { notes: self.notes(), events };
+        let _ = self.reports.send(VmEvent::Taps(report)).await;
     }
 }
 

@@ -1,36 +1,29 @@
-//! The taps of a guest that runs: what leaves them is filtered, and one that has lost its bridge is told of, and put back.
+//! The taps of a guest that runs: the frames that leave them are filtered, and a tap that has lost its bridge is reported and put back.
 
 pub(crate) mod blocked;
 pub(crate) mod keeper;
 pub mod open;
 pub mod unfiltered;
+pub(crate) mod wanted;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-use serde_json::Value;
 use tokio::{
     sync::{Mutex, watch},
     task::AbortHandle,
 };
 
-use self::keeper::Keeper;
-use crate::supervisor::Supervisor;
-use crate::{
-    net::tap_spec::{self, Tap},
-    spec::TapHeal,
-    value::{Label, MacAddr},
-};
+use self::{keeper::Keeper, wanted::WantedTaps};
+use super::{event::TapsReport, qemu::Qemu};
+use crate::supervisor::context::Context;
 
-/// The addresses of the NICs that none is written for.
-type Macs = BTreeMap<Label, MacAddr>;
-
-/// The taps' keeper.
+/// The taps of a guest, and the task that looks after them.
 #[derive(Debug)]
 pub(crate) struct Taps {
     task: AbortHandle,
-    wanted: watch::Sender<Wanted>,
-    /// Held while something is looked at.
-    looks: Arc<Mutex<()>>,
+    wanted: watch::Sender<WantedTaps>,
+    /// Locked while the taps are examined.
+    examining: Arc<Mutex<()>>,
     notes: Vec<String>,
 }
 
@@ -40,83 +33,47 @@ impl Drop for Taps {
     }
 }
 
-/// How it all shall be.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Wanted {
-    heal: TapHeal,
-    taps: Vec<Tap>,
-    macs: Macs,
-    /// The machine is being changed: what is found may be half of a change.
-    held: bool,
-}
-
-/// What has become of the taps.
-#[derive(Debug)]
-pub(crate) struct Told {
-    notes: Vec<String>,
-    events: Vec<(&'static str, Value)>,
-}
-
-impl Supervisor {
-    /// Begins to keep the taps of a QEMU that has come to run.
-    ///
-    /// `notes` are the keeper's until it has seen the taps itself: what was found when they were attached.
-    pub(crate) fn keep_taps(&mut self, notes: Vec<String>) {
-        let (wanted, want) = watch::channel(self.wanted_taps());
-        let looks = Arc::new(Mutex::new(()));
-        let (facts, generation) = (self.facts.clone(), self.generation);
-        let network = self.settings.network.clone();
-        let keeper = Keeper::new(network, want, looks.clone(), facts, generation);
-        let task = self.tasks.spawn(keeper.keep());
-        self.taps = Some(Taps { task, wanted, looks, notes });
+impl Taps {
+    /// Begins to look after the taps. `notes` are of their attachment, and count until the task has examined them.
+    pub(crate) fn keep(
+        wanted: WantedTaps,
+        notes: Vec<String>,
+        qemu: &mut Qemu,
+        ctx: &Context,
+    ) -> Self {
+        let (wanted, changes) = watch::channel(wanted);
+        let examining = Arc::new(Mutex::new(()));
+        let network = ctx.settings().network.clone();
+        let keeper = Keeper::new(network, changes, examining.clone(), qemu.tasks().sender());
+        let task = qemu.tasks().spawn(keeper.keep());
+        Self { task, wanted, examining, notes }
     }
 
-    /// The machine has changed, or begins to be.
-    pub(crate) fn retell_taps(&mut self) {
-        let wanted = self.wanted_taps();
-        if let Some(taps) = &self.taps {
-            taps.wanted.send_if_modified(|now| {
-                let differs = *now != wanted;
-                *now = wanted;
-                differs
-            });
+    /// The machine has changed, or begins to be changed.
+    pub(crate) fn want(&self, wanted: WantedTaps) {
+        self.wanted.send_if_modified(|now| {
+            let differs = *now != wanted;
+            *now = wanted;
+            differs
+        });
+    }
+
+    /// To be awaited before taps are changed: they are not being examined then.
+    pub(crate) fn unattended(&self) -> impl Future<Output = ()> + use<> {
+        let examining = self.examining.clone();
+        async move { drop(examining.lock().await) }
+    }
+
+    /// Handles what the task has found.
+    pub(crate) fn handle(&mut self, report: TapsReport, ctx: &Context) {
+        self.notes = report.notes;
+        for (name, data) in report.events {
+            ctx.publish(name, data);
         }
     }
 
-    /// What is to be waited for before taps are changed: nobody looks at them then.
-    pub(crate) fn taps_let_go(&self) -> impl Future<Output = ()> + use<> {
-        let looks = self.taps.as_ref().map(|taps| taps.looks.clone());
-        async move {
-            if let Some(looks) = looks {
-                drop(looks.lock().await);
-            }
-        }
-    }
-
-    pub(crate) fn hear_taps(&mut self, told: Told) {
-        if let Some(taps) = &mut self.taps {
-            taps.notes = told.notes;
-        }
-        for (name, data) in told.events {
-            self.publish(name, data);
-        }
-    }
-
-    pub(crate) fn tap_notes(&self) -> Vec<String> {
-        self.taps.as_ref().map(|taps| taps.notes.clone()).unwrap_or_default()
-    }
-
-    fn wanted_taps(&self) -> Wanted {
-        let taps = tap_spec::running(&self.settings.name, &self.running);
-        Wanted {
-            heal: self.vm.tap_heal,
-            macs: match taps.is_empty() {
-                true => Macs::new(),
-                false => self.files.identity.as_ref().map(|it| it.macs.clone()).unwrap_or_default(),
-            },
-            taps,
-            // Without the addresses a filter would be another.
-            held: self.applying.is_some() || !self.files.is_read,
-        }
+    /// What an operator should know.
+    pub(crate) fn notes(&self) -> &[String] {
+        &self.notes
     }
 }

@@ -5,13 +5,9 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
-use crate::supervisor::Supervisor;
 use crate::{
-    net::{
-        broker::Network,
-        link::Links,
-        tap_spec::{Tap, taps},
-    },
+    net::{broker::Network, link::Links, tap_spec::Tap},
+    supervisor::context::Context,
     systemd::{
         machined::{Error, Machined},
         registration::Machine,
@@ -19,33 +15,34 @@ use crate::{
     value::chain,
 };
 
-/// A VM that machined is told of.
+/// How long machined may take; on demand it is started first.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// How long the end of the supervisor may wait for machined.
+const END_LIMIT: Duration = Duration::from_secs(2);
+
+/// The VM's registration with systemd-machined.
+#[derive(Debug, Default)]
+pub(crate) struct Registration(Option<Registered>);
+
 #[derive(Debug)]
-pub(crate) struct Enrolled {
+struct Registered {
     machined: Machined,
-    /// What machined was told, and whether it took it.
+    /// What machined was told, and whether it accepted.
     task: JoinSet<(Machine, bool)>,
 }
 
-/// How long machined may take; on demand it is started first.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-/// How long an end may be held up by this.
-const END_LIMIT: Duration = Duration::from_secs(2);
-
-impl Supervisor {
-    /// Tells of the QEMU that runs now. A second one of the same run has other taps.
-    pub(crate) fn enrol(&mut self) {
-        let Some(socket) = self.settings.machined.clone().filter(|_| self.under_systemd) else {
+impl Registration {
+    /// Registers the machine of this UUID with these taps. A second QEMU of the same run has other taps.
+    pub(crate) fn register(&mut self, uuid: Option<String>, taps: Vec<Tap>, ctx: &Context) {
+        let settings = ctx.settings();
+        let Some(socket) = settings.machined.clone().filter(|_| ctx.is_under_systemd()) else {
             return;
         };
-        let Some(uuid) = self.qemu.as_ref().and_then(|qemu| qemu.record.uuid.clone()) else {
-            return;
-        };
-        let (name, network, taps) =
-            (self.settings.name.clone(), self.settings.network.clone(), taps(&self.vm));
-        let (machined, control) =
-            (Machined { socket, limit: ANSWER_LIMIT }, self.paths.control_socket());
-        let last = self.enrolled.take().map(|enrolled| enrolled.task);
+        let Some(uuid) = uuid else { return };
+        let (name, network) = (settings.name.clone(), settings.network.clone());
+        let machined = Machined { socket, limit: ANSWER_LIMIT };
+        let control = ctx.paths().control_socket();
+        let last = self.0.take().map(|registered| registered.task);
         let mut task = JoinSet::new();
         {
             let machined = machined.clone();
@@ -59,31 +56,31 @@ impl Supervisor {
                 if let Some(told) = last.filter(|(told, _)| *told == machine) {
                     return told;
                 }
-                let taken = match machined.register(&machine, &control).await {
+                let accepted = match machined.register(&machine, &control).await {
                     Ok(()) => true,
                     Err(error @ Error::Taken(_)) => {
                         warn!("`machinectl` will not list this VM: {}", chain(&error));
                         false
                     }
-                    // It need not be there.
+                    // machined need not be installed.
                     Err(error) => {
                         debug!("`machinectl` will not list this VM: {}", chain(&error));
                         false
                     }
                 };
-                (machine, taken)
+                (machine, accepted)
             });
         }
-        self.enrolled = Some(Enrolled { machined, task });
+        self.0 = Some(Registered { machined, task });
     }
 
-    /// Tells that the VM is no more. What is not told in time machined finds out by itself, when the unit is down.
-    pub(crate) async fn strike_off(&mut self) {
-        let Some(Enrolled { machined, mut task }) = self.enrolled.take() else { return };
+    /// Unregisters the machine. Where that takes too long, machined finds out by itself when the unit is down.
+    pub(crate) async fn unregister(&mut self) {
+        let Some(Registered { machined, mut task }) = self.0.take() else { return };
         let told = tokio::time::timeout(END_LIMIT, async {
             match task.join_next().await {
                 Some(Ok((machine, true))) => machined.unregister(&machine).await,
-                // A machine of that name is another's.
+                // Another process has registered a machine of that name.
                 Some(Ok((_, false)) | Err(_)) | None => Ok(()),
             }
         });
@@ -107,4 +104,24 @@ async fn indexes(network: &Network, taps: &[Tap]) -> Vec<u32> {
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervisor::tests::Host;
+
+    #[tokio::test]
+    async fn vm_outside_a_unit_is_not_registered() {
+        let host = Host::new();
+        let mut registration = Registration::default();
+        registration.register(Some("uuid".into()), vec![], &host.ctx);
+        assert!(registration.0.is_none());
+        registration.unregister().await;
+    }
+
+    #[tokio::test]
+    async fn vm_without_taps_has_no_indexes() {
+        assert_eq!(indexes(&Network::default(), &[]).await, Vec::<u32>::new());
+    }
 }

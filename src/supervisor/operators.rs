@@ -1,0 +1,94 @@
+//! Which accounts may change the VM: `operators` of its VM file, as in effect.
+
+use tokio::sync::watch;
+
+use crate::{
+    control::grant::{self, Accounts, Grant},
+    spec::Vm,
+    sys::account,
+    value::Operator,
+};
+
+/// The host's databases of users and groups.
+const ACCOUNTS: Accounts = Accounts { id: account::id, name: account::name };
+
+/// The operators of a VM. Names are looked up when a client connects, so that an account may be created later.
+#[derive(Debug)]
+pub(crate) struct Operators {
+    list: watch::Sender<Vec<Operator>>,
+    /// Operators that the host does not know.
+    unknown: Vec<Operator>,
+}
+
+impl Operators {
+    /// An empty list.
+    pub(crate) fn new() -> Self {
+        Self { list: watch::Sender::new(vec![]), unknown: vec![] }
+    }
+
+    /// The authorization rule of a VM, which follows the list.
+    pub(crate) fn grant(&self, vm: &Vm) -> Grant {
+        Grant {
+            own: rustix::process::geteuid().as_raw(),
+            operators: self.list.subscribe(),
+            file: vm.file.clone(),
+            accounts: ACCOUNTS,
+        }
+    }
+
+    /// Puts the list into effect. Returns the search for operators that the host does not know, where there is one to make.
+    pub(crate) fn set(
+        &mut self,
+        operators: Vec<Operator>,
+    ) -> Option<impl Future<Output = Vec<Operator>> + Send + use<>> {
+        self.list.send_replace(operators.clone());
+        self.unknown.clear();
+        (!operators.is_empty()).then(|| async move {
+            let look = move || grant::unknown(&operators, ACCOUNTS);
+            tokio::task::spawn_blocking(look).await.unwrap_or_default()
+        })
+    }
+
+    /// Notes which operators the host does not know.
+    pub(crate) fn set_unknown(&mut self, names: Vec<Operator>) {
+        self.unknown = names;
+    }
+
+    /// What an operator should know.
+    pub(crate) fn notes(&self) -> impl Iterator<Item = String> + '_ {
+        let note = |name: &Operator| {
+            format!("`operators`: this host does not know `{name}`, so it is nobody")
+        };
+        self.unknown.iter().map(note)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervisor::tests::vm;
+
+    #[tokio::test]
+    async fn grant_follows_the_list() {
+        let mut operators = Operators::new();
+        let grant = operators.grant(&vm(""));
+        assert!(grant.operators.borrow().is_empty());
+        let root: Operator = "root".parse().unwrap();
+        let search = operators.set(vec![root.clone()]).unwrap();
+        assert_eq!(*grant.operators.borrow(), vec![root]);
+        assert_eq!(search.await, []);
+    }
+
+    #[tokio::test]
+    async fn unknown_operator_is_noted_until_the_list_changes() {
+        let mut operators = Operators::new();
+        let nobody: Operator = "@nosuchgroup-qvm".parse().unwrap();
+        let unknown = operators.set(vec![nobody.clone()]).unwrap().await;
+        assert_eq!(unknown, [nobody]);
+        operators.set_unknown(unknown);
+        let notes: Vec<String> = operators.notes().collect();
+        assert!(notes[0].contains("@nosuchgroup-qvm"), "{notes:?}");
+        assert!(operators.set(vec![]).is_none());
+        assert_eq!(operators.notes().count(), 0);
+    }
+}

@@ -1,0 +1,95 @@
+//! What the life machine and the clients have a running VM do: each is one component's.
+
+use std::time::Duration;
+
+use super::{
+    RunningVm,
+    event::{MemoryEvent, ThawReason},
+    ready,
+    suspend::StateToSave,
+};
+use crate::{
+    control::types::Refusal,
+    life,
+    spec::Vm,
+    supervisor::{context::Context, refusal::Reply},
+};
+
+impl RunningVm {
+    /// Sets the balloon's target, in bytes.
+    pub(crate) fn set_memory(&mut self, bytes: u64, most: u64, reply: Reply) {
+        self.memory.set_target(bytes, most, reply, &mut self.qemu);
+    }
+
+    /// QEMU has reported what the guest has, in bytes.
+    pub(crate) fn on_balloon_change(&mut self, bytes: u64) {
+        self.memory.handle(MemoryEvent::Actual(bytes));
+    }
+
+    /// Freezes the guest's file systems; `refused` is why the VM does not allow it now.
+    pub(crate) fn freeze(
+        &mut self,
+        thaw_after: Duration,
+        refused: Option<Refusal>,
+        reply: Reply<u64>,
+        ctx: &Context,
+    ) {
+        self.freeze.freeze(thaw_after, refused, reply, &mut self.qemu, ctx);
+    }
+
+    /// Thaws the guest's file systems for a client.
+    pub(crate) fn thaw(&mut self, reply: Reply<u64>) {
+        self.freeze.thaw(ThawReason::Asked, Some(reply), &mut self.qemu);
+    }
+
+    /// Thaws the guest's file systems before it has to shut down.
+    pub(crate) fn thaw_first(
+        &mut self,
+    ) -> impl Future<Output = Result<(), Refusal>> + Send + 'static + use<> {
+        self.freeze.thaw_first(&mut self.qemu)
+    }
+
+    /// The guest has booted: its file systems are not frozen.
+    pub(crate) fn forget_freeze(&mut self) {
+        self.freeze.forget(&mut self.qemu);
+    }
+
+    /// How long the guest's file systems are still frozen, where they are.
+    pub(crate) fn frozen_for(&self, ctx: &Context) -> Option<Duration> {
+        self.freeze.left(ctx)
+    }
+
+    /// Begins to probe whether the guest is ready.
+    pub(crate) fn await_ready(&mut self, limit: Duration, vm: &Vm, ctx: &Context) {
+        self.readiness.begin(limit, vm, &mut self.qemu, ctx);
+    }
+
+    /// Does not probe any more.
+    pub(crate) fn stop_awaiting(&mut self) {
+        self.readiness.stop();
+    }
+
+    /// Records for the next supervisor whether the guest was ready.
+    pub(crate) fn record_readiness(&mut self, readiness: &life::Readiness) {
+        ready::record(readiness, &mut self.qemu);
+    }
+
+    /// Begins to save the guest's state.
+    pub(crate) fn save_state(&mut self, state: StateToSave, ctx: &Context) {
+        self.state_save.begin(state, &self.freeze, &mut self.qemu, ctx);
+    }
+
+    /// The state is saved; or not, and why.
+    pub(crate) fn on_state_saved(
+        &mut self,
+        done: Result<(), String>,
+        ctx: &Context,
+    ) -> life::Event {
+        self.state_save.on_saved(done, ctx)
+    }
+
+    /// Cancels the save. Returns why nothing was saved, where a save was under way.
+    pub(crate) fn cancel_save(&mut self, ctx: &Context) -> Option<String> {
+        self.state_save.cancel(&mut self.qemu, ctx)
+    }
+}

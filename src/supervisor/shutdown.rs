@@ -1,0 +1,97 @@
+//! The end of a supervisor: by a signal, by its replacement, or when the VM has ended.
+
+use std::time::Duration;
+
+use tracing::{error, warn};
+
+use super::{Supervisor, input::Input, outcome::Outcome};
+use crate::{life, spec::HostShutdown, store::reservation, systemd::service};
+
+/// How long a re-execution waits until everything is written.
+const WRITTEN_LIMIT: Duration = Duration::from_secs(5);
+/// How long the end waits for that.
+const LEAVE_LIMIT: Duration = Duration::from_secs(3);
+
+impl Supervisor {
+    /// SIGTERM: where the guest's state is to be saved when the host shuts down, systemd is asked whether it does.
+    pub(crate) fn on_stop_signal(&mut self) {
+        let saves = self.config.vm().host_shutdown == HostShutdown::Suspend;
+        if !(saves && self.ctx.is_under_systemd() && self.life.mode() == life::Mode::Run) {
+            return self.feed(life::Event::Signalled);
+        }
+        let scope = self.ctx.settings().scope;
+        self.tasks.report(async move {
+            Input::StopSignal { host_down: service::host_goes_down(scope).await }
+        });
+    }
+
+    /// SIGINT: of a terminal it is a stop; a unit gets it from `machinectl reboot`.
+    pub(crate) fn on_interrupt(&mut self) {
+        let reboot = life::Command::Reboot;
+        let reboots = self.ctx.is_under_systemd();
+        let event = if reboots && life::accepts(self.life.state(), reboot).is_ok() {
+            life::Event::Asked(reboot)
+        } else {
+            life::Event::Signalled
+        };
+        self.feed(event);
+    }
+
+    /// SIGUSR2: the program's file, perhaps a newer one, replaces this process, once everything is written that it reads.
+    pub(crate) fn reexec(&mut self) {
+        // The last answer to a pending request calls this again.
+        if !self.may_be_replaced() || !self.effects.request_reexec() {
+            return;
+        }
+        let written = self.ctx.lanes().settle(WRITTEN_LIMIT);
+        let logged = self.console.flush(WRITTEN_LIMIT);
+        self.tasks.report(async move { Input::Written(written.await && logged.await) });
+    }
+
+    fn may_be_replaced(&self) -> bool {
+        let may = self.life.state().is_up();
+        if !may {
+            warn!("not replaced now: the VM is {:?}", self.public_state());
+        }
+        may
+    }
+
+    /// Everything is written; or the storage does not answer. A thread that waits for storage would hold up execve(2).
+    pub(crate) fn on_written(&mut self, done: bool) {
+        if done && (self.ctx.lanes().is_busy() || !self.effects.is_empty()) {
+            // Something came in between.
+            self.reexec();
+        } else if !done {
+            let seconds = WRITTEN_LIMIT.as_secs();
+            warn!("not replaced now: storage or changes of the machine took over {seconds} s");
+        } else if self.may_be_replaced() {
+            self.history.set_outcome(Outcome::Reexec);
+        }
+    }
+
+    /// Tidies up behind the end of the VM. What the storage does not take in time is not waited for.
+    pub(crate) async fn leave(&mut self) {
+        // A QEMU that has not exited has its memory still, and its record tells of it.
+        let stays = self.vm.is_some();
+        let (paths, cgroup) = (self.ctx.paths().clone(), self.host_share.take_cgroup());
+        let lanes = self.ctx.lanes();
+        let tidied = lanes.run.run(move || {
+            if !stays {
+                reservation::remove(&paths);
+            }
+            if let Some(cgroup) = cgroup {
+                let _ = cgroup.remove();
+            }
+        });
+        let written = (lanes.flush(LEAVE_LIMIT), self.console.flush(LEAVE_LIMIT));
+        let (done, logged) = futures_util::future::join(written.0, written.1).await;
+        if tidied.is_err() || !done || !logged {
+            error!("storage does not respond: not all state was written at exit");
+        }
+        let socket = self.ctx.paths().control_socket();
+        let removed = self.ctx.lanes().run.ask(move || std::fs::remove_file(socket));
+        let _ = tokio::time::timeout(LEAVE_LIMIT, removed).await;
+        self.ctx.notifier().finish().await;
+        self.registration.unregister().await;
+    }
+}
