@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use super::{
-    Action, Event, Guest, Phase, Policy, Ready, ReadyFailure, StartEvent, State, step::step,
+    Action, Event, Guest, Phase, Policy, Ready, ReadyFailure, StartEvent, State, StopRequest,
+    step::step,
 };
 
 /// Whether the guest is ready.
@@ -79,12 +80,18 @@ impl Life {
 
     /// Handles an event; returns the actions that follow from it, in their order.
     pub fn step(&mut self, event: Event, now: Duration, policy: &Policy) -> Vec<Action> {
-        let guest = match (&self.state, &event) {
-            (State::Starting(_), Event::Start(StartEvent::Launched { guest, .. })) => Some(*guest),
-            _ => None,
+        let follow_ups = match (&self.state, &event) {
+            (State::Starting(_), Event::Start(StartEvent::Launched { guest, .. })) => {
+                self.after_launch(*guest, None)
+            }
+            (
+                State::Cancelling { request, .. },
+                Event::Start(StartEvent::Launched { guest, .. }),
+            ) => self.after_launch(*guest, Some(*request)),
+            _ => vec![],
         };
         let mut actions = self.handle(event, now, policy);
-        for event in guest.map(|guest| self.after_launch(guest)).unwrap_or_default() {
+        for event in follow_ups {
             if self.state.is_up() {
                 actions.extend(self.handle(event, now, policy));
             }
@@ -92,16 +99,17 @@ impl Life {
         actions
     }
 
-    /// What happened to an adopted guest while nobody watched, and what the mode demands.
-    fn after_launch(&self, guest: Guest) -> Vec<Event> {
+    /// What happened to an adopted guest while nobody watched, and what is demanded of it since.
+    fn after_launch(&self, guest: Guest, request: Option<StopRequest>) -> Vec<Event> {
         let missed = match guest {
             Guest::Running | Guest::Paused => None,
             Guest::ShutDown => Some(Event::GuestShutdown),
             Guest::Panicked => Some(Event::GuestPanicked),
         };
-        let stop = match self.mode {
-            Mode::Run => None,
-            Mode::ShutDown => Some(Event::Signalled),
+        let stop = match (request, self.mode) {
+            (Some(request), _) => Some(request.event()),
+            (None, Mode::ShutDown) => Some(Event::Signalled),
+            (None, Mode::Run) => None,
         };
         missed.into_iter().chain(stop).collect()
     }
@@ -349,12 +357,17 @@ mod tests {
     #[test]
     fn a_reboot_into_a_new_qemu_goes_on_waiting_within_the_same_time() {
         let policy = within(ReadyFailure::Fail);
-        let reboot = [(15, Event::GuestReboot), (16, GONE), (20, UP)];
+        let reboot = [
+            (15, Event::GuestReboot),
+            (16, GONE),
+            (17, StartEvent::VmFileRead.into()),
+            (18, StartEvent::Prepared.into()),
+            (20, UP),
+        ];
         let (life, actions) = feed(waiting(State::Running), &reboot, &policy);
         assert_eq!(life, waiting(State::Running));
-        let expected =
-            [Action::StopAwaiting, Action::Quit, Action::ReadVmFile, Action::AwaitReady(at(20))];
-        assert_eq!(actions, expected);
+        assert_eq!(actions[..2], [Action::StopAwaiting, Action::Quit]);
+        assert_eq!(actions.last(), Some(&Action::AwaitReady(at(20))));
         // While there is no guest, its time being up means nothing.
         let (life, _) = feed(waiting(State::Running), &reboot[..2], &policy);
         assert_eq!(life.deadline(), None);
@@ -365,10 +378,16 @@ mod tests {
     fn a_reboot_of_a_ready_one_is_not_told() {
         for readiness in [Readiness::Met, Readiness::Missed("x".into())] {
             let life = in_state(State::Running, readiness.clone());
-            let reboot = [(15, Event::GuestReboot), (16, GONE), (20, UP)];
+            let reboot = [
+                (15, Event::GuestReboot),
+                (16, GONE),
+                (17, StartEvent::VmFileRead.into()),
+                (18, StartEvent::Prepared.into()),
+                (20, UP),
+            ];
             let (life, actions) = feed(life, &reboot, &within(ReadyFailure::Fail));
             assert_eq!(life, in_state(State::Running, readiness));
-            assert_eq!(actions, [Action::Quit, Action::ReadVmFile]);
+            assert_eq!(count(&actions, &Action::NotifyReady), 0);
         }
     }
 
@@ -388,7 +407,11 @@ mod tests {
         for state in [
             State::Starting(Phase::Admitting(Boot::Cold)),
             State::Starting(Phase::Adopting),
-            State::Cancelling { phase: Phase::Adopting, until: at(99), by: By::Signal },
+            State::Cancelling {
+                phase: Phase::Adopting,
+                until: at(99),
+                request: StopRequest::Signal,
+            },
             State::Stopping(ladder),
             State::Quitting { kill_at: at(99), hurried: false, then: then() },
             State::Killing { until: at(70), then: then() },

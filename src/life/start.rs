@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    Action, Boot, By, Cause, Command, End, Event, Exit, Fault, Gone, Guest, Hold, Leftover, Mode,
-    Phase, PreviousQemu, SavedState, StartEvent, StartFailure, State, VmFile,
+    Action, Boot, Cause, Command, End, Event, Exit, Fault, Gone, Guest, Hold, Leftover, Mode,
+    Phase, PreviousQemu, SavedState, StartEvent, StartFailure, State, StopRequest, VmFile,
     step::START_CANCEL_GRACE,
     stop_ladder::{end, ended, quit},
 };
@@ -16,14 +16,14 @@ pub(super) fn starting(
     now: Duration,
     mode: Mode,
 ) -> (State, Vec<Action>) {
-    let cancel = |by| {
-        let until = now + START_CANCEL_GRACE;
-        (State::Cancelling { phase, until, by }, vec![Action::CancelStart])
-    };
     match event {
         Event::Start(event) => next_phase(phase, event, mode),
-        Event::Signalled | Event::HostDown => cancel(By::Signal),
-        Event::Asked(Command::Stop { .. } | Command::Terminate) => cancel(By::Operator),
+        Event::Signalled => cancel(phase, StopRequest::Signal, now),
+        Event::HostDown => cancel(phase, StopRequest::HostShutdown, now),
+        Event::Asked(Command::Stop { timeout }) => {
+            cancel(phase, StopRequest::Operator(timeout), now)
+        }
+        Event::Asked(Command::Terminate) => cancel(phase, StopRequest::Terminate, now),
         Event::Ready
         | Event::NotReady(_)
         | Event::Saved
@@ -44,13 +44,26 @@ pub(super) fn starting(
     }
 }
 
+/// An adoption is not canceled: its guest would keep running without a supervisor.
+fn cancel(phase: Phase, request: StopRequest, now: Duration) -> (State, Vec<Action>) {
+    let actions = match phase {
+        Phase::Adopting => vec![],
+        Phase::FindingPrevious
+        | Phase::ReadingVmFile
+        | Phase::Admitting(_)
+        | Phase::Preparing(_)
+        | Phase::Launching(_) => vec![Action::CancelStart],
+    };
+    (State::Cancelling { phase, until: now + START_CANCEL_GRACE, request }, actions)
+}
+
 fn next_phase(phase: Phase, event: StartEvent, mode: Mode) -> (State, Vec<Action>) {
     match (phase, event) {
         (Phase::FindingPrevious, StartEvent::PreviousFound { qemu, saved }) => {
             after_previous(qemu, saved, mode)
         }
         // What is unknown is not "no": a second QEMU process would destroy the disks.
-        (_, StartEvent::PreviousUnknown(why)) => fail(Fault::Host, why),
+        (Phase::FindingPrevious, StartEvent::PreviousUnknown(why)) => fail(Fault::Host, why),
         // The host has room for it already: it ran until now.
         (Phase::ReadingVmFile, StartEvent::VmFileRead) => (
             State::Starting(Phase::Preparing(Boot::Cold)),
@@ -62,8 +75,9 @@ fn next_phase(phase: Phase, event: StartEvent, mode: Mode) -> (State, Vec<Action
         (Phase::Preparing(boot), StartEvent::Prepared) => {
             (State::Starting(Phase::Launching(boot)), vec![Action::Launch(boot)])
         }
-        // In whatever phase: a QEMU process that runs is supervised.
-        (_, StartEvent::Launched { guest, .. }) => (launched(guest), vec![]),
+        (Phase::Launching(_) | Phase::Adopting, StartEvent::Launched { guest, .. }) => {
+            (launched(guest), vec![])
+        }
         (_, StartEvent::Failed { failure, leftover }) => failed(phase, failure, leftover),
         (
             Phase::ReadingVmFile
@@ -71,7 +85,7 @@ fn next_phase(phase: Phase, event: StartEvent, mode: Mode) -> (State, Vec<Action
             | Phase::Preparing(_)
             | Phase::Launching(_)
             | Phase::Adopting,
-            StartEvent::PreviousFound { .. },
+            StartEvent::PreviousFound { .. } | StartEvent::PreviousUnknown(_),
         )
         | (
             Phase::FindingPrevious
@@ -96,6 +110,13 @@ fn next_phase(phase: Phase, event: StartEvent, mode: Mode) -> (State, Vec<Action
             | Phase::Launching(_)
             | Phase::Adopting,
             StartEvent::Prepared,
+        )
+        | (
+            Phase::FindingPrevious
+            | Phase::ReadingVmFile
+            | Phase::Admitting(_)
+            | Phase::Preparing(_),
+            StartEvent::Launched { .. },
         )
         // Only a canceled start is aborted.
         | (_, StartEvent::Aborted(_)) => (State::Starting(phase), vec![]),
@@ -190,19 +211,26 @@ fn fail(fault: Fault, why: String) -> (State, Vec<Action>) {
     end(Cause::StartFailed(StartFailure { fault, why }))
 }
 
-/// What a start that is being canceled does after `event`: it ends with the first result.
+/// What a start that is being canceled does after `event`: it ends with the first result. An adopted
+/// guest is stopped like any other, by its own event (see [`StopRequest::event`]).
 pub(super) fn cancelling(
     phase: Phase,
     until: Duration,
-    by: By,
+    request: StopRequest,
     event: Event,
     now: Duration,
 ) -> (State, Vec<Action>) {
+    let by = request.by();
     let canceled = || end(Cause::StartCancelled(by));
     match event {
-        Event::Start(StartEvent::Launched { .. }) => {
-            quit(ended(Cause::StartCancelled(by)), true, now, vec![])
-        }
+        Event::Start(StartEvent::Launched { guest, .. }) => match phase {
+            Phase::Adopting => (launched(guest), vec![]),
+            Phase::FindingPrevious
+            | Phase::ReadingVmFile
+            | Phase::Admitting(_)
+            | Phase::Preparing(_)
+            | Phase::Launching(_) => quit(ended(Cause::StartCancelled(by)), true, now, vec![]),
+        },
         Event::Start(StartEvent::Failed { leftover, .. } | StartEvent::Aborted(leftover)) => {
             match (phase, leftover) {
                 (Phase::Launching(_), Leftover::None) => {
@@ -230,6 +258,9 @@ pub(super) fn cancelling(
         )
         | Event::QemuGone(_) => canceled(),
         Event::Tick if now >= until => canceled(),
+        Event::Asked(Command::Terminate) => {
+            (State::Cancelling { phase, until, request: StopRequest::Terminate }, vec![])
+        }
         Event::Tick
         | Event::Ready
         | Event::NotReady(_)
@@ -237,7 +268,14 @@ pub(super) fn cancelling(
         | Event::Saved
         | Event::NotSaved(_)
         | Event::Signalled
-        | Event::Asked(_)
+        | Event::Asked(
+            Command::Stop { .. }
+            | Command::Reboot
+            | Command::Reset
+            | Command::Pause
+            | Command::Resume
+            | Command::Suspend,
+        )
         | Event::GuestShutdown
         | Event::GuestReboot
         | Event::GuestReset
@@ -245,6 +283,6 @@ pub(super) fn cancelling(
         | Event::Held
         | Event::NoSpace
         | Event::Room
-        | Event::Continued => (State::Cancelling { phase, until, by }, vec![]),
+        | Event::Continued => (State::Cancelling { phase, until, request }, vec![]),
     }
 }

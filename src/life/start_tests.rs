@@ -271,7 +271,7 @@ fn shut_down_mode_stops_whatever_it_adopts() {
 fn stop_cancels_each_phase() {
     let stop = Event::Asked(Command::Stop { timeout: None });
     let stops = [Event::Signalled, Event::HostDown, stop, Event::Asked(Command::Terminate)];
-    for phase in phases() {
+    for phase in phases().into_iter().filter(|phase| *phase != Phase::Adopting) {
         for stop in &stops {
             let (canceling, actions) = feed(State::Starting(phase), &[(0, stop.clone())]);
             assert_eq!(actions, [Action::CancelStart]);
@@ -299,19 +299,66 @@ fn stop_cancels_each_phase() {
     }
 }
 
+/// A guest that runs is not left alone, and not forced off, because of a stop at the wrong moment.
+#[test]
+fn stop_while_adopting_stops_the_adopted_guest() {
+    let stop = Event::Asked(Command::Stop { timeout: Some(at(7)) });
+    let adopting = || {
+        let (mut life, _) = Life::new(Mode::Run);
+        life.step(found(PreviousQemu::Running).into(), at(0), &POLICY);
+        life
+    };
+    let adopted = StartEvent::Launched { guest: Guest::Running, ready: true };
+    for (event, reason) in [(Event::Signalled, "stopped"), (stop, "stopped")] {
+        let mut life = adopting();
+        assert_eq!(life.step(event, at(1), &POLICY), []);
+        let actions = life.step(adopted.clone().into(), at(2), &POLICY);
+        assert!(actions.contains(&Action::PressPowerButton) && !actions.contains(&Action::Quit));
+        life.step(Event::GuestShutdown, at(3), &POLICY);
+        let actions = life.step(Event::QemuGone(Gone::Exited(0)), at(4), &POLICY);
+        let Some(Action::Record(end)) = actions.first() else { panic!("{actions:?}") };
+        assert_eq!((end.reason(), exit_code(&actions)), (reason, Some(0)));
+    }
+    let mut life = adopting();
+    life.step(Event::HostDown, at(1), &POLICY);
+    assert!(life.step(adopted.clone().into(), at(2), &POLICY).contains(&Action::Save));
+    // Also where a clean stop was requested before.
+    for first in [Event::Tick, Event::Signalled] {
+        let mut life = adopting();
+        life.step(first, at(1), &POLICY);
+        life.step(Event::Asked(Command::Terminate), at(1), &POLICY);
+        assert!(life.step(adopted.clone().into(), at(2), &POLICY).contains(&Action::Quit));
+        let actions = life.step(Event::QemuGone(Gone::Exited(0)), at(4), &POLICY);
+        let Some(Action::Record(end)) = actions.first() else { panic!("{actions:?}") };
+        assert_eq!((end.reason(), exit_code(&actions)), ("killed", Some(0)));
+    }
+    // One that does not answer is not waited for; whatever stops the unit ends its process.
+    let mut life = adopting();
+    life.step(Event::Signalled, at(1), &POLICY);
+    assert_eq!(exit_code(&life.step(Event::Tick, at(6), &POLICY)), Some(0));
+    let mut life = adopting();
+    life.step(Event::Signalled, at(1), &POLICY);
+    let actions = life.step(failed(Fault::Host, Leftover::MayRun).into(), at(2), &POLICY);
+    assert_eq!(exit_code(&actions), Some(0));
+    assert!(!actions.contains(&Action::RemoveRecord));
+}
+
 /// Which pairs of a phase and an event change nothing: all that the drawing does not have.
 #[test]
 fn each_phase_ignores_what_is_not_its_own() {
     for phase in phases() {
         for event in start_events() {
             let is_own = match &event {
-                StartEvent::PreviousFound { .. } => phase == Phase::FindingPrevious,
+                StartEvent::PreviousFound { .. } | StartEvent::PreviousUnknown(_) => {
+                    phase == Phase::FindingPrevious
+                }
                 StartEvent::VmFileRead => phase == Phase::ReadingVmFile,
                 StartEvent::Admitted => matches!(phase, Phase::Admitting(_)),
                 StartEvent::Prepared => matches!(phase, Phase::Preparing(_)),
-                StartEvent::PreviousUnknown(_)
-                | StartEvent::Launched { .. }
-                | StartEvent::Failed { .. } => true,
+                StartEvent::Launched { .. } => {
+                    matches!(phase, Phase::Launching(_) | Phase::Adopting)
+                }
+                StartEvent::Failed { .. } => true,
                 StartEvent::Aborted(_) => false,
             };
             let before = State::Starting(phase);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{By, End};
+use super::{By, Command, End, Event};
 
 /// The state. Times are since an origin of the driver's choice.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,8 +15,8 @@ pub enum State {
         phase: Phase,
         /// The run ends then even if the start has not reported its cancellation.
         until: Duration,
-        /// Who requested the stop.
-        by: By,
+        /// What was requested.
+        request: StopRequest,
     },
     /// The guest runs.
     Running,
@@ -71,6 +71,39 @@ pub enum Boot {
     Cold,
     /// QEMU reads the guest's state from the saved state.
     Restore,
+}
+
+/// A stop that was requested before the guest was attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopRequest {
+    /// A signal.
+    Signal,
+    /// A signal because the host goes down: the guest's state is to be saved.
+    HostShutdown,
+    /// A clean shutdown, within this time instead of the VM's own.
+    Operator(Option<Duration>),
+    /// Force off.
+    Terminate,
+}
+
+impl StopRequest {
+    /// Who requested it.
+    pub fn by(self) -> By {
+        match self {
+            Self::Signal | Self::HostShutdown => By::Signal,
+            Self::Operator(_) | Self::Terminate => By::Operator,
+        }
+    }
+
+    /// The same request, to a guest that is attached.
+    pub(super) fn event(self) -> Event {
+        match self {
+            Self::Signal => Event::Signalled,
+            Self::HostShutdown => Event::HostDown,
+            Self::Operator(timeout) => Event::Asked(Command::Stop { timeout }),
+            Self::Terminate => Event::Asked(Command::Terminate),
+        }
+    }
 }
 
 /// Why the vCPUs are held.

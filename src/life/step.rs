@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    Action, By, Cause, Command, End, Event, Gone, Hold, Ladder, Mode, Outcome, Policy, Rung, State,
+    Action, By, Cause, Command, End, Event, Gone, Hold, Ladder, Mode, Outcome, Phase, Policy, Rung,
+    State,
     start::{cancelling, starting},
     stop_ladder::{
         ask, end, ended, finish, guest_done, instead_of_relaunch, not_ready, panicked, quit,
@@ -36,7 +37,10 @@ pub(super) fn step(
 ) -> (State, Vec<Action>) {
     let event = match (&state, event) {
         (
-            State::Running | State::Paused(Hold::Wanted | Hold::NoSpace) | State::Suspending(_),
+            State::Starting(Phase::Adopting)
+            | State::Running
+            | State::Paused(Hold::Wanted | Hold::NoSpace)
+            | State::Suspending(_),
             Event::HostDown,
         ) => Event::HostDown,
         // There is nothing to save.
@@ -45,7 +49,9 @@ pub(super) fn step(
     };
     match state {
         State::Starting(phase) => starting(phase, event, now, mode),
-        State::Cancelling { phase, until, by } => cancelling(phase, until, by, event, now),
+        State::Cancelling { phase, until, request } => {
+            cancelling(phase, until, request, event, now)
+        }
         State::Running => running(event, now, policy),
         State::Paused(hold) => paused(hold, event, now, policy),
         State::Suspending(saving) => suspending(saving, event, now, policy),

@@ -14,6 +14,8 @@ mod message;
 pub mod prepare;
 pub(crate) mod previous_run;
 pub mod start_turns;
+#[cfg(test)]
+mod tests;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 

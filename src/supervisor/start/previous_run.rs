@@ -165,10 +165,11 @@ mod tests {
             ready: true,
         };
         let write = |bytes: &[u8]| std::fs::write(paths.saved(), bytes).unwrap();
-        write(&saved("image = \"debian-13\"\n").head());
+        let text = "[image]\npath = \"/srv/debian.qcow2\"\n";
+        write(&saved(text).head());
         let previous = PreviousRun::read(&paths, &name, &file);
         assert_eq!(previous.event, found(life::PreviousQemu::None, SavedState::Usable));
-        assert_eq!(previous.saved.unwrap().text, "image = \"debian-13\"\n");
+        assert_eq!(previous.saved.unwrap().text, text);
         for bytes in [saved("no such key").head(), b"something else".to_vec()] {
             write(&bytes);
             let previous = PreviousRun::read(&paths, &name, &file);
