@@ -275,7 +275,7 @@ mod tests {
         let host = Host::new();
         let (mut tasks, mut inputs) = Reporters::<Input>::new(4);
         let files = files(&host);
-        let text = "";
+        let text = "vcpu = 1\n";
         std::fs::write(&files.file, text).unwrap();
         let program = host.dir.path().join("qemu");
         std::fs::write(&program, "").unwrap();

@@ -43,7 +43,7 @@ impl Operators {
     ) -> Option<impl Future<Output = Vec<Operator>> + Send + use<>> {
         self.list.send_replace(operators.clone());
         self.unknown.clear();
-        (!operators.is_empty()).then(|| async move {
+        (!operators.is_empty()).then_some(async move {
             let look = move || grant::unknown(&operators, ACCOUNTS);
             tokio::task::spawn_blocking(look).await.unwrap_or_default()
         })
@@ -71,7 +71,7 @@ mod tests {
     #[tokio::test]
     async fn grant_follows_the_list() {
         let mut operators = Operators::new();
-        let grant = operators.grant(&vm(""));
+        let grant = operators.grant(&vm("vcpu = 1\n"));
         assert!(grant.operators.borrow().is_empty());
         let root: Operator = "root".parse().unwrap();
         let search = operators.set(vec![root.clone()]).unwrap();

@@ -2,7 +2,7 @@
 
 use tokio::{
     sync::mpsc,
-    task::{AbortHandle, JoinSet},
+    task::{AbortHandle, JoinHandle, JoinSet},
 };
 
 /// Tasks that are aborted when this is dropped.
@@ -16,6 +16,11 @@ impl Tasks {
         while self.0.try_join_next().is_some() {}
         self.0.spawn(work)
     }
+}
+
+/// Starts the driver of a connection. The connection's handles own it: it ends by itself with the last of them.
+pub(crate) fn drive(connection: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+    tokio::spawn(connection)
 }
 
 /// Tasks that send events of type `E` to one bounded queue. A task waits while the queue is full.

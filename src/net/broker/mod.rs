@@ -30,12 +30,12 @@ use tokio::{
     io::{AsyncWriteExt, Interest},
     net::UnixStream,
     sync::Mutex,
-    task::AbortHandle,
+    task::JoinHandle,
     time::{sleep, timeout},
 };
 
 pub use self::server::{lend, listener};
-use crate::sys::tasks::Tasks;
+use crate::sys::tasks;
 
 /// What makes taps, Documentation/networking/tuntap.rst.
 pub const TUN: &str = "/dev/net/tun";
@@ -60,8 +60,7 @@ pub struct Network {
 #[derive(Debug)]
 struct Connection {
     handle: Handle,
-    driver: AbortHandle,
-    _tasks: Tasks,
+    driver: JoinHandle<()>,
     /// The network namespace that it works on.
     namespace: Option<u64>,
 }
@@ -118,9 +117,8 @@ impl Network {
             // SAFETY: the descriptor is ours alone, and given away here. A runtime took the one that it replaces a moment ago.
             *connection.socket_mut() = unsafe { TokioSocket::from_raw_fd(route.into_raw_fd()) };
         }
-        let mut tasks = Tasks::default();
-        let driver = tasks.spawn(connection);
-        Ok(of(kept.insert(Connection { handle, driver, _tasks: tasks, namespace })))
+        let driver = tasks::drive(connection);
+        Ok(of(kept.insert(Connection { handle, driver, namespace })))
     }
 
     async fn open(&self, kind: Kind) -> io::Result<OwnedFd> {

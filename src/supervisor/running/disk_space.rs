@@ -356,7 +356,7 @@ mod tests {
         let script = &fake.peer.script;
         script.on("query-status", Answer::Return(status)).on("query-block", Answer::Return(blocks));
         let mut space = DiskSpace::default();
-        let vm = vm("");
+        let vm = vm("vcpu = 1\n");
         space.on_paused(vm.disks.clone(), &mut fake.qemu, &host.ctx);
         let VmEvent::DiskSpace(DiskSpaceEvent::Full { pause, disks }) = fake.event().await else {
             panic!()

@@ -74,11 +74,11 @@ pub(crate) struct Executed {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WatchdogEvent {
     /// QEMU did not answer in time.
-    QmpSilent,
+    Silent,
     /// QEMU has answered.
-    QmpRecovered,
+    Recovered,
     /// The connection closed before QEMU answered.
-    QmpClosed,
+    Closed,
 }
 
 /// Whether the host's file systems have space for the disks.

@@ -60,14 +60,14 @@ impl QmpWatchdog {
             let answer = match tokio::time::timeout(QMP_LIMIT, &mut asked).await {
                 Ok(answer) => answer,
                 Err(_) => {
-                    let _ = reports.send(VmEvent::Watchdog(WatchdogEvent::QmpSilent)).await;
+                    let _ = reports.send(VmEvent::Watchdog(WatchdogEvent::Silent)).await;
                     asked.await
                 }
             };
             // A connection that closed is no answer; the next one is asked again.
             VmEvent::Watchdog(match answer {
-                Ok(_) => WatchdogEvent::QmpRecovered,
-                Err(_) => WatchdogEvent::QmpClosed,
+                Ok(_) => WatchdogEvent::Recovered,
+                Err(_) => WatchdogEvent::Closed,
             })
         });
     }
@@ -75,9 +75,9 @@ impl QmpWatchdog {
     /// Feeds the service manager's watchdog and reports a change; `state` is the VM's.
     pub(crate) fn handle(&mut self, event: WatchdogEvent, state: State, ctx: &Context) {
         match event {
-            WatchdogEvent::QmpSilent => self.on_silent(ctx),
-            WatchdogEvent::QmpClosed => self.asked = None,
-            WatchdogEvent::QmpRecovered => self.on_answer(state, ctx),
+            WatchdogEvent::Silent => self.on_silent(ctx),
+            WatchdogEvent::Closed => self.asked = None,
+            WatchdogEvent::Recovered => self.on_answer(state, ctx),
         }
     }
 
@@ -132,7 +132,7 @@ mod tests {
         watchdog.ask(&mut fake.qemu, &host.ctx);
         watchdog.ask(&mut fake.qemu, &host.ctx);
         let VmEvent::Watchdog(answer) = fake.event().await else { panic!() };
-        assert_eq!(answer, WatchdogEvent::QmpRecovered);
+        assert_eq!(answer, WatchdogEvent::Recovered);
         watchdog.handle(answer, State::Running, &host.ctx);
         assert_eq!(fake.peer.commands.names(), ["qmp_capabilities", "query-status"]);
         assert!(!watchdog.is_silent());
@@ -143,8 +143,8 @@ mod tests {
         let host = Host::new();
         let mut fake = FakeQemu::new(&host).await;
         fake.peer.script.on("query-status", running());
-        let mut watchdog = QmpWatchdog::default();
-        watchdog.answered = Some(Instant::now() + Duration::from_secs(3600));
+        let fresh = Instant::now() + Duration::from_secs(3600);
+        let mut watchdog = QmpWatchdog { answered: Some(fresh), ..Default::default() };
         watchdog.ask_if_stale(&mut fake.qemu, &host.ctx);
         assert!(watchdog.asked.is_none());
         watchdog.answered = None;
@@ -157,13 +157,13 @@ mod tests {
         let mut host = Host::new();
         let mut watchdog = QmpWatchdog::default();
         // Without a question there is no silence.
-        watchdog.handle(WatchdogEvent::QmpSilent, State::Running, &host.ctx);
+        watchdog.handle(WatchdogEvent::Silent, State::Running, &host.ctx);
         assert!(!watchdog.is_silent() && watchdog.note().is_none());
         watchdog.asked = Some(Timestamp::UNIX_EPOCH);
-        watchdog.handle(WatchdogEvent::QmpSilent, State::Running, &host.ctx);
+        watchdog.handle(WatchdogEvent::Silent, State::Running, &host.ctx);
         assert!(watchdog.is_silent());
         assert!(watchdog.note().unwrap().contains("1970-01-01T00:00:00Z"));
-        watchdog.handle(WatchdogEvent::QmpRecovered, State::Running, &host.ctx);
+        watchdog.handle(WatchdogEvent::Recovered, State::Running, &host.ctx);
         assert!(!watchdog.is_silent() && watchdog.note().is_none());
         assert_eq!(host.published(), ["QVM_MONITOR_SILENT", "QVM_MONITOR_ANSWERS"]);
     }
@@ -172,7 +172,7 @@ mod tests {
     async fn closed_connection_is_no_answer() {
         let host = Host::new();
         let mut watchdog = QmpWatchdog { asked: Some(Timestamp::UNIX_EPOCH), ..Default::default() };
-        watchdog.handle(WatchdogEvent::QmpClosed, State::Running, &host.ctx);
+        watchdog.handle(WatchdogEvent::Closed, State::Running, &host.ctx);
         assert!(watchdog.asked.is_none() && watchdog.answered.is_none());
     }
 
@@ -185,7 +185,7 @@ mod tests {
         tokio::time::pause();
         watchdog.ask(&mut fake.qemu, &host.ctx);
         let event = fake.events.recv().await;
-        assert!(matches!(event, Some(VmEvent::Watchdog(WatchdogEvent::QmpSilent))), "{event:?}");
+        assert!(matches!(event, Some(VmEvent::Watchdog(WatchdogEvent::Silent))), "{event:?}");
         assert!(fake.events.try_recv().is_err());
     }
 }

@@ -258,7 +258,7 @@ mod tests {
         let host = Host::new();
         let mut fake = FakeQemu::new(&host).await;
         exits(&fake, 1, "status: error\n");
-        let vm = vm("ready = \"cloud-init\"\n");
+        let vm = vm("ready = \"cloud-init\"\n[cloudInit]\n");
         let mut probe = ReadinessProbe::default();
         probe.begin(LIMIT, &vm, &mut fake.qemu, &host.ctx);
         let found = found(&mut fake).await;
@@ -271,7 +271,7 @@ mod tests {
         let host = Host::new();
         let mut fake = FakeQemu::new(&host).await;
         exits(&fake, 2, "status: done\n");
-        let vm = vm("ready = \"cloud-init\"\n");
+        let vm = vm("ready = \"cloud-init\"\n[cloudInit]\n");
         let mut probe = ReadinessProbe::default();
         probe.begin(LIMIT, &vm, &mut fake.qemu, &host.ctx);
         let found = found(&mut fake).await;
@@ -283,7 +283,8 @@ mod tests {
     async fn port_that_the_host_cannot_reach_is_never_ready() {
         let host = Host::new();
         let mut fake = FakeQemu::new(&host).await;
-        let vm = vm("bridge = \"br0\"\nready = \"tcp:22\"\n");
+        // No VM file says so: it is refused.
+        let vm = Vm { ready: Ready::Tcp(22), ..vm("bridge = \"br0\"\n") };
         let mut probe = ReadinessProbe::default();
         probe.begin(LIMIT, &vm, &mut fake.qemu, &host.ctx);
         assert!(found(&mut fake).await.is_err_and(|why| why.contains("port 22")));

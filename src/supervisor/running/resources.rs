@@ -285,7 +285,7 @@ mod tests {
 
     #[test]
     fn thread_without_a_cpu_of_its_list_is_named() {
-        let list: CpuList = "4095".parse().unwrap();
+        let list: CpuList = "1023".parse().unwrap();
         let me = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
         let why = pin(&[me], &[list]).unwrap_err();
         assert!(why.contains("vCPU 0"), "{why}");

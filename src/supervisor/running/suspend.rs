@@ -188,12 +188,7 @@ mod tests {
     use crate::supervisor::tests::{Answer, FakeQemu, Host};
 
     fn state() -> StateToSave {
-        StateToSave {
-            vm_file: "".into(),
-            memory: 1,
-            paused: false,
-            unusable: None,
-        }
+        StateToSave { vm_file: "".into(), memory: 1, paused: false, unusable: None }
     }
 
     async fn saved(fake: &mut FakeQemu) -> Result<(), String> {
@@ -241,7 +236,8 @@ mod tests {
         let host = Host::new();
         let mut fake = FakeQemu::new(&host).await;
         let state = StateToSave { unusable: Some("plugged".into()), ..state() };
-        StateSave::default().begin(state, &Freeze::default(), &mut fake.qemu, &host.ctx);
+        let mut save = StateSave::default();
+        save.begin(state, &Freeze::default(), &mut fake.qemu, &host.ctx);
         assert_eq!(saved(&mut fake).await, Err("plugged".into()));
         assert_eq!(fake.peer.commands.names(), ["qmp_capabilities"]);
     }

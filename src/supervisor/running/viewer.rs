@@ -367,7 +367,7 @@ mod tests {
     async fn missing_password_is_noted() {
         let host = Host::new();
         let mut fake = FakeQemu::new(&host).await;
-        let text = UNIX.replace("\"unix\"", "\"127.0.0.1:1\"\npasswordFile = \"/no/such\"");
+        let text = UNIX.replace("\"unix\"", "\"127.0.0.1:5999\"\npasswordFile = \"/no/such\"");
         let vm = vm(&text);
         let mut screen = served(&host, &fake).await;
         screen.open_again(&vm, &mut fake.qemu, &host.ctx).await;

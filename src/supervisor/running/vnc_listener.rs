@@ -141,7 +141,7 @@ mod tests {
     use crate::supervisor::tests::{Host, vm};
 
     fn vm_with(display: &str) -> Vm {
-        vm(&format!("{display}"))
+        vm(&format!("vcpu = 1\n{display}"))
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::{
 
 struct Host {
     settings: Settings,
-    lanes: Lanes,
+    ctx: Context,
 }
 
 impl Host {
@@ -36,15 +36,17 @@ impl Host {
             machined: None,
             uuid: || "7e0f3c52-4f2b-4b7e-9a34-0c5d0a1b2c3d".into(),
             now: jiff::Timestamp::now,
-            env: |_| None,
+            // A unit has the cgroup.
+            env: |key| (key == "SYSTEMD_EXEC_PID").then(|| std::process::id().to_string()),
         };
         fs::create_dir_all(settings.paths().runtime).unwrap();
         fs::create_dir_all(settings.paths().state).unwrap();
-        Self { settings, lanes: Lanes::new() }
+        let ctx = Context::new(settings.clone());
+        Self { settings, ctx }
     }
 
     fn start(&self) -> Start {
-        Start::new(Resources::new(&self.settings, &self.lanes, true))
+        Start::new(Resources::new(&self.ctx))
     }
 
     fn vm(&self) -> Vm {
@@ -246,7 +248,7 @@ async fn quarantined_state_is_renamed_and_noted() {
     fs::write(paths.saved(), "x").unwrap();
     let mut start = host.start();
     start.quarantine_saved_state("damaged\nhint: none");
-    host.lanes.state.flush().await.unwrap();
+    host.ctx.lanes().state.flush().await.unwrap();
     assert!(!paths.saved().exists() && paths.unusable().exists());
     assert!(start.notes[0].contains("damaged;"), "{:?}", start.notes);
 }

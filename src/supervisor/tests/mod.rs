@@ -45,6 +45,8 @@ const GREETING: &str = qmp::fake::GREETING;
 pub(crate) enum Answer {
     /// With this value.
     Return(Value),
+    /// With an empty object, behind this event.
+    After(&'static str),
     /// With an error of this description.
     Refuse(&'static str),
     /// Not at all.
@@ -173,10 +175,13 @@ pub(crate) struct Peer {
 impl Peer {
     /// Sends a QMP event.
     pub(crate) async fn send_event(&self, name: &str, data: Value) {
-        let time = json!({ "seconds": 1, "microseconds": 1 });
-        let event = json!({ "event": name, "data": data, "timestamp": time });
-        self.lines.send(event.to_string()).await.unwrap();
+        self.lines.send(event_line(name, &data)).await.unwrap();
     }
+}
+
+fn event_line(name: &str, data: &Value) -> String {
+    let time = json!({ "seconds": 1, "microseconds": 1 });
+    json!({ "event": name, "data": data, "timestamp": time }).to_string()
 }
 
 /// A run record as version 0.1.0 has written it, of this process.
@@ -263,6 +268,11 @@ async fn play_connection(
                 let id = command["id"].clone();
                 let answer = match script.answer(name) {
                     Answer::Return(value) => Some(json!({ "return": value, "id": id })),
+                    Answer::After(event) => {
+                        let event = format!("{}\r\n", event_line(event, &json!({})));
+                        stream.write_all(event.as_bytes()).await?;
+                        Some(json!({ "return": {}, "id": id }))
+                    }
                     Answer::Refuse(desc) => {
                         let error = json!({ "class": "GenericError", "desc": desc });
                         Some(json!({ "error": error, "id": id }))
@@ -303,7 +313,7 @@ async fn play_agent(listener: UnixListener, script: Script, calls: Commands) {
                             let error = json!({ "class": "CommandNotFound", "desc": desc });
                             json!({ "error": error }).to_string() + "\n"
                         }
-                        Answer::Silence => String::new(),
+                        Answer::Silence | Answer::After(_) => String::new(),
                     };
                     calls.push(call);
                     answer.into_bytes()

@@ -50,23 +50,14 @@ async fn request_before_the_state_is_known_waits() {
 #[tokio::test]
 async fn pause_is_recorded_and_answered_when_paused() {
     let (mut scene, peer) = Scene::running(TEXT).await;
-    let (reply, mut answer) = oneshot::channel();
-    let pause = Request::Command(Command::Pause, reply);
-    scene.supervisor.handle_input(Input::Request(pause));
-    peer.commands.until("stop").await;
-    assert!(answer.try_recv().is_err());
-    peer.send_event("STOP", json!({})).await;
-    scene.until(|scene| scene.state() == State::Paused).await;
-    scene.until(|scene| scene.supervisor.effects.is_empty()).await;
-    assert_eq!(answer.await.unwrap(), Ok(()));
-    assert!(scene.supervisor.vm.as_ref().unwrap().record().held);
-    let (reply, answer) = oneshot::channel();
-    let resume = Request::Command(Command::Resume, reply);
-    scene.supervisor.handle_input(Input::Request(resume));
-    peer.send_event("RESUME", json!({})).await;
-    scene.until(|scene| scene.supervisor.effects.is_empty()).await;
-    assert_eq!(answer.await.unwrap(), Ok(()));
-    assert!(!scene.supervisor.vm.as_ref().unwrap().record().held);
+    // QEMU sends the event before the reply.
+    peer.script.on("stop", Answer::After("STOP")).on("cont", Answer::After("RESUME"));
+    for (asked, state) in [(Command::Pause, State::Paused), (Command::Resume, State::Running)] {
+        assert_eq!(command(&mut scene, asked).await, Ok(()));
+        assert_eq!(scene.state(), state);
+        let held = scene.supervisor.vm.as_ref().unwrap().record().held;
+        assert_eq!(held, state == State::Paused);
+    }
 }
 
 #[tokio::test]
