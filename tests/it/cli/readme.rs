@@ -314,14 +314,15 @@ fn samples_have_the_shape_of_real_output() {
 
 #[test]
 fn make_targets_exist() {
-    let named = make_targets(&readme());
+    let named: BTreeSet<String> = pages().iter().flat_map(|(_, text)| make_targets(text)).collect();
+    let readme = make_targets(&readme());
     let there = targets(&fs::read_to_string(top().join("Makefile")).unwrap());
     assert!(
-        named.contains("demo") && named.contains("test"),
-        "README.md lost its two commands: {named:?}"
+        readme.contains("demo") && readme.contains("test"),
+        "README.md lost its two commands: {readme:?}"
     );
     let missing: Vec<_> = named.difference(&there).collect();
-    assert!(missing.is_empty(), "README.md names make targets that are not there: {missing:?}");
+    assert!(missing.is_empty(), "these make targets do not exist: {missing:?}");
 }
 
 #[test]
@@ -388,6 +389,38 @@ fn every_document_is_reached_by_a_link() {
         let is_linked = linked.contains(&top().join(&page).canonicalize().unwrap());
         assert!(is_moved || is_linked, "no document links to {page}");
     }
+}
+
+/// `cargo test --test it start::files::held` requires tests/it/start/files.rs with a test whose name
+/// begins with `held`.
+#[test]
+fn tests_named_in_documents_exist() {
+    let mut count = 0;
+    for (page, text) in pages() {
+        let is_command = |part: &&str| part.contains("cargo test") && part.contains("--test it");
+        let commands = text.split(['`', '\n']).filter(is_command);
+        let filters = commands.flat_map(str::split_whitespace).filter(|word| word.contains("::"));
+        for filter in filters {
+            let mut parts: Vec<&str> = filter.split("::").filter(|part| !part.is_empty()).collect();
+            let mut place = top().join("tests/it");
+            let mut is_there = true;
+            while !parts.is_empty() && is_there {
+                let part = parts.remove(0);
+                let (dir, file) = (place.join(part), place.join(format!("{part}.rs")));
+                if dir.is_dir() {
+                    place = dir;
+                } else if let Ok(source) = fs::read_to_string(file) {
+                    is_there = parts.iter().all(|name| source.contains(&format!("fn {name}")));
+                    parts.clear();
+                } else {
+                    is_there = false;
+                }
+            }
+            assert!(is_there, "{page}: no test is called {filter}");
+            count += 1;
+        }
+    }
+    assert!(count > 30, "only {count} test names in all documents");
 }
 
 #[test]
