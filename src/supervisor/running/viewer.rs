@@ -260,11 +260,10 @@ impl Supervisor {
     }
 
     /// A QEMU that an earlier qvm has listen by itself does so where it was told when it was started.
-    pub(crate) fn keep_screen(&mut self) {
-        let booted = self.booted.take();
-        if let (true, Some(booted)) = (self.qemu.as_ref().is_some_and(|q| q.listens), booted) {
-            self.take_facets(&booted, &facets::SCREEN);
-            self.vm.display = booted.display;
+    pub(crate) fn keep_screen(&mut self, booted: Option<&(Vm, String)>) {
+        if let (true, Some((booted, _))) = (self.qemu.as_ref().is_some_and(|q| q.listens), booted) {
+            self.take_facets(booted, &facets::SCREEN);
+            self.vm.display.clone_from(&booted.display);
         }
     }
 }
