@@ -207,12 +207,12 @@ fn every_constant_is_explained() {
         let path = path.strip_prefix("src/").unwrap_or(path);
         for name in constants(&fs::read_to_string(&file).unwrap()) {
             let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
-            let explains = |decision: &&str| {
+            let explains = |decision: &str| {
                 decision.contains(path) && decision.split(|c| !is_word(c)).any(|word| word == name)
             };
             // Units of measure and numbers of signals are not decisions.
             let is_fact = ["MIB", "GIB", "SIGKILL"].contains(&name.as_str());
-            if !is_fact && !decisions.iter().any(|decision| explains(&decision)) {
+            if !is_fact && !decisions.iter().any(|decision| explains(decision)) {
                 missing.push(format!("{path}: {name}"));
             }
         }
