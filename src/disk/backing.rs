@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::plan::Made;
-use super::{Error, FileError};
+use super::{FileError, error::Error};
 use crate::{
     control::isolation::Mode,
     image::{

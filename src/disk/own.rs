@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use super::{Error, Ready};
+use super::{Ready, error::Error};
 use crate::{
     image::qcow2,
     spec::{Disk, Format, Media},

@@ -1,6 +1,6 @@
 //! The digest that an image must have, and whether it has it.
 
-use super::{Error, Work};
+use super::{Work, error::Error};
 use super::{
     cache, checksum_file, fetch,
     reference::{file_name, local_path, without_password},

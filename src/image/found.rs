@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Cached, Error, Work};
+use super::{Cached, Work, error::Error};
 use super::{
     cache::{
         self, Entry,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Error, Work};
+use super::{Work, error::Error};
 use super::{
     cache, qcow2, qemu_img,
     reference::{Compression, Foreign},

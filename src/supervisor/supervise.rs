@@ -39,8 +39,9 @@ use super::{
 pub use super::{error::Left, input::Fault};
 use crate::{
     control::{
+        handle::ControlHandle,
         server,
-        types::{End, Event, Pending, Port},
+        types::{End, Event, Pending},
     },
     life::{self, Life},
     machine::facets::Facets,
@@ -104,7 +105,7 @@ async fn keep(settings: Settings, vm: Vm, text: String, winding_up: bool) -> Res
     let operators = Operators::new();
     let grant = operators.grant(&vm);
     let replaced = Arc::new(AtomicBool::new(false));
-    let port = Port {
+    let port = ControlHandle {
         requests,
         events: events.clone(),
         grant,

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Error, Patience, Received,
-    error::{may_pass, through},
+    Patience,
+    error::{Error, Received, may_pass, through},
 };
 use crate::{
     image::{
