@@ -3,8 +3,9 @@
 
 use std::path::Path;
 
+use super::error::Error;
 use super::plan::Made;
-use super::{FileError, error::Error};
+use crate::sys::file::Error as FileError;
 use crate::{
     control::isolation::Mode,
     image::{

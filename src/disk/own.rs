@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use super::{Ready, error::Error};
+use super::{error::Error, ready::Ready};
 use crate::{
     image::qcow2,
     spec::{Disk, Format, Media},

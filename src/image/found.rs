@@ -8,7 +8,6 @@ use std::{
     sync::Arc,
 };
 
-use super::{Cached, Work, error::Error};
 use super::{
     cache::{
         self, Entry,
@@ -16,6 +15,10 @@ use super::{
         look_up, path,
     },
     download, qcow2,
+};
+use super::{
+    ensure::{Cached, Work},
+    error::Error,
 };
 use crate::{
     sys::{digest::Digesting, file, progress::Doing},
