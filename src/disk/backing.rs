@@ -12,7 +12,7 @@ use crate::{
         cache,
         qcow2::{self, Header},
     },
-    machine::argv::Backing,
+    machine::disk_file::Backing,
     spec::{Disk, Format},
     sys::file,
     value::{Label, shown},

@@ -16,4 +16,3 @@ pub use self::copy::copy;
 pub use self::ensure::{ensure, made, notes, origin_path, remove_left_overs};
 pub use self::error::Error;
 pub use self::ready::Ready;
-pub(crate) use self::ready::refuse_corrupt;

@@ -22,8 +22,6 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::found::Spoilt;
-
 use super::{
     cache::lock::Lock,
     qemu_img::QemuImg,
@@ -86,6 +84,13 @@ struct Brought {
     digest: Option<Digest>,
     /// Of the file itself, where it was read on the way.
     content: Option<Digest>,
+}
+
+/// A file of the cache that is not what was put there.
+pub(super) struct Spoilt {
+    /// Its inode: another file of that name is looked at anew.
+    pub(super) id: u64,
+    pub(super) error: Error,
 }
 
 pub(super) struct Work<'a> {

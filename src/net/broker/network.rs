@@ -229,6 +229,7 @@ mod tests {
     use std::os::unix::net::{UnixListener, UnixStream};
 
     use super::*;
+    use crate::net::broker::lend;
 
     /// Somebody who lends, in a thread that ends with the test program.
     fn lender(dir: &Path) -> Network {

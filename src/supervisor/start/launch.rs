@@ -7,8 +7,9 @@ use tokio::net::UnixStream;
 use super::{forwards, isolate, prepare::Prepared};
 use crate::{
     machine::{
-        argv::{self, CommandLine, Machine, fd},
+        argv::{self, CommandLine, Machine},
         device::{self, BadPath},
+        fd,
     },
     net::{link, port, tap, tap_spec::taps, vhost},
     sandbox::spawn,

@@ -5,7 +5,7 @@ use super::error::Error;
 use std::{
     fs::{self, DirBuilder, File, Permissions},
     io::{self},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 

@@ -151,3 +151,46 @@ pub(crate) enum Wish {
     Console(String),
     Stop(String),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stop_is_asked_for_twice() {
+        let row = |name: &str| Rates {
+            name: name.into(),
+            state: State::Running,
+            cpu: None,
+            delay: None,
+            resident: None,
+            given: 0,
+            read: None,
+            written: None,
+            latency: None,
+            received: None,
+            sent: None,
+            pressure: None,
+            pending: 0,
+        };
+        let mut top = Top {
+            rows: vec![row("a"), row("b")],
+            sort: Sort::Name,
+            selected: None,
+            asked: None,
+            said: None,
+            head: String::new(),
+            colours: false,
+        };
+        top.order();
+        let mut press = |code| top.key(code, KeyModifiers::NONE);
+        assert_eq!(press(KeyCode::Down), Wish::Nothing);
+        assert_eq!(press(KeyCode::Char('S')), Wish::Nothing);
+        assert_eq!(press(KeyCode::Char('n')), Wish::Nothing);
+        assert_eq!(press(KeyCode::Char('S')), Wish::Nothing);
+        assert_eq!(press(KeyCode::Char('y')), Wish::Stop("b".into()));
+        assert_eq!(press(KeyCode::Home), Wish::Nothing);
+        assert_eq!(press(KeyCode::Enter), Wish::Console("a".into()));
+        assert_eq!(press(KeyCode::Char('q')), Wish::Leave);
+    }
+}
