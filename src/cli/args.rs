@@ -10,17 +10,17 @@ use clap::{ArgAction, Parser, error::ContextValue};
 use super::{dirs::Dirs, verbs::Verb};
 use crate::value::shown;
 
-/// A direct QEMU process supervisor: one TOML file, one systemd unit, one QEMU.
+/// Run virtual machines directly on QEMU: one TOML file, one systemd unit, one QEMU process
 #[derive(Debug, Parser)]
 #[command(name = "qvm", version, max_term_width = 100, disable_help_subcommand = true, help_template = crate::cli::help::TEMPLATE)]
 pub struct Cli {
-    /// Where everything is.
+    /// The directories.
     #[command(flatten)]
     pub dirs: Dirs,
-    /// Say more; twice, everything [env: QVM_LOG]
+    /// Log more; twice for debug messages [env: QVM_LOG]
     #[arg(short, long, global = true, action = ArgAction::Count, display_order = 901)]
     pub verbose: u8,
-    /// Say errors only
+    /// Log errors only
     #[arg(short, long, global = true, conflicts_with = "verbose", display_order = 901)]
     pub quiet: bool,
     #[command(subcommand)]
@@ -60,6 +60,6 @@ impl Cli {
 impl Cli {
     /// Whether this process is a supervisor, whose log tells what it does.
     pub fn is_supervisor(&self) -> bool {
-        matches!(self.verb, Verb::Run(_) | Verb::Reap(_))
+        matches!(self.verb, Verb::Run(_) | Verb::ExecStopPost(_))
     }
 }

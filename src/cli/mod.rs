@@ -19,7 +19,7 @@ use std::{
 
 use clap::CommandFactory;
 
-use self::{exit::Failure, table::Screen, verb::reap::Ended};
+use self::{exit::Failure, table::Screen, verb::exec_stop_post::Ended};
 use crate::{
     doctor::collect,
     image::{self, qemu_img::QemuImg},
@@ -187,15 +187,21 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
                 |name| Settings { env: |_| None, ..settings(name, layout.clone(), given) };
             Box::pin(verb::gc::run(&args, &layout, given.now, &settings)).await
         }
-        Verb::Reap(args) => {
+        Verb::ExecStopPost(args) => {
             // The unit's cgroup is systemd's; but it listens to its main process alone, which this is not.
             let env = |key: &str| (key == "SYSTEMD_EXEC_PID").then(|| std::env::var(key).ok())?;
             let settings = Settings { env, ..settings(args.name.clone(), layout, given) };
             let scope = if given.uid == 0 { Scope::System } else { Scope::User };
-            Box::pin(verb::reap::run(&args, settings, Ended::read(given.env), scope, given.exe))
-                .await
+            Box::pin(verb::exec_stop_post::run(
+                &args,
+                settings,
+                Ended::read(given.env),
+                scope,
+                given.exe,
+            ))
+            .await
         }
-        Verb::Lend(args) => verb::lend::run(&args),
+        Verb::NetworkBroker(args) => verb::network_broker::run(&args),
         // Done at once.
         Verb::Generate(_) | Verb::Completions(_) | Verb::Man(_) => Ok(()),
     }
@@ -294,6 +300,27 @@ mod tests {
     #[test]
     fn clap_is_content() {
         Cli::command().debug_assert();
+    }
+
+    /// Loaded units and NixOS configurations of earlier versions call these names.
+    #[test]
+    fn hidden_verbs_keep_their_old_names() {
+        for (words, name) in [
+            (&["lend"][..], "network-broker"),
+            (&["network-broker", "/run/x"], "network-broker"),
+            (&["reap", "web"], "exec-stop-post"),
+            (&["reap", "--probe", "web"], "exec-stop-post"),
+            (&["exec-stop-post", "web", "--guard", "1"], "exec-stop-post"),
+        ] {
+            let words =
+                std::iter::once("qvm").chain(words.iter().copied()).map(std::ffi::OsString::from);
+            let verb = match Cli::read(words).unwrap().verb {
+                Verb::NetworkBroker(_) => "network-broker",
+                Verb::ExecStopPost(_) => "exec-stop-post",
+                _ => "another",
+            };
+            assert_eq!(verb, name);
+        }
     }
 
     #[test]

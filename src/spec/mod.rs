@@ -20,6 +20,7 @@ mod parse;
 mod problem;
 mod reading;
 mod ready;
+pub mod reference;
 mod ssh_key;
 mod syntax;
 mod table;

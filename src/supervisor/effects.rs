@@ -3,6 +3,7 @@
 //! QEMU sends the event of a change before the reply to the command that caused it. Replies therefore come to the loop behind the
 //! events of the same connection (see [`Supervisor::listen`]): when a reply is handled, the state is already the new one.
 
+use crate::supervisor::refusal::qmp_refusal;
 use std::time::Duration;
 
 use tokio::{
@@ -11,11 +12,10 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{input::Fact, supervise::Supervisor};
+use super::{Supervisor, input::Fact};
 use crate::{
     control::types::Refusal,
     life::{self, Command, QUIT_GRACE, State},
-    value::chain,
 };
 
 /// How long QEMU has for a command, its event included. Longer than one QMP command may take.
@@ -223,7 +223,7 @@ impl Supervisor {
         if one.executing {
             return None;
         }
-        let state = &self.life.state;
+        let state = self.life.state();
         let replied = one.outstanding.is_empty();
         let not_now = |word| Some(Err(Refusal::NotNow(word)));
         let failed = |why: &str| Some(Err(Refusal::Failed(why.to_owned())));
@@ -243,9 +243,9 @@ impl Supervisor {
                 failed(self.effects.not_saved.as_deref().unwrap_or("it was called off"))
             }
             // A relaunch: the machine that was to be reset is gone.
-            (Command::Reset, State::Preparing | State::Launching) => Some(Ok(())),
+            (Command::Reset, State::Starting(_)) => Some(Ok(())),
             (Command::Reset, State::Quitting { then: life::Outcome::Relaunch, .. }) => None,
-            (_, State::Preparing | State::Launching) => not_now("starting"),
+            (_, State::Starting(_)) => not_now("starting"),
             (
                 _,
                 State::Cancelling { .. }
@@ -263,16 +263,5 @@ impl Supervisor {
             (Command::Resume, State::Paused(_)) => failed("the guest was paused again"),
             (Command::Stop { .. } | Command::Reboot, _) => Some(Ok(())),
         }
-    }
-}
-
-/// Why QEMU did not do something: no reply in time is told from a refusal.
-pub(crate) fn qmp_refusal(what: &str, error: &qmp::Error) -> Refusal {
-    match error {
-        qmp::Error::Timeout { limit, .. } => Refusal::Unconfirmed(format!(
-            "cannot {what}: QEMU did not answer within {} s; the command may still take effect",
-            limit.as_secs()
-        )),
-        error => Refusal::Failed(format!("cannot {what}: {}", chain(error))),
     }
 }

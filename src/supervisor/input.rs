@@ -15,7 +15,6 @@ use super::{
         taps::Told,
         viewer::Opened,
     },
-    start::{admission::Step, begin::PreviousRun, launch::Qemu, prepare::Prepared},
 };
 use crate::{
     control::types::{Refusal, Request},
@@ -26,64 +25,14 @@ use crate::{
         signal::{Signal, Signals},
         suspend_watch::Sleeps,
     },
-    value::{Label, Operator, chain},
+    value::{Label, Operator},
 };
-use crate::{store::running::Found, sys::lane::Refused};
-
-/// Whose fault it is that a guest does not come to run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Fault {
-    /// The VM's: another try would come to the same.
-    #[default]
-    Vm,
-    /// The host's: another try may help.
-    Host,
-    /// Nobody's: the host has not enough memory left, and is told to refuse then.
-    NoRoom,
-}
-
-/// Why a guest does not come to run.
-#[derive(Debug)]
-pub(crate) struct NotBegun {
-    /// The chain of causes, and the way out on a line of its own.
-    pub(crate) why: String,
-    pub(crate) fault: Fault,
-}
-
-impl NotBegun {
-    pub(crate) fn new(
-        error: &(dyn std::error::Error + 'static),
-        hint: Option<String>,
-        is_the_hosts: bool,
-    ) -> Self {
-        let why = match hint {
-            Some(hint) => format!("{}\nhint: {hint}", chain(error)),
-            None => chain(error),
-        };
-        let fault = if is_the_hosts { Fault::Host } else { Fault::Vm };
-        Self { why, fault }
-    }
-
-    /// The host takes no more work.
-    pub(crate) fn refused(refused: Refused) -> Self {
-        Self { why: refused.to_string(), fault: Fault::Host }
-    }
-}
 
 /// Something the loop has to know.
 #[derive(Debug)]
 pub(crate) enum Fact {
     Signal(Signal),
     Request(Request),
-    Progress(String),
-    Admission(Step),
-    /// What an earlier supervisor left, and what was saved.
-    PreviousRun(Box<PreviousRun>),
-    Prepared(Box<Result<Prepared, NotBegun>>),
-    /// QEMU runs, with what it was given of the host; or not, and what there is of an earlier one.
-    Launched(Box<Result<(Qemu, Given), (NotBegun, Found)>>),
-    /// A start was called off, and nothing of it goes on; what there is of its QEMU.
-    StartAborted(Box<Found>),
     /// The VM file and the files beside it are read; or why not.
     FilesRead(Result<Box<FileReading>, String>),
     /// That takes longer than it may.

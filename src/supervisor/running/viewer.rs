@@ -1,6 +1,7 @@
 //! Viewers of the guest's screen: the supervisor judges who comes and hands the connection to QEMU, which needs neither listen nor
 //! make a socket.
 
+use crate::supervisor::limits::QMP_LIMIT;
 use std::{
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
@@ -23,10 +24,7 @@ use crate::{
     value::{VncAddress, chain},
 };
 use crate::{
-    supervisor::{
-        input::Fact,
-        supervise::{QMP_LIMIT, Supervisor},
-    },
+    supervisor::{Supervisor, input::Fact},
     sys::tasks::Tasks,
 };
 
@@ -262,11 +260,10 @@ impl Supervisor {
     }
 
     /// A QEMU that an earlier qvm has listen by itself does so where it was told when it was started.
-    pub(crate) fn keep_screen(&mut self) {
-        let booted = self.booted.take();
-        if let (true, Some(booted)) = (self.qemu.as_ref().is_some_and(|q| q.listens), booted) {
-            self.take_facets(&booted, &facets::SCREEN);
-            self.vm.display = booted.display;
+    pub(crate) fn keep_screen(&mut self, booted: Option<&(Vm, String)>) {
+        if let (true, Some((booted, _))) = (self.qemu.as_ref().is_some_and(|q| q.listens), booted) {
+            self.take_facets(booted, &facets::SCREEN);
+            self.vm.display.clone_from(&booted.display);
         }
     }
 }

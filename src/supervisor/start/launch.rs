@@ -6,12 +6,13 @@ use tokio::net::UnixStream;
 
 use super::{forwards, isolate, prepare::Prepared};
 use crate::{
+    life::{Boot, Guest},
     machine::{
         argv::{self, CommandLine, Machine},
         device::{self, BadPath},
         fd,
     },
-    net::{link, port, tap, tap_spec::taps, vhost},
+    net::{tap_spec::taps, vhost},
     sandbox::spawn,
     spec::LinkState,
     store::{
@@ -20,7 +21,6 @@ use crate::{
         saved_state,
     },
     supervisor::{
-        config::file_id,
         running::{taps, viewer, vnc_listener},
         settings::Settings,
     },
@@ -29,7 +29,6 @@ use crate::{
         pidfd::{self, Process},
         socket,
     },
-    value::IfName,
 };
 
 /// How long QEMU may take until it answers on its monitor.
@@ -69,56 +68,15 @@ pub struct Qemu {
     pub adopted: bool,
 }
 
-/// How a guest is found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Guest {
-    /// Its vCPUs run.
-    Running,
-    /// They are held.
-    Paused,
-    /// It has shut down, and QEMU waits to be told what then.
-    ShutDown,
-    /// Its kernel panicked.
-    Panicked,
-}
-
 /// Why QEMU did not come to run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A tap device.
-    #[error("cannot make the tap `{tap}` ({at})")]
-    Tap {
-        /// Its name.
-        tap: IfName,
-        /// Where the VM file names the bridge that it is for.
-        at: String,
-        /// Why.
-        source: tap::Error,
-    },
-    /// The bridge.
-    #[error("cannot attach the tap `{tap}` ({at})")]
-    Link {
-        /// The tap's name.
-        tap: IfName,
-        /// Where the VM file names the bridge.
-        at: String,
-        /// Why.
-        source: link::Error,
-    },
-    /// The filter on what leaves it.
+    /// A tap, its bridge or its filter.
     #[error(transparent)]
-    Filter(#[from] taps::Unfiltered),
-    /// A port of the host.
-    #[error("cannot forward ports ({at})")]
-    Port {
-        /// Where the VM file says which.
-        at: String,
-        /// Why.
-        source: port::Error,
-    },
-    /// QEMU's own network would be silent.
+    Tap(#[from] taps::open::Error),
+    /// The ports of the host that are forwarded.
     #[error(transparent)]
-    NoSockets(#[from] port::NoSockets),
+    Forward(#[from] forwards::Error),
     /// The guest's screen.
     #[error(transparent)]
     Screen(#[from] vnc_listener::Error),
@@ -172,20 +130,16 @@ impl Error {
     /// The host is at fault, and not the VM. An adopted QEMU that is silent is waited for: its storage may hang.
     pub fn is_the_hosts(&self) -> bool {
         match self {
-            Self::Tap { source, .. } => source.is_the_hosts(),
+            Self::Tap(error) => error.is_the_hosts(),
+            Self::Forward(error) => error.is_the_hosts(),
             Self::Socket(error) => error.is_the_hosts(),
             Self::Isolate(error) => error.is_the_hosts(),
             Self::Spawn(error) => error.is_the_hosts(),
             Self::Record(error) => error.is_the_hosts(),
             Self::Screen(error) => error.is_the_hosts(),
-            Self::Link { .. }
-            | Self::Filter(_)
-            | Self::Port { .. }
-            | Self::Vhost(_)
-            | Self::Watch(_)
-            | Self::Silent { .. } => true,
+            Self::Vhost(_) | Self::Watch(_) | Self::Silent { .. } => true,
             Self::Saved(saved_state::Error::File(error)) => error.is_the_hosts(),
-            Self::Saved(_) | Self::Slow(_) | Self::NoSockets(_) => false,
+            Self::Saved(_) | Self::Slow(_) => false,
             Self::Path(_) | Self::Exited | Self::Monitor(_) | Self::Serial(_) => false,
         }
     }
@@ -193,11 +147,8 @@ impl Error {
     /// The way out.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Tap { source, .. } => source.hint(),
-            Self::Link { source, .. } => source.hint(),
-            Self::Filter(unfiltered) => unfiltered.hint(),
-            Self::Port { source, .. } => source.hint(),
-            Self::NoSockets(error) => error.hint(),
+            Self::Tap(error) => error.hint(),
+            Self::Forward(error) => error.hint(),
             Self::Socket(error) => error.hint(),
             Self::Isolate(error) => error.hint(),
             Self::Spawn(error) => error.hint(),
@@ -235,11 +186,14 @@ pub async fn launch(
     settings: &Settings,
     prepared: Prepared,
     text: &str,
-    restore: bool,
+    boot: Boot,
 ) -> Result<Qemu, Error> {
     let paths = settings.paths();
     let vm = &prepared.vm;
-    let saved = if restore { saved_state::open(&paths.saved())? } else { None };
+    let saved = match boot {
+        Boot::Cold => None,
+        Boot::Restore => saved_state::open(&paths.saved())?,
+    };
     let shut_off = settings.shut_off().await;
     let isolation = isolate::Plan::of(settings, &prepared, shut_off)?;
     let machine = Machine {
@@ -266,7 +220,7 @@ pub async fn launch(
     let mut tap_notes = vec![];
     for tap in taps(vm) {
         let index = vm.nics.iter().position(|n| n.name == tap.nic).unwrap_or_default();
-        let open = taps::open(&settings.network, vm, &tap, &prepared.identity.macs);
+        let open = taps::open::open(&settings.network, vm, &tap, &prepared.identity.macs);
         let (open, notes) = open.await?;
         fds.push((open, fd::tap(index)));
         tap_notes.extend(notes);
@@ -314,7 +268,7 @@ pub async fn launch(
         missed: None,
         applied: BTreeMap::new(),
         binary: Some(prepared.facts.qemu.binary.clone()),
-        binary_id: file_id(&prepared.facts.qemu.binary),
+        binary_id: file::file_id(&prepared.facts.qemu.binary),
         firmware: prepared
             .firmware
             .as_ref()
