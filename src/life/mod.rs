@@ -82,8 +82,9 @@ pub use self::action::{Action, Exit, Rung, VmFile};
 pub use self::end::{Cause, End, Fault, Gone, StartFailure};
 pub use self::event::{By, Command, Event, Guest, Leftover, PreviousQemu, SavedState, StartEvent};
 pub use self::machine::{Life, Mode, Readiness};
+pub use self::start::START_CANCEL_GRACE;
 pub use self::state::{Boot, Hold, Ladder, Outcome, Phase, Saving, State, StopRequest};
-pub use self::step::{KILL_GRACE, PRESS_EVERY, QUIT_GRACE, START_CANCEL_GRACE};
+pub use self::step::{KILL_GRACE, PRESS_EVERY, QUIT_GRACE};
 
 /// What the machine needs of the VM file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

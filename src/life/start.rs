@@ -5,9 +5,11 @@ use std::time::Duration;
 use super::{
     Action, Boot, Cause, Command, End, Event, Exit, Fault, Gone, Guest, Hold, Leftover, Mode,
     Phase, PreviousQemu, SavedState, StartEvent, StartFailure, State, StopRequest, VmFile,
-    step::START_CANCEL_GRACE,
     stop_ladder::{end, ended, quit},
 };
+
+/// How long giving up a start may take before the run ends without waiting for it.
+pub const START_CANCEL_GRACE: Duration = Duration::from_secs(5);
 
 /// What a start does after `event`.
 pub(super) fn starting(

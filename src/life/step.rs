@@ -24,9 +24,6 @@ pub const QUIT_GRACE: Duration = Duration::from_secs(10);
 /// signal ends it.
 pub const KILL_GRACE: Duration = Duration::from_secs(10);
 
-/// How long giving up a start may take before the run ends without waiting for it.
-pub const START_CANCEL_GRACE: Duration = Duration::from_secs(5);
-
 /// What the VM does after `event`, and what has to be done.
 pub(super) fn step(
     state: State,

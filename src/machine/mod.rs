@@ -2,8 +2,10 @@
 
 pub mod argv;
 pub mod device;
+pub mod disk_file;
 pub mod facets;
 pub mod facts;
+pub mod fd;
 pub mod fdset;
 pub mod firmware;
 pub mod live;

@@ -3,7 +3,7 @@
 use super::{file_reading::Files, operators::Operators, running::taps::wanted::WantedTaps};
 use crate::{
     control::{
-        grant::Grant,
+        authorizer::Authorizer,
         types::{Pending, TapOf},
     },
     machine::{
@@ -101,7 +101,7 @@ impl Config {
     }
 
     /// The authorization rule of the VM, which follows `operators`.
-    pub(crate) fn grant(&self) -> Grant {
+    pub(crate) fn grant(&self) -> Authorizer {
         self.operators.grant(&self.vm)
     }
 

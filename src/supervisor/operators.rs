@@ -3,7 +3,7 @@
 use tokio::sync::watch;
 
 use crate::{
-    control::grant::{self, Accounts, Grant},
+    control::authorizer::{self, Accounts, Authorizer},
     spec::Vm,
     sys::account,
     value::Operator,
@@ -27,8 +27,8 @@ impl Operators {
     }
 
     /// The authorization rule of a VM, which follows the list.
-    pub(crate) fn grant(&self, vm: &Vm) -> Grant {
-        Grant {
+    pub(crate) fn grant(&self, vm: &Vm) -> Authorizer {
+        Authorizer {
             own: rustix::process::geteuid().as_raw(),
             operators: self.list.subscribe(),
             file: vm.file.clone(),
@@ -44,7 +44,7 @@ impl Operators {
         self.list.send_replace(operators.clone());
         self.unknown.clear();
         (!operators.is_empty()).then_some(async move {
-            let look = move || grant::unknown(&operators, ACCOUNTS);
+            let look = move || authorizer::unknown(&operators, ACCOUNTS);
             tokio::task::spawn_blocking(look).await.unwrap_or_default()
         })
     }

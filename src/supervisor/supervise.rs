@@ -30,7 +30,7 @@ use super::{
     start::{self, Start},
 };
 use crate::{
-    control::{server, types::Port},
+    control::{handle::ControlHandle, server},
     life::{self, Life, Mode},
     spec::Vm,
     sys::{file_watch, peer, signal::Signals, socket, suspend_watch::Sleeps, tasks::Reporters},
@@ -62,7 +62,7 @@ pub async fn supervise(
     let file = vm.file.clone();
     let config = Config::new(vm, text);
     let replaced = Arc::new(AtomicBool::new(false));
-    let port = Port {
+    let handle = ControlHandle {
         requests,
         events: ctx.watchers(),
         grant: config.grant(),
@@ -70,7 +70,7 @@ pub async fn supervise(
         peer: peer::of,
     };
     let mut serving = JoinSet::new();
-    serving.spawn(server::serve(listener, port));
+    serving.spawn(server::serve(listener, handle));
     let watching = match file_watch::file(&file) {
         Ok((watching, changes)) => {
             tasks.spawn(forward_changes(changes, tasks.sender()));

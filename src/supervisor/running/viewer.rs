@@ -19,7 +19,7 @@ use super::{
     vnc_listener::{self, VncListener, VncSocket},
 };
 use crate::{
-    control::grant::{self, Grant},
+    control::authorizer::{self, Authorizer},
     spec::Vm,
     store::layout::VmPaths,
     supervisor::{config::ScreenOwner, context::Context, limits::QMP_LIMIT},
@@ -52,7 +52,7 @@ impl VncListener {
     ///
     /// # Errors
     /// The runtime does not take the socket.
-    fn accept(self, client: qmp::Client, grant: Grant) -> std::io::Result<Acceptor> {
+    fn accept(self, client: qmp::Client, grant: Authorizer) -> std::io::Result<Acceptor> {
         let (target, to) = watch::channel(Target { client, password: self.password });
         let mut tasks = Tasks::default();
         match self.socket {
@@ -87,7 +87,7 @@ async fn next<V, A: Future<Output = std::io::Result<V>>>(
 }
 
 /// Lets operators in, who need no password.
-async fn at_socket(listener: UnixListener, target: watch::Receiver<Target>, grant: Grant) {
+async fn at_socket(listener: UnixListener, target: watch::Receiver<Target>, grant: Authorizer) {
     let (room, mut tasks) = (Arc::new(Semaphore::new(ON_THEIR_WAY)), Tasks::default());
     while let Some((permit, (viewer, _))) = next(&room, || listener.accept()).await {
         let (client, grant) = (target.borrow().client.clone(), grant.clone());
@@ -97,7 +97,7 @@ async fn at_socket(listener: UnixListener, target: watch::Receiver<Target>, gran
                 Ok(peer) => peer,
                 Err(error) => return warn!("cannot get peer credentials of a viewer: {error}"),
             };
-            if let Err(denied) = grant.check(&peer, grant::SCREEN).await {
+            if let Err(denied) = grant.check(&peer, authorizer::SCREEN).await {
                 return warn!("{denied}");
             }
             debug!("uid {} looks at the screen", peer.uid);
@@ -181,7 +181,7 @@ impl Screen {
     pub(crate) fn serve(
         &mut self,
         listener: Option<VncListener>,
-        grant: Grant,
+        grant: Authorizer,
         qemu: &Qemu,
     ) -> Result<(), String> {
         let Some(listener) = listener else { return Ok(()) };
@@ -228,7 +228,7 @@ impl Screen {
     pub(crate) fn handle(
         &mut self,
         opened: Result<ScreenOpened, String>,
-        grant: Grant,
+        grant: Authorizer,
         qemu: &Qemu,
     ) -> Result<(), String> {
         match opened {

@@ -36,7 +36,9 @@ use crate::{
 };
 
 /// How long a test waits for what must happen, before it fails.
-const LIMIT: Duration = Duration::from_secs(60);
+fn limit() -> Duration {
+    Duration::from_secs(60)
+}
 /// The greeting of a QMP server.
 const GREETING: &str = qmp::fake::GREETING;
 
@@ -99,7 +101,7 @@ impl Commands {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
-        let found = tokio::time::timeout(LIMIT, seen).await;
+        let found = tokio::time::timeout(limit(), seen).await;
         assert!(found.is_ok(), "no `{name}` in {:?}", self.names());
     }
 }
@@ -217,7 +219,7 @@ impl FakeQemu {
     /// The same with this run record.
     pub(crate) async fn of(host: &Host, record: Record) -> Self {
         let peer = peer(host);
-        let session = qmp::connect(&host.ctx.paths().qmp_socket(), LIMIT).await.unwrap();
+        let session = qmp::connect(&host.ctx.paths().qmp_socket(), limit()).await.unwrap();
         let agent = qmp::agent::Agent::new(host.ctx.paths().agent_socket());
         let process = Arc::new(Process::open(std::process::id()).unwrap());
         let (mut qemu, events) = Qemu::new(process, session.client, agent, record, &host.ctx);
@@ -227,7 +229,7 @@ impl FakeQemu {
 
     /// Returns the next event of the tasks.
     pub(crate) async fn event(&mut self) -> VmEvent {
-        let event = tokio::time::timeout(LIMIT, self.events.recv()).await;
+        let event = tokio::time::timeout(limit(), self.events.recv()).await;
         event.expect("no event").expect("the queue is closed")
     }
 }
