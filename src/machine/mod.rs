@@ -1,13 +1,11 @@
-//! From a VM file to a QEMU command line.
+//! From a VM file to a QEMU command line, and the typed difference between two VM files.
 
 pub mod argv;
 pub mod device;
-pub mod facets;
+pub mod diff;
 pub mod facts;
 pub mod fdset;
 pub mod firmware;
-pub mod live;
-pub mod pending;
 pub mod probe;
 pub mod resources;
 pub mod user_network;

@@ -22,6 +22,7 @@ use crate::store::{
 use crate::{
     control::types,
     life::{self, Action, Rung},
+    machine::diff::VmDiff,
     sys::pidfd,
     value::chain,
 };
@@ -121,9 +122,9 @@ impl Supervisor {
             // It was called off meanwhile.
             return self.feed(life::Event::StartFailed("cancelled".into()));
         }
-        self.runs(self.written.clone());
+        self.set_running(self.written.clone());
         self.text.clone_from(&self.written_text);
-        self.pending.clear();
+        self.pending = VmDiff::default();
         self.reboot_relaunches = false;
         self.ask_to_start();
     }

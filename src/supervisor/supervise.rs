@@ -34,7 +34,7 @@ use super::{
 use crate::{
     control::{server, types::Port},
     life::{self, Life},
-    machine::facets::Facets,
+    machine::diff::{VmDiff, running_machine::RunningMachine},
     spec::Vm,
     store::record_writer::RecordWriter,
     sys::{
@@ -123,7 +123,7 @@ async fn keep(
         early_requests: Some(vec![]),
         written: vm.clone(),
         written_problem: None,
-        running: Facets::of(&vm),
+        running: RunningMachine::started_from(&vm),
         vm,
         installed: None,
         recent: VecDeque::new(),
@@ -132,7 +132,7 @@ async fn keep(
         live_notes: vec![],
         written_text: text.clone(),
         text,
-        pending: vec![],
+        pending: VmDiff::default(),
         reboot_relaunches: false,
         prepared: None,
         qemu: None,

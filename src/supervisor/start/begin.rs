@@ -124,11 +124,11 @@ impl Supervisor {
                 (self.life.state, self.adopting) = (State::Launching, Some(process.pid()));
                 if let Some((vm, text)) = booted {
                     self.booted = Some(vm.clone());
-                    self.runs(vm);
+                    self.set_running(vm);
                     self.text = text;
                 }
                 if let Some(vm) = reloaded {
-                    self.take_live(vm);
+                    self.apply_live_keys(vm);
                 }
                 self.take_over_memory();
                 let paths = self.paths.clone();
@@ -157,7 +157,7 @@ impl Supervisor {
             self.adopting = None;
             self.life.state = State::Preparing;
             // As it is written now, not as that one was started.
-            self.runs(self.written.clone());
+            self.set_running(self.written.clone());
             self.text.clone_from(&self.written_text);
             self.begin();
         }
@@ -223,8 +223,8 @@ impl Supervisor {
                 info!("going on from the state that was saved at {}", head.at);
                 // What counts at once is of the host's side, and as it is written now.
                 let written = self.vm.clone();
-                self.runs(vm);
-                self.take_live(written);
+                self.set_running(vm);
+                self.apply_live_keys(written);
                 self.text.clone_from(&head.vm_file);
                 self.restoring = Some(head);
             }
@@ -246,7 +246,7 @@ impl Supervisor {
             return false;
         }
         self.set_aside(why);
-        self.runs(self.written.clone());
+        self.set_running(self.written.clone());
         self.text.clone_from(&self.written_text);
         self.life.state = life::State::Preparing;
         self.records.remove();

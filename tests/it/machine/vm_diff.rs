@@ -4,10 +4,7 @@
 use std::{collections::BTreeSet, fmt::Write as _, fs, path::Path};
 
 use qvm::{
-    machine::{
-        facets::Facets,
-        pending::{self, Machine, pending},
-    },
+    machine::diff::{Facts, ScreenServer, VmDiff, running_machine::Versions},
     spec::{self, Vm},
 };
 
@@ -309,36 +306,11 @@ fn read(text: &str) -> Vm {
         .unwrap_or_else(|problems| panic!("{text}: {}", problems[0]))
 }
 
-/// What QEMU, its firmware and its seed are, beside the VM file.
-#[derive(Default, Clone, Copy)]
-struct Beside {
-    qemu: Option<&'static str>,
-    firmware: Option<&'static str>,
-    instance: Option<&'static str>,
-}
-
-/// How the screen is served.
-#[derive(Default, Clone, Copy)]
-struct Screen {
-    by_qemu: bool,
-    not_served: bool,
-}
-
-fn json(running: &Vm, written: &Vm, beside: [Beside; 2], screen: Screen) -> Vec<String> {
-    let facets = |vm: &Vm, beside: Beside| {
-        let mut facets = Facets::of(vm);
-        facets.set("qemu", beside.qemu.map(str::to_owned));
-        facets.set("firmware file", beside.firmware.map(str::to_owned));
-        facets.set("instance-id", beside.instance.map(str::to_owned));
-        facets
-    };
-    let mut from = facets(running, beside[0]);
-    if screen.not_served {
-        from.set("display.vnc", Some("not served".to_owned()));
-    }
-    let machine = Machine { listens: screen.by_qemu, ..pending::machine(running) };
-    let all = pending(&from, &facets(written, beside[1]), &machine);
-    all.iter().map(|one| serde_json::to_string(one).unwrap()).collect()
+fn json(running: &Vm, written: &Vm, versions: [&Versions; 2], screen: ScreenServer) -> Vec<String> {
+    let [now, installed] = versions;
+    let facts = Facts { max_memory: running.mem, screen, running: now, installed };
+    let changes = VmDiff::between(running, written, &facts).pending();
+    changes.iter().map(|one| serde_json::to_string(one).unwrap()).collect()
 }
 
 fn report(title: &str, running: &str, written: &str, changes: &[String]) -> String {
@@ -363,25 +335,32 @@ fn every_key_has_a_row() {
 #[test]
 fn json_of_each_change_is_the_golden_one() {
     let mut text = String::new();
+    let unknown = Versions::default();
     for (title, from, to) in KEYS.iter().chain(TABLES) {
-        let changes = json(&read(from), &read(to), Default::default(), Screen::default());
+        let versions = [&unknown, &unknown];
+        let changes = json(&read(from), &read(to), versions, ScreenServer::Supervisor);
         text.push_str(&report(title, from, to, &changes));
     }
-    let old = Beside { qemu: Some("10.0.2"), firmware: Some("/f.fd of A"), instance: Some("i-1") };
-    let new = Beside { qemu: Some("10.1.0"), firmware: Some("/f.fd of B"), instance: Some("i-2") };
-    for (title, from, to, beside) in [
+    let versions = |qemu: &str, firmware: &str, instance: &str| Versions {
+        qemu: Some(qemu.to_owned()),
+        firmware: Some(firmware.to_owned()),
+        instance: Some(instance.to_owned()),
+    };
+    let old = &versions("10.0.2", "/f.fd of A", "i-1");
+    let new = &versions("10.1.0", "/f.fd of B", "i-2");
+    let no_seed = &Versions { instance: None, ..old.clone() };
+    for (title, from, to, versions) in [
         ("another QEMU, firmware and seed", "", "", [old, new]),
         ("the same QEMU, firmware and seed", "", "", [old, old]),
-        ("no seed any more", "", "", [old, Beside { instance: None, ..old }]),
+        ("no seed any more", "", "", [old, no_seed]),
         ("reset", "onGuestReboot = \"reset\"", "onGuestReboot = \"reset\"", [old, new]),
     ] {
-        let changes = json(&read(from), &read(to), beside, Screen::default());
+        let changes = json(&read(from), &read(to), versions, ScreenServer::Supervisor);
         text.push_str(&report(title, from, to, &changes));
     }
     let unix = "[display]\nvnc = \"unix\"";
     let port = "[display]\nvnc = \"127.0.0.1:5900\"\npasswordFile = \"p\"";
-    let by_qemu = Screen { by_qemu: true, ..Screen::default() };
-    let not_served = Screen { not_served: true, ..Screen::default() };
+    let (by_qemu, not_served) = (ScreenServer::Qemu, ScreenServer::Failed);
     for (title, from, to, screen) in [
         ("a screen that QEMU serves", unix, port, by_qemu),
         ("a screen that QEMU serves", unix, "[display]", by_qemu),
@@ -390,7 +369,7 @@ fn json_of_each_change_is_the_golden_one() {
         ("a screen that is not served", unix, "[display]", not_served),
         ("a screen that is not served", unix, "", not_served),
     ] {
-        let changes = json(&read(from), &read(to), Default::default(), screen);
+        let changes = json(&read(from), &read(to), [&unknown, &unknown], screen);
         text.push_str(&report(title, from, to, &changes));
     }
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/vm-diff.txt");
