@@ -6,6 +6,7 @@ use tracing::{info, warn};
 
 use super::lock_holder;
 use crate::{
+    life::Mode,
     spec,
     sys::{
         lock,
@@ -18,7 +19,7 @@ use crate::{
         record::Record,
         running::{self, PreviousQemu},
     },
-    supervisor::{error, outcome::Outcome, settings::Settings, supervise::wind_up},
+    supervisor::{error, outcome::Outcome, settings::Settings, supervise::supervise},
 };
 
 /// How long a QEMU whose monitor is silent may take after SIGTERM, which makes it flush its disks, and then after SIGKILL.
@@ -79,10 +80,13 @@ pub async fn end(settings: Settings) -> Result<(), Error> {
     let file = settings.layout.vm_file(&settings.name);
     let vm = crate::store::vm_file_copies::booted(&paths, &settings.name, &file);
     if let Some((vm, text)) = vm.or_else(|| spec::load_with_text(&file).ok()) {
-        let done: Result<Outcome, error::Error> = wind_up(settings, vm, text).await;
+        let done: Result<Outcome, error::Error> =
+            supervise(settings, vm, text, Mode::ShutDown).await;
         match done {
             Ok(Outcome::Exit(_) | Outcome::Reexec) => {}
-            Ok(Outcome::NotStarted { why, .. }) => warn!("it cannot be shut down: {why}"),
+            Ok(Outcome::NotStarted(failure)) => {
+                warn!("cannot shut the guest down: {}", failure.why);
+            }
             Err(error) => warn!("it cannot be shut down: {}", chain(&error)),
         }
     }

@@ -17,7 +17,7 @@ pub fn accepts(state: &State, command: Command) -> Result<(), &'static str> {
         ) => Err(
             "paused after a panic of its kernel; `qvm reboot --force`, `qvm stop` or `qvm kill` it",
         ),
-        (State::Preparing | State::Launching, _) => Err("starting"),
+        (State::Starting(_), _) => Err("starting"),
         (State::Suspending(_), _) => Err("being suspended"),
         (State::Cancelling { .. } | State::Stopping(_), _) => Err("stopping"),
         (State::Quitting { .. } | State::Killing { .. } | State::Ended, _) => Err("stopping"),

@@ -2,15 +2,34 @@
 
 use std::time::Duration;
 
-use super::End;
+use super::{Boot, End, StartFailure};
 
 /// Something to be done. None of these answers; what comes of it comes back as an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
+    /// Find out what an earlier supervisor left: a QEMU process, a saved state.
+    FindPrevious,
+    /// Read the VM file again.
+    ReadVmFile,
+    /// Configure the VM by this file from now on.
+    UseVmFile(VmFile),
+    /// Ask for memory and for a turn, and reserve the memory.
+    Admit,
+    /// Reserve the memory without asking: the VM ran before, and a reboot must not become an outage.
+    RenewReservation,
+    /// Prepare image, disks and seed.
+    Prepare,
     /// Start QEMU.
-    Launch,
-    /// Give up preparing or launching; leave nothing of QEMU behind.
+    Launch(Boot),
+    /// Connect to the QEMU process that was found.
+    Adopt,
+    /// Cancel the current phase. A QEMU process that it launched is killed; one that it was
+    /// adopting keeps running.
     CancelStart,
+    /// Rename the saved state, so that no start restores it; why it cannot be restored.
+    QuarantineSavedState(String),
+    /// Remove the run record of a QEMU process that has exited.
+    RemoveRecord,
     /// Find out whether the guest is ready, beginning anew; the service manager shall wait so long.
     AwaitReady(Duration),
     /// Do not look any more.
@@ -43,8 +62,28 @@ pub enum Action {
     Continue,
     /// Write the end down.
     Record(End),
-    /// Leave the loop with this code.
-    Exit(u8),
+    /// End the supervisor.
+    Exit(Exit),
+}
+
+/// Which VM file configures the VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VmFile {
+    /// The VM file as it was read last.
+    Current,
+    /// The VM file that the saved state was saved with.
+    Saved,
+    /// The VM file that the QEMU process to adopt was started from.
+    Booted,
+}
+
+/// How the supervisor ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exit {
+    /// With this exit code; the end is recorded and logged.
+    Code(u8),
+    /// The guest did not come up.
+    NotStarted(StartFailure),
 }
 
 /// The rungs of the stop ladder, for the log and for whoever watches.

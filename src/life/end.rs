@@ -2,10 +2,14 @@
 
 use std::fmt;
 
-use super::By;
+use super::{By, Exit};
 
-/// The exit code of a fault of the host (EX_TEMPFAIL of sysexits.h).
+/// The exit code of a fault of the host (EX_TEMPFAIL of sysexits.h): another try may help.
 const HOST: u8 = 75;
+/// The exit code where the host has not enough memory (EX_UNAVAILABLE of sysexits.h).
+const INSUFFICIENT_MEMORY: u8 = 69;
+/// The exit code of a fault of the VM.
+const FAILED: u8 = 1;
 /// The exit code where QEMU was to end, and has not: the service manager starts nothing then.
 const NOT_GONE: u8 = 70;
 
@@ -45,7 +49,7 @@ pub enum Cause {
     /// QEMU went without anybody having asked.
     QemuDied(Gone),
     /// It never came to run.
-    StartFailed(String),
+    StartFailed(StartFailure),
     /// It ran, but was not ready in its time, and that is a failure (`readyFailure = "fail"`); why.
     NotReady(String),
     /// QEMU was sent SIGKILL and has not ended: the kernel has it waiting for storage.
@@ -57,6 +61,37 @@ pub enum Cause {
     StartCancelled(By),
 }
 
+/// Why a guest did not come up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StartFailure {
+    /// Whose fault it is.
+    pub fault: Fault,
+    /// The chain of causes, and a line with a hint where there is one.
+    pub why: String,
+}
+
+/// Whose fault it is that a guest does not come up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The VM's: another try would fail as well.
+    Vm,
+    /// The host's: another try may help.
+    Host,
+    /// The host has not enough memory left, and is configured to refuse the start.
+    InsufficientMemory,
+}
+
+impl Fault {
+    /// The exit code of `qvm run`: 1, 75 or 69.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Vm => FAILED,
+            Self::Host => HOST,
+            Self::InsufficientMemory => INSUFFICIENT_MEMORY,
+        }
+    }
+}
+
 /// The end of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct End {
@@ -65,12 +100,13 @@ pub struct End {
 }
 
 impl End {
-    /// The exit code of `qvm run`: 0 where the guest shall stay down, 1 where it shall be started again. Where QEMU has not
-    /// ended, 70 and 75 say the same.
+    /// The exit code of `qvm run`: 0 where the guest shall stay down, 1 where it shall be started
+    /// again. Where QEMU has not ended, 70 and 75 say the same. A failed start: see [`Fault`].
     pub fn exit_code(&self) -> u8 {
-        match self.cause {
+        match &self.cause {
             Cause::NotGone { stays_down: true } => NOT_GONE,
             Cause::NotGone { stays_down: false } => HOST,
+            Cause::StartFailed(StartFailure { fault, .. }) => fault.exit_code(),
             _ => u8::from(self.failed()),
         }
     }
@@ -90,6 +126,17 @@ impl End {
             | Cause::GuestShutdown
             | Cause::PanicStopped
             | Cause::StartCancelled(_) => false,
+        }
+    }
+
+    /// How the supervisor ends. The command line reports a guest that did not come up.
+    pub(super) fn exit(&self) -> Exit {
+        match &self.cause {
+            Cause::StartFailed(failure) => Exit::NotStarted(failure.clone()),
+            Cause::NotReady(_) => {
+                Exit::NotStarted(StartFailure { fault: Fault::Vm, why: self.to_string() })
+            }
+            _ => Exit::Code(self.exit_code()),
         }
     }
 
@@ -150,7 +197,7 @@ impl fmt::Display for End {
             Cause::QemuDied(Gone::Unknown) => {
                 f.write_str("QEMU went away; how is not known, it was adopted")
             }
-            Cause::StartFailed(why) => write!(f, "the start failed: {why}"),
+            Cause::StartFailed(failure) => write!(f, "the start failed: {}", failure.why),
             Cause::NotReady(why) => write!(f, "the guest did not get ready: {why}"),
             Cause::NotGone { .. } => f.write_str(
                 "QEMU was sent SIGKILL and has not ended: the kernel waits for its storage",

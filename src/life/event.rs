@@ -2,26 +2,17 @@
 
 use std::time::Duration;
 
-use super::Gone;
+use super::{Gone, StartFailure};
 
 /// Something that happened, from whatever side.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// The disks and the seed are ready.
-    Prepared,
-    /// QEMU answers on its monitor and the guest runs; or, after an adoption, does what it did.
-    Launched {
-        /// The guest's vCPUs are held.
-        paused: bool,
-        /// An earlier supervisor has seen it ready.
-        ready: bool,
-    },
+    /// A start made progress, or failed.
+    Start(StartEvent),
     /// The guest is what `ready` wants.
     Ready,
     /// The guest will never be what `ready` wants, or was not in time; why.
     NotReady(String),
-    /// Preparation or launch failed; nothing of QEMU is left.
-    StartFailed(String),
     /// SIGTERM or SIGINT: stop, or, when that is under way, harder.
     Signalled,
     /// The same signal, where the host goes down and the guest's state is to be saved then.
@@ -54,6 +45,96 @@ pub enum Event {
     QemuGone(Gone),
     /// A deadline of the state has come (see [`super::State::deadline`]).
     Tick,
+}
+
+/// A result of a start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StartEvent {
+    /// It is known what an earlier supervisor left.
+    PreviousFound {
+        /// Its QEMU process.
+        qemu: PreviousQemu,
+        /// The saved state of the guest.
+        saved: SavedState,
+    },
+    /// It cannot be determined whether a QEMU process of the VM is running; why.
+    PreviousUnknown(String),
+    /// The VM file was read before a relaunch. Where it is not valid, the last valid one counts.
+    VmFileRead,
+    /// The host has memory for the VM, and it is the VM's turn.
+    Admitted,
+    /// Image, disks and seed are prepared.
+    Prepared,
+    /// QEMU answers on its monitor: launched, or adopted.
+    Launched {
+        /// What the guest does.
+        guest: Guest,
+        /// An earlier supervisor has seen the guest ready.
+        ready: bool,
+    },
+    /// The current phase failed.
+    Failed {
+        /// Why.
+        failure: StartFailure,
+        /// What is left of the QEMU process of that phase.
+        leftover: Leftover,
+    },
+    /// The start was canceled, and nothing of it continues.
+    Aborted(Leftover),
+}
+
+impl From<StartEvent> for Event {
+    fn from(event: StartEvent) -> Self {
+        Self::Start(event)
+    }
+}
+
+/// The QEMU process that an earlier supervisor left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PreviousQemu {
+    /// None: the VM was never started, ended with a record of its end, or the host has rebooted.
+    None,
+    /// The earlier supervisor died before QEMU was executed.
+    NeverExecuted,
+    /// It has exited since, and no end is recorded.
+    Exited,
+    /// It is running.
+    Running,
+}
+
+/// The guest's saved state, as a start finds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SavedState {
+    /// There is none.
+    None,
+    /// It can be restored.
+    Usable,
+    /// It can never be restored; why.
+    Unusable(String),
+    /// It cannot be read now: a later start may restore it. Why.
+    Unreadable(String),
+}
+
+/// What is left of a QEMU process after its launch or adoption has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leftover {
+    /// Proven: no QEMU process of the VM is running.
+    None,
+    /// A QEMU process is running, or it cannot be determined whether one is.
+    MayRun,
+}
+
+/// What the guest of a launched or adopted QEMU process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guest {
+    /// Its vCPUs run.
+    Running,
+    /// Its vCPUs are stopped.
+    Paused,
+    /// It has shut down, and QEMU waits for a command.
+    ShutDown,
+    /// Its kernel panicked.
+    Panicked,
 }
 
 /// What may be asked for.

@@ -1,59 +1,91 @@
-//! Floor 2: the life of one VM as a state machine without clocks, tasks or processes.
+//! The lifecycle of one VM as a state machine without clocks, tasks or processes.
 //!
-//! [`step`] takes what is so, what happened and when, and says what is so then and what has to be done. Whoever drives
-//! it (`supervisor::supervise`) does the actions and feeds back events; every rule about stopping, rebooting, panics and deadlines is here.
+//! [`Life::step`] takes an event and the time, changes the state and returns the actions that follow.
+//! The driver (`supervisor`) executes the actions and reports events; every rule about starts,
+//! adoptions, stops, reboots, panics and deadlines is here. A test holds the drawing and the table
+//! to the machine.
 //!
 //! ```text
-//!                 Prepared          Launched                Pause, STOP
-//!   Preparing ──────────▶ Launching ──────────▶ Running ◀───────────────▶ Paused
-//!       │                  │  ▲                  │  │ ▲     Resume, RESUME   │
-//!       │ Stop, Terminate  │  │ QemuGone         │  │ └─ RESET: goes on      │
-//!       ▼                  │  │ (to relaunch)    │  │ Stop, Reboot           │
-//!   Cancelling ◀───────────┘  │                  │  ▼                        │
-//!       │                     │                  │ Stopping ◀────────────────┘
-//!       │ Prepared, Launched, │                  │  │  the button, again at intervals
-//!       │ StartFailed, time   │  guest is done,  │  │ guest is done, time up, second SIGTERM
-//!       │                     │  Terminate       ▼  ▼
-//!       │                     └────────────── Quitting ── QMP `quit`: disks are flushed
-//!       │                     │                  │ time up, Terminate, another SIGTERM
-//!       │                     │                  ▼
-//!       │                     └────────────── Killing ─── SIGKILL
-//!       ▼      QemuGone                          │ QemuGone; or time up: QEMU waits for storage
-//!     Ended ◀────────────────────────────────────┘
+//!   FindingPrevious ──PreviousFound──▶ Admitting ◀────────────────┐
+//!     │      ▲                             │ Admitted             │ Failed: a restore
+//!     │      │ Failed: QEMU                ▼                      │ becomes a cold boot
+//!     │      │ has exited    ┌───────▶ Preparing ──Prepared──▶ Launching
+//!     │      │               │ VmFileRead                         │
+//!     │ PreviousFound        │                                    │ Launched
+//!     ▼      │          ReadingVmFile ◀──QemuGone: relaunch──┐    │
+//!   Adopting ┘                                               │    │
+//!     │ Launched                                             │    │
+//!     └────────────────────────────────┬─────────────────────┼────┘
+//!                                      ▼                     │
+//!        ┌─────────────────────▶ Running ◀──Held, Continued──┼──▶ Paused
+//!        │ NotSaved                    │                     │      │
+//!   Suspending ◀──HostDown, Suspend────┼─────────────────────┼──────┤
+//!        │ Saved                       │ Signalled, Stop,    │      │
+//!        │                             ▼ Reboot, NotReady    │      │
+//!        │                         Stopping ◀────────────────┼──────┘
+//!        │                             │ GuestShutdown,      │
+//!        ▼                             ▼ deadline            │
+//!      Quitting ◀──────────────────────┘ ────────────────────┤
+//!        │ deadline, Terminate                               │
+//!        ▼                                                   │
+//!      Killing ──────────────────────────────────────────────┘
+//!
+//!   Every state up to Launched ──Signalled, Stop, Terminate──▶ Cancelling ──▶ Ended
+//!   (an adoption is completed first: its guest is then stopped like any other)
+//!   Every state with a QEMU process ──QemuGone──▶ Ended, or ReadingVmFile for a relaunch
 //! ```
 //!
-//! Running and Paused lead to Suspending as well (HostDown, Suspend): the guest is held, and its state saved. Saved leads on to
-//! Quitting; what goes wrong leads back, or to Stopping where the host goes down.
+//! Which state leads to which, by whatever event:
 //!
-//! QemuGone leads from every state with a QEMU to Ended (or to Launching, where a relaunch was meant). The machine is total:
-//! each state names every event, and a pair that means nothing changes nothing.
+//! ```text
+//!    Admitting        Cancelling Ended Preparing
+//!    Adopting         Cancelling Ended FindingPrevious Paused Quitting Running Stopping
+//!    Cancelling       Ended Quitting Stopping Suspending
+//!    Ended
+//!    FindingPrevious  Admitting Adopting Cancelling Ended
+//!    Killing          Ended ReadingVmFile
+//!    Launching        Admitting Cancelling Ended Paused Quitting Running
+//!    Paused           Ended Quitting Running Stopping Suspending
+//!    Preparing        Cancelling Ended Launching
+//!    Quitting         Ended Killing ReadingVmFile
+//!    ReadingVmFile    Cancelling Ended Preparing
+//!    Running          Ended Paused Quitting Stopping Suspending
+//!    Stopping         Ended Quitting ReadingVmFile
+//!    Suspending       Ended Paused Quitting Running Stopping
+//! ```
 //!
-//! Beside the state, [`Life`] knows whether the guest is ready, which the service manager is told once a run. The two are apart, since
-//! a guest may be paused, or reboot into a new QEMU, while it is waited for.
+//! The machine is total: each state names every event, and a pair that means nothing changes nothing.
+//! Beside the state, [`Life`] knows whether the guest is ready, which is reported once a run to the
+//! service manager: a guest may be paused, or reboot into a new QEMU process, before it is ready.
 
 mod accepts;
 mod action;
+#[cfg(test)]
+mod drawing;
 mod end;
 mod event;
-mod ladder;
+mod machine;
 #[cfg(test)]
 mod random_orders;
-mod ready;
+mod start;
+#[cfg(test)]
+mod start_tests;
 mod state;
 mod step;
+mod stop_ladder;
 mod suspend;
 #[cfg(test)]
 mod tests;
 
 pub use self::accepts::accepts;
-pub use self::action::{Action, Rung};
-pub use self::end::{Cause, End, Gone};
-pub use self::event::{By, Command, Event};
-pub use self::ready::{Life, Readiness};
-pub use self::state::{Hold, Ladder, Outcome, Saving, State};
+pub use self::action::{Action, Exit, Rung, VmFile};
+pub use self::end::{Cause, End, Fault, Gone, StartFailure};
+pub use self::event::{By, Command, Event, Guest, Leftover, PreviousQemu, SavedState, StartEvent};
+pub use self::machine::{Life, Mode, Readiness};
+pub use self::state::{Boot, Hold, Ladder, Outcome, Phase, Saving, State, StopRequest};
 pub use self::step::{KILL_GRACE, PRESS_EVERY, QUIT_GRACE, START_CANCEL_GRACE};
 
-/// What of the VM file the machine must know.
+/// What the machine needs of the VM file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
     /// How long a clean shutdown may take.

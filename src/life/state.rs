@@ -2,21 +2,21 @@
 
 use std::time::Duration;
 
-use super::{By, End};
+use super::{By, Command, End, Event};
 
 /// The state. Times are since an origin of the driver's choice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
-    /// Image, disks and seed are being made ready.
-    Preparing,
-    /// QEMU is being started.
-    Launching,
-    /// Asked to stop before the guest ran; waiting for the start to give up.
+    /// No QEMU process is attached yet; the start has reached this phase.
+    Starting(Phase),
+    /// A stop was requested before the guest ran; the start is being canceled.
     Cancelling {
-        /// Not longer than this.
+        /// The phase that is being canceled.
+        phase: Phase,
+        /// The run ends then even if the start has not reported its cancellation.
         until: Duration,
-        /// Who asked.
-        by: By,
+        /// What was requested.
+        request: StopRequest,
     },
     /// The guest runs.
     Running,
@@ -44,6 +44,66 @@ pub enum State {
     },
     /// Nothing is left.
     Ended,
+}
+
+/// The phase of a start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// The run record and the liveness locks are read: an earlier supervisor may have left a QEMU
+    /// process or a saved state. Control requests wait for the result.
+    FindingPrevious,
+    /// The VM file is read again before a relaunch.
+    ReadingVmFile,
+    /// The start waits for memory on the host, and for its turn.
+    Admitting(Boot),
+    /// Image, disks and seed are prepared.
+    Preparing(Boot),
+    /// QEMU is started, and the guest boots or is restored.
+    Launching(Boot),
+    /// The supervisor connects to a QEMU process that an earlier supervisor started.
+    Adopting,
+}
+
+/// How a new QEMU process gets its guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Boot {
+    /// The guest boots.
+    Cold,
+    /// QEMU reads the guest's state from the saved state.
+    Restore,
+}
+
+/// A stop that was requested before the guest was attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopRequest {
+    /// A signal.
+    Signal,
+    /// A signal because the host goes down: the guest's state is to be saved.
+    HostShutdown,
+    /// A clean shutdown, within this time instead of the VM's own.
+    Operator(Option<Duration>),
+    /// Force off.
+    Terminate,
+}
+
+impl StopRequest {
+    /// Who requested it.
+    pub fn by(self) -> By {
+        match self {
+            Self::Signal | Self::HostShutdown => By::Signal,
+            Self::Operator(_) | Self::Terminate => By::Operator,
+        }
+    }
+
+    /// The same request, to a guest that is attached.
+    pub(super) fn event(self) -> Event {
+        match self {
+            Self::Signal => Event::Signalled,
+            Self::HostShutdown => Event::HostDown,
+            Self::Operator(timeout) => Event::Asked(Command::Stop { timeout }),
+            Self::Terminate => Event::Asked(Command::Terminate),
+        }
+    }
 }
 
 /// Why the vCPUs are held.
@@ -97,9 +157,12 @@ impl State {
             Self::Suspending(saving) => Some(saving.until),
             Self::Quitting { kill_at, .. } => Some(*kill_at),
             Self::Killing { until, .. } => Some(*until),
-            Self::Preparing | Self::Launching | Self::Running | Self::Paused(_) | Self::Ended => {
-                None
-            }
+            Self::Starting(_) | Self::Running | Self::Paused(_) | Self::Ended => None,
         }
+    }
+
+    /// The guest runs or is paused, and was not requested to stop.
+    pub fn is_up(&self) -> bool {
+        matches!(self, Self::Running | Self::Paused(_))
     }
 }

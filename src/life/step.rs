@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use super::{
-    Action, By, Cause, Command, End, Event, Gone, Hold, Ladder, Outcome, Policy, Rung, State,
-    ladder::{
+    Action, By, Cause, Command, End, Event, Gone, Hold, Ladder, Mode, Outcome, Phase, Policy, Rung,
+    State,
+    start::{cancelling, starting},
+    stop_ladder::{
         ask, end, ended, finish, guest_done, instead_of_relaunch, not_ready, panicked, quit,
         reboot, stop_instead,
     },
@@ -31,10 +33,14 @@ pub(super) fn step(
     event: Event,
     now: Duration,
     policy: &Policy,
+    mode: Mode,
 ) -> (State, Vec<Action>) {
     let event = match (&state, event) {
         (
-            State::Running | State::Paused(Hold::Wanted | Hold::NoSpace) | State::Suspending(_),
+            State::Starting(Phase::Adopting)
+            | State::Running
+            | State::Paused(Hold::Wanted | Hold::NoSpace)
+            | State::Suspending(_),
             Event::HostDown,
         ) => Event::HostDown,
         // There is nothing to save.
@@ -42,9 +48,10 @@ pub(super) fn step(
         (_, event) => event,
     };
     match state {
-        State::Preparing => starting(State::Preparing, event, now),
-        State::Launching => starting(State::Launching, event, now),
-        State::Cancelling { until, by } => cancelling(until, by, event, now),
+        State::Starting(phase) => starting(phase, event, now, mode),
+        State::Cancelling { phase, until, request } => {
+            cancelling(phase, until, request, event, now)
+        }
         State::Running => running(event, now, policy),
         State::Paused(hold) => paused(hold, event, now, policy),
         State::Suspending(saving) => suspending(saving, event, now, policy),
@@ -52,67 +59,6 @@ pub(super) fn step(
         State::Quitting { kill_at, hurried, then } => quitting(kill_at, hurried, then, event, now),
         State::Killing { until, then } => killing(until, then, event, now),
         State::Ended => (State::Ended, vec![]),
-    }
-}
-
-fn starting(state: State, event: Event, now: Duration) -> (State, Vec<Action>) {
-    let cancel =
-        |by| (State::Cancelling { until: now + START_CANCEL_GRACE, by }, vec![Action::CancelStart]);
-    match event {
-        Event::Prepared if state == State::Preparing => (State::Launching, vec![Action::Launch]),
-        Event::Launched { paused: false, .. } => (State::Running, vec![]),
-        Event::Launched { paused: true, .. } => (State::Paused(Hold::Wanted), vec![]),
-        Event::StartFailed(why) => end(Cause::StartFailed(why)),
-        Event::Signalled => cancel(By::Signal),
-        Event::Asked(Command::Stop { .. } | Command::Terminate) => cancel(By::Operator),
-        Event::Prepared
-        | Event::Ready
-        | Event::NotReady(_)
-        | Event::HostDown
-        | Event::Saved
-        | Event::NotSaved(_)
-        | Event::Asked(
-            Command::Reboot | Command::Reset | Command::Pause | Command::Resume | Command::Suspend,
-        )
-        | Event::GuestShutdown
-        | Event::GuestReboot
-        | Event::GuestReset
-        | Event::GuestPanicked
-        | Event::Held
-        | Event::NoSpace
-        | Event::Room
-        | Event::Continued
-        | Event::QemuGone(_)
-        | Event::Tick => (state, vec![]),
-    }
-}
-
-fn cancelling(until: Duration, by: By, event: Event, now: Duration) -> (State, Vec<Action>) {
-    let stay = (State::Cancelling { until, by }, vec![]);
-    match event {
-        Event::Prepared | Event::StartFailed(_) | Event::QemuGone(_) => {
-            end(Cause::StartCancelled(by))
-        }
-        Event::Launched { .. } => {
-            quit(Outcome::End(End { cause: Cause::StartCancelled(by) }), true, now, vec![])
-        }
-        Event::Tick if now >= until => end(Cause::StartCancelled(by)),
-        Event::Tick
-        | Event::Ready
-        | Event::NotReady(_)
-        | Event::HostDown
-        | Event::Saved
-        | Event::NotSaved(_)
-        | Event::Signalled
-        | Event::Asked(_)
-        | Event::GuestShutdown
-        | Event::GuestReboot
-        | Event::GuestReset
-        | Event::GuestPanicked
-        | Event::Held
-        | Event::NoSpace
-        | Event::Room
-        | Event::Continued => stay,
     }
 }
 
@@ -139,10 +85,8 @@ fn running(event: Event, now: Duration, policy: &Policy) -> (State, Vec<Action>)
         Event::NoSpace => (State::Paused(Hold::NoSpace), vec![]),
         Event::NotReady(why) => not_ready(why, now, policy, vec![]),
         Event::QemuGone(gone) => end(Cause::QemuDied(gone)),
-        Event::Prepared
+        Event::Start(_)
         | Event::Ready
-        | Event::Launched { .. }
-        | Event::StartFailed(_)
         | Event::GuestReset
         | Event::Saved
         | Event::NotSaved(_)
@@ -208,10 +152,8 @@ fn paused(hold: Hold, event: Event, now: Duration, policy: &Policy) -> (State, V
         )
         | (
             Hold::Wanted | Hold::Panic | Hold::NoSpace,
-            Event::Prepared
+            Event::Start(_)
             | Event::Ready
-            | Event::Launched { .. }
-            | Event::StartFailed(_)
             | Event::GuestReset
             | Event::Saved
             | Event::NotSaved(_)
@@ -268,9 +210,7 @@ fn stopping(ladder: Ladder, event: Event, now: Duration) -> (State, Vec<Action>)
         | Event::Saved
         | Event::NotSaved(_)
         | Event::Asked(Command::Reboot | Command::Reset | Command::Pause | Command::Suspend)
-        | Event::Prepared
-        | Event::Launched { .. }
-        | Event::StartFailed(_)
+        | Event::Start(_)
         | Event::GuestReset
         | Event::Held
         | Event::NoSpace
@@ -319,9 +259,7 @@ fn quitting(
         | Event::Asked(
             Command::Reboot | Command::Reset | Command::Pause | Command::Resume | Command::Suspend,
         )
-        | Event::Prepared
-        | Event::Launched { .. }
-        | Event::StartFailed(_)
+        | Event::Start(_)
         | Event::GuestShutdown
         | Event::GuestReboot
         | Event::GuestReset
@@ -353,9 +291,7 @@ fn killing(until: Duration, then: Outcome, event: Event, now: Duration) -> (Stat
         | Event::HostDown
         | Event::Saved
         | Event::NotSaved(_)
-        | Event::Prepared
-        | Event::Launched { .. }
-        | Event::StartFailed(_)
+        | Event::Start(_)
         | Event::GuestShutdown
         | Event::GuestReboot
         | Event::GuestReset

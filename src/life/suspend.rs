@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     Action, By, Cause, Command, Event, Hold, Outcome, Policy, QUIT_GRACE, Rung, Saving, State,
-    ladder::{ask, end, ended, panicked, quit},
+    stop_ladder::{ask, end, ended, panicked, quit},
 };
 
 /// Saving the state has as long as a shutdown; where it fails, a shutdown has its own time after it.
@@ -73,9 +73,7 @@ pub(super) fn suspending(
         )
         | Event::Ready
         | Event::NotReady(_)
-        | Event::Prepared
-        | Event::Launched { .. }
-        | Event::StartFailed(_)
+        | Event::Start(_)
         | Event::GuestReset
         | Event::Held
         | Event::NoSpace
@@ -108,7 +106,7 @@ fn not_saved(saving: Saving, now: Duration, policy: &Policy) -> (State, Vec<Acti
 mod tests {
     use super::*;
     use crate::life::{
-        Gone, accepts,
+        Boot, Gone, Phase, accepts,
         tests::{GONE, at, feed},
     };
 
@@ -150,7 +148,11 @@ mod tests {
 
     #[test]
     fn where_nothing_can_be_saved_it_is_a_stop() {
-        for state in [State::Preparing, State::Launching, State::Paused(Hold::Panic)] {
+        for state in [
+            State::Starting(Phase::FindingPrevious),
+            State::Starting(Phase::Launching(Boot::Cold)),
+            State::Paused(Hold::Panic),
+        ] {
             let down = feed(state.clone(), &[(0, Event::HostDown)]);
             assert_eq!(down, feed(state, &[(0, Event::Signalled)]));
         }
@@ -238,7 +240,7 @@ mod tests {
             assert_eq!(end(&actions).map(|end| end.0), Some(reason));
         }
         let (state, _) = feed(saving(By::Operator, false), &[(1, Event::GuestReboot), (2, GONE)]);
-        assert_eq!(state, State::Launching);
+        assert_eq!(state, State::Starting(Phase::ReadingVmFile));
     }
 
     #[test]

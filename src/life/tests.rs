@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{step::step, *};
+use super::*;
 
 pub(super) const POLICY: Policy = Policy {
     shutdown_timeout: Duration::from_secs(60),
@@ -13,6 +13,16 @@ pub(super) const POLICY: Policy = Policy {
 
 pub(super) fn at(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
+}
+
+/// One step of a supervisor that runs its VM.
+pub(super) fn step(
+    state: State,
+    event: Event,
+    now: Duration,
+    policy: &Policy,
+) -> (State, Vec<Action>) {
+    super::step::step(state, event, now, policy, Mode::Run)
 }
 
 /// Feeds events at their times from `state`; the last state and all actions.
@@ -27,7 +37,11 @@ pub(super) fn feed(mut state: State, events: &[(u64, Event)]) -> (State, Vec<Act
 }
 
 fn exit_of(actions: &[Action]) -> Option<u8> {
-    actions.iter().find_map(|a| if let Action::Exit(code) = a { Some(*code) } else { None })
+    actions.iter().find_map(|a| match a {
+        Action::Exit(Exit::Code(code)) => Some(*code),
+        Action::Exit(Exit::NotStarted(failure)) => Some(failure.fault.exit_code()),
+        _ => None,
+    })
 }
 
 fn reason_of(actions: &[Action]) -> Option<&'static str> {
@@ -37,20 +51,6 @@ fn reason_of(actions: &[Action]) -> Option<&'static str> {
 const STOP: Event = Event::Asked(Command::Stop { timeout: None });
 const TERMINATE: Event = Event::Asked(Command::Terminate);
 pub(super) const GONE: Event = Event::QemuGone(Gone::Exited(0));
-
-#[test]
-fn preparing_leads_to_launching_and_to_running() {
-    let (state, actions) = feed(State::Preparing, &[(0, Event::Prepared)]);
-    assert_eq!((state.clone(), actions), (State::Launching, vec![Action::Launch]));
-    let (state, actions) = feed(state, &[(1, Event::Launched { paused: false, ready: false })]);
-    assert_eq!((state, actions), (State::Running, vec![]));
-}
-
-#[test]
-fn an_adopted_guest_that_was_paused_stays_paused() {
-    let (state, _) = feed(State::Launching, &[(0, Event::Launched { paused: true, ready: true })]);
-    assert_eq!(state, State::Paused(Hold::Wanted));
-}
 
 #[test]
 fn a_guest_without_room_goes_on_when_there_is_some_unless_somebody_wants_it_held() {
@@ -84,45 +84,6 @@ fn a_guest_without_room_can_be_stopped_and_is_let_go_for_it() {
     // What is saved of it is not held by anybody's wish.
     let (state, _) = feed(State::Paused(Hold::NoSpace), &[(0, Event::HostDown)]);
     assert!(matches!(state, State::Suspending(Saving { held: false, .. })), "{state:?}");
-}
-
-#[test]
-fn a_failed_start_exits_1() {
-    for state in [State::Preparing, State::Launching] {
-        let (state, actions) = feed(state, &[(0, Event::StartFailed("no".into()))]);
-        assert_eq!(state, State::Ended);
-        assert_eq!((reason_of(&actions), exit_of(&actions)), (Some("start-failed"), Some(1)));
-    }
-}
-
-#[test]
-fn a_stop_during_the_start_cancels_it_and_exits_0() {
-    for answer in [Event::Prepared, Event::StartFailed("cancelled".into())] {
-        let (state, actions) = feed(State::Preparing, &[(0, Event::Signalled), (1, answer)]);
-        assert_eq!(state, State::Ended);
-        assert!(actions.contains(&Action::CancelStart));
-        assert!(!actions.contains(&Action::Launch));
-        assert_eq!((reason_of(&actions), exit_of(&actions)), (Some("start-cancelled"), Some(0)));
-    }
-}
-
-#[test]
-fn a_start_that_does_not_give_up_is_not_waited_for() {
-    let (state, _) = feed(State::Preparing, &[(0, STOP), (4, Event::Tick)]);
-    assert_eq!(state.deadline(), Some(START_CANCEL_GRACE));
-    let (state, actions) = feed(state, &[(5, Event::Tick)]);
-    assert_eq!((state, exit_of(&actions)), (State::Ended, Some(0)));
-}
-
-#[test]
-fn a_launch_that_was_quicker_than_its_cancellation_is_quit() {
-    let (state, actions) = feed(
-        State::Launching,
-        &[(0, STOP), (1, Event::Launched { paused: false, ready: false }), (2, GONE)],
-    );
-    assert_eq!(state, State::Ended);
-    assert!(actions.contains(&Action::Quit));
-    assert_eq!(reason_of(&actions), Some("start-cancelled"));
 }
 
 #[test]
@@ -224,8 +185,8 @@ fn a_reset_goes_on_in_the_same_qemu() {
 fn a_reboot_with_changes_pending_relaunches() {
     let (state, actions) =
         feed(State::Running, &[(0, Event::GuestReboot), (0, Event::Held), (1, GONE)]);
-    assert_eq!(state, State::Launching);
-    assert_eq!(actions, [Action::Quit, Action::Launch]);
+    assert_eq!(state, State::Starting(Phase::ReadingVmFile));
+    assert_eq!(actions, [Action::Quit, Action::ReadVmFile]);
 }
 
 #[test]
@@ -234,8 +195,8 @@ fn a_reboot_asked_for_is_a_clean_shutdown_and_a_new_start() {
         State::Running,
         &[(0, Event::Asked(Command::Reboot)), (3, Event::GuestShutdown), (4, GONE)],
     );
-    assert_eq!(state, State::Launching);
-    assert!(actions.contains(&Action::PressPowerButton) && actions.contains(&Action::Launch));
+    assert_eq!(state, State::Starting(Phase::ReadingVmFile));
+    assert!(actions.contains(&Action::PressPowerButton) && actions.contains(&Action::ReadVmFile));
     assert!(!actions.iter().any(|a| matches!(a, Action::NotifyStopping(_))));
 }
 
@@ -326,6 +287,6 @@ fn a_qemu_that_no_signal_ends_is_not_waited_for() {
         assert_eq!((&state, actions), (&killing, vec![]));
         let (state, actions) = feed(state, &[(10, Event::Tick)]);
         assert_eq!(state, State::Ended);
-        assert!(actions.contains(&Action::Exit(code)), "{actions:?}");
+        assert!(actions.contains(&Action::Exit(Exit::Code(code))), "{actions:?}");
     }
 }

@@ -8,21 +8,11 @@ use std::time::Duration;
 
 use tracing::{error, info, warn};
 
-use super::{
-    Supervisor,
-    file_reading::AfterReading,
-    input::Fact,
-    running::ready::policy,
-    start::{begin::end_launched, launch},
-};
-use crate::store::{
-    record,
-    running::{self, Found, PreviousQemu},
-};
+use super::{Supervisor, running::ready::policy};
 use crate::{
     control::types,
-    life::{self, Action, Rung},
-    machine::diff::VmDiff,
+    life::{self, Action, Exit, Rung},
+    store::record,
     sys::pidfd,
     value::chain,
 };
@@ -31,9 +21,7 @@ impl Supervisor {
     /// One step of the life machine, and what it wants done.
     pub(crate) fn feed(&mut self, event: life::Event) {
         let before = self.told_state();
-        let life = std::mem::take(&mut self.life);
-        let (life, actions) = life.step(event, self.origin.elapsed(), &policy(&self.vm));
-        self.life = life;
+        let actions = self.life.step(event, self.origin.elapsed(), &policy(&self.vm));
         if self.told_state() != before {
             self.since = (self.settings.now)();
             let state = self.told_state();
@@ -46,14 +34,28 @@ impl Supervisor {
             }
         }
         for action in actions {
-            self.act(action);
+            self.execute(action);
         }
         self.answer_effects();
+        if self.life.answers_requests() {
+            for request in std::mem::take(&mut self.waiting_requests) {
+                self.answer(request);
+            }
+        }
     }
 
-    pub(crate) fn act(&mut self, action: Action) {
+    pub(crate) fn execute(&mut self, action: Action) {
         match action {
-            Action::Launch => self.launch(),
+            Action::FindPrevious => self.find_previous(),
+            Action::ReadVmFile => self.read_vm_file(),
+            Action::UseVmFile(which) => self.use_vm_file(which),
+            Action::Admit => self.admit(),
+            Action::RenewReservation => self.renew_reservation(),
+            Action::Prepare => self.prepare(),
+            Action::Launch(boot) => self.launch(boot),
+            Action::Adopt => self.adopt(),
+            Action::QuarantineSavedState(why) => self.quarantine_saved_state(&why),
+            Action::RemoveRecord => self.records.remove(),
             Action::CancelStart => self.cancel_start(),
             Action::AwaitReady(limit) => self.await_ready(limit),
             Action::StopAwaiting => self.awaiting = None,
@@ -87,80 +89,11 @@ impl Supervisor {
                 self.command_qemu("resume the guest", |q| async move { q.cont(QMP_LIMIT).await });
             }
             Action::Record(end) => self.record_end(&end),
-            Action::Exit(code) => {
-                self.left = Some(match self.start_failure.take() {
-                    Some(why) => Outcome::NotStarted { fault: self.fault, why },
-                    None => Outcome::Exit(code),
-                });
+            Action::Exit(Exit::Code(code)) => self.outcome = Some(Outcome::Exit(code)),
+            Action::Exit(Exit::NotStarted(failure)) => {
+                self.outcome = Some(Outcome::NotStarted(failure));
             }
         }
-    }
-
-    fn launch(&mut self) {
-        // A relaunch takes up the VM file as it is now, so it is prepared anew.
-        let Some(prepared) = self.prepared.take() else {
-            if let Some(watching) = &self.watching {
-                let watching = watching.clone();
-                let _ = self.lanes.files.run(move || {
-                    if let Err(error) = watching.begin() {
-                        warn!("changes of the VM file will be seen only by `qvm reload`: {error}");
-                    }
-                });
-            }
-            self.life.state = life::State::Preparing;
-            self.read_files(AfterReading::Relaunch);
-            return;
-        };
-        let settings = self.settings.clone();
-        let (text, restore) = (self.text.clone(), self.restoring.is_some());
-        self.start_task(async move { launch::launch(&settings, prepared, &text, restore).await });
-    }
-
-    /// Starts a guest anew that ran, by the VM file as it was read last.
-    pub(crate) fn relaunch(&mut self) {
-        if self.life.state != life::State::Preparing {
-            // It was called off meanwhile.
-            return self.feed(life::Event::StartFailed("cancelled".into()));
-        }
-        self.set_running(self.written.clone());
-        self.text.clone_from(&self.written_text);
-        self.pending = VmDiff::default();
-        self.reboot_relaunches = false;
-        self.ask_to_start();
-    }
-
-    fn cancel_start(&mut self) {
-        self.cancel.set();
-        if self.starting.take().is_none() {
-            // Nothing was started yet. What prepares sees the cancellation by itself.
-            return;
-        }
-        // Dropping a launch kills the QEMU that it may have spawned, on its lane; one that was being adopted goes on, and is found
-        // again. The run record stays until QEMU is gone.
-        let (paths, facts, adopting) = (self.paths.clone(), self.facts.clone(), self.adopting);
-        let ending = self.lanes.launch.drive(async move {
-            if adopting.is_none() {
-                end_launched(&paths).await;
-            }
-            let found = running::find(&paths);
-            let _ = facts.send(Fact::StartAborted(Box::new(found))).await;
-        });
-        // Where it is refused, the life machine ends without it.
-        self.starting = ending.ok();
-    }
-
-    /// A start was called off, and nothing of it goes on.
-    pub(crate) fn on_start_aborted(&mut self, found: &Found) {
-        if !matches!(self.life.state, life::State::Cancelling { .. }) {
-            return;
-        }
-        match found {
-            Ok(PreviousQemu::Running(..)) => {}
-            Ok(_) if self.adopting.is_none() => self.records.remove(),
-            Ok(_) => {}
-            Err(unknown) => warn!("the run record stays: {}", chain(unknown)),
-        }
-        self.feed(life::Event::StartFailed("cancelled".into()));
     }
 
     fn announce(&mut self, rung: Rung) {
@@ -240,9 +173,8 @@ impl Supervisor {
             console,
         };
         match &end.cause {
-            // The verb tells it, as the last thing.
-            life::Cause::StartFailed(why) => self.start_failure = Some(why.clone()),
-            life::Cause::NotReady(_) => self.start_failure = Some(kept.detail.clone()),
+            // The command line reports it, as the last line.
+            life::Cause::StartFailed(_) | life::Cause::NotReady(_) => {}
             _ if end.failed() => error!("{}", kept.detail),
             _ => info!("{}", kept.detail),
         }

@@ -1,7 +1,6 @@
 //! What the loop learns, and what each fact leads to.
 
-use crate::supervisor::limits::START_STEP;
-use tracing::{debug, info};
+use tracing::debug;
 
 use super::{Supervisor, file_reading::AfterReading, input::Fact, running::freeze::Why};
 use crate::{life, sys::signal::Signal};
@@ -20,45 +19,15 @@ impl Supervisor {
             Fact::FilesLate => self.on_files_late(),
             Fact::StatusDue => self.answer_statuses(),
             Fact::Reloaded(asker) => self.reloaded(asker),
-            Fact::PreviousRun(before) => {
-                self.on_previous_run(*before);
-                self.answer_early_requests();
-            }
-            Fact::StartAborted(found) => self.on_start_aborted(&found),
             Fact::Written(done) => self.written_all(done),
             Fact::Given(generation, given) if generation == self.generation => self.given(given),
             Fact::Screen(generation, opened) if generation == self.generation => {
                 self.screen_opened(opened);
             }
             Fact::Signal(Signal::Reexec) => self.reexec(),
-            Fact::Request(request) => match &mut self.early_requests {
-                Some(waiting) => waiting.push(request),
-                None => self.answer(request),
-            },
-            Fact::Progress(text) => {
-                self.notifier.status(&text);
-                self.notifier.extend_timeout(START_STEP);
-                info!("{text}");
-            }
-            Fact::Admission(step) => self.admission(step),
-            Fact::Prepared(result) => {
-                match *result {
-                    Ok(mut prepared) => {
-                        prepared.notes.extend(self.unusable.take());
-                        self.notes.clone_from(&prepared.notes);
-                        self.files.identity = Some(prepared.identity.clone());
-                        self.files.is_read = true;
-                        self.prepared = Some(prepared);
-                        self.feed(life::Event::Prepared);
-                    }
-                    Err(not) => self.not_begun(not),
-                }
-                self.answer_early_requests();
-            }
-            Fact::Launched(result) => match *result {
-                Ok((qemu, given)) => self.launched(qemu, given),
-                Err((not, found)) => self.start_failed(not, &found),
-            },
+            // The first answer must not report a running guest as starting.
+            Fact::Request(request) if self.life.answers_requests() => self.answer(request),
+            Fact::Request(request) => self.waiting_requests.push(request),
             Fact::Gone(generation, exit, oom) if generation == self.generation => {
                 self.gone(exit, oom);
             }
@@ -126,13 +95,6 @@ impl Supervisor {
             | Fact::MonitorBack(..) => {
                 debug!("late word of an earlier QEMU");
             }
-        }
-    }
-
-    /// Answers the requests that came too early: the first answer must not call a running guest starting.
-    fn answer_early_requests(&mut self) {
-        for request in self.early_requests.take().unwrap_or_default() {
-            self.answer(request);
         }
     }
 }

@@ -223,7 +223,7 @@ impl Supervisor {
         if one.executing {
             return None;
         }
-        let state = &self.life.state;
+        let state = self.life.state();
         let replied = one.outstanding.is_empty();
         let not_now = |word| Some(Err(Refusal::NotNow(word)));
         let failed = |why: &str| Some(Err(Refusal::Failed(why.to_owned())));
@@ -243,9 +243,9 @@ impl Supervisor {
                 failed(self.effects.not_saved.as_deref().unwrap_or("it was called off"))
             }
             // A relaunch: the machine that was to be reset is gone.
-            (Command::Reset, State::Preparing | State::Launching) => Some(Ok(())),
+            (Command::Reset, State::Starting(_)) => Some(Ok(())),
             (Command::Reset, State::Quitting { then: life::Outcome::Relaunch, .. }) => None,
-            (_, State::Preparing | State::Launching) => not_now("starting"),
+            (_, State::Starting(_)) => not_now("starting"),
             (
                 _,
                 State::Cancelling { .. }

@@ -9,6 +9,7 @@ use super::{Supervisor, input::Fact, running::live_update::Asker};
 use crate::sys::file::{FileId, file_id};
 use crate::{
     control::types::{Refusal, Status},
+    life,
     spec::{self, Vm},
     store::{identity::Identity, layout::VmPaths},
     sys::file,
@@ -201,7 +202,7 @@ impl Supervisor {
                     let _ = asker.send(Err(Refusal::Failed(why)));
                 }
                 // By the VM file as it was read last.
-                AfterReading::Relaunch => self.relaunch(),
+                AfterReading::Relaunch => self.feed(life::StartEvent::VmFileRead.into()),
                 AfterReading::Reload(None) | AfterReading::Compare => {}
             }
         }
@@ -228,7 +229,7 @@ impl Supervisor {
                     match then {
                         AfterReading::Compare => {}
                         AfterReading::Reload(asker) => self.on_reload_read(asker),
-                        AfterReading::Relaunch => self.relaunch(),
+                        AfterReading::Relaunch => self.feed(life::StartEvent::VmFileRead.into()),
                     }
                 }
             }

@@ -1,6 +1,5 @@
 //! What the loop of a supervisor learns, and the tasks that bring it there.
 
-use crate::supervisor::outcome::NotBegun;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -16,9 +15,7 @@ use super::{
         taps::Told,
         viewer::Opened,
     },
-    start::{admission::Step, begin::PreviousRun, launch::Qemu, prepare::Prepared},
 };
-use crate::store::running::Found;
 use crate::{
     control::types::{Refusal, Request},
     machine::diff::LiveChange,
@@ -36,15 +33,6 @@ use crate::{
 pub(crate) enum Fact {
     Signal(Signal),
     Request(Request),
-    Progress(String),
-    Admission(Step),
-    /// What an earlier supervisor left, and what was saved.
-    PreviousRun(Box<PreviousRun>),
-    Prepared(Box<Result<Prepared, NotBegun>>),
-    /// QEMU runs, with what it was given of the host; or not, and what there is of an earlier one.
-    Launched(Box<Result<(Qemu, Given), (NotBegun, Found)>>),
-    /// A start was called off, and nothing of it goes on; what there is of its QEMU.
-    StartAborted(Box<Found>),
     /// The VM file and the files beside it are read; or why not.
     FilesRead(Result<Box<FileReading>, String>),
     /// That takes longer than it may.

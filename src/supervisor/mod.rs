@@ -15,6 +15,7 @@ pub(crate) mod requests;
 pub mod running;
 pub mod settings;
 pub mod start;
+pub(crate) mod start_events;
 pub mod supervise;
 
 use std::{collections::VecDeque, time::Instant};
@@ -25,27 +26,26 @@ use self::{
     effects::Effects,
     file_reading::{FileReadings, Files},
     input::Fact,
-    outcome::{Fault, Outcome},
+    outcome::Outcome,
     running::{
         console::Console, disk_space::Room, freeze::Frozen, live_update::Applying,
         machined::Enrolled, operators::Operators, qmp_watchdog::Monitor, ready::Awaiting,
         taps::Taps,
     },
     settings::Settings,
-    start::{launch::Qemu, prepare::Prepared},
+    start::{Start, launch::Qemu},
 };
 use crate::{
     control::types::{End, Event, Request},
     life::Life,
     machine::diff::{VmDiff, running_machine::RunningMachine},
     spec::Vm,
-    store::{layout::VmPaths, record_writer::RecordWriter, saved_header::Saved},
+    store::{layout::VmPaths, record_writer::RecordWriter},
     sys::{
         cgroup::Cgroup,
         file::FileId,
         file_watch::Watching,
         lane::{Lanes, OnLane},
-        progress::Cancel,
         tasks::Tasks,
     },
     systemd::notify::Notifier,
@@ -61,15 +61,15 @@ pub(crate) struct Supervisor {
     /// The readings of the VM file, and what the last one found beside it.
     readings: FileReadings,
     files: Files,
-    /// The VM file that an adopted QEMU was started from, until it is taken over.
-    booted: Option<Vm>,
     /// Of this file QEMU's version is being asked for.
     asks_installed: Option<FileId>,
     settings: Settings,
     paths: VmPaths,
     life: Life,
-    /// Requests that came before it was known what an earlier supervisor left; `None` once it is.
-    early_requests: Option<Vec<Request>>,
+    /// The start under way.
+    start: Option<Start>,
+    /// Control requests that wait until the life machine answers them.
+    waiting_requests: Vec<Request>,
     /// The VM as it runs: the file QEMU was started from, with what was applied live since.
     vm: Vm,
     text: String,
@@ -91,11 +91,9 @@ pub(crate) struct Supervisor {
     written_problem: Option<String>,
     pending: VmDiff,
     reboot_relaunches: bool,
-    prepared: Option<Prepared>,
     qemu: Option<Qemu>,
     /// Which QEMU a fact speaks of.
     generation: u64,
-    cancel: Cancel,
     /// The cgroup that the weight was written to, where no service manager does it.
     cgroup: Option<Cgroup>,
     /// The number of the next agent call.
@@ -104,12 +102,8 @@ pub(crate) struct Supervisor {
     /// What the guest has, in bytes, as QEMU last told.
     memory_actual: Option<u64>,
     watching: Option<Watching>,
-    /// The start that is under way.
-    starting: Option<OnLane>,
     /// Finds out whether the guest is ready.
     awaiting: Option<Awaiting>,
-    /// The process id of a QEMU of an earlier supervisor that is being taken over.
-    adopting: Option<u32>,
     console: Console,
     ends: Vec<End>,
     notes: Vec<String>,
@@ -118,10 +112,6 @@ pub(crate) struct Supervisor {
     operators: Operators,
     /// The vCPUs' threads were bound to CPUs.
     pinned: bool,
-    /// What a saved state was saved with, as long as it is not taken up.
-    restoring: Option<Saved>,
-    /// Why a saved state was not taken up.
-    unusable: Option<String>,
     /// Saves the guest's state.
     saving: Option<OnLane>,
     /// The guest's file systems are frozen.
@@ -139,11 +129,6 @@ pub(crate) struct Supervisor {
     notifier: Notifier,
     /// A unit started us: systemd owns the cgroup.
     under_systemd: bool,
-    /// Why the guest did not come to run; with the last end.
-    start_failure: Option<String>,
-    /// Whose fault that was.
-    fault: Fault,
-    /// A QEMU that was left behind is taken over only to end it.
-    winding_up: bool,
-    left: Option<Outcome>,
+    /// How the loop ends; `None` while it runs.
+    outcome: Option<Outcome>,
 }

@@ -1,9 +1,6 @@
 //! What a QEMU that runs tells: that it came up, its events, its silence, its end.
 
-use crate::supervisor::{
-    limits::QMP_LIMIT,
-    outcome::{Fault, NotBegun, Outcome},
-};
+use crate::supervisor::{limits::QMP_LIMIT, outcome::Outcome};
 use std::time::Duration;
 
 use tracing::{debug, error, info, warn};
@@ -13,16 +10,12 @@ use super::{
     file_reading::AfterReading,
     input::{Fact, Trouble},
     running::{disk_space::Room, qmp_watchdog::Monitor, resources::Given},
-    start::launch::{self, Qemu},
-};
-use crate::store::{
-    reservation,
-    running::{Found, PreviousQemu},
+    start::{Start, launch::Qemu},
 };
 use crate::{
-    life::{self, Gone, State},
+    life::{self, Gone, Guest},
+    store::reservation,
     sys::{memory, pidfd::Exit},
-    value::chain,
 };
 
 /// How long a kernel may take to say what its OOM killer did.
@@ -34,7 +27,7 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(3);
 
 impl Supervisor {
     pub(crate) fn launched(&mut self, mut qemu: Qemu, given: Given) {
-        (self.starting, self.adopting) = (None, None);
+        let start = self.start.take();
         self.generation += 1;
         let generation = self.generation;
         if !qemu.adopted {
@@ -55,7 +48,7 @@ impl Supervisor {
                 let _ = facts.send(Fact::Memory(generation, bytes)).await;
             }
         });
-        let restored = self.restoring.take().is_some();
+        let restored = start.as_ref().is_some_and(Start::is_restore);
         let found = qemu.found;
         let how = match (qemu.adopted, restored) {
             (true, _) => "taken over",
@@ -82,7 +75,7 @@ impl Supervisor {
         if qemu_adopted {
             self.recall_freeze();
             self.settle(vec![], vec![]);
-            self.keep_screen();
+            self.keep_screen(start.as_ref().and_then(|start| start.booted().file.as_ref()));
             let served = self.serve_screen_again();
             self.tasks.spawn(served);
         } else {
@@ -97,18 +90,9 @@ impl Supervisor {
         if restored {
             self.set_guests_clock();
         }
-        let paused = found == launch::Guest::Paused;
-        self.feed(life::Event::Launched { paused, ready: seen_ready });
-        if paused {
+        self.feed(life::StartEvent::Launched { guest: found, ready: seen_ready }.into());
+        if found == Guest::Paused {
             self.ask_why_held();
-        }
-        match found {
-            launch::Guest::ShutDown => self.feed(life::Event::GuestShutdown),
-            launch::Guest::Panicked => self.feed(life::Event::GuestPanicked),
-            launch::Guest::Running | launch::Guest::Paused if self.winding_up => {
-                self.feed(life::Event::Signalled);
-            }
-            launch::Guest::Running | launch::Guest::Paused => {}
         }
         self.compare();
         self.read_files(AfterReading::Compare);
@@ -130,35 +114,10 @@ impl Supervisor {
         });
     }
 
-    pub(crate) fn start_failed(&mut self, not: NotBegun, found: &Found) {
-        self.starting = None;
-        if self.adopting.is_some() && self.went_meanwhile(found) {
-            return;
-        }
-        match found {
-            Ok(PreviousQemu::None | PreviousQemu::Exited | PreviousQemu::NeverExecuted) => {}
-            // A QEMU process that is running may hold its guest: its record and a saved state stay. The exit code of a fault of the
-            // VM would have the unit's ExecStopPost= end that guest.
-            Ok(PreviousQemu::Running(..)) => {
-                return self.not_begun(NotBegun { fault: Fault::Host, ..not });
-            }
-            Err(unknown) => {
-                warn!("the run record stays: {}", chain(unknown));
-                return self.not_begun(NotBegun { fault: Fault::Host, ..not });
-            }
-        }
-        // A launch that was canceled says nothing about the saved state.
-        if !self.cancel.is_set() && not.fault == Fault::Vm && self.not_restored(&not.why) {
-            return;
-        }
-        self.records.remove();
-        self.not_begun(not);
-    }
-
     /// SIGINT: of a terminal it is a stop; a unit gets it from `machinectl reboot`.
     pub(crate) fn interrupted(&mut self) {
         let reboot = life::Command::Reboot;
-        match self.under_systemd && life::accepts(&self.life.state, reboot).is_ok() {
+        match self.under_systemd && life::accepts(self.life.state(), reboot).is_ok() {
             true => self.feed(life::Event::Asked(reboot)),
             false => self.feed(life::Event::Signalled),
         }
@@ -184,7 +143,7 @@ impl Supervisor {
     }
 
     fn may_be_replaced(&self) -> bool {
-        let may = matches!(self.life.state, State::Running | State::Paused(_));
+        let may = self.life.state().is_up();
         if !may {
             warn!("not replaced now: the VM is {:?}", self.told_state());
         }
@@ -200,7 +159,7 @@ impl Supervisor {
             let seconds = WRITTEN_LIMIT.as_secs();
             warn!("not replaced now: storage or changes of the machine took over {seconds} s");
         } else if self.may_be_replaced() {
-            self.left = Some(Outcome::Reexec);
+            self.outcome = Some(Outcome::Reexec);
         }
     }
 

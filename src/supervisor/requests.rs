@@ -72,7 +72,7 @@ impl Supervisor {
                 return;
             }
         };
-        if let Err(state) = life::accepts(&self.life.state, asked) {
+        if let Err(state) = life::accepts(self.life.state(), asked) {
             return drop(reply.send(Err(Refusal::NotNow(state))));
         }
         let reply = match self.wishes(asked) {
@@ -227,8 +227,8 @@ impl Supervisor {
 
     /// What the state is called outside.
     pub(crate) fn told_state(&self) -> types::State {
-        match &self.life.state {
-            State::Preparing | State::Launching => types::State::Starting,
+        match self.life.state() {
+            State::Starting(_) => types::State::Starting,
             State::Running => types::State::Running,
             State::Paused(_) => types::State::Paused,
             State::Cancelling { .. }
@@ -271,7 +271,7 @@ impl Supervisor {
             state: self.told_state(),
             ready: self.told_ready(),
             trouble: self.trouble().map(str::to_owned),
-            pid: record.map(|r| r.pid).or(self.adopting),
+            pid: record.map(|r| r.pid).or_else(|| self.start.as_ref()?.adopting_pid()),
             supervisor_pid: Some(std::process::id()),
             since: Some(self.since.to_string()),
             started_at: record.map(|r| r.started_at.clone()),

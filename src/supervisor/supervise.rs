@@ -27,44 +27,33 @@ use super::{
     input::{
         forward_changes, forward_requests, forward_signals, forward_sleeps, next_beat, sleep_until,
     },
-    outcome::{Fault, Outcome},
+    outcome::Outcome,
     running::{console::Console, disk_space::Room, operators::Operators, qmp_watchdog::Monitor},
     settings::Settings,
+    start::{self, Start},
 };
 use crate::{
     control::{server, types::Port},
-    life::{self, Life},
+    life::{self, Life, Mode},
     machine::diff::{VmDiff, running_machine::RunningMachine},
     spec::Vm,
     store::record_writer::RecordWriter,
     sys::{
-        file_watch, lane::Lanes, peer, progress::Cancel, signal::Signals, socket,
-        suspend_watch::Sleeps, tasks::Tasks,
+        file_watch, lane::Lanes, peer, signal::Signals, socket, suspend_watch::Sleeps, tasks::Tasks,
     },
     systemd::notify::{Notifier, under_systemd},
 };
 
-/// Runs the VM to its end.
+/// Runs the VM to its end, or in [`Mode::ShutDown`] adopts a QEMU process that an earlier
+/// supervisor left and shuts its guest down. `text` is the text of the VM file.
 ///
 /// # Errors
 /// The control socket, the signals or the VM's directories cannot be set up.
-pub async fn supervise(settings: Settings, vm: Vm, text: String) -> Result<Outcome, Error> {
-    keep(settings, vm, text, false).await
-}
-
-/// Takes over a QEMU that an earlier supervisor left, and shuts its guest down. Starts nothing.
-///
-/// # Errors
-/// As of [`supervise`].
-pub async fn wind_up(settings: Settings, vm: Vm, text: String) -> Result<Outcome, Error> {
-    keep(settings, vm, text, true).await
-}
-
-async fn keep(
+pub async fn supervise(
     settings: Settings,
     vm: Vm,
     text: String,
-    winding_up: bool,
+    mode: Mode,
 ) -> Result<Outcome, Error> {
     let paths = settings.paths();
     let (facts, mut inbox) = mpsc::channel(256);
@@ -106,11 +95,11 @@ async fn keep(
     let under_systemd = under_systemd(env, std::process::id());
     let watchdog = notifier.watchdog_interval();
     let lanes = Lanes::new();
+    let (life, actions) = Life::new(mode);
     let mut one = Supervisor {
         records: RecordWriter::new(lanes.run.clone(), paths.clone()),
         readings: FileReadings::default(),
         files: Files::default(),
-        booted: None,
         asks_installed: None,
         tasks,
         lanes,
@@ -119,8 +108,9 @@ async fn keep(
         ends: vec![],
         since: (settings.now)(),
         origin: Instant::now(),
-        life: Life::default(),
-        early_requests: Some(vec![]),
+        life,
+        start: None,
+        waiting_requests: vec![],
         written: vm.clone(),
         written_problem: None,
         running: RunningMachine::started_from(&vm),
@@ -134,24 +124,18 @@ async fn keep(
         text,
         pending: VmDiff::default(),
         reboot_relaunches: false,
-        prepared: None,
         qemu: None,
         generation: 0,
-        cancel: Cancel::default(),
         cgroup: None,
         sync: std::process::id(),
         memory_target: None,
         memory_actual: None,
         watching,
-        starting: None,
         awaiting: None,
-        adopting: None,
         notes: vec![],
         resource_notes: vec![],
         operators,
         pinned: false,
-        restoring: None,
-        unusable: None,
         saving: None,
         frozen: None,
         taps: None,
@@ -163,31 +147,31 @@ async fn keep(
         notifier,
         under_systemd,
         settings,
-        start_failure: None,
-        fault: Fault::Vm,
-        winding_up,
-        left: None,
+        outcome: None,
     };
     one.tell_operators();
-    one.begin();
+    for action in actions {
+        one.execute(action);
+    }
     let mut beat = watchdog.map(|interval| {
         let mut beat = tokio::time::interval(interval);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         beat
     });
-    while one.left.is_none() {
+    while one.outcome.is_none() {
         let deadline = one.life.deadline().map(|d| tokio::time::Instant::from_std(one.origin + d));
         tokio::select! {
             fact = inbox.recv() => if let Some(fact) = fact { one.learn(fact) },
+            report = next_report(&mut one.start) => one.on_start_report(report),
             () = sleep_until(deadline) => one.feed(life::Event::Tick),
             () = sleep_until(one.effects.deadline()) => one.on_effects_overdue(),
             () = next_beat(&mut beat) => one.feed_watchdog(),
         }
     }
-    let left = one.left.take().unwrap_or(Outcome::Exit(1));
-    replaced.store(left == Outcome::Reexec, Ordering::Release);
+    let outcome = one.outcome.take().unwrap_or(Outcome::Exit(1));
+    replaced.store(outcome == Outcome::Reexec, Ordering::Release);
     taking.abort();
-    if left != Outcome::Reexec {
+    if outcome != Outcome::Reexec {
         one.leave().await;
         one.strike_off().await;
     } else {
@@ -196,5 +180,13 @@ async fn keep(
     // Whoever watches is told the end; the server ends when nothing more can be asked or told, and within a bound.
     drop((one, inbox));
     while serving.join_next().await.is_some() {}
-    Ok(left)
+    Ok(outcome)
+}
+
+/// The next report of the start under way.
+async fn next_report(start: &mut Option<Start>) -> start::Report {
+    match start {
+        Some(start) => start.next().await,
+        None => std::future::pending().await,
+    }
 }

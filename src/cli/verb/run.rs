@@ -7,14 +7,11 @@ use tracing::{debug, warn};
 use crate::{
     cli::exit::{self, Failure},
     fleet::lock_holder,
+    life::{Mode, StartFailure},
     sandbox::{capabilities, confine},
     spec::{self, HostSettings},
     store::{layout::VmPaths, running},
-    supervisor::{
-        outcome::{Fault, Outcome},
-        settings::Settings,
-        supervise::supervise,
-    },
+    supervisor::{outcome::Outcome, settings::Settings, supervise::supervise},
     sys::{file, lock::Lock, signal},
     systemd::{service, unit::Scope},
     value::{VmName, chain},
@@ -23,10 +20,10 @@ use crate::{
 /// The variable by which a re-executed supervisor finds its lock.
 const LOCK_FD: &str = "QVM_LOCK_FD";
 
-/// What `qvm run` takes.
+/// The arguments of `qvm run`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The VM
+    /// The name of the VM
     pub name: VmName,
 }
 
@@ -108,17 +105,12 @@ async fn run_to_its_end(
     let code = |is_the_hosts| code(is_the_hosts || may_be_running(&paths));
     file::make_dir(&paths.state)
         .map_err(|e| subject(Failure::of(&e).code(code(e.is_the_hosts())).hint(e.hint())))?;
-    match supervise(settings, vm, text).await {
+    match supervise(settings, vm, text, Mode::Run).await {
         Ok(Outcome::Exit(0)) => Ok(()),
         // The end has been logged with all that is known of it.
         Ok(Outcome::Exit(code)) => Err(Failure::quiet(code)),
-        Ok(Outcome::NotStarted { fault, why }) => {
-            let code = match fault {
-                Fault::Vm => exit::FAILED,
-                Fault::Host => exit::HOST,
-                Fault::NoRoom => exit::NO_ROOM,
-            };
-            Err(subject(Failure::new(code, why)))
+        Ok(Outcome::NotStarted(StartFailure { fault, why })) => {
+            Err(subject(Failure::new(fault.exit_code(), why)))
         }
         Ok(Outcome::Reexec) => {
             let failed = |failure: Failure| subject(failure.code(code(false)));

@@ -67,7 +67,7 @@ fn rows(disk: &Disk) -> Vec<Row<Disk>> {
         Source::Device(path) => (None, None, Some(path.display().to_string()), None, None),
     };
     vec![
-        row("size", text(size.as_ref()), Depends("live (it only grows)", size_change)),
+        row("size", text(size.as_ref()), Depends("live (the disk can only grow)", size_change)),
         row("image", image, NewDisk),
         row("path", path, NextReboot),
         row("device", device, NextReboot),

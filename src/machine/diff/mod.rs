@@ -160,7 +160,7 @@ pub fn effects(vm: &Vm) -> Vec<(String, &'static str)> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{collections::BTreeMap, path::Path};
 
     use proptest::{
         collection::vec,
@@ -349,6 +349,19 @@ mod tests {
             prop_assert_eq!(unread, Vec::<String>::new());
             prop_assert_eq!(read.is_replugged(), machine.is_replugged());
             prop_assert_eq!(diff(&read.vm(&started), &running), VmDiff::default());
+        }
+    }
+
+    #[test]
+    fn reference_has_the_effects_of_the_rows() {
+        let vm = vm("disk.x.size = \"1G\"\n[nic.net]\n[nic.x]\n");
+        let effects: BTreeMap<String, &str> = effects(&vm).into_iter().collect();
+        for key in spec::reference::reference().sections.iter().flat_map(|section| &section.keys) {
+            let name = key.name.replace("NAME", "x");
+            // An image is one row.
+            let image = name.split_once("image.").map(|(table, _)| format!("{table}image"));
+            let effect = effects.get(&name).or_else(|| effects.get(&image?));
+            assert_eq!(effect.copied(), Some(key.effect.as_str()), "{}", key.name);
         }
     }
 

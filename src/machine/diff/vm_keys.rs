@@ -145,7 +145,7 @@ fn memory(sides: &Sides<'_, Vm>) -> ChangeKind {
     }
 }
 
-const SCREEN: &str = "live; from nowhere, next reboot";
+const SCREEN: &str = "live; from not served, next reboot";
 
 /// The supervisor serves the screen if QEMU was started with one to be served.
 fn screen(sides: &Sides<'_, Vm>) -> ChangeKind {

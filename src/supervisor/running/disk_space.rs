@@ -191,7 +191,7 @@ impl Supervisor {
     }
 
     fn waits_for_room(&self) -> bool {
-        matches!(self.life.state, State::Paused(Hold::NoSpace) | State::Stopping(_))
+        matches!(self.life.state(), State::Paused(Hold::NoSpace) | State::Stopping(_))
     }
 
     fn look_for_room(&mut self) {

@@ -10,7 +10,7 @@ use crate::supervisor::{Supervisor, input::Fact};
 use crate::{
     control::types,
     guest::readiness::{CloudInit, cloud_init, taken},
-    life::{self, Policy, Readiness, State},
+    life::{self, Policy, Readiness},
     spec::{self, Reach, Ready, Vm},
     value::{base64, chain},
 };
@@ -106,7 +106,7 @@ impl Supervisor {
         self.awaiting = None;
         self.remember_ready();
         let word = self.told_state().word();
-        match &self.life.readiness {
+        match self.life.readiness() {
             Readiness::Missed(why) => self.notifier.ready(&format!("{word}, not ready: {why}")),
             _ => self.notifier.ready(word),
         }
@@ -119,7 +119,7 @@ impl Supervisor {
 
     /// For the next supervisor: a guest that was ready is so for good.
     pub(crate) fn remember_ready(&mut self) {
-        let missed = match &self.life.readiness {
+        let missed = match self.life.readiness() {
             Readiness::Before | Readiness::Awaited { .. } => return,
             Readiness::Met => None,
             Readiness::Missed(why) => Some(why.clone()),
@@ -133,10 +133,10 @@ impl Supervisor {
 
     /// Whether the guest is ready, where there is one.
     pub(crate) fn told_ready(&self) -> Option<types::Ready> {
-        if !matches!(self.life.state, State::Running | State::Paused(_)) {
+        if !self.life.state().is_up() {
             return None;
         }
-        match &self.life.readiness {
+        match self.life.readiness() {
             Readiness::Before => None,
             Readiness::Awaited { .. } => Some(types::Ready::Waiting),
             Readiness::Met | Readiness::Missed(_) => {

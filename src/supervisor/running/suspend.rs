@@ -31,7 +31,7 @@ impl Supervisor {
     /// SIGTERM: where the guest's state is to be saved when the host goes down, systemd is asked whether it does.
     pub(crate) fn told_to_stop(&mut self) {
         let saves = self.vm.host_shutdown == spec::HostShutdown::Suspend;
-        if !(saves && self.under_systemd && !self.winding_up) {
+        if !(saves && self.under_systemd && self.life.mode() == life::Mode::Run) {
             return self.feed(life::Event::Signalled);
         }
         let (facts, scope) = (self.facts.clone(), self.settings.scope);
@@ -46,7 +46,7 @@ impl Supervisor {
         // A state can only be taken up by a machine like the one that it is of.
         let replugged = self.running.is_replugged();
         let held =
-            matches!(self.life.state, life::State::Suspending(life::Saving { held: true, .. }));
+            matches!(self.life.state(), life::State::Suspending(life::Saving { held: true, .. }));
         let thawed = self.thaw_first();
         let Some(qemu) = &mut self.qemu else { return };
         let head = Saved {
@@ -91,7 +91,7 @@ impl Supervisor {
     /// It is done, or not.
     pub(crate) fn saved(&mut self, result: Result<(), String>) {
         // One that was given up meanwhile.
-        if !matches!(self.life.state, life::State::Suspending(_)) {
+        if !matches!(self.life.state(), life::State::Suspending(_)) {
             return;
         }
         match result {

@@ -259,11 +259,10 @@ impl Supervisor {
     }
 
     /// A QEMU that an earlier qvm has listen by itself does so where it was told when it was started.
-    pub(crate) fn keep_screen(&mut self) {
-        let booted = self.booted.take();
-        if let (true, Some(booted)) = (self.qemu.as_ref().is_some_and(|q| q.listens), booted) {
+    pub(crate) fn keep_screen(&mut self, booted: Option<&(Vm, String)>) {
+        if let (true, Some((booted, _))) = (self.qemu.as_ref().is_some_and(|q| q.listens), booted) {
             self.running.is_screen_failed = false;
-            self.vm.display = booted.display;
+            self.vm.display.clone_from(&booted.display);
         }
     }
 }

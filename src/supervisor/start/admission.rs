@@ -1,33 +1,32 @@
 //! Lets a VM start: when there is memory for it, and when it is its turn.
 
-use crate::supervisor::{
-    limits::START_STEP,
-    outcome::{Fault, NotBegun},
-};
 use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::{
+    failure::start_failure,
     memory_budget::{Memory, Sums},
+    message::Message,
     start_turns::{self, Busy, Seen},
 };
 use crate::{
-    spec::{Admission, HostSettings},
+    life::{Fault, StartFailure},
+    store::reservation::{self, Others, Reservation},
+    supervisor::settings::Settings,
+};
+use crate::{
+    spec::{self, HostSettings},
     sys::{
         file, file_watch,
         lock::{self, Lock},
         meminfo, pressure,
     },
     value::chain,
-};
-use crate::{
-    store::reservation::{self, Others, Reservation},
-    supervisor::{Supervisor, input::Fact, settings::Settings},
 };
 
 /// Between two tries for a lock that somebody holds for a moment.
@@ -46,16 +45,16 @@ const PRESSURE: Duration = Duration::from_secs(1);
 /// The longest that one VM waits for the pressure to fall when it has its turn.
 const TURN: Duration = Duration::from_secs(5);
 /// How long after a start under pressure the next one has to wait: so long what the first does to the host is not to be seen.
-const SETTLE: Duration = Duration::from_secs(2);
+pub(crate) const SETTLE: Duration = Duration::from_secs(2);
 /// How long anybody waits for its turn.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Why a VM is not let start.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub(super) enum Error {
     /// There is too little memory.
     #[error("the host has not enough memory left: {sums}")]
-    NoRoom { sums: Sums, settings: PathBuf },
+    InsufficientMemory { sums: Sums, settings: PathBuf },
     /// What it may take cannot be written down.
     #[error(transparent)]
     File(#[from] file::Error),
@@ -67,7 +66,7 @@ pub(crate) enum Error {
 impl Error {
     fn hint(&self) -> Option<String> {
         match self {
-            Self::NoRoom { sums, settings } => {
+            Self::InsufficientMemory { sums, settings } => {
                 let first = match sums.never_fits() {
                     true => "give it less `mem`",
                     false => "stop another VM, give this one less `mem`",
@@ -82,22 +81,14 @@ impl Error {
         }
     }
 
-    fn fault(&self) -> Fault {
-        match self {
-            Self::NoRoom { .. } => Fault::NoRoom,
+    /// The failure of the start.
+    pub(super) fn failure(&self) -> StartFailure {
+        let fault = match self {
+            Self::InsufficientMemory { .. } => Fault::InsufficientMemory,
             Self::File(_) | Self::Lock(_) => Fault::Host,
-        }
+        };
+        StartFailure { fault, ..start_failure(self, self.hint(), false) }
     }
-}
-
-/// Where a start is.
-#[derive(Debug)]
-pub(crate) enum Step {
-    /// It waits, and for what.
-    Waits(String),
-    /// It may go on; or not.
-    /// Its turn lasts a while longer where the host is pressed.
-    Done(Result<Option<Lock>, NotBegun>),
 }
 
 /// What a look at the host came to.
@@ -105,83 +96,21 @@ enum Look {
     /// The VM may start, and that is written down.
     Go,
     /// There is too little memory.
-    NoRoom(Sums),
+    InsufficientMemory(Sums),
     /// There is memory, which is the VM's now, but others start.
     Busy(Busy),
 }
 
-/// One VM that wants to start.
-struct Start {
+/// The admission of one VM.
+pub(super) struct Admission {
     settings: Settings,
     mem: u64,
-    facts: mpsc::Sender<Fact>,
+    messages: mpsc::Sender<Message>,
 }
 
-impl Supervisor {
-    /// Asks whether the VM may start, beside the loop. A QEMU that is started anew for a guest that ran may: the host has room for it
-    /// already, and a reboot must not become an outage.
-    pub(crate) fn ask_to_start(&mut self) {
-        self.notifier.extend_timeout(START_STEP);
-        let (settings, mem) = (self.settings.clone(), self.vm.mem.bytes());
-        let start = Start { settings, mem, facts: self.facts.clone() };
-        if self.generation > 0 {
-            self.prepare(move || start.again());
-            return;
-        }
-        let facts = self.facts.clone();
-        let task = self.lanes.launch.drive(async move {
-            let done = start.admitted().await;
-            let done = done.map_err(|error| NotBegun {
-                fault: error.fault(),
-                ..NotBegun::new(&error, error.hint(), false)
-            });
-            let _ = facts.send(Fact::Admission(Step::Done(done))).await;
-        });
-        match task {
-            Ok(task) => self.starting = Some(task),
-            Err(refused) => self.not_begun(NotBegun::refused(refused)),
-        }
-    }
-
-    pub(crate) fn admission(&mut self, step: Step) {
-        match step {
-            // It was called off meanwhile.
-            _ if self.cancel.is_set() => {}
-            Step::Waits(why) => {
-                self.notifier.status(&why);
-                self.notifier.extend_timeout(START_STEP);
-                if self.notes.first() != Some(&why) {
-                    info!("{why}");
-                    self.notes = vec![why];
-                }
-            }
-            Step::Done(result) => {
-                self.starting = None;
-                self.notes.clear();
-                match result {
-                    Ok(turn) => {
-                        if let Some(turn) = turn {
-                            // The start does not wait for the end of its turn.
-                            self.tasks.spawn(async move {
-                                tokio::time::sleep(SETTLE).await;
-                                drop(turn);
-                            });
-                        }
-                        self.prepare(|| ());
-                    }
-                    Err(not) => self.not_begun(not),
-                }
-            }
-        }
-    }
-
-    /// What a QEMU of an earlier supervisor has is ours from now on.
-    pub(crate) fn take_over_memory(&self) {
-        let (settings, mem) = (self.settings.clone(), self.vm.mem.bytes());
-        if let Err(refused) = self.lanes.run.run(move || write(&settings, mem)) {
-            warn!("cannot write the memory reservation of the VM: {refused}");
-        }
-    }
+/// Writes the reservation of a VM that is running.
+pub(super) fn reserve(settings: &Settings, mem: u64) {
+    write(settings, mem);
 }
 
 fn write(settings: &Settings, mem: u64) {
@@ -191,9 +120,14 @@ fn write(settings: &Settings, mem: u64) {
     }
 }
 
-impl Start {
+impl Admission {
+    /// Creates the admission of a VM with `mem` bytes of memory.
+    pub(super) fn new(settings: Settings, mem: u64, messages: mpsc::Sender<Message>) -> Self {
+        Self { settings, mem, messages }
+    }
+
     /// Waits as long as has to be.
-    async fn admitted(&self) -> Result<Option<Lock>, Error> {
+    pub(super) async fn admitted(&self) -> Result<Option<Lock>, Error> {
         let layout = &self.settings.layout;
         // What a supervisor that crashed has left.
         reservation::remove(&self.settings.paths());
@@ -201,7 +135,7 @@ impl Start {
         let busy = match self.look(None).await? {
             Look::Go => return Ok(None),
             Look::Busy(busy) => busy,
-            Look::NoRoom(sums) => match self.wait_for_memory(sums).await? {
+            Look::InsufficientMemory(sums) => match self.wait_for_memory(sums).await? {
                 None => return Ok(None),
                 Some(busy) => busy,
             },
@@ -218,8 +152,8 @@ impl Start {
             let _ = watching.also(&layout.host_settings());
         }
         let outcome = loop {
-            if self.host_settings().admission == Admission::Refuse {
-                break Err(Error::NoRoom { sums, settings: layout.host_settings() });
+            if self.host_settings().admission == spec::Admission::Refuse {
+                break Err(Error::InsufficientMemory { sums, settings: layout.host_settings() });
             }
             self.say(format!("waits for memory: {sums}")).await;
             match &mut woken {
@@ -229,7 +163,7 @@ impl Start {
             match self.look(None).await {
                 Ok(Look::Go) => break Ok(None),
                 Ok(Look::Busy(busy)) => break Ok(Some(busy)),
-                Ok(Look::NoRoom(now)) => sums = now,
+                Ok(Look::InsufficientMemory(now)) => sums = now,
                 Err(error) => break Err(error),
             }
         };
@@ -275,11 +209,11 @@ impl Start {
         let _alone = self.alone().await?;
         let others = reservation::others(layout, name);
         let settings = self.host_settings();
-        if settings.admission != Admission::Off
+        if settings.admission != spec::Admission::Off
             && let Some(sums) = self.sums(&settings, &others)
             && !sums.fits()
         {
-            return Ok(Look::NoRoom(sums));
+            return Ok(Look::InsufficientMemory(sums));
         }
         let over = turn.is_some_and(|since| since.elapsed() >= TURN);
         let busy = if over { None } else { start_turns::busy(&self.seen(&others, turn.is_some())) };
@@ -295,14 +229,14 @@ impl Start {
 
     /// The lock that is held for a look; none where it cannot be had in time.
     async fn alone(&self) -> Result<Option<Lock>, Error> {
-        Ok(alone(&self.settings.layout.admission_lock(), &self.facts).await?)
+        Ok(alone(&self.settings.layout.admission_lock(), &self.messages).await?)
     }
 
-    /// A QEMU more for the same guest: written down, and told where that is too much.
-    fn again(&self) {
+    /// Reserves the memory of a VM that ran until now, and warns where the host has too little.
+    pub(super) fn renew(&self) {
         let Settings { layout, name, .. } = &self.settings;
         let settings = self.host_settings();
-        if settings.admission != Admission::Off
+        if settings.admission != spec::Admission::Off
             && let Some(sums) = self.sums(&settings, &reservation::others(layout, name))
             && !sums.fits()
         {
@@ -348,15 +282,15 @@ impl Start {
     }
 
     async fn say(&self, why: String) {
-        say(&self.facts, why).await;
+        say(&self.messages, why).await;
     }
 }
 
-async fn say(facts: &mpsc::Sender<Fact>, why: String) {
-    let _ = facts.send(Fact::Admission(Step::Waits(why))).await;
+async fn say(messages: &mpsc::Sender<Message>, why: String) {
+    let _ = messages.send(Message::Waiting(why)).await;
 }
 
-async fn alone(path: &Path, facts: &mpsc::Sender<Fact>) -> Result<Option<Lock>, lock::Error> {
+async fn alone(path: &Path, messages: &mpsc::Sender<Message>) -> Result<Option<Lock>, lock::Error> {
     let (begun, mut told) = (tokio::time::Instant::now(), false);
     loop {
         match Lock::acquire(path) {
@@ -375,7 +309,7 @@ async fn alone(path: &Path, facts: &mpsc::Sender<Fact>) -> Result<Option<Lock>, 
                     return Ok(None);
                 }
                 if waited > LONG_MOMENT && !told {
-                    say(facts, format!("waits for {}, which looks for memory", who())).await;
+                    say(messages, format!("waits for {}, which looks for memory", who())).await;
                     told = true;
                 }
                 tokio::time::sleep(MOMENT).await;
@@ -400,22 +334,19 @@ mod tests {
     async fn a_look_waits_for_another_and_for_one_that_never_ends_not_for_ever() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
-        let (facts, mut said) = mpsc::channel(9);
+        let (messages, mut said) = mpsc::channel(9);
         let waits = format!("waits for process {}, which looks for memory", std::process::id());
         let held = Lock::acquire(&path).unwrap();
-        let (short, ()) = tokio::join!(alone(&path, &facts), async {
+        let (short, ()) = tokio::join!(alone(&path, &messages), async {
             tokio::time::sleep(TOO_LONG / 2).await;
             drop(held);
         });
         assert!(short.unwrap().is_some());
         let _held = Lock::acquire(&path).unwrap();
-        assert!(alone(&path, &facts).await.unwrap().is_none());
+        assert!(alone(&path, &messages).await.unwrap().is_none());
         for _ in ["of the one", "of the other"] {
             let told = said.try_recv();
-            assert!(
-                matches!(&told, Ok(Fact::Admission(Step::Waits(why))) if *why == waits),
-                "{told:?}"
-            );
+            assert!(matches!(&told, Ok(Message::Waiting(why)) if *why == waits), "{told:?}");
         }
         assert!(said.try_recv().is_err());
     }

@@ -4,9 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::net::UnixStream;
 
-use super::launch::{Error, Guest, Qemu, restored};
+use super::launch::{Error, Qemu, restored};
 use crate::{
     disk,
+    life::Guest,
     store::{record::Record, saved_state},
 };
 use crate::{

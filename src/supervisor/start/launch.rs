@@ -6,6 +6,7 @@ use tokio::net::UnixStream;
 
 use super::{forwards, isolate, prepare::Prepared};
 use crate::{
+    life::{Boot, Guest},
     machine::{
         argv::{self, CommandLine, Machine, fd},
         device::{self, BadPath},
@@ -64,19 +65,6 @@ pub struct Qemu {
     pub found: Guest,
     /// An earlier supervisor started it.
     pub adopted: bool,
-}
-
-/// How a guest is found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Guest {
-    /// Its vCPUs run.
-    Running,
-    /// They are held.
-    Paused,
-    /// It has shut down, and QEMU waits to be told what then.
-    ShutDown,
-    /// Its kernel panicked.
-    Panicked,
 }
 
 /// Why QEMU did not come to run.
@@ -197,11 +185,14 @@ pub async fn launch(
     settings: &Settings,
     prepared: Prepared,
     text: &str,
-    restore: bool,
+    boot: Boot,
 ) -> Result<Qemu, Error> {
     let paths = settings.paths();
     let vm = &prepared.vm;
-    let saved = if restore { saved_state::open(&paths.saved())? } else { None };
+    let saved = match boot {
+        Boot::Cold => None,
+        Boot::Restore => saved_state::open(&paths.saved())?,
+    };
     let shut_off = settings.shut_off().await;
     let isolation = isolate::Plan::of(settings, &prepared, shut_off)?;
     let machine = Machine {

@@ -146,7 +146,7 @@ fn a_state_that_qemu_does_not_take_is_set_aside_and_the_guest_boots() {
         lab.says("web", "BOOT-GUEST-READY", 2);
         assert!(
             notes(&lab).contains(
-                "the saved state could not be taken up, and the guest has booted instead"
+                "the saved state could not be restored, and the guest has booted instead"
             )
         );
         assert!(!state.exists());

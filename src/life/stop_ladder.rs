@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    Action, By, Cause, End, Hold, Ladder, OnPanic, Outcome, PRESS_EVERY, Policy, QUIT_GRACE, Rung,
-    State,
+    Action, By, Cause, End, Hold, Ladder, OnPanic, Outcome, PRESS_EVERY, Phase, Policy, QUIT_GRACE,
+    Rung, State,
 };
 
 /// The first rung.
@@ -91,14 +91,14 @@ pub(super) fn quit(
 pub(super) fn finish(then: Outcome) -> (State, Vec<Action>) {
     match then {
         Outcome::End(End { cause }) => end(cause),
-        Outcome::Relaunch => (State::Launching, vec![Action::Launch]),
+        Outcome::Relaunch => (State::Starting(Phase::ReadingVmFile), vec![Action::ReadVmFile]),
     }
 }
 
 pub(super) fn end(cause: Cause) -> (State, Vec<Action>) {
     let end = End { cause };
-    let code = end.exit_code();
-    (State::Ended, vec![Action::Record(end), Action::Exit(code)])
+    let exit = end.exit();
+    (State::Ended, vec![Action::Record(end), Action::Exit(exit)])
 }
 
 pub(super) fn ended(cause: Cause) -> Outcome {

@@ -1,8 +1,12 @@
-//! Whether the guest is ready: looked for once it runs, within a bound, and told to the service manager once a run.
+//! The machine that a supervisor drives: the state, and whether the guest is ready, which is reported once
+//! a run to the service manager.
 
 use std::time::Duration;
 
-use super::{Action, Event, Policy, Ready, ReadyFailure, State, step::step};
+use super::{
+    Action, Event, Guest, Phase, Policy, Ready, ReadyFailure, StartEvent, State, StopRequest,
+    step::step,
+};
 
 /// Whether the guest is ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,45 +24,105 @@ pub enum Readiness {
     Missed(String),
 }
 
-/// A VM from its start to its end.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Life {
-    /// What it does.
-    pub state: State,
-    /// Whether it is ready.
-    pub readiness: Readiness,
+/// What a supervisor is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// It runs the VM.
+    Run,
+    /// It adopts a QEMU process that is running, and shuts its guest down. It starts none.
+    ShutDown,
 }
 
-impl Default for Life {
-    fn default() -> Self {
-        Self { state: State::Preparing, readiness: Readiness::Before }
-    }
+/// The life of a VM within one run of its supervisor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Life {
+    state: State,
+    readiness: Readiness,
+    mode: Mode,
 }
 
 impl Life {
+    /// Begins with [`super::Phase::FindingPrevious`]; returns the first actions.
+    pub fn new(mode: Mode) -> (Self, Vec<Action>) {
+        let state = State::Starting(Phase::FindingPrevious);
+        (Self { state, readiness: Readiness::Before, mode }, vec![Action::FindPrevious])
+    }
+
+    /// What the VM does.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Whether the guest is ready.
+    pub fn readiness(&self) -> &Readiness {
+        &self.readiness
+    }
+
+    /// What the supervisor is for.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Whether control requests can be answered: the state is known. A guest that an earlier
+    /// supervisor left running must not be reported as starting.
+    pub fn answers_requests(&self) -> bool {
+        self.state != State::Starting(Phase::FindingPrevious)
+    }
+
     /// When the driver has to send [`Event::Tick`], if ever.
     pub fn deadline(&self) -> Option<Duration> {
         let until = match self.readiness {
-            Readiness::Awaited { until } if self.is_up() => Some(until),
+            Readiness::Awaited { until } if self.state.is_up() => Some(until),
             _ => None,
         };
         self.state.deadline().into_iter().chain(until).min()
     }
 
-    /// The guest's vCPUs run, or could: it was not asked to go.
-    fn is_up(&self) -> bool {
-        matches!(self.state, State::Running | State::Paused(_))
+    /// Handles an event; returns the actions that follow from it, in their order.
+    pub fn step(&mut self, event: Event, now: Duration, policy: &Policy) -> Vec<Action> {
+        let follow_ups = match (&self.state, &event) {
+            (State::Starting(_), Event::Start(StartEvent::Launched { guest, .. })) => {
+                self.after_launch(*guest, None)
+            }
+            (
+                State::Cancelling { request, .. },
+                Event::Start(StartEvent::Launched { guest, .. }),
+            ) => self.after_launch(*guest, Some(*request)),
+            _ => vec![],
+        };
+        let mut actions = self.handle(event, now, policy);
+        for event in follow_ups {
+            if self.state.is_up() {
+                actions.extend(self.handle(event, now, policy));
+            }
+        }
+        actions
     }
 
-    /// What is so after `event`, and what has to be done.
-    pub fn step(self, event: Event, now: Duration, policy: &Policy) -> (Self, Vec<Action>) {
+    /// What happened to an adopted guest while nobody watched, and what is demanded of it since.
+    fn after_launch(&self, guest: Guest, request: Option<StopRequest>) -> Vec<Event> {
+        let missed = match guest {
+            Guest::Running | Guest::Paused => None,
+            Guest::ShutDown => Some(Event::GuestShutdown),
+            Guest::Panicked => Some(Event::GuestPanicked),
+        };
+        let stop = match (request, self.mode) {
+            (Some(request), _) => Some(request.event()),
+            (None, Mode::ShutDown) => Some(Event::Signalled),
+            (None, Mode::Run) => None,
+        };
+        missed.into_iter().chain(stop).collect()
+    }
+
+    fn handle(&mut self, event: Event, now: Duration, policy: &Policy) -> Vec<Action> {
         let awaited = match self.readiness {
-            Readiness::Awaited { until } if self.is_up() => Some(until),
+            Readiness::Awaited { until } if self.state.is_up() => Some(until),
             _ => None,
         };
         match (awaited, event) {
             (Some(_), Event::Ready) => {
-                (Self { readiness: Readiness::Met, ..self }, vec![Action::NotifyReady])
+                self.readiness = Readiness::Met;
+                vec![Action::NotifyReady]
             }
             (Some(_), Event::NotReady(why)) => self.missed(why, now, policy),
             (Some(until), Event::Tick) if now >= until => {
@@ -69,41 +133,42 @@ impl Life {
                 self.missed(format!("not within {limit} s"), now, policy)
             }
             // Too late: the guest goes down, or is another by now.
-            (None, Event::Ready | Event::NotReady(_)) => (self, vec![]),
+            (None, Event::Ready | Event::NotReady(_)) => vec![],
             (_, event) => self.other(event, now, policy),
         }
     }
 
-    fn missed(self, why: String, now: Duration, policy: &Policy) -> (Self, Vec<Action>) {
-        let mut actions = vec![Action::StopAwaiting, Action::GiveUpReady(why.clone())];
-        let readiness = Readiness::Missed(why.clone());
-        let state = match policy.ready_failure {
-            ReadyFailure::Continue => {
-                actions.push(Action::NotifyReady);
-                self.state
-            }
-            ReadyFailure::Fail => {
-                let (state, ladder) = step(self.state, Event::NotReady(why), now, policy);
-                actions.extend(ladder);
-                state
-            }
-        };
-        (Self { state, readiness }, actions)
+    fn change_state(&mut self, event: Event, now: Duration, policy: &Policy) -> Vec<Action> {
+        let before = std::mem::replace(&mut self.state, State::Ended);
+        let (state, actions) = step(before, event, now, policy, self.mode);
+        self.state = state;
+        actions
     }
 
-    fn other(self, event: Event, now: Duration, policy: &Policy) -> (Self, Vec<Action>) {
-        let was_up = self.is_up();
-        let seen = matches!(event, Event::Launched { ready: true, .. });
-        let (state, mut actions) = step(self.state, event, now, policy);
-        let mut life = Self { state, readiness: self.readiness };
-        match (&life.readiness, was_up, life.is_up()) {
+    fn missed(&mut self, why: String, now: Duration, policy: &Policy) -> Vec<Action> {
+        let mut actions = vec![Action::StopAwaiting, Action::GiveUpReady(why.clone())];
+        self.readiness = Readiness::Missed(why.clone());
+        match policy.ready_failure {
+            ReadyFailure::Continue => actions.push(Action::NotifyReady),
+            ReadyFailure::Fail => {
+                actions.extend(self.change_state(Event::NotReady(why), now, policy));
+            }
+        }
+        actions
+    }
+
+    fn other(&mut self, event: Event, now: Duration, policy: &Policy) -> Vec<Action> {
+        let was_up = self.state.is_up();
+        let seen = matches!(event, Event::Start(StartEvent::Launched { ready: true, .. }));
+        let mut actions = self.change_state(event, now, policy);
+        match (&self.readiness, was_up, self.state.is_up()) {
             (Readiness::Before, false, true) => match policy.ready {
                 Ready::Within(limit) if !seen => {
-                    life.readiness = Readiness::Awaited { until: now + limit };
+                    self.readiness = Readiness::Awaited { until: now + limit };
                     actions.push(Action::AwaitReady(limit));
                 }
                 Ready::Running | Ready::Within(_) => {
-                    life.readiness = Readiness::Met;
+                    self.readiness = Readiness::Met;
                     actions.push(Action::NotifyReady);
                 }
             },
@@ -112,20 +177,28 @@ impl Life {
                 actions.push(Action::AwaitReady(until.saturating_sub(now)));
             }
             (Readiness::Awaited { .. }, true, false) => actions.insert(0, Action::StopAwaiting),
-            _ => {}
+            (
+                Readiness::Before
+                | Readiness::Awaited { .. }
+                | Readiness::Met
+                | Readiness::Missed(_),
+                _,
+                _,
+            ) => {}
         }
-        (life, actions)
+        actions
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::life::{By, Cause, Command, End, Gone, Hold, Ladder, OnPanic, Outcome};
+    use crate::life::{Boot, By, Cause, Command, End, Gone, Hold, Ladder, OnPanic, Outcome};
 
     const LIMIT: Duration = Duration::from_secs(30);
     const UNTIL: Duration = Duration::from_secs(40);
-    const UP: Event = Event::Launched { paused: false, ready: false };
+    const UP: Event = Event::Start(StartEvent::Launched { guest: Guest::Running, ready: false });
+
     const GONE: Event = Event::QemuGone(Gone::Exited(0));
 
     fn policy(ready: Ready, ready_failure: ReadyFailure) -> Policy {
@@ -144,15 +217,22 @@ mod tests {
     fn feed(mut life: Life, events: &[(u64, Event)], policy: &Policy) -> (Life, Vec<Action>) {
         let mut done = vec![];
         for (time, event) in events {
-            let (next, actions) = life.step(event.clone(), at(*time), policy);
-            life = next;
-            done.extend(actions);
+            done.extend(life.step(event.clone(), at(*time), policy));
         }
         (life, done)
     }
 
     fn waiting(state: State) -> Life {
-        Life { state, readiness: Readiness::Awaited { until: UNTIL } }
+        in_state(state, Readiness::Awaited { until: UNTIL })
+    }
+
+    fn in_state(state: State, readiness: Readiness) -> Life {
+        Life { state, readiness, mode: Mode::Run }
+    }
+
+    /// A new machine that has been admitted and prepared.
+    fn launching() -> Life {
+        in_state(State::Starting(Phase::Launching(Boot::Cold)), Readiness::Before)
     }
 
     fn count(actions: &[Action], wanted: &Action) -> usize {
@@ -170,21 +250,21 @@ mod tests {
     #[test]
     fn a_guest_that_need_only_run_is_ready_at_once() {
         let policy = policy(Ready::Running, ReadyFailure::Fail);
-        let (life, actions) = feed(Life::default(), &[(0, Event::Prepared), (1, UP)], &policy);
-        assert_eq!(life, Life { state: State::Running, readiness: Readiness::Met });
-        assert_eq!(actions, [Action::Launch, Action::NotifyReady]);
+        let (life, actions) = feed(launching(), &[(1, UP)], &policy);
+        assert_eq!(life, in_state(State::Running, Readiness::Met));
+        assert_eq!(actions, [Action::NotifyReady]);
         assert_eq!(life.deadline(), None);
     }
 
     #[test]
     fn a_guest_is_looked_at_until_it_is_ready() {
         let policy = within(ReadyFailure::Fail);
-        let (life, actions) = feed(Life::default(), &[(0, Event::Prepared), (10, UP)], &policy);
+        let (life, actions) = feed(launching(), &[(10, UP)], &policy);
         assert_eq!(life, waiting(State::Running));
-        assert_eq!(actions, [Action::Launch, Action::AwaitReady(LIMIT)]);
+        assert_eq!(actions, [Action::AwaitReady(LIMIT)]);
         assert_eq!(life.deadline(), Some(UNTIL));
         let (life, actions) = feed(life, &[(39, Event::Tick), (39, Event::Ready)], &policy);
-        assert_eq!(life, Life { state: State::Running, readiness: Readiness::Met });
+        assert_eq!(life, in_state(State::Running, Readiness::Met));
         assert_eq!(actions, [Action::NotifyReady]);
         // Once, whatever comes after.
         let late = [(50, Event::Tick), (50, Event::NotReady("x".into())), (50, Event::Ready)];
@@ -193,12 +273,11 @@ mod tests {
 
     #[test]
     fn one_that_an_earlier_supervisor_saw_ready_is_ready() {
-        let found = Event::Launched { paused: true, ready: true };
+        let found = StartEvent::Launched { guest: Guest::Paused, ready: true };
         let policy = within(ReadyFailure::Fail);
-        let life = Life { state: State::Launching, ..Life::default() };
-        let (life, actions) = feed(life, &[(0, found)], &policy);
-        let state = State::Paused(Hold::Wanted);
-        assert_eq!(life, Life { state, readiness: Readiness::Met });
+        let adopting = in_state(State::Starting(Phase::Adopting), Readiness::Before);
+        let (adopted, actions) = feed(adopting, &[(0, found.into())], &policy);
+        assert_eq!(adopted, in_state(State::Paused(Hold::Wanted), Readiness::Met));
         assert_eq!(actions, [Action::NotifyReady]);
     }
 
@@ -209,7 +288,7 @@ mod tests {
         {
             for state in [State::Running, State::Paused(Hold::Wanted), State::Paused(Hold::Panic)] {
                 let (life, actions) = feed(waiting(state.clone()), &[(40, event.clone())], &policy);
-                assert_eq!(life, Life { state, readiness: Readiness::Missed(why.into()) });
+                assert_eq!(life, in_state(state, Readiness::Missed(why.into())));
                 let given_up = Action::GiveUpReady(why.into());
                 assert_eq!(actions, [Action::StopAwaiting, given_up, Action::NotifyReady]);
                 assert_eq!(life.deadline(), None);
@@ -278,12 +357,17 @@ mod tests {
     #[test]
     fn a_reboot_into_a_new_qemu_goes_on_waiting_within_the_same_time() {
         let policy = within(ReadyFailure::Fail);
-        let reboot = [(15, Event::GuestReboot), (16, GONE), (20, UP)];
+        let reboot = [
+            (15, Event::GuestReboot),
+            (16, GONE),
+            (17, StartEvent::VmFileRead.into()),
+            (18, StartEvent::Prepared.into()),
+            (20, UP),
+        ];
         let (life, actions) = feed(waiting(State::Running), &reboot, &policy);
         assert_eq!(life, waiting(State::Running));
-        let expected =
-            [Action::StopAwaiting, Action::Quit, Action::Launch, Action::AwaitReady(at(20))];
-        assert_eq!(actions, expected);
+        assert_eq!(actions[..2], [Action::StopAwaiting, Action::Quit]);
+        assert_eq!(actions.last(), Some(&Action::AwaitReady(at(20))));
         // While there is no guest, its time being up means nothing.
         let (life, _) = feed(waiting(State::Running), &reboot[..2], &policy);
         assert_eq!(life.deadline(), None);
@@ -293,11 +377,17 @@ mod tests {
     #[test]
     fn a_reboot_of_a_ready_one_is_not_told() {
         for readiness in [Readiness::Met, Readiness::Missed("x".into())] {
-            let life = Life { state: State::Running, readiness: readiness.clone() };
-            let reboot = [(15, Event::GuestReboot), (16, GONE), (20, UP)];
+            let life = in_state(State::Running, readiness.clone());
+            let reboot = [
+                (15, Event::GuestReboot),
+                (16, GONE),
+                (17, StartEvent::VmFileRead.into()),
+                (18, StartEvent::Prepared.into()),
+                (20, UP),
+            ];
             let (life, actions) = feed(life, &reboot, &within(ReadyFailure::Fail));
-            assert_eq!(life, Life { state: State::Running, readiness });
-            assert_eq!(actions, [Action::Quit, Action::Launch]);
+            assert_eq!(life, in_state(State::Running, readiness));
+            assert_eq!(count(&actions, &Action::NotifyReady), 0);
         }
     }
 
@@ -315,9 +405,13 @@ mod tests {
         let then = || Outcome::End(End { cause: Cause::Stopped(By::Signal) });
         let ladder = Ladder { deadline: at(99), press_at: at(98), then: then() };
         for state in [
-            State::Preparing,
-            State::Launching,
-            State::Cancelling { until: at(99), by: By::Signal },
+            State::Starting(Phase::Admitting(Boot::Cold)),
+            State::Starting(Phase::Adopting),
+            State::Cancelling {
+                phase: Phase::Adopting,
+                until: at(99),
+                request: StopRequest::Signal,
+            },
             State::Stopping(ladder),
             State::Quitting { kill_at: at(99), hurried: false, then: then() },
             State::Killing { until: at(70), then: then() },
@@ -328,14 +422,15 @@ mod tests {
                 let same = feed(life.clone(), &[(50, event.clone())], &within(ReadyFailure::Fail));
                 assert_eq!(same, (life, vec![]), "{event:?}");
                 // Nor does the state by itself make anything of it.
-                let alone = step(state.clone(), event, at(50), &within(ReadyFailure::Fail));
+                let alone =
+                    step(state.clone(), event, at(50), &within(ReadyFailure::Fail), Mode::Run);
                 assert_eq!(alone, (state.clone(), vec![]));
             }
         }
         for state in [State::Running, State::Paused(Hold::Wanted), State::Paused(Hold::Panic)] {
             for readiness in [Readiness::Before, Readiness::Met, Readiness::Missed("x".into())] {
                 for event in [Event::Ready, Event::NotReady("x".into()), Event::Tick] {
-                    let life = Life { state: state.clone(), readiness: readiness.clone() };
+                    let life = in_state(state.clone(), readiness.clone());
                     let same = feed(life.clone(), &[(50, event)], &within(ReadyFailure::Fail));
                     assert_eq!(same, (life, vec![]));
                 }

@@ -1,0 +1,288 @@
+//! The start of a guest: a QEMU process to adopt, a saved state to restore, or a cold boot.
+
+use std::time::Duration;
+
+use super::{
+    Action, Boot, Cause, Command, End, Event, Exit, Fault, Gone, Guest, Hold, Leftover, Mode,
+    Phase, PreviousQemu, SavedState, StartEvent, StartFailure, State, StopRequest, VmFile,
+    step::START_CANCEL_GRACE,
+    stop_ladder::{end, ended, quit},
+};
+
+/// What a start does after `event`.
+pub(super) fn starting(
+    phase: Phase,
+    event: Event,
+    now: Duration,
+    mode: Mode,
+) -> (State, Vec<Action>) {
+    match event {
+        Event::Start(event) => next_phase(phase, event, mode),
+        Event::Signalled => cancel(phase, StopRequest::Signal, now),
+        Event::HostDown => cancel(phase, StopRequest::HostShutdown, now),
+        Event::Asked(Command::Stop { timeout }) => {
+            cancel(phase, StopRequest::Operator(timeout), now)
+        }
+        Event::Asked(Command::Terminate) => cancel(phase, StopRequest::Terminate, now),
+        Event::Ready
+        | Event::NotReady(_)
+        | Event::Saved
+        | Event::NotSaved(_)
+        | Event::Asked(
+            Command::Reboot | Command::Reset | Command::Pause | Command::Resume | Command::Suspend,
+        )
+        | Event::GuestShutdown
+        | Event::GuestReboot
+        | Event::GuestReset
+        | Event::GuestPanicked
+        | Event::Held
+        | Event::NoSpace
+        | Event::Room
+        | Event::Continued
+        | Event::QemuGone(_)
+        | Event::Tick => (State::Starting(phase), vec![]),
+    }
+}
+
+/// An adoption is not canceled: its guest would keep running without a supervisor.
+fn cancel(phase: Phase, request: StopRequest, now: Duration) -> (State, Vec<Action>) {
+    let actions = match phase {
+        Phase::Adopting => vec![],
+        Phase::FindingPrevious
+        | Phase::ReadingVmFile
+        | Phase::Admitting(_)
+        | Phase::Preparing(_)
+        | Phase::Launching(_) => vec![Action::CancelStart],
+    };
+    (State::Cancelling { phase, until: now + START_CANCEL_GRACE, request }, actions)
+}
+
+fn next_phase(phase: Phase, event: StartEvent, mode: Mode) -> (State, Vec<Action>) {
+    match (phase, event) {
+        (Phase::FindingPrevious, StartEvent::PreviousFound { qemu, saved }) => {
+            after_previous(qemu, saved, mode)
+        }
+        // What is unknown is not "no": a second QEMU process would destroy the disks.
+        (Phase::FindingPrevious, StartEvent::PreviousUnknown(why)) => fail(Fault::Host, why),
+        // The host has room for it already: it ran until now.
+        (Phase::ReadingVmFile, StartEvent::VmFileRead) => (
+            State::Starting(Phase::Preparing(Boot::Cold)),
+            vec![Action::UseVmFile(VmFile::Current), Action::RenewReservation, Action::Prepare],
+        ),
+        (Phase::Admitting(boot), StartEvent::Admitted) => {
+            (State::Starting(Phase::Preparing(boot)), vec![Action::Prepare])
+        }
+        (Phase::Preparing(boot), StartEvent::Prepared) => {
+            (State::Starting(Phase::Launching(boot)), vec![Action::Launch(boot)])
+        }
+        (Phase::Launching(_) | Phase::Adopting, StartEvent::Launched { guest, .. }) => {
+            (launched(guest), vec![])
+        }
+        (_, StartEvent::Failed { failure, leftover }) => failed(phase, failure, leftover),
+        (
+            Phase::ReadingVmFile
+            | Phase::Admitting(_)
+            | Phase::Preparing(_)
+            | Phase::Launching(_)
+            | Phase::Adopting,
+            StartEvent::PreviousFound { .. } | StartEvent::PreviousUnknown(_),
+        )
+        | (
+            Phase::FindingPrevious
+            | Phase::Admitting(_)
+            | Phase::Preparing(_)
+            | Phase::Launching(_)
+            | Phase::Adopting,
+            StartEvent::VmFileRead,
+        )
+        | (
+            Phase::FindingPrevious
+            | Phase::ReadingVmFile
+            | Phase::Preparing(_)
+            | Phase::Launching(_)
+            | Phase::Adopting,
+            StartEvent::Admitted,
+        )
+        | (
+            Phase::FindingPrevious
+            | Phase::ReadingVmFile
+            | Phase::Admitting(_)
+            | Phase::Launching(_)
+            | Phase::Adopting,
+            StartEvent::Prepared,
+        )
+        | (
+            Phase::FindingPrevious
+            | Phase::ReadingVmFile
+            | Phase::Admitting(_)
+            | Phase::Preparing(_),
+            StartEvent::Launched { .. },
+        )
+        // Only a canceled start is aborted.
+        | (_, StartEvent::Aborted(_)) => (State::Starting(phase), vec![]),
+    }
+}
+
+/// A new run record is about to be written, or the supervisor ends: what the earlier supervisor
+/// left is settled first. A reboot that the earlier supervisor intended but did not complete would
+/// be one more variant of [`PreviousQemu`].
+fn after_previous(qemu: PreviousQemu, saved: SavedState, mode: Mode) -> (State, Vec<Action>) {
+    let settled = match qemu {
+        PreviousQemu::None => vec![],
+        PreviousQemu::NeverExecuted => vec![Action::RemoveRecord],
+        // Nobody watched, but it is an end.
+        PreviousQemu::Exited => {
+            let end = End { cause: Cause::QemuDied(Gone::Unknown) };
+            vec![Action::Record(end), Action::RemoveRecord]
+        }
+        PreviousQemu::Running => {
+            let actions = vec![Action::UseVmFile(VmFile::Booted), Action::Adopt];
+            return (State::Starting(Phase::Adopting), actions);
+        }
+    };
+    let (state, next) = match mode {
+        Mode::Run => after_saved(saved),
+        Mode::ShutDown => (State::Ended, vec![Action::Exit(Exit::Code(0))]),
+    };
+    (state, settled.into_iter().chain(next).collect())
+}
+
+fn after_saved(saved: SavedState) -> (State, Vec<Action>) {
+    let admit = |boot, mut actions: Vec<Action>| {
+        actions.push(Action::Admit);
+        (State::Starting(Phase::Admitting(boot)), actions)
+    };
+    match saved {
+        SavedState::None => admit(Boot::Cold, vec![]),
+        SavedState::Usable => admit(Boot::Restore, vec![Action::UseVmFile(VmFile::Saved)]),
+        SavedState::Unusable(why) => admit(Boot::Cold, vec![Action::QuarantineSavedState(why)]),
+        SavedState::Unreadable(why) => fail(Fault::Host, why),
+    }
+}
+
+fn launched(guest: Guest) -> State {
+    match guest {
+        Guest::Paused => State::Paused(Hold::Wanted),
+        // What the guest did while nobody watched follows as an event of its own.
+        Guest::Running | Guest::ShutDown | Guest::Panicked => State::Running,
+    }
+}
+
+fn failed(phase: Phase, failure: StartFailure, leftover: Leftover) -> (State, Vec<Action>) {
+    match (phase, leftover, failure.fault) {
+        // The process may hold its guest: its record and a saved state stay. The exit code of a
+        // fault of the VM would have the unit's ExecStopPost= end that guest.
+        (Phase::Launching(_) | Phase::Adopting, Leftover::MayRun, _) => {
+            fail(Fault::Host, failure.why)
+        }
+        // It exited before it was adopted: the same as if it had exited before the supervisor was
+        // started, with the VM file as it is now.
+        (Phase::Adopting, Leftover::None, _) => (
+            State::Starting(Phase::FindingPrevious),
+            vec![Action::UseVmFile(VmFile::Current), Action::FindPrevious],
+        ),
+        // A saved state that QEMU does not accept is no reason not to start: the guest boots, as
+        // after a power failure.
+        (Phase::Launching(Boot::Restore), Leftover::None, Fault::Vm) => (
+            State::Starting(Phase::Admitting(Boot::Cold)),
+            vec![
+                Action::QuarantineSavedState(failure.why),
+                Action::UseVmFile(VmFile::Current),
+                Action::RemoveRecord,
+                Action::Admit,
+            ],
+        ),
+        (Phase::Launching(_), Leftover::None, _) => {
+            let (state, actions) = end(Cause::StartFailed(failure));
+            (state, [Action::RemoveRecord].into_iter().chain(actions).collect())
+        }
+        (
+            Phase::FindingPrevious
+            | Phase::ReadingVmFile
+            | Phase::Admitting(_)
+            | Phase::Preparing(_),
+            _,
+            _,
+        ) => end(Cause::StartFailed(failure)),
+    }
+}
+
+fn fail(fault: Fault, why: String) -> (State, Vec<Action>) {
+    end(Cause::StartFailed(StartFailure { fault, why }))
+}
+
+/// What a start that is being canceled does after `event`: it ends with the first result. An adopted
+/// guest is stopped like any other, by its own event (see [`StopRequest::event`]).
+pub(super) fn cancelling(
+    phase: Phase,
+    until: Duration,
+    request: StopRequest,
+    event: Event,
+    now: Duration,
+) -> (State, Vec<Action>) {
+    let by = request.by();
+    let canceled = || end(Cause::StartCancelled(by));
+    match event {
+        Event::Start(StartEvent::Launched { guest, .. }) => match phase {
+            Phase::Adopting => (launched(guest), vec![]),
+            Phase::FindingPrevious
+            | Phase::ReadingVmFile
+            | Phase::Admitting(_)
+            | Phase::Preparing(_)
+            | Phase::Launching(_) => quit(ended(Cause::StartCancelled(by)), true, now, vec![]),
+        },
+        Event::Start(StartEvent::Failed { leftover, .. } | StartEvent::Aborted(leftover)) => {
+            match (phase, leftover) {
+                (Phase::Launching(_), Leftover::None) => {
+                    let (state, actions) = canceled();
+                    (state, [Action::RemoveRecord].into_iter().chain(actions).collect())
+                }
+                // The record of an adopted process stays: it has no recorded end yet.
+                (Phase::Launching(_), Leftover::MayRun)
+                | (
+                    Phase::FindingPrevious
+                    | Phase::ReadingVmFile
+                    | Phase::Admitting(_)
+                    | Phase::Preparing(_)
+                    | Phase::Adopting,
+                    Leftover::None | Leftover::MayRun,
+                ) => canceled(),
+            }
+        }
+        Event::Start(
+            StartEvent::PreviousFound { .. }
+            | StartEvent::PreviousUnknown(_)
+            | StartEvent::VmFileRead
+            | StartEvent::Admitted
+            | StartEvent::Prepared,
+        )
+        | Event::QemuGone(_) => canceled(),
+        Event::Tick if now >= until => canceled(),
+        Event::Asked(Command::Terminate) => {
+            (State::Cancelling { phase, until, request: StopRequest::Terminate }, vec![])
+        }
+        Event::Tick
+        | Event::Ready
+        | Event::NotReady(_)
+        | Event::HostDown
+        | Event::Saved
+        | Event::NotSaved(_)
+        | Event::Signalled
+        | Event::Asked(
+            Command::Stop { .. }
+            | Command::Reboot
+            | Command::Reset
+            | Command::Pause
+            | Command::Resume
+            | Command::Suspend,
+        )
+        | Event::GuestShutdown
+        | Event::GuestReboot
+        | Event::GuestReset
+        | Event::GuestPanicked
+        | Event::Held
+        | Event::NoSpace
+        | Event::Room
+        | Event::Continued => (State::Cancelling { phase, until, request }, vec![]),
+    }
+}

@@ -1,0 +1,393 @@
+//! The start, phase by phase: every pair of a phase and an event.
+
+use super::{
+    tests::{POLICY, at, feed, step},
+    *,
+};
+
+const RUNNING: StartEvent = StartEvent::Launched { guest: Guest::Running, ready: false };
+
+fn failed(fault: Fault, leftover: Leftover) -> StartEvent {
+    StartEvent::Failed { failure: StartFailure { fault, why: "no".into() }, leftover }
+}
+
+fn found(qemu: PreviousQemu) -> StartEvent {
+    StartEvent::PreviousFound { qemu, saved: SavedState::None }
+}
+
+fn in_phase(phase: Phase, event: StartEvent) -> (State, Vec<Action>) {
+    feed(State::Starting(phase), &[(0, event.into())])
+}
+
+/// Every phase.
+pub(super) fn phases() -> [Phase; 9] {
+    [
+        Phase::FindingPrevious,
+        Phase::ReadingVmFile,
+        Phase::Admitting(Boot::Cold),
+        Phase::Admitting(Boot::Restore),
+        Phase::Preparing(Boot::Cold),
+        Phase::Preparing(Boot::Restore),
+        Phase::Launching(Boot::Cold),
+        Phase::Launching(Boot::Restore),
+        Phase::Adopting,
+    ]
+}
+
+/// Every event of a start.
+pub(super) fn start_events() -> Vec<StartEvent> {
+    let mut events = vec![
+        StartEvent::PreviousUnknown("unknown".into()),
+        StartEvent::VmFileRead,
+        StartEvent::Admitted,
+        StartEvent::Prepared,
+        StartEvent::Aborted(Leftover::None),
+        StartEvent::Aborted(Leftover::MayRun),
+    ];
+    for qemu in [
+        PreviousQemu::None,
+        PreviousQemu::NeverExecuted,
+        PreviousQemu::Exited,
+        PreviousQemu::Running,
+    ] {
+        for saved in [
+            SavedState::None,
+            SavedState::Usable,
+            SavedState::Unusable("damaged".into()),
+            SavedState::Unreadable("EIO".into()),
+        ] {
+            events.push(StartEvent::PreviousFound { qemu, saved });
+        }
+    }
+    for guest in [Guest::Running, Guest::Paused, Guest::ShutDown, Guest::Panicked] {
+        events.push(StartEvent::Launched { guest, ready: false });
+    }
+    for fault in [Fault::Vm, Fault::Host, Fault::InsufficientMemory] {
+        for leftover in [Leftover::None, Leftover::MayRun] {
+            events.push(failed(fault, leftover));
+        }
+    }
+    events
+}
+
+fn exit_code(actions: &[Action]) -> Option<u8> {
+    actions.iter().find_map(|action| match action {
+        Action::Exit(Exit::Code(code)) => Some(*code),
+        Action::Exit(Exit::NotStarted(failure)) => Some(failure.fault.exit_code()),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_cold_boot_goes_through_all_phases() {
+    let (mut life, actions) = Life::new(Mode::Run);
+    assert_eq!(actions, [Action::FindPrevious]);
+    for (event, phase, action) in [
+        (found(PreviousQemu::None), Phase::Admitting(Boot::Cold), Action::Admit),
+        (StartEvent::Admitted, Phase::Preparing(Boot::Cold), Action::Prepare),
+        (StartEvent::Prepared, Phase::Launching(Boot::Cold), Action::Launch(Boot::Cold)),
+    ] {
+        assert_eq!(life.step(event.into(), at(0), &POLICY), [action]);
+        assert_eq!(*life.state(), State::Starting(phase));
+    }
+    life.step(RUNNING.into(), at(0), &POLICY);
+    assert_eq!(*life.state(), State::Running);
+}
+
+/// What an earlier supervisor left, against what was saved, in both modes.
+#[test]
+fn previous_run_decides_the_start() {
+    let missed_end = Action::Record(End { cause: Cause::QemuDied(Gone::Unknown) });
+    for (qemu, settled) in [
+        (PreviousQemu::None, vec![]),
+        (PreviousQemu::NeverExecuted, vec![Action::RemoveRecord]),
+        (PreviousQemu::Exited, vec![missed_end, Action::RemoveRecord]),
+    ] {
+        for (saved, boot, last) in [
+            (SavedState::None, Boot::Cold, vec![Action::Admit]),
+            (
+                SavedState::Usable,
+                Boot::Restore,
+                vec![Action::UseVmFile(VmFile::Saved), Action::Admit],
+            ),
+            (
+                SavedState::Unusable("damaged".into()),
+                Boot::Cold,
+                vec![Action::QuarantineSavedState("damaged".into()), Action::Admit],
+            ),
+        ] {
+            let event = StartEvent::PreviousFound { qemu, saved };
+            let (state, actions) = in_phase(Phase::FindingPrevious, event.clone());
+            assert_eq!(state, State::Starting(Phase::Admitting(boot)));
+            assert_eq!(actions, [&settled[..], &last].concat());
+            let (mut life, _) = Life::new(Mode::ShutDown);
+            let exit = vec![Action::Exit(Exit::Code(0))];
+            assert_eq!(life.step(event.into(), at(0), &POLICY), [&settled[..], &exit].concat());
+            assert_eq!(*life.state(), State::Ended);
+        }
+        // A later start may be able to read it.
+        let saved = SavedState::Unreadable("EIO".into());
+        let event = StartEvent::PreviousFound { qemu, saved };
+        let (state, actions) = in_phase(Phase::FindingPrevious, event);
+        assert_eq!((state, exit_code(&actions)), (State::Ended, Some(75)));
+    }
+    for mode in [Mode::Run, Mode::ShutDown] {
+        for saved in [SavedState::None, SavedState::Usable, SavedState::Unreadable("x".into())] {
+            let (mut life, _) = Life::new(mode);
+            let event = StartEvent::PreviousFound { qemu: PreviousQemu::Running, saved };
+            let actions = life.step(event.into(), at(0), &POLICY);
+            assert_eq!(actions, [Action::UseVmFile(VmFile::Booted), Action::Adopt]);
+            assert_eq!(*life.state(), State::Starting(Phase::Adopting));
+        }
+    }
+}
+
+#[test]
+fn unknown_previous_run_starts_nothing() {
+    for mode in [Mode::Run, Mode::ShutDown] {
+        let (mut life, _) = Life::new(mode);
+        let actions = life.step(StartEvent::PreviousUnknown("x".into()).into(), at(0), &POLICY);
+        assert_eq!((life.state(), exit_code(&actions)), (&State::Ended, Some(75)));
+    }
+}
+
+#[test]
+fn requests_wait_until_the_state_is_known() {
+    let (mut life, _) = Life::new(Mode::Run);
+    assert!(!life.answers_requests());
+    life.step(found(PreviousQemu::Running).into(), at(0), &POLICY);
+    assert!(life.answers_requests());
+    // And again where the QEMU process exits before it is adopted.
+    life.step(failed(Fault::Host, Leftover::None).into(), at(0), &POLICY);
+    assert!(!life.answers_requests());
+    life.step(Event::Signalled, at(0), &POLICY);
+    assert!(life.answers_requests());
+}
+
+#[test]
+fn relaunch_reads_the_vm_file_and_is_not_refused_memory() {
+    let (state, actions) =
+        feed(State::Running, &[(0, Event::GuestReboot), (1, Event::QemuGone(Gone::Exited(0)))]);
+    assert_eq!(state, State::Starting(Phase::ReadingVmFile));
+    assert_eq!(actions, [Action::Quit, Action::ReadVmFile]);
+    let (state, actions) = feed(state, &[(2, StartEvent::VmFileRead.into())]);
+    assert_eq!(state, State::Starting(Phase::Preparing(Boot::Cold)));
+    let current = Action::UseVmFile(VmFile::Current);
+    assert_eq!(actions, [current, Action::RenewReservation, Action::Prepare]);
+}
+
+#[test]
+fn failed_restore_falls_back_to_a_cold_boot() {
+    let restore = Phase::Launching(Boot::Restore);
+    let (state, actions) = in_phase(restore, failed(Fault::Vm, Leftover::None));
+    assert_eq!(state, State::Starting(Phase::Admitting(Boot::Cold)));
+    assert_eq!(
+        actions,
+        [
+            Action::QuarantineSavedState("no".into()),
+            Action::UseVmFile(VmFile::Current),
+            Action::RemoveRecord,
+            Action::Admit
+        ]
+    );
+    // The host's fault says nothing about the saved state: a later start may restore it.
+    let (state, actions) = in_phase(restore, failed(Fault::Host, Leftover::None));
+    assert_eq!((state, exit_code(&actions)), (State::Ended, Some(75)));
+    assert!(!actions.iter().any(|a| matches!(a, Action::QuarantineSavedState(_))));
+    // The process may have read the state already.
+    let (state, actions) = in_phase(restore, failed(Fault::Vm, Leftover::MayRun));
+    assert_eq!((state, exit_code(&actions)), (State::Ended, Some(75)));
+    assert!(!actions.iter().any(|a| matches!(a, Action::QuarantineSavedState(_))));
+    // The cold boot has no further fallback.
+    let (state, _) = in_phase(Phase::Launching(Boot::Cold), failed(Fault::Vm, Leftover::None));
+    assert_eq!(state, State::Ended);
+}
+
+#[test]
+fn adopted_qemu_that_exited_meanwhile_becomes_a_start() {
+    let (state, actions) = in_phase(Phase::Adopting, failed(Fault::Host, Leftover::None));
+    assert_eq!(state, State::Starting(Phase::FindingPrevious));
+    assert_eq!(actions, [Action::UseVmFile(VmFile::Current), Action::FindPrevious]);
+    let (state, actions) = in_phase(Phase::Adopting, failed(Fault::Vm, Leftover::MayRun));
+    assert_eq!((state, exit_code(&actions)), (State::Ended, Some(75)));
+    assert!(!actions.contains(&Action::RemoveRecord));
+}
+
+#[test]
+fn failed_start_exits_by_its_fault() {
+    for phase in phases().into_iter().filter(|phase| *phase != Phase::Adopting) {
+        for (fault, code) in [(Fault::Vm, 1), (Fault::Host, 75), (Fault::InsufficientMemory, 69)] {
+            if (phase, fault) == (Phase::Launching(Boot::Restore), Fault::Vm) {
+                continue;
+            }
+            let (state, actions) = in_phase(phase, failed(fault, Leftover::None));
+            assert_eq!((state, exit_code(&actions)), (State::Ended, Some(code)), "{phase:?}");
+            let launched = matches!(phase, Phase::Launching(_));
+            assert_eq!(actions.contains(&Action::RemoveRecord), launched, "{phase:?}");
+        }
+    }
+}
+
+#[test]
+fn adopted_guest_keeps_doing_what_it_did() {
+    for (guest, state) in
+        [(Guest::Running, State::Running), (Guest::Paused, State::Paused(Hold::Wanted))]
+    {
+        let event = StartEvent::Launched { guest, ready: true };
+        assert_eq!(in_phase(Phase::Adopting, event).0, state);
+    }
+    for guest in [Guest::ShutDown, Guest::Panicked] {
+        let (mut life, _) = Life::new(Mode::Run);
+        life.step(found(PreviousQemu::Running).into(), at(0), &POLICY);
+        // The unit must be reported as up before it ends, or systemd takes the end for a failure.
+        let event = StartEvent::Launched { guest, ready: true };
+        let actions = life.step(event.into(), at(0), &POLICY);
+        assert_eq!(actions[0], Action::NotifyReady);
+        assert!(actions.contains(&Action::Quit));
+        assert!(matches!(life.state(), State::Quitting { .. }));
+    }
+}
+
+#[test]
+fn shut_down_mode_stops_whatever_it_adopts() {
+    for on_panic in [OnPanic::Restart, OnPanic::Stop, OnPanic::Pause] {
+        for guest in [Guest::Running, Guest::Paused, Guest::ShutDown, Guest::Panicked] {
+            let policy = Policy { on_panic, ..POLICY };
+            let (mut life, _) = Life::new(Mode::ShutDown);
+            life.step(found(PreviousQemu::Running).into(), at(0), &policy);
+            let event = StartEvent::Launched { guest, ready: true };
+            life.step(event.into(), at(0), &policy);
+            assert!(
+                matches!(life.state(), State::Stopping(_) | State::Quitting { .. }),
+                "{guest:?}: {:?}",
+                life.state()
+            );
+        }
+    }
+}
+
+/// Each phase is canceled by each kind of stop, and ends with the first result, whatever it is.
+#[test]
+fn stop_cancels_each_phase() {
+    let stop = Event::Asked(Command::Stop { timeout: None });
+    let stops = [Event::Signalled, Event::HostDown, stop, Event::Asked(Command::Terminate)];
+    for phase in phases().into_iter().filter(|phase| *phase != Phase::Adopting) {
+        for stop in &stops {
+            let (canceling, actions) = feed(State::Starting(phase), &[(0, stop.clone())]);
+            assert_eq!(actions, [Action::CancelStart]);
+            assert_eq!(canceling.deadline(), Some(START_CANCEL_GRACE));
+            assert_eq!(feed(canceling.clone(), &[(4, Event::Tick)]).0, canceling);
+            let (state, actions) = feed(canceling.clone(), &[(5, Event::Tick)]);
+            assert_eq!((state, exit_code(&actions)), (State::Ended, Some(0)));
+            for event in start_events() {
+                let (state, actions) = feed(canceling.clone(), &[(1, event.clone().into())]);
+                if let StartEvent::Launched { .. } = event {
+                    assert_eq!(actions, [Action::Quit]);
+                    assert!(matches!(state, State::Quitting { .. }));
+                    continue;
+                }
+                assert_eq!((state, exit_code(&actions)), (State::Ended, Some(0)), "{event:?}");
+                let gone = matches!(
+                    event,
+                    StartEvent::Aborted(Leftover::None)
+                        | StartEvent::Failed { leftover: Leftover::None, .. }
+                );
+                let removes = gone && matches!(phase, Phase::Launching(_));
+                assert_eq!(actions.contains(&Action::RemoveRecord), removes, "{phase:?} {event:?}");
+            }
+        }
+    }
+}
+
+/// A guest that runs is not left alone, and not forced off, because of a stop at the wrong moment.
+#[test]
+fn stop_while_adopting_stops_the_adopted_guest() {
+    let stop = Event::Asked(Command::Stop { timeout: Some(at(7)) });
+    let adopting = || {
+        let (mut life, _) = Life::new(Mode::Run);
+        life.step(found(PreviousQemu::Running).into(), at(0), &POLICY);
+        life
+    };
+    let adopted = StartEvent::Launched { guest: Guest::Running, ready: true };
+    for (event, reason) in [(Event::Signalled, "stopped"), (stop, "stopped")] {
+        let mut life = adopting();
+        assert_eq!(life.step(event, at(1), &POLICY), []);
+        let actions = life.step(adopted.clone().into(), at(2), &POLICY);
+        assert!(actions.contains(&Action::PressPowerButton) && !actions.contains(&Action::Quit));
+        life.step(Event::GuestShutdown, at(3), &POLICY);
+        let actions = life.step(Event::QemuGone(Gone::Exited(0)), at(4), &POLICY);
+        let Some(Action::Record(end)) = actions.first() else { panic!("{actions:?}") };
+        assert_eq!((end.reason(), exit_code(&actions)), (reason, Some(0)));
+    }
+    let mut life = adopting();
+    life.step(Event::HostDown, at(1), &POLICY);
+    assert!(life.step(adopted.clone().into(), at(2), &POLICY).contains(&Action::Save));
+    // Also where a clean stop was requested before.
+    for first in [Event::Tick, Event::Signalled] {
+        let mut life = adopting();
+        life.step(first, at(1), &POLICY);
+        life.step(Event::Asked(Command::Terminate), at(1), &POLICY);
+        assert!(life.step(adopted.clone().into(), at(2), &POLICY).contains(&Action::Quit));
+        let actions = life.step(Event::QemuGone(Gone::Exited(0)), at(4), &POLICY);
+        let Some(Action::Record(end)) = actions.first() else { panic!("{actions:?}") };
+        assert_eq!((end.reason(), exit_code(&actions)), ("killed", Some(0)));
+    }
+    // One that does not answer is not waited for; whatever stops the unit ends its process.
+    let mut life = adopting();
+    life.step(Event::Signalled, at(1), &POLICY);
+    assert_eq!(exit_code(&life.step(Event::Tick, at(6), &POLICY)), Some(0));
+    let mut life = adopting();
+    life.step(Event::Signalled, at(1), &POLICY);
+    let actions = life.step(failed(Fault::Host, Leftover::MayRun).into(), at(2), &POLICY);
+    assert_eq!(exit_code(&actions), Some(0));
+    assert!(!actions.contains(&Action::RemoveRecord));
+}
+
+/// Which pairs of a phase and an event change nothing: all that the drawing does not have.
+#[test]
+fn each_phase_ignores_what_is_not_its_own() {
+    for phase in phases() {
+        for event in start_events() {
+            let is_own = match &event {
+                StartEvent::PreviousFound { .. } | StartEvent::PreviousUnknown(_) => {
+                    phase == Phase::FindingPrevious
+                }
+                StartEvent::VmFileRead => phase == Phase::ReadingVmFile,
+                StartEvent::Admitted => matches!(phase, Phase::Admitting(_)),
+                StartEvent::Prepared => matches!(phase, Phase::Preparing(_)),
+                StartEvent::Launched { .. } => {
+                    matches!(phase, Phase::Launching(_) | Phase::Adopting)
+                }
+                StartEvent::Failed { .. } => true,
+                StartEvent::Aborted(_) => false,
+            };
+            let before = State::Starting(phase);
+            let after = step(before.clone(), event.clone().into(), at(1), &POLICY);
+            assert_eq!(after == (before, vec![]), !is_own, "{phase:?} {event:?}");
+        }
+        for event in [
+            Event::Ready,
+            Event::NotReady("x".into()),
+            Event::Saved,
+            Event::NotSaved("x".into()),
+            Event::Asked(Command::Reboot),
+            Event::Asked(Command::Reset),
+            Event::Asked(Command::Pause),
+            Event::Asked(Command::Resume),
+            Event::Asked(Command::Suspend),
+            Event::GuestShutdown,
+            Event::GuestReboot,
+            Event::GuestReset,
+            Event::GuestPanicked,
+            Event::Held,
+            Event::NoSpace,
+            Event::Room,
+            Event::Continued,
+            Event::QemuGone(Gone::Exited(0)),
+            Event::Tick,
+        ] {
+            let before = State::Starting(phase);
+            assert_eq!(step(before.clone(), event, at(1), &POLICY), (before, vec![]));
+        }
+    }
+}
