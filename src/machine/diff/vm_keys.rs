@@ -135,7 +135,8 @@ pub(super) fn of_versions(versions: &Versions) -> [Row<Vm>; 3] {
     ]
 }
 
-const MEMORY: &str = "live up to what QEMU was started with (balloon), above it next reboot";
+const MEMORY: &str =
+    "live up to the memory that QEMU was started with (balloon), above that next reboot";
 
 fn memory(sides: &Sides<'_, Vm>) -> ChangeKind {
     let mem = sides.written.mem;
