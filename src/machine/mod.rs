@@ -3,7 +3,9 @@
 pub mod argv;
 pub mod device;
 pub mod diff;
+pub mod disk_file;
 pub mod facts;
+pub mod fd;
 pub mod fdset;
 pub mod firmware;
 pub mod probe;

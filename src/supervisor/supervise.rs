@@ -33,7 +33,7 @@ use super::{
     start::{self, Start},
 };
 use crate::{
-    control::{server, types::Port},
+    control::{handle::ControlHandle, server},
     life::{self, Life, Mode},
     machine::diff::{VmDiff, running_machine::RunningMachine},
     spec::Vm,
@@ -67,7 +67,7 @@ pub async fn supervise(
     let operators = Operators::new();
     let grant = operators.grant(&vm);
     let replaced = Arc::new(AtomicBool::new(false));
-    let port = Port {
+    let port = ControlHandle {
         requests,
         events: events.clone(),
         grant,

@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 
 use super::vnc_listener::{self, Door, Listener};
 use crate::{
-    control::grant::{self, Grant},
+    control::authorizer::{self, Authorizer},
     spec::Vm,
     store::layout::VmPaths,
     sys::peer,
@@ -60,7 +60,7 @@ impl Door {
     ///
     /// # Errors
     /// The runtime does not take the socket.
-    fn serve(self, client: qmp::Client, grant: Grant) -> std::io::Result<Serving> {
+    fn serve(self, client: qmp::Client, grant: Authorizer) -> std::io::Result<Serving> {
         let (orders, to) = watch::channel(Orders { client, password: self.password });
         let mut tasks = Tasks::default();
         match self.listener {
@@ -95,7 +95,7 @@ async fn next<V, A: Future<Output = std::io::Result<V>>>(
 }
 
 /// Lets operators in, who need no password.
-async fn at_socket(listener: UnixListener, orders: watch::Receiver<Orders>, grant: Grant) {
+async fn at_socket(listener: UnixListener, orders: watch::Receiver<Orders>, grant: Authorizer) {
     let (room, mut tasks) = (Arc::new(Semaphore::new(ON_THEIR_WAY)), Tasks::default());
     while let Some((place, (viewer, _))) = next(&room, || listener.accept()).await {
         let (client, grant) = (orders.borrow().client.clone(), grant.clone());
@@ -105,7 +105,7 @@ async fn at_socket(listener: UnixListener, orders: watch::Receiver<Orders>, gran
                 Ok(peer) => peer,
                 Err(error) => return warn!("who wants to see the screen cannot be told: {error}"),
             };
-            if let Err(denied) = grant.check(&peer, grant::SCREEN).await {
+            if let Err(denied) = grant.check(&peer, authorizer::SCREEN).await {
                 return warn!("{denied}");
             }
             debug!("uid {} looks at the screen", peer.uid);
