@@ -242,6 +242,21 @@ fn decisions_have_four_fields() {
     assert!(count > 150, "only {count} decisions");
 }
 
+/// The drawing of the folders has the order of the table in src/lib.rs, the topmost folder first.
+#[test]
+fn drawing_has_the_order_of_the_layers() {
+    let lib = fs::read_to_string(top().join("src/lib.rs")).unwrap();
+    let rows = lib.lines().filter_map(|line| line.strip_prefix("//! | [`")?.split_once('`'));
+    let mut layers: Vec<&str> = rows.map(|(folder, _)| folder).collect();
+    layers.reverse();
+    let page = fs::read_to_string(top().join("docs/architecture.md")).unwrap();
+    let drawing = &blocks(&page)[0].text;
+    let folder = |line: &str| line.get(17..)?.split_whitespace().next().map(str::to_owned);
+    let drawn: Vec<String> = drawing.lines().filter_map(folder).collect();
+    assert!(layers.len() > 15);
+    assert_eq!(drawn, layers);
+}
+
 /// Source files in documents exist, by their paths in the repository or in src/, or in the folder that
 /// begins the row of a table.
 #[test]
