@@ -129,7 +129,7 @@ impl Supervisor {
         let (config, state) = (&self.config, self.life.state());
         // Only a machine like the one that was saved can restore a state.
         let unusable = config
-            .is_replugged(vm.record())
+            .is_replugged()
             .then(|| "disks or NICs were plugged in or out since it was started".to_owned());
         let state = StateToSave {
             vm_file: config.text().to_owned(),

@@ -1,5 +1,7 @@
 //! The VM as it runs beside its VM file as it is now.
 
+use tracing::warn;
+
 use super::{file_reading::Files, operators::Operators, running::taps::wanted::WantedTaps};
 use crate::{
     control::{
@@ -7,21 +9,17 @@ use crate::{
         types::{Pending, TapOf},
     },
     machine::{
-        facets::{self, DISKS, Facets, MEM, NICS, nic_key},
-        live::Change,
-        pending::{self, AT_ONCE, pending, wants_relaunch},
+        diff::{
+            Facts, LiveChange, ScreenServer, VmDiff, applied, copy_at_once,
+            running_machine::{RunningMachine, Versions},
+        },
         user_network,
     },
     net::tap_spec,
-    spec::Vm,
+    spec::{Link, Nic, Vm},
     store::{identity::Identity, record::Record},
-    value::{Label, Operator, Size},
+    value::{Label, Operator},
 };
-
-/// The keys of what no VM file contains: QEMU, its firmware, and the instance-id of cloud-init.
-const QEMU: &str = "qemu";
-const FIRMWARE: &str = "firmware file";
-const INSTANCE: &str = "instance-id";
 
 /// The search for operators that the host does not know.
 pub(crate) type UnknownOperators = futures_util::future::BoxFuture<'static, Vec<Operator>>;
@@ -32,15 +30,15 @@ pub(crate) struct Config {
     /// The VM file that QEMU was started from, with what was applied since.
     vm: Vm,
     text: String,
-    /// The same key by key, with what was done to the machine since.
-    running: Facets,
+    /// The machine of QEMU, with what was changed since it was started.
+    running: RunningMachine,
     /// The VM file as it is now, or as it was when it was valid last.
     written: Vm,
     written_text: String,
     /// Why the VM file is not valid.
     problem: Option<String>,
     files: Files,
-    pending: Vec<Pending>,
+    pending: VmDiff,
     operators: Operators,
 }
 
@@ -48,12 +46,12 @@ impl Config {
     /// A VM that is to be started from this VM file.
     pub(crate) fn new(vm: Vm, text: String) -> Self {
         Self {
-            running: Facets::of(&vm),
+            running: RunningMachine::started_from(&vm),
             written: vm.clone(),
             written_text: text.clone(),
             problem: None,
             files: Files::default(),
-            pending: vec![],
+            pending: VmDiff::default(),
             operators: Operators::new(),
             vm,
             text,
@@ -91,13 +89,13 @@ impl Config {
     }
 
     /// Where the VM file differs from what runs.
-    pub(crate) fn pending(&self) -> &[Pending] {
-        &self.pending
+    pub(crate) fn pending(&self) -> Vec<Pending> {
+        self.pending.pending()
     }
 
     /// Whether a reboot of the guest has to bring a new QEMU process.
     pub(crate) fn wants_relaunch(&self) -> bool {
-        wants_relaunch(&self.pending)
+        self.pending.wants_relaunch()
     }
 
     /// The authorization rule of the VM, which follows `operators`.
@@ -135,7 +133,7 @@ impl Config {
 
     /// QEMU is started from this VM file, or was.
     pub(crate) fn set_running(&mut self, vm: Vm, text: String) -> Option<UnknownOperators> {
-        self.running = Facets::of(&vm);
+        self.running = RunningMachine::started_from(&vm);
         self.vm = vm;
         self.text = text;
         self.set_operators()
@@ -143,7 +141,7 @@ impl Config {
 
     /// QEMU is started anew: nothing is pending.
     pub(crate) fn clear_pending(&mut self) {
-        self.pending.clear();
+        self.pending = VmDiff::default();
     }
 
     /// Puts `operators` of the VM as it runs into effect.
@@ -158,24 +156,8 @@ impl Config {
         new: Vm,
         owner: Option<ScreenOwner>,
     ) -> Option<UnknownOperators> {
-        self.take_facets(&new, &AT_ONCE);
+        copy_at_once(&mut self.vm, &new);
         self.move_screen(&new, owner);
-        self.vm.description = new.description;
-        self.vm.autostart = new.autostart;
-        self.vm.after = new.after;
-        self.vm.cpu_weight = new.cpu_weight;
-        self.vm.cpu_quota = new.cpu_quota;
-        self.vm.memory_max = new.memory_max;
-        self.vm.io_weight = new.io_weight;
-        self.vm.oom_score_adjust = new.oom_score_adjust;
-        self.vm.cpu_pin = new.cpu_pin;
-        self.vm.ready_failure = new.ready_failure;
-        self.vm.host_shutdown = new.host_shutdown;
-        self.vm.shutdown_timeout = new.shutdown_timeout;
-        self.vm.operators = new.operators;
-        self.vm.on_panic = new.on_panic;
-        self.vm.on_guest_reboot = new.on_guest_reboot;
-        self.vm.tap_heal = new.tap_heal;
         self.vm.lines = new.lines;
         self.set_operators()
     }
@@ -187,66 +169,59 @@ impl Config {
             return;
         }
         runs.clone_from(written);
-        self.take_facets(new, &facets::SCREEN);
+        self.running.is_screen_failed = false;
     }
 
     /// The screen is where `booted` has it: a QEMU that listens for viewers itself does so where it was told when it was started.
     pub(crate) fn keep_screen_of(&mut self, booted: &Vm) {
-        self.take_facets(booted, &facets::SCREEN);
+        self.running.is_screen_failed = false;
         self.vm.display.clone_from(&booted.display);
     }
 
     /// The changes that can be applied to the machine while it runs.
-    pub(crate) fn live_changes(&self) -> Vec<Change> {
-        self.pending.iter().filter_map(|one| Change::of(one, &self.written)).collect()
+    pub(crate) fn live_changes(&self) -> Vec<LiveChange> {
+        self.pending.live()
     }
 
-    /// A change was applied to the machine; `written` is what it was applied from. Returns the same for the run record.
-    pub(crate) fn record_change(
-        &mut self,
-        change: &Change,
-        written: &Facets,
-    ) -> Vec<(String, Option<String>)> {
-        let done = change.done(&self.running, written);
-        for (key, value) in &done {
-            self.running.set(key.as_str(), value.clone());
-        }
-        done
+    /// A change was applied to the machine. Returns the same for the run record.
+    pub(crate) fn record_change(&mut self, change: &LiveChange) -> Vec<(String, Option<String>)> {
+        let before = self.running.clone();
+        self.running.record(change);
+        applied::entries(&before, &self.running).into_iter().collect()
     }
 
     /// The target of the balloon in bytes; `None` where the guest is to have all that it was started with.
     pub(crate) fn memory_target(&self) -> Option<u64> {
-        let mem = self.running.get(MEM).and_then(|text| text.parse::<Size>().ok());
-        mem.filter(|size| *size != self.vm.mem).map(|size| size.bytes())
+        let mem = self.running.mem();
+        (mem != self.vm.mem).then(|| mem.bytes())
     }
 
     /// The removals of all disks and NICs that the machine has.
-    pub(crate) fn removals(&self) -> Vec<Change> {
-        let disks = self.disks().into_iter().map(Change::RemoveDisk);
-        disks.chain(self.labels(NICS).map(Change::RemoveNic)).collect()
+    pub(crate) fn removals(&self) -> Vec<LiveChange> {
+        let disks = self.disks().into_iter().map(LiveChange::RemoveDisk);
+        let nics = self.running.nics().iter().map(|nic| nic.name.clone());
+        disks.chain(nics.map(LiveChange::RemoveNic)).collect()
     }
 
     /// The disks that the machine has.
     pub(crate) fn disks(&self) -> Vec<Label> {
-        self.labels(DISKS).collect()
-    }
-
-    fn labels(&self, kind: &str) -> impl Iterator<Item = Label> + '_ {
-        self.running.names(kind).into_iter().filter_map(|name| name.parse::<Label>().ok())
+        self.running.disks().iter().map(|disk| disk.name.clone()).collect()
     }
 
     /// The NICs that have a tap.
     pub(crate) fn nic_taps(&self) -> Vec<TapOf> {
-        let tap = |nic: &str| {
-            let tap = self.running.get(&nic_key(nic, "tap"))?.to_owned();
-            Some(TapOf { nic: nic.to_owned(), tap })
+        let tap = |nic: &Nic| match &nic.link {
+            Link::Bridge { tap, .. } => {
+                Some(TapOf { nic: nic.name.to_string(), tap: tap.to_string() })
+            }
+            Link::User { .. } => None,
         };
-        self.running.names(NICS).into_iter().filter_map(tap).collect()
+        self.running.nics().iter().filter_map(tap).collect()
     }
 
     /// How the taps are to be.
     pub(crate) fn wanted_taps(&self, examining: Examining) -> WantedTaps {
-        let taps = tap_spec::running(&self.vm.name, &self.running);
+        let taps = tap_spec::taps_of(&self.vm.name, self.running.nics());
         let identity = self.files.identity.as_ref().filter(|_| !taps.is_empty());
         WantedTaps {
             heal: self.vm.tap_heal,
@@ -259,62 +234,65 @@ impl Config {
 
     /// What an operator should know of the networks.
     pub(crate) fn network_notes(&self) -> Vec<String> {
-        user_network::notes(&self.running)
+        user_network::notes(self.running.nics())
     }
 
     /// Devices were plugged in or out since QEMU was started: no other QEMU could be started like it.
-    pub(crate) fn is_replugged(&self, record: &Record) -> bool {
-        record.applied.keys().any(|key| key == DISKS || key == NICS)
+    pub(crate) fn is_replugged(&self) -> bool {
+        self.running.is_replugged()
     }
 
     /// The screen is not served as the VM file says, so that the next `qvm apply` tries again.
     pub(crate) fn set_screen_unserved(&mut self) {
-        self.running.set(facets::SCREEN[0], Some("not served".to_owned()));
+        self.running.is_screen_failed = true;
     }
 
-    fn take_facets(&mut self, from: &Vm, keys: &[&str]) {
-        let facets = Facets::of(from);
-        for key in keys {
-            self.running.set(*key, facets.get(key).map(str::to_owned));
-        }
-    }
-
-    /// Notes what runs beside the VM file: when QEMU was launched or adopted.
+    /// Takes over from the run record what runs beside the VM file, and how an earlier supervisor changed the machine.
     pub(crate) fn recall(&mut self, record: &Record) {
         let firmware = record.firmware.as_ref().map(|(path, at)| built(path, *at));
-        self.running.set(QEMU, Some(record.qemu_version.clone()));
-        self.running.set(FIRMWARE, firmware);
-        self.running.set(INSTANCE, record.instance.clone());
-        for (key, value) in &record.applied {
-            self.running.set(key.as_str(), value.clone());
+        let (machine, unread) = applied::machine(&self.vm, &record.applied);
+        if !unread.is_empty() {
+            let unread = unread.join(", ");
+            warn!("the run record has changes that this version cannot read: {unread}");
         }
-    }
-
-    /// Compares the VM file with what runs. `running` is of the QEMU process, where there is one.
-    pub(crate) fn compare(&mut self, running: Option<RunningQemu<'_>>) {
-        let listens = running.as_ref().map_or(ScreenOwner::Supervisor, |qemu| qemu.screen);
-        let written = self.would_run(running);
-        let machine = pending::Machine {
-            listens: listens == ScreenOwner::Qemu,
-            ..pending::machine(&self.vm)
+        self.running = machine;
+        self.running.versions = Versions {
+            qemu: Some(record.qemu_version.clone()),
+            firmware,
+            instance: record.instance.clone(),
         };
-        self.pending = pending(&self.running, &written, &machine);
     }
 
-    /// What would run if QEMU were started now.
-    pub(crate) fn would_run(&self, running: Option<RunningQemu<'_>>) -> Facets {
-        let mut written = Facets::of(&self.written);
-        let Some(RunningQemu { record, installed, .. }) = running else { return written };
-        let same = |key: &str| self.running.get(key).map(str::to_owned);
-        written.set(QEMU, installed.map(str::to_owned).or_else(|| same(QEMU)));
+    /// Compares the VM file with what runs. `qemu` is the QEMU process, where there is one.
+    pub(crate) fn compare(&mut self, qemu: Option<RunningQemu<'_>>) {
+        let screen = match qemu.as_ref().map(|qemu| qemu.screen) {
+            Some(ScreenOwner::Qemu) => ScreenServer::Qemu,
+            _ if self.running.is_screen_failed => ScreenServer::Failed,
+            Some(ScreenOwner::Supervisor) | None => ScreenServer::Supervisor,
+        };
+        let facts = Facts {
+            max_memory: self.vm.mem,
+            screen,
+            running: &self.running.versions,
+            installed: &self.versions_installed(qemu),
+        };
+        self.pending = VmDiff::between(&self.running.vm(&self.vm), &self.written, &facts);
+    }
+
+    /// Returns the versions that a QEMU started now would have.
+    fn versions_installed(&self, qemu: Option<RunningQemu<'_>>) -> Versions {
+        let Some(RunningQemu { record, installed, .. }) = qemu else { return Versions::default() };
+        let running = self.running.versions.clone();
         let firmware = record.firmware.as_ref();
-        let now = firmware.and_then(|(path, _)| Some(built(path, self.files.firmware?)));
-        written.set(FIRMWARE, now.or_else(|| same(FIRMWARE)));
+        let firmware = firmware.and_then(|(path, _)| Some(built(path, self.files.firmware?)));
         let seeded = self.written.cloud_init.is_some() && record.instance.is_some();
         let identity = self.files.identity.as_ref().filter(|_| seeded);
         let instance = identity.map(|identity| identity.instance_id.clone());
-        written.set(INSTANCE, instance.or_else(|| same(INSTANCE)));
-        written
+        Versions {
+            qemu: installed.map(str::to_owned).or(running.qemu),
+            firmware: firmware.or(running.firmware),
+            instance: instance.or(running.instance),
+        }
     }
 }
 
@@ -421,8 +399,7 @@ mod tests {
         keys(&mut config);
         let changes = config.live_changes();
         assert_eq!(changes.len(), 1);
-        let would_run = config.would_run(None);
-        let done = config.record_change(&changes[0], &would_run);
+        let done = config.record_change(&changes[0]);
         assert!(!done.is_empty());
         assert_eq!(keys(&mut config), Vec::<String>::new());
         assert_eq!(config.memory_target(), Some(512 << 20));
@@ -431,7 +408,7 @@ mod tests {
         let record = Record { applied: done.into_iter().collect(), ..record() };
         next.recall(&record);
         assert_eq!(next.memory_target(), Some(512 << 20));
-        assert!(!next.is_replugged(&record));
+        assert!(!next.is_replugged());
     }
 
     fn config_of_next(running: &str, written: &str) -> Config {
@@ -444,11 +421,12 @@ mod tests {
         let mut config = config(BASE, &written);
         keys(&mut config);
         let changes = config.live_changes();
-        assert!(matches!(changes[..], [Change::AddDisk(_)]), "{changes:?}");
-        let would_run = config.would_run(None);
-        let done = config.record_change(&changes[0], &would_run);
-        let record = Record { applied: done.into_iter().collect(), ..record() };
-        assert!(config.is_replugged(&record));
+        assert!(matches!(changes[..], [LiveChange::AddDisk(_)]), "{changes:?}");
+        let done = config.record_change(&changes[0]);
+        assert!(config.is_replugged());
+        let mut next = config_of_next(BASE, &written);
+        next.recall(&Record { applied: done.into_iter().collect(), ..record() });
+        assert!(next.is_replugged());
         let disks: Vec<String> = config.disks().iter().map(ToString::to_string).collect();
         assert_eq!(disks, ["root", "data"]);
         assert_eq!(config.removals().len(), 3);

@@ -110,7 +110,7 @@ impl Supervisor {
             autostart: vm.autostart,
             orphan: self.config.files().orphan,
             description: vm.description.clone(),
-            pending: self.config.pending().to_vec(),
+            pending: self.config.pending(),
             notes: self.notes(),
             last_stop: self.history.last_end().cloned(),
             ends: self.history.ends().to_vec(),

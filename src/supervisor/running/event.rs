@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::vnc_listener::VncListener;
 use crate::{
     control::types::Refusal,
-    machine::live::Change,
+    machine::diff::LiveChange,
     supervisor::refusal::Reply,
     sys::{cgroup::Cgroup, pidfd::Exit},
     value::Label,
@@ -203,13 +203,13 @@ pub(crate) enum LiveUpdateEvent {
 #[derive(Debug, Default)]
 pub(crate) struct Devices {
     /// The guest has released them.
-    pub(crate) released: Vec<Change>,
+    pub(crate) released: Vec<LiveChange>,
     /// The guest was asked to release them, and holds them.
-    pub(crate) held: Vec<Change>,
+    pub(crate) held: Vec<LiveChange>,
 }
 
 /// What became of each change.
-pub(crate) type Applied = Vec<(Change, Result<ChangeOutcome, String>)>;
+pub(crate) type Applied = Vec<(LiveChange, Result<ChangeOutcome, String>)>;
 
 /// What became of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     control::types::Refusal,
-    machine::{device, facets::Facets, live::Change},
+    machine::{device, diff::LiveChange},
     supervisor::{
         config::Config,
         context::Context,
@@ -47,8 +47,6 @@ struct Work {
     clients: Vec<Reply>,
     /// The clients that asked meanwhile: the file may have changed again.
     again: Vec<Reply>,
-    /// What was written when they began.
-    written: Facets,
 }
 
 impl Drop for Work {
@@ -65,7 +63,7 @@ pub(crate) struct AfterUpdate {
     /// The clients that wait for these changes.
     clients: Vec<Reply>,
     /// The devices that the guest was asked to release.
-    asked: Vec<Change>,
+    asked: Vec<LiveChange>,
 }
 
 fn answer(clients: Vec<Reply>, answer: &Result<(), Refusal>) {
@@ -102,11 +100,10 @@ impl LiveUpdate {
     }
 
     /// Begins what can be applied to the machine. The client is answered when all changes were tried, or refused.
-    /// `written` is what would run if QEMU were started now.
     pub(crate) fn apply(
         &mut self,
         client: Option<Reply>,
-        (config, written): (&Config, Facets),
+        config: &Config,
         taps: &Taps,
         qemu: &Qemu,
         ctx: &Context,
@@ -146,7 +143,7 @@ impl LiveUpdate {
         });
         match work {
             Ok(lane) => {
-                self.work = Some(Work { _lane: lane, cancel, clients, again: vec![], written });
+                self.work = Some(Work { _lane: lane, cancel, clients, again: vec![] });
             }
             Err(refused) => answer(clients, &Err(Refusal::Failed(refused.to_string()))),
         }
@@ -168,7 +165,7 @@ impl LiveUpdate {
             match result {
                 Ok(ChangeOutcome::Done) => {
                     info!("{key}: applied");
-                    record(&change, &work.written, config, memory, qemu);
+                    record(&change, config, memory, qemu);
                 }
                 Ok(ChangeOutcome::Asked) => asked.push(change),
                 Err(why) => {
@@ -205,7 +202,7 @@ impl LiveUpdate {
     /// and from the record. Of `asked`, those that the guest still holds are noted.
     pub(crate) fn settle(
         &mut self,
-        asked: Vec<Change>,
+        asked: Vec<LiveChange>,
         clients: Vec<Reply>,
         config: &Config,
         qemu: &mut Qemu,
@@ -238,7 +235,7 @@ impl LiveUpdate {
             Ok(devices) => devices,
             Err(refusal) => return answer(clients, &Err(refusal)),
         };
-        let note = |change: &Change| {
+        let note = |change: &LiveChange| {
             let key = change.key();
             format!(
                 "`{key}`: the guest has not let go of it; it is gone when it does, or when it reboots"
@@ -246,7 +243,7 @@ impl LiveUpdate {
         };
         for change in &released {
             info!("{}: the guest has let go of it", change.key());
-            record(change, &Facets::default(), config, memory, qemu);
+            record(change, config, memory, qemu);
             self.notes.retain(|other| *other != note(change));
         }
         self.notes.extend(held.iter().map(note));
@@ -260,34 +257,28 @@ impl LiveUpdate {
 }
 
 /// What runs has changed.
-fn record(
-    change: &Change,
-    written: &Facets,
-    config: &mut Config,
-    memory: &mut Memory,
-    qemu: &mut Qemu,
-) {
-    if let Change::Memory(size) = change {
+fn record(change: &LiveChange, config: &mut Config, memory: &mut Memory, qemu: &mut Qemu) {
+    if let LiveChange::SetMemory(size) = change {
         memory.note_target(Some(size.bytes()).filter(|_| *size != config.vm().mem));
     }
-    let done = config.record_change(change, written);
+    let done = config.record_change(change);
     drop(qemu.change_record(|record| record.applied.extend(done)));
 }
 
 /// Asks QEMU which devices it has, and removes what it keeps of those that the guest has released.
 async fn devices(
     client: &qmp::Client,
-    known: Vec<Change>,
-    asked: Vec<Change>,
+    known: Vec<LiveChange>,
+    asked: Vec<LiveChange>,
 ) -> Result<Devices, Refusal> {
     let there = client.devices(QMP_LIMIT).await;
     let there = there.map_err(|error| qmp_refusal("list the devices of QEMU", &error))?;
-    let is_released = |change: &Change| match change {
-        Change::RemoveDisk(name) => !there.contains(&device::disk_id(name)),
-        Change::RemoveNic(name) => !there.contains(&device::nic_id(name)),
+    let is_released = |change: &LiveChange| match change {
+        LiveChange::RemoveDisk(name) => !there.contains(&device::disk_id(name)),
+        LiveChange::RemoveNic(name) => !there.contains(&device::nic_id(name)),
         _ => false,
     };
-    let released: Vec<Change> = known.into_iter().filter(is_released).collect();
+    let released: Vec<LiveChange> = known.into_iter().filter(is_released).collect();
     for change in &released {
         hotplug::tidy(client, change).await;
     }
@@ -334,9 +325,8 @@ mod tests {
     impl Scene {
         fn apply(&mut self) -> Client {
             let (reply, client) = oneshot::channel();
-            let written = self.config.would_run(None);
-            let both = (&self.config, written);
-            self.update.apply(Some(reply), both, &self.taps, &self.fake.qemu, &self.host.ctx);
+            let (config, taps, qemu) = (&self.config, &self.taps, &self.fake.qemu);
+            self.update.apply(Some(reply), config, taps, qemu, &self.host.ctx);
             client
         }
 
@@ -416,13 +406,13 @@ mod tests {
         let device = |name: &str| json!({ "name": device::nic_id(&name.parse().unwrap()), "type": "child<virtio-net-pci>" });
         scene.fake.peer.script.on("qom-list", Answer::Return(json!([device("net")])));
         let (reply, client) = oneshot::channel();
-        let lan = Change::RemoveNic("lan".parse().unwrap());
-        let net = Change::RemoveNic("net".parse().unwrap());
+        let lan = LiveChange::RemoveNic("lan".parse().unwrap());
+        let net = LiveChange::RemoveNic("net".parse().unwrap());
         let Scene { update, config, fake, host, .. } = &mut scene;
         update.settle(vec![lan, net], vec![reply], config, &mut fake.qemu, &host.ctx);
         scene.settled().await;
         assert_eq!(client.await.unwrap(), Ok(()));
-        let nics: Vec<Change> = scene.config.removals();
+        let nics: Vec<LiveChange> = scene.config.removals();
         assert!(!nics.iter().any(|one| one.key() == "nic.lan"), "{nics:?}");
         let notes = scene.update.notes();
         assert!(notes.len() == 1 && notes[0].contains("`nic.net`"), "{notes:?}");

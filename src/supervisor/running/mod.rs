@@ -238,8 +238,7 @@ impl RunningVm {
 
     /// Applies what can be applied to the machine.
     pub(crate) fn apply(&mut self, client: Option<Reply>, config: &Config, ctx: &Context) {
-        let written = config.would_run(Some(self.running()));
-        self.live_update.apply(client, (config, written), &self.taps, &self.qemu, ctx);
+        self.live_update.apply(client, config, &self.taps, &self.qemu, ctx);
         self.update_taps(config);
     }
 
