@@ -107,7 +107,16 @@ impl End {
             Cause::QemuNotExited { stays_down: true } => NOT_GONE,
             Cause::QemuNotExited { stays_down: false } => HOST,
             Cause::StartFailed(StartFailure { fault, .. }) => fault.exit_code(),
-            _ => u8::from(self.failed()),
+            Cause::Stopped(_)
+            | Cause::Suspended(_)
+            | Cause::ForcedOff(_)
+            | Cause::Killed
+            | Cause::GuestShutdown
+            | Cause::PanicStopped
+            | Cause::Panicked
+            | Cause::QemuDied(_)
+            | Cause::StartCanceled(_)
+            | Cause::NotReady(_) => u8::from(self.failed()),
         }
     }
 
@@ -136,7 +145,16 @@ impl End {
             Cause::NotReady(_) => {
                 Exit::NotStarted(StartFailure { fault: Fault::Vm, why: self.to_string() })
             }
-            _ => Exit::Code(self.exit_code()),
+            Cause::Stopped(_)
+            | Cause::Suspended(_)
+            | Cause::ForcedOff(_)
+            | Cause::Killed
+            | Cause::GuestShutdown
+            | Cause::PanicStopped
+            | Cause::Panicked
+            | Cause::QemuDied(_)
+            | Cause::StartCanceled(_)
+            | Cause::QemuNotExited { .. } => Exit::Code(self.exit_code()),
         }
     }
 

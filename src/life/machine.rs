@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_need_only_run_is_ready_at_once() {
+    fn running_guest_is_ready_at_once() {
         let policy = policy(Ready::Running, ReadyFailure::Fail);
         let (life, actions) = feed(launching(), &[(1, UP)], &policy);
         assert_eq!(life, in_state(State::Running, Readiness::Met));
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_is_looked_at_until_it_is_ready() {
+    fn guest_is_probed_until_ready() {
         let policy = within(ReadyFailure::Fail);
         let (life, actions) = feed(launching(), &[(10, UP)], &policy);
         assert_eq!(life, waiting(State::Running));
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_an_earlier_supervisor_saw_ready_is_ready() {
+    fn adopted_guest_stays_ready() {
         let found = StartEvent::Launched { guest: Guest::Paused, ready: true };
         let policy = within(ReadyFailure::Fail);
         let adopting = in_state(State::Starting(Phase::Adopting), Readiness::Before);
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_not_in_time_counts_as_up_if_the_operator_wants_it_so() {
+    fn late_guest_is_up_under_continue() {
         let policy = within(ReadyFailure::Continue);
         for (event, why) in
             [(Event::DeadlinePassed, "not within 30 s"), (Event::GuestNotReady("no".into()), "no")]
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_not_in_time_is_shut_down_if_the_operator_wants_it_so() {
+    fn late_guest_is_stopped_under_fail() {
         let policy = within(ReadyFailure::Fail);
         let events = [(40, Event::DeadlinePassed), (42, Event::GuestShutdown), (43, GONE)];
         for paused in [false, true] {
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deaf_guest_that_is_not_ready_is_forced_off_and_that_is_no_ready_one() {
+    fn late_deaf_guest_is_forced_off() {
         let policy = within(ReadyFailure::Fail);
         let events = [(40, Event::DeadlinePassed), (100, Event::DeadlinePassed), (101, GONE)];
         let (_, actions) = feed(waiting(State::Running), &events, &policy);
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_while_it_is_waited_for_is_a_stop() {
+    fn stop_ends_the_probe() {
         for failure in [ReadyFailure::Continue, ReadyFailure::Fail] {
             let events = [
                 (11, Event::StopSignaled),
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_while_it_is_shut_down_for_not_being_ready_is_a_stop_and_no_hurry() {
+    fn stop_replaces_the_readiness_failure() {
         let policy = within(ReadyFailure::Fail);
         let stop = Event::Requested(Command::Stop { timeout: None });
         for stop in [Event::StopSignaled, stop] {
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reboot_into_a_new_qemu_goes_on_waiting_within_the_same_time() {
+    fn relaunch_keeps_the_readiness_deadline() {
         let policy = within(ReadyFailure::Fail);
         let reboot = [
             (15, Event::GuestReboot),
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reboot_of_a_ready_one_is_not_told() {
+    fn relaunch_notifies_ready_only_once() {
         for readiness in [Readiness::Met, Readiness::Missed("x".into())] {
             let life = in_state(State::Running, readiness.clone());
             let reboot = [
@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_does_not_end_the_wait() {
+    fn pause_keeps_the_probe() {
         let policy = within(ReadyFailure::Fail);
         let events =
             [(11, Event::VcpusStopped), (12, Event::VcpusResumed), (13, Event::VcpusStopped)];
@@ -417,7 +417,7 @@ mod tests {
 
     /// Every state: who is not up neither becomes ready nor fails, whatever is said.
     #[test]
-    fn only_a_guest_that_is_up_can_be_ready_or_not() {
+    fn readiness_needs_a_guest_that_is_up() {
         let then = || AfterQemu::End(End { cause: Cause::Stopped(Requester::Signal) });
         let ladder = StopLadder { deadline: at(99), press_at: at(98), then: then() };
         for state in [

@@ -79,7 +79,7 @@ fn exit_code(actions: &[Action]) -> Option<u8> {
 }
 
 #[test]
-fn a_cold_boot_goes_through_all_phases() {
+fn cold_boot_passes_all_phases() {
     let (mut life, actions) = Life::new(Mode::Run);
     assert_eq!(actions, [Action::FindPrevious]);
     for (event, phase, action) in [
@@ -152,7 +152,7 @@ fn unknown_previous_run_starts_nothing() {
 }
 
 #[test]
-fn requests_wait_until_the_state_is_known() {
+fn requests_wait_for_a_known_state() {
     let (mut life, _) = Life::new(Mode::Run);
     assert!(!life.answers_requests());
     life.step(found(PreviousQemu::Running).into(), at(0), &POLICY);
@@ -165,7 +165,7 @@ fn requests_wait_until_the_state_is_known() {
 }
 
 #[test]
-fn relaunch_reads_the_vm_file_and_is_not_refused_memory() {
+fn relaunch_reads_vm_file_without_admission() {
     let (state, actions) =
         feed(State::Running, &[(0, Event::GuestReboot), (1, Event::QemuExited(QemuExit::Code(0)))]);
     assert_eq!(state, State::Starting(Phase::ReadingVmFile));
@@ -177,7 +177,7 @@ fn relaunch_reads_the_vm_file_and_is_not_refused_memory() {
 }
 
 #[test]
-fn failed_restore_falls_back_to_a_cold_boot() {
+fn failed_restore_becomes_a_cold_boot() {
     let restore = Phase::Launching(Boot::Restore);
     let (state, actions) = in_phase(restore, failed(Fault::Vm, Leftover::None));
     assert_eq!(state, State::Starting(Phase::Admitting(Boot::Cold)));
@@ -204,7 +204,7 @@ fn failed_restore_falls_back_to_a_cold_boot() {
 }
 
 #[test]
-fn adopted_qemu_that_exited_meanwhile_becomes_a_start() {
+fn adoption_of_exited_qemu_starts_anew() {
     let (state, actions) = in_phase(Phase::Adopting, failed(Fault::Host, Leftover::None));
     assert_eq!(state, State::Starting(Phase::FindingPrevious));
     assert_eq!(actions, [Action::UseVmFile(VmFile::Current), Action::FindPrevious]);
@@ -229,7 +229,7 @@ fn failed_start_exits_by_its_fault() {
 }
 
 #[test]
-fn adopted_guest_keeps_doing_what_it_did() {
+fn adopted_guest_keeps_its_state() {
     for (guest, state) in
         [(Guest::Running, State::Running), (Guest::Paused, State::Paused(PauseReason::Operator))]
     {
@@ -249,7 +249,7 @@ fn adopted_guest_keeps_doing_what_it_did() {
 }
 
 #[test]
-fn shut_down_mode_stops_whatever_it_adopts() {
+fn shut_down_mode_stops_every_guest() {
     for on_panic in [OnPanic::Restart, OnPanic::Stop, OnPanic::Pause] {
         for guest in [Guest::Running, Guest::Paused, Guest::ShutDown, Guest::Panicked] {
             let policy = Policy { on_panic, ..POLICY };
@@ -306,7 +306,7 @@ fn stop_cancels_each_phase() {
 
 /// A guest that runs is not left alone, and not forced off, because of a stop at the wrong moment.
 #[test]
-fn stop_while_adopting_stops_the_adopted_guest() {
+fn stop_while_adopting_stops_the_guest() {
     let stop = Event::Requested(Command::Stop { timeout: Some(at(7)) });
     let adopting = || {
         let (mut life, _) = Life::new(Mode::Run);
@@ -350,7 +350,7 @@ fn stop_while_adopting_stops_the_adopted_guest() {
 
 /// Which pairs of a phase and an event change nothing: all that the drawing does not have.
 #[test]
-fn each_phase_ignores_what_is_not_its_own() {
+fn phases_ignore_foreign_events() {
     for phase in phases() {
         for event in start_events() {
             let is_own = match &event {

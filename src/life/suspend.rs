@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_goes_down_saves_the_guest() {
+    fn host_shutdown_saves_the_guest() {
         for (state, held) in [(State::Running, false), (State::Paused(PauseReason::Operator), true)]
         {
             let (state, actions) = feed(state, &[(0, Event::HostShutdownStarted)]);
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn an_operator_does_and_the_service_manager_hears_of_it_when_it_is_sure() {
+    fn suspend_notifies_systemd_once_saved() {
         let (state, actions) = feed(State::Running, &[(0, SUSPEND)]);
         assert_eq!(state, saving(Requester::Operator, false));
         assert_eq!(actions, [Action::Announce(Rung::Saving(at(60))), Action::Save]);
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_can_be_saved_it_is_a_stop() {
+    fn host_shutdown_stops_unsavable_states() {
         for state in [
             State::Starting(Phase::FindingPrevious),
             State::Starting(Phase::Launching(Boot::Cold)),
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_cannot_be_saved_is_shut_down_where_the_host_goes_down() {
+    fn failed_save_at_host_shutdown_stops() {
         for event in [Event::SaveFailed("no".into()), Event::DeadlinePassed] {
             for held in [false, true] {
                 let (state, actions) =
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn an_operator_s_guest_that_cannot_be_saved_goes_on_as_it_was() {
+    fn failed_suspend_restores_the_state_before() {
         for event in [Event::SaveFailed("no".into()), Event::DeadlinePassed] {
             let (state, actions) = feed(saving(Requester::Operator, false), &[(60, event.clone())]);
             assert_eq!(state, State::Running);
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn who_wants_it_otherwise_gets_it() {
+    fn stop_and_kill_cancel_the_save() {
         let stop = Event::Requested(Command::Stop { timeout: Some(at(7)) });
         for by in [Requester::Signal, Requester::Operator] {
             for (event, deadline) in [(Event::StopSignaled, 61), (stop.clone(), 8)] {
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn the_host_goes_down_while_an_operator_s_save_is_under_way() {
+    fn host_shutdown_takes_over_a_suspend() {
         let (state, actions) =
             feed(saving(Requester::Operator, false), &[(10, Event::HostShutdownStarted)]);
         assert_eq!(state, saving(Requester::Signal, false));
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_guest_did_just_before_counts() {
+    fn guest_events_end_the_save() {
         for (event, by, reason) in [
             (Event::GuestShutdown, Requester::Signal, "guest-shutdown"),
             (Event::GuestShutdown, Requester::Operator, "guest-shutdown"),
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_saved_counts_even_if_qemu_has_to_be_killed() {
+    fn killed_qemu_after_save_is_suspended() {
         let late = (9 + QUIT_GRACE.as_secs(), Event::DeadlinePassed);
         let killed = Event::QemuExited(QemuExit::Signal { signal: 9, oom: false });
         let events = [(9, Event::StateSaved), (10, Event::StopSignaled), late, (30, killed)];

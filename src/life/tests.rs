@@ -53,7 +53,7 @@ const TERMINATE: Event = Event::Requested(Command::Terminate);
 pub(super) const GONE: Event = Event::QemuExited(QemuExit::Code(0));
 
 #[test]
-fn a_guest_without_room_goes_on_when_there_is_some_unless_somebody_wants_it_held() {
+fn full_disk_pauses_until_space_frees() {
     let pause = Event::Requested(Command::Pause);
     for before in [State::Running, State::Paused(PauseReason::Operator)] {
         let (state, actions) = feed(before, &[(0, Event::DiskSpaceExhausted)]);
@@ -80,7 +80,7 @@ fn a_guest_without_room_goes_on_when_there_is_some_unless_somebody_wants_it_held
 }
 
 #[test]
-fn a_guest_without_room_can_be_stopped_and_is_let_go_for_it() {
+fn stop_resumes_after_full_disk() {
     let (state, actions) = feed(State::Paused(PauseReason::DiskFull), &[(0, Event::StopSignaled)]);
     assert_eq!(actions[0], Action::Resume);
     let (state, actions) = feed(
@@ -98,7 +98,7 @@ fn a_guest_without_room_can_be_stopped_and_is_let_go_for_it() {
 }
 
 #[test]
-fn a_clean_stop_presses_the_button_and_asks_the_agent_and_exits_0() {
+fn clean_stop_uses_button_and_agent() {
     let (state, actions) = feed(State::Running, &[(0, Event::StopSignaled)]);
     assert!(matches!(state, State::Stopping(_)));
     assert_eq!(
@@ -117,7 +117,7 @@ fn a_clean_stop_presses_the_button_and_asks_the_agent_and_exits_0() {
 }
 
 #[test]
-fn the_button_is_pressed_again_until_the_deadline() {
+fn button_is_pressed_until_deadline() {
     let (mut state, _) = feed(State::Running, &[(0, STOP)]);
     let mut presses = 1;
     while let State::Stopping(_) = state {
@@ -131,7 +131,7 @@ fn the_button_is_pressed_again_until_the_deadline() {
 }
 
 #[test]
-fn a_deaf_guest_is_quit_at_the_deadline_and_killed_after_the_grace() {
+fn deadline_quits_and_grace_kills() {
     let (state, actions) =
         feed(State::Running, &[(0, Event::StopSignaled), (60, Event::DeadlinePassed)]);
     assert!(actions.ends_with(&[Action::Announce(Rung::TimeUp), Action::Quit]));
@@ -144,7 +144,7 @@ fn a_deaf_guest_is_quit_at_the_deadline_and_killed_after_the_grace() {
 }
 
 #[test]
-fn a_second_sigterm_forces_off_and_a_third_kills() {
+fn repeated_sigterm_forces_off_then_kills() {
     let (state, actions) =
         feed(State::Running, &[(0, Event::StopSignaled), (1, Event::StopSignaled)]);
     assert!(actions.contains(&Action::Quit));
@@ -155,7 +155,7 @@ fn a_second_sigterm_forces_off_and_a_third_kills() {
 }
 
 #[test]
-fn a_sigterm_that_meets_a_guest_which_has_just_shut_down_does_not_kill() {
+fn sigterm_after_guest_shutdown_kills_nothing() {
     let (state, actions) =
         feed(State::Running, &[(0, Event::GuestShutdown), (0, Event::StopSignaled)]);
     assert!(!actions.contains(&Action::Kill));
@@ -164,7 +164,7 @@ fn a_sigterm_that_meets_a_guest_which_has_just_shut_down_does_not_kill() {
 }
 
 #[test]
-fn a_second_stop_with_a_timeout_of_its_own_moves_the_deadline() {
+fn second_stop_moves_the_deadline() {
     let soon = Event::Requested(Command::Stop { timeout: Some(at(2)) });
     let (state, _) = feed(State::Running, &[(0, STOP), (1, soon)]);
     let State::Stopping(ladder) = state else { panic!("{state:?}") };
@@ -172,7 +172,7 @@ fn a_second_stop_with_a_timeout_of_its_own_moves_the_deadline() {
 }
 
 #[test]
-fn a_kill_quits_at_once_and_a_second_one_kills() {
+fn terminate_quits_and_second_one_kills() {
     let (state, actions) = feed(State::Running, &[(0, TERMINATE)]);
     assert_eq!(actions, [Action::Announce(Rung::Hurried), Action::Quit]);
     let (state, actions) = feed(state, &[(0, TERMINATE)]);
@@ -182,7 +182,7 @@ fn a_kill_quits_at_once_and_a_second_one_kills() {
 }
 
 #[test]
-fn a_guest_that_powers_itself_off_stays_down() {
+fn powered_off_guest_stays_down() {
     let (state, actions) =
         feed(State::Running, &[(0, Event::GuestShutdown), (0, Event::VcpusStopped), (1, GONE)]);
     assert_eq!(state, State::Ended);
@@ -190,12 +190,12 @@ fn a_guest_that_powers_itself_off_stays_down() {
 }
 
 #[test]
-fn a_reset_goes_on_in_the_same_qemu() {
+fn reset_keeps_the_qemu_process() {
     assert_eq!(feed(State::Running, &[(0, Event::GuestReset)]), (State::Running, vec![]));
 }
 
 #[test]
-fn a_reboot_with_changes_pending_relaunches() {
+fn reboot_with_pending_changes_relaunches() {
     let (state, actions) =
         feed(State::Running, &[(0, Event::GuestReboot), (0, Event::VcpusStopped), (1, GONE)]);
     assert_eq!(state, State::Starting(Phase::ReadingVmFile));
@@ -203,7 +203,7 @@ fn a_reboot_with_changes_pending_relaunches() {
 }
 
 #[test]
-fn a_reboot_asked_for_is_a_clean_shutdown_and_a_new_start() {
+fn requested_reboot_shuts_down_and_relaunches() {
     let (state, actions) = feed(
         State::Running,
         &[(0, Event::Requested(Command::Reboot)), (3, Event::GuestShutdown), (4, GONE)],
@@ -214,7 +214,7 @@ fn a_reboot_asked_for_is_a_clean_shutdown_and_a_new_start() {
 }
 
 #[test]
-fn a_stop_during_a_reboot_stays_down() {
+fn stop_during_reboot_stays_down() {
     for phase in [
         vec![],
         vec![(1, Event::GuestShutdown)],
@@ -232,7 +232,7 @@ fn a_stop_during_a_reboot_stays_down() {
 }
 
 #[test]
-fn a_panic_does_what_the_policy_says() {
+fn panic_follows_the_policy() {
     for (on_panic, code) in
         [(OnPanic::Restart, Some(1)), (OnPanic::Stop, Some(0)), (OnPanic::Pause, None)]
     {
@@ -252,14 +252,14 @@ fn a_panic_does_what_the_policy_says() {
 }
 
 #[test]
-fn a_guest_paused_after_a_panic_is_stopped_without_asking_it() {
+fn panicked_guest_is_quit_without_button() {
     let (state, actions) = feed(State::Paused(PauseReason::Panic), &[(0, STOP), (1, GONE)]);
     assert_eq!(state, State::Ended);
     assert!(!actions.contains(&Action::PressPowerButton));
 }
 
 #[test]
-fn a_qemu_that_dies_exits_1_with_its_reason() {
+fn dead_qemu_exits_1_with_reason() {
     for (gone, reason) in [
         (QemuExit::Code(1), "qemu-exited"),
         (QemuExit::Unknown, "qemu-exited"),
@@ -279,7 +279,7 @@ fn a_qemu_that_dies_exits_1_with_its_reason() {
 }
 
 #[test]
-fn pausing_and_resuming_follow_qemus_own_events() {
+fn pause_follows_qmp_events() {
     let pause = Event::Requested(Command::Pause);
     let resume = Event::Requested(Command::Resume);
     assert_eq!(feed(State::Running, &[(0, pause)]), (State::Running, vec![Action::Pause]));
@@ -290,14 +290,14 @@ fn pausing_and_resuming_follow_qemus_own_events() {
 }
 
 #[test]
-fn a_paused_guest_is_woken_before_it_is_asked_to_stop() {
+fn paused_guest_is_resumed_before_stop() {
     let (_, actions) = feed(State::Paused(PauseReason::Operator), &[(0, STOP)]);
     assert_eq!(actions.first(), Some(&Action::Resume));
     assert!(actions.contains(&Action::PressPowerButton));
 }
 
 #[test]
-fn a_qemu_that_no_signal_ends_is_not_waited_for() {
+fn unkillable_qemu_is_not_awaited() {
     for (then, code) in
         [(AfterQemu::End(End { cause: Cause::Killed }), 70), (AfterQemu::Relaunch, 75)]
     {

@@ -337,7 +337,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_look_waits_for_another_and_for_one_that_never_ends_not_for_ever() {
+    async fn hung_lock_holder_blocks_no_start() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         let (messages, mut said) = mpsc::channel(9);

@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_host_keeps() {
+    fn reserve_of_the_host() {
         for (total, reserve, kept) in [
             (1 << 30, None, 512 << 20),
             (16 << 30, None, 1 << 30),
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_byte_fits_and_the_next_does_not() {
+    fn last_byte_fits() {
         let one = commitment(1 << 30);
         assert_eq!(one, (1 << 30) + (4 << 20) + (48 << 20));
         let host = |total| Memory::new(total, 0, Some(Size::from_bytes(0)));
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sums_are_told() {
+    fn sums_are_printed() {
         let memory = Memory::new(16 << 30, 2 << 30, None);
         assert_eq!(
             Sums::of(memory, &others(&[4 << 30, 7 << 30]), 4 << 30).to_string(),
@@ -166,7 +166,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whoever_is_admitted_leaves_the_host_its_reserve(
+        fn admission_leaves_the_reserve(
             total in 0u64.., huge in 0u64.., reserve in proptest::option::of(0u64..), mem in 0u64.., all in proptest::collection::vec(0u64.., 0..5),
         ) {
             let memory = Memory::new(total, huge, reserve.map(Size::from_bytes));

@@ -82,7 +82,7 @@ mod tests {
     };
 
     #[test]
-    fn a_host_that_is_not_pressed_starts_as_many_at_once_as_it_has_cpus() {
+    fn idle_host_starts_one_per_cpu() {
         assert_eq!(busy(&QUIET), None);
         assert_eq!(busy(&Seen { starting: 3, ..QUIET }), None);
         assert_eq!(busy(&Seen { starting: 4, ..QUIET }), Some(Busy::Many));
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn each_account_presses_who_is_not_alone() {
+    fn pressure_delays_parallel_starts() {
         for (seen, what) in [
             (Seen { cpu: Some(61.0), ..QUIET }, "CPU (61 %"),
             (Seen { io: Some(41.0), ..QUIET }, "disks (41 %"),
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn without_accounts_nobody_waits() {
+    fn no_start_waits_without_psi() {
         let blind = Seen { cpu: None, io: None, memory: None, starting: 50, ..QUIET };
         assert_eq!(busy(&blind), None);
     }
