@@ -13,7 +13,7 @@ use std::{
 };
 
 use command_fds::{CommandFdExt, FdMapping};
-use qvm::machine::argv::fd;
+use qvm::machine::fd;
 
 use crate::{
     figure::Outcome,

@@ -14,10 +14,7 @@ use qvm::{
     spec,
     store::{identity::Identity, identity_store::Means, layout::Layout},
     sys::progress::{Cancel, Quiet},
-    transfer::{
-        archive_format,
-        import::{Import, import},
-    },
+    transfer::{archive_format, import::import, import_request::Import},
 };
 use sha2::{Digest, Sha256};
 use tar::{EntryType, Header};

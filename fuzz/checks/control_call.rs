@@ -14,9 +14,10 @@ use std::{
 
 use qvm::{
     control::{
-        grant::{Accounts, Grant},
+        authorizer::{Accounts, Authorizer},
+        handle::ControlHandle,
         server,
-        types::{Command, Event, Executed, Guest, Port, Request, Statistics, Status},
+        types::{Command, Event, Executed, Guest, Request, Statistics, Status},
     },
     value::Peer,
 };
@@ -53,7 +54,7 @@ fn place() -> Place {
     let (requests, asked) = mpsc::channel(64);
     let (events, _) = broadcast::channel(16);
     // Root, who may do everything: what is refused never comes to the loop.
-    let grant = Grant {
+    let grant = Authorizer {
         own: 0,
         operators: watch::channel(vec![]).1,
         file: PathBuf::from("/vms/web.toml"),
@@ -61,7 +62,7 @@ fn place() -> Place {
     };
     let peer = |_: BorrowedFd<'_>| Ok(Peer { uid: 0, gid: 0, groups: vec![] });
     let replaced = Default::default();
-    let port = Port { requests, events: events.clone(), grant, replaced, peer };
+    let port = ControlHandle { requests, events: events.clone(), grant, replaced, peer };
     runtime.spawn(server::serve(listener, port));
     let answering = runtime.spawn(answer(asked, events));
     Place { runtime, socket, answering, _dir: dir }

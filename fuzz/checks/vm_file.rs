@@ -6,10 +6,9 @@ use std::{io, path::Path};
 use qvm::{
     machine::{
         argv::{Machine, argv},
-        facets::Facets,
+        diff::{Facts, ScreenServer, VmDiff, running_machine::Versions},
         facts::Accelerator,
         firmware::Chosen,
-        pending,
     },
     seed::documents,
     spec::{self, Vm},
@@ -49,8 +48,14 @@ pub fn minimal() -> Vm {
 
 fn accepted(vm: &Vm, text: &str) {
     command_line(vm, None);
-    let facets = Facets::of(vm);
-    assert_eq!(pending::pending(&facets, &facets, &pending::machine(vm)), []);
+    let versions = Versions::default();
+    let facts = Facts {
+        max_memory: vm.mem,
+        screen: ScreenServer::Supervisor,
+        running: &versions,
+        installed: &versions,
+    };
+    assert!(VmDiff::between(vm, vm, &facts).is_empty());
     let unit = unit::drop_in(vm, unit::Scope::System);
     for line in unit.lines().filter(|line| !line.is_empty() && !line.starts_with(['#', '['])) {
         let key = line.split_once('=').map(|(key, _)| key);

@@ -14,7 +14,10 @@ use clap_complete::{
 };
 
 use super::verb::completions::VARIABLE;
-use super::{Cli, Dirs, layout};
+use super::{
+    args::Cli,
+    dirs::{Dirs, layout},
+};
 use crate::{
     fleet::inventory, spec::known, store::layout::Layout, sys::user_runtime_dir, value::VmName,
 };

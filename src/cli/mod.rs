@@ -1,9 +1,11 @@
 //! The command line: its words, and which verb they mean.
 
+mod args;
 mod complete;
 mod dirs;
 pub mod edited;
 pub mod exit;
+mod given;
 mod help;
 mod settings;
 pub mod table;
@@ -11,12 +13,11 @@ pub mod verb;
 mod verbs;
 
 use std::{
-    ffi::{OsStr, OsString},
     io::{self, Write},
     path::{Path, PathBuf},
 };
 
-use clap::{ArgAction, CommandFactory, Parser, error::ContextValue};
+use clap::CommandFactory;
 
 use self::{exit::Failure, table::Screen, verb::exec_stop_post::Ended};
 use crate::{
@@ -27,61 +28,15 @@ use crate::{
     supervisor::settings::Settings,
     sys::{progress, user_runtime_dir},
     systemd::unit::Scope,
-    value::shown,
 };
 
+pub use self::args::Cli;
 pub use self::complete::complete;
 pub use self::dirs::{Dirs, layout};
 use self::dirs::{dir, system};
+pub use self::given::Given;
 use self::settings::{config_home, means, settings};
 use self::verbs::Verb;
-
-/// Run virtual machines directly on QEMU: one TOML file, one systemd unit, one QEMU process
-#[derive(Debug, Parser)]
-#[command(name = "qvm", version, max_term_width = 100, disable_help_subcommand = true, help_template = crate::cli::help::TEMPLATE)]
-pub struct Cli {
-    /// The directories.
-    #[command(flatten)]
-    pub dirs: Dirs,
-    /// Log more; twice for debug messages [env: QVM_LOG]
-    #[arg(short, long, global = true, action = ArgAction::Count, display_order = 901)]
-    pub verbose: u8,
-    /// Log errors only
-    #[arg(short, long, global = true, conflicts_with = "verbose", display_order = 901)]
-    pub quiet: bool,
-    #[command(subcommand)]
-    verb: Verb,
-}
-
-/// The name under which systemd runs this program as a generator.
-const GENERATOR: &str = "qvm-generator";
-
-impl Cli {
-    /// Reads the command line, the program's name first, which may say what it is to do.
-    ///
-    /// # Errors
-    /// It is wrong usage, or asks for help. clap repeats what was written: here without its control characters, which would
-    /// be obeyed by the terminal.
-    pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
-        let mut arguments: Vec<OsString> = arguments.into_iter().collect();
-        let program = arguments.first().and_then(|program| Path::new(program).file_name());
-        if program == Some(OsStr::new(GENERATOR)) {
-            arguments.insert(1, "generate".into());
-        }
-        Self::try_parse_from(arguments).map_err(|mut error| {
-            let hostile = error.context().filter_map(|(kind, value)| match value {
-                ContextValue::String(text) if text.contains(char::is_control) => {
-                    Some((kind, ContextValue::String(shown(text))))
-                }
-                _ => None,
-            });
-            for (kind, value) in hostile.collect::<Vec<_>>() {
-                error.insert(kind, value);
-            }
-            error
-        })
-    }
-}
 
 impl Cli {
     /// What is done at once, before there is anything that it could wait for, and needs no place of its own; `None` for
@@ -97,33 +52,6 @@ impl Cli {
             _ => None,
         }
     }
-
-    /// Whether this process is a supervisor, whose log tells what it does.
-    pub fn is_supervisor(&self) -> bool {
-        matches!(self.verb, Verb::Run(_) | Verb::ExecStopPost(_))
-    }
-}
-
-/// What the process was given beside its arguments.
-pub struct Given<'a> {
-    /// The effective user.
-    pub uid: u32,
-    /// The current directory; `None` where it was removed or cannot be read.
-    pub cwd: Option<&'a Path>,
-    /// The environment.
-    pub env: &'a dyn Fn(&str) -> Option<OsString>,
-    /// This program.
-    pub exe: &'a Path,
-    /// The whole command line, the program's name first.
-    pub arguments: &'a [OsString],
-    /// The host's init started this process itself.
-    pub by_init: bool,
-    /// The host's init is systemd.
-    pub systemd: bool,
-    /// Standard error is a terminal.
-    pub terminal: bool,
-    /// The time.
-    pub now: jiff::Timestamp,
 }
 
 /// Does what the command line says.
@@ -384,7 +312,8 @@ mod tests {
             (&["reap", "--probe", "web"], "exec-stop-post"),
             (&["exec-stop-post", "web", "--guard", "1"], "exec-stop-post"),
         ] {
-            let words = std::iter::once("qvm").chain(words.iter().copied()).map(OsString::from);
+            let words =
+                std::iter::once("qvm").chain(words.iter().copied()).map(std::ffi::OsString::from);
             let verb = match Cli::read(words).unwrap().verb {
                 Verb::NetworkBroker(_) => "network-broker",
                 Verb::ExecStopPost(_) => "exec-stop-post",
@@ -399,7 +328,8 @@ mod tests {
         for words in
             [&["stop", "a\nb\u{1b}[2J"][..], &["st\nop"], &["--a\nb"], &["list", "--\u{1b}"]]
         {
-            let words = std::iter::once("qvm").chain(words.iter().copied()).map(OsString::from);
+            let words =
+                std::iter::once("qvm").chain(words.iter().copied()).map(std::ffi::OsString::from);
             let said = Cli::read(words).unwrap_err().to_string();
             assert!(!said.contains('\u{1b}') && !said.contains("\nb"), "{said:?}");
             assert!(said.contains("\\n") || said.contains("\\u{1b}"), "{said:?}");

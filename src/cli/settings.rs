@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use super::{
-    Given,
     dirs::{dir, system},
+    given::Given,
 };
 use crate::{
     net::broker::Network,

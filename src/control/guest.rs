@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::client::{Client, Error};
+use super::{
+    client::{Client, Error},
+    types::Executed,
+};
 
 /// How much longer than the command itself the answer to `Exec` may take.
 const AGENT: Duration = Duration::from_secs(30);
@@ -67,16 +70,4 @@ impl Client {
         let (told, _): (Filesystems, _) = self.call("io.qvm.Vm.Thaw", json!({}), 2 * AGENT).await?;
         Ok(told.filesystems)
     }
-}
-
-/// What became of a command in the guest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Executed {
-    /// Its exit code; 128 and the signal where a signal ended it.
-    pub exit_code: i64,
-    /// Standard output in base64.
-    pub out: String,
-    /// Standard error in base64.
-    pub err: String,
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::fault::Fault;
+use super::varlink_error::VarlinkError;
 
 /// Every varlink service has it.
 pub(super) const SERVICE: &str = "org.varlink.service";
@@ -29,9 +29,9 @@ pub(super) fn info() -> Value {
 }
 
 /// The answer to `GetInterfaceDescription`.
-pub(super) fn description(interface: &str) -> Result<Value, Fault> {
+pub(super) fn description(interface: &str) -> Result<Value, VarlinkError> {
     let found = DESCRIPTIONS.iter().find(|(name, _)| *name == interface);
-    let (_, text) = found.ok_or_else(|| Fault::no_interface(interface))?;
+    let (_, text) = found.ok_or_else(|| VarlinkError::no_interface(interface))?;
     Ok(json!({ "description": text }))
 }
 
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn an_unknown_interface_is_said_to_be() {
-        assert_eq!(description("io.nobody").unwrap_err(), Fault::no_interface("io.nobody"));
+        assert_eq!(description("io.nobody").unwrap_err(), VarlinkError::no_interface("io.nobody"));
         assert!(description(VM).unwrap()["description"].as_str().unwrap().contains("interface"));
     }
 }

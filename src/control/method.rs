@@ -6,9 +6,9 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use super::{
-    fault::Fault,
     interface::{MACHINE, SERVICE, VM},
     types::Command,
+    varlink_error::VarlinkError,
 };
 use crate::value::keyboard::Chord;
 
@@ -62,7 +62,7 @@ impl Written {
 
     /// The method, typed. A parameter that it does not have is refused, as systemd's services do: what
     /// a newer client asks for must not be passed over.
-    pub(super) fn read(self) -> Result<Method, Fault> {
+    pub(super) fn read(self) -> Result<Method, VarlinkError> {
         let Self { method: full, parameters } = self;
         let (interface, name) = full.rsplit_once('.').unwrap_or((&full, ""));
         let mut given = Parameters::of(parameters);
@@ -70,15 +70,15 @@ impl Written {
             SERVICE => service(name, &mut given),
             MACHINE => machine(name, &mut given),
             VM => vm(name, &mut given),
-            _ => return Err(Fault::no_interface(interface)),
+            _ => return Err(VarlinkError::no_interface(interface)),
         };
-        let method = method?.ok_or_else(|| Fault::no_method(&full))?;
+        let method = method?.ok_or_else(|| VarlinkError::no_method(&full))?;
         given.end()?;
         Ok(method)
     }
 }
 
-fn service(name: &str, given: &mut Parameters) -> Result<Option<Method>, Fault> {
+fn service(name: &str, given: &mut Parameters) -> Result<Option<Method>, VarlinkError> {
     Ok(Some(match name {
         "GetInfo" => Method::Info,
         "GetInterfaceDescription" => Method::Description { interface: given.need("interface")? },
@@ -86,7 +86,7 @@ fn service(name: &str, given: &mut Parameters) -> Result<Option<Method>, Fault> 
     }))
 }
 
-fn machine(name: &str, given: &mut Parameters) -> Result<Option<Method>, Fault> {
+fn machine(name: &str, given: &mut Parameters) -> Result<Option<Method>, VarlinkError> {
     Ok(Some(match name {
         "Terminate" => Method::Command(Command::Terminate),
         "PowerOff" => Method::Command(Command::PowerOff { timeout_sec: None }),
@@ -101,12 +101,14 @@ fn machine(name: &str, given: &mut Parameters) -> Result<Option<Method>, Fault> 
             let filter: Option<Vec<String>> = given.take("filter")?;
             Method::Events { filter: filter.filter(|names| !names.is_empty()), with_time: false }
         }
-        "AddStorage" | "RemoveStorage" | "ReplaceStorage" => return Err(Fault::NOT_SUPPORTED),
+        "AddStorage" | "RemoveStorage" | "ReplaceStorage" => {
+            return Err(VarlinkError::NOT_SUPPORTED);
+        }
         _ => return Ok(None),
     }))
 }
 
-fn vm(name: &str, given: &mut Parameters) -> Result<Option<Method>, Fault> {
+fn vm(name: &str, given: &mut Parameters) -> Result<Option<Method>, VarlinkError> {
     Ok(Some(match name {
         "Status" => Method::Status,
         "Guest" => Method::Guest,
@@ -129,12 +131,12 @@ fn vm(name: &str, given: &mut Parameters) -> Result<Option<Method>, Fault> {
             let keys: Vec<String> = given.need("keys")?;
             let chords: Result<Vec<Chord>, _> = keys.iter().map(|text| text.parse()).collect();
             let chords = chords.ok().filter(|all| (1..=MOST_CHORDS).contains(&all.len()));
-            Method::Press(chords.ok_or_else(|| Fault::invalid("keys"))?)
+            Method::Press(chords.ok_or_else(|| VarlinkError::invalid("keys"))?)
         }
         "Exec" => {
             let argv: Vec<String> = given.need("argv")?;
             if argv.is_empty() {
-                return Err(Fault::invalid("argv"));
+                return Err(VarlinkError::invalid("argv"));
             }
             let limit = given.seconds("timeoutSec", LONGEST)?.unwrap_or(EXEC_LIMIT);
             Method::Exec { argv, limit: Duration::from_secs(limit.into()) }
@@ -143,7 +145,7 @@ fn vm(name: &str, given: &mut Parameters) -> Result<Option<Method>, Fault> {
             let command: String = given.need("command")?;
             // These two are the supervisor's, which keeps the deadline.
             if command.starts_with("guest-fsfreeze-") && command != "guest-fsfreeze-status" {
-                return Err(Fault::invalid("command"));
+                return Err(VarlinkError::invalid("command"));
             }
             let arguments: Map<String, Value> = given.take("arguments")?.unwrap_or_default();
             let limit = given.seconds("timeoutSec", LONGEST_CALL)?.unwrap_or(AGENT_LIMIT);
@@ -152,7 +154,7 @@ fn vm(name: &str, given: &mut Parameters) -> Result<Option<Method>, Fault> {
         }
         "Freeze" => {
             let after = given.seconds("thawAfterSec", LONGEST_FREEZE)?;
-            let after = after.ok_or_else(|| Fault::invalid("thawAfterSec"))?;
+            let after = after.ok_or_else(|| VarlinkError::invalid("thawAfterSec"))?;
             Method::Freeze { thaw_after: Duration::from_secs(after.into()) }
         }
         "Thaw" => Method::Thaw,
@@ -181,34 +183,34 @@ impl Parameters {
     }
 
     /// One by its name; null is the same as none.
-    fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, Fault> {
+    fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, VarlinkError> {
         let Self::Object(object) = self else { return Ok(None) };
         match object.shift_remove(name) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => {
-                serde_json::from_value(value).map(Some).map_err(|_| Fault::invalid(name))
+                serde_json::from_value(value).map(Some).map_err(|_| VarlinkError::invalid(name))
             }
         }
     }
 
-    fn need<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, Fault> {
-        self.take(name)?.ok_or_else(|| Fault::invalid(name))
+    fn need<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, VarlinkError> {
+        self.take(name)?.ok_or_else(|| VarlinkError::invalid(name))
     }
 
-    fn seconds(&mut self, name: &str, most: u32) -> Result<Option<u32>, Fault> {
+    fn seconds(&mut self, name: &str, most: u32) -> Result<Option<u32>, VarlinkError> {
         match self.take(name)? {
-            Some(seconds) if !(1..=most).contains(&seconds) => Err(Fault::invalid(name)),
+            Some(seconds) if !(1..=most).contains(&seconds) => Err(VarlinkError::invalid(name)),
             seconds => Ok(seconds),
         }
     }
 
-    fn end(self) -> Result<(), Fault> {
+    fn end(self) -> Result<(), VarlinkError> {
         match self {
             Self::Object(object) => match object.keys().next() {
                 None => Ok(()),
-                Some(unknown) => Err(Fault::invalid(unknown)),
+                Some(unknown) => Err(VarlinkError::invalid(unknown)),
             },
-            Self::NoObject => Err(Fault::invalid("parameters")),
+            Self::NoObject => Err(VarlinkError::invalid("parameters")),
         }
     }
 }
@@ -220,7 +222,7 @@ mod tests {
 
     use super::*;
 
-    fn read(method: &str, parameters: Value) -> Result<Method, Fault> {
+    fn read(method: &str, parameters: Value) -> Result<Method, VarlinkError> {
         Written { method: method.to_owned(), parameters: Some(parameters) }.read()
     }
 
@@ -268,18 +270,18 @@ mod tests {
             ("io.systemd.MachineInstance.SubscribeEvents", json!({ "filter": "x" }), "filter"),
             ("org.varlink.service.GetInterfaceDescription", json!({}), "interface"),
         ] {
-            assert_eq!(read(method, parameters), Err(Fault::invalid(wrong)), "{method}");
+            assert_eq!(read(method, parameters), Err(VarlinkError::invalid(wrong)), "{method}");
         }
     }
 
     #[test]
     fn what_is_not_there_is_said_to_be() {
         for (method, fault) in [
-            ("io.qvm.Vm.Fly", Fault::no_method("io.qvm.Vm.Fly")),
-            ("io.qvm.Vm.", Fault::no_method("io.qvm.Vm.")),
-            ("io.qvm.Other.Status", Fault::no_interface("io.qvm.Other")),
-            ("Status", Fault::no_interface("Status")),
-            ("", Fault::no_interface("")),
+            ("io.qvm.Vm.Fly", VarlinkError::no_method("io.qvm.Vm.Fly")),
+            ("io.qvm.Vm.", VarlinkError::no_method("io.qvm.Vm.")),
+            ("io.qvm.Other.Status", VarlinkError::no_interface("io.qvm.Other")),
+            ("Status", VarlinkError::no_interface("Status")),
+            ("", VarlinkError::no_interface("")),
         ] {
             assert_eq!(read(method, json!({})), Err(fault), "{method:?}");
         }
@@ -298,7 +300,7 @@ mod tests {
             let interface = zlink::idl::Interface::try_from(text).unwrap();
             for method in interface.methods() {
                 let full = format!("{}.{}", interface.name(), method.name());
-                assert_ne!(read(&full, json!({})), Err(Fault::no_method(&full)));
+                assert_ne!(read(&full, json!({})), Err(VarlinkError::no_method(&full)));
                 seen += 1;
             }
         }

@@ -1,11 +1,11 @@
 //! The varlink interface: types, server, client.
 
+pub mod authorizer;
 pub mod change;
 pub mod client;
-mod crowd;
-mod fault;
-pub mod grant;
+mod connection_limit;
 mod guest;
+pub mod handle;
 mod interface;
 pub mod isolation;
 mod method;
@@ -13,3 +13,4 @@ pub mod server;
 mod socket;
 mod state;
 pub mod types;
+mod varlink_error;

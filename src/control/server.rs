@@ -23,13 +23,14 @@ use tracing::{debug, info, warn};
 use zlink::{Call, Reply};
 
 use super::{
-    crowd::Crowd,
-    fault::Fault,
-    grant::{self, Need},
+    authorizer::{self, Need},
+    connection_limit::ConnectionLimit,
+    handle::ControlHandle,
     interface,
     method::{Method, Written},
     socket::{self, Calls, Replies},
-    types::{Command, Event, Port, Refusal, Request, State, Status},
+    types::{Command, Event, Refusal, Request, State, Status},
+    varlink_error::VarlinkError,
 };
 use crate::value::Peer;
 
@@ -37,7 +38,7 @@ use crate::value::Peer;
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// Serves until the loop takes no more requests, and then until all events are told; connections end where it is dropped.
-pub async fn serve(listener: StdListener, port: Port) {
+pub async fn serve(listener: StdListener, port: ControlHandle) {
     let listener = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
     let listener = match listener {
         Ok(listener) => listener,
@@ -46,7 +47,7 @@ pub async fn serve(listener: StdListener, port: Port) {
             return;
         }
     };
-    let (mut connections, crowd) = (JoinSet::new(), Crowd::default());
+    let (mut connections, crowd) = (JoinSet::new(), ConnectionLimit::default());
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -100,7 +101,7 @@ struct Listener {
     console: bool,
 }
 
-async fn connection(stream: UnixStream, peer: Peer, port: Port) {
+async fn connection(stream: UnixStream, peer: Peer, port: ControlHandle) {
     let (mut calls, mut replies) = match socket::open(stream) {
         Ok(both) => both,
         Err(error) => return debug!("a connection to the control socket was lost: {error}"),
@@ -118,14 +119,16 @@ async fn connection(stream: UnixStream, peer: Peer, port: Port) {
         };
         let (oneway, more) = (call.oneway(), call.more());
         let answer = answer(call, &port, &peer).await;
-        if answer.as_ref().is_err_and(Fault::is_gone) && port.replaced.load(Ordering::Acquire) {
+        if answer.as_ref().is_err_and(VarlinkError::is_gone)
+            && port.replaced.load(Ordering::Acquire)
+        {
             return;
         }
         if oneway {
             continue;
         }
         let sent = match answer {
-            Ok(Answer::Events(_)) if !more => replies.send(&Fault::EXPECTED_MORE, &[]).await,
+            Ok(Answer::Events(_)) if !more => replies.send(&VarlinkError::EXPECTED_MORE, &[]).await,
             Ok(Answer::Events(listener)) => {
                 return tell_events(calls, replies, port, listener).await;
             }
@@ -139,19 +142,23 @@ async fn connection(stream: UnixStream, peer: Peer, port: Port) {
     }
 }
 
-async fn answer(call: Call<Written>, port: &Port, peer: &Peer) -> Result<Answer, Fault> {
+async fn answer(
+    call: Call<Written>,
+    port: &ControlHandle,
+    peer: &Peer,
+) -> Result<Answer, VarlinkError> {
     if call.upgrade() {
-        return Err(Fault::no_upgrade(&call.method().method));
+        return Err(VarlinkError::no_upgrade(&call.method().method));
     }
     // A call cannot be taken apart but by its parts' copies.
     let written = call.method().clone();
     let machine = written.is_machine();
     let done = act(written.read()?, port, peer).await;
-    if machine { done.map_err(Fault::for_machine) } else { done }
+    if machine { done.map_err(VarlinkError::for_machine) } else { done }
 }
 
-async fn act(method: Method, port: &Port, peer: &Peer) -> Result<Answer, Fault> {
-    if let Need::Operator(what) = grant::need(&method) {
+async fn act(method: Method, port: &ControlHandle, peer: &Peer) -> Result<Answer, VarlinkError> {
+    if let Need::Operator(what) = authorizer::need(&method) {
         port.grant.check(peer, what).await.inspect_err(|denied| warn!("{denied}"))?;
         if !port.grant.is_own(peer) {
             info!("the operator with uid {} is to {what}", peer.uid);
@@ -169,7 +176,7 @@ async fn act(method: Method, port: &Port, peer: &Peer) -> Result<Answer, Fault> 
             let status = ask(port, Request::Status).await?;
             json!({ "status": match port.grant.is_operator(peer).await {
                 true => status,
-                false => grant::without_console(status),
+                false => authorizer::without_console(status),
             } })
         }
         Method::Guest => json!({ "guest": ask(port, Request::Guest).await?? }),
@@ -180,7 +187,7 @@ async fn act(method: Method, port: &Port, peer: &Peer) -> Result<Answer, Fault> 
         Method::RecentEvents => {
             let mut events = ask(port, Request::RecentEvents).await?;
             if !port.grant.is_operator(peer).await {
-                events = events.into_iter().map(grant::event_without_console).collect();
+                events = events.into_iter().map(authorizer::event_without_console).collect();
             }
             json!({ "events": events })
         }
@@ -216,15 +223,15 @@ async fn act(method: Method, port: &Port, peer: &Peer) -> Result<Answer, Fault> 
 
 /// Posts a request and waits for what the loop answers.
 async fn ask<T>(
-    port: &Port,
+    port: &ControlHandle,
     request: impl FnOnce(oneshot::Sender<T>) -> Request,
-) -> Result<T, Fault> {
+) -> Result<T, VarlinkError> {
     let (reply, answer) = oneshot::channel();
-    port.requests.send(request(reply)).await.map_err(|_| Fault::gone())?;
-    answer.await.map_err(|_| Fault::gone())
+    port.requests.send(request(reply)).await.map_err(|_| VarlinkError::gone())?;
+    answer.await.map_err(|_| VarlinkError::gone())
 }
 
-async fn command(port: &Port, command: Command) -> Result<(), Fault> {
+async fn command(port: &ControlHandle, command: Command) -> Result<(), VarlinkError> {
     let taken: Result<(), Refusal> = ask(port, |reply| Request::Command(command, reply)).await?;
     Ok(taken?)
 }
@@ -251,9 +258,14 @@ fn describe(status: &Status, memory: bool) -> Value {
 
 /// Tells what happens until the caller hangs up or the loop has ended. The first thing told, as by systemd's own
 /// servers, is that it has begun: what the caller has done after that is not missed.
-async fn tell_events(mut calls: Calls, mut replies: Replies, port: Port, listener: Listener) {
+async fn tell_events(
+    mut calls: Calls,
+    mut replies: Replies,
+    port: ControlHandle,
+    listener: Listener,
+) {
     let mut events = port.events.subscribe();
-    let Port { requests, events: sender, .. } = port;
+    let ControlHandle { requests, events: sender, .. } = port;
     // The loop may end while somebody listens: its end of the queue must not be held open from here.
     drop(sender);
     let ready = Event { at: None, event: "READY".to_owned(), data: None };
@@ -273,7 +285,7 @@ async fn tell_events(mut calls: Calls, mut replies: Replies, port: Port, listene
             Ok(event) => {
                 let event = match listener.console {
                     true => event,
-                    false => grant::event_without_console(event),
+                    false => authorizer::event_without_console(event),
                 };
                 Event { at: event.at.filter(|_| listener.with_time), ..event }
             }

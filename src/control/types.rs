@@ -1,21 +1,14 @@
 //! What goes over the control socket, and what the server hands to the supervisor's loop.
 
-use std::{
-    io,
-    os::fd::{BorrowedFd, OwnedFd},
-    sync::{Arc, atomic::AtomicBool},
-    time::Duration,
-};
+use std::{os::fd::OwnedFd, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::oneshot;
 
 pub use super::change::{Pending, TakesEffect};
-use super::grant::Grant;
-pub use super::guest::Executed;
 pub use super::state::State;
 pub use crate::control::isolation::Isolation;
-use crate::value::{Operator, Peer, keyboard::Chord};
+use crate::value::{Operator, keyboard::Chord};
 
 /// Whether a VM is what `ready` of its VM file wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -345,18 +338,14 @@ pub enum Request {
     },
 }
 
-/// The supervisor's side of the control socket: what `server::serve` needs.
-#[derive(Debug, Clone)]
-pub struct Port {
-    /// Into the loop.
-    pub requests: mpsc::Sender<Request>,
-    /// Out of the loop.
-    pub events: broadcast::Sender<Event>,
-    /// Who may do what.
-    pub grant: Grant,
-    /// The supervisor's program is about to be replaced in its process: requests that are not answered by then are not refused, but
-    /// lose their connection, and are for the next program.
-    pub replaced: Arc<AtomicBool>,
-    /// Who is connected.
-    pub peer: fn(BorrowedFd<'_>) -> io::Result<Peer>,
+/// The result of a command in the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Executed {
+    /// Its exit code; 128 and the signal where a signal ended it.
+    pub exit_code: i64,
+    /// Standard output in base64.
+    pub out: String,
+    /// Standard error in base64.
+    pub err: String,
 }

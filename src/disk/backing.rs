@@ -3,15 +3,16 @@
 
 use std::path::Path;
 
+use super::error::Error;
 use super::plan::Made;
-use super::{Error, FileError};
+use crate::sys::file::Error as FileError;
 use crate::{
     control::isolation::Mode,
     image::{
         cache,
         qcow2::{self, Header},
     },
-    machine::argv::Backing,
+    machine::disk_file::Backing,
     spec::{Disk, Format},
     sys::file,
     value::{Label, shown},

@@ -2,7 +2,7 @@
 
 use std::{fs::File, io, os::unix::fs::MetadataExt, path::Path};
 
-use super::Error;
+use super::error::Error;
 use crate::{
     sys::{
         file::{self, Error as FileError},

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use super::{Error, Ready};
+use super::{error::Error, ready::Ready};
 use crate::{
     image::qcow2,
     spec::{Disk, Format, Media},
@@ -55,7 +55,7 @@ pub(crate) fn file(disk: &Disk, path: &Path) -> Result<Ready, Error> {
                 // QEMU reads it, and it may be attached to save what can be read.
                 notes.push(format!("disk {}: `{}` is marked corrupt", disk.name, path.display()));
             }
-            super::refuse_corrupt(disk, path, &header)?;
+            super::ready::refuse_corrupt(disk, path, &header)?;
             header.virtual_size
         }
         (Format::Qcow2, Err(qcow2::Error::NotQcow2)) => {

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::sync::mpsc;
 
-use super::{Error, Guest, unread};
+use super::agent::{Error, Guest, unread};
 use crate::{
     control::client,
     sys::{
@@ -231,7 +231,7 @@ impl Source {
 
     /// As much as fits into one call, or all that is left; empty at the end.
     async fn next(&mut self, guest: &mut Guest) -> Result<Vec<u8>, Error> {
-        super::next(guest, &mut self.bytes)
+        super::agent::next(guest, &mut self.bytes)
             .await?
             .map_err(|error| file::Error::on("read", &self.path)(error).into())
     }

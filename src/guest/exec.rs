@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::{sync::mpsc, time::Instant};
 
-use super::{Done, Error, Guest, LEAST_PAUSE, MOST_PAUSE, next, unread};
+use super::agent::{Done, Error, Guest, LEAST_PAUSE, MOST_PAUSE, next, unread};
 use crate::{
     control::client,
     sys::terminal::{Input, Output},

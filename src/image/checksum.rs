@@ -1,10 +1,10 @@
 //! The digest that an image must have, and whether it has it.
 
-use super::{Error, Work};
 use super::{
     cache, checksum_file, fetch,
     reference::{file_name, local_path, without_password},
 };
+use super::{ensure::Work, error::Error};
 use crate::{
     spec::{Checksum, Origin},
     sys::file,

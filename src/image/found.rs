@@ -8,7 +8,6 @@ use std::{
     sync::Arc,
 };
 
-use super::{Cached, Error, Work};
 use super::{
     cache::{
         self, Entry,
@@ -17,6 +16,10 @@ use super::{
     },
     download, qcow2,
 };
+use super::{
+    ensure::{Cached, Spoilt, Work},
+    error::Error,
+};
 use crate::{
     sys::{digest::Digesting, file, progress::Doing},
     value::{Algorithm, Digest},
@@ -24,13 +27,6 @@ use crate::{
 
 /// How much is read at a time.
 const CHUNK: usize = 1 << 20;
-
-/// A file of the cache that is not what was put there.
-pub(crate) struct Spoilt {
-    /// Its inode: another file of that name is looked at anew.
-    id: u64,
-    error: Error,
-}
 
 /// Whether a file is qcow2 and marked as corrupt.
 fn is_marked_corrupt(path: &Path) -> Result<bool, Error> {

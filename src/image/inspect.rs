@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use super::{Error, Work};
 use super::{
     cache, qcow2, qemu_img,
     reference::{Compression, Foreign},
 };
+use super::{ensure::Work, error::Error};
 use crate::{spec::Format, sys::file};
 
 impl Work<'_> {

@@ -4,49 +4,23 @@
 //! what QEMU takes only as `key=value` gets nothing but words that are safe there. Every fixed choice is
 //! explained in docs/decisions/.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::{
     device::{self, BadPath},
+    disk_file::DiskFile,
     facts::Accelerator,
+    fd,
     fdset::{self, Files, Handed},
     firmware::Chosen,
 };
 use crate::store::{identity::Identity, layout::VmPaths};
 use crate::{
-    spec::{Display, Format, Vm},
+    spec::{Display, Vm},
     value::{Label, MacAddr, Size},
 };
-
-/// The descriptors that QEMU inherits, by number.
-pub mod fd {
-    /// The listening QMP socket.
-    pub const QMP: i32 = 3;
-    /// The listening socket of the guest agent's channel.
-    pub const AGENT: i32 = 4;
-    /// The listening socket of the serial console.
-    pub const SERIAL: i32 = 5;
-
-    /// The guest's saved state, at QEMU's own bytes.
-    pub const STATE: i32 = 6;
-
-    /// The liveness lock in the runtime directory.
-    pub const RUNTIME_LOCK: i32 = 7;
-    /// The liveness lock beside the disks.
-    pub const STATE_LOCK: i32 = 8;
-
-    /// The tap of the `index`th NIC.
-    pub const fn tap(index: usize) -> i32 {
-        10 + 2 * index as i32
-    }
-
-    /// The vhost-net device of the `index`th NIC.
-    pub const fn vhost(index: usize) -> i32 {
-        11 + 2 * index as i32
-    }
-}
 
 /// Everything that the command line is made of.
 #[derive(Debug, Clone)]
@@ -69,28 +43,6 @@ pub struct Machine<'a> {
     pub restores: bool,
     /// QEMU filters its own system calls: it can, and is to.
     pub sandbox: bool,
-}
-
-/// A disk as it lies there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskFile {
-    /// The file or block device.
-    pub path: PathBuf,
-    /// How bytes lie in it.
-    pub format: Format,
-    /// It is a block device of the host's.
-    pub is_device: bool,
-    /// What is below it, the nearest first.
-    pub backing: Vec<Backing>,
-}
-
-/// A file that a qcow2 file stands on; never written to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Backing {
-    /// The file.
-    pub path: PathBuf,
-    /// How bytes lie in it.
-    pub format: Format,
 }
 
 /// How QEMU is started.

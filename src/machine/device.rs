@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::{
-    argv::{DiskFile, fd},
+    disk_file::DiskFile,
+    fd,
     fdset::{Access, Files},
     firmware::Chosen,
 };

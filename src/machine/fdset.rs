@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-/// The set of the first file of a machine that is started, and that file's number; beyond those of `argv::fd`.
+/// The set of the first file of a machine that is started, and that file's number; beyond those of `machine::fd`.
 pub const FIRST: i32 = 40;
 
 /// How a file is opened: by the supervisor, whose descriptor QEMU inherits, and by QEMU.

@@ -6,7 +6,11 @@ use std::{
     path::Path,
 };
 
-use super::{Link, Problem, Vm, nic::clash, problem::one_line};
+use super::{
+    machine::Vm,
+    nic::{Link, clash},
+    problem::{Problem, one_line},
+};
 use crate::value::{Forward, IfName, MacAddr, VmName};
 
 /// Every problem among VMs that are each good by themselves. Of two that claim the same, the later in `vms`

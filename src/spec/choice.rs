@@ -101,3 +101,92 @@ pub enum Isolation {
     /// By nothing.
     Off,
 }
+
+/// How bytes lie in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// QEMU's own: sparse everywhere, the default.
+    #[default]
+    Qcow2,
+    /// The bytes as they are.
+    Raw,
+}
+
+impl Format {
+    /// The name as QEMU's block drivers have it; also the file's suffix.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Qcow2 => "qcow2",
+            Self::Raw => "raw",
+        }
+    }
+}
+
+/// How a disk is made from its image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Clone {
+    /// A disk of its own: a reflink where the file system can, else a copy.
+    #[default]
+    Copy,
+    /// A qcow2 overlay on the cached image, which is then protected.
+    Overlay,
+}
+
+/// What the guest sees the disk as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bus {
+    /// virtio-blk: the fastest, needs a driver that every Linux and BSD has.
+    #[default]
+    Virtio,
+    /// AHCI: for guests without virtio drivers, such as a Windows installer.
+    Sata,
+    /// NVMe: the same, for newer guests.
+    Nvme,
+}
+
+/// What kind of thing is in the drive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Media {
+    /// A disk.
+    #[default]
+    Disk,
+    /// A CD, always read-only, on SATA; booted from when no disk boots.
+    Cdrom,
+}
+
+/// What the guest sees the NIC as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Model {
+    /// virtio-net: the fastest, needs a driver that every Linux and BSD has.
+    #[default]
+    Virtio,
+    /// Intel 82574L: for guests without virtio drivers, such as a Windows installer.
+    E1000e,
+}
+
+/// Whether the guest sees a cable plugged in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LinkState {
+    /// It does.
+    #[default]
+    Up,
+    /// It does not: nothing passes.
+    Down,
+}
+
+/// What is done with a guest that does not get ready in its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReadyFailure {
+    /// It counts as started all the same, and `qvm status` tells.
+    #[default]
+    Continue,
+    /// It is shut down, and `qvm run` fails.
+    Fail,
+}

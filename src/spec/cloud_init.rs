@@ -1,13 +1,11 @@
 //! `[cloudInit]`: what the NoCloud seed tells the guest.
 
-use std::{io, path::Path};
-
 use super::{
-    UserData,
     reading::{Key, Reading},
     ssh_key,
     table::Table,
     text,
+    user_data::{ReadFile, UserData},
 };
 use crate::value::shown;
 
@@ -25,9 +23,6 @@ pub struct CloudInit {
     /// `userData`: own user-data, passed through byte for byte.
     pub user_data: Option<UserData>,
 }
-
-/// Reads a file that a VM file names.
-pub(super) type ReadFile<'r> = dyn FnMut(&Path) -> io::Result<Vec<u8>> + 'r;
 
 impl CloudInit {
     /// Takes `[cloudInit]`.

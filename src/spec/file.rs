@@ -6,7 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Invalid, Problem, UserData, Vm, cloud_init::ReadFile, problem::one_line};
+use super::{
+    machine::Vm,
+    parse,
+    problem::{Invalid, Problem, one_line},
+    user_data::{ReadFile, UserData},
+};
 use crate::value::VmName;
 
 /// The largest VM file, in bytes.
@@ -70,14 +75,14 @@ fn load_from(
         }
     };
     match name {
-        Ok(name) => match super::read(&name, file, &text, user_data) {
+        Ok(name) => match parse::read(&name, file, &text, user_data) {
             Ok(vm) => Ok((vm, text)),
             Err(problems) => Err((Invalid(problems), text)),
         },
         Err(Invalid(mut problems)) => {
             // The text is looked at all the same: all problems are told at once.
             if let Ok(stand_in) = "x".parse() {
-                let read = super::read(&stand_in, file, &text, user_data);
+                let read = parse::read(&stand_in, file, &text, user_data);
                 problems.extend(read.err().into_iter().flatten());
             }
             Err((Invalid(problems), text))

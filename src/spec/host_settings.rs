@@ -9,8 +9,9 @@ use std::{
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Admission, Invalid, Problem,
+    choice::Admission,
     file::{bytes, not_text},
+    problem::{Invalid, Problem},
     reading::{At, Reading},
     syntax,
     table::Table,
@@ -73,7 +74,7 @@ impl HostSettings {
     /// Every problem of the text, in its order.
     pub fn read(file: &Path, text: &str) -> Result<Self, Vec<Problem>> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let mut r = Reading::new(file, text);
+        let mut r = Reading::new(file, text, unknown_key);
         let (table, errors) = DeTable::parse_recoverable(text);
         syntax::report(&mut r, text, table.get_ref(), &errors);
         let at = At { key: String::new(), span: 0..0 };
@@ -84,12 +85,16 @@ impl HostSettings {
             admission: top.take(&mut r, "admission").value.unwrap_or_default(),
             uid_range: top.take(&mut r, "uidRange").value.unwrap_or_default(),
         };
-        top.finish_by(&mut r, unknown::host_hint);
+        top.finish(&mut r);
         match r.is_good() {
             true => Ok(settings),
             false => Err(r.into_problems()),
         }
     }
+}
+
+fn unknown_key(_: &str, key: &str, known: &[&str]) -> String {
+    unknown::host_hint(super::parse::keys(), key, known)
 }
 
 /// An amount of memory that may be nothing: text with a unit, or a whole number of MiB.

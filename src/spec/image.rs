@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::{
-    Clone as DiskClone,
+    choice::Clone as DiskClone,
     reading::{At, Key, Reading},
     table::Table,
     text,

@@ -6,13 +6,18 @@ use std::{
 };
 
 use super::{
-    Accel, CloudInit, Disk, Display, Firmware, HostShutdown, Isolation, Link, Nic, OnGuestReboot,
-    OnPanic, Ready, ReadyFailure, TapHeal,
-    cloud_init::ReadFile,
-    disk::{Bus, DiskKeys, FlatDisk},
-    nic::NicKeys,
+    choice::{
+        Accel, Bus, Firmware, HostShutdown, Isolation, OnGuestReboot, OnPanic, ReadyFailure,
+        TapHeal,
+    },
+    cloud_init::CloudInit,
+    disk::{Disk, DiskKeys, FlatDisk},
+    display::Display,
+    nic::{Link, Nic, NicKeys},
     reading::{At, Key, Reading},
+    ready::{self, Ready},
     table::{Named, Table},
+    user_data::ReadFile,
     written::{Memory, Whole},
 };
 use crate::value::{CpuList, CpuWeight, Label, Operator, Seconds, Size, VmName};
@@ -84,6 +89,13 @@ pub struct Vm {
 }
 
 impl Vm {
+    /// The way to a TCP port of the guest; never `None` for the port of a [`Ready::Tcp`].
+    pub fn reach(&self, port: u16) -> Option<ready::Reach> {
+        ready::reach(&self.nics, port)
+    }
+}
+
+impl Vm {
     /// How long a clean shutdown may take, unless written.
     pub const SHUTDOWN_TIMEOUT: Seconds = Seconds::new(120);
     /// How long a guest may take until it is ready, unless written.
@@ -102,8 +114,8 @@ impl Vm {
     /// The host's ports that lead into the guest, over all NICs.
     pub fn forwards(&self) -> Vec<String> {
         let of = |nic: &Nic| match &nic.link {
-            super::Link::User { forward } => forward.iter().map(ToString::to_string).collect(),
-            super::Link::Bridge { .. } => vec![],
+            Link::User { forward } => forward.iter().map(ToString::to_string).collect(),
+            Link::Bridge { .. } => vec![],
         };
         self.nics.iter().flat_map(of).collect()
     }

@@ -14,7 +14,9 @@ mod image;
 pub mod known;
 mod lookalike;
 mod machine;
+mod nearest;
 mod nic;
+mod parse;
 mod problem;
 mod reading;
 mod ready;
@@ -29,15 +31,12 @@ pub mod vm_file;
 mod written;
 mod yaml;
 
-use std::{collections::BTreeSet, io, path::Path, sync::LazyLock};
-
-use toml::de::DeTable;
-
 pub use self::choice::{
-    Accel, Admission, Firmware, HostShutdown, Isolation, OnGuestReboot, OnPanic, TapHeal,
+    Accel, Admission, Bus, Clone, Firmware, Format, HostShutdown, Isolation, LinkState, Media,
+    Model, OnGuestReboot, OnPanic, ReadyFailure, TapHeal,
 };
 pub use self::cloud_init::CloudInit;
-pub use self::disk::{Bus, Clone, Disk, Format, Media, Source};
+pub use self::disk::{Disk, Source};
 pub use self::display::Display;
 pub use self::file::{
     files_in, load, load_all, load_early, load_in_place, load_with_text, name_of,
@@ -45,67 +44,8 @@ pub use self::file::{
 pub use self::host_settings::{HostSettings, is_host_settings};
 pub use self::image::{Checksum, Image, Origin};
 pub use self::machine::Vm;
-pub use self::nic::{AntiSpoof, Link, LinkState, Model, Nic};
+pub use self::nic::{AntiSpoof, Link, Nic};
+pub use self::parse::{keys, read};
 pub use self::problem::{Invalid, Problem};
-pub use self::ready::{Reach, Ready, ReadyFailure};
+pub use self::ready::{Reach, Ready};
 pub use self::user_data::{Note as UserDataNote, UserData};
-
-use self::reading::{At, Reading};
-use self::table::Table;
-use crate::value::VmName;
-
-/// Reads the text of a VM file; touches nothing. `file` is what relative paths are resolved against and what
-/// messages name; `user_data` reads the file that `userData` names.
-///
-/// # Errors
-/// Every problem of the file, in its order. Where the text is no TOML, only what is certain in spite of that.
-pub fn read(
-    name: &VmName,
-    file: &Path,
-    text: &str,
-    user_data: &mut dyn FnMut(&Path) -> io::Result<Vec<u8>>,
-) -> Result<Vm, Vec<Problem>> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut r = Reading::new(file, text);
-    let vm = take(&mut r, name, file, text, user_data);
-    match r.is_good() {
-        true => Ok(vm),
-        false => Err(r.into_problems()),
-    }
-}
-
-fn take(
-    r: &mut Reading<'_>,
-    name: &VmName,
-    file: &Path,
-    text: &str,
-    user_data: &mut dyn FnMut(&Path) -> io::Result<Vec<u8>>,
-) -> Vm {
-    let (table, errors) = DeTable::parse_recoverable(text);
-    crate::spec::syntax::report(r, text, table.get_ref(), &errors);
-    let at = At { key: String::new(), span: 0..0 };
-    let top = Table::new(at, table.into_inner());
-    if top.is_empty() && errors.is_empty() {
-        let hint = "write `[image]` and what the disk is made from, or `vcpu = 1` if the disk is there already";
-        r.file("nothing is written in it", Some(hint.into()));
-    }
-    Vm::take(r, name, file, top, user_data)
-}
-
-/// Every key that a VM file can have, by its path, such as `disk.NAME.size`; as the reader itself asks for them.
-pub fn keys() -> &'static BTreeSet<String> {
-    static KEYS: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
-        let text = "[cpu]\n[image]\n[cloudInit]\n[display]\n[disk.x.image]\n[nic.x]\n";
-        let file = Path::new("x.toml");
-        let mut r = Reading::new(file, text);
-        if let Ok(name) = "x".parse() {
-            take(&mut r, &name, file, text, &mut |_| Ok(Vec::new()));
-        }
-        let general = |path: String| match path.split_once(".x.") {
-            Some((table, key)) => format!("{table}.NAME.{key}"),
-            None => path,
-        };
-        r.asked.into_iter().map(general).collect()
-    });
-    &KEYS
-}

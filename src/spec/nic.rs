@@ -2,9 +2,8 @@
 
 use std::net::IpAddr;
 
-use serde::{Deserialize, Serialize};
-
 use super::{
+    choice::{LinkState, Model},
     reading::{At, Key, Reading},
     table::Table,
     written::Whole,
@@ -65,28 +64,6 @@ pub enum AntiSpoof {
     WherePossible,
     /// `true`: they are, or the guest does not run.
     Required,
-}
-
-/// What the guest sees the NIC as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Model {
-    /// virtio-net: the fastest, needs a driver that every Linux and BSD has.
-    #[default]
-    Virtio,
-    /// Intel 82574L: for guests without virtio drivers, such as a Windows installer.
-    E1000e,
-}
-
-/// Whether the guest sees a cable plugged in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LinkState {
-    /// It does.
-    #[default]
-    Up,
-    /// It does not: nothing passes.
-    Down,
 }
 
 /// The keys of a NIC, as they were written.

@@ -38,6 +38,9 @@ impl<T> Key<T> {
     }
 }
 
+/// The hint for an unknown key: of the table's path, the key, and what could have been there.
+pub(super) type UnknownKey = fn(&str, &str, &[&str]) -> String;
+
 /// What a reading knows and has collected.
 pub(super) struct Reading<'t> {
     file: &'t Path,
@@ -55,13 +58,14 @@ pub(super) struct Reading<'t> {
     pub(super) lines: BTreeMap<String, usize>,
     /// Every key that was asked for, by its path.
     pub(super) asked: BTreeSet<String>,
+    pub(super) unknown_key: UnknownKey,
 }
 
 impl<'t> Reading<'t> {
     /// How many problems of a file are told. Whoever has more has named the wrong file.
     const TOLD: usize = 100;
 
-    pub(super) fn new(file: &'t Path, text: &'t str) -> Self {
+    pub(super) fn new(file: &'t Path, text: &'t str, unknown_key: UnknownKey) -> Self {
         let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1));
         Self {
             file,
@@ -73,6 +77,7 @@ impl<'t> Reading<'t> {
             more: 0,
             lines: BTreeMap::new(),
             asked: BTreeSet::new(),
+            unknown_key,
         }
     }
 

@@ -5,13 +5,12 @@ use std::{
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
 };
 
-use serde::{Deserialize, Serialize};
 use toml::de::DeValue;
 
 use super::{
-    Link, Nic, Vm,
+    nearest,
+    nic::{Link, Nic},
     reading::{At, Reading},
-    unknown,
     written::{Refusal, Written},
 };
 use crate::value::{Protocol, shown};
@@ -42,17 +41,6 @@ impl fmt::Display for Ready {
     }
 }
 
-/// What is done with a guest that does not get ready in its time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ReadyFailure {
-    /// It counts as started all the same, and `qvm status` tells.
-    #[default]
-    Continue,
-    /// It is shut down, and `qvm run` fails.
-    Fail,
-}
-
 /// How the host connects to a TCP port of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
@@ -63,7 +51,7 @@ pub enum Reach {
 }
 
 /// The way to a port of the guest: its `ip` behind a bridge, else a `forward`.
-fn reach(nics: &[Nic], port: u16) -> Option<Reach> {
+pub(super) fn reach(nics: &[Nic], port: u16) -> Option<Reach> {
     let direct = nics.iter().find_map(|nic| match (&nic.link, nic.ip) {
         (Link::Bridge { .. }, Some(ip)) => Some(SocketAddr::new(ip.address(), port)),
         _ => None,
@@ -82,13 +70,6 @@ fn reach(nics: &[Nic], port: u16) -> Option<Reach> {
         let address = address.unwrap_or(Ipv4Addr::LOCALHOST);
         Some(Reach::Forwarded(SocketAddrV4::new(address, host.port())))
     })
-}
-
-impl Vm {
-    /// The way to a TCP port of the guest; never `None` for the port of a [`Ready::Tcp`].
-    pub fn reach(&self, port: u16) -> Option<Reach> {
-        reach(&self.nics, port)
-    }
 }
 
 impl Ready {
@@ -128,13 +109,13 @@ impl Written for Ready {
                     message: format!("`{}` is not a port: it goes from 1 to 65535", shown(port)),
                     hint: Some("write it as in `\"tcp:22\"`".into()),
                 }),
-                None => Err(unknown::word(text, &WORDS)),
+                None => Err(Refusal::of_word(text, &WORDS)),
             },
         }
     }
 
     fn instead_of(_: &DeValue<'_>) -> Option<String> {
-        Some(unknown::one_of(&WORDS))
+        Some(nearest::one_of(&WORDS))
     }
 }
 

@@ -6,10 +6,12 @@ use toml::de::{DeTable, DeValue};
 
 use super::{
     reading::{At, Key, Reading},
-    unknown,
     written::{Refusal, Written},
 };
 use crate::value::{Label, shown};
+
+/// The guest's CPU model.
+pub(super) const NO_CPU_MODEL: &str = "the CPU model cannot be chosen: with KVM it is the host's";
 
 /// The longest array: far more than anyone writes, few enough to compare each with each.
 const MOST_ELEMENTS: usize = 256;
@@ -102,7 +104,7 @@ impl<'i> Table<'i> {
         let path = self.path(key);
         Self::open(r, entry, path, |path| match path {
             "cpu" => {
-                format!("the number of CPUs is `vcpu`; {}", unknown::NO_CPU_MODEL)
+                format!("the number of CPUs is `vcpu`; {}", NO_CPU_MODEL)
             }
             path => format!("write `[{path}]` above its keys"),
         })
@@ -145,23 +147,14 @@ impl<'i> Table<'i> {
         Some(named)
     }
 
-    /// Refuses every key that was not taken, by what a VM file may have.
+    /// Refuses every key that was not taken.
     pub(super) fn finish(self, r: &mut Reading<'_>) {
-        self.finish_by(r, unknown::hint);
-    }
-
-    /// Refuses every key that was not taken; `hint` is given the table's path, the key, and what could have been there.
-    pub(super) fn finish_by(
-        self,
-        r: &mut Reading<'_>,
-        hint: impl Fn(&str, &str, &[&str]) -> String,
-    ) {
         for entry in &self.entries {
             if r.is_full() {
                 continue;
             }
             let at = At { key: self.path(&entry.name), span: entry.key.clone() };
-            let hint = hint(&self.at.key, &entry.name, &self.known);
+            let hint = (r.unknown_key)(&self.at.key, &entry.name, &self.known);
             r.wrong(&at, "unknown key", Some(hint));
         }
     }

@@ -1,7 +1,11 @@
 //! What was probably meant by a key or a word that is not known.
 
-use super::{keys, written::Refusal};
-use crate::value::shown;
+use std::collections::BTreeSet;
+
+use super::{
+    nearest::{nearest, plain},
+    table::NO_CPU_MODEL,
+};
 
 /// What other programs call a key: the word, and what to write here.
 const ELSEWHERE: [(&str, &str); 13] = [
@@ -25,8 +29,9 @@ const CPU_MODEL: [&str; 6] = ["model", "type", "features", "flags", "cpumodel", 
 /// What else than `vcpu` the number of CPUs is called in a table of its own.
 const CPU_COUNT: [&str; 6] = ["count", "cores", "cpus", "num", "sockets", "threads"];
 
-/// The hint for an unknown `key` in the table at `table` (empty for the top of the file), which knows `known`.
-pub(super) fn hint(table: &str, key: &str, known: &[&str]) -> String {
+/// The hint for an unknown `key` in the table at `table` (empty for the top of the file), which
+/// knows `known`; `all` are the keys of a VM file.
+pub(super) fn hint(all: &BTreeSet<String>, table: &str, key: &str, known: &[&str]) -> String {
     if key == "name" && table.is_empty() {
         return "a VM is called what its file is called; leave it out".into();
     }
@@ -38,7 +43,7 @@ pub(super) fn hint(table: &str, key: &str, known: &[&str]) -> String {
     if table == "cpu" && CPU_COUNT.contains(&plain.as_str()) {
         return "how many CPUs the guest has is `vcpu`, at the top of the file".into();
     }
-    if let Some(place) = place(table, key) {
+    if let Some(place) = place(all, table, key) {
         return place;
     }
     let elsewhere = ELSEWHERE.iter().find(|(word, ours)| *word == plain && known.contains(ours));
@@ -53,12 +58,8 @@ pub(super) fn hint(table: &str, key: &str, known: &[&str]) -> String {
     }
 }
 
-/// The guest's CPU model.
-pub(super) const NO_CPU_MODEL: &str = "the CPU model cannot be chosen: with KVM it is the host's";
-
 /// The hint for an unknown `key` in the host's settings, which know `known`.
-pub(super) fn host_hint(_: &str, key: &str, known: &[&str]) -> String {
-    let all = keys();
+pub(super) fn host_hint(all: &BTreeSet<String>, key: &str, known: &[&str]) -> String {
     let is_a_vms = all.contains(key) || all.iter().any(|path| path.split('.').next() == Some(key));
     match nearest(key, known) {
         Some(ours) => format!("did you mean `{ours}`?"),
@@ -73,45 +74,8 @@ pub(super) fn host_hint(_: &str, key: &str, known: &[&str]) -> String {
     }
 }
 
-/// The refusal of a word that is none of `allowed`.
-pub(super) fn word(text: &str, allowed: &[&str]) -> Refusal {
-    let hint = nearest(text, allowed).map(|near| format!("did you mean `\"{near}\"`?"));
-    let message = format!("`{}` is not known: {}", shown(text), one_of(allowed));
-    Refusal::Value { message, hint }
-}
-
-/// `write one of …`
-pub(super) fn one_of(allowed: &[&str]) -> String {
-    let quoted: Vec<String> = allowed.iter().map(|word| format!("`\"{word}\"`")).collect();
-    match quoted.as_slice() {
-        [first, second] => format!("write {first} or {second}"),
-        _ => format!("write one of {}", quoted.join(", ")),
-    }
-}
-
-/// The known word that is nearest to `text`, if one is near: a third of its letters may be wrong.
-fn nearest<'k>(text: &str, known: &[&'k str]) -> Option<&'k str> {
-    // The distance is quadratic in the length, and no key is that long.
-    if text.len() > 64 {
-        return None;
-    }
-    let text = plain(text);
-    known
-        .iter()
-        .map(|word| (strsim::damerau_levenshtein(&text, &plain(word)), *word))
-        .filter(|(distance, word)| *distance <= (word.len() / 3).min(text.len() / 2))
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, word)| word)
-}
-
-/// A word without what differs between ways of writing it: `cpu_weight` and `CPU-weight` are `cpuWeight`.
-fn plain(word: &str) -> String {
-    word.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
-}
-
 /// Where a key that is not known in `table` belongs, if it is known elsewhere.
-fn place(table: &str, key: &str) -> Option<String> {
-    let all = keys();
+fn place(all: &BTreeSet<String>, table: &str, key: &str) -> Option<String> {
     let owners = all.iter().filter_map(|path| match path.rsplit_once('.') {
         Some((owner, last)) => (last == key).then_some(owner),
         None => (path == key).then_some(""),

@@ -8,11 +8,13 @@
 use std::{fmt, io::Read, path::PathBuf};
 
 use super::{
-    cloud_init::ReadFile,
     reading::{At, Reading},
     text, yaml,
 };
 use crate::value::shown;
+
+/// Reads a file that a VM file names.
+pub(super) type ReadFile<'r> = dyn FnMut(&std::path::Path) -> std::io::Result<Vec<u8>> + 'r;
 
 /// A user-data file, read when the VM file was.
 #[derive(Debug, Clone, PartialEq, Eq)]

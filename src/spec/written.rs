@@ -3,8 +3,11 @@
 use toml::de::DeValue;
 
 use super::{
-    Accel, Admission, Bus, Clone as DiskClone, Firmware, Format, HostShutdown, Isolation,
-    LinkState, Media, Model, OnGuestReboot, OnPanic, ReadyFailure, TapHeal, unknown,
+    choice::{
+        Accel, Admission, Bus, Clone as DiskClone, Firmware, Format, HostShutdown, Isolation,
+        LinkState, Media, Model, OnGuestReboot, OnPanic, ReadyFailure, TapHeal,
+    },
+    nearest,
 };
 use crate::value::{
     Cidr, CpuList, CpuWeight, Forward, IfName, MacAddr, Operator, Refused, Seconds, Size, UidRange,
@@ -32,6 +35,14 @@ pub(super) enum Refusal {
     Type,
     /// It is of the right type, and wrong.
     Value { message: String, hint: Option<String> },
+}
+
+impl Refusal {
+    /// Of a word that is none of `allowed`.
+    pub(super) fn of_word(text: &str, allowed: &[&str]) -> Self {
+        let (message, hint) = nearest::word(text, allowed);
+        Self::Value { message, hint }
+    }
 }
 
 impl From<Refused> for Refusal {
@@ -270,12 +281,12 @@ macro_rules! by_word {
                 let text = value.as_str().ok_or(Refusal::Type)?;
                 match text {
                     $($word => Ok($value),)*
-                    _ => Err(unknown::word(text, &[$($word),*])),
+                    _ => Err(Refusal::of_word(text, &[$($word),*])),
                 }
             }
 
             fn instead_of(_: &DeValue<'_>) -> Option<String> {
-                Some(unknown::one_of(&[$($word),*]))
+                Some(nearest::one_of(&[$($word),*]))
             }
         }
     )*};

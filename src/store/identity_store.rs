@@ -292,20 +292,6 @@ fn users_of_others(layout: &Layout, own: &VmName) -> Result<Users, file::Error> 
     Ok(Users { taken: users, unknown })
 }
 
-/// The UUID of a VM, also by an identity with keys of a later version; `None` where there is no identity.
-///
-/// # Errors
-/// There is one, and it cannot be read.
-pub fn kept_uuid(paths: &VmPaths) -> Result<Option<String>, Error> {
-    let path = paths.identity();
-    let Some(text) = file::read(&path)? else { return Ok(None) };
-    let wrong = |source| Error::Content { path: path.display().to_string(), source };
-    let table: toml::Table = toml::from_str(&String::from_utf8_lossy(&text))
-        .map_err(|source| wrong(Box::new(source)))?;
-    let uuid = table.get("uuid").and_then(toml::Value::as_str).map(str::to_owned);
-    uuid.map(Some).ok_or_else(|| wrong(Box::new(toml::de::Error::missing_field("uuid"))))
-}
-
 /// The user that an identity tells, also one with keys of a later version.
 fn kept_uid(identity: &str) -> Option<u32> {
     let table: toml::Table = identity.parse().ok()?;

@@ -3,6 +3,7 @@
 pub mod identity;
 pub mod identity_lock;
 pub mod identity_store;
+pub mod identity_uuid;
 pub mod layout;
 pub mod liveness;
 pub mod record;

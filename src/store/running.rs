@@ -12,7 +12,7 @@ use std::{
 
 use super::layout::VmPaths;
 use super::{
-    identity_store, liveness,
+    identity_uuid, liveness,
     record::{Record, Unreadable},
 };
 use crate::sys::{
@@ -259,7 +259,7 @@ impl<'a> Identifying<'a> {
         let name = paths.runtime.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let led = std::fs::canonicalize(&paths.state).ok();
         let states = [paths.state.clone()].into_iter().chain(led).collect();
-        Self { name, states, uuid: identity_store::kept_uuid(paths).ok() }
+        Self { name, states, uuid: identity_uuid::stored_uuid(paths).ok() }
     }
 
     fn is_of(&self, process: &QemuProcess) -> bool {

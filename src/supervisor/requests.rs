@@ -260,7 +260,7 @@ impl Supervisor {
         notes.extend(self.monitor_note());
         notes.extend(self.freeze_note());
         notes.extend(self.tap_notes());
-        notes.extend(user_network::notes(&self.running));
+        notes.extend(user_network::notes(self.running.nics()));
         notes.extend(self.qemu.as_ref().and_then(|qemu| qemu.unserved.clone()));
         notes.extend(self.operator_notes());
         if let Some(why) = record.and_then(|r| r.missed.as_ref()) {
@@ -298,7 +298,7 @@ impl Supervisor {
             autostart: self.vm.autostart,
             orphan: self.files.orphan,
             description: self.vm.description.clone(),
-            pending: self.pending.clone(),
+            pending: self.pending.pending(),
             notes,
             last_stop: self.ends.first().cloned(),
             ends: self.ends.clone(),

@@ -33,9 +33,9 @@ use super::{
     start::{self, Start},
 };
 use crate::{
-    control::{server, types::Port},
+    control::{handle::ControlHandle, server},
     life::{self, Life, Mode},
-    machine::facets::Facets,
+    machine::diff::{VmDiff, running_machine::RunningMachine},
     spec::Vm,
     store::record_writer::RecordWriter,
     sys::{
@@ -67,7 +67,7 @@ pub async fn supervise(
     let operators = Operators::new();
     let grant = operators.grant(&vm);
     let replaced = Arc::new(AtomicBool::new(false));
-    let port = Port {
+    let port = ControlHandle {
         requests,
         events: events.clone(),
         grant,
@@ -113,7 +113,7 @@ pub async fn supervise(
         waiting_requests: vec![],
         written: vm.clone(),
         written_problem: None,
-        running: Facets::of(&vm),
+        running: RunningMachine::started_from(&vm),
         vm,
         installed: None,
         recent: VecDeque::new(),
@@ -122,7 +122,7 @@ pub async fn supervise(
         live_notes: vec![],
         written_text: text.clone(),
         text,
-        pending: vec![],
+        pending: VmDiff::default(),
         reboot_relaunches: false,
         qemu: None,
         generation: 0,

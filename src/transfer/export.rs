@@ -136,12 +136,12 @@ fn into(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<(), Error>) ->
 }
 
 struct Work<'a> {
-    name: &'a VmName,
+    pub(super) name: &'a VmName,
     now: Timestamp,
     parts: Vec<(Part, Content)>,
     bytes: u64,
-    progress: &'a mut dyn Progress,
-    cancel: &'a Cancel,
+    pub(super) progress: &'a mut dyn Progress,
+    pub(super) cancel: &'a Cancel,
 }
 
 impl Work<'_> {

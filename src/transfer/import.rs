@@ -2,14 +2,14 @@
 //! put in place.
 
 use std::{
-    fs,
-    io::{self, Read},
+    fs, io,
     path::{Component, Path, PathBuf},
 };
 
 use super::vm_text;
 use super::{
     Error, archive,
+    import_request::Import,
     unpack::{Unpacked, unpack},
 };
 use crate::{
@@ -26,20 +26,6 @@ use crate::{
     },
     value::{Label, VmName, shown},
 };
-
-/// What is to be imported, and as what.
-pub struct Import<'a> {
-    /// The archive.
-    pub from: &'a mut dyn Read,
-    /// What it is called, for messages.
-    pub called: String,
-    /// How long it is, in bytes, if that is known.
-    pub length: Option<u64>,
-    /// The name of the VM, if not the one that it had.
-    pub name: Option<VmName>,
-    /// It is to be a copy, which can run beside the one that was exported.
-    pub new_identity: bool,
-}
 
 /// What there is to be known of it.
 #[derive(Debug, Clone)]

@@ -10,6 +10,7 @@ pub(crate) mod draft;
 pub(crate) mod error;
 pub mod export;
 pub mod import;
+pub mod import_request;
 pub mod rename;
 pub(crate) mod unpack;
 pub mod vm_text;

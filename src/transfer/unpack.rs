@@ -9,7 +9,7 @@ use super::{
     Error,
     archive::{Digested, Error as Wrong, Member},
     draft::Draft,
-    import::Import,
+    import_request::Import,
 };
 use crate::{
     disk,

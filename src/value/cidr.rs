@@ -2,7 +2,7 @@
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
-use super::{Refused, serde_by_text, shown};
+use super::{refused::Refused, shown::shown, text_form::serde_by_text};
 
 /// A host's address within its network, such as `192.168.97.15/24` or `fd00::15/64`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
-use super::{Refused, serde_by_text, shown};
+use super::{refused::Refused, shown::shown, text_form::serde_by_text};
 
 /// CPUs by their numbers: `0`, `2-3`, `0,4-7`. Never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]

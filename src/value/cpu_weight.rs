@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-use super::Refused;
+use super::refused::Refused;
 
 /// cgroup v2 `cpu.weight`: 1 to 10000, default 100 (Documentation/admin-guide/cgroup-v2.rst).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

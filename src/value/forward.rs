@@ -6,7 +6,7 @@ use std::{
     str::FromStr,
 };
 
-use super::{Refused, serde_by_text, shown};
+use super::{refused::Refused, shown::shown, text_form::serde_by_text};
 
 /// What is carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use super::{Refused, serde_by_text, shown};
+use super::{refused::Refused, shown::shown, text_form::serde_by_text};
 
 /// What the kernel takes as an interface's name (`dev_valid_name` in net/core/dev.c): 1 to 15 bytes,
 /// no white space, `/` or `:`, not `.` or `..`. `%` is refused too: the kernel would read a pattern.

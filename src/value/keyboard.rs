@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use super::shown;
+use super::shown::shown;
 
 /// Keys that are pressed together, by the names of QEMU's `QKeyCode`.
 #[derive(Debug, Clone, PartialEq, Eq)]

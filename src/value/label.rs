@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use super::{Refused, serde_by_text, shown};
+use super::{refused::Refused, shown::shown, text_form::serde_by_text};
 
 /// 1 to 16 of `a-z`, `0-9` and `-`, beginning with a letter. It becomes part of QEMU's device ids
 /// (which want a leading letter), of file names and of a virtio disk's serial number (20 bytes).

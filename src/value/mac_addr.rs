@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use super::{Refused, serde_by_text, shown};
+use super::{refused::Refused, shown::shown, text_form::serde_by_text};
 
 /// A unicast MAC address; read in upper or lower case, shown in lower case with colons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

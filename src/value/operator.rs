@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use super::{Refused, serde_by_text, shown};
+use super::{refused::Refused, shown::shown, text_form::serde_by_text};
 
 /// Who is meant, as the host's databases of users and groups (nsswitch.conf(5)) know him, or by number.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use super::{Refused, serde_by_text, shown};
+use super::{refused::Refused, shown::shown, text_form::serde_by_text};
 
 /// Bytes, written with a power of 1024 as QEMU's `-m 4G`, systemd's `MemoryMax=4G` and every
 /// hypervisor mean it. `4GB` is refused: a VM described so would get 295 MB less.

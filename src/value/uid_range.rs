@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use super::{Refused, serde_by_text, shown};
+use super::{refused::Refused, shown::shown, text_form::serde_by_text};
 
 /// User ids without a gap, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

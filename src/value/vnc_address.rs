@@ -2,7 +2,7 @@
 
 use std::{fmt, net::SocketAddr, str::FromStr};
 
-use super::{Refused, serde_by_text, shown};
+use super::{refused::Refused, shown::shown, text_form::serde_by_text};
 
 /// A socket of the VM's own, or a port of this host alone: what VNC says goes over the wire in the clear.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -13,7 +13,8 @@ use crate::{
     systemd::unit::Scope,
     transfer::{
         Error,
-        import::{Import, Imported, import},
+        import::{Imported, import},
+        import_request::Import,
     },
     value::VmName,
 };

@@ -55,7 +55,7 @@ use std::{
     time::Duration,
 };
 
-use self::refusal::{alone, not_begun, not_ended, not_held, unknown};
+use self::refusal::{alone, not_begun, not_ended, not_held, not_running, unknown};
 use futures_util::future::join_all;
 use jiff::Timestamp;
 
@@ -68,10 +68,7 @@ use crate::{
     fleet::stop as ask_down,
     guest::{self, Guest},
     spec::Vm,
-    store::{
-        layout::Layout,
-        running::{self, PreviousQemu},
-    },
+    store::layout::Layout,
     sys::{
         progress::Cancel,
         session::{Session, Vanished},
@@ -218,20 +215,6 @@ fn refused(error: &client::Error, layout: &Layout, name: &VmName) -> Failure {
             Failure::of(error).code(code).about(name).hint(hint)
         }
     }
-}
-
-fn not_running(layout: &Layout, name: &VmName) -> Failure {
-    match running::find(&layout.vm(name)) {
-        Ok(PreviousQemu::Running(qemu, _)) => return alone(name, qemu.pid()),
-        Ok(_) => {}
-        Err(error) => return unknown(&error, name),
-    }
-    let known = layout.vm_file(name).symlink_metadata().is_ok() || layout.vm(name).state.is_dir();
-    if known {
-        return Failure::new(exit::NOT_RUNNING, "not running").about(name);
-    }
-    Failure::new(exit::NOT_RUNNING, format!("there is no VM `{name}`"))
-        .hint(Some("`qvm list` shows those there are".to_owned()))
 }
 
 /// How long work that was called off may take to end. It may wait for another program, at the other end of a pipe.

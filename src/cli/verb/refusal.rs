@@ -6,7 +6,11 @@ use crate::{
         orphans,
         start::{self, Begin},
     },
-    store::{running, vm_state},
+    store::{
+        layout::Layout,
+        running::{self, PreviousQemu},
+        vm_state,
+    },
     systemd::service,
     value::VmName,
 };
@@ -48,7 +52,7 @@ pub(crate) async fn not_begun(error: &start::Error, how: &Begin<'_>, name: &VmNa
             let text = format!("it has no VM file: `{}` is not there", file.display());
             Failure::new(exit::NOT_RUNNING, text).about(name)
         }
-        start::Error::NoFile(_) => super::not_running(layout, name),
+        start::Error::NoFile(_) => not_running(layout, name),
         start::Error::Ended { status, wrote } => {
             let code = match status.code().and_then(|code| u8::try_from(code).ok()) {
                 Some(code @ (exit::INVALID | exit::HOST | exit::NO_ROOM)) => code,
@@ -78,4 +82,19 @@ pub(crate) async fn not_begun(error: &start::Error, how: &Begin<'_>, name: &VmNa
             Failure::of(error).about(name).code(code).hint(hint)
         }
     }
+}
+
+/// A request to a VM without a supervisor.
+pub(crate) fn not_running(layout: &Layout, name: &VmName) -> Failure {
+    match running::find(&layout.vm(name)) {
+        Ok(PreviousQemu::Running(qemu, _)) => return alone(name, qemu.pid()),
+        Ok(_) => {}
+        Err(error) => return unknown(&error, name),
+    }
+    let known = layout.vm_file(name).symlink_metadata().is_ok() || layout.vm(name).state.is_dir();
+    if known {
+        return Failure::new(exit::NOT_RUNNING, "not running").about(name);
+    }
+    Failure::new(exit::NOT_RUNNING, format!("there is no VM `{name}`"))
+        .hint(Some("`qvm list` shows those there are".to_owned()))
 }

@@ -8,7 +8,10 @@ use std::{
 use serde::Serialize;
 
 use super::lock::{Hold, Tried};
-use super::{Error, Needs, entry, keys, lock, named, overlays, path, stands_on};
+use super::{
+    entries::{Needs, entry, keys, lock, named, overlays, path, stands_on},
+    error::Error,
+};
 use crate::{image::reference, sys::file};
 
 /// Takes out the image that is called `name`: by its digest with or without `sha256:`, at least 8 digits of it, its

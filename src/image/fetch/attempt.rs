@@ -1,9 +1,6 @@
 //! How one attempt of a download failed, and whether another may succeed.
 
-use super::{
-    Error, Received,
-    error::{may_pass, meaning, through},
-};
+use super::error::{Error, Received, may_pass, meaning, through};
 use crate::{
     image::download::{self, proxy::Proxy},
     value::chain,

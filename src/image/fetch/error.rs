@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use super::small::LARGEST;
 use crate::{
     image::{
         download::{self, proxy::Proxy},
@@ -11,6 +10,9 @@ use crate::{
     sys::file,
     value::Size,
 };
+
+/// The largest that is read; Fedora's and Debian's SUMS files have a few KiB.
+pub(crate) const LARGEST: usize = 4 << 20;
 
 /// Why it was not fetched.
 #[derive(Debug, thiserror::Error)]

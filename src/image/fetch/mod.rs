@@ -3,7 +3,10 @@
 pub(crate) mod attempt;
 pub(crate) mod error;
 pub(crate) mod part;
+pub(crate) mod patience;
 pub(crate) mod small;
+
+pub use self::patience::Patience;
 
 use std::{
     fs::File,
@@ -29,23 +32,6 @@ use crate::{
     sys::{file, writeback::WriteBack},
     value::Algorithm,
 };
-
-/// How much is borne before a download is given up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Patience {
-    /// How long no byte may come.
-    pub silence: Duration,
-    /// How often in a row an attempt may fail without getting further than every attempt before it.
-    pub attempts: u32,
-    /// The pause after the first failure; doubled after each further one, to at most 30 s.
-    pub pause: Duration,
-}
-
-impl Default for Patience {
-    fn default() -> Self {
-        Self { silence: Duration::from_secs(60), attempts: 5, pause: Duration::from_secs(1) }
-    }
-}
 
 /// However many bytes a broken connection gains, no more attempts than this.
 const MOST_ATTEMPTS: u32 = 200;

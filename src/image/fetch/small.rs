@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Error, Patience, Received,
-    error::{may_pass, through},
+    error::{Error, LARGEST, Received, may_pass, through},
+    patience::Patience,
 };
 use crate::{
     image::{
@@ -14,9 +14,6 @@ use crate::{
     sys::progress::{At, Cancel, Doing, Progress},
     value::chain,
 };
-
-/// The largest that is read; Fedora's and Debian's SUMS files have a few KiB.
-pub(crate) const LARGEST: usize = 4 << 20;
 
 /// What an attempt gave: the status of the answer, the proxy that it came through, and what was
 /// asked for.

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Error;
+use super::error::Error;
 use crate::value::shown;
 
 /// What is asked, of whom.

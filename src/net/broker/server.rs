@@ -19,7 +19,7 @@ use rustix::{
     },
 };
 
-use super::{ANSWER, Kind, opened};
+use super::network::{ANSWER, Kind, opened};
 
 /// How long nobody may ask until it ends.
 const IDLE: Duration = Duration::from_secs(30);

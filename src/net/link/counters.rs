@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 
-use super::{Error, Links, to_io};
+use super::{
+    error::Error,
+    links::{Links, to_io},
+};
 
 /// What passed through an interface since it was made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use tokio::sync::watch;
 
 use crate::supervisor::{Supervisor, input::Fact};
 use crate::{
-    control::grant::{self, Accounts, Grant},
+    control::authorizer::{self, Accounts, Authorizer},
     spec::Vm,
     sys::account,
     value::Operator,
@@ -28,8 +28,8 @@ impl Operators {
     }
 
     /// The rule of a VM, which follows the list.
-    pub(crate) fn grant(&self, vm: &Vm) -> Grant {
-        Grant {
+    pub(crate) fn grant(&self, vm: &Vm) -> Authorizer {
+        Authorizer {
             own: rustix::process::geteuid().as_raw(),
             operators: self.told.subscribe(),
             file: vm.file.clone(),
@@ -50,7 +50,7 @@ impl Supervisor {
         }
         let facts = self.facts.clone();
         self.tasks.spawn(async move {
-            let look = move || grant::unknown(&operators, ACCOUNTS);
+            let look = move || authorizer::unknown(&operators, ACCOUNTS);
             if let Ok(unknown) = tokio::task::spawn_blocking(look).await {
                 let _ = facts.send(Fact::UnknownOperators(unknown)).await;
             }

@@ -44,7 +44,7 @@ impl Supervisor {
     /// Begins to save.
     pub(crate) fn save(&mut self) {
         // A state can only be taken up by a machine like the one that it is of.
-        let replugged = self.is_replugged();
+        let replugged = self.running.is_replugged();
         let held =
             matches!(self.life.state(), life::State::Suspending(life::Saving { held: true, .. }));
         let thawed = self.thaw_first();

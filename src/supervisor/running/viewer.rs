@@ -16,8 +16,7 @@ use tracing::{debug, warn};
 
 use super::vnc_listener::{self, Door, Listener};
 use crate::{
-    control::grant::{self, Grant},
-    machine::facets,
+    control::authorizer::{self, Authorizer},
     spec::Vm,
     store::layout::VmPaths,
     sys::peer,
@@ -61,7 +60,7 @@ impl Door {
     ///
     /// # Errors
     /// The runtime does not take the socket.
-    fn serve(self, client: qmp::Client, grant: Grant) -> std::io::Result<Serving> {
+    fn serve(self, client: qmp::Client, grant: Authorizer) -> std::io::Result<Serving> {
         let (orders, to) = watch::channel(Orders { client, password: self.password });
         let mut tasks = Tasks::default();
         match self.listener {
@@ -96,7 +95,7 @@ async fn next<V, A: Future<Output = std::io::Result<V>>>(
 }
 
 /// Lets operators in, who need no password.
-async fn at_socket(listener: UnixListener, orders: watch::Receiver<Orders>, grant: Grant) {
+async fn at_socket(listener: UnixListener, orders: watch::Receiver<Orders>, grant: Authorizer) {
     let (room, mut tasks) = (Arc::new(Semaphore::new(ON_THEIR_WAY)), Tasks::default());
     while let Some((place, (viewer, _))) = next(&room, || listener.accept()).await {
         let (client, grant) = (orders.borrow().client.clone(), grant.clone());
@@ -106,7 +105,7 @@ async fn at_socket(listener: UnixListener, orders: watch::Receiver<Orders>, gran
                 Ok(peer) => peer,
                 Err(error) => return warn!("who wants to see the screen cannot be told: {error}"),
             };
-            if let Err(denied) = grant.check(&peer, grant::SCREEN).await {
+            if let Err(denied) = grant.check(&peer, authorizer::SCREEN).await {
                 return warn!("{denied}");
             }
             debug!("uid {} looks at the screen", peer.uid);
@@ -229,7 +228,7 @@ impl Supervisor {
             qemu.unserved = Some(note);
         }
         // So the next `qvm apply` tries again.
-        self.running.set(facets::SCREEN[0], Some("not served".to_owned()));
+        self.running.is_screen_failed = true;
     }
 
     /// Where the screen is served, by us or by QEMU.
@@ -256,13 +255,13 @@ impl Supervisor {
             return;
         }
         runs.clone_from(written);
-        self.take_facets(new, &facets::SCREEN);
+        self.running.is_screen_failed = false;
     }
 
     /// A QEMU that an earlier qvm has listen by itself does so where it was told when it was started.
     pub(crate) fn keep_screen(&mut self, booted: Option<&(Vm, String)>) {
         if let (true, Some((booted, _))) = (self.qemu.as_ref().is_some_and(|q| q.listens), booted) {
-            self.take_facets(booted, &facets::SCREEN);
+            self.running.is_screen_failed = false;
             self.vm.display.clone_from(&booted.display);
         }
     }

@@ -8,8 +8,9 @@ use super::{forwards, isolate, prepare::Prepared};
 use crate::{
     life::{Boot, Guest},
     machine::{
-        argv::{self, CommandLine, Machine, fd},
+        argv::{self, CommandLine, Machine},
         device::{self, BadPath},
+        fd,
     },
     net::{tap_spec::taps, vhost},
     sandbox::spawn,

@@ -19,7 +19,7 @@ use crate::{
 use crate::{
     image::qemu_img::QemuImg,
     machine::{
-        argv::DiskFile,
+        disk_file::DiskFile,
         facts::{self, Accelerator, Facts, Qemu},
         firmware as descriptors,
         firmware::Chosen,

@@ -1,11 +1,17 @@
 //! Files: read, listed, removed, and replaced so that at any instant the old content or the new one is there.
 
+pub(crate) mod directory;
+pub(crate) mod error;
 pub(crate) mod temporary;
 
+pub use self::directory::{list, make_dir, remove, remove_tree, sync_dir};
+
+pub use self::error::Error;
+
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions, Permissions},
+    fs::{self, File, OpenOptions, Permissions},
     io::{self, Read},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -17,106 +23,6 @@ pub const UNFINISHED: &str = ".qvm-";
 /// Whether the name of a path is one of an unfinished file.
 pub fn is_unfinished(path: &Path) -> bool {
     path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(UNFINISHED))
-}
-
-/// What was tried, on which file.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {doing} `{}`", .path.display())]
-pub struct Error {
-    doing: &'static str,
-    path: PathBuf,
-    source: io::Error,
-}
-
-impl Error {
-    /// For `map_err`: what was tried on `path`.
-    pub fn on(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self { doing, path: path.to_owned(), source }
-    }
-
-    /// The cause alone.
-    pub fn into_io(self) -> io::Error {
-        self.source
-    }
-
-    /// The kind of the cause.
-    pub fn kind(&self) -> io::ErrorKind {
-        self.source.kind()
-    }
-
-    /// The host is at fault: there is no room, or its disk fails.
-    pub fn is_the_hosts(&self) -> bool {
-        use io::ErrorKind::{
-            QuotaExceeded, ReadOnlyFilesystem, StaleNetworkFileHandle, StorageFull,
-        };
-        let kind = self.source.kind();
-        matches!(kind, StorageFull | QuotaExceeded | ReadOnlyFilesystem | StaleNetworkFileHandle)
-            || self.source.raw_os_error() == Some(nix::libc::EIO)
-    }
-
-    /// The way out, where there is one.
-    pub fn hint(&self) -> Option<String> {
-        let place = self.path.parent().unwrap_or(&self.path).display();
-        match self.source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(format!(
-                "make room on the file system of `{place}`; `qvm image prune` removes images that no VM needs"
-            )),
-            io::ErrorKind::FileTooLarge => Some(format!(
-                "the file system of `{place}`, or a limit (`ulimit -f`), allows no file of that size"
-            )),
-            io::ErrorKind::PermissionDenied => {
-                Some(format!("run as the user who owns `{place}`, or as root"))
-            }
-            io::ErrorKind::ReadOnlyFilesystem => {
-                Some(format!("`{place}` must be on a file system that can be written"))
-            }
-            _ => None,
-        }
-    }
-}
-
-/// The mode of a directory: its group may read it.
-const DIRECTORY: u32 = 0o750;
-
-/// Makes a directory, and those above it, with mode 0750 whatever the umask is. A directory that exists keeps its mode.
-///
-/// # Errors
-/// It cannot be made.
-pub fn make_dir(dir: &Path) -> Result<(), Error> {
-    make_dirs(dir).map_err(Error::on("make the directory", dir))
-}
-
-fn make_dirs(dir: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(DIRECTORY).create(dir) {
-        Ok(()) => {
-            let made = File::open(dir)?;
-            let mode = made.metadata()?.mode() & 0o7777;
-            // The umask may have taken bits away. Only then: chmod(2) by a process without CAP_FSETID, as a supervisor is,
-            // takes away set-group-ID, which is inherited and gives the files in it their group.
-            match mode & 0o777 == DIRECTORY {
-                true => Ok(()),
-                false => made.set_permissions(Permissions::from_mode(mode & 0o7000 | DIRECTORY)),
-            }
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => match dir.parent() {
-            Some(above) if above != Path::new("") => {
-                make_dirs(above)?;
-                make_dirs(dir)
-            }
-            _ => Err(error),
-        },
-        Err(_) if dir.is_dir() => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-/// The directory that a path is in; `.` for a bare name.
-fn dir_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(dir) if dir != Path::new("") => dir,
-        Some(_) => Path::new("."),
-        None => Path::new("/"),
-    }
 }
 
 /// The one temporary name of `path`, for content that another program writes by name, such as qemu-img. The caller holds a
@@ -145,28 +51,6 @@ pub fn create(path: &Path) -> Result<File, Error> {
         .map_err(Error::on("create", path))
 }
 
-/// Removes a file; one that is not there is removed already.
-///
-/// # Errors
-/// It cannot be removed.
-pub fn remove(path: &Path) -> Result<(), Error> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::on("remove", path)(e)),
-        _ => Ok(()),
-    }
-}
-
-/// Removes a directory with all that is in it; one that is not there is removed already.
-///
-/// # Errors
-/// Something in it cannot be removed.
-pub fn remove_tree(dir: &Path) -> Result<(), Error> {
-    match fs::remove_dir_all(dir) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::on("remove", dir)(e)),
-        _ => Ok(()),
-    }
-}
-
 /// Gives `from`, whose content is synced first, the name `to`, and makes that last.
 ///
 /// # Errors
@@ -175,15 +59,6 @@ pub fn commit(from: &Path, to: &Path) -> Result<(), Error> {
     File::open(from).and_then(|f| f.sync_all()).map_err(Error::on("sync", from))?;
     fs::rename(from, to).map_err(Error::on("rename to", to))?;
     sync_dir(to)
-}
-
-/// Makes the names in the directory of `path` last.
-///
-/// # Errors
-/// Syncing fails.
-pub fn sync_dir(path: &Path) -> Result<(), Error> {
-    let dir = dir_of(path);
-    File::open(dir).and_then(|d| d.sync_all()).map_err(Error::on("sync the directory", dir))
 }
 
 /// Writes a small file so that at any instant, also after a power cut, the old content or the new one is there.
@@ -308,22 +183,6 @@ pub fn metadata(path: &Path) -> Result<Option<fs::Metadata>, Error> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::on("look at", path)(e)),
     }
-}
-
-/// The files of a directory, in the order of their names; none where the directory is not there.
-///
-/// # Errors
-/// It cannot be read.
-pub fn list(dir: &Path) -> Result<Vec<PathBuf>, Error> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(Error::on("read the directory", dir)(e)),
-    };
-    let paths: io::Result<Vec<PathBuf>> = entries.map(|e| e.map(|e| e.path())).collect();
-    let mut paths = paths.map_err(Error::on("read the directory", dir))?;
-    paths.sort();
-    Ok(paths)
 }
 
 /// Removes what a crash left in a directory of a VM. Whoever calls holds the VM's lock, which keeps away every writer but those of

@@ -17,7 +17,10 @@ use rustix::{
     io::Errno,
 };
 
-use super::{Error, dir_of, list, sync_dir};
+use super::{
+    directory::{dir_of, list, sync_dir},
+    error::Error,
+};
 
 /// What the name of a temporary begins with. No VM has a name with `_`, so this is never the draft of a VM.
 const PREFIX: &str = ".qvm-tmp_";
@@ -201,7 +204,7 @@ pub(crate) fn remove_if_abandoned(path: &Path) -> Result<(), Error> {
     let Ok(file) = options.open(path) else { return Ok(()) };
     let is_file = file.metadata().is_ok_and(|found| found.is_file());
     if is_file && matches!(lock(&file), Lock::Held) && is_at(&file, path) {
-        return super::remove(path);
+        return super::directory::remove(path);
     }
     Ok(())
 }

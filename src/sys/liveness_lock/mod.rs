@@ -5,6 +5,10 @@
 //! who holds it: qvm before it passes the lock on, or QEMU.
 
 pub(crate) mod proc_locks;
+pub(crate) mod state;
+
+pub use self::state::LockState;
+pub(crate) use self::state::OWN_LENGTH;
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -24,29 +28,6 @@ use nix::{
 
 /// Only the owner may open a lock file: every process that can open the file can acquire the lock.
 const MODE: u32 = 0o600;
-/// The length of a lock that qvm holds for itself, in bytes. A lock that is for QEMU has no end.
-const OWN_LENGTH: i64 = 1;
-
-/// What a probe found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LockState {
-    /// The file does not exist.
-    Missing,
-    /// Nobody holds the lock.
-    Free,
-    /// A verb holds the lock, or a supervisor that has not passed it to QEMU yet: no QEMU process holds it.
-    HeldByQvm,
-    /// A QEMU process holds the lock.
-    HeldByQemu,
-}
-
-impl LockState {
-    /// By the length of a lock in bytes; `None` has no end.
-    fn of_length(length: Option<i64>) -> Self {
-        if length == Some(OWN_LENGTH) { Self::HeldByQvm } else { Self::HeldByQemu }
-    }
-}
-
 /// Why a lock was not acquired.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

@@ -4,7 +4,7 @@ use std::{fs, io, path::Path};
 
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
-use super::LockState;
+use super::state::LockState;
 
 /// How often /proc/locks is read before a lock counts as free. The kernel gives it out a page at a time, and leaves a lock out when
 /// one before it is released between two pages.

@@ -193,29 +193,37 @@ fn decisions() -> Vec<(String, String)> {
     pages().into_iter().filter(|(page, _)| is_decision(page)).collect()
 }
 
+/// A decision names each constant together with its file, which is below src/ or qmp/.
 #[test]
 fn every_constant_is_explained() {
     let mut files = files_below(&top().join("src"));
     files.extend(files_below(&top().join("qmp/src")));
     files.retain(|file| file.extension().is_some_and(|suffix| suffix == "rs"));
     let decisions: String = decisions().into_iter().map(|(_, text)| text).collect();
-    let explained: BTreeSet<&str> =
-        decisions.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').collect();
+    let decisions: Vec<&str> = decisions.split("\n### ").collect();
     let mut missing = vec![];
     for file in files {
+        let path = file.strip_prefix(top()).unwrap().to_str().unwrap();
+        let path = path.strip_prefix("src/").unwrap_or(path);
         for name in constants(&fs::read_to_string(&file).unwrap()) {
-            // Units of measure are not decisions.
-            if !explained.contains(name.as_str()) && !["MIB", "GIB"].contains(&name.as_str()) {
-                missing.push(format!("{}: {name}", file.strip_prefix(top()).unwrap().display()));
+            let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            let explains = |decision: &str| {
+                decision.contains(path) && decision.split(|c| !is_word(c)).any(|word| word == name)
+            };
+            // Units of measure and numbers of signals are not decisions.
+            let is_fact = ["MIB", "GIB", "SIGKILL"].contains(&name.as_str());
+            if !is_fact && !decisions.iter().any(|decision| explains(decision)) {
+                missing.push(format!("{path}: {name}"));
             }
         }
     }
-    assert!(missing.is_empty(), "not in docs/decisions/:\n{}", missing.join("\n"));
+    let missing = missing.join("\n");
+    assert!(missing.is_empty(), "no decision in docs/decisions/ names both:\n{missing}");
 }
 
-/// Each decision has its four fields in this order, and the files that it names exist.
+/// Each decision has its four fields in this order.
 #[test]
-fn decisions_have_four_fields_and_name_real_files() {
+fn decisions_have_four_fields() {
     let mut count = 0;
     let mut wrong = Vec::new();
     for (page, text) in decisions() {
@@ -229,16 +237,53 @@ fn decisions_have_four_fields_and_name_real_files() {
             }
             count += 1;
         }
-        for file in text.split('`').skip(1).step_by(2) {
-            let is_file = file.contains('/') && file.ends_with(".rs");
-            let places = ["src", ""].map(|place| top().join(place).join(file));
-            if is_file && !places.iter().any(|place| place.exists()) {
-                wrong.push(format!("{page}: {file} does not exist"));
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(count > 150, "only {count} decisions");
+}
+
+/// The drawing of the folders has the order of the table in src/lib.rs, the topmost folder first.
+#[test]
+fn drawing_has_the_order_of_the_layers() {
+    let lib = fs::read_to_string(top().join("src/lib.rs")).unwrap();
+    let rows = lib.lines().filter_map(|line| line.strip_prefix("//! | [`")?.split_once('`'));
+    let mut layers: Vec<&str> = rows.map(|(folder, _)| folder).collect();
+    layers.reverse();
+    let page = fs::read_to_string(top().join("docs/architecture.md")).unwrap();
+    let drawing = &blocks(&page)[0].text;
+    let folder = |line: &str| line.get(17..)?.split_whitespace().next().map(str::to_owned);
+    let drawn: Vec<String> = drawing.lines().filter_map(folder).collect();
+    assert!(layers.len() > 15);
+    assert_eq!(drawn, layers);
+}
+
+/// Source files in documents exist, by their paths in the repository or in src/, or in the folder that
+/// begins the row of a table.
+#[test]
+fn source_files_named_in_documents_exist() {
+    let mut wrong = Vec::new();
+    for (page, text) in pages() {
+        for line in text.lines() {
+            let code: Vec<&str> = line.split('`').skip(1).step_by(2).collect();
+            let folder = code.first().filter(|_| line.starts_with("| `")).unwrap_or(&"");
+            let is_path = |code: &&&str| {
+                let is_plain =
+                    |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"/_.-".contains(&b);
+                let is_source = code.ends_with(".rs") || code.ends_with('/');
+                is_source
+                    && (code.contains('/') || folder.ends_with('/'))
+                    && code.bytes().all(is_plain)
+            };
+            for file in code.iter().filter(is_path).filter(|file| !file.starts_with(['/', '.'])) {
+                let places = [top(), top().join("src"), top().join("src").join(folder)];
+                let is_built = file.starts_with("target/");
+                if !is_built && !places.iter().any(|place| place.join(file).exists()) {
+                    wrong.push(format!("{page}: {file} does not exist"));
+                }
             }
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
-    assert!(count > 150, "only {count} decisions");
 }
 
 #[test]
@@ -314,14 +359,15 @@ fn samples_have_the_shape_of_real_output() {
 
 #[test]
 fn make_targets_exist() {
-    let named = make_targets(&readme());
+    let named: BTreeSet<String> = pages().iter().flat_map(|(_, text)| make_targets(text)).collect();
+    let readme = make_targets(&readme());
     let there = targets(&fs::read_to_string(top().join("Makefile")).unwrap());
     assert!(
-        named.contains("demo") && named.contains("test"),
-        "README.md lost its two commands: {named:?}"
+        readme.contains("demo") && readme.contains("test"),
+        "README.md lost its two commands: {readme:?}"
     );
     let missing: Vec<_> = named.difference(&there).collect();
-    assert!(missing.is_empty(), "README.md names make targets that are not there: {missing:?}");
+    assert!(missing.is_empty(), "these make targets do not exist: {missing:?}");
 }
 
 #[test]
@@ -388,6 +434,41 @@ fn every_document_is_reached_by_a_link() {
         let is_linked = linked.contains(&top().join(&page).canonicalize().unwrap());
         assert!(is_moved || is_linked, "no document links to {page}");
     }
+}
+
+/// `cargo test --test it start::files::held` requires tests/it/start/files.rs with a test whose name
+/// contains `held`.
+#[test]
+fn tests_named_in_documents_exist() {
+    let mut count = 0;
+    for (page, text) in pages() {
+        let is_command = |part: &&str| part.contains("cargo test") && part.contains("--test it");
+        let commands = text.split(['`', '\n']).filter(is_command);
+        let filters = commands.flat_map(str::split_whitespace).filter(|word| word.contains("::"));
+        for filter in filters {
+            let mut parts: Vec<&str> = filter.split("::").filter(|part| !part.is_empty()).collect();
+            let mut place = top().join("tests/it");
+            let mut is_there = true;
+            while !parts.is_empty() && is_there {
+                let part = parts.remove(0);
+                let (dir, file) = (place.join(part), place.join(format!("{part}.rs")));
+                if dir.is_dir() {
+                    place = dir;
+                } else if let Ok(source) = fs::read_to_string(file) {
+                    let has = |name: &str| {
+                        source.lines().any(|line| line.contains("fn ") && line.contains(name))
+                    };
+                    is_there = parts.iter().all(|name| has(name));
+                    parts.clear();
+                } else {
+                    is_there = false;
+                }
+            }
+            assert!(is_there, "{page}: no test is called {filter}");
+            count += 1;
+        }
+    }
+    assert!(count > 30, "only {count} test names in all documents");
 }
 
 #[test]

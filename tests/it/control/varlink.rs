@@ -18,10 +18,11 @@ use std::{
 
 use nix::sys::termios;
 use qvm::control::{
+    authorizer::{Accounts, Authorizer},
     client::{Client, Error},
-    grant::{Accounts, Grant},
+    handle::ControlHandle,
     server,
-    types::{Command, Event, Executed, Guest, Port, Refusal, Request, Status},
+    types::{Command, Event, Executed, Guest, Refusal, Request, Status},
 };
 use qvm::value::{Operator, Peer};
 use serde_json::{Value, json};
@@ -111,8 +112,14 @@ impl Fake {
             name: |_| Some("alice".to_owned()),
         };
         let grant =
-            Grant { own: 0, operators: told, file: "/etc/qvm/vms/web.toml".into(), accounts };
-        let port = Port { requests, events: events.clone(), grant, replaced: Arc::default(), peer };
+            Authorizer { own: 0, operators: told, file: "/etc/qvm/vms/web.toml".into(), accounts };
+        let port = ControlHandle {
+            requests,
+            events: events.clone(),
+            grant,
+            replaced: Arc::default(),
+            peer,
+        };
         Self {
             dir,
             commands,

@@ -16,8 +16,10 @@ use std::{
 use command_fds::{CommandFdExt, FdMapping};
 use qvm::{
     machine::{
-        argv::{self, DiskFile, Machine, fd},
+        argv::{self, Machine},
+        disk_file::DiskFile,
         facts::Accelerator,
+        fd,
         firmware::Chosen,
     },
     spec::{self, Firmware, Format, Link, Vm},

@@ -323,6 +323,60 @@ fn layers(sources: &[Source]) -> Vec<String> {
     problems
 }
 
+/// The files that each file imports, `pub use` included.
+fn imports(sources: &[Source]) -> BTreeMap<&str, BTreeSet<&str>> {
+    let files: BTreeMap<Vec<String>, &str> = sources
+        .iter()
+        .filter_map(|source| Some((module(&source.path)?, source.path.as_str())))
+        .collect();
+    let deepest = |path: &[String]| {
+        (1..=path.len()).rev().find_map(|length| files.get(&path[..length])).copied()
+    };
+    sources
+        .iter()
+        .map(|source| {
+            let targets = inward(source).into_iter().filter_map(|(_, path)| deepest(&path));
+            let others = targets.filter(|target| *target != source.path);
+            (source.path.as_str(), others.collect())
+        })
+        .collect()
+}
+
+/// A cycle of imports between files, as the shortest way from a file back to it.
+fn cycles(sources: &[Source]) -> Vec<String> {
+    let imports = imports(sources);
+    let mut problems: Vec<String> = Vec::new();
+    let mut named: BTreeSet<&str> = BTreeSet::new();
+    for start in imports.keys() {
+        if named.contains(start) {
+            continue;
+        }
+        let mut from: BTreeMap<&str, &str> = BTreeMap::new();
+        let mut queue: std::collections::VecDeque<&str> = [*start].into();
+        'search: while let Some(file) = queue.pop_front() {
+            for target in &imports[file] {
+                if target == start {
+                    let mut way = vec![*start, file];
+                    while let Some(before) = from.get(way[way.len() - 1]) {
+                        way.push(before);
+                    }
+                    way.dedup();
+                    way.reverse();
+                    named.extend(&way);
+                    way.push(start);
+                    problems.push(format!("cycle of imports: {}", way.join(" -> ")));
+                    break 'search;
+                }
+                if !from.contains_key(target) {
+                    from.insert(target, file);
+                    queue.push_back(target);
+                }
+            }
+        }
+    }
+    problems
+}
+
 /// Pure files have no I/O, clock or environment; life uses no crate at all.
 fn purity(sources: &[Source], crates: &BTreeSet<String>) -> Vec<String> {
     let mut problems = Vec::new();
@@ -463,6 +517,14 @@ fn imports_go_down() {
 }
 
 #[test]
+fn no_file_imports_itself_by_way_of_others() {
+    // The supervisor's own files are not there yet.
+    let mut sources = product();
+    sources.retain(|source| !source.path.starts_with("src/supervisor/"));
+    none(cycles(&sources));
+}
+
+#[test]
 fn pure_modules_are_pure() {
     none(purity(&product(), &crates()));
 }
@@ -526,6 +588,24 @@ mod on_bad_trees {
         assert_eq!(layers(&one("src/machine/argv.rs", tests)), Vec::<String>::new());
         let words = "// use crate::cli::x\nconst S: &str = \"crate::cli::x\"; /* crate::cli::y */";
         assert_eq!(layers(&one("src/machine/argv.rs", words)), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_cycle_is_named() {
+        let file = |path: &str, text: &str| Source { path: path.into(), text: text.into() };
+        let mut sources = vec![
+            file("src/net/mod.rs", "pub mod tap;\npub use self::tap::Tap;"),
+            file("src/net/tap.rs", "use super::link::Link;"),
+            file("src/net/link.rs", "use crate::sys::file;"),
+            file("src/sys/file.rs", "use std::fs;"),
+        ];
+        assert_eq!(cycles(&sources), Vec::<String>::new());
+        sources[2].text = "use super::Tap;".into();
+        let problems = cycles(&sources);
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        for path in ["src/net/mod.rs", "src/net/tap.rs", "src/net/link.rs"] {
+            assert!(problems[0].contains(path), "{problems:?}");
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use ratatui::{
     crossterm::event::{self, Event},
 };
 
-use super::Top;
+use super::model::Top;
 use crate::sys::terminal::{self, Output, Raw, Waited};
 
 /// The alternate screen; and back, with a cursor.

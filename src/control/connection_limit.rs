@@ -14,7 +14,7 @@ const OF_ONE_USER: usize = 128;
 
 /// Those who are connected, by user id.
 #[derive(Debug, Default, Clone)]
-pub(super) struct Crowd(Arc<Mutex<Counts>>);
+pub(super) struct ConnectionLimit(Arc<Mutex<Counts>>);
 
 #[derive(Debug, Default)]
 struct Counts {
@@ -25,8 +25,8 @@ struct Counts {
 
 /// One connection's place; free again when it is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
-    crowd: Crowd,
+pub(super) struct Permit {
+    crowd: ConnectionLimit,
     uid: u32,
 }
 
@@ -37,12 +37,12 @@ pub(super) struct Full {
     pub(super) told: Option<String>,
 }
 
-impl Crowd {
+impl ConnectionLimit {
     /// A place for a connection; `trusted` are root and the supervisor's own user.
     ///
     /// # Errors
     /// There is none.
-    pub(super) fn place(&self, uid: u32, trusted: bool) -> Result<Place, Full> {
+    pub(super) fn place(&self, uid: u32, trusted: bool) -> Result<Permit, Full> {
         let mut counts = self.counts();
         let all: usize = counts.of.values().sum();
         let theirs = counts.of.get(&uid).copied().unwrap_or(0);
@@ -61,7 +61,7 @@ impl Crowd {
         counts.sends_away = false;
         *counts.of.entry(uid).or_default() += 1;
         drop(counts);
-        Ok(Place { crowd: self.clone(), uid })
+        Ok(Permit { crowd: self.clone(), uid })
     }
 
     fn counts(&self) -> MutexGuard<'_, Counts> {
@@ -70,7 +70,7 @@ impl Crowd {
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         let mut counts = self.crowd.counts();
         if let Some(count) = counts.of.get_mut(&self.uid) {
@@ -88,13 +88,13 @@ mod tests {
 
     const OWN: u32 = 1000;
 
-    fn fill(crowd: &Crowd, uid: u32) -> Vec<Place> {
+    fn fill(crowd: &ConnectionLimit, uid: u32) -> Vec<Permit> {
         std::iter::from_fn(|| crowd.place(uid, uid == 0 || uid == OWN).ok()).collect()
     }
 
     #[test]
     fn one_user_cannot_keep_out_others_nor_all_of_them_root() {
-        let crowd = Crowd::default();
+        let crowd = ConnectionLimit::default();
         let first = fill(&crowd, 7);
         assert_eq!(first.len(), OF_ONE_USER);
         let second = fill(&crowd, 8);
@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn who_is_sent_away_again_and_again_is_told_of_once() {
-        let crowd = Crowd::default();
+        let crowd = ConnectionLimit::default();
         let mut places = fill(&crowd, 0);
         assert_eq!(places.len(), MAX_CONNECTIONS);
         places.pop();

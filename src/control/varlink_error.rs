@@ -10,7 +10,7 @@ use super::types::Refusal;
 /// An error reply.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
-pub(super) enum Fault {
+pub(super) enum VarlinkError {
     /// One that every service may give.
     Service(Service<'static>),
     /// The same for `PermissionDenied`, which has no parameters by its description: who reads them is told more.
@@ -47,7 +47,7 @@ pub(super) enum Vm {
     Frozen { reason: String },
 }
 
-impl Fault {
+impl VarlinkError {
     pub(super) const NOT_CONNECTED: Self = Self::Machine(Machine::NotConnected);
     pub(super) const NOT_SUPPORTED: Self = Self::Machine(Machine::NotSupported);
     pub(super) const EXPECTED_MORE: Self = Self::Service(Service::ExpectedMore);
@@ -98,7 +98,7 @@ impl Fault {
     }
 }
 
-impl From<Refusal> for Fault {
+impl From<Refusal> for VarlinkError {
     fn from(refusal: Refusal) -> Self {
         match &refusal {
             Refusal::NotNow(state) => Self::Vm(Vm::NotNow { state: (*state).to_owned() }),
@@ -122,30 +122,33 @@ mod tests {
 
     #[test]
     fn names_and_parameters_are_those_of_the_descriptions() {
-        let told = |fault: Fault| serde_json::to_value(fault).unwrap();
-        let name = |fault: Fault| told(fault)["error"].as_str().unwrap().to_owned();
+        let told = |fault: VarlinkError| serde_json::to_value(fault).unwrap();
+        let name = |fault: VarlinkError| told(fault)["error"].as_str().unwrap().to_owned();
         assert_eq!(
-            told(Fault::gone()),
+            told(VarlinkError::gone()),
             json!({ "error": "io.qvm.Vm.NotNow", "parameters": { "state": "stopping" } })
         );
         assert_eq!(
-            told(Fault::invalid("bytes")),
+            told(VarlinkError::invalid("bytes")),
             json!({
                 "error": "org.varlink.service.InvalidParameter",
                 "parameters": { "parameter": "bytes" },
             })
         );
         assert_eq!(
-            told(Fault::denied("no".into(), "ask".into())),
+            told(VarlinkError::denied("no".into(), "ask".into())),
             json!({
                 "error": "org.varlink.service.PermissionDenied",
                 "parameters": { "reason": "no", "hint": "ask" },
             })
         );
-        assert_eq!(name(Fault::NOT_SUPPORTED), "io.systemd.MachineInstance.NotSupported");
-        assert_eq!(name(Fault::gone().for_machine()), "io.systemd.MachineInstance.NotConnected");
-        assert_eq!(name(Fault::EXPECTED_MORE), "org.varlink.service.ExpectedMore");
-        let panicked = Fault::from(Refusal::NotNow("paused after a panic"));
+        assert_eq!(name(VarlinkError::NOT_SUPPORTED), "io.systemd.MachineInstance.NotSupported");
+        assert_eq!(
+            name(VarlinkError::gone().for_machine()),
+            "io.systemd.MachineInstance.NotConnected"
+        );
+        assert_eq!(name(VarlinkError::EXPECTED_MORE), "org.varlink.service.ExpectedMore");
+        let panicked = VarlinkError::from(Refusal::NotNow("paused after a panic"));
         assert_eq!(name(panicked.for_machine()), "io.qvm.Vm.NotNow");
     }
 }

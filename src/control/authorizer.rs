@@ -14,9 +14,9 @@ use std::path::PathBuf;
 use tokio::sync::watch;
 
 use super::{
-    fault::Fault,
     method::Method,
     types::{Command, Event, Status},
+    varlink_error::VarlinkError,
 };
 use crate::value::{Operator, Peer};
 
@@ -31,7 +31,7 @@ pub struct Accounts {
 
 /// The rule of one VM.
 #[derive(Debug, Clone)]
-pub struct Grant {
+pub struct Authorizer {
     /// The supervisor's own user.
     pub own: u32,
     /// `operators`, as it is now.
@@ -60,7 +60,7 @@ impl Denied {
     }
 }
 
-impl Grant {
+impl Authorizer {
     /// Whether the peer is root or the supervisor's own user.
     pub fn is_own(&self, peer: &Peer) -> bool {
         peer.uid == 0 || peer.uid == self.own
@@ -181,7 +181,7 @@ pub(super) fn event_without_console(mut event: Event) -> Event {
     event
 }
 
-impl From<Denied> for Fault {
+impl From<Denied> for VarlinkError {
     fn from(denied: Denied) -> Self {
         Self::denied(denied.to_string(), denied.hint)
     }
@@ -210,11 +210,11 @@ mod tests {
         Peer { uid, gid: uid, groups: groups.to_vec() }
     }
 
-    fn grant(own: u32, operators: &[&str]) -> (watch::Sender<Vec<Operator>>, Grant) {
+    fn grant(own: u32, operators: &[&str]) -> (watch::Sender<Vec<Operator>>, Authorizer) {
         let operators = operators.iter().map(|text| text.parse().unwrap()).collect();
         let (told, operators) = watch::channel(operators);
         let file = "/etc/qvm/vms/web.toml".into();
-        (told, Grant { own, operators, file, accounts: ACCOUNTS })
+        (told, Authorizer { own, operators, file, accounts: ACCOUNTS })
     }
 
     #[tokio::test]

@@ -1,0 +1,62 @@
+//! Why a file operation failed.
+
+use std::{
+    io::{self},
+    path::{Path, PathBuf},
+};
+
+/// What was tried, on which file.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {doing} `{}`", .path.display())]
+pub struct Error {
+    doing: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl Error {
+    /// For `map_err`: what was tried on `path`.
+    pub fn on(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self { doing, path: path.to_owned(), source }
+    }
+
+    /// The cause alone.
+    pub fn into_io(self) -> io::Error {
+        self.source
+    }
+
+    /// The kind of the cause.
+    pub fn kind(&self) -> io::ErrorKind {
+        self.source.kind()
+    }
+
+    /// The host is at fault: there is no room, or its disk fails.
+    pub fn is_the_hosts(&self) -> bool {
+        use io::ErrorKind::{
+            QuotaExceeded, ReadOnlyFilesystem, StaleNetworkFileHandle, StorageFull,
+        };
+        let kind = self.source.kind();
+        matches!(kind, StorageFull | QuotaExceeded | ReadOnlyFilesystem | StaleNetworkFileHandle)
+            || self.source.raw_os_error() == Some(nix::libc::EIO)
+    }
+
+    /// The way out, where there is one.
+    pub fn hint(&self) -> Option<String> {
+        let place = self.path.parent().unwrap_or(&self.path).display();
+        match self.source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(format!(
+                "make room on the file system of `{place}`; `qvm image prune` removes images that no VM needs"
+            )),
+            io::ErrorKind::FileTooLarge => Some(format!(
+                "the file system of `{place}`, or a limit (`ulimit -f`), allows no file of that size"
+            )),
+            io::ErrorKind::PermissionDenied => {
+                Some(format!("run as the user who owns `{place}`, or as root"))
+            }
+            io::ErrorKind::ReadOnlyFilesystem => {
+                Some(format!("`{place}` must be on a file system that can be written"))
+            }
+            _ => None,
+        }
+    }
+}
