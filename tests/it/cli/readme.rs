@@ -129,6 +129,18 @@ fn vm_files_are_valid() {
     assert!(count >= 5, "only {count} VM files in all pages");
 }
 
+/// The document of the host settings has a row for each key of the reader, and no other.
+#[test]
+fn host_settings_document_has_all_keys() {
+    let page = fs::read_to_string(top().join("docs/reference/host-settings.md")).unwrap();
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    let mut documented: Vec<&str> = rows.map(|(key, _)| key).collect();
+    documented.sort_unstable();
+    let problems = spec::HostSettings::read(Path::new("qvm.toml"), "unknown = 1").unwrap_err();
+    let hint = problems[0].hint.clone().unwrap();
+    assert_eq!(hint, format!("here can be: {}", documented.join(", ")));
+}
+
 /// Every `qvm …` in shell blocks and between backticks.
 fn commands(markdown: &str) -> Vec<String> {
     let shell = blocks(markdown).into_iter().filter(|block| block.language == "sh");
