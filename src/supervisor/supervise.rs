@@ -163,7 +163,7 @@ pub async fn supervise(
         tokio::select! {
             fact = inbox.recv() => if let Some(fact) = fact { one.learn(fact) },
             report = next_report(&mut one.start) => one.on_start_report(report),
-            () = sleep_until(deadline) => one.feed(life::Event::Tick),
+            () = sleep_until(deadline) => one.feed(life::Event::DeadlinePassed),
             () = sleep_until(one.effects.deadline()) => one.on_effects_overdue(),
             () = next_beat(&mut beat) => one.feed_watchdog(),
         }

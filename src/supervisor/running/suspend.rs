@@ -32,7 +32,7 @@ impl Supervisor {
     pub(crate) fn told_to_stop(&mut self) {
         let saves = self.vm.host_shutdown == spec::HostShutdown::Suspend;
         if !(saves && self.under_systemd && self.life.mode() == life::Mode::Run) {
-            return self.feed(life::Event::Signalled);
+            return self.feed(life::Event::StopSignaled);
         }
         let (facts, scope) = (self.facts.clone(), self.settings.scope);
         self.tasks.spawn(async move {
@@ -97,14 +97,14 @@ impl Supervisor {
         match result {
             Ok(()) => {
                 self.saving = None;
-                self.feed(life::Event::Saved);
+                self.feed(life::Event::StateSaved);
             }
             Err(why) => {
                 self.saving = None;
                 warn!("cannot save the guest's state: {why}");
                 self.effects.not_saved = Some(why.clone());
                 self.publish("QVM_NOT_SUSPENDED", serde_json::json!({ "why": why }));
-                self.feed(life::Event::NotSaved(why));
+                self.feed(life::Event::SaveFailed(why));
             }
         }
     }
