@@ -13,7 +13,7 @@ use qvm::{
     seed::documents,
     spec::{self, Vm},
     store::{identity::Identity, layout::Layout},
-    supervisor::start::prepare::disk_place,
+    supervisor::start::prepare::disk_file,
     systemd::unit,
     transfer::vm_text,
 };
@@ -106,7 +106,7 @@ fn identity(vm: &Vm) -> Identity {
 pub fn command_line(vm: &Vm, firmware: Option<&Chosen>) {
     let [config, state, runtime] = ["/c", "/s", "/r"].map(Into::into);
     let paths = Layout { config, state, runtime }.vm(&vm.name);
-    let disks: Vec<_> = vm.disks.iter().map(|disk| disk_place(&paths, disk)).collect();
+    let disks: Vec<_> = vm.disks.iter().map(|disk| disk_file(&paths, disk)).collect();
     let machine = Machine {
         vm,
         identity: &identity(vm),

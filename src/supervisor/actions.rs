@@ -75,10 +75,10 @@ impl Supervisor {
             Action::Reset => {
                 self.command_qemu("reset the guest", |q| async move { q.reset(QMP_LIMIT).await });
             }
-            Action::Hold => {
+            Action::Pause => {
                 self.command_qemu("pause the guest", |q| async move { q.stop(QMP_LIMIT).await });
             }
-            Action::Continue => {
+            Action::Resume => {
                 self.command_qemu("resume the guest", |q| async move { q.cont(QMP_LIMIT).await });
             }
             Action::Record(end) => self.history.record_end(&end, &self.console, &self.ctx),
@@ -178,7 +178,7 @@ impl Supervisor {
             }
             _ => self.ctx.notifier().ready(word),
         }
-        let ready = self.public_ready();
+        let ready = self.public_readiness();
         if self.config.vm().ready != Ready::Running {
             info!("the VM is up, and ready: {}", ready.map_or("no", types::Ready::word));
         }

@@ -30,8 +30,8 @@ impl Supervisor {
             Input::Signal(Signal::Interrupt) => self.on_interrupt(),
             Input::Signal(Signal::Reload) => self.read_files(AfterReading::Reload(None)),
             Input::Signal(Signal::Reexec) => self.reexec(),
-            Input::StopSignal { host_down: true } => self.feed(life::Event::HostDown),
-            Input::StopSignal { host_down: false } => self.feed(life::Event::Signalled),
+            Input::StopSignal { host_down: true } => self.feed(life::Event::HostShutdownStarted),
+            Input::StopSignal { host_down: false } => self.feed(life::Event::StopSignaled),
             // The first answer must not report a running guest as starting.
             Input::Request(request) if self.life.answers_requests() => self.answer(request),
             Input::Request(request) => self.effects.on_early(request),

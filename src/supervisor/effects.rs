@@ -225,11 +225,11 @@ impl Effects {
             }
             // A relaunch: the machine that was to be reset is gone.
             (Command::Reset, State::Starting(_)) => Some(Ok(())),
-            (Command::Reset, State::Quitting { then: life::Outcome::Relaunch, .. }) => None,
+            (Command::Reset, State::Quitting { then: life::AfterQemu::Relaunch, .. }) => None,
             (_, State::Starting(_)) => not_now("starting"),
             (
                 _,
-                State::Cancelling { .. }
+                State::Canceling { .. }
                 | State::Stopping(_)
                 | State::Quitting { .. }
                 | State::Killing { .. }
@@ -252,9 +252,9 @@ mod tests {
     use tokio::sync::oneshot::{self, Receiver};
 
     use super::*;
-    use crate::life::{Boot, Hold, Ladder, Outcome, Phase};
+    use crate::life::{AfterQemu, Boot, PauseReason, Phase, StopLadder};
 
-    const PAUSED: State = State::Paused(Hold::Wanted);
+    const PAUSED: State = State::Paused(PauseReason::Operator);
     const LIMIT: Duration = Duration::from_secs(30);
 
     type Client = Receiver<Result<(), Refusal>>;
@@ -277,7 +277,7 @@ mod tests {
         End { reason, at, detail: "because".into(), failed: false, console: vec![] }
     }
 
-    fn quitting(then: Outcome) -> State {
+    fn quitting(then: AfterQemu) -> State {
         State::Quitting { kill_at: LIMIT, hurried: false, then }
     }
 
@@ -376,7 +376,7 @@ mod tests {
     async fn reset_by_a_relaunch_is_done() {
         let mut effects = Effects::default();
         let (mut client, _) = requested(&mut effects, Command::Reset);
-        effects.answer(&quitting(Outcome::Relaunch), None);
+        effects.answer(&quitting(AfterQemu::Relaunch), None);
         assert!(client.try_recv().is_err());
         effects.answer(&State::Starting(Phase::Preparing(Boot::Cold)), None);
         assert_eq!(client.try_recv(), Ok(Ok(())));
@@ -384,7 +384,7 @@ mod tests {
 
     #[tokio::test]
     async fn vm_that_stops_or_starts_refuses() {
-        let ladder = Ladder { deadline: LIMIT, press_at: LIMIT, then: Outcome::Relaunch };
+        let ladder = StopLadder { deadline: LIMIT, press_at: LIMIT, then: AfterQemu::Relaunch };
         for (state, word) in [
             (State::Stopping(ladder), "stopping"),
             (State::Ended, "stopping"),
@@ -401,7 +401,7 @@ mod tests {
     async fn terminate_is_answered_at_the_end() {
         let mut effects = Effects::default();
         let (mut client, _) = requested(&mut effects, Command::Terminate);
-        effects.answer(&quitting(Outcome::Relaunch), None);
+        effects.answer(&quitting(AfterQemu::Relaunch), None);
         assert!(client.try_recv().is_err());
         effects.answer(&State::Ended, None);
         assert_eq!(client.try_recv(), Ok(Ok(())));
@@ -416,7 +416,7 @@ mod tests {
         ] {
             let mut effects = Effects::default();
             let (mut client, _) = requested(&mut effects, Command::Suspend);
-            effects.answer(&quitting(Outcome::Relaunch), None);
+            effects.answer(&quitting(AfterQemu::Relaunch), None);
             assert!(client.try_recv().is_err());
             effects.answer(&State::Ended, last.as_ref());
             assert_eq!(client.try_recv(), Ok(expected));

@@ -104,7 +104,7 @@ impl History {
 mod tests {
     use super::*;
     use crate::{
-        life::{Cause, End, Gone, StartFailure},
+        life::{Cause, End, QemuExit, StartFailure},
         supervisor::tests::Host,
     };
 
@@ -116,7 +116,7 @@ mod tests {
     async fn end_is_published_and_written() {
         let mut host = Host::new();
         let mut history = History::new(host.ctx.now());
-        let end = End { cause: Cause::QemuDied(Gone::Signalled { signal: 11, oom: false }) };
+        let end = End { cause: Cause::QemuDied(QemuExit::Signal { signal: 11, oom: false }) };
         history.record_end(&end, &console(&host), &host.ctx);
         assert_eq!(host.published(), ["QVM_END"]);
         let last = history.last_end().unwrap();

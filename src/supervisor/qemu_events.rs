@@ -15,7 +15,7 @@ use super::{
     start::{Start, launch::LaunchedQemu},
 };
 use crate::{
-    life::{self, Gone, Guest},
+    life::{self, Guest, QemuExit},
     net::tap_spec::taps,
     sys::{memory, pidfd::Exit},
 };
@@ -113,12 +113,12 @@ impl Supervisor {
             Kind::Reset { reason, .. } => self.on_reset(reason),
             Kind::GuestPanicked { .. } => self.feed(life::Event::GuestPanicked),
             Kind::Stop => {
-                self.feed(life::Event::Held);
+                self.feed(life::Event::VcpusStopped);
                 self.on_paused();
             }
             Kind::Resume => {
                 self.on_resumed();
-                self.feed(life::Event::Continued);
+                self.feed(life::Event::VcpusResumed);
             }
             Kind::BalloonChange { actual } => {
                 if let Some(vm) = &mut self.vm {
@@ -151,10 +151,10 @@ impl Supervisor {
         vm.use_connection(session);
         // Events between the two connections were lost. Those of the new one come behind.
         self.feed(match run_state {
-            "running" => life::Event::Continued,
+            "running" => life::Event::VcpusResumed,
             "shutdown" => life::Event::GuestShutdown,
             "guest-panicked" => life::Event::GuestPanicked,
-            _ => life::Event::Held,
+            _ => life::Event::VcpusStopped,
         });
         self.on_paused();
         if run_state == "running" {
@@ -195,7 +195,7 @@ impl Supervisor {
         }
         let Some(vm) = &mut self.vm else { return };
         let event = vm.on_state_saved(done, &self.ctx);
-        if let life::Event::NotSaved(why) = &event {
+        if let life::Event::SaveFailed(why) = &event {
             self.effects.on_not_saved(why.clone());
         }
         self.feed(event);
@@ -204,15 +204,15 @@ impl Supervisor {
     /// QEMU has exited.
     pub(crate) fn on_exit(&mut self, exit: Exit, oom: bool) {
         let gone = match exit {
-            Exit::Code(code) => Gone::Exited(code),
-            Exit::Signal(signal) => Gone::Signalled { signal, oom },
-            Exit::Unknown => Gone::Unknown,
+            Exit::Code(code) => QemuExit::Code(code),
+            Exit::Signal(signal) => QemuExit::Signal { signal, oom },
+            Exit::Unknown => QemuExit::Unknown,
         };
         if let Some(vm) = self.vm.take() {
             vm.close();
         }
         self.files.stop_watching();
         self.ctx.remove_record();
-        self.feed(life::Event::QemuGone(gone));
+        self.feed(life::Event::QemuExited(gone));
     }
 }

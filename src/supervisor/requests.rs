@@ -117,7 +117,7 @@ impl Supervisor {
     fn request_effect(&mut self, command: life::Command, reply: Reply) {
         let limit = self.config.vm().shutdown_timeout.duration();
         let sent = self.effects.add(command, limit, reply);
-        self.feed(life::Event::Asked(command));
+        self.feed(life::Event::Requested(command));
         self.effects.on_stepped();
         if let Some(reply) = sent {
             let _ = reply.send(Ok(()));
@@ -286,7 +286,7 @@ impl Supervisor {
 
     fn freeze(&mut self, thaw_after: Duration, reply: Reply<u64>) {
         let state = self.public_state();
-        let refused = if self.public_ready() == Some(types::Ready::Waiting) {
+        let refused = if self.public_readiness() == Some(types::Ready::Waiting) {
             Some(Refusal::Failed("the guest is not ready yet".into()))
         } else {
             (state != types::State::Running).then(|| Refusal::NotNow(state.word()))

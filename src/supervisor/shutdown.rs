@@ -17,7 +17,7 @@ impl Supervisor {
     pub(crate) fn on_stop_signal(&mut self) {
         let saves = self.config.vm().host_shutdown == HostShutdown::Suspend;
         if !(saves && self.ctx.is_under_systemd() && self.life.mode() == life::Mode::Run) {
-            return self.feed(life::Event::Signalled);
+            return self.feed(life::Event::StopSignaled);
         }
         let scope = self.ctx.settings().scope;
         self.tasks.report(async move {
@@ -30,9 +30,9 @@ impl Supervisor {
         let reboot = life::Command::Reboot;
         let reboots = self.ctx.is_under_systemd();
         let event = if reboots && life::accepts(self.life.state(), reboot).is_ok() {
-            life::Event::Asked(reboot)
+            life::Event::Requested(reboot)
         } else {
-            life::Event::Signalled
+            life::Event::StopSignaled
         };
         self.feed(event);
     }

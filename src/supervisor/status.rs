@@ -14,7 +14,7 @@ impl Supervisor {
             State::Starting(_) => types::State::Starting,
             State::Running => types::State::Running,
             State::Paused(_) => types::State::Paused,
-            State::Cancelling { .. }
+            State::Canceling { .. }
             | State::Suspending(_)
             | State::Stopping(_)
             | State::Quitting { .. }
@@ -27,7 +27,7 @@ impl Supervisor {
     }
 
     /// Whether the guest is ready, where there is one.
-    pub(crate) fn public_ready(&self) -> Option<types::Ready> {
+    pub(crate) fn public_readiness(&self) -> Option<types::Ready> {
         if !self.life.state().is_up() {
             return None;
         }
@@ -79,7 +79,7 @@ impl Supervisor {
         Status {
             name: self.ctx.settings().name.to_string(),
             state: self.public_state(),
-            ready: self.public_ready(),
+            ready: self.public_readiness(),
             trouble: running.and_then(|running| running.trouble()).map(str::to_owned),
             pid: record.map(|record| record.pid).or_else(|| self.start.as_ref()?.adopting_pid()),
             supervisor_pid: Some(std::process::id()),

@@ -112,7 +112,7 @@ pub async fn supervise(
             input = inputs.recv() => if let Some(input) = input { supervisor.handle_input(input) },
             event = Supervisor::next_vm_event(&mut supervisor.vm) => supervisor.handle_vm_event(event),
             report = next_report(&mut supervisor.start) => supervisor.on_start_report(report),
-            () = sleep_until(deadline) => supervisor.feed(life::Event::Tick),
+            () = sleep_until(deadline) => supervisor.feed(life::Event::DeadlinePassed),
             () = sleep_until(supervisor.effects.deadline()) => supervisor.on_effects_overdue(),
             () = next_beat(&mut beat) => supervisor.on_watchdog_beat(),
         }

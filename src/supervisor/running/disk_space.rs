@@ -17,7 +17,7 @@ use super::{
     qemu::Qemu,
 };
 use crate::{
-    life::{self, Hold, State},
+    life::{self, PauseReason, State},
     machine::device,
     spec::Disk,
     store::layout::VmPaths,
@@ -115,7 +115,7 @@ impl DiskSpace {
             DiskSpaceEvent::Full { disks, .. } => {
                 self.on_full(disks, ctx);
                 // A guest that an operator has paused stays paused.
-                (!qemu.record().held).then_some(life::Event::NoSpace)
+                (!qemu.record().held).then_some(life::Event::DiskSpaceExhausted)
             }
             DiskSpaceEvent::Available => {
                 self.waiting = None;
@@ -125,7 +125,7 @@ impl DiskSpace {
                 let disks: Vec<&str> = self.full.keys().map(Label::as_str).collect();
                 info!("there is space again for the guest's disks: {}", disks.join(", "));
                 ctx.publish("QVM_ROOM", serde_json::json!({ "disks": disks }));
-                Some(life::Event::Room)
+                Some(life::Event::DiskSpaceFreed)
             }
         }
     }
@@ -190,7 +190,7 @@ impl DiskSpace {
 
 /// Whether a guest in this state is resumed when there is space.
 fn waits(state: &State) -> bool {
-    matches!(state, State::Paused(Hold::NoSpace) | State::Stopping(_))
+    matches!(state, State::Paused(PauseReason::DiskFull) | State::Stopping(_))
 }
 
 /// Returns where the disks are; the file system is unknown where the storage does not answer in time.
@@ -219,7 +219,7 @@ async fn locations(
 /// Blocks for as long as the file system does.
 fn location_of(disk: &Label, known: &[Disk], paths: &VmPaths) -> DiskLocation {
     let found = known.iter().find(|one| one.name == *disk);
-    match found.map(|disk| prepare::disk_place(paths, disk)) {
+    match found.map(|disk| prepare::disk_file(paths, disk)) {
         Some(found) => {
             let on = |file: &Path| file_system::mount_point(file);
             let mounted = if found.is_device { None } else { on(&found.path) };
@@ -236,12 +236,12 @@ mod tests {
 
     use super::*;
     use crate::{
-        life::Ladder,
+        life::StopLadder,
         store::record::Record,
         supervisor::tests::{Answer, FakeQemu, Host, record, vm},
     };
 
-    const SHORT: State = State::Paused(Hold::NoSpace);
+    const SHORT: State = State::Paused(PauseReason::DiskFull);
 
     fn location(host: &Host) -> DiskLocation {
         let dir = host.dir.path().to_owned();
@@ -258,7 +258,7 @@ mod tests {
         let fake = FakeQemu::new(&host).await;
         let mut space = DiskSpace::default();
         let event = space.handle(full(0, &host), &State::Running, &fake.qemu, &host.ctx);
-        assert_eq!(event, Some(life::Event::NoSpace));
+        assert_eq!(event, Some(life::Event::DiskSpaceExhausted));
         assert!(space.is_short());
         let notes: Vec<String> = space.notes(&SHORT).collect();
         assert!(notes[0].contains("no space left on") && notes[0].contains("16 MiB"), "{notes:?}");
@@ -296,10 +296,10 @@ mod tests {
         // Nothing is short.
         assert_eq!(space.handle(available(), &SHORT, &fake.qemu, &host.ctx), None);
         space.handle(full(0, &host), &State::Running, &fake.qemu, &host.ctx);
-        let paused = State::Paused(Hold::Wanted);
+        let paused = State::Paused(PauseReason::Operator);
         assert_eq!(space.handle(available(), &paused, &fake.qemu, &host.ctx), None);
         let event = space.handle(available(), &SHORT, &fake.qemu, &host.ctx);
-        assert_eq!(event, Some(life::Event::Room));
+        assert_eq!(event, Some(life::Event::DiskSpaceFreed));
         assert_eq!(host.published(), ["QVM_NO_SPACE", "QVM_ROOM"]);
     }
 
@@ -310,8 +310,8 @@ mod tests {
         let mut space = DiskSpace::default();
         space.handle(full(0, &host), &State::Running, &fake.qemu, &host.ctx);
         let until = Duration::from_secs(9);
-        let then = life::Outcome::Relaunch;
-        let stopping = State::Stopping(Ladder { deadline: until, press_at: until, then });
+        let then = life::AfterQemu::Relaunch;
+        let stopping = State::Stopping(StopLadder { deadline: until, press_at: until, then });
         for state in [SHORT, stopping] {
             space.wait_for_space(&state, &mut fake.qemu);
             let event = fake.event().await;

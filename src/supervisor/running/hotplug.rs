@@ -146,7 +146,7 @@ impl Machine {
         let added = async {
             let files = files.into_all();
             let uid = self.uid;
-            isolate::own(&files, &self.settings.paths().state, uid);
+            isolate::give_to_user(&files, &self.settings.paths().state, uid);
             for (handed, (fd, set)) in files.iter().zip(isolate::open(&files)?) {
                 self.client.add_fd(set, &handed.opaque(), fd, QMP_LIMIT).await?;
             }

@@ -93,9 +93,9 @@ impl ReadinessProbe {
         match found {
             Ok(note) => {
                 self.note = note;
-                life::Event::Ready
+                life::Event::GuestReady
             }
-            Err(why) => life::Event::NotReady(why),
+            Err(why) => life::Event::GuestNotReady(why),
         }
     }
 
@@ -248,7 +248,7 @@ mod tests {
         probe.begin(LIMIT, &vm, &mut fake.qemu, &host.ctx);
         let found = found(&mut fake).await;
         assert_eq!(found, Ok(None));
-        assert_eq!(probe.handle(found), life::Event::Ready);
+        assert_eq!(probe.handle(found), life::Event::GuestReady);
         assert_eq!(fake.peer.calls.names(), ["guest-ping"]);
         assert_eq!(probe.note(), None);
     }
@@ -263,7 +263,7 @@ mod tests {
         probe.begin(LIMIT, &vm, &mut fake.qemu, &host.ctx);
         let found = found(&mut fake).await;
         assert!(found.is_err(), "{found:?}");
-        assert!(matches!(probe.handle(found), life::Event::NotReady(_)));
+        assert!(matches!(probe.handle(found), life::Event::GuestNotReady(_)));
     }
 
     #[tokio::test]
@@ -275,7 +275,7 @@ mod tests {
         let mut probe = ReadinessProbe::default();
         probe.begin(LIMIT, &vm, &mut fake.qemu, &host.ctx);
         let found = found(&mut fake).await;
-        assert_eq!(probe.handle(found), life::Event::Ready);
+        assert_eq!(probe.handle(found), life::Event::GuestReady);
         assert!(probe.note().unwrap().contains("cloud-init status --long"));
     }
 

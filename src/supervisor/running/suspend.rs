@@ -90,11 +90,11 @@ impl StateSave {
     pub(crate) fn on_saved(&mut self, done: Result<(), String>, ctx: &Context) -> life::Event {
         self.0 = None;
         match done {
-            Ok(()) => life::Event::Saved,
+            Ok(()) => life::Event::StateSaved,
             Err(why) => {
                 warn!("cannot save the guest's state: {why}");
                 ctx.publish("QVM_NOT_SUSPENDED", serde_json::json!({ "why": why }));
-                life::Event::NotSaved(why)
+                life::Event::SaveFailed(why)
             }
         }
     }
@@ -212,7 +212,7 @@ mod tests {
         let (head, _) = saved_state::open(&host.ctx.paths().saved()).unwrap().unwrap();
         assert_eq!(head.vm_file, "");
         assert_eq!(fake.qemu.record().saving, Some(false));
-        assert_eq!(save.on_saved(done, &host.ctx), life::Event::Saved);
+        assert_eq!(save.on_saved(done, &host.ctx), life::Event::StateSaved);
         assert_eq!(host.published(), Vec::<String>::new());
     }
 
@@ -227,7 +227,7 @@ mod tests {
         let done = saved(&mut fake).await;
         assert!(done.as_ref().is_err_and(|why| why.contains("disk broke")), "{done:?}");
         assert!(!host.ctx.paths().saved().exists());
-        assert!(matches!(save.on_saved(done, &host.ctx), life::Event::NotSaved(_)));
+        assert!(matches!(save.on_saved(done, &host.ctx), life::Event::SaveFailed(_)));
         assert_eq!(host.published(), ["QVM_NOT_SUSPENDED"]);
     }
 

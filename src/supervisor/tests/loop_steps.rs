@@ -340,7 +340,7 @@ async fn end_removes_socket_and_reservation() {
     let (mut scene, _peer) = Scene::running(TEXT).await;
     let paths = scene.supervisor.ctx.paths().clone();
     std::fs::write(paths.control_socket(), "").unwrap();
-    scene.supervisor.feed(life::Event::QemuGone(life::Gone::Exited(0)));
+    scene.supervisor.feed(life::Event::QemuExited(life::QemuExit::Code(0)));
     scene.supervisor.leave().await;
     assert!(!paths.control_socket().exists());
 }

@@ -1,5 +1,5 @@
-//! Compares README.md and docs/ with the repository: VM files are valid, verbs, make targets, links and constants exist,
-//! samples of output have the shape of real output.
+//! Compares README.md and docs/ with the repository: VM files are valid, verbs, make targets, links
+//! and constants exist, samples of output have the shape of real output.
 use std::{
     collections::BTreeSet,
     ffi::OsString,
@@ -127,6 +127,18 @@ fn vm_files_are_valid() {
         }
     }
     assert!(count >= 5, "only {count} VM files in all pages");
+}
+
+/// The document of the host settings has a row for each key of the reader, and no other.
+#[test]
+fn host_settings_document_has_all_keys() {
+    let page = fs::read_to_string(top().join("docs/reference/host-settings.md")).unwrap();
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    let mut documented: Vec<&str> = rows.map(|(key, _)| key).collect();
+    documented.sort_unstable();
+    let problems = spec::HostSettings::read(Path::new("qvm.toml"), "unknown = 1").unwrap_err();
+    let hint = problems[0].hint.clone().unwrap();
+    assert_eq!(hint, format!("here can be: {}", documented.join(", ")));
 }
 
 /// Every `qvm …` in shell blocks and between backticks.
@@ -257,8 +269,8 @@ fn drawing_has_the_order_of_the_layers() {
     assert_eq!(drawn, layers);
 }
 
-/// Source files in documents exist, by their paths in the repository or in src/, or in the folder that
-/// begins the row of a table.
+/// Source files in documents exist, by their paths in the repository or in src/, or in the folder
+/// that begins the row of a table.
 #[test]
 fn source_files_named_in_documents_exist() {
     let mut wrong = Vec::new();
@@ -313,7 +325,8 @@ fn samples(markdown: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// The same three VMs as in the README: two run on a bridge with a pending change each, one is stopped.
+/// The same three VMs as in the README: two run on a bridge with a pending change each, one is
+/// stopped.
 #[test]
 fn samples_have_the_shape_of_real_output() {
     let samples = samples(&readme());
@@ -436,8 +449,8 @@ fn every_document_is_reached_by_a_link() {
     }
 }
 
-/// `cargo test --test it start::files::held` requires tests/it/start/files.rs with a test whose name
-/// contains `held`.
+/// `cargo test --test it start::files::held` requires tests/it/start/files.rs with a test whose
+/// name contains `held`.
 #[test]
 fn tests_named_in_documents_exist() {
     let mut count = 0;

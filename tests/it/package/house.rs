@@ -525,12 +525,11 @@ fn components(sources: &[Source]) -> Vec<String> {
         if LOOP.contains(&source.path.as_str()) {
             continue;
         }
-        let code = bare(&source.text);
-        for token in tokens(before_tests(&code)).iter().filter(|token| token.text == "Supervisor") {
-            problems.push(format!(
-                "{}:{}: a component that knows `Supervisor`",
-                source.path, token.line
-            ));
+        for (line, path) in inward(source) {
+            if path == ["supervisor", "Supervisor"] || path == ["supervisor", "*"] {
+                problems
+                    .push(format!("{}:{line}: a component that knows `Supervisor`", source.path));
+            }
         }
     }
     problems
