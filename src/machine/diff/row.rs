@@ -64,7 +64,7 @@ pub enum ScreenServer {
 }
 
 impl<T> Effect<T> {
-    /// The words of the reference, docs/qvm.toml.md.
+    /// The words of the reference, docs/reference/vm-file.md.
     pub(super) fn words(&self) -> &'static str {
         match self {
             Self::AtOnce(_) => "live",
