@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use super::{
-    Action, Boot, Cause, Command, End, Event, Exit, Fault, Guest, Leftover, Mode, PauseReason,
-    Phase, PreviousQemu, QemuExit, SavedState, StartEvent, StartFailure, State, StopRequest,
-    VmFile,
+    action::{Action, VmFile},
+    end::{Cause, End, Exit, Fault, QemuExit, StartFailure},
+    event::{Command, Event, Guest, Leftover, PreviousQemu, SavedState, StartEvent},
+    limits::START_CANCEL_GRACE,
+    mode::Mode,
+    state::{Boot, PauseReason, Phase, State, StopRequest},
     stop_ladder::{end, ended, quit},
 };
-
-/// How long the cancellation of a start may take before the run ends without it.
-pub const START_CANCEL_GRACE: Duration = Duration::from_secs(5);
 
 /// What a start does after `event`.
 pub(super) fn starting(
