@@ -37,7 +37,7 @@ pub(crate) struct Effects {
     /// To the task that passes on the events of the monitor's present connection.
     replies: Option<mpsc::Sender<Fact>>,
     /// Why the last save of the guest's state failed.
-    pub(crate) not_saved: Option<String>,
+    pub(crate) not_saved: Option<Refusal>,
     /// A re-execution was asked for, and waits until nothing is pending.
     pub(crate) reexec: bool,
 }
@@ -240,7 +240,8 @@ impl Supervisor {
                 None => not_now("stopping"),
             },
             (Command::Suspend, State::Running | State::Paused(_)) => {
-                failed(self.effects.not_saved.as_deref().unwrap_or("it was called off"))
+                let called_off = || Refusal::Failed("it was called off".to_owned());
+                Some(Err(self.effects.not_saved.clone().unwrap_or_else(called_off)))
             }
             // A relaunch: the machine that was to be reset is gone.
             (Command::Reset, State::Starting(_)) => Some(Ok(())),

@@ -132,7 +132,10 @@ impl FileReadings {
 impl Supervisor {
     /// Reads the files, and does `then`.
     pub(crate) fn read_files(&mut self, then: AfterReading) {
-        if self.readings.queue(then) {
+        let is_waited_for = matches!(then, AfterReading::Reload(Some(_)) | AfterReading::Relaunch);
+        if self.readings.is_late && is_waited_for {
+            self.on_files_unread(vec![then], "the storage does not answer");
+        } else if self.readings.queue(then) {
             self.begin_reading();
         }
     }
@@ -199,7 +202,7 @@ impl Supervisor {
             match then {
                 AfterReading::Reload(Some(asker)) => {
                     let why = format!("cannot read the VM file: {why}");
-                    let _ = asker.send(Err(Refusal::Failed(why)));
+                    let _ = asker.send(Err(Refusal::HostFault(why)));
                 }
                 // By the VM file as it was read last.
                 AfterReading::Relaunch => self.feed(life::StartEvent::VmFileRead.into()),

@@ -54,7 +54,7 @@ pub(crate) enum Fact {
     /// The guest is ready, with what is to be noted of it; or it will never be, and why.
     Ready(u64, Result<Option<String>, String>),
     /// The guest's state is saved; or not, and why.
-    Saved(u64, Result<(), String>),
+    Saved(u64, Result<(), Refusal>),
     /// Whether the SIGTERM came because the host goes down.
     Stopped {
         host_down: bool,

@@ -9,6 +9,7 @@ use std::{os::unix::net::UnixStream, time::Duration};
 use tracing::{debug, info, warn};
 
 use crate::{
+    control::types::Refusal,
     life, spec,
     store::{layout::VmPaths, saved_header::Saved},
     sys::{file, pipe_to_file},
@@ -62,6 +63,7 @@ impl Supervisor {
         let (client, facts, generation) =
             (qemu.client.clone(), self.facts.clone(), self.generation);
         let (paths, memory) = (self.paths.clone(), self.vm.mem.bytes());
+        self.probe_state();
         let task = self.lanes.state.drive(async move {
             // A failure is logged; a guest that is saved all the same is no worse off.
             let _ = written.await;
@@ -74,6 +76,7 @@ impl Supervisor {
                 }
                 (false, Ok(())) => save(&client, &paths, &head, memory).await,
             };
+            let result = result.map_err(Refusal::Failed);
             let _ = facts.send(Fact::Saved(generation, result)).await;
         });
         match task {
@@ -81,15 +84,29 @@ impl Supervisor {
             Err(refused) => {
                 let facts = self.facts.clone();
                 self.tasks.spawn(async move {
-                    let result = Err(refused.to_string());
+                    let result = Err(Refusal::HostFault(refused.to_string()));
                     let _ = facts.send(Fact::Saved(generation, result)).await;
                 });
             }
         }
     }
 
+    /// Gives the save up if the state directory does not answer: until it does, nothing is saved, and
+    /// the guest is not held yet.
+    fn probe_state(&mut self) {
+        let (state, facts, generation) =
+            (self.paths.state.clone(), self.facts.clone(), self.generation);
+        let probed = self.lanes.probes.read(&self.paths.state, move |_| file::available(&state));
+        self.tasks.spawn(async move {
+            if let Err(error) = probed.await {
+                let result = Err(Refusal::HostFault(error.to_string()));
+                let _ = facts.send(Fact::Saved(generation, result)).await;
+            }
+        });
+    }
+
     /// It is done, or not.
-    pub(crate) fn saved(&mut self, result: Result<(), String>) {
+    pub(crate) fn saved(&mut self, result: Result<(), Refusal>) {
         // One that was given up meanwhile.
         if !matches!(self.life.state(), life::State::Suspending(_)) {
             return;
@@ -99,10 +116,11 @@ impl Supervisor {
                 self.saving = None;
                 self.feed(life::Event::Saved);
             }
-            Err(why) => {
+            Err(refusal) => {
                 self.saving = None;
+                let why = refusal.to_string();
                 warn!("cannot save the guest's state: {why}");
-                self.effects.not_saved = Some(why.clone());
+                self.effects.not_saved = Some(refusal);
                 self.publish("QVM_NOT_SUSPENDED", serde_json::json!({ "why": why }));
                 self.feed(life::Event::NotSaved(why));
             }
@@ -114,7 +132,7 @@ impl Supervisor {
         if self.saving.take().is_some() {
             let why = "it was called off, or took longer than `shutdownTimeoutSec`";
             self.publish("QVM_NOT_SUSPENDED", serde_json::json!({ "why": why }));
-            self.effects.not_saved = Some(why.to_owned());
+            self.effects.not_saved = Some(Refusal::Failed(why.to_owned()));
         }
         // Behind what was saving: it is on the same lane.
         let path = self.paths.saved();
