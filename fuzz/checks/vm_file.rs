@@ -6,15 +6,14 @@ use std::{io, path::Path};
 use qvm::{
     machine::{
         argv::{Machine, argv},
-        facets::Facets,
+        diff::{Facts, ScreenServer, VmDiff, running_machine::Versions},
         facts::Accelerator,
         firmware::Chosen,
-        pending,
     },
     seed::documents,
     spec::{self, Vm},
     store::{identity::Identity, layout::Layout},
-    supervisor::start::prepare::disk_place,
+    supervisor::start::prepare::disk_file,
     systemd::unit,
     transfer::vm_text,
 };
@@ -49,8 +48,14 @@ pub fn minimal() -> Vm {
 
 fn accepted(vm: &Vm, text: &str) {
     command_line(vm, None);
-    let facets = Facets::of(vm);
-    assert_eq!(pending::pending(&facets, &facets, &pending::machine(vm)), []);
+    let versions = Versions::default();
+    let facts = Facts {
+        max_memory: vm.mem,
+        screen: ScreenServer::Supervisor,
+        running: &versions,
+        installed: &versions,
+    };
+    assert!(VmDiff::between(vm, vm, &facts).is_empty());
     let unit = unit::drop_in(vm, unit::Scope::System);
     for line in unit.lines().filter(|line| !line.is_empty() && !line.starts_with(['#', '['])) {
         let key = line.split_once('=').map(|(key, _)| key);
@@ -101,7 +106,7 @@ fn identity(vm: &Vm) -> Identity {
 pub fn command_line(vm: &Vm, firmware: Option<&Chosen>) {
     let [config, state, runtime] = ["/c", "/s", "/r"].map(Into::into);
     let paths = Layout { config, state, runtime }.vm(&vm.name);
-    let disks: Vec<_> = vm.disks.iter().map(|disk| disk_place(&paths, disk)).collect();
+    let disks: Vec<_> = vm.disks.iter().map(|disk| disk_file(&paths, disk)).collect();
     let machine = Machine {
         vm,
         identity: &identity(vm),

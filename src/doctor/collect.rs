@@ -126,7 +126,7 @@ pub async fn look(from: &Sources<'_>) -> Seen {
     let beside = qemu.as_ref().ok().map(|seen| prepare::qemu_img_beside(&seen.qemu.binary));
     let found = beside.is_some_and(|path| path.is_absolute()) || from.program("qemu-img").is_some();
     let isolation = qemu.as_ref().ok().map(|seen| {
-        isolate::tried(&seen.qemu, from.root, settings.uid_range)
+        isolate::probe(&seen.qemu, from.root, settings.uid_range)
             .map_err(|error| Complaint { what: chain(&error), way_out: error.hint() })
     });
     Seen {
@@ -273,7 +273,7 @@ fn disk(paths: &VmPaths, disk: &Disk) -> Option<DiskSeen> {
     if matches!(disk.source, Source::File(_) | Source::Device(_)) {
         return None;
     }
-    let place = prepare::disk_place(paths, disk);
+    let place = prepare::disk_file(paths, disk);
     let wanted = disk.size.map(|size| size.bytes());
     let Some(metadata) = file::metadata(&place.path).ok().flatten() else {
         return wanted.map(|virtual_size| DiskSeen { virtual_size, allocated: 0 });

@@ -1,25 +1,25 @@
-//! What a VM can be asked for while it does what it does.
+//! Which commands each state accepts.
 
-use super::{Command, Hold, State};
+use super::{Command, PauseReason, State};
 
-/// Whether a command makes sense now; otherwise what the VM is doing instead.
+/// Checks that a command is accepted in this state.
 ///
 /// # Errors
-/// The state, as a word that goes after "the VM is".
+/// What the VM is doing instead, to be put after "the VM is".
 pub fn accepts(state: &State, command: Command) -> Result<(), &'static str> {
     match (state, command) {
         (_, Command::Stop { .. } | Command::Terminate) => Ok(()),
-        (State::Running | State::Paused(Hold::Wanted | Hold::NoSpace), _)
-        | (State::Paused(Hold::Panic), Command::Reset) => Ok(()),
+        (State::Running | State::Paused(PauseReason::Operator | PauseReason::DiskFull), _)
+        | (State::Paused(PauseReason::Panic), Command::Reset) => Ok(()),
         (
-            State::Paused(Hold::Panic),
+            State::Paused(PauseReason::Panic),
             Command::Resume | Command::Pause | Command::Reboot | Command::Suspend,
         ) => Err(
             "paused after a panic of its kernel; `qvm reboot --force`, `qvm stop` or `qvm kill` it",
         ),
         (State::Starting(_), _) => Err("starting"),
         (State::Suspending(_), _) => Err("being suspended"),
-        (State::Cancelling { .. } | State::Stopping(_), _) => Err("stopping"),
+        (State::Canceling { .. } | State::Stopping(_), _) => Err("stopping"),
         (State::Quitting { .. } | State::Killing { .. } | State::Ended, _) => Err("stopping"),
     }
 }

@@ -1,10 +1,10 @@
-//! What the machine asks its driver to do.
+//! The outputs of the machine.
 
 use std::time::Duration;
 
 use super::{Boot, End, StartFailure};
 
-/// Something to be done. None of these answers; what comes of it comes back as an event.
+/// Something that the driver has to do. Results come back as events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Find out what an earlier supervisor left: a QEMU process, a saved state.
@@ -15,7 +15,8 @@ pub enum Action {
     UseVmFile(VmFile),
     /// Ask for memory and for a turn, and reserve the memory.
     Admit,
-    /// Reserve the memory without asking: the VM ran before, and a reboot must not become an outage.
+    /// Reserve the memory without asking: the VM ran before, and a reboot must not become an
+    /// outage.
     RenewReservation,
     /// Prepare image, disks and seed.
     Prepare,
@@ -30,25 +31,26 @@ pub enum Action {
     QuarantineSavedState(String),
     /// Remove the run record of a QEMU process that has exited.
     RemoveRecord,
-    /// Find out whether the guest is ready, beginning anew; the service manager shall wait so long.
+    /// Probe whether the guest is ready, for at most this time, which is reported to the service
+    /// manager.
     AwaitReady(Duration),
-    /// Do not look any more.
+    /// Stop probing whether the guest is ready.
     StopAwaiting,
-    /// Take note that the guest is not ready, and will not be waited for; why.
+    /// Record that the guest is not ready, and is not waited for any longer; why.
     GiveUpReady(String),
-    /// Tell the service manager that the VM is up.
+    /// Report READY=1 to the service manager.
     NotifyReady,
-    /// Tell the service manager that the VM goes down, and that this may take so long.
+    /// Report STOPPING=1 to the service manager, and that stopping may take this time.
     NotifyStopping(Duration),
     /// Log and publish a rung of the stop ladder.
     Announce(Rung),
     /// QMP `system_powerdown`.
     PressPowerButton,
-    /// The guest agent's `guest-shutdown`, where one answers.
+    /// `guest-shutdown` of the guest agent, if one answers.
     AgentShutdown,
-    /// Hold the vCPUs and save the guest's state.
+    /// Stop the vCPUs and save the guest's state.
     Save,
-    /// Give that up, and leave nothing of it; the vCPUs stay held.
+    /// Cancel the save, and remove what was written; the vCPUs stay stopped.
     CancelSave,
     /// QMP `quit`, or SIGTERM where the monitor does not answer.
     Quit,
@@ -57,10 +59,10 @@ pub enum Action {
     /// QMP `system_reset`.
     Reset,
     /// QMP `stop`.
-    Hold,
+    Pause,
     /// QMP `cont`.
-    Continue,
-    /// Write the end down.
+    Resume,
+    /// Record the end of a run.
     Record(End),
     /// End the supervisor.
     Exit(Exit),
@@ -86,31 +88,31 @@ pub enum Exit {
     NotStarted(StartFailure),
 }
 
-/// The rungs of the stop ladder, for the log and for whoever watches.
+/// A rung of the stop ladder, for the log and for events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rung {
-    /// The power button was pressed, and an agent asked; the guest has so long.
+    /// The power button was pressed, and the guest agent called; the guest has this time.
     Asked(Duration),
-    /// The button was pressed again; so much time is left.
+    /// The power button was pressed again; this time is left.
     AskedAgain(Duration),
-    /// The guest's state is being saved, which may take so long.
+    /// The guest's state is being saved, for at most this time.
     Saving(Duration),
-    /// It could not be saved, and the guest goes on.
+    /// The guest's state cannot be saved, and the guest keeps running.
     NotSaved,
-    /// It is saved.
+    /// The guest's state is saved.
     Saved,
-    /// The guest is done; QEMU flushes its disks and goes.
+    /// The guest has shut down; QEMU flushes its disks and exits.
     GuestDone,
-    /// Time is up: QEMU is told to quit.
+    /// The deadline has passed: QMP `quit`.
     TimeUp,
-    /// Somebody wants it faster: QEMU is told to quit.
+    /// The VM is forced off: QMP `quit`.
     Hurried,
-    /// QEMU did not quit: SIGKILL.
+    /// QEMU has not exited: SIGKILL.
     Killed,
 }
 
 impl Rung {
-    /// A word for programs.
+    /// The name of the rung in events.
     pub fn word(self) -> &'static str {
         match self {
             Self::Asked(_) => "asked",
@@ -126,7 +128,7 @@ impl Rung {
     }
 }
 
-/// A sentence for people.
+/// For the log.
 impl std::fmt::Display for Rung {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -147,7 +149,7 @@ impl std::fmt::Display for Rung {
     }
 }
 
-/// Whole seconds, rounded: a timer is always a little late.
+/// Whole seconds, rounded: timers fire late.
 fn seconds(left: &Duration) -> u64 {
     left.saturating_add(Duration::from_millis(500)).as_secs()
 }

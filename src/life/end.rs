@@ -1,8 +1,8 @@
-//! How a run of a VM ends, and what that means for the exit code.
+//! How a run of a VM ends, and the exit code of that end.
 
 use std::fmt;
 
-use super::{By, Exit};
+use super::{Exit, Requester};
 
 /// The exit code of a fault of the host (EX_TEMPFAIL of sysexits.h): another try may help.
 const HOST: u8 = 75;
@@ -10,55 +10,55 @@ const HOST: u8 = 75;
 const INSUFFICIENT_MEMORY: u8 = 69;
 /// The exit code of a fault of the VM.
 const FAILED: u8 = 1;
-/// The exit code where QEMU was to end, and has not: the service manager starts nothing then.
+/// The exit code where a QEMU process remains that should have exited: the unit is not restarted.
 const NOT_GONE: u8 = 70;
 
-/// How QEMU's process went.
+/// How a QEMU process exited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Gone {
-    /// It exited with this code.
-    Exited(i32),
-    /// This signal ended it.
-    Signalled {
+pub enum QemuExit {
+    /// With this exit code.
+    Code(i32),
+    /// By a signal.
+    Signal {
         /// The signal's number.
         signal: i32,
-        /// The kernel's OOM killer sent it.
+        /// The kernel's OOM killer sent the signal.
         oom: bool,
     },
-    /// It was not our child (adopted): nobody can tell us.
+    /// An adopted process is no child of the supervisor: its exit status is unknown.
     Unknown,
 }
 
 /// Why a run ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cause {
-    /// Asked to stop, and the guest shut down.
-    Stopped(By),
+    /// The guest shut down on request.
+    Stopped(Requester),
     /// The guest's state was saved.
-    Suspended(By),
-    /// Asked to stop, but the guest had not shut down when its time was up, or a second signal came.
-    ForcedOff(By),
+    Suspended(Requester),
+    /// The guest did not shut down before the deadline, or before a second signal.
+    ForcedOff(Requester),
     /// `qvm kill`.
     Killed,
     /// The guest powered itself off.
     GuestShutdown,
-    /// The guest's kernel panicked, and the run ends well all the same (`onPanic = "stop"`).
+    /// The guest's kernel panicked, and the VM file has `onPanic = "stop"`.
     PanicStopped,
     /// The guest's kernel panicked.
     Panicked,
-    /// QEMU went without anybody having asked.
-    QemuDied(Gone),
-    /// It never came to run.
+    /// QEMU exited without a request.
+    QemuDied(QemuExit),
+    /// The guest did not come up.
     StartFailed(StartFailure),
-    /// It ran, but was not ready in its time, and that is a failure (`readyFailure = "fail"`); why.
+    /// The guest did not become ready, and the VM file has `readyFailure = "fail"`; why.
     NotReady(String),
-    /// QEMU was sent SIGKILL and has not ended: the kernel has it waiting for storage.
-    NotGone {
-        /// The guest was to stay down; else it is to be started again.
+    /// QEMU has not exited after SIGKILL: the kernel blocks it on storage.
+    QemuNotExited {
+        /// The VM was to stay down; otherwise it was to be started again.
         stays_down: bool,
     },
-    /// Asked to stop while it was still being prepared or launched.
-    StartCancelled(By),
+    /// A stop was requested during the start.
+    StartCanceled(Requester),
 }
 
 /// Why a guest did not come up.
@@ -100,14 +100,23 @@ pub struct End {
 }
 
 impl End {
-    /// The exit code of `qvm run`: 0 where the guest shall stay down, 1 where it shall be started
-    /// again. Where QEMU has not ended, 70 and 75 say the same. A failed start: see [`Fault`].
+    /// The exit code of `qvm run`: 0 where the VM stays down, 1 where it is to be started again; 70
+    /// and 75 where QEMU has not exited. A failed start: see [`Fault`].
     pub fn exit_code(&self) -> u8 {
         match &self.cause {
-            Cause::NotGone { stays_down: true } => NOT_GONE,
-            Cause::NotGone { stays_down: false } => HOST,
+            Cause::QemuNotExited { stays_down: true } => NOT_GONE,
+            Cause::QemuNotExited { stays_down: false } => HOST,
             Cause::StartFailed(StartFailure { fault, .. }) => fault.exit_code(),
-            _ => u8::from(self.failed()),
+            Cause::Stopped(_)
+            | Cause::Suspended(_)
+            | Cause::ForcedOff(_)
+            | Cause::Killed
+            | Cause::GuestShutdown
+            | Cause::PanicStopped
+            | Cause::Panicked
+            | Cause::QemuDied(_)
+            | Cause::StartCanceled(_)
+            | Cause::NotReady(_) => u8::from(self.failed()),
         }
     }
 
@@ -118,14 +127,14 @@ impl End {
             | Cause::QemuDied(_)
             | Cause::StartFailed(_)
             | Cause::NotReady(_)
-            | Cause::NotGone { .. } => true,
+            | Cause::QemuNotExited { .. } => true,
             Cause::Stopped(_)
             | Cause::Suspended(_)
             | Cause::ForcedOff(_)
             | Cause::Killed
             | Cause::GuestShutdown
             | Cause::PanicStopped
-            | Cause::StartCancelled(_) => false,
+            | Cause::StartCanceled(_) => false,
         }
     }
 
@@ -136,11 +145,20 @@ impl End {
             Cause::NotReady(_) => {
                 Exit::NotStarted(StartFailure { fault: Fault::Vm, why: self.to_string() })
             }
-            _ => Exit::Code(self.exit_code()),
+            Cause::Stopped(_)
+            | Cause::Suspended(_)
+            | Cause::ForcedOff(_)
+            | Cause::Killed
+            | Cause::GuestShutdown
+            | Cause::PanicStopped
+            | Cause::Panicked
+            | Cause::QemuDied(_)
+            | Cause::StartCanceled(_)
+            | Cause::QemuNotExited { .. } => Exit::Code(self.exit_code()),
         }
     }
 
-    /// A word for programs, stable for ever.
+    /// The name of the end in records and events; never changes.
     pub fn reason(&self) -> &'static str {
         match &self.cause {
             Cause::Stopped(_) => "stopped",
@@ -149,29 +167,29 @@ impl End {
             Cause::Killed => "killed",
             Cause::GuestShutdown => "guest-shutdown",
             Cause::PanicStopped | Cause::Panicked => "guest-panic",
-            Cause::QemuDied(Gone::Signalled { oom: true, .. }) => "oom-killed",
-            Cause::QemuDied(Gone::Signalled { .. }) => "qemu-signal",
-            Cause::QemuDied(Gone::Exited(_) | Gone::Unknown) => "qemu-exited",
+            Cause::QemuDied(QemuExit::Signal { oom: true, .. }) => "oom-killed",
+            Cause::QemuDied(QemuExit::Signal { .. }) => "qemu-signal",
+            Cause::QemuDied(QemuExit::Code(_) | QemuExit::Unknown) => "qemu-exited",
             Cause::StartFailed(_) => "start-failed",
             Cause::NotReady(_) => "not-ready",
-            Cause::NotGone { .. } => "not-gone",
-            Cause::StartCancelled(_) => "start-cancelled",
+            Cause::QemuNotExited { .. } => "not-gone",
+            Cause::StartCanceled(_) => "start-cancelled",
         }
     }
 }
 
-/// A sentence for people.
+/// For the log and `qvm status`.
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let by = |by: &By| match by {
-            By::Signal => "a signal (systemd, the host's shutdown or a terminal)",
-            By::Operator => "`qvm stop`",
+        let by = |by: &Requester| match by {
+            Requester::Signal => "a signal (systemd, the host's shutdown or a terminal)",
+            Requester::Operator => "`qvm stop`",
         };
         match &self.cause {
-            Cause::Suspended(By::Signal) => {
+            Cause::Suspended(Requester::Signal) => {
                 f.write_str("the guest's state was saved when the host went down")
             }
-            Cause::Suspended(By::Operator) => {
+            Cause::Suspended(Requester::Operator) => {
                 f.write_str("the guest's state was saved, asked by `qvm suspend`")
             }
             Cause::Stopped(who) => write!(f, "the guest shut down, asked by {}", by(who)),
@@ -185,24 +203,24 @@ impl fmt::Display for End {
             Cause::Killed => f.write_str("forced off by `qvm kill`"),
             Cause::GuestShutdown => f.write_str("the guest powered itself off"),
             Cause::PanicStopped | Cause::Panicked => f.write_str("the guest's kernel panicked"),
-            Cause::QemuDied(Gone::Exited(code)) => {
+            Cause::QemuDied(QemuExit::Code(code)) => {
                 write!(f, "QEMU exited by itself with code {code}")
             }
-            Cause::QemuDied(Gone::Signalled { signal, oom: false }) => {
+            Cause::QemuDied(QemuExit::Signal { signal, oom: false }) => {
                 write!(f, "QEMU was ended by signal {signal} from outside qvm, or crashed")
             }
-            Cause::QemuDied(Gone::Signalled { signal, oom: true }) => {
+            Cause::QemuDied(QemuExit::Signal { signal, oom: true }) => {
                 write!(f, "the kernel's OOM killer ended QEMU (signal {signal})")
             }
-            Cause::QemuDied(Gone::Unknown) => {
+            Cause::QemuDied(QemuExit::Unknown) => {
                 f.write_str("QEMU went away; how is not known, it was adopted")
             }
             Cause::StartFailed(failure) => write!(f, "the start failed: {}", failure.why),
             Cause::NotReady(why) => write!(f, "the guest did not get ready: {why}"),
-            Cause::NotGone { .. } => f.write_str(
+            Cause::QemuNotExited { .. } => f.write_str(
                 "QEMU was sent SIGKILL and has not ended: the kernel waits for its storage",
             ),
-            Cause::StartCancelled(who) => write!(f, "the start was cancelled by {}", by(who)),
+            Cause::StartCanceled(who) => write!(f, "the start was canceled by {}", by(who)),
         }
     }
 }

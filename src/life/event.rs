@@ -1,50 +1,50 @@
-//! What can happen to a VM.
+//! The inputs of the machine.
 
 use std::time::Duration;
 
-use super::{Gone, StartFailure};
+use super::{QemuExit, StartFailure};
 
-/// Something that happened, from whatever side.
+/// Something that happened to the VM, its start or its supervisor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A start made progress, or failed.
     Start(StartEvent),
-    /// The guest is what `ready` wants.
-    Ready,
-    /// The guest will never be what `ready` wants, or was not in time; why.
-    NotReady(String),
-    /// SIGTERM or SIGINT: stop, or, when that is under way, harder.
-    Signalled,
-    /// The same signal, where the host goes down and the guest's state is to be saved then.
-    HostDown,
-    /// The guest's state is saved, whole, and QEMU is not needed any more.
-    Saved,
-    /// The state cannot be saved; why.
-    NotSaved(String),
-    /// Somebody asks for something over the control socket.
-    Asked(Command),
-    /// QMP SHUTDOWN by the guest: it powered itself off, or did as asked.
+    /// The guest is ready, as `ready` of the VM file defines it.
+    GuestReady,
+    /// The guest can never become ready; why.
+    GuestNotReady(String),
+    /// SIGTERM or SIGINT. A repeated signal forces the VM off.
+    StopSignaled,
+    /// SIGTERM because the host shuts down, and the VM file wants the guest's state saved then.
+    HostShutdownStarted,
+    /// The guest's state is completely saved.
+    StateSaved,
+    /// The guest's state cannot be saved; why.
+    SaveFailed(String),
+    /// A control client sent a command.
+    Requested(Command),
+    /// QMP SHUTDOWN: the guest has powered itself off.
     GuestShutdown,
-    /// QMP SHUTDOWN with `guest-reset` or `host-qmp-system-reset`: the guest reboots or is reset by `qvm reboot --force`, and
-    /// QEMU was told to wait for us.
+    /// QMP SHUTDOWN with `guest-reset` or `host-qmp-system-reset`: the guest reboots, or is reset
+    /// by `qvm reboot --force`, and QEMU waits for the supervisor.
     GuestReboot,
     /// QMP RESET: the guest was reset within the same QEMU.
     GuestReset,
     /// QMP GUEST_PANICKED.
     GuestPanicked,
-    /// QMP STOP: the vCPUs are held.
-    Held,
-    /// QMP BLOCK_IO_ERROR: the host's file system is full, and QEMU holds the vCPUs until the write can be tried again. Not where
-    /// an operator wants them held anyway.
-    NoSpace,
-    /// There is room again.
-    Room,
-    /// QMP RESUME: the vCPUs go on.
-    Continued,
-    /// The process is gone.
-    QemuGone(Gone),
-    /// A deadline of the state has come (see [`super::State::deadline`]).
-    Tick,
+    /// QMP STOP.
+    VcpusStopped,
+    /// QMP BLOCK_IO_ERROR: the host's file system is full, and QEMU has stopped the vCPUs until the
+    /// write can be retried. Not sent while an operator has paused the VM.
+    DiskSpaceExhausted,
+    /// The host's file system has free space again.
+    DiskSpaceFreed,
+    /// QMP RESUME.
+    VcpusResumed,
+    /// The QEMU process has exited.
+    QemuExited(QemuExit),
+    /// The deadline of the machine has passed (see [`super::Life::deadline`]).
+    DeadlinePassed,
 }
 
 /// A result of a start.
@@ -137,33 +137,33 @@ pub enum Guest {
     Panicked,
 }
 
-/// What may be asked for.
+/// A command of a control client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
-    /// The stop ladder.
+    /// Shut the guest down by the stop ladder.
     Stop {
-        /// Instead of the VM's own timeout.
+        /// Instead of `shutdownTimeoutSec` of the VM file.
         timeout: Option<Duration>,
     },
-    /// Force off at once.
+    /// Force the VM off.
     Terminate,
-    /// A clean shutdown and a new start.
+    /// Shut the guest down, and launch it again.
     Reboot,
-    /// The reset button.
+    /// Press the reset button.
     Reset,
-    /// Hold the vCPUs.
+    /// Stop the vCPUs.
     Pause,
-    /// Let them go on.
+    /// Let the vCPUs continue.
     Resume,
-    /// Save the guest's state and end; the next start goes on from it.
+    /// Save the guest's state and end; the next start restores it.
     Suspend,
 }
 
-/// Who asked for the end.
+/// Who requested a stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum By {
+pub enum Requester {
     /// A signal: systemd, the host's shutdown, or a terminal.
     Signal,
-    /// The control socket.
+    /// A control client.
     Operator,
 }

@@ -1,5 +1,5 @@
-//! The machine that a supervisor drives: the state, and whether the guest is ready, which is reported once
-//! a run to the service manager.
+//! The machine that a supervisor drives: the state, and the guest's readiness, which is reported
+//! once a run to the service manager.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ use super::{
 pub enum Readiness {
     /// No guest has run yet.
     Before,
-    /// It is looked for.
+    /// The guest is being probed.
     Awaited {
-        /// Not longer than this.
+        /// Until then.
         until: Duration,
     },
-    /// It is, or was: what the guest does later does not change it.
+    /// The guest was ready once; later events do not change that.
     Met,
-    /// It was not, and is waited for no more; why.
+    /// The guest did not become ready, and is not waited for any longer; why.
     Missed(String),
 }
 
@@ -69,7 +69,7 @@ impl Life {
         self.state != State::Starting(Phase::FindingPrevious)
     }
 
-    /// When the driver has to send [`Event::Tick`], if ever.
+    /// When the driver has to send [`Event::DeadlinePassed`]; `None` without a deadline.
     pub fn deadline(&self) -> Option<Duration> {
         let until = match self.readiness {
             Readiness::Awaited { until } if self.state.is_up() => Some(until),
@@ -85,7 +85,7 @@ impl Life {
                 self.after_launch(*guest, None)
             }
             (
-                State::Cancelling { request, .. },
+                State::Canceling { request, .. },
                 Event::Start(StartEvent::Launched { guest, .. }),
             ) => self.after_launch(*guest, Some(*request)),
             _ => vec![],
@@ -108,7 +108,7 @@ impl Life {
         };
         let stop = match (request, self.mode) {
             (Some(request), _) => Some(request.event()),
-            (None, Mode::ShutDown) => Some(Event::Signalled),
+            (None, Mode::ShutDown) => Some(Event::StopSignaled),
             (None, Mode::Run) => None,
         };
         missed.into_iter().chain(stop).collect()
@@ -120,20 +120,20 @@ impl Life {
             _ => None,
         };
         match (awaited, event) {
-            (Some(_), Event::Ready) => {
+            (Some(_), Event::GuestReady) => {
                 self.readiness = Readiness::Met;
                 vec![Action::NotifyReady]
             }
-            (Some(_), Event::NotReady(why)) => self.missed(why, now, policy),
-            (Some(until), Event::Tick) if now >= until => {
+            (Some(_), Event::GuestNotReady(why)) => self.missed(why, now, policy),
+            (Some(until), Event::DeadlinePassed) if now >= until => {
                 let limit = match policy.ready {
                     Ready::Within(limit) => limit.as_secs(),
                     Ready::Running => 0,
                 };
                 self.missed(format!("not within {limit} s"), now, policy)
             }
-            // Too late: the guest goes down, or is another by now.
-            (None, Event::Ready | Event::NotReady(_)) => vec![],
+            // Too late: the guest is being stopped, or another one runs.
+            (None, Event::GuestReady | Event::GuestNotReady(_)) => vec![],
             (_, event) => self.other(event, now, policy),
         }
     }
@@ -151,7 +151,7 @@ impl Life {
         match policy.ready_failure {
             ReadyFailure::Continue => actions.push(Action::NotifyReady),
             ReadyFailure::Fail => {
-                actions.extend(self.change_state(Event::NotReady(why), now, policy));
+                actions.extend(self.change_state(Event::GuestNotReady(why), now, policy));
             }
         }
         actions
@@ -172,7 +172,7 @@ impl Life {
                     actions.push(Action::NotifyReady);
                 }
             },
-            // A new QEMU after a reboot; the time goes on.
+            // A new QEMU process after a reboot; the deadline stays.
             (Readiness::Awaited { until }, false, true) => {
                 actions.push(Action::AwaitReady(until.saturating_sub(now)));
             }
@@ -193,13 +193,15 @@ impl Life {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::life::{Boot, By, Cause, Command, End, Gone, Hold, Ladder, OnPanic, Outcome};
+    use crate::life::{
+        AfterQemu, Boot, Cause, Command, End, OnPanic, PauseReason, QemuExit, Requester, StopLadder,
+    };
 
     const LIMIT: Duration = Duration::from_secs(30);
     const UNTIL: Duration = Duration::from_secs(40);
     const UP: Event = Event::Start(StartEvent::Launched { guest: Guest::Running, ready: false });
 
-    const GONE: Event = Event::QemuGone(Gone::Exited(0));
+    const GONE: Event = Event::QemuExited(QemuExit::Code(0));
 
     fn policy(ready: Ready, ready_failure: ReadyFailure) -> Policy {
         let shutdown_timeout = Duration::from_secs(60);
@@ -248,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_need_only_run_is_ready_at_once() {
+    fn running_guest_is_ready_at_once() {
         let policy = policy(Ready::Running, ReadyFailure::Fail);
         let (life, actions) = feed(launching(), &[(1, UP)], &policy);
         assert_eq!(life, in_state(State::Running, Readiness::Met));
@@ -257,36 +259,46 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_is_looked_at_until_it_is_ready() {
+    fn guest_is_probed_until_ready() {
         let policy = within(ReadyFailure::Fail);
         let (life, actions) = feed(launching(), &[(10, UP)], &policy);
         assert_eq!(life, waiting(State::Running));
         assert_eq!(actions, [Action::AwaitReady(LIMIT)]);
         assert_eq!(life.deadline(), Some(UNTIL));
-        let (life, actions) = feed(life, &[(39, Event::Tick), (39, Event::Ready)], &policy);
+        let (life, actions) =
+            feed(life, &[(39, Event::DeadlinePassed), (39, Event::GuestReady)], &policy);
         assert_eq!(life, in_state(State::Running, Readiness::Met));
         assert_eq!(actions, [Action::NotifyReady]);
         // Once, whatever comes after.
-        let late = [(50, Event::Tick), (50, Event::NotReady("x".into())), (50, Event::Ready)];
+        let late = [
+            (50, Event::DeadlinePassed),
+            (50, Event::GuestNotReady("x".into())),
+            (50, Event::GuestReady),
+        ];
         assert_eq!(feed(life.clone(), &late, &policy), (life, vec![]));
     }
 
     #[test]
-    fn one_that_an_earlier_supervisor_saw_ready_is_ready() {
+    fn adopted_guest_stays_ready() {
         let found = StartEvent::Launched { guest: Guest::Paused, ready: true };
         let policy = within(ReadyFailure::Fail);
         let adopting = in_state(State::Starting(Phase::Adopting), Readiness::Before);
         let (adopted, actions) = feed(adopting, &[(0, found.into())], &policy);
-        assert_eq!(adopted, in_state(State::Paused(Hold::Wanted), Readiness::Met));
+        assert_eq!(adopted, in_state(State::Paused(PauseReason::Operator), Readiness::Met));
         assert_eq!(actions, [Action::NotifyReady]);
     }
 
     #[test]
-    fn one_that_is_not_in_time_counts_as_up_if_the_operator_wants_it_so() {
+    fn late_guest_is_up_under_continue() {
         let policy = within(ReadyFailure::Continue);
-        for (event, why) in [(Event::Tick, "not within 30 s"), (Event::NotReady("no".into()), "no")]
+        for (event, why) in
+            [(Event::DeadlinePassed, "not within 30 s"), (Event::GuestNotReady("no".into()), "no")]
         {
-            for state in [State::Running, State::Paused(Hold::Wanted), State::Paused(Hold::Panic)] {
+            for state in [
+                State::Running,
+                State::Paused(PauseReason::Operator),
+                State::Paused(PauseReason::Panic),
+            ] {
                 let (life, actions) = feed(waiting(state.clone()), &[(40, event.clone())], &policy);
                 assert_eq!(life, in_state(state, Readiness::Missed(why.into())));
                 let given_up = Action::GiveUpReady(why.into());
@@ -297,40 +309,43 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_not_in_time_is_shut_down_if_the_operator_wants_it_so() {
+    fn late_guest_is_stopped_under_fail() {
         let policy = within(ReadyFailure::Fail);
-        let events = [(40, Event::Tick), (42, Event::GuestShutdown), (43, GONE)];
+        let events = [(40, Event::DeadlinePassed), (42, Event::GuestShutdown), (43, GONE)];
         for paused in [false, true] {
-            let state = if paused { State::Paused(Hold::Wanted) } else { State::Running };
+            let state = if paused { State::Paused(PauseReason::Operator) } else { State::Running };
             let (life, actions) = feed(waiting(state), &events, &policy);
             assert_eq!(life.state, State::Ended);
             assert_eq!(end(&actions), Some(("not-ready", 1)));
             assert_eq!(count(&actions, &Action::PressPowerButton), 1);
-            assert_eq!(count(&actions, &Action::Continue), usize::from(paused));
+            assert_eq!(count(&actions, &Action::Resume), usize::from(paused));
             assert_eq!(count(&actions, &Action::NotifyReady), 0);
         }
         // A guest that panicked is not asked.
-        let (_, actions) =
-            feed(waiting(State::Paused(Hold::Panic)), &[(40, Event::Tick), (41, GONE)], &policy);
+        let (_, actions) = feed(
+            waiting(State::Paused(PauseReason::Panic)),
+            &[(40, Event::DeadlinePassed), (41, GONE)],
+            &policy,
+        );
         assert_eq!(end(&actions), Some(("not-ready", 1)));
         assert_eq!(count(&actions, &Action::PressPowerButton), 0);
     }
 
     #[test]
-    fn a_deaf_guest_that_is_not_ready_is_forced_off_and_that_is_no_ready_one() {
+    fn late_deaf_guest_is_forced_off() {
         let policy = within(ReadyFailure::Fail);
-        let events = [(40, Event::Tick), (100, Event::Tick), (101, GONE)];
+        let events = [(40, Event::DeadlinePassed), (100, Event::DeadlinePassed), (101, GONE)];
         let (_, actions) = feed(waiting(State::Running), &events, &policy);
         assert_eq!(end(&actions), Some(("not-ready", 1)));
         assert_eq!(count(&actions, &Action::Quit), 1);
     }
 
     #[test]
-    fn a_stop_while_it_is_waited_for_is_a_stop() {
+    fn stop_ends_the_probe() {
         for failure in [ReadyFailure::Continue, ReadyFailure::Fail] {
             let events = [
-                (11, Event::Signalled),
-                (12, Event::Ready),
+                (11, Event::StopSignaled),
+                (12, Event::GuestReady),
                 (41, Event::GuestShutdown),
                 (42, GONE),
             ];
@@ -342,11 +357,11 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_while_it_is_shut_down_for_not_being_ready_is_a_stop_and_no_hurry() {
+    fn stop_replaces_the_readiness_failure() {
         let policy = within(ReadyFailure::Fail);
-        let stop = Event::Asked(Command::Stop { timeout: None });
-        for stop in [Event::Signalled, stop] {
-            let events = [(40, Event::Tick), (41, stop)];
+        let stop = Event::Requested(Command::Stop { timeout: None });
+        for stop in [Event::StopSignaled, stop] {
+            let events = [(40, Event::DeadlinePassed), (41, stop)];
             let (life, actions) = feed(waiting(State::Running), &events, &policy);
             assert_eq!(count(&actions, &Action::Quit), 0);
             let (_, actions) = feed(life, &[(42, Event::GuestShutdown), (43, GONE)], &policy);
@@ -355,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reboot_into_a_new_qemu_goes_on_waiting_within_the_same_time() {
+    fn relaunch_keeps_the_readiness_deadline() {
         let policy = within(ReadyFailure::Fail);
         let reboot = [
             (15, Event::GuestReboot),
@@ -371,11 +386,11 @@ mod tests {
         // While there is no guest, its time being up means nothing.
         let (life, _) = feed(waiting(State::Running), &reboot[..2], &policy);
         assert_eq!(life.deadline(), None);
-        assert_eq!(feed(life.clone(), &[(99, Event::Tick)], &policy), (life, vec![]));
+        assert_eq!(feed(life.clone(), &[(99, Event::DeadlinePassed)], &policy), (life, vec![]));
     }
 
     #[test]
-    fn a_reboot_of_a_ready_one_is_not_told() {
+    fn relaunch_notifies_ready_only_once() {
         for readiness in [Readiness::Met, Readiness::Missed("x".into())] {
             let life = in_state(State::Running, readiness.clone());
             let reboot = [
@@ -392,22 +407,23 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_does_not_end_the_wait() {
+    fn pause_keeps_the_probe() {
         let policy = within(ReadyFailure::Fail);
-        let events = [(11, Event::Held), (12, Event::Continued), (13, Event::Held)];
+        let events =
+            [(11, Event::VcpusStopped), (12, Event::VcpusResumed), (13, Event::VcpusStopped)];
         let (life, actions) = feed(waiting(State::Running), &events, &policy);
-        assert_eq!((life, actions), (waiting(State::Paused(Hold::Wanted)), vec![]));
+        assert_eq!((life, actions), (waiting(State::Paused(PauseReason::Operator)), vec![]));
     }
 
     /// Every state: who is not up neither becomes ready nor fails, whatever is said.
     #[test]
-    fn only_a_guest_that_is_up_can_be_ready_or_not() {
-        let then = || Outcome::End(End { cause: Cause::Stopped(By::Signal) });
-        let ladder = Ladder { deadline: at(99), press_at: at(98), then: then() };
+    fn readiness_needs_a_guest_that_is_up() {
+        let then = || AfterQemu::End(End { cause: Cause::Stopped(Requester::Signal) });
+        let ladder = StopLadder { deadline: at(99), press_at: at(98), then: then() };
         for state in [
             State::Starting(Phase::Admitting(Boot::Cold)),
             State::Starting(Phase::Adopting),
-            State::Cancelling {
+            State::Canceling {
                 phase: Phase::Adopting,
                 until: at(99),
                 request: StopRequest::Signal,
@@ -417,7 +433,9 @@ mod tests {
             State::Killing { until: at(70), then: then() },
             State::Ended,
         ] {
-            for event in [Event::Ready, Event::NotReady("x".into()), Event::Tick] {
+            for event in
+                [Event::GuestReady, Event::GuestNotReady("x".into()), Event::DeadlinePassed]
+            {
                 let life = waiting(state.clone());
                 let same = feed(life.clone(), &[(50, event.clone())], &within(ReadyFailure::Fail));
                 assert_eq!(same, (life, vec![]), "{event:?}");
@@ -427,9 +445,15 @@ mod tests {
                 assert_eq!(alone, (state.clone(), vec![]));
             }
         }
-        for state in [State::Running, State::Paused(Hold::Wanted), State::Paused(Hold::Panic)] {
+        for state in [
+            State::Running,
+            State::Paused(PauseReason::Operator),
+            State::Paused(PauseReason::Panic),
+        ] {
             for readiness in [Readiness::Before, Readiness::Met, Readiness::Missed("x".into())] {
-                for event in [Event::Ready, Event::NotReady("x".into()), Event::Tick] {
+                for event in
+                    [Event::GuestReady, Event::GuestNotReady("x".into()), Event::DeadlinePassed]
+                {
                     let life = in_state(state.clone(), readiness.clone());
                     let same = feed(life.clone(), &[(50, event)], &within(ReadyFailure::Fail));
                     assert_eq!(same, (life, vec![]));

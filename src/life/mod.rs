@@ -1,62 +1,64 @@
 //! The lifecycle of one VM as a state machine without clocks, tasks or processes.
 //!
-//! [`Life::step`] takes an event and the time, changes the state and returns the actions that follow.
-//! The driver (`supervisor`) executes the actions and reports events; every rule about starts,
-//! adoptions, stops, reboots, panics and deadlines is here. A test holds the drawing and the table
-//! to the machine.
+//! [`Life::step`] takes an event and the time, changes the state and returns the actions that
+//! follow. The driver (`supervisor`) executes the actions and reports events; every rule about
+//! starts, adoptions, stops, reboots, panics and deadlines is here. A test holds the drawing and
+//! the table to the machine.
 //!
 //! ```text
-//!   FindingPrevious ──PreviousFound──▶ Admitting ◀────────────────┐
-//!     │      ▲                             │ Admitted             │ Failed: a restore
-//!     │      │ Failed: QEMU                ▼                      │ becomes a cold boot
-//!     │      │ has exited    ┌───────▶ Preparing ──Prepared──▶ Launching
-//!     │      │               │ VmFileRead                         │
-//!     │ PreviousFound        │                                    │ Launched
-//!     ▼      │          ReadingVmFile ◀──QemuGone: relaunch──┐    │
-//!   Adopting ┘                                               │    │
-//!     │ Launched                                             │    │
-//!     └────────────────────────────────┬─────────────────────┼────┘
-//!                                      ▼                     │
-//!        ┌─────────────────────▶ Running ◀──Held, Continued──┼──▶ Paused
-//!        │ NotSaved                    │                     │      │
-//!   Suspending ◀──HostDown, Suspend────┼─────────────────────┼──────┤
-//!        │ Saved                       │ Signalled, Stop,    │      │
-//!        │                             ▼ Reboot, NotReady    │      │
-//!        │                         Stopping ◀────────────────┼──────┘
-//!        │                             │ GuestShutdown,      │
-//!        ▼                             ▼ deadline            │
-//!      Quitting ◀──────────────────────┘ ────────────────────┤
-//!        │ deadline, Terminate                               │
-//!        ▼                                                   │
-//!      Killing ──────────────────────────────────────────────┘
+//!   FindingPrevious ──PreviousFound──▶ Admitting ◀── Failed: a restore ──┐
+//!     │      ▲                            │          becomes a cold boot │
+//!     │      │ Failed: QEMU               │ Admitted                     │
+//!     │      │ has exited                 ▼                              │
+//!     │      │            ┌─────────▶ Preparing ──Prepared──▶ Launching ─┘
+//!     │ PreviousFound     │ VmFileRead                          │
+//!     ▼      │            │                                     │ Launched
+//!   Adopting ┘       ReadingVmFile ◀── QemuExited:              │
+//!     │                                a relaunch               │
+//!     │ Launched                                                │
+//!     └────────────────────────────────┬────────────────────────┘
+//!                                      ▼
+//!        ┌──────SaveFailed───────▶ Running ◀──VcpusStopped, VcpusResumed──▶ Paused
+//!        │                             │                                      │
+//!   Suspending ◀────────Suspend────────┼──────────────────────────────────────┤
+//!        │                             │ StopSignaled, Stop,                  │
+//!        │ StateSaved                  ▼ Reboot, GuestNotReady                │
+//!        │                         Stopping ◀─────────────────────────────────┘
+//!        │                             │ GuestShutdown, DeadlinePassed
+//!        ▼                             │
+//!      Quitting ◀──────────────────────┘
+//!        │ DeadlinePassed, Terminate
+//!        ▼
+//!      Killing
 //!
-//!   Every state up to Launched ──Signalled, Stop, Terminate──▶ Cancelling ──▶ Ended
-//!   (an adoption is completed first: its guest is then stopped like any other)
-//!   Every state with a QEMU process ──QemuGone──▶ Ended, or ReadingVmFile for a relaunch
+//!   before Launched:       StopSignaled, Stop, Terminate ──▶ Canceling ──▶ Ended
+//!                          (an adoption is completed, and its guest stopped like any other)
+//!   with a QEMU process:   QemuExited ──▶ Ended, or ReadingVmFile for a relaunch
 //! ```
 //!
-//! Which state leads to which, by whatever event:
+//! The states that can follow each state:
 //!
 //! ```text
-//!    Admitting        Cancelling Ended Preparing
-//!    Adopting         Cancelling Ended FindingPrevious Paused Quitting Running Stopping
-//!    Cancelling       Ended Quitting Stopping Suspending
+//!    Admitting        Canceling Ended Preparing
+//!    Adopting         Canceling Ended FindingPrevious Paused Quitting Running Stopping
+//!    Canceling        Ended Quitting Stopping Suspending
 //!    Ended
-//!    FindingPrevious  Admitting Adopting Cancelling Ended
+//!    FindingPrevious  Admitting Adopting Canceling Ended
 //!    Killing          Ended ReadingVmFile
-//!    Launching        Admitting Cancelling Ended Paused Quitting Running
+//!    Launching        Admitting Canceling Ended Paused Quitting Running
 //!    Paused           Ended Quitting Running Stopping Suspending
-//!    Preparing        Cancelling Ended Launching
+//!    Preparing        Canceling Ended Launching
 //!    Quitting         Ended Killing ReadingVmFile
-//!    ReadingVmFile    Cancelling Ended Preparing
+//!    ReadingVmFile    Canceling Ended Preparing
 //!    Running          Ended Paused Quitting Stopping Suspending
 //!    Stopping         Ended Quitting ReadingVmFile
 //!    Suspending       Ended Paused Quitting Running Stopping
 //! ```
 //!
-//! The machine is total: each state names every event, and a pair that means nothing changes nothing.
-//! Beside the state, [`Life`] knows whether the guest is ready, which is reported once a run to the
-//! service manager: a guest may be paused, or reboot into a new QEMU process, before it is ready.
+//! The machine is total: each state names every event, and a pair that means nothing changes
+//! nothing. Beside the state, [`Life`] knows whether the guest is ready, which is reported once a
+//! run to the service manager: a guest may be paused, or reboot into a new QEMU process, before it
+//! is ready.
 
 mod accepts;
 mod action;
@@ -79,10 +81,14 @@ mod tests;
 
 pub use self::accepts::accepts;
 pub use self::action::{Action, Exit, Rung, VmFile};
-pub use self::end::{Cause, End, Fault, Gone, StartFailure};
-pub use self::event::{By, Command, Event, Guest, Leftover, PreviousQemu, SavedState, StartEvent};
+pub use self::end::{Cause, End, Fault, QemuExit, StartFailure};
+pub use self::event::{
+    Command, Event, Guest, Leftover, PreviousQemu, Requester, SavedState, StartEvent,
+};
 pub use self::machine::{Life, Mode, Readiness};
-pub use self::state::{Boot, Hold, Ladder, Outcome, Phase, Saving, State, StopRequest};
+pub use self::state::{
+    AfterQemu, Boot, PauseReason, Phase, Saving, State, StopLadder, StopRequest,
+};
 pub use self::step::{KILL_GRACE, PRESS_EVERY, QUIT_GRACE, START_CANCEL_GRACE};
 
 /// What the machine needs of the VM file.

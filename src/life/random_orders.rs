@@ -12,10 +12,10 @@ use super::{
 
 fn any_event() -> impl Strategy<Value = Event> {
     let gone = prop_oneof![
-        Just(Gone::Exited(0)),
-        Just(Gone::Exited(1)),
-        Just(Gone::Unknown),
-        any::<bool>().prop_map(|oom| Gone::Signalled { signal: 9, oom }),
+        Just(QemuExit::Code(0)),
+        Just(QemuExit::Code(1)),
+        Just(QemuExit::Unknown),
+        any::<bool>().prop_map(|oom| QemuExit::Signal { signal: 9, oom }),
     ];
     let command = prop_oneof![
         proptest::option::of(1u64..100)
@@ -35,30 +35,31 @@ fn any_event() -> impl Strategy<Value = Event> {
 
 fn any_other_event(
     command: impl Strategy<Value = Command> + 'static,
-    gone: impl Strategy<Value = Gone> + 'static,
+    gone: impl Strategy<Value = QemuExit> + 'static,
 ) -> impl Strategy<Value = Event> {
     prop_oneof![
-        Just(Event::Ready),
-        Just(Event::NotReady("late".into())),
-        Just(Event::Signalled),
-        Just(Event::HostDown),
-        Just(Event::Saved),
-        Just(Event::NotSaved("no".into())),
-        command.prop_map(Event::Asked),
+        Just(Event::GuestReady),
+        Just(Event::GuestNotReady("late".into())),
+        Just(Event::StopSignaled),
+        Just(Event::HostShutdownStarted),
+        Just(Event::StateSaved),
+        Just(Event::SaveFailed("no".into())),
+        command.prop_map(Event::Requested),
         Just(Event::GuestShutdown),
         Just(Event::GuestReboot),
         Just(Event::GuestReset),
         Just(Event::GuestPanicked),
-        Just(Event::Held),
-        Just(Event::NoSpace),
-        Just(Event::Room),
-        Just(Event::Continued),
-        gone.prop_map(Event::QemuGone),
-        Just(Event::Tick),
+        Just(Event::VcpusStopped),
+        Just(Event::DiskSpaceExhausted),
+        Just(Event::DiskSpaceFreed),
+        Just(Event::VcpusResumed),
+        gone.prop_map(Event::QemuExited),
+        Just(Event::DeadlinePassed),
     ]
 }
 
-/// Both modes, and starts that come to each phase: a random order alone seldom has a guest that runs.
+/// Both modes, and starts that come to each phase: a random order alone seldom has a guest that
+/// runs.
 fn any_beginning() -> impl Strategy<Value = (Mode, Vec<StartEvent>)> {
     let found = |qemu, saved| StartEvent::PreviousFound { qemu, saved };
     let launched = StartEvent::Launched { guest: Guest::Running, ready: false };
@@ -123,7 +124,7 @@ proptest! {
         let exits = done.iter().filter(|a| matches!(a, Action::Exit(_))).count();
         prop_assert_eq!(exits, usize::from(*life.state() == State::Ended));
         // Of this run; and of the one before, where nobody has recorded it.
-        let missed = Action::Record(End { cause: Cause::QemuDied(Gone::Unknown) });
+        let missed = Action::Record(End { cause: Cause::QemuDied(QemuExit::Unknown) });
         let records = done.iter().filter(|a| matches!(a, Action::Record(_))).count();
         prop_assert!(records <= exits || done.contains(&missed));
         if exits == 1 {
@@ -134,11 +135,11 @@ proptest! {
     #[test]
     fn deadlines_alone_end_a_stopped_vm(order in any_order(40)) {
         let (mut life, _, mut now) = drive(&order);
-        life.step(Event::Signalled, now, &POLICY);
+        life.step(Event::StopSignaled, now, &POLICY);
         for _ in 0..200 {
             let Some(deadline) = life.deadline() else { break };
             now = now.max(deadline);
-            life.step(Event::Tick, now, &POLICY);
+            life.step(Event::DeadlinePassed, now, &POLICY);
         }
         // Also where QEMU never ends: it may wait for storage for ever.
         prop_assert_eq!(life.state(), &State::Ended);
@@ -150,7 +151,7 @@ proptest! {
         after in prop::collection::vec((0u64..40, any_event()), 0..40)
     ) {
         let (mut life, _, mut now) = drive(&before);
-        life.step(Event::Signalled, now, &POLICY);
+        life.step(Event::StopSignaled, now, &POLICY);
         for (pause, event) in &after {
             now += at(*pause);
             let actions = life.step(event.clone(), now, &POLICY);
@@ -173,7 +174,7 @@ proptest! {
         let (life, _, now) = drive(&order);
         if life.deadline().is_none_or(|d| now < d) {
             let mut next = life.clone();
-            prop_assert_eq!(next.step(Event::Tick, now, &POLICY), vec![]);
+            prop_assert_eq!(next.step(Event::DeadlinePassed, now, &POLICY), vec![]);
             prop_assert_eq!(next, life);
         }
     }
@@ -182,7 +183,7 @@ proptest! {
     fn accepted_commands_are_executed(order in any_order(40)) {
         let (life, _, now) = drive(&order);
         for command in [Command::Reboot, Command::Reset] {
-            let actions = life.clone().step(Event::Asked(command), now, &POLICY);
+            let actions = life.clone().step(Event::Requested(command), now, &POLICY);
             if accepts(life.state(), command).is_ok() {
                 prop_assert!(!actions.is_empty(), "{command:?} was accepted in {life:?}");
             } else {
@@ -268,9 +269,9 @@ impl World {
 
     /// A result of what the start is doing, or something that a QEMU process does.
     fn next(&mut self, choice: u8) -> Event {
-        let gone = Event::QemuGone(Gone::Exited(0));
+        let gone = Event::QemuExited(QemuExit::Code(0));
         if choice.is_multiple_of(16) {
-            return Event::Signalled;
+            return Event::StopSignaled;
         }
         let failure = |fault| StartFailure { fault, why: "x".into() };
         let failed = |fault, leftover| StartEvent::Failed { failure: failure(fault), leftover };
@@ -283,10 +284,10 @@ impl World {
                 }
                 3 => return Event::GuestReboot,
                 4 => return Event::GuestShutdown,
-                5 => return Event::Asked(Command::Reboot),
+                5 => return Event::Requested(Command::Reboot),
                 _ => return Event::GuestPanicked,
             },
-            None => return Event::Tick,
+            None => return Event::DeadlinePassed,
             Some(Action::FindPrevious) => {
                 // It was exited before it was adopted, or nothing is known yet.
                 self.qemu = choice & 2 == 0;

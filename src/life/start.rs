@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use super::{
-    Action, Boot, Cause, Command, End, Event, Exit, Fault, Gone, Guest, Hold, Leftover, Mode,
-    Phase, PreviousQemu, SavedState, StartEvent, StartFailure, State, StopRequest, VmFile,
+    Action, Boot, Cause, Command, End, Event, Exit, Fault, Guest, Leftover, Mode, PauseReason,
+    Phase, PreviousQemu, QemuExit, SavedState, StartEvent, StartFailure, State, StopRequest,
+    VmFile,
     step::START_CANCEL_GRACE,
     stop_ladder::{end, ended, quit},
 };
@@ -18,29 +19,29 @@ pub(super) fn starting(
 ) -> (State, Vec<Action>) {
     match event {
         Event::Start(event) => next_phase(phase, event, mode),
-        Event::Signalled => cancel(phase, StopRequest::Signal, now),
-        Event::HostDown => cancel(phase, StopRequest::HostShutdown, now),
-        Event::Asked(Command::Stop { timeout }) => {
+        Event::StopSignaled => cancel(phase, StopRequest::Signal, now),
+        Event::HostShutdownStarted => cancel(phase, StopRequest::HostShutdown, now),
+        Event::Requested(Command::Stop { timeout }) => {
             cancel(phase, StopRequest::Operator(timeout), now)
         }
-        Event::Asked(Command::Terminate) => cancel(phase, StopRequest::Terminate, now),
-        Event::Ready
-        | Event::NotReady(_)
-        | Event::Saved
-        | Event::NotSaved(_)
-        | Event::Asked(
+        Event::Requested(Command::Terminate) => cancel(phase, StopRequest::Terminate, now),
+        Event::GuestReady
+        | Event::GuestNotReady(_)
+        | Event::StateSaved
+        | Event::SaveFailed(_)
+        | Event::Requested(
             Command::Reboot | Command::Reset | Command::Pause | Command::Resume | Command::Suspend,
         )
         | Event::GuestShutdown
         | Event::GuestReboot
         | Event::GuestReset
         | Event::GuestPanicked
-        | Event::Held
-        | Event::NoSpace
-        | Event::Room
-        | Event::Continued
-        | Event::QemuGone(_)
-        | Event::Tick => (State::Starting(phase), vec![]),
+        | Event::VcpusStopped
+        | Event::DiskSpaceExhausted
+        | Event::DiskSpaceFreed
+        | Event::VcpusResumed
+        | Event::QemuExited(_)
+        | Event::DeadlinePassed => (State::Starting(phase), vec![]),
     }
 }
 
@@ -54,7 +55,7 @@ fn cancel(phase: Phase, request: StopRequest, now: Duration) -> (State, Vec<Acti
         | Phase::Preparing(_)
         | Phase::Launching(_) => vec![Action::CancelStart],
     };
-    (State::Cancelling { phase, until: now + START_CANCEL_GRACE, request }, actions)
+    (State::Canceling { phase, until: now + START_CANCEL_GRACE, request }, actions)
 }
 
 fn next_phase(phase: Phase, event: StartEvent, mode: Mode) -> (State, Vec<Action>) {
@@ -132,7 +133,7 @@ fn after_previous(qemu: PreviousQemu, saved: SavedState, mode: Mode) -> (State, 
         PreviousQemu::NeverExecuted => vec![Action::RemoveRecord],
         // Nobody watched, but it is an end.
         PreviousQemu::Exited => {
-            let end = End { cause: Cause::QemuDied(Gone::Unknown) };
+            let end = End { cause: Cause::QemuDied(QemuExit::Unknown) };
             vec![Action::Record(end), Action::RemoveRecord]
         }
         PreviousQemu::Running => {
@@ -162,7 +163,7 @@ fn after_saved(saved: SavedState) -> (State, Vec<Action>) {
 
 fn launched(guest: Guest) -> State {
     match guest {
-        Guest::Paused => State::Paused(Hold::Wanted),
+        Guest::Paused => State::Paused(PauseReason::Operator),
         // What the guest did while nobody watched follows as an event of its own.
         Guest::Running | Guest::ShutDown | Guest::Panicked => State::Running,
     }
@@ -211,9 +212,9 @@ fn fail(fault: Fault, why: String) -> (State, Vec<Action>) {
     end(Cause::StartFailed(StartFailure { fault, why }))
 }
 
-/// What a start that is being canceled does after `event`: it ends with the first result. An adopted
-/// guest is stopped like any other, by its own event (see [`StopRequest::event`]).
-pub(super) fn cancelling(
+/// What a start that is being canceled does after `event`: it ends with the first result. An
+/// adopted guest is stopped like any other, by its own event (see [`StopRequest::event`]).
+pub(super) fn canceling(
     phase: Phase,
     until: Duration,
     request: StopRequest,
@@ -221,7 +222,7 @@ pub(super) fn cancelling(
     now: Duration,
 ) -> (State, Vec<Action>) {
     let by = request.by();
-    let canceled = || end(Cause::StartCancelled(by));
+    let canceled = || end(Cause::StartCanceled(by));
     match event {
         Event::Start(StartEvent::Launched { guest, .. }) => match phase {
             Phase::Adopting => (launched(guest), vec![]),
@@ -229,7 +230,7 @@ pub(super) fn cancelling(
             | Phase::ReadingVmFile
             | Phase::Admitting(_)
             | Phase::Preparing(_)
-            | Phase::Launching(_) => quit(ended(Cause::StartCancelled(by)), true, now, vec![]),
+            | Phase::Launching(_) => quit(ended(Cause::StartCanceled(by)), true, now, vec![]),
         },
         Event::Start(StartEvent::Failed { leftover, .. } | StartEvent::Aborted(leftover)) => {
             match (phase, leftover) {
@@ -256,19 +257,19 @@ pub(super) fn cancelling(
             | StartEvent::Admitted
             | StartEvent::Prepared,
         )
-        | Event::QemuGone(_) => canceled(),
-        Event::Tick if now >= until => canceled(),
-        Event::Asked(Command::Terminate) => {
-            (State::Cancelling { phase, until, request: StopRequest::Terminate }, vec![])
+        | Event::QemuExited(_) => canceled(),
+        Event::DeadlinePassed if now >= until => canceled(),
+        Event::Requested(Command::Terminate) => {
+            (State::Canceling { phase, until, request: StopRequest::Terminate }, vec![])
         }
-        Event::Tick
-        | Event::Ready
-        | Event::NotReady(_)
-        | Event::HostDown
-        | Event::Saved
-        | Event::NotSaved(_)
-        | Event::Signalled
-        | Event::Asked(
+        Event::DeadlinePassed
+        | Event::GuestReady
+        | Event::GuestNotReady(_)
+        | Event::HostShutdownStarted
+        | Event::StateSaved
+        | Event::SaveFailed(_)
+        | Event::StopSignaled
+        | Event::Requested(
             Command::Stop { .. }
             | Command::Reboot
             | Command::Reset
@@ -280,9 +281,9 @@ pub(super) fn cancelling(
         | Event::GuestReboot
         | Event::GuestReset
         | Event::GuestPanicked
-        | Event::Held
-        | Event::NoSpace
-        | Event::Room
-        | Event::Continued => (State::Cancelling { phase, until, request }, vec![]),
+        | Event::VcpusStopped
+        | Event::DiskSpaceExhausted
+        | Event::DiskSpaceFreed
+        | Event::VcpusResumed => (State::Canceling { phase, until, request }, vec![]),
     }
 }

@@ -79,7 +79,7 @@ fn exit_code(actions: &[Action]) -> Option<u8> {
 }
 
 #[test]
-fn a_cold_boot_goes_through_all_phases() {
+fn cold_boot_passes_all_phases() {
     let (mut life, actions) = Life::new(Mode::Run);
     assert_eq!(actions, [Action::FindPrevious]);
     for (event, phase, action) in [
@@ -97,7 +97,7 @@ fn a_cold_boot_goes_through_all_phases() {
 /// What an earlier supervisor left, against what was saved, in both modes.
 #[test]
 fn previous_run_decides_the_start() {
-    let missed_end = Action::Record(End { cause: Cause::QemuDied(Gone::Unknown) });
+    let missed_end = Action::Record(End { cause: Cause::QemuDied(QemuExit::Unknown) });
     for (qemu, settled) in [
         (PreviousQemu::None, vec![]),
         (PreviousQemu::NeverExecuted, vec![Action::RemoveRecord]),
@@ -152,7 +152,7 @@ fn unknown_previous_run_starts_nothing() {
 }
 
 #[test]
-fn requests_wait_until_the_state_is_known() {
+fn requests_wait_for_a_known_state() {
     let (mut life, _) = Life::new(Mode::Run);
     assert!(!life.answers_requests());
     life.step(found(PreviousQemu::Running).into(), at(0), &POLICY);
@@ -160,14 +160,14 @@ fn requests_wait_until_the_state_is_known() {
     // And again where the QEMU process exits before it is adopted.
     life.step(failed(Fault::Host, Leftover::None).into(), at(0), &POLICY);
     assert!(!life.answers_requests());
-    life.step(Event::Signalled, at(0), &POLICY);
+    life.step(Event::StopSignaled, at(0), &POLICY);
     assert!(life.answers_requests());
 }
 
 #[test]
-fn relaunch_reads_the_vm_file_and_is_not_refused_memory() {
+fn relaunch_reads_vm_file_without_admission() {
     let (state, actions) =
-        feed(State::Running, &[(0, Event::GuestReboot), (1, Event::QemuGone(Gone::Exited(0)))]);
+        feed(State::Running, &[(0, Event::GuestReboot), (1, Event::QemuExited(QemuExit::Code(0)))]);
     assert_eq!(state, State::Starting(Phase::ReadingVmFile));
     assert_eq!(actions, [Action::Quit, Action::ReadVmFile]);
     let (state, actions) = feed(state, &[(2, StartEvent::VmFileRead.into())]);
@@ -177,7 +177,7 @@ fn relaunch_reads_the_vm_file_and_is_not_refused_memory() {
 }
 
 #[test]
-fn failed_restore_falls_back_to_a_cold_boot() {
+fn failed_restore_becomes_a_cold_boot() {
     let restore = Phase::Launching(Boot::Restore);
     let (state, actions) = in_phase(restore, failed(Fault::Vm, Leftover::None));
     assert_eq!(state, State::Starting(Phase::Admitting(Boot::Cold)));
@@ -204,7 +204,7 @@ fn failed_restore_falls_back_to_a_cold_boot() {
 }
 
 #[test]
-fn adopted_qemu_that_exited_meanwhile_becomes_a_start() {
+fn adoption_of_exited_qemu_starts_anew() {
     let (state, actions) = in_phase(Phase::Adopting, failed(Fault::Host, Leftover::None));
     assert_eq!(state, State::Starting(Phase::FindingPrevious));
     assert_eq!(actions, [Action::UseVmFile(VmFile::Current), Action::FindPrevious]);
@@ -229,9 +229,9 @@ fn failed_start_exits_by_its_fault() {
 }
 
 #[test]
-fn adopted_guest_keeps_doing_what_it_did() {
+fn adopted_guest_keeps_its_state() {
     for (guest, state) in
-        [(Guest::Running, State::Running), (Guest::Paused, State::Paused(Hold::Wanted))]
+        [(Guest::Running, State::Running), (Guest::Paused, State::Paused(PauseReason::Operator))]
     {
         let event = StartEvent::Launched { guest, ready: true };
         assert_eq!(in_phase(Phase::Adopting, event).0, state);
@@ -249,7 +249,7 @@ fn adopted_guest_keeps_doing_what_it_did() {
 }
 
 #[test]
-fn shut_down_mode_stops_whatever_it_adopts() {
+fn shut_down_mode_stops_every_guest() {
     for on_panic in [OnPanic::Restart, OnPanic::Stop, OnPanic::Pause] {
         for guest in [Guest::Running, Guest::Paused, Guest::ShutDown, Guest::Panicked] {
             let policy = Policy { on_panic, ..POLICY };
@@ -269,15 +269,20 @@ fn shut_down_mode_stops_whatever_it_adopts() {
 /// Each phase is canceled by each kind of stop, and ends with the first result, whatever it is.
 #[test]
 fn stop_cancels_each_phase() {
-    let stop = Event::Asked(Command::Stop { timeout: None });
-    let stops = [Event::Signalled, Event::HostDown, stop, Event::Asked(Command::Terminate)];
+    let stop = Event::Requested(Command::Stop { timeout: None });
+    let stops = [
+        Event::StopSignaled,
+        Event::HostShutdownStarted,
+        stop,
+        Event::Requested(Command::Terminate),
+    ];
     for phase in phases().into_iter().filter(|phase| *phase != Phase::Adopting) {
         for stop in &stops {
             let (canceling, actions) = feed(State::Starting(phase), &[(0, stop.clone())]);
             assert_eq!(actions, [Action::CancelStart]);
             assert_eq!(canceling.deadline(), Some(START_CANCEL_GRACE));
-            assert_eq!(feed(canceling.clone(), &[(4, Event::Tick)]).0, canceling);
-            let (state, actions) = feed(canceling.clone(), &[(5, Event::Tick)]);
+            assert_eq!(feed(canceling.clone(), &[(4, Event::DeadlinePassed)]).0, canceling);
+            let (state, actions) = feed(canceling.clone(), &[(5, Event::DeadlinePassed)]);
             assert_eq!((state, exit_code(&actions)), (State::Ended, Some(0)));
             for event in start_events() {
                 let (state, actions) = feed(canceling.clone(), &[(1, event.clone().into())]);
@@ -301,43 +306,43 @@ fn stop_cancels_each_phase() {
 
 /// A guest that runs is not left alone, and not forced off, because of a stop at the wrong moment.
 #[test]
-fn stop_while_adopting_stops_the_adopted_guest() {
-    let stop = Event::Asked(Command::Stop { timeout: Some(at(7)) });
+fn stop_while_adopting_stops_the_guest() {
+    let stop = Event::Requested(Command::Stop { timeout: Some(at(7)) });
     let adopting = || {
         let (mut life, _) = Life::new(Mode::Run);
         life.step(found(PreviousQemu::Running).into(), at(0), &POLICY);
         life
     };
     let adopted = StartEvent::Launched { guest: Guest::Running, ready: true };
-    for (event, reason) in [(Event::Signalled, "stopped"), (stop, "stopped")] {
+    for (event, reason) in [(Event::StopSignaled, "stopped"), (stop, "stopped")] {
         let mut life = adopting();
         assert_eq!(life.step(event, at(1), &POLICY), []);
         let actions = life.step(adopted.clone().into(), at(2), &POLICY);
         assert!(actions.contains(&Action::PressPowerButton) && !actions.contains(&Action::Quit));
         life.step(Event::GuestShutdown, at(3), &POLICY);
-        let actions = life.step(Event::QemuGone(Gone::Exited(0)), at(4), &POLICY);
+        let actions = life.step(Event::QemuExited(QemuExit::Code(0)), at(4), &POLICY);
         let Some(Action::Record(end)) = actions.first() else { panic!("{actions:?}") };
         assert_eq!((end.reason(), exit_code(&actions)), (reason, Some(0)));
     }
     let mut life = adopting();
-    life.step(Event::HostDown, at(1), &POLICY);
+    life.step(Event::HostShutdownStarted, at(1), &POLICY);
     assert!(life.step(adopted.clone().into(), at(2), &POLICY).contains(&Action::Save));
     // Also where a clean stop was requested before.
-    for first in [Event::Tick, Event::Signalled] {
+    for first in [Event::DeadlinePassed, Event::StopSignaled] {
         let mut life = adopting();
         life.step(first, at(1), &POLICY);
-        life.step(Event::Asked(Command::Terminate), at(1), &POLICY);
+        life.step(Event::Requested(Command::Terminate), at(1), &POLICY);
         assert!(life.step(adopted.clone().into(), at(2), &POLICY).contains(&Action::Quit));
-        let actions = life.step(Event::QemuGone(Gone::Exited(0)), at(4), &POLICY);
+        let actions = life.step(Event::QemuExited(QemuExit::Code(0)), at(4), &POLICY);
         let Some(Action::Record(end)) = actions.first() else { panic!("{actions:?}") };
         assert_eq!((end.reason(), exit_code(&actions)), ("killed", Some(0)));
     }
     // One that does not answer is not waited for; whatever stops the unit ends its process.
     let mut life = adopting();
-    life.step(Event::Signalled, at(1), &POLICY);
-    assert_eq!(exit_code(&life.step(Event::Tick, at(6), &POLICY)), Some(0));
+    life.step(Event::StopSignaled, at(1), &POLICY);
+    assert_eq!(exit_code(&life.step(Event::DeadlinePassed, at(6), &POLICY)), Some(0));
     let mut life = adopting();
-    life.step(Event::Signalled, at(1), &POLICY);
+    life.step(Event::StopSignaled, at(1), &POLICY);
     let actions = life.step(failed(Fault::Host, Leftover::MayRun).into(), at(2), &POLICY);
     assert_eq!(exit_code(&actions), Some(0));
     assert!(!actions.contains(&Action::RemoveRecord));
@@ -345,7 +350,7 @@ fn stop_while_adopting_stops_the_adopted_guest() {
 
 /// Which pairs of a phase and an event change nothing: all that the drawing does not have.
 #[test]
-fn each_phase_ignores_what_is_not_its_own() {
+fn phases_ignore_foreign_events() {
     for phase in phases() {
         for event in start_events() {
             let is_own = match &event {
@@ -366,25 +371,25 @@ fn each_phase_ignores_what_is_not_its_own() {
             assert_eq!(after == (before, vec![]), !is_own, "{phase:?} {event:?}");
         }
         for event in [
-            Event::Ready,
-            Event::NotReady("x".into()),
-            Event::Saved,
-            Event::NotSaved("x".into()),
-            Event::Asked(Command::Reboot),
-            Event::Asked(Command::Reset),
-            Event::Asked(Command::Pause),
-            Event::Asked(Command::Resume),
-            Event::Asked(Command::Suspend),
+            Event::GuestReady,
+            Event::GuestNotReady("x".into()),
+            Event::StateSaved,
+            Event::SaveFailed("x".into()),
+            Event::Requested(Command::Reboot),
+            Event::Requested(Command::Reset),
+            Event::Requested(Command::Pause),
+            Event::Requested(Command::Resume),
+            Event::Requested(Command::Suspend),
             Event::GuestShutdown,
             Event::GuestReboot,
             Event::GuestReset,
             Event::GuestPanicked,
-            Event::Held,
-            Event::NoSpace,
-            Event::Room,
-            Event::Continued,
-            Event::QemuGone(Gone::Exited(0)),
-            Event::Tick,
+            Event::VcpusStopped,
+            Event::DiskSpaceExhausted,
+            Event::DiskSpaceFreed,
+            Event::VcpusResumed,
+            Event::QemuExited(QemuExit::Code(0)),
+            Event::DeadlinePassed,
         ] {
             let before = State::Starting(phase);
             assert_eq!(step(before.clone(), event, at(1), &POLICY), (before, vec![]));

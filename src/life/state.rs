@@ -1,16 +1,16 @@
-//! What a VM can be doing.
+//! The states of the machine.
 
 use std::time::Duration;
 
-use super::{By, Command, End, Event};
+use super::{Command, End, Event, Requester};
 
-/// The state. Times are since an origin of the driver's choice.
+/// What the VM does. Times count from an origin that the driver chooses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
     /// No QEMU process is attached yet; the start has reached this phase.
     Starting(Phase),
     /// A stop was requested before the guest ran; the start is being canceled.
-    Cancelling {
+    Canceling {
         /// The phase that is being canceled.
         phase: Phase,
         /// The run ends then even if the start has not reported its cancellation.
@@ -20,29 +20,29 @@ pub enum State {
     },
     /// The guest runs.
     Running,
-    /// The vCPUs are held.
-    Paused(Hold),
-    /// The vCPUs are held, and the guest's state is being saved.
+    /// The vCPUs are stopped.
+    Paused(PauseReason),
+    /// The vCPUs are stopped, and the guest's state is being saved.
     Suspending(Saving),
-    /// The guest was asked to shut down.
-    Stopping(Ladder),
-    /// QEMU was told to quit.
+    /// The stop ladder: the guest was asked to shut down.
+    Stopping(StopLadder),
+    /// QMP `quit` was sent: QEMU flushes its disks and exits.
     Quitting {
         /// When SIGKILL follows.
         kill_at: Duration,
-        /// Somebody wanted it faster already; who wants it faster still gets SIGKILL.
+        /// The VM is being forced off: the next signal or `Terminate` sends SIGKILL.
         hurried: bool,
-        /// What comes after.
-        then: Outcome,
+        /// What follows the exit of QEMU.
+        then: AfterQemu,
     },
     /// QEMU was sent SIGKILL.
     Killing {
-        /// When the run ends though QEMU has not: the kernel waits for its storage.
+        /// When the run ends even if QEMU has not exited: the kernel blocks it on storage.
         until: Duration,
-        /// What comes after.
-        then: Outcome,
+        /// What follows the exit of QEMU.
+        then: AfterQemu,
     },
-    /// Nothing is left.
+    /// The run has ended.
     Ended,
 }
 
@@ -88,71 +88,71 @@ pub enum StopRequest {
 
 impl StopRequest {
     /// Who requested it.
-    pub fn by(self) -> By {
+    pub fn by(self) -> Requester {
         match self {
-            Self::Signal | Self::HostShutdown => By::Signal,
-            Self::Operator(_) | Self::Terminate => By::Operator,
+            Self::Signal | Self::HostShutdown => Requester::Signal,
+            Self::Operator(_) | Self::Terminate => Requester::Operator,
         }
     }
 
     /// The same request, to a guest that is attached.
     pub(super) fn event(self) -> Event {
         match self {
-            Self::Signal => Event::Signalled,
-            Self::HostShutdown => Event::HostDown,
-            Self::Operator(timeout) => Event::Asked(Command::Stop { timeout }),
-            Self::Terminate => Event::Asked(Command::Terminate),
+            Self::Signal => Event::StopSignaled,
+            Self::HostShutdown => Event::HostShutdownStarted,
+            Self::Operator(timeout) => Event::Requested(Command::Stop { timeout }),
+            Self::Terminate => Event::Requested(Command::Terminate),
         }
     }
 }
 
-/// Why the vCPUs are held.
+/// Why the vCPUs are stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hold {
-    /// Asked for, or QEMU's own doing.
-    Wanted,
-    /// A disk's file system on the host is full; the guest goes on when there is room again.
-    NoSpace,
-    /// The guest's kernel panicked; it cannot go on.
+pub enum PauseReason {
+    /// An operator requested it, or QEMU stopped them by itself.
+    Operator,
+    /// A disk's file system on the host is full; the guest is resumed when space is free again.
+    DiskFull,
+    /// The guest's kernel panicked; it cannot be resumed.
     Panic,
 }
 
-/// A save under way.
+/// A save of the guest's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Saving {
-    /// When it is given up.
+    /// When the save is canceled.
     pub until: Duration,
-    /// Who asked.
-    pub by: By,
-    /// The vCPUs were held before, and are to be after.
+    /// Who requested it.
+    pub by: Requester,
+    /// The guest was paused before the save, and stays paused after it.
     pub held: bool,
 }
 
-/// A clean shutdown under way.
+/// A clean shutdown.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ladder {
-    /// When the guest is forced off.
+pub struct StopLadder {
+    /// When QMP `quit` is sent.
     pub deadline: Duration,
-    /// When the button is pressed again.
+    /// When the power button is pressed again.
     pub press_at: Duration,
-    /// What comes after.
-    pub then: Outcome,
+    /// What follows the exit of QEMU.
+    pub then: AfterQemu,
 }
 
-/// What follows when QEMU has gone.
+/// What follows the exit of QEMU.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub enum AfterQemu {
     /// The run ends.
     End(End),
-    /// A new QEMU is started.
+    /// A new QEMU process is launched.
     Relaunch,
 }
 
 impl State {
-    /// When the driver has to send [`super::Event::Tick`], if ever.
+    /// When the driver has to send [`super::Event::DeadlinePassed`]; `None` without a deadline.
     pub fn deadline(&self) -> Option<Duration> {
         match self {
-            Self::Cancelling { until, .. } => Some(*until),
+            Self::Canceling { until, .. } => Some(*until),
             Self::Stopping(ladder) => Some(ladder.deadline.min(ladder.press_at)),
             Self::Suspending(saving) => Some(saving.until),
             Self::Quitting { kill_at, .. } => Some(*kill_at),

@@ -1,11 +1,11 @@
-//! The transitions: one function a state, each naming every event.
+//! The transitions of a VM whose QEMU process is attached: one function a state, each total.
 
 use std::time::Duration;
 
 use super::{
-    Action, By, Cause, Command, End, Event, Gone, Hold, Ladder, Mode, Outcome, Phase, Policy, Rung,
-    State,
-    start::{cancelling, starting},
+    Action, AfterQemu, Cause, Command, End, Event, Mode, PauseReason, Phase, Policy, QemuExit,
+    Requester, Rung, State, StopLadder,
+    start::{canceling, starting},
     stop_ladder::{
         ask, end, ended, finish, guest_done, instead_of_relaunch, not_ready, panicked, quit,
         reboot, stop_instead,
@@ -13,21 +13,21 @@ use super::{
     suspend::{save, suspending},
 };
 
-/// How often the power button is pressed: a press gets lost while a Linux guest boots and nobody has opened
-/// the button's device yet; further presses change nothing once a shutdown is under way.
+/// The interval between two presses of the power button. A press is lost while a Linux guest boots
+/// and no process has opened the button's device; further presses do not disturb a shutdown.
 pub const PRESS_EVERY: Duration = Duration::from_secs(5);
 
-/// How long QEMU may take to flush its disks and go after `quit`, before SIGKILL.
+/// How long QEMU may take to flush its disks and exit after `quit`, before SIGKILL.
 pub const QUIT_GRACE: Duration = Duration::from_secs(10);
 
-/// How long a QEMU that was sent SIGKILL may take to go. Longer takes one that the kernel has waiting for storage, in a state in which no
-/// signal ends it.
+/// How long QEMU may take to exit after SIGKILL. A process that the kernel blocks on storage takes
+/// longer: no signal ends it.
 pub const KILL_GRACE: Duration = Duration::from_secs(10);
 
-/// How long giving up a start may take before the run ends without waiting for it.
+/// How long the cancellation of a start may take before the run ends without it.
 pub const START_CANCEL_GRACE: Duration = Duration::from_secs(5);
 
-/// What the VM does after `event`, and what has to be done.
+/// The state after `event`, and the actions.
 pub(super) fn step(
     state: State,
     event: Event,
@@ -39,19 +39,17 @@ pub(super) fn step(
         (
             State::Starting(Phase::Adopting)
             | State::Running
-            | State::Paused(Hold::Wanted | Hold::NoSpace)
+            | State::Paused(PauseReason::Operator | PauseReason::DiskFull)
             | State::Suspending(_),
-            Event::HostDown,
-        ) => Event::HostDown,
-        // There is nothing to save.
-        (_, Event::HostDown) => Event::Signalled,
+            Event::HostShutdownStarted,
+        ) => Event::HostShutdownStarted,
+        // There is no state to save.
+        (_, Event::HostShutdownStarted) => Event::StopSignaled,
         (_, event) => event,
     };
     match state {
         State::Starting(phase) => starting(phase, event, now, mode),
-        State::Cancelling { phase, until, request } => {
-            cancelling(phase, until, request, event, now)
-        }
+        State::Canceling { phase, until, request } => canceling(phase, until, request, event, now),
         State::Running => running(event, now, policy),
         State::Paused(hold) => paused(hold, event, now, policy),
         State::Suspending(saving) => suspending(saving, event, now, policy),
@@ -64,164 +62,174 @@ pub(super) fn step(
 
 fn running(event: Event, now: Duration, policy: &Policy) -> (State, Vec<Action>) {
     match event {
-        Event::Signalled => ask(By::Signal, policy.shutdown_timeout, now, vec![]),
-        Event::Asked(Command::Stop { timeout }) => {
-            ask(By::Operator, timeout.unwrap_or(policy.shutdown_timeout), now, vec![])
+        Event::StopSignaled => ask(Requester::Signal, policy.shutdown_timeout, now, vec![]),
+        Event::Requested(Command::Stop { timeout }) => {
+            ask(Requester::Operator, timeout.unwrap_or(policy.shutdown_timeout), now, vec![])
         }
-        Event::Asked(Command::Reboot) => reboot(now, policy, vec![]),
-        Event::HostDown => save(By::Signal, false, now, policy),
-        Event::Asked(Command::Suspend) => save(By::Operator, false, now, policy),
-        Event::Asked(Command::Terminate) => {
+        Event::Requested(Command::Reboot) => reboot(now, policy, vec![]),
+        Event::HostShutdownStarted => save(Requester::Signal, false, now, policy),
+        Event::Requested(Command::Suspend) => save(Requester::Operator, false, now, policy),
+        Event::Requested(Command::Terminate) => {
             quit(ended(Cause::Killed), true, now, vec![Action::Announce(Rung::Hurried)])
         }
-        Event::Asked(Command::Reset) => (State::Running, vec![Action::Reset]),
-        Event::Asked(Command::Pause) => (State::Running, vec![Action::Hold]),
-        // A pause may be under way.
-        Event::Asked(Command::Resume) => (State::Running, vec![Action::Continue]),
+        Event::Requested(Command::Reset) => (State::Running, vec![Action::Reset]),
+        Event::Requested(Command::Pause) => (State::Running, vec![Action::Pause]),
+        // A pause may be in progress.
+        Event::Requested(Command::Resume) => (State::Running, vec![Action::Resume]),
         Event::GuestShutdown => guest_done(ended(Cause::GuestShutdown), now),
-        Event::GuestReboot => quit(Outcome::Relaunch, false, now, vec![]),
+        Event::GuestReboot => quit(AfterQemu::Relaunch, false, now, vec![]),
         Event::GuestPanicked => panicked(now, policy),
-        Event::Held => (State::Paused(Hold::Wanted), vec![]),
-        Event::NoSpace => (State::Paused(Hold::NoSpace), vec![]),
-        Event::NotReady(why) => not_ready(why, now, policy, vec![]),
-        Event::QemuGone(gone) => end(Cause::QemuDied(gone)),
+        Event::VcpusStopped => (State::Paused(PauseReason::Operator), vec![]),
+        Event::DiskSpaceExhausted => (State::Paused(PauseReason::DiskFull), vec![]),
+        Event::GuestNotReady(why) => not_ready(why, now, policy, vec![]),
+        Event::QemuExited(gone) => end(Cause::QemuDied(gone)),
         Event::Start(_)
-        | Event::Ready
+        | Event::GuestReady
         | Event::GuestReset
-        | Event::Saved
-        | Event::NotSaved(_)
-        | Event::Room
-        | Event::Continued
-        | Event::Tick => (State::Running, vec![]),
+        | Event::StateSaved
+        | Event::SaveFailed(_)
+        | Event::DiskSpaceFreed
+        | Event::VcpusResumed
+        | Event::DeadlinePassed => (State::Running, vec![]),
     }
 }
 
-fn paused(hold: Hold, event: Event, now: Duration, policy: &Policy) -> (State, Vec<Action>) {
-    // A held guest cannot see the button, so it is let go first; one that panicked will never see it.
-    let wake = || vec![Action::Continue];
+fn paused(hold: PauseReason, event: Event, now: Duration, policy: &Policy) -> (State, Vec<Action>) {
+    // A paused guest cannot see the power button, so it is resumed first. A panicked guest never
+    // sees it.
+    let wake = || vec![Action::Resume];
     match (hold, event) {
-        (Hold::Wanted | Hold::NoSpace, Event::Signalled) => {
-            ask(By::Signal, policy.shutdown_timeout, now, wake())
+        (PauseReason::Operator | PauseReason::DiskFull, Event::StopSignaled) => {
+            ask(Requester::Signal, policy.shutdown_timeout, now, wake())
         }
-        (Hold::Wanted | Hold::NoSpace, Event::Asked(Command::Stop { timeout })) => {
-            ask(By::Operator, timeout.unwrap_or(policy.shutdown_timeout), now, wake())
-        }
-        (Hold::Wanted | Hold::NoSpace, Event::Asked(Command::Reboot)) => {
+        (
+            PauseReason::Operator | PauseReason::DiskFull,
+            Event::Requested(Command::Stop { timeout }),
+        ) => ask(Requester::Operator, timeout.unwrap_or(policy.shutdown_timeout), now, wake()),
+        (PauseReason::Operator | PauseReason::DiskFull, Event::Requested(Command::Reboot)) => {
             reboot(now, policy, wake())
         }
-        // Only what somebody asked for is to be so again afterwards.
-        (Hold::Wanted | Hold::NoSpace, Event::HostDown) => {
-            save(By::Signal, hold == Hold::Wanted, now, policy)
+        // Only a pause that an operator requested is restored.
+        (PauseReason::Operator | PauseReason::DiskFull, Event::HostShutdownStarted) => {
+            save(Requester::Signal, hold == PauseReason::Operator, now, policy)
         }
-        (Hold::Wanted | Hold::NoSpace, Event::Asked(Command::Suspend)) => {
-            save(By::Operator, hold == Hold::Wanted, now, policy)
+        (PauseReason::Operator | PauseReason::DiskFull, Event::Requested(Command::Suspend)) => {
+            save(Requester::Operator, hold == PauseReason::Operator, now, policy)
         }
-        (Hold::Panic, Event::Signalled | Event::HostDown) => {
-            quit(ended(Cause::Stopped(By::Signal)), false, now, vec![])
+        (PauseReason::Panic, Event::StopSignaled | Event::HostShutdownStarted) => {
+            quit(ended(Cause::Stopped(Requester::Signal)), false, now, vec![])
         }
-        (Hold::Panic, Event::Asked(Command::Stop { .. })) => {
-            quit(ended(Cause::Stopped(By::Operator)), false, now, vec![])
+        (PauseReason::Panic, Event::Requested(Command::Stop { .. })) => {
+            quit(ended(Cause::Stopped(Requester::Operator)), false, now, vec![])
         }
-        (_, Event::Asked(Command::Terminate)) => {
+        (_, Event::Requested(Command::Terminate)) => {
             quit(ended(Cause::Killed), true, now, vec![Action::Announce(Rung::Hurried)])
         }
-        (_, Event::Asked(Command::Reset)) => {
-            (State::Paused(hold), vec![Action::Reset, Action::Continue])
+        (_, Event::Requested(Command::Reset)) => {
+            (State::Paused(hold), vec![Action::Reset, Action::Resume])
         }
-        (Hold::Wanted | Hold::NoSpace, Event::Asked(Command::Resume))
-        | (Hold::NoSpace, Event::Room) => (State::Paused(hold), wake()),
-        // It may just have been let go, or a resume may be under way.
-        (Hold::Wanted | Hold::NoSpace, Event::Asked(Command::Pause)) => {
-            (State::Paused(Hold::Wanted), vec![Action::Hold])
+        (PauseReason::Operator | PauseReason::DiskFull, Event::Requested(Command::Resume))
+        | (PauseReason::DiskFull, Event::DiskSpaceFreed) => (State::Paused(hold), wake()),
+        // A resume may be in progress.
+        (PauseReason::Operator | PauseReason::DiskFull, Event::Requested(Command::Pause)) => {
+            (State::Paused(PauseReason::Operator), vec![Action::Pause])
         }
-        // STOP may come before what it is for.
-        (Hold::Wanted, Event::NoSpace) => (State::Paused(Hold::NoSpace), vec![]),
-        (_, Event::Continued) => (State::Running, vec![]),
-        (Hold::Wanted | Hold::NoSpace, Event::NotReady(why)) => not_ready(why, now, policy, wake()),
-        (Hold::Panic, Event::NotReady(why)) => {
+        // QMP STOP may come before its reason.
+        (PauseReason::Operator, Event::DiskSpaceExhausted) => {
+            (State::Paused(PauseReason::DiskFull), vec![])
+        }
+        (_, Event::VcpusResumed) => (State::Running, vec![]),
+        (PauseReason::Operator | PauseReason::DiskFull, Event::GuestNotReady(why)) => {
+            not_ready(why, now, policy, wake())
+        }
+        (PauseReason::Panic, Event::GuestNotReady(why)) => {
             quit(ended(Cause::NotReady(why)), false, now, vec![])
         }
         (_, Event::GuestShutdown) => guest_done(ended(Cause::GuestShutdown), now),
-        (_, Event::GuestReboot) => quit(Outcome::Relaunch, false, now, vec![]),
-        (Hold::Wanted | Hold::NoSpace, Event::GuestPanicked) => panicked(now, policy),
-        (_, Event::QemuGone(gone)) => end(Cause::QemuDied(gone)),
+        (_, Event::GuestReboot) => quit(AfterQemu::Relaunch, false, now, vec![]),
+        (PauseReason::Operator | PauseReason::DiskFull, Event::GuestPanicked) => {
+            panicked(now, policy)
+        }
+        (_, Event::QemuExited(gone)) => end(Cause::QemuDied(gone)),
         (
-            Hold::Panic,
-            Event::Asked(Command::Resume | Command::Pause | Command::Reboot | Command::Suspend)
+            PauseReason::Panic,
+            Event::Requested(Command::Resume | Command::Pause | Command::Reboot | Command::Suspend)
             | Event::GuestPanicked,
         )
         | (
-            Hold::Wanted | Hold::Panic | Hold::NoSpace,
+            PauseReason::Operator | PauseReason::Panic | PauseReason::DiskFull,
             Event::Start(_)
-            | Event::Ready
+            | Event::GuestReady
             | Event::GuestReset
-            | Event::Saved
-            | Event::NotSaved(_)
-            | Event::Held
-            | Event::NoSpace
-            | Event::Room
-            | Event::Tick,
+            | Event::StateSaved
+            | Event::SaveFailed(_)
+            | Event::VcpusStopped
+            | Event::DiskSpaceExhausted
+            | Event::DiskSpaceFreed
+            | Event::DeadlinePassed,
         ) => (State::Paused(hold), vec![]),
     }
 }
 
-fn stopping(ladder: Ladder, event: Event, now: Duration) -> (State, Vec<Action>) {
+fn stopping(ladder: StopLadder, event: Event, now: Duration) -> (State, Vec<Action>) {
     match event {
-        Event::Signalled => match ladder.then {
-            Outcome::Relaunch | Outcome::End(End { cause: Cause::NotReady(_) }) => {
-                stop_instead(ladder, By::Signal, None, now)
+        Event::StopSignaled => match ladder.then {
+            AfterQemu::Relaunch | AfterQemu::End(End { cause: Cause::NotReady(_) }) => {
+                stop_instead(ladder, Requester::Signal, None, now)
             }
-            Outcome::End(_) => quit(
-                ended(Cause::ForcedOff(By::Signal)),
+            AfterQemu::End(_) => quit(
+                ended(Cause::ForcedOff(Requester::Signal)),
                 true,
                 now,
                 vec![Action::Announce(Rung::Hurried)],
             ),
         },
-        Event::Asked(Command::Stop { timeout }) => stop_instead(ladder, By::Operator, timeout, now),
-        Event::Asked(Command::Terminate) => {
+        Event::Requested(Command::Stop { timeout }) => {
+            stop_instead(ladder, Requester::Operator, timeout, now)
+        }
+        Event::Requested(Command::Terminate) => {
             quit(ended(Cause::Killed), true, now, vec![Action::Announce(Rung::Hurried)])
         }
-        // Where a stop was asked for, a guest that reboots instead is at rest just as well.
+        // A guest that reboots instead of shutting down has flushed its disks as well.
         Event::GuestShutdown | Event::GuestReboot => guest_done(ladder.then, now),
         Event::GuestPanicked => quit(ladder.then, false, now, vec![]),
-        Event::QemuGone(Gone::Exited(0) | Gone::Unknown) => finish(ladder.then),
-        Event::QemuGone(gone) => end(Cause::QemuDied(gone)),
-        Event::Tick if now >= ladder.deadline => {
+        Event::QemuExited(QemuExit::Code(0) | QemuExit::Unknown) => finish(ladder.then),
+        Event::QemuExited(gone) => end(Cause::QemuDied(gone)),
+        Event::DeadlinePassed if now >= ladder.deadline => {
             let then = match ladder.then {
-                Outcome::End(End { cause: Cause::Stopped(by) }) => ended(Cause::ForcedOff(by)),
-                other @ (Outcome::End(_) | Outcome::Relaunch) => other,
+                AfterQemu::End(End { cause: Cause::Stopped(by) }) => ended(Cause::ForcedOff(by)),
+                other @ (AfterQemu::End(_) | AfterQemu::Relaunch) => other,
             };
             quit(then, true, now, vec![Action::Announce(Rung::TimeUp)])
         }
-        Event::Tick if now >= ladder.press_at => {
+        Event::DeadlinePassed if now >= ladder.press_at => {
             let left = ladder.deadline - now;
-            let ladder = Ladder { press_at: now + PRESS_EVERY, ..ladder };
+            let ladder = StopLadder { press_at: now + PRESS_EVERY, ..ladder };
             let again = vec![Action::Announce(Rung::AskedAgain(left)), Action::PressPowerButton];
             (State::Stopping(ladder), again)
         }
-        Event::Asked(Command::Resume) | Event::Room => {
-            (State::Stopping(ladder), vec![Action::Continue])
+        Event::Requested(Command::Resume) | Event::DiskSpaceFreed => {
+            (State::Stopping(ladder), vec![Action::Resume])
         }
-        Event::Tick
-        | Event::Ready
-        | Event::NotReady(_)
-        | Event::HostDown
-        | Event::Saved
-        | Event::NotSaved(_)
-        | Event::Asked(Command::Reboot | Command::Reset | Command::Pause | Command::Suspend)
+        Event::DeadlinePassed
+        | Event::GuestReady
+        | Event::GuestNotReady(_)
+        | Event::HostShutdownStarted
+        | Event::StateSaved
+        | Event::SaveFailed(_)
+        | Event::Requested(Command::Reboot | Command::Reset | Command::Pause | Command::Suspend)
         | Event::Start(_)
         | Event::GuestReset
-        | Event::Held
-        | Event::NoSpace
-        | Event::Continued => (State::Stopping(ladder), vec![]),
+        | Event::VcpusStopped
+        | Event::DiskSpaceExhausted
+        | Event::VcpusResumed => (State::Stopping(ladder), vec![]),
     }
 }
 
 fn quitting(
     kill_at: Duration,
     hurried: bool,
-    then: Outcome,
+    then: AfterQemu,
     event: Event,
     now: Duration,
 ) -> (State, Vec<Action>) {
@@ -230,33 +238,33 @@ fn quitting(
         (State::Killing { until: now + KILL_GRACE, then }, actions)
     };
     match event {
-        Event::QemuGone(_) => finish(then),
-        Event::Tick if now >= kill_at => kill(then),
-        Event::Signalled if hurried => {
-            kill(instead_of_relaunch(then, Cause::ForcedOff(By::Signal)))
+        Event::QemuExited(_) => finish(then),
+        Event::DeadlinePassed if now >= kill_at => kill(then),
+        Event::StopSignaled if hurried => {
+            kill(instead_of_relaunch(then, Cause::ForcedOff(Requester::Signal)))
         }
-        Event::Asked(Command::Terminate) if hurried => {
+        Event::Requested(Command::Terminate) if hurried => {
             kill(instead_of_relaunch(then, Cause::Killed))
         }
-        Event::Signalled => {
-            let then = instead_of_relaunch(then, Cause::Stopped(By::Signal));
+        Event::StopSignaled => {
+            let then = instead_of_relaunch(then, Cause::Stopped(Requester::Signal));
             (State::Quitting { kill_at, hurried: true, then }, vec![])
         }
-        Event::Asked(Command::Terminate) => {
+        Event::Requested(Command::Terminate) => {
             let then = instead_of_relaunch(then, Cause::Killed);
             (State::Quitting { kill_at, hurried: true, then }, vec![])
         }
-        Event::Asked(Command::Stop { .. }) => {
-            let then = instead_of_relaunch(then, Cause::Stopped(By::Operator));
+        Event::Requested(Command::Stop { .. }) => {
+            let then = instead_of_relaunch(then, Cause::Stopped(Requester::Operator));
             (State::Quitting { kill_at, hurried, then }, vec![])
         }
-        Event::Tick
-        | Event::Ready
-        | Event::NotReady(_)
-        | Event::HostDown
-        | Event::Saved
-        | Event::NotSaved(_)
-        | Event::Asked(
+        Event::DeadlinePassed
+        | Event::GuestReady
+        | Event::GuestNotReady(_)
+        | Event::HostShutdownStarted
+        | Event::StateSaved
+        | Event::SaveFailed(_)
+        | Event::Requested(
             Command::Reboot | Command::Reset | Command::Pause | Command::Resume | Command::Suspend,
         )
         | Event::Start(_)
@@ -264,43 +272,43 @@ fn quitting(
         | Event::GuestReboot
         | Event::GuestReset
         | Event::GuestPanicked
-        | Event::Held
-        | Event::NoSpace
-        | Event::Room
-        | Event::Continued => (State::Quitting { kill_at, hurried, then }, vec![]),
+        | Event::VcpusStopped
+        | Event::DiskSpaceExhausted
+        | Event::DiskSpaceFreed
+        | Event::VcpusResumed => (State::Quitting { kill_at, hurried, then }, vec![]),
     }
 }
 
-fn killing(until: Duration, then: Outcome, event: Event, now: Duration) -> (State, Vec<Action>) {
+fn killing(until: Duration, then: AfterQemu, event: Event, now: Duration) -> (State, Vec<Action>) {
     let then = match event {
-        Event::QemuGone(_) => return finish(then),
-        Event::Tick if now >= until => {
-            let stays_down = matches!(&then, Outcome::End(end) if !end.failed());
-            return end(Cause::NotGone { stays_down });
+        Event::QemuExited(_) => return finish(then),
+        Event::DeadlinePassed if now >= until => {
+            let stays_down = matches!(&then, AfterQemu::End(end) if !end.failed());
+            return end(Cause::QemuNotExited { stays_down });
         }
-        Event::Signalled => instead_of_relaunch(then, Cause::ForcedOff(By::Signal)),
-        Event::Asked(Command::Stop { .. }) => {
-            instead_of_relaunch(then, Cause::ForcedOff(By::Operator))
+        Event::StopSignaled => instead_of_relaunch(then, Cause::ForcedOff(Requester::Signal)),
+        Event::Requested(Command::Stop { .. }) => {
+            instead_of_relaunch(then, Cause::ForcedOff(Requester::Operator))
         }
-        Event::Asked(Command::Terminate) => instead_of_relaunch(then, Cause::Killed),
-        Event::Asked(
+        Event::Requested(Command::Terminate) => instead_of_relaunch(then, Cause::Killed),
+        Event::Requested(
             Command::Reboot | Command::Reset | Command::Pause | Command::Resume | Command::Suspend,
         )
-        | Event::Ready
-        | Event::NotReady(_)
-        | Event::HostDown
-        | Event::Saved
-        | Event::NotSaved(_)
+        | Event::GuestReady
+        | Event::GuestNotReady(_)
+        | Event::HostShutdownStarted
+        | Event::StateSaved
+        | Event::SaveFailed(_)
         | Event::Start(_)
         | Event::GuestShutdown
         | Event::GuestReboot
         | Event::GuestReset
         | Event::GuestPanicked
-        | Event::Held
-        | Event::NoSpace
-        | Event::Room
-        | Event::Continued
-        | Event::Tick => then,
+        | Event::VcpusStopped
+        | Event::DiskSpaceExhausted
+        | Event::DiskSpaceFreed
+        | Event::VcpusResumed
+        | Event::DeadlinePassed => then,
     };
     (State::Killing { until, then }, vec![])
 }

@@ -1,15 +1,15 @@
-//! The rungs of the way down: asking the guest, QMP `quit`, and what comes when QEMU has gone.
+//! The stop ladder: power button and agent, QMP `quit`, and what follows the exit of QEMU.
 
 use std::time::Duration;
 
 use super::{
-    Action, By, Cause, End, Hold, Ladder, OnPanic, Outcome, PRESS_EVERY, Phase, Policy, QUIT_GRACE,
-    Rung, State,
+    Action, AfterQemu, Cause, End, OnPanic, PRESS_EVERY, PauseReason, Phase, Policy, QUIT_GRACE,
+    Requester, Rung, State, StopLadder,
 };
 
 /// The first rung.
 pub(super) fn ask(
-    by: By,
+    by: Requester,
     timeout: Duration,
     now: Duration,
     before: Vec<Action>,
@@ -17,7 +17,7 @@ pub(super) fn ask(
     ladder(ended(Cause::Stopped(by)), timeout, now, before, true)
 }
 
-/// The same ladder, with a failure at its end.
+/// The ladder of a guest that did not become ready: the run fails.
 pub(super) fn not_ready(
     why: String,
     now: Duration,
@@ -27,13 +27,13 @@ pub(super) fn not_ready(
     ladder(ended(Cause::NotReady(why)), policy.shutdown_timeout, now, before, true)
 }
 
-/// The same ladder, with a new QEMU at its end.
+/// The ladder of a reboot: a new QEMU process is launched.
 pub(super) fn reboot(now: Duration, policy: &Policy, before: Vec<Action>) -> (State, Vec<Action>) {
-    ladder(Outcome::Relaunch, policy.shutdown_timeout, now, before, false)
+    ladder(AfterQemu::Relaunch, policy.shutdown_timeout, now, before, false)
 }
 
 pub(super) fn ladder(
-    then: Outcome,
+    then: AfterQemu,
     timeout: Duration,
     now: Duration,
     mut actions: Vec<Action>,
@@ -45,41 +45,41 @@ pub(super) fn ladder(
     actions.push(Action::Announce(Rung::Asked(timeout)));
     actions.push(Action::PressPowerButton);
     actions.push(Action::AgentShutdown);
-    let ladder = Ladder { deadline: now + timeout, press_at: now + PRESS_EVERY, then };
+    let ladder = StopLadder { deadline: now + timeout, press_at: now + PRESS_EVERY, then };
     (State::Stopping(ladder), actions)
 }
 
-/// A stop that comes while a shutdown is under way: a reboot or a failure becomes a stop, and a given timeout counts from now.
+/// A stop during a shutdown: a reboot or a failure becomes a stop. A given timeout counts from now.
 pub(super) fn stop_instead(
-    ladder: Ladder,
-    by: By,
+    ladder: StopLadder,
+    by: Requester,
     timeout: Option<Duration>,
     now: Duration,
 ) -> (State, Vec<Action>) {
     let deadline = timeout.map_or(ladder.deadline, |t| now + t);
     let left = deadline.saturating_sub(now);
     let actions = match ladder.then {
-        Outcome::Relaunch => vec![Action::NotifyStopping(left + QUIT_GRACE)],
-        Outcome::End(_) => vec![],
+        AfterQemu::Relaunch => vec![Action::NotifyStopping(left + QUIT_GRACE)],
+        AfterQemu::End(_) => vec![],
     };
     let then = instead_of_relaunch(ladder.then, Cause::Stopped(by));
-    (State::Stopping(Ladder { deadline, then, ..ladder }), actions)
+    (State::Stopping(StopLadder { deadline, then, ..ladder }), actions)
 }
 
 pub(super) fn panicked(now: Duration, policy: &Policy) -> (State, Vec<Action>) {
     match policy.on_panic {
-        OnPanic::Pause => (State::Paused(Hold::Panic), vec![]),
+        OnPanic::Pause => (State::Paused(PauseReason::Panic), vec![]),
         OnPanic::Stop => quit(ended(Cause::PanicStopped), false, now, vec![]),
         OnPanic::Restart => quit(ended(Cause::Panicked), false, now, vec![]),
     }
 }
 
-pub(super) fn guest_done(then: Outcome, now: Duration) -> (State, Vec<Action>) {
+pub(super) fn guest_done(then: AfterQemu, now: Duration) -> (State, Vec<Action>) {
     quit(then, false, now, vec![Action::Announce(Rung::GuestDone)])
 }
 
 pub(super) fn quit(
-    then: Outcome,
+    then: AfterQemu,
     hurried: bool,
     now: Duration,
     mut actions: Vec<Action>,
@@ -88,10 +88,10 @@ pub(super) fn quit(
     (State::Quitting { kill_at: now + QUIT_GRACE, hurried, then }, actions)
 }
 
-pub(super) fn finish(then: Outcome) -> (State, Vec<Action>) {
+pub(super) fn finish(then: AfterQemu) -> (State, Vec<Action>) {
     match then {
-        Outcome::End(End { cause }) => end(cause),
-        Outcome::Relaunch => (State::Starting(Phase::ReadingVmFile), vec![Action::ReadVmFile]),
+        AfterQemu::End(End { cause }) => end(cause),
+        AfterQemu::Relaunch => (State::Starting(Phase::ReadingVmFile), vec![Action::ReadVmFile]),
     }
 }
 
@@ -101,14 +101,14 @@ pub(super) fn end(cause: Cause) -> (State, Vec<Action>) {
     (State::Ended, vec![Action::Record(end), Action::Exit(exit)])
 }
 
-pub(super) fn ended(cause: Cause) -> Outcome {
-    Outcome::End(End { cause })
+pub(super) fn ended(cause: Cause) -> AfterQemu {
+    AfterQemu::End(End { cause })
 }
 
-pub(super) fn instead_of_relaunch(then: Outcome, cause: Cause) -> Outcome {
+pub(super) fn instead_of_relaunch(then: AfterQemu, cause: Cause) -> AfterQemu {
     match then {
-        // Whoever stops a guest that was about to be called a failure gets what was asked for.
-        Outcome::Relaunch | Outcome::End(End { cause: Cause::NotReady(_) }) => ended(cause),
-        end @ Outcome::End(_) => end,
+        // A stop that was requested is no failure.
+        AfterQemu::Relaunch | AfterQemu::End(End { cause: Cause::NotReady(_) }) => ended(cause),
+        end @ AfterQemu::End(_) => end,
     }
 }

@@ -48,47 +48,58 @@ fn reason_of(actions: &[Action]) -> Option<&'static str> {
     actions.iter().find_map(|a| if let Action::Record(end) = a { Some(end.reason()) } else { None })
 }
 
-const STOP: Event = Event::Asked(Command::Stop { timeout: None });
-const TERMINATE: Event = Event::Asked(Command::Terminate);
-pub(super) const GONE: Event = Event::QemuGone(Gone::Exited(0));
+const STOP: Event = Event::Requested(Command::Stop { timeout: None });
+const TERMINATE: Event = Event::Requested(Command::Terminate);
+pub(super) const GONE: Event = Event::QemuExited(QemuExit::Code(0));
 
 #[test]
-fn a_guest_without_room_goes_on_when_there_is_some_unless_somebody_wants_it_held() {
-    let pause = Event::Asked(Command::Pause);
-    for before in [State::Running, State::Paused(Hold::Wanted)] {
-        let (state, actions) = feed(before, &[(0, Event::NoSpace)]);
-        assert_eq!((&state, &actions[..]), (&State::Paused(Hold::NoSpace), &[][..]));
-        let (state, actions) = feed(state, &[(1, Event::Held), (2, Event::Room)]);
+fn full_disk_pauses_until_space_frees() {
+    let pause = Event::Requested(Command::Pause);
+    for before in [State::Running, State::Paused(PauseReason::Operator)] {
+        let (state, actions) = feed(before, &[(0, Event::DiskSpaceExhausted)]);
+        assert_eq!((&state, &actions[..]), (&State::Paused(PauseReason::DiskFull), &[][..]));
+        let (state, actions) = feed(state, &[(1, Event::VcpusStopped), (2, Event::DiskSpaceFreed)]);
         assert_eq!(
             (&state, &actions[..]),
-            (&State::Paused(Hold::NoSpace), &[Action::Continue][..])
+            (&State::Paused(PauseReason::DiskFull), &[Action::Resume][..])
         );
-        assert_eq!(feed(state.clone(), &[(3, Event::Continued)]).0, State::Running);
+        assert_eq!(feed(state.clone(), &[(3, Event::VcpusResumed)]).0, State::Running);
         // Not even one that was just let go.
-        let held = [(3, pause.clone()), (4, Event::Continued), (5, Event::Held), (6, Event::Room)];
+        let held = [
+            (3, pause.clone()),
+            (4, Event::VcpusResumed),
+            (5, Event::VcpusStopped),
+            (6, Event::DiskSpaceFreed),
+        ];
         let (state, actions) = feed(state, &held);
-        assert_eq!((&state, &actions[..]), (&State::Paused(Hold::Wanted), &[Action::Hold][..]));
+        assert_eq!(
+            (&state, &actions[..]),
+            (&State::Paused(PauseReason::Operator), &[Action::Pause][..])
+        );
     }
 }
 
 #[test]
-fn a_guest_without_room_can_be_stopped_and_is_let_go_for_it() {
-    let (state, actions) = feed(State::Paused(Hold::NoSpace), &[(0, Event::Signalled)]);
-    assert_eq!(actions[0], Action::Continue);
-    let (state, actions) = feed(state, &[(1, Event::Held), (1, Event::NoSpace), (2, Event::Room)]);
-    assert_eq!(actions, [Action::Continue]);
+fn stop_resumes_after_full_disk() {
+    let (state, actions) = feed(State::Paused(PauseReason::DiskFull), &[(0, Event::StopSignaled)]);
+    assert_eq!(actions[0], Action::Resume);
+    let (state, actions) = feed(
+        state,
+        &[(1, Event::VcpusStopped), (1, Event::DiskSpaceExhausted), (2, Event::DiskSpaceFreed)],
+    );
+    assert_eq!(actions, [Action::Resume]);
     let State::Stopping(ladder) = &state else { panic!("{state:?}") };
     assert_eq!(ladder.deadline, at(60));
-    let (state, actions) = feed(state, &[(60, Event::Tick), (61, GONE)]);
+    let (state, actions) = feed(state, &[(60, Event::DeadlinePassed), (61, GONE)]);
     assert_eq!((state, reason_of(&actions)), (State::Ended, Some("forced-off")));
     // What is saved of it is not held by anybody's wish.
-    let (state, _) = feed(State::Paused(Hold::NoSpace), &[(0, Event::HostDown)]);
+    let (state, _) = feed(State::Paused(PauseReason::DiskFull), &[(0, Event::HostShutdownStarted)]);
     assert!(matches!(state, State::Suspending(Saving { held: false, .. })), "{state:?}");
 }
 
 #[test]
-fn a_clean_stop_presses_the_button_and_asks_the_agent_and_exits_0() {
-    let (state, actions) = feed(State::Running, &[(0, Event::Signalled)]);
+fn clean_stop_uses_button_and_agent() {
+    let (state, actions) = feed(State::Running, &[(0, Event::StopSignaled)]);
     assert!(matches!(state, State::Stopping(_)));
     assert_eq!(
         actions,
@@ -106,12 +117,12 @@ fn a_clean_stop_presses_the_button_and_asks_the_agent_and_exits_0() {
 }
 
 #[test]
-fn the_button_is_pressed_again_until_the_deadline() {
+fn button_is_pressed_until_deadline() {
     let (mut state, _) = feed(State::Running, &[(0, STOP)]);
     let mut presses = 1;
     while let State::Stopping(_) = state {
         let now = state.deadline().unwrap();
-        let (next, actions) = step(state, Event::Tick, now, &POLICY);
+        let (next, actions) = step(state, Event::DeadlinePassed, now, &POLICY);
         presses += actions.iter().filter(|a| **a == Action::PressPowerButton).count();
         state = next;
     }
@@ -120,46 +131,48 @@ fn the_button_is_pressed_again_until_the_deadline() {
 }
 
 #[test]
-fn a_deaf_guest_is_quit_at_the_deadline_and_killed_after_the_grace() {
-    let (state, actions) = feed(State::Running, &[(0, Event::Signalled), (60, Event::Tick)]);
+fn deadline_quits_and_grace_kills() {
+    let (state, actions) =
+        feed(State::Running, &[(0, Event::StopSignaled), (60, Event::DeadlinePassed)]);
     assert!(actions.ends_with(&[Action::Announce(Rung::TimeUp), Action::Quit]));
-    let (state, actions) = feed(state, &[(69, Event::Tick), (70, Event::Tick)]);
+    let (state, actions) = feed(state, &[(69, Event::DeadlinePassed), (70, Event::DeadlinePassed)]);
     assert_eq!(actions, [Action::Announce(Rung::Killed), Action::Kill]);
     let (state, actions) =
-        feed(state, &[(71, Event::QemuGone(Gone::Signalled { signal: 9, oom: false }))]);
+        feed(state, &[(71, Event::QemuExited(QemuExit::Signal { signal: 9, oom: false }))]);
     assert_eq!(state, State::Ended);
     assert_eq!((reason_of(&actions), exit_of(&actions)), (Some("forced-off"), Some(0)));
 }
 
 #[test]
-fn a_second_sigterm_forces_off_and_a_third_kills() {
-    let (state, actions) = feed(State::Running, &[(0, Event::Signalled), (1, Event::Signalled)]);
+fn repeated_sigterm_forces_off_then_kills() {
+    let (state, actions) =
+        feed(State::Running, &[(0, Event::StopSignaled), (1, Event::StopSignaled)]);
     assert!(actions.contains(&Action::Quit));
-    let (state, actions) = feed(state, &[(2, Event::Signalled)]);
+    let (state, actions) = feed(state, &[(2, Event::StopSignaled)]);
     assert!(actions.contains(&Action::Kill));
     let (_, actions) = feed(state, &[(3, GONE)]);
     assert_eq!((reason_of(&actions), exit_of(&actions)), (Some("forced-off"), Some(0)));
 }
 
 #[test]
-fn a_sigterm_that_meets_a_guest_which_has_just_shut_down_does_not_kill() {
+fn sigterm_after_guest_shutdown_kills_nothing() {
     let (state, actions) =
-        feed(State::Running, &[(0, Event::GuestShutdown), (0, Event::Signalled)]);
+        feed(State::Running, &[(0, Event::GuestShutdown), (0, Event::StopSignaled)]);
     assert!(!actions.contains(&Action::Kill));
     let (_, actions) = feed(state, &[(1, GONE)]);
     assert_eq!((reason_of(&actions), exit_of(&actions)), (Some("guest-shutdown"), Some(0)));
 }
 
 #[test]
-fn a_second_stop_with_a_timeout_of_its_own_moves_the_deadline() {
-    let soon = Event::Asked(Command::Stop { timeout: Some(at(2)) });
+fn second_stop_moves_the_deadline() {
+    let soon = Event::Requested(Command::Stop { timeout: Some(at(2)) });
     let (state, _) = feed(State::Running, &[(0, STOP), (1, soon)]);
     let State::Stopping(ladder) = state else { panic!("{state:?}") };
     assert_eq!(ladder.deadline, at(3));
 }
 
 #[test]
-fn a_kill_quits_at_once_and_a_second_one_kills() {
+fn terminate_quits_and_second_one_kills() {
     let (state, actions) = feed(State::Running, &[(0, TERMINATE)]);
     assert_eq!(actions, [Action::Announce(Rung::Hurried), Action::Quit]);
     let (state, actions) = feed(state, &[(0, TERMINATE)]);
@@ -169,31 +182,31 @@ fn a_kill_quits_at_once_and_a_second_one_kills() {
 }
 
 #[test]
-fn a_guest_that_powers_itself_off_stays_down() {
+fn powered_off_guest_stays_down() {
     let (state, actions) =
-        feed(State::Running, &[(0, Event::GuestShutdown), (0, Event::Held), (1, GONE)]);
+        feed(State::Running, &[(0, Event::GuestShutdown), (0, Event::VcpusStopped), (1, GONE)]);
     assert_eq!(state, State::Ended);
     assert_eq!((reason_of(&actions), exit_of(&actions)), (Some("guest-shutdown"), Some(0)));
 }
 
 #[test]
-fn a_reset_goes_on_in_the_same_qemu() {
+fn reset_keeps_the_qemu_process() {
     assert_eq!(feed(State::Running, &[(0, Event::GuestReset)]), (State::Running, vec![]));
 }
 
 #[test]
-fn a_reboot_with_changes_pending_relaunches() {
+fn reboot_with_pending_changes_relaunches() {
     let (state, actions) =
-        feed(State::Running, &[(0, Event::GuestReboot), (0, Event::Held), (1, GONE)]);
+        feed(State::Running, &[(0, Event::GuestReboot), (0, Event::VcpusStopped), (1, GONE)]);
     assert_eq!(state, State::Starting(Phase::ReadingVmFile));
     assert_eq!(actions, [Action::Quit, Action::ReadVmFile]);
 }
 
 #[test]
-fn a_reboot_asked_for_is_a_clean_shutdown_and_a_new_start() {
+fn requested_reboot_shuts_down_and_relaunches() {
     let (state, actions) = feed(
         State::Running,
-        &[(0, Event::Asked(Command::Reboot)), (3, Event::GuestShutdown), (4, GONE)],
+        &[(0, Event::Requested(Command::Reboot)), (3, Event::GuestShutdown), (4, GONE)],
     );
     assert_eq!(state, State::Starting(Phase::ReadingVmFile));
     assert!(actions.contains(&Action::PressPowerButton) && actions.contains(&Action::ReadVmFile));
@@ -201,12 +214,14 @@ fn a_reboot_asked_for_is_a_clean_shutdown_and_a_new_start() {
 }
 
 #[test]
-fn a_stop_during_a_reboot_stays_down() {
-    for phase in
-        [vec![], vec![(1, Event::GuestShutdown)], vec![(60, Event::Tick), (70, Event::Tick)]]
-    {
-        for stop in [STOP, Event::Signalled, TERMINATE] {
-            let mut events = vec![(0, Event::Asked(Command::Reboot))];
+fn stop_during_reboot_stays_down() {
+    for phase in [
+        vec![],
+        vec![(1, Event::GuestShutdown)],
+        vec![(60, Event::DeadlinePassed), (70, Event::DeadlinePassed)],
+    ] {
+        for stop in [STOP, Event::StopSignaled, TERMINATE] {
+            let mut events = vec![(0, Event::Requested(Command::Reboot))];
             events.extend(phase.clone());
             events.extend([(71, stop), (72, Event::GuestShutdown), (73, GONE)]);
             let (state, actions) = feed(State::Running, &events);
@@ -217,16 +232,16 @@ fn a_stop_during_a_reboot_stays_down() {
 }
 
 #[test]
-fn a_panic_does_what_the_policy_says() {
+fn panic_follows_the_policy() {
     for (on_panic, code) in
         [(OnPanic::Restart, Some(1)), (OnPanic::Stop, Some(0)), (OnPanic::Pause, None)]
     {
         let policy = Policy { on_panic, ..POLICY };
         let (state, mut actions) = step(State::Running, Event::GuestPanicked, at(0), &policy);
-        let (state, more) = step(state, Event::Held, at(0), &policy);
+        let (state, more) = step(state, Event::VcpusStopped, at(0), &policy);
         actions.extend(more);
         if code.is_none() {
-            assert_eq!(state, State::Paused(Hold::Panic));
+            assert_eq!(state, State::Paused(PauseReason::Panic));
             assert!(accepts(&state, Command::Resume).is_err());
             continue;
         }
@@ -237,22 +252,26 @@ fn a_panic_does_what_the_policy_says() {
 }
 
 #[test]
-fn a_guest_paused_after_a_panic_is_stopped_without_asking_it() {
-    let (state, actions) = feed(State::Paused(Hold::Panic), &[(0, STOP), (1, GONE)]);
+fn panicked_guest_is_quit_without_button() {
+    let (state, actions) = feed(State::Paused(PauseReason::Panic), &[(0, STOP), (1, GONE)]);
     assert_eq!(state, State::Ended);
     assert!(!actions.contains(&Action::PressPowerButton));
 }
 
 #[test]
-fn a_qemu_that_dies_exits_1_with_its_reason() {
+fn dead_qemu_exits_1_with_reason() {
     for (gone, reason) in [
-        (Gone::Exited(1), "qemu-exited"),
-        (Gone::Unknown, "qemu-exited"),
-        (Gone::Signalled { signal: 9, oom: false }, "qemu-signal"),
-        (Gone::Signalled { signal: 9, oom: true }, "oom-killed"),
+        (QemuExit::Code(1), "qemu-exited"),
+        (QemuExit::Unknown, "qemu-exited"),
+        (QemuExit::Signal { signal: 9, oom: false }, "qemu-signal"),
+        (QemuExit::Signal { signal: 9, oom: true }, "oom-killed"),
     ] {
-        for state in [State::Running, State::Paused(Hold::Wanted), State::Paused(Hold::Panic)] {
-            let (state, actions) = feed(state, &[(0, Event::QemuGone(gone))]);
+        for state in [
+            State::Running,
+            State::Paused(PauseReason::Operator),
+            State::Paused(PauseReason::Panic),
+        ] {
+            let (state, actions) = feed(state, &[(0, Event::QemuExited(gone))]);
             assert_eq!(state, State::Ended);
             assert_eq!((reason_of(&actions), exit_of(&actions)), (Some(reason), Some(1)));
         }
@@ -260,32 +279,33 @@ fn a_qemu_that_dies_exits_1_with_its_reason() {
 }
 
 #[test]
-fn pausing_and_resuming_follow_qemus_own_events() {
-    let pause = Event::Asked(Command::Pause);
-    let resume = Event::Asked(Command::Resume);
-    assert_eq!(feed(State::Running, &[(0, pause)]), (State::Running, vec![Action::Hold]));
-    let (state, _) = feed(State::Running, &[(0, Event::Held)]);
-    assert_eq!(state, State::Paused(Hold::Wanted));
-    let (state, actions) = feed(state, &[(0, resume), (0, Event::Continued)]);
-    assert_eq!((state, actions), (State::Running, vec![Action::Continue]));
+fn pause_follows_qmp_events() {
+    let pause = Event::Requested(Command::Pause);
+    let resume = Event::Requested(Command::Resume);
+    assert_eq!(feed(State::Running, &[(0, pause)]), (State::Running, vec![Action::Pause]));
+    let (state, _) = feed(State::Running, &[(0, Event::VcpusStopped)]);
+    assert_eq!(state, State::Paused(PauseReason::Operator));
+    let (state, actions) = feed(state, &[(0, resume), (0, Event::VcpusResumed)]);
+    assert_eq!((state, actions), (State::Running, vec![Action::Resume]));
 }
 
 #[test]
-fn a_paused_guest_is_woken_before_it_is_asked_to_stop() {
-    let (_, actions) = feed(State::Paused(Hold::Wanted), &[(0, STOP)]);
-    assert_eq!(actions.first(), Some(&Action::Continue));
+fn paused_guest_is_resumed_before_stop() {
+    let (_, actions) = feed(State::Paused(PauseReason::Operator), &[(0, STOP)]);
+    assert_eq!(actions.first(), Some(&Action::Resume));
     assert!(actions.contains(&Action::PressPowerButton));
 }
 
 #[test]
-fn a_qemu_that_no_signal_ends_is_not_waited_for() {
-    for (then, code) in [(Outcome::End(End { cause: Cause::Killed }), 70), (Outcome::Relaunch, 75)]
+fn unkillable_qemu_is_not_awaited() {
+    for (then, code) in
+        [(AfterQemu::End(End { cause: Cause::Killed }), 70), (AfterQemu::Relaunch, 75)]
     {
         let killing = State::Killing { until: at(10), then };
         assert_eq!(killing.deadline(), Some(at(10)));
-        let (state, actions) = feed(killing.clone(), &[(9, Event::Tick)]);
+        let (state, actions) = feed(killing.clone(), &[(9, Event::DeadlinePassed)]);
         assert_eq!((&state, actions), (&killing, vec![]));
-        let (state, actions) = feed(state, &[(10, Event::Tick)]);
+        let (state, actions) = feed(state, &[(10, Event::DeadlinePassed)]);
         assert_eq!(state, State::Ended);
         assert!(actions.contains(&Action::Exit(Exit::Code(code))), "{actions:?}");
     }

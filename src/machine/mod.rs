@@ -1,15 +1,13 @@
-//! From a VM file to a QEMU command line.
+//! From a VM file to a QEMU command line, and the typed difference between two VM files.
 
 pub mod argv;
 pub mod device;
+pub mod diff;
 pub mod disk_file;
-pub mod facets;
 pub mod facts;
 pub mod fd;
 pub mod fdset;
 pub mod firmware;
-pub mod live;
-pub mod pending;
 pub mod probe;
 pub mod resources;
 pub mod user_network;

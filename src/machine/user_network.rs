@@ -2,28 +2,26 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::facets::{Facets, NICS, nic_key};
-use crate::value::Cidr;
+use crate::spec::{Link, Nic};
 
 /// The networks of QEMU's user-mode network (`net_slirp_init`): 10.0.2.0/24 and fec0::/64.
 const V4: (Ipv4Addr, u32) = (Ipv4Addr::new(10, 0, 2, 0), 24);
 const V6: (Ipv6Addr, u32) = (Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 0), 64);
 
 /// One note for each NIC in the user-mode network whose `ip` is of another network.
-pub fn notes(running: &Facets) -> Vec<String> {
-    let of = |nic: &str| {
-        let value = |property| running.get(&nic_key(nic, property));
-        let ip: Cidr = value("ip")?.parse().ok()?;
-        let unreachable = value("bridge").is_none() && !is_inside(ip.address());
-        unreachable.then(|| {
+pub fn notes(nics: &[Nic]) -> Vec<String> {
+    let of = |nic: &Nic| {
+        let (ip, name) = (nic.ip?, &nic.name);
+        let is_user = matches!(nic.link, Link::User { .. });
+        (is_user && !is_inside(ip.address())).then(|| {
             let (v4, v6) = (format!("{}/{}", V4.0, V4.1), format!("{}/{}", V6.0, V6.1));
             format!(
-                "`ip` {ip} of NIC `{nic}` is not in the user-mode network {v4} or {v6}: the guest reaches nothing; \
+                "`ip` {ip} of NIC `{name}` is not in the user-mode network {v4} or {v6}: the guest reaches nothing; \
                  set `bridge`, or remove `ip` for an address by DHCP"
             )
         })
     };
-    running.names(NICS).into_iter().filter_map(of).collect()
+    nics.iter().filter_map(of).collect()
 }
 
 fn is_inside(address: IpAddr) -> bool {
@@ -61,7 +59,7 @@ mod tests {
             let name = "web".parse().unwrap();
             let file = Path::new("/v/web.toml");
             let vm = spec::read(&name, file, text, &mut |_| Ok(vec![])).unwrap();
-            assert_eq!(notes(&Facets::of(&vm)).len(), usize::from(noted), "{text}");
+            assert_eq!(notes(&vm.nics).len(), usize::from(noted), "{text}");
         }
     }
 }

@@ -85,7 +85,7 @@ pub struct Record {
     /// It was not ready in its time, and why.
     #[serde(default)]
     pub missed: Option<String>,
-    /// What was done to the running machine since, by key (`machine::facets`); null for what was taken out.
+    /// The changes of the running machine since, by key (`machine::diff::applied`); null for what is gone.
     #[serde(default)]
     pub applied: BTreeMap<String, Option<String>>,
     /// The program that it is.

@@ -1,4 +1,4 @@
-//! Doing what the life machine wants done.
+//! Executes the actions of the life machine.
 
 use crate::supervisor::{
     limits::{AGENT_LIMIT, LAST_WORDS, QMP_LIMIT, STOP_SLACK},
@@ -18,13 +18,13 @@ use crate::{
 };
 
 impl Supervisor {
-    /// One step of the life machine, and what it wants done.
+    /// Reports an event to the life machine, and executes the actions that follow.
     pub(crate) fn feed(&mut self, event: life::Event) {
-        let before = self.told_state();
+        let before = self.public_state();
         let actions = self.life.step(event, self.origin.elapsed(), &policy(&self.vm));
-        if self.told_state() != before {
+        if self.public_state() != before {
             self.since = (self.settings.now)();
-            let state = self.told_state();
+            let state = self.public_state();
             self.publish("QVM_STATE", serde_json::json!({ "state": state }));
             if let (types::State::Stopping, Some(watching)) = (state, &mut self.watching) {
                 watching.end();
@@ -60,7 +60,7 @@ impl Supervisor {
             Action::AwaitReady(limit) => self.await_ready(limit),
             Action::StopAwaiting => self.awaiting = None,
             Action::GiveUpReady(why) => self.give_up_ready(&why),
-            Action::NotifyReady => self.be_ready(),
+            Action::NotifyReady => self.notify_ready(),
             Action::NotifyStopping(limit) => {
                 self.notifier.stopping("stopping");
                 self.notifier.extend_timeout(limit + STOP_SLACK);
@@ -82,10 +82,10 @@ impl Supervisor {
             Action::Reset => {
                 self.command_qemu("reset the guest", |q| async move { q.reset(QMP_LIMIT).await });
             }
-            Action::Hold => {
+            Action::Pause => {
                 self.command_qemu("pause the guest", |q| async move { q.stop(QMP_LIMIT).await });
             }
-            Action::Continue => {
+            Action::Resume => {
                 self.command_qemu("resume the guest", |q| async move { q.cont(QMP_LIMIT).await });
             }
             Action::Record(end) => self.record_end(&end),
@@ -103,7 +103,7 @@ impl Supervisor {
         self.publish("QVM_STOP_RUNG", data);
     }
 
-    /// Sends one QMP command without waiting for it; a failure is logged, and the ladder goes on.
+    /// Sends one QMP command without waiting for the reply; a failure is logged.
     pub(crate) fn tell_qemu<F, W>(&mut self, what: &'static str, command: F)
     where
         F: FnOnce(qmp::Client) -> W,
@@ -120,7 +120,7 @@ impl Supervisor {
         }
     }
 
-    /// A number that no recent call to the agent had.
+    /// A number that no recent agent call had.
     pub(crate) fn next_sync(&mut self) -> u32 {
         self.sync = self.sync.wrapping_add(10_000);
         self.sync
@@ -140,7 +140,7 @@ impl Supervisor {
         });
     }
 
-    /// QMP `quit`; SIGTERM, which QEMU takes as the same, where the monitor does not answer.
+    /// Sends QMP `quit`; SIGTERM, which does the same, if the monitor does not answer.
     fn quit(&mut self) {
         let Some(qemu) = &self.qemu else { return };
         let (client, process) = (qemu.client.clone(), qemu.process.clone());
@@ -148,7 +148,7 @@ impl Supervisor {
             match client.quit(Duration::from_secs(3)).await {
                 Ok(()) | Err(qmp::Error::Closed) => {}
                 Err(error) => {
-                    warn!("QEMU did not take `quit`, SIGTERM instead: {error}");
+                    warn!("cannot send `quit` to QEMU, sending SIGTERM: {error}");
                     let _ = process.signal(pidfd::Signal::TERM);
                 }
             }

@@ -11,19 +11,14 @@ use super::{
 };
 use crate::{
     control::types::Refusal,
-    machine::{
-        facets::Facets,
-        pending::{self, AT_ONCE, pending, wants_relaunch},
+    machine::diff::{
+        Facts, ScreenServer, VmDiff, copy_at_once,
+        running_machine::{RunningMachine, Versions},
     },
     spec::Vm,
     sys::file,
     value::chain,
 };
-
-/// The keys of what no VM file says: QEMU, its firmware, and whom cloud-init takes the guest for.
-const QEMU: &str = "qemu";
-const FIRMWARE: &str = "firmware file";
-const INSTANCE: &str = "instance-id";
 
 /// How long who asked for a reload waits for what is done beside the loop.
 const RELOAD_LIMIT: Duration = Duration::from_secs(10);
@@ -42,7 +37,7 @@ impl Supervisor {
             asker.into_iter().for_each(|asker| drop(asker.send(Err(refusal.clone()))));
             return;
         }
-        self.take_live(self.written.clone());
+        self.apply_live_keys(self.written.clone());
         let copied = self.qemu.is_some().then(|| {
             // For the next supervisor, which would else take back what is applied now.
             let (path, text) = (self.paths.reloaded(), self.written_text.clone());
@@ -73,58 +68,42 @@ impl Supervisor {
     /// What counts at once is so.
     pub(crate) fn reloaded(&mut self, asker: Option<Asker>) {
         self.compare();
-        info!("VM file read again: {} changes pending", self.pending.len());
+        info!("VM file read again: {} changes pending", self.pending.changes.len());
         self.apply_live(asker);
     }
 
-    /// This is what QEMU is started from.
-    pub(crate) fn runs(&mut self, vm: Vm) {
-        self.running = Facets::of(&vm);
+    /// Sets the VM file that QEMU is started from.
+    pub(crate) fn set_running(&mut self, vm: Vm) {
+        self.running = RunningMachine::started_from(&vm);
         self.vm = vm;
         self.tell_operators();
     }
 
-    /// Takes of a VM file what counts for a running guest at once.
-    pub(crate) fn take_live(&mut self, new: Vm) {
-        self.take_facets(&new, &AT_ONCE);
+    /// Applies the keys of a VM file that count for a running guest at once.
+    pub(crate) fn apply_live_keys(&mut self, new: Vm) {
+        copy_at_once(&mut self.vm, &new);
         self.move_screen(&new);
-        self.vm.description = new.description;
-        self.vm.autostart = new.autostart;
-        self.vm.after = new.after;
-        self.vm.cpu_weight = new.cpu_weight;
-        self.vm.cpu_quota = new.cpu_quota;
-        self.vm.memory_max = new.memory_max;
-        self.vm.io_weight = new.io_weight;
-        self.vm.oom_score_adjust = new.oom_score_adjust;
-        self.vm.cpu_pin = new.cpu_pin;
-        self.vm.ready_failure = new.ready_failure;
-        self.vm.host_shutdown = new.host_shutdown;
-        self.vm.shutdown_timeout = new.shutdown_timeout;
-        self.vm.operators = new.operators;
-        self.vm.on_panic = new.on_panic;
-        self.vm.on_guest_reboot = new.on_guest_reboot;
-        self.vm.tap_heal = new.tap_heal;
         self.vm.lines = new.lines;
         self.tell_operators();
-    }
-
-    /// What runs is as a VM file says, by these keys.
-    pub(crate) fn take_facets(&mut self, from: &Vm, keys: &[&str]) {
-        let facets = Facets::of(from);
-        for key in keys {
-            self.running.set(*key, facets.get(key).map(str::to_owned));
-        }
     }
 
     /// Compares the VM file, as it was read last, with what runs, and has the guest's next reboot wait for us if it is to bring a change.
     pub(crate) fn compare(&mut self) {
         self.look_at_qemu();
         self.retell_taps();
-        let written = self.facets_written();
-        let listens = self.qemu.as_ref().is_some_and(|qemu| qemu.listens);
-        let machine = pending::Machine { listens, ..pending::machine(&self.vm) };
-        self.pending = pending(&self.running, &written, &machine);
-        let relaunch = wants_relaunch(&self.pending);
+        let is_served_by_qemu = self.qemu.as_ref().is_some_and(|qemu| qemu.listens);
+        let facts = Facts {
+            max_memory: self.vm.mem,
+            screen: match (is_served_by_qemu, self.running.is_screen_failed) {
+                (true, _) => ScreenServer::Qemu,
+                (false, true) => ScreenServer::Failed,
+                (false, false) => ScreenServer::Supervisor,
+            },
+            running: &self.running.versions,
+            installed: &self.versions_installed(),
+        };
+        self.pending = VmDiff::between(&self.running.vm(&self.vm), &self.written, &facts);
+        let relaunch = self.pending.wants_relaunch();
         if relaunch != self.reboot_relaunches && self.qemu.is_some() {
             self.reboot_relaunches = relaunch;
             let action = if relaunch { "shutdown" } else { "reset" };
@@ -134,31 +113,35 @@ impl Supervisor {
         }
     }
 
-    /// What a QEMU that were started now would be.
-    pub(crate) fn facets_written(&self) -> Facets {
-        let mut written = Facets::of(&self.written);
-        let Some(qemu) = &self.qemu else { return written };
-        let same = |key: &str| self.running.get(key).map(str::to_owned);
-        written.set(QEMU, self.installed.clone().or_else(|| same(QEMU)));
+    /// Returns the versions that a QEMU started now would have.
+    fn versions_installed(&self) -> Versions {
+        let Some(qemu) = &self.qemu else { return Versions::default() };
+        let running = self.running.versions.clone();
         let firmware = qemu.record.firmware.as_ref();
-        let now = firmware.and_then(|(path, _)| Some(built(path, self.files.firmware?)));
-        written.set(FIRMWARE, now.or_else(|| same(FIRMWARE)));
+        let firmware = firmware.and_then(|(path, _)| Some(built(path, self.files.firmware?)));
         let seeded = self.written.cloud_init.is_some() && qemu.record.instance.is_some();
         let identity = self.files.identity.as_ref().filter(|_| seeded);
         let instance = identity.map(|identity| identity.instance_id.clone());
-        written.set(INSTANCE, instance.or_else(|| same(INSTANCE)));
-        written
+        Versions {
+            qemu: self.installed.clone().or(running.qemu),
+            firmware: firmware.or(running.firmware),
+            instance: instance.or(running.instance),
+        }
     }
 
-    /// What runs beside the VM file: taken down when a QEMU has begun, or was taken over.
+    /// Takes over from the run record what runs beside the VM file, of a QEMU that was started or
+    /// adopted.
     pub(crate) fn recall(&mut self) {
         let Some(record) = self.qemu.as_ref().map(|qemu| &qemu.record) else { return };
         let firmware = record.firmware.as_ref().map(|(path, at)| built(path, *at));
-        self.running.set(QEMU, Some(record.qemu_version.clone()));
-        self.running.set(FIRMWARE, firmware);
-        self.running.set(INSTANCE, record.instance.clone());
-        (self.installed, self.asks_installed) = (None, None);
+        let versions = Versions {
+            qemu: Some(record.qemu_version.clone()),
+            firmware,
+            instance: record.instance.clone(),
+        };
         self.recall_applied();
+        self.running.versions = versions;
+        (self.installed, self.asks_installed) = (None, None);
     }
 
     /// Whether QEMU's program is another than the one that runs; its version is asked for beside the loop.

@@ -10,8 +10,8 @@ impl Supervisor {
     pub(crate) fn learn(&mut self, fact: Fact) {
         match fact {
             Fact::Signal(Signal::Stop) => self.told_to_stop(),
-            Fact::Stopped { host_down: true } => self.feed(life::Event::HostDown),
-            Fact::Stopped { host_down: false } => self.feed(life::Event::Signalled),
+            Fact::Stopped { host_down: true } => self.feed(life::Event::HostShutdownStarted),
+            Fact::Stopped { host_down: false } => self.feed(life::Event::StopSignaled),
             Fact::Signal(Signal::Interrupt) => self.interrupted(),
             Fact::Signal(Signal::Reload) => self.reload(None),
             Fact::FileChanged => self.read_files(AfterReading::Compare),

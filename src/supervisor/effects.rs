@@ -102,7 +102,7 @@ impl Supervisor {
     pub(crate) fn request_effect(&mut self, command: Command, reply: Reply) {
         let limit = match command {
             Command::Stop { .. } | Command::Reboot => {
-                self.feed(life::Event::Asked(command));
+                self.feed(life::Event::Requested(command));
                 return drop(reply.send(Ok(())));
             }
             Command::Pause | Command::Resume | Command::Reset => EFFECT_LIMIT,
@@ -121,7 +121,7 @@ impl Supervisor {
             was_reset: false,
             reply,
         });
-        self.feed(life::Event::Asked(command));
+        self.feed(life::Event::Requested(command));
         self.effects.pending.iter_mut().for_each(|one| one.executing = false);
         self.answer_effects();
     }
@@ -245,11 +245,11 @@ impl Supervisor {
             }
             // A relaunch: the machine that was to be reset is gone.
             (Command::Reset, State::Starting(_)) => Some(Ok(())),
-            (Command::Reset, State::Quitting { then: life::Outcome::Relaunch, .. }) => None,
+            (Command::Reset, State::Quitting { then: life::AfterQemu::Relaunch, .. }) => None,
             (_, State::Starting(_)) => not_now("starting"),
             (
                 _,
-                State::Cancelling { .. }
+                State::Canceling { .. }
                 | State::Stopping(_)
                 | State::Quitting { .. }
                 | State::Killing { .. }

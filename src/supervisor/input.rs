@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     control::types::{Refusal, Request},
-    machine::live::Change,
+    machine::diff::LiveChange,
     sys::{
         file_watch::Changes,
         pidfd::Exit,
@@ -70,7 +70,7 @@ pub(crate) enum Fact {
     /// What became of changes to the running machine.
     Applied(u64, Applied),
     /// The devices that the guest has let go of, and those that it was asked for and holds on to.
-    LetGo(u64, Vec<Change>, Vec<Change>),
+    LetGo(u64, Vec<LiveChange>, Vec<LiveChange>),
     /// The QEMU that is installed now is of this version.
     Installed(u64, String),
     /// The guest's file systems, which are to be frozen for so long at most, are; or not.

@@ -36,9 +36,9 @@ use self::{
     start::{Start, launch::Qemu},
 };
 use crate::{
-    control::types::{End, Event, Pending, Request},
+    control::types::{End, Event, Request},
     life::Life,
-    machine::facets::Facets,
+    machine::diff::{VmDiff, running_machine::RunningMachine},
     spec::Vm,
     store::{layout::VmPaths, record_writer::RecordWriter},
     sys::{
@@ -74,7 +74,7 @@ pub(crate) struct Supervisor {
     vm: Vm,
     text: String,
     /// The same key by key, with what was done to the machine since.
-    running: Facets,
+    running: RunningMachine,
     /// The version of the QEMU that is installed, where it is not the one that runs.
     installed: Option<String>,
     /// What happened last, newest first.
@@ -89,7 +89,7 @@ pub(crate) struct Supervisor {
     written: Vm,
     written_text: String,
     written_problem: Option<String>,
-    pending: Vec<Pending>,
+    pending: VmDiff,
     reboot_relaunches: bool,
     qemu: Option<Qemu>,
     /// Which QEMU a fact speaks of.

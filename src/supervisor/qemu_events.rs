@@ -13,7 +13,7 @@ use super::{
     start::{Start, launch::Qemu},
 };
 use crate::{
-    life::{self, Gone, Guest},
+    life::{self, Guest, QemuExit},
     store::reservation,
     sys::{memory, pidfd::Exit},
 };
@@ -118,8 +118,8 @@ impl Supervisor {
     pub(crate) fn interrupted(&mut self) {
         let reboot = life::Command::Reboot;
         match self.under_systemd && life::accepts(self.life.state(), reboot).is_ok() {
-            true => self.feed(life::Event::Asked(reboot)),
-            false => self.feed(life::Event::Signalled),
+            true => self.feed(life::Event::Requested(reboot)),
+            false => self.feed(life::Event::StopSignaled),
         }
     }
 
@@ -145,7 +145,7 @@ impl Supervisor {
     fn may_be_replaced(&self) -> bool {
         let may = self.life.state().is_up();
         if !may {
-            warn!("not replaced now: the VM is {:?}", self.told_state());
+            warn!("not replaced now: the VM is {:?}", self.public_state());
         }
         may
     }
@@ -234,12 +234,12 @@ impl Supervisor {
             }
             Kind::GuestPanicked { .. } => self.feed(life::Event::GuestPanicked),
             Kind::Stop => {
-                self.feed(life::Event::Held);
+                self.feed(life::Event::VcpusStopped);
                 self.ask_why_held();
             }
             Kind::Resume => {
                 self.goes_on();
-                self.feed(life::Event::Continued);
+                self.feed(life::Event::VcpusResumed);
             }
             Kind::BalloonChange { actual } => self.memory_actual = Some(actual),
             Kind::DeviceDeleted { .. } if self.applying.is_none() => self.settle(vec![], vec![]),
@@ -258,10 +258,10 @@ impl Supervisor {
         self.listen(session.events);
         // Events between the two connections were lost. Those of the new one come behind.
         self.feed(match found {
-            "running" => life::Event::Continued,
+            "running" => life::Event::VcpusResumed,
             "shutdown" => life::Event::GuestShutdown,
             "guest-panicked" => life::Event::GuestPanicked,
-            _ => life::Event::Held,
+            _ => life::Event::VcpusStopped,
         });
         self.ask_why_held();
         if found == "running" {
@@ -334,9 +334,9 @@ impl Supervisor {
 
     pub(crate) fn gone(&mut self, exit: Exit, oom: bool) {
         let gone = match exit {
-            Exit::Code(code) => Gone::Exited(code),
-            Exit::Signal(signal) => Gone::Signalled { signal, oom },
-            Exit::Unknown => Gone::Unknown,
+            Exit::Code(code) => QemuExit::Code(code),
+            Exit::Signal(signal) => QemuExit::Signal { signal, oom },
+            Exit::Unknown => QemuExit::Unknown,
         };
         (self.qemu, self.frozen, self.taps) = (None, None, None);
         (self.room, self.monitor) = (Room::default(), Monitor::default());
@@ -348,6 +348,6 @@ impl Supervisor {
         // From here on nothing may speak of this QEMU any more.
         self.generation += 1;
         self.records.remove();
-        self.feed(life::Event::QemuGone(gone));
+        self.feed(life::Event::QemuExited(gone));
     }
 }

@@ -226,12 +226,12 @@ impl Supervisor {
     }
 
     /// What the state is called outside.
-    pub(crate) fn told_state(&self) -> types::State {
+    pub(crate) fn public_state(&self) -> types::State {
         match self.life.state() {
             State::Starting(_) => types::State::Starting,
             State::Running => types::State::Running,
             State::Paused(_) => types::State::Paused,
-            State::Cancelling { .. }
+            State::Canceling { .. }
             | State::Suspending(_)
             | State::Stopping(_)
             | State::Quitting { .. }
@@ -260,7 +260,7 @@ impl Supervisor {
         notes.extend(self.monitor_note());
         notes.extend(self.freeze_note());
         notes.extend(self.tap_notes());
-        notes.extend(user_network::notes(&self.running));
+        notes.extend(user_network::notes(self.running.nics()));
         notes.extend(self.qemu.as_ref().and_then(|qemu| qemu.unserved.clone()));
         notes.extend(self.operator_notes());
         if let Some(why) = record.and_then(|r| r.missed.as_ref()) {
@@ -268,8 +268,8 @@ impl Supervisor {
         }
         Status {
             name: self.settings.name.to_string(),
-            state: self.told_state(),
-            ready: self.told_ready(),
+            state: self.public_state(),
+            ready: self.public_readiness(),
             trouble: self.trouble().map(str::to_owned),
             pid: record.map(|r| r.pid).or_else(|| self.start.as_ref()?.adopting_pid()),
             supervisor_pid: Some(std::process::id()),
@@ -298,7 +298,7 @@ impl Supervisor {
             autostart: self.vm.autostart,
             orphan: self.files.orphan,
             description: self.vm.description.clone(),
-            pending: self.pending.clone(),
+            pending: self.pending.pending(),
             notes,
             last_stop: self.ends.first().cloned(),
             ends: self.ends.clone(),

@@ -106,9 +106,9 @@ impl Supervisor {
     pub(crate) fn use_vm_file(&mut self, which: VmFile) {
         match which {
             VmFile::Current => {
-                self.runs(self.written.clone());
+                self.set_running(self.written.clone());
                 self.text.clone_from(&self.written_text);
-                self.pending.clear();
+                self.pending.changes.clear();
                 self.reboot_relaunches = false;
             }
             VmFile::Saved => {
@@ -116,19 +116,19 @@ impl Supervisor {
                 info!("restoring the state that was saved at {}", saved.at);
                 // Keys that apply at once are the host's side, and count as they are written now.
                 let written = self.vm.clone();
-                self.runs(saved.vm);
-                self.take_live(written);
+                self.set_running(saved.vm);
+                self.apply_live_keys(written);
                 self.text = saved.text;
             }
             VmFile::Booted => {
                 let booted = self.start().booted();
                 let (file, reloaded) = (booted.file.clone(), booted.reloaded.clone());
                 if let Some((vm, text)) = file {
-                    self.runs(vm);
+                    self.set_running(vm);
                     self.text = text;
                 }
                 if let Some(vm) = reloaded {
-                    self.take_live(vm);
+                    self.apply_live_keys(vm);
                 }
             }
         }

@@ -35,7 +35,7 @@ use super::{
 use crate::{
     control::{handle::ControlHandle, server},
     life::{self, Life, Mode},
-    machine::facets::Facets,
+    machine::diff::{VmDiff, running_machine::RunningMachine},
     spec::Vm,
     store::record_writer::RecordWriter,
     sys::{
@@ -113,7 +113,7 @@ pub async fn supervise(
         waiting_requests: vec![],
         written: vm.clone(),
         written_problem: None,
-        running: Facets::of(&vm),
+        running: RunningMachine::started_from(&vm),
         vm,
         installed: None,
         recent: VecDeque::new(),
@@ -122,7 +122,7 @@ pub async fn supervise(
         live_notes: vec![],
         written_text: text.clone(),
         text,
-        pending: vec![],
+        pending: VmDiff::default(),
         reboot_relaunches: false,
         qemu: None,
         generation: 0,
@@ -163,7 +163,7 @@ pub async fn supervise(
         tokio::select! {
             fact = inbox.recv() => if let Some(fact) = fact { one.learn(fact) },
             report = next_report(&mut one.start) => one.on_start_report(report),
-            () = sleep_until(deadline) => one.feed(life::Event::Tick),
+            () = sleep_until(deadline) => one.feed(life::Event::DeadlinePassed),
             () = sleep_until(one.effects.deadline()) => one.on_effects_overdue(),
             () = next_beat(&mut beat) => one.feed_watchdog(),
         }

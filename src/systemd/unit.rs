@@ -99,7 +99,7 @@ fn resources(vm: &Vm) -> Vec<(&'static str, String)> {
 }
 
 fn head(file: &Path) -> String {
-    let mut text = "# Made from the VM file by qvm-generator, and again at each daemon-reload: changes are lost.\n[Unit]\n".to_owned();
+    let mut text = "# Generated from the VM file by qvm-generator at each daemon-reload. Do not edit.\n[Unit]\n".to_owned();
     // By its time systemd knows that the VM file is newer than this (NeedDaemonReload=). The value goes to the end of the line
     // without quotes, so a path that cannot be written so is left out.
     let plain =
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_small_one() {
-        let expected = "# Made from the VM file by qvm-generator, and again at each daemon-reload: changes are lost.\n\
+        let expected = "# Generated from the VM file by qvm-generator at each daemon-reload. Do not edit.\n\
             [Unit]\n\
             SourcePath=/etc/qvm/vms/web.toml\n\
             Description=Virtual machine web\n\
@@ -216,7 +216,7 @@ mod tests {
         let text = "description = '100% of it: \"a\" \\'\nafter = ['db', 'nas-1']\nbridge = 'br0'\ncpuWeight = 300\n\
             shutdownTimeoutSec = 7\n[disk.a]\npath = '/srv/50% \"x\" \\y/a.qcow2'\n[disk.b]\ndevice = '/dev/vg/b'\n\
             [image]\npath = '/mnt/images/x.qcow2'\n[cloudInit]\nuserData = '../web.yaml'\n";
-        let expected = "# Made from the VM file by qvm-generator, and again at each daemon-reload: changes are lost.\n\
+        let expected = "# Generated from the VM file by qvm-generator at each daemon-reload. Do not edit.\n\
             [Unit]\n\
             SourcePath=/etc/qvm/vms/web.toml\n\
             Description=100%% of it: \"a\" \\ (virtual machine web)\n\

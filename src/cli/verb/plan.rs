@@ -36,7 +36,7 @@ pub fn run(settings: &Settings, out: &mut dyn Write) -> Result<(), Failure> {
         .map_err(|e| fail(e.into()))?;
     let (accel, _) = facts::accelerator(vm.accel, &facts.kvm).map_err(|e| fail(e.into()))?;
     let paths = settings.paths();
-    let disks: Vec<_> = vm.disks.iter().map(|d| prepare::disk_place(&paths, d)).collect();
+    let disks: Vec<_> = vm.disks.iter().map(|d| prepare::disk_file(&paths, d)).collect();
     let machine = argv::Machine {
         vm: &vm,
         identity: &identity,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Finding, Seen, names};
 use crate::{
-    machine::{facets::Facets, user_network},
+    machine::user_network,
     net::tap_spec::taps,
     spec::{Link, Vm},
     value::{IfName, VmName},
@@ -98,7 +98,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
         }
     }
     for vm in seen.written() {
-        let notes = user_network::notes(&Facets::of(vm));
+        let notes = user_network::notes(&vm.nics);
         let about = format!("VM {}", vm.name);
         findings.extend(notes.iter().map(|note| Finding::warning(&about, note)));
     }

@@ -19,7 +19,7 @@ use crate::supervisor::{
     start::prepare,
 };
 use crate::{
-    life::{self, Hold, State},
+    life::{self, PauseReason, State},
     machine::device,
     spec::Disk,
     store::layout::VmPaths,
@@ -143,7 +143,7 @@ impl Supervisor {
         self.room.in_vain = if in_vain { self.room.in_vain + 1 } else { 0 };
         // What somebody wants held stays held.
         if self.qemu.as_ref().is_some_and(|qemu| !qemu.record.held) {
-            self.feed(life::Event::NoSpace);
+            self.feed(life::Event::DiskSpaceExhausted);
         }
         if self.waits_for_room() {
             self.look_for_room();
@@ -159,7 +159,7 @@ impl Supervisor {
         let disks: Vec<String> = self.room.full.keys().map(ToString::to_string).collect();
         info!("there is room again for disk {}: the guest goes on", disks.join(", "));
         self.publish("QVM_ROOM", serde_json::json!({ "disks": disks }));
-        self.feed(life::Event::Room);
+        self.feed(life::Event::DiskSpaceFreed);
     }
 
     /// Takes down whether an operator wants the vCPUs held: room alone does not make such a guest go on, and no later supervisor does.
@@ -191,7 +191,7 @@ impl Supervisor {
     }
 
     fn waits_for_room(&self) -> bool {
-        matches!(self.life.state(), State::Paused(Hold::NoSpace) | State::Stopping(_))
+        matches!(self.life.state(), State::Paused(PauseReason::DiskFull) | State::Stopping(_))
     }
 
     fn look_for_room(&mut self) {
@@ -238,7 +238,7 @@ async fn places(full: Vec<Label>, disks: Vec<Disk>, paths: VmPaths) -> Vec<(Labe
 /// Blocks for as long as the file system does.
 fn place_of(disk: &Label, known: &[Disk], paths: &VmPaths) -> Place {
     let found = known.iter().find(|one| one.name == *disk);
-    match found.map(|disk| prepare::disk_place(paths, disk)) {
+    match found.map(|disk| prepare::disk_file(paths, disk)) {
         Some(found) => {
             let on = |file: &Path| file_system::mount_point(file);
             let mounted = if found.is_device { None } else { on(&found.path) };

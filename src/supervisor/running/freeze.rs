@@ -75,10 +75,10 @@ fn left(until: Timestamp, now: Timestamp) -> Duration {
 
 impl Supervisor {
     pub(crate) fn freeze(&mut self, thaw_after: Duration, reply: Reply) {
-        let state = self.told_state();
+        let state = self.public_state();
         let refused = if let Some(left) = self.frozen_for() {
             Some(Refusal::Frozen { left })
-        } else if self.told_ready() == Some(types::Ready::Waiting) {
+        } else if self.public_readiness() == Some(types::Ready::Waiting) {
             Some(Refusal::Failed("the guest is not ready yet".into()))
         } else {
             (state != types::State::Running).then(|| Refusal::NotNow(state.word()))

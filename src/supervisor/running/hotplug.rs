@@ -7,8 +7,8 @@ use super::taps;
 use crate::{
     machine::{
         device::{self, DISK_PORTS, NIC_PORTS, Place, TapEnds},
+        diff::LiveChange,
         fdset::{FIRST, Files, Handed},
-        live::Change,
     },
     net::{
         anti_spoof::filters,
@@ -106,18 +106,18 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// Does one change.
-    pub(crate) async fn apply(&self, change: &Change) -> Result<Outcome, Error> {
+    pub(crate) async fn apply(&self, change: &LiveChange) -> Result<Outcome, Error> {
         match change {
-            Change::Memory(size) => self.client.balloon(size.bytes(), QMP_LIMIT).await?,
-            Change::AddDisk(disk) => self.add_disk(disk).await?,
-            Change::Grow(name, size) => self.grow(name, *size).await?,
-            Change::AddNic(nic) => self.add_nic(nic).await?,
-            Change::Move(nic) => self.move_to_bridge(nic).await?,
-            Change::Isolate(nic) => self.move_to_bridge(nic).await?,
-            Change::Filter(nic) => self.filter(nic).await?,
-            Change::Link(name, state) => self.link(name, *state).await?,
-            Change::RemoveDisk(name) => return self.remove(&device::disk_id(name)).await,
-            Change::RemoveNic(name) => return self.remove(&device::nic_id(name)).await,
+            LiveChange::SetMemory(size) => self.client.balloon(size.bytes(), QMP_LIMIT).await?,
+            LiveChange::AddDisk(disk) => self.add_disk(disk).await?,
+            LiveChange::GrowDisk(name, size) => self.grow(name, *size).await?,
+            LiveChange::AddNic(nic) => self.add_nic(nic).await?,
+            LiveChange::MoveNic(nic) => self.move_to_bridge(nic).await?,
+            LiveChange::IsolateNic(nic) => self.move_to_bridge(nic).await?,
+            LiveChange::FilterNic(nic) => self.filter(nic).await?,
+            LiveChange::SetLink(name, state) => self.link(name, *state).await?,
+            LiveChange::RemoveDisk(name) => return self.remove(&device::disk_id(name)).await,
+            LiveChange::RemoveNic(name) => return self.remove(&device::nic_id(name)).await,
         }
         Ok(Outcome::Done)
     }
@@ -155,7 +155,7 @@ impl Machine {
         let added = async {
             let files = files.into_all();
             let uid = self.uid;
-            isolate::own(&files, &self.settings.paths().state, uid);
+            isolate::give_to_user(&files, &self.settings.paths().state, uid);
             for (handed, (fd, set)) in files.iter().zip(isolate::open(&files)?) {
                 self.client.add_fd(set, &handed.opaque(), fd, QMP_LIMIT).await?;
             }
@@ -192,8 +192,8 @@ impl Machine {
         if self.shut_off && matches!(nic.link, Link::User { .. }) {
             return Err(Error::ShutOff);
         }
-        let name = nic.name.clone();
-        let mac = self.blocking(move |settings, vm, cancel| mac_of(settings, vm, &name, cancel));
+        let own = nic.clone();
+        let mac = self.blocking(move |settings, vm, cancel| mac_of(settings, vm, &own, cancel));
         let (mac, vhost_net) = mac.await?;
         let position = self.vm.nics.iter().position(|other| other.name == nic.name);
         let at_start = position.map(device::nic_place);
@@ -241,8 +241,8 @@ impl Machine {
 
     async fn filter(&self, nic: &Nic) -> Result<(), Error> {
         let Some(tap) = tap(&self.vm.name, nic) else { return Ok(()) };
-        let name = nic.name.clone();
-        let mac = self.blocking(move |settings, vm, cancel| mac_of(settings, vm, &name, cancel));
+        let own = nic.clone();
+        let mac = self.blocking(move |settings, vm, cancel| mac_of(settings, vm, &own, cancel));
         let mac = mac.await?.0;
         let macs = mac.into_iter().map(|mac| (nic.name.clone(), mac)).collect();
         Ok(taps::open::filter(&self.settings.network, &tap, &macs).await?)
@@ -296,10 +296,10 @@ impl Machine {
 }
 
 /// Takes away what is left behind a device that the guest has let go of.
-pub(crate) async fn tidy(client: &qmp::Client, change: &Change) {
+pub(crate) async fn tidy(client: &qmp::Client, change: &LiveChange) {
     match change {
-        Change::RemoveDisk(disk) => close_nodes(client, disk).await,
-        Change::RemoveNic(nic) => {
+        LiveChange::RemoveDisk(disk) => close_nodes(client, disk).await,
+        LiveChange::RemoveNic(nic) => {
             let _ = client.remove_net(&device::net_id(nic), QMP_LIMIT).await;
         }
         _ => {}
@@ -318,19 +318,19 @@ async fn close_nodes(client: &qmp::Client, disk: &Label) {
     }
 }
 
-/// The address of a NIC, kept as the VM's from now on; and whether the host has vhost-net.
+/// Returns the MAC address of a NIC, which the VM's identity keeps, and whether the NIC uses
+/// vhost-net.
 fn mac_of(
     settings: &Settings,
     vm: &Vm,
-    name: &Label,
+    nic: &Nic,
     cancel: &Cancel,
 ) -> Result<(Option<MacAddr>, bool), prepare::Error> {
     let facts = facts_of(settings)?;
     let waiter = Waiter { cancel, say: &|text| tracing::info!("{text}") };
     let machine = &facts.qemu.machine;
     let identity = identity_store::ensure(&settings.means(), vm, machine, false, waiter)?;
-    let nic = vm.nics.iter().find(|nic| nic.name == *name);
-    let mac = nic.and_then(|nic| nic.mac).or_else(|| identity.macs.get(name).copied());
-    let bridged = nic.is_some_and(|nic| matches!(nic.link, Link::Bridge { .. }));
+    let mac = nic.mac.or_else(|| identity.macs.get(&nic.name).copied());
+    let bridged = matches!(nic.link, Link::Bridge { .. });
     Ok((mac, facts.vhost_net && bridged))
 }

@@ -13,10 +13,9 @@ use crate::{
     control::types::Refusal,
     machine::{
         device,
-        facets::{DISKS, Facets, MEM, NICS},
-        live::Change,
+        diff::{LiveChange, applied},
     },
-    value::{Label, chain},
+    value::chain,
 };
 use crate::{
     supervisor::{Supervisor, file_reading::AfterReading, input::Fact},
@@ -35,8 +34,6 @@ pub(crate) struct Applying {
     askers: Vec<Asker>,
     /// Who asked meanwhile: the file may have changed again.
     again: Vec<Asker>,
-    /// What was written when they began.
-    written: Facets,
 }
 
 impl Drop for Applying {
@@ -50,7 +47,7 @@ fn answer(askers: Vec<Asker>, said: &Result<(), Refusal>) {
 }
 
 /// What became of each change.
-pub(crate) type Applied = Vec<(Change, Result<Outcome, String>)>;
+pub(crate) type Applied = Vec<(LiveChange, Result<Outcome, String>)>;
 
 impl Supervisor {
     /// Begins what can be done live. Who asks is answered when all is done, or was refused.
@@ -59,8 +56,7 @@ impl Supervisor {
             applying.again.extend(asker);
             return;
         }
-        let asked: Vec<Change> =
-            self.pending.iter().filter_map(|one| Change::of(one, &self.written)).collect();
+        let asked = self.pending.live();
         let Some(qemu) = self.qemu.as_ref().filter(|_| !asked.is_empty()) else {
             self.live_notes.clear();
             asker.into_iter().for_each(|asker| drop(asker.send(Ok(()))));
@@ -102,7 +98,6 @@ impl Supervisor {
             cancel,
             askers: asker.into_iter().collect(),
             again: vec![],
-            written: self.facets_written(),
         });
         self.retell_taps();
     }
@@ -119,7 +114,7 @@ impl Supervisor {
             match result {
                 Ok(Outcome::Done) => {
                     info!("{key}: applied");
-                    self.take_down(&change, &applying.written);
+                    self.record_change(&change);
                 }
                 Ok(Outcome::Asked) => asked.push(change),
                 Err(why) => {
@@ -145,32 +140,27 @@ impl Supervisor {
         }
     }
 
-    /// What runs has changed.
-    fn take_down(&mut self, change: &Change, written: &Facets) {
-        if let Change::Memory(size) = change {
+    /// Records a change of the running machine that was executed.
+    fn record_change(&mut self, change: &LiveChange) {
+        if let LiveChange::SetMemory(size) = change {
             self.memory_target = Some(size.bytes()).filter(|_| *size != self.vm.mem);
         }
-        let done = change.done(&self.running, written);
-        for (key, value) in &done {
-            self.running.set(key.as_str(), value.clone());
-        }
+        let before = self.running.clone();
+        self.running.record(change);
         if let Some(qemu) = &mut self.qemu {
-            qemu.record.applied.extend(done);
+            qemu.record.applied.extend(applied::entries(&before, &self.running));
             drop(self.records.write(&qemu.record));
         }
     }
 
     /// Asks QEMU which devices it has. A device that the guest has released, also while no supervisor was there, is removed from QEMU
     /// and from the record. Of `asked`, those that the guest still holds are noted.
-    pub(crate) fn settle(&mut self, asked: Vec<Change>, askers: Vec<Asker>) {
+    pub(crate) fn settle(&mut self, asked: Vec<LiveChange>, askers: Vec<Asker>) {
         let Some(qemu) = &self.qemu else { return };
-        let labels = |kind| {
-            self.running.names(kind).into_iter().filter_map(|name| name.parse::<Label>().ok())
-        };
-        let known: Vec<Change> = labels(DISKS)
-            .map(Change::RemoveDisk)
-            .chain(labels(NICS).map(Change::RemoveNic))
-            .collect();
+        let disks = self.running.disks().iter().map(|disk| disk.name.clone());
+        let nics = self.running.nics().iter().map(|nic| nic.name.clone());
+        let known: Vec<LiveChange> =
+            disks.map(LiveChange::RemoveDisk).chain(nics.map(LiveChange::RemoveNic)).collect();
         let (client, facts, generation) =
             (qemu.client.clone(), self.facts.clone(), self.generation);
         let written = self.lanes.run.flush();
@@ -184,12 +174,12 @@ impl Supervisor {
                     return;
                 }
             };
-            let is_gone = |change: &Change| match change {
-                Change::RemoveDisk(name) => !there.contains(&device::disk_id(name)),
-                Change::RemoveNic(name) => !there.contains(&device::nic_id(name)),
+            let is_gone = |change: &LiveChange| match change {
+                LiveChange::RemoveDisk(name) => !there.contains(&device::disk_id(name)),
+                LiveChange::RemoveNic(name) => !there.contains(&device::nic_id(name)),
                 _ => false,
             };
-            let gone: Vec<Change> = known.into_iter().filter(is_gone).collect();
+            let gone: Vec<LiveChange> = known.into_iter().filter(is_gone).collect();
             for change in &gone {
                 hotplug::tidy(&client, change).await;
             }
@@ -200,8 +190,8 @@ impl Supervisor {
     }
 
     /// The guest has let go of some devices, and holds on to others.
-    pub(crate) fn let_go(&mut self, gone: &[Change], held: &[Change]) {
-        let note = |change: &Change| {
+    pub(crate) fn let_go(&mut self, gone: &[LiveChange], held: &[LiveChange]) {
+        let note = |change: &LiveChange| {
             let key = change.key();
             format!(
                 "`{key}`: the guest has not let go of it; it is gone when it does, or when it reboots"
@@ -209,26 +199,25 @@ impl Supervisor {
         };
         for change in gone {
             info!("{}: the guest has let go of it", change.key());
-            self.take_down(change, &Facets::default());
+            self.record_change(change);
             self.live_notes.retain(|other| *other != note(change));
         }
         self.live_notes.extend(held.iter().map(note));
         self.compare();
     }
 
-    /// What an earlier supervisor has done to the machine.
+    /// Takes over from the run record how an earlier supervisor changed the machine.
     pub(crate) fn recall_applied(&mut self) {
         let Some(qemu) = &self.qemu else { return };
-        for (key, value) in &qemu.record.applied {
-            self.running.set(key.as_str(), value.clone());
+        let (machine, unread) = applied::machine(&self.vm, &qemu.record.applied);
+        if !unread.is_empty() {
+            warn!(
+                "the run record has changes that this version cannot read: {}",
+                unread.join(", ")
+            );
         }
-        let mem = self.running.get(MEM).and_then(|text| text.parse::<crate::value::Size>().ok());
-        self.memory_target = mem.filter(|size| *size != self.vm.mem).map(|size| size.bytes());
-    }
-
-    /// Devices were plugged in or out since QEMU was started: no other QEMU could be started like it.
-    pub(crate) fn is_replugged(&self) -> bool {
-        let applied = self.qemu.as_ref().map(|qemu| &qemu.record.applied);
-        applied.is_some_and(|applied| applied.keys().any(|key| key == DISKS || key == NICS))
+        self.running = machine;
+        let mem = self.running.mem();
+        self.memory_target = Some(mem.bytes()).filter(|_| mem != self.vm.mem);
     }
 }

@@ -97,7 +97,7 @@ impl Supervisor {
         if std::mem::take(&mut self.monitor.silent) {
             let since = asked.map(|at| at.to_string());
             info!("QEMU's monitor answers again");
-            self.notifier.status(self.told_state().word());
+            self.notifier.status(self.public_state().word());
             self.publish("QVM_MONITOR_ANSWERS", serde_json::json!({ "since": since }));
         }
     }

@@ -87,9 +87,9 @@ impl Supervisor {
         match found {
             Ok(note) => {
                 self.notes.extend(note);
-                self.feed(life::Event::Ready);
+                self.feed(life::Event::GuestReady);
             }
-            Err(why) => self.feed(life::Event::NotReady(why)),
+            Err(why) => self.feed(life::Event::GuestNotReady(why)),
         }
     }
 
@@ -102,15 +102,15 @@ impl Supervisor {
     }
 
     /// Tells the service manager and whoever watches that the VM is up.
-    pub(crate) fn be_ready(&mut self) {
+    pub(crate) fn notify_ready(&mut self) {
         self.awaiting = None;
         self.remember_ready();
-        let word = self.told_state().word();
+        let word = self.public_state().word();
         match self.life.readiness() {
             Readiness::Missed(why) => self.notifier.ready(&format!("{word}, not ready: {why}")),
             _ => self.notifier.ready(word),
         }
-        let ready = self.told_ready();
+        let ready = self.public_readiness();
         if self.vm.ready != Ready::Running {
             info!("the VM is up, and ready: {}", ready.map_or("no", types::Ready::word));
         }
@@ -132,7 +132,7 @@ impl Supervisor {
     }
 
     /// Whether the guest is ready, where there is one.
-    pub(crate) fn told_ready(&self) -> Option<types::Ready> {
+    pub(crate) fn public_readiness(&self) -> Option<types::Ready> {
         if !self.life.state().is_up() {
             return None;
         }

@@ -6,10 +6,8 @@ use tokio::sync::oneshot;
 use crate::supervisor::Supervisor;
 use crate::{
     control::types::{DiskStatistics, Refusal, Statistics, TapOf},
-    machine::{
-        device,
-        facets::{DISKS, NICS, nic_key},
-    },
+    machine::device,
+    spec::{Link, Nic},
     value::Label,
 };
 
@@ -19,13 +17,14 @@ impl Supervisor {
             let _ = reply.send(Err(Refusal::NotNow("starting")));
             return;
         };
-        let tap = |nic: &str| {
-            let tap = self.running.get(&nic_key(nic, "tap"))?.to_owned();
-            Some(TapOf { nic: nic.to_owned(), tap })
+        let tap = |nic: &Nic| match &nic.link {
+            Link::Bridge { tap, .. } => {
+                Some(TapOf { nic: nic.name.to_string(), tap: tap.to_string() })
+            }
+            Link::User { .. } => None,
         };
-        let taps = self.running.names(NICS).into_iter().filter_map(tap).collect();
-        let disks: Vec<Label> =
-            self.running.names(DISKS).into_iter().filter_map(|name| name.parse().ok()).collect();
+        let taps = self.running.nics().iter().filter_map(tap).collect();
+        let disks: Vec<Label> = self.running.disks().iter().map(|disk| disk.name.clone()).collect();
         let client = qemu.client.clone();
         self.tasks.spawn(async move {
             let asked = tokio::try_join!(client.blocks(QMP_LIMIT), client.vcpu_threads(QMP_LIMIT));

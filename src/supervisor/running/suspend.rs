@@ -33,7 +33,7 @@ impl Supervisor {
     pub(crate) fn told_to_stop(&mut self) {
         let saves = self.vm.host_shutdown == spec::HostShutdown::Suspend;
         if !(saves && self.under_systemd && self.life.mode() == life::Mode::Run) {
-            return self.feed(life::Event::Signalled);
+            return self.feed(life::Event::StopSignaled);
         }
         let (facts, scope) = (self.facts.clone(), self.settings.scope);
         self.tasks.spawn(async move {
@@ -45,7 +45,7 @@ impl Supervisor {
     /// Begins to save.
     pub(crate) fn save(&mut self) {
         // A state can only be taken up by a machine like the one that it is of.
-        let replugged = self.is_replugged();
+        let replugged = self.running.is_replugged();
         let held =
             matches!(self.life.state(), life::State::Suspending(life::Saving { held: true, .. }));
         let thawed = self.thaw_first();
@@ -114,7 +114,7 @@ impl Supervisor {
         match result {
             Ok(()) => {
                 self.saving = None;
-                self.feed(life::Event::Saved);
+                self.feed(life::Event::StateSaved);
             }
             Err(refusal) => {
                 self.saving = None;
@@ -122,7 +122,7 @@ impl Supervisor {
                 warn!("cannot save the guest's state: {why}");
                 self.effects.not_saved = Some(refusal);
                 self.publish("QVM_NOT_SUSPENDED", serde_json::json!({ "why": why }));
-                self.feed(life::Event::NotSaved(why));
+                self.feed(life::Event::SaveFailed(why));
             }
         }
     }

@@ -17,7 +17,6 @@ use tracing::{debug, warn};
 use super::vnc_listener::{self, Door, Listener};
 use crate::{
     control::authorizer::{self, Authorizer},
-    machine::facets,
     spec::Vm,
     store::layout::VmPaths,
     sys::peer,
@@ -229,7 +228,7 @@ impl Supervisor {
             qemu.unserved = Some(note);
         }
         // So the next `qvm apply` tries again.
-        self.running.set(facets::SCREEN[0], Some("not served".to_owned()));
+        self.running.is_screen_failed = true;
     }
 
     /// Where the screen is served, by us or by QEMU.
@@ -256,13 +255,13 @@ impl Supervisor {
             return;
         }
         runs.clone_from(written);
-        self.take_facets(new, &facets::SCREEN);
+        self.running.is_screen_failed = false;
     }
 
     /// A QEMU that an earlier qvm has listen by itself does so where it was told when it was started.
     pub(crate) fn keep_screen(&mut self, booted: Option<&(Vm, String)>) {
         if let (true, Some((booted, _))) = (self.qemu.as_ref().is_some_and(|q| q.listens), booted) {
-            self.take_facets(booted, &facets::SCREEN);
+            self.running.is_screen_failed = false;
             self.vm.display.clone_from(&booted.display);
         }
     }

@@ -1,4 +1,4 @@
-//! Lets a VM start: when there is memory for it, and when it is its turn.
+//! Admission: a start waits for memory on the host, and for its turn.
 
 use std::{
     path::{Path, PathBuf},
@@ -29,36 +29,39 @@ use crate::{
     value::chain,
 };
 
-/// Between two tries for a lock that somebody holds for a moment.
+/// The interval between two attempts to acquire the admission lock.
 const MOMENT: Duration = Duration::from_millis(5);
-/// How long such a moment may be until it is told, and until the lock is done without: whoever holds it then is stopped or hangs, and
-/// must not keep every VM of the host down. At worst two that look at the same time both find the last of the memory.
+/// After the first time the wait for the lock is reported, after the second the start continues
+/// without the lock: a stopped or hung lock holder must not block every other start. At worst two
+/// starts at the same time both count the last free memory.
 const LONG_MOMENT: Duration = Duration::from_secs(1);
 const TOO_LONG: Duration = Duration::from_secs(30);
-/// How often whoever waits looks again though nobody woke it: one that was killed with its QEMU gives no memory back.
+/// How often a waiting start checks the memory without being woken: a supervisor that was killed
+/// with its QEMU process does not remove its reservation.
 const LOOK: Duration = Duration::from_secs(30);
-/// How often whoever is in the queue tries; how often whoever has its turn looks whether others have started, and at the pressure,
-/// which the kernel works out every 2 s.
+/// How often a start in the queue attempts to get its turn; how often a start with its turn checks
+/// whether others have started, and checks the pressure, which the kernel computes every 2 s.
 const QUEUE: Duration = Duration::from_millis(100);
 const STARTS: Duration = Duration::from_millis(20);
 const PRESSURE: Duration = Duration::from_secs(1);
-/// The longest that one VM waits for the pressure to fall when it has its turn.
+/// How long a start with its turn waits for lower pressure.
 const TURN: Duration = Duration::from_secs(5);
-/// How long after a start under pressure the next one has to wait: so long what the first does to the host is not to be seen.
+/// How long the turn lasts after a start under pressure: the pressure that this start causes is
+/// visible only then.
 pub(crate) const SETTLE: Duration = Duration::from_secs(2);
-/// How long anybody waits for its turn.
+/// How long a start waits for its turn.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// Why a VM is not let start.
+/// Why a start is not admitted.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    /// There is too little memory.
+    /// The host has not enough memory left.
     #[error("the host has not enough memory left: {sums}")]
     InsufficientMemory { sums: Sums, settings: PathBuf },
-    /// What it may take cannot be written down.
+    /// The reservation cannot be written.
     #[error(transparent)]
     File(#[from] file::Error),
-    /// Nobody can be kept from looking at the same time.
+    /// The admission lock cannot be acquired.
     #[error(transparent)]
     Lock(#[from] lock::Error),
 }
@@ -91,13 +94,13 @@ impl Error {
     }
 }
 
-/// What a look at the host came to.
-enum Look {
-    /// The VM may start, and that is written down.
+/// The result of a check of the host.
+enum HostCheck {
+    /// The start is admitted, and its memory is reserved.
     Go,
-    /// There is too little memory.
+    /// The host has not enough memory left.
     InsufficientMemory(Sums),
-    /// There is memory, which is the VM's now, but others start.
+    /// The memory is reserved, but other VMs are being started.
     Busy(Busy),
 }
 
@@ -126,16 +129,16 @@ impl Admission {
         Self { settings, mem, messages }
     }
 
-    /// Waits as long as has to be.
+    /// Waits until the start is admitted. The turn, where the host is under pressure.
     pub(super) async fn admitted(&self) -> Result<Option<Lock>, Error> {
         let layout = &self.settings.layout;
-        // What a supervisor that crashed has left.
+        // Left by a supervisor that crashed.
         reservation::remove(&self.settings.paths());
         file::make_dir(&layout.reservations())?;
-        let busy = match self.look(None).await? {
-            Look::Go => return Ok(None),
-            Look::Busy(busy) => busy,
-            Look::InsufficientMemory(sums) => match self.wait_for_memory(sums).await? {
+        let busy = match self.check_host(None).await? {
+            HostCheck::Go => return Ok(None),
+            HostCheck::Busy(busy) => busy,
+            HostCheck::InsufficientMemory(sums) => match self.wait_for_memory(sums).await? {
                 None => return Ok(None),
                 Some(busy) => busy,
             },
@@ -143,27 +146,28 @@ impl Admission {
         self.wait_for_turn(busy).await
     }
 
-    /// Until there is room, or the host's settings are others. What there is to wait for then.
+    /// Waits until the memory is free, or the host settings refuse to wait. Returns what else to
+    /// wait for.
     async fn wait_for_memory(&self, mut sums: Sums) -> Result<Option<Busy>, Error> {
         let layout = &self.settings.layout;
         let mut woken = file_watch::directory(&layout.reservations());
         if let Ok((watching, _)) = &mut woken {
-            // Its directory need not be there.
+            // The directory may not exist.
             let _ = watching.also(&layout.host_settings());
         }
         let outcome = loop {
             if self.host_settings().admission == spec::Admission::Refuse {
                 break Err(Error::InsufficientMemory { sums, settings: layout.host_settings() });
             }
-            self.say(format!("waits for memory: {sums}")).await;
+            self.report(format!("waits for memory: {sums}")).await;
             match &mut woken {
                 Ok((_, changes)) => drop(tokio::time::timeout(LOOK, changes.next()).await),
                 Err(_) => tokio::time::sleep(LOOK).await,
             }
-            match self.look(None).await {
-                Ok(Look::Go) => break Ok(None),
-                Ok(Look::Busy(busy)) => break Ok(Some(busy)),
-                Ok(Look::InsufficientMemory(now)) => sums = now,
+            match self.check_host(None).await {
+                Ok(HostCheck::Go) => break Ok(None),
+                Ok(HostCheck::Busy(busy)) => break Ok(Some(busy)),
+                Ok(HostCheck::InsufficientMemory(now)) => sums = now,
                 Err(error) => break Err(error),
             }
         };
@@ -173,12 +177,12 @@ impl Admission {
         outcome
     }
 
-    /// One after the other, each when the pressure has fallen or it has waited long enough.
+    /// Waits for the turn, and then for lower pressure within a bound.
     async fn wait_for_turn(&self, busy: Busy) -> Result<Option<Lock>, Error> {
         let begun = Instant::now();
         let path = self.settings.layout.turn_lock();
         let mut told = None;
-        self.say_busy(&busy, &mut told).await;
+        self.report_busy(&busy, &mut told).await;
         let turn = loop {
             match Lock::acquire(&path) {
                 Ok(turn) => break turn,
@@ -189,13 +193,13 @@ impl Admission {
                     return Ok(None);
                 }
             }
-            self.say_busy(&Busy::Queue, &mut told).await;
+            self.report_busy(&Busy::Queue, &mut told).await;
             tokio::time::sleep(QUEUE).await;
         };
         let (begun, mut pressed) = (Instant::now(), false);
         loop {
-            let Look::Busy(busy) = self.look(Some(begun)).await? else { break };
-            self.say_busy(&busy, &mut told).await;
+            let HostCheck::Busy(busy) = self.check_host(Some(begun)).await? else { break };
+            self.report_busy(&busy, &mut told).await;
             let is_pressure = matches!(busy, Busy::Pressed(..));
             pressed |= is_pressure;
             tokio::time::sleep(if is_pressure { PRESSURE } else { STARTS }).await;
@@ -203,8 +207,9 @@ impl Admission {
         Ok(pressed.then_some(turn))
     }
 
-    /// Looks at the host while nobody else does; with room, that is the VM's when this returns. `turn` is since when it has its turn.
-    async fn look(&self, turn: Option<Instant>) -> Result<Look, Error> {
+    /// Checks the host under the admission lock, and reserves the memory if it is free. `turn` is
+    /// the beginning of the VM's turn.
+    async fn check_host(&self, turn: Option<Instant>) -> Result<HostCheck, Error> {
         let Settings { layout, name, .. } = &self.settings;
         let _alone = self.alone().await?;
         let others = reservation::others(layout, name);
@@ -213,21 +218,21 @@ impl Admission {
             && let Some(sums) = self.sums(&settings, &others)
             && !sums.fits()
         {
-            return Ok(Look::InsufficientMemory(sums));
+            return Ok(HostCheck::InsufficientMemory(sums));
         }
         let over = turn.is_some_and(|since| since.elapsed() >= TURN);
         let busy = if over { None } else { start_turns::busy(&self.seen(&others, turn.is_some())) };
-        // Nobody overtakes those who are in the queue.
+        // A new start does not overtake those in the queue.
         let queue = || match turn {
             None if Lock::holder(&layout.turn_lock()).is_some() => Some(Busy::Queue),
             _ => None,
         };
         let busy = busy.or_else(queue);
         Reservation::new(self.mem, busy.is_none())?.write(&self.settings.paths())?;
-        Ok(busy.map_or(Look::Go, Look::Busy))
+        Ok(busy.map_or(HostCheck::Go, HostCheck::Busy))
     }
 
-    /// The lock that is held for a look; none where it cannot be had in time.
+    /// Acquires the admission lock; `None` if it is held for too long.
     async fn alone(&self) -> Result<Option<Lock>, Error> {
         Ok(alone(&self.settings.layout.admission_lock(), &self.messages).await?)
     }
@@ -240,22 +245,22 @@ impl Admission {
             && let Some(sums) = self.sums(&settings, &reservation::others(layout, name))
             && !sums.fits()
         {
-            warn!("the guest is started again though the host has not enough memory left: {sums}");
+            warn!("launching the guest again although the host has not enough memory left: {sums}");
         }
         write(&self.settings, self.mem);
     }
 
-    /// None where the host does not tell what it has.
+    /// `None` if the host's memory is unknown.
     fn sums(&self, settings: &HostSettings, others: &Others) -> Option<Sums> {
         let memory = memory(&self.settings.root, settings)?;
         Some(Sums::of(memory, &others.mem, self.mem))
     }
 
-    /// A file that has become invalid since the supervisor was started is as good as none.
+    /// Host settings that have become invalid since the supervisor was started are ignored.
     fn host_settings(&self) -> HostSettings {
         let file = self.settings.layout.host_settings();
         HostSettings::load(&file).unwrap_or_else(|invalid| {
-            warn!("the host's settings do not count:\n{invalid}");
+            warn!("ignoring invalid host settings:\n{invalid}");
             HostSettings::absent(&file)
         })
     }
@@ -273,20 +278,21 @@ impl Admission {
         }
     }
 
-    /// What has been said is said again only after a while, so that the service manager knows.
-    async fn say_busy(&self, busy: &Busy, told: &mut Option<(Busy, Instant)>) {
+    /// Reports a reason once, and again at intervals, so that the service manager extends its
+    /// timeout.
+    async fn report_busy(&self, busy: &Busy, told: &mut Option<(Busy, Instant)>) {
         if !told.as_ref().is_some_and(|(said, at)| said == busy && at.elapsed() < LOOK) {
-            self.say(format!("waits for its turn: {busy}")).await;
+            self.report(format!("waits for its turn: {busy}")).await;
             *told = Some((*busy, Instant::now()));
         }
     }
 
-    async fn say(&self, why: String) {
-        say(&self.messages, why).await;
+    async fn report(&self, why: String) {
+        report(&self.messages, why).await;
     }
 }
 
-async fn say(messages: &mpsc::Sender<Message>, why: String) {
+async fn report(messages: &mpsc::Sender<Message>, why: String) {
     let _ = messages.send(Message::Waiting(why)).await;
 }
 
@@ -296,7 +302,7 @@ async fn alone(path: &Path, messages: &mpsc::Sender<Message>) -> Result<Option<L
         match Lock::acquire(path) {
             Err(lock::Error::Taken { pid }) => {
                 let waited = begun.elapsed();
-                // The last that took it, if another holds it that only reads it.
+                // The last writer, if the holder only reads the file.
                 let who =
                     || pid.map_or_else(|| "another process".into(), |pid| format!("process {pid}"));
                 if waited > TOO_LONG {
@@ -309,7 +315,7 @@ async fn alone(path: &Path, messages: &mpsc::Sender<Message>) -> Result<Option<L
                     return Ok(None);
                 }
                 if waited > LONG_MOMENT && !told {
-                    say(messages, format!("waits for {}, which looks for memory", who())).await;
+                    report(messages, format!("waits for {}, which looks for memory", who())).await;
                     told = true;
                 }
                 tokio::time::sleep(MOMENT).await;
@@ -319,7 +325,7 @@ async fn alone(path: &Path, messages: &mpsc::Sender<Message>) -> Result<Option<L
     }
 }
 
-/// What the host below `root` has; none where it does not tell.
+/// The memory of the host below `root`; `None` if it is unknown.
 pub(crate) fn memory(root: &Path, settings: &HostSettings) -> Option<Memory> {
     let proc = root.join("proc");
     let total = meminfo::total(&proc)?;
@@ -331,7 +337,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_look_waits_for_another_and_for_one_that_never_ends_not_for_ever() {
+    async fn hung_lock_holder_blocks_no_start() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         let (messages, mut said) = mpsc::channel(9);

@@ -1,10 +1,10 @@
-//! Taking over a QEMU that an earlier supervisor left running.
+//! Adoption: connecting to a QEMU process that an earlier supervisor started.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::net::UnixStream;
 
-use super::launch::{Error, Qemu, restored};
+use super::launch::{Error, Qemu, finish_restore};
 use crate::{
     disk,
     life::Guest,
@@ -16,30 +16,30 @@ use crate::{
     value::chain,
 };
 
-/// How long an adopted QEMU may take until it answers.
+/// How long an adopted QEMU may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
-/// How long one that hangs up may take to be gone.
+/// How long a QEMU process that closed the connection may take to exit.
 const GOES_WITHIN: Duration = Duration::from_secs(2);
 
-/// Removes what an earlier supervisor was writing when it died: a half-saved state has the size of the guest's memory, and QEMU may run
-/// for months. That it stays does no harm.
-fn remove_left_overs(paths: &VmPaths) {
+/// Removes temporary files of the earlier supervisor: a partial saved state has the size of the
+/// guest's memory, and QEMU may run for months. A failure is logged.
+fn remove_leftovers(paths: &VmPaths) {
     if let Err(error) = disk::remove_left_overs(paths) {
-        tracing::warn!("a temporary file is left: {}", chain(&error));
+        tracing::warn!("cannot remove temporary files: {}", chain(&error));
     }
 }
 
-/// Connects to it. It is never killed here, whatever it does: it may hold a guest that only hangs for a while.
+/// Connects to the process. It is never killed here: its guest may only hang for a while.
 ///
 /// # Errors
-/// It lives but does not answer.
+/// The process is running but does not answer.
 pub async fn adopt(process: Arc<Process>, record: Record, paths: &VmPaths) -> Result<Qemu, Error> {
     let pid = record.pid;
-    remove_left_overs(paths);
-    match take_over(process.clone(), record, paths).await {
+    remove_leftovers(paths);
+    match connect(process.clone(), record, paths).await {
         Err(Error::Monitor(source)) => {
-            // A QEMU process that closes the connection may be exiting, as its guest has shut down.
+            // The guest may have shut down, so that QEMU is exiting.
             let _ = tokio::time::timeout(GOES_WITHIN, process.wait()).await;
             Err(Error::Silent { pid, source })
         }
@@ -47,28 +47,28 @@ pub async fn adopt(process: Arc<Process>, record: Record, paths: &VmPaths) -> Re
     }
 }
 
-async fn take_over(
+async fn connect(
     process: Arc<Process>,
     mut record: Record,
     paths: &VmPaths,
 ) -> Result<Qemu, Error> {
     let session = qmp::connect(&paths.qmp_socket(), ANSWER_LIMIT).await?;
     for socket in [paths.qmp_socket(), paths.agent_socket(), paths.serial_socket()] {
-        // An earlier qvm left them open to the group, past the question who may do what.
+        // An earlier qvm made them accessible to the group, without authorization.
         let _ = file::set_mode(&socket, 0o600);
     }
     let listens = session.client.listens_for_viewers(ANSWER_LIMIT).await?;
     let serial = UnixStream::connect(paths.serial_socket()).await.map_err(Error::Serial)?;
     if let Some(held) = record.restoring {
-        restored(&session.client, paths, held).await?;
+        finish_restore(&session.client, paths, held).await?;
     } else {
-        // As long as this QEMU lives, a state that was saved of it is of an earlier time than its disks.
+        // The disks have changed since that state was saved.
         if let Err(error) = saved_state::remove(&paths.saved()) {
-            tracing::warn!("a saved state is left that must not be used: {}", chain(&error));
+            tracing::warn!("cannot remove an outdated saved state: {}", chain(&error));
         }
     }
     if let Some(held) = record.saving {
-        // Its bytes went to the supervisor that is gone.
+        // The stream went to the supervisor that has died.
         let _ = session.client.cancel_migration(ANSWER_LIMIT).await;
         if !held {
             session.client.cont(ANSWER_LIMIT).await?;
@@ -80,7 +80,7 @@ async fn take_over(
     let found = match session.client.query_status(ANSWER_LIMIT).await?.as_str() {
         "shutdown" => Guest::ShutDown,
         "guest-panicked" => Guest::Panicked,
-        // An earlier supervisor died between its last two steps.
+        // The earlier supervisor died before `cont`.
         "prelaunch" => {
             session.client.cont(ANSWER_LIMIT).await?;
             Guest::Running

@@ -1,11 +1,11 @@
-//! Whether QEMU will get the ports of the host that it is to listen on.
+//! Checks the host's ports that QEMU forwards.
 
 use crate::{
     net::port,
     spec::{Link, Nic, Vm},
 };
 
-/// Why a NIC is not given the ports.
+/// Why the ports of a NIC cannot be forwarded.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A port of the host.
@@ -16,18 +16,18 @@ pub enum Error {
         /// Why.
         source: port::Error,
     },
-    /// QEMU's own network would be silent.
+    /// User-mode networking cannot open sockets.
     #[error(transparent)]
     NoSockets(#[from] port::NoSockets),
 }
 
 impl Error {
-    /// The host is at fault, and not the VM.
+    /// Whether the host is at fault.
     pub fn is_the_hosts(&self) -> bool {
         matches!(self, Self::Port { .. })
     }
 
-    /// What to do about it.
+    /// The hint.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Port { source, .. } => source.hint(),

@@ -1,4 +1,4 @@
-//! QEMU's cell, and what is handed into it: the VM's files as descriptors, opened with the supervisor's rights.
+//! QEMU's sandbox, and the descriptors that it gets: the supervisor opens the VM's files.
 
 use std::{
     fs::OpenOptions,
@@ -39,7 +39,7 @@ const SCRIPT: &[u8] = b"#!";
 const NOT_ROOT: &str = "only root can make QEMU another user";
 const NO_SANDBOX: &str = "this QEMU was built without it";
 
-/// Why QEMU is not given what it needs.
+/// Why QEMU cannot be started in its sandbox.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file.
@@ -50,10 +50,10 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-    /// It does not run in its cell.
+    /// QEMU does not run in its sandbox.
     #[error("`{}` does not run when it is kept apart", .0.display())]
     Broken(PathBuf),
-    /// The pipe through which QEMU's process says how it went.
+    /// The pipe of the report about the sandbox.
     #[error("cannot make a pipe to QEMU's process")]
     Pipe(#[source] io::Error),
     /// Its process cannot be started.
@@ -70,7 +70,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The host is at fault, and not the VM.
+    /// Whether the host is at fault.
     pub fn is_the_hosts(&self) -> bool {
         match self {
             Self::Strict { .. } | Self::Pipe(_) => true,
@@ -79,7 +79,7 @@ impl Error {
         }
     }
 
-    /// The way out.
+    /// The hint.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Open { .. } => None,
@@ -95,7 +95,7 @@ impl Error {
     }
 }
 
-/// How a QEMU is to be kept apart: its cell, and what is known to be missing before it is started.
+/// The sandbox of a QEMU process, and the layers that are known to be missing.
 pub(crate) struct Plan {
     mode: Mode,
     cell: Option<Cell>,
@@ -104,10 +104,11 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// The plan for a VM; in an empty network it is `shut_off` from the start, where its supervisor is.
+    /// The plan for a VM; in an empty network it is `shut_off` from the start, where its supervisor
+    /// is.
     ///
     /// # Errors
-    /// All layers are wanted, and one is known to be missing.
+    /// `isolation = "strict"`, and a layer is known to be missing.
     pub(crate) fn of(
         settings: &Settings,
         prepared: &Prepared,
@@ -146,7 +147,7 @@ impl Plan {
         Ok(plan)
     }
 
-    /// QEMU is to filter its system calls.
+    /// Whether QEMU gets `-sandbox`.
     pub(crate) fn sandbox(&self) -> bool {
         self.cell.is_some() && !self.missing.iter().any(|one| one.layer == Layer::Seccomp)
     }
@@ -161,15 +162,16 @@ impl Plan {
         Err(Error::Strict { at: self.at.clone(), lacks: told.join("; ") })
     }
 
-    /// The user that QEMU is to be.
+    /// The UID of QEMU; `None` for that of the supervisor.
     pub(crate) fn uid(&self) -> Option<u32> {
         self.cell.as_ref()?.uid
     }
 
-    /// Starts QEMU in its cell; its pid, and what came of it. `known` is told the pid before QEMU is executed.
+    /// Starts QEMU in its cell; its pid, and what came of it. `known` is told the pid before QEMU
+    /// is executed.
     ///
     /// # Errors
-    /// It does not start; or all layers are wanted, and one is missing.
+    /// QEMU cannot be executed; or `isolation = "strict"`, and a layer is missing.
     pub(crate) fn spawn<E: From<Error> + From<spawn::Error>>(
         self,
         program: &Path,
@@ -185,7 +187,8 @@ impl Plan {
         let (inside, report) = cell.prepare().map_err(Error::Pipe)?;
         // Whatever it is, our copy of the pipe is closed when this returns.
         let enter = move || inside.enter();
-        // SAFETY: `Prepared::enter` makes bare system calls alone, on what was allocated before the fork.
+        // SAFETY: `Prepared::enter` makes bare system calls alone, on what was allocated before the
+        // fork.
         let spawned = unsafe { spawn::spawn_known(program, arguments, fds, enter, known) };
         let found = report.read();
         if spawned.is_err() {
@@ -198,13 +201,14 @@ impl Plan {
     }
 }
 
-/// The narrowest cell for a QEMU.
+/// The narrowest sandbox for QEMU.
 fn cell(binary: &Path, firmware: Option<&Path>, uid: Option<u32>, device: Option<PathBuf>) -> Cell {
     let binary = binary.canonicalize().unwrap_or_else(|_| binary.to_owned());
     let mut open_to = file_access::open_to(&binary, firmware);
     let begin = file::read_at(&binary, 0, SCRIPT.len()).unwrap_or_default();
     if begin == SCRIPT {
-        // A script around QEMU, and whatever it starts: programs of the host's, and what is beside it.
+        // A script around QEMU, and whatever it starts: programs of the host's, and what is beside
+        // it.
         let beside = binary.parent().map(Path::to_owned);
         let bins = ["/bin", "/usr/bin"].map(PathBuf::from);
         open_to.extend(bins.into_iter().chain(beside).map(|path| (path, Right::Execute)));
@@ -224,8 +228,8 @@ fn cell(binary: &Path, firmware: Option<&Path>, uid: Option<u32>, device: Option
 /// What a QEMU comes to that does no more than print its version, as a user of this range.
 ///
 /// # Errors
-/// It does not even do that.
-pub fn tried(qemu: &Qemu, root: &Path, range: UidRange) -> Result<Isolation, Error> {
+/// QEMU cannot be executed, or fails.
+pub fn probe(qemu: &Qemu, root: &Path, range: UidRange) -> Result<Isolation, Error> {
     let mut missing = vec![];
     let uid = rustix::process::geteuid().is_root().then(|| range.first());
     if uid.is_none() {
@@ -239,7 +243,8 @@ pub fn tried(qemu: &Qemu, root: &Path, range: UidRange) -> Result<Isolation, Err
     }
     let cell = cell(&qemu.binary, None, uid, Some(root.join(KVM)));
     let (inside, report) = cell.prepare().map_err(Error::Pipe)?;
-    // SAFETY: `Prepared::enter` makes bare system calls alone, on what was allocated before the fork.
+    // SAFETY: `Prepared::enter` makes bare system calls alone, on what was allocated before the
+    // fork.
     let pid = unsafe { spawn::spawn(&qemu.binary, &arguments, vec![], move || inside.enter()) }?;
     missing.extend(report.read());
     if !spawn::wait(pid) {
@@ -248,10 +253,11 @@ pub fn tried(qemu: &Qemu, root: &Path, range: UidRange) -> Result<Isolation, Err
     Ok(Isolation::without(Mode::On, uid, missing))
 }
 
-/// Opens the files that QEMU gets, at a start and when a disk is plugged in, each with the flags that QEMU compares.
+/// Opens the files that QEMU gets, at a start and when a disk is plugged in, each with the flags
+/// that QEMU compares.
 ///
 /// # Errors
-/// One cannot be opened.
+/// A file cannot be opened.
 pub(crate) fn open(files: &[Handed]) -> Result<Vec<(OwnedFd, i32)>, Error> {
     let open = |handed: &Handed| {
         let Access { write, direct } = handed.access;
@@ -267,8 +273,9 @@ pub(crate) fn open(files: &[Handed]) -> Result<Vec<(OwnedFd, i32)>, Error> {
     files.iter().map(open).collect()
 }
 
-/// Makes what QEMU writes to among the VM's own files its user's. Best effort: it has them as descriptors anyway.
-pub(crate) fn own(files: &[Handed], state: &Path, uid: Option<u32>) {
+/// Makes what QEMU writes to among the VM's own files its user's. Best effort: it has them as
+/// descriptors anyway.
+pub(crate) fn give_to_user(files: &[Handed], state: &Path, uid: Option<u32>) {
     let Some(uid) = uid else { return };
     for handed in files.iter().filter(|one| one.access.write && one.path.starts_with(state)) {
         let is_its = file::metadata(&handed.path)

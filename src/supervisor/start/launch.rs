@@ -1,4 +1,4 @@
-//! From a prepared VM to a guest that runs: taps, sockets, QEMU, QMP, `cont`.
+//! Launch: from a prepared VM to a running guest by taps, sockets, QEMU, QMP and `cont`.
 
 use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc, time::Duration};
 
@@ -31,44 +31,44 @@ use crate::{
     },
 };
 
-/// How long QEMU may take until it answers on its monitor.
+/// How long QEMU may take to answer on its monitor.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
-/// How long QEMU may take to take up a saved state, at a tenth of a slow disk's speed for much memory; and how often it is asked.
+/// How long QEMU may take to restore a saved state, even on a slow disk; and the polling interval.
 const RESTORE_LIMIT: Duration = Duration::from_secs(1800);
 const RESTORE_POLL: Duration = Duration::from_millis(20);
 
-/// A QEMU that answers.
+/// A QEMU process that answers on its monitor.
 #[derive(Debug)]
 pub struct Qemu {
     /// Its process.
     pub process: Arc<Process>,
-    /// What is written down about it.
+    /// Its run record.
     pub record: Record,
     /// Its monitor.
     pub client: qmp::Client,
     /// The guest agent's channel.
     pub agent: qmp::agent::Agent,
-    /// What it tells; taken by the loop.
+    /// QMP events; taken by the loop.
     pub events: Option<qmp::Events>,
     /// The serial console; taken by the loop.
     pub serial: Option<UnixStream>,
-    /// Where viewers of the screen come to; taken by the loop.
+    /// The listener for VNC clients; taken by the loop.
     pub(crate) door: Option<vnc_listener::Door>,
-    /// Who stands there.
+    /// The VNC clients.
     pub(crate) serving: Option<viewer::Serving>,
-    /// Why the screen is not served as the VM file says.
+    /// Why the VNC server does not run as the VM file demands.
     pub(crate) unserved: Option<String>,
-    /// Why frames do not pass the bridges of its taps, as far as is known by now.
+    /// Notes about the bridges of its taps.
     pub(crate) tap_notes: Vec<String>,
-    /// QEMU listens for viewers by itself: an earlier qvm started it so.
+    /// QEMU itself listens for VNC clients: an earlier qvm started it.
     pub listens: bool,
-    /// How the guest was found.
+    /// What the guest did when QEMU first answered.
     pub found: Guest,
     /// An earlier supervisor started it.
     pub adopted: bool,
 }
 
-/// Why QEMU did not come to run.
+/// Why a launch or an adoption failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A tap, its bridge or its filter.
@@ -89,22 +89,22 @@ pub enum Error {
     /// The command line.
     #[error(transparent)]
     Path(#[from] BadPath),
-    /// What QEMU is given, or kept from.
+    /// The sandbox, or the files for it.
     #[error(transparent)]
     Isolate(#[from] isolate::Error),
     /// The process.
     #[error(transparent)]
     Spawn(#[from] spawn::Error),
     /// The process cannot be watched.
-    #[error("cannot watch QEMU's process")]
+    #[error("cannot watch the QEMU process")]
     Watch(#[source] std::io::Error),
-    /// QEMU exited before it answered.
+    /// QEMU exited before its monitor answered.
     #[error("QEMU exited before its monitor answered; what it said is in the lines above")]
     Exited,
     /// The monitor.
     #[error("QEMU's monitor does not answer as it should")]
     Monitor(#[from] qmp::Error),
-    /// An adopted QEMU does not answer.
+    /// The process to adopt does not answer.
     #[error("QEMU (pid {pid}) of an earlier supervisor lives, but its monitor does not answer")]
     Silent {
         /// Its process.
@@ -121,13 +121,13 @@ pub enum Error {
     /// The saved state.
     #[error(transparent)]
     Saved(#[from] saved_state::Error),
-    /// QEMU does not get on with it.
-    #[error("the saved state is not taken up within {} s", .0.as_secs())]
+    /// QEMU does not finish the restore.
+    #[error("QEMU did not restore the saved state within {} s", .0.as_secs())]
     Slow(Duration),
 }
 
 impl Error {
-    /// The host is at fault, and not the VM. An adopted QEMU that is silent is waited for: its storage may hang.
+    /// Whether the host is at fault. A silent QEMU process to adopt is one: its storage may hang.
     pub fn is_the_hosts(&self) -> bool {
         match self {
             Self::Tap(error) => error.is_the_hosts(),
@@ -144,7 +144,7 @@ impl Error {
         }
     }
 
-    /// The way out.
+    /// The hint.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Tap(error) => error.hint(),
@@ -167,7 +167,7 @@ impl Error {
     }
 }
 
-/// Kills a QEMU whose launch is given up half-way.
+/// Kills the QEMU process of a launch that fails or is dropped.
 struct Guard(Option<Arc<Process>>);
 
 impl Drop for Guard {
@@ -178,10 +178,10 @@ impl Drop for Guard {
     }
 }
 
-/// Starts QEMU and lets the guest run. Dropping the future leaves nothing behind.
+/// Starts QEMU and lets the guest run. Dropping the future kills QEMU.
 ///
 /// # Errors
-/// Any step; nothing of QEMU is left then.
+/// A step failed; the QEMU process is killed.
 pub async fn launch(
     settings: &Settings,
     prepared: Prepared,
@@ -212,7 +212,7 @@ pub async fn launch(
         forwards::check_forwards(shut_off, vm, nic)?;
     }
     let door = vnc_listener::open(vm, &paths)?;
-    // QEMU alone has them from here on: our copies are closed when it is executed.
+    // The supervisor's copies are closed when QEMU is executed.
     let mut fds: Vec<(OwnedFd, i32)> = prepared
         .liveness
         .into_fds([fd::RUNTIME_LOCK, fd::STATE_LOCK])
@@ -240,7 +240,7 @@ pub async fn launch(
         fds.push((state.into(), fd::STATE));
         head = Some(saved);
     }
-    isolate::own(&files, &paths.state, isolation.uid());
+    isolate::give_to_user(&files, &paths.state, isolation.uid());
     fds.extend(isolate::open(&files)?);
     let started_at = (settings.now)().to_string();
     let first = vm.nics.first();
@@ -277,8 +277,8 @@ pub async fn launch(
         instance: vm.cloud_init.as_ref().map(|_| prepared.identity.instance_id.clone()),
         other: serde_json::Map::new(),
     };
-    // Written before QEMU is executed: whoever comes after us finds it, at whatever instant we die. A process that cannot be watched
-    // is not executed.
+    // Written before QEMU is executed: the next supervisor finds the process, whenever this one
+    // dies. A process that cannot be watched is not executed.
     let mut opened = None;
     let known = |pid| {
         opened = Some(Process::open(pid).map_err(Error::Watch)?);
@@ -288,7 +288,7 @@ pub async fn launch(
     };
     let binary = &prepared.facts.qemu.binary;
     let (_, isolation) = isolation.spawn(binary, &arguments, fds, known)?;
-    // It was executed, so it was opened.
+    // Executed processes were opened.
     let Some(process) = opened.map(Arc::new) else { return Err(Error::Exited) };
     let mut guard = Guard(Some(process.clone()));
     record.isolation = Some(isolation);
@@ -302,7 +302,7 @@ pub async fn launch(
         session.client.set_link(&device::nic_id(&nic.name), false, ANSWER_LIMIT).await?;
     }
     let found = match record.restoring {
-        Some(held) => restored(&session.client, &paths, held).await?,
+        Some(held) => finish_restore(&session.client, &paths, held).await?,
         None => {
             session.client.cont(ANSWER_LIMIT).await?;
             Guest::Running
@@ -329,18 +329,18 @@ pub async fn launch(
     })
 }
 
-/// Waits until QEMU has taken up a saved state, and lets the guest go on. The state is gone before that: a second start from it
-/// would meet disks that are not those of its time.
+/// Waits until QEMU has restored a saved state, and lets the guest run. The saved state is removed
+/// before that: the disks change from then on, so it must not be restored again.
 ///
 /// # Errors
-/// QEMU does not take it.
-pub(crate) async fn restored(
+/// QEMU does not accept it, or does not finish in time.
+pub(crate) async fn finish_restore(
     client: &qmp::Client,
     paths: &VmPaths,
     held: bool,
 ) -> Result<Guest, Error> {
     let begun = tokio::time::Instant::now();
-    // No event tells of it that could not have been before we listened.
+    // The event may have been sent before the connection was made.
     while client.query_status(ANSWER_LIMIT).await? == "inmigrate" {
         if begun.elapsed() > RESTORE_LIMIT {
             return Err(Error::Slow(RESTORE_LIMIT));

@@ -1,65 +1,65 @@
-//! Whether the host's memory is enough for one more VM: the sums, and how they are told.
+//! Whether the host has enough memory for one more VM.
 
 use std::fmt;
 
 use crate::value::{Size, VmName};
 
-/// What a QEMU takes beside the guest's memory, in bytes: its own (18 MiB without devices, QEMU 10.0), queues, threads and buffers
-/// of its devices, and the supervisor.
+/// The memory of a VM beside the guest's, in bytes: QEMU (18 MiB without devices, QEMU 10.0),
+/// queues, threads and buffers of its devices, and the supervisor.
 pub const OVERHEAD: u64 = 48 * Size::MIB;
-/// One byte of page tables for so many of the guest's memory: 8 for each 4096, in QEMU's tables and once more in KVM's.
+/// Guest bytes per byte of page tables: 8 bytes for each 4096, in QEMU's tables and in KVM's.
 pub const TABLES: u64 = 256;
-/// What the host keeps for itself, unless written: one part of so many of its memory …
+/// The default reserve of the host: its memory divided by this number …
 pub const RESERVE_PART: u64 = 16;
-/// … but not less than this, in bytes: a kernel, systemd, a journal and somebody who logs in …
+/// … but not less than this, in bytes: a kernel, systemd, a journal and a login …
 pub const RESERVE_LEAST: u64 = 512 * Size::MIB;
 /// … and not more than this, in bytes.
 pub const RESERVE_MOST: u64 = 4 * Size::GIB;
 
-/// What there is of memory, in bytes.
+/// The memory of the host, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {
     /// All of it (`MemTotal`).
     pub total: u64,
-    /// What is set aside as huge pages (`Hugetlb`).
+    /// Huge pages (`Hugetlb`).
     pub huge_pages: u64,
-    /// What the host keeps for itself.
+    /// The reserve of the host.
     pub reserve: u64,
 }
 
 impl Memory {
-    /// Of a host with so much; `reserve` as it is written.
+    /// Creates the memory of a host; `reserve` is `reserveMem` of the host settings.
     pub fn new(total: u64, huge_pages: u64, reserve: Option<Size>) -> Self {
         let by_rule = (total / RESERVE_PART).clamp(RESERVE_LEAST, RESERVE_MOST);
         Self { total, huge_pages, reserve: reserve.map_or(by_rule, Size::bytes) }
     }
 
-    /// What VMs may take.
+    /// The memory for VMs.
     pub const fn for_vms(self) -> u64 {
         self.total.saturating_sub(self.huge_pages).saturating_sub(self.reserve)
     }
 }
 
-/// What a VM may take of the host: what its guest is given, whatever the balloon holds of it now, and what its QEMU takes beside.
+/// The memory that a VM may use: the guest's without regard to the balloon, and the overhead.
 pub const fn commitment(mem: u64) -> u64 {
     mem.saturating_add(mem / TABLES).saturating_add(OVERHEAD)
 }
 
-/// A VM that would be started, beside those that run.
+/// The memory of a VM to start, beside the VMs that run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sums {
-    /// What there is.
+    /// The host.
     pub memory: Memory,
-    /// How many VMs run, or are being started.
+    /// How many VMs run or are being started.
     pub others: usize,
-    /// What they may take, in bytes.
+    /// The memory that these VMs may use, in bytes.
     pub committed: u64,
-    /// What this one may take, in bytes.
+    /// The memory that this VM may use, in bytes.
     pub wanted: u64,
 }
 
 impl Sums {
-    /// For a guest with `mem` bytes, beside others with theirs.
+    /// Creates the sums for a guest with `mem` bytes.
     pub fn of(memory: Memory, others: &[(VmName, u64)], mem: u64) -> Self {
         Self {
             memory,
@@ -69,18 +69,19 @@ impl Sums {
         }
     }
 
-    /// There is room for it.
+    /// Whether the VM can be started.
     pub const fn fits(&self) -> bool {
         self.committed.saturating_add(self.wanted) <= self.memory.for_vms()
     }
 
-    /// It would not fit on the host alone.
+    /// Whether the VM does not even fit alone.
     pub const fn never_fits(&self) -> bool {
         self.wanted > self.memory.for_vms()
     }
 }
 
-/// `it may take 4.1 GiB, and 1.5 GiB are left: of 16 GiB the host keeps 1 GiB, and 3 VMs may take 13.5 GiB`
+/// `it may take 4.1 GiB, and 1.5 GiB are left: of 16 GiB the host keeps 1 GiB, and 3 VMs may take
+/// 13.5 GiB`
 impl fmt::Display for Sums {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Memory { total, huge_pages, reserve } = self.memory;
@@ -99,7 +100,7 @@ impl fmt::Display for Sums {
     }
 }
 
-/// Bytes as people read them, rounded down to a tenth: `1.5 GiB`.
+/// Formats bytes, rounded down to a tenth: `1.5 GiB`.
 pub fn bytes(bytes: u64) -> String {
     let (unit, name) = if bytes >= Size::GIB { (Size::GIB, "GiB") } else { (Size::MIB, "MiB") };
     let tenths = u128::from(bytes) * 10 / u128::from(unit);
@@ -120,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_host_keeps() {
+    fn reserve_of_the_host() {
         for (total, reserve, kept) in [
             (1 << 30, None, 512 << 20),
             (16 << 30, None, 1 << 30),
@@ -138,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_byte_fits_and_the_next_does_not() {
+    fn last_byte_fits() {
         let one = commitment(1 << 30);
         assert_eq!(one, (1 << 30) + (4 << 20) + (48 << 20));
         let host = |total| Memory::new(total, 0, Some(Size::from_bytes(0)));
@@ -150,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sums_are_told() {
+    fn sums_are_printed() {
         let memory = Memory::new(16 << 30, 2 << 30, None);
         assert_eq!(
             Sums::of(memory, &others(&[4 << 30, 7 << 30]), 4 << 30).to_string(),
@@ -165,7 +166,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whoever_is_admitted_leaves_the_host_its_reserve(
+        fn admission_leaves_the_reserve(
             total in 0u64.., huge in 0u64.., reserve in proptest::option::of(0u64..), mem in 0u64.., all in proptest::collection::vec(0u64.., 0..5),
         ) {
             let memory = Memory::new(total, huge, reserve.map(Size::from_bytes));

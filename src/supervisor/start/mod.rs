@@ -291,7 +291,8 @@ impl Start {
         self.begin_qemu(Leftover::MayRun, vm, work)
     }
 
-    /// Runs a launch or an adoption beside the loop. `leftover` is what is left where it is refused.
+    /// Runs a launch or an adoption beside the loop. `leftover` is what is left where it is
+    /// refused.
     fn begin_qemu<F>(&mut self, leftover: Leftover, vm: Vm, work: F) -> Result<(), StartEvent>
     where
         F: Future<Output = Result<Qemu, launch::Error>> + Send + 'static,
@@ -331,9 +332,9 @@ impl Start {
         Ok(())
     }
 
-    /// Cancels the phase. A QEMU process that is being launched is killed; one that is being adopted
-    /// keeps running. The report of an abort follows; a phase that does not run on the lane reports
-    /// its own end.
+    /// Cancels the phase. A QEMU process that is being launched is killed; one that is being
+    /// adopted keeps running. The report of an abort follows; a phase that does not run on the lane
+    /// reports its own end.
     pub(crate) fn cancel(&mut self) {
         self.cancel.set();
         if self.task.take().is_none() {

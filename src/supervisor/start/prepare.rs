@@ -1,6 +1,6 @@
-//! From a VM file to everything that a launch needs: facts, identity, disks, seed, firmware variables.
+//! Preparation: host facts, identity, disks, seed and firmware variables of a launch.
 //!
-//! Blocks, and may take as long as a download does; each step is done once and found done the next time.
+//! Blocks for as long as a download takes. Each step is idempotent.
 
 use std::{os::unix::fs::FileTypeExt, path::Path};
 
@@ -32,28 +32,28 @@ use crate::{
     systemd::unit::Scope,
 };
 
-/// A VM that can be launched.
+/// What a launch needs.
 #[derive(Debug)]
 pub struct Prepared {
     /// The VM file.
     pub vm: Vm,
-    /// What never changes under the guest.
+    /// The identity.
     pub identity: Identity,
-    /// What the host has.
+    /// The host facts.
     pub facts: Facts,
     /// KVM or TCG.
     pub accel: Accelerator,
     /// The disks, in the order of the VM file.
     pub disks: Vec<DiskFile>,
-    /// UEFI.
+    /// The firmware; `None` for BIOS.
     pub firmware: Option<Chosen>,
     /// What an operator should know.
     pub notes: Vec<String>,
-    /// The locks that QEMU will hold.
+    /// The liveness locks that QEMU inherits.
     pub liveness: Liveness,
 }
 
-/// Why a VM cannot be launched.
+/// Why a VM cannot be prepared.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The host lacks something.
@@ -99,19 +99,19 @@ pub enum Error {
     /// The seed does not fit into an ISO image.
     #[error("cannot make the seed")]
     Seed(#[from] iso9660::Error),
-    /// Somebody wants it to end.
-    #[error("cancelled")]
-    Cancelled,
+    /// The start was canceled.
+    #[error("canceled")]
+    Canceled,
 }
 
 impl From<identity_store::Error> for Error {
     fn from(error: identity_store::Error) -> Self {
-        if error.is_canceled() { Self::Cancelled } else { Self::Identity(error) }
+        if error.is_canceled() { Self::Canceled } else { Self::Identity(error) }
     }
 }
 
 impl Error {
-    /// The host is at fault, and not the VM.
+    /// Whether the host is at fault.
     pub fn is_the_hosts(&self) -> bool {
         match self {
             Self::Probe(error) => error.is_the_hosts(),
@@ -123,11 +123,11 @@ impl Error {
             | Self::Closed(_)
             | Self::Firmware(_)
             | Self::Seed(_)
-            | Self::Cancelled => false,
+            | Self::Canceled => false,
         }
     }
 
-    /// The way out.
+    /// The hint.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Probe(error) => error.hint(),
@@ -143,7 +143,7 @@ impl Error {
                  into the VM's identity.toml: its guest then finds itself on other hardware",
                 qemu.machine
             )),
-            Self::Seed(_) | Self::Cancelled => None,
+            Self::Seed(_) | Self::Canceled => None,
         }
     }
 }
@@ -165,8 +165,8 @@ pub fn facts_of(settings: &Settings) -> Result<Facts, probe::Error> {
     .facts()
 }
 
-/// Replaces the cache of what QEMU said, for [`Probe::write`]. It is not synced: what a power cut leaves of it, the next probe
-/// ignores.
+/// Replaces the cache of QEMU's facts, for [`Probe::write`]. The file is not synced: the next probe
+/// ignores a damaged one.
 ///
 /// # Errors
 /// Its directory is not there, or cannot be written.
@@ -175,7 +175,7 @@ pub fn write_facts(cache: &Path, json: &[u8]) -> std::io::Result<()> {
     file::write_volatile(cache, json, 0o600).map_err(file::Error::into_io)
 }
 
-/// The VM's identity as it is, or as it would be made; nothing is written.
+/// The VM's identity as it is, or as a start would create it; nothing is written.
 ///
 /// # Errors
 /// There is one, and it cannot be read.
@@ -189,8 +189,8 @@ pub fn identity_of(settings: &Settings, vm: &Vm, facts: &Facts) -> Result<Identi
     Ok(identity)
 }
 
-/// Gives the VM a new instance-id: at the next boot from its seed cloud-init takes the guest for a new one. The old and the new one;
-/// `None` where there is no identity yet.
+/// Gives the VM a new instance-id, so that cloud-init runs again at the next boot. Returns the old
+/// and the new instance-id; `None` without an identity.
 ///
 /// # Errors
 /// The identity cannot be read or written, or another process holds the identities' lock.
@@ -217,7 +217,7 @@ pub fn firmware_of(
     firmware_for(settings.config_home.as_deref(), &facts.qemu.binary, vm, machine)
 }
 
-/// The same, by what it depends on alone.
+/// The same without the settings.
 ///
 /// # Errors
 /// None fits.
@@ -237,8 +237,8 @@ pub fn firmware_for(
     descriptors::choose(&found, &directories, vm.firmware, machine)
 }
 
-/// Where a disk will be, for a plan before there is one.
-pub fn disk_place(paths: &VmPaths, disk: &crate::spec::Disk) -> DiskFile {
+/// The file of a disk, which may not exist yet.
+pub fn disk_file(paths: &VmPaths, disk: &crate::spec::Disk) -> DiskFile {
     match &disk.source {
         Source::File(path) => {
             DiskFile { path: path.clone(), format: disk.format, is_device: false, backing: vec![] }
@@ -258,16 +258,16 @@ pub fn disk_place(paths: &VmPaths, disk: &crate::spec::Disk) -> DiskFile {
     }
 }
 
-/// Whether the path, or the target of a symbolic link there, is a block device. The operator may have put such a link
-/// in the place of a disk of qvm's own.
+/// Whether the path leads to a block device. The operator may have replaced a disk of the state
+/// directory by a symbolic link.
 fn is_block_device(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())
 }
 
-/// Makes the VM ready to be launched.
+/// Prepares the VM.
 ///
 /// # Errors
-/// Any step; what earlier steps made stays and is found by the next start.
+/// A step failed. The next start continues after the last complete step.
 pub fn prepare(
     settings: &Settings,
     vm: Vm,
@@ -276,7 +276,7 @@ pub fn prepare(
 ) -> Result<Prepared, Error> {
     let paths = settings.paths();
     file::make_dir(&paths.state)?;
-    // Before anything that QEMU uses is touched; QEMU inherits them.
+    // Before any file of QEMU is changed; QEMU inherits the locks.
     let liveness = Liveness::for_start(&paths, cancel)?;
     disk::remove_left_overs(&paths)?;
     let facts = facts_of(settings)?;
@@ -310,12 +310,12 @@ pub fn prepare(
         file::write_if_changed(&paths.seed(), &documents::image(&documents)?, 0o600)?;
     }
     if cancel.is_set() {
-        return Err(Error::Cancelled);
+        return Err(Error::Canceled);
     }
     Ok(Prepared { vm, identity, facts, accel, disks, firmware, notes, liveness })
 }
 
-/// Makes a disk ready, and what is to be known of it.
+/// Prepares a disk. Returns its file and notes about it.
 ///
 /// # Errors
 /// As of [`disk::ensure`].
@@ -332,12 +332,12 @@ pub fn disk(
         patience: Patience::default(),
         now: (settings.now)(),
     };
-    let mut spoken = Spoken { say, last: None };
+    let mut spoken = ProgressLines { say, last: None };
     unit_mounts::bind_path(&settings.name, settings.scope, settings.env, wanted)?;
     let (paths, images) = (settings.paths(), settings.layout.images());
     let ready = disk::ensure(wanted, &paths, &images, &tools, &mut spoken, cancel);
     let failed = |source: disk::Error| match source.is_called_off() {
-        true => Error::Cancelled,
+        true => Error::Canceled,
         false => Error::Disk { at: vm.at(&format!("disk.{}.image", wanted.name)), source },
     };
     let ready = ready.map_err(failed)?;
@@ -354,22 +354,22 @@ pub fn disk(
     Ok((DiskFile { path: ready.path, format: ready.format, is_device, backing }, ready.notes))
 }
 
-/// The qemu-img that came with this QEMU, or else whatever `PATH` has.
+/// The qemu-img beside this QEMU, or else that of `PATH`.
 pub(crate) fn qemu_img_beside(binary: &Path) -> std::path::PathBuf {
     let beside = binary.with_file_name("qemu-img");
     if beside.exists() { beside } else { "qemu-img".into() }
 }
 
 /// Progress as lines, one every few seconds.
-struct Spoken<'a> {
+struct ProgressLines<'a> {
     say: &'a (dyn Fn(String) + Sync),
     last: Option<std::time::Instant>,
 }
 
-/// How often a line is said while something takes long.
+/// The interval of progress lines.
 const SAY_EVERY: std::time::Duration = std::time::Duration::from_secs(3);
 
-impl Progress for Spoken<'_> {
+impl Progress for ProgressLines<'_> {
     fn at(&mut self, at: &At<'_>) {
         if self.last.is_none_or(|last| last.elapsed() >= SAY_EVERY) {
             self.last = Some(std::time::Instant::now());

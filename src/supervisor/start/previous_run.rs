@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn unreadable_record_with_a_served_socket_is_unknown() {
+    fn served_socket_without_record_is_unknown() {
         let dir = tempfile::tempdir().unwrap();
         let (paths, name, file) = vm(dir.path());
         let _qemu = std::os::unix::net::UnixListener::bind(paths.qmp_socket()).unwrap();
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn saved_state_is_told_by_what_a_start_can_do_with_it() {
+    fn saved_state_is_classified() {
         let dir = tempfile::tempdir().unwrap();
         let (paths, name, file) = vm(dir.path());
         let saved = |vm_file: &str| Saved {

@@ -1,38 +1,38 @@
-//! Whether a start waits its turn, so that many at once, as after a boot of the host, do not bring it to its knees.
+//! Whether a start waits for its turn, so that many starts at once do not overload the host.
 
-/// How much of the last ten seconds somebody waited for a CPU, a disk or memory, in percent (Documentation/accounting/psi.rst, `some
-/// avg10`); from there on the host is pressed.
+/// CPU pressure of the last ten seconds, in percent, above which starts wait
+/// (Documentation/accounting/psi.rst, `some avg10`).
 pub const CPU: f64 = 60.0;
 /// The same for disks.
 pub const IO: f64 = 40.0;
-/// The same for memory: to wait for that is worse.
+/// The same for memory.
 pub const MEMORY: f64 = 10.0;
 
-/// What there is to be seen when a VM wants to start.
+/// The host at the time of a start.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Seen {
-    /// `some avg10` of the CPUs, in percent; none where the kernel keeps no account.
+    /// `some avg10` of the CPUs, in percent; `None` without PSI.
     pub cpu: Option<f64>,
     /// The same of disks.
     pub io: Option<f64>,
     /// The same of memory.
     pub memory: Option<f64>,
-    /// The VM is one of those who wait for their turn.
+    /// The VM waits for its turn already.
     pub queued: bool,
-    /// How many other VMs are on their way from admission to a QEMU that runs.
+    /// How many other VMs are admitted and not running yet.
     pub starting: usize,
-    /// How many CPUs there are.
+    /// The number of CPUs.
     pub cpus: usize,
 }
 
 /// Why a start waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Busy {
-    /// The host is pressed for something.
+    /// The host is under pressure.
     Pressed(&'static str, u8),
-    /// As many VMs are being started as there are CPUs: what that does is not to be seen yet.
+    /// As many VMs are being started as there are CPUs: their pressure is not visible yet.
     Many,
-    /// Others wait already.
+    /// Other starts wait already.
     Queue,
 }
 
@@ -48,8 +48,8 @@ impl std::fmt::Display for Busy {
     }
 }
 
-/// Whether a start has to wait, and why. Alone it never does, whatever the pressure: somebody wants it now. Without accounts it never
-/// does either: for a delay that nobody measures there is no right length.
+/// Whether a start has to wait, and why. The only start never waits, whatever the pressure. Without
+/// PSI none waits: no measurement would end the wait.
 pub fn busy(seen: &Seen) -> Option<Busy> {
     let accounts =
         [("CPU", seen.cpu, CPU), ("disks", seen.io, IO), ("memory", seen.memory, MEMORY)];
@@ -82,7 +82,7 @@ mod tests {
     };
 
     #[test]
-    fn a_host_that_is_not_pressed_starts_as_many_at_once_as_it_has_cpus() {
+    fn idle_host_starts_one_per_cpu() {
         assert_eq!(busy(&QUIET), None);
         assert_eq!(busy(&Seen { starting: 3, ..QUIET }), None);
         assert_eq!(busy(&Seen { starting: 4, ..QUIET }), Some(Busy::Many));
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn each_account_presses_who_is_not_alone() {
+    fn pressure_delays_parallel_starts() {
         for (seen, what) in [
             (Seen { cpu: Some(61.0), ..QUIET }, "CPU (61 %"),
             (Seen { io: Some(41.0), ..QUIET }, "disks (41 %"),
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn without_accounts_nobody_waits() {
+    fn no_start_waits_without_psi() {
         let blind = Seen { cpu: None, io: None, memory: None, starting: 50, ..QUIET };
         assert_eq!(busy(&blind), None);
     }

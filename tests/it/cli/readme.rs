@@ -129,6 +129,18 @@ fn vm_files_are_valid() {
     assert!(count >= 5, "only {count} VM files in all pages");
 }
 
+/// The document of the host settings has a row for each key of the reader, and no other.
+#[test]
+fn host_settings_document_has_all_keys() {
+    let page = fs::read_to_string(top().join("docs/reference/host-settings.md")).unwrap();
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    let mut documented: Vec<&str> = rows.map(|(key, _)| key).collect();
+    documented.sort_unstable();
+    let problems = spec::HostSettings::read(Path::new("qvm.toml"), "unknown = 1").unwrap_err();
+    let hint = problems[0].hint.clone().unwrap();
+    assert_eq!(hint, format!("here can be: {}", documented.join(", ")));
+}
+
 /// Every `qvm …` in shell blocks and between backticks.
 fn commands(markdown: &str) -> Vec<String> {
     let shell = blocks(markdown).into_iter().filter(|block| block.language == "sh");
@@ -240,6 +252,21 @@ fn decisions_have_four_fields() {
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert!(count > 150, "only {count} decisions");
+}
+
+/// The drawing of the folders has the order of the table in src/lib.rs, the topmost folder first.
+#[test]
+fn drawing_has_the_order_of_the_layers() {
+    let lib = fs::read_to_string(top().join("src/lib.rs")).unwrap();
+    let rows = lib.lines().filter_map(|line| line.strip_prefix("//! | [`")?.split_once('`'));
+    let mut layers: Vec<&str> = rows.map(|(folder, _)| folder).collect();
+    layers.reverse();
+    let page = fs::read_to_string(top().join("docs/architecture.md")).unwrap();
+    let drawing = &blocks(&page)[0].text;
+    let folder = |line: &str| line.get(17..)?.split_whitespace().next().map(str::to_owned);
+    let drawn: Vec<String> = drawing.lines().filter_map(folder).collect();
+    assert!(layers.len() > 15);
+    assert_eq!(drawn, layers);
 }
 
 /// Source files in documents exist, by their paths in the repository or in src/, or in the folder that

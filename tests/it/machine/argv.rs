@@ -24,7 +24,7 @@ use qvm::{
     },
     spec::{self, Firmware, Format, Link, Vm},
     store::{identity::Identity, layout::Layout},
-    supervisor::start::prepare::disk_place,
+    supervisor::start::prepare::disk_file,
 };
 
 fn root() -> &'static Path {
@@ -71,7 +71,7 @@ fn every_example_has_exactly_its_command_line() {
     let mut wrong = vec![];
     for vm in examples() {
         let (identity, paths) = (identity(&vm, "pc-q35-10.0"), layout().vm(&vm.name));
-        let disks: Vec<DiskFile> = vm.disks.iter().map(|disk| disk_place(&paths, disk)).collect();
+        let disks: Vec<DiskFile> = vm.disks.iter().map(|disk| disk_file(&paths, disk)).collect();
         let firmware = firmware(&vm);
         let machine = Machine {
             vm: &vm,
@@ -272,7 +272,7 @@ fn a_screen_is_served_by_whoever_started_qemu() {
     ] {
         let vm = read(&format!("vcpu = 1\n{display}"));
         let paths = layout().vm(&vm.name);
-        let disks: Vec<DiskFile> = vm.disks.iter().map(|disk| disk_place(&paths, disk)).collect();
+        let disks: Vec<DiskFile> = vm.disks.iter().map(|disk| disk_file(&paths, disk)).collect();
         let machine = Machine {
             vm: &vm,
             identity: &identity(&vm, "pc-q35-10.0"),

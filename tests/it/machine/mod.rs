@@ -4,3 +4,4 @@ mod argv;
 mod block_device;
 mod old_qemu;
 mod probe;
+mod vm_diff;

@@ -361,7 +361,10 @@ fn a_guests_reboot_is_no_start() {
     until("the guest has more", || host.lab.status("a")["memBytes"] == 80 << 20);
     host.lab.wait_state("a", "running");
     let log = host.lab.log("a");
-    assert!(log.contains("started again though the host has not enough memory left"), "{log}");
+    assert!(
+        log.contains("launching the guest again although the host has not enough memory left"),
+        "{log}"
+    );
 }
 
 #[test]

@@ -165,6 +165,43 @@ fn what_cannot_be_applied_is_told_and_the_rest_is_done() {
     assert!(told.contains("pending: disk.cd: - -> 32M, sata, when the guest reboots\n"), "{told}");
 }
 
+/// Every kind of effect at once, as the verbs print it. `QVM_BLESS=1` writes the golden file anew.
+#[test]
+fn verbs_print_the_golden_changes() {
+    let before = "description = \"a\"\ndiskSizeG = 1\n[display]\nvnc = \"unix\"\n\
+                  [disk.data]\nsize = \"64M\"\n[disk.logs]\nsize = \"32M\"\n[cloudInit]\nuser = \"a\"\n";
+    let Some(lab) = started(Lab::new(), before, None) else { return };
+    agent(&lab);
+    let after = "description = \"b\"\nautostart = true\nonPanic = \"pause\"\ncpuWeight = 50\nvcpu = 2\n\
+                 firmware = \"uefi\"\nready = \"agent\"\nforward = [\"127.0.0.1:42222:22\"]\nip = \"10.0.2.20/24\"\n\
+                 [display]\n[nic.net]\nlink = \"down\"\n[disk.root]\nformat = \"raw\"\n\
+                 [disk.data]\nsize = \"96M\"\n[disk.more]\nsize = \"32M\"\nbus = \"nvme\"\n\
+                 [cloudInit]\nuser = \"b\"\n";
+    edit(&lab, before, after);
+    edit(&lab, "256M", "192M");
+    let json = |text: &str| {
+        let all: serde_json::Value = serde_json::from_str(text).unwrap();
+        let changes = all[0]["pending"].as_array().unwrap().iter();
+        changes.map(|change| format!("{change}\n")).collect::<String>()
+    };
+    let mut text = String::new();
+    for verb in ["diff", "diff --json", "status --json", "apply", "diff", "status --json"] {
+        let arguments: Vec<&str> = verb.split(' ').chain(["web"]).collect();
+        let printed = lab.ok(&arguments);
+        let printed = if verb.contains("json") { json(&printed) } else { printed };
+        text.push_str(&format!("$ qvm {}\n{printed}\n", arguments.join(" ")));
+    }
+    // What the next supervisor reads.
+    let record = fs::read_to_string(lab.runtime("web", "record.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+    text.push_str(&serde_json::to_string_pretty(&record["applied"]).unwrap());
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/vm-diff-verbs.txt");
+    if std::env::var_os("QVM_BLESS").is_some() {
+        fs::write(golden, format!("{text}\n")).unwrap();
+    }
+    assert_eq!(text + "\n", fs::read_to_string(golden).unwrap_or_default());
+}
+
 #[test]
 fn a_guest_that_does_not_let_go_is_told_of() {
     let Some(image) = guest("boot-count.qcow2") else { return };

@@ -107,7 +107,7 @@ impl Supervisor {
     }
 
     fn wanted_taps(&self) -> Wanted {
-        let taps = tap_spec::running(&self.settings.name, &self.running);
+        let taps = tap_spec::taps_of(&self.settings.name, self.running.nics());
         Wanted {
             heal: self.vm.tap_heal,
             macs: match taps.is_empty() {
