@@ -1,6 +1,11 @@
 //! Asks a supervisor to end its VM, tells how that goes, and sees it gone.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use tokio::time::sleep;
 
 use super::lock_holder;
 use crate::{
@@ -8,7 +13,10 @@ use crate::{
         client::{self, Client},
         types::{Command, Event},
     },
-    store::layout::VmPaths,
+    store::{
+        layout::VmPaths,
+        running::{self, PreviousQemu},
+    },
     sys::lock::{self, Lock},
 };
 
@@ -18,6 +26,53 @@ const LAST_BREATH: Duration = Duration::from_secs(10);
 const LAST_ANSWER: Duration = Duration::from_secs(1);
 /// Between two looks whether it is.
 const POLL: Duration = Duration::from_millis(5);
+/// How long the next supervisor is waited for after one has ended and its QEMU process has not: systemd starts one within this time.
+const NEXT_SUPERVISOR: Duration = Duration::from_secs(1);
+/// Between two attempts to connect to the next supervisor.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// Gives the command and returns when QEMU is gone. A supervisor that is told to end while it adopts QEMU leaves QEMU running: the next
+/// supervisor is given the command then.
+///
+/// # Errors
+/// As of [`ask_down`]; `NotRunning` also where the supervisor has ended, QEMU is running or may be, and no other supervisor is there.
+pub async fn end(
+    paths: &VmPaths,
+    command: Command,
+    say: &mut dyn FnMut(&str),
+) -> Result<(), client::Error> {
+    let before = match running::find(paths) {
+        Ok(PreviousQemu::Running(_, record)) => Some((record.pid, record.start_time)),
+        // Without a record no supervisor adopts QEMU.
+        Ok(_) | Err(_) => None,
+    };
+    let mut ended: Option<Instant> = None;
+    loop {
+        match ask_down(&paths.control_socket(), command, true, say).await {
+            Ok(()) => {
+                gone(paths).await;
+                ended = Some(Instant::now());
+            }
+            Err(client::Error::NotRunning) if ended.is_some() => sleep(RETRY).await,
+            Err(error) => return Err(error),
+        }
+        if !may_run(paths, before) {
+            return Ok(());
+        }
+        if ended.is_some_and(|at| at.elapsed() >= NEXT_SUPERVISOR) {
+            return Err(client::Error::NotRunning);
+        }
+    }
+}
+
+/// Whether the QEMU process with this pid and start time is running, or may be.
+fn may_run(paths: &VmPaths, qemu: Option<(u32, u64)>) -> bool {
+    qemu.is_some_and(|qemu| match running::find(paths) {
+        Ok(PreviousQemu::Running(_, record)) => (record.pid, record.start_time) == qemu,
+        Ok(_) => false,
+        Err(_) => true,
+    })
+}
 
 /// Gives the command. With `wait`, tells every rung and the end to `say`, and returns when the supervisor closes.
 ///
@@ -89,7 +144,7 @@ fn told(event: &Event) -> Option<&str> {
 
 /// Waits until the supervisor that ended its VM has released the lock of the VM, so that what is
 /// called next does not meet it. A new supervisor, and a lock that may not be opened, end the wait.
-pub async fn gone(paths: &VmPaths) {
+async fn gone(paths: &VmPaths) {
     if paths.lock().exists() {
         drop(lock_holder::take(paths).await);
     }

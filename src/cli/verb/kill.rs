@@ -7,10 +7,7 @@ use tokio::time::sleep;
 use crate::{
     cli::exit::{self, Failure},
     control::{client, types::Command},
-    fleet::{
-        force_off::force_off,
-        stop::{ask_down, gone},
-    },
+    fleet::{force_off::force_off, stop::end},
     store::{layout::Layout, running},
     supervisor::settings::Settings,
     value::VmName,
@@ -46,12 +43,8 @@ pub async fn run(
         let mut say = |text: &str| super::tell(&name, text);
         let begun = Instant::now();
         loop {
-            let asked = ask_down(&paths.control_socket(), Command::Terminate, true, &mut say).await;
-            let error = match asked {
-                Ok(()) => {
-                    gone(&paths).await;
-                    return Ok(());
-                }
+            let error = match end(&paths, Command::Terminate, &mut say).await {
+                Ok(()) => return Ok(()),
                 Err(error @ client::Error::NotRunning) => error,
                 Err(error) => return Err(super::refused(&error, layout, &name)),
             };

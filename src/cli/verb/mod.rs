@@ -65,7 +65,7 @@ use crate::{
         client::{self, Client},
         types::{Command, Pending},
     },
-    fleet::stop as ask_down,
+    fleet::stop as fleet_stop,
     guest::{self, Guest},
     spec::Vm,
     store::{
@@ -195,12 +195,12 @@ async fn ask_down(
     each(names, async |name| {
         let paths = layout.vm(&name);
         let mut say = |text: &str| tell(&name, text);
-        let done = ask_down::ask_down(&paths.control_socket(), command, wait, &mut say).await;
-        done.map_err(|error| refused(&error, layout, &name))?;
-        if wait {
-            ask_down::gone(&paths).await;
-        }
-        Ok(())
+        let done = if wait {
+            fleet_stop::end(&paths, command, &mut say).await
+        } else {
+            fleet_stop::ask_down(&paths.control_socket(), command, false, &mut say).await
+        };
+        done.map_err(|error| refused(&error, layout, &name))
     })
     .await
 }
