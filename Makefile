@@ -78,6 +78,10 @@ setup-demo: ## the same for the guests and `make demo` alone
 test-setup: ## tries `make setup` in throw-away Debian roots: nothing is removed or downgraded
 	tests/setup-roots
 
+.PHONY: test-install
+test-install: ## runs `make demo` from a fresh clone in throw-away Debian roots with Rust and `make` alone (root)
+	QVM_SETUP_RUN="make demo" tests/setup-roots bookworm trixie
+
 .PHONY: guests
 guests: setup-demo ## the small guests for the tests, and the oldest QEMU
 	tests/guest/build "$(QVM_GUESTS)" boot tiny qemu-7.2
