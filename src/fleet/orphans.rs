@@ -18,11 +18,7 @@ use crate::{
         record::Record,
         running::{self, PreviousQemu},
     },
-    supervisor::{
-        error,
-        settings::Settings,
-        supervise::{Left, wind_up},
-    },
+    supervisor::{error, outcome::Outcome, settings::Settings, supervise::wind_up},
 };
 
 /// How long a QEMU whose monitor is silent may take after SIGTERM, which makes it flush its disks, and then after SIGKILL.
@@ -83,10 +79,10 @@ pub async fn end(settings: Settings) -> Result<(), Error> {
     let file = settings.layout.vm_file(&settings.name);
     let vm = crate::store::vm_file_copies::booted(&paths, &settings.name, &file);
     if let Some((vm, text)) = vm.or_else(|| spec::load_with_text(&file).ok()) {
-        let done: Result<Left, error::Error> = wind_up(settings, vm, text).await;
+        let done: Result<Outcome, error::Error> = wind_up(settings, vm, text).await;
         match done {
-            Ok(Left::Exit(_) | Left::Reexec) => {}
-            Ok(Left::NotStarted { why, .. }) => warn!("it cannot be shut down: {why}"),
+            Ok(Outcome::Exit(_) | Outcome::Reexec) => {}
+            Ok(Outcome::NotStarted { why, .. }) => warn!("it cannot be shut down: {why}"),
             Err(error) => warn!("it cannot be shut down: {}", chain(&error)),
         }
     }

@@ -1,15 +1,19 @@
 //! Doing what the life machine wants done.
 
+use crate::supervisor::{
+    limits::{AGENT_LIMIT, LAST_WORDS, QMP_LIMIT, STOP_SLACK},
+    outcome::Outcome,
+};
 use std::time::Duration;
 
 use tracing::{error, info, warn};
 
 use super::{
+    Supervisor,
     file_reading::AfterReading,
     input::Fact,
     running::ready::policy,
     start::{begin::end_launched, launch},
-    supervise::{AGENT_LIMIT, LAST_WORDS, Left, QMP_LIMIT, STOP_SLACK, Supervisor},
 };
 use crate::store::{
     record,
@@ -84,8 +88,8 @@ impl Supervisor {
             Action::Record(end) => self.record_end(&end),
             Action::Exit(code) => {
                 self.left = Some(match self.start_failure.take() {
-                    Some(why) => Left::NotStarted { fault: self.fault, why },
-                    None => Left::Exit(code),
+                    Some(why) => Outcome::NotStarted { fault: self.fault, why },
+                    None => Outcome::Exit(code),
                 });
             }
         }

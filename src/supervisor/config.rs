@@ -1,15 +1,13 @@
 //! The VM file as it is now beside what runs: read again when it changes, and taken up where it can be.
 
-use std::{os::unix::fs::MetadataExt, time::Duration};
+use crate::supervisor::limits::QMP_LIMIT;
+use std::time::Duration;
 
 use tracing::{info, warn};
 
 use super::{
-    file_reading::AfterReading,
-    input::Fact,
-    running::live_update::Asker,
+    Supervisor, file_reading::AfterReading, input::Fact, running::live_update::Asker,
     start::prepare,
-    supervise::{QMP_LIMIT, Supervisor},
 };
 use crate::{
     control::types::Refusal,
@@ -29,9 +27,6 @@ const INSTANCE: &str = "instance-id";
 
 /// How long who asked for a reload waits for what is done beside the loop.
 const RELOAD_LIMIT: Duration = Duration::from_secs(10);
-
-/// Device, inode, and when a file was written, in seconds since 1970.
-pub(crate) type FileId = (u64, u64, i64);
 
 impl Supervisor {
     /// Re-reads the VM file and applies what can be applied live. Who asks is answered when that is done.
@@ -193,12 +188,6 @@ impl Supervisor {
             warn!("cannot ask the installed QEMU for its version: {error}");
         }
     }
-}
-
-/// What tells a file from another that takes its name: device, inode, and when it was written, in seconds since 1970. Of a process it
-/// cannot be asked for: what QEMU runs from is shown to its own user, who is another, and to who may trace it (proc_pid_exe(5)).
-pub(crate) fn file_id(path: &std::path::Path) -> Option<FileId> {
-    path.metadata().ok().map(|found| (found.dev(), found.ino(), found.mtime()))
 }
 
 /// A firmware file, told from another of that name by when it was written.

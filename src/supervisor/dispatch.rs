@@ -1,13 +1,9 @@
 //! What the loop learns, and what each fact leads to.
 
+use crate::supervisor::limits::START_STEP;
 use tracing::{debug, info};
 
-use super::{
-    file_reading::AfterReading,
-    input::Fact,
-    running::freeze::Why,
-    supervise::{START_STEP, Supervisor},
-};
+use super::{Supervisor, file_reading::AfterReading, input::Fact, running::freeze::Why};
 use crate::{life, sys::signal::Signal};
 
 impl Supervisor {

@@ -3,6 +3,7 @@
 //! QEMU sends the event of a change before the reply to the command that caused it. Replies therefore come to the loop behind the
 //! events of the same connection (see [`Supervisor::listen`]): when a reply is handled, the state is already the new one.
 
+use crate::supervisor::refusal::qmp_refusal;
 use std::time::Duration;
 
 use tokio::{
@@ -11,11 +12,10 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{input::Fact, supervise::Supervisor};
+use super::{Supervisor, input::Fact};
 use crate::{
     control::types::Refusal,
     life::{self, Command, QUIT_GRACE, State},
-    value::chain,
 };
 
 /// How long QEMU has for a command, its event included. Longer than one QMP command may take.
@@ -263,16 +263,5 @@ impl Supervisor {
             (Command::Resume, State::Paused(_)) => failed("the guest was paused again"),
             (Command::Stop { .. } | Command::Reboot, _) => Some(Ok(())),
         }
-    }
-}
-
-/// Why QEMU did not do something: no reply in time is told from a refusal.
-pub(crate) fn qmp_refusal(what: &str, error: &qmp::Error) -> Refusal {
-    match error {
-        qmp::Error::Timeout { limit, .. } => Refusal::Unconfirmed(format!(
-            "cannot {what}: QEMU did not answer within {} s; the command may still take effect",
-            limit.as_secs()
-        )),
-        error => Refusal::Failed(format!("cannot {what}: {}", chain(error))),
     }
 }

@@ -1,23 +1,6 @@
-//! How a supervisor ends: why it cannot begin, and what it leaves.
+//! Why a supervisor cannot begin.
 
-use super::input::Fault;
 use crate::sys::{file, socket};
-
-/// How the loop ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Left {
-    /// The VM has ended; the exit code.
-    Exit(u8),
-    /// The guest did not come to run.
-    NotStarted {
-        /// Whose fault that is.
-        fault: Fault,
-        /// Why: the chain of causes, and a line with the way out where there is one.
-        why: String,
-    },
-    /// The supervisor shall be replaced by its program's file, in place.
-    Reexec,
-}
 
 /// Why a supervisor cannot begin.
 #[derive(Debug, thiserror::Error)]

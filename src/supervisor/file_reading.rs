@@ -5,12 +5,8 @@ use std::{path::PathBuf, time::Duration};
 use tokio::{sync::oneshot, time::sleep};
 use tracing::warn;
 
-use super::{
-    config::{FileId, file_id},
-    input::Fact,
-    running::live_update::Asker,
-    supervise::Supervisor,
-};
+use super::{Supervisor, input::Fact, running::live_update::Asker};
+use crate::sys::file::{FileId, file_id};
 use crate::{
     control::types::{Refusal, Status},
     spec::{self, Vm},

@@ -1,5 +1,6 @@
 //! What the loop of a supervisor learns, and the tasks that bring it there.
 
+use crate::supervisor::outcome::NotBegun;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -17,6 +18,7 @@ use super::{
     },
     start::{admission::Step, begin::PreviousRun, launch::Qemu, prepare::Prepared},
 };
+use crate::store::running::Found;
 use crate::{
     control::types::{Refusal, Request},
     machine::live::Change,
@@ -26,49 +28,8 @@ use crate::{
         signal::{Signal, Signals},
         suspend_watch::Sleeps,
     },
-    value::{Label, Operator, chain},
+    value::{Label, Operator},
 };
-use crate::{store::running::Found, sys::lane::Refused};
-
-/// Whose fault it is that a guest does not come to run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Fault {
-    /// The VM's: another try would come to the same.
-    #[default]
-    Vm,
-    /// The host's: another try may help.
-    Host,
-    /// Nobody's: the host has not enough memory left, and is told to refuse then.
-    NoRoom,
-}
-
-/// Why a guest does not come to run.
-#[derive(Debug)]
-pub(crate) struct NotBegun {
-    /// The chain of causes, and the way out on a line of its own.
-    pub(crate) why: String,
-    pub(crate) fault: Fault,
-}
-
-impl NotBegun {
-    pub(crate) fn new(
-        error: &(dyn std::error::Error + 'static),
-        hint: Option<String>,
-        is_the_hosts: bool,
-    ) -> Self {
-        let why = match hint {
-            Some(hint) => format!("{}\nhint: {hint}", chain(error)),
-            None => chain(error),
-        };
-        let fault = if is_the_hosts { Fault::Host } else { Fault::Vm };
-        Self { why, fault }
-    }
-
-    /// The host takes no more work.
-    pub(crate) fn refused(refused: Refused) -> Self {
-        Self { why: refused.to_string(), fault: Fault::Host }
-    }
-}
 
 /// Something the loop has to know.
 #[derive(Debug)]

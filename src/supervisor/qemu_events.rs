@@ -1,15 +1,19 @@
 //! What a QEMU that runs tells: that it came up, its events, its silence, its end.
 
+use crate::supervisor::{
+    limits::QMP_LIMIT,
+    outcome::{Fault, NotBegun, Outcome},
+};
 use std::time::Duration;
 
 use tracing::{debug, error, info, warn};
 
 use super::{
+    Supervisor,
     file_reading::AfterReading,
-    input::{Fact, Fault, NotBegun, Trouble},
+    input::{Fact, Trouble},
     running::{disk_space::Room, qmp_watchdog::Monitor, resources::Given},
     start::launch::{self, Qemu},
-    supervise::{Left, QMP_LIMIT, Supervisor},
 };
 use crate::store::{
     reservation,
@@ -196,7 +200,7 @@ impl Supervisor {
             let seconds = WRITTEN_LIMIT.as_secs();
             warn!("not replaced now: storage or changes of the machine took over {seconds} s");
         } else if self.may_be_replaced() {
-            self.left = Some(Left::Reexec);
+            self.left = Some(Outcome::Reexec);
         }
     }
 

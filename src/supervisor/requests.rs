@@ -1,48 +1,25 @@
 //! Answering what is asked over the control socket, and saying what the VM is doing.
 
-use std::time::Duration;
+use crate::supervisor::{
+    limits::{AGENT_LIMIT, FOREVER, QMP_LIMIT, WRITE_LIMIT},
+    refusal::{agent_refusal, qmp_refusal},
+};
 
 use serde_json::json;
 use tokio::sync::oneshot;
 
-use super::{
-    effects::{Reply, qmp_refusal},
-    input::Fact,
-    running::{freeze::Why, qmp_watchdog::FOREVER},
-    supervise::{AGENT_LIMIT, QMP_LIMIT, Supervisor},
-};
+use super::{Supervisor, effects::Reply, input::Fact, running::freeze::Why};
 use crate::{
     control::types::{self, Command, Refusal, Request, Status},
     life::{self, State},
     machine::user_network,
     spec::Link,
-    value::chain,
 };
 
 /// What the agent does while file systems are frozen (qga/main.c, `ga_freeze_allowlist`), but for thawing.
 const WHILE_FROZEN: [&str; 5] =
     ["guest-ping", "guest-info", "guest-sync", "guest-sync-delimited", "guest-fsfreeze-status"];
 
-/// What is said of a call to the agent that failed.
-pub(crate) fn refusal(error: &qmp::Error) -> Refusal {
-    match error {
-        qmp::Error::Refused { class, .. } => {
-            Refusal::Guest { class: class.clone(), reason: chain(error) }
-        }
-        qmp::Error::Timeout { .. } => Refusal::Failed(format!(
-            "guest agent: {}; qemu-guest-agent has to run in the guest",
-            chain(error)
-        )),
-        // The channel is QEMU's: it is about to end.
-        qmp::Error::Closed | qmp::Error::Connect { .. } => {
-            Refusal::NotNow(types::State::Stopping.word())
-        }
-        error => Refusal::Failed(format!("guest agent: {}", chain(error))),
-    }
-}
-
-/// How long an answer waits until a pause is written down; the guest is paused meanwhile.
-const WRITE_LIMIT: Duration = Duration::from_secs(2);
 /// How many events are kept for who asks later.
 const RECENT: usize = 64;
 /// Events that tell of no turn of the VM's life.
@@ -189,7 +166,7 @@ impl Supervisor {
                 out: done.out,
                 err: done.err,
             });
-            let _ = reply.send(done.map_err(|error| refusal(&error)));
+            let _ = reply.send(done.map_err(|error| agent_refusal(&error)));
         });
     }
 
@@ -213,7 +190,7 @@ impl Supervisor {
         };
         self.tasks.spawn(async move {
             let told = agent.call(&command, arguments, sync, limit).await;
-            let _ = reply.send(told.map_err(|error| refusal(&error)));
+            let _ = reply.send(told.map_err(|error| agent_refusal(&error)));
         });
     }
 

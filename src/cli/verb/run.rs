@@ -11,8 +11,9 @@ use crate::{
     spec::{self, HostSettings},
     store::{layout::VmPaths, running},
     supervisor::{
+        outcome::{Fault, Outcome},
         settings::Settings,
-        supervise::{Fault, Left, supervise},
+        supervise::supervise,
     },
     sys::{file, lock::Lock, signal},
     systemd::{service, unit::Scope},
@@ -108,10 +109,10 @@ async fn run_to_its_end(
     file::make_dir(&paths.state)
         .map_err(|e| subject(Failure::of(&e).code(code(e.is_the_hosts())).hint(e.hint())))?;
     match supervise(settings, vm, text).await {
-        Ok(Left::Exit(0)) => Ok(()),
+        Ok(Outcome::Exit(0)) => Ok(()),
         // The end has been logged with all that is known of it.
-        Ok(Left::Exit(code)) => Err(Failure::quiet(code)),
-        Ok(Left::NotStarted { fault, why }) => {
+        Ok(Outcome::Exit(code)) => Err(Failure::quiet(code)),
+        Ok(Outcome::NotStarted { fault, why }) => {
             let code = match fault {
                 Fault::Vm => exit::FAILED,
                 Fault::Host => exit::HOST,
@@ -119,7 +120,7 @@ async fn run_to_its_end(
             };
             Err(subject(Failure::new(code, why)))
         }
-        Ok(Left::Reexec) => {
+        Ok(Outcome::Reexec) => {
             let failed = |failure: Failure| subject(failure.code(code(false)));
             let number = lock.pass_on().map_err(|e| failed(Failure::of(&e)))?;
             signal::block().map_err(|e| failed(Failure::of(&e)))?;

@@ -3,6 +3,7 @@
 //! QEMU keeps the write that failed and tries it again at `cont` (`werror=enospc`), so the guest knows nothing of it. Nothing is polled
 //! but the free space, and that only while such a guest is held.
 
+use crate::supervisor::limits::QMP_LIMIT;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -13,9 +14,9 @@ use tokio::{task::AbortHandle, time::Instant};
 use tracing::{info, warn};
 
 use crate::supervisor::{
+    Supervisor,
     input::{Fact, Trouble},
     start::prepare,
-    supervise::{QMP_LIMIT, Supervisor},
 };
 use crate::{
     life::{self, Hold, State},

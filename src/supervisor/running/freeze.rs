@@ -3,6 +3,7 @@
 //! The deadline is the supervisor's, and is written down before anything is frozen: neither a caller that dies nor a supervisor
 //! that dies leaves a guest frozen. A thaw that fails is tried again for as long as the guest runs.
 
+use crate::supervisor::{limits::AGENT_LIMIT, refusal::agent_refusal};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -10,18 +11,14 @@ use tokio::{sync::oneshot, task::AbortHandle};
 use tracing::{info, warn};
 
 use crate::control::types::{self, Refusal};
-use crate::supervisor::{
-    input::Fact,
-    requests::refusal,
-    supervise::{AGENT_LIMIT, Supervisor},
-};
+use crate::supervisor::{Supervisor, input::Fact};
 
 /// The longest that file systems are frozen: a record is not believed more.
 const LONGEST: Duration = Duration::from_secs(600);
 /// How long a thaw may take: the agent may run programs of the guest's.
 const THAW_LIMIT: Duration = Duration::from_secs(10);
 /// How long a freeze waits until its deadline is written down.
-const WRITE_LIMIT: Duration = Duration::from_secs(5);
+const DEADLINE_WRITE_LIMIT: Duration = Duration::from_secs(5);
 /// When a thaw that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -99,7 +96,7 @@ impl Supervisor {
         self.frozen = Some(Frozen { until, stuck: None, timer: self.thaw_in(thaw_after) });
         self.tasks.spawn(async move {
             // Nothing is frozen before a later supervisor would know when to thaw it.
-            let written = tokio::time::timeout(WRITE_LIMIT, written).await;
+            let written = tokio::time::timeout(DEADLINE_WRITE_LIMIT, written).await;
             let written = written.unwrap_or_else(|_| Err("the storage does not answer".into()));
             let done = match written {
                 Ok(()) => freeze(&agent, sync, thaw_after).await,
@@ -160,7 +157,7 @@ impl Supervisor {
         };
         let (agent, facts, generation) = (qemu.agent.clone(), self.facts.clone(), self.generation);
         self.tasks.spawn(async move {
-            let done = agent.thaw(sync, THAW_LIMIT).await.map_err(|error| refusal(&error));
+            let done = agent.thaw(sync, THAW_LIMIT).await.map_err(|error| agent_refusal(&error));
             let _ = facts.send(Fact::Thawed(generation, why, done, reply)).await;
         });
     }
@@ -262,7 +259,7 @@ impl Supervisor {
 
 /// Where no agent runs, that is found out first, and soon.
 async fn freeze(agent: &qmp::agent::Agent, sync: u32, limit: Duration) -> Result<u64, NotFrozen> {
-    let not = |unsure| move |error: qmp::Error| NotFrozen { why: refusal(&error), unsure };
+    let not = |unsure| move |error: qmp::Error| NotFrozen { why: agent_refusal(&error), unsure };
     agent.ping(sync, AGENT_LIMIT).await.map_err(not(false))?;
     // Of a refusal, too, nobody knows: that they are frozen already is one.
     agent.freeze(sync.wrapping_add(1), limit).await.map_err(not(true))

@@ -1,5 +1,6 @@
 //! Changing a machine that runs: each change as the commands that QEMU or the kernel gets.
 
+use crate::supervisor::limits::QMP_LIMIT;
 use std::{path::PathBuf, time::Duration};
 
 use super::taps;
@@ -23,10 +24,9 @@ use crate::{
     supervisor::{
         settings::Settings,
         start::{
-            forwards, isolate, launch,
+            forwards, isolate,
             prepare::{self, facts_of},
         },
-        supervise::QMP_LIMIT,
     },
     sys::progress::Cancel,
 };
@@ -60,7 +60,9 @@ pub(crate) enum Error {
     #[error("QEMU refuses")]
     Monitor(#[from] qmp::Error),
     #[error(transparent)]
-    Launch(#[from] launch::Error),
+    Tap(#[from] taps::open::Error),
+    #[error(transparent)]
+    Forward(#[from] forwards::Error),
     #[error("its tap cannot be moved")]
     Link(#[from] link::Error),
     #[error("what leaves its tap cannot be filtered")]
@@ -78,7 +80,8 @@ impl Error {
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
             Self::Prepare(error) => error.hint(),
-            Self::Launch(error) => error.hint(),
+            Self::Tap(error) => error.hint(),
+            Self::Forward(error) => error.hint(),
             Self::Filter(error) => error.hint(),
             Self::Link(error) => error.hint(),
             Self::NoPort(_) | Self::ShutOff => Some("it is there after the next start".into()),
@@ -202,7 +205,7 @@ impl Machine {
         if let Some(tap) = tap(&self.vm.name, nic) {
             let macs = mac.into_iter().map(|mac| (nic.name.clone(), mac)).collect();
             // The keeper of the taps tells what does not pass the bridge.
-            let (open, _) = taps::open(&self.settings.network, &self.vm, &tap, &macs).await?;
+            let (open, _) = taps::open::open(&self.settings.network, &self.vm, &tap, &macs).await?;
             self.client.pass_fd(TAP, open, QMP_LIMIT).await?;
             if vhost_net {
                 let vhost = vhost::open().map_err(Error::Vhost)?;
@@ -233,7 +236,7 @@ impl Machine {
         let Some(tap) = tap(&self.vm.name, nic) else { return Ok(()) };
         let at = self.vm.at(&format!("nic.{}.bridge", nic.name));
         let links = Links::open(self.settings.network.connect().await)?;
-        Ok(taps::attach(&links, &tap, &at).await.map(drop)?)
+        Ok(taps::open::attach(&links, &tap, &at).await.map(drop)?)
     }
 
     async fn filter(&self, nic: &Nic) -> Result<(), Error> {
@@ -242,7 +245,7 @@ impl Machine {
         let mac = self.blocking(move |settings, vm, cancel| mac_of(settings, vm, &name, cancel));
         let mac = mac.await?.0;
         let macs = mac.into_iter().map(|mac| (nic.name.clone(), mac)).collect();
-        Ok(taps::filter(&self.settings.network, &tap, &macs).await?)
+        Ok(taps::open::filter(&self.settings.network, &tap, &macs).await?)
     }
 
     async fn link(&self, nic: &Label, state: LinkState) -> Result<(), Error> {

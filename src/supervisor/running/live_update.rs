@@ -1,6 +1,9 @@
 //! Applying a changed VM file to a machine that runs: one change after the other, beside the loop.
 
-use std::time::Duration;
+use crate::supervisor::{
+    limits::{QMP_LIMIT, WRITE_LIMIT},
+    refusal::qmp_refusal,
+};
 
 use tokio::sync::oneshot;
 use tracing::{info, warn};
@@ -16,17 +19,9 @@ use crate::{
     value::{Label, chain},
 };
 use crate::{
-    supervisor::{
-        effects::qmp_refusal,
-        file_reading::AfterReading,
-        input::Fact,
-        supervise::{QMP_LIMIT, Supervisor},
-    },
+    supervisor::{Supervisor, file_reading::AfterReading, input::Fact},
     sys::{lane::OnLane, progress::Cancel},
 };
-
-/// How long who asked waits until what was done is written down.
-const WRITE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Who asked for it.
 pub(crate) type Asker = oneshot::Sender<Result<(), Refusal>>;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
-use crate::supervisor::supervise::Supervisor;
+use crate::supervisor::Supervisor;
 use crate::{
     net::{
         broker::Network,

@@ -14,6 +14,6 @@ pub(crate) mod resources;
 pub(crate) mod screen;
 pub(crate) mod statistics;
 pub(crate) mod suspend;
-pub(crate) mod taps;
+pub mod taps;
 pub mod viewer;
 pub mod vnc_listener;

@@ -2,7 +2,7 @@
 
 use tokio::sync::watch;
 
-use crate::supervisor::{input::Fact, supervise::Supervisor};
+use crate::supervisor::{Supervisor, input::Fact};
 use crate::{
     control::grant::{self, Accounts, Grant},
     spec::Vm,

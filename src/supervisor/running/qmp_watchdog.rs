@@ -3,6 +3,7 @@
 //! A QEMU that is silent may hold a guest that only waits for its storage. So nothing is done about it but telling: it is ended by `qvm
 //! stop` and `qvm kill` alone, whose ladder has its bounds.
 
+use crate::supervisor::limits::{FOREVER, QMP_LIMIT};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -10,12 +11,10 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::supervisor::{
+    Supervisor,
     input::{Fact, Trouble},
-    supervise::{QMP_LIMIT, Supervisor},
 };
 
-/// How long one question waits for its answer: one that comes late tells that QEMU is back, without asking again.
-pub(crate) const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How long an answer is good for who asks how the VM is: who lists all of a host's VMs over and over wakes no QEMU for it.
 const FRESH: Duration = Duration::from_secs(1);
 

@@ -1,14 +1,12 @@
 //! Finding out whether the guest is ready, and telling that it is.
 
+use crate::supervisor::limits::{AGENT_LIMIT, QMP_LIMIT, STOP_SLACK};
 use std::{net::SocketAddr, time::Duration};
 
 use tokio::{net::TcpStream, task::AbortHandle, time::timeout};
 use tracing::{debug, info, warn};
 
-use crate::supervisor::{
-    input::Fact,
-    supervise::{AGENT_LIMIT, QMP_LIMIT, STOP_SLACK, Supervisor},
-};
+use crate::supervisor::{Supervisor, input::Fact};
 use crate::{
     control::types,
     guest::readiness::{CloudInit, cloud_init, taken},

@@ -2,13 +2,10 @@
 //!
 //! Under systemd the unit has the weights and limits (`systemd::unit`), for systemd owns its cgroup. The rest is the same everywhere.
 
+use crate::supervisor::limits::QMP_LIMIT;
 use tracing::{debug, warn};
 
-use crate::supervisor::{
-    input::Fact,
-    settings::Settings,
-    supervise::{QMP_LIMIT, Supervisor},
-};
+use crate::supervisor::{Supervisor, input::Fact, settings::Settings};
 use crate::{
     machine::resources::settings,
     spec::Vm,

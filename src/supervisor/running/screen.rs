@@ -1,14 +1,12 @@
 //! The guest's screen and keyboard: photographed, typed at.
 
+use crate::supervisor::{limits::QMP_LIMIT, refusal::qmp_refusal};
 use std::{fs::File, io, os::fd::OwnedFd, path::Path, time::Duration};
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use tokio::sync::oneshot;
 
-use crate::supervisor::{
-    effects::qmp_refusal,
-    supervise::{QMP_LIMIT, Supervisor},
-};
+use crate::supervisor::Supervisor;
 use crate::{
     control::types::Refusal,
     value::{chain, keyboard::Chord},

@@ -1,11 +1,9 @@
 //! What QEMU knows of a running machine, for who counts.
 
+use crate::supervisor::{limits::QMP_LIMIT, refusal::qmp_refusal};
 use tokio::sync::oneshot;
 
-use crate::supervisor::{
-    effects::qmp_refusal,
-    supervise::{QMP_LIMIT, Supervisor},
-};
+use crate::supervisor::Supervisor;
 use crate::{
     control::types::{DiskStatistics, Refusal, Statistics, TapOf},
     machine::{

@@ -3,6 +3,7 @@
 //! QEMU sends the state to a socket of ours, and it goes from there into a file that counts only when it is whole. A state is used
 //! once: it is removed before the guest goes on, since from then on its disks are others.
 
+use crate::supervisor::limits::QMP_LIMIT;
 use std::{os::unix::net::UnixStream, time::Duration};
 
 use tracing::{debug, info, warn};
@@ -15,10 +16,7 @@ use crate::{
 };
 use crate::{
     store::saved_state::{self, Writing},
-    supervisor::{
-        input::Fact,
-        supervise::{QMP_LIMIT, Supervisor},
-    },
+    supervisor::{Supervisor, input::Fact},
     systemd::service,
 };
 

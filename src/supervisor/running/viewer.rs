@@ -1,6 +1,7 @@
 //! Viewers of the guest's screen: the supervisor judges who comes and hands the connection to QEMU, which needs neither listen nor
 //! make a socket.
 
+use crate::supervisor::limits::QMP_LIMIT;
 use std::{
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
@@ -23,10 +24,7 @@ use crate::{
     value::{VncAddress, chain},
 };
 use crate::{
-    supervisor::{
-        input::Fact,
-        supervise::{QMP_LIMIT, Supervisor},
-    },
+    supervisor::{Supervisor, input::Fact},
     sys::tasks::Tasks,
 };
 

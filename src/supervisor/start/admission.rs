@@ -1,5 +1,9 @@
 //! Lets a VM start: when there is memory for it, and when it is its turn.
 
+use crate::supervisor::{
+    limits::START_STEP,
+    outcome::{Fault, NotBegun},
+};
 use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -23,11 +27,7 @@ use crate::{
 };
 use crate::{
     store::reservation::{self, Others, Reservation},
-    supervisor::{
-        input::{Fact, Fault, NotBegun},
-        settings::Settings,
-        supervise::{START_STEP, Supervisor},
-    },
+    supervisor::{Supervisor, input::Fact, settings::Settings},
 };
 
 /// Between two tries for a lock that somebody holds for a moment.

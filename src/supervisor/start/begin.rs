@@ -1,5 +1,9 @@
 //! The way to a QEMU: one that an earlier supervisor left, a saved state, or a preparation from the beginning.
 
+use crate::supervisor::{
+    limits::START_STEP,
+    outcome::{Fault, NotBegun, Outcome},
+};
 use std::{path::Path, time::Duration};
 
 use tracing::{info, warn};
@@ -23,12 +27,7 @@ use crate::{
         running::{self, Found, PreviousQemu},
         saved_state,
     },
-    supervisor::{
-        file_reading,
-        input::{Fact, Fault, NotBegun},
-        running::resources,
-        supervise::{Left, START_STEP, Supervisor},
-    },
+    supervisor::{Supervisor, file_reading, input::Fact, running::resources},
 };
 
 /// How long a killed QEMU process may take to be gone; one that waits for storage is not, and keeps its record.
@@ -116,7 +115,7 @@ impl Supervisor {
                 let hint = unknown.hint().replace("NAME", self.vm.name.as_str());
                 self.not_begun(NotBegun::new(&unknown, Some(hint), true));
             }
-            Ok(PreviousQemu::None) if self.winding_up => self.left = Some(Left::Exit(0)),
+            Ok(PreviousQemu::None) if self.winding_up => self.left = Some(Outcome::Exit(0)),
             Ok(PreviousQemu::None) => self.set_out(saved),
             Ok(found @ (PreviousQemu::Exited | PreviousQemu::NeverExecuted)) => {
                 self.begin_after(&found, saved);
@@ -145,7 +144,7 @@ impl Supervisor {
         }
         self.records.remove();
         match self.winding_up {
-            true => self.left = Some(Left::Exit(0)),
+            true => self.left = Some(Outcome::Exit(0)),
             false => self.set_out(saved),
         }
     }

@@ -12,7 +12,7 @@ use std::{
 
 use rustix::fs::OFlags;
 
-use super::{launch, prepare::Prepared};
+use super::prepare::Prepared;
 use crate::supervisor::settings::Settings;
 use crate::{
     control::isolation::{Isolation, Layer, Missing, Mode},
@@ -56,6 +56,9 @@ pub enum Error {
     /// The pipe through which QEMU's process says how it went.
     #[error("cannot make a pipe to QEMU's process")]
     Pipe(#[source] io::Error),
+    /// Its process cannot be started.
+    #[error(transparent)]
+    Spawn(#[from] spawn::Error),
     /// `isolation = "strict"`, and the host lacks a layer.
     #[error("`isolation = \"strict\"` ({at}), and the host cannot give all of it: {lacks}")]
     Strict {
@@ -69,13 +72,18 @@ pub enum Error {
 impl Error {
     /// The host is at fault, and not the VM.
     pub fn is_the_hosts(&self) -> bool {
-        matches!(self, Self::Strict { .. } | Self::Pipe(_))
+        match self {
+            Self::Strict { .. } | Self::Pipe(_) => true,
+            Self::Spawn(error) => error.is_the_hosts(),
+            Self::Open { .. } | Self::Broken(_) => false,
+        }
     }
 
     /// The way out.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Open { .. } => None,
+            Self::Spawn(error) => error.hint(),
             Self::Pipe(_) => Some("`ulimit -n` has to be well over 512; it is 1024 mostly".into()),
             Self::Broken(_) => Some(
                 "it may need files elsewhere than below its own prefix and /usr; `isolation = \"off\"` does without".into(),
@@ -162,13 +170,13 @@ impl Plan {
     ///
     /// # Errors
     /// It does not start; or all layers are wanted, and one is missing.
-    pub(crate) fn spawn(
+    pub(crate) fn spawn<E: From<Error> + From<spawn::Error>>(
         self,
         program: &Path,
         arguments: &[String],
         fds: Vec<(OwnedFd, i32)>,
-        known: impl FnOnce(u32) -> Result<(), launch::Error>,
-    ) -> Result<(u32, Isolation), launch::Error> {
+        known: impl FnOnce(u32) -> Result<(), E>,
+    ) -> Result<(u32, Isolation), E> {
         let Some(cell) = &self.cell else {
             // SAFETY: the closure does nothing.
             let pid = unsafe { spawn::spawn_known(program, arguments, fds, || Ok(()), known) }?;
@@ -217,7 +225,7 @@ fn cell(binary: &Path, firmware: Option<&Path>, uid: Option<u32>, device: Option
 ///
 /// # Errors
 /// It does not even do that.
-pub fn tried(qemu: &Qemu, root: &Path, range: UidRange) -> Result<Isolation, launch::Error> {
+pub fn tried(qemu: &Qemu, root: &Path, range: UidRange) -> Result<Isolation, Error> {
     let mut missing = vec![];
     let uid = rustix::process::geteuid().is_root().then(|| range.first());
     if uid.is_none() {
@@ -235,7 +243,7 @@ pub fn tried(qemu: &Qemu, root: &Path, range: UidRange) -> Result<Isolation, lau
     let pid = unsafe { spawn::spawn(&qemu.binary, &arguments, vec![], move || inside.enter()) }?;
     missing.extend(report.read());
     if !spawn::wait(pid) {
-        return Err(Error::Broken(qemu.binary.clone()).into());
+        return Err(Error::Broken(qemu.binary.clone()));
     }
     Ok(Isolation::without(Mode::On, uid, missing))
 }

@@ -10,7 +10,7 @@ use crate::{
         argv::{self, CommandLine, Machine, fd},
         device::{self, BadPath},
     },
-    net::{link, port, tap, tap_spec::taps, vhost},
+    net::{tap_spec::taps, vhost},
     sandbox::spawn,
     spec::LinkState,
     store::{
@@ -19,7 +19,6 @@ use crate::{
         saved_state,
     },
     supervisor::{
-        config::file_id,
         running::{taps, viewer, vnc_listener},
         settings::Settings,
     },
@@ -28,7 +27,6 @@ use crate::{
         pidfd::{self, Process},
         socket,
     },
-    value::IfName,
 };
 
 /// How long QEMU may take until it answers on its monitor.
@@ -84,40 +82,12 @@ pub enum Guest {
 /// Why QEMU did not come to run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A tap device.
-    #[error("cannot make the tap `{tap}` ({at})")]
-    Tap {
-        /// Its name.
-        tap: IfName,
-        /// Where the VM file names the bridge that it is for.
-        at: String,
-        /// Why.
-        source: tap::Error,
-    },
-    /// The bridge.
-    #[error("cannot attach the tap `{tap}` ({at})")]
-    Link {
-        /// The tap's name.
-        tap: IfName,
-        /// Where the VM file names the bridge.
-        at: String,
-        /// Why.
-        source: link::Error,
-    },
-    /// The filter on what leaves it.
+    /// A tap, its bridge or its filter.
     #[error(transparent)]
-    Filter(#[from] taps::Unfiltered),
-    /// A port of the host.
-    #[error("cannot forward ports ({at})")]
-    Port {
-        /// Where the VM file says which.
-        at: String,
-        /// Why.
-        source: port::Error,
-    },
-    /// QEMU's own network would be silent.
+    Tap(#[from] taps::open::Error),
+    /// The ports of the host that are forwarded.
     #[error(transparent)]
-    NoSockets(#[from] port::NoSockets),
+    Forward(#[from] forwards::Error),
     /// The guest's screen.
     #[error(transparent)]
     Screen(#[from] vnc_listener::Error),
@@ -171,20 +141,16 @@ impl Error {
     /// The host is at fault, and not the VM. An adopted QEMU that is silent is waited for: its storage may hang.
     pub fn is_the_hosts(&self) -> bool {
         match self {
-            Self::Tap { source, .. } => source.is_the_hosts(),
+            Self::Tap(error) => error.is_the_hosts(),
+            Self::Forward(error) => error.is_the_hosts(),
             Self::Socket(error) => error.is_the_hosts(),
             Self::Isolate(error) => error.is_the_hosts(),
             Self::Spawn(error) => error.is_the_hosts(),
             Self::Record(error) => error.is_the_hosts(),
             Self::Screen(error) => error.is_the_hosts(),
-            Self::Link { .. }
-            | Self::Filter(_)
-            | Self::Port { .. }
-            | Self::Vhost(_)
-            | Self::Watch(_)
-            | Self::Silent { .. } => true,
+            Self::Vhost(_) | Self::Watch(_) | Self::Silent { .. } => true,
             Self::Saved(saved_state::Error::File(error)) => error.is_the_hosts(),
-            Self::Saved(_) | Self::Slow(_) | Self::NoSockets(_) => false,
+            Self::Saved(_) | Self::Slow(_) => false,
             Self::Path(_) | Self::Exited | Self::Monitor(_) | Self::Serial(_) => false,
         }
     }
@@ -192,11 +158,8 @@ impl Error {
     /// The way out.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Tap { source, .. } => source.hint(),
-            Self::Link { source, .. } => source.hint(),
-            Self::Filter(unfiltered) => unfiltered.hint(),
-            Self::Port { source, .. } => source.hint(),
-            Self::NoSockets(error) => error.hint(),
+            Self::Tap(error) => error.hint(),
+            Self::Forward(error) => error.hint(),
             Self::Socket(error) => error.hint(),
             Self::Isolate(error) => error.hint(),
             Self::Spawn(error) => error.hint(),
@@ -265,7 +228,7 @@ pub async fn launch(
     let mut tap_notes = vec![];
     for tap in taps(vm) {
         let index = vm.nics.iter().position(|n| n.name == tap.nic).unwrap_or_default();
-        let open = taps::open(&settings.network, vm, &tap, &prepared.identity.macs);
+        let open = taps::open::open(&settings.network, vm, &tap, &prepared.identity.macs);
         let (open, notes) = open.await?;
         fds.push((open, fd::tap(index)));
         tap_notes.extend(notes);
@@ -313,7 +276,7 @@ pub async fn launch(
         missed: None,
         applied: BTreeMap::new(),
         binary: Some(prepared.facts.qemu.binary.clone()),
-        binary_id: file_id(&prepared.facts.qemu.binary),
+        binary_id: file::file_id(&prepared.facts.qemu.binary),
         firmware: prepared
             .firmware
             .as_ref()

@@ -289,6 +289,15 @@ pub fn written_at(path: &Path) -> Option<i64> {
     fs::metadata(path).ok().map(|found| found.mtime())
 }
 
+/// Tells a file from another of the same path: device, inode, and modification time in seconds since 1970.
+pub type FileId = (u64, u64, i64);
+
+/// Returns which file `path` is; `None` where there is none that can be examined. The program of a process cannot be asked for
+/// it: /proc/PID/exe is readable for the process's own user and for who may trace it (proc_pid_exe(5)).
+pub fn file_id(path: &Path) -> Option<FileId> {
+    fs::metadata(path).ok().map(|found| (found.dev(), found.ino(), found.mtime()))
+}
+
 /// What is known of a file without opening it; `None` where there is none.
 ///
 /// # Errors

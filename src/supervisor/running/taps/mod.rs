@@ -2,8 +2,8 @@
 
 pub(crate) mod blocked;
 pub(crate) mod keeper;
-pub(crate) mod open;
-pub(crate) mod unfiltered;
+pub mod open;
+pub mod unfiltered;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -14,9 +14,7 @@ use tokio::{
 };
 
 use self::keeper::Keeper;
-pub(crate) use self::open::{attach, filter, open};
-pub(crate) use self::unfiltered::Unfiltered;
-use crate::supervisor::supervise::Supervisor;
+use crate::supervisor::Supervisor;
 use crate::{
     net::tap_spec::{self, Tap},
     spec::TapHeal,

@@ -4,18 +4,66 @@ use std::{os::fd::OwnedFd, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
-use super::{Macs, Unfiltered};
+use super::unfiltered::Unfiltered;
 use crate::{
     net::{
         anti_spoof::filters::{self, Filters},
         broker::Network,
-        link::Links,
+        link::{self, Links},
         tap,
         tap_spec::Tap,
     },
     spec::Vm,
-    supervisor::start::launch::Error,
+    value::{IfName, Label, MacAddr},
 };
+use std::collections::BTreeMap;
+
+/// Why a guest is not given a tap.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The device.
+    #[error("cannot make the tap `{tap}` ({at})")]
+    Tap {
+        /// Its name.
+        tap: IfName,
+        /// Where the VM file names its bridge.
+        at: String,
+        /// Why.
+        source: tap::Error,
+    },
+    /// The bridge.
+    #[error("cannot attach the tap `{tap}` ({at})")]
+    Link {
+        /// The tap's name.
+        tap: IfName,
+        /// Where the VM file names the bridge.
+        at: String,
+        /// Why.
+        source: link::Error,
+    },
+    /// The filter on the frames that leave the tap.
+    #[error(transparent)]
+    Filter(#[from] Unfiltered),
+}
+
+impl Error {
+    /// The host is at fault, and not the VM.
+    pub fn is_the_hosts(&self) -> bool {
+        match self {
+            Self::Tap { source, .. } => source.is_the_hosts(),
+            Self::Link { .. } | Self::Filter(_) => true,
+        }
+    }
+
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Tap { source, .. } => source.hint(),
+            Self::Link { source, .. } => source.hint(),
+            Self::Filter(unfiltered) => unfiltered.hint(),
+        }
+    }
+}
 
 /// How long a QEMU that has gone may keep its tap, and how often it is tried meanwhile.
 const GOES_WITHIN: Duration = Duration::from_secs(2);
@@ -26,7 +74,7 @@ pub(crate) async fn open(
     network: &Network,
     vm: &Vm,
     tap: &Tap,
-    macs: &Macs,
+    macs: &BTreeMap<Label, MacAddr>,
 ) -> Result<(OwnedFd, Vec<String>), Error> {
     let at = vm.at(&format!("nic.{}.bridge", tap.nic));
     let links = Links::open(network.connect().await);
@@ -84,7 +132,7 @@ pub(crate) async fn attach(links: &Links, tap: &Tap, at: &str) -> Result<Vec<Str
 pub(crate) async fn filter(
     network: &Network,
     tap: &Tap,
-    macs: &Macs,
+    macs: &BTreeMap<Label, MacAddr>,
 ) -> Result<(), filters::Error> {
     let filters = Filters::open(network.connect().await)?;
     match tap.filter(macs) {

@@ -68,7 +68,7 @@ mod tests {
     use nix::errno::Errno;
 
     use super::*;
-    use crate::{net::tap_spec::taps, spec, supervisor::start::launch};
+    use crate::{net::tap_spec::taps, spec, supervisor::running::taps::open};
 
     /// What is told of a VM whose tap cannot be filtered, on a kernel that has no filter.
     fn told(text: &str) -> Option<(String, Option<String>)> {
@@ -77,7 +77,7 @@ mod tests {
         let missing = filters::Error::Missing(io::Error::from(Errno::EOPNOTSUPP));
         let refused = Unfiltered::of(&vm, &taps(&vm)[0], missing)?;
         assert!(refused.source().is_some());
-        let refused = launch::Error::from(refused);
+        let refused = open::Error::from(refused);
         assert!(refused.is_the_hosts());
         Some((refused.to_string(), refused.hint()))
     }
