@@ -1,43 +1,44 @@
-# `make help` lists what there is. Everything that is made lands in target/ and fuzz/target/, but bench/RESULTS.md.
+# `make help` lists all targets. Build results are in target/ and fuzz/target/; `make bench` writes
+# bench/RESULTS.md, `make docs` writes docs/reference/ and nix/keys.nix.
 
-# Found in PATH: the sandbox of Nix has no /bin/bash.
+# Found through PATH, because the build sandbox of Nix has no /bin/bash.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
 
-# Where the guests for the tests are; several worktrees may share one directory.
+# The directory of the guests for tests; several worktrees can share it.
 export QVM_GUESTS ?= $(CURDIR)/target/guests
-# Tests that boot guests: how many at once. They wait for guests more than for a CPU.
+# The number of parallel test threads. Tests wait for guests more than for the CPU.
 TEST_THREADS ?= 3
-# The tests of faults that take long, beside those of `crash`.
+# Slow fault tests in addition to those of `crash`.
 FAULTS ?= supervisor::host_faults net::taps start::admission supervisor::load
-# Minutes for the kills of `make test-faults`, which may take 15 in all.
+# Minutes for the kill points of `make test-faults`, which takes at most 15 minutes in total.
 export QVM_MINUTES ?= 3
-# Seconds for each fuzz target.
+# Seconds per fuzz target.
 FUZZ_SECONDS ?= 60
 
 CARGO := cargo
 
-# Where `make install` puts things, below DESTDIR; PREFIX=/usr/local works as well, systemd looks there too.
+# The prefix of `make install` below DESTDIR. systemd also reads units below /usr/local.
 PREFIX ?= /usr
 DESTDIR ?=
-# Cargo's profile of what is built, installed and packaged.
+# The Cargo profile of the program.
 PROFILE ?= release
-# What it installs, and runs, for its manual pages and completions.
+# The program to install; it also prints the manual pages and completions.
 BINARY ?= target/$(PROFILE:dev=debug)/qvm
-# A program that runs BINARY, where it is built for another CPU.
+# A program that runs BINARY if it is built for another CPU.
 EMULATOR ?=
-# Where zsh looks; Debian's looks elsewhere.
+# The directory of zsh completions; Debian uses another one.
 ZSH_COMPLETIONS ?= $(PREFIX)/share/zsh/site-functions
-# Where `make deb` puts the package.
+# The directory of the Debian package.
 OUT ?= target/debian
 
 .PHONY: build
-build: ## the release binary, target/release/qvm
+build: ## Build the release binary, target/release/qvm
 	$(CARGO) build --profile $(PROFILE) --locked
 
 .PHONY: install
-install: ## the built binary, its units, generators, completions and documents, below $(DESTDIR)$(PREFIX)
+install: ## Install the built binary, units, completions and documents below DESTDIR
 	install -D -m 755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/qvm
 	for kind in system user; do \
 		install -d $(DESTDIR)$(PREFIX)/lib/systemd/$$kind-generators $(DESTDIR)$(PREFIX)/lib/systemd/$$kind; \
@@ -54,7 +55,11 @@ install: ## the built binary, its units, generators, completions and documents, 
 	install -D -m 644 systemd/sysusers.d/qvm.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/qvm.conf
 	install -D -m 644 systemd/tmpfiles.d/qvm.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/qvm.conf
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/qvm $(wildcard docs/*.varlink)
-	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/qvm README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE $(wildcard docs/*.md)
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/qvm README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE
+	for dir in . reference decisions; do \
+		install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/qvm/$$dir docs/$$dir/*.md; \
+	done
+	ln -sfn . $(DESTDIR)$(PREFIX)/share/doc/qvm/docs # for the links in README.md
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/qvm/examples $(wildcard examples/*.toml examples/*.yaml)
 	$(EMULATOR) $(BINARY) man qvm | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/man/man1/qvm.1
 	$(EMULATOR) $(BINARY) man qvm.toml | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/man/man5/qvm.toml.5
@@ -63,19 +68,19 @@ install: ## the built binary, its units, generators, completions and documents, 
 	$(EMULATOR) $(BINARY) completions fish | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/qvm.fish
 
 .PHONY: deb
-deb: build ## the Debian package, in target/debian/
+deb: build ## Build the Debian package in target/debian/
 	packaging/debian/build $(BINARY) $(OUT)
 
 .PHONY: setup
-setup: ## installs what the tests need, if anything is missing (Debian, Ubuntu)
+setup: ## Install missing packages for the tests (Debian, Ubuntu)
 	tests/setup
 
 .PHONY: setup-demo
-setup-demo: ## the same for the guests and `make demo` alone
+setup-demo: ## Install missing packages for guests and `make demo` only
 	tests/setup demo
 
 .PHONY: test-setup
-test-setup: ## tries `make setup` in throw-away Debian roots: nothing is removed or downgraded
+test-setup: ## Test `make setup` in temporary Debian roots: no package is removed or downgraded
 	tests/setup-roots
 
 .PHONY: test-install
@@ -83,69 +88,76 @@ test-install: ## runs `make demo` from a fresh clone in throw-away Debian roots 
 	QVM_SETUP_RUN="make demo" tests/setup-roots bookworm trixie
 
 .PHONY: guests
-guests: setup-demo ## the small guests for the tests, and the oldest QEMU
+guests: setup-demo ## Build the small guests for the tests, and fetch the oldest QEMU
 	tests/guest/build "$(QVM_GUESTS)" boot tiny qemu-7.2
 
 .PHONY: debian
-debian: setup-demo ## the Debian cloud image that `make demo` and the cloud-init test boot
+debian: setup-demo ## Fetch the Debian cloud image for `make demo` and the cloud-init test
 	tests/guest/build "$(QVM_GUESTS)" debian
 
 .PHONY: host
-host: setup-demo ## the Debian that `make test-host` boots as a host
+host: setup-demo ## Build the Debian image that `make test-host` boots as a host
 	tests/guest/build "$(QVM_GUESTS)" host
 
 .PHONY: test
-test: setup guests debian ## all tests, on real QEMU and real guests
+test: setup guests debian ## Run all tests on real QEMU with real guests
 	$(CARGO) test --workspace --locked --no-run
-# The longest one, a Debian that is set up, mostly waits for one CPU: beside the others.
+# The longest test, a Debian setup, uses one CPU: it runs in parallel with the others.
 	$(CARGO) test --locked --test it seed::debian & debian=$$!; failed=0; \
 		$(CARGO) test --workspace --locked --no-fail-fast -- --test-threads=$(TEST_THREADS) --skip cloud_init_sets_the_guest_up_once || failed=1; \
 		wait $$debian || failed=1; exit $$failed
 
 .PHONY: test-faults
-test-faults: setup guests ## what is lost when qvm or its host fails: some minutes, and a table
+test-faults: setup guests ## Test faults of qvm and of the host for some minutes, and print a table
 	timeout 900 bash -c '$(CARGO) test --locked --test it -- --ignored --nocapture --test-threads=1 $(FAULTS) && \
 		$(CARGO) test --locked --test crash -- --ignored --nocapture --test-threads=1'
 
 .PHONY: test-host
-test-host: setup guests host deb ## the package on a host of its own, a VM with systemd and cgroup v2, with guests inside
+test-host: setup guests host deb ## Test the package in a VM with systemd and cgroup v2, with nested guests
 	QVM_DEB="$$(ls -t $(CURDIR)/$(OUT)/qvm_*.deb | head -n 1)" \
 		$(CARGO) test --locked --test host -- --ignored --test-threads=1
 
 .PHONY: test-systemd
-test-systemd: setup guests ## the units under a systemd of their own (root, systemd-container)
+test-systemd: setup guests ## Test the units under a separate systemd (root, systemd-container)
 	$(CARGO) build --locked
 	tests/systemd/run
 
 .PHONY: demo
-demo: setup-demo ## a real VM on a bridge, from its file to a clean stop
-# The guest is built while the compiler works. The profile is that of the tests: it links in seconds.
+demo: setup-demo ## Run a Debian VM on a bridge from its VM file to a clean shutdown
+# The guest image and the program are built in parallel. The dev profile links in seconds.
 	. tests/progress.sh; run_steps "guest image" 'tests/guest/build "$(QVM_GUESTS)" debian' \
 		"compiler" '$(CARGO) build --profile dev --locked --bin qvm'
 	tests/demo
 
 .PHONY: bench
-bench: setup guests debian ## qvm beside raw QEMU, and libvirt where it is installed; writes bench/RESULTS.md
+bench: setup guests debian ## Measure qvm, raw QEMU and, if installed, libvirt; write bench/RESULTS.md
 	$(CARGO) bench --locked --bench figures
 
 .PHONY: lint
-lint: ## formatting, clippy, shell scripts, licences
+lint: ## Check formatting, clippy, shell scripts and licenses
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	if command -v shellcheck >/dev/null; then \
 		grep -rlE --exclude-dir=golden '^(#!.*\b(ba)?sh|# shellcheck shell=)' tests packaging .ci fuzz/run | xargs shellcheck -x; \
-	else echo "lint: skipped: shellcheck is not installed (\`make setup\` does that)"; fi
+	else echo "lint: skipped: shellcheck is not installed (\`make setup\` installs it)"; fi
 	if command -v cargo-deny >/dev/null; then $(CARGO) deny check licenses bans sources; \
 	else echo "lint: skipped: cargo-deny is not installed (\`cargo install cargo-deny\`)"; fi
 
 .PHONY: fuzz
-fuzz: ## each fuzz target for FUZZ_SECONDS
+fuzz: ## Run each fuzz target for FUZZ_SECONDS
 	fuzz/run $(FUZZ_SECONDS)
 
+.PHONY: docs
+docs: ## Write the generated documents: docs/reference/ and nix/keys.nix
+	$(CARGO) build --locked --bin qvm
+	target/debug/qvm man qvm --format markdown >docs/reference/verbs.md
+	target/debug/qvm man qvm.toml --format markdown >docs/reference/vm-file.md
+	target/debug/qvm man qvm.toml --format nix >nix/keys.nix
+
 .PHONY: clean-guests
-clean-guests: ## throws the built guests away
+clean-guests: ## Delete the built guests
 	rm -rf "$(QVM_GUESTS)"
 
 .PHONY: help
-help: ## this list
+help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16

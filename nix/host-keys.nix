@@ -1,4 +1,4 @@
-# The keys of the host's settings as options, as docs/host.toml.md describes them.
+# The keys of the host's settings as options, as docs/reference/host-settings.md describes them.
 { lib }:
 let
   inherit (import ./types.nix { inherit lib; }) key reserve uidRange;

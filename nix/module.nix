@@ -45,7 +45,7 @@ let
   # All roots of the VM: a supervisor that was restarted after a switch has added one for the new
   # QEMU. They stay unless qvm proves that no QEMU of the VM is running.
   removeRoots = pkgs.writeShellScript "qvm-remove-roots" ''
-    if ${qvm} reap --probe "$1" 2>/dev/null; then
+    if ${qvm} exec-stop-post --probe "$1" 2>/dev/null; then
       ${pkgs.coreutils}/bin/rm -f ${roots}/"$1"@*
     fi
   '';
@@ -74,7 +74,7 @@ let
       ExecStartPre = "${addRoot} %i";
       ExecStopPost = [
         ""
-        "${qvm} reap %i"
+        "${qvm} exec-stop-post %i"
         "${removeRoots} %i"
       ];
       ReadWritePaths = "-${roots}";
@@ -112,7 +112,7 @@ in
         reserveMem = "4G";
         admission = "wait";
       };
-      description = "The host's settings for all VMs, with the keys of qvm.toml (docs/host.toml.md).";
+      description = "The host's settings for all VMs, with the keys of qvm.toml (docs/reference/host-settings.md).";
     };
     vms = lib.mkOption {
       type = types.attrsOf (types.submodule { options = import ./keys.nix { inherit lib; }; });
@@ -130,7 +130,7 @@ in
         }
       '';
       description = ''
-        VMs by name, with the keys of the VM file (docs/qvm.toml.md). A switch stops no running guest: it applies live keys, and
+        VMs by name, with the keys of the VM file (docs/reference/vm-file.md). A switch stops no running guest: it applies live keys, and
         `qvm status` shows other changes as pending. A VM that is removed from the configuration runs until `qvm gc` or a shutdown.
       '';
     };

@@ -39,8 +39,6 @@ let
 
   mib = 1024;
   tib = 1024 * 1024 * 1024;
-in
-{
   # An option that is not set unless the configuration sets it.
   key =
     type: description:
@@ -49,6 +47,27 @@ in
       default = null;
       inherit description;
     };
+
+  digest =
+    name: digits: base64:
+    types.strMatching "(${name}:)?[0-9a-fA-F]{${toString digits}}|${name}-${base64}";
+in
+{
+  inherit key;
+
+  # Options of the usual types. A path of the host is a string: a path value (`./image.qcow2`) would
+  # be copied into the store.
+  bool = key types.bool;
+  text = key types.str;
+  texts = key (types.listOf types.str);
+  within = least: most: key (types.ints.between least most);
+  one = words: key (types.enum words);
+  table = description: options: key (types.submodule { inherit options; }) description;
+  tables =
+    description: options: key (types.attrsOf (types.submodule { inherit options; })) description;
+
+  sha256 = digest "sha256" 64 "[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=";
+  sha512 = digest "sha512" 128 "[A-Za-z0-9+/]{85}[AQgw]==";
 
   memory =
     restrict (types.either types.int types.str)

@@ -11,13 +11,13 @@ use crate::store::layout::Layout;
 /// The three directories, where they are not the usual ones.
 #[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
 pub struct Dirs {
-    /// VM files are in DIR/vms [env: QVM_CONFIG_DIR]
+    /// Directory of host settings and VM files [env: QVM_CONFIG_DIR]
     #[arg(long, global = true, value_name = "DIR", display_order = 900)]
     pub config_dir: Option<PathBuf>,
-    /// Disks and images [env: QVM_STATE_DIR]
+    /// Directory of disks and images [env: QVM_STATE_DIR]
     #[arg(long, global = true, value_name = "DIR", display_order = 900)]
     pub state_dir: Option<PathBuf>,
-    /// Sockets [env: QVM_RUNTIME_DIR]
+    /// Directory of sockets and locks [env: QVM_RUNTIME_DIR]
     #[arg(long, global = true, value_name = "DIR", display_order = 900)]
     pub runtime_dir: Option<PathBuf>,
 }

@@ -1,41 +1,58 @@
-//! `qvm --help`: the verbs by what an operator wants, on one screen of 80 columns.
+//! `qvm --help`: all verbs by task, on one screen of 80 columns.
 
-/// What clap fills in.
+/// The template that clap fills in.
 pub(super) const TEMPLATE: &str = "\
 {about}
 
-Usage: qvm [OPTIONS] VERB …        `qvm VERB --help` tells more
+Usage: qvm [OPTIONS] VERB …        `qvm VERB --help` prints details
 
 Prepare
-  new       write a new VM's file        edit      change a VM file, checked
-  check     are VM files valid?          plan      the QEMU command line
-  seed      cloud-init's documents       image     the image cache
-  doctor    trouble, and what to do      completions  for bash, zsh, fish
+  new       write a VM file              edit      edit and check a VM file
+  check     validate VM files            plan      print the QEMU command line
+  seed      print cloud-init documents   image     manage the image cache
+  doctor    find problems of the host    completions  for bash, zsh, fish
 Run
-  start     boot, or go on               stop      clean shutdown, bounded
-  restart   stop, then start             reboot    guest down and up again
-  kill      the power cut                suspend   save the state and end
-  pause     hold the vCPUs               resume    let them go on
-  wait      until it is ready, down, …   run       the supervisor itself
-See
-  list      every VM in one line         status    all about each VM
-  log       what the console said        events    what happens
-  top       what they use, live          metrics   for Prometheus
+  start     boot, or continue            stop      shut down within a limit
+  restart   stop, then start             reboot    reboot with pending changes
+  kill      force off                    suspend   save the state and end
+  pause     pause the vCPUs              resume    resume the vCPUs
+  wait      wait for a condition         run       run a supervisor
+Inspect
+  list      list VMs                     status    show details of VMs
+  log       print the console log        events    print events
+  top       show resource usage          metrics   print Prometheus metrics
 Change, remove
-  diff      what runs, what is written   apply     do what can be done live
-  reseed    cloud-init from the start
-  rename    another name                 clone     a second one like it
-  export    all of it into a file        import    a VM out of that file
-  rm        delete a VM's disks          gc        what no VM file wants
-Reach
-  console   serial console               exec      a command in the guest
-  cp        a file in or out             fsfreeze  hold its disks still
-  ip        the guest's addresses        ssh       ssh into the guest
-  vnc       where its screen is served   screenshot  a picture of it
-  type      a text at its keyboard       sendkey   such as ctrl-alt-delete
+  diff      show pending changes         apply     apply live changes
+  reseed    run cloud-init again
+  rename    rename a VM                  clone     copy a VM
+  export    write a VM to an archive     import    read a VM from an archive
+  rm        delete the disks of a VM     gc        remove VMs without VM file
+Access
+  console   open the serial console      exec      run a command in the guest
+  cp        copy a file in or out        fsfreeze  freeze file systems
+  ip        print addresses              ssh       log in with ssh
+  vnc       show or open the screen      screenshot  save a picture
+  type      type text                    sendkey   press keys
 
 Options:
 {options}";
+
+/// The groups of the template, each with its verbs.
+pub(super) fn groups() -> Vec<(&'static str, Vec<&'static str>)> {
+    let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
+    let body = TEMPLATE.split("\n\n").skip(2).take_while(|part| !part.starts_with("Options:"));
+    for line in body.flat_map(str::lines) {
+        match (line.strip_prefix("  "), groups.last_mut()) {
+            (None, _) => groups.push((line, Vec::new())),
+            (Some(line), Some((_, verbs))) => {
+                let cells = line.split("  ").map(str::trim).filter(|cell| !cell.is_empty());
+                verbs.extend(cells.step_by(2));
+            }
+            (Some(_), None) => {}
+        }
+    }
+    groups
+}
 
 #[cfg(test)]
 mod tests {
@@ -45,25 +62,21 @@ mod tests {
     use crate::cli::Cli;
 
     #[test]
-    fn every_verb_has_its_place_and_the_whole_fits_a_screen() {
-        let groups = TEMPLATE.split("\nOptions:").next().unwrap();
-        let mut told: Vec<&str> = groups
-            .lines()
-            .filter(|line| line.starts_with("  "))
-            .flat_map(|line| line.split("  ").map(str::trim).filter(|part| !part.is_empty()))
-            .step_by(2)
-            .collect();
+    fn template_lists_all_verbs_on_one_screen() {
+        let mut listed: Vec<&str> = groups().into_iter().flat_map(|(_, verbs)| verbs).collect();
         let mut verbs: Vec<String> = Cli::command()
             .get_subcommands()
             .filter(|verb| !verb.is_hide_set())
             .map(|verb| verb.get_name().to_owned())
             .collect();
-        told.sort_unstable();
+        listed.sort_unstable();
         verbs.sort_unstable();
-        assert_eq!(told, verbs);
+        assert_eq!(listed, verbs);
+        assert_eq!(groups().len(), 5);
         let help = Cli::command().render_help().to_string();
         assert!(help.lines().count() <= 40, "{help}");
         assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
-        assert!(groups.lines().all(|line| line.chars().count() <= 79), "{help}");
+        let body = TEMPLATE.split("\nOptions:").next().unwrap();
+        assert!(body.lines().all(|line| line.chars().count() <= 79), "{body}");
     }
 }

@@ -18,7 +18,7 @@ use std::{
 
 use clap::{ArgAction, CommandFactory, Parser, error::ContextValue};
 
-use self::{exit::Failure, table::Screen, verb::reap::Ended};
+use self::{exit::Failure, table::Screen, verb::exec_stop_post::Ended};
 use crate::{
     doctor::collect,
     image::{self, qemu_img::QemuImg},
@@ -36,17 +36,17 @@ use self::dirs::{dir, system};
 use self::settings::{config_home, means, settings};
 use self::verbs::Verb;
 
-/// A direct QEMU process supervisor: one TOML file, one systemd unit, one QEMU.
+/// Run virtual machines directly on QEMU: one TOML file, one systemd unit, one QEMU process
 #[derive(Debug, Parser)]
 #[command(name = "qvm", version, max_term_width = 100, disable_help_subcommand = true, help_template = crate::cli::help::TEMPLATE)]
 pub struct Cli {
-    /// Where everything is.
+    /// The directories.
     #[command(flatten)]
     pub dirs: Dirs,
-    /// Say more; twice, everything [env: QVM_LOG]
+    /// Log more; twice for debug messages [env: QVM_LOG]
     #[arg(short, long, global = true, action = ArgAction::Count, display_order = 901)]
     pub verbose: u8,
-    /// Say errors only
+    /// Log errors only
     #[arg(short, long, global = true, conflicts_with = "verbose", display_order = 901)]
     pub quiet: bool,
     #[command(subcommand)]
@@ -100,7 +100,7 @@ impl Cli {
 
     /// Whether this process is a supervisor, whose log tells what it does.
     pub fn is_supervisor(&self) -> bool {
-        matches!(self.verb, Verb::Run(_) | Verb::Reap(_))
+        matches!(self.verb, Verb::Run(_) | Verb::ExecStopPost(_))
     }
 }
 
@@ -259,15 +259,21 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
                 |name| Settings { env: |_| None, ..settings(name, layout.clone(), given) };
             Box::pin(verb::gc::run(&args, &layout, given.now, &settings)).await
         }
-        Verb::Reap(args) => {
+        Verb::ExecStopPost(args) => {
             // The unit's cgroup is systemd's; but it listens to its main process alone, which this is not.
             let env = |key: &str| (key == "SYSTEMD_EXEC_PID").then(|| std::env::var(key).ok())?;
             let settings = Settings { env, ..settings(args.name.clone(), layout, given) };
             let scope = if given.uid == 0 { Scope::System } else { Scope::User };
-            Box::pin(verb::reap::run(&args, settings, Ended::read(given.env), scope, given.exe))
-                .await
+            Box::pin(verb::exec_stop_post::run(
+                &args,
+                settings,
+                Ended::read(given.env),
+                scope,
+                given.exe,
+            ))
+            .await
         }
-        Verb::Lend(args) => verb::lend::run(&args),
+        Verb::NetworkBroker(args) => verb::network_broker::run(&args),
         // Done at once.
         Verb::Generate(_) | Verb::Completions(_) | Verb::Man(_) => Ok(()),
     }
@@ -366,6 +372,26 @@ mod tests {
     #[test]
     fn clap_is_content() {
         Cli::command().debug_assert();
+    }
+
+    /// Loaded units and NixOS configurations of earlier versions call these names.
+    #[test]
+    fn hidden_verbs_keep_their_old_names() {
+        for (words, name) in [
+            (&["lend"][..], "network-broker"),
+            (&["network-broker", "/run/x"], "network-broker"),
+            (&["reap", "web"], "exec-stop-post"),
+            (&["reap", "--probe", "web"], "exec-stop-post"),
+            (&["exec-stop-post", "web", "--guard", "1"], "exec-stop-post"),
+        ] {
+            let words = std::iter::once("qvm").chain(words.iter().copied()).map(OsString::from);
+            let verb = match Cli::read(words).unwrap().verb {
+                Verb::NetworkBroker(_) => "network-broker",
+                Verb::ExecStopPost(_) => "exec-stop-post",
+                _ => "another",
+            };
+            assert_eq!(verb, name);
+        }
     }
 
     #[test]

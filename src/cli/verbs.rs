@@ -1,4 +1,4 @@
-//! The verbs, each with the sentence that its own help begins with.
+//! The verbs. The comment of each verb is the first sentence of its help.
 
 use clap::Subcommand;
 
@@ -6,103 +6,103 @@ use super::verb;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
-    /// Every VM in one line
+    /// List VMs, one per line
     List(verb::list::Args),
-    /// The whole truth about each VM
+    /// Show the detailed status of VMs
     Status(verb::status::Args),
-    /// Start VMs; returns when the guests run
+    /// Start VMs and wait until the guests run
     Start(verb::start::Args),
-    /// Shut guests down cleanly, within a bound
+    /// Shut guests down cleanly within a time limit
     Stop(verb::stop::Args),
-    /// Stop, then start by the VM file as it is now
+    /// Stop VMs and start them from the current VM file
     Restart(verb::restart::Args),
-    /// Shut guests down cleanly and start them again; the supervisors stay
+    /// Shut guests down cleanly and boot them again; the supervisors stay
     Reboot(verb::reboot::Args),
-    /// The power cut
+    /// Force VMs off, like a power cut
     Kill(verb::kill::Args),
-    /// Hold the vCPUs
+    /// Pause the vCPUs of VMs
     Pause(verb::pause::Args),
-    /// Let them go on
+    /// Resume the vCPUs of paused VMs
     Resume(verb::resume::Args),
-    /// Save the guest's state to the disk and end; the next start goes on from it
+    /// Save the state of guests to disk and end; the next start continues from there
     Suspend(verb::suspend::Args),
-    /// Re-read VM files and apply what can be applied live
+    /// Read VM files again and apply changes that can be applied live
     #[command(visible_alias = "reload")]
     Apply(verb::apply::Args),
-    /// The serial console; Ctrl-] leaves
+    /// Connect to the serial console; Ctrl-] disconnects
     Console(verb::console::Args),
-    /// What the serial console said
+    /// Print the log of the serial console
     Log(verb::log::Args),
-    /// What happens, a JSON object a line
+    /// Print the events of VMs
     Events(verb::events::Args),
-    /// What VMs use, as it changes
+    /// Show the resource usage of VMs, updated continuously
     Top(verb::top::Args),
-    /// Everything as Prometheus wants it
+    /// Print metrics in the Prometheus text format
     Metrics(verb::metrics::Args),
-    /// Run a command in the guest, by its agent
+    /// Run a command in the guest through its agent
     Exec(verb::exec::Args),
-    /// Copy a file into the guest or out of it, by its agent
+    /// Copy a file into or out of the guest through its agent
     Cp(verb::cp::Args),
-    /// Hold the guest's file systems still, for a backup
+    /// Freeze the guest's file systems while a backup command runs
     Fsfreeze(verb::fsfreeze::Args),
-    /// The guest's addresses, and who says so
+    /// Print the guest's addresses and their sources
     Ip(verb::ip::Args),
-    /// ssh into the guest
+    /// Log in to the guest with ssh
     Ssh(verb::ssh::Args),
-    /// Return when a VM is running, ready, stopped, …
+    /// Wait until a VM is running, ready or stopped
     Wait(verb::wait::Args),
-    /// A picture of the guest's screen
+    /// Save a picture of the guest's screen
     Screenshot(verb::screenshot::Args),
-    /// Where the guest's screen is served
+    /// Print the address of the guest's screen, or open a viewer
     Vnc(verb::vnc::Args),
-    /// Type a text at the guest's keyboard
+    /// Type text on the guest's keyboard
     Type(verb::type_text::Args),
-    /// Press keys at the guest's keyboard
+    /// Press keys on the guest's keyboard
     Sendkey(verb::sendkey::Args),
-    /// What runs beside what is written
+    /// Compare running VMs with their VM files
     Diff(verb::diff::Args),
-    /// Write the file of a new VM, around an image that is known
+    /// Write the VM file of a new VM based on a known image
     New(verb::new::Args),
-    /// Change a VM file in an editor; it counts only if it is valid
+    /// Edit a VM file; the file is replaced only if the result is valid
     Edit(verb::edit::Args),
-    /// Validate VM files without touching anything
+    /// Validate VM files without changing anything
     Check(verb::check::Args),
-    /// What of the host and of all VM files is, or will be, trouble
+    /// Check the host and all VM files for problems
     Doctor(verb::doctor::Args),
-    /// Print the QEMU command line
+    /// Print the QEMU command line of a VM
     Plan(verb::plan::Args),
-    /// The documents that cloud-init finds in the guest
+    /// Print the cloud-init documents of a VM
     Seed(verb::seed::Args),
-    /// Have cloud-init take the guest for a new one at its next boot
+    /// Make the guest's next boot a first boot for cloud-init
     Reseed(verb::reseed::Args),
-    /// The supervisor, in the foreground
+    /// Run the supervisor of a VM in the foreground
     Run(verb::run::Args),
-    /// The image cache
+    /// Manage the image cache
     Image(verb::image::Args),
-    /// Give a stopped VM another name
+    /// Rename a stopped VM
     Rename(verb::rename::Args),
-    /// Make a second VM like a stopped one
+    /// Create a copy of a stopped VM
     Clone(verb::clone::Args),
-    /// Write a stopped VM into one file
+    /// Write a stopped VM to an archive
     Export(verb::export::Args),
-    /// Read a VM out of such a file
+    /// Create a VM from an archive
     Import(verb::import::Args),
     /// Delete the disks of a stopped VM
     Rm(verb::rm::Args),
-    /// Stop VMs whose VM file is gone, and delete what is kept of them
+    /// Stop VMs without a VM file and delete their data
     Gc(verb::gc::Args),
-    /// What a shell reads to complete command lines of qvm
+    /// Print the completion script of a shell
     Completions(verb::completions::Args),
-    /// The manual pages, as roff
+    /// Print a manual page or a generated document
     #[command(hide = true)]
     Man(verb::man::Args),
-    /// VM files as drop-ins of their units; systemd runs it as `qvm-generator`
+    /// Write unit drop-ins for all VM files; systemd runs this verb as `qvm-generator`
     #[command(hide = true)]
     Generate(verb::generate::Args),
-    /// Descriptors of the host's network, for supervisors that have one of their own
-    #[command(hide = true)]
-    Lend(verb::lend::Args),
-    /// ExecStopPost= of a VM's unit
-    #[command(hide = true)]
-    Reap(verb::reap::Args),
+    /// Pass descriptors of the host's network to supervisors in private network namespaces
+    #[command(hide = true, alias = "lend")]
+    NetworkBroker(verb::network_broker::Args),
+    /// Handle the end of a VM's unit; systemd runs this verb as ExecStopPost=
+    #[command(hide = true, alias = "reap")]
+    ExecStopPost(verb::exec_stop_post::Args),
 }

@@ -2,7 +2,7 @@
 //!
 //! Devices, block nodes, network back ends and objects are JSON, so that no path or name needs escaping;
 //! what QEMU takes only as `key=value` gets nothing but words that are safe there. Every fixed choice is
-//! explained in docs/decisions.md.
+//! explained in docs/decisions/.
 
 use std::path::{Path, PathBuf};
 

@@ -18,6 +18,7 @@ mod nic;
 mod problem;
 mod reading;
 mod ready;
+pub mod reference;
 mod ssh_key;
 mod syntax;
 mod table;

@@ -63,19 +63,19 @@ impl Unknown {
         match &self.source {
             Cause::Locked { .. } => {
                 "`qvm kill NAME` forces off the QEMU process that holds the lock; `unknown` in \
-                 docs/operating.md describes what else can be done"
+                 docs/operations.md describes other ways"
                     .into()
             }
             Cause::Unrecorded { pid, .. } => format!(
                 "look at the process with `ps -fp {pid}`; when it may end, `kill {pid}` ends it; see `unknown` in \
-                 docs/operating.md"
+                 docs/operations.md"
             ),
             Cause::Hidden { .. } | Cause::InUse { .. } => "run the command as root".into(),
             Cause::Process { .. }
             | Cause::Lock { .. }
             | Cause::Scan { .. }
             | Cause::Served { .. } => {
-                "run `qvm status NAME` again, as root; see `unknown` in docs/operating.md".into()
+                "run `qvm status NAME` again, as root; see `unknown` in docs/operations.md".into()
             }
         }
     }

@@ -422,9 +422,9 @@ pub(crate) const PHASES: &[Phase] = &[
         ..PLAIN
     },
     Phase {
-        name: "reap",
+        name: "exec-stop-post",
         left_behind: true,
-        command: &["reap", "web"],
+        command: &["exec-stop-post", "web"],
         act: |_, traced| over(traced, "it has ended", || false),
         after: comes_up_again,
         ..PLAIN

@@ -14,10 +14,10 @@ use crate::{
     value::VmName,
 };
 
-/// What `qvm apply` takes.
+/// The arguments of `qvm apply`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// VMs that run; without any, every VM that runs, and those with `autostart` that never ran are started
+    /// Running VMs; without names, all running VMs, and VMs with `autostart` that have never run are started
     #[arg(value_name = "NAME")]
     names: Vec<VmName>,
 }

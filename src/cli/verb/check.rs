@@ -14,17 +14,17 @@ use crate::{
     value::{VmName, shown},
 };
 
-/// What `qvm check` takes.
+/// The arguments of `qvm check`.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Args {
-    /// VM files (with a `/` or `.toml` in them), `qvm.toml` of the host, or names of VMs; without any, every VM and the host's
-    /// settings
+    /// VM files (paths that contain `/` or `.toml`), `qvm.toml` of the host, or names of VMs; without arguments, all
+    /// VM files and the host settings
     #[arg(value_name = "FILE|NAME")]
     pub what: Vec<OsString>,
     /// Print the problems as a JSON array
     #[arg(long)]
     pub json: bool,
-    /// Do not read the files that `userData` names, which may be on another machine
+    /// Do not read files named by `userData`, which may exist only on another machine
     #[arg(long)]
     pub no_user_data: bool,
 }

@@ -12,14 +12,14 @@ use crate::{
     value::VmName,
 };
 
-/// What `qvm clone` takes.
+/// The arguments of `qvm clone`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The VM to copy, which is shut down
+    /// The VM to copy; it must be stopped
     from: VmName,
-    /// What the copy is to be called
+    /// The name of the copy
     new: VmName,
-    /// Start the copy
+    /// Start the copy afterward
     #[arg(long)]
     start: bool,
 }

@@ -4,10 +4,10 @@ use clap_complete::env::{Bash, EnvCompleter, Fish, Zsh};
 
 use crate::cli::exit::Failure;
 
-/// What `qvm completions` takes.
+/// The arguments of `qvm completions`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Which shell reads it
+    /// The shell
     shell: Shell,
 }
 

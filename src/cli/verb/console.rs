@@ -19,15 +19,15 @@ use crate::{
     value::VmName,
 };
 
-/// What `qvm console` takes.
+/// The arguments of `qvm console`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The VM
+    /// The name of the VM
     name: VmName,
-    /// Only look: what is typed is not sent; without a terminal, standard input is not read, and its end ends nothing
+    /// Print output only; standard input is not read, and its end does not end the command
     #[arg(long)]
     read_only: bool,
-    /// How much of what was said before is shown first, in KiB; on a terminal 16 unless said, else 0
+    /// Print this many KiB of earlier output first [default: 16 on a terminal, else 0]
     #[arg(long, value_name = "KIB", value_parser = clap::value_parser!(u64).range(0..=256))]
     scrollback: Option<u64>,
 }

@@ -10,12 +10,12 @@ use crate::{
     value::VmName,
 };
 
-/// What `qvm cp` takes.
+/// The arguments of `qvm cp`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The source: a file, `-` for standard input, or NAME:/path in a guest
+    /// The source: a file, `-` for standard input, or NAME:/path in the guest
     from: Place,
-    /// The target: a file or directory, `-` for standard output, or NAME:/path in a guest
+    /// The target: a file or directory, `-` for standard output, or NAME:/path in the guest
     to: Place,
 }
 

@@ -10,13 +10,13 @@ use crate::{
     value::VmName,
 };
 
-/// What `qvm diff` takes.
+/// The arguments of `qvm diff`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// VMs; without any, every VM that runs
+    /// Names of VMs; without names, all running VMs
     #[arg(value_name = "NAME")]
     names: Vec<VmName>,
-    /// An array of objects
+    /// Print a JSON array of objects
     #[arg(long)]
     json: bool,
 }

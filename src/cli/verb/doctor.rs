@@ -13,10 +13,10 @@ use crate::{
     },
 };
 
-/// What `qvm doctor` takes.
+/// The arguments of `qvm doctor`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// An array of objects
+    /// Print a JSON array of objects
     #[arg(long)]
     json: bool,
     /// Where /dev, /proc and /sys are

@@ -14,10 +14,10 @@ use crate::{
     value::VmName,
 };
 
-/// What `qvm edit` takes.
+/// The arguments of `qvm edit`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The VM
+    /// The name of the VM
     name: VmName,
 }
 

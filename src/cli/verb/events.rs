@@ -14,16 +14,16 @@ use crate::{
     value::{VmName, plain},
 };
 
-/// What `qvm events` takes.
+/// The arguments of `qvm events`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// VMs; without any, every VM that runs
+    /// Names of VMs; without names, all running VMs
     #[arg(value_name = "NAME")]
     names: Vec<VmName>,
-    /// Go on with what happens, until the VMs are down
+    /// Print new events until the VMs are stopped
     #[arg(short, long)]
     follow: bool,
-    /// A JSON object a line; one of `READY` tells that from there on nothing is missed
+    /// Print one JSON object per line; after the object `READY` no event is missed
     #[arg(long)]
     json: bool,
 }

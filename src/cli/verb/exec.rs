@@ -13,15 +13,15 @@ use crate::{
     value::{Seconds, VmName},
 };
 
-/// What `qvm exec` takes.
+/// The arguments of `qvm exec`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The VM; its guest needs qemu-guest-agent
+    /// The name of the VM; the guest requires qemu-guest-agent
     name: VmName,
-    /// Leave standard input alone; else, where it is no terminal, it is read to its end first
+    /// Do not read standard input; by default it is read to its end first unless it is a terminal
     #[arg(short = 'n', long)]
     no_input: bool,
-    /// How long the command may take before it is ended
+    /// End the command after this time
     #[arg(long, value_name = "SEC", value_parser = clap::value_parser!(u32).range(1..=i64::from(Seconds::MAX)))]
     timeout: Option<u32>,
     /// The command and its arguments

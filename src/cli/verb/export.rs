@@ -15,12 +15,12 @@ use crate::{
     value::VmName,
 };
 
-/// What `qvm export` takes.
+/// The arguments of `qvm export`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The VM, which is shut down
+    /// The name of the VM; it must be stopped
     name: VmName,
-    /// The tar to write, which is not there yet; `-` is standard output
+    /// The tar archive to create; `-` is standard output
     file: PathBuf,
 }
 

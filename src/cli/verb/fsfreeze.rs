@@ -21,18 +21,18 @@ const THAW_AFTER: u32 = 60;
 /// The longest that an operator may say: nothing in the guest that writes goes on meanwhile.
 const MOST: u32 = 600;
 
-/// What `qvm fsfreeze` takes.
+/// The arguments of `qvm fsfreeze`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The VM; its guest needs qemu-guest-agent
+    /// The name of the VM; the guest requires qemu-guest-agent
     name: VmName,
-    /// Thaw them now
+    /// Thaw the file systems now
     #[arg(long, conflicts_with_all = ["thaw_after", "command"])]
     thaw: bool,
-    /// Thaw them by then, whatever happens
+    /// Thaw the file systems after this time at the latest
     #[arg(long, value_name = "SEC", default_value_t = THAW_AFTER, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST)))]
     thaw_after: u32,
-    /// Runs on the host while they are frozen, and its exit code is this one's
+    /// The command to run on the host meanwhile; its exit code becomes the exit code of qvm
     #[arg(value_name = "CMD", last = true)]
     command: Vec<String>,
 }

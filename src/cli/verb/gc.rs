@@ -22,16 +22,16 @@ use crate::{
     value::VmName,
 };
 
-/// What `qvm gc` takes.
+/// The arguments of `qvm gc`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Delete disks, identities and logs too, of those that do not run
+    /// Also delete disks, identities and logs of stopped VMs
     #[arg(long)]
     disks: bool,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long, conflicts_with = "json")]
     yes: bool,
-    /// Only list, as JSON
+    /// Only list the VMs, as JSON
     #[arg(long, conflicts_with = "disks")]
     json: bool,
 }

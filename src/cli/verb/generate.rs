@@ -20,11 +20,11 @@ use crate::{
 /// What a generator is given.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Where units go that an operator's own ones win over
+    /// The directory for units of normal priority
     pub normal: PathBuf,
-    /// Where units go that win over an operator's own
+    /// The directory for units that override units in /etc
     pub early: Option<PathBuf>,
-    /// Where units go that all others win over
+    /// The directory for units that all other units override
     pub late: Option<PathBuf>,
 }
 

@@ -21,7 +21,7 @@ use crate::{
     value::{Algorithm, Digest, Size, VmName},
 };
 
-/// The words after `qvm image`.
+/// The arguments of `qvm image`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -30,40 +30,40 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// The images of the cache, and who needs them
+    /// List the images of the cache and the VMs that use them
     List {
-        /// As an array of objects
+        /// Print a JSON array of objects
         #[arg(long)]
         json: bool,
     },
-    /// Fetch images into the cache: those of a VM, or the one at an address
+    /// Fetch images into the cache: the images of a VM, or the image at a URL
     #[command(group(ArgGroup::new("checksum")))]
     Pull {
-        /// A VM's name, or an address that a VM file names, or any with one of the options
+        /// The name of a VM, a URL from a VM file, or any URL with a checksum option
         #[arg(value_name = "NAME|URL", required = true)]
         names: Vec<String>,
-        /// What the image must hash to
+        /// The expected SHA-256 digest
         #[arg(long, value_name = "HEX", group = "checksum")]
         sha256: Option<String>,
-        /// What the image must hash to
+        /// The expected SHA-512 digest
         #[arg(long, value_name = "HEX", group = "checksum")]
         sha512: Option<String>,
-        /// A SHA256SUMS or SHA512SUMS file that lists the image
+        /// The URL of a SHA256SUMS or SHA512SUMS file that lists the image
         #[arg(long, value_name = "URL", group = "checksum")]
         checksums: Option<String>,
-        /// Take it as it comes
+        /// Accept the image without a checksum
         #[arg(long, group = "checksum")]
         insecure_no_checksum: bool,
     },
-    /// Take images out of the cache; a base that an overlay needs stays
+    /// Remove images from the cache; the base image of an overlay is kept
     Rm {
-        /// A digest, 8 or more digits of one, an address, or a file of the cache
+        /// A digest or its first 8 or more digits, a URL, or a file of the cache
         #[arg(value_name = "DIGEST|URL", required = true)]
         names: Vec<String>,
     },
-    /// Take out what no VM file names and no overlay needs
+    /// Remove all images that no VM file names and no overlay requires
     Prune {
-        /// Only say what
+        /// Only print what would be removed
         #[arg(long)]
         dry_run: bool,
     },

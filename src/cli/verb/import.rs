@@ -18,15 +18,15 @@ use crate::{
     value::VmName,
 };
 
-/// What `qvm import` takes.
+/// The arguments of `qvm import`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// What `qvm export` wrote; `-` is standard input
+    /// The archive written by `qvm export`; `-` is standard input
     file: PathBuf,
-    /// What the VM is to be called, if not as before
+    /// The name of the VM [default: the name in the archive]
     #[arg(long)]
     name: Option<VmName>,
-    /// Make it a copy, which can run beside the VM that was exported
+    /// Create a new identity, so that the VM can run beside the exported VM
     #[arg(long)]
     new_identity: bool,
 }

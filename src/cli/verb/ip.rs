@@ -8,12 +8,12 @@ use crate::{
     value::{VmName, plain},
 };
 
-/// What `qvm ip` takes.
+/// The arguments of `qvm ip`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The VM
+    /// The name of the VM
     name: VmName,
-    /// An array of objects
+    /// Print a JSON array of objects
     #[arg(long)]
     json: bool,
 }

@@ -13,10 +13,10 @@ use crate::{
     value::VmName,
 };
 
-/// What `qvm kill` takes.
+/// The arguments of `qvm kill`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// VMs
+    /// Names of VMs
     #[arg(value_name = "NAME", required = true)]
     names: Vec<VmName>,
 }

@@ -18,13 +18,13 @@ use crate::{
     value::shown,
 };
 
-/// What `qvm list` takes.
+/// The arguments of `qvm list`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The objects that `qvm status --json` prints
+    /// Print the objects that `qvm status --json` prints
     #[arg(long, conflicts_with = "watch")]
     json: bool,
-    /// Again and again, every SEC seconds
+    /// Print the table again every SEC seconds
     #[arg(short, long, value_name = "SEC", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u32).range(1..=3600))]
     watch: Option<u32>,
 }

@@ -12,21 +12,21 @@ use crate::{
     value::VmName,
 };
 
-/// What `qvm log` takes.
+/// The arguments of `qvm log`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The VM
+    /// The name of the VM
     name: VmName,
-    /// Go on with what the console says, until the VM is down
+    /// Print new output until the VM is stopped
     #[arg(short, long)]
     follow: bool,
-    /// Only so many of the last lines
+    /// Print only this many of the last lines
     #[arg(short = 'n', long, value_name = "LINES")]
     lines: Option<usize>,
-    /// Only what the guest said since it booted the last time
+    /// Print only output since the last boot of the guest
     #[arg(short = 'b', long)]
     since_boot: bool,
-    /// Before each line, when it began
+    /// Print the time before each line
     #[arg(short, long)]
     timestamps: bool,
 }

@@ -9,10 +9,10 @@ use crate::{
     sys::file,
 };
 
-/// What `qvm metrics` takes.
+/// The arguments of `qvm metrics`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Into this file, which is replaced at once: for node_exporter's textfile collector its name ends in `.prom`
+    /// Replace this file atomically; the textfile collector of node_exporter reads names that end in `.prom`
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 }

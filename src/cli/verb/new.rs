@@ -20,37 +20,37 @@ use crate::{
     value::{IfName, Size, VmName, shown},
 };
 
-/// What `qvm new` takes.
+/// The arguments of `qvm new`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// What the VM is called, and its file
+    /// The name of the VM and of the VM file
     #[arg(required_unless_present = "list")]
     name: Option<VmName>,
-    /// What its disk is made from; `--list` tells which there are
+    /// The image of the first disk; `--list` prints all images
     #[arg(long, value_name = "KEY", default_value = known::DEFAULT)]
     image: String,
-    /// A tap on this bridge of the host; without it a network that needs no privileges
+    /// The bridge of the host to connect to [default: user-mode network, which requires no privileges]
     #[arg(long, value_name = "BRIDGE")]
     bridge: Option<IfName>,
-    /// Memory [default: 2G, or what the image needs]
+    /// The memory [default: 2G, or the minimum of the image]
     #[arg(long, value_name = "SIZE")]
     mem: Option<Size>,
-    /// Virtual CPUs
+    /// The number of vCPUs
     #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..))]
     vcpu: u8,
-    /// The disk, in GiB [default: 20, or what the image needs]
+    /// The size of the disk in GiB [default: 20, or the minimum of the image]
     #[arg(long, value_name = "GIB", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     disk: Option<u32>,
-    /// An account with sudo, instead of the image's own
+    /// The account with sudo [default: the account of the image]
     #[arg(long, value_name = "USER")]
     user: Option<String>,
-    /// Public keys that may log in [default: the first of ~/.ssh/id_*.pub]
+    /// A file with public ssh keys that may log in [default: the first of ~/.ssh/id_*.pub]
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     ssh_key: Option<PathBuf>,
-    /// The images that are known
+    /// List the known images
     #[arg(long, conflicts_with_all = ["name", "bridge", "mem", "disk", "user", "ssh_key"])]
     list: bool,
-    /// The images as an array of objects
+    /// Print the images as a JSON array of objects
     #[arg(long, requires = "list")]
     json: bool,
 }

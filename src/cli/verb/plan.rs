@@ -10,10 +10,10 @@ use crate::{
     value::VmName,
 };
 
-/// What `qvm plan` takes.
+/// The arguments of `qvm plan`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The VM
+    /// The name of the VM
     pub name: VmName,
 }
 

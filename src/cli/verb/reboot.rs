@@ -2,13 +2,13 @@
 
 use crate::{cli::exit::Failure, control::types::Command, store::layout::Layout, value::VmName};
 
-/// What `qvm reboot` takes.
+/// The arguments of `qvm reboot`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// VMs
+    /// Names of VMs
     #[arg(value_name = "NAME", required = true)]
     names: Vec<VmName>,
-    /// Reset the machine at once, as its reset button would
+    /// Reset the machine immediately, like a reset button
     #[arg(long)]
     force: bool,
 }

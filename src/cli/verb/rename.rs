@@ -11,12 +11,12 @@ use crate::{
     value::VmName,
 };
 
-/// What `qvm rename` takes.
+/// The arguments of `qvm rename`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The VM, which is shut down
+    /// The current name; the VM must be stopped
     old: VmName,
-    /// What it is to be called
+    /// The new name
     new: VmName,
 }
 

@@ -10,10 +10,10 @@ use crate::{
     value::VmName,
 };
 
-/// What `qvm reseed` takes.
+/// The arguments of `qvm reseed`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The VM
+    /// The name of the VM
     pub name: VmName,
 }
 

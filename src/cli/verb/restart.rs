@@ -15,13 +15,13 @@ use crate::{
     value::{Seconds, VmName},
 };
 
-/// What `qvm restart` takes.
+/// The arguments of `qvm restart`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// VMs; one that is stopped is started
+    /// Names of VMs; a stopped VM is started
     #[arg(value_name = "NAME", required = true)]
     names: Vec<VmName>,
-    /// Force the guest off after so long, instead of `shutdownTimeoutSec`
+    /// Force the guest off after this time instead of `shutdownTimeoutSec`
     #[arg(long, value_name = "SEC", value_parser = clap::value_parser!(u32).range(1..=i64::from(Seconds::MAX)))]
     timeout: Option<u32>,
 }

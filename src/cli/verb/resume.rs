@@ -2,10 +2,10 @@
 
 use crate::{cli::exit::Failure, control::types::Command, store::layout::Layout, value::VmName};
 
-/// What `qvm resume` takes.
+/// The arguments of `qvm resume`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// VMs
+    /// Names of VMs
     #[arg(value_name = "NAME", required = true)]
     names: Vec<VmName>,
 }

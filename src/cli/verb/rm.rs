@@ -12,15 +12,15 @@ use crate::{
     value::VmName,
 };
 
-/// What `qvm rm` takes.
+/// The arguments of `qvm rm`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The VM
+    /// The name of the VM
     name: VmName,
-    /// Yes, its disks, its identity and its logs
+    /// Confirm that disks, identity and logs are deleted
     #[arg(long)]
     disks: bool,
-    /// Do not ask
+    /// Do not ask for the name of the VM
     #[arg(long)]
     yes: bool,
 }

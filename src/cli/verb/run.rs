@@ -23,10 +23,10 @@ use crate::{
 /// The variable by which a re-executed supervisor finds its lock.
 const LOCK_FD: &str = "QVM_LOCK_FD";
 
-/// What `qvm run` takes.
+/// The arguments of `qvm run`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The VM
+    /// The name of the VM
     pub name: VmName,
 }
 

@@ -13,12 +13,12 @@ use crate::{
     value::VmName,
 };
 
-/// What `qvm screenshot` takes.
+/// The arguments of `qvm screenshot`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The VM
+    /// The name of the VM
     name: VmName,
-    /// Where the PNG goes; `-` is standard output
+    /// The PNG file to write; `-` is standard output
     #[arg(value_name = "FILE.png")]
     file: PathBuf,
 }

@@ -10,12 +10,12 @@ use crate::{
     value::VmName,
 };
 
-/// What `qvm seed` takes.
+/// The arguments of `qvm seed`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The VM
+    /// The name of the VM
     pub name: VmName,
-    /// Only this one, as it is: `meta-data`, `user-data` or `network-config`
+    /// Print only this document, unchanged
     #[arg(long, value_parser = ["meta-data", "user-data", "network-config"])]
     document: Option<String>,
 }

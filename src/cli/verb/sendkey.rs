@@ -6,12 +6,12 @@ use crate::{
     value::{VmName, keyboard::Chord},
 };
 
-/// What `qvm sendkey` takes.
+/// The arguments of `qvm sendkey`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The VM
+    /// The name of the VM
     name: VmName,
-    /// Keys by QEMU's names, with `-` between those that are pressed together
+    /// QEMU key names; keys joined with `-` are pressed together
     #[arg(value_name = "KEYS", required = true)]
     chords: Vec<String>,
 }

@@ -13,15 +13,15 @@ use crate::{
 /// The port of ssh in the guest.
 const PORT: u16 = 22;
 
-/// What `qvm ssh` takes.
+/// The arguments of `qvm ssh`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The VM
+    /// The name of the VM
     name: VmName,
-    /// As whom; without it the `user` of `[cloudInit]`
+    /// The user to log in as [default: `user` of `[cloudInit]`]
     #[arg(short = 'l', long)]
     login: Option<String>,
-    /// Options of ssh, and a command
+    /// Options of ssh and a command
     #[arg(value_name = "ARGUMENT", last = true)]
     arguments: Vec<String>,
 }

@@ -10,16 +10,16 @@ use crate::{
     value::VmName,
 };
 
-/// What `qvm start` takes.
+/// The arguments of `qvm start`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// VMs
+    /// Names of VMs
     #[arg(value_name = "NAME", required = true)]
     names: Vec<VmName>,
     /// Do not wait until the guests run
     #[arg(long)]
     no_wait: bool,
-    /// Boot, though a saved state is there: throw it away
+    /// Discard a saved state and boot
     #[arg(long)]
     discard_state: bool,
 }

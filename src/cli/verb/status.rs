@@ -20,13 +20,13 @@ use crate::{
     value::{VmName, plain, shown},
 };
 
-/// What `qvm status` takes.
+/// The arguments of `qvm status`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// VMs; without any, every VM
+    /// Names of VMs; without names, all VMs
     #[arg(value_name = "NAME")]
     names: Vec<VmName>,
-    /// An array of objects
+    /// Print a JSON array of objects
     #[arg(long)]
     json: bool,
 }

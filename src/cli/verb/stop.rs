@@ -7,16 +7,16 @@ use crate::{
     value::{Seconds, VmName},
 };
 
-/// What `qvm stop` takes.
+/// The arguments of `qvm stop`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// VMs
+    /// Names of VMs
     #[arg(value_name = "NAME", required = true)]
     names: Vec<VmName>,
-    /// Force the guest off after so long, instead of `shutdownTimeoutSec`
+    /// Force the guest off after this time instead of `shutdownTimeoutSec`
     #[arg(long, value_name = "SEC", value_parser = clap::value_parser!(u32).range(1..=i64::from(Seconds::MAX)))]
     timeout: Option<u32>,
-    /// Only ask; do not wait until they are down
+    /// Request the shutdown and return without waiting
     #[arg(long)]
     no_wait: bool,
 }

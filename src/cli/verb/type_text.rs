@@ -6,14 +6,14 @@ use crate::{
     value::{VmName, keyboard::Chord},
 };
 
-/// What `qvm type` takes.
+/// The arguments of `qvm type`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The VM
+    /// The name of the VM
     name: VmName,
-    /// What to type, as on a US keyboard; a line's end is the return key
+    /// The text, typed as on a US keyboard; a line feed is the return key
     text: String,
-    /// The return key behind it
+    /// Press the return key afterward
     #[arg(long)]
     enter: bool,
 }

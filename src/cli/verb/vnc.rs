@@ -9,12 +9,12 @@ use crate::{
     value::VmName,
 };
 
-/// What `qvm vnc` takes.
+/// The arguments of `qvm vnc`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The VM
+    /// The name of the VM
     name: VmName,
-    /// Become a viewer: vncviewer(1), else remote-viewer(1)
+    /// Open a viewer: vncviewer(1) or remote-viewer(1)
     #[arg(long)]
     open: bool,
 }

@@ -13,15 +13,15 @@ use crate::{
     value::{Seconds, VmName, base64},
 };
 
-/// What `qvm wait` takes.
+/// The arguments of `qvm wait`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The VM
+    /// The name of the VM
     name: VmName,
-    /// What for
+    /// The condition to wait for
     #[arg(long = "for", value_name = "WHAT", value_enum)]
     what: What,
-    /// Give up after so long, with 1
+    /// Fail with exit code 1 after this time
     #[arg(long, value_name = "SEC", value_parser = clap::value_parser!(u32).range(1..=i64::from(Seconds::MAX)))]
     timeout: Option<u32>,
 }
@@ -29,15 +29,15 @@ pub struct Args {
 /// What a VM can be waited for to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum What {
-    /// Its vCPUs run
+    /// The vCPUs run
     Running,
-    /// It is what `ready` of its VM file wants
+    /// The condition `ready` of the VM file is met
     Ready,
-    /// Its guest agent answers
+    /// The guest agent answers
     Agent,
-    /// cloud-init is done in the guest, well or not
+    /// cloud-init has finished in the guest, with or without errors
     CloudInit,
-    /// It is down
+    /// The VM is stopped
     Stopped,
 }
 

@@ -161,7 +161,7 @@ fn without(seen: &Seen) -> Vec<Finding> {
     );
     vec![
         Finding::note("units", found)
-            .todo("start and stop them by hand: docs/operating.md, \"the host reboots\""),
+            .todo("start and stop them by hand: docs/operations.md, \"Reboot the host\""),
     ]
 }
 

@@ -474,7 +474,8 @@ fn manual_pages_are_without_warnings() {
         assert!(help.contains(&format!("  {verb} ")), "{help}");
         assert!(qvm.contains(&format!("\n.SS \"qvm {verb} ")), "{verb}");
     }
-    assert!(
-        keys.contains("\\fBshutdownTimeoutSec\\fR\ntype: whole number; default: \\fB120\\fR; ")
-    );
+    assert!(keys.contains(
+        "\\fBshutdownTimeoutSec\\fR\nThe time limit for a clean shutdown, in seconds. \
+             value: whole number, 1 to 86400; default: \\fB120\\fR; "
+    ));
 }

@@ -1,14 +1,18 @@
-//! Holds README.md and docs/ to the repository: VM files are read as the program reads them, verbs, make targets, links and constants exist.
+//! Compares README.md and docs/ with the repository: VM files are valid, verbs, make targets, links and constants exist,
+//! samples of output have the shape of real output.
 use std::{
     collections::BTreeSet,
     ffi::OsString,
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use qvm::{cli::Cli, spec};
 
-/// A fenced block: its language, the line of its fence, what it holds.
+use crate::lab::{Lab, guest, network::Network};
+
+/// A fenced block: its language, the line of its fence, its contents.
 #[derive(Debug, PartialEq)]
 struct Block {
     language: String,
@@ -60,7 +64,7 @@ fn targets(makefile: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// Where `[text](target)` points to, other sites left out.
+/// The targets of `[text](target)`, without other sites.
 fn links(markdown: &str) -> Vec<&str> {
     markdown
         .split("](")
@@ -79,23 +83,37 @@ fn readme() -> String {
     fs::read_to_string(top().join("README.md")).unwrap()
 }
 
-/// README.md and what lies in docs/, by name.
+/// All files below `dir`.
+fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+        if entry.is_dir() {
+            files.extend(files_below(&entry));
+        } else {
+            files.push(entry);
+        }
+    }
+    files.sort();
+    files
+}
+
+/// README.md, CHANGELOG.md and the documents below docs/, by their paths.
 fn pages() -> Vec<(String, String)> {
-    let mut files = vec![top().join("README.md")];
-    let docs = fs::read_dir(top().join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let mut files = vec![top().join("README.md"), top().join("CHANGELOG.md")];
+    let docs = files_below(&top().join("docs")).into_iter();
     files.extend(docs.filter(|file| file.extension().is_some_and(|suffix| suffix == "md")));
     let name = |file: &Path| file.strip_prefix(top()).unwrap().display().to_string();
     files.iter().map(|file| (name(file), fs::read_to_string(file).unwrap())).collect()
 }
 
 #[test]
-fn vm_files_are_read_as_the_program_reads_them() {
+fn vm_files_are_valid() {
     let mut count = 0;
     for (page, text) in pages() {
         for block in blocks(&text).into_iter().filter(|block| block.language == "toml") {
             let mut user_data = |_: &Path| Ok(b"#cloud-config\n".to_vec());
             let file = Path::new("/etc/qvm/vms/web.toml");
-            if page == "docs/host.toml.md" {
+            if page == "docs/reference/host-settings.md" {
                 let read = spec::HostSettings::read(Path::new("/etc/qvm/qvm.toml"), &block.text);
                 read.map_err(spec::Invalid).unwrap();
                 count += 1;
@@ -111,7 +129,7 @@ fn vm_files_are_read_as_the_program_reads_them() {
     assert!(count >= 5, "only {count} VM files in all pages");
 }
 
-/// Every `qvm …` in code, in lines of shell blocks and between backticks, with words for what is to be filled in.
+/// Every `qvm …` in shell blocks and between backticks.
 fn commands(markdown: &str) -> Vec<String> {
     let shell = blocks(markdown).into_iter().filter(|block| block.language == "sh");
     let lines = shell.flat_map(|b| b.text.lines().map(str::to_owned).collect::<Vec<_>>());
@@ -126,11 +144,11 @@ fn commands(markdown: &str) -> Vec<String> {
 }
 
 #[test]
-fn commands_are_taken_by_the_command_line() {
+fn commands_are_accepted_by_the_parser() {
     let mut count = 0;
     for (page, text) in pages() {
         for command in commands(&text) {
-            // `[NAME…]`, `COMMAND…`, `FILE\|NAME…`: whatever may stand there, a name does.
+            // A name is valid for each of `[NAME…]`, `COMMAND…`, `FILE\|NAME…`.
             let words = command.replace("\\|", " ").replace(['[', ']', '…'], "");
             let words = words.split_whitespace().map(|word| match word {
                 "NAME" | "FILE" | "COMMAND" | "VM" | "OLD" | "NEW" | "FROM" => "web",
@@ -141,7 +159,7 @@ fn commands_are_taken_by_the_command_line() {
                 use clap::error::ErrorKind::{
                     DisplayHelp, DisplayVersion, MissingRequiredArgument,
                 };
-                // A verb that is only named need not say all that it takes.
+                // A verb that is only named need not have all arguments.
                 let named = command.split_whitespace().count() == 2;
                 let fine = matches!(error.kind(), DisplayHelp | DisplayVersion)
                     || named && error.kind() == MissingRequiredArgument
@@ -154,7 +172,7 @@ fn commands_are_taken_by_the_command_line() {
     assert!(count >= 40, "only {count} commands in all pages");
 }
 
-/// The constants of a source file that are a time, a size, a count or a limit.
+/// The constants of a source file with the type of a time, a size, a count or a limit.
 fn constants(source: &str) -> Vec<String> {
     let product = source.split("#[cfg(test)]").next().unwrap_or_default();
     let constant = |line: &str| {
@@ -168,43 +186,129 @@ fn constants(source: &str) -> Vec<String> {
     product.lines().filter(|line| !line.contains("fn ")).filter_map(constant).collect()
 }
 
+/// The documents of docs/decisions/, by their paths.
+fn decisions() -> Vec<(String, String)> {
+    let is_decision =
+        |page: &str| page.starts_with("docs/decisions/") && !page.ends_with("README.md");
+    pages().into_iter().filter(|(page, _)| is_decision(page)).collect()
+}
+
 #[test]
 fn every_constant_is_explained() {
-    fn below(dir: &Path, out: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
-            match entry.is_dir() {
-                true => below(&entry, out),
-                false => out.push(entry),
-            }
-        }
-    }
-    let mut files = vec![];
-    below(&top().join("src"), &mut files);
-    below(&top().join("qmp/src"), &mut files);
-    let decisions = fs::read_to_string(top().join("docs/decisions.md")).unwrap();
+    let mut files = files_below(&top().join("src"));
+    files.extend(files_below(&top().join("qmp/src")));
+    files.retain(|file| file.extension().is_some_and(|suffix| suffix == "rs"));
+    let decisions: String = decisions().into_iter().map(|(_, text)| text).collect();
     let explained: BTreeSet<&str> =
         decisions.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').collect();
     let mut missing = vec![];
     for file in files {
         for name in constants(&fs::read_to_string(&file).unwrap()) {
-            // Units of measure decide nothing.
+            // Units of measure are not decisions.
             if !explained.contains(name.as_str()) && !["MIB", "GIB"].contains(&name.as_str()) {
                 missing.push(format!("{}: {name}", file.strip_prefix(top()).unwrap().display()));
             }
         }
     }
-    assert!(missing.is_empty(), "not in docs/decisions.md:\n{}", missing.join("\n"));
+    assert!(missing.is_empty(), "not in docs/decisions/:\n{}", missing.join("\n"));
+}
+
+/// Each decision has its four fields in this order, and the files that it names exist.
+#[test]
+fn decisions_have_four_fields_and_name_real_files() {
+    let mut count = 0;
+    let mut wrong = Vec::new();
+    for (page, text) in decisions() {
+        for decision in text.split("\n### ").skip(1) {
+            let title = decision.lines().next().unwrap_or_default();
+            let fields = decision.lines().filter_map(|line| {
+                line.strip_prefix("- **")?.split_once("**: ").map(|(field, _)| field)
+            });
+            if fields.collect::<Vec<_>>() != ["Value", "Why", "Source", "Change"] {
+                wrong.push(format!("{page}: {title}: wrong fields"));
+            }
+            count += 1;
+        }
+        for file in text.split('`').skip(1).step_by(2) {
+            let is_file = file.contains('/') && file.ends_with(".rs");
+            let places = ["src", ""].map(|place| top().join(place).join(file));
+            if is_file && !places.iter().any(|place| place.exists()) {
+                wrong.push(format!("{page}: {file} does not exist"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(count > 150, "only {count} decisions");
 }
 
 #[test]
-fn every_block_has_a_language_that_is_checked() {
+fn readme_is_short_and_all_blocks_are_checked() {
+    assert!(readme().lines().count() < 120, "README.md is too long");
     for block in blocks(&readme()) {
-        assert!(
-            matches!(block.language.as_str(), "sh" | "toml"),
-            "README.md:{}: nothing checks a block of `{}`",
-            block.line,
-            block.language
-        );
+        let is_checked = match block.language.as_str() {
+            "sh" | "toml" => true,
+            // A sample of output, which `samples_have_the_shape_of_real_output` checks.
+            "text" => block.text.starts_with("$ qvm "),
+            _ => false,
+        };
+        assert!(is_checked, "README.md:{}: no test checks this block", block.line);
+    }
+}
+
+/// The samples of output in a text block: each command without its prompt, and its output.
+fn samples(markdown: &str) -> Vec<(String, String)> {
+    let blocks = blocks(markdown).into_iter().filter(|block| block.language == "text");
+    let parts = blocks
+        .flat_map(|block| block.text.split("$ ").skip(1).map(str::to_owned).collect::<Vec<_>>());
+    let parts: Vec<String> = parts.collect();
+    parts
+        .iter()
+        .filter_map(|part| part.split_once('\n'))
+        .map(|(command, output)| (command.to_owned(), output.trim_end().to_owned()))
+        .collect()
+}
+
+/// The same three VMs as in the README: two run on a bridge with a pending change each, one is stopped.
+#[test]
+fn samples_have_the_shape_of_real_output() {
+    let samples = samples(&readme());
+    let commands: Vec<&str> = samples.iter().map(|(command, _)| command.as_str()).collect();
+    assert_eq!(commands, ["qvm list", "qvm status web"]);
+    let (Some(image), Some(network)) = (guest("boot.qcow2"), Network::new()) else { return };
+    let mut lab = Lab::new();
+    lab.network = Some(network);
+    let bridged = |vm: &str, address: u8, more: &str| {
+        let more =
+            format!("autostart = true\nbridge = \"br0\"\nip = \"192.168.97.{address}/24\"\n{more}");
+        lab.vm(vm, &image, &more);
+        let text = fs::read_to_string(lab.file(vm)).unwrap() + "[cloudInit]\n";
+        fs::write(lab.file(vm), text).unwrap();
+    };
+    bridged("db", 14, "");
+    bridged("web", 15, "description = \"the web server\"\n");
+    lab.vm("build", &image, "");
+    lab.ok(&["start", "db", "web", "build"]);
+    lab.ok(&["stop", "build"]);
+    for vm in ["db", "web"] {
+        let text = fs::read_to_string(lab.file(vm)).unwrap().replace("64M", "96M");
+        fs::write(lab.file(vm), text).unwrap();
+        crate::lab::until("the change is pending", || lab.status(vm)["pending"][0].is_object());
+    }
+    for (command, sample) in samples {
+        let arguments: Vec<&str> = command.split(' ').skip(1).collect();
+        let output = lab.ok(&arguments);
+        // The heading and the first two columns of a table, the keys of a status.
+        let shape = |text: &str| -> Vec<Vec<String>> {
+            let words =
+                |line: &str, n: usize| line.split_whitespace().take(n).map(str::to_owned).collect();
+            if command == "qvm list" {
+                let lines = text.lines().enumerate();
+                lines.map(|(nr, line)| words(line, if nr == 0 { 99 } else { 2 })).collect()
+            } else {
+                text.lines().map(|line| words(line, 1)).collect()
+            }
+        };
+        assert_eq!(shape(&sample), shape(&output), "`{command}` prints:\n{output}");
     }
 }
 
@@ -221,7 +325,7 @@ fn make_targets_exist() {
 }
 
 #[test]
-fn shell_blocks_call_only_what_a_reader_has() {
+fn shell_blocks_call_known_programs() {
     for block in blocks(&readme()).into_iter().filter(|block| block.language == "sh") {
         for line in block.text.lines() {
             let command = line.split_whitespace().next().unwrap_or_default();
@@ -234,16 +338,74 @@ fn shell_blocks_call_only_what_a_reader_has() {
     }
 }
 
-#[test]
-fn links_lead_somewhere() {
-    let readme = readme();
-    let missing: Vec<_> =
-        links(&readme).into_iter().filter(|link| !top().join(link).exists()).collect();
-    assert!(missing.is_empty(), "README.md links to what is not there: {missing:?}");
+/// The anchor of a heading, as GitHub makes it.
+fn anchor(heading: &str) -> String {
+    let lower = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = lower.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
 }
 
-/// What reads the README, on texts that it must not take for good.
-mod on_bad_texts {
+#[test]
+fn links_of_all_pages_lead_somewhere() {
+    let mut missing = Vec::new();
+    for (page, text) in pages() {
+        for link in links(&text) {
+            let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+            let file = match file {
+                "" => top().join(&page),
+                file => top().join(&page).parent().unwrap().join(file),
+            };
+            let target =
+                if file.is_dir() { Some(String::new()) } else { fs::read_to_string(file).ok() };
+            let headings = |text: &str| -> Vec<String> {
+                text.lines().filter(|line| line.starts_with('#')).map(anchor).collect()
+            };
+            let is_there = target.is_some_and(|text| {
+                heading.is_empty() || headings(&text).iter().any(|one| one == heading)
+            });
+            if !is_there {
+                missing.push(format!("{page}: {link}"));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "these links lead nowhere: {missing:#?}");
+}
+
+/// Every document is linked by another one; the pages at the old places lead to the new ones.
+#[test]
+fn every_document_is_reached_by_a_link() {
+    let mut linked = BTreeSet::new();
+    for (page, text) in pages() {
+        for link in links(&text) {
+            let file = link.split('#').next().unwrap();
+            if let Ok(file) = top().join(&page).parent().unwrap().join(file).canonicalize() {
+                linked.insert(file);
+            }
+        }
+    }
+    for (page, text) in pages().into_iter().skip(1) {
+        let is_moved = text.starts_with("# Moved\n") && links(&text).len() == 1;
+        let is_linked = linked.contains(&top().join(&page).canonicalize().unwrap());
+        assert!(is_moved || is_linked, "no document links to {page}");
+    }
+}
+
+#[test]
+fn generated_documents_are_up_to_date() {
+    for (file, arguments) in [
+        ("docs/reference/verbs.md", ["man", "qvm", "--format", "markdown"]),
+        ("docs/reference/vm-file.md", ["man", "qvm.toml", "--format", "markdown"]),
+        ("nix/keys.nix", ["man", "qvm.toml", "--format", "nix"]),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_qvm")).args(arguments).output().unwrap();
+        let printed = String::from_utf8(output.stdout).unwrap();
+        let committed = fs::read_to_string(top().join(file)).unwrap();
+        assert!(printed == committed, "{file} is out of date: run `make docs`");
+    }
+}
+
+/// The parsers of this file.
+mod parsers {
     use super::*;
 
     #[test]
@@ -286,7 +448,7 @@ mod on_bad_texts {
     }
 
     #[test]
-    fn links_to_other_sites_are_left_out() {
+    fn links_to_other_sites_are_ignored() {
         assert_eq!(links("[a](b/c.md) [d](https://example.org/) (e)"), ["b/c.md"]);
     }
 }

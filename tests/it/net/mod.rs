@@ -2,7 +2,7 @@
 
 mod anti_spoof;
 mod bridge;
-mod lend;
 mod network;
+mod network_broker;
 mod reach;
 mod taps;

@@ -80,7 +80,7 @@ fn notes(lab: &Lab) -> String {
     lab.status("web")["notes"].to_string()
 }
 
-/// `qvm lend` in the lab's network, for supervisors that are elsewhere.
+/// `qvm network-broker` in the lab's network, for supervisors that are elsewhere.
 struct Lender {
     child: Child,
     socket: PathBuf,
@@ -89,7 +89,7 @@ struct Lender {
 impl Lender {
     fn new(lab: &Lab) -> Self {
         let socket = lab.path().join("network");
-        let child = lab.command(&["lend"]).arg(&socket).spawn().unwrap();
+        let child = lab.command(&["network-broker"]).arg(&socket).spawn().unwrap();
         until("it listens", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
         Self { child, socket }
     }

@@ -104,7 +104,7 @@ fn every_example_is_good_and_short_and_says_why() {
 
 #[test]
 fn the_reference_knows_exactly_the_keys_that_the_reader_knows() {
-    let text = fs::read_to_string(root().join("docs/qvm.toml.md")).unwrap();
+    let text = fs::read_to_string(root().join("docs/reference/vm-file.md")).unwrap();
     let rows: Vec<Vec<&str>> = text
         .lines()
         .filter(|line| line.starts_with("| `"))
@@ -141,7 +141,7 @@ fn the_reference_knows_exactly_the_keys_that_the_reader_knows() {
 
 #[test]
 fn every_block_of_the_reference_is_a_good_file() {
-    let text = fs::read_to_string(root().join("docs/qvm.toml.md")).unwrap();
+    let text = fs::read_to_string(root().join("docs/reference/vm-file.md")).unwrap();
     let blocks: Vec<&str> =
         text.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
     assert!(blocks.len() >= 9);

@@ -1,11 +1,11 @@
 //! What a supervisor does while its QEMU runs.
 
 mod balloon;
+mod exec_stop_post;
 mod host_faults;
 mod hung_storage;
 mod load;
 mod monitor;
 mod plug;
-mod reap;
 mod resources;
 mod suspend;

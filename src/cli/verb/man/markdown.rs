@@ -67,11 +67,13 @@ fn table(roff: &mut Roff, head: &[String], rows: &[Vec<String>]) {
         // In a table of two columns the second needs no name.
         let named = rest.len() > 1;
         let mut text: Vec<Inline> = Vec::new();
+        let mut separator = "";
         for (name, cell) in head.iter().skip(1).zip(rest).filter(|(_, cell)| !cell.is_empty()) {
-            if !text.is_empty() {
-                text.push(roman("; "));
-            }
-            if named {
+            text.push(roman(separator));
+            // A meaning is a sentence, which requires no name.
+            let is_sentence = name == "meaning";
+            separator = if is_sentence { " " } else { "; " };
+            if named && !is_sentence {
                 text.push(roman(format!("{name}: ")));
             }
             text.extend(inlines(cell));

@@ -1,18 +1,23 @@
-//! `qvm man`: the manual pages qvm(1) and qvm.toml(5), as roff.
+//! `qvm man`: the manual pages qvm(1) and qvm.toml(5), and the documents with the same contents.
 
 mod command;
+mod keys;
 mod markdown;
+mod verbs;
 
 use clap_mangen::roff::{Roff, bold, roman};
 
-use crate::cli::exit::Failure;
+use crate::cli::exit::{self, Failure};
 
-/// What `qvm man` takes.
+/// The arguments of `qvm man`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Which page
+    /// The page
     #[arg(default_value = "qvm")]
     page: Page,
+    /// The format of the output
+    #[arg(long, default_value = "roff")]
+    format: Format,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -22,20 +27,33 @@ enum Page {
     QvmToml,
 }
 
-/// When what the pages say was looked over as a whole: mdoc and man want a date, and a build should not make one up.
-const DATE: &str = "2026-11-21";
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// A manual page
+    Roff,
+    /// A document of docs/reference/
+    Markdown,
+    /// The NixOS options, of qvm.toml only
+    Nix,
+}
 
-/// The reference of all keys, which is qvm.toml(5) as well.
-const KEYS: &str = include_str!("../../../../docs/qvm.toml.md");
+/// The date of the last review of both pages. Not the build date: builds must be reproducible.
+const DATE: &str = "2026-11-29";
 
 /// Prints a page; qvm(1) is that of `command`.
 ///
 /// # Errors
-/// It cannot be printed.
+/// Standard output cannot be written, or the page does not exist in this format.
 pub fn run(args: &Args, command: clap::Command) -> Result<(), Failure> {
-    super::print(&match args.page {
-        Page::Qvm => command_page(command).map_err(|error| Failure::of(&error))?,
-        Page::QvmToml => keys_page(),
+    super::print(&match (args.page, args.format) {
+        (Page::Qvm, Format::Roff) => command_page(command).map_err(|error| Failure::of(&error))?,
+        (Page::Qvm, Format::Markdown) => verbs::markdown(command),
+        (Page::QvmToml, Format::Roff) => keys_page(),
+        (Page::QvmToml, Format::Markdown) => keys::document(),
+        (Page::QvmToml, Format::Nix) => keys::nix(),
+        (Page::Qvm, Format::Nix) => {
+            return Err(Failure::new(exit::USAGE, "qvm(1) has no NixOS options"));
+        }
     })
 }
 
@@ -62,9 +80,7 @@ fn keys_page() -> String {
     roff.control("SH", ["NAME"]);
     roff.text([roman("qvm.toml - the file that describes a virtual machine for qvm(1)")]);
     roff.control("SH", ["DESCRIPTION"]);
-    // What is above the first paragraph is the name, which the page has already.
-    let (_, text) = KEYS.split_once("\n\n").unwrap_or_default();
-    super::man::markdown::write(&mut roff, text);
+    super::man::markdown::write(&mut roff, &keys::markdown());
     roff.control("SH", ["SEE ALSO"]);
     roff.text([roman("qvm(1), systemd.unit(5), authorized_keys(5), crypt(5)")]);
     ascii(&roff.render())
@@ -77,13 +93,13 @@ fn title(name: &str, section: &str) -> Roff {
     roff
 }
 
-/// A sentence as what follows a dash.
+/// Returns a sentence as the text after the dash of a NAME section.
 fn lower(sentence: &str) -> String {
     let mut chars = sentence.trim_end_matches('.').chars();
     chars.next().map(|first| first.to_lowercase().chain(chars).collect()).unwrap_or_default()
 }
 
-/// In ASCII, which every formatter reads; and what looks like an accent to it is one no more (groff_man_style(7)).
+/// Returns the page in ASCII, with the escapes of groff_man_style(7) for all other characters.
 fn ascii(page: &str) -> String {
     page.chars().fold(String::with_capacity(page.len()), |mut out, c| {
         match c {

@@ -29,10 +29,10 @@ use crate::{
     },
 };
 
-/// What `qvm top` takes.
+/// The arguments of `qvm top`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Seconds between two looks
+    /// Seconds between updates
     #[arg(short, long, value_name = "SEC", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=3600))]
     delay: u32,
 }

@@ -12,7 +12,7 @@ const QVM: &str = env!("CARGO_BIN_EXE_qvm");
 fn every_key_has_an_option_and_the_reverse() {
     let Some(keys) = evaluate("tests/nix/keys.nix", &["-A", "vm"]) else { return };
     let options: BTreeSet<String> = serde_json::from_value(keys.unwrap()).unwrap();
-    let reference = fs::read_to_string(root().join("docs/qvm.toml.md")).unwrap();
+    let reference = fs::read_to_string(root().join("docs/reference/vm-file.md")).unwrap();
     let rows = reference.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
     let keys =
         rows.filter(|(_, rest)| rest.matches('|').count() == 4).map(|(key, _)| key.to_owned());

@@ -153,7 +153,7 @@ fn declared_vm_runs_what_an_undeclared_one_runs() {
             assert!(path.starts_with(&format!("PATH={text}/qemu/bin:")), "{vm}: {path}");
             let qvm = format!("{text}/qvm/bin/qvm");
             let mut commands = vec![format!("{qvm} run {vm}"), format!("{qvm} reload {vm}")];
-            commands.push(format!("{qvm} reap {vm}"));
+            commands.push(format!("{qvm} exec-stop-post {vm}"));
             if kind == "system" {
                 commands.push(format!("{text}/qvm-add-root {vm}"));
                 commands.push(format!("{text}/qvm-remove-roots {vm}"));

@@ -1,4 +1,4 @@
-//! `qvm lend`: gives descriptors of the host's network to supervisors that are in a network namespace of their own.
+//! `qvm network-broker`: gives descriptors of the host's network to supervisors that are in a network namespace of their own.
 
 use std::{os::unix::net::UnixListener, path::PathBuf};
 
@@ -8,10 +8,10 @@ use crate::{
     sys::socket,
 };
 
-/// What `qvm lend` takes.
+/// The arguments of `qvm network-broker`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Listen here, for ever; without it, at what systemd listens at, until nobody asks any more
+    /// Listen on this socket without an idle timeout [default: the socket passed by systemd, until idle]
     pub socket: Option<PathBuf>,
 }
 
@@ -29,7 +29,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             Some(listener) => (listener, false),
             None => {
                 let text = "there is no socket to lend at";
-                let hint = "`qvm-network.socket` starts it; or name one: `qvm lend SOCKET`";
+                let hint =
+                    "`qvm-network.socket` starts it; or name one: `qvm network-broker SOCKET`";
                 return Err(Failure::new(exit::USAGE, text).hint(hint.to_owned()));
             }
         },

@@ -1,4 +1,4 @@
-//! `qvm lend`: callers that say nothing, a host that has no descriptor left, and a second one of it.
+//! `qvm network-broker`: callers that say nothing, a host that has no descriptor left, and a second one of it.
 
 use std::{
     io::Write,
@@ -9,7 +9,7 @@ use std::{
 
 use qvm::net::broker::Network;
 
-/// `qvm lend`, which is ended with its test.
+/// `qvm network-broker`, which is ended with its test.
 struct Lender {
     child: Child,
     socket: PathBuf,
@@ -21,7 +21,8 @@ impl Lender {
         let socket = dir.join("network");
         let mut command = Command::new("prlimit");
         command.arg(format!("--nofile={descriptors}")).arg(env!("CARGO_BIN_EXE_qvm"));
-        let child = command.arg("lend").arg(&socket).stderr(Stdio::null()).spawn().unwrap();
+        let child =
+            command.arg("network-broker").arg(&socket).stderr(Stdio::null()).spawn().unwrap();
         let mut lender = Self { child, socket };
         while UnixStream::connect(&lender.socket).is_err() {
             assert!(lender.child.try_wait().unwrap().is_none(), "it has ended");
@@ -47,7 +48,8 @@ fn borrows(socket: &Path) -> std::io::Result<()> {
 fn a_second_one_leaves_the_first_its_socket() {
     let dir = tempfile::tempdir().unwrap();
     let lender = Lender::new(dir.path(), 1024);
-    let second = Command::new(env!("CARGO_BIN_EXE_qvm")).arg("lend").arg(&lender.socket).output();
+    let second =
+        Command::new(env!("CARGO_BIN_EXE_qvm")).arg("network-broker").arg(&lender.socket).output();
     let second = second.unwrap();
     let said = String::from_utf8_lossy(&second.stderr).into_owned();
     assert_eq!(second.status.code(), Some(1), "{said}");

@@ -1,4 +1,4 @@
-//! `qvm reap`: what ExecStopPost= of a VM's unit does about a QEMU that its supervisor left behind.
+//! `qvm exec-stop-post`: what ExecStopPost= of a VM's unit does about a QEMU that its supervisor left behind.
 
 use std::{
     ffi::OsString,
@@ -22,15 +22,15 @@ use crate::{
     value::{VmName, chain},
 };
 
-/// What `qvm reap` takes.
+/// The arguments of `qvm exec-stop-post`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The VM
+    /// The name of the VM
     pub name: VmName,
-    /// After a crash of a unit that was restarted so often: if it is stopped now, QEMU is to go too
+    /// Wait for the restart of a crashed unit with this restart count; end QEMU if the unit is stopped instead
     #[arg(long, value_name = "RESTARTS")]
     pub guard: Option<u32>,
-    /// Only report whether the VM is proven to be stopped: exit code 0, or 75 where its QEMU is running or may be
+    /// Only report whether the VM is proven to be stopped: exit code 0, or 75 if QEMU is or may be running
     #[arg(long, conflicts_with = "guard")]
     pub probe: bool,
 }
@@ -156,7 +156,7 @@ async fn take_up_file(name: &VmName, scope: Scope) {
 /// somebody stays and looks.
 fn guard(name: &VmName, exe: &Path, restarts: u32) {
     let mut command = Command::new(exe);
-    command.arg("reap").arg(name.as_str()).arg("--guard").arg(restarts.to_string());
+    command.arg("exec-stop-post").arg(name.as_str()).arg("--guard").arg(restarts.to_string());
     command.stdin(Stdio::null()).stdout(Stdio::null());
     if let Err(error) = command.spawn() {
         warn!("QEMU would keep running after the unit is stopped: {error}");

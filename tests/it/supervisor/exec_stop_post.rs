@@ -1,4 +1,4 @@
-//! What systemd's side of a VM's end comes to, on real QEMU but without systemd: `qvm reap` by the environment of ExecStopPost=,
+//! What systemd's side of a VM's end comes to, on real QEMU but without systemd: `qvm exec-stop-post` by the environment of ExecStopPost=,
 //! and the exit codes that the unit's restart policy stands on.
 
 use std::{
@@ -39,10 +39,10 @@ fn systemctl(lab: &Lab) -> PathBuf {
     asked
 }
 
-/// `qvm reap web` as ExecStopPost= after such an end.
+/// `qvm exec-stop-post web` as ExecStopPost= after such an end.
 fn reap(lab: &Lab, result: &str, code: &str, status: &str) -> Output {
     let path = format!("{}:{}", lab.path().join("bin").display(), std::env::var("PATH").unwrap());
-    let mut command = lab.command(&["reap", "web"]);
+    let mut command = lab.command(&["exec-stop-post", "web"]);
     command.env("PATH", path).env("INVOCATION_ID", "0123456789abcdef0123456789abcdef");
     command.env("SERVICE_RESULT", result).env("EXIT_CODE", code).env("EXIT_STATUS", status);
     command.stdin(Stdio::null()).output().unwrap()
@@ -88,7 +88,7 @@ fn a_crash_of_the_supervisor_leaves_the_guest_to_the_next_one() {
 #[test]
 fn probe_reports_stopped_by_proof_only() {
     let Some((lab, qemu)) = left_behind("boot.qcow2", "") else { return };
-    let probe = || lab.qvm(&["reap", "--probe", "web"]).status.code();
+    let probe = || lab.qvm(&["exec-stop-post", "--probe", "web"]).status.code();
     assert_eq!(probe(), Some(75), "it is running");
     let record = lab.runtime("web", "record.json");
     let text = fs::read(&record).unwrap();
