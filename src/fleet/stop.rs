@@ -35,14 +35,14 @@ const RETRY: Duration = Duration::from_millis(50);
 /// supervisor is given the command then.
 ///
 /// # Errors
-/// As of [`ask_down`]; `NotRunning` also where the supervisor has ended, QEMU is running or may be, and no other supervisor is there.
+/// As of [`ask_down`]; `NotRunning` also where the supervisor has ended, QEMU is running, and no other supervisor is there.
 pub async fn end(
     paths: &VmPaths,
     command: Command,
     say: &mut dyn FnMut(&str),
 ) -> Result<(), client::Error> {
     let before = match running::find(paths) {
-        Ok(PreviousQemu::Running(_, record)) => Some((record.pid, record.start_time)),
+        Ok(PreviousQemu::Running(qemu, _)) => Some(qemu),
         // Without a record no supervisor adopts QEMU.
         Ok(_) | Err(_) => None,
     };
@@ -56,22 +56,13 @@ pub async fn end(
             Err(client::Error::NotRunning) if ended.is_some() => sleep(RETRY).await,
             Err(error) => return Err(error),
         }
-        if !may_run(paths, before) {
+        if !before.as_ref().is_some_and(|qemu| qemu.is_alive()) {
             return Ok(());
         }
         if ended.is_some_and(|at| at.elapsed() >= NEXT_SUPERVISOR) {
             return Err(client::Error::NotRunning);
         }
     }
-}
-
-/// Whether the QEMU process with this pid and start time is running, or may be.
-fn may_run(paths: &VmPaths, qemu: Option<(u32, u64)>) -> bool {
-    qemu.is_some_and(|qemu| match running::find(paths) {
-        Ok(PreviousQemu::Running(_, record)) => (record.pid, record.start_time) == qemu,
-        Ok(_) => false,
-        Err(_) => true,
-    })
 }
 
 /// Gives the command. With `wait`, tells every rung and the end to `say`, and returns when the supervisor closes.
