@@ -68,9 +68,9 @@ pub(super) fn system() -> Layout {
     Layout { config: config.into(), state: state.into(), runtime: runtime.into() }
 }
 
-/// Where everything is: by `dirs`, else for root in the system's places and for others in those of the
-/// XDG Base Directory Specification, which wants relative paths in its variables ignored. `session_dir` finds a user's
-/// runtime directory where `XDG_RUNTIME_DIR` is not set.
+/// Where everything is: by `dirs`, else for root in the system's places and for others in those of
+/// the XDG Base Directory Specification, which wants relative paths in its variables ignored.
+/// `session_dir` finds a user's runtime directory where `XDG_RUNTIME_DIR` is not set.
 ///
 /// # Errors
 /// A place is not known.

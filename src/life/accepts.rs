@@ -1,6 +1,9 @@
 //! Which commands each state accepts.
 
-use super::{Command, PauseReason, State};
+use super::{
+    event::Command,
+    state::{PauseReason, State},
+};
 
 /// Checks that a command is accepted in this state.
 ///

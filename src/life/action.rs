@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::{Boot, End, StartFailure};
+use super::{
+    end::{End, Exit},
+    state::Boot,
+};
 
 /// Something that the driver has to do. Results come back as events.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,15 +80,6 @@ pub enum VmFile {
     Saved,
     /// The VM file that the QEMU process to adopt was started from.
     Booted,
-}
-
-/// How the supervisor ends.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Exit {
-    /// With this exit code; the end is recorded and logged.
-    Code(u8),
-    /// The guest did not come up.
-    NotStarted(StartFailure),
 }
 
 /// A rung of the stop ladder, for the log and for events.

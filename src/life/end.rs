@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Exit, Requester};
+use super::requester::Requester;
 
 /// The exit code of a fault of the host (EX_TEMPFAIL of sysexits.h): another try may help.
 const HOST: u8 = 75;
@@ -59,6 +59,15 @@ pub enum Cause {
     },
     /// A stop was requested during the start.
     StartCanceled(Requester),
+}
+
+/// How the supervisor ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exit {
+    /// With this exit code; the end is recorded and logged.
+    Code(u8),
+    /// The guest did not come up.
+    NotStarted(StartFailure),
 }
 
 /// Why a guest did not come up.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{QemuExit, StartFailure};
+use super::end::{QemuExit, StartFailure};
 
 /// Something that happened to the VM, its start or its supervisor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,13 +157,4 @@ pub enum Command {
     Resume,
     /// Save the guest's state and end; the next start restores it.
     Suspend,
-}
-
-/// Who requested a stop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Requester {
-    /// A signal: systemd, the host's shutdown, or a terminal.
-    Signal,
-    /// A control client.
-    Operator,
 }

@@ -4,7 +4,11 @@
 use std::time::Duration;
 
 use super::{
-    Action, Event, Guest, Phase, Policy, Ready, ReadyFailure, StartEvent, State, StopRequest,
+    action::Action,
+    event::{Event, Guest, StartEvent},
+    mode::Mode,
+    policy::{Policy, Ready, ReadyFailure},
+    state::{Phase, State, StopRequest},
     step::step,
 };
 
@@ -22,15 +26,6 @@ pub enum Readiness {
     Met,
     /// The guest did not become ready, and is not waited for any longer; why.
     Missed(String),
-}
-
-/// What a supervisor is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// It runs the VM.
-    Run,
-    /// It adopts a QEMU process that is running, and shuts its guest down. It starts none.
-    ShutDown,
 }
 
 /// The life of a VM within one run of its supervisor.

@@ -66,9 +66,13 @@ mod action;
 mod drawing;
 mod end;
 mod event;
+mod limits;
 mod machine;
+mod mode;
+mod policy;
 #[cfg(test)]
 mod random_orders;
+mod requester;
 mod start;
 #[cfg(test)]
 mod start_tests;
@@ -80,55 +84,14 @@ mod suspend;
 mod tests;
 
 pub use self::accepts::accepts;
-pub use self::action::{Action, Exit, Rung, VmFile};
-pub use self::end::{Cause, End, Fault, QemuExit, StartFailure};
-pub use self::event::{
-    Command, Event, Guest, Leftover, PreviousQemu, Requester, SavedState, StartEvent,
-};
-pub use self::machine::{Life, Mode, Readiness};
+pub use self::action::{Action, Rung, VmFile};
+pub use self::end::{Cause, End, Exit, Fault, QemuExit, StartFailure};
+pub use self::event::{Command, Event, Guest, Leftover, PreviousQemu, SavedState, StartEvent};
+pub use self::limits::{KILL_GRACE, PRESS_EVERY, QUIT_GRACE, START_CANCEL_GRACE};
+pub use self::machine::{Life, Readiness};
+pub use self::mode::Mode;
+pub use self::policy::{OnPanic, Policy, Ready, ReadyFailure};
+pub use self::requester::Requester;
 pub use self::state::{
     AfterQemu, Boot, PauseReason, Phase, Saving, State, StopLadder, StopRequest,
 };
-pub use self::step::{KILL_GRACE, PRESS_EVERY, QUIT_GRACE, START_CANCEL_GRACE};
-
-/// What the machine needs of the VM file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Policy {
-    /// How long a clean shutdown may take.
-    pub shutdown_timeout: std::time::Duration,
-    /// What a panic leads to.
-    pub on_panic: OnPanic,
-    /// What makes it ready.
-    pub ready: Ready,
-    /// What a guest that does not get ready leads to.
-    pub ready_failure: ReadyFailure,
-}
-
-/// What makes a VM ready.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ready {
-    /// That its vCPUs run.
-    Running,
-    /// Something in the guest, which may take so long.
-    Within(std::time::Duration),
-}
-
-/// What a guest that does not get ready leads to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReadyFailure {
-    /// It counts as up all the same.
-    Continue,
-    /// It is shut down, and the run fails.
-    Fail,
-}
-
-/// What a panic of the guest's kernel leads to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnPanic {
-    /// The run fails, so that whoever started it starts it again.
-    Restart,
-    /// The run ends well.
-    Stop,
-    /// The guest stays as it is, paused.
-    Pause,
-}

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use super::{
-    Action, Boot, Cause, Command, End, Event, Exit, Fault, Guest, Leftover, Mode, PauseReason,
-    Phase, PreviousQemu, QemuExit, SavedState, StartEvent, StartFailure, State, StopRequest,
-    VmFile,
-    step::START_CANCEL_GRACE,
+    action::{Action, VmFile},
+    end::{Cause, End, Exit, Fault, QemuExit, StartFailure},
+    event::{Command, Event, Guest, Leftover, PreviousQemu, SavedState, StartEvent},
+    limits::START_CANCEL_GRACE,
+    mode::Mode,
+    state::{Boot, PauseReason, Phase, State, StopRequest},
     stop_ladder::{end, ended, quit},
 };
 

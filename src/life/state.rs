@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use super::{Command, End, Event, Requester};
+use super::{
+    end::End,
+    event::{Command, Event},
+    requester::Requester,
+};
 
 /// What the VM does. Times count from an origin that the driver chooses.
 #[derive(Debug, Clone, PartialEq, Eq)]

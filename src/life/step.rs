@@ -3,29 +3,21 @@
 use std::time::Duration;
 
 use super::{
-    Action, AfterQemu, Cause, Command, End, Event, Mode, PauseReason, Phase, Policy, QemuExit,
-    Requester, Rung, State, StopLadder,
+    action::{Action, Rung},
+    end::{Cause, End, QemuExit},
+    event::{Command, Event},
+    limits::{KILL_GRACE, PRESS_EVERY},
+    mode::Mode,
+    policy::Policy,
+    requester::Requester,
     start::{canceling, starting},
+    state::{AfterQemu, PauseReason, Phase, State, StopLadder},
     stop_ladder::{
         ask, end, ended, finish, guest_done, instead_of_relaunch, not_ready, panicked, quit,
         reboot, stop_instead,
     },
     suspend::{save, suspending},
 };
-
-/// The interval between two presses of the power button. A press is lost while a Linux guest boots
-/// and no process has opened the button's device; further presses do not disturb a shutdown.
-pub const PRESS_EVERY: Duration = Duration::from_secs(5);
-
-/// How long QEMU may take to flush its disks and exit after `quit`, before SIGKILL.
-pub const QUIT_GRACE: Duration = Duration::from_secs(10);
-
-/// How long QEMU may take to exit after SIGKILL. A process that the kernel blocks on storage takes
-/// longer: no signal ends it.
-pub const KILL_GRACE: Duration = Duration::from_secs(10);
-
-/// How long the cancellation of a start may take before the run ends without it.
-pub const START_CANCEL_GRACE: Duration = Duration::from_secs(5);
 
 /// The state after `event`, and the actions.
 pub(super) fn step(

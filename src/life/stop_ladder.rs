@@ -3,8 +3,12 @@
 use std::time::Duration;
 
 use super::{
-    Action, AfterQemu, Cause, End, OnPanic, PRESS_EVERY, PauseReason, Phase, Policy, QUIT_GRACE,
-    Requester, Rung, State, StopLadder,
+    action::{Action, Rung},
+    end::{Cause, End},
+    limits::{PRESS_EVERY, QUIT_GRACE},
+    policy::{OnPanic, Policy},
+    requester::Requester,
+    state::{AfterQemu, PauseReason, Phase, State, StopLadder},
 };
 
 /// The first rung.

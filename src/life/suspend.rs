@@ -3,8 +3,13 @@
 use std::time::Duration;
 
 use super::{
-    Action, AfterQemu, Cause, Command, Event, PauseReason, Policy, QUIT_GRACE, Requester, Rung,
-    Saving, State,
+    action::{Action, Rung},
+    end::Cause,
+    event::{Command, Event},
+    limits::QUIT_GRACE,
+    policy::Policy,
+    requester::Requester,
+    state::{AfterQemu, PauseReason, Saving, State},
     stop_ladder::{ask, end, ended, panicked, quit},
 };
 

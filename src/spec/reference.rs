@@ -1,4 +1,5 @@
-//! The reference of the VM file's keys: the table in reference.toml, from which all documents and the NixOS options come.
+//! The reference of the VM file's keys: the table in reference.toml, from which all documents and
+//! the NixOS options come.
 
 use std::{collections::BTreeMap, sync::LazyLock};
 

@@ -1,4 +1,5 @@
-//! `qvm apply`: re-reads VM files and applies what can be applied to running guests; without names, also starts what is new.
+//! `qvm apply`: re-reads VM files and applies what can be applied to running guests; without names,
+//! also starts what is new.
 
 use std::path::Path;
 
@@ -18,7 +19,8 @@ use crate::{
 /// The arguments of `qvm apply`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Running VMs; without names, all running VMs, and VMs with `autostart` that have never run are started
+    /// Running VMs; without names, all running VMs, and VMs with `autostart` that have never run
+    /// are started
     #[arg(value_name = "NAME")]
     names: Vec<VmName>,
 }

@@ -1,4 +1,5 @@
-//! `qvm check`: validates VM files, by themselves and beside each other, and the host's settings, without touching anything.
+//! `qvm check`: validates VM files, by themselves and beside each other, and the host's settings,
+//! without touching anything.
 
 use std::{
     collections::BTreeMap,
@@ -17,8 +18,8 @@ use crate::{
 /// The arguments of `qvm check`.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Args {
-    /// VM files (paths that contain `/` or `.toml`), `qvm.toml` of the host, or names of VMs; without arguments, all
-    /// VM files and the host settings
+    /// VM files (paths that contain `/` or `.toml`), `qvm.toml` of the host, or names of VMs;
+    /// without arguments, all VM files and the host settings
     #[arg(value_name = "FILE|NAME")]
     pub what: Vec<OsString>,
     /// Print the problems as a JSON array
@@ -30,7 +31,8 @@ pub struct Args {
 }
 
 /// A file is checked beside all others in its directory, as if it stood there under its name.
-/// Prints `NAME: ok` to `out` and problems to `err`, or all problems as JSON to `out`; returns the exit code.
+/// Prints `NAME: ok` to `out` and problems to `err`, or all problems as JSON to `out`; returns the
+/// exit code.
 pub fn run(args: &Args, layout: &Layout, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
     let (mut files, missing) = match files(args, layout) {
         Ok(found) => found,
@@ -100,7 +102,8 @@ fn files(args: &Args, layout: &Layout) -> Result<(Vec<PathBuf>, Vec<Problem>), I
     Ok((files, missing))
 }
 
-/// Takes the host's settings out of the files; without any file asked for they are meant where they are.
+/// Takes the host's settings out of the files; without any file asked for they are meant where they
+/// are.
 fn settings(files: &mut Vec<PathBuf>, args: &Args, layout: &Layout) -> Vec<PathBuf> {
     let own = layout.host_settings();
     if args.what.is_empty() {
@@ -165,7 +168,8 @@ fn check_beside(dir: &Path, group: &[&Loaded<'_>], load: Load) -> Vec<Problem> {
     let mut unread: Vec<VmName> = Vec::new();
     let mut siblings: Vec<Vm> = Vec::new();
     let listed = spec::files_in(dir).unwrap_or_else(|_| {
-        // Who may not list the directory cannot be told which VMs there are: none is said to be missing.
+        // Who may not list the directory cannot be told which VMs there are: none is said to be
+        // missing.
         let good = group.iter().filter_map(|(_, vm)| vm.as_ref().ok());
         unread.extend(good.flat_map(|vm| vm.after.iter().cloned()));
         Vec::new()

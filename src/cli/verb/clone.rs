@@ -24,8 +24,8 @@ pub struct Args {
     start: bool,
 }
 
-/// Makes a VM; `exe` is this program, `manager` the systemd whose units look where it does, `terminal` says whether
-/// standard error is one.
+/// Makes a VM; `exe` is this program, `manager` the systemd whose units look where it does,
+/// `terminal` says whether standard error is one.
 ///
 /// # Errors
 /// The VM is not shut down, the name is taken, a disk cannot be copied; or the copy does not start.

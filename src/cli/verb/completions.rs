@@ -1,4 +1,5 @@
-//! `qvm completions`: what a shell reads to complete command lines of `qvm`, which it then asks `qvm` itself for.
+//! `qvm completions`: what a shell reads to complete command lines of `qvm`, which it then asks
+//! `qvm` itself for.
 
 use clap_complete::env::{Bash, EnvCompleter, Fish, Zsh};
 
@@ -45,7 +46,8 @@ fn script(shell: Shell) -> std::io::Result<String> {
     })
 }
 
-/// zsh runs the file `_qvm` as a function of that name when it first completes; then it has to complete at once.
+/// zsh runs the file `_qvm` as a function of that name when it first completes; then it has to
+/// complete at once.
 fn loadable(script: &str) -> String {
     const REGISTER: &str = "compdef _clap_dynamic_completer_qvm qvm\n";
     let loaded =

@@ -39,11 +39,12 @@ const SCROLLBACK: u64 = 16;
 /// How long the next supervisor is waited for, and how often it is looked for.
 const NEXT: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(100);
-/// What a guest may have left switched on: colours, an invisible cursor, bracketed paste, mouse reports.
+/// What a guest may have left switched on: colours, an invisible cursor, bracketed paste, mouse
+/// reports.
 const TIDY: &str = "\x1b[0m\x1b[?25h\x1b[?2004l\x1b[?1000l\n";
 
-/// Shows the console until Ctrl-] or until the VM is down; a supervisor that is replaced does not end it. Without a terminal it copies,
-/// until the end of standard input unless it is read-only.
+/// Shows the console until Ctrl-] or until the VM is down; a supervisor that is replaced does not
+/// end it. Without a terminal it copies, until the end of standard input unless it is read-only.
 ///
 /// # Errors
 /// The VM is not running; or nobody follows the console any more.
@@ -89,7 +90,8 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     }
 }
 
-/// A serial line does not tell the guest how large the terminal is: how to tell it, where it is not what the guest takes it for.
+/// A serial line does not tell the guest how large the terminal is: how to tell it, where it is not
+/// what the guest takes it for.
 fn size() -> String {
     match terminal::size() {
         Some((80, 24)) | None => String::new(),
@@ -220,7 +222,8 @@ async fn next(
     Ok(None)
 }
 
-/// What is for the guest of what was typed, and whether Ctrl-] came after it: on a terminal it leaves, else it is a byte as any.
+/// What is for the guest of what was typed, and whether Ctrl-] came after it: on a terminal it
+/// leaves, else it is a byte as any.
 pub fn keys(typed: &[u8], terminal: bool) -> (&[u8], bool) {
     match typed.iter().position(|key| terminal && *key == LEAVE) {
         Some(at) => (&typed[..at], true),

@@ -1,4 +1,5 @@
-//! `qvm doctor`: what of the host and of all VM files is, or will be, trouble, and what to do about it.
+//! `qvm doctor`: what of the host and of all VM files is, or will be, trouble, and what to do about
+//! it.
 
 use std::path::PathBuf;
 

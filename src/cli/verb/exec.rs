@@ -1,4 +1,5 @@
-//! `qvm exec`: runs a command in the guest by its agent; says what it says while it says it, exits as it exits.
+//! `qvm exec`: runs a command in the guest by its agent; says what it says while it says it, exits
+//! as it exits.
 
 use std::{
     io::{self, IsTerminal},

@@ -1,4 +1,5 @@
-//! `qvm exec-stop-post`: what ExecStopPost= of a VM's unit does about a QEMU that its supervisor left behind.
+//! `qvm exec-stop-post`: what ExecStopPost= of a VM's unit does about a QEMU that its supervisor
+//! left behind.
 
 use std::{
     ffi::OsString,
@@ -27,24 +28,29 @@ use crate::{
 pub struct Args {
     /// The name of the VM
     pub name: VmName,
-    /// Wait for the restart of a crashed unit with this restart count; end QEMU if the unit is stopped instead
+    /// Wait for the restart of a crashed unit with this restart count; end QEMU if the unit is
+    /// stopped instead
     #[arg(long, value_name = "RESTARTS")]
     pub guard: Option<u32>,
-    /// Only report whether the VM is proven to be stopped: exit code 0, or 75 if QEMU is or may be running
+    /// Only report whether the VM is proven to be stopped: exit code 0, or 75 if QEMU is or may be
+    /// running
     #[arg(long, conflicts_with = "guard")]
     pub probe: bool,
 }
 
-/// Between two starts that fail by the host. RestartSec= is far shorter, for the sake of a supervisor that crashed.
+/// Between two starts that fail by the host. RestartSec= is far shorter, for the sake of a
+/// supervisor that crashed.
 const PAUSE: Duration = Duration::from_secs(2);
 /// How often a guard looks, and how many times: much longer than a unit takes to be started again.
 const LOOK: Duration = Duration::from_millis(250);
 const LOOKS: u32 = 120;
 
-/// How the supervisor ended (systemd.exec(5), `$SERVICE_RESULT`), and what that means for a QEMU that lives.
+/// How the supervisor ended (systemd.exec(5), `$SERVICE_RESULT`), and what that means for a QEMU
+/// that lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
-    /// It crashed: the unit is restarted, and the next supervisor takes QEMU over. Unless it was being stopped, which nobody will do again.
+    /// It crashed: the unit is restarted, and the next supervisor takes QEMU over. Unless it was
+    /// being stopped, which nobody will do again.
     Crashed,
     /// The start failed by the host: the unit is restarted, and the start is not to count.
     ByHost,
@@ -68,7 +74,8 @@ impl Ended {
             ("success", _) | (_, Some(exit::NOT_RUNNING | exit::NO_ROOM | exit::INVALID)) => {
                 Self::Down
             }
-            // 101 is a panic; 200 and above are steps of systemd before it executes the supervisor (systemd.exec(5)).
+            // 101 is a panic; 200 and above are steps of systemd before it executes the supervisor
+            // (systemd.exec(5)).
             ("exit-code", Some(code)) if code != exit::FAILED && code != exit::NOT_GONE => {
                 Self::Crashed
             }
@@ -136,8 +143,8 @@ pub async fn run(
     }
 }
 
-/// systemd starts the unit again by the drop-in that it has. Where the VM file is newer, the new QEMU may need what only a new drop-in opens:
-/// disks elsewhere, the host's network.
+/// systemd starts the unit again by the drop-in that it has. Where the VM file is newer, the new
+/// QEMU may need what only a new drop-in opens: disks elsewhere, the host's network.
 async fn take_up_file(name: &VmName, scope: Scope) {
     let taken_up = match Unit::find(name, scope).await {
         Ok(Some(unit)) => unit.refresh().await,
@@ -152,8 +159,8 @@ async fn take_up_file(name: &VmName, scope: Scope) {
     }
 }
 
-/// Whoever stops the unit before it has a supervisor again finds nobody to do it, and systemd does not call us for that: so
-/// somebody stays and looks.
+/// Whoever stops the unit before it has a supervisor again finds nobody to do it, and systemd does
+/// not call us for that: so somebody stays and looks.
 fn guard(name: &VmName, exe: &Path, restarts: u32) {
     let mut command = Command::new(exe);
     command.arg("exec-stop-post").arg(name.as_str()).arg("--guard").arg(restarts.to_string());
@@ -163,8 +170,9 @@ fn guard(name: &VmName, exe: &Path, restarts: u32) {
     }
 }
 
-/// Waits until the unit has a supervisor again, or will not: whether QEMU has nobody any more, because the unit was stopped
-/// meanwhile. One that crashed too often keeps its guest; `qvm list` tells that it has no supervisor.
+/// Waits until the unit has a supervisor again, or will not: whether QEMU has nobody any more,
+/// because the unit was stopped meanwhile. One that crashed too often keeps its guest; `qvm list`
+/// tells that it has no supervisor.
 async fn is_orphan(settings: &Settings, scope: Scope, restarts: u32) -> bool {
     let name = &settings.name;
     for _ in 0..LOOKS {

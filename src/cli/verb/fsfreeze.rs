@@ -1,4 +1,5 @@
-//! `qvm fsfreeze`: the guest's file systems are held still, for a backup or a snapshot, and thawed again whatever happens.
+//! `qvm fsfreeze`: the guest's file systems are held still, for a backup or a snapshot, and thawed
+//! again whatever happens.
 
 use std::{process::Command, sync::Arc, time::Duration};
 
@@ -98,7 +99,8 @@ async fn thaw(layout: &Layout, name: &VmName) -> Result<u64, Failure> {
     super::or_refused(client.thaw().await, layout, name).await
 }
 
-/// Runs a program of the host's to its end; its exit code. What is to end us is passed on to it: its end is waited for.
+/// Runs a program of the host's to its end; its exit code. What is to end us is passed on to it:
+/// its end is waited for.
 async fn follow(program: &str, arguments: &[String], mut session: Session) -> std::io::Result<u8> {
     let child = Command::new(program).args(arguments).spawn()?;
     let process = Arc::new(Process::open(child.id())?);
@@ -111,7 +113,8 @@ async fn follow(program: &str, arguments: &[String], mut session: Session) -> st
             }),
             vanished = session.end() => vanished.signal(),
         };
-        // Ctrl-C comes to all programs in the foreground of a terminal by itself, and twice would be a hurry.
+        // Ctrl-C comes to all programs in the foreground of a terminal by itself, and twice would
+        // be a hurry.
         let told = signal == SIGINT && terminal::is_in_foreground();
         if let (false, Some(signal)) = (told, Signal::from_named_raw(signal)) {
             // It may have ended by itself.

@@ -1,4 +1,5 @@
-//! `qvm gc`: what is left of VMs whose VM file is gone. Stops those that run; deletes disks only where that is said.
+//! `qvm gc`: what is left of VMs whose VM file is gone. Stops those that run; deletes disks only
+//! where that is said.
 
 use std::{
     collections::BTreeSet,

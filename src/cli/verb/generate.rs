@@ -1,7 +1,9 @@
-//! `qvm generate`, and `qvm-generator`: the VM files as drop-ins of their systemd units (systemd.generator(7)).
+//! `qvm generate`, and `qvm-generator`: the VM files as drop-ins of their systemd units
+//! (systemd.generator(7)).
 //!
-//! Runs before almost everything else at boot, and at each daemon-reload: it reads VM files, writes a few small ones, and needs
-//! neither QEMU nor a network nor what is mounted later. One bad VM file costs the others nothing.
+//! Runs before almost everything else at boot, and at each daemon-reload: it reads VM files, writes
+//! a few small ones, and needs neither QEMU nor a network nor what is mounted later. One bad VM
+//! file costs the others nothing.
 
 use std::{
     fs::{self, OpenOptions},
@@ -36,7 +38,8 @@ pub struct Within<'a> {
     pub scope: Scope,
     /// This program; its units lie beside it.
     pub exe: &'a Path,
-    /// Where the kernel's log is, if this has to go there: nothing else keeps it while the host boots.
+    /// Where the kernel's log is, if this has to go there: nothing else keeps it while the host
+    /// boots.
     pub kernel_log: Option<&'a Path>,
     /// Standard error.
     pub err: &'a mut dyn Write,
@@ -57,7 +60,8 @@ pub fn run(args: &Args, within: &mut Within<'_>) {
         }
     }
     if wanted {
-        // `autostart = true` is all that an operator has to write; `systemctl mask qvm.target` holds all of them back.
+        // `autostart = true` is all that an operator has to write; `systemctl mask qvm.target`
+        // holds all of them back.
         let by = match within.scope {
             Scope::System => "multi-user.target",
             Scope::User => "default.target",
@@ -80,7 +84,8 @@ fn one(
     let (text, autostart) = match spec::load_early(file) {
         Ok(vm) => (unit::drop_in(&vm, within.scope), vm.autostart),
         Err((invalid, text)) => {
-            // Its unit is started all the same where it can be told that it should be, and fails with the same words.
+            // Its unit is started all the same where it can be told that it should be, and fails
+            // with the same words.
             within.log(&invalid.to_string());
             (unit::drop_in_of_invalid(file, within.scope), unit::wants_autostart(&text))
         }
@@ -115,7 +120,8 @@ fn want(normal: &Path, by: &str, name: &str, to: &Path) -> Result<(), String> {
     make().map_err(|error| format!("cannot make the link `{}`: {error}", link.display()))
 }
 
-/// The file of the unit that all VMs are instances of: the operator's own, or the one installed with this program.
+/// The file of the unit that all VMs are instances of: the operator's own, or the one installed
+/// with this program.
 fn template(scope: Scope, exe: &Path) -> PathBuf {
     let kind = match scope {
         Scope::System => "system",
@@ -129,7 +135,8 @@ fn template(scope: Scope, exe: &Path) -> PathBuf {
 }
 
 impl Within<'_> {
-    /// Tells it on standard error and, a line at a time as the kernel wants it, in the kernel's log.
+    /// Tells it on standard error and, a line at a time as the kernel wants it, in the kernel's
+    /// log.
     fn log(&mut self, text: &str) {
         // Where nobody listens, the unit itself will say it.
         let _ = writeln!(self.err, "{text}");

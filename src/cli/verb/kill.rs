@@ -24,15 +24,16 @@ pub struct Args {
     names: Vec<VmName>,
 }
 
-/// How long a VM whose QEMU runs without a supervisor is looked at again before its QEMU is killed: after a crash, systemd starts the next
-/// supervisor within this time. That one is asked, so that the unit stays down.
+/// How long a VM whose QEMU runs without a supervisor is looked at again before its QEMU is killed:
+/// after a crash, systemd starts the next supervisor within this time. That one is asked, so that
+/// the unit stays down.
 const NEXT_SUPERVISOR: Duration = Duration::from_secs(1);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Forces the VMs off and returns when they are down. Without a supervisor, the QEMU process of the run record is killed. The only verb
-/// that acts on a VM whose state is unknown: the QEMU process that holds its liveness lock is killed. `settings` makes what a
-/// supervisor is told.
+/// Forces the VMs off and returns when they are down. Without a supervisor, the QEMU process of the
+/// run record is killed. The only verb that acts on a VM whose state is unknown: the QEMU process
+/// that holds its liveness lock is killed. `settings` makes what a supervisor is told.
 ///
 /// # Errors
 /// Of each VM that is not running or does not take it.

@@ -64,8 +64,9 @@ pub async fn run(args: &Args, layout: &Layout, zone: TimeZone) -> Result<(), Fai
     let mut console = attached?;
     super::shown(async {
         let mut bytes = vec![0; 16 << 10];
-        // The supervisor writes the log first and then tells its viewers: that there is something is taken from the
-        // console, and what it is from the log. So nothing is missed between the two, or said twice.
+        // The supervisor writes the log first and then tells its viewers: that there is something
+        // is taken from the console, and what it is from the log. So nothing is missed between the
+        // two, or said twice.
         while let Ok(1..) = console.read(&mut bytes).await {
             super::print_bytes(&shown.text(log.read().map_err(cannot)?))?;
         }

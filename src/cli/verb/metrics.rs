@@ -12,7 +12,8 @@ use crate::{
 /// The arguments of `qvm metrics`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Replace this file atomically; the textfile collector of node_exporter reads names that end in `.prom`
+    /// Replace this file atomically; the textfile collector of node_exporter reads names that end
+    /// in `.prom`
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 }

@@ -98,8 +98,8 @@ where
     .await
 }
 
-/// Does work for as long as somebody follows it: not at a terminal that is hung up, nor where nobody reads standard output. What was
-/// asked of a supervisor by then goes on.
+/// Does work for as long as somebody follows it: not at a terminal that is hung up, nor where
+/// nobody reads standard output. What was asked of a supervisor by then goes on.
 async fn followed(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let mut session = Session::watch();
     tokio::select! {
@@ -117,8 +117,8 @@ async fn shown(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Fa
     }
 }
 
-/// Prints the notes of a VM that was started: what keeps it from working as its VM file says. `qvm status` shows them
-/// too, so a supervisor that does not answer is not an error here.
+/// Prints the notes of a VM that was started: what keeps it from working as its VM file says. `qvm
+/// status` shows them too, so a supervisor that does not answer is not an error here.
 async fn tell_notes(layout: &Layout, name: &VmName) {
     let socket = layout.vm(name).control_socket();
     let Ok(mut client) = Client::connect(&socket).await else { return };
@@ -194,10 +194,12 @@ async fn ask_down(
     .await
 }
 
-/// How long work that was called off may take to end. It may wait for another program, at the other end of a pipe.
+/// How long work that was called off may take to end. It may wait for another program, at the other
+/// end of a pipe.
 const CANCEL_GRACE: Duration = Duration::from_secs(3);
 
-/// Does work that may take long, on a thread that may block; SIGINT, SIGTERM, SIGHUP and a terminal that is hung up call it off.
+/// Does work that may take long, on a thread that may block; SIGINT, SIGTERM, SIGHUP and a terminal
+/// that is hung up call it off.
 async fn long<T: Send + 'static>(
     work: impl FnOnce(&Cancel) -> T + Send + 'static,
 ) -> Result<T, Failure> {
@@ -234,7 +236,8 @@ fn not_carried(error: &transfer::Error, name: &VmName) -> Failure {
     }
 }
 
-/// Has the service manager take up a VM file that has just come to its place: order, autostart, weights.
+/// Has the service manager take up a VM file that has just come to its place: order, autostart,
+/// weights.
 async fn take_up(name: &VmName, manager: Option<Scope>) -> Result<(), Failure> {
     let Some(scope) = manager else { return Ok(()) };
     let taken_up = match Unit::find(name, scope).await {

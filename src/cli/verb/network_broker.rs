@@ -1,4 +1,5 @@
-//! `qvm network-broker`: gives descriptors of the host's network to supervisors that are in a network namespace of their own.
+//! `qvm network-broker`: gives descriptors of the host's network to supervisors that are in a
+//! network namespace of their own.
 
 use std::{os::unix::net::UnixListener, path::PathBuf};
 
@@ -11,7 +12,8 @@ use crate::{
 /// The arguments of `qvm network-broker`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Listen on this socket without an idle timeout [default: the socket passed by systemd, until idle]
+    /// Listen on this socket without an idle timeout [default: the socket passed by systemd, until
+    /// idle]
     pub socket: Option<PathBuf>,
 }
 

@@ -29,7 +29,8 @@ pub struct Args {
     /// The image of the first disk; `--list` prints all images
     #[arg(long, value_name = "KEY", default_value = known::DEFAULT)]
     image: String,
-    /// The bridge of the host to connect to [default: user-mode network, which requires no privileges]
+    /// The bridge of the host to connect to [default: user-mode network, which requires no
+    /// privileges]
     #[arg(long, value_name = "BRIDGE")]
     bridge: Option<IfName>,
     /// The memory [default: 2G, or the minimum of the image]
@@ -61,7 +62,8 @@ const KEYS: [&str; 5] =
 /// Who may read a VM file: it can hold the hash of a password.
 const MODE: u32 = 0o640;
 
-/// Writes the file of a VM that has none. `home` is the caller's directory, for a key to log in with.
+/// Writes the file of a VM that has none. `home` is the caller's directory, for a key to log in
+/// with.
 ///
 /// # Errors
 /// There is one already, no such image, a key that cannot be read, or an option that a VM file does not take.
@@ -176,7 +178,8 @@ fn keys(args: &Args, image: &Known, home: Option<&Path>) -> Result<Vec<String>, 
     own.map_or(Ok(Vec::new()), |key| read(&key))
 }
 
-/// A port of the host that no other VM file forwards: 2222 and up for ssh, others as they are in the guest.
+/// A port of the host that no other VM file forwards: 2222 and up for ssh, others as they are in
+/// the guest.
 fn port(guest: u16, beside: &[Vm]) -> u16 {
     let first = if guest < 1024 { 2200 + guest } else { guest };
     let taken = |port: &u16| {

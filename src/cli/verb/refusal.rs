@@ -1,4 +1,5 @@
-//! Why nothing was done to a VM: its state is unknown, it is in use, or its supervisor did not start.
+//! Why nothing was done to a VM: its state is unknown, it is in use, or its supervisor did not
+//! start.
 
 use crate::{
     cli::exit::{self, Failure},
@@ -145,7 +146,8 @@ pub(crate) async fn not_begun(error: &start::Error, how: &Begin<'_>, name: &VmNa
                 Some(code @ (exit::INVALID | exit::HOST | exit::NO_ROOM)) => code,
                 _ => exit::FAILED,
             };
-            // What it said at its end says more than that it ended; before that may be what QEMU said.
+            // What it said at its end says more than that it ended; before that may be what QEMU
+            // said.
             let progress = |line: &&str| matches!(line.split(' ').nth(2), Some("INFO"));
             let said: Vec<&str> = wrote.lines().filter(|line| !progress(line)).collect();
             match said.iter().any(|line| line.starts_with("error: ")) {

@@ -1,4 +1,5 @@
-//! `qvm seed`: the documents that cloud-init finds in the guest, as the next start would write them.
+//! `qvm seed`: the documents that cloud-init finds in the guest, as the next start would write
+//! them.
 
 use std::io::Write;
 

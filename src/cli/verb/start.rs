@@ -25,7 +25,8 @@ pub struct Args {
     discard_state: bool,
 }
 
-/// Starts the VMs by `exe`, which is this program; `manager` is the systemd whose units look where `layout` does.
+/// Starts the VMs by `exe`, which is this program; `manager` is the systemd whose units look where
+/// `layout` does.
 ///
 /// # Errors
 /// Of each VM whose file is invalid, or whose supervisor ended.

@@ -9,6 +9,7 @@ pub(crate) mod forwards;
 #[allow(unsafe_code)]
 pub mod isolate;
 pub mod launch;
+mod leftover;
 pub mod memory_budget;
 mod message;
 pub mod prepare;
@@ -17,7 +18,7 @@ pub mod start_turns;
 #[cfg(test)]
 mod tests;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc};
 
 use tokio::sync::mpsc;
 use tracing::warn;
@@ -26,6 +27,7 @@ use self::{
     admission::Admission,
     failure::{refused, start_failure},
     launch::Qemu,
+    leftover::{find_leftover, kill_launched},
     message::Message,
     prepare::Prepared,
     previous_run::{BootedVm, PreviousRun, SavedVm},
@@ -34,12 +36,7 @@ use crate::{
     control::types::End,
     life::{Boot, Leftover, StartEvent, StartFailure},
     spec::Vm,
-    store::{
-        identity::Identity,
-        layout::VmPaths,
-        record::Record,
-        running::{self, PreviousQemu},
-    },
+    store::{identity::Identity, layout::VmPaths, record::Record},
     supervisor::{
         running::resources::{self, Given},
         settings::Settings,
@@ -48,7 +45,7 @@ use crate::{
         file,
         lane::{Lane, Lanes, OnLane, Refused},
         lock::Lock,
-        pidfd::{self, Process},
+        pidfd::Process,
         progress::Cancel,
     },
     value::chain,
@@ -56,9 +53,6 @@ use crate::{
 
 /// How many messages of a phase wait for the loop.
 const MESSAGES: usize = 64;
-/// How long a killed QEMU process may take to exit. One that waits for storage does not exit, and
-/// keeps its record.
-const KILLED_WITHIN: Duration = Duration::from_secs(5);
 
 /// What a start has of its supervisor.
 #[derive(Debug, Clone)]
@@ -399,32 +393,4 @@ impl Start {
 
 fn failed(failure: StartFailure, leftover: Leftover) -> StartEvent {
     StartEvent::Failed { failure, leftover }
-}
-
-/// Whether a QEMU process of the VM is left, by proof.
-fn find_leftover(paths: &VmPaths) -> Leftover {
-    match running::find(paths) {
-        Ok(PreviousQemu::None | PreviousQemu::Exited | PreviousQemu::NeverExecuted) => {
-            Leftover::None
-        }
-        Ok(PreviousQemu::Running(..)) => Leftover::MayRun,
-        Err(unknown) => {
-            warn!("the run record is kept: {}", chain(&unknown));
-            Leftover::MayRun
-        }
-    }
-}
-
-/// Kills the QEMU process of a launch that was canceled, and waits until it has exited.
-async fn kill_launched(paths: &VmPaths) {
-    let found = running::find(paths);
-    if let Err(unknown) = &found {
-        warn!("a QEMU process may be left: {}", chain(unknown));
-    }
-    if let Ok(PreviousQemu::Running(process, _)) = found {
-        let _ = process.signal(pidfd::Signal::KILL);
-        if tokio::time::timeout(KILLED_WITHIN, process.wait()).await.is_err() {
-            warn!("QEMU (pid {}) was killed but has not exited; its record is kept", process.pid());
-        }
-    }
 }

@@ -12,6 +12,7 @@ use crate::{
     net::broker::Network,
     spec,
     store::layout::Layout,
+    sys::pidfd,
     systemd::unit::Scope,
 };
 

@@ -1,5 +1,5 @@
-//! Compares README.md and docs/ with the repository: VM files are valid, verbs, make targets, links and constants exist,
-//! samples of output have the shape of real output.
+//! Compares README.md and docs/ with the repository: VM files are valid, verbs, make targets, links
+//! and constants exist, samples of output have the shape of real output.
 use std::{
     collections::BTreeSet,
     ffi::OsString,
@@ -269,8 +269,8 @@ fn drawing_has_the_order_of_the_layers() {
     assert_eq!(drawn, layers);
 }
 
-/// Source files in documents exist, by their paths in the repository or in src/, or in the folder that
-/// begins the row of a table.
+/// Source files in documents exist, by their paths in the repository or in src/, or in the folder
+/// that begins the row of a table.
 #[test]
 fn source_files_named_in_documents_exist() {
     let mut wrong = Vec::new();
@@ -325,7 +325,8 @@ fn samples(markdown: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// The same three VMs as in the README: two run on a bridge with a pending change each, one is stopped.
+/// The same three VMs as in the README: two run on a bridge with a pending change each, one is
+/// stopped.
 #[test]
 fn samples_have_the_shape_of_real_output() {
     let samples = samples(&readme());
@@ -448,8 +449,8 @@ fn every_document_is_reached_by_a_link() {
     }
 }
 
-/// `cargo test --test it start::files::held` requires tests/it/start/files.rs with a test whose name
-/// contains `held`.
+/// `cargo test --test it start::files::held` requires tests/it/start/files.rs with a test whose
+/// name contains `held`.
 #[test]
 fn tests_named_in_documents_exist() {
     let mut count = 0;

@@ -1,4 +1,5 @@
-//! The reference of the VM file's keys: as Markdown for docs/reference/vm-file.md and qvm.toml(5), and as NixOS options.
+//! The reference of the VM file's keys: as Markdown for docs/reference/vm-file.md and qvm.toml(5),
+//! and as NixOS options.
 
 use crate::spec::reference::{Key, Kind, reference};
 

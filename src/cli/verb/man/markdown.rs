@@ -1,4 +1,5 @@
-//! As much Markdown as our own pages use, as roff: headings, paragraphs, tables, lists, code, emphasis.
+//! As much Markdown as our own pages use, as roff: headings, paragraphs, tables, lists, code,
+//! emphasis.
 
 use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 
@@ -58,7 +59,8 @@ fn code(roff: &mut Roff, lines: &[String], headed: bool) {
     roff.control("RE", []);
 }
 
-/// A row is what its first cell says, with the others below it: a terminal is too narrow for columns.
+/// A row is what its first cell says, with the others below it: a terminal is too narrow for
+/// columns.
 fn table(roff: &mut Roff, head: &[String], rows: &[Vec<String>]) {
     for row in rows {
         let Some((first, rest)) = row.split_first() else { continue };
@@ -135,7 +137,8 @@ fn cells(line: &str) -> Vec<String> {
     line.split('|').map(|cell| cell.trim().replace('\0', "|")).collect()
 }
 
-/// Code is bold, as what is typed is in manual pages; `*a*` is italic, `**a**` bold, a link its text.
+/// Code is bold, as what is typed is in manual pages; `*a*` is italic, `**a**` bold, a link its
+/// text.
 fn inlines(text: &str) -> Vec<Inline> {
     let mut out = Vec::new();
     let mut plain = String::new();

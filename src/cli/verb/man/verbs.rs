@@ -11,7 +11,8 @@ pub(crate) fn markdown(mut command: Command) -> String {
                     -->\n\n```text\nqvm [OPTIONS] VERB …\n```\n\n"
         .to_owned();
     text += include_str!("intro.md").split("\n\nThe name").next().unwrap_or_default();
-    text += "\n\nEvery verb that prints a table has `--json`. Keys of JSON objects are only ever added.\n";
+    text += "\n\nEvery verb that prints a table has `--json`. ";
+    text += "Keys of JSON objects are only ever added.\n";
     text += "\n## Options of all verbs\n\n";
     text += &table(command.get_arguments().filter(|arg| arg.is_global_set() || is_builtin(arg)));
     for (group, verbs) in help::groups() {
