@@ -83,6 +83,10 @@ setup-demo: ## Install missing packages for guests and `make demo` only
 test-setup: ## Test `make setup` in temporary Debian roots: no package is removed or downgraded
 	tests/setup-roots
 
+.PHONY: test-install
+test-install: ## runs `make demo` from a fresh clone in throw-away Debian roots with Rust and `make` alone (root)
+	QVM_SETUP_RUN="make demo" tests/setup-roots bookworm trixie
+
 .PHONY: guests
 guests: setup-demo ## Build the small guests for the tests, and fetch the oldest QEMU
 	tests/guest/build "$(QVM_GUESTS)" boot tiny qemu-7.2

@@ -87,7 +87,7 @@ fn read(arguments: Vec<std::ffi::OsString>) -> Result<Cli, clap::Error> {
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
-    let cannot = |what: &str, error: io::Error| Failure::new(1, format!("cannot {what}: {error}"));
+    let cannot = |what: &str, error: io::Error| Failure::of_io(&format!("cannot {what}"), &error);
     // It may have been removed: only relative paths need it.
     let cwd = env::current_dir().ok();
     let exe = env::current_exe().map_err(|e| cannot("tell where this program is", e))?;

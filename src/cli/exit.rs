@@ -5,7 +5,7 @@ use std::{error::Error, fmt, io};
 use super::table::{Look, Screen};
 use crate::{
     spec::Invalid,
-    value::{chain, plain},
+    value::{chain, is_host_fault, plain},
 };
 
 /// Failed.
@@ -40,14 +40,29 @@ impl Failure {
         Self { code, subject: None, chain: text.into(), hint: None, as_it_is: false }
     }
 
-    /// Exit code 1, for this error and its causes.
+    /// For this error and its causes: exit code 75 where the host has run out of something, or its
+    /// storage fails ([`is_host_fault`]), else 1.
     pub fn of(error: &(dyn Error + 'static)) -> Self {
-        Self::new(FAILED, chain(error))
+        Self::new(if is_host_fault(error) { HOST } else { FAILED }, chain(error))
     }
 
-    /// Exit code 78; the problems show themselves.
+    /// The same of a step that has no error type of its own.
+    pub fn of_io(doing: &str, error: &io::Error) -> Self {
+        let failure = Self::of(error);
+        Self { chain: format!("{doing}: {}", failure.chain), ..failure }
+    }
+
+    /// Exit code 78, or 75 where the host is at fault that a file cannot be read; the problems show
+    /// themselves.
     pub fn invalid(invalid: &Invalid) -> Self {
-        Self::told(INVALID, invalid.to_string())
+        let code = if invalid.is_host_fault() { HOST } else { INVALID };
+        Self::told(code, invalid.to_string())
+    }
+
+    /// Exit code 75 where this is true; otherwise as before.
+    #[must_use]
+    pub fn host_fault_if(self, is_host_fault: bool) -> Self {
+        if is_host_fault { self.code(HOST) } else { self }
     }
 
     /// What has its `error: ` line in it already.

@@ -264,14 +264,7 @@ fn images(
     };
     verb::image::image(args, &mut within).map_err(|error| match &error {
         verb::image::Error::Out(error) => Failure::output(error),
-        error => {
-            let code = if error.is_the_hosts() {
-                crate::cli::exit::HOST
-            } else {
-                crate::cli::exit::FAILED
-            };
-            Failure::of(error).code(code).hint(error.hint())
-        }
+        error => Failure::of(error).host_fault_if(error.is_the_hosts()).hint(error.hint()),
     })
 }
 

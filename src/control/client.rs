@@ -17,6 +17,7 @@ use zlink::{
 
 use crate::value::keyboard::Chord;
 
+pub use super::client_error::Error;
 use super::types::{Command, Event, Guest, Statistics, Status};
 
 /// How long a supervisor may take to answer: it waits for QEMU, with a shorter bound of its own.
@@ -30,89 +31,6 @@ const TYPING: Duration = Duration::from_secs(1);
 
 /// varlink's error for who may not.
 const DENIED: &str = "org.varlink.service.PermissionDenied";
-
-/// Why a supervisor did not do as asked.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Nobody listens.
-    #[error("not running")]
-    NotRunning,
-    /// The socket is another user's.
-    #[error("permission denied by the supervisor's control socket")]
-    Denied,
-    /// It cannot be reached.
-    #[error("cannot reach the supervisor")]
-    Io(#[source] io::Error),
-    /// It is there, and says nothing.
-    #[error("the supervisor does not answer within {0:?}")]
-    Timeout(Duration),
-    /// The guest's state could not be saved.
-    #[error("not suspended: {0}")]
-    NotSuspended(String),
-    /// It went away.
-    #[error("the supervisor has gone")]
-    Closed,
-    /// The guest agent says no.
-    #[error("{reason}")]
-    Guest {
-        /// In its words.
-        reason: String,
-    },
-    /// The guest's file systems are frozen.
-    #[error("{reason}")]
-    Frozen {
-        /// For how long.
-        reason: String,
-    },
-    /// Who asks may not.
-    #[error("{reason}")]
-    NotAllowed {
-        /// Who may not do what.
-        reason: String,
-        /// How he might.
-        hint: Option<String>,
-    },
-    /// QEMU did not do it in time, and may do it later.
-    #[error("{reason}")]
-    Unconfirmed {
-        /// In words.
-        reason: String,
-    },
-    /// It says no.
-    #[error("{reason}")]
-    Refused {
-        /// The varlink error.
-        error: String,
-        /// In words.
-        reason: String,
-    },
-    /// It says something that this program does not know.
-    #[error("cannot read the supervisor's answer; it may be of another version")]
-    Answer(#[source] serde_json::Error),
-}
-
-impl Error {
-    /// The way out.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::NotRunning => None,
-            Self::Denied => Some("run it as root, or as a member of the group `qvm`".into()),
-            Self::NotAllowed { hint, .. } => hint.clone(),
-            Self::Timeout(_) => Some("its log tells why: `journalctl -u qvm@NAME`".into()),
-            Self::NotSuspended(_) => Some("the guest goes on; `qvm stop` shuts it down".into()),
-            Self::Frozen { .. } => Some("`qvm fsfreeze --thaw NAME` thaws them now".into()),
-            Self::Unconfirmed { .. } => Some(
-                "`qvm status NAME` shows whether QEMU's monitor answers; `qvm kill NAME` ends it"
-                    .into(),
-            ),
-            Self::Io(_)
-            | Self::Closed
-            | Self::Guest { .. }
-            | Self::Refused { .. }
-            | Self::Answer(_) => None,
-        }
-    }
-}
 
 impl From<zlink::Error> for Error {
     fn from(error: zlink::Error) -> Self {
@@ -169,6 +87,7 @@ impl From<Refused> for Error {
             "io.qvm.Vm.GuestRefused" => Self::Guest { reason },
             "io.qvm.Vm.Frozen" => Self::Frozen { reason },
             "io.qvm.Vm.Unconfirmed" => Self::Unconfirmed { reason },
+            "io.qvm.Vm.HostFault" => Self::HostFault { reason },
             _ => Self::Refused { error, reason },
         }
     }

@@ -3,6 +3,7 @@
 pub mod authorizer;
 pub mod change;
 pub mod client;
+mod client_error;
 mod connection_limit;
 mod guest;
 pub mod handle;

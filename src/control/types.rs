@@ -244,6 +244,9 @@ pub enum Refusal {
     /// QEMU or the guest does not take part.
     #[error("{0}")]
     Failed(String),
+    /// The storage of the VM does not answer.
+    #[error("{0}")]
+    HostFault(String),
     /// The guest agent says no.
     #[error("guest agent: {reason}")]
     Guest {

@@ -42,6 +42,7 @@ pub(super) enum Machine {
 pub(super) enum Vm {
     NotNow { state: String },
     Failed { reason: String },
+    HostFault { reason: String },
     Unconfirmed { reason: String },
     GuestRefused { class: String, reason: String },
     Frozen { reason: String },
@@ -105,6 +106,7 @@ impl From<Refusal> for VarlinkError {
             // Of what a command carries, the loop judges only this.
             Refusal::BadValue(_) => Self::invalid("bytes"),
             Refusal::Failed(reason) => Self::failed(reason),
+            Refusal::HostFault(reason) => Self::Vm(Vm::HostFault { reason: reason.clone() }),
             Refusal::Unconfirmed(reason) => Self::Vm(Vm::Unconfirmed { reason: reason.clone() }),
             Refusal::Guest { class, .. } => {
                 Self::Vm(Vm::GuestRefused { class: class.clone(), reason: refusal.to_string() })

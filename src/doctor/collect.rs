@@ -5,8 +5,11 @@ use std::{
     ffi::OsStr,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
+
+use futures_util::future::join_all;
 
 use super::{
     probe::{br_netfilter, bridge, file_system, kernel_module::Modules, kvm_module},
@@ -29,6 +32,7 @@ use crate::{
     fleet::inventory::{Entry, inventory},
     store::identity_store,
     supervisor::start::{admission, isolate, prepare},
+    sys::storage_reader::{self, StorageReader},
 };
 
 /// How long another program of the host's may take to tell.
@@ -55,13 +59,24 @@ pub struct Sources<'a> {
 
 /// Everything there is to be seen.
 pub async fn look(from: &Sources<'_>) -> Seen {
-    let Files { written, mut problems } = files(from.layout);
-    let settings = HostSettings::load(&from.layout.host_settings());
+    let storage = StorageReader::default();
+    let (file, cache) = (from.layout.host_settings(), from.layout.facts_cache());
+    let state = from.layout.state.clone();
+    let settings = storage.read(&from.layout.host_settings(), move |_| HostSettings::load(&file));
+    let cached = storage.read(&from.layout.facts_cache(), move |_| file::read(&cache).map(drop));
+    let room = storage.read(&from.layout.state, move |_| file_system::room(&state).ok());
+    // At the same time: each may come to its deadline.
+    let entries = inventory(&storage, from.layout, &[]);
+    let (Files { written, mut problems }, settings, cached, room, entries) =
+        tokio::join!(files(from.layout, &storage), settings, cached, room, entries);
+    let room = room.ok().flatten();
+    let settings = settings
+        .unwrap_or_else(|error| Err(no_answer(&from.layout.host_settings(), &error).into()));
     let settings = settings.unwrap_or_else(|Invalid(all)| {
         problems.extend(all);
         HostSettings::absent(&from.layout.host_settings())
     });
-    let entries = inventory(from.layout, &[]).await;
+    problems.extend(entries.iter().filter_map(|entry| unlisted(from.layout, entry)));
     let user = |entry: &Entry| entry.status.isolation.as_ref().and_then(|isolation| isolation.uid);
     let running: BTreeMap<VmName, Option<u32>> = entries
         .iter()
@@ -75,24 +90,39 @@ pub async fn look(from: &Sources<'_>) -> Seen {
         .collect();
     let mut names: BTreeSet<VmName> = written.iter().map(|vm| vm.name.clone()).collect();
     names.extend(entries.iter().filter_map(|entry| entry.name.parse::<VmName>().ok()));
+    // Without an answer QEMU is asked, and nothing is kept: there is no file without a name.
+    let cache = cached.map_or_else(|_| PathBuf::new(), |_| from.layout.facts_cache());
     let probe = Probe {
         qemu: from.qemu,
         path: from.search_path,
-        cache: &from.layout.facts_cache(),
+        cache: &cache,
         write: prepare::write_facts,
         root: from.root,
         deadline: probe::DEADLINE,
     };
     let qemu = qemu(&probe);
-    let vms: Vec<VmSeen> = names
-        .into_iter()
-        .map(|name| {
-            let file = written.iter().find(|vm| vm.name == name).cloned();
-            let (runs, user) = (running.contains_key(&name), running.get(&name).copied().flatten());
-            let unknown = unknown.remove(&name);
-            VmSeen { user, unknown, ..vm(from, name, file, runs, qemu.as_ref().ok()) }
-        })
-        .collect();
+    let known = Arc::new(qemu.as_ref().ok().cloned());
+    let vms = names.into_iter().map(|name| {
+        let written = written.iter().find(|vm| vm.name == name).cloned();
+        let (runs, user) = (running.contains_key(&name), running.get(&name).copied().flatten());
+        let unknown = unknown.remove(&name);
+        let (qemu, config_home) = (known.clone(), from.config_home.map(Path::to_owned));
+        let looked =
+            LookedAt { layout: from.layout.clone(), name, written, runs, qemu, config_home };
+        let blank = VmSeen { user, unknown, ..looked.unread() };
+        let state = from.layout.vm(&blank.name).state;
+        let read = storage.read(&state, move |_| looked.vm());
+        async move {
+            match read.await {
+                Ok(seen) => VmSeen { user: blank.user, unknown: blank.unknown, ..seen },
+                Err(error) => {
+                    let why = Complaint { what: error.to_string(), way_out: error.hint() };
+                    VmSeen { unknown: blank.unknown.or(Some(why)), ..blank }
+                }
+            }
+        }
+    });
+    let vms = join_all(vms).await;
     let beside = qemu.as_ref().ok().map(|seen| prepare::qemu_img_beside(&seen.qemu.binary));
     let found = beside.is_some_and(|path| path.is_absolute()) || from.program("qemu-img").is_some();
     let isolation = qemu.as_ref().ok().map(|seen| {
@@ -106,7 +136,7 @@ pub async fn look(from: &Sources<'_>) -> Seen {
         qemu,
         qemu_img: found,
         network: network(from, &written),
-        room: file_system::room(&from.layout.state).ok(),
+        room,
         memory: admission::memory(from.root, &settings),
         admission: settings.admission,
         units: from.manager.map(|scope| from.units(scope, &written)),
@@ -122,9 +152,26 @@ struct Files {
 }
 
 /// What `qvm check` would tell, of all of them.
-fn files(layout: &Layout) -> Files {
+async fn files(layout: &Layout, storage: &StorageReader) -> Files {
     let (mut written, mut problems, mut unread) = (Vec::new(), Vec::new(), Vec::new());
-    for (file, vm) in spec::load_all(&layout.vm_files()) {
+    let dir = layout.vm_files();
+    let listed = storage.read(&layout.vm_files(), move |_| spec::files_in(&dir));
+    let listed = listed.await.unwrap_or_else(|e| Err(no_answer(&layout.vm_files(), &e).into()));
+    let listed = listed.unwrap_or_else(|Invalid(all)| {
+        problems.extend(all);
+        vec![]
+    });
+    let read = |file: PathBuf| {
+        let vm = storage.read(&file, {
+            let file = file.clone();
+            move |_| spec::load(&file)
+        });
+        async move {
+            let vm = vm.await.unwrap_or_else(|error| Err(no_answer(&file, &error).into()));
+            (file, vm)
+        }
+    };
+    for (file, vm) in join_all(listed.into_iter().map(read)).await {
         match vm {
             Ok(vm) => written.push(vm),
             Err(Invalid(all)) => {
@@ -145,33 +192,69 @@ fn qemu(probe: &Probe<'_>) -> Result<QemuSeen, Complaint> {
     Ok(QemuSeen { qemu: facts.qemu, machines })
 }
 
-fn vm(
-    from: &Sources<'_>,
+/// What a file comes to whose storage does not answer.
+fn no_answer(file: &Path, error: &storage_reader::Error) -> Problem {
+    Problem::of_file(file, error.to_string(), error.hint())
+}
+
+/// A directory of VMs that cannot be listed; that of the VM files is reported with them.
+fn unlisted(layout: &Layout, entry: &Entry) -> Option<Problem> {
+    let dir = [layout.vm_states(), layout.runtime.clone()]
+        .into_iter()
+        .find(|dir| dir.as_os_str() == OsStr::new(&entry.name))?;
+    let Complaint { what, way_out } = complaint(entry)?;
+    Some(Problem::of_file(&dir, what, way_out))
+}
+
+/// A VM whose files are looked at, beside what is known of it.
+struct LookedAt {
+    layout: Layout,
     name: VmName,
     written: Option<Vm>,
     runs: bool,
-    qemu: Option<&QemuSeen>,
-) -> VmSeen {
-    let paths = from.layout.vm(&name);
-    let booted = runs
-        .then(|| crate::store::vm_file_copies::booted(&paths, &name, &from.layout.vm_file(&name)));
-    let booted = booted.flatten().map(|(vm, _)| vm);
-    let identity = identity_store::read(&paths);
-    let identity = identity.map_err(|e| Complaint { what: chain(&e), way_out: e.hint() });
-    let firmware = match (&written, qemu) {
-        (Some(vm), Some(seen)) => {
-            let pinned = identity.as_ref().ok().and_then(Option::as_ref);
-            let machine = pinned.map_or(&seen.qemu.machine, |identity| &identity.machine);
-            prepare::firmware_for(from.config_home, &seen.qemu.binary, vm, machine)
-                .map(drop)
-                .map_err(|e| Complaint { what: chain(&e), way_out: e.hint() })
+    qemu: Arc<Option<QemuSeen>>,
+    config_home: Option<PathBuf>,
+}
+
+impl LookedAt {
+    /// What is seen without its files.
+    fn unread(&self) -> VmSeen {
+        VmSeen {
+            name: self.name.clone(),
+            written: self.written.clone(),
+            booted: None,
+            runs: self.runs,
+            unknown: None,
+            user: None,
+            identity: Ok(None),
+            firmware: Ok(()),
+            disks: vec![],
         }
-        _ => Ok(()),
-    };
-    let disks = written.as_ref().or(booted.as_ref()).map(|vm| &vm.disks);
-    let disks = disks.into_iter().flatten().filter_map(|one| disk(&paths, one)).collect();
-    let (user, unknown) = (None, None);
-    VmSeen { name, written, booted, runs, unknown, user, identity, firmware, disks }
+    }
+
+    /// What is seen of it. Blocks for as long as the storage does.
+    fn vm(&self) -> VmSeen {
+        let Self { layout, name, written, runs, qemu, config_home } = self;
+        let paths = layout.vm(name);
+        let booted =
+            runs.then(|| crate::store::vm_file_copies::booted(&paths, name, &layout.vm_file(name)));
+        let booted = booted.flatten().map(|(vm, _)| vm);
+        let identity = identity_store::read(&paths);
+        let identity = identity.map_err(|e| Complaint { what: chain(&e), way_out: e.hint() });
+        let firmware = match (written, &**qemu) {
+            (Some(vm), Some(seen)) => {
+                let pinned = identity.as_ref().ok().and_then(Option::as_ref);
+                let machine = pinned.map_or(&seen.qemu.machine, |identity| &identity.machine);
+                prepare::firmware_for(config_home.as_deref(), &seen.qemu.binary, vm, machine)
+                    .map(drop)
+                    .map_err(|e| Complaint { what: chain(&e), way_out: e.hint() })
+            }
+            _ => Ok(()),
+        };
+        let disks = written.as_ref().or(booted.as_ref()).map(|vm| &vm.disks);
+        let disks = disks.into_iter().flatten().filter_map(|one| disk(&paths, one)).collect();
+        VmSeen { booted, identity, firmware, disks, ..self.unread() }
+    }
 }
 
 /// What the inventory says of a VM: an error, and a hint on a line of its own.

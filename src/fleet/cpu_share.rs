@@ -31,7 +31,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::{fleet::inventory, store::layout::Layout};
+    use crate::{fleet::inventory, store::layout::Layout, sys::storage_reader::StorageReader};
 
     #[tokio::test(flavor = "current_thread")]
     async fn shares_are_of_each_other() {
@@ -55,7 +55,7 @@ mod tests {
         write("cg/qvm.slice/cgroup.events", "populated 1\n");
         let layout =
             Layout { config: dir.path().into(), state: dir.path().into(), runtime: "/none".into() };
-        let mut all = inventory::inventory(&layout, &[]).await;
+        let mut all = inventory::inventory(&StorageReader::default(), &layout, &[]).await;
         let find = |all: &[Entry], name: &str| all.iter().position(|e| e.name == name).unwrap();
         let (db, web) = (find(&all, "db"), find(&all, "web"));
         (all[db].status.pid, all[web].status.pid) = (Some(11), Some(12));

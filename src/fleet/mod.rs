@@ -2,6 +2,7 @@
 
 pub mod addresses;
 pub mod cpu_share;
+pub(crate) mod entry;
 pub mod force_off;
 pub mod inventory;
 pub mod lock_holder;
@@ -9,5 +10,6 @@ pub mod metrics;
 pub mod orphans;
 pub mod rates;
 pub mod start;
+pub(crate) mod start_log;
 pub mod stop;
 pub mod usage;

@@ -7,6 +7,7 @@ use super::{
     inventory::{Entry, inventory},
     usage::{self, Usage},
 };
+use crate::sys::storage_reader::StorageReader;
 use crate::{
     control::types::{State, Status},
     store::layout::Layout,
@@ -32,8 +33,8 @@ pub struct Look {
 }
 
 /// Looks at everything; `proc` is `/proc`.
-pub async fn look(layout: &Layout, proc: &Path) -> Look {
-    let mut entries = inventory(layout, &[]).await;
+pub async fn look(storage: &StorageReader, layout: &Layout, proc: &Path) -> Look {
+    let mut entries = inventory(storage, layout, &[]).await;
     weigh(&mut entries, proc);
     usage::fill_in(&mut entries, proc);
     let usage = usage::usage(layout, &entries, proc).await;
@@ -146,7 +147,7 @@ mod tests {
             state: dir.path().join("s"),
             runtime: dir.path().join("r"),
         };
-        let mut look = look(&layout, &dir.path().join("proc")).await;
+        let mut look = look(&StorageReader::default(), &layout, &dir.path().join("proc")).await;
         let status = &mut look.entries[0].status;
         (status.state, status.pid, status.cpu_seconds) = (State::Running, Some(pid), Some(cpu));
         look.usage.insert("web".into(), usage);

@@ -1,17 +1,21 @@
 //! Starts a VM's supervisor: as its systemd unit where that is installed, else detached from whoever asks.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{self, Read, Seek, SeekFrom},
-    os::unix::{fs::OpenOptionsExt, process::CommandExt},
+    fs::File,
+    io,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-use super::lock_holder::{self, GOES_WITHIN, Holder};
+use super::{
+    lock_holder::{self, GOES_WITHIN, Holder},
+    start_log::StartLog,
+};
 use crate::{
     control::{
         client::{self, Client},
@@ -19,7 +23,10 @@ use crate::{
     },
     spec::{self, HostSettings, Invalid},
     store::{layout::Layout, record, running},
-    sys::file,
+    sys::{
+        file,
+        storage_reader::{self, Place, StorageReader},
+    },
     systemd::{
         service::{self, Unit},
         unit::Scope,
@@ -33,12 +40,6 @@ const ANSWER: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(10);
 /// The same for a unit's, of which systemd tells when it runs.
 const TELL: Duration = Duration::from_millis(500);
-/// The mode of the log: the group may read it.
-const LOG_MODE: u32 = 0o640;
-/// From this size on the log is kept as the older one, and a new one is begun, in bytes.
-const LOG_MOST: u64 = 1 << 20;
-/// The most that is shown of what a supervisor wrote, in bytes.
-const TAIL: u64 = 8 << 10;
 
 /// How it is to be started.
 #[derive(Debug, Clone, Copy)]
@@ -84,6 +85,9 @@ pub enum Error {
     /// The unit.
     #[error(transparent)]
     Service(#[from] service::Error),
+    /// The storage of the VM does not answer.
+    #[error(transparent)]
+    Storage(#[from] storage_reader::Error),
     /// There is no supervisor, and the VM may run or not.
     #[error(transparent)]
     Unknown(#[from] running::Unknown),
@@ -117,7 +121,7 @@ impl Error {
         match self {
             Self::File(error) => error.is_the_hosts(),
             Self::Service(error) => error.is_the_hosts(),
-            Self::Unknown(_) => true,
+            Self::Unknown(_) | Self::Storage(_) => true,
             Self::Invalid(_) | Self::NoFile(_) | Self::Spawn(..) => false,
             Self::Silent(_) | Self::HangsUp | Self::Unit { .. } | Self::Ended { .. } => false,
         }
@@ -131,6 +135,7 @@ impl Error {
             }
             Self::File(error) => error.hint(),
             Self::Unknown(unknown) => Some(unknown.hint()),
+            Self::Storage(error) => error.hint(),
             Self::Silent(error) => error.hint(),
             Self::HangsUp => Some("the limit of clients may be reached: `ss -xp src PATH` lists those of the VM's `control.sock`".into()),
             Self::NoFile(_) => Some("`qvm list` shows those there are".into()),
@@ -163,48 +168,39 @@ fn after_colon(wrote: &str) -> String {
 /// # Errors
 /// The VM file is invalid, or the supervisor ended.
 pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
-    let (paths, vm_file) = (how.layout.vm(name), how.layout.vm_file(name));
+    let paths = how.layout.vm(name);
     let socket = paths.control_socket();
     let mut told = Told { name, say: how.say, last: None };
     if let Some(begun) = beside(&socket, how, &mut told).await? {
         return Ok(begun);
     }
-    if let Err(unknown) = running::find(&paths) {
+    let storage = StorageReader::default();
+    let (layout, of) = (how.layout.clone(), name.clone());
+    let checked = storage.read(&paths.state, move |place| check(&layout, &of, place));
+    match checked.await? {
         // A supervisor that began a moment ago holds the locks, and answers by now.
-        let begun = beside(&socket, how, &mut told).await?;
-        return begun.ok_or(Error::Unknown(unknown));
+        Err(error @ Error::Unknown(_)) => {
+            let begun = beside(&socket, how, &mut told).await?;
+            return begun.ok_or(error);
+        }
+        checked => checked?,
     }
-    if vm_file.symlink_metadata().is_err() {
-        return Err(Error::NoFile(name.clone()));
-    }
-    spec::load(&vm_file).map_err(Error::Invalid)?;
-    HostSettings::load(&how.layout.host_settings()).map_err(Error::Invalid)?;
     if let Some(scope) = how.manager
         && let Some(unit) = Unit::find(name, scope).await?
     {
-        return by_unit(&unit, told, how).await;
+        return by_unit(&unit, told, how, &storage).await;
     }
-    file::make_dir(&paths.state)?;
-    let log = paths.supervisor_log();
-    // As a start begins nobody writes to it.
-    if file::metadata(&log)?.is_some_and(|meta| meta.len() > LOG_MOST) {
-        let older = crate::sys::log::older_log(&log);
-        std::fs::rename(&log, &older).map_err(file::Error::on("rename", &log))?;
-    }
-    let open = OpenOptions::new().append(true).create(true).mode(LOG_MODE).open(&log);
-    let out = open.map_err(file::Error::on("open", &log))?;
-    let before = out.metadata().map_err(file::Error::on("look at", &log))?.len();
-    if before == 0 {
-        // The umask may have taken the group's right to read it away.
-        file::set_mode(&log, LOG_MODE)?;
-    }
-    let mut child = spawn(name, how, out).map_err(|e| Error::Spawn(how.exe.to_owned(), e))?;
+    let of = paths.clone();
+    let log = Arc::new(storage.read(&paths.state, move |_| StartLog::open(&of)).await??);
+    let spawned = log.file().and_then(|out| spawn(name, how, out));
+    let mut child = spawned.map_err(|e| Error::Spawn(how.exe.to_owned(), e))?;
     if !how.wait {
         return Ok(Begun::Asked);
     }
     loop {
         if let Some(status) = child.try_wait().map_err(|e| Error::Spawn(how.exe.to_owned(), e))? {
-            let wrote = written_since(&log, before);
+            let wrote = storage.read(&paths.state, move |_| log.written());
+            let wrote = wrote.await.unwrap_or_default();
             // Who was started at the same time may have been faster.
             let begun =
                 if status.success() { None } else { beside(&socket, how, &mut told).await? };
@@ -215,6 +211,22 @@ pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
         }
         tokio::time::sleep(POLL).await;
     }
+}
+
+/// Reads whether a start is possible: the VM is known not to run without a supervisor, and its files
+/// are valid. Blocks for as long as the storage does.
+fn check(layout: &Layout, name: &VmName, place: &Place) -> Result<(), Error> {
+    let (vm_file, settings) = (layout.vm_file(name), layout.host_settings());
+    running::find(&layout.vm(name))?;
+    place.is_at(&vm_file);
+    let gone = |error: io::Error| error.kind() == io::ErrorKind::NotFound;
+    if vm_file.symlink_metadata().is_err_and(gone) {
+        return Err(Error::NoFile(name.clone()));
+    }
+    spec::load(&vm_file).map_err(Error::Invalid)?;
+    place.is_at(&settings);
+    HostSettings::load(&settings).map_err(Error::Invalid)?;
+    Ok(())
 }
 
 /// What comes of a VM that somebody supervises: it runs, or is waited for until it does. Nothing, once nobody is there any more.
@@ -295,26 +307,21 @@ fn spawn(name: &VmName, how: &Begin<'_>, log: File) -> io::Result<Child> {
     command.stdin(Stdio::null()).stdout(log).stderr(err).spawn()
 }
 
-/// The last of what was written to `log` from byte `before` on.
-fn written_since(log: &Path, before: u64) -> String {
-    let read = || -> io::Result<Vec<u8>> {
-        let mut file = File::open(log)?;
-        let end = file.metadata()?.len();
-        file.seek(SeekFrom::Start(before.max(end.saturating_sub(TAIL))))?;
-        let mut bytes = Vec::new();
-        file.take(TAIL).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    let bytes = read().unwrap_or_default();
-    String::from_utf8_lossy(&bytes).trim_end().to_owned()
-}
-
 /// By its unit, which is made anew first if the VM file has changed.
-async fn by_unit(unit: &Unit, mut told: Told<'_>, how: &Begin<'_>) -> Result<Begun, Error> {
+async fn by_unit(
+    unit: &Unit,
+    mut told: Told<'_>,
+    how: &Begin<'_>,
+    storage: &StorageReader,
+) -> Result<Begun, Error> {
     let name = told.name;
     let paths = how.layout.vm(name);
-    let last = || record::ends(&paths).into_iter().next();
-    let before = last().map(|end| end.at);
+    let last = async || {
+        let of = paths.clone();
+        let ends = storage.read(&paths.state, move |_| record::ends(&of));
+        ends.await.unwrap_or_default().into_iter().next()
+    };
+    let before = last().await.map(|end| end.at);
     unit.refresh().await?;
     let socket = paths.control_socket();
     // systemctl(1) says nothing of what a unit that starts waits for.
@@ -331,28 +338,12 @@ async fn by_unit(unit: &Unit, mut told: Told<'_>, how: &Begin<'_>) -> Result<Beg
     match started {
         Ok(()) if how.wait => Ok(Begun::Running),
         Ok(()) => Ok(Begun::Asked),
-        Err(error) => match last() {
+        Err(error) => match last().await {
             // systemctl knows only that it failed, the supervisor why.
             Some(end) if Some(&end.at) != before.as_ref() && end.failed => {
                 Err(Error::Unit { name: name.clone(), detail: end.detail })
             }
             _ => Err(error.into()),
         },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_what_is_new_in_the_log_and_of_that_the_end() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = dir.path().join("supervisor.log");
-        std::fs::write(&log, "old\nerror: new\n").unwrap();
-        assert_eq!(written_since(&log, 4), "error: new");
-        assert_eq!(written_since(&log, 15), "");
-        std::fs::write(&log, "x".repeat(20_000)).unwrap();
-        assert_eq!(written_since(&log, 0).len(), 8192);
     }
 }

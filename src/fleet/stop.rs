@@ -54,7 +54,13 @@ pub async fn ask_down(
         }
         if command == Command::Suspend && event.event == "QVM_NOT_SUSPENDED" {
             let why = event.data.as_ref().and_then(|data| data["why"].as_str());
-            return Err(client::Error::NotSuspended(why.unwrap_or_default().to_owned()));
+            let reason = why.unwrap_or_default().to_owned();
+            // The answer, which comes behind it, says whether the host is at fault.
+            let is_host_fault = !answered
+                && tokio::time::timeout(LAST_ANSWER, &mut answer)
+                    .await
+                    .is_ok_and(|done| done.is_err_and(|error| error.is_host_fault()));
+            return Err(client::Error::NotSuspended { reason, is_host_fault });
         }
     }
     if answered {
@@ -72,7 +78,10 @@ fn not_suspended(command: Command, error: client::Error) -> client::Error {
         (Command::Suspend, client::Error::Refused { error, reason })
             if error == "io.qvm.Vm.Failed" =>
         {
-            client::Error::NotSuspended(reason)
+            client::Error::NotSuspended { reason, is_host_fault: false }
+        }
+        (Command::Suspend, client::Error::HostFault { reason }) => {
+            client::Error::NotSuspended { reason, is_host_fault: true }
         }
         (_, error) => error,
     }

@@ -64,9 +64,8 @@ fn load_from(
     file: &Path,
     user_data: &mut ReadFile<'_>,
 ) -> Result<(Vm, String), (Invalid, String)> {
-    let whole = |message: String, hint| Invalid::from(Problem::of_file(file, message, hint));
     let name = name_of(file);
-    let bytes = bytes(from).map_err(|(message, hint)| (whole(message, hint), String::new()))?;
+    let bytes = bytes(from, file).map_err(|invalid| (invalid, String::new()))?;
     let text = match String::from_utf8(bytes) {
         Ok(text) => text,
         Err(error) => {
@@ -114,8 +113,7 @@ pub fn files_in(dir: &Path) -> Result<Vec<PathBuf>, Invalid> {
         Ok(entries) => entries.iter().map(fs::DirEntry::path).filter(|f| is_vm_file(f)).collect(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(error) => {
-            let message = format!("cannot list the directory: {error}");
-            return Err(Problem::of_file(dir, message, None).into());
+            return Err(Problem::unreadable(dir, "cannot list the directory", &error).into());
         }
     };
     files.sort();
@@ -143,28 +141,29 @@ fn is_vm_file(file: &Path) -> bool {
     name.ends_with(SUFFIX) && !name.starts_with('.')
 }
 
-/// The bytes of a VM file, or why not and the way out.
-pub(super) fn bytes(file: &Path) -> Result<Vec<u8>, (String, Option<String>)> {
+/// The bytes of a VM file, or what is wrong with them, as a problem of the file `of`.
+pub(super) fn bytes(file: &Path, of: &Path) -> Result<Vec<u8>, Invalid> {
     let meta = fs::metadata(file).map_err(|error| match fs::read_link(file) {
         Ok(target) => {
             let target = one_line(&target.to_string_lossy());
-            (format!("cannot follow the symbolic link to `{target}`: {error}"), None)
+            let doing = format!("cannot follow the symbolic link to `{target}`");
+            Problem::unreadable(of, &doing, &error)
         }
-        Err(_) => (format!("cannot read it: {error}"), None),
+        Err(_) => Problem::unreadable(of, "cannot read it", &error),
     })?;
     let too_large = || {
         let hint = "a VM file has a few lines; is this the right file?";
-        ("it has more than 1 MiB".to_owned(), Some(hint.to_owned()))
+        Problem::of_file(of, "it has more than 1 MiB", Some(hint.to_owned()))
     };
     if let Some(what) = not_a_file(&meta) {
-        return Err((format!("it is {what}, not a file"), None));
+        return Err(Problem::of_file(of, format!("it is {what}, not a file"), None).into());
     }
     if meta.len() > MAX {
-        return Err(too_large());
+        return Err(too_large().into());
     }
-    let bytes =
-        read_at_most(file, MAX).map_err(|error| (format!("cannot read it: {error}"), None))?;
-    if bytes.len() as u64 > MAX { Err(too_large()) } else { Ok(bytes) }
+    let bytes = read_at_most(file, MAX)
+        .map_err(|error| Problem::unreadable(of, "cannot read it", &error))?;
+    if bytes.len() as u64 > MAX { Err(too_large().into()) } else { Ok(bytes) }
 }
 
 /// The bytes of a file that a VM file names, but one more than allowed at most.

@@ -63,7 +63,7 @@ impl HostSettings {
         if fs::symlink_metadata(file).is_err_and(|error| gone(&error)) {
             return Ok(Self::absent(file));
         }
-        let bytes = bytes(file).map_err(|(why, hint)| Problem::of_file(file, why, hint))?;
+        let bytes = bytes(file, file)?;
         let text = String::from_utf8(bytes).map_err(|error| not_text(file, &error))?;
         Self::read(file, &text).map_err(Invalid)
     }

@@ -1,11 +1,13 @@
 //! What is wrong with a VM file, and how it is told.
 
 use std::{
-    fmt,
+    fmt, io,
     path::{Path, PathBuf},
 };
 
 use serde::{Serialize, Serializer};
+
+use crate::value::is_host_fault;
 
 /// One thing that is wrong, and where.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -27,6 +29,9 @@ pub struct Problem {
     /// The line itself, where the text was at hand.
     #[serde(skip)]
     pub(super) excerpt: Option<Excerpt>,
+    /// The host is at fault that the file cannot be read: whether it is valid is not known.
+    #[serde(skip)]
+    pub is_host_fault: bool,
 }
 
 impl Problem {
@@ -40,7 +45,14 @@ impl Problem {
             message: message.into(),
             hint,
             excerpt: None,
+            is_host_fault: false,
         }
+    }
+
+    /// A file that cannot be read.
+    pub(super) fn unreadable(file: &Path, doing: &str, error: &io::Error) -> Self {
+        let message = format!("{doing}: {error}");
+        Self { is_host_fault: is_host_fault(error), ..Self::of_file(file, message, None) }
     }
 }
 
@@ -71,6 +83,13 @@ impl fmt::Display for Problem {
 /// Everything that is wrong with one VM file; never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid(pub Vec<Problem>);
+
+impl Invalid {
+    /// Whether the host is at fault: a file cannot be read, so nobody knows what is in it.
+    pub fn is_host_fault(&self) -> bool {
+        self.0.iter().any(|problem| problem.is_host_fault)
+    }
+}
 
 impl From<Problem> for Invalid {
     fn from(problem: Problem) -> Self {

@@ -203,6 +203,7 @@ impl<'t> Reading<'t> {
             message,
             hint,
             excerpt: Excerpt::new(source, column, length.chars().count()),
+            is_host_fault: false,
         });
     }
 

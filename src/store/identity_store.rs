@@ -17,6 +17,7 @@ use super::{
     identity_lock::{self, IdentityLock, Waiter},
     running::{self, PreviousQemu},
 };
+use crate::sys::storage_reader;
 use crate::{
     spec::{HostSettings, Vm},
     sys::file,
@@ -260,36 +261,56 @@ struct Users {
 fn users_of_others(layout: &Layout, own: &VmName) -> Result<Users, file::Error> {
     let (mut users, mut unknown) = (BTreeMap::new(), None);
     let root = rustix::process::geteuid().as_raw();
+    // A file beside the directories of what runs is no VM.
+    let is_other = |name: &VmName| name != own && !layout.runtime.join(name).is_file();
+    let others = |dir: &Path| -> Result<(Vec<VmName>, Vec<PathBuf>), file::Error> {
+        let names: Vec<VmName> = names(file::list(dir)?).filter(is_other).collect();
+        let states = names.iter().map(|name| layout.vm(name).state).collect();
+        Ok((names, states))
+    };
     // While a VM is renamed, a link has one of its names.
-    let place = |name: &VmName| fs::canonicalize(layout.vm(name).state).ok();
-    let own_place = place(own);
-    for name in names(file::list(&layout.vm_states())?) {
-        if name == *own || own_place.is_some() && place(&name) == own_place {
-            continue;
-        }
-        let paths = layout.vm(&name);
-        let kept = fs::read_to_string(paths.identity()).ok().and_then(|text| kept_uid(&text));
-        let files = file::list(&paths.state).unwrap_or_default();
-        let owners = files.iter().filter_map(|path| Some(fs::metadata(path).ok()?.uid()));
-        for uid in owners.chain(kept) {
-            users.entry(uid).or_insert_with(|| name.clone());
+    let own_place = fs::canonicalize(layout.vm(own).state).ok();
+    let is_own =
+        move |state: &Path| own_place.is_some() && fs::canonicalize(state).ok() == own_place;
+    let (of_states, states) = others(&layout.vm_states())?;
+    let read = move |state: &Path| if is_own(state) { vec![] } else { users_of_files(state) };
+    for (name, uids) in of_states.into_iter().zip(storage_reader::read_each(&states, read)) {
+        match uids {
+            Ok(uids) => uids.into_iter().for_each(|uid| {
+                users.entry(uid).or_insert_with(|| name.clone());
+            }),
+            Err(_) => unknown = Some(name),
         }
     }
     let processes = running::Processes::default();
-    for name in names(file::list(&layout.runtime)?).filter(|name| name != own) {
-        match running::find_among(&layout.vm(&name), &processes) {
-            Ok(PreviousQemu::Running(_, record)) => {
+    let (of_runtime, states) = others(&layout.runtime)?;
+    let of = layout.clone();
+    let found = storage_reader::read_each(&states, move |state| {
+        Some(running::find_among(&of.vm(&named(state)?), &processes))
+    });
+    for (name, found) in of_runtime.into_iter().zip(found) {
+        match found {
+            Ok(Some(Ok(PreviousQemu::Running(_, record)))) => {
                 if let Some(uid) = record.isolation.and_then(|isolation| isolation.uid) {
                     users.entry(uid).or_insert(name);
                 }
             }
-            Ok(_) => {}
+            Ok(Some(Ok(_))) => {}
             // Its QEMU has the user that its identity or its files name, if it has one of its own.
-            Err(_) if users.iter().any(|(uid, vm)| *vm == name && *uid != root) => {}
-            Err(_) => unknown = Some(name),
+            _ if users.iter().any(|(uid, vm)| *vm == name && *uid != root) => {}
+            _ => unknown = Some(name),
         }
     }
     Ok(Users { taken: users, unknown })
+}
+
+/// The users that the files of a VM's state directory have, and the one of its identity.
+fn users_of_files(state: &Path) -> Vec<u32> {
+    let identity = VmPaths { state: state.to_owned(), runtime: PathBuf::new() }.identity();
+    let kept = fs::read_to_string(identity).ok().and_then(|text| kept_uid(&text));
+    let files = file::list(state).unwrap_or_default();
+    let owners = files.iter().filter_map(|path| Some(fs::metadata(path).ok()?.uid()));
+    owners.chain(kept).collect()
 }
 
 /// The user that an identity tells, also one with keys of a later version.
@@ -331,20 +352,24 @@ impl OtherIdentity {
 /// The directory of all VMs' state, or an identity, cannot be read.
 pub fn others(layout: &Layout, own: &VmName) -> Result<Vec<(VmName, OtherIdentity)>, file::Error> {
     let mut others = Vec::new();
-    for dir in file::list(&layout.vm_states())? {
-        let Some(name) = named(&dir).or_else(|| Layout::drafted(&dir)) else { continue };
-        if name == *own {
-            continue;
-        }
+    let of_other = |dir: PathBuf| {
+        let name = named(&dir).or_else(|| Layout::drafted(&dir))?;
         let paths = VmPaths { state: dir, ..layout.vm(&name) };
-        match fs::read(paths.identity()) {
+        (name != *own).then(|| (name, paths.identity()))
+    };
+    let dirs = file::list(&layout.vm_states())?;
+    let (names, files): (Vec<VmName>, Vec<PathBuf>) = dirs.into_iter().filter_map(of_other).unzip();
+    let all = storage_reader::read_each(&files, |file| fs::read(file));
+    for ((name, file), bytes) in names.into_iter().zip(&files).zip(all) {
+        let no_answer = |error| Err(io::Error::new(io::ErrorKind::TimedOut, error));
+        match bytes.unwrap_or_else(no_answer) {
             Ok(bytes) => {
                 let text = String::from_utf8_lossy(&bytes).into_owned();
                 others.push((name, OtherIdentity(text)));
             }
             Err(error) if is_absent(&error) => {}
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
-            Err(error) => return Err(file::Error::on("read", &paths.identity())(error)),
+            Err(error) => return Err(file::Error::on("read", file)(error)),
         }
     }
     Ok(others)

@@ -6,7 +6,7 @@
 use std::{
     fmt, io,
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -129,17 +129,22 @@ impl fmt::Display for NoRecord {
     }
 }
 
-/// The QEMU processes of this host, read when they are needed and once for many VMs.
+/// The QEMU processes of this host, read when they are needed and once for many VMs, also on several
+/// threads.
 #[derive(Debug, Default)]
-pub struct Processes(OnceLock<QemuProcesses>);
+pub struct Processes {
+    all: OnceLock<QemuProcesses>,
+    reading: Mutex<()>,
+}
 
 impl Processes {
     fn all(&self) -> io::Result<&QemuProcesses> {
-        if let Some(all) = self.0.get() {
+        let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(all) = self.all.get() {
             return Ok(all);
         }
         let all = qemu_processes::list()?;
-        Ok(self.0.get_or_init(|| all))
+        Ok(self.all.get_or_init(|| all))
     }
 }
 

@@ -28,7 +28,7 @@ pub(crate) struct Effects {
     /// The number of the last QMP command.
     number: u64,
     /// Why the last save of the guest's state failed.
-    not_saved: Option<String>,
+    not_saved: Option<Refusal>,
     /// A re-execution was requested, and waits until nothing is pending.
     reexec: bool,
     /// Requests that came before the life machine answers any.
@@ -116,8 +116,8 @@ impl Effects {
     }
 
     /// The guest's state was not saved; why.
-    pub(crate) fn on_not_saved(&mut self, why: String) {
-        self.not_saved = Some(why);
+    pub(crate) fn on_not_saved(&mut self, refusal: Refusal) {
+        self.not_saved = Some(refusal);
     }
 
     /// A re-execution is requested. Returns whether it is possible now: nobody else could answer what is pending.
@@ -221,7 +221,8 @@ impl Effects {
                 None => not_now("stopping"),
             },
             (Command::Suspend, State::Running | State::Paused(_)) => {
-                failed(self.not_saved.as_deref().unwrap_or("it was called off"))
+                let called_off = || Refusal::Failed("it was called off".to_owned());
+                Some(Err(self.not_saved.clone().unwrap_or_else(called_off)))
             }
             // A relaunch: the machine that was to be reset is gone.
             (Command::Reset, State::Starting(_)) => Some(Ok(())),
@@ -428,7 +429,7 @@ mod tests {
         let mut effects = Effects::default();
         for (told, expected) in [(None, "it was called off"), (Some("no space"), "no space")] {
             let (mut client, _) = requested(&mut effects, Command::Suspend);
-            told.into_iter().for_each(|why| effects.on_not_saved(why.to_owned()));
+            told.into_iter().for_each(|why| effects.on_not_saved(Refusal::Failed(why.to_owned())));
             effects.answer(&State::Running, None);
             assert_eq!(client.try_recv(), Ok(Err(Refusal::Failed(expected.into()))));
         }

@@ -166,6 +166,12 @@ impl FileReader {
         begins
     }
 
+    /// Whether `then` has to wait for a reading that takes longer than it may: its client is answered now.
+    pub(crate) fn is_late_for(&self, then: &AfterReading) -> bool {
+        let is_waited_for = matches!(then, AfterReading::Reload(Some(_)) | AfterReading::Relaunch);
+        self.is_late && is_waited_for
+    }
+
     /// Begins a reading and reports its result.
     pub(crate) fn read<E: From<FileEvent> + Send + 'static>(
         &self,

@@ -15,6 +15,7 @@ use super::{
     start::{Start, launch::LaunchedQemu},
 };
 use crate::{
+    control::types::Refusal,
     life::{self, Guest, QemuExit},
     net::tap_spec::taps,
     sys::{memory, pidfd::Exit},
@@ -188,15 +189,15 @@ impl Supervisor {
     }
 
     /// The guest's state is saved; or not, and why.
-    pub(crate) fn on_state_saved(&mut self, done: Result<(), String>) {
+    pub(crate) fn on_state_saved(&mut self, done: Result<(), Refusal>) {
         // A save that was canceled meanwhile.
         if !matches!(self.life.state(), life::State::Suspending(_)) {
             return;
         }
         let Some(vm) = &mut self.vm else { return };
-        let event = vm.on_state_saved(done, &self.ctx);
-        if let life::Event::SaveFailed(why) = &event {
-            self.effects.on_not_saved(why.clone());
+        let event = vm.on_state_saved(&done, &self.ctx);
+        if let Err(refusal) = done {
+            self.effects.on_not_saved(refusal);
         }
         self.feed(event);
     }

@@ -21,6 +21,9 @@ const RELOAD_LIMIT: Duration = Duration::from_secs(10);
 impl Supervisor {
     /// Reads the files, and does `then`.
     pub(crate) fn read_files(&mut self, then: AfterReading) {
+        if self.files.is_late_for(&then) {
+            return self.on_files_unread(vec![then], "the storage does not answer");
+        }
         if !self.files.queue(then) {
             return;
         }
@@ -78,7 +81,7 @@ impl Supervisor {
             match then {
                 AfterReading::Reload(Some(client)) => {
                     let why = format!("cannot read the VM file: {why}");
-                    let _ = client.send(Err(Refusal::Failed(why)));
+                    let _ = client.send(Err(Refusal::HostFault(why)));
                 }
                 // By the VM file as it was read last.
                 AfterReading::Relaunch => self.feed(life::StartEvent::VmFileRead.into()),

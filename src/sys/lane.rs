@@ -13,6 +13,8 @@ use std::{
 use futures_util::future::{AbortHandle, BoxFuture, abortable};
 use tokio::{runtime::Handle, sync::oneshot};
 
+use super::storage_reader::StorageReader;
+
 /// How many jobs wait in a lane; a further one is refused.
 const MOST_JOBS: usize = 256;
 /// The stack of a lane's thread, in bytes: starting QEMU needs the most.
@@ -42,6 +44,8 @@ pub(crate) struct Lanes {
     pub(crate) apply: Lane,
     /// Cgroups and /proc.
     pub(crate) host: Lane,
+    /// Reads that tell whether storage answers; no lane waits for them.
+    pub(crate) probes: StorageReader,
 }
 
 impl Lanes {
@@ -53,6 +57,7 @@ impl Lanes {
             files: Lane::new("files"),
             apply: Lane::new("apply"),
             host: Lane::new("host"),
+            probes: StorageReader::default(),
         }
     }
 

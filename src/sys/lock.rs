@@ -12,6 +12,8 @@ use std::{
 
 use rustix::io::{FdFlags, fcntl_setfd};
 
+use crate::value::is_host_fault;
+
 /// Why the lock was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -34,9 +36,7 @@ pub enum Error {
 impl Error {
     /// The host is at fault.
     pub fn is_the_hosts(&self) -> bool {
-        use io::ErrorKind::{ReadOnlyFilesystem, StorageFull};
-        let Self::Io { source, .. } = self else { return false };
-        matches!(source.kind(), StorageFull | ReadOnlyFilesystem)
+        is_host_fault(self)
     }
 
     /// The way out.

@@ -4,6 +4,7 @@ pub mod account;
 pub mod affinity;
 pub mod bpf;
 pub mod cgroup;
+pub mod descriptors;
 pub mod digest;
 pub mod editor;
 pub mod file;
@@ -34,6 +35,7 @@ pub mod rename;
 pub mod session;
 pub mod signal;
 pub mod socket;
+pub mod storage_reader;
 #[allow(unsafe_code)]
 pub mod suspend_watch;
 pub(crate) mod tasks;

@@ -245,7 +245,9 @@ mod tests {
         let pid: u32 = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
         let process = find(pid, start_time(pid).unwrap(), &boot_id().unwrap()).unwrap().unwrap();
         process.signal(Signal::KILL).unwrap();
-        assert_eq!(process.wait().await, Exit::Unknown);
+        // `Unknown` on Linux older than 6.15, and where PID 1 does not reap within 100 ms.
+        let exit = process.wait().await;
+        assert!(matches!(exit, Exit::Signal(9) | Exit::Unknown), "{exit:?}");
     }
 
     #[test]

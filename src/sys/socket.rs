@@ -20,6 +20,8 @@ use rustix::{
     },
 };
 
+use crate::value::is_host_fault;
+
 /// The longest path of a socket: `sun_path` has 108 bytes with its NUL (unix(7)).
 const MAX_PATH: usize = 107;
 /// Owner and group may connect, which needs the right to write.
@@ -54,9 +56,7 @@ pub enum Error {
 impl Error {
     /// The host is at fault: there is no room.
     pub fn is_the_hosts(&self) -> bool {
-        use io::ErrorKind::{ReadOnlyFilesystem, StorageFull};
-        let Self::Io { source, .. } = self else { return false };
-        matches!(source.kind(), StorageFull | ReadOnlyFilesystem)
+        is_host_fault(self)
     }
 
     /// The way out.

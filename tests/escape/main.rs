@@ -78,6 +78,8 @@ fn escape() {
 struct Place {
     lab: Lab,
     targets: Targets,
+    /// A copy of this program that every user reaches: a clone may be in a home directory.
+    program: PathBuf,
     _open: tempfile::TempDir,
     _listeners: (UnixListener, TcpListener, UdpSocket),
 }
@@ -95,8 +97,11 @@ impl Place {
         let pid = |key: &str| i32::try_from(lab.status("db")[key].as_i64().unwrap()).unwrap();
         let open = tempfile::Builder::new().prefix("qvm-escape").tempdir_in("/tmp").unwrap();
         fs::set_permissions(open.path(), Permissions::from_mode(0o1777)).unwrap();
-        let suid = open.path().join("suid");
-        fs::copy(env::current_exe().unwrap(), &suid).unwrap();
+        let (program, suid) = (open.path().join("program"), open.path().join("suid"));
+        for copy in [&program, &suid] {
+            fs::copy(env::current_exe().unwrap(), copy).unwrap();
+        }
+        fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
         fs::set_permissions(&suid, Permissions::from_mode(0o4755)).unwrap();
         let abstract_name = format!("qvm-escape-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(&abstract_name).unwrap();
@@ -118,7 +123,7 @@ impl Place {
             report: None,
         };
         let listeners = (UnixListener::bind_addr(&address).unwrap(), tcp, udp);
-        Some(Self { lab, targets, _open: open, _listeners: listeners })
+        Some(Self { lab, targets, program, _open: open, _listeners: listeners })
     }
 
     /// What is said by this program in a cell; without one, as the test itself.
@@ -128,15 +133,14 @@ impl Place {
         // SAFETY: nothing else in this program reads or writes the environment while this is done: it has one thread.
         unsafe { env::set_var(TARGETS, serde_json::to_string(&targets).unwrap()) };
         fs::create_dir_all(&self.targets.state).unwrap();
-        let program = env::current_exe().unwrap();
         let (arguments, fds) = (["-S".to_owned()], vec![(theirs.into(), 9)]);
         let pid = match cell.map(|cell| cell.prepare().unwrap()) {
             // SAFETY: the closure does nothing.
-            None => unsafe { spawn::spawn(&program, &arguments, fds, || Ok(())) }.unwrap(),
+            None => unsafe { spawn::spawn(&self.program, &arguments, fds, || Ok(())) }.unwrap(),
             Some((inside, report)) => {
                 // SAFETY: `Prepared::enter` makes bare system calls alone.
                 let pid =
-                    unsafe { spawn::spawn(&program, &arguments, fds, move || inside.enter()) };
+                    unsafe { spawn::spawn(&self.program, &arguments, fds, move || inside.enter()) };
                 let pid = pid.unwrap();
                 assert_eq!(report.read(), [], "a layer is missing");
                 pid
@@ -163,9 +167,8 @@ fn open() -> Cell {
     }
 }
 
-fn domain() -> Domain {
-    let program = env::current_exe().unwrap();
-    Domain { open_to: file_access::open_to(&program, None), tcp: false }
+fn domain(program: &Path) -> Domain {
+    Domain { open_to: file_access::open_to(program, None), tcp: false }
 }
 
 fn tests() {
@@ -194,13 +197,12 @@ fn nothing_is_reached_from_qemus_place(place: &Place) {
         "isolation = \"strict\"\nbridge = \"br0\"\n",
     );
     let mut inside = network.command(env!("CARGO_BIN_EXE_qvm"));
-    // The program must not lie in the test's own directory, which is root's.
     let start = lab.command(&["start", "web"]);
     inside.arg("start").arg("web");
     for (key, value) in start.get_envs().filter_map(|(key, value)| Some((key, value?))) {
         inside.env(key, value);
     }
-    inside.env("QVM_QEMU", env::current_exe().unwrap());
+    inside.env("QVM_QEMU", &place.program);
     inside.env(TARGETS, serde_json::to_string(&place.targets).unwrap());
     let output = inside.output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr);
@@ -261,7 +263,7 @@ fn each_layer_alone_holds_what_it_is_for(place: &Place) {
         &[&processes[..], &rights, &["become root", "signal the neighbour"]].concat(),
     );
     held(&Cell { network: true, ..open() }, &network);
-    let landlock = Cell { no_new_privileges: true, domain: Some(domain()), ..open() };
+    let landlock = Cell { no_new_privileges: true, domain: Some(domain(&place.program)), ..open() };
     let closed = [
         "read its own VM file",
         "read its own VM file",

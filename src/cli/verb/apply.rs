@@ -11,6 +11,7 @@ use crate::{
         start::{Begin, Begun, begin},
     },
     store::layout::Layout,
+    sys::storage_reader::StorageReader,
     systemd::{service::Unit, unit::Scope},
     value::VmName,
 };
@@ -37,11 +38,13 @@ pub async fn run(
     if !args.names.is_empty() {
         return super::each(&args.names, async |name| reload(&name, layout, manager).await).await;
     }
-    let entries = inventory(layout, &[]).await;
+    let entries = inventory(&StorageReader::default(), layout, &[]).await;
     let (mut running, mut new, mut failures) = (vec![], vec![], vec![]);
     for entry in &entries {
+        let unread = entry.problem.as_ref().filter(|_| entry.unread);
+        failures.extend(unread.map(|told| Failure::told(exit::HOST, told.clone())));
         let Ok(name) = entry.name.parse::<VmName>() else { continue };
-        match what(entry, layout, &name) {
+        match what(entry, layout, &name).await {
             What::Reload => running.push(name),
             What::Start => new.push(name),
             What::Tell(text) => super::tell(&name, text),
@@ -77,23 +80,25 @@ enum What {
     Leave,
 }
 
-fn what(entry: &Entry, layout: &Layout, name: &VmName) -> What {
-    let ran = || layout.vm(name).identity().symlink_metadata().is_ok();
+async fn what(entry: &Entry, layout: &Layout, name: &VmName) -> What {
     match entry {
         Entry { status: Status { orphan: true, .. }, answers: true, .. } => {
             What::Tell("its VM file is gone; it is left running: `qvm gc` would stop it")
         }
         Entry { answers: true, .. } => What::Reload,
         // What was stopped by somebody stays so.
-        Entry { status, problem: None, file_exists: true, .. } if status.autostart && !ran() => {
-            What::Start
+        Entry { status, problem: None, file_exists: true, .. } if status.autostart => {
+            let identity = layout.vm(name).identity();
+            let ran = StorageReader::default()
+                .read(&layout.vm(name).state, move |_| identity.symlink_metadata().is_ok());
+            // Of a VM whose storage hangs by now nobody knows; the next `qvm apply` says so.
+            if ran.await.unwrap_or(true) { What::Leave } else { What::Start }
         }
         _ => What::Leave,
     }
 }
 
 async fn reload(name: &VmName, layout: &Layout, manager: Option<Scope>) -> Result<(), Failure> {
-    let refused = |error| super::refused(&error, layout, name);
     let mut client = super::connect(layout, name).await?;
     if let Some(scope) = manager
         && let Some(unit) =
@@ -102,9 +107,9 @@ async fn reload(name: &VmName, layout: &Layout, manager: Option<Scope>) -> Resul
         // Weights are systemd's to set.
         unit.refresh().await.map_err(|error| Failure::of(&error).about(name))?;
     }
-    let before = client.status(PATIENCE).await.map_err(refused)?;
-    client.command(Command::Reload).await.map_err(refused)?;
-    let after = client.status(PATIENCE).await.map_err(refused)?;
+    let before = super::or_refused(client.status(PATIENCE).await, layout, name).await?;
+    super::or_refused(client.command(Command::Reload).await, layout, name).await?;
+    let after = super::or_refused(client.status(PATIENCE).await, layout, name).await?;
     super::tell(name, "VM file read");
     for done in before.pending.iter().filter(|one| is_done(one, &after)) {
         super::tell(name, &format!("applied: {}", super::difference(done)));

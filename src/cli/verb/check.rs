@@ -39,7 +39,7 @@ pub fn run(args: &Args, layout: &Layout, out: &mut dyn Write, err: &mut dyn Writ
         Err(invalid) => {
             // There is nowhere else to tell that this could not be written.
             let _ = writeln!(err, "{invalid}");
-            return exit::FAILED;
+            return if invalid.is_host_fault() { exit::HOST } else { exit::FAILED };
         }
     };
     let settings = settings(&mut files, args, layout);
@@ -62,8 +62,11 @@ pub fn run(args: &Args, layout: &Layout, out: &mut dyn Write, err: &mut dyn Writ
         true => writeln!(err, "there are no VM files in {}", layout.vm_files().display()),
         false => Ok(()),
     });
+    let is_unread = |one: &Checked| one.problems.iter().any(|problem| problem.is_host_fault);
     if printed.is_err() {
         exit::FAILED
+    } else if checked.iter().any(is_unread) {
+        exit::HOST
     } else if checked.iter().any(|one| !one.problems.is_empty()) {
         exit::INVALID
     } else if !missing.is_empty() {

@@ -57,7 +57,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let on_terminal = raw.is_some();
     let scrollback = args.scrollback.unwrap_or(if on_terminal { SCROLLBACK } else { 0 }) << 10;
     let attached = client.console(args.read_only, scrollback).await;
-    let attached = attached.map_err(|error| super::refused(&error, layout, name))?;
+    let attached = super::or_refused(attached, layout, name).await?;
     let mut messages = Output::stderr();
     if on_terminal {
         let text = format!("Connected to {name}; Ctrl-] leaves{}\r\n", size());

@@ -68,7 +68,10 @@ pub async fn run(args: &Args, layout: &Layout, terminal: bool) -> Result<(), Fai
         }
     };
     drop(progress);
-    copied.map(drop).map_err(|error| super::not_in_guest(&error, layout, name))
+    match copied {
+        Ok(_) => Ok(()),
+        Err(error) => Err(super::not_in_guest(&error, layout, name).await),
+    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use crate::{
     control::types::Status,
     fleet::inventory::{Entry, inventory},
     store::layout::Layout,
+    sys::storage_reader::StorageReader,
     value::VmName,
 };
 
@@ -26,11 +27,11 @@ pub struct Args {
 /// # Errors
 /// A VM that was named does not run (3), or its file is not valid.
 pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
-    let entries = inventory(layout, &args.names).await;
+    let entries = inventory(&StorageReader::default(), layout, &args.names).await;
     let mut failures = Vec::new();
     for (entry, name) in entries.iter().zip(&args.names) {
         if !entry.answers {
-            failures.push(super::not_running(layout, name));
+            failures.push(super::not_running(layout, name).await);
         }
     }
     let running: Vec<&Entry> = entries.iter().filter(|entry| entry.answers).collect();

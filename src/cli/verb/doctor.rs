@@ -12,6 +12,7 @@ use crate::{
         collect::{Sources, look},
         rules::{Finding, Level, examine},
     },
+    sys::descriptors,
 };
 
 /// The arguments of `qvm doctor`.
@@ -25,11 +26,17 @@ pub struct Args {
     pub root: PathBuf,
 }
 
+/// How many descriptors the programs that are asked need, and the files.
+const DESCRIPTORS: usize = 64;
+
 /// Prints every finding.
 ///
 /// # Errors
+/// There are too few descriptors to look at anything: exit code 75.
 /// There is an error among the findings: exit code 1, after they were printed.
 pub async fn run(args: &Args, from: &Sources<'_>, screen: Screen) -> Result<(), Failure> {
+    descriptors::probe(DESCRIPTORS)
+        .map_err(|error| Failure::of_io("cannot open files to look at", &error))?;
     let findings = examine(&look(from).await);
     if args.json {
         let json = serde_json::to_string_pretty(&findings).map_err(|e| Failure::of(&e))?;

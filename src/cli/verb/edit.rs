@@ -10,7 +10,7 @@ use crate::{
     fleet::inventory::inventory,
     spec::Invalid,
     store::layout::Layout,
-    sys::{editor, session, terminal},
+    sys::{editor, session, storage_reader::StorageReader, terminal},
     value::VmName,
 };
 
@@ -96,7 +96,7 @@ fn refused(name: &VmName, invalid: Option<&Invalid>) -> Failure {
 
 /// When each change becomes real, if the VM runs.
 async fn pending(layout: &Layout, name: &VmName) {
-    let entries = inventory(layout, std::slice::from_ref(name)).await;
+    let entries = inventory(&StorageReader::default(), layout, std::slice::from_ref(name)).await;
     let Some(entry) = entries.iter().find(|entry| entry.answers) else { return };
     for pending in &entry.status.pending {
         super::tell(name, &format!("pending: {}", super::change(pending)));

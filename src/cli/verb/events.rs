@@ -11,6 +11,7 @@ use crate::{
     control::types::Event,
     fleet::inventory::inventory,
     store::layout::Layout,
+    sys::storage_reader::StorageReader,
     value::{VmName, plain},
 };
 
@@ -36,7 +37,7 @@ pub async fn run(args: &Args, layout: &Layout, zone: TimeZone) -> Result<(), Fai
     let names = match args.names.is_empty() {
         false => args.names.clone(),
         true => {
-            let all = inventory(layout, &[]).await;
+            let all = inventory(&StorageReader::default(), layout, &[]).await;
             let running = all.iter().filter(|entry| entry.answers);
             running.filter_map(|entry| entry.name.parse().ok()).collect()
         }
@@ -46,13 +47,16 @@ pub async fn run(args: &Args, layout: &Layout, zone: TimeZone) -> Result<(), Fai
     let mut ready = vec![];
     let mut watching = JoinSet::new();
     for name in &names {
-        let refused = |error| super::refused(&error, layout, name);
         // First what comes, then what was: what is in both is said once.
         let watch = match args.follow {
-            true => Some(super::connect(layout, name).await?.watch().await.map_err(refused)?),
+            true => {
+                let watch = super::connect(layout, name).await?.watch().await;
+                Some(super::or_refused(watch, layout, name).await?)
+            }
             false => None,
         };
-        let recent = super::connect(layout, name).await?.recent_events().await.map_err(refused)?;
+        let recent = super::connect(layout, name).await?.recent_events().await;
+        let recent = super::or_refused(recent, layout, name).await?;
         past.extend(recent.iter().map(|event| (name.clone(), event.clone())));
         let Some(mut watch) = watch else { continue };
         ready.push(name.clone());

@@ -42,6 +42,6 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     match exec(&mut guest, &args.command, streams, limit).await {
         Ok(0) => Ok(()),
         Ok(code) => Err(Failure::quiet(u8::try_from(code).unwrap_or(1))),
-        Err(error) => Err(super::not_in_guest(&error, layout, &args.name)),
+        Err(error) => Err(super::not_in_guest(&error, layout, &args.name).await),
     }
 }

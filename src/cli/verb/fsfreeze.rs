@@ -61,7 +61,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
             return Err(Failure::quiet(vanished.exit_code()));
         }
     };
-    let frozen = frozen.map_err(|error| super::refused(&error, layout, name))?;
+    let frozen = super::or_refused(frozen, layout, name).await?;
     let Some((program, arguments)) = args.command.split_first() else {
         let text = format!("{} frozen, for at most {} s", filesystems(frozen), args.thaw_after);
         super::tell(name, &text);
@@ -96,7 +96,7 @@ fn filesystems(count: u64) -> String {
 /// On a connection of its own: the supervisor may be another one by now.
 async fn thaw(layout: &Layout, name: &VmName) -> Result<u64, Failure> {
     let mut client = super::connect(layout, name).await?;
-    client.thaw().await.map_err(|error| super::refused(&error, layout, name))
+    super::or_refused(client.thaw().await, layout, name).await
 }
 
 /// Runs a program of the host's to its end; its exit code. What is to end us is passed on to it:

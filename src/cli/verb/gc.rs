@@ -20,6 +20,7 @@ use crate::{
     spec::{self, Source, Vm},
     store::{layout::Layout, running, vm_state},
     supervisor::settings::Settings,
+    sys::storage_reader::StorageReader,
     value::VmName,
 };
 
@@ -102,7 +103,7 @@ async fn find(layout: &Layout) -> Result<Vec<Orphan>, Failure> {
         return Err(Failure::new(exit::FAILED, text));
     }
     let mut orphans = Vec::new();
-    for entry in inventory(layout, &[]).await {
+    for entry in inventory(&StorageReader::default(), layout, &[]).await {
         let Ok(name) = entry.name.parse::<VmName>() else { continue };
         if !entry.status.orphan {
             continue;

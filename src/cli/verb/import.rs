@@ -51,7 +51,7 @@ pub async fn run(
         }
         (Box::new(io::stdin()), None)
     } else {
-        let cannot = |error| Failure::new(exit::FAILED, format!("cannot read `{called}`: {error}"));
+        let cannot = |error| Failure::of_io(&format!("cannot read `{called}`"), &error);
         let file = File::open(cwd.join(&args.file)).map_err(cannot)?;
         let meta = file.metadata().map_err(cannot)?;
         (Box::new(file), Some(meta.len()).filter(|_| meta.is_file()))
@@ -73,7 +73,7 @@ fn refused(error: &Error, args: &Args) -> Failure {
             Failure::of(error).hint("`--name` gives it another".to_owned())
         }
         (Error::WouldBeInvalid(invalid), _) => Failure::invalid(invalid),
-        (error, _) => Failure::of(error).hint(error.hint()),
+        (error, _) => Failure::of(error).host_fault_if(error.is_the_hosts()).hint(error.hint()),
     }
 }
 

@@ -25,7 +25,7 @@ pub struct Args {
 pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let name = &args.name;
     let found = addresses(layout, name).await;
-    let found = found.map_err(|error| super::refused(&error, layout, name))?;
+    let found = super::or_refused(found, layout, name).await?;
     if args.json {
         let json = serde_json::to_string_pretty(&found).map_err(|error| Failure::of(&error))?;
         super::print(&format!("{json}\n"))?;

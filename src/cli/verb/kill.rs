@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
 use crate::{
-    cli::exit::{self, Failure},
+    cli::exit::Failure,
     control::{client, types::Command},
     fleet::{
         force_off::force_off,
         stop::{ask_down, gone},
     },
-    store::{layout::Layout, running},
+    store::layout::Layout,
     supervisor::settings::Settings,
     value::VmName,
 };
@@ -54,11 +54,11 @@ pub async fn run(
                     return Ok(());
                 }
                 Err(error @ client::Error::NotRunning) => error,
-                Err(error) => return Err(super::refused(&error, layout, &name)),
+                Err(error) => return Err(super::refused(&error, layout, &name).await),
             };
-            match running::find(&paths) {
+            match super::find(layout, &name).await? {
                 Ok(found) if !found.is_running() => {
-                    return Err(super::refused(&error, layout, &name));
+                    return Err(super::refused(&error, layout, &name).await);
                 }
                 Ok(_) if begun.elapsed() < NEXT_SUPERVISOR => sleep(LOOK).await,
                 Ok(_) | Err(_) => return force(&name, layout, settings(name.clone())).await,
@@ -75,11 +75,10 @@ async fn force(name: &VmName, layout: &Layout, settings: Settings) -> Result<(),
             super::tell(name, &format!("forced off: QEMU (pid {pid}) was killed"));
             Ok(())
         }
-        Ok(None) => Err(super::not_running(layout, name)),
+        Ok(None) => Err(super::not_running(layout, name).await),
         Err(error) => {
             let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
-            let code = if error.is_the_hosts() { exit::HOST } else { exit::FAILED };
-            Err(Failure::of(&error).about(name).code(code).hint(hint))
+            Err(Failure::of(&error).about(name).host_fault_if(error.is_the_hosts()).hint(hint))
         }
     }
 }

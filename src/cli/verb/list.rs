@@ -15,6 +15,7 @@ use crate::{
         usage,
     },
     store::layout::Layout,
+    sys::storage_reader::StorageReader,
     value::shown,
 };
 
@@ -58,9 +59,9 @@ pub async fn run(args: &Args, layout: &Layout, how: &Shown<'_>) -> Result<(), Fa
 }
 
 async fn show(args: &Args, layout: &Layout, how: &Shown<'_>) -> Result<(), Failure> {
-    let mut before: Option<Before> = None;
+    let (storage, mut before) = (StorageReader::default(), None::<Before>);
     loop {
-        let mut entries = inventory(layout, &[]).await;
+        let mut entries = inventory(&storage, layout, &[]).await;
         usage::fill_in(&mut entries, how.proc);
         if args.json {
             let all: Vec<&Status> = entries.iter().map(|entry| &entry.status).collect();

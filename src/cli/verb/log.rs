@@ -38,15 +38,14 @@ pub struct Args {
 pub async fn run(args: &Args, layout: &Layout, zone: TimeZone) -> Result<(), Failure> {
     let path = layout.vm(&args.name).console_log();
     let cannot = |error: io::Error| {
-        let text = format!("cannot read `{}`: {error}", path.display());
-        Failure::new(exit::FAILED, text).about(&args.name)
+        Failure::of_io(&format!("cannot read `{}`", path.display()), &error).about(&args.name)
     };
     // Before the log is read: what comes later wakes us.
     let attached = if args.follow { Some(attach(&args.name, layout).await) } else { None };
     let mut log = LogReader::new(path.clone());
     let mut part = log.read().map_err(cannot)?;
     if !log.found() && attached.is_none() {
-        let failure = super::not_running(layout, &args.name);
+        let failure = super::not_running(layout, &args.name).await;
         return Err(match layout.vm_file(&args.name).symlink_metadata() {
             Ok(_) => Failure::new(exit::NOT_RUNNING, "its console has said nothing yet")
                 .about(&args.name),
@@ -78,5 +77,5 @@ pub async fn run(args: &Args, layout: &Layout, zone: TimeZone) -> Result<(), Fai
 
 async fn attach(name: &VmName, layout: &Layout) -> Result<UnixStream, Failure> {
     let client = super::connect(layout, name).await?;
-    client.console(true, 0).await.map_err(|error| super::refused(&error, layout, name))
+    super::or_refused(client.console(true, 0).await, layout, name).await
 }

@@ -6,7 +6,7 @@ use crate::{
     cli::exit::Failure,
     fleet::{cpu_share::weigh, inventory::inventory, metrics::metrics, usage},
     store::layout::Layout,
-    sys::file,
+    sys::{file, storage_reader::StorageReader},
 };
 
 /// The arguments of `qvm metrics`.
@@ -23,7 +23,7 @@ pub struct Args {
 /// # Errors
 /// They cannot be printed or written.
 pub async fn run(args: &Args, layout: &Layout, proc: &Path) -> Result<(), Failure> {
-    let mut entries = inventory(layout, &[]).await;
+    let mut entries = inventory(&StorageReader::default(), layout, &[]).await;
     weigh(&mut entries, proc);
     usage::fill_in(&mut entries, proc);
     let used = usage::usage(layout, &entries, proc).await;

@@ -55,18 +55,21 @@ use std::{
     time::Duration,
 };
 
-use self::refusal::{alone, not_begun, not_ended, not_held, not_running, unknown};
+use self::refusal::{
+    alone, find, is_known, no_answer, not_begun, not_ended, not_held, not_in_guest, not_running,
+    or_refused, refused, unknown,
+};
 use futures_util::future::join_all;
 use jiff::Timestamp;
 
 use super::exit::{self, Failure};
 use crate::{
     control::{
-        client::{self, Client},
+        client::Client,
         types::{Command, Pending},
     },
     fleet::stop as ask_down,
-    guest::{self, Guest},
+    guest::Guest,
     spec::Vm,
     store::layout::Layout,
     sys::{
@@ -143,27 +146,16 @@ fn tell(name: &VmName, text: &str) {
 
 async fn connect(layout: &Layout, name: &VmName) -> Result<Client, Failure> {
     let socket = layout.vm(name).control_socket();
-    Client::connect(&socket).await.map_err(|error| refused(&error, layout, name))
+    or_refused(Client::connect(&socket).await, layout, name).await
 }
 
 /// A guest that is reached by its agent.
 async fn guest(layout: &Layout, name: &VmName) -> Result<Guest, Failure> {
     let cannot = |error: io::Error| Failure::of(&error).about(name);
     let session = Session::catch().map_err(cannot)?;
-    let guest = Guest::connect(layout.vm(name), session).await;
-    guest.map_err(|error| not_in_guest(&error, layout, name))
-}
-
-/// What was not done in a guest. Whoever ended it, or reads no more, is not told so.
-fn not_in_guest(error: &guest::Error, layout: &Layout, name: &VmName) -> Failure {
-    match error {
-        guest::Error::Client(error) => refused(error, layout, name),
-        guest::Error::NoReader => Failure::quiet(Vanished::NoReader.exit_code()),
-        guest::Error::Interrupted(signal) => Failure::quiet(Vanished::Signal(*signal).exit_code()),
-        error => {
-            let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
-            Failure::of(error).about(name).hint(hint)
-        }
+    match Guest::connect(layout.vm(name), session).await {
+        Ok(guest) => Ok(guest),
+        Err(error) => Err(not_in_guest(&error, layout, name).await),
     }
 }
 
@@ -171,7 +163,7 @@ fn not_in_guest(error: &guest::Error, layout: &Layout, name: &VmName) -> Failure
 async fn command(layout: &Layout, names: &[VmName], command: Command) -> Result<(), Failure> {
     each(names, async |name| {
         let mut client = connect(layout, &name).await?;
-        client.command(command).await.map_err(|error| refused(&error, layout, &name))
+        or_refused(client.command(command).await, layout, &name).await
     })
     .await
 }
@@ -179,7 +171,7 @@ async fn command(layout: &Layout, names: &[VmName], command: Command) -> Result<
 /// Presses keys at a guest's keyboard.
 async fn press(layout: &Layout, name: &VmName, chords: &[Chord]) -> Result<(), Failure> {
     let mut client = connect(layout, name).await?;
-    client.press(chords).await.map_err(|error| refused(&error, layout, name))
+    or_refused(client.press(chords).await, layout, name).await
 }
 
 /// A command that ends VMs, told rung by rung; with `wait` until they are down.
@@ -193,28 +185,13 @@ async fn ask_down(
         let paths = layout.vm(&name);
         let mut say = |text: &str| tell(&name, text);
         let done = ask_down::ask_down(&paths.control_socket(), command, wait, &mut say).await;
-        done.map_err(|error| refused(&error, layout, &name))?;
+        or_refused(done, layout, &name).await?;
         if wait {
             ask_down::gone(&paths).await;
         }
         Ok(())
     })
     .await
-}
-
-/// What a supervisor, or its absence, answers.
-fn refused(error: &client::Error, layout: &Layout, name: &VmName) -> Failure {
-    match error {
-        client::Error::NotRunning => not_running(layout, name),
-        error => {
-            let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
-            let code = match error {
-                client::Error::Unconfirmed { .. } => exit::HOST,
-                _ => exit::FAILED,
-            };
-            Failure::of(error).code(code).about(name).hint(hint)
-        }
-    }
 }
 
 /// How long work that was called off may take to end. It may wait for another program, at the other
@@ -254,8 +231,7 @@ fn not_carried(error: &transfer::Error, name: &VmName) -> Failure {
         transfer::Error::NoFile(_) => Failure::of(error).code(exit::NOT_RUNNING).about(name),
         error => {
             let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
-            let code = if error.is_the_hosts() { exit::HOST } else { exit::FAILED };
-            Failure::of(error).about(name).code(code).hint(hint)
+            Failure::of(error).about(name).host_fault_if(error.is_the_hosts()).hint(hint)
         }
     }
 }

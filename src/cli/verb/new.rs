@@ -154,7 +154,7 @@ fn image(args: &Args) -> Result<&'static Known, Failure> {
 fn keys(args: &Args, image: &Known, home: Option<&Path>) -> Result<Vec<String>, Failure> {
     let read = |path: &Path| -> Result<Vec<String>, Failure> {
         let text = fs::read_to_string(path).map_err(|error| {
-            Failure::new(exit::FAILED, format!("cannot read `{}`: {error}", path.display()))
+            Failure::of_io(&format!("cannot read `{}`", path.display()), &error)
         })?;
         if text.contains("PRIVATE KEY") {
             let text = format!("`{}` is a private key, which stays where it is", path.display());

@@ -3,18 +3,107 @@
 
 use crate::{
     cli::exit::{self, Failure},
+    control::client,
     fleet::{
         orphans,
         start::{self, Begin},
     },
+    guest,
     store::{
         layout::Layout,
         running::{self, PreviousQemu},
         vm_state,
     },
+    sys::{
+        session::Vanished,
+        storage_reader::{self, StorageReader},
+    },
     systemd::service,
     value::VmName,
 };
+
+/// What a supervisor, or its absence, answers.
+pub(crate) async fn refused(error: &client::Error, layout: &Layout, name: &VmName) -> Failure {
+    match error {
+        client::Error::NotRunning => not_running(layout, name).await,
+        error => {
+            let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
+            Failure::of(error).about(name).host_fault_if(error.is_host_fault()).hint(hint)
+        }
+    }
+}
+
+/// The same of what may have gone well.
+pub(crate) async fn or_refused<T>(
+    done: Result<T, client::Error>,
+    layout: &Layout,
+    name: &VmName,
+) -> Result<T, Failure> {
+    match done {
+        Ok(done) => Ok(done),
+        Err(error) => Err(refused(&error, layout, name).await),
+    }
+}
+
+/// What was not done in a guest. Whoever ended it, or reads no more, is not told so.
+pub(crate) async fn not_in_guest(error: &guest::Error, layout: &Layout, name: &VmName) -> Failure {
+    match error {
+        guest::Error::Client(error) => refused(error, layout, name).await,
+        guest::Error::NoReader => Failure::quiet(Vanished::NoReader.exit_code()),
+        guest::Error::Interrupted(signal) => Failure::quiet(Vanished::Signal(*signal).exit_code()),
+        error => {
+            let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
+            Failure::of(error).about(name).hint(hint)
+        }
+    }
+}
+
+/// The VM has no supervisor: why, as far as that can be read.
+pub(crate) async fn not_running(layout: &Layout, name: &VmName) -> Failure {
+    match find(layout, name).await {
+        Ok(Ok(PreviousQemu::Running(qemu, _))) => return alone(name, qemu.pid()),
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => return unknown(&error, name),
+        Err(failure) => return failure,
+    }
+    match is_known(layout, name).await {
+        Ok(true) => Failure::new(exit::NOT_RUNNING, "not running").about(name),
+        Ok(false) => Failure::new(exit::NOT_RUNNING, format!("there is no VM `{name}`"))
+            .hint(Some("`qvm list` shows those there are".to_owned())),
+        Err(failure) => failure,
+    }
+}
+
+/// Whether a QEMU process of a VM is running.
+///
+/// # Errors
+/// The storage of the VM does not answer.
+pub(crate) async fn find(layout: &Layout, name: &VmName) -> Result<running::Found, Failure> {
+    let paths = layout.vm(name);
+    let found =
+        StorageReader::default().read(&layout.vm(name).state, move |_| running::find(&paths));
+    found.await.map_err(|error| no_answer(&error, name))
+}
+
+/// Whether there is a VM file or a state directory.
+///
+/// # Errors
+/// The storage of one does not answer.
+pub(crate) async fn is_known(layout: &Layout, name: &VmName) -> Result<bool, Failure> {
+    let (file, state) = (layout.vm_file(name), layout.vm(name).state);
+    let known = StorageReader::default().read(&layout.vm(name).state, move |place| {
+        state.is_dir() || {
+            place.is_at(&file);
+            file.symlink_metadata().is_ok()
+        }
+    });
+    known.await.map_err(|error| no_answer(&error, name))
+}
+
+/// The storage of a VM does not answer: nothing is done to the VM.
+pub(crate) fn no_answer(error: &storage_reader::Error, name: &VmName) -> Failure {
+    Failure::of(error).about(name).code(exit::HOST).hint(error.hint())
+}
 
 /// It is not known whether the VM is running: nothing is done to it.
 pub(crate) fn unknown(error: &running::Unknown, name: &VmName) -> Failure {
@@ -25,15 +114,13 @@ pub(crate) fn unknown(error: &running::Unknown, name: &VmName) -> Failure {
 /// Why the locks of a VM that has to be down are not held.
 pub(crate) fn not_held(error: &vm_state::Error, name: &VmName) -> Failure {
     let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
-    let code = if error.is_the_hosts() { exit::HOST } else { exit::FAILED };
-    Failure::of(error).about(name).code(code).hint(hint)
+    Failure::of(error).about(name).host_fault_if(error.is_the_hosts()).hint(hint)
 }
 
 /// Why a QEMU process without a supervisor was not ended.
 pub(crate) fn not_ended(error: &orphans::Error, name: &VmName) -> Failure {
     let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
-    let code = if error.is_the_hosts() { exit::HOST } else { exit::FAILED };
-    Failure::of(error).about(name).code(code).hint(hint)
+    Failure::of(error).about(name).host_fault_if(error.is_the_hosts()).hint(hint)
 }
 
 /// The supervisor was killed, and nobody has started another one yet.
@@ -48,12 +135,12 @@ pub(crate) async fn not_begun(error: &start::Error, how: &Begin<'_>, name: &VmNa
     let layout = how.layout;
     match error {
         start::Error::Invalid(invalid) => Failure::invalid(invalid),
-        start::Error::NoFile(_) if layout.vm(name).state.is_dir() => {
+        start::Error::NoFile(_) if is_known(layout, name).await.unwrap_or(false) => {
             let file = layout.vm_file(name);
             let text = format!("it has no VM file: `{}` is not there", file.display());
             Failure::new(exit::NOT_RUNNING, text).about(name)
         }
-        start::Error::NoFile(_) => not_running(layout, name),
+        start::Error::NoFile(_) => not_running(layout, name).await,
         start::Error::Ended { status, wrote } => {
             let code = match status.code().and_then(|code| u8::try_from(code).ok()) {
                 Some(code @ (exit::INVALID | exit::HOST | exit::NO_ROOM)) => code,
@@ -79,24 +166,8 @@ pub(crate) async fn not_begun(error: &start::Error, how: &Begin<'_>, name: &VmNa
             Failure::of(error).about(name).code(code).hint(error.hint())
         }
         error => {
-            let code = if error.is_the_hosts() { exit::HOST } else { exit::FAILED };
             let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
-            Failure::of(error).about(name).code(code).hint(hint)
+            Failure::of(error).about(name).host_fault_if(error.is_the_hosts()).hint(hint)
         }
     }
-}
-
-/// A request to a VM without a supervisor.
-pub(crate) fn not_running(layout: &Layout, name: &VmName) -> Failure {
-    match running::find(&layout.vm(name)) {
-        Ok(PreviousQemu::Running(qemu, _)) => return alone(name, qemu.pid()),
-        Ok(_) => {}
-        Err(error) => return unknown(&error, name),
-    }
-    let known = layout.vm_file(name).symlink_metadata().is_ok() || layout.vm(name).state.is_dir();
-    if known {
-        return Failure::new(exit::NOT_RUNNING, "not running").about(name);
-    }
-    Failure::new(exit::NOT_RUNNING, format!("there is no VM `{name}`"))
-        .hint(Some("`qvm list` shows those there are".to_owned()))
 }

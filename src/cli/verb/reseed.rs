@@ -25,7 +25,7 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
     let name = &settings.name;
     let file = settings.layout.vm_file(name);
     if file.symlink_metadata().is_err() {
-        return Err(super::not_running(&settings.layout, name));
+        return Err(super::not_running(&settings.layout, name).await);
     }
     let vm = spec::load_early(&file).map_err(|(invalid, _)| Failure::invalid(&invalid))?;
     if let Err(error) = running::find(&settings.paths())
@@ -39,8 +39,7 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
     }
     let waiter = Waiter { cancel: &Cancel::default(), say: &|text| super::tell(name, &text) };
     let renewed = prepare::renew_instance(settings, waiter).map_err(|error| {
-        let code = if error.is_the_hosts() { exit::HOST } else { exit::FAILED };
-        Failure::of(&error).code(code).about(name).hint(error.hint())
+        Failure::of(&error).host_fault_if(error.is_the_hosts()).about(name).hint(error.hint())
     })?;
     let Some((old, new)) = renewed else {
         let failure =
@@ -50,7 +49,7 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
     let mut when = "at the next start";
     if let Ok(mut client) = Client::connect(&settings.paths().control_socket()).await {
         let told = client.command(Command::Reload).await;
-        told.map_err(|error| super::refused(&error, &settings.layout, name))?;
+        super::or_refused(told, &settings.layout, name).await?;
         when = "when the guest reboots";
     }
     super::tell(

@@ -10,7 +10,8 @@ use crate::{
         stop::{ask_down, released},
     },
     spec,
-    store::{layout::Layout, running},
+    store::layout::Layout,
+    sys::storage_reader::StorageReader,
     systemd::unit::Scope,
     value::{Seconds, VmName},
 };
@@ -40,16 +41,18 @@ pub async fn run(
     let command = Command::PowerOff { timeout_sec: args.timeout };
     super::each(&args.names, async |name| {
         let file = layout.vm_file(&name);
-        if file.symlink_metadata().is_ok() {
-            spec::load(&file).map_err(|invalid| Failure::invalid(&invalid))?;
-        }
+        let written = StorageReader::default().read(&layout.vm_file(&name), move |_| {
+            file.symlink_metadata().is_ok().then(|| spec::load(&file)).transpose()
+        });
+        let written = written.await.map_err(|error| super::no_answer(&error, &name))?;
+        written.map_err(|invalid| Failure::invalid(&invalid))?;
         let paths = layout.vm(&name);
         let mut say = |text: &str| super::tell(&name, text);
         match ask_down(&paths.control_socket(), command, true, &mut say).await {
             Ok(()) | Err(client::Error::NotRunning) => {}
-            Err(error) => return Err(super::refused(&error, layout, &name)),
+            Err(error) => return Err(super::refused(&error, layout, &name).await),
         }
-        if let Err(error) = running::find(&paths) {
+        if let Err(error) = super::find(layout, &name).await? {
             return Err(super::unknown(&error, &name));
         }
         let released = released(&paths).await;

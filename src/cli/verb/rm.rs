@@ -48,7 +48,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     if found.is_empty() {
         return Err(match layout.vm_file(name).symlink_metadata() {
             Ok(_) => Failure::new(exit::NOT_RUNNING, "there is nothing to remove").about(name),
-            Err(_) => super::not_running(layout, name),
+            Err(_) => super::not_running(layout, name).await,
         });
     }
     // Held until all is gone: nobody starts it meanwhile.

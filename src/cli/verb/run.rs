@@ -62,7 +62,6 @@ async fn run_to_its_end(
 ) -> Result<(), Failure> {
     let (name, paths) = (settings.name.clone(), settings.paths());
     // Where the host is at fault, another try may help.
-    let code = |is_the_hosts| if is_the_hosts { exit::HOST } else { exit::FAILED };
     let subject = |failure: Failure| failure.about(&name);
     let file = settings.layout.vm_file(&name);
     let host = HostSettings::load(&settings.layout.host_settings());
@@ -99,12 +98,14 @@ async fn run_to_its_end(
         Some(lock) => lock,
         None => lock_holder::take(&paths)
             .await
-            .map_err(|e| subject(Failure::of(&e).code(code(e.is_the_hosts())).hint(e.hint())))?,
+            .map_err(|e| subject(Failure::of(&e).host_fault_if(e.is_the_hosts()).hint(e.hint())))?,
     };
     // The code of a fault of the VM has the unit's ExecStopPost= end its QEMU.
-    let code = |is_the_hosts| code(is_the_hosts || may_be_running(&paths));
+    let host_fault = |failure: Failure, is_known: bool| {
+        subject(failure.host_fault_if(is_known || may_be_running(&paths)))
+    };
     file::make_dir(&paths.state)
-        .map_err(|e| subject(Failure::of(&e).code(code(e.is_the_hosts())).hint(e.hint())))?;
+        .map_err(|e| host_fault(Failure::of(&e).hint(e.hint()), e.is_the_hosts()))?;
     match supervise(settings, vm, text, Mode::Run).await {
         Ok(Outcome::Exit(0)) => Ok(()),
         // The end has been logged with all that is known of it.
@@ -113,7 +114,7 @@ async fn run_to_its_end(
             Err(subject(Failure::new(fault.exit_code(), why)))
         }
         Ok(Outcome::Reexec) => {
-            let failed = |failure: Failure| subject(failure.code(code(false)));
+            let failed = |failure: Failure| host_fault(failure, false);
             let number = lock.pass_on().map_err(|e| failed(Failure::of(&e)))?;
             signal::block().map_err(|e| failed(Failure::of(&e)))?;
             let mut command = Command::new(program);
@@ -122,7 +123,7 @@ async fn run_to_its_end(
             let text = format!("cannot execute `{}`: {error}", program.display());
             Err(failed(Failure::new(exit::FAILED, text)))
         }
-        Err(e) => Err(subject(Failure::of(&e).code(code(e.is_the_hosts())).hint(e.hint()))),
+        Err(e) => Err(host_fault(Failure::of(&e).hint(e.hint()), e.is_the_hosts())),
     }
 }
 

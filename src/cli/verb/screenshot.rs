@@ -6,12 +6,7 @@ use std::{
     path::PathBuf,
 };
 
-use crate::{
-    cli::exit::{self, Failure},
-    store::layout::Layout,
-    sys::file,
-    value::VmName,
-};
+use crate::{cli::exit::Failure, store::layout::Layout, sys::file, value::VmName};
 
 /// The arguments of `qvm screenshot`.
 #[derive(Debug, Clone, clap::Args)]
@@ -31,15 +26,14 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let name = &args.name;
     let client = super::connect(layout, name).await?;
     let taken = client.screenshot().await;
-    let taken = taken.map_err(|error| super::refused(&error, layout, name))?;
+    let taken = super::or_refused(taken, layout, name).await?;
     let read = || -> io::Result<Vec<u8>> {
         let (mut from, mut bytes) = (File::from(taken), vec![]);
         from.rewind()?;
         from.read_to_end(&mut bytes)?;
         Ok(bytes)
     };
-    let bytes =
-        read().map_err(|error| Failure::new(exit::FAILED, error.to_string()).about(name))?;
+    let bytes = read().map_err(|error| Failure::of(&error).about(name))?;
     if args.file.as_os_str() == "-" {
         return super::print_bytes(&bytes);
     }

@@ -47,7 +47,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
         at.ip().to_string()
     } else {
         let found = addresses(layout, name).await;
-        let found = found.map_err(|error| super::refused(&error, layout, name))?;
+        let found = super::or_refused(found, layout, name).await?;
         let first = found.into_iter().next().ok_or_else(|| {
             let hint = "`ip` in the VM file, qemu-guest-agent in the guest, or `forward = [\"2222:22\"]` leads there";
             let failure = Failure::new(exit::NOT_RUNNING, "its address is not known");
@@ -61,7 +61,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     words.push(host);
     words.extend(args.arguments.iter().cloned());
     let error = Command::new("ssh").args(words).exec();
-    Err(Failure::new(exit::FAILED, format!("cannot run `ssh`: {error}")).about(name))
+    Err(Failure::of_io("cannot run `ssh`", &error).about(name))
 }
 
 fn user(vm: &Vm) -> Option<String> {

@@ -6,6 +6,7 @@ use crate::{
     cli::exit::Failure,
     fleet::start::{Begin, Begun, begin},
     store::{layout::Layout, vm_state},
+    sys::storage_reader::StorageReader,
     systemd::unit::Scope,
     value::VmName,
 };
@@ -39,7 +40,10 @@ pub async fn run(
     super::each(&args.names, async |name| {
         if args.discard_state {
             let paths = layout.vm(&name);
-            let discarded = vm_state::hold(&paths).and_then(|held| held.discard_state());
+            let discarded = StorageReader::default().read(&layout.vm(&name).state, move |_| {
+                vm_state::hold(&paths).and_then(|held| held.discard_state())
+            });
+            let discarded = discarded.await.map_err(|error| super::no_answer(&error, &name))?;
             discarded.map_err(|error| super::not_held(&error, &name))?;
         }
         match begin(&name, &how).await {

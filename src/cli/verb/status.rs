@@ -17,6 +17,7 @@ use crate::{
         usage,
     },
     store::layout::Layout,
+    sys::storage_reader::StorageReader,
     value::{VmName, plain, shown},
 };
 
@@ -60,7 +61,7 @@ impl Clock {
 /// # Errors
 /// A VM that was named does not run, or is not there: exit code 3, after it was printed; 75 where its state is unknown.
 pub async fn run(args: &Args, layout: &Layout, clock: &Clock, proc: &Path) -> Result<(), Failure> {
-    let mut entries = inventory(layout, &args.names).await;
+    let mut entries = inventory(&StorageReader::default(), layout, &args.names).await;
     weigh(&mut entries, proc);
     usage::fill_in(&mut entries, proc);
     let known: Vec<&Entry> = entries.iter().filter(|entry| entry.known).collect();
@@ -75,7 +76,7 @@ pub async fn run(args: &Args, layout: &Layout, clock: &Clock, proc: &Path) -> Re
     let mut failures = Vec::new();
     for (entry, name) in entries.iter().zip(&args.names) {
         if !entry.known {
-            failures.push(super::not_running(layout, name));
+            failures.push(super::not_running(layout, name).await);
         } else if entry.status.state == State::Unknown {
             failures.push(Failure::quiet(exit::HOST));
         } else if matches!(entry.status.state, State::Stopped | State::Failed) {

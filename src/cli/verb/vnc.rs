@@ -27,7 +27,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let name = &args.name;
     let mut client = super::connect(layout, name).await?;
     let status = client.status(PATIENCE).await;
-    let status = status.map_err(|error| super::refused(&error, layout, name))?;
+    let status = super::or_refused(status, layout, name).await?;
     let Some(at) = status.vnc else {
         let hint =
             "`vnc = \"unix\"` in `[display]` of its VM file serves it, from the next start on";

@@ -9,7 +9,7 @@ use crate::{
         types::{Ready, State, Status},
     },
     fleet::inventory::PATIENCE,
-    store::{layout::Layout, running},
+    store::layout::Layout,
     value::{Seconds, VmName, base64},
 };
 
@@ -52,9 +52,9 @@ const CLOUD_INIT: Duration = Duration::from_secs(60);
 /// There is no such VM, or the time is up.
 pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let name = &args.name;
-    let known = layout.vm_file(name).symlink_metadata().is_ok() || layout.vm(name).state.is_dir();
-    if !known {
-        return Err(super::not_running(layout, name));
+    let is_supervised = Client::connect(&layout.vm(name).control_socket()).await.is_ok();
+    if !is_supervised && !super::is_known(layout, name).await? {
+        return Err(super::not_running(layout, name).await);
     }
     let wait = async {
         while !is(args.what, layout, name).await? {
@@ -76,14 +76,14 @@ async fn is(what: What, layout: &Layout, name: &VmName) -> Result<bool, Failure>
     let mut client = match Client::connect(&paths.control_socket()).await {
         Ok(client) => client,
         Err(client::Error::NotRunning) => {
-            return match running::find(&paths) {
+            return match super::find(layout, name).await? {
                 Ok(found) => Ok(what == What::Stopped && !found.is_running()),
                 // A supervisor that began a moment ago holds the locks, and answers by now.
                 Err(_) if Client::connect(&paths.control_socket()).await.is_ok() => Ok(false),
                 Err(error) => Err(super::unknown(&error, name)),
             };
         }
-        Err(error) => return Err(super::refused(&error, layout, name)),
+        Err(error) => return Err(super::refused(&error, layout, name).await),
     };
     // A supervisor that goes meanwhile is no failure: the next look will tell.
     let state = |is: &dyn Fn(&Status) -> bool, status: Result<Status, client::Error>| {

@@ -45,6 +45,9 @@ pub enum Error {
     /// TLS, but not the certificate.
     #[error("TLS handshake failed: {0}")]
     Tls(String),
+    /// This host has no certificates of authorities, so no server's can be verified.
+    #[error("no certificate authority is installed on this host")]
+    NoAuthorities,
     /// No such host.
     #[error("cannot resolve the host name")]
     NoHost,
@@ -95,6 +98,11 @@ impl Error {
                  names"
                     .into(),
             ),
+            Self::NoAuthorities => Some(
+                "install the package `ca-certificates`, or set `SSL_CERT_FILE` to a file of \
+                 certificates"
+                    .into(),
+            ),
             Self::NoHost => Some("check the address, and `resolvectl query` for the host".into()),
             Self::NoProxy(proxy::Error::Scheme { .. }) => {
                 Some("use a proxy with an address `http://HOST:PORT` or `https://HOST:PORT`".into())
@@ -128,7 +136,11 @@ pub(crate) fn explained(error: ureq::Error, silence: Duration) -> Error {
     match error {
         E::HostNotFound => Error::NoHost,
         E::Timeout(_) => Error::Silent(silence),
-        E::Rustls(e) => Error::Tls(e.to_string()),
+        E::Rustls(e) => match e.to_string() {
+            // Of rustls-platform-verifier, which has no error of its own for an empty store.
+            text if text.contains("No CA certificates") => Error::NoAuthorities,
+            text => Error::Tls(text),
+        },
         E::Tls(e) => Error::Tls(e.into()),
         E::Io(e) => match e.to_string() {
             text if text.contains("certificate") => {

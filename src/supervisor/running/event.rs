@@ -44,7 +44,7 @@ pub(crate) enum VmEvent {
     /// The guest is ready, with what is to be noted; or it will never be, and why.
     Readiness(Result<Option<String>, String>),
     /// The guest's state is saved; or not, and why.
-    StateSaved(Result<(), String>),
+    StateSaved(Result<(), Refusal>),
     /// The machine was changed.
     LiveUpdate(LiveUpdateEvent),
     /// The version of the QEMU that is installed now.

@@ -82,14 +82,14 @@ impl RunningVm {
     /// The state is saved; or not, and why.
     pub(crate) fn on_state_saved(
         &mut self,
-        done: Result<(), String>,
+        done: &Result<(), Refusal>,
         ctx: &Context,
     ) -> life::Event {
         self.state_save.on_saved(done, ctx)
     }
 
     /// Cancels the save. Returns why nothing was saved, where a save was under way.
-    pub(crate) fn cancel_save(&mut self, ctx: &Context) -> Option<String> {
+    pub(crate) fn cancel_save(&mut self, ctx: &Context) -> Option<Refusal> {
         self.state_save.cancel(&mut self.qemu, ctx)
     }
 }

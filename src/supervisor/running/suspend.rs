@@ -9,6 +9,7 @@ use tracing::{debug, info, warn};
 
 use super::{event::VmEvent, freeze::Freeze, qemu::Qemu};
 use crate::{
+    control::types::Refusal,
     life,
     store::{
         layout::VmPaths,
@@ -52,6 +53,7 @@ impl StateSave {
         qemu: &mut Qemu,
         ctx: &Context,
     ) {
+        probe_state(qemu, ctx);
         let thawed = freeze.thaw_first(qemu);
         let StateToSave { vm_file, memory, paused, unusable } = state;
         let record = qemu.record();
@@ -76,22 +78,25 @@ impl StateSave {
                 }
                 (None, Ok(())) => save(&client, &paths, &head, memory).await,
             };
+            let done = done.map_err(Refusal::Failed);
             let _ = reports.send(VmEvent::StateSaved(done)).await;
         });
         match work {
             Ok(work) => self.0 = Some(work),
             Err(refused) => {
-                qemu.report(async move { VmEvent::StateSaved(Err(refused.to_string())) });
+                let refusal = Refusal::HostFault(refused.to_string());
+                qemu.report(async move { VmEvent::StateSaved(Err(refusal)) });
             }
         }
     }
 
     /// The state is saved; or not, and why. The failure is for who has asked.
-    pub(crate) fn on_saved(&mut self, done: Result<(), String>, ctx: &Context) -> life::Event {
+    pub(crate) fn on_saved(&mut self, done: &Result<(), Refusal>, ctx: &Context) -> life::Event {
         self.0 = None;
         match done {
             Ok(()) => life::Event::StateSaved,
-            Err(why) => {
+            Err(refusal) => {
+                let why = refusal.to_string();
                 warn!("cannot save the guest's state: {why}");
                 ctx.publish("QVM_NOT_SUSPENDED", serde_json::json!({ "why": why }));
                 life::Event::SaveFailed(why)
@@ -100,11 +105,11 @@ impl StateSave {
     }
 
     /// Cancels the save and removes what is written of it. Returns why nothing was saved, where a save was under way.
-    pub(crate) fn cancel(&mut self, qemu: &mut Qemu, ctx: &Context) -> Option<String> {
+    pub(crate) fn cancel(&mut self, qemu: &mut Qemu, ctx: &Context) -> Option<Refusal> {
         let why = self.0.take().map(|_| {
             let why = "it was called off, or took longer than `shutdownTimeoutSec`";
             ctx.publish("QVM_NOT_SUSPENDED", serde_json::json!({ "why": why }));
-            why.to_owned()
+            Refusal::Failed(why.to_owned())
         });
         // Behind what was saving: it is on the same lane.
         let path = ctx.paths().saved();
@@ -123,6 +128,19 @@ impl StateSave {
         );
         why
     }
+}
+
+/// Reports the save as failed if the state directory does not answer: until it does, nothing is saved, and the guest is not paused yet.
+fn probe_state(qemu: &mut Qemu, ctx: &Context) {
+    let state = ctx.paths().state.clone();
+    let probed = ctx.lanes().probes.read(&ctx.paths().state, move |_| file::available(&state));
+    let reports = qemu.sender();
+    qemu.tasks().spawn(async move {
+        if let Err(error) = probed.await {
+            let refusal = Refusal::HostFault(error.to_string());
+            let _ = reports.send(VmEvent::StateSaved(Err(refusal))).await;
+        }
+    });
 }
 
 /// Sets the guest's clock by the host's, through its agent, if there is one: the guest has slept without knowing it.
@@ -191,7 +209,7 @@ mod tests {
         StateToSave { vm_file: "".into(), memory: 1, paused: false, unusable: None }
     }
 
-    async fn saved(fake: &mut FakeQemu) -> Result<(), String> {
+    async fn saved(fake: &mut FakeQemu) -> Result<(), Refusal> {
         let VmEvent::StateSaved(done) = fake.event().await else { panic!() };
         done
     }
@@ -212,7 +230,7 @@ mod tests {
         let (head, _) = saved_state::open(&host.ctx.paths().saved()).unwrap().unwrap();
         assert_eq!(head.vm_file, "");
         assert_eq!(fake.qemu.record().saving, Some(false));
-        assert_eq!(save.on_saved(done, &host.ctx), life::Event::StateSaved);
+        assert_eq!(save.on_saved(&done, &host.ctx), life::Event::StateSaved);
         assert_eq!(host.published(), Vec::<String>::new());
     }
 
@@ -225,9 +243,9 @@ mod tests {
         let mut save = StateSave::default();
         save.begin(state(), &Freeze::default(), &mut fake.qemu, &host.ctx);
         let done = saved(&mut fake).await;
-        assert!(done.as_ref().is_err_and(|why| why.contains("disk broke")), "{done:?}");
+        assert!(done.as_ref().is_err_and(|why| why.to_string().contains("disk broke")), "{done:?}");
         assert!(!host.ctx.paths().saved().exists());
-        assert!(matches!(save.on_saved(done, &host.ctx), life::Event::SaveFailed(_)));
+        assert!(matches!(save.on_saved(&done, &host.ctx), life::Event::SaveFailed(_)));
         assert_eq!(host.published(), ["QVM_NOT_SUSPENDED"]);
     }
 
@@ -238,7 +256,7 @@ mod tests {
         let state = StateToSave { unusable: Some("plugged".into()), ..state() };
         let mut save = StateSave::default();
         save.begin(state, &Freeze::default(), &mut fake.qemu, &host.ctx);
-        assert_eq!(saved(&mut fake).await, Err("plugged".into()));
+        assert_eq!(saved(&mut fake).await, Err(Refusal::Failed("plugged".into())));
         assert_eq!(fake.peer.commands.names(), ["qmp_capabilities"]);
     }
 
@@ -250,7 +268,7 @@ mod tests {
         let state = StateToSave { memory: 1 << 60, ..state() };
         save.begin(state, &Freeze::default(), &mut fake.qemu, &host.ctx);
         let done = saved(&mut fake).await;
-        assert!(done.as_ref().is_err_and(|why| why.contains("no room in")), "{done:?}");
+        assert!(done.as_ref().is_err_and(|why| why.to_string().contains("no room in")), "{done:?}");
         assert_eq!(fake.peer.commands.names(), ["qmp_capabilities"]);
     }
 
@@ -264,7 +282,7 @@ mod tests {
         save.begin(state(), &Freeze::default(), &mut fake.qemu, &host.ctx);
         fake.peer.commands.until("stop").await;
         let why = save.cancel(&mut fake.qemu, &host.ctx);
-        assert!(why.unwrap().contains("shutdownTimeoutSec"));
+        assert!(why.unwrap().to_string().contains("shutdownTimeoutSec"));
         host.ctx.lanes().state.flush().await.unwrap();
         assert!(!host.ctx.paths().saved().exists());
         assert_eq!(fake.qemu.record().saving, None);

@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::value::is_host_fault;
+
 /// What was tried, on which file.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {doing} `{}`", .path.display())]
@@ -32,12 +34,7 @@ impl Error {
 
     /// The host is at fault: there is no room, or its disk fails.
     pub fn is_the_hosts(&self) -> bool {
-        use io::ErrorKind::{
-            QuotaExceeded, ReadOnlyFilesystem, StaleNetworkFileHandle, StorageFull,
-        };
-        let kind = self.source.kind();
-        matches!(kind, StorageFull | QuotaExceeded | ReadOnlyFilesystem | StaleNetworkFileHandle)
-            || self.source.raw_os_error() == Some(nix::libc::EIO)
+        is_host_fault(self)
     }
 
     /// The way out, where there is one.

@@ -2,6 +2,7 @@
 
 mod begin;
 mod exit_codes;
+mod fault_codes;
 mod operate;
 mod readme;
 mod top;

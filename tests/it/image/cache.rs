@@ -953,6 +953,15 @@ fn https_is_judged_by_the_systems_store() {
     assert!(refused.contains("update-ca-certificates"), "{refused}");
     assert_eq!(files(&cache), [""; 0]);
 
+    // A minimal Debian has no package ca-certificates.
+    let mut bare = Command::new(&exe);
+    std::fs::write(dir.path().join("empty.pem"), "").unwrap();
+    bare.env("SSL_CERT_FILE", dir.path().join("empty.pem")).env_remove("SSL_CERT_DIR");
+    let refused = answer(child_command(&mut bare, &image, &cache));
+    assert!(refused.contains("no certificate authority"), "{refused}");
+    assert!(refused.contains("`ca-certificates`"), "{refused}");
+    assert_eq!(files(&cache), [""; 0]);
+
     let mut trusting = Command::new(&exe);
     trusting.env("SSL_CERT_FILE", dir.path().join("cert.pem"));
     assert_eq!(answer(child_command(&mut trusting, &image, &cache)), "found=false");

