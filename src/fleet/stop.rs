@@ -1,6 +1,11 @@
 //! Asks a supervisor to end its VM, tells how that goes, and sees it gone.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use tokio::time::sleep;
 
 use super::lock_holder;
 use crate::{
@@ -18,6 +23,44 @@ const LAST_BREATH: Duration = Duration::from_secs(10);
 const LAST_ANSWER: Duration = Duration::from_secs(1);
 /// Between two looks whether it is.
 const POLL: Duration = Duration::from_millis(5);
+
+/// How long the next supervisor is waited for after one has ended and its QEMU process has not:
+/// systemd starts one within this time.
+const NEXT_SUPERVISOR: Duration = Duration::from_secs(1);
+/// Between two attempts to connect to the next supervisor.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// Gives the command and returns when QEMU is gone. A supervisor may end while it adopts a QEMU
+/// process that does not answer, and leave it running: the next supervisor is given the command then.
+/// `is_alive` tells whether the QEMU process that ran before the command is running.
+///
+/// # Errors
+/// As of [`ask_down`]; `NotRunning` also where the supervisor has ended, QEMU is running, and there is
+/// no other supervisor.
+pub async fn end(
+    paths: &VmPaths,
+    command: Command,
+    say: &mut dyn FnMut(&str),
+    is_alive: impl Fn() -> bool,
+) -> Result<(), client::Error> {
+    let mut ended: Option<Instant> = None;
+    loop {
+        match ask_down(&paths.control_socket(), command, true, say).await {
+            Ok(()) => {
+                gone(paths).await;
+                ended = Some(Instant::now());
+            }
+            Err(client::Error::NotRunning) if ended.is_some() => sleep(RETRY).await,
+            Err(error) => return Err(error),
+        }
+        if !is_alive() {
+            return Ok(());
+        }
+        if ended.is_some_and(|at| at.elapsed() >= NEXT_SUPERVISOR) {
+            return Err(client::Error::NotRunning);
+        }
+    }
+}
 
 /// Gives the command. With `wait`, tells every rung and the end to `say`, and returns when the supervisor closes.
 ///
@@ -98,7 +141,7 @@ fn told(event: &Event) -> Option<&str> {
 
 /// Waits until the supervisor that ended its VM has released the lock of the VM, so that what is
 /// called next does not meet it. A new supervisor, and a lock that may not be opened, end the wait.
-pub async fn gone(paths: &VmPaths) {
+async fn gone(paths: &VmPaths) {
     if paths.lock().exists() {
         drop(lock_holder::take(paths).await);
     }

@@ -7,10 +7,7 @@ use tokio::time::sleep;
 use crate::{
     cli::exit::Failure,
     control::{client, types::Command},
-    fleet::{
-        force_off::force_off,
-        stop::{ask_down, gone},
-    },
+    fleet::{force_off::force_off, stop::end},
     store::layout::Layout,
     supervisor::settings::Settings,
     value::VmName,
@@ -47,12 +44,9 @@ pub async fn run(
         let mut say = |text: &str| super::tell(&name, text);
         let begun = Instant::now();
         loop {
-            let asked = ask_down(&paths.control_socket(), Command::Terminate, true, &mut say).await;
-            let error = match asked {
-                Ok(()) => {
-                    gone(&paths).await;
-                    return Ok(());
-                }
+            let is_alive = super::qemu_before(layout, &name).await;
+            let error = match end(&paths, Command::Terminate, &mut say, is_alive).await {
+                Ok(()) => return Ok(()),
                 Err(error @ client::Error::NotRunning) => error,
                 Err(error) => return Err(super::refused(&error, layout, &name).await),
             };

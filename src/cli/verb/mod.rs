@@ -68,10 +68,10 @@ use crate::{
         client::Client,
         types::{Command, Pending},
     },
-    fleet::stop as ask_down,
+    fleet,
     guest::Guest,
     spec::Vm,
-    store::layout::Layout,
+    store::{layout::Layout, running},
     sys::{
         progress::Cancel,
         session::{Session, Vanished},
@@ -174,6 +174,16 @@ async fn press(layout: &Layout, name: &VmName, chords: &[Chord]) -> Result<(), F
     or_refused(client.press(chords).await, layout, name).await
 }
 
+/// Returns a test whether the QEMU process that runs now is alive; it is false where none is known:
+/// without a record no supervisor adopts QEMU.
+async fn qemu_before(layout: &Layout, name: &VmName) -> impl Fn() -> bool + use<> {
+    let before = match find(layout, name).await {
+        Ok(Ok(running::PreviousQemu::Running(qemu, _))) => Some(qemu),
+        Ok(Ok(_) | Err(_)) | Err(_) => None,
+    };
+    move || before.as_ref().is_some_and(|qemu| qemu.is_alive())
+}
+
 /// A command that ends VMs, told rung by rung; with `wait` until they are down.
 async fn ask_down(
     layout: &Layout,
@@ -184,12 +194,13 @@ async fn ask_down(
     each(names, async |name| {
         let paths = layout.vm(&name);
         let mut say = |text: &str| tell(&name, text);
-        let done = ask_down::ask_down(&paths.control_socket(), command, wait, &mut say).await;
-        or_refused(done, layout, &name).await?;
-        if wait {
-            ask_down::gone(&paths).await;
-        }
-        Ok(())
+        let done = if wait {
+            let is_alive = qemu_before(layout, &name).await;
+            fleet::stop::end(&paths, command, &mut say, is_alive).await
+        } else {
+            fleet::stop::ask_down(&paths.control_socket(), command, false, &mut say).await
+        };
+        or_refused(done, layout, &name).await
     })
     .await
 }
