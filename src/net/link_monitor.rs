@@ -4,6 +4,7 @@
 use std::{
     io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
+    sync::Arc,
 };
 
 use nix::{
@@ -11,7 +12,9 @@ use nix::{
     libc::{self, sock_filter, sock_fprog, socklen_t},
     sys::socket::{MsgFlags, NetlinkAddr, bind, recv},
 };
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::unix::AsyncFd;
+
+use crate::sys::readable_fd::readable;
 
 use crate::{
     sys::bpf::{IF_EQUAL, Instruction, LOAD_BYTE, LOAD_HALF, LOAD_WORD, Program, RETURN},
@@ -34,7 +37,7 @@ const ALL: Verdict = u32::MAX;
 /// The socket.
 #[derive(Debug)]
 pub struct LinkWatch {
-    fd: AsyncFd<OwnedFd>,
+    fd: AsyncFd<Arc<OwnedFd>>,
 }
 
 impl LinkWatch {
@@ -46,8 +49,7 @@ impl LinkWatch {
         rustix::io::ioctl_fionbio(&fd, true)?;
         attach(&fd, &program(&[], &[]))?;
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, LINKS))?;
-        // SAFETY: an `OwnedFd` stays open, and the same, as long as the `AsyncFd` that owns it.
-        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
+        let fd = readable(Arc::new(fd))?;
         Ok(Self { fd })
     }
 

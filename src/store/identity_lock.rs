@@ -150,7 +150,7 @@ mod tests {
         let path = dir.path().join("uids.lock");
         // As an earlier version holds it: no pid is written.
         let held = std::fs::File::create(&path).unwrap();
-        fs2::FileExt::lock_exclusive(&held).unwrap();
+        assert!(crate::sys::flock::try_exclusive(&held).unwrap());
         let (cancel, said) = (Cancel::default(), Mutex::new(vec![]));
         let say = |text| said.lock().unwrap().push(text);
         let waiter = Waiter { cancel: &cancel, say: &say };

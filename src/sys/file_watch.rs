@@ -8,7 +8,9 @@ use std::{
 };
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::unix::AsyncFd;
+
+use super::readable_fd::readable;
 
 /// The watching, to be ended and begun again; clones share it. No lock is held while a file system is asked.
 #[derive(Debug, Clone)]
@@ -57,8 +59,7 @@ pub fn file(path: &Path) -> io::Result<(Watching, Changes)> {
     let files = Arc::new(Files::default());
     let watching = Watching { fd: fd.clone(), files: files.clone(), watches: Arc::default() };
     watching.also(path)?;
-    // SAFETY: an `OwnedFd` stays open, and the same, as long as the `AsyncFd` that shares it.
-    let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
+    let fd = readable(fd)?;
     Ok((watching, Changes { fd, files }))
 }
 

@@ -12,6 +12,7 @@ use std::{
 
 use rustix::io::{FdFlags, fcntl_setfd};
 
+use super::flock;
 use crate::value::is_host_fault;
 
 /// Why the lock was not taken.
@@ -78,13 +79,8 @@ impl Lock {
         let mut file = loop {
             let file = options.open(path).map_err(wrap)?;
             narrow(&file);
-            // By its full name: std's own methods would win otherwise, and only some of them (flock(2) in both).
-            match fs2::FileExt::try_lock_exclusive(&file) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Err(Error::Taken { pid: written_pid(path) });
-                }
-                Err(error) => return Err(wrap(error)),
+            if !flock::try_exclusive(&file).map_err(wrap)? {
+                return Err(Error::Taken { pid: written_pid(path) });
             }
             // Somebody may have removed the file between our open and our lock; then another could lock a new one.
             if same(&file.metadata().map_err(wrap)?, path) {
@@ -100,9 +96,9 @@ impl Lock {
     /// Who holds the lock now, if anybody does; `Some(None)` where the holder did not write itself down.
     pub fn holder(path: &Path) -> Option<Option<u32>> {
         let file = File::open(path).ok()?;
-        match fs2::FileExt::try_lock_shared(&file) {
-            Ok(()) => None,
-            Err(_) => Some(written_pid(path)),
+        match flock::try_shared(&file) {
+            Ok(true) => None,
+            Ok(false) | Err(_) => Some(written_pid(path)),
         }
     }
 
@@ -185,7 +181,7 @@ mod tests {
         // As an earlier version made it: narrowed also by one that finds it taken.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         let reader = File::open(&path).unwrap();
-        fs2::FileExt::lock_shared(&reader).unwrap();
+        flock::shared(&reader).unwrap();
         assert!(matches!(Lock::acquire(&path), Err(Error::Taken { .. })));
         assert_eq!(mode(), 0o600);
         drop(reader);

@@ -9,8 +9,8 @@ pub mod digest;
 pub mod editor;
 pub mod file;
 pub mod file_system;
-#[allow(unsafe_code)]
 pub mod file_watch;
+pub(crate) mod flock;
 pub(crate) mod lane;
 pub mod liveness_lock;
 #[allow(unsafe_code)]
@@ -30,13 +30,14 @@ pub mod pressure;
 pub mod process_time;
 pub mod progress;
 pub mod qemu_processes;
+#[allow(unsafe_code)]
+pub(crate) mod readable_fd;
 pub mod reflink;
 pub mod rename;
 pub mod session;
 pub mod signal;
 pub mod socket;
 pub mod storage_reader;
-#[allow(unsafe_code)]
 pub mod suspend_watch;
 pub(crate) mod tasks;
 pub mod terminal;

@@ -7,6 +7,7 @@ use std::{
         unix::process::ExitStatusExt,
     },
     process::ExitStatus,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -17,7 +18,9 @@ use rustix::{
     io::Errno,
     process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid},
 };
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::unix::AsyncFd;
+
+use super::readable_fd::readable;
 
 pub use rustix::process::Signal;
 
@@ -88,8 +91,7 @@ impl Process {
     pub async fn wait(&self) -> Exit {
         // Watching for readability registers the descriptor itself, so it is a copy that is registered.
         if let Ok(copy) = self.fd.try_clone()
-            // SAFETY: an `OwnedFd` stays open, and the same, as long as the `AsyncFd` that owns it.
-            && let Ok(watched) = unsafe { AsyncFd::register_with_interest(copy, Interest::READABLE) }
+            && let Ok(watched) = readable(Arc::new(copy))
         {
             // A pidfd becomes readable when the process ends, pidfd_open(2).
             if let Ok(mut ready) = watched.readable().await {
@@ -139,7 +141,7 @@ impl Process {
 
 /// The status of an ended process that is another's child: the kernel tells it once that one has reaped it, and wakes
 /// the descriptor a second time then.
-async fn told_afterwards(watched: &AsyncFd<OwnedFd>) -> Exit {
+async fn told_afterwards(watched: &AsyncFd<Arc<OwnedFd>>) -> Exit {
     let reaped = async {
         loop {
             match info(watched.get_ref()) {

@@ -4,7 +4,7 @@
 //! `TFD_TIMER_CANCEL_ON_SET`). Which of the two it was is told by CLOCK_BOOTTIME, which goes on while the host sleeps, where
 //! CLOCK_MONOTONIC does not (clock_gettime(2)).
 
-use std::{io, os::fd::OwnedFd, time::Duration};
+use std::{io, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use rustix::{
     io::{Errno, read},
@@ -13,7 +13,9 @@ use rustix::{
         clock_gettime, timerfd_create, timerfd_settime,
     },
 };
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::unix::AsyncFd;
+
+use super::readable_fd::readable;
 
 /// What counts as a sleep: the two clocks are never read at the very same time.
 const LEAST: Duration = Duration::from_secs(1);
@@ -21,7 +23,7 @@ const LEAST: Duration = Duration::from_secs(1);
 /// The host's sleeps.
 #[derive(Debug)]
 pub struct Sleeps {
-    timer: AsyncFd<OwnedFd>,
+    timer: AsyncFd<Arc<OwnedFd>>,
     /// How long the host has slept since its boot, as far as it was told.
     asleep: Duration,
 }
@@ -40,8 +42,7 @@ impl Sleeps {
         };
         let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
         timerfd_settime(&timer, flags, &never)?;
-        // SAFETY: an `OwnedFd` stays open, and the same, as long as the `AsyncFd` that has it.
-        let timer = unsafe { AsyncFd::register_with_interest(timer, Interest::READABLE) }?;
+        let timer = readable(Arc::new(timer))?;
         Ok(Self { timer, asleep: asleep() })
     }
 

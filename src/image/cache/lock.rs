@@ -11,10 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::{
-    fs::{FlockOperation, flock},
-    io::Errno,
-};
+use crate::sys::flock;
 
 /// How it is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,19 +58,14 @@ pub fn try_lock(path: &Path, hold: Hold) -> io::Result<Tried> {
         if file.metadata()?.mode() & 0o7777 != MODE {
             let _ = file.set_permissions(Permissions::from_mode(MODE));
         }
-        let operation = match hold {
-            Hold::Alone => FlockOperation::NonBlockingLockExclusive,
-            Hold::Shared => FlockOperation::NonBlockingLockShared,
+        let is_locked = match hold {
+            Hold::Alone => flock::try_exclusive(&file)?,
+            Hold::Shared => flock::try_shared(&file)?,
         };
-        match flock(&file, operation) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => {
-                let mut pid = String::new();
-                let _ = (&mut file).take(20).read_to_string(&mut pid);
-                return Ok(Tried::Busy(pid.trim().parse().ok()));
-            }
-            Err(Errno::INTR) => continue,
-            Err(e) => return Err(e.into()),
+        if !is_locked {
+            let mut pid = String::new();
+            let _ = (&mut file).take(20).read_to_string(&mut pid);
+            return Ok(Tried::Busy(pid.trim().parse().ok()));
         }
         if !is_at(&file, path)? {
             continue;
@@ -102,14 +94,14 @@ impl Lock {
     /// # Errors
     /// The kernel refuses; the lock is gone then.
     pub fn share(&self) -> io::Result<()> {
-        Ok(flock(&self.file, FlockOperation::LockShared)?)
+        flock::shared(&self.file)
     }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
         // Only who holds it alone may take the file away.
-        let alone = flock(&self.file, FlockOperation::NonBlockingLockExclusive).is_ok();
+        let alone = flock::try_exclusive(&self.file).unwrap_or(false);
         if alone && is_at(&self.file, &self.path).unwrap_or(false) {
             let _ = std::fs::remove_file(&self.path);
         }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with},
+    fs::{CWD, RenameFlags, renameat_with},
     io::Errno,
 };
 
@@ -21,6 +21,7 @@ use super::{
     directory::{dir_of, list, sync_dir},
     error::Error,
 };
+use crate::sys::flock;
 
 /// What the name of a temporary begins with. No VM has a name with `_`, so this is never the draft of a VM.
 const PREFIX: &str = ".qvm-tmp_";
@@ -171,13 +172,10 @@ enum Lock {
 }
 
 fn lock(file: &File) -> Lock {
-    loop {
-        match flock(file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Lock::Held,
-            Err(Errno::WOULDBLOCK) => return Lock::Busy,
-            Err(Errno::INTR) => {}
-            Err(_) => return Lock::Unsupported,
-        }
+    match flock::try_exclusive(file) {
+        Ok(true) => Lock::Held,
+        Ok(false) => Lock::Busy,
+        Err(_) => Lock::Unsupported,
     }
 }
 
