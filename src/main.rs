@@ -8,7 +8,11 @@ use std::{
 };
 
 use qvm::{
-    cli::{self, Cli, Given, exit::Failure, table::Screen},
+    cli::{
+        self, Cli, Given,
+        exit::{self, Failure},
+        table::Screen,
+    },
     sys::memory,
     systemd::journal,
 };
@@ -87,10 +91,13 @@ fn read(arguments: Vec<std::ffi::OsString>) -> Result<Cli, clap::Error> {
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
-    let cannot = |what: &str, error: io::Error| Failure::of_io(&format!("cannot {what}"), &error);
+    // Faults of the host. Exit code 1 of a supervisor would make the unit's ExecStopPost= end the
+    // guest.
+    let cannot =
+        |what: &str, error: io::Error| Failure::new(exit::HOST, format!("cannot {what}: {error}"));
     // It may have been removed: only relative paths need it.
     let cwd = env::current_dir().ok();
-    let exe = env::current_exe().map_err(|e| cannot("tell where this program is", e))?;
+    let exe = env::current_exe().map_err(|e| cannot("determine the path of this program", e))?;
     let arguments: Vec<_> = env::args_os().collect();
     let given = Given {
         uid: rustix::process::geteuid().as_raw(),
@@ -108,7 +115,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         return done;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|e| cannot("start", e))?;
+    let runtime = runtime.map_err(|e| cannot("create the event loop", e))?;
     let done = runtime.block_on(cli::run(cli, &given));
     // A program of another's that hangs, such as systemctl, must not hold up the end: nobody waits for it any more.
     runtime.shutdown_background();

@@ -22,7 +22,12 @@ use crate::{
         types::{Ready, State},
     },
     spec::{self, HostSettings, Invalid},
-    store::{layout::Layout, record, running},
+    store::{
+        intended_end,
+        layout::{Layout, VmPaths},
+        record,
+        running::{self, PreviousQemu},
+    },
     sys::{
         file,
         storage_reader::{self, Place, StorageReader},
@@ -188,7 +193,10 @@ pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
     if let Some(scope) = how.manager
         && let Some(unit) = Unit::find(name, scope).await?
     {
-        return by_unit(&unit, told, how, &storage).await;
+        return match by_unit(&unit, told, how, &storage).await {
+            Err(error) => Err(unknown_instead(error, &storage, &paths).await),
+            begun => begun,
+        };
     }
     let of = paths.clone();
     let log = Arc::new(storage.read(&paths.state, move |_| StartLog::open(&of)).await??);
@@ -204,7 +212,12 @@ pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
             // Who was started at the same time may have been faster.
             let begun =
                 if status.success() { None } else { beside(&socket, how, &mut told).await? };
-            return begun.ok_or(Error::Ended { status, wrote });
+            return match begun {
+                Some(begun) => Ok(begun),
+                None => {
+                    Err(unknown_instead(Error::Ended { status, wrote }, &storage, &paths).await)
+                }
+            };
         }
         if told.runs(&socket).await {
             return Ok(Begun::Running);
@@ -213,11 +226,30 @@ pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
     }
 }
 
+/// Of a VM whose state is unknown, nothing else is reported. Only here the verb scans /proc: a start
+/// that succeeds leaves that to the supervisor.
+async fn unknown_instead(error: Error, storage: &StorageReader, paths: &VmPaths) -> Error {
+    let of = paths.clone();
+    match storage.read(&paths.state, move |_| running::find(&of)).await {
+        Ok(Err(unknown)) => Error::Unknown(unknown),
+        Ok(Ok(_)) | Err(_) => error,
+    }
+}
+
 /// Reads whether a start is possible: the VM is known not to run without a supervisor, and its files
 /// are valid. Blocks for as long as the storage does.
 fn check(layout: &Layout, name: &VmName, place: &Place) -> Result<(), Error> {
+    let paths = layout.vm(name);
+    // The scan of /proc is left to the supervisor, which holds the VM's lock meanwhile.
+    if matches!(running::find_without_scan(&paths)?, PreviousQemu::Exited) {
+        intended_end::settle_end(&paths);
+    }
+    check_files(layout, name, place)
+        .map_err(|error| running::find(&paths).err().map_or(error, Error::Unknown))
+}
+
+fn check_files(layout: &Layout, name: &VmName, place: &Place) -> Result<(), Error> {
     let (vm_file, settings) = (layout.vm_file(name), layout.host_settings());
-    running::find(&layout.vm(name))?;
     place.is_at(&vm_file);
     let gone = |error: io::Error| error.kind() == io::ErrorKind::NotFound;
     if vm_file.symlink_metadata().is_err_and(gone) {

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::end::{QemuExit, StartFailure};
+use super::{
+    end::{QemuExit, StartFailure},
+    intention::{AfterQemu, Intention},
+};
 
 /// Something that happened to the VM, its start or its supervisor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,7 +74,12 @@ pub enum StartEvent {
         guest: Guest,
         /// An earlier supervisor has seen the guest ready.
         ready: bool,
+        /// How an earlier supervisor was ending the QEMU process; `None` if it was not.
+        intention: Option<Intention>,
     },
+    /// A shutdown that an earlier supervisor began is continued. The machine derives this event from
+    /// the adoption.
+    ShutdownResumed(Intention),
     /// The current phase failed.
     Failed {
         /// Why.
@@ -90,14 +98,17 @@ impl From<StartEvent> for Event {
 }
 
 /// The QEMU process that an earlier supervisor left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PreviousQemu {
     /// None: the VM was never started, ended with a record of its end, or the host has rebooted.
     None,
     /// The earlier supervisor died before QEMU was executed.
     NeverExecuted,
     /// It has exited since, and no end is recorded.
-    Exited,
+    Exited {
+        /// What was to follow, if the earlier supervisor was ending it.
+        intended: Option<AfterQemu>,
+    },
     /// It is running.
     Running,
 }

@@ -6,9 +6,10 @@ use std::time::Duration;
 use super::{
     action::Action,
     event::{Event, Guest, StartEvent},
+    intention::Intention,
     mode::Mode,
     policy::{Policy, Ready, ReadyFailure},
-    state::{Phase, State, StopRequest},
+    state::{Phase, State},
     step::step,
 };
 
@@ -75,27 +76,33 @@ impl Life {
 
     /// Handles an event; returns the actions that follow from it, in their order.
     pub fn step(&mut self, event: Event, now: Duration, policy: &Policy) -> Vec<Action> {
-        let follow_ups = match (&self.state, &event) {
-            (State::Starting(_), Event::Start(StartEvent::Launched { guest, .. })) => {
-                self.after_launch(*guest, None)
+        let follow_ups = match &event {
+            Event::Start(StartEvent::Launched { guest, intention, .. }) => {
+                self.after_launch(*guest, intention.clone())
             }
-            (
-                State::Canceling { request, .. },
-                Event::Start(StartEvent::Launched { guest, .. }),
-            ) => self.after_launch(*guest, Some(*request)),
             _ => vec![],
         };
         let mut actions = self.handle(event, now, policy);
         for event in follow_ups {
-            if self.state.is_up() {
+            if self.is_due(&event) {
                 actions.extend(self.handle(event, now, policy));
             }
         }
         actions
     }
 
-    /// What happened to an adopted guest while nobody watched, and what is demanded of it since.
-    fn after_launch(&self, guest: Guest, request: Option<StopRequest>) -> Vec<Event> {
+    /// The shutdown of an adopted guest that is continued, what happened to the guest while nobody
+    /// watched, and what is demanded of it since.
+    fn after_launch(&self, guest: Guest, intention: Option<Intention>) -> Vec<Event> {
+        let (phase, request) = match &self.state {
+            State::Starting(phase) => (*phase, None),
+            State::Canceling { phase: Phase::Adopting, request, .. } => {
+                (Phase::Adopting, Some(*request))
+            }
+            _ => return vec![],
+        };
+        let intention = intention.filter(|_| phase == Phase::Adopting);
+        let resumed = intention.map(|intention| StartEvent::ShutdownResumed(intention).into());
         let missed = match guest {
             Guest::Running | Guest::Paused => None,
             Guest::ShutDown => Some(Event::GuestShutdown),
@@ -106,7 +113,14 @@ impl Life {
             (None, Mode::ShutDown) => Some(Event::StopSignaled),
             (None, Mode::Run) => None,
         };
-        missed.into_iter().chain(stop).collect()
+        resumed.into_iter().chain(missed).chain(stop).collect()
+    }
+
+    /// A signal asks for no more than a shutdown that an earlier supervisor began: the guest keeps
+    /// its time.
+    fn is_due(&self, event: &Event) -> bool {
+        let goes_down = self.state.intention().is_some_and(|intention| intention.ends_run());
+        !goes_down || !matches!(event, Event::StopSignaled | Event::HostShutdownStarted)
     }
 
     fn handle(&mut self, event: Event, now: Duration, policy: &Policy) -> Vec<Action> {
@@ -189,12 +203,14 @@ impl Life {
 mod tests {
     use super::*;
     use crate::life::{
-        AfterQemu, Boot, Cause, Command, End, OnPanic, PauseReason, QemuExit, Requester, StopLadder,
+        AfterQemu, Boot, Cause, Command, End, OnPanic, PauseReason, QemuExit, Requester,
+        StopLadder, StopRequest,
     };
 
     const LIMIT: Duration = Duration::from_secs(30);
     const UNTIL: Duration = Duration::from_secs(40);
-    const UP: Event = Event::Start(StartEvent::Launched { guest: Guest::Running, ready: false });
+    const UP: Event =
+        Event::Start(StartEvent::Launched { guest: Guest::Running, ready: false, intention: None });
 
     const GONE: Event = Event::QemuExited(QemuExit::Code(0));
 
@@ -275,7 +291,7 @@ mod tests {
 
     #[test]
     fn adopted_guest_stays_ready() {
-        let found = StartEvent::Launched { guest: Guest::Paused, ready: true };
+        let found = StartEvent::Launched { guest: Guest::Paused, ready: true, intention: None };
         let policy = within(ReadyFailure::Fail);
         let adopting = in_state(State::Starting(Phase::Adopting), Readiness::Before);
         let (adopted, actions) = feed(adopting, &[(0, found.into())], &policy);

@@ -63,9 +63,12 @@
 mod accepts;
 mod action;
 #[cfg(test)]
+mod adoption_tests;
+#[cfg(test)]
 mod drawing;
 mod end;
 mod event;
+mod intention;
 mod limits;
 mod machine;
 mod mode;
@@ -87,11 +90,10 @@ pub use self::accepts::accepts;
 pub use self::action::{Action, Rung, VmFile};
 pub use self::end::{Cause, End, Exit, Fault, QemuExit, StartFailure};
 pub use self::event::{Command, Event, Guest, Leftover, PreviousQemu, SavedState, StartEvent};
-pub use self::limits::{KILL_GRACE, PRESS_EVERY, QUIT_GRACE, START_CANCEL_GRACE};
+pub use self::intention::{AfterQemu, Intention};
+pub use self::limits::{ADOPTION_GRACE, KILL_GRACE, PRESS_EVERY, QUIT_GRACE, START_CANCEL_GRACE};
 pub use self::machine::{Life, Readiness};
 pub use self::mode::Mode;
 pub use self::policy::{OnPanic, Policy, Ready, ReadyFailure};
 pub use self::requester::Requester;
-pub use self::state::{
-    AfterQemu, Boot, PauseReason, Phase, Saving, State, StopLadder, StopRequest,
-};
+pub use self::state::{Boot, PauseReason, Phase, Saving, State, StopLadder, StopRequest};

@@ -62,8 +62,10 @@ fn any_other_event(
 /// runs.
 fn any_beginning() -> impl Strategy<Value = (Mode, Vec<StartEvent>)> {
     let found = |qemu, saved| StartEvent::PreviousFound { qemu, saved };
-    let launched = StartEvent::Launched { guest: Guest::Running, ready: false };
-    let ready = StartEvent::Launched { guest: Guest::Running, ready: true };
+    let launched = StartEvent::Launched { guest: Guest::Running, ready: false, intention: None };
+    let ready = StartEvent::Launched { guest: Guest::Running, ready: true, intention: None };
+    let intention = Some(Intention { then: AfterQemu::Relaunch, deadline: Some(at(20)) });
+    let stopping = StartEvent::Launched { guest: Guest::Running, ready: true, intention };
     let none = found(PreviousQemu::None, SavedState::None);
     let restore = found(PreviousQemu::None, SavedState::Usable);
     let adopt = found(PreviousQemu::Running, SavedState::None);
@@ -76,7 +78,8 @@ fn any_beginning() -> impl Strategy<Value = (Mode, Vec<StartEvent>)> {
         vec![restore.clone(), StartEvent::Admitted, StartEvent::Prepared],
         vec![restore, StartEvent::Admitted, StartEvent::Prepared, ready],
         vec![adopt.clone()],
-        vec![adopt, launched],
+        vec![adopt.clone(), launched],
+        vec![adopt, stopping],
     ];
     let mode = prop_oneof![4 => Just(Mode::Run), 1 => Just(Mode::ShutDown)];
     (mode, prop::sample::select(beginnings))
@@ -295,7 +298,11 @@ impl World {
                 let qemu = match (self.qemu, choice & 1) {
                     (true, _) => PreviousQemu::Running,
                     (false, 0) => PreviousQemu::None,
-                    (false, _) => PreviousQemu::Exited,
+                    (false, _) => {
+                        let relaunches = choice & 8 == 0;
+                        let intended = relaunches.then_some(AfterQemu::Relaunch);
+                        PreviousQemu::Exited { intended }
+                    }
                 };
                 let saved = if self.saved { SavedState::Usable } else { SavedState::None };
                 StartEvent::PreviousFound { qemu, saved }
@@ -315,7 +322,7 @@ impl World {
                 }
                 _ => {
                     (self.qemu, self.attached) = (true, true);
-                    StartEvent::Launched { guest: Guest::Running, ready: false }
+                    StartEvent::Launched { guest: Guest::Running, ready: false, intention: None }
                 }
             },
             Some(Action::Adopt) => match choice & 6 {
@@ -326,7 +333,7 @@ impl World {
                 2 => failed(fault, Leftover::MayRun),
                 _ => {
                     self.attached = true;
-                    StartEvent::Launched { guest: Guest::Running, ready: true }
+                    StartEvent::Launched { guest: Guest::Running, ready: true, intention: None }
                 }
             },
             Some(_) => {

@@ -6,7 +6,8 @@ use super::{
     action::{Action, VmFile},
     end::{Cause, End, Exit, Fault, QemuExit, StartFailure},
     event::{Command, Event, Guest, Leftover, PreviousQemu, SavedState, StartEvent},
-    limits::START_CANCEL_GRACE,
+    intention::AfterQemu,
+    limits::{ADOPTION_GRACE, START_CANCEL_GRACE},
     mode::Mode,
     state::{Boot, PauseReason, Phase, State, StopRequest},
     stop_ladder::{end, ended, quit},
@@ -47,17 +48,19 @@ pub(super) fn starting(
     }
 }
 
-/// An adoption is not canceled: its guest would keep running without a supervisor.
+/// An adoption is not canceled: its guest would keep running without a supervisor. Whoever forces
+/// the VM off ends a QEMU process that the supervisor leaves, and is not kept waiting.
 fn cancel(phase: Phase, request: StopRequest, now: Duration) -> (State, Vec<Action>) {
-    let actions = match phase {
-        Phase::Adopting => vec![],
+    let (actions, grace) = match phase {
+        Phase::Adopting if request == StopRequest::Terminate => (vec![], START_CANCEL_GRACE),
+        Phase::Adopting => (vec![], ADOPTION_GRACE),
         Phase::FindingPrevious
         | Phase::ReadingVmFile
         | Phase::Admitting(_)
         | Phase::Preparing(_)
-        | Phase::Launching(_) => vec![Action::CancelStart],
+        | Phase::Launching(_) => (vec![Action::CancelStart], START_CANCEL_GRACE),
     };
-    (State::Canceling { phase, until: now + START_CANCEL_GRACE, request }, actions)
+    (State::Canceling { phase, until: now + grace, request }, actions)
 }
 
 fn next_phase(phase: Phase, event: StartEvent, mode: Mode) -> (State, Vec<Action>) {
@@ -121,20 +124,28 @@ fn next_phase(phase: Phase, event: StartEvent, mode: Mode) -> (State, Vec<Action
             | Phase::Preparing(_),
             StartEvent::Launched { .. },
         )
-        // Only a canceled start is aborted.
-        | (_, StartEvent::Aborted(_)) => (State::Starting(phase), vec![]),
+        // Only a canceled start is aborted, and only an adopted guest has a shutdown to continue.
+        | (_, StartEvent::Aborted(_) | StartEvent::ShutdownResumed(_)) => (State::Starting(phase), vec![]),
     }
 }
 
 /// A new run record is about to be written, or the supervisor ends: what the earlier supervisor
-/// left is settled first. A reboot that the earlier supervisor intended but did not complete would
-/// be one more variant of [`PreviousQemu`].
+/// left is settled first. Where it was ending QEMU, the end is the one that it intended: a VM that
+/// was stopped stays down, and one that was to get a new QEMU process is started.
 fn after_previous(qemu: PreviousQemu, saved: SavedState, mode: Mode) -> (State, Vec<Action>) {
     let settled = match qemu {
         PreviousQemu::None => vec![],
         PreviousQemu::NeverExecuted => vec![Action::RemoveRecord],
+        PreviousQemu::Exited { intended: Some(AfterQemu::Relaunch) } => vec![Action::RemoveRecord],
+        PreviousQemu::Exited { intended: Some(AfterQemu::End(end)) } if mode == Mode::Run => {
+            let exit = Action::Exit(end.exit());
+            return (State::Ended, vec![Action::Record(end), Action::RemoveRecord, exit]);
+        }
+        PreviousQemu::Exited { intended: Some(AfterQemu::End(end)) } => {
+            vec![Action::Record(end), Action::RemoveRecord]
+        }
         // Nobody watched, but it is an end.
-        PreviousQemu::Exited => {
+        PreviousQemu::Exited { intended: None } => {
             let end = End { cause: Cause::QemuDied(QemuExit::Unknown) };
             vec![Action::Record(end), Action::RemoveRecord]
         }
@@ -257,11 +268,13 @@ pub(super) fn canceling(
             | StartEvent::PreviousUnknown(_)
             | StartEvent::VmFileRead
             | StartEvent::Admitted
-            | StartEvent::Prepared,
+            | StartEvent::Prepared
+            | StartEvent::ShutdownResumed(_),
         )
         | Event::QemuExited(_) => canceled(),
         Event::DeadlinePassed if now >= until => canceled(),
         Event::Requested(Command::Terminate) => {
+            let until = until.min(now + START_CANCEL_GRACE);
             (State::Canceling { phase, until, request: StopRequest::Terminate }, vec![])
         }
         Event::DeadlinePassed

@@ -5,14 +5,24 @@ use super::{
     *,
 };
 
-const RUNNING: StartEvent = StartEvent::Launched { guest: Guest::Running, ready: false };
+const RUNNING: StartEvent =
+    StartEvent::Launched { guest: Guest::Running, ready: false, intention: None };
 
-fn failed(fault: Fault, leftover: Leftover) -> StartEvent {
+pub(super) fn failed(fault: Fault, leftover: Leftover) -> StartEvent {
     StartEvent::Failed { failure: StartFailure { fault, why: "no".into() }, leftover }
 }
 
-fn found(qemu: PreviousQemu) -> StartEvent {
+pub(super) fn found(qemu: PreviousQemu) -> StartEvent {
     StartEvent::PreviousFound { qemu, saved: SavedState::None }
+}
+
+pub(super) fn stopped() -> AfterQemu {
+    AfterQemu::End(End { cause: Cause::Stopped(Requester::Operator) })
+}
+
+/// What an earlier supervisor may have intended with its QEMU process.
+fn intended() -> [Option<AfterQemu>; 3] {
+    [None, Some(AfterQemu::Relaunch), Some(stopped())]
 }
 
 fn in_phase(phase: Phase, event: StartEvent) -> (State, Vec<Action>) {
@@ -44,23 +54,30 @@ pub(super) fn start_events() -> Vec<StartEvent> {
         StartEvent::Aborted(Leftover::None),
         StartEvent::Aborted(Leftover::MayRun),
     ];
-    for qemu in [
-        PreviousQemu::None,
-        PreviousQemu::NeverExecuted,
-        PreviousQemu::Exited,
-        PreviousQemu::Running,
-    ] {
+    let exited = intended().map(|intended| PreviousQemu::Exited { intended });
+    for qemu in [PreviousQemu::None, PreviousQemu::NeverExecuted, PreviousQemu::Running]
+        .into_iter()
+        .chain(exited)
+    {
         for saved in [
             SavedState::None,
             SavedState::Usable,
             SavedState::Unusable("damaged".into()),
             SavedState::Unreadable("EIO".into()),
         ] {
-            events.push(StartEvent::PreviousFound { qemu, saved });
+            events.push(StartEvent::PreviousFound { qemu: qemu.clone(), saved });
         }
     }
     for guest in [Guest::Running, Guest::Paused, Guest::ShutDown, Guest::Panicked] {
-        events.push(StartEvent::Launched { guest, ready: false });
+        events.push(StartEvent::Launched { guest, ready: false, intention: None });
+        for then in intended().into_iter().flatten() {
+            for deadline in [None, Some(at(20))] {
+                let intention = Intention { then: then.clone(), deadline };
+                let intention_too = Some(intention.clone());
+                events.push(StartEvent::Launched { guest, ready: false, intention: intention_too });
+                events.push(StartEvent::ShutdownResumed(intention));
+            }
+        }
     }
     for fault in [Fault::Vm, Fault::Host, Fault::InsufficientMemory] {
         for leftover in [Leftover::None, Leftover::MayRun] {
@@ -70,7 +87,7 @@ pub(super) fn start_events() -> Vec<StartEvent> {
     events
 }
 
-fn exit_code(actions: &[Action]) -> Option<u8> {
+pub(super) fn exit_code(actions: &[Action]) -> Option<u8> {
     actions.iter().find_map(|action| match action {
         Action::Exit(Exit::Code(code)) => Some(*code),
         Action::Exit(Exit::NotStarted(failure)) => Some(failure.fault.exit_code()),
@@ -101,7 +118,8 @@ fn previous_run_decides_the_start() {
     for (qemu, settled) in [
         (PreviousQemu::None, vec![]),
         (PreviousQemu::NeverExecuted, vec![Action::RemoveRecord]),
-        (PreviousQemu::Exited, vec![missed_end, Action::RemoveRecord]),
+        (PreviousQemu::Exited { intended: None }, vec![missed_end, Action::RemoveRecord]),
+        (PreviousQemu::Exited { intended: Some(AfterQemu::Relaunch) }, vec![Action::RemoveRecord]),
     ] {
         for (saved, boot, last) in [
             (SavedState::None, Boot::Cold, vec![Action::Admit]),
@@ -116,7 +134,7 @@ fn previous_run_decides_the_start() {
                 vec![Action::QuarantineSavedState("damaged".into()), Action::Admit],
             ),
         ] {
-            let event = StartEvent::PreviousFound { qemu, saved };
+            let event = StartEvent::PreviousFound { qemu: qemu.clone(), saved };
             let (state, actions) = in_phase(Phase::FindingPrevious, event.clone());
             assert_eq!(state, State::Starting(Phase::Admitting(boot)));
             assert_eq!(actions, [&settled[..], &last].concat());
@@ -233,14 +251,14 @@ fn adopted_guest_keeps_its_state() {
     for (guest, state) in
         [(Guest::Running, State::Running), (Guest::Paused, State::Paused(PauseReason::Operator))]
     {
-        let event = StartEvent::Launched { guest, ready: true };
+        let event = StartEvent::Launched { guest, ready: true, intention: None };
         assert_eq!(in_phase(Phase::Adopting, event).0, state);
     }
     for guest in [Guest::ShutDown, Guest::Panicked] {
         let (mut life, _) = Life::new(Mode::Run);
         life.step(found(PreviousQemu::Running).into(), at(0), &POLICY);
         // The unit must be reported as up before it ends, or systemd takes the end for a failure.
-        let event = StartEvent::Launched { guest, ready: true };
+        let event = StartEvent::Launched { guest, ready: true, intention: None };
         let actions = life.step(event.into(), at(0), &POLICY);
         assert_eq!(actions[0], Action::NotifyReady);
         assert!(actions.contains(&Action::Quit));
@@ -255,7 +273,7 @@ fn shut_down_mode_stops_every_guest() {
             let policy = Policy { on_panic, ..POLICY };
             let (mut life, _) = Life::new(Mode::ShutDown);
             life.step(found(PreviousQemu::Running).into(), at(0), &policy);
-            let event = StartEvent::Launched { guest, ready: true };
+            let event = StartEvent::Launched { guest, ready: true, intention: None };
             life.step(event.into(), at(0), &policy);
             assert!(
                 matches!(life.state(), State::Stopping(_) | State::Quitting { .. }),
@@ -304,50 +322,6 @@ fn stop_cancels_each_phase() {
     }
 }
 
-/// A guest that runs is not left alone, and not forced off, because of a stop at the wrong moment.
-#[test]
-fn stop_while_adopting_stops_the_guest() {
-    let stop = Event::Requested(Command::Stop { timeout: Some(at(7)) });
-    let adopting = || {
-        let (mut life, _) = Life::new(Mode::Run);
-        life.step(found(PreviousQemu::Running).into(), at(0), &POLICY);
-        life
-    };
-    let adopted = StartEvent::Launched { guest: Guest::Running, ready: true };
-    for (event, reason) in [(Event::StopSignaled, "stopped"), (stop, "stopped")] {
-        let mut life = adopting();
-        assert_eq!(life.step(event, at(1), &POLICY), []);
-        let actions = life.step(adopted.clone().into(), at(2), &POLICY);
-        assert!(actions.contains(&Action::PressPowerButton) && !actions.contains(&Action::Quit));
-        life.step(Event::GuestShutdown, at(3), &POLICY);
-        let actions = life.step(Event::QemuExited(QemuExit::Code(0)), at(4), &POLICY);
-        let Some(Action::Record(end)) = actions.first() else { panic!("{actions:?}") };
-        assert_eq!((end.reason(), exit_code(&actions)), (reason, Some(0)));
-    }
-    let mut life = adopting();
-    life.step(Event::HostShutdownStarted, at(1), &POLICY);
-    assert!(life.step(adopted.clone().into(), at(2), &POLICY).contains(&Action::Save));
-    // Also where a clean stop was requested before.
-    for first in [Event::DeadlinePassed, Event::StopSignaled] {
-        let mut life = adopting();
-        life.step(first, at(1), &POLICY);
-        life.step(Event::Requested(Command::Terminate), at(1), &POLICY);
-        assert!(life.step(adopted.clone().into(), at(2), &POLICY).contains(&Action::Quit));
-        let actions = life.step(Event::QemuExited(QemuExit::Code(0)), at(4), &POLICY);
-        let Some(Action::Record(end)) = actions.first() else { panic!("{actions:?}") };
-        assert_eq!((end.reason(), exit_code(&actions)), ("killed", Some(0)));
-    }
-    // One that does not answer is not waited for; whatever stops the unit ends its process.
-    let mut life = adopting();
-    life.step(Event::StopSignaled, at(1), &POLICY);
-    assert_eq!(exit_code(&life.step(Event::DeadlinePassed, at(6), &POLICY)), Some(0));
-    let mut life = adopting();
-    life.step(Event::StopSignaled, at(1), &POLICY);
-    let actions = life.step(failed(Fault::Host, Leftover::MayRun).into(), at(2), &POLICY);
-    assert_eq!(exit_code(&actions), Some(0));
-    assert!(!actions.contains(&Action::RemoveRecord));
-}
-
 /// Which pairs of a phase and an event change nothing: all that the drawing does not have.
 #[test]
 fn phases_ignore_foreign_events() {
@@ -364,7 +338,7 @@ fn phases_ignore_foreign_events() {
                     matches!(phase, Phase::Launching(_) | Phase::Adopting)
                 }
                 StartEvent::Failed { .. } => true,
-                StartEvent::Aborted(_) => false,
+                StartEvent::Aborted(_) | StartEvent::ShutdownResumed(_) => false,
             };
             let before = State::Starting(phase);
             let after = step(before.clone(), event.clone().into(), at(1), &POLICY);

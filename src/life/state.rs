@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    end::End,
     event::{Command, Event},
+    intention::{AfterQemu, Intention},
     requester::Requester,
 };
 
@@ -143,16 +143,25 @@ pub struct StopLadder {
     pub then: AfterQemu,
 }
 
-/// What follows the exit of QEMU.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AfterQemu {
-    /// The run ends.
-    End(End),
-    /// A new QEMU process is launched.
-    Relaunch,
-}
-
 impl State {
+    /// How QEMU is being ended; `None` if it is not.
+    pub fn intention(&self) -> Option<Intention> {
+        match self {
+            Self::Stopping(ladder) => {
+                Some(Intention { then: ladder.then.clone(), deadline: Some(ladder.deadline) })
+            }
+            Self::Quitting { then, .. } | Self::Killing { then, .. } => {
+                Some(Intention { then: then.clone(), deadline: None })
+            }
+            Self::Starting(_)
+            | Self::Canceling { .. }
+            | Self::Running
+            | Self::Paused(_)
+            | Self::Suspending(_)
+            | Self::Ended => None,
+        }
+    }
+
     /// When the driver has to send [`super::Event::DeadlinePassed`]; `None` without a deadline.
     pub fn deadline(&self) -> Option<Duration> {
         match self {

@@ -5,16 +5,17 @@ use std::time::Duration;
 use super::{
     action::{Action, Rung},
     end::{Cause, End, QemuExit},
-    event::{Command, Event},
+    event::{Command, Event, StartEvent},
+    intention::AfterQemu,
     limits::{KILL_GRACE, PRESS_EVERY},
     mode::Mode,
     policy::Policy,
     requester::Requester,
     start::{canceling, starting},
-    state::{AfterQemu, PauseReason, Phase, State, StopLadder},
+    state::{PauseReason, Phase, State, StopLadder},
     stop_ladder::{
         ask, end, ended, finish, guest_done, instead_of_relaunch, not_ready, panicked, quit,
-        reboot, stop_instead,
+        reboot, resume, stop_instead,
     },
     suspend::{save, suspending},
 };
@@ -74,6 +75,7 @@ fn running(event: Event, now: Duration, policy: &Policy) -> (State, Vec<Action>)
         Event::VcpusStopped => (State::Paused(PauseReason::Operator), vec![]),
         Event::DiskSpaceExhausted => (State::Paused(PauseReason::DiskFull), vec![]),
         Event::GuestNotReady(why) => not_ready(why, now, policy, vec![]),
+        Event::Start(StartEvent::ShutdownResumed(intention)) => resume(intention, now, vec![]),
         Event::QemuExited(gone) => end(Cause::QemuDied(gone)),
         Event::Start(_)
         | Event::GuestReady
@@ -133,6 +135,13 @@ fn paused(hold: PauseReason, event: Event, now: Duration, policy: &Policy) -> (S
         (_, Event::VcpusResumed) => (State::Running, vec![]),
         (PauseReason::Operator | PauseReason::DiskFull, Event::GuestNotReady(why)) => {
             not_ready(why, now, policy, wake())
+        }
+        (
+            PauseReason::Operator | PauseReason::DiskFull,
+            Event::Start(StartEvent::ShutdownResumed(intention)),
+        ) => resume(intention, now, wake()),
+        (PauseReason::Panic, Event::Start(StartEvent::ShutdownResumed(intention))) => {
+            quit(intention.then, false, now, vec![])
         }
         (PauseReason::Panic, Event::GuestNotReady(why)) => {
             quit(ended(Cause::NotReady(why)), false, now, vec![])

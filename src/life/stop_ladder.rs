@@ -5,10 +5,11 @@ use std::time::Duration;
 use super::{
     action::{Action, Rung},
     end::{Cause, End},
+    intention::{AfterQemu, Intention},
     limits::{PRESS_EVERY, QUIT_GRACE},
     policy::{OnPanic, Policy},
     requester::Requester,
-    state::{AfterQemu, PauseReason, Phase, State, StopLadder},
+    state::{PauseReason, Phase, State, StopLadder},
 };
 
 /// The first rung.
@@ -34,6 +35,22 @@ pub(super) fn not_ready(
 /// The ladder of a reboot: a new QEMU process is launched.
 pub(super) fn reboot(now: Duration, policy: &Policy, before: Vec<Action>) -> (State, Vec<Action>) {
     ladder(AfterQemu::Relaunch, policy.shutdown_timeout, now, before, false)
+}
+
+/// Continues a shutdown that an earlier supervisor began. Where QEMU was being ended, a guest that
+/// is held is not resumed: its state may be saved.
+pub(super) fn resume(
+    intention: Intention,
+    now: Duration,
+    before: Vec<Action>,
+) -> (State, Vec<Action>) {
+    let goes_down = intention.ends_run();
+    match intention.deadline {
+        Some(deadline) => {
+            ladder(intention.then, deadline.saturating_sub(now), now, before, goes_down)
+        }
+        None => quit(intention.then, false, now, vec![]),
+    }
 }
 
 pub(super) fn ladder(

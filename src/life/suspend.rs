@@ -6,10 +6,11 @@ use super::{
     action::{Action, Rung},
     end::Cause,
     event::{Command, Event},
+    intention::AfterQemu,
     limits::QUIT_GRACE,
     policy::Policy,
     requester::Requester,
-    state::{AfterQemu, PauseReason, Saving, State},
+    state::{PauseReason, Saving, State},
     stop_ladder::{ask, end, ended, panicked, quit},
 };
 

@@ -285,8 +285,22 @@ fn users_of_others(layout: &Layout, own: &VmName) -> Result<Users, file::Error> 
     let processes = running::Processes::default();
     let (of_runtime, states) = others(&layout.runtime)?;
     let of = layout.clone();
+    // A QEMU process without a record runs as the user that its identity or its files name, if it
+    // has one of its own. Then no scan of /proc is needed to find that user.
+    let known: BTreeSet<VmName> = users
+        .iter()
+        .filter(|(uid, _)| **uid != root)
+        .map(|(_, vm): (_, &VmName)| vm.clone())
+        .collect();
+    let is_known = known.clone();
     let found = storage_reader::read_each(&states, move |state| {
-        Some(running::find_among(&of.vm(&named(state)?), &processes))
+        let name = named(state)?;
+        let paths = of.vm(&name);
+        Some(if is_known.contains(&name) {
+            running::find_without_scan(&paths)
+        } else {
+            running::find_among(&paths, &processes)
+        })
     });
     for (name, found) in of_runtime.into_iter().zip(found) {
         match found {
@@ -296,8 +310,7 @@ fn users_of_others(layout: &Layout, own: &VmName) -> Result<Users, file::Error> 
                 }
             }
             Ok(Some(Ok(_))) => {}
-            // Its QEMU has the user that its identity or its files name, if it has one of its own.
-            _ if users.iter().any(|(uid, vm)| *vm == name && *uid != root) => {}
+            _ if known.contains(&name) => {}
             _ => unknown = Some(name),
         }
     }

@@ -4,6 +4,8 @@ pub mod identity;
 pub mod identity_lock;
 pub mod identity_store;
 pub mod identity_uuid;
+pub(crate) mod intended_end;
+pub mod intention;
 pub mod layout;
 pub mod liveness;
 pub mod record;

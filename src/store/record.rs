@@ -11,8 +11,7 @@ use std::{
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
-use super::layout::VmPaths;
-use super::liveness;
+use super::{intention::RecordedIntention, layout::VmPaths, liveness};
 use crate::{
     control::{
         isolation::{Isolation, Layer},
@@ -103,6 +102,9 @@ pub struct Record {
     /// cloud-init's instance-id in the seed that it was given.
     #[serde(default)]
     pub instance: Option<String>,
+    /// How its supervisor is ending QEMU; `None` if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intention: Option<RecordedIntention>,
     /// What a newer version wrote beside.
     #[serde(flatten)]
     pub other: serde_json::Map<String, serde_json::Value>,

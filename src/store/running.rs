@@ -161,18 +161,40 @@ pub fn find(paths: &VmPaths) -> Result<PreviousQemu, Unknown> {
 /// # Errors
 /// As of [`find`].
 pub fn find_among(paths: &VmPaths, processes: &Processes) -> Result<PreviousQemu, Unknown> {
-    let mut found = probe(paths, processes);
+    patiently(|| {
+        let (found, record) = probe(paths)?;
+        // Also where the process of the record has exited: the record may be older than QEMU.
+        if let Some(record) = record {
+            none_without_lock(paths, processes, record)?;
+        }
+        Ok(found)
+    })
+}
+
+/// The same by the run record and the locks alone, without the scan of /proc, which takes
+/// milliseconds. The absence of both does not prove that no QEMU is running: a QEMU process of an
+/// earlier qvm holds no lock.
+///
+/// # Errors
+/// As of [`find`].
+pub fn find_without_scan(paths: &VmPaths) -> Result<PreviousQemu, Unknown> {
+    patiently(|| Ok(probe(paths)?.0))
+}
+
+fn patiently(probe: impl Fn() -> Found) -> Found {
+    let mut found = probe();
     for _ in 1..PROBES {
         if !matches!(found, Err(Unknown { source: Cause::Locked { .. } })) {
             break;
         }
         std::thread::sleep(PAUSE);
-        found = probe(paths, processes);
+        found = probe();
     }
     found
 }
 
-fn probe(paths: &VmPaths, processes: &Processes) -> Result<PreviousQemu, Unknown> {
+/// What the run record and the locks tell, and why the record names no process that is running.
+fn probe(paths: &VmPaths) -> Result<(PreviousQemu, Option<NoRecord>), Unknown> {
     let (not_running, record) = match Record::read(paths) {
         Ok(None) => (PreviousQemu::None, NoRecord::Absent),
         Err(why) => (PreviousQemu::None, NoRecord::Unreadable(why)),
@@ -182,7 +204,7 @@ fn probe(paths: &VmPaths, processes: &Processes) -> Result<PreviousQemu, Unknown
             let is_of_this_boot = pidfd::boot_id().map_err(failed)? == record.boot_id;
             let found = pidfd::find(pid, record.start_time, &record.boot_id).map_err(failed)?;
             if let Some(process) = found {
-                return Ok(PreviousQemu::Running(Arc::new(process), Box::new(record)));
+                return Ok((PreviousQemu::Running(Arc::new(process), Box::new(record)), None));
             }
             let not_running = match (is_of_this_boot, &record.isolation) {
                 (false, _) => PreviousQemu::None,
@@ -195,9 +217,7 @@ fn probe(paths: &VmPaths, processes: &Processes) -> Result<PreviousQemu, Unknown
     if let Some(lock) = liveness::held_lock(paths).map_err(Cause::from)? {
         return Err(Cause::Locked { lock, record }.into());
     }
-    // Also where the process of the record has exited: the record may be an older one than QEMU.
-    none_without_lock(paths, processes, record)?;
-    Ok(not_running)
+    Ok((not_running, Some(record)))
 }
 
 /// Proves that no QEMU of the VM is running that holds no lock: an earlier qvm started it.

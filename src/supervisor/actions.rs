@@ -22,6 +22,10 @@ impl Supervisor {
     pub(crate) fn feed(&mut self, event: life::Event) {
         let before = self.public_state();
         let actions = self.life.step(event, self.ctx.elapsed(), &policy(self.config.vm()));
+        if let Some(vm) = &mut self.vm {
+            // Before the actions: the next supervisor has to know what was intended with QEMU.
+            vm.record_intention(self.life.state().intention(), &self.ctx);
+        }
         let state = self.public_state();
         if state != before {
             self.history.on_state_changed(self.ctx.now());
@@ -99,8 +103,9 @@ impl Supervisor {
     fn press_power_button(&mut self) {
         let Some(vm) = &mut self.vm else { return };
         // A guest whose file systems are frozen cannot shut down.
-        let thawed = vm.thaw_first();
+        let (written, thawed) = (vm.intention_written(), vm.thaw_first());
         vm.qemu().tell("press the power button", |q| async move {
+            written.await;
             let _ = thawed.await;
             q.powerdown(QMP_LIMIT).await
         });
@@ -108,13 +113,17 @@ impl Supervisor {
 
     fn ask_agent_to_shut_down(&mut self) {
         let Some(vm) = &mut self.vm else { return };
-        let thawed = vm.thaw_first();
-        vm.qemu().ask_agent_to_shut_down(async move { drop(thawed.await) });
+        let (written, thawed) = (vm.intention_written(), vm.thaw_first());
+        vm.qemu().ask_agent_to_shut_down(async move {
+            written.await;
+            drop(thawed.await);
+        });
     }
 
     fn quit(&mut self) {
         if let Some(vm) = &mut self.vm {
-            vm.qemu().quit();
+            let written = vm.intention_written();
+            vm.qemu().quit(written);
         }
     }
 

@@ -77,8 +77,13 @@ impl Supervisor {
         if restored {
             set_guest_clock(vm.qemu(), ctx);
         }
+        let intention = vm.recorded_intention(ctx);
+        if intention.is_some() {
+            info!("continuing the shutdown that the previous supervisor began");
+        }
         self.vm = Some(vm);
-        self.feed(life::StartEvent::Launched { guest: found, ready: was_ready }.into());
+        let launched = life::StartEvent::Launched { guest: found, ready: was_ready, intention };
+        self.feed(launched.into());
         if found == Guest::Paused {
             self.on_paused();
         }

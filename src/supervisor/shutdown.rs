@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tracing::{error, warn};
 
-use super::{Supervisor, input::Input, outcome::Outcome};
+use super::{Supervisor, input::Input, outcome::Outcome, start::Start};
 use crate::{life, spec::HostShutdown, store::reservation, systemd::service};
 
 /// How long a re-execution waits until everything is written.
@@ -71,8 +71,9 @@ impl Supervisor {
 
     /// Tidies up behind the end of the VM. What the storage does not take in time is not waited for.
     pub(crate) async fn leave(&mut self) {
-        // A QEMU that has not exited has its memory still, and its record tells of it.
-        let stays = self.vm.is_some();
+        // A QEMU process that has not exited still has its memory, also one that was not adopted.
+        let start_leaves = self.start.as_ref().is_some_and(Start::may_leave_qemu);
+        let stays = self.vm.is_some() || start_leaves;
         let (paths, cgroup) = (self.ctx.paths().clone(), self.host_share.take_cgroup());
         let lanes = self.ctx.lanes();
         let tidied = lanes.run.run(move || {

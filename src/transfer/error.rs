@@ -153,7 +153,9 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::NoVm(_) => "`qvm list` shows those there are".into(),
-            Self::InUse { source, .. } if source.is_the_hosts() => return source.hint(),
+            Self::InUse { name, source } if source.is_the_hosts() => {
+                return source.hint().map(|hint| hint.replace("NAME", name.as_str()));
+            }
             Self::Exists(_) | Self::InUse { .. } => "choose another name".into(),
             Self::Kept { name, .. } => format!(
                 "choose another name; or `qvm rm {name} --disks` deletes it, if nobody needs it any more"

@@ -8,7 +8,9 @@ pub(crate) mod loops;
 pub(crate) mod mounts;
 pub(crate) mod network;
 pub(crate) mod old_qemu;
+pub(crate) mod orphaned;
 pub(crate) mod patience;
+pub(crate) mod relayed;
 pub(crate) mod terminal;
 
 use std::{

@@ -14,11 +14,11 @@ use crate::{
     cli::exit::{self, Failure},
     control::types::{Command, State},
     fleet::{
-        inventory::{Entry, inventory},
+        inventory::{Entry, first_unknown, inventory, names},
         orphans,
     },
     spec::{self, Source, Vm},
-    store::{layout::Layout, running, vm_state},
+    store::{layout::Layout, running, vm_file_copies, vm_state},
     supervisor::settings::Settings,
     sys::storage_reader::StorageReader,
     value::VmName,
@@ -99,8 +99,8 @@ async fn find(layout: &Layout) -> Result<Vec<Orphan>, Failure> {
     // Where VM files cannot be seen every VM would be an orphan.
     let dir = layout.vm_files();
     if let Err(error) = std::fs::read_dir(&dir) {
-        let text = format!("cannot tell which VM files there are: `{}`: {error}", dir.display());
-        return Err(Failure::new(exit::FAILED, text));
+        let doing = format!("cannot tell which VM files there are: `{}`", dir.display());
+        return Err(Failure::of_io(&doing, &error));
     }
     let mut orphans = Vec::new();
     for entry in inventory(&StorageReader::default(), layout, &[]).await {
@@ -227,6 +227,7 @@ fn delete(args: &Args, layout: &Layout, down: &[Orphan]) -> Result<(), Failure> 
         };
         needed.extend(disks(&vm).map(Path::to_owned));
     }
+    needed.extend(disks_in_use(layout)?);
     let mut text = String::from("This deletes for ever:\n");
     let mut deleted = Vec::new();
     for orphan in down {
@@ -258,6 +259,39 @@ fn delete(args: &Args, layout: &Layout, down: &[Orphan]) -> Result<(), Failure> 
         }
     }
     Failure::all(failures)
+}
+
+/// Returns the disks that running VMs use by the VM files that they were started from. The VM files
+/// may have changed since.
+///
+/// # Errors
+/// It is not known whether a VM is running, or from which VM file a running VM was started.
+fn disks_in_use(layout: &Layout) -> Result<Vec<PathBuf>, Failure> {
+    if let Some((name, unknown)) = first_unknown(layout) {
+        return Err(super::unknown(&unknown, &name));
+    }
+    let (mut used, processes) = (Vec::new(), running::Processes::default());
+    for name in names(layout) {
+        let (paths, file) = (layout.vm(&name), layout.vm_file(&name));
+        let found = running::find_among(&paths, &processes);
+        if found.is_ok_and(|found| !found.is_running()) {
+            continue;
+        }
+        match vm_file_copies::booted(&paths, &name, &file) {
+            Some((vm, _)) => used.extend(disks(&vm).map(Path::to_owned)),
+            None => {
+                let text = format!(
+                    "cannot determine which disks the VM uses: cannot read `{}`",
+                    paths.booted().display()
+                );
+                let hint = format!("stop it first: `qvm stop {name}`");
+                return Err(Failure::new(exit::HOST, text).about(&name).hint(hint));
+            }
+        }
+        let reloaded = vm_file_copies::reloaded(&paths, &name, &file);
+        used.extend(reloaded.iter().flat_map(disks).map(Path::to_owned));
+    }
+    Ok(used)
 }
 
 /// The files that a VM's disks are, or are made from.

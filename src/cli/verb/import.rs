@@ -69,6 +69,9 @@ pub async fn run(
 
 fn refused(error: &Error, args: &Args) -> Failure {
     match (error, &args.name) {
+        (error, _) if error.is_the_hosts() => {
+            Failure::of(error).code(exit::HOST).hint(error.hint())
+        }
         (Error::Exists(_) | Error::Kept { .. } | Error::InUse { .. }, None) => {
             Failure::of(error).hint("`--name` gives it another".to_owned())
         }

@@ -7,6 +7,7 @@ pub(crate) mod event;
 pub(crate) mod freeze;
 pub(crate) mod hotplug;
 pub(crate) mod installed_qemu;
+mod intention;
 pub(crate) mod live_update;
 pub(crate) mod memory;
 mod operations;

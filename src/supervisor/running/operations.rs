@@ -49,6 +49,21 @@ impl RunningVm {
         self.freeze.thaw_first(&mut self.qemu)
     }
 
+    /// Writes to the run record how QEMU is being ended.
+    pub(crate) fn record_intention(&mut self, intention: Option<life::Intention>, ctx: &Context) {
+        self.qemu.record_intention(intention, ctx);
+    }
+
+    /// How an earlier supervisor was ending QEMU, if it was.
+    pub(crate) fn recorded_intention(&self, ctx: &Context) -> Option<life::Intention> {
+        self.record().intention.as_ref()?.intention(ctx.now(), ctx.elapsed())
+    }
+
+    /// Waits until the run record contains how QEMU is being ended.
+    pub(crate) fn intention_written(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
+        self.qemu.intention_written()
+    }
+
     /// The guest has booted: its file systems are not frozen.
     pub(crate) fn forget_freeze(&mut self) {
         self.freeze.forget(&mut self.qemu);

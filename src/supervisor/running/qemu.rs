@@ -6,8 +6,12 @@ use futures_util::future::BoxFuture;
 use tokio::{sync::mpsc, task::AbortHandle};
 use tracing::{error, info, warn};
 
-use super::event::{Executed, VmEvent};
+use super::{
+    event::{Executed, VmEvent},
+    intention::Intentions,
+};
 use crate::{
+    life::Intention,
     store::{record::Record, record_writer::RecordWriter},
     supervisor::{
         context::Context,
@@ -47,6 +51,8 @@ pub(crate) struct Qemu {
     sync: u32,
     /// QEMU shuts down where the guest reboots, for a relaunch.
     reboot_relaunches: bool,
+    /// How the process is being ended.
+    intentions: Intentions,
 }
 
 impl Qemu {
@@ -69,6 +75,7 @@ impl Qemu {
             replies: None,
             sync: std::process::id(),
             reboot_relaunches: false,
+            intentions: Intentions::default(),
         };
         (qemu, events)
     }
@@ -101,6 +108,20 @@ impl Qemu {
     ) -> BoxFuture<'static, Result<(), String>> {
         change(&mut self.record);
         Box::pin(self.records.write(&self.record))
+    }
+
+    /// Writes to the run record how the process is being ended.
+    pub(crate) fn record_intention(&mut self, intention: Option<Intention>, ctx: &Context) {
+        let Self { intentions, record, records, .. } = self;
+        intentions.update(intention, ctx, |recorded| {
+            record.intention = recorded;
+            Box::pin(records.write(record))
+        });
+    }
+
+    /// Waits until the run record contains how the process is being ended.
+    pub(crate) fn intention_written(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
+        self.intentions.written()
     }
 
     /// Notes what a reboot of the guest is to do. Returns whether that is another than before.
@@ -243,10 +264,12 @@ impl Qemu {
         });
     }
 
-    /// Sends QMP `quit`; SIGTERM, which QEMU handles in the same way, where QMP does not answer.
-    pub(crate) fn quit(&mut self) {
+    /// Sends QMP `quit` after `first`; SIGTERM, which QEMU handles in the same way, where QMP does
+    /// not answer.
+    pub(crate) fn quit(&mut self, first: impl Future<Output = ()> + Send + 'static) {
         let (client, process) = (self.client.clone(), self.process.clone());
         self.tasks.spawn(async move {
+            first.await;
             match client.quit(QUIT_LIMIT).await {
                 Ok(()) | Err(qmp::Error::Closed) => {}
                 Err(error) => {
@@ -392,7 +415,7 @@ mod tests {
         let (mut fake, _child) = with_process(&host).await;
         fake.peer.script.on("quit", Answer::Refuse("no"));
         fake.qemu.await_exit(|_| false);
-        fake.qemu.quit();
+        fake.qemu.quit(std::future::ready(()));
         let VmEvent::Exited { exit, .. } = fake.event().await else { panic!() };
         assert_eq!(exit, Exit::Signal(15));
     }

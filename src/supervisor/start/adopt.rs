@@ -8,7 +8,7 @@ use super::launch::{Error, LaunchedQemu, finish_restore};
 use crate::{
     disk,
     life::Guest,
-    store::{record::Record, saved_state},
+    store::{intention::RecordedIntention, record::Record, saved_state},
 };
 use crate::{
     store::layout::VmPaths,
@@ -63,15 +63,24 @@ async fn connect(
     }
     let listens = session.client.listens_for_viewers(ANSWER_LIMIT).await?;
     let serial = UnixStream::connect(paths.serial_socket()).await.map_err(Error::Serial)?;
+    // The guest has not run since its state was saved, and must not run on.
+    let is_saved = record.intention.as_ref().is_some_and(RecordedIntention::is_suspended)
+        && paths.saved().symlink_metadata().is_ok();
+    if !is_saved {
+        // Without the saved state, the guest itself must run on.
+        record.intention.take_if(|intention| intention.is_suspended());
+    }
     if let Some(held) = record.restoring {
         finish_restore(&session.client, paths, held).await?;
-    } else {
+    } else if !is_saved {
         // The disks have changed since that state was saved.
         if let Err(error) = saved_state::remove(&paths.saved()) {
             tracing::warn!("cannot remove an outdated saved state: {}", chain(&error));
         }
     }
-    if let Some(held) = record.saving {
+    if let Some(held) = record.saving
+        && !is_saved
+    {
         // The stream went to the supervisor that has died.
         let _ = session.client.cancel_migration(ANSWER_LIMIT).await;
         if !held {

@@ -274,6 +274,7 @@ pub async fn launch(
             .and_then(|chosen| Some((chosen.code.clone(), file::written_at(&chosen.code)?))),
         isolation: None,
         instance: vm.cloud_init.as_ref().map(|_| prepared.identity.instance_id.clone()),
+        intention: None,
         other: serde_json::Map::new(),
     };
     // Written before QEMU is executed: the next supervisor finds the process, whenever this one

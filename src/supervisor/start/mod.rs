@@ -120,6 +120,8 @@ pub(crate) struct Start {
     boot: Option<Boot>,
     /// What an operator should know about the start so far.
     notes: Vec<String>,
+    /// A QEMU process of the VM is running, or it cannot be determined whether one is.
+    may_leave_qemu: bool,
 }
 
 /// What an earlier supervisor left, as far as later phases need it.
@@ -152,6 +154,7 @@ impl Start {
             prepared: None,
             boot: None,
             notes: vec![],
+            may_leave_qemu: false,
         }
     }
 
@@ -171,6 +174,8 @@ impl Start {
             Message::Waiting(why) => Report::Waiting(why),
             Message::PreviousRead(read) => {
                 let PreviousRun { ends, identity, booted, qemu, saved, event } = *read;
+                self.may_leave_qemu =
+                    qemu.is_some() || matches!(event, StartEvent::PreviousUnknown(_));
                 self.previous = Previous { qemu, booted, saved, adopting: None };
                 Report::Previous { ends, identity, event }
             }
@@ -190,12 +195,16 @@ impl Start {
             },
             Message::Launched(launched) => Report::Launched(launched),
             Message::Failed(failure, leftover) => self.on_failed(failure, leftover),
-            Message::Aborted(leftover) => Report::Ended(StartEvent::Aborted(leftover)),
+            Message::Aborted(leftover) => {
+                self.may_leave_qemu = leftover == Leftover::MayRun;
+                Report::Ended(StartEvent::Aborted(leftover))
+            }
         }
     }
 
     fn on_failed(&mut self, failure: StartFailure, leftover: Leftover) -> Report {
         self.task = None;
+        self.may_leave_qemu = leftover == Leftover::MayRun;
         Report::Ended(StartEvent::Failed { failure, leftover })
     }
 
@@ -264,6 +273,7 @@ impl Start {
             return Err(failed(failure::not_prepared(), Leftover::None));
         };
         self.boot = Some(boot);
+        self.may_leave_qemu = true;
         let settings = self.resources.settings.clone();
         let work = async move { launch::launch(&settings, prepared, &text, boot).await };
         self.begin_qemu(Leftover::None, vm, work)
@@ -353,6 +363,11 @@ impl Start {
     /// The pid of the QEMU process that is being adopted.
     pub(crate) fn adopting_pid(&self) -> Option<u32> {
         self.previous.adopting
+    }
+
+    /// Whether a QEMU process of the VM is left, or may be, where the run ends with this start.
+    pub(crate) fn may_leave_qemu(&self) -> bool {
+        self.may_leave_qemu
     }
 
     /// Whether QEMU was launched to restore a saved state.

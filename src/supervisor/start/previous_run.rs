@@ -8,6 +8,7 @@ use crate::{
     spec::{self, Vm},
     store::{
         identity::Identity,
+        intended_end,
         layout::VmPaths,
         record::{self, Record},
         running::{self, PreviousQemu},
@@ -58,6 +59,10 @@ pub(crate) struct SavedVm {
 
 impl PreviousRun {
     /// Blocks for as long as the storage does.
+    ///
+    /// This is the one scan of /proc of a start. It is proof: whoever starts a QEMU process of this
+    /// VM holds the VM's lock, as this supervisor does from before the scan until its own QEMU
+    /// process holds the liveness locks.
     pub(super) fn read(paths: &VmPaths, name: &VmName, file: &Path) -> Self {
         let (saved_vm, saved) = read_saved(paths, name, file);
         let (qemu, event) = match running::find(paths) {
@@ -65,7 +70,10 @@ impl PreviousRun {
                 (Some((process, record)), found(life::PreviousQemu::Running, saved))
             }
             Ok(PreviousQemu::None) => (None, found(life::PreviousQemu::None, saved)),
-            Ok(PreviousQemu::Exited) => (None, found(life::PreviousQemu::Exited, saved)),
+            Ok(PreviousQemu::Exited) => {
+                let intended = intended_end::recorded(paths);
+                (None, found(life::PreviousQemu::Exited { intended }, saved))
+            }
             Ok(PreviousQemu::NeverExecuted) => {
                 (None, found(life::PreviousQemu::NeverExecuted, saved))
             }

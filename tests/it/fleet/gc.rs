@@ -211,3 +211,22 @@ fn the_one_who_is_asked_may_say_no() {
     assert!(!lab.state("gone", "").exists() && !lab.state("old", "").exists());
     lab.ok(&["kill", "web"]);
 }
+
+#[test]
+fn disk_of_a_running_vm_is_kept() {
+    let Some(lab) = lab() else { return };
+    // `web` is restarted with a disk in the state directory of `gone`; then the disk is removed
+    // from its VM file.
+    let image = guest("boot.qcow2").unwrap();
+    let disk = lab.state("gone", "root.qcow2");
+    let table = format!("[disk.data]\npath = \"{}\"\n", disk.display());
+    lab.vm("web", &image, &table);
+    lab.ok(&["restart", "web"]);
+    lab.vm("web", &image, "");
+    let said = lab.ok(&["gc", "--disks", "--yes"]);
+    assert!(said.contains("gone: kept, another VM needs"), "{said}");
+    assert!(disk.exists());
+    lab.ok(&["kill", "web"]);
+    lab.ok(&["gc", "--disks", "--yes"]);
+    assert!(!disk.exists());
+}

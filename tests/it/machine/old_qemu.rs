@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::lab::{guest, old_qemu::lab as old, runs, signal, until};
+use crate::lab::{guest, old_qemu::lab as old, orphaned::Orphaned, runs, signal, until};
 
 #[test]
 fn a_guest_lives_its_life() {
@@ -97,4 +97,33 @@ fn a_linux_with_seed_agent_and_disks_goes_to_a_later_qemu_and_not_back() {
     for part in [&format!("machine type `{machine}`"), "QEMU 7.2.", "hint: ", "`pc-q35-7.2`"] {
         assert!(message.contains(part), "no {part}: {message}");
     }
+}
+
+/// QEMU 7.2 of the guests runs through its own dynamic loader: `/proc/PID/exe` is the loader, and
+/// its argument is QEMU.
+#[test]
+fn state_is_proven_and_kill_acts_on_unknown() {
+    let (Some(lab), Some(image)) = (old(), guest("boot.qcow2")) else { return };
+    lab.vm("web", &image, "");
+    let vm = Orphaned::of(lab);
+    for lock in vm.locks() {
+        let held = fs::File::open(&lock).unwrap();
+        let mut probe = nix::libc::flock {
+            l_type: nix::libc::F_WRLCK as nix::libc::c_short,
+            l_whence: nix::libc::SEEK_SET as nix::libc::c_short,
+            l_start: 0,
+            l_len: 0,
+            l_pid: 0,
+        };
+        nix::fcntl::fcntl(&held, nix::fcntl::FcntlArg::F_OFD_GETLK(&mut probe)).unwrap();
+        assert_eq!(i32::from(probe.l_type), nix::libc::F_WRLCK, "{}", lock.display());
+    }
+    fs::write(vm.record(), "").unwrap();
+    for words in [&["start", "web"][..], &["rm", "web", "--disks", "--yes"]] {
+        assert_eq!(vm.lab.qvm(words).status.code(), Some(75), "{words:?}");
+    }
+    assert_eq!(vm.lab.status("web")["state"], "unknown");
+    vm.lab.ok(&["kill", "web"]);
+    assert!(!runs(vm.qemu));
+    assert_eq!(vm.lab.last_reason("web"), "killed");
 }

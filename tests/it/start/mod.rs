@@ -7,4 +7,5 @@ mod liveness;
 mod ready;
 mod surroundings;
 mod tiny;
+mod unknown;
 mod unprivileged;

@@ -5,6 +5,7 @@ mod exec_stop_post;
 mod host_faults;
 mod hung_storage;
 mod hung_verbs;
+mod intention;
 mod load;
 mod monitor;
 mod plug;
