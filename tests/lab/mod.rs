@@ -275,6 +275,17 @@ impl Lab {
         });
     }
 
+    /// Waits until a VM is running, or its supervisor has ended: then true.
+    pub(crate) fn until_guest_or_exit(&mut self, name: &str, index: usize) -> bool {
+        let mut ended = false;
+        until("the VM runs, or its supervisor has ended", || {
+            ended = self.supervisors[index].try_wait().unwrap().is_some();
+            let status = self.status(name);
+            ended || (status["state"] == "running" && !status["supervisorPid"].is_null())
+        });
+        ended
+    }
+
     /// Waits for something that a guest brings about, as long as its console log grows.
     pub(crate) fn until_guest(&self, name: &str, what: &str, done: impl FnMut() -> bool) {
         if let Err(standstill) = self.while_guest_progresses(name, done) {
