@@ -43,7 +43,7 @@ pub enum Error {
     /// Who asks may not.
     #[error("{reason}")]
     NotAllowed {
-        /// Who may not do what.
+        /// The user, and the denied operation.
         reason: String,
         /// How he might.
         hint: Option<String>,

@@ -21,11 +21,11 @@ pub struct ControlHandle {
     pub requests: mpsc::Sender<Request>,
     /// Out of the loop.
     pub events: broadcast::Sender<Event>,
-    /// Who may do what.
+    /// The authorization of requests.
     pub grant: Authorizer,
     /// The supervisor's program is about to be replaced in its process: requests that are not
     /// answered by then are not refused, but lose their connection, and are for the next program.
     pub replaced: Arc<AtomicBool>,
-    /// Who is connected.
+    /// Returns the credentials of the connected client.
     pub peer: fn(BorrowedFd<'_>) -> io::Result<Peer>,
 }

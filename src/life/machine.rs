@@ -426,7 +426,7 @@ mod tests {
         assert_eq!((life, actions), (waiting(State::Paused(PauseReason::Operator)), vec![]));
     }
 
-    /// Every state: who is not up neither becomes ready nor fails, whatever is said.
+    /// Every state: a VM that is not up neither becomes ready nor fails, whatever is reported.
     #[test]
     fn readiness_needs_a_guest_that_is_up() {
         let then = || AfterQemu::End(End { cause: Cause::Stopped(Requester::Signal) });

@@ -34,7 +34,7 @@ pub enum ReadyFailure {
 /// What a panic of the guest's kernel leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnPanic {
-    /// The run fails, so that whoever started it starts it again.
+    /// The run fails, so that the service manager restarts it.
     Restart,
     /// The run ends well.
     Stop,

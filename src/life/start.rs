@@ -48,8 +48,8 @@ pub(super) fn starting(
     }
 }
 
-/// An adoption is not canceled: its guest would keep running without a supervisor. Whoever forces
-/// the VM off ends a QEMU process that the supervisor leaves, and is not kept waiting.
+/// An adoption is not canceled: its guest would keep running without a supervisor. A request to
+/// force the VM off waits less: its verb ends a QEMU process that the supervisor leaves.
 fn cancel(phase: Phase, request: StopRequest, now: Duration) -> (State, Vec<Action>) {
     let (actions, grace) = match phase {
         Phase::Adopting if request == StopRequest::Terminate => (vec![], START_CANCEL_GRACE),

@@ -168,7 +168,7 @@ fn check_beside(dir: &Path, group: &[&Loaded<'_>], load: Load) -> Vec<Problem> {
     let mut unread: Vec<VmName> = Vec::new();
     let mut siblings: Vec<Vm> = Vec::new();
     let listed = spec::files_in(dir).unwrap_or_else(|_| {
-        // Who may not list the directory cannot be told which VMs there are: none is said to be
+        // Without permission to list the directory the other VMs are unknown: none is reported as
         // missing.
         let good = group.iter().filter_map(|(_, vm)| vm.as_ref().ok());
         unread.extend(good.flat_map(|vm| vm.after.iter().cloned()));

@@ -159,8 +159,8 @@ async fn take_up_file(name: &VmName, scope: Scope) {
     }
 }
 
-/// Whoever stops the unit before it has a supervisor again finds nobody to do it, and systemd does
-/// not call us for that: so somebody stays and looks.
+/// If the unit is stopped before the next supervisor starts, no process shuts the guest down, and
+/// systemd does not run `ExecStopPost=` again: a guard process waits for that case.
 fn guard(name: &VmName, exe: &Path, restarts: u32) {
     let mut command = Command::new(exe);
     command.arg("exec-stop-post").arg(name.as_str()).arg("--guard").arg(restarts.to_string());

@@ -45,7 +45,7 @@ pub(crate) async fn or_refused<T>(
     }
 }
 
-/// What was not done in a guest. Whoever ended it, or reads no more, is not told so.
+/// The failure of an operation in a guest; without text if a signal or a closed output ended it.
 pub(crate) async fn not_in_guest(error: &guest::Error, layout: &Layout, name: &VmName) -> Failure {
     match error {
         guest::Error::Client(error) => refused(error, layout, name).await,
