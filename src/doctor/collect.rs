@@ -26,7 +26,7 @@ use crate::{
     store::layout::{Layout, VmPaths},
     sys::{cgroup, file},
     systemd::unit::{Scope, unit_name},
-    value::{IfName, VmName, chain},
+    value::{Explain, IfName, VmName, chain},
 };
 use crate::{
     fleet::inventory::{Entry, inventory},

@@ -15,7 +15,10 @@ use std::{
 
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
-use crate::{spec::Format, value::Size};
+use crate::{
+    value::Explain,
+    {spec::Format, value::Size},
+};
 
 /// Where it is.
 #[derive(Debug, Clone)]
@@ -49,14 +52,8 @@ pub enum Error {
     CalledOff,
 }
 
-impl Error {
-    /// The host is at fault: there is no room.
-    pub fn is_the_hosts(&self) -> bool {
-        matches!(self, Self::Failed { said, .. } if said.contains("No space left"))
-    }
-
-    /// The way out, where there is one.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Error {
+    fn own_hint(&self) -> Option<String> {
         match self {
             Self::Run { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 Some("install qemu-img (Debian: qemu-utils, Fedora: qemu-img, NixOS: qemu)".into())
@@ -66,6 +63,10 @@ impl Error {
             }
             _ => None,
         }
+    }
+
+    fn is_own_host_fault(&self) -> bool {
+        matches!(self, Self::Failed { said, .. } if said.contains("No space left"))
     }
 }
 

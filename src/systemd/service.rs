@@ -8,7 +8,10 @@ use std::{
 };
 
 use super::unit::{self, DROP_IN, Scope};
-use crate::{sys::user_runtime_dir, value::VmName};
+use crate::{
+    value::Explain,
+    {sys::user_runtime_dir, value::VmName},
+};
 
 /// How long the service manager may take to tell something: one that is busy, or hangs, must hold up no guest's start or stop.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -39,9 +42,8 @@ pub enum Error {
     },
 }
 
-impl Error {
-    /// The host is at fault, and not the VM.
-    pub fn is_the_hosts(&self) -> bool {
+impl Explain for Error {
+    fn is_own_host_fault(&self) -> bool {
         matches!(self, Self::Silent { .. })
     }
 }

@@ -1,7 +1,10 @@
 //! Control groups: whether the weights and limits that VM files ask for can be given.
 
 use super::{Finding, Seen, names};
-use crate::{machine::resources, spec::Vm, sys::cgroup::weights, value::VmName};
+use crate::{
+    value::Explain,
+    {machine::resources, spec::Vm, sys::cgroup::weights, value::VmName},
+};
 
 /// The controllers that keys of a VM file stand for.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "io"];

@@ -1,6 +1,6 @@
 //! Why a probe of the host or of QEMU failed.
 
-use crate::machine::facts::Version;
+use crate::{machine::facts::Version, value::Explain};
 use std::{
     io::{self},
     path::PathBuf,
@@ -56,14 +56,8 @@ pub enum Error {
     },
 }
 
-impl Error {
-    /// The host is at fault: QEMU is missing, as while a package is replaced, or the machine is too busy for it.
-    pub fn is_the_hosts(&self) -> bool {
-        matches!(self, Self::NotFound(_) | Self::Run { .. } | Self::Hung(..))
-    }
-
-    /// The way out.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Error {
+    fn own_hint(&self) -> Option<String> {
         match self {
             Self::NotFound(_) => Some(
                 "install QEMU (Debian and Ubuntu: `qemu-system-x86`; Fedora: `qemu-system-x86-core`; \
@@ -82,5 +76,9 @@ impl Error {
                 Some("run it by hand; QVM_QEMU names another QEMU".into())
             }
         }
+    }
+
+    fn is_own_host_fault(&self) -> bool {
+        matches!(self, Self::NotFound(_) | Self::Run { .. } | Self::Hung(..))
     }
 }
