@@ -8,8 +8,8 @@ use super::{
     writer,
 };
 use crate::{
-    value::Explain,
-    {sys::file, value::Digest},
+    sys::file,
+    value::{Digest, Explain},
 };
 
 /// Why there is no image.

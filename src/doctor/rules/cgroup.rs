@@ -2,8 +2,10 @@
 
 use super::{Finding, Seen, names};
 use crate::{
-    value::Explain,
-    {machine::resources, spec::Vm, sys::cgroup::weights, value::VmName},
+    machine::resources,
+    spec::Vm,
+    sys::cgroup::weights,
+    value::{Explain, VmName},
 };
 
 /// The controllers that keys of a VM file stand for.
