@@ -28,8 +28,8 @@ pub fn check(bytes: &[u8]) {
     assert_eq!(documents.user_data, bytes);
     let data = vm.cloud_init.as_ref().and_then(|seed| seed.user_data.as_ref()).expect("user-data");
     for note in data.advice() {
-        super::is_tame(&note);
-        assert!(note.contains("x.yaml") && note.len() < 1000, "{note}");
+        super::is_tame(&note.text);
+        assert!(note.text.contains("x.yaml") && note.text.len() < 1000, "{note}");
     }
     // What cloud-init would ignore is passed on with a word.
     let text = String::from_utf8_lossy(bytes).to_lowercase();

@@ -304,6 +304,7 @@ mod tests {
             reason: "qemu-signal".into(),
             at: String::new(),
             detail: "it died".into(),
+            hint: None,
             failed: true,
             console: vec!["password: hunter2".into()],
         };

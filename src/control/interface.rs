@@ -42,7 +42,10 @@ mod tests {
     use zlink::idl::Interface;
 
     use super::*;
-    use crate::control::types::{End, Pending, State, Status, TakesEffect};
+    use crate::{
+        control::types::{End, Pending, State, Status, TakesEffect},
+        value::{Note, NoteCode, Notes},
+    };
 
     fn parsed(name: &str) -> Interface<'static> {
         let (_, text) = DESCRIPTIONS.iter().find(|(n, _)| *n == name).unwrap();
@@ -74,6 +77,7 @@ mod tests {
             reason: "stopped".into(),
             at: "2026-01-01T00:00:00Z".into(),
             detail: "x".into(),
+            hint: Some("x".into()),
             failed: true,
             console: vec!["x".into()],
         };
@@ -117,13 +121,14 @@ mod tests {
             orphan: false,
             description: None,
             pending: vec![],
-            notes: vec![],
+            notes: Notes::default(),
             last_stop: None,
             ends: vec![],
         };
         assert_eq!(fields("VmStatus"), keys(&status));
         assert_eq!(fields("End"), keys(&end));
         assert_eq!(fields("Pending"), keys(&pending));
+        assert_eq!(fields("Note"), keys(&Note::new(NoteCode::Other, "text")));
     }
 
     /// Types, methods and errors share one space of names: zlink's parser does not mind, those of others do.

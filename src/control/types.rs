@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 pub use super::change::{Pending, TakesEffect};
 pub use super::state::State;
 pub use crate::control::isolation::Isolation;
-use crate::value::{Operator, keyboard::Chord};
+use crate::value::{Notes, Operator, keyboard::Chord};
 
 /// Whether a VM is what `ready` of its VM file wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,8 +113,10 @@ pub struct Status {
     pub description: Option<String>,
     /// Where the VM file and what runs differ.
     pub pending: Vec<Pending>,
-    /// What an operator should know: TCG where KVM was wished for, a changed `[image]` that a disk outlives, ….
-    pub notes: Vec<String>,
+    /// What an operator should know, such as TCG where KVM was wished for: `notes`, the texts, and
+    /// `noteDetails`, the objects.
+    #[serde(flatten)]
+    pub notes: Notes,
     /// The newest of `ends`.
     pub last_stop: Option<End>,
     /// The last ten ends, newest first.
@@ -131,6 +133,9 @@ pub struct End {
     pub at: String,
     /// A sentence for people.
     pub detail: String,
+    /// What the operator can do, which `detail` contains as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
     /// Whether this end counts as a failure of the run.
     #[serde(default)]
     pub failed: bool,

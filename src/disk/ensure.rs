@@ -18,6 +18,7 @@ use super::plan::{Found, How, Made, Step, larger};
 use crate::{
     image::{self, Cached, Purpose, Tools},
     sys::progress::{At, Cancel, Doing, Progress},
+    value::{Note, NoteCode},
 };
 use crate::{
     image::{qcow2, qemu_img},
@@ -105,7 +106,7 @@ pub fn ensure(
 ///
 /// # Errors
 /// A file is there and cannot be read.
-pub fn notes(disk: &Disk, vm: &VmPaths) -> Result<Vec<String>, Error> {
+pub fn notes(disk: &Disk, vm: &VmPaths) -> Result<Vec<Note>, Error> {
     match disk.source {
         Source::File(_) | Source::Device(_) => Ok(Vec::new()),
         Source::Image(_) | Source::Blank | Source::Existing => Ok(look(disk, vm)?.1),
@@ -113,7 +114,7 @@ pub fn notes(disk: &Disk, vm: &VmPaths) -> Result<Vec<String>, Error> {
 }
 
 /// What is there, and what to do about it.
-fn look(disk: &Disk, vm: &VmPaths) -> Result<(Step, Vec<String>, Option<Found>), Error> {
+fn look(disk: &Disk, vm: &VmPaths) -> Result<(Step, Vec<Note>, Option<Found>), Error> {
     let on = |source| Error::File { disk: disk.name.clone(), source };
     let wanted = plan::format(disk);
     let first = existing(disk, &vm.disk(&disk.name, wanted), wanted)?;
@@ -201,7 +202,7 @@ impl Work<'_> {
         grown.map_err(FileError::on("grow", path)).map_err(self.file())
     }
 
-    fn make(&mut self, notes: &mut Vec<String>) -> Result<(Format, u64), Error> {
+    fn make(&mut self, notes: &mut Vec<Note>) -> Result<(Format, u64), Error> {
         let format = plan::format(self.disk);
         let path = self.vm.disk(&self.disk.name, format);
         let source = match &self.disk.source {
@@ -225,12 +226,13 @@ impl Work<'_> {
         let virtual_size = made?;
         let free = file::available(&self.vm.state).map_err(self.file())?;
         if virtual_size > free {
-            notes.push(format!(
+            let text = format!(
                 "disk {}: it may grow to {} MiB, and {} MiB are free",
                 self.disk.name,
                 virtual_size >> 20,
                 free >> 20
-            ));
+            );
+            notes.push(Note::new(NoteCode::DiskOvercommitted, text).key(plan::key(self.disk)));
         }
         Ok((format, virtual_size))
     }
@@ -241,7 +243,7 @@ impl Work<'_> {
         source: Option<&Image>,
         to: &Path,
         format: Format,
-        notes: &mut Vec<String>,
+        notes: &mut Vec<Note>,
     ) -> Result<Filled, Error> {
         let now = self.tools.now.to_string();
         let Some(image) = source else {

@@ -6,11 +6,12 @@ use std::{
     path::Path,
 };
 
-use super::{error::Error, ready::Ready};
+use super::{error::Error, plan, ready::Ready};
 use crate::{
     image::qcow2,
     spec::{Disk, Format, Media},
     sys::file::Error as FileError,
+    value::{Note, NoteCode},
 };
 
 fn open(disk: &Disk, path: &Path, flags: i32) -> Result<(File, bool), Error> {
@@ -53,7 +54,8 @@ pub(crate) fn file(disk: &Disk, path: &Path) -> Result<Ready, Error> {
         (Format::Qcow2, Ok(header)) => {
             if header.corrupt && disk.read_only {
                 // QEMU reads it, and it may be attached to save what can be read.
-                notes.push(format!("disk {}: `{}` is marked corrupt", disk.name, path.display()));
+                let text = format!("disk {}: `{}` is marked corrupt", disk.name, path.display());
+                notes.push(Note::new(NoteCode::DiskCorrupt, text).key(plan::key(disk)));
             }
             super::ready::refuse_corrupt(disk, path, &header)?;
             header.virtual_size
@@ -66,11 +68,12 @@ pub(crate) fn file(disk: &Disk, path: &Path) -> Result<Ready, Error> {
         }
         (Format::Raw, header) => {
             if header.is_ok() {
-                notes.push(format!(
+                let text = format!(
                     "disk {}: `{}` is qcow2, and the guest will see it as it is: `format` says raw",
                     disk.name,
                     path.display()
-                ));
+                );
+                notes.push(Note::new(NoteCode::DiskShownAsQcow2, text).key(plan::key(disk)));
             }
             metadata.len()
         }

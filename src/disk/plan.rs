@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::image::reference;
 use crate::{
     spec::{self, Checksum, Disk, Format, Image},
-    value::{Digest, Size},
+    value::{Digest, Note, NoteCode, Size},
 };
 
 /// The content of `NAME.origin.json` beside a disk: what it was made from.
@@ -52,20 +52,19 @@ pub enum Step {
 }
 
 /// What to do with a disk of qvm's own, and what the operator should know.
-pub fn decide(disk: &Disk, found: Option<Found>, made: Option<&Made>) -> (Step, Vec<String>) {
+pub fn decide(disk: &Disk, found: Option<Found>, made: Option<&Made>) -> (Step, Vec<Note>) {
     let Some(found) = found else { return (Step::Make, Vec::new()) };
     let mut notes = Vec::new();
     let (name, is) = (&disk.name, found.format.name());
     if found.twice {
         let other = other(found.format).name();
-        notes.push(format!(
-            "disk {name}: `{name}.{is}` is used; `{name}.{other}` lies beside it unused"
-        ));
+        let text =
+            format!("disk {name}: `{name}.{is}` is used; `{name}.{other}` lies beside it unused");
+        notes.push(Note::new(NoteCode::DiskFileUnused, text).key(key(disk)));
     } else if found.format != disk.format {
-        notes.push(format!(
-            "disk {name}: it exists as {is}; `format = \"{}\"` is ignored",
-            disk.format.name()
-        ));
+        let format = disk.format.name();
+        let text = format!("disk {name}: it exists as {is}; `format = \"{format}\"` is ignored");
+        notes.push(Note::new(NoteCode::DiskFormatKept, text).key(key(disk)));
     }
     notes.extend(outlived(disk, made));
     let step = match disk.size {
@@ -80,11 +79,17 @@ pub fn decide(disk: &Disk, found: Option<Found>, made: Option<&Made>) -> (Step, 
 }
 
 /// The note that a disk, or the image it is made from, is larger than `size` says.
-pub fn larger(disk: &Disk, size: Size, virtual_size: u64) -> Option<String> {
+pub fn larger(disk: &Disk, size: Size, virtual_size: u64) -> Option<Note> {
     (size.bytes() < virtual_size).then(|| {
         let is = Size::from_bytes(virtual_size);
-        format!("disk {}: it stays {is}; a disk is never shrunk to {size}", disk.name)
+        let text = format!("disk {}: it stays {is}; a disk is never shrunk to {size}", disk.name);
+        Note::new(NoteCode::DiskNotShrunk, text).key(key(disk))
     })
+}
+
+/// The table of the disk in the VM file, such as `disk.data`.
+pub fn key(disk: &Disk) -> String {
+    format!("disk.{}", disk.name)
 }
 
 /// The other format.
@@ -96,7 +101,7 @@ pub const fn other(format: Format) -> Format {
 }
 
 /// The note that the VM file has come to name another image than the disk was made from.
-fn outlived(disk: &Disk, made: Option<&Made>) -> Option<String> {
+fn outlived(disk: &Disk, made: Option<&Made>) -> Option<Note> {
     let made = made?;
     let spec::Source::Image(image) = &disk.source else { return None };
     let from = made.origin.as_deref().unwrap_or("nothing");
@@ -111,11 +116,12 @@ fn outlived(disk: &Disk, made: Option<&Made>) -> Option<String> {
         _ => String::new(),
     };
     let space = if told.is_empty() { "" } else { " " };
-    Some(format!(
+    let text = format!(
         "disk {}: it was made from {from}{space}{told} on {}; the image that is written now is ignored",
         disk.name,
         made.made_at.get(..10).unwrap_or(&made.made_at)
-    ))
+    );
+    Some(Note::new(NoteCode::DiskImageChanged, text).key(key(disk)))
 }
 
 /// The record of a disk that is made now.
@@ -214,7 +220,7 @@ mod tests {
         );
         let (step, notes) = decide(&disk(Some("1G")), found(2), None);
         assert_eq!(step, Step::Keep(Format::Qcow2));
-        assert_eq!(notes, ["disk root: it stays 2G; a disk is never shrunk to 1G"]);
+        assert!(notes.len() == 1 && notes[0].is_of(NoteCode::DiskNotShrunk, "disk.root"));
     }
 
     #[test]
@@ -222,10 +228,10 @@ mod tests {
         let raw = Found { format: Format::Raw, virtual_size: 1 << 30, twice: false };
         let (step, notes) = decide(&disk(None), Some(raw), None);
         assert_eq!(step, Step::Keep(Format::Raw));
-        assert_eq!(notes, ["disk root: it exists as raw; `format = \"qcow2\"` is ignored"]);
+        assert!(notes.len() == 1 && notes[0].code == NoteCode::DiskFormatKept, "{notes:?}");
         let twice = Found { format: Format::Qcow2, virtual_size: 1 << 30, twice: true };
         let (_, notes) = decide(&disk(None), Some(twice), None);
-        assert_eq!(notes, ["disk root: `root.qcow2` is used; `root.raw` lies beside it unused"]);
+        assert!(notes.len() == 1 && notes[0].code == NoteCode::DiskFileUnused, "{notes:?}");
     }
 
     #[test]
@@ -235,15 +241,14 @@ mod tests {
         assert!(notes(&made(same, Some(digest('a')))).is_empty());
         assert!(notes(&made(other, Some(digest('a')))).is_empty(), "the same bytes from elsewhere");
         assert!(notes(&made(same, None)).is_empty());
-        assert_eq!(
-            notes(&made(other, None)),
-            [
-                "disk root: it was made from https://example.org/b.qcow2 on 2026-01-02; the image that \
-              is written now is ignored"
-            ]
-        );
+        let from_other = notes(&made(other, None));
+        assert!(from_other.len() == 1 && from_other[0].code == NoteCode::DiskImageChanged);
+        assert!(from_other[0].text.contains(other), "{from_other:?}");
         let changed = notes(&made(same, Some(digest('b'))));
-        assert!(changed[0].contains(&format!("with sha256:{}", "b".repeat(64))), "{changed:?}");
+        assert!(
+            changed[0].text.contains(&format!("with sha256:{}", "b".repeat(64))),
+            "{changed:?}"
+        );
     }
 
     #[test]

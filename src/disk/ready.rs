@@ -4,6 +4,7 @@ use super::error::Error;
 use crate::{
     image::qcow2,
     spec::{Disk, Format},
+    value::Note,
 };
 use std::path::{Path, PathBuf};
 
@@ -17,7 +18,7 @@ pub struct Ready {
     /// What the guest sees, in bytes; `None` for a device.
     pub virtual_size: Option<u64>,
     /// What the operator should know.
-    pub notes: Vec<String>,
+    pub notes: Vec<Note>,
 }
 
 /// Refuses a disk that QEMU would not open for writing, before QEMU is started.

@@ -260,15 +260,10 @@ impl LookedAt {
     }
 }
 
-/// What the inventory says of a VM: an error, and a hint on a line of its own.
+/// What the inventory reports of a VM.
 fn complaint(entry: &Entry) -> Option<Complaint> {
-    let problem = entry.problem.as_deref()?;
-    let (what, way_out) = match problem.split_once("\nhint: ") {
-        Some((what, way_out)) => (what, Some(way_out.to_owned())),
-        None => (problem, None),
-    };
-    let what = what.strip_prefix(&format!("error: {}: ", entry.name)).unwrap_or(what).to_owned();
-    Some(Complaint { what, way_out })
+    let problem = entry.problem.as_ref()?;
+    Some(Complaint { what: problem.what.clone(), way_out: problem.hint.clone() })
 }
 
 /// A disk of qvm's own; none where its size is not known yet, as before its image is there.

@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use super::inventory::Entry;
-use crate::sys::cgroup::{self, Weights, weights};
+use crate::{
+    sys::cgroup::{self, Weights, weights},
+    value::{Note, NoteCode},
+};
 
 /// Fills in the weights in effect and the shares of the VMs that run, and notes where a weight is void; `proc` is `/proc`. Without
 /// a cgroup v2 they stay unknown.
@@ -19,9 +22,12 @@ pub fn weigh(entries: &mut [Entry], proc: &Path) {
         let effect = weights::effect(&levels, status.cpu_weight);
         status.cpu_weight_effective = effect.weight;
         status.cpu_share = effect.share;
-        let note = effect.void.map(|why| format!("`cpuWeight` is not what it seems: {why}"));
+        let note = effect.void.map(|why| {
+            let text = format!("`cpuWeight` is not what it seems: {why}");
+            Note::new(NoteCode::WeightVoid, text).key("cpuWeight")
+        });
         // Where the supervisor could not give it, it has said so.
-        let said = status.notes.iter().any(|note| note.starts_with("`cpuWeight` has no effect"));
+        let said = status.notes.iter().any(|note| note.is_of(NoteCode::NoEffect, "cpuWeight"));
         status.notes.extend(note.filter(|_| !said));
     }
 }
@@ -69,8 +75,8 @@ mod tests {
             (all[web].status.cpu_weight_effective, all[web].status.cpu_share),
             (Some(300), Some(0.75))
         );
-        let note = "`cpuWeight` is not what it seems: `cpu.weight` was set to 300 by another than the VM file";
-        assert_eq!(all[web].status.notes.last().unwrap(), note);
-        assert!(!all[db].status.notes.iter().any(|note| note.contains("cpuWeight` is not")));
+        let note = all[web].status.notes.last().unwrap();
+        assert!(note.is_of(NoteCode::WeightVoid, "cpuWeight"), "{note:?}");
+        assert!(!all[db].status.notes.iter().any(|note| note.code == NoteCode::WeightVoid));
     }
 }

@@ -1,6 +1,6 @@
 //! One VM of the inventory, by its supervisor's answer or by what its files tell.
 
-use std::{error::Error, io, path::Path};
+use std::{error::Error, fmt, io, path::Path};
 
 use crate::{
     control::{
@@ -9,7 +9,7 @@ use crate::{
     },
     spec::{self, Invalid, Vm},
     store::layout::{Layout, VmPaths},
-    value::{VmName, chain, chain_with_hint, is_host_fault},
+    value::{Explain, Note, NoteCode, Notes, VmName, chain, is_host_fault},
 };
 use crate::{
     store::{
@@ -27,7 +27,7 @@ pub struct Entry {
     /// What its supervisor tells; where there is none, what its file and its last ends tell.
     pub status: Status,
     /// What is wrong with its file, or with its supervisor; may have several lines.
-    pub problem: Option<String>,
+    pub problem: Option<Problem>,
     /// A supervisor told the status.
     pub answers: bool,
     /// It has a VM file.
@@ -40,16 +40,59 @@ pub struct Entry {
     pub unread: bool,
 }
 
+/// What is wrong with a VM that no supervisor reports on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The code of the note about it.
+    pub code: NoteCode,
+    /// The VM, unless `what` is the text of [`Invalid`], which has the file and an `error: ` in
+    /// each line.
+    subject: Option<String>,
+    /// The chain of causes; may have several lines.
+    pub what: String,
+    /// What the operator can do.
+    pub hint: Option<String>,
+}
+
+impl Problem {
+    fn new(code: NoteCode, subject: &str, what: String, hint: Option<String>) -> Self {
+        Self { code, subject: Some(subject.to_owned()), what, hint }
+    }
+
+    fn invalid(code: NoteCode, invalid: &Invalid) -> Self {
+        Self { code, subject: None, what: invalid.to_string(), hint: None }
+    }
+
+    /// The note about it.
+    pub fn note(&self) -> Note {
+        Note::new(self.code, self.what.as_str()).hint(self.hint.clone())
+    }
+}
+
+/// `error: web: a: b`, and the hint on a line of its own.
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(subject) = &self.subject {
+            write!(f, "error: {subject}: ")?;
+        }
+        f.write_str(&self.what)?;
+        match &self.hint {
+            Some(hint) => write!(f, "\nhint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Entry {
-    /// What there is to be said of a VM whose file is gone.
-    pub fn orphan(&self) -> Option<&'static str> {
-        self.status.orphan.then_some(match self.status.state {
-            State::Stopped | State::Failed => {
-                "its VM file is gone: `qvm gc --disks` deletes what is kept of it"
-            }
-            State::Unknown => "its VM file is gone",
-            _ => "its VM file is gone: `qvm gc` stops it",
-        })
+    /// The note about a VM whose file is gone.
+    pub fn orphan(&self) -> Option<Note> {
+        let hint = match self.status.state {
+            State::Stopped | State::Failed => Some("`qvm gc --disks` deletes what is kept of it"),
+            State::Unknown => None,
+            _ => Some("`qvm gc` stops it"),
+        };
+        let note = Note::new(NoteCode::Orphan, "its VM file is gone");
+        self.status.orphan.then(|| note.hint(hint.map(str::to_owned)))
     }
 
     /// What a supervisor answered.
@@ -62,27 +105,28 @@ impl Entry {
 
     /// A VM on storage that does not answer: nothing is known.
     pub(crate) fn no_answer(name: &str, error: &storage_reader::Error) -> Self {
-        Self::unknown(name, format!("error: {name}: {}", chain_with_hint(error)))
+        Self::unknown(name, Problem::new(NoteCode::Unknown, name, chain(error), error.hint()))
     }
 
     /// A directory of VMs that cannot be listed.
     pub(crate) fn unlisted(dir: &Path, error: &(dyn Error + 'static)) -> Self {
-        let dir = dir.display();
-        Self::unknown(&dir.to_string(), format!("error: cannot list `{dir}`: {}", chain(error)))
+        let dir = dir.display().to_string();
+        let what = format!("error: cannot list `{dir}`: {}", chain(error));
+        Self::unknown(&dir, Problem { code: NoteCode::Unknown, subject: None, what, hint: None })
     }
 
     /// The directory of the VM files that cannot be listed.
     pub(crate) fn unlisted_files(dir: &Path, invalid: &Invalid) -> Self {
-        Self::unknown(&dir.display().to_string(), invalid.to_string())
+        Self::unknown(&dir.display().to_string(), Problem::invalid(NoteCode::Unknown, invalid))
     }
 
     /// A VM file whose name no VM can have.
     pub(crate) fn misnamed(file: &Path, invalid: &Invalid) -> Self {
         let stem = file.file_stem().unwrap_or_default().to_string_lossy();
-        Self::without_file(&stem, Some(invalid.to_string()), true)
+        Self::without_file(&stem, Some(Problem::invalid(NoteCode::VmFileInvalid, invalid)), true)
     }
 
-    fn unknown(name: &str, problem: String) -> Self {
+    fn unknown(name: &str, problem: Problem) -> Self {
         let mut entry = Self::without_file(name, Some(problem), false);
         entry.status.state = State::Unknown;
         entry.unread = true;
@@ -94,12 +138,12 @@ impl Entry {
     pub(crate) fn is_silent(&mut self, error: &client::Error) {
         self.status.state = if is_host_fault(error) { State::Unknown } else { State::Running };
         self.status.since = None;
-        let (name, why) = (&self.name, chain(error));
-        self.problem = Some(format!("error: {name}: cannot ask its supervisor: {why}"));
+        let what = format!("cannot ask its supervisor: {}", chain(error));
+        self.problem = Some(Problem::new(NoteCode::SupervisorSilent, &self.name, what, None));
     }
 
     /// What there is without a VM file that can be read.
-    pub(crate) fn without_file(name: &str, problem: Option<String>, file_exists: bool) -> Self {
+    pub(crate) fn without_file(name: &str, problem: Option<Problem>, file_exists: bool) -> Self {
         let status = Status {
             name: name.to_owned(),
             state: State::Stopped,
@@ -133,7 +177,7 @@ impl Entry {
             orphan: false,
             description: None,
             pending: vec![],
-            notes: vec![],
+            notes: Notes::default(),
             last_stop: None,
             ends: vec![],
         };
@@ -172,7 +216,8 @@ pub(crate) fn unsupervised(
     place.is_at(&file);
     let file_exists = file.symlink_metadata().is_ok();
     let vm = file_exists.then(|| spec::load(&file)).transpose();
-    let invalid = vm.as_ref().err().map(ToString::to_string);
+    let invalid = |invalid| Problem::invalid(NoteCode::VmFileInvalid, invalid);
+    let invalid = vm.as_ref().err().map(invalid);
     let mut entry = Entry::without_file(name.as_str(), invalid, file_exists);
     if let Ok(Some(vm)) = vm {
         written(&mut entry.status, &vm);
@@ -190,16 +235,18 @@ pub(crate) fn unsupervised(
             entry.status.since = None;
             entry.status.started_at = Some(record.started_at.clone());
             entry.known = true;
-            entry.problem = Some(format!(
-                "error: {name}: its QEMU runs without a supervisor, pid {}; `qvm start {name}` takes it over",
+            let what = format!(
+                "its QEMU runs without a supervisor, pid {}; `qvm start {name}` takes it over",
                 qemu.pid()
-            ));
+            );
+            let problem = Problem::new(NoteCode::NoSupervisor, name.as_str(), what, None);
+            entry.problem = Some(problem);
         }
         Err(unknown) => {
             entry.status.state = State::Unknown;
             entry.status.since = None;
-            let why = chain_with_hint(unknown).replace("NAME", name.as_str());
-            entry.problem = Some(format!("error: {name}: {why}"));
+            let (what, hint) = (chain(unknown), unknown.hint_for(name));
+            entry.problem = Some(Problem::new(NoteCode::Unknown, name.as_str(), what, hint));
         }
         Ok(_) => {}
     }
@@ -213,14 +260,17 @@ fn kept(status: &mut Status, paths: &VmPaths) {
     match record::read_ends(paths) {
         Ok(ends) => status.ends = ends,
         Err(error) => {
-            status.notes.push(format!("cannot read `{}`: {error}", paths.ends().display()));
+            let text = format!("cannot read `{}`: {error}", paths.ends().display());
+            status.notes.push(Note::new(NoteCode::EndsUnreadable, text));
         }
     }
     if let Ok(meta) = paths.saved().symlink_metadata() {
-        status.notes.push(format!(
-            "its guest's state is saved ({} MiB): the next start goes on from it, or boots with `--discard-state`",
-            meta.len().div_ceil(1 << 20)
-        ));
+        let mib = meta.len().div_ceil(1 << 20);
+        let text = format!(
+            "its guest's state is saved ({mib} MiB): the next start goes on from it, or boots with \
+             `--discard-state`"
+        );
+        status.notes.push(Note::new(NoteCode::SavedState, text));
     }
     status.last_stop = status.ends.first().cloned();
     if let Some(end) = &status.last_stop {

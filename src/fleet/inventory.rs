@@ -5,8 +5,8 @@ use std::{cell::RefCell, collections::BTreeSet, fs, io, path::Path, sync::Arc, t
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
-pub use super::entry::Entry;
 use super::entry::unsupervised;
+pub use super::entry::{Entry, Problem};
 use crate::{
     control::{
         client::{self, Client},
@@ -37,8 +37,9 @@ pub async fn inventory(storage: &StorageReader, layout: &Layout, names: &[VmName
         false => within.entries(names).await,
     };
     for entry in &mut entries {
-        entry.status.notes.extend(entry.problem.clone());
-        entry.status.notes.extend(entry.orphan().map(Into::into));
+        entry.status.notes.extend(entry.problem.as_ref().map(Problem::note));
+        let orphan = entry.orphan();
+        entry.status.notes.extend(orphan);
     }
     entries
 }
@@ -242,8 +243,8 @@ mod tests {
         let all = all(dir.path()).await;
         let names: Vec<&str> = all.iter().map(|e| e.name.as_str()).collect();
         assert_eq!(names, ["Bad", "broken", "orphan", "web"]);
-        assert!(all[0].problem.as_ref().unwrap().contains("`Bad` is not a VM's name"));
-        assert!(all[1].problem.as_ref().unwrap().contains("broken.toml:1:"));
+        assert!(all[0].problem.as_ref().unwrap().what.contains("`Bad` is not a VM's name"));
+        assert!(all[1].problem.as_ref().unwrap().what.contains("broken.toml:1:"));
         assert!(!all[2].file_exists && all[2].known && all[2].status.notes.len() == 2);
         let web = &all[3].status;
         assert_eq!((web.state, web.vcpu, web.ends.len()), (State::Failed, 2, 1));

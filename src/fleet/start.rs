@@ -36,7 +36,7 @@ use crate::{
         service::{self, Unit},
         unit::Scope,
     },
-    value::{Explain, VmName},
+    value::{Explain, NoteCode, VmName},
 };
 
 /// How long a supervisor may take for one answer before it is asked again.
@@ -109,6 +109,8 @@ pub enum Error {
         name: VmName,
         /// How it ended.
         detail: String,
+        /// Whether `detail` ends with a hint.
+        has_hint: bool,
     },
     /// The supervisor.
     #[error("its supervisor {}{}", ended(*.status), after_colon(.wrote))]
@@ -143,7 +145,7 @@ impl Explain for Error {
                 Some("`journalctl -t qvm@NAME` has what the supervisor said".into())
             }
             // The end that the supervisor kept has its own.
-            Self::Unit { detail, .. } if detail.contains("\nhint: ") => None,
+            Self::Unit { has_hint: true, .. } => None,
             Self::Unit { name, .. } => {
                 Some(format!("`journalctl -t qvm@{name}` has what the supervisor said"))
             }
@@ -318,9 +320,9 @@ impl Told<'_> {
     async fn runs(&mut self, socket: &Path) -> bool {
         let Ok(mut client) = Client::connect(socket).await else { return false };
         let Ok(status) = client.status(ANSWER).await else { return false };
-        let waits = status.notes.iter().find(|note| note.starts_with("waits for "));
+        let waits = status.notes.iter().find(|note| note.code == NoteCode::Waiting);
         if let (State::Starting, Some(why)) = (status.state, waits) {
-            self.once(why);
+            self.once(&why.text);
         }
         matches!(status.state, State::Running | State::Paused)
             && status.ready != Some(Ready::Waiting)
@@ -368,7 +370,8 @@ async fn by_unit(
         Err(error) => match last().await {
             // systemctl knows only that it failed, the supervisor why.
             Some(end) if Some(&end.at) != before.as_ref() && end.failed => {
-                Err(Error::Unit { name: name.clone(), detail: end.detail })
+                let (name, has_hint) = (name.clone(), end.hint.is_some());
+                Err(Error::Unit { name, detail: end.detail, has_hint })
             }
             _ => Err(error.into()),
         },

@@ -10,7 +10,7 @@ use std::{
 use crate::{
     spec::Format,
     sys::program::{self, Output, Program},
-    value::{Explain, Size},
+    value::{Explain, Size, foreign_error::is_no_space},
 };
 
 /// How much of standard error is kept, in bytes.
@@ -51,7 +51,7 @@ impl Explain for Error {
             {
                 Some("install qemu-img (Debian: qemu-utils, Fedora: qemu-img, NixOS: qemu)".into())
             }
-            Self::Failed { said, .. } if said.contains("No space left") => {
+            Self::Failed { said, .. } if is_no_space(said) => {
                 Some("make room; `qvm image prune` removes images that no VM needs".into())
             }
             _ => None,
@@ -59,7 +59,7 @@ impl Explain for Error {
     }
 
     fn is_own_host_fault(&self) -> bool {
-        matches!(self, Self::Failed { said, .. } if said.contains("No space left"))
+        matches!(self, Self::Failed { said, .. } if is_no_space(said))
     }
 }
 

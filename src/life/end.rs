@@ -75,8 +75,33 @@ pub enum Exit {
 pub struct StartFailure {
     /// Whose fault it is.
     pub fault: Fault,
-    /// The chain of causes, and a line with a hint where there is one.
-    pub why: String,
+    /// The causes.
+    pub why: Explanation,
+}
+
+/// An error in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explanation {
+    /// The chain of causes.
+    pub text: String,
+    /// What the operator can do.
+    pub hint: Option<String>,
+}
+
+impl<T: Into<String>> From<T> for Explanation {
+    fn from(text: T) -> Self {
+        Self { text: text.into(), hint: None }
+    }
+}
+
+/// The text, and the hint on a line of its own.
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.hint {
+            Some(hint) => write!(f, "{}\nhint: {hint}", self.text),
+            None => f.write_str(&self.text),
+        }
+    }
 }
 
 /// Whose fault it is that a guest does not come up.
@@ -147,12 +172,20 @@ impl End {
         }
     }
 
+    /// What the operator can do; [`Display`](fmt::Display) prints it as well.
+    pub fn hint(&self) -> Option<&str> {
+        match &self.cause {
+            Cause::StartFailed(failure) => failure.why.hint.as_deref(),
+            _ => None,
+        }
+    }
+
     /// How the supervisor ends. The command line reports a guest that did not come up.
     pub(super) fn exit(&self) -> Exit {
         match &self.cause {
             Cause::StartFailed(failure) => Exit::NotStarted(failure.clone()),
             Cause::NotReady(_) => {
-                Exit::NotStarted(StartFailure { fault: Fault::Vm, why: self.to_string() })
+                Exit::NotStarted(StartFailure { fault: Fault::Vm, why: self.to_string().into() })
             }
             Cause::Stopped(_)
             | Cause::Suspended(_)

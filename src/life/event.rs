@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    end::{QemuExit, StartFailure},
+    end::{Explanation, QemuExit, StartFailure},
     intention::{AfterQemu, Intention},
 };
 
@@ -61,7 +61,7 @@ pub enum StartEvent {
         saved: SavedState,
     },
     /// It cannot be determined whether a QEMU process of the VM is running; why.
-    PreviousUnknown(String),
+    PreviousUnknown(Explanation),
     /// The VM file was read before a relaunch. Where it is not valid, the last valid one counts.
     VmFileRead,
     /// The host has memory for the VM, and it is the VM's turn.
@@ -123,7 +123,7 @@ pub enum SavedState {
     /// It can never be restored; why.
     Unusable(String),
     /// It cannot be read now: a later start may restore it. Why.
-    Unreadable(String),
+    Unreadable(Explanation),
 }
 
 /// What is left of a QEMU process after its launch or adoption has failed.

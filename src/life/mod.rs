@@ -88,7 +88,7 @@ mod tests;
 
 pub use self::accepts::accepts;
 pub use self::action::{Action, Rung, VmFile};
-pub use self::end::{Cause, End, Exit, Fault, QemuExit, StartFailure};
+pub use self::end::{Cause, End, Exit, Explanation, Fault, QemuExit, StartFailure};
 pub use self::event::{Command, Event, Guest, Leftover, PreviousQemu, SavedState, StartEvent};
 pub use self::intention::{AfterQemu, Intention};
 pub use self::limits::{ADOPTION_GRACE, KILL_GRACE, PRESS_EVERY, QUIT_GRACE, START_CANCEL_GRACE};

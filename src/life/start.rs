@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     action::{Action, VmFile},
-    end::{Cause, End, Exit, Fault, QemuExit, StartFailure},
+    end::{Cause, End, Exit, Explanation, Fault, QemuExit, StartFailure},
     event::{Command, Event, Guest, Leftover, PreviousQemu, SavedState, StartEvent},
     intention::AfterQemu,
     limits::{ADOPTION_GRACE, START_CANCEL_GRACE},
@@ -200,7 +200,7 @@ fn failed(phase: Phase, failure: StartFailure, leftover: Leftover) -> (State, Ve
         (Phase::Launching(Boot::Restore), Leftover::None, Fault::Vm) => (
             State::Starting(Phase::Admitting(Boot::Cold)),
             vec![
-                Action::QuarantineSavedState(failure.why),
+                Action::QuarantineSavedState(failure.why.text),
                 Action::UseVmFile(VmFile::Current),
                 Action::RemoveRecord,
                 Action::Admit,
@@ -221,7 +221,7 @@ fn failed(phase: Phase, failure: StartFailure, leftover: Leftover) -> (State, Ve
     }
 }
 
-fn fail(fault: Fault, why: String) -> (State, Vec<Action>) {
+fn fail(fault: Fault, why: Explanation) -> (State, Vec<Action>) {
     end(Cause::StartFailed(StartFailure { fault, why }))
 }
 

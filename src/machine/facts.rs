@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{spec, value::Explain};
+use crate::{
+    spec,
+    value::{Explain, Note, NoteCode},
+};
 
 /// The facts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -205,10 +208,11 @@ impl Explain for NoKvm {
 ///
 /// # Errors
 /// `accel = "kvm"` where /dev/kvm is missing or may not be opened.
-pub fn accelerator(wish: spec::Accel, kvm: &Kvm) -> Result<(Accelerator, Option<String>), NoKvm> {
+pub fn accelerator(wish: spec::Accel, kvm: &Kvm) -> Result<(Accelerator, Option<Note>), NoKvm> {
     use Accelerator::{Kvm as Hardware, Tcg};
     let slow = |why: &str| {
-        Ok((Tcg, Some(format!("{why}: the guest runs on TCG, an order of magnitude slower"))))
+        let text = format!("{why}: the guest runs on TCG, an order of magnitude slower");
+        Ok((Tcg, Some(Note::new(NoteCode::NoKvm, text).key("accel"))))
     };
     match (wish, kvm) {
         (spec::Accel::Tcg, _) => Ok((Tcg, None)),
@@ -221,9 +225,12 @@ pub fn accelerator(wish: spec::Accel, kvm: &Kvm) -> Result<(Accelerator, Option<
         (spec::Accel::Kvm, Kvm::Unproven) => Ok((
             Hardware,
             Some(
-                "KVM is used as `accel` says, but neither `kvm_intel` nor `kvm_amd` is loaded: \
-                 guests may hang"
-                    .into(),
+                Note::new(
+                    NoteCode::KvmUnproven,
+                    "KVM is used as `accel` says, but neither `kvm_intel` nor `kvm_amd` is \
+                     loaded: guests may hang",
+                )
+                .key("accel"),
             ),
         )),
         (spec::Accel::Kvm, Kvm::Missing) => Err(NoKvm::Missing),

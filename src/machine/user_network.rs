@@ -2,23 +2,28 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::spec::{Link, Nic};
+use crate::{
+    spec::{Link, Nic},
+    value::{Note, NoteCode},
+};
 
 /// The networks of QEMU's user-mode network (`net_slirp_init`): 10.0.2.0/24 and fec0::/64.
 const V4: (Ipv4Addr, u32) = (Ipv4Addr::new(10, 0, 2, 0), 24);
 const V6: (Ipv6Addr, u32) = (Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 0), 64);
 
 /// One note for each NIC in the user-mode network whose `ip` is of another network.
-pub fn notes(nics: &[Nic]) -> Vec<String> {
+pub fn notes(nics: &[Nic]) -> Vec<Note> {
     let of = |nic: &Nic| {
         let (ip, name) = (nic.ip?, &nic.name);
         let is_user = matches!(nic.link, Link::User { .. });
         (is_user && !is_inside(ip.address())).then(|| {
             let (v4, v6) = (format!("{}/{}", V4.0, V4.1), format!("{}/{}", V6.0, V6.1));
-            format!(
-                "`ip` {ip} of NIC `{name}` is not in the user-mode network {v4} or {v6}: the guest reaches nothing; \
-                 set `bridge`, or remove `ip` for an address by DHCP"
-            )
+            let text = format!(
+                "`ip` {ip} of NIC `{name}` is not in the user-mode network {v4} or {v6}: the \
+                 guest reaches nothing"
+            );
+            let hint = "set `bridge`, or remove `ip` for an address by DHCP";
+            Note::new(NoteCode::IpUnreachable, text).key("ip").hint(hint.to_owned())
         })
     };
     nics.iter().filter_map(of).collect()

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::anti_spoof::{self, Instruction};
 use crate::{
     spec::{AntiSpoof, Isolation, Link, Nic, Vm},
-    value::{Cidr, IfName, Label, MacAddr, VmName},
+    value::{Cidr, IfName, Label, MacAddr, Note, NoteCode, VmName},
 };
 
 /// One tap.
@@ -65,18 +65,20 @@ fn alias(vm: &VmName, nic: &str) -> String {
 
 impl Tap {
     /// Why frames do not pass its bridge, which is `up` or not and has the MTU `bridge_mtu` in bytes; one note a cause.
-    pub fn bridge_notes(&self, up: bool, bridge_mtu: u32) -> Vec<String> {
+    pub fn bridge_notes(&self, up: bool, bridge_mtu: u32) -> Vec<Note> {
         let bridge = &self.bridge;
         let down = (!up).then(|| {
-            format!(
-                "bridge `{bridge}` is down, nothing passes; `ip link set {bridge} up` starts it"
-            )
+            let text = format!("bridge `{bridge}` is down, nothing passes");
+            let hint = format!("`ip link set {bridge} up` starts it");
+            Note::new(NoteCode::BridgeDown, text).hint(hint)
         });
         let exceeds = self.mtu.filter(|mtu| u32::from(*mtu) > bridge_mtu).map(|mtu| {
-            format!(
-                "`mtu` {mtu} of NIC `{}` exceeds MTU {bridge_mtu} of bridge `{bridge}`: larger frames are dropped",
+            let text = format!(
+                "`mtu` {mtu} of NIC `{}` exceeds MTU {bridge_mtu} of bridge `{bridge}`: larger \
+                 frames are dropped",
                 self.nic
-            )
+            );
+            Note::new(NoteCode::BridgeMtu, text).key("mtu")
         });
         down.into_iter().chain(exceeds).collect()
     }
@@ -114,8 +116,8 @@ mod tests {
         assert!(Tap { mtu: None, ..tap.clone() }.bridge_notes(true, 1500).is_empty());
         let notes = tap.bridge_notes(false, 1500);
         assert_eq!(notes.len(), 2);
-        assert!(notes[0].starts_with("bridge `br0` is down"), "{notes:?}");
-        assert!(notes[1].contains("9000") && notes[1].contains("1500"), "{notes:?}");
+        assert!(notes[0].code == NoteCode::BridgeDown, "{notes:?}");
+        assert_eq!(notes[1].code, NoteCode::BridgeMtu, "{notes:?}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Serialize, Serializer};
 
-use crate::value::is_host_fault;
+use crate::value::{Explain, is_host_fault};
 
 /// One thing that is wrong, and where.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -84,9 +84,9 @@ impl fmt::Display for Problem {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid(pub Vec<Problem>);
 
-impl Invalid {
-    /// Whether the host is at fault: a file cannot be read, so nobody knows what is in it.
-    pub fn is_host_fault(&self) -> bool {
+/// The host is at fault where a file cannot be read: its content is unknown.
+impl Explain for Invalid {
+    fn is_own_host_fault(&self) -> bool {
         self.0.iter().any(|problem| problem.is_host_fault)
     }
 }

@@ -11,7 +11,7 @@ use super::{
     reading::{At, Reading},
     text, yaml,
 };
-use crate::value::shown;
+use crate::value::{self, NoteCode, shown};
 
 /// Reads a file that a VM file names.
 pub(super) type ReadFile<'r> = dyn FnMut(&std::path::Path) -> std::io::Result<Vec<u8>> + 'r;
@@ -84,11 +84,12 @@ impl UserData {
     pub const MAX: usize = 1 << 20;
 
     /// The notes as lines for people, with the file and the line.
-    pub fn advice(&self) -> impl Iterator<Item = String> {
+    pub fn advice(&self) -> impl Iterator<Item = value::Note> {
         let path = super::problem::one_line(&self.path.to_string_lossy());
         self.notes.iter().map(move |note| {
             let place = note.line().map(|line| format!(":{line}")).unwrap_or_default();
-            format!("`{path}{place}` {note}")
+            value::Note::new(NoteCode::UserData, format!("`{path}{place}` {note}"))
+                .key("cloudInit.userData")
         })
     }
 

@@ -18,7 +18,7 @@ use crate::{
         types::End,
     },
     sys::file,
-    value::chain,
+    value::{Notes, chain},
 };
 
 /// How many ends are kept.
@@ -76,8 +76,8 @@ pub struct Record {
     #[serde(default)]
     pub frozen_until: Option<String>,
     /// What an operator should know about how it was started.
-    #[serde(default)]
-    pub notes: Vec<String>,
+    #[serde(flatten)]
+    pub notes: Notes,
     /// It has been ready, or was not waited for any longer; a record that does not say so is of a version that waited for nothing.
     #[serde(default = "yes")]
     pub ready: bool,
@@ -339,6 +339,7 @@ mod tests {
             reason: "qemu-signal".into(),
             at: at.into(),
             detail: "died".into(),
+            hint: None,
             failed: true,
             console: console.iter().map(ToString::to_string).collect(),
         };
@@ -368,6 +369,7 @@ mod tests {
                 reason: "stopped".into(),
                 at: format!("2026-01-01T00:00:{number:02}Z"),
                 detail: String::new(),
+                hint: None,
                 failed: false,
                 console: vec![],
             };
@@ -387,6 +389,7 @@ mod tests {
             reason: reason.into(),
             at: format!("2026-01-01T00:00:{second:02}Z"),
             detail: detail.into(),
+            hint: None,
             failed: true,
             console: vec![],
         };
@@ -491,6 +494,7 @@ mod tests {
             reason: "stopped".into(),
             at: "2".into(),
             detail: String::new(),
+            hint: None,
             failed: false,
             console: vec![],
         };

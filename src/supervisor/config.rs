@@ -18,7 +18,7 @@ use crate::{
     net::tap_spec,
     spec::{Link, Nic, Vm},
     store::{identity::Identity, record::Record},
-    value::{Label, Operator},
+    value::{Label, Note, Operator},
 };
 
 /// The search for operators that the host does not know.
@@ -109,7 +109,7 @@ impl Config {
     }
 
     /// What an operator should know.
-    pub(crate) fn operator_notes(&self) -> impl Iterator<Item = String> + '_ {
+    pub(crate) fn operator_notes(&self) -> impl Iterator<Item = Note> + '_ {
         self.operators.notes()
     }
 
@@ -233,7 +233,7 @@ impl Config {
     }
 
     /// What an operator should know of the networks.
-    pub(crate) fn network_notes(&self) -> Vec<String> {
+    pub(crate) fn network_notes(&self) -> Vec<Note> {
         user_network::notes(self.running.nics())
     }
 
@@ -491,7 +491,7 @@ mod tests {
     fn unreachable_address_is_noted() {
         let text = format!("{BASE}ip = \"192.168.5.2/24\"\n");
         assert_eq!(config(&text, &text).network_notes().len(), 1);
-        assert_eq!(config(BASE, BASE).network_notes(), Vec::<String>::new());
+        assert_eq!(config(BASE, BASE).network_notes(), []);
     }
 
     #[tokio::test]
@@ -503,8 +503,8 @@ mod tests {
         let unknown = search.await;
         assert_eq!(unknown.len(), 1);
         config.set_unknown_operators(unknown);
-        let notes: Vec<String> = config.operator_notes().collect();
-        assert!(notes[0].contains("nosuchuser-qvm"), "{notes:?}");
+        let notes: Vec<Note> = config.operator_notes().collect();
+        assert!(notes[0].text.contains("nosuchuser-qvm"), "{notes:?}");
         let grant = config.grant();
         assert_eq!(grant.operators.borrow().len(), 2);
     }

@@ -275,7 +275,7 @@ mod tests {
 
     fn end(reason: &str) -> End {
         let (reason, at) = (reason.to_owned(), String::new());
-        End { reason, at, detail: "because".into(), failed: false, console: vec![] }
+        End { reason, at, detail: "because".into(), hint: None, failed: false, console: vec![] }
     }
 
     fn quitting(then: AfterQemu) -> State {

@@ -15,6 +15,7 @@ use crate::{
         file_watch::Watching,
         tasks::Reporters,
     },
+    value::{Note, NoteCode},
 };
 
 /// How long a reading may take before the clients that wait for it get an error.
@@ -202,7 +203,7 @@ impl FileReader {
     /// The reading takes longer than it may. Returns what was to be done with it.
     pub(crate) fn on_late(&mut self) -> Vec<AfterReading> {
         self.is_late = true;
-        warn!("{}", self.note().unwrap_or_default());
+        warn!("{}", late_text());
         self.then.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
@@ -231,15 +232,17 @@ impl FileReader {
     }
 
     /// What an operator should know.
-    pub(crate) fn note(&self) -> Option<String> {
-        let seconds = LIMIT.as_secs();
-        self.is_late.then(|| {
-            format!(
-                "cannot read the VM file and the VM's identity: the storage has not answered for \
-                 more than {seconds} s"
-            )
-        })
+    pub(crate) fn note(&self) -> Option<Note> {
+        self.is_late.then(|| Note::new(NoteCode::VmFileUnread, late_text()))
     }
+}
+
+fn late_text() -> String {
+    let seconds = LIMIT.as_secs();
+    format!(
+        "cannot read the VM file and the VM's identity: the storage has not answered for more \
+         than {seconds} s"
+    )
 }
 
 #[cfg(test)]
@@ -335,7 +338,7 @@ mod tests {
         reader.queue(AfterReading::Reload(Some(oneshot::channel().0)));
         // Its client is answered now.
         assert_eq!(reader.on_late().len(), 1);
-        assert!(reader.note().unwrap().contains("has not answered"));
+        assert!(reader.note().unwrap().code == NoteCode::VmFileUnread);
         // A status does not wait for it.
         assert!(reader.wants_status(oneshot::channel().0, &mut tasks));
         assert!(!reader.queue(AfterReading::Compare));

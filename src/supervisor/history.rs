@@ -4,7 +4,12 @@ use jiff::Timestamp;
 use tracing::{error, info};
 
 use super::{context::Context, limits::LAST_WORDS, outcome::Outcome, running::console::Console};
-use crate::{control::types, life, store::record, value::chain};
+use crate::{
+    control::types,
+    life,
+    store::record,
+    value::{Note, chain},
+};
 
 /// What happened to the VM.
 #[derive(Debug)]
@@ -14,7 +19,7 @@ pub(crate) struct History {
     /// Since when the VM is in its state.
     since: Timestamp,
     /// What an operator should know of the start of the guest.
-    notes: Vec<String>,
+    notes: Vec<Note>,
     outcome: Option<Outcome>,
 }
 
@@ -50,12 +55,12 @@ impl History {
     }
 
     /// What an operator should know of the start of the guest.
-    pub(crate) fn notes(&self) -> &[String] {
+    pub(crate) fn notes(&self) -> &[Note] {
         &self.notes
     }
 
     /// Sets what an operator should know of the start of the guest.
-    pub(crate) fn set_notes(&mut self, notes: Vec<String>) {
+    pub(crate) fn set_notes(&mut self, notes: Vec<Note>) {
         self.notes = notes;
     }
 
@@ -76,6 +81,7 @@ impl History {
             reason: end.reason().to_owned(),
             at: ctx.now().to_string(),
             detail: end.to_string(),
+            hint: end.hint().map(str::to_owned),
             failed: end.failed(),
             console,
         };
@@ -106,6 +112,7 @@ mod tests {
     use crate::{
         life::{Cause, End, QemuExit, StartFailure},
         supervisor::tests::Host,
+        value::NoteCode,
     };
 
     fn console(host: &Host) -> Console {
@@ -144,10 +151,10 @@ mod tests {
         assert_eq!(history.since(), Timestamp::UNIX_EPOCH);
         assert!(history.outcome().is_none() && history.last_end().is_none());
         history.on_state_changed(Timestamp::MAX);
-        history.set_notes(vec!["slow".into()]);
+        history.set_notes(vec![Note::new(NoteCode::NoKvm, "slow")]);
         history.set_outcome(Outcome::Exit(3));
         assert_eq!(history.since(), Timestamp::MAX);
-        assert_eq!(history.notes(), ["slow"]);
+        assert_eq!(history.notes()[0].code, NoteCode::NoKvm);
         assert_eq!(history.outcome(), Some(&Outcome::Exit(3)));
     }
 }

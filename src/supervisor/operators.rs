@@ -6,7 +6,7 @@ use crate::{
     control::authorizer::{self, Accounts, Authorizer},
     spec::Vm,
     sys::account,
-    value::Operator,
+    value::{Note, NoteCode, Operator},
 };
 
 /// The host's databases of users and groups.
@@ -55,9 +55,10 @@ impl Operators {
     }
 
     /// What an operator should know.
-    pub(crate) fn notes(&self) -> impl Iterator<Item = String> + '_ {
+    pub(crate) fn notes(&self) -> impl Iterator<Item = Note> + '_ {
         let note = |name: &Operator| {
-            format!("`operators`: this host does not know `{name}`, so it is nobody")
+            let text = format!("`operators`: this host does not know `{name}`, so it is nobody");
+            Note::new(NoteCode::UnknownOperator, text).key("operators")
         };
         self.unknown.iter().map(note)
     }
@@ -86,8 +87,8 @@ mod tests {
         let unknown = operators.set(vec![nobody.clone()]).unwrap().await;
         assert_eq!(unknown, [nobody]);
         operators.set_unknown(unknown);
-        let notes: Vec<String> = operators.notes().collect();
-        assert!(notes[0].contains("@nosuchgroup-qvm"), "{notes:?}");
+        let notes: Vec<Note> = operators.notes().collect();
+        assert!(notes[0].text.contains("@nosuchgroup-qvm"), "{notes:?}");
         assert!(operators.set(vec![]).is_none());
         assert_eq!(operators.notes().count(), 0);
     }

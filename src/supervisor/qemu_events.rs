@@ -49,7 +49,7 @@ impl Supervisor {
             self.console.boots();
         }
         self.console.attach(serial);
-        self.history.set_notes(record.notes.clone());
+        self.history.set_notes(record.notes.clone().into());
         let was_ready = (adopted || restored) && record.ready;
         self.files.watch_program(record.binary.clone(), &self.ctx);
         let (mut qemu, queue) = Qemu::new(process, client, agent, record, &self.ctx);

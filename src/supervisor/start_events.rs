@@ -8,7 +8,10 @@ use super::{
     limits::START_STEP,
     start::{Report, Resources, Start, admission},
 };
-use crate::life::{self, Boot, Phase, StartEvent, State, VmFile};
+use crate::{
+    life::{self, Boot, Phase, StartEvent, State, VmFile},
+    value::{Note, NoteCode},
+};
 
 impl Supervisor {
     /// Begins with the first actions of the life machine.
@@ -70,9 +73,9 @@ impl Supervisor {
         }
         self.ctx.notifier().status(&why);
         self.ctx.notifier().extend_timeout(START_STEP);
-        if self.history.notes().first() != Some(&why) {
+        if self.history.notes().first().is_none_or(|note| note.text != why) {
             info!("{why}");
-            self.history.set_notes(vec![why]);
+            self.history.set_notes(vec![Note::new(NoteCode::Waiting, why)]);
         }
     }
 

@@ -5,6 +5,7 @@ use crate::{
     control::types::{self, Status},
     life::{Readiness, State},
     spec::Link,
+    value::{Note, NoteCode},
 };
 
 impl Supervisor {
@@ -43,7 +44,7 @@ impl Supervisor {
     }
 
     /// What an operator should know.
-    fn notes(&self) -> Vec<String> {
+    fn notes(&self) -> Vec<Note> {
         let (vm, config) = (self.vm.as_ref(), &self.config);
         let mut notes = self.history.notes().to_vec();
         notes.extend(vm.and_then(|vm| vm.readiness_note()));
@@ -52,7 +53,8 @@ impl Supervisor {
         if let Some(problem) = config.problem()
             && !config.files().orphan
         {
-            notes.push(format!("the VM file is not valid any more: {problem}"));
+            let text = format!("the VM file is not valid any more: {problem}");
+            notes.push(Note::new(NoteCode::VmFileInvalid, text));
         }
         notes.extend(self.files.note());
         notes.extend(self.console.note());
@@ -62,7 +64,8 @@ impl Supervisor {
         notes.extend(config.operator_notes());
         if let Some(why) = vm.and_then(|vm| vm.record().missed.as_ref()) {
             let ready = config.vm().ready;
-            notes.push(format!("the guest is not ready (`ready = \"{ready}\"`): {why}"));
+            let text = format!("the guest is not ready (`ready = \"{ready}\"`): {why}");
+            notes.push(Note::new(NoteCode::NotReady, text).key("ready"));
         }
         notes
     }
@@ -111,7 +114,7 @@ impl Supervisor {
             orphan: self.config.files().orphan,
             description: vm.description.clone(),
             pending: self.config.pending(),
-            notes: self.notes(),
+            notes: self.notes().into(),
             last_stop: self.history.last_end().cloned(),
             ends: self.history.ends().to_vec(),
         }

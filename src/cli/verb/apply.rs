@@ -13,7 +13,7 @@ use crate::{
     store::layout::Layout,
     sys::storage_reader::StorageReader,
     systemd::{service::Unit, unit::Scope},
-    value::VmName,
+    value::{Note, VmName},
 };
 
 /// The arguments of `qvm apply`.
@@ -42,7 +42,7 @@ pub async fn run(
     let (mut running, mut new, mut failures) = (vec![], vec![], vec![]);
     for entry in &entries {
         let unread = entry.problem.as_ref().filter(|_| entry.unread);
-        failures.extend(unread.map(|told| Failure::told(exit::HOST, told.clone())));
+        failures.extend(unread.map(|told| Failure::told(exit::HOST, told.to_string())));
         let Ok(name) = entry.name.parse::<VmName>() else { continue };
         match what(entry, layout, &name).await {
             What::Reload => running.push(name),
@@ -56,7 +56,7 @@ pub async fn run(
             _ if entry.file_valid => exit::FAILED,
             _ => exit::INVALID,
         };
-        failures.extend(problem.map(|told| Failure::told(code, told.clone())));
+        failures.extend(problem.map(|told| Failure::told(code, told.to_string())));
     }
     let how = Begin { layout, exe, manager, wait: true, say: super::tell };
     let reloaded = super::each(&running, async |name| reload(&name, layout, manager).await);
@@ -123,12 +123,8 @@ async fn reload(name: &VmName, layout: &Layout, manager: Option<Scope>) -> Resul
     if failed.is_empty() {
         return Ok(());
     }
-    let why: Vec<&str> = after
-        .notes
-        .iter()
-        .filter(|note| failed.iter().any(|key| note.starts_with(&format!("`{key}`"))))
-        .map(String::as_str)
-        .collect();
+    let is_of_failed = |note: &&Note| note.key.as_ref().is_some_and(|key| failed.contains(key));
+    let why: Vec<String> = after.notes.iter().filter(is_of_failed).map(Note::to_string).collect();
     Err(Failure::new(
         exit::FAILED,
         match why.is_empty() {

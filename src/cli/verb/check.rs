@@ -12,7 +12,7 @@ use crate::{
     cli::exit,
     spec::{self, HostSettings, Invalid, Problem, Vm, check::across},
     store::layout::Layout,
-    value::{VmName, shown},
+    value::{Explain, Note, VmName, shown},
 };
 
 /// The arguments of `qvm check`.
@@ -138,7 +138,7 @@ struct Checked {
     name: String,
     problems: Vec<Problem>,
     /// What is no problem, but may not be meant.
-    notes: Vec<String>,
+    notes: Vec<Note>,
 }
 
 /// The problems of each file, in the order given.

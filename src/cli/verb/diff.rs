@@ -8,7 +8,7 @@ use crate::{
     fleet::inventory::{Entry, inventory},
     store::layout::Layout,
     sys::storage_reader::StorageReader,
-    value::VmName,
+    value::{Note, NoteCode, VmName},
 };
 
 /// The arguments of `qvm diff`.
@@ -38,7 +38,11 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     if args.json {
         let all: Vec<_> = running
             .iter()
-            .map(|entry| json!({ "name": entry.status.name, "pending": entry.status.pending }))
+            .map(|entry| {
+                let Status { name, pending, .. } = &entry.status;
+                let notes: Vec<&Note> = invalid(&entry.status).collect();
+                json!({ "name": name, "pending": pending, "noteDetails": notes })
+            })
             .collect();
         let json = serde_json::to_string_pretty(&all).map_err(|error| Failure::of(&error))?;
         super::print(&format!("{json}\n"))?;
@@ -51,9 +55,12 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
 
 fn told(status: &Status) -> String {
     let changes = status.pending.iter().map(super::change);
-    // That the file is not valid is a difference as well, and hides all others.
-    let invalid = status.notes.iter().filter(|note| note.starts_with("the VM file is not valid"));
-    let lines =
-        changes.chain(invalid.map(|note| note.lines().next().unwrap_or_default().to_owned()));
+    let first_line = |note: &Note| note.text.lines().next().unwrap_or_default().to_owned();
+    let lines = changes.chain(invalid(status).map(first_line));
     lines.map(|line| format!("{}: {line}\n", status.name)).collect()
+}
+
+/// That the VM file is not valid is a difference as well, and hides all others.
+fn invalid(status: &Status) -> impl Iterator<Item = &Note> {
+    status.notes.iter().filter(|note| note.code == NoteCode::VmFileInvalid)
 }

@@ -92,7 +92,7 @@ pub async fn run(
         delete(args, layout, &down)?;
     }
     let unknown = unknown.into_iter().filter_map(|orphan| orphan.entry.problem);
-    Failure::all(unknown.map(|problem| Failure::told(exit::HOST, problem)).collect())
+    Failure::all(unknown.map(|problem| Failure::told(exit::HOST, problem.to_string())).collect())
 }
 
 async fn find(layout: &Layout) -> Result<Vec<Orphan>, Failure> {

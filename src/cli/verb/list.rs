@@ -84,8 +84,9 @@ fn table(entries: &[Entry], now: Timestamp, before: Option<&Before>) -> Table {
     let head = ["NAME", "STATE", "WHY", "VCPU", "MEM", "RSS", "CPU%", "IP", "UPTIME", "PEND"];
     let mut table = Table::new(head);
     for entry in entries {
-        let problem = entry.problem.as_deref().and_then(|problem| problem.lines().next());
-        table.row(row(entry, now, before), problem.into_iter().map(str::to_owned).collect());
+        let problem = entry.problem.as_ref().map(ToString::to_string).unwrap_or_default();
+        let problem = problem.lines().next().map(str::to_owned);
+        table.row(row(entry, now, before), problem.into_iter().collect());
     }
     table
 }

@@ -123,7 +123,7 @@ async fn tell_notes(layout: &Layout, name: &VmName) {
     let socket = layout.vm(name).control_socket();
     let Ok(mut client) = Client::connect(&socket).await else { return };
     let Ok(status) = client.status(NOTES_LIMIT).await else { return };
-    for note in &status.notes {
+    for note in status.notes.iter() {
         tell(name, &format!("note: {note}"));
     }
 }

@@ -109,7 +109,7 @@ async fn run_to_its_end(
         // The end has been logged with all that is known of it.
         Ok(Outcome::Exit(code)) => Err(Failure::quiet(code)),
         Ok(Outcome::NotStarted(StartFailure { fault, why })) => {
-            Err(subject(Failure::new(fault.exit_code(), why)))
+            Err(subject(Failure::new(fault.exit_code(), why.text).hint(why.hint)))
         }
         Ok(Outcome::Reexec) => {
             let failed = |failure: Failure| host_fault(failure, false);

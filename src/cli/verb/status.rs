@@ -18,7 +18,7 @@ use crate::{
     },
     store::layout::Layout,
     sys::storage_reader::StorageReader,
-    value::{VmName, plain, shown},
+    value::{Note, VmName, plain, shown},
 };
 
 /// The arguments of `qvm status`.
@@ -159,8 +159,10 @@ fn told(status: &Status, clock: &Clock) -> String {
     for pending in &status.pending {
         line("pending:", Some(&super::change(pending)));
     }
-    for note in status.notes.iter().flat_map(|note| note.lines()) {
-        line("note:", Some(note));
+    for note in status.notes.iter().map(Note::to_string) {
+        for text in note.lines() {
+            line("note:", Some(text));
+        }
     }
     for end in &status.ends {
         line("end:", Some(&format!("{}: {}", clock.shown(&end.at), end.reason)));

@@ -100,7 +100,11 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
     for vm in seen.written() {
         let notes = user_network::notes(&vm.nics);
         let about = format!("VM {}", vm.name);
-        findings.extend(notes.iter().map(|note| Finding::warning(&about, note)));
+        findings.extend(
+            notes
+                .iter()
+                .map(|note| Finding::warning(&about, &note.text).maybe_todo(note.hint.as_ref())),
+        );
     }
     findings
 }
@@ -114,7 +118,8 @@ fn exceeding(seen: &Seen, name: &IfName, bridge: &Bridge) -> Vec<Finding> {
         let about = format!("VM {}", vm.name);
         let notes = tap.bridge_notes(true, mtu);
         notes.into_iter().map(move |note| {
-            Finding::warning(&about, note)
+            Finding::warning(&about, &note.text)
+                .maybe_todo(note.hint.as_ref())
                 .todo(format!("`ip link set {name} mtu SIZE`, or `mtu` of at most {mtu}"))
         })
     })

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::proxy::{self, Proxy};
 use super::route::TunnelRefused;
 
-use crate::value::Explain;
+use crate::value::{Explain, foreign_error};
 
 /// Why there is no answer, or no more of it.
 #[derive(Debug, thiserror::Error)]
@@ -145,21 +145,21 @@ pub(crate) fn explained(error: ureq::Error, silence: Duration) -> Error {
         E::HostNotFound => Error::NoHost,
         E::Timeout(_) => Error::Silent(silence),
         E::Rustls(e) => match e.to_string() {
-            // Of rustls-platform-verifier, which has no error of its own for an empty store.
-            text if text.contains("No CA certificates") => Error::NoAuthorities,
+            text if foreign_error::is_no_authorities(&text) => Error::NoAuthorities,
             text => Error::Tls(text),
         },
         E::Tls(e) => Error::Tls(e.into()),
-        E::Io(e) => match e.to_string() {
-            text if text.contains("certificate") => {
-                Error::Certificate(text.trim_start_matches("invalid peer certificate: ").to_owned())
+        E::Io(e) => {
+            let text = e.to_string();
+            match (foreign_error::certificate_problem(&text), e.kind()) {
+                (Some(problem), _) => Error::Certificate(problem.to_owned()),
+                (None, std::io::ErrorKind::InvalidData) => Error::Tls(text),
+                (None, std::io::ErrorKind::UnexpectedEof) => {
+                    Error::Broken("the connection broke off".into())
+                }
+                (None, _) => Error::Broken(text),
             }
-            text if e.kind() == std::io::ErrorKind::InvalidData => Error::Tls(text),
-            _ if e.kind() == std::io::ErrorKind::UnexpectedEof => {
-                Error::Broken("the connection broke off".into())
-            }
-            text => Error::Broken(text),
-        },
+        }
         E::RequireHttpsOnly(to) => Error::Unencrypted(to),
         E::TooManyRedirects => Error::Address("it leads from redirect to redirect".into()),
         E::BadUri(e) => Error::Address(format!("the address cannot be used: {e}")),

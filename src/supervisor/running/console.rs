@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::console_log::{ConsoleLog, Scrollback};
-use crate::sys::tasks::Tasks;
+use crate::{sys::tasks::Tasks, value::Note};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -113,7 +113,7 @@ impl Console {
     }
 
     /// What an operator should know of the log.
-    pub(crate) fn note(&self) -> Option<String> {
+    pub(crate) fn note(&self) -> Option<Note> {
         self.shared().log.note()
     }
 

@@ -15,8 +15,11 @@ use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
-use crate::sys::lane::{Lane, Refused};
 use crate::sys::log::file::LogFile;
+use crate::{
+    sys::lane::{Lane, Refused},
+    value::{Note, NoteCode},
+};
 
 /// How many bytes of output wait for the storage.
 pub(crate) const MOST_WAITING: usize = 256 << 10;
@@ -178,12 +181,13 @@ impl ConsoleLog {
     }
 
     /// What an operator should know.
-    pub(crate) fn note(&self) -> Option<String> {
+    pub(crate) fn note(&self) -> Option<Note> {
         let lost = self.lost.load(Ordering::Relaxed);
         (lost > 0).then(|| {
-            format!(
+            let text = format!(
                 "{lost} bytes of console output are not in the log: the storage did not keep up"
-            )
+            );
+            Note::new(NoteCode::ConsoleOutputLost, text)
         })
     }
 }
@@ -265,7 +269,7 @@ mod tests {
         }
         assert!(lock(&log.waiting).bytes.len() <= MOST_WAITING);
         let lost = 1_000_000 - MOST_WAITING;
-        assert!(log.note().unwrap().contains(&lost.to_string()));
+        assert!(log.note().unwrap().text.contains(&lost.to_string()));
         let tail = log.tail(1000);
         go.send(()).unwrap();
         log.flush().await.unwrap();

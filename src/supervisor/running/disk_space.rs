@@ -23,7 +23,7 @@ use crate::{
     store::layout::VmPaths,
     supervisor::{context::Context, limits::QMP_LIMIT, start::prepare},
     sys::{file, file_system},
-    value::{Label, chain},
+    value::{Label, Note, NoteCode, chain},
 };
 
 /// How much must be free before a guest is resumed, in bytes: one that writes would be paused again at once.
@@ -178,13 +178,17 @@ impl DiskSpace {
     }
 
     /// What an operator should know; `state` is the VM's.
-    pub(crate) fn notes(&self, state: &State) -> impl Iterator<Item = String> + '_ {
+    pub(crate) fn notes(&self, state: &State) -> impl Iterator<Item = Note> + '_ {
         let next = if waits(state) {
             format!("; the guest goes on when {} MiB are free", RESERVE >> 20)
         } else {
             "; `qvm resume` lets the guest go on".to_owned()
         };
-        self.full.iter().map(move |(disk, location)| location.describe(disk) + &next)
+        let note = move |(disk, location): (&Label, &DiskLocation)| {
+            Note::new(NoteCode::NoSpace, location.describe(disk) + &next)
+                .key(format!("disk.{disk}"))
+        };
+        self.full.iter().map(note)
     }
 }
 
@@ -260,10 +264,13 @@ mod tests {
         let event = space.handle(full(0, &host), &State::Running, &fake.qemu, &host.ctx);
         assert_eq!(event, Some(life::Event::DiskSpaceExhausted));
         assert!(space.is_short());
-        let notes: Vec<String> = space.notes(&SHORT).collect();
-        assert!(notes[0].contains("no space left on") && notes[0].contains("16 MiB"), "{notes:?}");
-        let notes: Vec<String> = space.notes(&State::Running).collect();
-        assert!(notes[0].contains("`qvm resume`"), "{notes:?}");
+        let notes: Vec<Note> = space.notes(&SHORT).collect();
+        assert!(
+            notes[0].is_of(NoteCode::NoSpace, "disk.root") && notes[0].text.contains("16 MiB"),
+            "{notes:?}"
+        );
+        let notes: Vec<Note> = space.notes(&State::Running).collect();
+        assert!(notes[0].text.contains("`qvm resume`"), "{notes:?}");
         assert_eq!(host.published(), ["QVM_NO_SPACE"]);
     }
 

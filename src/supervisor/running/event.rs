@@ -12,7 +12,7 @@ use crate::{
     machine::diff::LiveChange,
     supervisor::refusal::Reply,
     sys::{cgroup::Cgroup, pidfd::Exit},
-    value::Label,
+    value::{Label, Note},
 };
 
 /// Something that happened to one QEMU process, or that a task of its components has found out.
@@ -42,7 +42,7 @@ pub(crate) enum VmEvent {
     /// The balloon.
     Memory(MemoryEvent),
     /// The guest is ready, with what is to be noted; or it will never be, and why.
-    Readiness(Result<Option<String>, String>),
+    Readiness(Result<Option<Note>, String>),
     /// The guest's state is saved; or not, and why.
     StateSaved(Result<(), Refusal>),
     /// The machine was changed.
@@ -209,7 +209,7 @@ pub(crate) struct Devices {
 }
 
 /// What became of each change.
-pub(crate) type Applied = Vec<(LiveChange, Result<ChangeOutcome, String>)>;
+pub(crate) type Applied = Vec<(LiveChange, Result<ChangeOutcome, Note>)>;
 
 /// What became of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -233,7 +233,7 @@ pub(crate) enum ScreenOpened {
 #[derive(Debug)]
 pub(crate) struct TapsReport {
     /// For an operator.
-    pub(crate) notes: Vec<String>,
+    pub(crate) notes: Vec<Note>,
     /// What happened since the last report.
     pub(crate) events: Vec<(&'static str, Value)>,
 }
@@ -253,5 +253,5 @@ pub(crate) struct HostShareGiven {
     /// The cgroup that was made, where systemd does not own it.
     pub(crate) cgroup: Option<Cgroup>,
     /// What could not be set.
-    pub(crate) notes: Vec<String>,
+    pub(crate) notes: Vec<Note>,
 }

@@ -20,6 +20,7 @@ use crate::{
         limits::AGENT_LIMIT,
         refusal::{Reply, agent_refusal},
     },
+    value::{Note, NoteCode},
 };
 
 /// The longest that file systems are frozen, whatever the run record says.
@@ -232,16 +233,21 @@ impl Freeze {
     }
 
     /// What an operator should know.
-    pub(crate) fn note(&self, ctx: &Context) -> Option<String> {
+    pub(crate) fn note(&self, ctx: &Context) -> Option<Note> {
         let deadline = self.0.as_ref()?;
         Some(match &deadline.stuck {
             Some(why) => {
-                format!("the guest's file systems are frozen, and cannot be thawed: {why}")
+                let text =
+                    format!("the guest's file systems are frozen, and cannot be thawed: {why}");
+                Note::new(NoteCode::NotThawed, text)
             }
-            None => format!(
-                "the guest's file systems are frozen, for {} s more at most",
-                left(deadline.until, ctx.now()).as_secs()
-            ),
+            None => {
+                let text = format!(
+                    "the guest's file systems are frozen, for {} s more at most",
+                    left(deadline.until, ctx.now()).as_secs()
+                );
+                Note::new(NoteCode::Frozen, text)
+            }
         })
     }
 }
@@ -316,7 +322,7 @@ mod tests {
         let until: Timestamp = fake.qemu.record().frozen_until.as_ref().unwrap().parse().unwrap();
         assert!(until > host.ctx.now());
         assert!(freeze.left(&host.ctx).unwrap() <= Duration::from_secs(60));
-        assert!(freeze.note(&host.ctx).unwrap().contains("at most"));
+        assert!(freeze.note(&host.ctx).unwrap().code == NoteCode::Frozen);
         let (reply, answer) = oneshot::channel();
         freeze.thaw(ThawReason::Asked, Some(reply), &mut fake.qemu);
         let VmEvent::Freeze(event) = fake.event().await else { panic!() };
@@ -421,7 +427,7 @@ mod tests {
         };
         freeze.handle(failed, &mut fake.qemu, &host.ctx);
         let note = freeze.note(&host.ctx).unwrap();
-        assert!(note.contains("cannot be thawed: broken"), "{note}");
+        assert!(note.code == NoteCode::NotThawed && note.text.contains("broken"), "{note}");
         freeze.handle(FreezeEvent::ThawDue, &mut fake.qemu, &host.ctx);
         let VmEvent::Freeze(event) = fake.event().await else { panic!() };
         freeze.handle(event, &mut fake.qemu, &host.ctx);

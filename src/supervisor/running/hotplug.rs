@@ -17,7 +17,7 @@ use crate::{
         vhost,
     },
     spec::{Disk, Link, LinkState, Nic, Vm},
-    value::{Explain, Label, MacAddr, Size},
+    value::{Explain, Label, MacAddr, Size, foreign_error::is_unplug_pending},
 };
 use crate::{
     store::{identity_lock::Waiter, identity_store},
@@ -257,7 +257,7 @@ impl Machine {
         }
         match self.client.remove_device(id, QMP_LIMIT).await {
             // Asked before, and it has not let go yet.
-            Err(qmp::Error::Refused { desc, .. }) if desc.contains("in the process of unplug") => {}
+            Err(qmp::Error::Refused { desc, .. }) if is_unplug_pending(&desc) => {}
             asked => asked?,
         }
         while self.client.devices(QMP_LIMIT).await?.iter().any(|other| other == id) {

@@ -21,7 +21,7 @@ use crate::{
         refusal::{Reply, qmp_refusal},
     },
     sys::{lane::OnLane, progress::Cancel},
-    value::{Explain, chain},
+    value::{Explain, Note, NoteCode, chain},
 };
 
 /// The changes of a machine that runs, and the clients that wait for them.
@@ -29,7 +29,7 @@ use crate::{
 pub(crate) struct LiveUpdate {
     work: Option<Work>,
     /// What could not be applied.
-    notes: Vec<String>,
+    notes: Vec<Note>,
     /// The clients whose reload is not in effect yet, in their order.
     reloading: VecDeque<Option<Reply>>,
     /// The clients that wait until the guest has released devices, by the number of the question.
@@ -134,8 +134,9 @@ impl LiveUpdate {
             let mut done: Applied = vec![];
             for change in changes {
                 let result = machine.apply(&change).await.map_err(|error| {
-                    let hint = error.hint().map_or_else(String::new, |hint| format!(" ({hint})"));
-                    chain(&error) + &hint
+                    let text =
+                        format!("`{}` could not be applied: {}", change.key(), chain(&error));
+                    Note::new(NoteCode::NotApplied, text).key(change.key()).hint(error.hint())
                 });
                 done.push((change, result));
             }
@@ -168,9 +169,9 @@ impl LiveUpdate {
                     record(&change, config, memory, qemu);
                 }
                 Ok(ChangeOutcome::Asked) => asked.push(change),
-                Err(why) => {
-                    warn!("{key}: not applied: {why}");
-                    self.notes.push(format!("`{key}` could not be applied: {why}"));
+                Err(note) => {
+                    warn!("{note}");
+                    self.notes.push(note);
                 }
             }
         }
@@ -237,21 +238,22 @@ impl LiveUpdate {
         };
         let note = |change: &LiveChange| {
             let key = change.key();
-            format!(
+            let text = format!(
                 "`{key}`: the guest has not let go of it; it is gone when it does, or when it reboots"
-            )
+            );
+            Note::new(NoteCode::NotReleased, text).key(key)
         };
         for change in &released {
             info!("{}: the guest has let go of it", change.key());
             record(change, config, memory, qemu);
-            self.notes.retain(|other| *other != note(change));
+            self.notes.retain(|note| !note.is_of(NoteCode::NotReleased, &change.key()));
         }
         self.notes.extend(held.iter().map(note));
         answer(clients, &Ok(()));
     }
 
     /// What an operator should know.
-    pub(crate) fn notes(&self) -> &[String] {
+    pub(crate) fn notes(&self) -> &[Note] {
         &self.notes
     }
 }
@@ -385,7 +387,7 @@ mod tests {
         let _client = scene.apply();
         scene.applied().await.unwrap();
         let notes = scene.update.notes();
-        assert!(notes[0].contains("`mem` could not be applied"), "{notes:?}");
+        assert!(notes[0].is_of(NoteCode::NotApplied, "mem"), "{notes:?}");
         scene.config.compare(None);
         assert_eq!(scene.config.pending().len(), 1);
         assert_eq!(scene.memory.target(), None);
@@ -415,7 +417,7 @@ mod tests {
         let nics: Vec<LiveChange> = scene.config.removals();
         assert!(!nics.iter().any(|one| one.key() == "nic.lan"), "{nics:?}");
         let notes = scene.update.notes();
-        assert!(notes.len() == 1 && notes[0].contains("`nic.net`"), "{notes:?}");
+        assert!(notes.len() == 1 && notes[0].is_of(NoteCode::NotReleased, "nic.net"), "{notes:?}");
         // The guest releases that one, too.
         scene.fake.peer.script.on("qom-list", Answer::Return(json!([])));
         let Scene { update, config, fake, host, .. } = &mut scene;

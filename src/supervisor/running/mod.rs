@@ -52,6 +52,7 @@ use crate::{
     life,
     spec::Vm,
     store::record::Record,
+    value::Note,
 };
 
 /// One QEMU process and everything that is known of it. Dropping it aborts its tasks and discards their events; the process itself is
@@ -89,7 +90,7 @@ impl RunningVm {
     pub(crate) fn new(
         (mut qemu, events): (Qemu, mpsc::Receiver<VmEvent>),
         owner: ScreenOwner,
-        tap_notes: Vec<String>,
+        tap_notes: Vec<Note>,
         config: &mut Config,
         ctx: &Context,
     ) -> Self {
@@ -355,8 +356,8 @@ impl RunningVm {
     }
 
     /// What an operator should know of the guest, beside what could not be applied.
-    pub(crate) fn notes(&self, state: &life::State, ctx: &Context) -> Vec<String> {
-        let mut notes: Vec<String> = self.disk_space.notes(state).collect();
+    pub(crate) fn notes(&self, state: &life::State, ctx: &Context) -> Vec<Note> {
+        let mut notes: Vec<Note> = self.disk_space.notes(state).collect();
         notes.extend(self.qmp_watchdog.note());
         notes.extend(self.freeze.note(ctx));
         notes.extend_from_slice(self.taps.notes());
@@ -364,17 +365,17 @@ impl RunningVm {
     }
 
     /// What an operator should know of the readiness.
-    pub(crate) fn readiness_note(&self) -> Option<String> {
+    pub(crate) fn readiness_note(&self) -> Option<Note> {
         self.readiness.note()
     }
 
     /// What could not be applied.
-    pub(crate) fn update_notes(&self) -> &[String] {
+    pub(crate) fn update_notes(&self) -> &[Note] {
         self.live_update.notes()
     }
 
     /// Why the screen is not served.
-    pub(crate) fn screen_note(&self) -> Option<String> {
+    pub(crate) fn screen_note(&self) -> Option<Note> {
         self.screen.note()
     }
 }

@@ -19,6 +19,7 @@ use crate::{
         context::Context,
         limits::{FOREVER, QMP_LIMIT},
     },
+    value::{Note, NoteCode},
 };
 
 /// How long an answer is good for a client that reads the status: reading all VMs over and over wakes no QEMU.
@@ -104,11 +105,12 @@ impl QmpWatchdog {
     }
 
     /// What an operator should know.
-    pub(crate) fn note(&self) -> Option<String> {
+    pub(crate) fn note(&self) -> Option<Note> {
         let since = self.asked.filter(|_| self.silent)?;
-        Some(format!(
+        let text = format!(
             "QEMU's monitor does not answer since {since}: its process is stopped, or its storage hangs; the guest is left as it is"
-        ))
+        );
+        Some(Note::new(NoteCode::MonitorSilent, text))
     }
 }
 
@@ -162,7 +164,7 @@ mod tests {
         watchdog.asked = Some(Timestamp::UNIX_EPOCH);
         watchdog.handle(WatchdogEvent::Silent, State::Running, &host.ctx);
         assert!(watchdog.is_silent());
-        assert!(watchdog.note().unwrap().contains("1970-01-01T00:00:00Z"));
+        assert!(watchdog.note().unwrap().text.contains("1970-01-01T00:00:00Z"));
         watchdog.handle(WatchdogEvent::Recovered, State::Running, &host.ctx);
         assert!(!watchdog.is_silent() && watchdog.note().is_none());
         assert_eq!(host.published(), ["QVM_MONITOR_SILENT", "QVM_MONITOR_ANSWERS"]);

@@ -14,7 +14,7 @@ use crate::{
         context::Context,
         limits::{AGENT_LIMIT, QMP_LIMIT, STOP_SLACK},
     },
-    value::{base64, chain},
+    value::{Note, NoteCode, base64, chain},
 };
 
 /// How long after a failed probe the next one begins.
@@ -53,7 +53,7 @@ pub(crate) fn policy(vm: &Vm) -> Policy {
 pub(crate) struct ReadinessProbe {
     task: Option<AbortHandle>,
     /// What an operator should know of a guest that is ready.
-    note: Option<String>,
+    note: Option<Note>,
 }
 
 impl Drop for ReadinessProbe {
@@ -89,7 +89,7 @@ impl ReadinessProbe {
     }
 
     /// Handles the end of the probes: the guest is ready, with a note; or it will never be, and why.
-    pub(crate) fn handle(&mut self, found: Result<Option<String>, String>) -> life::Event {
+    pub(crate) fn handle(&mut self, found: Result<Option<Note>, String>) -> life::Event {
         match found {
             Ok(note) => {
                 self.note = note;
@@ -100,7 +100,7 @@ impl ReadinessProbe {
     }
 
     /// What an operator should know of a guest that is ready.
-    pub(crate) fn note(&self) -> Option<String> {
+    pub(crate) fn note(&self) -> Option<Note> {
         self.note.clone()
     }
 }
@@ -129,7 +129,7 @@ struct Probe {
 
 impl Probe {
     /// Probes again and again. Returns what is to be noted, or why the guest will never be ready.
-    async fn until_ready(mut self) -> Result<Option<String>, String> {
+    async fn until_ready(mut self) -> Result<Option<Note>, String> {
         loop {
             let found = match (self.wanted, self.reach) {
                 (Ready::Running, _) => Some(None),
@@ -159,7 +159,7 @@ impl Probe {
         self.agent.ping(sync, AGENT_LIMIT).await.is_ok()
     }
 
-    async fn cloud_init(&mut self) -> Result<Option<Option<String>>, String> {
+    async fn cloud_init(&mut self) -> Result<Option<Option<Note>>, String> {
         // A guest without an agent yet: that costs less to find out than a command.
         if !self.agent_answers().await {
             return Ok(None);
@@ -184,8 +184,9 @@ impl Probe {
             CloudInit::Going => Ok(None),
             CloudInit::Done => Ok(Some(None)),
             CloudInit::Degraded => {
-                let note = "cloud-init is done, but not all went well: see `cloud-init status --long` in the guest";
-                Ok(Some(Some(note.into())))
+                let text = "cloud-init is done, but not all went well: see `cloud-init status --long` \
+                            in the guest";
+                Ok(Some(Some(Note::new(NoteCode::CloudInitDegraded, text))))
             }
             CloudInit::Failed(why) => Err(why),
         }
@@ -226,7 +227,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(60);
 
-    async fn found(fake: &mut FakeQemu) -> Result<Option<String>, String> {
+    async fn found(fake: &mut FakeQemu) -> Result<Option<Note>, String> {
         let VmEvent::Readiness(found) = fake.event().await else { panic!() };
         found
     }
@@ -276,7 +277,7 @@ mod tests {
         probe.begin(LIMIT, &vm, &mut fake.qemu, &host.ctx);
         let found = found(&mut fake).await;
         assert_eq!(probe.handle(found), life::Event::GuestReady);
-        assert!(probe.note().unwrap().contains("cloud-init status --long"));
+        assert_eq!(probe.note().unwrap().code, NoteCode::CloudInitDegraded);
     }
 
     #[tokio::test]

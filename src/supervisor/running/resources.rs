@@ -18,7 +18,7 @@ use crate::{
         oom_score,
         pidfd::Exit,
     },
-    value::{CpuList, Explain, chain},
+    value::{CpuList, Explain, Note, NoteCode, chain},
 };
 
 /// Gives QEMU what the VM file says of the host. Blocks for as long as the kernel does.
@@ -46,7 +46,7 @@ pub(crate) fn give(host: &Settings, vm: &Vm, pid: u32, under_systemd: bool) -> H
 #[derive(Debug, Default)]
 pub(crate) struct HostShare {
     cgroup: Option<Cgroup>,
-    notes: Vec<String>,
+    notes: Vec<Note>,
     /// The vCPUs' threads are bound to CPUs, or were by an earlier supervisor.
     pinned: bool,
 }
@@ -145,7 +145,7 @@ impl HostShare {
     }
 
     /// What an operator should know.
-    pub(crate) fn notes(&self) -> &[String] {
+    pub(crate) fn notes(&self) -> &[Note] {
         &self.notes
     }
 }
@@ -153,8 +153,8 @@ impl HostShare {
 /// The signal of the OOM killer.
 const SIGKILL: i32 = 9;
 
-fn void(key: &str, why: &str) -> String {
-    format!("`{key}` has no effect: {why}")
+fn void(key: &str, why: &str) -> Note {
+    Note::new(NoteCode::NoEffect, format!("`{key}` has no effect: {why}")).key(key)
 }
 
 /// Makes the VM's cgroup, with QEMU in it; what a control file does not take is noted.
@@ -162,7 +162,7 @@ fn into_cgroup(
     host: &Settings,
     vm: &Vm,
     pid: u32,
-    notes: &mut Vec<String>,
+    notes: &mut Vec<Note>,
 ) -> Result<Cgroup, String> {
     let root = cgroup::root(&host.root.join("proc"));
     let cgroup = root.and_then(|root| Cgroup::make(&root, &host.name));
@@ -218,7 +218,7 @@ mod tests {
     const BASE: &str = "vcpu = 1\n";
 
     fn given(notes: &[&str]) -> HostShareEvent {
-        let notes = notes.iter().map(|note| (*note).to_owned()).collect();
+        let notes = notes.iter().map(|key| void(key, "of a test")).collect();
         HostShareEvent::Given(HostShareGiven { cgroup: None, notes })
     }
 
@@ -228,7 +228,7 @@ mod tests {
         let mut fake = FakeQemu::new(&host).await;
         let mut share = HostShare::default();
         share.handle(given(&["a"]), &vm(BASE), &mut fake.qemu);
-        assert_eq!(share.notes(), ["a"]);
+        assert!(share.notes()[0].is_of(NoteCode::NoEffect, "a"));
         share.handle(given(&[]), &vm(BASE), &mut fake.qemu);
         assert!(share.notes().is_empty() && share.take_cgroup().is_none());
         // No thread is to be bound.
@@ -245,7 +245,7 @@ mod tests {
         share.handle(given(&[]), &vm, &mut fake.qemu);
         let VmEvent::HostShare(event) = fake.event().await else { panic!() };
         share.handle(event, &vm, &mut fake.qemu);
-        assert!(share.notes()[0].starts_with("`cpu.pin` has no effect"), "{:?}", share.notes());
+        assert!(share.notes()[0].is_of(NoteCode::NoEffect, "cpu.pin"), "{:?}", share.notes());
     }
 
     #[tokio::test]
@@ -270,9 +270,10 @@ mod tests {
         share.give(&vm, &mut fake.qemu, &host.ctx).await;
         let VmEvent::HostShare(HostShareEvent::Given(given)) = fake.event().await else { panic!() };
         assert!(given.cgroup.is_none());
-        let notes = given.notes.join("\n");
-        assert!(notes.contains("`cpuWeight` has no effect"), "{notes}");
-        assert!(notes.contains("`oomScoreAdjust` has no effect"), "{notes}");
+        let notes = given.notes;
+        for key in ["cpuWeight", "oomScoreAdjust"] {
+            assert!(notes.iter().any(|note| note.is_of(NoteCode::NoEffect, key)), "{notes:?}");
+        }
     }
 
     #[tokio::test]

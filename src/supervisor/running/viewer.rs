@@ -24,7 +24,7 @@ use crate::{
     store::layout::VmPaths,
     supervisor::{config::ScreenOwner, context::Context, limits::QMP_LIMIT},
     sys::{peer, tasks::Tasks},
-    value::{Explain, VncAddress, chain},
+    value::{Explain, Note, NoteCode, VncAddress, chain},
 };
 
 /// How many viewers may be on their way to QEMU at once; a further one waits to be accepted.
@@ -270,8 +270,9 @@ impl Screen {
     }
 
     /// What an operator should know.
-    pub(crate) fn note(&self) -> Option<String> {
-        self.problem.clone()
+    pub(crate) fn note(&self) -> Option<Note> {
+        let text = self.problem.clone()?;
+        Some(Note::new(NoteCode::ScreenNotServed, text).key("display.vnc"))
     }
 }
 
@@ -375,7 +376,7 @@ mod tests {
         let grant = Operators::new().grant(&vm);
         let why = screen.handle(found, grant, &fake.qemu).unwrap_err();
         assert!(why.starts_with("the screen is not served"), "{why}");
-        assert_eq!(screen.note(), Some(why));
+        assert_eq!(screen.note().unwrap().text, why);
     }
 
     #[tokio::test]

@@ -1,25 +1,30 @@
 //! Why a start fails, as the life machine and the command line need it.
 
 use crate::{
-    life::{Fault, StartFailure},
+    life::{Explanation, Fault, StartFailure},
     sys::lane::Refused,
-    value::{Explain, chain_with_hint},
+    value::{Explain, chain},
 };
 
 /// The failure of an error: its chain of causes, and the hint on a line of its own.
 pub(super) fn start_failure(error: &(dyn Explain + 'static)) -> StartFailure {
     let fault = if error.is_host_fault() { Fault::Host } else { Fault::Vm };
-    StartFailure { fault, why: chain_with_hint(error) }
+    StartFailure { fault, why: explanation(error) }
+}
+
+/// The chain of causes, and the hint.
+pub(super) fn explanation(error: &(dyn Explain + 'static)) -> Explanation {
+    Explanation { text: chain(error), hint: error.hint() }
 }
 
 /// A lane accepts no more work.
 pub(super) fn refused(refused: Refused) -> StartFailure {
-    StartFailure { fault: Fault::Host, why: refused.to_string() }
+    StartFailure { fault: Fault::Host, why: refused.to_string().into() }
 }
 
 /// The thread that prepares cannot be started.
 pub(super) fn thread(error: &std::io::Error) -> StartFailure {
-    StartFailure { fault: Fault::Host, why: format!("cannot start a thread: {error}") }
+    StartFailure { fault: Fault::Host, why: format!("cannot start a thread: {error}").into() }
 }
 
 /// A phase was begun without the result of the phase before it.

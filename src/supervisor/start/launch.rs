@@ -32,7 +32,7 @@ use crate::{
         pidfd::{self, Process},
         socket,
     },
-    value::Explain,
+    value::{Explain, Note},
 };
 
 /// How long QEMU may take to answer on its monitor.
@@ -59,7 +59,7 @@ pub struct LaunchedQemu {
     /// Where viewers of the screen connect.
     pub(crate) vnc: Option<VncListener>,
     /// Why frames do not pass the bridges of its taps, as far as is known by now.
-    pub(crate) tap_notes: Vec<String>,
+    pub(crate) tap_notes: Vec<Note>,
     /// QEMU itself listens for VNC clients: an earlier qvm started it.
     pub listens: bool,
     /// What the guest did when QEMU first answered.
@@ -255,7 +255,7 @@ pub async fn launch(
         saving: None,
         held: head.as_ref().is_some_and(|saved| saved.held),
         frozen_until: None,
-        notes: prepared.notes.clone(),
+        notes: prepared.notes.clone().into(),
         ready: head.as_ref().is_some_and(|saved| saved.ready),
         missed: None,
         applied: BTreeMap::new(),

@@ -49,7 +49,7 @@ use crate::{
         pidfd::Process,
         progress::Cancel,
     },
-    value::chain,
+    value::{Note, NoteCode, chain},
 };
 
 /// How many messages of a phase wait for the loop.
@@ -97,7 +97,7 @@ pub(crate) enum Report {
     /// The start is admitted. The turn, if there is one, is to be held for [`admission::SETTLE`].
     Admitted(Option<Lock>),
     /// Everything is prepared, with these notes.
-    Prepared { notes: Vec<String>, identity: Identity },
+    Prepared { notes: Vec<Note>, identity: Identity },
     /// QEMU answers, with what it was given of the host.
     Launched(Box<(LaunchedQemu, HostShareGiven)>),
     /// The phase failed, or was aborted.
@@ -119,7 +119,7 @@ pub(crate) struct Start {
     /// How QEMU was launched; `None` before that.
     boot: Option<Boot>,
     /// What an operator should know about the start so far.
-    notes: Vec<String>,
+    notes: Vec<Note>,
     /// A QEMU process of the VM is running, or it cannot be determined whether one is.
     may_leave_qemu: bool,
 }
@@ -387,13 +387,12 @@ impl Start {
     pub(crate) fn quarantine_saved_state(&mut self, why: &str) {
         let paths = self.resources.paths();
         let (from, to) = (paths.saved(), paths.unusable());
-        let why = why.lines().next().unwrap_or_default();
-        let note = format!(
+        let text = format!(
             "the saved state could not be restored, and the guest has booted instead: {why}; \
              the state is kept as `{}`",
             to.display()
         );
-        warn!("{note}");
+        warn!("{text}");
         let renamed = self.resources.state.run(move || {
             if let Err(error) = file::commit(&from, &to) {
                 warn!("cannot rename the saved state: {}", chain(&error));
@@ -402,7 +401,7 @@ impl Start {
         if let Err(refused) = renamed {
             warn!("cannot rename the saved state: {refused}");
         }
-        self.notes.push(note);
+        self.notes.push(Note::new(NoteCode::SavedStateUnusable, text));
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
     supervisor::settings::Settings,
     sys::progress::{At, Cancel, Progress, line},
     systemd::unit_mounts::{self, Closed},
-    value::Explain,
+    value::{Explain, Note},
 };
 use crate::{
     image::qemu_img::QemuImg,
@@ -49,7 +49,7 @@ pub struct Prepared {
     /// The firmware; `None` for BIOS.
     pub firmware: Option<Chosen>,
     /// What an operator should know.
-    pub notes: Vec<String>,
+    pub notes: Vec<Note>,
     /// The liveness locks that QEMU inherits.
     pub liveness: Liveness,
 }
@@ -275,7 +275,7 @@ pub fn prepare(
     disk::remove_left_overs(&paths)?;
     let facts = facts_of(settings)?;
     let (accel, warning) = facts::accelerator(vm.accel, &facts.kvm)?;
-    let mut notes: Vec<String> = warning.into_iter().collect();
+    let mut notes: Vec<Note> = warning.into_iter().collect();
     let user_data = vm.cloud_init.as_ref().and_then(|seed| seed.user_data.as_ref());
     notes.extend(user_data.into_iter().flat_map(|data| data.advice()));
     if let Some(Identity { machine, .. }) = identity_store::read(&paths)?
@@ -320,7 +320,7 @@ pub fn disk(
     wanted: &Disk,
     cancel: &Cancel,
     say: &(dyn Fn(String) + Sync),
-) -> Result<(DiskFile, Vec<String>), Error> {
+) -> Result<(DiskFile, Vec<Note>), Error> {
     let tools = Tools {
         qemu_img: QemuImg::new(qemu_img_beside(qemu)),
         patience: Patience::default(),

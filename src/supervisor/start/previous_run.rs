@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use crate::{
     control::types::End,
-    life::{self, SavedState, StartEvent},
+    life::{self, Explanation, SavedState, StartEvent},
     spec::{self, Vm},
     store::{
         identity::Identity,
@@ -17,7 +17,7 @@ use crate::{
     },
     supervisor::file_reading,
     sys::pidfd::Process,
-    value::{VmName, chain, chain_with_hint},
+    value::{Explain, VmName, chain},
 };
 
 /// What decides how a start continues.
@@ -78,7 +78,7 @@ impl PreviousRun {
                 (None, found(life::PreviousQemu::NeverExecuted, saved))
             }
             Err(unknown) => {
-                let why = chain_with_hint(&unknown).replace("NAME", name.as_str());
+                let why = Explanation { text: chain(&unknown), hint: unknown.hint_for(name) };
                 (None, StartEvent::PreviousUnknown(why))
             }
         };
@@ -118,7 +118,7 @@ fn read_saved(paths: &VmPaths, name: &VmName, file: &Path) -> (Option<SavedVm>, 
         }
         Err(saved_state::Error::File(error)) => {
             // A state that cannot be read now may be read by the next start.
-            (None, SavedState::Unreadable(chain_with_hint(&error)))
+            (None, SavedState::Unreadable(super::failure::explanation(&error)))
         }
     }
 }
@@ -156,7 +156,7 @@ mod tests {
         let StartEvent::PreviousUnknown(why) = PreviousRun::read(&paths, &name, &file).event else {
             panic!("known");
         };
-        assert!(why.contains("\nhint: ") && !why.contains("NAME"), "{why}");
+        assert!(why.hint.as_ref().is_some_and(|hint| !hint.contains("NAME")), "{why}");
     }
 
     #[test]

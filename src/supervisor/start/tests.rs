@@ -137,7 +137,7 @@ async fn preparation_without_qemu_fails() {
         panic!("prepared");
     };
     assert_eq!((failure.fault, leftover), (Fault::Vm, Leftover::None), "{}", failure.why);
-    assert!(failure.why.contains("no-such-qemu"), "{}", failure.why);
+    assert!(failure.why.text.contains("no-such-qemu"), "{}", failure.why);
 }
 
 #[tokio::test]
@@ -251,5 +251,5 @@ async fn quarantined_state_is_renamed_and_noted() {
     start.quarantine_saved_state("damaged\nhint: none");
     host.ctx.lanes().state.flush().await.unwrap();
     assert!(!paths.saved().exists() && paths.unusable().exists());
-    assert!(start.notes[0].contains("damaged;"), "{:?}", start.notes);
+    assert!(start.notes[0].text.contains("damaged;"), "{:?}", start.notes);
 }

@@ -31,6 +31,7 @@ use crate::{
         signal::Signal,
         tasks::Reporters,
     },
+    value::NoteCode,
 };
 
 /// The VM file of the tests.
@@ -291,7 +292,7 @@ async fn changed_file_is_compared() {
     std::fs::write(&file, "nonsense").unwrap();
     scene.supervisor.handle_input(Input::FileChanged);
     let is_noted = |scene: &Scene| {
-        scene.supervisor.status().notes.iter().any(|note| note.contains("not valid any more"))
+        scene.supervisor.status().notes.iter().any(|note| note.code == NoteCode::VmFileInvalid)
     };
     scene.until(is_noted).await;
     std::fs::remove_file(&file).unwrap();
@@ -360,7 +361,12 @@ async fn unknown_operators_are_noted() {
     let mut scene = Scene::new(&format!("{TEXT}operators = [\"nosuchuser-qvm\"]\n"));
     scene.supervisor.begin(vec![]);
     let is_noted = |scene: &Scene| {
-        scene.supervisor.status().notes.iter().any(|note| note.contains("nosuchuser-qvm"))
+        scene
+            .supervisor
+            .status()
+            .notes
+            .iter()
+            .any(|note| note.is_of(NoteCode::UnknownOperator, "operators"))
     };
     scene.until(is_noted).await;
 }

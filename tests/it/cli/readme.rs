@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use qvm::{cli::Cli, spec};
+use qvm::{cli::Cli, spec, value::NoteCode};
 
 use crate::lab::{Lab, guest, network::Network};
 
@@ -139,6 +139,19 @@ fn host_settings_document_has_all_keys() {
     let problems = spec::HostSettings::read(Path::new("qvm.toml"), "unknown = 1").unwrap_err();
     let hint = problems[0].hint.clone().unwrap();
     assert_eq!(hint, format!("here can be: {}", documented.join(", ")));
+}
+
+/// The document of the notes has a row for each code, with the meaning of the code.
+#[test]
+fn notes_document_has_all_codes() {
+    let page = fs::read_to_string(top().join("docs/reference/notes.md")).unwrap();
+    let (_, codes) = page.split_once("## Codes\n").unwrap();
+    let rows: Vec<&str> = codes.lines().filter(|line| line.starts_with("| `")).collect();
+    let of_enum = |(code, meaning): &(NoteCode, &str)| format!("| `{}` | {meaning} |", code.word());
+    let mut expected: Vec<String> = NoteCode::ALL.iter().map(of_enum).collect();
+    expected.push(rows.last().copied().unwrap_or_default().to_owned());
+    assert!(expected.last().is_some_and(|row| row.starts_with("| `other` | ")), "{expected:?}");
+    assert_eq!(rows, expected);
 }
 
 /// Every `qvm …` in shell blocks and between backticks.

@@ -17,7 +17,7 @@ use qvm::{
     spec::{self, Bus, Checksum, Disk, Format, Image, Media, Origin, Source},
     store::layout::VmPaths,
     sys::progress::{At, Cancel, Progress, Quiet},
-    value::Explain,
+    value::{Explain, Note, NoteCode},
 };
 
 struct Place {
@@ -120,6 +120,10 @@ fn size(text: &str) -> Option<qvm::value::Size> {
     Some(text.parse().unwrap())
 }
 
+fn codes(notes: &[Note]) -> Vec<NoteCode> {
+    notes.iter().map(|note| note.code).collect()
+}
+
 #[test]
 fn made_from_each_format_into_each() {
     for image in [Format::Qcow2, Format::Raw] {
@@ -161,17 +165,15 @@ fn grown_never_shrunk_never_overwritten() {
         let smaller = Disk { size: size("16M"), ..disk.clone() };
         let kept = place.ensure(&smaller).unwrap();
         assert_eq!(kept.virtual_size, Some(32 << 20));
-        assert_eq!(kept.notes, ["disk root: it stays 32M; a disk is never shrunk to 16M"]);
+        assert_eq!(codes(&kept.notes), [NoteCode::DiskNotShrunk]);
 
         // Another image, and one that is not there: neither is looked at.
         let changed = from(Path::new("/nowhere/other.qcow2"));
         let kept = place.ensure(&Disk { format, ..changed.clone() }).unwrap();
-        let note = format!(
-            "disk root: it was made from {} on 2026-01-02; the image that is written now is ignored",
-            path.display()
-        );
-        assert_eq!(kept.notes, std::slice::from_ref(&note));
-        assert_eq!(disk::notes(&Disk { format, ..changed }, &place.vm).unwrap(), [note]);
+        let [note] = kept.notes.as_slice() else { panic!("{:?}", kept.notes) };
+        assert!(note.is_of(NoteCode::DiskImageChanged, "disk.root"), "{note:?}");
+        assert!(note.text.contains(&*path.to_string_lossy()), "{note:?}");
+        assert_eq!(disk::notes(&Disk { format, ..changed }, &place.vm).unwrap(), kept.notes);
         assert!(place.ensure(&of(Source::Existing)).is_ok());
         let out = run(Command::new("qemu-io")
             .args(["-r", "-f", format.name(), "-c", "read -P 9 2M 1M"])
@@ -186,7 +188,7 @@ fn an_image_larger_than_the_size_is_not_cut() {
     let path = place.image(Format::Qcow2);
     let ready = place.ensure(&Disk { size: size("1M"), ..from(&path) }).unwrap();
     assert_eq!(ready.virtual_size, Some(8 << 20));
-    assert_eq!(ready.notes, ["disk root: it stays 8M; a disk is never shrunk to 1M"]);
+    assert_eq!(codes(&ready.notes), [NoteCode::DiskNotShrunk]);
 }
 
 #[test]
@@ -197,7 +199,7 @@ fn the_format_that_exists_wins() {
     place.ensure(&raw).unwrap();
     let ready = place.ensure(&from(&path)).unwrap();
     assert_eq!(ready.format, Format::Raw);
-    assert_eq!(ready.notes, ["disk root: it exists as raw; `format = \"qcow2\"` is ignored"]);
+    assert_eq!(codes(&ready.notes), [NoteCode::DiskFormatKept]);
     assert_eq!(place.state(), ["root.origin.json", "root.raw"]);
 }
 
@@ -256,11 +258,7 @@ fn more_than_there_is_room_for_is_said() {
     let place = Place::new();
     let disk = Disk { format: Format::Raw, size: size("4T"), ..of(Source::Blank) };
     let ready = place.ensure(&disk).unwrap();
-    assert!(
-        ready.notes[0].starts_with("disk root: it may grow to 4194304 MiB, and "),
-        "{:?}",
-        ready.notes
-    );
+    assert_eq!(codes(&ready.notes), [NoteCode::DiskOvercommitted]);
 }
 
 #[test]
@@ -375,7 +373,7 @@ fn the_operators_own() {
     assert_eq!((&ready.path, ready.virtual_size), (&raw, Some(8 << 20)), "it is never grown");
     assert_eq!(place.ensure(&file(&qcow2, Format::Qcow2)).unwrap().virtual_size, Some(8 << 20));
     let noted = place.ensure(&file(&qcow2, Format::Raw)).unwrap();
-    assert!(noted.notes[0].contains("is qcow2, and the guest will see it as it is"));
+    assert_eq!(codes(&noted.notes), [NoteCode::DiskShownAsQcow2]);
 
     let said = |disk: Disk| {
         let error = place.ensure(&disk).unwrap_err();

@@ -7,12 +7,12 @@ use tracing::warn;
 use super::wanted::WantedTaps;
 use crate::{
     net::link::{self, Links},
-    value::IfName,
+    value::{IfName, Note},
 };
 
 /// By tap: why frames do not pass its bridge.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Blocked(BTreeMap<IfName, Vec<String>>);
+pub(crate) struct Blocked(BTreeMap<IfName, Vec<Note>>);
 
 impl Blocked {
     /// Finds out how it is now, and logs what is new. A bridge that does not exist has nothing here: its tap is off the bridge.
@@ -59,7 +59,7 @@ impl Blocked {
     }
 
     /// What an operator should know.
-    pub(crate) fn notes(&self) -> impl Iterator<Item = String> + '_ {
+    pub(crate) fn notes(&self) -> impl Iterator<Item = Note> + '_ {
         self.0.values().flatten().cloned()
     }
 }

@@ -26,7 +26,7 @@ use crate::{
     },
     spec::TapHeal,
     supervisor::running::event::{TapsReport, VmEvent},
-    value::{IfName, chain},
+    value::{Explain, IfName, Note, NoteCode, chain},
 };
 
 /// A tap that goes is QEMU's last word, or its NIC was plugged out: that is learnt within this, or else it was taken away.
@@ -46,9 +46,9 @@ pub(crate) struct Keeper {
     /// By what is heard of changes.
     ear: Option<LinkWatch>,
     /// Why the host's network cannot be reached.
-    unreached: Option<String>,
+    unreached: Option<Note>,
     /// What could not be filtered, and why.
-    unfiltered: BTreeMap<IfName, String>,
+    unfiltered: BTreeMap<IfName, Note>,
     /// What is not on its bridge, and why.
     lost: BTreeMap<IfName, String>,
     /// Where frames do not pass the bridge.
@@ -200,8 +200,9 @@ impl Keeper {
     }
 
     fn is_unreached(&mut self, why: &str) -> Next {
-        let note =
+        let text =
             format!("the taps are not looked after, the host's network cannot be reached: {why}");
+        let note = Note::new(NoteCode::TapsUnattended, text);
         if self.unreached.is_none() {
             warn!("{note}");
         }
@@ -238,8 +239,9 @@ impl Keeper {
                 }
                 _ => next = Next::Soon,
             }
-            let note =
+            let text =
                 format!("`antiSpoof` has no effect on the tap `{}`: {}", tap.name, chain(&error));
+            let note = Note::new(NoteCode::NoEffect, text).key("antiSpoof").hint(error.hint());
             if !self.unfiltered.contains_key(&tap.name) {
                 warn!("{note}");
             }
@@ -351,9 +353,10 @@ impl Keeper {
         Ok(())
     }
 
-    fn notes(&self) -> Vec<String> {
+    fn notes(&self) -> Vec<Note> {
         let lost = self.lost.iter().map(|(tap, why)| {
-            format!("the tap `{tap}` is not on its bridge, nothing passes: {why}")
+            let text = format!("the tap `{tap}` is not on its bridge, nothing passes: {why}");
+            Note::new(NoteCode::TapOffBridge, text)
         });
         let others = self.unreached.iter().chain(self.unfiltered.values()).cloned();
         others.chain(lost).chain(self.blocked.notes()).collect()

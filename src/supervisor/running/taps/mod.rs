@@ -15,7 +15,7 @@ use tokio::{
 
 use self::{keeper::Keeper, wanted::WantedTaps};
 use super::{event::TapsReport, qemu::Qemu};
-use crate::supervisor::context::Context;
+use crate::{supervisor::context::Context, value::Note};
 
 /// The taps of a guest, and the task that looks after them.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub(crate) struct Taps {
     wanted: watch::Sender<WantedTaps>,
     /// Locked while the taps are examined.
     examining: Arc<Mutex<()>>,
-    notes: Vec<String>,
+    notes: Vec<Note>,
 }
 
 impl Drop for Taps {
@@ -37,7 +37,7 @@ impl Taps {
     /// Begins to look after the taps. `notes` are of their attachment, and count until the task has examined them.
     pub(crate) fn keep(
         wanted: WantedTaps,
-        notes: Vec<String>,
+        notes: Vec<Note>,
         qemu: &mut Qemu,
         ctx: &Context,
     ) -> Self {
@@ -73,7 +73,7 @@ impl Taps {
     }
 
     /// What an operator should know.
-    pub(crate) fn notes(&self) -> &[String] {
+    pub(crate) fn notes(&self) -> &[Note] {
         &self.notes
     }
 }

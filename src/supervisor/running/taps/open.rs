@@ -14,7 +14,7 @@ use crate::{
         tap_spec::Tap,
     },
     spec::Vm,
-    value::{Explain, IfName, Label, MacAddr},
+    value::{Explain, IfName, Label, MacAddr, Note},
 };
 use std::collections::BTreeMap;
 
@@ -70,7 +70,7 @@ pub(crate) async fn open(
     vm: &Vm,
     tap: &Tap,
     macs: &BTreeMap<Label, MacAddr>,
-) -> Result<(OwnedFd, Vec<String>), Error> {
+) -> Result<(OwnedFd, Vec<Note>), Error> {
     let at = vm.at(&format!("nic.{}.bridge", tap.nic));
     let links = Links::open(network.connect().await);
     let failed = |source| Error::Link { tap: tap.name.clone(), at: at.clone(), source };
@@ -114,7 +114,7 @@ pub(crate) async fn open(
 }
 
 /// Puts a tap that is there on its bridge. Returns why frames do not pass the bridge.
-pub(crate) async fn attach(links: &Links, tap: &Tap, at: &str) -> Result<Vec<String>, Error> {
+pub(crate) async fn attach(links: &Links, tap: &Tap, at: &str) -> Result<Vec<Note>, Error> {
     let failed = |source| Error::Link { tap: tap.name.clone(), at: at.to_owned(), source };
     let attached = links.attach(tap).await.map_err(failed)?;
     Ok(tap.bridge_notes(attached.bridge_up, attached.bridge_mtu))
