@@ -61,7 +61,7 @@ impl Machined {
         for _ in 0..TRIES {
             match self.call("Register", &parameters).await? {
                 Ok(_) => return Ok(()),
-                Err((error, _)) if error.ends_with(".MachineExists") => {
+                Err((code, _)) if code.ends_with(".MachineExists") => {
                     match self.call("List", &name).await? {
                         Ok(listed) if !machine.is_listed(&listed) => {
                             return Err(Error::Taken(machine.name.to_string()));
@@ -73,8 +73,8 @@ impl Machined {
                     tokio::time::sleep(PAUSE).await;
                 }
                 // One that knows no `controlAddress` yet.
-                Err((error, about))
-                    if error.ends_with(".InvalidParameter") && about == "controlAddress" =>
+                Err((code, about))
+                    if code.ends_with(".InvalidParameter") && about == "controlAddress" =>
                 {
                     parameters = machine.parameters(None);
                 }
@@ -94,7 +94,7 @@ impl Machined {
         }
         let name = json!({ "name": machine.name.as_str() });
         match self.call("Unregister", &name).await? {
-            Err((error, _)) if !error.ends_with(".NoSuchMachine") => Err(Error::Refused(error)),
+            Err((code, _)) if !code.ends_with(".NoSuchMachine") => Err(Error::Refused(code)),
             Ok(_) | Err(_) => Ok(()),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use super::{VmName, chain};
+use super::VmName;
 
 /// An error that users see.
 ///
@@ -40,14 +40,6 @@ pub trait Explain: Error {
     /// VM file.
     fn is_host_fault(&self) -> bool {
         self.is_own_host_fault() || self.wrapped().is_some_and(Explain::is_host_fault)
-    }
-}
-
-/// The chain of causes, and the hint on a line of its own.
-pub fn chain_with_hint(error: &(dyn Explain + 'static)) -> String {
-    match error.hint() {
-        Some(hint) => format!("{}\nhint: {hint}", chain(error)),
-        None => chain(error),
     }
 }
 

@@ -33,7 +33,7 @@ pub use self::cidr::Cidr;
 pub use self::cpu_list::CpuList;
 pub use self::cpu_weight::CpuWeight;
 pub use self::digest::{Algorithm, Digest};
-pub use self::explain::{Explain, chain_with_hint};
+pub use self::explain::Explain;
 pub use self::forward::{Forward, Protocol};
 pub use self::host_fault::is_host_fault;
 pub use self::if_name::IfName;

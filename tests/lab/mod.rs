@@ -266,6 +266,16 @@ impl Lab {
         all[0].clone()
     }
 
+    /// The notes of a VM: the code of each, and behind it the key where the note is about one, such
+    /// as `no-effect cpu.pin`.
+    pub(crate) fn notes(&self, name: &str) -> Vec<String> {
+        notes_of(&self.status(name))
+    }
+
+    pub(crate) fn has_note(&self, name: &str, note: &str) -> bool {
+        self.notes(name).iter().any(|other| other == note)
+    }
+
     pub(crate) fn wait_state(&self, name: &str, state: &str) {
         // Of a guest that runs without a supervisor it is told that it runs: nobody can be asked for anything then.
         let down = ["stopped", "failed"].contains(&state);
@@ -409,4 +419,16 @@ impl Drop for Lab {
             }
         }
     }
+}
+
+/// The notes of a status, as [`Lab::notes`] returns them.
+pub(crate) fn notes_of(status: &serde_json::Value) -> Vec<String> {
+    let details = status["noteDetails"].as_array().map(Vec::as_slice).unwrap_or_default();
+    // The texts alone are the same notes.
+    assert_eq!(status["notes"].as_array().map_or(0, Vec::len), details.len(), "{status}");
+    let note = |note: &serde_json::Value| {
+        let code = note["code"].as_str().unwrap();
+        note["key"].as_str().map_or(code.to_owned(), |key| format!("{code} {key}"))
+    };
+    details.iter().map(note).collect()
 }

@@ -330,11 +330,11 @@ fn the_screen_is_moved_while_the_guest_runs() {
     let number = taken.local_addr().unwrap().port();
     assert!(number >= 5900, "{number}");
     lab.vm("web", &image, &at(number));
-    assert!(failed(&lab, &["apply", "web"]).1.contains("not applied: display.vnc"));
+    let (_, why) = failed(&lab, &["apply", "web"]);
+    assert!(why.contains(&format!("cannot listen on `127.0.0.1:{number}`")), "{why}");
     let status = lab.status("web");
     assert!(status["vnc"].is_null() && pending(&status) == Some("live".into()), "{status}");
-    let notes = status["notes"].to_string();
-    assert!(notes.contains(&format!("cannot listen on `127.0.0.1:{number}`")), "{notes}");
+    assert_eq!(lab.notes("web"), ["screen-not-served display.vnc"]);
     drop(taken);
     assert_eq!(apply(&at(number))["notes"], json!([]));
     assert!(enters(number, "two"));

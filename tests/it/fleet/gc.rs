@@ -2,7 +2,7 @@
 
 use std::{fs, process::Stdio};
 
-use crate::lab::{Lab, guest, runs};
+use crate::lab::{Lab, guest, notes_of, runs};
 
 /// `old` runs without a VM file, `gone` is down without one, `web` has one and runs.
 fn lab() -> Option<Lab> {
@@ -33,7 +33,8 @@ fn an_orphan_is_shown_and_stopped_by_wish_and_its_disks_stay() {
     assert_eq!(list.lines().filter(|line| line.starts_with("* no VM file: ")).count(), 1, "{list}");
     let status = lab.status("old");
     assert_eq!((&status["state"], &status["orphan"]), (&"running".into(), &true.into()));
-    assert_eq!(status["notes"], serde_json::json!(["its VM file is gone: `qvm gc` stops it"]));
+    assert_eq!(notes_of(&status), ["orphan"]);
+    assert_eq!(status["noteDetails"][0]["hint"], "`qvm gc` stops it");
     assert_eq!(lab.status("web")["orphan"], false);
 
     let json = lab.ok(&["gc", "--json"]);

@@ -436,10 +436,6 @@ fn wrote(lab: &Lab, file: &str) -> bool {
     lab.console("web").contains(&format!("\nWROTE {file}"))
 }
 
-fn notes(lab: &Lab) -> String {
-    lab.status("web")["notes"].to_string()
-}
-
 #[test]
 fn file_systems_are_held_still_for_a_command_and_thawed() {
     let Some(lab) = with_a_file_system("") else { return };
@@ -463,7 +459,7 @@ fn file_systems_are_held_still_for_a_command_and_thawed() {
     assert_eq!(line(&mut out), "frozen");
     assert_eq!(next("QVM_FROZEN"), serde_json::json!({ "filesystems": 1, "thawAfterSec": 600 }));
     writes(&lab, "one");
-    assert!(notes(&lab).contains("file systems are frozen, for 59"), "{}", notes(&lab));
+    assert_eq!(lab.notes("web"), ["frozen"]);
     for refused in
         [&["exec", "web", "--", "true"][..], &["cp", "web:/x", "-"], &["fsfreeze", "web"]]
     {
@@ -480,7 +476,7 @@ fn file_systems_are_held_still_for_a_command_and_thawed() {
     assert_eq!(freeze.end(), (Some(9), String::new()));
     assert_eq!(next("QVM_THAWED"), serde_json::json!({ "filesystems": 1, "why": "asked" }));
     until("what was written meanwhile is there", || wrote(&lab, "one"));
-    assert_eq!(notes(&lab), "[]");
+    assert_eq!(lab.notes("web"), [""; 0]);
 
     // One that has begun before goes on behind it.
     let script = "echo on; while [ ! -e /tmp/go ]; do sleep 0.1; done; echo off";
@@ -537,7 +533,7 @@ fn file_systems_are_held_still_for_a_command_and_thawed() {
     freeze.signal(SIGTERM);
     assert_eq!(freeze.end(), (Some(143), String::new()));
     assert_eq!(next("QVM_THAWED")["why"], "asked");
-    assert_eq!(notes(&lab), "[]");
+    assert_eq!(lab.notes("web"), [""; 0]);
 
     // A guest that shuts down is thawed first.
     lab.ok(&["fsfreeze", "web", "--thaw-after", "600"]);
@@ -566,7 +562,7 @@ fn the_next_supervisor_thaws_what_the_last_one_froze() {
     left_behind(&lab);
     lab.run("web");
     // Until it answers, all that is told is that there is none.
-    until("the next supervisor knows", || notes(&lab).contains("file systems are frozen, for "));
+    until("the next supervisor knows", || lab.has_note("web", "frozen"));
     assert!(!wrote(&lab, "one"));
     assert_eq!(lab.ok(&["fsfreeze", "--thaw", "web"]), "web: 1 file system is thawed\n");
     until("what was written meanwhile is there", || wrote(&lab, "one"));
@@ -584,18 +580,18 @@ fn the_next_supervisor_thaws_what_the_last_one_froze() {
     lab.ok(&["fsfreeze", "web", "--thaw-after", "600"]);
     lab.ok(&["suspend", "web"]);
     lab.ok(&["start", "web"]);
-    assert_eq!(notes(&lab), "[]");
+    assert_eq!(lab.notes("web"), [""; 0]);
     assert_eq!(shell(&lab, "touch /data/three && echo done"), "done");
     // The reset button is as a thaw.
     lab.ok(&["fsfreeze", "web", "--thaw-after", "600"]);
     lab.ok(&["reboot", "--force", "web"]);
     lab.says("web", "QVM-TINY READY", 2);
-    assert_eq!(notes(&lab), "[]");
+    assert_eq!(lab.notes("web"), [""; 0]);
     // Nothing there can be frozen.
     lab.ok(&["wait", "web", "--for", "agent", "--timeout", "120"]);
     let output = lab.qvm(&["fsfreeze", "web", "--", "true"]);
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{message}");
     assert!(message.contains("no file system that can be frozen"), "{message}");
-    assert_eq!(notes(&lab), "[]");
+    assert_eq!(lab.notes("web"), [""; 0]);
 }

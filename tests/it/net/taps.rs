@@ -5,7 +5,7 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
-use crate::lab::{Lab, guest, network::Network, runs, signal, until};
+use crate::lab::{Lab, guest, network::Network, notes_of, runs, signal, until};
 use serde_json::Value;
 
 const SIGKILL: i32 = 9;
@@ -74,10 +74,6 @@ fn does(lab: &Lab, command: &str) {
 /// How often something was told of the VM's taps.
 fn told(lab: &Lab, event: &str) -> usize {
     lab.ok(&["events", "--json", "web"]).matches(&format!("\"{event}\"")).count()
-}
-
-fn notes(lab: &Lab) -> String {
-    lab.status("web")["notes"].to_string()
 }
 
 /// `qvm network-broker` in the lab's network, for supervisors that are elsewhere.
@@ -202,7 +198,7 @@ fn taps_are_looked_after_again_once_the_hosts_network_can_be_reached() {
     taps.iter().for_each(|tap| ip(&lab, &format!("link set {tap} nomaster")));
     until("they are put back", || on(&lab, &taps) == 3);
     until("that is told", || told(&lab, "QVM_TAP_HEALED") == 3);
-    assert!(!notes(&lab).contains("cannot be reached"), "{}", notes(&lab));
+    assert!(!lab.has_note("web", "taps-unattended"), "{:?}", lab.notes("web"));
 
     let logged =
         |lab: &Lab| std::fs::read_to_string(lab.state("web", "supervisor.log")).unwrap_or_default();
@@ -227,7 +223,11 @@ fn taps_are_looked_after_again_once_the_hosts_network_can_be_reached() {
         for _ in 0..20 {
             assert_eq!(lab.status("web")["state"], "running", "{what}");
         }
-        until("it is told", || notes(&lab).contains(unreached) && notes(&lab).contains(why));
+        until("it is noted", || {
+            let status = lab.status("web");
+            notes_of(&status).contains(&"taps-unattended".to_owned())
+                && status["notes"].to_string().contains(why)
+        });
         assert_eq!(bridge_of(&lab, "qvm-web"), None);
         if what == "hangs" {
             signal(lender.child.id().cast_signed(), SIGCONT);
@@ -237,7 +237,9 @@ fn taps_are_looked_after_again_once_the_hosts_network_can_be_reached() {
             lender = Lender::new(&lab);
         }
         until("it is put back", || on(&lab, &taps) == 3 && filtered(&lab));
-        until("nothing is told any more", || notes(&lab) == "[]" || !notes(&lab).contains("tap"));
+        until("nothing is noted any more", || {
+            !lab.has_note("web", "taps-unattended") && !lab.has_note("web", "tap-off-bridge")
+        });
         assert_eq!(logged(&lab).matches(unreached).count(), before + 1, "{}", logged(&lab));
         if what == "hangs" {
             let _ = (lender.child.kill(), lender.child.wait());
@@ -254,7 +256,7 @@ fn apply(lab: &Lab, from: &str, to: &str) {
     assert!(text.contains(from), "{text}");
     std::fs::write(lab.file("web"), text.replace(from, to)).unwrap();
     lab.ok(&["apply", "web"]);
-    assert_eq!(lab.status("web")["pending"], serde_json::json!([]), "{}", notes(lab));
+    assert_eq!(lab.status("web")["pending"], serde_json::json!([]), "{:?}", lab.notes("web"));
 }
 
 #[test]
@@ -289,14 +291,14 @@ fn a_guest_that_takes_another_address_is_not_heard() {
     until("it is itself again", || answers(&lab, OWN));
     // The bridge goes, and comes again: so does the guest's connection, filtered as it was.
     ip(&lab, "link del br0");
-    until("that is told", || notes(&lab).contains("the tap `qvm-web` is not on its bridge"));
+    until("that is told", || lab.has_note("web", "tap-off-bridge"));
     ip(&lab, "link add br0 type bridge");
     ip(&lab, "addr add 192.168.97.1/24 dev br0");
     ip(&lab, "link set br0 up");
     until("it answers behind the new bridge", || answers(&lab, OWN));
     assert!(filtered(&lab) && !answers(&lab, "192.168.97.66"));
     until("that is told, too", || told(&lab, "QVM_TAP_HEALED") == 1);
-    assert!(!notes(&lab).contains("qvm-web"), "{}", notes(&lab));
+    assert!(!lab.has_note("web", "tap-off-bridge"), "{:?}", lab.notes("web"));
     // Both are killed at once: nothing is left.
     let (supervisor, qemu) = (lab.supervisor(one).id().cast_signed(), lab.qemu_pid("web"));
     signal(qemu, SIGKILL);
@@ -348,11 +350,11 @@ fn a_tap_that_has_lost_its_bridge_is_put_back_as_the_policy_says() {
     assert_eq!(told(&lab, "QVM_TAP_LOST"), 3);
     ip(&lab, "link set qvm-web master br0");
     until("that is told", || told(&lab, "QVM_TAP_LOST") == 4);
-    assert!(notes(&lab).contains("it was made a port of something else"), "{}", notes(&lab));
+    assert!(lab.has_note("web", "tap-off-bridge"), "{:?}", lab.notes("web"));
     assert!(is_on(&lab, "br0"));
     ip(&lab, "link set qvm-web master br1");
     until("that is told", || told(&lab, "QVM_TAP_HEALED") == 4);
-    assert!(!notes(&lab).contains("bridge"), "{}", notes(&lab));
+    assert!(!lab.has_note("web", "tap-off-bridge"), "{:?}", lab.notes("web"));
     // It went while nobody watched.
     signal(supervisor, SIGKILL);
     assert_eq!(lab.exit_code(one), None);
@@ -368,16 +370,16 @@ fn a_tap_that_has_lost_its_bridge_is_put_back_as_the_policy_says() {
     apply(&lab, "tapHeal = \"heal\"", "tapHeal = \"report\"");
     ip(&lab, "link set qvm-web nomaster");
     until("that is told", || told(&lab, "QVM_TAP_LOST") == 2);
-    assert!(notes(&lab).contains("it was taken off the bridge"), "{}", notes(&lab));
+    assert!(lab.has_note("web", "tap-off-bridge"), "{:?}", lab.notes("web"));
     assert_eq!(bridge_of(&lab, "qvm-web"), None);
     apply(&lab, "tapHeal = \"report\"", "tapHeal = \"off\"");
-    until("nothing is told", || !notes(&lab).contains("qvm-web"));
+    until("nothing is told", || !lab.has_note("web", "tap-off-bridge"));
     assert_eq!(bridge_of(&lab, "qvm-web"), None);
     apply(&lab, "tapHeal = \"off\"", "tapHeal = \"heal\"");
     until("it is back", || is_on(&lab, "br1"));
     // One that is deleted cannot come back.
     ip(&lab, "link del qvm-web");
-    until("that is told", || notes(&lab).contains("it was deleted"));
+    until("that is told", || lab.status("web")["notes"].to_string().contains("it was deleted"));
     lab.ok(&["kill", "web"]);
     assert_eq!(lab.exit_code(two), Some(0));
     assert!(!lab.log("web").contains("panicked"));
@@ -417,7 +419,7 @@ fn a_host_that_cannot_filter_is_told_of_and_refused_where_it_must() {
     }
     let one = lab.run("web");
     lab.wait_state("web", "running");
-    until("it is told", || notes(&lab).contains("`antiSpoof` has no effect on the tap `qvm-web`"));
+    until("it is told", || lab.has_note("web", "no-effect antiSpoof"));
     lab.ok(&["kill", "web"]);
     assert_eq!(lab.exit_code(one), Some(0));
     let text = std::fs::read_to_string(lab.file("web")).unwrap();

@@ -119,6 +119,19 @@ const SPAWNS: [&[&str]; 8] = [
     &["libc", "fork"],
 ];
 
+/// The file of the trait `Explain`, and its methods that no other file defines.
+const EXPLAIN: &str = "src/value/explain.rs";
+const EXPLAIN_METHODS: [&str; 4] = ["hint", "hint_for", "is_host_fault", "is_the_hosts"];
+/// The only file that compares texts of other programs.
+const FOREIGN_TEXTS: &str = "src/value/foreign_error.rs";
+/// Methods that compare or split a text.
+const COMPARISONS: [&str; 7] =
+    ["contains", "starts_with", "ends_with", "strip_prefix", "strip_suffix", "split_once", "find"];
+/// What is called to get the text of an error, and names of variables that contain one.
+const TEXT_CALLS: [&str; 2] = ["to_string", "chain"];
+const TEXT_NAMES: [&str; 8] =
+    ["error", "desc", "detail", "why", "reason", "problem", "note", "hint"];
+
 /// One Rust file: where it is below the repository, and what it says.
 struct Source {
     path: String,
@@ -587,6 +600,61 @@ fn processes(sources: &[Source]) -> Vec<String> {
     problems
 }
 
+/// Errors are explained by one trait, and no behavior depends on the text of an error or a note.
+fn explanations(sources: &[Source]) -> Vec<String> {
+    let mut problems = Vec::new();
+    for source in sources {
+        let code = bare(&source.text);
+        let tokens = tokens(before_tests(&code));
+        let is = |at: usize, texts: &[&str]| {
+            tokens.get(at).is_some_and(|token| texts.contains(&token.text.as_str()))
+        };
+        for (at, token) in tokens.iter().enumerate() {
+            let problem = |what: String| format!("{}:{}: {what}", source.path, token.line);
+            let is_method = is(at + 2, &["("]) && is(at + 3, &["&"]) && is(at + 4, &["self"]);
+            if token.text == "fn"
+                && is(at + 1, &EXPLAIN_METHODS)
+                && is_method
+                && is(at + 5, &[")"])
+                && source.path != EXPLAIN
+            {
+                let method = &tokens[at + 1].text;
+                problems.push(problem(format!("`{method}` beside the trait `Explain`")));
+            }
+            // `chain(&error).contains(`, `error.to_string().contains(`, `why.contains(`
+            if source.path == FOREIGN_TEXTS
+                || !(token.text == "." && is(at + 1, &COMPARISONS) && is(at + 2, &["("]))
+            {
+                continue;
+            }
+            let call = (at > 0 && is(at - 1, &[")"])).then(|| callee(&tokens, at - 1)).flatten();
+            let receiver = call.unwrap_or(at.saturating_sub(1));
+            let texts: &[&str] = if call.is_some() { &TEXT_CALLS } else { &TEXT_NAMES };
+            if is(receiver, texts) {
+                let method = &tokens[at + 1].text;
+                problems.push(problem(format!("`{method}` on the text of an error")));
+            }
+        }
+    }
+    problems
+}
+
+/// Of a call that ends at `close`, the position of the name of what is called.
+fn callee(tokens: &[Token], close: usize) -> Option<usize> {
+    let mut depth = 0;
+    for at in (0..=close).rev() {
+        match tokens[at].text.as_str() {
+            ")" => depth += 1,
+            "(" => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return at.checked_sub(1);
+        }
+    }
+    None
+}
+
 fn read_tree(top: &Path, below: &str, sources: &mut Vec<Source>) {
     let Ok(entries) = fs::read_dir(top.join(below)) else { return };
     for entry in entries {
@@ -687,6 +755,11 @@ fn one_module_creates_processes() {
     none(processes(&product()));
 }
 
+#[test]
+fn errors_are_explained_by_one_trait() {
+    none(explanations(&product()));
+}
+
 /// The rules themselves, on trees that break them.
 mod on_bad_trees {
     use super::*;
@@ -742,6 +815,29 @@ mod on_bad_trees {
         assert_eq!(problems.len(), 1, "{problems:?}");
         for path in ["src/net/mod.rs", "src/net/tap.rs", "src/net/link.rs"] {
             assert!(problems[0].contains(path), "{problems:?}");
+        }
+    }
+
+    #[test]
+    fn texts_are_compared_and_hints_forwarded() {
+        for text in [
+            "impl Error { pub fn hint(&self) -> Option<String> { None } }",
+            "impl Explain for Error { fn is_host_fault(&self) -> bool { true } }",
+            "fn f() { if error.to_string().contains(\"busy\") {} }",
+            "fn f() { match e { Err(Refused { desc }) if desc.contains(\"unplug\") => {} } }",
+            "fn f() { if chain(&error).starts_with(\"x\") {} }",
+            "fn f() { notes.iter().filter(|note| note.starts_with(\"x\")) }",
+        ] {
+            let problems = explanations(&one("src/net/tap.rs", text));
+            assert_eq!(problems.len(), 1, "{text}: {problems:?}");
+        }
+        for text in [
+            "impl Explain for Error { fn own_hint(&self) -> Option<String> { self.cause.hint() } }",
+            "impl Failure { pub fn hint(self, hint: Option<String>) -> Self { self } }",
+            "fn f() { if codes(&notes).contains(&code) || path.to_owned().ends_with(x) {} }",
+            "fn f() {}\n#[cfg(test)]\nmod tests { fn t() { why.contains(\"x\") } }",
+        ] {
+            assert_eq!(explanations(&one("src/net/tap.rs", text)), [""; 0], "{text}");
         }
     }
 

@@ -148,10 +148,7 @@ fn a_group_sees_the_state_and_operators_do_the_rest() {
     };
     write(&format!("[\"no-such-user-here\", \"@{GROUP}\"]"));
     assert_eq!(lab.status("web")["pending"], serde_json::json!([]));
-    until("an unknown name is told", || {
-        let notes = lab.status("web")["notes"].to_string();
-        notes.contains("`operators`: this host does not know `no-such-user-here`")
-    });
+    until("an unknown name is noted", || lab.has_note("web", "unknown-operator operators"));
     let output = ask(&["pause", "web"]);
     assert!(output.status.success(), "{}", said(&output));
     lab.wait_state("web", "paused");

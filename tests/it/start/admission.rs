@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use crate::lab::{LONG, Lab, guest, required, runs, signal, until, until_within};
+use crate::lab::{LONG, Lab, guest, notes_of, required, runs, signal, until, until_within};
 
 const SIGINT: i32 = 2;
 const SIGKILL: i32 = 9;
@@ -119,7 +119,7 @@ impl Host {
         until(&format!("{name} waits for {what}"), || {
             let status = self.lab.status(name);
             let told = status["notes"].to_string();
-            status["state"] == "starting" && told.contains(&format!("waits for {what}"))
+            status["state"] == "starting" && notes_of(&status) == ["waiting"] && told.contains(what)
         });
     }
 

@@ -483,8 +483,8 @@ fn a_disk_is_kept_over_stops_and_changes_of_the_image() {
     lab.says("web", "BOOT-GUEST-READY", 2);
     lab.types("web", b"w");
     lab.says("web", "BOOT-GUEST-WRITTEN 000002", 1);
-    let notes = lab.status("web")["notes"].to_string();
-    assert!(notes.contains("root"), "{notes}");
+    let notes = lab.notes("web");
+    assert!(notes.contains(&"disk-image-changed disk.root".to_owned()), "{notes:?}");
 }
 
 #[test]

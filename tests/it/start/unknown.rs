@@ -13,7 +13,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use crate::lab::{Lab, guest, orphaned::Orphaned, runs, signal, until};
+use crate::lab::{Lab, guest, notes_of, orphaned::Orphaned, runs, signal, until};
 use nix::{
     fcntl::{FcntlArg, fcntl},
     libc,
@@ -297,7 +297,7 @@ impl Table {
             let all = json(&output);
             let web = all.as_array().and_then(|all| all.iter().find(|vm| vm["name"] == "web"));
             let web = web.cloned().unwrap_or_default();
-            let is = web["state"] == "unknown" && web["notes"].to_string().contains(REASON);
+            let is = web["state"] == "unknown" && notes_of(&web).contains(&"unknown".to_owned());
             check(is, &verb.join(" "), &output);
         }
         let output = caller.run(lab, &["status"]);

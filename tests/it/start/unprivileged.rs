@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
-use crate::lab::{Lab, guest, until};
+use crate::lab::{Lab, guest, notes_of, until};
 use rustix::thread::CapabilitySet;
 
 /// A user's VM, with an image that the user can read.
@@ -102,8 +102,8 @@ fn a_weight_is_noted_and_no_failure() {
     lab.says("web", "BOOT-GUEST-READY", 1);
     let status = lab.status("web");
     assert_eq!((&status["state"], &status["cpuWeight"]), (&"running".into(), &300.into()));
-    let notes = status["notes"].to_string();
-    assert!(notes.contains("`cpuWeight` has no effect: "), "{notes}");
+    let notes = notes_of(&status);
+    assert!(notes.contains(&"no-effect cpuWeight".to_owned()), "{notes:?}");
     lab.ok(&["stop", "web"]);
     assert_eq!(lab.last_reason("web"), "stopped");
 }
@@ -138,7 +138,7 @@ fn a_supervisor_has_only_the_capabilities_that_it_needs() {
         }
     };
     cut();
-    let void = lab.status("web")["notes"].to_string().contains("oomScoreAdjust");
+    let void = lab.has_note("web", "no-effect oomScoreAdjust");
     assert_eq!(void, own & CapabilitySet::SYS_RESOURCE.bits() == 0);
 
     // The program that takes its place has the same, and can do the same.

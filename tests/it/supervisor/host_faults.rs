@@ -7,7 +7,7 @@ use std::{
     process::Output,
 };
 
-use crate::lab::{Lab, guest, mounts::Mounts, runs, signal, until};
+use crate::lab::{Lab, guest, mounts::Mounts, notes_of, runs, signal, until};
 
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
@@ -74,13 +74,18 @@ fn data(lab: &Lab, small: &Path) -> Vec<u8> {
     fs::read(mounts(lab).seen(&small.join("data.raw"))).unwrap()
 }
 
-fn notes(lab: &Lab) -> String {
-    lab.status("web")["notes"].to_string()
+/// Waits until the status has this note, with this part in its text.
+fn has_note(lab: &Lab, note: &str, part: &str) {
+    until(&format!("{note}: {part}"), || {
+        let status = lab.status("web");
+        notes_of(&status).iter().any(|other| other == note)
+            && status["notes"].to_string().contains(part)
+    });
 }
 
-/// Waits until status tells this.
-fn notes_say(lab: &Lab, text: &str) {
-    until(text, || notes(lab).contains(text));
+/// Waits until the status has the note that the disk is full.
+fn is_full(lab: &Lab, part: &str) {
+    has_note(lab, "no-space disk.data", part);
 }
 
 /// How often this happened, of late.
@@ -104,7 +109,7 @@ fn a_guest_is_held_while_a_disk_is_full_and_goes_on_by_itself() {
     writes(&lab, 0);
     lab.wait_state("web", "paused");
     let why = format!("no space left on `{0}` for disk `data` (`{0}/data.raw`)", small.display());
-    notes_say(&lab, &format!("{why}; the guest goes on when 16 MiB are free"));
+    is_full(&lab, "16 MiB");
     assert!(lab.log("web").contains(&format!("the guest is paused: {why}")), "{}", lab.log("web"));
     assert_eq!(events(&lab, "QVM_NO_SPACE"), 1);
     assert_eq!(lab.status("web")["trouble"], "no-space");
@@ -112,7 +117,7 @@ fn a_guest_is_held_while_a_disk_is_full_and_goes_on_by_itself() {
     mounts(&lab).make_room(&small);
     has_written(&lab, 0);
     lab.wait_state("web", "running");
-    assert_eq!((events(&lab, "QVM_ROOM"), notes(&lab).as_str()), (1, "[]"));
+    assert_eq!((events(&lab, "QVM_ROOM"), lab.notes("web").len()), (1, 0));
     assert!(lab.status("web")["trouble"].is_null());
     is_whole(&data(&lab, &small), 0);
     signal(lab.supervisor(one).id().cast_signed(), SIGTERM);
@@ -126,42 +131,42 @@ fn whoever_comes_between_a_full_disk_and_its_room() {
     let Some((mut lab, small, one)) = tight("raw", "") else { return };
     // An operator who is too early: it is told again.
     writes(&lab, 0);
-    notes_say(&lab, "no space left on");
+    is_full(&lab, "");
     lab.ok(&["resume", "web"]);
     until("it is told again", || events(&lab, "QVM_NO_SPACE") == 2);
-    notes_say(&lab, "no space left on");
+    is_full(&lab, "");
     // A supervisor that crashes meanwhile: the next one knows, and waits as this one did.
     crashes(&mut lab, one);
     let two = lab.run("web");
     lab.wait_state("web", "paused");
-    notes_say(&lab, "the guest goes on when 16 MiB are free");
+    is_full(&lab, "16 MiB");
     mounts(&lab).make_room(&small);
     has_written(&lab, 0);
 
     // An operator who wants it held: room alone is not enough, not for a later supervisor either.
     fill(&lab, &small);
     writes(&lab, 1);
-    notes_say(&lab, "no space left on");
+    is_full(&lab, "");
     lab.ok(&["pause", "web"]);
-    notes_say(&lab, "`qvm resume` lets the guest go on");
+    is_full(&lab, "`qvm resume`");
     mounts(&lab).make_room(&small);
     crashes(&mut lab, two);
     let three = lab.run("web");
     lab.wait_state("web", "paused");
-    notes_say(&lab, "`qvm resume` lets the guest go on");
+    is_full(&lab, "`qvm resume`");
     assert_eq!(events(&lab, "QVM_ROOM"), 0);
     lab.ok(&["resume", "web"]);
     has_written(&lab, 1);
-    assert_eq!(notes(&lab), "[]");
+    assert_eq!(lab.notes("web"), [""; 0]);
 
     // Its state is saved: the write that waits for room is in it, and waits on after the next start.
     fill(&lab, &small);
     writes(&lab, 2);
-    notes_say(&lab, "no space left on");
+    is_full(&lab, "");
     lab.ok(&["suspend", "web"]);
     assert_eq!(lab.exit_code(three), Some(0));
     let four = lab.run("web");
-    notes_say(&lab, "the guest goes on when 16 MiB are free");
+    is_full(&lab, "16 MiB");
     assert!(lab.log("web").contains("goes on from the saved state"), "{}", lab.log("web"));
     mounts(&lab).make_room(&small);
     has_written(&lab, 2);
@@ -169,10 +174,10 @@ fn whoever_comes_between_a_full_disk_and_its_room() {
     // A stop: the guest cannot shut down before it can write, and does then.
     fill(&lab, &small);
     writes(&lab, 3);
-    notes_say(&lab, "no space left on");
+    is_full(&lab, "");
     signal(lab.supervisor(four).id().cast_signed(), SIGTERM);
     lab.wait_state("web", "stopping");
-    notes_say(&lab, "no space left on");
+    is_full(&lab, "");
     mounts(&lab).make_room(&small);
     assert_eq!(lab.exit_code(four), Some(0));
     assert_eq!(lab.last_reason("web"), "stopped");
@@ -203,7 +208,7 @@ fn an_nvme_disk_tells_its_guest_of_a_full_host() {
 fn a_stop_while_a_disk_stays_full_is_bounded_and_the_disk_stays_good() {
     let Some((mut lab, small, one)) = tight("qcow2", "shutdownTimeoutSec = 3\n") else { return };
     writes(&lab, 0);
-    notes_say(&lab, "no space left on");
+    is_full(&lab, "");
     let output = lab.qvm(&["stop", "web"]);
     assert!(output.status.success(), "{}", said(&output));
     assert_eq!(lab.exit_code(one), Some(0));
@@ -372,7 +377,7 @@ fn a_qemu_that_hangs_is_told_and_waited_for_and_taken_over_when_it_wakes() {
     manager.hears("WATCHDOG=1", None);
     signal(qemu, SIGSTOP);
     manager.hears("STATUS=QEMU's monitor does not answer", None);
-    notes_say(&lab, "QEMU's monitor does not answer since ");
+    has_note(&lab, "monitor-silent", "");
     assert_eq!(lab.status("web")["trouble"], "monitor-silent");
     assert_eq!(
         (lab.status("web")["state"].as_str(), events(&lab, "QVM_MONITOR_SILENT")),
@@ -382,7 +387,7 @@ fn a_qemu_that_hangs_is_told_and_waited_for_and_taken_over_when_it_wakes() {
     // It had not been fed in between.
     manager.hears("STATUS=running", None);
     manager.hears("WATCHDOG=1", None);
-    assert_eq!((notes(&lab).as_str(), events(&lab, "QVM_MONITOR_ANSWERS")), ("[]", 1));
+    assert_eq!((lab.notes("web").len(), events(&lab, "QVM_MONITOR_ANSWERS")), (0, 1));
 
     // It hangs for so long that systemd ends the supervisor (WatchdogSec=), again and again.
     signal(qemu, SIGSTOP);

@@ -87,13 +87,9 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-fn notes(lab: &Lab) -> String {
-    lab.status("web")["notes"].to_string()
-}
-
 /// Some seconds of output have come, as the supervisor tells by what it loses.
 fn loses_output(lab: &Lab) {
-    until("output is lost", || notes(lab).contains("bytes of console output are not in the log"));
+    until("output is lost", || lab.has_note("web", "console-output-lost"));
 }
 
 #[test]
@@ -195,9 +191,9 @@ fn vm_file_hangs_and_a_reload_is_refused() {
     let why = format!("{:?}", reloaded.unwrap_err());
     assert!(why.contains("storage does not answer"), "{why}");
     answers(&lab, "running");
-    assert!(notes(&lab).contains("cannot read the VM file"), "{}", notes(&lab));
+    assert!(lab.has_note("web", "vm-file-unread"), "{:?}", lab.notes("web"));
     storage.is(Storage::Answers);
-    until("the note goes", || !notes(&lab).contains("cannot read the VM file"));
+    until("the note goes", || !lab.has_note("web", "vm-file-unread"));
     hang(&storage, Storage::Hangs);
     signal(lab.supervisor(one).id().cast_signed(), SIGTERM);
     assert_eq!(lab.exit_code(one), Some(0), "{}", lab.log("web"));

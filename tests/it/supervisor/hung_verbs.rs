@@ -12,7 +12,7 @@ use std::{
 use crate::lab::{
     Lab, guest,
     hanging::{Hanging, Storage},
-    signal,
+    notes_of, signal,
     terminal::Terminal,
     until, until_within,
 };
@@ -133,6 +133,7 @@ fn is_listed(lab: &Lab, directory: &str) {
     assert_eq!((&of("web")["state"], &of("web")["vcpu"]), (&"running".into(), &1.into()));
     assert!(of("web")["pid"].is_u64());
     assert_eq!(of("idle")["state"], "unknown", "{all:?}");
+    assert_eq!(notes_of(of("idle")), ["unknown"]);
     let reason = of("idle")["notes"][0].as_str().unwrap();
     assert!(reason.contains(directory) && reason.contains("no answer within 2 s"), "{reason}");
     let table = text(&ends(spawn(lab, &["list"])).unwrap().stdout);

@@ -92,12 +92,11 @@ fn a_cpu_that_the_host_lacks_is_told_and_the_guest_runs() {
     let lab = Lab::new();
     write(&lab, "cpu.pin = [\"0\", \"1023\"]\n");
     lab.ok(&["start", "web"]);
-    let note = "`cpu.pin` has no effect: this host has no CPU of `1023` for vCPU 1";
-    until("it is told", || lab.status("web")["notes"].to_string().contains(note));
+    until("it is noted", || lab.has_note("web", "no-effect cpu.pin"));
     lab.says("web", "1", 1);
     write(&lab, "cpu.pin = [\"0\"]\n");
     lab.ok(&["reload", "web"]);
-    until("it is told no more", || !lab.status("web")["notes"].to_string().contains("cpu.pin"));
+    until("it is told no more", || !lab.has_note("web", "no-effect cpu.pin"));
     lab.ok(&["kill", "web"]);
 }
 
