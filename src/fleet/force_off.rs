@@ -189,7 +189,7 @@ fn keep_end(settings: &Settings) {
         reason: end.reason().to_owned(),
         at: (settings.now)().to_string(),
         detail: end.to_string(),
-        hint: end.hint().map(str::to_owned),
+        hint: end.start_hint().map(str::to_owned),
         failed: end.failed(),
         console: vec![],
     };

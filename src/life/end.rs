@@ -172,8 +172,8 @@ impl End {
         }
     }
 
-    /// What the operator can do; [`Display`](fmt::Display) prints it as well.
-    pub fn hint(&self) -> Option<&str> {
+    /// What the operator can do after a failed start; [`Display`](fmt::Display) prints it as well.
+    pub fn start_hint(&self) -> Option<&str> {
         match &self.cause {
             Cause::StartFailed(failure) => failure.why.hint.as_deref(),
             _ => None,

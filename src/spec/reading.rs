@@ -192,7 +192,7 @@ impl<'t> Reading<'t> {
         let length = self.text(offset..span.end).lines().next().unwrap_or_default();
         let value = source.split_once('=').map_or("", |(_, value)| value);
         let value = value.trim().trim_matches(['"', '\'']);
-        let repeats = |hint: &String| !value.is_empty() && hint.contains(value);
+        let repeats = |text: &String| !value.is_empty() && text.contains(value);
         let hint = hint.filter(|hint| !(is_secret(source) && repeats(hint)));
         let hint = hint.or_else(|| lookalike::hint(self.text(span.clone())));
         self.problems.push(Problem {

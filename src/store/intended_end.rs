@@ -30,7 +30,7 @@ pub(crate) fn settle_end(paths: &VmPaths) {
         reason: end.reason().to_owned(),
         at: written_at(&paths.record()).unwrap_or(Timestamp::UNIX_EPOCH).to_string(),
         detail: end.to_string(),
-        hint: end.hint().map(str::to_owned),
+        hint: end.start_hint().map(str::to_owned),
         failed: end.failed(),
         console: vec![],
     };

@@ -81,7 +81,7 @@ impl History {
             reason: end.reason().to_owned(),
             at: ctx.now().to_string(),
             detail: end.to_string(),
-            hint: end.hint().map(str::to_owned),
+            hint: end.start_hint().map(str::to_owned),
             failed: end.failed(),
             console,
         };

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use super::VmName;
+use super::vm_name::VmName;
 
 /// An error that users see.
 ///

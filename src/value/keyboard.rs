@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use super::{Explain, shown::shown};
+use super::{explain::Explain, shown::shown};
 
 /// Keys that are pressed together, by the names of QEMU's `QKeyCode`.
 #[derive(Debug, Clone, PartialEq, Eq)]

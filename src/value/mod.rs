@@ -3,6 +3,7 @@
 mod base64;
 mod chain;
 mod cidr;
+mod codes;
 mod cpu_list;
 mod cpu_weight;
 mod digest;
@@ -30,6 +31,7 @@ mod vnc_address;
 pub use self::base64::{base64, to_base64};
 pub use self::chain::chain;
 pub use self::cidr::Cidr;
+pub(crate) use self::codes::codes;
 pub use self::cpu_list::CpuList;
 pub use self::cpu_weight::CpuWeight;
 pub use self::digest::{Algorithm, Digest};

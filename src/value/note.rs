@@ -5,78 +5,61 @@ use std::{
     ops::{Deref, DerefMut},
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
-/// Declares the codes, each with its word in JSON and what a note of that code reports.
-macro_rules! codes {
-    ($($variant:ident $word:literal $meaning:literal,)*) => {
-        /// What a note is about. The words are stable; docs/reference/notes.md lists them.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-        pub enum NoteCode {
-            $(
-                #[doc = $meaning]
-                #[serde(rename = $word)]
-                $variant,
-            )*
-            /// A code that this version does not know, or a note of a version without codes.
-            #[serde(rename = "other", other)]
-            Other,
-        }
-
-        impl NoteCode {
-            /// Every code that this version writes, with its meaning.
-            pub const ALL: &[(Self, &str)] = &[$((Self::$variant, $meaning),)*];
-
-            /// The word in JSON and varlink.
-            pub const fn word(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $word,)*
-                    Self::Other => "other",
-                }
-            }
-        }
-    };
-}
+use super::codes::codes;
 
 codes! {
-    BridgeDown "bridge-down" "The bridge of a NIC is down.",
-    BridgeMtu "bridge-mtu" "The MTU of a NIC exceeds the MTU of its bridge.",
-    CloudInitDegraded "cloud-init-degraded" "cloud-init has finished with recoverable errors.",
-    ConsoleOutputLost "console-output-lost" "Console output is missing in the log.",
-    DiskCorrupt "disk-corrupt" "A read-only disk is marked corrupt.",
-    DiskFileUnused "disk-file-unused" "A second file of a disk, in another format, is not used.",
-    DiskFormatKept "disk-format-kept" "A disk exists in another format than `format`.",
-    DiskImageChanged "disk-image-changed" "A disk was made from another image than `image`.",
-    DiskNotShrunk "disk-not-shrunk" "A disk is larger than `size`.",
-    DiskOvercommitted "disk-overcommitted" "A disk may grow beyond the free space.",
-    DiskShownAsQcow2 "disk-shown-as-qcow2" "A disk with `format = \"raw\"` contains a qcow2 image.",
-    EndsUnreadable "ends-unreadable" "The record of earlier ends cannot be read.",
-    Frozen "frozen" "The guest's file systems are frozen.",
-    IpUnreachable "ip-unreachable" "The user-mode network cannot reach the `ip` of a NIC.",
-    KvmUnproven "kvm-unproven" "KVM is used, but no KVM module is known to be loaded.",
-    MonitorSilent "monitor-silent" "QEMU's monitor does not answer.",
-    NoEffect "no-effect" "A key of the VM file has no effect on this host.",
-    NoKvm "no-kvm" "The guest runs without KVM.",
-    NoSpace "no-space" "The guest is paused because the storage of a disk is full.",
-    NoSupervisor "no-supervisor" "QEMU runs without a supervisor.",
-    NotApplied "not-applied" "A change of the VM file could not be applied to the running VM.",
-    NotReady "not-ready" "The guest was not ready in time.",
-    NotReleased "not-released" "The guest still uses a device that was removed.",
-    NotThawed "not-thawed" "The guest's file systems are frozen and cannot be thawed.",
-    Orphan "orphan" "The VM file is gone.",
-    SavedState "saved-state" "The state of the guest is saved.",
-    SavedStateUnusable "saved-state-unusable" "The saved state could not be restored.",
-    ScreenNotServed "screen-not-served" "The screen is not served as the VM file says.",
-    SupervisorSilent "supervisor-silent" "The supervisor accepts connections but does not answer.",
-    TapOffBridge "tap-off-bridge" "A tap is not on its bridge.",
-    TapsUnattended "taps-unattended" "The host's network cannot be reached to examine the taps.",
-    Unknown "unknown" "The state of the VM cannot be determined.",
-    UnknownOperator "unknown-operator" "The host does not know an entry of `operators`.",
-    UserData "user-data" "A line of the user-data file may not mean what it seems.",
-    VmFileInvalid "vm-file-invalid" "The VM file is not valid.",
-    VmFileUnread "vm-file-unread" "The storage of the VM file does not answer.",
-    Waiting "waiting" "The start waits for memory or for another start.",
-    WeightVoid "weight-void" "`cpuWeight` does not give the share that it seems to give.",
+    /// What a note is about. The words are stable; docs/reference/notes.md lists them.
+    pub enum NoteCode {
+        BridgeDown "bridge-down" "The bridge of a NIC is down.",
+        BridgeMtu "bridge-mtu" "The MTU of a NIC exceeds the MTU of its bridge.",
+        CloudInitDegraded "cloud-init-degraded" "cloud-init has finished with recoverable errors.",
+        ConsoleOutputLost "console-output-lost" "Console output is missing in the log.",
+        DiskCorrupt "disk-corrupt" "A read-only disk is marked corrupt.",
+        DiskFileUnused "disk-file-unused" "A second file of a disk, in another format, is not used.",
+        DiskFormatKept "disk-format-kept" "A disk exists in another format than `format`.",
+        DiskImageChanged "disk-image-changed" "A disk was made from another image than `image`.",
+        DiskNotShrunk "disk-not-shrunk" "A disk is larger than `size`.",
+        DiskOvercommitted "disk-overcommitted" "A disk may grow beyond the free space.",
+        DiskShownAsQcow2 "disk-shown-as-qcow2" "A disk with `format = \"raw\"` contains a qcow2 image.",
+        EndsUnreadable "ends-unreadable" "The record of earlier ends cannot be read.",
+        Frozen "frozen" "The guest's file systems are frozen.",
+        IpUnreachable "ip-unreachable" "The user-mode network cannot reach the `ip` of a NIC.",
+        KvmUnproven "kvm-unproven" "KVM is used, but no KVM module is known to be loaded.",
+        MonitorSilent "monitor-silent" "QEMU's monitor does not answer.",
+        NoEffect "no-effect" "A key of the VM file has no effect on this host.",
+        NoKvm "no-kvm" "The guest runs without KVM.",
+        NoSpace "no-space" "The guest is paused because the storage of a disk is full.",
+        NoSupervisor "no-supervisor" "QEMU runs without a supervisor.",
+        NotApplied "not-applied" "A change of the VM file could not be applied to the running VM.",
+        NotReady "not-ready" "The guest was not ready in time.",
+        NotReleased "not-released" "The guest still uses a device that was removed.",
+        NotThawed "not-thawed" "The guest's file systems are frozen and cannot be thawed.",
+        Orphan "orphan" "The VM file is gone.",
+        Other "other" "The supervisor has no codes, or this version does not know the code.",
+        SavedState "saved-state" "The state of the guest is saved.",
+        SavedStateUnusable "saved-state-unusable" "The saved state could not be restored.",
+        ScreenNotServed "screen-not-served" "The screen is not served as the VM file says.",
+        SupervisorSilent "supervisor-silent" "The supervisor accepts connections but does not answer.",
+        TapOffBridge "tap-off-bridge" "A tap is not on its bridge.",
+        TapsUnattended "taps-unattended" "The host's network cannot be reached to examine the taps.",
+        Unknown "unknown" "The state of the VM cannot be determined.",
+        UnknownOperator "unknown-operator" "The host does not know an entry of `operators`.",
+        UserData "user-data" "A line of the user-data file may not mean what it seems.",
+        VmFileInvalid "vm-file-invalid" "The VM file is not valid.",
+        VmFileUnread "vm-file-unread" "The storage of the VM file does not answer.",
+        Waiting "waiting" "The start waits for memory or for another start.",
+        WeightVoid "weight-void" "`cpuWeight` does not give the share that it seems to give.",
+    }
+}
+
+impl<'de> Deserialize<'de> for NoteCode {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let word = String::deserialize(deserializer)?;
+        let known = Self::ALL.iter().find(|(code, _)| code.word() == word);
+        Ok(known.map_or(Self::Other, |(code, _)| *code))
+    }
 }
 
 /// A fact that the operator of a VM should know.

@@ -55,7 +55,7 @@ fn told(findings: &[Finding], screen: Screen) -> String {
     let levels = findings.iter().map(|finding| finding.level.word().len()).max().unwrap_or(0);
     let subjects = findings.iter().map(|finding| finding.about.chars().count()).max().unwrap_or(0);
     let indent = levels + 2 + subjects + 2;
-    let line = |Finding { level, about, found, todo }: &Finding| {
+    let line = |Finding { level, about, found, todo, .. }: &Finding| {
         let todo = todo.as_ref().map_or_else(String::new, |todo| {
             format!("{:indent$}do: {}\n", "", screen.folded(todo, indent + "do: ".len()))
         });
@@ -74,10 +74,12 @@ fn told(findings: &[Finding], screen: Screen) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doctor::rules::FindingCode;
 
     #[test]
     fn columns_and_what_to_do_below() {
         let finding = |level, about: &str, todo: Option<&str>| Finding {
+            code: FindingCode::Kvm,
             level,
             about: about.to_owned(),
             found: "seen".to_owned(),

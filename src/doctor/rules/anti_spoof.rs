@@ -1,6 +1,6 @@
 //! Whether the kernel can filter what leaves a tap, for VMs that want that.
 
-use super::{Finding, Level, Seen, names};
+use super::{Finding, FindingCode, Level, Seen, names};
 use crate::{
     net::tap_spec::{Tap, taps},
     spec::{AntiSpoof, Vm},
@@ -51,16 +51,19 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
     let Some((why, todo)) = missing else {
         let all = !found.is_empty() && found.iter().all(|one| *one == Module::There);
         let found = format!("the kernel filters what leaves the taps of {}", names(wanting));
-        return all.then(|| Finding::ok(about, found)).into_iter().collect();
+        return all
+            .then(|| Finding::ok(FindingCode::AntiSpoof, about, found))
+            .into_iter()
+            .collect();
     };
     let unfiltered =
         format!("this kernel {why}: what leaves the taps of {} is not filtered", names(wanting));
     let finding = match demanding.as_slice() {
-        [] => Finding::new(Level::Warning, about, unfiltered),
+        [] => Finding::new(FindingCode::NotFiltered, Level::Warning, about, unfiltered),
         demanding => {
             let refused =
                 format!("{unfiltered}, and {} cannot start", names(demanding.iter().copied()));
-            Finding::new(Level::Error, about, refused)
+            Finding::new(FindingCode::NotFiltered, Level::Error, about, refused)
         }
     };
     vec![finding.todo(format!("{todo}; `antiSpoof = false` goes without"))]

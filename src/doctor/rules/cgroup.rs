@@ -1,6 +1,6 @@
 //! Control groups: whether the weights and limits that VM files ask for can be given.
 
-use super::{Finding, Seen, names};
+use super::{Finding, FindingCode, Seen, names};
 use crate::{
     machine::resources,
     spec::Vm,
@@ -25,7 +25,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
             };
             let found = format!("{error}{hybrid}{}", without(&wanted));
             let level = if wanted.is_empty() { Finding::note } else { Finding::warning };
-            return vec![level("cgroup", found).maybe_todo(error.hint())];
+            return vec![level(FindingCode::CgroupNotV2, "cgroup", found).maybe_todo(error.hint())];
         }
     };
     let has = |list: &[String], controller: &str| list.iter().any(|name| name == controller);
@@ -51,11 +51,11 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
     let missing = available.into_iter().filter(|(_, there)| !there).map(|(name, _)| {
         let wanted = wanting(seen, |controller| controller == name);
         let level = if wanted.is_empty() { Finding::note } else { Finding::warning };
-        level("cgroup", format!("there is no controller `{name}`{}", without(&wanted))).todo(
+        level(FindingCode::CgroupNoController, "cgroup", format!("there is no controller `{name}`{}", without(&wanted))).todo(
             "see `cgroup.controllers` at the root: the kernel's command line may disable it, or version 1 may have it",
         )
     });
-    std::iter::once(Finding::ok("cgroup", found)).chain(missing).collect()
+    std::iter::once(Finding::ok(FindingCode::Cgroup, "cgroup", found)).chain(missing).collect()
 }
 
 fn wanting(seen: &Seen, of: impl Fn(&str) -> bool) -> Vec<&VmName> {

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use super::{Finding, Seen, VmSeen, names};
+use super::{Finding, FindingCode, Seen, VmSeen, names};
 use crate::{
     spec::Vm,
     value::{MacAddr, VmName},
@@ -92,19 +92,25 @@ fn twice(claim: Claim<'_>, who: &[(&VmName, By)]) -> Option<Finding> {
         (false, false) => "give one of them another",
     };
     let finding = match claim {
-        Claim::Mac(mac) => {
-            Finding::error("addresses", format!("{all} have the same MAC address `{mac}`"))
-        }
-        Claim::Address(ip) => {
-            Finding::error("addresses", format!("{all} have the same address `{ip}`"))
-        }
-        Claim::Uuid(uuid) => {
-            Finding::warning("addresses", format!("{all} have the same UUID `{uuid}`"))
-        }
+        Claim::Mac(mac) => Finding::error(
+            FindingCode::SameMac,
+            "addresses",
+            format!("{all} have the same MAC address `{mac}`"),
+        ),
+        Claim::Address(ip) => Finding::error(
+            FindingCode::SameAddress,
+            "addresses",
+            format!("{all} have the same address `{ip}`"),
+        ),
+        Claim::Uuid(uuid) => Finding::warning(
+            FindingCode::SameUuid,
+            "addresses",
+            format!("{all} have the same UUID `{uuid}`"),
+        ),
         Claim::User(uid) => {
             let found =
                 format!("{all} have the same user {uid}: it keeps neither QEMU from the other");
-            Finding::error("isolation", found)
+            Finding::error(FindingCode::SameUser, "isolation", found)
         }
     };
     Some(finding.todo(todo))

@@ -7,7 +7,7 @@
 
 use serde::Deserialize;
 
-use super::{Finding, Netfilter, Seen};
+use super::{Finding, FindingCode, Netfilter, Seen};
 use crate::value::shown;
 
 /// A program that lists the packet filter's chains.
@@ -109,7 +109,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
     let called = network.netfilter.filter(|netfilter| netfilter.ipv4 || netfilter.ipv6);
     let Some(called) = called else {
         let found = format!("bridged frames do not pass through it; there is: {programs}");
-        return vec![Finding::ok("firewall", found)];
+        return vec![Finding::ok(FindingCode::Firewall, "firewall", found)];
     };
     let chains: Vec<&ForwardChain> = views(network)
         .filter_map(|one| one.dropping.as_ref().ok())
@@ -135,15 +135,16 @@ fn without_dropping_chain(seen: &Seen, programs: &str) -> Finding {
     match (unknown, seen.network.firewalls.is_empty()) {
         (None, false) => {
             let found = format!("{passes}, and no forward policy is drop; there is: {programs}");
-            Finding::ok("firewall", found)
+            Finding::ok(FindingCode::Firewall, "firewall", found)
         }
         (Some(why), _) => {
             let found = format!("{passes}; cannot read its forward policy: {why}");
-            Finding::note("firewall", found).todo("run `qvm doctor` as root")
+            Finding::note(FindingCode::FirewallUnread, "firewall", found)
+                .todo("run `qvm doctor` as root")
         }
         (None, true) => {
             let found = format!("{passes}; cannot read its forward policy: {programs}");
-            Finding::note("firewall", found)
+            Finding::note(FindingCode::FirewallUnread, "firewall", found)
                 .todo("`sysctl -w net.bridge.bridge-nf-call-iptables=0` exempts bridged frames")
         }
     }
@@ -165,7 +166,7 @@ fn dropping(seen: &Seen, chain: &ForwardChain, called: Netfilter) -> Finding {
     .into_iter()
     .filter_map(|(setting, needed)| needed.then_some(setting))
     .collect();
-    Finding::note("firewall", found).todo(format!(
+    Finding::note(FindingCode::FirewallDrops, "firewall", found).todo(format!(
         "`{}` lists its rules; `sysctl -w {}` exempts bridged frames (a file in /etc/sysctl.d keeps \
          that, with br_netfilter in /etc/modules-load.d)",
         chain.listing,

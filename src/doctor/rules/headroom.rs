@@ -1,6 +1,6 @@
 //! Room: whether disks and memory that were promised to guests are there when they are wanted.
 
-use super::{Finding, Seen};
+use super::{Finding, FindingCode, Seen};
 use crate::{
     spec::Admission,
     supervisor::start::memory_budget::{bytes, commitment},
@@ -62,12 +62,17 @@ fn memory(seen: &Seen) -> Option<Finding> {
     };
     let todo = "give guests less `mem`, or have fewer of them; swap and the balloon carry a short while only";
     Some(if now > memory.for_vms() {
-        Finding::warning("memory", format!("{told}: more than there is")).todo(todo)
+        Finding::warning(
+            FindingCode::MemoryOvercommitted,
+            "memory",
+            format!("{told}: more than there is"),
+        )
+        .todo(todo)
     } else if then > memory.for_vms() {
         let found = format!("{told}: more than there is when the host has started, {end}");
-        Finding::warning("memory", found).todo(todo)
+        Finding::warning(FindingCode::MemoryOvercommitted, "memory", found).todo(todo)
     } else {
-        Finding::ok("memory", told)
+        Finding::ok(FindingCode::Memory, "memory", told)
     })
 }
 
@@ -82,7 +87,7 @@ fn disks(seen: &Seen, room: &Room) -> Vec<Finding> {
         let found =
             format!("`{at}` has {} left of {} ({} %)", bytes(*free), bytes(*total), percent(*free));
         let todo = "make room: `qvm image prune` removes images that no VM needs, `qvm gc` what is left of VMs";
-        findings.push(Finding::error("disk", found).todo(todo));
+        findings.push(Finding::error(FindingCode::DiskSpaceLow, "disk", found).todo(todo));
     }
     let all = || seen.vms.iter().flat_map(|vm| &vm.disks);
     let promised = sum(all().map(|disk| disk.virtual_size));
@@ -97,9 +102,9 @@ fn disks(seen: &Seen, room: &Room) -> Vec<Finding> {
         let ratio = u128::from(growth) * 100 / u128::from((*free).max(1));
         let found = format!("{told}: over-committed, {ratio} % of what is free is promised");
         let todo = "watch it, or make room; where guests trim (`fstrim.timer`), disks shrink by themselves";
-        findings.push(Finding::warning("disk", found).todo(todo));
+        findings.push(Finding::warning(FindingCode::DiskOvercommitted, "disk", found).todo(todo));
     } else if !few {
-        findings.push(Finding::ok("disk", told));
+        findings.push(Finding::ok(FindingCode::DiskSpace, "disk", told));
     }
     findings
 }

@@ -1,6 +1,6 @@
 //! Whether a QEMU of this host can be kept apart from it, layer by layer.
 
-use super::{Finding, Seen, names};
+use super::{Finding, FindingCode, Seen, names};
 use crate::control::isolation::{Layer, Mode, Word};
 
 pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
@@ -8,16 +8,22 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
     match &seen.isolation {
         None => {}
         Some(Err(complaint)) => {
-            findings.push(Finding::complaint(super::Level::Error, "isolation", complaint));
+            findings.push(Finding::complaint(
+                FindingCode::IsolationUntried,
+                super::Level::Error,
+                "isolation",
+                complaint,
+            ));
         }
         Some(Ok(isolation)) if isolation.missing.is_empty() => {
             let found = format!("QEMU is kept apart by all layers: {}", isolation.told());
-            findings.push(Finding::ok("isolation", found));
+            findings.push(Finding::ok(FindingCode::Isolation, "isolation", found));
         }
         Some(Ok(isolation)) => {
             for missing in &isolation.missing {
                 let found = format!("no {}: {}", missing.layer.word(), missing.why);
-                let finding = Finding::warning("isolation", found);
+                let finding =
+                    Finding::warning(FindingCode::IsolationLayerMissing, "isolation", found);
                 findings.push(match missing.layer {
                     Word::Known(layer) => finding.todo(todo(layer)),
                     Word::Other(_) => finding,
@@ -31,7 +37,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
             "the QEMU of {} has all rights of its supervisor: `isolation = \"off\"`",
             names(off.iter().map(|vm| &vm.name))
         );
-        findings.push(Finding::note("isolation", found));
+        findings.push(Finding::note(FindingCode::IsolationOff, "isolation", found));
     }
     findings
 }

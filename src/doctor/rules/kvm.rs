@@ -1,6 +1,6 @@
 //! KVM: whether guests run on the processor itself, and on which module.
 
-use super::{Finding, Level, Seen, names};
+use super::{Finding, FindingCode, Level, Seen, names};
 use crate::{control::isolation::Mode, machine::facts::Kvm, spec::Accel, value::VmName};
 
 /// What was seen of it.
@@ -44,7 +44,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
                 "/dev/kvm is open to root alone, and QEMU is another user: {} will not start",
                 names(others)
             );
-            Finding::error("kvm", found).todo(
+            Finding::error(FindingCode::KvmRootOnly, "kvm", found).todo(
                 "`chgrp kvm /dev/kvm && chmod 0660 /dev/kvm`, as udev does by itself; QEMU keeps that group, but never root's",
             )
         }
@@ -54,15 +54,15 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
             let found = format!(
                 "/dev/kvm can be opened, of `{module}`; guests {nested} be hypervisors themselves"
             );
-            return vec![Finding::ok("kvm", found)];
+            return vec![Finding::ok(FindingCode::Kvm, "kvm", found)];
         }
-        Kvm::Missing if kvm.offered => Finding::new(
+        Kvm::Missing if kvm.offered => Finding::new(FindingCode::KvmMissing,
             level,
             "kvm",
             format!("there is no /dev/kvm, though the processor has virtualisation: {refused}"),
         )
         .todo("`modprobe kvm_intel` or `modprobe kvm_amd`, and see what the kernel's log says to it"),
-        Kvm::Missing => Finding::new(
+        Kvm::Missing => Finding::new(FindingCode::KvmNotOffered,
             level,
             "kvm",
             format!("there is no /dev/kvm, and the processor offers no virtualisation: {refused}"),
@@ -72,7 +72,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
              its own host",
         ),
         Kvm::Denied => {
-            Finding::new(level, "kvm", format!("/dev/kvm may not be opened by this user: {refused}"))
+            Finding::new(FindingCode::KvmDenied, level, "kvm", format!("/dev/kvm may not be opened by this user: {refused}"))
                 .todo("add the user to the group that owns it (`ls -l /dev/kvm`, mostly `kvm`)")
         }
         Kvm::Unproven => {
@@ -85,7 +85,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
             let found = format!(
                 "/dev/kvm is there without `kvm_intel` or `kvm_amd`, and guests may hang on it: {hang}"
             );
-            Finding::new(level.min(Level::Warning), "kvm", found)
+            Finding::new(FindingCode::KvmUnproven, level.min(Level::Warning), "kvm", found)
                 .todo("see who made /dev/kvm; `accel = \"tcg\"` says that TCG is meant")
         }
     };

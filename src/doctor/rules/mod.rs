@@ -5,6 +5,7 @@
 pub(crate) mod anti_spoof;
 pub(crate) mod cgroup;
 pub(crate) mod claims;
+mod code;
 pub(crate) mod firewall;
 pub(crate) mod headroom;
 pub(crate) mod isolation;
@@ -16,6 +17,8 @@ mod tests;
 pub(crate) mod unit;
 
 use serde::Serialize;
+
+pub use self::code::FindingCode;
 
 pub use self::anti_spoof::{Module, NEEDED};
 pub use self::firewall::{Firewall, ForwardChain, iptables, nft};
@@ -64,6 +67,8 @@ impl Level {
 /// One thing that was found; an object of what `qvm doctor --json` prints. Each text is one line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
+    /// What was found, for programs.
+    pub code: FindingCode,
     /// How bad it is.
     pub level: Level,
     /// What it is about: a subject, or a VM.
@@ -75,28 +80,38 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn new(level: Level, about: impl Into<String>, found: impl AsRef<str>) -> Self {
-        Self { level, about: about.into(), found: one_line(found.as_ref()), todo: None }
+    fn new(
+        code: FindingCode,
+        level: Level,
+        about: impl Into<String>,
+        found: impl AsRef<str>,
+    ) -> Self {
+        Self { code, level, about: about.into(), found: one_line(found.as_ref()), todo: None }
     }
 
-    fn ok(about: impl Into<String>, found: impl AsRef<str>) -> Self {
-        Self::new(Level::Ok, about, found)
+    fn ok(code: FindingCode, about: impl Into<String>, found: impl AsRef<str>) -> Self {
+        Self::new(code, Level::Ok, about, found)
     }
 
-    fn note(about: impl Into<String>, found: impl AsRef<str>) -> Self {
-        Self::new(Level::Note, about, found)
+    fn note(code: FindingCode, about: impl Into<String>, found: impl AsRef<str>) -> Self {
+        Self::new(code, Level::Note, about, found)
     }
 
-    fn warning(about: impl Into<String>, found: impl AsRef<str>) -> Self {
-        Self::new(Level::Warning, about, found)
+    fn warning(code: FindingCode, about: impl Into<String>, found: impl AsRef<str>) -> Self {
+        Self::new(code, Level::Warning, about, found)
     }
 
-    fn error(about: impl Into<String>, found: impl AsRef<str>) -> Self {
-        Self::new(Level::Error, about, found)
+    fn error(code: FindingCode, about: impl Into<String>, found: impl AsRef<str>) -> Self {
+        Self::new(code, Level::Error, about, found)
     }
 
-    fn complaint(level: Level, about: impl Into<String>, complaint: &Complaint) -> Self {
-        Self::new(level, about, &complaint.what).maybe_todo(complaint.way_out.as_deref())
+    fn complaint(
+        code: FindingCode,
+        level: Level,
+        about: impl Into<String>,
+        complaint: &Complaint,
+    ) -> Self {
+        Self::new(code, level, about, &complaint.what).maybe_todo(complaint.way_out.as_deref())
     }
 
     #[must_use]
@@ -205,7 +220,11 @@ pub fn examine(seen: &Seen) -> Vec<Finding> {
 /// VMs of which it is not known whether they run.
 fn unknown(seen: &Seen) -> Vec<Finding> {
     let unknown = seen.vms.iter().filter_map(|vm| Some((vm, vm.unknown.as_ref()?)));
-    unknown.map(|(vm, why)| Finding::complaint(Level::Error, vm.name.as_str(), why)).collect()
+    unknown
+        .map(|(vm, why)| {
+            Finding::complaint(FindingCode::Unknown, Level::Error, vm.name.as_str(), why)
+        })
+        .collect()
 }
 
 /// VM files that are not valid.
@@ -216,14 +235,14 @@ fn files(seen: &Seen) -> Vec<Finding> {
             1 => "the one there is is valid".to_owned(),
             count => format!("all {count} are valid"),
         };
-        return vec![Finding::ok("VM files", found)];
+        return vec![Finding::ok(FindingCode::VmFiles, "VM files", found)];
     }
     let finding = |problem: &Problem| {
         let about = problem.file.file_stem().unwrap_or(problem.file.as_os_str());
         let line = problem.line.map_or_else(String::new, |line| format!(":{line}"));
         let key = problem.key.as_ref().map_or_else(String::new, |key| format!("{key}: "));
         let found = format!("{key}{} ({}{line})", problem.message, problem.file.display());
-        Finding::error(one_line(&about.to_string_lossy()), found)
+        Finding::error(FindingCode::VmFileInvalid, one_line(&about.to_string_lossy()), found)
             .maybe_todo(problem.hint.as_deref())
     };
     seen.problems.iter().map(finding).collect()

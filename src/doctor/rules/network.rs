@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Finding, Seen, names};
+use super::{Finding, FindingCode, Seen, names};
 use crate::{
     machine::user_network,
     net::tap_spec::taps,
@@ -80,12 +80,18 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
         let users = names(users);
         match interface {
             Interface::Missing => findings.push(
-                Finding::error(about, format!("it does not exist: {users} cannot start")).todo(
-                    format!("create it (`ip link add {name} up type bridge`), or correct `bridge`"),
-                ),
+                Finding::error(
+                    FindingCode::BridgeMissing,
+                    about,
+                    format!("it does not exist: {users} cannot start"),
+                )
+                .todo(format!(
+                    "create it (`ip link add {name} up type bridge`), or correct `bridge`"
+                )),
             ),
             Interface::Other => findings.push(
                 Finding::error(
+                    FindingCode::NotABridge,
                     about,
                     format!("this interface is not a bridge: {users} cannot start"),
                 )
@@ -100,11 +106,10 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
     for vm in seen.written() {
         let notes = user_network::notes(&vm.nics);
         let about = format!("VM {}", vm.name);
-        findings.extend(
-            notes
-                .iter()
-                .map(|note| Finding::warning(&about, &note.text).maybe_todo(note.hint.as_ref())),
-        );
+        findings.extend(notes.iter().map(|note| {
+            Finding::warning(FindingCode::IpUnreachable, &about, &note.text)
+                .maybe_todo(note.hint.as_ref())
+        }));
     }
     findings
 }
@@ -118,7 +123,7 @@ fn exceeding(seen: &Seen, name: &IfName, bridge: &Bridge) -> Vec<Finding> {
         let about = format!("VM {}", vm.name);
         let notes = tap.bridge_notes(true, mtu);
         notes.into_iter().map(move |note| {
-            Finding::warning(&about, &note.text)
+            Finding::warning(FindingCode::BridgeMtu, &about, &note.text)
                 .maybe_todo(note.hint.as_ref())
                 .todo(format!("`ip link set {name} mtu SIZE`, or `mtu` of at most {mtu}"))
         })
@@ -130,7 +135,10 @@ fn examine_one(about: &str, name: &IfName, bridge: &Bridge, users: &str) -> Vec<
     let mut findings = Vec::new();
     if !bridge.up {
         let found = format!("it is down: no network for {users}");
-        findings.push(Finding::error(about, found).todo(format!("`ip link set {name} up`")));
+        findings.push(
+            Finding::error(FindingCode::BridgeDown, about, found)
+                .todo(format!("`ip link set {name} up`")),
+        );
     }
     if let Some(held) = held_up(bridge) {
         let found = format!(
@@ -143,9 +151,9 @@ fn examine_one(about: &str, name: &IfName, bridge: &Bridge, users: &str) -> Vec<
         );
         findings.push(
             if held >= STP_PATIENCE {
-                Finding::warning(about, found)
+                Finding::warning(FindingCode::BridgeDelay, about, found)
             } else {
-                Finding::note(about, found)
+                Finding::note(FindingCode::BridgeDelay, about, found)
             }
             .todo(todo),
         );
@@ -156,7 +164,7 @@ fn examine_one(about: &str, name: &IfName, bridge: &Bridge, users: &str) -> Vec<
         let found = format!(
             "it has no port but taps: from {users} the network is reached only where this host routes"
         );
-        findings.push(Finding::note(about, found).todo(format!(
+        findings.push(Finding::note(FindingCode::BridgeWithoutUplink, about, found).todo(format!(
             "nothing, if that is meant; else `ip link set INTERFACE master {name}`"
         )));
     }
@@ -165,7 +173,11 @@ fn examine_one(about: &str, name: &IfName, bridge: &Bridge, users: &str) -> Vec<
             0 => "no spanning tree",
             _ => "spanning tree without a delay",
         };
-        findings.push(Finding::ok(about, format!("up, {stp}, with {}", beyond.join(", "))));
+        findings.push(Finding::ok(
+            FindingCode::Bridge,
+            about,
+            format!("up, {stp}, with {}", beyond.join(", ")),
+        ));
     }
     findings
 }

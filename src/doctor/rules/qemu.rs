@@ -1,6 +1,6 @@
 //! QEMU: its version and what is known to be wrong with that, its machine types, firmware, qemu-img.
 
-use super::{Finding, Seen, VmSeen, names};
+use super::{Finding, FindingCode, Seen, VmSeen, names};
 use crate::{
     machine::facts::{Machine, Qemu, Version},
     spec::{Bus, Vm},
@@ -67,21 +67,29 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
     match &seen.qemu {
         Ok(qemu) => findings.extend(with(seen, qemu)),
         Err(complaint) => {
-            findings.push(Finding::complaint(super::Level::Error, "qemu", complaint));
+            findings.push(Finding::complaint(
+                FindingCode::QemuUnusable,
+                super::Level::Error,
+                "qemu",
+                complaint,
+            ));
         }
     }
     if !seen.qemu_img {
         let found = "there is none, beside QEMU or on PATH: disks cannot be made, grown or checked";
         let todo = "install qemu-img (Debian: qemu-utils, Fedora: qemu-img, NixOS: qemu)";
-        findings.push(Finding::error("qemu-img", found).todo(todo));
+        findings.push(Finding::error(FindingCode::NoQemuImg, "qemu-img", found).todo(todo));
     }
     for vm in &seen.vms {
         let complaints = [vm.identity.as_ref().err(), vm.firmware.as_ref().err()];
-        findings.extend(
-            complaints.into_iter().flatten().map(|complaint| {
-                Finding::complaint(super::Level::Error, vm.name.as_str(), complaint)
-            }),
-        );
+        findings.extend(complaints.into_iter().flatten().map(|complaint| {
+            Finding::complaint(
+                FindingCode::VmCannotStart,
+                super::Level::Error,
+                vm.name.as_str(),
+                complaint,
+            )
+        }));
     }
     findings
 }
@@ -89,7 +97,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
 fn with(seen: &Seen, qemu: &QemuSeen) -> Vec<Finding> {
     let Qemu { binary, version, machine, .. } = &qemu.qemu;
     let found = format!("`{}` is QEMU {version}; new VMs get `{machine}`", binary.display());
-    let mut findings = vec![Finding::ok("qemu", found)];
+    let mut findings = vec![Finding::ok(FindingCode::Qemu, "qemu", found)];
     for fault in FAULTS.iter().filter(|fault| fault.is_in(*version)) {
         let hit: Vec<&VmName> =
             seen.written().filter(|vm| (fault.meets)(vm)).map(|vm| &vm.name).collect();
@@ -107,7 +115,7 @@ fn with(seen: &Seen, qemu: &QemuSeen) -> Vec<Finding> {
             "upgrade: fixed in {}; unless your distribution's changelog of QEMU names {source}",
             fixed.join(", ")
         );
-        findings.push(Finding::warning("qemu", found).todo(todo));
+        findings.push(Finding::warning(FindingCode::QemuFault, "qemu", found).todo(todo));
     }
     findings.extend(seen.vms.iter().filter_map(|vm| pinned(vm, qemu)));
     findings
@@ -129,17 +137,20 @@ fn pinned(vm: &VmSeen, seen: &QemuSeen) -> Option<Finding> {
                 "it was made with a later QEMU: QEMU {version} does not know its machine type `{pinned}`"
             );
             let todo = format!("install that QEMU or a later one (QVM_QEMU names it); or {edit}");
-            Some(Finding::error(vm.name.as_str(), found).todo(todo))
+            Some(Finding::error(FindingCode::MachineTypeTooNew, vm.name.as_str(), found).todo(todo))
         }
         None => {
             let found =
                 format!("QEMU {version} does not have its machine type `{pinned}` any more");
             let todo = format!("run a QEMU that has it (QVM_QEMU names it); or {edit}");
-            Some(Finding::error(vm.name.as_str(), found).todo(todo))
+            Some(Finding::error(FindingCode::MachineTypeGone, vm.name.as_str(), found).todo(todo))
         }
         Some(known) if known.deprecated => {
             let found = format!("its machine type `{pinned}` will not be in a later QEMU");
-            Some(Finding::note(vm.name.as_str(), found).todo(format!("before that, {edit}")))
+            Some(
+                Finding::note(FindingCode::MachineTypeDeprecated, vm.name.as_str(), found)
+                    .todo(format!("before that, {edit}")),
+            )
         }
         Some(_) => None,
     }

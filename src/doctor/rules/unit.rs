@@ -1,6 +1,6 @@
 //! Units: whether the service manager waits as long as a guest's clean shutdown may take, and knows what the VM files say.
 
-use super::{Finding, Level, Seen, names};
+use super::{Finding, FindingCode, Level, Seen, names};
 use crate::{
     spec::Vm,
     systemd::unit::{DROP_IN, STOP_SLACK, unit_name},
@@ -93,7 +93,12 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
     let units = match &seen.units {
         None => return without(seen),
         Some(Err(complaint)) => {
-            return vec![Finding::complaint(Level::Warning, "units", complaint)];
+            return vec![Finding::complaint(
+                FindingCode::UnitsUnread,
+                Level::Warning,
+                "units",
+                complaint,
+            )];
         }
         Some(Ok(units)) => units,
     };
@@ -106,7 +111,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
         let found =
             format!("qvm@.service is not installed: {} cannot run as a unit", names(absent));
         findings.push(
-            Finding::warning("units", found)
+            Finding::warning(FindingCode::UnitNotInstalled, "units", found)
                 .todo("install qvm's package, or its units, and `systemctl daemon-reload`"),
         );
     }
@@ -122,7 +127,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
         );
         let todo = "`systemctl daemon-reload`; if that does not help, see whether qvm-generator is in \
                     /usr/lib/systemd/system-generators";
-        findings.push(Finding::warning("units", found).todo(todo));
+        findings.push(Finding::warning(FindingCode::UnitWithoutDropIn, "units", found).todo(todo));
     }
     let stale: Vec<&VmName> = loaded
         .iter()
@@ -131,11 +136,14 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
         .collect();
     if !stale.is_empty() {
         let found = format!("the VM file is newer than the unit: {}", names(stale));
-        findings.push(Finding::note("units", found).todo("`systemctl daemon-reload`"));
+        findings.push(
+            Finding::note(FindingCode::UnitStale, "units", found).todo("`systemctl daemon-reload`"),
+        );
     }
     findings.extend(loaded.iter().filter_map(|(vm, unit)| too_short(vm, unit)));
     if findings.is_empty() {
         findings.push(Finding::ok(
+            FindingCode::Units,
             "units",
             match loaded.len() {
                 0 => "no VM has one".to_owned(),
@@ -160,7 +168,7 @@ fn without(seen: &Seen) -> Vec<Finding> {
         names(starting)
     );
     vec![
-        Finding::note("units", found)
+        Finding::note(FindingCode::NoSystemd, "units", found)
             .todo("start and stop them by hand: docs/operations.md, \"Reboot the host\""),
     ]
 }
@@ -182,5 +190,5 @@ fn too_short(vm: &Vm, unit: &Unit) -> Option<Finding> {
         [] => "`systemctl daemon-reload`, so that the unit is made from the VM file".to_owned(),
         others => format!("take `TimeoutStopSec` out of {}", others.join(", ")),
     };
-    Some(Finding::error(vm.name.as_str(), found).todo(todo))
+    Some(Finding::error(FindingCode::UnitTimeout, vm.name.as_str(), found).todo(todo))
 }

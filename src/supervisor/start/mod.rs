@@ -387,6 +387,7 @@ impl Start {
     pub(crate) fn quarantine_saved_state(&mut self, why: &str) {
         let paths = self.resources.paths();
         let (from, to) = (paths.saved(), paths.unusable());
+        let why = why.lines().next().unwrap_or_default();
         let text = format!(
             "the saved state could not be restored, and the guest has booted instead: {why}; \
              the state is kept as `{}`",

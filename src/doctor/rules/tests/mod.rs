@@ -118,7 +118,7 @@ fn well(vms: Vec<VmSeen>) -> Seen {
 
 /// `level about: found` and, after a bar, what to do; of the findings that are about this.
 fn told(seen: &Seen, about: &str) -> Vec<String> {
-    let line = |Finding { level, about, found, todo }: &Finding| {
+    let line = |Finding { level, about, found, todo, .. }: &Finding| {
         let todo = todo.as_ref().map_or_else(String::new, |todo| format!(" | {todo}"));
         format!("{} {about}: {found}{todo}", level.word())
     };
