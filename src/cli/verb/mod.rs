@@ -7,6 +7,7 @@ pub mod completions;
 pub mod console;
 pub mod cp;
 pub mod diff;
+pub mod disk;
 pub mod doctor;
 pub mod edit;
 pub mod events;
