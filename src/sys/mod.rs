@@ -7,7 +7,6 @@ pub mod capabilities;
 pub mod cgroup;
 pub mod descriptors;
 pub mod digest;
-pub mod editor;
 #[allow(unsafe_code)]
 pub mod extents;
 pub mod file;
@@ -32,6 +31,8 @@ pub mod pidfd;
 pub mod pipe_to_file;
 pub mod pressure;
 pub mod process_time;
+#[allow(unsafe_code)]
+pub mod program;
 pub mod progress;
 pub mod qemu_processes;
 #[allow(unsafe_code)]
