@@ -5,7 +5,7 @@ use std::{error::Error, fmt, io};
 use super::table::{Look, Screen};
 use crate::{
     spec::Invalid,
-    value::{chain, is_host_fault, plain},
+    value::{Explain, VmName, chain, is_host_fault, plain},
 };
 
 /// Failed.
@@ -48,6 +48,17 @@ impl Failure {
     /// storage fails ([`is_host_fault`]), else 1.
     pub fn of(error: &(dyn Error + 'static)) -> Self {
         Self::new(if is_host_fault(error) { HOST } else { FAILED }, chain(error))
+    }
+
+    /// For this error, its causes and its hint: exit code 75 where the host is at fault, else 1.
+    pub fn explained(error: &(dyn Explain + 'static)) -> Self {
+        Self::of(error).host_fault_if(error.is_host_fault()).hint(error.hint())
+    }
+
+    /// [`explained`](Self::explained) for an error about one VM, whose name stands for `NAME` in
+    /// the hint.
+    pub fn explained_for(error: &(dyn Explain + 'static), name: &VmName) -> Self {
+        Self::explained(error).about(name).hint(error.hint_for(name))
     }
 
     /// The same of a step that has no error type of its own.

@@ -28,6 +28,7 @@ use crate::{
     supervisor::settings::Settings,
     sys::{progress, user_runtime_dir},
     systemd::unit::Scope,
+    value::Explain,
 };
 
 pub use self::args::Cli;
@@ -270,7 +271,8 @@ fn images(
     };
     verb::image::image(args, &mut within).map_err(|error| match &error {
         verb::image::Error::Out(error) => Failure::output(error),
-        error => Failure::of(error).host_fault_if(error.is_the_hosts()).hint(error.hint()),
+        error @ verb::image::Error::UnknownVm { .. } => Failure::explained(error),
+        error => Failure::of(error).hint(error.hint()),
     })
 }
 

@@ -13,7 +13,7 @@ use crate::{
     spec::{Disk, Format},
     store::layout::VmPaths,
     sys::{file, progress::Cancel},
-    value::{Label, chain},
+    value::{Explain, Label, chain},
 };
 
 /// The result of a check.
@@ -72,7 +72,7 @@ pub fn check(
         Ok(found) => found,
         Err(error) => {
             let path = paths.disk(&disk.name, disk.format);
-            return Ok(not_checked(disk, path, disk.format, &error, error.is_the_hosts()));
+            return Ok(not_checked(disk, path, disk.format, &error, error.is_host_fault()));
         }
     };
     let nothing = |detail: &str| CheckedDisk {
@@ -82,7 +82,7 @@ pub fn check(
     };
     match file::metadata(&path) {
         Err(error) => {
-            return Ok(not_checked(disk, path, format, &error, error.is_the_hosts()));
+            return Ok(not_checked(disk, path, format, &error, error.is_host_fault()));
         }
         Ok(None) => return Ok(nothing("the disk does not exist yet")),
         Ok(Some(_)) if format == Format::Raw => {
@@ -93,7 +93,7 @@ pub fn check(
     let header = match file::read_at(&path, 0, qcow2::HEAD) {
         Ok(head) => qcow2::Header::read(&head),
         Err(error) => {
-            return Ok(not_checked(disk, path, format, &error, error.is_the_hosts()));
+            return Ok(not_checked(disk, path, format, &error, error.is_host_fault()));
         }
     };
     let header = match header {
@@ -115,7 +115,7 @@ pub fn check(
         Err(error @ qemu_img::Error::CalledOff) => Err(error),
         Err(error) => {
             let hint = error.hint();
-            let is_host_fault = error.is_the_hosts();
+            let is_host_fault = error.is_host_fault();
             Ok(CheckedDisk { hint, ..not_checked(disk, path, format, &error, is_host_fault) })
         }
     }

@@ -10,7 +10,7 @@ use std::{
 use crate::{
     spec::Format,
     sys::program::{self, Output, Program},
-    value::Size,
+    value::{Explain, Size},
 };
 
 /// How much of standard error is kept, in bytes.
@@ -50,14 +50,10 @@ impl Error {
             error => Self::Program(error),
         }
     }
+}
 
-    /// The host is at fault: there is no room.
-    pub fn is_the_hosts(&self) -> bool {
-        matches!(self, Self::Failed { said, .. } if said.contains("No space left"))
-    }
-
-    /// The way out, where there is one.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Error {
+    fn own_hint(&self) -> Option<String> {
         match self {
             Self::Program(program::Error::Run { source, .. })
                 if source.kind() == ErrorKind::NotFound =>
@@ -69,6 +65,10 @@ impl Error {
             }
             _ => None,
         }
+    }
+
+    fn is_own_host_fault(&self) -> bool {
+        matches!(self, Self::Failed { said, .. } if said.contains("No space left"))
     }
 }
 

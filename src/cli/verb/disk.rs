@@ -26,7 +26,7 @@ use crate::{
     store::{layout::Layout, vm_state},
     supervisor::start::prepare::qemu_img_beside,
     sys::storage_reader::StorageReader,
-    value::{Label, VmName, chain},
+    value::{Explain, Label, VmName, chain},
 };
 
 /// The arguments of `qvm disk`.
@@ -221,7 +221,7 @@ async fn check(
         let mut checked = vec![];
         for disk in disks {
             let done = check::check(disk, &paths, &qemu_img, cancel);
-            checked.push(done.map_err(|error| Failure::of(&error).about(&owner))?);
+            checked.push(done.map_err(|error| Failure::explained_for(&error, &owner))?);
         }
         Ok::<Vec<CheckedDisk>, Failure>(checked)
     });
