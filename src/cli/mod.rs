@@ -257,7 +257,7 @@ fn images(
         vms: &vms,
         invalid: &invalid,
         tools: &tools,
-        progress: &mut progress::Shown::new(given.terminal),
+        progress: &mut progress::TerminalProgress::new(given.terminal),
         cancel: &progress::Cancel::default(),
         out: &mut io::stdout().lock(),
         screen,

@@ -19,7 +19,7 @@ use crate::{
 };
 use crate::{
     store::running::{self, PreviousQemu, Processes},
-    sys::storage_reader::{self, Place, StorageReader},
+    sys::storage_reader::{self, ReadPosition, StorageReader},
 };
 
 /// How long a supervisor may take to tell its status.
@@ -172,7 +172,8 @@ impl Within<'_> {
     async fn read(&self, name: &VmName) -> Result<(Entry, running::Found), storage_reader::Error> {
         let (layout, processes, name) = (self.layout.clone(), self.processes.clone(), name.clone());
         let state = layout.vm(&name).state;
-        let read = move |place: &Place| unsupervised(&layout, &name, &processes, place);
+        let read =
+            move |position: &ReadPosition| unsupervised(&layout, &name, &processes, position);
         self.storage.read(&state, read).await
     }
 

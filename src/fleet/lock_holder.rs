@@ -80,7 +80,7 @@ pub async fn take(paths: &VmPaths) -> Result<Lock, lock::Error> {
     let begun = Instant::now();
     loop {
         match Lock::acquire(&paths.lock()) {
-            Err(error @ lock::Error::Taken { .. }) => {
+            Err(error @ lock::Error::Held { .. }) => {
                 let holder = look(&paths.control_socket()).await;
                 let goes = match holder {
                     Holder::Nobody | Holder::Gone => true,

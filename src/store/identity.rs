@@ -101,7 +101,7 @@ impl Identity {
             Some("instanceId")
         } else if !self.hostname.as_deref().is_none_or(|name| all(name, b"-.")) {
             Some("hostname")
-        } else if self.uid.is_some_and(|uid| !UidRange::may_be_given(uid)) {
+        } else if self.uid.is_some_and(|uid| !UidRange::is_assignable(uid)) {
             Some("uid")
         } else {
             None

@@ -116,7 +116,7 @@ impl IdentityLock {
             }
             match Lock::acquire(path) {
                 Ok(lock) => return Ok(Self { _lock: lock }),
-                Err(lock::Error::Taken { pid }) => {
+                Err(lock::Error::Held { pid }) => {
                     // What the kernel says counts: a holder of an earlier version leaves no pid in the file.
                     let pid = || lock::holding_process(path).or(pid);
                     let waited = begun.elapsed();

@@ -38,7 +38,7 @@ impl Writing {
     /// # Errors
     /// It cannot be written.
     pub fn begin(path: &Path, head: &Saved) -> Result<(Self, File), Error> {
-        let temporary = file::Temporary::beside(path)?;
+        let temporary = file::Temporary::for_target(path)?;
         temporary.fill(path, &head.head())?;
         let to = temporary.file().try_clone().map_err(file::Error::on("write", path))?;
         Ok((Self { temporary, path: path.to_owned() }, to))

@@ -1,4 +1,4 @@
-//! The operator's editor, on the operator's terminal.
+//! Runs the operator's editor on the terminal.
 
 use std::{
     ffi::OsStr,
@@ -7,10 +7,11 @@ use std::{
     process::{Command, ExitStatus},
 };
 
-/// Has `editor` edit `file`, and waits for its end. `editor` may have options in it, as `$EDITOR` may: the shell reads it.
+/// Opens `file` in `editor` and waits for its exit. A shell interprets `editor`, so it may contain
+/// options, as in `$EDITOR`.
 ///
 /// # Errors
-/// There is no shell.
+/// The shell cannot be started.
 pub fn edit(editor: &OsStr, file: &Path) -> io::Result<ExitStatus> {
     let mut command = editor.to_owned();
     command.push(" \"$1\"");
@@ -22,7 +23,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn options_are_the_editors_and_the_file_is_one_word() {
+    fn editor_options_and_file_are_separate() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("a b.toml");
         std::fs::write(&file, "x = 1\n").unwrap();

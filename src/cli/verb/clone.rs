@@ -6,7 +6,7 @@ use crate::{
     cli::exit::Failure,
     fleet::start::{Begin, begin},
     store::identity_store::Means,
-    sys::progress::Shown,
+    sys::progress::TerminalProgress,
     systemd::unit::Scope,
     transfer,
     value::VmName,
@@ -39,7 +39,7 @@ pub async fn run(
     let (from, name, layout) = (&args.from, &args.new, means.layout.clone());
     let [source, copy] = [from, name].map(Clone::clone);
     let cloned = super::long(move |cancel| {
-        transfer::clone::clone(&means, &source, &copy, &mut Shown::new(terminal), cancel)
+        transfer::clone::clone(&means, &source, &copy, &mut TerminalProgress::new(terminal), cancel)
     });
     let cloned = cloned.await?.map_err(|error| super::not_carried(&error, from))?;
     super::take_up(name, manager).await?;

@@ -9,7 +9,7 @@ use std::{
 use crate::{
     cli::exit::{self, Failure},
     store::identity_store::Means,
-    sys::progress::Shown,
+    sys::progress::TerminalProgress,
     systemd::unit::Scope,
     transfer::{
         Error,
@@ -59,7 +59,7 @@ pub async fn run(
     let (name, new_identity) = (args.name.clone(), args.new_identity);
     let imported = super::long(move |cancel| {
         let mut what = Import { from: &mut *from, called, length, name, new_identity };
-        import(&mut what, &means, &mut Shown::new(terminal), cancel)
+        import(&mut what, &means, &mut TerminalProgress::new(terminal), cancel)
     });
     let imported = imported.await?.map_err(|error| refused(&error, args))?;
     super::take_up(&imported.vm.name, manager).await?;

@@ -278,7 +278,7 @@ pub fn prepare(
     file::make_dir(&paths.state)?;
     // Before any file of QEMU is changed; QEMU inherits the locks.
     let liveness = Liveness::for_start(&paths, cancel)?;
-    disk::remove_left_overs(&paths)?;
+    disk::remove_leftovers(&paths)?;
     let facts = facts_of(settings)?;
     let (accel, warning) = facts::accelerator(vm.accel, &facts.kvm)?;
     let mut notes: Vec<String> = warning.into_iter().collect();
