@@ -11,7 +11,7 @@ use qvm::{
     sys::log::{
         file::LogFile,
         reader::LogReader,
-        text::{Part, LogFormatter, times},
+        text::{LogFormatter, Part, times},
     },
 };
 use tokio::{io::AsyncWriteExt, net::UnixStream};

@@ -243,7 +243,7 @@ mod tests {
         let all = all(dir.path()).await;
         let names: Vec<&str> = all.iter().map(|e| e.name.as_str()).collect();
         assert_eq!(names, ["Bad", "broken", "orphan", "web"]);
-        assert!(all[0].problem.as_ref().unwrap().contains("`Bad` is not a VM's name"));
+        assert!(all[0].problem.as_ref().unwrap().contains("`Bad` is not a VM name"));
         assert!(all[1].problem.as_ref().unwrap().contains("broken.toml:1:"));
         assert!(!all[2].file_exists && all[2].known && all[2].status.notes.len() == 2);
         let web = &all[3].status;

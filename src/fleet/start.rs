@@ -3,9 +3,8 @@
 use std::{
     fs::File,
     io,
-    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, ExitStatus},
     sync::Arc,
     time::Duration,
 };
@@ -30,6 +29,7 @@ use crate::{
     },
     sys::{
         file,
+        program::Program,
         storage_reader::{self, ReadPosition, StorageReader},
     },
     systemd::{
@@ -328,15 +328,11 @@ impl Told<'_> {
     }
 }
 
-/// In a process group of its own, so that a Ctrl-C at the terminal is not for it.
 fn spawn(name: &VmName, how: &Begin<'_>, log: File) -> io::Result<Child> {
-    let err = log.try_clone()?;
-    let mut command = Command::new(how.exe);
-    command.arg("--config-dir").arg(&how.layout.config);
-    command.arg("--state-dir").arg(&how.layout.state);
-    command.arg("--runtime-dir").arg(&how.layout.runtime);
-    command.args(["run", name.as_str()]).current_dir("/").process_group(0);
-    command.stdin(Stdio::null()).stdout(log).stderr(err).spawn()
+    let program = Program::new(how.exe).arg("--config-dir").arg(&how.layout.config);
+    let program = program.arg("--state-dir").arg(&how.layout.state);
+    let program = program.arg("--runtime-dir").arg(&how.layout.runtime);
+    program.args(["run", name.as_str()]).spawn_in_background(Some(log))
 }
 
 /// By its unit, which is made anew first if the VM file has changed.

@@ -6,7 +6,6 @@ pub mod bpf;
 pub mod cgroup;
 pub mod descriptors;
 pub mod digest;
-pub mod editor;
 pub mod file;
 pub mod file_system;
 pub mod file_watch;
@@ -28,6 +27,8 @@ pub mod pidfd;
 pub mod pipe_to_file;
 pub mod pressure;
 pub mod process_time;
+#[allow(unsafe_code)]
+pub mod program;
 pub mod progress;
 pub mod qemu_processes;
 #[allow(unsafe_code)]

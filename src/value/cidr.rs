@@ -53,12 +53,12 @@ impl FromStr for Cidr {
                     "has no prefix length: write `{text}/64` if that is its \
                         network"
                 )),
-                Err(_) => refuse("is not an address: write it as in `192.168.1.10/24`".into()),
+                Err(_) => refuse("is not an address: write for example `192.168.1.10/24`".into()),
             });
         };
         let address: IpAddr = address
             .parse()
-            .map_err(|_| refuse("is not an address: write it as in `192.168.1.10/24`".into()))?;
+            .map_err(|_| refuse("is not an address: write for example `192.168.1.10/24`".into()))?;
         let longest = if address.is_ipv4() { 32 } else { 128 };
         let prefix =
             prefix.parse::<u8>().ok().filter(|p| (1..=longest).contains(p)).ok_or_else(|| {

@@ -10,7 +10,7 @@ use crate::{
     fleet::inventory::inventory,
     spec::Invalid,
     store::layout::Layout,
-    sys::{editor, session, storage_reader::StorageReader, terminal},
+    sys::{program, session, storage_reader::StorageReader, terminal},
     value::VmName,
 };
 
@@ -41,7 +41,9 @@ pub async fn run(args: &Args, layout: &Layout, editor: &OsStr) -> Result<(), Fai
     let edited = Edited::begin(&file).map_err(fail)?;
     loop {
         let shown = editor.to_string_lossy();
-        let ended = editor::edit(editor, edited.copy());
+        let ended = program::by_shell(editor, edited.copy())
+            .spawn_in_foreground()
+            .and_then(|mut child| child.wait());
         let ended = ended.map_err(|error| cannot(&error))?;
         if !ended.success() {
             let text = format!("nothing changed: the editor `{shown}` failed: {ended}");

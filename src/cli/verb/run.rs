@@ -1,6 +1,6 @@
 //! `qvm run`: the supervisor, in the foreground.
 
-use std::{ffi::OsString, os::unix::process::CommandExt, path::Path, process::Command};
+use std::{ffi::OsString, path::Path};
 
 use tracing::{debug, warn};
 
@@ -12,7 +12,7 @@ use crate::{
     spec::{self, HostSettings},
     store::{layout::VmPaths, running},
     supervisor::{outcome::Outcome, settings::Settings, supervise::supervise},
-    sys::{file, lock::Lock, signal},
+    sys::{file, lock::Lock, program::Program, signal},
     systemd::{service, unit::Scope},
     value::{VmName, chain},
 };
@@ -117,9 +117,8 @@ async fn run_to_its_end(
             let failed = |failure: Failure| host_fault(failure, false);
             let number = lock.pass_on().map_err(|e| failed(Failure::of(&e)))?;
             signal::block().map_err(|e| failed(Failure::of(&e)))?;
-            let mut command = Command::new(program);
-            command.args(arguments.iter().skip(1)).env(LOCK_FD, number.to_string());
-            let error = command.exec();
+            let next = Program::new(program).args(arguments.iter().skip(1));
+            let error = next.env(LOCK_FD, number.to_string()).exec();
             let text = format!("cannot execute `{}`: {error}", program.display());
             Err(failed(Failure::new(exit::FAILED, text)))
         }

@@ -1,12 +1,11 @@
 //! `qvm ssh`: ssh(1) into a guest, at the address or the forwarded port where it is reached.
 
-use std::{os::unix::process::CommandExt, process::Command};
-
 use crate::{
     cli::exit::{self, Failure},
     fleet::addresses::addresses,
     spec::{self, Reach, Vm},
     store::layout::Layout,
+    sys::program::Program,
     value::VmName,
 };
 
@@ -60,7 +59,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     }
     words.push(host);
     words.extend(args.arguments.iter().cloned());
-    let error = Command::new("ssh").args(words).exec();
+    let error = Program::new("ssh").args(words).exec();
     Err(Failure::of_io("cannot run `ssh`", &error).about(name))
 }
 

@@ -1,11 +1,12 @@
 //! `qvm vnc`: where the guest's screen is served, or a viewer of it.
 
-use std::{io, os::unix::process::CommandExt, process::Command};
+use std::io;
 
 use crate::{
     cli::exit::{self, Failure},
     fleet::inventory::PATIENCE,
     store::layout::Layout,
+    sys::program::Program,
     value::VmName,
 };
 
@@ -38,7 +39,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
         return super::print(&format!("{at}\n"));
     }
     let socket = at.strip_prefix("unix:");
-    let viewer = |program: &str, at: String| Command::new(program).arg(at).exec();
+    let viewer = |program: &str, at: String| Program::new(program).arg(at).exec();
     // TigerVNC's takes a port with two colons, and a path as it is.
     let first = viewer(
         "vncviewer",

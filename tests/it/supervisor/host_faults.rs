@@ -265,7 +265,7 @@ fn nothing_is_begun_where_the_runtime_directory_is_full_and_what_runs_goes_on() 
     let output = lab.qvm(&["run", "web"]);
     assert_eq!(output.status.code(), Some(75), "{}", said(&output));
     assert!(said(&output).contains("No space left on device"), "{}", said(&output));
-    assert!(said(&output).contains("hint: make room on the file system of"), "{}", said(&output));
+    assert!(said(&output).contains("hint: free space on the file system of"), "{}", said(&output));
     mounts(&lab).make_room(&runtime);
 
     let one = lab.run("web");
