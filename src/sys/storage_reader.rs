@@ -20,6 +20,8 @@ use std::{
 use futures_util::future::BoxFuture;
 use tokio::{sync::oneshot, time::Instant};
 
+use crate::value::Explain;
+
 /// The timeout of one read. Waiting for a thread does not count.
 pub const READ_LIMIT: Duration = Duration::from_secs(2);
 /// The number of threads while the storage responds. More would not be faster: the files are small,
@@ -36,8 +38,8 @@ const STACK: usize = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The storage does not respond.
-    #[error("cannot read `{}`: the storage did not respond within {} \
-        s", .0.display(), READ_LIMIT.as_secs())]
+    #[error("cannot read `{}`: the storage did not respond within {} s",
+        .0.display(), READ_LIMIT.as_secs())]
     NoAnswer(PathBuf),
     /// No thread can be started, or the read panicked.
     #[error("cannot read `{}`: {why}", path.display())]
@@ -49,9 +51,8 @@ pub enum Error {
     },
 }
 
-impl Error {
-    /// What to do.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Error {
+    fn own_hint(&self) -> Option<String> {
         match self {
             Self::NoAnswer(path) => Some(format!(
                 "check the server or disk of `{}` (/proc/self/mountinfo, `dmesg`)",

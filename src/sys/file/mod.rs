@@ -215,6 +215,7 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
+    use crate::value::Explain;
 
     #[test]
     fn write_is_atomic() {

@@ -203,7 +203,7 @@ fn an_edited_file_counts_once_it_is_valid() {
 
     for (script, code, reason) in [
         ("echo 'vcpus = 2' >\"$1\"", 78, "web.toml:1:1: vcpus: "),
-        ("echo 'forward = [\"2222:22\"]' >\"$1\"", 78, "belongs to `db` already"),
+        ("echo 'forward = [\"2222:22\"]' >\"$1\"", 78, "is already used by `db`"),
         ("printf 'vcpu = \\377' >\"$1\"", 78, "not UTF-8"),
         ("echo 'vcpu = 9' >\"$1\"; exit 1", 1, "the editor `"),
         ("rm \"$1\"", 1, "cannot read `"),

@@ -561,7 +561,10 @@ fn check_sees_the_others_of_the_directory_and_blames_the_file_it_was_asked_about
         let (code, out, err) = run(&files, &[asked], false);
         assert_eq!((code, out.as_str()), (78, ""));
         let start = format!("error: vms/{asked}.toml:1: forward: the port of ");
-        assert!(err.starts_with(&start) && err.contains(&format!("belongs to `{other}`")), "{err}");
+        assert!(
+            err.starts_with(&start) && err.contains(&format!("is already used by `{other}`")),
+            "{err}"
+        );
     }
     let (code, out, err) = run(&files, &[], false);
     assert_eq!((code, out.as_str()), (78, "a: ok\n"));
