@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::{
     cli::exit::Failure,
     fleet::start::{Begin, begin},
-    store::identity_store::Means,
+    store::identity_store::IdentitySource,
     sys::progress::TerminalProgress,
     systemd::unit::Scope,
     transfer,
@@ -31,7 +31,7 @@ pub struct Args {
 /// The VM is not shut down, the name is taken, a disk cannot be copied; or the copy does not start.
 pub async fn run(
     args: &Args,
-    means: Means,
+    means: IdentitySource,
     exe: &Path,
     manager: Option<Scope>,
     terminal: bool,

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     cli::exit::{self, Failure},
-    store::identity_store::Means,
+    store::identity_store::IdentitySource,
     sys::progress::TerminalProgress,
     systemd::unit::Scope,
     transfer::{
@@ -38,7 +38,7 @@ pub struct Args {
 /// The file is not what was exported, or there is such a VM already.
 pub async fn run(
     args: &Args,
-    means: Means,
+    means: IdentitySource,
     cwd: &Path,
     manager: Option<Scope>,
     terminal: bool,

@@ -321,7 +321,7 @@ fn a_guest_does_not_mind_a_state_directory_that_takes_no_more() {
     let output = lab.qvm(&["run", "web"]);
     assert_eq!(output.status.code(), Some(75), "{}", said(&output));
     assert!(said(&output).contains("Read-only file system (os error 30)"), "{}", said(&output));
-    assert!(said(&output).contains("must be on a file system that can be written"));
+    assert!(said(&output).contains("must be on a writable file system"));
     lab.mounts.as_mut().unwrap().sh(&format!("umount '{}'", state.display()));
     let three = lab.run("web");
     lab.wait_state("web", "running");
