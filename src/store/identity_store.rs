@@ -87,9 +87,7 @@ impl Explain for Error {
                     .into(),
             ),
             Self::NoUser(_) => Some("enlarge `uidRange` in the host settings".into()),
-            Self::UnknownUser(name) => {
-                Some(format!("`qvm status {name}` shows why its state is unknown"))
-            }
+            Self::UnknownUser(name) => Some(format!("`qvm status {name}` shows the reason")),
             _ => None,
         }
     }
@@ -108,9 +106,7 @@ pub fn read(paths: &VmPaths) -> Result<Option<Identity>, Error> {
     let Some(bytes) = file::read(&path)? else { return Ok(None) };
     // Invalid values would become part of QEMU's command line.
     let sound = |identity: Identity| match identity.flaw() {
-        Some(key) => {
-            Err(toml::de::Error::custom(format!("`{key}` has a value that qvm does not generate")))
-        }
+        Some(key) => Err(toml::de::Error::custom(format!("invalid value of `{key}`"))),
         None => Ok(identity),
     };
     let read = toml::from_str(&String::from_utf8_lossy(&bytes)).and_then(sound);

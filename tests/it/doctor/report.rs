@@ -223,7 +223,7 @@ fn everything_that_can_be_wrong_at_once() {
         ),
         ("note units", "no systemd looks for VMs here: `autostart` of `db` and `web`"),
         ("error bad", "vcpu: "),
-        ("error web", "after: there is no VM `wbe`"),
+        ("error web", "after: VM `wbe` does not exist"),
     ] {
         assert!(one(&all, what).contains(has), "{what}: {}", one(&all, what));
     }
