@@ -10,6 +10,7 @@ pub(crate) mod error;
 pub(crate) mod own;
 pub mod plan;
 pub(crate) mod ready;
+mod verified_copy;
 
 pub use self::backing::backing;
 pub use self::copy::copy;
