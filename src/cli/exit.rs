@@ -5,7 +5,7 @@ use std::{error::Error, fmt, io};
 use super::table::{Look, Screen};
 use crate::{
     spec::Invalid,
-    value::{chain, is_host_fault, plain},
+    value::{Explain, VmName, chain, is_host_fault, plain},
 };
 
 /// Failed.
@@ -14,6 +14,10 @@ pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
 /// Not running, or not found, where that is the answer.
 pub const NOT_RUNNING: u8 = 3;
+/// `qvm disk check`: clusters are leaked, and no data is wrong.
+pub const LEAKS: u8 = 4;
+/// `qvm disk check`: a disk is corrupt.
+pub const CORRUPT: u8 = 5;
 /// There is not enough memory for another VM, and the host's settings say that it is refused then (`EX_UNAVAILABLE` of sysexits.h).
 pub const NO_ROOM: u8 = 69;
 /// QEMU was sent SIGKILL and has not ended: the kernel has it waiting for storage (`EX_SOFTWARE` of sysexits.h, the number next to it).
@@ -44,6 +48,17 @@ impl Failure {
     /// storage fails ([`is_host_fault`]), else 1.
     pub fn of(error: &(dyn Error + 'static)) -> Self {
         Self::new(if is_host_fault(error) { HOST } else { FAILED }, chain(error))
+    }
+
+    /// For this error, its causes and its hint: exit code 75 where the host is at fault, else 1.
+    pub fn explained(error: &(dyn Explain + 'static)) -> Self {
+        Self::of(error).host_fault_if(error.is_host_fault()).hint(error.hint())
+    }
+
+    /// [`explained`](Self::explained) for an error about one VM, whose name stands for `NAME` in
+    /// the hint.
+    pub fn explained_for(error: &(dyn Explain + 'static), name: &VmName) -> Self {
+        Self::explained(error).about(name).hint(error.hint_for(name))
     }
 
     /// The same of a step that has no error type of its own.

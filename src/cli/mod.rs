@@ -29,6 +29,7 @@ use crate::{
     supervisor::settings::Settings,
     sys::{progress, user_runtime_dir},
     systemd::unit::Scope,
+    value::Explain,
 };
 
 pub use self::args::Cli;
@@ -169,6 +170,12 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
             Box::pin(verb::run::run(settings, program, given.arguments, scope)).await
         }
         Verb::Image(args) => images(&args, &layout, given, screen),
+        Verb::Disk(args) => {
+            let qemu = (given.env)("QVM_QEMU").filter(|qemu| !qemu.is_empty());
+            let (qemu, sys) = (qemu.as_deref(), Path::new("/sys"));
+            let within = verb::disk::Within { layout: &layout, qemu, sys, screen };
+            Box::pin(verb::disk::run(&args, &within)).await
+        }
         Verb::Rename(args) => Box::pin(verb::rename::run(&args, &layout, manager)).await,
         Verb::Clone(args) => {
             let means = means(layout);
@@ -265,7 +272,8 @@ fn images(
     };
     verb::image::image(args, &mut within).map_err(|error| match &error {
         verb::image::Error::Out(error) => Failure::output(error),
-        error => Failure::of(error).host_fault_if(error.is_the_hosts()).hint(error.hint()),
+        error @ verb::image::Error::UnknownVm { .. } => Failure::explained(error),
+        error => Failure::of(error).hint(error.hint()),
     })
 }
 

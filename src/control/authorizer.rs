@@ -18,7 +18,7 @@ use super::{
     types::{Command, Event, Status},
     varlink_error::VarlinkError,
 };
-use crate::value::{Operator, Peer};
+use crate::value::{Explain, Operator, Peer};
 
 /// What the host knows of accounts; looking one up may take as long as a directory service takes.
 #[derive(Debug, Clone, Copy)]
@@ -53,9 +53,8 @@ pub struct Denied {
     hint: String,
 }
 
-impl Denied {
-    /// The way out.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Denied {
+    fn own_hint(&self) -> Option<String> {
         Some(self.hint.clone())
     }
 }

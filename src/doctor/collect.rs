@@ -29,7 +29,7 @@ use crate::{
         program::{Output, Program},
     },
     systemd::unit::{Scope, unit_name},
-    value::{IfName, VmName, chain},
+    value::{Explain, IfName, VmName, chain},
 };
 use crate::{
     fleet::inventory::{Entry, inventory},

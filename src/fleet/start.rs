@@ -36,7 +36,7 @@ use crate::{
         service::{self, Unit},
         unit::Scope,
     },
-    value::VmName,
+    value::{Explain, VmName},
 };
 
 /// How long a supervisor may take for one answer before it is asked again.
@@ -120,28 +120,23 @@ pub enum Error {
     },
 }
 
-impl Error {
-    /// The host is at fault, and not the VM.
-    pub fn is_the_hosts(&self) -> bool {
+impl Explain for Error {
+    fn wrapped(&self) -> Option<&dyn Explain> {
         match self {
-            Self::File(error) => error.is_the_hosts(),
-            Self::Service(error) => error.is_the_hosts(),
-            Self::Unknown(_) | Self::Storage(_) => true,
-            Self::Invalid(_) | Self::NoFile(_) | Self::Spawn(..) => false,
-            Self::Silent(_) | Self::HangsUp | Self::Unit { .. } | Self::Ended { .. } => false,
+            Self::File(error) => Some(error),
+            Self::Service(error) => Some(error),
+            Self::Unknown(error) => Some(error),
+            Self::Storage(error) => Some(error),
+            Self::Silent(error) => Some(error),
+            _ => None,
         }
     }
 
-    /// The way out, where there is one.
-    pub fn hint(&self) -> Option<String> {
+    fn own_hint(&self) -> Option<String> {
         match self {
-            Self::Service(error) if error.is_the_hosts() => {
+            Self::Service(error) if error.is_host_fault() => {
                 Some("`systemctl status` tells whether it answers again".into())
             }
-            Self::File(error) => error.hint(),
-            Self::Unknown(unknown) => Some(unknown.hint()),
-            Self::Storage(error) => error.hint(),
-            Self::Silent(error) => error.hint(),
             Self::HangsUp => Some("the limit of clients may be reached: `ss -xp src PATH` lists those of the VM's `control.sock`".into()),
             Self::NoFile(_) => Some("`qvm list` shows those there are".into()),
             Self::Service(_) => {
@@ -152,8 +147,12 @@ impl Error {
             Self::Unit { name, .. } => {
                 Some(format!("`journalctl -t qvm@{name}` has what the supervisor said"))
             }
-            Self::Invalid(_) | Self::Spawn(..) | Self::Ended { .. } => None,
+            _ => None,
         }
+    }
+
+    fn is_own_host_fault(&self) -> bool {
+        matches!(self, Self::Unknown(_) | Self::Storage(_))
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
         program::{self, Output, Program},
         user_runtime_dir,
     },
-    value::VmName,
+    value::{Explain, VmName},
 };
 
 /// How long the service manager may take to tell something: one that is busy, or hangs, must hold up no guest's start or stop.
@@ -43,9 +43,8 @@ pub enum Error {
     },
 }
 
-impl Error {
-    /// The host is at fault, and not the VM.
-    pub fn is_the_hosts(&self) -> bool {
+impl Explain for Error {
+    fn is_own_host_fault(&self) -> bool {
         matches!(self, Self::Silent { .. })
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     spec::Invalid,
     store::layout::Layout,
     sys::{program, session, storage_reader::StorageReader, terminal},
-    value::VmName,
+    value::{Explain, VmName},
 };
 
 /// The arguments of `qvm edit`.

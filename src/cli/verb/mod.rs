@@ -7,6 +7,7 @@ pub mod completions;
 pub mod console;
 pub mod cp;
 pub mod diff;
+pub mod disk;
 pub mod doctor;
 pub mod edit;
 pub mod events;
@@ -78,7 +79,7 @@ use crate::{
     },
     systemd::{service::Unit, unit::Scope},
     transfer,
-    value::{VmName, keyboard::Chord, plain},
+    value::{Explain, VmName, keyboard::Chord, plain},
 };
 
 /// How long a supervisor may take to give the notes of a VM that was started.
@@ -240,10 +241,7 @@ fn not_carried(error: &transfer::Error, name: &VmName) -> Failure {
         }
         transfer::Error::NoVm(_) => Failure::of(error).code(exit::NOT_RUNNING).hint(error.hint()),
         transfer::Error::NoFile(_) => Failure::of(error).code(exit::NOT_RUNNING).about(name),
-        error => {
-            let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
-            Failure::of(error).about(name).host_fault_if(error.is_the_hosts()).hint(hint)
-        }
+        error => Failure::explained_for(error, name),
     }
 }
 

@@ -19,17 +19,14 @@ use crate::{
         storage_reader::{self, StorageReader},
     },
     systemd::service,
-    value::VmName,
+    value::{Explain, VmName},
 };
 
 /// What a supervisor, or its absence, answers.
 pub(crate) async fn refused(error: &client::Error, layout: &Layout, name: &VmName) -> Failure {
     match error {
         client::Error::NotRunning => not_running(layout, name).await,
-        error => {
-            let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
-            Failure::of(error).about(name).host_fault_if(error.is_host_fault()).hint(hint)
-        }
+        error => Failure::explained_for(error, name),
     }
 }
 
@@ -51,10 +48,7 @@ pub(crate) async fn not_in_guest(error: &guest::Error, layout: &Layout, name: &V
         guest::Error::Client(error) => refused(error, layout, name).await,
         guest::Error::NoReader => Failure::quiet(Vanished::NoReader.exit_code()),
         guest::Error::Interrupted(signal) => Failure::quiet(Vanished::Signal(*signal).exit_code()),
-        error => {
-            let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
-            Failure::of(error).about(name).hint(hint)
-        }
+        error => Failure::of(error).about(name).hint(error.hint_for(name)),
     }
 }
 
@@ -107,20 +101,17 @@ pub(crate) fn no_answer(error: &storage_reader::Error, name: &VmName) -> Failure
 
 /// It is not known whether the VM is running: nothing is done to it.
 pub(crate) fn unknown(error: &running::Unknown, name: &VmName) -> Failure {
-    let hint = error.hint().replace("NAME", name.as_str());
-    Failure::of(error).about(name).code(exit::HOST).hint(hint)
+    Failure::explained_for(error, name).code(exit::HOST)
 }
 
 /// Why the locks of a VM that has to be down are not held.
 pub(crate) fn not_held(error: &vm_state::Error, name: &VmName) -> Failure {
-    let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
-    Failure::of(error).about(name).host_fault_if(error.is_the_hosts()).hint(hint)
+    Failure::explained_for(error, name)
 }
 
 /// Why a QEMU process without a supervisor was not ended.
 pub(crate) fn not_ended(error: &orphans::Error, name: &VmName) -> Failure {
-    let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
-    Failure::of(error).about(name).host_fault_if(error.is_the_hosts()).hint(hint)
+    Failure::explained_for(error, name)
 }
 
 /// The supervisor was killed, and nobody has started another one yet.
@@ -165,9 +156,6 @@ pub(crate) async fn not_begun(error: &start::Error, how: &Begin<'_>, name: &VmNa
             let code = ended.filter(is_told).unwrap_or(exit::FAILED);
             Failure::of(error).about(name).code(code).hint(error.hint())
         }
-        error => {
-            let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
-            Failure::of(error).about(name).host_fault_if(error.is_the_hosts()).hint(hint)
-        }
+        error => Failure::explained_for(error, name),
     }
 }

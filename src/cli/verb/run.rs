@@ -14,7 +14,7 @@ use crate::{
     supervisor::{outcome::Outcome, settings::Settings, supervise::supervise},
     sys::{file, lock::Lock, program::Program, signal},
     systemd::{service, unit::Scope},
-    value::{VmName, chain},
+    value::{Explain, VmName, chain},
 };
 
 /// The variable by which a re-executed supervisor finds its lock.
@@ -96,16 +96,14 @@ async fn run_to_its_end(
     let passed_on = (settings.env)(LOCK_FD).and_then(|number| number.parse().ok());
     let lock = match passed_on.and_then(|number| Lock::inherited(number, &paths.lock())) {
         Some(lock) => lock,
-        None => lock_holder::take(&paths)
-            .await
-            .map_err(|e| subject(Failure::of(&e).host_fault_if(e.is_the_hosts()).hint(e.hint())))?,
+        None => lock_holder::take(&paths).await.map_err(|e| subject(Failure::explained(&e)))?,
     };
     // The code of a fault of the VM has the unit's ExecStopPost= end its QEMU.
     let host_fault = |failure: Failure, is_known: bool| {
         subject(failure.host_fault_if(is_known || may_be_running(&paths)))
     };
     file::make_dir(&paths.state)
-        .map_err(|e| host_fault(Failure::of(&e).hint(e.hint()), e.is_the_hosts()))?;
+        .map_err(|e| host_fault(Failure::of(&e).hint(e.hint()), e.is_host_fault()))?;
     match supervise(settings, vm, text, Mode::Run).await {
         Ok(Outcome::Exit(0)) => Ok(()),
         // The end has been logged with all that is known of it.
@@ -122,7 +120,7 @@ async fn run_to_its_end(
             let text = format!("cannot execute `{}`: {error}", program.display());
             Err(failed(Failure::new(exit::FAILED, text)))
         }
-        Err(e) => Err(host_fault(Failure::of(&e).hint(e.hint()), e.is_the_hosts())),
+        Err(e) => Err(host_fault(Failure::of(&e).hint(e.hint()), e.is_host_fault())),
     }
 }
 

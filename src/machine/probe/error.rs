@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::{machine::facts::Version, sys::program};
+use crate::{machine::facts::Version, sys::program, value::Explain};
 
 /// Why the host could not be probed.
 #[derive(Debug, thiserror::Error)]
@@ -36,15 +36,8 @@ pub enum Error {
     },
 }
 
-impl Error {
-    /// The host is at fault: QEMU is missing, as while a package is replaced, or the machine is too busy for it.
-    pub fn is_the_hosts(&self) -> bool {
-        use program::Error::{Run, TimedOut};
-        matches!(self, Self::NotFound(_) | Self::Program(Run { .. } | TimedOut { .. }))
-    }
-
-    /// The way out.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Error {
+    fn own_hint(&self) -> Option<String> {
         match self {
             Self::NotFound(_) => Some(
                 "install QEMU (Debian and Ubuntu: `qemu-system-x86`; Fedora: `qemu-system-x86-core`; \
@@ -61,5 +54,10 @@ impl Error {
             ),
             Self::Program(_) => Some("run it by hand; QVM_QEMU names another QEMU".into()),
         }
+    }
+
+    fn is_own_host_fault(&self) -> bool {
+        use program::Error::{Run, TimedOut};
+        matches!(self, Self::NotFound(_) | Self::Program(Run { .. } | TimedOut { .. }))
     }
 }

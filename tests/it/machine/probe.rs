@@ -18,6 +18,8 @@ use qvm::{
 };
 use tempfile::TempDir;
 
+use qvm::value::Explain;
+
 const DEBIAN_12: &str = r#"
 if [ "$1" = -sandbox ] || [ "$1" = -version ]; then
     echo 'QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)'
