@@ -7,6 +7,7 @@ pub mod edited;
 pub mod exit;
 mod given;
 mod help;
+mod run_line;
 mod settings;
 pub mod table;
 pub mod verb;

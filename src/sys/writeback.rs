@@ -11,7 +11,7 @@ use std::{
 };
 
 /// The number of bytes between two writebacks.
-const STEP: u64 = 64 << 20;
+const STEP: u64 = 32 << 20;
 
 /// The writeback of one file. Dropping it without [`WriteBack::end`] does not wait for the disk: a
 /// canceled copy ends at once.
