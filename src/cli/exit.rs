@@ -14,6 +14,10 @@ pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
 /// Not running, or not found, where that is the answer.
 pub const NOT_RUNNING: u8 = 3;
+/// `qvm disk check`: clusters are leaked, and no data is wrong.
+pub const LEAKS: u8 = 4;
+/// `qvm disk check`: a disk is corrupt.
+pub const CORRUPT: u8 = 5;
 /// There is not enough memory for another VM, and the host's settings say that it is refused then (`EX_UNAVAILABLE` of sysexits.h).
 pub const NO_ROOM: u8 = 69;
 /// QEMU was sent SIGKILL and has not ended: the kernel has it waiting for storage (`EX_SOFTWARE` of sysexits.h, the number next to it).

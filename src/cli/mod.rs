@@ -7,6 +7,7 @@ pub mod edited;
 pub mod exit;
 mod given;
 mod help;
+mod run_line;
 mod settings;
 pub mod table;
 pub mod verb;
@@ -169,6 +170,12 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
             Box::pin(verb::run::run(settings, program, given.arguments, scope)).await
         }
         Verb::Image(args) => images(&args, &layout, given, screen),
+        Verb::Disk(args) => {
+            let qemu = (given.env)("QVM_QEMU").filter(|qemu| !qemu.is_empty());
+            let (qemu, sys) = (qemu.as_deref(), Path::new("/sys"));
+            let within = verb::disk::Within { layout: &layout, qemu, sys, screen };
+            Box::pin(verb::disk::run(&args, &within)).await
+        }
         Verb::Rename(args) => Box::pin(verb::rename::run(&args, &layout, manager)).await,
         Verb::Clone(args) => {
             let means = means(layout);
@@ -258,7 +265,7 @@ fn images(
         vms: &vms,
         invalid: &invalid,
         tools: &tools,
-        progress: &mut progress::Shown::new(given.terminal),
+        progress: &mut progress::TerminalProgress::new(given.terminal),
         cancel: &progress::Cancel::default(),
         out: &mut io::stdout().lock(),
         screen,

@@ -4,15 +4,19 @@
 //! name is whole. The caller holds the VM's lock, and the VM is off.
 
 pub(crate) mod backing;
+pub mod check;
 pub(crate) mod copy;
 pub(crate) mod ensure;
 pub(crate) mod error;
+pub mod existing;
+pub mod listing;
 pub(crate) mod own;
 pub mod plan;
 pub(crate) mod ready;
+mod verified_copy;
 
 pub use self::backing::backing;
 pub use self::copy::copy;
-pub use self::ensure::{ensure, made, notes, origin_path, remove_left_overs};
+pub use self::ensure::{ensure, made, notes, origin_path, remove_leftovers};
 pub use self::error::Error;
 pub use self::ready::Ready;

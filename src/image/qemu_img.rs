@@ -43,6 +43,15 @@ pub enum Error {
     CalledOff,
 }
 
+impl Error {
+    fn of(error: program::Error) -> Self {
+        match error {
+            program::Error::Canceled { .. } => Self::CalledOff,
+            error => Self::Program(error),
+        }
+    }
+}
+
 impl Explain for Error {
     fn own_hint(&self) -> Option<String> {
         match self {
@@ -61,6 +70,18 @@ impl Explain for Error {
     fn is_own_host_fault(&self) -> bool {
         matches!(self, Self::Failed { said, .. } if is_no_space(said))
     }
+}
+
+/// What `qemu-img check --output=json` says of a file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct CheckReport {
+    /// The number of clusters whose content or place is wrong.
+    pub corruptions: u64,
+    /// The number of clusters that are allocated and not used.
+    pub leaks: u64,
+    /// The number of errors that kept a part of the file from being checked.
+    pub check_errors: u64,
 }
 
 impl QemuImg {
@@ -151,6 +172,33 @@ impl QemuImg {
         Err(Error::Failed { verb: "check", path: path.to_owned(), said: said(&done) })
     }
 
+    /// Returns what `qemu-img check` says of a qcow2 file, without its backing file and without
+    /// changing anything.
+    ///
+    /// # Errors
+    /// As [`Error`]; `Failed` if the file cannot be checked.
+    pub fn check_report(
+        &self,
+        path: &Path,
+        goes_on: &mut dyn FnMut() -> bool,
+    ) -> Result<CheckReport, Error> {
+        let failed = |said: String| Error::Failed { verb: "check", path: path.to_owned(), said };
+        let Some(filename) = path.to_str() else {
+            return Err(failed("the path is not UTF-8".to_owned()));
+        };
+        // A backing file named by the header is not opened: the guest may have written the header.
+        let file = serde_json::json!({"driver": "qcow2", "backing": null,
+            "file": {"driver": "file", "filename": filename}});
+        let program = Program::new(&self.binary).args(["check", "--output=json"]);
+        let program = program.arg(format!("json:{file}")).output_limit(STDERR_LIMIT);
+        let done = program.run_while(goes_on).map_err(Error::of)?;
+        // qemu-img(1): 2 is corrupt, 3 is leaked. Other codes mean that the check was not completed.
+        match (done.status.code(), serde_json::from_str(&done.stdout)) {
+            (Some(0 | 2 | 3), Ok(report)) => Ok(report),
+            _ => Err(failed(said(&done))),
+        }
+    }
+
     fn run(
         &self,
         verb: &'static str,
@@ -172,12 +220,7 @@ impl QemuImg {
         goes_on: &mut dyn FnMut() -> bool,
     ) -> Result<Output, Error> {
         let program = Program::new(&self.binary).arg(verb).args(args);
-        program.discard_stdout().output_limit(STDERR_LIMIT).run_while(goes_on).map_err(|error| {
-            match error {
-                program::Error::Canceled { .. } => Error::CalledOff,
-                error => Error::Program(error),
-            }
-        })
+        program.discard_stdout().output_limit(STDERR_LIMIT).run_while(goes_on).map_err(Error::of)
     }
 }
 

@@ -3,9 +3,12 @@
 pub mod account;
 pub mod affinity;
 pub mod bpf;
+pub mod capabilities;
 pub mod cgroup;
 pub mod descriptors;
 pub mod digest;
+#[allow(unsafe_code)]
+pub mod extents;
 pub mod file;
 pub mod file_system;
 pub mod file_watch;
@@ -19,6 +22,7 @@ pub mod machine_id;
 pub mod meminfo;
 #[allow(unsafe_code)]
 pub mod memory;
+pub mod mount;
 pub mod oom_score;
 #[allow(unsafe_code)]
 pub mod peer;
