@@ -16,6 +16,7 @@ mod verbs;
 use std::{
     io::{self, Write},
     path::{Path, PathBuf},
+    pin::Pin,
 };
 
 use clap::CommandFactory;
@@ -56,11 +57,34 @@ impl Cli {
     }
 }
 
-/// Does what the command line says.
+/// Does what the command line says. The futures are on the heap, and that of a supervisor is not
+/// part of the others': stack that a future takes is in use for as long as the future runs.
 ///
 /// # Errors
 /// As the verb.
-pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
+pub fn run<'a>(
+    cli: Cli,
+    given: &'a Given<'a>,
+) -> Pin<Box<dyn Future<Output = Result<(), Failure>> + 'a>> {
+    match cli.verb {
+        Verb::Run(args) => Box::pin(supervise(args, cli.dirs, given)),
+        _ => Box::pin(run_verb(cli, given)),
+    }
+}
+
+/// Runs the supervisor of a VM.
+async fn supervise(args: verb::run::Args, dirs: Dirs, given: &Given<'_>) -> Result<(), Failure> {
+    let dirs = dirs.or(given.env).absolute(given.cwd)?;
+    let layout = layout(given.uid, &dirs, given.env, &user_runtime_dir::directory)?;
+    let settings = settings(args.name, layout, given);
+    let scope = if given.uid == 0 { Scope::System } else { Scope::User };
+    // By the path that it was started by: a link there may lead to a newer program by then.
+    let started = given.arguments.first().map(Path::new).filter(|path| path.is_absolute());
+    let program = started.unwrap_or(given.exe);
+    verb::run::run(settings, program, given.arguments, scope).await
+}
+
+async fn run_verb(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
     if let Some(done) = cli.at_once(given) {
         return done;
     }
@@ -161,14 +185,6 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
         Verb::Reseed(args) => {
             Box::pin(verb::reseed::run(&settings(args.name, layout, given))).await
         }
-        Verb::Run(args) => {
-            let settings = settings(args.name, layout, given);
-            let scope = if given.uid == 0 { Scope::System } else { Scope::User };
-            // By the path that it was started by: a link there may lead to a newer program by then.
-            let started = given.arguments.first().map(Path::new).filter(|path| path.is_absolute());
-            let program = started.unwrap_or(given.exe);
-            Box::pin(verb::run::run(settings, program, given.arguments, scope)).await
-        }
         Verb::Image(args) => images(&args, &layout, given, screen),
         Verb::Disk(args) => {
             let qemu = (given.env)("QVM_QEMU").filter(|qemu| !qemu.is_empty());
@@ -210,8 +226,8 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
             .await
         }
         Verb::NetworkBroker(args) => verb::network_broker::run(&args),
-        // Done at once.
-        Verb::Generate(_) | Verb::Completions(_) | Verb::Man(_) => Ok(()),
+        // Done by the callers.
+        Verb::Run(_) | Verb::Generate(_) | Verb::Completions(_) | Verb::Man(_) => Ok(()),
     }
 }
 
