@@ -38,6 +38,7 @@ pub use self::complete::complete;
 pub use self::dirs::{Dirs, layout};
 use self::dirs::{dir, system};
 pub use self::given::Given;
+pub use self::run_line::recognize_run;
 use self::settings::{config_home, means, settings};
 use self::verbs::Verb;
 
