@@ -443,7 +443,7 @@ mod tests {
         assert_eq!(record.version, 99);
         let isolation = record.isolation.as_ref().unwrap();
         assert!(isolation.has(Layer::Network) && !isolation.has(Layer::Uid));
-        assert!(isolation.told().contains("memory-keys") && record.is_shut_off());
+        assert!(isolation.describe().contains("memory-keys") && record.is_shut_off());
         record.ready = false;
         record.update(&paths).unwrap();
         let mut before: serde_json::Value = serde_json::from_str(text).unwrap();

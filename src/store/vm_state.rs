@@ -33,7 +33,7 @@ pub enum Error {
     #[error(transparent)]
     Liveness(#[from] liveness::Error),
     /// Its QEMU runs, though no supervisor does, and writes to its disks.
-    #[error("its QEMU runs without a supervisor, pid {0}")]
+    #[error("its QEMU process (pid {0}) runs without a supervisor")]
     Alone(u32),
     /// A file or directory.
     #[error(transparent)]

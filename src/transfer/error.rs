@@ -164,7 +164,7 @@ impl Error {
                 "it must be shut down: `qvm stop`, and `qvm status` shows what it is doing".into()
             }
             Self::Runs(vm_state::Error::Alone(_)) => {
-                "it must be shut down: `qvm start` takes it over, then `qvm stop`".into()
+                "shut the guest down: `qvm start` adopts QEMU, then `qvm stop`".into()
             }
             Self::Runs(error) => return error.hint(),
             Self::Suspended => {
