@@ -15,6 +15,7 @@ use qvm::{
     store::{identity::Identity, identity_store::Means, layout::Layout},
     sys::progress::{Cancel, Quiet},
     transfer::{archive_format, import::import, import_request::Import},
+    value::Explain,
 };
 use sha2::{Digest, Sha256};
 use tar::{EntryType, Header};

@@ -8,6 +8,7 @@ use qvm::{
         client::{Client, Error},
         types::Command,
     },
+    value::Explain,
 };
 use serde_json::json;
 use tokio::{

@@ -15,6 +15,7 @@ use qvm::{
         reference::{Headers, content_range, file_name, strong_validator, without_password},
     },
     spec::Origin,
+    value::Explain,
 };
 
 /// How long no byte may come; the server closes behind its bytes, so that no call has to wait for it.

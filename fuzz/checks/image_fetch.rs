@@ -16,7 +16,7 @@ use qvm::{
     image::{Cached, Error, Patience, Purpose, Tools, ensure, qemu_img::QemuImg},
     spec::{Checksum, Image, Origin},
     sys::progress::{Cancel, Quiet},
-    value::{Algorithm, Digest},
+    value::{Algorithm, Digest, Explain},
 };
 use sha2::{Digest as _, Sha256};
 

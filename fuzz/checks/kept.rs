@@ -13,6 +13,7 @@ use qvm::{
         saved_header::{PREFIX, Saved},
         saved_state,
     },
+    value::Explain,
 };
 
 /// The first byte chooses the file; the rest is what is in it.

@@ -70,21 +70,3 @@ pub enum Error {
     #[error("the peer does not speak QMP: it began with `{0}`")]
     NotQmp(String),
 }
-
-impl Error {
-    /// The way out.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Timeout { .. } | Self::QueueFull { .. } => {
-                Some("QEMU may be stopped or starved; see `ps -o stat,wchan` of its process".into())
-            }
-            Self::Connect { .. }
-            | Self::Closed
-            | Self::Unfinished { .. }
-            | Self::Refused { .. }
-            | Self::Reply { .. }
-            | Self::Encode { .. }
-            | Self::NotQmp(_) => None,
-        }
-    }
-}

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use crate::{
     spec::{self, Invalid, Problem, Vm, check::across},
     sys::file,
+    value::Explain,
 };
 
 /// The prefix of the copy's directory; nothing that lists VM files reads it.
@@ -52,9 +53,15 @@ pub enum Error {
     File(#[from] file::Error),
 }
 
-impl Error {
-    /// The way out, where there is one.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Error {
+    fn wrapped(&self) -> Option<&dyn Explain> {
+        match self {
+            Self::File(error) | Self::NotReplaced { source: error, .. } => Some(error),
+            _ => None,
+        }
+    }
+
+    fn own_hint(&self) -> Option<String> {
         match self {
             Self::Missing(_) => Some("`qvm new NAME` creates one".to_owned()),
             Self::Store(_) => Some("change the NixOS configuration that generates it".to_owned()),
@@ -63,8 +70,7 @@ impl Error {
                 copy.display(),
                 file.display()
             )),
-            Self::File(error) | Self::NotReplaced { source: error, .. } => error.hint(),
-            Self::Unresolvable(..) | Self::NotAFile(_) => None,
+            _ => None,
         }
     }
 }

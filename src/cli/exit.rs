@@ -5,7 +5,7 @@ use std::{error::Error, fmt, io};
 use super::table::{Screen, Style};
 use crate::{
     spec::Invalid,
-    value::{chain, is_host_fault, plain},
+    value::{Explain, VmName, chain, is_host_fault, plain},
 };
 
 /// Failure.
@@ -14,6 +14,10 @@ pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
 /// The VM is not running or does not exist.
 pub const NOT_RUNNING: u8 = 3;
+/// `qvm disk check`: clusters are leaked, and no data is corrupt.
+pub const LEAKS: u8 = 4;
+/// `qvm disk check`: a disk is corrupt.
+pub const CORRUPT: u8 = 5;
 /// Not enough memory to start another VM, and the host settings refuse the start then
 /// (`EX_UNAVAILABLE` of sysexits.h).
 pub const NO_MEMORY: u8 = 69;
@@ -45,6 +49,18 @@ impl Failure {
     /// resource or its storage fails ([`is_host_fault`]), else 1.
     pub fn from_error(error: &(dyn Error + 'static)) -> Self {
         Self::new(if is_host_fault(error) { HOST } else { FAILED }, chain(error))
+    }
+
+    /// Creates a failure from an error, its causes and its hint: exit code 75 for a fault of the
+    /// host, else 1.
+    pub fn explained(error: &(dyn Explain + 'static)) -> Self {
+        Self::from_error(error).host_fault_if(error.is_host_fault()).hint(error.hint())
+    }
+
+    /// Like [`explained`](Self::explained), for an error about one VM, whose name replaces `NAME` in
+    /// the hint.
+    pub fn explained_for(error: &(dyn Explain + 'static), name: &VmName) -> Self {
+        Self::explained(error).about(name).hint(error.hint_for(name))
     }
 
     /// Creates a failure from an I/O error of the operation `doing`.

@@ -23,7 +23,7 @@ Inspect
   top       show resource usage          metrics   print Prometheus metrics
 Change, remove
   diff      show pending changes         apply     apply live changes
-  reseed    run cloud-init again
+  reseed    run cloud-init again       disk      list and check disks
   rename    rename a VM                  clone     copy a VM
   export    write a VM to an archive     import    read a VM from an archive
   rm        delete the disks of a VM     gc        remove VMs without VM file

@@ -28,6 +28,7 @@ use crate::{
     supervisor::settings::Settings,
     sys::{progress, user_runtime_dir},
     systemd::unit::Scope,
+    value::Explain,
 };
 
 pub use self::args::Cli;
@@ -174,6 +175,12 @@ pub async fn run(cli: Cli, invocation: &Invocation<'_>) -> Result<(), Failure> {
             Box::pin(verb::run::run(settings, program, invocation.arguments, scope)).await
         }
         Verb::Image(args) => images(&args, &layout, invocation, screen),
+        Verb::Disk(args) => {
+            let qemu = (invocation.env)("QVM_QEMU").filter(|qemu| !qemu.is_empty());
+            let (qemu, sys) = (qemu.as_deref(), Path::new("/sys"));
+            let context = verb::disk::Context { layout: &layout, qemu, sys, screen };
+            Box::pin(verb::disk::run(&args, &context)).await
+        }
         Verb::Rename(args) => Box::pin(verb::rename::run(&args, &layout, manager)).await,
         Verb::Clone(args) => {
             let means = means(layout);
@@ -273,7 +280,8 @@ fn images(
     };
     verb::image::image(args, &mut context).map_err(|error| match &error {
         verb::image::Error::Out(error) => Failure::output(error),
-        error => Failure::from_error(error).host_fault_if(error.is_the_hosts()).hint(error.hint()),
+        error @ verb::image::Error::UnknownVm { .. } => Failure::explained(error),
+        error => Failure::from_error(error).hint(error.hint()),
     })
 }
 

@@ -79,6 +79,8 @@ pub(super) enum Verb {
     Run(verb::run::Args),
     /// Manage the image cache
     Image(verb::image::Args),
+    /// List disks, and check the disks of a stopped VM
+    Disk(verb::disk::Args),
     /// Rename a stopped VM
     Rename(verb::rename::Args),
     /// Create a copy of a stopped VM

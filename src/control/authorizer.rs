@@ -19,7 +19,7 @@ use super::{
     types::{Command, Event, Status},
     varlink_error::VarlinkError,
 };
-use crate::value::{Operator, Peer};
+use crate::value::{Explain, Operator, Peer};
 
 /// Looks up accounts; a directory service may make a lookup slow.
 #[derive(Debug, Clone, Copy)]
@@ -54,9 +54,8 @@ pub struct Denied {
     hint: String,
 }
 
-impl Denied {
-    /// Returns a way to solve the problem.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Denied {
+    fn own_hint(&self) -> Option<String> {
         Some(self.hint.clone())
     }
 }

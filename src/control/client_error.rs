@@ -2,6 +2,8 @@
 
 use std::{io, time::Duration};
 
+use crate::value::Explain;
+
 /// Why a supervisor did not execute a request.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -73,18 +75,8 @@ pub enum Error {
     Answer(#[source] serde_json::Error),
 }
 
-impl Error {
-    /// The host is at fault, and another try may help.
-    pub fn is_host_fault(&self) -> bool {
-        match self {
-            Self::Unconfirmed { .. } | Self::HostFault { .. } => true,
-            Self::NotSuspended { is_host_fault, .. } => *is_host_fault,
-            _ => false,
-        }
-    }
-
-    /// Returns a way to solve the problem, if there is one.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Error {
+    fn own_hint(&self) -> Option<String> {
         match self {
             Self::NotRunning => None,
             Self::Denied => Some("run it as root, or as a member of the group `qvm`".into()),
@@ -106,6 +98,14 @@ impl Error {
             | Self::Guest { .. }
             | Self::Refused { .. }
             | Self::Answer(_) => None,
+        }
+    }
+
+    fn is_own_host_fault(&self) -> bool {
+        match self {
+            Self::Unconfirmed { .. } | Self::HostFault { .. } => true,
+            Self::NotSuspended { is_host_fault, .. } => *is_host_fault,
+            _ => false,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{io, path::PathBuf};
 use crate::{
     image::{self, cache, qcow2, qemu_img},
     sys::file::Error as FileError,
-    value::Label,
+    value::{Explain, Label},
 };
 
 /// Why there is no disk.
@@ -124,12 +124,29 @@ pub enum Error {
 }
 
 impl Error {
-    /// The way out, where there is one.
-    pub fn hint(&self) -> Option<String> {
+    /// It was called off, and nothing is wrong.
+    pub fn is_called_off(&self) -> bool {
         match self {
-            Self::Image { source, .. } => source.hint(),
-            Self::File { source, .. } => source.hint(),
-            Self::QemuImg { source, .. } => source.hint(),
+            Self::CalledOff(_) | Self::QemuImg { source: qemu_img::Error::CalledOff, .. } => true,
+            Self::Image { source, .. } => source.is_called_off(),
+            _ => false,
+        }
+    }
+}
+
+impl Explain for Error {
+    fn wrapped(&self) -> Option<&dyn Explain> {
+        match self {
+            Self::Image { source, .. } => Some(source.as_ref()),
+            Self::File { source, .. } => Some(source),
+            Self::QemuImg { source, .. } => Some(source),
+            Self::Cache { source, .. } => Some(source.as_ref()),
+            _ => None,
+        }
+    }
+
+    fn own_hint(&self) -> Option<String> {
+        match self {
             Self::Nothing { .. } => {
                 Some("write `[image]` with `url` or `path`, or put a disk there".into())
             }
@@ -144,7 +161,6 @@ impl Error {
             ),
             Self::Kind { hint, .. } => hint.map(str::to_owned),
             Self::Alien { hint, .. } => Some((*hint).to_owned()),
-            Self::Cache { source, .. } => source.hint(),
             Self::Header { .. } => {
                 Some("restore it from a backup; `qemu-img check` tells more".into())
             }
@@ -159,33 +175,14 @@ impl Error {
         }
     }
 
-    /// The host is at fault, not what the VM file says: no room, no server, or a device that has not come yet.
-    pub fn is_the_hosts(&self) -> bool {
+    fn is_own_host_fault(&self) -> bool {
         match self {
-            Self::Image { source, .. } => source.is_the_hosts(),
-            Self::File { source, .. } => source.is_the_hosts(),
-            Self::QemuImg { source, .. } => source.is_the_hosts(),
             Self::NoRoom { .. } => true,
             Self::Open { path, source, .. } => match source.kind() {
                 io::ErrorKind::NotFound => path.starts_with("/dev"),
                 io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::StaleNetworkFileHandle => true,
                 _ => source.raw_os_error() == Some(nix::libc::EIO),
             },
-            Self::Cache { source, .. } => source.is_the_hosts(),
-            Self::Nothing { .. }
-            | Self::Kind { .. }
-            | Self::Alien { .. }
-            | Self::Header { .. }
-            | Self::MarkedCorrupt { .. }
-            | Self::CalledOff(_) => false,
-        }
-    }
-
-    /// It was called off, and nothing is wrong.
-    pub fn is_called_off(&self) -> bool {
-        match self {
-            Self::CalledOff(_) | Self::QemuImg { source: qemu_img::Error::CalledOff, .. } => true,
-            Self::Image { source, .. } => source.is_called_off(),
             _ => false,
         }
     }

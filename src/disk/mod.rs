@@ -4,9 +4,12 @@
 //! name is whole. The caller holds the VM's lock, and the VM is off.
 
 pub(crate) mod backing;
+pub mod check;
 pub(crate) mod copy;
 pub(crate) mod ensure;
 pub(crate) mod error;
+pub mod existing;
+pub mod listing;
 pub(crate) mod own;
 pub mod plan;
 pub(crate) mod ready;

@@ -21,12 +21,15 @@ use super::{
 use crate::{
     control::types::State,
     image::qcow2,
-    machine::probe::{self, Probe, Question},
+    machine::probe::{self, Probe},
     spec::{self, Disk, Format, HostSettings, Invalid, Link, Problem, Source, Vm},
     store::layout::{Layout, VmPaths},
-    sys::{cgroup, file},
+    sys::{
+        cgroup, file,
+        program::{Output, Program},
+    },
     systemd::unit::{Scope, unit_name},
-    value::{IfName, VmName, chain},
+    value::{Explain, IfName, VmName, chain},
 };
 use crate::{
     fleet::inventory::{Entry, inventory},
@@ -38,7 +41,7 @@ use crate::{
 /// How long another program of the host's may take to tell.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The most that is read of its output, in bytes.
-const MOST: u64 = 4 << 20;
+const MOST: usize = 4 << 20;
 
 /// Where to look.
 #[derive(Debug, Clone, Copy)]
@@ -366,5 +369,6 @@ impl Sources<'_> {
 }
 
 fn ask(program: &Path, arguments: &[&str]) -> Result<String, String> {
-    Question { program, arguments, patience: PATIENCE, most: MOST }.ask().map_err(|e| chain(&e))
+    let program = Program::new(program).args(arguments).time_limit(PATIENCE).output_limit(MOST);
+    program.run().and_then(Output::success).map_err(|e| chain(&e))
 }

@@ -9,7 +9,7 @@ use crate::{
     },
     spec::{self, Invalid, Vm},
     store::layout::{Layout, VmPaths},
-    value::{VmName, chain, is_host_fault},
+    value::{VmName, chain, chain_with_hint, is_host_fault},
 };
 use crate::{
     store::{
@@ -62,8 +62,7 @@ impl Entry {
 
     /// Creates an entry for a VM whose storage does not answer.
     pub(crate) fn no_answer(name: &str, error: &storage_reader::Error) -> Self {
-        let hint = error.hint().map_or_else(String::new, |hint| format!("\nhint: {hint}"));
-        Self::unknown(name, format!("error: {name}: {}{hint}", chain(error)))
+        Self::unknown(name, format!("error: {name}: {}", chain_with_hint(error)))
     }
 
     /// Creates an entry for a directory of VMs that cannot be listed.
@@ -200,8 +199,8 @@ pub(crate) fn unsupervised(
         Err(unknown) => {
             entry.status.state = State::Unknown;
             entry.status.since = None;
-            let hint = unknown.hint().replace("NAME", name.as_str());
-            entry.problem = Some(format!("error: {name}: {}\nhint: {hint}", chain(unknown)));
+            let why = chain_with_hint(unknown).replace("NAME", name.as_str());
+            entry.problem = Some(format!("error: {name}: {why}"));
         }
         Ok(_) => {}
     }

@@ -19,7 +19,7 @@ use crate::{
         pidfd::{Process, Signal},
         qemu_processes::{self, QemuProcess},
     },
-    value::chain,
+    value::{Explain, chain},
 };
 use crate::{
     store::{
@@ -66,32 +66,37 @@ pub enum Error {
     Stays(u32),
 }
 
-impl Error {
-    /// The host is at fault.
-    pub fn is_the_hosts(&self) -> bool {
+impl Explain for Error {
+    fn wrapped(&self) -> Option<&dyn Explain> {
         match self {
-            Self::Supervised(error) => error.is_the_hosts(),
-            Self::Unknown(_)
-            | Self::Liveness(_)
-            | Self::Holder(_)
-            | Self::Kill { .. }
-            | Self::NotQemu(_)
-            | Self::Stays(_) => true,
+            Self::Supervised(error) => Some(error),
+            Self::Unknown(error) => Some(error),
+            Self::Liveness(error) => Some(error),
+            _ => None,
         }
     }
 
-    /// Returns a way to solve the problem, in which NAME stands for the VM.
-    pub fn hint(&self) -> Option<String> {
+    fn own_hint(&self) -> Option<String> {
         match self {
-            Self::Supervised(error) => error.hint(),
-            Self::Unknown(unknown) => Some(unknown.hint()),
-            Self::Liveness(error) => error.hint(),
             Self::Holder(_) | Self::Kill { .. } => Some("run the command as root".into()),
             Self::NotQemu(pid) => {
                 Some(format!("inspect the process with `ps -fp {pid}`; `kill {pid}` ends it"))
             }
             Self::Stays(pid) => Some(format!("`cat /proc/{pid}/stack` shows what it waits for")),
+            _ => None,
         }
+    }
+
+    fn is_own_host_fault(&self) -> bool {
+        matches!(
+            self,
+            Self::Unknown(_)
+                | Self::Liveness(_)
+                | Self::Holder(_)
+                | Self::Kill { .. }
+                | Self::NotQemu(_)
+                | Self::Stays(_)
+        )
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{
         lock,
         pidfd::{Process, Signal},
     },
-    value::chain,
+    value::{Explain, chain},
 };
 use crate::{
     store::{
@@ -40,26 +40,27 @@ pub enum Error {
     Stays(u32),
 }
 
-impl Error {
-    /// The host is at fault.
-    pub fn is_the_hosts(&self) -> bool {
+impl Explain for Error {
+    fn wrapped(&self) -> Option<&dyn Explain> {
         match self {
-            Self::Lock(error) => error.is_the_hosts(),
-            Self::Unknown(_) => true,
-            Self::Stays(_) => false,
+            Self::Lock(error) => Some(error),
+            Self::Unknown(error) => Some(error),
+            _ => None,
         }
     }
 
-    /// Returns a way to solve the problem, if there is one.
-    pub fn hint(&self) -> Option<String> {
+    fn own_hint(&self) -> Option<String> {
         match self {
-            Self::Lock(error) => error.hint(),
-            Self::Unknown(unknown) => Some(unknown.hint()),
             Self::Stays(pid) => Some(format!(
                 "the kernel holds the process, usually because of hung storage: \
                                  `cat /proc/{pid}/stack` shows where it waits"
             )),
+            _ => None,
         }
+    }
+
+    fn is_own_host_fault(&self) -> bool {
+        matches!(self, Self::Unknown(_))
     }
 }
 

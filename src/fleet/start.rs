@@ -3,9 +3,8 @@
 use std::{
     fs::File,
     io,
-    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, ExitStatus},
     sync::Arc,
     time::Duration,
 };
@@ -30,13 +29,14 @@ use crate::{
     },
     sys::{
         file,
+        program::Program,
         storage_reader::{self, Place, StorageReader},
     },
     systemd::{
         service::{self, Unit},
         unit::Scope,
     },
-    value::VmName,
+    value::{Explain, VmName},
 };
 
 /// The limit for one reply of a supervisor before it is asked again.
@@ -120,28 +120,23 @@ pub enum Error {
     },
 }
 
-impl Error {
-    /// The host is at fault, and not the VM.
-    pub fn is_the_hosts(&self) -> bool {
+impl Explain for Error {
+    fn wrapped(&self) -> Option<&dyn Explain> {
         match self {
-            Self::File(error) => error.is_the_hosts(),
-            Self::Service(error) => error.is_the_hosts(),
-            Self::Unknown(_) | Self::Storage(_) => true,
-            Self::Invalid(_) | Self::NoFile(_) | Self::Spawn(..) => false,
-            Self::Silent(_) | Self::NoReply | Self::Unit { .. } | Self::Ended { .. } => false,
+            Self::File(error) => Some(error),
+            Self::Service(error) => Some(error),
+            Self::Unknown(error) => Some(error),
+            Self::Storage(error) => Some(error),
+            Self::Silent(error) => Some(error),
+            _ => None,
         }
     }
 
-    /// Returns a way to solve the problem, if there is one.
-    pub fn hint(&self) -> Option<String> {
+    fn own_hint(&self) -> Option<String> {
         match self {
-            Self::Service(error) if error.is_the_hosts() => {
+            Self::Service(error) if error.is_host_fault() => {
                 Some("check the state of systemd with `systemctl status`".into())
             }
-            Self::File(error) => error.hint(),
-            Self::Unknown(unknown) => Some(unknown.hint()),
-            Self::Storage(error) => error.hint(),
-            Self::Silent(error) => error.hint(),
             Self::NoReply => Some(
                 "the limit of clients may be reached: `ss -xp src PATH` lists \
                  those of the VM's `control.sock`"
@@ -156,8 +151,12 @@ impl Error {
             Self::Unit { name, .. } => {
                 Some(format!("`journalctl -t qvm@{name}` shows the log of the supervisor"))
             }
-            Self::Invalid(_) | Self::Spawn(..) | Self::Ended { .. } => None,
+            _ => None,
         }
+    }
+
+    fn is_own_host_fault(&self) -> bool {
+        matches!(self, Self::Unknown(_) | Self::Storage(_))
     }
 }
 
@@ -340,15 +339,11 @@ impl WaitReporter<'_> {
     }
 }
 
-/// Uses a new process group, so that Ctrl-C at the terminal does not signal the supervisor.
 fn spawn(name: &VmName, how: &StartOptions<'_>, log: File) -> io::Result<Child> {
-    let err = log.try_clone()?;
-    let mut command = Command::new(how.exe);
-    command.arg("--config-dir").arg(&how.layout.config);
-    command.arg("--state-dir").arg(&how.layout.state);
-    command.arg("--runtime-dir").arg(&how.layout.runtime);
-    command.args(["run", name.as_str()]).current_dir("/").process_group(0);
-    command.stdin(Stdio::null()).stdout(log).stderr(err).spawn()
+    let program = Program::new(how.exe).arg("--config-dir").arg(&how.layout.config);
+    let program = program.arg("--state-dir").arg(&how.layout.state);
+    let program = program.arg("--runtime-dir").arg(&how.layout.runtime);
+    program.args(["run", name.as_str()]).spawn_in_background(Some(log))
 }
 
 /// Starts the unit, after its drop-in has been updated to the VM file.

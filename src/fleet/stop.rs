@@ -15,6 +15,7 @@ use crate::{
     },
     store::layout::VmPaths,
     sys::lock::{self, Lock},
+    value::Explain,
 };
 
 /// How long a supervisor that has closed its socket may keep the lock.

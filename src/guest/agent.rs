@@ -13,7 +13,7 @@ use crate::{
         session::{Session, Vanished},
         terminal::{self, Input},
     },
-    value::{base64, to_base64},
+    value::{Explain, base64, to_base64},
 };
 
 /// How much of a file goes in one call, in bytes: in base64 it fits into what the control socket takes.
@@ -85,23 +85,23 @@ impl From<Vanished> for Error {
     }
 }
 
-impl Error {
-    /// The way out, where there is one.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Error {
+    fn wrapped(&self) -> Option<&dyn Explain> {
         match self {
-            Self::Client(error) => error.hint(),
-            Self::File(error) => error.hint(),
+            Self::Client(error) => Some(error),
+            Self::File(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    fn own_hint(&self) -> Option<String> {
+        match self {
             Self::Directory(_, hint) => Some(hint.clone()),
             Self::TooMuch(_) => Some(
                 "a guest with `sh` and `mktemp`, whose agent may open files, has no such bound"
                     .into(),
             ),
-            Self::Answer(_)
-            | Self::Guest { .. }
-            | Self::Stream(..)
-            | Self::NoReader
-            | Self::TooLong { .. }
-            | Self::Interrupted(_) => None,
+            _ => None,
         }
     }
 }

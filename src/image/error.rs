@@ -7,7 +7,10 @@ use super::{
     reference::{Compression, Foreign},
     writer,
 };
-use crate::{sys::file, value::Digest};
+use crate::{
+    sys::file,
+    value::{Digest, Explain},
+};
 
 /// Why there is no image.
 #[derive(Debug, thiserror::Error)]
@@ -152,14 +155,34 @@ pub enum Error {
 }
 
 impl Error {
-    /// The way out, where there is one.
-    pub fn hint(&self) -> Option<String> {
+    /// It was called off, and nothing is wrong.
+    pub fn is_called_off(&self) -> bool {
+        matches!(
+            self,
+            Self::CalledOff
+                | Self::Fetch(fetch::Error::CalledOff)
+                | Self::Check { source: qemu_img::Error::CalledOff, .. }
+        )
+    }
+}
+
+impl Explain for Error {
+    fn wrapped(&self) -> Option<&dyn Explain> {
         match self {
-            Self::Cache(e) => e.hint(),
-            Self::File(e) => e.hint(),
-            Self::Fetch(e) => e.hint(),
-            Self::Read { source: writer::Error::File(e), .. } => e.hint(),
-            Self::Check { source, .. } => source.hint(),
+            Self::Cache(error) => Some(error),
+            Self::File(error) => Some(error),
+            Self::Fetch(error) => Some(error),
+            Self::Read { source, .. } => Some(source),
+            Self::Damaged { source, .. } => Some(source),
+            Self::Corrupt { source, .. } => Some(source),
+            Self::Check { source, .. } => Some(source),
+            Self::Spoilt { source: Some(source), .. } => Some(source.as_ref()),
+            _ => None,
+        }
+    }
+
+    fn own_hint(&self) -> Option<String> {
+        match self {
             Self::Sums { .. } => Some("check that `checksums` belongs to this `url`".into()),
             Self::NoName(_) => Some("write `sha256` or `sha512` instead of `checksums`".into()),
             Self::Mismatch { sums: None, .. } => Some(
@@ -181,7 +204,6 @@ impl Error {
             Self::Refused { .. } => Some(
                 "if you trust it, make it stand alone: `qemu-img convert -O qcow2 FROM TO.qcow2`".into(),
             ),
-            Self::Spoilt { source: Some(source), .. } => source.hint(),
             Self::Spoilt { image, source: None, .. } => Some(format!(
                 "the host's disk may fail; it has no checksum, so another may have come in its place: `qvm image rm {image}` lets the next start fetch it"
             )),
@@ -193,26 +215,7 @@ impl Error {
         }
     }
 
-    /// The host, its network or the server is at fault, not what the VM file says.
-    pub fn is_the_hosts(&self) -> bool {
-        match self {
-            Self::Cache(error) => error.is_the_hosts(),
-            Self::File(error) => error.is_the_hosts(),
-            Self::Fetch(error) => error.is_the_hosts(),
-            Self::Spoilt { .. } => true,
-            Self::Read { source, .. } | Self::Damaged { source, .. } => source.is_the_hosts(),
-            Self::Corrupt { source, .. } | Self::Check { source, .. } => source.is_the_hosts(),
-            _ => false,
-        }
-    }
-
-    /// It was called off, and nothing is wrong.
-    pub fn is_called_off(&self) -> bool {
-        matches!(
-            self,
-            Self::CalledOff
-                | Self::Fetch(fetch::Error::CalledOff)
-                | Self::Check { source: qemu_img::Error::CalledOff, .. }
-        )
+    fn is_own_host_fault(&self) -> bool {
+        matches!(self, Self::Spoilt { .. })
     }
 }

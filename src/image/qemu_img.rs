@@ -2,20 +2,19 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    io::{self, Read},
-    os::unix::{
-        ffi::{OsStrExt, OsStringExt},
-        process::CommandExt,
-    },
+    io::ErrorKind,
+    os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Path, PathBuf},
-    process::{Command, ExitStatus, Stdio},
-    sync::mpsc::{RecvTimeoutError, sync_channel},
-    time::Duration,
 };
 
-use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+use crate::{
+    spec::Format,
+    sys::program::{self, Output, Program},
+    value::{Explain, Size},
+};
 
-use crate::{spec::Format, value::Size};
+/// How much of standard error is kept, in bytes.
+const STDERR_LIMIT: usize = 8192;
 
 /// Where it is.
 #[derive(Debug, Clone)]
@@ -27,13 +26,8 @@ pub struct QemuImg {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It cannot be run.
-    #[error("cannot run `{}`", .binary.display())]
-    Run {
-        /// What was to be run.
-        binary: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Program(program::Error),
     /// It failed.
     #[error("`qemu-img {verb}` failed on `{}`: {said}", .path.display())]
     Failed {
@@ -50,15 +44,20 @@ pub enum Error {
 }
 
 impl Error {
-    /// The host is at fault: there is no room.
-    pub fn is_the_hosts(&self) -> bool {
-        matches!(self, Self::Failed { said, .. } if said.contains("No space left"))
+    fn of(error: program::Error) -> Self {
+        match error {
+            program::Error::Canceled { .. } => Self::CalledOff,
+            error => Self::Program(error),
+        }
     }
+}
 
-    /// The way out, where there is one.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Error {
+    fn own_hint(&self) -> Option<String> {
         match self {
-            Self::Run { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            Self::Program(program::Error::Run { source, .. })
+                if source.kind() == ErrorKind::NotFound =>
+            {
                 Some("install qemu-img (Debian: qemu-utils, Fedora: qemu-img, NixOS: qemu)".into())
             }
             Self::Failed { said, .. } if said.contains("No space left") => {
@@ -67,11 +66,22 @@ impl Error {
             _ => None,
         }
     }
+
+    fn is_own_host_fault(&self) -> bool {
+        matches!(self, Self::Failed { said, .. } if said.contains("No space left"))
+    }
 }
 
-struct Done {
-    status: ExitStatus,
-    said: String,
+/// What `qemu-img check --output=json` says of a file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct CheckReport {
+    /// The number of clusters whose content or place is wrong.
+    pub corruptions: u64,
+    /// The number of clusters that are allocated and not used.
+    pub leaks: u64,
+    /// The number of errors that kept a part of the file from being checked.
+    pub check_errors: u64,
 }
 
 impl QemuImg {
@@ -162,6 +172,33 @@ impl QemuImg {
         Err(Error::Failed { verb: "check", path: path.to_owned(), said: said(&done) })
     }
 
+    /// Returns what `qemu-img check` says of a qcow2 file, without its backing file and without
+    /// changing anything.
+    ///
+    /// # Errors
+    /// As [`Error`]; `Failed` if the file cannot be checked.
+    pub fn check_report(
+        &self,
+        path: &Path,
+        goes_on: &mut dyn FnMut() -> bool,
+    ) -> Result<CheckReport, Error> {
+        let failed = |said: String| Error::Failed { verb: "check", path: path.to_owned(), said };
+        let Some(filename) = path.to_str() else {
+            return Err(failed("the path is not UTF-8".to_owned()));
+        };
+        // A backing file named by the header is not opened: the guest may have written the header.
+        let file = serde_json::json!({"driver": "qcow2", "backing": null,
+            "file": {"driver": "file", "filename": filename}});
+        let program = Program::new(&self.binary).args(["check", "--output=json"]);
+        let program = program.arg(format!("json:{file}")).output_limit(STDERR_LIMIT);
+        let done = program.run_while(goes_on).map_err(Error::of)?;
+        // qemu-img(1): 2 is corrupt, 3 is leaked. Other codes mean that the check was not completed.
+        match (done.status.code(), serde_json::from_str(&done.stdout)) {
+            (Some(0 | 2 | 3), Ok(report)) => Ok(report),
+            _ => Err(failed(said(&done))),
+        }
+    }
+
     fn run(
         &self,
         verb: &'static str,
@@ -176,44 +213,14 @@ impl QemuImg {
         Err(Error::Failed { verb, path: path.to_owned(), said: said(&done) })
     }
 
-    /// Runs it to its end. What it says is read to the end too, so that it never blocks on a full pipe, and kept
-    /// as far as anyone would read.
     fn call(
         &self,
         verb: &str,
         args: &[&OsStr],
         goes_on: &mut dyn FnMut() -> bool,
-    ) -> Result<Done, Error> {
-        let cannot = |source| Error::Run { binary: self.binary.clone(), source };
-        let mut command = Command::new(&self.binary);
-        command.arg(verb).args(args).env("LC_ALL", "C");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        end_with_us(&mut command);
-        let mut child = command.spawn().map_err(cannot)?;
-        let (say, heard) = sync_channel(1);
-        let pipe = child.stderr.take();
-        let reader = std::thread::Builder::new().name("qemu-img".into()).spawn(move || {
-            let mut text = Vec::new();
-            if let Some(mut pipe) = pipe {
-                let _ = (&mut pipe).take(4096).read_to_end(&mut text);
-                let _ = io::copy(&mut pipe, &mut io::sink());
-            }
-            let _ = say.send(text);
-        });
-        let text = loop {
-            if reader.is_err() || !goes_on() {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(reader.err().map_or(Error::CalledOff, cannot));
-            }
-            match heard.recv_timeout(Duration::from_millis(100)) {
-                Ok(text) => break text,
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break Vec::new(),
-            }
-        };
-        let status = child.wait().map_err(cannot)?;
-        Ok(Done { status, said: String::from_utf8_lossy(&text).into_owned() })
+    ) -> Result<Output, Error> {
+        let program = Program::new(&self.binary).arg(verb).args(args);
+        program.discard_stdout().output_limit(STDERR_LIMIT).run_while(goes_on).map_err(Error::of)
     }
 }
 
@@ -231,27 +238,9 @@ fn options(node: &str, path: &Path, format: Format) -> OsString {
     OsString::from_vec(told)
 }
 
-/// Whoever waits for it may be killed: then nobody wants what it does any more, and the next start would find the file in use. It ends with the
-/// thread that starts it, which is the one that waits for it (PR_SET_PDEATHSIG(2const)).
-fn end_with_us(command: &mut Command) {
-    let parent = std::process::id();
-    // SAFETY: between fork and exec only async-signal-safe calls are allowed: these are bare system calls,
-    // and nothing is allocated.
-    unsafe {
-        command.pre_exec(move || {
-            set_parent_process_death_signal(Some(Signal::KILL))?;
-            // It may have died before that, and nobody is left to be told.
-            if getppid().is_none_or(|pid| pid.as_raw_nonzero().get().cast_unsigned() != parent) {
-                nix::libc::_exit(1);
-            }
-            Ok(())
-        });
-    }
-}
-
 /// The first line that says something, without the program's name.
-fn said(done: &Done) -> String {
-    let line = done.said.lines().map(str::trim).find(|l| !l.is_empty());
+fn said(done: &Output) -> String {
+    let line = done.stderr.lines().map(str::trim).find(|l| !l.is_empty());
     match line {
         Some(line) => line.trim_start_matches("qemu-img: ").to_owned(),
         None => done.status.to_string(),

@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     sys::{digest::Digesting, file, reflink},
-    value::{Algorithm, Digest},
+    value::{Algorithm, Digest, Explain},
 };
 
 /// How much is read back at a time.
@@ -69,14 +69,16 @@ pub enum Error {
     Lost,
 }
 
-impl Error {
-    /// The host is at fault.
-    pub fn is_the_hosts(&self) -> bool {
+impl Explain for Error {
+    fn wrapped(&self) -> Option<&dyn Explain> {
         match self {
-            Self::File(error) => error.is_the_hosts(),
-            Self::Thread(_) => true,
-            Self::Unpack { .. } | Self::Memory { .. } | Self::Lost => false,
+            Self::File(error) => Some(error),
+            _ => None,
         }
+    }
+
+    fn is_own_host_fault(&self) -> bool {
+        matches!(self, Self::Thread(_))
     }
 }
 

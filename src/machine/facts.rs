@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec;
+use crate::{spec, value::Explain};
 
 /// The facts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -184,9 +184,8 @@ pub enum NoKvm {
     Denied,
 }
 
-impl NoKvm {
-    /// The way out.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for NoKvm {
+    fn own_hint(&self) -> Option<String> {
         Some(match self {
             Self::Missing => {
                 "turn virtualisation on in the firmware setup and load `kvm_intel` or \

@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::spec::{self, Format};
+use crate::{
+    spec::{self, Format},
+    value::Explain,
+};
 
 /// One descriptor file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -113,9 +116,8 @@ pub enum Error {
     },
 }
 
-impl Error {
-    /// The way out.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Error {
+    fn own_hint(&self) -> Option<String> {
         match self {
             Self::NotFound { .. } => Some(
                 "install it (Debian and Ubuntu: `ovmf`; Fedora, RHEL and Arch: `edk2-ovmf`), or write \

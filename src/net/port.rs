@@ -7,16 +7,15 @@ use std::{
 
 use rustix::io::Errno;
 
-use crate::value::{Forward, Protocol};
+use crate::value::{Explain, Forward, Protocol};
 
 /// IP sockets are not to be had: by a unit's `RestrictAddressFamilies=` or `PrivateNetwork=`, or a kernel without them.
 #[derive(Debug, thiserror::Error)]
 #[error("IP sockets are closed to this process")]
 pub struct NoSockets(#[source] io::Error);
 
-impl NoSockets {
-    /// The way out.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for NoSockets {
+    fn own_hint(&self) -> Option<String> {
         Some(
             "the VM's unit is closed to what its VM file did not need when it was started: stop the VM and start it"
                 .into(),
@@ -50,9 +49,8 @@ pub struct Error {
     source: io::Error,
 }
 
-impl Error {
-    /// The way out.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Error {
+    fn own_hint(&self) -> Option<String> {
         let port = self.at.port();
         let flag = match self.protocol {
             Protocol::Tcp => 't',

@@ -10,7 +10,7 @@ use nix::{
     libc::{IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, TUNSETIFF, c_char, c_short, ifreq},
 };
 
-use crate::value::IfName;
+use crate::value::{Explain, IfName};
 
 const DEVICE: &str = "/dev/net/tun";
 
@@ -85,13 +85,23 @@ impl Error {
         }
     }
 
-    /// The host is at fault, and may be better soon; who runs qvm is as it was told to be.
-    pub fn is_the_hosts(&self) -> bool {
-        !matches!(self, Self::Denied { .. })
+    /// What an error of opening or setting up [`DEVICE`] comes to.
+    pub fn new(name: &IfName, source: io::Error) -> Self {
+        let name = name.clone();
+        match Errno::from_raw(source.raw_os_error().unwrap_or(0)) {
+            // ENODEV, ENXIO: the node is there, the module is not.
+            Errno::ENOENT | Errno::ENODEV | Errno::ENXIO => Self::NoDriver(source),
+            Errno::EPERM | Errno::EACCES => Self::Denied { name, source },
+            // EBUSY: a tap that somebody has open. EINVAL: an interface of another kind, a tap with several queues,
+            // or, seldom, EEXIST.
+            Errno::EBUSY | Errno::EINVAL | Errno::EEXIST => Self::Taken { name, owner: None },
+            _ => Self::Io(source),
+        }
     }
+}
 
-    /// The way out, where there is one.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Error {
+    fn own_hint(&self) -> Option<String> {
         match self {
             Self::NoDriver(_) => Some("load the module: `modprobe tun`".into()),
             Self::Denied { name, .. } => Some(format!(
@@ -109,18 +119,8 @@ impl Error {
         }
     }
 
-    /// What an error of opening or setting up [`DEVICE`] comes to.
-    pub fn new(name: &IfName, source: io::Error) -> Self {
-        let name = name.clone();
-        match Errno::from_raw(source.raw_os_error().unwrap_or(0)) {
-            // ENODEV, ENXIO: the node is there, the module is not.
-            Errno::ENOENT | Errno::ENODEV | Errno::ENXIO => Self::NoDriver(source),
-            Errno::EPERM | Errno::EACCES => Self::Denied { name, source },
-            // EBUSY: a tap that somebody has open. EINVAL: an interface of another kind, a tap with several queues,
-            // or, seldom, EEXIST.
-            Errno::EBUSY | Errno::EINVAL | Errno::EEXIST => Self::Taken { name, owner: None },
-            _ => Self::Io(source),
-        }
+    fn is_own_host_fault(&self) -> bool {
+        !matches!(self, Self::Denied { .. })
     }
 }
 

@@ -12,6 +12,8 @@ use std::{
 
 use command_fds::{CommandFdExt, FdMapping};
 
+use crate::value::Explain;
+
 /// What systemd gives to one process and its children must not take for their own (sd_notify(3), sd_listen_fds(3),
 /// sd_watchdog_enabled(3)).
 const NOT_INHERITED: [&str; 10] = [
@@ -35,18 +37,16 @@ pub struct Error {
     source: io::Error,
 }
 
-impl Error {
-    /// The host is at fault: it has no memory, processes or descriptors to give.
-    pub fn is_the_hosts(&self) -> bool {
-        matches!(self.source.kind(), io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock)
-    }
-
-    /// The way out.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Error {
+    fn own_hint(&self) -> Option<String> {
         match self.source.kind() {
             io::ErrorKind::NotFound => Some("install QEMU, or name it with `QVM_QEMU`".into()),
             _ => None,
         }
+    }
+
+    fn is_own_host_fault(&self) -> bool {
+        matches!(self.source.kind(), io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock)
     }
 }
 

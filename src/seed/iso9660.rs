@@ -16,6 +16,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::value::Explain;
+
 /// The logical block of every CD, in bytes.
 pub const SECTOR: usize = 2048;
 
@@ -54,9 +56,8 @@ pub enum Error {
     VolumeTooLarge(usize, u64),
 }
 
-impl Error {
-    /// The way out.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Error {
+    fn own_hint(&self) -> Option<String> {
         match self {
             Self::FileTooLarge(..) | Self::VolumeTooLarge(..) => {
                 Some("hand large files over by a disk of their own, `[disk.NAME]`".into())

@@ -11,11 +11,11 @@ use std::{
 };
 
 use super::layout::Layout;
-use crate::sys::progress::Cancel;
 use crate::sys::{
     file,
     lock::{self, Lock},
 };
+use crate::{sys::progress::Cancel, value::Explain};
 
 /// Between two attempts.
 const IDENTITY_LOCK_POLL: Duration = Duration::from_millis(5);
@@ -51,19 +51,16 @@ pub enum Error {
     File(#[from] file::Error),
 }
 
-impl Error {
-    /// The host is at fault, and not the VM.
-    pub fn is_the_hosts(&self) -> bool {
+impl Explain for Error {
+    fn wrapped(&self) -> Option<&dyn Explain> {
         match self {
-            Self::Held { .. } => true,
-            Self::Canceled => false,
-            Self::Lock(error) => error.is_the_hosts(),
-            Self::File(error) => error.is_the_hosts(),
+            Self::Lock(error) => Some(error),
+            Self::File(error) => Some(error),
+            _ => None,
         }
     }
 
-    /// The way out.
-    pub fn hint(&self) -> Option<String> {
+    fn own_hint(&self) -> Option<String> {
         match self {
             Self::Held { pid: Some(pid), .. } => Some(format!(
                 "see what the process does with `ps -fp {pid}`, end it, and try again"
@@ -72,10 +69,12 @@ impl Error {
                 "`fuser -v {}` shows the process; end it, and try again",
                 path.display()
             )),
-            Self::Canceled => None,
-            Self::Lock(error) => error.hint(),
-            Self::File(error) => error.hint(),
+            _ => None,
         }
+    }
+
+    fn is_own_host_fault(&self) -> bool {
+        matches!(self, Self::Held { .. })
     }
 }
 
@@ -157,7 +156,7 @@ mod tests {
         let limit = IDENTITY_LOCK_NOTICE + Duration::from_millis(50);
         let error = IdentityLock::acquire_within(&path, limit, waiter).unwrap_err();
         let own = format!("process {}", std::process::id());
-        assert!(error.is_the_hosts() && error.to_string().contains(&own), "{error}");
+        assert!(error.is_host_fault() && error.to_string().contains(&own), "{error}");
         assert!(error.hint().unwrap().contains(&std::process::id().to_string()));
         assert!(said.lock().unwrap()[0].contains(&own) && said.lock().unwrap().len() == 1);
         drop(held);

@@ -21,7 +21,7 @@ use crate::sys::storage_reader;
 use crate::{
     spec::{HostSettings, Vm},
     sys::file,
-    value::{MacAddr, UidRange, VmName},
+    value::{Explain, MacAddr, UidRange, VmName},
 };
 
 /// What new identities are made of.
@@ -64,25 +64,23 @@ pub enum Error {
 }
 
 impl Error {
-    /// The host is at fault, and not the VM.
-    pub fn is_the_hosts(&self) -> bool {
-        match self {
-            Self::File(error) => error.is_the_hosts(),
-            Self::UnknownUser(_) => true,
-            Self::Lock(error) => error.is_the_hosts(),
-            Self::Content { .. } | Self::NoUser(_) | Self::Encode(_) => false,
-        }
-    }
-
     /// The work was called off.
     pub fn is_canceled(&self) -> bool {
         matches!(self, Self::Lock(identity_lock::Error::Canceled))
     }
+}
 
-    /// The way out.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Error {
+    fn wrapped(&self) -> Option<&dyn Explain> {
         match self {
-            Self::File(error) => error.hint(),
+            Self::File(error) => Some(error),
+            Self::Lock(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    fn own_hint(&self) -> Option<String> {
+        match self {
             Self::Content { .. } => Some(
                 "it holds the UUID, the MAC addresses and the machine type of this VM: put it back from a backup, \
                  or remove it for new ones"
@@ -92,9 +90,12 @@ impl Error {
             Self::UnknownUser(name) => {
                 Some(format!("`qvm status {name}` shows why its state is unknown"))
             }
-            Self::Encode(_) => None,
-            Self::Lock(error) => error.hint(),
+            _ => None,
         }
+    }
+
+    fn is_own_host_fault(&self) -> bool {
+        matches!(self, Self::UnknownUser(_))
     }
 }
 

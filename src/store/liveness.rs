@@ -10,11 +10,11 @@ use std::{
 use rustix::io::Errno;
 
 use super::layout::VmPaths;
-use crate::sys::progress::Cancel;
 use crate::sys::{
     liveness_lock::{self, LivenessLock, LockState},
     machine_id,
 };
+use crate::{sys::progress::Cancel, value::Explain};
 
 /// How long the locks of a QEMU process that has just exited may stay held.
 const RELEASED_WITHIN: Duration = Duration::from_secs(5);
@@ -40,9 +40,8 @@ pub enum Error {
     MachineId(#[source] io::Error),
 }
 
-impl Error {
-    /// What to do.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Error {
+    fn own_hint(&self) -> Option<String> {
         match self {
             Self::Lock(liveness_lock::Error::Held(_)) => {
                 Some("`qvm status NAME` shows the state of the VM".into())

@@ -22,6 +22,8 @@ use crate::sys::{
     socket,
 };
 
+use crate::value::Explain;
+
 /// How often a held lock without a matching record is probed again: a process that is ending releases its locks one by one.
 const PROBES: u32 = 5;
 /// Between two probes.
@@ -57,10 +59,9 @@ pub struct Unknown {
 /// What is known of the QEMU process that an earlier supervisor started.
 pub type Found = Result<PreviousQemu, Unknown>;
 
-impl Unknown {
-    /// What to do; NAME stands for the VM.
-    pub fn hint(&self) -> String {
-        match &self.source {
+impl Explain for Unknown {
+    fn own_hint(&self) -> Option<String> {
+        Some(match &self.source {
             Cause::Locked { .. } => {
                 "`qvm kill NAME` forces off the QEMU process that holds the lock; `unknown` in \
                  docs/operations.md describes other ways"
@@ -77,7 +78,7 @@ impl Unknown {
             | Cause::Served { .. } => {
                 "run `qvm status NAME` again, as root; see `unknown` in docs/operations.md".into()
             }
-        }
+        })
     }
 }
 

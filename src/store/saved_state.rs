@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::saved_header::{self, PREFIX, Saved};
-use crate::sys::file;
+use crate::{sys::file, value::Explain};
 
 /// Why a state cannot be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +23,15 @@ pub enum Error {
         /// Why.
         source: saved_header::Error,
     },
+}
+
+impl Explain for Error {
+    fn wrapped(&self) -> Option<&dyn Explain> {
+        match self {
+            Self::File(error) => Some(error),
+            Self::Content { .. } => None,
+        }
+    }
 }
 
 /// A state that is being written. Dropped before its end, it leaves nothing.

@@ -17,7 +17,7 @@ use crate::{
         file,
         lock::{self, Lock},
     },
-    value::VmName,
+    value::{Explain, VmName},
 };
 
 /// Why it stays.
@@ -56,29 +56,28 @@ pub enum Error {
     },
 }
 
-impl Error {
-    /// The host is at fault: the state of the VM is unknown.
-    pub fn is_the_hosts(&self) -> bool {
+impl Explain for Error {
+    fn wrapped(&self) -> Option<&dyn Explain> {
         match self {
-            Self::Unknown(_) | Self::Liveness(_) => true,
-            Self::Lock(error) => error.is_the_hosts(),
-            Self::File(error) => error.is_the_hosts(),
-            Self::Alone(_) | Self::Linked(_) | Self::Saved(_) | Self::Io { .. } => false,
+            Self::Lock(error) => Some(error),
+            Self::File(error) => Some(error),
+            Self::Unknown(error) => Some(error),
+            Self::Liveness(error) => Some(error),
+            _ => None,
         }
     }
 
-    /// The way out.
-    pub fn hint(&self) -> Option<String> {
+    fn own_hint(&self) -> Option<String> {
         match self {
-            Self::Lock(error) => error.hint(),
-            Self::File(error) => error.hint(),
-            Self::Unknown(unknown) => Some(unknown.hint()),
-            Self::Liveness(error) => error.hint(),
             Self::Linked(_) => {
                 Some("`qvm rename` with the same names goes on with one that was cut short".into())
             }
-            Self::Alone(_) | Self::Saved(_) | Self::Io { .. } => None,
+            _ => None,
         }
+    }
+
+    fn is_own_host_fault(&self) -> bool {
+        matches!(self, Self::Unknown(_) | Self::Liveness(_))
     }
 }
 

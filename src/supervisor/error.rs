@@ -1,6 +1,9 @@
 //! Why a supervisor cannot begin.
 
-use crate::sys::{file, socket};
+use crate::{
+    sys::{file, socket},
+    value::Explain,
+};
 
 /// Why a supervisor cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -16,22 +19,12 @@ pub enum Error {
     File(#[from] file::Error),
 }
 
-impl Error {
-    /// The host is at fault.
-    pub fn is_the_hosts(&self) -> bool {
+impl Explain for Error {
+    fn wrapped(&self) -> Option<&dyn Explain> {
         match self {
-            Self::Signals(_) => false,
-            Self::Socket(error) => error.is_the_hosts(),
-            Self::File(error) => error.is_the_hosts(),
-        }
-    }
-
-    /// The way out.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Signals(_) => None,
-            Self::Socket(error) => error.hint(),
-            Self::File(error) => error.hint(),
+            Self::Socket(error) => Some(error),
+            Self::File(error) => Some(error),
+            _ => None,
         }
     }
 }

@@ -13,7 +13,7 @@ use std::{
 use rustix::io::{FdFlags, fcntl_setfd};
 
 use super::flock;
-use crate::value::is_host_fault;
+use crate::value::{Explain, is_host_fault};
 
 /// Why the lock was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -34,14 +34,8 @@ pub enum Error {
     },
 }
 
-impl Error {
-    /// The host is at fault.
-    pub fn is_the_hosts(&self) -> bool {
-        is_host_fault(self)
-    }
-
-    /// The way out.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Error {
+    fn own_hint(&self) -> Option<String> {
         match self {
             Self::Taken { .. } => {
                 Some("`qvm status` shows what it is doing; `qvm stop` ends it".into())
@@ -55,6 +49,10 @@ impl Error {
             }
             Self::Io { .. } => None,
         }
+    }
+
+    fn is_own_host_fault(&self) -> bool {
+        is_host_fault(self)
     }
 }
 

@@ -3,10 +3,12 @@
 pub mod account;
 pub mod affinity;
 pub mod bpf;
+pub mod capabilities;
 pub mod cgroup;
 pub mod descriptors;
 pub mod digest;
-pub mod editor;
+#[allow(unsafe_code)]
+pub mod extents;
 pub mod file;
 pub mod file_system;
 pub mod file_watch;
@@ -20,6 +22,7 @@ pub mod machine_id;
 pub mod meminfo;
 #[allow(unsafe_code)]
 pub mod memory;
+pub mod mount;
 pub mod oom_score;
 #[allow(unsafe_code)]
 pub mod peer;
@@ -28,6 +31,8 @@ pub mod pidfd;
 pub mod pipe_to_file;
 pub mod pressure;
 pub mod process_time;
+#[allow(unsafe_code)]
+pub mod program;
 pub mod progress;
 pub mod qemu_processes;
 #[allow(unsafe_code)]

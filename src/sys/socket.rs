@@ -20,7 +20,7 @@ use rustix::{
     },
 };
 
-use crate::value::is_host_fault;
+use crate::value::{Explain, is_host_fault};
 
 /// The longest path of a socket: `sun_path` has 108 bytes with its NUL (unix(7)).
 const MAX_PATH: usize = 107;
@@ -53,14 +53,8 @@ pub enum Error {
     },
 }
 
-impl Error {
-    /// The host is at fault: there is no room.
-    pub fn is_the_hosts(&self) -> bool {
-        is_host_fault(self)
-    }
-
-    /// The way out.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Error {
+    fn own_hint(&self) -> Option<String> {
         match self {
             Self::TooLong(_) => Some("use a shorter `--runtime-dir`".into()),
             Self::NotASocket(path) => Some(format!("remove `{}`", path.display())),
@@ -72,6 +66,10 @@ impl Error {
             }
             Self::Io { .. } => None,
         }
+    }
+
+    fn is_own_host_fault(&self) -> bool {
+        is_host_fault(self)
     }
 }
 

@@ -19,6 +19,8 @@ use std::{
 use futures_util::future::BoxFuture;
 use tokio::{sync::oneshot, time::Instant};
 
+use crate::value::Explain;
+
 /// How long one read may take. A read that waits for a thread is not counted.
 pub const READ_LIMIT: Duration = Duration::from_secs(2);
 /// Threads that read at the same time while the storage answers. A second one would not be faster: the
@@ -47,9 +49,8 @@ pub enum Error {
     },
 }
 
-impl Error {
-    /// What to do.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Error {
+    fn own_hint(&self) -> Option<String> {
         match self {
             Self::NoAnswer(path) => Some(format!(
                 "the storage of `{}` hangs: check its server or disk (/proc/self/mountinfo, `dmesg`)",

@@ -3,7 +3,6 @@
 use std::{
     io,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -14,6 +13,7 @@ use tokio::{
 };
 
 use super::registration::Machine;
+use crate::sys::program::{self, Output, Program};
 
 /// How often it is tried, and the pause between: a machine that was taken out is still there for a moment.
 const TRIES: usize = 10;
@@ -33,6 +33,9 @@ pub enum Error {
     /// It did not answer.
     #[error("systemd-machined cannot be asked")]
     Io(#[from] io::Error),
+    /// `machinectl` or `busctl` did not run to its end.
+    #[error("systemd-machined cannot be asked")]
+    Program(#[source] program::Error),
 }
 
 /// The way to machined.
@@ -111,7 +114,8 @@ impl Machined {
     async fn try_dbus(&self, machine: &Machine) -> Result<(), Error> {
         let name = machine.name.as_str();
         let properties = ["show", "--property=Service", "--property=Id", "--", name];
-        if let Ok(shown) = run("machinectl", properties.map(Into::into).to_vec()).await {
+        if let Ok(shown) = run("machinectl", properties.map(Into::into).to_vec(), self.limit).await
+        {
             if !machine.is_shown(&shown) {
                 return Err(Error::Taken(name.to_owned()));
             }
@@ -136,7 +140,8 @@ impl Machined {
         words.extend(manager.map(Into::into));
         words.push("--".into());
         words.extend(call);
-        run("busctl", words).await.map(drop)
+        // busctl itself ends first, with a message.
+        run("busctl", words, self.limit + PAUSE).await.map(drop)
     }
 
     /// One call: its parameters, or the error's name and the parameter that it is about.
@@ -168,18 +173,11 @@ impl Machined {
     }
 }
 
-/// What a program prints; what it says is why it failed.
-async fn run(program: &'static str, words: Vec<String>) -> Result<String, Error> {
-    let run = tokio::task::spawn_blocking(move || {
-        // That, too, would tell systemd how it ended (systemd's src/shared/main-func.h).
-        let mut command = Command::new(program);
-        command.args(words).env_remove("NOTIFY_SOCKET").stdin(Stdio::null()).output()
-    });
-    let output = run.await.map_err(io::Error::other)??;
-    match output.status.success() {
-        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        false => Err(Error::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
-    }
+/// Returns what a program prints within `limit`. Its standard error is the reason of a refusal.
+async fn run(program: &str, words: Vec<String>, limit: Duration) -> Result<String, Error> {
+    let run = Program::new(program).args(words).time_limit(limit).run_async();
+    let Output { status, stdout, stderr, .. } = run.await.map_err(Error::Program)?;
+    if status.success() { Ok(stdout) } else { Err(Error::Refused(stderr.trim().to_owned())) }
 }
 
 #[cfg(test)]

@@ -1,26 +1,30 @@
 //! A VM's unit, as its service manager has it, by `systemctl`.
 
-use std::{
-    io,
-    path::Path,
-    process::{Command, Output, Stdio},
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
 use super::unit::{self, DROP_IN, Scope};
-use crate::{sys::user_runtime_dir, value::VmName};
+use crate::{
+    sys::{
+        program::{self, Output, Program},
+        user_runtime_dir,
+    },
+    value::{Explain, VmName},
+};
 
 /// How long the service manager may take to tell something: one that is busy, or hangs, must hold up no guest's start or stop.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// How long it may take to read all units again, with their generators.
 const RELOAD_LIMIT: Duration = Duration::from_secs(90);
+/// How long a bind mount may take: longer than systemctl waits itself
+/// (sd_bus_get_method_call_timeout(3)).
+const BIND_LIMIT: Duration = Duration::from_secs(30);
 
 /// What `systemctl` could not do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It cannot be run.
-    #[error("cannot run `systemctl`")]
-    Run(#[source] io::Error),
+    /// It cannot be run, or prints too much.
+    #[error(transparent)]
+    Run(program::Error),
     /// It does not end.
     #[error("`systemctl {asked}` did not end within {} s: systemd does not answer", limit.as_secs())]
     Silent {
@@ -39,9 +43,8 @@ pub enum Error {
     },
 }
 
-impl Error {
-    /// The host is at fault, and not the VM.
-    pub fn is_the_hosts(&self) -> bool {
+impl Explain for Error {
+    fn is_own_host_fault(&self) -> bool {
         matches!(self, Self::Silent { .. })
     }
 }
@@ -90,7 +93,7 @@ impl Unit {
     /// It does not.
     pub async fn refresh(&self) -> Result<(), Error> {
         match self.stale {
-            true => ask(self.scope, &["daemon-reload"], RELOAD_LIMIT).await.map(drop),
+            true => run(self.scope, &["daemon-reload"], Some(RELOAD_LIMIT)).await.map(drop),
             false => Ok(()),
         }
     }
@@ -105,7 +108,7 @@ impl Unit {
         }
         match wait {
             // As long as the start takes: systemd has its own bound for that (TimeoutStartSec=).
-            true => run(self.scope, &["start", &self.name]).await.map(drop),
+            true => run(self.scope, &["start", &self.name], None).await.map(drop),
             false => {
                 let words = ["start", "--no-block", &self.name];
                 systemctl(self.scope, &words).await.map(drop)
@@ -128,18 +131,11 @@ pub async fn forget_starts(vm: &VmName, scope: Scope) -> Result<(), Error> {
 /// # Errors
 /// The manager does not: it has no such unit, or the unit no mounts of its own.
 pub fn bind(vm: &VmName, scope: Scope, directory: &Path) -> Result<(), Error> {
-    // On the thread that prepares; systemctl itself waits for 25 s at the most (sd_bus_get_method_call_timeout(3)).
-    let mut command = command(scope);
-    command.arg("bind").arg(unit::unit_name(vm)).args([directory, directory]);
-    let Output { status, stderr, .. } =
-        command.stdin(Stdio::null()).output().map_err(Error::Run)?;
-    match status.success() {
-        true => Ok(()),
-        false => Err(Error::Failed {
-            asked: "bind".into(),
-            said: String::from_utf8_lossy(&stderr).trim().to_owned(),
-        }),
-    }
+    // On the thread that prepares.
+    let unit = unit::unit_name(vm);
+    let program = command(scope).arg("bind").arg(unit).args([directory, directory]);
+    let output = program.time_limit(BIND_LIMIT).run();
+    printed(output, "bind").map(drop)
 }
 
 /// Whether the unit is being stopped by somebody's wish; `false` where nobody knows.
@@ -151,8 +147,8 @@ pub async fn is_stopping(vm: &VmName, scope: Scope) -> bool {
 /// Whether the service manager ends: the host shuts down or reboots, or the user's last session is over. `false` where nobody knows.
 pub async fn host_goes_down(scope: Scope) -> bool {
     // It exits with 1 for every state but `running`, and says which.
-    let told = tokio::time::timeout(ANSWER_LIMIT, output(scope, &["is-system-running"])).await;
-    matches!(told, Ok(Ok(told)) if told.stdout.trim_ascii() == b"stopping")
+    let asked = command(scope).arg("is-system-running").time_limit(ANSWER_LIMIT).run_async();
+    asked.await.is_ok_and(|output| output.stdout.trim() == "stopping")
 }
 
 /// What became of a unit whose supervisor crashed.
@@ -216,40 +212,39 @@ fn has_stop_job(jobs: &str, unit: &str) -> bool {
 }
 
 async fn systemctl(scope: Scope, arguments: &[&str]) -> Result<String, Error> {
-    ask(scope, arguments, ANSWER_LIMIT).await
+    run(scope, arguments, Some(ANSWER_LIMIT)).await
 }
 
-/// What does not end in time is left to itself, and nobody waits for it any more.
-async fn ask(scope: Scope, arguments: &[&str], limit: Duration) -> Result<String, Error> {
-    let silent = |_| Error::Silent { asked: arguments.join(" "), limit };
-    tokio::time::timeout(limit, run(scope, arguments)).await.map_err(silent)?
-}
-
-/// Without a way to tell systemd how it ended, which programs of systemd's do (src/shared/main-func.h): that is the supervisor's.
-fn command(scope: Scope) -> Command {
-    let mut command = Command::new("systemctl");
-    if scope == Scope::User {
-        command.arg("--user");
-        command.envs(user_runtime_dir::unnamed().map(|directory| ("XDG_RUNTIME_DIR", directory)));
+fn command(scope: Scope) -> Program {
+    let program = Program::new("systemctl");
+    if scope == Scope::System {
+        return program;
     }
-    command.env_remove("NOTIFY_SOCKET");
-    command
+    match user_runtime_dir::unnamed() {
+        Some(directory) => program.env("XDG_RUNTIME_DIR", directory).arg("--user"),
+        None => program.arg("--user"),
+    }
 }
 
-async fn output(scope: Scope, arguments: &[&str]) -> io::Result<Output> {
-    let mut command = command(scope);
-    command.args(arguments).stdin(Stdio::null());
-    tokio::task::spawn_blocking(move || command.output()).await.map_err(io::Error::other)?
+async fn run(scope: Scope, arguments: &[&str], limit: Option<Duration>) -> Result<String, Error> {
+    let program = command(scope).args(arguments);
+    let program = match limit {
+        Some(limit) => program.time_limit(limit),
+        None => program,
+    };
+    printed(program.run_async().await, &arguments.join(" "))
 }
 
-async fn run(scope: Scope, arguments: &[&str]) -> Result<String, Error> {
-    let Output { status, stdout, stderr } = output(scope, arguments).await.map_err(Error::Run)?;
-    match status.success() {
-        true => Ok(String::from_utf8_lossy(&stdout).into_owned()),
-        false => Err(Error::Failed {
-            asked: arguments.join(" "),
-            said: String::from_utf8_lossy(&stderr).trim().to_owned(),
-        }),
+/// Returns standard output of a run that succeeded.
+fn printed(output: Result<Output, program::Error>, asked: &str) -> Result<String, Error> {
+    let asked = || asked.to_owned();
+    match output {
+        Ok(Output { status, stdout, .. }) if status.success() => Ok(stdout),
+        Ok(Output { stderr, .. }) => {
+            Err(Error::Failed { asked: asked(), said: stderr.trim().to_owned() })
+        }
+        Err(program::Error::TimedOut { limit, .. }) => Err(Error::Silent { asked: asked(), limit }),
+        Err(error) => Err(Error::Run(error)),
     }
 }
 

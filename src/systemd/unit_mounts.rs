@@ -14,7 +14,7 @@ use super::service;
 use super::{notify::under_systemd, unit::Scope};
 use crate::{
     spec::{Disk, Source},
-    value::{VmName, chain},
+    value::{Explain, VmName, chain},
 };
 
 /// The unit was closed to a file when it started, and systemd opens no home later.
@@ -22,9 +22,8 @@ use crate::{
 #[error("the VM's unit is closed to `{}`", .0.display())]
 pub struct Closed(PathBuf);
 
-impl Closed {
-    /// The way out.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Closed {
+    fn own_hint(&self) -> Option<String> {
         Some("stop the VM and start it: its unit is then opened for what its VM file names".into())
     }
 }

@@ -11,7 +11,7 @@ use super::archive_format::{self, File, Manifest, Part};
 use crate::{
     image::qcow2,
     sys::digest::Digesting,
-    value::{Algorithm, Label, VmName, shown},
+    value::{Algorithm, Explain, Label, VmName, shown},
 };
 
 /// Why an archive is not taken.
@@ -104,9 +104,8 @@ pub enum Error {
     Read(io::Error),
 }
 
-impl Error {
-    /// The way out, where there is one.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Error {
+    fn own_hint(&self) -> Option<String> {
         match self {
             Self::Cut(_)
             | Self::NoManifest

@@ -8,7 +8,7 @@ use crate::{
     spec::Invalid,
     store::{identity_store, vm_state},
     sys::{file, lock},
-    value::{Label, VmName},
+    value::{Explain, Label, VmName},
 };
 
 /// Why not.
@@ -130,16 +130,6 @@ pub enum Error {
 }
 
 impl Error {
-    /// The host is at fault: the state of a VM is unknown.
-    pub fn is_the_hosts(&self) -> bool {
-        match self {
-            Self::Runs(error) | Self::InUse { source: error, .. } => error.is_the_hosts(),
-            Self::File(error) => error.is_the_hosts(),
-            Self::Identity(error) => error.is_the_hosts(),
-            _ => false,
-        }
-    }
-
     /// It was called off, and nothing is wrong.
     pub fn is_called_off(&self) -> bool {
         match self {
@@ -148,13 +138,24 @@ impl Error {
             _ => false,
         }
     }
+}
 
-    /// The way out, where there is one.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Error {
+    fn wrapped(&self) -> Option<&dyn Explain> {
+        match self {
+            Self::Runs(error) => Some(error),
+            Self::File(error) => Some(error),
+            Self::Identity(error) => Some(error),
+            Self::InUse { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+
+    fn own_hint(&self) -> Option<String> {
         Some(match self {
             Self::NoVm(_) => "`qvm list` shows those there are".into(),
-            Self::InUse { name, source } if source.is_the_hosts() => {
-                return source.hint().map(|hint| hint.replace("NAME", name.as_str()));
+            Self::InUse { name, source } if source.is_host_fault() => {
+                return source.hint_for(name);
             }
             Self::Exists(_) | Self::InUse { .. } => "choose another name".into(),
             Self::Kept { name, .. } => format!(
@@ -166,7 +167,6 @@ impl Error {
             Self::Runs(vm_state::Error::Alone(_)) => {
                 "shut the guest down: `qvm start` adopts QEMU, then `qvm stop`".into()
             }
-            Self::Runs(error) => return error.hint(),
             Self::Suspended => {
                 "`qvm start` it and `qvm stop` it; or `qvm start --discard-state`".into()
             }
@@ -182,20 +182,14 @@ impl Error {
                     .into()
             }
             Self::Partial { hint, .. } => (*hint)?.into(),
-            Self::Disk(error) => return error.hint(),
-            Self::File(error) => return error.hint(),
-            Self::Identity(error) => return error.hint(),
             Self::FileExists(_) => "choose another name, or remove it".into(),
             Self::Write(error) if error.kind() == io::ErrorKind::StorageFull => "make room".into(),
-            Self::Archive { source, .. } => return source.hint(),
             Self::Twin { .. } => "`--new-identity` makes a copy that can run beside it".into(),
             Self::UserData(_) => "rename it, and correct the VM file that names it".into(),
             Self::WouldBeInvalid(_) => "choose another name, or change the VM file first".into(),
-            Self::Invalid(_)
-            | Self::NoFile(_)
-            | Self::Same(_)
-            | Self::Write(_)
-            | Self::CalledOff => return None,
+            Self::Disk(error) => return error.hint(),
+            Self::Archive { source, .. } => return source.hint(),
+            _ => return None,
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use super::shown::shown;
+use super::{Explain, shown::shown};
 
 /// Keys that are pressed together, by the names of QEMU's `QKeyCode`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,9 +25,8 @@ pub enum Error {
     NotOnKeyboard(char),
 }
 
-impl Error {
-    /// The way out.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Error {
+    fn own_hint(&self) -> Option<String> {
         match self {
             Self::Unknown(_) | Self::NoChord(_) => Some(
                 "names are QEMU's: `ctrl`, `alt`, `shift`, `meta_l`, `ret`, `esc`, `tab`, `delete`, `up`, `f1`, `a`, `1`, `kp_0`, …"

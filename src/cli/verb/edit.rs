@@ -10,8 +10,8 @@ use crate::{
     fleet::inventory::inventory,
     spec::Invalid,
     store::layout::Layout,
-    sys::{editor, session, storage_reader::StorageReader, terminal},
-    value::VmName,
+    sys::{program, session, storage_reader::StorageReader, terminal},
+    value::{Explain, VmName},
 };
 
 /// The arguments of `qvm edit`.
@@ -42,7 +42,9 @@ pub async fn run(args: &Args, layout: &Layout, editor: &OsStr) -> Result<(), Fai
     let edited = Edited::create(&file).map_err(fail)?;
     loop {
         let shown = editor.to_string_lossy();
-        let ended = editor::edit(editor, edited.copy());
+        let ended = program::by_shell(editor, edited.copy())
+            .spawn_in_foreground()
+            .and_then(|mut child| child.wait());
         let ended = ended.map_err(|error| cannot(&error))?;
         if !ended.success() {
             let text = format!("not changed: the editor `{shown}` failed: {ended}");

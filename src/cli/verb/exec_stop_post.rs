@@ -1,12 +1,7 @@
 //! `qvm exec-stop-post`: ExecStopPost= of a VM's unit, which handles a QEMU process that its
 //! supervisor left running.
 
-use std::{
-    ffi::OsString,
-    path::Path,
-    process::{Command, Stdio},
-    time::Duration,
-};
+use std::{ffi::OsString, path::Path, time::Duration};
 
 use tracing::{info, warn};
 
@@ -15,7 +10,7 @@ use crate::{
     fleet::orphans,
     store::running::{self, PreviousQemu},
     supervisor::settings::Settings,
-    sys::lock::Lock,
+    sys::{lock::Lock, program::Program},
     systemd::{
         service::{self, After, Unit},
         unit::Scope,
@@ -164,10 +159,9 @@ async fn refresh_unit(name: &VmName, scope: Scope) {
 /// If the unit is stopped before the next supervisor starts, no process shuts the guest down, and
 /// systemd does not run `ExecStopPost=` again: a guard process waits for that case.
 fn guard(name: &VmName, exe: &Path, restarts: u32) {
-    let mut command = Command::new(exe);
-    command.arg("exec-stop-post").arg(name.as_str()).arg("--guard").arg(restarts.to_string());
-    command.stdin(Stdio::null()).stdout(Stdio::null());
-    if let Err(error) = command.spawn() {
+    let guard = Program::new(exe).args(["exec-stop-post", name.as_str()]);
+    let guard = guard.arg("--guard").arg(restarts.to_string());
+    if let Err(error) = guard.spawn_in_background(None) {
         warn!("QEMU would keep running after the unit is stopped: {error}");
     }
 }

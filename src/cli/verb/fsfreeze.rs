@@ -1,7 +1,7 @@
 //! `qvm fsfreeze`: freezes the guest's file systems for a backup or a snapshot; a deadline thaws
 //! them in every case.
 
-use std::{process::Command, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use signal_hook::consts::SIGINT;
 use tokio::time::Instant;
@@ -11,6 +11,7 @@ use crate::{
     store::layout::Layout,
     sys::{
         pidfd::{Exit, Process, Signal},
+        program::Program,
         session::Session,
         terminal,
     },
@@ -108,7 +109,7 @@ async fn thaw(layout: &Layout, name: &VmName) -> Result<u64, Failure> {
 /// Runs a program of the host and returns its exit code. Signals are passed on to the program, and
 /// its end is awaited.
 async fn follow(program: &str, arguments: &[String], mut session: Session) -> std::io::Result<u8> {
-    let child = Command::new(program).args(arguments).spawn()?;
+    let child = Program::new(program).args(arguments).spawn_in_foreground()?;
     let process = Arc::new(Process::open(child.id())?);
     loop {
         let signal = tokio::select! {

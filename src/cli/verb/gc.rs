@@ -20,7 +20,7 @@ use crate::{
     store::{layout::Layout, running, vm_file_copies, vm_state},
     supervisor::settings::Settings,
     sys::storage_reader::StorageReader,
-    value::VmName,
+    value::{Explain, VmName},
 };
 
 /// The arguments of `qvm gc`.

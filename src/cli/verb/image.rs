@@ -18,7 +18,7 @@ use crate::{
     spec::{Checksum, Image, Origin, Source, Vm},
     store::{layout::Layout, running},
     sys::progress::{Cancel, Progress},
-    value::{Algorithm, Digest, Size, VmName},
+    value::{Algorithm, Digest, Explain, Size, VmName},
 };
 
 /// The arguments of `qvm image`.
@@ -125,26 +125,30 @@ pub enum Error {
     Out(#[from] io::Error),
 }
 
-impl Error {
-    /// The host is at fault: the state of a VM is unknown.
-    pub fn is_the_hosts(&self) -> bool {
-        matches!(self, Self::UnknownVm { .. })
+impl Explain for Error {
+    fn wrapped(&self) -> Option<&dyn Explain> {
+        match self {
+            Self::Cache(error) => Some(error),
+            Self::Pull { source, .. } => Some(source.as_ref()),
+            _ => None,
+        }
     }
 
-    /// Returns a way to solve the problem, if there is one.
-    pub fn hint(&self) -> Option<String> {
+    fn own_hint(&self) -> Option<String> {
         match self {
-            Self::Cache(e) => e.hint(),
-            Self::Pull { source, .. } => source.hint(),
-            Self::UnknownVm { name, source } => Some(source.hint().replace("NAME", name.as_str())),
+            Self::UnknownVm { name, source } => source.hint_for(name),
             Self::Unknown(_) => Some(
                 "give the checksum of the image: --sha256, --sha512, --checksums or \
                 --insecure-no-checksum"
                     .into(),
             ),
             Self::Invalid(_) => Some("`qvm check` shows the problem".into()),
-            Self::Digest(_) | Self::Out(_) => None,
+            _ => None,
         }
+    }
+
+    fn is_own_host_fault(&self) -> bool {
+        matches!(self, Self::UnknownVm { .. })
     }
 }
 

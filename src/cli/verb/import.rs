@@ -16,7 +16,7 @@ use crate::{
         import::{Imported, import},
         import_request::Import,
     },
-    value::VmName,
+    value::{Explain, VmName},
 };
 
 /// The arguments of `qvm import`.
@@ -69,16 +69,14 @@ pub async fn run(
 
 fn refused(error: &Error, args: &Args) -> Failure {
     match (error, &args.name) {
-        (error, _) if error.is_the_hosts() => {
+        (error, _) if error.is_host_fault() => {
             Failure::from_error(error).code(exit::HOST).hint(error.hint())
         }
         (Error::Exists(_) | Error::Kept { .. } | Error::InUse { .. }, None) => {
             Failure::from_error(error).hint("`--name` sets another name".to_owned())
         }
         (Error::WouldBeInvalid(invalid), _) => Failure::invalid(invalid),
-        (error, _) => {
-            Failure::from_error(error).host_fault_if(error.is_the_hosts()).hint(error.hint())
-        }
+        (error, _) => Failure::explained(error),
     }
 }
 

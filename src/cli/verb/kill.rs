@@ -69,12 +69,6 @@ async fn force(name: &VmName, layout: &Layout, settings: Settings) -> Result<(),
             Ok(())
         }
         Ok(None) => Err(super::not_running(layout, name).await),
-        Err(error) => {
-            let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
-            Err(Failure::from_error(&error)
-                .about(name)
-                .host_fault_if(error.is_the_hosts())
-                .hint(hint))
-        }
+        Err(error) => Err(Failure::explained_for(&error, name)),
     }
 }

@@ -7,6 +7,7 @@ use crate::{
     fleet::{cpu_share::weigh, inventory::inventory, metrics::metrics, usage},
     store::layout::Layout,
     sys::{file, storage_reader::StorageReader},
+    value::Explain,
 };
 
 /// The arguments of `qvm metrics`.

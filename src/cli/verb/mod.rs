@@ -7,6 +7,7 @@ pub mod completions;
 pub mod console;
 pub mod cp;
 pub mod diff;
+pub mod disk;
 pub mod doctor;
 pub mod edit;
 pub mod events;
@@ -78,7 +79,7 @@ use crate::{
     },
     systemd::{service::Unit, unit::Scope},
     transfer,
-    value::{VmName, keyboard::Chord, plain},
+    value::{Explain, VmName, keyboard::Chord, plain},
 };
 
 /// How long a supervisor may take to return the notes of a started VM.
@@ -243,10 +244,7 @@ fn transfer_failure(error: &transfer::Error, name: &VmName) -> Failure {
         transfer::Error::NoFile(_) => {
             Failure::from_error(error).code(exit::NOT_RUNNING).about(name)
         }
-        error => {
-            let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
-            Failure::from_error(error).about(name).host_fault_if(error.is_the_hosts()).hint(hint)
-        }
+        error => Failure::explained_for(error, name),
     }
 }
 

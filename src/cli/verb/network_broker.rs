@@ -7,6 +7,7 @@ use crate::{
     cli::exit::{self, Failure},
     net::broker,
     sys::socket,
+    value::Explain,
 };
 
 /// The arguments of `qvm network-broker`.

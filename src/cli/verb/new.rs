@@ -17,7 +17,7 @@ use crate::{
     },
     store::layout::Layout,
     sys::file,
-    value::{IfName, Size, VmName, shown},
+    value::{Explain, IfName, Size, VmName, shown},
 };
 
 /// The arguments of `qvm new`.

@@ -7,7 +7,7 @@ use crate::{
     machine::{argv, facts},
     spec::{self, Isolation},
     supervisor::{settings::Settings, start::prepare},
-    value::VmName,
+    value::{Explain, VmName},
 };
 
 /// The arguments of `qvm plan`.

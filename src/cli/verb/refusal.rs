@@ -19,17 +19,14 @@ use crate::{
         storage_reader::{self, StorageReader},
     },
     systemd::service,
-    value::VmName,
+    value::{Explain, VmName},
 };
 
 /// Returns the failure for an error of the control client.
 pub(crate) async fn refused(error: &client::Error, layout: &Layout, name: &VmName) -> Failure {
     match error {
         client::Error::NotRunning => not_running(layout, name).await,
-        error => {
-            let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
-            Failure::from_error(error).about(name).host_fault_if(error.is_host_fault()).hint(hint)
-        }
+        error => Failure::explained_for(error, name),
     }
 }
 
@@ -51,10 +48,7 @@ pub(crate) async fn guest_failure(error: &guest::Error, layout: &Layout, name: &
         guest::Error::Client(error) => refused(error, layout, name).await,
         guest::Error::NoReader => Failure::quiet(Vanished::NoReader.exit_code()),
         guest::Error::Interrupted(signal) => Failure::quiet(Vanished::Signal(*signal).exit_code()),
-        error => {
-            let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
-            Failure::from_error(error).about(name).hint(hint)
-        }
+        error => Failure::from_error(error).about(name).hint(error.hint_for(name)),
     }
 }
 
@@ -107,20 +101,17 @@ pub(crate) fn no_answer(error: &storage_reader::Error, name: &VmName) -> Failure
 
 /// The failure if it is unknown whether the VM is running.
 pub(crate) fn unknown(error: &running::Unknown, name: &VmName) -> Failure {
-    let hint = error.hint().replace("NAME", name.as_str());
-    Failure::from_error(error).about(name).code(exit::HOST).hint(hint)
+    Failure::explained_for(error, name).code(exit::HOST)
 }
 
 /// The failure if the locks of a VM that must be stopped cannot be acquired.
 pub(crate) fn not_held(error: &vm_state::Error, name: &VmName) -> Failure {
-    let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
-    Failure::from_error(error).about(name).host_fault_if(error.is_the_hosts()).hint(hint)
+    Failure::explained_for(error, name)
 }
 
 /// The failure if a QEMU process without a supervisor was not ended.
 pub(crate) fn not_ended(error: &orphans::Error, name: &VmName) -> Failure {
-    let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
-    Failure::from_error(error).about(name).host_fault_if(error.is_the_hosts()).hint(hint)
+    Failure::explained_for(error, name)
 }
 
 /// The failure if QEMU runs without a supervisor.
@@ -169,9 +160,6 @@ pub(crate) async fn not_started(
             let code = ended.filter(is_told).unwrap_or(exit::FAILED);
             Failure::from_error(error).about(name).code(code).hint(error.hint())
         }
-        error => {
-            let hint = error.hint().map(|hint| hint.replace("NAME", name.as_str()));
-            Failure::from_error(error).about(name).host_fault_if(error.is_the_hosts()).hint(hint)
-        }
+        error => Failure::explained_for(error, name),
     }
 }

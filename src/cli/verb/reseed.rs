@@ -38,12 +38,8 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
         return Err(Failure::new(exit::FAILED, "it has no seed").about(name).hint(hint));
     }
     let waiter = Waiter { cancel: &Cancel::default(), say: &|text| super::report(name, &text) };
-    let renewed = prepare::renew_instance(settings, waiter).map_err(|error| {
-        Failure::from_error(&error)
-            .host_fault_if(error.is_the_hosts())
-            .about(name)
-            .hint(error.hint())
-    })?;
+    let renewed = prepare::renew_instance(settings, waiter)
+        .map_err(|error| Failure::explained(&error).about(name))?;
     let Some((old, new)) = renewed else {
         let failure =
             Failure::new(exit::NOT_RUNNING, "it has never run: its first boot is a new instance");

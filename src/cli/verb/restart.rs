@@ -13,7 +13,7 @@ use crate::{
     store::layout::Layout,
     sys::storage_reader::StorageReader,
     systemd::unit::Scope,
-    value::{Seconds, VmName},
+    value::{Explain, Seconds, VmName},
 };
 
 /// The arguments of `qvm restart`.

@@ -1,6 +1,6 @@
 //! `qvm run`: runs the supervisor in the foreground.
 
-use std::{ffi::OsString, os::unix::process::CommandExt, path::Path, process::Command};
+use std::{ffi::OsString, path::Path};
 
 use tracing::{debug, warn};
 
@@ -12,9 +12,9 @@ use crate::{
     spec::{self, HostSettings},
     store::{layout::VmPaths, running},
     supervisor::{outcome::Outcome, settings::Settings, supervise::supervise},
-    sys::{file, lock::Lock, signal},
+    sys::{file, lock::Lock, program::Program, signal},
     systemd::{service, unit::Scope},
-    value::{VmName, chain},
+    value::{Explain, VmName, chain},
 };
 
 /// The variable that passes the lock's descriptor to a re-executed supervisor.
@@ -99,16 +99,14 @@ async fn run_to_its_end(
     let passed_on = (settings.env)(LOCK_FD).and_then(|number| number.parse().ok());
     let lock = match passed_on.and_then(|number| Lock::inherited(number, &paths.lock())) {
         Some(lock) => lock,
-        None => lock_holder::acquire(&paths).await.map_err(|e| {
-            subject(Failure::from_error(&e).host_fault_if(e.is_the_hosts()).hint(e.hint()))
-        })?,
+        None => lock_holder::acquire(&paths).await.map_err(|e| subject(Failure::explained(&e)))?,
     };
     // With the exit code of a VM fault, ExecStopPost= of the unit would end QEMU.
     let host_fault = |failure: Failure, is_known: bool| {
         subject(failure.host_fault_if(is_known || may_be_running(&paths)))
     };
     file::make_dir(&paths.state)
-        .map_err(|e| host_fault(Failure::from_error(&e).hint(e.hint()), e.is_the_hosts()))?;
+        .map_err(|e| host_fault(Failure::from_error(&e).hint(e.hint()), e.is_host_fault()))?;
     match supervise(settings, vm, text, Mode::Run).await {
         Ok(Outcome::Exit(0)) => Ok(()),
         // The end has been logged already.
@@ -120,13 +118,12 @@ async fn run_to_its_end(
             let failed = |failure: Failure| host_fault(failure, false);
             let number = lock.pass_on().map_err(|e| failed(Failure::from_error(&e)))?;
             signal::block().map_err(|e| failed(Failure::from_error(&e)))?;
-            let mut command = Command::new(program);
-            command.args(arguments.iter().skip(1)).env(LOCK_FD, number.to_string());
-            let error = command.exec();
+            let next = Program::new(program).args(arguments.iter().skip(1));
+            let error = next.env(LOCK_FD, number.to_string()).exec();
             let text = format!("cannot execute `{}`: {error}", program.display());
             Err(failed(Failure::new(exit::FAILED, text)))
         }
-        Err(e) => Err(host_fault(Failure::from_error(&e).hint(e.hint()), e.is_the_hosts())),
+        Err(e) => Err(host_fault(Failure::from_error(&e).hint(e.hint()), e.is_host_fault())),
     }
 }
 

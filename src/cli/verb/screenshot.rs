@@ -6,7 +6,12 @@ use std::{
     path::PathBuf,
 };
 
-use crate::{cli::exit::Failure, store::layout::Layout, sys::file, value::VmName};
+use crate::{
+    cli::exit::Failure,
+    store::layout::Layout,
+    sys::file,
+    value::{Explain, VmName},
+};
 
 /// The arguments of `qvm screenshot`.
 #[derive(Debug, Clone, clap::Args)]

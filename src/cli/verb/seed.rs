@@ -7,7 +7,7 @@ use crate::{
     seed::documents,
     spec,
     supervisor::{settings::Settings, start::prepare},
-    value::VmName,
+    value::{Explain, VmName},
 };
 
 /// The arguments of `qvm seed`.

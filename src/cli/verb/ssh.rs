@@ -1,12 +1,11 @@
 //! `qvm ssh`: runs ssh(1) to the guest's address or forwarded port.
 
-use std::{os::unix::process::CommandExt, process::Command};
-
 use crate::{
     cli::exit::{self, Failure},
     fleet::addresses::addresses,
     spec::{self, Reach, Vm},
     store::layout::Layout,
+    sys::program::Program,
     value::VmName,
 };
 
@@ -61,7 +60,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     }
     words.push(host);
     words.extend(args.arguments.iter().cloned());
-    let error = Command::new("ssh").args(words).exec();
+    let error = Program::new("ssh").args(words).exec();
     Err(Failure::from_io("cannot run `ssh`", &error).about(name))
 }
 

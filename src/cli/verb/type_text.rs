@@ -3,7 +3,7 @@
 use crate::{
     cli::exit::Failure,
     store::layout::Layout,
-    value::{VmName, keyboard::Chord},
+    value::{Explain, VmName, keyboard::Chord},
 };
 
 /// The arguments of `qvm type`.

@@ -1,11 +1,12 @@
 //! `qvm vnc`: prints the address of the guest's screen, or opens a viewer.
 
-use std::{io, os::unix::process::CommandExt, process::Command};
+use std::io;
 
 use crate::{
     cli::exit::{self, Failure},
     fleet::inventory::STATUS_LIMIT,
     store::layout::Layout,
+    sys::program::Program,
     value::VmName,
 };
 
@@ -37,7 +38,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
         return super::print(&format!("{at}\n"));
     }
     let socket = at.strip_prefix("unix:");
-    let viewer = |program: &str, at: String| Command::new(program).arg(at).exec();
+    let viewer = |program: &str, at: String| Program::new(program).arg(at).exec();
     // TigerVNC's viewer takes a port after two colons, and a path unchanged.
     let first = viewer(
         "vncviewer",

@@ -1,7 +1,12 @@
 //! Control groups: whether the weights and limits that VM files ask for can be given.
 
 use super::{Finding, Seen, names};
-use crate::{machine::resources, spec::Vm, sys::cgroup::weights, value::VmName};
+use crate::{
+    machine::resources,
+    spec::Vm,
+    sys::cgroup::weights,
+    value::{Explain, VmName},
+};
 
 /// The controllers that keys of a VM file stand for.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "io"];

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::sys::file;
+use crate::{sys::file, value::Explain};
 
 /// Why the cache could not be read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -42,17 +42,16 @@ pub enum Error {
     Several(String),
 }
 
-impl Error {
-    /// The host is at fault.
-    pub fn is_the_hosts(&self) -> bool {
-        matches!(self, Self::File(error) if error.is_the_hosts())
+impl Explain for Error {
+    fn wrapped(&self) -> Option<&dyn Explain> {
+        match self {
+            Self::File(error) => Some(error),
+            _ => None,
+        }
     }
 
-    /// The way out, where there is one.
-    pub fn hint(&self) -> Option<String> {
+    fn own_hint(&self) -> Option<String> {
         match self {
-            Self::File(e) => e.hint(),
-            Self::Lock { .. } => None,
             Self::Busy { .. } => Some("wait for it, or stop that VM".into()),
             Self::Base { .. } => Some(
                 "a disk made with `clone = \"overlay\"` needs its base for as long as it exists"
@@ -62,6 +61,7 @@ impl Error {
                 "`qvm image list` names them; a digest, or 8 or more digits of one, or the address"
                     .into(),
             ),
+            _ => None,
         }
     }
 }

@@ -5,6 +5,8 @@ use std::time::Duration;
 use super::proxy::{self, Proxy};
 use super::route::TunnelRefused;
 
+use crate::value::Explain;
+
 /// Why there is no answer, or no more of it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -72,15 +74,6 @@ impl Error {
         }
     }
 
-    /// The host, its network or the server is at fault; a certificate is refused as well where the
-    /// clock is wrong.
-    pub fn is_the_hosts(&self) -> bool {
-        match self {
-            Self::Through { source, .. } => source.is_the_hosts(),
-            _ => !matches!(self, Self::CalledOff | Self::Address(_) | Self::Unencrypted(_)),
-        }
-    }
-
     /// Bytes came, but too few to go on with.
     pub fn is_slowness(&self) -> bool {
         match self {
@@ -88,9 +81,17 @@ impl Error {
             _ => matches!(self, Self::TooSlow { .. }),
         }
     }
+}
 
-    /// The way out, where there is one.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Error {
+    fn wrapped(&self) -> Option<&dyn Explain> {
+        match self {
+            Self::Through { source, .. } => Some(source.as_ref()),
+            _ => None,
+        }
+    }
+
+    fn own_hint(&self) -> Option<String> {
         match self {
             Self::Certificate(_) => Some(
                 "check the host's clock and the address; add a certificate authority of your own to \
@@ -123,10 +124,17 @@ impl Error {
                         proxy.variable
                     ))
                 }
-                source => source.hint(),
+                _ => None,
             },
             _ => None,
         }
+    }
+
+    fn is_own_host_fault(&self) -> bool {
+        !matches!(
+            self,
+            Self::Through { .. } | Self::CalledOff | Self::Address(_) | Self::Unencrypted(_)
+        )
     }
 }
 

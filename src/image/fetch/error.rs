@@ -8,7 +8,7 @@ use crate::{
         writer,
     },
     sys::file,
-    value::Size,
+    value::{Explain, Size},
 };
 
 /// The largest that is read; Fedora's and Debian's SUMS files have a few KiB.
@@ -71,22 +71,17 @@ pub enum Error {
     CalledOff,
 }
 
-impl Error {
-    /// The host, its network or the server is at fault, not what the VM file says.
-    pub fn is_the_hosts(&self) -> bool {
+impl Explain for Error {
+    fn wrapped(&self) -> Option<&dyn Explain> {
         match self {
-            Self::Download { source, .. } => source.is_the_hosts(),
-            Self::Status { status, .. } => matches!(status, 408 | 429 | 500..600),
-            Self::NoRoom { .. } => true,
-            Self::Intake(error) => error.is_the_hosts(),
-            Self::TooLarge { .. } | Self::CalledOff => false,
+            Self::Download { source, .. } => Some(source),
+            Self::Intake(error) => Some(error),
+            _ => None,
         }
     }
 
-    /// The way out, where there is one.
-    pub fn hint(&self) -> Option<String> {
+    fn own_hint(&self) -> Option<String> {
         match self {
-            Self::Download { source, .. } => source.hint(),
             Self::Status { status: 404 | 410, .. } => {
                 Some("check the address in a browser; publishers remove old images".into())
             }
@@ -97,8 +92,15 @@ impl Error {
             Self::NoRoom { .. } => {
                 Some("make room; `qvm image prune` removes images that no VM needs".into())
             }
-            Self::Intake(writer::Error::File(e)) => e.hint(),
             _ => None,
+        }
+    }
+
+    fn is_own_host_fault(&self) -> bool {
+        match self {
+            Self::Status { status, .. } => matches!(status, 408 | 429 | 500..600),
+            Self::NoRoom { .. } => true,
+            _ => false,
         }
     }
 }

@@ -1,10 +1,8 @@
 //! Why a probe of the host or of QEMU failed.
 
-use crate::machine::facts::Version;
-use std::{
-    io::{self},
-    path::PathBuf,
-};
+use std::path::PathBuf;
+
+use crate::{machine::facts::Version, sys::program, value::Explain};
 
 /// Why the host could not be probed.
 #[derive(Debug, thiserror::Error)]
@@ -15,27 +13,9 @@ pub enum Error {
     /// `QVM_QEMU` names something else than a program.
     #[error("QVM_QEMU is `{}`, which is not a program", .0.display())]
     NotAProgram(PathBuf),
-    /// The program could not be looked at or run.
-    #[error("cannot run `{command}`")]
-    Run {
-        /// The program and its arguments.
-        command: String,
-        /// The cause.
-        source: io::Error,
-    },
-    /// The program did not end in time.
-    #[error("`{0}` did not end within {1} s and was killed")]
-    Hung(String, u64),
-    /// The program said no.
-    #[error("`{command}` failed ({status}): {said}")]
-    Failed {
-        /// The program and its arguments.
-        command: String,
-        /// How it ended.
-        status: std::process::ExitStatus,
-        /// The first line it printed on standard error.
-        said: String,
-    },
+    /// The program cannot be run, does not end in time, or fails.
+    #[error(transparent)]
+    Program(#[from] program::Error),
     /// The program is from before what qvm needs.
     #[error("`{}` is QEMU {version}, and qvm needs {} or newer", binary.display(), Version::OLDEST)]
     TooOld {
@@ -56,14 +36,8 @@ pub enum Error {
     },
 }
 
-impl Error {
-    /// The host is at fault: QEMU is missing, as while a package is replaced, or the machine is too busy for it.
-    pub fn is_the_hosts(&self) -> bool {
-        matches!(self, Self::NotFound(_) | Self::Run { .. } | Self::Hung(..))
-    }
-
-    /// The way out.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Error {
+    fn own_hint(&self) -> Option<String> {
         match self {
             Self::NotFound(_) => Some(
                 "install QEMU (Debian and Ubuntu: `qemu-system-x86`; Fedora: `qemu-system-x86-core`; \
@@ -78,9 +52,12 @@ impl Error {
                 "qvm needs a QEMU for x86_64 with the machine type q35; QVM_QEMU names another one"
                     .into(),
             ),
-            Self::Run { .. } | Self::Hung(..) | Self::Failed { .. } => {
-                Some("run it by hand; QVM_QEMU names another QEMU".into())
-            }
+            Self::Program(_) => Some("run it by hand; QVM_QEMU names another QEMU".into()),
         }
+    }
+
+    fn is_own_host_fault(&self) -> bool {
+        use program::Error::{Run, TimedOut};
+        matches!(self, Self::NotFound(_) | Self::Program(Run { .. } | TimedOut { .. }))
     }
 }

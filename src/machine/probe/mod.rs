@@ -3,7 +3,6 @@
 //! Asking QEMU takes two processes of some 20 ms, so its answers are kept in a file for as long as the binary
 //! stays the same. The devices are tried every time: that costs microseconds, and modules come and go.
 
-pub(crate) mod ask;
 pub(crate) mod error;
 pub mod firmware;
 
@@ -20,17 +19,18 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub use self::ask::Question;
-
 use super::{
     argv::SANDBOX,
     facts::{Facts, Kvm, Machine, Qemu, Version, machines, newest_q35},
 };
-use crate::value::shown;
+use crate::{
+    sys::program::{self, Program},
+    value::shown,
+};
 
 /// How long a QEMU may take to print its version.
 pub const DEADLINE: Duration = Duration::from_secs(10);
-/// The most that is read of what QEMU prints: `-machine help` is 5 kB.
+/// The most that is read of the cache.
 const MOST: u64 = 1 << 20;
 /// How many binaries the cache remembers.
 const REMEMBERED: usize = 8;
@@ -69,7 +69,7 @@ impl Probe<'_> {
     fn qemu(&self) -> Result<Qemu, Error> {
         let binary = self.find()?;
         let identity = Binary::of(&binary)
-            .map_err(|source| Error::Run { command: binary.display().to_string(), source })?;
+            .map_err(|source| program::Error::Run { program: binary.clone(), source })?;
         let mut known = read_cache(self.cache);
         if let Some(entry) = known.iter().find(|entry| entry.binary == identity) {
             let Entry { version, machine, sandbox, .. } = entry;
@@ -77,7 +77,7 @@ impl Probe<'_> {
             return Ok(Qemu { binary, version, machine, sandbox });
         }
         tracing::debug!(binary = %binary.display(), "asking QEMU for its version and machine types");
-        let ask = |arguments: &[&str]| self.question(&binary, arguments).ask();
+        let ask = |arguments: &[&str]| self.ask(&binary, arguments);
         let (version, machine, sandbox) = std::thread::scope(|scope| {
             // Side by side: each takes as long as loading QEMU takes. One that has no filter refuses the option.
             let version = scope.spawn(|| match ask(&["-sandbox", SANDBOX, "-version"]) {
@@ -87,7 +87,7 @@ impl Probe<'_> {
             let machines = ask(&["-machine", "help"]);
             let version = version.join();
             let (version, sandbox) = version.unwrap_or_else(|p| std::panic::resume_unwind(p));
-            Ok((
+            Ok::<_, Error>((
                 understood(&binary, "-version", "version", &version?, Version::read)?,
                 understood(&binary, "-machine help", "machine type q35", &machines?, newest_q35)?,
                 sandbox,
@@ -109,11 +109,12 @@ impl Probe<'_> {
     /// # Errors
     /// It does not tell.
     pub fn machines(&self, binary: &Path) -> Result<Vec<Machine>, Error> {
-        Ok(machines(&self.question(binary, &["-machine", "help"]).ask()?))
+        Ok(machines(&self.ask(binary, &["-machine", "help"])?))
     }
 
-    fn question<'q>(&self, program: &'q Path, arguments: &'q [&'q str]) -> Question<'q> {
-        Question { program, arguments, patience: self.deadline, most: MOST }
+    fn ask(&self, program: &Path, arguments: &[&str]) -> Result<String, Error> {
+        let program = Program::new(program).args(arguments).time_limit(self.deadline);
+        Ok(program.run()?.success()?)
     }
 
     fn find(&self) -> Result<PathBuf, Error> {

@@ -23,7 +23,7 @@ use rtnetlink::{
 };
 
 use super::Instruction;
-use crate::value::IfName;
+use crate::value::{Explain, IfName};
 
 /// The qdisc that a filter on what comes in hangs on; it queues nothing.
 const HOOK: &str = "clsact";
@@ -64,8 +64,18 @@ pub enum Error {
 }
 
 impl Error {
-    /// The way out, where there is one.
-    pub fn hint(&self) -> Option<String> {
+    fn new(tap: &IfName, source: io::Error) -> Self {
+        match Errno::from_raw(source.raw_os_error().unwrap_or(0)) {
+            Errno::ENOENT | Errno::EOPNOTSUPP => Self::Missing(source),
+            Errno::EPERM | Errno::EACCES => Self::Denied { tap: tap.clone(), source },
+            Errno::ENODEV => Self::Gone(tap.clone()),
+            _ => Self::Io(source),
+        }
+    }
+}
+
+impl Explain for Error {
+    fn own_hint(&self) -> Option<String> {
         match self {
             Self::Missing(_) => Some(
                 "`modprobe -a sch_ingress cls_bpf` tells whether it has the modules; \
@@ -76,15 +86,6 @@ impl Error {
                 Some("run as root, or with CAP_NET_ADMIN; `antiSpoof = false` goes without".into())
             }
             Self::Socket(_) | Self::Gone(_) | Self::Io(_) => None,
-        }
-    }
-
-    fn new(tap: &IfName, source: io::Error) -> Self {
-        match Errno::from_raw(source.raw_os_error().unwrap_or(0)) {
-            Errno::ENOENT | Errno::EOPNOTSUPP => Self::Missing(source),
-            Errno::EPERM | Errno::EACCES => Self::Denied { tap: tap.clone(), source },
-            Errno::ENODEV => Self::Gone(tap.clone()),
-            _ => Self::Io(source),
         }
     }
 }

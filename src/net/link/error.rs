@@ -4,7 +4,7 @@ use std::io;
 
 use nix::errno::Errno;
 
-use crate::value::IfName;
+use crate::value::{Explain, IfName};
 
 /// Why the kernel did not do or tell it.
 #[derive(Debug, thiserror::Error)]
@@ -50,9 +50,8 @@ pub enum Error {
     },
 }
 
-impl Error {
-    /// The way out, where there is one.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Error {
+    fn own_hint(&self) -> Option<String> {
         match self {
             Self::NoBridge { bridge, bridges, .. } if bridges.is_empty() => Some(format!(
                 "this host has no bridge; create it (`ip link add {bridge} up type bridge`), or leave \

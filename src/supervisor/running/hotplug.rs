@@ -17,7 +17,7 @@ use crate::{
         vhost,
     },
     spec::{Disk, Link, LinkState, Nic, Vm},
-    value::{Label, MacAddr, Size},
+    value::{Explain, Label, MacAddr, Size},
 };
 use crate::{
     store::{identity_lock::Waiter, identity_store},
@@ -66,18 +66,23 @@ pub(crate) enum Error {
     Thread,
 }
 
-impl Error {
-    /// The way out.
-    pub(crate) fn hint(&self) -> Option<String> {
+impl Explain for Error {
+    fn wrapped(&self) -> Option<&dyn Explain> {
         match self {
-            Self::Prepare(error) => error.hint(),
-            Self::Tap(error) => error.hint(),
-            Self::Forward(error) => error.hint(),
-            Self::Filter(error) => error.hint(),
-            Self::Link(error) => error.hint(),
+            Self::Prepare(error) => Some(error),
+            Self::Tap(error) => Some(error),
+            Self::Forward(error) => Some(error),
+            Self::Filter(error) => Some(error),
+            Self::Link(error) => Some(error),
+            Self::Isolate(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    fn own_hint(&self) -> Option<String> {
+        match self {
             Self::NoPort(_) | Self::ShutOff => Some("it is there after the next start".into()),
-            Self::Isolate(error) => error.hint(),
-            Self::Monitor(_) | Self::Vhost(_) | Self::Thread => None,
+            _ => None,
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::{
         refusal::{Reply, qmp_refusal},
     },
     sys::{lane::OnLane, progress::Cancel},
-    value::chain,
+    value::{Explain, chain},
 };
 
 /// The changes of a machine that runs, and the clients that wait for them.

@@ -18,7 +18,7 @@ use crate::{
         oom_score,
         pidfd::Exit,
     },
-    value::{CpuList, chain},
+    value::{CpuList, Explain, chain},
 };
 
 /// Gives QEMU what the VM file says of the host. Blocks for as long as the kernel does.

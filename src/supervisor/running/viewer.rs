@@ -24,7 +24,7 @@ use crate::{
     store::layout::VmPaths,
     supervisor::{config::ScreenOwner, context::Context, limits::QMP_LIMIT},
     sys::{peer, tasks::Tasks},
-    value::{VncAddress, chain},
+    value::{Explain, VncAddress, chain},
 };
 
 /// How many viewers may be on their way to QEMU at once; a further one waits to be accepted.

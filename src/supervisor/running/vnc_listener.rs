@@ -11,7 +11,7 @@ use crate::{
     spec::{Display, Vm},
     store::layout::VmPaths,
     sys::{file, socket},
-    value::VncAddress,
+    value::{Explain, VncAddress},
 };
 
 /// What VNC uses of a password (RFC 6143, 7.2.2: a DES key).
@@ -58,28 +58,28 @@ pub enum Error {
     },
 }
 
-impl Error {
-    /// The host is at fault, and not the VM.
-    pub fn is_the_hosts(&self) -> bool {
+impl Explain for Error {
+    fn wrapped(&self) -> Option<&dyn Explain> {
         match self {
-            Self::File(error) => error.is_the_hosts(),
-            Self::Socket { source, .. } => source.is_the_hosts(),
-            Self::Port { .. } => true,
-            Self::NoPassword { .. } | Self::Password { .. } => false,
+            Self::File(error) => Some(error),
+            Self::Port { source, .. } => Some(source),
+            Self::Socket { source, .. } => Some(source),
+            _ => None,
         }
     }
 
-    /// The way out.
-    pub fn hint(&self) -> Option<String> {
+    fn own_hint(&self) -> Option<String> {
         match self {
-            Self::File(error) => error.hint(),
-            Self::Port { source, .. } => source.hint(),
-            Self::Socket { source, .. } => source.hint(),
             Self::NoPassword { path, .. } => {
                 Some(format!("write one: `openssl rand -hex 4 >{}`", path.display()))
             }
             Self::Password { .. } => Some("more than eight are not looked at by any viewer".into()),
+            _ => None,
         }
+    }
+
+    fn is_own_host_fault(&self) -> bool {
+        matches!(self, Self::Port { .. })
     }
 }
 
@@ -162,7 +162,7 @@ mod tests {
         let display =
             format!("[display]\nvnc = \"{at}\"\npasswordFile = \"{}\"\n", secret.display());
         let error = open(&vm_with(&display), host.ctx.paths()).unwrap_err();
-        assert!(matches!(error, Error::Port { .. }) && error.is_the_hosts(), "{error:?}");
+        assert!(matches!(error, Error::Port { .. }) && error.is_host_fault(), "{error:?}");
         drop(taken);
         let listener = open(&vm_with(&display), host.ctx.paths()).unwrap().unwrap();
         assert_eq!(listener.password.as_deref(), Some("12345678"));
@@ -185,7 +185,7 @@ mod tests {
             std::fs::write(&path, text).unwrap();
             let found = password(&vm, &path);
             assert_eq!(found.is_ok(), is_valid, "{text:?}");
-            assert!(found.err().is_none_or(|error| !error.is_the_hosts()));
+            assert!(found.err().is_none_or(|error| !error.is_host_fault()));
         }
     }
 }

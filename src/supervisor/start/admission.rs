@@ -18,6 +18,7 @@ use crate::{
     life::{Fault, StartFailure},
     store::reservation::{self, Others, Reservation},
     supervisor::settings::Settings,
+    value::Explain,
 };
 use crate::{
     spec::{self, HostSettings},
@@ -67,7 +68,26 @@ pub(super) enum Error {
 }
 
 impl Error {
-    fn hint(&self) -> Option<String> {
+    /// The failure of the start.
+    pub(super) fn failure(&self) -> StartFailure {
+        let fault = match self {
+            Self::InsufficientMemory { .. } => Fault::InsufficientMemory,
+            Self::File(_) | Self::Lock(_) => Fault::Host,
+        };
+        StartFailure { fault, ..start_failure(self) }
+    }
+}
+
+impl Explain for Error {
+    fn wrapped(&self) -> Option<&dyn Explain> {
+        match self {
+            Self::File(error) => Some(error),
+            Self::Lock(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    fn own_hint(&self) -> Option<String> {
         match self {
             Self::InsufficientMemory { sums, settings } => {
                 let first = match sums.never_fits() {
@@ -79,18 +99,8 @@ impl Error {
                     settings.display()
                 ))
             }
-            Self::File(error) => error.hint(),
-            Self::Lock(error) => error.hint(),
+            _ => None,
         }
-    }
-
-    /// The failure of the start.
-    pub(super) fn failure(&self) -> StartFailure {
-        let fault = match self {
-            Self::InsufficientMemory { .. } => Fault::InsufficientMemory,
-            Self::File(_) | Self::Lock(_) => Fault::Host,
-        };
-        StartFailure { fault, ..start_failure(self, self.hint(), false) }
     }
 }
 

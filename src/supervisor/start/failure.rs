@@ -3,21 +3,13 @@
 use crate::{
     life::{Fault, StartFailure},
     sys::lane::Refused,
-    value::chain,
+    value::{Explain, chain_with_hint},
 };
 
 /// The failure of an error: its chain of causes, and the hint on a line of its own.
-pub(super) fn start_failure(
-    error: &(dyn std::error::Error + 'static),
-    hint: Option<String>,
-    is_host_fault: bool,
-) -> StartFailure {
-    let why = match hint {
-        Some(hint) => format!("{}\nhint: {hint}", chain(error)),
-        None => chain(error),
-    };
-    let fault = if is_host_fault { Fault::Host } else { Fault::Vm };
-    StartFailure { fault, why }
+pub(super) fn start_failure(error: &(dyn Explain + 'static)) -> StartFailure {
+    let fault = if error.is_host_fault() { Fault::Host } else { Fault::Vm };
+    StartFailure { fault, why: chain_with_hint(error) }
 }
 
 /// A lane accepts no more work.

@@ -3,6 +3,7 @@
 use crate::{
     net::port,
     spec::{Link, Nic, Vm},
+    value::Explain,
 };
 
 /// Why the ports of a NIC cannot be forwarded.
@@ -21,18 +22,16 @@ pub enum Error {
     NoSockets(#[from] port::NoSockets),
 }
 
-impl Error {
-    /// Whether the host is at fault.
-    pub fn is_the_hosts(&self) -> bool {
-        matches!(self, Self::Port { .. })
+impl Explain for Error {
+    fn wrapped(&self) -> Option<&dyn Explain> {
+        match self {
+            Self::Port { source, .. } => Some(source),
+            Self::NoSockets(error) => Some(error),
+        }
     }
 
-    /// The hint.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Port { source, .. } => source.hint(),
-            Self::NoSockets(error) => error.hint(),
-        }
+    fn is_own_host_fault(&self) -> bool {
+        matches!(self, Self::Port { .. })
     }
 }
 

@@ -28,7 +28,7 @@ use crate::{
     },
     sys::file,
     systemd::unit::Scope,
-    value::UidRange,
+    value::{Explain, UidRange},
 };
 
 /// What QEMU opens itself where there is KVM.
@@ -69,21 +69,16 @@ pub enum Error {
     },
 }
 
-impl Error {
-    /// Whether the host is at fault.
-    pub fn is_the_hosts(&self) -> bool {
+impl Explain for Error {
+    fn wrapped(&self) -> Option<&dyn Explain> {
         match self {
-            Self::Strict { .. } | Self::Pipe(_) => true,
-            Self::Spawn(error) => error.is_the_hosts(),
-            Self::Open { .. } | Self::Broken(_) => false,
+            Self::Spawn(error) => Some(error),
+            _ => None,
         }
     }
 
-    /// The hint.
-    pub fn hint(&self) -> Option<String> {
+    fn own_hint(&self) -> Option<String> {
         match self {
-            Self::Open { .. } => None,
-            Self::Spawn(error) => error.hint(),
             Self::Pipe(_) => Some("`ulimit -n` has to be well over 512; it is 1024 mostly".into()),
             Self::Broken(_) => Some(
                 "it may need files elsewhere than below its own prefix and /usr; `isolation = \"off\"` does without".into(),
@@ -91,7 +86,12 @@ impl Error {
             Self::Strict { .. } => {
                 Some("`qvm doctor` tells what is missing; `isolation = \"on\"` does without".into())
             }
+            _ => None,
         }
+    }
+
+    fn is_own_host_fault(&self) -> bool {
+        matches!(self, Self::Strict { .. } | Self::Pipe(_))
     }
 }
 

@@ -32,6 +32,7 @@ use crate::{
         pidfd::{self, Process},
         socket,
     },
+    value::Explain,
 };
 
 /// How long QEMU may take to answer on its monitor.
@@ -125,44 +126,36 @@ pub enum Error {
     Slow(Duration),
 }
 
-impl Error {
-    /// Whether the host is at fault. A silent QEMU process to adopt is one: its storage may hang.
-    pub fn is_the_hosts(&self) -> bool {
+impl Explain for Error {
+    fn wrapped(&self) -> Option<&dyn Explain> {
         match self {
-            Self::Tap(error) => error.is_the_hosts(),
-            Self::Forward(error) => error.is_the_hosts(),
-            Self::Socket(error) => error.is_the_hosts(),
-            Self::Isolate(error) => error.is_the_hosts(),
-            Self::Spawn(error) => error.is_the_hosts(),
-            Self::Record(error) => error.is_the_hosts(),
-            Self::Screen(error) => error.is_the_hosts(),
-            Self::Vhost(_) | Self::Watch(_) | Self::Silent { .. } => true,
-            Self::Saved(saved_state::Error::File(error)) => error.is_the_hosts(),
-            Self::Saved(_) | Self::Slow(_) => false,
-            Self::Path(_) | Self::Exited | Self::Monitor(_) | Self::Serial(_) => false,
+            Self::Tap(error) => Some(error),
+            Self::Forward(error) => Some(error),
+            Self::Socket(error) => Some(error),
+            Self::Isolate(error) => Some(error),
+            Self::Spawn(error) => Some(error),
+            Self::Monitor(error) => Some(error),
+            Self::Record(error) => Some(error),
+            Self::Screen(error) => Some(error),
+            Self::Saved(error) => Some(error),
+            _ => None,
         }
     }
 
-    /// The hint.
-    pub fn hint(&self) -> Option<String> {
+    fn own_hint(&self) -> Option<String> {
         match self {
-            Self::Tap(error) => error.hint(),
-            Self::Forward(error) => error.hint(),
-            Self::Socket(error) => error.hint(),
-            Self::Isolate(error) => error.hint(),
-            Self::Spawn(error) => error.hint(),
-            Self::Monitor(error) => error.hint(),
-            Self::Record(error) => error.hint(),
-            Self::Screen(error) => error.hint(),
             Self::Silent { pid, .. } => {
                 Some(format!("look at it with `ps -fp {pid}`; `kill {pid}` gives the guest up"))
             }
             Self::Exited => {
                 Some("`qvm plan NAME` prints the command line, to be tried by hand".into())
             }
-            Self::Saved(_) | Self::Slow(_) => None,
-            Self::Vhost(_) | Self::Watch(_) | Self::Path(_) | Self::Serial(_) => None,
+            _ => None,
         }
+    }
+
+    fn is_own_host_fault(&self) -> bool {
+        matches!(self, Self::Vhost(_) | Self::Watch(_) | Self::Silent { .. })
     }
 }
 

@@ -254,7 +254,7 @@ impl Start {
                 let _ = sender.blocking_send(Message::Progress(text));
             };
             let result = prepare::prepare(&settings, vm, &cancel, &say)
-                .map_err(|error| start_failure(&error, error.hint(), error.is_the_hosts()));
+                .map_err(|error| start_failure(&error));
             let _ = sender.blocking_send(Message::Prepared(Box::new(result)));
         };
         let spawned = std::thread::Builder::new().name("prepare".into()).spawn(prepare);
@@ -310,9 +310,7 @@ impl Start {
         let earlier = run.flush();
         self.drive(leftover, async move {
             let done = match earlier.await {
-                Ok(()) => work
-                    .await
-                    .map_err(|error| start_failure(&error, error.hint(), error.is_the_hosts())),
+                Ok(()) => work.await.map_err(|error| start_failure(&error)),
                 // A removal that is still queued would remove the new record.
                 Err(error) => Err(refused(error)),
             };

@@ -15,6 +15,7 @@ use crate::{
     supervisor::settings::Settings,
     sys::progress::{At, Cancel, Progress, line},
     systemd::unit_mounts::{self, Closed},
+    value::Explain,
 };
 use crate::{
     image::qemu_img::QemuImg,
@@ -110,41 +111,34 @@ impl From<identity_store::Error> for Error {
     }
 }
 
-impl Error {
-    /// Whether the host is at fault.
-    pub fn is_the_hosts(&self) -> bool {
+impl Explain for Error {
+    fn wrapped(&self) -> Option<&dyn Explain> {
         match self {
-            Self::Probe(error) => error.is_the_hosts(),
-            Self::NoKvm(_) | Self::Liveness(_) => true,
-            Self::File(error) => error.is_the_hosts(),
-            Self::Disk { source, .. } => source.is_the_hosts(),
-            Self::Identity(error) => error.is_the_hosts(),
-            Self::OlderQemu { .. }
-            | Self::Closed(_)
-            | Self::Firmware(_)
-            | Self::Seed(_)
-            | Self::Canceled => false,
+            Self::Probe(error) => Some(error),
+            Self::NoKvm(error) => Some(error),
+            Self::File(error) => Some(error),
+            Self::Liveness(error) => Some(error),
+            Self::Disk { source, .. } => Some(source),
+            Self::Identity(error) => Some(error),
+            Self::Closed(error) => Some(error),
+            Self::Firmware(error) => Some(error),
+            _ => None,
         }
     }
 
-    /// The hint.
-    pub fn hint(&self) -> Option<String> {
+    fn own_hint(&self) -> Option<String> {
         match self {
-            Self::Probe(error) => error.hint(),
-            Self::NoKvm(error) => error.hint(),
-            Self::File(error) => error.hint(),
-            Self::Liveness(error) => error.hint(),
-            Self::Disk { source, .. } => source.hint(),
-            Self::Firmware(error) => error.hint(),
-            Self::Identity(error) => error.hint(),
-            Self::Closed(error) => error.hint(),
             Self::OlderQemu { machine, qemu } => Some(format!(
                 "run the QEMU that it was made with, or a later one (QVM_QEMU names it); or write `{}` for `{machine}` \
                  into the VM's identity.toml: its guest then finds itself on other hardware",
                 qemu.machine
             )),
-            Self::Seed(_) | Self::Canceled => None,
+            _ => None,
         }
+    }
+
+    fn is_own_host_fault(&self) -> bool {
+        matches!(self, Self::NoKvm(_) | Self::Liveness(_))
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
     },
     supervisor::file_reading,
     sys::pidfd::Process,
-    value::{VmName, chain},
+    value::{VmName, chain, chain_with_hint},
 };
 
 /// What decides how a start continues.
@@ -78,8 +78,7 @@ impl PreviousRun {
                 (None, found(life::PreviousQemu::NeverExecuted, saved))
             }
             Err(unknown) => {
-                let hint = unknown.hint().replace("NAME", name.as_str());
-                let why = format!("{}\nhint: {hint}", chain(&unknown));
+                let why = chain_with_hint(&unknown).replace("NAME", name.as_str());
                 (None, StartEvent::PreviousUnknown(why))
             }
         };
@@ -119,8 +118,7 @@ fn read_saved(paths: &VmPaths, name: &VmName, file: &Path) -> (Option<SavedVm>, 
         }
         Err(saved_state::Error::File(error)) => {
             // A state that cannot be read now may be read by the next start.
-            let hint = error.hint().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
-            (None, SavedState::Unreadable(format!("{}{hint}", chain(&error))))
+            (None, SavedState::Unreadable(chain_with_hint(&error)))
         }
     }
 }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use self::weights::Level;
-use crate::value::VmName;
+use crate::value::{Explain, VmName};
 
 /// Why a cgroup could not be made or written to.
 #[derive(Debug, thiserror::Error)]
@@ -57,11 +57,17 @@ pub enum Error {
     },
 }
 
-impl Error {
-    /// The way out.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Error {
+    fn wrapped(&self) -> Option<&dyn Explain> {
+        match self {
+            Self::Root(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    fn own_hint(&self) -> Option<String> {
         let source = match self {
-            Self::Root(error) => return error.hint(),
+            Self::Root(_) => return None,
             Self::Mounts { source, .. }
             | Self::Write { source, .. }
             | Self::Make { source, .. }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::value::VmName;
+use crate::value::{Explain, VmName};
 
 /// Why no weight can be given on this host.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -15,9 +15,8 @@ pub enum Error {
     NotMounted,
 }
 
-impl Error {
-    /// The way out.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Error {
+    fn own_hint(&self) -> Option<String> {
         Some(match self {
             Self::Version1(_) => "boot the host with `systemd.unified_cgroup_hierarchy=1`".into(),
             Self::NotMounted => "`mount -t cgroup2 none /sys/fs/cgroup`".into(),

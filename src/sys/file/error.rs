@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::value::is_host_fault;
+use crate::value::{Explain, is_host_fault};
 
 /// What was tried, on which file.
 #[derive(Debug, thiserror::Error)]
@@ -31,14 +31,10 @@ impl Error {
     pub fn kind(&self) -> io::ErrorKind {
         self.source.kind()
     }
+}
 
-    /// The host is at fault: there is no room, or its disk fails.
-    pub fn is_the_hosts(&self) -> bool {
-        is_host_fault(self)
-    }
-
-    /// The way out, where there is one.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Error {
+    fn own_hint(&self) -> Option<String> {
         let place = self.path.parent().unwrap_or(&self.path).display();
         match self.source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(format!(
@@ -55,5 +51,9 @@ impl Error {
             }
             _ => None,
         }
+    }
+
+    fn is_own_host_fault(&self) -> bool {
+        is_host_fault(self)
     }
 }

@@ -211,6 +211,7 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
+    use crate::value::Explain;
 
     #[test]
     fn writes_whole_or_not_at_all() {

@@ -24,7 +24,7 @@ use qvm::control::{
     server,
     types::{Command, Event, Executed, Guest, Refusal, Request, Status},
 };
-use qvm::value::{Operator, Peer};
+use qvm::value::{Explain, Operator, Peer};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{

@@ -17,6 +17,7 @@ use qvm::{
     spec::{self, Bus, Checksum, Disk, Format, Image, Media, Origin, Source},
     store::layout::VmPaths,
     sys::progress::{At, Cancel, Progress, Quiet},
+    value::Explain,
 };
 
 struct Place {

@@ -22,7 +22,7 @@ use qvm::{
         digest::Digesting,
         progress::{At, Cancel, Doing, Progress, Quiet},
     },
-    value::{Algorithm, Digest},
+    value::{Algorithm, Digest, Explain},
 };
 
 /// Bytes without a pattern, the same every time.
@@ -1102,7 +1102,7 @@ fn an_image_that_rots_in_the_cache_is_brought_anew_before_a_disk_is_made_of_it()
         let text = chain(&error);
         assert!(text.contains(&format!("is damaged in the cache: `{}`", path.display())), "{text}");
         assert!(text.contains("it cannot be brought anew: "), "{text}");
-        assert!(error.is_the_hosts() && path.exists());
+        assert!(error.is_host_fault() && path.exists());
     }
 }
 

@@ -18,6 +18,7 @@ use qvm::{
     sandbox::spawn,
     spec::AntiSpoof,
     sys::pidfd::{Process, Signal},
+    value::Explain,
 };
 
 fn planned(bridge: &str, mtu: Option<u16>) -> Tap {

@@ -105,6 +105,19 @@ const LOOP: [&str; 10] = [
 ];
 /// The only file that starts tasks by itself: its types own them.
 const TASKS: &str = "src/sys/tasks.rs";
+/// The only files that create processes: the one runner of programs, and the spawn of QEMU.
+const PROCESSES: [&str; 2] = ["src/sys/program/", "src/sandbox/spawn.rs"];
+/// The paths by which a process is created, as a part of a longer path.
+const SPAWNS: [&[&str]; 8] = [
+    &["process", "Command"],
+    &["process", "CommandExt"],
+    &["std", "process", "*"],
+    &["tokio", "process"],
+    &["unistd", "fork"],
+    &["unistd", "execv"],
+    &["unistd", "execve"],
+    &["libc", "fork"],
+];
 
 /// One Rust file: where it is below the repository, and what it says.
 struct Source {
@@ -552,6 +565,28 @@ fn task_owners(sources: &[Source]) -> Vec<String> {
     problems
 }
 
+/// Programs are run by one module, with limits.
+fn processes(sources: &[Source]) -> Vec<String> {
+    let mut problems = Vec::new();
+    for source in sources {
+        if PROCESSES.iter().any(|allowed| source.path.starts_with(allowed)) {
+            continue;
+        }
+        let code = bare(&source.text);
+        for (line, path) in paths(before_tests(&code)) {
+            let has = |spawn: &&&[&str]| path.windows(spawn.len()).any(|part| part == **spawn);
+            if SPAWNS.iter().any(|spawn| has(&spawn)) {
+                problems.push(format!(
+                    "{}:{line}: `{}` creates a process beside `sys::program`",
+                    source.path,
+                    path.join("::")
+                ));
+            }
+        }
+    }
+    problems
+}
+
 fn read_tree(top: &Path, below: &str, sources: &mut Vec<Source>) {
     let Ok(entries) = fs::read_dir(top.join(below)) else { return };
     for entry in entries {
@@ -645,6 +680,11 @@ fn components_know_no_supervisor() {
 #[test]
 fn tasks_have_owners() {
     none(task_owners(&product()));
+}
+
+#[test]
+fn one_module_creates_processes() {
+    none(processes(&product()));
 }
 
 /// The rules themselves, on trees that break them.
@@ -827,6 +867,32 @@ mod on_bad_trees {
             ("src/a.rs", "fn f() { tasks.spawn(async {}); tokio::task::spawn_blocking(f); }"),
         ] {
             assert_eq!(task_owners(&one(path, text)), Vec::<String>::new(), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_process_beside_the_runner() {
+        for text in [
+            "use std::process::{Command, Stdio};",
+            "use std::process::*;",
+            "use std::{io, os::unix::process::CommandExt};",
+            "fn f() { std::process::Command::new(\"true\").spawn(); }",
+            "use std::process;\nfn f() { process::Command::new(\"true\"); }",
+            "use tokio::process::Command;",
+            "fn f() { unsafe { nix::libc::fork() }; }",
+            "use nix::unistd::{Pid, fork};",
+        ] {
+            let problems = processes(&one("src/image/qemu_img.rs", text));
+            assert_eq!(problems.len(), 1, "{text}: {problems:?}");
+        }
+        let tests = "//! x\n#[cfg(test)]\nmod tests { use std::process::Command; }\n";
+        for (path, text) in [
+            ("src/sys/program/mod.rs", "use std::process::Command;"),
+            ("src/sandbox/spawn.rs", "use std::process::Command;"),
+            ("src/a.rs", tests),
+            ("src/a.rs", "use std::process::{Child, ExitStatus};\nuse clap::Command;"),
+        ] {
+            assert_eq!(processes(&one(path, text)), Vec::<String>::new(), "{path}");
         }
     }
 

@@ -13,7 +13,6 @@ pub(crate) use self::model::Top;
 use std::{
     io,
     path::{Path, PathBuf},
-    process::Command,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -31,6 +30,7 @@ use crate::{
     store::layout::Layout,
     sys::{
         pidfd::{Exit, Process, Signal},
+        program::Program,
         session::{Session, Vanished},
         storage_reader::StorageReader,
     },
@@ -181,13 +181,11 @@ async fn console(
     let Layout { config, state, runtime } = context.layout;
     let directories: [(&str, &PathBuf); 3] =
         [("--config-dir", config), ("--state-dir", state), ("--runtime-dir", runtime)];
-    let mut command = Command::new(context.exe);
-    for (option, directory) in directories {
-        command.arg(option).arg(directory);
-    }
+    let options = directories.iter().flat_map(|(option, path)| [option.as_ref(), path.as_os_str()]);
+    let program = Program::new(context.exe).args(options).args(["console", name]);
     let mut vanished = None;
     let ended = async {
-        let child = command.args(["console", name]).spawn()?;
+        let child = program.spawn_in_foreground()?;
         let process = Arc::new(Process::open(child.id())?);
         loop {
             tokio::select! {

@@ -14,7 +14,7 @@ use crate::{
         tap_spec::Tap,
     },
     spec::Vm,
-    value::{IfName, Label, MacAddr},
+    value::{Explain, IfName, Label, MacAddr},
 };
 use std::collections::BTreeMap;
 
@@ -46,22 +46,17 @@ pub enum Error {
     Filter(#[from] Unfiltered),
 }
 
-impl Error {
-    /// The host is at fault, and not the VM.
-    pub fn is_the_hosts(&self) -> bool {
+impl Explain for Error {
+    fn wrapped(&self) -> Option<&dyn Explain> {
         match self {
-            Self::Tap { source, .. } => source.is_the_hosts(),
-            Self::Link { .. } | Self::Filter(_) => true,
+            Self::Tap { source, .. } => Some(source),
+            Self::Link { source, .. } => Some(source),
+            Self::Filter(error) => Some(error),
         }
     }
 
-    /// What to do about it.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Tap { source, .. } => source.hint(),
-            Self::Link { source, .. } => source.hint(),
-            Self::Filter(unfiltered) => unfiltered.hint(),
-        }
+    fn is_own_host_fault(&self) -> bool {
+        matches!(self, Self::Link { .. } | Self::Filter(_))
     }
 }
 

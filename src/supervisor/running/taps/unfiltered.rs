@@ -3,7 +3,7 @@
 use crate::{
     net::{anti_spoof::filters, tap_spec::Tap},
     spec::{AntiSpoof, Vm},
-    value::IfName,
+    value::{Explain, IfName},
 };
 
 /// Why a guest is not given a tap that is not filtered.
@@ -45,11 +45,18 @@ impl Unfiltered {
             }
         })
     }
+}
 
-    /// The way out.
-    pub fn hint(&self) -> Option<String> {
+impl Explain for Unfiltered {
+    fn wrapped(&self) -> Option<&dyn Explain> {
         match self {
-            Self::Required { source, .. } => source.hint(),
+            Self::Required { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+
+    fn own_hint(&self) -> Option<String> {
+        match self {
             Self::Strict { source, .. } => {
                 let without = "so does `isolation = \"on\"`, and `qvm status` tells then";
                 Some(match source.hint() {
@@ -57,6 +64,7 @@ impl Unfiltered {
                     None => format!("`antiSpoof = false` goes without; {without}"),
                 })
             }
+            _ => None,
         }
     }
 }
@@ -78,7 +86,7 @@ mod tests {
         let refused = Unfiltered::of(&vm, &taps(&vm)[0], missing)?;
         assert!(refused.source().is_some());
         let refused = open::Error::from(refused);
-        assert!(refused.is_the_hosts());
+        assert!(refused.is_host_fault());
         Some((refused.to_string(), refused.hint()))
     }
 
