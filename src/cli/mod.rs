@@ -7,6 +7,7 @@ pub mod edited;
 pub mod exit;
 mod help;
 mod invocation;
+mod run_line;
 mod settings;
 pub mod table;
 pub mod verb;

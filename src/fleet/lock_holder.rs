@@ -26,8 +26,9 @@ pub const EXIT_LIMIT: Duration = Duration::from_secs(5);
 /// The error with which a supervisor that is about to end answers all calls
 /// (docs/io.qvm.Vm.varlink).
 const NOT_NOW: &str = "io.qvm.Vm.NotNow";
-/// The poll interval.
-const POLL: Duration = Duration::from_millis(10);
+/// The first pause between two attempts, and the longest: it doubles each time.
+const FIRST_PAUSE: Duration = Duration::from_micros(500);
+const LONGEST_PAUSE: Duration = Duration::from_millis(10);
 
 /// The state of the lock holder as seen at its control socket.
 #[derive(Debug)]
@@ -83,6 +84,7 @@ pub async fn acquire(paths: &VmPaths) -> Result<Lock, lock::Error> {
         source: io::Error::new(error.kind(), error),
     })?;
     let begun = Instant::now();
+    let mut pause = FIRST_PAUSE;
     loop {
         match Lock::acquire(&paths.lock()) {
             Err(error @ lock::Error::Taken { .. }) => {
@@ -100,7 +102,8 @@ pub async fn acquire(paths: &VmPaths) -> Result<Lock, lock::Error> {
             }
             taken => return taken,
         }
-        sleep(POLL).await;
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 
@@ -171,7 +174,7 @@ mod tests {
             async move { acquire(&paths).await.map(drop) }
         });
         // Both orders are correct.
-        sleep(5 * POLL).await;
+        sleep(5 * LONGEST_PAUSE).await;
         drop(first);
         second.await.unwrap().unwrap();
     }

@@ -35,6 +35,8 @@ pub(crate) enum Input {
     HostSlept(Duration),
     /// The operators that the host does not know.
     UnknownOperators(Vec<Operator>),
+    /// Nothing of a start is under way any more.
+    Settled,
     /// Whether everything is written that a re-executed supervisor reads; `false` where the storage does not answer.
     Written(bool),
 }

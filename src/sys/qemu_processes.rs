@@ -45,6 +45,9 @@ impl QemuProcess {
     }
 }
 
+/// How many bytes of a command line are read at a time; that of a QEMU process has 2 to 4 KiB.
+const LINE: usize = 16 << 10;
+
 /// All of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct QemuProcesses {
@@ -60,21 +63,37 @@ pub struct QemuProcesses {
 /// /proc cannot be read. A process that ends meanwhile is no error.
 pub fn list() -> io::Result<QemuProcesses> {
     let mut found = QemuProcesses { all: vec![], is_partial: fs::metadata("/proc/1").is_err() };
+    let mut line = Vec::with_capacity(LINE);
     for pid in pids()? {
-        let line = match fs::read(format!("/proc/{pid}/cmdline")) {
-            Ok(line) => line,
+        match read_line(pid, &mut line) {
+            Ok(()) => {}
             Err(error) if has_ended(&error) => continue,
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 found.is_partial = true;
                 continue;
             }
             Err(error) => return Err(error),
-        };
+        }
         if let Some(process) = qemu(pid, &line) {
             found.all.push(process);
         }
     }
     Ok(found)
+}
+
+/// Reads the command line of a process; empty for a thread of the kernel. A start waits for the
+/// scan of all processes, so three system calls a process are few: [`fs::read`] makes nine.
+fn read_line(pid: u32, line: &mut Vec<u8>) -> io::Result<()> {
+    let file = fs::File::open(format!("/proc/{pid}/cmdline"))?;
+    line.clear();
+    loop {
+        line.reserve(LINE);
+        match rustix::io::read(&file, rustix::buffer::spare_capacity(line)) {
+            Ok(0) => return Ok(()),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 fn pids() -> io::Result<Vec<u32>> {

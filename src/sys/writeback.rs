@@ -11,7 +11,7 @@ use std::{
 };
 
 /// How many bytes are written before they are written back.
-const STEP: u64 = 64 << 20;
+const STEP: u64 = 32 << 20;
 
 /// One file's writing back. Dropped without [`WriteBack::end`], it is left to itself: who calls a copy off does
 /// not wait for the disk.
