@@ -26,7 +26,7 @@ use tracing_subscriber::{
 
 // SIGPIPE stays ignored, as Rust's runtime has it: who reads no more is an error of writing, and quiet.
 fn main() -> ExitCode {
-    memory::one_heap();
+    memory::use_one_heap();
     let arguments: Vec<_> = env::args_os().collect();
     // A shell that asks what comes next has no place for messages.
     match complete(&arguments) {

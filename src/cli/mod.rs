@@ -274,7 +274,7 @@ fn images(
         vms: &vms,
         invalid: &invalid,
         tools: &tools,
-        progress: &mut progress::Shown::new(invocation.terminal),
+        progress: &mut progress::TerminalProgress::new(invocation.terminal),
         cancel: &progress::Cancel::default(),
         out: &mut io::stdout().lock(),
         screen,

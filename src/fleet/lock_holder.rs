@@ -87,7 +87,7 @@ pub async fn acquire(paths: &VmPaths) -> Result<Lock, lock::Error> {
     let mut pause = FIRST_PAUSE;
     loop {
         match Lock::acquire(&paths.lock()) {
-            Err(error @ lock::Error::Taken { .. }) => {
+            Err(error @ lock::Error::Held { .. }) => {
                 let holder = probe(&paths.control_socket()).await;
                 let goes = match holder {
                     LockHolder::NotListening | LockHolder::Exiting => true,

@@ -77,7 +77,7 @@ pub async fn end(settings: Settings) -> Result<(), Error> {
     let lock = match lock_holder::acquire(&paths).await {
         Ok(lock) => lock,
         // The supervisor was started by hand, outside the unit.
-        Err(lock::Error::Taken { .. }) => return Ok(()),
+        Err(lock::Error::Held { .. }) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
     info!("QEMU runs without its supervisor: shutting the guest down");

@@ -13,7 +13,7 @@ use crate::{
     control::client::Client,
     store::{layout::Layout, running},
     sys::{
-        session::{Session, Vanished},
+        session::{Session, SessionEnd},
         terminal::{self, Output},
     },
     value::VmName,
@@ -86,7 +86,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
         messages.finish_with(RESET_TERMINAL.as_bytes()).await;
     }
     match left? {
-        Ended::Vanished(Vanished::NoReader) | Ended::ByOperator | Ended::Closed => Ok(()),
+        Ended::Vanished(SessionEnd::NoReader) | Ended::ByOperator | Ended::Closed => Ok(()),
         Ended::Vanished(vanished) => Err(Failure::quiet(vanished.exit_code())),
     }
 }
@@ -117,7 +117,7 @@ enum Ended {
     /// The supervisor closed the connection.
     Closed,
     /// The terminal or the reader of standard output is gone.
-    Vanished(Vanished),
+    Vanished(SessionEnd),
 }
 
 /// What the operator did.
@@ -125,7 +125,7 @@ enum Input {
     Typed(Vec<u8>),
     /// Standard input has ended.
     Left,
-    Vanished(Vanished),
+    Vanished(SessionEnd),
 }
 
 impl Operator {
@@ -142,7 +142,7 @@ impl Operator {
             typed = typed => match typed {
                 Some(typed) => Input::Typed(typed),
                 // A terminal in raw mode has no end of input but its hangup.
-                None if self.on_terminal => Input::Vanished(Vanished::HungUp),
+                None if self.on_terminal => Input::Vanished(SessionEnd::HungUp),
                 None => Input::Left,
             },
         }
@@ -199,7 +199,7 @@ async fn next(
     name: &VmName,
     read_only: bool,
     operator: &mut Operator,
-) -> Result<Option<UnixStream>, Vanished> {
+) -> Result<Option<UnixStream>, SessionEnd> {
     let paths = layout.vm(name);
     let until = tokio::time::Instant::now() + NEXT_SUPERVISOR_LIMIT;
     // Without a QEMU there is nothing to wait for: the VM is down.

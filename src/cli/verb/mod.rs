@@ -75,7 +75,7 @@ use crate::{
     store::{layout::Layout, running},
     sys::{
         progress::Cancel,
-        session::{Session, Vanished},
+        session::{Session, SessionEnd},
     },
     systemd::{service::Unit, unit::Scope},
     transfer,
@@ -113,7 +113,7 @@ async fn followed(work: impl Future<Output = Result<(), Failure>>) -> Result<(),
 /// Runs read-only work: a closed standard output is not an error.
 async fn shown(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     match followed(work).await {
-        Err(failure) if failure.exit_code() == Vanished::NoReader.exit_code() => Ok(()),
+        Err(failure) if failure.exit_code() == SessionEnd::NoReader.exit_code() => Ok(()),
         done => done,
     }
 }
@@ -221,7 +221,7 @@ async fn long<T: Send + 'static>(
     tokio::pin!(work);
     let called_off = async {
         // Progress is not required: write errors are ignored.
-        while session.end().await == Vanished::NoReader {}
+        while session.end().await == SessionEnd::NoReader {}
         cancel.set();
         tokio::time::sleep(CANCEL_GRACE).await;
     };

@@ -31,7 +31,7 @@ use crate::{
     sys::{
         pidfd::{Exit, Process, Signal},
         program::Program,
-        session::{Session, Vanished},
+        session::{Session, SessionEnd},
         storage_reader::StorageReader,
     },
 };
@@ -80,7 +80,7 @@ pub async fn run(args: &Args, context: &Context<'_>) -> Result<(), Failure> {
         return Err(Failure::new(exit::USAGE, "`qvm top` requires a terminal").hint(hint));
     }
     let cannot = |error: io::Error| match error.raw_os_error() {
-        Some(EIO) => Failure::quiet(Vanished::HungUp.exit_code()),
+        Some(EIO) => Failure::quiet(SessionEnd::HungUp.exit_code()),
         _ => Failure::new(exit::FAILED, format!("cannot use the terminal: {error}")),
     };
     let mut session = Session::catch().map_err(cannot)?;
@@ -88,7 +88,7 @@ pub async fn run(args: &Args, context: &Context<'_>) -> Result<(), Failure> {
     let shown = show(args, context, &mut screen, &mut session).await;
     screen.leave().await;
     match shown.map_err(cannot)? {
-        None | Some(Vanished::NoReader) => Ok(()),
+        None | Some(SessionEnd::NoReader) => Ok(()),
         Some(vanished) => Err(Failure::quiet(vanished.exit_code())),
     }
 }
@@ -99,7 +99,7 @@ async fn show(
     context: &Context<'_>,
     screen: &mut Screen,
     session: &mut Session,
-) -> io::Result<Option<Vanished>> {
+) -> io::Result<Option<SessionEnd>> {
     let mut top = Top {
         rows: vec![],
         sort: Sort::Cpu,
@@ -133,7 +133,7 @@ async fn show(
                 vanished = session.end() => return Ok(Some(vanished)),
                 pressed = screen.keys(left.min(POLL)) => pressed?,
             };
-            let Some(pressed) = pressed else { return Ok(Some(Vanished::HungUp)) };
+            let Some(pressed) = pressed else { return Ok(Some(SessionEnd::HungUp)) };
             changed = !pressed.is_empty();
             for event in pressed {
                 let Event::Key(key) = event else { continue };
@@ -177,7 +177,7 @@ async fn console(
     context: &Context<'_>,
     name: &str,
     session: &mut Session,
-) -> (Option<Vanished>, Option<String>) {
+) -> (Option<SessionEnd>, Option<String>) {
     let Layout { config, state, runtime } = context.layout;
     let directories: [(&str, &PathBuf); 3] =
         [("--config-dir", config), ("--state-dir", state), ("--runtime-dir", runtime)];
