@@ -48,10 +48,10 @@ pub fn made(disk: &Disk, vm: &VmPaths) -> Result<Option<Made>, Error> {
 ///
 /// # Errors
 /// A file cannot be removed.
-pub fn remove_left_overs(vm: &VmPaths) -> Result<(), FileError> {
+pub fn remove_leftovers(vm: &VmPaths) -> Result<(), FileError> {
     file::remove_tree(&vm.state_being_removed())?;
-    file::remove_left_overs(&vm.runtime)?;
-    file::remove_left_overs(&vm.state)
+    file::remove_leftovers(&vm.runtime)?;
+    file::remove_leftovers(&vm.state)
 }
 
 /// The disk, ready. Its image is fetched only when the disk is made. Blocks; run it on a thread that may.

@@ -1,5 +1,5 @@
-//! Giving back memory that is not used any more: a supervisor waits for months after a start that
-//! used much more than the waiting does.
+//! Returns unused memory to the kernel: a supervisor is idle for months after a start, which needs
+//! much more memory.
 
 use std::{fs, io, ops::Range};
 
@@ -12,11 +12,12 @@ const BEYOND_STACK_CACHE: usize = 41 << 20;
 /// What stays of the stack below the caller, in bytes: frames of the functions here.
 const STACK_IN_USE: usize = 4 << 10;
 
-/// Has all threads allocate from one heap: glibc would give each one of its own, and each keeps what was freed in it (mallopt(3),
-/// M_ARENA_MAX). To be called before the first thread is started.
-pub fn one_heap() {
+/// Makes all threads allocate from one heap: by default, glibc creates a heap for each thread and
+/// keeps freed memory in each (mallopt(3), M_ARENA_MAX). Call this before the first thread is
+/// started.
+pub fn use_one_heap() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: it sets a number, while no other thread is there.
+    // SAFETY: sets a number while no other thread exists.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
     }
@@ -28,7 +29,7 @@ pub fn one_heap() {
 pub fn trim() {
     #[cfg(target_env = "gnu")]
     {
-        // SAFETY: it may be called at any time, from any thread, and touches only what is free.
+        // SAFETY: malloc_trim is thread-safe and affects only free memory.
         unsafe { libc::malloc_trim(0) };
         drop_cached_stacks();
     }

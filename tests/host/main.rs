@@ -321,15 +321,12 @@ fn one_file_and_one_start_is_all_there_is_to_do() {
     host.sh("systemctl set-property qvm@b CPUWeight=77");
     let b = host.status("b");
     assert_eq!(b["cpuWeightEffective"], 77);
-    assert!(
-        b["notes"].to_string().contains("`cpu.weight` was set to 77 by another than the VM file"),
-        "{b}"
-    );
+    assert!(b["notes"].to_string().contains("another program has set `cpu.weight` to 77"), "{b}");
     // A weight in a slice of its own is measured against nobody's.
     host.sh("mkdir /etc/systemd/system/qvm@b.service.d && printf '[Service]\\nSlice=own.slice\\n' >/etc/systemd/system/qvm@b.service.d/own.conf && systemctl daemon-reload && qvm restart b");
     let b = host.status("b");
     assert!(
-        b["notes"].to_string().contains("nothing else is in `/sys/fs/cgroup/own.slice`"),
+        b["notes"].to_string().contains("`/sys/fs/cgroup/own.slice` contains no other cgroup"),
         "{b}"
     );
 

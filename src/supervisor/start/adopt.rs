@@ -20,12 +20,12 @@ use crate::{
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// How long a QEMU process that closed the connection may take to exit.
-const GOES_WITHIN: Duration = Duration::from_secs(2);
+const EXIT_LIMIT: Duration = Duration::from_secs(2);
 
 /// Removes temporary files of the earlier supervisor: a partial saved state has the size of the
 /// guest's memory, and QEMU may run for months. A failure is logged.
 fn remove_leftovers(paths: &VmPaths) {
-    if let Err(error) = disk::remove_left_overs(paths) {
+    if let Err(error) = disk::remove_leftovers(paths) {
         tracing::warn!("cannot remove temporary files: {}", chain(&error));
     }
 }
@@ -44,7 +44,7 @@ pub async fn adopt(
     match connect(process.clone(), record, paths).await {
         Err(Error::Monitor(source)) => {
             // The guest may have shut down, so that QEMU is exiting.
-            let _ = tokio::time::timeout(GOES_WITHIN, process.wait()).await;
+            let _ = tokio::time::timeout(EXIT_LIMIT, process.wait()).await;
             Err(Error::Silent { pid, source })
         }
         done => done,

@@ -19,7 +19,7 @@ use crate::{
     machine::{
         argv,
         facts::{Accelerator, Qemu},
-        fdset::{Access, Handed},
+        fdset::{Access, PassedFile},
     },
     sandbox::file_access::{self, Right},
     sandbox::{
@@ -258,8 +258,8 @@ pub fn probe(qemu: &Qemu, root: &Path, range: UidRange) -> Result<Isolation, Err
 ///
 /// # Errors
 /// A file cannot be opened.
-pub(crate) fn open(files: &[Handed]) -> Result<Vec<(OwnedFd, i32)>, Error> {
-    let open = |handed: &Handed| {
+pub(crate) fn open(files: &[PassedFile]) -> Result<Vec<(OwnedFd, i32)>, Error> {
+    let open = |handed: &PassedFile| {
         let Access { write, direct } = handed.access;
         let flags = if direct { OFlags::DIRECT } else { OFlags::empty() };
         let opened = OpenOptions::new()
@@ -275,7 +275,7 @@ pub(crate) fn open(files: &[Handed]) -> Result<Vec<(OwnedFd, i32)>, Error> {
 
 /// Makes what QEMU writes to among the VM's own files its user's. Best effort: it has them as
 /// descriptors anyway.
-pub(crate) fn give_to_user(files: &[Handed], state: &Path, uid: Option<u32>) {
+pub(crate) fn give_to_user(files: &[PassedFile], state: &Path, uid: Option<u32>) {
     let Some(uid) = uid else { return };
     for handed in files.iter().filter(|one| one.access.write && one.path.starts_with(state)) {
         let is_its = file::metadata(&handed.path)
