@@ -1,4 +1,5 @@
-//! What the weights of running VMs come to: read from the cgroups of all of them at once, since their shares are of each other.
+//! The effective CPU weights and shares of running VMs, read from all their cgroups together, since
+//! shares are relative.
 
 use std::path::Path;
 
@@ -8,8 +9,8 @@ use crate::{
     value::{Note, NoteCode},
 };
 
-/// Fills in the weights in effect and the shares of the VMs that run, and notes where a weight is void; `proc` is `/proc`. Without
-/// a cgroup v2 they stay unknown.
+/// Sets the effective weights and the shares of the running VMs, and adds a note for a weight
+/// without effect; `proc` is `/proc`. They stay unknown without cgroup v2.
 pub fn weigh(entries: &mut [Entry], proc: &Path) {
     let Ok(root) = cgroup::root(proc) else { return };
     let mut weights = Weights::new(root.clone());
@@ -23,10 +24,10 @@ pub fn weigh(entries: &mut [Entry], proc: &Path) {
         status.cpu_weight_effective = effect.weight;
         status.cpu_share = effect.share;
         let note = effect.void.map(|why| {
-            let text = format!("`cpuWeight` is not what it seems: {why}");
+            let text = format!("`cpuWeight` is not in effect: {why}");
             Note::new(NoteCode::WeightVoid, text).key("cpuWeight")
         });
-        // Where the supervisor could not give it, it has said so.
+        // The supervisor has noted already that it could not set the weight.
         let said = status.notes.iter().any(|note| note.is_of(NoteCode::NoEffect, "cpuWeight"));
         status.notes.extend(note.filter(|_| !said));
     }
@@ -40,7 +41,7 @@ mod tests {
     use crate::{fleet::inventory, store::layout::Layout, sys::storage_reader::StorageReader};
 
     #[tokio::test(flavor = "current_thread")]
-    async fn shares_are_of_each_other() {
+    async fn shares_are_relative() {
         let dir = tempfile::tempdir().unwrap();
         let write = |path: &str, text: &str| {
             let path = dir.path().join(path);

@@ -1,4 +1,4 @@
-//! One VM of the inventory, by its supervisor's answer or by what its files tell.
+//! One VM of the inventory, from its supervisor's answer or from its files.
 
 use std::{error::Error, fmt, io, path::Path};
 
@@ -22,21 +22,21 @@ use crate::{
 /// One VM.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
-    /// Its name, or what its file is called where that is no VM's name.
+    /// The name of the VM, or the name of its file if that is not a valid VM name.
     pub name: String,
-    /// What its supervisor tells; where there is none, what its file and its last ends tell.
+    /// The status from the supervisor; without one, from the VM file and the recorded ends.
     pub status: Status,
-    /// What is wrong with its file, or with its supervisor; may have several lines.
+    /// The problem with the VM file or the supervisor; may have several lines.
     pub problem: Option<Problem>,
-    /// A supervisor told the status.
+    /// Whether `status` came from a supervisor.
     pub answers: bool,
-    /// It has a VM file.
+    /// Whether the VM has a VM file.
     pub file_exists: bool,
-    /// That file is valid, or was when its supervisor read it.
+    /// Whether the VM file is valid, or was when the supervisor read it.
     pub file_valid: bool,
-    /// There is anything of it: a file, kept state, a supervisor.
+    /// Whether the VM exists: it has a VM file, a state directory or a supervisor.
     pub known: bool,
-    /// Its files, or the directory of VMs that it stands for, cannot be read.
+    /// Whether the files of the VM, or the directory that the entry stands for, cannot be read.
     pub unread: bool,
 }
 
@@ -84,10 +84,10 @@ impl fmt::Display for Problem {
 }
 
 impl Entry {
-    /// The note about a VM whose file is gone.
+    /// Returns the note of a VM without a VM file.
     pub fn orphan(&self) -> Option<Note> {
         let hint = match self.status.state {
-            State::Stopped | State::Failed => Some("`qvm gc --disks` deletes what is kept of it"),
+            State::Stopped | State::Failed => Some("`qvm gc --disks` deletes its data"),
             State::Unknown => None,
             _ => Some("`qvm gc` stops it"),
         };
@@ -95,7 +95,7 @@ impl Entry {
         self.status.orphan.then(|| note.hint(hint.map(str::to_owned)))
     }
 
-    /// What a supervisor answered.
+    /// Creates an entry from a supervisor's answer.
     pub(crate) fn supervised(name: &VmName, status: Status) -> Self {
         let (name, file_exists) = (name.to_string(), !status.orphan);
         let (problem, file_valid) = (None, file_exists);
@@ -103,24 +103,24 @@ impl Entry {
         Self { name, status, problem, answers, file_exists, file_valid, known, unread }
     }
 
-    /// A VM on storage that does not answer: nothing is known.
+    /// Creates an entry for a VM whose storage does not answer.
     pub(crate) fn no_answer(name: &str, error: &storage_reader::Error) -> Self {
         Self::unknown(name, Problem::new(NoteCode::Unknown, name, chain(error), error.hint()))
     }
 
-    /// A directory of VMs that cannot be listed.
+    /// Creates an entry for a directory of VMs that cannot be listed.
     pub(crate) fn unlisted(dir: &Path, error: &(dyn Error + 'static)) -> Self {
         let dir = dir.display().to_string();
         let what = format!("error: cannot list `{dir}`: {}", chain(error));
         Self::unknown(&dir, Problem { code: NoteCode::Unknown, subject: None, what, hint: None })
     }
 
-    /// The directory of the VM files that cannot be listed.
+    /// Creates an entry for the directory of the VM files if it cannot be listed.
     pub(crate) fn unlisted_files(dir: &Path, invalid: &Invalid) -> Self {
         Self::unknown(&dir.display().to_string(), Problem::invalid(NoteCode::Unknown, invalid))
     }
 
-    /// A VM file whose name no VM can have.
+    /// Creates an entry for a VM file whose name is not a valid VM name.
     pub(crate) fn misnamed(file: &Path, invalid: &Invalid) -> Self {
         let stem = file.file_stem().unwrap_or_default().to_string_lossy();
         Self::without_file(&stem, Some(Problem::invalid(NoteCode::VmFileInvalid, invalid)), true)
@@ -133,8 +133,8 @@ impl Entry {
         entry
     }
 
-    /// What the VM is where its supervisor takes calls but answers none: to call it stopped would be
-    /// to guess. Where this process cannot even call, nothing is known.
+    /// Marks a VM whose supervisor accepts connections but does not answer: it may be running. If
+    /// this process cannot connect at all, the state is unknown.
     pub(crate) fn is_silent(&mut self, error: &client::Error) {
         self.status.state = if is_host_fault(error) { State::Unknown } else { State::Running };
         self.status.since = None;
@@ -142,7 +142,7 @@ impl Entry {
         self.problem = Some(Problem::new(NoteCode::SupervisorSilent, &self.name, what, None));
     }
 
-    /// What there is without a VM file that can be read.
+    /// Creates an entry for a VM without a readable VM file.
     pub(crate) fn without_file(name: &str, problem: Option<Problem>, file_exists: bool) -> Self {
         let status = Status {
             name: name.to_owned(),
@@ -188,7 +188,7 @@ impl Entry {
     }
 }
 
-/// What the VM file tells.
+/// Copies settings of the VM file into the status.
 fn written(status: &mut Status, vm: &Vm) {
     let nic = vm.nics.first();
     status.vcpu = u32::from(vm.vcpu);
@@ -202,8 +202,8 @@ fn written(status: &mut Status, vm: &Vm) {
     status.description.clone_from(&vm.description);
 }
 
-/// What the files of a VM tell that no supervisor answers for, and whether a QEMU process of it is
-/// running. Blocks as long as the storage does; `position` is set to the path being read.
+/// Returns a VM without a supervisor from its files, and whether its QEMU process is running.
+/// Blocks as long as the storage does; `position` records the path that is being read.
 pub(crate) fn unsupervised(
     layout: &Layout,
     name: &VmName,
@@ -229,14 +229,14 @@ pub(crate) fn unsupervised(
     kept(&mut entry.status, &paths);
     match &found {
         Ok(PreviousQemu::Running(qemu, record)) => {
-            // Its supervisor was killed. The guest does not know, and goes on.
+            // The supervisor was killed; the guest keeps running.
             entry.status.state = State::Running;
             entry.status.pid = Some(qemu.pid());
             entry.status.since = None;
             entry.status.started_at = Some(record.started_at.clone());
             entry.known = true;
             let what = format!(
-                "its QEMU runs without a supervisor, pid {}; `qvm start {name}` takes it over",
+                "its QEMU process (pid {}) runs without a supervisor; `qvm start {name}` adopts it",
                 qemu.pid()
             );
             let problem = Problem::new(NoteCode::NoSupervisor, name.as_str(), what, None);
@@ -253,7 +253,7 @@ pub(crate) fn unsupervised(
     (entry, found)
 }
 
-/// What the state directory tells.
+/// Copies data of the state directory into the status.
 fn kept(status: &mut Status, paths: &VmPaths) {
     let log = paths.console_log();
     status.console = log.is_file().then(|| log.display().to_string());
@@ -267,8 +267,8 @@ fn kept(status: &mut Status, paths: &VmPaths) {
     if let Ok(meta) = paths.saved().symlink_metadata() {
         let mib = meta.len().div_ceil(1 << 20);
         let text = format!(
-            "its guest's state is saved ({mib} MiB): the next start goes on from it, or boots with \
-             `--discard-state`"
+            "its guest's state is saved ({mib} MiB): the next start restores it, or discards it \
+             with `--discard-state`"
         );
         status.notes.push(Note::new(NoteCode::SavedState, text));
     }

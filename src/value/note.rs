@@ -50,7 +50,7 @@ codes! {
         VmFileInvalid "vm-file-invalid" "The VM file is not valid.",
         VmFileUnread "vm-file-unread" "The storage of the VM file does not answer.",
         Waiting "waiting" "The start waits for memory or for another start.",
-        WeightVoid "weight-void" "`cpuWeight` does not give the share that it seems to give.",
+        WeightVoid "weight-void" "`cpuWeight` is not in effect.",
     }
 }
 

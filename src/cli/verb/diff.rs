@@ -1,4 +1,4 @@
-//! `qvm diff`: what runs beside what is written, key by key, and when each change becomes real.
+//! `qvm diff`: the differences between running VMs and their VM files, and when each takes effect.
 
 use serde_json::json;
 
@@ -22,10 +22,10 @@ pub struct Args {
     json: bool,
 }
 
-/// Prints the differences; nothing where there are none.
+/// Prints the differences; nothing if there are none.
 ///
 /// # Errors
-/// A VM that was named does not run (3), or its file is not valid.
+/// A VM in `names` is not running (3), or its VM file is invalid.
 pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let entries = inventory(&StorageReader::default(), layout, &args.names).await;
     let mut failures = Vec::new();
@@ -44,16 +44,17 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
                 json!({ "name": name, "pending": pending, "noteDetails": notes })
             })
             .collect();
-        let json = serde_json::to_string_pretty(&all).map_err(|error| Failure::of(&error))?;
+        let json =
+            serde_json::to_string_pretty(&all).map_err(|error| Failure::from_error(&error))?;
         super::print(&format!("{json}\n"))?;
     } else {
-        let text: String = running.iter().map(|entry| told(&entry.status)).collect();
+        let text: String = running.iter().map(|entry| differences(&entry.status)).collect();
         super::print(&text)?;
     }
     Failure::all(failures)
 }
 
-fn told(status: &Status) -> String {
+fn differences(status: &Status) -> String {
     let changes = status.pending.iter().map(super::change);
     let first_line = |note: &Note| note.text.lines().next().unwrap_or_default().to_owned();
     let lines = changes.chain(invalid(status).map(first_line));

@@ -16,7 +16,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
             ));
         }
         Some(Ok(isolation)) if isolation.missing.is_empty() => {
-            let found = format!("QEMU is kept apart by all layers: {}", isolation.told());
+            let found = format!("QEMU is kept apart by all layers: {}", isolation.describe());
             findings.push(Finding::ok(FindingCode::Isolation, "isolation", found));
         }
         Some(Ok(isolation)) => {
