@@ -399,7 +399,7 @@ fn an_exported_vm_is_the_same_on_another_host() {
         (code, said.as_str()),
         (
             Some(1),
-            "error: the VM `web` has its UUID already\nhint: `--new-identity` makes a copy that can run beside it\n"
+            "error: the VM `web` has the same UUID\nhint: `--new-identity` creates a copy that can run at the same time\n"
         )
     );
     let said = there.ok(&[&twin[..], &["--new-identity"]].concat());
@@ -691,11 +691,11 @@ fn what_is_called_off_leaves_nothing_and_waits_for_nobody() {
     let (child, mut pipe) = import();
     let mut rest = whole[100_000..].chunks(512).cycle();
     crate::lab::until("it reads no more", || pipe.write_all(rest.next().unwrap()).is_err());
-    assert_eq!(ended(child), (Some(1), "error: called off\n".to_owned()));
+    assert_eq!(ended(child), (Some(1), "error: canceled\n".to_owned()));
     assert!(tree(&lab) == before, "{:?}", tree(&lab).keys());
     // While none come; what it could not clean up goes with the next one.
     let (child, pipe) = import();
-    assert_eq!(ended(child), (Some(1), "error: called off\n".to_owned()));
+    assert_eq!(ended(child), (Some(1), "error: canceled\n".to_owned()));
     drop(pipe);
     lab.ok(&["clone", "web", "other"]);
     nothing_is_left(&lab);
