@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     ffi::OsString,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -36,7 +36,8 @@ pub(crate) struct Context {
     lanes: Lanes,
     notifier: Notifier,
     under_systemd: bool,
-    watchers: broadcast::Sender<Event>,
+    /// The queue has its slots from the start: one with the event itself takes four times as much.
+    watchers: broadcast::Sender<Arc<Event>>,
     /// The last events, newest first.
     recent: Mutex<VecDeque<Event>>,
     origin: Instant,
@@ -101,7 +102,7 @@ impl Context {
     }
 
     /// The queue of events, for the control socket.
-    pub(crate) fn watchers(&self) -> broadcast::Sender<Event> {
+    pub(crate) fn watchers(&self) -> broadcast::Sender<Arc<Event>> {
         self.watchers.clone()
     }
 
@@ -121,7 +122,7 @@ impl Context {
             recent.push_front(event.clone());
         }
         // Without a watcher there is no receiver.
-        let _ = self.watchers.send(event);
+        let _ = self.watchers.send(Arc::new(event));
     }
 
     /// The last events, newest first.
