@@ -3,7 +3,10 @@
 use std::{
     collections::VecDeque,
     ffi::OsString,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -41,6 +44,8 @@ pub(crate) struct Context {
     /// The last events, newest first.
     recent: Mutex<VecDeque<Event>>,
     origin: Instant,
+    /// Unused memory will be returned to the kernel.
+    is_settling: AtomicBool,
 }
 
 impl Context {
@@ -57,6 +62,7 @@ impl Context {
             watchers,
             recent: Mutex::default(),
             origin: Instant::now(),
+            is_settling: AtomicBool::new(false),
             settings,
         }
     }
@@ -104,6 +110,16 @@ impl Context {
     /// The queue of events, for the control socket.
     pub(crate) fn watchers(&self) -> broadcast::Sender<Arc<Event>> {
         self.watchers.clone()
+    }
+
+    /// Notes that unused memory will be returned; `false` where that was noted already.
+    pub(crate) fn begin_settling(&self) -> bool {
+        !self.is_settling.swap(true, Ordering::Relaxed)
+    }
+
+    /// Notes that unused memory was returned.
+    pub(crate) fn end_settling(&self) {
+        self.is_settling.store(false, Ordering::Relaxed);
     }
 
     fn recent(&self) -> MutexGuard<'_, VecDeque<Event>> {
