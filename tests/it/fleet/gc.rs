@@ -206,7 +206,7 @@ fn the_one_who_is_asked_may_say_no() {
     };
     let (code, said) = answer("n", "gc");
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("Stop this VM? Type `y` to go on: "), "{said}");
+    assert!(said.contains("Stop this VM? Type `y` to confirm: "), "{said}");
     assert!(runs(lab.qemu_pid("old")));
     let (code, said) = answer("y", "gc");
     assert_eq!(code, Some(0), "{said}");

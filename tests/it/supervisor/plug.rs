@@ -99,7 +99,7 @@ fn disks_come_grow_and_go_while_the_guest_runs() {
     edit(&lab, "96M", "80M");
     let told = lab.ok(&["apply", "web"]);
     assert!(
-        told.contains("pending: disk.data.size: 96M -> 80M, never: a disk does not shrink"),
+        told.contains("pending: disk.data.size: 96M -> 80M, never: a disk cannot be shrunk"),
         "{told}"
     );
     edit(&lab, "80M", "96M");
