@@ -170,7 +170,7 @@ fn whole(layout: &Layout, vm: &qvm::value::VmName) {
         let name = file.file_name().and_then(|name| name.to_str()).expect("a name of text");
         assert!(name == "seed.iso" || archive_format::Part::of(name).is_some(), "{name}");
         if name.ends_with(".qcow2") {
-            let header = qcow2::Header::read(&fs::read(&file).expect("a disk")).expect("a disk");
+            let header = qcow2::Header::parse(&fs::read(&file).expect("a disk")).expect("a disk");
             assert!(header.backing_span.is_none() && !header.external_data, "{header:?}");
         }
     }

@@ -13,7 +13,7 @@ fn number(bytes: &[u8], at: usize, length: usize) -> u64 {
 
 pub fn check(bytes: &[u8]) {
     let (compression, foreign) = (Compression::of(bytes), Foreign::of(bytes));
-    match Header::read(bytes) {
+    match Header::parse(bytes) {
         Ok(header) => {
             assert!(bytes.starts_with(&qcow2::MAGIC) && compression.is_none(), "{header:?}");
             let (offset, length) = (number(bytes, 8, 8), number(bytes, 16, 4));
@@ -31,7 +31,7 @@ pub fn check(bytes: &[u8]) {
             assert_eq!(header.external_data, external);
             // Nothing behind the header changes what it says.
             let end = bytes.len().min(104);
-            assert_eq!(Header::read(&bytes[..end]).as_ref(), Ok(&header));
+            assert_eq!(Header::parse(&bytes[..end]).as_ref(), Ok(&header));
         }
         Err(error) => super::is_tame(&error.to_string()),
     }

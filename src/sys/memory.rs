@@ -47,8 +47,8 @@ fn drop_cached_stacks() {
     }
 }
 
-/// Returns the pages of the main thread's stack below the caller's frame. The next deeper call finds
-/// them as zeros. Does nothing on other threads.
+/// Returns the pages of the main thread's stack below the caller's frame. The next deeper call
+/// finds them as zeros. Does nothing on other threads.
 fn drop_unused_stack() -> io::Result<()> {
     let here = 0_u8;
     let here = (&raw const here).addr();

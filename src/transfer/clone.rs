@@ -68,7 +68,7 @@ pub fn clone(
         identity_store::write(draft.paths(), &new)?;
     }
     if cancel.is_set() {
-        return Err(Error::CalledOff);
+        return Err(Error::Canceled);
     }
     draft.publish(&copied.text, source.mode)?;
     Ok(Cloned { vm, taken_out: copied.keys, has_run: !disks.is_empty() })

@@ -70,7 +70,7 @@ fn made(disk: &Disk, paths: &VmPaths) -> Result<Option<Carried>, Error> {
 /// It is none, or is marked as corrupt, or its data is in yet another file.
 fn stands_on_another(disk: &Label, path: &Path) -> Result<bool, Error> {
     let head = file::read_at(path, 0, qcow2::HEAD)?;
-    let header = qcow2::Header::read(&head).map_err(|source| crate::disk::Error::Header {
+    let header = qcow2::Header::parse(&head).map_err(|source| crate::disk::Error::Header {
         disk: disk.clone(),
         path: path.to_owned(),
         source,

@@ -126,15 +126,15 @@ pub enum Error {
     UserData(PathBuf),
     /// It was called off.
     #[error("called off")]
-    CalledOff,
+    Canceled,
 }
 
 impl Error {
     /// It was called off, and nothing is wrong.
-    pub fn is_called_off(&self) -> bool {
+    pub fn is_canceled(&self) -> bool {
         match self {
-            Self::CalledOff => true,
-            Self::Disk(error) => error.is_called_off(),
+            Self::Canceled => true,
+            Self::Disk(error) => error.is_canceled(),
             _ => false,
         }
     }

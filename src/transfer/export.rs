@@ -165,7 +165,7 @@ impl Work<'_> {
                 }
             };
             added.map_err(|broken| match (broken, content) {
-                (Broken::In(_), _) if self.cancel.is_set() => Error::CalledOff,
+                (Broken::In(_), _) if self.cancel.is_set() => Error::Canceled,
                 (Broken::In(error), Content::File(path, _)) => {
                     file::Error::on("read", path)(error).into()
                 }

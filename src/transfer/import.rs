@@ -60,7 +60,7 @@ pub fn import(
         let (called, copy) = (&import.called, import.new_identity);
         Finish { means, called, copy, unpacked, cancel }.finish()
     });
-    unpacked.map_err(|error| if cancel.is_set() { Error::CalledOff } else { error })
+    unpacked.map_err(|error| if cancel.is_set() { Error::Canceled } else { error })
 }
 
 /// An archive that is whole, and as it was exported; by whom nobody knows.
@@ -163,7 +163,7 @@ impl Finish<'_, '_> {
             }
             let path = unpacked.draft.paths().disk(label, *format);
             if *format == Format::Qcow2 {
-                let header = qcow2::Header::read(&file::read_at(&path, 0, qcow2::HEAD)?);
+                let header = qcow2::Header::parse(&file::read_at(&path, 0, qcow2::HEAD)?);
                 let wrong = |source| archive::Error::Disk { disk: label.clone(), source };
                 let header = header.map_err(|source| self.wrong(wrong(source)))?;
                 if header.backing_span.is_some() || header.external_data {

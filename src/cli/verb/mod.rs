@@ -228,7 +228,7 @@ async fn long<T: Send + 'static>(
     };
     tokio::select! {
         done = &mut work => done.map_err(|error| Failure::of(&error)),
-        () = called_off => Err(Failure::of(&transfer::Error::CalledOff)),
+        () = called_off => Err(Failure::of(&transfer::Error::Canceled)),
     }
 }
 

@@ -161,13 +161,13 @@ fn grown_never_shrunk_never_overwritten() {
         let smaller = Disk { size: size("16M"), ..disk.clone() };
         let kept = place.ensure(&smaller).unwrap();
         assert_eq!(kept.virtual_size, Some(32 << 20));
-        assert_eq!(kept.notes, ["disk root: it stays 32M; a disk is never shrunk to 16M"]);
+        assert_eq!(kept.notes, ["disk root: remains 32M; qvm does not shrink disks, here to 16M"]);
 
         // Another image, and one that is not there: neither is looked at.
         let changed = from(Path::new("/nowhere/other.qcow2"));
         let kept = place.ensure(&Disk { format, ..changed.clone() }).unwrap();
         let note = format!(
-            "disk root: it was made from {} on 2026-01-02; the image that is written now is ignored",
+            "disk root: was created from {} on 2026-01-02; the image in the VM file is ignored",
             path.display()
         );
         assert_eq!(kept.notes, std::slice::from_ref(&note));
@@ -186,7 +186,7 @@ fn an_image_larger_than_the_size_is_not_cut() {
     let path = place.image(Format::Qcow2);
     let ready = place.ensure(&Disk { size: size("1M"), ..from(&path) }).unwrap();
     assert_eq!(ready.virtual_size, Some(8 << 20));
-    assert_eq!(ready.notes, ["disk root: it stays 8M; a disk is never shrunk to 1M"]);
+    assert_eq!(ready.notes, ["disk root: remains 8M; qvm does not shrink disks, here to 1M"]);
 }
 
 #[test]
@@ -197,7 +197,7 @@ fn the_format_that_exists_wins() {
     place.ensure(&raw).unwrap();
     let ready = place.ensure(&from(&path)).unwrap();
     assert_eq!(ready.format, Format::Raw);
-    assert_eq!(ready.notes, ["disk root: it exists as raw; `format = \"qcow2\"` is ignored"]);
+    assert_eq!(ready.notes, ["disk root: exists as raw; `format = \"qcow2\"` is ignored"]);
     assert_eq!(place.state(), ["root.origin.json", "root.raw"]);
 }
 
@@ -257,7 +257,7 @@ fn more_than_there_is_room_for_is_said() {
     let disk = Disk { format: Format::Raw, size: size("4T"), ..of(Source::Blank) };
     let ready = place.ensure(&disk).unwrap();
     assert!(
-        ready.notes[0].starts_with("disk root: it may grow to 4194304 MiB, and "),
+        ready.notes[0].starts_with("disk root: can grow to 4194304 MiB, but only "),
         "{:?}",
         ready.notes
     );
@@ -308,7 +308,11 @@ fn a_failure_leaves_nothing() {
     assert_eq!(place.state(), [""; 0]);
 
     let error = place.ensure(&of(Source::Existing)).unwrap_err();
-    assert!(chain(&error).ends_with("and the VM file names no image"), "{}", chain(&error));
+    assert!(
+        chain(&error).ends_with("and the VM file has no image to create it from"),
+        "{}",
+        chain(&error)
+    );
 }
 
 #[test]
@@ -333,7 +337,7 @@ fn called_off_it_leaves_nothing() {
             println!("skipped: this file system reflinks at once");
             continue;
         };
-        assert!(error.is_called_off(), "{}", chain(&error));
+        assert!(error.is_canceled(), "{}", chain(&error));
         assert_eq!(place.state(), [""; 0]);
     }
 }
@@ -359,7 +363,7 @@ fn a_damaged_disk_is_said_and_kept() {
     let path = place.vm.state.join("root.qcow2");
     std::fs::write(&path, "not qcow2").unwrap();
     let error = place.ensure(&from(&place.image(Format::Qcow2))).unwrap_err();
-    let expected = format!("disk root: `{}` is damaged: it is no qcow2 file", path.display());
+    let expected = format!("disk root: `{}` is damaged: the file is not qcow2", path.display());
     assert_eq!(chain(&error), expected);
     assert_eq!(std::fs::read(&path).unwrap(), b"not qcow2");
 }
@@ -375,7 +379,7 @@ fn the_operators_own() {
     assert_eq!((&ready.path, ready.virtual_size), (&raw, Some(8 << 20)), "it is never grown");
     assert_eq!(place.ensure(&file(&qcow2, Format::Qcow2)).unwrap().virtual_size, Some(8 << 20));
     let noted = place.ensure(&file(&qcow2, Format::Raw)).unwrap();
-    assert!(noted.notes[0].contains("is qcow2, and the guest will see it as it is"));
+    assert!(noted.notes[0].contains("is a qcow2 file, but the guest sees its raw bytes"));
 
     let said = |disk: Disk| {
         let error = place.ensure(&disk).unwrap_err();
@@ -391,20 +395,20 @@ fn the_operators_own() {
     assert_eq!(
         said(file(&missing, Format::Raw)),
         format!(
-            "disk root: cannot open `{}` for writing: No such file or directory (os error 2) | qvm makes no \
-             file of yours; make it, or leave `path` out and write `size`",
+            "disk root: cannot open `{}` for writing: No such file or directory (os error 2) | qvm does \
+             not create files of `path`: create it, or replace `path` by `size`",
             missing.display()
         )
     );
     assert!(!missing.exists());
-    assert!(said(file(place.dir.path(), Format::Raw)).contains("is not a file"));
+    assert!(said(file(place.dir.path(), Format::Raw)).contains("is not a regular file"));
     let device = of(Source::Device(raw.clone()));
-    assert!(said(device).contains("is not a block device | write `path` instead of `device`"));
+    assert!(said(device).contains("is not a block device | use `path` instead of `device`"));
     let gone = of(Source::Device("/dev/nowhere".into()));
     assert!(said(gone).starts_with("disk root: cannot open `/dev/nowhere` for writing"));
     let null = Source::Device("/dev/null".into());
     assert!(said(of(null)).contains("is not a block device"));
-    assert!(said(file(Path::new("/dev/null"), Format::Raw)).contains("is not a file"));
+    assert!(said(file(Path::new("/dev/null"), Format::Raw)).contains("is not a regular file"));
     // A CD is never opened for writing.
     let iso = Disk { media: Media::Cdrom, ..file(&raw, Format::Raw) };
     std::fs::set_permissions(&raw, PermissionsExt::from_mode(0o444)).unwrap();
