@@ -40,7 +40,7 @@ pub struct ListedDisk {
     pub virtual_bytes: Option<u64>,
     /// What the file occupies on its file system, in bytes; of a device, its size.
     pub allocated_bytes: Option<u64>,
-    /// What of that no other file shares, in bytes; `None` if the file system does not report it.
+    /// The bytes of it that no other file shares; `None` if the file system does not report them.
     pub own_bytes: Option<u64>,
     /// The files below a qcow2 file, the nearest first.
     pub backing: Vec<String>,

@@ -1,5 +1,4 @@
 //! The disks of a VM: created once, grown if `size` grew, never re-created or shrunk.
-//!
 
 pub(crate) mod backing;
 pub mod check;

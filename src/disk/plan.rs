@@ -100,7 +100,7 @@ fn outlived(disk: &Disk, made: Option<&Made>) -> Option<String> {
     let made = made?;
     let spec::Source::Image(image) = &disk.source else { return None };
     let from = made.origin.as_deref().unwrap_or("nothing");
-    let told = match (&image.checksum, &made.digest) {
+    let digest_text = match (&image.checksum, &made.digest) {
         // Images with the same digest are equal, whatever their origin.
         (Checksum::Digest(written), Some(digest)) if written == digest => return None,
         // Digests of different hash functions cannot be compared.
@@ -110,9 +110,10 @@ fn outlived(disk: &Disk, made: Option<&Made>) -> Option<String> {
         _ if made.origin.as_deref() == Some(&reference::shown(&image.origin)) => return None,
         _ => String::new(),
     };
-    let space = if told.is_empty() { "" } else { " " };
+    let space = if digest_text.is_empty() { "" } else { " " };
     Some(format!(
-        "disk {}: was created from {from}{space}{told} on {}; the image in the VM file is ignored",
+        "disk {}: was created from {from}{space}{digest_text} on {}; the image in the VM file is \
+         ignored",
         disk.name,
         made.made_at.get(..10).unwrap_or(&made.made_at)
     ))

@@ -212,7 +212,7 @@ impl Guest {
             // nothing.
             let ping = self.client.agent("guest-ping", json!({}), limit);
             tokio::select! {
-                told = ping => match told {
+                reply = ping => match reply {
                     Ok(_) | Err(client::Error::Guest { .. }) => {}
                     Err(error) => return Err(error.into()),
                 },
@@ -224,9 +224,9 @@ impl Guest {
                 Err(client::Error::Frozen { .. }) if self.begun && !self.ending => {
                     self.pause(FROZEN_PAUSE).await?;
                 }
-                told => {
-                    self.begun |= told.is_ok();
-                    return Ok(told?);
+                reply => {
+                    self.begun |= reply.is_ok();
+                    return Ok(reply?);
                 }
             }
         }
@@ -244,26 +244,26 @@ impl Guest {
         if let Some(input) = input {
             call["input-data"] = to_base64(input).into();
         }
-        let told = self.call("guest-exec", call).await?;
-        told["pid"].as_i64().ok_or(Error::Answer("guest-exec"))
+        let reply = self.call("guest-exec", call).await?;
+        reply["pid"].as_i64().ok_or(Error::Answer("guest-exec"))
     }
 
     /// Returns the exit status, if it has exited: the agent reports it only once.
     pub(super) async fn ended(&mut self, pid: i64) -> Result<Option<Done>, Error> {
-        let told = self.call("guest-exec-status", json!({ "pid": pid })).await?;
-        if told["exited"].as_bool() != Some(true) {
+        let reply = self.call("guest-exec-status", json!({ "pid": pid })).await?;
+        if reply["exited"].as_bool() != Some(true) {
             return Ok(None);
         }
-        let bytes = |key: &str| match told[key].as_str() {
+        let bytes = |key: &str| match reply[key].as_str() {
             Some(text) => base64(text).ok_or(Error::Answer("guest-exec-status")),
             None => Ok(vec![]),
         };
-        let signal = told["signal"].as_i64().map(|signal| 128 + signal);
+        let signal = reply["signal"].as_i64().map(|signal| 128 + signal);
         Ok(Some(Done {
-            code: told["exitcode"].as_i64().or(signal).unwrap_or(-1),
+            code: reply["exitcode"].as_i64().or(signal).unwrap_or(-1),
             out: bytes("out-data")?,
             err: bytes("err-data")?,
-            truncated: ["out-truncated", "err-truncated"].iter().any(|key| told[key] == true),
+            truncated: ["out-truncated", "err-truncated"].iter().any(|key| reply[key] == true),
         }))
     }
 
@@ -301,17 +301,17 @@ impl Guest {
     }
 
     pub(super) async fn open(&mut self, path: &str, mode: &str) -> Result<i64, Error> {
-        let told = self.call("guest-file-open", json!({ "path": path, "mode": mode })).await?;
-        told.as_i64().ok_or(Error::Answer("guest-file-open"))
+        let reply = self.call("guest-file-open", json!({ "path": path, "mode": mode })).await?;
+        reply.as_i64().ok_or(Error::Answer("guest-file-open"))
     }
 
     /// Reads the next bytes of a file, and whether its end was reached.
     pub(super) async fn read(&mut self, handle: i64) -> Result<(Vec<u8>, bool), Error> {
         let call = json!({ "handle": handle, "count": CHUNK });
-        let told = self.call("guest-file-read", call).await?;
-        let bytes = told["buf-b64"].as_str().and_then(base64);
+        let reply = self.call("guest-file-read", call).await?;
+        let bytes = reply["buf-b64"].as_str().and_then(base64);
         let bytes = bytes.ok_or(Error::Answer("guest-file-read"))?;
-        Ok((bytes, told["eof"].as_bool() == Some(true)))
+        Ok((bytes, reply["eof"].as_bool() == Some(true)))
     }
 
     /// Sets the offset of the next [`Self::read`].
@@ -322,12 +322,12 @@ impl Guest {
 
     pub(super) async fn write(&mut self, handle: i64, bytes: &[u8]) -> Result<(), Error> {
         let call = json!({ "handle": handle, "buf-b64": to_base64(bytes) });
-        let told = self.call("guest-file-write", call).await?;
-        match told["count"].as_u64() {
+        let reply = self.call("guest-file-write", call).await?;
+        match reply["count"].as_u64() {
             Some(count) if count == bytes.len() as u64 => Ok(()),
             _ => Err(Error::Guest {
                 doing: "write the file".into(),
-                said: format!("only {} of {} bytes were written", told["count"], bytes.len()),
+                said: format!("only {} of {} bytes were written", reply["count"], bytes.len()),
             }),
         }
     }

@@ -1,6 +1,4 @@
 //! Images: the cache, downloads and verification.
-//!
-//!
 
 pub mod cache;
 pub(crate) mod checksum;

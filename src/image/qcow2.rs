@@ -148,7 +148,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), qcow2: bool) {
+        fn no_bytes_panic(
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..200),
+            qcow2: bool,
+        ) {
             if qcow2 && bytes.len() >= 4 {
                 bytes[..4].copy_from_slice(&MAGIC);
             }

@@ -6,21 +6,19 @@
 //!             17  Joliet volume descriptor  ──▶ Joliet directory:  network-config (UCS-2)
 //!             18  end of the descriptors
 //!         19..23  path tables: primary and Joliet, each little and big endian
-//!            23…  primary directory, Joliet directory, then the files, each on a sector of its own
+//!            23…  primary directory, Joliet directory, then the files, each in a separate sector
 //! ```
 //!
-//! Both directories refer to the same extents. Sources: ECMA-119 (the layout), the Joliet
-//! Specification of 1995 (the second descriptor), IEEE P1281 SUSP 1.12 and P1282 RRIP (the entries
-//! `SP`, `ER`, `PX`, `NM`). Linux uses Rock Ridge if the root has `ER`, else Joliet; libblkid and
+//! Both directories refer to the same extents. Sources: ECMA-119, the Joliet Specification of 1995,
+//! IEEE P1281 SUSP 1.12 and P1282 RRIP (the entries `SP`, `ER`, `PX`, `NM`). Linux uses Rock Ridge if the root has `ER`, else Joliet; libblkid and
 //! BSDs support both.
 
 use std::collections::BTreeSet;
 
-use crate::value::Explain;
+use crate::value::{Explain, shown};
 
 /// The logical block size of CDs, in bytes.
 pub const SECTOR: usize = 2048;
-
 /// The first sector of the directories, after the descriptors and the path tables.
 const DIRECTORIES: usize = 23;
 /// The maximum name length in UCS-2 characters (Joliet: 128 bytes).
@@ -40,18 +38,17 @@ const DIRECTORY_MODE: u32 = 0o040_500;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// A volume ID that does not fit the Joliet descriptor.
-    #[error("`{}` is not a volume ID: use 1 to 16 printable ASCII \
-        characters", crate::value::shown(.0))]
+    #[error("`{}` is not a volume ID: use 1 to 16 printable ASCII characters", shown(.0))]
     VolumeId(String),
     /// A name that one of the three name spaces cannot express, and the reason.
-    #[error("`{}` cannot be a file name on a CD: {}", crate::value::shown(.0), .1)]
+    #[error("`{}` cannot be a file name on a CD: {}", shown(.0), .1)]
     Name(String, &'static str),
     /// Two files have the same name.
-    #[error("two files are named `{}`", crate::value::shown(.0))]
+    #[error("two files are named `{}`", shown(.0))]
     Duplicate(String),
     /// A file that exceeds the 32-bit length of an extent.
     #[error("`{}` has {} bytes; a file on a CD must be smaller than 4 \
-        GiB", crate::value::shown(.0), .1)]
+        GiB", shown(.0), .1)]
     FileTooLarge(String, u64),
     /// The directory or the image exceeds 32 bits: number of files, total bytes.
     #[error("{0} files with {1} bytes in total exceed the size of a CD image")]

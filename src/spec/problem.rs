@@ -24,7 +24,7 @@ pub struct Problem {
     pub key: Option<String>,
     /// One sentence: what was found and what is allowed.
     pub message: String,
-    /// The way out, where there is one.
+    /// A hint for the operator, if there is one.
     pub hint: Option<String>,
     /// The text of the line, if available.
     #[serde(skip)]
@@ -86,7 +86,7 @@ impl fmt::Display for Problem {
 pub struct Invalid(pub Vec<Problem>);
 
 impl Invalid {
-    /// Whether the host is at fault: a file cannot be read, so nobody knows what is in it.
+    /// Returns true for a host fault: a file cannot be read, so its content is unknown.
     pub fn is_host_fault(&self) -> bool {
         self.0.iter().any(|problem| problem.is_host_fault)
     }

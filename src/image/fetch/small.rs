@@ -18,9 +18,9 @@ use crate::{
 /// The result of an attempt: the status, the proxy used, and the value.
 type Given<T> = (u16, Option<Box<Proxy>>, T);
 
+type Attempt<T> = Result<Given<T>, download::Error>;
 /// Makes one attempt; the second argument is called to check for cancellation.
-type Ask<'a, T> = dyn FnMut(&download::Request, &mut dyn FnMut() -> bool) -> Result<Given<T>, download::Error>
-    + 'a;
+type Ask<'a, T> = dyn FnMut(&download::Request, &mut dyn FnMut() -> bool) -> Attempt<T> + 'a;
 
 /// Downloads a small file, such as a list of checksums. Redirects from https to http are refused,
 /// because verification depends on this file.

@@ -326,8 +326,8 @@ mod tests {
         let late = |error: io::Error| {
             assert_eq!(error.kind(), io::ErrorKind::TimedOut);
             let text = error.to_string();
-            let told = ["no answer within 5 s", "systemctl status", "qvm-network.service"];
-            assert!(told.iter().all(|part| text.contains(part)), "{text}");
+            let parts = ["no answer within 5 s", "systemctl status", "qvm-network.service"];
+            assert!(parts.iter().all(|part| text.contains(part)), "{text}");
         };
         // Two concurrent requests: if the first blocked, the timeout of the second would begin
         // after it.
