@@ -134,7 +134,9 @@ fn one(dir: &Path, mut tar: &[u8], choice: u8) {
             }
         }
         Err(error) => {
-            super::is_tame(&Failure::of(&error).hint(error.hint()).shown(Screen::default()));
+            super::is_tame(
+                &Failure::from_error(&error).hint(error.hint()).shown(Screen::default()),
+            );
             let files: Vec<_> = left.iter().filter(|path| path.is_file()).collect();
             // The lock remains, so that waiting and later processes use the same file.
             let kept =

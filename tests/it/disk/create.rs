@@ -388,7 +388,7 @@ fn the_operators_own() {
     assert_eq!(
         said(file(&raw, Format::Qcow2)),
         format!(
-            "disk root: `{}` is not qcow2 | write `format = \"raw\"` if that is what it is",
+            "disk root: `{}` is not qcow2 | set `format = \"raw\"` if it is a raw image",
             raw.display()
         )
     );

@@ -185,7 +185,7 @@ fn a_missing_bridge_names_those_there_are() {
         ip("link add br0 type bridge");
         ip("link add veth0 type veth peer name veth1");
         let hint = attach().hint().unwrap();
-        assert!(hint.ends_with("there is `br0`, `vmbr1`"), "{hint}");
+        assert!(hint.ends_with("existing bridge: `br0`, `vmbr1`"), "{hint}");
         assert_eq!(interface("qvm-web").unwrap()["master"], serde_json::Value::Null);
     });
 }
