@@ -10,8 +10,8 @@
 //! ```
 //!
 //! Both directories refer to the same extents. Sources: ECMA-119, the Joliet Specification of 1995,
-//! IEEE P1281 SUSP 1.12 and P1282 RRIP (the entries `SP`, `ER`, `PX`, `NM`). Linux uses Rock Ridge if the root has `ER`, else Joliet; libblkid and
-//! BSDs support both.
+//! IEEE P1281 SUSP 1.12 and P1282 RRIP (the entries `SP`, `ER`, `PX`, `NM`). Linux uses Rock Ridge
+//! if the root has `ER`, else Joliet; libblkid and BSDs support both.
 
 use std::collections::BTreeSet;
 
