@@ -286,6 +286,7 @@ impl Prepared {
     fn namespaces(&self) -> rustix::io::Result<()> {
         // After a UID change the process is not dumpable, and root owns its /proc/self
         // (proc_pid(5)).
+        // SAFETY: a system call without pointers.
         unsafe { checked(libc::syscall(libc::SYS_prctl, libc::PR_SET_DUMPABLE, 1, 0, 0, 0))? };
         rustix_unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNET)?;
         write(c"/proc/self/setgroups", b"deny")?;
