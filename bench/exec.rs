@@ -1,6 +1,7 @@
 //! The time from exec of `qvm run` to exec of QEMU, by ptrace(2) events.
 //!
-//! The tracer stops each new thread and process for some microseconds: the result is an upper bound.
+//! The tracer stops each new thread and process for some microseconds: the result is an upper
+//! bound.
 
 use std::{
     collections::BTreeSet,

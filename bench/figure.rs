@@ -1,4 +1,4 @@
-//! What a figure is: what was measured, what it may be, what it is.
+//! The figures of a benchmark: measured values and their bounds.
 
 use std::{error, fmt, time::Duration};
 
@@ -72,7 +72,7 @@ impl Figure {
     }
 }
 
-/// Times of the same thing, done again and again.
+/// Repeated measurements of one duration.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Sample(Vec<Duration>);
 
@@ -87,14 +87,14 @@ impl Sample {
     }
 }
 
-/// The median.
+/// Displays the median.
 impl fmt::Display for Sample {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&time(self.median()))
     }
 }
 
-/// Three digits and a unit.
+/// Formats a duration with three digits and a unit.
 pub(crate) fn time(time: Duration) -> String {
     let ms = time.as_secs_f64() * 1e3;
     match ms {

@@ -1,4 +1,5 @@
-//! Files: an image into the cache, a disk out of it, a seed; beside the programs that read or write the same bytes.
+//! Measures file operations, compared with programs that read or write the same bytes: image to
+//! cache, disk from cache, seed.
 
 use std::{
     collections::BTreeSet,
@@ -42,7 +43,8 @@ pub(crate) fn measure() -> Outcome<Vec<Figure>> {
     let sha256 = text.split(' ').next().ok_or("no digest")?;
     let vm = format!(
         "[image]\nurl = \"http://{server}/image.qcow2\"\nsha256 = \"{sha256}\"\n\
-         [cloudInit]\nuser = \"op\"\nsshAuthorizedKeys = [\"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ5rJ3mUq0kT7m5S4m8xv0bq2vY1n6c3Zp9wQe7dR8sT\"]\n"
+         [cloudInit]\nuser = \"op\"\nsshAuthorizedKeys = [\"ssh-ed25519 \
+         AAAAC3NzaC1lZDI1NTE5AAAAIJ5rJ3mUq0kT7m5S4m8xv0bq2vY1n6c3Zp9wQe7dR8sT\"]\n"
     );
     for place in &places {
         fs::write(place.layout().vm_file(&"one".parse()?), &vm)?;
@@ -69,7 +71,7 @@ fn pulled(places: &[Place], image: &Path, sha256: &str) -> Outcome<Figure> {
     Ok(figure.before(pulls.get(1)))
 }
 
-/// qvm's disk is on stable storage when it is there; so is what stands beside it.
+/// qvm syncs the disk, so the compared copy is synced too.
 fn copied(place: &Place, vm: &Vm, image: &Path) -> Outcome<Figure> {
     let tools = Tools {
         qemu_img: QemuImg::new("qemu-img"),
@@ -137,7 +139,7 @@ fn seeded(place: &Place, vm: &Vm) -> Outcome<Figure> {
         beside: program
             .map_or("no genisoimage, no xorriso".into(), |program| format!("{program} {other}")),
         ..Figure::alone(
-            "seed ISO, made and on disk",
+            "seed ISO, created and synced",
             "2 ms",
             time(own.median()),
             own.median() <= limit,
@@ -146,7 +148,7 @@ fn seeded(place: &Place, vm: &Vm) -> Outcome<Figure> {
     Ok(figure.extra())
 }
 
-/// A qcow2 image full of noise: nothing to be left out or packed.
+/// Creates a qcow2 image with random data, which is neither sparse nor compressible.
 fn image(dir: &Path) -> Outcome<PathBuf> {
     let (raw, image) = (dir.join("image.raw"), dir.join("image.qcow2"));
     let mut noise = io::Read::take(File::open("/dev/urandom")?, (MIB as u64) << 20);
@@ -158,13 +160,13 @@ fn image(dir: &Path) -> Outcome<PathBuf> {
     Ok(image)
 }
 
-/// Serves one file on 127.0.0.1 to whoever asks, as long as the program runs.
+/// Serves one file on 127.0.0.1 until the program ends.
 fn serve(file: PathBuf) -> Outcome<std::net::SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            // Whoever goes away in the middle has a reason.
+            // A client that disconnects early is no error.
             let _ = answer(stream, &file);
         }
     });

@@ -1,4 +1,4 @@
-//! The same guest under libvirt, where it is installed: as transient domains, by `virsh`.
+//! Runs the same guest with libvirt, if installed and running: as transient domains, by `virsh`.
 //!
 //! The daemon of the host is used if it answers. Else, for root, one is started that no service
 //! manager needs to know: in mount and network namespaces of its own, with all of its files below
@@ -81,9 +81,10 @@ impl Libvirt {
             fs::copy(place.guest("boot.qcow2")?, &disk)?;
             let file = place.path().join(format!("qvm-bench-{nr}.xml"));
             let xml = format!(
-                "<domain type='qemu'><name>qvm-bench-{nr}</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>\
-                 <os><type arch='x86_64' machine='q35'>hvm</type></os><features><acpi/></features><devices>\
-                 <disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{}'/>\
+                "<domain type='qemu'><name>qvm-bench-{nr}</name><memory \
+                 unit='MiB'>32</memory><vcpu>1</vcpu> <os><type arch='x86_64' \
+                 machine='q35'>hvm</type></os><features><acpi/></features><devices> <disk \
+                 type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{}'/> \
                  <target dev='vda' bus='virtio'/></disk><serial type='pty'/></devices></domain>",
                 disk.display()
             );
@@ -97,18 +98,18 @@ impl Libvirt {
         virsh(self.uri.as_deref(), words)
     }
 
-    /// Until the guest runs.
+    /// Starts a domain; returns the time until it runs.
     pub(crate) fn start(&self, nr: usize) -> Outcome<Duration> {
         let file = self.files.get(nr).ok_or("no such domain")?;
         timed(self.virsh(&["create"]).arg(file))
     }
 
-    /// Until QEMU is gone.
+    /// Destroys a domain; returns the time until QEMU has exited.
     pub(crate) fn destroy(&self, nr: usize) -> Outcome<Duration> {
         timed(&mut self.virsh(&["destroy", &format!("qvm-bench-{nr}")]))
     }
 
-    /// How long it takes to be told.
+    /// Measures a query.
     pub(crate) fn asked(&self, words: &[&str], times: usize) -> Outcome<Sample> {
         let mut sample = Sample::default();
         for _ in 0..times {

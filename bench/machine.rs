@@ -1,8 +1,8 @@
-//! What kind of machine the figures are from.
+//! Describes the machine of the measurements.
 
 use std::{fs, path::Path, process::Command, thread};
 
-/// A list in Markdown.
+/// Returns a Markdown list.
 pub(crate) fn kind() -> String {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |key: &str| {
@@ -16,12 +16,13 @@ pub(crate) fn kind() -> String {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let cores = thread::available_parallelism().map_or(0, usize::from);
     format!(
-        "- processor: {}, {cores} cores{}\n- memory: {} GiB\n- kernel: Linux {}\n- QEMU: {}, accelerator TCG\n\
+        "- processor: {}, {cores} cores{}\n- memory: {} GiB\n- kernel: Linux {}\n\
+         - QEMU: {}, accelerator TCG\n\
          - libvirt: {}\n",
         field("model name").unwrap_or_else(|| "unknown".into()),
         if virtual_machine { ", a virtual machine" } else { "" },
         kib.unwrap_or_default() >> 20,
-        // The rest is the distributor's.
+        // The rest of the version is that of the distribution.
         kernel.split('-').next().unwrap_or_default().trim(),
         first_line("qemu-system-x86_64", "--version"),
         match has("virsh") {
@@ -31,7 +32,7 @@ pub(crate) fn kind() -> String {
     )
 }
 
-/// Whether a program is in `PATH`.
+/// Returns true if a program is in `PATH`.
 pub(crate) fn has(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)

@@ -1,9 +1,9 @@
 //! Measures the speed and size of qvm, compared with QEMU by hand, and with libvirt where it is
 //! installed, and writes bench/RESULTS.md.
 //!
-//! `make bench` measures everything, `cargo bench -- one many stopping files` some parts. Results are
-//! medians. What is compared is measured in turns, in one run, so that ratios hold on a machine with
-//! other load as well. `QVM_BENCH_BEFORE=PATH` adds the results of another `qvm` as a column.
+//! `make bench` measures everything, `cargo bench -- one many stopping files` some parts. Results
+//! are medians. What is compared is measured in turns, in one run, so that ratios hold on a machine
+//! with other load as well. `QVM_BENCH_BEFORE=PATH` adds the results of another `qvm` as a column.
 
 mod exec;
 mod figure;
@@ -20,7 +20,7 @@ use std::{env, fs, path::Path, process::ExitCode};
 
 use figure::{Figure, Outcome};
 
-/// A name and what it measures.
+/// A part: its name and its measurement.
 type Part = (&'static str, fn() -> Outcome<Vec<Figure>>);
 
 const PARTS: [Part; 4] = [
@@ -31,7 +31,7 @@ const PARTS: [Part; 4] = [
 ];
 
 fn main() -> ExitCode {
-    // cargo says `--bench` to whatever it runs as one.
+    // cargo passes `--bench`.
     let wanted: Vec<String> = env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     match run(&wanted) {
         Ok(true) => ExitCode::SUCCESS,
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether every bound is kept.
+/// Returns true if every bound is met.
 fn run(wanted: &[String]) -> Outcome<bool> {
     let mut figures = Vec::new();
     for (part, measure) in PARTS {

@@ -1,4 +1,4 @@
-//! Fifty VMs that idle: what it costs to ask them, and what their supervisors cost.
+//! Measures fifty idle VMs: queries, and the resources of their supervisors.
 
 use std::{fs, thread, time::Duration};
 
@@ -67,7 +67,7 @@ pub(crate) fn measure() -> Outcome<Vec<Figure>> {
 fn with_all_running(place: &Place) -> Outcome<Results> {
     let names: Vec<String> = (0..COUNT).map(|nr| format!("vm{nr:02}")).collect();
     let mut running = Vec::new();
-    // A few at a time, so that none waits for the others longer than it may.
+    // Started in groups, so that no start times out.
     for some in names.chunks(4) {
         let mut starting = Vec::new();
         for name in some {
@@ -78,7 +78,7 @@ fn with_all_running(place: &Place) -> Outcome<Results> {
             running.push(start.ready()?.0);
         }
     }
-    // Every guest has booted, and halts its CPU.
+    // Wait until every guest has booted and its CPU is idle.
     for name in &names {
         let console = place.paths(name)?.console_log();
         while fs::read(&console).unwrap_or_default().is_empty() {
@@ -113,14 +113,14 @@ fn asked(place: &Place, words: &[&str]) -> Outcome<Sample> {
     Ok(sample)
 }
 
-/// In bytes. What is shared counts for each process by its part.
+/// Returns the PSS in bytes.
 fn proportional_set_size(pid: u32) -> Outcome<u64> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     let line = rollup.lines().find(|line| line.starts_with("Pss:")).ok_or("no Pss")?;
     Ok(line.split_whitespace().nth(1).ok_or("no Pss")?.parse::<u64>()? << 10)
 }
 
-/// How often the supervisors were woken while nothing happened.
+/// Measures the wakeups of idle supervisors.
 fn wake_ups(running: &[Running]) -> Outcome<u64> {
     let count = || {
         let mut all = 0;
@@ -134,7 +134,7 @@ fn wake_ups(running: &[Running]) -> Outcome<u64> {
     Ok(count()? - before)
 }
 
-/// How often any thread of the process gave up its CPU: once for each time it was woken.
+/// Returns the number of voluntary context switches of all threads: one for each wakeup.
 fn switches(pid: u32) -> Outcome<u64> {
     let mut all = 0;
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {

@@ -42,7 +42,7 @@ impl Times {
 pub(crate) fn measure() -> Outcome<Vec<Figure>> {
     let places = places()?;
     let place = places.first().ok_or("no place")?;
-    // The disk, the identity and the facts of this host are there from now on.
+    // The first start creates the disk, the identity and the cache of host facts.
     for place in &places {
         place.vm("one", "boot.qcow2", "")?;
         drop(place.start("one")?.ready()?);
@@ -75,7 +75,8 @@ pub(crate) fn measure() -> Outcome<Vec<Figure>> {
             Watched::new(vm.supervisor.pid())?.gone()?;
         }
     }
-    // Its daemon still tidies up when `virsh` has returned: not in turns with the others.
+    // Not alternated with the others: the daemon of libvirt continues its cleanup after `virsh` has
+    // returned.
     let libvirt = Libvirt::new(place, 1)?;
     let (mut create, mut destroy) = (Sample::default(), Sample::default());
     if let Some(libvirt) = &libvirt {

@@ -1,4 +1,4 @@
-//! A place of its own for the measurements: three directories, guests, supervisors; all of it gone at the end.
+//! The environment of the measurements: directories, guests and supervisors, removed at the end.
 
 use std::{
     fs::{self, File},
@@ -17,10 +17,10 @@ use rustix::{
 
 use crate::figure::Outcome;
 
-/// How long anything may take; nothing is expected to take as long.
+/// The time limit of every step.
 const LONG: Duration = Duration::from_secs(120);
 
-/// The place.
+/// The directories.
 pub(crate) struct Place {
     dir: tempfile::TempDir,
     guests: PathBuf,
@@ -47,7 +47,7 @@ pub(crate) fn in_turns(places: &[Place], round: usize) -> impl Iterator<Item = (
 }
 
 impl Place {
-    /// An empty place with a short path, since sockets lie in it.
+    /// Creates directories with a short path, for sockets.
     pub(crate) fn new() -> Outcome<Self> {
         let dir = tempfile::Builder::new().prefix("qvm").tempdir_in("/tmp")?;
         fs::create_dir_all(dir.path().join("c/vms"))?;
@@ -70,7 +70,7 @@ impl Place {
         Ok(self.layout().vm(&name.parse()?))
     }
 
-    /// A guest's image.
+    /// Returns the image of a guest.
     pub(crate) fn guest(&self, name: &str) -> Outcome<PathBuf> {
         let image = self.guests.join(name);
         if image.exists() {
@@ -79,7 +79,7 @@ impl Place {
         Err(format!("{} is missing: run `make guests`", image.display()).into())
     }
 
-    /// Writes a VM file around one of the guests that `make guests` builds.
+    /// Writes a VM file for a guest built by `make guests`.
     pub(crate) fn vm(&self, name: &str, guest: &str, more: &str) -> Outcome<()> {
         let image = self.guest(guest)?;
         let text = format!(
@@ -102,7 +102,7 @@ impl Place {
         command
     }
 
-    /// Starts `qvm run NAME`, as a service manager does.
+    /// Starts `qvm run NAME` like a service manager.
     pub(crate) fn start(&self, name: &str) -> Outcome<Starting<'_>> {
         let notify = self.dir.path().join(format!("{name}.notify"));
         let _ = fs::remove_file(&notify);
@@ -122,7 +122,7 @@ impl Place {
     }
 }
 
-/// A supervisor on its way.
+/// A starting supervisor.
 pub(crate) struct Starting<'p> {
     place: &'p Place,
     name: String,
@@ -132,7 +132,7 @@ pub(crate) struct Starting<'p> {
 }
 
 impl Starting<'_> {
-    /// Waits for `READY=1`. Nobody listens any longer then: a supervisor's later words are refused, and cost nothing.
+    /// Waits for `READY=1` and closes the socket, so later notifications fail at no cost.
     pub(crate) fn ready(self) -> Outcome<(Running, Duration)> {
         let mut buffer = [0; 4096];
         loop {
@@ -158,14 +158,14 @@ impl Starting<'_> {
     }
 }
 
-/// A VM that runs, supervised.
+/// A running VM with its supervisor.
 pub(crate) struct Running {
-    // The supervisor goes first, so that it does not report the end of its QEMU.
+    // Dropped first, so that the supervisor does not report the end of QEMU.
     pub(crate) supervisor: Owned,
     pub(crate) qemu: Watched,
 }
 
-/// A child that does not outlive this.
+/// A child process that is killed on drop.
 pub(crate) struct Owned(pub(crate) Child);
 
 impl Owned {
@@ -181,7 +181,7 @@ impl Drop for Owned {
     }
 }
 
-/// A process by descriptor, killed when this is dropped.
+/// A process by pidfd, killed on drop.
 pub(crate) struct Watched {
     pub(crate) pid: u32,
     fd: OwnedFd,
@@ -193,7 +193,7 @@ impl Watched {
         Ok(Self { pid, fd: pidfd_open(raw, PidfdFlags::empty())? })
     }
 
-    /// Waits for its end.
+    /// Waits for its exit.
     pub(crate) fn gone(&self) -> Outcome<Instant> {
         let limit = Timespec { tv_sec: LONG.as_secs().try_into()?, tv_nsec: 0 };
         match poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], Some(&limit))? {
@@ -209,7 +209,7 @@ impl Drop for Watched {
     }
 }
 
-/// Runs a command that has to succeed, and tells how long it took.
+/// Runs a command that must succeed, and returns its duration.
 pub(crate) fn timed(command: &mut Command) -> Outcome<Duration> {
     let begun = Instant::now();
     let status = command.status()?;

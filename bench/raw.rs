@@ -1,4 +1,4 @@
-//! QEMU without qvm: the same command line, the least that a driver of QMP can do.
+//! Runs QEMU without qvm, with the same command line and a minimal QMP client.
 
 use std::{
     fs,
@@ -20,7 +20,8 @@ use crate::{
     place::{Owned, Watched},
 };
 
-/// The command line of a process, word for word, but that it opens its one disk itself: raw QEMU is handed no descriptors of files.
+/// Returns the command line of a process, changed to open its disk by path: raw QEMU gets no
+/// descriptors.
 pub(crate) fn command_line(pid: u32, disk: &Path) -> Outcome<Vec<String>> {
     let bytes = fs::read(format!("/proc/{pid}/cmdline"))?;
     let all = bytes.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
@@ -69,7 +70,7 @@ pub(crate) fn by_hand(disk: &Path) -> Vec<String> {
 /// How many root ports a VM of qvm has.
 const HOTPLUG_PORTS: u32 = 15;
 
-/// A QEMU whose guest runs.
+/// A QEMU process with a running guest.
 pub(crate) struct Raw {
     monitor: BufReader<UnixStream>,
     qemu: Watched,
@@ -77,7 +78,7 @@ pub(crate) struct Raw {
 }
 
 impl Raw {
-    /// From exec to the answer to `cont`.
+    /// Returns the time from exec to the reply to `cont`.
     pub(crate) fn start(words: &[String], dir: &Path) -> Outcome<(Self, Duration)> {
         let (program, arguments) = words.split_first().ok_or("no command line")?;
         let socket = |number: i32| dir.join(format!("raw.{number}"));
@@ -100,7 +101,7 @@ impl Raw {
         Ok((Self { monitor, qemu: Watched::new(child.pid())?, _child: child }, took))
     }
 
-    /// From `quit` to the end of the process.
+    /// Returns the time from `quit` to the exit of the process.
     pub(crate) fn quit(mut self) -> Outcome<Duration> {
         let begun = Instant::now();
         self.monitor.get_mut().write_all(b"{\"execute\": \"quit\"}\n")?;

@@ -1,4 +1,4 @@
-//! Twenty guests that take their time to stop: all at once, beside one alone.
+//! Measures stopping twenty slow guests at once, compared with one.
 
 use crate::{
     figure::{Figure, Outcome, Sample},

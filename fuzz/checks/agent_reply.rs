@@ -1,5 +1,5 @@
-//! Any bytes from a guest's agent, which the guest's owner may have replaced: no panic, every call ends, and what it says drives no
-//! terminal.
+//! Any bytes from a guest agent, which the guest's owner may have replaced: no panic, every call
+//! ends, and no text controls a terminal.
 
 use std::{cell::RefCell, time::Duration};
 
@@ -13,9 +13,9 @@ use tokio::{
 };
 
 const SYNC: u32 = 7;
-/// By a clock that stands still while there is work to do.
+/// By the paused clock of the runtime.
 const LIMIT: Duration = Duration::from_secs(5);
-/// What a call may take by the true clock: its peer is in the same process, and closes behind its bytes.
+/// The real-time limit of a call: its peer is in the same process and closes after its bytes.
 const SOON: Duration = Duration::from_secs(5);
 
 struct Place {
@@ -38,8 +38,8 @@ fn place() -> Place {
     Place { runtime, listener, socket, _dir: dir }
 }
 
-/// The first byte chooses: garbage from the start, or behind a proper sync; and what is asked. The rest is what the agent says, to the
-/// first that calls; who calls again is hung up on.
+/// The first byte selects the call, and whether the bytes follow a valid sync. The rest is sent to
+/// the first connection; later connections are closed.
 pub fn check(bytes: &[u8]) {
     let begun = std::time::Instant::now();
     PLACE.with_borrow(|place| place.runtime.block_on(one(place, bytes)));

@@ -1,5 +1,5 @@
-//! Any bytes as the archive of an exported VM, and archives of any files whatever: either a whole VM is imported, as valid as one that was
-//! made here, or nothing is left; and no file is written but those of that VM.
+//! Any bytes as the archive of an exported VM, and archives of any files: either a complete valid
+//! VM is imported, or nothing remains, and only files of that VM are written.
 
 use std::{
     cell::RefCell,
@@ -22,23 +22,25 @@ use tar::{EntryType, Header};
 
 use super::Cut;
 
-/// Where imports go, and what lies beside that.
+/// The directory of imports and its surroundings.
 struct Place {
     dir: tempfile::TempDir,
 }
 
 thread_local! {
-    static PLACE: RefCell<Place> = RefCell::new(Place { dir: tempfile::tempdir().expect("a directory") });
+    static PLACE: RefCell<Place> = RefCell::new(
+        Place { dir: tempfile::tempdir().expect("a directory") });
 }
 
-/// The first byte: bit 0 is for bytes as they are, and else files; bit 1 for a copy, bit 2 for a name of its own.
+/// The first byte: bit 0 selects raw bytes instead of files, bit 1 a copy, bit 2 another name.
 pub fn check(bytes: &[u8]) {
     let Some((&choice, rest)) = bytes.split_first() else { return };
     let tar = if choice & 1 == 1 { rest.to_vec() } else { built(rest) };
     PLACE.with_borrow(|place| one(place.dir.path(), &tar, choice));
 }
 
-/// An archive of files with a manifest that is true of them: each has a kind, a path, how much of its size is a lie, and its bytes.
+/// Builds an archive with a correct manifest: each file has a kind, a path, an error in its size,
+/// and bytes.
 fn built(bytes: &[u8]) -> Vec<u8> {
     let (mut cut, mut tar, mut files) = (Cut(bytes), Vec::new(), Vec::new());
     let mut vm = String::from("web");
@@ -85,10 +87,10 @@ fn append(tar: &mut Vec<u8>, kind: u8, path: &str, content: &[u8]) {
         EntryType::Char,
     ];
     let mut header = if kind & 0x40 == 0 { Header::new_ustar() } else { Header::new_gnu() };
-    // Not by `set_path`, which refuses what a stranger would write.
+    // Not by `set_path`, which refuses hostile paths.
     let name = &path.as_bytes()[..path.len().min(100)];
     header.as_mut_bytes()[..name.len()].copy_from_slice(name);
-    // Most are files.
+    // Most entries are regular files.
     let kind = if kind & 0x80 == 0 { EntryType::Regular } else { KINDS[usize::from(kind % 8)] };
     header.set_entry_type(kind);
     let _ = header.set_link_name("/etc/passwd");
@@ -136,7 +138,7 @@ fn one(dir: &Path, mut tar: &[u8], choice: u8) {
                 &Failure::from_error(&error).hint(error.hint()).shown(Screen::default()),
             );
             let files: Vec<_> = left.iter().filter(|path| path.is_file()).collect();
-            // The lock stays, so that who waits for it and who comes later mean the same one.
+            // The lock remains, so that waiting and later processes use the same file.
             let kept =
                 |path: &Path| path.starts_with(&layout.runtime) || path == layout.identities_lock();
             assert!(files.iter().all(|path| kept(path)), "{error} left {files:?}");
@@ -159,7 +161,7 @@ fn everything_below(dir: &Path) -> BTreeSet<PathBuf> {
     found
 }
 
-/// It would be taken by the next start.
+/// Checks that the next start would accept it.
 fn whole(layout: &Layout, vm: &qvm::value::VmName) {
     let read = spec::load(&layout.vm_file(vm)).expect("a valid VM file");
     assert_eq!(read.name, *vm);
@@ -172,7 +174,7 @@ fn whole(layout: &Layout, vm: &qvm::value::VmName) {
         let name = file.file_name().and_then(|name| name.to_str()).expect("a name of text");
         assert!(name == "seed.iso" || archive_format::Part::of(name).is_some(), "{name}");
         if name.ends_with(".qcow2") {
-            let header = qcow2::Header::read(&fs::read(&file).expect("a disk")).expect("a disk");
+            let header = qcow2::Header::parse(&fs::read(&file).expect("a disk")).expect("a disk");
             assert!(header.backing_span.is_none() && !header.external_data, "{header:?}");
         }
     }

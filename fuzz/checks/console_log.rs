@@ -1,5 +1,6 @@
-//! Any bytes from a guest's serial line: its log keeps all of them, its times are no more than columns beside them, and what a report of its
-//! end cites drives no terminal. Any bytes as the file of those times, which a bad disk may have changed.
+//! Any bytes from a guest's serial line: the log keeps all of them, times are only separate
+//! columns, and quoted lines in reports do not control a terminal. Any bytes as the file of times,
+//! which a bad disk may have changed.
 
 use std::fs;
 
@@ -18,7 +19,7 @@ use tokio::{io::AsyncWriteExt, net::UnixStream};
 
 use super::Cut;
 
-/// The first byte: 1 is for bad times, which come next; the rest is what the guest says, in pieces.
+/// The first byte: 1 selects damaged times, which come next; the rest is console output, in pieces.
 pub fn check(bytes: &[u8]) {
     let mut cut = Cut(bytes);
     let choice = cut.byte();
@@ -39,7 +40,7 @@ pub fn check(bytes: &[u8]) {
     assert!(said.ends_with(&tail), "the tail is no end");
     drop(log);
     if let (Some(bad), Ok(text)) = (bad_times, fs::read(times_of_log(&path))) {
-        // Of this log, by its first line; else it would be passed over at once.
+        // With the first line of this log, so that the file is not ignored.
         let head = text.split_inclusive(|byte| *byte == b'\n').next().unwrap_or_default();
         fs::write(times_of_log(&path), [head, bad].concat()).expect("a file");
         let _ = times(&String::from_utf8_lossy(bad), 1);
@@ -77,7 +78,7 @@ fn shown(part: &Part, said: &[u8]) {
     }
 }
 
-/// What `qvm status` tells of a console whose guest has died.
+/// Checks the console lines in `qvm status` after a guest died.
 fn cited(said: &[u8], path: std::path::PathBuf) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime").block_on(async {

@@ -1,5 +1,5 @@
-//! Any bytes from a client of the control socket: no panic, every reply is varlink, there are no more replies than calls, and what comes to
-//! the supervisor's loop is what the interface allows.
+//! Any bytes from a client of the control socket: no panic, every reply is valid varlink, there are
+//! no more replies than calls, and the supervisor's loop gets only valid requests.
 
 use std::{
     cell::RefCell,
@@ -30,7 +30,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// What a connection may take by the true clock: both ends are in this process.
+/// The real-time limit of a connection: both ends are in this process.
 const SOON: Duration = Duration::from_secs(5);
 
 struct Place {
@@ -53,7 +53,7 @@ fn place() -> Place {
     let runtime = runtime.expect("a runtime");
     let (requests, asked) = mpsc::channel(64);
     let (events, _) = broadcast::channel(16);
-    // Root, who may do everything: what is refused never comes to the loop.
+    // Root may call everything, so that no call is refused before the loop.
     let authorizer = Authorizer {
         own: 0,
         operators: watch::channel(vec![]).1,
@@ -87,7 +87,7 @@ async fn one(socket: &std::path::Path, bytes: &[u8]) {
     };
     let mut told = Vec::new();
     let ((), read) = tokio::join!(say, from.read_to_end(&mut told));
-    // Who is thrown out with bytes unread gets ECONNRESET.
+    // A client that is disconnected with unread bytes gets ECONNRESET.
     let replies: Vec<&[u8]> = told.split(|byte| *byte == 0).collect();
     let (last, whole) = replies.split_last().expect("at least one part");
     assert!(last.is_empty() || read.is_err(), "half a reply: {}", String::from_utf8_lossy(last));
@@ -102,7 +102,7 @@ async fn one(socket: &std::path::Path, bytes: &[u8]) {
             }
             None => assert!(reply["parameters"].is_object(), "{reply}"),
         }
-        // An event stream goes on by itself.
+        // An event stream continues by itself.
         answers += usize::from(reply["continues"] != true);
     }
     assert!(answers <= calls, "{answers} replies to {calls} calls");

@@ -1,4 +1,5 @@
-//! Any bytes from whoever listens at a control socket: every call of the client ends, and what it makes of them drives no terminal.
+//! Any bytes from the server of a control socket: every call of the client ends, and its results do
+//! not control a terminal.
 
 use std::{cell::RefCell, path::PathBuf, time::Duration};
 
@@ -17,7 +18,7 @@ use tokio::{
     runtime::Runtime,
 };
 
-/// By the true clock: the peer is in this process, and closes behind its bytes.
+/// In real time: the peer is in this process and closes after its bytes.
 const SOON: Duration = Duration::from_secs(5);
 
 struct Place {
@@ -40,7 +41,7 @@ fn place() -> Place {
     Place { runtime, listener, socket, _dir: dir }
 }
 
-/// The first byte chooses what is asked; the rest is what comes.
+/// The first byte selects the call; the rest is the reply.
 pub fn check(bytes: &[u8]) {
     let Some((&choice, said)) = bytes.split_first() else { return };
     PLACE.with_borrow(|place| {
@@ -73,7 +74,7 @@ async fn ask(socket: PathBuf, choice: u8) -> Result<(), Error> {
         6 => client.agent("guest-info", json!({}), SOON).await.map(drop),
         7 => client.freeze(SOON).await.map(drop),
         8 => client.thaw().await.map(drop),
-        // Bytes alone bring no descriptor.
+        // Bytes alone contain no descriptor.
         9 => client.screenshot().await.map(|_| panic!("a picture out of nothing")),
         10 => client.console(true, 0).await.map(|_| panic!("a console out of nothing")),
         _ => {

@@ -1,5 +1,5 @@
-//! Any bytes as QEMU's firmware descriptors, which distributions install: what is chosen is what was asked for, names no file but those of its
-//! descriptor, and becomes JSON on the command line, whatever the files are called.
+//! Any bytes as firmware descriptors: the selected firmware matches the request, names only files
+//! of its descriptor, and becomes valid JSON on the command line, whatever the file names.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use qvm::{
     spec::Firmware,
 };
 
-/// One descriptor a part; parts end with a zero.
+/// Each part, ended by a zero byte, is a descriptor.
 pub fn check(bytes: &[u8]) {
     let parsed = bytes.split(|byte| *byte == 0).enumerate().take(16).filter_map(|(nr, json)| {
         let descriptor: Descriptor = serde_json::from_slice(json).ok()?;

@@ -1,4 +1,5 @@
-//! Any text as the host's settings: no panic, every problem lies inside the text, and what is accepted is what a host can have.
+//! Any text as host settings: no panic, every problem has a position in the text, and accepted
+//! settings are valid.
 
 use std::path::Path;
 
@@ -13,7 +14,7 @@ pub fn check(bytes: &[u8]) {
         Ok(settings) => {
             let range = settings.uid_range;
             assert!(range.first() <= range.last() && range.first() >= UidRange::MIN);
-            // It is written down, and read again.
+            // The range round-trips.
             assert_eq!(range.to_string().parse(), Ok(range));
             assert!(
                 UidRange::is_assignable(range.first()) && UidRange::is_assignable(range.last())

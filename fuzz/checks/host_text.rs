@@ -1,5 +1,5 @@
-//! Any text as what the host's packet filter, kernel, QEMU and service manager say: no panic, numbers that can be
-//! counted with, commands that are one line, a machine type that can be kept.
+//! Any text as output of the host's packet filter, kernel, QEMU and service manager: no panic,
+//! finite numbers, one-line commands, a storable machine type.
 
 use std::fs;
 
@@ -11,7 +11,7 @@ use qvm::{
     value::{base64, to_base64},
 };
 
-/// The first byte chooses whose words they are.
+/// The first byte selects the program.
 pub fn check(bytes: &[u8]) {
     let Some((&choice, text)) = bytes.split_first() else { return };
     let text = String::from_utf8_lossy(text);
@@ -26,7 +26,7 @@ pub fn check(bytes: &[u8]) {
     }
 }
 
-/// What it is taken for goes into `identity.toml`, and from there onto each command line.
+/// The machine type is stored in `identity.toml` and used on every command line.
 fn qemu(text: &str) {
     let _ = Version::parse(text);
     let _ = machines(text);
@@ -78,7 +78,7 @@ fn processes(text: &str) {
     let dir = tempfile::tempdir().expect("a directory");
     let process = dir.path().join("7");
     fs::create_dir_all(process.join("task/7")).expect("a directory");
-    // The first line is statm, the next schedstat, and the rest stat.
+    // The first line is statm, the second schedstat, the rest stat.
     let mut parts = text.splitn(3, '\n');
     for name in ["statm", "task/7/schedstat", "stat"] {
         fs::write(process.join(name), parts.next().unwrap_or_default()).expect("a file");

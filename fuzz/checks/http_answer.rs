@@ -1,5 +1,5 @@
-//! Any bytes as what an HTTP server answers: reading them ends, no byte is made up, an answer that was cut off is told from a whole one, and
-//! what a range, a validator or a name means is what RFC 9110 says.
+//! Any bytes as an HTTP response: reading ends, no byte is invented, a truncated response is
+//! detected, and ranges, validators and names are interpreted as in RFC 9110.
 
 use std::{
     cell::RefCell,
@@ -18,20 +18,21 @@ use qvm::{
     value::Explain,
 };
 
-/// How long no byte may come; the server closes behind its bytes, so that no call has to wait for it.
+/// The timeout without data; the server closes after its bytes, so that no call has to wait for it.
 const SILENCE: Duration = Duration::from_secs(5);
 
 thread_local! {
-    static SERVER: RefCell<TcpListener> = RefCell::new(TcpListener::bind("127.0.0.1:0").expect("a port"));
+    static SERVER: RefCell<TcpListener> =
+        RefCell::new(TcpListener::bind("127.0.0.1:0").expect("a port"));
 }
 
-/// The first byte chooses: a header's value, or an answer.
+/// The first byte selects a header value or a response.
 pub fn check(bytes: &[u8]) {
     let Some((&choice, rest)) = bytes.split_first() else { return };
     if choice & 1 == 0 {
         return header(&String::from_utf8_lossy(rest));
     }
-    // A redirect would lead out of this process.
+    // A redirect would leave this process.
     let lower = rest.to_ascii_lowercase();
     if !lower.windows(8).any(|part| part == b"location") {
         SERVER.with_borrow(|server| answer(server, rest, choice & 2 == 2));
@@ -74,7 +75,7 @@ fn answer(server: &TcpListener, bytes: &[u8], resume: bool) {
             let _ = stream.read(&mut asked);
             let _ = stream.write_all(bytes);
             let _ = stream.shutdown(Shutdown::Write);
-            // A client that has heard enough closes.
+            // The client may close early.
             let _ = stream.read(&mut asked);
         });
         match read(&request, bytes.len()) {
@@ -95,7 +96,7 @@ fn read(request: &Request, said: usize) -> Result<(), Error> {
         read += chunk.len();
         assert!(read <= said, "{read} bytes of {said}");
     }
-    // It ended well.
+    // The response ended successfully.
     let length = answer.length.filter(|_| answer.status != 204 && answer.status != 304);
     assert!(
         length.is_none_or(|length| length == read as u64),

@@ -1,5 +1,6 @@
-//! An image from a server that breaks off, starts anew, sends other bytes and other ranges, and from what an earlier attempt has left: what
-//! comes into the cache under a digest has that digest, and what does not come leaves nothing that is taken for an image.
+//! An image from a server that disconnects, restarts, and sends other bytes and ranges, with the
+//! leftovers of an earlier attempt: a cached image has its digest, and a failed download leaves no
+//! image.
 
 use std::{
     collections::VecDeque,
@@ -22,8 +23,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::Cut;
 
-/// The image, and then what the server does, request by request; two attempts are made. Without a checksum where bit 0 of the first byte is
-/// set.
+/// The image, then the server's behavior for each request; two attempts are made. Bit 0 of the
+/// first byte selects an image without checksum.
 pub fn check(bytes: &[u8]) {
     let mut cut = Cut(bytes);
     let (choice, content) = (cut.byte(), cut.long());
@@ -74,7 +75,7 @@ fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Without a digest, as `insecureNoChecksum` has it: the pieces are then all that there is to go by.
+/// Without a digest, as with `insecureNoChecksum`, only the ranges can be checked.
 fn image(url: &str, sha256: Option<String>) -> Image {
     let checksum = match sha256 {
         Some(hex) => Checksum::Digest(Digest::new(Algorithm::Sha256, &hex).expect("a digest")),
@@ -91,7 +92,7 @@ fn get(image: &Image, cache: &Path) -> Result<Cached, Error> {
     ensure(image, cache, Purpose::Base, &tools, &mut Quiet, &Cancel::default())
 }
 
-/// Answers as the script has it; then it knows of no such file.
+/// Replies according to the script, then with status 404.
 fn serve(
     listener: &TcpListener,
     stop: &AtomicBool,
@@ -133,7 +134,7 @@ fn answer(how: u8, said: &[u8], content: &[u8], from: Option<usize>) -> Vec<u8> 
         (2, Some(from)) => {
             with("206 Partial Content", whole - from, &range(from), &content[from..])
         }
-        // A part of the rest, and a rest of other bytes.
+        // A part of the rest, and a rest with other bytes.
         (3, Some(from)) => {
             with("206 Partial Content", whole - from, &range(from), &content[from..cut.max(from)])
         }

@@ -1,4 +1,4 @@
-//! Any files as a CD image: no panic, and a reader that follows the records finds in both trees what was put in.
+//! Any files as a CD image: no panic, and a reader of the records finds the files in both trees.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use qvm::seed::iso9660::{self, SECTOR};
 
 use super::Cut;
 
-/// The volume, and then file after file: a name and its content.
+/// The volume ID, then for each file a name and its content.
 pub fn check(bytes: &[u8]) {
     let mut cut = Cut(bytes);
     let volume = String::from_utf8_lossy(cut.short()).into_owned();
@@ -28,11 +28,11 @@ pub fn check(bytes: &[u8]) {
     assert_eq!(put.len(), files.len(), "two files of one name were taken");
     assert_eq!(read(&image, 16, rock_ridge), put, "Rock Ridge");
     assert_eq!(read(&image, 17, joliet), put, "Joliet");
-    // ECMA-119, 6.3: the space that the descriptor tells is the image's.
+    // ECMA-119, 6.3: the size in the descriptor is that of the image.
     assert_eq!(le32(&image[16 * SECTOR + 80..]) as usize * SECTOR, image.len());
 }
 
-/// The files of the root directory that the descriptor in this sector leads to.
+/// Returns the files of the root directory of the descriptor in this sector.
 fn read(image: &[u8], sector: usize, name: fn(&[u8]) -> String) -> BTreeMap<String, Vec<u8>> {
     let descriptor = &image[sector * SECTOR..][..SECTOR];
     assert_eq!(&descriptor[1..6], b"CD001");
@@ -40,7 +40,7 @@ fn read(image: &[u8], sector: usize, name: fn(&[u8]) -> String) -> BTreeMap<Stri
     let mut files = BTreeMap::new();
     while let Some(&length) = directory.first() {
         if length == 0 {
-            // The rest of this sector is empty; a record never crosses into the next.
+            // The rest of this sector is empty; records do not cross sectors.
             let rest = directory.len() % SECTOR;
             directory = &directory[if rest == 0 { SECTOR } else { rest }..];
             continue;
@@ -64,7 +64,7 @@ fn id(record: &[u8]) -> &[u8] {
     &record[33..][..usize::from(record[32])]
 }
 
-/// The name in `NM`, which stands behind the identifier and its padding.
+/// Returns the name in `NM`, which follows the identifier and its padding.
 fn rock_ridge(record: &[u8]) -> String {
     let mut rest = &record[(33 + id(record).len()).next_multiple_of(2)..];
     while rest.len() > 4 {
@@ -77,7 +77,7 @@ fn rock_ridge(record: &[u8]) -> String {
     panic!("a record without a name");
 }
 
-/// UCS-2, big endian.
+/// Decodes UCS-2, big endian.
 fn joliet(record: &[u8]) -> String {
     let units = id(record).chunks(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
     String::from_utf16(&units.collect::<Vec<u16>>()).expect("the name as it was given")

@@ -1,5 +1,5 @@
-//! Any bytes in the files that qvm keeps of a VM, which a bad disk or a crash may have changed: no panic, no memory without a bound, and what
-//! is read and written again reads the same.
+//! Any bytes in the files of a VM's state, which a bad disk or a crash may have changed: no panic,
+//! bounded memory, and files round-trip.
 
 use std::fs;
 
@@ -16,7 +16,7 @@ use qvm::{
     value::Explain,
 };
 
-/// The first byte chooses the file; the rest is what is in it.
+/// The first byte selects the file; the rest is its content.
 pub fn check(bytes: &[u8]) {
     let Some((&choice, content)) = bytes.split_first() else { return };
     let dir = tempfile::tempdir().expect("a directory");
@@ -48,7 +48,7 @@ fn ends(paths: &VmPaths, content: &[u8]) {
     let Some(newest) = found.first().cloned() else { return };
     let kept = record::keep(paths, newest.clone()).expect("a file");
     assert!(kept.len() <= record::ENDS && kept.first() == Some(&newest), "{kept:?}");
-    // What the console said is found by the time of its end, which two may have in a file that is not ours.
+    // Console lines are found by the time of their end, which is not unique in a damaged file.
     let quiet = |all: Vec<End>| -> Vec<End> {
         all.into_iter().map(|end| End { console: vec![], ..end }).collect()
     };
@@ -65,7 +65,7 @@ fn an_identity(paths: &VmPaths, content: &[u8]) {
             return super::is_tame(&failure.shown(qvm::cli::table::Screen::default()));
         }
     };
-    // It becomes a part of QEMU's command line.
+    // The value becomes part of QEMU's command line.
     assert_eq!(identity.flaw(), None);
     identity_store::write(paths, &identity).expect("a file");
     assert_eq!(identity_store::read(paths).expect("an identity"), Some(identity));

@@ -1,6 +1,7 @@
-//! What is held of whatever reads foreign bytes: one check a target, each for any bytes at all.
+//! The checks of all parsers of untrusted bytes: one for each fuzz target, valid for any bytes.
 //!
-//! `fuzz_targets/` looks for bytes that break one; `tests/it/spec/corpus.rs` holds those that were found once to it again, on every build.
+//! `fuzz_targets/` searches for bytes that fail a check; `tests/it/spec/corpus.rs` runs the checks
+//! with the corpus in every test run.
 
 pub mod agent_reply;
 pub mod archive;
@@ -27,10 +28,10 @@ pub mod vm_file;
 use cut::Cut;
 use qvm::spec;
 
-/// Panics where these bytes break it.
+/// A function that panics if the bytes fail the check.
 pub type Check = fn(&[u8]);
 
-/// Every check, by the name of its target.
+/// All checks by the name of their target.
 pub const ALL: [(&str, Check); 20] = [
     ("agent_reply", agent_reply::check),
     ("archive", archive::check),
@@ -54,13 +55,13 @@ pub const ALL: [(&str, Check); 20] = [
     ("vm_file", vm_file::check),
 ];
 
-/// A message that a terminal shows must not drive it.
+/// Checks that a text does not control a terminal.
 fn is_tame(shown: &str) {
     let drives = |c: char| c.is_control() && c != '\n';
     assert!(!shown.chars().any(drives), "drives a terminal: {shown:?}");
 }
 
-/// What a file is refused for: something, that a terminal may show, at a place that is there.
+/// Checks that each problem has a printable message and a position in the text.
 fn are_told(problems: &[spec::Problem], text: &str) {
     assert!(!problems.is_empty(), "refused without a reason");
     for problem in problems {
@@ -69,13 +70,13 @@ fn are_told(problems: &[spec::Problem], text: &str) {
     }
 }
 
-/// A line and a column that are in the text, or just behind it.
+/// Checks that line and column are in the text or directly after it.
 fn within(text: &str, problem: &spec::Problem) {
     let Some(number) = problem.line else {
         assert_eq!(problem.column, None, "a column without a line: {problem}");
         return;
     };
-    // The line behind the last newline counts, as it does in an editor.
+    // The line after the last newline counts, as in an editor.
     let line = text.split('\n').nth(number.wrapping_sub(1));
     let line = line.unwrap_or_else(|| panic!("there is no line {number}: {problem}"));
     let column = problem.column.unwrap_or(1);

@@ -1,4 +1,5 @@
-//! Any bytes from QEMU's monitor: no panic, every call ends, the listener ends when the peer has closed.
+//! Any bytes from QEMU's monitor: no panic, every call ends, and the event receiver ends when the
+//! peer has closed.
 
 use std::time::Duration;
 
@@ -6,7 +7,7 @@ use qmp::fake::GREETING;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// By the session's own clock, which stands still while there is work to do.
+/// By the paused clock of the session.
 const LIMIT: Duration = Duration::from_secs(60);
 /// More than all limits of the calls below together.
 const NEVER: Duration = Duration::from_secs(3600);
@@ -23,10 +24,11 @@ pub fn check(bytes: &[u8]) {
     });
 }
 
-/// The first byte chooses: garbage from the start, or behind a proper greeting. The rest is cut into small reads.
+/// The first byte selects whether the bytes follow a valid greeting. The rest is sent in small
+/// parts.
 async fn session(bytes: &[u8]) {
     let Some((&choice, said)) = bytes.split_first() else { return };
-    // One byte at a time takes long.
+    // Single bytes are slow for long input.
     let least = if said.len() < 300 { 1 } else { 64 };
     let (ours, theirs) = tokio::io::duplex(least + usize::from(choice >> 1) * 4);
     let mut text = Vec::new();

@@ -1,5 +1,5 @@
-//! Whole sessions with a QEMU that answers what it likes: replies in any order, refusals and events between them. Every command that qvm
-//! gives ends, a reply comes to none but the call that it is of, and no event that matters is lost.
+//! Complete sessions with a QEMU that sends replies in any order, errors and events: every command
+//! of qvm ends, each reply goes to its own call, and no important event is lost.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -7,12 +7,13 @@ use qmp::{Client, Error, Kind};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream};
 
-/// By the session's own clock, which stands still while there is work to do.
+/// By the paused clock of the session.
 const LIMIT: Duration = Duration::from_secs(60);
 const NEVER: Duration = Duration::from_secs(36_000);
 
-/// Each line is something that QEMU says, by its first letter: `r` the reply to the oldest call, `R` to the newest one, `e` a refusal of the
-/// oldest, `d` a second reply to a call that was answered, `v` an event, and anything else as it is.
+/// Each line is a message of QEMU, by its first letter: `r` the reply to the oldest call, `R` to
+/// the newest, `e` an error for the oldest, `d` a second reply to an answered call, `v` an event,
+/// other lines unchanged.
 pub fn check(bytes: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = { runtime }.enable_time().start_paused(true).build().expect("a runtime");
@@ -39,7 +40,7 @@ async fn session(bytes: &[u8]) {
     assert_eq!(heard, said, "of the events that matter");
 }
 
-/// Says a line for each call that comes, and what is left behind the last; the number of shutdowns that it told of.
+/// Sends a line for each call and the rest after the last; returns the number of SHUTDOWN events.
 async fn qemu(stream: DuplexStream, bytes: Vec<u8>) -> usize {
     let mut stream = BufReader::new(stream);
     let greeting = format!("{}\r\n", qmp::fake::GREETING);
@@ -51,7 +52,7 @@ async fn qemu(stream: DuplexStream, bytes: Vec<u8>) -> usize {
     let (mut shutdowns, mut calls) = (0, 0);
     loop {
         let mut call = String::new();
-        // Once nobody asks any more, the rest is said at once.
+        // After the last call the rest is sent at once.
         let more = tokio::time::timeout(Duration::from_secs(1), stream.read_line(&mut call)).await;
         match more {
             Ok(Ok(1..)) => {
@@ -98,7 +99,7 @@ async fn qemu(stream: DuplexStream, bytes: Vec<u8>) -> usize {
     }
 }
 
-/// An object says which call it is an answer to.
+/// Marks a reply object with its call.
 fn tagged(mut value: Value, id: &Value) -> Value {
     if let Value::Object(object) = &mut value {
         object.insert("call".into(), id.clone());
@@ -106,14 +107,14 @@ fn tagged(mut value: Value, id: &Value) -> Value {
     value
 }
 
-/// Three at once that are told apart by their replies, and then one of each.
+/// Makes three concurrent calls with distinguishable replies, then one of each command.
 async fn calls(client: &Client) {
     let echo = async |name: &str| client.raw(name, json!({}), LIMIT).await;
     let (a, b, c) = tokio::join!(echo("query-a"), echo("query-b"), echo("query-c"));
     let ids: Vec<Value> = [a, b, c]
         .into_iter()
         .flatten()
-        .map(|told| told["call"].clone())
+        .map(|reply| reply["call"].clone())
         .filter(|id| !id.is_null())
         .collect();
     assert!(ids.iter().enumerate().all(|(nr, id)| !ids[..nr].contains(id)), "one reply, two calls");

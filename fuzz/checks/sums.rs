@@ -1,13 +1,12 @@
-//! Any bytes as a list of checksums, any names in it: no panic; a digest that is found is in the
-//! text, and is never that of another file than the one that was looked for, unless the list is of
-//! that file alone.
+//! Any bytes as a list of checksums with any names: no panic; a found digest is in the text, and
+//! belongs to the requested file unless the list is for only one file.
 
 use qvm::{image::checksum_file, value::to_base64};
 
 pub fn check(bytes: &[u8]) {
     let cut = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
     let text = checksum_file::decoded(bytes.get(cut + 1..).unwrap_or_default());
-    // The first line is what is looked for, and the name of the list.
+    // The first line is the requested name and the name of the list.
     let first = String::from_utf8_lossy(&bytes[..cut]);
     let (name, list) = match first.split_once('\t') {
         Some((name, list)) => (name, Some(list)),

@@ -1,5 +1,5 @@
-//! Any text that somebody else wrote, in a table, a message or a line: it drives no terminal, breaks no column, and loses nothing that could
-//! be shown.
+//! Any untrusted text in a table, a message or a line: it controls no terminal, breaks no column,
+//! and loses no printable character.
 
 use qvm::{
     cli::{
@@ -42,7 +42,7 @@ pub fn check(bytes: &[u8]) {
     }
 }
 
-/// Without the colours of the table itself, and what `trim_end` could not see behind them.
+/// Removes the colors of the table, and the spaces that `trim_end` cannot remove behind them.
 fn bare(text: &str) -> String {
     let codes = ["32", "33", "31", "2", "0"];
     codes.iter().fold(text.to_owned(), |text, code| text.replace(&format!("\x1b[{code}m"), ""))

@@ -1,5 +1,5 @@
-//! Any bytes as the user-data file that a VM file names: reading ends soon, a problem names the file and drives no terminal, and what is
-//! accepted is told to the guest byte for byte.
+//! Any bytes as a user-data file: reading ends soon, a problem names the file and does not control
+//! a terminal, and accepted bytes are passed to the guest unchanged.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ pub fn check(bytes: &[u8]) {
             let shown = problem.to_string();
             super::is_tame(&shown);
             assert!(shown.contains("x.yaml") && shown.len() < 1000, "{shown}");
-            // The line of the VM file, where the file is named.
+            // The line of the VM file that names the file.
             return assert_eq!(problem.line, Some(3), "{shown}");
         }
     };
@@ -31,7 +31,7 @@ pub fn check(bytes: &[u8]) {
         super::is_tame(&note.text);
         assert!(note.text.contains("x.yaml") && note.text.len() < 1000, "{note}");
     }
-    // What cloud-init would ignore is passed on with a word.
+    // A file that cloud-init would ignore has a note.
     let text = String::from_utf8_lossy(bytes).to_lowercase();
     let begins = [
         "#cloud-config",
@@ -48,7 +48,7 @@ pub fn check(bytes: &[u8]) {
     let known = begins || text.contains("mime-version:") || bytes.starts_with(&[0x1f, 0x8b]);
     assert!(known || !data.notes.is_empty(), "ignored without a word");
     let cd = documents::image(&documents).expect("a CD");
-    // A file begins with a sector.
+    // Files begin at a sector boundary.
     let mut sectors = (0..cd.len()).step_by(qvm::seed::iso9660::SECTOR);
     assert!(sectors.any(|at| cd[at..].starts_with(bytes)));
 }

@@ -1,5 +1,6 @@
-//! Any text as a VM file: no panic, every problem lies inside the text, and what is accepted becomes the same plan each time: a command line
-//! whose JSON is JSON, a unit whose settings are one line each, a seed that says what the file says, and a copy that reads.
+//! Any text as a VM file: no panic, every problem has a position in the text, and an accepted file
+//! has a reproducible plan: a command line with valid JSON, a unit with one-line settings, a seed
+//! that matches the file, and a copy that can be parsed.
 
 use std::{io, path::Path};
 
@@ -32,7 +33,7 @@ pub fn check(bytes: &[u8]) {
 
 fn read(text: &str) -> Result<Vm, Vec<spec::Problem>> {
     let name = "web".parse().expect("a VM's name");
-    // Some files that VM files name are there, and some are text.
+    // Some of the named files exist, and some of these are text.
     let mut user_data = |path: &Path| match path.as_os_str().len() % 3 {
         0 => Err(io::Error::from(io::ErrorKind::NotFound)),
         1 => Ok(b"#cloud-config\n".to_vec()),
@@ -41,7 +42,7 @@ fn read(text: &str) -> Result<Vm, Vec<spec::Problem>> {
     spec::read(&name, Path::new("/etc/qvm/vms/web.toml"), text, &mut user_data)
 }
 
-/// The VM of a file that says nothing but where its disk comes from.
+/// Returns the VM of a minimal file.
 pub fn minimal() -> Vm {
     read("image.path = \"/x.qcow2\"\n").expect("a VM file")
 }
@@ -102,7 +103,7 @@ fn identity(vm: &Vm) -> Identity {
     identity
 }
 
-/// QEMU's command line, which is the same again.
+/// Checks that QEMU's command line is reproducible.
 pub fn command_line(vm: &Vm, firmware: Option<&SelectedFirmware>) {
     let [config, state, runtime] = ["/c", "/s", "/r"].map(Into::into);
     let paths = Layout { config, state, runtime }.vm(&vm.name);
@@ -129,7 +130,7 @@ pub fn command_line(vm: &Vm, firmware: Option<&SelectedFirmware>) {
     }
 }
 
-/// What cloud-init's YAML says is what the VM file says.
+/// Checks that the YAML of the seed matches the VM file.
 fn seeded(vm: &Vm) {
     let Some(cloud_init) = &vm.cloud_init else { return };
     let identity = identity(vm);
@@ -140,11 +141,11 @@ fn seeded(vm: &Vm) {
     let hostname = cloud_init.hostname.as_deref().unwrap_or(vm.name.as_str());
     assert_eq!(meta["local-hostname"].as_str(), Some(hostname));
     for nic in &vm.nics {
-        let told = &network["ethernets"][nic.name.as_str()];
+        let entry = &network["ethernets"][nic.name.as_str()];
         let mac = nic.mac.unwrap_or_else(|| identity.macs[&nic.name]).to_string();
-        assert_eq!(told["match"]["macaddress"].as_str(), Some(mac.as_str()));
+        assert_eq!(entry["match"]["macaddress"].as_str(), Some(mac.as_str()));
         let dns: Vec<String> = nic.dns.iter().map(ToString::to_string).collect();
-        assert_eq!(texts(&told["nameservers"]["addresses"]), dns);
+        assert_eq!(texts(&entry["nameservers"]["addresses"]), dns);
     }
     if let Some(own) = &cloud_init.user_data {
         return assert_eq!(documents.user_data, own.bytes);

@@ -1,16 +1,19 @@
-//! The guest agent: the same JSON, without ids, behind a channel that keeps what an earlier caller left unread.
+//! The client of the guest agent: JSON as in QMP but without ids, over a channel that can contain
+//! unread replies of earlier calls.
 //!
-//! Every call begins with `guest-sync-delimited`: a 0xFF, a number of the caller's, and everything before the answer with that number
-//! is thrown away. So a late reply is never taken for another call's. Where no agent runs nothing ever answers, which only a
-//! deadline can tell. The guest is not trusted: what it says is bounded.
+//! Every call begins with `guest-sync-delimited`: a 0xFF byte and a number; everything before the
+//! reply with this number is discarded, so that a late reply is never assigned to another call.
+//! Without an agent there is no reply, so every call has a deadline. The guest is not trusted:
+//! replies are bounded.
 //!
-//! The channel stays open behind a call that went well: an agent that sees it closed sleeps for 100 ms before it looks again (qga/main.c,
-//! `channel_event_cb`), ten times a second for as long as nobody opens it. Behind one that failed it is closed, and what was still to
-//! come is lost with it.
+//! The channel remains open after a successful call: an agent whose channel is closed polls it
+//! every 100 ms (qga/main.c, `channel_event_cb`). After a failed call it is closed, which discards
+//! pending replies.
 //!
-//! QEMU's chardev takes one connection at a time: a second one is accepted by the kernel, but nothing of it is read until the
-//! first is closed (chardev/char-socket.c, `tcp_chr_disconnect_locked`). Calls therefore take turns here, and the time that one waits
-//! for its turn is not held against the guest.
+//! QEMU's chardev serves one connection at a time: the kernel accepts a second one, but nothing is
+//! read from it until the first is closed (chardev/char-socket.c, `tcp_chr_disconnect_locked`).
+//! Calls are therefore serialized here, and the time in the queue does not count against the
+//! deadline.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -23,26 +26,27 @@ use tokio::{
 
 use crate::Error;
 
-/// The longest answer that is read: `guest-exec-status` brings up to 16 MiB of each stream in base64 (qga/commands.c).
+/// The maximum length of a reply in bytes: `guest-exec-status` returns up to 16 MiB of each stream
+/// in base64 (qga/commands.c).
 const MAX_ANSWER: usize = 48 << 20;
 
-/// How many calls wait for their turn, or have it; a further call fails at once.
+/// The maximum number of queued and running calls; further calls fail immediately.
 pub const CALL_QUEUE: usize = 64;
 
-/// The channel's address. One call at a time: its clones take turns, in the order in which they came.
+/// The address of the channel. Calls of all clones are serialized in their order.
 #[derive(Debug, Clone)]
 pub struct Agent {
     socket: PathBuf,
-    /// The open channel, behind a call that went well.
+    /// The open channel after a successful call.
     kept: Arc<Mutex<Option<Channel>>>,
-    /// A permit is a call that waits for its turn, or has it.
+    /// Each permit is a queued or running call.
     calls: Arc<Semaphore>,
 }
 
-/// What became of a command in the guest.
+/// The result of a command in the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Executed {
-    /// Its exit code; 128 and the signal where a signal ended it.
+    /// Its exit code; 128 plus the signal number if a signal ended it.
     pub exit_code: i64,
     /// Standard output in base64, as the agent sends it.
     pub out: String,
@@ -55,21 +59,21 @@ pub struct Executed {
 pub struct Address {
     /// The address.
     pub address: std::net::IpAddr,
-    /// How many of its bits are the net's.
+    /// The prefix length in bits.
     pub prefix: u8,
-    /// What the guest calls the interface.
+    /// The name of the interface in the guest.
     pub interface: String,
-    /// The interface's hardware address, as the guest writes it.
+    /// The hardware address of the interface in the guest's notation.
     pub mac: Option<String>,
 }
 
 impl Agent {
-    /// The agent behind this socket; nothing is opened yet.
+    /// Returns a client for this socket without connecting.
     pub fn new(socket: PathBuf) -> Self {
         Self { socket, kept: Arc::default(), calls: Arc::new(Semaphore::new(CALL_QUEUE)) }
     }
 
-    /// Takes a place in the queue for `command`.
+    /// Queues the call of `command`.
     fn queue(&self, command: &str) -> Result<OwnedSemaphorePermit, Error> {
         self.calls
             .clone()
@@ -77,18 +81,19 @@ impl Agent {
             .map_err(|_| Error::QueueFull { command: command.to_owned(), waiting: CALL_QUEUE })
     }
 
-    /// Whether an agent answers.
+    /// Checks that an agent responds.
     ///
     /// # Errors
-    /// `Timeout` where none does.
+    /// `Timeout` if no agent responds.
     pub async fn ping(&self, sync: u32, limit: Duration) -> Result<(), Error> {
         self.call("guest-ping", json!({}), sync, limit).await.map(drop)
     }
 
-    /// Calls `name`, when its turn has come. `sync` is a number that no recent call had; `limit` is from the beginning of its turn.
+    /// Calls `name`. `sync` is a number that no recent call used; `limit` begins when the call
+    /// leaves the queue.
     ///
     /// # Errors
-    /// See [`Error`]; `Timeout` where no agent runs in the guest.
+    /// See [`Error`]; `Timeout` if no agent runs in the guest.
     pub async fn call(
         &self,
         name: &str,
@@ -100,15 +105,16 @@ impl Agent {
         let _place = self.queue(name)?;
         let mut kept = self.kept.lock().await;
         let talk = self.talk(kept.take(), name, arguments, sync);
-        let (channel, told) = tokio::time::timeout(limit, talk).await.map_err(late)??;
+        let (channel, reply) = tokio::time::timeout(limit, talk).await.map_err(late)??;
         *kept = Some(channel);
-        told
+        reply
     }
 
-    /// Asks the guest to shut down. The agent answers only where it fails, so silence behind the sync is success.
+    /// Shuts the guest down. The agent replies only on failure, so a timeout after the sync means
+    /// success.
     ///
     /// # Errors
-    /// `Timeout` where no agent runs in the guest, `Refused` where it cannot.
+    /// `Timeout` if no agent runs in the guest, `Refused` if it cannot shut down.
     pub async fn shutdown(&self, sync: u32, limit: Duration) -> Result<(), Error> {
         let late = |_| Error::Timeout { command: "guest-shutdown".into(), limit };
         let _place = self.queue("guest-shutdown")?;
@@ -124,47 +130,48 @@ impl Agent {
         }
     }
 
-    /// Sets the guest's clock, as after it was held for long; `time` in nanoseconds since 1970. Not by the machine's own clock,
-    /// which takes a program in the guest that many do not have.
+    /// Sets the guest's clock, for example after a long pause; `time` in nanoseconds since 1970.
+    /// The hardware clock is not used: that requires a program that many guests lack.
     ///
     /// # Errors
-    /// `Timeout` where no agent runs in the guest. `Refused` where it cannot, or where it could but not for the machine's clock too.
+    /// `Timeout` if no agent runs in the guest. `Refused` if it cannot set the clock, or only not
+    /// the hardware clock.
     pub async fn set_time(&self, time: i64, sync: u32, limit: Duration) -> Result<(), Error> {
         self.call("guest-set-time", json!({ "time": time }), sync, limit).await.map(drop)
     }
 
-    /// Freezes every file system of the guest that can be; how many those are. None frozen is none to thaw.
+    /// Freezes all file systems of the guest that support it; returns their number.
     ///
     /// # Errors
-    /// `Timeout` where no agent runs in the guest, or its disks take long; it may then freeze them all the same. `Refused` where one
-    /// cannot be frozen: none is, then.
+    /// `Timeout` if no agent runs in the guest, or its disks are slow, in which case it may still
+    /// freeze them. `Refused` if one cannot be frozen: then none is.
     pub async fn freeze(&self, sync: u32, limit: Duration) -> Result<u64, Error> {
         self.count("guest-fsfreeze-freeze", sync, limit).await
     }
 
-    /// Thaws every file system of the guest; how many were frozen.
+    /// Thaws all file systems of the guest; returns the number of frozen ones.
     ///
     /// # Errors
-    /// See [`Error`]; `Timeout` where no agent runs in the guest.
+    /// See [`Error`]; `Timeout` if no agent runs in the guest.
     pub async fn thaw(&self, sync: u32, limit: Duration) -> Result<u64, Error> {
         self.count("guest-fsfreeze-thaw", sync, limit).await
     }
 
     async fn count(&self, name: &str, sync: u32, limit: Duration) -> Result<u64, Error> {
-        let told = self.call(name, json!({}), sync, limit).await?;
-        told.as_u64().ok_or_else(|| Error::NotQmp(told.to_string().chars().take(64).collect()))
+        let reply = self.call(name, json!({}), sync, limit).await?;
+        reply.as_u64().ok_or_else(|| Error::NotQmp(reply.to_string().chars().take(64).collect()))
     }
 
-    /// Every address that the guest has, but for those of loopback interfaces.
+    /// Returns all addresses of the guest except those of loopback interfaces.
     ///
     /// # Errors
-    /// See [`Error`]; `Timeout` where no agent runs in the guest.
+    /// See [`Error`]; `Timeout` if no agent runs in the guest.
     pub async fn addresses(&self, sync: u32, limit: Duration) -> Result<Vec<Address>, Error> {
-        let told = self.call("guest-network-get-interfaces", json!({}), sync, limit).await?;
-        Ok(addresses(&told))
+        let reply = self.call("guest-network-get-interfaces", json!({}), sync, limit).await?;
+        Ok(addresses(&reply))
     }
 
-    /// A refusal is an answer as well, and leaves the channel as it should be.
+    /// A refusal is also a reply and leaves the channel usable.
     async fn talk(
         &self,
         kept: Option<Channel>,
@@ -176,15 +183,15 @@ impl Agent {
         channel.say(&json!({ "execute": name, "arguments": arguments })).await?;
         match channel.answer(name).await {
             Err(error) if !matches!(error, Error::Refused { .. }) => Err(error),
-            told => Ok((channel, told)),
+            reply => Ok((channel, reply)),
         }
     }
 
-    /// The channel, when nothing of an earlier call can come on it any more.
+    /// Returns a channel without pending replies of earlier calls.
     async fn synced(&self, kept: Option<Channel>, sync: u32) -> Result<Channel, Error> {
         if let Some(mut channel) = kept {
             match channel.sync(sync).await {
-                // It was closed meanwhile; a new one may be had.
+                // The channel was closed in the meantime; connect again.
                 Err(Error::Closed) => {}
                 synced => return synced.map(|()| channel),
             }
@@ -197,7 +204,7 @@ impl Agent {
         Ok(channel)
     }
 
-    /// Runs a program in the guest and waits for its end.
+    /// Runs a program in the guest and waits for its exit.
     ///
     /// # Errors
     /// See [`Error`]; `Unfinished` where the program runs longer than `limit`.
@@ -232,10 +239,10 @@ impl Agent {
     }
 }
 
-/// What is no address is passed over: the guest is not trusted, and one of another kind may come some day.
-fn addresses(told: &Value) -> Vec<Address> {
+/// Invalid addresses are skipped: the guest is not trusted, and new kinds may appear.
+fn addresses(reply: &Value) -> Vec<Address> {
     let mut found = Vec::new();
-    for interface in told.as_array().into_iter().flatten() {
+    for interface in reply.as_array().into_iter().flatten() {
         let text = |key: &str| interface[key].as_str().map(str::to_owned);
         for one in interface["ip-addresses"].as_array().into_iter().flatten() {
             let address = one["ip-address"].as_str().and_then(|address| address.parse().ok());
@@ -268,7 +275,7 @@ impl Channel {
             .await?;
         loop {
             self.skip_to_sentinel().await?;
-            // Garbage behind a sentinel is an earlier caller's; ours is still to come.
+            // Invalid data after a sentinel belongs to an earlier call.
             if matches!(self.answer("guest-sync-delimited").await, Ok(id) if id == json!(sync)) {
                 return Ok(());
             }
@@ -341,7 +348,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(20);
 
-    /// An agent that says what `script` makes of each line it reads.
+    /// An agent that sends what `script` returns for each line.
     fn agent(
         script: impl Fn(usize, &Value) -> Vec<u8> + Send + 'static,
     ) -> (tempfile::TempDir, Agent) {
@@ -382,7 +389,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_late_reply_of_another_call_is_thrown_away() {
+    async fn late_reply_of_another_call_is_discarded() {
         let (_dir, agent) = agent(|number, call| {
             let mut said = if number == 0 {
                 b"{\"return\": \"late\"}\n\xff{\"return\": 1}\nrubbish\n".to_vec()
@@ -395,9 +402,9 @@ mod tests {
         assert_eq!(agent.call("guest-x", json!({}), 7, LIMIT).await.unwrap(), "mine");
     }
 
-    /// To an agent that would take any number of connections, which QEMU's channel does not.
+    /// This agent accepts any number of connections, unlike QEMU's channel.
     #[tokio::test]
-    async fn calls_take_turns() {
+    async fn calls_are_serialized() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("agent.sock");
         let listener = UnixListener::bind(&socket).unwrap();
@@ -443,11 +450,12 @@ mod tests {
         assert_eq!(*most_seen.lock().await, 1);
     }
 
-    /// The fake counts what it has read on all connections, and takes a second one when the first is closed.
+    /// The fake counts what it reads on all connections, and accepts a second one when the first is
+    /// closed.
     #[tokio::test]
-    async fn a_channel_is_kept_behind_an_answer_and_closed_behind_silence() {
+    async fn channel_is_kept_after_replies_and_closed_after_timeouts() {
         let (_dir, agent) = agent(|number, call| match number {
-            // Its sync is answered, and then the call is not.
+            // Only the sync gets a reply.
             3 => vec![],
             _ => honest(call, "{\"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}}"),
         });
@@ -461,7 +469,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_further_call_fails_if_the_queue_is_full() {
+    async fn call_fails_if_the_queue_is_full() {
         let (_dir, agent) = agent(|_, _| vec![]);
         let mut calls = tokio::task::JoinSet::new();
         for sync in 0..=u32::try_from(CALL_QUEUE).unwrap() {
@@ -473,12 +481,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_kept_channel_that_was_closed_is_opened_anew() {
+    async fn closed_channel_is_reopened() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("agent.sock");
         let listener = UnixListener::bind(&socket).unwrap();
         tokio::spawn(async move {
-            // Each connection serves one call, and is closed.
+            // Each connection serves one call and is closed.
             while let Ok((mut stream, _)) = listener.accept().await {
                 let (mut text, mut buffer, mut lines) = (vec![], [0; 4096], 0);
                 while lines < 2 {
@@ -500,7 +508,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_frozen_is_counted() {
+    async fn frozen_file_systems_are_counted() {
         let (_dir, agent) = agent(|_, call| match call["execute"].as_str().unwrap() {
             "guest-fsfreeze-freeze" => honest(call, "{\"return\": 3}"),
             _ => honest(call, "{\"return\": {}}"),
@@ -510,21 +518,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_agent_that_is_not_there_is_a_timeout() {
+    async fn missing_agent_is_a_timeout() {
         let (_dir, agent) = agent(|_, _| vec![]);
         let error = agent.ping(7, Duration::from_millis(50)).await.unwrap_err();
         assert!(matches!(error, Error::Timeout { .. }), "{error}");
     }
 
     #[tokio::test]
-    async fn garbage_is_refused_and_not_believed() {
+    async fn invalid_replies_are_errors() {
         let (_dir, agent) = agent(|_, call| honest(call, "\u{1}not json"));
         let error = agent.ping(7, LIMIT).await.unwrap_err();
         assert!(matches!(error, Error::NotQmp(_)), "{error}");
     }
 
     #[tokio::test]
-    async fn an_endless_answer_is_cut() {
+    async fn endless_reply_is_an_error() {
         let (_dir, agent) = agent(|_, call| {
             if call["execute"] == "guest-sync-delimited" {
                 synced(call)
@@ -536,7 +544,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_shutdown_has_no_answer_and_a_refusal_has() {
+    async fn only_a_refused_shutdown_has_a_reply() {
         let (_dir, silent) =
             agent(
                 |_, call| if call["execute"] == "guest-shutdown" { vec![] } else { synced(call) },
@@ -548,7 +556,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_command_is_followed_to_its_end() {
+    async fn command_is_awaited_until_exit() {
         let (_dir, agent) = agent(|number, call| match call["execute"].as_str().unwrap() {
             "guest-exec" => b"{\"return\": {\"pid\": 5}}\n".to_vec(),
             "guest-exec-status" if number < 6 => b"{\"return\": {\"exited\": false}}\n".to_vec(),

@@ -1,8 +1,8 @@
-//! The transport: one task reads, one writes, and callers wait for the reply with their id.
+//! The transport: one task reads, one task writes, and callers wait for the reply with their id.
 //!
-//! The peer is not trusted: both queues are bounded. A peer that reads no commands gets
-//! [`COMMAND_QUEUE`] of them, and further calls fail. A peer that sends events faster than they are
-//! taken loses its connection; whoever connects anew asks for the state that the lost events told of.
+//! The peer is not trusted: both queues are bounded. At most [`COMMAND_QUEUE`] commands wait for a
+//! peer that does not read; further calls fail. A peer that sends events faster than they are
+//! handled is disconnected; after reconnecting, the caller queries the state.
 
 use std::{
     collections::HashMap,
@@ -31,12 +31,12 @@ use crate::{
     parse,
 };
 
-/// How many events wait for a reader. If the queue is half full, an event that may be missed is dropped;
-/// if the queue is full, an event that must not be missed closes the connection.
+/// The capacity of the event queue. If it is half full, events without state changes are dropped;
+/// if it is full, an event with a state change closes the connection.
 pub const EVENT_QUEUE: usize = 1024;
-/// How often the reader of events gets a turn before a full queue closes the connection.
+/// The number of turns for the event reader before a full queue closes the connection.
 const READER_TURNS: u32 = 64;
-/// How many commands, with their descriptors, wait for a peer that does not read.
+/// The maximum number of queued commands for a peer that does not read.
 pub const COMMAND_QUEUE: usize = 64;
 
 type Answer = Result<Value, (String, String)>;
@@ -44,20 +44,20 @@ type Answer = Result<Value, (String, String)>;
 /// A connection that is ready for commands.
 #[derive(Debug)]
 pub struct Session {
-    /// For calls; may be cloned.
+    /// The client for calls; can be cloned.
     pub client: Client,
-    /// What QEMU tells.
+    /// The events from QEMU.
     pub events: Events,
-    /// Who answers.
+    /// The greeting of QEMU.
     pub greeting: Greeting,
 }
 
-/// What QEMU says of itself.
+/// The version information of QEMU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Greeting {
     /// Major, minor and micro version.
     pub version: (u64, u64, u64),
-    /// The distribution's own version.
+    /// The version of the distribution's package.
     pub package: String,
 }
 
@@ -79,14 +79,14 @@ impl Drop for Tasks {
     }
 }
 
-/// A line, and a descriptor that goes with it.
+/// A line, with an optional descriptor.
 type Outgoing = (String, Option<OwnedFd>);
 
 #[derive(Debug, Default)]
 struct Shared {
     waiting: Mutex<Waiting>,
     next: AtomicU64,
-    /// Events that were not taken since the queue was full.
+    /// The number of events dropped because the queue was full.
     dropped: AtomicUsize,
 }
 
@@ -98,14 +98,14 @@ struct Waiting {
 
 impl Shared {
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        // Nothing that holds the lock can panic half-way through a change.
+        // No holder of the lock can panic during a change.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn answer(&self, id: Option<u64>, answer: Answer) {
         match id.and_then(|id| self.waiting().calls.remove(&id)) {
             Some(caller) => drop(caller.send(answer)),
-            None => trace!("a reply that nobody waits for any more"),
+            None => trace!("discarding a reply without a waiting caller"),
         }
     }
 
@@ -116,7 +116,7 @@ impl Shared {
     }
 }
 
-/// The listening side.
+/// The receiver of events.
 #[derive(Debug)]
 pub struct Events {
     queue: mpsc::Receiver<Event>,
@@ -125,8 +125,8 @@ pub struct Events {
 }
 
 impl Events {
-    /// Returns the next event. `None` means that the connection is closed: by the peer, or since the
-    /// queue of events overflowed.
+    /// Returns the next event. `None` means that the connection is closed: by the peer, or since
+    /// the queue of events overflowed.
     pub async fn next(&mut self) -> Option<Event> {
         self.queue.recv().await
     }
@@ -137,10 +137,10 @@ impl Events {
     }
 }
 
-/// Connects to a QMP socket and makes it ready for commands.
+/// Connects to a QMP socket and negotiates capabilities.
 ///
 /// # Errors
-/// Nothing listens there, it is not QMP, or it does not answer within `limit`.
+/// No process listens, the peer is not QMP, or it does not respond within `limit`.
 pub async fn connect(path: &Path, limit: Duration) -> Result<Session, Error> {
     let stream = UnixStream::connect(path)
         .await
@@ -149,10 +149,10 @@ pub async fn connect(path: &Path, limit: Duration) -> Result<Session, Error> {
     begin(reader, writer, limit).await
 }
 
-/// The same over a stream that is there already.
+/// Like [`connect`], over an existing stream.
 ///
 /// # Errors
-/// It is not QMP, or it does not answer within `limit`.
+/// The peer is not QMP, or it does not respond within `limit`.
 pub async fn over<S>(stream: S, limit: Duration) -> Result<Session, Error>
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
@@ -196,11 +196,11 @@ async fn greeting<R: AsyncBufRead + Unpin>(reader: &mut R) -> Result<Greeting, E
     })
 }
 
-/// A line without its end; `None` where the peer closed, failed, or never ends its line.
+/// Reads a line without its end; `None` if the peer closes, fails, or sends a too long line.
 async fn read_line<R: AsyncBufRead + Unpin>(reader: &mut R) -> Option<Vec<u8>> {
     let mut line = vec![];
     loop {
-        // ECONNRESET is how a socket ends when QEMU goes with our bytes unread: an end, not a fault.
+        // A socket returns ECONNRESET if QEMU exits with unread data, which is a normal end.
         let available = reader.fill_buf().await.ok().filter(|bytes| !bytes.is_empty())?;
         let end = available.iter().position(|byte| *byte == b'\n');
         let taken = end.map_or(available.len(), |at| at + 1);
@@ -211,16 +211,14 @@ async fn read_line<R: AsyncBufRead + Unpin>(reader: &mut R) -> Option<Vec<u8>> {
             return Some(line);
         }
         if line.len() > MAX_LINE {
-            warn!(
-                "the monitor sent a line of more than {MAX_LINE} bytes; its connection is given up"
-            );
+            warn!("the monitor sent a line of more than {MAX_LINE} bytes; closing the connection");
             return None;
         }
     }
 }
 
-/// `_reading` is dropped with the task: the writing task ends then, and the peer sees the end of the
-/// connection although clients still exist.
+/// `_reading` is dropped with the task: the writing task ends then, and the peer sees the end of
+/// the connection although clients still exist.
 async fn read_lines<R: AsyncBufRead + Unpin>(
     mut reader: R,
     shared: Arc<Shared>,
@@ -238,34 +236,34 @@ async fn read_lines<R: AsyncBufRead + Unpin>(
                 }
             }
             Some(Line::Greeting(_)) => {}
-            None => warn!("unreadable line from the monitor, {} bytes", line.len()),
+            None => warn!("cannot parse a line from the monitor, {} bytes", line.len()),
         }
     }
     shared.close();
 }
 
-/// Queues an event; `false` if the connection must be closed because an event that must not be missed
-/// finds the queue full, and its reader takes nothing meanwhile.
+/// Queues an event; returns `false` if the connection must be closed, because the queue is full and
+/// the event must not be lost.
 async fn offer(events: &mpsc::Sender<Event>, shared: &Shared, mut event: Event) -> bool {
-    // Half of the queue is for events that must not be missed.
+    // Half of the queue is reserved for events that must not be lost.
     if !event.matters() && events.capacity() <= EVENT_QUEUE / 2 {
         let dropped = shared.dropped.fetch_add(1, Ordering::Relaxed) + 1;
         if dropped.is_power_of_two() {
-            warn!("{dropped} events were dropped, the last one {}", event.name);
+            warn!("dropped {dropped} events, the last one {}", event.name);
         }
         return true;
     }
     for _ in 0..READER_TURNS {
         event = match events.try_send(event) {
-            // Nobody listens: replies are still wanted.
+            // The receiver was dropped; replies are still needed.
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => return true,
             Err(mpsc::error::TrySendError::Full(event)) => event,
         };
         tokio::task::yield_now().await;
     }
     warn!(
-        "the monitor sends events faster than they can be handled ({EVENT_QUEUE} wait); closing its \
-         connection at event {}",
+        "the monitor sends events faster than they can be handled ({EVENT_QUEUE} wait); closing \
+         its connection at event {}",
         event.name
     );
     false
@@ -292,7 +290,7 @@ async fn write_lines<W: Outlet>(
     shared.close();
 }
 
-/// Forgets a call whose caller has gone, so that a late reply finds nobody.
+/// Removes a call whose caller has gone, so that a late reply is discarded.
 struct Forget<'a> {
     shared: &'a Shared,
     id: u64,
@@ -305,10 +303,10 @@ impl Drop for Forget<'_> {
 }
 
 impl Client {
-    /// Runs a command of the schema.
+    /// Runs a typed command of the schema.
     ///
     /// # Errors
-    /// See [`Error`]; after a timeout the connection stays good.
+    /// See [`Error`]; after a timeout the connection remains usable.
     pub async fn run<C: Command>(&self, command: C, limit: Duration) -> Result<C::Ok, Error> {
         let name = || C::NAME.to_owned();
         let body = serde_json::to_value(Execute::<_, u64>::new(command, None))
@@ -317,18 +315,18 @@ impl Client {
         serde_json::from_value(value).map_err(|source| Error::Reply { command: name(), source })
     }
 
-    /// Runs a command by name, for what the schema says too loosely or not yet.
+    /// Runs a command by name, if the schema lacks it or its types are too loose.
     ///
     /// # Errors
-    /// See [`Error`]; after a timeout the connection stays good.
+    /// See [`Error`]; after a timeout the connection remains usable.
     pub async fn raw(&self, name: &str, arguments: Value, limit: Duration) -> Result<Value, Error> {
         self.call(name, json!({ "execute": name, "arguments": arguments }), None, limit).await
     }
 
-    /// The same, with a descriptor for the peer; only over a Unix socket.
+    /// Like [`Client::raw`], and passes a descriptor; only over a Unix socket.
     ///
     /// # Errors
-    /// See [`Error`]; after a timeout the connection stays good.
+    /// See [`Error`]; after a timeout the connection remains usable.
     pub async fn raw_with(
         &self,
         name: &str,

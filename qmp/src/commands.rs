@@ -1,4 +1,4 @@
-//! The commands that a supervisor gives, each as a method.
+//! Methods for the commands that a supervisor uses.
 
 use std::{os::fd::OwnedFd, time::Duration};
 
@@ -6,37 +6,37 @@ use serde_json::{Value, json};
 
 use crate::{Client, Error};
 
-/// What QEMU calls the descriptor that its state goes to.
+/// The name of the descriptor for the migration stream.
 const STATE: &str = "qvm-state";
 
-/// How the sending of a machine's state goes.
+/// The status of saving a machine's state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Migration {
-    /// It goes on.
+    /// In progress.
     Active,
-    /// All is sent.
+    /// Complete.
     Completed,
-    /// It has ended without; why.
+    /// Failed, with the reason.
     Failed(String),
 }
 
-/// What a guest has by its balloon.
+/// The size of the guest's balloon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Balloon {
-    /// So many bytes.
+    /// The guest's memory in bytes.
     Actual(u64),
-    /// The guest's driver has not begun, or there is no balloon.
+    /// The guest's driver has not started, or there is no balloon.
     Inactive,
 }
 
-/// What passed between the guest and a block node's device since QEMU was started (`query-blockstats`).
+/// I/O statistics of a block node's device since the start of QEMU (`query-blockstats`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Block {
     /// The node.
     pub node: String,
-    /// What the guest sees, in bytes.
+    /// The virtual size in bytes.
     pub size: Option<u64>,
-    /// What the file takes, in bytes.
+    /// The allocated size in bytes.
     pub allocated: Option<u64>,
     /// Reads: bytes, operations, nanoseconds.
     pub read: [u64; 3],
@@ -47,18 +47,18 @@ pub struct Block {
 }
 
 impl Client {
-    /// What passed at each device that has a block node.
+    /// Returns the statistics of every device with a block node.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn blocks(&self, limit: Duration) -> Result<Vec<Block>, Error> {
-        let (told, statistics) = tokio::try_join!(
+        let (reply, statistics) = tokio::try_join!(
             self.raw("query-block", json!({}), limit),
             self.raw("query-blockstats", json!({}), limit),
         )?;
         let of = |one: &Value| -> Option<Block> {
             let node = one["node-name"].as_str()?;
-            let images = told.as_array().into_iter().flatten().map(|one| &one["inserted"]);
+            let images = reply.as_array().into_iter().flatten().map(|one| &one["inserted"]);
             let image = images.into_iter().find(|one| one["node-name"] == node);
             let number = |key: &str| one["stats"][key].as_u64().unwrap_or_default();
             Some(Block {
@@ -73,7 +73,7 @@ impl Client {
         Ok(statistics.as_array().into_iter().flatten().filter_map(of).collect())
     }
 
-    /// Lets the vCPUs run.
+    /// Resumes the vCPUs.
     ///
     /// # Errors
     /// See [`Error`].
@@ -81,7 +81,7 @@ impl Client {
         self.run(qapi::qmp::cont {}, limit).await.map(drop)
     }
 
-    /// Holds the vCPUs.
+    /// Stops the vCPUs.
     ///
     /// # Errors
     /// See [`Error`].
@@ -89,10 +89,10 @@ impl Client {
         self.run(qapi::qmp::stop {}, limit).await.map(drop)
     }
 
-    /// Ends QEMU; it flushes its disks first.
+    /// Ends QEMU, which flushes its disks first.
     ///
     /// # Errors
-    /// See [`Error`]; `Closed` may mean that it went before its reply did.
+    /// See [`Error`]; `Closed` can mean that QEMU exited before its reply was sent.
     pub async fn quit(&self, limit: Duration) -> Result<(), Error> {
         self.run(qapi::qmp::quit {}, limit).await.map(drop)
     }
@@ -113,7 +113,8 @@ impl Client {
         self.run(qapi::qmp::system_reset {}, limit).await.map(drop)
     }
 
-    /// The block nodes whose last write failed for want of space on the host, if that is why the vCPUs are held.
+    /// Returns the block nodes whose last write failed for lack of space on the host, if the vCPUs
+    /// are stopped for that reason.
     ///
     /// # Errors
     /// See [`Error`].
@@ -121,23 +122,23 @@ impl Client {
         if self.query_status(limit).await? != "io-error" {
             return Ok(vec![]);
         }
-        let told = self.raw("query-block", json!({}), limit).await?;
+        let reply = self.raw("query-block", json!({}), limit).await?;
         let full = |one: &&Value| one["io-status"] == "nospace";
         let node = |one: &Value| Some(one["inserted"]["node-name"].as_str()?.to_owned());
-        Ok(told.as_array().into_iter().flatten().filter(full).filter_map(node).collect())
+        Ok(reply.as_array().into_iter().flatten().filter(full).filter_map(node).collect())
     }
 
-    /// QEMU's run state, such as `running`, `paused` or `shutdown`, as the word that it has.
+    /// Returns QEMU's run state, such as `running`, `paused` or `shutdown`.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn query_status(&self, limit: Duration) -> Result<String, Error> {
-        // Not by the schema's enum: a state that is newer than it must not be an error.
+        // Not typed by the schema, so that a newer state is no error.
         let value = self.raw("query-status", json!({}), limit).await?;
         Ok(value["status"].as_str().unwrap_or("unknown").to_owned())
     }
 
-    /// What a reboot of the guest leads to: `reset` or `shutdown`.
+    /// Sets the action at a reboot of the guest: `reset` or `shutdown`.
     ///
     /// # Errors
     /// See [`Error`].
@@ -145,19 +146,20 @@ impl Client {
         self.raw("set-action", json!({ "reboot": action }), limit).await.map(drop)
     }
 
-    /// Begins to send the machine's whole state to a connected socket or a pipe, as fast as it goes (QEMU's `migrate`).
+    /// Starts sending the machine's state to a connected socket or a pipe, without a rate limit
+    /// (QEMU's `migrate`).
     ///
     /// # Errors
     /// See [`Error`]; some devices cannot be saved.
     pub async fn migrate(&self, to: OwnedFd, limit: Duration) -> Result<(), Error> {
-        // No limit would be its own default of 128 MiB/s.
+        // The default limit is 128 MiB/s.
         let parameters = json!({ "max-bandwidth": 1_u64 << 40 });
         self.raw("migrate-set-parameters", parameters, limit).await?;
         self.pass_fd(STATE, to, limit).await?;
         self.raw("migrate", json!({ "uri": format!("fd:{STATE}") }), limit).await.map(drop)
     }
 
-    /// How that goes.
+    /// Returns the status of the migration.
     ///
     /// # Errors
     /// See [`Error`].
@@ -172,7 +174,7 @@ impl Client {
         })
     }
 
-    /// Ends it before its time.
+    /// Cancels the migration.
     ///
     /// # Errors
     /// See [`Error`].
@@ -180,7 +182,7 @@ impl Client {
         self.raw("migrate_cancel", json!({}), limit).await.map(drop)
     }
 
-    /// The ids of the vCPUs' threads, in the order of the vCPUs.
+    /// Returns the thread IDs of the vCPUs, in their order.
     ///
     /// # Errors
     /// See [`Error`].
@@ -197,7 +199,7 @@ impl Client {
         Ok(threads.into_iter().map(|(_, thread)| thread).collect())
     }
 
-    /// The table of the user-mode network's connections, as people read it: no command says it in another way.
+    /// Returns the connection table of the user-mode network as text: no other command returns it.
     ///
     /// # Errors
     /// See [`Error`].

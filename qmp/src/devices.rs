@@ -1,4 +1,4 @@
-//! The commands that change a running machine: devices, block nodes, network back ends, links.
+//! Methods that change a running machine: devices, block nodes, network back ends, links.
 
 use std::{os::fd::OwnedFd, time::Duration};
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{Client, Error};
 
 impl Client {
-    /// The ids of the devices that can be taken out: QOM's children of `/machine/peripheral`.
+    /// Returns the IDs of removable devices: the QOM children of `/machine/peripheral`.
     ///
     /// # Errors
     /// See [`Error`].
@@ -24,10 +24,10 @@ impl Client {
         Ok(value.as_array().into_iter().flatten().filter_map(child).collect())
     }
 
-    /// The id of the bus, such as a PCIe root port's, that a device is on.
+    /// Returns the ID of the bus of a device, such as a PCIe root port.
     ///
     /// # Errors
-    /// See [`Error`]; there is no such device.
+    /// See [`Error`]; the device does not exist.
     pub async fn bus_of(&self, device: &str, limit: Duration) -> Result<String, Error> {
         let of =
             json!({ "path": format!("/machine/peripheral/{device}"), "property": "parent_bus" });
@@ -36,7 +36,8 @@ impl Client {
         Ok(path.rsplit('/').next().unwrap_or_default().to_owned())
     }
 
-    /// Hands QEMU a descriptor that later commands call `name` (`getfd`). One that had the name before is closed.
+    /// Passes a descriptor under a name for later commands (`getfd`). An earlier one with this name
+    /// is closed.
     ///
     /// # Errors
     /// See [`Error`].
@@ -44,7 +45,7 @@ impl Client {
         self.raw_with("getfd", json!({ "fdname": name }), fd, limit).await.map(drop)
     }
 
-    /// Takes back a descriptor that no command has used.
+    /// Closes a passed descriptor that no command has used.
     ///
     /// # Errors
     /// See [`Error`].
@@ -52,7 +53,7 @@ impl Client {
         self.raw("closefd", json!({ "fdname": name }), limit).await.map(drop)
     }
 
-    /// Hands QEMU a descriptor that it opens as `/dev/fdset/SET`, and something to know it by.
+    /// Passes a descriptor that QEMU opens as `/dev/fdset/SET`, with a text that identifies it.
     ///
     /// # Errors
     /// See [`Error`].
@@ -67,7 +68,7 @@ impl Client {
         self.raw_with("add-fd", to, fd, limit).await.map(drop)
     }
 
-    /// Takes a set of descriptors back; they are closed as soon as nothing in QEMU has them open.
+    /// Removes a descriptor set; its descriptors are closed when QEMU no longer uses them.
     ///
     /// # Errors
     /// See [`Error`].
@@ -75,7 +76,7 @@ impl Client {
         self.raw("remove-fd", json!({ "fdset-id": set }), limit).await.map(drop)
     }
 
-    /// The sets that there are, and what each is known by.
+    /// Returns all descriptor sets with their texts.
     ///
     /// # Errors
     /// See [`Error`].
@@ -88,7 +89,7 @@ impl Client {
         Ok(sets.as_array().into_iter().flatten().filter_map(read).collect())
     }
 
-    /// Opens a block node, in the words of `-blockdev`.
+    /// Opens a block node, with the options of `-blockdev`.
     ///
     /// # Errors
     /// See [`Error`].
@@ -104,7 +105,7 @@ impl Client {
         self.raw("blockdev-del", json!({ "node-name": node }), limit).await.map(drop)
     }
 
-    /// The size of a node as the guest sees it, in bytes.
+    /// Returns the virtual size of a node in bytes.
     ///
     /// # Errors
     /// See [`Error`].
@@ -114,7 +115,7 @@ impl Client {
         Ok(found.and_then(|one| one["image"]["virtual-size"].as_u64()))
     }
 
-    /// Makes a node's image larger, and tells the guest.
+    /// Grows a node's image and notifies the guest.
     ///
     /// # Errors
     /// See [`Error`].
@@ -123,7 +124,7 @@ impl Client {
         self.raw("block_resize", to, limit).await.map(drop)
     }
 
-    /// Makes a network back end, in the words of `-netdev`.
+    /// Creates a network back end, with the options of `-netdev`.
     ///
     /// # Errors
     /// See [`Error`].
@@ -131,7 +132,7 @@ impl Client {
         self.raw("netdev_add", net, limit).await.map(drop)
     }
 
-    /// Takes out a network back end; its tap goes with it.
+    /// Removes a network back end and closes its tap.
     ///
     /// # Errors
     /// See [`Error`].
@@ -139,7 +140,7 @@ impl Client {
         self.raw("netdev_del", json!({ "id": id }), limit).await.map(drop)
     }
 
-    /// Plugs a device in, in the words of `-device`.
+    /// Hotplugs a device, with the options of `-device`.
     ///
     /// # Errors
     /// See [`Error`].
@@ -147,7 +148,7 @@ impl Client {
         self.raw("device_add", device, limit).await.map(drop)
     }
 
-    /// Asks the guest to let go of a device; `DEVICE_DELETED` tells that it has.
+    /// Requests the removal of a device from the guest; the event `DEVICE_DELETED` confirms it.
     ///
     /// # Errors
     /// See [`Error`].
@@ -155,10 +156,10 @@ impl Client {
         self.raw("device_del", json!({ "id": id }), limit).await.map(drop)
     }
 
-    /// Presses keys together and lets go of them after `hold`.
+    /// Presses keys together and releases them after `hold`.
     ///
     /// # Errors
-    /// See [`Error`]; there is no such key.
+    /// See [`Error`]; a key does not exist.
     pub async fn press(
         &self,
         keys: &[String],
@@ -171,11 +172,11 @@ impl Client {
         self.raw("send-key", json!({ "keys": keys, "hold-time": hold }), limit).await.map(drop)
     }
 
-    /// Writes a picture of the screen, as PNG, to a descriptor that is open for writing alone. `set` is the number of a set of
-    /// descriptors that QEMU does not use otherwise.
+    /// Writes a screenshot as PNG to a write-only descriptor. `set` is the number of an unused
+    /// descriptor set.
     ///
     /// # Errors
-    /// See [`Error`]; there is no screen, or this QEMU was built without PNG.
+    /// See [`Error`]; there is no screen, or QEMU was built without PNG.
     pub async fn picture(&self, set: u32, to: OwnedFd, limit: Duration) -> Result<(), Error> {
         self.raw_with("add-fd", json!({ "fdset-id": set }), to, limit).await?;
         let dump = json!({ "filename": format!("/dev/fdset/{set}"), "format": "png" });
@@ -184,7 +185,7 @@ impl Client {
         taken.map(drop)
     }
 
-    /// Plugs a NIC's cable in or out, as the guest sees it.
+    /// Sets the link state of a NIC.
     ///
     /// # Errors
     /// See [`Error`].

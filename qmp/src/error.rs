@@ -1,72 +1,72 @@
-//! Why a call did not succeed.
+//! The errors of calls.
 
 use std::{io, path::PathBuf, time::Duration};
 
-/// The ways in which a call fails.
+/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nothing listens there.
+    /// Cannot connect to the socket.
     #[error("cannot connect to `{}`", path.display())]
     Connect {
         /// The socket.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// The peer closed the connection; QEMU does so when it ends.
-    #[error("the monitor's connection is closed")]
+    #[error("the monitor connection is closed")]
     Closed,
-    /// So many commands wait already for a peer that does not read them.
+    /// The command queue is full: the peer does not read.
     #[error("cannot send `{command}`: {waiting} commands are waiting for the peer to read them")]
     QueueFull {
         /// The command that was not sent.
         command: String,
-        /// The number of commands that wait.
+        /// The number of queued commands.
         waiting: usize,
     },
-    /// The deadline passed.
+    /// The deadline expired.
     #[error("no reply to `{command}` within {limit:?}")]
     Timeout {
-        /// What was asked.
+        /// The command.
         command: String,
-        /// How long was waited.
+        /// The time limit.
         limit: Duration,
     },
-    /// A program that the agent runs in the guest takes longer than it may.
-    #[error("`{program}` did not end within {limit:?}, and goes on")]
+    /// A program in the guest has not exited within the limit.
+    #[error("`{program}` did not exit within {limit:?} and is still running")]
     Unfinished {
         /// Its name.
         program: String,
-        /// How long was waited.
+        /// The time limit.
         limit: Duration,
     },
-    /// The peer said no.
+    /// The peer refused the command.
     #[error("`{command}` was refused: {desc}")]
     Refused {
-        /// What was asked.
+        /// The command.
         command: String,
         /// QMP's error class, such as `GenericError` or `DeviceNotActive`.
         class: String,
-        /// The peer's own words.
+        /// The description from the peer.
         desc: String,
     },
-    /// The reply is not what the schema says.
-    #[error("cannot read the reply to `{command}`")]
+    /// The reply does not match the schema.
+    #[error("cannot parse the reply to `{command}`")]
     Reply {
-        /// What was asked.
+        /// The command.
         command: String,
-        /// Where it differs.
+        /// The difference.
         source: serde_json::Error,
     },
-    /// The call cannot be written as JSON.
+    /// The command cannot be encoded as JSON.
     #[error("cannot write `{command}` as JSON")]
     Encode {
-        /// What was to be asked.
+        /// The command.
         command: String,
-        /// Why.
+        /// The cause.
         source: serde_json::Error,
     },
-    /// Whatever answers there, it is not QMP.
-    #[error("the peer does not speak QMP: it began with `{0}`")]
+    /// The peer is not QMP.
+    #[error("the peer is not QMP: its first line is `{0}`")]
     NotQmp(String),
 }

@@ -1,71 +1,71 @@
-//! What QEMU tells without being asked. An event is a name and its data; what a supervisor needs is read out of it.
+//! Events from QEMU: their names, data and meaning for a supervisor.
 
 use serde_json::Value;
 
-/// An event as it came.
+/// A received event.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event {
     /// QMP's name, such as `SHUTDOWN`.
     pub name: String,
-    /// What comes with it; null where nothing does.
+    /// Its data; null if there is none.
     pub data: Value,
-    /// When, in seconds and microseconds since 1970.
+    /// The time in seconds and microseconds since 1970.
     pub at: (i64, i64),
 }
 
-/// What an event means (QEMU's qapi/run-state.json, qapi/block-core.json, qapi/machine.json).
+/// The meaning of an event
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
-    /// The guest is to be shut down, or wants to reboot while that means the same.
+    /// The machine is to be shut down, also by a reboot that is configured as shutdown.
     Shutdown {
-        /// The guest itself asked.
+        /// Requested by the guest.
         guest: bool,
-        /// Why.
+        /// The reason.
         reason: ShutdownReason,
     },
     /// The guest was reset within the same process.
     Reset {
-        /// The guest itself asked.
+        /// Requested by the guest.
         guest: bool,
-        /// Why.
+        /// The reason.
         reason: ShutdownReason,
     },
     /// The guest's kernel panicked.
     GuestPanicked {
-        /// What QEMU does: `pause`, `poweroff` or `run`.
+        /// The action of QEMU: `pause`, `poweroff` or `run` for a panic.
         action: String,
     },
-    /// The vCPUs are held.
+    /// The vCPUs are stopped.
     Stop,
-    /// The vCPUs go on.
+    /// The vCPUs are running again.
     Resume,
     /// The power button was pressed.
     Powerdown,
-    /// A disk failed.
+    /// A disk I/O error.
     BlockIoError {
         /// The host's file system is full.
         nospace: bool,
     },
-    /// The balloon has another size.
+    /// The size of the balloon changed.
     BalloonChange {
-        /// What the guest has now, in bytes.
+        /// The guest's memory in bytes.
         actual: u64,
     },
-    /// The guest has let go of a device, and it is gone.
+    /// A device was removed.
     DeviceDeleted {
-        /// The device's id; empty for one that has none.
+        /// The device ID; empty if it has none.
         device: String,
     },
     /// The watchdog device fired.
     Watchdog {
-        /// What QEMU does.
+        /// The action of QEMU: `pause`, `poweroff` or `run` for a panic.
         action: String,
     },
-    /// Anything else, older or newer than this list.
+    /// Any other event.
     Other,
 }
 
-/// Why a machine was shut down or reset: QEMU's `ShutdownCause`.
+/// The reason of a shutdown or reset: QEMU's `ShutdownCause`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ShutdownReason {
     /// The guest powered itself off.
@@ -80,7 +80,7 @@ pub enum ShutdownReason {
     HostQmpSystemReset,
     /// A signal to QEMU.
     HostSignal,
-    /// Any other, in QEMU's word.
+    /// Any other reason, in QEMU's notation.
     Other(String),
 }
 
@@ -107,7 +107,7 @@ impl Event {
         self.data[key].as_bool().unwrap_or_default()
     }
 
-    /// What it means.
+    /// Returns the meaning of the event.
     pub fn kind(&self) -> Kind {
         let reason = || ShutdownReason::from(self.text("reason").as_str());
         match self.name.as_str() {
@@ -127,8 +127,8 @@ impl Event {
         }
     }
 
-    /// Whether a supervisor must not miss the event: it tells of a change of the machine's state. Others
-    /// may be dropped in a flood.
+    /// Returns true if the event reports a change of the machine's state and must not be lost.
+    /// Others may be dropped under load.
     pub(crate) fn matters(&self) -> bool {
         match self.kind() {
             Kind::Shutdown { .. }
@@ -137,7 +137,7 @@ impl Event {
             | Kind::Stop
             | Kind::Resume
             | Kind::DeviceDeleted { .. } => true,
-            // A guest causes these as often as it likes, and they change no state.
+            // A guest can cause any number of these, and they change no state.
             Kind::BlockIoError { .. }
             | Kind::Powerdown
             | Kind::Watchdog { .. }
@@ -146,8 +146,8 @@ impl Event {
         }
     }
 
-    /// Returns the event without its data if `line`, as which it came, exceeds what any event of QEMU
-    /// needs: many events are kept at once, so each has to be small.
+    /// Returns the event without its data if `line`, its encoded form, is larger than any event of
+    /// QEMU: many events are queued, so each must be small.
     pub(crate) fn bounded(mut self, line: &[u8]) -> Self {
         let values = line.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count();
         if line.len() > MAX_EVENT || values > MAX_EVENT_VALUES {
@@ -158,10 +158,10 @@ impl Event {
     }
 }
 
-/// The largest event whose data is kept, in bytes and in JSON values.
+/// The maximum size of an event with data, in bytes and in JSON values.
 const MAX_EVENT: usize = 16 << 10;
 const MAX_EVENT_VALUES: usize = 1024;
-/// The most characters of the name of a larger event.
+/// The maximum length of the name of a larger event, in characters.
 const MAX_NAME: usize = 64;
 
 #[cfg(test)]
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_is_newer_than_this_crate_is_kept() {
+    fn unknown_reason_is_kept() {
         let kind = event("SHUTDOWN", json!({"guest": true, "reason": "new-in-99"})).kind();
         let reason = ShutdownReason::Other("new-in-99".into());
         assert_eq!(kind, Kind::Shutdown { guest: true, reason });
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_that_is_too_large_has_no_data() {
+    fn too_large_event_has_no_data() {
         let small = event("STOP", json!({"a": [1, 2]}));
         assert_eq!(small.clone().bounded(b"{}"), small);
         for line in [vec![b'x'; MAX_EVENT + 1], vec![b','; MAX_EVENT_VALUES + 1]] {
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_without_its_data_is_read_all_the_same() {
+    fn event_without_data_is_parsed() {
         for name in ["SHUTDOWN", "RESET", "GUEST_PANICKED", "BLOCK_IO_ERROR", "BALLOON_CHANGE"] {
             assert_ne!(event(name, Value::Null).kind(), Kind::Other);
         }

@@ -1,42 +1,45 @@
-//! A scripted peer: what it expects, what it answers, how it misbehaves. For tests of whoever talks to QEMU.
+//! A scripted QMP peer for tests: expected commands, replies and misbehavior.
 
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 
-/// One thing the peer does.
+/// One step of the script.
 #[derive(Debug, Clone)]
 pub enum Turn {
-    /// Reads a command and holds it to this name.
+    /// Reads a command and checks its name.
     Expect(&'static str),
-    /// Answers the newest command that was read.
+    /// Replies to the last command.
     Return(Value),
-    /// Refuses the newest command that was read.
+    /// Refuses the last command.
     Refuse(&'static str, &'static str),
-    /// Answers the command that was read so many before the newest: a late reply.
+    /// Replies to an earlier command, counted back from the last: a late reply.
     ReturnLate(usize, Value),
-    /// Says these bytes as they are.
+    /// Sends these bytes.
     Say(Vec<u8>),
-    /// Waits until the other side has closed.
+    /// Waits until the client has closed the connection.
     AwaitClose,
     /// Closes the connection.
     Close,
 }
 
 /// The greeting of QEMU 10.0.2.
-pub const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": "fake"}, "capabilities": ["oob"]}}"#;
+pub const GREETING: &str = concat!(
+    r#"{"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": "fake"}, "#,
+    r#""capabilities": ["oob"]}}"#,
+);
 
-/// The turns of a peer that greets and takes `qmp_capabilities`.
+/// Returns the steps of the greeting and `qmp_capabilities`.
 pub fn greeted() -> Vec<Turn> {
     vec![line(GREETING), Turn::Expect("qmp_capabilities"), Turn::Return(serde_json::json!({}))]
 }
 
-/// Says one line.
+/// Sends one line.
 pub fn line(text: &str) -> Turn {
     Turn::Say(format!("{text}\r\n").into_bytes())
 }
 
-/// Plays the script over `stream` and gives the commands that were read. Panics, as an assertion does, when the other side
-/// does not keep to it.
+/// Plays the script over `stream` and returns the commands read. Panics if the client deviates from
+/// the script.
 #[allow(clippy::panic, clippy::missing_panics_doc)]
 pub async fn play<S: AsyncRead + AsyncWrite + Unpin>(stream: S, script: Vec<Turn>) -> Vec<Value> {
     let mut stream = BufReader::new(stream);
@@ -46,7 +49,7 @@ pub async fn play<S: AsyncRead + AsyncWrite + Unpin>(stream: S, script: Vec<Turn
             Turn::Expect(name) => {
                 let mut text = String::new();
                 let count = stream.read_line(&mut text).await.unwrap_or(0);
-                assert!(count > 0, "the other side closed where `{name}` was expected");
+                assert!(count > 0, "the client closed the connection instead of sending `{name}`");
                 let Ok(command) = serde_json::from_str::<Value>(&text) else {
                     panic!("not JSON: {text}")
                 };

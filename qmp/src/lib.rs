@@ -1,7 +1,9 @@
-//! An async client for QMP and the QEMU guest agent, typed over `qapi`'s schema, with a transport of its own.
+//! An async client for QMP and the QEMU guest agent, typed by the schema of `qapi`, with its own
+//! transport.
 //!
-//! Calls carry ids, so many may be under way; each has a deadline, and a reply that comes later is dropped. An event or
-//! an enum value that is newer than the schema is kept as it came. A peer that closes is reported at once.
+//! Calls have ids, so many can be pending; each has a deadline, and a late reply is discarded.
+//! Events and enum values that are newer than the schema are preserved. The end of a connection is
+//! reported immediately.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 

@@ -1,35 +1,36 @@
-//! One line of QMP: what a peer may say.
+//! Parses one line of QMP.
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::Event;
 
-/// The longest line that is read, in bytes; QEMU's largest reply (`query-qmp-schema`) has less than a quarter of it.
+/// The maximum length of a line in bytes; QEMU's largest reply (`query-qmp-schema`) has less than a
+/// quarter of it.
 pub const MAX_LINE: usize = 4 << 20;
 
-/// What a line says.
+/// A parsed line.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Line {
-    /// `{"QMP": …}`, once, at the beginning.
+    /// `{"QMP": …}`, the first line of a connection.
     Greeting(Value),
-    /// A reply that brings something.
+    /// A successful reply.
     Return {
-        /// Which call it belongs to.
+        /// The id of the call.
         id: Option<u64>,
-        /// What it brings.
+        /// The return value.
         value: Value,
     },
-    /// A reply that says no.
+    /// An error reply.
     Refused {
-        /// Which call it belongs to.
+        /// The id of the call.
         id: Option<u64>,
         /// The error's class.
         class: String,
         /// The error's text.
         desc: String,
     },
-    /// Something happened.
+    /// An event.
     Event(Event),
 }
 
@@ -62,16 +63,18 @@ struct Refusal {
     desc: String,
 }
 
-/// `null` is a value here, and not the same as nothing.
+/// Distinguishes `null` from a missing value.
 fn present<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Value>, D::Error> {
     Value::deserialize(from).map(Some)
 }
 
-/// The most values in one line. Two bytes, as in `[0,0,0]`, become a hundred of memory, so that the length alone is no bound; what has many
-/// bytes in truth, such as what a command in the guest printed, is one text.
+/// The maximum number of values in one line. Two bytes, as in `[0,0,0]`, need a hundred bytes of
+/// memory, so the length alone is no bound; long data, such as the output of a command in the
+/// guest, is one string.
 const MOST_VALUES: usize = 1 << 16;
 
-/// There are not more values in it than that: each but the first of all has a sign before it that is in no text.
+/// Counts separators outside of strings, one before each value except the first, which bounds the
+/// number of values.
 fn is_modest(json: &[u8]) -> bool {
     let (mut values, mut bytes) = (0, json.iter());
     while let Some(byte) = bytes.next() {
@@ -89,8 +92,8 @@ fn is_modest(json: &[u8]) -> bool {
     values < MOST_VALUES
 }
 
-/// What stands in messages and logs, and was said by a guest's agent, or by a QEMU that its guest has taken over: a newline would begin a
-/// line of a log that nobody wrote.
+/// Escapes text for messages and logs: a guest agent or a compromised QEMU could otherwise forge
+/// log lines by a newline.
 fn one_line(text: String) -> String {
     if !text.contains(char::is_control) {
         return text;
@@ -102,7 +105,7 @@ fn one_line(text: String) -> String {
     text.chars().map(shown).collect::<String>()
 }
 
-/// Reads a line; `None` where it is not JSON, none of the four things, or too many.
+/// Parses a line; `None` if it is not JSON, none of the four kinds, or has too many values.
 pub fn parse(line: &[u8]) -> Option<Line> {
     if !is_modest(line) {
         return None;
@@ -129,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_four_kinds() {
+    fn four_kinds_are_parsed() {
         assert!(matches!(parse(br#"{"QMP":{"version":{}}}"#), Some(Line::Greeting(_))));
         assert_eq!(
             parse(br#"{"return": {}, "id": 7}"#),
@@ -147,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn words_for_people_are_one_line() {
+    fn texts_are_escaped_to_one_line() {
         let said = br#"{"error":{"class":"X\u001b[2J","desc":"no \u00fc\nerror: gone\u009b2J"}}"#;
         let (class, desc) = ("X\\u{1b}[2J".into(), "no \u{fc}\\nerror: gone\\u{9b}2J".into());
         assert_eq!(parse(said), Some(Line::Refused { id: None, class, desc }));
@@ -156,13 +159,13 @@ mod tests {
     }
 
     #[test]
-    fn a_line_takes_no_more_memory_than_its_length_lets_expect() {
+    fn memory_of_a_line_is_bounded() {
         let list =
             |values: usize| format!("{{\"return\": [0{}]}}", ",0".repeat(values)).into_bytes();
         assert!(parse(&list(MOST_VALUES / 2)).is_some());
         assert_eq!(parse(&list(MOST_VALUES)), None);
         assert_eq!(parse(&b"[".repeat(MOST_VALUES)), None);
-        // What stands in a text counts as one.
+        // A string counts as one value.
         let text = format!(r#"{{"return": {{"out": "\\\"{}\\"}}}}"#, ",[{".repeat(MOST_VALUES));
         assert!(parse(text.as_bytes()).is_some());
         assert!(is_modest(br#""\"#) && is_modest(br#""#));

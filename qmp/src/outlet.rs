@@ -1,4 +1,4 @@
-//! The writing side of a connection: whole lines, and a descriptor with a line where the socket can pass one.
+//! The writer of a connection: lines, with a descriptor if the socket can pass one.
 
 use std::{
     io,
@@ -10,9 +10,9 @@ use tokio::{
     net::{UnixStream, unix::OwnedWriteHalf},
 };
 
-/// The writing side of a connection.
+/// The writer of a connection.
 pub(crate) trait Outlet: Send + 'static {
-    /// Writes a whole line, with a descriptor where there is one and the connection can take it.
+    /// Writes a line, with a descriptor if there is one and the connection can pass it.
     fn send(
         &mut self,
         line: &[u8],
@@ -20,7 +20,7 @@ pub(crate) trait Outlet: Send + 'static {
     ) -> impl Future<Output = io::Result<()>> + Send;
 }
 
-/// A stream of any kind: it carries bytes alone.
+/// Any stream, which carries only bytes.
 pub(crate) struct Plain<W>(pub(crate) W);
 
 impl<W: AsyncWrite + Send + Unpin + 'static> Outlet for Plain<W> {
@@ -43,7 +43,7 @@ impl Outlet for OwnedWriteHalf {
                 sent => break sent?,
             }
         };
-        // The descriptor has gone with the first byte.
+        // The descriptor was sent with the first byte.
         self.write_all(&line[sent..]).await
     }
 }

@@ -1,4 +1,4 @@
-//! The commands about who looks at the screen by VNC.
+//! The commands for VNC clients.
 
 use std::{
     os::fd::OwnedFd,
@@ -10,11 +10,12 @@ use serde_json::json;
 
 use crate::{Client, Error};
 
-/// Tells viewers apart that are handed over at the same time.
+/// Gives concurrently passed connections different names.
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 impl Client {
-    /// Hands QEMU's VNC server a connection; with `trusted` it asks for no password. QEMU needs `-vnc none,password=on`.
+    /// Passes a connection to QEMU's VNC server; `trusted` skips the password. QEMU requires `-vnc
+    /// none,password=on`.
     ///
     /// # Errors
     /// See [`Error`]; there is no VNC server.
@@ -34,19 +35,19 @@ impl Client {
         added.map(drop)
     }
 
-    /// Sets the password of the VNC server; who is connected stays so.
+    /// Sets the password of the VNC server; existing connections remain.
     ///
     /// # Errors
-    /// See [`Error`]; there is no VNC server, or none that asks for a password.
+    /// See [`Error`]; there is no VNC server, or it has no password authentication.
     pub async fn set_vnc_password(&self, password: &str, limit: Duration) -> Result<(), Error> {
         let set = json!({ "protocol": "vnc", "password": password });
         self.raw("set_password", set, limit).await.map(drop)
     }
 
-    /// Whether QEMU itself listens for viewers.
+    /// Returns true if QEMU itself listens for VNC clients.
     ///
     /// # Errors
-    /// See [`Error`]. One that was built without VNC does not.
+    /// See [`Error`]. Returns false for a QEMU without VNC.
     pub async fn listens_for_viewers(&self, limit: Duration) -> Result<bool, Error> {
         let servers = match self.raw("query-vnc-servers", json!({}), limit).await {
             Err(Error::Refused { class, .. }) if class == "CommandNotFound" => return Ok(false),

@@ -1,4 +1,4 @@
-//! The client beside a real QEMU, without a guest: what both say to each other from the greeting to `quit`.
+//! Tests the client with a real QEMU without a guest, from the greeting to `quit`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
@@ -13,7 +13,7 @@ use serde_json::json;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A QEMU that ends with the test.
+/// A QEMU process that ends with the test.
 struct Qemu(Child);
 
 impl Drop for Qemu {
@@ -23,7 +23,7 @@ impl Drop for Qemu {
     }
 }
 
-/// A QEMU that has not run anything yet. `None` is: none is installed, and none has to be.
+/// Starts QEMU with stopped vCPUs; `None` if it is neither installed nor required.
 async fn qemu(dir: &Path) -> Option<(Qemu, Session)> {
     let socket = dir.join("qmp");
     let mut command = Command::new("qemu-system-x86_64");
@@ -39,7 +39,7 @@ async fn qemu(dir: &Path) -> Option<(Qemu, Session)> {
         return None;
     };
     let qemu = Qemu(child);
-    // The socket is there before anybody listens at it.
+    // The socket exists before QEMU listens on it.
     let connected = async {
         loop {
             match qmp::connect(&socket, LIMIT).await {
@@ -90,7 +90,7 @@ async fn from_the_greeting_to_quit() {
 }
 
 #[tokio::test]
-async fn qemus_refusals_are_told_in_its_words() {
+async fn refusals_have_qemus_description() {
     let dir = tempfile::tempdir().unwrap();
     let Some((_qemu, session)) = qemu(dir.path()).await else { return };
     let client = session.client;
@@ -102,7 +102,7 @@ async fn qemus_refusals_are_told_in_its_words() {
         let refused = client.raw(name, arguments, LIMIT).await.unwrap_err();
         assert!(refused.to_string().contains(said), "{refused}");
     }
-    // Its driver has not spoken yet, since there is no guest.
+    // Without a guest there is no driver.
     let balloon = client.query_balloon(LIMIT).await.unwrap();
     assert_eq!(balloon, Balloon::Actual(32 << 20));
     let many = (0..64).map(|_| client.query_status(LIMIT));
@@ -112,7 +112,7 @@ async fn qemus_refusals_are_told_in_its_words() {
 }
 
 #[tokio::test]
-async fn a_killed_qemu_is_noticed_at_once() {
+async fn killed_qemu_is_reported_immediately() {
     let dir = tempfile::tempdir().unwrap();
     let Some((mut qemu, session)) = qemu(dir.path()).await else { return };
     let Session { client, mut events, .. } = session;

@@ -1,5 +1,5 @@
-//! What a disk stands on, and whether it may: the header that says so is written to by QEMU, which a guest may have broken into,
-//! and what it names would be opened with the supervisor's rights and handed over.
+//! Checks the backing files of a disk. QEMU, which a guest may have compromised, writes the header
+//! that names them, and the supervisor would open them with its own privileges.
 
 use std::path::Path;
 
@@ -18,10 +18,10 @@ use crate::{
     value::{Label, shown},
 };
 
-/// Refuses a disk of qvm's own that depends on another file than it was made on.
+/// Refuses a disk created by qvm that depends on another file than its base.
 ///
 /// # Errors
-/// It does; or the file cannot be read.
+/// The disk depends on another file, or its header cannot be read.
 pub(crate) fn check(
     disk: &Label,
     path: &Path,
@@ -32,24 +32,27 @@ pub(crate) fn check(
         Err(Error::Alien { disk: disk.clone(), path: path.to_owned(), why, hint })
     };
     if header.external_data {
-        return refused("keeps its data in another file".into(), FLATTEN);
+        return refused("has an external data file".into(), FLATTEN);
     }
     let (Some(made), Some(backing)) = (made, name(disk, path)?) else { return Ok(()) };
     match &made.base {
         Some(base) if base.as_os_str() == backing.as_str() => Ok(()),
         _ => refused(
-            format!("stands on `{}`, which is not what qvm made it on", shown(&backing)),
-            "whoever wrote that into its header, do not start it before you know why",
+            format!(
+                "has the backing file `{}`, which is not the base that qvm used",
+                shown(&backing)
+            ),
+            "do not start the VM before you know who changed the header of the disk",
         ),
     }
 }
 
-const FLATTEN: &str = "make it stand alone: `qemu-img convert -O qcow2 OLD NEW`";
+const FLATTEN: &str = "convert it to a single file: `qemu-img convert -O qcow2 OLD NEW`";
 
-/// What a ready disk stands on, the nearest first.
+/// Returns the backing files of a disk, the direct one first.
 ///
 /// # Errors
-/// QEMU is kept apart, and what the disk stands on is not for qvm to hand over.
+/// QEMU is isolated and a backing file may not be passed to it.
 pub fn backing(
     disk: &Disk,
     path: &Path,
@@ -62,18 +65,19 @@ pub fn backing(
         return Ok(vec![Backing { path: base, format }]);
     }
     match mode {
-        // QEMU follows the header by itself, with the supervisor's rights.
+        // QEMU opens the backing files itself, with the supervisor's privileges.
         Mode::Off => Ok(vec![]),
         Mode::On | Mode::Strict => Err(Error::Alien {
             disk: disk.name.clone(),
             path: path.to_owned(),
-            why: format!("stands on `{}`, which QEMU may not open", shown(&backing)),
-            hint: "make it stand alone, `qemu-img convert -O qcow2 OLD NEW`; or write `isolation = \"off\"`",
+            why: format!("has the backing file `{}`, which QEMU may not open", shown(&backing)),
+            hint: "convert it to a single file: `qemu-img convert -O qcow2 OLD NEW`; or set \
+                `isolation = \"off\"`",
         }),
     }
 }
 
-/// Cached images stand alone: qcow2, or else raw.
+/// Returns the format of a cached image, which has no backing file: qcow2, or else raw.
 pub(crate) fn format_of(disk: &Label, base: &Path) -> Result<Format, Error> {
     let on = |source: FileError| Error::File { disk: disk.clone(), source };
     let head = file::read_at(base, 0, qcow2::MAGIC.len()).map_err(on)?;

@@ -1,4 +1,5 @@
-//! `qemu-img check` of the disks of a stopped VM: whether the tables of a qcow2 file are consistent.
+//! `qemu-img check` of the disks of a stopped VM: whether the tables of a qcow2 file are
+//! consistent.
 
 use std::path::{Path, PathBuf};
 
@@ -91,7 +92,7 @@ pub fn check(
         Ok(Some(_)) => {}
     }
     let header = match file::read_at(&path, 0, qcow2::HEAD) {
-        Ok(head) => qcow2::Header::read(&head),
+        Ok(head) => qcow2::Header::parse(&head),
         Err(error) => {
             return Ok(not_checked(disk, path, format, &error, error.is_host_fault()));
         }
@@ -112,7 +113,7 @@ pub fn check(
     }
     match qemu_img.check_report(&path, &mut || !cancel.is_set()) {
         Ok(report) => Ok(judge(clean(disk, &path, format), report, header.corrupt)),
-        Err(error @ qemu_img::Error::CalledOff) => Err(error),
+        Err(error @ qemu_img::Error::Canceled) => Err(error),
         Err(error) => {
             let hint = error.hint();
             let is_host_fault = error.is_host_fault();

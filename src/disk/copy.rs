@@ -1,4 +1,5 @@
-//! The same bytes in another file, for a disk: shared where the file system can, else copied, as long as there is room.
+//! Copies a file to a new disk: by reflink if the file system supports it, else if there is enough
+//! space.
 
 use std::{fs::File, io, os::unix::fs::MetadataExt, path::Path};
 
@@ -13,10 +14,10 @@ use crate::{
     value::Label,
 };
 
-/// Copies `from` to `to`, a file that is open and empty, and its path. The caller makes it last.
+/// Copies `from` to the open empty file `to`. The caller syncs it.
 ///
 /// # Errors
-/// It cannot be read or written, there is no room, or it was called off.
+/// Reading or writing fails, there is not enough space, or the copy was canceled.
 pub fn copy(
     disk: &Label,
     from: &Path,
@@ -30,7 +31,7 @@ pub fn copy(
     if reflink::reflink(&source, target).map_err(error)? {
         return Ok(());
     }
-    let metadata = source.metadata().map_err(FileError::on("look at", from)).map_err(wrap)?;
+    let metadata = source.metadata().map_err(FileError::on("examine", from)).map_err(wrap)?;
     let dir = to.parent().unwrap_or(Path::new("/"));
     let (needed, free) = (metadata.blocks() * 512, file::available(dir).map_err(wrap)?);
     if needed > free {
@@ -45,7 +46,7 @@ pub fn copy(
     });
     match copied {
         Ok(_) => back.end().map_err(error),
-        Err(e) if e.kind() == io::ErrorKind::Interrupted => Err(Error::CalledOff(disk.clone())),
+        Err(e) if e.kind() == io::ErrorKind::Interrupted => Err(Error::Canceled(disk.clone())),
         Err(e) => Err(error(e)),
     }
 }

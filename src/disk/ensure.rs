@@ -1,7 +1,7 @@
-//! A VM's disk, ready for QEMU: made once, grown when `size` grew, never made anew and never shrunk.
+//! Provides the disks of a VM: created once, grown if `size` grew, never re-created or shrunk.
 //!
-//! A disk is made as `.qvm-NAME.FORMAT.tmp` beside its place, synced, and renamed last, so that a disk that has its
-//! name is whole. The caller holds the VM's lock, and the VM is off.
+//! A disk is created as `.qvm-NAME.FORMAT.tmp` in its directory, synced, and renamed last, so that
+//! a disk with its final name is complete. The caller holds the VM's lock, and the VM is stopped.
 
 use super::copy::copy;
 use super::error::Error;
@@ -29,23 +29,23 @@ use crate::{
     value::{Digest, Label, Size},
 };
 
-/// `NAME.origin.json` beside a disk.
+/// Returns the path of `NAME.origin.json` beside a disk.
 pub fn origin_path(vm: &VmPaths, disk: &Label) -> PathBuf {
     vm.state.join(format!("{disk}.origin.json"))
 }
 
-/// How a disk of qvm's own was made, if that is written down.
+/// Returns how a disk was created by qvm, if recorded.
 ///
 /// # Errors
-/// It is there and cannot be read.
+/// The record exists and cannot be read.
 pub fn made(disk: &Disk, vm: &VmPaths) -> Result<Option<Made>, Error> {
     let on = |source| Error::File { disk: disk.name.clone(), source };
     let json = file::read(&origin_path(vm, &disk.name)).map_err(on)?;
     Ok(json.and_then(|json| serde_json::from_slice(&json).ok()))
 }
 
-/// Removes what a crash left in the VM's directories, and what is left of one that was being removed or made. Once, before anything
-/// is prepared, under the VM's lock.
+/// Removes the leftovers of a crash from the VM's directories, including those of an interrupted
+/// creation or removal. Called once before the preparation, under the VM's lock.
 ///
 /// # Errors
 /// A file cannot be removed.
@@ -55,10 +55,10 @@ pub fn remove_leftovers(vm: &VmPaths) -> Result<(), FileError> {
     file::remove_leftovers(&vm.state)
 }
 
-/// The disk, ready. Its image is fetched only when the disk is made. Blocks; run it on a thread that may.
+/// Provides a disk. Its image is downloaded only if the disk is created. Blocks the thread.
 ///
 /// # Errors
-/// As [`Error`]. A disk that exists is then as it was, and one that does not has left nothing.
+/// See [`Error`]. An existing disk is unchanged then, and a missing one leaves no files.
 pub fn ensure(
     disk: &Disk,
     vm: &VmPaths,
@@ -77,7 +77,7 @@ pub fn ensure(
         let path = vm.disk(&disk.name, Format::Qcow2);
         let head = file::read_at(&path, 0, qcow2::HEAD);
         let head = head.map_err(|source| Error::File { disk: disk.name.clone(), source })?;
-        if let Ok(header) = qcow2::Header::read(&head) {
+        if let Ok(header) = qcow2::Header::parse(&head) {
             refuse_corrupt(disk, &path, &header)?;
         }
     }
@@ -103,10 +103,10 @@ pub fn ensure(
     Ok(Ready { path, format, virtual_size, notes })
 }
 
-/// The notes of a disk as it is, for `qvm status` of a VM that is not prepared now. Touches nothing.
+/// Returns the notes about an existing disk, for `qvm status`. Changes nothing.
 ///
 /// # Errors
-/// A file is there and cannot be read.
+/// An existing file cannot be read.
 pub fn notes(disk: &Disk, vm: &VmPaths) -> Result<Vec<Note>, Error> {
     match disk.source {
         Source::File(_) | Source::Device(_) => Ok(Vec::new()),
@@ -114,7 +114,7 @@ pub fn notes(disk: &Disk, vm: &VmPaths) -> Result<Vec<Note>, Error> {
     }
 }
 
-/// What is there, and what to do about it.
+/// Returns the existing disk, and what to do.
 fn look(disk: &Disk, vm: &VmPaths) -> Result<(Step, Vec<Note>, Option<Found>), Error> {
     let on = |source| Error::File { disk: disk.name.clone(), source };
     let wanted = plan::format(disk);
@@ -134,7 +134,7 @@ fn look(disk: &Disk, vm: &VmPaths) -> Result<(Step, Vec<Note>, Option<Found>), E
     if let Some(Found { format: Format::Qcow2, .. }) = found {
         let path = vm.disk(&disk.name, Format::Qcow2);
         let head = file::read_at(&path, 0, qcow2::HEAD).map_err(on)?;
-        if let Ok(header) = qcow2::Header::read(&head) {
+        if let Ok(header) = qcow2::Header::parse(&head) {
             crate::disk::backing::check(&disk.name, &path, &header, made.as_ref())?;
         }
     }
@@ -146,12 +146,12 @@ fn existing(disk: &Disk, path: &Path, format: Format) -> Result<Option<Found>, E
     let on = |source| Error::File { disk: disk.name.clone(), source };
     let Some(metadata) = file::metadata(path).map_err(on)? else { return Ok(None) };
     let virtual_size = match format {
-        // The operator may have put a link to a block device there; that is grown elsewhere.
+        // The operator may have created a link to a block device, which cannot be grown here.
         Format::Raw if metadata.file_type().is_block_device() => u64::MAX,
         Format::Raw => metadata.len(),
         Format::Qcow2 => {
             let head = file::read_at(path, 0, qcow2::HEAD).map_err(on)?;
-            let header = qcow2::Header::read(&head).map_err(|source| Error::Header {
+            let header = qcow2::Header::parse(&head).map_err(|source| Error::Header {
                 disk: disk.name.clone(),
                 path: path.to_owned(),
                 source,
@@ -182,7 +182,8 @@ impl Work<'_> {
         move |source| Error::QemuImg { disk: disk.clone(), source }
     }
 
-    /// Grows a disk in place. Both ways are safe against a crash: the new size is written last, and at once.
+    /// Grows a disk in place. Both ways are crash-safe: the new size is written last and
+    /// atomically.
     fn grow(
         &self,
         path: &Path,
@@ -214,7 +215,7 @@ impl Work<'_> {
         file::make_dir(&self.vm.state).map_err(self.file())?;
         let temporary = file::temporary_under_lock(&path);
         let made = self.fill(source, &temporary, format, notes).and_then(|made| {
-            // First the record, then the disk: a disk of qvm's is never without one.
+            // The record is written first, so that every disk of qvm has one.
             let record = serde_json::to_vec_pretty(&made.record).unwrap_or_default();
             file::write(&origin_path(self.vm, &self.disk.name), &record, 0o600)
                 .and_then(|()| file::commit(&temporary, &path))
@@ -228,7 +229,7 @@ impl Work<'_> {
         let free = file::available(&self.vm.state).map_err(self.file())?;
         if virtual_size > free {
             let text = format!(
-                "disk {}: it may grow to {} MiB, and {} MiB are free",
+                "disk {}: can grow to {} MiB, but only {} MiB are free",
                 self.disk.name,
                 virtual_size >> 20,
                 free >> 20
@@ -238,7 +239,7 @@ impl Work<'_> {
         Ok((format, virtual_size))
     }
 
-    /// Makes the content under its temporary name.
+    /// Writes the content to the temporary file.
     fn fill(
         &mut self,
         source: Option<&Image>,
@@ -288,7 +289,7 @@ impl Work<'_> {
         Ok(Filled { record, virtual_size })
     }
 
-    /// The image's content, as large as the disk is to be; says the base of an overlay.
+    /// Copies or converts the image and grows it to the disk size; returns the base of an overlay.
     fn put(
         &mut self,
         cached: &Cached,

@@ -1,4 +1,4 @@
-//! Why a disk is not ready, and what to do about it.
+//! The errors of disks.
 
 use std::{io, path::PathBuf};
 
@@ -8,127 +8,131 @@ use crate::{
     value::{Explain, Label},
 };
 
-/// Why there is no disk.
+/// Why a disk cannot be provided.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Its image.
+    /// The image cannot be provided.
     #[error("disk {disk}")]
     Image {
-        /// Which.
+        /// The disk.
         disk: Label,
-        /// Why not.
+        /// The cause.
         source: Box<image::Error>,
     },
-    /// A file.
+    /// A file operation failed.
     #[error("disk {disk}")]
     File {
-        /// Which.
+        /// The disk.
         disk: Label,
-        /// What.
+        /// The cause.
         source: FileError,
     },
-    /// qemu-img.
+    /// qemu-img failed.
     #[error("disk {disk}")]
     QemuImg {
-        /// Which.
+        /// The disk.
         disk: Label,
-        /// What.
+        /// The cause.
         source: qemu_img::Error,
     },
-    /// There is none, and nothing to make it from.
-    #[error("disk {disk}: there is no `{}`, and the VM file names no image", .path.display())]
+    /// The disk does not exist and has no image.
+    #[error("disk {disk}: `{}` does not exist, and the VM file has no image to create it \
+        from", .path.display())]
     Nothing {
-        /// Which.
+        /// The disk.
         disk: Label,
-        /// Where it would be.
+        /// The path of the disk.
         path: PathBuf,
     },
-    /// A file of the operator's that is not there, or may not be opened.
-    #[error("disk {disk}: cannot open `{}` for {}", .path.display(), if *.write { "writing" } else { "reading" })]
+    /// A file of the operator that does not exist or cannot be opened.
+    #[error("disk {disk}: cannot open `{}` for {}",
+        .path.display(), if *.write { "writing" } else { "reading" })]
     Open {
-        /// Which.
+        /// The disk.
         disk: Label,
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// For writing.
+        /// Opened for writing.
         write: bool,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// A file of the operator's that is of another kind than was written.
+    /// A file of the operator with another type than configured.
     #[error("disk {disk}: `{}` {why}", .path.display())]
     Kind {
-        /// Which.
+        /// The disk.
         disk: Label,
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What it is, and is not.
+        /// The predicate of the message.
         why: &'static str,
-        /// What to write instead.
+        /// The key to use instead.
         hint: Option<&'static str>,
     },
-    /// A disk that depends on a file that it should not.
+    /// A disk with an unexpected backing file.
     #[error("disk {disk}: `{}` {why}", .path.display())]
     Alien {
-        /// Which.
+        /// The disk.
         disk: Label,
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// On what.
+        /// The predicate of the message.
         why: String,
         /// What to do.
         hint: &'static str,
     },
-    /// The cache of images.
+    /// The image cache failed.
     #[error("disk {disk}")]
     Cache {
-        /// Which.
+        /// The disk.
         disk: Label,
-        /// What.
+        /// The cause.
         source: Box<cache::Error>,
     },
-    /// A disk of qvm's own that is damaged.
+    /// A damaged disk created by qvm.
     #[error("disk {disk}: `{}` is damaged", .path.display())]
     Header {
-        /// Which.
+        /// The disk.
         disk: Label,
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// How.
+        /// The damage.
         source: qcow2::Error,
     },
-    /// QEMU has marked it as corrupt, and does not open it for writing.
-    #[error("disk {disk}: `{}` is marked corrupt, and QEMU does not write to it", .path.display())]
+    /// A disk that QEMU has marked as corrupt and cannot open for writing.
+    #[error("disk {disk}: `{}` is marked corrupt, so QEMU cannot open it for \
+        writing", .path.display())]
     MarkedCorrupt {
-        /// Which.
+        /// The disk.
         disk: Label,
-        /// Which file.
+        /// The file.
         path: PathBuf,
     },
-    /// There is not room enough for the copy.
-    #[error("disk {disk}: no room: it takes {} MiB, and {} MiB are free on the file system of `{}`",
+    /// Not enough space for the copy.
+    #[error("disk {disk}: not enough space: it requires {} MiB, but {} MiB are free on the file \
+        system of `{}`",
         .needed.div_ceil(1 << 20), .free >> 20, .dir.display())]
     NoRoom {
-        /// Which.
+        /// The disk.
         disk: Label,
-        /// In bytes.
+        /// The number of bytes.
         needed: u64,
-        /// In bytes.
+        /// The number of bytes.
         free: u64,
-        /// Where.
+        /// The directory.
         dir: PathBuf,
     },
-    /// It was called off.
-    #[error("making disk {0} was called off")]
-    CalledOff(Label),
+    /// The operation was canceled.
+    #[error("the creation of disk {0} was canceled")]
+    Canceled(Label),
 }
 
 impl Error {
-    /// It was called off, and nothing is wrong.
-    pub fn is_called_off(&self) -> bool {
+    /// Returns true if the operation was canceled.
+    pub fn is_canceled(&self) -> bool {
         match self {
-            Self::CalledOff(_) | Self::QemuImg { source: qemu_img::Error::CalledOff, .. } => true,
-            Self::Image { source, .. } => source.is_called_off(),
+            Self::Canceled(_) | Self::QemuImg { source: qemu_img::Error::Canceled, .. } => true,
+            Self::Image { source, .. } => source.is_canceled(),
             _ => false,
         }
     }
@@ -148,28 +152,33 @@ impl Explain for Error {
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::Nothing { .. } => {
-                Some("write `[image]` with `url` or `path`, or put a disk there".into())
+                Some("add `[image]` with `url` or `path`, or create the disk at this path".into())
             }
             Self::Open { source, .. } if source.kind() == io::ErrorKind::ResourceBusy => Some(
-                "it is mounted, or another program or VM has it; a guest must have it alone".into(),
+                "the device is mounted, or in use by another program or VM; a guest requires \
+                 exclusive access"
+                    .into(),
             ),
             Self::Open { path, source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-                Some(format!("let the user who runs qvm read and write `{}`", path.display()))
+                Some(format!("allow the user that runs qvm to read and write `{}`", path.display()))
             }
             Self::Open { source, .. } if source.kind() == io::ErrorKind::NotFound => Some(
-                "qvm makes no file of yours; make it, or leave `path` out and write `size`".into(),
+                "qvm does not create files of `path`: create it, or replace `path` by \
+                 `size`"
+                    .into(),
             ),
             Self::Kind { hint, .. } => hint.map(str::to_owned),
             Self::Alien { hint, .. } => Some((*hint).to_owned()),
             Self::Header { .. } => {
-                Some("restore it from a backup; `qemu-img check` tells more".into())
+                Some("restore it from a backup; `qemu-img check` prints details".into())
             }
             Self::MarkedCorrupt { path, .. } => Some(format!(
-                "copy the file, then repair it: `qemu-img check -r all {}`; or restore it from a backup",
+                "copy the file, then repair it: `qemu-img check -r all {}`; or restore it from a \
+                 backup",
                 path.display()
             )),
             Self::NoRoom { .. } => {
-                Some("make room; `qvm image prune` removes images that no VM needs".into())
+                Some("free disk space; `qvm image prune` removes unused images".into())
             }
             _ => None,
         }

@@ -40,7 +40,7 @@ pub struct ListedDisk {
     pub virtual_bytes: Option<u64>,
     /// What the file occupies on its file system, in bytes; of a device, its size.
     pub allocated_bytes: Option<u64>,
-    /// What of that no other file shares, in bytes; `None` if the file system does not report it.
+    /// The bytes of it that no other file shares; `None` if the file system does not report them.
     pub own_bytes: Option<u64>,
     /// The files below a qcow2 file, the nearest first.
     pub backing: Vec<String>,
@@ -209,7 +209,7 @@ impl ListedDisk {
     /// file is not opened: the guest may have written its name.
     fn of_header(&mut self, base: Option<&Path>) -> Option<u64> {
         let head = file::read_at(&self.path, 0, qcow2::HEAD).ok()?;
-        let header = match qcow2::Header::read(&head) {
+        let header = match qcow2::Header::parse(&head) {
             Ok(header) => header,
             Err(error) => {
                 self.problem = Some(chain(&error));
@@ -247,7 +247,8 @@ fn of_directory(directory: &Path) -> Place {
     Place::new(mount::of_path(directory).ok(), can)
 }
 
-/// The size of a block device, in bytes; sysfs counts sectors of 512 bytes, whatever the device has.
+/// The size of a block device, in bytes; sysfs counts sectors of 512 bytes, whatever the device
+/// has.
 fn device_bytes(device: &Path, sys: &Path) -> io::Result<u64> {
     let number = std::fs::metadata(device)?.rdev();
     let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));

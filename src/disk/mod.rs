@@ -1,7 +1,4 @@
-//! A VM's disk, ready for QEMU: made once, grown when `size` grew, never made anew and never shrunk.
-//!
-//! A disk is made as `.qvm-NAME.FORMAT.tmp` beside its place, synced, and renamed last, so that a disk that has its
-//! name is whole. The caller holds the VM's lock, and the VM is off.
+//! The disks of a VM: created once, grown if `size` grew, never re-created or shrunk.
 
 pub(crate) mod backing;
 pub mod check;

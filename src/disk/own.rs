@@ -1,4 +1,4 @@
-//! A disk of the operator's own: looked at, never made, never grown, never changed.
+//! Checks disks of the operator, which qvm never creates, grows or changes.
 
 use std::{
     fs::{File, OpenOptions},
@@ -26,34 +26,34 @@ fn open(disk: &Disk, path: &Path, flags: i32) -> Result<(File, bool), Error> {
     Ok((file, write))
 }
 
-/// A file of the operator's: there, a file, of the format that is written, and open to us.
+/// Checks that a file exists, is a regular file of the configured format, and can be opened.
 pub(crate) fn file(disk: &Disk, path: &Path) -> Result<Ready, Error> {
     let kind =
         |why, hint| Err(Error::Kind { disk: disk.name.clone(), path: path.to_owned(), why, hint });
-    // Looked at before it is opened: opening a FIFO would wait for its other end.
+    // Examined before opening: opening a FIFO would wait for its other end.
     let metadata = match std::fs::metadata(path) {
         Ok(metadata) => metadata,
         Err(_) => open(disk, path, 0)?
             .0
             .metadata()
-            .map_err(FileError::on("look at", path))
+            .map_err(FileError::on("examine", path))
             .map_err(|source| Error::File { disk: disk.name.clone(), source })?,
     };
     if metadata.file_type().is_block_device() {
-        return kind("is a block device", Some("write `device` instead of `path`"));
+        return kind("is a block device", Some("use `device` instead of `path`"));
     }
     if !metadata.is_file() {
-        return kind("is not a file", None);
+        return kind("is not a regular file", None);
     }
     open(disk, path, 0)?;
     let head = crate::sys::file::read_at(path, 0, qcow2::HEAD)
         .map_err(|source| Error::File { disk: disk.name.clone(), source })?;
-    let header = qcow2::Header::read(&head);
+    let header = qcow2::Header::parse(&head);
     let mut notes = Vec::new();
     let virtual_size = match (disk.format, header) {
         (Format::Qcow2, Ok(header)) => {
             if header.corrupt && disk.read_only {
-                // QEMU reads it, and it may be attached to save what can be read.
+                // QEMU can read it, and it may be attached to rescue data.
                 let text = format!("disk {}: `{}` is marked corrupt", disk.name, path.display());
                 notes.push(Note::new(NoteCode::DiskCorrupt, text).key(plan::key(disk)));
             }
@@ -61,7 +61,7 @@ pub(crate) fn file(disk: &Disk, path: &Path) -> Result<Ready, Error> {
             header.virtual_size
         }
         (Format::Qcow2, Err(qcow2::Error::NotQcow2)) => {
-            return kind("is not qcow2", Some("write `format = \"raw\"` if that is what it is"));
+            return kind("is not qcow2", Some("set `format = \"raw\"` if it is a raw image"));
         }
         (Format::Qcow2, Err(source)) => {
             return Err(Error::Header { disk: disk.name.clone(), path: path.to_owned(), source });
@@ -69,7 +69,8 @@ pub(crate) fn file(disk: &Disk, path: &Path) -> Result<Ready, Error> {
         (Format::Raw, header) => {
             if header.is_ok() {
                 let text = format!(
-                    "disk {}: `{}` is qcow2, and the guest will see it as it is: `format` says raw",
+                    "disk {}: `{}` is a qcow2 file, but the guest sees its raw bytes because of \
+                     `format = \"raw\"`",
                     disk.name,
                     path.display()
                 );
@@ -82,7 +83,7 @@ pub(crate) fn file(disk: &Disk, path: &Path) -> Result<Ready, Error> {
     Ok(Ready { path: path.to_owned(), format, virtual_size: Some(virtual_size), notes })
 }
 
-/// A block device of the operator's: there, a block device, and, where the guest may write to it, in nobody's use.
+/// Checks that a block device exists and, if writable, is not in use.
 pub(crate) fn device(disk: &Disk, path: &Path) -> Result<Ready, Error> {
     if let Ok(metadata) = std::fs::metadata(path)
         && !metadata.file_type().is_block_device()
@@ -91,12 +92,13 @@ pub(crate) fn device(disk: &Disk, path: &Path) -> Result<Ready, Error> {
             disk: disk.name.clone(),
             path: path.to_owned(),
             why: "is not a block device",
-            hint: Some("write `path` instead of `device` for a file"),
+            hint: Some("use `path` instead of `device` for a file"),
         });
     }
     let (_, write) = open(disk, path, 0)?;
     if write {
-        // open(2): O_EXCL without O_CREAT on a block device fails with EBUSY while it is mounted or claimed.
+        // open(2): O_EXCL without O_CREAT on a block device fails with EBUSY if it is mounted or
+        // claimed.
         open(disk, path, rustix::fs::OFlags::EXCL.bits() as i32)?;
     }
     let notes = Vec::new();

@@ -1,7 +1,7 @@
-//! What becomes of a disk, given what is there already.
+//! Decides what to do with a disk, from what exists.
 //!
-//! The one rule that everything here serves: a disk that exists wins. It is never made anew, never shrunk and
-//! never changed but by growing, whatever the VM file says of its image; what is then ignored is said.
+//! The rule: an existing disk has precedence. It is never re-created, shrunk or changed except by
+//! growing, whatever the VM file says about its image; ignored keys are reported.
 
 use std::path::PathBuf;
 
@@ -13,57 +13,58 @@ use crate::{
     value::{Digest, Note, NoteCode, Size},
 };
 
-/// The content of `NAME.origin.json` beside a disk: what it was made from.
+/// `NAME.origin.json` beside a disk: its origin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Made {
-    /// The address of the image; `None` for a blank disk.
+    /// The URL or path of the image; `None` for a blank disk.
     pub origin: Option<String>,
-    /// The image's digest, where it was verified.
+    /// The image's digest, if verified.
     pub digest: Option<Digest>,
-    /// How it was made.
+    /// How the disk was created.
     pub clone: spec::Clone,
     /// The base of an overlay.
     pub base: Option<PathBuf>,
-    /// When, RFC 3339.
+    /// The time of creation, RFC 3339.
     pub made_at: String,
 }
 
-/// A disk that is there.
+/// An existing disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Found {
-    /// In which format.
+    /// Its format.
     pub format: Format,
-    /// What the guest sees, in bytes.
+    /// The virtual size in bytes.
     pub virtual_size: u64,
-    /// There is one in the other format too.
+    /// A disk of the other format also exists.
     pub twice: bool,
 }
 
-/// What to do.
+/// The action for a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// It is there and large enough.
+    /// Keep the existing disk.
     Keep(Format),
-    /// It is there and `size` grew.
+    /// Grow the existing disk.
     Grow(Format, Size),
-    /// It is not there.
+    /// Create the disk.
     Make,
 }
 
-/// What to do with a disk of qvm's own, and what the operator should know.
+/// Returns what to do with a disk of qvm, and notes for the operator.
 pub fn decide(disk: &Disk, found: Option<Found>, made: Option<&Made>) -> (Step, Vec<Note>) {
     let Some(found) = found else { return (Step::Make, Vec::new()) };
     let mut notes = Vec::new();
     let (name, is) = (&disk.name, found.format.name());
     if found.twice {
         let other = other(found.format).name();
-        let text =
-            format!("disk {name}: `{name}.{is}` is used; `{name}.{other}` lies beside it unused");
+        let text = format!(
+            "disk {name}: `{name}.{is}` is used; `{name}.{other}` also exists and is not used"
+        );
         notes.push(Note::new(NoteCode::DiskFileUnused, text).key(key(disk)));
     } else if found.format != disk.format {
         let format = disk.format.name();
-        let text = format!("disk {name}: it exists as {is}; `format = \"{format}\"` is ignored");
+        let text = format!("disk {name}: exists as {is}; `format = \"{format}\"` is ignored");
         notes.push(Note::new(NoteCode::DiskFormatKept, text).key(key(disk)));
     }
     notes.extend(outlived(disk, made));
@@ -78,21 +79,22 @@ pub fn decide(disk: &Disk, found: Option<Found>, made: Option<&Made>) -> (Step, 
     (step, notes)
 }
 
-/// The note that a disk, or the image it is made from, is larger than `size` says.
+/// Returns a note if a disk or its image is larger than `size`.
 pub fn larger(disk: &Disk, size: Size, virtual_size: u64) -> Option<Note> {
     (size.bytes() < virtual_size).then(|| {
         let is = Size::from_bytes(virtual_size);
-        let text = format!("disk {}: it stays {is}; a disk is never shrunk to {size}", disk.name);
+        let text =
+            format!("disk {}: remains {is}; qvm does not shrink disks, here to {size}", disk.name);
         Note::new(NoteCode::DiskNotShrunk, text).key(key(disk))
     })
 }
 
-/// The table of the disk in the VM file, such as `disk.data`.
+/// Returns the table of the disk in the VM file, such as `disk.data`.
 pub fn key(disk: &Disk) -> String {
     format!("disk.{}", disk.name)
 }
 
-/// The other format.
+/// Returns the other format.
 pub const fn other(format: Format) -> Format {
     match format {
         Format::Qcow2 => Format::Raw,
@@ -100,31 +102,32 @@ pub const fn other(format: Format) -> Format {
     }
 }
 
-/// The note that the VM file has come to name another image than the disk was made from.
+/// Returns a note if the VM file names another image than the disk was created from.
 fn outlived(disk: &Disk, made: Option<&Made>) -> Option<Note> {
     let made = made?;
     let spec::Source::Image(image) = &disk.source else { return None };
     let from = made.origin.as_deref().unwrap_or("nothing");
-    let told = match (&image.checksum, &made.digest) {
-        // The same bytes are the same image, wherever they came from.
+    let digest_text = match (&image.checksum, &made.digest) {
+        // Images with the same digest are equal, whatever their origin.
         (Checksum::Digest(written), Some(digest)) if written == digest => return None,
-        // By another hash function nothing can be said.
+        // Digests of different hash functions cannot be compared.
         (Checksum::Digest(written), Some(digest)) if written.algorithm() == digest.algorithm() => {
             format!("with {digest}")
         }
         _ if made.origin.as_deref() == Some(&reference::shown(&image.origin)) => return None,
         _ => String::new(),
     };
-    let space = if told.is_empty() { "" } else { " " };
+    let space = if digest_text.is_empty() { "" } else { " " };
     let text = format!(
-        "disk {}: it was made from {from}{space}{told} on {}; the image that is written now is ignored",
+        "disk {}: was created from {from}{space}{digest_text} on {}; the image in the VM file is \
+         ignored",
         disk.name,
         made.made_at.get(..10).unwrap_or(&made.made_at)
     );
     Some(Note::new(NoteCode::DiskImageChanged, text).key(key(disk)))
 }
 
-/// The record of a disk that is made now.
+/// Returns the record of a new disk.
 pub fn record(
     disk: &Disk,
     image: Option<(&Image, Option<&Digest>)>,
@@ -140,18 +143,18 @@ pub fn record(
     }
 }
 
-/// How a disk is made from an image.
+/// How a disk is created from an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum How {
-    /// The same bytes: reflinked or copied.
+    /// A reflink or a copy.
     Clone,
-    /// Converted by qemu-img.
+    /// A conversion by qemu-img.
     Convert,
-    /// A qcow2 file on top of it.
+    /// A qcow2 overlay.
     Overlay,
 }
 
-/// How this disk is made from an image of this format.
+/// Returns how this disk is created from an image of this format.
 pub fn how(disk: &Disk, image: Format) -> How {
     match disk.clone {
         spec::Clone::Overlay => How::Overlay,
@@ -160,7 +163,7 @@ pub fn how(disk: &Disk, image: Format) -> How {
     }
 }
 
-/// The format that a new disk gets: an overlay can only be qcow2.
+/// Returns the format of a new disk: qcow2 for an overlay.
 pub fn format(disk: &Disk) -> Format {
     match disk.clone {
         spec::Clone::Overlay => Format::Qcow2,
@@ -209,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn made_once_grown_never_shrunk() {
+    fn disk_is_grown_but_never_shrunk() {
         assert_eq!(decide(&disk(Some("4G")), None, None), (Step::Make, vec![]));
         assert_eq!(decide(&disk(None), found(2), None), (Step::Keep(Format::Qcow2), vec![]));
         assert_eq!(decide(&disk(Some("2G")), found(2), None), (Step::Keep(Format::Qcow2), vec![]));
@@ -224,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_in_the_other_format_wins() {
+    fn existing_disk_of_other_format_is_used() {
         let raw = Found { format: Format::Raw, virtual_size: 1 << 30, twice: false };
         let (step, notes) = decide(&disk(None), Some(raw), None);
         assert_eq!(step, Step::Keep(Format::Raw));
@@ -235,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_image_is_told() {
+    fn changed_image_is_reported() {
         let notes = |made: &Made| decide(&disk(None), found(2), Some(made)).1;
         let (same, other) = ("https://example.org/a.qcow2", "https://example.org/b.qcow2");
         assert!(notes(&made(same, Some(digest('a')))).is_empty());
@@ -252,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn an_overlay_is_qcow2_on_whatever() {
+    fn overlay_is_always_qcow2() {
         let mut disk = disk(None);
         assert_eq!(how(&disk, Format::Qcow2), How::Clone);
         assert_eq!(how(&disk, Format::Raw), How::Convert);

@@ -8,23 +8,23 @@ use crate::{
 };
 use std::path::{Path, PathBuf};
 
-/// A disk that QEMU can be given.
+/// A disk that QEMU can open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ready {
     /// The file or device.
     pub path: PathBuf,
-    /// In which format it is, whatever the VM file says.
+    /// Its actual format.
     pub format: Format,
-    /// What the guest sees, in bytes; `None` for a device.
+    /// The virtual size in bytes; `None` for a device.
     pub virtual_size: Option<u64>,
-    /// What the operator should know.
+    /// Notes for the operator.
     pub notes: Vec<Note>,
 }
 
-/// Refuses a disk that QEMU would not open for writing, before QEMU is started.
+/// Refuses a disk that QEMU could not open for writing.
 ///
 /// # Errors
-/// It is marked as corrupt, and the guest may write to it.
+/// The disk is writable and marked as corrupt.
 pub(crate) fn refuse_corrupt(
     disk: &Disk,
     path: &Path,

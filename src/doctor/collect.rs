@@ -283,7 +283,7 @@ fn disk(paths: &VmPaths, disk: &Disk) -> Option<DiskSeen> {
         Format::Raw => metadata.len(),
         Format::Qcow2 => {
             let head = file::read_at(&place.path, 0, qcow2::HEAD).ok()?;
-            qcow2::Header::read(&head).ok()?.virtual_size
+            qcow2::Header::parse(&head).ok()?.virtual_size
         }
     };
     // st_blocks counts units of 512 bytes on every file system (inode(7)).

@@ -1,4 +1,4 @@
-//! What is done in a guest by its agent: a connection to the VM's supervisor, and the agent's own commands one by one.
+//! Runs agent commands in a guest over a connection to the VM's supervisor.
 
 use std::{io, time::Duration};
 
@@ -16,62 +16,62 @@ use crate::{
     value::{Explain, base64, to_base64},
 };
 
-/// How much of a file goes in one call, in bytes: in base64 it fits into what the control socket takes.
+/// The bytes of a file in one call: as base64 they fit the limit of the control socket.
 const CHUNK: usize = 512 << 10;
-/// How long the first call may take, which finds out whether an agent runs; then how long any other may.
+/// The timeouts of the first call, which detects whether an agent runs, and of all others.
 const FIRST_CALL: Duration = Duration::from_secs(10);
 const CALL: Duration = Duration::from_secs(60);
-/// The least and the most time between two looks at a command that runs.
+/// The minimum and maximum interval between two polls of a running command.
 pub(super) const LEAST_PAUSE: Duration = Duration::from_millis(10);
 pub(super) const MOST_PAUSE: Duration = Duration::from_millis(500);
-/// Between two tries while the guest's file systems are frozen.
+/// The retry interval while the guest's file systems are frozen.
 const FROZEN_PAUSE: Duration = Duration::from_secs(1);
-/// How long the next supervisor may take to be there, behind one that has gone.
+/// The time limit for the next supervisor to appear after one has exited.
 const NEXT: Duration = Duration::from_secs(60);
-/// How long a program that only helps may take.
+/// The time limit of helper programs.
 const HELPER: Duration = Duration::from_secs(60);
 
-/// Why it was not done.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The supervisor or the agent.
+    /// The supervisor or the agent returned an error.
     #[error(transparent)]
     Client(#[from] client::Error),
-    /// The agent says what it should not.
-    #[error("guest agent: the answer to `{0}` cannot be read")]
+    /// The agent's answer has an unexpected format.
+    #[error("cannot parse the guest agent's answer to `{0}`")]
     Answer(&'static str),
-    /// A program of the guest's.
+    /// A program in the guest failed.
     #[error("cannot {doing} in the guest: {said}")]
     Guest {
-        /// What for.
+        /// The operation.
         doing: String,
-        /// What it said.
+        /// Its error output.
         said: String,
     },
-    /// A file of the host's.
+    /// A file operation on the host failed.
     #[error(transparent)]
     File(#[from] file::Error),
-    /// Standard input or output.
+    /// Standard input or output failed.
     #[error("cannot {0}")]
     Stream(&'static str, #[source] io::Error),
-    /// Nobody reads what comes any more.
-    #[error("nobody reads the output any more")]
+    /// The reader of the output is gone.
+    #[error("the reader of the output has closed it")]
     NoReader,
-    /// More came than such a guest takes, or gives.
+    /// More data than this guest supports.
     #[error("{0}")]
     TooMuch(&'static str),
-    /// It took longer than it may.
-    #[error("`{program}` did not end within {limit:?}, and was ended")]
+    /// The time limit was exceeded.
+    #[error("`{program}` did not exit within {limit:?} and was ended")]
     TooLong {
-        /// What.
+        /// The program.
         program: String,
-        /// How long.
+        /// The time limit.
         limit: Duration,
     },
-    /// A signal ended it.
+    /// Ended by a signal.
     #[error("ended by signal {0}")]
     Interrupted(i32),
-    /// What is to be copied.
+    /// The source is a directory.
     #[error("`{0}` is a directory")]
     Directory(String, String),
 }
@@ -98,7 +98,8 @@ impl Explain for Error {
         match self {
             Self::Directory(_, hint) => Some(hint.clone()),
             Self::TooMuch(_) => Some(
-                "a guest with `sh` and `mktemp`, whose agent may open files, has no such bound"
+                "the limit does not apply to a guest with `sh` and `mktemp` whose agent may open \
+                 files"
                     .into(),
             ),
             _ => None,
@@ -106,7 +107,7 @@ impl Explain for Error {
     }
 }
 
-/// A program of the guest's that has ended.
+/// An exited program of the guest.
 #[derive(Debug)]
 pub(super) struct Done {
     pub(super) code: i64,
@@ -115,15 +116,15 @@ pub(super) struct Done {
     pub(super) truncated: bool,
 }
 
-/// A guest that is reached by its agent. A call is never left half-way: signals are looked at between two.
+/// A guest with an agent. A call is never interrupted: signals are checked between calls.
 #[derive(Debug)]
 pub struct Guest {
     paths: VmPaths,
     client: Client,
     session: Session,
-    /// Something was begun in the guest: a freeze is waited out.
+    /// A command was started: wait while file systems are frozen.
     begun: bool,
-    /// The end has begun: signals and deadlines have had their say.
+    /// The cleanup has started: signals and deadlines are ignored.
     ending: bool,
     pub(super) deadline: Option<(Instant, Duration, String)>,
 }
@@ -132,16 +133,17 @@ impl Guest {
     /// Connects to the VM's supervisor.
     ///
     /// # Errors
-    /// It does not run.
+    /// The VM is not running.
     pub async fn connect(paths: VmPaths, session: Session) -> Result<Self, Error> {
         let client = Client::connect(&paths.control_socket()).await?;
         Ok(Self { paths, client, session, begun: false, ending: false, deadline: None })
     }
 
-    /// Behind a supervisor that has gone: waits for the next one, for as long as the guest runs. What was open in the guest is so still.
+    /// Reconnects to the next supervisor, as long as the guest runs. Open files in the guest remain
+    /// open.
     ///
     /// # Errors
-    /// The guest has gone, or nobody takes it over.
+    /// The guest has ended, or no supervisor adopts it.
     pub(super) async fn again(&mut self) -> Result<(), Error> {
         let until = Instant::now() + NEXT;
         loop {
@@ -149,7 +151,7 @@ impl Guest {
                 self.client = client;
                 match self.client.agent("guest-ping", json!({}), FIRST_CALL).await {
                     Ok(_) | Err(client::Error::Frozen { .. }) => return Ok(()),
-                    // It is taking over, or does not answer yet.
+                    // A supervisor is adopting QEMU, or does not respond yet.
                     Err(_) => {}
                 }
             }
@@ -161,7 +163,7 @@ impl Guest {
         }
     }
 
-    /// Whether it is time to end.
+    /// Fails if a signal or the deadline requires the end.
     pub(super) fn check(&mut self) -> Result<(), Error> {
         if self.ending {
             return Ok(());
@@ -177,7 +179,7 @@ impl Guest {
         }
     }
 
-    /// Waits for something that is not the guest's, unless it is time to end.
+    /// Waits for local work, unless a signal or the deadline requires the end.
     pub(super) async fn wait_for<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Error> {
         self.check()?;
         if self.ending {
@@ -206,10 +208,11 @@ impl Guest {
     async fn call(&mut self, command: &str, arguments: Value) -> Result<Value, Error> {
         let limit = if self.begun { CALL } else { FIRST_CALL };
         if !self.begun && !self.ending {
-            // Where no agent runs, no answer comes. This is the one call that may be left half-way: it changes nothing.
+            // Without an agent there is no answer. Only this call may be interrupted: it changes
+            // nothing.
             let ping = self.client.agent("guest-ping", json!({}), limit);
             tokio::select! {
-                told = ping => match told {
+                reply = ping => match reply {
                     Ok(_) | Err(client::Error::Guest { .. }) => {}
                     Err(error) => return Err(error.into()),
                 },
@@ -221,15 +224,15 @@ impl Guest {
                 Err(client::Error::Frozen { .. }) if self.begun && !self.ending => {
                     self.pause(FROZEN_PAUSE).await?;
                 }
-                told => {
-                    self.begun |= told.is_ok();
-                    return Ok(told?);
+                reply => {
+                    self.begun |= reply.is_ok();
+                    return Ok(reply?);
                 }
             }
         }
     }
 
-    /// Begins to run a program; its pid.
+    /// Starts a program; returns its PID.
     pub(super) async fn start(
         &mut self,
         argv: &[&str],
@@ -241,30 +244,30 @@ impl Guest {
         if let Some(input) = input {
             call["input-data"] = to_base64(input).into();
         }
-        let told = self.call("guest-exec", call).await?;
-        told["pid"].as_i64().ok_or(Error::Answer("guest-exec"))
+        let reply = self.call("guest-exec", call).await?;
+        reply["pid"].as_i64().ok_or(Error::Answer("guest-exec"))
     }
 
-    /// How it ended, if it has: the agent tells that once.
+    /// Returns the exit status, if it has exited: the agent reports it only once.
     pub(super) async fn ended(&mut self, pid: i64) -> Result<Option<Done>, Error> {
-        let told = self.call("guest-exec-status", json!({ "pid": pid })).await?;
-        if told["exited"].as_bool() != Some(true) {
+        let reply = self.call("guest-exec-status", json!({ "pid": pid })).await?;
+        if reply["exited"].as_bool() != Some(true) {
             return Ok(None);
         }
-        let bytes = |key: &str| match told[key].as_str() {
+        let bytes = |key: &str| match reply[key].as_str() {
             Some(text) => base64(text).ok_or(Error::Answer("guest-exec-status")),
             None => Ok(vec![]),
         };
-        let signal = told["signal"].as_i64().map(|signal| 128 + signal);
+        let signal = reply["signal"].as_i64().map(|signal| 128 + signal);
         Ok(Some(Done {
-            code: told["exitcode"].as_i64().or(signal).unwrap_or(-1),
+            code: reply["exitcode"].as_i64().or(signal).unwrap_or(-1),
             out: bytes("out-data")?,
             err: bytes("err-data")?,
-            truncated: ["out-truncated", "err-truncated"].iter().any(|key| told[key] == true),
+            truncated: ["out-truncated", "err-truncated"].iter().any(|key| reply[key] == true),
         }))
     }
 
-    /// Runs a program that takes no time to speak of.
+    /// Runs a short program.
     pub(super) async fn run(&mut self, argv: &[&str]) -> Result<Done, Error> {
         let pid = self.start(argv, None, true).await?;
         let begun = Instant::now();
@@ -277,13 +280,13 @@ impl Guest {
                 let program = argv.first().copied().unwrap_or_default().to_owned();
                 return Err(Error::TooLong { program, limit: HELPER });
             }
-            // Not given up for a signal: what it has made by then would not be known.
+            // Not interrupted by a signal: its partial result would be unknown.
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(MOST_PAUSE);
         }
     }
 
-    /// [`Self::run`] for a program that has to succeed; what it said.
+    /// [`Self::run`] for a program that must succeed; returns its output.
     pub(super) async fn need(&mut self, doing: &str, argv: &[&str]) -> Result<Vec<u8>, Error> {
         let done = self.run(argv).await?;
         if done.code == 0 {
@@ -298,20 +301,20 @@ impl Guest {
     }
 
     pub(super) async fn open(&mut self, path: &str, mode: &str) -> Result<i64, Error> {
-        let told = self.call("guest-file-open", json!({ "path": path, "mode": mode })).await?;
-        told.as_i64().ok_or(Error::Answer("guest-file-open"))
+        let reply = self.call("guest-file-open", json!({ "path": path, "mode": mode })).await?;
+        reply.as_i64().ok_or(Error::Answer("guest-file-open"))
     }
 
-    /// What follows in a file, and whether that is all for now.
+    /// Reads the next bytes of a file, and whether its end was reached.
     pub(super) async fn read(&mut self, handle: i64) -> Result<(Vec<u8>, bool), Error> {
         let call = json!({ "handle": handle, "count": CHUNK });
-        let told = self.call("guest-file-read", call).await?;
-        let bytes = told["buf-b64"].as_str().and_then(base64);
+        let reply = self.call("guest-file-read", call).await?;
+        let bytes = reply["buf-b64"].as_str().and_then(base64);
         let bytes = bytes.ok_or(Error::Answer("guest-file-read"))?;
-        Ok((bytes, told["eof"].as_bool() == Some(true)))
+        Ok((bytes, reply["eof"].as_bool() == Some(true)))
     }
 
-    /// Has the next [`Self::read`] begin there.
+    /// Sets the offset of the next [`Self::read`].
     pub(super) async fn seek(&mut self, handle: i64, to: u64) -> Result<(), Error> {
         let call = json!({ "handle": handle, "offset": to, "whence": "set" });
         self.call("guest-file-seek", call).await.map(drop)
@@ -319,12 +322,12 @@ impl Guest {
 
     pub(super) async fn write(&mut self, handle: i64, bytes: &[u8]) -> Result<(), Error> {
         let call = json!({ "handle": handle, "buf-b64": to_base64(bytes) });
-        let told = self.call("guest-file-write", call).await?;
-        match told["count"].as_u64() {
+        let reply = self.call("guest-file-write", call).await?;
+        match reply["count"].as_u64() {
             Some(count) if count == bytes.len() as u64 => Ok(()),
             _ => Err(Error::Guest {
-                doing: "write all".into(),
-                said: format!("{} of {} bytes were written", told["count"], bytes.len()),
+                doing: "write the file".into(),
+                said: format!("only {} of {} bytes were written", reply["count"], bytes.len()),
             }),
         }
     }
@@ -333,15 +336,15 @@ impl Guest {
         self.call("guest-file-close", json!({ "handle": handle })).await.map(drop)
     }
 
-    /// Begins the end, on a connection that nothing is left on. A second signal ends that too.
+    /// Runs the cleanup on a fresh connection. A second signal interrupts it.
     pub(super) async fn end<T>(&mut self, work: impl AsyncFnOnce(&mut Self) -> T) -> Option<T> {
         self.ending = true;
-        // What waits for a signal must not hold what the work needs.
+        // The future that waits for a signal must not borrow what the work needs.
         let mut session = std::mem::replace(&mut self.session, Session::never());
         let work = async {
             match Client::connect(&self.paths.control_socket()).await {
                 Ok(client) => self.client = client,
-                // Where the guest has gone there is nothing to tidy up, and that is found out at once.
+                // If the guest has ended, there is nothing to clean up, which is detected at once.
                 Err(_) => drop(self.again().await),
             }
             work(self).await
@@ -353,7 +356,7 @@ impl Guest {
     }
 }
 
-/// As much of a stream as fits into one call, or all that is left; empty at the end.
+/// Returns the bytes of a stream for one call; empty at the end.
 pub(super) async fn next(
     guest: &mut Guest,
     from: &mut mpsc::Receiver<Input>,
@@ -372,7 +375,7 @@ pub(super) async fn next(
 pub(super) fn unread(error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::BrokenPipe => Error::NoReader,
-        // A terminal that is hung up.
+        // The terminal hung up.
         _ if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
             SessionEnd::HungUp.into()
         }

@@ -1,4 +1,4 @@
-//! A file into a guest or out of it: written beside its place, and renamed when all of it is there.
+//! Copies a file into a guest or out of it, atomically by a temporary file and a rename.
 
 use std::{
     fs::{self, File},
@@ -19,40 +19,41 @@ use crate::{
     },
 };
 
-/// Whether a guest's file is a directory; else its mode and its size.
+/// Prints `directory`, or the mode and the size of a file in the guest.
 const LOOK: &str = r#"if [ -d "$0" ]; then echo directory; else stat -L -c '%a %s' "$0"; fi"#;
-/// Makes the file that is written first; tells what it is called, and what the target is.
+/// Creates the temporary file; prints its name and the target.
 const BEGIN: &str = r#"t=$0
 if [ -d "$t" ]; then t=${t%/}/$1; fi
 if [ -L "$t" ]; then t=$(readlink -f "$t") || exit; fi
 if [ -d "$t" ]; then echo "\`$t\` is a directory" >&2; exit 1; fi
-if [ -e "$t" ] && [ ! -f "$t" ]; then echo "\`$t\` is no regular file" >&2; exit 1; fi
+if [ -e "$t" ] && [ ! -f "$t" ]; then echo "\`$t\` is not a regular file" >&2; exit 1; fi
 d=${t%/*}
 if [ ! -d "$d/" ]; then echo "there is no directory \`$d\`" >&2; exit 1; fi
 f=$(mktemp "$d/.qvm-XXXXXX") || exit
 printf '%s\0%s\0' "$f" "$t""#;
-/// Gives it its mode and its name. Without a mode it has that of what it replaces.
+/// Sets the mode and renames the file. The default mode is that of the replaced file.
 const COMMIT: &str = r#"m=$2
 [ -n "$m" ] || m=$(stat -c %a "$1" 2>/dev/null) || m=644
 chmod "$m" "$0"
 sync "$0" 2>/dev/null
 mv -f "$0" "$1""#;
-/// The mode of a file where nobody tells one.
+/// The mode of a file if it is unknown.
 const MODE: u32 = 0o644;
 
-/// The host's end of a copy.
+/// The host side of a copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Local {
     /// Standard input, or standard output.
     Stream,
-    /// A file; as a target also a directory.
+    /// A file, or as target a directory.
     File(PathBuf),
 }
 
-/// Copies the file `from` of the guest; how many bytes it has.
+/// Copies the file `from` of the guest; returns its size in bytes.
 ///
 /// # Errors
-/// It is not there, it is a directory, or the target cannot be written; the target is then as it was.
+/// The file does not exist or is a directory, or the target cannot be written. The target is
+/// unchanged then.
 pub async fn copy_out(
     guest: &mut Guest,
     from: &str,
@@ -83,23 +84,23 @@ pub async fn copy_out(
 
 async fn look(guest: &mut Guest, path: &str) -> Result<(Option<u32>, Option<u64>), Error> {
     let looked = match guest.run(&["sh", "-c", LOOK, path]).await {
-        // A guest without a shell tells neither.
+        // A guest without a shell reports neither.
         Err(Error::Client(client::Error::Guest { .. })) => return Ok((None, None)),
         looked => looked?,
     };
     let said = String::from_utf8_lossy(&looked.out).into_owned();
     if said.trim() == "directory" {
-        let hint = format!("`qvm exec NAME -- tar -C {path} -c . | tar -x` copies what is in it");
+        let hint = format!("`qvm exec NAME -- tar -C {path} -c . | tar -x` copies its content");
         return Err(Error::Directory(path.to_owned(), hint));
     }
     let (mode, size) = said.trim().split_once(' ').unwrap_or_default();
     Ok((u32::from_str_radix(mode, 8).ok().map(|mode| mode & 0o777), size.parse().ok()))
 }
 
-/// Where a copy comes to on the host.
+/// The target of a copy on the host.
 enum Target {
     Stream(Output),
-    /// What is there already is no file that could be replaced.
+    /// The target is an existing special file, which is not replaced.
     Special(File, PathBuf),
     File(Temporary, PathBuf),
 }
@@ -109,7 +110,7 @@ impl Target {
         let Local::File(to) = to else { return Ok(Self::Stream(Output::stdout())) };
         let name = from.rsplit('/').next().unwrap_or_default();
         let to = if to.is_dir() { to.join(name) } else { to.clone() };
-        // Through a link, as cp(1).
+        // Symbolic links are followed, as in cp(1).
         let to = fs::canonicalize(&to).unwrap_or(to);
         if let Ok(there) = fs::metadata(&to)
             && !there.is_file()
@@ -140,10 +141,11 @@ impl Target {
     }
 }
 
-/// Copies to the file or directory `to` of the guest; how many bytes those are.
+/// Copies to the file or directory `to` of the guest; returns the number of bytes.
 ///
 /// # Errors
-/// The source cannot be read or is a directory; the guest has no room, no such directory, no shell. The target is then as it was.
+/// The source cannot be read or is a directory; the guest has no space, directory or shell. The
+/// target is unchanged then.
 pub async fn copy_in(
     guest: &mut Guest,
     from: &Local,
@@ -151,7 +153,7 @@ pub async fn copy_in(
     progress: &mut dyn Progress,
 ) -> Result<u64, Error> {
     let mut source = Source::open(from, to)?;
-    let begun = guest.need("make the file", &["sh", "-c", BEGIN, to, &source.name]).await?;
+    let begun = guest.need("create the file", &["sh", "-c", BEGIN, to, &source.name]).await?;
     let names = String::from_utf8_lossy(&begun).into_owned();
     let mut names = names.split('\0');
     let (Some(temporary), Some(target)) = (names.next(), names.next()) else {
@@ -172,7 +174,7 @@ pub async fn copy_in(
             done += bytes.len() as u64;
             progress.at(&At { doing: Doing::Copying, what: to, done, total: source.total });
         }
-        // What is buffered there is written now, and may find no room.
+        // Closing writes buffered data, which may fail without space.
         open = None;
         guest.close(handle).await?;
         guest.check()?;
@@ -194,7 +196,7 @@ pub async fn copy_in(
     copied
 }
 
-/// What is copied into a guest.
+/// The source of a copy into a guest.
 struct Source {
     bytes: mpsc::Receiver<Input>,
     name: String,
@@ -214,7 +216,7 @@ impl Source {
         if there.is_dir() {
             let path = path.display().to_string();
             let hint = format!(
-                "`tar -C {path} -c . | qvm exec NAME -- tar -C {to} -x` copies what is in it"
+                "`tar -C {path} -c . | qvm exec NAME -- tar -C {to} -x` copies its content"
             );
             return Err(Error::Directory(path, hint));
         }
@@ -229,7 +231,7 @@ impl Source {
         })
     }
 
-    /// As much as fits into one call, or all that is left; empty at the end.
+    /// Returns the bytes for one call; empty at the end.
     async fn next(&mut self, guest: &mut Guest) -> Result<Vec<u8>, Error> {
         super::agent::next(guest, &mut self.bytes)
             .await?

@@ -1,4 +1,5 @@
-//! A command in a guest, with its standard streams: where the guest has a shell they are files there, which are read while they grow.
+//! Runs a command in a guest with its standard streams: if the guest has a shell, the streams are
+//! files, which are read as they grow.
 
 use std::time::Duration;
 
@@ -10,23 +11,24 @@ use crate::{
     sys::terminal::{Input, Output},
 };
 
-/// What is given back to the guest of what was read of its files, in bytes: where they lie there may be little room.
+/// The bytes of read output after which its space is released: the guest's temporary directory may
+/// be small.
 const GIVE_BACK: u64 = 16 << 20;
 
-/// In a session of its own, where there is setsid(1): then what the command starts can be ended with it.
+/// In a separate session if setsid(1) exists, so that child processes can be ended too.
 const RUN: &str = r#"if command -v setsid >/dev/null 2>&1; then s=setsid; else s=; fi
 exec $s "$@" >"$0/out" 2>"$0/err" <"#;
-/// Asks the command to end, and five seconds later makes it.
+/// Sends SIGTERM and after five seconds SIGKILL.
 const END: &str = r#"kill -TERM "-$0" || kill -TERM "$0"
 n=0
 while [ "$n" -lt 50 ] && kill -0 "$0"; do sleep 0.1 || sleep 1; n=$((n + 1)); done
 kill -KILL "-$0" || kill -KILL "$0"
 rm -rf "$1""#;
 
-/// What the command is given, and what takes what it says.
+/// The standard streams of a command.
 #[derive(Debug)]
 pub struct Streams {
-    /// Standard input, which is read to its end before the command begins; none for none.
+    /// Standard input, which is read to its end before the command starts; `None` means empty.
     pub input: Option<mpsc::Receiver<Input>>,
     /// Standard output.
     pub out: Output,
@@ -34,17 +36,19 @@ pub struct Streams {
     pub err: Output,
 }
 
-/// A directory of our own in the guest, with the files that are open.
-struct Place {
+/// The temporary directory in the guest, with the open files.
+struct StreamFiles {
     dir: String,
     /// Standard output and standard error.
     handles: [i64; 2],
 }
 
-/// Runs `argv` in the guest to its end; its exit code, or 128 and the number of the signal that ended it.
+/// Runs `argv` in the guest; returns its exit code, or 128 plus the number of the signal that ended
+/// it.
 ///
 /// # Errors
-/// The agent does not take part; or it was ended: by a signal to us, by `limit`, or since nobody reads what it says.
+/// The agent fails, or the command was ended: by a signal to this process, by `limit`, or because
+/// the output has no reader.
 pub async fn exec(
     guest: &mut Guest,
     argv: &[String],
@@ -56,9 +60,9 @@ pub async fn exec(
         let program = argv.first().copied().unwrap_or_default().to_owned();
         (Instant::now() + limit, limit, program)
     });
-    let place = match Place::make(guest).await {
+    let place = match StreamFiles::create(guest).await {
         Ok(place) => place,
-        // A guest without a shell, or an agent that opens no files.
+        // A guest without a shell, or an agent that may not open files.
         Err(Error::Client(client::Error::Guest { .. }) | Error::Guest { .. }) => {
             return at_its_end(guest, &argv, streams).await;
         }
@@ -73,7 +77,7 @@ pub async fn exec(
                 (Err(_), Some(pid)) => {
                     let text = i64::to_string(&pid);
                     let _ = guest.run(&["sh", "-c", END, &text, &place.dir]).await;
-                    // The agent forgets it only when it is asked.
+                    // The agent keeps the status until it is queried.
                     let _ = guest.ended(pid).await;
                 }
                 _ => drop(guest.run(&["rm", "-rf", &place.dir]).await),
@@ -86,9 +90,9 @@ pub async fn exec(
     done
 }
 
-impl Place {
-    async fn make(guest: &mut Guest) -> Result<Self, Error> {
-        let made = guest.need("make a directory", &["mktemp", "-d"]).await?;
+impl StreamFiles {
+    async fn create(guest: &mut Guest) -> Result<Self, Error> {
+        let made = guest.need("create a directory", &["mktemp", "-d"]).await?;
         let dir = String::from_utf8_lossy(&made).trim_end_matches('\n').to_owned();
         let opened = async {
             let out = guest.open(&format!("{dir}/out"), "w+").await?;
@@ -105,7 +109,7 @@ impl Place {
 
 async fn streamed(
     guest: &mut Guest,
-    place: &Place,
+    place: &StreamFiles,
     argv: &[&str],
     streams: Streams,
     started: &mut Option<i64>,
@@ -140,7 +144,7 @@ async fn streamed(
                     pause = (pause * 2).min(MOST_PAUSE);
                 }
             }
-            // What it has read for us may be lost, but the file is there still.
+            // The data of an interrupted read is lost, but the file still exists.
             Err(Error::Client(client::Error::Closed)) => {
                 guest.again().await?;
                 for (stream, handle) in all.iter().zip(place.handles) {
@@ -152,15 +156,17 @@ async fn streamed(
     }
 }
 
-/// Passes on what the command says, and when it has ended, all that is left; whether there was anything.
+/// Forwards the output of the command and, after its exit, all the rest; returns whether there was
+/// any.
 async fn look(
     guest: &mut Guest,
-    place: &Place,
+    place: &StreamFiles,
     pid: i64,
     all: &mut [Stream; 2],
     done: &mut Option<Done>,
 ) -> Result<bool, Error> {
-    // First, so that what is read after its end is all that there is. The agent tells it once.
+    // Queried first, so that the output read after the exit is complete. The agent reports it only
+    // once.
     if done.is_none() {
         *done = guest.ended(pid).await?;
     }
@@ -170,7 +176,7 @@ async fn look(
             let (bytes, eof) = guest.read(handle).await?;
             moved |= !bytes.is_empty();
             stream.pass_on(guest, place, bytes).await?;
-            // While it runs both have their turns.
+            // Both streams are read in turn while the command runs.
             if eof || done.is_none() {
                 break;
             }
@@ -179,12 +185,12 @@ async fn look(
     Ok(moved)
 }
 
-/// One of the two that the command writes.
+/// An output stream of the command.
 struct Stream {
     name: &'static str,
     to: Output,
     read: u64,
-    /// What of it the guest still keeps room for begins here.
+    /// The offset up to which its space was released.
     kept: u64,
 }
 
@@ -192,7 +198,7 @@ impl Stream {
     async fn pass_on(
         &mut self,
         guest: &mut Guest,
-        place: &Place,
+        place: &StreamFiles,
         bytes: Vec<u8>,
     ) -> Result<(), Error> {
         if bytes.is_empty() {
@@ -203,7 +209,8 @@ impl Stream {
         if self.read.saturating_sub(self.kept) >= GIVE_BACK {
             self.kept = self.read;
             let (end, file) = (self.read.to_string(), format!("{}/{}", place.dir, self.name));
-            // Where there is no such program, or one that makes no holes, the guest needs room for all.
+            // Without fallocate(1), or if it cannot punch holes, the guest needs space for all
+            // output.
             let given = guest.run(&["fallocate", "-p", "-o", "0", "-l", &end, &file]).await;
             if !given.is_ok_and(|done| done.code == 0) {
                 self.kept = u64::MAX;
@@ -213,15 +220,15 @@ impl Stream {
     }
 }
 
-/// What comes next of standard input.
+/// Returns the next bytes of standard input.
 async fn typed(guest: &mut Guest, input: &mut mpsc::Receiver<Input>) -> Result<Vec<u8>, Error> {
     next(guest, input).await?.map_err(|error| Error::Stream("read standard input", error))
 }
 
-/// Writes standard input down in the guest; whether there was any.
+/// Writes standard input to a file in the guest; returns whether there was any.
 async fn give(
     guest: &mut Guest,
-    place: &Place,
+    place: &StreamFiles,
     mut input: mpsc::Receiver<Input>,
 ) -> Result<bool, Error> {
     let mut bytes = typed(guest, &mut input).await?;
@@ -237,19 +244,20 @@ async fn give(
             Err(error) => given = Err(error),
         }
     }
-    // What is buffered there is written now, and may find no room.
+    // Closing writes buffered data, which may fail without space.
     let closed = guest.close(handle).await;
     given.and(closed).map(|()| true)
 }
 
-/// As every agent can: standard input goes with the call, and the output comes when the command has ended.
+/// Runs a command with any agent: standard input is part of the call, and the output is returned
+/// after the exit.
 async fn at_its_end(guest: &mut Guest, argv: &[&str], streams: Streams) -> Result<i64, Error> {
     let Streams { input, mut out, mut err } = streams;
     let mut all = None;
     if let Some(mut input) = input {
         let bytes = typed(guest, &mut input).await?;
         if !typed(guest, &mut input).await?.is_empty() {
-            return Err(Error::TooMuch("this guest takes at most 500 KiB of standard input"));
+            return Err(Error::TooMuch("this guest supports at most 500 KiB of standard input"));
         }
         all = Some(bytes).filter(|bytes| !bytes.is_empty());
     }
@@ -272,7 +280,7 @@ async fn at_its_end(guest: &mut Guest, argv: &[&str], streams: Streams) -> Resul
                 let pid = pid.to_string();
                 guest
                     .end(async |guest| {
-                        // Whichever of the two the guest has.
+                        // Whichever command the guest has.
                         let _ = guest.run(&["kill", &pid]).await;
                         let _ = guest.run(&["taskkill", "/T", "/F", "/PID", &pid]).await;
                     })
@@ -288,9 +296,7 @@ async fn at_its_end(guest: &mut Guest, argv: &[&str], streams: Streams) -> Resul
         guest.wait_for(to.finish()).await?.map_err(unread)?;
     }
     if done.truncated {
-        return Err(Error::TooMuch(
-            "the agent keeps at most 16 MiB of an output: the rest is lost",
-        ));
+        return Err(Error::TooMuch("the agent stores at most 16 MiB of output; the rest is lost"));
     }
     Ok(done.code)
 }

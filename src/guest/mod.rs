@@ -1,4 +1,4 @@
-//! What is done in a guest by its agent: a connection to the VM's supervisor, and the agent's own commands one by one.
+//! The guest agent: commands, file copies and readiness.
 
 pub(crate) mod agent;
 pub(crate) mod copy;

@@ -1,20 +1,21 @@
-//! What a guest's cloud-init and QEMU's user-mode network say, and whether that means that the guest is ready.
+//! Interprets the output of cloud-init and of QEMU's user-mode network to determine whether the
+//! guest is ready.
 
-/// What `cloud-init status` says.
+/// The status of cloud-init.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CloudInit {
     /// Not done yet.
     Going,
     /// Done, without errors.
     Done,
-    /// Done, with errors that it could go on after.
+    /// Done, with recoverable errors.
     Degraded,
-    /// It never will be done, and why.
+    /// Failed permanently, with the reason.
     Failed(String),
 }
 
-/// By the first line of `cloud-init status`, `status: done`, and by its exit code: 1 is an error, 2 is one that could be
-/// recovered from (cloud-init's documentation, "Reported status"; exit code 2 since 23.4).
+/// Parses the first line of `cloud-init status`, `status: done`, and its exit code: 1 is an error,
+/// 2 a recoverable error (cloud-init's documentation, "Reported status"; exit code 2 since 23.4).
 pub fn cloud_init(out: &str, exit_code: i64) -> CloudInit {
     let says = out.lines().find_map(|line| line.strip_prefix("status:")).map(str::trim);
     match (says, exit_code) {
@@ -24,7 +25,7 @@ pub fn cloud_init(out: &str, exit_code: i64) -> CloudInit {
             "cloud-init failed: see `cloud-init status --long` in the guest".into(),
         ),
         (Some("disabled"), _) => CloudInit::Failed("cloud-init is disabled in the guest".into()),
-        // `running`, `not run`, `not started`, and words of later versions: time will tell.
+        // `running`, `not run`, `not started`, and words of later versions: not done yet.
         (Some(_), _) | (None, 0..=2) => CloudInit::Going,
         (None, code) => {
             CloudInit::Failed(format!("`cloud-init status` fails in the guest with code {code}"))
@@ -32,9 +33,10 @@ pub fn cloud_init(out: &str, exit_code: i64) -> CloudInit {
     }
 }
 
-/// Whether the guest took a connection that came in by a port of the host, by the text of HMP's `info usernet`: QEMU takes
-/// each at once itself, and only then knocks at the guest (libslirp, misc.c, `slirp_connection_info`).
-pub fn taken(table: &str, host: u16, guest: u16) -> bool {
+/// Returns true if the guest accepted a connection to a forwarded port, from the output of HMP's
+/// `info usernet`: QEMU accepts each connection itself before it connects to the guest (libslirp,
+/// misc.c, `slirp_connection_info`).
+pub fn is_accepted(table: &str, host: u16, guest: u16) -> bool {
     table.lines().any(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
         // Protocol[State] FD source port destination port received sent
@@ -53,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_words_of_cloud_init() {
+    fn cloud_init_status_is_parsed() {
         use CloudInit::{Degraded, Done, Going};
         for (out, code, said) in [
             ("status: done\n", 0, Done),
@@ -77,7 +79,7 @@ mod tests {
         }
     }
 
-    /// As QEMU 10.0 says it.
+    /// The output of QEMU 10.0.
     const TABLE: &str = "Hub -1 (net):\r
   Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\r
   TCP[ESTABLISHED]   31       127.0.0.1  2222       10.0.2.15    22     0     0\r
@@ -87,17 +89,18 @@ mod tests {
 ";
 
     #[test]
-    fn only_what_the_guest_took_counts() {
-        assert!(taken(TABLE, 2222, 22));
+    fn only_accepted_connections_count() {
+        assert!(is_accepted(TABLE, 2222, 22));
         for (host, guest) in [(2207, 7), (8080, 80), (2222, 7), (2207, 22), (68, 67)] {
-            assert!(!taken(TABLE, host, guest), "{host} {guest}");
+            assert!(!is_accepted(TABLE, host, guest), "{host} {guest}");
         }
     }
 
     proptest! {
         #[test]
-        fn no_text_panics(text in "(TCP\\[ESTABLISHED\\]|[0-9 .:]|\\PC|\n){0,60}", code in any::<i64>()) {
-            let _ = taken(&text, 1, 1);
+        fn no_text_panics(text in "(TCP\\[ESTABLISHED\\]|[0-9 \
+            .:]|\\PC|\n){0,60}", code in any::<i64>()) {
+            let _ = is_accepted(&text, 1, 1);
             let _ = cloud_init(&text, code);
         }
     }

@@ -1,4 +1,4 @@
-//! The digest that an image must have, and whether it has it.
+//! Determines and compares the digest of an image.
 
 use super::{
     cache, checksum_file, fetch,
@@ -12,8 +12,7 @@ use crate::{
 };
 
 impl Work<'_> {
-    /// The digest that the image must have; asks the SUMS file, and remembers what it says where
-    /// there is a cache.
+    /// Returns the expected digest. A SUMS file is downloaded, and its digest stored if `remember`.
     pub(crate) fn expected(&mut self, remember: bool) -> Result<Option<Digest>, Error> {
         let sums = match &self.image.checksum {
             Checksum::None => return Ok(None),
@@ -27,8 +26,8 @@ impl Work<'_> {
         Ok(Some(digest))
     }
 
-    /// The digest that the list at `sums` gives the image: by the name that the image has in its
-    /// address, else by the name to which the address redirects.
+    /// Returns the digest in the list at `sums`: by the file name in the image's URL, else by the
+    /// file name of the redirect target.
     fn listed(&mut self, sums: &str) -> Result<Digest, Error> {
         let name = file_name(&self.image.origin).ok_or(Error::NoName(self.name.clone()))?;
         let (patience, list) = (self.tools.patience, self.list_name(sums));
@@ -55,7 +54,7 @@ impl Work<'_> {
             Some(target) => {
                 let digest = checksum_file::find(&text, &target, None).map_err(|_| fail(source))?;
                 let text = format!(
-                    "{}: its checksum is the one of `{}`, to which the address redirects",
+                    "{}: using the checksum of `{}`, the redirect target of the URL",
                     self.name,
                     crate::value::shown(&target)
                 );
@@ -66,7 +65,7 @@ impl Work<'_> {
         }
     }
 
-    /// The file name of a list of checksums.
+    /// Returns the file name of a list of checksums.
     fn list_name(&self, sums: &str) -> Option<String> {
         let origin = match local_path(sums) {
             Some(path) => Origin::Path(path),
@@ -75,7 +74,7 @@ impl Work<'_> {
         file_name(&origin)
     }
 
-    /// Compares the digest that the image has with the one that it must have.
+    /// Compares the digest of the image with the expected one.
     pub(crate) fn compare(&self, expected: Digest, found: Digest) -> Result<Digest, Error> {
         if expected == found {
             return Ok(expected);

@@ -1,6 +1,6 @@
-//! Which digest a list of checksums (SHA256SUMS and the like) gives a file.
+//! Finds the digest of a file in a list of checksums (SHA256SUMS and the like).
 //!
-//! These lines are read:
+//! These lines are supported:
 //!
 //! | form | written by |
 //! |---|---|
@@ -16,26 +16,26 @@
 
 use crate::value::{Algorithm, Digest, shown};
 
-/// Why the list gives no digest.
+/// Why the list has no digest for the file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// It lists other files.
-    #[error("it does not list `{}`{}", shown(.name), listed(.near))]
+    /// The file is not in the list.
+    #[error("`{}` is not in the list{}", shown(.name), listed(.near))]
     NotListed {
-        /// What was looked for.
+        /// The file name.
         name: String,
-        /// The names that come nearest, at most three.
+        /// The most similar names, at most three.
         near: Vec<String>,
     },
-    /// It lists none.
-    #[error("it has no line with a sha256 or sha512 digest{}",
+    /// The list has no digest.
+    #[error("the list has no sha256 or sha512 digest{}",
         if *.weak { ", only weaker ones" } else { "" })]
     Empty {
-        /// It has digests of the length of MD5 or SHA-1.
+        /// The list has digests with the length of MD5 or SHA-1.
         weak: bool,
     },
-    /// It lists the name with two digests.
-    #[error("it lists `{}` twice, with different digests", shown(.0))]
+    /// The list has two digests for the name.
+    #[error("the list has `{}` twice with different digests", shown(.0))]
     Ambiguous(String),
 }
 
@@ -43,24 +43,24 @@ fn listed(names: &[String]) -> String {
     let names: Vec<String> = names.iter().map(|n| format!("`{}`", shown(n))).collect();
     match names.split_last() {
         None => String::new(),
-        Some((one, [])) => format!("; it lists {one}"),
-        Some((last, others)) => format!("; it lists {} and {last}", others.join(", ")),
+        Some((one, [])) => format!("; it contains {one}"),
+        Some((last, others)) => format!("; it contains {} and {last}", others.join(", ")),
     }
 }
 
 /// A line of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// The last part of the file's name as the list has it.
+    /// The last part of the file's name in the list.
     pub name: String,
-    /// The name has a path before it.
+    /// The name in the list has a path.
     in_a_path: bool,
     /// The file's digest.
     pub digest: Digest,
 }
 
-/// The text of a list: UTF-8, or UTF-16 with or without a byte order mark, as Windows programs
-/// write it. A mark is left out, and what is no text becomes U+FFFD.
+/// Decodes a list: UTF-8, or UTF-16 with or without a byte order mark, as written by Windows
+/// programs. The mark is removed and invalid characters become U+FFFD.
 pub fn decoded(bytes: &[u8]) -> String {
     let wide = |bytes: &[u8], unit: fn([u8; 2]) -> u16| {
         let units: Vec<u16> = bytes.as_chunks::<2>().0.iter().map(|pair| unit(*pair)).collect();
@@ -76,12 +76,12 @@ pub fn decoded(bytes: &[u8]) -> String {
     }
 }
 
-/// The digest that `text` gives the file `image`; the strongest where it gives several. `list` is
-/// the name of the list itself: in `IMAGE.sha256` and the like a sole entry is the image's,
+/// Returns the digest of the file `image` in `text`; the strongest one if there are several. `list`
+/// is the name of the list itself: in `IMAGE.sha256` and the like, a single entry is for the image,
 /// whatever its name.
 ///
 /// # Errors
-/// No line, or contradicting lines, for that name.
+/// No line, or contradicting lines, for the name.
 pub fn find(text: &str, image: &str, list: Option<&str>) -> Result<Digest, Error> {
     let entries = entries(text);
     let named = |in_a_path: bool| -> Vec<&Digest> {
@@ -123,14 +123,14 @@ pub fn find(text: &str, image: &str, list: Option<&str>) -> Result<Digest, Error
     Err(Error::NotListed { name: image.to_owned(), near })
 }
 
-/// `IMAGE.sha256`, `IMAGE.SHA512SUM`, `IMAGE.sha256.txt`, `IMAGE.CHECKSUM`.
+/// Returns true for `IMAGE.sha256`, `IMAGE.SHA512SUM`, `IMAGE.sha256.txt`, `IMAGE.CHECKSUM`.
 fn is_list_of(list: &str, image: &str) -> bool {
     let suffix = list.strip_prefix(image).and_then(|rest| rest.strip_prefix('.'));
     let suffix = suffix.map(str::to_ascii_lowercase).unwrap_or_default();
     ["sha256", "sha512", "checksum", "digest"].iter().any(|start| suffix.starts_with(start))
 }
 
-/// Every line that gives a named file a digest.
+/// Returns all lines with a name and a digest.
 pub fn entries(text: &str) -> Vec<Entry> {
     text.lines().filter_map(entry).collect()
 }
@@ -143,17 +143,17 @@ fn entry(line: &str) -> Option<Entry> {
     (!last.is_empty()).then(|| Entry { name: last.to_owned(), in_a_path, digest })
 }
 
-/// `SHA256 (NAME) = HEX`. The last `)` counts, since a name may have one.
+/// Parses `SHA256 (NAME) = HEX`. The last `)` ends the name, which may contain others.
 fn in_brackets(line: &str) -> Option<(String, Digest)> {
     let (head, digest) = line.rsplit_once(')')?;
     let (function, name) = head.split_once('(')?;
     let hex = digest.trim_start().strip_prefix('=')?.trim_start();
-    // SHA512/256 and others of the same length are other functions.
+    // SHA512/256 and other functions with the same length are not SHA-256.
     let digest = Digest::new(algorithm(function.trim_end())?, hex).ok()?;
     Some((name.to_owned(), digest))
 }
 
-/// `HEX  NAME` and its relatives.
+/// Parses `HEX NAME` and similar forms.
 fn digest_first(line: &str) -> Option<(String, Digest)> {
     let (escaped, line) = match line.strip_prefix('\\') {
         Some(line) => (true, line),
@@ -174,7 +174,7 @@ fn digest_first(line: &str) -> Option<(String, Digest)> {
     Some((name, found))
 }
 
-/// As sha256sum(1) escapes a name.
+/// Decodes the escapes of sha256sum(1).
 fn unescaped(name: &str) -> String {
     let mut out = String::with_capacity(name.len());
     let mut chars = name.chars();
@@ -199,13 +199,13 @@ fn algorithm(function: &str) -> Option<Algorithm> {
     }
 }
 
-/// A digest without a name: hex digits, `sha256:HEX`, or `sha256-BASE64`.
+/// Parses a digest without a name: hex digits, `sha256:HEX`, or `sha256-BASE64`.
 fn digest(text: &str) -> Option<Digest> {
     let algorithms = [Algorithm::Sha256, Algorithm::Sha512];
     algorithms.into_iter().find_map(|algorithm| Digest::parse_prefixed(algorithm, text).ok())
 }
 
-/// Of the length of MD5 or SHA-1.
+/// Returns true for the length of MD5 or SHA-1.
 fn is_weak(word: &str) -> bool {
     matches!(word.len(), 32 | 40) && word.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn each_form_is_read() {
+    fn each_form_is_parsed() {
         let (a, b) = (sha256('a'), "b".repeat(128));
         let sri = format!("sha256-{}", to_base64(&[0xaa; 32]));
         for text in [
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn encodings_of_windows_are_read() {
+    fn windows_encodings_are_decoded() {
         let text = format!("{}  x\r\n", sha256('a'));
         let le: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
         let be: Vec<u8> = text.encode_utf16().flat_map(u16::to_be_bytes).collect();
@@ -294,7 +294,7 @@ mod tests {
         let two = format!("{text}{}  other.qcow2\n", sha256('2'));
         let refused = find(&two, "x.qcow2", Some("x.qcow2.sha256"));
         assert!(matches!(refused, Err(Error::NotListed { .. })));
-        // Digests of the one file by both functions.
+        // Digests of the same file by both functions.
         let strong = format!("{text}{}  x-Build18.71.qcow2\n", "3".repeat(128));
         assert_eq!(
             find(&strong, "x.qcow2", Some("x.qcow2.sha256")).unwrap().hex(),
@@ -306,14 +306,14 @@ mod tests {
     }
 
     #[test]
-    fn nearest_names_are_named() {
+    fn similar_names_are_reported() {
         let text = format!(
             "{0}  debian-12-generic-amd64.qcow2\n{0}  debian-12-generic-arm64.qcow2\n{0}  README\n",
             sha256('a')
         );
         assert_eq!(
             find(&text, "debian-12-genericcloud-amd64.qcow2", None).unwrap_err().to_string(),
-            "it does not list `debian-12-genericcloud-amd64.qcow2`; it lists \
+            "`debian-12-genericcloud-amd64.qcow2` is not in the list; it contains \
              `debian-12-generic-amd64.qcow2`, `debian-12-generic-arm64.qcow2` and `README`"
         );
     }
@@ -330,7 +330,7 @@ mod tests {
         assert_eq!(find(&md5, "x", None), Err(Error::Empty { weak: true }));
         let text = format!("{}  x\n{}  x\n", sha256('0'), sha256('1'));
         assert_eq!(find(&text, "x", None), Err(Error::Ambiguous("x".into())));
-        // Two bare digests belong to nothing.
+        // Two bare digests are ambiguous.
         assert_eq!(find(&format!("{}\n{}\n", sha256('0'), sha256('1')), "x", None), none);
     }
 

@@ -1,9 +1,8 @@
-//! A compressed stream, unpacked as it comes.
+//! Decompresses streams.
 //!
-//! Streams may follow each other, as gzip(1), xz(1) and zstd(1) allow. What follows the last one is
-//! judged as those programs do: zeros pad a file to a block and are ignored; anything else is
-//! ignored behind gzip, where OpenWrt and others append metadata, and is an error behind xz and
-//! zstd.
+//! Streams can be concatenated, as gzip(1), xz(1) and zstd(1) allow. Trailing bytes are handled
+//! like in these programs: zeros are padding and ignored; other bytes are ignored after gzip, where
+//! OpenWrt and others append metadata, and are an error after xz and zstd.
 
 use std::io::{self, BufRead, BufReader, Read};
 
@@ -12,30 +11,30 @@ use zstd::zstd_safe::{get_error_name, zstd_sys::ZSTD_ErrorCode};
 
 use super::reference::Compression;
 
-/// The most memory that unpacking may take: 2 to this power bytes, 256 MiB. A stream says itself
-/// how much it requires, up to 4 GiB; `xz -9` makes such as require 65 MiB, `zstd --ultra -22` 128
-/// MiB, and `zstd --long=31` 2 GiB.
+/// The memory limit of decompression as a power of two: 256 MiB. A stream specifies its
+/// requirement, up to 4 GiB: 65 MiB for `xz -9`, 128 MiB for `zstd --ultra -22`, 2 GiB for `zstd
+/// --long=31`.
 const MOST_MEMORY_LOG: u32 = 28;
 
-/// Why a stream cannot be unpacked, beside what the decoders say: the payload of an [`io::Error`].
+/// Errors besides those of the decoders: the payload of an [`io::Error`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// It requires more memory than it is given.
-    #[error("it requires more than {} MiB of memory", 1_u64 << (MOST_MEMORY_LOG - 20))]
+    /// The stream requires too much memory.
+    #[error("the stream requires more than {} MiB of memory", 1_u64 << (MOST_MEMORY_LOG - 20))]
     Memory,
-    /// It is followed by something else.
-    #[error("bytes that are no {} stream follow the {} stream", .0.name(), .0.name())]
+    /// Other bytes follow the stream.
+    #[error("other bytes follow the {} stream", .0.name())]
     Tail(Compression),
 }
 
 impl Refused {
-    /// The reason, where the error is one of these.
+    /// Returns the error if it is one of these.
     pub fn of(error: &io::Error) -> Option<Self> {
         error.get_ref()?.downcast_ref().copied()
     }
 }
 
-/// The unpacked bytes of a compressed file. An end in the middle of a stream is an error.
+/// The decompressed bytes of a file. An end within a stream is an error.
 pub struct Unpacked<R> {
     kind: Compression,
     stage: Stage<R>,
@@ -50,7 +49,7 @@ enum Stage<R> {
 }
 
 impl<R: Read> Unpacked<R> {
-    /// Begins with the first stream of `from`.
+    /// Starts the decoder of the first stream of `from`.
     ///
     /// # Errors
     /// The decoder cannot be set up.
@@ -60,12 +59,12 @@ impl<R: Read> Unpacked<R> {
         Ok(Self { kind, stage, tail: 0 })
     }
 
-    /// How many bytes behind the last stream were ignored, once all has been read.
+    /// Returns the number of ignored bytes after the last stream, after all data was read.
     pub fn tail(&self) -> u64 {
         self.tail
     }
 
-    /// A stream has ended: the next one, or what else follows.
+    /// At the end of a stream: starts the next one, or handles trailing bytes.
     fn go_on(&mut self) -> io::Result<()> {
         let mut from = match std::mem::replace(&mut self.stage, Stage::Ended) {
             Stage::Gzip(decoder) => decoder.into_inner(),
@@ -75,13 +74,13 @@ impl<R: Read> Unpacked<R> {
         };
         let zeros = from.skip_zeros()?;
         let head = from.peek()?;
-        // A header that is cut off is a stream that is cut off.
+        // A truncated header is a truncated stream.
         let begins = !head.is_empty()
             && match self.kind {
                 Compression::Gzip => head.starts_with(&[0x1f, 0x8b]) || head == [0x1f],
                 kind => Compression::of(head) == Some(kind) || kind.begins_with(head),
             };
-        // gzip(1) takes nothing more behind zeros; xz(1) pads streams by multiples of four.
+        // gzip(1) reads nothing after zeros; xz(1) pads streams to multiples of four bytes.
         let goes_on = match self.kind {
             Compression::Gzip | Compression::Zstd => zeros == 0,
             Compression::Xz => zeros % 4 == 0,
@@ -132,7 +131,7 @@ impl<R: Read> Read for Unpacked<R> {
     }
 }
 
-/// The decoder's error, or [`Refused::Memory`].
+/// Maps the decoder's error to [`Refused::Memory`] if applicable.
 fn explained(error: io::Error) -> io::Error {
     let too_large = ZSTD_ErrorCode::ZSTD_error_frameParameter_windowTooLarge as usize;
     let too_large = get_error_name(0_usize.wrapping_sub(too_large));
@@ -145,22 +144,23 @@ fn explained(error: io::Error) -> io::Error {
     if memory { io::Error::other(Refused::Memory) } else { error }
 }
 
-/// The compressed bytes, of which the next few can be looked at.
+/// The compressed bytes, with lookahead.
 struct Source<R> {
     from: BufReader<R>,
-    /// Looked at, but not read.
+    /// Lookahead bytes that are not consumed.
     head: Vec<u8>,
 }
 
 impl<R: Read> Source<R> {
-    /// The next bytes, as many as a magic number has; fewer at the end of the file.
+    /// Returns the next bytes without consuming them, up to the length of a magic number; fewer at
+    /// the end of the file.
     fn peek(&mut self) -> io::Result<&[u8]> {
         let missing = Compression::MAGIC.saturating_sub(self.head.len());
         (&mut self.from).take(missing as u64).read_to_end(&mut self.head)?;
         Ok(&self.head)
     }
 
-    /// Reads past zeros, and counts them.
+    /// Skips zeros and returns their number.
     fn skip_zeros(&mut self) -> io::Result<u64> {
         let mut all = 0;
         loop {
@@ -227,7 +227,7 @@ mod tests {
         Ok(all)
     }
 
-    /// What comes out, and how many bytes behind it were ignored.
+    /// Returns the output and the number of ignored trailing bytes.
     fn with_tail(kind: Compression, bytes: &[u8]) -> io::Result<(Vec<u8>, u64)> {
         let (mut all, mut unpacked) = (Vec::new(), Unpacked::begin(kind, bytes)?);
         unpacked.read_to_end(&mut all)?;
@@ -237,7 +237,7 @@ mod tests {
     const KINDS: [Compression; 3] = [Compression::Gzip, Compression::Xz, Compression::Zstd];
 
     #[test]
-    fn each_kind_comes_back() {
+    fn each_kind_round_trips() {
         for kind in KINDS {
             let (one, two) = (packed(kind, b"one"), packed(kind, b"two"));
             assert_eq!(Compression::of(&one), Some(kind));
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn tails_are_judged_as_by_each_program() {
+    fn trailing_bytes_follow_each_program() {
         let metadata = b"\0\0\0\0\0\0\0\0{ \"metadata_version\": \"1.1\" }\nFWx0";
         for kind in KINDS {
             let stream = packed(kind, b"one");
@@ -267,9 +267,9 @@ mod tests {
                     other => panic!("{kind:?}: {other:?}"),
                 }
             }
-            // A second stream that is cut off is no tail, wherever it is cut.
+            // A truncated second stream is always an error.
             for cut in 1..stream.len() {
-                assert!(with(&stream[..cut]).is_err(), "{kind:?} cut at {cut} was taken");
+                assert!(with(&stream[..cut]).is_err(), "{kind:?} cut at {cut} was accepted");
             }
         }
         let xz = packed(Compression::Xz, b"x");
@@ -278,9 +278,9 @@ mod tests {
         assert!(unpack(Compression::Xz, &padded(3)).is_err());
     }
 
-    /// A stream of a few bytes that wants a dictionary of 4 GiB.
+    /// A stream of a few bytes that requires a dictionary of 4 GiB.
     #[test]
-    fn a_stream_gets_no_more_memory_than_there_is_for_it() {
+    fn memory_is_limited() {
         let with = |dictionary: u32| {
             let mut options = LzmaOptions::new_preset(1).unwrap();
             options.dict_size(dictionary);
@@ -294,7 +294,7 @@ mod tests {
         assert_eq!(unpack(Compression::Xz, &with(192 << 20)).unwrap(), b"x");
         let refused = unpack(Compression::Xz, &with(512 << 20)).unwrap_err();
         assert_eq!(Refused::of(&refused), Some(Refused::Memory));
-        // Of Zstandard's frames the header says it: a window of 2 GiB, and an empty last block that is raw.
+        // A Zstandard frame whose header requires a window of 2 GiB, with an empty raw last block.
         let frame = [0x28, 0xb5, 0x2f, 0xfd, 0, 21 << 3, 1, 0, 0];
         let refused = unpack(Compression::Zstd, &frame).unwrap_err();
         assert_eq!(Refused::of(&refused), Some(Refused::Memory));
@@ -303,18 +303,18 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_or_damaged_stream_is_an_error() {
+    fn truncated_or_damaged_stream_is_an_error() {
         let bytes: Vec<u8> = (0..100_000u32).flat_map(|n| n.to_le_bytes()).collect();
         for kind in KINDS {
             let whole = packed(kind, &bytes);
             for cut in [whole.len() - 1, whole.len() / 2, 12] {
-                assert!(unpack(kind, &whole[..cut]).is_err(), "{kind:?} cut at {cut} was taken");
+                assert!(unpack(kind, &whole[..cut]).is_err(), "{kind:?} cut at {cut} was accepted");
             }
             let mut damaged = whole.clone();
             damaged[whole.len() / 2] ^= 0x55;
             let taken = unpack(kind, &damaged);
-            // A zstd frame need not carry a checksum; the image's own digest is there for that.
-            assert!(kind == Compression::Zstd || taken.is_err(), "{kind:?} damaged was taken");
+            // A zstd frame may have no checksum; the image digest detects damage then.
+            assert!(kind == Compression::Zstd || taken.is_err(), "{kind:?} damaged was accepted");
         }
     }
 }

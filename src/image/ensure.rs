@@ -1,12 +1,12 @@
-//! An image, ready to make a disk from: found in the cache, used where it lies, or fetched.
+//! Provides an image to create a disk from: from the cache, in place, or downloaded.
 //!
-//! An image given by `path` that is not compressed is used in place: a second copy of it in the cache would only cost
-//! room. One that an overlay is to stand on is taken into the cache all the same (a reflink, where the
-//! file system can): an operator's file may be replaced or go away, and every overlay on it would be lost.
+//! An uncompressed image with `path` is used in place, since a copy in the cache would waste space.
+//! The base of an overlay is always copied to the cache (by reflink if possible): an operator's
+//! file may be replaced or removed, which would destroy all overlays.
 //!
-//! Whatever the source, nothing is trusted before it was looked into: the digest, the format by its magic, no
-//! reference to other files (a qcow2 that names `/etc/shadow` as its backing file would hand it to the guest),
-//! and the consistency of a qcow2's tables, which also tells a truncated one.
+//! Every image is verified: its digest, its format by magic number, no references to other files (a
+//! qcow2 with the backing file `/etc/shadow` would pass it to the guest), and the consistency of
+//! qcow2 tables, which also detects truncation.
 
 use super::cache;
 use super::error::Error;
@@ -30,7 +30,7 @@ use super::{
 use super::{
     cache::{Entry, key, path},
     fetch::{Fetched, Job},
-    writer::{Intake, UnpackedFile},
+    writer::{ImageWriter, UnpackedFile},
 };
 use crate::sys::progress::{At, Cancel, Doing, Progress};
 use crate::{
@@ -39,56 +39,56 @@ use crate::{
     value::{Algorithm, Digest},
 };
 
-/// What images and disks are made with.
+/// The tools to create images and disks.
 #[derive(Debug, Clone)]
 pub struct Tools {
-    /// qemu-img.
+    /// The program qemu-img.
     pub qemu_img: QemuImg,
-    /// How much is borne of a network.
+    /// Timeouts and retries of downloads.
     pub patience: Patience,
-    /// The time, for records.
+    /// The current time, for records.
     pub now: Timestamp,
 }
 
-/// What the image is for.
+/// The purpose of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// To be read once; it may be used where it lies.
+    /// Copy it once; it may be used in place.
     Copy,
-    /// To be the base of an overlay, for as long as that exists; it must be the cache's own.
+    /// Use it as base of an overlay; it must be in the cache.
     Base,
-    /// As `Base`, and a remembered checksum is asked for again: `qvm image pull`.
+    /// Like `Base`, but also read the list of checksums again: `qvm image pull`.
     Refresh,
 }
 
-/// An image that was found to be the right one. As long as this lives, `qvm image rm` leaves it alone.
+/// A verified image. While this exists, `qvm image rm` does not remove it.
 #[derive(Debug)]
 pub struct Cached {
     /// The file.
     pub path: PathBuf,
     /// Its format.
     pub format: Format,
-    /// What a guest would see, in bytes.
+    /// The virtual size in bytes.
     pub virtual_size: u64,
-    /// Its digest, where it was compared with one.
+    /// The digest, if verified.
     pub digest: Option<Digest>,
-    /// It was there already.
+    /// The image was already in the cache.
     pub found: bool,
     pub(super) _held: Option<Lock>,
 }
 
-/// An image's bytes that have just come.
-struct Brought {
+/// A new image, not yet in the cache.
+struct NewImage {
     file: PathBuf,
-    /// Of the bytes as they came, where that was compared with one.
+    /// The digest of the received bytes, if verified.
     digest: Option<Digest>,
-    /// Of the file itself, where it was read on the way.
+    /// The digest of the file itself, if computed.
     content: Option<Digest>,
 }
 
-/// A file of the cache that is not what was put there.
-pub(super) struct Spoilt {
-    /// Its inode: another file of that name is looked at anew.
+/// A damaged file of the cache.
+pub(super) struct DamagedFile {
+    /// Its inode: another file with the same name is checked again.
     pub(super) id: u64,
     pub(super) error: Error,
 }
@@ -114,14 +114,14 @@ pub(super) struct Work<'a> {
     pub(super) cancel: &'a Cancel,
     /// Receives the content of the image that is in the cache.
     pub(super) content: Option<&'a mut dyn VerifiedContent>,
-    /// What lies in the cache is not what was put there.
-    pub(super) spoilt: Option<Spoilt>,
+    /// The damaged file of the cache.
+    pub(super) spoilt: Option<DamagedFile>,
 }
 
-/// The image, ready for its purpose. Blocks; run it on a thread that may.
+/// Returns the image for a purpose. Blocks the thread.
 ///
 /// # Errors
-/// As [`Error`]. Nothing stays behind but, in the cache, the beginning of a download that can be resumed.
+/// See [`Error`]. Only the beginning of a resumable download remains in the cache.
 pub fn ensure(
     image: &Image,
     cache: &Path,
@@ -158,7 +158,7 @@ impl Work<'_> {
         match &self.image.origin {
             Origin::Path(path) if purpose == Purpose::Copy => match self.compression(path) {
                 Ok(None) => self.in_place(path),
-                // It may have been unpacked into the cache long since, and be gone from where it was.
+                // The image may already be in the cache and removed from its origin.
                 Ok(Some(_)) | Err(_) => self.in_cache(purpose),
             },
             _ => self.in_cache(purpose),
@@ -185,7 +185,7 @@ impl Work<'_> {
     fn in_cache(&mut self, purpose: Purpose) -> Result<Cached, Error> {
         let refresh = purpose == Purpose::Refresh;
         file::make_dir(self.cache)?;
-        // With a digest that is written or remembered, a cached image is found without the network.
+        // With a configured or stored digest, a cached image needs no network.
         let mut known = written_digest(self.image).cloned();
         if known.is_none() && !refresh {
             known = cache::resolved(self.cache, self.image)?;
@@ -195,7 +195,9 @@ impl Work<'_> {
             return Ok(cached);
         }
         if let Err(error) = file::remove_abandoned(self.cache) {
-            tracing::debug!("an abandoned temporary file stays in the image cache: {error}");
+            tracing::debug!(
+                "cannot remove an abandoned temporary file of the image cache: {error}"
+            );
         }
         let expected = self.expected(true)?;
         let key = key(self.image, expected.as_ref())?;
@@ -203,7 +205,7 @@ impl Work<'_> {
             Ok(cached) => return Ok(cached),
             Err(lock) => lock,
         };
-        let entry = self.bring(&key, expected).map_err(|error| self.still_spoilt(error))?;
+        let entry = self.add_to_cache(&key, expected).map_err(|error| self.still_damaged(error))?;
         lock.share().map_err(|source| cache::Error::Lock {
             path: path(self.cache, &key, "lock"),
             source,
@@ -226,11 +228,11 @@ impl Work<'_> {
         total: Option<u64>,
     ) -> Result<(), Error> {
         self.progress.at(&At { doing, what: &self.name, done, total });
-        if self.cancel.is_set() { Err(Error::CalledOff) } else { Ok(()) }
+        if self.cancel.is_set() { Err(Error::Canceled) } else { Ok(()) }
     }
 
-    /// Brings the image into the cache; the lock is held.
-    fn bring(&mut self, key: &str, expected: Option<Digest>) -> Result<Entry, Error> {
+    /// Adds the image to the cache; the lock is held.
+    fn add_to_cache(&mut self, key: &str, expected: Option<Digest>) -> Result<Entry, Error> {
         let unpacked = file::temporary_under_lock(&path(self.cache, key, "image"));
         let part = path(self.cache, key, "part");
         let brought = match &self.image.origin {
@@ -242,7 +244,7 @@ impl Work<'_> {
             let _ = file::remove(&unpacked);
         }
         let downloading = matches!(accepted, Err(Error::Fetch(_)));
-        // What was accepted, or found wrong, is nothing to resume from.
+        // An accepted or invalid download cannot be resumed.
         if !downloading {
             fetch::forget(&part)?;
         }
@@ -255,17 +257,16 @@ impl Work<'_> {
         part: &Path,
         unpacked: &Path,
         expected: Option<Digest>,
-    ) -> Result<Brought, Error> {
+    ) -> Result<NewImage, Error> {
         let algorithm = expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
         let known = expected.is_some();
         let patience = self.tools.patience;
         let job = Job { url, part, unpacked, algorithm, known, patience };
         let mut fetched = fetch::fetch(&job, self.progress, self.cancel)?;
-        // The beginning may have been spoilt by a crash of the host: once more, without it.
+        // The beginning may be damaged by a crash of the host, so try once without it.
         let fits = |f: &Fetched| expected.as_ref().is_none_or(|e| *e == f.taken.digest);
         if fetched.resumed && !fits(&fetched) {
-            let text =
-                format!("{}: what an earlier run has left is damaged; starting anew", self.name);
+            let text = format!("{}: the partial download is damaged; restarting", self.name);
             self.progress.note(&text);
             fetch::forget(part)?;
             fetched = fetch::fetch(&job, self.progress, self.cancel)?;
@@ -273,20 +274,20 @@ impl Work<'_> {
         let whole = fetched.taken.digest.clone();
         let digest = expected.map(|e| self.compare(e, fetched.taken.digest)).transpose()?;
         match fetched.taken.unpacked {
-            Ok(None) => Ok(Brought { file: part.to_owned(), digest, content: Some(whole) }),
+            Ok(None) => Ok(NewImage { file: part.to_owned(), digest, content: Some(whole) }),
             Ok(Some(unpacked)) => Ok(self.unpacked(unpacked, digest)),
             Err(source) => Err(self.damaged(source, digest.is_some())),
         }
     }
 
-    fn unpacked(&mut self, unpacked: UnpackedFile, digest: Option<Digest>) -> Brought {
+    fn unpacked(&mut self, unpacked: UnpackedFile, digest: Option<Digest>) -> NewImage {
         let UnpackedFile { path, content, kind, tail } = unpacked;
         if tail > 0 {
             let kind = kind.name();
-            let text = format!("{}: {tail} bytes behind the {kind} stream are ignored", self.name);
+            let text = format!("{}: {tail} bytes after the {kind} stream are ignored", self.name);
             self.progress.note(&text);
         }
-        Brought { file: path, digest, content: Some(content) }
+        NewImage { file: path, digest, content: Some(content) }
     }
 
     fn damaged(&self, source: writer::Error, verified: bool) -> Error {
@@ -299,32 +300,32 @@ impl Work<'_> {
         }
     }
 
-    /// Reads a file whole: its digest, and what it unpacks to where `unpacked` says so.
+    /// Reads a whole file: computes its digest and decompresses it to `unpacked`, if set.
     fn pass_over(
         &mut self,
         from: &Path,
         unpacked: Option<PathBuf>,
         algorithm: Algorithm,
-    ) -> Result<writer::Taken, Error> {
+    ) -> Result<writer::WrittenImage, Error> {
         let read = |source| Error::Read { path: from.to_owned(), source };
         let total = file::metadata(from)?.map(|m| m.len());
-        let mut intake = Intake::begin(algorithm, unpacked).map_err(read)?;
+        let mut intake = ImageWriter::begin(algorithm, unpacked).map_err(read)?;
         let taken =
             intake.take_back(from, |done| self.go_on(Doing::Verifying, done, total).is_ok());
         taken.map_err(read)?;
         if self.cancel.is_set() {
-            return Err(Error::CalledOff);
+            return Err(Error::Canceled);
         }
         intake.end().map_err(read)
     }
 
-    /// From a file into the cache, unpacked if need be.
+    /// Copies a file to the cache and decompresses it if necessary.
     fn copy_in(
         &mut self,
         from: &Path,
         to: &Path,
         expected: Option<Digest>,
-    ) -> Result<Brought, Error> {
+    ) -> Result<NewImage, Error> {
         let (mut digest, mut content) = (None, None);
         if expected.is_some() || self.compression(from)?.is_some() {
             let algorithm = expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
@@ -350,16 +351,17 @@ impl Work<'_> {
                 self.go_on(Doing::Copying, done, Some(total)).is_ok()
             });
             match copied {
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => return Err(Error::CalledOff),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => return Err(Error::Canceled),
                 copied => copied.map_err(file::Error::on("write", to))?,
             };
         }
-        Ok(Brought { file: to.to_owned(), digest, content })
+        Ok(NewImage { file: to.to_owned(), digest, content })
     }
 
-    /// Looks into the file, and gives it its place in the cache. The rename comes last: it is what counts.
-    fn accept(&mut self, key: &str, brought: Brought) -> Result<Entry, Error> {
-        let Brought { file: from, digest, content } = brought;
+    /// Verifies the file and moves it to its final path. The rename is last, because it makes the
+    /// image valid.
+    fn accept(&mut self, key: &str, brought: NewImage) -> Result<Entry, Error> {
+        let NewImage { file: from, digest, content } = brought;
         let (format, virtual_size) = self.inspect(&from)?;
         let entry = Entry {
             origin: self.name.clone(),
@@ -374,8 +376,8 @@ impl Work<'_> {
         file::write(&path(self.cache, key, "json"), &json, 0o640)?;
         let place = path(self.cache, key, format.name());
         file::commit(&from, &place)?;
-        // Only now, because a partial file that a crash leaves must be open to the run that resumes it.
-        cache::close(&place)?;
+        // Not earlier: after a crash the next run must be able to write to a partial file.
+        cache::make_read_only(&place)?;
         Ok(entry)
     }
 }

@@ -1,4 +1,4 @@
-//! Why an image is not to be had, and what to do about it.
+//! The errors of providing an image.
 
 use std::path::PathBuf;
 
@@ -12,156 +12,157 @@ use crate::{
     value::{Digest, Explain},
 };
 
-/// Why there is no image.
+/// Why an image cannot be provided.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The cache.
+    /// The image cache failed.
     #[error(transparent)]
     Cache(#[from] cache::Error),
-    /// A file.
+    /// A file operation failed.
     #[error(transparent)]
     File(#[from] file::Error),
-    /// The download.
+    /// The download failed.
     #[error(transparent)]
     Fetch(#[from] fetch::Error),
-    /// The image's file.
+    /// The file of the image cannot be read.
     #[error("cannot read the image `{}`", .path.display())]
     Read {
-        /// Which.
+        /// The image.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: writer::Error,
     },
-    /// The SUMS file says nothing of it.
+    /// The SUMS file has no digest for the image.
     #[error("no checksum for {image} in {sums}")]
     Sums {
         /// The image.
         image: String,
         /// The SUMS file.
         sums: String,
-        /// What it says.
+        /// The cause.
         source: checksum_file::Error,
     },
-    /// The address of the image has no file name, and so no line of a SUMS file.
-    #[error("the address {0} ends in no file name to look up in `checksums`")]
+    /// The URL has no file name to find in a SUMS file.
+    #[error("the URL {0} has no file name to find in `checksums`")]
     NoName(String),
-    /// It is not what it should be.
-    #[error("the checksum of {image} is wrong: it has {found}, and {expected} is expected")]
+    /// The digest differs.
+    #[error("the checksum of {image} is wrong: found {found}, expected {expected}")]
     Mismatch {
-        /// Which.
+        /// The image.
         image: String,
-        /// What it must be.
+        /// The expected digest.
         expected: Digest,
-        /// What it is.
+        /// The digest found.
         found: Digest,
-        /// Where the expected digest came from, unless it was written.
+        /// The SUMS file of the expected digest, unless configured directly.
         sums: Option<String>,
     },
-    /// It was right when it was put into the cache, and is not any more.
-    #[error("{image} is damaged in the cache: `{}` hashes to {found}, and did to {expected} when it came{}", .path.display(),
-        if .source.is_some() { "; it cannot be brought anew" } else { "" })]
-    Spoilt {
-        /// Which.
+    /// The cached file was damaged after its verification.
+    #[error("{image} is damaged in the cache: `{}` has the digest {found} instead of \
+        {expected}{}", .path.display(),
+        if .source.is_some() { "; it cannot be replaced" } else { "" })]
+    DamagedFile {
+        /// The image.
         image: String,
         /// The file.
         path: PathBuf,
-        /// What it hashed to.
+        /// The digest at its verification.
         expected: Digest,
-        /// What it hashes to now.
+        /// The current digest.
         found: Digest,
-        /// Why it cannot be brought anew, where that was tried.
+        /// Why it cannot be replaced, if tried.
         source: Option<Box<Error>>,
     },
-    /// Its compressed stream is damaged.
+    /// The compressed stream is damaged.
     #[error("{image} is damaged{}", if *.verified { ", though its checksum is right" } else { "" })]
     Damaged {
-        /// Which.
+        /// The image.
         image: String,
-        /// Its checksum was compared.
+        /// The checksum was verified.
         verified: bool,
-        /// How.
+        /// The damage.
         source: writer::Error,
     },
-    /// Unpacking it takes too much memory.
-    #[error("cannot unpack {image}")]
+    /// Decompression requires too much memory.
+    #[error("cannot decompress {image}")]
     Memory {
-        /// Which.
+        /// The image.
         image: String,
-        /// How it is compressed.
+        /// The compression.
         kind: Compression,
-        /// How much there is for it.
+        /// The memory limit.
         source: writer::Error,
     },
-    /// It has no bytes.
+    /// The file is empty.
     #[error("{0} is empty")]
     Empty(String),
-    /// It is a file of another kind.
-    #[error("{image} is {}: an image is qcow2 or raw", .foreign.what)]
+    /// The file has another format.
+    #[error("{image} is {}; an image must be qcow2 or raw", .foreign.what)]
     Foreign {
-        /// Which.
+        /// The image.
         image: String,
-        /// What it is.
+        /// The format.
         foreign: Foreign,
     },
-    /// It is compressed twice.
+    /// The file is compressed twice.
     #[error("{image} is {} within a compressed file", .inner.name())]
     Twice {
-        /// Which.
+        /// The image.
         image: String,
         /// The inner compression.
         inner: Compression,
     },
-    /// Its header is damaged.
-    #[error("{image} is no usable qcow2 image")]
+    /// The qcow2 header is damaged.
+    #[error("{image} is not a usable qcow2 image")]
     Header {
-        /// Which.
+        /// The image.
         image: String,
-        /// How.
+        /// The damage.
         source: qcow2::Error,
     },
-    /// It depends on something outside it.
+    /// The image depends on other files.
     #[error("{image} is refused: {why}")]
     Refused {
-        /// Which.
+        /// The image.
         image: String,
-        /// On what.
+        /// The reason.
         why: String,
     },
-    /// QEMU has marked it as corrupt.
+    /// QEMU has marked the image as corrupt.
     #[error("{image} is refused: it is marked corrupt")]
     MarkedCorrupt {
-        /// Which.
+        /// The image.
         image: String,
     },
-    /// Its tables are not consistent.
+    /// The tables are not consistent.
     #[error("{image} is corrupt or truncated")]
     Corrupt {
-        /// Which.
+        /// The image.
         image: String,
-        /// What qemu-img says.
+        /// The output of qemu-img.
         source: qemu_img::Error,
     },
     /// qemu-img cannot be run.
     #[error("cannot check {image}")]
     Check {
-        /// Which.
+        /// The image.
         image: String,
-        /// Why not.
+        /// The cause.
         source: qemu_img::Error,
     },
-    /// It was called off.
-    #[error("fetching the image was called off")]
-    CalledOff,
+    /// The operation was canceled.
+    #[error("the image download was canceled")]
+    Canceled,
 }
 
 impl Error {
-    /// It was called off, and nothing is wrong.
-    pub fn is_called_off(&self) -> bool {
+    /// Returns true if the operation was canceled.
+    pub fn is_canceled(&self) -> bool {
         matches!(
             self,
-            Self::CalledOff
-                | Self::Fetch(fetch::Error::CalledOff)
-                | Self::Check { source: qemu_img::Error::CalledOff, .. }
+            Self::Canceled
+                | Self::Fetch(fetch::Error::Canceled)
+                | Self::Check { source: qemu_img::Error::Canceled, .. }
         )
     }
 }
@@ -176,7 +177,7 @@ impl Explain for Error {
             Self::Damaged { source, .. } => Some(source),
             Self::Corrupt { source, .. } => Some(source),
             Self::Check { source, .. } => Some(source),
-            Self::Spoilt { source: Some(source), .. } => Some(source.as_ref()),
+            Self::DamagedFile { source: Some(source), .. } => Some(source.as_ref()),
             _ => None,
         }
     }
@@ -184,38 +185,44 @@ impl Explain for Error {
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::Sums { .. } => Some("check that `checksums` belongs to this `url`".into()),
-            Self::NoName(_) => Some("write `sha256` or `sha512` instead of `checksums`".into()),
+            Self::NoName(_) => Some("set `sha256` or `sha512` instead of `checksums`".into()),
             Self::Mismatch { sums: None, .. } => Some(
-                "nothing was kept; if the publisher has replaced the image, write its new checksum into the VM file"
+                "the download was discarded; if the publisher has replaced the image, set its new \
+                 checksum in the VM file"
                     .into(),
             ),
             Self::Mismatch { sums: Some(sums), .. } => Some(format!(
-                "nothing was kept; {sums} and the image may be of different releases for as long as a mirror is updated"
+                "the download was discarded; {sums} and the image can be of different releases \
+                 while a mirror is updated"
             )),
-            Self::Foreign { foreign, .. } => foreign.way_out().map(str::to_owned),
+            Self::Foreign { foreign, .. } => foreign.conversion_hint().map(str::to_owned),
             Self::Memory { kind, .. } => {
                 let command = match kind {
                     Compression::Gzip => "gunzip FILE",
                     Compression::Xz => "xz --decompress FILE",
                     Compression::Zstd => "zstd --decompress --long=31 FILE",
                 };
-                Some(format!("unpack it by hand (`{command}`) and write the result as `path`"))
+                Some(format!("decompress it (`{command}`) and set `path` to the result"))
             }
             Self::Refused { .. } => Some(
-                "if you trust it, make it stand alone: `qemu-img convert -O qcow2 FROM TO.qcow2`".into(),
+                "if you trust it, convert it to a single file: `qemu-img convert -O qcow2 FROM \
+                 TO.qcow2`"
+                    .into(),
             ),
-            Self::Spoilt { image, source: None, .. } => Some(format!(
-                "the host's disk may fail; it has no checksum, so another may have come in its place: `qvm image rm {image}` lets the next start fetch it"
+            Self::DamagedFile { image, source: None, .. } => Some(format!(
+                "the host's disk may be failing; the image has no checksum, so it is not \
+                 downloaded again automatically: remove it with `qvm image rm {image}` to download \
+                 it at the next start"
             )),
             Self::MarkedCorrupt { .. } => Some(
-                "get another copy of it; or repair a file of your own: `qemu-img check -r all FILE`".into(),
+                "get another copy, or repair your own file: `qemu-img check -r all FILE`".into(),
             ),
-            Self::Corrupt { .. } => Some("fetch it again from where it is published".into()),
+            Self::Corrupt { .. } => Some("download it again from its publisher".into()),
             _ => None,
         }
     }
 
     fn is_own_host_fault(&self) -> bool {
-        matches!(self, Self::Spoilt { .. })
+        matches!(self, Self::DamagedFile { .. })
     }
 }

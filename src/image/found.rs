@@ -1,4 +1,4 @@
-//! What is in the cache already: whether anybody is at work on it, and whether it is still what was put there.
+//! Finds images in the cache: whether another process works on them, and whether they are intact.
 
 use std::{
     fs::File,
@@ -17,7 +17,7 @@ use super::{
     download, qcow2,
 };
 use super::{
-    ensure::{Cached, Spoilt, Work},
+    ensure::{Cached, DamagedFile, Work},
     error::Error,
 };
 use crate::{
@@ -26,17 +26,17 @@ use crate::{
     value::{Algorithm, Digest},
 };
 
-/// How much is read at a time.
+/// The read size in bytes.
 const CHUNK: usize = 1 << 20;
 
-/// Whether a file is qcow2 and marked as corrupt.
+/// Returns true for a qcow2 file that is marked as corrupt.
 fn is_marked_corrupt(path: &Path) -> Result<bool, Error> {
     let head = file::read_at(path, 0, qcow2::HEAD)?;
-    Ok(qcow2::Header::read(&head).is_ok_and(|header| header.corrupt))
+    Ok(qcow2::Header::parse(&head).is_ok_and(|header| header.corrupt))
 }
 
 impl Work<'_> {
-    /// The image, if it is in the cache and nobody is at work on it.
+    /// Returns the image if it is in the cache and no process works on it.
     pub(crate) fn cached(&mut self, key: &str) -> Result<Option<Cached>, Error> {
         if look_up(self.cache, key)?.is_none() {
             return Ok(None);
@@ -52,21 +52,21 @@ impl Work<'_> {
         if !self.is_whole(&entry, &path)? {
             return Ok(Err(lock));
         }
-        // An earlier version took it.
+        // Earlier versions accepted it.
         if is_marked_corrupt(&path)? {
             return Err(Error::MarkedCorrupt { image: self.name.clone() });
         }
-        // Who brought it may have died before this. Another user's is that one's to close.
-        let _ = cache::close(&path);
+        // The downloading process may have died before this. The file may belong to another user.
+        let _ = cache::make_read_only(&path);
         let Entry { format, virtual_size, digest, .. } = entry;
         Ok(Ok(Cached { path, format, virtual_size, digest, found: true, _held: Some(lock) }))
     }
 
-    /// Whether the file is still what was put there: disks rot, and neither its size nor its time tells.
+    /// Verifies that the cached file is unchanged: disks decay without a change of size or time.
     fn is_whole(&mut self, entry: &Entry, path: &Path) -> Result<bool, Error> {
         let Some(expected) = &entry.content else { return Ok(true) };
         let id =
-            path.metadata().map(|found| found.ino()).map_err(file::Error::on("look at", path))?;
+            path.metadata().map(|found| found.ino()).map_err(file::Error::on("examine", path))?;
         if self.spoilt.as_ref().is_some_and(|spoilt| spoilt.id == id) {
             return Ok(false);
         }
@@ -80,13 +80,14 @@ impl Work<'_> {
         }
         let (image, path) = (self.name.clone(), path.to_owned());
         let expected = expected.clone();
-        let error = Error::Spoilt { image, path, expected, found, source: None };
-        // What no checksum tells to be the same might be another, and disks may stand on the one that is there.
+        let error = Error::DamagedFile { image, path, expected, found, source: None };
+        // Without a checksum a new download could be another image, but disks may have this one as
+        // base.
         if entry.digest.is_none() {
             return Err(error);
         }
-        self.progress.note(&format!("{error}; it is brought anew"));
-        self.spoilt = Some(Spoilt { id, error });
+        self.progress.note(&format!("{error}; downloading it again"));
+        self.spoilt = Some(DamagedFile { id, error });
         Ok(false)
     }
 
@@ -118,23 +119,24 @@ impl Work<'_> {
                 content.write(&chunk);
             }
         }
-        digesting.end().ok_or_else(|| on(io::Error::other("its digest was lost")))
+        digesting.end().ok_or_else(|| on(io::Error::other("the digest thread panicked")))
     }
 
-    /// The image in the cache is damaged, and cannot be brought anew.
-    pub(crate) fn still_spoilt(&mut self, error: Error) -> Error {
-        if error.is_called_off() {
+    /// Returns the error of a damaged image that cannot be downloaded again.
+    pub(crate) fn still_damaged(&mut self, error: Error) -> Error {
+        if error.is_canceled() {
             return error;
         }
         match self.spoilt.take().map(|spoilt| spoilt.error) {
-            Some(Error::Spoilt { image, path, expected, found, .. }) => {
-                Error::Spoilt { image, path, expected, found, source: Some(Box::new(error)) }
+            Some(Error::DamagedFile { image, path, expected, found, .. }) => {
+                Error::DamagedFile { image, path, expected, found, source: Some(Box::new(error)) }
             }
             _ => error,
         }
     }
 
-    /// The image, if another process has brought it meanwhile; else the right to bring it.
+    /// Returns the image if another process has added it in the meantime; else the lock for adding
+    /// it.
     pub(crate) fn locked(&mut self, key: &str) -> Result<Result<Cached, Lock>, Error> {
         let mut told = false;
         loop {
@@ -154,17 +156,17 @@ impl Work<'_> {
                 Tried::Busy(pid) => {
                     if !std::mem::replace(&mut told, true) {
                         let by = pid.map_or("another process".into(), |p| format!("process {p}"));
-                        let text = format!("waiting for {by}, which fetches {}", self.name);
+                        let text = format!("waiting for {by}, which is downloading {}", self.name);
                         self.progress.note(&text);
                     }
-                    // Others may share it already.
+                    // Other processes may already share it.
                     if let Some(cached) = self.cached(key)? {
                         return Ok(Ok(cached));
                     }
                 }
             }
             self.go_on(Doing::Waiting, 0, None)?;
-            std::thread::sleep(download::LOOK);
+            std::thread::sleep(download::POLL_INTERVAL);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What kind of image a file is, and whether it may be used.
+//! Determines the format of an image and whether it may be used.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use super::{ensure::Work, error::Error};
 use crate::{spec::Format, sys::file};
 
 impl Work<'_> {
-    /// The format, and what a guest would see.
+    /// Returns the format and the virtual size in bytes.
     pub(crate) fn inspect(&mut self, path: &Path) -> Result<(Format, u64), Error> {
         let image = self.name.clone();
         let head = file::read_at(path, 0, qcow2::HEAD)?;
@@ -23,7 +23,7 @@ impl Work<'_> {
         if let Some(inner) = Compression::of(&head) {
             return Err(Error::Twice { image, inner });
         }
-        let header = match qcow2::Header::read(&head) {
+        let header = match qcow2::Header::parse(&head) {
             Ok(header) => header,
             Err(qcow2::Error::NotQcow2) => {
                 let length = file::metadata(path)?.map_or(0, |m| m.len());
@@ -32,11 +32,11 @@ impl Work<'_> {
             Err(source) => return Err(Error::Header { image, source }),
         };
         let why = if let Some(backing) = cache::backing_of(path)? {
-            Some(format!("it stands on another file, `{}`", crate::value::shown(&backing)))
+            Some(format!("the image has a backing file, `{}`", crate::value::shown(&backing)))
         } else if header.external_data {
-            Some("its data is in another file".to_owned())
+            Some("the image has an external data file".to_owned())
         } else if header.encrypted {
-            Some("it is encrypted".to_owned())
+            Some("the image is encrypted".to_owned())
         } else {
             None
         };

@@ -1,62 +1,63 @@
-//! What the header of a qcow2 file says, read without a process.
+//! Parses the header of a qcow2 file without qemu-img.
 //!
-//! The layout is that of QEMU's `docs/interop/qcow2.rst`. All numbers are big-endian. Only what qvm decides by
-//! is read: the virtual size, and whatever makes the file depend on something outside it.
+//! The format is specified in QEMU's `docs/interop/qcow2.rst`. All numbers are big-endian. Only the
+//! required fields are parsed: the virtual size, and every dependency on other files.
 
-/// How many bytes of a file [`Header::read`] should be given: the header, its extensions and the backing
-/// file's name all lie in the first cluster. 4096 bytes hold everything that QEMU's own tools write; a name
-/// further in needs [`Header::backing_span`].
+/// The number of bytes for [`Header::parse`]: the header, its extensions and the backing file's
+/// name are in the first cluster. 4096 bytes suffice for files of QEMU's tools; a name beyond that
+/// requires [`Header::backing_span`].
 pub const HEAD: usize = 4096;
 
 /// The first four bytes.
 pub const MAGIC: [u8; 4] = *b"QFI\xfb";
 
-/// QEMU's own limit of a backing file's name.
+/// QEMU's limit for the length of a backing file's name.
 const LONGEST_NAME: u32 = 1023;
 
-/// What the header says.
+/// The fields of a qcow2 header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
-    /// 2 or 3.
+    /// The version, 2 or 3.
     pub version: u32,
-    /// What the guest sees, in bytes.
+    /// The virtual size in bytes.
     pub virtual_size: u64,
-    /// Where in the file the backing file's name lies: offset and length.
+    /// The position of the backing file's name: offset and length in bytes.
     pub backing_span: Option<(u64, u32)>,
     /// The clusters are encrypted.
     pub encrypted: bool,
     /// The guest's data is in another file.
     pub external_data: bool,
-    /// QEMU found inconsistent metadata and marked the file: it opens it for reading alone until it is repaired.
+    /// QEMU found inconsistent metadata and marked the file: it can only be opened read-only until
+    /// repaired.
     ///
-    /// The other such bit, "dirty", is not damage: with `lazy_refcounts` every power cut leaves it, and QEMU rebuilds the
-    /// reference counts when it opens the file for writing.
+    /// The other such bit, "dirty", is not damage: with `lazy_refcounts` it remains after a power
+    /// failure, and QEMU rebuilds the reference counts when it opens the file for writing.
     pub corrupt: bool,
 }
 
-/// Why the bytes are no header of a qcow2 file that can be used.
+/// Why the bytes are not a usable qcow2 header.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The magic is missing.
-    #[error("it is no qcow2 file")]
+    #[error("the file is not qcow2")]
     NotQcow2,
     /// The file ends within the header.
-    #[error("it ends within the qcow2 header")]
+    #[error("the file ends within the qcow2 header")]
     Short,
     /// A version that is not 2 or 3.
-    #[error("it is qcow2 version {0}; 2 and 3 are known")]
+    #[error("qcow2 version {0} is not supported; versions 2 and 3 are")]
     Version(u32),
-    /// The backing file's name is longer than QEMU allows, or lies within the header.
-    #[error("its backing file's name is out of place")]
+    /// The backing file's name is too long, or overlaps the header.
+    #[error("the position of the backing file's name is not valid")]
     Backing,
 }
 
 impl Header {
-    /// Reads the first bytes of a file, at least 104 of them where the file has so many.
+    /// Parses the first bytes of a file, at least 104 of them unless the file is shorter.
     ///
     /// # Errors
     /// The bytes are not the beginning of a qcow2 file of version 2 or 3.
-    pub fn read(head: &[u8]) -> Result<Self, Error> {
+    pub fn parse(head: &[u8]) -> Result<Self, Error> {
         if head.get(..4) != Some(&MAGIC) {
             return Err(Error::NotQcow2);
         }
@@ -107,9 +108,9 @@ mod tests {
     }
 
     #[test]
-    fn reads_both_versions() {
+    fn both_versions_are_parsed() {
         for version in [2, 3] {
-            let read = Header::read(&header(version)).unwrap();
+            let read = Header::parse(&header(version)).unwrap();
             assert_eq!((read.version, read.virtual_size), (version, 5 << 30));
             assert_eq!(
                 (read.backing_span, read.encrypted, read.external_data),
@@ -119,39 +120,42 @@ mod tests {
     }
 
     #[test]
-    fn tells_what_lies_outside() {
+    fn external_files_are_detected() {
         let mut head = header(3);
         head[8..16].copy_from_slice(&512u64.to_be_bytes());
         head[16..20].copy_from_slice(&11u32.to_be_bytes());
         head[35] = 2;
         head[79] = 0b110;
-        let read = Header::read(&head).unwrap();
+        let read = Header::parse(&head).unwrap();
         assert_eq!(read.backing_span, Some((512, 11)));
         assert!(read.encrypted && read.external_data && read.corrupt);
-        // Version 2 has no feature bits: what lies there is something else.
+        // Version 2 has no feature bits at this offset.
         head[7] = 2;
-        assert!(!Header::read(&head).unwrap().external_data);
+        assert!(!Header::parse(&head).unwrap().external_data);
     }
 
     #[test]
-    fn refuses() {
-        assert_eq!(Header::read(b""), Err(Error::NotQcow2));
-        assert_eq!(Header::read(b"KDMV\0\0\0\x01"), Err(Error::NotQcow2));
-        assert_eq!(Header::read(&header(1)), Err(Error::Version(1)));
-        assert_eq!(Header::read(&header(3)[..71]), Err(Error::Short));
+    fn invalid_headers_are_refused() {
+        assert_eq!(Header::parse(b""), Err(Error::NotQcow2));
+        assert_eq!(Header::parse(b"KDMV\0\0\0\x01"), Err(Error::NotQcow2));
+        assert_eq!(Header::parse(&header(1)), Err(Error::Version(1)));
+        assert_eq!(Header::parse(&header(3)[..71]), Err(Error::Short));
         let mut head = header(3);
         head[8..16].copy_from_slice(&512u64.to_be_bytes());
         head[16..20].copy_from_slice(&70_000u32.to_be_bytes());
-        assert_eq!(Header::read(&head), Err(Error::Backing));
+        assert_eq!(Header::parse(&head), Err(Error::Backing));
     }
 
     proptest! {
         #[test]
-        fn no_bytes_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), qcow2: bool) {
+        fn no_bytes_panic(
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..200),
+            qcow2: bool,
+        ) {
             if qcow2 && bytes.len() >= 4 {
                 bytes[..4].copy_from_slice(&MAGIC);
             }
-            let _ = Header::read(&bytes);
+            let _ = Header::parse(&bytes);
         }
     }
 }

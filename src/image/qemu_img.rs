@@ -1,4 +1,4 @@
-//! qemu-img: the four things that it is needed for, each with the format said, never guessed by it.
+//! Runs qemu-img, always with explicit formats: qemu-img must not probe them.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -13,40 +13,40 @@ use crate::{
     value::{Explain, Size, foreign_error::is_no_space},
 };
 
-/// How much of standard error is kept, in bytes.
+/// The maximum size of stored standard error, in bytes.
 const STDERR_LIMIT: usize = 8192;
 
-/// Where it is.
+/// The program qemu-img.
 #[derive(Debug, Clone)]
 pub struct QemuImg {
     binary: PathBuf,
 }
 
-/// Why it did not do what it was asked to.
+/// Why qemu-img failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It cannot be run.
+    /// The program cannot be run.
     #[error(transparent)]
     Program(program::Error),
-    /// It failed.
+    /// The program exited with an error.
     #[error("`qemu-img {verb}` failed on `{}`: {said}", .path.display())]
     Failed {
         /// `convert`, ….
         verb: &'static str,
-        /// The file it worked on.
+        /// The file.
         path: PathBuf,
-        /// What it said.
+        /// The last line of its error output.
         said: String,
     },
-    /// The caller said so.
-    #[error("it was called off")]
-    CalledOff,
+    /// The caller canceled the run.
+    #[error("canceled")]
+    Canceled,
 }
 
 impl Error {
     fn of(error: program::Error) -> Self {
         match error {
-            program::Error::Canceled { .. } => Self::CalledOff,
+            program::Error::Canceled { .. } => Self::Canceled,
             error => Self::Program(error),
         }
     }
@@ -61,7 +61,7 @@ impl Explain for Error {
                 Some("install qemu-img (Debian: qemu-utils, Fedora: qemu-img, NixOS: qemu)".into())
             }
             Self::Failed { said, .. } if is_no_space(said) => {
-                Some("make room; `qvm image prune` removes images that no VM needs".into())
+                Some("free disk space; `qvm image prune` removes unused images".into())
             }
             _ => None,
         }
@@ -85,15 +85,16 @@ pub struct CheckReport {
 }
 
 impl QemuImg {
-    /// This binary: a path, or a name to be looked up in `$PATH`.
+    /// Uses this binary: a path, or a name to find in `$PATH`.
     pub fn new(binary: impl Into<PathBuf>) -> Self {
         Self { binary: binary.into() }
     }
 
-    /// A new disk of `size`, empty, or on top of `base`. `path` keeps the mode it has, if it is there.
+    /// Creates a disk of `size`, blank or with the backing file `base`. An existing `path` keeps
+    /// its mode.
     ///
     /// # Errors
-    /// As [`Error`].
+    /// See [`Error`].
     pub fn create(
         &self,
         path: &Path,
@@ -110,10 +111,11 @@ impl QemuImg {
         self.run("create", path, &args, &mut || true)
     }
 
-    /// The content of `from` in another format, without a lock on it: nobody may be writing to it. `to` keeps the mode it has, if it is there.
+    /// Converts `from` to another format without locking it: no process may write to it. An
+    /// existing `to` keeps its mode.
     ///
     /// # Errors
-    /// As [`Error`]; `goes_on` is asked every 100 ms and calls it off.
+    /// See [`Error`]; canceled if `goes_on`, called every 100 ms, returns false.
     pub fn convert(
         &self,
         (from, of): (&Path, Format),
@@ -126,7 +128,7 @@ impl QemuImg {
             "--image-opts".as_ref(),
             "-O".as_ref(),
             into.name().as_ref(),
-            // Out-of-order writes: the target is new, and several requests in flight are faster.
+            // Out-of-order writes: several requests in flight are faster, and the target is new.
             "-W".as_ref(),
             "--".as_ref(),
             file.as_ref(),
@@ -135,10 +137,10 @@ impl QemuImg {
         self.run("convert", from, &args, goes_on)
     }
 
-    /// Makes the disk larger. What it stands on, which nobody may be writing to, is opened without a lock.
+    /// Grows a disk. Its backing files, to which no process may write, are opened without a lock.
     ///
     /// # Errors
-    /// As [`Error`].
+    /// See [`Error`].
     pub fn resize(
         &self,
         path: &Path,
@@ -158,11 +160,11 @@ impl QemuImg {
         self.run("resize", path, &args, &mut || true)
     }
 
-    /// Whether a qcow2 file is consistent: every cluster that its tables name is there, and none is named twice.
-    /// Leaked clusters are none of our business (exit code 3 of qemu-img(1)).
+    /// Checks that a qcow2 file is consistent: every referenced cluster exists and is referenced
+    /// once. Leaked clusters are accepted (exit code 3 of qemu-img(1)).
     ///
     /// # Errors
-    /// As [`Error`]; `Failed` with what is wrong.
+    /// See [`Error`]; `Failed` with the inconsistency.
     pub fn check(&self, path: &Path, goes_on: &mut dyn FnMut() -> bool) -> Result<(), Error> {
         let args: [&OsStr; 4] = ["-q".as_ref(), "-f".as_ref(), "qcow2".as_ref(), path.as_os_str()];
         let done = self.call("check", &args, goes_on)?;
@@ -192,7 +194,8 @@ impl QemuImg {
         let program = Program::new(&self.binary).args(["check", "--output=json"]);
         let program = program.arg(format!("json:{file}")).output_limit(STDERR_LIMIT);
         let done = program.run_while(goes_on).map_err(Error::of)?;
-        // qemu-img(1): 2 is corrupt, 3 is leaked. Other codes mean that the check was not completed.
+        // qemu-img(1): 2 is corrupt, 3 is leaked. Other codes mean that the check was not
+        // completed.
         match (done.status.code(), serde_json::from_str(&done.stdout)) {
             (Some(0 | 2 | 3), Ok(report)) => Ok(report),
             _ => Err(failed(said(&done))),
@@ -224,7 +227,7 @@ impl QemuImg {
     }
 }
 
-/// A file as `--image-opts` takes it (qemu-img(1)), where commas are written twice.
+/// Formats a file for `--image-opts` (qemu-img(1)), in which commas are doubled.
 fn options(node: &str, path: &Path, format: Format) -> OsString {
     let format = format.name();
     let mut told =
@@ -238,7 +241,7 @@ fn options(node: &str, path: &Path, format: Format) -> OsString {
     OsString::from_vec(told)
 }
 
-/// The first line that says something, without the program's name.
+/// Returns the first non-empty line without the program's name.
 fn said(done: &Output) -> String {
     let line = done.stderr.lines().map(str::trim).find(|l| !l.is_empty());
     match line {
@@ -261,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_complaints_does_not_block_it() {
+    fn long_error_output_does_not_block() {
         let dir = tempfile::tempdir().unwrap();
         let flood = script(
             dir.path(),
@@ -272,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn it_can_be_called_off() {
+    fn run_can_be_canceled() {
         let dir = tempfile::tempdir().unwrap();
         let slow = script(dir.path(), "exec sleep 600");
         let mut asked = 0;
@@ -280,11 +283,11 @@ mod tests {
             asked += 1;
             asked < 3
         });
-        assert!(matches!(error, Err(Error::CalledOff)));
+        assert!(matches!(error, Err(Error::Canceled)));
     }
 
     #[test]
-    fn a_missing_binary_has_a_way_out() {
+    fn missing_binary_has_a_hint() {
         let error = QemuImg::new("/nowhere/qemu-img").check(Path::new("/x"), &mut || true);
         let error = error.unwrap_err();
         assert_eq!(error.to_string(), "cannot run `/nowhere/qemu-img`");

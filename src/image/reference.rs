@@ -1,4 +1,4 @@
-//! What an image's first bytes, its address and a server's answer mean for qvm.
+//! Interprets an image's first bytes, its URL and a server's response headers.
 
 use std::{
     os::unix::ffi::OsStringExt,
@@ -10,8 +10,8 @@ use crate::{
     value::Digest,
 };
 
-/// How a file is compressed. Told by its first bytes, never by its name: `x.qcow2` behind a redirect may be
-/// anything, and a wrong guess would put a compressed stream onto a disk.
+/// The compression of a file, detected by its first bytes and never by its name: the target of a
+/// redirect may have any content, and a wrong guess would write a compressed stream to a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
     /// RFC 1952.
@@ -22,25 +22,27 @@ pub enum Compression {
     Zstd,
 }
 
-/// How many bytes [`Compression::of`] and [`Foreign::of`] want to see where a file has so many.
+/// The number of bytes that [`Compression::of`] and [`Foreign::of`] need, unless the file is
+/// shorter.
 pub const HEAD: usize = 512;
 
 impl Compression {
-    /// By the magic of the first bytes.
+    /// Detects the format by the magic number.
     pub fn of(head: &[u8]) -> Option<Self> {
         match head {
             [0x1f, 0x8b, 8, ..] => Some(Self::Gzip),
             [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some(Self::Xz),
-            // A Zstandard frame, or a skippable frame, which may come first.
+            // A Zstandard frame, or a skippable frame, which may precede it.
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Some(Self::Zstd),
             _ => None,
         }
     }
 
-    /// How many bytes a magic number has at most.
+    /// The maximum length of a magic number.
     pub const MAGIC: usize = 6;
 
-    /// Whether these few bytes may be the beginning of a stream that ends within its magic number.
+    /// Returns true if these bytes may be the beginning of a stream, even if shorter than its magic
+    /// number.
     pub fn begins_with(self, head: &[u8]) -> bool {
         let magic: &[u8] = match self {
             Self::Gzip => &[0x1f, 0x8b, 8],
@@ -50,7 +52,7 @@ impl Compression {
         !head.is_empty() && head.len() < magic.len() && magic.starts_with(head)
     }
 
-    /// The name as people have it.
+    /// Returns the name for messages.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Gzip => "gzip",
@@ -60,21 +62,22 @@ impl Compression {
     }
 }
 
-/// A file that is neither qcow2 nor raw. Raw has no magic, so everything that has one of another kind must be
-/// told apart, or a guest would find a VMDK on its disk and not boot. None is converted on the way: VMDK, VHD and
-/// VHDX may name further files, as a qcow2 may, and `qemu-img` would open them with the rights of qvm. Whoever
-/// trusts such an image converts it once and gives qvm the result.
+/// A file that is neither qcow2 nor raw. Raw images have no magic number, so all other formats must
+/// be recognized, or a guest would get a VMDK as its disk and not boot. Other formats are not
+/// converted automatically: VMDK, VHD and VHDX can refer to other files, as can qcow2, and
+/// `qemu-img` would open these with the privileges of qvm. The operator can convert a trusted image
+/// once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Foreign {
-    /// What the file is.
+    /// The description of the format.
     pub what: &'static str,
     kind: Kind,
 }
 
-/// What can be done with a foreign file.
+/// How a foreign file can be converted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// `qemu-img` reads it.
+    /// `qemu-img` supports the format.
     Disk,
     Zip,
     SevenZip,
@@ -89,7 +92,7 @@ enum Kind {
 }
 
 impl Foreign {
-    /// By the magic of the first bytes.
+    /// Detects the format by the magic number.
     pub fn of(head: &[u8]) -> Option<Self> {
         const MAGICS: &[(&[u8], &str, Kind)] = &[
             (b"KDMV", "a VMDK image", Kind::Disk),
@@ -128,37 +131,29 @@ impl Foreign {
             .map(|&(_, what, kind)| Self { what, kind })
     }
 
-    /// How to make an image of it, where that can be said.
-    pub const fn way_out(self) -> Option<&'static str> {
+    /// Returns how to convert it to an image, if known.
+    pub const fn conversion_hint(self) -> Option<&'static str> {
         match self.kind {
             Kind::Disk => {
-                Some("if you trust it, convert it: `qemu-img convert -O qcow2 FROM TO.qcow2`")
+                Some("convert it if you trust it: `qemu-img convert -O qcow2 FROM TO.qcow2`")
             }
-            Kind::Zip => {
-                Some("unpack it by hand (`unzip FILE`) and write the image in it as `path`")
-            }
-            Kind::SevenZip => {
-                Some("unpack it by hand (`7z x FILE`) and write the image in it as `path`")
-            }
-            Kind::Bzip2 => {
-                Some("unpack it by hand (`bunzip2 FILE`) and write the result as `path`")
-            }
-            Kind::Lz4 => Some("unpack it by hand (`unlz4 FILE`) and write the result as `path`"),
-            Kind::Lzip => Some("unpack it by hand (`lzip -d FILE`) and write the result as `path`"),
-            Kind::Tar => {
-                Some("unpack it by hand (`tar -xf FILE`) and write the image in it as `path`")
-            }
+            Kind::Zip => Some("extract it (`unzip FILE`) and set `path` to the image"),
+            Kind::SevenZip => Some("extract it (`7z x FILE`) and set `path` to the image"),
+            Kind::Bzip2 => Some("decompress it (`bunzip2 FILE`) and set `path` to the result"),
+            Kind::Lz4 => Some("decompress it (`unlz4 FILE`) and set `path` to the result"),
+            Kind::Lzip => Some("decompress it (`lzip -d FILE`) and set `path` to the result"),
+            Kind::Tar => Some("extract it (`tar -xf FILE`) and set `path` to the image"),
             Kind::Ova => Some(
-                "unpack it (`tar -xf FILE`), convert its disk if you trust it (`qemu-img convert \
-                 -O qcow2 DISK.vmdk DISK.qcow2`), and write the result as `path`",
+                "extract it (`tar -xf FILE`), convert its disk if you trust it (`qemu-img convert \
+                 -O qcow2 DISK.vmdk DISK.qcow2`), and set `path` to the result",
             ),
-            Kind::Page => Some("the address leads to a page about the image, or to a login"),
+            Kind::Page => Some("the URL is that of a web page or a login, not of the image"),
             Kind::Other => None,
         }
     }
 }
 
-/// An image's origin as messages and records have it.
+/// Formats an image's origin for messages and records, without passwords.
 pub fn shown(origin: &Origin) -> String {
     match origin {
         Origin::Http(url) => without_password(url),
@@ -166,7 +161,7 @@ pub fn shown(origin: &Origin) -> String {
     }
 }
 
-/// A URL without the `user:password@` that it may carry.
+/// Returns a URL without `user:password@`.
 pub fn without_password(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
     let authority = rest.find(['/', '?', '#']).unwrap_or(rest.len());
@@ -176,7 +171,8 @@ pub fn without_password(url: &str) -> String {
     }
 }
 
-/// The name of the file at the origin, by which a SUMS file lists it: the last part of the path, `%XX` decoded.
+/// Returns the file name of the origin for lookups in SUMS files: the last part of the path, with
+/// `%XX` decoded.
 pub fn file_name(origin: &Origin) -> Option<String> {
     let name = match origin {
         Origin::Path(path) => return path.file_name()?.to_str().map(str::to_owned),
@@ -188,14 +184,14 @@ pub fn file_name(origin: &Origin) -> Option<String> {
     String::from_utf8(percent_decoded(name)).ok().filter(|n| !n.is_empty())
 }
 
-/// The path of a `file://` address.
+/// Returns the path of a `file://` URL.
 pub fn local_path(url: &str) -> Option<PathBuf> {
     let rest = url.strip_prefix("file://")?;
     let path = percent_decoded(rest.strip_prefix("localhost").unwrap_or(rest));
     Some(std::ffi::OsString::from_vec(path).into())
 }
 
-/// The bytes of a part of a URL, `%XX` decoded; a `%` without two hex digits stands for itself.
+/// Decodes `%XX` in a part of a URL; a `%` without two hex digits is unchanged.
 pub(crate) fn percent_decoded(text: &str) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -208,9 +204,9 @@ pub(crate) fn percent_decoded(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// What the cache calls an image, without the suffix. A verified one is called by its digest, so that two addresses
-/// of the same bytes share it; another by the digest of where it came from (`place`), which says nothing of
-/// what it is, and is therefore marked.
+/// Returns the key of an image in the cache, without suffix. The key of a verified image is its
+/// digest, so that two URLs of the same bytes share it. The key of others is a hash of the origin
+/// (`place`), marked as unverified.
 pub fn key(digest: Option<&Digest>, image: &Image, place: impl FnOnce() -> String) -> String {
     match (digest, &image.origin) {
         (Some(digest), _) => format!("{}-{}", digest.algorithm().name(), digest.hex()),
@@ -219,7 +215,7 @@ pub fn key(digest: Option<&Digest>, image: &Image, place: impl FnOnce() -> Strin
     }
 }
 
-/// The digest that the VM file itself gives.
+/// Returns the digest in the VM file.
 pub fn written_digest(image: &Image) -> Option<&Digest> {
     match &image.checksum {
         Checksum::Digest(digest) => Some(digest),
@@ -227,7 +223,8 @@ pub fn written_digest(image: &Image) -> Option<&Digest> {
     }
 }
 
-/// The format that a cached file's suffix says, `None` where it is no image of the cache's.
+/// Returns the format according to the suffix of a cached file; `None` if it is not an image of the
+/// cache.
 pub fn format_of(file: &Path) -> Option<Format> {
     match file.extension()?.to_str()? {
         "qcow2" => Some(Format::Qcow2),
@@ -236,7 +233,7 @@ pub fn format_of(file: &Path) -> Option<Format> {
     }
 }
 
-/// The headers of an answer that tell whether more of the same bytes can be had later.
+/// The response headers that identify the version of a file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Headers {
     /// `ETag`.
@@ -247,9 +244,9 @@ pub struct Headers {
     pub date: Option<String>,
 }
 
-/// What `If-Range` may be given: a strong validator (RFC 9110, 13.1.5). That is an entity tag without `W/`, or
-/// a `Last-Modified` at least one second older than the answer's `Date` (8.8.2.2): a file may change twice within the
-/// second that such a date can tell. Without one, a download that broke off starts anew.
+/// Returns a strong validator for `If-Range` (RFC 9110, 13.1.5): an entity tag without `W/`, or a
+/// `Last-Modified` at least one second before `Date` (8.8.2.2), since a file may change twice
+/// within a second. Without one, an interrupted download restarts.
 pub fn strong_validator(headers: &Headers) -> Option<String> {
     let etag = headers.etag.as_deref().map(str::trim);
     if let Some(tag) = etag.filter(|t| t.starts_with('"') && t.len() > 2 && t.ends_with('"')) {
@@ -262,7 +259,8 @@ pub fn strong_validator(headers: &Headers) -> Option<String> {
     (age >= 1).then(|| modified.to_owned())
 }
 
-/// `Content-Range: bytes FIRST-LAST/TOTAL` (RFC 9110, 14.4): the first byte, and the total where it is known.
+/// Parses `Content-Range: bytes FIRST-LAST/TOTAL` (RFC 9110, 14.4): the first byte, and the total
+/// if known.
 pub fn content_range(value: &str) -> Option<(u64, Option<u64>)> {
     let (range, total) = value.trim().strip_prefix("bytes ")?.split_once('/')?;
     let (first, last) = range.split_once('-')?;
@@ -271,7 +269,7 @@ pub fn content_range(value: &str) -> Option<(u64, Option<u64>)> {
     (first <= last && total.is_none_or(|t| last < t)).then_some((first, total))
 }
 
-/// `Content-Range: bytes */TOTAL`, the form of an answer 416: how many bytes the server's file has.
+/// Parses `Content-Range: bytes */TOTAL` of a response 416: the size of the file.
 pub fn unsatisfied_range(value: &str) -> Option<u64> {
     value.trim().strip_prefix("bytes */")?.parse().ok()
 }
@@ -283,7 +281,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn compression_is_told_by_magic() {
+    fn compression_is_detected_by_magic() {
         assert_eq!(Compression::of(&[0x1f, 0x8b, 8, 0]), Some(Compression::Gzip));
         assert_eq!(Compression::of(b"\xfd7zXZ\0\0"), Some(Compression::Xz));
         assert_eq!(Compression::of(&[0x28, 0xb5, 0x2f, 0xfd]), Some(Compression::Zstd));
@@ -293,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_files_are_told_apart_from_raw() {
+    fn foreign_formats_are_detected() {
         for (head, what) in [
             (&b"KDMV\x01"[..], "a VMDK image"),
             (b"vhdxfile", "a VHDX image"),
@@ -310,7 +308,10 @@ mod tests {
         assert_eq!(Foreign::of(&tar).unwrap().what, "an OVA archive");
         for magic in [&b"PK\x03\x04"[..], b"BZh9", b"7z\xbc\xaf\x27\x1c", b"\x04\x22\x4d\x18", &tar]
         {
-            assert!(Foreign::of(magic).unwrap().way_out().unwrap().contains("`path`"), "{magic:?}");
+            assert!(
+                Foreign::of(magic).unwrap().conversion_hint().unwrap().contains("`path`"),
+                "{magic:?}"
+            );
         }
         let mut boot_sector = [0; HEAD];
         boot_sector[510..].copy_from_slice(&[0x55, 0xaa]);
@@ -319,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn the_name_in_a_sums_file_is_the_last_part() {
+    fn file_name_is_the_last_part() {
         let name = |url: &str| file_name(&Origin::Http(url.into()));
         assert_eq!(name("https://h/a/b.qcow2?x=/y#z").as_deref(), Some("b.qcow2"));
         assert_eq!(name("https://h/a%20b%2").as_deref(), Some("a b%2"));
@@ -357,13 +358,17 @@ mod tests {
         assert_eq!(with(Some("W/\"a\""), None, None), None);
         assert_eq!(with(Some("a"), None, None), None);
         assert_eq!(with(Some("W/\"a\""), Some(then), Some(now)).as_deref(), Some(then));
-        assert_eq!(with(None, Some(then), Some(then)), None, "as old as the answer is weak");
+        assert_eq!(
+            with(None, Some(then), Some(then)),
+            None,
+            "a date equal to that of the response is weak"
+        );
         assert_eq!(with(None, Some(then), None), None);
         assert_eq!(with(None, Some("yesterday"), Some(now)), None);
     }
 
     #[test]
-    fn content_ranges() {
+    fn content_ranges_are_parsed() {
         assert_eq!(content_range("bytes 5-9/10"), Some((5, Some(10))));
         assert_eq!(content_range("bytes 5-9/*"), Some((5, None)));
         for bad in
@@ -376,7 +381,8 @@ mod tests {
     proptest! {
         #[test]
         fn no_url_panics(url in "[ -~€]{0,60}") {
-            let _ = (without_password(&url), file_name(&Origin::Http(url.clone())), content_range(&url));
+            let _ = (without_password(&url), content_range(&url));
+            let _ = file_name(&Origin::Http(url));
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Where an image's bytes go as they come, in one pass: the partial file, the digest, the unpacked image.
+//! Processes the bytes of an image in one pass: the partial file, the digest, the decompressed
+//! image.
 //!
 //! ```text
 //! network ─▶ chunk ─┬─▶ KEY.part            as downloaded: what a later run resumes from
@@ -6,11 +7,10 @@
 //!                   └─▶ unpacker ─▶ .qvm-…  a thread, only where they are compressed: the image
 //! ```
 //!
-//! Resuming. A decompressor's state cannot be kept across processes, so what is kept is the bytes as they were
-//! downloaded, and on a resume they are read back through the digest and the unpacker: that costs a read of what is
-//! there, at disk speed, instead of a download of it. For an image that is not compressed (most are
-//! qcow2) the partial file *is* the image, and nothing is written twice. A compressed one costs the space of its
-//! compressed bytes until it is done.
+//! Resuming: the state of a decompressor cannot be stored, so the received bytes are stored, and a
+//! resume reads them again through the digest and the decompressor, at disk speed. For an
+//! uncompressed image (most are qcow2) the partial file is the image itself, and nothing is written
+//! twice. A compressed image needs additional space for its compressed bytes until it is complete.
 
 use std::{
     fs::File,
@@ -33,39 +33,39 @@ use crate::{
     value::{Algorithm, Digest, Explain},
 };
 
-/// How much is read back at a time.
+/// The read size in bytes.
 const CHUNK: usize = 1 << 20;
 
-/// How many bytes must have come before it can be told how they are compressed.
+/// The number of bytes needed to detect the compression.
 const MAGIC: usize = 8;
 
-/// Why the bytes could not be taken.
+/// Why the bytes cannot be processed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file could not be written or read.
+    /// A file cannot be written or read.
     #[error(transparent)]
     File(#[from] file::Error),
-    /// The kernel gives no thread.
+    /// No thread can be started.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
-    /// The compressed bytes are damaged or end too early.
-    #[error("it cannot be unpacked: its {} stream is damaged or incomplete", .kind.name())]
+    /// The compressed stream is damaged or incomplete.
+    #[error("the {} stream is damaged or incomplete", .kind.name())]
     Unpack {
-        /// How it is compressed.
+        /// The compression.
         kind: Compression,
-        /// What the decoder says.
+        /// The error of the decoder.
         source: io::Error,
     },
-    /// Unpacking takes too much memory.
-    #[error("its {} stream cannot be unpacked", .kind.name())]
+    /// Decompression requires too much memory.
+    #[error("cannot decompress the {} stream", .kind.name())]
     Memory {
-        /// How it is compressed.
+        /// The compression.
         kind: Compression,
-        /// How much there is for it.
+        /// The memory limit.
         source: io::Error,
     },
-    /// The digest's thread is gone.
-    #[error("the digest was lost")]
+    /// The digest thread panicked.
+    #[error("the digest thread panicked")]
     Lost,
 }
 
@@ -83,42 +83,42 @@ impl Explain for Error {
 }
 
 /// One pass over an image's bytes.
-pub(crate) struct Intake {
+pub(crate) struct ImageWriter {
     digest: Digesting,
     unpacking: Option<Unpacking>,
-    /// What came before the compression was known.
+    /// Bytes received before the compression is known.
     head: Option<Vec<u8>>,
-    /// Where compressed bytes are unpacked to; nowhere where only the digest is asked for.
+    /// The path of the decompressed file; `None` if only the digest is needed.
     unpacked: Option<PathBuf>,
 }
 
-/// What a pass gave.
-pub(crate) struct Taken {
+/// The result of a pass.
+pub(crate) struct WrittenImage {
     pub(crate) digest: Digest,
-    /// The unpacked file, where the bytes were compressed.
+    /// The decompressed file, if the bytes were compressed.
     pub(crate) unpacked: Result<Option<UnpackedFile>, Error>,
 }
 
-/// A file that was unpacked.
+/// A decompressed file.
 pub(crate) struct UnpackedFile {
     pub(crate) path: PathBuf,
-    /// Its own SHA-256.
+    /// Its SHA-256.
     pub(crate) content: Digest,
-    /// How its bytes were compressed.
+    /// The compression.
     pub(crate) kind: Compression,
-    /// How many bytes behind the compressed stream were ignored.
+    /// The number of ignored bytes after the compressed stream.
     pub(crate) tail: u64,
 }
 
-impl Intake {
-    /// Begins; the digest is by `algorithm`, unpacked bytes go to `unpacked`, which nobody else writes: the caller holds the
-    /// image's lock.
+impl ImageWriter {
+    /// Starts a pass. The digest uses `algorithm`; decompressed bytes are written to `unpacked`,
+    /// which only the holder of the image's lock writes.
     pub(crate) fn begin(algorithm: Algorithm, unpacked: Option<PathBuf>) -> Result<Self, Error> {
         let digest = Digesting::begin(algorithm).map_err(Error::Thread)?;
         Ok(Self { digest, unpacking: None, head: Some(Vec::new()), unpacked })
     }
 
-    /// Takes the next bytes, and writes them to `keep` where that is wanted.
+    /// Processes the next bytes, and writes them to `keep` if set.
     pub(crate) fn take(
         &mut self,
         chunk: Vec<u8>,
@@ -142,7 +142,7 @@ impl Intake {
         Ok(())
     }
 
-    /// Reads back what an earlier run has downloaded.
+    /// Processes the partial file of an earlier run.
     pub(crate) fn take_back(
         &mut self,
         path: &Path,
@@ -174,8 +174,8 @@ impl Intake {
         Ok(())
     }
 
-    /// All bytes have been taken.
-    pub(crate) fn end(mut self) -> Result<Taken, Error> {
+    /// Completes the pass.
+    pub(crate) fn end(mut self) -> Result<WrittenImage, Error> {
         if self.head.is_some() {
             self.decide()?;
         }
@@ -184,14 +184,15 @@ impl Intake {
             Some(unpacking) => unpacking.end().map(Some),
         };
         let digest = self.digest.end().ok_or(Error::Lost)?;
-        Ok(Taken { digest, unpacked })
+        Ok(WrittenImage { digest, unpacked })
     }
 }
 
-/// The digest of what was unpacked, unless it was lost, and how many bytes behind it were ignored.
+/// The digest of the decompressed bytes, unless its thread panicked, and the number of ignored
+/// trailing bytes.
 type Written = (Option<Digest>, u64);
 
-/// The thread that unpacks. Dropped before its end, it leaves no file behind.
+/// The decompression thread. Dropping it early removes its file.
 struct Unpacking {
     kind: Compression,
     path: PathBuf,
@@ -219,7 +220,7 @@ impl Unpacking {
         Ok(Self { kind, path: path.to_owned(), chunks: Some(chunks), thread: Some(thread), stop })
     }
 
-    /// A thread that gave up takes nothing more; its reason comes out at the end.
+    /// A failed thread receives no more bytes; `end` returns its error.
     fn take(&self, chunk: Arc<Vec<u8>>) {
         let _ = self.chunks.as_ref().map(|c| c.send(chunk));
     }
@@ -227,7 +228,8 @@ impl Unpacking {
     fn end(mut self) -> Result<UnpackedFile, Error> {
         self.chunks = None;
         let Some(thread) = self.thread.take() else { return Err(Error::Lost) };
-        let written = thread.join().unwrap_or_else(|_| Err(io::Error::other("it panicked")));
+        let written =
+            thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")));
         let e = match written {
             Ok((content, tail)) => {
                 let content = content.ok_or(Error::Lost)?;
@@ -237,7 +239,7 @@ impl Unpacking {
             Err(e) => e,
         };
         let _ = file::remove(&self.path);
-        // What the decoder says of its input is of these kinds; the rest is the system's on the output.
+        // Decoder errors have no errno; errors of writing the output do.
         let io = e.raw_os_error().is_some();
         if io {
             return Err(file::Error::on("write", &self.path)(e).into());
@@ -289,18 +291,18 @@ impl Read for Chunks {
     }
 }
 
-/// Ends at once when told to, though a few compressed bytes may unpack to gigabytes.
+/// Stops immediately on request, even if a few compressed bytes expand to gigabytes.
 struct Stoppable<R> {
     from: R,
     stop: Arc<AtomicBool>,
-    /// Of what came out.
+    /// The digest of the output.
     digest: Digesting,
 }
 
 impl<R: Read> Read for Stoppable<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.stop.load(Ordering::Acquire) {
-            return Err(io::Error::other("it was called off"));
+            return Err(io::Error::other("canceled"));
         }
         let read = self.from.read(buffer)?;
         self.digest.take(&Arc::new(buffer[..read].to_vec()));
@@ -308,7 +310,7 @@ impl<R: Read> Read for Stoppable<R> {
     }
 }
 
-/// Opens the partial file so that writing goes on behind what is there.
+/// Opens the partial file for appending; returns its size in bytes.
 pub(crate) fn open_part(path: &Path) -> Result<(File, u64), file::Error> {
     use std::os::unix::fs::OpenOptionsExt;
     let mut options = File::options();

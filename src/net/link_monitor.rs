@@ -1,5 +1,5 @@
-//! Waking when an interface changes: a netlink socket of the group RTNLGRP_LINK (rtnetlink(7)) on which the kernel itself, by a
-//! socket filter, drops what is said of other interfaces. However many come and go, nobody wakes for them.
+//! Watches interfaces with a netlink socket of the group RTNLGRP_LINK (rtnetlink(7)). A socket
+//! filter drops messages about other interfaces in the kernel, so that they cause no wakeup.
 
 use std::{
     io,
@@ -25,23 +25,24 @@ type Groups = u32;
 type At = u32;
 type Verdict = u32;
 
-/// The group of `RTM_NEWLINK` and `RTM_DELLINK`, as a bit.
+/// The bit of the group of `RTM_NEWLINK` and `RTM_DELLINK`.
 const LINKS: Groups = 1;
-/// Where a message has the interface's number: behind `struct nlmsghdr`, in `struct ifinfomsg`.
+/// The offset of the interface index: in `struct ifinfomsg` after `struct nlmsghdr`.
 const INDEX: At = 16 + 4;
-/// Where its first attribute is. The kernel has the name there, of every link and bridge port (rtnetlink.c, br_netlink.c).
+/// The offset of the first attribute, which is the name for every link and bridge port
+/// (rtnetlink.c, br_netlink.c).
 const FIRST: At = 16 + 16;
-/// The whole message.
+/// Pass the whole message.
 const ALL: Verdict = u32::MAX;
 
-/// The socket.
+/// A socket that watches interfaces.
 #[derive(Debug)]
 pub struct LinkWatch {
     fd: AsyncFd<Arc<OwnedFd>>,
 }
 
 impl LinkWatch {
-    /// Begins to listen by this netlink socket, for nothing yet. Needs a runtime.
+    /// Subscribes with this netlink socket, initially to no interface. Requires a runtime.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -53,23 +54,23 @@ impl LinkWatch {
         Ok(Self { fd })
     }
 
-    /// Listens for what is said of interfaces with these numbers, and with these names, whatever their numbers.
+    /// Watches interfaces with these indexes, and interfaces with these names whatever their index.
     ///
     /// # Errors
-    /// The kernel does not take the filter.
+    /// The kernel refuses the filter.
     pub fn only(&self, indexes: &[u32], names: &[IfName]) -> io::Result<()> {
         attach(self.fd.get_ref(), &program(indexes, names))
     }
 
-    /// Waits until something was said; how much and what is not told, for it may have been too much to be kept.
+    /// Waits for messages. Their content is not returned, since messages can be lost.
     ///
     /// # Errors
-    /// The socket is no good any more.
+    /// The socket fails.
     pub async fn next(&mut self) -> io::Result<()> {
         loop {
             let mut ready = self.fd.readable().await?;
             let mut said = false;
-            // Only that there was something matters: the rest of a message is cut off.
+            // The content is not needed, so messages are truncated.
             let mut buffer = [0; 64];
             loop {
                 match recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
@@ -87,7 +88,8 @@ impl LinkWatch {
     }
 }
 
-/// The socket filter. BPF loads big-endian, and a netlink message has the host's byte order.
+/// Returns the socket filter. BPF loads big-endian values, but netlink messages have the host's
+/// byte order.
 fn program(indexes: &[u32], names: &[IfName]) -> Vec<Instruction> {
     let mut program = Program::default();
     program.put(LOAD_WORD, INDEX);
@@ -96,7 +98,7 @@ fn program(indexes: &[u32], names: &[IfName]) -> Vec<Instruction> {
         program.put(RETURN, ALL);
     }
     if !names.is_empty() {
-        // A kernel that sends another attribute first wakes too often.
+        // With another first attribute the filter passes too many messages.
         let kind = u16::from_be_bytes(libc::IFLA_IFNAME.to_ne_bytes());
         program.put(LOAD_HALF, FIRST + 2);
         program.unless(IF_EQUAL, kind.into());
@@ -109,9 +111,9 @@ fn program(indexes: &[u32], names: &[IfName]) -> Vec<Instruction> {
             program.unless(IF_EQUAL, value);
             program.go(next_name);
         };
-        // With its final NUL; bytes behind the attribute are not compared.
+        // With the final NUL; padding after the attribute is not compared.
         let bytes = [name.as_str().as_bytes(), &[0]].concat();
-        // The length comes first: a load beyond the end of the message ends the program.
+        // The length is compared first: a load beyond the end of the message ends the program.
         let length = (4 + bytes.len() as u16).to_ne_bytes();
         require(LOAD_HALF, FIRST, u16::from_be_bytes(length).into());
         for (part, at) in bytes.chunks(4).zip((FIRST + 4..).step_by(4)) {
@@ -138,7 +140,7 @@ fn attach(fd: &impl AsFd, program: &[Instruction]) -> io::Result<()> {
     let program: Vec<sock_filter> = program.iter().map(filter).collect();
     let len = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let program = sock_fprog { len, filter: program.as_ptr().cast_mut() };
-    // SAFETY: the descriptor is open; the kernel copies `len` instructions that outlive the call, and changes none of them.
+    // SAFETY: the descriptor is open; the kernel copies `len` instructions, which outlive the call.
     let done = unsafe {
         libc::setsockopt(
             fd.as_fd().as_raw_fd(),

@@ -1,4 +1,5 @@
-//! The host's neighbour table (arp(7), ip-neighbour(8)): which addresses it has seen at a guest's hardware address.
+//! Reads the host's neighbour table (arp(7), ip-neighbour(8)): the addresses seen for a hardware
+//! address.
 
 use std::{io, net::IpAddr};
 
@@ -10,10 +11,11 @@ use crate::{
     value::{IfName, MacAddr},
 };
 
-/// The addresses seen at `mac` behind an interface, in their order; none where there is no such interface.
+/// Returns the addresses seen for `mac` on an interface, sorted; none if the interface does not
+/// exist.
 ///
 /// # Errors
-/// When the kernel does not answer.
+/// The kernel does not respond.
 pub async fn addresses(interface: &IfName, mac: MacAddr) -> io::Result<Vec<IpAddr>> {
     let Ok(index) = nix::net::if_::if_nametoindex(interface.as_str()) else {
         return Ok(Vec::new());
@@ -50,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_was_seen_there_counts() {
+    fn only_confirmed_neighbours_count() {
         let mac: MacAddr = "52:54:00:12:34:56".parse().unwrap();
         let message = |bytes: &[u8], address| {
             let mut message = NeighbourMessage::default();

@@ -1,4 +1,4 @@
-//! The host's ports: listened on, and whether QEMU could. QEMU only says that it could not, and not why.
+//! Checks whether the host's ports are free: QEMU reports a failure to listen without its reason.
 
 use std::{
     io,
@@ -9,25 +9,27 @@ use rustix::io::Errno;
 
 use crate::value::{Explain, Forward, Protocol};
 
-/// IP sockets are not to be had: by a unit's `RestrictAddressFamilies=` or `PrivateNetwork=`, or a kernel without them.
+/// IP sockets are not available: because of the unit's `RestrictAddressFamilies=` or
+/// `PrivateNetwork=`, or the kernel.
 #[derive(Debug, thiserror::Error)]
-#[error("IP sockets are closed to this process")]
+#[error("this process may not open IP sockets")]
 pub struct NoSockets(#[source] io::Error);
 
 impl Explain for NoSockets {
     fn own_hint(&self) -> Option<String> {
         Some(
-            "the VM's unit is closed to what its VM file did not need when it was started: stop the VM and start it"
+            "the sandbox of the unit follows the VM file at its start: stop the VM and start it \
+             again"
                 .into(),
         )
     }
 }
 
-/// Whether there are IP sockets at all, and somebody to reach by them, unless this process is in an `empty` network; QEMU's own network
-/// would only be silent without.
+/// Checks that IP sockets can be opened and that this process is not in an `empty` network, in
+/// which a user-mode network would silently have no connection.
 ///
 /// # Errors
-/// There are none.
+/// IP sockets are not available.
 pub fn sockets(empty: bool) -> Result<(), NoSockets> {
     if empty {
         return Err(NoSockets(Errno::NETUNREACH.into()));
@@ -58,14 +60,16 @@ impl Explain for Error {
         };
         match self.source.kind() {
             io::ErrorKind::AddrInUse => Some(format!(
-                "`ss -{flag}lnp sport = {port}` tells whose it is; write another port"
+                "find the process with `ss -{flag}lnp sport = {port}`, or use another port"
             )),
             io::ErrorKind::PermissionDenied => Some(
-                "ports below 1024 are root's (sysctl net.ipv4.ip_unprivileged_port_start): write another one"
+                "only root may use ports below 1024 (sysctl net.ipv4.ip_unprivileged_port_start): \
+                 use another port"
                     .into(),
             ),
             io::ErrorKind::AddrNotAvailable => Some(
-                "this host does not have that address: `ip address` shows those it has, and `0.0.0.0` is all of them"
+                "this host does not have this address: list its addresses with `ip address`, or \
+                 use `0.0.0.0` for all"
                     .into(),
             ),
             _ => None,
@@ -73,23 +77,25 @@ impl Explain for Error {
     }
 }
 
-/// Listens on the port for a moment. Whoever takes it between this and QEMU has QEMU fail, with its own words.
+/// Checks a port by listening on it for a moment. If another process takes it before QEMU, QEMU
+/// fails with its own message.
 ///
 /// # Errors
-/// It is taken, not this host's, or not allowed.
+/// The port is in use, the address is not local, or the kernel refuses.
 pub fn check(forward: &Forward) -> Result<(), Error> {
     let tried = match forward.protocol {
         Protocol::Tcp => TcpListener::bind(forward.host).map(drop),
-        // Without SO_REUSEADDR, which QEMU sets: by that two of them would get one UDP port.
+        // Without SO_REUSEADDR, which QEMU sets and with which two processes could share a UDP
+        // port.
         Protocol::Udp => UdpSocket::bind(forward.host).map(drop),
     };
     tried.map_err(|source| Error { at: forward.host.into(), protocol: forward.protocol, source })
 }
 
-/// Listens on a TCP port of any address, for this program.
+/// Listens on a TCP port.
 ///
 /// # Errors
-/// As of [`check`].
+/// As for [`check`].
 pub fn listen_tcp(at: SocketAddr) -> Result<TcpListener, Error> {
     TcpListener::bind(at).map_err(|source| Error { at, protocol: Protocol::Tcp, source })
 }
@@ -99,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_port_that_is_taken_is_named() {
+    fn used_port_is_reported() {
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
         let taken = [(tcp.local_addr().unwrap(), "tcp"), (udp.local_addr().unwrap(), "udp")];
@@ -116,8 +122,8 @@ mod tests {
     }
 
     #[test]
-    fn an_address_of_another_host_is_none_of_ours() {
+    fn foreign_address_is_reported() {
         let error = check(&"192.0.2.1:2222:22".parse().unwrap()).unwrap_err();
-        assert!(error.hint().unwrap().contains("does not have that address"), "{error}");
+        assert!(error.hint().unwrap().contains("does not have this address"), "{error}");
     }
 }

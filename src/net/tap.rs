@@ -1,4 +1,5 @@
-//! Making a tap device that lives as long as its descriptor, Documentation/networking/tuntap.rst.
+//! Creates tap devices that exist as long as their descriptors,
+//! Documentation/networking/tuntap.rst.
 
 use std::{
     io,
@@ -15,42 +16,42 @@ use crate::value::{Explain, IfName};
 const DEVICE: &str = "/dev/net/tun";
 
 nix::ioctl_write_ptr_bad!(
-    /// Makes the device, or attaches to the one of that name.
+    /// Creates the device, or attaches to an existing one.
     tunsetiff,
     TUNSETIFF,
     ifreq
 );
 
-/// Why there is no tap.
+/// Why a tap cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no /dev/net/tun, or no driver behind it.
-    #[error("`{DEVICE}` is not there")]
+    /// /dev/net/tun or its driver does not exist.
+    #[error("`{DEVICE}` does not exist")]
     NoDriver(#[source] io::Error),
-    /// Not allowed to make a network device.
-    #[error("making a network device is not allowed")]
+    /// The capability is missing.
+    #[error("no permission to create a network device")]
     Denied {
         /// The tap.
         name: IfName,
-        /// What the kernel said.
+        /// The cause.
         source: io::Error,
     },
-    /// An interface of this name is there, and in use or of another kind.
-    #[error("the name is taken{}", by(.owner))]
+    /// An interface with this name is in use or of another kind.
+    #[error("the name is in use{}", by(.owner))]
     Taken {
         /// The tap.
         name: IfName,
-        /// Whose or what it is, if the caller found out: see [`Error::of`].
+        /// The owner or kind of the interface, if known: see [`Error::of`].
         owner: Option<String>,
     },
-    /// A tap with several queues, which is opened with that flag alone.
-    #[error("it was made with several queues (`multi_queue`), and qvm uses taps with one")]
+    /// A tap with several queues, which can only be opened with that flag.
+    #[error("the tap has several queues (`multi_queue`); qvm requires a tap with one queue")]
     MultiQueue {
         /// The tap.
         name: IfName,
     },
-    /// Any other cause.
-    #[error("the kernel refuses")]
+    /// Any other error.
+    #[error("cannot create the tap")]
     Io(#[source] io::Error),
 }
 
@@ -59,7 +60,7 @@ fn by(owner: &Option<String>) -> String {
 }
 
 impl Error {
-    /// The name that is taken, where that is the cause: worth a look at whose it is.
+    /// Returns the name if it is in use.
     pub fn taken(&self) -> Option<&IfName> {
         match self {
             Self::Taken { name, .. } => Some(name),
@@ -67,7 +68,7 @@ impl Error {
         }
     }
 
-    /// The same for a tap that was made with several queues.
+    /// Converts the error for a tap with several queues.
     #[must_use]
     pub fn of_multi_queue(self) -> Self {
         match self {
@@ -76,7 +77,7 @@ impl Error {
         }
     }
 
-    /// The same, naming whose or what the interface of that name is.
+    /// Adds the owner or kind of the interface.
     #[must_use]
     pub fn of(self, owner: impl Into<String>) -> Self {
         match self {
@@ -85,15 +86,15 @@ impl Error {
         }
     }
 
-    /// What an error of opening or setting up [`DEVICE`] comes to.
+    /// Classifies an error of opening or configuring [`DEVICE`].
     pub fn new(name: &IfName, source: io::Error) -> Self {
         let name = name.clone();
         match Errno::from_raw(source.raw_os_error().unwrap_or(0)) {
-            // ENODEV, ENXIO: the node is there, the module is not.
+            // ENODEV, ENXIO: the device node exists, but not its module.
             Errno::ENOENT | Errno::ENODEV | Errno::ENXIO => Self::NoDriver(source),
             Errno::EPERM | Errno::EACCES => Self::Denied { name, source },
-            // EBUSY: a tap that somebody has open. EINVAL: an interface of another kind, a tap with several queues,
-            // or, seldom, EEXIST.
+            // EBUSY: a tap that another process has open. EINVAL, rarely EEXIST: an interface of
+            // another kind, or a tap with several queues.
             Errno::EBUSY | Errno::EINVAL | Errno::EEXIST => Self::Taken { name, owner: None },
             _ => Self::Io(source),
         }
@@ -105,15 +106,17 @@ impl Explain for Error {
         match self {
             Self::NoDriver(_) => Some("load the module: `modprobe tun`".into()),
             Self::Denied { name, .. } => Some(format!(
-                "run it as root, or with CAP_NET_ADMIN; or let root make it once for this user by \
-                 `ip tuntap add {name} mode tap user USER`; or leave `bridge` out for the user-mode network"
+                "run as root or with CAP_NET_ADMIN; or create the tap as root for this user with \
+                 `ip tuntap add {name} mode tap user USER`; or remove `bridge` to use a user-mode \
+                 network"
             )),
-            Self::Taken { name, .. } => {
-                Some(format!("choose another with `tap = …`; `ip -d link show {name}` shows it"))
-            }
+            Self::Taken { name, .. } => Some(format!(
+                "choose another name with `tap = …`; `ip -d link show {name}` shows the interface"
+            )),
             Self::MultiQueue { name } => Some(format!(
-                "make it anew with one queue: `ip tuntap del {name} mode tap multi_queue`, then \
-                 `ip tuntap add {name} mode tap`, with `user USER` if it had one; or choose another with `tap = …`"
+                "create it again with one queue: `ip tuntap del {name} mode tap multi_queue`, then \
+                 `ip tuntap add {name} mode tap`, with `user USER` if it had one; or choose \
+                 another name with `tap = …`"
             )),
             Self::Io(_) => None,
         }
@@ -124,23 +127,25 @@ impl Explain for Error {
     }
 }
 
-/// Makes the tap, with virtio-net headers, so that checksums and segmentation can be left to the guest's peer. The
-/// kernel removes it when the last copy of the descriptor closes; nothing can leak. A persistent tap of this name
-/// that nobody uses and this user may use is taken instead, and stays. `tun` is what /dev/net/tun was opened as, and becomes the tap.
+/// Creates the tap with virtio-net headers, so that checksums and segmentation can be offloaded.
+/// The kernel removes it when the last copy of the descriptor is closed. An existing persistent tap
+/// with this name is used if it is free and accessible. `tun` is the result of opening
+/// /dev/net/tun, and becomes the tap.
 ///
 /// # Errors
 /// See [`Error`].
 pub fn open(name: &IfName, tun: io::Result<OwnedFd>) -> Result<OwnedFd, Error> {
     let failed = |source| Error::new(name, source);
     let tun = tun.map_err(failed)?;
-    // SAFETY: an ifreq is integers, pointers and unions of such; all zeros is one of its values.
+    // SAFETY: `ifreq` contains integers, pointers and unions of these, for which zero is valid.
     let mut request: ifreq = unsafe { std::mem::zeroed() };
-    // An IfName has at most 15 bytes: the 16th stays NUL.
+    // An IfName has at most 15 bytes, so the 16th remains NUL.
     for (to, from) in request.ifr_name.iter_mut().zip(name.as_str().bytes().take(IfName::MAX)) {
         *to = from as c_char;
     }
     request.ifr_ifru.ifru_flags = (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR) as c_short;
-    // SAFETY: the descriptor is open, and TUNSETIFF reads (and writes back) one ifreq, which outlives the call.
+    // SAFETY: the descriptor is open, and TUNSETIFF reads and writes one ifreq, which outlives the
+    // call.
     unsafe { tunsetiff(tun.as_raw_fd(), &request) }.map_err(|e| failed(e.into()))?;
     Ok(tun)
 }
@@ -154,30 +159,30 @@ mod tests {
     }
 
     #[test]
-    fn each_cause_has_its_words_and_its_way_out() {
+    fn each_errno_has_a_message_and_hint() {
         for (errno, text, hint) in [
-            (Errno::ENOENT, "`/dev/net/tun` is not there", "modprobe tun"),
-            (Errno::ENODEV, "`/dev/net/tun` is not there", "modprobe tun"),
-            (Errno::EPERM, "making a network device is not allowed", "CAP_NET_ADMIN"),
-            (Errno::EACCES, "making a network device is not allowed", "CAP_NET_ADMIN"),
-            (Errno::EBUSY, "the name is taken", "tap = …"),
-            (Errno::EINVAL, "the name is taken", "tap = …"),
+            (Errno::ENOENT, "`/dev/net/tun` does not exist", "modprobe tun"),
+            (Errno::ENODEV, "`/dev/net/tun` does not exist", "modprobe tun"),
+            (Errno::EPERM, "no permission to create a network device", "CAP_NET_ADMIN"),
+            (Errno::EACCES, "no permission to create a network device", "CAP_NET_ADMIN"),
+            (Errno::EBUSY, "the name is in use", "tap = …"),
+            (Errno::EINVAL, "the name is in use", "tap = …"),
         ] {
             let error = error(errno);
             assert_eq!(error.to_string(), text, "{errno}");
             assert!(error.hint().unwrap().contains(hint), "{errno}");
         }
         let error = error(Errno::EMFILE);
-        assert_eq!((error.to_string().as_str(), error.hint()), ("the kernel refuses", None));
+        assert_eq!((error.to_string().as_str(), error.hint()), ("cannot create the tap", None));
     }
 
     #[test]
-    fn an_owner_is_named_where_a_name_is_taken() {
+    fn owner_of_existing_interface_is_named() {
         let taken = error(Errno::EBUSY);
         assert_eq!(taken.taken().unwrap().as_str(), "qvm-web");
-        assert_eq!(taken.of("`qvm:db:net`").to_string(), "the name is taken by `qvm:db:net`");
+        assert_eq!(taken.of("`qvm:db:net`").to_string(), "the name is in use by `qvm:db:net`");
         let denied = error(Errno::EPERM).of("x");
-        assert_eq!(denied.to_string(), "making a network device is not allowed");
+        assert_eq!(denied.to_string(), "no permission to create a network device");
         assert_eq!(denied.taken(), None);
     }
 }

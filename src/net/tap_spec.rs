@@ -1,4 +1,4 @@
-//! The taps that a VM needs.
+//! The taps of a VM.
 
 use std::collections::BTreeMap;
 
@@ -11,37 +11,37 @@ use crate::{
 /// One tap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tap {
-    /// Whose it is.
+    /// The NIC.
     pub nic: Label,
     /// Its name.
     pub name: IfName,
-    /// The bridge it becomes a port of.
+    /// The bridge to attach to.
     pub bridge: IfName,
-    /// The MTU that the guest is told, in bytes; `None` where it is told none. The tap itself has the bridge's.
+    /// The MTU that the guest gets, in bytes; `None` if unset. The tap itself has the bridge's MTU.
     pub mtu: Option<u16>,
-    /// It neither hears nor reaches other isolated ports of the bridge.
+    /// No traffic to or from other isolated ports of the bridge.
     pub isolated: bool,
-    /// Whether what leaves it is filtered.
+    /// The anti-spoofing mode.
     pub anti_spoof: AntiSpoof,
-    /// The NIC's address, where one is written.
+    /// The NIC's address, if configured.
     pub mac: Option<MacAddr>,
-    /// The guest's address, where one is written.
+    /// The guest's address, if configured.
     pub ip: Option<Cidr>,
-    /// Its alias, which tells an operator whose it is: `qvm:VM:NIC`.
+    /// Its alias, which identifies the owner: `qvm:VM:NIC`.
     pub alias: String,
 }
 
-/// The taps in the order of the NICs.
+/// Returns the taps of a VM, in the order of its NICs.
 pub fn taps(vm: &Vm) -> Vec<Tap> {
     taps_of(&vm.name, &vm.nics)
 }
 
-/// The taps of NICs, in their order.
+/// Returns the taps of NICs, in their order.
 pub fn taps_of(vm: &VmName, nics: &[Nic]) -> Vec<Tap> {
     nics.iter().filter_map(|nic| tap(vm, nic)).collect()
 }
 
-/// The tap of a NIC, unless it is on the user-mode network.
+/// Returns the tap of a NIC; `None` for the user-mode network.
 pub fn tap(vm: &VmName, nic: &Nic) -> Option<Tap> {
     match &nic.link {
         Link::User { .. } => None,
@@ -64,12 +64,13 @@ fn alias(vm: &VmName, nic: &str) -> String {
 }
 
 impl Tap {
-    /// Why frames do not pass its bridge, which is `up` or not and has the MTU `bridge_mtu` in bytes; one note a cause.
+    /// Returns a note for each reason why frames do not pass the bridge: it is not `up`, or its MTU
+    /// `bridge_mtu` in bytes is too small.
     pub fn bridge_notes(&self, up: bool, bridge_mtu: u32) -> Vec<Note> {
         let bridge = &self.bridge;
         let down = (!up).then(|| {
-            let text = format!("bridge `{bridge}` is down, nothing passes");
-            let hint = format!("`ip link set {bridge} up` starts it");
+            let text = format!("bridge `{bridge}` is down, so the guest has no connection");
+            let hint = format!("set it up with `ip link set {bridge} up`");
             Note::new(NoteCode::BridgeDown, text).hint(hint)
         });
         let exceeds = self.mtu.filter(|mtu| u32::from(*mtu) > bridge_mtu).map(|mtu| {
@@ -83,7 +84,7 @@ impl Tap {
         down.into_iter().chain(exceeds).collect()
     }
 
-    /// Its guest does not get it unfiltered: the VM file says `antiSpoof = true`, or is as strict in all things.
+    /// Returns true if the filter is required: by `antiSpoof = true` or by strict isolation.
     pub fn needs_filter(&self, isolation: Isolation) -> bool {
         match self.anti_spoof {
             AntiSpoof::Off => false,
@@ -92,7 +93,8 @@ impl Tap {
         }
     }
 
-    /// The filter on what leaves it, where there is to be one; `generated` are the addresses of NICs that none is written for.
+    /// Returns the anti-spoofing filter, if enabled; `generated` has the addresses of NICs without
+    /// `mac`.
     pub fn filter(&self, generated: &BTreeMap<Label, MacAddr>) -> Option<Vec<Instruction>> {
         let mac = self.mac.or_else(|| generated.get(&self.nic).copied())?;
         (self.anti_spoof != AntiSpoof::Off).then(|| anti_spoof::program(mac, self.ip))
@@ -130,7 +132,7 @@ mod tests {
         let all = taps(&vm);
         assert_eq!(all.len(), 3);
         assert_eq!(all[1].filter(&BTreeMap::new()), None);
-        assert_eq!(all[2].filter(&BTreeMap::new()), None, "no address is known");
+        assert_eq!(all[2].filter(&BTreeMap::new()), None, "an unknown address has no filter");
         let generated = [("san".parse().unwrap(), "52:54:00:00:00:02".parse().unwrap())].into();
         assert!(all[2].filter(&generated).is_some());
         assert_eq!(

@@ -1,11 +1,11 @@
-//! The kernel's own virtio-net back end, as a descriptor for QEMU.
+//! The kernel's virtio-net back end.
 
 use std::{fs::OpenOptions, io, os::fd::OwnedFd};
 
 /// Opens /dev/vhost-net.
 ///
 /// # Errors
-/// It is not there, or may not be opened.
+/// The device does not exist or may not be opened.
 pub fn open() -> io::Result<OwnedFd> {
     OpenOptions::new().read(true).write(true).open("/dev/vhost-net").map(OwnedFd::from)
 }

@@ -1,4 +1,5 @@
-//! The capabilities (capabilities(7)) that a supervisor keeps, of all that root has; what it starts has no others.
+//! Restricts the capabilities (capabilities(7)) of a supervisor running as root, and of its
+//! children.
 
 use rustix::{
     io,
@@ -8,18 +9,19 @@ use rustix::{
     },
 };
 
-/// What it keeps, and why:
+/// The capabilities that a supervisor keeps, and their purpose:
 ///
-/// - `CHOWN`, `FOWNER`, `DAC_OVERRIDE`: disks and images belong to whom the operator likes, and a disk to its QEMU's user;
-/// - `SETUID`, `SETGID`, `SETPCAP`: QEMU gets a user of its own, and gives the rest of this list up;
-/// - `KILL`: QEMU is ended by a signal at the last;
-/// - `NET_ADMIN`: taps, and their places on bridges;
-/// - `NET_BIND_SERVICE`: ports below 1024 that are forwarded into a guest;
-/// - `SYS_NICE`: the vCPUs' threads are bound to CPUs;
+/// - `CHOWN`, `FOWNER`, `DAC_OVERRIDE`: disks and images of any owner; a disk is given to the UID
+///   of its QEMU;
+/// - `SETUID`, `SETGID`, `SETPCAP`: QEMU gets its own UID and drops the rest of this list;
+/// - `KILL`: SIGKILL for QEMU as the last resort;
+/// - `NET_ADMIN`: taps and bridge ports;
+/// - `NET_BIND_SERVICE`: forwarded ports below 1024;
+/// - `SYS_NICE`: CPU affinity of vCPU threads;
 /// - `SYS_RESOURCE`: a negative `oomScoreAdjust`.
 ///
-/// All of them for as long as the supervisor lives: a reboot of the guest may launch another QEMU, a disk or a NIC may be added, weights
-/// may change.
+/// They are kept permanently: a guest reboot may launch another QEMU, a disk or NIC may be added,
+/// weights may change.
 pub const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::FOWNER)
     .union(CapabilitySet::DAC_OVERRIDE)
@@ -32,14 +34,14 @@ pub const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SYS_NICE)
     .union(CapabilitySet::SYS_RESOURCE);
 
-/// Gives up all but [`KEPT`], of this thread and of those that it will start: to be called before there are others. What this process
-/// has not, it does not get. Gives what is left.
+/// Drops all capabilities except [`KEPT`] for this thread and threads started later: call this
+/// before starting threads. Adds none. Returns the remaining capabilities.
 ///
-/// A program that is executed by root gets the bounding set again, and one that is executed by somebody else the ambient set: so a
-/// supervisor that replaces itself keeps what it has.
+/// A program executed by root gets the bounding set, others get the ambient set: a supervisor keeps
+/// its capabilities across re-execution.
 ///
 /// # Errors
-/// The kernel's; not that there was nothing to give up.
+/// The kernel refuses. Having nothing to drop is no error.
 pub fn cut() -> io::Result<CapabilitySet> {
     cut_to(KEPT)
 }
@@ -50,7 +52,8 @@ fn cut_to(kept: CapabilitySet) -> io::Result<CapabilitySet> {
         true => bound(kept),
         false => Ok(()),
     };
-    // What is not inheritable is not ambient any more either (capabilities(7)); root needs neither.
+    // Without inheritable capabilities there are no ambient ones (capabilities(7)); root needs
+    // neither.
     let mut passed_on = CapabilitySet::empty();
     if !rustix::process::geteuid().is_root() {
         for capability in known().filter(|capability| inheritable.contains(*capability)) {
@@ -64,7 +67,7 @@ fn cut_to(kept: CapabilitySet) -> io::Result<CapabilitySet> {
     bounded.map(|()| permitted)
 }
 
-/// What root gets when it executes a program is not more than this.
+/// Limits the bounding set, which is what root gets on exec.
 fn bound(kept: CapabilitySet) -> io::Result<()> {
     // To remove one that is not in the set is no error.
     known()
@@ -72,7 +75,7 @@ fn bound(kept: CapabilitySet) -> io::Result<()> {
         .try_for_each(remove_capability_from_bounding_set)
 }
 
-/// Those that this kernel knows.
+/// Returns the capabilities of this kernel.
 fn known() -> impl Iterator<Item = CapabilitySet> {
     let all = (0..u64::BITS).map(|number| CapabilitySet::from_bits_retain(1 << number));
     all.take_while(|capability| capability_is_in_bounding_set(*capability).is_ok())
@@ -82,8 +85,8 @@ fn known() -> impl Iterator<Item = CapabilitySet> {
 mod tests {
     use super::*;
 
-    /// In a thread of its own: capabilities are a thread's, and gone for good.
-    fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    /// Runs in a separate thread: capabilities belong to threads, and dropping is permanent.
+    fn on_own_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
         std::thread::spawn(work).join().unwrap()
     }
 
@@ -94,9 +97,9 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_left_but_what_is_kept_and_was_there() {
+    fn only_kept_capabilities_remain() {
         let before = status("CapPrm");
-        apart(move || {
+        on_own_thread(move || {
             let left = cut().unwrap();
             assert_eq!(left.bits(), before & KEPT.bits());
             assert_eq!(status("CapPrm"), before & KEPT.bits());
@@ -105,15 +108,15 @@ mod tests {
             if before & CapabilitySet::SETPCAP.bits() != 0 {
                 assert_eq!(status("CapBnd") & !KEPT.bits(), 0);
             }
-            // Once more is as good.
+            // Repeating has no effect.
             assert_eq!(cut(), Ok(left));
         });
         assert_eq!(status("CapPrm"), before);
     }
 
     #[test]
-    fn with_nothing_to_give_up_nothing_fails() {
-        apart(|| {
+    fn dropping_nothing_succeeds() {
+        on_own_thread(|| {
             assert_eq!(cut_to(CapabilitySet::empty()), Ok(CapabilitySet::empty()));
             assert_eq!(cut(), Ok(CapabilitySet::empty()));
             assert_eq!((status("CapPrm"), status("CapEff")), (0, 0));

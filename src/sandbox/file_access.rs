@@ -2,18 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
-/// What QEMU may do with a directory or file, and all below it.
+/// The access of QEMU to a path and everything below it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Right {
-    /// Read, and execute: libraries and their loader.
+    /// Read and execute: libraries and their loader.
     Execute,
-    /// Read: firmware.
+    /// Read only: firmware.
     Read,
-    /// Read, write, and the device's own commands.
+    /// Read, write and ioctl.
     Device,
 }
 
-/// Where programs and their libraries are; firmware and ROMs; and the devices that QEMU opens. What is not there is passed over.
+/// The directories of programs, libraries, firmware and ROMs, and the devices that QEMU opens.
+/// Missing ones are skipped.
 const PLACES: [(&str, Right); 14] = [
     ("/usr/lib", Right::Execute),
     ("/usr/lib64", Right::Execute),
@@ -32,16 +33,18 @@ const PLACES: [(&str, Right); 14] = [
     ("/dev/kvm", Right::Device),
 ];
 
-/// Where a QEMU that was installed elsewhere has its own.
+/// The subdirectories of a QEMU with another prefix.
 const BELOW_PREFIX: [&str; 5] = ["bin", "lib", "lib64", "libexec", "share"];
 
-/// The files that a QEMU may open by their names: all that it needs is its program, firmware and /dev/kvm, since a VM's own files,
-/// sockets and taps come as descriptors. `binary` has no symbolic links in it; `firmware` is what the VM file has chosen.
+/// Returns the paths that QEMU may open by name: its program, firmware and /dev/kvm suffice, since
+/// a VM's files, sockets and taps are passed as descriptors. `binary` contains no symbolic links;
+/// `firmware` is the selected firmware.
 pub fn open_to(binary: &Path, firmware: Option<&Path>) -> Vec<(PathBuf, Right)> {
     let mut all: Vec<_> =
         PLACES.iter().map(|(path, right)| (PathBuf::from(path), *right)).collect();
     all.push((binary.to_owned(), Right::Execute));
-    // A QEMU that was installed elsewhere has its libraries and ROMs beside it: PREFIX/bin, PREFIX/lib, PREFIX/share.
+    // A QEMU with another prefix has its libraries and ROMs there: PREFIX/bin, PREFIX/lib,
+    // PREFIX/share.
     let bin = binary.parent();
     let prefix = bin.filter(|dir| dir.ends_with("bin")).and_then(Path::parent);
     match prefix {
@@ -61,13 +64,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_qemu_elsewhere_has_its_own_places_and_one_in_usr_no_more() {
+    fn only_other_prefixes_add_paths() {
         let of = |binary: &str| open_to(Path::new(binary), None).len();
         assert_eq!(of("/usr/bin/qemu-system-x86_64"), PLACES.len() + 1);
         assert_eq!(of("/opt/qemu/bin/qemu-system-x86_64"), PLACES.len() + 6);
         let all = open_to(Path::new("/usr/bin/qemu"), Some(Path::new("/srv/OVMF.fd")));
         assert_eq!(all.last(), Some(&(PathBuf::from("/srv/OVMF.fd"), Right::Read)));
-        // Neither the host's settings nor any VM's files.
+        // Neither the host settings nor files of VMs.
         for closed in ["/etc/qvm", "/etc", "/var/lib/qvm", "/run/qvm", "/proc", "/", "/home"] {
             assert!(!all.iter().any(|(open, _)| Path::new(closed) == open), "{closed}");
         }

@@ -1,4 +1,4 @@
-//! What QEMU is kept from.
+//! The sandbox of QEMU: capabilities, namespaces, Landlock, seccomp and process creation.
 
 pub mod capabilities;
 #[allow(unsafe_code)]

@@ -1,4 +1,5 @@
-//! Starting a process that will outlive us: its own session, its own descriptors, nothing of ours but standard error.
+//! Starts a process that outlives the supervisor, with its own session and only the passed
+//! descriptors and standard error.
 
 use std::{
     io::{self, Read, Write},
@@ -14,8 +15,8 @@ use command_fds::{CommandFdExt, FdMapping};
 
 use crate::value::Explain;
 
-/// What systemd gives to one process and its children must not take for their own (sd_notify(3), sd_listen_fds(3),
-/// sd_watchdog_enabled(3)).
+/// Environment variables of systemd that only the supervisor may use (sd_notify(3),
+/// sd_listen_fds(3), sd_watchdog_enabled(3)).
 const NOT_INHERITED: [&str; 10] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
@@ -29,7 +30,7 @@ const NOT_INHERITED: [&str; 10] = [
     "INVOCATION_ID",
 ];
 
-/// Why a process did not start.
+/// The error of starting a process.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot start `{}`", program.display())]
 pub struct Error {
@@ -50,20 +51,22 @@ impl Explain for Error {
     }
 }
 
-/// Starts `program` with these descriptors under these numbers, and gives its pid. Its standard error is ours, never
-/// a pipe to us, for it would die of SIGPIPE after us. It has a session of its own, so that neither Ctrl-C nor the end of a
-/// terminal reaches it. It is never reaped here, so the pid stays its own until somebody waits for it. The last thing that it does
-/// before it becomes the program is `inside`, which must do nothing but bare system calls.
+/// Starts `program` with these descriptors under these numbers, and returns its PID. It shares
+/// standard error, which must not be a pipe to this process: the program would get SIGPIPE
+/// afterwards. It has its own session, so neither Ctrl-C nor a hangup reaches it. This module does
+/// not reap it, so the PID remains valid until waited for. The child calls `inside` last before
+/// exec.
 ///
-/// `known` is called with its pid before it executes the program. Where that fails, or where we die before it is done, the program
-/// is never executed: there is no instant at which it runs and nobody knows of it.
+/// `known` is called with the PID before exec. If it fails, or this process dies before it returns,
+/// the program is never executed: there is no unrecorded running program.
 ///
 /// # Safety
-/// `inside` runs between fork(2) and execve(2) in a copy of a process that may have several threads: it must call async-signal-safe
-/// functions alone (signal-safety(7)), and neither allocate nor take a lock.
+/// `inside` runs between fork(2) and execve(2) in a copy of a process that may have several
+/// threads: it must call async-signal-safe functions alone (signal-safety(7)), and neither allocate
+/// nor take a lock.
 ///
 /// # Errors
-/// It cannot be started, `inside` fails, or what `known` says.
+/// The program cannot be started, `inside` fails, or `known` returns an error.
 pub unsafe fn spawn_known<E: From<Error>>(
     program: &Path,
     arguments: &[String],
@@ -79,60 +82,61 @@ pub unsafe fn spawn_known<E: From<Error>>(
         command.env_remove(variable);
     }
     let ends = (ours.as_raw_fd(), theirs.as_raw_fd());
-    // SAFETY: between fork and exec only async-signal-safe calls are allowed: these are bare system calls,
-    // and nothing is allocated.
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed: these are bare system
+    // calls, and nothing is allocated.
     unsafe {
         command.pre_exec(move || {
             rustix::process::setsid()?;
             close_on_exec_from_3();
-            await_leave(ends)
+            await_permission(ends)
         });
     }
     let _held = hold(&fds).map_err(wrap)?;
-    // Added after close_on_exec_from_3, since hooks run in the order they were added.
+    // Added after close_on_exec_from_3, since hooks run in this order.
     let mappings =
         fds.into_iter().map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd }).collect();
     command.fd_mappings(mappings).map_err(|e| wrap(io::Error::other(e)))?;
-    // SAFETY: the caller promises that `inside` makes async-signal-safe calls alone.
+    // SAFETY: the caller guarantees that `inside` makes only async-signal-safe calls.
     unsafe { command.pre_exec(inside) };
     std::thread::scope(|scope| {
-        // Returns when the program is executed, so somebody else has to give leave for that.
+        // Returns after exec, so another thread sends the permission.
         let spawned = std::thread::Builder::new().name("spawn".into()).spawn_scoped(scope, || {
-            // Dropped here, so that one that ends without a word is noticed.
+            // Dropped here to detect the end of the child.
             let _theirs = theirs;
             command.spawn()
         });
         let spawned = spawned.map_err(wrap)?;
-        let said = give_leave(ours, known);
+        let said = permit_exec(ours, known);
         let child: Result<Child, Error> = match spawned.join() {
             Ok(child) => child.map_err(wrap),
             Err(panic) => std::panic::resume_unwind(panic),
         };
-        // Why it has got no leave comes first: that it was not executed follows from it.
+        // The error of `known` comes first: it is the reason for the missing exec.
         said?;
         Ok(child?.id())
     })
 }
 
-/// The same, where nobody has to know of it before.
+/// Like [`spawn_known`], without `known`.
 ///
 /// # Errors
-/// It cannot be started, or `inside` fails.
+/// The program cannot be started, or `inside` fails.
 ///
 /// # Safety
-/// As of [`spawn_known`].
+/// As for [`spawn_known`].
 pub unsafe fn spawn(
     program: &Path,
     arguments: &[String],
     fds: Vec<(OwnedFd, i32)>,
     inside: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
 ) -> Result<u32, Error> {
-    // SAFETY: `inside` is as the caller of this function promises.
+    // SAFETY: the caller of this function guarantees the contract of `inside`.
     unsafe { spawn_known(program, arguments, fds, inside, |_| Ok(())) }
 }
 
-/// Hears the pid of the forked process, makes it known, and lets it go on. `ours` is closed then, whatever came of it.
-fn give_leave<E>(mut ours: UnixStream, known: impl FnOnce(u32) -> Result<(), E>) -> Result<(), E> {
+/// Receives the PID of the child, passes it to `known`, and sends the permission for exec. Closes
+/// `ours` in any case.
+fn permit_exec<E>(mut ours: UnixStream, known: impl FnOnce(u32) -> Result<(), E>) -> Result<(), E> {
     let mut pid = [0; size_of::<u32>()];
     if ours.read_exact(&mut pid).is_err() {
         return Ok(());
@@ -142,12 +146,12 @@ fn give_leave<E>(mut ours: UnixStream, known: impl FnOnce(u32) -> Result<(), E>)
     said
 }
 
-/// In the forked process: says who it is, and waits for leave to go on, or for the end of whoever could give it.
-fn await_leave((ours, theirs): (RawFd, RawFd)) -> io::Result<()> {
+/// In the child: sends the PID, and waits for the permission or for the end of the parent.
+fn await_permission((ours, theirs): (RawFd, RawFd)) -> io::Result<()> {
     let pid = std::process::id().to_ne_bytes();
     let mut leave = [0_u8];
-    // SAFETY: bare system calls on descriptors that were open at the fork, and on buffers that outlive them. Our copy of the other
-    // end is closed first: else its owner's death would go unnoticed.
+    // SAFETY: system calls on descriptors that were open at the fork, and on buffers that outlive
+    // them. The copy of the parent's end is closed first to detect the parent's death.
     unsafe {
         nix::libc::close(ours);
         let sent = retried(|| {
@@ -155,14 +159,14 @@ fn await_leave((ours, theirs): (RawFd, RawFd)) -> io::Result<()> {
         });
         let read = || nix::libc::read(theirs, leave.as_mut_ptr().cast(), leave.len());
         if sent != pid.len().cast_signed() || retried(read) != 1 {
-            // Nobody is left to be told of an error.
+            // The parent, which would handle the error, is gone.
             nix::libc::_exit(1);
         }
     }
     if leave == [1] { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
 }
 
-/// A system call, again where a signal handler of ours interrupted it: the forked process has them until it executes QEMU.
+/// Retries a system call interrupted by a signal handler, which the child has until exec.
 fn retried(mut call: impl FnMut() -> nix::libc::ssize_t) -> nix::libc::ssize_t {
     loop {
         let done = call();
@@ -172,17 +176,18 @@ fn retried(mut call: impl FnMut() -> nix::libc::ssize_t) -> nix::libc::ssize_t {
     }
 }
 
-/// Waits until a process that was started here has ended: whether it ended well.
+/// Waits for the exit of a process; returns true for exit code 0.
 pub fn wait(pid: u32) -> bool {
     let ended = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid.cast_signed()), None);
     matches!(ended, Ok(nix::sys::wait::WaitStatus::Exited(_, 0)))
 }
 
-/// Marks every descriptor but 0, 1 and 2 close-on-exec. Those that this program opens are already; those that it
-/// was started with (a shell's, a job server's) are not, and a guest that holds one for weeks keeps its other end
-/// waiting. Best effort: `CLOSE_RANGE_CLOEXEC` is Linux 5.11.
+/// Marks every descriptor except 0, 1 and 2 close-on-exec. Inherited ones (of a shell or a job
+/// server) are not yet, and QEMU would keep their other ends waiting. Best effort:
+/// `CLOSE_RANGE_CLOEXEC` requires Linux 5.11.
 fn close_on_exec_from_3() {
-    // SAFETY: a system call without pointers; it changes flags of this (forked) process' descriptors only.
+    // SAFETY: a system call without pointers; it changes only flags of descriptors of this forked
+    // process.
     unsafe {
         nix::libc::syscall(
             nix::libc::SYS_close_range,
@@ -193,8 +198,9 @@ fn close_on_exec_from_3() {
     }
 }
 
-/// Occupies those of these numbers that are free, until dropped. std's spawn reports a failing exec through a pipe
-/// at the lowest free numbers; a mapping onto one of those would close it, and the failure would be lost.
+/// Occupies the free ones of these numbers until dropped. The standard library reports a failing
+/// exec through a pipe at the lowest free numbers; a mapping to one of these would close it and
+/// lose the error.
 fn hold(fds: &[(OwnedFd, RawFd)]) -> io::Result<Vec<OwnedFd>> {
     let null = std::fs::File::open("/dev/null")?;
     let mut held = Vec::with_capacity(fds.len() + 1);
@@ -212,9 +218,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_child_has_the_descriptors_under_their_numbers_and_no_others() {
+    fn child_has_only_mapped_descriptors() {
         let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        // As a shell or a job server may leave one to us.
+        // Like a descriptor leaked by a shell or a job server.
         let stray = std::fs::File::open("/dev/null").unwrap();
         let stray = rustix::io::fcntl_dupfd_cloexec(&stray, 100).unwrap();
         rustix::io::fcntl_setfd(&stray, rustix::io::FdFlags::empty()).unwrap();
@@ -233,7 +239,7 @@ mod tests {
         let mut said = String::new();
         ours.read_to_string(&mut said).unwrap();
         let fds: Vec<&str> = said.lines().next().unwrap().split(' ').collect();
-        // The shell reads the directory itself by 3, and keeps what it likes from 10 on.
+        // The shell reads the directory with 3, and uses numbers from 10 on.
         assert!(["0", "1", "2", "9"].iter().all(|fd| fds.contains(fd)), "{said}");
         assert!(!fds.iter().any(|fd| matches!(*fd, "4" | "5" | "6" | "7" | "8")), "{said}");
         let stray = std::os::fd::AsRawFd::as_raw_fd(&stray).to_string();
@@ -243,10 +249,10 @@ mod tests {
     }
 
     #[test]
-    fn a_signal_with_a_handler_does_not_end_the_start() {
+    fn signal_does_not_interrupt_the_start() {
         use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
         extern "C" fn nothing(_: i32) {}
-        // Without SA_RESTART: a system call that it meets fails with EINTR.
+        // Without SA_RESTART, interrupted system calls fail with EINTR.
         let action =
             SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
         // SAFETY: the handler does nothing, and no other test of this program uses the signal.
@@ -270,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_program_is_named() {
+    fn missing_program_is_named() {
         let fds = (3..12).map(|number| (std::fs::File::open("/dev/null").unwrap().into(), number));
         // SAFETY: the closure does nothing.
         let spawned = unsafe { spawn(Path::new("/nowhere/qemu"), &[], fds.collect(), || Ok(())) };
@@ -280,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_made_known_is_not_executed() {
+    fn unrecorded_child_is_not_executed() {
         let dir = tempfile::tempdir().unwrap();
         let made = dir.path().join("made");
         let arguments = ["-c".to_owned(), format!("touch {}", made.display())];
@@ -293,7 +299,7 @@ mod tests {
         // SAFETY: the closure does nothing.
         let error = unsafe { spawn_known(Path::new("sh"), &arguments, vec![], || Ok(()), known) };
         assert_eq!(error.unwrap_err().to_string(), "cannot start `known`");
-        // It was waited for.
+        // The child was reaped.
         assert!(child > 0 && !Path::new(&format!("/proc/{child}")).exists());
         assert!(!made.exists());
     }

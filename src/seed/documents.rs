@@ -1,7 +1,7 @@
-//! What cloud-init in the guest is told: the three documents of a NoCloud seed, and the CD that holds them.
+//! The NoCloud seed for cloud-init: its three documents and the CD image.
 //!
-//! cloud-init reads YAML 1.1, in which a bare `52:54:00:12:34:56` is a number and a bare `on` a truth value:
-//! every text is therefore written in double quotes, with nothing left to guess.
+//! cloud-init parses YAML 1.1, in which a bare `52:54:00:12:34:56` is a number and a bare `on` is a
+//! boolean, so all texts are written in double quotes.
 
 use std::{fmt::Write as _, net::IpAddr};
 
@@ -12,21 +12,21 @@ use crate::{
     value::MacAddr,
 };
 
-/// The label that cloud-init looks for (datasource NoCloud).
+/// The volume label for cloud-init's datasource NoCloud.
 pub const LABEL: &str = "cidata";
 
 /// The content of a seed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Documents {
-    /// `meta-data`: who the guest is.
+    /// `meta-data`: the identity of the guest.
     pub meta_data: String,
-    /// `user-data`: what it is to do. Text, or gzip where the operator's own file is that.
+    /// `user-data`: the configuration of the guest. Text, or gzip if the operator's file is gzip.
     pub user_data: Vec<u8>,
-    /// `network-config`, version 2: how it is reached.
+    /// `network-config`, version 2: the network configuration.
     pub network_config: String,
 }
 
-/// The seed's documents; `None` without `[cloudInit]`.
+/// Returns the documents; `None` without `[cloudInit]`.
 pub fn documents(vm: &Vm, identity: &Identity) -> Option<Documents> {
     let cloud_init = vm.cloud_init.as_ref()?;
     let kept = identity.hostname.as_deref().unwrap_or(vm.name.as_str());
@@ -45,10 +45,10 @@ pub fn documents(vm: &Vm, identity: &Identity) -> Option<Documents> {
     })
 }
 
-/// The CD with the documents.
+/// Returns the CD image with the documents.
 ///
 /// # Errors
-/// User-data of 4 GiB and more.
+/// The user-data has 4 GiB or more.
 pub fn image(documents: &Documents) -> Result<Vec<u8>, iso9660::Error> {
     iso9660::image(
         LABEL,
@@ -60,14 +60,15 @@ pub fn image(documents: &Documents) -> Result<Vec<u8>, iso9660::Error> {
     )
 }
 
-/// The user-data of the simple keys.
+/// Returns the user-data of the simple keys.
 ///
-/// The account is the image's default user, renamed where `user` is written: so it has the groups and the
-/// shell that the distribution gives its first user (`/bin/bash` is not everywhere), and there is not a second
-/// account beside it. `user` as a mapping is merged over the image's by every cloud-init since 0.7.5.
+/// The account is the image's default user, renamed to `user` if set: it has the groups and the
+/// shell that the distribution gives to its first user (`/bin/bash` does not exist everywhere), and
+/// there is no second account. A mapping `user` is merged over that of the image since cloud-init
+/// 0.7.5.
 fn user_data(cloud_init: &CloudInit, hostname: &str) -> String {
     let mut out = format!("#cloud-config\nhostname: {}\n", quoted(hostname));
-    // The password is for the serial console; over the network only keys are taken.
+    // The password is for the serial console; over the network only keys are accepted.
     out.push_str("ssh_pwauth: false\n");
     if cloud_init.user.is_some() || cloud_init.password_hash.is_some() {
         out.push_str("user:\n");
@@ -81,8 +82,9 @@ fn user_data(cloud_init: &CloudInit, hostname: &str) -> String {
     }
     if let Some(hash) = &cloud_init.password_hash {
         out.push_str("  lock_passwd: false\n");
-        // Not `passwd`, which is for new accounts alone and would miss one that the image has; not
-        // `password`, where older versions take a yescrypt hash (`$y$`) for the password itself.
+        // Not `passwd`, which applies only to new accounts and not to one of the image; not
+        // `password`, for which older versions interpret a yescrypt hash (`$y$`) as the password
+        // itself.
         line(&mut out, 1, "hashed_passwd", hash);
     }
     if !cloud_init.ssh_authorized_keys.is_empty() {
@@ -94,14 +96,14 @@ fn user_data(cloud_init: &CloudInit, hostname: &str) -> String {
     out
 }
 
-/// The network configuration: every NIC, known by its MAC.
+/// Returns the network configuration; NICs are matched by MAC address.
 fn network_config(nics: &[Nic], identity: &Identity) -> String {
     let known: Vec<(&Nic, MacAddr)> = nics
         .iter()
         .filter_map(|nic| Some((nic, nic.mac.or_else(|| identity.macs.get(&nic.name).copied())?)))
         .collect();
     if known.is_empty() {
-        // Said in so many words: without the document cloud-init would try DHCP on what it finds.
+        // Explicit: without the document cloud-init would try DHCP on all interfaces.
         return "version: 2\nethernets: {}\n".to_owned();
     }
     let mut out = String::from("version: 2\nethernets:\n");
@@ -111,7 +113,8 @@ fn network_config(nics: &[Nic], identity: &Identity) -> String {
     out
 }
 
-/// One NIC. No `set-name`: interfaces keep the names that the guest gives them, and a rename cannot fail.
+/// Adds one NIC. Without `set-name`, interfaces keep the names that the guest gives them, and no
+/// rename can fail.
 fn ethernet(out: &mut String, nic: &Nic, mac: MacAddr) {
     let _ = writeln!(out, "  {}:", quoted(nic.name.as_str()));
     out.push_str("    match:\n");
@@ -121,25 +124,27 @@ fn ethernet(out: &mut String, nic: &Nic, mac: MacAddr) {
             out.push_str("    addresses:\n");
             item(out, 3, &ip.to_string());
             if ip.address().is_ipv6() {
-                // With a gateway of its own nothing is to be learnt from routers, who would add a second
-                // address and a second default route; without one they are the only way to a route.
+                // With a configured gateway, router advertisements would add a second address and a
+                // second default route; without one they are the only source of routes.
                 let _ = writeln!(out, "    accept-ra: {}", nic.gateway.is_none());
             }
         }
         None => {
             out.push_str("    dhcp4: true\n");
-            // systemd-networkd's own identifier comes of /etc/machine-id, which a copied disk shares with
-            // its origin, and then both are given one lease (systemd #9609). Renderers other than netplan
-            // ignore the key; their clients use the MAC anyway.
+            // The default identifier of systemd-networkd derives from /etc/machine-id, which a
+            // copied disk shares with its origin, so both would get the same lease (systemd #9609).
+            // Renderers other than netplan ignore the key; their clients use the MAC address
+            // anyway.
             line(out, 2, "dhcp-identifier", "mac");
         }
     }
     if let Some(gateway) = nic.gateway {
-        // `to: default` ends cloud-init before 22.3 with a ValueError outside of netplan
+        // `to: default` raises a ValueError in cloud-init before 22.3 outside of netplan
         // (canonical/cloud-init #3988). `gateway4` is deprecated by netplan since 0.103, and by
-        // cloud-init since 23.1, which warns of it outside of netplan (#4031). The prefix of length zero is
-        // what every netplan takes, and every other renderer but for two old ones: ifupdown, which needs
-        // route(8) in the guest (#6250; Debian 11), and `::/0` before 23.1, which becomes `::/64` (#1973).
+        // cloud-init since 23.1, which warns about it outside of netplan (#4031). The prefix of
+        // length zero works with every netplan and every other renderer except two old ones:
+        // ifupdown, which needs route(8) in the guest (#6250; Debian 11), and `::/0` before 23.1,
+        // which becomes `::/64` (#1973).
         let to = match gateway {
             IpAddr::V4(_) => "0.0.0.0/0",
             IpAddr::V6(_) => "::/0",
@@ -159,18 +164,19 @@ fn ethernet(out: &mut String, nic: &Nic, mac: MacAddr) {
     }
 }
 
-/// `KEY: "TEXT"`, indented.
+/// Appends `KEY: "TEXT"`, indented.
 fn line(out: &mut String, depth: usize, key: &str, text: &str) {
     let _ = writeln!(out, "{:1$}{key}: {2}", "", depth * 2, quoted(text));
 }
 
-/// `- "TEXT"`, indented.
+/// Appends `- "TEXT"`, indented.
 fn item(out: &mut String, depth: usize, text: &str) {
     let _ = writeln!(out, "{:1$}- {2}", "", depth * 2, quoted(text));
 }
 
-/// A YAML double-quoted scalar on one line. Letters and digits of any script stand as they are, as does
-/// printable ASCII; all else is escaped, for YAML 1.1 refuses some of it raw and folds other as line breaks.
+/// Returns a YAML double-quoted scalar on one line. Letters, digits and printable ASCII are
+/// unchanged; other characters are escaped, since YAML 1.1 forbids some of them and treats others
+/// as line breaks.
 fn quoted(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');
@@ -197,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_that_yaml_would_take_for_something_else_stay_texts() {
+    fn ambiguous_yaml_texts_remain_strings() {
         for text in [
             "",
             " ",
@@ -257,7 +263,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_text_reads_back(text in any::<String>()) {
+        fn every_text_round_trips(text in any::<String>()) {
             let line = quoted(&text);
             prop_assert!(!line.chars().any(char::is_control));
             prop_assert_eq!(serde_norway::from_str::<String>(&line).unwrap(), text);

@@ -1,5 +1,4 @@
-//! What bytes make a CD image of a few files: ISO 9660 with Joliet and Rock Ridge, always the same for
-//! the same files.
+//! Creates a reproducible CD image of a few files: ISO 9660 with Joliet and Rock Ridge.
 //!
 //! ```text
 //! sector   0..16  system area, zero
@@ -7,52 +6,52 @@
 //!             17  Joliet volume descriptor  ──▶ Joliet directory:  network-config (UCS-2)
 //!             18  end of the descriptors
 //!         19..23  path tables: primary and Joliet, each little and big endian
-//!            23…  primary directory, Joliet directory, then the files, each on a sector of its own
+//!            23…  primary directory, Joliet directory, then the files, each in a separate sector
 //! ```
 //!
-//! Both directories lead to the same extents. Sources: ECMA-119 (the layout), the Joliet Specification of
-//! 1995 (the second descriptor), IEEE P1281 SUSP 1.12 and P1282 RRIP (the entries `SP`, `ER`, `PX`, `NM`).
-//! Linux takes Rock Ridge where the root has `ER`, else Joliet; libblkid and BSDs read either.
+//! Both directories refer to the same extents. Sources: ECMA-119, the Joliet Specification of 1995,
+//! IEEE P1281 SUSP 1.12 and P1282 RRIP (the entries `SP`, `ER`, `PX`, `NM`). Linux uses Rock Ridge
+//! if the root has `ER`, else Joliet; libblkid and BSDs support both.
 
 use std::collections::BTreeSet;
 
-use crate::value::Explain;
+use crate::value::{Explain, shown};
 
-/// The logical block of every CD, in bytes.
+/// The logical block size of CDs, in bytes.
 pub const SECTOR: usize = 2048;
-
-/// The first sector after the descriptors and the path tables: where the directories begin.
+/// The first sector of the directories, after the descriptors and the path tables.
 const DIRECTORIES: usize = 23;
-/// The longest name in UCS-2 characters (Joliet: 128 bytes).
+/// The maximum name length in UCS-2 characters (Joliet: 128 bytes).
 const NAME_CHARS: usize = 64;
-/// The longest name in bytes: what a directory record of 254 bytes leaves to `NM` beside the fixed
-/// part, the longest primary name and `PX`, so that no continuation area is needed.
+/// The maximum name length in bytes: a directory record of 254 bytes without the fixed part, the
+/// longest primary name, `PX` and the header of `NM`, so that no continuation area is needed.
 const NAME_BYTES: usize = 254 - 33 - 33 - PX - 5;
 /// The length of `PX` in RRIP_1991A.
 const PX: usize = 36;
-/// Fixed, so that the image depends on nothing but its content: 1970-01-01 00:00:00, GMT.
+/// A fixed time for reproducible images: 1970-01-01 00:00:00, GMT.
 const RECORDED: [u8; 7] = [70, 1, 1, 0, 0, 0, 0];
-/// A seed may hold password hashes: in the guest, root alone reads it.
+/// A seed may contain password hashes: in the guest, only root may read it.
 const FILE_MODE: u32 = 0o100_400;
 const DIRECTORY_MODE: u32 = 0o040_500;
 
-/// Why files do not make an image.
+/// Why an image cannot be created.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// A volume id that the 16 UCS-2 characters of the Joliet descriptor do not hold.
-    #[error("`{}` cannot be a volume id: it takes 1 to 16 printable ASCII characters", crate::value::shown(.0))]
+    /// A volume ID that does not fit the Joliet descriptor.
+    #[error("`{}` is not a volume ID: use 1 to 16 printable ASCII characters", shown(.0))]
     VolumeId(String),
-    /// A name that one of the three name spaces cannot say, and why.
-    #[error("`{}` cannot be a file's name on a CD: {}", crate::value::shown(.0), .1)]
+    /// A name that one of the three name spaces cannot express, and the reason.
+    #[error("`{}` cannot be a file name on a CD: {}", shown(.0), .1)]
     Name(String, &'static str),
-    /// Two files of one name.
-    #[error("there are two files named `{}`", crate::value::shown(.0))]
+    /// Two files have the same name.
+    #[error("two files are named `{}`", shown(.0))]
     Duplicate(String),
-    /// A file whose length in bytes does not fit the 32 bits of one extent.
-    #[error("`{}` has {} bytes, and one file on a CD has less than 4 GiB", crate::value::shown(.0), .1)]
+    /// A file that exceeds the 32-bit length of an extent.
+    #[error("`{}` has {} bytes; a file on a CD must be smaller than 4 \
+        GiB", shown(.0), .1)]
     FileTooLarge(String, u64),
-    /// More directory, or more sectors, than 32 bits count: so many files, so many bytes in all.
-    #[error("{0} files of {1} bytes in all do not fit a CD image")]
+    /// The directory or the image exceeds 32 bits: number of files, total bytes.
+    #[error("{0} files with {1} bytes in total exceed the size of a CD image")]
     VolumeTooLarge(usize, u64),
 }
 
@@ -60,17 +59,18 @@ impl Explain for Error {
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::FileTooLarge(..) | Self::VolumeTooLarge(..) => {
-                Some("hand large files over by a disk of their own, `[disk.NAME]`".into())
+                Some("use a separate disk for large files: `[disk.NAME]`".into())
             }
             Self::VolumeId(_) | Self::Name(..) | Self::Duplicate(_) => None,
         }
     }
 }
 
-/// The image with these files (name, content) in its only directory.
+/// Returns the image with these files (name, content) in its only directory.
 ///
 /// # Errors
-/// Names that are empty, too long, doubled or hold characters that Joliet forbids; files of 4 GiB and more.
+/// Names that are empty, too long, duplicated, or contain characters that Joliet forbids; files of
+/// 4 GiB or more.
 pub fn image(volume_id: &str, files: &[(&str, &[u8])]) -> Result<Vec<u8>, Error> {
     let id_fits = (1..=16).contains(&volume_id.len())
         && volume_id.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
@@ -81,8 +81,8 @@ pub fn image(volume_id: &str, files: &[(&str, &[u8])]) -> Result<Vec<u8>, Error>
     let bytes = files.iter().map(|(_, content)| content.len() as u64).sum();
     let too_large = || Error::VolumeTooLarge(files.len(), bytes);
 
-    // A directory's length does not depend on where things are, so it is laid out twice: first with
-    // extents of zero to learn the length, then with the true ones.
+    // The length of a directory does not depend on extents, so it is laid out twice: first with
+    // empty extents to get its length, then with the final ones.
     let mut trees = [Tree::Primary, Tree::Joliet].map(|tree| Directory {
         tree,
         sorted: sorted(tree, &entries),
@@ -97,7 +97,7 @@ pub fn image(volume_id: &str, files: &[(&str, &[u8])]) -> Result<Vec<u8>, Error>
     let mut extents = Vec::with_capacity(entries.len());
     for entry in &entries {
         extents.push(Extent::new(next, entry.content.len()).ok_or_else(too_large)?);
-        // An empty file has a sector too, so that its extent lies within the volume.
+        // An empty file also has a sector, so that its extent is within the volume.
         next += entry.content.len().div_ceil(SECTOR).max(1);
     }
     let sectors = u32::try_from(next).map_err(|_| too_large())?;
@@ -124,7 +124,7 @@ pub fn image(volume_id: &str, files: &[(&str, &[u8])]) -> Result<Vec<u8>, Error>
     Ok(out)
 }
 
-/// Where content lies, as directory records say it.
+/// The position of content in directory records.
 #[derive(Debug, Clone, Copy, Default)]
 struct Extent {
     sector: u32,
@@ -137,18 +137,18 @@ impl Extent {
     }
 }
 
-/// One file under its three names.
+/// One file with its three names.
 struct Entry<'a> {
-    /// In Rock Ridge: as it is.
+    /// The Rock Ridge name, unchanged.
     name: &'a str,
-    /// In the primary directory: `NETWORK_CONFIG.;1`.
+    /// The primary name: `NETWORK_CONFIG.;1`.
     primary: Vec<u8>,
-    /// In the Joliet directory: UCS-2, big endian.
+    /// The Joliet name: UCS-2, big endian.
     joliet: Vec<u8>,
     content: &'a [u8],
 }
 
-/// Checks all names and finds the primary ones.
+/// Checks all names and derives the primary ones.
 fn entries<'a>(files: &[(&'a str, &'a [u8])]) -> Result<Vec<Entry<'a>>, Error> {
     let mut names = BTreeSet::new();
     let mut primaries = BTreeSet::new();
@@ -170,17 +170,17 @@ fn entries<'a>(files: &[(&'a str, &'a [u8])]) -> Result<Vec<Entry<'a>>, Error> {
     Ok(entries)
 }
 
-/// Why a name is refused, if it is.
+/// Returns why a name is not valid, if so.
 fn refused(name: &str) -> Option<&'static str> {
     if matches!(name, "" | "." | "..") {
-        return Some("a directory has such an entry of its own");
+        return Some("it is a reserved entry of directories");
     }
     // Joliet specification, "Allowed Character Set"; and UCS-2 ends at U+FFFF.
     if name.chars().any(|c| c.is_control() || "*/:;?\\".contains(c)) {
-        return Some("it holds a control character or one of `*/:;?\\`");
+        return Some("it contains a control character or one of `*/:;?\\`");
     }
     if name.chars().any(|c| u32::from(c) > 0xffff) {
-        return Some("it holds a character that UCS-2 does not have");
+        return Some("it contains a character outside of UCS-2");
     }
     if name.chars().count() > NAME_CHARS || name.len() > NAME_BYTES {
         return Some("it is longer than 64 characters or 147 bytes");
@@ -188,8 +188,8 @@ fn refused(name: &str) -> Option<&'static str> {
     None
 }
 
-/// The name in the primary directory: the d-characters `A-Z0-9_`, one dot, at most 30 of them (ECMA-119,
-/// 7.5.1 and interchange level 2), unlike all before it.
+/// Returns a unique name for the primary directory: d-characters `A-Z0-9_` and one dot, at most 30
+/// (ECMA-119, 7.5.1 and interchange level 2).
 fn primary(name: &str, taken: &mut BTreeSet<Vec<u8>>) -> Vec<u8> {
     let (stem, extension) = match name.rsplit_once('.') {
         Some((stem, extension)) if !stem.is_empty() => (stem, extension),
@@ -218,8 +218,8 @@ enum Tree {
     Joliet,
 }
 
-/// The order of the records (ECMA-119, 9.3): by identifier; in the primary tree stem and extension count as
-/// if padded with spaces, which is less than any d-character; the separators are not.
+/// Sorts the records (ECMA-119, 9.3) by identifier; in the primary tree, stem and extension are
+/// compared as if padded with spaces, which precede all d-characters.
 fn sorted<'e>(tree: Tree, entries: &'e [Entry<'e>]) -> Vec<(usize, &'e Entry<'e>)> {
     let mut sorted: Vec<_> = entries.iter().enumerate().collect();
     match tree {
@@ -235,25 +235,26 @@ fn sorted<'e>(tree: Tree, entries: &'e [Entry<'e>]) -> Vec<(usize, &'e Entry<'e>
     sorted
 }
 
-/// One tree's root directory.
+/// The root directory of one tree.
 struct Directory<'e> {
     tree: Tree,
-    /// The files in this tree's order, with their places in the list of extents.
+    /// The files in the order of this tree, with their indexes in the list of extents.
     sorted: Vec<(usize, &'e Entry<'e>)>,
-    /// The directory's own extent.
+    /// The extent of the directory.
     extent: Extent,
 }
 
 impl Directory<'_> {
-    /// The whole sectors of the directory; a record never crosses from one into the next (ECMA-119, 6.8.1.1).
+    /// Returns the sectors of the directory; a record never crosses a sector boundary (ECMA-119,
+    /// 6.8.1.1).
     fn bytes(&self, extents: &[Extent]) -> Vec<u8> {
         let rock_ridge = self.tree == Tree::Primary;
         let (mut own, mut parent) = (Vec::new(), Vec::new());
         if rock_ridge {
             own.extend_from_slice(b"SP\x07\x01\xbe\xef\0");
             own.extend_from_slice(&px(DIRECTORY_MODE, 2));
-            // The identifier alone: with its two texts, as most writers have it, it would need a
-            // continuation area. Linux ignores all Rock Ridge entries where this one is missing.
+            // Only the identifier: its two usual texts would need a continuation area. Linux
+            // ignores all Rock Ridge entries without this one.
             own.extend_from_slice(b"ER\x12\x01\x0a\0\0\x01RRIP_1991A");
             parent.extend_from_slice(&px(DIRECTORY_MODE, 2));
         }
@@ -276,7 +277,7 @@ impl Directory<'_> {
     }
 }
 
-/// Appends a directory record (ECMA-119, 9.1), in the next sector if this one has no room.
+/// Appends a directory record (ECMA-119, 9.1), in the next sector if it does not fit.
 fn push_record(out: &mut Vec<u8>, id: &[u8], extent: Extent, directory: bool, system_use: &[u8]) {
     let record = record(id, extent, directory, system_use);
     let room = SECTOR - out.len() % SECTOR;
@@ -287,7 +288,7 @@ fn push_record(out: &mut Vec<u8>, id: &[u8], extent: Extent, directory: bool, sy
 }
 
 fn record(id: &[u8], extent: Extent, directory: bool, system_use: &[u8]) -> Vec<u8> {
-    // The identifier is padded to an even end, and so is the record.
+    // The identifier and the record are padded to even lengths.
     let id_end = (33 + id.len()).next_multiple_of(2);
     let length = (id_end + system_use.len()).next_multiple_of(2);
     let mut out = Vec::with_capacity(length);
@@ -305,7 +306,7 @@ fn record(id: &[u8], extent: Extent, directory: bool, system_use: &[u8]) -> Vec<
     out
 }
 
-/// `PX`: mode, links, uid and gid, the last two root's (RRIP 4.1.1).
+/// Returns `PX`: mode, links, UID and GID of root (RRIP 4.1.1).
 fn px(mode: u32, links: u32) -> Vec<u8> {
     let mut out = vec![b'P', b'X', byte(PX), 1];
     for value in [mode, links, 0, 0] {
@@ -336,7 +337,7 @@ fn descriptor(out: &mut Vec<u8>, root: &Directory<'_>, id: &str, sectors: u32, p
     text(out, id, 32);
     out.extend_from_slice(&[0; 8]);
     push_both_u32(out, sectors);
-    // Joliet is known by the escape sequence of UCS-2 level 3.
+    // Joliet is identified by the escape sequence of UCS-2 level 3.
     out.extend_from_slice(if joliet { b"%/E" } else { b"\0\0\0" });
     out.extend_from_slice(&[0; 29]);
     push_both_u16(out, 1);
@@ -355,14 +356,14 @@ fn descriptor(out: &mut Vec<u8>, root: &Directory<'_>, id: &str, sectors: u32, p
         text(out, what, bytes);
     }
     for _ in 0..4 {
-        // ECMA-119, 8.4.26.1: a date that is not specified.
+        // ECMA-119, 8.4.26.1: an unspecified date.
         out.extend_from_slice(b"0000000000000000\0");
     }
     out.push(1);
     fill_sector(out);
 }
 
-/// Appends a path table with the root alone (ECMA-119, 9.4), in one sector of its own.
+/// Appends a path table with only the root (ECMA-119, 9.4), in its own sector.
 fn path_table(out: &mut Vec<u8>, root: [u8; 4], parent: [u8; 2]) {
     out.extend_from_slice(&[1, 0]);
     out.extend_from_slice(&root);
@@ -371,7 +372,7 @@ fn path_table(out: &mut Vec<u8>, root: [u8; 4], parent: [u8; 2]) {
     fill_sector(out);
 }
 
-/// Zeros up to the end of the sector.
+/// Fills the sector with zeros.
 fn fill_sector(out: &mut Vec<u8>) {
     out.resize(out.len().next_multiple_of(SECTOR), 0);
 }
@@ -380,7 +381,7 @@ fn ucs2(text: &str) -> Vec<u8> {
     text.encode_utf16().flat_map(u16::to_be_bytes).collect()
 }
 
-/// A length that the checks of the names keep below 256.
+/// Converts a length, which the checks of names limit to 255.
 fn byte(length: usize) -> u8 {
     debug_assert!(length <= 255, "{length}");
     u8::try_from(length).unwrap_or(u8::MAX)
@@ -405,7 +406,7 @@ mod tests {
 
     use super::*;
 
-    /// What a reader finds: by Rock Ridge name, by primary name and by Joliet name.
+    /// The files by Rock Ridge name, primary name and Joliet name.
     #[derive(Debug, Default, PartialEq)]
     struct Read {
         label: String,
@@ -456,7 +457,7 @@ mod tests {
         }
     }
 
-    /// The records of a directory, sector by sector, as ECMA-119 has them read.
+    /// Returns the records of a directory, sector by sector, as specified in ECMA-119.
     fn records<'a>(image: &'a [u8], root: &Record<'_>) -> Vec<Record<'a>> {
         assert!(root.directory && root.bytes.is_multiple_of(SECTOR));
         let bytes = &image[root.sector * SECTOR..][..root.bytes];
@@ -476,7 +477,7 @@ mod tests {
         found.split_off(2)
     }
 
-    /// The entries of a system use area by their signatures.
+    /// Returns the entries of a system use area by signature.
     fn susp(mut area: &[u8]) -> BTreeMap<[u8; 2], Vec<u8>> {
         let mut found = BTreeMap::new();
         while area.len() >= 4 {
@@ -548,7 +549,7 @@ mod tests {
     ];
 
     #[test]
-    fn a_seed_reads_back_under_all_three_names() {
+    fn seed_has_all_three_names() {
         let image = image("cidata", &SEED).unwrap();
         let found = read(&image);
         assert_eq!((found.label.as_str(), found.joliet_label.as_str()), ("cidata", "cidata"));
@@ -562,14 +563,14 @@ mod tests {
     }
 
     #[test]
-    fn the_same_files_make_the_same_bytes_for_ever() {
+    fn image_is_reproducible() {
         let digest = Sha256::digest(image("cidata", &SEED).unwrap());
         let hex: String = digest.iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(hex, "823bcf630155e68c16024fe19d8cdea548407223d4e5235dbea5b14d7fda2ddc");
     }
 
     #[test]
-    fn a_directory_of_many_sectors_has_no_record_across_two() {
+    fn records_do_not_cross_sectors() {
         let names: Vec<String> =
             (0..500).map(|n| format!("{}{n}", "x".repeat(40 + n % 20))).collect();
         let files: Vec<(&str, &[u8])> =
@@ -583,7 +584,7 @@ mod tests {
     }
 
     #[test]
-    fn names_alike_in_the_primary_tree_stay_apart() {
+    fn similar_primary_names_are_unique() {
         let files: Vec<(&str, &[u8])> =
             vec![("a-b", b"1"), ("a_b", b"2"), ("A_B", b"3"), ("a_b.", b"4"), (".x", b"5")];
         let found = read(&image("x", &files).unwrap());
@@ -595,14 +596,14 @@ mod tests {
     }
 
     #[test]
-    fn the_primary_tree_is_sorted_as_if_padded() {
+    fn primary_tree_is_sorted_as_if_padded() {
         let files: Vec<(&str, &[u8])> = vec![("a.1", b""), ("a", b""), ("a0.b", b""), ("a.a", b"")];
         let found = read(&image("x", &files).unwrap());
         assert_eq!(found.primary, ["A.;1", "A.1;1", "A.A;1", "A0.B;1"]);
     }
 
     #[test]
-    fn refuses() {
+    fn invalid_files_are_refused() {
         let long = "x".repeat(65);
         let wide = "\u{4e00}".repeat(50);
         for name in [
@@ -613,22 +614,22 @@ mod tests {
             assert!(matches!(error, Error::Name(..)), "{name:?}: {error}");
         }
         let twice = image("cidata", &[("a", b"1"), ("a", b"1")]).unwrap_err();
-        assert_eq!(twice.to_string(), "there are two files named `a`");
+        assert_eq!(twice.to_string(), "two files are named `a`");
         for id in ["", "ä", "a\0", "12345678901234567"] {
             assert_eq!(image(id, &[]).unwrap_err(), Error::VolumeId(id.to_owned()));
         }
-        // Zeroed memory that is never touched: the length is refused before the content is read.
+        // Zeroed memory that is never accessed: the length is checked before the content.
         let large = vec![0; 1 << 32];
         let error = image("cidata", &[("disk.img", &large)]).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "`disk.img` has 4294967296 bytes, and one file on a CD has less than 4 GiB"
+            "`disk.img` has 4294967296 bytes; a file on a CD must be smaller than 4 GiB"
         );
         assert!(error.hint().is_some());
     }
 
     #[test]
-    fn the_limits_themselves_are_taken() {
+    fn limits_are_inclusive() {
         for name in ["x".repeat(64), "\u{4e00}".repeat(49), "ä".repeat(64)] {
             let found = read(&image("1234567890123456", &[(&name, b"x")]).unwrap());
             assert_eq!(found.rock_ridge[&name], b"x");
@@ -639,7 +640,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_reads_back(
+        fn files_round_trip(
             files in prop::collection::btree_map(
                 "[a-cA-C._\\-ä€ ]{1,12}|[a-z0-9.-]{1,64}",
                 prop::collection::vec(any::<u8>(), 0..3000),

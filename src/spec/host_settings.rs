@@ -188,11 +188,11 @@ hint: valid keys are: admission, reserveMem, uidRange";
         fs::create_dir(dir.path().join("vms")).unwrap();
         assert!(is_host_settings(&file));
         fs::write(&file, b"admission = \"\xff\"").unwrap();
-        let told = HostSettings::load(&file).unwrap_err().to_string();
-        assert!(told.contains("the file is not UTF-8 text"), "{told}");
+        let problem = HostSettings::load(&file).unwrap_err().to_string();
+        assert!(problem.contains("the file is not UTF-8 text"), "{problem}");
         fs::remove_file(&file).unwrap();
         fs::create_dir(&file).unwrap();
-        let told = HostSettings::load(&file).unwrap_err().to_string();
-        assert!(told.contains("this is a directory, not a regular file"), "{told}");
+        let problem = HostSettings::load(&file).unwrap_err().to_string();
+        assert!(problem.contains("this is a directory, not a regular file"), "{problem}");
     }
 }

@@ -24,7 +24,7 @@ pub struct Problem {
     pub key: Option<String>,
     /// One sentence: what was found and what is allowed.
     pub message: String,
-    /// The way out, where there is one.
+    /// A hint for the operator, if there is one.
     pub hint: Option<String>,
     /// The text of the line, if available.
     #[serde(skip)]
@@ -85,7 +85,7 @@ impl fmt::Display for Problem {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid(pub Vec<Problem>);
 
-/// The host is at fault where a file cannot be read: its content is unknown.
+/// A file that cannot be read is a host fault: its content is unknown.
 impl Explain for Invalid {
     fn is_own_host_fault(&self) -> bool {
         self.0.iter().any(|problem| problem.is_host_fault)

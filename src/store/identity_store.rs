@@ -64,7 +64,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The work was called off.
+    /// Returns true if the operation was canceled.
     pub fn is_canceled(&self) -> bool {
         matches!(self, Self::Lock(identity_lock::Error::Canceled))
     }

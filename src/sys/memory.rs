@@ -52,8 +52,8 @@ fn drop_cached_stacks() {
     }
 }
 
-/// Returns the pages of the main thread's stack below the caller's frame. The next deeper call finds
-/// them as zeros. Does nothing on other threads.
+/// Returns the pages of the main thread's stack below the caller's frame. The next deeper call
+/// finds them as zeros. Does nothing on other threads.
 fn drop_unused_stack(maps: &str) {
     let here = 0_u8;
     let here = (&raw const here).addr();
@@ -65,8 +65,8 @@ fn drop_unused_stack(maps: &str) {
     }
 }
 
-/// Unmaps the pages of machine code, of which a start uses ten times as many as the months after it.
-/// They stay in the page cache, and are mapped again where they are used.
+/// Unmaps the pages of machine code, of which a start uses ten times as many as the months after
+/// it. They stay in the page cache, and are mapped again where they are used.
 fn unmap_code(maps: &str) {
     for mapping in mappings(maps) {
         // Not `r--p`: relocated data is read-only as well, and exists in memory alone.

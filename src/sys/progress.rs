@@ -102,7 +102,7 @@ pub struct TerminalProgress {
 }
 
 impl TerminalProgress {
-    /// Returns a reporter; `terminal` tells whether standard error is a terminal.
+    /// Returns a reporter; `terminal` is true if standard error is a terminal.
     pub fn new(terminal: bool) -> Self {
         Self { bar: None, terminal, every: Duration::from_secs(5), last: Instant::now() }
     }

@@ -167,15 +167,15 @@ mod tests {
     #[test]
     fn copy_preserves_bytes_and_holes() {
         let (from, to) = (sparse(), tempfile::tempfile().unwrap());
-        let mut told = Vec::new();
+        let mut reports = Vec::new();
         copy(&from, &to, &mut |done| {
-            told.push(done);
+            reports.push(done);
             true
         })
         .unwrap();
         assert!(content(&from) == content(&to));
         assert!(to.metadata().unwrap().blocks() * 512 < 2 << 20, "holes are filled");
-        assert!(told.is_sorted() && told.len() >= 2, "{told:?}");
+        assert!(reports.is_sorted() && reports.len() >= 2, "{reports:?}");
     }
 
     #[test]

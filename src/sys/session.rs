@@ -1,4 +1,4 @@
-//! The operator's session: tells a verb that runs until interrupted when the operator is gone.
+//! The operator's session: notifies a verb that runs until interrupted when the operator is gone.
 //!
 //! A verb ends at SIGHUP, SIGTERM and SIGINT, when its terminal hangs up, and when nobody reads its
 //! standard output, even while the verb prints nothing. One thread waits for the last two without

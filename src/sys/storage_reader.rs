@@ -38,7 +38,7 @@ const STACK: usize = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The storage does not respond.
-    #[error("cannot read `{}`: the storage did not respond within {} s",
+    #[error("cannot read `{}`: no answer within {} s",
         .0.display(), READ_LIMIT.as_secs())]
     NoAnswer(PathBuf),
     /// No thread can be started, or the read panicked.

@@ -104,7 +104,7 @@ mod tests {
     async fn nothing_is_reported_without_suspend() {
         let mut sleeps = SuspendWatch::begin().unwrap();
         assert_eq!(slept(sleeps.asleep, asleep()), None);
-        let told = tokio::time::timeout(Duration::from_millis(50), sleeps.next()).await;
-        assert!(told.is_err(), "{told:?}");
+        let result = tokio::time::timeout(Duration::from_millis(50), sleeps.next()).await;
+        assert!(result.is_err(), "{result:?}");
     }
 }

@@ -77,7 +77,7 @@ fn made(disk: &Disk, paths: &VmPaths) -> Result<Option<TransferredDisk>, Error> 
 /// The file is not qcow2, is marked as corrupt, or stores its data in another file.
 fn has_backing_file(disk: &Label, path: &Path) -> Result<bool, Error> {
     let head = file::read_at(path, 0, qcow2::HEAD)?;
-    let header = qcow2::Header::read(&head).map_err(|source| crate::disk::Error::Header {
+    let header = qcow2::Header::parse(&head).map_err(|source| crate::disk::Error::Header {
         disk: disk.clone(),
         path: path.to_owned(),
         source,

@@ -138,7 +138,7 @@ impl Error {
     pub fn is_canceled(&self) -> bool {
         match self {
             Self::Canceled => true,
-            Self::Disk(error) => error.is_called_off(),
+            Self::Disk(error) => error.is_canceled(),
             _ => false,
         }
     }

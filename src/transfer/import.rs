@@ -166,7 +166,7 @@ impl Finish<'_, '_> {
             }
             let path = unpacked.draft.paths().disk(label, *format);
             if *format == Format::Qcow2 {
-                let header = qcow2::Header::read(&file::read_at(&path, 0, qcow2::HEAD)?);
+                let header = qcow2::Header::parse(&file::read_at(&path, 0, qcow2::HEAD)?);
                 let wrong = |source| archive::Error::Disk { disk: label.clone(), source };
                 let header = header.map_err(|source| self.wrong(wrong(source)))?;
                 if header.backing_span.is_some() || header.external_data {

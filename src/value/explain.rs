@@ -1,4 +1,4 @@
-//! What an error adds to its text: a hint, and whether the host is at fault.
+//! Hints and host faults of errors.
 
 use std::error::Error;
 
@@ -15,29 +15,27 @@ pub trait Explain: Error {
         None
     }
 
-    /// What this error itself suggests to the user.
+    /// Returns the hint of this error itself.
     fn own_hint(&self) -> Option<String> {
         None
     }
 
-    /// Whether this error itself is the host's fault.
+    /// Returns true if this error itself is a host fault.
     fn is_own_host_fault(&self) -> bool {
         false
     }
 
-    /// What the user can do: the hint of this error, else that of the cause. `NAME` in it stands
-    /// for the VM.
+    /// Returns the hint of this error, else that of the cause. `NAME` is a placeholder for the VM.
     fn hint(&self) -> Option<String> {
         self.own_hint().or_else(|| self.wrapped()?.hint())
     }
 
-    /// [`hint`](Self::hint) with the VM's name in it.
+    /// Returns [`hint`](Self::hint) with the VM's name.
     fn hint_for(&self, name: &VmName) -> Option<String> {
         self.hint().map(|hint| hint.replace("NAME", name.as_str()))
     }
 
-    /// Whether the host is at fault, so that a later attempt may succeed without a change of the
-    /// VM file.
+    /// Returns true for a host fault: a later attempt may succeed without a change of the VM file.
     fn is_host_fault(&self) -> bool {
         self.is_own_host_fault() || self.wrapped().is_some_and(Explain::is_host_fault)
     }

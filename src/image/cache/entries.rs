@@ -1,13 +1,4 @@
-//! The image cache: what is in it, who needs it, and taking out what nobody needs.
-//!
-//! ```text
-//! sha256-HEX.qcow2           an image, 0440, called by the digest of the bytes as they were downloaded
-//! sha256-HEX.json            where it came from, how large it must be; without it the image is not trusted
-//! sha256-HEX.part{,.json}    the beginning of a download, for a later run to resume from
-//! sha256-HEX.lock            held alone by who fetches it, shared by who makes a disk from it
-//! unverified-url-HASH.…      the same without a digest: called by its address
-//! sums-HASH.json             what digest a SUMS file gave; so that a cached image needs no network
-//! ```
+//! The files of the image cache, and the VMs that use them.
 
 use super::error::Error;
 use std::{
@@ -30,24 +21,24 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Entry {
-    /// Where it came from.
+    /// The URL or path of the origin.
     pub origin: String,
-    /// What the bytes there hashed to, where that was compared with a checksum.
+    /// The digest of the bytes at the origin, if verified.
     pub digest: Option<Digest>,
-    /// What the file in the cache hashes to; absent where it was never read through.
+    /// The digest of the cached file; absent if never computed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<Digest>,
-    /// In which format it lies in the cache.
+    /// The format of the cached file.
     pub format: Format,
-    /// How long the file is, in bytes.
+    /// The size of the file in bytes.
     pub size: u64,
-    /// What a guest would see, in bytes.
+    /// The virtual size in bytes.
     pub virtual_size: u64,
-    /// When, RFC 3339.
+    /// The time of the download, RFC 3339.
     pub fetched_at: String,
 }
 
-/// `sums-HASH.json`: what a SUMS file said.
+/// `sums-HASH.json`: the digest from a SUMS file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Resolved {
@@ -56,63 +47,63 @@ pub(crate) struct Resolved {
     pub(crate) digest: Digest,
 }
 
-/// One image as `qvm image list` shows it.
+/// An image in the output of `qvm image list`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Listed {
     /// The file in the cache.
     pub file: PathBuf,
-    /// Where it came from.
+    /// The URL or path of the origin.
     pub origin: String,
-    /// Its digest, where it was verified.
+    /// The digest, if verified.
     pub digest: Option<Digest>,
-    /// It was compared with a checksum.
+    /// The digest was compared with a checksum.
     pub verified: bool,
     /// `qcow2` or `raw`.
     pub format: Format,
-    /// How much room it takes, in bytes.
+    /// The disk space used, in bytes.
     pub size_bytes: u64,
-    /// What a guest would see, in bytes.
+    /// The virtual size in bytes.
     pub virtual_size_bytes: u64,
-    /// When it was fetched, RFC 3339.
+    /// The time of the download, RFC 3339.
     pub fetched_at: String,
-    /// The VMs whose file names it.
+    /// The VMs whose VM files name the image.
     pub named_by: Vec<String>,
-    /// The VMs with an overlay on it.
+    /// The VMs with an overlay on the image.
     pub used_by: Vec<String>,
 }
 
-/// A disk that stands on another file.
+/// A disk with a backing file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Overlay {
-    /// The directory that it lies in: for a disk of qvm's own, the VM's name.
+    /// The directory of the disk: for a disk created by qvm, the VM name.
     pub vm: String,
     /// The disk.
     pub disk: PathBuf,
-    /// Its backing file, as its header has it.
+    /// The backing file as in its header.
     pub backing: String,
 }
 
-/// Which VM files there are: those that could be read, and the operator's own disks are looked into too.
+/// The VMs whose images are required. The operator's own disks of readable VM files are included.
 pub struct Needs<'a> {
-    /// The directory of all VMs' state; one without a VM file counts too.
+    /// The directory of all VM states, including VMs without a VM file.
     pub vm_states: &'a Path,
     /// The VMs.
     pub vms: &'a [spec::Vm],
 }
 
-/// `KEY.suffix` in the cache.
+/// Returns the path of `KEY.suffix` in the cache.
 pub(crate) fn path(cache: &Path, key: &str, suffix: &str) -> PathBuf {
     cache.join(format!("{key}.{suffix}"))
 }
 
-/// Tries to get the lock of an image.
+/// Tries to acquire the lock of an image.
 pub(crate) fn lock(cache: &Path, key: &str, hold: Hold) -> Result<Tried, Error> {
     let path = path(cache, key, "lock");
     super::lock::try_lock(&path, hold).map_err(|source| Error::Lock { path, source })
 }
 
-/// The image of this key, if it is there and as long as it was when it was verified.
+/// Returns the image with this key, if it exists with the size at its verification.
 pub(crate) fn look_up(cache: &Path, key: &str) -> Result<Option<(Entry, PathBuf)>, Error> {
     let Some(entry) = entry(cache, key)? else { return Ok(None) };
     let file = path(cache, key, entry.format.name());
@@ -130,14 +121,14 @@ fn resolved_path(cache: &Path, image: &Image, checksums: &str) -> PathBuf {
     path(cache, &format!("sums-{}", digest::of_text(&format!("{origin}\n{checksums}"))), "json")
 }
 
-/// What the SUMS file of this image gave the last time.
+/// Returns the digest from the last read of the image's SUMS file.
 pub(crate) fn resolved(cache: &Path, image: &Image) -> Result<Option<Digest>, Error> {
     let Checksum::Sums(checksums) = &image.checksum else { return Ok(None) };
     let json = file::read(&resolved_path(cache, image, checksums))?;
     Ok(json.and_then(|j| serde_json::from_slice::<Resolved>(&j).ok()).map(|r| r.digest))
 }
 
-/// Remembers what the SUMS file gives.
+/// Stores the digest from a SUMS file.
 pub(crate) fn remember(cache: &Path, image: &Image, digest: &Digest) -> Result<(), Error> {
     let Checksum::Sums(checksums) = &image.checksum else { return Ok(()) };
     let resolved = Resolved {
@@ -149,12 +140,12 @@ pub(crate) fn remember(cache: &Path, image: &Image, digest: &Digest) -> Result<(
     Ok(file::write(&resolved_path(cache, image, checksums), &json, 0o640)?)
 }
 
-/// What the cache calls an image: by this digest, or by its place.
+/// Returns the key of an image: by its digest, or by its origin.
 pub(crate) fn key(image: &Image, digest: Option<&Digest>) -> Result<String, Error> {
     let place = match &image.origin {
         _ if digest.is_some() => String::new(),
         Origin::Http(url) => url.clone(),
-        // Another file of the same name is another image.
+        // Another file with the same path is another image.
         Origin::Path(path) => {
             let known = file::metadata(path)?;
             let known = known.map(|m| (m.dev(), m.ino(), m.len(), m.mtime(), m.mtime_nsec()));
@@ -164,7 +155,7 @@ pub(crate) fn key(image: &Image, digest: Option<&Digest>) -> Result<String, Erro
     Ok(reference::key(digest, image, || digest::of_text(&place)))
 }
 
-/// The keys that the VMs' files name, each with the VMs.
+/// Returns the keys of images in VM files, each with its VMs.
 pub(super) fn named(
     cache: &Path,
     vms: &[spec::Vm],
@@ -191,10 +182,10 @@ pub(super) fn named(
     Ok(named)
 }
 
-/// Every disk below the VMs' state, and every disk that a VM file names, that stands on another file.
+/// Returns every disk with a backing file below the state directory or in a VM file.
 ///
 /// # Errors
-/// One could not be read: then nobody can say that an image is not needed.
+/// A disk cannot be read, so no image is known to be unused.
 pub fn overlays(needs: &Needs<'_>) -> Result<Vec<Overlay>, Error> {
     let mut disks = Vec::new();
     for dir in file::list(needs.vm_states)? {
@@ -219,25 +210,27 @@ pub fn overlays(needs: &Needs<'_>) -> Result<Vec<Overlay>, Error> {
     Ok(overlays)
 }
 
-/// The backing file that a disk's header names; `None` if it stands alone, is no qcow2, or is not there.
+/// Returns the backing file in a disk's header; `None` if it has none, is not qcow2, or does not
+/// exist.
 pub(crate) fn backing_of(disk: &Path) -> Result<Option<String>, Error> {
     if !file::metadata(disk)?.is_some_and(|m| m.is_file()) {
         return Ok(None);
     }
     let head = file::read_at(disk, 0, qcow2::HEAD)?;
-    let Ok(header) = qcow2::Header::read(&head) else { return Ok(None) };
+    let Ok(header) = qcow2::Header::parse(&head) else { return Ok(None) };
     let Some((offset, length)) = header.backing_span else { return Ok(None) };
     let name = file::read_at(disk, offset, length as usize)?;
     Ok(Some(String::from_utf8_lossy(&name).into_owned()))
 }
 
-/// Whether `overlay` stands on the image of this key. By name alone, wherever in the backing file's
-/// name it occurs (`json:{…}` too): the names are unique, and to keep too much is the smaller mistake.
-pub(super) fn stands_on(overlay: &Overlay, key: &str) -> bool {
+/// Returns true if the image with this key is a backing file of `overlay`. The unique name is
+/// searched anywhere in the backing file's name (also in `json:{…}`): a false match only keeps an
+/// image.
+pub(super) fn is_overlay_of(overlay: &Overlay, key: &str) -> bool {
     overlay.backing.contains(&format!("{key}."))
 }
 
-/// Every image of the cache, the newest first.
+/// Returns all images, the newest first.
 ///
 /// # Errors
 /// The cache or a disk cannot be read.
@@ -247,7 +240,7 @@ pub fn list(cache: &Path, needs: &Needs<'_>) -> Result<Vec<Listed>, Error> {
     for key in keys(cache)?.keys() {
         let Some((entry, file)) = look_up(cache, key)? else { continue };
         let used: BTreeSet<String> =
-            overlays.iter().filter(|o| stands_on(o, key)).map(|o| o.vm.clone()).collect();
+            overlays.iter().filter(|o| is_overlay_of(o, key)).map(|o| o.vm.clone()).collect();
         all.push(Listed {
             size_bytes: file::metadata(&file)?.map_or(0, |m| m.blocks() * 512),
             file,
@@ -265,8 +258,8 @@ pub fn list(cache: &Path, needs: &Needs<'_>) -> Result<Vec<Listed>, Error> {
     Ok(all)
 }
 
-/// Takes away the right to write to an image: an overlay's base must never change, and nobody is to write to it, not even by mistake.
-pub(crate) fn close(path: &Path) -> Result<(), file::Error> {
+/// Makes an image read-only: the base of an overlay must never change.
+pub(crate) fn make_read_only(path: &Path) -> Result<(), file::Error> {
     use std::os::unix::fs::PermissionsExt;
     const CLOSED: u32 = 0o440;
     match file::metadata(path)? {
@@ -275,7 +268,7 @@ pub(crate) fn close(path: &Path) -> Result<(), file::Error> {
     }
 }
 
-/// The files of the cache by their key. Whatever is not of qvm's making is not there.
+/// Returns the files of the cache by key; other files are ignored.
 pub(super) fn keys(cache: &Path) -> Result<BTreeMap<String, Vec<PathBuf>>, Error> {
     let mut keys: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
     for file in file::list(cache)? {

@@ -1,44 +1,44 @@
-//! Why the image cache cannot be read or changed, and what to do about it.
+//! The errors of the image cache.
 
 use std::{io, path::PathBuf};
 
 use crate::{sys::file, value::Explain};
 
-/// Why the cache could not be read or changed.
+/// Why the cache cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file.
+    /// A file operation failed.
     #[error(transparent)]
     File(#[from] file::Error),
-    /// A lock.
+    /// A lock cannot be acquired.
     #[error("cannot lock `{}`", .path.display())]
     Lock {
-        /// Its file.
+        /// The lock file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// Someone fetches it or makes a disk from it.
-    #[error("image {what} is being fetched or cloned{}", by(*.pid))]
+    /// Another process downloads the image or creates a disk from it.
+    #[error("image {what} is being downloaded or cloned{}", by(*.pid))]
     Busy {
-        /// Which.
+        /// The image.
         what: String,
-        /// By whom, where that is known.
+        /// The PID of the process, if known.
         pid: Option<u32>,
     },
-    /// Overlays stand on it.
+    /// Overlays use it as base.
     #[error("image {what} is the base of {}", joined(.disks))]
     Base {
-        /// Which.
+        /// The image.
         what: String,
         /// The disks.
         disks: Vec<PathBuf>,
     },
-    /// No image is called so.
-    #[error("no image in the cache is called `{0}`")]
+    /// No image has this name.
+    #[error("no image in the cache matches `{0}`")]
     Unknown(String),
-    /// More than one image is called so.
-    #[error("`{0}` may be more than one image of the cache")]
+    /// More than one image has this name.
+    #[error("`{0}` matches more than one image of the cache")]
     Several(String),
 }
 
@@ -52,15 +52,13 @@ impl Explain for Error {
 
     fn own_hint(&self) -> Option<String> {
         match self {
-            Self::Busy { .. } => Some("wait for it, or stop that VM".into()),
-            Self::Base { .. } => Some(
-                "a disk made with `clone = \"overlay\"` needs its base for as long as it exists"
-                    .into(),
-            ),
-            Self::Unknown(_) | Self::Several(_) => Some(
-                "`qvm image list` names them; a digest, or 8 or more digits of one, or the address"
-                    .into(),
-            ),
+            Self::Busy { .. } => Some("wait for the process, or stop its VM".into()),
+            Self::Base { .. } => {
+                Some("a disk created with `clone = \"overlay\"` requires its base image".into())
+            }
+            Self::Unknown(_) | Self::Several(_) => {
+                Some("use a digest, at least 8 digits of it, or a URL of `qvm image list`".into())
+            }
             _ => None,
         }
     }

@@ -1,8 +1,8 @@
-//! The lock of one image in the cache: whoever fetches it holds it alone, whoever makes a disk from it shares it.
+//! The lock of one cached image: exclusive for a download, shared for creating a disk.
 //!
-//! flock(2) on a file beside the image: the kernel lets go of it whoever dies and how. The file holds the pid
-//! of the one who fetches, for messages. The last holder removes it; whoever then got the lock of a removed
-//! file notices that by its inode, and begins anew.
+//! A flock(2) on a file beside the image, which the kernel releases when the process ends. The file
+//! contains the PID of the downloading process for messages. The last holder removes the file; a
+//! process that then locks the removed file detects this by its inode and retries.
 
 use std::{
     fs::{File, OpenOptions, Permissions},
@@ -13,38 +13,39 @@ use std::{
 
 use crate::sys::flock;
 
-/// How it is held.
+/// The mode of a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hold {
-    /// By one.
+    /// Exclusive.
     Alone,
-    /// By any number.
+    /// Shared.
     Shared,
 }
 
-/// Nobody else opens it: flock(2) asks for no more than a descriptor that reads, so whoever may read a lock may hold it.
+/// Only the owner may open the file: flock(2) works on any readable descriptor, so every reader
+/// could hold the lock.
 const MODE: u32 = 0o600;
 
-/// A lock that is held until it is dropped.
+/// A held lock.
 #[derive(Debug)]
 pub struct Lock {
     file: File,
     path: PathBuf,
 }
 
-/// What trying to get a lock gave.
+/// The result of trying to acquire a lock.
 #[derive(Debug)]
 pub enum Tried {
-    /// It is ours.
+    /// The lock was acquired.
     Held(Lock),
-    /// Another has it: the pid that it left in the file, if it did.
+    /// Another process holds it; with its PID from the file, if readable.
     Busy(Option<u32>),
 }
 
-/// Tries to get the lock at `path`.
+/// Tries to acquire the lock at `path`.
 ///
 /// # Errors
-/// The file cannot be made or locked.
+/// The file cannot be created or locked.
 pub fn try_lock(path: &Path, hold: Hold) -> io::Result<Tried> {
     loop {
         let mut file = OpenOptions::new()
@@ -54,7 +55,7 @@ pub fn try_lock(path: &Path, hold: Hold) -> io::Result<Tried> {
             .truncate(false)
             .mode(MODE)
             .open(path)?;
-        // An earlier version made it for more; a file system need not have modes.
+        // Earlier versions created it with more permissions; a file system need not support modes.
         if file.metadata()?.mode() & 0o7777 != MODE {
             let _ = file.set_permissions(Permissions::from_mode(MODE));
         }
@@ -89,10 +90,11 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
 }
 
 impl Lock {
-    /// Lets others share it. For an instant nobody holds it (flock(2)): look again at what it protects.
+    /// Converts to a shared lock. The conversion is not atomic (flock(2)), so check again what the
+    /// lock protects.
     ///
     /// # Errors
-    /// The kernel refuses; the lock is gone then.
+    /// The conversion fails and the lock is released.
     pub fn share(&self) -> io::Result<()> {
         flock::shared(&self.file)
     }
@@ -100,7 +102,7 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Only who holds it alone may take the file away.
+        // Only the exclusive holder may remove the file.
         let alone = flock::try_exclusive(&self.file).unwrap_or(false);
         if alone && is_at(&self.file, &self.path).unwrap_or(false) {
             let _ = std::fs::remove_file(&self.path);
@@ -120,12 +122,12 @@ mod tests {
     }
 
     #[test]
-    fn who_may_only_read_cannot_hold_it() {
+    fn readers_cannot_acquire_the_lock() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.lock");
         std::fs::write(&path, "").unwrap();
         std::fs::set_permissions(&path, Permissions::from_mode(0o660)).unwrap();
-        for _ in ["made wider by an earlier version", "made anew"] {
+        for _ in ["mode of an earlier version", "new file"] {
             let lock = held(try_lock(&path, Hold::Shared).unwrap());
             assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
             drop(lock);
@@ -133,19 +135,19 @@ mod tests {
     }
 
     #[test]
-    fn one_alone_or_many_shared_and_no_file_left() {
+    fn exclusive_or_shared_and_file_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.lock");
         let alone = held(try_lock(&path, Hold::Alone).unwrap());
         for hold in [Hold::Alone, Hold::Shared] {
-            let Tried::Busy(pid) = try_lock(&path, hold).unwrap() else { panic!("got it twice") };
+            let Tried::Busy(pid) = try_lock(&path, hold).unwrap() else { panic!("acquired twice") };
             assert_eq!(pid, Some(std::process::id()));
         }
         alone.share().unwrap();
         let second = held(try_lock(&path, Hold::Shared).unwrap());
         assert!(matches!(try_lock(&path, Hold::Alone).unwrap(), Tried::Busy(_)));
         drop(alone);
-        assert!(path.exists(), "the second still has it");
+        assert!(path.exists(), "the second lock is still held");
         drop(second);
         assert!(!path.exists());
         held(try_lock(&path, Hold::Alone).unwrap());

@@ -1,12 +1,12 @@
-//! The image cache: what is in it, who needs it, and taking out what nobody needs.
+//! The image cache: its files, the VMs that use them, and the removal of unused ones.
 //!
 //! ```text
-//! sha256-HEX.qcow2           an image, 0440, called by the digest of the bytes as they were downloaded
-//! sha256-HEX.json            where it came from, how large it must be; without it the image is not trusted
-//! sha256-HEX.part{,.json}    the beginning of a download, for a later run to resume from
-//! sha256-HEX.lock            held alone by who fetches it, shared by who makes a disk from it
-//! unverified-url-HASH.…      the same without a digest: called by its address
-//! sums-HASH.json             what digest a SUMS file gave; so that a cached image needs no network
+//! sha256-HEX.qcow2           an image, 0440, named by the digest of the downloaded bytes
+//! sha256-HEX.json            its origin and size; without this file the image is not trusted
+//! sha256-HEX.part{,.json}    a partial download, to be resumed
+//! sha256-HEX.lock            exclusive for a download, shared for creating a disk from the image
+//! unverified-url-HASH.…      the same without a digest: named by its origin
+//! sums-HASH.json             the digest from a SUMS file, so that a cached image needs no network
 //! ```
 
 pub(crate) mod entries;
@@ -15,6 +15,8 @@ pub mod lock;
 pub(crate) mod remove;
 
 pub use self::entries::{Entry, Listed, Needs, Overlay, list, overlays};
-pub(crate) use self::entries::{backing_of, close, key, lock, look_up, path, remember, resolved};
+pub(crate) use self::entries::{
+    backing_of, key, lock, look_up, make_read_only, path, remember, resolved,
+};
 pub use self::error::Error;
 pub use self::remove::{Pruned, prune, remove};

@@ -1,4 +1,4 @@
-//! Taking out of the image cache what nobody needs.
+//! Removes unused images from the cache.
 
 use std::{
     os::unix::fs::MetadataExt,
@@ -9,16 +9,16 @@ use serde::Serialize;
 
 use super::lock::{Hold, Tried};
 use super::{
-    entries::{Needs, entry, keys, lock, named, overlays, path, stands_on},
+    entries::{Needs, entry, is_overlay_of, keys, lock, named, overlays, path},
     error::Error,
 };
 use crate::{image::reference, sys::file};
 
-/// Takes out the image that is called `name`: by its digest with or without `sha256:`, at least 8 digits of it, its
-/// address, or the name of its file. Says which file that was.
+/// Removes the image that `name` identifies: its digest with or without `sha256:`, at least 8
+/// digits of it, its URL, or its file name. Returns the removed file.
 ///
 /// # Errors
-/// There is none or more than one, it is in use, or an overlay stands on it.
+/// No image or more than one matches, it is in use, or an overlay uses it.
 pub fn remove(cache: &Path, needs: &Needs<'_>, name: &str) -> Result<PathBuf, Error> {
     let mut matching = Vec::new();
     for (key, files) in keys(cache)? {
@@ -53,9 +53,9 @@ fn take_out(
         Tried::Held(lock) => lock,
         Tried::Busy(pid) => return Err(Error::Busy { what, pid }),
     };
-    // Only now: while somebody made an overlay on it, the lock was not to be had.
+    // Checked under the lock, which a process creating an overlay also holds.
     let disks: Vec<PathBuf> =
-        overlays(needs)?.into_iter().filter(|o| stands_on(o, key)).map(|o| o.disk).collect();
+        overlays(needs)?.into_iter().filter(|o| is_overlay_of(o, key)).map(|o| o.disk).collect();
     if !disks.is_empty() {
         return Err(Error::Base { what, disks });
     }
@@ -65,28 +65,28 @@ fn take_out(
     Ok(file::sync_dir(&path(cache, key, "json"))?)
 }
 
-/// What [`prune`] took out, or would have.
+/// An image that [`prune`] removed or would remove.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Pruned {
     /// The files.
     pub files: Vec<PathBuf>,
-    /// Where the image came from, where that is known.
+    /// The URL or path of the origin, if known.
     pub origin: Option<String>,
-    /// How much room that gives, in bytes.
+    /// The disk space freed, in bytes.
     pub freed_bytes: u64,
 }
 
-/// Takes out every image, partial download and remembered checksum that no VM file names and no overlay needs. One
-/// that is in use at this moment stays.
+/// Removes every image, partial download and stored checksum that no VM file names and no overlay
+/// uses. Files in use are kept.
 ///
 /// # Errors
-/// The cache or a disk cannot be read; what was taken out until then is gone.
+/// The cache or a disk cannot be read. Files removed before the error stay removed.
 pub fn prune(cache: &Path, needs: &Needs<'_>, dry_run: bool) -> Result<Vec<Pruned>, Error> {
     let (named, overlays) = (named(cache, needs.vms)?, overlays(needs)?);
     let mut pruned = Vec::new();
     for (key, files) in keys(cache)? {
-        if named.contains_key(&key) || overlays.iter().any(|o| stands_on(o, &key)) {
+        if named.contains_key(&key) || overlays.iter().any(|o| is_overlay_of(o, &key)) {
             continue;
         }
         let origin = entry(cache, &key)?.map(|e| e.origin);

@@ -1,8 +1,7 @@
-//! A TCP connection to the first of a host's addresses that accepts one (RFC 8305, "Happy
-//! Eyeballs").
+//! Connects to the first responding address of a host (RFC 8305, "Happy Eyeballs").
 //!
-//! A network that drops all IPv6 packets must not hold up a host that answers on IPv4: the next
-//! address is tried while the earlier ones are still waited for.
+//! A network that drops all IPv6 packets must not delay a host that is reachable by IPv4: the next
+//! address is tried while earlier attempts are still pending.
 
 use std::{
     io,
@@ -16,17 +15,17 @@ use rustix::{
     net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt},
 };
 
-/// How long one address may be alone before the next one is tried beside it (RFC 8305, section 8).
+/// The delay before the next address is tried in parallel (RFC 8305, section 8).
 const STAGGER: Duration = Duration::from_millis(250);
 
-/// How long each wait is at most before `goes_on` is asked.
-const LOOK: Duration = Duration::from_millis(100);
+/// The maximum time between two calls of `goes_on`.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Connects to one of the addresses, within `limit`. `goes_on` is asked at least every 100 ms.
+/// Connects to one of the addresses within `limit`. `goes_on` is called at least every 100 ms.
 ///
 /// # Errors
-/// The error of the last address that failed; `TimedOut`, which names the addresses, where none
-/// answered; `Interrupted` where `goes_on` returned false.
+/// The error of the last failed address; `TimedOut` with the addresses if none responded;
+/// `Interrupted` if `goes_on` returned false.
 pub(crate) fn connect_to_any(
     addresses: &[SocketAddr],
     limit: Duration,
@@ -39,7 +38,7 @@ pub(crate) fn connect_to_any(
     let mut failed = None;
     loop {
         let now = Instant::now();
-        // An address that failed makes room for the next at once.
+        // After a failure the next address is tried at once.
         if (now >= next_at || waiting.is_empty())
             && let Some(address) = left.next()
         {
@@ -62,7 +61,7 @@ pub(crate) fn connect_to_any(
             return Err(io::ErrorKind::Interrupted.into());
         }
         let until = if left.len() > 0 { deadline.min(next_at) } else { deadline };
-        match ready(&mut waiting, until.saturating_duration_since(now).min(LOOK))? {
+        match ready(&mut waiting, until.saturating_duration_since(now).min(POLL_INTERVAL))? {
             Some(Ok(stream)) => return Ok(stream),
             Some(Err(error)) => {
                 failed = Some(error);
@@ -78,7 +77,7 @@ fn no_answer(addresses: &[SocketAddr], limit: Duration) -> String {
     format!("no answer within {} s from {}", limit.as_secs_f32(), tried.join(", "))
 }
 
-/// The addresses with their families in turn, the first one first.
+/// Returns the addresses with alternating families, beginning with that of the first.
 fn interleaved(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     let first = addresses.first().is_some_and(SocketAddr::is_ipv6);
     let (one, other): (Vec<_>, Vec<_>) = addresses.iter().partition(|a| a.is_ipv6() == first);
@@ -96,7 +95,7 @@ fn begin(address: SocketAddr) -> io::Result<OwnedFd> {
     }
 }
 
-/// The first socket of which the outcome is known; it is taken out. `None` where time is over.
+/// Removes and returns the first socket with a result; `None` on timeout.
 fn ready(waiting: &mut Vec<OwnedFd>, time: Duration) -> io::Result<Option<io::Result<TcpStream>>> {
     let mut polled: Vec<PollFd<'_>> =
         waiting.iter().map(|socket| PollFd::new(socket, PollFlags::OUT)).collect();
@@ -136,9 +135,8 @@ mod tests {
         assert_eq!(interleaved(&[]), []);
     }
 
-    /// A listener whose queue is full drops what else comes, as a network that swallows packets
-    /// does.
-    fn swallowing() -> (OwnedFd, Vec<TcpStream>, SocketAddr) {
+    /// A listener with a full queue drops further packets, like a network that drops packets.
+    fn dropping_listener() -> (OwnedFd, Vec<TcpStream>, SocketAddr) {
         let socket =
             socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                 .unwrap();
@@ -148,24 +146,24 @@ mod tests {
         let wait = Duration::from_millis(300);
         let full = std::iter::from_fn(|| TcpStream::connect_timeout(&address, wait).ok());
         let full: Vec<TcpStream> = full.take(64).collect();
-        assert!(full.len() < 64, "the queue never filled");
+        assert!(full.len() < 64, "the queue is not full");
         (socket, full, address)
     }
 
     #[test]
-    fn address_that_swallows_packets_does_not_delay() {
-        let (_socket, _full, swallowed) = swallowing();
+    fn unresponsive_address_does_not_delay() {
+        let (_socket, _full, swallowed) = dropping_listener();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let good = listener.local_addr().unwrap();
-        // One after the other, the second would never be tried.
+        // Sequentially, the second would never be tried.
         let long = Duration::from_secs(60);
         let stream = connect_to_any(&[swallowed, good], long, || true).unwrap();
         assert_eq!(stream.peer_addr().unwrap(), good);
     }
 
     #[test]
-    fn addresses_that_never_answer_are_named() {
-        let (_socket, _full, swallowed) = swallowing();
+    fn unresponsive_addresses_are_named() {
+        let (_socket, _full, swallowed) = dropping_listener();
         let error = connect_to_any(&[swallowed], Duration::from_millis(400), || true).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert!(error.to_string().ends_with("from 127.0.0.1"), "{error}");

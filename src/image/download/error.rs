@@ -1,4 +1,4 @@
-//! Why there is no answer to a request, or no more of it.
+//! The errors of HTTP requests.
 
 use std::time::Duration;
 
@@ -7,62 +7,62 @@ use super::route::TunnelRefused;
 
 use crate::value::{Explain, foreign_error};
 
-/// Why there is no answer, or no more of it.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The caller said so.
-    #[error("it was called off")]
-    CalledOff,
-    /// Nothing came for that long.
-    #[error("no byte came for {} s", .0.as_secs_f32())]
+    /// The caller canceled the request.
+    #[error("canceled")]
+    Canceled,
+    /// No data was received for this time.
+    #[error("no data received for {} s", .0.as_secs_f32())]
     Silent(Duration),
-    /// Too little came.
-    #[error("only {bytes} bytes came in {} s", .time.as_secs_f32())]
+    /// Too little data was received.
+    #[error("only {bytes} bytes received in {} s", .time.as_secs_f32())]
     TooSlow {
-        /// How many.
+        /// The number of bytes.
         bytes: usize,
-        /// In this time of waiting.
+        /// The time waited.
         time: Duration,
     },
-    /// A redirect leads from https to http.
+    /// A redirect from https to http.
     #[error("the server redirects to `{0}`, which is not https")]
     Unencrypted(String),
-    /// The environment names a proxy that cannot be used.
+    /// The proxy in the environment is not usable.
     #[error(transparent)]
     NoProxy(#[from] proxy::Error),
-    /// The proxy does not connect to the server: the status of its answer.
+    /// The proxy refuses the connection with this status.
     #[error("the proxy refuses the connection with status {0}")]
     ProxyStatus(u16),
-    /// One of the others, of a request that goes through a proxy.
-    #[error("the request went through the proxy {proxy}")]
+    /// The error of a request through a proxy.
+    #[error("request through the proxy {proxy}")]
     Through {
-        /// Which.
+        /// The proxy.
         proxy: Box<Proxy>,
-        /// Why not.
+        /// The cause.
         source: Box<Error>,
     },
-    /// The certificate, or another part of TLS.
-    #[error("the server's certificate is not accepted: {0}")]
+    /// The server's certificate is not valid.
+    #[error("the server's certificate is not valid: {0}")]
     Certificate(String),
-    /// TLS, but not the certificate.
+    /// A TLS error other than the certificate.
     #[error("TLS handshake failed: {0}")]
     Tls(String),
-    /// This host has no certificates of authorities, so no server's can be verified.
+    /// The host has no CA certificates.
     #[error("no certificate authority is installed on this host")]
     NoAuthorities,
-    /// No such host.
+    /// The host name cannot be resolved.
     #[error("cannot resolve the host name")]
     NoHost,
-    /// The address cannot be used.
+    /// The URL is not usable.
     #[error("{0}")]
     Address(String),
-    /// The connection failed or broke off.
+    /// The connection failed.
     #[error("{0}")]
     Broken(String),
 }
 
 impl Error {
-    /// Trying again may help.
+    /// Returns true if a retry may succeed.
     pub fn passes(&self) -> bool {
         match self {
             Self::Through { source, .. } => source.passes(),
@@ -74,7 +74,7 @@ impl Error {
         }
     }
 
-    /// Bytes came, but too few to go on with.
+    /// Returns true if the transfer was too slow.
     pub fn is_slowness(&self) -> bool {
         match self {
             Self::Through { source, .. } => source.is_slowness(),
@@ -94,9 +94,8 @@ impl Explain for Error {
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::Certificate(_) => Some(
-                "check the host's clock and the address; add a certificate authority of your own to \
-                 the system's store (`update-ca-certificates`), or to the file that `SSL_CERT_FILE` \
-                 names"
+                "check the clock of this host and the URL; add your own certificate authority to \
+                 the system's store (`update-ca-certificates`), or to the file in `SSL_CERT_FILE`"
                     .into(),
             ),
             Self::NoAuthorities => Some(
@@ -104,13 +103,19 @@ impl Explain for Error {
                  certificates"
                     .into(),
             ),
-            Self::NoHost => Some("check the address, and `resolvectl query` for the host".into()),
+            Self::NoHost => Some(
+                "check the URL, and resolve the host with `resolvectl \
+                query`"
+                    .into(),
+            ),
             Self::NoProxy(proxy::Error::Scheme { .. }) => {
-                Some("use a proxy with an address `http://HOST:PORT` or `https://HOST:PORT`".into())
+                Some("use a proxy with a URL `http://HOST:PORT` or `https://HOST:PORT`".into())
             }
-            Self::NoProxy(proxy::Error::Address { .. }) => {
-                Some("write `http://HOST:PORT`; escape special characters of a password as `%XX`".into())
-            }
+            Self::NoProxy(proxy::Error::Address { .. }) => Some(
+                "write `http://HOST:PORT`; escape special characters of a password as \
+                    `%XX`"
+                    .into(),
+            ),
             Self::Through { proxy, source } => match &**source {
                 Self::ProxyStatus(407) => Some(format!(
                     "write the proxy's user and password into `{}`: \
@@ -119,7 +124,7 @@ impl Explain for Error {
                 )),
                 Self::NoHost | Self::Broken(_) | Self::Silent(_) | Self::ProxyStatus(_) => {
                     Some(format!(
-                        "check `{}`, or list the server in `no_proxy`; a systemd unit has its \
+                        "check `{}`, or list the server in `no_proxy`; a systemd unit gets its \
                          environment from `Environment=` lines, not from the shell",
                         proxy.variable
                     ))
@@ -133,12 +138,12 @@ impl Explain for Error {
     fn is_own_host_fault(&self) -> bool {
         !matches!(
             self,
-            Self::Through { .. } | Self::CalledOff | Self::Address(_) | Self::Unencrypted(_)
+            Self::Through { .. } | Self::Canceled | Self::Address(_) | Self::Unencrypted(_)
         )
     }
 }
 
-/// What ureq's error means.
+/// Converts an error of ureq.
 pub(crate) fn explained(error: ureq::Error, silence: Duration) -> Error {
     use ureq::Error as E;
     match error {
@@ -155,15 +160,15 @@ pub(crate) fn explained(error: ureq::Error, silence: Duration) -> Error {
                 (Some(problem), _) => Error::Certificate(problem.to_owned()),
                 (None, std::io::ErrorKind::InvalidData) => Error::Tls(text),
                 (None, std::io::ErrorKind::UnexpectedEof) => {
-                    Error::Broken("the connection broke off".into())
+                    Error::Broken("the connection was closed early".into())
                 }
                 (None, _) => Error::Broken(text),
             }
         }
         E::RequireHttpsOnly(to) => Error::Unencrypted(to),
-        E::TooManyRedirects => Error::Address("it leads from redirect to redirect".into()),
-        E::BadUri(e) => Error::Address(format!("the address cannot be used: {e}")),
-        E::Http(e) => Error::Address(format!("the address cannot be used: {e}")),
+        E::TooManyRedirects => Error::Address("too many redirects".into()),
+        E::BadUri(e) => Error::Address(format!("the URL is not usable: {e}")),
+        E::Http(e) => Error::Address(format!("the URL is not usable: {e}")),
         E::ConnectProxyFailed(text) => Error::Broken(text),
         E::Other(other) => match other.downcast::<TunnelRefused>() {
             Ok(refused) => Error::ProxyStatus(refused.0),

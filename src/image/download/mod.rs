@@ -1,13 +1,12 @@
-//! One HTTP answer, read so that nothing can hold up whoever waits for it.
+//! HTTP requests that never block the caller.
 //!
-//! The request runs on a thread of its own: name resolution, connecting and the TLS handshake
-//! block, each for as long as the system likes, and only the reading of a body can be broken off
-//! from outside. The caller waits for a channel instead, looks around every [`LOOK`], and leaves
-//! when it wants to; the thread then finds its socket shut down, or its timeout over, and ends by
-//! itself.
+//! The request runs on its own thread: name resolution, connecting and the TLS handshake block
+//! without a limit, and only the transfer of a body can be interrupted. The caller waits on a
+//! channel, checks for cancellation every [`POLL_INTERVAL`], and can leave; the thread then finds
+//! its socket closed, or times out, and ends.
 //!
-//! The proxy is the environment's ([`crate::plan::proxy`]), certificates are judged by the system's
-//! store.
+//! Proxies are configured in the environment ([`proxy`]); certificates are verified with the
+//! system's store.
 
 pub(crate) mod connect;
 pub(crate) mod error;
@@ -38,46 +37,45 @@ use ureq::{
 use self::proxy::{Proxies, Proxy};
 use super::reference::Headers;
 
-/// How often the caller is asked whether to go on while nothing comes.
-pub const LOOK: Duration = Duration::from_millis(100);
+/// The interval of cancellation checks while no data arrives.
+pub const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How much is read at a time.
+/// The read size in bytes.
 const CHUNK: usize = 256 << 10;
 
-/// The longest that connecting to a server, or to its proxy, may take.
+/// The time limit for connecting to a server or its proxy.
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);
 
-/// The fewest bytes per second, over a period of [`Request::silence`], that count as progress.
+/// The minimum rate in bytes per second, over a period of [`Request::silence`].
 const LEAST_RATE: f64 = 1024.0;
 
-/// What is asked for.
+/// An HTTP request.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// An http or https address.
+    /// The http or https URL.
     pub url: String,
-    /// From this byte on, if the file is still the one of this validator.
+    /// Resume from this byte if the file still has this validator.
     pub resume: Option<(u64, String)>,
-    /// Whether a redirect from https to http is refused.
+    /// Refuse redirects from https to http.
     pub stay_encrypted: bool,
-    /// How long nothing may come before the connection is given up. Over as long, fewer than 1024
-    /// bytes per second are given up as well: a server that sends a byte a minute would hold up a
-    /// start for ever.
+    /// The timeout without data. Fewer than 1024 bytes per second over this period also fail: a
+    /// server that sends a byte a minute would delay a start forever.
     pub silence: Duration,
 }
 
-/// The beginning of an answer; the rest comes by [`Answer::next`].
+/// The header of a response; [`Answer::next`] returns the body.
 pub struct Answer {
     /// 200, 206, 404, ….
     pub status: u16,
-    /// How many bytes follow, where the server says so.
+    /// The length of the body in bytes, if known.
     pub length: Option<u64>,
     /// `Content-Range`.
     pub content_range: Option<String>,
-    /// What a later request may be made with.
+    /// The headers for a later range request.
     pub headers: Headers,
-    /// Where redirects led to.
+    /// The URL after redirects.
     pub url: String,
-    /// The proxy that the answer came through.
+    /// The proxy used.
     pub proxy: Option<Box<Proxy>>,
     body: Body,
 }
@@ -88,7 +86,7 @@ struct Body {
     chunks: Receiver<Said>,
     silence: Duration,
     ended: bool,
-    /// How long was waited since the rate was last looked at, and how many bytes came.
+    /// The time waited since the last rate check, and the bytes received.
     waited: Duration,
     came: usize,
 }
@@ -108,10 +106,10 @@ struct Head {
     url: String,
 }
 
-/// Asks, and waits for the head of the answer. `goes_on` is asked every [`LOOK`].
+/// Sends a request and waits for the response header. `goes_on` is called every [`POLL_INTERVAL`].
 ///
 /// # Errors
-/// There is no answer. A status that tells of a failure is an answer.
+/// No response. An error status is a response.
 pub fn get(request: &Request, goes_on: &mut dyn FnMut() -> bool) -> Result<Answer, Error> {
     let proxies = Proxies::from_variables(|name| std::env::var(name).ok());
     get_through(proxies, request, goes_on)
@@ -138,10 +136,10 @@ fn get_through(
         .timeout_per_read(Some(silence))
         .timeout_per_write(Some(silence))
         .user_agent(concat!("qvm/", env!("CARGO_PKG_VERSION")))
-        // The bytes as they lie there: a transfer encoding would change what the digest is of.
+        // Unencoded: a content encoding would change the digest.
         .accept_encoding("identity")
         .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
-        // `Route` decides about proxies.
+        // `Route` selects the proxy.
         .proxy(None)
         .max_idle_connections(0)
         .input_buffer_size(CHUNK)
@@ -152,7 +150,7 @@ fn get_through(
     std::thread::Builder::new()
         .name("download".into())
         .spawn(move || ask(&theirs, &asked, &say))
-        .map_err(|e| Error::Broken(format!("the kernel gives no thread: {e}")))?;
+        .map_err(|e| Error::Broken(format!("cannot start a thread: {e}")))?;
     let (waited, came) = (Duration::ZERO, 0);
     let mut body = Body { agent, route, chunks, silence, ended: false, waited, came };
     match body.wait(goes_on)? {
@@ -162,15 +160,15 @@ fn get_through(
             Ok(Answer { status, length, content_range, headers, url, proxy, body })
         }
         Said::Failed(e) => Err(body.through(explained(e, silence))),
-        Said::Chunk(_) | Said::End => Err(Error::Broken("the answer has no head".into())),
+        Said::Chunk(_) | Said::End => Err(Error::Broken("the response has no header".into())),
     }
 }
 
 impl Answer {
-    /// The next bytes, `None` at the end. `goes_on` is asked every [`LOOK`].
+    /// Returns the next bytes, `None` at the end. `goes_on` is called every [`POLL_INTERVAL`].
     ///
     /// # Errors
-    /// The connection broke off, fell silent or is too slow, or `goes_on` said no.
+    /// The connection failed, timed out or is too slow, or `goes_on` returned false.
     pub fn next(&mut self, goes_on: &mut dyn FnMut() -> bool) -> Result<Option<Vec<u8>>, Error> {
         if self.body.ended {
             return Ok(None);
@@ -194,16 +192,16 @@ impl Body {
         let since = Instant::now();
         let said = loop {
             if !goes_on() {
-                return Err(Error::CalledOff);
+                return Err(Error::Canceled);
             }
-            match self.chunks.recv_timeout(LOOK) {
+            match self.chunks.recv_timeout(POLL_INTERVAL) {
                 Ok(said) => break said,
                 Err(RecvTimeoutError::Timeout) if since.elapsed() < self.silence => {}
                 Err(RecvTimeoutError::Timeout) => {
                     return Err(self.through(Error::Silent(self.silence)));
                 }
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(self.through(Error::Broken("the connection was given up".into())));
+                    return Err(self.through(Error::Broken("the connection was aborted".into())));
                 }
             }
         };
@@ -211,8 +209,8 @@ impl Body {
         Ok(said)
     }
 
-    /// Counts the bytes against the time that was waited for them; time in which the caller wrote
-    /// them does not count.
+    /// Checks the rate against the time waited for data, without the time in which the caller wrote
+    /// it.
     fn keeps_pace(&mut self, bytes: usize) -> Result<(), Error> {
         self.came += bytes;
         if self.waited < self.silence {
@@ -230,10 +228,10 @@ impl Body {
         through.clone().map(Box::new)
     }
 
-    /// The error, with the proxy where there is one.
+    /// Adds the proxy to the error, if there is one.
     fn through(&self, error: Error) -> Error {
         match (self.proxy(), error) {
-            (_, error @ (Error::CalledOff | Error::Unencrypted(_) | Error::NoProxy(_))) => error,
+            (_, error @ (Error::Canceled | Error::Unencrypted(_) | Error::NoProxy(_))) => error,
             (Some(proxy), error) => Error::Through { proxy, source: Box::new(error) },
             (None, error) => error,
         }
@@ -247,7 +245,7 @@ impl Drop for Body {
     }
 }
 
-/// The thread: the answer goes to whoever still listens.
+/// The thread: sends the response while the receiver exists.
 fn ask(agent: &Agent, request: &Request, say: &SyncSender<Said>) {
     let mut call = agent.get(&request.url);
     if let Some((from, validator)) = &request.resume {
@@ -277,7 +275,7 @@ fn ask(agent: &Agent, request: &Request, say: &SyncSender<Said>) {
     let mut body = answer.into_body().into_reader();
     let mut buffer = vec![0; CHUNK];
     loop {
-        // What came is passed on as it came: whoever resumes after a stall begins behind it.
+        // Data is passed on immediately, so that a resume after a stall begins after it.
         let said = match body.read(&mut buffer) {
             Ok(0) => Said::End,
             Ok(read) => Said::Chunk(buffer[..read].to_vec()),

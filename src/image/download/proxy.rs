@@ -1,57 +1,58 @@
-//! Which proxy a request goes through, as the variables `http_proxy`, `https_proxy`, `all_proxy`
-//! and `no_proxy` say.
+//! Selects the proxy of a request from the variables `http_proxy`, `https_proxy`, `all_proxy` and
+//! `no_proxy`.
 //!
-//! The variables have no standard. As in curl(1), the name in lower case comes first and an empty
-//! value is no value; as in curl 7.86 and Go, `no_proxy` has networks.
+//! The variables are not standardized. As in curl(1), lower-case names take precedence and an empty
+//! value means unset; as in curl 7.86 and Go, `no_proxy` can contain networks.
 
 use std::net::IpAddr;
 
 use crate::image::reference::percent_decoded;
 use crate::value::{shown, to_base64};
 
-/// What the environment says of proxies.
+/// The proxy configuration of the environment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Proxies {
     /// For `http://`: the variable and its value.
     http: Option<(&'static str, String)>,
     /// For `https://`.
     https: Option<(&'static str, String)>,
-    /// For either, where the scheme has none.
+    /// For both, if the scheme has none.
     all: Option<(&'static str, String)>,
-    /// Where none is used.
+    /// Hosts without a proxy.
     exceptions: Vec<Exception>,
 }
 
-/// A proxy, read from its variable.
+/// A proxy from an environment variable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proxy {
-    /// Where it was read from.
+    /// The variable.
     pub variable: &'static str,
     /// The connection to the proxy itself is encrypted: `https://`.
     pub encrypted: bool,
-    /// A name, an IPv4 address, or an IPv6 address in brackets.
+    /// The host: a name, an IPv4 address, or an IPv6 address in brackets.
     pub host: String,
-    /// 1 to 65535.
+    /// The port, 1 to 65535.
     pub port: u16,
-    /// The value of `Proxy-Authorization`, where the variable has a user.
+    /// The value of `Proxy-Authorization`, if the variable contains a user.
     pub authorization: Option<String>,
 }
 
-/// Why a variable names no proxy that can be used. The value is shown without the password.
+/// Why a variable is not a usable proxy. The value is shown without the password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// Not an address.
-    #[error("`{variable}` in the environment is not the address of a proxy")]
+    /// The value is not a URL.
+    #[error("`{variable}` in the environment is not the URL of a proxy")]
     Address {
-        /// Which.
+        /// The variable.
         variable: &'static str,
     },
-    /// SOCKS, or something unknown.
-    #[error("`{variable}` in the environment names a proxy of the kind `{}`", shown(.scheme))]
+    /// An unsupported kind of proxy, such as SOCKS.
+    #[error("`{variable}` in the environment is a proxy of the unsupported kind \
+        `{}`", shown(.scheme))]
     Scheme {
-        /// Which.
+        /// The variable.
         variable: &'static str,
-        /// Of what kind the proxy is.
+        /// The scheme of the proxy.
         scheme: String,
     },
 }
@@ -63,7 +64,7 @@ impl std::fmt::Display for Proxy {
 }
 
 impl Proxy {
-    /// Its address without the user and the password.
+    /// Returns its URL without user and password.
     pub fn url(&self) -> String {
         let scheme = if self.encrypted { "https" } else { "http" };
         format!("{scheme}://{}:{}", self.host, self.port)
@@ -77,7 +78,7 @@ impl Proxy {
             "https" => true,
             _ => return Err(Error::Scheme { variable, scheme: scheme.to_owned() }),
         };
-        // A password may contain a `/` that was not escaped; the last `@` before the host counts.
+        // A password may contain an unescaped `/`; the last `@` ends it.
         let (user, rest) = match rest.rsplit_once('@') {
             Some((user, rest)) => (Some(user), rest),
             None => (None, rest),
@@ -103,7 +104,7 @@ impl Proxy {
 }
 
 impl Proxies {
-    /// Reads the variables; `value` gives the value of one of them.
+    /// Parses the variables; `value` returns the value of one of them.
     pub fn from_variables(value: impl Fn(&str) -> Option<String>) -> Self {
         let of = |names: [&'static str; 2]| {
             names.into_iter().find_map(|name| {
@@ -123,11 +124,11 @@ impl Proxies {
         }
     }
 
-    /// The proxy for an address of this scheme, host and port; `None` for a direct connection.
-    /// `host` is as a URL has it: IPv6 addresses are in brackets.
+    /// Returns the proxy for a scheme, host and port; `None` for a direct connection. IPv6
+    /// addresses in `host` are in brackets, as in URLs.
     ///
     /// # Errors
-    /// The variable that counts names no usable proxy: a direct connection would then be a guess.
+    /// The variable is not a usable proxy; connecting directly would ignore the configuration.
     pub fn proxy_for(&self, scheme: &str, host: &str, port: u16) -> Result<Option<Proxy>, Error> {
         let own = if scheme == "https" { &self.https } else { &self.http };
         let Some((variable, value)) = own.as_ref().or(self.all.as_ref()) else { return Ok(None) };
@@ -146,13 +147,13 @@ enum Exception {
     All,
     /// `10.0.0.0/8`, `fd00::/8`, or a single address.
     Network { address: IpAddr, prefix: u8, port: Option<u16> },
-    /// `example.com` and `.example.com`: the domain and all below it. `*.example.com`: all below
-    /// it.
+    /// `example.com` and `.example.com`: the domain and its subdomains. `*.example.com`: only its
+    /// subdomains.
     Domain { name: String, itself: bool, port: Option<u16> },
 }
 
 impl Exception {
-    /// `None` for an entry that is none.
+    /// Returns `None` for an invalid entry.
     fn read(text: &str) -> Option<Self> {
         let text = text.to_ascii_lowercase();
         if text == "*" {
@@ -195,7 +196,7 @@ impl Exception {
     }
 }
 
-/// An IPv6 address without its brackets.
+/// Returns an IPv6 address without brackets.
 fn bare(host: &str) -> &str {
     host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }

@@ -1,8 +1,8 @@
-//! The way of a request: directly to the server, or through a proxy.
+//! Connects requests directly to the server, or through a proxy.
 //!
-//! ureq itself asks every proxy for a tunnel (`CONNECT`), which squid and others grant for port 443
-//! alone. Here a request by `http://` goes to the proxy with its whole address (RFC 9112, section
-//! 3.2.2), and only `https://` uses a tunnel (RFC 9110, section 9.3.6).
+//! ureq uses a tunnel (`CONNECT`) with every proxy, which squid and others allow only for port 443.
+//! Here, `http://` requests are sent to the proxy with the absolute URL (RFC 9112, section 3.2.2),
+//! and only `https://` uses a tunnel (RFC 9110, section 9.3.6).
 
 use std::{
     io::{self, Read, Write},
@@ -29,29 +29,29 @@ use ureq::{
 use super::connect::connect_to_any;
 use super::proxy::{self, Proxies, Proxy};
 
-/// The longest head of a proxy's answer, in bytes.
+/// The maximum length of a proxy's response header, in bytes.
 const LONGEST_HEAD: usize = 64 << 10;
 
-/// Why a proxy gave no tunnel: the status of its answer.
+/// The status with which a proxy refused a tunnel.
 #[derive(Debug, thiserror::Error)]
-#[error("the proxy answers {0}")]
+#[error("the proxy responded with status {0}")]
 pub(crate) struct TunnelRefused(pub(crate) u16);
 
-/// Connections of one download.
+/// The connector of one download.
 #[derive(Debug, Clone)]
 pub(crate) struct Route {
     pub(crate) proxies: Arc<Proxies>,
-    /// How long a connection may take.
+    /// The time limit of connecting.
     pub(crate) limit: Duration,
-    /// Set when nobody waits for the connection any more.
+    /// Set when the caller has canceled.
     pub(crate) abandoned: Arc<AtomicBool>,
-    /// The proxy of the latest connection, for messages.
+    /// The proxy of the last connection, for messages.
     pub(crate) through: Arc<Mutex<Option<Proxy>>>,
     pub(crate) tls: Arc<RustlsConnector>,
 }
 
 impl Route {
-    /// The proxy for this address.
+    /// Returns the proxy for a URL.
     fn proxy_for(&self, uri: &Uri) -> Result<Option<Proxy>, Error> {
         let scheme = uri.scheme_str().unwrap_or_default();
         let port = uri.port_u16().unwrap_or(if scheme == "https" { 443 } else { 80 });
@@ -71,7 +71,7 @@ fn proxy_uri(proxy: &Proxy) -> Result<Uri, Error> {
 }
 
 impl Resolver for Route {
-    /// The addresses to connect to: the server's, or the proxy's, which resolves the server's name
+    /// Resolves the address of the server, or of the proxy, which resolves the server's name
     /// itself.
     fn resolve(
         &self,
@@ -126,7 +126,7 @@ impl Connector for Route {
     }
 }
 
-/// The same connection, for another address.
+/// Copies the connection details for another URL.
 fn details_of<'a>(details: &ConnectionDetails<'a>, uri: &'a Uri) -> ConnectionDetails<'a> {
     ConnectionDetails {
         uri,
@@ -142,7 +142,7 @@ fn details_of<'a>(details: &ConnectionDetails<'a>, uri: &'a Uri) -> ConnectionDe
     }
 }
 
-/// `HOST:PORT` without a user; a port that is not written is left out, or is `default`.
+/// Returns `HOST:PORT` without a user; a missing port is omitted or `default`.
 fn authority(uri: &Uri, default: Option<u16>) -> String {
     let host = uri.host().unwrap_or_default();
     match uri.port_u16().or(default) {
@@ -165,11 +165,11 @@ fn open_tunnel(
     }
     adapter.write_all(format!("{asked}\r\n").as_bytes())?;
     let mut head = Vec::new();
-    // The bytes behind the head are the server's.
+    // The bytes after the header come from the server.
     while !head.ends_with(b"\r\n\r\n") && !head.ends_with(b"\n\n") {
         let mut byte = [0];
         if head.len() >= LONGEST_HEAD || adapter.read(&mut byte)? == 0 {
-            return Err(Error::ConnectProxyFailed("the proxy gives no HTTP answer".into()));
+            return Err(Error::ConnectProxyFailed("the response of the proxy is not HTTP".into()));
         }
         head.push(byte[0]);
     }
@@ -178,7 +178,7 @@ fn open_tunnel(
     match status.and_then(|status| status.trim().parse::<u16>().ok()) {
         Some(200..300) => Ok(adapter.into_inner()),
         Some(status) => Err(Error::Other(Box::new(TunnelRefused(status)))),
-        None => Err(Error::ConnectProxyFailed("the proxy gives no HTTP answer".into())),
+        None => Err(Error::ConnectProxyFailed("the response of the proxy is not HTTP".into())),
     }
 }
 
@@ -189,7 +189,7 @@ struct Tcp {
     buffers: LazyBuffers,
 }
 
-/// What an operation on the socket came to: the system says `WouldBlock` when the time is over.
+/// Converts a result; a timeout is reported as `WouldBlock`.
 fn in_time<T>(result: io::Result<T>, timeout: NextTimeout) -> Result<T, Error> {
     match result {
         Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
@@ -214,7 +214,7 @@ impl Transport for Tcp {
         let timeout = timeout.for_read();
         let deadline = timeout.not_zero().map(|time| Instant::now().checked_add(*time));
         let read = loop {
-            // A signal cuts the wait short; what is left of it is waited for.
+            // A signal interrupts the wait, which then continues.
             let left = deadline.flatten().map(|at| at.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
                 return Err(Error::Timeout(timeout.reason));
@@ -229,13 +229,13 @@ impl Transport for Tcp {
         Ok(read > 0)
     }
 
-    /// No connection is used twice.
+    /// Connections are not reused.
     fn is_open(&mut self) -> bool {
         false
     }
 }
 
-/// A tunnel through a proxy, in which TLS with the server is still to begin.
+/// A tunnel through a proxy, before the TLS handshake with the server.
 #[derive(Debug)]
 struct Tunnel(Box<dyn Transport>);
 
@@ -257,14 +257,14 @@ impl Transport for Tunnel {
     }
 }
 
-/// A connection to a proxy whose request line gets the whole address of the server.
+/// A connection to a proxy that needs the absolute URL in the request line.
 #[derive(Debug)]
 struct WholeAddress {
     inner: Box<dyn Transport>,
-    /// `http://HOST:PORT`, which goes before the path.
+    /// `http://HOST:PORT`, the prefix of the path.
     prefix: String,
     proxy: Proxy,
-    /// The request line has gone out.
+    /// The request line was sent.
     sent: bool,
 }
 
@@ -298,7 +298,7 @@ impl Transport for WholeAddress {
     }
 }
 
-/// A request's head with `prefix` before its path, and the proxy's authorization.
+/// Returns a request header with `prefix` before its path, and the proxy's authorization.
 fn rewritten(head: &[u8], prefix: &str, proxy: &Proxy) -> Option<Vec<u8>> {
     let path = head.iter().position(|byte| *byte == b' ')? + 1;
     let line = head.windows(2).position(|pair| pair == b"\r\n")? + 2;

@@ -1,4 +1,4 @@
-//! How one attempt of a download failed, and whether another may succeed.
+//! The failure of a download attempt, and whether a retry may succeed.
 
 use super::error::{Error, Received, may_pass, meaning, through};
 use crate::{
@@ -6,18 +6,18 @@ use crate::{
     value::chain,
 };
 
-/// How one attempt failed.
+/// The failure of an attempt.
 pub(crate) enum Failed {
-    /// For good.
+    /// A permanent failure.
     Hard(Error),
-    /// The server or the way to it.
+    /// A failure of the server or the network.
     Soft(Soft),
 }
 
 pub(crate) enum Soft {
     Download(download::Error),
     Status(u16, Option<Box<Proxy>>),
-    /// The pieces do not fit together: the next attempt begins with the first byte.
+    /// The parts do not match: the next attempt starts at the first byte.
     Anew(String),
 }
 
@@ -28,7 +28,7 @@ impl<E: Into<Error>> From<E> for Failed {
 }
 
 impl Soft {
-    /// A later attempt may succeed.
+    /// Returns true if a retry may succeed.
     pub(crate) fn passes(&self) -> bool {
         match self {
             Self::Download(error) => error.passes(),
@@ -37,18 +37,22 @@ impl Soft {
         }
     }
 
-    /// The reason, for a note.
+    /// Returns the reason for a note.
     pub(crate) fn why(&self) -> String {
         match self {
             Self::Download(error) => chain(error),
             Self::Status(status, proxy) => {
-                format!("the server says {status}{}{}", meaning(*status), through(proxy.as_deref()))
+                format!(
+                    "the server responded with status {status}{}{}",
+                    meaning(*status),
+                    through(proxy.as_deref())
+                )
             }
             Self::Anew(why) => why.clone(),
         }
     }
 
-    /// The error of a download that is given up after it.
+    /// Returns the error of the failed download.
     pub(crate) fn into_error(self, url: String, attempts: u32, received: Received) -> Error {
         match self {
             Self::Download(source) => Error::Download { url, attempts, received, source },

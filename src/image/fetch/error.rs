@@ -1,4 +1,4 @@
-//! Why a download did not come about, and what to do about it.
+//! The errors of downloads.
 
 use std::path::PathBuf;
 
@@ -11,71 +11,73 @@ use crate::{
     value::{Explain, Size},
 };
 
-/// The largest that is read; Fedora's and Debian's SUMS files have a few KiB.
+/// The maximum size of a list of checksums in bytes; those of Fedora and Debian have a few KiB.
 pub(crate) const LARGEST: usize = 4 << 20;
 
-/// Why it was not fetched.
+/// Why a download failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No answer, or not all of it.
+    /// No response, or an incomplete one.
     #[error("cannot download {url}{}{received}", times(*.attempts))]
     Download {
-        /// What.
+        /// The URL.
         url: String,
-        /// How often it was tried.
+        /// The number of attempts.
         attempts: u32,
-        /// How much came.
+        /// The data received.
         received: Received,
-        /// How the last attempt ended.
+        /// The error of the last attempt.
         source: download::Error,
     },
-    /// The server refuses.
-    #[error("cannot download {url}: the server says {status}{}{}{}{received}", meaning(*.status),
+    /// The server responded with an error.
+    #[error("cannot download {url}: the server responded with status \
+        {status}{}{}{}{received}", meaning(*.status),
         through(.proxy.as_deref()), times(*.attempts))]
     Status {
-        /// What.
+        /// The URL.
         url: String,
-        /// How often it was tried.
+        /// The number of attempts.
         attempts: u32,
-        /// How much came.
+        /// The data received.
         received: Received,
-        /// Its answer.
+        /// The status.
         status: u16,
-        /// The proxy that the answer came through, and may be of.
+        /// The proxy used, from which the response may come.
         proxy: Option<Box<Proxy>>,
     },
-    /// There is not room enough.
-    #[error("no room for {url}: it has {}, and {} are free on the file system of `{}`",
+    /// Not enough disk space.
+    #[error("not enough space for {url}: it has {}, but {} are free on the file system of `{}`",
         mib(*.needed), mib(*.free), .dir.display())]
     NoRoom {
-        /// What.
+        /// The URL.
         url: String,
-        /// What is still to come, in bytes.
+        /// The missing bytes.
         needed: u64,
-        /// What is free, in bytes.
+        /// The free space in bytes.
         free: u64,
-        /// Where.
+        /// The directory.
         dir: PathBuf,
     },
-    /// Something that is meant to be small is not.
-    #[error("{url} has more than {} and cannot be a list of checksums", Size::from_bytes(LARGEST as u64))]
+    /// A list of checksums is too large.
+    #[error("{url} is larger than {}, so it is not a list of \
+        checksums", Size::from_bytes(LARGEST as u64))]
     TooLarge {
-        /// What.
+        /// The URL.
         url: String,
     },
-    /// On this side.
+    /// A local error.
     #[error(transparent)]
-    Intake(#[from] writer::Error),
-    /// It was called off.
-    #[error("the download was called off")]
-    CalledOff,
+    Writer(#[from] writer::Error),
+    /// The download was canceled.
+    #[error("the download was canceled")]
+    Canceled,
 }
 
 impl Explain for Error {
     fn wrapped(&self) -> Option<&dyn Explain> {
         match self {
             Self::Download { source, .. } => Some(source),
-            Self::Intake(error) => Some(error),
+            Self::Writer(error) => Some(error),
             _ => None,
         }
     }
@@ -83,14 +85,14 @@ impl Explain for Error {
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::Status { status: 404 | 410, .. } => {
-                Some("check the address in a browser; publishers remove old images".into())
+                Some("check the URL in a browser; publishers remove old images".into())
             }
             Self::Status { status: 407, proxy: Some(proxy), .. } => Some(format!(
-                "write the proxy's user and password into `{}`: `http://USER:PASSWORD@HOST:PORT`",
+                "set the proxy's user and password in `{}`: `http://USER:PASSWORD@HOST:PORT`",
                 proxy.variable
             )),
             Self::NoRoom { .. } => {
-                Some("make room; `qvm image prune` removes images that no VM needs".into())
+                Some("free disk space; `qvm image prune` removes unused images".into())
             }
             _ => None,
         }
@@ -107,16 +109,16 @@ impl Explain for Error {
 
 impl From<file::Error> for Error {
     fn from(error: file::Error) -> Self {
-        Self::Intake(error.into())
+        Self::Writer(error.into())
     }
 }
 
-/// How far a download came at most. Shown as the end of a message; as nothing where nothing came.
+/// The progress of a download. Displayed at the end of a message; empty if no data was received.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Received {
-    /// Bytes, counted from the beginning of the file.
+    /// The number of bytes from the start of the file.
     pub bytes: u64,
-    /// How many the file has, where the server said so.
+    /// The size of the file, if known.
     pub total: Option<u64>,
 }
 
@@ -130,12 +132,12 @@ impl std::fmt::Display for Received {
     }
 }
 
-/// Whether a later attempt may get another status.
+/// Returns true if a retry may get another status.
 pub(crate) const fn may_pass(status: u16) -> bool {
     matches!(status, 408 | 425 | 429 | 500..600)
 }
 
-/// The proxy, for the middle of a message.
+/// Formats the proxy for a message.
 pub(crate) fn through(proxy: Option<&Proxy>) -> String {
     proxy.map(|proxy| format!(" through the proxy {proxy}")).unwrap_or_default()
 }
@@ -156,7 +158,7 @@ pub(crate) const fn meaning(status: u16) -> &'static str {
         404 => " (not found)",
         410 => " (gone)",
         429 => " (too many requests)",
-        500..600 => " (its own failure)",
+        500..600 => " (server error)",
         _ => "",
     }
 }

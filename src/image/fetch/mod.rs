@@ -1,4 +1,4 @@
-//! A download that goes on where it was broken off: retries, resumes, and knows when it must start anew.
+//! Downloads with retries and resumption.
 
 pub(crate) mod attempt;
 pub(crate) mod error;
@@ -22,7 +22,7 @@ pub(crate) use self::part::forget;
 use self::part::{Part, about_path};
 pub(crate) use self::small::{bytes, redirect_target};
 
-use super::writer::{self, Intake, Taken, open_part};
+use super::writer::{self, ImageWriter, WrittenImage, open_part};
 use super::{
     download::{self, Answer},
     reference::{content_range, strong_validator, unsatisfied_range, without_password},
@@ -33,19 +33,19 @@ use crate::{
     value::Algorithm,
 };
 
-/// However many bytes a broken connection gains, no more attempts than this.
+/// The maximum number of attempts, even if each makes progress.
 const MOST_ATTEMPTS: u32 = 200;
 
-/// What is to be fetched, and to where.
+/// A download.
 pub(crate) struct Job<'a> {
     pub(crate) url: &'a str,
     /// `KEY.part`.
     pub(crate) part: &'a Path,
-    /// Where unpacked bytes go.
+    /// The path of the decompressed file.
     pub(crate) unpacked: &'a Path,
     pub(crate) algorithm: Algorithm,
-    /// The digest is known, and will tell if the pieces do not belong together. Without one, bytes of an earlier
-    /// process are not trusted: a crash of the host may have left anything in that file.
+    /// The digest is known and will detect mismatched parts. Without a digest, the partial file of
+    /// an earlier process is discarded: a crash of the host may have damaged it.
     pub(crate) known: bool,
     pub(crate) patience: Patience,
 }
@@ -55,26 +55,26 @@ struct Fetch<'a, 'p> {
     shown: String,
     file: File,
     length: u64,
-    /// The furthest that any attempt of this run has come.
+    /// The maximum progress of all attempts of this run.
     received: Received,
-    /// It became another file during this run.
+    /// The file changed during this run.
     changed: bool,
     about: Part,
-    intake: Option<Intake>,
+    intake: Option<ImageWriter>,
     progress: &'p mut dyn Progress,
     cancel: &'p Cancel,
 }
 
-/// Whether bytes of an earlier process were used.
+/// Bytes of an earlier process were used.
 pub(crate) struct Fetched {
-    pub(crate) taken: Taken,
+    pub(crate) taken: WrittenImage,
     pub(crate) resumed: bool,
 }
 
-/// Downloads; the caller holds the lock of the image.
+/// Downloads a file; the caller holds the lock of the image.
 ///
 /// # Errors
-/// As [`Error`]. What was downloaded stays where a later run can resume from it, and is removed otherwise.
+/// See [`Error`]. A resumable partial file is kept, otherwise it is removed.
 pub(crate) fn fetch(
     job: &Job<'_>,
     progress: &mut dyn Progress,
@@ -118,8 +118,8 @@ pub(crate) fn fetch(
     };
     let useful = fetch.length > 0 && fetch.about.validator.is_some() && job.known;
     drop(fetch);
-    // A partial file is kept for another run, but not at the price of a full disk.
-    let ours = matches!(&ended, Err(Error::NoRoom { .. } | Error::Intake(_)));
+    // A partial file is not kept on a full disk.
+    let ours = matches!(&ended, Err(Error::NoRoom { .. } | Error::Writer(_)));
     if ended.is_err() && (ours || !useful) {
         forget(job.part)?;
     }
@@ -127,11 +127,11 @@ pub(crate) fn fetch(
 }
 
 impl Fetch<'_, '_> {
-    /// Makes attempts until it is done or patience is at its end.
+    /// Retries until the download completes or the retry limit is reached.
     ///
-    /// An attempt is progress where it gets further than all before it: a server that breaks off at
-    /// the same byte each time, or of which every answer makes the download begin anew, is given
-    /// up. One that sends next to nothing is no progress either.
+    /// An attempt is progress if it exceeds all earlier ones: a server that always disconnects at
+    /// the same byte, or changes the file each time, reaches the limit. Very slow transfers are no
+    /// progress either.
     fn persist(&mut self) -> Result<(), Error> {
         let (mut in_row, mut attempts) = (0, 0);
         loop {
@@ -148,7 +148,7 @@ impl Fetch<'_, '_> {
             in_row = if further && !slow { 1 } else { in_row + 1 };
             let (passes, why) = (soft.passes(), soft.why());
             if self.cancel.is_set() {
-                return Err(Error::CalledOff);
+                return Err(Error::Canceled);
             }
             if !passes || in_row >= self.job.patience.attempts || attempts >= MOST_ATTEMPTS {
                 return Err(soft.into_error(self.shown.clone(), attempts, self.received));
@@ -156,7 +156,7 @@ impl Fetch<'_, '_> {
             let pause = self.job.patience.pause * 2u32.pow((in_row - 1).min(5));
             let pause = pause.min(Duration::from_secs(30));
             self.progress.note(&format!(
-                "{}: {why}; trying again in {} s, from {}",
+                "{}: {why}; retrying in {} s, from {}",
                 self.shown,
                 pause.as_secs_f32(),
                 mib(self.length)
@@ -169,10 +169,10 @@ impl Fetch<'_, '_> {
         let since = Instant::now();
         while since.elapsed() < pause {
             if self.cancel.is_set() {
-                return Err(Error::CalledOff);
+                return Err(Error::Canceled);
             }
             self.tell();
-            std::thread::sleep(download::LOOK.min(pause));
+            std::thread::sleep(download::POLL_INTERVAL.min(pause));
         }
         Ok(())
     }
@@ -189,17 +189,17 @@ impl Fetch<'_, '_> {
     fn attempt(&mut self) -> Result<(), Failed> {
         let resume = self.about.validator.clone().filter(|_| self.length > 0);
         if resume.is_none() && self.length > 0 {
-            self.start_anew()?;
+            self.restart()?;
         }
         self.read_back()?;
-        // A run that was killed between the last byte and the renaming has nothing more to ask for.
+        // A run that was killed before the rename has all bytes.
         if resume.is_some() && self.about.total == Some(self.length) {
             return Ok(());
         }
         let request = download::Request {
             url: self.job.url.to_owned(),
             resume: resume.map(|validator| (self.length, validator)),
-            // A digest known beforehand makes the way irrelevant, and some publishers' mirrors are plain http.
+            // A known digest makes the transport irrelevant; some mirrors use plain http.
             stay_encrypted: self.job.url.starts_with("https:") && !self.job.known,
             silence: self.job.patience.silence,
         };
@@ -209,12 +209,16 @@ impl Fetch<'_, '_> {
             (200, resume) => {
                 if let Some((_, validator)) = resume {
                     let same = strong_validator(&answer.headers).as_ref() == Some(validator);
-                    let why = if same { "the server sends no ranges" } else { "it has changed" };
-                    let text = format!("{}: {why}; starting anew", self.shown);
+                    let why = if same {
+                        "the server does not support ranges"
+                    } else {
+                        "the file has changed"
+                    };
+                    let text = format!("{}: {why}; restarting", self.shown);
                     self.progress.note(&text);
-                    self.start_anew()?;
+                    self.restart()?;
                     self.read_back()?;
-                    // Another file has its own progress; one that changes again and again has none.
+                    // A changed file counts as new progress only once.
                     if !same && !std::mem::replace(&mut self.changed, true) {
                         self.received = Received::default();
                     }
@@ -223,9 +227,9 @@ impl Fetch<'_, '_> {
             }
             (416, Some((from, _))) => {
                 let has = answer.content_range.as_deref().and_then(unsatisfied_range);
-                let has = has.map(|has| format!("; it has {has} bytes")).unwrap_or_default();
-                let why = format!("the server sends nothing from byte {from} on{has}");
-                self.start_anew()?;
+                let has = has.map(|has| format!("; the file has {has} bytes")).unwrap_or_default();
+                let why = format!("the server has no data from byte {from} on{has}");
+                self.restart()?;
                 return Err(Failed::Soft(Soft::Anew(why)));
             }
             (status, _) => return Err(Failed::Soft(Soft::Status(status, answer.proxy))),
@@ -246,12 +250,12 @@ impl Fetch<'_, '_> {
         answer.map_err(|e| Failed::Soft(Soft::Download(e)))
     }
 
-    /// The body, to its end.
+    /// Receives the body to its end.
     fn pour(&mut self, answer: &mut Answer) -> Result<(), Failed> {
         let on = |e| Error::from(file::Error::on("write", self.job.part)(e));
         let mut back = WriteBack::of(&self.file).map_err(on)?;
         let poured = self.pour_through(answer, &mut back);
-        // Whatever became of the connection: bytes that the disk refused are nothing to resume behind.
+        // Bytes that the disk refused cannot be resumed, whatever the state of the connection.
         if !self.cancel.is_set() {
             back.end().map_err(|e| Error::from(file::Error::on("write", self.job.part)(e)))?;
         }
@@ -267,12 +271,12 @@ impl Fetch<'_, '_> {
             });
             match chunk {
                 Err(e) => return Err(Failed::Soft(Soft::Download(e))),
-                // The rest of another file, or a server that cannot count.
+                // The rest of another file, or an incorrect length from the server.
                 Ok(Some(chunk))
                     if self.about.total.is_some_and(|t| self.length + chunk.len() as u64 > t) =>
                 {
-                    self.start_anew()?;
-                    let why = "the server sends more bytes than it has announced".to_owned();
+                    self.restart()?;
+                    let why = "the server sends more bytes than announced".to_owned();
                     return Err(Failed::Soft(Soft::Anew(why)));
                 }
                 Ok(Some(chunk)) => {
@@ -284,7 +288,7 @@ impl Fetch<'_, '_> {
                 }
                 Ok(None) if self.about.total.is_none_or(|t| t == self.length) => return Ok(()),
                 Ok(None) => {
-                    let short = download::Error::Broken("the connection broke off".into());
+                    let short = download::Error::Broken("the connection was closed early".into());
                     return Err(Failed::Soft(Soft::Download(short)));
                 }
             }
@@ -299,13 +303,13 @@ impl Fetch<'_, '_> {
         if !fits {
             let has = answer.content_range.clone().unwrap_or_else(|| "no range".to_owned());
             let why = format!(
-                "the server sends another range than asked for: `{}`, not from byte {from} on",
+                "the server sends another range than requested: `{}`, not from byte {from} on",
                 crate::value::shown(&has)
             );
-            self.start_anew()?;
+            self.restart()?;
             return Err(Failed::Soft(Soft::Anew(why)));
         }
-        // The first answer may have come in chunks, without a length.
+        // The first response may have had no length (chunked).
         self.about.total = self.about.total.or(range.and_then(|(_, total)| total));
         Ok(())
     }
@@ -320,7 +324,7 @@ impl Fetch<'_, '_> {
         Ok(())
     }
 
-    fn start_anew(&mut self) -> Result<(), Error> {
+    fn restart(&mut self) -> Result<(), Error> {
         self.intake = None;
         file::remove(&about_path(self.job.part))?;
         let cut = self.file.set_len(0).and_then(|()| self.file.rewind());
@@ -331,12 +335,13 @@ impl Fetch<'_, '_> {
         Ok(())
     }
 
-    /// Begins the pass, with what an earlier process has left.
+    /// Starts the pass with the partial file of an earlier process.
     fn read_back(&mut self) -> Result<(), Error> {
         if self.intake.is_some() {
             return Ok(());
         }
-        let mut intake = Intake::begin(self.job.algorithm, Some(self.job.unpacked.to_owned()))?;
+        let mut intake =
+            ImageWriter::begin(self.job.algorithm, Some(self.job.unpacked.to_owned()))?;
         intake.take_back(self.job.part, |done| {
             let what = &self.shown;
             let total = Some(self.length);
@@ -344,7 +349,7 @@ impl Fetch<'_, '_> {
             !self.cancel.is_set()
         })?;
         if self.cancel.is_set() {
-            return Err(Error::CalledOff);
+            return Err(Error::Canceled);
         }
         self.intake = Some(intake);
         Ok(())

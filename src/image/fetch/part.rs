@@ -1,4 +1,4 @@
-//! The files of a download that is not finished.
+//! The files of a partial download.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::sys::file;
 
-/// `KEY.part.json`: what the bytes in `KEY.part` are the beginning of.
+/// `KEY.part.json`: the download to which `KEY.part` belongs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Part {
     pub(crate) url: String,
@@ -19,7 +19,7 @@ pub(crate) fn about_path(part: &Path) -> PathBuf {
     part.with_extension("part.json")
 }
 
-/// Removes what there is of a download.
+/// Removes a partial download.
 pub(crate) fn forget(part: &Path) -> Result<(), file::Error> {
     file::remove(&about_path(part))?;
     file::remove(part)

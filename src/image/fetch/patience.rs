@@ -1,15 +1,15 @@
-//! How much is borne before a download is given up.
+//! Timeouts and retries of a download.
 
 use std::time::Duration;
 
-/// How much is borne before a download is given up.
+/// Timeouts and retries of a download.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
-    /// How long no byte may come.
+    /// The timeout without data.
     pub silence: Duration,
-    /// How often in a row an attempt may fail without getting further than every attempt before it.
+    /// The maximum number of consecutive attempts without progress.
     pub attempts: u32,
-    /// The pause after the first failure; doubled after each further one, to at most 30 s.
+    /// The pause after the first failure; doubled after each further one, up to 30 s.
     pub pause: Duration,
 }
 

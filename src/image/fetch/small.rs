@@ -1,4 +1,4 @@
-//! Small questions to the network: a list of checksums, and where an address leads.
+//! Small requests: lists of checksums, and the targets of redirects.
 
 use std::time::{Duration, Instant};
 
@@ -15,19 +15,18 @@ use crate::{
     value::chain,
 };
 
-/// What an attempt gave: the status of the answer, the proxy that it came through, and what was
-/// asked for.
+/// The result of an attempt: the status, the proxy used, and the value.
 type Given<T> = (u16, Option<Box<Proxy>>, T);
 
-/// Makes one attempt; the second argument is asked whether to go on.
-type Ask<'a, T> = dyn FnMut(&download::Request, &mut dyn FnMut() -> bool) -> Result<Given<T>, download::Error>
-    + 'a;
+type Attempt<T> = Result<Given<T>, download::Error>;
+/// Makes one attempt; the second argument is called to check for cancellation.
+type Ask<'a, T> = dyn FnMut(&download::Request, &mut dyn FnMut() -> bool) -> Attempt<T> + 'a;
 
-/// A small file, such as a list of checksums, whole. Never from https by way of http: it is what
-/// trust begins with.
+/// Downloads a small file, such as a list of checksums. Redirects from https to http are refused,
+/// because verification depends on this file.
 ///
 /// # Errors
-/// As [`Error`].
+/// See [`Error`].
 pub(crate) fn bytes(
     url: &str,
     patience: Patience,
@@ -51,11 +50,11 @@ pub(crate) fn bytes(
     }
 }
 
-/// The address to which redirects of `url` lead. A redirect from https to http is not followed, but
-/// named: the server that names it was verified.
+/// Returns the target of redirects of `url`. A redirect from https to http is returned but not
+/// followed: the verified server specifies it.
 ///
 /// # Errors
-/// As [`Error`].
+/// See [`Error`].
 pub(crate) fn redirect_target(
     url: &str,
     patience: Patience,
@@ -71,7 +70,7 @@ pub(crate) fn redirect_target(
     })
 }
 
-/// Asks until there is an answer 200, or patience is at its end.
+/// Retries until a response with status 200, or the retry limit.
 fn persist<T>(
     url: &str,
     patience: Patience,
@@ -97,10 +96,13 @@ fn persist<T>(
         let (passes, why, error) = match ask(&request, &mut goes_on) {
             Ok((200, _, given)) => return Ok(given),
             Ok((status, proxy, _)) => {
-                let why = format!("the server says {status}{}", through(proxy.as_deref()));
+                let why = format!(
+                    "the server responded with status {status}{}",
+                    through(proxy.as_deref())
+                );
                 (may_pass(status), why, Error::Status { url, attempts, received, status, proxy })
             }
-            Err(download::Error::CalledOff) => return Err(Error::CalledOff),
+            Err(download::Error::Canceled) => return Err(Error::Canceled),
             Err(source) => {
                 let (passes, why) = (source.passes(), chain(&source));
                 (passes, why, Error::Download { url, attempts, received, source })
@@ -111,14 +113,14 @@ fn persist<T>(
         }
         let pause = patience.pause * 2u32.pow((attempts - 1).min(5));
         let pause = pause.min(Duration::from_secs(30));
-        progress.note(&format!("{shown}: {why}; trying again in {} s", pause.as_secs_f32()));
+        progress.note(&format!("{shown}: {why}; retrying in {} s", pause.as_secs_f32()));
         let since = Instant::now();
         while since.elapsed() < pause {
             progress.at(&At { doing: Doing::Fetching, what: &shown, done: 0, total: None });
             if cancel.is_set() {
-                return Err(Error::CalledOff);
+                return Err(Error::Canceled);
             }
-            std::thread::sleep(download::LOOK.min(pause));
+            std::thread::sleep(download::POLL_INTERVAL.min(pause));
         }
     }
 }

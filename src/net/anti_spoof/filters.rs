@@ -1,8 +1,10 @@
-//! The filter on what leaves a tap: a program of classic BPF on its ingress hook (tc-bpf(8)), set by rtnetlink(7).
+//! Installs the anti-spoofing filter of a tap: a classic BPF program on its ingress hook
+//! (tc-bpf(8)), set by rtnetlink(7).
 //!
-//! It is part of the device, and goes with it: nothing is left, whoever dies and how. One message puts a program in the place of
-//! another, with no frame between them that neither has seen. No program such as nft(8) is needed, no right but CAP_NET_ADMIN, and
-//! of the kernel only `sch_ingress` and `cls_bpf`, which it loads by itself.
+//! The filter is part of the device and vanishes with it. One message replaces a program by
+//! another, so that every frame passes one of them. No program such as nft(8) is needed, no
+//! capability except CAP_NET_ADMIN, and only the kernel modules `sch_ingress` and `cls_bpf`, which
+//! are loaded automatically.
 
 use std::io;
 
@@ -25,9 +27,9 @@ use rtnetlink::{
 use super::Instruction;
 use crate::value::{Explain, IfName};
 
-/// The qdisc that a filter on what comes in hangs on; it queues nothing.
+/// The qdisc of ingress filters; it queues nothing.
 const HOOK: &str = "clsact";
-/// Where in the order of filters it is: an operator's own may come before it, or after.
+/// The priority among filters: filters of operators can be before or after.
 const PRIORITY: u16 = 4242;
 const NUMBER: u32 = 1;
 type Attribute = u16;
@@ -38,28 +40,28 @@ const OPS: Attribute = 5;
 /// `ETH_P_ALL` of linux/if_ether.h.
 const EVERY_PROTOCOL: Protocol = 3;
 
-/// Why a tap is not filtered.
+/// Why a filter cannot be set.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No netlink socket.
+    /// A netlink socket cannot be opened.
     #[error("cannot open a netlink socket")]
     Socket(#[source] io::Error),
-    /// The tap is not there.
-    #[error("there is no `{0}`")]
+    /// The tap does not exist.
+    #[error("tap `{0}` does not exist")]
     Gone(IfName),
-    /// The kernel was built without it.
-    #[error("this kernel has no filter for it")]
+    /// The kernel lacks a module.
+    #[error("the kernel lacks `sch_ingress` or `cls_bpf`")]
     Missing(#[source] io::Error),
-    /// Not allowed.
-    #[error("filtering `{tap}` is not allowed")]
+    /// The capability is missing.
+    #[error("no permission to filter tap `{tap}`")]
     Denied {
         /// The tap.
         tap: IfName,
-        /// What the kernel said.
+        /// The cause.
         source: io::Error,
     },
-    /// Any other cause.
-    #[error("the kernel refuses the filter")]
+    /// Any other error.
+    #[error("cannot set the filter")]
     Io(#[source] io::Error),
 }
 
@@ -78,34 +80,34 @@ impl Explain for Error {
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::Missing(_) => Some(
-                "`modprobe -a sch_ingress cls_bpf` tells whether it has the modules; \
-                 `antiSpoof = false` goes without"
+                "load the modules with `modprobe -a sch_ingress cls_bpf`, or set `antiSpoof = \
+                 false`"
                     .into(),
             ),
             Self::Denied { .. } => {
-                Some("run as root, or with CAP_NET_ADMIN; `antiSpoof = false` goes without".into())
+                Some("run as root or with CAP_NET_ADMIN, or set `antiSpoof = false`".into())
             }
             Self::Socket(_) | Self::Gone(_) | Self::Io(_) => None,
         }
     }
 }
 
-/// What sets them by a netlink connection. Needs a runtime.
+/// Sets filters over a netlink connection. Requires a runtime.
 #[derive(Debug)]
 pub struct Filters {
     handle: Handle,
 }
 
 impl Filters {
-    /// By what [`Network::connect`](super::network::Network::connect) gave.
+    /// Uses the result of [`Network::connect`](super::network::Network::connect).
     ///
     /// # Errors
-    /// It gave none.
+    /// The connection failed.
     pub fn open(connected: io::Result<Handle>) -> Result<Self, Error> {
         Ok(Self { handle: connected.map_err(Error::Socket)? })
     }
 
-    /// Has every frame that leaves the tap judged by this program from now on, in the place of any before it.
+    /// Filters all frames from the guest by this program, which replaces an earlier one.
     ///
     /// # Errors
     /// See [`Error`].
@@ -138,11 +140,11 @@ impl Filters {
         ));
         let filter = RouteNetlinkMessage::NewTrafficFilter(filter);
         self.ask(filter, NLM_F_CREATE | NLM_F_REPLACE).await.map_err(failed)?;
-        // That it was taken and that the connection has ended are not told apart; but by another question.
+        // A success and the end of the connection look the same, so another request is sent.
         self.index(tap).await.map(drop).map_err(failed)
     }
 
-    /// Lets every frame pass. That there is no filter is as good.
+    /// Removes the filter. A missing filter is no error.
     ///
     /// # Errors
     /// See [`Error`].
@@ -150,7 +152,7 @@ impl Filters {
         let failed = |source| Error::new(tap, source);
         let index = self.index(tap).await.map_err(failed)?;
         match self.ask(RouteNetlinkMessage::DelTrafficFilter(filter(index)), 0).await {
-            // No such filter; or not even a hook for one.
+            // The filter, or its hook, does not exist.
             Err(e)
                 if [Errno::ENOENT as i32, Errno::EINVAL as i32]
                     .map(Some)
@@ -165,7 +167,7 @@ impl Filters {
     async fn index(&self, tap: &IfName) -> io::Result<i32> {
         let mut found = Box::pin(self.handle.link().get().match_name(tap.to_string()).execute());
         let link = match found.try_next().await {
-            // The kernel says also that there is none: the connection has ended.
+            // A missing interface is reported separately: the connection has ended.
             Ok(link) => link.ok_or(io::ErrorKind::BrokenPipe)?,
             Err(rtnetlink::Error::NetlinkError(error)) => return Err(error.to_io()),
             Err(error) => return Err(io::Error::other(error)),
@@ -189,7 +191,7 @@ impl Filters {
     }
 }
 
-/// The filter by its place, without what it does.
+/// Returns the message that identifies the filter.
 fn filter(index: i32) -> TcMessage {
     let mut message = TcMessage::with_index(index);
     message.header.parent = TcHandle { major: 0xffff, minor: TcHandle::MIN_INGRESS };
@@ -210,14 +212,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_cause_has_its_words_and_its_way_out() {
+    fn each_errno_has_a_message_and_hint() {
         let tap = "qvm-web".parse().unwrap();
         for (errno, text, hint) in [
-            (Errno::ENOENT, "this kernel has no filter for it", Some("modprobe -a sch_ingress")),
-            (Errno::EOPNOTSUPP, "this kernel has no filter for it", Some("antiSpoof = false")),
-            (Errno::EPERM, "filtering `qvm-web` is not allowed", Some("CAP_NET_ADMIN")),
-            (Errno::ENODEV, "there is no `qvm-web`", None),
-            (Errno::ENOMEM, "the kernel refuses the filter", None),
+            (
+                Errno::ENOENT,
+                "the kernel lacks `sch_ingress` or `cls_bpf`",
+                Some("modprobe -a sch_ingress"),
+            ),
+            (
+                Errno::EOPNOTSUPP,
+                "the kernel lacks `sch_ingress` or `cls_bpf`",
+                Some("antiSpoof = false"),
+            ),
+            (Errno::EPERM, "no permission to filter tap `qvm-web`", Some("CAP_NET_ADMIN")),
+            (Errno::ENODEV, "tap `qvm-web` does not exist", None),
+            (Errno::ENOMEM, "cannot set the filter", None),
         ] {
             let error = Error::new(&tap, errno.into());
             assert_eq!(error.to_string(), text);

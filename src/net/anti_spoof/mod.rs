@@ -1,14 +1,20 @@
-//! What a guest may put on the wire, as a program of classic BPF that the kernel runs on every frame that leaves a tap.
+//! The anti-spoofing rules of a NIC, as a classic BPF program that the kernel runs on every frame
+//! from the guest.
 //!
-//! Always: only the NIC's own MAC address as source, in ARP as well. Where the NIC has an address, of that family only:
-//! - IPv4: that address; 0.0.0.0 to ask a DHCP server, and in ARP to probe for that address (RFC 5227, 2.1);
-//! - IPv6: that address; any whose interface identifier is made of the MAC (RFC 4291, appendix A), which nobody else's is: the
-//!   link-local one and those of SLAAC; `::` before it has one. A neighbour is told of no other (RFC 4861, 4.4), and probed for no
-//!   other (RFC 4862, 5.4.2);
-//! - nothing but IPv4, IPv6, ARP and RARP, which QEMU itself announces a guest by: in anything else an address could be wrapped.
+//! Allowed in all cases is only the NIC's MAC address as source, also in ARP. If the NIC has an
+//! address, only addresses of its family:
+//! - IPv4: that address; 0.0.0.0 for DHCP requests, and in ARP to probe for that address (RFC 5227,
+//!   2.1);
+//! - IPv6: that address; any address whose interface identifier is derived from the MAC address
+//!   (RFC 4291, appendix A), such as link-local and SLAAC addresses; `::` before an address is
+//!   assigned. Neighbour advertisements (RFC 4861, 4.4) and probes (RFC 4862, 5.4.2) only for these
+//!   addresses;
+//! - no other protocols except ARP and RARP, with which QEMU announces a guest: they could
+//!   encapsulate any address.
 //!
-//! The kernel has taken the outer VLAN tag off before it asks, and the program ends with "pass" by itself where it reads beyond
-//! the frame (`bpf_prog_run` of classic BPF returns 0, and that is `TC_ACT_OK`): the length is looked at before every load.
+//! The kernel removes the outer VLAN tag before running the program. A load beyond the end of the
+//! frame ends the program with 0 (`bpf_prog_run` of classic BPF), which is `TC_ACT_OK`, so the
+//! length is checked before every load.
 
 pub mod filters;
 
@@ -22,17 +28,17 @@ use crate::sys::bpf::{
 };
 use crate::value::{Cidr, MacAddr};
 
-/// What the kernel does with a frame (linux/pkt_cls.h).
+/// The action for a frame (linux/pkt_cls.h).
 type Verdict = u32;
-/// A number that a protocol has (IANA).
+/// A protocol number (IANA).
 type Number = u32;
 
-/// `TC_ACT_OK`: the frame goes on.
+/// `TC_ACT_OK`: pass the frame.
 pub const PASS: Verdict = 0;
-/// `TC_ACT_SHOT`: it is dropped.
+/// `TC_ACT_SHOT`: drop the frame.
 pub const DROP: Verdict = 2;
 
-/// Where things are in a frame without VLAN tag.
+/// Offsets in a frame without VLAN tag, in bytes.
 mod at {
     type At = u32;
 
@@ -51,7 +57,7 @@ mod at {
     pub(crate) const IPV6_NEXT: At = 20;
     pub(crate) const IPV6_SOURCE: At = 22;
     pub(crate) const IPV6_END: At = 54;
-    /// From the beginning of a neighbour solicitation or advertisement.
+    /// Relative to a neighbour solicitation or advertisement.
     pub(crate) const ND_TARGET: At = 8;
     pub(crate) const ND_END: At = 24;
 }
@@ -63,14 +69,16 @@ const IPV6: Number = 0x86dd;
 const UDP: Number = 17;
 const FRAGMENT: Number = 44;
 const ICMPV6: Number = 58;
-/// Hop-by-hop options, routing, destination options: what neighbour discovery can hide behind (RFC 8200, 4).
+/// Hop-by-hop options, routing, destination options: extension headers that can precede neighbour
+/// discovery (RFC 8200, 4).
 const EXTENSIONS: [u32; 3] = [0, 43, 60];
-/// How many of them, and of fragment headers, a packet may have before what it carries: RFC 8200, 4.1 recommends one of each.
+/// The maximum number of extension and fragment headers; RFC 8200, 4.1 recommends at most one of
+/// each type.
 const MOST_EXTENSIONS: usize = 5;
 const SOLICITATION: Number = 135;
 const ADVERTISEMENT: Number = 136;
 
-/// The program for a NIC.
+/// Returns the program for a NIC.
 pub fn program(mac: MacAddr, ip: Option<Cidr>) -> Vec<Instruction> {
     let mut p = Program::default();
     let [a, b, c, d, e, f] = mac.octets();
@@ -99,7 +107,7 @@ pub fn program(mac: MacAddr, ip: Option<Cidr>) -> Vec<Instruction> {
             p.of_protocol(IPV6, |p| p.end(PASS));
         }
         Some(IpAddr::V6(own)) => {
-            // RFC 4291, appendix A: ff fe in the middle, and the bit that says whether it is the vendor's own turned round.
+            // RFC 4291, appendix A: insert ff fe in the middle and invert the universal/local bit.
             let made =
                 [u32::from_be_bytes([a ^ 2, b, c, 0xff]), u32::from_be_bytes([0xfe, d, e, f])];
             p.of_protocol(IPV4, |p| p.end(PASS));
@@ -110,7 +118,7 @@ pub fn program(mac: MacAddr, ip: Option<Cidr>) -> Vec<Instruction> {
     p.resolved()
 }
 
-/// An IPv6 address as the four words that are compared.
+/// Returns an IPv6 address as four words to compare.
 fn words(bits: u128) -> [u32; 4] {
     [96, 64, 32, 0].map(|shift| (bits >> shift) as u32)
 }
@@ -120,16 +128,17 @@ impl Program {
         self.put(RETURN, verdict);
     }
 
-    /// So many bytes of the frame there must be.
+    /// Drops frames shorter than `bytes`.
     fn need(&mut self, bytes: u32) {
         self.put(LOAD_LENGTH, 0);
         self.unless(IF_AT_LEAST, bytes);
         self.end(DROP);
     }
 
-    /// And so many from X on.
+    /// Drops frames with fewer than `bytes` bytes from X on.
     fn need_at_x(&mut self, bytes: u32) {
-        // An extension may claim more bytes than there are, and less than nothing is a very large number.
+        // An extension can claim more bytes than the frame has; a negative difference is a large
+        // unsigned number.
         self.put(LOAD_LENGTH, 0);
         self.put(SUBTRACT_X, 0);
         self.only_if(IF_ANY_BIT, 0x8000_0000);
@@ -153,7 +162,7 @@ impl Program {
         self.here(other);
     }
 
-    /// Goes to `matched` where these words are there; else on.
+    /// Jumps to `matched` if the frame has these words; otherwise continues.
     fn words(&mut self, load: u16, at: u32, words: &[u32], matched: Label) {
         let other = self.label();
         for (nr, word) in (0..).zip(words) {
@@ -165,7 +174,7 @@ impl Program {
         self.here(other);
     }
 
-    /// Ethernet and IPv4 by ARP (RFC 826), from the NIC's own address.
+    /// ARP for Ethernet and IPv4 (RFC 826), with the NIC's address as sender.
     fn arp(&mut self, high: u32, low: u32) {
         self.need(at::ARP_END);
         self.is_or_drop(LOAD_WORD, at::ARP, 0x0001_0800);
@@ -189,7 +198,7 @@ impl Program {
         self.end(PASS);
         self.unless(IF_EQUAL, 0);
         self.end(DROP);
-        // Without an address, only DHCP: from port 68 to port 67 (RFC 2131, 4.1), in one piece.
+        // Without an address, only unfragmented DHCP from port 68 to port 67 (RFC 2131, 4.1).
         self.is_or_drop(LOAD_BYTE, at::IPV4_PROTOCOL, UDP);
         self.put(LOAD_HALF, at::IPV4_FRAGMENT);
         self.only_if(IF_ANY_BIT, 0x3fff);
@@ -210,10 +219,10 @@ impl Program {
         self.words(LOAD_WORD, at::IPV6_SOURCE, &[0; 4], has_none);
         self.end(DROP);
         self.here(good);
-        // Any number but 0: what was loaded last may be one, and is not relied on.
+        // Any number except 0; the last loaded value may be 0.
         self.put(LOAD_LENGTH, 0);
         self.here(has_none);
-        // By way of `has_none`, A is the last word compared: 0.
+        // After `has_none`, A is the last compared word: 0.
         self.put(KEEP, has_source);
         self.put(LOAD_BYTE, at::IPV6_NEXT);
         self.put(KEEP, next_header);
@@ -231,7 +240,8 @@ impl Program {
                 self.go(extension);
             }
             self.end(PASS);
-            // Only the first fragment says what it carries; it has to have all headers (RFC 7112).
+            // Only the first fragment identifies the payload; it must contain all headers (RFC
+            // 7112).
             self.here(fragment);
             self.need_at_x(8);
             self.put(LOAD_HALF_AT_X, 2);
@@ -262,7 +272,7 @@ impl Program {
         self.go(neighbour);
         self.unless(IF_EQUAL, SOLICITATION);
         self.end(PASS);
-        // Whoever has an address may ask for any other's.
+        // A host with an address may solicit any other.
         self.put(LOAD_KEPT, has_source);
         self.unless(IF_EQUAL, 0);
         self.end(PASS);
@@ -282,8 +292,8 @@ mod tests {
     use super::*;
     use crate::sys::bpf::JUMP;
 
-    /// What the kernel asks of a program, and what we ask: forward jumps within it, and one of two verdicts. Which frames get which
-    /// is judged by the kernel, in tests/anti_spoof.rs.
+    /// Checks the kernel's rules, forward jumps within the program, and that each path ends in one
+    /// of two verdicts. tests/it/net/anti_spoof.rs tests with the kernel which frames pass.
     #[test]
     fn every_program_ends_in_a_verdict() {
         for ip in [None, Some("10.0.0.5/24"), Some("2001:db8::5/64")] {

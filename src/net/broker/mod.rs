@@ -1,6 +1,7 @@
-//! Descriptors of the host's network. A supervisor whose unit has a network namespace of its own (`PrivateNetwork=`, systemd.exec(5))
-//! borrows them of `qvm network-broker`, which is in the host's: a descriptor works on the namespace that it was opened in
-//! (network_namespaces(7)). What may be done with it the kernel asks of whoever uses it as well (netlink(7), tuntap.rst).
+//! The network broker: a supervisor in a private network namespace (`PrivateNetwork=`,
+//! systemd.exec(5)) gets descriptors of the host's network from `qvm network-broker`. A descriptor
+//! refers to the namespace in which it was opened (network_namespaces(7)). The kernel also checks
+//! the capabilities of the process that uses the descriptor (netlink(7), tuntap.rst).
 
 pub(crate) mod network;
 pub(crate) mod server;

@@ -1,6 +1,4 @@
-//! Descriptors of the host's network. A supervisor whose unit has a network namespace of its own (`PrivateNetwork=`, systemd.exec(5))
-//! borrows them of `qvm lend`, which is in the host's: a descriptor works on the namespace that it was opened in
-//! (network_namespaces(7)). What may be done with it the kernel asks of whoever uses it as well (netlink(7), tuntap.rst).
+//! Descriptors of the host's network: opened by this process, or requested from the network broker.
 
 use std::{
     fs::File,
@@ -33,35 +31,36 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// What makes taps, Documentation/networking/tuntap.rst.
+/// The device that creates taps, Documentation/networking/tuntap.rst.
 pub const TUN: &str = "/dev/net/tun";
-/// What a Linux network namespace has from the start.
+/// The interface that every network namespace has.
 const LOOPBACK: &str = "lo";
-/// This process' network namespace (namespaces(7)).
+/// This process's network namespace (namespaces(7)).
 const OWN: &str = "/proc/self/ns/net";
-/// How long either side may take: the one that lends is started when it is asked the first time.
+/// The timeout of a request; includes the start of the broker at the first request.
 pub(super) const ANSWER: Duration = Duration::from_secs(5);
-/// How often it is tried where so many wait that one more cannot: nothing tells when that has changed.
+/// The retry interval if the broker's queue is full, which has no notification.
 const QUEUE: Duration = Duration::from_millis(50);
 
-/// Where they come from: they are this process' own, or lent. Its clones have one connection for requests between them.
+/// The source of descriptors: this process or the broker. Clones share one connection for requests.
 #[derive(Debug, Clone, Default)]
 pub struct Network {
-    /// Where somebody listens who is in the host's network; none where this process is.
+    /// The socket of the broker in the host's network; `None` if this process is in the host's
+    /// network.
     lender: Option<PathBuf>,
     kept: Arc<Mutex<Option<Connection>>>,
 }
 
-/// A connection for requests. What drives it sleeps while nothing is asked, and ends with the last handle.
+/// A connection for requests. Its driver is idle between requests and ends with the last handle.
 #[derive(Debug)]
 struct Connection {
     handle: Handle,
     driver: JoinHandle<()>,
-    /// The network namespace that it works on.
+    /// The network namespace of the connection.
     namespace: Option<u64>,
 }
 
-/// What there is to be had, as it is asked for.
+/// The requestable descriptors, with their request bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Route = b'r' as isize,
@@ -69,38 +68,39 @@ pub(super) enum Kind {
 }
 
 impl Network {
-    /// That of the host, which who listens at this socket is in.
+    /// Uses the broker at this socket.
     pub fn lent(socket: PathBuf) -> Self {
         Self { lender: Some(socket), kept: Arc::default() }
     }
 
-    /// A netlink socket of the host's interfaces (rtnetlink(7)), close-on-exec. Needs a runtime, and never blocks it.
+    /// Returns a netlink socket for the host's interfaces (rtnetlink(7)), close-on-exec. Requires a
+    /// runtime and does not block it.
     ///
     /// # Errors
-    /// No descriptor is left, or nobody lends one.
+    /// No free descriptor, or the broker does not respond.
     pub async fn route(&self) -> io::Result<OwnedFd> {
         self.open(Kind::Route).await
     }
 
-    /// [`TUN`], close-on-exec. Needs a runtime, and never blocks it.
+    /// Returns [`TUN`], close-on-exec. Requires a runtime and does not block it.
     ///
     /// # Errors
-    /// It cannot be opened, or nobody lends it.
+    /// The device cannot be opened, or the broker does not respond.
     pub async fn tun(&self) -> io::Result<OwnedFd> {
         self.open(Kind::Tun).await
     }
 
-    /// What requests are made by. The connection behind it is kept, and made anew only when it has ended. Needs a runtime, and never
-    /// blocks it.
+    /// Returns a handle for requests. The connection is reused until it ends. Requires a runtime
+    /// and does not block it.
     ///
     /// # Errors
-    /// As of [`Network::route`].
+    /// As for [`Network::route`].
     pub async fn connect(&self) -> io::Result<Handle> {
         self.connected(|connection| connection.handle.clone()).await
     }
 
     async fn connected<T>(&self, of: impl FnOnce(&Connection) -> T) -> io::Result<T> {
-        // Whoever else asks meanwhile waits for this one's answer.
+        // Concurrent callers wait for this connection.
         let mut kept = self.kept.lock().await;
         if let Some(connection) = kept.as_ref().filter(|kept| !kept.driver.is_finished()) {
             return Ok(of(connection));
@@ -110,7 +110,8 @@ impl Network {
         if self.lender.is_some() {
             let route = self.route().await?;
             namespace = namespace_of(&route).ok();
-            // SAFETY: the descriptor is ours alone, and given away here. A runtime took the one that it replaces a moment ago.
+            // SAFETY: this function owns the descriptor and passes it on. The replaced one was just
+            // passed to a runtime.
             *connection.socket_mut() = unsafe { TokioSocket::from_raw_fd(route.into_raw_fd()) };
         }
         let driver = tasks::drive(connection);
@@ -124,8 +125,8 @@ impl Network {
         }
     }
 
-    /// Whether this process is in a network namespace other than the host's with nothing in it, and so is whatever it starts. `proc`
-    /// is /proc.
+    /// Returns true if this process, and so its children, are in an empty network namespace other
+    /// than the host's. `proc` is /proc.
     pub async fn is_empty(&self, proc: &Path) -> bool {
         if self.lender.is_none() || !has_only_loopback(proc) {
             return false;
@@ -136,10 +137,10 @@ impl Network {
     }
 }
 
-/// [`TUN`] of this process' own network, close-on-exec.
+/// Returns [`TUN`] of this process's own network, close-on-exec.
 ///
 /// # Errors
-/// It cannot be opened.
+/// The device cannot be opened.
 pub fn tun() -> io::Result<OwnedFd> {
     Ok(File::options().read(true).write(true).open(TUN)?.into())
 }
@@ -147,7 +148,7 @@ pub fn tun() -> io::Result<OwnedFd> {
 pub(super) fn opened(kind: Kind) -> io::Result<OwnedFd> {
     match kind {
         Kind::Route => {
-            // NETLINK_ROUTE is protocol 0, which is what none is.
+            // The default protocol 0 is NETLINK_ROUTE.
             let flags = SocketFlags::CLOEXEC;
             Ok(socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?)
         }
@@ -155,21 +156,22 @@ pub(super) fn opened(kind: Kind) -> io::Result<OwnedFd> {
     }
 }
 
-/// The network namespace of a socket, by its number on nsfs (ioctl_ns(2), socket(7)). Needs CAP_NET_ADMIN in it.
+/// Returns the network namespace of a socket by its inode number on nsfs (ioctl_ns(2), socket(7)).
+/// Requires CAP_NET_ADMIN in it.
 fn namespace_of(socket: &OwnedFd) -> io::Result<u64> {
-    // SAFETY: a request without an argument; what it gives is a new descriptor.
+    // SAFETY: the request has no argument and returns a new descriptor.
     let fd = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGSKNS as _) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: as said; nobody else knows of it.
+    // SAFETY: the descriptor is new and not used elsewhere.
     let namespace = unsafe { OwnedFd::from_raw_fd(fd) };
     Ok(File::from(namespace).metadata()?.ino())
 }
 
 fn has_only_loopback(proc: &Path) -> bool {
     std::fs::read_to_string(proc.join("self/net/dev")).is_ok_and(|text| {
-        // Two lines of headings (proc(5)).
+        // The first two lines are headings (proc(5)).
         let names = text.lines().skip(2).filter_map(|line| line.split_once(':'));
         names.into_iter().all(|(name, _)| name.trim() == LOOPBACK)
     })
@@ -183,14 +185,15 @@ async fn borrowed(socket: &Path, kind: Kind) -> io::Result<OwnedFd> {
     let answer = timeout(ANSWER, ask(socket, kind)).await.unwrap_or_else(|_| Err(late()));
     answer.map_err(|error| {
         let text = format!(
-            "nobody lends the host's network at `{}` (`systemctl status qvm-network.socket qvm-network.service`): {error}",
+            "the network broker does not respond at `{}` (see `systemctl status qvm-network.socket \
+             qvm-network.service`): {error}",
             socket.display()
         );
         io::Error::new(error.kind(), text)
     })?
 }
 
-/// Asks by one byte. The outer error is that of asking, the inner one is the answer.
+/// Sends a request byte. The outer error is a failed request, the inner one the answer.
 async fn ask(socket: &Path, kind: Kind) -> io::Result<io::Result<OwnedFd>> {
     let mut stream = loop {
         match UnixStream::connect(socket).await {
@@ -202,7 +205,7 @@ async fn ask(socket: &Path, kind: Kind) -> io::Result<io::Result<OwnedFd>> {
     stream.async_io(Interest::READABLE, || answer_of(&stream)).await
 }
 
-/// The answer is an errno and, where that is 0, the descriptor.
+/// The answer is an errno and, if that is 0, the descriptor.
 fn answer_of(stream: &UnixStream) -> io::Result<io::Result<OwnedFd>> {
     let mut errno = [0; size_of::<i32>()];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -232,7 +235,7 @@ mod tests {
     use super::*;
     use crate::net::broker::lend;
 
-    /// Somebody who lends, in a thread that ends with the test program.
+    /// A broker in a thread that ends with the test program.
     fn lender(dir: &Path) -> Network {
         let socket = dir.join("network");
         let listener = UnixListener::bind(&socket).unwrap();
@@ -241,36 +244,36 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_borrowed_is_as_ones_own() {
+    async fn brokered_descriptors_work_like_own() {
         let dir = tempfile::tempdir().unwrap();
         for network in [Network::default(), lender(dir.path())] {
             let route = network.route().await.unwrap();
             assert!(rustix::net::netdevice::name_to_index(&route, LOOPBACK).is_ok_and(|it| it > 0));
             let flags = rustix::io::fcntl_getfd(&route).unwrap();
             assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
-            // The device may be missing, or not be ours to open: both ways say the same.
+            // The device may be missing or not accessible: both ways return the same error.
             let kind = |fd: io::Result<OwnedFd>| fd.map(drop).map_err(|error| error.raw_os_error());
             assert_eq!(kind(network.tun().await), kind(tun()));
         }
     }
 
-    /// How many connections there have been: the driver of each is a task of its own.
+    /// Identifies the connection by the task of its driver.
     async fn driver(network: &Network) -> tokio::task::Id {
         network.connected(|connection| connection.driver.id()).await.unwrap()
     }
 
     #[tokio::test]
-    async fn a_connection_is_kept_until_it_has_ended() {
+    async fn connection_is_reused_until_it_ends() {
         let dir = tempfile::tempdir().unwrap();
         let network = lender(dir.path());
         let first = driver(&network).await;
-        // Whoever asks at once, and whichever clone.
+        // Concurrent callers and clones share it.
         let other = network.clone();
         assert_eq!(tokio::join!(driver(&network), driver(&other)), (first, first));
         network.kept.lock().await.as_ref().unwrap().driver.abort();
         tokio::task::yield_now().await;
         assert!(driver(&network).await != first);
-        // Nothing of it is left behind the last one who has it.
+        // The driver ends with the last handle.
         let runtime = tokio::runtime::Handle::current();
         let handle = network.connect().await.unwrap();
         drop((network, other));
@@ -283,7 +286,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_asks_for_something_else_or_nothing_gets_nothing_and_holds_nobody_up() {
+    async fn invalid_and_silent_clients_delay_nobody() {
         use std::io::{Read, Write};
         let dir = tempfile::tempdir().unwrap();
         let network = lender(dir.path());
@@ -294,7 +297,7 @@ mod tests {
         let mut errno = [0; 4];
         stream.read_exact(&mut errno).unwrap();
         assert_eq!(i32::from_ne_bytes(errno), Errno::INVAL.raw_os_error());
-        // Each of these would be waited for until its time is up.
+        // Each of these clients is silent until its timeout.
         let silent: Vec<_> = (0..200).map(|_| UnixStream::connect(socket).unwrap()).collect();
         for _ in 0..3 {
             network.route().await.unwrap();
@@ -304,7 +307,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_there_is_told_with_where_to_look() {
+    async fn missing_broker_has_a_hint() {
         let error = Network::lent("/nowhere/network".into()).route().await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         let text = error.to_string();
@@ -315,7 +318,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_does_not_answer_blocks_nobody_and_is_given_up() {
+    async fn hung_broker_times_out_without_blocking() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("network");
         let _hangs = UnixListener::bind(&socket).unwrap();
@@ -323,22 +326,23 @@ mod tests {
         let late = |error: io::Error| {
             assert_eq!(error.kind(), io::ErrorKind::TimedOut);
             let text = error.to_string();
-            let told = ["no answer within 5 s", "systemctl status", "qvm-network.service"];
-            assert!(told.iter().all(|part| text.contains(part)), "{text}");
+            let parts = ["no answer within 5 s", "systemctl status", "qvm-network.service"];
+            assert!(parts.iter().all(|part| text.contains(part)), "{text}");
         };
-        // Two at once: were the first to block, then the time of the second would only begin behind it.
+        // Two concurrent requests: if the first blocked, the timeout of the second would begin
+        // after it.
         let begun = tokio::time::Instant::now();
         let (route, tun) = tokio::join!(network.route(), network.tun());
         late(route.unwrap_err());
         late(tun.unwrap_err());
         assert_eq!(begun.elapsed().as_secs(), ANSWER.as_secs());
-        // So many wait that not even connect(2) is done.
+        // The queue is so full that connect(2) does not complete.
         let crowd: Vec<_> = std::iter::from_fn(|| one_more(&socket)).collect();
         assert!(!crowd.is_empty());
         late(network.route().await.unwrap_err());
     }
 
-    /// A connection that waits, unless the queue is full.
+    /// Returns a queued connection, unless the queue is full.
     fn one_more(socket: &Path) -> Option<OwnedFd> {
         use rustix::net::{SocketAddrUnix, connect};
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -353,10 +357,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_namespace_is_empty_if_it_has_only_a_loopback_and_is_not_the_hosts() {
+    async fn namespace_with_only_loopback_is_empty() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(dir.path().join("self/net")).unwrap();
-        assert!(!has_only_loopback(dir.path()), "nothing is known");
+        assert!(!has_only_loopback(dir.path()), "an unreadable file is not empty");
         let head = "Inter-|   Receive\n face |bytes\n";
         for (lines, empty) in
             [("    lo: 0\n  eth0: 1 2\n", false), ("", true), ("    lo: 0 0\n", true)]
@@ -364,7 +368,7 @@ mod tests {
             std::fs::write(dir.path().join("self/net/dev"), format!("{head}{lines}")).unwrap();
             assert_eq!(has_only_loopback(dir.path()), empty, "{lines}");
         }
-        // tests/taps.rs has a supervisor in another one.
+        // tests/it/net/taps.rs has a supervisor in another namespace.
         for network in [Network::default(), lender(dir.path())] {
             assert!(!network.is_empty(dir.path()).await);
         }

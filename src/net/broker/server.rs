@@ -1,4 +1,4 @@
-//! The side that lends: all callers at once, and none of them is waited for.
+//! The server side of the network broker: serves all clients concurrently without waiting for any.
 
 use std::{
     collections::VecDeque,
@@ -21,36 +21,38 @@ use rustix::{
 
 use super::network::{ANSWER, Kind, opened};
 
-/// How long nobody may ask until it ends.
+/// The idle time after which the broker exits.
 const IDLE: Duration = Duration::from_secs(30);
-/// How many may have said nothing yet. Whoever has something to ask does so at once; of more the oldest has to go.
+/// The maximum number of clients that have not sent a request. Clients send it at once; beyond the
+/// limit the oldest are dropped.
 const CALLERS: usize = 128;
-/// How long no further one is accepted where the host has nothing left for it.
+/// The pause in accepting clients if the host has no free descriptor.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Somebody who has not asked yet.
+/// A client that has not sent its request.
 #[derive(Debug)]
 struct Caller {
     stream: UnixStream,
     until: Instant,
 }
 
-/// What systemd listens at for this process (sd_listen_fds(3)); once.
+/// Returns the listening socket from systemd (sd_listen_fds(3)); only at the first call.
 pub fn listener() -> Option<UnixListener> {
     let fd = sd_notify::listen_fds().ok()?.next()?;
-    // SAFETY: systemd has opened it for this process, which asks for it once and uses it nowhere else.
+    // SAFETY: systemd opened the descriptor for this process, which takes it only here and once.
     let listener = unsafe { UnixListener::from_raw_fd(fd) };
     Some(listener).filter(|listener| listener.local_addr().is_ok())
 }
 
-/// Lends to whoever asks, as long as somebody does; for ever where `stays`. Only this process' own user is lent anything.
+/// Serves clients until the idle timeout, or forever if `stays`. Only clients with this process's
+/// UID get descriptors.
 ///
 /// # Errors
-/// The socket is no good.
+/// The socket fails.
 pub fn lend(listener: &UnixListener, stays: bool) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let own = rustix::process::geteuid();
-    // The oldest first, and so the one whose time is up first.
+    // Ordered by age, and therefore by timeout.
     let mut callers: VecDeque<Caller> = VecDeque::new();
     let mut paused: Option<Instant> = None;
     loop {
@@ -76,7 +78,7 @@ pub fn lend(listener: &UnixListener, stays: bool) -> io::Result<()> {
         callers.retain(|caller| {
             let asks = ready.pop_front() == Some(true);
             if asks && let Err(error) = answer(&caller.stream) {
-                tracing::debug!("a caller was not answered: {error}");
+                tracing::debug!("cannot answer a client: {error}");
             }
             !asks
         });
@@ -96,20 +98,20 @@ pub fn lend(listener: &UnixListener, stays: bool) -> io::Result<()> {
             }
             Err(error) if is_short(&error) => {
                 if !was_paused {
-                    tracing::warn!("nobody else can be lent anything for now: {error}");
+                    tracing::warn!("cannot accept clients of the network broker for now: {error}");
                 }
-                // Whoever has not asked by now has waited long enough.
+                // The oldest clients without a request are dropped.
                 callers.drain(..callers.len().div_ceil(2));
                 paused = Some(Instant::now() + PAUSE);
             }
-            // Gone before it was its turn, or already accepted.
+            // The client disconnected, or was accepted elsewhere.
             Err(error) if is_passing(&error) => {}
             Err(error) => return Err(error),
         }
     }
 }
 
-/// There is nothing left for a further descriptor (accept(2)).
+/// Returns true if the host has no free descriptor (accept(2)).
 fn is_short(error: &io::Error) -> bool {
     let short = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS];
     short.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
@@ -120,7 +122,7 @@ fn is_passing(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | Interrupted | WouldBlock)
 }
 
-/// Answers what was asked: there is something to be read, or nothing ever will be.
+/// Answers a request; the stream is readable or closed.
 fn answer(mut stream: &UnixStream) -> io::Result<()> {
     let mut asked = [0];
     stream.read_exact(&mut asked)?;

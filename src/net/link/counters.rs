@@ -1,4 +1,4 @@
-//! What passes through the interfaces of this host.
+//! Traffic counters of the host's interfaces.
 
 use std::collections::BTreeMap;
 
@@ -10,40 +10,41 @@ use super::{
     links::{Links, to_io},
 };
 
-/// What passed through an interface since it was made.
+/// The counters of an interface since its creation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// What came in.
+    /// Received traffic.
     pub received: Traffic,
-    /// What went out.
+    /// Sent traffic.
     pub sent: Traffic,
 }
 
-/// One direction.
+/// The counters of one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// Bytes.
     pub bytes: u64,
     /// Packets.
     pub packets: u64,
-    /// Packets that were dropped.
+    /// Dropped packets.
     pub dropped: u64,
-    /// Packets that were damaged.
+    /// Damaged packets.
     pub errors: u64,
 }
 
 impl Counters {
-    /// The same at the other end of a tap: what the host receives, the guest has sent.
+    /// Returns the counters as seen by the guest: the host receives at the tap what the guest has
+    /// sent.
     pub fn of_the_guest(self) -> Self {
         Self { received: self.sent, sent: self.received }
     }
 }
 
 impl Links {
-    /// What passed through each interface, by its name.
+    /// Returns the counters of all interfaces, by name.
     ///
     /// # Errors
-    /// When the kernel does not answer.
+    /// The kernel does not respond.
     pub async fn counters(&self) -> Result<BTreeMap<String, Counters>, Error> {
         let all: Vec<LinkMessage> = self
             .handle

@@ -1,4 +1,4 @@
-//! Why an interface is not as it should be.
+//! The errors of querying and configuring interfaces.
 
 use std::io;
 
@@ -6,46 +6,46 @@ use nix::errno::Errno;
 
 use crate::value::{Explain, IfName};
 
-/// Why the kernel did not do or tell it.
+/// Why a query or a change failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No netlink socket.
+    /// A netlink socket cannot be opened.
     #[error("cannot open a netlink socket")]
     Socket(#[source] io::Error),
-    /// The bridge is not there.
+    /// The bridge does not exist.
     #[error("bridge `{bridge}` does not exist")]
     NoBridge {
-        /// What it should have become a port of.
+        /// The configured bridge.
         bridge: IfName,
-        /// The bridges that there are.
+        /// The existing bridges.
         bridges: Vec<String>,
     },
-    /// It is there, and something else.
+    /// The interface exists but is not a bridge.
     #[error("`{bridge}` is not a bridge but {kind}")]
     NotABridge {
-        /// What it should have become a port of.
+        /// The configured bridge.
         bridge: IfName,
-        /// What it is.
+        /// The type of the interface.
         kind: String,
-        /// The bridges that there are.
+        /// The existing bridges.
         bridges: Vec<String>,
     },
-    /// The kernel refused to set up the tap.
-    #[error("the kernel refuses it the bridge `{bridge}`")]
+    /// The tap cannot be added to the bridge.
+    #[error("cannot add tap `{tap}` to bridge `{bridge}`")]
     Attach {
         /// The tap.
         tap: IfName,
         /// The bridge.
         bridge: IfName,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The kernel did not answer a question.
-    #[error("cannot ask the kernel for {what}")]
+    /// A query failed.
+    #[error("cannot query {what}")]
     Ask {
-        /// What was asked for.
+        /// The object of the query.
         what: String,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
@@ -54,24 +54,24 @@ impl Explain for Error {
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::NoBridge { bridge, bridges, .. } if bridges.is_empty() => Some(format!(
-                "this host has no bridge; create it (`ip link add {bridge} up type bridge`), or leave \
-                 `bridge` out for a user-mode network"
+                "this host has no bridge; create it (`ip link add {bridge} up type bridge`), or \
+                 remove `bridge` to use a user-mode network"
             )),
             Self::NoBridge { bridges, .. } | Self::NotABridge { bridges, .. }
                 if !bridges.is_empty() =>
             {
                 let names: Vec<_> = bridges.iter().map(|name| format!("`{name}`")).collect();
                 Some(format!(
-                    "create it, or name another with `bridge = …`: there is {}",
+                    "create it, or set `bridge = …` to an existing bridge: {}",
                     names.join(", ")
                 ))
             }
             Self::NoBridge { .. } | Self::NotABridge { .. } => {
-                Some("name a bridge with `bridge = …`; this host has none".into())
+                Some("create a bridge and set `bridge = …`; this host has none".into())
             }
             Self::Attach { source, tap, bridge } if denied(source) => Some(format!(
-                "run as root, or with CAP_NET_ADMIN; or set it up once by \
-                 `ip link set {tap} master {bridge} up`"
+                "run as root or with CAP_NET_ADMIN, or configure the tap once with `ip link set \
+                 {tap} master {bridge} up`"
             )),
             Self::Attach { .. } | Self::Socket(_) | Self::Ask { .. } => None,
         }

@@ -1,4 +1,4 @@
-//! Network interfaces, asked for and set up by rtnetlink(7).
+//! Queries and configures network interfaces by rtnetlink(7).
 
 use super::error::Error;
 use std::io;
@@ -20,38 +20,38 @@ use crate::value::IfName;
 /// The attribute `IFLA_TUN_MULTI_QUEUE` (linux/if_link.h).
 const MULTI_QUEUE: u16 = 7;
 
-/// An interface, as the kernel tells it.
+/// A network interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
-    /// Its number.
+    /// The interface index.
     pub index: u32,
     /// Its name.
     pub name: String,
     /// Its driver's kind (`bridge`, `tun`, `dummy`, …); `None` for a physical one.
     pub kind: Option<String>,
-    /// What `ip link set … alias` wrote.
+    /// The alias (`ip link set … alias`).
     pub alias: Option<String>,
-    /// Its hardware address.
+    /// The hardware address.
     pub address: Vec<u8>,
-    /// Bytes.
+    /// The MTU in bytes.
     pub mtu: u32,
-    /// Whether it is up, by order; its carrier is another matter.
+    /// The administrative state; independent of the carrier.
     pub up: bool,
-    /// The bridge, bond or such that it is a port of.
+    /// The index of the bridge or bond of which it is a port.
     pub controller: Option<u32>,
-    /// As a port of a bridge: it hears nothing of other such ports.
+    /// As a port of a bridge: isolated from other isolated ports.
     pub isolated: bool,
-    /// A tap that was made with several queues (`IFF_MULTI_QUEUE`).
+    /// A tap with several queues (`IFF_MULTI_QUEUE`).
     pub multi_queue: bool,
 }
 
 impl Link {
-    /// Whether it is a bridge of the kernel's.
+    /// Returns true for a bridge of the kernel.
     pub fn is_bridge(&self) -> bool {
         self.kind.as_deref() == Some("bridge")
     }
 
-    /// What it is, in the words of a message.
+    /// Describes the interface for a message.
     pub fn described(&self) -> String {
         match (&self.alias, self.kind.as_deref()) {
             (Some(alias), _) => format!("`{alias}`"),
@@ -108,62 +108,62 @@ impl Link {
     }
 }
 
-/// The bridge that a tap was attached to.
+/// The properties of the bridge to which a tap was attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attached {
     /// The bridge's MTU in bytes; larger frames are dropped.
     pub bridge_mtu: u32,
-    /// Whether the bridge is up; if not, nothing passes.
+    /// The bridge is up; otherwise no frame passes.
     pub bridge_up: bool,
 }
 
-/// What is asked and done by a netlink connection. Needs a runtime.
+/// Queries and changes over a netlink connection. Requires a runtime.
 #[derive(Debug)]
 pub struct Links {
     pub(super) handle: Handle,
 }
 
 impl Links {
-    /// By what [`Network::connect`](super::network::Network::connect) gave.
+    /// Uses the result of [`Network::connect`](super::network::Network::connect).
     ///
     /// # Errors
-    /// It gave none.
+    /// The connection failed.
     pub fn open(connected: io::Result<Handle>) -> Result<Self, Error> {
         Ok(Self { handle: connected.map_err(Error::Socket)? })
     }
 
-    /// The interface of this name, if there is one.
+    /// Returns the interface with this name, if it exists.
     ///
     /// # Errors
-    /// When the kernel does not answer.
+    /// The kernel does not respond.
     pub async fn find(&self, name: &IfName) -> Result<Option<Link>, Error> {
         let mut answer = Box::pin(self.handle.link().get().match_name(name.as_str()).execute());
         match answer.next().await.transpose().map_err(to_io) {
             Ok(Some(message)) => Ok(Some(Link::read(message))),
             Err(e) if e.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(None),
             asked => {
-                // The kernel says also that there is none: the connection has ended.
+                // A missing interface is reported separately: the connection has ended.
                 let source = asked.err().unwrap_or(io::ErrorKind::BrokenPipe.into());
                 Err(Error::Ask { what: format!("the interface `{name}`"), source })
             }
         }
     }
 
-    /// Whether there is an interface of this name.
+    /// Returns true if an interface with this name exists.
     ///
     /// # Errors
-    /// When the kernel does not answer.
+    /// The kernel does not respond.
     pub async fn exists(&self, name: &IfName) -> Result<bool, Error> {
         Ok(self.find(name).await?.is_some())
     }
 
-    /// All bridges, by name.
+    /// Returns all bridges, sorted by name.
     ///
     /// # Errors
-    /// When the kernel does not answer.
+    /// The kernel does not respond.
     pub async fn bridges(&self) -> Result<Vec<Link>, Error> {
         let mut request = self.handle.link().get();
-        // The kernel then leaves out the others; an old one tells all.
+        // The kernel returns only this kind; old kernels return all interfaces.
         let kind = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]);
         request.message_mut().attributes.push(kind);
         let all: Vec<LinkMessage> = request
@@ -177,23 +177,26 @@ impl Links {
         Ok(bridges)
     }
 
-    /// Makes a tap a port of its bridge: with the bridge's MTU, an alias, no address of its own, up. A tap that is an
-    /// active port of that bridge is left alone, so that one which root has set up serves a user without rights.
+    /// Makes a tap a port of its bridge: with the bridge's MTU, an alias, no IPv6 address, up. A
+    /// tap that is already an active port of the bridge is unchanged, so that a tap configured by
+    /// root works for an unprivileged user.
     ///
-    /// The VM's own `mtu` is not the tap's: the MTU of a bridge follows its smallest port (`br_mtu_auto_adjust`), so a
-    /// tap with another MTU than the bridge's would change the network of the host and of all other VMs.
+    /// The VM's `mtu` does not apply to the tap: the MTU of a bridge follows its smallest port
+    /// (`br_mtu_auto_adjust`), so a smaller MTU would change the network of the host and of all
+    /// other VMs.
     ///
     /// # Errors
-    /// When the bridge is missing or is none, or the kernel refuses.
+    /// The bridge does not exist or is not a bridge, or the kernel refuses.
     pub async fn attach(&self, tap: &Tap) -> Result<Attached, Error> {
         self.join(tap, 0).await
     }
 
-    /// [`attach`](Self::attach) for a tap that has been a port before, with the MTU `before` in bytes. A bridge that was
-    /// made anew has the default MTU until its other ports are back; the tap must not limit it to that.
+    /// [`attach`](Self::attach) for a tap that was a port before, with the MTU `before` in bytes. A
+    /// re-created bridge has the default MTU until its other ports are back; the tap must not limit
+    /// it to that.
     ///
     /// # Errors
-    /// As of [`attach`](Self::attach).
+    /// As for [`attach`](Self::attach).
     pub async fn reattach(&self, tap: &Tap, before: u32) -> Result<Attached, Error> {
         self.join(tap, before).await
     }
@@ -209,7 +212,7 @@ impl Links {
         }
         self.set_up(&port, bridge.mtu.max(at_least), &tap.alias).await.map_err(failed)?;
         let join = LinkUnspec::new_with_index(port.index).controller(bridge.index);
-        // It is down until it is isolated: not one frame of another such port shall reach it.
+        // Down until it is isolated, so that no frame of another isolated port reaches it.
         let join = if tap.isolated { join.down() } else { join.up() };
         let set = |message| self.handle.link().set(message).execute();
         set(join.build()).await.map_err(|e| failed(to_io(e)))?;
@@ -222,14 +225,14 @@ impl Links {
         Ok(attached)
     }
 
-    /// Makes a port that has joined its bridge isolated, or one among others.
+    /// Sets the isolation of a port.
     async fn isolate(&self, port: &Link, tap: &Tap) -> io::Result<()> {
         if port.isolated == tap.isolated {
             return Ok(());
         }
         let message = LinkBridgePort::new(port.index).isolated(tap.isolated).build();
         match self.handle.link().set_port(message).execute().await.map_err(to_io) {
-            // Root has set it up, more strictly than is asked for.
+            // Root has configured it more strictly than requested.
             Err(error) if !tap.isolated && error.raw_os_error() == Some(Errno::EPERM as i32) => {
                 Ok(())
             }
@@ -237,12 +240,14 @@ impl Links {
         }
     }
 
-    /// What must stand before the tap joins the bridge:
-    /// - the MTU, for a bridge whose MTU nobody set shrinks to its smallest port's;
-    /// - a hardware address that begins with fe, for a bridge whose address nobody set takes the lowest of its ports',
-    ///   and a host that changes its address loses its connections (libvirt does the same, virnetdevtap.c);
-    /// - no IPv6 address, for the host would speak to the guest from it: duplicate address detection, MLD, router
-    ///   solicitations (systemd.network(5), `LinkLocalAddressing=`, leaves a bridge's ports without one too).
+    /// Settings that must precede joining the bridge:
+    /// - the MTU: a bridge without a configured MTU shrinks to that of its smallest port;
+    /// - a hardware address that begins with fe: a bridge without a configured address takes the
+    ///   lowest address of its ports, and a host whose address changes loses its connections
+    ///   (libvirt does the same, virnetdevtap.c);
+    /// - no IPv6 address, which the host would use to send to the guest: duplicate address
+    ///   detection, MLD, router solicitations (systemd.network(5), `LinkLocalAddressing=`, also
+    ///   disables it for bridge ports).
     async fn set_up(&self, port: &Link, mtu: u32, alias: &str) -> io::Result<()> {
         let mut address = port.address.clone();
         if let Some(first) = address.first_mut() {
@@ -257,7 +262,7 @@ impl Links {
             )])]);
         let message = plain().append_extra_attribute(no_address).build();
         match self.handle.link().set(message).execute().await.map_err(to_io) {
-            // A kernel or an MTU (under 1280) without IPv6: then there will be no address anyway.
+            // Without IPv6 in the kernel, or with an MTU below 1280, there is no address anyway.
             Err(e) if e.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32) => {
                 self.handle.link().set(plain().build()).execute().await.map_err(to_io)
             }
@@ -270,7 +275,7 @@ impl Links {
         if let Some(bridge) = found.as_ref().filter(|link| link.is_bridge()) {
             return Ok(bridge.clone());
         }
-        // Only for the hint: what cannot be listed is not worth another error.
+        // Only used in the hint, so errors are ignored.
         let bridges = self.bridges().await.unwrap_or_default();
         let bridges = bridges.into_iter().map(|link| link.name).collect();
         let bridge = tap.bridge.clone();

@@ -1,4 +1,4 @@
-//! Network interfaces, asked for and set up by rtnetlink(7).
+//! Network interfaces of the host, by rtnetlink(7).
 
 pub(crate) mod counters;
 pub(crate) mod error;

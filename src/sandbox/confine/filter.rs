@@ -1,6 +1,8 @@
-//! System calls and requests that QEMU has no use for, and that its own filter (`-sandbox`, a list of what is denied) lets pass.
+//! A seccomp filter for system calls and ioctl requests that QEMU does not need and its own filter
+//! (`-sandbox`, a deny list) allows.
 //!
-//! What is refused fails with EPERM, as without the right to it: no QEMU ends by it. QEMU adds its own filter to this one.
+//! Refused calls fail with EPERM, like a missing privilege, so QEMU does not exit. QEMU adds its
+//! own filter.
 
 use nix::libc;
 use seccompiler::{
@@ -8,14 +10,15 @@ use seccompiler::{
     SeccompRule,
 };
 
-/// In each call's number of the x32 ABI, which is another way to the same calls (syscall(2)).
+/// The bit of system call numbers of the x32 ABI, which is another way to call the same functions
+/// (syscall(2)).
 #[cfg(target_arch = "x86_64")]
 const X32: i64 = 0x4000_0000;
-/// `ioctl` has a number of its own there (arch/x86/entry/syscalls/syscall_64.tbl).
+/// `ioctl` has a separate number in x32 (arch/x86/entry/syscalls/syscall_64.tbl).
 #[cfg(target_arch = "x86_64")]
 const X32_IOCTL: i64 = X32 + 514;
 
-/// Other processes, keys, the kernel's own machinery, mounts and namespaces, the clock and the host's name.
+/// Other processes, keys, kernel internals, mounts and namespaces, the clock and the host name.
 const CALLS: &[i64] = &[
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,
@@ -27,7 +30,7 @@ const CALLS: &[i64] = &[
     libc::SYS_keyctl,
     libc::SYS_bpf,
     libc::SYS_perf_event_open,
-    // QEMU's would be background snapshots and postcopy, which qvm does not do.
+    // Only for background snapshots and postcopy, which qvm does not use.
     libc::SYS_userfaultfd,
     libc::SYS_fanotify_init,
     libc::SYS_open_by_handle_at,
@@ -62,8 +65,9 @@ const CALLS: &[i64] = &[
     libc::SYS_setdomainname,
 ];
 
-/// Requests of ioctl(2) on what QEMU has in hand. A tap's need no right but its descriptor (drivers/net/tun.c): with another address
-/// of the tap itself a QEMU would draw a neighbour's frames from the bridge, and a tap that stays would outlive it.
+/// Requests of ioctl(2) on descriptors of QEMU. Tap requests need no privilege except the
+/// descriptor (drivers/net/tun.c): with another tap address QEMU could receive frames for other
+/// guests from the bridge, and a persistent tap would outlive QEMU.
 const REQUESTS: &[u32] = &[
     0x8924,      // SIOCSIFHWADDR
     0x4004_54ca, // TUNSETIFF
@@ -80,13 +84,13 @@ const REQUESTS: &[u32] = &[
     0x5412,      // TIOCSTI, ioctl_tty(2)
 ];
 
-/// The program for the kernel (seccomp(2)).
+/// Returns the program for the kernel (seccomp(2)).
 ///
 /// # Errors
-/// There is none for this architecture.
+/// The architecture is not supported.
 pub(crate) fn program() -> Result<BpfProgram, seccompiler::BackendError> {
     let request = |request: &u32| {
-        // The kernel takes an `unsigned int`: what is above of the register does not count.
+        // The kernel uses an `unsigned int`, so the upper half of the register is ignored.
         let (at, is) = (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq);
         SeccompRule::new(vec![SeccompCondition::new(1, at, is, (*request).into())?])
     };
@@ -108,9 +112,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_takes_as_many_instructions() {
+    fn program_is_short_enough() {
         let program = program().unwrap();
-        // BPF_MAXINSNS of linux/bpf_common.h; each costs at every system call.
+        // The kernel allows BPF_MAXINSNS (linux/bpf_common.h); each instruction costs time at every
+        // system call.
         assert!(program.len() < 1000, "{}", program.len());
     }
 }

@@ -1,7 +1,7 @@
-//! A process that puts itself into a cell before it becomes another program: what it cannot do afterwards, whoever it listens to.
+//! The sandbox of a child process: the child restricts itself before it executes QEMU.
 //!
-//! Every step is taken by the child between fork and exec, where only bare system calls are allowed; what they need is made
-//! before. How each went comes back through a pipe, which exec closes.
+//! Every step runs in the child between fork and exec, where only system calls are allowed; the
+//! parent prepares all data. A pipe, which exec closes, reports the result of each step.
 
 pub(crate) mod filter;
 
@@ -34,46 +34,49 @@ use crate::{
     sandbox::file_access::Right,
 };
 
-/// The rights that are known to this program; a kernel that knows fewer holds fewer.
+/// The newest Landlock ABI that this program supports; older kernels restrict fewer rights.
 const NEWEST: ABI = ABI::V6;
-/// One past the last capability that any kernel has so far, with some to come (capabilities(7): 40 is the last).
+/// An upper bound for capability numbers, with room for future ones (capabilities(7): 40 is the
+/// last).
 const CAPABILITIES: u32 = 64;
-/// Beyond every number that a child is given descriptors under, and within the usual limit of 1024.
+/// A descriptor number above all numbers that a child gets, and below the usual limit of 1024.
 const BEYOND: RawFd = 512;
-/// What the child says of one layer: which it is, and the error, as its two bytes.
+/// The size of a report about one layer: its number and the error, in bytes.
 const WORD: usize = 3;
 
-/// The cell.
+/// A sandbox configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cell {
-    /// The user and group that it becomes; `None` stays who it is.
+    /// The UID and GID of the process; `None` keeps those of the parent.
     pub uid: Option<u32>,
-    /// A device that it must be able to open: that of its group is the only other group that it keeps, unless that is root's.
+    /// A device that the process must be able to open: the device's group is kept as the only
+    /// supplementary group, unless it is root.
     pub device: Option<PathBuf>,
-    /// It gets a network namespace with nothing in it.
+    /// The process gets an empty network namespace.
     pub network: bool,
-    /// It loses all capabilities.
+    /// The process drops all capabilities.
     pub capabilities: bool,
-    /// No program that it becomes has more rights.
+    /// exec grants no privileges (`no_new_privs`).
     pub no_new_privileges: bool,
-    /// All that it may open by name; `None` is anything.
+    /// The Landlock domain; `None` means no restriction.
     pub domain: Option<Domain>,
-    /// Calls and requests that nobody there has a use for are refused.
+    /// The seccomp filter is installed.
     pub filter: bool,
-    /// A step that fails ends it.
+    /// A failed step ends the process.
     pub strict: bool,
 }
 
-/// A Landlock domain. Whoever is in it can neither signal nor trace who is not, nor reach him by an abstract socket.
+/// A Landlock domain. Its processes can neither signal nor trace processes outside it, nor connect
+/// to their abstract sockets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Domain {
-    /// What may be opened by name.
+    /// The paths that may be opened.
     pub open_to: Vec<(PathBuf, Right)>,
-    /// TCP may be used.
+    /// TCP is allowed.
     pub tcp: bool,
 }
 
-/// What the child needs for it; made by the parent.
+/// The data for the child, prepared by the parent.
 #[derive(Debug)]
 pub struct Prepared {
     uid: Option<u32>,
@@ -81,18 +84,18 @@ pub struct Prepared {
     network: bool,
     capabilities: bool,
     no_new_privileges: bool,
-    /// `uid_map` and `gid_map` of a user namespace in which everybody is who he was.
+    /// `uid_map` and `gid_map` of a user namespace with an identity mapping.
     maps: (String, String),
     ruleset: Option<OwnedFd>,
-    /// Nothing in it where there is to be none.
+    /// The filter; empty for none.
     filter: Vec<seccompiler::sock_filter>,
     strict: bool,
-    /// It cannot be as strict as is wanted.
+    /// A required layer is not available.
     refuses: bool,
     say: OwnedFd,
 }
 
-/// How it went, to be read when the child has become the other program, or ended.
+/// The result of the layers, to be read after the child has executed its program or exited.
 #[derive(Debug)]
 pub struct Report {
     hear: File,
@@ -100,10 +103,10 @@ pub struct Report {
 }
 
 impl Cell {
-    /// Makes it ready.
+    /// Prepares the data for a child.
     ///
     /// # Errors
-    /// No pipe can be made.
+    /// No pipe can be created.
     pub fn prepare(&self) -> io::Result<(Prepared, Report)> {
         let (hear, say) = pipe_with(PipeFlags::CLOEXEC)?;
         let say = out_of_the_way(say)?;
@@ -144,10 +147,10 @@ impl Cell {
 }
 
 impl Report {
-    /// What is missing. The parent's copy of the child's end must be gone by now.
+    /// Returns the missing layers. The parent's copy of the child's end must be closed.
     pub fn read(mut self) -> Vec<Missing> {
         let mut said = Vec::new();
-        // It is a pipe of our own; what cannot be read was not said.
+        // Read errors mean that nothing was reported.
         let _ = self.hear.read_to_end(&mut said);
         for word in said.chunks_exact(WORD) {
             let layer = Layer::ALL.into_iter().find(|layer| *layer as u8 == word[0]);
@@ -158,27 +161,28 @@ impl Report {
     }
 }
 
-/// The same descriptor with a number that the child has no other use for: what it inherits under a number of its own would replace
-/// it, and what is said here would be written there.
+/// Moves a descriptor to a number that no inherited descriptor uses: otherwise that one would
+/// replace it, and reports would be written to it.
 fn out_of_the_way(fd: OwnedFd) -> io::Result<OwnedFd> {
     Ok(rustix::io::fcntl_dupfd_cloexec(&fd, BEYOND)?)
 }
 
-/// Widens this process's table of descriptors, for `out_of_the_way`. To be called while there is one thread: with more of them the
-/// kernel waits for every CPU as it does that (`synchronize_rcu`, fs/file.c), which takes ten milliseconds and more.
+/// Enlarges this process's descriptor table for `out_of_the_way`. Call this while there is only one
+/// thread: otherwise the kernel waits for all CPUs (`synchronize_rcu`, fs/file.c), which takes ten
+/// milliseconds and more.
 pub fn make_room() {
-    // Without it a cell takes longer to make, or says itself that the limit of descriptors is too low.
+    // On failure the preparation takes longer, or reports the descriptor limit itself.
     drop(rustix::io::fcntl_dupfd_cloexec(std::io::stderr(), BEYOND));
 }
 
-/// What an error of a step means.
+/// Describes the error of a step.
 fn why(layer: Layer, errno: Errno) -> String {
     match (layer, errno) {
         (Layer::Uid, Errno::INVAL) => {
-            "this user namespace has no such user (user_namespaces(7))".to_owned()
+            "the UID does not exist in this user namespace (user_namespaces(7))".to_owned()
         }
         (Layer::Network, Errno::PERM | Errno::NOSPC | Errno::ACCESS) => {
-            format!("the host lets nobody without rights make namespaces ({})", text(errno))
+            format!("the host does not allow unprivileged user namespaces ({})", text(errno))
         }
         (_, errno) => text(errno),
     }
@@ -188,7 +192,7 @@ fn text(errno: Errno) -> String {
     io::Error::from(errno).to_string()
 }
 
-/// A ruleset that opens nothing but this.
+/// Creates the Landlock ruleset of a domain.
 fn ruleset(domain: &Domain) -> Result<OwnedFd, String> {
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
@@ -205,10 +209,10 @@ fn ruleset(domain: &Domain) -> Result<OwnedFd, String> {
         created = created.add_rule(rule).map_err(|error| error.to_string())?;
     }
     Option::<OwnedFd>::from(created)
-        .ok_or_else(|| "the kernel has none, or it is not enabled".into())
+        .ok_or_else(|| "the kernel lacks Landlock, or Landlock is disabled".into())
 }
 
-/// The rights on a path; those of directories only where it is one.
+/// Returns the access rights for a path; rights of directories only for directories.
 fn rights(right: Right, path: &Path) -> BitFlags<AccessFs> {
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let rights = match right {
@@ -220,17 +224,17 @@ fn rights(right: Right, path: &Path) -> BitFlags<AccessFs> {
 }
 
 impl Prepared {
-    /// Goes into the cell. For the child, between fork and exec: nothing here allocates or locks.
+    /// Applies the sandbox. For the child between fork and exec: does not allocate or lock.
     ///
     /// # Errors
-    /// A step failed, and all must succeed.
+    /// A required step failed.
     pub fn enter(&self) -> io::Result<()> {
         if self.refuses {
             return Err(Errno::NOSYS.into());
         }
         let mut alone = !self.network;
         if self.network {
-            // With the right to; else below, in a user namespace.
+            // If privileged; otherwise below, in a user namespace.
             alone = rustix_unshare(UnshareFlags::NEWNET).is_ok();
         }
         if self.capabilities {
@@ -245,7 +249,7 @@ impl Prepared {
         if self.capabilities {
             self.tell(Layer::Capabilities, drop_capabilities())?;
         }
-        // Landlock wants it as well of whoever has not all rights (landlock(7)).
+        // Landlock also requires it without CAP_SYS_ADMIN (landlock(7)).
         if self.no_new_privileges {
             self.tell(Layer::NoNewPrivileges, set_no_new_privs(true))?;
         }
@@ -265,10 +269,11 @@ impl Prepared {
         if self.strict { Err(errno.into()) } else { Ok(()) }
     }
 
-    /// Groups first: afterwards nothing may be changed any more.
+    /// Groups first: after the UID change they cannot be changed.
     fn become_user(&self, uid: u32) -> rustix::io::Result<()> {
-        // SAFETY: system calls that change this (forked, single-threaded) process alone; the list of groups outlives the call.
-        // Not libc's functions of these names, which would tell the threads that the parent had.
+        // SAFETY: system calls that change only this forked single-threaded process; the list of
+        // groups outlives the call. The libc functions of these names are not used: they would
+        // signal threads, which exist only in the parent.
         unsafe {
             checked(libc::syscall(libc::SYS_setgroups, self.groups.len(), self.groups.as_ptr()))?;
             checked(libc::syscall(libc::SYS_setresgid, uid, uid, uid))?;
@@ -276,23 +281,25 @@ impl Prepared {
         }
     }
 
-    /// A user namespace, which anybody may make where the host allows it, and in it a network namespace.
+    /// Creates a user namespace, which requires no privilege if the host allows it, and in it a
+    /// network namespace.
     fn namespaces(&self) -> rustix::io::Result<()> {
-        // Whoever has changed his user is not dumpable, and his /proc/self is root's (proc_pid(5)).
+        // After a UID change the process is not dumpable, and root owns its /proc/self
+        // (proc_pid(5)).
         // SAFETY: a system call without pointers.
         unsafe { checked(libc::syscall(libc::SYS_prctl, libc::PR_SET_DUMPABLE, 1, 0, 0, 0))? };
         rustix_unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNET)?;
         write(c"/proc/self/setgroups", b"deny")?;
         write(c"/proc/self/gid_map", self.maps.1.as_bytes())?;
         write(c"/proc/self/uid_map", self.maps.0.as_bytes())?;
-        // In its own user namespace it has all capabilities.
+        // In its user namespace the process has all capabilities.
         drop_bounding_set();
         Ok(())
     }
 }
 
 fn rustix_unshare(flags: UnshareFlags) -> rustix::io::Result<()> {
-    // SAFETY: neither flag parts memory or descriptors that other threads share.
+    // SAFETY: the flags affect neither memory nor descriptors shared with other threads.
     unsafe { rustix::thread::unshare_unsafe(flags) }
 }
 
@@ -302,7 +309,7 @@ fn write(path: &std::ffi::CStr, bytes: &[u8]) -> rustix::io::Result<()> {
     rustix::io::write(&file, bytes).map(drop)
 }
 
-/// Best effort: without the right to it, `no_new_privs` keeps what is in it out of reach.
+/// Best effort: without privilege, `no_new_privs` has the same effect.
 fn drop_bounding_set() {
     for capability in 0..CAPABILITIES {
         let drop = libc::PR_CAPBSET_DROP;
@@ -315,25 +322,26 @@ fn drop_bounding_set() {
 }
 
 fn drop_capabilities() -> rustix::io::Result<()> {
-    // Linux 4.3 has ambient ones.
+    // Ambient capabilities exist since Linux 4.3.
     let _ = clear_ambient_capability_set();
     let none = CapabilitySet::empty();
     set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })
 }
 
 fn restrict(ruleset: RawFd) -> rustix::io::Result<()> {
-    // SAFETY: a system call on a descriptor that is open; it restricts this process alone.
+    // SAFETY: a system call on an open descriptor; it restricts only this process.
     unsafe { checked(libc::syscall(libc::SYS_landlock_restrict_self, ruleset, 0)) }
 }
 
-/// For this process and whatever it becomes. Wants `no_new_privs`, or CAP_SYS_ADMIN.
+/// Installs the filter for this process and its programs. Requires `no_new_privs` or CAP_SYS_ADMIN.
 fn refuse(filter: &[seccompiler::sock_filter]) -> rustix::io::Result<()> {
     let program = libc::sock_fprog {
         len: u16::try_from(filter.len()).map_err(|_| Errno::INVAL)?,
         filter: filter.as_ptr().cast_mut().cast(),
     };
     let mode = libc::SECCOMP_SET_MODE_FILTER;
-    // SAFETY: the program and its instructions, which have the layout of the kernel's, outlive the call, and are only read.
+    // SAFETY: the program and its instructions have the kernel's layout, outlive the call, and are
+    // only read.
     unsafe { checked(libc::syscall(libc::SYS_seccomp, mode, 0, &raw const program)) }
 }
 
@@ -352,7 +360,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_its_groups_only_that_of_a_device_stays_and_never_root_s() {
+    fn only_a_device_group_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let device = dir.path().join("kvm");
         std::fs::write(&device, "").unwrap();
@@ -369,7 +377,7 @@ mod tests {
             };
             cell.prepare().unwrap().0.groups
         };
-        // Anybody may open it, and it is root's.
+        // World-accessible and owned by root.
         assert_eq!(groups(Some(Path::new("/dev/null"))), [0; 0]);
         assert_eq!(groups(None), [0; 0]);
         let own = rustix::process::getegid().as_raw();

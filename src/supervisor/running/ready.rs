@@ -7,7 +7,7 @@ use tracing::{debug, info};
 
 use super::{event::VmEvent, qemu::Qemu};
 use crate::{
-    guest::readiness::{CloudInit, cloud_init, taken},
+    guest::readiness::{CloudInit, cloud_init, is_accepted},
     life::{self, Policy},
     spec::{self, Reach, Ready, Vm},
     supervisor::{
@@ -205,7 +205,7 @@ impl Probe {
         let asked = timeout(CONNECT_LIMIT, async {
             loop {
                 match self.client.user_network(QMP_LIMIT).await {
-                    Ok(table) if taken(&table, host, port) => return,
+                    Ok(table) if is_accepted(&table, host, port) => return,
                     Ok(_) => tokio::time::sleep(ASK).await,
                     Err(_) => std::future::pending().await,
                 }

@@ -330,7 +330,7 @@ pub fn disk(
     unit_mounts::bind_path(&settings.name, settings.scope, settings.env, wanted)?;
     let (paths, images) = (settings.paths(), settings.layout.images());
     let ready = disk::ensure(wanted, &paths, &images, &tools, &mut spoken, cancel);
-    let failed = |source: disk::Error| match source.is_called_off() {
+    let failed = |source: disk::Error| match source.is_canceled() {
         true => Error::Canceled,
         false => Error::Disk { at: vm.at(&format!("disk.{}.image", wanted.name)), source },
     };

@@ -74,8 +74,8 @@ pub(super) fn run(
             return Err(Error::OutputTooLong { command, limit: limits.output });
         }
         if ended {
-            // What is left in the pipes was read after the end. A process that the program left
-            // behind may still have them open: nobody waits for that one.
+            // The rest of the pipes was read after the exit. A child process of the program may
+            // still have them open and is not waited for.
             return Ok((running.child.wait().map_err(failed)?, stdout, stderr));
         }
         if cancel.is_due() {
@@ -236,8 +236,8 @@ fn is_ready(fd: BorrowedFd<'_>, limit: Duration) -> bool {
     }
 }
 
-/// Lets the kernel kill the child where the thread that waits for it ends: nobody needs its result
-/// then, and the next start would find its files in use (PR_SET_PDEATHSIG(2const)).
+/// Makes the kernel kill the child when the waiting thread ends: its result is not needed then, and
+/// the next start would find its files in use (PR_SET_PDEATHSIG(2const)).
 fn end_with_thread(command: &mut Command) {
     let parent = std::process::id();
     // SAFETY: between fork and exec only async-signal-safe calls are allowed: these are bare system

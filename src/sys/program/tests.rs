@@ -116,7 +116,7 @@ fn stderr_over_limit_keeps_both_ends() {
 
 #[test]
 fn run_ends_with_the_program_alone() {
-    // The second process keeps the pipes open, and is nobody's business.
+    // The second process keeps the pipes open, and is not waited for.
     let begun = Instant::now();
     let output = sh("sleep 20 & echo $!").run().unwrap();
     assert!(begun.elapsed() < Duration::from_secs(20));

@@ -306,7 +306,11 @@ fn a_failure_leaves_nothing() {
     assert_eq!(place.state(), [""; 0]);
 
     let error = place.ensure(&of(Source::Existing)).unwrap_err();
-    assert!(chain(&error).ends_with("and the VM file names no image"), "{}", chain(&error));
+    assert!(
+        chain(&error).ends_with("and the VM file has no image to create it from"),
+        "{}",
+        chain(&error)
+    );
 }
 
 #[test]
@@ -331,7 +335,7 @@ fn called_off_it_leaves_nothing() {
             println!("skipped: this file system reflinks at once");
             continue;
         };
-        assert!(error.is_called_off(), "{}", chain(&error));
+        assert!(error.is_canceled(), "{}", chain(&error));
         assert_eq!(place.state(), [""; 0]);
     }
 }
@@ -357,7 +361,7 @@ fn a_damaged_disk_is_said_and_kept() {
     let path = place.vm.state.join("root.qcow2");
     std::fs::write(&path, "not qcow2").unwrap();
     let error = place.ensure(&from(&place.image(Format::Qcow2))).unwrap_err();
-    let expected = format!("disk root: `{}` is damaged: it is no qcow2 file", path.display());
+    let expected = format!("disk root: `{}` is damaged: the file is not qcow2", path.display());
     assert_eq!(chain(&error), expected);
     assert_eq!(std::fs::read(&path).unwrap(), b"not qcow2");
 }
@@ -382,27 +386,27 @@ fn the_operators_own() {
     assert_eq!(
         said(file(&raw, Format::Qcow2)),
         format!(
-            "disk root: `{}` is not qcow2 | write `format = \"raw\"` if that is what it is",
+            "disk root: `{}` is not qcow2 | set `format = \"raw\"` if it is a raw image",
             raw.display()
         )
     );
     assert_eq!(
         said(file(&missing, Format::Raw)),
         format!(
-            "disk root: cannot open `{}` for writing: No such file or directory (os error 2) | qvm makes no \
-             file of yours; make it, or leave `path` out and write `size`",
+            "disk root: cannot open `{}` for writing: No such file or directory (os error 2) | qvm does \
+             not create files of `path`: create it, or replace `path` by `size`",
             missing.display()
         )
     );
     assert!(!missing.exists());
-    assert!(said(file(place.dir.path(), Format::Raw)).contains("is not a file"));
+    assert!(said(file(place.dir.path(), Format::Raw)).contains("is not a regular file"));
     let device = of(Source::Device(raw.clone()));
-    assert!(said(device).contains("is not a block device | write `path` instead of `device`"));
+    assert!(said(device).contains("is not a block device | use `path` instead of `device`"));
     let gone = of(Source::Device("/dev/nowhere".into()));
     assert!(said(gone).starts_with("disk root: cannot open `/dev/nowhere` for writing"));
     let null = Source::Device("/dev/null".into());
     assert!(said(of(null)).contains("is not a block device"));
-    assert!(said(file(Path::new("/dev/null"), Format::Raw)).contains("is not a file"));
+    assert!(said(file(Path::new("/dev/null"), Format::Raw)).contains("is not a regular file"));
     // A CD is never opened for writing.
     let iso = Disk { media: Media::Cdrom, ..file(&raw, Format::Raw) };
     std::fs::set_permissions(&raw, PermissionsExt::from_mode(0o444)).unwrap();

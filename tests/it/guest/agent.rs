@@ -286,7 +286,7 @@ fn a_command_ends_with_whoever_asked_for_it() {
     let slow = lab.qvm(&["exec", "--timeout", "1", "web", "--", "sleep", "1000"]);
     let message = String::from_utf8_lossy(&slow.stderr).into_owned();
     assert_eq!(slow.status.code(), Some(1), "{message}");
-    assert_eq!(message, "error: web: `sleep` did not end within 1s, and was ended\n");
+    assert_eq!(message, "error: web: `sleep` did not exit within 1s and was ended\n");
     none_runs(&lab, "sleep");
     nothing_is_left(&lab);
 }

@@ -478,7 +478,7 @@ fn a_filter_is_replaced_taken_away_and_goes_with_its_tap() {
         set(None);
         drop(wire);
         let gone = with_filters(async |filters| filters.set(&tap, &program(mac(), None)).await);
-        assert_eq!(gone.unwrap_err().to_string(), "there is no `qvm-web`");
+        assert_eq!(gone.unwrap_err().to_string(), "tap `qvm-web` does not exist");
         let _anew = tap::open(&tap, broker::tun()).unwrap();
         assert_eq!(filters(), "", "it has outlived its tap");
     });

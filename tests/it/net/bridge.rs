@@ -202,25 +202,25 @@ fn what_is_wrong_with_the_network_is_told_with_its_place_and_the_way_out() {
             "web",
             "br9",
             "cannot attach the tap `qvm-web` (FILE:3): bridge `br9` does not exist",
-            "create it, or name another with `bridge = …`: there is `br0`",
+            "create it, or set `bridge = …` to an existing bridge: `br0`",
         ),
         (
             "web",
             "dummy0",
             "cannot attach the tap `qvm-web` (FILE:3): `dummy0` is not a bridge but an interface of kind `veth`",
-            "create it, or name another with `bridge = …`: there is `br0`",
+            "create it, or set `bridge = …` to an existing bridge: `br0`",
         ),
         (
             "db",
             "br0",
-            "cannot make the tap `qvm-db` (FILE:3): the name is taken by an interface of kind `veth`",
-            "choose another with `tap = …`; `ip -d link show qvm-db` shows it",
+            "cannot make the tap `qvm-db` (FILE:3): the name is in use by an interface of kind `veth`",
+            "choose another name with `tap = …`; `ip -d link show qvm-db` shows the interface",
         ),
         (
             "mq",
             "br0",
-            "cannot make the tap `qvm-mq` (FILE:3): it was made with several queues (`multi_queue`), and qvm uses taps with one",
-            "make it anew with one queue: `ip tuntap del qvm-mq mode tap multi_queue`, then `ip tuntap add qvm-mq mode tap`, with `user USER` if it had one; or choose another with `tap = …`",
+            "cannot make the tap `qvm-mq` (FILE:3): the tap has several queues (`multi_queue`); qvm requires a tap with one queue",
+            "create it again with one queue: `ip tuntap del qvm-mq mode tap multi_queue`, then `ip tuntap add qvm-mq mode tap`, with `user USER` if it had one; or choose another name with `tap = …`",
         ),
     ] {
         lab.vm(name, &image, &format!("bridge = \"{bridge}\"\n"));
@@ -239,6 +239,6 @@ fn what_is_wrong_with_the_network_is_told_with_its_place_and_the_way_out() {
     lab.vm("api", &image, "[nic.net]\nbridge = \"br0\"\ntap = \"qvm-web\"\n");
     let output = lab.qvm(&["run", "api"]);
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(told.contains("the name is taken by `qvm:web:net`"), "{told}");
+    assert!(told.contains("the name is in use by `qvm:web:net`"), "{told}");
     lab.ok(&["kill", "web"]);
 }

@@ -185,7 +185,7 @@ fn a_missing_bridge_names_those_there_are() {
         ip("link add br0 type bridge");
         ip("link add veth0 type veth peer name veth1");
         let hint = attach().hint().unwrap();
-        assert!(hint.ends_with("there is `br0`, `vmbr1`"), "{hint}");
+        assert!(hint.ends_with("existing bridge: `br0`, `vmbr1`"), "{hint}");
         assert_eq!(interface("qvm-web").unwrap()["master"], serde_json::Value::Null);
     });
 }
@@ -222,7 +222,7 @@ fn a_tap_is_its_holders_until_the_holder_dies() {
             let text = error.of(owner).to_string();
             holder.signal(Signal::KILL).unwrap();
             tokio::time::timeout(Duration::from_secs(60), holder.wait()).await.unwrap();
-            assert_eq!(text, "the name is taken by `qvm:web:net`");
+            assert_eq!(text, "the name is in use by `qvm:web:net`");
             assert_eq!(interface("qvm-web"), None);
         });
     });
@@ -237,7 +237,10 @@ fn a_name_that_another_kind_has_is_told_for_what_it_is() {
         let owner = with_links(async |links| {
             links.find(error.taken().unwrap()).await.unwrap().unwrap().described()
         });
-        assert_eq!(error.of(owner).to_string(), "the name is taken by an interface of kind `veth`");
+        assert_eq!(
+            error.of(owner).to_string(),
+            "the name is in use by an interface of kind `veth`"
+        );
     });
 }
 
@@ -261,12 +264,12 @@ fn without_the_right_it_says_so() {
     if std::env::var_os("QVM_TEST_NO_RIGHT").is_some() {
         let plan = planned("br0", None);
         let error = tap::open(&plan.name, broker::tun()).unwrap_err();
-        assert_eq!(error.to_string(), "making a network device is not allowed");
+        assert_eq!(error.to_string(), "no permission to create a network device");
         assert!(error.hint().unwrap().contains("CAP_NET_ADMIN"));
         // A tap of root's, not on the bridge: found, but not ours to move.
         let taken = Tap { name: "tap-root".parse().unwrap(), ..plan };
         let error = with_links(async |links| links.attach(&taken).await).unwrap_err();
-        assert_eq!(error.to_string(), "the kernel refuses it the bridge `br0`");
+        assert_eq!(error.to_string(), "cannot add tap `tap-root` to bridge `br0`");
         let hint = error.hint().unwrap();
         assert!(hint.ends_with("`ip link set tap-root master br0 up`"), "{hint}");
         return;

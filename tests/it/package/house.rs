@@ -108,6 +108,43 @@ const LOOP: [&str; 10] = [
     "src/supervisor/status.rs",
     "src/supervisor/supervise.rs",
 ];
+/// The folders whose text follows the rules of language: columns and words. Add a folder once it
+/// does.
+const PLAIN_FOLDERS: [&str; 14] = [
+    "src/value/",
+    "src/sys/",
+    "src/spec/",
+    "src/store/",
+    "src/machine/",
+    "src/net/",
+    "src/image/",
+    "src/disk/",
+    "src/seed/",
+    "src/sandbox/",
+    "src/guest/",
+    "qmp/",
+    "bench/",
+    "fuzz/",
+];
+/// The maximum length of a line in characters, comments and strings included.
+const COLUMNS: usize = 100;
+/// Phrases that comments and strings must not contain: each has a plain technical equivalent.
+const ODD_PHRASES: [&str; 14] = [
+    "anew",
+    "called off",
+    "cannot be told",
+    "comes about",
+    "gladly",
+    "is kept apart",
+    "lies beside",
+    "somebody",
+    "stands beside",
+    "stands on",
+    "the way out",
+    "told",
+    "what of",
+    "whoever",
+];
 /// The only file that starts tasks by itself: its types own them.
 const TASKS: &str = "src/sys/tasks.rs";
 /// The only files that create processes: the one runner of programs, and the spawn of QEMU.
@@ -544,6 +581,52 @@ fn leftovers(sources: &[Source]) -> Vec<String> {
     problems
 }
 
+fn is_plain_folder(path: &str) -> bool {
+    PLAIN_FOLDERS.iter().any(|folder| path.starts_with(folder))
+}
+
+/// No line exceeds the columns, unless it contains a URL, which cannot be wrapped.
+fn columns(sources: &[Source]) -> Vec<String> {
+    let mut problems = Vec::new();
+    for source in sources.iter().filter(|source| is_plain_folder(&source.path)) {
+        for (nr, line) in source.text.lines().enumerate() {
+            let length = line.chars().count();
+            if length > COLUMNS && !line.contains("://") {
+                problems.push(format!("{}:{}: {length} columns", source.path, nr + 1));
+            }
+        }
+    }
+    problems
+}
+
+/// How often a text contains a phrase as whole words, in any case.
+fn occurrences(text: &str, phrase: &str) -> usize {
+    let text = text.to_lowercase();
+    let is_word = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+    text.match_indices(phrase)
+        .filter(|(at, _)| {
+            let after = &text[at + phrase.len()..];
+            !is_word(text[..*at].chars().next_back()) && !is_word(after.chars().next())
+        })
+        .count()
+}
+
+/// Comments and strings contain no odd phrase.
+fn phrases(sources: &[Source]) -> Vec<String> {
+    let mut problems = Vec::new();
+    for source in sources.iter().filter(|source| is_plain_folder(&source.path)) {
+        let code = bare(&source.text);
+        for (nr, (line, code)) in source.text.lines().zip(code.lines()).enumerate() {
+            for phrase in ODD_PHRASES {
+                if occurrences(line, phrase) > occurrences(code, phrase) {
+                    problems.push(format!("{}:{}: `{phrase}`", source.path, nr + 1));
+                }
+            }
+        }
+    }
+    problems
+}
+
 /// A hub has few fields, all private.
 fn hubs(sources: &[Source]) -> Vec<String> {
     let mut problems = Vec::new();
@@ -770,6 +853,16 @@ fn nothing_is_left_over() {
 }
 
 #[test]
+fn lines_fit_the_columns() {
+    none(columns(&tree(&["src", "qmp", "tests", "bench", "fuzz/fuzz_targets", "fuzz/checks"])));
+}
+
+#[test]
+fn texts_have_no_odd_phrases() {
+    none(phrases(&tree(&["src", "qmp", "tests", "bench", "fuzz/fuzz_targets", "fuzz/checks"])));
+}
+
+#[test]
 fn hubs_have_few_private_fields() {
     none(hubs(&product()));
 }
@@ -969,6 +1062,33 @@ mod on_bad_trees {
         }
         let quoted = "// todo!()\nconst A: &str = \"dbg!(\"; const B: &str = r#\"\"todo!()\"#; const C: char = '\"';";
         assert_eq!(leftovers(&one("src/a.rs", quoted)), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_line_over_the_columns() {
+        let line = |length: usize| format!("//! {}\n", "ä".repeat(length - 4));
+        assert_eq!(columns(&one("src/net/tap.rs", &line(COLUMNS))), Vec::<String>::new());
+        assert_eq!(
+            columns(&one("src/net/tap.rs", &line(COLUMNS + 1))),
+            ["src/net/tap.rs:1: 101 columns"]
+        );
+        let url = format!("//! <https://example.org/{}>\n", "x".repeat(COLUMNS));
+        assert_eq!(columns(&one("src/net/tap.rs", &url)), Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_odd_phrase() {
+        for text in [
+            "//! Whoever has it.",
+            "const A: &str = \"it was called off\";",
+            "const A: &str = \"one\n  stands on two\";",
+            "fn f(told: u8) {} // what it is told",
+        ] {
+            assert_ne!(phrases(&one("src/net/tap.rs", text)), Vec::<String>::new(), "{text}");
+        }
+        for text in ["fn f(told: u8) {}", "//! A canned untold newsletter.", "//! A stand."] {
+            assert_eq!(phrases(&one("src/net/tap.rs", text)), Vec::<String>::new(), "{text}");
+        }
     }
 
     #[test]

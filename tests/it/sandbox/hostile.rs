@@ -196,10 +196,13 @@ fn a_disk_that_names_another_file_is_opened_by_nobody() {
     };
     stand_on("/etc/shadow");
     let told = refused(&lab);
-    assert!(told.contains("stands on `/etc/shadow`, which is not what qvm made it on"), "{told}");
+    assert!(
+        told.contains("has the backing file `/etc/shadow`, which is not the base that qvm used"),
+        "{told}"
+    );
     // Nor is it grown: qemu-img would open it, as root.
     lab.vm("web", &image, "isolation = \"off\"\ndiskSizeG = 1\n");
-    assert!(refused(&lab).contains("stands on `/etc/shadow`"));
+    assert!(refused(&lab).contains("has the backing file `/etc/shadow`"));
     stand_on("");
     lab.ok(&["start", "web"]);
     lab.ok(&["stop", "web"]);
@@ -208,7 +211,7 @@ fn a_disk_that_names_another_file_is_opened_by_nobody() {
     bytes[79] |= 4;
     fs::write(&disk, bytes).unwrap();
     let told = refused(&lab);
-    assert!(told.contains("keeps its data in another file"), "{told}");
+    assert!(told.contains("has an external data file"), "{told}");
 }
 
 /// As a QEMU that a guest has broken into, which has the image that its disk stands on open for reading: a lock on each byte that stands for

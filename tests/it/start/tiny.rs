@@ -176,7 +176,7 @@ fn a_command_runs_in_the_guest() {
     let slow = lab.qvm(&["exec", "--timeout", "1", "web", "--", "sleep", "1000"]);
     let message = String::from_utf8_lossy(&slow.stderr).into_owned();
     assert_eq!(slow.status.code(), Some(1), "{message}");
-    assert!(message.contains("`sleep` did not end within 1s, and was ended"), "{message}");
+    assert!(message.contains("`sleep` did not exit within 1s and was ended"), "{message}");
     // The agent goes on after all of that.
     assert_eq!(exec(&["hostname"]), (Some(0), "tiny\n".into(), String::new()));
 }

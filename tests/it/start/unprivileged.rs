@@ -88,8 +88,8 @@ fn a_bridge_is_roots_and_the_message_says_what_to_do() {
     assert!(message.contains("cannot make the tap `qvm-web` ("), "{message}");
     if Path::new("/dev/net/tun").exists() {
         assert!(message.contains("CAP_NET_ADMIN"), "{message}");
-        assert!(message.contains("run it as root"), "{message}");
-        assert!(message.contains("or leave `bridge` out for the user-mode network"), "{message}");
+        assert!(message.contains("run as root"), "{message}");
+        assert!(message.contains("or remove `bridge` to use a user-mode network"), "{message}");
     }
     assert!(message.contains("hint: "), "{message}");
     assert!(!lab.runtime("web", "record.json").exists(), "a QEMU was written down");

@@ -238,7 +238,7 @@ fn a_start_that_finds_no_room_for_its_disk_leaves_nothing() {
     assert_eq!(output.status.code(), Some(75), "{}", said(&output));
     let sums = format!("are free on the file system of `{}", state.display());
     assert!(said(&output).contains(&sums), "{}", said(&output));
-    assert!(said(&output).contains("hint: make room"), "{}", said(&output));
+    assert!(said(&output).contains("hint: free disk space"), "{}", said(&output));
     assert_eq!(left_overs(&lab.state("web", "")), [""; 0]);
     assert!(!lab.state("web", "root.qcow2").exists());
 }

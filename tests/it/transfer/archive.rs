@@ -415,7 +415,7 @@ fn nothing_of_the_host_comes_into_the_guest_by_it() {
     inbox.refuses(&good().with("root.qcow2", &disk).sealed(), outside);
     inbox.refuses(
         &good().with("root.qcow2", b"#!/bin/sh\n").sealed(),
-        "disk root is damaged: it is no qcow2 file",
+        "disk root is damaged: the file is not qcow2",
     );
     // User-data that is a file of the host.
     let user_data = |path: &str| good().changed("vm.toml", "\"dev.yaml\"", &format!("{path:?}"));
