@@ -103,6 +103,12 @@ const LOOP: [&str; 10] = [
     "src/supervisor/status.rs",
     "src/supervisor/supervise.rs",
 ];
+/// The folder whose components have unit tests, and the least share of its lines that are tests, in
+/// percent.
+const TESTED: (&str, usize) = ("src/supervisor/", 40);
+/// The folder whose files may import each other: each rule defines what is seen of its subject, and
+/// reads what is seen of all.
+const ENTANGLED: &str = "src/doctor/rules/";
 /// The only file that starts tasks by itself: its types own them.
 const TASKS: &str = "src/sys/tasks.rs";
 /// The only files that create processes: the one runner of programs, and the spawn of QEMU.
@@ -200,14 +206,52 @@ fn bare(text: &str) -> String {
     out
 }
 
-/// The part of a file before its tests.
-fn before_tests(code: &str) -> &str {
-    code.match_indices("#[cfg(test)]")
-        .find(|(at, mark)| {
-            let rest = code[at + mark.len()..].trim_start();
-            rest.starts_with("mod ") || rest.starts_with("pub mod ") || rest.starts_with("#[")
-        })
-        .map_or(code, |(at, _)| &code[..at])
+/// A file without its test modules. The lines of a module that is not the last item stay, empty.
+fn before_tests(code: &str) -> String {
+    let mut out = String::new();
+    let mut rest = code;
+    while let Some((before, from)) = rest.split_once(TESTS) {
+        out.push_str(before);
+        let (item, after) = from.split_at(end_of_item(from));
+        rest = after;
+        if is_module(item) && rest.trim().is_empty() {
+            return out;
+        }
+        if is_module(item) {
+            out.extend(item.chars().filter(|c| *c == '\n'));
+        } else {
+            out.push_str(item);
+        }
+    }
+    out + rest
+}
+
+/// What marks a test module, or another item that only tests have.
+const TESTS: &str = "#[cfg(test)]";
+
+/// Whether the item behind its attributes is a module.
+fn is_module(item: &str) -> bool {
+    let mut rest = item.trim_start();
+    while let Some((_, after)) = rest.strip_prefix("#[").and_then(|rest| rest.split_once(']')) {
+        rest = after.trim_start();
+    }
+    let rest = rest.strip_prefix("pub(crate) ").or(rest.strip_prefix("pub ")).unwrap_or(rest);
+    rest.starts_with("mod ")
+}
+
+/// Where the first item ends: at its semicolon, or at the end of its braces.
+fn end_of_item(code: &str) -> usize {
+    let mut depth = 0_usize;
+    for (at, char) in code.char_indices() {
+        match char {
+            '{' => depth += 1,
+            '}' if depth <= 1 => return at + 1,
+            '}' => depth -= 1,
+            ';' if depth == 0 => return at + 1,
+            _ => {}
+        }
+    }
+    code.len()
 }
 
 fn tokens(code: &str) -> Vec<Token> {
@@ -304,7 +348,7 @@ fn inward(source: &Source) -> Vec<(usize, Vec<String>)> {
     let top = here.len() == 1 && matches!(here[0].as_str(), "lib" | "main");
     let code = bare(&source.text);
     let mut found = Vec::new();
-    for (line, path) in paths(before_tests(&code)) {
+    for (line, path) in paths(&before_tests(&code)) {
         let mut base: Vec<String> = if top { Vec::new() } else { here.clone() };
         let mut rest = path.as_slice();
         match rest[0].as_str() {
@@ -390,6 +434,9 @@ fn cycles(sources: &[Source]) -> Vec<String> {
         'search: while let Some(file) = queue.pop_front() {
             for target in &imports[file] {
                 if target == start {
+                    if start.starts_with(ENTANGLED) && file.starts_with(ENTANGLED) {
+                        continue;
+                    }
                     let mut way = vec![*start, file];
                     while let Some(before) = from.get(way[way.len() - 1]) {
                         way.push(before);
@@ -420,8 +467,8 @@ fn purity(sources: &[Source], crates: &BTreeSet<String>) -> Vec<String> {
         if !is_in(&PURE) || is_in(&PROBES) {
             continue;
         }
-        let code = bare(&source.text);
-        let code = before_tests(&code);
+        let code = before_tests(&bare(&source.text));
+        let code = code.as_str();
         for (line, path) in paths(code) {
             let whole = path.join("::");
             if let Some(bad) = IMPURE_PATHS
@@ -553,7 +600,7 @@ fn task_owners(sources: &[Source]) -> Vec<String> {
     let mut problems = Vec::new();
     for source in sources.iter().filter(|source| source.path != TASKS) {
         let code = bare(&source.text);
-        for (line, path) in paths(before_tests(&code)) {
+        for (line, path) in paths(&before_tests(&code)) {
             let path = path.join("::");
             if ["tokio::spawn", "tokio::task::spawn", "tokio::task::spawn_local"]
                 .contains(&path.as_str())
@@ -565,6 +612,31 @@ fn task_owners(sources: &[Source]) -> Vec<String> {
     problems
 }
 
+/// A file that is tests alone.
+fn is_test_file(path: &str) -> bool {
+    path.ends_with("/tests.rs") || path.contains("/tests/")
+}
+
+/// A folder has enough unit tests, by its lines.
+fn tested(sources: &[Source]) -> Vec<String> {
+    let (folder, least) = TESTED;
+    let (mut all, mut tests) = (0, 0);
+    for source in sources.iter().filter(|source| source.path.starts_with(folder)) {
+        let lines = source.text.lines().count();
+        all += lines;
+        tests += if is_test_file(&source.path) {
+            lines
+        } else {
+            let code = before_tests(&bare(&source.text));
+            lines - lines.min(code.trim_end_matches('\n').lines().count())
+        };
+    }
+    if tests * 100 >= all * least {
+        return vec![];
+    }
+    vec![format!("{folder}: {tests} of {all} lines are unit tests, {least} % at least")]
+}
+
 /// Programs are run by one module, with limits.
 fn processes(sources: &[Source]) -> Vec<String> {
     let mut problems = Vec::new();
@@ -573,7 +645,7 @@ fn processes(sources: &[Source]) -> Vec<String> {
             continue;
         }
         let code = bare(&source.text);
-        for (line, path) in paths(before_tests(&code)) {
+        for (line, path) in paths(&before_tests(&code)) {
             let has = |spawn: &&&[&str]| path.windows(spawn.len()).any(|part| part == **spawn);
             if SPAWNS.iter().any(|spawn| has(&spawn)) {
                 problems.push(format!(
@@ -613,8 +685,7 @@ fn tree(directories: &[&str]) -> Vec<Source> {
 /// What is built into the product: the tree of src/ without the files that are only tests.
 fn product() -> Vec<Source> {
     let mut sources = tree(&["src"]);
-    sources
-        .retain(|source| !source.path.ends_with("/tests.rs") && !source.path.contains("/tests/"));
+    sources.retain(|source| !is_test_file(&source.path));
     sources
 }
 
@@ -680,6 +751,11 @@ fn components_know_no_supervisor() {
 #[test]
 fn tasks_have_owners() {
     none(task_owners(&product()));
+}
+
+#[test]
+fn supervisor_has_unit_tests() {
+    none(tested(&tree(&["src"])));
 }
 
 #[test]
@@ -868,6 +944,40 @@ mod on_bad_trees {
         ] {
             assert_eq!(task_owners(&one(path, text)), Vec::<String>::new(), "{path}");
         }
+    }
+
+    #[test]
+    fn code_behind_test_modules_counts() {
+        let code = "use a;\n#[cfg(test)]\nmod tests;\n#[cfg(test)]\n#[allow(x)]\npub mod t {\n    fn f() {}\n}\n";
+        let last = format!("{code}#[cfg(test)]\nmod tests {{ use b; }}\n");
+        assert_eq!(before_tests(code).trim_end(), "use a;");
+        assert_eq!(before_tests(&last).trim_end(), "use a;");
+        let behind = before_tests(&format!("{code}use c;\n#[cfg(test)]\nuse d;\n"));
+        // The lines are those of the file.
+        assert_eq!(behind.lines().position(|line| line == "use c;"), Some(8));
+        assert!(behind.contains("use d;"), "{behind}");
+        let text = "//! x\n#[cfg(test)]\nmod tests;\nuse crate::cli::verb;\n";
+        assert_ne!(layers(&one("src/machine/argv.rs", text)), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_folder_with_too_few_tests() {
+        let file = |path: &str, lines: usize| Source {
+            path: path.to_owned(),
+            text: "//! x\n".repeat(lines),
+        };
+        let inline = Source {
+            path: "src/supervisor/b.rs".into(),
+            text: "//! x\n#[cfg(test)]\nmod tests {\n    fn f() {}\n}\n".into(),
+        };
+        // 4 of 10, then 4 of 11; other folders do not count.
+        let mut sources = vec![file("src/supervisor/a.rs", 5), inline];
+        assert_eq!(tested(&sources), Vec::<String>::new());
+        sources.push(file("src/fleet/tests.rs", 90));
+        sources.push(file("src/supervisor/c.rs", 1));
+        assert_eq!(tested(&sources).len(), 1);
+        sources.push(file("src/supervisor/c/tests.rs", 1));
+        assert_eq!(tested(&sources), Vec::<String>::new());
     }
 
     #[test]
