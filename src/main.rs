@@ -82,7 +82,7 @@ fn complete(arguments: &[std::ffi::OsString]) -> Result<bool, clap::Error> {
 /// clap's tree of all verbs takes a hundred kilobytes of stack, which a supervisor with other
 /// options would keep for as long as it lives.
 fn read(arguments: Vec<std::ffi::OsString>) -> Result<Cli, clap::Error> {
-    if let Some(cli) = Cli::recognize_run(&arguments) {
+    if let Some(cli) = cli::recognize_run(&arguments) {
         return Ok(cli);
     }
     let again = arguments.clone();

@@ -7,7 +7,7 @@ use std::{
 
 use clap::{ArgAction, Parser, error::ContextValue};
 
-use super::{dirs::Dirs, run_line, verbs::Verb};
+use super::{dirs::Dirs, verbs::Verb};
 use crate::value::shown;
 
 /// Run virtual machines directly on QEMU: one TOML file, one systemd unit, one QEMU process
@@ -37,11 +37,6 @@ pub struct Cli {
 pub(super) const GENERATOR: &str = "qvm-generator";
 
 impl Cli {
-    /// Recognizes the command line of a supervisor, `qvm run NAME`, which clap need not parse.
-    pub fn recognize_run(arguments: &[OsString]) -> Option<Self> {
-        run_line::recognize(arguments)
-    }
-
     /// Parses the command line. The first argument is the name of the program, which selects the
     /// verb if it is `qvm-generator`.
     ///

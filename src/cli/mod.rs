@@ -16,6 +16,7 @@ mod verbs;
 use std::{
     io::{self, Write},
     path::Path,
+    pin::Pin,
 };
 
 use clap::CommandFactory;
@@ -36,6 +37,7 @@ pub use self::complete::complete;
 pub use self::dirs::{Dirs, layout};
 use self::dirs::{dir, system};
 pub use self::invocation::Invocation;
+pub use self::run_line::recognize_run;
 use self::settings::{config_home, means, settings};
 use self::verbs::Verb;
 
@@ -54,11 +56,38 @@ impl Cli {
     }
 }
 
-/// Runs the verb of the command line.
+/// Runs the verb of the command line. The futures are on the heap, and that of a supervisor is not
+/// part of the others': the stack of a future is in use for as long as the future runs.
 ///
 /// # Errors
 /// Those of the verb.
-pub async fn run(cli: Cli, invocation: &Invocation<'_>) -> Result<(), Failure> {
+pub fn run<'a>(
+    cli: Cli,
+    invocation: &'a Invocation<'a>,
+) -> Pin<Box<dyn Future<Output = Result<(), Failure>> + 'a>> {
+    match cli.verb {
+        Verb::Run(args) => Box::pin(supervise(args, cli.dirs, invocation)),
+        _ => Box::pin(run_verb(cli, invocation)),
+    }
+}
+
+/// Runs the supervisor of a VM.
+async fn supervise(
+    args: verb::run::Args,
+    dirs: Dirs,
+    invocation: &Invocation<'_>,
+) -> Result<(), Failure> {
+    let dirs = dirs.or(invocation.env).absolute(invocation.cwd)?;
+    let layout = layout(invocation.uid, &dirs, invocation.env, &user_runtime_dir::directory)?;
+    let settings = settings(args.name, layout, invocation);
+    let scope = if invocation.uid == 0 { Scope::System } else { Scope::User };
+    // The path at the time of the start: a symbolic link may resolve to a newer program later.
+    let started = invocation.arguments.first().map(Path::new).filter(|path| path.is_absolute());
+    let program = started.unwrap_or(invocation.exe);
+    verb::run::run(settings, program, invocation.arguments, scope).await
+}
+
+async fn run_verb(cli: Cli, invocation: &Invocation<'_>) -> Result<(), Failure> {
     if let Some(done) = cli.at_once(invocation) {
         return done;
     }
@@ -164,16 +193,6 @@ pub async fn run(cli: Cli, invocation: &Invocation<'_>) -> Result<(), Failure> {
         Verb::Reseed(args) => {
             Box::pin(verb::reseed::run(&settings(args.name, layout, invocation))).await
         }
-        Verb::Run(args) => {
-            let settings = settings(args.name, layout, invocation);
-            let scope = if invocation.uid == 0 { Scope::System } else { Scope::User };
-            // The path at the time of the start: a symbolic link may resolve to a newer program
-            // later.
-            let started =
-                invocation.arguments.first().map(Path::new).filter(|path| path.is_absolute());
-            let program = started.unwrap_or(invocation.exe);
-            Box::pin(verb::run::run(settings, program, invocation.arguments, scope)).await
-        }
         Verb::Image(args) => images(&args, &layout, invocation, screen),
         Verb::Disk(args) => {
             let qemu = (invocation.env)("QVM_QEMU").filter(|qemu| !qemu.is_empty());
@@ -219,7 +238,7 @@ pub async fn run(cli: Cli, invocation: &Invocation<'_>) -> Result<(), Failure> {
         }
         Verb::NetworkBroker(args) => verb::network_broker::run(&args),
         // Handled by `at_once`.
-        Verb::Generate(_) | Verb::Completions(_) | Verb::Man(_) => Ok(()),
+        Verb::Run(_) | Verb::Generate(_) | Verb::Completions(_) | Verb::Man(_) => Ok(()),
     }
 }
 

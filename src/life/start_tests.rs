@@ -233,8 +233,7 @@ fn adoption_of_exited_qemu_starts_anew() {
 
 #[test]
 fn failed_start_exits_by_its_fault() {
-    let adopts = |phase: &Phase| matches!(phase, Phase::FindingPrevious | Phase::Adopting);
-    for phase in phases().into_iter().filter(|phase| !adopts(phase)) {
+    for phase in phases().into_iter().filter(|phase| *phase != Phase::Adopting) {
         for (fault, code) in [(Fault::Vm, 1), (Fault::Host, 75), (Fault::InsufficientMemory, 69)] {
             if (phase, fault) == (Phase::Launching(Boot::Restore), Fault::Vm) {
                 continue;
@@ -296,7 +295,8 @@ fn stop_cancels_each_phase() {
         stop,
         Event::Requested(Command::Terminate),
     ];
-    for phase in phases().into_iter().filter(|phase| *phase != Phase::Adopting) {
+    let adopts = |phase: &Phase| matches!(phase, Phase::FindingPrevious | Phase::Adopting);
+    for phase in phases().into_iter().filter(|phase| !adopts(phase)) {
         for stop in &stops {
             let (canceling, actions) = feed(State::Starting(phase), &[(0, stop.clone())]);
             assert_eq!(actions, [Action::CancelStart]);
