@@ -30,9 +30,9 @@ fn layers(missing: &[Missing]) -> Vec<&'static str> {
     missing.iter().map(|one| one.layer.word()).collect()
 }
 
-fn handed(path: &Path, write: bool) -> Handed {
+fn handed(path: &Path, write: bool) -> PassedFile {
     let access = Access { write, direct: false };
-    Handed { set: 40, path: path.to_owned(), access, node: "node-data".into() }
+    PassedFile { set: 40, path: path.to_owned(), access, node: "node-data".into() }
 }
 
 #[test]
