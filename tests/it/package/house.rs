@@ -671,8 +671,7 @@ fn tree(directories: &[&str]) -> Vec<Source> {
 /// What is built into the product: the tree of src/ without the files that are only tests.
 fn product() -> Vec<Source> {
     let mut sources = tree(&["src"]);
-    sources
-        .retain(|source| !source.path.ends_with("/tests.rs") && !source.path.contains("/tests/"));
+    sources.retain(|source| !is_test_file(&source.path));
     sources
 }
 
