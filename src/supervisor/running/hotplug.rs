@@ -330,3 +330,6 @@ fn mac_of(
     let bridged = matches!(nic.link, Link::Bridge { .. });
     Ok((mac, facts.vhost_net && bridged))
 }
+
+#[cfg(test)]
+mod tests;

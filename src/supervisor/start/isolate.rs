@@ -293,3 +293,6 @@ fn user_network(vm: &crate::spec::Vm) -> Option<String> {
     let user = vm.nics.iter().find(|nic| matches!(nic.link, crate::spec::Link::User { .. }));
     user.map(|nic| format!("the network of `{}` is QEMU's own (user mode)", nic.name))
 }
+
+#[cfg(test)]
+mod tests;
