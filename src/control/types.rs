@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 pub use super::change::{Pending, TakesEffect};
+pub use super::disk_limit::DiskLimit;
 pub use super::state::State;
 pub use crate::control::isolation::Isolation;
 use crate::value::{Operator, keyboard::Chord};
@@ -82,6 +83,9 @@ pub struct Status {
     /// Where the guest's screen is served by VNC: `unix:PATH` or `ADDRESS:PORT`.
     #[serde(default)]
     pub vnc: Option<String>,
+    /// The limits of the disks' I/O that apply.
+    #[serde(default)]
+    pub disk_limits: Vec<DiskLimit>,
     /// Who may change it beside root: `operators` of the VM file, as it counts.
     #[serde(default)]
     pub operators: Vec<Operator>,

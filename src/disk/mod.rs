@@ -13,6 +13,7 @@ pub mod listing;
 pub(crate) mod own;
 pub mod plan;
 pub(crate) mod ready;
+pub mod sector_size;
 
 pub use self::backing::backing;
 pub use self::copy::copy;

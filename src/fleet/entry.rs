@@ -120,6 +120,7 @@ impl Entry {
             tap: None,
             forward: vec![],
             vnc: None,
+            disk_limits: vec![],
             operators: vec![],
             isolation: None,
             cpu_weight: 0,

@@ -8,14 +8,18 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+pub use super::block_nodes::{
+    DiskParts, disk_of_node, file_node_of, format_node, iothread, limits, node, throttle_group,
+};
 use super::{
+    block_nodes::{NodeNames, file_node, nodes, parts},
     disk_file::DiskFile,
     fd,
     fdset::{Access, Files},
     firmware::Chosen,
 };
 use crate::{
-    spec::{Bus, Disk, Format, Link, Media, Model, Nic, Vm},
+    spec::{Bus, Disk, Format, Link, Media, Model, Nic, SectorSize, Vm},
     value::{Label, MacAddr},
 };
 
@@ -133,16 +137,6 @@ fn on_pci(disk: &Disk) -> bool {
     disk.media == Media::Disk && disk.bus != Bus::Sata
 }
 
-/// The block node of a disk, and below it its file's.
-pub fn node(disk: &Label) -> String {
-    format!("node-{disk}")
-}
-
-/// The disk of a block node, or of the one below it.
-pub fn disk_of_node(node: &str) -> Option<Label> {
-    node.strip_prefix("node-")?.parse().ok()
-}
-
 /// The id of a disk's device.
 pub fn disk_id(disk: &Label) -> String {
     format!("disk-{disk}")
@@ -158,62 +152,6 @@ pub fn net_id(nic: &Label) -> String {
     format!("net-{nic}")
 }
 
-/// The block node of a file or device itself, below that of its format, opened as `access` says by QEMU and by the
-/// supervisor alike. `name` is its own, `of` the node that its descriptor is for.
-fn file_node(
-    (driver, name): (&str, Option<String>),
-    of: &str,
-    path: &Path,
-    access: Access,
-    files: &mut Files,
-) -> Value {
-    let mut node = json!({"driver": driver});
-    if let Some(name) = name {
-        node["node-name"] = name.into();
-    }
-    node["filename"] = files.add(of, path, access).into();
-    access.apply_to(&mut node);
-    node
-}
-
-/// A file and the format on top of it, as two block nodes: `NODE-file` and `NODE`. What is below them has no names.
-fn nodes(node: &str, file: &DiskFile, read_only: bool, files: &mut Files) -> [Value; 2] {
-    // A block device has no file system's cache to fill twice, and always takes O_DIRECT, which `native` needs.
-    let (driver, aio) =
-        if file.is_device { ("host_device", "native") } else { ("file", "threads") };
-    let access = Access { write: !read_only, direct: file.is_device };
-    let name = Some(format!("{node}-file"));
-    let mut lower = file_node((driver, name), node, &file.path, access, files);
-    lower["discard"] = "unmap".into();
-    lower["aio"] = aio.into();
-    let mut upper = json!({
-        "driver": file.format.name(), "node-name": node, "file": format!("{node}-file"),
-        "read-only": read_only,
-    });
-    if !read_only {
-        upper["discard"] = "unmap".into();
-        upper["detect-zeroes"] = "unmap".into();
-    }
-    let below: Vec<Value> = file
-        .backing
-        .iter()
-        .map(|below| {
-            let mut file = file_node(("file", None), node, &below.path, Access::READ, files);
-            // Nobody writes to a cached image, so a lock protects nothing; and any QEMU that has it open could keep all others from it.
-            file["locking"] = "off".into();
-            json!({"driver": below.format.name(), "read-only": true, "file": file})
-        })
-        .collect();
-    let below = below.into_iter().rev().reduce(|lower, mut above| {
-        above["backing"] = lower;
-        above
-    });
-    if let Some(below) = below {
-        upper["backing"] = below;
-    }
-    [lower, upper]
-}
-
 /// All disks and CDs. Disks come first in the boot order, CDs after them.
 pub(crate) fn disks(vm: &Vm, there: &[DiskFile], files: &mut Files) -> Vec<Argument> {
     let (mut out, mut on_sata) = (vec![], 0);
@@ -221,9 +159,11 @@ pub(crate) fn disks(vm: &Vm, there: &[DiskFile], files: &mut Files) -> Vec<Argum
     let (mut disk_boot, mut cd_boot) = (1, 1 + disk_count);
     for ((disk, file), place) in vm.disks.iter().zip(there).zip(disk_places(vm)) {
         let cd = disk.media == Media::Cdrom;
-        out.extend(nodes(&node(&disk.name), file, disk.read_only || cd, files).map(blockdev));
+        let DiskParts { objects, nodes } = parts(disk, file, files);
+        out.extend(objects.into_iter().map(|value| Argument { option: "-object", value }));
+        out.extend(nodes.into_iter().map(blockdev));
         let boot = if cd { &mut cd_boot } else { &mut disk_boot };
-        let mut front = front(disk);
+        let mut front = front(disk, file.sector_size);
         front["bootindex"] = (*boot).into();
         *boot += 1;
         out.push(device(match place {
@@ -239,7 +179,7 @@ pub(crate) fn disks(vm: &Vm, there: &[DiskFile], files: &mut Files) -> Vec<Argum
 }
 
 /// What the guest sees of a disk.
-fn front(disk: &Disk) -> Value {
+fn front(disk: &Disk, sector_size: SectorSize) -> Value {
     let driver = match (disk.media, disk.bus) {
         (Media::Cdrom, _) => "ide-cd",
         (Media::Disk, Bus::Sata) => "ide-hd",
@@ -254,25 +194,36 @@ fn front(disk: &Disk) -> Value {
         front["werror"] = "enospc".into();
         front["rerror"] = "report".into();
     }
+    if disk.iothread {
+        front["iothread"] = iothread(&disk.name).into();
+    }
+    if sector_size != SectorSize::B512 {
+        front["logical_block_size"] = sector_size.bytes().into();
+        front["physical_block_size"] = sector_size.bytes().into();
+    }
     front
 }
 
-/// A disk for a machine that runs: its two block nodes, the lower one first, and its device. Nothing boots from it before the next start.
+/// A disk for a machine that runs: what is behind its device, and the device. Nothing boots from it
+/// before the next start.
 pub fn disk_behind(
     disk: &Disk,
     file: &DiskFile,
     port: &str,
     files: &mut Files,
-) -> ([Value; 2], Value) {
-    let nodes = nodes(&node(&disk.name), file, disk.read_only, files);
-    (nodes, Place::Port(port.to_owned()).put(front(disk)))
+) -> (DiskParts, Value) {
+    let front = front(disk, file.sector_size);
+    (parts(disk, file, files), Place::Port(port.to_owned()).put(front))
 }
 
 /// The seed: a virtio disk, since cloud kernels lack AHCI; a CD where the root disk is no virtio disk either.
 pub(crate) fn seed(vm: &Vm, path: &Path, files: &mut Files) -> Vec<Argument> {
     let (path, format) = (path.to_owned(), Format::Raw);
-    let file = DiskFile { path, format, is_device: false, backing: vec![] };
-    let mut out = nodes("seed", &file, true, files).map(blockdev).to_vec();
+    let sector_size = SectorSize::B512;
+    let file = DiskFile { path, format, is_device: false, backing: vec![], sector_size };
+    let seed = || "seed".to_owned();
+    let names = NodeNames { file: "seed-file".to_owned(), format: seed(), owner: seed() };
+    let mut out = nodes(names, &file, true, false, files).map(blockdev).to_vec();
     let virtio = vm.disks.first().is_none_or(|d| d.bus == Bus::Virtio);
     out.push(device(if virtio {
         at(json!({"driver": "virtio-blk-pci", "id": "seed", "drive": "seed"}), SEED_SLOT)

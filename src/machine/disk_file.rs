@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::spec::Format;
+use crate::spec::{Format, SectorSize};
 
 /// A disk as it lies there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub struct DiskFile {
     pub is_device: bool,
     /// What is below it, the nearest first.
     pub backing: Vec<Backing>,
+    /// The sectors that the guest sees.
+    pub sector_size: SectorSize,
 }
 
 /// A file that a qcow2 file stands on; never written to.

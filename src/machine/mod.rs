@@ -1,6 +1,7 @@
 //! From a VM file to a QEMU command line, and the typed difference between two VM files.
 
 pub mod argv;
+mod block_nodes;
 pub mod device;
 pub mod diff;
 pub mod disk_file;

@@ -47,6 +47,8 @@ pub enum Error {
     Open {
         /// The file.
         path: PathBuf,
+        /// Whether `O_DIRECT` was asked for.
+        direct: bool,
         /// Why.
         source: io::Error,
     },
@@ -79,6 +81,12 @@ impl Explain for Error {
 
     fn own_hint(&self) -> Option<String> {
         match self {
+            Self::Open { direct: true, source, .. }
+                if source.kind() == io::ErrorKind::InvalidInput =>
+            {
+                let hint = "its file system does not support O_DIRECT: write `cache = \"writeback\"`";
+                Some(hint.into())
+            }
             Self::Pipe(_) => Some("`ulimit -n` has to be well over 512; it is 1024 mostly".into()),
             Self::Broken(_) => Some(
                 "it may need files elsewhere than below its own prefix and /usr; `isolation = \"off\"` does without".into(),
@@ -267,7 +275,7 @@ pub(crate) fn open(files: &[Handed]) -> Result<Vec<(OwnedFd, i32)>, Error> {
             .write(write)
             .custom_flags(flags.bits().cast_signed())
             .open(&handed.path);
-        let failed = |source| Error::Open { path: handed.path.clone(), source };
+        let failed = |source| Error::Open { path: handed.path.clone(), direct, source };
         Ok((OwnedFd::from(opened.map_err(failed)?), handed.set))
     };
     files.iter().map(open).collect()
@@ -292,4 +300,17 @@ pub(crate) fn give_to_user(files: &[Handed], state: &Path, uid: Option<u32>) {
 fn user_network(vm: &crate::spec::Vm) -> Option<String> {
     let user = vm.nics.iter().find(|nic| matches!(nic.link, crate::spec::Link::User { .. }));
     user.map(|nic| format!("the network of `{}` is QEMU's own (user mode)", nic.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_without_o_direct_has_a_hint() {
+        let access = Access { write: false, direct: true };
+        let (path, node) = (PathBuf::from("/proc/version"), "node-root".to_owned());
+        let error = open(&[Handed { set: 40, path, access, node }]).unwrap_err();
+        assert!(error.hint().unwrap().contains("`cache = \"writeback\"`"), "{error:?}");
+    }
 }
