@@ -8,21 +8,25 @@ pub(crate) type Outcome<T> = Result<T, Box<dyn error::Error>>;
 #[derive(Debug)]
 pub(crate) struct Figure {
     pub(crate) what: &'static str,
-    /// What is promised.
+    /// The bound as text; DESIGN.md of the project has the same.
     pub(crate) bound: &'static str,
-    /// What qvm needs.
+    /// The result of the other binary, where one is compared.
+    pub(crate) before: String,
+    /// The result of qvm.
     pub(crate) measured: String,
-    /// What stands beside it, and what that needs.
+    /// What is compared with, and its result.
     pub(crate) beside: String,
-    /// By how much, where that is the bound's measure.
+    /// The ratio or the difference, where the bound is one.
     pub(crate) over: String,
-    /// What libvirt needs, where it is installed and does the same.
+    /// The result of libvirt, where it runs and does the same.
     pub(crate) libvirt: Option<Sample>,
     pub(crate) met: bool,
+    /// The bound is not one of the agreed ones: such rows follow them.
+    pub(crate) is_extra: bool,
 }
 
 impl Figure {
-    /// A figure that is bound by itself.
+    /// A figure with an absolute bound.
     pub(crate) fn alone(
         what: &'static str,
         bound: &'static str,
@@ -32,15 +36,17 @@ impl Figure {
         Self {
             what,
             bound,
+            before: String::new(),
             measured,
             beside: String::new(),
             over: String::new(),
             libvirt: None,
             met,
+            is_extra: false,
         }
     }
 
-    /// A figure that may be so many times what stands beside it.
+    /// A figure whose bound is a multiple of what is compared with.
     pub(crate) fn times(
         what: &'static str,
         (bound, most): (&'static str, f64),
@@ -49,14 +55,20 @@ impl Figure {
     ) -> Self {
         let ratio = measured.median().as_secs_f64() / other.median().as_secs_f64();
         Self {
-            what,
-            bound,
-            measured: measured.to_string(),
             beside: format!("{beside} {other}"),
             over: format!("{ratio:.2} ×"),
-            libvirt: None,
-            met: ratio <= most,
+            ..Self::alone(what, bound, measured.to_string(), ratio <= most)
         }
+    }
+
+    /// Adds the result of the other binary.
+    pub(crate) fn before(self, before: Option<&Sample>) -> Self {
+        Self { before: before.map(Sample::to_string).unwrap_or_default(), ..self }
+    }
+
+    /// Marks a row beyond the agreed bounds.
+    pub(crate) fn extra(self) -> Self {
+        Self { is_extra: true, ..self }
     }
 }
 
@@ -93,26 +105,29 @@ pub(crate) fn time(time: Duration) -> String {
     }
 }
 
-/// The rows as a table in Markdown that can also be read as it is.
+/// The rows as a Markdown table, padded so that the source is readable as well; a column without
+/// results is left out.
 pub(crate) fn table(figures: &[Figure]) -> String {
-    let head =
-        ["what", "bound", "qvm", "beside it", "over it", "libvirt", "met"].map(str::to_owned);
+    let head = ["what", "bound", "before", "qvm", "compared with", "over it", "libvirt", "met"];
     let row = |f: &Figure| {
         let met = if f.met { "yes" } else { "NO" };
         let libvirt = f.libvirt.as_ref().map(Sample::to_string).unwrap_or_default();
-        [f.what, f.bound, &f.measured, &f.beside, &f.over, &libvirt, met].map(str::to_owned)
+        let cells = [f.what, f.bound, &f.before, &f.measured, &f.beside, &f.over, &libvirt, met];
+        cells.map(str::to_owned)
     };
-    let mut rows = vec![head];
-    rows.extend(figures.iter().map(row));
+    let results: Vec<_> = figures.iter().map(row).collect();
+    let columns: Vec<usize> = (0..head.len())
+        .filter(|column| results.iter().any(|row| !row[*column].is_empty()))
+        .collect();
+    let rows: Vec<_> = std::iter::once(head.map(str::to_owned)).chain(results).collect();
     let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..7).map(width).collect();
     let mut text = String::new();
     for (nr, row) in rows.iter().enumerate() {
-        let cells: Vec<String> =
-            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let cell = |column: &usize| format!("{:width$}", row[*column], width = width(*column));
+        let cells: Vec<String> = columns.iter().map(cell).collect();
         text.push_str(&format!("| {} |\n", cells.join(" | ")));
         if nr == 0 {
-            let rule: Vec<String> = widths.iter().map(|width| "-".repeat(width + 2)).collect();
+            let rule: Vec<_> = columns.iter().map(|c| "-".repeat(width(*c) + 2)).collect();
             text.push_str(&format!("|{}|\n", rule.join("|")));
         }
     }

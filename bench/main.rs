@@ -1,8 +1,11 @@
-//! Measures how fast and how small qvm is, beside raw QEMU, and libvirt where it is installed, and writes it down.
+//! Measures the speed and size of qvm, compared with QEMU by hand, and with libvirt where it is
+//! installed, and writes bench/RESULTS.md.
 //!
-//! `make bench`, or `cargo bench -- one many stopping files` for some of it. Medians; what is compared is measured in turns, in
-//! one run, so that a ratio says something also on a machine that is not quiet.
+//! `make bench` measures everything, `cargo bench -- one many stopping files` some parts. Results are
+//! medians. What is compared is measured in turns, in one run, so that ratios hold on a machine with
+//! other load as well. `QVM_BENCH_BEFORE=PATH` adds the results of another `qvm` as a column.
 
+mod exec;
 mod figure;
 mod files;
 mod libvirt;
@@ -49,10 +52,12 @@ fn run(wanted: &[String]) -> Outcome<bool> {
             figures.extend(measure()?);
         }
     }
+    // The agreed bounds first.
+    figures.sort_by_key(|figure| figure.is_extra);
     let table = figure::table(&figures);
     print!("{table}");
-    // A part of the figures is for whoever asked, and not for the record.
-    if wanted.is_empty() {
+    // A part of the figures, or a comparison, is not for the record.
+    if wanted.is_empty() && env::var_os(place::BEFORE).is_none() {
         let at = jiff::Timestamp::now().strftime("%Y-%m-%d").to_string();
         let text =
             format!("# Figures\n\n`make bench`, {at}; medians.\n\n{}\n{table}", machine::kind());

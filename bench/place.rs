@@ -24,6 +24,26 @@ const LONG: Duration = Duration::from_secs(120);
 pub(crate) struct Place {
     dir: tempfile::TempDir,
     guests: PathBuf,
+    program: PathBuf,
+}
+
+/// The variable with the path of another `qvm`, which is measured in turns with this one.
+pub(crate) const BEFORE: &str = "QVM_BENCH_BEFORE";
+
+/// A place for the program of this build, and one for the program that [`BEFORE`] names.
+pub(crate) fn places() -> Outcome<Vec<Place>> {
+    let before = std::env::var_os(BEFORE).filter(|path| !path.is_empty());
+    let mut places = vec![Place::new()?];
+    if let Some(program) = before {
+        places.push(Place { program: program.into(), ..Place::new()? });
+    }
+    Ok(places)
+}
+
+/// The places in the order of a round: each is first in every other round.
+pub(crate) fn in_turns(places: &[Place], round: usize) -> impl Iterator<Item = (usize, &Place)> {
+    let count = places.len();
+    (0..count).map(move |nr| (nr + round) % count).map(|nr| (nr, &places[nr]))
 }
 
 impl Place {
@@ -33,7 +53,8 @@ impl Place {
         fs::create_dir_all(dir.path().join("c/vms"))?;
         let here = || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guests");
         let guests = std::env::var_os("QVM_GUESTS").map_or_else(here, PathBuf::from);
-        Ok(Self { dir, guests })
+        let program = env!("CARGO_BIN_EXE_qvm").into();
+        Ok(Self { dir, guests, program })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -68,9 +89,9 @@ impl Place {
         Ok(fs::write(self.layout().vm_file(&name.parse()?), text)?)
     }
 
-    /// `qvm`, as it was built for this measurement.
+    /// The command that runs `qvm` on the VMs of this place.
     pub(crate) fn qvm(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_qvm"));
+        let mut command = Command::new(&self.program);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         for (key, dir) in [("CONFIG", "c"), ("STATE", "s"), ("RUNTIME", "r")] {
             command.env(format!("QVM_{key}_DIR"), self.dir.path().join(dir));

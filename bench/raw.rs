@@ -40,6 +40,35 @@ pub(crate) fn command_line(pid: u32, disk: &Path) -> Outcome<Vec<String>> {
     Ok(words.into_iter().map(|word| word.replace(&set, &disk)).collect())
 }
 
+/// The command line for the same devices as an administrator would write it, without the options by
+/// which qvm secures and manages QEMU.
+pub(crate) fn by_hand(disk: &Path) -> Vec<String> {
+    let drive = format!("file={},format=qcow2,if=none,id=root", disk.display());
+    let mut words: Vec<String> = "qemu-system-x86_64 -nodefaults -S -display none -machine q35 \
+        -accel tcg -cpu max -smp 1 -m 32M \
+        -chardev socket,id=qmp,fd=3,server=on,wait=off -mon chardev=qmp,mode=control \
+        -chardev socket,id=serial,fd=5,server=on,wait=off -serial chardev:serial \
+        -chardev socket,id=agent,fd=4,server=on,wait=off \
+        -device pvpanic -object rng-builtin,id=entropy -device virtio-rng-pci,rng=entropy \
+        -device virtio-balloon-pci -device virtio-serial-pci \
+        -device virtserialport,chardev=agent,name=org.qemu.guest_agent.0 \
+        -netdev user,id=net -device virtio-net-pci,netdev=net,romfile="
+        .split_whitespace()
+        .map(str::to_owned)
+        .collect();
+    // The ports for disks and NICs that are plugged in later.
+    for port in 1..=HOTPLUG_PORTS {
+        let port = format!("pcie-root-port,id=port{port},chassis={port},slot={port}");
+        words.extend(["-device".to_owned(), port]);
+    }
+    let disk = ["-drive", &drive, "-device", "virtio-blk-pci,drive=root"];
+    words.extend(disk.map(str::to_owned));
+    words
+}
+
+/// How many root ports a VM of qvm has.
+const HOTPLUG_PORTS: u32 = 15;
+
 /// A QEMU whose guest runs.
 pub(crate) struct Raw {
     monitor: BufReader<UnixStream>,

@@ -26,7 +26,7 @@ use tracing_subscriber::{
 
 // SIGPIPE stays ignored, as Rust's runtime has it: who reads no more is an error of writing, and quiet.
 fn main() -> ExitCode {
-    memory::one_heap();
+    memory::use_one_heap();
     let arguments: Vec<_> = env::args_os().collect();
     // A shell that asks what comes next has no place for messages.
     match complete(&arguments) {
@@ -78,9 +78,13 @@ fn complete(arguments: &[std::ffi::OsString]) -> Result<bool, clap::Error> {
     cli::complete(arguments, uid, &|key| env::var_os(key), &cwd)
 }
 
-/// Reads the command line on a stack of its own: clap's tree of all verbs takes a hundred kilobytes of it, which a supervisor would
-/// keep for as long as it lives.
+/// Reads the command line: that of a supervisor without clap, others on a stack of their own.
+/// clap's tree of all verbs takes a hundred kilobytes of stack, which a supervisor with other
+/// options would keep for as long as it lives.
 fn read(arguments: Vec<std::ffi::OsString>) -> Result<Cli, clap::Error> {
+    if let Some(cli) = Cli::recognize_run(&arguments) {
+        return Ok(cli);
+    }
     let again = arguments.clone();
     let reading = std::thread::Builder::new().name("cli".into()).spawn(|| Cli::read(arguments));
     match reading.map(std::thread::JoinHandle::join) {

@@ -12,7 +12,7 @@ use qvm::{
     cli::{exit::Failure, table::Screen},
     image::qcow2,
     spec,
-    store::{identity::Identity, identity_store::Means, layout::Layout},
+    store::{identity::Identity, identity_store::IdentitySource, layout::Layout},
     sys::progress::{Cancel, Quiet},
     transfer::{archive_format, import::import, import_request::Import},
     value::Explain,
@@ -103,7 +103,7 @@ fn append(tar: &mut Vec<u8>, kind: u8, path: &str, content: &[u8]) {
 fn one(dir: &Path, mut tar: &[u8], choice: u8) {
     let [config, state, runtime] = ["c", "s", "r"].map(|place| dir.join("qvm").join(place));
     let layout = Layout { config, state, runtime };
-    let means = Means {
+    let means = IdentitySource {
         layout: layout.clone(),
         host_id: "host".into(),
         uuid: || "7e0f3c52-4f2b-4b7e-9a34-0c5d0a1b2c3d".to_owned(),

@@ -11,7 +11,7 @@ use qvm::{
     sys::log::{
         file::LogFile,
         reader::LogReader,
-        text::{Part, Shown, times},
+        text::{LogFormatter, Part, times},
     },
 };
 use tokio::{io::AsyncWriteExt, net::UnixStream};
@@ -30,7 +30,7 @@ pub fn check(bytes: &[u8]) {
         let (step, piece) = (cut.byte(), cut.short());
         second += i64::from(step >> 1);
         if step & 1 == 1 {
-            log.boots(second).expect("a log");
+            log.mark_boot(second).expect("a log");
         }
         log.append(piece, second).expect("a log");
         said.extend_from_slice(piece);
@@ -57,7 +57,7 @@ pub fn check(bytes: &[u8]) {
 }
 
 fn shown(part: &Part, said: &[u8]) {
-    let text = Shown::new(Some(TimeZone::UTC)).text(part.clone());
+    let text = LogFormatter::new(Some(TimeZone::UTC)).text(part.clone());
     let mut bare = Vec::new();
     for line in text.split_inclusive(|byte| *byte == b'\n') {
         let (time, line) = line.split_at_checked(21).expect("a time before each line");
@@ -65,7 +65,7 @@ fn shown(part: &Part, said: &[u8]) {
         bare.extend_from_slice(line);
     }
     assert_eq!(bare, said, "with times it says another thing");
-    assert_eq!(Shown::new(None).text(part.clone()), said);
+    assert_eq!(LogFormatter::new(None).text(part.clone()), said);
     assert!(said.ends_with(&part.clone().since_boot().bytes));
     for lines in 0..4 {
         let last = part.clone().last(lines);

@@ -15,7 +15,9 @@ pub fn check(bytes: &[u8]) {
             assert!(range.first() <= range.last() && range.first() >= UidRange::MIN);
             // It is written down, and read again.
             assert_eq!(range.to_string().parse(), Ok(range));
-            assert!(UidRange::may_be_given(range.first()) && UidRange::may_be_given(range.last()));
+            assert!(
+                UidRange::is_assignable(range.first()) && UidRange::is_assignable(range.last())
+            );
         }
         Err(problems) => super::are_told(&problems, text),
     }

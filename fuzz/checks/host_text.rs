@@ -28,7 +28,7 @@ pub fn check(bytes: &[u8]) {
 
 /// What it is taken for goes into `identity.toml`, and from there onto each command line.
 fn qemu(text: &str) {
-    let _ = Version::read(text);
+    let _ = Version::parse(text);
     let _ = machines(text);
     if let Some(machine) = newest_q35(text) {
         let uuid = "7e0f3c52-4f2b-4b7e-9a34-0c5d0a1b2c3d".to_owned();

@@ -8,7 +8,7 @@ use qvm::{
         argv::{Machine, argv},
         diff::{Facts, ScreenServer, VmDiff, running_machine::Versions},
         facts::Accelerator,
-        firmware::Chosen,
+        firmware::SelectedFirmware,
     },
     seed::documents,
     spec::{self, Vm},
@@ -103,7 +103,7 @@ fn identity(vm: &Vm) -> Identity {
 }
 
 /// QEMU's command line, which is the same again.
-pub fn command_line(vm: &Vm, firmware: Option<&Chosen>) {
+pub fn command_line(vm: &Vm, firmware: Option<&SelectedFirmware>) {
     let [config, state, runtime] = ["/c", "/s", "/r"].map(Into::into);
     let paths = Layout { config, state, runtime }.vm(&vm.name);
     let disks: Vec<_> = vm.disks.iter().map(|disk| disk_file(&paths, disk)).collect();

@@ -7,7 +7,7 @@ use std::{
 
 use clap::{ArgAction, Parser, error::ContextValue};
 
-use super::{dirs::Dirs, verbs::Verb};
+use super::{dirs::Dirs, run_line, verbs::Verb};
 use crate::value::shown;
 
 /// Run virtual machines directly on QEMU: one TOML file, one systemd unit, one QEMU process
@@ -28,9 +28,14 @@ pub struct Cli {
 }
 
 /// The name under which systemd runs this program as a generator.
-const GENERATOR: &str = "qvm-generator";
+pub(super) const GENERATOR: &str = "qvm-generator";
 
 impl Cli {
+    /// Recognizes the command line of a supervisor, `qvm run NAME`, which clap need not parse.
+    pub fn recognize_run(arguments: &[OsString]) -> Option<Self> {
+        run_line::recognize(arguments)
+    }
+
     /// Reads the command line, the program's name first, which may say what it is to do.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ pub mod edited;
 pub mod exit;
 mod given;
 mod help;
+mod run_line;
 mod settings;
 pub mod table;
 pub mod verb;
@@ -264,7 +265,7 @@ fn images(
         vms: &vms,
         invalid: &invalid,
         tools: &tools,
-        progress: &mut progress::Shown::new(given.terminal),
+        progress: &mut progress::TerminalProgress::new(given.terminal),
         cancel: &progress::Cancel::default(),
         out: &mut io::stdout().lock(),
         screen,

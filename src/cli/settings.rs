@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     net::broker::Network,
-    store::{identity_store::Means, layout::Layout},
+    store::{identity_store::IdentitySource, layout::Layout},
     supervisor::settings::Settings,
     sys::machine_id,
     systemd::{registration, unit::Scope},
@@ -43,8 +43,8 @@ pub(super) fn settings(name: VmName, layout: Layout, given: &Given<'_>) -> Setti
 }
 
 /// What new identities are made of.
-pub(super) fn means(layout: Layout) -> Means {
-    Means { layout, host_id: machine_id::read(), uuid: new_uuid }
+pub(super) fn means(layout: Layout) -> IdentitySource {
+    IdentitySource { layout, host_id: machine_id::read(), uuid: new_uuid }
 }
 
 fn new_uuid() -> String {

@@ -8,6 +8,7 @@ use super::error::Error;
 use super::plan;
 use super::ready::Ready;
 use super::ready::refuse_corrupt;
+use super::verified_copy::VerifiedCopy;
 use std::{
     fs::OpenOptions,
     os::unix::fs::FileTypeExt,
@@ -47,10 +48,10 @@ pub fn made(disk: &Disk, vm: &VmPaths) -> Result<Option<Made>, Error> {
 ///
 /// # Errors
 /// A file cannot be removed.
-pub fn remove_left_overs(vm: &VmPaths) -> Result<(), FileError> {
+pub fn remove_leftovers(vm: &VmPaths) -> Result<(), FileError> {
     file::remove_tree(&vm.state_being_removed())?;
-    file::remove_left_overs(&vm.runtime)?;
-    file::remove_left_overs(&vm.state)
+    file::remove_leftovers(&vm.runtime)?;
+    file::remove_leftovers(&vm.state)
 }
 
 /// The disk, ready. Its image is fetched only when the disk is made. Blocks; run it on a thread that may.
@@ -260,19 +261,26 @@ impl Work<'_> {
             let record = plan::record(self.disk, None, None, now);
             return Ok(Filled { record, virtual_size: size.bytes() });
         };
-        let purpose = match self.disk.clone {
-            spec::Clone::Copy => Purpose::Copy,
-            spec::Clone::Overlay => Purpose::Base,
+        let mut copy = VerifiedCopy::new(to, format);
+        let Self { images, tools, cancel, .. } = *self;
+        let cached = match self.disk.clone {
+            spec::Clone::Copy => {
+                image::ensure_copied(image, images, &mut copy, tools, self.progress, cancel)
+            }
+            spec::Clone::Overlay => {
+                image::ensure(image, images, Purpose::Base, tools, self.progress, cancel)
+            }
         };
-        let cached =
-            image::ensure(image, self.images, purpose, self.tools, self.progress, self.cancel);
         let cached = cached.map_err(|source| Error::Image {
             disk: self.disk.name.clone(),
             source: Box::new(source),
         })?;
         let virtual_size = self.disk.size.map_or(0, Size::bytes).max(cached.virtual_size);
         notes.extend(self.disk.size.and_then(|s| larger(self.disk, s, cached.virtual_size)));
-        let base = self.put(&cached, to, format, virtual_size)?;
+        let base = match copy.is_complete() {
+            true => self.grow_copy(&cached, to, format, virtual_size).map(|()| None)?,
+            false => self.put(&cached, to, format, virtual_size)?,
+        };
         let digest: Option<&Digest> = cached.digest.as_ref();
         let record = plan::record(self.disk, Some((image, digest)), base, now);
         Ok(Filled { record, virtual_size })
@@ -313,10 +321,21 @@ impl Work<'_> {
                 made.map_err(self.qemu_img())?;
             }
         }
-        if virtual_size > cached.virtual_size {
-            self.grow(to, format, size, None)?;
+        self.grow_copy(cached, to, format, virtual_size).map(|()| None)
+    }
+
+    /// Grows a copy of the image to the size of the disk.
+    fn grow_copy(
+        &self,
+        cached: &Cached,
+        to: &Path,
+        format: Format,
+        virtual_size: u64,
+    ) -> Result<(), Error> {
+        if virtual_size <= cached.virtual_size {
+            return Ok(());
         }
-        Ok(None)
+        self.grow(to, format, Size::from_bytes(virtual_size), None)
     }
 }
 

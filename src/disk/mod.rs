@@ -14,9 +14,10 @@ pub(crate) mod own;
 pub mod plan;
 pub(crate) mod ready;
 pub mod sector_size;
+mod verified_copy;
 
 pub use self::backing::backing;
 pub use self::copy::copy;
-pub use self::ensure::{ensure, made, notes, origin_path, remove_left_overs};
+pub use self::ensure::{ensure, made, notes, origin_path, remove_leftovers};
 pub use self::error::Error;
 pub use self::ready::Ready;

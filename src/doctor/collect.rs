@@ -135,7 +135,7 @@ pub async fn look(from: &Sources<'_>) -> Seen {
     Seen {
         isolation,
         kvm: kvm_module::read(from.root, probe::kvm(from.root)),
-        cgroups: cgroup::seen(from.root, from.manager == Some(Scope::User)),
+        cgroups: cgroup::inspect(from.root, from.manager == Some(Scope::User)),
         qemu,
         qemu_img: found,
         network: network(from, &written),

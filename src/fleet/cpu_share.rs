@@ -69,7 +69,7 @@ mod tests {
             (all[web].status.cpu_weight_effective, all[web].status.cpu_share),
             (Some(300), Some(0.75))
         );
-        let note = "`cpuWeight` is not what it seems: `cpu.weight` was set to 300 by another than the VM file";
+        let note = "`cpuWeight` is not what it seems: another program has set `cpu.weight` to 300";
         assert_eq!(all[web].status.notes.last().unwrap(), note);
         assert!(!all[db].status.notes.iter().any(|note| note.contains("cpuWeight` is not")));
     }

@@ -16,7 +16,7 @@ use crate::{
         record,
         running::{self, PreviousQemu, Processes},
     },
-    sys::storage_reader::{self, Place},
+    sys::storage_reader::{self, ReadPosition},
 };
 
 /// One VM.
@@ -160,17 +160,17 @@ fn written(status: &mut Status, vm: &Vm) {
 }
 
 /// What the files of a VM tell that no supervisor answers for, and whether a QEMU process of it is
-/// running. Blocks for as long as the storage does; `place` is where it reads.
+/// running. Blocks as long as the storage does; `position` is set to the path being read.
 pub(crate) fn unsupervised(
     layout: &Layout,
     name: &VmName,
     processes: &Processes,
-    place: &Place,
+    position: &ReadPosition,
 ) -> (Entry, running::Found) {
     let (paths, file) = (layout.vm(name), layout.vm_file(name));
-    place.is_at(&paths.state);
+    position.set(&paths.state);
     let found = running::find_among(&paths, processes);
-    place.is_at(&file);
+    position.set(&file);
     let file_exists = file.symlink_metadata().is_ok();
     let vm = file_exists.then(|| spec::load(&file)).transpose();
     let invalid = vm.as_ref().err().map(ToString::to_string);
@@ -180,7 +180,7 @@ pub(crate) fn unsupervised(
     }
     let gone = |error: io::Error| error.kind() == io::ErrorKind::NotFound;
     entry.status.orphan = file.symlink_metadata().is_err_and(gone);
-    place.is_at(&paths.state);
+    position.set(&paths.state);
     entry.known = file_exists || found.is_err() || paths.state.is_dir();
     kept(&mut entry.status, &paths);
     match &found {

@@ -19,7 +19,7 @@ use crate::{
 };
 use crate::{
     store::running::{self, PreviousQemu, Processes},
-    sys::storage_reader::{self, Place, StorageReader},
+    sys::storage_reader::{self, ReadPosition, StorageReader},
 };
 
 /// How long a supervisor may take to tell its status.
@@ -172,7 +172,8 @@ impl Within<'_> {
     async fn read(&self, name: &VmName) -> Result<(Entry, running::Found), storage_reader::Error> {
         let (layout, processes, name) = (self.layout.clone(), self.processes.clone(), name.clone());
         let state = layout.vm(&name).state;
-        let read = move |place: &Place| unsupervised(&layout, &name, &processes, place);
+        let read =
+            move |position: &ReadPosition| unsupervised(&layout, &name, &processes, position);
         self.storage.read(&state, read).await
     }
 
@@ -242,7 +243,7 @@ mod tests {
         let all = all(dir.path()).await;
         let names: Vec<&str> = all.iter().map(|e| e.name.as_str()).collect();
         assert_eq!(names, ["Bad", "broken", "orphan", "web"]);
-        assert!(all[0].problem.as_ref().unwrap().contains("`Bad` is not a VM's name"));
+        assert!(all[0].problem.as_ref().unwrap().contains("`Bad` is not a VM name"));
         assert!(all[1].problem.as_ref().unwrap().contains("broken.toml:1:"));
         assert!(!all[2].file_exists && all[2].known && all[2].status.notes.len() == 2);
         let web = &all[3].status;

@@ -24,8 +24,9 @@ const ANSWER: Duration = Duration::from_secs(2);
 pub const GOES_WITHIN: Duration = Duration::from_secs(5);
 /// What one that is about to end says to everything (docs/io.qvm.Vm.varlink).
 const NOT_NOW: &str = "io.qvm.Vm.NotNow";
-/// Between two looks at it.
-const POLL: Duration = Duration::from_millis(10);
+/// The first pause between two attempts, and the longest: it doubles each time.
+const FIRST_PAUSE: Duration = Duration::from_micros(500);
+const LONGEST_PAUSE: Duration = Duration::from_millis(10);
 
 /// Who is there.
 #[derive(Debug)]
@@ -78,9 +79,10 @@ pub async fn take(paths: &VmPaths) -> Result<Lock, lock::Error> {
         source: io::Error::new(error.kind(), error),
     })?;
     let begun = Instant::now();
+    let mut pause = FIRST_PAUSE;
     loop {
         match Lock::acquire(&paths.lock()) {
-            Err(error @ lock::Error::Taken { .. }) => {
+            Err(error @ lock::Error::Held { .. }) => {
                 let holder = look(&paths.control_socket()).await;
                 let goes = match holder {
                     Holder::Nobody | Holder::Gone => true,
@@ -93,7 +95,8 @@ pub async fn take(paths: &VmPaths) -> Result<Lock, lock::Error> {
             }
             taken => return taken,
         }
-        sleep(POLL).await;
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 
@@ -164,7 +167,7 @@ mod tests {
             async move { take(&paths).await.map(drop) }
         });
         // It has found it taken by then, or finds it free: both are right.
-        sleep(5 * POLL).await;
+        sleep(5 * LONGEST_PAUSE).await;
         drop(first);
         second.await.unwrap().unwrap();
     }

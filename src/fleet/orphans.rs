@@ -74,7 +74,7 @@ pub async fn end(settings: Settings) -> Result<(), Error> {
     let lock = match lock_holder::take(&paths).await {
         Ok(lock) => lock,
         // Not ours to end: it was started by hand, beside the unit.
-        Err(lock::Error::Taken { .. }) => return Ok(()),
+        Err(lock::Error::Held { .. }) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
     info!("QEMU was left behind by its supervisor");

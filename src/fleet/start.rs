@@ -30,7 +30,7 @@ use crate::{
     sys::{
         file,
         program::Program,
-        storage_reader::{self, Place, StorageReader},
+        storage_reader::{self, ReadPosition, StorageReader},
     },
     systemd::{
         service::{self, Unit},
@@ -180,7 +180,7 @@ pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
     }
     let storage = StorageReader::default();
     let (layout, of) = (how.layout.clone(), name.clone());
-    let checked = storage.read(&paths.state, move |place| check(&layout, &of, place));
+    let checked = storage.read(&paths.state, move |position| check(&layout, &of, position));
     match checked.await? {
         // A supervisor that began a moment ago holds the locks, and answers by now.
         Err(error @ Error::Unknown(_)) => {
@@ -237,25 +237,25 @@ async fn unknown_instead(error: Error, storage: &StorageReader, paths: &VmPaths)
 
 /// Reads whether a start is possible: the VM is known not to run without a supervisor, and its files
 /// are valid. Blocks for as long as the storage does.
-fn check(layout: &Layout, name: &VmName, place: &Place) -> Result<(), Error> {
+fn check(layout: &Layout, name: &VmName, position: &ReadPosition) -> Result<(), Error> {
     let paths = layout.vm(name);
     // The scan of /proc is left to the supervisor, which holds the VM's lock meanwhile.
     if matches!(running::find_without_scan(&paths)?, PreviousQemu::Exited) {
         intended_end::settle_end(&paths);
     }
-    check_files(layout, name, place)
+    check_files(layout, name, position)
         .map_err(|error| running::find(&paths).err().map_or(error, Error::Unknown))
 }
 
-fn check_files(layout: &Layout, name: &VmName, place: &Place) -> Result<(), Error> {
+fn check_files(layout: &Layout, name: &VmName, position: &ReadPosition) -> Result<(), Error> {
     let (vm_file, settings) = (layout.vm_file(name), layout.host_settings());
-    place.is_at(&vm_file);
+    position.set(&vm_file);
     let gone = |error: io::Error| error.kind() == io::ErrorKind::NotFound;
     if vm_file.symlink_metadata().is_err_and(gone) {
         return Err(Error::NoFile(name.clone()));
     }
     spec::load(&vm_file).map_err(Error::Invalid)?;
-    place.is_at(&settings);
+    position.set(&settings);
     HostSettings::load(&settings).map_err(Error::Invalid)?;
     Ok(())
 }

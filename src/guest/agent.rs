@@ -10,7 +10,7 @@ use crate::{
     store::{layout::VmPaths, running},
     sys::{
         file,
-        session::{Session, Vanished},
+        session::{Session, SessionEnd},
         terminal::{self, Input},
     },
     value::{Explain, base64, to_base64},
@@ -76,10 +76,10 @@ pub enum Error {
     Directory(String, String),
 }
 
-impl From<Vanished> for Error {
-    fn from(vanished: Vanished) -> Self {
+impl From<SessionEnd> for Error {
+    fn from(vanished: SessionEnd) -> Self {
         match vanished {
-            Vanished::NoReader => Self::NoReader,
+            SessionEnd::NoReader => Self::NoReader,
             vanished => Self::Interrupted(vanished.signal()),
         }
     }
@@ -374,7 +374,7 @@ pub(super) fn unread(error: io::Error) -> Error {
         io::ErrorKind::BrokenPipe => Error::NoReader,
         // A terminal that is hung up.
         _ if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
-            Vanished::HungUp.into()
+            SessionEnd::HungUp.into()
         }
         _ => Error::Stream("write the output", error),
     }

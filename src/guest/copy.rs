@@ -118,7 +118,7 @@ impl Target {
             return Ok(Self::Special(opened.map_err(file::Error::on("open", &to))?, to));
         }
         file::remove_abandoned_beside(&to);
-        Ok(Self::File(Temporary::beside(&to)?, to))
+        Ok(Self::File(Temporary::for_target(&to)?, to))
     }
 
     async fn write(&mut self, guest: &mut Guest, bytes: Vec<u8>) -> Result<(), Error> {

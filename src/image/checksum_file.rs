@@ -202,7 +202,7 @@ fn algorithm(function: &str) -> Option<Algorithm> {
 /// A digest without a name: hex digits, `sha256:HEX`, or `sha256-BASE64`.
 fn digest(text: &str) -> Option<Digest> {
     let algorithms = [Algorithm::Sha256, Algorithm::Sha512];
-    algorithms.into_iter().find_map(|algorithm| Digest::written(algorithm, text).ok())
+    algorithms.into_iter().find_map(|algorithm| Digest::parse_prefixed(algorithm, text).ok())
 }
 
 /// Of the length of MD5 or SHA-1.

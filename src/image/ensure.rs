@@ -93,6 +93,18 @@ pub(super) struct Spoilt {
     pub(super) error: Error,
 }
 
+/// Receives the content of a cached image while the image is verified, so that a copy of the image
+/// needs no second pass over its bytes.
+pub trait VerifiedContent {
+    /// The content of `source`, an image in this format, follows from its start. Content of an
+    /// earlier pass is void.
+    fn begin(&mut self, source: &File, format: Format);
+    /// Receives the next bytes.
+    fn write(&mut self, bytes: &[u8]);
+    /// The content since `begin` is complete, and is what was put into the cache.
+    fn end(&mut self);
+}
+
 pub(super) struct Work<'a> {
     pub(super) image: &'a Image,
     pub(super) name: String,
@@ -100,6 +112,8 @@ pub(super) struct Work<'a> {
     pub(super) tools: &'a Tools,
     pub(super) progress: &'a mut dyn Progress,
     pub(super) cancel: &'a Cancel,
+    /// Receives the content of the image that is in the cache.
+    pub(super) content: Option<&'a mut dyn VerifiedContent>,
     /// What lies in the cache is not what was put there.
     pub(super) spoilt: Option<Spoilt>,
 }
@@ -117,18 +131,40 @@ pub fn ensure(
     cancel: &Cancel,
 ) -> Result<Cached, Error> {
     let name = shown(&image.origin);
-    let mut work = Work { image, name, cache, tools, progress, cancel, spoilt: None };
-    match &image.origin {
-        Origin::Path(path) if purpose == Purpose::Copy => match work.compression(path) {
-            Ok(None) => work.in_place(path),
-            // It may have been unpacked into the cache long since, and be gone from where it was.
-            Ok(Some(_)) | Err(_) => work.in_cache(purpose),
-        },
-        _ => work.in_cache(purpose),
-    }
+    Work { image, name, cache, tools, progress, cancel, content: None, spoilt: None }
+        .ensure(purpose)
+}
+
+/// The same for a copy: `content` receives the content of an image that is in the cache already,
+/// while the image is verified.
+///
+/// # Errors
+/// As of [`ensure`].
+pub fn ensure_copied(
+    image: &Image,
+    cache: &Path,
+    content: &mut dyn VerifiedContent,
+    tools: &Tools,
+    progress: &mut dyn Progress,
+    cancel: &Cancel,
+) -> Result<Cached, Error> {
+    let name = shown(&image.origin);
+    Work { image, name, cache, tools, progress, cancel, content: Some(content), spoilt: None }
+        .ensure(Purpose::Copy)
 }
 
 impl Work<'_> {
+    fn ensure(&mut self, purpose: Purpose) -> Result<Cached, Error> {
+        match &self.image.origin {
+            Origin::Path(path) if purpose == Purpose::Copy => match self.compression(path) {
+                Ok(None) => self.in_place(path),
+                // It may have been unpacked into the cache long since, and be gone from where it was.
+                Ok(Some(_)) | Err(_) => self.in_cache(purpose),
+            },
+            _ => self.in_cache(purpose),
+        }
+    }
+
     fn compression(&self, path: &Path) -> Result<Option<Compression>, Error> {
         Ok(Compression::of(&file::read_at(path, 0, 16)?))
     }

@@ -21,6 +21,7 @@ use super::{
     error::Error,
 };
 use crate::{
+    spec::Format,
     sys::{digest::Digesting, file, progress::Doing},
     value::{Algorithm, Digest},
 };
@@ -69,8 +70,11 @@ impl Work<'_> {
         if self.spoilt.as_ref().is_some_and(|spoilt| spoilt.id == id) {
             return Ok(false);
         }
-        let found = self.digest_of(path, expected.algorithm())?;
+        let found = self.digest_of(path, expected.algorithm(), entry.format)?;
         if found == *expected {
+            if let Some(content) = &mut self.content {
+                content.end();
+            }
             self.spoilt = None;
             return Ok(true);
         }
@@ -86,11 +90,19 @@ impl Work<'_> {
         Ok(false)
     }
 
-    fn digest_of(&mut self, path: &Path, algorithm: Algorithm) -> Result<Digest, Error> {
+    fn digest_of(
+        &mut self,
+        path: &Path,
+        algorithm: Algorithm,
+        format: Format,
+    ) -> Result<Digest, Error> {
         let on = |source| Error::File(file::Error::on("read", path)(source));
         let mut from = File::open(path).map_err(on)?;
         let total = from.metadata().map_err(on)?.len();
         let digesting = Digesting::begin(algorithm).map_err(on)?;
+        if let Some(content) = &mut self.content {
+            content.begin(&from, format);
+        }
         let mut done = 0;
         loop {
             self.go_on(Doing::Verifying, done, Some(total))?;
@@ -100,7 +112,11 @@ impl Work<'_> {
                 break;
             }
             done += read as u64;
-            digesting.take(&Arc::new(chunk));
+            let chunk = Arc::new(chunk);
+            digesting.take(&chunk);
+            if let Some(content) = &mut self.content {
+                content.write(&chunk);
+            }
         }
         digesting.end().ok_or_else(|| on(io::Error::other("its digest was lost")))
     }

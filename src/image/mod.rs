@@ -24,6 +24,6 @@ pub mod qemu_img;
 pub mod reference;
 pub(crate) mod writer;
 
-pub use self::ensure::{Cached, Purpose, Tools, ensure};
+pub use self::ensure::{Cached, Purpose, Tools, VerifiedContent, ensure, ensure_copied};
 pub use self::error::Error;
 pub use self::fetch::Patience;

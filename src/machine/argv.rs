@@ -1,8 +1,8 @@
-//! QEMU's command line, as a value: one machine in, the arguments out, the same every time.
+//! Builds the QEMU command line as a pure function of the machine.
 //!
-//! Devices, block nodes, network back ends and objects are JSON, so that no path or name needs escaping;
-//! what QEMU takes only as `key=value` gets nothing but words that are safe there. Every fixed choice is
-//! explained in docs/decisions/.
+//! Devices, block nodes, network back ends and objects are JSON, so that paths and names need no
+//! escaping; `key=value` options contain only safe words. docs/decisions/ explains every fixed
+//! choice.
 
 use std::path::Path;
 
@@ -13,8 +13,8 @@ use super::{
     disk_file::DiskFile,
     facts::Accelerator,
     fd,
-    fdset::{self, Files, Handed},
-    firmware::Chosen,
+    fdset::{self, Files, PassedFile},
+    firmware::SelectedFirmware,
 };
 use crate::store::{identity::Identity, layout::VmPaths};
 use crate::{
@@ -22,53 +22,54 @@ use crate::{
     value::{Label, MacAddr, Size},
 };
 
-/// Everything that the command line is made of.
+/// The input of the command line.
 #[derive(Debug, Clone)]
 pub struct Machine<'a> {
     /// The VM file.
     pub vm: &'a Vm,
-    /// What must not change under the guest.
+    /// The identity of the VM.
     pub identity: &'a Identity,
     /// The VM's directories.
     pub paths: &'a VmPaths,
     /// KVM or TCG.
     pub accel: Accelerator,
-    /// Whether the taps come with a vhost-net descriptor each.
+    /// Each tap has a vhost-net descriptor.
     pub vhost_net: bool,
-    /// What each disk is, in the order of `vm.disks`.
+    /// The file of each disk, in the order of `vm.disks`.
     pub disks: &'a [DiskFile],
-    /// The firmware; `None` is SeaBIOS, QEMU's own.
-    pub firmware: Option<&'a Chosen>,
-    /// QEMU takes up a saved state instead of booting.
+    /// The firmware; `None` is QEMU's SeaBIOS.
+    pub firmware: Option<&'a SelectedFirmware>,
+    /// QEMU restores a saved state instead of booting.
     pub restores: bool,
-    /// QEMU filters its own system calls: it can, and is to.
+    /// QEMU uses its own seccomp filter (`-sandbox`).
     pub sandbox: bool,
 }
 
-/// How QEMU is started.
+/// A QEMU command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandLine {
-    /// The arguments behind the binary's name.
+    /// The arguments after the program.
     pub arguments: Vec<String>,
-    /// The files whose descriptors it inherits.
-    pub files: Vec<Handed>,
+    /// The files whose descriptors QEMU inherits.
+    pub files: Vec<PassedFile>,
 }
 
-/// All that QEMU can filter: old system calls, other users' rights, other programs, priorities and limits.
+/// The strictest filter of QEMU: no obsolete system calls, set*uid, fork and exec, priorities and
+/// limits.
 pub const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
 impl Machine<'_> {
-    /// The address of a NIC: as written, or as the identity has it.
+    /// Returns the address of a NIC from the VM file or the identity.
     pub fn mac(&self, nic: &Label) -> Option<MacAddr> {
         let written = self.vm.nics.iter().find(|n| n.name == *nic).and_then(|n| n.mac);
         written.or_else(|| self.identity.macs.get(nic).copied())
     }
 }
 
-/// The arguments, and the files that go with them.
+/// Returns the command line.
 ///
 /// # Errors
-/// A path that is not UTF-8, of those few that QEMU opens by their names.
+/// One of the few paths that QEMU opens by name is not UTF-8.
 pub fn argv(machine: &Machine<'_>) -> Result<CommandLine, BadPath> {
     let vm = machine.vm;
     let mut out = Argv(vec![]);
@@ -150,7 +151,7 @@ pub fn argv(machine: &Machine<'_>) -> Result<CommandLine, BadPath> {
     Ok(CommandLine { arguments: out.0, files })
 }
 
-/// The CPU model: all that the host has, or all that TCG can do.
+/// Returns the CPU model: all features of the host, or of TCG.
 fn cpu(accel: Accelerator) -> &'static str {
     match accel {
         Accelerator::Kvm => "host",
@@ -185,21 +186,23 @@ impl Argv {
         self.pair(option, &value.to_string());
     }
 
-    /// A screen that every guest's firmware and kernel can drive, and a tablet, whose pointer is where the viewer's is.
+    /// Adds a display adapter that every firmware and kernel supports, and a tablet for an absolute
+    /// pointer.
     fn screen(&mut self, display: &Display) {
         let vga = json!({"driver": "VGA", "id": "screen"});
         self.json("-device", &device::at(vga, device::VGA_SLOT));
         let usb = json!({"driver": "qemu-xhci", "id": "usb"});
         self.json("-device", &device::at(usb, device::USB_SLOT));
         self.json("-device", &json!({"driver": "usb-tablet", "id": "tablet", "bus": "usb.0"}));
-        // The supervisor listens, and hands QEMU who comes: at the VM's own socket as trusted, at a port to be asked for the password.
+        // The supervisor listens and passes connections to QEMU: without authentication from the
+        // Unix socket, with a password from a TCP port.
         if display.vnc.is_some() {
             self.pair("-vnc", "none,password=on");
         }
     }
 }
 
-/// A path as JSON can say it.
+/// Returns a path as UTF-8 for JSON.
 pub(crate) fn text(path: &Path) -> Result<&str, BadPath> {
     path.to_str().ok_or_else(|| BadPath(path.to_owned()))
 }

@@ -1,8 +1,9 @@
-//! The devices behind the command line: what each disk, seed, flash and NIC is to QEMU.
+//! The QEMU devices of disks, seed, flash and NICs.
 //!
-//! Ids carry a prefix for what they name (`disk-`, `nic-`, `net-`, `node-`), so that no label can meet another.
-//! What every machine has, and the first disk and NIC, has a slot of its own on `pcie.0`, so that a disk more does not rename the guest's
-//! network card. Each further disk and NIC is behind a root port of its own, where it can be plugged in and out while the guest runs.
+//! IDs have a prefix for their kind (`disk-`, `nic-`, `net-`, `node-`), so that labels of different
+//! kinds cannot collide. Fixed devices, the first disk and the first NIC have fixed slots on
+//! `pcie.0`, so that another disk does not rename the guest's network interface. Each further disk
+//! and NIC has its own root port, for hotplug.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,7 @@ use super::{
     disk_file::DiskFile,
     fd,
     fdset::{Access, Files},
-    firmware::Chosen,
+    firmware::SelectedFirmware,
 };
 use crate::{
     spec::{Bus, Disk, Format, Link, Media, Model, Nic, SectorSize, Vm},
@@ -30,24 +31,24 @@ pub(crate) const VGA_SLOT: usize = 0x05;
 pub(crate) const USB_SLOT: usize = 0x06;
 const DISK_SLOT: usize = 0x08;
 const NIC_SLOT: usize = 0x10;
-/// Behind the first disk, so that the guest's first virtio disk, `vda`, is `root`.
+/// After the first disk, so that the guest's first virtio disk, `vda`, is `root`.
 const SEED_SLOT: usize = 0x18;
-/// The slots of the root ports: eight functions each.
+/// The slots of the root ports, with eight functions each.
 const NIC_PORTS_SLOT: usize = 0x1b;
 const DISK_PORTS_SLOT: usize = 0x1c;
-/// How many there are for disks: one for each, since the first may be on SATA.
+/// The number of root ports for disks: one for each, since the first disk may be on SATA.
 pub const DISK_PORTS: usize = Vm::MAX_PCI_DISKS;
-/// How many there are for NICs: the first needs none.
+/// The number of root ports for NICs: the first NIC needs none.
 pub const NIC_PORTS: usize = Vm::MAX_NICS - 1;
 
 const _: () = assert!(DISK_PORTS <= 8 && NIC_PORTS <= 8);
 
-/// A path that QEMU's JSON cannot say.
+/// A path that is not UTF-8.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the path `{}` is not UTF-8, and QEMU's JSON options take nothing else", .0.display())]
+#[error("the path `{}` is not UTF-8, which QEMU's JSON options require", .0.display())]
 pub struct BadPath(pub PathBuf);
 
-/// One option with its JSON.
+/// An option with its JSON value.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Argument {
     pub(crate) option: &'static str,
@@ -62,23 +63,23 @@ fn device(value: Value) -> Argument {
     Argument { option: "-device", value }
 }
 
-/// `value` with a slot on the root bus.
+/// Adds a slot on the root bus to `value`.
 pub(crate) fn at(mut value: Value, slot: usize) -> Value {
     value["bus"] = "pcie.0".into();
     value["addr"] = format!("{slot:#04x}").into();
     value
 }
 
-/// Where a device is on the guest's PCI bus.
+/// The location of a device on the guest's PCI bus.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
-    /// A slot of the root bus, for as long as the machine runs.
+pub enum PciLocation {
+    /// A fixed slot of the root bus.
     Slot(usize),
-    /// Behind this root port.
+    /// A root port.
     Port(String),
 }
 
-impl Place {
+impl PciLocation {
     fn put(&self, mut device: Value) -> Value {
         match self {
             Self::Slot(slot) => at(device, *slot),
@@ -90,17 +91,17 @@ impl Place {
     }
 }
 
-/// The `index`th root port for disks.
+/// Returns the name of a root port for disks.
 pub fn disk_port(index: usize) -> String {
     format!("port-disk{index}")
 }
 
-/// The `index`th root port for NICs.
+/// Returns the name of a root port for NICs.
 pub fn nic_port(index: usize) -> String {
     format!("port-nic{index}")
 }
 
-/// All root ports.
+/// Returns all root ports.
 pub(crate) fn ports() -> impl Iterator<Item = Value> {
     let of = |slot: usize, count: usize, id: fn(usize) -> String| {
         (0..count).map(move |nr| (id(nr), format!("{slot:#04x}.{nr}")))
@@ -113,46 +114,47 @@ pub(crate) fn ports() -> impl Iterator<Item = Value> {
     })
 }
 
-/// Where each disk on PCI is when the machine is started, by its position in the VM file; SATA has places of its own.
-pub fn disk_places(vm: &Vm) -> Vec<Option<Place>> {
+/// Returns the location of each PCI disk at the start of the machine, by its position in the VM
+/// file; `None` for SATA.
+pub fn disk_places(vm: &Vm) -> Vec<Option<PciLocation>> {
     let mut ports = (0..).map(disk_port);
     let place = |(nr, disk): (usize, &Disk)| match (nr, on_pci(disk)) {
         (_, false) => None,
-        (0, true) => Some(Place::Slot(DISK_SLOT)),
-        (_, true) => ports.next().map(Place::Port),
+        (0, true) => Some(PciLocation::Slot(DISK_SLOT)),
+        (_, true) => ports.next().map(PciLocation::Port),
     };
     vm.disks.iter().enumerate().map(place).collect()
 }
 
-/// Where the NIC of this position in the VM file is when the machine is started.
-pub fn nic_place(position: usize) -> Place {
+/// Returns the location of a NIC at the start of the machine, by its position in the VM file.
+pub fn nic_place(position: usize) -> PciLocation {
     match position.checked_sub(1) {
-        None => Place::Slot(NIC_SLOT),
-        Some(port) => Place::Port(nic_port(port)),
+        None => PciLocation::Slot(NIC_SLOT),
+        Some(port) => PciLocation::Port(nic_port(port)),
     }
 }
 
-/// Whether a disk is a PCI device of its own, and no drive of the SATA controller.
+/// Returns true if a disk is a PCI device, not a drive of the SATA controller.
 fn on_pci(disk: &Disk) -> bool {
     disk.media == Media::Disk && disk.bus != Bus::Sata
 }
 
-/// The id of a disk's device.
+/// Returns the device ID of a disk.
 pub fn disk_id(disk: &Label) -> String {
     format!("disk-{disk}")
 }
 
-/// The id of a NIC's device.
+/// Returns the device ID of a NIC.
 pub fn nic_id(nic: &Label) -> String {
     format!("nic-{nic}")
 }
 
-/// The id of what a NIC is connected to.
+/// Returns the ID of a NIC's network back end.
 pub fn net_id(nic: &Label) -> String {
     format!("net-{nic}")
 }
 
-/// All disks and CDs. Disks come first in the boot order, CDs after them.
+/// Returns all disks and CDs; CDs are last in the boot order.
 pub(crate) fn disks(vm: &Vm, there: &[DiskFile], files: &mut Files) -> Vec<Argument> {
     let (mut out, mut on_sata) = (vec![], 0);
     let disk_count = vm.disks.iter().filter(|d| d.media == Media::Disk).count();
@@ -178,7 +180,7 @@ pub(crate) fn disks(vm: &Vm, there: &[DiskFile], files: &mut Files) -> Vec<Argum
     out
 }
 
-/// What the guest sees of a disk.
+/// Returns the device of a disk.
 fn front(disk: &Disk, sector_size: SectorSize) -> Value {
     let driver = match (disk.media, disk.bus) {
         (Media::Cdrom, _) => "ide-cd",
@@ -187,9 +189,11 @@ fn front(disk: &Disk, sector_size: SectorSize) -> Value {
         (Media::Disk, Bus::Virtio) => "virtio-blk-pci",
     };
     let name = disk.name.as_str();
-    let mut front = json!({"driver": driver, "id": disk_id(&disk.name), "drive": node(&disk.name), "serial": name});
-    // QEMU's own default, said aloud: a guest waits for room on the host, and is told of every other error. QEMU's NVMe has no such choice,
-    // and tells the guest of both.
+    let mut front = json!({
+        "driver": driver, "id": disk_id(&disk.name), "drive": node(&disk.name), "serial": name
+    });
+    // QEMU's default made explicit: the guest is paused without disk space on the host, and gets
+    // all other errors. QEMU's NVMe device has no such option and reports both to the guest.
     if !disk.read_only && matches!(driver, "virtio-blk-pci" | "ide-hd") {
         front["werror"] = "enospc".into();
         front["rerror"] = "report".into();
@@ -204,8 +208,8 @@ fn front(disk: &Disk, sector_size: SectorSize) -> Value {
     front
 }
 
-/// A disk for a machine that runs: what is behind its device, and the device. Nothing boots from it
-/// before the next start.
+/// Returns the objects, nodes and device of a disk to hotplug. It is not bootable before the next
+/// start.
 pub fn disk_behind(
     disk: &Disk,
     file: &DiskFile,
@@ -213,10 +217,11 @@ pub fn disk_behind(
     files: &mut Files,
 ) -> (DiskParts, Value) {
     let front = front(disk, file.sector_size);
-    (parts(disk, file, files), Place::Port(port.to_owned()).put(front))
+    (parts(disk, file, files), PciLocation::Port(port.to_owned()).put(front))
 }
 
-/// The seed: a virtio disk, since cloud kernels lack AHCI; a CD where the root disk is no virtio disk either.
+/// Returns the seed: a virtio disk, since cloud kernels lack AHCI; a CD if the root disk is not
+/// virtio either.
 pub(crate) fn seed(vm: &Vm, path: &Path, files: &mut Files) -> Vec<Argument> {
     let (path, format) = (path.to_owned(), Format::Raw);
     let sector_size = SectorSize::B512;
@@ -234,8 +239,8 @@ pub(crate) fn seed(vm: &Vm, path: &Path, files: &mut Files) -> Vec<Argument> {
     out
 }
 
-/// UEFI's code and variables.
-pub(crate) fn flash(firmware: &Chosen, vars: &Path, files: &mut Files) -> Vec<Value> {
+/// Returns the flash nodes of UEFI code and variables.
+pub(crate) fn flash(firmware: &SelectedFirmware, vars: &Path, files: &mut Files) -> Vec<Value> {
     let mut parts = vec![("flash-code", firmware.code.as_path(), firmware.code_format, true)];
     if firmware.vars_template.is_some() {
         parts.push(("flash-vars", vars, firmware.vars_format, false));
@@ -245,7 +250,7 @@ pub(crate) fn flash(firmware: &Chosen, vars: &Path, files: &mut Files) -> Vec<Va
         let name = Some(format!("{node}-file"));
         let mut file = file_node(("file", name), node, path, Access::cached(!read_only), files);
         if read_only {
-            // The host's, and read by everybody: whoever may lock it would keep every VM down.
+            // The file is world-readable: anyone who locks it would prevent the start of every VM.
             file["locking"] = "off".into();
         }
         out.push(file);
@@ -255,7 +260,8 @@ pub(crate) fn flash(firmware: &Chosen, vars: &Path, files: &mut Files) -> Vec<Va
     out
 }
 
-/// How QEMU calls the descriptors of a tap: by number when it is started, by name (`getfd`) afterwards.
+/// How QEMU refers to the descriptors of a tap: by number at the start, by name (`getfd`) for
+/// hotplug.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TapEnds {
     /// The tap.
@@ -264,7 +270,7 @@ pub struct TapEnds {
     pub vhost: Option<String>,
 }
 
-/// A NIC when the machine is started.
+/// Returns the arguments of a NIC at the start of the machine.
 pub(crate) fn nic(nic: &Nic, index: usize, mac: Option<MacAddr>, vhost_net: bool) -> Vec<Argument> {
     let vhost = vhost_net.then(|| fd::vhost(index).to_string());
     let ends = TapEnds { tap: fd::tap(index).to_string(), vhost };
@@ -272,8 +278,13 @@ pub(crate) fn nic(nic: &Nic, index: usize, mac: Option<MacAddr>, vhost_net: bool
     vec![Argument { option: "-netdev", value: back }, device(front)]
 }
 
-/// What a NIC is connected to, and its device.
-pub fn nic_at(nic: &Nic, mac: Option<MacAddr>, place: &Place, ends: &TapEnds) -> (Value, Value) {
+/// Returns the network back end and the device of a NIC.
+pub fn nic_at(
+    nic: &Nic,
+    mac: Option<MacAddr>,
+    place: &PciLocation,
+    ends: &TapEnds,
+) -> (Value, Value) {
     let id = net_id(&nic.name);
     let back = match &nic.link {
         Link::Bridge { .. } => {
@@ -287,7 +298,10 @@ pub fn nic_at(nic: &Nic, mac: Option<MacAddr>, place: &Place, ends: &TapEnds) ->
         Link::User { forward } => {
             let mut user = json!({"type": "user", "id": id});
             if !forward.is_empty() {
-                let rule = |f: &crate::value::Forward| json!({"str": format!("{}:{}:{}-:{}", f.protocol, f.host.ip(), f.host.port(), f.guest)});
+                let rule = |f: &crate::value::Forward| {
+                    let (ip, port) = (f.host.ip(), f.host.port());
+                    json!({"str": format!("{}:{ip}:{port}-:{}", f.protocol, f.guest)})
+                };
                 user["hostfwd"] = forward.iter().map(rule).collect();
             }
             user

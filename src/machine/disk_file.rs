@@ -1,29 +1,29 @@
-//! A disk as QEMU opens it.
+//! The file or device of a disk.
 
 use std::path::PathBuf;
 
 use crate::spec::{Format, SectorSize};
 
-/// A disk as it lies there.
+/// An existing disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskFile {
     /// The file or block device.
     pub path: PathBuf,
-    /// How bytes lie in it.
+    /// The format.
     pub format: Format,
-    /// It is a block device of the host's.
+    /// The disk is a block device of the host.
     pub is_device: bool,
-    /// What is below it, the nearest first.
+    /// The backing files, the direct one first.
     pub backing: Vec<Backing>,
     /// The sectors that the guest sees.
     pub sector_size: SectorSize,
 }
 
-/// A file that a qcow2 file stands on; never written to.
+/// A backing file of a qcow2 file; never written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backing {
     /// The file.
     pub path: PathBuf,
-    /// How bytes lie in it.
+    /// The format.
     pub format: Format,
 }

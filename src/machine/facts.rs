@@ -1,4 +1,5 @@
-//! What the plan must know of the host: gathered by `machine::probe`, read out of QEMU's own words here.
+//! Facts about the host for the command line: gathered by `machine::probe`, parsed from QEMU's
+//! output here.
 
 use std::path::PathBuf;
 
@@ -6,10 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{spec, value::Explain};
 
-/// The facts.
+/// The facts about a host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
-    /// The QEMU that will be run.
+    /// The QEMU binary to use.
     pub qemu: Qemu,
     /// Whether KVM can be used.
     pub kvm: Kvm,
@@ -20,24 +21,24 @@ pub struct Facts {
 /// A QEMU binary.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Qemu {
-    /// Where it is.
+    /// The path.
     pub binary: PathBuf,
     /// Its version, such as 10.0.2.
     pub version: Version,
     /// The newest versioned q35 machine type it knows, such as `pc-q35-10.0`.
     pub machine: String,
-    /// It can filter its own system calls (`-sandbox`).
+    /// QEMU supports `-sandbox`.
     pub sandbox: bool,
 }
 
 /// A version of QEMU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Version {
-    /// The first number.
+    /// The first component.
     pub major: u16,
-    /// The second.
+    /// The second component.
     pub minor: u16,
-    /// The third.
+    /// The third component.
     pub micro: u16,
 }
 
@@ -52,17 +53,17 @@ impl std::fmt::Display for Version {
 pub enum Kvm {
     /// /dev/kvm can be opened and a hardware module is loaded.
     Usable,
-    /// There is no /dev/kvm.
+    /// /dev/kvm does not exist.
     Missing,
-    /// /dev/kvm is there but may not be opened by this user.
+    /// /dev/kvm exists but this user may not open it.
     Denied,
-    /// /dev/kvm is there, but by a module other than kvm_intel, kvm_amd or another architecture's: guests may hang on it.
+    /// /dev/kvm exists, but neither kvm_intel nor kvm_amd is loaded: guests may hang.
     Unproven,
 }
 
 impl Qemu {
-    /// Whether `machine` came with a later QEMU than this one, as its name tells: upstream's versioned types are named after the
-    /// release that brought them. Of a distribution's own types nothing is known.
+    /// Returns true if `machine` was introduced by a later QEMU, according to its name: upstream's
+    /// versioned types are named after the release. False for types of distributions.
     pub fn is_older_than(&self, machine: &str) -> bool {
         let version = machine.strip_prefix("pc-q35-").unwrap_or_default();
         let numbers = version.split('.').map(str::parse::<u16>).collect::<Result<Vec<_>, _>>();
@@ -72,28 +73,31 @@ impl Qemu {
 }
 
 impl Version {
-    /// The oldest QEMU that qvm runs on, as it is tested: Debian 12's.
+    /// The oldest supported QEMU, that of Debian 12.
     pub const OLDEST: Self = Self { major: 7, minor: 2, micro: 0 };
 
-    /// The version in what `qemu-system-x86_64 -version` prints: `QEMU emulator version 7.2.22 (Debian …)`.
-    pub fn read(said: &str) -> Option<Self> {
-        let (_, after) = said.split_once("version ")?;
+    /// Parses the output of `qemu-system-x86_64 -version`: `QEMU emulator version 7.2.22 (Debian
+    /// …)`.
+    pub fn parse(output: &str) -> Option<Self> {
+        let (_, after) = output.split_once("version ")?;
         let end = after.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(after.len());
         let mut numbers = after.get(..end)?.trim_end_matches('.').split('.').map(str::parse);
         let mut next = || numbers.next();
         Some(Self {
             major: next()?.ok()?,
             minor: next()?.ok()?,
-            // Release candidates of old had no third number.
+            // Very old release candidates have no third number.
             micro: next().unwrap_or(Ok(0)).ok()?,
         })
     }
 }
 
-/// The versioned machine type that `q35` means in what `-machine help` prints, or else the newest one.
+/// Returns the versioned machine type of the alias `q35` in the output of `-machine help`, or else
+/// the newest one.
 ///
-/// QEMU says `q35 … (alias of pc-q35-10.0)`. That line is better than the largest number: Red Hat's builds
-/// have only types like `pc-q35-rhel9.4.0`, and Ubuntu's have `pc-q35-noble` beside upstream's.
+/// The line is `q35 … (alias of pc-q35-10.0)`. The alias is more reliable than the largest number:
+/// builds of Red Hat only have types like `pc-q35-rhel9.4.0`, and Ubuntu adds `pc-q35-noble` to
+/// upstream's types.
 pub fn newest_q35(said: &str) -> Option<String> {
     let lines = || {
         said.lines().filter_map(|line| {
@@ -129,13 +133,13 @@ pub fn newest_q35(said: &str) -> Option<String> {
 pub struct Machine {
     /// Its name.
     pub name: String,
-    /// A later QEMU will not have it any more.
+    /// The type will be removed in a later QEMU.
     pub deprecated: bool,
 }
 
-/// Every machine type in what `-machine help` prints.
+/// Parses all machine types in the output of `-machine help`.
 pub fn machines(said: &str) -> Vec<Machine> {
-    // The first line is a heading, `Supported machines are:`.
+    // The first line is the heading `Supported machines are:`.
     let lines = said.lines().filter(|line| !line.ends_with(':'));
     let machine = |line: &str| {
         let (name, description) = line.trim().split_once(char::is_whitespace)?;
@@ -145,7 +149,8 @@ pub fn machines(said: &str) -> Vec<Machine> {
     lines.filter_map(machine).collect()
 }
 
-/// Whether this can be a versioned type's name: it goes into a command line and into `identity.toml`.
+/// Returns true for a versioned type name, which is safe for the command line and for
+/// `identity.toml`.
 fn is_versioned(name: &str) -> bool {
     name.strip_prefix("pc-q35-").is_some_and(|version| {
         (1..=64).contains(&version.len())
@@ -153,18 +158,18 @@ fn is_versioned(name: &str) -> bool {
     })
 }
 
-/// What executes the guest's instructions, as QEMU's `-accel` names it.
+/// The accelerator, as named by QEMU's `-accel`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Accelerator {
-    /// The processor itself.
+    /// Hardware virtualization.
     Kvm,
-    /// QEMU's translator.
+    /// Emulation by QEMU.
     Tcg,
 }
 
 impl Accelerator {
-    /// The name on QEMU's command line.
+    /// Returns the name on QEMU's command line.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Kvm => "kvm",
@@ -173,14 +178,14 @@ impl Accelerator {
     }
 }
 
-/// `accel = "kvm"` where there is none.
+/// `accel = "kvm"` without usable KVM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NoKvm {
-    /// There is no /dev/kvm.
+    /// /dev/kvm does not exist.
     #[error("`accel` is `kvm`, but this host has no /dev/kvm")]
     Missing,
-    /// It may not be opened.
-    #[error("`accel` is `kvm`, but /dev/kvm may not be opened by this user")]
+    /// This user may not open /dev/kvm.
+    #[error("`accel` is `kvm`, but this user may not open /dev/kvm")]
     Denied,
 }
 
@@ -188,41 +193,42 @@ impl Explain for NoKvm {
     fn own_hint(&self) -> Option<String> {
         Some(match self {
             Self::Missing => {
-                "turn virtualisation on in the firmware setup and load `kvm_intel` or \
-                              `kvm_amd`, or write `accel = \"auto\"` to go on without"
+                "enable virtualization in the firmware setup and load `kvm_intel` or `kvm_amd`, or \
+                 write `accel = \"auto\"` to run without KVM"
                     .into()
             }
             Self::Denied => {
-                "add the user to the group that owns it (`ls -l /dev/kvm`, mostly `kvm`), or \
-                             write `accel = \"auto\"` to go on without"
+                "add the user to the group of /dev/kvm (`ls -l /dev/kvm`, usually `kvm`), or write \
+                 `accel = \"auto\"` to run without KVM"
                     .into()
             }
         })
     }
 }
 
-/// What will execute the guest, with a warning where it is not what an operator would expect.
+/// Selects the accelerator, with a warning if it is unexpectedly slow or unreliable.
 ///
 /// # Errors
-/// `accel = "kvm"` where /dev/kvm is missing or may not be opened.
+/// `accel = "kvm"` if /dev/kvm does not exist or may not be opened.
 pub fn accelerator(wish: spec::Accel, kvm: &Kvm) -> Result<(Accelerator, Option<String>), NoKvm> {
     use Accelerator::{Kvm as Hardware, Tcg};
     let slow = |why: &str| {
-        Ok((Tcg, Some(format!("{why}: the guest runs on TCG, an order of magnitude slower"))))
+        Ok((Tcg, Some(format!("{why}: the guest runs with TCG, about ten times slower"))))
     };
     match (wish, kvm) {
         (spec::Accel::Tcg, _) => Ok((Tcg, None)),
         (spec::Accel::Auto | spec::Accel::Kvm, Kvm::Usable) => Ok((Hardware, None)),
         (spec::Accel::Auto, Kvm::Missing) => slow("this host has no /dev/kvm"),
-        (spec::Accel::Auto, Kvm::Denied) => slow("/dev/kvm may not be opened by this user"),
-        (spec::Accel::Auto, Kvm::Unproven) => {
-            slow("/dev/kvm is there without `kvm_intel` or `kvm_amd`, and guests may hang on it")
-        }
+        (spec::Accel::Auto, Kvm::Denied) => slow("this user may not open /dev/kvm"),
+        (spec::Accel::Auto, Kvm::Unproven) => slow(
+            "/dev/kvm exists, but neither `kvm_intel` nor `kvm_amd` is loaded, so guests may \
+                hang",
+        ),
         (spec::Accel::Kvm, Kvm::Unproven) => Ok((
             Hardware,
             Some(
-                "KVM is used as `accel` says, but neither `kvm_intel` nor `kvm_amd` is loaded: \
-                 guests may hang"
+                "KVM is used as configured by `accel`, but neither `kvm_intel` nor `kvm_amd` is \
+                 loaded: guests may hang"
                     .into(),
             ),
         )),
@@ -242,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_the_version_of_every_packaging() {
+    fn versions_of_all_packages_are_parsed() {
         for (said, expected) in [
             ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)\n", version(7, 2, 22)),
             (
@@ -260,7 +266,7 @@ mod tests {
             ("version 99999.1.1", None),
             ("version 1.2.99999", None),
         ] {
-            assert_eq!(Version::read(said), expected, "{said:?}");
+            assert_eq!(Version::parse(said), expected, "{said:?}");
         }
     }
 
@@ -293,7 +299,7 @@ pc-q35-8.2           Standard PC (Q35 + ICH9, 2009)
 ";
 
     #[test]
-    fn finds_what_q35_means() {
+    fn alias_q35_is_resolved() {
         for (said, expected) in
             [(DEBIAN_12, "pc-q35-7.2"), (RED_HAT_9, "pc-q35-rhel9.4.0"), (UBUNTU, "pc-q35-8.2")]
         {
@@ -304,7 +310,7 @@ pc-q35-8.2           Standard PC (Q35 + ICH9, 2009)
     }
 
     #[test]
-    fn every_machine_type_is_read() {
+    fn all_machine_types_are_parsed() {
         let names = |said| -> Vec<String> {
             machines(said).into_iter().filter(|m| m.name.contains("q35")).map(|m| m.name).collect()
         };
@@ -317,7 +323,7 @@ pc-q35-8.2           Standard PC (Q35 + ICH9, 2009)
     }
 
     #[test]
-    fn without_an_alias_the_newest_that_is_not_deprecated_is_taken() {
+    fn newest_type_is_used_without_alias() {
         let said = "\
 pc-q35-9.2  Standard PC
 pc-q35-10.0 Standard PC
@@ -333,15 +339,16 @@ pc-q35-x    Standard PC
         {
             assert_eq!(newest_q35(said), None, "{said:?}");
         }
-        // It could not be kept.
+        // Too long to store.
         let long = format!("pc-q35-{}9.2 Standard PC", "0".repeat(300));
         assert_eq!(newest_q35(&long), None);
     }
 
     proptest! {
         #[test]
-        fn no_output_panics(said in "(version |q35 |pc-q35-|[(]alias of |[0-9.]{1,8}|\\PC|\n){0,20}") {
-            let _ = Version::read(&said);
+        fn no_output_panics(said in "(version |q35 |pc-q35-|[(]alias of \
+            |[0-9.]{1,8}|\\PC|\n){0,20}") {
+            let _ = Version::parse(&said);
             if let Some(machine) = newest_q35(&said) {
                 prop_assert!(is_versioned(&machine), "{}", machine);
             }
@@ -349,7 +356,7 @@ pc-q35-x    Standard PC
     }
 
     #[test]
-    fn a_machine_of_a_later_release_is_told_by_its_name() {
+    fn machine_of_later_release_is_recognized() {
         let version = Version { major: 7, minor: 2, micro: 22 };
         let qemu =
             Qemu { binary: "q".into(), version, machine: "pc-q35-7.2".into(), sandbox: true };
@@ -371,7 +378,7 @@ pc-q35-x    Standard PC
     }
 
     #[test]
-    fn kvm_is_taken_only_where_guests_run_on_it() {
+    fn kvm_is_used_only_if_reliable() {
         use spec::Accel::{Auto, Kvm as Must, Tcg};
         for (wish, kvm, expected, warned) in [
             (Auto, Kvm::Usable, Some(Accelerator::Kvm), false),

@@ -1,7 +1,7 @@
-//! Which firmware a VM boots by: QEMU's firmware descriptors, and the choice among them.
+//! Selects the firmware of a VM among QEMU's firmware descriptors.
 //!
-//! The descriptors are those of QEMU's `docs/interop/firmware.json`, as every distribution installs them. What
-//! newer ones say beyond this (features, devices, tags) is passed over.
+//! The format is specified in QEMU's `docs/interop/firmware.json`. Unknown features, devices and
+//! tags of newer descriptors are ignored.
 
 use std::path::{Path, PathBuf};
 
@@ -16,59 +16,60 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Descriptor {
-    /// For people.
+    /// A description for users.
     #[serde(default)]
     pub description: String,
-    /// What the guest's loader finds: `uefi`, `bios`, ….
+    /// The interfaces for the guest: `uefi`, `bios`, ….
     pub interface_types: Vec<String>,
-    /// How QEMU is given it.
+    /// How the firmware is passed to QEMU.
     pub mapping: Mapping,
-    /// Which machines it is for.
+    /// The supported machines.
     pub targets: Vec<Target>,
-    /// What it can and what it needs: `secure-boot`, `enrolled-keys`, `requires-smm`, ….
+    /// Capabilities and requirements: `secure-boot`, `enrolled-keys`, `requires-smm`, ….
     pub features: Vec<String>,
 }
 
-/// How QEMU is given the firmware.
+/// How the firmware is passed to QEMU.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(tag = "device", rename_all = "kebab-case")]
 pub enum Mapping {
-    /// In flash chips.
+    /// As flash devices.
     #[serde(rename_all = "kebab-case")]
     Flash {
-        /// Code and variables: `split` over two chips, `combined` in one, or `stateless` without the second.
+        /// Code and variables: `split` in two devices, `combined` in one, or `stateless` without
+        /// variables.
         #[serde(default = "split")]
         mode: String,
         /// The code.
         executable: FlashFile,
-        /// What a VM's own variables are made from.
+        /// The template of a VM's variables.
         nvram_template: Option<FlashFile>,
     },
-    /// By `-bios`, without variables that last.
+    /// With `-bios`, without persistent variables.
     Memory {
         /// The code.
         filename: PathBuf,
     },
-    /// A way that qvm has no use for.
+    /// A way that qvm does not support.
     #[serde(other)]
     Other,
 }
 
-/// The mode of descriptors from before QEMU 7.0, which had no other.
+/// The mode of descriptors before QEMU 7.0, which do not specify one.
 fn split() -> String {
     "split".to_owned()
 }
 
-/// A file in a flash chip.
+/// The file of a flash device.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct FlashFile {
-    /// Where it is.
+    /// The path.
     pub filename: PathBuf,
-    /// A name of QEMU's block drivers.
+    /// The name of a QEMU block driver.
     pub format: String,
 }
 
-/// Which machines a firmware is for.
+/// The machines that a firmware supports.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Target {
     /// The emulator: `x86_64`, ….
@@ -77,41 +78,42 @@ pub struct Target {
     pub machines: Vec<String>,
 }
 
-/// What a VM's command line and its variables are made from.
+/// A selected firmware.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Chosen {
-    /// The descriptor that said so.
+pub struct SelectedFirmware {
+    /// The descriptor.
     pub descriptor: PathBuf,
-    /// The code: read-only in the first flash chip, or the argument of `-bios`.
+    /// The code: read-only in the first flash device, or the argument of `-bios`.
     pub code: PathBuf,
-    /// How the code's file is stored.
+    /// The format of the code.
     pub code_format: Format,
-    /// What the VM's own variables are copied from, once; `None`: nothing in the guest outlives its QEMU.
+    /// The template from which the VM's variables are copied once; `None` means that no variable is
+    /// persistent.
     pub vars_template: Option<PathBuf>,
-    /// How the template, and so the copy, is stored.
+    /// The format of the template and of its copy.
     pub vars_format: Format,
-    /// By `-bios` instead of flash.
+    /// Use `-bios` instead of flash.
     pub memory: bool,
-    /// The machine needs `smm=on`. With `secure` it also needs the variables' chip protected:
-    /// `-global driver=cfi.pflash01,property=secure,value=on`.
+    /// The machine requires `smm=on`. With `secure`, the flash of the variables must also be
+    /// protected: `-global driver=cfi.pflash01,property=secure,value=on`.
     pub smm: bool,
-    /// Secure Boot is in it.
+    /// Secure Boot is supported.
     pub secure: bool,
 }
 
-/// Why there is none.
+/// Why no firmware was selected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// No descriptor fits.
+    /// No descriptor matches.
     #[error("no {wanted} for `{machine}` in {searched} ({seen} descriptors read)")]
     NotFound {
-        /// What was looked for.
+        /// The requested firmware.
         wanted: &'static str,
         /// The machine type.
         machine: String,
-        /// The directories.
+        /// The searched directories.
         searched: String,
-        /// How many there were to choose from.
+        /// The number of descriptors.
         seen: usize,
     },
 }
@@ -120,16 +122,17 @@ impl Explain for Error {
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::NotFound { .. } => Some(
-                "install it (Debian and Ubuntu: `ovmf`; Fedora, RHEL and Arch: `edk2-ovmf`), or write \
-                 `firmware = \"bios\"`"
+                "install it (Debian and Ubuntu: `ovmf`; Fedora, RHEL and Arch: `edk2-ovmf`), or \
+                 write `firmware = \"bios\"`"
                     .into(),
             ),
         }
     }
 }
 
-/// The directories with descriptors, the most specific first. `config_home` is `$XDG_CONFIG_HOME`; `qemu` is
-/// the binary, links resolved: a build with a prefix of its own, as on NixOS, brings its own descriptors.
+/// Returns the directories with descriptors, the most specific first. `config_home` is
+/// `$XDG_CONFIG_HOME`; `qemu` is the binary with links resolved: a build with its own prefix, as on
+/// NixOS, has its own descriptors.
 pub fn directories(config_home: Option<&Path>, qemu: &Path) -> Vec<PathBuf> {
     let firmware = |base: &Path| base.join("qemu/firmware");
     let prefix = qemu.parent().and_then(Path::parent).filter(|prefix| prefix.is_absolute());
@@ -144,7 +147,7 @@ pub fn directories(config_home: Option<&Path>, qemu: &Path) -> Vec<PathBuf> {
 }
 
 impl Descriptor {
-    /// The files it names, all of which must be there.
+    /// Returns the files of the descriptor, all of which must exist.
     pub fn files(&self) -> Vec<&Path> {
         match &self.mapping {
             Mapping::Flash { executable, nvram_template, .. } => {
@@ -171,14 +174,15 @@ impl Descriptor {
             })
     }
 
-    /// The choice that this descriptor would be, if qvm can use it.
-    fn chosen(&self, descriptor: &Path) -> Option<Chosen> {
+    /// Returns the firmware of this descriptor if qvm supports it.
+    fn chosen(&self, descriptor: &Path) -> Option<SelectedFirmware> {
         let (code, code_format, vars, memory) = match &self.mapping {
             Mapping::Flash { mode, executable, nvram_template } => {
                 let vars = match (mode.as_str(), nvram_template) {
                     ("split", Some(template)) => Some((template, format(&template.format)?)),
                     ("stateless", None) => None,
-                    // `combined` would need the code itself copied for each VM; nobody ships it.
+                    // `combined` would require a copy of the code for each VM; no distribution
+                    // ships it.
                     _ => return None,
                 };
                 (&executable.filename, format(&executable.format)?, vars, false)
@@ -186,7 +190,7 @@ impl Descriptor {
             Mapping::Memory { filename } => (filename, Format::Raw, None, true),
             Mapping::Other => return None,
         };
-        Some(Chosen {
+        Some(SelectedFirmware {
             descriptor: descriptor.to_owned(),
             code: code.clone(),
             code_format,
@@ -203,20 +207,21 @@ fn format(name: &str) -> Option<Format> {
     [Format::Raw, Format::Qcow2].into_iter().find(|format| format.name() == name)
 }
 
-/// The firmware for a machine type; `None` is SeaBIOS, which QEMU brings itself.
+/// Selects the firmware for a machine type; `None` is QEMU's SeaBIOS.
 ///
-/// `descriptors` are in the order of the search: sorted by file name, shadowed ones left out; `searched` is
-/// where they are from. Plain UEFI is never one with keys enrolled: it would enforce Secure Boot.
-/// Variables that last come before all else, then firmware without Secure Boot, then the order.
+/// `descriptors` are in search order: sorted by file name without shadowed ones; `searched` are
+/// their directories. Plain UEFI never has enrolled keys, which would enforce Secure Boot. Firmware
+/// with persistent variables is preferred, then firmware without Secure Boot, then the search
+/// order.
 ///
 /// # Errors
-/// None fits.
+/// No descriptor matches.
 pub fn choose(
     descriptors: &[(PathBuf, Descriptor)],
     searched: &[PathBuf],
     firmware: spec::Firmware,
     machine: &str,
-) -> Result<Option<Chosen>, Error> {
+) -> Result<Option<SelectedFirmware>, Error> {
     let (secure, wanted) = match firmware {
         spec::Firmware::Bios => return Ok(None),
         spec::Firmware::Uefi => (false, "UEFI firmware"),
@@ -236,7 +241,7 @@ pub fn choose(
         .iter()
         .filter(|(_, descriptor)| fits(descriptor))
         .filter_map(|(path, descriptor)| descriptor.chosen(path))
-        // Keys are enrolled in variables: a firmware without them has none.
+        // Enrolled keys are stored in variables.
         .filter(|chosen| !secure || chosen.vars_template.is_some())
         .min_by_key(|chosen| {
             (chosen.vars_template.is_none(), chosen.memory, chosen.secure != secure)
@@ -254,10 +259,10 @@ pub fn choose(
         })
 }
 
-/// A glob with `*` and `?`, in time proportional to the product of the lengths.
+/// Matches a glob with `*` and `?`, in time proportional to the product of the lengths.
 fn matches(glob: &[u8], text: &[u8]) -> bool {
     let (mut g, mut t) = (0, 0);
-    // Where to go on when what follows the last `*` did not fit: the star, and what it has eaten so far.
+    // Where to continue after a mismatch: the last star, and the end of its match so far.
     let mut retry = None;
     while let Some(&byte) = text.get(t) {
         match glob.get(g) {
@@ -317,12 +322,12 @@ mod tests {
     }
 
     #[test]
-    fn bios_needs_none() {
+    fn bios_needs_no_descriptor() {
         assert_eq!(choose(&[], &[], spec::Firmware::Bios, "pc-q35-10.0"), Ok(None));
     }
 
     #[test]
-    fn plain_uefi_takes_the_first_without_secure_boot() {
+    fn plain_uefi_prefers_no_secure_boot() {
         use spec::Firmware::Uefi;
         let enrolled = flash("split", "enrolled", Some("v"), &ENROLLED);
         let secure = flash("split", "secure", Some("v"), &SECURE);
@@ -341,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn secure_boot_wants_keys_smm_and_variables() {
+    fn secure_boot_requires_keys_smm_and_variables() {
         use spec::Firmware::UefiSecure;
         let without_smm = flash("split", "x", Some("v"), &["enrolled-keys", "secure-boot"]);
         let stateless = flash("stateless", "x", None, &ENROLLED);
@@ -351,7 +356,7 @@ mod tests {
         let chosen = choose(&enrolled, &[], UefiSecure, "pc-q35-10.0").unwrap().unwrap();
         assert_eq!(
             chosen,
-            Chosen {
+            SelectedFirmware {
                 descriptor: "/d/40.json".into(),
                 code: "/fw/code".into(),
                 code_format: Format::Raw,
@@ -365,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn what_qvm_cannot_use_is_passed_over() {
+    fn unsupported_descriptors_are_skipped() {
         use spec::Firmware::Uefi;
         let combined = flash("combined", "x", None, &[]);
         let halved = flash("split", "x", None, &[]);
@@ -384,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_names_what_was_looked_for_and_where() {
+    fn error_names_firmware_and_directories() {
         let searched = ["/etc/qemu/firmware".into(), "/usr/share/qemu/firmware".into()];
         let error = choose(&[], &searched, spec::Firmware::UefiSecure, "pc-q35-7.2").unwrap_err();
         assert_eq!(
@@ -396,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn the_directories_go_from_the_user_to_the_distribution() {
+    fn user_directories_precede_distribution() {
         let of = |home: Option<&str>, qemu: &str| -> Vec<String> {
             directories(home.map(Path::new), Path::new(qemu))
                 .iter()
@@ -418,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn globs() {
+    fn globs_match() {
         for (glob, text, expected) in [
             ("pc-q35-*", "pc-q35-10.0", true),
             ("pc-q35-*", "pc-i440fx-10.0", false),

@@ -1,4 +1,4 @@
-//! From a VM file to a QEMU command line, and the typed difference between two VM files.
+//! The QEMU command line of a VM file, and the typed difference between two VM files.
 
 pub mod argv;
 mod block_nodes;

@@ -1,11 +1,11 @@
-//! What a VM may take of the host, as the kernel's control files have it.
+//! The resource limits of a VM as values of cgroup control files.
 
 use crate::{spec::Vm, sys::cgroup::Setting};
 
-/// The length of the period that a quota is a part of, in microseconds: the kernel's own default, and systemd's.
+/// The period of a CPU quota in microseconds, the default of the kernel and of systemd.
 const PERIOD: u64 = 100_000;
 
-/// Every control file that a key of the VM file becomes, where no service manager writes it.
+/// Returns the values of all control files, for hosts without a service manager.
 pub fn settings(vm: &Vm) -> Vec<Setting> {
     let setting = |key, file: &'static str, value: Option<String>, default: &str| Setting {
         key,
@@ -41,7 +41,7 @@ mod tests {
     }
 
     #[test]
-    fn each_key_is_a_line_of_a_control_file() {
+    fn each_key_has_a_control_file() {
         let all =
             settings(&vm("cpuWeight = 300\ncpuQuota = 150\nmemoryMax = \"2G\"\nioWeight = 50"));
         let lines: Vec<_> = all.iter().map(|s| (s.controller, s.file, s.value.as_str())).collect();
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_written_is_the_kernels_default() {
+    fn unset_keys_have_kernel_defaults() {
         let all = settings(&vm(""));
         let values: Vec<_> = all.iter().map(|s| s.value.as_str()).collect();
         assert_eq!(values, ["100", "max 100000", "max", "default 100"]);

@@ -1,4 +1,4 @@
-//! Addresses of the guest that QEMU's user-mode network cannot reach.
+//! Notes about guest addresses outside QEMU's user-mode network.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -8,7 +8,7 @@ use crate::spec::{Link, Nic};
 const V4: (Ipv4Addr, u32) = (Ipv4Addr::new(10, 0, 2, 0), 24);
 const V6: (Ipv6Addr, u32) = (Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 0), 64);
 
-/// One note for each NIC in the user-mode network whose `ip` is of another network.
+/// Returns a note for each NIC in the user-mode network with an `ip` of another network.
 pub fn notes(nics: &[Nic]) -> Vec<String> {
     let of = |nic: &Nic| {
         let (ip, name) = (nic.ip?, &nic.name);
@@ -16,8 +16,8 @@ pub fn notes(nics: &[Nic]) -> Vec<String> {
         (is_user && !is_inside(ip.address())).then(|| {
             let (v4, v6) = (format!("{}/{}", V4.0, V4.1), format!("{}/{}", V6.0, V6.1));
             format!(
-                "`ip` {ip} of NIC `{name}` is not in the user-mode network {v4} or {v6}: the guest reaches nothing; \
-                 set `bridge`, or remove `ip` for an address by DHCP"
+                "`ip` {ip} of NIC `{name}` is not in the user-mode network {v4} or {v6}: the guest \
+                 has no connection; set `bridge`, or remove `ip` to use DHCP"
             )
         })
     };

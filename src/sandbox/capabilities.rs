@@ -66,12 +66,10 @@ fn cut_to(kept: CapabilitySet) -> io::Result<CapabilitySet> {
 
 /// What root gets when it executes a program is not more than this.
 fn bound(kept: CapabilitySet) -> io::Result<()> {
-    for capability in known().filter(|capability| !kept.contains(*capability)) {
-        if capability_is_in_bounding_set(capability)? {
-            remove_capability_from_bounding_set(capability)?;
-        }
-    }
-    Ok(())
+    // To remove one that is not in the set is no error.
+    known()
+        .filter(|capability| !kept.contains(*capability))
+        .try_for_each(remove_capability_from_bounding_set)
 }
 
 /// Those that this kernel knows.

@@ -1,4 +1,4 @@
-//! What several VM files have to agree about: nothing that only one VM can have is claimed by two.
+//! Checks across VM files: no exclusive resource is used by two VMs.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -13,8 +13,8 @@ use super::{
 };
 use crate::value::{Forward, IfName, MacAddr, VmName};
 
-/// Every problem among VMs that are each good by themselves. Of two that claim the same, the later in `vms`
-/// gets the problem and the earlier is named in it. `unread` are VMs that there are, but whose files are not good.
+/// Returns every conflict among valid VMs. Of two VMs with a conflict, the later in `vms` gets the
+/// problem, which names the earlier. `unread` are VMs with invalid files.
 pub fn across(vms: &[&Vm], unread: &[VmName]) -> Vec<Problem> {
     let mut claims = Claims::default();
     let mut problems: Vec<Problem> = vms.iter().flat_map(|vm| claims.of(vm)).collect();
@@ -22,7 +22,7 @@ pub fn across(vms: &[&Vm], unread: &[VmName]) -> Vec<Problem> {
     problems
 }
 
-/// What was claimed so far, by which VM, by which key.
+/// The resources claimed so far, with their VM and key.
 #[derive(Default)]
 struct Claims<'v> {
     macs: HashMap<MacAddr, (&'v Vm, String)>,
@@ -33,7 +33,7 @@ struct Claims<'v> {
 }
 
 impl<'v> Claims<'v> {
-    /// Takes the claims of one VM, and returns those that were taken before.
+    /// Adds the claims of one VM, and returns the conflicts.
     fn of(&mut self, vm: &'v Vm) -> Vec<Problem> {
         let mut problems = Vec::new();
         for nic in &vm.nics {
@@ -100,7 +100,7 @@ impl<'v> Claims<'v> {
         if let Some((_, other, at)) = other {
             let what = format!("the disk `{}`", one_line(&path.to_string_lossy()));
             let mut problem = problem(vm, &key, taken_by(&what, other, at));
-            problem.hint = Some("two VMs may share a disk if both have `readOnly = true`".into());
+            problem.hint = Some("two VMs can share a disk if both set `readOnly = true`".into());
             problems.push(problem);
         }
         taken.push((read_only, vm, key));
@@ -116,7 +116,7 @@ fn claim<'v, K: std::hash::Hash + Eq + Copy>(
     named: impl Fn(K) -> String,
 ) {
     match taken.get(&what) {
-        // Within one VM the reader has looked already.
+        // The parser has already checked conflicts within one VM.
         Some((other, at)) if other.name != vm.name => {
             problems.push(problem(vm, &key, taken_by(&named(what), other, at)));
         }
@@ -128,7 +128,7 @@ fn claim<'v, K: std::hash::Hash + Eq + Copy>(
 }
 
 fn taken_by(what: &str, other: &Vm, key: &str) -> String {
-    format!("{what} belongs to `{}` already ({})", other.name, other.at(key))
+    format!("{what} is already used by `{}` ({})", other.name, other.at(key))
 }
 
 fn problem(vm: &Vm, key: &str, message: String) -> Problem {
@@ -139,7 +139,7 @@ fn problem(vm: &Vm, key: &str, message: String) -> Problem {
     }
 }
 
-/// Refuses `after` that names a VM that does not exist, and circles of it.
+/// Reports cycles of `after`, and names of VMs that do not exist.
 fn order(vms: &[&Vm], unread: &[VmName], problems: &mut Vec<Problem>) {
     let by_name: BTreeMap<&VmName, &Vm> = vms.iter().map(|vm| (&vm.name, *vm)).collect();
     for vm in vms {
@@ -147,27 +147,27 @@ fn order(vms: &[&Vm], unread: &[VmName], problems: &mut Vec<Problem>) {
             if by_name.contains_key(name) || unread.contains(name) {
                 continue;
             }
-            let mut problem = problem(vm, "after", format!("there is no VM `{name}`"));
+            let mut problem = problem(vm, "after", format!("VM `{name}` does not exist"));
             problem.hint = nearest(name, &by_name).map(|near| format!("did you mean `{near}`?"));
             problems.push(problem);
         }
     }
-    for circle in circles(vms, &by_name) {
-        // It is told once, at the VM of the circle that comes last.
+    for circle in cycles(vms, &by_name) {
+        // Reported once, at the last VM of the cycle.
         let place = |vm: &&&Vm| vms.iter().position(|other| other.name == vm.name);
         let Some(last) = circle.iter().max_by_key(place) else { continue };
         let start = circle.iter().position(|vm| vm.name == last.name).unwrap_or_default();
         let names = circle.iter().cycle().skip(start).take(circle.len() + 1);
         let names: Vec<String> = names.map(|vm| format!("`{}`", vm.name)).collect();
-        let message = format!("they wait for each other: {}", names.join(" after "));
+        let message = format!("cyclic start order: {}", names.join(" after "));
         let mut problem = problem(last, "after", message);
-        problem.hint = Some("take one of these out".into());
+        problem.hint = Some("remove one of these keys".into());
         problems.push(problem);
     }
 }
 
-/// The circles of `after`, each once: a depth-first walk, without recursion, over VMs that exist.
-fn circles<'v>(vms: &[&'v Vm], by_name: &BTreeMap<&VmName, &'v Vm>) -> Vec<Vec<&'v Vm>> {
+/// Returns each cycle of `after` once: a depth-first search without recursion over existing VMs.
+fn cycles<'v>(vms: &[&'v Vm], by_name: &BTreeMap<&VmName, &'v Vm>) -> Vec<Vec<&'v Vm>> {
     let mut done: HashSet<&VmName> = HashSet::new();
     let mut found = Vec::new();
     for vm in vms {

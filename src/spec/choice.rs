@@ -1,34 +1,34 @@
-//! What a key with a few words lets an operator choose among.
+//! The values of keys that are a choice of words.
 
 use serde::{Deserialize, Serialize};
 
-/// What becomes of a start that the host's memory is not enough for.
+/// How to start a VM if the host has too little memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Admission {
-    /// It is refused, with the sums.
+    /// Refuse the start and report the sizes.
     #[default]
     Refuse,
-    /// It waits until there is room.
+    /// Wait for free memory.
     Wait,
-    /// Nobody looks.
+    /// Start without a check.
     Off,
 }
 
-/// What executes the guest's instructions.
+/// What executes guest instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Accel {
-    /// KVM where a hardware module is loaded, else TCG with a warning.
+    /// KVM if available, else TCG with a warning.
     #[default]
     Auto,
-    /// KVM; refused where it is not to be had.
+    /// Only KVM.
     Kvm,
-    /// QEMU's own translator: works everywhere, an order of magnitude slower.
+    /// QEMU's TCG: works on every host, about ten times slower.
     Tcg,
 }
 
-/// What the guest boots by.
+/// The firmware of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Firmware {
@@ -37,84 +37,84 @@ pub enum Firmware {
     Bios,
     /// UEFI without Secure Boot.
     Uefi,
-    /// UEFI with Secure Boot enforced and the usual keys enrolled.
+    /// UEFI with Secure Boot enforced and the default keys enrolled.
     UefiSecure,
 }
 
-/// What a panic of the guest's kernel leads to.
+/// The reaction to a kernel panic of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnPanic {
-    /// QEMU is ended and `qvm run` fails, so that the unit's restart policy starts it again.
+    /// Stop QEMU; `qvm run` fails, so that the restart policy of the unit starts the VM again.
     #[default]
     Restart,
-    /// QEMU is ended and stays so.
+    /// Stop QEMU; the VM stays stopped.
     Stop,
-    /// The guest is left paused for whoever wants to look.
+    /// Leave the guest paused for inspection.
     Pause,
 }
 
-/// What happens to pending changes when the guest reboots.
+/// When pending changes take effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnGuestReboot {
-    /// QEMU is started anew with the VM file as it is now, if anything is pending.
+    /// At a guest reboot: QEMU is started again with the current VM file if any change is pending.
     #[default]
     Apply,
-    /// The guest is reset within the same QEMU; changes stay pending.
+    /// At the next start: a guest reboot only resets the machine.
     Reset,
 }
 
-/// What happens when a tap of a running guest is taken off its bridge, or the bridge goes.
+/// The reaction if a tap of a running guest is removed from its bridge, or the bridge is deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TapHeal {
-    /// It is told, and the tap is put back, at once or when the bridge is there again.
+    /// Report it, and attach the tap again, now or when the bridge exists again.
     #[default]
     Heal,
-    /// It is told.
+    /// Only report it.
     Report,
-    /// Nothing.
+    /// Ignore it.
     Off,
 }
 
-/// What happens to the guest when the host shuts down.
+/// What to do with the guest at a host shutdown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HostShutdown {
-    /// It is shut down cleanly.
+    /// Shut it down cleanly.
     #[default]
     Stop,
-    /// Its state is saved, and it goes on from there.
+    /// Suspend it to disk; the next start resumes it.
     Suspend,
 }
 
-/// How QEMU is kept apart from the host and from other VMs.
+/// How strictly QEMU is isolated from the host and from other VMs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Isolation {
-    /// By everything that the host has; what it lacks is told.
+    /// Use every mechanism of the host; report missing ones.
     #[default]
     On,
-    /// By everything, or it is not started.
+    /// Use every mechanism; refuse the start if one is missing.
     Strict,
-    /// By nothing.
+    /// No isolation.
     Off,
 }
 
-/// How bytes lie in the file.
+/// The format of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// QEMU's own: sparse everywhere, the default.
+    /// qcow2, the default: sparse on every file system.
     #[default]
     Qcow2,
-    /// The bytes as they are.
+    /// Raw bytes.
     Raw,
 }
 
 impl Format {
-    /// The name as QEMU's block drivers have it; also the file's suffix.
+    /// Returns the name of QEMU's block driver, which is also the file suffix.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Qcow2 => "qcow2",
@@ -123,27 +123,27 @@ impl Format {
     }
 }
 
-/// How a disk is made from its image.
+/// How a disk is created from its image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Clone {
-    /// A disk of its own: a reflink where the file system can, else a copy.
+    /// A full copy: a reflink if the file system supports it.
     #[default]
     Copy,
-    /// A qcow2 overlay on the cached image, which is then protected.
+    /// A qcow2 overlay on the cached image, which then cannot be removed.
     Overlay,
 }
 
-/// What the guest sees the disk as.
+/// The emulated disk controller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Bus {
-    /// virtio-blk: the fastest, needs a driver that every Linux and BSD has.
+    /// virtio-blk: the fastest; requires a driver, which every Linux and BSD has.
     #[default]
     Virtio,
     /// AHCI: for guests without virtio drivers, such as a Windows installer.
     Sata,
-    /// NVMe: the same, for newer guests.
+    /// NVMe: for newer guests without virtio drivers.
     Nvme,
 }
 
@@ -190,46 +190,46 @@ impl SectorSize {
     }
 }
 
-/// What kind of thing is in the drive.
+/// The medium of a drive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Media {
     /// A disk.
     #[default]
     Disk,
-    /// A CD, always read-only, on SATA; booted from when no disk boots.
+    /// A CD, always read-only and on SATA; the last boot device.
     Cdrom,
 }
 
-/// What the guest sees the NIC as.
+/// The emulated NIC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Model {
-    /// virtio-net: the fastest, needs a driver that every Linux and BSD has.
+    /// virtio-net: the fastest; requires a driver, which every Linux and BSD has.
     #[default]
     Virtio,
     /// Intel 82574L: for guests without virtio drivers, such as a Windows installer.
     E1000e,
 }
 
-/// Whether the guest sees a cable plugged in.
+/// The link state that the guest sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LinkState {
-    /// It does.
+    /// Connected.
     #[default]
     Up,
-    /// It does not: nothing passes.
+    /// Disconnected: no frame passes.
     Down,
 }
 
-/// What is done with a guest that does not get ready in its time.
+/// The reaction to a guest that is not ready in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReadyFailure {
-    /// It counts as started all the same, and `qvm status` tells.
+    /// The VM counts as started; `qvm status` shows that it is not ready.
     #[default]
     Continue,
-    /// It is shut down, and `qvm run` fails.
+    /// The VM is shut down, and `qvm run` fails.
     Fail,
 }

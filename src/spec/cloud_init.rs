@@ -1,4 +1,4 @@
-//! `[cloudInit]`: what the NoCloud seed tells the guest.
+//! `[cloudInit]`: the content of the NoCloud seed.
 
 use super::{
     reading::{Key, Reading},
@@ -12,20 +12,20 @@ use crate::value::shown;
 /// The table. `user_data` excludes `user`, `ssh_authorized_keys` and `password_hash`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CloudInit {
-    /// `hostname`: the VM's name unless written.
+    /// `hostname`; the default is the VM name.
     pub hostname: Option<String>,
     /// `user`: an account with passwordless sudo; without it the image's default user.
     pub user: Option<String>,
     /// `sshAuthorizedKeys`: lines as in authorized_keys(5).
     pub ssh_authorized_keys: Vec<String>,
-    /// `passwordHash`: as crypt(5) makes it, for the serial console; without it no password works.
+    /// `passwordHash`: a crypt(5) hash, for the serial console; by default no password is set.
     pub password_hash: Option<String>,
-    /// `userData`: own user-data, passed through byte for byte.
+    /// `userData`: a user-data file, used unchanged.
     pub user_data: Option<UserData>,
 }
 
 impl CloudInit {
-    /// Takes `[cloudInit]`.
+    /// Parses `[cloudInit]`.
     pub(super) fn take(r: &mut Reading<'_>, mut table: Table<'_>, read: &mut ReadFile<'_>) -> Self {
         let hostname: Key<String> = table.take(r, "hostname");
         let user: Key<String> = table.take(r, "user");
@@ -36,13 +36,12 @@ impl CloudInit {
 
         if let Some((at, name)) = hostname.good().filter(|(_, name)| !text::is_hostname(name)) {
             let message = format!("`{}` is not a host name", shown(name));
-            let hint =
-                "use letters, digits and `-` (1 to 63, neither first nor last), with dots between";
+            let hint = "use labels of 1 to 63 letters, digits and inner `-`, separated by dots";
             r.wrong(at, message, Some(hint.into()));
         }
         if let Some((at, name)) = user.good().filter(|(_, name)| !text::is_user(name)) {
-            let message = format!("`{}` is not the name of an account", shown(name));
-            let hint = "use 1 to 32 of a-z, 0-9, `_` and `-`, a letter or `_` first";
+            let message = format!("`{}` is not a valid user name", shown(name));
+            let hint = "use 1 to 32 of a-z, 0-9, `_` and `-`, beginning with a letter or `_`";
             r.wrong(at, message, Some(hint.into()));
         }
         for (at, line) in keys.value.iter().flatten() {
@@ -51,16 +50,16 @@ impl CloudInit {
             }
         }
         if let Some((at, _)) = hash.good().filter(|(_, hash)| !text::is_crypt(hash)) {
-            let hint = "write what `openssl passwd -6` or `mkpasswd` prints";
-            r.wrong(at, "it is not a hash as crypt(5) makes it", Some(hint.into()));
+            let hint = "use the output of `openssl passwd -6` or `mkpasswd`";
+            r.wrong(at, "the value is not a crypt(5) hash", Some(hint.into()));
         }
         if let Some(data) = &data.at {
             for at in [&user.at, &keys.at, &hash.at].into_iter().flatten() {
                 let line = r.line(data.span.start);
                 r.refuse(
                     at,
-                    format!("`userData` in line {line} takes the place of this key"),
-                    Some("keep one of the two, or say it in the user-data".into()),
+                    format!("`userData` in line {line} replaces this key"),
+                    Some("keep one of the two, or set it in the user-data".into()),
                 );
             }
         }

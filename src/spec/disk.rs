@@ -18,15 +18,16 @@ use crate::value::{Label, Size, shown};
 pub struct Disk {
     /// `root`, or the name of the table.
     pub name: Label,
-    /// Where its content comes from.
+    /// The source of its content.
     pub source: Source,
-    /// `size` (`diskSizeG` for `root`): how large it is made, and grown to later; `None` is the image's own.
+    /// `size` (`diskSizeG` for `root`): the initial size, and the size to grow to; `None` is the
+    /// size of the image.
     pub size: Option<Size>,
-    /// `format`: of the file that qvm makes, or of the one that `path` or `device` names.
+    /// `format`: of the file that qvm creates, or of the existing `path` or `device`.
     pub format: Format,
-    /// `clone`: how the disk is made from its image.
+    /// `clone`: how the disk is created from its image.
     pub clone: Clone,
-    /// `bus`: what the guest sees it as.
+    /// `bus`: the emulated controller.
     pub bus: Bus,
     /// `media`: a disk or a CD.
     pub media: Media,
@@ -54,7 +55,8 @@ impl Disk {
         self.cache.unwrap_or(default)
     }
 
-    /// Whether this and another disk are the same file or device, and one of them is written to.
+    /// Returns true if this and another disk are the same file or device and one of them is
+    /// writable.
     pub(super) fn shares_with(&self, other: &Self) -> bool {
         self.source.own().is_some()
             && self.source.own() == other.source.own()
@@ -63,7 +65,7 @@ impl Disk {
 }
 
 impl Source {
-    /// The file or device of the operator's that it is, if it is one.
+    /// Returns the operator's file or device, if the disk is one.
     pub(super) fn own(&self) -> Option<&Path> {
         match self {
             Self::File(path) | Self::Device(path) => Some(path),
@@ -72,24 +74,25 @@ impl Source {
     }
 }
 
-/// Where a disk's content comes from; which one is told by the key that is present.
+/// The source of a disk's content, determined by the key that is present.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// `[disk.NAME.image]`, or `[image]` for `root`: made from it once, by qvm, in the VM's state directory.
+    /// `[disk.NAME.image]`, or `[image]` for `root`: qvm creates the disk once in the VM's state
+    /// directory.
     Image(Box<Image>),
-    /// `size` alone: made blank, once, by qvm, in the VM's state directory.
+    /// Only `size`: qvm creates a blank disk once in the VM's state directory.
     Blank,
-    /// Nothing was written: a disk that is in the VM's state directory already.
+    /// No key: an existing disk in the VM's state directory.
     Existing,
-    /// `path`: a file of the operator's, never made and never grown by qvm.
+    /// `path`: a file of the operator, which qvm neither creates nor grows.
     File(PathBuf),
-    /// `device`: a block device of the operator's, always raw.
+    /// `device`: a block device of the operator, always raw.
     Device(PathBuf),
 }
 
-/// The keys of a disk, as they were written.
+/// The keys of a disk as written.
 pub(super) struct DiskKeys {
-    /// The table's header, or a flat key; `None` where nothing is said.
+    /// The table header or a flat key; `None` if there is neither.
     at: Option<At>,
     size: Key<Size>,
     format: Key<Format>,
@@ -106,7 +109,7 @@ pub(super) struct DiskKeys {
     limits: LimitKeys,
 }
 
-/// What the flat keys say about the disk `root`: `diskSizeG` and `[image]`.
+/// The flat keys of the disk `root`: `diskSizeG` and `[image]`.
 pub(super) struct FlatDisk {
     size: Key<Size>,
     image: Option<ImageKeys>,
@@ -114,9 +117,9 @@ pub(super) struct FlatDisk {
 }
 
 impl FlatDisk {
-    /// Takes them from the top of the file.
+    /// Parses them from the top level.
     pub(super) fn take(r: &mut Reading<'_>, top: &mut Table<'_>) -> Self {
-        // 1 PiB, as `size` has it.
+        // 1 PiB, the limit of `size`.
         let size: Key<Whole<1, { 1 << 20 }>> = top.take(r, "diskSizeG");
         let gib = |Whole(gib)| u64::try_from(gib).ok().and_then(Size::from_gib);
         let (image, clone) = match top.take_table(r, "image") {
@@ -131,7 +134,7 @@ impl FlatDisk {
 }
 
 impl DiskKeys {
-    /// Takes `[disk.NAME]`.
+    /// Parses `[disk.NAME]`.
     pub(super) fn take(r: &mut Reading<'_>, mut table: Table<'_>) -> Self {
         let size: Key<DiskSize> = table.take(r, "size");
         let keys = Self {
@@ -154,7 +157,7 @@ impl DiskKeys {
         keys
     }
 
-    /// The disk `root`: what the flat keys and its own table, if there is one, say together.
+    /// Merges the flat keys of the disk `root` and its own table.
     pub(super) fn root(r: &mut Reading<'_>, flat: FlatDisk, named: Option<Self>) -> Self {
         let named = named.unwrap_or(Self {
             at: None,
@@ -185,17 +188,17 @@ impl DiskKeys {
         }
     }
 
-    /// The table's header, or the flat key that stands for it.
+    /// Returns the table header, or the flat key instead of it.
     pub(super) fn header(&self) -> Option<&At> {
         self.at.as_ref()
     }
 
-    /// Where the operator's own file or device is named, if one is.
+    /// Returns the position of the key of the operator's file or device.
     pub(super) fn own(&self) -> Option<&At> {
         self.path.at.as_ref().or(self.device.at.as_ref())
     }
 
-    /// The disk, with every rule that its keys have among each other.
+    /// Checks the keys against each other and returns the disk.
     pub(super) fn build(self, r: &mut Reading<'_>, name: Label) -> Disk {
         let cdrom = self.media.value == Some(Media::Cdrom);
         self.check_source(r, &name, cdrom);
@@ -207,8 +210,8 @@ impl DiskKeys {
         let format = self.format(r, path.as_deref(), cdrom);
         let clone = self.clone.value.unwrap_or_default();
         if let (Some(at), Clone::Overlay, Format::Raw) = (&self.clone.at, clone, format) {
-            let message = "an overlay is always qcow2, and the format of this disk is raw";
-            r.refuse(at, message, Some("leave `format` out".into()));
+            let message = "an overlay must be qcow2, but the format of this disk is raw";
+            r.refuse(at, message, Some("remove `format`".into()));
         }
         let device = self.device.good().and_then(|(at, device)| device_path(r, at, device));
         let source = if let Some(path) = path {
@@ -224,8 +227,8 @@ impl DiskKeys {
         };
         let read_only = self.read_only.value.unwrap_or_default();
         if let (Source::Blank, true, Some(at)) = (&source, read_only, &self.read_only.at) {
-            let message = "a blank disk that cannot be written to is of no use";
-            r.refuse(at, message, Some("leave `readOnly` out".into()));
+            let message = "a blank disk cannot be read-only";
+            r.refuse(at, message, Some("remove `readOnly`".into()));
         }
         Disk {
             name,
@@ -256,7 +259,7 @@ impl DiskKeys {
         }
     }
 
-    /// One source at most, and nothing beside it that it does not go with.
+    /// Allows at most one source, and only keys that fit to it.
     fn check_source(&self, r: &mut Reading<'_>, name: &Label, cdrom: bool) {
         let image = self.image.as_ref().map(|image| image.at());
         let own = self.own();
@@ -267,19 +270,19 @@ impl DiskKeys {
             let line = r.line(first.span.start);
             r.refuse(
                 second,
-                format!("the disk's content comes from `{}` in line {line} already", first.key),
+                format!("`{}` in line {line} already sets the content of the disk", first.key),
                 Some("keep one of the two".into()),
             );
         }
         if let (Some(size), Some(own), false) = (&self.size.at, own, cdrom) {
             r.refuse(
                 size,
-                format!("qvm neither makes nor grows what `{}` names", own.key),
-                Some("leave the size out; `qemu-img resize` grows an image file".into()),
+                format!("qvm neither creates nor grows the file or device of `{}`", own.key),
+                Some("remove the size; use `qemu-img resize` to grow an image file".into()),
             );
         }
         if let (Some(clone), None, false) = (&self.clone.at, image, cdrom) {
-            r.refuse(clone, "there is no image that the disk could be made from", None);
+            r.refuse(clone, "the disk has no image to be created from", None);
         }
         if let (Some(at), true, None) = (&self.at, sources.is_empty(), &self.size.at)
             && name.as_str() != Label::ROOT
@@ -289,34 +292,35 @@ impl DiskKeys {
                 "write `size` for a blank disk, `path`, `device`, or a table `[{}.image]`",
                 at.key
             );
-            r.refuse(at, "it is not said where its content comes from", Some(hint));
+            r.refuse(at, "the disk has no content", Some(hint));
         }
     }
 
-    /// A CD is a file or a device of the operator's, read-only, on SATA.
+    /// A CD is an existing file or device, read-only, on SATA.
     fn check_cdrom(&self, r: &mut Reading<'_>) {
         let image = self.image.as_ref().map(|image| image.at());
         for at in [self.size.at.as_ref(), self.clone.at.as_ref(), image].into_iter().flatten() {
-            let message = "a CD is a file or a device that is there already";
+            let message = "a CD must be an existing file or device";
             r.refuse(at, message, Some("name it with `path` or `device`".into()));
         }
         if let (Some(at), None, None) = (&self.media.at, &self.path.at, &self.device.at) {
             let hint = "write `path = …` with the ISO file";
-            r.refuse(at, "there is no CD in the drive", Some(hint.into()));
+            r.refuse(at, "the drive has no medium", Some(hint.into()));
         }
         if let Some((at, Bus::Virtio | Bus::Nvme)) = self.bus.good() {
-            r.refuse(at, "a CD drive is always on SATA", Some("leave `bus` out".into()));
+            r.refuse(at, "a CD drive is always on SATA", Some("remove `bus`".into()));
         }
         if let Some((at, false)) = self.read_only.good() {
-            r.refuse(at, "a CD is always read-only", Some("leave `readOnly` out".into()));
+            r.refuse(at, "a CD is always read-only", Some("remove `readOnly`".into()));
         }
     }
 
-    /// What is written, or else what follows from the rest. A file of the operator's is never probed:
-    /// a guest could write a qcow2 header into a raw disk and so read any file of the host.
+    /// Returns the written format or the one implied by other keys. A file of the operator is never
+    /// probed: a guest could write a qcow2 header into a raw disk and thereby read any file of the
+    /// host.
     fn format(&self, r: &mut Reading<'_>, path: Option<&Path>, cdrom: bool) -> Format {
         if let (Some((at, Format::Qcow2)), Some(_)) = (self.format.good(), &self.device.at) {
-            r.refuse(at, "a device is always raw", Some("leave `format` out".into()));
+            r.refuse(at, "a device is always raw", Some("remove `format`".into()));
         }
         if let (Some(format), None) = (self.format.value, &self.device.at) {
             return format;
@@ -333,8 +337,12 @@ impl DiskKeys {
             _ if self.format.at.is_some() => Format::default(),
             _ => {
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
-                let message = format!("the name `{}` does not tell the format", shown(&name));
-                let hint = "write `format = \"qcow2\"` or `format = \"raw\"` below it";
+                let message = format!(
+                    "the format cannot be derived from the file name \
+                    `{}`",
+                    shown(&name)
+                );
+                let hint = "add `format = \"qcow2\"` or `format = \"raw\"`";
                 r.refuse(at, message, Some(hint.into()));
                 Format::default()
             }
@@ -344,8 +352,8 @@ impl DiskKeys {
 
 fn device_path(r: &mut Reading<'_>, at: &At, device: &str) -> Option<PathBuf> {
     if !device.starts_with('/') {
-        let message = format!("`{}` is not a whole path", shown(device));
-        let hint = "write it from the root, best as one of `/dev/disk/by-id/`";
+        let message = format!("`{}` is not an absolute path", shown(device));
+        let hint = "write an absolute path, preferably one of `/dev/disk/by-id/`";
         r.wrong(at, message, Some(hint.into()));
         return None;
     }

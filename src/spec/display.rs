@@ -1,4 +1,4 @@
-//! `[display]`: a screen for the guest, and who may look at it.
+//! `[display]`: the graphical screen of a guest and the access to it.
 
 use std::path::PathBuf;
 
@@ -9,34 +9,34 @@ use super::{
 };
 use crate::value::VncAddress;
 
-/// The table. Without it the guest has no screen, only its serial console.
+/// The table. Without it the guest has only its serial console.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Display {
-    /// `vnc`: where the screen is served; `None` is nowhere: it can be photographed, and typed at.
+    /// `vnc`: the address of the VNC server; `None` means no VNC: only screenshots and key presses.
     pub vnc: Option<VncAddress>,
-    /// `passwordFile`: the password for a TCP port, which VNC cuts to eight characters.
+    /// `passwordFile`: the password for a TCP port. VNC uses only its first eight characters.
     pub password_file: Option<PathBuf>,
 }
 
 impl Display {
-    /// Takes `[display]`.
+    /// Parses `[display]`.
     pub(super) fn take(r: &mut Reading<'_>, mut table: Table<'_>) -> Self {
         let vnc: Key<VncAddress> = table.take(r, "vnc");
         let file: Key<String> = table.take(r, "passwordFile");
         table.finish(r);
         match (vnc.good(), &file.at) {
             (Some((at, VncAddress::Tcp(_))), None) => {
-                let hint = "write `passwordFile = …`, or `vnc = \"unix\"`, which only root and the group `qvm` may open";
-                let message =
-                    "every user of this host can reach a TCP port, so it needs a password";
+                let hint = "write `passwordFile = …`, or `vnc = \"unix\"`, to which only root and \
+                    the group `qvm` can connect";
+                let message = "a TCP port requires a password, since every user of this host can \
+                    connect to it";
                 r.refuse(at, message, Some(hint.into()));
             }
             (Some((_, VncAddress::Unix)) | None, Some(at))
                 if vnc.at.is_none() || vnc.value.is_some() =>
             {
-                let hint =
-                    "leave it out, or serve the screen at a port: `vnc = \"127.0.0.1:5901\"`";
-                r.refuse(at, "a password is for a TCP port only", Some(hint.into()));
+                let hint = "remove it, or use a TCP port: `vnc = \"127.0.0.1:5901\"`";
+                r.refuse(at, "a password requires a TCP port", Some(hint.into()));
             }
             _ => {}
         }

@@ -1,4 +1,4 @@
-//! VM files on disk: found, read within bounds, and handed to the reader.
+//! Finds and reads VM files, within a size limit.
 
 use std::{
     fs::{self, File, Metadata},
@@ -16,39 +16,40 @@ use crate::value::VmName;
 
 /// The largest VM file, in bytes.
 const MAX: u64 = 1 << 20;
-/// What a VM file's name ends in.
+/// The suffix of VM files.
 const SUFFIX: &str = ".toml";
 
-/// Reads a VM file. A symbolic link is followed, but relative paths are resolved against the directory that
-/// `file` names, so `file` should be absolute where the paths in the [`Vm`] have to be.
+/// Reads a VM file. A symbolic link is followed, but relative paths are resolved against the
+/// directory of `file`. Use an absolute `file` to get absolute paths in the [`Vm`].
 ///
 /// # Errors
-/// Every problem of the file; or why it could not be read.
+/// Every problem of the file, or why it cannot be read.
 pub fn load(file: &Path) -> Result<Vm, Invalid> {
     load_with_text(file).map(|(vm, _)| vm)
 }
 
-/// Reads a VM file as [`load`] does, and gives its text as well.
+/// Reads a VM file like [`load`], and also returns its text.
 ///
 /// # Errors
-/// As of [`load`].
+/// As for [`load`].
 pub fn load_with_text(file: &Path) -> Result<(Vm, String), Invalid> {
     load_by(file, &mut user_data).map_err(|(invalid, _)| invalid)
 }
 
-/// Reads `copy` as if it stood in the place of the VM file `file`, whose name and place then count.
+/// Reads `copy` with the name and the directory of the VM file `file`.
 ///
 /// # Errors
-/// As of [`load`].
+/// As for [`load`].
 pub fn load_in_place(copy: &Path, file: &Path) -> Result<Vm, Invalid> {
     load_from(copy, file, &mut user_data).map(|(vm, _)| vm).map_err(|(invalid, _)| invalid)
 }
 
-/// Reads a VM file but not its user-data, which may be on a file system that is not mounted yet, or on another machine: a stand-in is taken for it. An invalid
-/// file gives its text as well, as far as it is text.
+/// Reads a VM file without its user-data, which may be on a file system that is not mounted yet or
+/// on another machine; a placeholder replaces it. For an invalid file, its text is also returned as
+/// far as it is UTF-8.
 ///
 /// # Errors
-/// As of [`load`], but for the user-data.
+/// As for [`load`], except errors of the user-data.
 pub fn load_early(file: &Path) -> Result<Vm, (Invalid, String)> {
     let stand_in = |_: &Path| Ok(b"#cloud-config\n".to_vec());
     load_by(file, &mut { stand_in }).map(|(vm, _)| vm)
@@ -58,7 +59,7 @@ fn load_by(file: &Path, user_data: &mut ReadFile<'_>) -> Result<(Vm, String), (I
     load_from(file, file, user_data)
 }
 
-/// Reads the bytes of `from` as those of `file`.
+/// Parses the bytes of `from` as those of `file`.
 fn load_from(
     from: &Path,
     file: &Path,
@@ -79,9 +80,9 @@ fn load_from(
             Err(problems) => Err((Invalid(problems), text)),
         },
         Err(Invalid(mut problems)) => {
-            // The text is looked at all the same: all problems are told at once.
-            if let Ok(stand_in) = "x".parse() {
-                let read = parse::read(&stand_in, file, &text, user_data);
+            // The text is parsed anyway to report all problems at once.
+            if let Ok(placeholder) = "x".parse() {
+                let read = parse::read(&placeholder, file, &text, user_data);
                 problems.extend(read.err().into_iter().flatten());
             }
             Err((Invalid(problems), text))
@@ -89,7 +90,7 @@ fn load_from(
     }
 }
 
-/// Reads every VM file in a directory, by name. A directory that is not there holds none.
+/// Reads all VM files of a directory, sorted by name; none if the directory does not exist.
 pub fn load_all(dir: &Path) -> Vec<(PathBuf, Result<Vm, Invalid>)> {
     let files = match files_in(dir) {
         Ok(files) => files,
@@ -102,8 +103,8 @@ pub fn load_all(dir: &Path) -> Vec<(PathBuf, Result<Vm, Invalid>)> {
     files.into_iter().map(load).collect()
 }
 
-/// The VM files in a directory, by name: those that end in `.toml` and do not begin with a dot.
-/// A directory that is not there holds none.
+/// Returns the VM files of a directory, sorted by name: names that end in `.toml` and do not begin
+/// with a dot. None if the directory does not exist.
 ///
 /// # Errors
 /// The directory cannot be listed.
@@ -120,18 +121,18 @@ pub fn files_in(dir: &Path) -> Result<Vec<PathBuf>, Invalid> {
     Ok(files)
 }
 
-/// The VM's name: that of its file without `.toml`.
+/// Returns the VM name: the file name without `.toml`.
 ///
 /// # Errors
-/// A problem of the file as a whole.
+/// The file name is not valid.
 pub fn name_of(file: &Path) -> Result<VmName, Invalid> {
     let name = file.file_name().unwrap_or_default().to_string_lossy();
     let Some(stem) = name.strip_suffix(SUFFIX) else {
-        let message = format!("a VM file's name ends in `{SUFFIX}`");
+        let message = format!("the name of a VM file must end in `{SUFFIX}`");
         return Err(Problem::of_file(file, message, None).into());
     };
     stem.parse().map_err(|refused| {
-        let hint = "rename the file: a VM is called what its file is called";
+        let hint = "rename the file; the VM name is the file name without the suffix";
         Problem::of_file(file, format!("{refused}"), Some(hint.into())).into()
     })
 }
@@ -141,7 +142,7 @@ fn is_vm_file(file: &Path) -> bool {
     name.ends_with(SUFFIX) && !name.starts_with('.')
 }
 
-/// The bytes of a VM file, or what is wrong with them, as a problem of the file `of`.
+/// Reads the bytes of a VM file; problems are reported for the file `of`.
 pub(super) fn bytes(file: &Path, of: &Path) -> Result<Vec<u8>, Invalid> {
     let meta = fs::metadata(file).map_err(|error| match fs::read_link(file) {
         Ok(target) => {
@@ -149,33 +150,41 @@ pub(super) fn bytes(file: &Path, of: &Path) -> Result<Vec<u8>, Invalid> {
             let doing = format!("cannot follow the symbolic link to `{target}`");
             Problem::unreadable(of, &doing, &error)
         }
-        Err(_) => Problem::unreadable(of, "cannot read it", &error),
+        Err(_) => Problem::unreadable(of, "cannot read the file", &error),
     })?;
     let too_large = || {
-        let hint = "a VM file has a few lines; is this the right file?";
-        Problem::of_file(of, "it has more than 1 MiB", Some(hint.to_owned()))
+        let hint = "a VM file has only a few lines; check whether this is the right file";
+        Problem::of_file(of, "the file is larger than 1 MiB", Some(hint.to_owned()))
     };
     if let Some(what) = not_a_file(&meta) {
-        return Err(Problem::of_file(of, format!("it is {what}, not a file"), None).into());
+        return Err(Problem::of_file(
+            of,
+            format!(
+                "this is {what}, not a regular \
+            file"
+            ),
+            None,
+        )
+        .into());
     }
     if meta.len() > MAX {
         return Err(too_large().into());
     }
     let bytes = read_at_most(file, MAX)
-        .map_err(|error| Problem::unreadable(of, "cannot read it", &error))?;
+        .map_err(|error| Problem::unreadable(of, "cannot read the file", &error))?;
     if bytes.len() as u64 > MAX { Err(too_large().into()) } else { Ok(bytes) }
 }
 
-/// The bytes of a file that a VM file names, but one more than allowed at most.
+/// Reads a file that a VM file names, up to one byte more than allowed.
 fn user_data(file: &Path) -> io::Result<Vec<u8>> {
-    // Before it is opened: to open a pipe would wait for its other end.
+    // Checked before opening: opening a pipe waits for its other end.
     if let Some(what) = not_a_file(&fs::metadata(file)?) {
-        return Err(io::Error::other(format!("it is {what}, not a file")));
+        return Err(io::Error::other(format!("this is {what}, not a regular file")));
     }
     read_at_most(file, UserData::MAX as u64)
 }
 
-/// What a path is, if it is no regular file.
+/// Returns the file type if it is not a regular file.
 fn not_a_file(meta: &Metadata) -> Option<&'static str> {
     match meta {
         meta if meta.is_file() => None,
@@ -190,16 +199,20 @@ fn read_at_most(file: &Path, most: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Where a file stops being UTF-8.
+/// Reports the position of the first byte that is not UTF-8.
 pub(super) fn not_text(file: &Path, error: &std::string::FromUtf8Error) -> Problem {
     let bytes = error.as_bytes();
     let (good, bad) = bytes.split_at(error.utf8_error().valid_up_to());
     let text = String::from_utf8_lossy(good);
     let message = match bad.first() {
-        Some(byte) => format!("it is not UTF-8 text: there is a byte {byte:#04x}"),
-        None => "it is not UTF-8 text".to_owned(),
+        Some(byte) => format!("the file is not UTF-8 text: it contains the byte {byte:#04x}"),
+        None => "the file is not UTF-8 text".to_owned(),
     };
-    let hint = Some("TOML files are UTF-8; `iconv -f latin1 -t utf8` turns the most common other encoding into it".into());
+    let hint = Some(
+        "TOML files are UTF-8; `iconv -f latin1 -t utf8` converts the most common \
+        other encoding"
+            .into(),
+    );
     let line = good.iter().filter(|b| **b == b'\n').count() + 1;
     let column = text.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
     Problem { line: Some(line), column: Some(column), ..Problem::of_file(file, message, hint) }

@@ -1,4 +1,4 @@
-//! The settings of a host, for all of its VMs: `qvm.toml` beside the directory of the VM files.
+//! The settings of a host: `qvm.toml` beside the directory of the VM files.
 
 use std::{
     fs,
@@ -20,20 +20,20 @@ use super::{
 };
 use crate::value::{Size, UidRange};
 
-/// All settings of a host; the defaults where there is no file.
+/// All settings of a host; defaults if the file does not exist.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostSettings {
-    /// The file, whether or not it is there.
+    /// The path of the file, which need not exist.
     pub file: PathBuf,
-    /// `reserveMem`: what of the host's memory guests do not get; unless written, by how much there is.
+    /// `reserveMem`: the memory that guests may not use; `None` means a part of the host's memory.
     pub reserve_mem: Option<Size>,
     /// `admission`.
     pub admission: Admission,
-    /// `uidRange`: the user ids that QEMUs run as.
+    /// `uidRange`: the UIDs for QEMU processes.
     pub uid_range: UidRange,
 }
 
-/// Whether a file is a host's settings by where it is: `qvm.toml` with a directory `vms` beside it.
+/// Returns true if the path is that of a settings file: `qvm.toml` beside a directory `vms`.
 pub fn is_host_settings(file: &Path) -> bool {
     let beside = file.parent().map(|dir| dir.join("vms"));
     file.file_name().is_some_and(|name| name == HostSettings::FILE)
@@ -44,7 +44,7 @@ impl HostSettings {
     /// The file's name.
     pub const FILE: &'static str = "qvm.toml";
 
-    /// The settings of a host without a file.
+    /// Returns the settings of a host without a file.
     pub fn absent(file: &Path) -> Self {
         Self {
             file: file.to_owned(),
@@ -54,10 +54,10 @@ impl HostSettings {
         }
     }
 
-    /// Reads the file; none is all defaults.
+    /// Reads the file; returns defaults if it does not exist.
     ///
     /// # Errors
-    /// Every problem of the file; or why it could not be read.
+    /// Every problem of the file, or why it cannot be read.
     pub fn load(file: &Path) -> Result<Self, Invalid> {
         let gone = |error: &std::io::Error| error.kind() == ErrorKind::NotFound;
         if fs::symlink_metadata(file).is_err_and(|error| gone(&error)) {
@@ -68,7 +68,7 @@ impl HostSettings {
         Self::read(file, &text).map_err(Invalid)
     }
 
-    /// Reads the text of such a file; touches nothing.
+    /// Parses the text of a settings file, without I/O.
     ///
     /// # Errors
     /// Every problem of the text, in its order.
@@ -97,7 +97,7 @@ fn unknown_key(_: &str, key: &str, known: &[&str]) -> String {
     unknown::host_hint(super::parse::keys(), key, known)
 }
 
-/// An amount of memory that may be nothing: text with a unit, or a whole number of MiB.
+/// An amount of memory, possibly 0: a string with a unit, or a whole number of MiB.
 struct Reserve(Size);
 
 impl Written for Reserve {
@@ -110,7 +110,7 @@ impl Written for Reserve {
         }
         let number = whole(value)?;
         let size = u64::try_from(number).ok().and_then(Size::from_mib);
-        let message = format!("{number} MiB is no amount of memory");
+        let message = format!("{number} MiB is not an amount of memory");
         size.map(Self).ok_or(Refusal::Value { message, hint: None })
     }
 }
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn each_key_and_no_file() {
+    fn keys_and_missing_file_are_parsed() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("qvm.toml");
         let absent = HostSettings::absent(&file);
@@ -144,40 +144,44 @@ mod tests {
     }
 
     #[test]
-    fn everything_wrong_is_told_at_once_with_the_way_out() {
-        let text = "reserveMem = \"2GB\"\nadmision = \"of\"\nadmission = \"of\"\nuidRange = \"0-10\"\nmem = 1\nbridge = 1\nx = 1\n";
+    fn all_problems_are_reported_with_hints() {
+        let text = "reserveMem = \"2GB\"\nadmision = \"of\"\nadmission = \"of\"\n\
+            uidRange = \"0-10\"\nmem = 1\nbridge = 1\nx = 1\n";
         let expected = "\
-error: /etc/qvm/qvm.toml:1:14: reserveMem: `2GB` is not a size: `GB` could mean 1000s or 1024s; write `2G`, which means 1024s
+error: /etc/qvm/qvm.toml:1:14: reserveMem: `2GB` is not a size: `GB` is ambiguous; \
+    write `2G`, which uses powers of 1024
  1 | reserveMem = \"2GB\"
    |              ^^^^^
 error: /etc/qvm/qvm.toml:2:1: admision: unknown key
  2 | admision = \"of\"
    | ^^^^^^^^
 hint: did you mean `admission`?
-error: /etc/qvm/qvm.toml:3:13: admission: `of` is not known: write one of `\"refuse\"`, `\"wait\"`, `\"off\"`
+error: /etc/qvm/qvm.toml:3:13: admission: `of` is not known: \
+    write one of `\"refuse\"`, `\"wait\"`, `\"off\"`
  3 | admission = \"of\"
    |             ^^^^
 hint: did you mean `\"off\"`?
-error: /etc/qvm/qvm.toml:4:12: uidRange: `0-10` begins below 1000, where root and the system's accounts are
+error: /etc/qvm/qvm.toml:4:12: uidRange: `0-10` begins below 1000: \
+    these UIDs are root and system accounts
  4 | uidRange = \"0-10\"
    |            ^^^^^^
 error: /etc/qvm/qvm.toml:5:1: mem: unknown key
  5 | mem = 1
    | ^^^
-hint: `mem` belongs in the files of VMs, in `vms/` beside this file
+hint: `mem` belongs in VM files, in the directory `vms/` beside this file
 error: /etc/qvm/qvm.toml:6:1: bridge: unknown key
  6 | bridge = 1
    | ^^^^^^
-hint: `bridge` belongs in the files of VMs, in `vms/` beside this file
+hint: `bridge` belongs in VM files, in the directory `vms/` beside this file
 error: /etc/qvm/qvm.toml:7:1: x: unknown key
  7 | x = 1
    | ^
-hint: here can be: admission, reserveMem, uidRange";
+hint: valid keys are: admission, reserveMem, uidRange";
         assert_eq!(read(text).unwrap_err(), expected);
     }
 
     #[test]
-    fn no_text_and_no_file_are_told() {
+    fn unreadable_files_are_reported() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("qvm.toml");
         assert!(!is_host_settings(&file));
@@ -185,10 +189,10 @@ hint: here can be: admission, reserveMem, uidRange";
         assert!(is_host_settings(&file));
         fs::write(&file, b"admission = \"\xff\"").unwrap();
         let told = HostSettings::load(&file).unwrap_err().to_string();
-        assert!(told.contains("it is not UTF-8 text"), "{told}");
+        assert!(told.contains("the file is not UTF-8 text"), "{told}");
         fs::remove_file(&file).unwrap();
         fs::create_dir(&file).unwrap();
         let told = HostSettings::load(&file).unwrap_err().to_string();
-        assert!(told.contains("it is a directory, not a file"), "{told}");
+        assert!(told.contains("this is a directory, not a regular file"), "{told}");
     }
 }

@@ -1,4 +1,4 @@
-//! `[image]` and `[disk.NAME.image]`: what a disk is made from, once.
+//! `[image]` and `[disk.NAME.image]`: the image from which a disk is created once.
 
 use std::path::PathBuf;
 
@@ -10,16 +10,16 @@ use super::{
 };
 use crate::value::{Algorithm, Digest, shown};
 
-/// An image and how it is known to be the right one.
+/// An image and how to verify it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
-    /// Where it is.
+    /// Its location.
     pub origin: Origin,
-    /// What it must hash to; of the bytes as they are at `origin`, before decompression.
+    /// Its checksum, of the bytes at `origin` before decompression.
     pub checksum: Checksum,
 }
 
-/// Where an image is.
+/// The location of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     /// `url`: `http://` or `https://`.
@@ -28,19 +28,19 @@ pub enum Origin {
     Path(PathBuf),
 }
 
-/// How an image is known to be the right one.
+/// How to verify an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Checksum {
     /// `sha256` or `sha512`.
     Digest(Digest),
-    /// `checksums`: the address (http, https or file) of a SHA256SUMS or SHA512SUMS file that lists
-    /// the image by its file name.
+    /// `checksums`: the URL (http, https or file) of a SHA256SUMS or SHA512SUMS file that lists the
+    /// image by its file name.
     Sums(String),
-    /// `insecureNoChecksum = true`, or a `path`, which needs none.
+    /// `insecureNoChecksum = true`, or a `path`, for which a checksum is optional.
     None,
 }
 
-/// The keys of an image table, as they were written.
+/// The keys of an image table as written.
 pub(super) struct ImageKeys {
     /// The table's header.
     at: At,
@@ -53,14 +53,14 @@ pub(super) struct ImageKeys {
 }
 
 impl ImageKeys {
-    /// Takes `[disk.NAME.image]`.
+    /// Parses `[disk.NAME.image]`.
     pub(super) fn take(r: &mut Reading<'_>, mut table: Table<'_>) -> Self {
         let keys = Self::take_shared(r, &mut table);
         table.finish(r);
         keys
     }
 
-    /// Takes `[image]`, which has `clone` beside the image's own keys.
+    /// Parses `[image]`, which also contains `clone`.
     pub(super) fn take_flat(r: &mut Reading<'_>, mut table: Table<'_>) -> (Self, Key<DiskClone>) {
         let keys = Self::take_shared(r, &mut table);
         let clone = table.take(r, "clone");
@@ -80,12 +80,12 @@ impl ImageKeys {
         }
     }
 
-    /// Where the table is.
+    /// Returns the position of the table.
     pub(super) fn at(&self) -> &At {
         &self.at
     }
 
-    /// The image, if it can be told which; otherwise problems were taken down.
+    /// Returns the image, or `None` after reporting problems.
     pub(super) fn build(self, r: &mut Reading<'_>) -> Option<Image> {
         let origin = self.origin(r);
         let checksum = self.checksum(r, origin.as_ref());
@@ -99,13 +99,13 @@ impl ImageKeys {
             let (line, first) = (r.line(first.span.start), last(first));
             r.refuse(
                 second,
-                format!("the image is named by `{first}` in line {line} already"),
+                format!("`{first}` in line {line} already sets the image"),
                 Some("keep one of the two".into()),
             );
         }
         if self.url.at.is_none() && self.path.at.is_none() {
             let hint = "write `url = \"https://…\"`, or `path = \"…\"` for a file of this host";
-            r.refuse(&self.at, "no image is named", Some(hint.into()));
+            r.refuse(&self.at, "the image has no location", Some(hint.into()));
         }
         if let Some((at, url)) = self.url.good() {
             return address(r, at, url);
@@ -125,7 +125,7 @@ impl ImageKeys {
             let (line, first) = (r.line(first.span.start), last(first));
             r.refuse(
                 second,
-                format!("how the image is verified is said by `{first}` in line {line} already"),
+                format!("`{first}` in line {line} already sets how the image is verified"),
                 Some("keep one of the two".into()),
             );
         }
@@ -141,7 +141,7 @@ impl ImageKeys {
             if let (Some((at, url)), Some(Origin::Http(_))) = (self.url.good(), origin) {
                 let path = url.split(['?', '#']).next().unwrap_or_default();
                 if path.ends_with('/') || path.matches('/').count() < 3 {
-                    let message = "it has no file name that `checksums` could list";
+                    let message = "the URL has no file name to find in `checksums`";
                     r.refuse(at, message, None);
                 }
             }
@@ -152,10 +152,11 @@ impl ImageKeys {
         {
             r.refuse(
                 at,
-                "a download needs a checksum",
+                "a download requires a checksum",
                 Some(
-                    "write `sha256 = \"…\"`, or `checksums = \"…\"` with the address of a SHA256SUMS file; \
-                     `insecureNoChecksum = true` does without"
+                    "write `sha256 = \"…\"`, or `checksums = \"…\"` with the address of a \
+                     SHA256SUMS file; \
+                     `insecureNoChecksum = true` disables verification"
                         .into(),
                 ),
             );
@@ -164,7 +165,7 @@ impl ImageKeys {
     }
 }
 
-/// Reads the address of an image or of a list of checksums.
+/// Parses the URL of an image or of a list of checksums.
 fn address(r: &mut Reading<'_>, at: &At, url: &str) -> Option<Origin> {
     let key = last(at);
     let Some((scheme, rest)) = url.split_once("://") else {
@@ -172,18 +173,18 @@ fn address(r: &mut Reading<'_>, at: &At, url: &str) -> Option<Origin> {
             "url" => "write `path = …` for a file of this host",
             _ => "write `file:///…` for a file of this host",
         };
-        r.wrong(at, format!("`{}` is not an address", shown(url)), Some(hint.into()));
+        r.wrong(at, format!("`{}` is not a URL", shown(url)), Some(hint.into()));
         return None;
     };
     if url.chars().any(|c| c.is_whitespace() || c.is_control()) {
-        let message = format!("`{}` has blanks or control characters in it", shown(url));
-        r.wrong(at, message, Some("a blank is written `%20` in an address".into()));
+        let message = format!("`{}` contains spaces or control characters", shown(url));
+        r.wrong(at, message, Some("write a space as `%20` in a URL".into()));
         return None;
     }
     match scheme.to_ascii_lowercase().as_str() {
         "http" | "https" => {
             if rest.is_empty() || rest.starts_with(['/', '?', '#', ':']) {
-                r.wrong(at, format!("`{}` names no host", shown(url)), None);
+                r.wrong(at, format!("`{}` has no host", shown(url)), None);
                 return None;
             }
             Some(Origin::Http(url.to_owned()))
@@ -191,14 +192,14 @@ fn address(r: &mut Reading<'_>, at: &At, url: &str) -> Option<Origin> {
         "file" => {
             let path = rest.strip_prefix("localhost").unwrap_or(rest);
             if !path.starts_with('/') {
-                let hint = "write `file:///` and the path from the root, or use `path = …`";
-                let message = format!("`{}` is not a whole path", shown(url));
+                let hint = "write `file:///` and an absolute path, or use `path = …`";
+                let message = format!("`{}` is not an absolute path", shown(url));
                 r.wrong(at, message, Some(hint.into()));
                 return None;
             }
             let Some(path) = text::percent_decoded(path) else {
-                let message = format!("`{}` has a `%` without two hex digits", shown(url));
-                r.wrong(at, message, Some("a `%` itself is written `%25`".into()));
+                let message = format!("`{}` contains a `%` without two hex digits", shown(url));
+                r.wrong(at, message, Some("write a `%` as `%25`".into()));
                 return None;
             };
             text::path(r, at, &path).map(Origin::Path)
@@ -206,8 +207,8 @@ fn address(r: &mut Reading<'_>, at: &At, url: &str) -> Option<Origin> {
         _ => {
             r.wrong(
                 at,
-                format!("`{}://` cannot be read from", shown(scheme)),
-                Some("it can be `https://`, `http://` or `file://`".into()),
+                format!("the URL scheme `{}://` is not supported", shown(scheme)),
+                Some("use `https://`, `http://` or `file://`".into()),
             );
             None
         }
@@ -215,18 +216,19 @@ fn address(r: &mut Reading<'_>, at: &At, url: &str) -> Option<Origin> {
 }
 
 fn digest(r: &mut Reading<'_>, at: &At, algorithm: Algorithm, hex: &str) -> Option<Digest> {
-    let refused = match Digest::written(algorithm, hex) {
+    let refused = match Digest::parse_prefixed(algorithm, hex) {
         Ok(digest) => return Some(digest),
         Err(refused) => refused,
     };
     let mut others = [Algorithm::Sha256, Algorithm::Sha512].into_iter();
-    let other = others.find(|other| *other != algorithm && Digest::written(*other, hex).is_ok());
-    let hint = other.map(|other| format!("it is a digest for `{} = …`", other.name()));
+    let other =
+        others.find(|other| *other != algorithm && Digest::parse_prefixed(*other, hex).is_ok());
+    let hint = other.map(|other| format!("this is a digest for `{} = …`", other.name()));
     r.wrong(at, refused.to_string(), hint);
     None
 }
 
-/// The last part of a key's path.
+/// Returns the last part of a key's path.
 fn last(at: &At) -> &str {
     at.key.rsplit('.').next().unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! The images that a new VM can be made from without looking anything up: the data is images.toml.
+//! The image list of `qvm new`; the data is in images.toml.
 
 use std::sync::LazyLock;
 
@@ -6,37 +6,37 @@ use serde::{Deserialize, Serialize};
 
 use crate::value::Size;
 
-/// An image that is known by a short key.
+/// An image with a short key.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Known {
-    /// What `qvm new --image` calls it.
+    /// The key for `qvm new --image`.
     pub key: String,
     /// The distribution and its version.
     pub title: String,
-    /// Where it is published; `None` where it has to be made.
+    /// The URL where it is published; `None` if it must be built.
     pub url: Option<String>,
-    /// The list of digests beside it.
+    /// The URL of its list of checksums.
     pub checksums: Option<String>,
-    /// Its digest, where there is no such list.
+    /// Its digest, if no list is published.
     pub sha256: Option<String>,
-    /// How it is made, a line each, where nobody publishes it.
+    /// How to build it, one step a line, if it is not published.
     #[serde(default)]
     pub made: Vec<String>,
-    /// It reads a NoCloud seed.
+    /// The image supports a NoCloud seed.
     pub cloud_init: bool,
-    /// The account that is meant to be logged in to.
+    /// The account for logins.
     pub user: Option<String>,
-    /// What it boots by.
+    /// The firmware that it requires.
     pub firmware: Boots,
-    /// The port of the guest that one wants to reach first.
+    /// The main TCP port of the guest.
     #[serde(default = "ssh")]
     pub port: u16,
-    /// The least memory.
+    /// The minimum memory.
     pub mem_min: Size,
-    /// The least disk, in GiB.
+    /// The minimum disk size, in GiB.
     pub disk_min_g: u32,
-    /// What one would stumble over, a line each.
+    /// Notes for users, one a line.
     #[serde(default)]
     pub note: Vec<String>,
 }
@@ -45,18 +45,18 @@ const fn ssh() -> u16 {
     22
 }
 
-/// What an image boots by.
+/// The firmware of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Boots {
-    /// The simpler one, where it boots by both.
+    /// BIOS, also if the image supports both.
     Bios,
-    /// UEFI alone.
+    /// Only UEFI.
     Uefi,
 }
 
 impl Boots {
-    /// As `firmware` of a VM file has it.
+    /// Returns the value of `firmware` in a VM file.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Bios => "bios",
@@ -65,30 +65,30 @@ impl Boots {
     }
 }
 
-/// The one that is taken where none is named.
+/// The key of the default image.
 pub const DEFAULT: &str = "debian-13";
 
-/// Every known image, in the order of the data.
+/// Returns all images, in the order of the data.
 pub fn all() -> &'static [Known] {
     #[derive(Deserialize)]
     struct Data {
         image: Vec<Known>,
     }
-    // A test holds the data to being readable.
+    // A unit test proves that the data can be parsed.
     static ALL: LazyLock<Vec<Known>> = LazyLock::new(|| {
         toml::from_str(include_str!("images.toml")).map(|data: Data| data.image).unwrap_or_default()
     });
     &ALL
 }
 
-/// The image of this key.
+/// Returns the image with this key.
 pub fn named(key: &str) -> Option<&'static Known> {
     all().iter().find(|image| image.key == key)
 }
 
-/// The key that comes nearest to one that there is not.
+/// Returns the most similar key to an unknown one.
 pub fn nearest(key: &str) -> Option<&'static str> {
-    // Of several that come as near, the first.
+    // Of equally similar keys, the first.
     all()
         .iter()
         .rev()
@@ -105,9 +105,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_data_is_read_and_each_image_says_where_it_is_from() {
+    fn each_image_has_an_origin() {
         let keys: BTreeSet<&str> = all().iter().map(|image| image.key.as_str()).collect();
-        assert_eq!(keys.len(), all().len(), "a key is there twice");
+        assert_eq!(keys.len(), all().len(), "duplicate key");
         assert!(all().len() >= 12 && named(DEFAULT).is_some());
         for image in all() {
             let key = &image.key;
@@ -120,7 +120,7 @@ mod tests {
                 None => assert!(digests == 0 && !image.made.is_empty(), "{key}"),
             }
             assert!(image.mem_min.bytes() >= 128 << 20 && image.disk_min_g > 0, "{key}");
-            // They become comments of a VM file.
+            // The texts become comments of a VM file.
             let lines = image.made.iter().chain(&image.note);
             assert!(lines.clone().all(|line| line.len() <= 78 && !line.contains('\n')), "{key}");
             assert_eq!(image.cloud_init, image.user.is_some(), "{key}");
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn checksums_lie_beside_their_image() {
+    fn checksums_are_on_the_images_server() {
         for image in all() {
             let (Some(url), Some(sums)) = (&image.url, &image.checksums) else { continue };
             let directory = |url: &str| url.rsplit_once('/').unwrap().0.to_owned();
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_not_there_has_a_nearest() {
+    fn unknown_key_has_a_suggestion() {
         assert_eq!(nearest("debian13"), Some("debian-13"));
         assert_eq!(nearest("ubuntu"), Some("ubuntu-24.04"));
         assert_eq!(nearest("zzz"), None);

@@ -1,4 +1,4 @@
-//! The keys at the top of a VM file.
+//! The top-level keys of a VM file.
 
 use std::{
     collections::BTreeMap,
@@ -22,51 +22,51 @@ use super::{
 };
 use crate::value::{CpuList, CpuWeight, Label, Operator, Seconds, Size, VmName};
 
-/// A whole VM file. The flat keys of the first disk and the first NIC are folded into `disks` and
-/// `nics` here: `diskSizeG` is the size of the disk `root`, `bridge` is the bridge of the NIC `net`.
+/// A complete VM file. The flat keys of the first disk and the first NIC are merged into `disks`
+/// and `nics`: `diskSizeG` is the size of the disk `root`, `bridge` is the bridge of the NIC `net`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vm {
-    /// The file's name without `.toml`.
+    /// The file name without `.toml`.
     pub name: VmName,
-    /// The file itself.
+    /// The path of the file.
     pub file: PathBuf,
     /// `description`: free text, shown by `qvm status`.
     pub description: Option<String>,
-    /// `autostart`: started with the host.
+    /// `autostart`: start the VM at host boot.
     pub autostart: bool,
-    /// `after`: the VMs to start after, and to stop before.
+    /// `after`: the VMs that start before this VM and stop after it.
     pub after: Vec<VmName>,
-    /// `vcpu`: how many, 1 to 255.
+    /// `vcpu`: the number of virtual CPUs, 1 to 255.
     pub vcpu: u8,
-    /// `mem`: what the guest is given.
+    /// `mem`: the memory of the guest.
     pub mem: Size,
     /// `cpuWeight`.
     pub cpu_weight: CpuWeight,
-    /// `cpuQuota`: percent of one CPU that QEMU may use at most, 1 to 51200.
+    /// `cpuQuota`: the CPU limit of QEMU in percent of one CPU, 1 to 51200.
     pub cpu_quota: Option<u32>,
-    /// `cpu.pin`: the host's CPUs of each vCPU, or one list for all; empty where the host's scheduler chooses.
+    /// `cpu.pin`: the host CPUs of each vCPU, or one list for all; empty without pinning.
     pub cpu_pin: Vec<CpuList>,
-    /// `memoryMax`: how much memory of the host's QEMU may use at most.
+    /// `memoryMax`: the memory limit of QEMU.
     pub memory_max: Option<Size>,
-    /// `ioWeight`; in the range of a CPU weight.
+    /// `ioWeight`; same range as a CPU weight.
     pub io_weight: Option<CpuWeight>,
     /// `oomScoreAdjust`: -1000 to 1000.
     pub oom_score_adjust: Option<i16>,
     /// `ready`.
     pub ready: Ready,
-    /// `readyTimeoutSec`: how long the guest may take until it is ready.
+    /// `readyTimeoutSec`: the time limit for the guest to become ready.
     pub ready_timeout: Seconds,
     /// `readyFailure`.
     pub ready_failure: ReadyFailure,
     /// `hostShutdown`.
     pub host_shutdown: HostShutdown,
-    /// `shutdownTimeoutSec`: how long a clean shutdown may take before the guest is forced off.
+    /// `shutdownTimeoutSec`: the time limit of a clean shutdown before the guest is forced off.
     pub shutdown_timeout: Seconds,
     /// `accel`.
     pub accel: Accel,
     /// `firmware`.
     pub firmware: Firmware,
-    /// `operators`: who may change the VM beside root.
+    /// `operators`: the accounts that may control the VM besides root.
     pub operators: Vec<Operator>,
     /// `isolation`.
     pub isolation: Isolation,
@@ -76,42 +76,44 @@ pub struct Vm {
     pub on_guest_reboot: OnGuestReboot,
     /// `tapHeal`.
     pub tap_heal: TapHeal,
-    /// The disks, `root` first, the others in the order of the file. Never empty.
+    /// The disks: `root`, then the others in the order of the file. Never empty.
     pub disks: Vec<Disk>,
-    /// The NICs, `net` first, the others in the order of the file; empty with an empty `[nic]` table.
+    /// The NICs: `net`, then the others in the order of the file; empty for an empty `[nic]` table.
     pub nics: Vec<Nic>,
-    /// `[cloudInit]`; without it the VM gets no seed.
+    /// `[cloudInit]`; `None` means no seed.
     pub cloud_init: Option<CloudInit>,
-    /// `[display]`; without it the guest has no screen.
+    /// `[display]`; `None` means no graphical screen.
     pub display: Option<Display>,
-    /// The line of each key that was written, by its path (`bridge`, `disk.data.size`), for messages.
+    /// The line of each written key, by its path (`bridge`, `disk.data.size`), for messages.
     pub lines: BTreeMap<String, usize>,
 }
 
 impl Vm {
-    /// The way to a TCP port of the guest; never `None` for the port of a [`Ready::Tcp`].
+    /// Returns how to connect to a TCP port of the guest; never `None` for the port of a
+    /// [`Ready::Tcp`].
     pub fn reach(&self, port: u16) -> Option<ready::Reach> {
         ready::reach(&self.nics, port)
     }
 }
 
 impl Vm {
-    /// How long a clean shutdown may take, unless written.
+    /// The default of `shutdownTimeoutSec`.
     pub const SHUTDOWN_TIMEOUT: Seconds = Seconds::new(120);
-    /// How long a guest may take until it is ready, unless written.
+    /// The default of `readyTimeoutSec`.
     pub const READY_TIMEOUT: Seconds = Seconds::new(300);
-    /// What the guest is given, unless written.
+    /// The default of `mem`.
     pub const MEM: Size = Size::from_bytes(Size::GIB);
-    /// How many disks there can be on virtio and NVMe: each has a fixed slot of the guest's PCI bus.
+    /// The maximum number of virtio and NVMe disks: each has a fixed PCI slot.
     pub const MAX_PCI_DISKS: usize = 8;
-    /// How many disks and CDs there can be on SATA: q35's controller has six ports, and the last is the seed's.
+    /// The maximum number of SATA disks and CDs: q35's controller has six ports, and the last is
+    /// for the seed.
     pub const MAX_SATA: usize = 5;
-    /// How many NICs there can be.
+    /// The maximum number of NICs.
     pub const MAX_NICS: usize = 8;
-    /// The longest description, in characters.
+    /// The maximum length of a description, in characters.
     pub const DESCRIPTION: usize = 256;
 
-    /// The host's ports that lead into the guest, over all NICs.
+    /// Returns the forwarded ports of all NICs.
     pub fn forwards(&self) -> Vec<String> {
         let of = |nic: &Nic| match &nic.link {
             Link::User { forward } => forward.iter().map(ToString::to_string).collect(),
@@ -120,7 +122,7 @@ impl Vm {
         self.nics.iter().flat_map(of).collect()
     }
 
-    /// `FILE:LINE` of a key, or of the table it would be in, or `FILE` where neither was written.
+    /// Returns `FILE:LINE` of a key or of its table, or `FILE` if neither was written.
     pub fn at(&self, key: &str) -> String {
         let file = super::problem::one_line(&self.file.to_string_lossy());
         match self.line(key) {
@@ -129,8 +131,8 @@ impl Vm {
         }
     }
 
-    /// The line of a key, or of the nearest table around it that was written. A flat key is found by
-    /// the path of its table too: `nic.net.bridge` is `bridge`.
+    /// Returns the line of a key, or of the nearest enclosing table that was written. A flat key is
+    /// also found by the path of its table: `nic.net.bridge` is `bridge`.
     pub fn line(&self, key: &str) -> Option<usize> {
         let mut path = key;
         loop {
@@ -141,13 +143,13 @@ impl Vm {
         }
     }
 
-    /// A key by the path that it was written with: `nic.net.bridge` may have been written as `bridge`.
+    /// Returns a key as it was written: `nic.net.bridge` may have been written as `bridge`.
     pub(super) fn written(&self, key: &str) -> String {
         let short = flat(key).filter(|short| self.lines.contains_key(*short));
         short.unwrap_or(key).to_owned()
     }
 
-    /// Takes every key of a VM file.
+    /// Parses all keys of a VM file.
     pub(super) fn take(
         r: &mut Reading<'_>,
         name: &VmName,
@@ -192,7 +194,7 @@ impl Vm {
             ready.check(r, at, &nics, cloud_init.is_some());
         }
         if let Some((at, Isolation::Strict)) = isolation.good() {
-            shut_off(r, at, &nics);
+            check_isolation(r, at, &nics);
         }
         Self {
             name: name.clone(),
@@ -229,7 +231,7 @@ impl Vm {
     }
 }
 
-/// The flat key that means the same as a key of `[disk.root]` or `[nic.net]`, if it were one.
+/// Returns the flat key that is equivalent to a key of `[disk.root]` or `[nic.net]`.
 fn flat(path: &str) -> Option<&str> {
     path.strip_prefix("nic.net.").or(match path {
         "disk.root.size" => Some("diskSizeG"),
@@ -241,12 +243,21 @@ fn flat(path: &str) -> Option<&str> {
 fn description(r: &mut Reading<'_>, key: Key<String>) -> Option<String> {
     if let Some((at, text)) = key.good() {
         if text.chars().any(char::is_control) {
-            r.wrong(at, "it has control characters in it", Some("write it in one line".into()));
+            r.wrong(
+                at,
+                "the text contains control \
+                characters",
+                Some("write it in one line".into()),
+            );
         }
         let length = text.chars().count();
         if length > Vm::DESCRIPTION {
-            let message = format!("it has {length} characters, and at most {}", Vm::DESCRIPTION);
-            r.wrong(at, message, Some("a comment can be as long as it likes".into()));
+            let message = format!(
+                "the text has {length} characters; at most {} are \
+                allowed",
+                Vm::DESCRIPTION
+            );
+            r.wrong(at, message, Some("use a comment for longer text".into()));
         }
     }
     key.value
@@ -258,25 +269,25 @@ fn after(r: &mut Reading<'_>, own: &VmName, key: Key<Vec<(At, VmName)>>) -> Vec<
         if name == own {
             r.wrong(at, format!("`{name}` is this VM itself"), None);
         } else if list.iter().take(nr).any(|(_, other)| other == name) {
-            r.wrong(at, format!("`{name}` is named twice"), None);
+            r.wrong(at, format!("`{name}` appears twice"), None);
         }
     }
     list.into_iter().map(|(_, name)| name).collect()
 }
 
-/// `[cpu]`: a list of CPUs for each vCPU, or one for all.
+/// `[cpu]`: a list of CPUs for each vCPU, or one list for all.
 fn cpu_pin(r: &mut Reading<'_>, mut table: Table<'_>, vcpu: u8) -> Vec<CpuList> {
     let pin = table.take_list::<CpuList>(r, "pin");
     table.finish(r);
     let list = pin.value.unwrap_or_default();
     if let (Some(at), false) = (&pin.at, list.len() <= 1 || list.len() == usize::from(vcpu)) {
         let message = format!("{} lists of CPUs for {vcpu} vCPUs", list.len());
-        r.refuse(at, message, Some("write one for each vCPU, or one for all".into()));
+        r.refuse(at, message, Some("write one list for each vCPU, or one list for all".into()));
     }
     list.into_iter().map(|(_, list)| list).collect()
 }
 
-/// The disks, `root` first.
+/// Returns the disks, `root` first.
 fn disks(r: &mut Reading<'_>, top: &mut Table<'_>) -> Vec<Disk> {
     let flat = FlatDisk::take(r, top);
     let (mut root, mut others) = (None, Vec::new());
@@ -298,14 +309,14 @@ fn disks(r: &mut Reading<'_>, top: &mut Table<'_>) -> Vec<Disk> {
         }
         let twin = disks.iter().find(|other| disk.shares_with(other));
         if let (Some(twin), Some(at)) = (twin, at) {
-            r.refuse(&at, format!("it is the disk `{}` already", twin.name), None);
+            r.refuse(&at, format!("this file or device is already the disk `{}`", twin.name), None);
         }
         disks.push(disk);
     }
     disks
 }
 
-/// Refuses a disk for which the guest's machine has no place.
+/// Reports a disk for which the machine has no slot or port.
 fn fits(r: &mut Reading<'_>, at: &At, disk: &Disk, before: &[Disk]) {
     let sata = |disk: &Disk| disk.bus == Bus::Sata;
     let taken = before.iter().filter(|other| sata(other) == sata(disk)).count();
@@ -314,18 +325,22 @@ fn fits(r: &mut Reading<'_>, at: &At, disk: &Disk, before: &[Disk]) {
         false => (Vm::MAX_PCI_DISKS, "disks on virtio and NVMe"),
     };
     if taken == most {
-        r.refuse(at, format!("one too many: a VM can have {most} {what}"), None);
+        r.refuse(at, format!("a VM can have at most {most} {what}"), None);
     }
 }
 
-/// The NICs, `net` first.
+/// Returns the NICs, `net` first.
 fn nics(r: &mut Reading<'_>, vm: &VmName, top: &mut Table<'_>) -> Vec<Nic> {
     let flat = NicKeys::take_flat(r, top);
     let named = top.take_named(r, "nic", Label::NET);
     if let (Some(Named { at, empty: true, .. }), Some(key)) = (&named, flat.first()) {
         let line = r.line(key.span.start);
-        let message = format!("empty, it means no network, but `{}` is in line {line}", key.key);
-        r.refuse(at, message, Some("leave one of the two out".into()));
+        let message = format!(
+            "an empty `[nic]` means no network, but `{}` is set in line \
+            {line}",
+            key.key
+        );
+        r.refuse(at, message, Some("remove one of the two".into()));
     }
     let implicit = named.is_none() || flat.first().is_some();
     let (mut net, mut others) = (None, Vec::new());
@@ -344,25 +359,25 @@ fn nics(r: &mut Reading<'_>, vm: &VmName, top: &mut Table<'_>) -> Vec<Nic> {
     for (label, keys) in net.into_iter().chain(others) {
         let nic = keys.build(r, vm, label);
         if let (Vm::MAX_NICS, Some(at)) = (nics.len(), keys.header()) {
-            r.refuse(at, format!("one too many: a VM can have {} NICs", Vm::MAX_NICS), None);
+            r.refuse(at, format!("a VM can have at most {} NICs", Vm::MAX_NICS), None);
         }
         for (other_keys, other) in &nics {
-            keys.check_beside(r, &nic, other_keys, other);
+            keys.check_against(r, &nic, other_keys, other);
         }
         nics.push((keys, nic));
     }
     nics.into_iter().map(|(_, nic)| nic).collect()
 }
 
-/// Refuses a NIC that needs a QEMU which has the host's network, where it must not have it.
-fn shut_off(r: &mut Reading<'_>, at: &At, nics: &[Nic]) {
+/// Reports a NIC that requires access to the host's network if the isolation forbids it.
+fn check_isolation(r: &mut Reading<'_>, at: &At, nics: &[Nic]) {
     let user = nics.iter().find(|nic| matches!(nic.link, Link::User { .. }));
     if let Some(nic) = user {
         let message = format!(
-            "the network of `{}` is QEMU's own (user mode), which then has the host's",
+            "the user-mode network of `{}` requires that QEMU has access to the host's network",
             nic.name
         );
-        let hint = "give it a `bridge`, or write `isolation = \"on\"`";
+        let hint = "set a `bridge`, or write `isolation = \"on\"`";
         r.refuse(at, message, Some(hint.into()));
     }
 }

@@ -1,7 +1,7 @@
-//! Floor 1: the VM file as written, typed and valid by construction.
+//! The VM file as written, typed and valid by construction.
 //!
-//! One file a table: what it holds and what it may say. Reading collects every problem of a file
-//! instead of stopping at the first; whoever has a [`Vm`] has one without problems.
+//! One source file for each table. Parsing collects all problems of a file instead of stopping at
+//! the first; a [`Vm`] has no problems.
 
 pub mod check;
 mod choice;

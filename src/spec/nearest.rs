@@ -1,15 +1,15 @@
-//! The known word that an unknown one is most like.
+//! Finds the known word that is most similar to an unknown one.
 
 use crate::value::shown;
 
-/// The message and the hint for a word that is none of `allowed`.
+/// Returns the message and the hint for a word that is not in `allowed`.
 pub(super) fn word(text: &str, allowed: &[&str]) -> (String, Option<String>) {
     let hint = nearest(text, allowed).map(|near| format!("did you mean `\"{near}\"`?"));
     let message = format!("`{}` is not known: {}", shown(text), one_of(allowed));
     (message, hint)
 }
 
-/// `write one of …`
+/// Returns `write one of …`.
 pub(super) fn one_of(allowed: &[&str]) -> String {
     let quoted: Vec<String> = allowed.iter().map(|word| format!("`\"{word}\"`")).collect();
     match quoted.as_slice() {
@@ -18,9 +18,9 @@ pub(super) fn one_of(allowed: &[&str]) -> String {
     }
 }
 
-/// The known word that is nearest to `text`, if one is near: a third of its letters may be wrong.
+/// Returns the most similar known word; up to a third of its letters may differ.
 pub(super) fn nearest<'k>(text: &str, known: &[&'k str]) -> Option<&'k str> {
-    // The distance is quadratic in the length, and no key is that long.
+    // The computation is quadratic in the length, and no key is that long.
     if text.len() > 64 {
         return None;
     }
@@ -33,7 +33,7 @@ pub(super) fn nearest<'k>(text: &str, known: &[&'k str]) -> Option<&'k str> {
         .map(|(_, word)| word)
 }
 
-/// A word without what differs between ways of writing it: `cpu_weight` and `CPU-weight` are `cpuWeight`.
+/// Normalizes a word: `cpu_weight` and `CPU-weight` are `cpuWeight`.
 pub(super) fn plain(word: &str) -> String {
     word.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
 }

@@ -1,4 +1,4 @@
-//! From the text of a VM file to a [`Vm`].
+//! Parses the text of a VM file to a [`Vm`].
 
 use std::{collections::BTreeSet, io, path::Path, sync::LazyLock};
 
@@ -14,11 +14,12 @@ use super::{
 };
 use crate::value::VmName;
 
-/// Reads the text of a VM file; touches nothing. `file` is what relative paths are resolved against and what
-/// messages name; `user_data` reads the file that `userData` names.
+/// Parses the text of a VM file, without I/O except `user_data`, which reads the file of
+/// `userData`. `file` is used in messages and to resolve relative paths.
 ///
 /// # Errors
-/// Every problem of the file, in its order. Where the text is no TOML, only what is certain in spite of that.
+/// Every problem of the file, in its order. If the text is not TOML, only problems that are certain
+/// in spite of the syntax errors.
 pub fn read(
     name: &VmName,
     file: &Path,
@@ -46,13 +47,14 @@ fn take_vm(
     let at = At { key: String::new(), span: 0..0 };
     let top = Table::new(at, table.into_inner());
     if top.is_empty() && errors.is_empty() {
-        let hint = "write `[image]` and what the disk is made from, or `vcpu = 1` if the disk is there already";
-        r.file("nothing is written in it", Some(hint.into()));
+        let hint = "write `[image]` with the source of the disk, or `vcpu = 1` if the disk \
+            already exists";
+        r.file("the file is empty", Some(hint.into()));
     }
     Vm::take(r, name, file, top, user_data)
 }
 
-/// Every key that a VM file can have, by its path, such as `disk.NAME.size`; as the reader itself asks for them.
+/// Returns every key of VM files by its path, such as `disk.NAME.size`, as requested by the parser.
 pub fn keys() -> &'static BTreeSet<String> {
     static KEYS: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
         let text = "[cpu]\n[image]\n[cloudInit]\n[display]\n[disk.x.image]\n[nic.x]\n";
@@ -70,7 +72,7 @@ pub fn keys() -> &'static BTreeSet<String> {
     &KEYS
 }
 
-/// The hint for an unknown `key` in the table at `table`, which knows `known`.
+/// Returns the hint for an unknown `key` in the table at `table` with the keys `known`.
 fn unknown_key(table: &str, key: &str, known: &[&str]) -> String {
     unknown::hint(keys(), table, key, known)
 }

@@ -1,4 +1,4 @@
-//! What is wrong with a VM file, and how it is told.
+//! Problems of VM files and their display.
 
 use std::{
     fmt, io,
@@ -9,24 +9,24 @@ use serde::{Serialize, Serializer};
 
 use crate::value::is_host_fault;
 
-/// One thing that is wrong, and where.
+/// One problem and its position.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Problem {
     /// The VM file.
     #[serde(serialize_with = "lossy")]
     pub file: PathBuf,
-    /// The line, from 1; `None` where the file as a whole is meant.
+    /// The line, from 1; `None` for the file as a whole.
     pub line: Option<usize>,
     /// The column in characters, from 1.
     pub column: Option<usize>,
-    /// The path of the key, such as `disk.data.size`; `None` where it is not about one key.
+    /// The path of the key, such as `disk.data.size`; `None` if the problem is not about one key.
     pub key: Option<String>,
-    /// What was found and what is allowed, in one sentence.
+    /// One sentence: what was found and what is allowed.
     pub message: String,
     /// The way out, where there is one.
     pub hint: Option<String>,
-    /// The line itself, where the text was at hand.
+    /// The text of the line, if available.
     #[serde(skip)]
     pub(super) excerpt: Option<Excerpt>,
     /// The host is at fault that the file cannot be read: whether it is valid is not known.
@@ -35,7 +35,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// A problem of the file as a whole.
+    /// Returns a problem of the file as a whole.
     pub fn of_file(file: &Path, message: impl Into<String>, hint: Option<String>) -> Self {
         Self {
             file: file.to_owned(),
@@ -49,14 +49,15 @@ impl Problem {
         }
     }
 
-    /// A file that cannot be read.
+    /// Returns the problem of an unreadable file.
     pub(super) fn unreadable(file: &Path, doing: &str, error: &io::Error) -> Self {
         let message = format!("{doing}: {error}");
         Self { is_host_fault: is_host_fault(error), ..Self::of_file(file, message, None) }
     }
 }
 
-/// `error: FILE:LINE:COLUMN: KEY: MESSAGE`, the line with carets below, and `hint: …`; no newline at the end.
+/// Displays `error: FILE:LINE:COLUMN: KEY: MESSAGE`, the line with carets below, and `hint: …`;
+/// without a final newline.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "error: {}", one_line(&self.file.to_string_lossy()))?;
@@ -80,7 +81,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Everything that is wrong with one VM file; never empty.
+/// All problems of one VM file; never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid(pub Vec<Problem>);
 
@@ -97,7 +98,7 @@ impl From<Problem> for Invalid {
     }
 }
 
-/// Every problem as it shows itself, one after the other; no newline at the end.
+/// Displays all problems; without a final newline.
 impl fmt::Display for Invalid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (nr, problem) in self.0.iter().enumerate() {
@@ -110,7 +111,7 @@ impl fmt::Display for Invalid {
 
 impl std::error::Error for Invalid {}
 
-/// A line of the file as it can be shown, and where the carets go below it.
+/// A line of the file and the position of the carets below it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Excerpt {
     line: String,
@@ -120,11 +121,11 @@ pub(super) struct Excerpt {
 }
 
 impl Excerpt {
-    /// The longest part of a line that is shown, in characters.
+    /// The maximum length of the shown part of a line, in characters.
     const WIDTH: usize = 100;
 
-    /// `line` with carets under `length` characters from `column` on (from 0). `None` where the line
-    /// seems to hold a secret: messages go to journals and to bug reports.
+    /// Returns `line` with carets under `length` characters from `column` on (from 0). `None` if
+    /// the line seems to contain a secret: messages appear in journals and bug reports.
     pub(super) fn new(line: &str, column: usize, length: usize) -> Option<Self> {
         if is_secret(line) {
             return None;
@@ -148,14 +149,14 @@ impl Excerpt {
     }
 }
 
-/// Whether a line of a VM file seems to hold a secret.
+/// Returns true if a line of a VM file seems to contain a secret.
 pub(super) fn is_secret(line: &str) -> bool {
     let key = line.split(['=', '[', '#']).next().unwrap_or_default().to_ascii_lowercase();
     ["pass", "secret", "token"].iter().any(|word| key.contains(word))
         || line.contains("PRIVATE KEY")
 }
 
-/// A text without control characters, so that a path can neither start a new line nor drive a terminal.
+/// Replaces control characters, so that a path can neither start a new line nor control a terminal.
 pub(super) fn one_line(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

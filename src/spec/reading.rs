@@ -1,4 +1,4 @@
-//! A VM file while it is read: its text, its lines, and every problem found so far.
+//! The state of parsing a VM file: text, lines and problems.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,59 +11,59 @@ use super::{
     problem::{Excerpt, Problem, is_secret},
 };
 
-/// Where something was written.
+/// The position of a key or table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct At {
     /// The path of the key, such as `disk.data.size`.
     pub(super) key: String,
-    /// The bytes of the text.
+    /// The byte range in the text.
     pub(super) span: Range<usize>,
 }
 
-/// A key of the file: not written, written but refused (and reported), or good.
+/// A key of the file: absent, written but refused (and reported), or valid.
 #[derive(Debug, Clone)]
 pub(super) struct Key<T> {
-    /// Where it was written, if it was.
+    /// Its position, if written.
     pub(super) at: Option<At>,
-    /// Its value, if that is good.
+    /// Its value, if valid.
     pub(super) value: Option<T>,
 }
 
 impl<T> Key<T> {
     pub(super) const ABSENT: Self = Self { at: None, value: None };
 
-    /// Where and what, if it is good.
+    /// Returns position and value of a valid key.
     pub(super) fn good(&self) -> Option<(&At, &T)> {
         self.at.as_ref().zip(self.value.as_ref())
     }
 }
 
-/// The hint for an unknown key: of the table's path, the key, and what could have been there.
+/// Returns the hint for an unknown key, from the table's path, the key and the known keys.
 pub(super) type UnknownKey = fn(&str, &str, &[&str]) -> String;
 
-/// What a reading knows and has collected.
+/// The state of the parser.
 pub(super) struct Reading<'t> {
     file: &'t Path,
     text: &'t str,
     /// The offset at which each line begins.
     starts: Vec<usize>,
-    /// The lines that are no TOML.
+    /// The lines with syntax errors.
     broken: BTreeSet<usize>,
-    /// The lines below the header of a table that is no TOML: they seem to be of another table.
+    /// The lines below an invalid table header: they belong to an unknown table.
     adrift: BTreeSet<usize>,
     problems: Vec<Problem>,
-    /// How many more there are than are kept.
+    /// The number of problems beyond the limit.
     more: usize,
-    /// The line of each key that was written.
+    /// The line of each written key.
     pub(super) lines: BTreeMap<String, usize>,
-    /// Every key that was asked for, by its path.
+    /// Every key that the parser requested, by its path.
     pub(super) asked: BTreeSet<String>,
     pub(super) unknown_key: UnknownKey,
 }
 
 impl<'t> Reading<'t> {
-    /// How many problems of a file are told. Whoever has more has named the wrong file.
-    const TOLD: usize = 100;
+    /// The maximum number of reported problems. More problems suggest that it is the wrong file.
+    const MAX_PROBLEMS: usize = 100;
 
     pub(super) fn new(file: &'t Path, text: &'t str, unknown_key: UnknownKey) -> Self {
         let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1));
@@ -81,15 +81,15 @@ impl<'t> Reading<'t> {
         }
     }
 
-    /// The text between two offsets, moved to the borders of characters.
+    /// Returns the text between two offsets, extended to character boundaries.
     pub(super) fn text(&self, span: Range<usize>) -> &'t str {
         self.text.get(self.border(span.start)..self.border(span.end)).unwrap_or_default()
     }
 
-    /// The line, from 1, of an offset.
+    /// Returns the line of an offset, from 1.
     pub(super) fn line(&self, offset: usize) -> usize {
         let offset = self.border(offset);
-        // An error at the very end is one of the last line that has text.
+        // An error at the end of the text belongs to the last non-empty line.
         let offset = match offset {
             end if end == self.text.len() && self.text.ends_with('\n') => end.saturating_sub(1),
             within => within,
@@ -97,12 +97,12 @@ impl<'t> Reading<'t> {
         self.starts.partition_point(|start| *start <= offset).max(1)
     }
 
-    /// A path of the VM file, made absolute against its directory.
+    /// Returns a path of the VM file, made absolute against its directory.
     pub(super) fn resolve(&self, path: &str) -> PathBuf {
         self.file.parent().unwrap_or(Path::new("")).join(path)
     }
 
-    /// Takes down something that is no TOML; the first of each line tells enough.
+    /// Reports a syntax error; only the first of each line.
     pub(super) fn syntax(&mut self, span: Range<usize>, message: String, hint: Option<String>) {
         let line = self.line(span.start);
         if !self.broken.insert(line) {
@@ -117,7 +117,7 @@ impl<'t> Reading<'t> {
         self.push(None, span, message, hint);
     }
 
-    /// Takes down what is wrong with one key by itself.
+    /// Reports a problem of one key.
     pub(super) fn wrong(&mut self, at: &At, message: impl Into<String>, hint: Option<String>) {
         let line = self.line(at.span.start);
         if !self.broken.contains(&line) && !self.adrift.contains(&line) {
@@ -125,19 +125,19 @@ impl<'t> Reading<'t> {
         }
     }
 
-    /// Takes down what is wrong with a key in the light of others; not while syntax errors hide some of them.
+    /// Reports a conflict of a key with others, unless syntax errors may hide some of them.
     pub(super) fn refuse(&mut self, at: &At, message: impl Into<String>, hint: Option<String>) {
         if self.broken.is_empty() {
             self.push(Some(at.key.clone()), at.span.clone(), message.into(), hint);
         }
     }
 
-    /// Takes down what is wrong with the file as a whole.
+    /// Reports a problem of the file as a whole.
     pub(super) fn file(&mut self, message: impl Into<String>, hint: Option<String>) {
         self.problems.push(Problem::of_file(self.file, message, hint));
     }
 
-    /// Of two keys that mean the same, the one that was written; both is refused.
+    /// Returns the written one of two equivalent keys; reports if both are written.
     pub(super) fn either<T>(&mut self, flat: Key<T>, named: Key<T>) -> Key<T> {
         let (Some(first), Some(second)) = (&flat.at, &named.at) else {
             return if flat.at.is_some() { flat } else { named };
@@ -147,17 +147,17 @@ impl<'t> Reading<'t> {
         let line = self.line(first.span.start);
         self.refuse(
             second,
-            format!("`{}` in line {line} says the same thing already", first.key),
+            format!("`{}` in line {line} already sets the same value", first.key),
             Some("keep one of the two".into()),
         );
         flat
     }
 
-    /// The problems, in the order of the file.
+    /// Returns the problems in the order of the file.
     pub(super) fn into_problems(mut self) -> Vec<Problem> {
         self.problems.sort_by_key(|p| (p.line, p.column));
         if self.more > 0 {
-            let message = format!("there are {} more problems", self.more);
+            let message = format!("{} more problems are not shown", self.more);
             self.problems.push(Problem::of_file(self.file, message, None));
         }
         self.problems
@@ -167,9 +167,9 @@ impl<'t> Reading<'t> {
         self.problems.is_empty()
     }
 
-    /// Whether one more problem would only be counted; it is counted then.
+    /// Counts a problem beyond the limit; returns true if the limit is reached.
     pub(super) fn is_full(&mut self) -> bool {
-        let full = self.problems.len() >= Self::TOLD;
+        let full = self.problems.len() >= Self::MAX_PROBLEMS;
         self.more += usize::from(full);
         full
     }
@@ -207,7 +207,7 @@ impl<'t> Reading<'t> {
         });
     }
 
-    /// The nearest border of a character at or before an offset.
+    /// Returns the nearest character boundary at or before an offset.
     fn border(&self, offset: usize) -> usize {
         let mut offset = offset.min(self.text.len());
         while !self.text.is_char_boundary(offset) {

@@ -1,4 +1,4 @@
-//! `ready`: when a VM counts as started, and how the host finds that out.
+//! `ready`: when a VM counts as started, and how the supervisor detects it.
 
 use std::{
     fmt,
@@ -18,18 +18,18 @@ use crate::value::{Protocol, shown};
 /// When a VM counts as started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Ready {
-    /// Its vCPUs run.
+    /// The vCPUs run.
     #[default]
     Running,
-    /// The guest agent answers.
+    /// The guest agent responds.
     Agent,
-    /// The guest takes connections on this TCP port.
+    /// The guest accepts connections on this TCP port.
     Tcp(u16),
-    /// cloud-init is done, as the guest agent tells.
+    /// cloud-init has finished, according to the guest agent.
     CloudInit,
 }
 
-/// As in the VM file.
+/// Displays the value as in the VM file.
 impl fmt::Display for Ready {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -44,13 +44,13 @@ impl fmt::Display for Ready {
 /// How the host connects to a TCP port of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
-    /// At the guest's own address.
+    /// At the address of the guest.
     Direct(SocketAddr),
-    /// At an address where QEMU listens for it. QEMU takes the connection before the guest does.
+    /// At an address where QEMU listens. QEMU accepts a connection before the guest does.
     Forwarded(SocketAddrV4),
 }
 
-/// The way to a port of the guest: its `ip` behind a bridge, else a `forward`.
+/// Returns how to connect to a port of the guest: its `ip` behind a bridge, else a `forward`.
 pub(super) fn reach(nics: &[Nic], port: u16) -> Option<Reach> {
     let direct = nics.iter().find_map(|nic| match (&nic.link, nic.ip) {
         (Link::Bridge { .. }, Some(ip)) => Some(SocketAddr::new(ip.address(), port)),
@@ -65,7 +65,7 @@ pub(super) fn reach(nics: &[Nic], port: u16) -> Option<Reach> {
     };
     direct.map(Reach::Direct).or_else(|| {
         let host = forwarded()?;
-        // Where it listens on every address, it listens on this one.
+        // A wildcard address includes this one.
         let address = Some(*host.ip()).filter(|ip| !ip.is_unspecified());
         let address = address.unwrap_or(Ipv4Addr::LOCALHOST);
         Some(Reach::Forwarded(SocketAddrV4::new(address, host.port())))
@@ -73,19 +73,20 @@ pub(super) fn reach(nics: &[Nic], port: u16) -> Option<Reach> {
 }
 
 impl Ready {
-    /// Refuses what can never be met by the rest of the file.
+    /// Reports a condition that the rest of the file makes impossible.
     pub(super) fn check(self, r: &mut Reading<'_>, at: &At, nics: &[Nic], seed: bool) {
         match self {
             Self::Tcp(port) if reach(nics, port).is_none() => {
                 let message = format!("the host cannot reach port {port} of the guest");
                 let hint = format!(
-                    "write the guest's `ip` beside `bridge`, or without a bridge `forward = [\"HOSTPORT:{port}\"]`"
+                    "add the guest's `ip` if it has a `bridge`, otherwise `forward = \
+                     [\"HOSTPORT:{port}\"]`"
                 );
                 r.refuse(at, message, Some(hint));
             }
             Self::CloudInit if !seed => {
                 let hint = "write `[cloudInit]`, or `ready = \"agent\"`";
-                r.refuse(at, "without a seed cloud-init has nothing to do", Some(hint.into()));
+                r.refuse(at, "cloud-init requires a seed", Some(hint.into()));
             }
             Self::Running | Self::Agent | Self::Tcp(_) | Self::CloudInit => {}
         }
@@ -106,8 +107,8 @@ impl Written for Ready {
             "cloud-init" => Ok(Self::CloudInit),
             _ => match text.strip_prefix("tcp:") {
                 Some(port) => port_of(port).map(Self::Tcp).ok_or_else(|| Refusal::Value {
-                    message: format!("`{}` is not a port: it goes from 1 to 65535", shown(port)),
-                    hint: Some("write it as in `\"tcp:22\"`".into()),
+                    message: format!("`{}` is not a port: the range is 1 to 65535", shown(port)),
+                    hint: Some("write for example `\"tcp:22\"`".into()),
                 }),
                 None => Err(Refusal::of_word(text, &WORDS)),
             },

@@ -1,9 +1,9 @@
-//! Lines of authorized_keys(5): a public key of a type that OpenSSH knows, whole.
+//! Checks lines of authorized_keys(5): a complete public key of a type that OpenSSH supports.
 
 use crate::value::{base64, shown};
 
-/// The key types of OpenSSH (`ssh -Q key`, 10.0), without DSA, which it no longer has; each with the parts of its key behind
-/// the type's name (RFC 4253, RFC 5656, RFC 8709, OpenSSH's PROTOCOL.u2f).
+/// The key types of OpenSSH (`ssh -Q key`, 10.0) without DSA, which was removed; each with the
+/// parts that follow the type name (RFC 4253, RFC 5656, RFC 8709, OpenSSH's PROTOCOL.u2f).
 const TYPES: [(&str, &[Part]); 7] = [
     ("ssh-ed25519", &[Part::Text]),
     ("sk-ssh-ed25519@openssh.com", &[Part::Text; 2]),
@@ -13,10 +13,10 @@ const TYPES: [(&str, &[Part]); 7] = [
     ("sk-ecdsa-sha2-nistp256@openssh.com", &[Part::Text; 3]),
     ("ssh-rsa", &[Part::Text; 2]),
 ];
-/// What the name of a certificate's type has in the place of `@openssh.com`, if there is any.
+/// The suffix of certificate types; replaces `@openssh.com` if present.
 const CERTIFICATE: &str = "-cert-v01@openssh.com";
-/// The parts of a certificate behind its key: serial, type, id, principals, after, before, options, extensions, reserved, the
-/// authority's key, its signature (OpenSSH's PROTOCOL.certkeys).
+/// The parts of a certificate after its key: serial, type, id, principals, after, before, options,
+/// extensions, reserved, the authority's key, its signature (OpenSSH's PROTOCOL.certkeys).
 const CERTIFIED: [Part; 11] = [
     Part::Number(8),
     Part::Number(4),
@@ -34,32 +34,32 @@ const CERTIFIED: [Part; 11] = [
 /// A part of a key (RFC 4251, section 5).
 #[derive(Debug, Clone, Copy)]
 enum Part {
-    /// Bytes with their number before them.
+    /// Length-prefixed bytes.
     Text,
-    /// A number of so many bytes.
+    /// An integer of this many bytes.
     Number(usize),
 }
 
-/// What is wrong with a line, and the way out.
+/// Checks a line; an error has a message and a hint.
 pub(super) fn check(line: &str) -> Result<(), (String, Option<String>)> {
     if line.contains("PRIVATE KEY") {
-        let hint = "write the line of the `.pub` file beside it";
-        return Err(("this is a private key, which stays where it is".into(), Some(hint.into())));
+        let hint = "use the line of the matching `.pub` file";
+        return Err(("this is a private key, which must remain secret".into(), Some(hint.into())));
     }
     if line.chars().any(char::is_control) {
         let message = format!("`{}` is not one line", shown(line));
-        return Err((message, Some("write each key as an element of its own".into())));
+        return Err((message, Some("write each key as a separate array element".into())));
     }
     let words = words(line);
     let known = |word: &str| parts(word).map(|parts| (word.to_owned(), parts));
     let found = words.iter().take(2).enumerate().find_map(|(at, word)| Some((at, known(word)?)));
     let Some((at, (kind, parts))) = found else {
-        let hint = "write the line as it is in the `.pub` file, such as `ssh-ed25519 AAAA…`";
-        let message = format!("`{}` begins with no type of key that is known", shown(line));
+        let hint = "use the line of the `.pub` file, such as `ssh-ed25519 AAAA…`";
+        let message = format!("`{}` does not begin with a known key type", shown(line));
         return Err((message, Some(hint.into())));
     };
     let whole = "copy the whole line of the `.pub` file";
-    // A key is its type once more with 4 bytes of length before it, the first of which are 0.
+    // The key data repeats its type after a length of 4 bytes, the first of which are 0.
     let Some(key) = words.get(at + 1).filter(|key| key.starts_with("AAAA")) else {
         let message = format!("`{}` has no key after its type", shown(line));
         return Err((message, Some(whole.into())));
@@ -67,13 +67,13 @@ pub(super) fn check(line: &str) -> Result<(), (String, Option<String>)> {
     match base64(key).is_some_and(|bytes| is_whole(&bytes, &kind, &parts)) {
         true => Ok(()),
         false => {
-            let message = format!("`{}` is not a whole key of type `{kind}`", shown(key));
+            let message = format!("`{}` is not a complete key of type `{kind}`", shown(key));
             Err((message, Some(whole.into())))
         }
     }
 }
 
-/// The parts of a key or certificate of this type behind the type's name; `None` where it is none.
+/// Returns the parts of a key or certificate after the type name; `None` if the type is unknown.
 fn parts(word: &str) -> Option<Vec<Part>> {
     let of = |name: &str| TYPES.iter().find(|(kind, _)| *kind == name).map(|(_, parts)| *parts);
     if let Some(parts) = of(word) {
@@ -81,11 +81,11 @@ fn parts(word: &str) -> Option<Vec<Part>> {
     }
     let name = word.strip_suffix(CERTIFICATE)?;
     let key = of(name).or_else(|| of(&format!("{name}@openssh.com")))?;
-    // A random text comes before the key.
+    // A certificate has a random nonce before the key.
     Some([&[Part::Text], key, &CERTIFIED].concat())
 }
 
-/// Whether these bytes are the type's name and all parts, and nothing else.
+/// Returns true if the bytes are exactly the type name and all parts.
 fn is_whole(bytes: &[u8], kind: &str, parts: &[Part]) -> bool {
     let Some((name, mut rest)) = text(bytes) else { return false };
     for part in parts {
@@ -99,13 +99,13 @@ fn is_whole(bytes: &[u8], kind: &str, parts: &[Part]) -> bool {
     name == kind.as_bytes() && rest.is_empty()
 }
 
-/// The bytes of a text, and what follows it.
+/// Returns a length-prefixed text and the rest.
 fn text(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (length, rest) = bytes.split_first_chunk()?;
     rest.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)
 }
 
-/// The words of a line; a blank within double quotes does not end one.
+/// Splits a line into words; a space within double quotes does not separate words.
 fn words(line: &str) -> Vec<&str> {
     let mut quoted = false;
     line.split(|c: char| {
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn every_type_is_taken_whole_alone() {
+    fn each_type_is_accepted_only_complete() {
         let kinds = TYPES.iter().map(|(kind, _)| (*kind).to_owned());
         let certificates = TYPES
             .iter()
@@ -156,7 +156,7 @@ mod tests {
             assert!(check(&format!("ssh-ed25519 {} a@b", &whole[..length])).is_err(), "{length}");
         }
         let (message, hint) = check(&format!("ssh-rsa {whole}")).unwrap_err();
-        assert!(message.contains("not a whole key of type `ssh-rsa`"), "{message}");
+        assert!(message.contains("not a complete key of type `ssh-rsa`"), "{message}");
         assert!(hint.unwrap().contains(".pub"));
     }
 }

@@ -1,4 +1,4 @@
-//! Text that is no TOML: what the parser says about it, with the way out.
+//! Reports TOML syntax errors with hints.
 
 use std::ops::Range;
 
@@ -6,10 +6,10 @@ use toml::de::{DeTable, DeValue};
 
 use super::{lookalike, reading::Reading};
 
-/// What the parser adds without telling more by it.
+/// Redundant parts of the parser's messages.
 const EMPTY: [&str; 3] = [", expected literal string", ", expected nothing", ", expected newline"];
 
-/// Takes down what the parser refused; `table` is what it could read in spite of it.
+/// Reports a syntax error; `table` is the part that was parsed.
 pub(super) fn report(
     r: &mut Reading<'_>,
     text: &str,
@@ -26,7 +26,7 @@ pub(super) fn report(
             message => {
                 let hint = way_out(r, message, &span);
                 let telling = EMPTY.iter().find_map(|end| message.strip_suffix(end));
-                (format!("this is not TOML: {}", telling.unwrap_or(message)), hint)
+                (format!("TOML syntax error: {}", telling.unwrap_or(message)), hint)
             }
         };
         r.syntax(span, message, hint);
@@ -42,7 +42,8 @@ fn duplicate(
     let key = r.text(span.clone());
     let start = text.get(..span.start).map_or(0, |before| before.rfind('\n').map_or(0, |n| n + 1));
     let header = text.get(start..).and_then(|line| line.lines().next()).unwrap_or_default().trim();
-    // A table that is opened twice has taken its first header's place; so that is looked for in the text.
+    // The second header of a table overwrites the position of the first, so the first is searched
+    // in the text.
     let first = if header.starts_with('[') {
         text.lines().position(|line| line.trim() == header).map(|line| line + 1)
     } else {
@@ -52,13 +53,14 @@ fn duplicate(
     let what = crate::value::shown(what);
     match first.filter(|first| *first < r.line(span.start)) {
         Some(first) => {
-            (format!("`{what}` is in line {first} already"), Some("keep one of the two".into()))
+            (format!("`{what}` is already in line {first}"), Some("keep one of the two".into()))
         }
-        None => (format!("`{what}` is written twice"), None),
+        None => (format!("`{what}` appears twice"), None),
     }
 }
 
-/// The last place before `end` where a key of this name was written: that is in the same table.
+/// Returns the last position before `end` where a key of this name was written, which is in the
+/// same table.
 fn first_of(table: &DeTable<'_>, name: &str, end: usize) -> Option<usize> {
     let own = table.keys().filter(|key| key.get_ref() == name).map(|key| key.span().start);
     let below = table.values().filter_map(|value| match value.get_ref() {
@@ -68,7 +70,7 @@ fn first_of(table: &DeTable<'_>, name: &str, end: usize) -> Option<usize> {
     own.chain(below).filter(|start| *start < end).max()
 }
 
-/// The way out of the mistakes that are made most.
+/// Returns hints for the most common mistakes.
 fn way_out(r: &Reading<'_>, message: &str, span: &Range<usize>) -> Option<String> {
     let found = r.text(span.clone()).trim();
     let before = r.text(0..span.start).chars().next_back();
@@ -85,13 +87,13 @@ fn way_out(r: &Reading<'_>, message: &str, span: &Range<usize>) -> Option<String
     } else if message.starts_with("key with no value") {
         "write `key = value`".to_owned()
     } else if message.starts_with("unclosed array") || message.contains("between array elements") {
-        "an array is `[a, b]`".to_owned()
+        "write an array as `[a, b]`".to_owned()
     } else if message.starts_with("unclosed table") {
-        "a table's header is `[table]`".to_owned()
+        "write a table header as `[table]`".to_owned()
     } else if message.starts_with("invalid basic string") {
-        "a string ends with `\"` in its line, and a `\\` in it is written `\\\\`".to_owned()
+        "end the string with `\"` in the same line, and write a `\\` as `\\\\`".to_owned()
     } else if message.starts_with("unexpected leading zero") {
-        "write the number without the 0 in front".to_owned()
+        "remove the leading 0".to_owned()
     } else {
         return None;
     };

@@ -1,4 +1,4 @@
-//! One table of the VM file while it is read: keys are taken out of it, and what is left is unknown.
+//! A table being parsed: known keys are removed, and the remaining keys are unknown.
 
 use std::borrow::Cow;
 
@@ -10,30 +10,31 @@ use super::{
 };
 use crate::value::{Label, shown};
 
-/// The guest's CPU model.
-pub(super) const NO_CPU_MODEL: &str = "the CPU model cannot be chosen: with KVM it is the host's";
+/// The message about keys of the CPU model.
+pub(super) const NO_CPU_MODEL: &str = "the CPU model cannot be configured: with KVM it is that of \
+    the host";
 
-/// The longest array: far more than anyone writes, few enough to compare each with each.
+/// The maximum array length, small enough to compare all pairs.
 const MOST_ELEMENTS: usize = 256;
-/// The most tables below `disk` or `nic` that are looked at: more than a VM can have of either.
+/// The maximum number of tables below `disk` or `nic`, more than a VM can have.
 const MOST_TABLES: usize = 24;
 
-/// A table whose keys have not all been taken yet.
+/// A table with the keys that have not been parsed yet.
 pub(super) struct Table<'i> {
-    /// Where its header is; the key is its path, empty for the top of the file.
+    /// The position of its header; the key is its path, empty for the top level.
     pub(super) at: At,
     entries: Vec<Entry<'i>>,
-    /// The keys and tables that this table may have.
+    /// The keys and tables that this table may contain.
     known: Vec<&'static str>,
 }
 
 /// The tables below `disk` or `nic`.
 pub(super) struct Named<'i> {
-    /// Where the first of them, or `[disk]` or `[nic]` itself, is.
+    /// The position of the first of them, or of `[disk]` or `[nic]` itself.
     pub(super) at: At,
-    /// Whether nothing at all is written there.
+    /// True if the table is empty.
     pub(super) empty: bool,
-    /// Those that have a good name, in the order of the file.
+    /// The tables with valid names, in the order of the file.
     pub(super) tables: Vec<(Label, Table<'i>)>,
 }
 
@@ -44,7 +45,7 @@ struct Entry<'i> {
 }
 
 impl<'i> Table<'i> {
-    /// The table at the path of `at`, its entries in the order of the file.
+    /// Returns the table at the path of `at`, with its entries in the order of the file.
     pub(super) fn new(at: At, table: DeTable<'i>) -> Self {
         let mut entries: Vec<Entry<'i>> = table
             .into_iter()
@@ -58,7 +59,7 @@ impl<'i> Table<'i> {
         self.entries.is_empty()
     }
 
-    /// Takes the value of a key.
+    /// Removes a key and parses its value.
     pub(super) fn take<T: Written>(&mut self, r: &mut Reading<'_>, key: &'static str) -> Key<T> {
         let Some((at, value)) = self.value(r, key) else {
             return Key::ABSENT;
@@ -67,7 +68,7 @@ impl<'i> Table<'i> {
         Key { at: Some(at), value }
     }
 
-    /// Takes an array; elements that are refused are reported and left out.
+    /// Removes and parses an array; invalid elements are reported and omitted.
     pub(super) fn take_list<T: Written>(
         &mut self,
         r: &mut Reading<'_>,
@@ -83,7 +84,11 @@ impl<'i> Table<'i> {
             return Key { at: Some(at), value: None };
         };
         if elements.len() > MOST_ELEMENTS {
-            let message = format!("{} elements, and there can be {MOST_ELEMENTS}", elements.len());
+            let message = format!(
+                "{} elements; at most {MOST_ELEMENTS} are \
+                allowed",
+                elements.len()
+            );
             r.wrong(&at, message, None);
             return Key { at: Some(at), value: None };
         }
@@ -97,21 +102,21 @@ impl<'i> Table<'i> {
         Key { at: Some(at), value: Some(list) }
     }
 
-    /// Takes a table.
+    /// Removes a table.
     pub(super) fn take_table(&mut self, r: &mut Reading<'_>, key: &'static str) -> Option<Self> {
         self.known.push(key);
         let entry = self.entry(key)?;
         let path = self.path(key);
         Self::open(r, entry, path, |path| match path {
             "cpu" => {
-                format!("the number of CPUs is `vcpu`; {}", NO_CPU_MODEL)
+                format!("use `vcpu` for the number of CPUs; {}", NO_CPU_MODEL)
             }
             path => format!("write `[{path}]` above its keys"),
         })
     }
 
-    /// Takes the named tables below a key, as in `[disk.data]`, in the order of the file.
-    /// `first` is the name that the flat keys mean.
+    /// Removes the named tables below a key, as in `[disk.data]`, in the order of the file. `first`
+    /// is the name that the flat keys refer to.
     pub(super) fn take_named(
         &mut self,
         r: &mut Reading<'_>,
@@ -122,11 +127,15 @@ impl<'i> Table<'i> {
         let entry = self.entry(key)?;
         let path = self.path(key);
         let group = Self::open(r, entry, path, |_| {
-            format!("each has a table of its own: `[{key}.{first}]`, or another name for `{first}`")
+            format!("write one table each: `[{key}.{first}]`, or another name instead of `{first}`")
         })?;
         let mut named = Named { at: group.at, empty: group.entries.is_empty(), tables: Vec::new() };
         if group.entries.len() > MOST_TABLES {
-            let message = format!("{} tables, and there can be {MOST_TABLES}", group.entries.len());
+            let message = format!(
+                "{} tables; at most {MOST_TABLES} are \
+                allowed",
+                group.entries.len()
+            );
             r.wrong(&named.at, message, None);
             return Some(named);
         }
@@ -135,7 +144,7 @@ impl<'i> Table<'i> {
             let at = At { key: path.clone(), span: entry.key.clone() };
             let label = entry.name.parse::<Label>();
             let hint = |_: &str| {
-                format!("write `[{key}.{first}]` above it, or another name for `{first}`")
+                format!("write `[{key}.{first}]` above it, or another name instead of `{first}`")
             };
             let table = Self::open(r, entry, path, hint);
             match (label, table) {
@@ -147,7 +156,7 @@ impl<'i> Table<'i> {
         Some(named)
     }
 
-    /// Refuses every key that was not taken.
+    /// Reports every remaining key as unknown.
     pub(super) fn finish(self, r: &mut Reading<'_>) {
         for entry in &self.entries {
             if r.is_full() {
@@ -200,7 +209,7 @@ impl<'i> Table<'i> {
     }
 }
 
-/// A key as it stands in a path: in quotes where TOML wants them.
+/// Returns a key as part of a path, quoted if TOML requires it.
 fn bare(key: &str) -> Cow<'_, str> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
     match !key.is_empty() && key.len() <= 64 && key.bytes().all(plain) {
@@ -224,7 +233,7 @@ fn read<T: Written>(r: &mut Reading<'_>, at: &At, value: &DeValue<'_>) -> Option
     }
 }
 
-/// What a value is, in words.
+/// Returns the type of a value in words.
 fn article(value: &DeValue<'_>) -> &'static str {
     match value {
         DeValue::String(_) => "a string",

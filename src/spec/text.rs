@@ -1,26 +1,27 @@
-//! Rules for texts that have no type of their own: paths, host names, accounts, keys, password hashes.
+//! Checks of texts without their own type: paths, host names, accounts, keys, password hashes.
 
 use std::path::PathBuf;
 
 use super::reading::{At, Reading};
 use crate::value::shown;
 
-/// A path, made absolute against the VM file's directory. Commas, quotes and blanks are fine.
+/// Parses a path and makes it absolute against the VM file's directory. Commas, quotes and spaces
+/// are allowed.
 pub(super) fn path(r: &mut Reading<'_>, at: &At, text: &str) -> Option<PathBuf> {
     let (message, hint) = if text.is_empty() {
-        ("an empty path names no file".into(), None)
+        ("the path is empty".into(), None)
     } else if let Some(c) = text.chars().find(|c| matches!(c, '\n' | '\r' | '\0')) {
         let what = match c {
             '\0' => "a NUL",
             _ => "a line break",
         };
-        (format!("`{}` has {what} in it", shown(text)), None)
+        (format!("`{}` contains {what}", shown(text)), None)
     } else if text == "~" || text.starts_with("~/") {
-        let hint = "write the whole path: `~` is the shell's, and of another user under systemd";
+        let hint = "write an absolute path: only a shell expands `~`";
         (format!("`{}` begins with `~`", shown(text)), Some(hint.to_owned()))
     } else if text.split('/').any(|name| name.len() > 255) || text.len() > 4095 {
-        // NAME_MAX and PATH_MAX less the terminating NUL, linux/limits.h.
-        let longest = "a name has at most 255 bytes, a whole path 4095";
+        // NAME_MAX and PATH_MAX without the terminating NUL, linux/limits.h.
+        let longest = "a file name has at most 255 bytes, a path 4095";
         (format!("`{}` is too long: {longest}", shown(text)), None)
     } else {
         return Some(r.resolve(text));
@@ -29,7 +30,7 @@ pub(super) fn path(r: &mut Reading<'_>, at: &At, text: &str) -> Option<PathBuf> 
     None
 }
 
-/// A path out of an address, its `%XX` decoded; `None` where that is not possible.
+/// Decodes `%XX` in the path of a URL; `None` if invalid.
 pub(super) fn percent_decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
@@ -45,7 +46,7 @@ pub(super) fn percent_decoded(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// A host name: DNS labels with dots between them (RFC 1123, 2.1).
+/// Returns true for a host name: DNS labels separated by dots (RFC 1123, 2.1).
 pub(super) fn is_hostname(text: &str) -> bool {
     let label = |label: &str| {
         (1..=63).contains(&label.len())
@@ -56,14 +57,14 @@ pub(super) fn is_hostname(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(label)
 }
 
-/// A name that useradd(8) takes without being forced.
+/// Returns true for a name that useradd(8) accepts by default.
 pub(super) fn is_user(text: &str) -> bool {
     text.len() <= 32
         && text.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b))
 }
 
-/// `$id$…$…` as crypt(5) makes it. The text itself is never shown.
+/// Returns true for a crypt(5) hash `$id$…$…`. The text itself is never shown.
 pub(super) fn is_crypt(text: &str) -> bool {
     let Some(rest) = text.strip_prefix('$') else {
         return false;

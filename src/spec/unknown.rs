@@ -1,4 +1,4 @@
-//! What was probably meant by a key or a word that is not known.
+//! Suggestions for unknown keys and words.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use super::{
     table::NO_CPU_MODEL,
 };
 
-/// What other programs call a key: the word, and what to write here.
+/// Key names of other programs, with the equivalent to write.
 const ELSEWHERE: [(&str, &str); 13] = [
     ("memory", "mem"),
     ("ram", "mem"),
@@ -24,16 +24,16 @@ const ELSEWHERE: [(&str, &str); 13] = [
     ("file", "path"),
 ];
 
-/// What is asked of the guest's CPU and cannot be chosen, without what differs between ways of writing it.
+/// Normalized names of CPU model settings, which cannot be configured.
 const CPU_MODEL: [&str; 6] = ["model", "type", "features", "flags", "cpumodel", "cputype"];
-/// What else than `vcpu` the number of CPUs is called in a table of its own.
+/// Other names for the number of CPUs in a separate table.
 const CPU_COUNT: [&str; 6] = ["count", "cores", "cpus", "num", "sockets", "threads"];
 
-/// The hint for an unknown `key` in the table at `table` (empty for the top of the file), which
-/// knows `known`; `all` are the keys of a VM file.
+/// Returns the hint for an unknown `key` in the table at `table` (empty for the top level) with the
+/// keys `known`; `all` are the keys of a VM file.
 pub(super) fn hint(all: &BTreeSet<String>, table: &str, key: &str, known: &[&str]) -> String {
     if key == "name" && table.is_empty() {
-        return "a VM is called what its file is called; leave it out".into();
+        return "remove it: the VM name is the name of the file".into();
     }
     let plain = plain(key);
     let of_the_cpu = table == "cpu" || (table.is_empty() && plain.starts_with("cpu"));
@@ -41,7 +41,7 @@ pub(super) fn hint(all: &BTreeSet<String>, table: &str, key: &str, known: &[&str
         return NO_CPU_MODEL.into();
     }
     if table == "cpu" && CPU_COUNT.contains(&plain.as_str()) {
-        return "how many CPUs the guest has is `vcpu`, at the top of the file".into();
+        return "use `vcpu` at the top of the file for the number of CPUs".into();
     }
     if let Some(place) = place(all, table, key) {
         return place;
@@ -50,31 +50,31 @@ pub(super) fn hint(all: &BTreeSet<String>, table: &str, key: &str, known: &[&str
     match elsewhere.map(|(_, ours)| *ours).or_else(|| nearest(key, known)) {
         Some(ours) => format!("did you mean `{ours}`?"),
         None => {
-            let here = if table.is_empty() { "here".into() } else { format!("in `[{table}]`") };
+            let scope = if table.is_empty() { String::new() } else { format!(" in `[{table}]`") };
             let mut known = known.to_vec();
             known.sort_unstable();
-            format!("{here} can be: {}", known.join(", "))
+            format!("valid keys{scope} are: {}", known.join(", "))
         }
     }
 }
 
-/// The hint for an unknown `key` in the host's settings, which know `known`.
+/// Returns the hint for an unknown `key` in the host settings with the keys `known`.
 pub(super) fn host_hint(all: &BTreeSet<String>, key: &str, known: &[&str]) -> String {
     let is_a_vms = all.contains(key) || all.iter().any(|path| path.split('.').next() == Some(key));
     match nearest(key, known) {
         Some(ours) => format!("did you mean `{ours}`?"),
         None if is_a_vms => {
-            format!("`{key}` belongs in the files of VMs, in `vms/` beside this file")
+            format!("`{key}` belongs in VM files, in the directory `vms/` beside this file")
         }
         None => {
             let mut known = known.to_vec();
             known.sort_unstable();
-            format!("here can be: {}", known.join(", "))
+            format!("valid keys are: {}", known.join(", "))
         }
     }
 }
 
-/// Where a key that is not known in `table` belongs, if it is known elsewhere.
+/// Returns the table of a key that is unknown in `table` but known elsewhere.
 fn place(all: &BTreeSet<String>, table: &str, key: &str) -> Option<String> {
     let owners = all.iter().filter_map(|path| match path.rsplit_once('.') {
         Some((owner, last)) => (last == key).then_some(owner),

@@ -1,9 +1,8 @@
-//! `cloudInit.userData`: a file that goes into the seed byte for byte, and what can be said of it
-//! beforehand.
+//! `cloudInit.userData`: a file that is copied unchanged into the seed, and its checks.
 //!
-//! It is judged as cloud-init judges it: by how the text begins
-//! (<https://docs.cloud-init.io/en/latest/explanation/format.html>). What reads a NoCloud seed need
-//! not be cloud-init, though: what cloud-init would ignore is passed on with a note.
+//! The checks follow cloud-init, which detects the format by the first characters
+//! (<https://docs.cloud-init.io/en/latest/explanation/format.html>). Other programs also read
+//! NoCloud seeds, so files that cloud-init would ignore are accepted with a note.
 
 use std::{fmt, io::Read, path::PathBuf};
 
@@ -13,21 +12,21 @@ use super::{
 };
 use crate::value::shown;
 
-/// Reads a file that a VM file names.
+/// A function that reads a file named by a VM file.
 pub(super) type ReadFile<'r> = dyn FnMut(&std::path::Path) -> std::io::Result<Vec<u8>> + 'r;
 
-/// A user-data file, read when the VM file was.
+/// A user-data file, read together with the VM file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UserData {
     /// The file, absolute, resolved against the VM file's directory.
     pub path: PathBuf,
-    /// What it contains: UTF-8 text, or gzip of it.
+    /// The content: UTF-8 text, or gzip of it.
     pub bytes: Vec<u8>,
-    /// What its author may not have meant.
+    /// Notes about possible mistakes.
     pub notes: Vec<Note>,
 }
 
-/// Something that is no fault of user-data, but may not be meant.
+/// A property of user-data that may be a mistake.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Note {
     /// A machine configuration of Talos Linux.
@@ -36,19 +35,19 @@ pub enum Note {
     CloudbaseInit,
     /// An Ignition configuration.
     Ignition,
-    /// Nothing that is known.
+    /// An unknown format.
     Unknown,
-    /// A mapping of `#cloud-config` has this key twice; PyYAML takes the last one.
+    /// A mapping of `#cloud-config` contains this key twice; PyYAML uses the last one.
     DuplicateKey {
-        /// Which.
+        /// The key.
         key: String,
-        /// The line of the second one, where it could be found.
+        /// The line of the second occurrence, if found.
         line: Option<usize>,
     },
 }
 
 impl Note {
-    /// The line of the user-data.
+    /// Returns the line in the user-data.
     fn line(&self) -> Option<usize> {
         match self {
             Self::DuplicateKey { line, .. } => *line,
@@ -63,27 +62,32 @@ impl fmt::Display for Note {
             Self::Talos => {
                 write!(f, "is a machine configuration of Talos Linux, which cloud-init ignores")
             }
-            Self::CloudbaseInit => write!(f, "is for cloudbase-init, and cloud-init ignores it"),
+            Self::CloudbaseInit => write!(
+                f,
+                "is a script for cloudbase-init, which cloud-init \
+                ignores"
+            ),
             Self::Ignition => write!(
                 f,
-                "is an Ignition configuration: images with `ignition.platform.id=proxmoxve` read it \
-                 from the seed; others read it from fw_cfg, which qvm does not offer"
+                "is an Ignition configuration: images with `ignition.platform.id=proxmoxve` read \
+                 it \
+                 from the seed; others read it from fw_cfg, which qvm does not support"
             ),
             Self::Unknown => {
-                write!(f, "begins with nothing that cloud-init knows, and cloud-init ignores it")
+                write!(f, "has an unknown format, which cloud-init ignores")
             }
             Self::DuplicateKey { key, .. } => {
-                write!(f, "has the key `{}` twice, and cloud-init takes the last one", shown(key))
+                write!(f, "contains the key `{}` twice; cloud-init uses the last one", shown(key))
             }
         }
     }
 }
 
 impl UserData {
-    /// The largest user-data, in bytes: enough for every use, too little to fill a disk with.
+    /// The maximum size of user-data, in bytes.
     pub const MAX: usize = 1 << 20;
 
-    /// The notes as lines for people, with the file and the line.
+    /// Returns the notes as text with file and line.
     pub fn advice(&self) -> impl Iterator<Item = String> {
         let path = super::problem::one_line(&self.path.to_string_lossy());
         self.notes.iter().map(move |note| {
@@ -108,7 +112,7 @@ impl UserData {
             }
         };
         if bytes.len() > Self::MAX {
-            r.wrong(at, format!("`{shown_path}` has more than 1 MiB"), None);
+            r.wrong(at, format!("`{shown_path}` is larger than 1 MiB"), None);
             return None;
         }
         match check(&bytes) {
@@ -122,7 +126,7 @@ impl UserData {
     }
 }
 
-/// How the kinds of user-data begin, in lower case, beside `#cloud-config`.
+/// The first characters of user-data formats, in lower case, except `#cloud-config`.
 const HEADERS: [&str; 10] = [
     "#!",
     "#include",
@@ -136,10 +140,10 @@ const HEADERS: [&str; 10] = [
     "mime-version:",
 ];
 
-/// How scripts for cloudbase-init begin, in lower case.
+/// The first characters of scripts for cloudbase-init, in lower case.
 const CLOUDBASE: [&str; 4] = ["#ps1", "rem cmd", "<powershell>", "<script>"];
 
-/// Keys that tell a `#cloud-config` whose first line was forgotten.
+/// Keys that identify a `#cloud-config` without its first line.
 const COMMON_KEYS: [&str; 26] = [
     "apt",
     "bootcmd",
@@ -169,11 +173,10 @@ const COMMON_KEYS: [&str; 26] = [
     "write_files",
 ];
 
-/// The line, what is wrong with it, and the way out.
+/// Line, message and hint of a problem.
 type Flaw = (Option<usize>, String, Option<String>);
 
-/// Checks user-data as far as it can be without cloud-init: its header, and that a `#cloud-config`
-/// is a mapping.
+/// Checks user-data without cloud-init: its header, and that a `#cloud-config` is a mapping.
 fn check(bytes: &[u8]) -> Result<Vec<Note>, Flaw> {
     if bytes.starts_with(&[0x1f, 0x8b]) {
         return check_packed(bytes);
@@ -184,13 +187,13 @@ fn check(bytes: &[u8]) -> Result<Vec<Note>, Flaw> {
     }
 }
 
-/// What gzip contains is judged, but for another gzip and for more than is read of it.
+/// Checks the decompressed content of gzip, up to a size limit and not recursively.
 fn check_packed(bytes: &[u8]) -> Result<Vec<Note>, Flaw> {
     let most = 4 * UserData::MAX;
     let mut unpacked = Vec::new();
     let mut from = flate2::read::MultiGzDecoder::new(bytes).take(most as u64 + 1);
     if let Err(error) = from.read_to_end(&mut unpacked) {
-        return Err((None, format!("is gzip that cannot be unpacked: {error}"), None));
+        return Err((None, format!("is gzip that cannot be decompressed: {error}"), None));
     }
     match String::from_utf8(unpacked) {
         Ok(text) if text.len() <= most => check_text(&text),
@@ -212,7 +215,7 @@ fn check_text(text: &str) -> Result<Vec<Note>, Flaw> {
         return Err((None, "is empty".into(), None));
     }
     if start.starts_with("# cloud-config") {
-        let hint = "write `#cloud-config`, without the blank";
+        let hint = "write `#cloud-config` without the space";
         return Err((Some(1), "begins with a comment".into(), Some(hint.into())));
     }
     let has = |key: &str| text.lines().any(|line| line.trim_end() == key);
@@ -229,7 +232,9 @@ fn check_text(text: &str) -> Result<Vec<Note>, Flaw> {
     } else if is_ignition(text) {
         Ok(vec![Note::Ignition])
     } else if begins(&COMMON_KEYS) {
-        let message = "has keys of a `#cloud-config`, but does not begin with it".to_owned();
+        let message = "contains keys of a `#cloud-config` but does not begin with this \
+            line"
+            .to_owned();
         Err((Some(1), message, Some("write `#cloud-config` as its first line".into())))
     } else {
         Ok(vec![Note::Unknown])
@@ -237,7 +242,7 @@ fn check_text(text: &str) -> Result<Vec<Note>, Flaw> {
 }
 
 fn is_ignition(text: &str) -> bool {
-    // A text that is no JSON object is not read to its end.
+    // Avoids parsing text that is not a JSON object.
     text.trim_start().starts_with('{')
         && serde_json::from_str::<serde_json::Value>(text)
             .is_ok_and(|json| json.get("ignition").is_some_and(serde_json::Value::is_object))
@@ -264,12 +269,12 @@ fn check_config(text: &str) -> Result<Vec<Note>, Flaw> {
     }
 }
 
-/// How many duplicate keys are told of.
+/// The maximum number of reported duplicate keys.
 const MOST_NOTES: usize = 5;
 
-/// Whether brackets seem to nest so deep that libyaml, which looks at each open one for each token,
-/// would take minutes to refuse it. That can also be a script full of lone brackets, so it is left
-/// to cloud-init.
+/// Returns true if brackets are nested so deeply that libyaml, which examines each open one for
+/// each token, would take minutes. Scripts with unbalanced brackets also match, so the check is
+/// skipped for such text.
 fn is_deep(text: &str) -> bool {
     let mut open = 0_u32;
     text.bytes().any(|byte| {
@@ -295,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn other_readers_get_a_note() {
+    fn formats_of_other_programs_get_a_note() {
         for (text, note) in [
             ("version: v1alpha1\nmachine:\n  type: worker\n---\nkind: x\n", Note::Talos),
             ("apiVersion: v1alpha1\nkind: HostnameConfig\nhostname: n1\n", Note::Talos),
@@ -310,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cloud_init_accepts_is_accepted() {
+    fn cloud_init_formats_are_accepted() {
         for text in [
             "#cloud-config # made by hand\npackages: [htop]\n",
             "\n  #Cloud-Config\nruncmd: []\n",
@@ -325,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_refused() {
+    fn invalid_user_data_is_refused() {
         let packed = gz("#cloud-config\n");
         for bytes in [
             b"packages: [htop]\n".as_slice(),
@@ -343,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn duplicate_key_is_named_at_its_second_line() {
+    fn duplicate_key_is_reported_at_second_line() {
         let duplicates = |text: &str| {
             let notes = check(text.as_bytes()).unwrap().into_iter();
             let pair = |note| match note {

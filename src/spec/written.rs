@@ -1,4 +1,4 @@
-//! How each kind of value is written in TOML, and what is said when it is something else.
+//! Parses TOML values by type, with messages for wrong types.
 
 use toml::de::DeValue;
 
@@ -17,29 +17,29 @@ use crate::value::{
 
 /// A value that can be read from TOML.
 pub(super) trait Written: Sized {
-    /// What is wanted, as in `a whole number`.
+    /// The expected type, such as `a whole number`.
     const WANTED: &'static str;
-    /// Several of them, as in `whole numbers`.
+    /// The plural, such as `whole numbers`.
     const PLURAL: &'static str;
 
     fn read(value: &DeValue<'_>) -> Result<Self, Refusal>;
 
-    /// The way out where the value is of a wrong type.
+    /// Returns a hint for a value of the wrong type.
     fn instead_of(_: &DeValue<'_>) -> Option<String> {
         None
     }
 }
 
-/// Why a value was not taken.
+/// Why a value was refused.
 pub(super) enum Refusal {
-    /// It is of another type than the one wanted.
+    /// The value has the wrong type.
     Type,
-    /// It is of the right type, and wrong.
+    /// The value has the right type but is invalid.
     Value { message: String, hint: Option<String> },
 }
 
 impl Refusal {
-    /// Of a word that is none of `allowed`.
+    /// Returns the refusal of a word that is not in `allowed`.
     pub(super) fn of_word(text: &str, allowed: &[&str]) -> Self {
         let (message, hint) = nearest::word(text, allowed);
         Self::Value { message, hint }
@@ -55,7 +55,7 @@ impl From<Refused> for Refusal {
 const TEXT: &str = "a string";
 const TEXTS: &str = "strings";
 
-/// A string written without quotes, or something else that a string was meant by.
+/// Returns a hint for a string without quotes.
 fn quoted(value: &DeValue<'_>) -> Option<String> {
     match value {
         DeValue::Integer(number) => Some(format!("write it in quotes: `\"{number}\"`")),
@@ -104,7 +104,7 @@ impl<const MIN: i64, const MAX: i64> Written for Whole<MIN, MAX> {
     fn read(value: &DeValue<'_>) -> Result<Self, Refusal> {
         let number = whole(value)?;
         if !(MIN..=MAX).contains(&number) {
-            let message = format!("{number} is out of range: it goes from {MIN} to {MAX}");
+            let message = format!("{number} is out of range: the range is {MIN} to {MAX}");
             return Err(Refusal::Value { message, hint: None });
         }
         Ok(Self(number))
@@ -115,7 +115,7 @@ impl<const MIN: i64, const MAX: i64> Written for Whole<MIN, MAX> {
     }
 }
 
-/// The whole number that a value is.
+/// Returns the whole number of a value.
 pub(super) fn whole(value: &DeValue<'_>) -> Result<i64, Refusal> {
     let number = value.as_integer().ok_or(Refusal::Type)?;
     i64::from_str_radix(number.as_str(), number.radix()).map_err(|_| Refusal::Value {
@@ -175,15 +175,15 @@ impl Written for std::net::IpAddr {
         let refuse = |why: &str| Refusal::Value {
             message: format!("`{}` {why}", shown(text)),
             hint: text.split_once('/').map(|(address, _)| {
-                format!("a prefix length belongs to `ip` alone; write `{}`", shown(address))
+                format!("only `ip` has a prefix length; write `{}`", shown(address))
             }),
         };
         match text.parse::<Self>() {
             Ok(ip) if ip.is_unspecified() || ip.is_multicast() => {
-                Err(refuse("is not the address of a machine"))
+                Err(refuse("is not a host address"))
             }
             Ok(ip) => Ok(ip),
-            Err(_) => Err(refuse("is not an address: write it as in `192.168.1.1`")),
+            Err(_) => Err(refuse("is not an address: write for example `192.168.1.1`")),
         }
     }
 
@@ -192,13 +192,13 @@ impl Written for std::net::IpAddr {
     }
 }
 
-/// What a guest is given: text with a unit, or a whole number of MiB.
+/// The memory of a guest: a string with a unit, or a whole number of MiB.
 pub(super) struct Memory(pub(super) Size);
 
 impl Memory {
-    /// Below this not even the firmware has room.
+    /// The minimum for the firmware.
     const MIN: u64 = 16 * Size::MIB;
-    /// What QEMU's q35 machine takes, and more than hosts have.
+    /// The limit of QEMU's q35 machine, larger than the memory of hosts.
     const MAX: u64 = 16 << 40;
 }
 
@@ -233,7 +233,7 @@ impl Written for Memory {
             .map(|number| format!("a number is in MiB; write `\"{number}G\"` for GiB"));
         let size = size.filter(|size| (Self::MIN..=Self::MAX).contains(&size.bytes())).ok_or_else(
             || Refusal::Value {
-                message: format!("{found} is out of range: it goes from 16M to 16T"),
+                message: format!("{found} is out of range: the range is 16M to 16T"),
                 hint,
             },
         )?;
@@ -245,7 +245,7 @@ impl Written for Memory {
     }
 }
 
-/// How large a disk is.
+/// The size of a disk.
 pub(super) struct DiskSize(pub(super) Size);
 
 impl DiskSize {
@@ -260,14 +260,14 @@ impl Written for DiskSize {
     fn read(value: &DeValue<'_>) -> Result<Self, Refusal> {
         let size: Size = value.as_str().ok_or(Refusal::Type)?.parse()?;
         if !(Self::MIN..=Self::MAX).contains(&size.bytes()) {
-            let message = format!("`{size}` is out of range: it goes from 1M to 1024T");
+            let message = format!("`{size}` is out of range: the range is 1M to 1024T");
             return Err(Refusal::Value { message, hint: None });
         }
         Ok(Self(size))
     }
 
     fn instead_of(value: &DeValue<'_>) -> Option<String> {
-        value.as_integer().map(|number| format!("with its unit: `\"{number}G\"`"))
+        value.as_integer().map(|number| format!("add the unit: `\"{number}G\"`"))
     }
 }
 
@@ -292,7 +292,7 @@ impl Written for SectorSize {
     }
 }
 
-/// One of a few words. Several spellings of one word would be several ways to say one thing.
+/// A choice of words. Each value has exactly one spelling.
 macro_rules! by_word {
     ($($type:ty { $($word:literal => $value:expr),* })*) => {$(
         impl Written for $type {

@@ -1,36 +1,37 @@
-//! What a YAML text is, as far as a check of user-data asks: a mapping, and which keys it has
-//! twice.
+//! Examines a YAML text for the checks of user-data: whether it is a mapping, and its duplicate
+//! keys.
 //!
-//! YAML forbids duplicate keys, and PyYAML, which cloud-init reads with, takes the last of them.
+//! YAML forbids duplicate keys, but PyYAML, the parser of cloud-init, uses the last one.
 
 use std::{cell::RefCell, collections::HashSet, fmt};
 
 use serde::de::{DeserializeSeed, EnumAccess, Error, MapAccess, SeqAccess, VariantAccess, Visitor};
 use serde_norway::{Deserializer, Value};
 
-/// What is known of a text.
+/// The properties of a text.
 pub(super) struct Outline {
-    /// It is a mapping, or nothing.
+    /// The text is a mapping or empty.
     pub(super) is_mapping: bool,
-    /// The keys that a mapping has more than once, each once.
+    /// The duplicate keys of mappings, each once.
     pub(super) duplicates: Vec<String>,
 }
 
-/// Reads a text of one document.
+/// Parses a text with one document.
 ///
 /// # Errors
-/// It is not YAML.
+/// The text is not YAML.
 pub(super) fn outline(text: &str) -> Result<Outline, serde_norway::Error> {
     let duplicates = RefCell::default();
     let is_mapping = Node(&duplicates).deserialize(Deserializer::from_str(text))?;
     Ok(Outline { is_mapping, duplicates: duplicates.into_inner() })
 }
 
-/// How many lines are tried for a duplicate key: each one costs reading the text up to it.
+/// The maximum number of lines tried for a duplicate key: each one requires parsing the text up to
+/// it.
 const MOST_LINES: usize = 32;
 
-/// The line, from 1, up to which a text has to be read to have the key twice in one mapping. `None`
-/// where the key is not the first of a line, as in `{a: 1, a: 2}`.
+/// Returns the first line, from 1, such that the text up to it contains the key twice in one
+/// mapping. `None` if the key is not the first of a line, as in `{a: 1, a: 2}`.
 pub(super) fn second_line(text: &str, key: &str) -> Option<usize> {
     let mut end = 0;
     let ends = text.split_inclusive('\n').map(|line| {
@@ -48,7 +49,7 @@ pub(super) fn second_line(text: &str, key: &str) -> Option<usize> {
         .map(|(number, _)| number + 1)
 }
 
-/// `KEY:`, `"KEY":` or `'KEY':`, also as the first of an item.
+/// Returns true for `KEY:`, `"KEY":` or `'KEY':`, also after `- `.
 fn begins_with_key(line: &str, key: &str) -> bool {
     let line = line.trim_start_matches(['-', '?', ' ', '\t']);
     let line = line.strip_prefix(['"', '\'']).unwrap_or(line);
@@ -56,7 +57,7 @@ fn begins_with_key(line: &str, key: &str) -> bool {
     rest.is_some_and(|rest| rest.starts_with(':'))
 }
 
-/// A node, read for its duplicate keys. Gives whether it is a mapping or null.
+/// Deserializes a node and collects duplicate keys. The value is true for a mapping or null.
 struct Node<'d>(&'d RefCell<Vec<String>>);
 
 impl<'de> DeserializeSeed<'de> for Node<'_> {
@@ -97,7 +98,7 @@ impl<'de> Visitor<'de> for Node<'_> {
         Ok(false)
     }
 
-    /// A value with a tag.
+    /// A tagged value.
     fn visit_enum<A: EnumAccess<'de>>(self, tagged: A) -> Result<bool, A::Error> {
         let (_, value) = tagged.variant::<String>()?;
         value.newtype_variant_seed(self)

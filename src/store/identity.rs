@@ -1,4 +1,5 @@
-//! What must never change under a guest: kept in `identity.toml`, made on the first start.
+//! The identity of a VM, which must never change under the guest: `identity.toml`, created at the
+//! first start.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,36 +18,36 @@ use crate::{
 pub struct Identity {
     /// The machine's UUID (SMBIOS type 1), hyphenated lower case.
     pub uuid: String,
-    /// cloud-init's instance-id.
+    /// The instance-id of cloud-init.
     pub instance_id: String,
     /// The pinned machine type, such as `pc-q35-10.0`.
     pub machine: String,
-    /// The user that QEMU runs as, for no other VM of this host; none where that is not root's to give.
+    /// The UID of the QEMU process, unique on this host; `None` if qvm does not run as root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
-    /// The address of every NIC whose `mac` is not written, by its name.
+    /// The addresses of all NICs without a `mac` key, by NIC name.
     #[serde(default)]
     pub macs: BTreeMap<Label, MacAddr>,
-    /// The host name by default, where that is not the VM's name any more: the name that it had when the guest learnt it.
+    /// The default host name, if it is no longer the VM name: the name that the guest learned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
 }
 
-/// The first user that no VM has.
+/// Returns the first UID of the range that is not taken.
 pub fn free_uid(range: UidRange, taken: &BTreeSet<u32>) -> Option<u32> {
     (range.first()..=range.last()).find(|uid| !taken.contains(uid))
 }
 
-/// The address of a NIC that none was written for: QEMU's prefix and three bytes that depend on the host, the VM and the
-/// NIC alone, so that it is the same after the state was lost, and another on another host. One that another VM has, such
-/// as the VM that had this name before it was renamed, is passed over.
+/// Derives the address of a NIC without a `mac` key: QEMU's prefix and three bytes that depend only
+/// on host, VM and NIC. The address therefore survives a loss of the state, and differs on another
+/// host. An address of another VM, such as the one that had this name before a rename, is skipped.
 pub fn derived_mac(host: &str, vm: &VmName, nic: &Label, taken: &BTreeSet<MacAddr>) -> MacAddr {
     let derived = |again: Option<usize>| {
         let again = again.map_or_else(String::new, |again| format!("\n{again}"));
         let digest = Sha256::digest(format!("{host}\n{vm}\n{nic}{again}"));
         MacAddr::local([digest[0], digest[1], digest[2]])
     };
-    // One more than there are taken, so that one of them is free, but for two that are derived alike.
+    // One candidate more than taken addresses, so that one is free unless two candidates are equal.
     let mut others = (1..=taken.len()).map(|again| derived(Some(again)));
     match derived(None) {
         first if taken.contains(&first) => others.find(|mac| !taken.contains(mac)).unwrap_or(first),
@@ -55,7 +56,8 @@ pub fn derived_mac(host: &str, vm: &VmName, nic: &Label, taken: &BTreeSet<MacAdd
 }
 
 impl Identity {
-    /// A new identity for `vm` with random parts of the caller's; NICs get their addresses by [`Identity::add_macs`].
+    /// Returns a new identity for `vm` from the caller's random parts; [`Identity::add_macs`] adds
+    /// the addresses.
     pub fn new(vm: &Vm, uuid: String, instance: &str, machine: &str) -> Self {
         Self {
             uuid,
@@ -67,18 +69,18 @@ impl Identity {
         }
     }
 
-    /// An instance-id, of the beginning of a random UUID.
+    /// Returns an instance-id from the beginning of a random UUID.
     pub fn instance(vm: &VmName, random: &str) -> String {
         let short: String = random.chars().take(8).collect();
         format!("iid-{vm}-{short}")
     }
 
-    /// A NIC has no address yet.
+    /// Returns true if a NIC has no address yet.
     pub fn lacks_macs(&self, vm: &Vm) -> bool {
         vm.nics.iter().any(|nic| nic.mac.is_none() && !self.macs.contains_key(&nic.name))
     }
 
-    /// Gives every NIC that has none an address; not one of the `taken` ones, which other VMs have.
+    /// Derives an address that is not in `taken` for every NIC without one.
     pub fn add_macs(&mut self, vm: &Vm, host: &str, taken: &BTreeSet<MacAddr>) {
         for nic in vm.nics.iter().filter(|n| n.mac.is_none()) {
             self.macs
@@ -87,7 +89,8 @@ impl Identity {
         }
     }
 
-    /// What of it no identity of qvm's can have, for one that came from elsewhere: it becomes a part of QEMU's command line.
+    /// Returns the first key with a value that qvm never generates, for an identity from elsewhere:
+    /// the values become part of QEMU's command line.
     pub fn flaw(&self) -> Option<&'static str> {
         let all = |text: &str, more: &[u8]| {
             (1..=253).contains(&text.len())
@@ -101,14 +104,14 @@ impl Identity {
             Some("instanceId")
         } else if !self.hostname.as_deref().is_none_or(|name| all(name, b"-.")) {
             Some("hostname")
-        } else if self.uid.is_some_and(|uid| !UidRange::may_be_given(uid)) {
+        } else if self.uid.is_some_and(|uid| !UidRange::is_assignable(uid)) {
             Some("uid")
         } else {
             None
         }
     }
 
-    /// Keeps the default host name that the guest has learnt: that of a VM called `name` until now.
+    /// Stores the default host name that the guest has learned: that of a VM called `name` so far.
     pub fn keep_hostname(&mut self, name: &VmName) {
         self.hostname.get_or_insert_with(|| name.to_string());
     }
@@ -119,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_identity_of_ours() {
+    fn foreign_values_are_flaws() {
         let good = Identity {
             uuid: "7e0f3c52-4f2b-4b7e-9a34-0c5d0a1b2c3d".into(),
             instance_id: "iid-web-7e0f3c52".into(),
@@ -129,7 +132,7 @@ mod tests {
             hostname: Some("web".into()),
         };
         assert_eq!(good.flaw(), None);
-        // As a distribution may call its own.
+        // A machine type of a distribution.
         let machine = "pc-q35-9.2+deb1".to_owned();
         assert_eq!(Identity { machine, ..good.clone() }.flaw(), None);
         let machine = "q35,accel=kvm".to_owned();
@@ -147,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_the_same_again_unless_another_vm_has_it() {
+    fn derived_address_is_stable_unless_taken() {
         let (vm, nic) = ("web".parse().unwrap(), Label::net());
         let mut taken = BTreeSet::new();
         let first = derived_mac("host", &vm, &nic, &taken);

@@ -1,8 +1,8 @@
-//! The lock of the identities: whoever reads an identity.toml to change it, or chooses a MAC address or a UID that no other VM has,
-//! holds it from the first read to the last write. One lock for the host, since such a choice depends on every VM.
+//! The lock of all identities of a host: held by a process that changes an identity.toml, or
+//! chooses a MAC address or UID that no other VM has, from the first read to the last write.
 //!
-//! A running supervisor holds its VM's own lock for its whole life, so `qvm reseed` and a hot-plugged NIC could not exclude each
-//! other by that one.
+//! The VM's own lock does not suffice: a running supervisor holds it, so `qvm reseed` and a NIC
+//! hotplug could not exclude each other with it.
 
 use std::{
     path::{Path, PathBuf},
@@ -17,17 +17,17 @@ use crate::sys::{
 };
 use crate::{sys::progress::Cancel, value::Explain};
 
-/// Between two attempts.
+/// The interval between two attempts.
 const IDENTITY_LOCK_POLL: Duration = Duration::from_millis(5);
-/// How long the wait may take until the operator is told of it, and until it is given up: a change takes milliseconds, so a process
-/// that holds the lock for that long is stopped, or its storage hangs.
+/// The time until the operator is notified, and the time limit. A change takes milliseconds, so a
+/// process that holds the lock this long is stopped, or its storage hangs.
 const IDENTITY_LOCK_NOTICE: Duration = Duration::from_secs(1);
 const IDENTITY_LOCK_LIMIT: Duration = Duration::from_secs(30);
 
 /// Why the lock was not acquired.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Another process holds it and does not release it.
+    /// Another process holds the lock for too long.
     #[error(
         "cannot choose or change a VM's identity: {} has held the lock `{}` for {} s",
         process(*.pid), .path.display(), .waited.as_secs()
@@ -35,9 +35,9 @@ pub enum Error {
     Held {
         /// The lock.
         path: PathBuf,
-        /// The process, where that is known.
+        /// The PID of the process, if known.
         pid: Option<u32>,
-        /// How long it was waited for.
+        /// The time waited.
         waited: Duration,
     },
     /// The wait was canceled.
@@ -46,7 +46,7 @@ pub enum Error {
     /// The lock cannot be opened.
     #[error(transparent)]
     Lock(lock::Error),
-    /// Its directory cannot be made.
+    /// The directory of the lock cannot be created.
     #[error(transparent)]
     File(#[from] file::Error),
 }
@@ -62,9 +62,9 @@ impl Explain for Error {
 
     fn own_hint(&self) -> Option<String> {
         match self {
-            Self::Held { pid: Some(pid), .. } => Some(format!(
-                "see what the process does with `ps -fp {pid}`, end it, and try again"
-            )),
+            Self::Held { pid: Some(pid), .. } => {
+                Some(format!("examine the process with `ps -fp {pid}`, end it, and try again"))
+            }
             Self::Held { path, pid: None, .. } => Some(format!(
                 "`fuser -v {}` shows the process; end it, and try again",
                 path.display()
@@ -82,26 +82,27 @@ fn process(pid: Option<u32>) -> String {
     pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
 }
 
-/// Who waits for the lock.
+/// The waiting operation.
 #[derive(Clone, Copy)]
 pub struct Waiter<'a> {
-    /// Ends the wait.
+    /// Cancels the wait.
     pub cancel: &'a Cancel,
-    /// Gets a line for the operator when the wait takes more than a second.
+    /// Called with a message for the operator if the wait takes more than a second.
     pub say: &'a dyn Fn(String),
 }
 
-/// The lock, held until this is dropped.
+/// The held lock.
 #[derive(Debug)]
 pub struct IdentityLock {
     _lock: Lock,
 }
 
 impl IdentityLock {
-    /// Acquires the lock, for which it waits for at most 30 s. Blocks the thread.
+    /// Acquires the lock. Blocks the thread for at most 30 s.
     ///
     /// # Errors
-    /// Another process holds it for longer, the wait is canceled, or the lock file cannot be opened.
+    /// Another process holds the lock for longer, the wait is canceled, or the lock file cannot be
+    /// opened.
     pub fn acquire(layout: &Layout, waiter: Waiter<'_>) -> Result<Self, Error> {
         file::make_dir(&layout.state)?;
         Self::acquire_within(&layout.identities_lock(), IDENTITY_LOCK_LIMIT, waiter)
@@ -115,8 +116,9 @@ impl IdentityLock {
             }
             match Lock::acquire(path) {
                 Ok(lock) => return Ok(Self { _lock: lock }),
-                Err(lock::Error::Taken { pid }) => {
-                    // What the kernel says counts: a holder of an earlier version leaves no pid in the file.
+                Err(lock::Error::Held { pid }) => {
+                    // The PID of the kernel is preferred: a holder of an earlier version writes no
+                    // PID into the file.
                     let pid = || lock::holding_process(path).or(pid);
                     let waited = begun.elapsed();
                     if waited >= limit {
@@ -144,10 +146,10 @@ mod tests {
     fn silent(_: String) {}
 
     #[test]
-    fn a_held_lock_is_given_up_and_its_holder_named() {
+    fn timeout_names_the_holder() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("uids.lock");
-        // As an earlier version holds it: no pid is written.
+        // An earlier version writes no PID.
         let held = std::fs::File::create(&path).unwrap();
         assert!(crate::sys::flock::try_exclusive(&held).unwrap());
         let (cancel, said) = (Cancel::default(), Mutex::new(vec![]));
@@ -164,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_canceled_wait_ends() {
+    fn canceled_wait_ends() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("uids.lock");
         let _held = Lock::acquire(&path).unwrap();

@@ -1,4 +1,4 @@
-//! The identities that are kept: of one VM, and which addresses the others have.
+//! Reads, chooses and writes identities, unique among all VMs of the host.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,38 +24,38 @@ use crate::{
     value::{Explain, MacAddr, UidRange, VmName},
 };
 
-/// What new identities are made of.
+/// The sources of new identities.
 #[derive(Debug, Clone)]
-pub struct Means {
-    /// Where the other VMs are.
+pub struct IdentitySource {
+    /// The directories of all VMs.
     pub layout: Layout,
-    /// What tells this host from others (machine-id(5)).
+    /// The unique ID of this host (machine-id(5)).
     pub host_id: String,
-    /// A new random UUID.
+    /// Generates a random UUID.
     pub uuid: fn() -> String,
 }
 
-/// Why there is no identity.
+/// Why an identity cannot be read, chosen or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file cannot be read or written.
     #[error(transparent)]
     File(#[from] file::Error),
-    /// identity.toml is not what it should be.
+    /// identity.toml is invalid.
     #[error("cannot read `{path}`")]
     Content {
         /// The file.
         path: String,
-        /// Where it is wrong.
+        /// The cause.
         source: Box<toml::de::Error>,
     },
-    /// Every user of the range is another VM's.
+    /// All UIDs of the range are in use.
     #[error("no free UID in `uidRange` {}-{}", .0.first(), .0.last())]
     NoUser(UidRange),
-    /// Which user another VM has is not known.
+    /// The UID of another VM is unknown.
     #[error("cannot determine the user of the VM `{0}`, which may be running")]
     UnknownUser(VmName),
-    /// It cannot be written.
+    /// The identity cannot be encoded.
     #[error("cannot write the identity as TOML")]
     Encode(#[from] toml::ser::Error),
     /// Another process changes identities.
@@ -82,14 +82,12 @@ impl Explain for Error {
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::Content { .. } => Some(
-                "it holds the UUID, the MAC addresses and the machine type of this VM: put it back from a backup, \
-                 or remove it for new ones"
+                "the file contains the UUID, the MAC addresses and the machine type of this VM: \
+                 restore it from a backup, or remove it to generate new ones"
                     .into(),
             ),
-            Self::NoUser(_) => Some("make `uidRange` in the host's settings larger".into()),
-            Self::UnknownUser(name) => {
-                Some(format!("`qvm status {name}` shows why its state is unknown"))
-            }
+            Self::NoUser(_) => Some("enlarge `uidRange` in the host settings".into()),
+            Self::UnknownUser(name) => Some(format!("`qvm status {name}` shows the reason")),
             _ => None,
         }
     }
@@ -99,18 +97,16 @@ impl Explain for Error {
     }
 }
 
-/// The identity of a VM, if it has one.
+/// Returns the identity of a VM, if it exists.
 ///
 /// # Errors
-/// There is one, and it cannot be read.
+/// The identity exists and cannot be read.
 pub fn read(paths: &VmPaths) -> Result<Option<Identity>, Error> {
     let path = paths.identity();
     let Some(bytes) = file::read(&path)? else { return Ok(None) };
-    // What is wrong with it would come to QEMU's command line, and there mean another thing.
+    // Invalid values would become part of QEMU's command line.
     let sound = |identity: Identity| match identity.flaw() {
-        Some(key) => {
-            Err(toml::de::Error::custom(format!("no identity of qvm's has such a `{key}`")))
-        }
+        Some(key) => Err(toml::de::Error::custom(format!("invalid value of `{key}`"))),
         None => Ok(identity),
     };
     let read = toml::from_str(&String::from_utf8_lossy(&bytes)).and_then(sound);
@@ -122,19 +118,19 @@ pub fn read(paths: &VmPaths) -> Result<Option<Identity>, Error> {
 /// Writes the identity of a VM.
 ///
 /// # Errors
-/// It cannot be written.
+/// The file cannot be written.
 pub fn write(paths: &VmPaths, identity: &Identity) -> Result<(), Error> {
     Ok(file::write(&paths.identity(), toml::to_string(identity)?.as_bytes(), 0o600)?)
 }
 
-/// The identity of a VM, with an address for each of its NICs and, where `wants_user`, a user that no other VM has. What was
-/// missing is chosen and written under the identities' lock: two VMs that choose at once would find the same one free, and of two
-/// changes of one identity the earlier would be lost.
+/// Returns the identity of a VM with an address for each of its NICs and, if `wants_user`, a UID
+/// that no other VM has. Missing values are chosen and written under the identity lock: otherwise
+/// two VMs could choose the same value, and one of two concurrent changes would be lost.
 ///
 /// # Errors
-/// It cannot be read or written, no user is free, or another process holds the lock.
+/// The identity cannot be read or written, no UID is free, or another process holds the lock.
 pub fn ensure(
-    means: &Means,
+    means: &IdentitySource,
     vm: &Vm,
     machine: &str,
     wants_user: bool,
@@ -167,10 +163,10 @@ pub fn ensure(
     Ok(identity)
 }
 
-/// Changes an identity that is kept, under the identities' lock; `None` where there is none.
+/// Changes an existing identity under the identity lock; `None` if there is none.
 ///
 /// # Errors
-/// It cannot be read or written, or another process holds the lock.
+/// The identity cannot be read or written, or another process holds the lock.
 pub fn change<T>(
     layout: &Layout,
     paths: &VmPaths,
@@ -178,7 +174,7 @@ pub fn change<T>(
     change: impl FnOnce(&mut Identity) -> T,
 ) -> Result<Option<T>, Error> {
     let _lock = IdentityLock::acquire(layout, waiter)?;
-    // What a change that was killed left; a VM that is not started again would keep it.
+    // Remove the leftover of a killed change, which would otherwise remain until the next start.
     file::remove_abandoned_beside(&paths.identity());
     let Some(before) = read(paths)? else { return Ok(None) };
     let mut after = before.clone();
@@ -189,48 +185,53 @@ pub fn change<T>(
     Ok(Some(done))
 }
 
-/// A new identity, on a machine of this type. Whoever writes it holds the identities' lock, or only shows it.
+/// Returns a new identity with this machine type. To write it, the caller holds the identity lock.
 ///
 /// # Errors
 /// The directory of all VMs' state cannot be read.
-pub fn new(means: &Means, vm: &Vm, machine: &str) -> Result<Identity, file::Error> {
+pub fn new(means: &IdentitySource, vm: &Vm, machine: &str) -> Result<Identity, file::Error> {
     let mut identity = Identity::new(vm, (means.uuid)(), &(means.uuid)(), machine);
     complete(&mut identity, means, vm)?;
     Ok(identity)
 }
 
-/// Gives the NICs that have none an address that no other VM has.
+/// Derives unique addresses for the NICs without one.
 ///
 /// # Errors
 /// The directory of all VMs' state cannot be read.
-pub fn complete(identity: &mut Identity, means: &Means, vm: &Vm) -> Result<(), file::Error> {
+pub fn complete(
+    identity: &mut Identity,
+    means: &IdentitySource,
+    vm: &Vm,
+) -> Result<(), file::Error> {
     let others = others(&means.layout, &vm.name)?;
     let taken: BTreeSet<MacAddr> = others.iter().flat_map(|(_, other)| other.macs()).collect();
     identity.add_macs(vm, &means.host_id, &taken);
     Ok(())
 }
 
-/// Gives a VM a user of the host's range that no other VM has, unless it has one; whether its identity is to be written for that.
+/// Assigns a VM a UID of the host's range that no other VM has, unless it has a valid one. Returns
+/// true if the identity changed.
 ///
 /// # Errors
-/// None is free, or it is not known which are; or the directory of all VMs' state, or of what runs, cannot be read.
+/// No UID is free, the UIDs in use are not known, or a directory of all VMs cannot be read.
 fn choose_user(
     identity: &mut Identity,
     layout: &Layout,
     vm: &VmName,
     _lock: &IdentityLock,
 ) -> Result<bool, Error> {
-    // That they are not valid was told before anything was begun. No VM loses its user by that.
+    // Invalid settings were reported before the start. They do not change the UID of a VM.
     let settings = HostSettings::load(&layout.host_settings());
     let (range, is_known) =
         settings.map_or_else(|_| (UidRange::default(), false), |found| (found.uid_range, true));
     let Users { taken, unknown } = users_of_others(layout, vm)?;
     let lost = match identity.uid {
         Some(uid) if is_known && !range.contains(uid) => {
-            Some(format!("the user {uid} of its identity.toml is not in `uidRange` ({range})"))
+            Some(format!("the UID {uid} of its identity.toml is not in `uidRange` ({range})"))
         }
         Some(uid) => match taken.get(&uid) {
-            Some(other) => Some(format!("its user {uid} is that of `{other}` too")),
+            Some(other) => Some(format!("its UID {uid} is also that of `{other}`")),
             None => return Ok(false),
         },
         None => None,
@@ -241,35 +242,35 @@ fn choose_user(
     let uid = free_uid(range, &taken.into_keys().collect()).ok_or(Error::NoUser(range))?;
     identity.uid = Some(uid);
     if let Some(why) = lost {
-        tracing::warn!("{why}: QEMU is user {uid} from now on");
+        tracing::warn!("{why}: QEMU runs with UID {uid} from now on");
     }
     Ok(true)
 }
 
-/// The users of the other VMs.
+/// The UIDs of the other VMs.
 struct Users {
-    /// Each with one VM that has it.
+    /// Each UID with one of its VMs.
     taken: BTreeMap<u32, VmName>,
-    /// A VM that may be running, as a user that is not known.
+    /// A VM that may be running with an unknown UID.
     unknown: Option<VmName>,
 }
 
-/// The users that other VMs have, and one VM of each: by their identities, by who owns their files, since an identity may not be
-/// readable, and by what runs.
+/// Returns the UIDs of other VMs: from their identities, from the owners of their files (an
+/// identity may be unreadable), and from running QEMU processes.
 ///
 /// # Errors
-/// The directory of all VMs' state, or of what runs, cannot be read.
+/// The state directory or the run directory of all VMs cannot be read.
 fn users_of_others(layout: &Layout, own: &VmName) -> Result<Users, file::Error> {
     let (mut users, mut unknown) = (BTreeMap::new(), None);
     let root = rustix::process::geteuid().as_raw();
-    // A file beside the directories of what runs is no VM.
+    // A regular file in the run directory is not a VM.
     let is_other = |name: &VmName| name != own && !layout.runtime.join(name).is_file();
     let others = |dir: &Path| -> Result<(Vec<VmName>, Vec<PathBuf>), file::Error> {
         let names: Vec<VmName> = names(file::list(dir)?).filter(is_other).collect();
         let states = names.iter().map(|name| layout.vm(name).state).collect();
         Ok((names, states))
     };
-    // While a VM is renamed, a link has one of its names.
+    // During a rename, a symbolic link has one of the names.
     let own_place = fs::canonicalize(layout.vm(own).state).ok();
     let is_own =
         move |state: &Path| own_place.is_some() && fs::canonicalize(state).ok() == own_place;
@@ -286,8 +287,8 @@ fn users_of_others(layout: &Layout, own: &VmName) -> Result<Users, file::Error> 
     let processes = running::Processes::default();
     let (of_runtime, states) = others(&layout.runtime)?;
     let of = layout.clone();
-    // A QEMU process without a record runs as the user that its identity or its files name, if it
-    // has one of its own. Then no scan of /proc is needed to find that user.
+    // A QEMU process without a record has the UID of its identity or its files, if these exist.
+    // Then no scan of /proc is required.
     let known: BTreeSet<VmName> = users
         .iter()
         .filter(|(uid, _)| **uid != root)
@@ -318,7 +319,7 @@ fn users_of_others(layout: &Layout, own: &VmName) -> Result<Users, file::Error> 
     Ok(Users { taken: users, unknown })
 }
 
-/// The users that the files of a VM's state directory have, and the one of its identity.
+/// Returns the owners of the files in a VM's state directory, and the UID of its identity.
 fn users_of_files(state: &Path) -> Vec<u32> {
     let identity = VmPaths { state: state.to_owned(), runtime: PathBuf::new() }.identity();
     let kept = fs::read_to_string(identity).ok().and_then(|text| kept_uid(&text));
@@ -327,13 +328,13 @@ fn users_of_files(state: &Path) -> Vec<u32> {
     owners.chain(kept).collect()
 }
 
-/// The user that an identity tells, also one with keys of a later version.
+/// Returns the UID of an identity, which may contain keys of a later version.
 fn kept_uid(identity: &str) -> Option<u32> {
     let table: toml::Table = identity.parse().ok()?;
     u32::try_from(table.get("uid")?.as_integer()?).ok()
 }
 
-/// The VMs that directories are named after.
+/// Returns the VM names of directories.
 fn names(dirs: Vec<PathBuf>) -> impl Iterator<Item = VmName> {
     dirs.into_iter().filter_map(|dir| named(&dir))
 }
@@ -342,7 +343,8 @@ fn named(dir: &Path) -> Option<VmName> {
     dir.file_name()?.to_str()?.parse().ok()
 }
 
-/// The text of another VM's identity, which may be of a newer version, or damaged: what can be found in it is taken.
+/// The text of another VM's identity. It may be of a newer version or damaged, so values are
+/// searched in the text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OtherIdentity(String);
 
@@ -353,17 +355,17 @@ impl OtherIdentity {
         words.filter_map(|word| word.parse().ok())
     }
 
-    /// Whether the text contains this UUID.
+    /// Returns true if the text contains this UUID.
     pub fn has_uuid(&self, uuid: &str) -> bool {
         !uuid.is_empty() && self.0.contains(uuid)
     }
 }
 
-/// Returns the identities of the other VMs, also of those that are being made. A user who may not read an identity may not write one
-/// either, so what such a user may not read is left out.
+/// Returns the identities of the other VMs, including VMs being created. A user without read
+/// permission cannot change identities either, so unreadable ones are skipped.
 ///
 /// # Errors
-/// The directory of all VMs' state, or an identity, cannot be read.
+/// The state directory of all VMs, or an identity, cannot be read.
 pub fn others(layout: &Layout, own: &VmName) -> Result<Vec<(VmName, OtherIdentity)>, file::Error> {
     let mut others = Vec::new();
     let of_other = |dir: PathBuf| {
@@ -389,7 +391,8 @@ pub fn others(layout: &Layout, own: &VmName) -> Result<Vec<(VmName, OtherIdentit
     Ok(others)
 }
 
-/// There is no such file: no directory has it, or a rename that was cut short has left a link to itself.
+/// The file does not exist: there is none, or an interrupted rename has left a symbolic link to
+/// itself.
 fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
         || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
@@ -415,7 +418,7 @@ mod tests {
         crate::spec::read(name, Path::new("/x.toml"), text, &mut |path| fs::read(path)).unwrap()
     }
 
-    /// Two names whose first NIC gets the same address where no other VM counts.
+    /// Two names whose first NICs get the same address if considered alone.
     fn colliding_names() -> [VmName; 2] {
         let mut seen = BTreeMap::new();
         for number in 0.. {
@@ -429,11 +432,11 @@ mod tests {
     }
 
     #[test]
-    fn two_first_starts_at_once_choose_different_addresses() {
+    fn concurrent_first_starts_choose_different_addresses() {
         let dir = tempfile::tempdir().unwrap();
         let layout = layout(dir.path());
         let uuid = || "7e0f3c52-4f2b-4b7e-9a34-0c5d0a1b2c3d".to_owned();
-        let means = Means { layout: layout.clone(), host_id: "host".into(), uuid };
+        let means = IdentitySource { layout: layout.clone(), host_id: "host".into(), uuid };
         let names = colliding_names();
         let vms = names.clone().map(|name| vm(&name, "[image]\npath = \"/x\"\n"));
         for _ in 0..20 {
@@ -462,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_in_a_draft_is_taken() {
+    fn address_of_a_draft_is_taken() {
         let dir = tempfile::tempdir().unwrap();
         let layout = layout(dir.path());
         let draft = layout.draft(&"copy".parse().unwrap());
@@ -475,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_in_any_identity_are_taken() {
+    fn addresses_of_damaged_identities_are_taken() {
         let dir = tempfile::tempdir().unwrap();
         let layout = layout(dir.path());
         let [db, web]: [VmName; 2] = ["db", "web"].map(|name| name.parse().unwrap());
@@ -494,7 +497,7 @@ mod tests {
             fs::write(layout.vm(&db).identity(), &text).unwrap();
             assert!(taken().unwrap(), "{text}");
         }
-        // What cannot be read stops the choice.
+        // An unreadable identity stops the choice.
         fs::remove_file(layout.vm(&db).identity()).unwrap();
         assert!(!taken().unwrap());
         fs::create_dir(layout.vm(&db).identity()).unwrap();
@@ -506,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_at_once_lose_nothing() {
+    fn concurrent_changes_are_not_lost() {
         const THREADS: usize = 4;
         const CHANGES: usize = 15;
         let dir = tempfile::tempdir().unwrap();
@@ -531,7 +534,7 @@ mod tests {
                     for nr in 0..CHANGES {
                         let nic: Label = format!("n{thread}-{nr}").parse().unwrap();
                         let done = change(layout, paths, waiter, |identity| {
-                            // As a reseed does, and as a NIC that is plugged in.
+                            // Like a reseed and a NIC hotplug.
                             identity.instance_id = format!("iid-web-{thread}-{nr}");
                             identity.macs.insert(nic, MacAddr::local([thread as u8, nr as u8, 0]));
                         });
@@ -547,7 +550,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_bad_disk_made_of_an_identity_does_not_come_to_the_command_line() {
+    fn damaged_identity_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let [config, state, runtime] = ["c", "s", "r"].map(|place| dir.path().join(place));
         let paths = Layout { config, state, runtime }.vm(&"web".parse().unwrap());
@@ -565,14 +568,17 @@ mod tests {
         write(&paths, &Identity { machine: "pc-q35-10.0,x".into(), ..identity }).unwrap();
         let error = read(&paths).unwrap_err();
         let path = paths.identity();
-        let said =
-            format!("cannot read `{}`: no identity of qvm's has such a `machine`", path.display());
+        let said = format!(
+            "cannot read `{}`: `machine` has a value that qvm does not \
+                generate",
+            path.display()
+        );
         assert_eq!(chain(&error).trim(), said);
         assert!(error.hint().unwrap().contains("backup"));
     }
 
     #[test]
-    fn a_vm_keeps_the_user_that_no_other_has_also_half_way_through_its_renaming() {
+    fn uid_is_kept_during_a_rename() {
         let dir = tempfile::tempdir().unwrap();
         let [config, state, runtime] = ["c", "s", "r"].map(|place| dir.path().join(place));
         let layout = Layout { config, state, runtime };
@@ -589,18 +595,18 @@ mod tests {
         assert!(choose(&mut identity, &web).unwrap());
         let range = UidRange::default();
         assert_eq!(identity.uid, Some(range.first()));
-        // The link that leads to the state as long as that has the old name.
+        // The symbolic link to the state during a rename.
         std::os::unix::fs::symlink("web", layout.vm(&www).state).unwrap();
         for name in [&web, &www] {
             assert!(!choose(&mut identity, name).unwrap());
         }
-        // Another's, whatever else its identity tells.
+        // The UID of another VM, whose identity has unknown keys.
         let uid = range.first() + 1;
         fs::write(layout.vm(&db).identity(), format!("future = 1\nuid = {uid}\n")).unwrap();
         identity.uid = Some(uid);
         assert!(choose(&mut identity, &www).unwrap());
         assert_eq!(identity.uid, Some(range.first()));
-        // Of settings that are not valid no range is known, and nobody loses anything by it.
+        // Invalid settings have no range and change no UID.
         identity.uid = Some(5000);
         fs::create_dir_all(&layout.config).unwrap();
         fs::write(layout.host_settings(), "uidRange = \"0-1\"\n").unwrap();

@@ -1,11 +1,11 @@
-//! The UUID of a VM, read on its own: the identity may have keys of a later version.
+//! Reads only the UUID of a VM: its identity may have keys of a later version.
 
 use serde::de::Error as _;
 
 use super::layout::VmPaths;
 use crate::sys::file;
 
-/// Why the UUID is not known.
+/// Why the UUID cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.
@@ -16,15 +16,15 @@ pub enum Error {
     Content {
         /// The file.
         path: String,
-        /// Where it is wrong.
+        /// The cause.
         source: Box<toml::de::Error>,
     },
 }
 
-/// Returns the UUID of a VM; `None` where there is no identity.
+/// Returns the UUID of a VM; `None` if it has no identity.
 ///
 /// # Errors
-/// There is one, and it cannot be read.
+/// The identity exists and cannot be read.
 pub fn stored_uuid(paths: &VmPaths) -> Result<Option<String>, Error> {
     let path = paths.identity();
     let Some(text) = file::read(&path)? else { return Ok(None) };

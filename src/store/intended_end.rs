@@ -1,4 +1,5 @@
-//! The end of a QEMU process that exited as its supervisor intended, after that supervisor was killed.
+//! The end of a QEMU process that exited as its supervisor intended, after that supervisor was
+//! killed.
 
 use std::path::Path;
 
@@ -12,14 +13,14 @@ use super::{
 };
 use crate::{control::types, life::AfterQemu, sys::lock::Lock, value::chain};
 
-/// Returns what was to follow the QEMU process of the run record.
+/// Returns what was intended to follow the QEMU process of the run record.
 pub(crate) fn recorded(paths: &VmPaths) -> Option<AfterQemu> {
     Record::read(paths).ok().flatten()?.intention?.outcome()
 }
 
 /// Records the end of a QEMU process that exited as its supervisor intended, and removes the run
-/// record: a start that an operator asks for is not stopped by that intention. If there is a
-/// supervisor, it does so itself.
+/// record, so that the intention does not affect the next start. A running supervisor does this
+/// itself.
 pub(crate) fn settle_end(paths: &VmPaths) {
     let Ok(_supervisor) = Lock::acquire(&paths.lock()) else { return };
     let Some(AfterQemu::End(end)) = recorded(paths) else { return };

@@ -1,5 +1,5 @@
-//! How a supervisor is ending QEMU, as the run record keeps it: the next supervisor continues where
-//! this one was killed.
+//! How a supervisor is ending QEMU, stored in the run record: the next supervisor continues after a
+//! crash.
 
 use std::time::Duration;
 
@@ -8,35 +8,36 @@ use serde::{Deserialize, Serialize};
 
 use crate::life::{AfterQemu, Cause, End, Intention, Requester};
 
-/// `then` of a new QEMU process.
+/// The value of `then` for a relaunch.
 const RELAUNCH: &str = "relaunch";
-/// `then` of a panic that leaves the VM down; other ends are named by their reasons.
+/// The value of `then` for a panic that leaves the VM stopped; other ends have the names of their
+/// reasons.
 const PANIC_STOPPED: &str = "guest-panic-stopped";
 
 /// What follows a QEMU process that is being ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RecordedIntention {
-    /// `relaunch`, or the reason of the end. A newer version may have other words.
+    /// `relaunch`, or the reason of the end. A newer version may write other values.
     then: String,
-    /// `signal` or `operator`, where the reason is a request.
+    /// `signal` or `operator`, if the reason is a request.
     #[serde(default)]
     by: Option<String>,
     /// The text that belongs to the reason.
     #[serde(default)]
     why: Option<String>,
-    /// The guest was asked to shut down, and is forced off at this time, RFC 3339; `None` means that
+    /// When the guest, which was asked to shut down, is forced off (RFC 3339); `None` means that
     /// QEMU is being ended.
     #[serde(default)]
     until: Option<String>,
-    /// What a newer version wrote beside.
+    /// Fields of a newer version.
     #[serde(flatten)]
     other: serde_json::Map<String, serde_json::Value>,
 }
 
 impl RecordedIntention {
-    /// Returns what the record keeps. `now` is the time of day at `elapsed` of the life machine's
-    /// time. A deadline beyond the range of time stamps is not kept.
+    /// Returns the form for the record. `now` is the time of day at `elapsed` of the life machine's
+    /// time. A deadline beyond the range of timestamps is omitted.
     pub fn new(intention: &Intention, now: Timestamp, elapsed: Duration) -> Self {
         let (word, by, why) = match &intention.then {
             AfterQemu::Relaunch => (RELAUNCH, None, None),
@@ -67,7 +68,7 @@ impl RecordedIntention {
         Self { then: word.to_owned(), by, why, until, other: serde_json::Map::new() }
     }
 
-    /// What follows; `None` where a newer version intends what this one does not know.
+    /// Returns what follows; `None` for an unknown value of a newer version.
     pub fn outcome(&self) -> Option<AfterQemu> {
         let by = match self.by.as_deref() {
             Some("operator") => Requester::Operator,
@@ -89,19 +90,19 @@ impl RecordedIntention {
         Some(AfterQemu::End(End { cause }))
     }
 
-    /// The intention in the life machine's time, which is `elapsed` at the time of day `now`; `None`
-    /// where a newer version intends what this one does not know.
+    /// Returns the intention in the life machine's time, which is `elapsed` at the time of day
+    /// `now`; `None` for an unknown value of a newer version.
     pub fn intention(&self, now: Timestamp, elapsed: Duration) -> Option<Intention> {
         let deadline = self.left(now).map(|left| elapsed.saturating_add(left));
         Some(Intention { then: self.outcome()?, deadline })
     }
 
-    /// The state of the guest is saved, and QEMU is not needed any more.
+    /// Returns true if the state of the guest is saved and QEMU is no longer needed.
     pub fn is_suspended(&self) -> bool {
         self.then == "suspended"
     }
 
-    /// How long the guest still has; `None` where QEMU is being ended.
+    /// Returns the remaining time of the guest; `None` if QEMU is being ended.
     fn left(&self, now: Timestamp) -> Option<Duration> {
         let until: Timestamp = self.until.as_deref()?.parse().ok()?;
         Some(Duration::try_from(until.duration_since(now)).unwrap_or_default())
@@ -136,7 +137,7 @@ mod tests {
                 let json = serde_json::to_string(&recorded).unwrap();
                 let recorded: RecordedIntention = serde_json::from_str(&json).unwrap();
                 assert_eq!(recorded.outcome().as_ref(), Some(&then));
-                // The next supervisor counts its time from its own start.
+                // The time of the next supervisor begins at its own start.
                 let next = recorded.intention(now + seconds(30), seconds(1)).unwrap();
                 let deadline = deadline.map(|_| seconds(61));
                 assert_eq!(next, Intention { then: then.clone(), deadline });

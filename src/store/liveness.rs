@@ -1,4 +1,4 @@
-//! The two locks by which QEMU itself proves that it lives: one in the runtime directory, one beside the disks.
+//! The two locks that prove that QEMU is running: one in the run directory, one beside the disks.
 
 use std::{
     fs, io,
@@ -16,15 +16,15 @@ use crate::sys::{
 };
 use crate::{sys::progress::Cancel, value::Explain};
 
-/// How long the locks of a QEMU process that has just exited may stay held.
+/// The maximum time that the locks of an exiting QEMU process remain held.
 const RELEASED_WITHIN: Duration = Duration::from_secs(5);
-/// Between two attempts to acquire them.
+/// The interval between two attempts.
 const RETRY: Duration = Duration::from_millis(5);
 
-/// Why the locks of a VM are not held, or cannot be probed.
+/// Why the locks of a VM cannot be acquired or probed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A lock.
+    /// A lock cannot be acquired.
     #[error(transparent)]
     Lock(#[from] liveness_lock::Error),
     /// A lock cannot be probed.
@@ -32,10 +32,10 @@ pub enum Error {
     Probe {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The host's machine id, which is a part of a lock's name.
+    /// The machine ID, which is part of a lock's name, cannot be read.
     #[error("cannot read /etc/machine-id")]
     MachineId(#[source] io::Error),
 }
@@ -51,7 +51,7 @@ impl Explain for Error {
                     Some("run as the user who owns the VM, or as root".into())
                 }
                 io::ErrorKind::ReadOnlyFilesystem => Some(format!(
-                    "`{}` must be on a file system that can be written",
+                    "`{}` must be on a writable file system",
                     path.parent().unwrap_or(path).display()
                 )),
                 io::ErrorKind::StorageFull => Some(format!(
@@ -70,14 +70,14 @@ impl Explain for Error {
 #[derive(Debug)]
 pub struct Liveness {
     runtime: LivenessLock,
-    /// A verb has none where the file does not exist, or is on a read-only file system.
+    /// `None` for a verb if the file does not exist, or is on a read-only file system.
     state: Option<LivenessLock>,
 }
 
-/// The files of both locks; only the first where there is no state directory.
+/// Returns the files of both locks; only the first one without a state directory.
 ///
 /// # Errors
-/// The machine id of this host cannot be read, or the state directory cannot be reached.
+/// The machine ID cannot be read, or the state directory cannot be accessed.
 pub fn files(paths: &VmPaths) -> Result<Vec<PathBuf>, Error> {
     let mut files = vec![paths.qemu_lock()];
     if has_state(paths)? {
@@ -95,14 +95,14 @@ fn has_state(paths: &VmPaths) -> Result<bool, Error> {
     match fs::metadata(&paths.state) {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        // A rename that was cut short leaves a link to itself under the old name.
+        // An interrupted rename leaves a symbolic link to itself under the old name.
         Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => Ok(false),
         Err(source) => Err(Error::Probe { path: paths.state.clone(), source }),
     }
 }
 
 impl Liveness {
-    /// Acquires both locks for a QEMU process that is about to be started. Both directories exist.
+    /// Acquires both locks for a QEMU process that is about to start. Both directories must exist.
     ///
     /// # Errors
     /// Another process holds a lock, or a lock cannot be acquired.
@@ -112,10 +112,11 @@ impl Liveness {
         Ok(Self { runtime, state: Some(state) })
     }
 
-    /// The same for a start: an earlier QEMU process that is ending may hold the locks for a moment. Blocks, until `cancel` is set.
+    /// Like [`Liveness::for_qemu`], but waits for an exiting QEMU process. Blocks the thread until
+    /// `cancel` is set.
     ///
     /// # Errors
-    /// As of [`Liveness::for_qemu`].
+    /// As for [`Liveness::for_qemu`].
     pub fn for_start(paths: &VmPaths, cancel: &Cancel) -> Result<Self, Error> {
         let begun = Instant::now();
         loop {
@@ -128,20 +129,21 @@ impl Liveness {
         }
     }
 
-    /// Acquires both locks for a verb: nobody starts QEMU as long as they are held. The runtime directory exists.
+    /// Acquires both locks for a verb, which prevents a start of QEMU. The run directory must
+    /// exist.
     ///
     /// # Errors
     /// Another process holds a lock, or a lock cannot be acquired.
     pub fn for_verb(paths: &VmPaths) -> Result<Self, Error> {
         let runtime = LivenessLock::acquire(&paths.qemu_lock())?;
-        // No QEMU has run there where the file does not exist, and a verb that is refused leaves everything as it is.
+        // Without the file no QEMU has run there, and a refused verb changes nothing.
         let there = has_state(paths)?.then(|| state_lock(paths)).transpose()?;
         let Some(path) = there.filter(|path| path.symlink_metadata().is_ok()) else {
             return Ok(Self { runtime, state: None });
         };
         let state = match LivenessLock::acquire(&path) {
             Ok(lock) => Some(lock),
-            // No QEMU can be started there.
+            // QEMU cannot be started there.
             Err(liveness_lock::Error::Io { source, .. })
                 if source.kind() == io::ErrorKind::ReadOnlyFilesystem && !is_held(&path)? =>
             {
@@ -152,8 +154,8 @@ impl Liveness {
         Ok(Self { runtime, state })
     }
 
-    /// Turns the locks into QEMU's: their descriptors, with the numbers that they get in QEMU:
-    /// of the lock in the runtime directory, and of the lock beside the disks.
+    /// Passes the locks to QEMU: returns their descriptors with the numbers that they get in QEMU,
+    /// for the lock in the run directory and the lock beside the disks.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -172,19 +174,19 @@ fn is_held(path: &Path) -> Result<bool, Error> {
     Ok(state == LockState::HeldByQemu)
 }
 
-/// The lock in the runtime directory, where QEMU holds it. Acquires nothing.
+/// Returns the lock in the run directory if QEMU holds it. Acquires nothing.
 ///
 /// # Errors
-/// It is not known whether the lock is held.
+/// Cannot determine whether the lock is held.
 pub fn held_runtime_lock(paths: &VmPaths) -> Result<Option<PathBuf>, Error> {
     let path = paths.qemu_lock();
     Ok(is_held(&path)?.then_some(path))
 }
 
-/// The first lock of a VM that QEMU holds. Acquires nothing.
+/// Returns the first lock of a VM that QEMU holds. Acquires nothing.
 ///
 /// # Errors
-/// It is not known whether a lock is held.
+/// Cannot determine whether a lock is held.
 pub fn held_lock(paths: &VmPaths) -> Result<Option<PathBuf>, Error> {
     let mut unknown = None;
     for path in files(paths)? {

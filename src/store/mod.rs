@@ -1,4 +1,4 @@
-//! Every path and every record that qvm keeps.
+//! The paths and records of qvm.
 
 pub mod identity;
 pub mod identity_lock;

@@ -1,4 +1,4 @@
-//! What is written down about a run: what a later supervisor needs to take over, and how the last ten runs ended.
+//! The run record, from which a later supervisor adopts QEMU, and the last ten ends.
 
 use std::{
     collections::BTreeMap,
@@ -21,13 +21,13 @@ use crate::{
     value::chain,
 };
 
-/// How many ends are kept.
+/// The number of stored ends.
 pub const ENDS: usize = 10;
 
 /// The version of the run record that this program writes.
 pub const VERSION: u32 = 1;
 
-/// Why a run record says nothing.
+/// A run record that cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read the run record `{}`", path.display())]
 pub struct Unreadable {
@@ -35,22 +35,23 @@ pub struct Unreadable {
     source: io::Error,
 }
 
-/// The running QEMU, in `/run/qvm/NAME/record.json`. What a newer version wrote is kept when the record is written again.
+/// The running QEMU, in `/run/qvm/NAME/record.json`. Fields of a newer version are preserved when
+/// the record is rewritten.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
-    /// The version of the record; 0 is of a qvm whose QEMU holds no liveness locks.
+    /// The version of the record; 0 means that QEMU holds no liveness locks.
     #[serde(default)]
     pub version: u32,
-    /// QEMU's process.
+    /// The PID of QEMU.
     pub pid: u32,
-    /// Its start time in clock ticks since boot, as in /proc/PID/stat: a pid that was used again has another.
+    /// Its start time in clock ticks since boot, from /proc/PID/stat; identifies a reused PID.
     pub start_time: u64,
-    /// The boot that `pid` belongs to.
+    /// The boot ID of the host when QEMU was started.
     pub boot_id: String,
     /// When QEMU was started, RFC 3339.
     pub started_at: String,
-    /// Its version.
+    /// The version of QEMU.
     pub qemu_version: String,
     /// The machine type.
     pub machine: String,
@@ -63,49 +64,52 @@ pub struct Record {
     /// The machine's UUID.
     #[serde(default)]
     pub uuid: Option<String>,
-    /// It takes up a saved state, and whether its vCPUs are to be held then; gone when that is done.
+    /// Set while QEMU restores a saved state; the value says whether the vCPUs remain stopped
+    /// afterwards.
     #[serde(default)]
     pub restoring: Option<bool>,
-    /// Its state is being saved, and whether its vCPUs were held before.
+    /// Set while the state is being saved; the value says whether the vCPUs were stopped before.
     #[serde(default)]
     pub saving: Option<bool>,
-    /// An operator wants its vCPUs held, whatever else holds them.
+    /// An operator has paused the guest.
     #[serde(default)]
     pub held: bool,
-    /// Its guest's file systems are frozen, or were to be, and are to be thawed then, RFC 3339.
+    /// When frozen file systems of the guest must be thawed, RFC 3339.
     #[serde(default)]
     pub frozen_until: Option<String>,
-    /// What an operator should know about how it was started.
+    /// Notes for the operator about the start.
     #[serde(default)]
     pub notes: Vec<String>,
-    /// It has been ready, or was not waited for any longer; a record that does not say so is of a version that waited for nothing.
+    /// The guest has been ready, or is no longer waited for. A record without this field is of a
+    /// version that did not wait.
     #[serde(default = "yes")]
     pub ready: bool,
-    /// It was not ready in its time, and why.
+    /// Why the guest was not ready in time.
     #[serde(default)]
     pub missed: Option<String>,
-    /// The changes of the running machine since, by key (`machine::diff::applied`); null for what is gone.
+    /// The changes of the running machine since its start, by key (`machine::diff::applied`); null
+    /// for a removed key.
     #[serde(default)]
     pub applied: BTreeMap<String, Option<String>>,
-    /// The program that it is.
+    /// The path of the QEMU binary.
     #[serde(default)]
     pub binary: Option<PathBuf>,
-    /// Which file that was, by `reread::file_id`.
+    /// The identity of the QEMU binary, by `file::file_id`.
     #[serde(default)]
     pub binary_id: Option<(u64, u64, i64)>,
-    /// The firmware that it read, and when that file was last written, in seconds since 1970.
+    /// The firmware file and its modification time in seconds since 1970.
     #[serde(default)]
     pub firmware: Option<(PathBuf, i64)>,
-    /// How it is kept apart; a record that does not say so is of a version that ran it as the supervisor.
+    /// The isolation of QEMU; a record without this field is of a version without isolation.
     #[serde(default)]
     pub isolation: Option<Isolation>,
-    /// cloud-init's instance-id in the seed that it was given.
+    /// The instance-id of cloud-init in the seed.
     #[serde(default)]
     pub instance: Option<String>,
-    /// How its supervisor is ending QEMU; `None` if it is not.
+    /// How the supervisor is ending QEMU; `None` if it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intention: Option<RecordedIntention>,
-    /// What a newer version wrote beside.
+    /// Fields of a newer version.
     #[serde(flatten)]
     pub other: serde_json::Map<String, serde_json::Value>,
 }
@@ -114,28 +118,29 @@ fn yes() -> bool {
     true
 }
 
-/// The size of a run record at most, in bytes; one has some KiB.
+/// The maximum size of a run record in bytes; a record has a few KiB.
 const MOST: u64 = 1 << 20;
 
-/// Reads a small regular file. A FIFO or a device in its place must hang no verb and fill no memory.
+/// Reads a small regular file. A FIFO or a device at the path must neither block nor fill the
+/// memory.
 fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
     let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path)?;
     if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not a regular file"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file"));
     }
     let mut text = Vec::new();
     if file.take(MOST + 1).read_to_end(&mut text)? as u64 > MOST {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is larger than 1 MiB"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "larger than 1 MiB"));
     }
     Ok(text)
 }
 
 impl Record {
-    /// The record of a VM; `None` where there is none.
+    /// Returns the record of a VM; `None` if there is none.
     ///
     /// # Errors
-    /// It cannot be read, or does not identify a process.
+    /// The record cannot be read, or does not identify a process.
     pub fn read(paths: &VmPaths) -> Result<Option<Self>, Unreadable> {
         let path = paths.record();
         let text = match read_regular(&path) {
@@ -151,20 +156,21 @@ impl Record {
 
     fn parse(text: &[u8]) -> io::Result<Self> {
         let record: Self = serde_json::from_slice(text)?;
-        // An earlier qvm wrote these where it could not find them out.
+        // Earlier versions wrote these values if they could not determine them.
         if record.pid == 0 || record.start_time == 0 || record.boot_id.is_empty() {
-            let why = "it does not identify a process";
+            let why = "the record does not identify a process";
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
         Ok(record)
     }
 
-    /// QEMU has no network but what it was given descriptors of.
-    pub fn is_shut_off(&self) -> bool {
+    /// Returns true if QEMU has a private network namespace: only the passed descriptors are
+    /// connected.
+    pub fn has_private_network(&self) -> bool {
         self.isolation.as_ref().is_some_and(|isolation| isolation.has(Layer::Network))
     }
 
-    /// Writes the record, and beside it the VM file that QEMU was started from.
+    /// Writes the record and a copy of the VM file from which QEMU was started.
     ///
     /// # Errors
     /// A file cannot be written.
@@ -174,7 +180,7 @@ impl Record {
         self.update(paths)
     }
 
-    /// Writes the record alone.
+    /// Writes only the record.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -182,20 +188,21 @@ impl Record {
         file::write_volatile(&paths.record(), json(self).as_bytes(), 0o640)
     }
 
-    /// Forgets the run, when nothing of QEMU is left. Where a process still holds the liveness lock of the runtime directory, or may
-    /// do so, everything stays: the sockets of a QEMU that lives are the only way to it.
+    /// Removes the record and the sockets if QEMU is gone. If a process holds or may hold the
+    /// liveness lock of the run directory, all files remain: the sockets are the only access to a
+    /// running QEMU.
     ///
-    /// The lock in the state directory is not probed: all that is removed is in the runtime directory, and the storage of the state
-    /// directory may hang.
+    /// The lock in the state directory is not probed: only files of the run directory are removed,
+    /// and the storage of the state directory may hang.
     pub fn remove(paths: &VmPaths) {
         match liveness::held_runtime_lock(paths) {
             Ok(None) => {}
             Ok(Some(lock)) => {
-                tracing::warn!("the run record stays: `{}` is held", lock.display());
+                tracing::warn!("cannot remove the run record: `{}` is locked", lock.display());
                 return;
             }
             Err(error) => {
-                tracing::warn!("the run record stays: {}", chain(&error));
+                tracing::warn!("cannot remove the run record: {}", chain(&error));
                 return;
             }
         }
@@ -214,15 +221,15 @@ impl Record {
     }
 }
 
-/// The last ends, newest first; none where there is no readable file.
+/// Returns the last ends, newest first; none if the file cannot be read.
 pub fn ends(paths: &VmPaths) -> Vec<End> {
     read_ends(paths).unwrap_or_default()
 }
 
-/// The same, where it matters why there are none.
+/// Like [`ends`], with the reason for a failure.
 ///
 /// # Errors
-/// The file cannot be read, or is no such list. That there is none is no error.
+/// The file cannot be read or parsed. A missing file is no error.
 pub fn read_ends(paths: &VmPaths) -> io::Result<Vec<End>> {
     let text = match fs::read(paths.ends()) {
         Ok(text) => text,
@@ -239,13 +246,13 @@ pub fn read_ends(paths: &VmPaths) -> io::Result<Vec<End>> {
     Ok(all)
 }
 
-/// What the console said last, by the time of the end; nothing for who may not read it.
+/// Returns the last console lines by the time of the end; none for users who may not read them.
 fn last_words(paths: &VmPaths) -> BTreeMap<String, Vec<String>> {
     let text = fs::read(paths.last_words()).ok();
     text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
 }
 
-/// Puts `end` before the others and drops the eleventh, in memory.
+/// Inserts `end` at the front and removes the eleventh, in memory.
 pub fn put(all: &mut Vec<End>, end: End) {
     let again = |last: &End| (&last.reason, &last.detail) == (&end.reason, &end.detail);
     if end.reason == "start-failed" && all.first().is_some_and(again) {
@@ -255,15 +262,15 @@ pub fn put(all: &mut Vec<End>, end: End) {
     all.truncate(ENDS);
 }
 
-/// Puts `end` before the others and drops the eleventh. A start that failed as the one before it did takes its place: the service
-/// manager tries every few seconds, and older ends are worth more.
+/// Inserts `end` at the front and removes the eleventh. A repeated failure of a start replaces the
+/// previous one: the service manager retries every few seconds, and older ends are more valuable.
 ///
-/// A new file under the old name, but not waited for until it is on the disk, which takes longer than all else at an end: a
-/// power cut in the next seconds may lose it.
+/// The file is replaced atomically but not synced, which would take longer than the rest of a stop:
+/// a power failure within seconds may lose the change.
 ///
 /// # Errors
-/// The file cannot be written, or the earlier ends cannot be read: they are not overwritten then. A file that is no list of ends is
-/// renamed.
+/// The file cannot be written, or the earlier ends cannot be read, in which case they are not
+/// overwritten. A file that cannot be parsed is renamed.
 pub fn keep(paths: &VmPaths, end: End) -> Result<Vec<End>, file::Error> {
     let mut all = match read_ends(paths) {
         Ok(all) => all,
@@ -277,7 +284,7 @@ pub fn keep(paths: &VmPaths, end: End) -> Result<Vec<End>, file::Error> {
     let written = fs::read(paths.ends()).ok().and_then(|text| serde_json::from_slice(&text).ok());
     let written: Vec<serde_json::Value> = written.unwrap_or_default();
     put(&mut all, end);
-    // How it ended is for all who may see the state; what the guest said may be anything.
+    // The reason is visible to all who may see the state; console lines may contain anything.
     let words: BTreeMap<&str, &[String]> = all
         .iter()
         .filter(|end| !end.console.is_empty())
@@ -295,12 +302,12 @@ pub fn keep(paths: &VmPaths, end: End) -> Result<Vec<End>, file::Error> {
     Ok(all)
 }
 
-/// The file was read, and is no such list: truncated, or of another kind.
+/// The file was read but is truncated or has another format.
 fn is_malformed(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
 }
 
-/// An end with the fields that a newer version wrote of it.
+/// Adds the fields of a newer version to an end.
 fn with_unknown_fields(
     mut end: serde_json::Value,
     written: &[serde_json::Value],
@@ -309,7 +316,7 @@ fn with_unknown_fields(
     if let (Some(fields), Some(before)) =
         (end.as_object_mut(), before.and_then(serde_json::Value::as_object))
     {
-        // What the console said is in a file of its own.
+        // Console lines are stored in a separate file.
         for (key, value) in before.iter().filter(|(key, _)| *key != "console") {
             fields.entry(key.clone()).or_insert_with(|| value.clone());
         }
@@ -318,7 +325,7 @@ fn with_unknown_fields(
 }
 
 fn json<T: Serialize>(value: &T) -> String {
-    // Strings, numbers and lists: there is nothing that JSON could not say.
+    // Strings, numbers and lists: encoding cannot fail.
     serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
 }
 
@@ -331,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_console_said_is_kept_where_only_its_owner_reads() {
+    fn console_lines_are_stored_privately() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let paths = paths(dir.path());
@@ -342,7 +349,7 @@ mod tests {
             failed: true,
             console: console.iter().map(ToString::to_string).collect(),
         };
-        // As an earlier version wrote it, all in one file.
+        // The format of an earlier version, in one file.
         std::fs::write(paths.ends(), json(&[end("1", &["a secret"])])).unwrap();
         assert_eq!(ends(&paths)[0].console, ["a secret"]);
         keep(&paths, end("2", &["another"])).unwrap();
@@ -360,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_ten_ends_are_kept_newest_first() {
+    fn last_ten_ends_are_stored() {
         let dir = tempfile::tempdir().unwrap();
         let path = paths(dir.path());
         for number in 0..13 {
@@ -380,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn a_start_that_fails_again_and_again_pushes_nothing_out() {
+    fn repeated_start_failure_is_stored_once() {
         let dir = tempfile::tempdir().unwrap();
         let path = paths(dir.path());
         let end = |reason: &str, second: u8, detail: &str| End {
@@ -401,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_file_is_no_reason_to_fail() {
+    fn unparsable_file_is_ignored() {
         let dir = tempfile::tempdir().unwrap();
         let path = paths(dir.path());
         std::fs::write(path.ends(), "{").unwrap();
@@ -409,15 +416,15 @@ mod tests {
     }
 
     #[test]
-    fn a_record_of_an_older_version_still_reads() {
+    fn record_of_older_version_is_read() {
         let text = include_str!("../../tests/golden/record-0.1.0.json");
         let record: Record = serde_json::from_str(text).unwrap();
         assert_eq!((record.pid, record.version), (4711, 0));
-        assert!(record.ready, "its guest would be waited for");
+        assert!(record.ready, "an older record counts as ready");
     }
 
     #[test]
-    fn record_that_is_no_file_is_unreadable() {
+    fn record_must_be_a_regular_file() {
         let dir = tempfile::tempdir().unwrap();
         let paths = paths(dir.path());
         let mode = rustix::fs::Mode::from_raw_mode(0o600);
@@ -432,7 +439,7 @@ mod tests {
         assert!(Record::read(&paths).is_err());
     }
 
-    /// A rollback: the supervisor of an earlier version adopts QEMU, and the newer one does so again later.
+    /// A rollback: a supervisor of an earlier version adopts QEMU, then a newer one again.
     #[test]
     fn newer_record_is_kept_when_rewritten() {
         let dir = tempfile::tempdir().unwrap();
@@ -443,7 +450,7 @@ mod tests {
         assert_eq!(record.version, 99);
         let isolation = record.isolation.as_ref().unwrap();
         assert!(isolation.has(Layer::Network) && !isolation.has(Layer::Uid));
-        assert!(isolation.told().contains("memory-keys") && record.is_shut_off());
+        assert!(isolation.told().contains("memory-keys") && record.has_private_network());
         record.ready = false;
         record.update(&paths).unwrap();
         let mut before: serde_json::Value = serde_json::from_str(text).unwrap();
@@ -498,7 +505,7 @@ mod tests {
         let ends: serde_json::Value =
             serde_json::from_slice(&fs::read(path.ends()).unwrap()).unwrap();
         assert_eq!(ends[1]["by"]["uid"], 5);
-        // What is no list is renamed; what cannot be read is left alone.
+        // An unparsable file is renamed; an unreadable one is left alone.
         fs::write(path.ends(), "[{").unwrap();
         assert_eq!(keep(&path, end.clone()).unwrap().len(), 1);
         assert_eq!(fs::read_to_string(path.unreadable_ends()).unwrap(), "[{");

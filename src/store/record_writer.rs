@@ -1,4 +1,4 @@
-//! Writes the run record beside the loop, in order.
+//! Writes the run record in order, outside the event loop.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,8 +10,8 @@ use super::record::Record;
 use crate::sys::lane::Lane;
 use crate::value::chain;
 
-/// Writes the newest state of the record. A state that was not written yet when the next one comes is
-/// not written at all, so that hung storage keeps one record in memory and not all of them.
+/// Writes the newest state of the record. A state that is superseded before it is written is
+/// skipped, so that hung storage keeps only one record in memory.
 #[derive(Debug)]
 pub(crate) struct RecordWriter {
     lane: Lane,
@@ -26,18 +26,18 @@ struct Next {
 }
 
 fn lock(next: &Mutex<Next>) -> MutexGuard<'_, Next> {
-    // Nothing that holds the lock can panic half-way through a change.
+    // No holder of the lock can panic during a change.
     next.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl RecordWriter {
-    /// Creates the writer of the record of one QEMU process; `lane` has everything that is written to the run directory, also the removal
-    /// of the record of an earlier process.
+    /// Creates the writer for one QEMU process. `lane` runs all writes to the run directory,
+    /// including the removal of an earlier process's record.
     pub(crate) fn new(lane: Lane, paths: VmPaths) -> Self {
         Self { lane, paths, next: Arc::default() }
     }
 
-    /// Writes the record. The result is for who must know that it is written; a failure is logged anyway.
+    /// Writes the record. A failure is logged; the result is for callers that must wait for it.
     pub(crate) fn write(
         &self,
         record: &Record,
@@ -57,7 +57,8 @@ impl RecordWriter {
                 let done = record.update(&paths).map_err(|error| chain(&error));
                 if let Err(error) = &done {
                     warn!(
-                        "cannot write the run record, the next supervisor will miss the last change: {error}"
+                        "cannot write the run record; the last change is lost if the supervisor \
+                         restarts: {error}"
                     );
                 }
                 askers.into_iter().for_each(|asker| drop(asker.send(done.clone())));
@@ -65,13 +66,14 @@ impl RecordWriter {
             if let Err(refused) = self.lane.run(job) {
                 let Next { askers, .. } = std::mem::take(&mut *lock(&self.next));
                 warn!(
-                    "cannot write the run record, the next supervisor will miss the last change: {refused}"
+                    "cannot write the run record; the last change is lost if the supervisor \
+                     restarts: {refused}"
                 );
                 let refused = Err(refused.to_string());
                 askers.into_iter().for_each(|asker| drop(asker.send(refused.clone())));
             }
         }
-        async move { written.await.unwrap_or_else(|_| Err("it was given up".into())) }
+        async move { written.await.unwrap_or_else(|_| Err("the operation was aborted".into())) }
     }
 }
 

@@ -1,7 +1,7 @@
-//! What each VM may take of the host's memory, in a file from its admission to its QEMU's end.
+//! Memory reservations: one file for each VM, from its admission to the end of its QEMU.
 //!
-//! All are in one directory, so that whoever waits for room watches that alone. What a file says counts as long as the supervisor that
-//! wrote it lives, or the QEMU of that VM: whoever dies and how, nothing has to be cleaned up.
+//! All files are in one directory, so that a waiting supervisor watches only that. A reservation is
+//! valid while its supervisor or the QEMU of its VM is running, so a crash needs no cleanup.
 
 use std::{fs, io, path::Path, time::Duration};
 
@@ -14,27 +14,28 @@ use crate::{
     value::VmName,
 };
 
-/// How long a VM that was let go counts as being started. One whose image is being fetched is no burden.
+/// How long an admitted VM counts as starting. Downloading its image for longer is no load on the
+/// host.
 const STARTING: Duration = Duration::from_secs(10);
 
-/// The file of one VM.
+/// The reservation of one VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Reservation {
-    /// What its guest is given, in bytes.
+    /// The memory of the guest, in bytes.
     pub(crate) mem_bytes: u64,
-    /// The supervisor.
+    /// The PID of the supervisor.
     pub(crate) pid: u32,
     /// Its start time, as in /proc/PID/stat.
     pub(crate) start_time: u64,
-    /// The boot that it belongs to.
+    /// The boot ID of the host.
     pub(crate) boot_id: String,
-    /// It has had its turn, and starts.
+    /// The VM is admitted and starting.
     pub(crate) goes: bool,
 }
 
 impl Reservation {
-    /// Ours.
+    /// Returns a reservation of this process.
     ///
     /// # Errors
     /// This process cannot be identified.
@@ -45,7 +46,7 @@ impl Reservation {
         Ok(Self { mem_bytes, pid, start_time, boot_id: pidfd::boot_id().map_err(failed)?, goes })
     }
 
-    /// Writes it.
+    /// Writes the reservation.
     ///
     /// # Errors
     /// The directory or the file cannot be written.
@@ -58,7 +59,7 @@ impl Reservation {
         file::write_volatile(&path, text.as_bytes(), 0o640)
     }
 
-    /// `None` where there is none.
+    /// Reads a reservation; `None` if there is none.
     fn read(path: &Path) -> io::Result<Option<Self>> {
         match fs::read(path) {
             Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
@@ -67,27 +68,27 @@ impl Reservation {
         }
     }
 
-    /// Its supervisor lives, or it is not known whether it does.
+    /// Returns true if its supervisor is running or may be running.
     fn is_held(&self) -> bool {
         !matches!(pidfd::find(self.pid, self.start_time, &self.boot_id), Ok(None))
     }
 }
 
-/// Gives the memory back. Whoever waits for it is woken by that.
+/// Removes the reservation, which wakes waiting supervisors.
 pub(crate) fn remove(paths: &VmPaths) {
     let _ = fs::remove_file(paths.reservation());
 }
 
-/// What the other VMs have.
+/// The reservations of other VMs.
 #[derive(Debug, Default)]
 pub(crate) struct Others {
-    /// Each with what its guest is given, in bytes.
+    /// Each VM with the memory of its guest, in bytes.
     pub(crate) mem: Vec<(VmName, u64)>,
-    /// How many of them are on their way to a QEMU that runs.
+    /// The number of VMs that are starting.
     pub(crate) starting: usize,
 }
 
-/// All but `own`: those that run, those that may, and those that were admitted.
+/// Returns all VMs except `own` that are running, may be running, or are admitted.
 pub(crate) fn others(layout: &Layout, own: &VmName) -> Others {
     let mut others = Others::default();
     let processes = running::Processes::default();
@@ -101,7 +102,7 @@ pub(crate) fn others(layout: &Layout, own: &VmName) -> Others {
         let mem = match &reservation {
             Ok(Some(held)) if held.is_held() || runs() => Some(held.mem_bytes),
             Ok(Some(_)) => None,
-            // A supervisor of an earlier version reserves nothing.
+            // Supervisors of earlier versions write no reservation.
             Ok(None) if !paths.booted().exists() => None,
             Ok(None) | Err(_) if runs() => {
                 let booted =
@@ -122,7 +123,7 @@ pub(crate) fn others(layout: &Layout, own: &VmName) -> Others {
 
 fn is_young(path: &Path) -> bool {
     let written = fs::metadata(path).and_then(|meta| meta.modified());
-    // A clock that was set back makes it older than nothing: not young.
+    // After the clock was set back, the file does not count as young.
     written.is_ok_and(|at| at.elapsed().is_ok_and(|age| age < STARTING))
 }
 
@@ -136,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_counts_is_what_somebody_holds() {
+    fn only_held_reservations_count() {
         let dir = tempfile::tempdir().unwrap();
         let at = |place: &str| dir.path().join(place);
         let layout = Layout { config: at("c"), state: at("s"), runtime: at("r") };
@@ -155,12 +156,12 @@ mod tests {
         put("own", Reservation::new(1, true).unwrap());
         put("db", Reservation::new(2, false).unwrap());
         put("web", Reservation::new(3, true).unwrap());
-        // Of another process that had this pid, and of another boot.
+        // A reused PID, and another boot.
         put("dead", Reservation { start_time: 1, ..Reservation::new(4, true).unwrap() });
         put("old", Reservation { boot_id: "x".into(), ..Reservation::new(5, true).unwrap() });
         fs::write(layout.vm(&name("db")).reservation().with_file_name(".qvm-x"), "{").unwrap();
         assert_eq!(seen("own"), (vec![(name("db"), 2), (name("web"), 3)], 1));
-        // One that has its QEMU is not being started any more.
+        // A VM with a QEMU process is no longer starting.
         fs::write(layout.vm(&name("web")).record(), "{").unwrap();
         assert_eq!(seen("own").1, 0);
         assert_eq!(seen("web").0, vec![(name("db"), 2), (name("own"), 1)]);

@@ -1,7 +1,9 @@
-//! Whether a QEMU process of a VM is running, by proof: the run record, the liveness locks, and a scan of /proc.
+//! Determines whether the QEMU process of a VM is running, from the run record, the liveness locks,
+//! and a scan of /proc.
 //!
-//! "Not running" needs both locks free, the process of the record proven gone, and no process that is a QEMU of this VM: an earlier
-//! qvm started QEMU without locks. Whatever is not known is an error, and stops every change.
+//! "Not running" requires that both locks are free, that the process of the record is proven gone,
+//! and that no other process is a QEMU of this VM: earlier versions started QEMU without locks.
+//! Anything unknown is an error and stops every change.
 
 use std::{
     fmt, io,
@@ -24,39 +26,41 @@ use crate::sys::{
 
 use crate::value::Explain;
 
-/// How often a held lock without a matching record is probed again: a process that is ending releases its locks one by one.
+/// The number of probes of a held lock without a matching record: an exiting process releases its
+/// locks one by one.
 const PROBES: u32 = 5;
-/// Between two probes.
+/// The interval between two probes.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// The QEMU process that an earlier supervisor started.
 #[derive(Debug)]
 pub enum PreviousQemu {
-    /// None is running, and how the last one ended is known: a first start, a clean end, or a reboot of the host.
+    /// No QEMU is running and the last end is known: a first start, a clean end, or a reboot of the
+    /// host.
     None,
-    /// It has exited since, and nobody has taken note.
+    /// QEMU has exited and no supervisor has recorded it.
     Exited,
-    /// It has exited, and its supervisor died before QEMU was known to be executed.
+    /// QEMU has exited, and its supervisor died before QEMU was known to be executed.
     NeverExecuted,
-    /// It is running.
+    /// QEMU is running.
     Running(Arc<Process>, Box<Record>),
 }
 
 impl PreviousQemu {
-    /// Whether it is running.
+    /// Returns true if QEMU is running.
     pub fn is_running(&self) -> bool {
         matches!(self, Self::Running(..))
     }
 }
 
-/// It is not known whether a QEMU process of the VM is running.
+/// Cannot determine whether a QEMU process of the VM is running.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot determine whether the VM is running")]
 pub struct Unknown {
     source: Cause,
 }
 
-/// What is known of the QEMU process that an earlier supervisor started.
+/// The result of the search for a QEMU process of an earlier supervisor.
 pub type Found = Result<PreviousQemu, Unknown>;
 
 impl Explain for Unknown {
@@ -68,8 +72,8 @@ impl Explain for Unknown {
                     .into()
             }
             Cause::Unrecorded { pid, .. } => format!(
-                "look at the process with `ps -fp {pid}`; when it may end, `kill {pid}` ends it; see `unknown` in \
-                 docs/operations.md"
+                "examine the process with `ps -fp {pid}` and end it with `kill {pid}` if it is not \
+                 needed; see `unknown` in docs/operations.md"
             ),
             Cause::Hidden { .. } | Cause::InUse { .. } => "run the command as root".into(),
             Cause::Process { .. }
@@ -88,7 +92,7 @@ impl From<Cause> for Unknown {
     }
 }
 
-/// What is not known.
+/// Why the state is unknown.
 #[derive(Debug, thiserror::Error)]
 enum Cause {
     #[error("cannot determine whether process {pid} of the run record is running")]
@@ -101,7 +105,8 @@ enum Cause {
     Scan { record: NoRecord, source: io::Error },
     #[error("/proc hides the processes of other users")]
     Hidden { source: io::Error },
-    #[error("a process has locked `{}`, /proc hides the processes of other users, and {record}", file.display())]
+    #[error("a process has locked `{}`, /proc hides the processes of other users, and \
+        {record}", file.display())]
     InUse { file: PathBuf, record: NoRecord },
     #[error("process {pid} is a QEMU process of this VM, but {record}")]
     Unrecorded { pid: u32, record: NoRecord },
@@ -109,12 +114,12 @@ enum Cause {
     Served { socket: PathBuf, record: NoRecord },
 }
 
-/// Why the record names no process that is running.
+/// Why the record identifies no running process.
 #[derive(Debug)]
 enum NoRecord {
     Absent,
     Unreadable(Unreadable),
-    /// The process of the record is proven gone.
+    /// The process of the record has provably exited.
     Stale {
         pid: u32,
     },
@@ -130,8 +135,7 @@ impl fmt::Display for NoRecord {
     }
 }
 
-/// The QEMU processes of this host, read when they are needed and once for many VMs, also on several
-/// threads.
+/// The QEMU processes of this host, read on demand and shared for many VMs and threads.
 #[derive(Debug, Default)]
 pub struct Processes {
     all: OnceLock<QemuProcesses>,
@@ -149,22 +153,22 @@ impl Processes {
     }
 }
 
-/// Looks for the QEMU process of a VM.
+/// Finds the QEMU process of a VM.
 ///
 /// # Errors
-/// It is not known whether there is one.
+/// Cannot determine whether QEMU is running.
 pub fn find(paths: &VmPaths) -> Result<PreviousQemu, Unknown> {
     find_among(paths, &Processes::default())
 }
 
-/// The same for one of many VMs.
+/// Like [`find`], for one of many VMs.
 ///
 /// # Errors
-/// As of [`find`].
+/// As for [`find`].
 pub fn find_among(paths: &VmPaths, processes: &Processes) -> Result<PreviousQemu, Unknown> {
-    patiently(|| {
+    retry_held_lock(|| {
         let (found, record) = probe(paths)?;
-        // Also where the process of the record has exited: the record may be older than QEMU.
+        // Even if the process of the record has exited: the record may be older than QEMU.
         if let Some(record) = record {
             none_without_lock(paths, processes, record)?;
         }
@@ -172,17 +176,16 @@ pub fn find_among(paths: &VmPaths, processes: &Processes) -> Result<PreviousQemu
     })
 }
 
-/// The same by the run record and the locks alone, without the scan of /proc, which takes
-/// milliseconds. The absence of both does not prove that no QEMU is running: a QEMU process of an
-/// earlier qvm holds no lock.
+/// Like [`find`], without the scan of /proc, which takes milliseconds. A missing record and free
+/// locks do not prove that no QEMU is running: the QEMU of an earlier version holds no lock.
 ///
 /// # Errors
-/// As of [`find`].
+/// As for [`find`].
 pub fn find_without_scan(paths: &VmPaths) -> Result<PreviousQemu, Unknown> {
-    patiently(|| Ok(probe(paths)?.0))
+    retry_held_lock(|| Ok(probe(paths)?.0))
 }
 
-fn patiently(probe: impl Fn() -> Found) -> Found {
+fn retry_held_lock(probe: impl Fn() -> Found) -> Found {
     let mut found = probe();
     for _ in 1..PROBES {
         if !matches!(found, Err(Unknown { source: Cause::Locked { .. } })) {
@@ -194,7 +197,8 @@ fn patiently(probe: impl Fn() -> Found) -> Found {
     found
 }
 
-/// What the run record and the locks tell, and why the record names no process that is running.
+/// Evaluates the run record and the locks, and returns why the record identifies no running
+/// process.
 fn probe(paths: &VmPaths) -> Result<(PreviousQemu, Option<NoRecord>), Unknown> {
     let (not_running, record) = match Record::read(paths) {
         Ok(None) => (PreviousQemu::None, NoRecord::Absent),
@@ -221,7 +225,7 @@ fn probe(paths: &VmPaths) -> Result<(PreviousQemu, Option<NoRecord>), Unknown> {
     Ok((not_running, Some(record)))
 }
 
-/// Proves that no QEMU of the VM is running that holds no lock: an earlier qvm started it.
+/// Proves that no QEMU of an earlier version, which holds no lock, is running.
 fn none_without_lock(
     paths: &VmPaths,
     processes: &Processes,
@@ -239,11 +243,11 @@ fn none_without_lock(
     match socket::is_served(&socket) {
         Ok(false) => {}
         Ok(true) => return Err(Cause::Served { socket, record }.into()),
-        // The scan decides for whoever may not connect.
+        // Without permission to connect, the scan decides.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
         Err(source) => return Err(Cause::Scan { record, source }.into()),
     }
-    // QEMU of any version holds locks on its disks. Other programs may do so, too: this alone proves nothing.
+    // QEMU of any version locks its disks, but so do other programs: a lock alone proves nothing.
     match all.is_partial.then(|| locked_file(paths)) {
         None | Some(Ok(None)) => Ok(()),
         Some(Ok(Some(file))) => Err(Cause::InUse { file, record }.into()),
@@ -251,7 +255,7 @@ fn none_without_lock(
     }
 }
 
-/// A file of the state directory that a process has locked.
+/// Returns a file of the state directory that a process has locked.
 fn locked_file(paths: &VmPaths) -> io::Result<Option<PathBuf>> {
     let entries = match std::fs::read_dir(&paths.state) {
         Ok(entries) => entries,
@@ -271,12 +275,13 @@ fn locked_file(paths: &VmPaths) -> io::Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// By what the command line of a VM's QEMU is told from that of another VM, which may have the same name in other directories.
+/// Identifies the command line of a VM's QEMU, since another VM can have the same name in other
+/// directories.
 struct Identifying<'a> {
     name: &'a str,
-    /// The state directory, as it is called and where that leads.
+    /// The state directory, as named and with links resolved.
     states: Vec<PathBuf>,
-    /// `None` where the identity cannot be read.
+    /// `None` if the identity cannot be read.
     uuid: Option<Option<String>>,
 }
 
@@ -296,7 +301,7 @@ impl<'a> Identifying<'a> {
         if files.iter().any(|file| self.states.iter().any(|state| file.starts_with(state))) {
             return true;
         }
-        // Files in the state directory of a VM of this name elsewhere.
+        // Files in a state directory of a VM with this name.
         let own = Path::new("vms").join(self.name);
         if files.iter().any(|file| file.parent().is_some_and(|dir| dir.ends_with(&own))) {
             return false;
@@ -339,7 +344,7 @@ mod tests {
         fs::write(paths.record(), record.to_string()).unwrap();
     }
 
-    /// The pid of a process that has ended.
+    /// Returns the PID of an ended process.
     fn ended() -> u32 {
         let mut child = Command::new("true").spawn().unwrap();
         child.wait().unwrap();
@@ -377,16 +382,16 @@ mod tests {
             let _ = fs::remove_file(paths.record());
             make();
             assert_eq!(word(find(&paths)), free);
-            // A lock that is held means alive, whatever the record says.
+            // A held lock proves that QEMU runs, whatever the record contains.
             let held = if free == "running" { "running" } else { "unknown" };
             let locks = Liveness::for_qemu(&paths).unwrap();
-            assert_eq!(word(find(&paths)), free, "a supervisor that prepares holds it");
+            assert_eq!(word(find(&paths)), free, "a preparing supervisor holds the lock");
             let locks = locks.into_fds([7, 8]).unwrap();
             assert_eq!(word(find(&paths)), held);
             fs::remove_file(paths.qemu_lock()).unwrap();
             assert_eq!(word(find(&paths)), held, "the lock beside the disks is held");
             drop(locks);
-            // A verb's lock proves that no QEMU holds it.
+            // The lock of a verb proves that QEMU does not hold it.
             let locks = Liveness::for_verb(&paths).unwrap();
             assert_eq!(word(find(&paths)), free);
             drop(locks);
@@ -394,9 +399,9 @@ mod tests {
     }
 
     #[test]
-    fn processes_are_told_apart_by_files_and_uuid() {
+    fn processes_are_identified_by_files_and_uuid() {
         let dir = tempfile::tempdir().unwrap();
-        // Other tests have VMs called `web`, which must not meet these processes.
+        // VMs called `web` of other tests must not match these processes.
         let paths = layout(dir.path()).vm(&"apart".parse().unwrap());
         fs::create_dir_all(&paths.state).unwrap();
         let state = paths.state.display().to_string();
@@ -428,7 +433,7 @@ mod tests {
             }
             let mut child = started(name, uuid, file);
             let line = format!("/proc/{}/cmdline", child.id());
-            // Only when it is executed it has these arguments.
+            // The process has these arguments only after exec.
             while !fs::read(&line).unwrap().ends_with(format!("{file}\0").as_bytes()) {
                 std::thread::yield_now();
             }
@@ -440,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn locked_disk_is_found_and_liveness_locks_are_none() {
+    fn locked_disk_is_found() {
         let dir = tempfile::tempdir().unwrap();
         let paths = vm(dir.path());
         let _locks = Liveness::for_qemu(&paths).unwrap();
@@ -465,7 +470,7 @@ mod tests {
         while !fs::read(&line).unwrap().ends_with(format!("{file}\0").as_bytes()) {
             std::thread::yield_now();
         }
-        // A record that was put back from a backup, and one of an earlier boot.
+        // A record from a backup, and one of an earlier boot.
         write(&paths, ended(), |_| {});
         let exited = find(&paths);
         write(&paths, child.id(), |record| record["bootId"] = "another".into());

@@ -1,21 +1,23 @@
-//! The head of a saved state: what must be as it was when QEMU takes up the guest's memory again, before QEMU's own bytes.
+//! The header of a saved state: the configuration that must match when QEMU restores the guest's
+//! memory, stored before QEMU's data.
 //!
 //! ```text
-//! 8 bytes "qvmstate", 4 bytes version, 4 bytes length (big endian), JSON of that length, QEMU's migration stream
+//! 8 bytes "qvmstate", 4 bytes version, 4 bytes length (big endian), JSON of that length,
+//! QEMU's migration stream
 //! ```
 //!
-//! One file, so that no crash can leave half of a pair.
+//! One file, so that a crash cannot leave half of a pair.
 
 use serde::{Deserialize, Serialize};
 
 const MAGIC: &[u8; 8] = b"qvmstate";
 const VERSION: u32 = 1;
-/// How many bytes come before the JSON.
+/// The number of bytes before the JSON.
 pub const PREFIX: usize = 16;
-/// The longest JSON: a VM file has at most half of it, and escaping may double that.
+/// The maximum length of the JSON: a VM file has at most half of it, and escaping can double that.
 const MAX: u32 = 4 << 20;
 
-/// What is kept beside the memory.
+/// The configuration stored with the memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Saved {
@@ -23,30 +25,30 @@ pub struct Saved {
     pub vm_file: String,
     /// When it was saved, RFC 3339.
     pub at: String,
-    /// The QEMU that saved it.
+    /// The version of the QEMU that saved it.
     pub qemu_version: String,
-    /// The vCPUs were held by wish, and shall be again.
+    /// An operator had paused the guest, so the vCPUs remain stopped after the restore.
     pub held: bool,
-    /// The guest was ready, or was not waited for any more.
+    /// The guest was ready, or was no longer waited for.
     pub ready: bool,
 }
 
-/// Why a file is no saved state.
+/// Why a file is not a usable saved state.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// It begins otherwise.
-    #[error("it is no saved state")]
+    /// The file has another format.
+    #[error("the file is not a saved state")]
     Foreign,
-    /// It is of another version of qvm.
-    #[error("it is a saved state of version {0}, and this qvm knows version {VERSION}")]
+    /// The file is of another version of qvm.
+    #[error("the saved state has version {0}; this qvm supports version {VERSION}")]
     Version(u32),
-    /// The JSON.
-    #[error("its head is damaged: {0}")]
+    /// The JSON is invalid.
+    #[error("the header is damaged: {0}")]
     Damaged(String),
 }
 
 impl Saved {
-    /// The bytes before QEMU's.
+    /// Returns the bytes before QEMU's data.
     pub fn head(&self) -> Vec<u8> {
         let json = serde_json::json!(self).to_string();
         let mut bytes = MAGIC.to_vec();
@@ -56,10 +58,10 @@ impl Saved {
         bytes
     }
 
-    /// How long the JSON behind this prefix is.
+    /// Returns the length of the JSON after this prefix.
     ///
     /// # Errors
-    /// It is not the beginning of a saved state.
+    /// The prefix is not that of a saved state.
     pub fn length(prefix: &[u8]) -> Result<usize, Error> {
         let number = |at: usize| -> Option<u32> {
             Some(u32::from_be_bytes(prefix.get(at..at + 4)?.try_into().ok()?))
@@ -69,16 +71,18 @@ impl Saved {
         };
         match (prefix.starts_with(MAGIC), version) {
             (false, _) => Err(Error::Foreign),
-            (true, VERSION) if length > MAX => Err(Error::Damaged(format!("{length} bytes of it"))),
+            (true, VERSION) if length > MAX => {
+                Err(Error::Damaged(format!("length of {length} bytes")))
+            }
             (true, VERSION) => Ok(length as usize),
             (true, version) => Err(Error::Version(version)),
         }
     }
 
-    /// Reads the JSON.
+    /// Parses the JSON.
     ///
     /// # Errors
-    /// It is none.
+    /// The JSON is invalid.
     pub fn parse(json: &[u8]) -> Result<Self, Error> {
         serde_json::from_slice(json).map_err(|error| Error::Damaged(error.to_string()))
     }
@@ -101,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_is_read_as_it_was_written() {
+    fn header_round_trips() {
         let head = saved().head();
         let length = Saved::length(&head[..PREFIX]).unwrap();
         assert_eq!(head.len(), PREFIX + length);

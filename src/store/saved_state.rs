@@ -1,4 +1,4 @@
-//! A guest's saved state on the disk: written whole or not at all, found by the next start.
+//! A guest's saved state on disk: written atomically, used by the next start.
 
 use std::{
     fs::File,
@@ -12,15 +12,15 @@ use crate::{sys::file, value::Explain};
 /// Why a state cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file.
+    /// A file operation failed.
     #[error(transparent)]
     File(#[from] file::Error),
-    /// It is not one.
+    /// The file is not a saved state.
     #[error("cannot use `{}`", path.display())]
     Content {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: saved_header::Error,
     },
 }
@@ -34,7 +34,7 @@ impl Explain for Error {
     }
 }
 
-/// A state that is being written. Dropped before its end, it leaves nothing.
+/// A state being written; removed on drop unless committed.
 #[derive(Debug)]
 pub struct Writing {
     temporary: file::Temporary,
@@ -42,30 +42,30 @@ pub struct Writing {
 }
 
 impl Writing {
-    /// Begins the file that will be `path`, with its head.
+    /// Starts a file for `path` and writes its header.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The file cannot be written.
     pub fn begin(path: &Path, head: &Saved) -> Result<(Self, File), Error> {
-        let temporary = file::Temporary::beside(path)?;
+        let temporary = file::Temporary::for_target(path)?;
         temporary.fill(path, &head.head())?;
         let to = temporary.file().try_clone().map_err(file::Error::on("write", path))?;
         Ok((Self { temporary, path: path.to_owned() }, to))
     }
 
-    /// What is written counts from now on.
+    /// Renames the complete file to its final name.
     ///
     /// # Errors
-    /// It cannot be renamed.
+    /// The file cannot be renamed.
     pub fn commit(self) -> Result<(), Error> {
         Ok(self.temporary.replace(&self.path, 0o600)?)
     }
 }
 
-/// The state, if there is one: its head, and the file where QEMU's bytes begin.
+/// Returns the state, if there is one: its header, and the file positioned at QEMU's data.
 ///
 /// # Errors
-/// There is one that cannot be used.
+/// The state exists and cannot be used.
 pub fn open(path: &Path) -> Result<Option<(Saved, File)>, Error> {
     let mut from = match File::open(path) {
         Ok(from) => from,
@@ -83,10 +83,10 @@ pub fn open(path: &Path) -> Result<Option<(Saved, File)>, Error> {
     Ok(Some((head, from)))
 }
 
-/// Removes a state for good, so that it cannot be used a second time, on other disks than it was made with.
+/// Removes a state durably, so that it is never restored a second time with changed disks.
 ///
 /// # Errors
-/// It stays.
+/// The file cannot be removed.
 pub fn remove(path: &Path) -> Result<(), Error> {
     if path.symlink_metadata().is_ok() {
         file::remove(path)?;
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_state_is_whole_or_not_there() {
+    fn state_is_complete_or_missing() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
         let head = Saved {

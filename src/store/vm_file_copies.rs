@@ -1,4 +1,4 @@
-//! Copies of the VM file: as QEMU was started from it, and as of the last reload.
+//! Copies of the VM file: at the start of QEMU, and at the last reload.
 
 use std::path::Path;
 
@@ -8,12 +8,12 @@ use crate::{
     value::VmName,
 };
 
-/// The VM file that the running QEMU was started from, and its text.
+/// Returns the VM file from which QEMU was started, and its text.
 pub fn booted(paths: &VmPaths, name: &VmName, file: &Path) -> Option<(Vm, String)> {
     kept(&paths.booted(), name, file)
 }
 
-/// The VM file at the last reload, where there was one since QEMU was started.
+/// Returns the VM file at the last reload since the start of QEMU.
 pub fn reloaded(paths: &VmPaths, name: &VmName, file: &Path) -> Option<Vm> {
     kept(&paths.reloaded(), name, file).map(|(vm, _)| vm)
 }

@@ -1,4 +1,4 @@
-//! What qvm keeps of a VM that is down: which files, how large, and taking them away.
+//! The state of a stopped VM: its files, their sizes, and their removal.
 
 use std::{
     fs, io,
@@ -20,38 +20,38 @@ use crate::{
     value::{Explain, VmName},
 };
 
-/// Why it stays.
+/// Why the state cannot be changed or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A supervisor holds it.
+    /// A supervisor holds the lock.
     #[error(transparent)]
     Lock(#[from] lock::Error),
-    /// It is not known whether its QEMU runs.
+    /// Cannot determine whether QEMU is running.
     #[error(transparent)]
     Unknown(#[from] running::Unknown),
-    /// The liveness locks.
+    /// The liveness locks cannot be acquired.
     #[error(transparent)]
     Liveness(#[from] liveness::Error),
-    /// Its QEMU runs, though no supervisor does, and writes to its disks.
+    /// QEMU runs without a supervisor and writes to the disks.
     #[error("its QEMU runs without a supervisor, pid {0}")]
     Alone(u32),
-    /// A file or directory.
+    /// A file operation failed.
     #[error(transparent)]
     File(#[from] file::Error),
-    /// Another VM has its disks by a link, as when a rename was cut short.
+    /// Another VM uses its disks by a symbolic link, as after an interrupted rename.
     #[error("`{}` is a symbolic link into the VM's state directory", .0.display())]
     Linked(PathBuf),
-    /// A saved state.
+    /// The saved state cannot be removed.
     #[error(transparent)]
     Saved(#[from] saved_state::Error),
-    /// It cannot be listed or removed.
+    /// A path cannot be listed or removed.
     #[error("cannot {doing} `{}`", path.display())]
     Io {
         /// `list` or `remove`.
         doing: &'static str,
-        /// What.
+        /// The path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
@@ -69,9 +69,11 @@ impl Explain for Error {
 
     fn own_hint(&self) -> Option<String> {
         match self {
-            Self::Linked(_) => {
-                Some("`qvm rename` with the same names goes on with one that was cut short".into())
-            }
+            Self::Linked(_) => Some(
+                "repeat `qvm rename` with the same names to complete an interrupted \
+                    rename"
+                    .into(),
+            ),
             _ => None,
         }
     }
@@ -81,8 +83,8 @@ impl Explain for Error {
     }
 }
 
-/// Everything of a VM in the state directory, each with the bytes it takes on the disk; links are not followed. With what is left of a
-/// removal that was cut short, and without the liveness locks, which say nothing to an operator.
+/// Returns the files of a VM in the state directory with the disk space that each uses; links are
+/// not followed. Includes leftovers of an interrupted removal, excludes the liveness locks.
 ///
 /// # Errors
 /// A directory cannot be read.
@@ -114,32 +116,32 @@ fn collect(path: &Path, found: &mut Vec<(PathBuf, u64)>) -> io::Result<()> {
     Ok(())
 }
 
-/// A VM that is down, and that nobody starts as long as this is held.
+/// A stopped VM that cannot be started while this is held.
 #[derive(Debug)]
 pub struct Held<'a> {
     paths: &'a VmPaths,
     _locks: Locks,
 }
 
-/// All locks of a VM that is down.
+/// All locks of a stopped VM.
 #[derive(Debug)]
 pub struct Locks {
     _supervisor: Lock,
     _qemu: Option<Liveness>,
 }
 
-/// Holds a VM that is down.
+/// Locks a stopped VM.
 ///
 /// # Errors
-/// It runs.
+/// The VM is running.
 pub fn hold(paths: &VmPaths) -> Result<Held<'_>, Error> {
     Ok(Held { paths, _locks: down(paths)? })
 }
 
-/// The locks of a VM that is down: nobody starts it as long as they are held.
+/// Acquires the locks of a stopped VM, which prevents its start.
 ///
 /// # Errors
-/// It runs, or it is not known whether it does.
+/// The VM is running, or this cannot be determined.
 pub fn down(paths: &VmPaths) -> Result<Locks, Error> {
     file::make_dir(&paths.runtime)?;
     let supervisor = Lock::acquire(&paths.lock())?;
@@ -148,10 +150,11 @@ pub fn down(paths: &VmPaths) -> Result<Locks, Error> {
     Ok(Locks { _supervisor: supervisor, _qemu: Some(qemu) })
 }
 
-/// The locks of two names, of which the second may lead to the state of the first by a link: that has its locks then.
+/// Acquires the locks of two names. If the second is a symbolic link to the state of the first, it
+/// shares its locks.
 ///
 /// # Errors
-/// As of [`down`], with which of them it is: false for the first.
+/// As for [`down`], with the name that failed: false for the first.
 pub fn both_down(first: &VmPaths, second: &VmPaths) -> Result<(Locks, Locks), (bool, Error)> {
     let locks = down(first).map_err(|error| (false, error))?;
     let led = |state: &Path| fs::canonicalize(state).ok();
@@ -178,7 +181,7 @@ fn not_running(paths: &VmPaths) -> Result<(), Error> {
 }
 
 impl Held<'_> {
-    /// Throws a saved state of its guest away, if there is one.
+    /// Removes the saved state of the guest, if there is one.
     ///
     /// # Errors
     /// It stays.
@@ -186,18 +189,19 @@ impl Held<'_> {
         Ok(saved_state::remove(&self.paths.saved())?)
     }
 
-    /// Removes what is kept of it: all at once, by another name, so that a crash leaves no disk without its identity. The runtime
-    /// directory stays, as after a stop: who waits for the lock must not come to hold a file that nobody else will find.
+    /// Removes the state atomically by renaming it first, so that a crash leaves no disk without
+    /// its identity. The run directory remains, as after a stop: a process that waits for the lock
+    /// must not lock a removed file.
     ///
     /// # Errors
-    /// It cannot be removed.
+    /// The state cannot be removed.
     pub fn remove(self) -> Result<(), Error> {
         let state = &self.paths.state;
         if let Some(link) = link_to(state)? {
             return Err(Error::Linked(link));
         }
         let on = |source| Error::Io { doing: "remove", path: state.clone(), source };
-        // What an earlier removal has left would be in the way.
+        // The leftover of an earlier removal would prevent the rename.
         let going = self.paths.state_being_removed();
         file::remove_tree(&going)?;
         match state.symlink_metadata() {
@@ -205,13 +209,13 @@ impl Held<'_> {
             Err(error) => return Err(on(error)),
             Ok(meta) if meta.is_dir() => match fs::rename(state, &going) {
                 Ok(()) => file::sync_dir(state)?,
-                // A file system of its own is mounted there.
+                // The state directory is a mount point.
                 Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
                     fs::remove_dir_all(state).map_err(on)?;
                 }
                 Err(error) => return Err(on(error)),
             },
-            // The link, not what it leads to.
+            // Only the link itself.
             Ok(_) => fs::remove_file(state).map_err(on)?,
         }
         file::remove_tree(&going)?;
@@ -219,11 +223,11 @@ impl Held<'_> {
     }
 }
 
-/// Removes what crashes have left of VMs that were being made or removed, but of `own`. Whatever cannot be removed now is in
-/// somebody's use, or in nobody's way.
+/// Removes leftovers of crashes from VMs being created or removed, except `own`. Errors are
+/// ignored: such files are in use or harmless.
 pub fn sweep(layout: &Layout, own: Option<&VmName>) {
     for dir in file::list(&layout.vm_states()).unwrap_or_default() {
-        // A link is no draft: the only way to the disks of a VM that was being renamed may be one.
+        // A link is not a draft: it may be the only reference to the disks of a VM being renamed.
         let name = Layout::drafted(&dir).filter(|name| Some(name) != own && !dir.is_symlink());
         if let Some(name) = name
             && let Ok(_lock) = down(&layout.draft(&name))
@@ -233,7 +237,7 @@ pub fn sweep(layout: &Layout, own: Option<&VmName>) {
     }
 }
 
-/// A link beside a directory that leads to it.
+/// Returns a link beside a directory that refers to it.
 fn link_to(state: &Path) -> Result<Option<PathBuf>, file::Error> {
     let Ok(real) = fs::canonicalize(state) else { return Ok(None) };
     let beside = file::list(state.parent().unwrap_or(Path::new("/")))?;

@@ -12,7 +12,10 @@ use super::{
         suspend::set_guest_clock,
     },
 };
-use crate::{life, sys::signal::Signal};
+use crate::{
+    life,
+    sys::{memory, signal::Signal},
+};
 
 impl Supervisor {
     /// Returns the next event of the running VM, if there is one.
@@ -44,6 +47,7 @@ impl Supervisor {
                 }
             }
             Input::UnknownOperators(names) => self.config.set_unknown_operators(names),
+            Input::Settled => memory::trim(),
             Input::Written(done) => self.on_written(done),
         }
     }

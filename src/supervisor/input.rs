@@ -10,7 +10,7 @@ use crate::{
     sys::{
         file_watch::Changes,
         signal::{Signal, Signals},
-        suspend_watch::Sleeps,
+        suspend_watch::SuspendWatch,
     },
     value::Operator,
 };
@@ -35,6 +35,8 @@ pub(crate) enum Input {
     HostSlept(Duration),
     /// The operators that the host does not know.
     UnknownOperators(Vec<Operator>),
+    /// Nothing of a start is under way any more.
+    Settled,
     /// Whether everything is written that a re-executed supervisor reads; `false` where the storage does not answer.
     Written(bool),
 }
@@ -68,7 +70,7 @@ pub(crate) async fn forward_requests(
 }
 
 /// Reports that the host was suspended.
-pub(crate) async fn forward_sleeps(mut sleeps: Sleeps, inputs: mpsc::Sender<Input>) {
+pub(crate) async fn forward_sleeps(mut sleeps: SuspendWatch, inputs: mpsc::Sender<Input>) {
     while let Some(slept) = sleeps.next().await {
         if inputs.send(Input::HostSlept(slept)).await.is_err() {
             return;

@@ -6,6 +6,8 @@ use super::{
     Supervisor,
     config::ScreenOwner,
     file_reading::AfterReading,
+    input::Input,
+    limits::SETTLED_AFTER,
     running::{
         RunningVm,
         event::{HostShareEvent, HostShareGiven, LiveUpdateEvent},
@@ -18,7 +20,7 @@ use crate::{
     control::types::Refusal,
     life::{self, Guest, QemuExit},
     net::tap_spec::taps,
-    sys::{memory, pidfd::Exit},
+    sys::pidfd::Exit,
 };
 
 impl Supervisor {
@@ -89,8 +91,11 @@ impl Supervisor {
         }
         self.compare();
         self.read_files(AfterReading::Compare);
-        // What the preparation has allocated: from here on little happens, for months.
-        memory::trim();
+        // From here on little happens, for months.
+        self.tasks.report(async {
+            tokio::time::sleep(SETTLED_AFTER).await;
+            Input::Settled
+        });
     }
 
     fn on_paused(&mut self) {

@@ -52,8 +52,8 @@ impl Settings {
     }
 
     /// What a new identity is made of.
-    pub fn means(&self) -> crate::store::identity_store::Means {
+    pub fn means(&self) -> crate::store::identity_store::IdentitySource {
         let Self { layout, host_id, uuid, .. } = self.clone();
-        crate::store::identity_store::Means { layout, host_id, uuid }
+        crate::store::identity_store::IdentitySource { layout, host_id, uuid }
     }
 }

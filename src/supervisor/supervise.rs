@@ -33,7 +33,9 @@ use crate::{
     control::{handle::ControlHandle, server},
     life::{self, Life, Mode},
     spec::Vm,
-    sys::{file_watch, peer, signal::Signals, socket, suspend_watch::Sleeps, tasks::Reporters},
+    sys::{
+        file_watch, peer, signal::Signals, socket, suspend_watch::SuspendWatch, tasks::Reporters,
+    },
 };
 
 /// How many inputs wait for the loop.
@@ -81,7 +83,7 @@ pub async fn supervise(
             None
         }
     };
-    match Sleeps::begin() {
+    match SuspendWatch::begin() {
         Ok(sleeps) => drop(tasks.spawn(forward_sleeps(sleeps, tasks.sender()))),
         Err(error) => warn!("guests' clocks will not be set when the host has slept: {error}"),
     }

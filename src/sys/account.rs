@@ -1,10 +1,12 @@
-//! The host's users and groups, by name and by number: whatever nsswitch.conf(5) says, which may take a while.
+//! The host's users and groups (nsswitch.conf(5)). A lookup may block for as long as a directory
+//! server takes.
 
 use nix::unistd::{Group, Uid, User};
 
 use crate::value::Operator;
 
-/// The number of a user or a group; `None` where the host does not know the name, or cannot say so now.
+/// Returns the number of a user or a group; `None` if the host does not know the name or the lookup
+/// fails.
 pub fn id(account: &Operator) -> Option<u32> {
     match account {
         Operator::Uid(id) | Operator::Gid(id) => Some(*id),
@@ -13,7 +15,7 @@ pub fn id(account: &Operator) -> Option<u32> {
     }
 }
 
-/// What a user is called.
+/// Returns the name of a user.
 pub fn name(uid: u32) -> Option<String> {
     Some(User::from_uid(Uid::from_raw(uid)).ok()??.name)
 }
@@ -23,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn root_is_known_by_name_and_number() {
+    fn root_is_found_by_name_and_number() {
         for text in ["root", "@root", "0", "@0"] {
             assert_eq!(id(&text.parse().unwrap()), Some(0), "{text}");
         }

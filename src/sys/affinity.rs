@@ -1,4 +1,4 @@
-//! Which CPUs of the host a thread may run on (sched_setaffinity(2)).
+//! CPU affinity of threads (sched_setaffinity(2)).
 
 use std::io;
 
@@ -7,10 +7,12 @@ use nix::{
     unistd::Pid,
 };
 
-/// Binds a thread to these CPUs; of those that the host does not have, or that its cpuset leaves out, nothing is said as long as one is left.
+/// Binds a thread to these CPUs. CPUs that the host does not have or that its cpuset excludes are
+/// ignored as long as one is left.
 ///
 /// # Errors
-/// None of them is to be had (`EINVAL`), the thread has ended (`ESRCH`), or it is somebody else's (`EPERM`).
+/// None of the CPUs is available (`EINVAL`), the thread has ended (`ESRCH`), or it belongs to
+/// another user (`EPERM`).
 pub fn pin(thread: u32, cpus: impl IntoIterator<Item = u16>) -> io::Result<()> {
     let mut set = CpuSet::new();
     for cpu in cpus {
@@ -19,10 +21,10 @@ pub fn pin(thread: u32, cpus: impl IntoIterator<Item = u16>) -> io::Result<()> {
     Ok(sched_setaffinity(of(thread), &set)?)
 }
 
-/// Lets a thread run wherever this process may.
+/// Allows a thread to run on all CPUs of this process.
 ///
 /// # Errors
-/// As of [`pin`].
+/// As for [`pin`].
 pub fn free(thread: u32) -> io::Result<()> {
     let own = sched_getaffinity(Pid::from_raw(0))?;
     Ok(sched_setaffinity(of(thread), &own)?)

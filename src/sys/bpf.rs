@@ -1,13 +1,13 @@
 //! An assembler for classic BPF (Documentation/networking/filter.rst of the kernel) with labels.
 
-/// One instruction, as `struct sock_filter` of linux/filter.h.
+/// One instruction: `struct sock_filter` of linux/filter.h.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Instruction {
-    /// What is done.
+    /// The opcode.
     pub code: u16,
-    /// How many instructions are passed over where a comparison holds.
+    /// The number of instructions to skip if a comparison is true.
     pub jump_true: u8,
-    /// And where it does not.
+    /// The number of instructions to skip if a comparison is false.
     pub jump_false: u8,
     /// The operand.
     pub k: u32,
@@ -15,7 +15,7 @@ pub struct Instruction {
 
 type Opcode = u16;
 
-// linux/bpf_common.h and linux/filter.h: the class, the size, and where the operand is.
+// linux/bpf_common.h and linux/filter.h: class, size and addressing mode.
 pub(crate) const LOAD_WORD: Opcode = 0x20;
 pub(crate) const LOAD_HALF: Opcode = 0x28;
 pub(crate) const LOAD_BYTE: Opcode = 0x30;
@@ -28,7 +28,7 @@ pub(crate) const KEEP: Opcode = 0x02;
 pub(crate) const SET_A: Opcode = 0x00;
 pub(crate) const SET_X: Opcode = 0x01;
 pub(crate) const A_TO_X: Opcode = 0x07;
-/// X is four times the lower half of a byte: the length of an IPv4 header.
+/// Sets X to four times the lower half of a byte: the length of an IPv4 header.
 pub(crate) const X_HEADER_LENGTH: Opcode = 0xb1;
 pub(crate) const ADD: Opcode = 0x04;
 pub(crate) const ADD_X: Opcode = 0x0c;
@@ -40,11 +40,11 @@ pub(crate) const IF_AT_LEAST: Opcode = 0x35;
 pub(crate) const IF_ANY_BIT: Opcode = 0x45;
 pub(crate) const RETURN: Opcode = 0x06;
 
-/// A place in the program.
+/// A position in the program, which a jump can refer to before it is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Label(usize);
 
-/// What the program is made of before the places are known.
+/// An instruction, or a jump whose distance is not known yet.
 #[derive(Debug)]
 enum Line {
     Do(Instruction),
@@ -76,17 +76,17 @@ impl Program {
         self.lines.push(Line::Go(label));
     }
 
-    /// What follows next is passed over unless the comparison holds; one line.
+    /// Skips the next instruction unless the comparison is true.
     pub(crate) fn only_if(&mut self, code: u16, k: u32) {
         self.lines.push(Line::Do(Instruction { code, jump_true: 0, jump_false: 1, k }));
     }
 
-    /// And here unless it does not.
+    /// Jumps to the label unless the comparison is true.
     pub(crate) fn unless(&mut self, code: u16, k: u32) {
         self.lines.push(Line::Do(Instruction { code, jump_true: 1, jump_false: 0, k }));
     }
 
-    /// With distances in the place of labels. Jumps go forward only.
+    /// Replaces labels by distances. Only forward jumps are possible.
     pub(crate) fn resolved(self) -> Vec<Instruction> {
         let mut places = vec![0; self.labels + 1];
         let mut count = 0_u32;

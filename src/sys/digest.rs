@@ -1,6 +1,6 @@
-//! The digest of bytes as they come, worked out on a thread of its own.
+//! Computes the digest of a byte stream on a separate thread.
 //!
-//! Hashing takes about as long as writing to the page cache; side by side the two take as long as one of them.
+//! Hashing takes about as long as writing to the page cache, so both run in parallel.
 
 use std::{
     sync::{
@@ -19,7 +19,7 @@ enum Hasher {
     Sha512(Sha512),
 }
 
-/// A digest in the making.
+/// A running digest computation.
 pub struct Digesting {
     algorithm: Algorithm,
     bytes: SyncSender<Arc<Vec<u8>>>,
@@ -27,10 +27,10 @@ pub struct Digesting {
 }
 
 impl Digesting {
-    /// Begins.
+    /// Starts the thread.
     ///
     /// # Errors
-    /// The kernel gives no thread.
+    /// No thread can be started.
     pub fn begin(algorithm: Algorithm) -> std::io::Result<Self> {
         let (bytes, chunks) = sync_channel::<Arc<Vec<u8>>>(16);
         let mut hasher = match algorithm {
@@ -52,13 +52,13 @@ impl Digesting {
         Ok(Self { algorithm, bytes, thread })
     }
 
-    /// Takes the next bytes.
+    /// Adds the next bytes.
     pub fn take(&self, chunk: &Arc<Vec<u8>>) {
-        // The thread ends only when this sender is dropped; were it otherwise, `end` would say so.
+        // The thread ends only when this sender is dropped. A panic is reported by `end`.
         let _ = self.bytes.send(Arc::clone(chunk));
     }
 
-    /// The digest of all bytes taken; `None` if the thread died.
+    /// Returns the digest of all bytes; `None` if the thread panicked.
     pub fn end(self) -> Option<Digest> {
         drop(self.bytes);
         let bytes = self.thread.join().ok()?;
@@ -67,7 +67,7 @@ impl Digesting {
     }
 }
 
-/// The SHA-256 of a text, for names of files.
+/// Returns the SHA-256 of a text in hex digits, for file names.
 pub fn of_text(text: &str) -> String {
     Sha256::digest(text.as_bytes()).iter().map(|b| format!("{b:02x}")).collect()
 }
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn in_pieces_as_in_one() {
+    fn chunks_do_not_change_the_digest() {
         for (algorithm, hex) in [
             (Algorithm::Sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
             (

@@ -1,12 +1,12 @@
-//! Which file system a file is on.
+//! Finds the file system of a file.
 
 use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
-/// The directory that the file system of `file` is mounted on: the uppermost one that is on the same device. `None` where the file cannot
-/// be looked at.
+/// Returns the mount point of the file system of `file`: the uppermost directory on the same
+/// device. `None` if the file cannot be examined.
 pub fn mount_point(file: &Path) -> Option<PathBuf> {
     let file = file.canonicalize().ok()?;
     let device = file.metadata().ok()?.dev();
@@ -19,7 +19,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_files_of_links_and_of_nothing() {
+    fn finds_mount_points_of_files_and_links() {
         assert_eq!(mount_point(Path::new("/proc/self/status")), Some("/proc".into()));
         let dir = tempfile::tempdir().unwrap();
         let link = dir.path().join("link");

@@ -1,4 +1,4 @@
-//! Whether files, or anything in a directory, have changed, told by inotify(7): nothing wakes us while nothing happens.
+//! Reports changes of files and directories by inotify(7), without polling.
 
 use std::{
     io,
@@ -12,7 +12,8 @@ use tokio::io::unix::AsyncFd;
 
 use super::readable_fd::readable;
 
-/// The watching, to be ended and begun again; clones share it. No lock is held while a file system is asked.
+/// A watch that can be stopped and restarted; clones share it. No lock is held while a file system
+/// is accessed.
 #[derive(Debug, Clone)]
 pub struct Watching {
     fd: Arc<OwnedFd>,
@@ -20,20 +21,21 @@ pub struct Watching {
     watches: Arc<Mutex<Vec<i32>>>,
 }
 
-/// The files that are watched.
+/// The watched files.
 #[derive(Debug, Default)]
 struct Files(Mutex<Vec<PathBuf>>);
 
-/// Stands for every file of a directory.
+/// Matches every file of a directory.
 const ANY: &str = "*";
 
 impl Files {
     fn all(&self) -> MutexGuard<'_, Vec<PathBuf>> {
-        // Nothing that holds the lock can panic half-way through a change.
+        // No holder of the lock can panic during a change.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether one of them is called so. In which directory is not asked: that a file of that name has changed elsewhere does no harm.
+    /// Returns true if a watched file has this name. The directory is not compared: a spurious
+    /// event is harmless.
     fn has(&self, name: &[u8]) -> bool {
         let is = |file: &PathBuf| {
             let known = file.file_name().map(|known| known.as_encoded_bytes());
@@ -43,14 +45,14 @@ impl Files {
     }
 }
 
-/// The changes of the files.
+/// The stream of changes.
 #[derive(Debug)]
 pub struct Changes {
     fd: AsyncFd<Arc<OwnedFd>>,
     files: Arc<Files>,
 }
 
-/// Begins to watch `path`. It is the directory that is watched, since editors replace files by renaming.
+/// Watches the directory of `path`, since editors replace files by renaming.
 ///
 /// # Errors
 /// The directory cannot be watched.
@@ -63,7 +65,7 @@ pub fn file(path: &Path) -> io::Result<(Watching, Changes)> {
     Ok((watching, Changes { fd, files }))
 }
 
-/// Begins to watch everything in `dir`.
+/// Watches all files in `dir`.
 ///
 /// # Errors
 /// The directory cannot be watched.
@@ -72,7 +74,7 @@ pub fn directory(dir: &Path) -> io::Result<(Watching, Changes)> {
 }
 
 impl Watching {
-    /// Watches another file as well; one that is watched already is watched once.
+    /// Watches an additional file; repeated calls have no effect.
     ///
     /// # Errors
     /// The directory cannot be watched.
@@ -84,7 +86,7 @@ impl Watching {
         Ok(())
     }
 
-    /// Goes on after an end; what happened in between is not told.
+    /// Resumes after [`Self::end`]; changes in between are not reported.
     ///
     /// # Errors
     /// A directory cannot be watched.
@@ -94,7 +96,7 @@ impl Watching {
     }
 
     fn watches(&self) -> MutexGuard<'_, Vec<i32>> {
-        // Nothing that holds the lock can panic half-way through a change.
+        // No holder of the lock can panic during a change.
         self.watches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -102,7 +104,7 @@ impl Watching {
         let what = WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO | WatchFlags::DELETE;
         let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
         let watch = inotify::add_watch(&self.fd, dir, what)?;
-        // The same for two files of one directory.
+        // Two files of one directory have the same watch.
         let mut watches = self.watches();
         if !watches.contains(&watch) {
             watches.push(watch);
@@ -110,8 +112,9 @@ impl Watching {
         Ok(())
     }
 
-    /// Ends it. To be called well before the process exits: the kernel lets nobody close an inotify descriptor, or exit with one,
-    /// until all CPUs have forgotten its watches (some 15 ms), and begins with that here, without waiting.
+    /// Stops watching. Call this well before the process exits: closing an inotify descriptor waits
+    /// until all CPUs have released its watches (about 15 ms). This call starts the release and
+    /// does not wait.
     pub fn end(&self) {
         let watches = std::mem::take(&mut *self.watches());
         for watch in watches {
@@ -121,7 +124,7 @@ impl Watching {
 }
 
 impl Changes {
-    /// Waits until the file has changed; `None` when nothing can be told any more.
+    /// Waits for the next change; `None` if no more changes can be reported.
     pub async fn next(&mut self) -> Option<()> {
         loop {
             let mut ready = self.fd.readable().await.ok()?;
@@ -152,7 +155,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_write_and_a_replacement_are_seen_and_other_files_are_not() {
+    async fn only_changes_of_the_file_are_reported() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("web.toml");
         let (watching, mut changes) = file(&path).unwrap();
@@ -175,7 +178,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn all_of_a_directory_is_seen_and_a_file_of_another() {
+    async fn directory_and_additional_file_are_watched() {
         let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         std::fs::write(dir.path().join("x"), "x").unwrap();
         let (watching, mut changes) = directory(dir.path()).unwrap();

@@ -1,27 +1,27 @@
-//! Locks of whole files (flock(2)), which end with the last copy of their descriptor.
+//! Whole-file locks (flock(2)), released with the last copy of their descriptor.
 
 use std::{fs::File, io};
 
-/// Acquires the exclusive lock; false where another process holds a lock.
+/// Acquires the exclusive lock; returns false if another process holds a lock.
 ///
 /// # Errors
-/// The file system has no locks, or the kernel refuses.
+/// The file system does not support locks, or the kernel refuses the lock.
 pub(crate) fn try_exclusive(file: &File) -> io::Result<bool> {
     tried(|| fs2::FileExt::try_lock_exclusive(file))
 }
 
-/// Acquires a shared lock; false where another process holds the exclusive one.
+/// Acquires a shared lock; returns false if another process holds the exclusive lock.
 ///
 /// # Errors
-/// As of [`try_exclusive`].
+/// As for [`try_exclusive`].
 pub(crate) fn try_shared(file: &File) -> io::Result<bool> {
     tried(|| fs2::FileExt::try_lock_shared(file))
 }
 
-/// Acquires a shared lock, and waits for it.
+/// Waits for a shared lock and acquires it.
 ///
 /// # Errors
-/// As of [`try_exclusive`].
+/// As for [`try_exclusive`].
 pub(crate) fn shared(file: &File) -> io::Result<()> {
     uninterrupted(|| fs2::FileExt::lock_shared(file))
 }
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exclusive_lock_excludes_all_others() {
+    fn exclusive_lock_excludes_others() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let open = || File::open(file.path()).unwrap();
         let (first, second, third) = (open(), open(), open());

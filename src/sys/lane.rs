@@ -1,7 +1,7 @@
-//! Work that may wait for storage, done beside the loop: the jobs of a lane run one after the other.
+//! Runs blocking work outside the event loop: the jobs of a lane run one after the other.
 //!
-//! What can hang independently has a lane of its own: a hung state directory delays no run record. A
-//! lane has a thread only while it has a job, so an idle supervisor has none.
+//! Each storage that can hang independently has its own lane: a hung state directory does not delay
+//! the run record. A lane has a thread only while it has jobs, so an idle supervisor has none.
 
 use std::{
     collections::VecDeque,
@@ -15,9 +15,9 @@ use tokio::{runtime::Handle, sync::oneshot};
 
 use super::storage_reader::StorageReader;
 
-/// How many jobs wait in a lane; a further one is refused.
+/// The maximum number of queued jobs; further jobs are refused.
 const MOST_JOBS: usize = 256;
-/// The stack of a lane's thread, in bytes: starting QEMU needs the most.
+/// The stack size of a lane's thread, in bytes. Starting QEMU needs the most.
 const STACK: usize = 1 << 20;
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -32,19 +32,19 @@ pub(crate) struct Lane {
 /// The lanes of a supervisor.
 #[derive(Debug)]
 pub(crate) struct Lanes {
-    /// Starting and adopting QEMU, and its sockets.
+    /// Starts and adopts QEMU, and creates its sockets.
     pub(crate) launch: Lane,
-    /// What is written to the run directory.
+    /// Writes to the run directory.
     pub(crate) run: Lane,
-    /// What is written to the state directory.
+    /// Writes to the state directory.
     pub(crate) state: Lane,
-    /// The readings of the VM file and of what is beside it.
+    /// Reads the VM file and related files.
     pub(crate) files: Lane,
-    /// Changes of the running machine.
+    /// Applies changes to the running machine.
     pub(crate) apply: Lane,
-    /// Cgroups and /proc.
+    /// Accesses cgroups and /proc.
     pub(crate) host: Lane,
-    /// Reads that tell whether storage answers; no lane waits for them.
+    /// Probes whether storage responds; no lane waits for these reads.
     pub(crate) probes: StorageReader,
 }
 
@@ -65,17 +65,17 @@ impl Lanes {
         [&self.launch, &self.run, &self.state, &self.files, &self.apply, &self.host]
     }
 
-    /// A thread is at work.
+    /// Returns true if any lane has a thread.
     pub(crate) fn is_busy(&self) -> bool {
         self.all().iter().any(|lane| lane.busy_for().is_some())
     }
 
-    /// Waits until every lane has done what it has to do, for `limit` at most; `false` if that was too short.
+    /// Waits at most `limit` until all lanes are idle; returns `false` on timeout.
     pub(crate) fn settle(&self, limit: Duration) -> impl Future<Output = bool> + Send + use<> {
         Self::flushed(&self.all(), limit)
     }
 
-    /// Waits until everything is written that is to be, for `limit` at most; `false` if that was too short.
+    /// Waits at most `limit` until all pending writes are done; returns `false` on timeout.
     pub(crate) fn flush(&self, limit: Duration) -> impl Future<Output = bool> + Send + use<> {
         Self::flushed(&[&self.run, &self.state], limit)
     }
@@ -93,21 +93,21 @@ impl Lanes {
 #[derive(Default)]
 struct Jobs {
     waiting: VecDeque<Job>,
-    /// Since when the present job runs; `None` means that no thread runs.
+    /// When the current job started; `None` if no thread runs.
     since: Option<Instant>,
 }
 
-/// Why a job was not taken.
+/// Why a job was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refused {
     /// The queue is full.
-    #[error("the storage does not answer, and {MOST_JOBS} operations wait for it")]
+    #[error("the storage does not respond, and {MOST_JOBS} operations are waiting for it")]
     Full,
-    /// The host has no thread to give.
+    /// No thread can be started.
     #[error("cannot start a thread")]
     NoThread,
     /// The job panicked, or was aborted.
-    #[error("the operation was given up")]
+    #[error("the operation was aborted")]
     GivenUp,
 }
 
@@ -117,8 +117,8 @@ impl std::fmt::Debug for Lane {
     }
 }
 
-/// A future on a lane. It is aborted when this is dropped: it is dropped on the lane then, as soon as
-/// it waits for something else than the kernel.
+/// A future on a lane. Dropping this aborts the future: it is dropped on the lane at its next await
+/// point.
 #[derive(Debug)]
 pub(crate) struct OnLane(AbortHandle);
 
@@ -129,7 +129,7 @@ impl Drop for OnLane {
 }
 
 impl Lane {
-    /// Creates an empty lane; `name` is its thread's, of at most 15 bytes.
+    /// Creates an empty lane; `name` names its thread, at most 15 bytes.
     pub(crate) fn new(name: &'static str) -> Self {
         Self { name, jobs: Arc::default() }
     }
@@ -142,7 +142,7 @@ impl Lane {
     /// Queues a job.
     ///
     /// # Errors
-    /// The queue is full, or the host has no thread.
+    /// The queue is full, or no thread can be started.
     pub(crate) fn run(&self, job: impl FnOnce() + Send + 'static) -> Result<(), Refused> {
         let mut jobs = self.jobs();
         if jobs.waiting.len() >= MOST_JOBS {
@@ -162,7 +162,7 @@ impl Lane {
         Ok(())
     }
 
-    /// Does the jobs until none waits.
+    /// Runs queued jobs until the queue is empty.
     fn work(&self) {
         loop {
             let job = {
@@ -172,12 +172,12 @@ impl Lane {
                 job
             };
             let Some(job) = job else { return };
-            // The next job must run all the same; the panic is reported by its hook.
+            // A panic, which the panic hook reports, must not prevent the next job.
             let _ = catch_unwind(AssertUnwindSafe(job));
         }
     }
 
-    /// Queues a job and returns what it comes to. The job runs even if nobody waits for it.
+    /// Queues a job and returns its result. The job runs even if the returned future is dropped.
     pub(crate) fn ask<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -190,10 +190,10 @@ impl Lane {
         })
     }
 
-    /// Queues a future that may block between its waits. Its I/O is the runtime's of the caller.
+    /// Queues a future that may block between its await points. Its I/O uses the caller's runtime.
     ///
     /// # Errors
-    /// The queue is full, or the host has no thread.
+    /// The queue is full, or no thread can be started.
     pub(crate) fn drive(
         &self,
         work: impl Future<Output = ()> + Send + 'static,
@@ -206,12 +206,12 @@ impl Lane {
         Ok(OnLane(abort))
     }
 
-    /// Completes when every job that waits now is done.
+    /// Completes when all currently queued jobs are done.
     pub(crate) fn flush(&self) -> BoxFuture<'static, Result<(), Refused>> {
         self.ask(|| ())
     }
 
-    /// Returns how long the present job has been running, if there is one.
+    /// Returns the run time of the current job, if any.
     pub(crate) fn busy_for(&self) -> Option<Duration> {
         self.jobs().since.map(|since| since.elapsed())
     }
@@ -224,7 +224,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn jobs_run_in_their_order() {
+    async fn jobs_run_in_order() {
         let lane = Lane::new("test");
         let (done, order) = mpsc::channel();
         for number in 0..100 {
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_hung_job_bounds_the_queue() {
+    async fn queue_is_bounded_by_hung_job() {
         let lane = Lane::new("test");
         let (go, wait) = mpsc::channel::<()>();
         lane.run(move || wait.recv().unwrap()).unwrap();
@@ -251,30 +251,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_job_that_panics_ends_no_lane() {
+    async fn panicking_job_does_not_end_lane() {
         let lane = Lane::new("test");
         assert_eq!(lane.ask(|| assert_ne!(1, 1)).await, Err(Refused::GivenUp));
         assert_eq!(lane.ask(|| 7).await, Ok(7));
     }
 
     #[tokio::test]
-    async fn a_future_is_dropped_on_its_lane() {
-        struct Tells(mpsc::Sender<Option<String>>);
-        impl Drop for Tells {
+    async fn future_is_dropped_on_its_lane() {
+        struct DropReport(mpsc::Sender<Option<String>>);
+        impl Drop for DropReport {
             fn drop(&mut self) {
                 let thread = std::thread::current();
                 self.0.send(thread.name().map(str::to_owned)).unwrap();
             }
         }
         let lane = Lane::new("test-lane");
-        let (tells, told) = mpsc::channel();
-        let held = Tells(tells);
+        let (sender, reports) = mpsc::channel();
+        let report = DropReport(sender);
         let work = async move {
-            let _held = held;
+            let _report = report;
             std::future::pending::<()>().await;
         };
         drop(lane.drive(work).unwrap());
         lane.flush().await.unwrap();
-        assert_eq!(told.recv().unwrap().as_deref(), Some("test-lane"));
+        assert_eq!(reports.recv().unwrap().as_deref(), Some("test-lane"));
     }
 }

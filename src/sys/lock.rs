@@ -1,4 +1,4 @@
-//! One supervisor a VM: a lock on a file, held as long as the descriptor is open, gone with the process however it ends.
+//! The lock that allows only one supervisor a VM. The kernel releases it when the process ends.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -15,21 +15,21 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use super::flock;
 use crate::value::{Explain, is_host_fault};
 
-/// Why the lock was not taken.
+/// Why the lock was not acquired.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Somebody else holds it.
+    /// Another process holds the lock.
     #[error("already supervised by pid {}", pid.map_or("unknown".to_owned(), |p| p.to_string()))]
-    Taken {
-        /// The holder, as it wrote itself down.
+    Held {
+        /// The holder's PID from the file, if readable.
         pid: Option<u32>,
     },
-    /// The file cannot be made.
+    /// The file cannot be created or locked.
     #[error("cannot lock `{}`", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
@@ -37,15 +37,15 @@ pub enum Error {
 impl Explain for Error {
     fn own_hint(&self) -> Option<String> {
         match self {
-            Self::Taken { .. } => {
-                Some("`qvm status` shows what it is doing; `qvm stop` ends it".into())
+            Self::Held { .. } => {
+                Some("`qvm status` shows the state of the VM; `qvm stop` stops the VM".into())
             }
             Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-                Some("run it as root, or with a `--runtime-dir` of your own".into())
+                Some("run qvm as root, or choose another directory with `--runtime-dir`".into())
             }
             Self::Io { path, source } if source.kind() == io::ErrorKind::StorageFull => {
                 let place = path.parent().unwrap_or(path).display();
-                Some(format!("make room on the file system of `{place}`"))
+                Some(format!("free space on the file system of `{place}`"))
             }
             Self::Io { .. } => None,
         }
@@ -56,20 +56,21 @@ impl Explain for Error {
     }
 }
 
-/// Nobody else opens it: flock(2) asks for no more than a descriptor that reads, so whoever may read a lock may hold it.
+/// Only the owner may open the file: flock(2) works on any readable descriptor, so every reader
+/// could hold the lock.
 const MODE: u32 = 0o600;
 
-/// The lock, held.
+/// A held lock.
 #[derive(Debug)]
 pub struct Lock {
     file: File,
 }
 
 impl Lock {
-    /// Takes the lock, or says who has it. The directory of `path` has to be there.
+    /// Acquires the lock. The directory of `path` must exist.
     ///
     /// # Errors
-    /// It is taken, or the file cannot be made.
+    /// Another process holds the lock, or the file cannot be created.
     pub fn acquire(path: &Path) -> Result<Self, Error> {
         let wrap = |source| Error::Io { path: path.to_owned(), source };
         let mut options = OpenOptions::new();
@@ -78,9 +79,9 @@ impl Lock {
             let file = options.open(path).map_err(wrap)?;
             narrow(&file);
             if !flock::try_exclusive(&file).map_err(wrap)? {
-                return Err(Error::Taken { pid: written_pid(path) });
+                return Err(Error::Held { pid: written_pid(path) });
             }
-            // Somebody may have removed the file between our open and our lock; then another could lock a new one.
+            // If the file was removed between open and lock, another process could lock a new file.
             if same(&file.metadata().map_err(wrap)?, path) {
                 break file;
             }
@@ -91,7 +92,8 @@ impl Lock {
         Ok(Self { file })
     }
 
-    /// Who holds the lock now, if anybody does; `Some(None)` where the holder did not write itself down.
+    /// Returns the PID of the lock's holder; `None` if the lock is free, `Some(None)` if the PID is
+    /// unknown.
     pub fn holder(path: &Path) -> Option<Option<u32>> {
         let file = File::open(path).ok()?;
         match flock::try_shared(&file) {
@@ -100,47 +102,48 @@ impl Lock {
         }
     }
 
-    /// Lets the lock survive an exec; the number is for [`Lock::inherited`].
+    /// Keeps the descriptor open across exec; the returned number is for [`Lock::inherited`].
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The descriptor flags cannot be set.
     pub fn pass_on(&self) -> io::Result<i32> {
         fcntl_setfd(&self.file, FdFlags::empty())?;
         Ok(self.file.as_raw_fd())
     }
 
-    /// The lock that the program before us passed on; `None` where `fd` is anything else than the file at `path`.
+    /// Returns the lock that was passed across exec; `None` if `fd` is not the file at `path`.
     pub fn inherited(fd: i32, path: &Path) -> Option<Self> {
         if !same(&fs::metadata(format!("/proc/self/fd/{fd}")).ok()?, path) {
             return None;
         }
-        // SAFETY: the descriptor is open, as /proc has just shown, and it came through exec with this number for us alone:
-        // nothing else in this program, which opens its descriptors itself, has opened the lock.
+        // SAFETY: the descriptor is open, as /proc shows, and exec passed it with this number only
+        // for this use: the rest of the program opens its own descriptors.
         let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
         fcntl_setfd(&file, FdFlags::CLOEXEC).ok()?;
         Some(Self { file })
     }
 }
 
-/// What an earlier version made for more than its owner is the owner's from now on; where the file system has modes.
+/// Restricts a lock file of an earlier version to its owner, if the file system has modes.
 fn narrow(file: &File) {
     if file.metadata().is_ok_and(|meta| meta.mode() & 0o7777 != MODE) {
         let _ = file.set_permissions(fs::Permissions::from_mode(MODE));
     }
 }
 
-/// Whether an open file is the one at `path`; not, where there is none.
+/// Returns true if `path` names the open file.
 fn same(open: &fs::Metadata, path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|named| (open.dev(), open.ino()) == (named.dev(), named.ino()))
 }
 
-/// The process that holds a flock(2) on a file, as the kernel says (proc_locks(5)); `None` where there is none, where it is in
-/// another pid namespace, or where the file system shows another device number there than in stat(2), as btrfs does.
+/// Returns the PID that holds a flock(2) on a file (proc_locks(5)). `None` if there is none, if it
+/// is in another PID namespace, or if the file system reports another device number there than in
+/// stat(2), as btrfs does.
 pub fn holding_process(path: &Path) -> Option<u32> {
     let file = fs::metadata(path).ok()?;
     let (major, minor) = (rustix::fs::major(file.dev()), rustix::fs::minor(file.dev()));
     let place = format!("{major:02x}:{minor:02x}:{}", file.ino());
-    // `1: FLOCK ADVISORY WRITE 4711 08:01:1234 0 EOF`; whoever waits has `->` behind the number.
+    // `1: FLOCK ADVISORY WRITE 4711 08:01:1234 0 EOF`; a waiting process has `->` after the number.
     fs::read_to_string("/proc/locks").ok()?.lines().find_map(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
         let [_, "FLOCK", _, _, pid, at, ..] = words[..] else { return None };
@@ -157,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_loser_is_told_the_winners_pid() {
+    fn refused_process_gets_the_holders_pid() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         let lock = Lock::acquire(&path).unwrap();
@@ -170,24 +173,24 @@ mod tests {
     }
 
     #[test]
-    fn who_may_only_read_cannot_hold_it() {
+    fn readers_cannot_acquire_the_lock() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         let mode = || fs::metadata(&path).unwrap().mode() & 0o7777;
         drop(Lock::acquire(&path).unwrap());
         assert_eq!(mode(), 0o600);
-        // As an earlier version made it: narrowed also by one that finds it taken.
+        // A file of an earlier version is restricted even if its lock is held.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         let reader = File::open(&path).unwrap();
         flock::shared(&reader).unwrap();
-        assert!(matches!(Lock::acquire(&path), Err(Error::Taken { .. })));
+        assert!(matches!(Lock::acquire(&path), Err(Error::Held { .. })));
         assert_eq!(mode(), 0o600);
         drop(reader);
         Lock::acquire(&path).unwrap();
     }
 
     #[test]
-    fn only_the_lock_itself_is_inherited() {
+    fn only_the_lock_file_is_inherited() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         let lock = Lock::acquire(&path).unwrap();

@@ -1,15 +1,15 @@
-//! What tells this host from others: machine-id(5).
+//! The unique ID of this host: machine-id(5).
 
 use std::{fs, io, sync::OnceLock};
 
 const PATH: &str = "/etc/machine-id";
 
-/// The machine id; empty where there is none.
+/// Returns the machine ID; empty if there is none.
 pub fn read() -> String {
     fs::read_to_string(PATH).map(|id| id.trim().to_owned()).unwrap_or_default()
 }
 
-/// The machine id; `None` where the host has none, or none yet. Read once by a process.
+/// Returns the machine ID; `None` if the host has none yet. Each process reads the file once.
 ///
 /// # Errors
 /// The file exists and cannot be read.
@@ -26,7 +26,7 @@ pub fn known() -> io::Result<Option<&'static str>> {
     Ok(KNOWN.get_or_init(|| id).as_deref())
 }
 
-/// 32 hexadecimal digits; `uninitialized` in an image that has not booted yet.
+/// 32 hexadecimal digits; `uninitialized` in an image that has not booted.
 fn valid(text: &str) -> Option<&str> {
     let id = text.trim();
     (id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(id)
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_32_hexadecimal_digits_are_an_id() {
+    fn id_is_32_hexadecimal_digits() {
         let id = "0123456789abcdef0123456789abcdef";
         assert_eq!(valid(&format!("{id}\n")), Some(id));
         for text in ["", "uninitialized\n", "../../0123456789abcdef0123456789", &id[1..]] {

@@ -1,13 +1,14 @@
-//! How much memory the host has (proc_meminfo(5)).
+//! The host's memory (proc_meminfo(5)).
 
 use std::{fs, path::Path};
 
-/// `MemTotal` in bytes; `proc` is `/proc`.
+/// Returns `MemTotal` in bytes; `proc` is `/proc`.
 pub fn total(proc: &Path) -> Option<u64> {
     line(proc, "MemTotal:")
 }
 
-/// `Hugetlb` in bytes: what is set aside as huge pages of any size, used or not (Linux 4.16).
+/// Returns `Hugetlb` in bytes: memory reserved for huge pages of any size, used or not (Linux
+/// 4.16).
 pub fn huge_pages(proc: &Path) -> Option<u64> {
     line(proc, "Hugetlb:")
 }
@@ -23,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_total_in_bytes() {
+    fn sizes_are_in_bytes() {
         let proc = tempfile::tempdir().unwrap();
         assert_eq!(total(proc.path()), None);
         for (text, bytes) in [

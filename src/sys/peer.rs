@@ -1,4 +1,4 @@
-//! Whose process is at the other end of a Unix socket: asked of the kernel, which took it down at the connection.
+//! The credentials of the peer of a Unix socket, which the kernel recorded at connection time.
 
 use std::{
     io,
@@ -11,13 +11,14 @@ use rustix::net::sockopt::socket_peercred;
 
 use crate::value::Peer;
 
-/// How many groups are asked for at first: more than almost any account has (NGROUPS_MAX is 65536).
+/// The initial buffer size in groups: more than almost any account has (NGROUPS_MAX is 65536).
 const GROUPS: usize = 64;
 
-/// The user and all groups of the peer.
+/// Returns the UID and all GIDs of the peer.
 ///
 /// # Errors
-/// It is no Unix socket. A kernel older than 4.13 has no SO_PEERGROUPS: the first group is all that is known then.
+/// The descriptor is not a Unix socket. On kernels before 4.13 without SO_PEERGROUPS only the
+/// primary group is returned.
 pub fn of(socket: BorrowedFd<'_>) -> io::Result<Peer> {
     let credentials = socket_peercred(socket)?;
     let groups = match groups(socket, GROUPS) {
@@ -27,12 +28,14 @@ pub fn of(socket: BorrowedFd<'_>) -> io::Result<Peer> {
     Ok(Peer { uid: credentials.uid.as_raw(), gid: credentials.gid.as_raw(), groups })
 }
 
-/// SO_PEERGROUPS (socket(7) does not have it; net/core/sock.c, `SO_PEERGROUPS`): with too little room it says how much there has to be.
+/// SO_PEERGROUPS (not in socket(7); net/core/sock.c): if the buffer is too small, the kernel
+/// returns the required size.
 fn groups(socket: BorrowedFd<'_>, room: usize) -> io::Result<Vec<u32>> {
     let mut groups: Vec<libc::gid_t> = vec![0; room];
     let given = size_of::<libc::gid_t>() * room;
     let mut bytes = libc::socklen_t::try_from(given).map_err(io::Error::other)?;
-    // SAFETY: the kernel writes at most `bytes` bytes, which is how large `groups` is, and says how many those were.
+    // SAFETY: the kernel writes at most `bytes` bytes, the size of `groups`, and returns the number
+    // of bytes written.
     let done = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
@@ -62,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_other_end_of_a_pair_is_oneself() {
+    fn peer_of_a_socketpair_is_this_process() {
         let (one, _other) = UnixStream::pair().unwrap();
         let peer = of(one.as_fd()).unwrap();
         assert_eq!(peer.uid, nix::unistd::geteuid().as_raw());
@@ -76,8 +79,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_unix_socket_has_no_peer() {
-        // The kernel knows nobody at the other end of another socket, and says so by errors or by a number that no user has.
+    fn other_sockets_have_no_peer() {
+        // For other sockets the kernel returns an error or an invalid UID.
         let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let user = of(tcp.as_fd()).map_or(u32::MAX, |peer| peer.uid);
         assert_eq!(user, u32::MAX);

@@ -1,4 +1,4 @@
-//! A process that is watched and signalled by descriptor, child or not: the pid cannot come to mean another process.
+//! A process referred to by descriptor, child or not: a reused PID never denotes another process.
 
 use std::{
     fs, io,
@@ -24,24 +24,26 @@ use super::readable_fd::readable;
 
 pub use rustix::process::Signal;
 
-/// How long init may take to reap a process that is not our child, before its status is given up.
+/// The time for PID 1 to reap a process that is not our child, before its exit status counts as
+/// unknown.
 const REAPED_WITHIN: Duration = Duration::from_millis(100);
 
 nix::ioctl_readwrite_bad!(
-    /// What the kernel keeps of a process for as long as a pidfd is open; its exit status since Linux 6.15.
+    /// The kernel's record of a process while a pidfd is open; includes the exit status since Linux
+    /// 6.15.
     pidfd_get_info,
     PIDFD_GET_INFO,
     pidfd_info
 );
 
-/// How a process ended.
+/// The exit status of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// By itself, with this code.
+    /// Exited with this code.
     Code(i32),
-    /// By this signal.
+    /// Terminated by this signal.
     Signal(i32),
-    /// It was not our child, and the kernel is older than 6.15: nobody can tell.
+    /// Unknown: the process was not our child and the kernel is older than 6.15.
     Unknown,
 }
 
@@ -53,22 +55,22 @@ pub struct Process {
 }
 
 impl Process {
-    /// The process that has `pid` now.
+    /// Opens the process that currently has `pid`.
     ///
     /// # Errors
-    /// There is none.
+    /// No such process exists.
     pub fn open(pid: u32) -> io::Result<Self> {
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
         let raw = raw.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
         Ok(Self { pid, fd: pidfd_open(raw, PidfdFlags::empty())? })
     }
 
-    /// Its pid.
+    /// Returns the PID.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// Whether it has not ended yet; a zombie has.
+    /// Returns true if the process has not ended; a zombie has ended.
     pub fn is_alive(&self) -> bool {
         !self.ended_within(Duration::ZERO)
     }
@@ -87,18 +89,18 @@ impl Process {
         }
     }
 
-    /// Waits for its end, and reaps it if it is our child.
+    /// Waits for the exit of the process, and reaps it if it is a child.
     pub async fn wait(&self) -> Exit {
-        // Watching for readability registers the descriptor itself, so it is a copy that is registered.
+        // The runtime registers the descriptor itself, so a copy is registered.
         if let Ok(copy) = self.fd.try_clone()
             && let Ok(watched) = readable(Arc::new(copy))
         {
-            // A pidfd becomes readable when the process ends, pidfd_open(2).
+            // A pidfd becomes readable when its process ends, pidfd_open(2).
             if let Ok(mut ready) = watched.readable().await {
                 ready.clear_ready();
             }
             return match self.reap() {
-                Exit::Unknown => told_afterwards(&watched).await,
+                Exit::Unknown => exit_status_after_reap(&watched).await,
                 exit => exit,
             };
         }
@@ -125,12 +127,12 @@ impl Process {
     /// Sends a signal.
     ///
     /// # Errors
-    /// It has ended, or is not ours to signal.
+    /// The process has ended, or belongs to another user.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
         Ok(pidfd_send_signal(&self.fd, signal)?)
     }
 
-    /// Ends it at once and waits until it has gone, for at most five seconds.
+    /// Sends SIGKILL and waits at most five seconds for the exit.
     pub fn kill_and_reap(&self) {
         let _ = self.signal(Signal::KILL);
         if self.ended_within(Duration::from_secs(5)) {
@@ -139,13 +141,13 @@ impl Process {
     }
 }
 
-/// The status of an ended process that is another's child: the kernel tells it once that one has reaped it, and wakes
-/// the descriptor a second time then.
-async fn told_afterwards(watched: &AsyncFd<Arc<OwnedFd>>) -> Exit {
+/// Returns the exit status of a process that is not our child: the kernel provides it after the
+/// parent has reaped the process, and wakes the descriptor again then.
+async fn exit_status_after_reap(watched: &AsyncFd<Arc<OwnedFd>>) -> Exit {
     let reaped = async {
         loop {
             match info(watched.get_ref()) {
-                // ESRCH: ended, not reaped, or not told by this kernel.
+                // ESRCH: ended and not reaped, or not supported by this kernel.
                 Ok(None) | Err(nix::errno::Errno::ESRCH) => {}
                 Ok(Some(exit)) => return exit,
                 Err(_) => return Exit::Unknown,
@@ -159,12 +161,13 @@ async fn told_afterwards(watched: &AsyncFd<Arc<OwnedFd>>) -> Exit {
     tokio::time::timeout(REAPED_WITHIN, reaped).await.unwrap_or(Exit::Unknown)
 }
 
-/// The exit status that is kept with the descriptor; `None` while there is none.
+/// Returns the exit status stored with the descriptor; `None` while the process runs.
 fn info(fd: &OwnedFd) -> nix::Result<Option<Exit>> {
-    // SAFETY: a pidfd_info is integers only: all zeros is one of its values.
+    // SAFETY: `pidfd_info` contains only integers, for which zero is a valid value.
     let mut info: pidfd_info = unsafe { std::mem::zeroed() };
     info.mask = PIDFD_INFO_EXIT.into();
-    // SAFETY: the descriptor is open, and the request names the size of this very type, which outlives the call.
+    // SAFETY: the descriptor is open, and the request encodes the size of this type, which outlives
+    // the call.
     unsafe { pidfd_get_info(fd.as_raw_fd(), &raw mut info) }?;
     let told = info.mask & u64::from(PIDFD_INFO_EXIT) != 0;
     let status = ExitStatus::from_raw(info.exit_code);
@@ -172,18 +175,18 @@ fn info(fd: &OwnedFd) -> nix::Result<Option<Exit>> {
     Ok(told.then(|| status.code().map(Exit::Code).or_else(signal).unwrap_or(Exit::Unknown)))
 }
 
-/// The process with this pid that started then, on this boot; `None` where it is proven to have ended.
+/// Returns the process with this PID and start time on this boot; `None` if it has provably ended.
 ///
 /// # Errors
-/// It is not known whether it has ended.
+/// Cannot determine whether the process has ended.
 pub fn find(pid: u32, started: u64, boot: &str) -> io::Result<Option<Process>> {
     if boot != boot_id()? {
         return Ok(None);
     }
-    // The descriptor comes first: what it names cannot change any more while its start time is compared.
+    // Opened first: the process that it denotes cannot change while the start time is compared.
     let process = match Process::open(pid) {
         Ok(process) => process,
-        // EINVAL, since Linux 6.16 ENOENT: the pid is that of a thread, so no process has it.
+        // EINVAL (since Linux 6.16 ENOENT): the PID is that of a thread, so no process has it.
         Err(error) => match error.raw_os_error().map(Errno::from_raw_os_error) {
             Some(Errno::SRCH | Errno::INVAL | Errno::NOENT) => return Ok(None),
             _ => return Err(error),
@@ -191,30 +194,31 @@ pub fn find(pid: u32, started: u64, boot: &str) -> io::Result<Option<Process>> {
     };
     let is_same = match start_time(pid) {
         Ok(time) => time == started,
-        // The entry in /proc goes with the process.
+        // The /proc entry vanishes with the process.
         Err(_) if !process.is_alive() => false,
         Err(error) => return Err(error),
     };
     Ok((is_same && process.is_alive()).then_some(process))
 }
 
-/// When a process started, in clock ticks since boot (proc_pid_stat(5), field 22). A process that has ended has one until it is reaped.
+/// Returns the start time of a process in clock ticks since boot (proc_pid_stat(5), field 22). An
+/// ended process has one until it is reaped.
 ///
 /// # Errors
-/// There is no such process, or its start time cannot be read.
+/// The process does not exist, or its start time cannot be read.
 pub fn start_time(pid: u32) -> io::Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The second field is the command in parentheses, and may hold anything, even a parenthesis.
+    // The second field is the command in parentheses, which may itself contain parentheses.
     let field = stat.rsplit_once(") ").and_then(|(_, fields)| fields.split(' ').nth(19));
     let malformed =
         || io::Error::new(io::ErrorKind::InvalidData, "no start time in /proc/PID/stat");
     field.and_then(|field| field.parse().ok()).ok_or_else(malformed)
 }
 
-/// What tells this boot from all others.
+/// Returns the boot ID, which is unique to this boot.
 ///
 /// # Errors
-/// It cannot be read.
+/// The file cannot be read.
 pub fn boot_id() -> io::Result<String> {
     let id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
     match id.is_empty() {
@@ -230,7 +234,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn tells_how_a_child_ended() {
+    async fn exit_of_a_child_is_reported() {
         for (script, exit) in [("exit 3", Exit::Code(3)), ("kill -9 $$", Exit::Signal(9))] {
             #[allow(clippy::zombie_processes)] // `wait` below is what is tested.
             let child = Command::new("sh").args(["-c", script]).spawn().unwrap();
@@ -241,19 +245,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn sees_the_end_of_a_process_that_is_not_its_child() {
+    async fn exit_of_a_non_child_is_reported() {
         let script = "sleep 600 >/dev/null 2>&1 & echo $!";
         let output = Command::new("sh").args(["-c", script]).output().unwrap();
         let pid: u32 = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
         let process = find(pid, start_time(pid).unwrap(), &boot_id().unwrap()).unwrap().unwrap();
         process.signal(Signal::KILL).unwrap();
-        // `Unknown` on Linux older than 6.15, and where PID 1 does not reap within 100 ms.
+        // `Unknown` before Linux 6.15, and if PID 1 does not reap within 100 ms.
         let exit = process.wait().await;
         assert!(matches!(exit, Exit::Signal(9) | Exit::Unknown), "{exit:?}");
     }
 
     #[test]
-    fn a_pid_that_was_used_again_is_not_the_same_process() {
+    fn reused_pid_is_another_process() {
         let own = std::process::id();
         let started = start_time(own).unwrap();
         let boot = boot_id().unwrap();
@@ -263,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn pid_of_a_thread_is_no_process() {
+    fn pid_of_a_thread_is_not_found() {
         let (send, receive) = std::sync::mpsc::channel();
         let (done, wait) = std::sync::mpsc::channel::<()>();
         std::thread::scope(|scope| {
@@ -275,11 +279,11 @@ mod tests {
             assert!(find(thread, 1, &boot_id().unwrap()).unwrap().is_none());
             drop(done);
         });
-        assert!(find(0, 1, &boot_id().unwrap()).is_err(), "no pid at all");
+        assert!(find(0, 1, &boot_id().unwrap()).is_err(), "0 is not a PID");
     }
 
     #[test]
-    fn a_part_of_a_second_is_waited_for() {
+    fn partial_seconds_are_waited_for() {
         let mut child = Command::new("sleep").arg("600").spawn().unwrap();
         let process = Process::open(child.id()).unwrap();
         let (begun, limit) = (Instant::now(), Duration::from_millis(50));
@@ -290,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_zombie_has_ended() {
+    fn zombie_has_ended() {
         #[allow(clippy::zombie_processes)] // `reap` below is what is tested.
         let child = Command::new("true").spawn().unwrap();
         let process = Process::open(child.id()).unwrap();

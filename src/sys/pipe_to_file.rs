@@ -1,11 +1,11 @@
-//! A stream of bytes into a file.
+//! Copies a stream of bytes to a file.
 
 use std::{fs::File, io, os::unix::net::UnixStream};
 
-/// Writes what comes, to its end, through to the disk; the bytes.
+/// Copies the stream until its end and syncs the file; returns the number of bytes.
 ///
 /// # Errors
-/// Mostly: no room.
+/// The file cannot be written, usually for lack of disk space.
 pub fn receive(mut from: UnixStream, mut to: File) -> io::Result<u64> {
     from.set_nonblocking(false)?;
     let bytes = io::copy(&mut from, &mut to)?;

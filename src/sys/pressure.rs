@@ -1,30 +1,31 @@
-//! How long the processes of a cgroup were held up for want of something (Documentation/accounting/psi.rst).
+//! Pressure stall information of a cgroup (Documentation/accounting/psi.rst).
 
 use std::{fs, path::Path};
 
-/// The account of one resource.
+/// The stall times of one resource.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Pressure {
-    /// At least one was held up, in seconds.
+    /// Seconds in which at least one task was stalled.
     pub some: f64,
-    /// All were at once, in seconds.
+    /// Seconds in which all tasks were stalled.
     pub full: f64,
-    /// Of the last ten seconds, in percent, at least one was.
+    /// The percentage of the last ten seconds in which at least one task was stalled.
     pub some_avg10: f64,
 }
 
-/// The accounts of `cpu`, `memory` and `io`.
+/// The stall times of `cpu`, `memory` and `io`.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Pressures {
-    /// For want of a CPU.
+    /// Waiting for a CPU.
     pub cpu: Pressure,
-    /// For want of memory.
+    /// Waiting for memory.
     pub memory: Pressure,
-    /// For want of disks.
+    /// Waiting for I/O.
     pub io: Pressure,
 }
 
-/// Those of a cgroup, or of the whole host in `/proc/pressure`; `None` where the kernel keeps none.
+/// Reads the pressure of a cgroup, or of the host from `/proc/pressure`; `None` if the kernel has
+/// no PSI.
 pub fn of(directory: &Path) -> Option<Pressures> {
     let read = |name: &str| {
         let text = fs::read_to_string(directory.join(format!("{name}.pressure")));
@@ -38,7 +39,7 @@ fn parse(text: &str) -> Pressure {
     let value = |line: Option<&str>, key: &str| {
         let mut words = line?.split_whitespace();
         let number: f64 = words.find_map(|word| word.strip_prefix(key))?.parse().ok()?;
-        // Rust reads `inf` and `NaN` as well.
+        // Rust also parses `inf` and `NaN`.
         (number.is_finite() && number >= 0.0).then_some(number)
     };
     let (some, full) = (line("some "), line("full "));
@@ -54,8 +55,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernels_lines() {
-        let text = "some avg10=1.25 avg60=0.00 avg300=0.00 total=2500000\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=500000\n";
+    fn kernel_lines_are_parsed() {
+        let text = "some avg10=1.25 avg60=0.00 avg300=0.00 total=2500000\nfull avg10=0.00 \
+            avg60=0.00 avg300=0.00 total=500000\n";
         assert_eq!(parse(text), Pressure { some: 2.5, full: 0.5, some_avg10: 1.25 });
         for nonsense in ["nonsense", "some avg10=NaN total=inf", "some avg10=-1 total=-5"] {
             assert_eq!(parse(nonsense), Pressure::default());

@@ -1,30 +1,31 @@
-//! What a process has used: proc_pid_stat(5), proc_pid_statm(5), and the scheduler's own account of a thread (Documentation/scheduler/sched-stats.rst).
+//! Resource usage of processes and threads: proc_pid_stat(5), proc_pid_statm(5), and
+//! Documentation/scheduler/sched-stats.rst.
 
 use std::{fs, path::Path};
 
-/// What a process has used so far.
+/// The resource usage of a process.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Used {
-    /// CPU time of all its threads, in seconds.
+    /// CPU time of all threads, in seconds.
     pub cpu_seconds: f64,
-    /// Its resident set, in bytes.
+    /// Resident set size, in bytes.
     pub resident_bytes: u64,
 }
 
-/// What a thread has had of the CPUs.
+/// The scheduling statistics of a thread.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Thread {
-    /// It ran, in seconds.
+    /// Time on a CPU, in seconds.
     pub ran: f64,
-    /// It could have run, and waited for a CPU, in seconds: to the guest this is stolen time.
+    /// Time waiting for a CPU, in seconds; the guest sees it as stolen time.
     pub waited: f64,
 }
 
-/// What the process has used; `proc` is `/proc`. `None` where it is gone.
+/// Reads the resource usage of a process; `proc` is `/proc`. `None` if the process does not exist.
 pub fn used(proc: &Path, pid: u32) -> Option<Used> {
     let dir = proc.join(pid.to_string());
     let stat = fs::read_to_string(dir.join("stat")).ok()?;
-    // The second field is the name, in parentheses, and may have any byte in it.
+    // The second field is the name in parentheses, which may contain any byte.
     let (_, fields) = stat.rsplit_once(") ")?;
     let field = |number: usize| fields.split(' ').nth(number - 3)?.parse::<u64>().ok();
     let ticks = field(14)?.checked_add(field(15)?)?;
@@ -36,7 +37,7 @@ pub fn used(proc: &Path, pid: u32) -> Option<Used> {
     })
 }
 
-/// What a thread of the process has had; `None` where it is gone, or the kernel keeps no account.
+/// Reads the statistics of a thread; `None` if it does not exist, or the kernel has no statistics.
 pub fn thread(proc: &Path, pid: u32, thread: u32) -> Option<Thread> {
     let path = proc.join(format!("{pid}/task/{thread}/schedstat"));
     let text = fs::read_to_string(path).ok()?;
@@ -50,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_with_everything_in_it() {
+    fn name_may_contain_parentheses() {
         let dir = tempfile::tempdir().unwrap();
         let write = |path: &str, text: &str| {
             let path = dir.path().join(path);
@@ -72,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn of_ourselves_there_is_something() {
+    fn own_usage_is_read() {
         let found = used(Path::new("/proc"), std::process::id()).unwrap();
         assert!(found.resident_bytes > 1 << 20, "{found:?}");
     }

@@ -1,4 +1,4 @@
-//! How long work is told about, and how it is called off.
+//! Progress reports and cancellation of long operations.
 
 use std::{
     sync::{
@@ -10,43 +10,43 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Set once, by whoever wants the work to end; looked at at least every 100 ms by whoever does it.
+/// A cancellation flag. The operation checks it at least every 100 ms.
 #[derive(Debug, Clone, Default)]
 pub struct Cancel(Arc<AtomicBool>);
 
 impl Cancel {
-    /// Calls the work off.
+    /// Requests cancellation.
     pub fn set(&self) {
         self.0.store(true, Ordering::Release);
     }
 
-    /// It was called off.
+    /// Returns true if cancellation was requested.
     pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 }
 
-/// What is being done.
+/// The kind of operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Doing {
-    /// Another process fetches the image.
+    /// Another process downloads the image.
     Waiting,
-    /// Bytes come over the network, or from a file that must be unpacked.
+    /// Downloading, or decompressing a file.
     Fetching,
-    /// A file's digest is worked out.
+    /// Computing the digest of a file.
     Verifying,
-    /// A disk is copied from its image.
+    /// Copying a disk from its image.
     Copying,
-    /// A disk is converted from its image; how far is not known.
+    /// Converting a disk from its image; the progress is unknown.
     Converting,
-    /// A disk is written into an archive.
+    /// Writing a disk to an archive.
     Exporting,
-    /// A disk is read out of an archive.
+    /// Reading a disk from an archive.
     Importing,
 }
 
 impl Doing {
-    /// The beginning of a sentence that goes on with what it is done to.
+    /// Returns the verb phrase of a progress line, before the object.
     pub const fn verb(self) -> &'static str {
         match self {
             Self::Waiting => "waiting for",
@@ -60,29 +60,30 @@ impl Doing {
     }
 }
 
-/// Where the work stands. While `done` rises, it makes progress.
+/// The progress of an operation. `done` increases while work progresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct At<'a> {
-    /// What is being done.
+    /// The kind of operation.
     pub doing: Doing,
-    /// To what.
+    /// The object of the operation.
     pub what: &'a str,
-    /// So many bytes of it.
+    /// The number of bytes processed.
     pub done: u64,
-    /// Of so many, where that is known.
+    /// The total number of bytes, if known.
     pub total: Option<u64>,
 }
 
-/// Whoever is told. A supervisor extends systemd's timeout and sets its status; a verb draws a bar.
+/// A receiver of progress reports. A supervisor extends systemd's timeout and sets its status; a
+/// verb draws a bar.
 pub trait Progress {
-    /// Called at least every 100 ms or so, whether or not anything moved.
+    /// Called about every 100 ms, also without progress.
     fn at(&mut self, at: &At<'_>);
 
-    /// Something that happened once and is worth a line: a retry, a wait for another process.
+    /// A single event that is worth a line: a retry, a wait for another process.
     fn note(&mut self, text: &str);
 }
 
-/// Tells nobody.
+/// Discards all reports.
 #[derive(Debug, Default)]
 pub struct Quiet;
 
@@ -91,23 +92,23 @@ impl Progress for Quiet {
     fn note(&mut self, _: &str) {}
 }
 
-/// On standard error: a bar where that is a terminal, elsewhere a line every few seconds.
+/// Reports on standard error: a bar on a terminal, otherwise a line every few seconds.
 #[derive(Debug)]
-pub struct Shown {
+pub struct TerminalProgress {
     bar: Option<ProgressBar>,
     terminal: bool,
     every: Duration,
     last: Instant,
 }
 
-impl Shown {
-    /// For standard error, which is a terminal or is not.
+impl TerminalProgress {
+    /// Returns a reporter; `terminal` tells whether standard error is a terminal.
     pub fn new(terminal: bool) -> Self {
         Self { bar: None, terminal, every: Duration::from_secs(5), last: Instant::now() }
     }
 }
 
-impl Progress for Shown {
+impl Progress for TerminalProgress {
     fn at(&mut self, at: &At<'_>) {
         if !self.terminal {
             if self.last.elapsed() >= self.every {
@@ -137,7 +138,7 @@ impl Progress for Shown {
     }
 }
 
-impl Drop for Shown {
+impl Drop for TerminalProgress {
     fn drop(&mut self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
@@ -145,7 +146,7 @@ impl Drop for Shown {
     }
 }
 
-/// Where the work stands, as one line: `fetching https://… 12 of 345 MiB`.
+/// Formats a report as one line: `fetching https://… 12 of 345 MiB`.
 pub fn line(at: &At<'_>) -> String {
     let mib = |bytes: u64| bytes >> 20;
     let (verb, what) = (at.doing.verb(), at.what);
@@ -163,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines() {
+    fn lines_have_known_amounts() {
         let mut at = At { doing: Doing::Fetching, what: "x", done: 0, total: None };
         assert_eq!(line(&at), "fetching x");
         (at.done, at.total) = (3 << 20, Some(7 << 20));

@@ -1,4 +1,4 @@
-//! The QEMU processes of this host, by their command lines and by the files that they have open (proc(5)).
+//! Finds QEMU processes by their command lines and open files (proc(5)).
 
 use std::{
     fs, io,
@@ -8,73 +8,92 @@ use std::{
 
 use rustix::fs::{AtFlags, CWD, StatxFlags, makedev, statx};
 
-/// A process that was started as QEMU is by qvm.
+/// A process with the command line of a QEMU started by qvm.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QemuProcess {
-    /// Its pid.
+    /// The PID.
     pub pid: u32,
     arguments: Vec<String>,
 }
 
 impl QemuProcess {
-    /// The value of an argument such as `-uuid`.
+    /// Returns the value of an argument such as `-uuid`.
     fn value(&self, key: &str) -> Option<&str> {
         let at = self.arguments.iter().position(|argument| argument == key)?;
         self.arguments.get(at + 1).map(String::as_str)
     }
 
-    /// The machine's name.
+    /// Returns the name of the machine.
     pub fn name(&self) -> Option<&str> {
         self.value("-name").map(|value| value.split(',').next().unwrap_or(value))
     }
 
-    /// The machine's UUID.
+    /// Returns the UUID of the machine.
     pub fn uuid(&self) -> Option<&str> {
         self.value("-uuid")
     }
 
-    /// The files that were passed to it as descriptors, as `-add-fd` names them.
+    /// Returns the files that were passed as descriptors, from `-add-fd`.
     pub fn files(&self) -> impl Iterator<Item = PathBuf> {
         let values = self.arguments.windows(2).filter(|pair| pair[0] == "-add-fd");
         values.filter_map(|pair| {
             let (_, opaque) = pair[1].split_once("opaque=")?;
             let (_, path) = opaque.split_once(' ')?;
-            // A comma is doubled in QEMU's `key=value`.
+            // QEMU's `key=value` syntax doubles commas.
             Some(PathBuf::from(path.replace(",,", ",")))
         })
     }
 }
 
-/// All of them.
+/// The read size of command lines in bytes; that of a QEMU process has 2 to 4 KiB.
+const LINE: usize = 16 << 10;
+
+/// The QEMU processes of the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct QemuProcesses {
-    /// In the order of /proc.
+    /// The processes, in the order of /proc.
     pub all: Vec<QemuProcess>,
-    /// Other users' processes are hidden from this one, or some of them are.
+    /// Some or all processes of other users are hidden.
     pub is_partial: bool,
 }
 
-/// Reads the command lines of all processes.
+/// Lists the QEMU processes.
 ///
 /// # Errors
-/// /proc cannot be read. A process that ends meanwhile is no error.
+/// /proc cannot be read. A process that ends during the listing is no error.
 pub fn list() -> io::Result<QemuProcesses> {
     let mut found = QemuProcesses { all: vec![], is_partial: fs::metadata("/proc/1").is_err() };
+    let mut line = Vec::with_capacity(LINE);
     for pid in pids()? {
-        let line = match fs::read(format!("/proc/{pid}/cmdline")) {
-            Ok(line) => line,
+        match read_line(pid, &mut line) {
+            Ok(()) => {}
             Err(error) if has_ended(&error) => continue,
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 found.is_partial = true;
                 continue;
             }
             Err(error) => return Err(error),
-        };
+        }
         if let Some(process) = qemu(pid, &line) {
             found.all.push(process);
         }
     }
     Ok(found)
+}
+
+/// Reads the command line of a process; empty for a thread of the kernel. A start waits for the
+/// scan of all processes, so three system calls a process are few: [`fs::read`] makes nine.
+fn read_line(pid: u32, line: &mut Vec<u8>) -> io::Result<()> {
+    let file = fs::File::open(format!("/proc/{pid}/cmdline"))?;
+    line.clear();
+    loop {
+        line.reserve(LINE);
+        match rustix::io::read(&file, rustix::buffer::spare_capacity(line)) {
+            Ok(0) => return Ok(()),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 fn pids() -> io::Result<Vec<u32>> {
@@ -85,13 +104,13 @@ fn pids() -> io::Result<Vec<u32>> {
     Ok(pids)
 }
 
-/// What reading below /proc/PID comes to when the process is gone.
+/// Returns true if an error below /proc/PID means that the process has ended.
 fn has_ended(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound
         || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
 }
 
-/// A QEMU of qvm has both of these arguments.
+/// Every QEMU started by qvm has both arguments.
 fn qemu(pid: u32, line: &[u8]) -> Option<QemuProcess> {
     let has = |key: &[u8]| line.split(|byte| *byte == 0).any(|argument| argument == key);
     if !(has(b"-uuid") && has(b"-name")) {
@@ -102,10 +121,11 @@ fn qemu(pid: u32, line: &[u8]) -> Option<QemuProcess> {
     Some(QemuProcess { pid, arguments })
 }
 
-/// The QEMU processes that have one of these files open. A process whose descriptors may not be read is passed over.
+/// Returns the QEMU processes that have one of these files open. A process whose descriptors may
+/// not be read is skipped.
 ///
 /// # Errors
-/// /proc or one of the files cannot be read. A file that does not exist is passed over.
+/// /proc or one of the files cannot be read. A missing file is skipped.
 pub fn with_open_file(paths: &[PathBuf]) -> io::Result<Vec<QemuProcess>> {
     let mut inodes = vec![];
     for path in paths {
@@ -124,20 +144,20 @@ pub fn with_open_file(paths: &[PathBuf]) -> io::Result<Vec<QemuProcess>> {
     Ok(all)
 }
 
-/// Device and inode number of the open file that a link in /proc/PID/fd leads to, also where the
-/// file was renamed or removed. `None` where they cannot be read.
+/// Returns device and inode number of the file that a link in /proc/PID/fd refers to, even if the
+/// file was renamed or removed. `None` if they cannot be read.
 ///
-/// The storage of the file is not asked: other VMs may have files open on storage that hangs.
+/// The storage of the file is not accessed: other VMs may have files on storage that hangs.
 fn open_inode(link: &Path) -> Option<(u64, u64)> {
     let stat = statx(CWD, link, AtFlags::STATX_DONT_SYNC, StatxFlags::INO).ok()?;
     Some((makedev(stat.stx_dev_major, stat.stx_dev_minor), stat.stx_ino))
 }
 
-/// Whether the program that a process executes is a QEMU: by its file's name, or because it is one of these files. The dynamic
-/// loader is what its argument is.
+/// Returns true if a process executes QEMU: by its file name, or because it is one of the `known`
+/// files. For the dynamic loader, its argument is examined.
 ///
 /// # Errors
-/// It is not known.
+/// The program cannot be determined.
 pub fn executes_qemu(process: &QemuProcess, known: &[&Path]) -> io::Result<bool> {
     let link = fs::read_link(format!("/proc/{}/exe", process.pid))?;
     let text = link.to_string_lossy();
@@ -148,18 +168,18 @@ pub fn executes_qemu(process: &QemuProcess, known: &[&Path]) -> io::Result<bool>
     }
     let name = program.file_name().unwrap_or_default().to_string_lossy();
     let is_loader = name.starts_with("ld-") || name.starts_with("ld.so");
-    Ok(is_loader && loaded(&process.arguments).is_some_and(is_qemu))
+    Ok(is_loader && loader_argument(&process.arguments).is_some_and(is_qemu))
 }
 
-/// A wrapped program of NixOS is called `.qemu-system-x86_64-wrapped`.
+/// NixOS names a wrapped program `.qemu-system-x86_64-wrapped`.
 fn is_qemu(program: &Path) -> bool {
     let name = program.file_name().unwrap_or_default().to_string_lossy();
     let name = name.strip_prefix('.').unwrap_or(&name);
     name == "qemu" || name == "qemu-kvm" || name.starts_with("qemu-system-")
 }
 
-/// The program that a dynamic loader is to load (ld.so(8)).
-fn loaded(arguments: &[String]) -> Option<&Path> {
+/// Returns the program that a dynamic loader executes (ld.so(8)).
+fn loader_argument(arguments: &[String]) -> Option<&Path> {
     let mut rest = arguments.iter().skip(1);
     loop {
         match rest.next()?.as_str() {
@@ -186,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn qemu_is_known_by_its_name_and_behind_a_loader() {
+    fn qemu_is_recognized_by_name_and_behind_loader() {
         for (path, is) in [
             ("/usr/bin/qemu-system-x86_64", true),
             ("/nix/store/x/bin/.qemu-system-x86_64-wrapped", true),
@@ -198,8 +218,8 @@ mod tests {
         }
         let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
         let line = words("/x/ld.so --library-path /x/lib --inhibit-cache /x/qemu -L /x/roms");
-        assert_eq!(loaded(&line), Some(Path::new("/x/qemu")));
-        assert_eq!(loaded(&words("/x/ld.so")), None);
+        assert_eq!(loader_argument(&line), Some(Path::new("/x/qemu")));
+        assert_eq!(loader_argument(&words("/x/ld.so")), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Descriptors whose readability a task waits for.
+//! Waits for readable descriptors.
 
 use std::{io, os::fd::OwnedFd, sync::Arc};
 
@@ -7,8 +7,9 @@ use tokio::io::{Interest, unix::AsyncFd};
 /// Registers a descriptor with the runtime, for readability only. Requires a runtime.
 ///
 /// # Errors
-/// The descriptor does not support epoll(7), or no descriptor is left.
+/// The descriptor does not support epoll(7), or the process has no free descriptor.
 pub(crate) fn readable(fd: Arc<OwnedFd>) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
-    // SAFETY: the `AsyncFd` shares the `OwnedFd`, which keeps one descriptor open until it is dropped.
+    // SAFETY: the `AsyncFd` shares the `OwnedFd`, which keeps the descriptor open until it is
+    // dropped.
     Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }

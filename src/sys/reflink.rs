@@ -1,4 +1,5 @@
-//! The same bytes in another file: shared with it where the file system can, else copied without filling holes.
+//! Copies file contents: by reflink if the file system supports it, else by copying without filling
+//! holes.
 
 use std::{
     fs::File,
@@ -11,26 +12,27 @@ use rustix::{
     io::Errno,
 };
 
-/// How it was done.
+/// How a file was copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum By {
     /// FICLONE, ioctl_ficlone(2): the blocks are shared until one side writes.
     Reflink,
-    /// By copying so many bytes.
+    /// Copied this number of bytes.
     Copy(u64),
 }
 
-/// How much is copied between two looks at `goes_on`.
+/// The number of bytes copied between two calls of `goes_on`.
 const STEP: usize = 16 << 20;
 
-/// Makes `to`, which is empty, a reflink of `from`; `false` where the file system cannot.
+/// Makes the empty file `to` a reflink of `from`; `false` if the file system does not support it.
 ///
 /// # Errors
-/// It can, and yet fails, as with a full file system.
+/// The reflink fails, for example on a full file system.
 pub fn reflink(from: &File, to: &File) -> io::Result<bool> {
     match ioctl_ficlone(to, from) {
         Ok(()) => Ok(true),
-        // What ioctl_ficlone(2) and the file systems say when they cannot do it between these two files.
+        // The errors of ioctl_ficlone(2) and of file systems that do not support reflinks between
+        // these files.
         Err(
             Errno::OPNOTSUPP
             | Errno::NOTTY
@@ -44,11 +46,11 @@ pub fn reflink(from: &File, to: &File) -> io::Result<bool> {
     }
 }
 
-/// Copies `from` into `to`, which is empty; holes stay holes. `goes_on` is told how many bytes are done, and
-/// ends it by saying `false`.
+/// Copies `from` to the empty file `to` and keeps holes. `goes_on` is called with the number of
+/// bytes copied and returns `false` to cancel.
 ///
 /// # Errors
-/// Reading or writing fails; `Interrupted` where `goes_on` said so.
+/// Reading or writing fails; `Interrupted` if canceled.
 pub fn copy(from: &File, to: &File, goes_on: &mut dyn FnMut(u64) -> bool) -> io::Result<u64> {
     let length = from.metadata()?.len();
     to.set_len(length)?;
@@ -57,7 +59,7 @@ pub fn copy(from: &File, to: &File, goes_on: &mut dyn FnMut(u64) -> bool) -> io:
         let (start, end) = match seek(from, SeekFrom::Data(at)) {
             Ok(start) => (start, seek(from, SeekFrom::Hole(start))?.min(length)),
             Err(Errno::NXIO) => break,
-            // A file system that knows no holes.
+            // A file system without holes.
             Err(Errno::INVAL | Errno::OPNOTSUPP) => (at, length),
             Err(e) => return Err(e.into()),
         };
@@ -72,7 +74,7 @@ pub fn copy(from: &File, to: &File, goes_on: &mut dyn FnMut(u64) -> bool) -> io:
                 match copy_file_range(from, Some(&mut read), to, Some(&mut written), most) {
                     Ok(0) => break,
                     Ok(done) => done,
-                    // Two file systems, or one that cannot: by hand from here on.
+                    // Two file systems, or no support: the rest is copied with read and write.
                     Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
                         in_kernel = false;
                         continue;
@@ -81,7 +83,7 @@ pub fn copy(from: &File, to: &File, goes_on: &mut dyn FnMut(u64) -> bool) -> io:
                     Err(e) => return Err(e.into()),
                 }
             } else {
-                match by_hand(from, to, at, most)? {
+                match copy_range_by_read_write(from, to, at, most)? {
                     0 => break,
                     done => done,
                 }
@@ -92,7 +94,7 @@ pub fn copy(from: &File, to: &File, goes_on: &mut dyn FnMut(u64) -> bool) -> io:
         if at < end {
             return Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
-                "it became shorter meanwhile",
+                "the source was truncated during the copy",
             ));
         }
     }
@@ -100,20 +102,21 @@ pub fn copy(from: &File, to: &File, goes_on: &mut dyn FnMut(u64) -> bool) -> io:
     Ok(copied)
 }
 
-fn by_hand(from: &File, to: &File, at: u64, most: usize) -> io::Result<usize> {
+fn copy_range_by_read_write(from: &File, to: &File, at: u64, most: usize) -> io::Result<usize> {
     let mut buffer = vec![0; most.min(1 << 20)];
     let read = from.read_at(&mut buffer, at)?;
     to.write_all_at(&buffer[..read], at)?;
     Ok(read)
 }
 
-/// A block of zeros of this size becomes a hole.
+/// The size in bytes of a block of zeros that becomes a hole.
 const BLOCK: usize = 64 << 10;
 
-/// Writes all of `from` into `to`, which is empty, leaving holes for blocks of zeros; says how long it is.
+/// Writes `from` to the empty file `to`, with holes for blocks of zeros; returns the length in
+/// bytes.
 ///
 /// # Errors
-/// Reading or writing fails. An error of reading is the one that `from` gave.
+/// Reading or writing fails. Errors of `from` are returned unchanged.
 pub fn write_sparse(from: &mut dyn Read, mut to: &File) -> io::Result<u64> {
     let mut block = vec![0; BLOCK];
     let mut length = 0;
@@ -162,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_has_the_same_bytes_and_holes() {
+    fn copy_preserves_bytes_and_holes() {
         let (from, to) = (sparse(), tempfile::tempfile().unwrap());
         let mut told = Vec::new();
         copy(&from, &to, &mut |done| {
@@ -171,12 +174,12 @@ mod tests {
         })
         .unwrap();
         assert!(content(&from) == content(&to));
-        assert!(to.metadata().unwrap().blocks() * 512 < 2 << 20, "holes were filled");
+        assert!(to.metadata().unwrap().blocks() * 512 < 2 << 20, "holes are filled");
         assert!(told.is_sorted() && told.len() >= 2, "{told:?}");
     }
 
     #[test]
-    fn a_copy_between_file_systems_too() {
+    fn copy_works_between_file_systems() {
         let Ok(other) = tempfile::tempfile_in("/dev/shm") else {
             return println!("skipped: no /dev/shm");
         };
@@ -186,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_can_be_called_off() {
+    fn copy_can_be_canceled() {
         let to = tempfile::tempfile().unwrap();
         let error = copy(&sparse(), &to, &mut |_| false).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::Interrupted);

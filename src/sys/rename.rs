@@ -1,4 +1,4 @@
-//! Other names for files and directories, without ever taking a name that is in use.
+//! Renames files and directories without replacing an existing one.
 
 use std::{fs, io, path::Path};
 
@@ -7,14 +7,14 @@ use rustix::{
     io::Errno,
 };
 
-/// What a file system says that does not know a flag of renameat2(2).
+/// The errors of a file system without support for a flag of renameat2(2).
 const UNKNOWN: [Errno; 3] = [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP];
 
-/// Gives `from` the name `to`, which nothing may have.
+/// Renames `from` to `to`, which must not exist.
 ///
 /// # Errors
-/// `AlreadyExists` where something has it; or it cannot be renamed.
-pub fn to_free(from: &Path, to: &Path) -> io::Result<()> {
+/// `AlreadyExists` if `to` exists; or the rename fails.
+pub fn no_replace(from: &Path, to: &Path) -> io::Result<()> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Err(error) if UNKNOWN.contains(&error) => match to.symlink_metadata() {
             Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
@@ -24,13 +24,14 @@ pub fn to_free(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Puts the directory `from` in the place of `link`, a symbolic link beside it that leads to it: at every instant `link` leads
-/// to its content. Where the file system cannot exchange two names (NFS, ZFS before 2.2), there is an instant between two
-/// system calls at which there is nothing called `link`; yet a link of another name leads there all the time.
+/// Replaces the symbolic link `link` by its target, the directory `from` beside it: at every
+/// instant `link` refers to the content. If the file system cannot exchange two names (NFS, ZFS
+/// before 2.2), `link` does not exist between two system calls, but a link with another name refers
+/// to the content.
 ///
 /// # Errors
-/// It stays where it is, or the link stays at its place.
-pub fn over_link(from: &Path, link: &Path) -> io::Result<()> {
+/// The directory or the link cannot be renamed.
+pub fn replace_link(from: &Path, link: &Path) -> io::Result<()> {
     match renameat_with(CWD, from, CWD, link, RenameFlags::EXCHANGE) {
         Ok(()) => fs::remove_file(from),
         Err(error) if UNKNOWN.contains(&error) => {
@@ -51,25 +52,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_in_use_is_not_taken() {
+    fn existing_name_is_not_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let (from, to) = (dir.path().join("from"), dir.path().join("to"));
         fs::create_dir(&from).unwrap();
         fs::create_dir(&to).unwrap();
-        assert_eq!(to_free(&from, &to).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(no_replace(&from, &to).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         fs::remove_dir(&to).unwrap();
-        to_free(&from, &to).unwrap();
+        no_replace(&from, &to).unwrap();
         assert!(to.is_dir() && !from.exists());
     }
 
     #[test]
-    fn a_directory_takes_the_place_of_its_link() {
+    fn directory_replaces_its_link() {
         let dir = tempfile::tempdir().unwrap();
         let (from, link) = (dir.path().join("from"), dir.path().join("link"));
         fs::create_dir(&from).unwrap();
         fs::write(from.join("x"), "content").unwrap();
         symlink("from", &link).unwrap();
-        over_link(&from, &link).unwrap();
+        replace_link(&from, &link).unwrap();
         assert!(link.symlink_metadata().unwrap().is_dir());
         assert_eq!(fs::read(link.join("x")).unwrap(), b"content");
         assert!(from.symlink_metadata().is_err());

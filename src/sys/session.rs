@@ -1,7 +1,8 @@
-//! The operator's session: how a verb that follows something learns that nobody follows the verb any more.
+//! The operator's session: tells a verb that runs until interrupted when the operator is gone.
 //!
-//! A verb ends at SIGHUP, SIGTERM and SIGINT, at a terminal that is hung up, and at a standard output that nobody reads, also while the
-//! verb prints nothing. One thread waits for the last two, without waking up for anything else.
+//! A verb ends at SIGHUP, SIGTERM and SIGINT, when its terminal hangs up, and when nobody reads its
+//! standard output, even while the verb prints nothing. One thread waits for the last two without
+//! polling often.
 
 use std::{
     io::{self, IsTerminal},
@@ -27,22 +28,22 @@ use super::tasks::Tasks;
 
 /// The signals that end a verb.
 const SIGNALS: [i32; 3] = [SIGTERM, SIGHUP, SIGINT];
-/// How long the thread sleeps at most: not every hangup wakes a poll(2) that waits for nothing else.
-const LOOK: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
+/// The poll interval of the thread: not every hangup wakes a poll(2) without other events.
+const POLL_INTERVAL: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
-/// Why nobody follows the verb any more.
+/// Why the session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Vanished {
-    /// A signal, by its number.
+pub enum SessionEnd {
+    /// This signal was received.
     Signal(i32),
-    /// Standard input or output was a terminal, which is hung up.
+    /// The terminal of standard input or output hung up.
     HungUp,
-    /// Standard output is a pipe or a socket that nobody reads.
+    /// Standard output is a pipe or socket without a reader.
     NoReader,
 }
 
-impl Vanished {
-    /// The number of the signal, or of the one that the kernel has for it: SIGHUP, SIGPIPE.
+impl SessionEnd {
+    /// Returns the signal number; SIGHUP or SIGPIPE for the other causes.
     pub fn signal(self) -> i32 {
         match self {
             Self::Signal(signal) => signal,
@@ -51,33 +52,33 @@ impl Vanished {
         }
     }
 
-    /// The exit code, as a shell has it of a process that the signal ended: 128 and its number.
+    /// Returns the exit code as in a shell: 128 plus the signal number.
     pub fn exit_code(self) -> u8 {
         u8::try_from(128 + self.signal()).unwrap_or(u8::MAX)
     }
 }
 
-/// The session, watched for as long as this lives.
+/// Watches the session until it is dropped.
 #[derive(Debug)]
 pub struct Session {
-    queue: mpsc::Receiver<Vanished>,
-    /// The terminal or the reader is gone: that is told once, however many signs of it come.
+    queue: mpsc::Receiver<SessionEnd>,
+    /// The end of the terminal or the reader is reported only once.
     is_gone: bool,
-    /// One reads the pipe of each signal.
+    /// One task reads the pipe of each signal.
     tasks: Tasks,
 }
 
 impl Session {
-    /// Watches standard input and output. Signals keep their default action, or stay ignored: for verbs that leave nothing behind.
+    /// Watches standard input and output, without changing signals: for verbs that need no cleanup.
     pub fn watch() -> Self {
         Self::begin().0
     }
 
-    /// The same, and catches SIGTERM, SIGHUP and SIGINT, which no longer end the process. A signal that whoever started this process
-    /// had it ignore stays ignored, as nohup(1) and `&` of a shell have it. Needs a runtime.
+    /// Also catches SIGTERM, SIGHUP and SIGINT, which then do not end the process. A signal that is
+    /// ignored, as by nohup(1) and `&` of a shell, remains ignored. Requires a runtime.
     ///
     /// # Errors
-    /// No more descriptors, or no handler.
+    /// No free descriptor, or a handler cannot be installed.
     pub fn catch() -> io::Result<Self> {
         let (mut session, sender) = Self::begin();
         for signal in SIGNALS.into_iter().filter(|signal| !is_ignored(*signal)) {
@@ -87,7 +88,7 @@ impl Session {
             let (mut read, sender) = (net::UnixStream::from_std(read)?, sender.clone());
             session.tasks.spawn(async move {
                 while read.read_u8().await.is_ok() {
-                    if sender.send(Vanished::Signal(signal)).await.is_err() {
+                    if sender.send(SessionEnd::Signal(signal)).await.is_err() {
                         return;
                     }
                 }
@@ -96,19 +97,19 @@ impl Session {
         Ok(session)
     }
 
-    /// One that never ends.
+    /// Returns a session that never ends.
     pub fn never() -> Self {
         Self { queue: mpsc::channel(1).1, is_gone: false, tasks: Tasks::default() }
     }
 
-    fn begin() -> (Self, mpsc::Sender<Vanished>) {
+    fn begin() -> (Self, mpsc::Sender<SessionEnd>) {
         let (sender, queue) = mpsc::channel(8);
         let watched = watched();
         if !watched.is_empty() {
             let sender = sender.clone();
-            // Without a thread the verb ends at signals, and when it prints.
+            // Without a thread the verb ends at signals and at its next output.
             let _ = thread::Builder::new().name("session".into()).spawn(move || {
-                if let Some(vanished) = until_vanished(&watched) {
+                if let Some(vanished) = wait_for_hangup(&watched) {
                     let _ = sender.blocking_send(vanished);
                 }
             });
@@ -116,8 +117,8 @@ impl Session {
         (Self { queue, is_gone: false, tasks: Tasks::default() }, sender)
     }
 
-    /// The next sign of the end; the second one asks for a faster end.
-    pub async fn end(&mut self) -> Vanished {
+    /// Waits for the next cause to end; a second one asks for a faster end.
+    pub async fn end(&mut self) -> SessionEnd {
         loop {
             match self.queue.recv().await {
                 Some(vanished) if self.counts(vanished) => return vanished,
@@ -127,8 +128,8 @@ impl Session {
         }
     }
 
-    /// A sign that has come already.
-    pub fn ended(&mut self) -> Option<Vanished> {
+    /// Returns a cause that has already occurred.
+    pub fn ended(&mut self) -> Option<SessionEnd> {
         while let Ok(vanished) = self.queue.try_recv() {
             if self.counts(vanished) {
                 return Some(vanished);
@@ -137,8 +138,8 @@ impl Session {
         None
     }
 
-    /// A hangup of a terminal comes as SIGHUP, and shows at each descriptor.
-    fn counts(&mut self, vanished: Vanished) -> bool {
+    /// A hangup is signaled by SIGHUP and also visible on each descriptor.
+    fn counts(&mut self, vanished: SessionEnd) -> bool {
         match vanished.signal() {
             SIGHUP | SIGPIPE => !std::mem::replace(&mut self.is_gone, true),
             _ => true,
@@ -146,10 +147,11 @@ impl Session {
     }
 }
 
-/// Readable once SIGTERM, SIGHUP or SIGINT came; they no longer end the process by themselves. Ignored signals stay ignored.
+/// Returns a socket that becomes readable at SIGTERM, SIGHUP or SIGINT, which then do not end the
+/// process. Ignored signals remain ignored.
 ///
 /// # Errors
-/// No pipe, or no handler.
+/// The socket or a handler cannot be created.
 pub fn signals() -> io::Result<UnixStream> {
     let (read, write) = UnixStream::pair()?;
     for signal in SIGNALS.into_iter().filter(|signal| !is_ignored(*signal)) {
@@ -159,7 +161,7 @@ pub fn signals() -> io::Result<UnixStream> {
     Ok(read)
 }
 
-/// Whether this process ignores a signal (proc_pid_status(5)).
+/// Returns true if this process ignores a signal (proc_pid_status(5)).
 fn is_ignored(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -167,33 +169,33 @@ fn is_ignored(signal: i32) -> bool {
     mask >> (signal - 1) & 1 == 1
 }
 
-/// The streams that can vanish, and what that is. Whoever ignores SIGHUP wants to outlive the terminal.
-fn watched() -> Vec<(BorrowedFd<'static>, Vanished)> {
+/// Returns the streams that can hang up. If SIGHUP is ignored, the terminal is not watched.
+fn watched() -> Vec<(BorrowedFd<'static>, SessionEnd)> {
     let hangs_up = !is_ignored(SIGHUP);
-    // Both live as long as the process.
+    // Both are open as long as the process.
     let (stdin, stdout) = (rustix::stdio::stdin(), rustix::stdio::stdout());
     let mut all = vec![];
     if hangs_up && io::stdin().is_terminal() {
-        all.push((stdin, Vanished::HungUp));
+        all.push((stdin, SessionEnd::HungUp));
     }
     match fstat(stdout).map(|found| FileType::from_raw_mode(found.st_mode)) {
         _ if io::stdout().is_terminal() => {
-            all.extend(hangs_up.then_some((stdout, Vanished::HungUp)));
+            all.extend(hangs_up.then_some((stdout, SessionEnd::HungUp)));
         }
-        Ok(FileType::Fifo | FileType::Socket) => all.push((stdout, Vanished::NoReader)),
-        // A file does not vanish.
+        Ok(FileType::Fifo | FileType::Socket) => all.push((stdout, SessionEnd::NoReader)),
+        // A regular file does not hang up.
         Ok(_) | Err(_) => {}
     }
     all
 }
 
-/// Waits until one of them vanishes; `None` where that cannot be told.
-fn until_vanished(watched: &[(BorrowedFd<'static>, Vanished)]) -> Option<Vanished> {
+/// Waits until a stream hangs up; `None` on errors.
+fn wait_for_hangup(watched: &[(BorrowedFd<'static>, SessionEnd)]) -> Option<SessionEnd> {
     let none = PollFlags::empty();
     let mut fds: Vec<PollFd<'_>> =
         watched.iter().map(|(fd, _)| PollFd::from_borrowed_fd(fd.as_fd(), none)).collect();
     loop {
-        match poll(&mut fds, Some(&LOOK)) {
+        match poll(&mut fds, Some(&POLL_INTERVAL)) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(_) => return None,
         }
@@ -213,22 +215,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hangup_is_told_once_and_signals_each_time() {
+    fn hangup_is_reported_once_and_signals_always() {
         let (sender, queue) = mpsc::channel(8);
         let mut session = Session { queue, is_gone: false, tasks: Tasks::default() };
-        let hup = Vanished::Signal(SIGHUP);
-        for vanished in [Vanished::HungUp, hup, Vanished::NoReader, Vanished::Signal(SIGTERM)] {
+        let hup = SessionEnd::Signal(SIGHUP);
+        for vanished in [SessionEnd::HungUp, hup, SessionEnd::NoReader, SessionEnd::Signal(SIGTERM)]
+        {
             sender.try_send(vanished).unwrap();
         }
-        assert_eq!(session.ended(), Some(Vanished::HungUp));
-        assert_eq!(session.ended(), Some(Vanished::Signal(SIGTERM)));
+        assert_eq!(session.ended(), Some(SessionEnd::HungUp));
+        assert_eq!(session.ended(), Some(SessionEnd::Signal(SIGTERM)));
         assert_eq!(session.ended(), None);
     }
 
     #[test]
-    fn exit_codes_are_those_of_the_signals() {
-        let all = [Vanished::Signal(SIGINT), Vanished::Signal(SIGTERM), Vanished::HungUp];
-        assert_eq!(all.map(Vanished::exit_code), [130, 143, 129]);
-        assert_eq!(Vanished::NoReader.exit_code(), 141);
+    fn exit_codes_follow_signals() {
+        let all = [SessionEnd::Signal(SIGINT), SessionEnd::Signal(SIGTERM), SessionEnd::HungUp];
+        assert_eq!(all.map(SessionEnd::exit_code), [130, 143, 129]);
+        assert_eq!(SessionEnd::NoReader.exit_code(), 141);
     }
 }

@@ -11,33 +11,33 @@ use tokio::{io::AsyncReadExt, net::UnixStream, sync::mpsc};
 
 use super::tasks::Tasks;
 
-/// What a signal means.
+/// The meaning of a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
-    /// SIGTERM, and SIGRTMIN+4, which is a container's way to be asked to power off (systemd(1), `machinectl poweroff`): stop, and a
-    /// second time: harder.
+    /// SIGTERM, or SIGRTMIN+4, which asks a container to power off (systemd(1), `machinectl
+    /// poweroff`): stop the VM, and faster if repeated.
     Stop,
     /// SIGINT: Ctrl-C, or `machinectl reboot`.
     Interrupt,
-    /// SIGHUP: read the VM file again.
+    /// SIGHUP: reload the VM file.
     Reload,
-    /// SIGUSR2: let the program's file take over in this process.
+    /// SIGUSR2: re-execute the program.
     Reexec,
 }
 
-/// The stream.
+/// A stream of received signals.
 #[derive(Debug)]
 pub struct Signals {
     queue: mpsc::Receiver<Signal>,
-    /// One reads the pipe of each meaning.
+    /// One task reads the pipe of each meaning.
     _tasks: Tasks,
 }
 
 impl Signals {
-    /// Begins to catch them; needs a runtime.
+    /// Catches the signals; requires a runtime.
     ///
     /// # Errors
-    /// No more descriptors.
+    /// No free descriptor.
     pub fn new() -> io::Result<Self> {
         let (sender, queue) = mpsc::channel(8);
         let mut tasks = Tasks::default();
@@ -54,7 +54,7 @@ impl Signals {
             }
             let (mut near, sender) = (UnixStream::from_std(near)?, sender.clone());
             tasks.spawn(async move {
-                // One byte a signal: two that come one after the other are two.
+                // Each signal writes one byte, so repeated signals are counted.
                 while near.read_u8().await.is_ok() {
                     if sender.send(signal).await.is_err() {
                         return;
@@ -62,12 +62,12 @@ impl Signals {
                 }
             });
         }
-        // What was held back over a re-execution comes through now.
+        // Delivers signals that were blocked during a re-execution.
         all().thread_unblock()?;
         Ok(Self { queue, _tasks: tasks })
     }
 
-    /// The next signal.
+    /// Waits for the next signal.
     pub async fn next(&mut self) -> Signal {
         match self.queue.recv().await {
             Some(signal) => signal,
@@ -76,11 +76,11 @@ impl Signals {
     }
 }
 
-/// Holds these signals back from now on. To be called before this program executes itself anew: the mask survives
-/// exec while handlers do not, and a SIGTERM in between would kill it instead of stopping the guest.
+/// Blocks these signals. Call this before re-execution: the mask survives exec but handlers do not,
+/// and a SIGTERM in between would kill the process instead of stopping the guest.
 ///
 /// # Errors
-/// Never on Linux.
+/// None on Linux.
 pub fn block() -> io::Result<()> {
     Ok(all().thread_block()?)
 }

@@ -1,4 +1,4 @@
-//! Listening sockets at paths.
+//! Listening Unix sockets.
 
 use std::{
     fs::{self, Permissions},
@@ -22,33 +22,34 @@ use rustix::{
 
 use crate::value::{Explain, is_host_fault};
 
-/// The longest path of a socket: `sun_path` has 108 bytes with its NUL (unix(7)).
+/// The maximum path length in bytes: `sun_path` has 108 bytes with its NUL (unix(7)).
 const MAX_PATH: usize = 107;
-/// Owner and group may connect, which needs the right to write.
+/// Owner and group may connect, which requires write permission.
 const GROUP: u32 = 0o660;
 /// The owner alone.
 const OWNER: u32 = 0o600;
-/// Connections that may wait to be accepted; more is refused with EAGAIN.
+/// The maximum number of connections waiting to be accepted; more are refused with EAGAIN.
 const BACKLOG: i32 = 64;
 
-/// Why nothing listens there.
+/// Why a socket cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The path is too long for any socket.
-    #[error("`{}` has {} bytes, and a socket's path has at most {MAX_PATH}", .0.display(), .0.as_os_str().len())]
+    /// The path exceeds the limit of Unix sockets.
+    #[error("`{}` has {} bytes; the path of a socket has at most \
+        {MAX_PATH}", .0.display(), .0.as_os_str().len())]
     TooLong(PathBuf),
-    /// There is a file of another kind, which is not ours to remove.
-    #[error("cannot listen on `{}`: there is a file that is no socket", .0.display())]
+    /// A file of another type exists at the path.
+    #[error("cannot listen on `{}`: a file that is not a socket exists there", .0.display())]
     NotASocket(PathBuf),
-    /// Another process listens there.
-    #[error("cannot listen on `{}`: somebody does already", .0.display())]
+    /// Another process listens on the socket.
+    #[error("cannot listen on `{}`: another process already does", .0.display())]
     Served(PathBuf),
-    /// It cannot be made.
+    /// The socket cannot be created.
     #[error("cannot listen on `{}`", path.display())]
     Io {
-        /// The socket.
+        /// The path of the socket.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
@@ -58,11 +59,13 @@ impl Explain for Error {
         match self {
             Self::TooLong(_) => Some("use a shorter `--runtime-dir`".into()),
             Self::NotASocket(path) => Some(format!("remove `{}`", path.display())),
-            Self::Served(path) => {
-                Some(format!("`ss -lxp src {}` shows who; or choose another", path.display()))
-            }
+            Self::Served(path) => Some(format!(
+                "list the process with `ss -lxp src {}`, or choose another \
+                    path",
+                path.display()
+            )),
             Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-                Some("run it as root, or with a `--runtime-dir` of your own".into())
+                Some("run qvm as root, or choose another directory with `--runtime-dir`".into())
             }
             Self::Io { .. } => None,
         }
@@ -73,27 +76,28 @@ impl Explain for Error {
     }
 }
 
-/// Listens at `path` with mode 0660 whatever the umask is; a socket that an earlier process left there is replaced.
+/// Listens at `path` with mode 0660, independent of the umask. The socket of an earlier process is
+/// replaced.
 ///
 /// # Errors
-/// The path is too long, or taken by another kind of file, or the kernel refuses.
+/// The path is too long, or a file of another type exists, or the kernel refuses.
 pub fn listen(path: &Path) -> Result<UnixListener, Error> {
     at(path, GROUP)
 }
 
-/// The same with mode 0600: whoever speaks to QEMU's monitor can do anything with it.
+/// Like [`listen`], with mode 0600: clients of QEMU's monitor have full control over QEMU.
 ///
 /// # Errors
-/// As of [`listen`].
-pub fn listen_alone(path: &Path) -> Result<UnixListener, Error> {
+/// As for [`listen`].
+pub fn listen_private(path: &Path) -> Result<UnixListener, Error> {
     at(path, OWNER)
 }
 
-/// The same, but for a socket that another process listens at: that one stays.
+/// Like [`listen`], but does not replace the socket of a running process.
 ///
 /// # Errors
-/// As of [`listen`], or somebody listens there.
-pub fn listen_first(path: &Path) -> Result<UnixListener, Error> {
+/// As for [`listen`], or another process listens there.
+pub fn listen_unless_served(path: &Path) -> Result<UnixListener, Error> {
     let wrap = |source| Error::Io { path: path.to_owned(), source };
     if is_served(path).map_err(wrap)? {
         return Err(Error::Served(path.to_owned()));
@@ -101,10 +105,10 @@ pub fn listen_first(path: &Path) -> Result<UnixListener, Error> {
     at(path, OWNER)
 }
 
-/// Whether a process listens there; a process that hangs does so, too.
+/// Returns true if a process listens at `path`, even a hung one.
 ///
 /// # Errors
-/// It is not known: this user may not connect, or has no descriptors left.
+/// Cannot determine it: this user may not connect, or has no free descriptor.
 pub fn is_served(path: &Path) -> io::Result<bool> {
     if path.as_os_str().as_bytes().len() > MAX_PATH {
         return Ok(false);
@@ -112,9 +116,9 @@ pub fn is_served(path: &Path) -> io::Result<bool> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     match connect(&socket, &SocketAddrUnix::new(path)?) {
-        // EAGAIN: so many wait that one more cannot (connect(2)).
+        // EAGAIN: the queue of waiting connections is full (connect(2)).
         Ok(()) | Err(Errno::AGAIN) => Ok(true),
-        // PROTOTYPE: a socket of another kind, such as systemd-journald's.
+        // PROTOTYPE: a socket of another type, such as that of systemd-journald.
         Err(Errno::CONNREFUSED | Errno::NOENT | Errno::NOTDIR | Errno::PROTOTYPE) => Ok(false),
         Err(error) => Err(error.into()),
     }
@@ -136,10 +140,11 @@ fn at(path: &Path, mode: u32) -> Result<UnixListener, Error> {
 
 fn bound(path: &Path, mode: u32) -> io::Result<UnixListener> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    // bind(2) makes the file with the socket's own mode less the umask, so it is never wider than this …
+    // bind(2) creates the file with the mode of the socket minus the umask, so never with more than
+    // this …
     fchmod(&socket, Mode::from_raw_mode(mode))?;
     bind(&socket, &SocketAddrUnix::new(path)?)?;
-    // … and this undoes the umask, before anybody can connect.
+    // … and this sets the exact mode before any connection is accepted.
     fs::set_permissions(path, Permissions::from_mode(mode))?;
     begin(&socket, BACKLOG)?;
     Ok(UnixListener::from(socket))
@@ -150,40 +155,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_socket_that_was_left_is_replaced() {
+    fn stale_socket_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control.sock");
         drop(listen(&path).unwrap());
         let _listener = listen(&path).unwrap();
         std::os::unix::net::UnixStream::connect(&path).unwrap();
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o660);
-        let _listener = listen_alone(&path).unwrap();
+        let _listener = listen_private(&path).unwrap();
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]
-    fn a_socket_that_somebody_listens_at_is_left_to_him() {
+    fn served_socket_is_not_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("network");
-        let first = listen_first(&path).unwrap();
-        let refused = || match listen_first(&path).unwrap_err() {
+        let first = listen_unless_served(&path).unwrap();
+        let refused = || match listen_unless_served(&path).unwrap_err() {
             Error::Served(path) => path,
             other => panic!("{other}"),
         };
         assert_eq!(refused(), path);
-        // The one that was not accepted fills the queue: he does so also when no other can wait.
+        // The pending connection fills the queue: the socket is served even if no further one can
+        // wait.
         begin(&first, 0).unwrap();
         assert_eq!(refused(), path);
         drop(first);
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
-        listen_first(&path).unwrap();
+        listen_unless_served(&path).unwrap();
     }
 
     #[test]
-    fn a_path_that_no_socket_can_have_is_named_with_its_length() {
+    fn too_long_path_is_an_error() {
         let path = Path::new("/tmp").join("x".repeat(120));
         let error = listen(&path).unwrap_err();
-        assert!(error.to_string().ends_with("has 125 bytes, and a socket's path has at most 107"));
+        assert!(error.to_string().ends_with("has 125 bytes; the path of a socket has at most 107"));
         assert!(error.hint().unwrap().contains("--runtime-dir"));
     }
 }

@@ -1,7 +1,8 @@
-//! Reads storage that may hang, such as NFS without its server: a read that gets no answer within
-//! [`READ_LIMIT`] is given up, and delays no other read.
+//! Reads storage that may hang, such as NFS without its server: a read without a response within
+//! [`READ_LIMIT`] is abandoned and delays no other read.
 //!
-//! A thread that waits in the kernel cannot be stopped. It is left behind, and ends with the process.
+//! A thread that is blocked in the kernel cannot be stopped. It is abandoned and ends with the
+//! process.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -21,28 +22,29 @@ use tokio::{sync::oneshot, time::Instant};
 
 use crate::value::Explain;
 
-/// How long one read may take. A read that waits for a thread is not counted.
+/// The timeout of one read. Waiting for a thread does not count.
 pub const READ_LIMIT: Duration = Duration::from_secs(2);
-/// Threads that read at the same time while the storage answers. A second one would not be faster: the
-/// files are small, and the threads share one heap.
+/// The number of threads while the storage responds. More would not be faster: the files are small,
+/// and the threads share one heap.
 const THREADS: usize = 1;
-/// Threads that may be left behind; what needs more is given up.
+/// The maximum number of abandoned threads; further reads fail.
 const MOST_THREADS: usize = 1024;
-/// After so long without a finished read there are twice as many threads.
+/// The number of threads is doubled after this time without a finished read.
 const STALL: Duration = Duration::from_millis(50);
-/// The stack of a thread, in bytes.
+/// The stack size of a thread, in bytes.
 const STACK: usize = 1 << 20;
 
-/// Why a read gave nothing.
+/// Why a read failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The storage does not answer.
-    #[error("cannot read `{}`: no answer within {} s", .0.display(), READ_LIMIT.as_secs())]
+    /// The storage does not respond.
+    #[error("cannot read `{}`: the storage did not respond within {} s",
+        .0.display(), READ_LIMIT.as_secs())]
     NoAnswer(PathBuf),
-    /// The host has no thread to give, or the read panicked.
+    /// No thread can be started, or the read panicked.
     #[error("cannot read `{}`: {why}", path.display())]
     NoThread {
-        /// What was to be read.
+        /// The path.
         path: PathBuf,
         /// The cause.
         why: String,
@@ -53,34 +55,34 @@ impl Explain for Error {
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::NoAnswer(path) => Some(format!(
-                "the storage of `{}` hangs: check its server or disk (/proc/self/mountinfo, `dmesg`)",
+                "check the server or disk of `{}` (/proc/self/mountinfo, `dmesg`)",
                 path.display()
             )),
             Self::NoThread { .. } => {
-                Some("check the limits of processes and memory (`ulimit -a`)".into())
+                Some("check the limits on processes and memory (`ulimit -a`)".into())
             }
         }
     }
 }
 
-/// The path that a read is at, for its error. Clones share it.
+/// The path that is currently being read, for the error message. Clones share it.
 #[derive(Debug, Clone)]
-pub struct Place(Arc<PlaceState>);
+pub struct ReadPosition(Arc<ReadPositionState>);
 
 #[derive(Debug)]
-struct PlaceState {
+struct ReadPositionState {
     path: Mutex<PathBuf>,
     is_started: AtomicBool,
 }
 
-impl Place {
+impl ReadPosition {
     fn new(path: &Path) -> Self {
         let (path, is_started) = (Mutex::new(path.to_owned()), AtomicBool::new(false));
-        Self(Arc::new(PlaceState { path, is_started }))
+        Self(Arc::new(ReadPositionState { path, is_started }))
     }
 
-    /// Sets the path that is read from now on.
-    pub fn is_at(&self, path: &Path) {
+    /// Sets the path that is about to be read.
+    pub fn set(&self, path: &Path) {
         path.clone_into(&mut lock(&self.0.path));
     }
 
@@ -90,14 +92,14 @@ impl Place {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing that holds these locks can panic half-way through a change.
+    // No holder of these locks can panic during a change.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Job {
-    /// The path that the read was asked for.
+    /// The requested path.
     path: PathBuf,
-    place: Place,
+    place: ReadPosition,
     work: Box<dyn FnOnce() + Send>,
 }
 
@@ -105,14 +107,14 @@ struct Job {
 struct Pool {
     waiting: VecDeque<Job>,
     threads: usize,
-    /// The paths of reads that were given up and have not ended yet, each with the path that hangs.
+    /// The paths of abandoned reads that have not ended, each with the path that hangs.
     hung: BTreeMap<PathBuf, PathBuf>,
-    /// When a read ended last, or threads were added.
+    /// The time of the last finished read, or when threads were last added.
     progress: Option<Instant>,
 }
 
-/// Reads on threads of its own. Clones share the threads, and know which storage hangs: a path whose
-/// read has not ended yet is not read again, so a verb that repeats itself adds no thread each time.
+/// Reads on separate threads. Clones share the threads and the list of hung storage: a path whose
+/// read has not ended is not read again, so a repeated operation adds no threads.
 #[derive(Clone, Default)]
 pub struct StorageReader(Arc<Mutex<Pool>>);
 
@@ -123,18 +125,18 @@ impl std::fmt::Debug for StorageReader {
 }
 
 impl StorageReader {
-    /// Begins to read `path` by `work`, which may block, and returns what it comes to. `work` runs to
-    /// its end even if nobody waits for it.
+    /// Starts reading `path` with `work`, which may block, and returns its result. `work` runs to
+    /// its end even if the future is dropped.
     ///
     /// # Errors
-    /// The storage does not answer, or the host has no thread.
+    /// The storage does not respond, or no thread can be started.
     pub fn read<T: Send + 'static>(
         &self,
         path: &Path,
-        work: impl FnOnce(&Place) -> T + Send + 'static,
+        work: impl FnOnce(&ReadPosition) -> T + Send + 'static,
     ) -> BoxFuture<'static, Result<T, Error>> {
         let (done, result) = oneshot::channel();
-        let place = Place::new(path);
+        let place = ReadPosition::new(path);
         let at = place.clone();
         let work = Box::new(move || drop(done.send(work(&at))));
         let queued = self.queue(Job { path: path.to_owned(), place: place.clone(), work });
@@ -157,7 +159,7 @@ impl StorageReader {
             return Ok(());
         }
         match self.add_thread(&mut pool) {
-            // Another thread does it.
+            // Another thread runs the job.
             Err(_) if answering > 0 => Ok(()),
             Err(error) => {
                 pool.waiting.pop_back();
@@ -177,7 +179,7 @@ impl StorageReader {
         Ok(())
     }
 
-    /// Does jobs until none waits.
+    /// Runs jobs until none is queued.
     fn work(&self) {
         loop {
             let job = {
@@ -189,7 +191,8 @@ impl StorageReader {
                 job
             };
             job.place.0.is_started.store(true, Ordering::Relaxed);
-            // Whoever waits is told by the sender that is dropped; the panic is reported by its hook.
+            // The waiting future is notified by dropping the sender; the panic hook reports the
+            // panic.
             let _ = catch_unwind(AssertUnwindSafe(job.work));
             let mut pool = lock(&self.0);
             pool.hung.remove(&job.path);
@@ -200,10 +203,11 @@ impl StorageReader {
     async fn result<T>(
         &self,
         path: PathBuf,
-        place: Place,
+        place: ReadPosition,
         mut result: oneshot::Receiver<T>,
     ) -> Result<T, Error> {
-        // Counted, not measured: a process that was stopped meanwhile has not waited for its storage.
+        // Counted in steps, not measured: a process that was stopped in between has not waited for
+        // its storage.
         let mut waited = Duration::ZERO;
         while waited < READ_LIMIT {
             match tokio::time::timeout(STALL, &mut result).await {
@@ -220,7 +224,7 @@ impl StorageReader {
         }
         let mut pool = lock(&self.0);
         let hangs = place.path();
-        // It may have ended just now.
+        // The read may have just ended.
         if let Ok(value) = result.try_recv() {
             return Ok(value);
         }
@@ -228,7 +232,8 @@ impl StorageReader {
         Err(Error::NoAnswer(hangs))
     }
 
-    /// Adds threads if reads wait and none has ended for a while. False if no thread can be added.
+    /// Adds threads if reads are queued and none has ended for a while. Returns false if no thread
+    /// can be added.
     fn relieve(&self) -> bool {
         let mut pool = lock(&self.0);
         if pool.waiting.is_empty() || pool.progress.is_some_and(|at| at.elapsed() < STALL) {
@@ -241,8 +246,8 @@ impl StorageReader {
     }
 }
 
-/// Reads the paths one after the other by `work`, and returns what each comes to: for callers that
-/// may block, but not for ever. A path that gives no answer delays the others by [`READ_LIMIT`].
+/// Reads the paths in sequence with `work` and returns each result: for callers that may block for
+/// a bounded time. A hung path delays the others by [`READ_LIMIT`].
 pub fn read_each<T: Send + 'static>(
     paths: &[PathBuf],
     work: impl Fn(&Path) -> T + Send + Sync + 'static,
@@ -254,7 +259,7 @@ pub fn read_each<T: Send + 'static>(
         let (rest, read) = (paths[all.len()..].to_vec(), work.clone());
         let thread = std::thread::Builder::new().name("storage".into()).stack_size(STACK);
         let thread = thread.spawn(move || {
-            // Nobody waits for more once one has given no answer.
+            // After a timeout the results are no longer received.
             rest.iter().try_for_each(|path| send.send(read(path)).map_err(drop))
         });
         let path = paths[all.len()].clone();
@@ -284,14 +289,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn hung_read_delays_no_other() {
+    async fn hung_read_delays_no_others() {
         let reader = StorageReader::default();
         let (go, wait) = mpsc::channel::<()>();
         let wait = Arc::new(Mutex::new(wait));
         let hang = |number: usize| {
             let wait = wait.clone();
             reader.read(&path(number), move |place| {
-                place.is_at(Path::new("/hung"));
+                place.set(Path::new("/hung"));
                 let _ = lock(&wait).recv();
             })
         };
@@ -301,7 +306,7 @@ mod tests {
         let (hung, reads) = tokio::join!(hung, reads);
         assert!(hung.iter().all(|read| *read == Err(Error::NoAnswer("/hung".into()))));
         assert!(reads.into_iter().eq((20..60).map(Ok)));
-        // It is not read again as long as it hangs.
+        // A hung path is not read again.
         let threads = lock(&reader.0).threads;
         let again = reader.read(&path(7), |_| ()).await;
         assert_eq!(again, Err(Error::NoAnswer("/hung".into())));

@@ -1,8 +1,8 @@
-//! Whether the host has slept, told by the kernel: nothing wakes us while it does not.
+//! Reports suspends of the host, without polling.
 //!
-//! A timer of the real-time clock that never fires is cancelled when that clock is set, and when the host resumes (timerfd_create(2),
-//! `TFD_TIMER_CANCEL_ON_SET`). Which of the two it was is told by CLOCK_BOOTTIME, which goes on while the host sleeps, where
-//! CLOCK_MONOTONIC does not (clock_gettime(2)).
+//! A timer of the real-time clock that never expires is canceled when that clock is set and when
+//! the host resumes (timerfd_create(2), `TFD_TIMER_CANCEL_ON_SET`). CLOCK_BOOTTIME distinguishes
+//! the two: unlike CLOCK_MONOTONIC it advances during a suspend (clock_gettime(2)).
 
 use std::{io, os::fd::OwnedFd, sync::Arc, time::Duration};
 
@@ -17,22 +17,22 @@ use tokio::io::unix::AsyncFd;
 
 use super::readable_fd::readable;
 
-/// What counts as a sleep: the two clocks are never read at the very same time.
+/// The minimum duration of a suspend: the two clocks are not read at the same instant.
 const LEAST: Duration = Duration::from_secs(1);
 
-/// The host's sleeps.
+/// A watch for suspends of the host.
 #[derive(Debug)]
-pub struct Sleeps {
+pub struct SuspendWatch {
     timer: AsyncFd<Arc<OwnedFd>>,
-    /// How long the host has slept since its boot, as far as it was told.
+    /// The time spent suspended since boot, as reported so far.
     asleep: Duration,
 }
 
-impl Sleeps {
-    /// Begins to listen; needs a runtime.
+impl SuspendWatch {
+    /// Starts watching; requires a runtime.
     ///
     /// # Errors
-    /// No more descriptors, or no such timers (Linux before 3.0).
+    /// No free descriptor, or no such timers (Linux before 3.0).
     pub fn begin() -> io::Result<Self> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = timerfd_create(TimerfdClockId::Realtime, flags)?;
@@ -46,12 +46,13 @@ impl Sleeps {
         Ok(Self { timer, asleep: asleep() })
     }
 
-    /// Waits until the host has slept, and tells for how long; `None` when nothing can be told any more.
+    /// Waits for the next resume and returns the duration of the suspend; `None` if no more can be
+    /// reported.
     pub async fn next(&mut self) -> Option<Duration> {
         loop {
             let mut ready = self.timer.readable().await.ok()?;
             match read(ready.get_inner(), &mut [0; 8]) {
-                // The clock is not what it was; or, in some billion years, the timer's time has come.
+                // The clock was changed, or the timer expired in some billion years.
                 Err(Errno::CANCELED) | Ok(_) => {}
                 Err(Errno::WOULDBLOCK | Errno::INTR) => {
                     ready.clear_ready();
@@ -68,15 +69,15 @@ impl Sleeps {
     }
 }
 
-/// How long the host has slept in between, where it has, by how long it had slept before and after.
+/// Returns the duration of a suspend between two readings of the total, if there was one.
 fn slept(before: Duration, after: Duration) -> Option<Duration> {
     after.checked_sub(before).filter(|slept| *slept >= LEAST)
 }
 
-/// How long the host has slept since its boot.
+/// Returns the time spent suspended since boot.
 fn asleep() -> Duration {
     let at = |clock| Duration::try_from(clock_gettime(clock)).unwrap_or_default();
-    // In this order: what passes in between must not be more than there was.
+    // In this order, so that the time between the two calls does not count as suspended.
     let awake = at(ClockId::Monotonic);
     at(ClockId::Boottime).saturating_sub(awake)
 }
@@ -86,9 +87,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sleep_is_told_from_a_clock_that_was_set() {
+    fn suspend_differs_from_a_clock_change() {
         let ms = Duration::from_millis;
-        // Whoever sets the clock moves neither of the two that are compared.
+        // Setting the clock changes neither of the two compared clocks.
         assert_eq!(slept(ms(5_000), ms(5_000)), None);
         assert_eq!(slept(ms(5_000), ms(5_001)), None);
         assert_eq!(slept(ms(5_001), ms(5_000)), None);
@@ -97,10 +98,11 @@ mod tests {
         assert_eq!(slept(ms(5_000), ms(3_605_000)), Some(ms(3_600_000)));
     }
 
-    /// That it sleeps cannot be had here; that it is asked, and stays silent while nothing happens, can.
+    /// A test cannot suspend the host; it can only check that nothing is reported without a
+    /// suspend.
     #[tokio::test]
-    async fn a_host_that_is_awake_is_silent() {
-        let mut sleeps = Sleeps::begin().unwrap();
+    async fn nothing_is_reported_without_suspend() {
+        let mut sleeps = SuspendWatch::begin().unwrap();
         assert_eq!(slept(sleeps.asleep, asleep()), None);
         let told = tokio::time::timeout(Duration::from_millis(50), sleeps.next()).await;
         assert!(told.is_err(), "{told:?}");

@@ -1,4 +1,4 @@
-//! Tasks beside a loop: owned, and aborted with their owner.
+//! Tasks that are aborted with their owner.
 
 use tokio::{
     sync::mpsc,
@@ -12,13 +12,13 @@ pub(crate) struct Tasks(JoinSet<()>);
 impl Tasks {
     /// Starts a task. The handle may abort it earlier.
     pub(crate) fn spawn(&mut self, work: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
-        // A task that has ended is not kept.
+        // Forget ended tasks.
         while self.0.try_join_next().is_some() {}
         self.0.spawn(work)
     }
 }
 
-/// Starts the driver of a connection. The connection's handles own it: it ends by itself with the last of them.
+/// Starts the driver of a connection. It ends with the last handle of the connection.
 pub(crate) fn drive(connection: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
     tokio::spawn(connection)
 }
@@ -31,18 +31,18 @@ pub(crate) struct Reporters<E> {
 }
 
 impl<E: Send + 'static> Reporters<E> {
-    /// Creates the queue, of `capacity` events. Where the receiver is dropped, events are lost.
+    /// Creates the queue for `capacity` events. Events are lost if the receiver is dropped.
     pub(crate) fn new(capacity: usize) -> (Self, mpsc::Receiver<E>) {
         let (events, queue) = mpsc::channel(capacity);
         (Self { tasks: Tasks::default(), events }, queue)
     }
 
-    /// Starts a task that sends nothing, or sends by [`Self::sender`].
+    /// Starts a task that sends no event, or uses [`Self::sender`].
     pub(crate) fn spawn(&mut self, work: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
         self.tasks.spawn(work)
     }
 
-    /// Starts a task and sends the event that it returns.
+    /// Starts a task and sends its return value as event.
     pub(crate) fn report(&mut self, work: impl Future<Output = E> + Send + 'static) -> AbortHandle {
         let events = self.events.clone();
         self.tasks.spawn(async move {
@@ -51,7 +51,7 @@ impl<E: Send + 'static> Reporters<E> {
         })
     }
 
-    /// Returns the queue's sending end, for a task that sends several events.
+    /// Returns the sender of the queue, for a task that sends several events.
     pub(crate) fn sender(&self) -> mpsc::Sender<E> {
         self.events.clone()
     }
@@ -62,14 +62,14 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_report_arrives() {
+    async fn report_arrives() {
         let (mut reporters, mut queue) = Reporters::new(1);
         reporters.report(async { 7 });
         assert_eq!(queue.recv().await, Some(7));
     }
 
     #[tokio::test]
-    async fn a_dropped_owner_aborts_its_tasks() {
+    async fn dropped_owner_aborts_its_tasks() {
         let (mut reporters, mut queue) = Reporters::<u8>::new(1);
         let events = reporters.sender();
         reporters.spawn(async move {
@@ -77,12 +77,12 @@ mod tests {
             let _ = events.send(1).await;
         });
         drop(reporters);
-        // The task held the last sender.
+        // The task owned the last sender.
         assert_eq!(queue.recv().await, None);
     }
 
     #[tokio::test]
-    async fn a_handle_aborts_one_task() {
+    async fn handle_aborts_one_task() {
         let (mut reporters, mut queue) = Reporters::new(2);
         reporters.report(async { std::future::pending().await }).abort();
         reporters.report(async { 2 });

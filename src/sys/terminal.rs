@@ -1,4 +1,4 @@
-//! The operator's terminal: raw while a console is shown, and as it was before afterwards, whatever happens.
+//! The operator's terminal: raw mode for consoles, restored afterwards in every case.
 
 use std::{
     io::{self, IsTerminal, Read, Write},
@@ -18,17 +18,18 @@ use rustix::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-/// Standard input in raw mode for as long as this lives, also through a panic.
+/// Standard input in raw mode; restored on drop, also after a panic.
 #[derive(Debug)]
 pub struct Raw {
     before: Termios,
 }
 
 impl Raw {
-    /// Every key goes to whoever reads, Ctrl-C too. `None` where standard input is no terminal.
+    /// Enters raw mode, in which every key, also Ctrl-C, is input. `None` if standard input is not
+    /// a terminal.
     ///
     /// # Errors
-    /// The terminal's modes cannot be read or set.
+    /// The terminal modes cannot be read or set.
     pub fn enter() -> io::Result<Option<Self>> {
         let stdin = io::stdin();
         if !stdin.is_terminal() {
@@ -45,23 +46,24 @@ impl Raw {
 
 impl Drop for Raw {
     fn drop(&mut self) {
-        // A process in the background has lost the terminal to the shell, which has set its own modes, and would be stopped (SIGTTOU).
+        // A background process would be stopped (SIGTTOU), and the shell has already set its own
+        // modes.
         let stdin = io::stdin();
         if tcgetpgrp(&stdin).is_ok_and(|group| group != getpgrp()) {
             return;
         }
-        // Not after the output is drained, which a terminal that is held (Ctrl-S) never is.
+        // Not after draining output, which never completes on a terminal stopped by Ctrl-S.
         let _ = tcsetattr(&stdin, OptionalActions::Now, &self.before);
-        // What was typed and not read was for the guest.
+        // Discard unread input, which was for the guest.
         let _ = tcflush(&stdin, QueueSelector::IFlush);
     }
 }
 
-/// How long a terminal may take for the last bytes.
+/// The timeout for writing the last bytes to a terminal.
 const LAST_WRITE: Duration = Duration::from_secs(1);
 
-/// Standard output or standard error. A thread writes: who does not read must not hold up whoever has to hear a signal, and a
-/// pipe that is shared with other programs must not be made non-blocking.
+/// Standard output or standard error, written by a thread: a slow reader must not delay signal
+/// handling, and a pipe shared with other programs must not be made non-blocking.
 #[derive(Debug)]
 pub struct Output {
     to: mpsc::Sender<Vec<u8>>,
@@ -69,12 +71,12 @@ pub struct Output {
 }
 
 impl Output {
-    /// Standard output.
+    /// Returns standard output.
     pub fn stdout() -> Self {
         Self::of(io::stdout())
     }
 
-    /// Standard error.
+    /// Returns standard error.
     pub fn stderr() -> Self {
         Self::of(io::stderr())
     }
@@ -92,7 +94,7 @@ impl Output {
         Self { to, done }
     }
 
-    /// Writes, when what was given before last has been written.
+    /// Waits until the previous bytes are written, then writes.
     ///
     /// # Errors
     /// An earlier write failed.
@@ -104,7 +106,7 @@ impl Output {
         Err(done.ok().and_then(Result::err).unwrap_or(io::ErrorKind::BrokenPipe.into()))
     }
 
-    /// Returns when the next write does not wait.
+    /// Waits until the next write does not wait.
     ///
     /// # Errors
     /// An earlier write failed.
@@ -116,7 +118,8 @@ impl Output {
         Err(done.ok().and_then(Result::err).unwrap_or(io::ErrorKind::BrokenPipe.into()))
     }
 
-    /// Writes the last bytes and waits until all is written, but not for a terminal that is held.
+    /// Writes the last bytes and waits until all is written, for a limited time on a stopped
+    /// terminal.
     pub async fn finish_with(mut self, bytes: &[u8]) {
         let last = async {
             let _ = self.write(bytes.to_vec()).await;
@@ -135,33 +138,34 @@ impl Output {
     }
 }
 
-/// Columns and rows of the terminal that standard output is, if it is one.
+/// Returns columns and rows of the terminal at standard output, if it is one.
 pub fn size() -> Option<(u16, u16)> {
     let size = tcgetwinsize(io::stdout()).ok()?;
     (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
 }
 
-/// Whether this process is in the foreground of its terminal, which sends the signals of Ctrl-C to all processes there.
+/// Returns true if this process is in the foreground of its terminal, which sends the signal of
+/// Ctrl-C to all foreground processes.
 pub fn is_in_foreground() -> bool {
     tcgetpgrp(io::stdin()).is_ok_and(|group| group == getpgrp())
 }
 
-/// What came of a wait for input.
+/// The result of waiting for input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Waited {
-    /// There is something to read.
+pub enum InputState {
+    /// Input is available.
     Ready,
-    /// There is nothing yet.
+    /// The time limit expired.
     Nothing,
-    /// The terminal is hung up.
+    /// The terminal hung up.
     HungUp,
 }
 
-/// Waits until there is something to read on standard input, for at most `limit`.
+/// Waits for input on standard input, at most `limit`.
 ///
 /// # Errors
-/// It cannot be waited for.
-pub fn wait_for_input(limit: Duration) -> io::Result<Waited> {
+/// poll(2) fails.
+pub fn wait_for_input(limit: Duration) -> io::Result<InputState> {
     let stdin = io::stdin();
     let mut fds = [PollFd::new(&stdin, PollFlags::IN)];
     let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
@@ -171,19 +175,19 @@ pub fn wait_for_input(limit: Duration) -> io::Result<Waited> {
     }
     let found = fds[0].revents();
     Ok(match found.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
-        true => Waited::HungUp,
-        false if found.contains(PollFlags::IN) => Waited::Ready,
-        false => Waited::Nothing,
+        true => InputState::HungUp,
+        false if found.contains(PollFlags::IN) => InputState::Ready,
+        false => InputState::Nothing,
     })
 }
 
-/// Whether there is somebody who can be asked: on standard input, and who sees standard error.
-pub fn is_there() -> bool {
+/// Returns true if an operator can be asked: standard input and standard error are terminals.
+pub fn is_interactive() -> bool {
     io::stdin().is_terminal() && io::stderr().is_terminal()
 }
 
-/// Asks on standard error, and returns the line that is answered; `None` at the end of the input, or where one of `signals`
-/// came instead. What came before is not for this question.
+/// Asks on standard error and returns the line of the answer; `None` at the end of input, or if one
+/// of `signals` arrives. Earlier input is discarded.
 pub fn ask(question: &str, signals: &UnixStream) -> Option<String> {
     let mut earlier = [0; 64];
     while (&mut &*signals).read(&mut earlier).is_ok_and(|count| count > 0) {}
@@ -201,14 +205,14 @@ pub fn ask(question: &str, signals: &UnixStream) -> Option<String> {
             Ok(_) => break,
         }
     }
-    // A terminal gives whole lines.
+    // A terminal returns whole lines.
     let mut answer = String::new();
     let read = stdin.read_line(&mut answer).ok()?;
     (read > 0).then(|| answer.trim().to_owned())
 }
 
-/// What comes in on standard input, as it comes; closed at its end. A thread reads: a file or a pipe that is
-/// shared with other programs must not be made non-blocking.
+/// Returns the data from standard input; the channel is closed at its end. A thread reads, because
+/// a file or a pipe shared with other programs must not be made non-blocking.
 pub fn input() -> mpsc::Receiver<Vec<u8>> {
     let (to, from) = mpsc::channel(16);
     thread::spawn(move || {
@@ -226,13 +230,14 @@ pub fn input() -> mpsc::Receiver<Vec<u8>> {
     from
 }
 
-/// How much is read at once, in bytes.
+/// The maximum number of bytes of one read.
 pub const PIECE: usize = 32 << 10;
 
-/// What was read, or why nothing can be any more.
+/// Data, or the error that ended the stream.
 pub type Input = io::Result<Vec<u8>>;
 
-/// What comes in on a stream, to its end, in pieces of at most [`PIECE`]; read by a thread, as by [`input`].
+/// Returns the data of a stream up to its end, in chunks of at most [`PIECE`] bytes; read by a
+/// thread as in [`input`].
 pub fn input_of(mut stream: impl Read + Send + 'static) -> mpsc::Receiver<Input> {
     let (to, from) = mpsc::channel(16);
     thread::spawn(move || {

@@ -1,7 +1,7 @@
-//! Writing a large file back to its disk while it is still being written, so that the last fsync has little to do.
+//! Writes a large file back to disk while it is being written, so that the final fsync is short.
 //!
-//! The kernel begins to write back after seconds, or when a tenth of the memory is dirty. A disk of 1 GiB is copied
-//! into the page cache sooner than that, and the fsync that must follow would then wait for all of it.
+//! The kernel starts writeback after seconds, or when a tenth of the memory is dirty. A disk of 1
+//! GiB is copied into the page cache before that, and the final fsync would wait for all of it.
 
 use std::{
     fs::File,
@@ -10,11 +10,11 @@ use std::{
     thread::JoinHandle,
 };
 
-/// How many bytes are written before they are written back.
-const STEP: u64 = 64 << 20;
+/// The number of bytes between two writebacks.
+const STEP: u64 = 32 << 20;
 
-/// One file's writing back. Dropped without [`WriteBack::end`], it is left to itself: who calls a copy off does
-/// not wait for the disk.
+/// The writeback of one file. Dropping it without [`WriteBack::end`] does not wait for the disk: a
+/// canceled copy ends at once.
 pub struct WriteBack {
     due: SyncSender<()>,
     thread: JoinHandle<io::Result<()>>,
@@ -22,36 +22,41 @@ pub struct WriteBack {
 }
 
 impl WriteBack {
-    /// Begins.
+    /// Starts the thread.
     ///
     /// # Errors
-    /// No more descriptors, or no thread.
+    /// No free descriptor, or no thread can be started.
     pub fn of(file: &File) -> io::Result<Self> {
         let file = file.try_clone()?;
         let (due, steps) = sync_channel(1);
         let thread = std::thread::Builder::new().name("write-back".into()).spawn(move || {
-            // An error is told once by the kernel: it must not be lost here.
+            // The kernel reports an error only once, so it must not be lost here.
             steps.into_iter().try_for_each(|()| file.sync_data())
         })?;
         Ok(Self { due, thread, sent: 0 })
     }
 
-    /// So many bytes are written by now.
+    /// Reports the number of bytes written so far.
     pub fn wrote(&mut self, bytes: u64) {
         if bytes.saturating_sub(self.sent) >= STEP {
             self.sent = bytes;
-            // While it is still at the last step, this one is covered by the next.
+            // If the thread is still busy, the next step includes this one.
             let _ = self.due.try_send(());
         }
     }
 
-    /// All is written; the caller's fsync comes next.
+    /// Waits for the writeback; the caller's fsync comes next.
     ///
     /// # Errors
-    /// Something could not be written back.
+    /// Data could not be written back.
     pub fn end(self) -> io::Result<()> {
         drop(self.due);
-        self.thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread died")))
+        self.thread.join().unwrap_or_else(|_| {
+            Err(io::Error::other(
+                "the writeback thread \
+            panicked",
+            ))
+        })
     }
 }
 
@@ -62,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ends_when_all_is_written() {
+    fn end_waits_for_all_data() {
         let mut file = tempfile::tempfile().unwrap();
         let mut back = WriteBack::of(&file).unwrap();
         file.write_all(&[7; 4096]).unwrap();
@@ -73,8 +78,8 @@ mod tests {
     }
 
     #[test]
-    fn an_error_comes_out_at_the_end() {
-        // fsync(2): EINVAL for what cannot be synced.
+    fn end_returns_errors() {
+        // fsync(2) returns EINVAL for a pipe.
         let (_reader, writer) = io::pipe().unwrap();
         let mut back = WriteBack::of(&File::from(std::os::fd::OwnedFd::from(writer))).unwrap();
         back.wrote(STEP);

@@ -13,7 +13,7 @@ use crate::{
     spec::{self, Vm},
     store::{
         identity_lock::{IdentityLock, Waiter},
-        identity_store::{self, Means},
+        identity_store::{self, IdentitySource},
     },
     sys::{
         file,
@@ -38,7 +38,7 @@ pub struct Cloned {
 /// # Errors
 /// `from` is not shut down, the name is taken, a disk cannot be copied; nothing is left then.
 pub fn clone(
-    means: &Means,
+    means: &IdentitySource,
     from: &VmName,
     name: &VmName,
     progress: &mut dyn Progress,

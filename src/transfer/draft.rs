@@ -94,7 +94,7 @@ impl<'a> Draft<'a> {
         let there = self.layout.vm(&self.name);
         // The names of the files in it.
         file::sync_dir(&self.paths.unfinished())?;
-        match rename::to_free(&self.at, &there.state) {
+        match rename::no_replace(&self.at, &there.state) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(Error::Kept { name: self.name.clone(), path: there.state });
             }

@@ -161,7 +161,7 @@ impl Explain for Error {
             Self::Kept { name, .. } => format!(
                 "choose another name; or `qvm rm {name} --disks` deletes it, if nobody needs it any more"
             ),
-            Self::Runs(vm_state::Error::Lock(lock::Error::Taken { .. })) => {
+            Self::Runs(vm_state::Error::Lock(lock::Error::Held { .. })) => {
                 "it must be shut down: `qvm stop`, and `qvm status` shows what it is doing".into()
             }
             Self::Runs(vm_state::Error::Alone(_)) => {

@@ -124,7 +124,7 @@ fn into(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<(), Error>) ->
         return Err(Error::FileExists(path.to_owned()));
     }
     file::remove_abandoned_beside(path);
-    let temporary = Temporary::beside(path)?;
+    let temporary = Temporary::for_target(path)?;
     let mut out = BufWriter::with_capacity(1 << 20, temporary.file());
     write(&mut out)?;
     out.flush().map_err(Error::Write)?;

@@ -18,7 +18,7 @@ use crate::{
     store::{
         identity::Identity,
         identity_lock::{IdentityLock, Waiter},
-        identity_store::{self, Means},
+        identity_store::{self, IdentitySource},
     },
     sys::{
         file,
@@ -52,7 +52,7 @@ pub struct Imported {
 /// The archive is not whole, or none; there is such a VM already; a file cannot be written. Nothing is left then.
 pub fn import(
     import: &mut Import<'_>,
-    means: &Means,
+    means: &IdentitySource,
     progress: &mut dyn Progress,
     cancel: &Cancel,
 ) -> Result<Imported, Error> {
@@ -65,7 +65,7 @@ pub fn import(
 
 /// An archive that is whole, and as it was exported; by whom nobody knows.
 struct Finish<'a, 'l> {
-    means: &'l Means,
+    means: &'l IdentitySource,
     called: &'a str,
     /// It gets an identity of its own.
     copy: bool,
@@ -256,7 +256,7 @@ mod tests {
 
     fn take(tar: &[u8], dir: &Path) -> Result<Imported, Error> {
         let uuid = || "7e0f3c52-4f2b-4b7e-9a34-0c5d0a1b2c3d".to_owned();
-        let means = Means { layout: layout(dir), host_id: "host".into(), uuid };
+        let means = IdentitySource { layout: layout(dir), host_id: "host".into(), uuid };
         let (name, new_identity, length) = (None, false, None);
         let from = &mut { tar };
         let mut what = Import { from, called: "x".into(), length, name, new_identity };

@@ -87,7 +87,7 @@ pub fn rename(layout: &Layout, old: &VmName, new: &VmName) -> Result<Renamed, Er
             symlink(target, &to.state).map_err(file::Error::on("make the link", &to.state))?;
             file::sync_dir(&to.state)?;
         }
-        names::to_free(&files[0], &files[1]).map_err(|error| {
+        names::no_replace(&files[0], &files[1]).map_err(|error| {
             if linked {
                 let _ = fs::remove_file(&to.state);
             }
@@ -140,8 +140,8 @@ fn follow(old: &VmName, from: &Path, to: &Path) -> Result<(), Error> {
         (Place::Free, _) => return Ok(()),
         // Behind an exchange only the link is left.
         (Place::Step, _) => fs::remove_file(from),
-        (Place::Directory, Place::Step) => names::over_link(from, to),
-        (_, Place::Free) => names::to_free(from, to),
+        (Place::Directory, Place::Step) => names::replace_link(from, to),
+        (_, Place::Free) => names::no_replace(from, to),
         // A link takes the place of a link.
         (Place::Link, Place::Step) => fs::rename(from, to),
         (_, Place::Directory | Place::Link) => Err(io::ErrorKind::AlreadyExists.into()),

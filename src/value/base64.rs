@@ -2,7 +2,7 @@
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 
-/// Decodes a base64 text, in which line breaks are ignored; `None` if it is not base64.
+/// Decodes base64 and ignores line breaks. Returns `None` if the text is not base64.
 pub fn base64(text: &str) -> Option<Vec<u8>> {
     if text.contains(['\n', '\r']) {
         BASE64_STANDARD.decode(text.replace(['\n', '\r'], "")).ok()

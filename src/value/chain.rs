@@ -1,6 +1,6 @@
-//! An error with all its causes, on one line.
+//! Formats an error and all its causes on one line.
 
-/// `a: b: c`, from what was tried down to the last cause.
+/// Returns `a: b: c`: the error, then each of its sources.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,10 +1,10 @@
-//! `Cidr`: an address with the length of its network's prefix.
+//! `Cidr`: an IP address with the prefix length of its network.
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
 use super::{refused::Refused, shown::shown, text_form::serde_by_text};
 
-/// A host's address within its network, such as `192.168.97.15/24` or `fd00::15/64`.
+/// The address of a host with its network, such as `192.168.97.15/24` or `fd00::15/64`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cidr {
     address: IpAddr,
@@ -12,12 +12,12 @@ pub struct Cidr {
 }
 
 impl Cidr {
-    /// The host's address.
+    /// Returns the host's address.
     pub const fn address(self) -> IpAddr {
         self.address
     }
 
-    /// The length of the network's prefix in bits.
+    /// Returns the prefix length in bits.
     pub const fn prefix(self) -> u8 {
         self.prefix
     }
@@ -45,25 +45,27 @@ impl FromStr for Cidr {
         let refuse = |why: String| Refused::new(format!("`{}` {why}", shown(text)));
         let Some((address, prefix)) = text.split_once('/') else {
             return Err(match text.parse::<IpAddr>() {
-                Ok(IpAddr::V4(_)) => {
-                    refuse(format!("has no prefix length: write `{text}/24`, if that is its net"))
-                }
-                Ok(IpAddr::V6(_)) => {
-                    refuse(format!("has no prefix length: write `{text}/64`, if that is its net"))
-                }
-                Err(_) => refuse("is not an address: write it as in `192.168.1.10/24`".into()),
+                Ok(IpAddr::V4(_)) => refuse(format!(
+                    "has no prefix length: write `{text}/24` if that is its \
+                        network"
+                )),
+                Ok(IpAddr::V6(_)) => refuse(format!(
+                    "has no prefix length: write `{text}/64` if that is its \
+                        network"
+                )),
+                Err(_) => refuse("is not an address: write for example `192.168.1.10/24`".into()),
             });
         };
         let address: IpAddr = address
             .parse()
-            .map_err(|_| refuse("is not an address: write it as in `192.168.1.10/24`".into()))?;
+            .map_err(|_| refuse("is not an address: write for example `192.168.1.10/24`".into()))?;
         let longest = if address.is_ipv4() { 32 } else { 128 };
         let prefix =
             prefix.parse::<u8>().ok().filter(|p| (1..=longest).contains(p)).ok_or_else(|| {
-                refuse(format!("has a bad prefix length: it goes from 1 to {longest}"))
+                refuse(format!("has an invalid prefix length: the range is 1 to {longest}"))
             })?;
         if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
-            return Err(refuse("cannot be a guest's own address".into()));
+            return Err(refuse("cannot be the address of a guest".into()));
         }
         Ok(Self { address, prefix })
     }
@@ -86,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_its_net() {
+    fn contains_addresses_of_its_network() {
         assert!(cidr("192.168.97.15/24").contains("192.168.97.1".parse().unwrap()));
         assert!(!cidr("192.168.97.15/24").contains("192.168.98.1".parse().unwrap()));
         assert!(cidr("10.0.0.1/32").contains("10.0.0.1".parse().unwrap()));
@@ -96,15 +98,15 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_prefix_is_named() {
+    fn missing_prefix_length_is_reported() {
         assert_eq!(
             "192.168.97.15".parse::<Cidr>().unwrap_err().to_string(),
-            "`192.168.97.15` has no prefix length: write `192.168.97.15/24`, if that is its net"
+            "`192.168.97.15` has no prefix length: write `192.168.97.15/24` if that is its network"
         );
     }
 
     #[test]
-    fn refuses() {
+    fn invalid_text_is_refused() {
         for text in [
             "",
             "x/24",
@@ -119,7 +121,7 @@ mod tests {
             "fd00::1/129",
             "10.0.0.1/24/1",
         ] {
-            assert!(text.parse::<Cidr>().is_err(), "{text:?} was taken");
+            assert!(text.parse::<Cidr>().is_err(), "{text:?} was accepted");
         }
     }
 }

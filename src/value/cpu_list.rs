@@ -1,18 +1,18 @@
-//! `CpuList`: CPUs of the host, as taskset(1) and the kernel write them.
+//! `CpuList`: CPUs of the host, in the list format of taskset(1) and the kernel.
 
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use super::{refused::Refused, shown::shown, text_form::serde_by_text};
 
-/// CPUs by their numbers: `0`, `2-3`, `0,4-7`. Never empty.
+/// A list of CPU numbers, such as `0`, `2-3` or `0,4-7`. Never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CpuList(BTreeSet<u16>);
 
 impl CpuList {
-    /// The largest number of a CPU: `cpu_set_t` of the C library has 1024 (CPU_SET(3)).
+    /// The largest CPU number: `cpu_set_t` of the C library has 1024 bits (CPU_SET(3)).
     pub const MAX: u16 = 1023;
 
-    /// The numbers, each once, in their order.
+    /// Returns the numbers in ascending order, without duplicates.
     pub fn iter(&self) -> impl Iterator<Item = u16> {
         self.0.iter().copied()
     }
@@ -33,7 +33,8 @@ impl FromStr for CpuList {
         let ranges: Option<Vec<_>> = text.split(',').map(range).collect();
         ranges.map(|ranges| Self(ranges.into_iter().flatten().collect())).ok_or_else(|| {
             Refused::new(format!(
-                "`{}` is not a list of CPUs: write it as in `2`, `0-3` or `0,4-7`, with numbers up to {}",
+                "`{}` is not a list of CPUs: write for example `2`, `0-3` or `0,4-7`; the largest \
+                 number is {}",
                 shown(text),
                 Self::MAX
             ))
@@ -41,7 +42,7 @@ impl FromStr for CpuList {
     }
 }
 
-/// The shortest way to write it: neighbours as a range.
+/// Displays the shortest form: adjacent numbers as a range.
 impl fmt::Display for CpuList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut rest = self.0.iter().copied().peekable();
@@ -70,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn takes_what_taskset_takes_and_says_it_shortly() {
+    fn parses_taskset_lists_and_displays_shortest() {
         for (text, shown) in [
             ("0", "0"),
             ("2-3", "2-3"),
@@ -91,7 +92,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_panics_and_what_is_shown_reads_as_the_same(text in "[0-9,-]{0,12}|\\PC{0,8}") {
+        fn no_text_panics_and_lists_round_trip(text in "[0-9,-]{0,12}|\\PC{0,8}") {
             if let Ok(list) = text.parse::<CpuList>() {
                 prop_assert!(list.iter().count() > 0);
                 prop_assert_eq!(list.to_string().parse::<CpuList>().unwrap(), list);

@@ -1,4 +1,4 @@
-//! `CpuWeight`: a VM's part of the host's CPU time when all want it.
+//! `CpuWeight`: a VM's share of CPU time when the host's CPUs are contended.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ impl CpuWeight {
     /// The largest weight.
     pub const MAX: u16 = 10_000;
 
-    /// The weight as the kernel reads it.
+    /// Returns the weight, from [`Self::MIN`] to [`Self::MAX`].
     pub const fn get(self) -> u16 {
         self.0
     }
@@ -38,7 +38,7 @@ impl TryFrom<i64> for CpuWeight {
             .map(Self)
             .ok_or_else(|| {
                 Refused::new(format!(
-                    "{weight} is not a CPU weight: it goes from 1 to 10000, default 100"
+                    "{weight} is not a CPU weight: the range is 1 to 10000, the default is 100"
                 ))
             })
     }
@@ -61,12 +61,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn takes_the_kernels_range_and_nothing_else() {
+    fn accepts_only_the_kernels_range() {
         for weight in [1, 100, 10_000] {
             assert_eq!(i64::from(CpuWeight::try_from(weight).unwrap().get()), weight);
         }
         for weight in [i64::MIN, -1, 0, 10_001, 65_536 + 100, i64::MAX] {
-            assert!(CpuWeight::try_from(weight).is_err(), "{weight} was taken");
+            assert!(CpuWeight::try_from(weight).is_err(), "{weight} was accepted");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `Digest`: the checksum that an image must have.
+//! `Digest`: the checksum of an image.
 
 use std::{fmt, str::FromStr};
 
@@ -14,7 +14,7 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// The name as the key in the VM file has it.
+    /// Returns the name of the key in the VM file.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Sha256 => "sha256",
@@ -22,7 +22,7 @@ impl Algorithm {
         }
     }
 
-    /// How many hex digits a digest has.
+    /// Returns the length of a digest in hex digits.
     pub const fn hex_len(self) -> usize {
         match self {
             Self::Sha256 => 64,
@@ -39,14 +39,14 @@ pub struct Digest {
 }
 
 impl Digest {
-    /// Reads `hex`, in either case, as a digest by `algorithm`.
+    /// Parses `hex`, in upper or lower case, as a digest of `algorithm`.
     ///
     /// # Errors
-    /// The wrong number of digits, or something that is no hex digit.
+    /// The text has the wrong length or a character that is not a hex digit.
     pub fn new(algorithm: Algorithm, hex: &str) -> Result<Self, Refused> {
         if hex.len() != algorithm.hex_len() || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(Refused::new(format!(
-                "`{}` is not a {} digest: it has {} characters, and {} hex digits are wanted",
+                "`{}` is not a {} digest: it has {} characters instead of {} hex digits",
                 shown(hex),
                 algorithm.name(),
                 hex.chars().count(),
@@ -56,12 +56,12 @@ impl Digest {
         Ok(Self { algorithm, hex: hex.to_ascii_lowercase() })
     }
 
-    /// Reads a digest by `algorithm` as people copy it: hex digits, `sha256:HEX`, or
-    /// `sha256-BASE64` as Subresource Integrity and Nix have it.
+    /// Parses a digest of `algorithm`: hex digits, `sha256:HEX`, or `sha256-BASE64` as used by
+    /// Subresource Integrity and Nix.
     ///
     /// # Errors
-    /// As [`Self::new`], or a prefix of another algorithm.
-    pub fn written(algorithm: Algorithm, text: &str) -> Result<Self, Refused> {
+    /// As for [`Self::new`], or the prefix is that of another algorithm.
+    pub fn parse_prefixed(algorithm: Algorithm, text: &str) -> Result<Self, Refused> {
         let own =
             |sign| text.strip_prefix(algorithm.name()).and_then(|rest| rest.strip_prefix(sign));
         if let Some(hex) = own(':') {
@@ -72,7 +72,7 @@ impl Digest {
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         Self::new(algorithm, &hex).map_err(|_| {
             Refused::new(format!(
-                "`{}` is not a {} digest: `{}-` comes before the base64 of {} bytes",
+                "`{}` is not a {} digest: `{}-` must be followed by the base64 of {} bytes",
                 shown(text),
                 algorithm.name(),
                 algorithm.name(),
@@ -81,12 +81,12 @@ impl Digest {
         })
     }
 
-    /// The hash function.
+    /// Returns the hash function.
     pub const fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 
-    /// The lower-case hex digits.
+    /// Returns the digest in lower-case hex digits.
     pub fn hex(&self) -> &str {
         &self.hex
     }
@@ -100,7 +100,7 @@ impl FromStr for Digest {
             Some(("sha256", hex)) => Self::new(Algorithm::Sha256, hex),
             Some(("sha512", hex)) => Self::new(Algorithm::Sha512, hex),
             _ => Err(Refused::new(format!(
-                "`{}` is not a digest: write `sha256:` or `sha512:` and the hex digits",
+                "`{}` is not a digest: write `sha256:` or `sha512:`, followed by the hex digits",
                 shown(text)
             ))),
         }
@@ -120,33 +120,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_both_cases_and_shows_one() {
+    fn parses_both_cases_and_displays_lower_case() {
         let digest = Digest::new(Algorithm::Sha256, &"AB".repeat(32)).unwrap();
         assert_eq!(digest.hex(), "ab".repeat(32));
         assert_eq!(digest.to_string().parse::<Digest>().unwrap(), digest);
     }
 
     #[test]
-    fn prefixed_forms_are_read() {
+    fn parses_prefixed_forms() {
         let hex = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         let sri = "sha256-ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=";
         for text in [hex, &format!("sha256:{hex}"), sri] {
-            assert_eq!(Digest::written(Algorithm::Sha256, text).unwrap().hex(), hex, "{text}");
-            assert!(Digest::written(Algorithm::Sha512, text).is_err(), "{text}");
+            assert_eq!(
+                Digest::parse_prefixed(Algorithm::Sha256, text).unwrap().hex(),
+                hex,
+                "{text}"
+            );
+            assert!(Digest::parse_prefixed(Algorithm::Sha512, text).is_err(), "{text}");
         }
         for text in ["sha256-", "sha256-AAAA", &sri[..sri.len() - 1], &format!("{sri}=")] {
-            assert!(Digest::written(Algorithm::Sha256, text).is_err(), "{text:?} was read");
+            assert!(
+                Digest::parse_prefixed(Algorithm::Sha256, text).is_err(),
+                "{text:?} was \
+                accepted"
+            );
         }
     }
 
     #[test]
-    fn refuses() {
+    fn invalid_text_is_refused() {
         for hex in ["", "ab", &"ab".repeat(31), &"ab".repeat(33), &"zz".repeat(32), &"é".repeat(32)]
         {
-            assert!(Digest::new(Algorithm::Sha256, hex).is_err(), "{hex:?} was taken");
+            assert!(Digest::new(Algorithm::Sha256, hex).is_err(), "{hex:?} was accepted");
         }
         for text in ["", "sha256", "md5:00", &format!("sha1:{}", "a".repeat(40))] {
-            assert!(text.parse::<Digest>().is_err(), "{text:?} was taken");
+            assert!(text.parse::<Digest>().is_err(), "{text:?} was accepted");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `Forward`: a port of the host that leads into the guest, in user-mode networks.
+//! `Forward`: a port of the host that a user-mode network forwards to the guest.
 
 use std::{
     fmt,
@@ -8,7 +8,7 @@ use std::{
 
 use super::{refused::Refused, shown::shown, text_form::serde_by_text};
 
-/// What is carried.
+/// The transport protocol of a forwarded port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
     /// TCP, the default.
@@ -26,15 +26,15 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// `[ADDRESS:]HOSTPORT:GUESTPORT[/tcp|/udp]`; the address is 127.0.0.1 unless written, so that nothing
-/// listens to the network by default. QEMU's user-mode network forwards IPv4 only.
+/// `[ADDRESS:]HOSTPORT:GUESTPORT[/tcp|/udp]`. The default address is 127.0.0.1, so a port is not
+/// reachable from the network by default. QEMU's user-mode network forwards only IPv4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Forward {
-    /// Where the host listens.
+    /// The address and port on which the host listens.
     pub host: SocketAddrV4,
     /// The guest's port.
     pub guest: u16,
-    /// What is carried.
+    /// The transport protocol of a forwarded port.
     pub protocol: Protocol,
 }
 
@@ -44,8 +44,8 @@ impl FromStr for Forward {
     fn from_str(text: &str) -> Result<Self, Refused> {
         let refuse = || {
             Refused::new(format!(
-                "`{}` is not a port forward: write `HOSTPORT:GUESTPORT`, `ADDRESS:HOSTPORT:GUESTPORT` \
-                 (IPv4), with `/udp` behind it where it is not TCP",
+                "`{}` is not a port forward: write `HOSTPORT:GUESTPORT` or \
+                 `ADDRESS:HOSTPORT:GUESTPORT` (IPv4), and append `/udp` for UDP",
                 shown(text)
             ))
         };
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stays_on_loopback_unless_told() {
+    fn default_address_is_loopback() {
         for (text, shown) in [
             ("2222:22", "127.0.0.1:2222:22/tcp"),
             ("0.0.0.0:80:8080", "0.0.0.0:80:8080/tcp"),
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses() {
+    fn invalid_text_is_refused() {
         for text in [
             "",
             "22",
@@ -121,7 +121,7 @@ mod tests {
             "2222:22,guestfwd=x",
             "2222:22/",
         ] {
-            assert!(text.parse::<Forward>().is_err(), "{text:?} was taken");
+            assert!(text.parse::<Forward>().is_err(), "{text:?} was accepted");
         }
     }
 }

@@ -1,10 +1,10 @@
-//! Whether an error is the host's fault: no descriptor, memory or space is left, or its disk fails.
+//! Classifies errors as host faults: no descriptor, memory or disk space left, or failing storage.
 
 use std::{error::Error, io};
 
 use rustix::io::Errno;
 
-/// What the host has run out of, or what its storage answers (errno(3)).
+/// The errors of exhausted resources and failing storage (errno(3)).
 const FAULTS: [Errno; 9] = [
     Errno::MFILE,
     Errno::NFILE,
@@ -17,7 +17,8 @@ const FAULTS: [Errno; 9] = [
     Errno::TIMEDOUT,
 ];
 
-/// Whether the host is at fault for an error or for one of its causes: another try may help.
+/// Returns true if the error or one of its sources is a host fault, which another attempt may
+/// solve.
 pub fn is_host_fault(error: &(dyn Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
@@ -32,7 +33,7 @@ pub fn is_host_fault(error: &(dyn Error + 'static)) -> bool {
 fn is_fault(error: &io::Error) -> bool {
     let by_errno =
         error.raw_os_error().map(|errno| FAULTS.iter().any(|f| f.raw_os_error() == errno));
-    // An error that another was made of is no cause of it (std::io::Error::source).
+    // `io::Error::source` skips a wrapped error and returns the source of that error.
     let by_cause = || error.get_ref().is_some_and(|inner| is_host_fault(inner));
     by_errno.unwrap_or_else(|| is_fault_kind(error.kind()) || by_cause())
 }
@@ -62,7 +63,7 @@ mod tests {
     struct Outer(#[source] io::Error);
 
     #[test]
-    fn causes_are_told_by_errno_and_kind() {
+    fn causes_are_classified_by_errno_and_kind() {
         for errno in FAULTS {
             let os = || io::Error::from_raw_os_error(errno.raw_os_error());
             assert!(is_host_fault(&Outer(os())), "{errno}");

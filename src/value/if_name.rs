@@ -4,16 +4,17 @@ use std::{fmt, str::FromStr};
 
 use super::{refused::Refused, shown::shown, text_form::serde_by_text};
 
-/// What the kernel takes as an interface's name (`dev_valid_name` in net/core/dev.c): 1 to 15 bytes,
-/// no white space, `/` or `:`, not `.` or `..`. `%` is refused too: the kernel would read a pattern.
+/// An interface name that the kernel accepts (`dev_valid_name` in net/core/dev.c): 1 to 15 bytes,
+/// no white space, `/` or `:`, not `.` or `..`. `%` is refused too, because the kernel expands it
+/// as a pattern.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IfName(String);
 
 impl IfName {
-    /// The longest name: `IFNAMSIZ` (16, linux/if.h) less the terminating NUL.
+    /// The maximum length in bytes: `IFNAMSIZ` (16, linux/if.h) without the terminating NUL.
     pub const MAX: usize = 15;
 
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -26,7 +27,7 @@ impl FromStr for IfName {
         let refuse = |why: String| Refused::new(format!("`{}` {why}", shown(text)));
         if text.len() > Self::MAX {
             return Err(refuse(format!(
-                "has {} bytes; an interface's name has at most {}",
+                "has {} bytes; an interface name has at most {}",
                 text.len(),
                 Self::MAX
             )));
@@ -34,7 +35,7 @@ impl FromStr for IfName {
         let graphic = text.bytes().all(|b| b.is_ascii_graphic() && !b"/:%".contains(&b));
         if text.is_empty() || !graphic || text == "." || text == ".." {
             return Err(refuse(
-                "is not an interface's name: use printable ASCII without spaces, `/`, `:` and `%`"
+                "is not an interface name: use printable ASCII without spaces, `/`, `:` and `%`"
                     .into(),
             ));
         }
@@ -55,13 +56,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn takes_and_refuses() {
+    fn accepts_only_kernel_interface_names() {
         for text in ["br0", "vmbr0.30", "qvm-web_lan", "123456789012345"] {
             assert_eq!(text.parse::<IfName>().unwrap().as_str(), text);
         }
         for text in ["", ".", "..", "a b", "a/b", "a:1", "tap%d", "br\n", "bär", "1234567890123456"]
         {
-            assert!(text.parse::<IfName>().is_err(), "{text:?} was taken");
+            assert!(text.parse::<IfName>().is_err(), "{text:?} was accepted");
         }
     }
 }

@@ -1,24 +1,25 @@
-//! Keys as QEMU knows them: chords by name, and the characters of a US keyboard.
+//! Keys by their QEMU names: chords, and the characters of a US keyboard.
 
 use std::{fmt, str::FromStr};
 
 use super::{Explain, shown::shown};
 
-/// Keys that are pressed together, by the names of QEMU's `QKeyCode`.
+/// Keys that are pressed together, by their names in QEMU's `QKeyCode`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chord(Vec<String>);
 
-/// The most keys of a chord: nobody has more fingers.
+/// The maximum number of keys of a chord.
 const MOST: usize = 10;
 
-/// Why a text is no chord, or cannot be typed.
+/// Why a text is not a chord or cannot be typed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// A name that no key has.
+    /// No key has this name.
     #[error("`{}` is not a key", shown(.0))]
     Unknown(String),
-    /// None, or more than there are fingers.
-    #[error("`{}` is no chord: write 1 to {MOST} keys with `-` between them, as in `ctrl-alt-delete`", shown(.0))]
+    /// The chord has no key, or more than [`MOST`].
+    #[error("`{}` is not a chord: write 1 to {MOST} keys separated by `-`, such as \
+        `ctrl-alt-delete`", shown(.0))]
     NoChord(String),
     /// A character that a US keyboard does not have.
     #[error("the character `{}` is not on a US keyboard", .0.escape_debug())]
@@ -29,26 +30,29 @@ impl Explain for Error {
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::Unknown(_) | Self::NoChord(_) => Some(
-                "names are QEMU's: `ctrl`, `alt`, `shift`, `meta_l`, `ret`, `esc`, `tab`, `delete`, `up`, `f1`, `a`, `1`, `kp_0`, …"
+                "key names are those of QEMU: `ctrl`, `alt`, `shift`, `meta_l`, `ret`, `esc`, \
+                 `tab`, `delete`, `up`, `f1`, `a`, `1`, `kp_0`, …"
                     .into(),
             ),
             Self::NotOnKeyboard(_) => Some(
-                "keys are pressed as on a US keyboard; `qvm exec` writes any text into a file of the guest".into(),
+                "`qvm type` presses the keys of a US keyboard; use `qvm exec` to write other text \
+                 into a file of the guest"
+                    .into(),
             ),
         }
     }
 }
 
 impl Chord {
-    /// The keys, by QEMU's names.
+    /// Returns the keys by their QEMU names.
     pub fn keys(&self) -> &[String] {
         &self.0
     }
 
-    /// What has to be pressed for a text.
+    /// Returns the chords that type a text.
     ///
     /// # Errors
-    /// A character that is not on the keyboard.
+    /// A character is not on a US keyboard.
     pub fn typing(text: &str) -> Result<Vec<Self>, Error> {
         text.chars().map(|c| key(c).ok_or(Error::NotOnKeyboard(c))).collect()
     }
@@ -90,7 +94,7 @@ impl fmt::Display for Chord {
     }
 }
 
-/// The signs beside letters and digits: alone, with shift, and the key's name.
+/// The keys of signs: the character without shift, the character with shift, the key's name.
 const SIGNS: [(char, char, &str); 13] = [
     ('-', '_', "minus"),
     ('=', '+', "equal"),
@@ -106,7 +110,7 @@ const SIGNS: [(char, char, &str); 13] = [
     (' ', ' ', "spc"),
     ('\t', '\t', "tab"),
 ];
-/// What the digits are with shift, from 0 on.
+/// The characters of the digit keys with shift, from key 0 on.
 const SHIFTED_DIGITS: &str = ")!@#$%^&*(";
 
 fn key(c: char) -> Option<Chord> {
@@ -133,13 +137,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_character_of_the_keyboard_has_keys_that_qemu_knows() {
+    fn each_us_character_has_known_keys() {
         let all: String = (0x20_u8..0x7f).map(char::from).chain(['\n', '\t']).collect();
         let chords = Chord::typing(&all).unwrap();
         for chord in &chords {
             assert_eq!(chord.to_string().parse::<Chord>().as_ref(), Ok(chord), "{chord}");
         }
-        // No two characters are the same keys.
+        // Different characters need different keys.
         let mut names: Vec<String> = chords.iter().map(ToString::to_string).collect();
         names.sort();
         names.dedup();
@@ -148,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn chords_by_the_names_that_people_use() {
+    fn chords_accept_common_key_names() {
         let keys = |text: &str| text.parse::<Chord>().map(|chord| chord.to_string());
         assert_eq!(keys("Ctrl-Alt-Del").unwrap(), "ctrl-alt-delete");
         assert_eq!(keys("enter").unwrap(), "ret");

@@ -4,30 +4,31 @@ use std::{fmt, str::FromStr};
 
 use super::{refused::Refused, shown::shown, text_form::serde_by_text};
 
-/// 1 to 16 of `a-z`, `0-9` and `-`, beginning with a letter. It becomes part of QEMU's device ids
-/// (which want a leading letter), of file names and of a virtio disk's serial number (20 bytes).
+/// 1 to 16 of `a-z`, `0-9` and `-`, beginning with a letter. A label becomes part of QEMU's device
+/// IDs (which must begin with a letter), of file names, and of a virtio disk's serial number (20
+/// bytes).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Label(String);
 
 impl Label {
-    /// The longest label.
+    /// The maximum length in bytes.
     pub const MAX: usize = 16;
-    /// What the flat keys `diskSizeG` and `[image]` describe.
+    /// The label of the disk that the flat keys `diskSizeG` and `[image]` describe.
     pub const ROOT: &'static str = "root";
-    /// What the flat keys `mac`, `ip`, `bridge`, … describe.
+    /// The label of the NIC that the flat keys `mac`, `ip`, `bridge`, … describe.
     pub const NET: &'static str = "net";
 
-    /// The label as text.
+    /// Returns the label as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The label of the first disk.
+    /// Returns the label of the first disk.
     pub fn root() -> Self {
         Self(Self::ROOT.to_owned())
     }
 
-    /// The label of the first NIC.
+    /// Returns the label of the first NIC.
     pub fn net() -> Self {
         Self(Self::NET.to_owned())
     }
@@ -42,7 +43,8 @@ impl FromStr for Label {
             && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
         if !ok {
             return Err(Refused::new(format!(
-                "`{}` is not a name for a disk or a NIC: use 1 to {} of a-z, 0-9 and `-`, a letter first",
+                "`{}` is not a valid disk or NIC name: use 1 to {} of a-z, 0-9 and `-`, beginning \
+                 with a letter",
                 shown(text),
                 Self::MAX
             )));
@@ -64,12 +66,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn takes_and_refuses() {
+    fn accepts_only_short_lower_case_names() {
         for text in ["root", "data-2", "a", "abcdefghijklmnop"] {
             assert_eq!(text.parse::<Label>().unwrap().as_str(), text);
         }
         for text in ["", "2data", "-a", "Data", "a_b", "a.b", "a/b", "abcdefghijklmnopq", "é"] {
-            assert!(text.parse::<Label>().is_err(), "{text:?} was taken");
+            assert!(text.parse::<Label>().is_err(), "{text:?} was accepted");
         }
     }
 }

@@ -1,10 +1,10 @@
-//! `MacAddr`: the address of a NIC.
+//! `MacAddr`: the MAC address of a NIC.
 
 use std::{fmt, str::FromStr};
 
 use super::{refused::Refused, shown::shown, text_form::serde_by_text};
 
-/// A unicast MAC address; read in upper or lower case, shown in lower case with colons.
+/// A unicast MAC address. Parsed in upper or lower case, displayed in lower case with colons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MacAddr([u8; 6]);
 
@@ -12,13 +12,13 @@ impl MacAddr {
     /// The locally administered prefix that QEMU and libvirt use for KVM guests.
     pub const QEMU_PREFIX: [u8; 3] = [0x52, 0x54, 0x00];
 
-    /// The address with QEMU's prefix and these last three bytes.
+    /// Returns the address with QEMU's prefix and these last three bytes.
     pub const fn local(tail: [u8; 3]) -> Self {
         let [a, b, c] = Self::QEMU_PREFIX;
         Self([a, b, c, tail[0], tail[1], tail[2]])
     }
 
-    /// The six bytes in the order they go over the wire.
+    /// Returns the six bytes in network order.
     pub const fn octets(self) -> [u8; 6] {
         self.0
     }
@@ -44,10 +44,16 @@ impl FromStr for MacAddr {
             return Err(refuse(not));
         }
         if bytes[0] & 1 == 1 {
-            return Err(refuse("is a multicast address; a NIC needs one whose first byte is even"));
+            return Err(refuse(
+                "is a multicast address; the first byte of a NIC's address must be \
+                even",
+            ));
         }
         if bytes == [0; 6] {
-            return Err(refuse("is no address; leave `mac` out for a stable one of its own"));
+            return Err(refuse(
+                "is not a usable address; omit `mac` to let qvm generate a stable \
+                one",
+            ));
         }
         Ok(Self(bytes))
     }
@@ -67,14 +73,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_both_cases_and_shows_one() {
+    fn parses_both_cases_and_displays_lower_case() {
         let mac: MacAddr = "52:54:00:AB:cd:0F".parse().unwrap();
         assert_eq!(mac.to_string(), "52:54:00:ab:cd:0f");
         assert_eq!(MacAddr::local([1, 2, 3]).to_string(), "52:54:00:01:02:03");
     }
 
     #[test]
-    fn refuses() {
+    fn invalid_text_is_refused() {
         for text in [
             "",
             "52:54:00:12:34",
@@ -87,7 +93,7 @@ mod tests {
             "ff:ff:ff:ff:ff:ff",
             "00:00:00:00:00:00",
         ] {
-            assert!(text.parse::<MacAddr>().is_err(), "{text:?} was taken");
+            assert!(text.parse::<MacAddr>().is_err(), "{text:?} was accepted");
         }
     }
 }

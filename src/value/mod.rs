@@ -1,4 +1,4 @@
-//! Floor 0: words that cannot be wrong. Each type parses or refuses; whoever holds one need not look again.
+//! Value types that are valid by construction: each type parses a text or refuses it.
 
 mod base64;
 mod chain;

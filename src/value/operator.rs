@@ -4,23 +4,23 @@ use std::{fmt, str::FromStr};
 
 use super::{refused::Refused, shown::shown, text_form::serde_by_text};
 
-/// Who is meant, as the host's databases of users and groups (nsswitch.conf(5)) know him, or by number.
+/// An account by its name in the host's databases (nsswitch.conf(5)) or by its number.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Operator {
     /// A user by name: `alice`.
     User(String),
     /// A user by number: `1000`.
     Uid(u32),
-    /// Everybody in a group, by its name: `@admins`.
+    /// All members of a group, by its name: `@admins`.
     Group(String),
-    /// Everybody in a group, by its number: `@1000`.
+    /// All members of a group, by its number: `@1000`.
     Gid(u32),
 }
 
 impl Operator {
-    /// The longest name of a user (LOGIN_NAME_MAX of Linux, with its NUL).
+    /// The maximum length of a user name in bytes (LOGIN_NAME_MAX of Linux, with the NUL).
     const MAX: usize = 255;
-    /// `(uid_t) -1` is nobody's: setresuid(2) takes it for "leave as it is".
+    /// `(uid_t) -1`, which setresuid(2) interprets as "unchanged".
     const NO_ID: u32 = u32::MAX;
 }
 
@@ -32,12 +32,12 @@ impl FromStr for Operator {
             Some(name) => (name, true),
             None => (text, false),
         };
-        // What other databases than /etc/passwd allow (`DOMAIN\user`, `user@realm`) is for them to know. These no name has (passwd(5)),
-        // or they show a list that was meant.
+        // Other databases than /etc/passwd allow more characters (`DOMAIN\user`, `user@realm`).
+        // Refused are only characters that no name can contain (passwd(5)), or that suggest a list.
         let odd = |c: char| c.is_whitespace() || c.is_control() || matches!(c, ':' | ',' | '/');
         if name.is_empty() || name.starts_with(['-', '+', '@']) || name.contains(odd) {
             return Err(Refused::new(format!(
-                "`{}` is no user or group: write `alice`, `1000`, or `@admins` for a group",
+                "`{}` is not a user or group: write `alice`, `1000`, or `@admins` for a group",
                 shown(text)
             )));
         }
@@ -56,7 +56,7 @@ impl FromStr for Operator {
         match name.parse() {
             Ok(id) if id != Self::NO_ID => Ok(if group { Self::Gid(id) } else { Self::Uid(id) }),
             _ => Err(Refused::new(format!(
-                "`{}` is out of range: numbers go from 0 to {}",
+                "`{}` is out of range: the range is 0 to {}",
                 shown(text),
                 Self::NO_ID - 1
             ))),
@@ -99,16 +99,16 @@ mod tests {
     }
 
     #[test]
-    fn what_no_account_is_called_is_refused() {
+    fn invalid_account_names_are_refused() {
         for (text, why) in [
-            ("", "no user or group"),
-            ("@", "no user or group"),
-            ("@@x", "no user or group"),
-            ("-x", "no user or group"),
-            ("alice bob", "no user or group"),
-            ("alice,bob", "no user or group"),
-            ("a:b", "no user or group"),
-            ("a\u{1b}b", "no user or group"),
+            ("", "not a user or group"),
+            ("@", "not a user or group"),
+            ("@@x", "not a user or group"),
+            ("-x", "not a user or group"),
+            ("alice bob", "not a user or group"),
+            ("alice,bob", "not a user or group"),
+            ("a:b", "not a user or group"),
+            ("a\u{1b}b", "not a user or group"),
             ("4294967295", "out of range"),
             ("@99999999999", "out of range"),
             (&"x".repeat(256), "256 bytes"),

@@ -1,12 +1,12 @@
-//! `Peer`: whose process is at the other end of a Unix socket.
+//! `Peer`: the credentials of the process at the other end of a Unix socket.
 
-/// The other end's process, as the kernel took it down when it connected (SO_PEERCRED, SO_PEERGROUPS; unix(7)).
+/// The credentials at the time of connection (SO_PEERCRED, SO_PEERGROUPS; unix(7)).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
-    /// Its effective user.
+    /// The effective UID.
     pub uid: u32,
-    /// Its effective group.
+    /// The effective GID.
     pub gid: u32,
-    /// Its further groups.
+    /// The supplementary GIDs.
     pub groups: Vec<u32>,
 }

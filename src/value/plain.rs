@@ -1,18 +1,19 @@
-//! A text that somebody else wrote, for a terminal: shown whole, and obeyed in nothing.
+//! Escapes untrusted text for output on a terminal.
 
-/// What turns the direction of writing, so that a line reads as another one (UAX #9, 2.1 to 2.5).
-const fn turns(c: char) -> bool {
+/// Characters that change the writing direction, so that a line reads as another one (UAX #9, 2.1
+/// to 2.5).
+const fn is_bidi_control(c: char) -> bool {
     matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// The text with its control characters escaped, newlines too, and those that turn the direction of writing. U+0080 to U+009F are
-/// control characters as well: to many a terminal U+009B is what ESC [ is (ECMA-48, 5.3).
+/// Escapes control characters, newlines and bidirectional controls. U+0080 to U+009F are control
+/// characters too: many terminals interpret U+009B as ESC [ (ECMA-48, 5.3).
 pub fn plain(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
             '\n' | '\r' | '\t' => out.extend(c.escape_default()),
-            c if c.is_control() || turns(c) => out.extend(c.escape_unicode()),
+            c if c.is_control() || is_bidi_control(c) => out.extend(c.escape_unicode()),
             c => out.push(c),
         }
     }
@@ -24,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_drives_a_terminal() {
+    fn terminal_controls_are_escaped() {
         for (text, shown) in [
             ("eth0", "eth0"),
             ("ein Wörtchen, 雪 `x` \\ \"", "ein Wörtchen, 雪 `x` \\ \""),

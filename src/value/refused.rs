@@ -1,6 +1,6 @@
-//! Why a text is not a value.
+//! The error of a text that is not a valid value.
 
-/// Why a text is not one of these values: what was found, and what is allowed.
+/// A sentence that quotes the text and names what is allowed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Refused(String);

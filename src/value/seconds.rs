@@ -1,4 +1,4 @@
-//! `Seconds`: how long something may take.
+//! `Seconds`: a duration in whole seconds.
 
 use std::{fmt, time::Duration};
 
@@ -6,26 +6,26 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::refused::Refused;
 
-/// Whole seconds, from 1 to one day.
+/// 1 to 86400 seconds (one day).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Seconds(u32);
 
 impl Seconds {
-    /// The longest time: one day.
+    /// The longest duration, in seconds: one day.
     pub const MAX: u32 = 86_400;
 
-    /// So many seconds, from 1 to `MAX`; a constant out of that range does not compile.
+    /// Returns a duration of 1 to `MAX` seconds; a constant outside the range does not compile.
     pub const fn new(seconds: u32) -> Self {
         assert!(seconds >= 1 && seconds <= Self::MAX);
         Self(seconds)
     }
 
-    /// The number of seconds.
+    /// Returns the number of seconds.
     pub const fn get(self) -> u32 {
         self.0
     }
 
-    /// The same as a `Duration`.
+    /// Returns the value as a `Duration`.
     pub const fn duration(self) -> Duration {
         Duration::from_secs(self.0 as u64)
     }
@@ -38,7 +38,7 @@ impl TryFrom<i64> for Seconds {
         u32::try_from(seconds).ok().filter(|s| (1..=Self::MAX).contains(s)).map(Self).ok_or_else(
             || {
                 Refused::new(format!(
-                    "{seconds} is out of range: it goes from 1 to {} seconds",
+                    "{seconds} is out of range: the range is 1 to {} seconds",
                     Self::MAX
                 ))
             },
@@ -63,10 +63,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn takes_a_second_to_a_day() {
+    fn accepts_a_second_to_a_day() {
         assert_eq!(Seconds::try_from(90).unwrap().duration(), Duration::from_secs(90));
         for seconds in [-1, 0, 86_401, i64::MAX, i64::MIN] {
-            assert!(Seconds::try_from(seconds).is_err(), "{seconds} was taken");
+            assert!(Seconds::try_from(seconds).is_err(), "{seconds} was accepted");
         }
     }
 }

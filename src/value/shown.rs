@@ -1,6 +1,6 @@
-//! Texts of others in messages.
+//! Untrusted text in messages.
 
-/// A text as a message may show it: at most 64 characters, control characters escaped.
+/// Returns the first 64 characters of a text, with control characters escaped.
 pub fn shown(text: &str) -> String {
     let mut out: String = text.chars().take(64).flat_map(char::escape_debug).collect();
     if text.chars().nth(64).is_some() {

@@ -4,8 +4,8 @@ use std::{fmt, str::FromStr};
 
 use super::{refused::Refused, shown::shown, text_form::serde_by_text};
 
-/// Bytes, written with a power of 1024 as QEMU's `-m 4G`, systemd's `MemoryMax=4G` and every
-/// hypervisor mean it. `4GB` is refused: a VM described so would get 295 MB less.
+/// A number of bytes, written with a binary unit as in QEMU's `-m 4G` and systemd's `MemoryMax=4G`.
+/// `4GB` is refused: read as decimal it would be 295 MB less.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Size(u64);
 
@@ -15,22 +15,22 @@ impl Size {
     /// 1024³ bytes.
     pub const GIB: u64 = 1 << 30;
 
-    /// A size of so many bytes.
+    /// Returns a size of `bytes` bytes.
     pub const fn from_bytes(bytes: u64) -> Self {
         Self(bytes)
     }
 
-    /// The size in bytes.
+    /// Returns the size in bytes.
     pub const fn bytes(self) -> u64 {
         self.0
     }
 
-    /// So many MiB; `None` where that is more than 2^64 bytes.
+    /// Returns a size of `mib` MiB; `None` if it exceeds 2^64 bytes.
     pub fn from_mib(mib: u64) -> Option<Self> {
         mib.checked_mul(Self::MIB).map(Self)
     }
 
-    /// So many GiB; `None` where that is more than 2^64 bytes.
+    /// Returns a size of `gib` GiB; `None` if it exceeds 2^64 bytes.
     pub fn from_gib(gib: u64) -> Option<Self> {
         gib.checked_mul(Self::GIB).map(Self)
     }
@@ -52,17 +52,17 @@ impl FromStr for Size {
             "KB" | "MB" | "GB" | "TB" | "kB" => {
                 let binary = unit.trim_end_matches('B').to_uppercase();
                 return Err(refuse(&format!(
-                    "`{unit}` could mean 1000s or 1024s; write `{number}{binary}`, which means 1024s"
+                    "`{unit}` is ambiguous; write `{number}{binary}`, which uses powers of 1024"
                 )));
             }
             _ => return Err(refuse(allowed)),
         };
         let number: u64 = number.parse().map_err(|_| refuse(allowed))?;
-        number.checked_mul(1 << shift).map(Self).ok_or_else(|| refuse("it is more than 2^64 bytes"))
+        number.checked_mul(1 << shift).map(Self).ok_or_else(|| refuse("it exceeds 2^64 bytes"))
     }
 }
 
-/// The largest unit that says it exactly: `8G`, `1536M`, and bytes without a unit where none does.
+/// Displays the largest exact unit, such as `8G` or `1536M`, or bytes without a unit.
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let exact = [("T", 40), ("G", 30), ("M", 20), ("K", 10)]
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn means_powers_of_1024() {
+    fn units_are_powers_of_1024() {
         for (text, bytes) in
             [("4G", 4 << 30), ("4GiB", 4 << 30), ("512M", 512 << 20), ("1k", 1024), ("2T", 2 << 40)]
         {
@@ -93,22 +93,22 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_ambiguous_or_no_size() {
+    fn ambiguous_or_invalid_text_is_refused() {
         for text in
             ["", "G", "4", "4.5G", "-4G", "4 G", "4X", "4GB", "99999999999999T", "4Gi", "४G"]
         {
-            assert!(text.parse::<Size>().is_err(), "{text:?} was taken");
+            assert!(text.parse::<Size>().is_err(), "{text:?} was accepted");
         }
         let message = "4GB".parse::<Size>().unwrap_err().to_string();
         assert_eq!(
             message,
-            "`4GB` is not a size: `GB` could mean 1000s or 1024s; write `4G`, which means 1024s"
+            "`4GB` is not a size: `GB` is ambiguous; write `4G`, which uses powers of 1024"
         );
     }
 
     proptest! {
         #[test]
-        fn what_is_shown_reads_back(mib in 1u64..1 << 40) {
+        fn display_round_trips(mib in 1u64..1 << 40) {
             let size = Size::from_mib(mib).unwrap();
             prop_assert_eq!(size.to_string().parse::<Size>().unwrap(), size);
         }

@@ -1,6 +1,6 @@
-//! serde for values whose only form is their text.
+//! serde implementations for values whose only form is text.
 
-/// serde by way of `FromStr` and `Display`: the text form is the only form.
+/// Implements `Deserialize` by `FromStr` and `Serialize` by `Display`.
 macro_rules! serde_by_text {
     ($type:ty) => {
         impl<'de> serde::Deserialize<'de> for $type {

@@ -1,10 +1,10 @@
-//! `UidRange`: user ids that qvm may give to VMs.
+//! `UidRange`: the UIDs that qvm assigns to VMs.
 
 use std::{fmt, str::FromStr};
 
 use super::{refused::Refused, shown::shown, text_form::serde_by_text};
 
-/// User ids without a gap, both ends included.
+/// A contiguous range of UIDs; both ends are included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UidRange {
     first: u32,
@@ -12,33 +12,35 @@ pub struct UidRange {
 }
 
 impl UidRange {
-    /// The lowest that is neither root nor an account of the system's (login.defs(5), `UID_MIN`).
+    /// The lowest UID that is neither root nor a system account (login.defs(5), `UID_MIN`).
     pub const MIN: u32 = 1000;
-    /// `nobody` (the kernel's overflow id), and -1 in 16 and 32 bits, which system calls take for "no id".
+    /// `nobody` (the kernel's overflow UID), and -1 in 16 and 32 bits, which system calls interpret
+    /// as "no ID".
     const SPECIAL: [u32; 3] = [65_534, 65_535, u32::MAX];
 
-    /// Whether an id is one that any VM may have.
-    pub fn may_be_given(uid: u32) -> bool {
+    /// Returns true if a VM may run with this UID.
+    pub fn is_assignable(uid: u32) -> bool {
         uid >= Self::MIN && !Self::SPECIAL.contains(&uid)
     }
 
-    /// The first of them.
+    /// Returns the first UID.
     pub const fn first(self) -> u32 {
         self.first
     }
 
-    /// The last of them.
+    /// Returns the last UID.
     pub const fn last(self) -> u32 {
         self.last
     }
 
-    /// Whether one is among them.
+    /// Returns true if the range contains this UID.
     pub const fn contains(self, uid: u32) -> bool {
         self.first <= uid && uid <= self.last
     }
 }
 
-/// In the range that systemd leaves to others (systemd's docs/UIDS-GIDS.md: 1879048192 to 2147352575 is unused).
+/// A part of the range that systemd does not use (systemd's docs/UIDS-GIDS.md: 1879048192 to
+/// 2147352575).
 impl Default for UidRange {
     fn default() -> Self {
         Self { first: 1_900_000_000, last: 1_900_065_535 }
@@ -57,7 +59,8 @@ impl FromStr for UidRange {
         let ends = text.split_once('-').and_then(|(a, b)| Some((number(a)?, number(b)?)));
         let Some((first, last)) = ends else {
             return Err(refuse(
-                "is not a range of user ids: write the first and the last, as in `1900000000-1900065535`",
+                "is not a range of UIDs: write the first and the last, such as \
+                 `1900000000-1900065535`",
             ));
         };
         let range = Self { first, last };
@@ -65,10 +68,10 @@ impl FromStr for UidRange {
             return Err(refuse("ends before it begins"));
         }
         if first < Self::MIN {
-            return Err(refuse("begins below 1000, where root and the system's accounts are"));
+            return Err(refuse("begins below 1000: these UIDs are root and system accounts"));
         }
         match Self::SPECIAL.into_iter().find(|uid| range.contains(*uid)) {
-            Some(uid) => Err(refuse(&format!("has {uid} in it, which is nobody's own"))),
+            Some(uid) => Err(refuse(&format!("contains {uid}, which is a reserved UID"))),
             None => Ok(range),
         }
     }
@@ -87,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_ends_belong_to_it() {
+    fn both_ends_are_included() {
         let range: UidRange = "1000-1000".parse().unwrap();
         assert_eq!((range.first(), range.last()), (1000, 1000));
         assert!(range.contains(1000) && !range.contains(1001) && !range.contains(999));
@@ -96,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_somebody_elses_is_refused() {
+    fn reserved_uids_are_refused() {
         for (text, why) in [
             ("", "is not a range"),
             ("1000", "is not a range"),
@@ -107,9 +110,9 @@ mod tests {
             ("2000-1000", "ends before it begins"),
             ("999-2000", "begins below 1000"),
             ("0-2000", "begins below 1000"),
-            ("60000-65534", "has 65534 in it"),
-            ("65535-65540", "has 65535 in it"),
-            ("65536-4294967295", "has 4294967295 in it"),
+            ("60000-65534", "contains 65534"),
+            ("65535-65540", "contains 65535"),
+            ("65536-4294967295", "contains 4294967295"),
         ] {
             let refused = text.parse::<UidRange>().unwrap_err().to_string();
             assert!(refused.contains(why), "{text}: {refused}");

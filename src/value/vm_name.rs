@@ -1,4 +1,5 @@
-//! `VmName`: the name of a VM, which is also a file name, a unit instance and the guest's default hostname.
+//! `VmName`: the name of a VM, which is also a file name, a unit instance and the default hostname
+//! of the guest.
 
 use std::{fmt, path::Path, str::FromStr};
 
@@ -9,10 +10,10 @@ use super::{refused::Refused, shown::shown, text_form::serde_by_text};
 pub struct VmName(String);
 
 impl VmName {
-    /// The longest name (RFC 1123, 2.1: a label has at most 63 octets).
+    /// The maximum length in bytes (RFC 1123, 2.1: a label has at most 63 octets).
     pub const MAX: usize = 63;
 
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -24,11 +25,11 @@ impl FromStr for VmName {
     fn from_str(text: &str) -> Result<Self, Refused> {
         let found = shown(text);
         if text.is_empty() {
-            return Err(Refused::new("a VM's name must not be empty"));
+            return Err(Refused::new("a VM name must not be empty"));
         }
         if text.len() > Self::MAX {
             return Err(Refused::new(format!(
-                "`{found}` has {} bytes; a VM's name has at most {}",
+                "`{found}` has {} bytes; a VM name has at most {}",
                 text.len(),
                 Self::MAX
             )));
@@ -39,7 +40,8 @@ impl FromStr for VmName {
             || text.ends_with('-')
         {
             return Err(Refused::new(format!(
-                "`{found}` is not a VM's name: use a-z, 0-9 and `-`, with a letter or digit at both ends"
+                "`{found}` is not a VM name: use a-z, 0-9 and `-`, with a letter or digit at both \
+                 ends"
             )));
         }
         Ok(Self(text.to_owned()))
@@ -65,14 +67,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn takes_dns_labels() {
+    fn accepts_dns_labels() {
         for name in ["a", "web", "db-1", "0", &"x".repeat(63)] {
             assert_eq!(name.parse::<VmName>().unwrap().as_str(), name);
         }
     }
 
     #[test]
-    fn refuses_what_could_leave_its_directory_or_its_unit() {
+    fn path_and_unit_characters_are_refused() {
         for name in [
             "",
             ".",
@@ -93,14 +95,14 @@ mod tests {
             &"x".repeat(64),
             &"x".repeat(300),
         ] {
-            assert!(name.parse::<VmName>().is_err(), "{name:?} was taken");
+            assert!(name.parse::<VmName>().is_err(), "{name:?} was accepted");
         }
     }
 
     #[test]
-    fn a_hostile_name_is_shown_escaped_and_short() {
+    fn hostile_name_is_escaped_and_shortened() {
         let message = "x\n\u{1b}[2J".parse::<VmName>().unwrap_err().to_string();
-        assert!(message.starts_with("`x\\n\\u{1b}[2J` is not a VM's name"), "{message}");
+        assert!(message.starts_with("`x\\n\\u{1b}[2J` is not a VM name"), "{message}");
         assert!("y".repeat(300).parse::<VmName>().unwrap_err().to_string().len() < 200);
     }
 }

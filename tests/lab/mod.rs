@@ -11,6 +11,7 @@ pub(crate) mod old_qemu;
 pub(crate) mod orphaned;
 pub(crate) mod patience;
 pub(crate) mod relayed;
+pub(crate) mod saved;
 pub(crate) mod terminal;
 
 use std::{
@@ -51,11 +52,15 @@ pub(crate) fn required(what: &str) -> bool {
     std::env::var("QVM_TEST_REQUIRE").is_ok_and(|all| all.split(',').any(|word| word == what))
 }
 
+/// The directory of the guest images.
+pub(crate) fn guests() -> PathBuf {
+    std::env::var_os("QVM_GUESTS")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guests"), PathBuf::from)
+}
+
 /// The guest image `name`, or why the test is skipped.
 pub(crate) fn guest(name: &str) -> Option<PathBuf> {
-    let dir = std::env::var_os("QVM_GUESTS")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guests"), PathBuf::from);
-    let image = dir.join(name);
+    let image = guests().join(name);
     let qemu = Command::new("qemu-system-x86_64").arg("-version").output().is_ok();
     if image.exists() && qemu {
         return Some(image);
@@ -370,9 +375,13 @@ pub(crate) fn until(what: &str, so: impl FnMut() -> bool) {
 /// Waits for something that may take longer than most.
 pub(crate) fn until_within(bound: Duration, what: &str, mut so: impl FnMut() -> bool) {
     let begun = Instant::now();
-    while !so() {
+    loop {
+        let asked = Instant::now();
+        if so() {
+            return;
+        }
         assert!(begun.elapsed() < bound, "never: {what}");
-        std::thread::sleep(Duration::from_millis(10));
+        patience::rest(asked.elapsed());
     }
 }
 

@@ -10,8 +10,14 @@ use std::{
 const STILL: Duration = Duration::from_secs(300);
 /// Time after which it counts as hung whatever progress it makes.
 const TOTAL: Duration = Duration::from_secs(1200);
-/// Between two checks of a condition.
+/// The shortest time between two checks of a condition.
 const POLL: Duration = Duration::from_millis(10);
+
+/// Sleeps until the next check of a condition whose last check took `checked`. A check that starts a
+/// program must not take the CPU that the guest needs to get ready.
+pub(crate) fn rest(checked: Duration) {
+    std::thread::sleep((checked * 2).max(POLL));
+}
 
 /// Why a wait was given up.
 #[derive(Debug)]
@@ -29,7 +35,12 @@ pub(crate) fn while_progress<T: PartialEq>(
 ) -> Result<(), Standstill> {
     let began = Instant::now();
     let (mut last, mut moved) = (progress(), began);
-    while !done() {
+    loop {
+        let asked = Instant::now();
+        if done() {
+            return Ok(());
+        }
+        let asked = asked.elapsed();
         let now = progress();
         if now != last {
             (last, moved) = (now, Instant::now());
@@ -38,9 +49,8 @@ pub(crate) fn while_progress<T: PartialEq>(
         if after >= TOTAL || still >= STILL {
             return Err(Standstill { after, still });
         }
-        std::thread::sleep(POLL);
+        rest(asked);
     }
-    Ok(())
 }
 
 /// The progress of a guest: the inode and the length of its console log, which is replaced when it

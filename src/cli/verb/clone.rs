@@ -5,8 +5,8 @@ use std::path::Path;
 use crate::{
     cli::exit::Failure,
     fleet::start::{Begin, begin},
-    store::identity_store::Means,
-    sys::progress::Shown,
+    store::identity_store::IdentitySource,
+    sys::progress::TerminalProgress,
     systemd::unit::Scope,
     transfer,
     value::VmName,
@@ -31,7 +31,7 @@ pub struct Args {
 /// The VM is not shut down, the name is taken, a disk cannot be copied; or the copy does not start.
 pub async fn run(
     args: &Args,
-    means: Means,
+    means: IdentitySource,
     exe: &Path,
     manager: Option<Scope>,
     terminal: bool,
@@ -39,7 +39,7 @@ pub async fn run(
     let (from, name, layout) = (&args.from, &args.new, means.layout.clone());
     let [source, copy] = [from, name].map(Clone::clone);
     let cloned = super::long(move |cancel| {
-        transfer::clone::clone(&means, &source, &copy, &mut Shown::new(terminal), cancel)
+        transfer::clone::clone(&means, &source, &copy, &mut TerminalProgress::new(terminal), cancel)
     });
     let cloned = cloned.await?.map_err(|error| super::not_carried(&error, from))?;
     super::take_up(name, manager).await?;

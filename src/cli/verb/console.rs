@@ -13,7 +13,7 @@ use crate::{
     control::client::Client,
     store::{layout::Layout, running},
     sys::{
-        session::{Session, Vanished},
+        session::{Session, SessionEnd},
         terminal::{self, Output},
     },
     value::VmName,
@@ -85,7 +85,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
         messages.finish_with(TIDY.as_bytes()).await;
     }
     match left? {
-        Ended::Vanished(Vanished::NoReader) | Ended::ByOperator | Ended::Closed => Ok(()),
+        Ended::Vanished(SessionEnd::NoReader) | Ended::ByOperator | Ended::Closed => Ok(()),
         Ended::Vanished(vanished) => Err(Failure::quiet(vanished.exit_code())),
     }
 }
@@ -116,7 +116,7 @@ enum Ended {
     /// The supervisor closed the connection.
     Closed,
     /// Nobody follows any more.
-    Vanished(Vanished),
+    Vanished(SessionEnd),
 }
 
 /// What the operator did.
@@ -124,7 +124,7 @@ enum Did {
     Typed(Vec<u8>),
     /// Standard input has ended.
     Left,
-    Vanished(Vanished),
+    Vanished(SessionEnd),
 }
 
 impl Operator {
@@ -141,7 +141,7 @@ impl Operator {
             typed = typed => match typed {
                 Some(typed) => Did::Typed(typed),
                 // A terminal in raw mode has no end of input but its hangup.
-                None if self.on_terminal => Did::Vanished(Vanished::HungUp),
+                None if self.on_terminal => Did::Vanished(SessionEnd::HungUp),
                 None => Did::Left,
             },
         }
@@ -198,7 +198,7 @@ async fn next(
     name: &VmName,
     read_only: bool,
     operator: &mut Operator,
-) -> Result<Option<UnixStream>, Vanished> {
+) -> Result<Option<UnixStream>, SessionEnd> {
     let paths = layout.vm(name);
     let until = tokio::time::Instant::now() + NEXT;
     // Without a QEMU there is nothing to wait for: the VM is down.

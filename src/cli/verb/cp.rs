@@ -6,7 +6,7 @@ use crate::{
     cli::exit::{self, Failure},
     guest::{Local, copy_in, copy_out},
     store::layout::Layout,
-    sys::progress::{Progress, Quiet, Shown},
+    sys::progress::{Progress, Quiet, TerminalProgress},
     value::VmName,
 };
 
@@ -52,7 +52,7 @@ impl FromStr for Place {
 /// The VM is not running, its agent does not answer, or the copy fails; the target is then as it was.
 pub async fn run(args: &Args, layout: &Layout, terminal: bool) -> Result<(), Failure> {
     let mut progress: Box<dyn Progress> =
-        if terminal { Box::new(Shown::new(true)) } else { Box::new(Quiet) };
+        if terminal { Box::new(TerminalProgress::new(true)) } else { Box::new(Quiet) };
     let (name, copied) = match (&args.from, &args.to) {
         (Place::Guest(name, from), Place::Here(to)) => {
             let mut guest = super::guest(layout, name).await?;

@@ -137,7 +137,7 @@ async fn disks_of(
             return Ok(None);
         }
         let vm = spec::load(&file)?;
-        place.is_at(&paths.state);
+        place.set(&paths.state);
         Ok(Some(listing::list(&vm, &paths, &sys)))
     });
     let found = found.await.map_err(|error| super::refusal::no_answer(&error, name))?;

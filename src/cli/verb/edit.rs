@@ -54,7 +54,7 @@ pub async fn run(args: &Args, layout: &Layout, editor: &OsStr) -> Result<(), Fai
         match edited.check() {
             Ok(()) if unchanged => return super::print(&format!("{name}: unchanged\n")),
             Ok(()) => break,
-            Err(invalid) if !terminal::is_there() => {
+            Err(invalid) if !terminal::is_interactive() => {
                 return Err(refused(name, Some(&invalid)));
             }
             Err(invalid) => {

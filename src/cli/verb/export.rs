@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use crate::{
     cli::exit::{self, Failure},
     store::layout::Layout,
-    sys::progress::Shown,
+    sys::progress::TerminalProgress,
     transfer::export::{To, export},
     value::VmName,
 };
@@ -44,7 +44,7 @@ pub async fn run(
     let (layout, vm, path) = (layout.clone(), name.clone(), cwd.join(&args.file));
     let exported = super::long(move |cancel| {
         let to = if stdout { To::Stdout } else { To::File(&path) };
-        export(&layout, &vm, &to, now, &mut Shown::new(terminal), cancel)
+        export(&layout, &vm, &to, now, &mut TerminalProgress::new(terminal), cancel)
     });
     let exported = exported.await?.map_err(|error| super::not_carried(&error, name))?;
     if !stdout {

@@ -248,7 +248,7 @@ mod tests {
             ("a.toml:2", "vcpu"),
             ("b.toml:2", ""),
             ("c.toml:2", "not UTF-8"),
-            ("Not-A-Name.toml", "not a VM's name"),
+            ("Not-A-Name.toml", "not a VM name"),
             ("dir.toml", "a directory"),
         ] {
             let line = said

@@ -179,7 +179,7 @@ pub fn image(args: &Args, within: &mut Within<'_>) -> Result<(), Error> {
         What::Pull { names, sha256, sha512, checksums, insecure_no_checksum } => {
             let digest = |algorithm, hex: &Option<String>| -> Result<_, Error> {
                 let digest =
-                    hex.as_deref().map(|hex| Digest::written(algorithm, hex)).transpose()?;
+                    hex.as_deref().map(|hex| Digest::parse_prefixed(algorithm, hex)).transpose()?;
                 Ok(digest.map(Checksum::Digest))
             };
             let given = digest(Algorithm::Sha256, sha256)?

@@ -8,8 +8,8 @@ use std::{
 
 use crate::{
     cli::exit::{self, Failure},
-    store::identity_store::Means,
-    sys::progress::Shown,
+    store::identity_store::IdentitySource,
+    sys::progress::TerminalProgress,
     systemd::unit::Scope,
     transfer::{
         Error,
@@ -38,7 +38,7 @@ pub struct Args {
 /// The file is not what was exported, or there is such a VM already.
 pub async fn run(
     args: &Args,
-    means: Means,
+    means: IdentitySource,
     cwd: &Path,
     manager: Option<Scope>,
     terminal: bool,
@@ -59,7 +59,7 @@ pub async fn run(
     let (name, new_identity) = (args.name.clone(), args.new_identity);
     let imported = super::long(move |cancel| {
         let mut what = Import { from: &mut *from, called, length, name, new_identity };
-        import(&mut what, &means, &mut Shown::new(terminal), cancel)
+        import(&mut what, &means, &mut TerminalProgress::new(terminal), cancel)
     });
     let imported = imported.await?.map_err(|error| refused(&error, args))?;
     super::take_up(&imported.vm.name, manager).await?;

@@ -8,7 +8,7 @@ use tokio::{io::AsyncReadExt, net::UnixStream};
 use crate::{
     cli::exit::{self, Failure},
     store::layout::Layout,
-    sys::log::{reader::LogReader, text::Shown},
+    sys::log::{reader::LogReader, text::LogFormatter},
     value::VmName,
 };
 
@@ -58,7 +58,7 @@ pub async fn run(args: &Args, layout: &Layout, zone: TimeZone) -> Result<(), Fai
     if let Some(lines) = args.lines {
         part = part.last(lines);
     }
-    let mut shown = Shown::new(args.timestamps.then_some(zone));
+    let mut shown = LogFormatter::new(args.timestamps.then_some(zone));
     super::print_bytes(&shown.text(part))?;
     let Some(attached) = attached else { return Ok(()) };
     let mut console = attached?;

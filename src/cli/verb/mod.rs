@@ -75,7 +75,7 @@ use crate::{
     store::{layout::Layout, running},
     sys::{
         progress::Cancel,
-        session::{Session, Vanished},
+        session::{Session, SessionEnd},
     },
     systemd::{service::Unit, unit::Scope},
     transfer,
@@ -113,7 +113,7 @@ async fn followed(work: impl Future<Output = Result<(), Failure>>) -> Result<(),
 /// The same of work that only shows something: who reads no more has seen enough.
 async fn shown(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     match followed(work).await {
-        Err(failure) if failure.exit_code() == Vanished::NoReader.exit_code() => Ok(()),
+        Err(failure) if failure.exit_code() == SessionEnd::NoReader.exit_code() => Ok(()),
         done => done,
     }
 }
@@ -222,7 +222,7 @@ async fn long<T: Send + 'static>(
     tokio::pin!(work);
     let called_off = async {
         // Work goes on where nobody listens.
-        while session.end().await == Vanished::NoReader {}
+        while session.end().await == SessionEnd::NoReader {}
         cancel.set();
         tokio::time::sleep(CANCEL_GRACE).await;
     };

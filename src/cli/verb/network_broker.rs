@@ -26,7 +26,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let (listener, stays): (UnixListener, bool) = match &args.socket {
         Some(path) => {
             let failed = |error: socket::Error| Failure::of(&error).hint(error.hint());
-            (socket::listen_first(path).map_err(failed)?, true)
+            (socket::listen_unless_served(path).map_err(failed)?, true)
         }
         None => match broker::listener() {
             Some(listener) => (listener, false),

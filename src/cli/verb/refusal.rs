@@ -15,7 +15,7 @@ use crate::{
         vm_state,
     },
     sys::{
-        session::Vanished,
+        session::SessionEnd,
         storage_reader::{self, StorageReader},
     },
     systemd::service,
@@ -46,8 +46,10 @@ pub(crate) async fn or_refused<T>(
 pub(crate) async fn not_in_guest(error: &guest::Error, layout: &Layout, name: &VmName) -> Failure {
     match error {
         guest::Error::Client(error) => refused(error, layout, name).await,
-        guest::Error::NoReader => Failure::quiet(Vanished::NoReader.exit_code()),
-        guest::Error::Interrupted(signal) => Failure::quiet(Vanished::Signal(*signal).exit_code()),
+        guest::Error::NoReader => Failure::quiet(SessionEnd::NoReader.exit_code()),
+        guest::Error::Interrupted(signal) => {
+            Failure::quiet(SessionEnd::Signal(*signal).exit_code())
+        }
         error => Failure::of(error).about(name).hint(error.hint_for(name)),
     }
 }
@@ -85,9 +87,9 @@ pub(crate) async fn find(layout: &Layout, name: &VmName) -> Result<running::Foun
 /// The storage of one does not answer.
 pub(crate) async fn is_known(layout: &Layout, name: &VmName) -> Result<bool, Failure> {
     let (file, state) = (layout.vm_file(name), layout.vm(name).state);
-    let known = StorageReader::default().read(&layout.vm(name).state, move |place| {
+    let known = StorageReader::default().read(&layout.vm(name).state, move |position| {
         state.is_dir() || {
-            place.is_at(&file);
+            position.set(&file);
             file.symlink_metadata().is_ok()
         }
     });

@@ -1,5 +1,5 @@
-//! What was changed of a running machine, as the run record has it: texts by the keys of the VM
-//! file, so that earlier and later versions of qvm adopt each other's QEMU processes.
+//! The changes of a running machine in the run record: texts by the keys of the VM file, so that
+//! earlier and later versions of qvm adopt each other's QEMU processes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,10 +22,10 @@ use crate::{
     value::{Digest, Label, Size},
 };
 
-/// The texts of changed keys; `None` for what is gone.
+/// The values of changed keys; `None` for removed ones.
 pub type Applied = BTreeMap<String, Option<String>>;
 
-/// Returns the keys of which `before` and `after` have different texts, with those of `after`.
+/// Returns the keys whose values differ, with the values of `after`.
 pub fn entries(before: &RunningMachine, after: &RunningMachine) -> Applied {
     let (before, after) = (texts(before), texts(after));
     let keys: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
@@ -42,8 +42,8 @@ fn texts(machine: &RunningMachine) -> BTreeMap<String, String> {
     texts
 }
 
-/// Returns the machine of a QEMU that was started from `started` and changed since, and the keys
-/// whose texts this version cannot read.
+/// Returns the machine of a QEMU started from `started` with these changes, and the keys whose
+/// values this version cannot parse.
 pub fn machine(started: &Vm, applied: &Applied) -> (RunningMachine, Vec<String>) {
     let mut machine = RunningMachine::started_from(started);
     let mut reader = Reader { applied, unread: vec![] };
@@ -60,7 +60,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Reads a value that a key has for certain.
+    /// Parses the value of a key that always has one.
     fn value<T: FromStr>(&mut self, key: String, value: &mut T) {
         let Some(text) = self.applied.get(&key) else { return };
         match text.as_deref().and_then(|text| text.parse().ok()) {
@@ -69,7 +69,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Reads the text of a key with `read`; `None` if it has none.
+    /// Parses the value of a key with `read`; `None` if it has none.
     fn text<T>(&mut self, key: String, read: impl FnOnce(&str) -> Option<T>) -> Option<T> {
         let text = self.applied.get(&key)?.as_deref()?;
         let value = read(text);
@@ -79,8 +79,8 @@ impl Reader<'_> {
         value
     }
 
-    /// The disks or NICs in their order. One that was plugged in has all its keys, `always` among
-    /// them; of another one, what can be changed may be there.
+    /// Applies the changes of disks or NICs. A hotplugged one has all its keys, including `always`;
+    /// others may have only changeable keys.
     fn tables<T: Table + Clone>(
         &mut self,
         started: &[T],
@@ -160,7 +160,7 @@ impl Reader<'_> {
             (None, None, None) => Source::Blank,
         };
         let format = match source {
-            // A device is always raw, and has no such key.
+            // A device is always raw and has no `format`.
             Source::Device(_) => Format::Raw,
             _ => written?,
         };
@@ -249,12 +249,13 @@ fn parse<T: FromStr>(text: &str) -> Option<T> {
     text.parse().ok()
 }
 
-/// An enum by its word in the VM file.
+/// Parses an enum from its word in the VM file.
 fn word<T: DeserializeOwned>(text: &str) -> Option<T> {
     serde_json::from_value(text.into()).ok()
 }
 
-/// An image by its address and, behind a blank, its checksum or the address of its checksums.
+/// Parses an image: its URL or path, then optionally a space and the checksum or the URL of the
+/// checksums.
 fn image(text: &str) -> Image {
     let origin = |text: &str| match text.split_once("://") {
         Some(("http" | "https", _)) => Origin::Http(text.to_owned()),

@@ -1,4 +1,4 @@
-//! One difference between a running VM and its VM file, and what becomes of it.
+//! A difference between a running VM and its VM file, and when it takes effect.
 
 use super::running_machine::LiveChange;
 use crate::control::change::{Pending, TakesEffect};
@@ -8,37 +8,37 @@ use crate::control::change::{Pending, TakesEffect};
 pub struct Change {
     /// The key, such as `mem` or `disk.data.size`; a whole disk or NIC is one change, `disk.data`.
     pub key: String,
-    /// The value that runs; `None` if there is none.
+    /// The running value; `None` if there is none.
     pub from: Option<String>,
     /// The value in the VM file; `None` if there is none.
     pub to: Option<String>,
-    /// What becomes of the change.
+    /// When the change takes effect.
     pub kind: ChangeKind,
 }
 
-/// What becomes of a change of a running VM.
+/// When a change of a running VM takes effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChangeKind {
-    /// qvm itself takes the new value when the file is applied.
+    /// qvm itself uses the new value after `apply`.
     AtOnce,
-    /// The supervisor serves the screen anew when the file is applied.
+    /// The supervisor restarts the VNC server at `apply`.
     Screen,
-    /// QEMU or the kernel executes it when the file is applied.
+    /// QEMU or the kernel executes the change at `apply`.
     Live(LiveChange),
-    /// The next QEMU process has it: at a reboot of the guest, or at the next start.
+    /// With the next QEMU process: at a reboot of the guest, or at the next start.
     NextReboot,
-    /// It counts from the next start.
+    /// At the next start.
     NextStart,
-    /// cloud-init has to run again; these are the modules that do something else then.
+    /// When cloud-init runs these modules again.
     CloudInitRerun(&'static str),
-    /// It is never applied: the content of the disk would be lost.
+    /// Never: the content of the disk would be lost.
     Destructive,
-    /// It is never applied: the disk exists.
+    /// Never: the disk already exists.
     Ignored,
 }
 
 impl ChangeKind {
-    /// When the change becomes real.
+    /// Returns when the change takes effect.
     pub fn takes_effect(&self) -> TakesEffect {
         match self {
             Self::AtOnce | Self::Screen | Self::Live(_) => TakesEffect::Live,
@@ -52,12 +52,12 @@ impl ChangeKind {
 }
 
 impl Change {
-    /// When the change becomes real.
+    /// Returns when the change takes effect.
     pub fn takes_effect(&self) -> TakesEffect {
         self.kind.takes_effect()
     }
 
-    /// The modules of cloud-init that have to run again, for a change of what they read.
+    /// Returns the modules of cloud-init that must run again.
     pub fn reruns(&self) -> Option<&'static str> {
         match self.kind {
             ChangeKind::CloudInitRerun(modules) => Some(modules),
@@ -66,7 +66,7 @@ impl Change {
     }
 }
 
-/// The change as `status` and `qvm diff` report it.
+/// The form in the output of `status` and `qvm diff`.
 impl From<&Change> for Pending {
     fn from(change: &Change) -> Self {
         Self {

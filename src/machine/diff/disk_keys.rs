@@ -18,7 +18,7 @@ use crate::{
     value::Label,
 };
 
-/// Whether QEMU can plug the disk in and out. The first disk is part of the machine.
+/// Returns true if the disk can be hotplugged. The first disk is part of the machine.
 fn is_pluggable(disk: &Disk, place: usize) -> bool {
     place > 0 && disk.media == Media::Disk && disk.bus != Bus::Sata
 }
@@ -149,7 +149,7 @@ fn size_change(sides: &Sides<'_, Disk>) -> ChangeKind {
     }
 }
 
-/// QEMU reads an operator's file in another format when it opens it the next time.
+/// QEMU uses a changed format of an operator's file when it opens the file again.
 fn format_change(sides: &Sides<'_, Disk>) -> ChangeKind {
     match sides.running.source {
         Source::File(_) => ChangeKind::NextReboot,

@@ -2,9 +2,9 @@
 
 use crate::value::Label;
 
-/// The table of the disks; as a key of its own, the order of the disks.
+/// The table of the disks; as a key, the order of the disks.
 pub(super) const DISK: &str = "disk";
-/// The table of the NICs; as a key of its own, the order of the NICs.
+/// The table of the NICs; as a key, the order of the NICs.
 pub(super) const NIC: &str = "nic";
 /// The key of the guest's memory.
 pub(super) const MEM: &str = "mem";

@@ -34,7 +34,7 @@ pub struct VmDiff {
 }
 
 impl VmDiff {
-    /// Compares `running`, as it would be written now, with the VM file.
+    /// Compares `running`, written as a VM file, with the VM file.
     pub fn between(running: &Vm, written: &Vm, facts: &Facts<'_>) -> Self {
         let mut diff = Self::default();
         let sides = Sides { running, written, facts };
@@ -50,7 +50,7 @@ impl VmDiff {
         diff.add_tables(&running.disks, &written.disks, &sides);
         diff.add_tables(&running.nics, &written.nics, &sides);
         if running.on_guest_reboot == OnGuestReboot::Reset {
-            // A reboot of the guest starts no other QEMU.
+            // A guest reboot does not start another QEMU then.
             let waits = diff.changes.iter_mut().filter(|one| one.kind == ChangeKind::NextReboot);
             waits.for_each(|change| change.kind = ChangeKind::NextStart);
         }
@@ -58,17 +58,17 @@ impl VmDiff {
         diff
     }
 
-    /// Whether the VM file says what runs.
+    /// Returns true if there is no difference.
     pub fn is_empty(&self) -> bool {
         self.changes.is_empty()
     }
 
-    /// Whether the next reboot of the guest is to start another QEMU process.
+    /// Returns true if the next guest reboot must start another QEMU process.
     pub fn wants_relaunch(&self) -> bool {
         self.changes.iter().any(|change| change.kind == ChangeKind::NextReboot)
     }
 
-    /// The changes that QEMU or the kernel can execute now.
+    /// Returns the changes that QEMU or the kernel can execute now.
     pub fn live(&self) -> Vec<LiveChange> {
         let live = |change: &Change| match &change.kind {
             ChangeKind::Live(change) => Some(change.clone()),
@@ -77,7 +77,7 @@ impl VmDiff {
         self.changes.iter().filter_map(live).collect()
     }
 
-    /// The changes as `status` and `qvm diff` report them.
+    /// Returns the changes for the output of `status` and `qvm diff`.
     pub fn pending(&self) -> Vec<Pending> {
         self.changes.iter().map(Pending::from).collect()
     }
@@ -138,7 +138,7 @@ impl VmDiff {
     }
 }
 
-/// Copies the values that count as soon as the VM file is applied: those that only qvm uses.
+/// Copies the values that take effect as soon as the VM file is applied: those that only qvm uses.
 pub fn copy_at_once(to: &mut Vm, from: &Vm) {
     for row in of_vm(from) {
         if let Effect::AtOnce(copy) = row.effect {
@@ -147,8 +147,8 @@ pub fn copy_at_once(to: &mut Vm, from: &Vm) {
     }
 }
 
-/// The keys of a VM's file with the words of the reference for when a change takes effect; of an
-/// image, all keys are one: `image`.
+/// Returns the keys of a VM file with the wording of the reference for when a change takes effect.
+/// The keys of an image are combined in `image`.
 pub fn effects(vm: &Vm) -> Vec<(String, &'static str)> {
     fn of<T: Table>(all: &[T]) -> impl Iterator<Item = (String, &'static str)> {
         let row = |one: &T, row: Row<T>| (T::key(one.name(), row.key), row.effect.words());
@@ -267,7 +267,7 @@ mod tests {
         "dns = [\"9.9.9.9\", \"1.1.1.1\"]",
     ];
 
-    /// Some of `names` in any order, each with one of `texts`.
+    /// A subset of `names` in any order, each with one of `texts`.
     fn tables(
         kind: &'static str,
         names: &'static [&'static str],
@@ -296,7 +296,7 @@ mod tests {
         })
     }
 
-    /// A key of the reference, or a table of it.
+    /// Returns true for a key or a table of the reference.
     fn is_in_reference(key: &str) -> bool {
         let named = |table: &str| {
             let rest = key.strip_prefix(table)?.strip_prefix('.')?;
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn changed_tap_keeps_what_waits() {
+    fn changed_tap_keeps_pending_values() {
         let from = "bridge = \"br0\"\nmac = \"52:54:00:00:00:01\"\n";
         let to = "bridge = \"br1\"\nmac = \"52:54:00:00:00:02\"\nantiSpoof = false\n\
                   [nic.net]\ntap = \"t0\"\n";

@@ -40,7 +40,7 @@ impl Table for Nic {
     }
 
     fn added(&self, place: usize, running: &Vm) -> ChangeKind {
-        // A QEMU in a network namespace of its own cannot give a guest the network of the host.
+        // QEMU in a private network namespace cannot provide user-mode networking.
         let has_private_network =
             running.isolation != Isolation::Off && !running.nics.iter().any(is_user);
         match place == 0 || has_private_network && is_user(self) {
@@ -100,14 +100,15 @@ fn link_change(sides: &Sides<'_, Nic>) -> ChangeKind {
     ChangeKind::Live(LiveChange::SetLink(sides.written.name.clone(), sides.written.state))
 }
 
-/// A change of a tap that stays. From or to the user-mode network it is another back end of QEMU.
+/// Returns a change of an existing tap. A change between tap and user-mode network needs another
+/// back end of QEMU.
 fn tap_change(sides: &Sides<'_, Nic>, change: fn(Box<Nic>) -> LiveChange) -> ChangeKind {
     let (Link::Bridge { tap, .. }, Link::Bridge { bridge, .. }) =
         (&sides.running.link, &sides.written.link)
     else {
         return ChangeKind::NextReboot;
     };
-    // The tap, the MAC address and the filter's addresses are those that run.
+    // Tap, MAC address and filter addresses remain those of the running NIC.
     let nic = Nic {
         link: Link::Bridge { bridge: bridge.clone(), tap: tap.clone() },
         state: sides.written.state,

@@ -1,4 +1,4 @@
-//! A key of the VM file with its value, and when a change of it takes effect.
+//! A key of the VM file with its value and the effect of a change.
 
 use serde::Serialize;
 
@@ -18,16 +18,16 @@ pub(super) struct Row<T> {
 /// When a change of a key takes effect.
 #[derive(Debug)]
 pub(super) enum Effect<T> {
-    /// When the file is applied: qvm itself uses the value. The function copies it from the second
-    /// to the first.
+    /// At `apply`: only qvm uses the value. The function copies the value from the second VM to the
+    /// first.
     AtOnce(fn(&mut T, &T)),
     NextReboot,
     NextStart,
     /// When cloud-init runs these modules again.
     CloudInitRerun(&'static str),
-    /// When the disk is made.
+    /// When the disk is created.
     NewDisk,
-    /// By both values; the words are those of the reference.
+    /// Depends on both values; the text is the wording of the reference.
     Depends(&'static str, fn(&Sides<'_, T>) -> ChangeKind),
     /// The same for several keys with one function, which gets the key.
     Keyed(&'static str, fn(&'static str, &Sides<'_, T>) -> ChangeKind),
@@ -41,32 +41,32 @@ pub(super) struct Sides<'a, T> {
     pub(super) facts: &'a Facts<'a>,
 }
 
-/// What decides on effects beside the two VM files.
+/// Facts besides the two VM files that determine effects.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
-    /// The memory that QEMU was started with: the balloon gives the guest no more.
+    /// The memory with which QEMU was started, the limit of the balloon.
     pub max_memory: Size,
-    /// Who serves the screen.
+    /// The current VNC server.
     pub screen: ScreenServer,
     /// The versions of the running QEMU, its firmware and its seed.
     pub running: &'a Versions,
-    /// Those that a QEMU started now would have.
+    /// The versions for a QEMU started now.
     pub installed: &'a Versions,
 }
 
-/// Who serves the screen of a guest that has one to be served.
+/// The VNC server of a guest with a screen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ScreenServer {
     /// The supervisor.
     Supervisor,
-    /// The supervisor could not.
+    /// None: the supervisor failed to start it.
     Failed,
-    /// QEMU itself, which an earlier qvm made listen.
+    /// QEMU itself, started by an earlier version of qvm.
     Qemu,
 }
 
 impl<T> Effect<T> {
-    /// The words of the reference, docs/reference/vm-file.md.
+    /// Returns the wording of the reference, docs/reference/vm-file.md.
     pub(super) fn words(&self) -> &'static str {
         match self {
             Self::AtOnce(_) => "live",
@@ -78,7 +78,7 @@ impl<T> Effect<T> {
         }
     }
 
-    /// What becomes of a change.
+    /// Returns when a change takes effect.
     pub(super) fn kind(&self, key: &'static str, sides: &Sides<'_, T>) -> ChangeKind {
         match self {
             Self::AtOnce(_) => ChangeKind::AtOnce,

@@ -1,4 +1,4 @@
-//! The machine of a running guest: the VM file that QEMU was started from, and what was changed since.
+//! The machine of a running guest: the VM file from which QEMU was started, and the changes since.
 
 use super::key;
 use crate::{
@@ -11,9 +11,9 @@ use crate::{
 pub enum LiveChange {
     /// Sets the target of the balloon.
     SetMemory(Size),
-    /// Plugs a disk in.
+    /// Hotplugs a disk.
     AddDisk(Box<Disk>),
-    /// Unplugs a disk; its file stays.
+    /// Unplugs a disk without removing its file.
     RemoveDisk(Label),
     /// Grows a disk to this size.
     GrowDisk(Label, Size),
@@ -26,22 +26,22 @@ pub enum LiveChange {
         /// All limits of the disk.
         limits: DiskLimits,
     },
-    /// Plugs a NIC in.
+    /// Hotplugs a NIC.
     AddNic(Box<Nic>),
     /// Unplugs a NIC.
     RemoveNic(Label),
-    /// Attaches the tap of a NIC to another bridge. The NIC is as it is after all live changes.
+    /// Moves the tap of a NIC to another bridge. The NIC has its state after all live changes.
     MoveNic(Box<Nic>),
-    /// Filters what leaves the tap of a NIC, or stops to: `antiSpoof`.
+    /// Enables or disables the anti-spoofing filter of a NIC: `antiSpoof`.
     FilterNic(Box<Nic>),
-    /// Isolates the tap of a NIC on its bridge, or stops to.
+    /// Enables or disables the isolation of a NIC on its bridge.
     IsolateNic(Box<Nic>),
-    /// Connects or disconnects the cable of a NIC.
+    /// Sets the link state of a NIC.
     SetLink(Label, LinkState),
 }
 
 impl LiveChange {
-    /// Returns the key of the VM file that it is a change of.
+    /// Returns the changed key of the VM file.
     pub fn key(&self) -> String {
         match self {
             Self::SetMemory(_) => key::MEM.to_owned(),
@@ -59,18 +59,18 @@ impl LiveChange {
     }
 }
 
-/// The versions of what a QEMU process was started with, beside the VM file.
+/// The versions of the files with which QEMU was started, besides the VM file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Versions {
     /// The version of QEMU.
     pub qemu: Option<String>,
-    /// The firmware file, and when it was written.
+    /// The firmware file and its modification time.
     pub firmware: Option<String>,
-    /// cloud-init's instance-id in the seed.
+    /// The instance-id of cloud-init in the seed.
     pub instance: Option<String>,
 }
 
-/// The parts of a running machine that may differ from the VM file QEMU was started from.
+/// The parts of a running machine that can differ from the VM file from which QEMU was started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunningMachine {
     pub(super) mem: Size,
@@ -84,7 +84,7 @@ pub struct RunningMachine {
 }
 
 impl RunningMachine {
-    /// Returns the machine of a QEMU process that is started from a VM file.
+    /// Returns the machine of a QEMU process that starts from a VM file.
     pub fn started_from(vm: &Vm) -> Self {
         Self {
             mem: vm.mem,
@@ -96,34 +96,34 @@ impl RunningMachine {
         }
     }
 
-    /// Returns the VM file that would start the machine as it is now; `started` is the one that
-    /// QEMU was started from.
+    /// Returns the VM file that describes the current machine; `started` is the one from which QEMU
+    /// was started.
     pub fn vm(&self, started: &Vm) -> Vm {
         Vm { mem: self.mem, disks: self.disks.clone(), nics: self.nics.clone(), ..started.clone() }
     }
 
-    /// The memory that the guest is to have: the target of the balloon.
+    /// Returns the target of the balloon.
     pub fn mem(&self) -> Size {
         self.mem
     }
 
-    /// The disks that QEMU has.
+    /// Returns the current disks.
     pub fn disks(&self) -> &[Disk] {
         &self.disks
     }
 
-    /// The NICs that QEMU has.
+    /// Returns the current NICs.
     pub fn nics(&self) -> &[Nic] {
         &self.nics
     }
 
-    /// Whether a device was plugged in or out since QEMU was started. No VM file describes such a
-    /// machine: devices may have other PCI slots than after a start.
+    /// Returns true if a device was hotplugged or unplugged since the start. No VM file describes
+    /// such a machine: devices can have other PCI slots than after a start.
     pub fn is_replugged(&self) -> bool {
         self.is_replugged
     }
 
-    /// Records that a change was executed.
+    /// Records an executed change.
     pub fn record(&mut self, change: &LiveChange) {
         match change {
             LiveChange::SetMemory(size) => self.mem = *size,

@@ -1,4 +1,4 @@
-//! A named table of the VM file that there may be several of: a disk or a NIC.
+//! A named table of the VM file: a disk or a NIC.
 
 use super::{change::ChangeKind, key, row::Row};
 use crate::{spec::Vm, value::Label};
@@ -15,16 +15,17 @@ pub(super) trait Table: Sized {
 
     fn rows(&self) -> Vec<Row<Self>>;
 
-    /// It in one line.
+    /// Returns a one-line summary.
     fn summary(&self) -> String;
 
-    /// What becomes of it if the running VM does not have it; `place` is its place among its kind.
+    /// Returns when a table that is only in the VM file takes effect; `place` is its index among
+    /// its kind.
     fn added(&self, place: usize, running: &Vm) -> ChangeKind;
 
-    /// What becomes of it if the VM file does not have it.
+    /// Returns when the removal of a table takes effect.
     fn removed(&self, place: usize) -> ChangeKind;
 
-    /// All texts of it by their keys, the line about the whole as well.
+    /// Returns the values of all keys and the summary.
     fn texts(&self) -> Vec<(String, String)> {
         let text = |row: Row<Self>| Some((Self::key(self.name(), row.key), row.text?));
         let whole = (key::of_table(Self::TABLE, self.name()), self.summary());
@@ -32,7 +33,7 @@ pub(super) trait Table: Sized {
     }
 }
 
-/// The names of tables in their order.
+/// Returns the names of tables in their order.
 pub(super) fn names<T: Table>(all: &[T]) -> Option<String> {
     let names: Vec<String> = all.iter().map(|one| one.name().to_string()).collect();
     (!names.is_empty()).then(|| names.join(", "))

@@ -1,4 +1,5 @@
-//! The keys of a VM file but those of its disks and NICs: the text of each value, and when a change of it takes effect.
+//! The keys of a VM file except those of disks and NICs: their values, and when changes take
+//! effect.
 //!
 //! Each function takes its part of a [`Vm`] apart without `..`: a field without a row does not
 //! compile.
@@ -12,21 +13,21 @@ use super::{
 };
 use crate::spec::{CloudInit, Display, UserData, Vm};
 
-/// The key of where the screen is served.
+/// The key of the VNC address.
 pub(super) const VNC: &str = "display.vnc";
 
-/// The effect of a key that only qvm itself reads.
+/// The effect of a key that only qvm reads.
 macro_rules! at_once {
     ($field:ident) => {
         Effect::AtOnce(|to: &mut Vm, from: &Vm| to.$field.clone_from(&from.$field))
     };
 }
 
-/// The keys of a whole VM but those of its disks and NICs.
+/// Returns the rows of a VM, without disks and NICs.
 pub(super) fn of_vm(vm: &Vm) -> Vec<Row<Vm>> {
     use Effect::{Depends, NextReboot, NextStart};
     let Vm {
-        // No keys.
+        // Not keys of the file.
         name: _,
         file: _,
         lines: _,
@@ -72,7 +73,7 @@ pub(super) fn of_vm(vm: &Vm) -> Vec<Row<Vm>> {
         row("memoryMax", text(memory_max.as_ref()), at_once!(memory_max)),
         row("ioWeight", text(io_weight.as_ref()), at_once!(io_weight)),
         row("oomScoreAdjust", text(oom_score_adjust.as_ref()), at_once!(oom_score_adjust)),
-        // A start that is over is not judged again.
+        // A completed start is not evaluated again.
         row("ready", text(Some(ready)), NextStart),
         row("readyTimeoutSec", text(Some(ready_timeout.get())), NextStart),
         row("readyFailure", Some(word(ready_failure)), at_once!(ready_failure)),
@@ -96,7 +97,7 @@ fn of_seed(seed: Option<&CloudInit>) -> [Row<Vm>; 6] {
     let none = CloudInit::default();
     let CloudInit { hostname, user, ssh_authorized_keys, password_hash, user_data } =
         seed.unwrap_or(&none);
-    // Secrets are not printed: only a change of them shows.
+    // Secrets are not printed, only whether they changed.
     let hash = password_hash.as_ref().map(|hash| fingerprint(hash.as_bytes()));
     let data = user_data.as_ref().map(|UserData { bytes, path: _, notes: _ }| fingerprint(bytes));
     let keys = joined(ssh_authorized_keys);
@@ -125,7 +126,7 @@ fn of_display(display: Option<&Display>) -> [Row<Vm>; 3] {
     ]
 }
 
-/// The versions of what QEMU is started with; no keys of the VM file.
+/// Returns the rows of versions, which are not keys of the VM file.
 pub(super) fn of_versions(versions: &Versions) -> [Row<Vm>; 3] {
     let Versions { qemu, firmware, instance } = versions;
     [
@@ -148,7 +149,7 @@ fn memory(sides: &Sides<'_, Vm>) -> ChangeKind {
 
 const SCREEN: &str = "live; from not served, next reboot";
 
-/// The supervisor serves the screen if QEMU was started with one to be served.
+/// The supervisor can start a VNC server if QEMU was started with one.
 fn screen(sides: &Sides<'_, Vm>) -> ChangeKind {
     let served = match sides.facts.screen {
         ScreenServer::Qemu => false,
@@ -163,7 +164,7 @@ fn screen(sides: &Sides<'_, Vm>) -> ChangeKind {
     }
 }
 
-/// A short mark that differs where the bytes differ (FNV-1a, 64 bits).
+/// Returns a short hash of the bytes (FNV-1a, 64 bits).
 fn fingerprint(bytes: &[u8]) -> String {
     let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)

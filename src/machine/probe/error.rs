@@ -1,37 +1,37 @@
-//! Why a probe of the host or of QEMU failed.
+//! The errors of probing the host and QEMU.
 
 use std::path::PathBuf;
 
 use crate::{machine::facts::Version, sys::program, value::Explain};
 
-/// Why the host could not be probed.
+/// Why the host cannot be probed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no QEMU.
-    #[error("cannot find `{0}`: it is not on PATH, nor is there a /usr/libexec/qemu-kvm")]
+    /// QEMU is not installed.
+    #[error("cannot find `{0}` on PATH, and /usr/libexec/qemu-kvm does not exist")]
     NotFound(String),
-    /// `QVM_QEMU` names something else than a program.
+    /// `QVM_QEMU` is not a program.
     #[error("QVM_QEMU is `{}`, which is not a program", .0.display())]
     NotAProgram(PathBuf),
     /// The program cannot be run, does not end in time, or fails.
     #[error(transparent)]
     Program(#[from] program::Error),
-    /// The program is from before what qvm needs.
-    #[error("`{}` is QEMU {version}, and qvm needs {} or newer", binary.display(), Version::OLDEST)]
+    /// The version is too old.
+    #[error("`{}` is QEMU {version}; qvm requires {} or newer", binary.display(), Version::OLDEST)]
     TooOld {
         /// The program.
         binary: PathBuf,
         /// Its version.
         version: Version,
     },
-    /// The program printed something else.
-    #[error("`{command}` named no {missing}; it printed `{said}`")]
+    /// The output has an unexpected format.
+    #[error("`{command}` printed no {missing}; its output begins with `{said}`")]
     Strange {
         /// The program and its arguments.
         command: String,
-        /// What was looked for.
+        /// The missing information.
         missing: &'static str,
-        /// How the output begins.
+        /// The beginning of the output.
         said: String,
     },
 }
@@ -40,19 +40,24 @@ impl Explain for Error {
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::NotFound(_) => Some(
-                "install QEMU (Debian and Ubuntu: `qemu-system-x86`; Fedora: `qemu-system-x86-core`; \
-                 RHEL: `qemu-kvm`), or name the program in QVM_QEMU"
+                "install QEMU (Debian and Ubuntu: `qemu-system-x86`; Fedora: \
+                 `qemu-system-x86-core`; RHEL: `qemu-kvm`), or name the program in QVM_QEMU"
                     .into(),
             ),
             Self::NotAProgram(_) => {
-                Some("let it name a `qemu-system-x86_64`, or unset it to use the one on PATH".into())
+                Some("set it to a `qemu-system-x86_64`, or unset it to use the one on PATH".into())
             }
-            Self::TooOld { .. } => Some("QVM_QEMU names another QEMU".into()),
+            Self::TooOld { .. } => Some("set QVM_QEMU to use another QEMU".into()),
             Self::Strange { .. } => Some(
-                "qvm needs a QEMU for x86_64 with the machine type q35; QVM_QEMU names another one"
+                "qvm requires a QEMU for x86_64 with the machine type q35; set QVM_QEMU to use \
+                 another one"
                     .into(),
             ),
-            Self::Program(_) => Some("run it by hand; QVM_QEMU names another QEMU".into()),
+            Self::Program(_) => Some(
+                "run the command in a shell to see its output; set QVM_QEMU \
+                to use another QEMU"
+                    .into(),
+            ),
         }
     }
 

@@ -1,4 +1,4 @@
-//! The firmware descriptors that are installed, in the order in which they are to be tried.
+//! Reads the installed firmware descriptors in search order.
 
 use std::{
     collections::BTreeMap,
@@ -9,12 +9,12 @@ use std::{
 
 use crate::machine::firmware::Descriptor;
 
-/// All descriptors of these directories, the most specific directory first: sorted by file name; of two files
-/// of one name the more specific one counts, and an empty file hides the others (QEMU,
+/// Reads all descriptors, sorted by file name, the most specific directory first. A file shadows
+/// those of the same name in later directories, and an empty file hides them (QEMU,
 /// `docs/interop/firmware.json`).
 ///
-/// A file that is no descriptor, or names firmware that is not there, is passed over with a warning:
-/// it is another program's, and the next one may do.
+/// An invalid descriptor, or one with missing firmware files, is skipped with a warning: it belongs
+/// to another program, and the next descriptor may match.
 pub fn descriptors(directories: &[PathBuf]) -> Vec<(PathBuf, Descriptor)> {
     let mut files: BTreeMap<OsString, PathBuf> = BTreeMap::new();
     for directory in directories {
@@ -27,7 +27,8 @@ pub fn descriptors(directories: &[PathBuf]) -> Vec<(PathBuf, Descriptor)> {
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
-                tracing::warn!(directory = %directory.display(), %error, "cannot list firmware descriptors");
+                let directory = directory.display();
+                tracing::warn!(%directory, %error, "cannot list firmware descriptors");
             }
         }
     }
@@ -50,9 +51,9 @@ fn names(directory: &Path) -> io::Result<Vec<OsString>> {
 
 fn read(path: &Path) -> Option<Descriptor> {
     let bytes = fs::read(path)
-        .inspect_err(
-            |error| tracing::warn!(path = %path.display(), %error, "cannot read a firmware descriptor"),
-        )
+        .inspect_err(|error| {
+            tracing::warn!(path = %path.display(), %error, "cannot read a firmware descriptor");
+        })
         .ok()?;
     if bytes.is_empty() {
         return None;
@@ -67,7 +68,7 @@ fn read(path: &Path) -> Option<Descriptor> {
         tracing::warn!(
             path = %path.display(),
             missing = %missing.display(),
-            "a firmware descriptor names a file that is not there"
+            "a firmware descriptor names a file that does not exist"
         );
         return None;
     }
@@ -94,7 +95,7 @@ mod tests {
             ["home", "absent", "etc", "usr"].map(|name| self.0.path().join(name)).into()
         }
 
-        /// A descriptor whose firmware is called `code` and is there.
+        /// Writes a descriptor whose firmware file is `code` and exists.
         fn put(&self, file: &str, code: &str) {
             let at = |name: &str| self.0.path().join("fw").join(name);
             fs::write(at(code), "").unwrap();
@@ -120,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn file_names_give_the_order_and_specific_directories_shadow() {
+    fn names_order_and_specific_directories_shadow() {
         let tree = Tree::new();
         tree.put("usr/60-a.json", "60");
         tree.put("usr/40-b.json", "40");
@@ -136,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_descriptor_is_passed_over() {
+    fn invalid_descriptors_are_skipped() {
         let tree = Tree::new();
         tree.put("usr/60-a.json", "60");
         for (name, text) in [("1.json", "{"), ("2.json", "[]"), ("3.json", "{\"features\":[]}")] {
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn the_installed_ones_are_understood() {
+    fn installed_descriptors_are_parsed() {
         let directories = firmware::directories(None, Path::new("/usr/bin/qemu-system-x86_64"));
         let found = descriptors(&directories);
         if !Path::new("/usr/share/qemu/firmware/60-edk2-x86_64.json").exists() {

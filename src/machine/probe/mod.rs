@@ -1,7 +1,8 @@
-//! What this host offers: which QEMU, whether KVM, whether vhost-net.
+//! Probes the host: QEMU, KVM and vhost-net.
 //!
-//! Asking QEMU takes two processes of some 20 ms, so its answers are kept in a file for as long as the binary
-//! stays the same. The devices are tried every time: that costs microseconds, and modules come and go.
+//! Probing QEMU starts two processes of about 20 ms, so the results are cached while the binary is
+//! unchanged. Devices are probed every time: this takes microseconds, and modules can be loaded or
+//! unloaded.
 
 pub(crate) mod error;
 pub mod firmware;
@@ -28,35 +29,35 @@ use crate::{
     value::shown,
 };
 
-/// How long a QEMU may take to print its version.
+/// The time limit for QEMU to print its version.
 pub const DEADLINE: Duration = Duration::from_secs(10);
-/// The most that is read of the cache.
+/// The maximum size of the cache file, in bytes.
 const MOST: u64 = 1 << 20;
-/// How many binaries the cache remembers.
+/// The maximum number of binaries in the cache.
 const REMEMBERED: usize = 8;
 
-/// Where to look.
+/// The inputs of a probe.
 #[derive(Debug, Clone, Copy)]
 pub struct Probe<'a> {
-    /// `QVM_QEMU`: a path, or a name to be found on `path`; empty is as good as unset.
+    /// `QVM_QEMU`: a path, or a name to find in `path`; empty means unset.
     pub qemu: Option<&'a OsStr>,
-    /// `PATH`; its relative entries are passed over.
+    /// `PATH`; relative entries are ignored.
     pub path: Option<&'a OsStr>,
     /// `Layout::facts_cache()`.
     pub cache: &'a Path,
-    /// Replaces the cache as a whole, while others may do the same.
+    /// Replaces the cache atomically, also with concurrent writers.
     pub write: fn(&Path, &[u8]) -> io::Result<()>,
-    /// `/`, below which `dev`, `sys` and `usr/libexec` are; another directory in tests.
+    /// `/`, which contains `dev`, `sys` and `usr/libexec`; another directory in tests.
     pub root: &'a Path,
     /// [`DEADLINE`].
     pub deadline: Duration,
 }
 
 impl Probe<'_> {
-    /// All facts.
+    /// Returns all facts.
     ///
     /// # Errors
-    /// No QEMU, one that is too old, or one that does not tell its version and its machine types in time.
+    /// QEMU is not installed, too old, or does not print its version and machine types in time.
     pub fn facts(&self) -> Result<Facts, Error> {
         let qemu = self.qemu()?;
         if qemu.version < Version::OLDEST {
@@ -65,7 +66,7 @@ impl Probe<'_> {
         Ok(Facts { qemu, kvm: kvm(self.root), vhost_net: vhost_net(self.root) })
     }
 
-    /// The QEMU: from the cache, or by asking it.
+    /// Returns the QEMU, from the cache or by running it.
     fn qemu(&self) -> Result<Qemu, Error> {
         let binary = self.find()?;
         let identity = Binary::of(&binary)
@@ -76,19 +77,21 @@ impl Probe<'_> {
             let (version, machine, sandbox) = (*version, machine.clone(), *sandbox);
             return Ok(Qemu { binary, version, machine, sandbox });
         }
-        tracing::debug!(binary = %binary.display(), "asking QEMU for its version and machine types");
+        tracing::debug!(binary = %binary.display(), "asking QEMU for its version and machine \
+            types");
         let ask = |arguments: &[&str]| self.ask(&binary, arguments);
         let (version, machine, sandbox) = std::thread::scope(|scope| {
-            // Side by side: each takes as long as loading QEMU takes. One that has no filter refuses the option.
+            // In parallel: each run takes as long as loading QEMU. A QEMU without filter refuses
+            // the option.
             let version = scope.spawn(|| match ask(&["-sandbox", SANDBOX, "-version"]) {
-                Ok(said) if Version::read(&said).is_some() => (Ok(said), true),
+                Ok(said) if Version::parse(&said).is_some() => (Ok(said), true),
                 Ok(_) | Err(_) => (ask(&["-version"]), false),
             });
             let machines = ask(&["-machine", "help"]);
             let version = version.join();
             let (version, sandbox) = version.unwrap_or_else(|p| std::panic::resume_unwind(p));
             Ok::<_, Error>((
-                understood(&binary, "-version", "version", &version?, Version::read)?,
+                understood(&binary, "-version", "version", &version?, Version::parse)?,
                 understood(&binary, "-machine help", "machine type q35", &machines?, newest_q35)?,
                 sandbox,
             ))
@@ -98,16 +101,16 @@ impl Probe<'_> {
         known.truncate(REMEMBERED);
         let json = serde_json::to_vec(&known).unwrap_or_default();
         if let Err(error) = (self.write)(self.cache, &json) {
-            // It is only slower the next time.
-            tracing::debug!(cache = %self.cache.display(), %error, "cannot keep what QEMU said");
+            // Without a cache, only the next probe is slower.
+            tracing::debug!(cache = %self.cache.display(), %error, "cannot write the QEMU cache");
         }
         Ok(Qemu { binary, version, machine, sandbox })
     }
 
-    /// Every machine type of a QEMU, asked anew: the cache keeps the newest alone.
+    /// Returns all machine types of a QEMU, without the cache, which only has the newest.
     ///
     /// # Errors
-    /// It does not tell.
+    /// QEMU does not print them.
     pub fn machines(&self, binary: &Path) -> Result<Vec<Machine>, Error> {
         Ok(machines(&self.ask(binary, &["-machine", "help"])?))
     }
@@ -120,7 +123,7 @@ impl Probe<'_> {
     fn find(&self) -> Result<PathBuf, Error> {
         let named = self.qemu.filter(|named| !named.is_empty());
         if let Some(named) = named.map(Path::new).filter(|named| named.components().count() > 1) {
-            // Absolute for good: the supervisor that uses it has another working directory.
+            // Absolute, since the supervisor has another working directory.
             let absolute =
                 if named.is_absolute() { Ok(named.into()) } else { named.canonicalize() };
             return absolute
@@ -129,7 +132,7 @@ impl Probe<'_> {
                 .ok_or_else(|| Error::NotAProgram(named.to_owned()));
         }
         let name = named.unwrap_or(OsStr::new("qemu-system-x86_64"));
-        // Red Hat's only name for it.
+        // The only name in packages of Red Hat.
         let libexec = || named.is_none().then(|| self.root.join("usr/libexec/qemu-kvm"));
         on_path(name, self.path)
             .or_else(|| libexec().filter(|path| is_program(path)))
@@ -137,7 +140,7 @@ impl Probe<'_> {
     }
 }
 
-/// The program of this name in the absolute directories of `PATH`.
+/// Returns the program of this name in the absolute directories of `PATH`.
 pub fn on_path(name: &OsStr, path: Option<&OsStr>) -> Option<PathBuf> {
     let directories = path.map(std::env::split_paths).into_iter().flatten();
     directories
@@ -146,7 +149,7 @@ pub fn on_path(name: &OsStr, path: Option<&OsStr>) -> Option<PathBuf> {
         .find(|path| is_program(path))
 }
 
-/// What is looked for in QEMU's words, or an error that quotes them.
+/// Parses the output of QEMU; the error quotes it.
 fn understood<T>(
     binary: &Path,
     arguments: &str,
@@ -165,7 +168,7 @@ fn is_program(path: &Path) -> bool {
     path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
 }
 
-/// Whether KVM can be used; `root` is `/`.
+/// Probes KVM; `root` is `/`.
 pub fn kvm(root: &Path) -> Kvm {
     match open_device(&root.join("dev/kvm")) {
         Ok(()) => {
@@ -180,17 +183,17 @@ pub fn kvm(root: &Path) -> Kvm {
     }
 }
 
-/// What an error on opening /dev/kvm says.
+/// Returns the meaning of an error on opening /dev/kvm.
 fn unusable(error: &io::Error) -> Kvm {
     use rustix::io::Errno;
     match Errno::from_io_error(error) {
-        // The node may be there without the module behind it.
+        // The device node can exist without its module.
         Some(Errno::NOENT | Errno::NODEV | Errno::NXIO | Errno::NOTDIR) => Kvm::Missing,
         _ => Kvm::Denied,
     }
 }
 
-/// Whether /dev/vhost-net can be opened; `root` is `/`.
+/// Returns true if /dev/vhost-net can be opened; `root` is `/`.
 pub fn vhost_net(root: &Path) -> bool {
     open_device(&root.join("dev/vhost-net")).is_ok()
 }
@@ -199,7 +202,7 @@ fn open_device(path: &Path) -> io::Result<()> {
     OpenOptions::new().read(true).write(true).open(path).map(drop)
 }
 
-/// One binary that was asked.
+/// A probed binary.
 #[derive(Debug, Serialize, Deserialize)]
 struct Entry {
     binary: Binary,
@@ -208,7 +211,7 @@ struct Entry {
     sandbox: bool,
 }
 
-/// What changes when a binary does. On NixOS it is the path alone: there all files are of 1970.
+/// The properties that change with a binary. On NixOS only the path changes: all files are of 1970.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Binary {
     path: PathBuf,
@@ -233,7 +236,7 @@ impl Binary {
     }
 }
 
-/// The entries; a file that is absent, too large or not what it should be has none.
+/// Reads the entries; none if the file is missing, too large or invalid.
 fn read_cache(path: &Path) -> Vec<Entry> {
     let mut bytes = Vec::new();
     File::open(path)
@@ -248,7 +251,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_on_dev_kvm_is_absence_or_denial() {
+    fn dev_kvm_errors_are_classified() {
         for (errno, expected) in [
             (rustix::io::Errno::NOENT, Kvm::Missing),
             (rustix::io::Errno::NODEV, Kvm::Missing),

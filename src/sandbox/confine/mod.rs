@@ -305,8 +305,12 @@ fn write(path: &std::ffi::CStr, bytes: &[u8]) -> rustix::io::Result<()> {
 /// Best effort: without the right to it, `no_new_privs` keeps what is in it out of reach.
 fn drop_bounding_set() {
     for capability in 0..CAPABILITIES {
+        let drop = libc::PR_CAPBSET_DROP;
         // SAFETY: a system call without pointers.
-        unsafe { libc::syscall(libc::SYS_prctl, libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+        if unsafe { libc::syscall(libc::SYS_prctl, drop, capability, 0, 0, 0) } != 0 {
+            // EINVAL: the kernel has no further capabilities. EPERM: it would refuse each of them.
+            return;
+        }
     }
 }
 

@@ -217,7 +217,7 @@ impl File {
             let mut from = mark.at;
             self.answer(&mut requests, from);
             if mark.boots {
-                failed = failed.and(self.log.boots(second));
+                failed = failed.and(self.log.mark_boot(second));
             }
             while from < end {
                 let to = requests.peek().map_or(end, |request| request.at.min(end));

@@ -6,9 +6,9 @@ use std::{path::PathBuf, time::Duration};
 use super::{event::ChangeOutcome, taps};
 use crate::{
     machine::{
-        device::{self, DISK_PORTS, DiskParts, NIC_PORTS, Place, TapEnds},
+        device::{self, DISK_PORTS, DiskParts, NIC_PORTS, PciLocation, TapEnds},
         diff::LiveChange,
-        fdset::{FIRST, Files, Handed},
+        fdset::{FIRST, Files, PassedFile},
     },
     net::{
         anti_spoof::filters,
@@ -232,7 +232,7 @@ impl Machine {
                 ends.vhost = Some(VHOST.to_owned());
             }
         }
-        let (back, front) = device::nic_at(nic, mac, &Place::Port(port), &ends);
+        let (back, front) = device::nic_at(nic, mac, &PciLocation::Port(port), &ends);
         let added = async {
             self.client.add_net(back, QMP_LIMIT).await?;
             self.client.add_device(front, QMP_LIMIT).await?;
@@ -295,7 +295,7 @@ impl Machine {
     /// The root port that a device would have after a start, or else any that is free.
     async fn free_port(
         &self,
-        at_start: Option<Place>,
+        at_start: Option<PciLocation>,
         count: usize,
         name: fn(usize) -> String,
     ) -> Result<String, Error> {
@@ -306,8 +306,8 @@ impl Machine {
             }
         }
         let wanted = match at_start {
-            Some(Place::Port(port)) => Some(port),
-            Some(Place::Slot(_)) | None => None,
+            Some(PciLocation::Port(port)) => Some(port),
+            Some(PciLocation::Slot(_)) | None => None,
         };
         let all = wanted.into_iter().chain((0..count).map(name));
         all.into_iter().find(|port| !taken.contains(port)).ok_or(Error::NoPort(count))
@@ -335,7 +335,7 @@ async fn close_nodes(client: &qmp::Client, disk: &Label) {
         let _ = client.remove_object(&object, QMP_LIMIT).await;
     }
     for (set, opaque) in client.fd_sets(QMP_LIMIT).await.unwrap_or_default() {
-        if Handed::is_of(&opaque, &node) {
+        if PassedFile::is_of(&opaque, &node) {
             let _ = client.remove_fds(set, QMP_LIMIT).await;
         }
     }

@@ -126,7 +126,7 @@ impl LiveUpdate {
             vm: config.written().clone(),
             cancel: cancel.clone(),
             uid: record.isolation.as_ref().and_then(|isolation| isolation.uid),
-            shut_off: record.is_shut_off(),
+            shut_off: record.has_private_network(),
         };
         let (unattended, reports) = (taps.unattended(), qemu.sender());
         let work = ctx.lanes().apply.drive(async move {

@@ -177,7 +177,7 @@ fn into_cgroup(
             Ok(()) | Err(_) => {}
         }
     }
-    cgroup.take_in(pid).map_err(|error| said(&error))?;
+    cgroup.add_process(pid).map_err(|error| said(&error))?;
     Ok(cgroup)
 }
 

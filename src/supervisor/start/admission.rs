@@ -196,7 +196,7 @@ impl Admission {
         let turn = loop {
             match Lock::acquire(&path) {
                 Ok(turn) => break turn,
-                Err(lock::Error::Taken { .. }) if begun.elapsed() < PATIENCE => {}
+                Err(lock::Error::Held { .. }) if begun.elapsed() < PATIENCE => {}
                 Err(error) => {
                     warn!("starts out of turn: {}", chain(&error));
                     write(&self.settings, self.mem);
@@ -310,7 +310,7 @@ async fn alone(path: &Path, messages: &mpsc::Sender<Message>) -> Result<Option<L
     let (begun, mut told) = (tokio::time::Instant::now(), false);
     loop {
         match Lock::acquire(path) {
-            Err(lock::Error::Taken { pid }) => {
+            Err(lock::Error::Held { pid }) => {
                 let waited = begun.elapsed();
                 // The last writer, if the holder only reads the file.
                 let who =

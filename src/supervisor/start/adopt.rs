@@ -25,7 +25,7 @@ const GOES_WITHIN: Duration = Duration::from_secs(2);
 /// Removes temporary files of the earlier supervisor: a partial saved state has the size of the
 /// guest's memory, and QEMU may run for months. A failure is logged.
 fn remove_leftovers(paths: &VmPaths) {
-    if let Err(error) = disk::remove_left_overs(paths) {
+    if let Err(error) = disk::remove_leftovers(paths) {
         tracing::warn!("cannot remove temporary files: {}", chain(&error));
     }
 }

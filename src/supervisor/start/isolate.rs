@@ -19,7 +19,7 @@ use crate::{
     machine::{
         argv,
         facts::{Accelerator, Qemu},
-        fdset::{Access, Handed},
+        fdset::{Access, PassedFile},
     },
     sandbox::file_access::{self, Right},
     sandbox::{
@@ -266,8 +266,8 @@ pub fn probe(qemu: &Qemu, root: &Path, range: UidRange) -> Result<Isolation, Err
 ///
 /// # Errors
 /// A file cannot be opened.
-pub(crate) fn open(files: &[Handed]) -> Result<Vec<(OwnedFd, i32)>, Error> {
-    let open = |handed: &Handed| {
+pub(crate) fn open(files: &[PassedFile]) -> Result<Vec<(OwnedFd, i32)>, Error> {
+    let open = |handed: &PassedFile| {
         let Access { write, direct } = handed.access;
         let flags = if direct { OFlags::DIRECT } else { OFlags::empty() };
         let opened = OpenOptions::new()
@@ -283,7 +283,7 @@ pub(crate) fn open(files: &[Handed]) -> Result<Vec<(OwnedFd, i32)>, Error> {
 
 /// Makes what QEMU writes to among the VM's own files its user's. Best effort: it has them as
 /// descriptors anyway.
-pub(crate) fn give_to_user(files: &[Handed], state: &Path, uid: Option<u32>) {
+pub(crate) fn give_to_user(files: &[PassedFile], state: &Path, uid: Option<u32>) {
     let Some(uid) = uid else { return };
     for handed in files.iter().filter(|one| one.access.write && one.path.starts_with(state)) {
         let is_its = file::metadata(&handed.path)
@@ -310,7 +310,7 @@ mod tests {
     fn file_without_o_direct_has_a_hint() {
         let access = Access { write: false, direct: true };
         let (path, node) = (PathBuf::from("/proc/version"), "node-root".to_owned());
-        let error = open(&[Handed { set: 40, path, access, node }]).unwrap_err();
+        let error = open(&[PassedFile { set: 40, path, access, node }]).unwrap_err();
         assert!(error.hint().unwrap().contains("`cache = \"writeback\"`"), "{error:?}");
     }
 }

@@ -225,7 +225,7 @@ pub async fn launch(
         (paths.agent_socket(), fd::AGENT),
         (paths.serial_socket(), fd::SERIAL),
     ] {
-        fds.push((socket::listen_alone(&path)?.into(), number));
+        fds.push((socket::listen_private(&path)?.into(), number));
     }
     let mut head = None;
     if let Some((saved, state)) = saved {

@@ -26,7 +26,7 @@ use crate::{
         disk_file::DiskFile,
         facts::{self, Accelerator, Facts, Qemu},
         firmware as descriptors,
-        firmware::Chosen,
+        firmware::SelectedFirmware,
         probe::{self, Probe, firmware},
     },
     seed::{documents, iso9660},
@@ -50,7 +50,7 @@ pub struct Prepared {
     /// The disks, in the order of the VM file.
     pub disks: Vec<DiskFile>,
     /// The firmware; `None` for BIOS.
-    pub firmware: Option<Chosen>,
+    pub firmware: Option<SelectedFirmware>,
     /// What an operator should know.
     pub notes: Vec<String>,
     /// The liveness locks that QEMU inherits.
@@ -210,7 +210,7 @@ pub fn firmware_of(
     vm: &Vm,
     facts: &Facts,
     machine: &str,
-) -> Result<Option<Chosen>, descriptors::Error> {
+) -> Result<Option<SelectedFirmware>, descriptors::Error> {
     firmware_for(settings.config_home.as_deref(), &facts.qemu.binary, vm, machine)
 }
 
@@ -223,7 +223,7 @@ pub fn firmware_for(
     qemu: &Path,
     vm: &Vm,
     machine: &str,
-) -> Result<Option<Chosen>, descriptors::Error> {
+) -> Result<Option<SelectedFirmware>, descriptors::Error> {
     let binary = qemu.canonicalize().unwrap_or_else(|_| qemu.to_owned());
     let directories = descriptors::directories(config_home, &binary);
     let found = if vm.firmware == crate::spec::Firmware::Bios {
@@ -282,7 +282,7 @@ pub fn prepare(
     file::make_dir(&paths.state)?;
     // Before any file of QEMU is changed; QEMU inherits the locks.
     let liveness = Liveness::for_start(&paths, cancel)?;
-    disk::remove_left_overs(&paths)?;
+    disk::remove_leftovers(&paths)?;
     let facts = facts_of(settings)?;
     let (accel, warning) = facts::accelerator(vm.accel, &facts.kvm)?;
     let mut notes: Vec<String> = warning.into_iter().collect();

@@ -1,6 +1,6 @@
-//! A VM's cgroup: made and written to where systemd has not made one, read back wherever it is.
+//! The cgroup of a VM: created and configured by qvm if systemd does not, and read in either case.
 //!
-//! Documentation/admin-guide/cgroup-v2.rst of the kernel is the source of every file name here.
+//! File names: Documentation/admin-guide/cgroup-v2.rst of the kernel.
 
 pub mod weights;
 
@@ -15,39 +15,39 @@ use std::{
 use self::weights::Level;
 use crate::value::{Explain, VmName};
 
-/// Why a cgroup could not be made or written to.
+/// Why a cgroup cannot be created or configured.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The table of mounts cannot be read.
+    /// The mount table cannot be read.
     #[error("cannot read `{}`", path.display())]
     Mounts {
-        /// The table.
+        /// The mount table.
         path: PathBuf,
         /// The cause.
         source: io::Error,
     },
-    /// There is no cgroup v2 to be used.
+    /// No usable cgroup v2 exists.
     #[error(transparent)]
     Root(#[from] weights::Error),
-    /// A control file did not take a value.
-    #[error("failed to write `{value}` to `{}`", path.display())]
+    /// A control file rejected a value.
+    #[error("cannot write `{value}` to `{}`", path.display())]
     Write {
-        /// What was written.
+        /// The value.
         value: String,
         /// The control file.
         path: PathBuf,
         /// The cause.
         source: io::Error,
     },
-    /// A cgroup could not be made.
-    #[error("cannot make the cgroup `{}`", path.display())]
+    /// A cgroup cannot be created.
+    #[error("cannot create the cgroup `{}`", path.display())]
     Make {
         /// Its directory.
         path: PathBuf,
         /// The cause.
         source: io::Error,
     },
-    /// A cgroup could not be removed.
+    /// A cgroup cannot be removed.
     #[error("cannot remove the cgroup `{}`", path.display())]
     Remove {
         /// Its directory.
@@ -75,14 +75,15 @@ impl Explain for Error {
         };
         let hint = match source.kind() {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                "this needs root, or systemd (`systemctl start qvm@NAME`)"
+                "run qvm as root, or start the VM with systemd (`systemctl start qvm@NAME`)"
             }
             // The "no internal processes" rule.
             io::ErrorKind::ResourceBusy => {
-                "a cgroup with processes of its own cannot give its controllers on, as at the top of a container"
+                "a cgroup that contains processes cannot enable controllers for its children; \
+                 this is the case at the root of a container"
             }
             io::ErrorKind::NotFound => {
-                "the controller is not to be had here: see `cgroup.controllers` beside it"
+                "the controller is not available: see `cgroup.controllers` in the same directory"
             }
             _ => return None,
         };
@@ -90,18 +91,18 @@ impl Explain for Error {
     }
 }
 
-/// One control file of the VM's cgroup (cgroup-v2.rst, "Controllers").
+/// A value for one control file of the VM's cgroup (cgroup-v2.rst, "Controllers").
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setting {
     /// The key of the VM file.
     pub key: &'static str,
-    /// The controller that has to be given down to the cgroup.
+    /// The controller that the cgroup needs.
     pub controller: &'static str,
-    /// The file.
+    /// The name of the control file.
     pub file: &'static str,
-    /// What is written.
+    /// The value.
     pub value: String,
-    /// It stands in the VM file. What does not is set back to the kernel's default, where there is such a file.
+    /// The VM file sets the key. If not, an existing file is reset to the kernel's default.
     pub wanted: bool,
 }
 
@@ -112,10 +113,11 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes `qvm/NAME` below `root` (from [`root`]). What is there already stays.
+    /// Creates `qvm/NAME` below `root` (see [`root`]) if it does not exist.
     ///
     /// # Errors
-    /// Mostly a missing right: only root, or who was delegated the hierarchy, may do this.
+    /// Usually missing privileges: only root or the owner of a delegated hierarchy may create
+    /// cgroups.
     pub fn make(root: &Path, name: &VmName) -> Result<Self, Error> {
         let directory = weights::of_vm(root, name);
         if let Some(all) = directory.parent() {
@@ -125,41 +127,43 @@ impl Cgroup {
         Ok(Self { directory })
     }
 
-    /// The directory.
+    /// Returns the directory of the cgroup.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Writes a control file, after its controller was given down to here; it counts at once for all that is in the cgroup.
+    /// Enables the controller in all ancestors and writes the control file. The value applies
+    /// immediately to all processes of the cgroup.
     ///
     /// # Errors
-    /// As the kernel says.
+    /// The kernel rejects a write.
     pub fn set(&self, setting: &Setting) -> Result<(), Error> {
         let path = self.directory.join(setting.file);
         if !setting.wanted && !path.exists() {
             return Ok(());
         }
-        // `qvm`, and what it is in.
+        // `qvm` and the directory above it.
         for above in self.directory.ancestors().skip(1).take(2).collect::<Vec<_>>().iter().rev() {
-            give_down(above, setting.controller)?;
+            enable_controller(above, setting.controller)?;
         }
         write(&path, &setting.value)
     }
 
-    /// Moves a process into the cgroup, with all of its threads.
+    /// Moves a process with all its threads into the cgroup.
     ///
     /// # Errors
-    /// As the kernel says: `ESRCH` where the process has ended.
-    pub fn take_in(&self, pid: u32) -> Result<(), Error> {
+    /// The kernel rejects the write; `ESRCH` if the process has ended.
+    pub fn add_process(&self, pid: u32) -> Result<(), Error> {
         write(&self.directory.join("cgroup.procs"), &pid.to_string())
     }
 
-    /// Removes the cgroup, if nothing is in it any more; one that is gone, or in use again, is left alone.
+    /// Removes the cgroup if it contains no process. A cgroup that does not exist or is in use is
+    /// no error.
     ///
-    /// `qvm` above it stays: another VM may be about to make its own.
+    /// The parent `qvm` is not removed: another VM may be creating its own cgroup in it.
     ///
     /// # Errors
-    /// A missing right.
+    /// Missing privileges.
     pub fn remove(&self) -> Result<(), Error> {
         match fs::remove_dir(&self.directory) {
             Ok(()) => Ok(()),
@@ -176,10 +180,10 @@ impl Cgroup {
     }
 }
 
-/// The root of the hierarchy; `proc` is `/proc`.
+/// Returns the root of the cgroup v2 hierarchy; `proc` is `/proc`.
 ///
 /// # Errors
-/// There is none with the cpu controller.
+/// No cgroup v2 hierarchy has the cpu controller.
 pub fn root(proc: &Path) -> Result<PathBuf, Error> {
     let path = proc.join("self/mountinfo");
     let table = fs::read_to_string(&path).map_err(|source| Error::Mounts { path, source })?;
@@ -189,20 +193,21 @@ pub fn root(proc: &Path) -> Result<PathBuf, Error> {
 /// The cgroup controllers of this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cgroups {
-    /// Where cgroup v2 is mounted, or why there is none to be used.
+    /// The mount point of cgroup v2, or why it cannot be used.
     pub root: Result<PathBuf, weights::Error>,
-    /// cgroup v2 is mounted, though its controllers may be v1's: the "hybrid" layout.
+    /// cgroup v2 is mounted, but its controllers may belong to v1: the "hybrid" layout.
     pub hybrid: bool,
-    /// The controllers that there are at the root (`cgroup.controllers`).
+    /// The controllers at the root (`cgroup.controllers`).
     pub available: Vec<String>,
-    /// The cgroup of all VMs, or the root before the first VM ran.
+    /// The cgroup of all VMs, or the root if no VM has run yet.
     pub of_vms: String,
-    /// The controllers that are given on there (`cgroup.subtree_control`).
+    /// The controllers that are enabled for the children of `of_vms` (`cgroup.subtree_control`).
     pub enabled: Vec<String>,
 }
 
-/// What there is of cgroups on this host; `host` is `/`, and `user` is set where VMs are units of a user's manager.
-pub fn seen(host: &Path, user: bool) -> Cgroups {
+/// Returns the cgroup configuration of the host. `host` is `/`; `user` means that VMs are units of
+/// a user manager.
+pub fn inspect(host: &Path, user: bool) -> Cgroups {
     let proc = host.join("proc");
     let table = fs::read_to_string(proc.join("self/mountinfo")).unwrap_or_default();
     let hybrid = table.contains(" - cgroup2 ");
@@ -214,7 +219,7 @@ pub fn seen(host: &Path, user: bool) -> Cgroups {
         }
     };
     let below = |path: &Path| host.join(path.strip_prefix("/").unwrap_or(path));
-    // What is above a user's manager is nothing that it could give on.
+    // A user manager cannot enable controllers above its own cgroup.
     let own = || of_process(&root, &proc, std::process::id());
     let is_manager = |path: &&Path| {
         path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("user@"))
@@ -237,33 +242,35 @@ pub fn seen(host: &Path, user: bool) -> Cgroups {
     }
 }
 
-/// The cgroup of a process below `root`; `proc` is `/proc`.
+/// Returns the cgroup of a process below `root`; `proc` is `/proc`.
 pub fn of_process(root: &Path, proc: &Path, pid: u32) -> Option<PathBuf> {
     let text = fs::read_to_string(proc.join(pid.to_string()).join("cgroup")).ok()?;
     weights::of_process(root, &text)
 }
 
-/// Whether the kernel's OOM killer was at work in a cgroup (memory.events, cgroup-v2.rst).
+/// Returns true if the OOM killer has killed a process of the cgroup (memory.events,
+/// cgroup-v2.rst).
 pub fn was_oom_killed(directory: &Path) -> bool {
     let events = fs::read_to_string(directory.join("memory.events")).unwrap_or_default();
     events.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count != "0"))
 }
 
-/// The weights in a hierarchy, each directory read once: many VMs have their neighbours in common.
+/// The weights of a hierarchy. Each directory is read only once, since many VMs share ancestors.
 #[derive(Debug)]
 pub struct Weights {
     root: PathBuf,
-    /// Below each directory: the cgroups with processes, and their weights; 0 is idle, and none is no controller.
+    /// For each directory, its child cgroups with processes and their weights; 0 is idle, `None`
+    /// means no controller.
     read: HashMap<PathBuf, BTreeMap<OsString, Option<u16>>>,
 }
 
 impl Weights {
-    /// Of the hierarchy at `root`.
+    /// Returns an empty cache for the hierarchy at `root`.
     pub fn new(root: PathBuf) -> Self {
         Self { root, read: HashMap::new() }
     }
 
-    /// The way from the root down to a cgroup.
+    /// Returns the levels from the root to a cgroup.
     pub fn levels(&mut self, directory: &Path) -> Vec<Level> {
         let below = directory.strip_prefix(&self.root).unwrap_or(Path::new(""));
         let mut at = self.root.clone();
@@ -271,9 +278,9 @@ impl Weights {
         for part in below {
             let all = self.read.entry(at.clone()).or_insert_with(|| weights_below(&at));
             let own = all.get(part).copied().flatten();
-            let beside = all.iter().filter(|(name, _)| *name != part);
-            let beside = beside.filter_map(|(_, weight)| *weight).collect();
-            levels.push(Level { parent: at.clone(), own, beside });
+            let others = all.iter().filter(|(name, _)| *name != part);
+            let siblings = others.filter_map(|(_, weight)| *weight).collect();
+            levels.push(Level { parent: at.clone(), own, siblings });
             at.push(part);
         }
         levels
@@ -294,12 +301,13 @@ fn weights_below(directory: &Path) -> BTreeMap<OsString, Option<u16>> {
     populated.map(|entry| (entry.file_name(), weight(&entry.path()))).collect()
 }
 
-/// Turns a controller on for the children of a cgroup.
-fn give_down(directory: &Path, controller: &str) -> Result<(), Error> {
+/// Enables a controller for the children of a cgroup.
+fn enable_controller(directory: &Path, controller: &str) -> Result<(), Error> {
     let path = directory.join("cgroup.subtree_control");
     let on = fs::read_to_string(&path)
         .is_ok_and(|on| on.split_whitespace().any(|name| name == controller));
-    // Not written again: a plain user with a delegated subtree may not write to what is above it.
+    // An enabled controller is not written again: an unprivileged user with a delegated subtree may
+    // not write to ancestors.
     if on { Ok(()) } else { write(&path, &format!("+{controller}")) }
 }
 
@@ -312,7 +320,7 @@ fn make_directory(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Writes a control file, which is there or cannot be: the kernel makes them, nobody else.
+/// Writes an existing control file. Only the kernel creates control files.
 fn write(path: &Path, value: &str) -> Result<(), Error> {
     OpenOptions::new()
         .write(true)
@@ -326,7 +334,7 @@ fn write(path: &Path, value: &str) -> Result<(), Error> {
 mod tests {
     use super::*;
 
-    /// A directory that looks like a cgroup hierarchy, with the files that the kernel would make.
+    /// A directory with the files of a cgroup hierarchy.
     fn hierarchy() -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir_all(root.path().join("qvm/web")).unwrap();
@@ -345,7 +353,7 @@ mod tests {
         "web".parse().unwrap()
     }
 
-    fn said(root: &Path, file: &str) -> String {
+    fn read_file(root: &Path, file: &str) -> String {
         fs::read_to_string(root.join(file)).unwrap()
     }
 
@@ -355,66 +363,66 @@ mod tests {
     }
 
     #[test]
-    fn a_weight_is_given_by_four_writes() {
+    fn weight_is_set_by_four_writes() {
         let root = hierarchy();
         let root = root.path();
         for _ in 0..2 {
             let cgroup = Cgroup::make(root, &web()).unwrap();
             cgroup.set(&weight("300", true)).unwrap();
-            cgroup.take_in(4711).unwrap();
+            cgroup.add_process(4711).unwrap();
             assert_eq!(cgroup.directory(), root.join("qvm/web"));
         }
-        assert_eq!(said(root, "cgroup.subtree_control"), "+cpu");
-        assert_eq!(said(root, "qvm/cgroup.subtree_control"), "+cpu");
-        assert_eq!(said(root, "qvm/web/cpu.weight"), "300");
-        assert_eq!(said(root, "qvm/web/cgroup.procs"), "4711");
-        // What was taken out of the VM file is set back.
+        assert_eq!(read_file(root, "cgroup.subtree_control"), "+cpu");
+        assert_eq!(read_file(root, "qvm/cgroup.subtree_control"), "+cpu");
+        assert_eq!(read_file(root, "qvm/web/cpu.weight"), "300");
+        assert_eq!(read_file(root, "qvm/web/cgroup.procs"), "4711");
+        // A value that was removed from the VM file is reset.
         let cgroup = Cgroup::make(root, &web()).unwrap();
         cgroup.set(&weight("100", false)).unwrap();
-        assert_eq!(said(root, "qvm/web/cpu.weight"), "100");
+        assert_eq!(read_file(root, "qvm/web/cpu.weight"), "100");
     }
 
     #[test]
-    fn what_nobody_wants_needs_no_controller() {
+    fn unset_key_enables_no_controller() {
         let root = hierarchy();
         fs::remove_file(root.path().join("qvm/web/cpu.weight")).unwrap();
         let cgroup = Cgroup::make(root.path(), &web()).unwrap();
         cgroup.set(&weight("100", false)).unwrap();
-        assert_eq!(said(root.path(), "cgroup.subtree_control"), "");
+        assert_eq!(read_file(root.path(), "cgroup.subtree_control"), "");
         assert!(!root.path().join("qvm/web/cpu.weight").exists());
     }
 
     #[test]
-    fn a_controller_that_is_on_is_left_alone() {
+    fn enabled_controller_is_not_written() {
         let root = hierarchy();
         for file in ["cgroup.subtree_control", "qvm/cgroup.subtree_control"] {
             fs::write(root.path().join(file), "cpuset cpu io\n").unwrap();
         }
         let cgroup = Cgroup::make(root.path(), &web()).unwrap();
         cgroup.set(&weight("300", true)).unwrap();
-        assert_eq!(said(root.path(), "cgroup.subtree_control"), "cpuset cpu io\n");
+        assert_eq!(read_file(root.path(), "cgroup.subtree_control"), "cpuset cpu io\n");
         // `cpuset` alone is not `cpu`.
         fs::write(root.path().join("cgroup.subtree_control"), "cpuset\n").unwrap();
         cgroup.set(&weight("300", true)).unwrap();
-        assert_eq!(said(root.path(), "cgroup.subtree_control"), "+cpu");
+        assert_eq!(read_file(root.path(), "cgroup.subtree_control"), "+cpu");
     }
 
     #[test]
-    fn the_directory_is_made_where_it_is_missing() {
+    fn missing_directory_is_created() {
         let root = hierarchy();
         fs::remove_dir_all(root.path().join("qvm/web")).unwrap();
         let cgroup = Cgroup::make(root.path(), &web()).unwrap();
         assert!(cgroup.directory().is_dir());
-        // No file is ever made: where the kernel has none, there is no such controller.
+        // A control file is never created: without it the controller does not exist.
         let error = cgroup.set(&weight("300", true)).unwrap_err();
         let path = root.path().join("qvm/web/cpu.weight");
-        assert_eq!(error.to_string(), format!("failed to write `300` to `{}`", path.display()));
+        assert_eq!(error.to_string(), format!("cannot write `300` to `{}`", path.display()));
         assert!(error.hint().unwrap().contains("cgroup.controllers"));
         assert!(!path.exists());
     }
 
     #[test]
-    fn neighbours_count_if_they_have_processes() {
+    fn only_populated_siblings_count() {
         let root = tempfile::tempdir().unwrap();
         for (cgroup, weight, populated) in [
             ("qvm.slice", Some("200"), true),
@@ -441,8 +449,8 @@ mod tests {
             assert_eq!(
                 levels,
                 [
-                    Level { parent: root.path().into(), own: Some(200), beside: vec![100] },
-                    Level { parent: slice.clone(), own: Some(300), beside: vec![100, 0] },
+                    Level { parent: root.path().into(), own: Some(200), siblings: vec![100] },
+                    Level { parent: slice.clone(), own: Some(300), siblings: vec![100, 0] },
                 ]
             );
         }
@@ -452,44 +460,44 @@ mod tests {
     }
 
     #[test]
-    fn the_slice_of_all_vms_tells_what_it_gives_on() {
+    fn slice_reports_its_enabled_controllers() {
         let host = tempfile::tempdir().unwrap();
         let write = |path: &str, text: &str| {
             let path = host.path().join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         };
-        let none = seen(host.path(), false);
+        let none = inspect(host.path(), false);
         assert_eq!(none.root, Err(weights::Error::NotMounted));
         let mount = "35 24 0:30 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw\n";
         write("proc/self/mountinfo", mount);
         write("sys/fs/cgroup/cgroup.controllers", "cpuset cpu io memory pids\n");
         write("sys/fs/cgroup/cgroup.subtree_control", "cpu memory\n");
-        let before = seen(host.path(), false);
+        let before = inspect(host.path(), false);
         assert_eq!(before.root.as_deref(), Ok(Path::new("/sys/fs/cgroup")));
         assert_eq!((before.of_vms.as_str(), before.enabled.len()), ("/sys/fs/cgroup", 2));
         write("sys/fs/cgroup/qvm.slice/cgroup.subtree_control", "cpu\n");
-        let slice = seen(host.path(), false);
+        let slice = inspect(host.path(), false);
         assert_eq!(
             (slice.of_vms.as_str(), slice.enabled),
             ("/sys/fs/cgroup/qvm.slice", vec!["cpu".to_owned()])
         );
         assert_eq!(slice.available.len(), 5);
-        // Of a user's manager there is only what that was given.
+        // For a user manager only its own cgroup counts.
         let manager = "user.slice/user-1000.slice/user@1000.service";
         let own = format!("proc/{}/cgroup", std::process::id());
         write(&own, &format!("0::/{manager}/app.slice/x.scope\n"));
         write(&format!("sys/fs/cgroup/{manager}/cgroup.controllers"), "memory pids\n");
-        let user = seen(host.path(), true);
+        let user = inspect(host.path(), true);
         assert_eq!((user.of_vms, user.available.len()), (format!("/sys/fs/cgroup/{manager}"), 2));
         let cpu = "36 35 0:31 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n";
         write("proc/self/mountinfo", &format!("{cpu}{mount}"));
-        let hybrid = seen(host.path(), false);
+        let hybrid = inspect(host.path(), false);
         assert!(hybrid.hybrid && hybrid.root.is_err());
     }
 
     #[test]
-    fn an_oom_kill_is_seen() {
+    fn oom_kill_is_detected() {
         let cgroup = tempfile::tempdir().unwrap();
         for (events, seen) in
             [("oom 0\noom_kill 0\n", false), ("oom 3\noom_kill 1\noom_group_kill 0\n", true)]
@@ -501,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_removed_once_and_not_while_in_use() {
+    fn used_cgroup_is_not_removed() {
         let root = hierarchy();
         fs::remove_dir_all(root.path().join("qvm/web")).unwrap();
         let cgroup = Cgroup::make(root.path(), &web()).unwrap();
@@ -512,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_right_says_who_may() {
+    fn missing_privilege_has_a_hint() {
         let error = Error::Write {
             value: "+cpu".into(),
             path: "/sys/fs/cgroup/cgroup.subtree_control".into(),
@@ -520,13 +528,13 @@ mod tests {
         };
         assert_eq!(
             error.to_string(),
-            "failed to write `+cpu` to `/sys/fs/cgroup/cgroup.subtree_control`"
+            "cannot write `+cpu` to `/sys/fs/cgroup/cgroup.subtree_control`"
         );
-        assert!(error.hint().unwrap().starts_with("this needs root, or systemd"));
+        assert!(error.hint().unwrap().starts_with("run qvm as root"));
     }
 
     #[test]
-    fn a_process_leads_to_its_cgroup() {
+    fn cgroup_of_a_process_is_found() {
         let proc = tempfile::tempdir().unwrap();
         fs::create_dir(proc.path().join("4711")).unwrap();
         fs::write(proc.path().join("4711/cgroup"), "0::/qvm/web\n").unwrap();

@@ -1,17 +1,18 @@
-//! Where a VM's cgroup is, and what its CPU weight comes to: read out of the kernel's own tables.
+//! The location of a VM's cgroup and the effect of its CPU weight, from the text of kernel files.
 
 use std::path::{Path, PathBuf};
 
 use crate::value::{Explain, VmName};
 
-/// Why no weight can be given on this host.
+/// Why CPU weights are not available on this host.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The cpu controller is version 1's.
-    #[error("the cpu controller is cgroup v1's, at `{}`, and this needs cgroup v2", .0.display())]
+    /// cgroup v1 uses the cpu controller.
+    #[error("the cpu controller belongs to cgroup v1, mounted at `{}`; CPU weights require cgroup \
+        v2", .0.display())]
     Version1(PathBuf),
-    /// No cgroups at all.
-    #[error("no cgroup v2 is mounted, and this needs one")]
+    /// cgroup v2 is not mounted.
+    #[error("cgroup v2 is not mounted")]
     NotMounted,
 }
 
@@ -24,10 +25,12 @@ impl Explain for Error {
     }
 }
 
-/// The root of the cgroup v2 hierarchy, from the text of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
+/// Finds the root of the cgroup v2 hierarchy in the text of `/proc/self/mountinfo`
+/// (proc_pid_mountinfo(5)).
 ///
 /// # Errors
-/// There is none, or the cpu controller is taken by version 1 (the "hybrid" layout has both).
+/// cgroup v2 is not mounted, or version 1 uses the cpu controller (both are mounted in the "hybrid"
+/// layout).
 pub fn root(mountinfo: &str) -> Result<PathBuf, Error> {
     let mut version_2 = None;
     for line in mountinfo.lines() {
@@ -40,7 +43,7 @@ pub fn root(mountinfo: &str) -> Result<PathBuf, Error> {
             Some("cgroup") if options.split(',').any(|option| option == "cpu") => {
                 return Err(Error::Version1(unescaped(mount_point)));
             }
-            // Where there are several, the usual place is the one that is looked after.
+            // If cgroup v2 is mounted several times, the standard mount point is used.
             Some("cgroup2") => {
                 let found = unescaped(mount_point);
                 if version_2.is_none() || found == Path::new("/sys/fs/cgroup") {
@@ -53,7 +56,8 @@ pub fn root(mountinfo: &str) -> Result<PathBuf, Error> {
     version_2.ok_or(Error::NotMounted)
 }
 
-/// A path of mountinfo: space, tab, newline and backslash stand there as `\040` and the like.
+/// Decodes a path of mountinfo, in which space, tab, newline and backslash are written in octal,
+/// such as `\040`.
 fn unescaped(text: &str) -> PathBuf {
     use std::os::unix::ffi::OsStringExt;
     let mut bytes = Vec::with_capacity(text.len());
@@ -73,76 +77,77 @@ fn is_octal(byte: &u8) -> bool {
     (b'0'..=b'7').contains(byte)
 }
 
-/// The cgroup that qvm makes for a VM below `root`.
+/// Returns the cgroup that qvm creates for a VM below `root`.
 pub fn of_vm(root: &Path, name: &VmName) -> PathBuf {
     root.join("qvm").join(name)
 }
 
-/// The cgroup that a process is in, below `root`, from the text of `/proc/PID/cgroup` (cgroups(7)); for
-/// reading back the weight that systemd gave a unit.
+/// Returns the cgroup of a process below `root` from the text of `/proc/PID/cgroup` (cgroups(7)).
 pub fn of_process(root: &Path, proc_cgroup: &str) -> Option<PathBuf> {
     let path = proc_cgroup.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    // Outside of our cgroup namespace, or removed under the process.
+    // Outside of this process's cgroup namespace, or removed while the process is in it.
     let reachable = !path.split('/').any(|part| part == "..") && !path.ends_with(" (deleted)");
     reachable.then(|| root.join(path))
 }
 
-/// One step of the way from the root of the hierarchy down to a VM.
+/// One level of the path from the root of the hierarchy to a VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Level {
-    /// The cgroup that the weights here share the time of.
+    /// The cgroup whose CPU time is divided at this level.
     pub parent: PathBuf,
-    /// The weight (`cpu.weight`) of the cgroup on the way; 0 where it is idle (`cpu.idle`), none without the cpu controller.
+    /// The weight (`cpu.weight`) of the child on the path; 0 if idle (`cpu.idle`), `None` without
+    /// the cpu controller.
     pub own: Option<u16>,
-    /// The weights of the cgroups beside it that have processes.
-    pub beside: Vec<u16>,
+    /// The weights of its siblings that contain processes.
+    pub siblings: Vec<u16>,
 }
 
-/// What a weight comes to.
+/// The effect of a weight.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Effect {
-    /// `cpu.weight` as the kernel has it.
+    /// The `cpu.weight` in the kernel.
     pub weight: Option<u16>,
-    /// The part of the host's CPU time that is the VM's when everybody wants all of it: above 0, at most 1.
+    /// The VM's share of the host's CPU time if all cgroups are busy: above 0, at most 1.
     pub share: Option<f64>,
-    /// Why the weight is not what it seems to be.
+    /// Why the configured weight has no effect.
     pub void: Option<String>,
 }
 
-/// `cpu.weight` where nobody has set it.
+/// The default `cpu.weight` of the kernel.
 const DEFAULT: u16 = 100;
 
-/// Whether VMs are there by default, so that one that is alone there is the only one that runs.
+/// Returns true if VMs are in this cgroup by default: a VM without siblings is the only running VM
+/// then.
 fn is_for_vms(cgroup: &Path) -> bool {
     cgroup.ends_with("qvm.slice") || cgroup.ends_with("qvm")
 }
 
-/// What the weight at the end of the way comes to.
+/// Returns the effect of the weight at the last level.
 pub fn effect(levels: &[Level], configured: u16) -> Effect {
     let Some(last) = levels.last() else {
-        let void = Some("QEMU is in no cgroup of its own".to_owned());
+        let void = Some("QEMU has no cgroup of its own".to_owned());
         return Effect { weight: None, share: None, void };
     };
     let share = levels.iter().map(|level| {
         let own = f64::from(level.own?);
-        let all: f64 = own + level.beside.iter().copied().map(f64::from).sum::<f64>();
+        let all: f64 = own + level.siblings.iter().copied().map(f64::from).sum::<f64>();
         (own > 0.0).then(|| own / all)
     });
     let idle = levels.iter().find(|level| level.own == Some(0));
-    // The default means nothing else than no weight at all.
+    // The default weight has the same effect as no weight.
     let bare = levels.iter().find(|level| level.own.is_none()).filter(|_| configured != DEFAULT);
     let slice = last.parent.display();
     let void = if let Some(level) = bare {
-        Some(format!("the cpu controller is not on in `{}`", level.parent.display()))
+        Some(format!("the cpu controller is not enabled in `{}`", level.parent.display()))
     } else if let Some(level) = idle {
-        Some(format!("a cgroup of it in `{}` is idle (`cpu.idle`)", level.parent.display()))
-    } else if last.beside.is_empty() && !is_for_vms(&last.parent) {
+        Some(format!("an ancestor in `{}` is idle (`cpu.idle`)", level.parent.display()))
+    } else if last.siblings.is_empty() && !is_for_vms(&last.parent) {
         Some(format!(
-            "nothing else is in `{slice}`: the weight of that one counts among the others"
+            "`{slice}` contains no other cgroup, so only the weight of `{slice}` has an effect"
         ))
     } else {
         let other = last.own.filter(|own| *own != configured);
-        other.map(|own| format!("`cpu.weight` was set to {own} by another than the VM file"))
+        other.map(|own| format!("another program has set `cpu.weight` to {own}"))
     };
     Effect { weight: last.own, share: share.product(), void }
 }
@@ -165,9 +170,9 @@ mod tests {
 ";
 
     #[test]
-    fn the_root_is_where_version_2_has_the_cpu_controller() {
+    fn root_is_the_hierarchy_with_cpu_controller() {
         assert_eq!(root(UNIFIED), Ok("/sys/fs/cgroup".into()));
-        // Version 1 with other controllers only leaves the cpu to version 2.
+        // Version 1 with other controllers does not use the cpu controller.
         let mixed = HYBRID.replace("rw,cpu,cpuacct", "rw,name=elogind");
         assert_eq!(root(&mixed), Ok("/sys/fs/cgroup/unified".into()));
         let two = format!(
@@ -179,11 +184,12 @@ mod tests {
     }
 
     #[test]
-    fn version_1_is_refused_plainly() {
+    fn version_1_is_refused() {
         let error = root(HYBRID).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the cpu controller is cgroup v1's, at `/sys/fs/cgroup/cpu,cpuacct`, and this needs cgroup v2"
+            "the cpu controller belongs to cgroup v1, mounted at `/sys/fs/cgroup/cpu,cpuacct`; \
+             CPU weights require cgroup v2"
         );
         assert!(error.hint().unwrap().contains("systemd.unified_cgroup_hierarchy=1"));
         for text in
@@ -194,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_tells_its_cgroup() {
+    fn cgroup_of_a_process_is_parsed() {
         let root = Path::new("/sys/fs/cgroup");
         for (text, expected) in [
             ("0::/qvm.slice/qvm@web.service\n", Some("/sys/fs/cgroup/qvm.slice/qvm@web.service")),
@@ -209,51 +215,52 @@ mod tests {
         }
     }
 
-    fn level(parent: &str, own: Option<u16>, beside: &[u16]) -> Level {
-        Level { parent: parent.into(), own, beside: beside.to_vec() }
+    fn level(parent: &str, own: Option<u16>, siblings: &[u16]) -> Level {
+        Level { parent: parent.into(), own, siblings: siblings.to_vec() }
     }
 
     #[test]
-    fn shares_multiply_on_the_way_down() {
+    fn shares_multiply_along_the_path() {
         let levels = [level("/c", Some(100), &[100]), level("/c/qvm.slice", Some(300), &[100, 0])];
         let effect = effect(&levels, 300);
         assert_eq!(effect, Effect { weight: Some(300), share: Some(0.375), void: None });
     }
 
     #[test]
-    fn a_weight_that_means_nothing_says_why() {
+    fn ineffective_weight_has_a_reason() {
         let top = || level("/c", Some(100), &[100]);
         for (levels, weight, share, why) in [
-            (vec![], None, None, "QEMU is in no cgroup of its own"),
+            (vec![], None, None, "QEMU has no cgroup of its own"),
             (
                 vec![top(), level("/c/x.slice", None, &[])],
                 None,
                 None,
-                "the cpu controller is not on in `/c/x.slice`",
+                "the cpu controller is not enabled in `/c/x.slice`",
             ),
             (
                 vec![level("/c", Some(0), &[100]), level("/c/x.slice", Some(300), &[100])],
                 Some(300),
                 None,
-                "a cgroup of it in `/c` is idle (`cpu.idle`)",
+                "an ancestor in `/c` is idle (`cpu.idle`)",
             ),
             (
                 vec![top(), level("/c/x.slice", Some(300), &[])],
                 Some(300),
                 Some(0.5),
-                "nothing else is in `/c/x.slice`: the weight of that one counts among the others",
+                "`/c/x.slice` contains no other cgroup, so only the weight of `/c/x.slice` has an \
+                 effect",
             ),
             (
                 vec![top(), level("/c/x.slice", Some(77), &[77])],
                 Some(77),
                 Some(0.25),
-                "`cpu.weight` was set to 77 by another than the VM file",
+                "another program has set `cpu.weight` to 77",
             ),
         ] {
             let found = effect(&levels, 300);
             assert_eq!(found, Effect { weight, share, void: Some(why.into()) });
         }
-        // The only VM of the host is alone in its slice, and that is as it should be.
+        // The only running VM is alone in the default slice, which needs no reason.
         assert_eq!(effect(&[top(), level("/c/qvm.slice", Some(300), &[])], 300).void, None);
     }
 

@@ -1,4 +1,4 @@
-//! Directories: made, listed, emptied and flushed.
+//! Creates, lists, empties and syncs directories.
 
 use super::error::Error;
 
@@ -9,15 +9,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The mode of a directory: its group may read it.
+/// The mode of directories: the group may read.
 pub(crate) const DIRECTORY: u32 = 0o750;
 
-/// Makes a directory, and those above it, with mode 0750 whatever the umask is. A directory that exists keeps its mode.
+/// Creates a directory and its parents with mode 0750, independent of the umask. An existing
+/// directory keeps its mode.
 ///
 /// # Errors
-/// It cannot be made.
+/// The directory cannot be created.
 pub fn make_dir(dir: &Path) -> Result<(), Error> {
-    make_dirs(dir).map_err(Error::on("make the directory", dir))
+    make_dirs(dir).map_err(Error::on("create the directory", dir))
 }
 
 pub(crate) fn make_dirs(dir: &Path) -> io::Result<()> {
@@ -25,8 +26,9 @@ pub(crate) fn make_dirs(dir: &Path) -> io::Result<()> {
         Ok(()) => {
             let made = File::open(dir)?;
             let mode = made.metadata()?.mode() & 0o7777;
-            // The umask may have taken bits away. Only then: chmod(2) by a process without CAP_FSETID, as a supervisor is,
-            // takes away set-group-ID, which is inherited and gives the files in it their group.
+            // The umask may have removed bits. chmod(2) is called only then: without CAP_FSETID, as
+            // in a supervisor, it removes the set-group-ID bit, which the directory inherits to
+            // give its files their group.
             match mode & 0o777 == DIRECTORY {
                 true => Ok(()),
                 false => made.set_permissions(Permissions::from_mode(mode & 0o7000 | DIRECTORY)),
@@ -44,7 +46,7 @@ pub(crate) fn make_dirs(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// The directory that a path is in; `.` for a bare name.
+/// Returns the directory of a path; `.` for a file name alone.
 pub(crate) fn dir_of(path: &Path) -> &Path {
     match path.parent() {
         Some(dir) if dir != Path::new("") => dir,
@@ -53,10 +55,10 @@ pub(crate) fn dir_of(path: &Path) -> &Path {
     }
 }
 
-/// Removes a file; one that is not there is removed already.
+/// Removes a file. A missing file is no error.
 ///
 /// # Errors
-/// It cannot be removed.
+/// The file cannot be removed.
 pub fn remove(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::on("remove", path)(e)),
@@ -64,10 +66,10 @@ pub fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Removes a directory with all that is in it; one that is not there is removed already.
+/// Removes a directory with its content. A missing directory is no error.
 ///
 /// # Errors
-/// Something in it cannot be removed.
+/// An entry cannot be removed.
 pub fn remove_tree(dir: &Path) -> Result<(), Error> {
     match fs::remove_dir_all(dir) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::on("remove", dir)(e)),
@@ -75,7 +77,7 @@ pub fn remove_tree(dir: &Path) -> Result<(), Error> {
     }
 }
 
-/// Makes the names in the directory of `path` last.
+/// Makes changes of names in the directory of `path` durable.
 ///
 /// # Errors
 /// Syncing fails.
@@ -84,10 +86,10 @@ pub fn sync_dir(path: &Path) -> Result<(), Error> {
     File::open(dir).and_then(|d| d.sync_all()).map_err(Error::on("sync the directory", dir))
 }
 
-/// The files of a directory, in the order of their names; none where the directory is not there.
+/// Returns the paths in a directory, sorted by name; none if the directory does not exist.
 ///
 /// # Errors
-/// It cannot be read.
+/// The directory cannot be read.
 pub fn list(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,

@@ -1,4 +1,4 @@
-//! Why a file operation failed.
+//! The error of file operations.
 
 use std::{
     io::{self},
@@ -7,7 +7,7 @@ use std::{
 
 use crate::value::{Explain, is_host_fault};
 
-/// What was tried, on which file.
+/// The failed operation and its file.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {doing} `{}`", .path.display())]
 pub struct Error {
@@ -17,17 +17,17 @@ pub struct Error {
 }
 
 impl Error {
-    /// For `map_err`: what was tried on `path`.
+    /// Returns a function for `map_err` that names the operation and its file.
     pub fn on(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self { doing, path: path.to_owned(), source }
     }
 
-    /// The cause alone.
+    /// Returns only the cause.
     pub fn into_io(self) -> io::Error {
         self.source
     }
 
-    /// The kind of the cause.
+    /// Returns the kind of the cause.
     pub fn kind(&self) -> io::ErrorKind {
         self.source.kind()
     }
@@ -38,16 +38,18 @@ impl Explain for Error {
         let place = self.path.parent().unwrap_or(&self.path).display();
         match self.source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(format!(
-                "make room on the file system of `{place}`; `qvm image prune` removes images that no VM needs"
+                "free space on the file system of `{place}`; `qvm image prune` removes unused \
+                 images"
             )),
             io::ErrorKind::FileTooLarge => Some(format!(
-                "the file system of `{place}`, or a limit (`ulimit -f`), allows no file of that size"
+                "the file system of `{place}` or a limit (`ulimit -f`) does not allow files of \
+                 this size"
             )),
             io::ErrorKind::PermissionDenied => {
                 Some(format!("run as the user who owns `{place}`, or as root"))
             }
             io::ErrorKind::ReadOnlyFilesystem => {
-                Some(format!("`{place}` must be on a file system that can be written"))
+                Some(format!("`{place}` must be on a writable file system"))
             }
             _ => None,
         }

@@ -1,4 +1,5 @@
-//! Files: read, listed, removed, and replaced so that at any instant the old content or the new one is there.
+//! Reads, lists, removes and atomically replaces files: at every instant a file has either its old
+//! or its new content.
 
 pub(crate) mod directory;
 pub(crate) mod error;
@@ -17,29 +18,29 @@ use std::{
 
 pub use self::temporary::{Temporary, remove_abandoned, remove_abandoned_beside};
 
-/// The prefix of the name of a file or directory that is not finished. No VM can have such a name.
+/// The name prefix of unfinished files and directories. No VM name begins like this.
 pub const UNFINISHED: &str = ".qvm-";
 
-/// Whether the name of a path is one of an unfinished file.
+/// Returns true if the path has the name of an unfinished file.
 pub fn is_unfinished(path: &Path) -> bool {
     path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(UNFINISHED))
 }
 
-/// The one temporary name of `path`, for content that another program writes by name, such as qemu-img. The caller holds a
-/// lock that excludes every other writer of `path`; the next holder of that lock removes the leftover of a crash.
-/// Everything else is written by [`Temporary`].
+/// Returns the fixed temporary name of `path`, for content that another program such as qemu-img
+/// writes. The caller holds a lock that excludes other writers of `path`; the next holder of this
+/// lock removes the leftover of a crash. Use [`Temporary`] for everything else.
 pub fn temporary_under_lock(path: &Path) -> PathBuf {
     let mut temporary = std::ffi::OsString::from(".qvm-");
     temporary.push(path.file_name().unwrap_or_default());
-    // No program looks for files that end so, whatever the target ends in.
+    // No program processes files with this suffix, whatever the suffix of the target.
     temporary.push(".tmp");
     path.with_file_name(temporary)
 }
 
-/// A new empty file with mode 0600, in the place of one that a crash left there.
+/// Creates an empty file with mode 0600 and replaces the leftover of a crash.
 ///
 /// # Errors
-/// It cannot be made.
+/// The file cannot be created.
 pub fn create(path: &Path) -> Result<File, Error> {
     remove(path)?;
     OpenOptions::new()
@@ -51,7 +52,7 @@ pub fn create(path: &Path) -> Result<File, Error> {
         .map_err(Error::on("create", path))
 }
 
-/// Gives `from`, whose content is synced first, the name `to`, and makes that last.
+/// Syncs `from`, renames it to `to` and syncs the directory.
 ///
 /// # Errors
 /// Syncing or renaming fails.
@@ -61,42 +62,44 @@ pub fn commit(from: &Path, to: &Path) -> Result<(), Error> {
     sync_dir(to)
 }
 
-/// Writes a small file so that at any instant, also after a power cut, the old content or the new one is there.
+/// Replaces a small file atomically and durably: also after a power failure it has either its old
+/// or its new content.
 ///
 /// # Errors
-/// Any step fails; nothing is left behind then.
+/// Any step fails; no temporary file remains.
 pub fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
-    let temporary = Temporary::beside(path)?;
+    let temporary = Temporary::for_target(path)?;
     temporary.fill(path, content)?;
     temporary.replace(path, mode)
 }
 
-/// [`write`] for a file that must not be there yet: of two that make it at once, one does.
+/// [`write`] for a file that must not exist: of concurrent writers exactly one succeeds.
 ///
 /// # Errors
-/// Any step fails, with [`io::ErrorKind::AlreadyExists`] where it is there; nothing is left behind then.
+/// Any step fails; [`io::ErrorKind::AlreadyExists`] if the file exists. No temporary file remains.
 pub fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
     remove_abandoned_beside(path);
-    let temporary = Temporary::beside(path)?;
+    let temporary = Temporary::for_target(path)?;
     temporary.fill(path, content)?;
     temporary.create(path, mode)
 }
 
-/// [`write`] for a file that need not survive the host's next boot, such as one in /run: nothing is synced.
+/// [`write`] without syncing, for a file that need not survive a reboot of the host, such as one in
+/// /run.
 ///
 /// # Errors
-/// It cannot be written; the old file is then as it was, and nothing else is left.
+/// The file cannot be written; the old file is unchanged and no temporary file remains.
 pub fn write_volatile(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
-    let temporary = Temporary::beside(path)?;
+    let temporary = Temporary::for_target(path)?;
     temporary.fill(path, content)?;
     temporary.replace_volatile(path, mode)
 }
 
-/// [`write_volatile`], unless the file has this content and this mode already; true when it was written. For what is made
-/// anew from other files before each use: what a crash of the host leaves of it is compared, and replaced.
+/// [`write_volatile`] if content or mode differ; returns true if the file was written. For files
+/// that are generated before each use: the leftover of a host crash is detected and replaced.
 ///
 /// # Errors
-/// It cannot be written; the old file is then as it was.
+/// The file cannot be written; the old file is unchanged.
 pub fn write_if_changed(path: &Path, content: &[u8], mode: u32) -> Result<bool, Error> {
     let same_mode = fs::symlink_metadata(path)
         .is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o7777 == mode);
@@ -106,35 +109,35 @@ pub fn write_if_changed(path: &Path, content: &[u8], mode: u32) -> Result<bool, 
     write_volatile(path, content, mode).map(|()| true)
 }
 
-/// Puts `from` in the place of `to`, with the mode and the owner that `like` has.
+/// Replaces `to` by `from`, with the mode and the owner of `like`.
 ///
 /// # Errors
-/// Any step fails; `to` is then as it was. Only root may give a file to another user.
+/// Any step fails; `to` is unchanged. Only root may change the owner.
 pub fn replace(from: &Path, to: &Path, like: &fs::Metadata) -> Result<(), Error> {
     use std::os::unix::fs::chown;
-    let now = fs::metadata(from).map_err(Error::on("look at", from))?;
+    let now = fs::metadata(from).map_err(Error::on("examine", from))?;
     if (now.uid(), now.gid()) != (like.uid(), like.gid()) {
         let owner = (Some(like.uid()), Some(like.gid()));
         chown(from, owner.0, owner.1).map_err(Error::on("keep the owner of", to))?;
     }
-    // After the owner: to change that may take away bits of the mode.
+    // After chown(2), which may clear mode bits.
     set_mode(from, like.permissions().mode() & 0o7777)?;
     commit(from, to)
 }
 
-/// Sets the permissions.
+/// Sets the mode of a file.
 ///
 /// # Errors
-/// They cannot be set.
+/// The mode cannot be set.
 pub fn set_mode(path: &Path, mode: u32) -> Result<(), Error> {
     let permissions = Permissions::from_mode(mode);
     fs::set_permissions(path, permissions).map_err(Error::on("set the mode of", path))
 }
 
-/// The first bytes of a file, at most so many, from `offset`.
+/// Reads at most `most` bytes from `offset`.
 ///
 /// # Errors
-/// It cannot be opened or read.
+/// The file cannot be opened or read.
 pub fn read_at(path: &Path, offset: u64, most: usize) -> Result<Vec<u8>, Error> {
     use std::io::Seek;
     let read = || {
@@ -147,10 +150,10 @@ pub fn read_at(path: &Path, offset: u64, most: usize) -> Result<Vec<u8>, Error> 
     read().map_err(Error::on("read", path))
 }
 
-/// A whole small file; `None` where there is none.
+/// Reads a small file; `None` if it does not exist.
 ///
 /// # Errors
-/// It is there and cannot be read.
+/// The file exists and cannot be read.
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     match fs::read(path) {
         Ok(content) => Ok(Some(content)),
@@ -159,38 +162,39 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     }
 }
 
-/// When a file was last written, in seconds since 1970; `None` where there is none that can be looked at.
+/// Returns the modification time of a file in seconds since 1970; `None` if the file cannot be
+/// examined.
 pub fn written_at(path: &Path) -> Option<i64> {
     fs::metadata(path).ok().map(|found| found.mtime())
 }
 
-/// Tells a file from another of the same path: device, inode, and modification time in seconds since 1970.
+/// Identifies a file: device, inode, and modification time in seconds since 1970.
 pub type FileId = (u64, u64, i64);
 
-/// Returns which file `path` is; `None` where there is none that can be examined. The program of a process cannot be asked for
-/// it: /proc/PID/exe is readable for the process's own user and for who may trace it (proc_pid_exe(5)).
+/// Returns the identity of the file at `path`; `None` if it cannot be examined. /proc/PID/exe is no
+/// alternative: only the process's own user and its tracers may read it (proc_pid_exe(5)).
 pub fn file_id(path: &Path) -> Option<FileId> {
     fs::metadata(path).ok().map(|found| (found.dev(), found.ino(), found.mtime()))
 }
 
-/// What is known of a file without opening it; `None` where there is none.
+/// Returns the metadata of a file; `None` if it does not exist.
 ///
 /// # Errors
-/// A directory on the way may not be searched, and the like.
+/// The file cannot be examined, for example because a directory of its path may not be searched.
 pub fn metadata(path: &Path) -> Result<Option<fs::Metadata>, Error> {
     match fs::metadata(path) {
         Ok(metadata) => Ok(Some(metadata)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::on("look at", path)(e)),
+        Err(e) => Err(Error::on("examine", path)(e)),
     }
 }
 
-/// Removes what a crash left in a directory of a VM. Whoever calls holds the VM's lock, which keeps away every writer but those of
-/// [`Temporary`]; theirs stay as long as their writer lives.
+/// Removes the leftovers of a crash from a directory of a VM. The caller holds the VM's lock, which
+/// excludes all writers except those of [`Temporary`]. Temporary files of running writers are kept.
 ///
 /// # Errors
-/// The directory cannot be read, or a file not removed.
-pub fn remove_left_overs(dir: &Path) -> Result<(), Error> {
+/// The directory cannot be read, or a file cannot be removed.
+pub fn remove_leftovers(dir: &Path) -> Result<(), Error> {
     let left = |path: &PathBuf| match super::file::temporary::is_temporary(path) {
         true => super::file::temporary::remove_if_abandoned(path),
         false => remove(path),
@@ -198,12 +202,12 @@ pub fn remove_left_overs(dir: &Path) -> Result<(), Error> {
     list(dir)?.iter().filter(|p| is_unfinished(p)).try_for_each(left)
 }
 
-/// How many bytes this user may still write on the file system of `dir`.
+/// Returns the number of bytes that this user may still write to the file system of `dir`.
 ///
 /// # Errors
-/// It cannot be found out.
+/// The free space cannot be determined.
 pub fn available(dir: &Path) -> Result<u64, Error> {
-    fs2::available_space(dir).map_err(Error::on("find the free space of", dir))
+    fs2::available_space(dir).map_err(Error::on("get the free space of", dir))
 }
 
 #[cfg(test)]
@@ -214,7 +218,7 @@ mod tests {
     use crate::value::Explain;
 
     #[test]
-    fn writes_whole_or_not_at_all() {
+    fn write_is_atomic() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.json");
         write(&path, b"one", 0o640).unwrap();
@@ -224,12 +228,12 @@ mod tests {
         assert_eq!(list(dir.path()).unwrap(), [path]);
         let blocked = dir.path().join("d");
         fs::create_dir(&blocked).unwrap();
-        assert!(write(&blocked, b"x", 0o600).is_err(), "a directory is no place for a file");
-        assert_eq!(list(dir.path()).unwrap().len(), 2, "and leaves nothing");
+        assert!(write(&blocked, b"x", 0o600).is_err(), "a directory is not replaced");
+        assert_eq!(list(dir.path()).unwrap().len(), 2, "no temporary file remains");
     }
 
     #[test]
-    fn a_new_file_replaces_nothing() {
+    fn new_file_replaces_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.toml");
         write_new(&path, b"one", 0o640).unwrap();
@@ -240,7 +244,7 @@ mod tests {
         assert_eq!(list(dir.path()).unwrap(), [path]);
     }
 
-    /// Content of 1 to 64 KiB whose every byte says which writer wrote it, and how much.
+    /// Content of 1 to 64 KiB whose first byte identifies the writer.
     fn content(writer: u8) -> Vec<u8> {
         vec![writer; 1024 * (1 + usize::from(writer) % 64)]
     }
@@ -249,7 +253,7 @@ mod tests {
         content.first().is_some_and(|writer| content == self::content(*writer))
     }
 
-    /// Writes `x.json` of a directory by each kind of writer, many times.
+    /// Writes `x.json` of a directory many times by each kind of writer.
     fn write_often(path: &Path, writer: u8) {
         for round in 0..40 {
             let content = content(writer);
@@ -262,16 +266,16 @@ mod tests {
         }
     }
 
-    /// A process of its own, started by the test below.
+    /// The child process of the next test.
     #[test]
-    #[ignore = "a child of another test"]
+    #[ignore = "the child process of another test"]
     fn writing_process() {
         let env = |key| std::env::var(key).unwrap();
         write_often(Path::new(&env("QVM_TEST_FILE")), env("QVM_TEST_WRITER").parse().unwrap());
     }
 
     #[test]
-    fn many_writers_of_one_name_all_succeed() {
+    fn concurrent_writers_all_succeed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.json");
         write(&path, &content(1), 0o640).unwrap();
@@ -307,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_new_files_one_is_made() {
+    fn one_of_many_creators_succeeds() {
         let dir = tempfile::tempdir().unwrap();
         for round in 0..20 {
             let path = dir.path().join(round.to_string());
@@ -328,17 +332,17 @@ mod tests {
     }
 
     #[test]
-    fn a_temporary_has_no_suffix_and_is_its_writers_alone() {
+    fn temporary_has_no_suffix_and_mode_0600() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("qvm.prom");
         let (one, other) =
-            (Temporary::beside(&target).unwrap(), Temporary::beside(&target).unwrap());
+            (Temporary::for_target(&target).unwrap(), Temporary::for_target(&target).unwrap());
         assert_ne!(one.path(), other.path());
         for temporary in [&one, &other] {
             assert_eq!(temporary.path().extension(), None);
             assert!(is_unfinished(temporary.path()));
             let mode = temporary.file().metadata().unwrap().permissions().mode();
-            assert_eq!(mode & 0o777, 0o600, "nobody else reads what is not finished");
+            assert_eq!(mode & 0o777, 0o600, "only the owner reads an unfinished file");
         }
         let under_lock = temporary_under_lock(&dir.path().join("root.qcow2"));
         assert_eq!(under_lock, dir.path().join(".qvm-root.qcow2.tmp"));
@@ -349,7 +353,7 @@ mod tests {
     #[test]
     fn modes_do_not_depend_on_the_umask() {
         let dir = tempfile::tempdir().unwrap();
-        // In a process of its own: the umask is the whole process'.
+        // In a child process: the umask applies to the whole process.
         let program = std::env::current_exe().unwrap();
         for umask in ["000", "077", "777"] {
             let path = dir.path().join(umask);
@@ -368,17 +372,17 @@ mod tests {
     }
 
     #[test]
-    fn only_what_a_dead_writer_left_is_abandoned() {
+    fn only_files_of_dead_writers_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("identity.toml");
-        let living = Temporary::beside(&target).unwrap();
+        let living = Temporary::for_target(&target).unwrap();
         let left = dir.path().join(".qvm-tmp_0123456789abcdef");
         let others =
             [".qvm-tmp_short", ".qvm-facts-x", ".qvm-web", "x"].map(|n| dir.path().join(n));
         for path in others.iter().chain([&left]) {
             fs::write(path, "").unwrap();
         }
-        // What a link leads to is not looked at.
+        // The target of a symbolic link is not examined.
         let link = dir.path().join(".qvm-tmp_fedcba9876543210");
         std::os::unix::fs::symlink(&others[3], &link).unwrap();
         remove_abandoned(dir.path()).unwrap();
@@ -386,26 +390,26 @@ mod tests {
         assert!(others.iter().all(|path| path.exists()));
         remove_abandoned(&dir.path().join("nowhere")).unwrap();
         fs::remove_file(link).unwrap();
-        // Under a VM's lock goes whatever nobody is writing.
-        remove_left_overs(dir.path()).unwrap();
+        // With a VM's lock, every file without a writer is removed.
+        remove_leftovers(dir.path()).unwrap();
         assert_eq!(list(dir.path()).unwrap(), [living.path().to_owned(), others[3].clone()]);
         living.replace(&target, 0o600).unwrap();
     }
 
     #[test]
-    fn removes_only_left_overs() {
+    fn removes_only_leftovers() {
         let dir = tempfile::tempdir().unwrap();
         for name in [".qvm-root.qcow2", "root.qcow2", ".hidden"] {
             fs::write(dir.path().join(name), "").unwrap();
         }
-        remove_left_overs(dir.path()).unwrap();
+        remove_leftovers(dir.path()).unwrap();
         let left: Vec<_> = list(dir.path()).unwrap();
         assert_eq!(left, [dir.path().join(".hidden"), dir.path().join("root.qcow2")]);
-        remove_left_overs(&dir.path().join("nowhere")).unwrap();
+        remove_leftovers(&dir.path().join("nowhere")).unwrap();
     }
 
     #[test]
-    fn says_what_on_what_and_why() {
+    fn error_names_operation_and_file() {
         let error = read_at(Path::new("/nowhere/x"), 0, 1).unwrap_err();
         assert_eq!(error.to_string(), "cannot read `/nowhere/x`");
         let full = Error::on("write", Path::new("/var/x"))(io::ErrorKind::StorageFull.into());

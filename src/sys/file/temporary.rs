@@ -1,9 +1,11 @@
-//! The atomic writer: content goes to a unique temporary file beside its target and gets the target's name when it is whole.
+//! The atomic file writer: content is written to a unique temporary file in the target's directory
+//! and renamed when complete.
 //!
-//! A temporary is called `.qvm-tmp_` and sixteen random hexadecimal digits: no other writer shares it, and it has no suffix that
-//! another program looks for. Its writer holds an exclusive flock(2) on it until it has another name or is removed. The kernel
-//! drops that lock with the writer, so a temporary that can be locked was abandoned, whatever pid namespace or host its writer
-//! ran in; see [`remove_abandoned`].
+//! A temporary file is named `.qvm-tmp_` and 16 random hexadecimal digits: it is unique and has no
+//! suffix that another program processes. Its writer holds an exclusive flock(2) until the file is
+//! renamed or removed. The kernel releases the lock when the writer ends, so a file that can be
+//! locked is abandoned, in whichever PID namespace or host its writer ran; see
+//! [`remove_abandoned`].
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -23,26 +25,26 @@ use super::{
 };
 use crate::sys::flock;
 
-/// What the name of a temporary begins with. No VM has a name with `_`, so this is never the draft of a VM.
+/// The name prefix. VM names contain no `_`, so this is never the draft of a VM.
 const PREFIX: &str = ".qvm-tmp_";
-/// How many random digits follow.
+/// The number of random digits.
 const RANDOM: usize = 16;
-/// After how many files that another process removed before they were locked the next one is used whatever became of it: on a file
-/// system whose inode numbers are not stable, each looks removed.
+/// The number of attempts if another process removes the file before it is locked. The last file is
+/// used in any case: on a file system without stable inode numbers each file appears removed.
 const ATTEMPTS: u32 = 8;
 
-/// A file that is being written and has no name of its own yet. Dropped, it leaves nothing.
+/// An unfinished file without its final name. Removed on drop.
 #[derive(Debug)]
 pub struct Temporary {
     path: PathBuf,
     file: File,
-    /// It has its target's name.
+    /// The file has its final name.
     is_named: bool,
 }
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // While the lock is held: the file is not closed yet.
+        // Before the file is closed, which releases the lock.
         if !self.is_named {
             let _ = fs::remove_file(&self.path);
         }
@@ -53,9 +55,9 @@ impl Temporary {
     /// Creates an empty file with mode 0600 in the directory of `target`.
     ///
     /// # Errors
-    /// The directory cannot be written.
-    pub fn beside(target: &Path) -> Result<Self, Error> {
-        let on = Error::on("create a temporary file beside", target);
+    /// The directory is not writable.
+    pub fn for_target(target: &Path) -> Result<Self, Error> {
+        let on = Error::on("create a temporary file for", target);
         Self::in_dir(dir_of(target)).map_err(on)
     }
 
@@ -71,7 +73,7 @@ impl Temporary {
                 made => made?,
             };
             attempts += 1;
-            // Between the creation and the lock the file looks abandoned, and another process may remove it.
+            // Until it is locked, the file looks abandoned and another process may remove it.
             let is_ours = !matches!(lock(&file), Lock::Busy) && is_at(&file, &path);
             if is_ours || attempts > ATTEMPTS {
                 return Ok(Self { path, file, is_named: false });
@@ -79,21 +81,21 @@ impl Temporary {
         }
     }
 
-    /// The open file, for reading and writing.
+    /// Returns the open file, readable and writable.
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// Where the content is until it has its name.
+    /// Returns the temporary path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Gives the file the name and the mode, in the place of what has that name, and syncs the content before and the
-    /// directory after that.
+    /// Syncs the file, sets its mode, renames it to `target` (replacing it) and syncs the
+    /// directory.
     ///
     /// # Errors
-    /// Any step; before the rename the target is as it was.
+    /// Any step fails; before the rename the target is unchanged.
     pub fn replace(mut self, target: &Path, mode: u32) -> Result<(), Error> {
         self.set_mode(target, mode)?;
         self.file.sync_all().map_err(Error::on("sync", target))?;
@@ -101,25 +103,26 @@ impl Temporary {
         sync_dir(target)
     }
 
-    /// As [`Self::replace`], and syncs nothing.
+    /// As [`Self::replace`], without syncing.
     ///
     /// # Errors
-    /// Any step; the target is then as it was.
+    /// Any step fails; the target is unchanged.
     pub fn replace_volatile(mut self, target: &Path, mode: u32) -> Result<(), Error> {
         self.set_mode(target, mode)?;
         self.rename(target)
     }
 
-    /// As [`Self::replace`], for a name that nothing has: of two writers at once, one succeeds.
+    /// As [`Self::replace`], but never replaces: of two concurrent writers one succeeds.
     ///
     /// # Errors
-    /// [`io::ErrorKind::AlreadyExists`] where something has that name; or any step.
+    /// [`io::ErrorKind::AlreadyExists`] if the target exists; or any step fails.
     pub fn create(mut self, target: &Path, mode: u32) -> Result<(), Error> {
         self.set_mode(target, mode)?;
         self.file.sync_all().map_err(Error::on("sync", target))?;
         match renameat_with(CWD, &self.path, CWD, target, RenameFlags::NOREPLACE) {
             Ok(()) => self.is_named = true,
-            // The file system lacks the flag. link(2) replaces nothing either; the temporary name goes when this is dropped.
+            // The file system does not support RENAME_NOREPLACE. link(2) does not replace either;
+            // the temporary name is removed on drop.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => self.link(target)?,
             Err(error) => return Err(Error::on("create", target)(error.into())),
         }
@@ -128,7 +131,8 @@ impl Temporary {
 
     fn link(&mut self, target: &Path) -> Result<(), Error> {
         match fs::hard_link(&self.path, target) {
-            // Nor has it links: there is an instant between the two calls at which another's file would be replaced.
+            // Without hard links there is an instant between two calls in which another writer's
+            // file would be replaced.
             Err(error)
                 if error.kind() != io::ErrorKind::AlreadyExists
                     && target
@@ -141,7 +145,7 @@ impl Temporary {
         }
     }
 
-    /// By descriptor: exact whatever the umask is, and of this file alone.
+    /// By descriptor: independent of the umask, and certain to be this file.
     fn set_mode(&self, target: &Path, mode: u32) -> Result<(), Error> {
         let permissions = fs::Permissions::from_mode(mode);
         self.file.set_permissions(permissions).map_err(Error::on("set the mode of", target))
@@ -153,21 +157,22 @@ impl Temporary {
         Ok(())
     }
 
-    /// Writes all of it.
+    /// Writes the whole content.
     ///
     /// # Errors
-    /// No space, and the like; named after `target`.
+    /// The write fails, for example without disk space. The error names `target`.
     pub fn fill(&self, target: &Path, content: &[u8]) -> Result<(), Error> {
         (&self.file).write_all(content).map_err(Error::on("write", target))
     }
 }
 
-/// What an attempt to lock a temporary came to.
+/// The result of locking a temporary file.
 enum Lock {
     Held,
-    /// Another process holds it.
+    /// Another process holds the lock.
     Busy,
-    /// The file system has no locks: nothing proves that a temporary on it was abandoned, so none is removed.
+    /// The file system has no locks: it cannot be proven that a file is abandoned, so none is
+    /// removed.
     Unsupported,
 }
 
@@ -184,18 +189,18 @@ fn is_at(file: &File, path: &Path) -> bool {
     (open.dev(), open.ino()) == (named.dev(), named.ino())
 }
 
-/// Whether a path has the name of a [`Temporary`].
+/// Returns true if the path has the name of a [`Temporary`].
 pub(crate) fn is_temporary(path: &Path) -> bool {
     let random = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix(PREFIX));
     random.is_some_and(|r| r.len() == RANDOM && r.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
-/// Removes a temporary whose writer is gone. One whose writer lives stays, and so does one that cannot be locked or opened.
+/// Removes a temporary file whose writer has ended. A file that cannot be opened or locked is kept.
 ///
 /// # Errors
-/// It was abandoned and cannot be removed.
+/// The abandoned file cannot be removed.
 pub(crate) fn remove_if_abandoned(path: &Path) -> Result<(), Error> {
-    // Opened for writing: an NFS server takes no exclusive lock otherwise (flock(2)).
+    // Opened for writing: NFS requires it for exclusive locks (flock(2)).
     let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
     let mut options = OpenOptions::new();
     options.read(true).write(true).custom_flags(flags.bits().cast_signed());
@@ -207,7 +212,7 @@ pub(crate) fn remove_if_abandoned(path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Removes the temporaries of writers that are gone from a directory.
+/// Removes the temporary files of ended writers from a directory.
 ///
 /// # Errors
 /// The directory cannot be read, or a file cannot be removed.
@@ -218,10 +223,15 @@ pub fn remove_abandoned(dir: &Path) -> Result<(), Error> {
         .try_for_each(|path| remove_if_abandoned(path))
 }
 
-/// [`remove_abandoned`] for the directory of `target`, where a write is what matters: what cannot be removed stays.
+/// [`remove_abandoned`] for the directory of `target`; errors are only logged, because the caller's
+/// write matters more.
 pub fn remove_abandoned_beside(target: &Path) {
     let dir: PathBuf = dir_of(target).to_owned();
     if let Err(error) = remove_abandoned(&dir) {
-        tracing::debug!("an abandoned temporary file stays in `{}`: {error}", dir.display());
+        tracing::debug!(
+            "cannot remove an abandoned temporary file in `{}`: \
+            {error}",
+            dir.display()
+        );
     }
 }

@@ -1,8 +1,9 @@
-//! The lock that a QEMU process holds on a file for as long as it lives: an open file description lock (fcntl_locking(2)).
+//! A lock that a QEMU process holds on a file while it exists: an open file description lock
+//! (fcntl_locking(2)).
 //!
-//! The supervisor acquires the lock and passes the descriptor to QEMU. The lock then belongs to QEMU alone: the kernel releases it
-//! when QEMU is gone, whatever happens to the supervisor or to any file. Probing never acquires a lock. The length of a lock tells
-//! who holds it: qvm before it passes the lock on, or QEMU.
+//! The supervisor acquires the lock and passes the descriptor to QEMU. Only QEMU holds the lock
+//! then: the kernel releases it when QEMU exits, independent of the supervisor and of the file.
+//! Probing never acquires a lock. The length of a lock identifies its holder: qvm, or QEMU.
 
 pub(crate) mod proc_locks;
 pub(crate) mod state;
@@ -26,7 +27,7 @@ use nix::{
     libc,
 };
 
-/// Only the owner may open a lock file: every process that can open the file can acquire the lock.
+/// Only the owner may open a lock file: every process that can open it can acquire the lock.
 const MODE: u32 = 0o600;
 /// Why a lock was not acquired.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +40,7 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
@@ -51,7 +52,7 @@ pub struct LivenessLock {
 }
 
 impl LivenessLock {
-    /// Acquires the lock on the file at `path`, which is created where it does not exist.
+    /// Acquires the lock on the file at `path`, which is created if it does not exist.
     ///
     /// # Errors
     /// Another process holds the lock, or the file cannot be created or locked.
@@ -69,14 +70,14 @@ impl LivenessLock {
                 Err(Errno::EINTR) => continue,
                 Err(error) => return Err(wrap(error.into())),
             }
-            // The file may have been removed between open and lock: then another process could lock a new one.
+            // If the file was removed between open and lock, another process could lock a new file.
             if is_at(&file, path).map_err(wrap)? {
                 return Ok(Self { file });
             }
         }
     }
 
-    /// Extends the lock to one of QEMU's, and gives the descriptor that is to be passed to QEMU.
+    /// Extends the lock to a lock of QEMU, and returns the descriptor to pass to QEMU.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -86,7 +87,7 @@ impl LivenessLock {
     }
 }
 
-/// A write lock from the first byte on; a length of 0 has no end.
+/// A write lock from the first byte on; length 0 means no end.
 fn write_lock(length: i64) -> libc::flock {
     // Both constants fit: F_WRLCK is 1, SEEK_SET is 0.
     libc::flock {
@@ -98,7 +99,7 @@ fn write_lock(length: i64) -> libc::flock {
     }
 }
 
-/// Whether the file at `path` is the open one.
+/// Returns true if `path` still names the open file.
 fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     let open = file.metadata()?;
     match fs::symlink_metadata(path) {
@@ -108,10 +109,11 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Whether a lock is held, without acquiring it. A file that this user may not open is looked up in /proc/locks.
+/// Returns the state of a lock without acquiring it. If this user may not open the file,
+/// /proc/locks is read.
 ///
 /// # Errors
-/// The answer is not known.
+/// The state cannot be determined.
 pub fn probe(path: &Path) -> io::Result<LockState> {
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
@@ -136,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn probe_reports_who_holds_the_lock() {
+    fn probe_reports_the_holder() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("qemu.lock");
         let probed = || {
@@ -157,7 +159,7 @@ mod tests {
         assert_eq!((probed(), probed()), (LockState::HeldByQvm, LockState::HeldByQvm));
         let passed = lock.into_qemu_fd().unwrap();
         assert_eq!((probed(), probed()), (LockState::HeldByQemu, LockState::HeldByQemu));
-        // As QEMU inherits it: the copy keeps the lock.
+        // The copy that QEMU inherits keeps the lock.
         let copy = passed.try_clone().unwrap();
         drop(passed);
         assert_eq!(probed(), LockState::HeldByQemu);

@@ -1,4 +1,4 @@
-//! A lock as /proc/locks lists it (proc_locks(5)), for a user who may not open the locked file.
+//! Finds a lock in /proc/locks (proc_locks(5)), for a user who may not open the locked file.
 
 use std::{fs, io, path::Path};
 
@@ -6,14 +6,14 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use super::state::LockState;
 
-/// How often /proc/locks is read before a lock counts as free. The kernel gives it out a page at a time, and leaves a lock out when
-/// one before it is released between two pages.
+/// The number of reads of /proc/locks before a lock counts as free. The kernel outputs one page at
+/// a time and omits a lock if an earlier one is released between two pages.
 const READS: u32 = 8;
 
-/// A file as the kernel names it in /proc/locks.
+/// A file as identified in /proc/locks.
 #[derive(Debug, PartialEq, Eq)]
 struct Inode {
-    /// Major and minor number of the file system's device, as in /proc/self/mountinfo.
+    /// Major and minor device number of the file system, as in /proc/self/mountinfo.
     device: (u32, u32),
     number: u64,
 }
@@ -26,10 +26,11 @@ struct Mount {
     kind: String,
 }
 
-/// Whether the lock on the file at `path` is held.
+/// Returns the state of the lock on the file at `path`.
 ///
 /// # Errors
-/// The answer is not known: the file cannot be reached, or /proc/locks does not identify files of this file system.
+/// The state cannot be determined: the file cannot be accessed, or /proc/locks does not identify
+/// files of this file system.
 pub(crate) fn probe(path: &Path) -> io::Result<LockState> {
     let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
     let stat = match statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, wanted) {
@@ -42,7 +43,7 @@ pub(crate) fn probe(path: &Path) -> io::Result<LockState> {
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     let mount = mount(&mounts, stat.stx_mnt_id)
-        .ok_or_else(|| undecided("its mount is not in /proc/self/mountinfo"))?;
+        .ok_or_else(|| undecided("the mount of the file is not in /proc/self/mountinfo"))?;
     let named = (stat.stx_dev_major, stat.stx_dev_minor) == mount.device;
     if !named && mount.kind != "btrfs" {
         return Err(undecided("/proc/locks does not identify files of this file system"));
@@ -50,8 +51,8 @@ pub(crate) fn probe(path: &Path) -> io::Result<LockState> {
     let inode = Inode { device: mount.device, number: stat.stx_ino };
     for _ in 0..READS {
         if let Some(state) = held(&fs::read_to_string("/proc/locks")?, &inode) {
-            // Subvolumes of btrfs share a device, and number their files independently.
-            let known = "/proc/locks does not tell btrfs subvolumes apart";
+            // btrfs subvolumes share a device and number their files independently.
+            let known = "/proc/locks does not distinguish btrfs subvolumes";
             return if named { Ok(state) } else { Err(undecided(known)) };
         }
     }
@@ -62,22 +63,22 @@ fn undecided(why: &str) -> io::Error {
     io::Error::other(why.to_owned())
 }
 
-/// The mount with this identifier.
+/// Returns the mount with this ID.
 fn mount(mountinfo: &str, id: u64) -> Option<Mount> {
     let line = mountinfo
         .lines()
         .find(|line| line.split(' ').next().and_then(|first| first.parse().ok()) == Some(id))?;
     let (major, minor) = line.split(' ').nth(2)?.split_once(':')?;
-    // Behind an optional list of fields, which ends with a hyphen.
+    // After an optional list of fields, which ends with a hyphen.
     let kind = line.split_once(" - ")?.1.split(' ').next()?.to_owned();
     Some(Mount { device: (major.parse().ok()?, minor.parse().ok()?), kind })
 }
 
-/// The lock on a file in the text of /proc/locks. Locks of flock(2) and leases are of another kind.
+/// Finds a lock in the text of /proc/locks. flock(2) locks and leases have other types.
 fn held(locks: &str, inode: &Inode) -> Option<LockState> {
     locks.lines().find_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        // A line with `->` is a process that waits for the lock.
+        // A line with `->` is a process waiting for the lock.
         let [_, "OFDLCK" | "POSIX", _, _, _, file, start, end] = fields[..] else { return None };
         let mut parts = file.split(':');
         let device = (

@@ -1,23 +1,23 @@
-//! What a probe of a liveness lock finds.
+//! The result of probing a liveness lock.
 
-/// The length of a lock that qvm holds for itself, in bytes. A lock that is for QEMU has no end.
+/// The length of a lock held by qvm itself, in bytes. A lock for QEMU has no end.
 pub(crate) const OWN_LENGTH: i64 = 1;
 
-/// What a probe found.
+/// The state of a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LockState {
     /// The file does not exist.
     Missing,
-    /// Nobody holds the lock.
+    /// No process holds the lock.
     Free,
-    /// A verb holds the lock, or a supervisor that has not passed it to QEMU yet: no QEMU process holds it.
+    /// A verb holds the lock, or a supervisor that has not passed it to QEMU yet.
     HeldByQvm,
     /// A QEMU process holds the lock.
     HeldByQemu,
 }
 
 impl LockState {
-    /// By the length of a lock in bytes; `None` has no end.
+    /// Classifies a lock by its length in bytes; `None` means no end.
     pub(super) fn of_length(length: Option<i64>) -> Self {
         if length == Some(OWN_LENGTH) { Self::HeldByQvm } else { Self::HeldByQemu }
     }

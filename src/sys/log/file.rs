@@ -1,9 +1,10 @@
-//! A log file that cannot fill the disk: two halves of a bounded size, the older one renamed to `NAME.1`; beside each half, the times of its lines.
+//! A log of bounded size: two halves, the older one renamed to `NAME.1`. A second file for each
+//! half has the times of its lines.
 //!
 //! ```text
-//! inode 4711            of the half that it belongs to: a crash between two renames mixes nothing up
-//! 0 1767225600          from this byte on, at a line's beginning: seconds since 1970
-//! 52 1767225607 boot    a machine began here
+//! inode 4711            of the half of the log, so that a crash between two renames does no harm
+//! 0 1767225600          time in seconds since 1970, from this byte on (the start of a line)
+//! 52 1767225607 boot    the machine started here
 //! ```
 
 use std::{
@@ -15,10 +16,11 @@ use std::{
 
 use super::{older_log, times_of_log};
 
-/// The largest size of each half, in bytes: together they are the console's last MiB. Their times are bounded by the same.
+/// The maximum size of each half in bytes, so the log keeps at least the last 512 KiB. The same
+/// limit applies to the files of times.
 pub const HALF_BYTES: u64 = 512 << 10;
 
-/// The log; the files are opened with the first byte.
+/// The log. Its files are opened by the first write.
 #[derive(Debug)]
 pub struct LogFile {
     path: PathBuf,
@@ -31,7 +33,7 @@ struct Half {
     size: u64,
     times: File,
     times_size: u64,
-    /// The newest second that a line was stamped with.
+    /// The latest time written, in seconds since 1970.
     stamped: i64,
     /// The next byte begins a line.
     at_line: bool,
@@ -65,15 +67,15 @@ impl Half {
 }
 
 impl LogFile {
-    /// A log at `path`; nothing is touched yet.
+    /// Returns a log at `path` without opening a file.
     pub fn new(path: PathBuf) -> Self {
         Self { path, open: None }
     }
 
-    /// Writes `bytes`, which came at `second`, at the end.
+    /// Appends `bytes`, received at `second` (seconds since 1970).
     ///
     /// # Errors
-    /// A file cannot be opened, written or renamed; the next call tries afresh.
+    /// A file cannot be opened, written or renamed. The next call opens the files again.
     pub fn append(&mut self, bytes: &[u8], second: i64) -> io::Result<()> {
         let result = self.try_append(bytes, second);
         if result.is_err() {
@@ -82,11 +84,11 @@ impl LogFile {
         result
     }
 
-    /// Takes down that a machine begins here.
+    /// Records the start of a machine.
     ///
     /// # Errors
-    /// As of [`LogFile::append`].
-    pub fn boots(&mut self, second: i64) -> io::Result<()> {
+    /// As for [`LogFile::append`].
+    pub fn mark_boot(&mut self, second: i64) -> io::Result<()> {
         let result = self.half(0).and_then(|half| half.stamp(half.size, second, " boot"));
         if result.is_err() {
             self.open = None;
@@ -94,14 +96,15 @@ impl LogFile {
         result
     }
 
-    /// Closes the files; the next byte opens them again.
+    /// Closes the files; the next write opens them again.
     pub fn close(&mut self) {
         self.open = None;
     }
 
     fn try_append(&mut self, bytes: &[u8], second: i64) -> io::Result<()> {
         let half = self.half(bytes.len())?;
-        // The first line that begins in these bytes; before they are written, so that who reads them finds their time.
+        // The first line that begins in these bytes. Its time is written before the bytes, so that
+        // readers find it.
         let first = match half.at_line {
             true => Some(0),
             false => bytes.iter().position(|byte| *byte == b'\n').map(|end| end + 1),
@@ -115,7 +118,7 @@ impl LogFile {
         Ok(())
     }
 
-    /// The half that takes `more` bytes.
+    /// Returns a half with room for `more` bytes.
     fn half(&mut self, more: usize) -> io::Result<&mut Half> {
         let full =
             |half: &Half| half.size + more as u64 > HALF_BYTES || half.times_size > HALF_BYTES;
@@ -131,7 +134,7 @@ impl LogFile {
         }
     }
 
-    /// The last `most` bytes, from a line's beginning on where something was left out.
+    /// Returns at most the last `most` bytes, starting at the beginning of a line.
     pub fn tail(&self, most: u64) -> Vec<u8> {
         let newer = end_of(&self.path, most);
         let rest = most.saturating_sub(newer.len() as u64);
@@ -145,7 +148,7 @@ impl LogFile {
     }
 }
 
-/// The last `most` bytes of a file; none where there is none.
+/// Returns the last `most` bytes of a file; empty if it does not exist.
 fn end_of(path: &Path, most: u64) -> Vec<u8> {
     let read = || -> io::Result<Vec<u8>> {
         let mut file = File::open(path)?;
@@ -163,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keeps_the_newest_mebibyte_and_no_more() {
+    fn log_size_is_bounded() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("console.log");
         let mut log = LogFile::new(path.clone());
@@ -183,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn the_times_cannot_fill_the_disk_either() {
+    fn times_file_size_is_bounded() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("console.log");
         let mut log = LogFile::new(path.clone());
@@ -196,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn goes_on_where_an_earlier_supervisor_stopped() {
+    fn log_of_earlier_supervisor_is_continued() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("console.log");
         LogFile::new(path.clone()).append(b"one ", 1).unwrap();
@@ -205,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn tries_afresh_after_a_failure() {
+    fn append_recovers_after_a_failure() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("gone").join("console.log");
         let mut log = LogFile::new(path.clone());

@@ -1,4 +1,4 @@
-//! Log files that rotate, with the time of each line beside them.
+//! Rotating log files with the time of each line in a second file.
 
 use std::path::{Path, PathBuf};
 
@@ -6,17 +6,17 @@ pub mod file;
 pub mod reader;
 pub mod text;
 
-/// Where the older half of the log at `path` is.
+/// Returns the path of the older half of the log at `path`.
 pub fn older_log(path: &Path) -> PathBuf {
-    beside(path, ".1")
+    with_suffix(path, ".1")
 }
 
-/// Where the times of the lines of the log at `path` are.
+/// Returns the path of the file with the times of the log at `path`.
 pub fn times_of_log(path: &Path) -> PathBuf {
-    beside(path, ".times")
+    with_suffix(path, ".times")
 }
 
-fn beside(path: &Path, suffix: &str) -> PathBuf {
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)

@@ -1,4 +1,5 @@
-//! Reading a log of two halves from its older half on, through its renamings, with the times of its lines.
+//! Reads a log of two halves with the times of its lines, from the older half on and across
+//! rotations.
 
 use std::{
     fs::File,
@@ -10,29 +11,29 @@ use std::{
 use super::text::{Part, Stamp, Time, times};
 use super::{older_log, times_of_log};
 
-/// The reader; nothing is missed, and nothing is read twice.
+/// The reader. It returns each byte exactly once.
 #[derive(Debug)]
 pub struct LogReader {
     path: PathBuf,
-    /// The half that has been read so far. While it is open no other file is taken for it.
+    /// The half that is being read. While it is open, its inode is not reused.
     open: Option<File>,
 }
 
 impl LogReader {
-    /// A reader of the log at `path`; nothing is opened yet.
+    /// Returns a reader of the log at `path` without opening a file.
     pub fn new(path: PathBuf) -> Self {
         Self { path, open: None }
     }
 
-    /// There was something to read.
+    /// Returns true if the log had content.
     pub fn found(&self) -> bool {
         self.open.is_some()
     }
 
-    /// What has not been read yet.
+    /// Reads the next part.
     ///
     /// # Errors
-    /// A file is there and cannot be read.
+    /// An existing file cannot be read.
     pub fn read(&mut self) -> io::Result<Part> {
         let mut part = Part::default();
         loop {
@@ -46,14 +47,15 @@ impl LogReader {
                 }
                 continue;
             };
-            // Asked before the rest is read: once there is a next file, nothing is added to this one.
+            // Checked before reading the rest: once a next file exists, nothing is appended to this
+            // one.
             let next = after(file, &self.path)?;
             let (from, before) = (file.stream_position()?, part.bytes.len());
             file.read_to_end(&mut part.bytes)?;
             let read = part.bytes.len() - before;
             for (at, second, boot) in stamps(&self.path, file) {
                 let at = at.checked_sub(from).and_then(|at| usize::try_from(at).ok());
-                // One at the very end is of what will be read next, and is told then too.
+                // A time at the very end belongs to the next part and is returned with it.
                 if let Some(at) = at.filter(|at| *at <= read) {
                     part.stamps.push(Stamp { at: before + at, second, boot });
                 }
@@ -66,7 +68,7 @@ impl LogReader {
     }
 }
 
-/// The file that comes after this one, if it was renamed, or if even its successor was.
+/// Returns the file that follows this one, after one or two rotations.
 fn after(file: &File, path: &Path) -> io::Result<Option<File>> {
     let id = |file: &File| file.metadata().map(|meta| (meta.dev(), meta.ino()));
     let Some(newer) = open(path)? else { return Ok(None) };
@@ -87,7 +89,7 @@ fn open(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// The times of a half; none where they are lost.
+/// Returns the times of a half; empty if they are lost.
 fn stamps(path: &Path, log: &File) -> Vec<Time> {
     let Ok(inode) = log.metadata().map(|found| found.ino()) else { return vec![] };
     let halves = [path.to_owned(), older_log(path)].map(|half| times_of_log(&half));
@@ -103,23 +105,23 @@ mod tests {
     use crate::sys::log::file::LogFile;
 
     #[test]
-    fn times_and_boots_are_found_where_they_were() {
+    fn times_and_boots_have_their_positions() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("console.log");
         let (mut writer, mut log) = (LogFile::new(path.clone()), LogReader::new(path.clone()));
-        writer.boots(5).unwrap();
+        writer.mark_boot(5).unwrap();
         writer.append(b"one\ntw", 5).unwrap();
         writer.append(b"o\nthree\n", 6).unwrap();
         writer.append(b"four\n", 6).unwrap();
-        writer.boots(7).unwrap();
+        writer.mark_boot(7).unwrap();
         let stamp = |at, second, boot| Stamp { at, second, boot };
         let part = log.read().unwrap();
-        // The boot has the second of the line behind it.
+        // A boot has the second of the next line.
         assert_eq!(part.stamps, [stamp(0, 5, true), stamp(8, 6, false), stamp(19, 7, true)]);
         writer.append(b"five\n", 9).unwrap();
         let part = log.read().unwrap();
         assert_eq!(part.stamps, [stamp(0, 7, true), stamp(0, 9, false)]);
-        // The times of another file of that name are none.
+        // Times of another file with the same name are ignored.
         fs::remove_file(&path).unwrap();
         fs::write(&path, "new\n").unwrap();
         assert_eq!(LogReader::new(path.clone()).read().unwrap().stamps, []);
@@ -140,9 +142,9 @@ mod tests {
         assert_eq!(log.read().unwrap().bytes, b"");
     }
 
-    /// Whatever is read in whatever steps, it is what was written; the halves are renamed many times.
+    /// Random reads return exactly the written bytes across many rotations.
     #[test]
-    fn nothing_is_missed_or_read_twice() {
+    fn each_byte_is_read_once() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("console.log");
         let mut writer = LogFile::new(path.clone());
@@ -162,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_renamings_at_once_the_lost_half_is_lost_and_no_more() {
+    fn two_rotations_lose_only_one_half() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("console.log");
         let mut log = LogReader::new(path.clone());

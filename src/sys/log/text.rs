@@ -1,34 +1,35 @@
-//! The text of a console's log as `qvm log` shows it: from the last boot on, the last lines, the time before each line.
+//! Formats a console log for `qvm log`: since the last boot, the last lines, with times.
 //!
-//! The times of a half of the log are a file of their own: its first line is `inode N`, and each other `BYTE SECOND` or
-//! `BYTE SECOND boot`.
+//! The file of times has the first line `inode N` and then lines `BYTE SECOND` or `BYTE SECOND
+//! boot`.
 
 use jiff::{Timestamp, tz::TimeZone};
 
-/// What was read of a log.
+/// A part of a log.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Part {
     /// The bytes.
     pub bytes: Vec<u8>,
-    /// When they came, in the order of the bytes.
+    /// Their times, ordered by position.
     pub stamps: Vec<Stamp>,
 }
 
-/// A time of a log.
+/// The time of a position in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
-    /// From which of the bytes on.
+    /// The index of the first byte that has this time.
     pub at: usize,
     /// Seconds since 1970.
     pub second: i64,
-    /// A machine began there.
+    /// A machine started at this position.
     pub boot: bool,
 }
 
-/// A time of a half, by the byte of it: byte, second, whether a machine began there.
+/// A time of a half: byte offset, seconds since 1970, whether a machine started there.
 pub type Time = (u64, i64, bool);
 
-/// The times in the text of such a file; what is no time is passed over. None where it is of another half than that of `inode`.
+/// Parses a file of times and skips invalid lines. `None` if the file belongs to another half than
+/// `inode`.
 pub fn times(text: &str, inode: u64) -> Option<Vec<Time>> {
     let rest = text.strip_prefix(&format!("inode {inode}\n"))?;
     let time = |line: &str| {
@@ -40,19 +41,19 @@ pub fn times(text: &str, inode: u64) -> Option<Vec<Time>> {
 }
 
 impl Part {
-    /// What comes since a machine began the last time; everything where that is not known.
+    /// Returns the part since the last machine start; everything if no start is recorded.
     pub fn since_boot(self) -> Self {
         let from = self.stamps.iter().rfind(|stamp| stamp.boot).map_or(0, |stamp| stamp.at);
         self.behind(from)
     }
 
-    /// The last lines; a last line without its end is one.
+    /// Returns the last `lines` lines; an unterminated last line counts.
     pub fn last(self, lines: usize) -> Self {
         let from = last(&self.bytes, lines);
         self.behind(from)
     }
 
-    /// What comes from byte `from` on.
+    /// Returns the part from byte `from` on.
     fn behind(self, from: usize) -> Self {
         let before = self.stamps.iter().rfind(|stamp| stamp.at <= from).copied();
         let later = self.stamps.iter().filter(|stamp| stamp.at > from);
@@ -62,22 +63,22 @@ impl Part {
     }
 }
 
-/// How a log is shown, part after part.
+/// Formats a log, part after part.
 #[derive(Debug)]
-pub struct Shown {
-    /// Where the operator is, if there are to be times.
+pub struct LogFormatter {
+    /// The operator's time zone; `None` for output without times.
     zone: Option<TimeZone>,
     at_line: bool,
     second: Option<i64>,
 }
 
-impl Shown {
-    /// With times of this zone, or without.
+impl LogFormatter {
+    /// Formats with times of this zone, or without times.
     pub const fn new(zone: Option<TimeZone>) -> Self {
         Self { zone, at_line: true, second: None }
     }
 
-    /// The part, with the time at the beginning of each line, in the first 21 columns.
+    /// Returns the part with the time before each line, in the first 21 columns.
     pub fn text(&mut self, part: Part) -> Vec<u8> {
         let Some(zone) = self.zone.clone() else { return part.bytes };
         let mut stamps = part.stamps.iter().peekable();
@@ -87,13 +88,13 @@ impl Shown {
                 self.second = Some(stamp.second);
             }
             if self.at_line {
-                // No line came before 1970, and a year may have more than four digits then.
+                // Times before 1970 are invalid, and years may have more than four digits.
                 let second = self.second.filter(|second| *second >= 0);
                 let time = second.and_then(|second| Timestamp::from_second(second).ok());
                 let shown = time.map(|time| {
                     time.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S").to_string()
                 });
-                // Of a log that an older qvm wrote, or that was damaged.
+                // Blank for logs of an older qvm and damaged files of times.
                 out.extend(format!("{:19}  ", shown.unwrap_or_default()).into_bytes());
             }
             out.push(*byte);
@@ -103,7 +104,7 @@ impl Shown {
     }
 }
 
-/// Where the last `lines` lines begin; a last line without its end is one.
+/// Returns the offset of the last `lines` lines; an unterminated last line counts.
 fn last(text: &[u8], lines: usize) -> usize {
     if lines == 0 {
         return text.len();
@@ -118,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_lines() {
+    fn last_lines_are_found() {
         let last = |text: &'static [u8], lines| &text[last(text, lines)..];
         assert_eq!(last(b"a\nb\nc\n", 2), b"b\nc\n");
         assert_eq!(last(b"a\nb\nc", 1), b"c");
@@ -129,19 +130,19 @@ mod tests {
     }
 
     #[test]
-    fn each_line_has_the_time_at_which_it_began() {
+    fn each_line_has_its_start_time() {
         let stamp = |at, second| Stamp { at, second, boot: false };
-        let mut shown = Shown::new(Some(TimeZone::UTC));
+        let mut shown = LogFormatter::new(Some(TimeZone::UTC));
         let part = Part { bytes: b"a\nb\nc".to_vec(), stamps: vec![stamp(2, 1), stamp(4, 3601)] };
         let text = String::from_utf8(shown.text(part)).unwrap();
         assert_eq!(text, "                     a\n1970-01-01 00:00:01  b\n1970-01-01 01:00:01  c");
-        // The line goes on: its time was told.
+        // The line continues: its time is already written.
         let part = Part { bytes: b"c\nd".to_vec(), stamps: vec![stamp(2, 3602)] };
         assert_eq!(shown.text(part), b"c\n1970-01-01 01:00:02  d");
     }
 
     #[test]
-    fn what_is_cut_off_takes_its_times_with_it() {
+    fn times_are_cut_with_their_bytes() {
         let stamp = |at, second| Stamp { at, second, boot: false };
         let part = Part { bytes: b"a\nb\nc".to_vec(), stamps: vec![stamp(0, 1), stamp(4, 2)] };
         let left = part.behind(2);

@@ -100,11 +100,11 @@ fn what_new_does_not_do() {
         (&["new", "a", "--image", "debian13"], 2, "did you mean `debian-13`?"),
         (&["new", "a", "--mem", "64M"], 2, "64M of memory is too little for Debian 13"),
         (&["new", "a", "--disk", "1"], 2, "a disk of 1 GiB is too small"),
-        (&["new", "a", "--user", "A b"], 2, "`A b` is not the name of an account"),
+        (&["new", "a", "--user", "A b"], 2, "`A b` is not a valid user name"),
         (&["new", "a", "--bridge", "a-name-of-a-bridge-too-long"], 2, "at most 15"),
         (&["new", "a", "--ssh-key", "/nowhere/key.pub"], 1, "cannot read `/nowhere/key.pub`"),
         (&["new", "a", "--ssh-key", "/dev/null"], 1, "there is no key in `/dev/null`"),
-        (&["new", "A"], 2, "`A` is not a VM's name"),
+        (&["new", "A"], 2, "`A` is not a VM name"),
         (&["new"], 2, "required"),
     ] {
         let output = at_home(&lab, arguments);
@@ -203,7 +203,7 @@ fn an_edited_file_counts_once_it_is_valid() {
 
     for (script, code, reason) in [
         ("echo 'vcpus = 2' >\"$1\"", 78, "web.toml:1:1: vcpus: "),
-        ("echo 'forward = [\"2222:22\"]' >\"$1\"", 78, "belongs to `db` already"),
+        ("echo 'forward = [\"2222:22\"]' >\"$1\"", 78, "is already used by `db`"),
         ("printf 'vcpu = \\377' >\"$1\"", 78, "not UTF-8"),
         ("echo 'vcpu = 9' >\"$1\"; exit 1", 1, "the editor `"),
         ("rm \"$1\"", 1, "cannot read `"),

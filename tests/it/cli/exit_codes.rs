@@ -62,7 +62,7 @@ fn usage_errors_are_code_2() {
         let output = test.command(words).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{words:?}");
     }
-    let err = "error: invalid value 'We_b' for '<NAME>...': `We_b` is not a VM's name: use a-z, 0-9 and `-`, \
+    let err = "error: invalid value 'We_b' for '<NAME>...': `We_b` is not a VM name: use a-z, 0-9 and `-`, \
                with a letter or digit at both ends\n\nFor more information, try '--help'.\n";
     test.says(&["start", "We_b"], 2, err);
 }

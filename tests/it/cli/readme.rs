@@ -138,7 +138,7 @@ fn host_settings_document_has_all_keys() {
     documented.sort_unstable();
     let problems = spec::HostSettings::read(Path::new("qvm.toml"), "unknown = 1").unwrap_err();
     let hint = problems[0].hint.clone().unwrap();
-    assert_eq!(hint, format!("here can be: {}", documented.join(", ")));
+    assert_eq!(hint, format!("valid keys are: {}", documented.join(", ")));
 }
 
 /// Every `qvm …` in shell blocks and between backticks.

@@ -352,7 +352,7 @@ fn left_overs_of_a_crash_are_removed() {
     }
     // The half of this very disk is in nobody's way, even before it is removed.
     starts_with_sevens(&place.ensure(&disk).unwrap());
-    disk::remove_left_overs(&place.vm).unwrap();
+    disk::remove_leftovers(&place.vm).unwrap();
     assert_eq!(place.state(), ["root.origin.json", "root.qcow2"]);
 }
 

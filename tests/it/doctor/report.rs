@@ -207,7 +207,7 @@ fn everything_that_can_be_wrong_at_once() {
             "warning cgroup",
             "beside it, without its controllers (the \"hybrid\" layout): weights and limits of `db`",
         ),
-        ("error qemu", "is QEMU 6.2.0, and qvm needs 7.2.0 or newer | "),
+        ("error qemu", "is QEMU 6.2.0; qvm requires 7.2.0 or newer | "),
         ("error qemu-img", "there is none"),
         ("error bridge br9", "it does not exist: `db` cannot start | "),
         ("error bridge eth0", "not a bridge: `nas` cannot start"),
@@ -223,7 +223,7 @@ fn everything_that_can_be_wrong_at_once() {
         ),
         ("note units", "no systemd looks for VMs here: `autostart` of `db` and `web`"),
         ("error bad", "vcpu: "),
-        ("error web", "after: there is no VM `wbe`"),
+        ("error web", "after: VM `wbe` does not exist"),
     ] {
         assert!(one(&all, what).contains(has), "{what}: {}", one(&all, what));
     }

@@ -380,7 +380,7 @@ fn files_go_in_and_out() {
     );
     fails(&["cp", &here("back"), "web:/tmp/x"], "| qvm exec web -- tar -C /tmp/x -x`");
     fails(&["cp", &here("file"), "web:/dev/null"], "no regular file");
-    fails(&["cp", "web:/tmp/dir/name", &here("no/x")], "cannot create a temporary file beside");
+    fails(&["cp", "web:/tmp/dir/name", &here("no/x")], "cannot create a temporary file for");
     assert!(!fs::exists(here("x")).unwrap());
     for wrong in [["cp", "a", "b"], ["cp", "web:/a", "web:/b"], ["cp", "a", "web:b"]] {
         assert_eq!(lab.qvm(&wrong).status.code(), Some(2), "{wrong:?}");

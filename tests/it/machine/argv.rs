@@ -20,7 +20,7 @@ use qvm::{
         disk_file::DiskFile,
         facts::Accelerator,
         fd,
-        firmware::Chosen,
+        firmware::SelectedFirmware,
     },
     spec::{self, Firmware, Format, Link, Vm},
     store::{identity::Identity, layout::Layout},
@@ -50,10 +50,10 @@ fn identity(vm: &Vm, machine: &str) -> Identity {
 }
 
 /// The firmware as on a Debian host.
-fn firmware(vm: &Vm) -> Option<Chosen> {
+fn firmware(vm: &Vm) -> Option<SelectedFirmware> {
     let secure = vm.firmware == Firmware::UefiSecure;
     let kind = if secure { "_4M.ms" } else { "_4M" };
-    (vm.firmware != Firmware::Bios).then(|| Chosen {
+    (vm.firmware != Firmware::Bios).then(|| SelectedFirmware {
         descriptor: "/usr/share/qemu/firmware/any.json".into(),
         code: format!("/usr/share/OVMF/OVMF_CODE{kind}.fd").into(),
         code_format: Format::Raw,
@@ -114,7 +114,7 @@ impl Drop for Qemu {
 
 /// Starts QEMU on a VM whose disks stand on small files in `dir` and whose NICs are in user mode, asks its
 /// monitor what it came to, and lets it quit.
-fn qemu_takes(vm: &Vm, dir: &Path, directories: [&str; 3], firmware: Option<&Chosen>) {
+fn qemu_takes(vm: &Vm, dir: &Path, directories: [&str; 3], firmware: Option<&SelectedFirmware>) {
     let mut vm = vm.clone();
     for nic in &mut vm.nics {
         nic.link = Link::User { forward: vec![] };
@@ -203,7 +203,7 @@ fn qemu() -> bool {
 }
 
 /// The firmware that this host has, where it has it.
-fn installed(vm: &Vm) -> Option<Option<Chosen>> {
+fn installed(vm: &Vm) -> Option<Option<SelectedFirmware>> {
     let Some(chosen) = firmware(vm) else { return Some(None) };
     let there = chosen.code.exists() && chosen.vars_template.as_ref().unwrap().exists();
     assert!(there || !crate::lab::required("ovmf"), "{} is not installed", chosen.code.display());

@@ -159,7 +159,7 @@ fn the_binary_is_found_where_it_may_be() {
     let error = host.probe(None).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "cannot find `qemu-system-x86_64`: it is not on PATH, nor is there a /usr/libexec/qemu-kvm"
+        "cannot find `qemu-system-x86_64` on PATH, and /usr/libexec/qemu-kvm does not exist"
     );
     assert!(error.hint().unwrap().contains("`qemu-system-x86`"));
 
@@ -200,9 +200,9 @@ fn a_relative_entry_of_path_is_passed_over() {
 fn what_is_not_qemu_is_told_apart() {
     let host = Host::new();
     for (text, expected) in [
-        ("exit 0", "named no version; it printed ``"),
-        ("printf '\\377\\376\\0 version \\377'", "named no version"),
-        ("echo 'QEMU emulator version 8.2.1'", "named no machine type q35"),
+        ("exit 0", "printed no version; its output begins with ``"),
+        ("printf '\\377\\376\\0 version \\377'", "printed no version"),
+        ("echo 'QEMU emulator version 8.2.1'", "printed no machine type q35"),
         ("head -c 3000000 /dev/zero", "printed more than 1048576 bytes and was killed"),
         (
             "echo 'cannot open libfoo.so' >&2; exit 127",
@@ -234,7 +234,7 @@ fn an_old_qemu_is_refused_by_its_version() {
         assert_eq!(probed.is_ok(), taken, "{version}: {probed:?}");
         if let Err(error) = probed {
             let told =
-                format!("`{}` is QEMU {version}, and qvm needs 7.2.0 or newer", binary.display());
+                format!("`{}` is QEMU {version}; qvm requires 7.2.0 or newer", binary.display());
             assert_eq!(error.to_string(), told);
         }
     }

@@ -53,7 +53,7 @@ fn a_second_one_leaves_the_first_its_socket() {
     let second = second.unwrap();
     let said = String::from_utf8_lossy(&second.stderr).into_owned();
     assert_eq!(second.status.code(), Some(1), "{said}");
-    assert!(said.contains("somebody does already") && said.contains("hint: "), "{said}");
+    assert!(said.contains("another process already does") && said.contains("hint: "), "{said}");
     borrows(&lender.socket).unwrap();
 }
 

@@ -105,7 +105,7 @@ fn files_with_names_that_no_vm_can_have_are_told_and_do_no_harm() {
         let said = String::from_utf8_lossy(&said).into_owned();
         assert!(said.contains("web") || arguments == ["check"], "{arguments:?}: {said}");
         assert!(!said.contains('\x1b') && !said.contains("a\nb"), "{arguments:?}: {said:?}");
-        let told = arguments.contains(&"--json") || said.contains("`a\\nb` is not a VM's name");
+        let told = arguments.contains(&"--json") || said.contains("`a\\nb` is not a VM name");
         assert!(told, "{arguments:?}: {said}");
     }
     assert_eq!(everything_below(lab.path()), before);

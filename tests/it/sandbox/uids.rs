@@ -68,7 +68,7 @@ fn write_identity(lab: &Lab, from: &str, vm: &str, user: Option<u32>) {
 /// How often the log tells that a VM has lost its user by this.
 fn told(lab: &Lab, vm: &str, why: &str) -> usize {
     let log = fs::read_to_string(lab.state(vm, "supervisor.log")).unwrap();
-    log.lines().filter(|line| line.contains(why) && line.contains(": QEMU is user ")).count()
+    log.lines().filter(|line| line.contains(why) && line.contains(": QEMU runs with UID ")).count()
 }
 
 fn doctor(lab: &Lab, vms: &str) -> Vec<String> {
@@ -89,7 +89,7 @@ fn a_copied_identity_brings_no_user_with_it() {
     assert!(doctor(&lab, &twice).len() == 1, "{:?}", doctor(&lab, ""));
     let b = starts_as(&lab, "b");
     assert_ne!(a, b);
-    assert_eq!(told(&lab, "b", &format!("its user {a} is that of `a` too")), 1);
+    assert_eq!(told(&lab, "b", &format!("its UID {a} is also that of `a`")), 1);
     assert_eq!(doctor(&lab, "`a` and `b`"), [""; 0]);
     // Each keeps what it has from now on.
     for (vm, user) in [("b", b), ("a", a)] {
@@ -113,7 +113,7 @@ fn a_user_that_is_not_in_the_range_counts_for_nothing() {
     lab.ok(&["stop", "a"]);
     assert_eq!(starts_as(&lab, "a"), FIRST);
     let log = |why: &str| told(&lab, "a", why);
-    let why = "the user 1000 of its identity.toml is not in `uidRange` (1900000000-1900065535)";
+    let why = "the UID 1000 of its identity.toml is not in `uidRange` (1900000000-1900065535)";
     assert_eq!(log(why), 1);
     // Another range, and that of the host's settings is what `qvm doctor` tries.
     lab.ok(&["stop", "a"]);

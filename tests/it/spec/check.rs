@@ -309,7 +309,7 @@ fn problems_are_data_too() {
         json,
         serde_json::json!({
             "file": "/etc/qvm/vms/web.toml", "line": 1, "column": 8, "key": "vcpu",
-            "message": "0 is out of range: it goes from 1 to 255", "hint": null,
+            "message": "0 is out of range: the range is 1 to 255", "hint": null,
         })
     );
     let lines: Vec<Option<usize>> = problems.iter().map(|problem| problem.line).collect();
@@ -326,12 +326,12 @@ fn what_is_no_file_is_refused_without_being_opened() {
     // Whoever opened it would wait for ever.
     nix::unistd::mkfifo(&path("pipe.toml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     for (name, message) in [
-        ("dir.toml", "it is a directory, not a file"),
-        ("large.toml", "it has more than 1 MiB"),
+        ("dir.toml", "this is a directory, not a regular file"),
+        ("large.toml", "the file is larger than 1 MiB"),
         ("dangling.toml", "cannot follow the symbolic link to `not-there.toml`: No such file"),
-        ("pipe.toml", "it is a device, a pipe or a socket, not a file"),
-        ("absent.toml", "cannot read it: No such file or directory"),
-        ("absent", "cannot read it"),
+        ("pipe.toml", "this is a device, a pipe or a socket, not a regular file"),
+        ("absent.toml", "cannot read the file: No such file or directory"),
+        ("absent", "cannot read the file"),
     ] {
         let Invalid(problems) = spec::load(&path(name)).unwrap_err();
         assert_eq!(problems.len(), 1, "{name}");
@@ -365,7 +365,7 @@ fn a_hostile_name_of_a_file_neither_breaks_the_line_nor_drives_the_terminal() {
         fs::write(&file, "vcpu = 1").unwrap();
         let message = spec::load(&file).unwrap_err().to_string();
         assert!(
-            message.contains("is not a VM's name") || message.contains("at most 63"),
+            message.contains("is not a VM name") || message.contains("at most 63"),
             "{message}"
         );
         assert_eq!(message.lines().count(), 2, "{message}");
@@ -427,28 +427,28 @@ fn two_vms_cannot_have_the_same() {
         (
             "mac = '52:54:00:00:00:01'",
             "vcpu = 1\n[nic.lan]\nmac = '52:54:00:00:00:01'",
-            "error: b.toml:3: nic.lan.mac: the MAC address `52:54:00:00:00:01` belongs to `a` already (a.toml:1)",
+            "error: b.toml:3: nic.lan.mac: the MAC address `52:54:00:00:00:01` is already used by `a` (a.toml:1)",
         ),
         (
             "ip = '10.0.0.2/24'",
             "ip = '10.0.0.2/8'",
-            "error: b.toml:1: ip: the address `10.0.0.2` belongs to `a` already (a.toml:1)",
+            "error: b.toml:1: ip: the address `10.0.0.2` is already used by `a` (a.toml:1)",
         ),
         (
             "bridge = 'br0'\n[nic.net]\ntap = 'qvm-b'",
             "bridge = 'br0'",
-            "error: b.toml:1: bridge: the tap `qvm-b` belongs to `a` already (a.toml:3)",
+            "error: b.toml:1: bridge: the tap `qvm-b` is already used by `a` (a.toml:3)",
         ),
         (
             "forward = ['80:80']",
             "forward = ['0.0.0.0:80:8080']",
-            "error: b.toml:1: forward: the port of `0.0.0.0:80:8080/tcp` belongs to `a` already (a.toml:1)",
+            "error: b.toml:1: forward: the port of `0.0.0.0:80:8080/tcp` is already used by `a` (a.toml:1)",
         ),
         (
             "[disk.x]\npath = '/srv/x.raw'",
             "[disk.y]\npath = '/srv/x.raw'\nreadOnly = true",
-            "error: b.toml:2: disk.y.path: the disk `/srv/x.raw` belongs to `a` already (a.toml:2)\n\
-             hint: two VMs may share a disk if both have `readOnly = true`",
+            "error: b.toml:2: disk.y.path: the disk `/srv/x.raw` is already used by `a` (a.toml:2)\n\
+             hint: two VMs can share a disk if both set `readOnly = true`",
         ),
     ];
     for (a, b, message) in pairs {
@@ -477,14 +477,14 @@ fn the_order_has_no_circles_and_no_strangers() {
             ("b", "after = ['a']"),
             ("c", "vcpu = 1\nafter = ['b']")
         ]),
-        ["error: c.toml:2: after: they wait for each other: `c` after `b` after `a` after `c`\n\
-          hint: take one of these out"]
+        ["error: c.toml:2: after: cyclic start order: `c` after `b` after `a` after `c`\n\
+          hint: remove one of these keys"]
     );
     assert_eq!(
         across_of(&[("cache", "vcpu = 1"), ("web", "after = ['cahce', 'x']")]),
         [
-            "error: web.toml:1: after: there is no VM `cahce`\nhint: did you mean `cache`?",
-            "error: web.toml:1: after: there is no VM `x`",
+            "error: web.toml:1: after: VM `cahce` does not exist\nhint: did you mean `cache`?",
+            "error: web.toml:1: after: VM `x` does not exist",
         ]
     );
     let chain: Vec<(String, String)> =
@@ -518,7 +518,7 @@ fn run(files: &[(&str, &str)], what: &[&str], json: bool) -> (u8, String, String
 #[test]
 fn check_takes_names_and_files_and_tells_by_its_exit_code() {
     let files = [("web.toml", "vcpu = 2\nafter = ['db']"), ("db.toml", "vcpu = 0")];
-    let bad = "error: vms/db.toml:1:8: vcpu: 0 is out of range: it goes from 1 to 255\n 1 | vcpu = 0\n   |        ^\n";
+    let bad = "error: vms/db.toml:1:8: vcpu: 0 is out of range: the range is 1 to 255\n 1 | vcpu = 0\n   |        ^\n";
     let both = (78, "web: ok\n".to_owned(), bad.to_owned());
     assert_eq!(run(&files, &[], false), both);
     assert_eq!(run(&files, &["db", "web"], false), both);
@@ -529,7 +529,7 @@ fn check_takes_names_and_files_and_tells_by_its_exit_code() {
     assert!(err.starts_with("error: vms/gone.toml: there is no VM `gone`"), "{err}");
     let (code, _, err) = run(&files, &["Not A Name"], false);
     assert_eq!(code, 3);
-    assert!(err.starts_with("error: vms: `Not A Name` is not a VM's name"), "{err}");
+    assert!(err.starts_with("error: vms: `Not A Name` is not a VM name"), "{err}");
     assert_eq!(run(&files, &["db", "gone"], false).0, 78);
     let (code, out, err) = run(&[], &[], false);
     assert_eq!((code, out.as_str(), err.as_str()), (0, "", "there are no VM files in vms\n"));
@@ -561,7 +561,10 @@ fn check_sees_the_others_of_the_directory_and_blames_the_file_it_was_asked_about
         let (code, out, err) = run(&files, &[asked], false);
         assert_eq!((code, out.as_str()), (78, ""));
         let start = format!("error: vms/{asked}.toml:1: forward: the port of ");
-        assert!(err.starts_with(&start) && err.contains(&format!("belongs to `{other}`")), "{err}");
+        assert!(
+            err.starts_with(&start) && err.contains(&format!("is already used by `{other}`")),
+            "{err}"
+        );
     }
     let (code, out, err) = run(&files, &[], false);
     assert_eq!((code, out.as_str()), (78, "a: ok\n"));
@@ -619,7 +622,7 @@ fn holds(text: &str) -> Result<(), TestCaseError> {
             let length = text.split('\n').nth(line - 1).unwrap().chars().count();
             prop_assert!((1..=length + 1).contains(&column), "column {column}: {problem}");
         } else {
-            prop_assert_eq!(&problem.message, "nothing is written in it");
+            prop_assert_eq!(&problem.message, "the file is empty");
         }
         let told = problem.to_string();
         prop_assert!(!told.chars().any(|c| c.is_control() && c != '\n'), "{told:?}");

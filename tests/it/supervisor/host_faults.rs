@@ -265,7 +265,7 @@ fn nothing_is_begun_where_the_runtime_directory_is_full_and_what_runs_goes_on() 
     let output = lab.qvm(&["run", "web"]);
     assert_eq!(output.status.code(), Some(75), "{}", said(&output));
     assert!(said(&output).contains("No space left on device"), "{}", said(&output));
-    assert!(said(&output).contains("hint: make room on the file system of"), "{}", said(&output));
+    assert!(said(&output).contains("hint: free space on the file system of"), "{}", said(&output));
     mounts(&lab).make_room(&runtime);
 
     let one = lab.run("web");
@@ -321,7 +321,7 @@ fn a_guest_does_not_mind_a_state_directory_that_takes_no_more() {
     let output = lab.qvm(&["run", "web"]);
     assert_eq!(output.status.code(), Some(75), "{}", said(&output));
     assert!(said(&output).contains("Read-only file system (os error 30)"), "{}", said(&output));
-    assert!(said(&output).contains("must be on a file system that can be written"));
+    assert!(said(&output).contains("must be on a writable file system"));
     lab.mounts.as_mut().unwrap().sh(&format!("umount '{}'", state.display()));
     let three = lab.run("web");
     lab.wait_state("web", "running");

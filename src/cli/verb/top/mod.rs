@@ -30,7 +30,7 @@ use crate::{
     sys::{
         pidfd::{Exit, Process, Signal},
         program::Program,
-        session::{Session, Vanished},
+        session::{Session, SessionEnd},
         storage_reader::StorageReader,
     },
 };
@@ -72,7 +72,7 @@ pub async fn run(args: &Args, within: &Within<'_>) -> Result<(), Failure> {
         return Err(Failure::new(exit::USAGE, "it needs a terminal").hint(hint));
     }
     let cannot = |error: io::Error| match error.raw_os_error() {
-        Some(EIO) => Failure::quiet(Vanished::HungUp.exit_code()),
+        Some(EIO) => Failure::quiet(SessionEnd::HungUp.exit_code()),
         _ => Failure::new(exit::FAILED, format!("the terminal: {error}")),
     };
     let mut session = Session::catch().map_err(cannot)?;
@@ -80,7 +80,7 @@ pub async fn run(args: &Args, within: &Within<'_>) -> Result<(), Failure> {
     let shown = show(args, within, &mut screen, &mut session).await;
     screen.leave().await;
     match shown.map_err(cannot)? {
-        None | Some(Vanished::NoReader) => Ok(()),
+        None | Some(SessionEnd::NoReader) => Ok(()),
         Some(vanished) => Err(Failure::quiet(vanished.exit_code())),
     }
 }
@@ -91,7 +91,7 @@ async fn show(
     within: &Within<'_>,
     screen: &mut Screen,
     session: &mut Session,
-) -> io::Result<Option<Vanished>> {
+) -> io::Result<Option<SessionEnd>> {
     let mut top = Top {
         rows: vec![],
         sort: Sort::Cpu,
@@ -125,7 +125,7 @@ async fn show(
                 vanished = session.end() => return Ok(Some(vanished)),
                 pressed = screen.keys(left.min(GLANCE)) => pressed?,
             };
-            let Some(pressed) = pressed else { return Ok(Some(Vanished::HungUp)) };
+            let Some(pressed) = pressed else { return Ok(Some(SessionEnd::HungUp)) };
             changed = !pressed.is_empty();
             for event in pressed {
                 let Event::Key(key) = event else { continue };
@@ -169,7 +169,7 @@ async fn console(
     within: &Within<'_>,
     name: &str,
     session: &mut Session,
-) -> (Option<Vanished>, Option<String>) {
+) -> (Option<SessionEnd>, Option<String>) {
     let Layout { config, state, runtime } = within.layout;
     let directories: [(&str, &PathBuf); 3] =
         [("--config-dir", config), ("--state-dir", state), ("--runtime-dir", runtime)];

@@ -15,7 +15,7 @@ use ratatui::{
 };
 
 use super::model::Top;
-use crate::sys::terminal::{self, Output, Raw, Waited};
+use crate::sys::terminal::{self, InputState, Output, Raw};
 
 /// The alternate screen; and back, with a cursor.
 const ENTER: &[u8] = b"\x1b[?1049h\x1b[2J";
@@ -97,7 +97,7 @@ impl Screen {
     /// It cannot be read.
     pub(crate) async fn keys(&mut self, limit: Duration) -> io::Result<Option<Vec<Event>>> {
         let waited = tokio::task::spawn_blocking(move || terminal::wait_for_input(limit)).await;
-        if waited.map_err(io::Error::other)?? == Waited::HungUp {
+        if waited.map_err(io::Error::other)?? == InputState::HungUp {
             return Ok(None);
         }
         let mut all = vec![];

@@ -44,7 +44,7 @@ fn cgroups_matter_to_vms_that_have_weights() {
     let (plain, weighed) = (vm("db", ""), vm("web", "cpuWeight = 300\nioWeight = 50"));
     let v1 = || Err(weights::Error::Version1("/sys/fs/cgroup/cpu".into()));
     for (root, hybrid, vms, starts, has) in [
-        (v1(), false, vec![plain.clone()], "note cgroup: the cpu controller is cgroup v1's", ""),
+        (v1(), false, vec![plain.clone()], "note cgroup: the cpu controller belongs to", ""),
         (v1(), true, vec![weighed.clone()], "warning cgroup: the cpu", "(the \"hybrid\" layout)"),
         (
             Err(weights::Error::NotMounted),
@@ -57,7 +57,7 @@ fn cgroups_matter_to_vms_that_have_weights() {
             Err(weights::Error::NotMounted),
             false,
             vec![plain.clone()],
-            "note cgroup: no cgroup v2",
+            "note cgroup: cgroup v2 is not",
             "",
         ),
     ] {

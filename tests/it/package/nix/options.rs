@@ -105,7 +105,7 @@ fn host_settings_are_written_only_if_set() {
     written.sort();
     let problems = qvm::spec::HostSettings::read(Path::new("qvm.toml"), "unknown = 1").unwrap_err();
     let known = problems[0].hint.clone().unwrap();
-    assert_eq!(known, format!("here can be: {}", written.join(", ")));
+    assert_eq!(known, format!("valid keys are: {}", written.join(", ")));
 }
 
 /// Values at the bounds of the module's own types, and whether they are valid.

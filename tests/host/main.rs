@@ -3,17 +3,17 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+#[path = "../lab/mod.rs"]
 mod lab;
 
 use std::{
     env, fs,
-    io::{self, Write},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
 
-use lab::{Lab, guest, until_within};
+use lab::{Lab, guest, saved::Key, until_within};
 
 /// How long something may take in the host that does not show on its console.
 const BOUND: Duration = Duration::from_secs(1200);
@@ -29,20 +29,30 @@ fn package() -> Option<PathBuf> {
     file
 }
 
-/// A file system with `files`, for the host to mount.
-fn payload(lab: &Lab, files: &[PathBuf]) -> PathBuf {
-    let (tree, disk) = (lab.path().join("payload"), lab.path().join("payload.ext4"));
+/// The second disk of the host.
+fn payload(lab: &Lab) -> PathBuf {
+    lab.file("host").with_file_name("payload.ext4")
+}
+
+/// A lab with the host's VM file and a blank second disk.
+fn written(vm: &str) -> Lab {
+    let lab = Lab::new();
+    fs::write(lab.file("host"), vm).unwrap();
+    fs::File::create(payload(&lab)).unwrap().set_len(96 << 20).unwrap();
+    lab
+}
+
+/// Makes a file system with `files` on the second disk.
+fn fill(lab: &Lab, files: &[PathBuf]) {
+    let tree = lab.path().join("payload");
     fs::create_dir(&tree).unwrap();
     for file in files {
         fs::copy(file, tree.join(file.file_name().unwrap())).unwrap();
     }
-    let made = fs::File::create(&disk).unwrap();
-    made.set_len(96 << 20).unwrap();
     let path = format!("{}:/usr/sbin:/sbin", env::var("PATH").unwrap());
     let mut mkfs = Command::new("mkfs.ext4");
-    mkfs.env("PATH", path).args(["-q", "-F", "-d"]).arg(&tree).arg(&disk);
+    mkfs.env("PATH", path).args(["-q", "-F", "-d"]).arg(&tree).arg(payload(lab));
     assert!(mkfs.status().unwrap().success());
-    disk
 }
 
 /// The package once more, with a newer version and nothing else new.
@@ -60,43 +70,52 @@ fn newer(lab: &Lab, package: &Path) -> PathBuf {
 }
 
 impl Host {
-    /// A host that runs, with the package in it, and the guests in /payload.
+    /// A host that runs, with the package in it, and the guests in /payload. It boots once for each
+    /// host image, and the package is installed in it once: each test continues from there.
     fn new() -> Option<Self> {
         let (image, package) = (guest("host.qcow2")?, package()?);
-        let lab = Lab::new();
-        let mut files = vec![newer(&lab, &package)];
+        let mut guests = vec![];
         for name in ["boot", "boot-count", "boot-deaf", "boot-poweroff", "boot-spin", "tiny"] {
-            files.push(guest(&format!("{name}.qcow2"))?);
+            guests.push(guest(&format!("{name}.qcow2"))?);
         }
-        let renamed = lab.path().join("qvm.deb");
-        fs::copy(package, &renamed).unwrap();
-        files.push(renamed);
-        let disk = payload(&lab, &files);
-        let more = format!(
-            "vcpu = 2\nmem = \"3G\"\n[disk.payload]\npath = {}\nformat = \"raw\"\n",
-            toml::Value::from(disk.to_str().unwrap())
+        let vm = format!(
+            "accel = \"tcg\"\nvcpu = 2\nmem = \"3G\"\n[image]\npath = {}\n\
+             [disk.payload]\npath = \"payload.ext4\"\nformat = \"raw\"\nreadOnly = true\n",
+            toml::Value::from(image.to_str().unwrap())
         );
-        lab.vm("host", &image, &more);
-        lab.ok(&["start", "host"]);
-        let host = Self { lab };
-        host.boots();
-        // What is written of a boot is wanted in the next.
-        host.sh("mkdir -p /payload /var/log/journal && journalctl --flush && echo '/dev/vdb /payload ext4 ro 0 0' >>/etc/fstab && mount /payload");
-        host.sh("dpkg -i /payload/qvm.deb");
-        Some(host)
+        let booted = || Key::new(&machine(&vm)).and_file(&image);
+        let key = booted().and(include_bytes!("main.rs")).and_file(&package);
+        let key = guests.iter().fold(key, |key, file| key.and_file(file));
+        let lab = Lab::saved("host", "host-installed", key, || {
+            let lab = Lab::saved("host", "host-booted", booted(), || Self::boot(&vm).lab);
+            Self { lab }.install(&package, guests).lab
+        });
+        lab.restore("host");
+        Some(Self { lab })
     }
 
-    /// Its first boot, once more if it stands still: this VM is the test's tool. That has been seen once, idle, and its cause is not
-    /// known; what it said is written past the test's captured output, to be read also where the test passes then.
-    fn boots(&self) {
-        if self.lab.while_guest_progresses("host", || self.run("true").is_ok()).is_err() {
-            let (status, said) = (self.lab.status("host"), self.lab.console("host"));
-            let told = format!("the host does not boot, once more: {status}\n{said}\n");
-            io::stderr().write_all(told.as_bytes()).unwrap();
-            self.lab.ok(&["kill", "host"]);
-            self.lab.ok(&["start", "host"]);
-        }
-        self.comes_up();
+    /// A host at the end of its first boot. Its second disk is blank: what the tests need is known
+    /// later.
+    fn boot(vm: &str) -> Self {
+        let host = Self { lab: written(vm) };
+        host.lab.ok(&["start", "host"]);
+        host.comes_up();
+        host
+    }
+
+    /// Continues a host that has booted, with the guests and the package on its second disk, and
+    /// installs the package.
+    fn install(self, package: &Path, mut files: Vec<PathBuf>) -> Self {
+        files.push(newer(&self.lab, package));
+        let renamed = self.lab.path().join("qvm.deb");
+        fs::copy(package, &renamed).unwrap();
+        files.push(renamed);
+        fill(&self.lab, &files);
+        self.lab.restore("host");
+        // The journal of a boot is read in the next one.
+        self.sh("mkdir -p /payload /var/log/journal && journalctl --flush && echo '/dev/vdb /payload ext4 ro 0 0' >>/etc/fstab && mount /payload");
+        self.sh("dpkg -i /payload/qvm.deb");
+        self
     }
 
     fn comes_up(&self) {
@@ -302,15 +321,12 @@ fn one_file_and_one_start_is_all_there_is_to_do() {
     host.sh("systemctl set-property qvm@b CPUWeight=77");
     let b = host.status("b");
     assert_eq!(b["cpuWeightEffective"], 77);
-    assert!(
-        b["notes"].to_string().contains("`cpu.weight` was set to 77 by another than the VM file"),
-        "{b}"
-    );
+    assert!(b["notes"].to_string().contains("another program has set `cpu.weight` to 77"), "{b}");
     // A weight in a slice of its own is measured against nobody's.
     host.sh("mkdir /etc/systemd/system/qvm@b.service.d && printf '[Service]\\nSlice=own.slice\\n' >/etc/systemd/system/qvm@b.service.d/own.conf && systemctl daemon-reload && qvm restart b");
     let b = host.status("b");
     assert!(
-        b["notes"].to_string().contains("nothing else is in `/sys/fs/cgroup/own.slice`"),
+        b["notes"].to_string().contains("`/sys/fs/cgroup/own.slice` contains no other cgroup"),
         "{b}"
     );
 
@@ -678,6 +694,18 @@ fn a_user_s_vms_are_units_of_the_user_s_manager() {
     }
     host.sh("! pidof qemu-system-x86_64");
     host.lab.ok(&["kill", "host"]);
+}
+
+/// The QEMU command line for a VM file, without what differs from lab to lab.
+fn machine(vm: &str) -> String {
+    let lab = written(vm);
+    let plan = lab.ok(&["plan", "host"]).replace(lab.path().to_str().unwrap(), "");
+    let mut words: Vec<&str> = plan.lines().collect();
+    if let Some(at) = words.iter().position(|word| *word == "-uuid") {
+        words.remove(at + 1);
+    }
+    words.retain(|word| !word.contains("\"mac\":"));
+    words.join("\n")
 }
 
 /// The last whole number in the counting guest's last words.

@@ -1,0 +1,96 @@
+//! VMs that boot once for many tests: the guest's state is kept beside the guest images, and each
+//! test continues from it in a lab of its own.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use sha2::{Digest, Sha256};
+
+use super::{Lab, guests};
+
+/// What a saved VM was made from: a state is used only where all of it is the same.
+pub(crate) struct Key(Sha256);
+
+impl Key {
+    /// The version of QEMU, and what `more` says.
+    pub(crate) fn new(more: &str) -> Self {
+        let program = std::env::var_os("QVM_TEST_QEMU").unwrap_or("qemu-system-x86_64".into());
+        let version = Command::new(program).arg("--version").output().unwrap();
+        Self(Sha256::new()).and(&version.stdout).and(more.as_bytes())
+    }
+
+    pub(crate) fn and(mut self, bytes: &[u8]) -> Self {
+        self.0.update(bytes.len().to_be_bytes());
+        self.0.update(bytes);
+        self
+    }
+
+    /// A file, by its content; of a guest image, by the checksum that its build wrote beside it.
+    pub(crate) fn and_file(self, path: &Path) -> Self {
+        let sum = PathBuf::from(format!("{}.sha256", path.display()));
+        let bytes = fs::read(if sum.exists() { &sum } else { path }).unwrap();
+        self.and(&bytes)
+    }
+
+    fn name(self) -> String {
+        self.0.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+impl Lab {
+    /// A lab in which the VM `vm` is suspended, as `prepare` left it. `prepare` runs once for each
+    /// key; what it has written beside the VM file is in the lab too.
+    pub(crate) fn saved(vm: &str, kind: &str, key: Key, prepare: impl FnOnce() -> Self) -> Self {
+        let saved = guests().join("saved");
+        fs::create_dir_all(&saved).unwrap();
+        let (prefix, dir) = (format!("{kind}-"), saved.join(format!("{kind}-{}", key.name())));
+        let lock = File::create(dir.with_extension("lock")).unwrap();
+        lock.lock().unwrap();
+        if !dir.join("complete").exists() {
+            remove_others(&saved, &prefix);
+            let _ = fs::remove_dir_all(&dir);
+            fs::create_dir(&dir).unwrap();
+            let lab = prepare();
+            lab.ok(&["suspend", vm]);
+            copy(&lab.state(vm, ""), &dir.join("state"));
+            copy(lab.file(vm).parent().unwrap(), &dir.join("vms"));
+            File::create(dir.join("complete")).unwrap();
+        }
+        let lab = Self::new();
+        copy(&dir.join("state"), &lab.state(vm, ""));
+        copy(&dir.join("vms"), lab.file(vm).parent().unwrap());
+        lab
+    }
+
+    /// Continues a suspended VM where it was.
+    pub(crate) fn restore(&self, vm: &str) {
+        assert!(self.state(vm, "saved.state").exists());
+        self.ok(&["start", vm]);
+        // A VM whose state QEMU refuses boots instead.
+        assert!(!self.state(vm, "unusable.state").exists(), "{}", self.status(vm)["notes"]);
+    }
+}
+
+/// Copies a directory's content, with holes and owners, into another directory.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    let mut cp = Command::new("cp");
+    cp.args(["-a", "--sparse=auto", "--reflink=auto"]).arg(from.join(".")).arg(to);
+    assert!(cp.status().unwrap().success(), "cp {} {}", from.display(), to.display());
+}
+
+/// Removes the states of other keys that no test uses. Their locks stay: another test may be waiting
+/// for one.
+fn remove_others(saved: &Path, prefix: &str) {
+    for entry in fs::read_dir(saved).unwrap().flatten() {
+        let path = entry.path();
+        let other = entry.file_name().to_string_lossy().starts_with(prefix) && path.is_dir();
+        let lock = path.with_extension("lock");
+        if other && File::create(lock).is_ok_and(|lock| lock.try_lock().is_ok()) {
+            fs::remove_dir_all(&path).unwrap();
+        }
+    }
+}
