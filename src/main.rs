@@ -9,7 +9,7 @@ use std::{
 
 use qvm::{
     cli::{
-        self, Cli, Given,
+        self, Cli, Invocation,
         exit::{self, Failure},
         table::Screen,
     },
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     }
     let cli = read(arguments).unwrap_or_else(|error| error.exit());
     if cli.is_supervisor() {
-        // Every mode is given where a file is made; a stricter umask would shut out the group.
+        // Every mode is invocation where a file is made; a stricter umask would shut out the group.
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     }
     let in_journal = journal::is_standard_error(env::var_os("JOURNAL_STREAM").as_deref());
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            let screen = Screen::of(&io::stderr(), &|key| env::var_os(key));
+            let screen = Screen::detect(&io::stderr(), &|key| env::var_os(key));
             let text = match (failure.shown(screen), in_journal) {
                 (text, false) if !text.is_empty() => format!("{text}\n"),
                 (text, true) => journal::prioritised(&text, Level::ERROR),
@@ -82,15 +82,16 @@ fn complete(arguments: &[std::ffi::OsString]) -> Result<bool, clap::Error> {
 /// clap's tree of all verbs takes a hundred kilobytes of stack, which a supervisor with other
 /// options would keep for as long as it lives.
 fn read(arguments: Vec<std::ffi::OsString>) -> Result<Cli, clap::Error> {
-    if let Some(cli) = Cli::recognize_run(&arguments) {
+    if let Some(cli) = cli::recognize_run(&arguments) {
         return Ok(cli);
     }
     let again = arguments.clone();
-    let reading = std::thread::Builder::new().name("cli".into()).spawn(|| Cli::read(arguments));
+    let reading =
+        std::thread::Builder::new().name("cli".into()).spawn(|| Cli::from_arguments(arguments));
     match reading.map(std::thread::JoinHandle::join) {
         Ok(Ok(cli)) => cli,
         // No thread is to be had; or clap's own assertions failed, and say so once more.
-        Ok(Err(_)) | Err(_) => Cli::read(again),
+        Ok(Err(_)) | Err(_) => Cli::from_arguments(again),
     }
 }
 
@@ -103,7 +104,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let cwd = env::current_dir().ok();
     let exe = env::current_exe().map_err(|e| cannot("determine the path of this program", e))?;
     let arguments: Vec<_> = env::args_os().collect();
-    let given = Given {
+    let invocation = Invocation {
         uid: rustix::process::geteuid().as_raw(),
         cwd: cwd.as_deref(),
         env: &|key| env::var_os(key),
@@ -115,12 +116,12 @@ fn run(cli: Cli) -> Result<(), Failure> {
         terminal: io::stderr().is_terminal(),
         now: jiff::Timestamp::now(),
     };
-    if let Some(done) = cli.at_once(&given) {
+    if let Some(done) = cli.at_once(&invocation) {
         return done;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| cannot("create the event loop", e))?;
-    let done = runtime.block_on(cli::run(cli, &given));
+    let done = runtime.block_on(cli::run(cli, &invocation));
     // A program of another's that hangs, such as systemctl, must not hold up the end: nobody waits for it any more.
     runtime.shutdown_background();
     done

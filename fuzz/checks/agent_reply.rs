@@ -80,7 +80,7 @@ async fn call(agent: &Agent, choice: u8) {
         _ => agent.exec(&["true".to_owned()], SYNC, LIMIT).await.err(),
     };
     if let Some(error) = failed {
-        super::is_tame(&Failure::of(&error).shown(Screen::default()));
+        super::is_tame(&Failure::from_error(&error).shown(Screen::default()));
     }
 }
 

@@ -132,7 +132,9 @@ fn one(dir: &Path, mut tar: &[u8], choice: u8) {
             }
         }
         Err(error) => {
-            super::is_tame(&Failure::of(&error).hint(error.hint()).shown(Screen::default()));
+            super::is_tame(
+                &Failure::from_error(&error).hint(error.hint()).shown(Screen::default()),
+            );
             let files: Vec<_> = left.iter().filter(|path| path.is_file()).collect();
             // The lock stays, so that who waits for it and who comes later mean the same one.
             let kept =

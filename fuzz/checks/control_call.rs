@@ -54,7 +54,7 @@ fn place() -> Place {
     let (requests, asked) = mpsc::channel(64);
     let (events, _) = broadcast::channel(16);
     // Root, who may do everything: what is refused never comes to the loop.
-    let grant = Authorizer {
+    let authorizer = Authorizer {
         own: 0,
         operators: watch::channel(vec![]).1,
         file: PathBuf::from("/vms/web.toml"),
@@ -62,8 +62,8 @@ fn place() -> Place {
     };
     let peer = |_: BorrowedFd<'_>| Ok(Peer { uid: 0, gid: 0, groups: vec![] });
     let replaced = Default::default();
-    let port = ControlHandle { requests, events: events.clone(), grant, replaced, peer };
-    runtime.spawn(server::serve(listener, port));
+    let handle = ControlHandle { requests, events: events.clone(), authorizer, replaced, peer };
+    runtime.spawn(server::serve(listener, handle));
     let answering = runtime.spawn(answer(asked, events));
     Place { runtime, socket, answering, _dir: dir }
 }

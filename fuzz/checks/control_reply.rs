@@ -54,7 +54,9 @@ pub fn check(bytes: &[u8]) {
         let ended = place.runtime.block_on(async { tokio::time::timeout(SOON, both).await });
         let (failed, ()) = ended.expect("a call ends when its peer has closed");
         if let Err(error) = failed {
-            super::is_tame(&Failure::of(&error).hint(error.hint()).shown(Screen::default()));
+            super::is_tame(
+                &Failure::from_error(&error).hint(error.hint()).shown(Screen::default()),
+            );
         }
     });
 }

@@ -80,7 +80,7 @@ fn answer(server: &TcpListener, bytes: &[u8], resume: bool) {
         match read(&request, bytes.len()) {
             Ok(()) => {}
             Err(error) => {
-                let failure = Failure::of(&error).hint(error.hint());
+                let failure = Failure::from_error(&error).hint(error.hint());
                 super::is_tame(&failure.shown(Screen::default()));
             }
         }

@@ -56,7 +56,7 @@ pub fn check(bytes: &[u8]) {
                 Ok(cached) => assert!(cached.path.is_file()),
                 Err(error) => {
                     super::is_tame(
-                        &Failure::of(&error).hint(error.hint()).shown(Screen::default()),
+                        &Failure::from_error(&error).hint(error.hint()).shown(Screen::default()),
                     );
                     let left = fs::read_dir(dir.path()).expect("a cache");
                     let left = left.map(|one| one.expect("a name").file_name().into_string());

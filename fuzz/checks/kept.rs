@@ -61,7 +61,7 @@ fn an_identity(paths: &VmPaths, content: &[u8]) {
         Ok(Some(identity)) => identity,
         Ok(None) => panic!("it is there"),
         Err(error) => {
-            let failure = qvm::cli::exit::Failure::of(&error).hint(error.hint());
+            let failure = qvm::cli::exit::Failure::from_error(&error).hint(error.hint());
             return super::is_tame(&failure.shown(qvm::cli::table::Screen::default()));
         }
     };

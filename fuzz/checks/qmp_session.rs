@@ -142,7 +142,7 @@ async fn calls(client: &Client) {
         client.quit(LIMIT).await,
     ];
     for error in nothing.into_iter().filter_map(Result::err) {
-        let failure = qvm::cli::exit::Failure::of(&error);
+        let failure = qvm::cli::exit::Failure::from_error(&error);
         super::is_tame(&failure.shown(qvm::cli::table::Screen::default()));
     }
 }

@@ -4,7 +4,7 @@
 use qvm::{
     cli::{
         exit::Failure,
-        table::{Cell, Look, Screen, Table},
+        table::{Cell, Screen, Style, Table},
     },
     value::{plain, shown},
 };
@@ -30,9 +30,9 @@ pub fn check(bytes: &[u8]) {
         super::is_tame(&failure.shown(mono));
         assert_eq!(bare(&failure.shown(coloured)), failure.shown(mono));
         let mut table = Table::new(["NAME", "STATE", "WHY"]);
-        let cell = |look| Cell::from(text.clone()).look(look);
+        let cell = |style| Cell::from(text.clone()).style(style);
         let below = if bytes.len() % 2 == 1 { vec![text.clone().into_owned()] } else { vec![] };
-        table.row(vec![cell(Look::Plain), cell(Look::Bad).right(), "x".into()], below.clone());
+        table.row(vec![cell(Style::Plain), cell(Style::Bad).right(), "x".into()], below.clone());
         let (one, other) = (table.text(mono), table.text(coloured));
         super::is_tame(&one);
         assert_eq!(bare(&other), one);

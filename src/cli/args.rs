@@ -1,4 +1,4 @@
-//! The command line of `qvm`.
+//! The command line arguments of `qvm`.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -7,12 +7,18 @@ use std::{
 
 use clap::{ArgAction, Parser, error::ContextValue};
 
-use super::{dirs::Dirs, run_line, verbs::Verb};
+use super::{dirs::Dirs, verbs::Verb};
 use crate::value::shown;
 
 /// Run virtual machines directly on QEMU: one TOML file, one systemd unit, one QEMU process
 #[derive(Debug, Parser)]
-#[command(name = "qvm", version, max_term_width = 100, disable_help_subcommand = true, help_template = crate::cli::help::TEMPLATE)]
+#[command(
+    name = "qvm",
+    version,
+    max_term_width = 100,
+    disable_help_subcommand = true,
+    help_template = crate::cli::help::TEMPLATE
+)]
 pub struct Cli {
     /// The directories.
     #[command(flatten)]
@@ -31,17 +37,15 @@ pub struct Cli {
 pub(super) const GENERATOR: &str = "qvm-generator";
 
 impl Cli {
-    /// Recognizes the command line of a supervisor, `qvm run NAME`, which clap need not parse.
-    pub fn recognize_run(arguments: &[OsString]) -> Option<Self> {
-        run_line::recognize(arguments)
-    }
-
-    /// Reads the command line, the program's name first, which may say what it is to do.
+    /// Parses the command line. The first argument is the name of the program, which selects the
+    /// verb if it is `qvm-generator`.
     ///
     /// # Errors
-    /// It is wrong usage, or asks for help. clap repeats what was written: here without its control characters, which would
-    /// be obeyed by the terminal.
-    pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+    /// The usage is wrong, or help was requested. clap repeats the arguments; here without control
+    /// characters, which a terminal would interpret.
+    pub fn from_arguments(
+        arguments: impl IntoIterator<Item = OsString>,
+    ) -> Result<Self, clap::Error> {
         let mut arguments: Vec<OsString> = arguments.into_iter().collect();
         let program = arguments.first().and_then(|program| Path::new(program).file_name());
         if program == Some(OsStr::new(GENERATOR)) {
@@ -63,7 +67,7 @@ impl Cli {
 }
 
 impl Cli {
-    /// Whether this process is a supervisor, whose log tells what it does.
+    /// Whether this process is a supervisor, which logs at level `info` by default.
     pub fn is_supervisor(&self) -> bool {
         matches!(self.verb, Verb::Run(_) | Verb::ExecStopPost(_))
     }

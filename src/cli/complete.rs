@@ -1,4 +1,4 @@
-//! What comes next on a command line of `qvm`: verbs, options, names of VMs, images, files.
+//! Shell completion of `qvm`: verbs, options, names of VMs, images and files.
 
 use std::{
     any::TypeId,
@@ -22,10 +22,10 @@ use crate::{
     fleet::inventory, spec::known, store::layout::Layout, sys::user_runtime_dir, value::VmName,
 };
 
-/// Answers a shell, if it is one that asks; it says so by [`VARIABLE`].
+/// Answers a completion request, which a shell makes through the variable [`VARIABLE`].
 ///
 /// # Errors
-/// The shell asked for what nobody can answer.
+/// The request is invalid.
 pub fn complete(
     arguments: &[OsString],
     uid: u32,
@@ -40,7 +40,7 @@ pub fn complete(
         .try_complete(arguments.iter().cloned(), Some(cwd))
 }
 
-/// Where the VMs are by the options on the line so far, the environment and the usual places.
+/// Returns the directories of the VMs by the options on the line, the environment and the defaults.
 fn layout_of(
     words: &[OsString],
     uid: u32,
@@ -63,13 +63,13 @@ fn layout_of(
         runtime_dir: option("--runtime-dir"),
     };
     let dirs = dirs.or(env).absolute(Some(cwd)).ok()?;
-    // Names are known without the place of sockets.
+    // The names do not depend on the runtime directory.
     let without = || Dirs { runtime_dir: Some("/nonexistent".into()), ..dirs.clone() };
     let of = |dirs: &Dirs| layout(uid, dirs, env, &user_runtime_dir::directory);
     of(&dirs).or_else(|_| of(&without())).ok()
 }
 
-/// The command line, with what there is to choose from in the places that clap cannot know.
+/// Returns the command line with completers for the values that clap does not know.
 fn command(layout: Option<Layout>) -> Command {
     Cli::command().mut_subcommands(move |verb| chosen(verb, layout.as_ref()))
 }
@@ -78,7 +78,7 @@ fn chosen(verb: Command, layout: Option<&Layout>) -> Command {
     let name = verb.get_name().to_owned();
     let verb = verb.mut_args(|arg| match (name.as_str(), arg.get_id().as_str()) {
         ("new", "image") => arg.add(ArgValueCandidates::new(images)),
-        // It is a name that there is not yet.
+        // The argument is the name of a VM that does not exist yet.
         ("new", _) | ("rename" | "clone", "new") | ("import", "name") => arg,
         ("check", "what") => {
             let layout = layout.cloned();

@@ -1,4 +1,4 @@
-//! Where VM files, disks and sockets are: by options, by the environment, or the usual places.
+//! The directories of VM files, disks and sockets: from options, the environment, or the defaults.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -8,7 +8,7 @@ use std::{
 use super::exit::{self, Failure};
 use crate::store::layout::Layout;
 
-/// The three directories, where they are not the usual ones.
+/// The three directories; `None` is the default.
 #[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
 pub struct Dirs {
     /// Directory of host settings and VM files [env: QVM_CONFIG_DIR]
@@ -23,7 +23,7 @@ pub struct Dirs {
 }
 
 impl Dirs {
-    /// What is not said by options, by `QVM_CONFIG_DIR`, `QVM_STATE_DIR` and `QVM_RUNTIME_DIR`.
+    /// Fills in what no option sets from `QVM_CONFIG_DIR`, `QVM_STATE_DIR` and `QVM_RUNTIME_DIR`.
     pub(super) fn or(self, env: &dyn Fn(&str) -> Option<OsString>) -> Self {
         Self {
             config_dir: self.config_dir.or_else(|| dir(env, "QVM_CONFIG_DIR")),
@@ -32,10 +32,10 @@ impl Dirs {
         }
     }
 
-    /// The same by absolute paths.
+    /// Returns the directories with absolute paths.
     ///
     /// # Errors
-    /// One is relative, and there is no current directory.
+    /// A path is relative, and the current directory does not exist.
     pub(super) fn absolute(self, cwd: Option<&Path>) -> Result<Self, Failure> {
         let absolute = |dir: PathBuf| match cwd {
             Some(cwd) => Ok(cwd.join(dir).components().collect()),
@@ -57,23 +57,23 @@ impl Dirs {
     }
 }
 
-/// A directory by the environment; an empty value says nothing.
+/// Returns a directory from the environment; an empty variable counts as unset.
 pub(super) fn dir(env: &dyn Fn(&str) -> Option<OsString>, key: &str) -> Option<PathBuf> {
     env(key).filter(|dir| !dir.is_empty()).map(PathBuf::from)
 }
 
-/// Where root's VMs are, and where the systemd units look.
+/// Returns the directories of root's VMs, which the systemd units use.
 pub(super) fn system() -> Layout {
     let (config, state, runtime) = ("/etc/qvm", "/var/lib/qvm", "/run/qvm");
     Layout { config: config.into(), state: state.into(), runtime: runtime.into() }
 }
 
-/// Where everything is: by `dirs`, else for root in the system's places and for others in those of
-/// the XDG Base Directory Specification, which wants relative paths in its variables ignored.
-/// `session_dir` finds a user's runtime directory where `XDG_RUNTIME_DIR` is not set.
+/// Returns the directories: from `dirs`, else for root those of the system and for other users
+/// those of the XDG Base Directory Specification, which ignores relative paths in its variables.
+/// `session_dir` returns a user's runtime directory if `XDG_RUNTIME_DIR` is not set.
 ///
 /// # Errors
-/// A place is not known.
+/// A directory cannot be determined.
 pub fn layout(
     uid: u32,
     dirs: &Dirs,
@@ -92,7 +92,7 @@ pub fn layout(
     let xdg = |key: &str| dir(env, key).filter(|dir| dir.is_absolute());
     let home = |below: &str| xdg("HOME").map(|home| home.join(below));
     let unknown = |what: &str, key: &str, option: &str| {
-        let text = format!("it is not known where {what} are: `{key}` is not set");
+        let text = format!("cannot find the directory of {what}: `{key}` is not set");
         let hint = format!("set it to an absolute path, or use {option}");
         Failure::new(exit::FAILED, text).hint(hint)
     };
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn session_directory_stands_in_for_variable() {
+    fn session_directory_replaces_unset_variable() {
         let session = |uid| Some(PathBuf::from(format!("/run/user/{uid}")));
         let place = |variables| layout(7, &Dirs::default(), &env(variables), &session).unwrap();
         assert_eq!(place(&[("HOME", "/h")]).runtime, Path::new("/run/user/7/qvm"));
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_place_is_asked_for() {
+    fn unknown_directory_is_an_error() {
         let home = env(&[("HOME", "/h")]);
         let refused = layout(1, &Dirs::default(), &home, &no_session).unwrap_err();
         assert!(refused.to_string().contains("`XDG_RUNTIME_DIR`"), "{refused}");

@@ -1,139 +1,141 @@
-//! How a verb ends when it does not end well: the exit code, and what is said on standard error.
+//! The exit codes, and the error messages on standard error.
 
 use std::{error::Error, fmt, io};
 
-use super::table::{Look, Screen};
+use super::table::{Screen, Style};
 use crate::{
     spec::Invalid,
     value::{Explain, VmName, chain, is_host_fault, plain},
 };
 
-/// Failed.
+/// Failure.
 pub const FAILED: u8 = 1;
-/// The command line is wrong; clap uses the same.
+/// Wrong usage; clap uses the same code.
 pub const USAGE: u8 = 2;
-/// Not running, or not found, where that is the answer.
+/// The VM is not running or does not exist.
 pub const NOT_RUNNING: u8 = 3;
-/// `qvm disk check`: clusters are leaked, and no data is wrong.
+/// `qvm disk check`: clusters are leaked, and no data is corrupt.
 pub const LEAKS: u8 = 4;
 /// `qvm disk check`: a disk is corrupt.
 pub const CORRUPT: u8 = 5;
-/// There is not enough memory for another VM, and the host's settings say that it is refused then (`EX_UNAVAILABLE` of sysexits.h).
-pub const NO_ROOM: u8 = 69;
-/// QEMU was sent SIGKILL and has not ended: the kernel has it waiting for storage (`EX_SOFTWARE` of sysexits.h, the number next to it).
-pub const NOT_GONE: u8 = 70;
-/// The host is at fault, and another try may help (`EX_TEMPFAIL` of sysexits.h).
+/// Not enough memory to start another VM, and the host settings refuse the start then
+/// (`EX_UNAVAILABLE` of sysexits.h).
+pub const NO_MEMORY: u8 = 69;
+/// QEMU has not exited after SIGKILL: the kernel waits for storage (`EX_SOFTWARE` of sysexits.h).
+pub const NOT_ENDED: u8 = 70;
+/// A fault of the host; a retry may succeed (`EX_TEMPFAIL` of sysexits.h).
 pub const HOST: u8 = 75;
 /// A VM file is invalid (`EX_CONFIG` of sysexits.h).
 pub const INVALID: u8 = 78;
 
-/// Why a verb was not done.
+/// Why a verb failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     code: u8,
     subject: Option<String>,
     chain: String,
     hint: Option<String>,
-    /// `chain` has its own `error: ` lines, or says nothing at all.
+    /// `chain` contains its own `error: ` lines, or is empty.
     as_it_is: bool,
 }
 
 impl Failure {
-    /// A failure that one sentence tells.
+    /// Creates a failure from one sentence.
     pub fn new(code: u8, text: impl Into<String>) -> Self {
         Self { code, subject: None, chain: text.into(), hint: None, as_it_is: false }
     }
 
-    /// For this error and its causes: exit code 75 where the host has run out of something, or its
-    /// storage fails ([`is_host_fault`]), else 1.
-    pub fn of(error: &(dyn Error + 'static)) -> Self {
+    /// Creates a failure from an error and its causes: exit code 75 if the host is out of a
+    /// resource or its storage fails ([`is_host_fault`]), else 1.
+    pub fn from_error(error: &(dyn Error + 'static)) -> Self {
         Self::new(if is_host_fault(error) { HOST } else { FAILED }, chain(error))
     }
 
-    /// For this error, its causes and its hint: exit code 75 where the host is at fault, else 1.
+    /// Creates a failure from an error, its causes and its hint: exit code 75 for a fault of the
+    /// host, else 1.
     pub fn explained(error: &(dyn Explain + 'static)) -> Self {
-        Self::of(error).host_fault_if(error.is_host_fault()).hint(error.hint())
+        Self::from_error(error).host_fault_if(error.is_host_fault()).hint(error.hint())
     }
 
-    /// [`explained`](Self::explained) for an error about one VM, whose name stands for `NAME` in
+    /// Like [`explained`](Self::explained), for an error about one VM, whose name replaces `NAME` in
     /// the hint.
     pub fn explained_for(error: &(dyn Explain + 'static), name: &VmName) -> Self {
         Self::explained(error).about(name).hint(error.hint_for(name))
     }
 
-    /// The same of a step that has no error type of its own.
-    pub fn of_io(doing: &str, error: &io::Error) -> Self {
-        let failure = Self::of(error);
+    /// Creates a failure from an I/O error of the operation `doing`.
+    pub fn from_io(doing: &str, error: &io::Error) -> Self {
+        let failure = Self::from_error(error);
         Self { chain: format!("{doing}: {}", failure.chain), ..failure }
     }
 
-    /// Exit code 78, or 75 where the host is at fault that a file cannot be read; the problems show
-    /// themselves.
+    /// Exit code 78, or 75 if a fault of the host prevents reading a file. The text of the problems
+    /// includes `error: `.
     pub fn invalid(invalid: &Invalid) -> Self {
         let code = if invalid.is_host_fault() { HOST } else { INVALID };
-        Self::told(code, invalid.to_string())
+        Self::preformatted(code, invalid.to_string())
     }
 
-    /// Exit code 75 where this is true; otherwise as before.
+    /// Sets exit code 75 if `is_host_fault` is true.
     #[must_use]
     pub fn host_fault_if(self, is_host_fault: bool) -> Self {
         if is_host_fault { self.code(HOST) } else { self }
     }
 
-    /// What has its `error: ` line in it already.
-    pub fn told(code: u8, text: impl Into<String>) -> Self {
+    /// Creates a failure whose text already contains `error: ` lines.
+    pub fn preformatted(code: u8, text: impl Into<String>) -> Self {
         Self { as_it_is: true, ..Self::new(code, text) }
     }
 
-    /// Only a code: everything has been said.
+    /// Creates a failure without a text.
     pub fn quiet(code: u8) -> Self {
-        Self::told(code, "")
+        Self::preformatted(code, "")
     }
 
-    /// Standard output does not take it. Who reads no more is not told so.
+    /// A failed write to standard output. A closed pipe is reported without a text.
     pub fn output(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Self::quiet(0),
-            // A terminal that is hung up; as SIGHUP, which comes with it.
+            // A terminal that hung up: the exit code of SIGHUP.
             _ if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
                 Self::quiet(128 + 1)
             }
-            _ => Self::new(FAILED, format!("cannot write the answer: {error}")),
+            _ => Self::new(FAILED, format!("cannot write to standard output: {error}")),
         }
     }
 
-    /// What it is about, such as a VM's name.
+    /// Sets the subject, such as the name of a VM.
     #[must_use]
     pub fn about(self, subject: impl fmt::Display) -> Self {
         Self { subject: Some(subject.to_string()), ..self }
     }
 
-    /// The way out.
+    /// Sets the hint.
     #[must_use]
     pub fn hint(self, hint: impl Into<Option<String>>) -> Self {
         Self { hint: hint.into(), ..self }
     }
 
-    /// With another code.
+    /// Sets the exit code.
     #[must_use]
     pub fn code(self, code: u8) -> Self {
         Self { code, ..self }
     }
 
-    /// The code that the process exits with.
+    /// Returns the exit code of the process.
     pub fn exit_code(&self) -> u8 {
         self.code
     }
 
-    /// Several as one: all are told, the worst code counts. An invalid file is worse than a failure,
-    /// and "not running" is hardly one.
+    /// Combines failures: all texts, and the worst exit code. An invalid file is worse than a
+    /// failure; "not running" is the least.
     ///
     /// # Errors
-    /// There is one among them.
+    /// `failures` is not empty.
     pub fn all(failures: Vec<Self>) -> Result<(), Self> {
         let badness = |code: u8| match code {
             INVALID => 4,
-            FAILED | HOST | NO_ROOM | NOT_GONE => 3,
+            FAILED | HOST | NO_MEMORY | NOT_ENDED => 3,
             USAGE => 2,
             0 => 0,
             _ => 1,
@@ -146,11 +148,12 @@ impl Failure {
         }
         let told: Vec<String> =
             failures.iter().map(Self::to_string).filter(|text| !text.is_empty()).collect();
-        Err(Self::told(worst, told.join("\n")))
+        Err(Self::preformatted(worst, told.join("\n")))
     }
 }
 
-/// `error: web: a: b: c` and `hint: …` below; empty where nothing is left to say; no newline at the end.
+/// `error: web: a: b: c` and a line `hint: …`, without a newline at the end; empty if there is no
+/// text.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.as_it_is {
@@ -170,11 +173,12 @@ impl fmt::Display for Failure {
 }
 
 impl Failure {
-    /// The same for standard error: what kind of line each is stands out, and nothing in it that a guest or a server said drives a terminal.
+    /// Returns the text for standard error, with colors. Control characters in texts of a guest or
+    /// a server are escaped.
     pub fn shown(&self, screen: Screen) -> String {
         let paint = |line: &str| {
             let line = plain(line);
-            let kinds = [("error: ", Look::Bad), ("hint: ", Look::Doubtful)];
+            let kinds = [("error: ", Style::Bad), ("hint: ", Style::Doubtful)];
             let kind =
                 kinds.iter().find_map(|(kind, look)| Some((line.strip_prefix(kind)?, kind, look)));
             match kind {
@@ -199,15 +203,15 @@ mod tests {
     struct Inner(#[source] io::Error);
 
     #[test]
-    fn the_causes_are_told_in_one_line() {
+    fn causes_are_printed_in_one_line() {
         let error = Outer(Inner(io::Error::other("the cause")));
         assert_eq!(chain(&error), "outer: inner: the cause");
-        let failure = Failure::of(&error).about("web").hint(Some("do this".to_owned()));
+        let failure = Failure::from_error(&error).about("web").hint(Some("do this".to_owned()));
         assert_eq!(failure.to_string(), "error: web: outer: inner: the cause\nhint: do this");
     }
 
     #[test]
-    fn what_a_guest_said_drives_no_terminal() {
+    fn control_characters_are_escaped() {
         let failure = Failure::new(FAILED, "guest agent: \u{1b}]0;x\u{7}\nno").about("web");
         let colours = Screen { colours: true, width: None };
         let shown = "error: web: guest agent: \\u{1b}]0;x\\u{7}\nno";
@@ -217,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_all_are_told_and_the_worst_counts() {
+    fn several_failures_exit_with_the_worst_code() {
         let not_running = Failure::new(NOT_RUNNING, "not running").about("a");
         let failed = Failure::new(FAILED, "broken").about("b");
         let both = Failure::all(vec![not_running.clone(), failed]).unwrap_err();
@@ -228,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn who_reads_no_more_is_not_told() {
+    fn closed_pipe_is_silent() {
         let failure = Failure::output(&io::ErrorKind::BrokenPipe.into());
         assert_eq!((failure.to_string().as_str(), failure.exit_code()), ("", 0));
         assert_eq!(Failure::output(&io::ErrorKind::StorageFull.into()).exit_code(), FAILED);

@@ -1,6 +1,6 @@
 //! `qvm --help`: all verbs by task, on one screen of 80 columns.
 
-/// The template that clap fills in.
+/// The help template for clap.
 pub(super) const TEMPLATE: &str = "\
 {about}
 
@@ -37,7 +37,7 @@ Access
 Options:
 {options}";
 
-/// The groups of the template, each with its verbs.
+/// Returns the groups of the template with their verbs.
 pub(super) fn groups() -> Vec<(&'static str, Vec<&'static str>)> {
     let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
     let body = TEMPLATE.split("\n\n").skip(2).take_while(|part| !part.starts_with("Options:"));

@@ -1,12 +1,12 @@
-//! The command line: its words, and which verb they mean.
+//! The command line: arguments, and the dispatch to verbs.
 
 mod args;
 mod complete;
 mod dirs;
 pub mod edited;
 pub mod exit;
-mod given;
 mod help;
+mod invocation;
 mod run_line;
 mod settings;
 pub mod table;
@@ -16,6 +16,7 @@ mod verbs;
 use std::{
     io::{self, Write},
     path::{Path, PathBuf},
+    pin::Pin,
 };
 
 use clap::CommandFactory;
@@ -36,17 +37,17 @@ pub use self::args::Cli;
 pub use self::complete::complete;
 pub use self::dirs::{Dirs, layout};
 use self::dirs::{dir, system};
-pub use self::given::Given;
+pub use self::invocation::Invocation;
+pub use self::run_line::recognize_run;
 use self::settings::{config_home, means, settings};
 use self::verbs::Verb;
 
 impl Cli {
-    /// What is done at once, before there is anything that it could wait for, and needs no place of its own; `None` for
-    /// other verbs.
-    pub fn at_once(&self, given: &Given<'_>) -> Option<Result<(), Failure>> {
+    /// Runs a verb that needs neither the event loop nor directories; `None` for other verbs.
+    pub fn at_once(&self, invocation: &Invocation<'_>) -> Option<Result<(), Failure>> {
         match &self.verb {
             Verb::Generate(args) => {
-                generate(args, &self.dirs, given);
+                generate(args, &self.dirs, invocation);
                 Some(Ok(()))
             }
             Verb::Completions(args) => Some(verb::completions::run(args)),
@@ -56,21 +57,48 @@ impl Cli {
     }
 }
 
-/// Does what the command line says.
+/// Runs the verb of the command line. The futures are on the heap, and that of a supervisor is not
+/// part of the others': the stack of a future is in use for as long as the future runs.
 ///
 /// # Errors
-/// As the verb.
-pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
-    if let Some(done) = cli.at_once(given) {
+/// Those of the verb.
+pub fn run<'a>(
+    cli: Cli,
+    invocation: &'a Invocation<'a>,
+) -> Pin<Box<dyn Future<Output = Result<(), Failure>> + 'a>> {
+    match cli.verb {
+        Verb::Run(args) => Box::pin(supervise(args, cli.dirs, invocation)),
+        _ => Box::pin(run_verb(cli, invocation)),
+    }
+}
+
+/// Runs the supervisor of a VM.
+async fn supervise(
+    args: verb::run::Args,
+    dirs: Dirs,
+    invocation: &Invocation<'_>,
+) -> Result<(), Failure> {
+    let dirs = dirs.or(invocation.env).absolute(invocation.cwd)?;
+    let layout = layout(invocation.uid, &dirs, invocation.env, &user_runtime_dir::directory)?;
+    let settings = settings(args.name, layout, invocation);
+    let scope = if invocation.uid == 0 { Scope::System } else { Scope::User };
+    // The path at the time of the start: a symbolic link may resolve to a newer program later.
+    let started = invocation.arguments.first().map(Path::new).filter(|path| path.is_absolute());
+    let program = started.unwrap_or(invocation.exe);
+    verb::run::run(settings, program, invocation.arguments, scope).await
+}
+
+async fn run_verb(cli: Cli, invocation: &Invocation<'_>) -> Result<(), Failure> {
+    if let Some(done) = cli.at_once(invocation) {
         return done;
     }
-    let dirs = cli.dirs.or(given.env).absolute(given.cwd)?;
-    // Without a current directory a relative path stays relative, and the kernel refuses it.
-    let cwd = given.cwd.unwrap_or(Path::new(""));
-    let layout = layout(given.uid, &dirs, given.env, &user_runtime_dir::directory)?;
-    let manager = manager(given, &dirs, &layout);
-    let screen = Screen::of(&io::stdout(), given.env);
-    // Each on the heap, as large as it is: what the largest of them would need stays out of a supervisor.
+    let dirs = cli.dirs.or(invocation.env).absolute(invocation.cwd)?;
+    // Without a current directory, relative paths stay relative and fail with ENOENT.
+    let cwd = invocation.cwd.unwrap_or(Path::new(""));
+    let layout = layout(invocation.uid, &dirs, invocation.env, &user_runtime_dir::directory)?;
+    let manager = manager(invocation, &dirs, &layout);
+    let screen = Screen::detect(&io::stdout(), invocation.env);
+    // Each future is boxed: the size of the largest one would otherwise count in every supervisor.
     match cli.verb {
         Verb::List(args) => {
             let proc = Path::new("/proc");
@@ -79,17 +107,19 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
         }
         Verb::Status(args) => {
             let zone = jiff::tz::TimeZone::system();
-            let clock = verb::status::Clock { now: given.now, zone, screen };
+            let clock = verb::status::Clock { now: invocation.now, zone, screen };
             Box::pin(verb::status::run(&args, &layout, &clock, Path::new("/proc"))).await
         }
-        Verb::Start(args) => Box::pin(verb::start::run(&args, &layout, given.exe, manager)).await,
+        Verb::Start(args) => {
+            Box::pin(verb::start::run(&args, &layout, invocation.exe, manager)).await
+        }
         Verb::Stop(args) => Box::pin(verb::stop::run(&args, &layout)).await,
         Verb::Restart(args) => {
-            Box::pin(verb::restart::run(&args, &layout, given.exe, manager)).await
+            Box::pin(verb::restart::run(&args, &layout, invocation.exe, manager)).await
         }
         Verb::Reboot(args) => Box::pin(verb::reboot::run(&args, &layout)).await,
         Verb::Kill(args) => {
-            let settings = |name| crate::cli::settings::settings(name, layout.clone(), given);
+            let settings = |name| crate::cli::settings::settings(name, layout.clone(), invocation);
             Box::pin(verb::kill::run(&args, &layout, &settings)).await
         }
         Verb::Pause(args) => Box::pin(verb::pause::run(&args, &layout)).await,
@@ -102,12 +132,14 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
         Verb::Wait(args) => Box::pin(verb::wait::run(&args, &layout)).await,
         Verb::Diff(args) => Box::pin(verb::diff::run(&args, &layout)).await,
         Verb::Seed(args) => {
-            let settings = settings(args.name.clone(), layout, given);
+            let settings = settings(args.name.clone(), layout, invocation);
             verb::seed::run(&args, &settings, &mut io::stdout().lock())
         }
         Verb::Suspend(args) => Box::pin(verb::suspend::run(&args, &layout)).await,
         Verb::Resume(args) => Box::pin(verb::resume::run(&args, &layout)).await,
-        Verb::Apply(args) => Box::pin(verb::apply::run(&args, &layout, given.exe, manager)).await,
+        Verb::Apply(args) => {
+            Box::pin(verb::apply::run(&args, &layout, invocation.exe, manager)).await
+        }
         Verb::Console(args) => Box::pin(verb::console::run(&args, &layout)).await,
         Verb::Log(args) => {
             Box::pin(verb::log::run(&args, &layout, jiff::tz::TimeZone::system())).await
@@ -117,20 +149,21 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
         }
         Verb::Top(args) => {
             let (proc, colours) = (Path::new("/proc"), screen.colours);
-            let within = verb::top::Within { layout: &layout, proc, exe: given.exe, colours };
-            Box::pin(verb::top::run(&args, &within)).await
+            let context =
+                verb::top::Context { layout: &layout, proc, exe: invocation.exe, colours };
+            Box::pin(verb::top::run(&args, &context)).await
         }
         Verb::Metrics(args) => {
             Box::pin(verb::metrics::run(&args, &layout, Path::new("/proc"))).await
         }
         Verb::Exec(args) => Box::pin(verb::exec::run(&args, &layout)).await,
-        Verb::Cp(args) => Box::pin(verb::cp::run(&args, &layout, given.terminal)).await,
+        Verb::Cp(args) => Box::pin(verb::cp::run(&args, &layout, invocation.terminal)).await,
         Verb::Fsfreeze(args) => Box::pin(verb::fsfreeze::run(&args, &layout)).await,
         Verb::New(args) => {
-            verb::new::run(&args, &layout, dir(given.env, "HOME").as_deref(), screen)
+            verb::new::run(&args, &layout, dir(invocation.env, "HOME").as_deref(), screen)
         }
         Verb::Edit(args) => {
-            let said = |key: &str| (given.env)(key).filter(|editor| !editor.is_empty());
+            let said = |key: &str| (invocation.env)(key).filter(|editor| !editor.is_empty());
             let editor = said("VISUAL").or_else(|| said("EDITOR")).unwrap_or_else(|| "vi".into());
             Box::pin(verb::edit::run(&args, &layout, &editor)).await
         }
@@ -142,8 +175,8 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
             }
         }
         Verb::Doctor(args) => {
-            let (qemu, path) = ((given.env)("QVM_QEMU"), (given.env)("PATH"));
-            let config_home = config_home(given);
+            let (qemu, path) = ((invocation.env)("QVM_QEMU"), (invocation.env)("PATH"));
+            let config_home = config_home(invocation);
             let from = collect::Sources {
                 layout: &layout,
                 root: &args.root,
@@ -155,88 +188,83 @@ pub async fn run(cli: Cli, given: &Given<'_>) -> Result<(), Failure> {
             Box::pin(verb::doctor::run(&args, &from, screen)).await
         }
         Verb::Plan(args) => {
-            let settings = settings(args.name, layout, given);
+            let settings = settings(args.name, layout, invocation);
             verb::plan::run(&settings, &mut io::stdout().lock())
         }
         Verb::Reseed(args) => {
-            Box::pin(verb::reseed::run(&settings(args.name, layout, given))).await
+            Box::pin(verb::reseed::run(&settings(args.name, layout, invocation))).await
         }
-        Verb::Run(args) => {
-            let settings = settings(args.name, layout, given);
-            let scope = if given.uid == 0 { Scope::System } else { Scope::User };
-            // By the path that it was started by: a link there may lead to a newer program by then.
-            let started = given.arguments.first().map(Path::new).filter(|path| path.is_absolute());
-            let program = started.unwrap_or(given.exe);
-            Box::pin(verb::run::run(settings, program, given.arguments, scope)).await
-        }
-        Verb::Image(args) => images(&args, &layout, given, screen),
+        Verb::Image(args) => images(&args, &layout, invocation, screen),
         Verb::Disk(args) => {
-            let qemu = (given.env)("QVM_QEMU").filter(|qemu| !qemu.is_empty());
+            let qemu = (invocation.env)("QVM_QEMU").filter(|qemu| !qemu.is_empty());
             let (qemu, sys) = (qemu.as_deref(), Path::new("/sys"));
-            let within = verb::disk::Within { layout: &layout, qemu, sys, screen };
-            Box::pin(verb::disk::run(&args, &within)).await
+            let context = verb::disk::Context { layout: &layout, qemu, sys, screen };
+            Box::pin(verb::disk::run(&args, &context)).await
         }
         Verb::Rename(args) => Box::pin(verb::rename::run(&args, &layout, manager)).await,
         Verb::Clone(args) => {
             let means = means(layout);
-            Box::pin(verb::clone::run(&args, means, given.exe, manager, given.terminal)).await
+            Box::pin(verb::clone::run(&args, means, invocation.exe, manager, invocation.terminal))
+                .await
         }
         Verb::Export(args) => {
-            Box::pin(verb::export::run(&args, &layout, cwd, given.now, given.terminal)).await
+            Box::pin(verb::export::run(&args, &layout, cwd, invocation.now, invocation.terminal))
+                .await
         }
         Verb::Import(args) => {
             let means = means(layout);
-            Box::pin(verb::import::run(&args, means, cwd, manager, given.terminal)).await
+            Box::pin(verb::import::run(&args, means, cwd, manager, invocation.terminal)).await
         }
         Verb::Rm(args) => Box::pin(verb::rm::run(&args, &layout)).await,
         Verb::Gc(args) => {
-            // Not of this verb's own unit, where it has one.
+            // The environment of this process' own unit does not apply to the VM.
             let settings =
-                |name| Settings { env: |_| None, ..settings(name, layout.clone(), given) };
-            Box::pin(verb::gc::run(&args, &layout, given.now, &settings)).await
+                |name| Settings { env: |_| None, ..settings(name, layout.clone(), invocation) };
+            Box::pin(verb::gc::run(&args, &layout, invocation.now, &settings)).await
         }
         Verb::ExecStopPost(args) => {
-            // The unit's cgroup is systemd's; but it listens to its main process alone, which this is not.
+            // systemd owns the cgroup of the unit, but accepts notifications of its main process
+            // only.
             let env = |key: &str| (key == "SYSTEMD_EXEC_PID").then(|| std::env::var(key).ok())?;
-            let settings = Settings { env, ..settings(args.name.clone(), layout, given) };
-            let scope = if given.uid == 0 { Scope::System } else { Scope::User };
+            let settings = Settings { env, ..settings(args.name.clone(), layout, invocation) };
+            let scope = if invocation.uid == 0 { Scope::System } else { Scope::User };
             Box::pin(verb::exec_stop_post::run(
                 &args,
                 settings,
-                Ended::read(given.env),
+                Ended::from_environment(invocation.env),
                 scope,
-                given.exe,
+                invocation.exe,
             ))
             .await
         }
         Verb::NetworkBroker(args) => verb::network_broker::run(&args),
-        // Done at once.
-        Verb::Generate(_) | Verb::Completions(_) | Verb::Man(_) => Ok(()),
+        // Handled by `at_once`.
+        Verb::Run(_) | Verb::Generate(_) | Verb::Completions(_) | Verb::Man(_) => Ok(()),
     }
 }
 
-/// A generator that fails would be reported without its reason: what is wrong is logged, and no more.
-fn generate(args: &verb::generate::Args, dirs: &Dirs, given: &Given<'_>) {
+/// systemd reports a failed generator without the reason, so errors are logged and not returned.
+fn generate(args: &verb::generate::Args, dirs: &Dirs, invocation: &Invocation<'_>) {
     let mut err = io::stderr();
-    let dirs = match dirs.clone().or(given.env).absolute(given.cwd) {
+    let dirs = match dirs.clone().or(invocation.env).absolute(invocation.cwd) {
         Ok(dirs) => dirs,
         Err(failure) => return drop(writeln!(err, "{failure}")),
     };
     // Set since systemd 251.
-    let scope = match (given.env)("SYSTEMD_SCOPE") {
+    let scope = match (invocation.env)("SYSTEMD_SCOPE") {
         Some(scope) if scope == "user" => Scope::User,
         Some(scope) if scope == "system" => Scope::System,
-        _ if given.uid == 0 => Scope::System,
+        _ if invocation.uid == 0 => Scope::System,
         _ => Scope::User,
     };
-    match layout(given.uid, &dirs, given.env, &user_runtime_dir::directory) {
-        // root's own manager: the VMs that root would find are the host's, and the system's manager has them already.
+    match layout(invocation.uid, &dirs, invocation.env, &user_runtime_dir::directory) {
+        // The user manager of root: the system manager has these VMs already.
         Ok(layout) if scope == Scope::User && layout == system() => {}
         Ok(layout) => {
-            let kernel_log = given.by_init.then_some(Path::new("/dev/kmsg"));
-            let (exe, err, layout) = (given.exe, &mut err, &layout);
-            let mut within = verb::generate::Within { layout, scope, exe, kernel_log, err };
-            verb::generate::run(args, &mut within);
+            let kernel_log = invocation.by_init.then_some(Path::new("/dev/kmsg"));
+            let (exe, err, layout) = (invocation.exe, &mut err, &layout);
+            let mut context = verb::generate::Context { layout, scope, exe, kernel_log, err };
+            verb::generate::run(args, &mut context);
         }
         Err(failure) => drop(writeln!(err, "{failure}")),
     }
@@ -245,7 +273,7 @@ fn generate(args: &verb::generate::Args, dirs: &Dirs, given: &Given<'_>) {
 fn images(
     args: &verb::image::Args,
     layout: &Layout,
-    given: &Given<'_>,
+    invocation: &Invocation<'_>,
     screen: Screen,
 ) -> Result<(), Failure> {
     let (mut vms, mut invalid): (Vec<Vm>, Vec<PathBuf>) = (vec![], vec![]);
@@ -258,38 +286,39 @@ fn images(
     let tools = image::Tools {
         qemu_img: QemuImg::new("qemu-img"),
         patience: image::Patience::default(),
-        now: given.now,
+        now: invocation.now,
     };
-    let mut within = verb::image::Within {
+    let mut context = verb::image::Context {
         layout,
         vms: &vms,
         invalid: &invalid,
         tools: &tools,
-        progress: &mut progress::TerminalProgress::new(given.terminal),
+        progress: &mut progress::TerminalProgress::new(invocation.terminal),
         cancel: &progress::Cancel::default(),
         out: &mut io::stdout().lock(),
         screen,
     };
-    verb::image::image(args, &mut within).map_err(|error| match &error {
+    verb::image::image(args, &mut context).map_err(|error| match &error {
         verb::image::Error::Out(error) => Failure::output(error),
         error @ verb::image::Error::UnknownVm { .. } => Failure::explained(error),
-        error => Failure::of(error).hint(error.hint()),
+        error => Failure::from_error(error).hint(error.hint()),
     })
 }
 
-/// The systemd whose units look for VMs where `layout` does.
-fn manager(given: &Given<'_>, dirs: &Dirs, layout: &Layout) -> Option<Scope> {
-    let env = |key| dir(given.env, key);
-    if !given.systemd {
+/// Returns the systemd manager whose units use the directories of `layout`.
+fn manager(invocation: &Invocation<'_>, dirs: &Dirs, layout: &Layout) -> Option<Scope> {
+    let env = |key| dir(invocation.env, key);
+    if !invocation.systemd {
         None
-    } else if given.uid == 0 {
+    } else if invocation.uid == 0 {
         (*layout == system()).then_some(Scope::System)
     } else {
-        // Variables of this shell alone are not known to the user's manager.
+        // The user manager does not know variables of this shell.
         let usual = *dirs == Dirs::default()
             && env("XDG_CONFIG_HOME").is_none()
             && env("XDG_DATA_HOME").is_none();
-        let runtime = env("XDG_RUNTIME_DIR").or_else(|| user_runtime_dir::directory(given.uid))?;
+        let runtime =
+            env("XDG_RUNTIME_DIR").or_else(|| user_runtime_dir::directory(invocation.uid))?;
         let private = runtime.join("systemd/private");
         (usual && private.exists()).then_some(Scope::User)
     }
@@ -300,7 +329,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clap_is_content() {
+    fn command_line_is_valid_for_clap() {
         Cli::command().debug_assert();
     }
 
@@ -316,7 +345,7 @@ mod tests {
         ] {
             let words =
                 std::iter::once("qvm").chain(words.iter().copied()).map(std::ffi::OsString::from);
-            let verb = match Cli::read(words).unwrap().verb {
+            let verb = match Cli::from_arguments(words).unwrap().verb {
                 Verb::NetworkBroker(_) => "network-broker",
                 Verb::ExecStopPost(_) => "exec-stop-post",
                 _ => "another",
@@ -326,13 +355,13 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_repeated_without_control_characters() {
+    fn arguments_in_errors_have_no_control_characters() {
         for words in
             [&["stop", "a\nb\u{1b}[2J"][..], &["st\nop"], &["--a\nb"], &["list", "--\u{1b}"]]
         {
             let words =
                 std::iter::once("qvm").chain(words.iter().copied()).map(std::ffi::OsString::from);
-            let said = Cli::read(words).unwrap_err().to_string();
+            let said = Cli::from_arguments(words).unwrap_err().to_string();
             assert!(!said.contains('\u{1b}') && !said.contains("\nb"), "{said:?}");
             assert!(said.contains("\\n") || said.contains("\\u{1b}"), "{said:?}");
         }

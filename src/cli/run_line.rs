@@ -16,7 +16,7 @@ use super::{
 
 /// Recognizes `qvm run NAME`, with or without options for the directories. `None` for every other
 /// command line: clap parses it, or refuses it.
-pub(super) fn recognize(arguments: &[OsString]) -> Option<Cli> {
+pub fn recognize_run(arguments: &[OsString]) -> Option<Cli> {
     let (program, words) = arguments.split_first()?;
     if Path::new(program).file_name() == Some(OsStr::new(GENERATOR)) {
         return None;
@@ -87,7 +87,7 @@ mod tests {
             "qvm --config-dir run run run",
             "qvm --config-dir=a=b run web",
         ] {
-            let recognized = recognize(&words(line)).unwrap();
+            let recognized = recognize_run(&words(line)).unwrap();
             let parsed = Cli::try_parse_from(words(line)).unwrap();
             assert_eq!(recognized.dirs, parsed.dirs, "{line}");
             assert_eq!((recognized.verbose, recognized.quiet), (parsed.verbose, parsed.quiet));
@@ -118,10 +118,10 @@ mod tests {
             "qvm web run",
             "qvm-generator run web",
         ] {
-            assert!(recognize(&words(line)).is_none(), "{line}");
+            assert!(recognize_run(&words(line)).is_none(), "{line}");
         }
         let invalid = std::os::unix::ffi::OsStringExt::from_vec(vec![0xff]);
-        assert!(recognize(&["qvm".into(), "run".into(), invalid]).is_none());
-        assert!(recognize(&[]).is_none());
+        assert!(recognize_run(&["qvm".into(), "run".into(), invalid]).is_none());
+        assert!(recognize_run(&[]).is_none());
     }
 }

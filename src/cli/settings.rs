@@ -1,10 +1,10 @@
-//! What of this process' surroundings a supervisor is told.
+//! The settings of a supervisor from the environment of this process.
 
 use std::path::PathBuf;
 
 use super::{
     dirs::{dir, system},
-    given::Given,
+    invocation::Invocation,
 };
 use crate::{
     net::broker::Network,
@@ -15,22 +15,23 @@ use crate::{
     value::VmName,
 };
 
-/// The variable by which a unit with a network of its own says who lends it the host's.
+/// The variable that names the socket of the network broker, set in units with a private network
+/// namespace.
 const NETWORK: &str = "QVM_NETWORK";
 
-/// What a supervisor is told.
-pub(super) fn settings(name: VmName, layout: Layout, given: &Given<'_>) -> Settings {
+/// Returns the settings of a supervisor.
+pub(super) fn settings(name: VmName, layout: Layout, invocation: &Invocation<'_>) -> Settings {
     let machined =
-        (given.uid == 0 && layout == system()).then(|| PathBuf::from(registration::SOCKET));
+        (invocation.uid == 0 && layout == system()).then(|| PathBuf::from(registration::SOCKET));
     Settings {
         layout,
         name,
         machined,
-        scope: if given.uid == 0 { Scope::System } else { Scope::User },
-        qemu: (given.env)("QVM_QEMU").filter(|qemu| !qemu.is_empty()),
-        search_path: (given.env)("PATH"),
-        config_home: config_home(given),
-        network: match (given.env)(NETWORK) {
+        scope: if invocation.uid == 0 { Scope::System } else { Scope::User },
+        qemu: (invocation.env)("QVM_QEMU").filter(|qemu| !qemu.is_empty()),
+        search_path: (invocation.env)("PATH"),
+        config_home: config_home(invocation),
+        network: match (invocation.env)(NETWORK) {
             Some(socket) if !socket.is_empty() => Network::lent(socket.into()),
             _ => Network::default(),
         },
@@ -42,7 +43,7 @@ pub(super) fn settings(name: VmName, layout: Layout, given: &Given<'_>) -> Setti
     }
 }
 
-/// What new identities are made of.
+/// Returns the sources of new identities.
 pub(super) fn means(layout: Layout) -> IdentitySource {
     IdentitySource { layout, host_id: machine_id::read(), uuid: new_uuid }
 }
@@ -51,14 +52,14 @@ fn new_uuid() -> String {
     uuid::Uuid::new_v4().to_string()
 }
 
-/// Where a plain user's configuration is.
-pub(super) fn config_home(given: &Given<'_>) -> Option<PathBuf> {
-    let home = || Some(PathBuf::from((given.env)("HOME")?).join(".config"));
-    let found = || dir(given.env, "XDG_CONFIG_HOME").or_else(home);
-    (given.uid != 0).then(found).flatten()
+/// Returns the configuration directory of an unprivileged user.
+pub(super) fn config_home(invocation: &Invocation<'_>) -> Option<PathBuf> {
+    let home = || Some(PathBuf::from((invocation.env)("HOME")?).join(".config"));
+    let found = || dir(invocation.env, "XDG_CONFIG_HOME").or_else(home);
+    (invocation.uid != 0).then(found).flatten()
 }
 
-/// The time, to the millisecond: more is noise in what is kept and shown.
+/// The current time in milliseconds.
 fn milliseconds() -> jiff::Timestamp {
     let now = jiff::Timestamp::now();
     jiff::Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now)

@@ -1,4 +1,4 @@
-//! Tables and long lines for a terminal: aligned columns, folded sentences, and colours where they are wanted.
+//! Tables and wrapped lines for a terminal: aligned columns, and colors if the terminal has them.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -8,24 +8,24 @@ use std::{
 
 use crate::value::plain;
 
-/// How a cell looks on a terminal that has colours.
+/// The style of a cell on a terminal with colors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Look {
-    /// As all text.
+pub enum Style {
     #[default]
+    /// The terminal's default.
     Plain,
     /// All is well.
     Good,
-    /// Worth a look.
+    /// Needs attention.
     Doubtful,
-    /// Wrong.
+    /// An error.
     Bad,
-    /// Of little weight.
+    /// Of little importance.
     Faint,
 }
 
-impl Look {
-    /// The sequence that begins it (ECMA-48, SGR).
+impl Style {
+    /// Returns the escape sequence (ECMA-48, SGR).
     fn code(self) -> Option<&'static str> {
         match self {
             Self::Plain => None,
@@ -36,7 +36,7 @@ impl Look {
         }
     }
 
-    /// The text in this look.
+    /// Returns the text in this style.
     pub fn paint(self, text: &str, colours: bool) -> String {
         match self.code().filter(|_| colours && !text.is_empty()) {
             Some(code) => format!("\x1b[{code}m{text}\x1b[0m"),
@@ -45,23 +45,24 @@ impl Look {
     }
 }
 
-/// What is written to: a terminal, or anything else.
+/// The output: a terminal, or a file or pipe.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Screen {
-    /// It takes colours.
+    /// Whether the output has colors.
     pub colours: bool,
-    /// How many columns it has; `None` is no terminal, and lines are as long as they are.
+    /// The width of the terminal in columns; `None` if the output is not a terminal.
     pub width: Option<usize>,
 }
 
-/// Nobody reads longer lines gladly.
+/// The maximum line width for wrapping, in columns.
 const WIDEST: usize = 100;
-/// Fewer columns than these are not folded for.
+/// Below this width lines are not wrapped, in columns.
 const NARROWEST: usize = 40;
 
 impl Screen {
-    /// What this descriptor is. Colours are for a terminal that knows them, where nobody minds (<https://no-color.org>).
-    pub fn of(to: &impl AsFd, env: &dyn Fn(&str) -> Option<OsString>) -> Self {
+    /// Returns the properties of a descriptor. Colors require a terminal that supports them, and no
+    /// `NO_COLOR` (<https://no-color.org>).
+    pub fn detect(to: &impl AsFd, env: &dyn Fn(&str) -> Option<OsString>) -> Self {
         if !rustix::termios::isatty(to) {
             return Self::default();
         }
@@ -74,7 +75,7 @@ impl Screen {
         }
     }
 
-    /// A text that begins in column `indent`, folded between words where it would be too long; each line but the last has its end.
+    /// Wraps a text that begins in column `indent` between words.
     pub fn folded(&self, text: &str, indent: usize) -> String {
         let room = self.width.map(|width| width.saturating_sub(indent).max(NARROWEST / 2));
         let Some(room) = room else { return text.to_owned() };
@@ -96,22 +97,22 @@ impl Screen {
     }
 }
 
-/// A cell. Whatever its text is, it drives no terminal.
+/// A cell. Control characters in its text are escaped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cell {
     text: String,
-    look: Look,
+    style: Style,
     right: bool,
 }
 
 impl Cell {
-    /// With this look.
+    /// Sets the style.
     #[must_use]
-    pub fn look(self, look: Look) -> Self {
-        Self { look, ..self }
+    pub fn style(self, style: Style) -> Self {
+        Self { style, ..self }
     }
 
-    /// A number: to the right.
+    /// Aligns a number to the right.
     #[must_use]
     pub fn right(self) -> Self {
         Self { right: true, ..self }
@@ -120,32 +121,32 @@ impl Cell {
 
 impl<T: Into<String>> From<T> for Cell {
     fn from(text: T) -> Self {
-        Self { text: plain(&text.into()), look: Look::Plain, right: false }
+        Self { text: plain(&text.into()), style: Style::Plain, right: false }
     }
 }
 
-/// Rows below a head. A row may have lines of its own below it, which are as long as they like.
+/// Rows below a head. A row may have lines of any length below it.
 #[derive(Debug, Clone, Default)]
 pub struct Table {
     rows: Vec<(Vec<Cell>, Vec<String>)>,
 }
 
-/// What stands between two columns.
+/// The separator of two columns.
 const GAP: &str = "  ";
 
 impl Table {
-    /// A table with this head.
+    /// Creates a table with this head.
     pub fn new<const N: usize>(head: [&str; N]) -> Self {
-        let head = head.map(|text| Cell::from(text).look(Look::Faint)).to_vec();
+        let head = head.map(|text| Cell::from(text).style(Style::Faint)).to_vec();
         Self { rows: vec![(head, vec![])] }
     }
 
-    /// A row, and the lines below it.
+    /// Adds a row and the lines below it.
     pub fn row(&mut self, cells: Vec<Cell>, below: Vec<String>) {
         self.rows.push((cells, below));
     }
 
-    /// The text, each line with its end.
+    /// Returns the text, with a newline after each line.
     pub fn text(&self, screen: Screen) -> String {
         let colours = screen.colours;
         let columns = self.rows.iter().map(|(cells, _)| cells.len()).max().unwrap_or(0);
@@ -153,7 +154,7 @@ impl Table {
         let widths: Vec<usize> = (0..columns)
             .map(|nr| self.rows.iter().map(|(cells, _)| wide(cells.get(nr))).max().unwrap_or(0))
             .collect();
-        // A column of numbers has its head to the right as well.
+        // The head of a right-aligned column is right-aligned too.
         let is_right: Vec<bool> = (0..columns)
             .map(|nr| self.rows.get(1).and_then(|(row, _)| row.get(nr)).is_some_and(|c| c.right))
             .collect();
@@ -164,9 +165,9 @@ impl Table {
                 let blanks = " ".repeat(widths[nr] - wide(Some(cell)));
                 let (before, after) =
                     if is_right[nr] { (blanks.as_str(), "") } else { ("", blanks.as_str()) };
-                // Into a String it cannot fail.
+                // Writing to a String cannot fail.
                 let _ =
-                    write!(line, "{before}{}{after}{GAP}", cell.look.paint(&cell.text, colours));
+                    write!(line, "{before}{}{after}{GAP}", cell.style.paint(&cell.text, colours));
             }
             text.push_str(line.trim_end());
             text.push('\n');
@@ -186,7 +187,7 @@ mod tests {
     fn columns_are_aligned_with_and_without_colours() {
         let mut table = Table::new(["NAME", "CPU%", "STATE"]);
         table.row(
-            vec!["web".into(), Cell::from("3").right(), Cell::from("running").look(Look::Good)],
+            vec!["web".into(), Cell::from("3").right(), Cell::from("running").style(Style::Good)],
             vec!["and more of it".to_owned()],
         );
         table.row(vec!["a-ä".into(), Cell::from("100").right(), "x".into()], vec![]);
@@ -204,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cell_is_one_line_and_drives_no_terminal() {
+    fn cell_is_one_line_without_control_characters() {
         let mut table = Table::new(["A"]);
         table.row(vec!["x\u{1b}[2J\ny".into()], vec!["z\r\u{9b}2J".to_owned()]);
         let text = table.text(Screen::default());
@@ -212,19 +213,19 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_has_no_colours_and_no_width() {
+    fn pipe_has_no_colors_and_no_width() {
         let (_, write) = std::io::pipe().unwrap();
         let env = |key: &str| (key == "TERM").then(|| "xterm".into());
-        assert_eq!(Screen::of(&write, &env), Screen::default());
+        assert_eq!(Screen::detect(&write, &env), Screen::default());
     }
 
     #[test]
-    fn a_terminal_has_both_unless_somebody_minds() {
+    fn terminal_has_colors_unless_disabled() {
         let size = nix::pty::Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
         let pty = nix::pty::openpty(Some(&size), None).unwrap();
         let to = pty.slave;
         let of = |term: &'static str, no_color: Option<&'static str>| {
-            Screen::of(&to, &move |key| match key {
+            Screen::detect(&to, &move |key| match key {
                 "TERM" => Some(term.into()),
                 "NO_COLOR" => no_color.map(Into::into),
                 _ => None,

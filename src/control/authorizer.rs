@@ -1,13 +1,14 @@
-//! Who may do what over the control socket: one table, and what is said to who may not.
+//! Authorization of requests on the control socket: one table, and the reply to a client without
+//! permission.
 //!
-//! | | the socket's group | operators | root, the supervisor's own user |
+//! | | the socket's group | operators | root, the supervisor's user |
 //! |---|---|---|---|
-//! | the state of the VM: what it is, does, uses, and what is pending | yes | yes | yes |
-//! | what the guest says and shows: its console, its screen | no | yes | yes |
-//! | whatever changes the VM or the guest | no | yes | yes |
+//! | read the state of the VM: status, usage, pending changes | yes | yes | yes |
+//! | read the output of the guest: console, screen | no | yes | yes |
+//! | change the VM or the guest | no | yes | yes |
 //!
-//! Who can connect at all is the matter of the socket's directory and mode. Everything but the state is an operator's: a console,
-//! even one that is only read, shows what is typed at it, and what a guest prints there is nobody's to foresee.
+//! The directory and the mode of the socket decide who can connect. Console and screen require an
+//! operator because they may contain passwords or other secrets of the guest.
 
 use std::path::PathBuf;
 
@@ -20,35 +21,35 @@ use super::{
 };
 use crate::value::{Explain, Operator, Peer};
 
-/// What the host knows of accounts; looking one up may take as long as a directory service takes.
+/// Looks up accounts; a directory service may make a lookup slow.
 #[derive(Debug, Clone, Copy)]
 pub struct Accounts {
-    /// The number of a user or group.
+    /// Returns the ID of a user or group.
     pub id: fn(&Operator) -> Option<u32>,
-    /// What a user is called.
+    /// Returns the name of a user.
     pub name: fn(u32) -> Option<String>,
 }
 
-/// The rule of one VM.
+/// The authorization of one VM.
 #[derive(Debug, Clone)]
 pub struct Authorizer {
-    /// The supervisor's own user.
+    /// The UID of the supervisor.
     pub own: u32,
-    /// `operators`, as it is now.
+    /// The current value of `operators`.
     pub operators: watch::Receiver<Vec<Operator>>,
-    /// The VM file, for who asks how to become one.
+    /// The VM file, which the hint names.
     pub file: PathBuf,
-    /// Who is who.
+    /// The accounts of the host.
     pub accounts: Accounts,
 }
 
-/// Who is not let.
+/// A client without permission.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{who} may not {what}: that is for root and the VM's operators")]
+#[error("permission denied: only root and the VM's operators can {what}; the client is {who}")]
 pub struct Denied {
-    /// `` `alice` (uid 1000) ``.
+    /// The user as `` `alice` (uid 1000) ``.
     pub who: String,
-    /// What was asked for.
+    /// The requested operation.
     pub what: &'static str,
     hint: String,
 }
@@ -60,12 +61,12 @@ impl Explain for Denied {
 }
 
 impl Authorizer {
-    /// Whether the peer is root or the supervisor's own user.
+    /// Whether the client is root or the supervisor's own user.
     pub fn is_own(&self, peer: &Peer) -> bool {
         peer.uid == 0 || peer.uid == self.own
     }
 
-    /// Whether the peer may do what is not everybody's.
+    /// Whether the client may do what requires an operator.
     pub async fn is_operator(&self, peer: &Peer) -> bool {
         if self.is_own(peer) {
             return true;
@@ -75,14 +76,14 @@ impl Authorizer {
             return false;
         }
         let (peer, id) = (peer.clone(), self.accounts.id);
-        // Whoever cannot be looked up is nobody.
+        // A user that cannot be looked up matches no operator.
         tokio::task::spawn_blocking(move || is_among(&operators, &peer, id)).await.unwrap_or(false)
     }
 
-    /// Lets an operator do `what`.
+    /// Checks that the client may do `what`.
     ///
     /// # Errors
-    /// The peer is none.
+    /// The client is not an operator.
     pub async fn check(&self, peer: &Peer, what: &'static str) -> Result<(), Denied> {
         if self.is_operator(peer).await {
             return Ok(());
@@ -95,14 +96,13 @@ impl Authorizer {
         };
         let word = name.unwrap_or_else(|| uid.to_string());
         let file = self.file.display();
-        let hint = format!(
-            "`operators = [\"{word}\"]` in {file} lets it, once root has said `qvm apply NAME`"
-        );
+        let hint =
+            format!("add `operators = [\"{word}\"]` to {file}, then run `qvm apply NAME` as root");
         Err(Denied { who, what, hint })
     }
 }
 
-/// Whether one of the operators is the peer, or a group of its.
+/// Whether the client, or one of its groups, is among the operators.
 fn is_among(operators: &[Operator], peer: &Peer, id: fn(&Operator) -> Option<u32>) -> bool {
     operators.iter().any(|operator| match operator {
         Operator::User(_) | Operator::Uid(_) => id(operator) == Some(peer.uid),
@@ -112,59 +112,59 @@ fn is_among(operators: &[Operator], peer: &Peer, id: fn(&Operator) -> Option<u32
     })
 }
 
-/// The names among the operators that the host does not know.
+/// Returns the operators that do not exist on the host.
 pub fn unknown(operators: &[Operator], accounts: Accounts) -> Vec<Operator> {
     operators.iter().filter(|operator| (accounts.id)(operator).is_none()).cloned().collect()
 }
 
-/// What a method needs.
+/// The permission that a method requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Need {
-    /// Nothing but to be connected.
-    Nothing,
-    /// To be an operator, for doing this.
+pub(super) enum Permission {
+    /// None.
+    Anyone,
+    /// An operator; the text is the operation for messages.
     Operator(&'static str),
 }
 
-/// The table.
-pub(super) fn need(method: &Method) -> Need {
-    use Need::{Nothing, Operator};
+/// Returns the permission that `method` requires.
+pub(super) fn required_permission(method: &Method) -> Permission {
+    use Permission::{Anyone, Operator};
     match method {
         Method::Info
         | Method::Description { .. }
         | Method::Describe { .. }
         | Method::Status
-        // Its addresses, which its neighbours on the network see as well.
+        // The guest's addresses, which other hosts on the network can see too.
         | Method::Guest
         | Method::Events { .. }
         | Method::RecentEvents
-        | Method::Statistics => Nothing,
+        | Method::Statistics => Anyone,
         Method::Command(command) => Operator(match command {
-            Command::PowerOff { .. } => "shut it down",
-            Command::Terminate => "force it off",
-            Command::Reboot => "reboot it",
-            Command::Reset => "reset it",
-            Command::Pause => "pause it",
-            Command::Resume => "resume it",
-            Command::Suspend => "suspend it",
-            Command::Reload => "apply its VM file",
-            Command::SetMemory { .. } => "change its memory",
+            Command::PowerOff { .. } => "shut the VM down",
+            Command::Terminate => "force the VM off",
+            Command::Reboot => "reboot the VM",
+            Command::Reset => "reset the VM",
+            Command::Pause => "pause the VM",
+            Command::Resume => "resume the VM",
+            Command::Suspend => "suspend the VM",
+            Command::Reload => "apply the VM file",
+            Command::SetMemory { .. } => "change the VM's memory",
         }),
-        Method::Exec { .. } => Operator("run commands in its guest"),
-        Method::Agent { .. } => Operator("command its guest agent"),
-        Method::Freeze { .. } => Operator("freeze its guest's file systems"),
-        Method::Thaw => Operator("thaw its guest's file systems"),
+        Method::Exec { .. } => Operator("run commands in the guest"),
+        Method::Agent { .. } => Operator("use the guest agent"),
+        Method::Freeze { .. } => Operator("freeze the guest's file systems"),
+        Method::Thaw => Operator("thaw the guest's file systems"),
         Method::Screenshot => Operator(SCREEN),
-        Method::Press(_) => Operator("type at its keyboard"),
-        Method::Console { read_only: true, .. } => Operator("read its console"),
-        Method::Console { read_only: false, .. } => Operator("use its console"),
+        Method::Press(_) => Operator("type on the VM's keyboard"),
+        Method::Console { read_only: true, .. } => Operator("read the VM's console"),
+        Method::Console { read_only: false, .. } => Operator("use the VM's console"),
     }
 }
 
-/// What a viewer of the screen asks for.
-pub const SCREEN: &str = "look at its screen";
+/// The operation of a VNC client, for messages.
+pub const SCREEN: &str = "view the VM's screen";
 
-/// Takes out what the guest's console said.
+/// Removes the console output from a status.
 pub(super) fn without_console(mut status: Status) -> Status {
     for end in status.last_stop.iter_mut().chain(&mut status.ends) {
         end.console.clear();
@@ -172,7 +172,7 @@ pub(super) fn without_console(mut status: Status) -> Status {
     status
 }
 
-/// The same of an event: an end that failed has the last lines with it.
+/// Removes the console output from an event: a failed end contains the last lines.
 pub(super) fn event_without_console(mut event: Event) -> Event {
     if let Some(serde_json::Value::Object(data)) = &mut event.data {
         data.shift_remove("console");
@@ -209,7 +209,7 @@ mod tests {
         Peer { uid, gid: uid, groups: groups.to_vec() }
     }
 
-    fn grant(own: u32, operators: &[&str]) -> (watch::Sender<Vec<Operator>>, Authorizer) {
+    fn authorizer(own: u32, operators: &[&str]) -> (watch::Sender<Vec<Operator>>, Authorizer) {
         let operators = operators.iter().map(|text| text.parse().unwrap()).collect();
         let (told, operators) = watch::channel(operators);
         let file = "/etc/qvm/vms/web.toml".into();
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn root_its_own_user_and_who_is_named_are_operators() {
+    async fn root_own_user_and_operators_are_permitted() {
         for (operators, uid, groups, is) in [
             (&[][..], 0, &[][..], true),
             (&[], 990, &[], true),
@@ -228,38 +228,40 @@ mod tests {
             (&["@admins"], 1001, &[5, 27], true),
             (&["@admins"], 27, &[], true),
             (&["@admins"], 1001, &[5], false),
-            // A number of a user is none of a group, and a name that nobody has is nobody's.
+            // A UID is not a GID, and an unknown name matches nothing.
             (&["27"], 1001, &[27], false),
             (&["@1001"], 1001, &[], true),
             (&["bob", "@nobodies"], 1001, &[], false),
         ] {
-            let (_told, grant) = grant(990, operators);
-            let found = grant.is_operator(&peer(uid, groups)).await;
+            let (_told, authorizer) = authorizer(990, operators);
+            let found = authorizer.is_operator(&peer(uid, groups)).await;
             assert_eq!(found, is, "{operators:?} {uid} {groups:?}");
         }
     }
 
     #[tokio::test]
-    async fn a_changed_list_counts_at_once() {
-        let (told, grant) = grant(0, &[]);
-        let denied = grant.check(&peer(1000, &[]), "pause it").await.unwrap_err();
+    async fn changed_operators_count_at_once() {
+        let (told, authorizer) = authorizer(0, &[]);
+        let denied = authorizer.check(&peer(1000, &[]), "pause the VM").await.unwrap_err();
         assert_eq!(
             denied.to_string(),
-            "`alice` (uid 1000) may not pause it: that is for root and the VM's operators"
+            "permission denied: only root and the VM's operators can pause the VM; the client is \
+             `alice` (uid 1000)"
         );
         assert_eq!(
             denied.hint().unwrap(),
-            "`operators = [\"alice\"]` in /etc/qvm/vms/web.toml lets it, once root has said `qvm apply NAME`"
+            "add `operators = [\"alice\"]` to /etc/qvm/vms/web.toml, then run `qvm apply NAME` as \
+             root"
         );
         told.send_replace(vec!["alice".parse().unwrap()]);
-        assert_eq!(grant.check(&peer(1000, &[]), "pause it").await, Ok(()));
-        let denied = grant.check(&peer(7, &[]), "pause it").await.unwrap_err();
-        assert!(denied.to_string().starts_with("uid 7 may not pause it"), "{denied}");
+        assert_eq!(authorizer.check(&peer(1000, &[]), "pause the VM").await, Ok(()));
+        let denied = authorizer.check(&peer(7, &[]), "pause the VM").await.unwrap_err();
+        assert!(denied.to_string().ends_with("the client is uid 7"), "{denied}");
         assert!(denied.hint().unwrap().contains("[\"7\"]"));
     }
 
     #[test]
-    fn the_state_is_for_all_and_nothing_else_is() {
+    fn only_state_needs_no_operator() {
         let limit = Duration::from_secs(1);
         let look = [
             Method::Info,
@@ -272,7 +274,7 @@ mod tests {
             Method::Statistics,
         ];
         for method in look {
-            assert_eq!(need(&method), Need::Nothing, "{method:?}");
+            assert_eq!(required_permission(&method), Permission::Anyone, "{method:?}");
         }
         let operate = [
             Method::Command(Command::PowerOff { timeout_sec: None }),
@@ -294,12 +296,12 @@ mod tests {
             Method::Console { read_only: false, scrollback: 0 },
         ];
         for method in operate {
-            assert!(matches!(need(&method), Need::Operator(_)), "{method:?}");
+            assert!(matches!(required_permission(&method), Permission::Operator(_)), "{method:?}");
         }
     }
 
     #[test]
-    fn who_may_not_see_the_console_sees_nothing_of_it_beside_an_end() {
+    fn console_is_removed_from_ends() {
         let end = End {
             reason: "qemu-signal".into(),
             at: String::new(),
@@ -319,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_the_host_does_not_know_are_told() {
+    fn unknown_operators_are_listed() {
         let all: Vec<Operator> =
             ["alice", "bob", "77", "@admins", "@x"].map(|text| text.parse().unwrap()).into();
         let unknown: Vec<String> =

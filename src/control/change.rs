@@ -2,24 +2,25 @@
 
 use serde::{Deserialize, Serialize};
 
-/// One difference between the VM file and what runs.
+/// One difference between the VM file and the running VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Pending {
-    /// The key, such as `mem` or `disk.data.size`; a disk or NIC that is on one side only is one difference, `disk.data`.
+    /// The key, such as `mem` or `disk.data.size`; an added or removed disk or NIC is one
+    /// difference, such as `disk.data`.
     pub key: String,
-    /// What runs; null where there is nothing.
+    /// The running value; null if there is none.
     pub from: Option<String>,
-    /// What is written; null where it was taken out.
+    /// The value in the VM file; null if the key was removed.
     pub to: Option<String>,
-    /// When the change becomes real.
+    /// When the change takes effect.
     pub takes_effect: TakesEffect,
-    /// What cloud-init would do anew, where it is cloud-init that has to run again: the names of its modules.
+    /// The names of the cloud-init modules that would run again, if the change requires that.
     #[serde(default)]
     pub reruns: Option<String>,
 }
 
-/// When a change becomes real.
+/// When a change takes effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TakesEffect {
@@ -27,18 +28,18 @@ pub enum TakesEffect {
     Live,
     /// When the guest reboots (with `onGuestReboot = "apply"`), or at the next start.
     NextReboot,
-    /// At the next start of a stopped VM.
+    /// At the next start of the stopped VM.
     NextStart,
-    /// When cloud-init runs again, which a changed seed alone does not bring about.
+    /// When cloud-init runs again, which a changed seed alone does not cause.
     CloudInitRerun,
-    /// Never by itself: the disk would have to be made anew, and what is in it would be lost.
+    /// Never automatically: the disk would have to be created again, and its data would be lost.
     Destructive,
     /// Never: the disk exists.
     Ignored,
 }
 
 impl TakesEffect {
-    /// The word for it, in JSON and in metrics.
+    /// Returns the word in JSON and metrics.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Live => "live",
@@ -50,14 +51,14 @@ impl TakesEffect {
         }
     }
 
-    /// A sentence's end for people.
+    /// Returns the text for operators, which completes a sentence.
     pub fn words(self) -> &'static str {
         match self {
             Self::Live => "at `qvm apply`",
             Self::NextReboot => "when the guest reboots",
             Self::NextStart => "at the next start",
             Self::CloudInitRerun => "when cloud-init runs again (`qvm reseed`)",
-            Self::Destructive => "never: a disk does not shrink, a smaller one would be a new one",
+            Self::Destructive => "never: a disk cannot be shrunk",
             Self::Ignored => "never: the disk exists",
         }
     }

@@ -1,4 +1,4 @@
-//! The other side of the control socket: what the command line asks a supervisor.
+//! The client of the control socket.
 
 use std::{io, os::fd::OwnedFd, path::Path, time::Duration};
 
@@ -20,16 +20,17 @@ use crate::value::keyboard::Chord;
 pub use super::client_error::Error;
 use super::types::{Command, Event, Guest, Statistics, Status};
 
-/// How long a supervisor may take to answer: it waits for QEMU, with a shorter bound of its own.
+/// The limit for a reply: the supervisor waits for QEMU with a shorter limit of its own.
 const ANSWER: Duration = Duration::from_secs(30);
-/// How long saving a guest's state may take: a day, the most that `shutdownTimeoutSec` can say, and what QEMU needs to exit.
+/// The limit for saving a guest's state: a day, the maximum of `shutdownTimeoutSec`, and the time
+/// that QEMU needs to exit.
 const SUSPEND: Duration = Duration::from_secs(86_400 + 60);
-/// How long applying a VM file may take: a new disk's image may have to be fetched first.
+/// The limit for applying a VM file: the image of a new disk may have to be downloaded.
 const APPLY: Duration = Duration::from_secs(3600);
-/// How long one chord may take.
+/// The limit for one key chord.
 const TYPING: Duration = Duration::from_secs(1);
 
-/// varlink's error for who may not.
+/// varlink's error for denied permission.
 const DENIED: &str = "org.varlink.service.PermissionDenied";
 
 impl From<zlink::Error> for Error {
@@ -38,17 +39,17 @@ impl From<zlink::Error> for Error {
             zlink::Error::Json(error) => Self::Answer(error),
             zlink::Error::VarlinkService(error) => {
                 if matches!(error.inner(), Service::PermissionDenied) {
-                    let reason = "the supervisor does not let you".to_owned();
+                    let reason = "the supervisor denied permission".to_owned();
                     return Self::NotAllowed { reason, hint: None };
                 }
                 let told = serde_json::to_value(error.inner()).unwrap_or_default();
                 let reason = match error.inner() {
                     Service::InvalidParameter { parameter } => {
-                        format!("`{parameter}` is not valid")
+                        format!("the parameter `{parameter}` is invalid")
                     }
                     Service::MethodNotFound { method } => {
                         format!(
-                            "the supervisor does not know `{method}`; it may be of another version"
+                            "the supervisor does not support `{method}`; its version may differ"
                         )
                     }
                     other => other.to_string(),
@@ -58,13 +59,13 @@ impl From<zlink::Error> for Error {
                     reason,
                 }
             }
-            // Whatever fails on a connection that stood is its end.
+            // Any other failure of an established connection is its end.
             _ => Self::Closed,
         }
     }
 }
 
-/// An error reply of any name.
+/// An error reply with any name.
 #[derive(Debug, Deserialize)]
 struct Refused {
     error: String,
@@ -76,9 +77,9 @@ impl From<Refused> for Error {
     fn from(Refused { error, parameters }: Refused) -> Self {
         let said = |key: &str| parameters.get(key)?.as_str().map(str::to_owned);
         let reason = said("reason")
-            .or_else(|| said("state").map(|state| format!("not now: the VM is {state}")))
+            .or_else(|| said("state").map(|state| format!("not possible: the VM is {state}")))
             .unwrap_or_else(|| match error.rsplit('.').next() {
-                Some("NotConnected") => "not now: the VM has no QEMU".to_owned(),
+                Some("NotConnected") => "not possible: QEMU is not running".to_owned(),
                 Some(word) => word.to_owned(),
                 None => error.clone(),
             });
@@ -107,10 +108,10 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects.
+    /// Connects to a control socket.
     ///
     /// # Errors
-    /// `NotRunning` where nobody listens.
+    /// `NotRunning` if no process listens.
     pub async fn connect(path: &Path) -> Result<Self, Error> {
         let stream = UnixStream::connect(path).await.map_err(|error| match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Error::NotRunning,
@@ -121,20 +122,21 @@ impl Client {
         Ok(Self { replies, calls: calls.into_write_half() })
     }
 
-    /// Serialized here, once: zlink's writer begins anew for every 256 bytes that it grows by, and a call may carry a part of a file.
-    async fn say(&mut self, method: &str, parameters: Value, more: bool) -> Result<(), Error> {
+    /// Sends a call. It is serialized here in one step: zlink's writer starts again for every 256
+    /// bytes of growth, and a call may contain a part of a file.
+    async fn send(&mut self, method: &str, parameters: Value, more: bool) -> Result<(), Error> {
         let call = Call::new(Method { method, parameters }).set_more(more);
         let mut bytes = serde_json::to_vec(&call).map_err(Error::Answer)?;
         bytes.push(0);
         Ok(self.calls.write(&bytes, &[] as &[OwnedFd], None).await?)
     }
 
-    async fn hear<T>(&mut self) -> Result<(T, Vec<OwnedFd>), Error>
+    async fn receive<T>(&mut self) -> Result<(T, Vec<OwnedFd>), Error>
     where
         T: DeserializeOwned + std::fmt::Debug,
     {
-        // As a value first: zlink tries one kind of reply after the other, and an answer that
-        // this program cannot read would come out as no kind at all.
+        // Parsed as a value first: zlink tries one kind of reply after the other, and a reply that
+        // this version cannot parse would match none.
         let (reply, fds) = self.replies.receive_reply::<Value, Refused>().await?;
         let parameters = reply?.into_parameters().unwrap_or_else(|| json!({}));
         Ok((serde_json::from_value(parameters).map_err(Error::Answer)?, fds))
@@ -150,65 +152,66 @@ impl Client {
         T: DeserializeOwned + std::fmt::Debug,
     {
         let answer = async {
-            self.say(method, parameters, false).await?;
-            self.hear().await
+            self.send(method, parameters, false).await?;
+            self.receive().await
         };
         tokio::time::timeout(limit, answer).await.map_err(|_| Error::Timeout(limit))?
     }
 
-    /// Everything about the VM.
+    /// Returns the status of the VM.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn status(&mut self, limit: Duration) -> Result<Status, Error> {
         #[derive(Debug, Deserialize)]
-        struct Told {
+        struct Reply {
             status: Status,
         }
-        let (told, _): (Told, _) = self.call("io.qvm.Vm.Status", json!({}), limit).await?;
+        let (told, _): (Reply, _) = self.call("io.qvm.Vm.Status", json!({}), limit).await?;
         Ok(told.status)
     }
 
-    /// What the guest agent tells, if one answers.
+    /// Returns what the guest agent reports, if it answers.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn guest(&mut self) -> Result<Guest, Error> {
         #[derive(Debug, Deserialize)]
-        struct Told {
+        struct Reply {
             guest: Guest,
         }
-        let (told, _): (Told, _) = self.call("io.qvm.Vm.Guest", json!({}), ANSWER).await?;
+        let (told, _): (Reply, _) = self.call("io.qvm.Vm.Guest", json!({}), ANSWER).await?;
         Ok(told.guest)
     }
 
-    /// What happened last, newest first.
+    /// Returns the last events, newest first.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn recent_events(&mut self) -> Result<Vec<Event>, Error> {
         #[derive(Debug, Deserialize)]
-        struct Told {
+        struct Reply {
             events: Vec<Event>,
         }
-        let (told, _): (Told, _) = self.call("io.qvm.Vm.RecentEvents", json!({}), ANSWER).await?;
+        let (told, _): (Reply, _) = self.call("io.qvm.Vm.RecentEvents", json!({}), ANSWER).await?;
         Ok(told.events)
     }
 
-    /// What only QEMU knows of the machine.
+    /// Returns counters that only QEMU has.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn statistics(&mut self, limit: Duration) -> Result<Statistics, Error> {
         #[derive(Debug, Deserialize)]
-        struct Told {
+        struct Reply {
             statistics: Statistics,
         }
-        let (told, _): (Told, _) = self.call("io.qvm.Vm.Statistics", json!({}), limit).await?;
+        let (told, _): (Reply, _) = self.call("io.qvm.Vm.Statistics", json!({}), limit).await?;
         Ok(told.statistics)
     }
 
-    /// Has something done. Returns when the effect is there; of `PowerOff` and `Reboot`, when the guest was asked.
+    /// Executes a command. Returns when it has taken effect; for `PowerOff` and `Reboot`, when the
+    /// guest has been asked.
     ///
     /// # Errors
     /// See [`Error`].
@@ -237,15 +240,15 @@ impl Client {
         Ok(())
     }
 
-    /// A picture of the guest's screen: a PNG file without a name, read up to its end.
+    /// Takes a screenshot: a PNG file without a name, to be read to its end.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn screenshot(mut self) -> Result<OwnedFd, Error> {
-        self.handed("io.qvm.Vm.Screenshot", json!({})).await
+        self.call_for_descriptor("io.qvm.Vm.Screenshot", json!({})).await
     }
 
-    /// Presses keys, one chord after the other, and returns when the last one is up.
+    /// Presses key chords in order and returns after the last release.
     ///
     /// # Errors
     /// See [`Error`].
@@ -257,52 +260,57 @@ impl Client {
         Ok(())
     }
 
-    /// The descriptor that comes with an answer.
-    async fn handed(&mut self, method: &str, parameters: Value) -> Result<OwnedFd, Error> {
+    /// Returns the descriptor of a reply.
+    async fn call_for_descriptor(
+        &mut self,
+        method: &str,
+        parameters: Value,
+    ) -> Result<OwnedFd, Error> {
         #[derive(Debug, Deserialize)]
         #[serde(rename_all = "camelCase")]
-        struct Handed {
+        struct DescriptorReply {
             file_descriptor_index: usize,
         }
-        let (handed, fds): (Handed, _) = self.call(method, parameters, ANSWER).await?;
+        let (handed, fds): (DescriptorReply, _) = self.call(method, parameters, ANSWER).await?;
         fds.into_iter().nth(handed.file_descriptor_index).ok_or(Error::Closed)
     }
 
-    /// Everything that happens from now on: what is done after this has returned is not missed.
+    /// Subscribes to events: no event after the return is missed.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn watch(mut self) -> Result<Watch, Error> {
         let begun = async {
-            self.say("io.qvm.Vm.Watch", json!({}), true).await?;
-            self.hear::<Event>().await
+            self.send("io.qvm.Vm.Watch", json!({}), true).await?;
+            self.receive::<Event>().await
         };
         tokio::time::timeout(ANSWER, begun).await.map_err(|_| Error::Timeout(ANSWER))??;
         Ok(Watch { client: self })
     }
 
-    /// The serial console, after up to `scrollback` bytes of what it said before: a stream that ends when the supervisor does.
+    /// Connects to the serial console, which starts with up to `scrollback` bytes of earlier
+    /// output. The stream ends when the supervisor ends.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn console(mut self, read_only: bool, scrollback: u64) -> Result<UnixStream, Error> {
         let parameters = json!({ "readOnly": read_only, "scrollbackBytes": scrollback });
-        let fd = self.handed("io.qvm.Vm.Console", parameters).await?;
+        let fd = self.call_for_descriptor("io.qvm.Vm.Console", parameters).await?;
         let stream = std::os::unix::net::UnixStream::from(fd);
         let stream = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
         stream.map_err(Error::Io)
     }
 }
 
-/// What happens to a VM, as it happens.
+/// A subscription to the events of a VM.
 #[derive(Debug)]
 pub struct Watch {
     client: Client,
 }
 
 impl Watch {
-    /// The next event; `None` when the supervisor has gone.
+    /// Returns the next event; `None` when the supervisor has ended.
     pub async fn next(&mut self) -> Option<Event> {
-        Some(self.client.hear().await.ok()?.0)
+        Some(self.client.receive().await.ok()?.0)
     }
 }

@@ -1,77 +1,77 @@
-//! Why a supervisor did not do as asked, and what to do about it.
+//! Why a supervisor did not execute a request, and what to do.
 
 use std::{io, time::Duration};
 
 use crate::value::Explain;
 
-/// Why a supervisor did not do as asked.
+/// Why a supervisor did not execute a request.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nobody listens.
+    /// No process listens on the control socket.
     #[error("not running")]
     NotRunning,
-    /// The socket is another user's.
+    /// The permissions of the socket do not admit this user.
     #[error("permission denied by the supervisor's control socket")]
     Denied,
-    /// It cannot be reached.
+    /// The connection failed.
     #[error("cannot reach the supervisor")]
     Io(#[source] io::Error),
-    /// It is there, and says nothing.
-    #[error("the supervisor does not answer within {0:?}")]
+    /// The supervisor did not reply in time.
+    #[error("the supervisor did not answer within {0:?}")]
     Timeout(Duration),
     /// The guest's state could not be saved.
     #[error("not suspended: {reason}")]
     NotSuspended {
-        /// In words.
+        /// The cause.
         reason: String,
-        /// The storage does not answer.
+        /// Whether a fault of the host, such as hung storage, is the cause.
         is_host_fault: bool,
     },
-    /// It went away.
-    #[error("the supervisor has gone")]
+    /// The supervisor closed the connection.
+    #[error("the supervisor has ended")]
     Closed,
-    /// The guest agent says no.
+    /// The guest agent returned an error.
     #[error("{reason}")]
     Guest {
-        /// In its words.
+        /// The agent's error text.
         reason: String,
     },
     /// The guest's file systems are frozen.
     #[error("{reason}")]
     Frozen {
-        /// For how long.
+        /// The remaining time.
         reason: String,
     },
-    /// Who asks may not.
+    /// The client has no permission.
     #[error("{reason}")]
     NotAllowed {
         /// The user, and the denied operation.
         reason: String,
-        /// How he might.
+        /// How to get the permission.
         hint: Option<String>,
     },
-    /// QEMU did not do it in time, and may do it later.
+    /// QEMU did not confirm the operation in time, and may execute it later.
     #[error("{reason}")]
     Unconfirmed {
-        /// In words.
+        /// The cause.
         reason: String,
     },
     /// The storage of the VM does not answer.
     #[error("{reason}")]
     HostFault {
-        /// In words.
+        /// The cause.
         reason: String,
     },
-    /// It says no.
+    /// The supervisor refused.
     #[error("{reason}")]
     Refused {
-        /// The varlink error.
+        /// The name of the varlink error.
         error: String,
-        /// In words.
+        /// The cause.
         reason: String,
     },
-    /// It says something that this program does not know.
-    #[error("cannot read the supervisor's answer; it may be of another version")]
+    /// The reply cannot be parsed.
+    #[error("cannot parse the supervisor's reply; its version may differ")]
     Answer(#[source] serde_json::Error),
 }
 
@@ -81,15 +81,17 @@ impl Explain for Error {
             Self::NotRunning => None,
             Self::Denied => Some("run it as root, or as a member of the group `qvm`".into()),
             Self::NotAllowed { hint, .. } => hint.clone(),
-            Self::Timeout(_) => Some("its log tells why: `journalctl -u qvm@NAME`".into()),
-            Self::NotSuspended { .. } => Some("the guest goes on; `qvm stop` shuts it down".into()),
+            Self::Timeout(_) => Some("`journalctl -u qvm@NAME` shows its log".into()),
+            Self::NotSuspended { .. } => {
+                Some("the guest keeps running; `qvm stop` shuts it down".into())
+            }
             Self::Frozen { .. } => Some("`qvm fsfreeze --thaw NAME` thaws them now".into()),
             Self::Unconfirmed { .. } => Some(
                 "`qvm status NAME` shows whether QEMU's monitor answers; `qvm kill NAME` ends it"
                     .into(),
             ),
             Self::HostFault { .. } => Some(
-                "`qvm status NAME` shows what does not answer, and `dmesg` may tell why".into(),
+                "`qvm status NAME` shows what does not answer, `dmesg` may show the cause".into(),
             ),
             Self::Io(_)
             | Self::Closed

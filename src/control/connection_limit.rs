@@ -1,82 +1,83 @@
-//! How many may be connected at once, so that nobody who may connect keeps out who has to.
+//! A limit on connections to the control socket, so that no client can exclude others.
 
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// How many connections are served at once; a further one is closed.
+/// The maximum number of connections; further ones are closed.
 const MAX_CONNECTIONS: usize = 256;
-/// How many of them are for root and the supervisor's own user alone.
-const KEPT_FREE: usize = 16;
-/// How many any other user can have.
-const OF_ONE_USER: usize = 128;
+/// The number of connections reserved for root and the supervisor's own user.
+const RESERVED: usize = 16;
+/// The maximum number of connections of any other user.
+const MAX_PER_USER: usize = 128;
 
-/// Those who are connected, by user id.
+/// The open connections by UID.
 #[derive(Debug, Default, Clone)]
 pub(super) struct ConnectionLimit(Arc<Mutex<Counts>>);
 
 #[derive(Debug, Default)]
 struct Counts {
-    of: BTreeMap<u32, usize>,
-    /// Somebody has been sent away since the last who could stay.
-    sends_away: bool,
+    by_uid: BTreeMap<u32, usize>,
+    /// Whether a connection has been refused since the last accepted one.
+    is_refusing: bool,
 }
 
-/// One connection's place; free again when it is dropped.
+/// The permit of one connection; dropping it frees it.
 #[derive(Debug)]
 pub(super) struct Permit {
-    crowd: ConnectionLimit,
+    limit: ConnectionLimit,
     uid: u32,
 }
 
-/// Why there is no place.
+/// No further connection is accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Full {
-    /// What to say about it; nothing where it has been said of the one before.
-    pub(super) told: Option<String>,
+    /// The message to log; `None` if the previous connection was refused too.
+    pub(super) message: Option<String>,
 }
 
 impl ConnectionLimit {
-    /// A place for a connection; `trusted` are root and the supervisor's own user.
+    /// Returns a permit for a connection; `trusted` are root and the supervisor's own user.
     ///
     /// # Errors
-    /// There is none.
-    pub(super) fn place(&self, uid: u32, trusted: bool) -> Result<Permit, Full> {
+    /// The limit is reached.
+    pub(super) fn acquire(&self, uid: u32, trusted: bool) -> Result<Permit, Full> {
         let mut counts = self.counts();
-        let all: usize = counts.of.values().sum();
-        let theirs = counts.of.get(&uid).copied().unwrap_or(0);
+        let all: usize = counts.by_uid.values().sum();
+        let theirs = counts.by_uid.get(&uid).copied().unwrap_or(0);
         let (most, whose) = match trusted {
-            true => (MAX_CONNECTIONS, "in all"),
-            false if theirs >= OF_ONE_USER => (OF_ONE_USER, "of one user"),
-            false => (MAX_CONNECTIONS - KEPT_FREE, "of users other than root"),
+            true => (MAX_CONNECTIONS, "in total"),
+            false if theirs >= MAX_PER_USER => (MAX_PER_USER, "for one user"),
+            false => (MAX_CONNECTIONS - RESERVED, "for users other than root"),
         };
-        if all >= most || !trusted && theirs >= OF_ONE_USER {
-            let said = std::mem::replace(&mut counts.sends_away, true);
+        if all >= most || !trusted && theirs >= MAX_PER_USER {
+            let said = std::mem::replace(&mut counts.is_refusing, true);
             let told = format!(
-                "user {uid} has {theirs} connections to the control socket, and there can be {most} {whose}: further ones are closed"
+                "connection to the control socket refused: user {uid} has {theirs} connections, \
+                                 the limit is {most} {whose}"
             );
-            return Err(Full { told: (!said).then_some(told) });
+            return Err(Full { message: (!said).then_some(told) });
         }
-        counts.sends_away = false;
-        *counts.of.entry(uid).or_default() += 1;
+        counts.is_refusing = false;
+        *counts.by_uid.entry(uid).or_default() += 1;
         drop(counts);
-        Ok(Permit { crowd: self.clone(), uid })
+        Ok(Permit { limit: self.clone(), uid })
     }
 
     fn counts(&self) -> MutexGuard<'_, Counts> {
-        // Nothing that holds the lock can panic half-way through a change.
+        // No code that holds the lock can panic in the middle of a change.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let mut counts = self.crowd.counts();
-        if let Some(count) = counts.of.get_mut(&self.uid) {
+        let mut counts = self.limit.counts();
+        if let Some(count) = counts.by_uid.get_mut(&self.uid) {
             *count -= 1;
             if *count == 0 {
-                counts.of.remove(&self.uid);
+                counts.by_uid.remove(&self.uid);
             }
         }
     }
@@ -88,40 +89,41 @@ mod tests {
 
     const OWN: u32 = 1000;
 
-    fn fill(crowd: &ConnectionLimit, uid: u32) -> Vec<Permit> {
-        std::iter::from_fn(|| crowd.place(uid, uid == 0 || uid == OWN).ok()).collect()
+    fn fill(limit: &ConnectionLimit, uid: u32) -> Vec<Permit> {
+        std::iter::from_fn(|| limit.acquire(uid, uid == 0 || uid == OWN).ok()).collect()
     }
 
     #[test]
-    fn one_user_cannot_keep_out_others_nor_all_of_them_root() {
-        let crowd = ConnectionLimit::default();
-        let first = fill(&crowd, 7);
-        assert_eq!(first.len(), OF_ONE_USER);
-        let second = fill(&crowd, 8);
-        assert_eq!(first.len() + second.len(), MAX_CONNECTIONS - KEPT_FREE);
-        assert_eq!(fill(&crowd, 9).len(), 0);
-        let root = crowd.place(0, true).unwrap();
-        let own = fill(&crowd, OWN);
-        assert_eq!(own.len(), KEPT_FREE - 1);
-        assert!(crowd.place(0, true).is_err());
+    fn users_cannot_exclude_others_or_root() {
+        let limit = ConnectionLimit::default();
+        let first = fill(&limit, 7);
+        assert_eq!(first.len(), MAX_PER_USER);
+        let second = fill(&limit, 8);
+        assert_eq!(first.len() + second.len(), MAX_CONNECTIONS - RESERVED);
+        assert_eq!(fill(&limit, 9).len(), 0);
+        let root = limit.acquire(0, true).unwrap();
+        let own = fill(&limit, OWN);
+        assert_eq!(own.len(), RESERVED - 1);
+        assert!(limit.acquire(0, true).is_err());
         drop((root, own));
-        assert_eq!(fill(&crowd, 0).len(), KEPT_FREE);
+        assert_eq!(fill(&limit, 0).len(), RESERVED);
         drop((first, second));
-        assert!(crowd.counts().of.is_empty());
+        assert!(limit.counts().by_uid.is_empty());
     }
 
     #[test]
-    fn who_is_sent_away_again_and_again_is_told_of_once() {
-        let crowd = ConnectionLimit::default();
-        let mut places = fill(&crowd, 0);
+    fn repeated_refusals_are_logged_once() {
+        let limit = ConnectionLimit::default();
+        let mut places = fill(&limit, 0);
         assert_eq!(places.len(), MAX_CONNECTIONS);
         places.pop();
-        places.push(crowd.place(0, true).unwrap());
-        let told = |uid| crowd.place(uid, uid == 0 || uid == OWN).unwrap_err().told;
-        let once = "user 7 has 0 connections to the control socket, and there can be 240 of users other than root: further ones are closed";
-        assert_eq!((told(7).as_deref(), told(7), told(0)), (Some(once), None, None));
+        places.push(limit.acquire(0, true).unwrap());
+        let message = |uid| limit.acquire(uid, uid == 0 || uid == OWN).unwrap_err().message;
+        let once = "connection to the control socket refused: user 7 has 0 connections, \
+            the limit is 240 for users other than root";
+        assert_eq!((message(7).as_deref(), message(7), message(0)), (Some(once), None, None));
         places.pop();
-        places.push(crowd.place(0, true).unwrap());
-        assert!(told(0).unwrap().contains("there can be 256 in all"));
+        places.push(limit.acquire(0, true).unwrap());
+        assert!(message(0).unwrap().contains("the limit is 256 in total"));
     }
 }

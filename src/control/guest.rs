@@ -1,4 +1,4 @@
-//! What the command line asks of a guest, through its supervisor.
+//! Requests of the command line to a guest, through its supervisor.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::{
     types::Executed,
 };
 
-/// How much longer than the command itself the answer to `Exec` may take.
+/// The additional time for the reply to `Exec` after the limit of the command.
 const AGENT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Deserialize)]
@@ -29,10 +29,10 @@ impl Client {
         Ok(done)
     }
 
-    /// Has the guest agent do one of its own commands; what it answers.
+    /// Runs a command of the guest agent and returns its reply.
     ///
     /// # Errors
-    /// See [`Error`]; `Guest` where the agent says no.
+    /// See [`Error`]; `Guest` if the agent returns an error.
     pub async fn agent(
         &mut self,
         command: &str,
@@ -40,18 +40,19 @@ impl Client {
         limit: Duration,
     ) -> Result<Value, Error> {
         #[derive(Debug, Deserialize)]
-        struct Told {
+        struct Reply {
             #[serde(default)]
             result: Value,
         }
         let parameters = json!({
             "command": command, "arguments": arguments, "timeoutSec": limit.as_secs(),
         });
-        let (told, _): (Told, _) = self.call("io.qvm.Vm.Agent", parameters, limit + AGENT).await?;
+        let (told, _): (Reply, _) = self.call("io.qvm.Vm.Agent", parameters, limit + AGENT).await?;
         Ok(told.result)
     }
 
-    /// Freezes the guest's file systems until [`Self::thaw`], or for so long; how many those are.
+    /// Freezes the guest's file systems until [`Self::thaw`] or for `thaw_after`; returns their
+    /// number.
     ///
     /// # Errors
     /// See [`Error`].
@@ -62,7 +63,7 @@ impl Client {
         Ok(told.filesystems)
     }
 
-    /// Thaws them; how many were frozen.
+    /// Thaws the file systems; returns their number.
     ///
     /// # Errors
     /// See [`Error`].

@@ -1,4 +1,4 @@
-//! What the server needs of the supervisor.
+//! The interface of the supervisor for the control server.
 
 use std::{
     io,
@@ -14,17 +14,17 @@ use super::{
 };
 use crate::value::Peer;
 
-/// The supervisor's side of the control socket: what `server::serve` needs.
+/// The supervisor's side of the control socket, as `server::serve` uses it.
 #[derive(Debug, Clone)]
 pub struct ControlHandle {
-    /// Into the loop.
+    /// The queue of requests to the supervisor's loop.
     pub requests: mpsc::Sender<Request>,
-    /// Out of the loop.
+    /// The events of the supervisor's loop.
     pub events: broadcast::Sender<Event>,
     /// The authorization of requests.
-    pub grant: Authorizer,
-    /// The supervisor's program is about to be replaced in its process: requests that are not
-    /// answered by then are not refused, but lose their connection, and are for the next program.
+    pub authorizer: Authorizer,
+    /// The program of the supervisor is about to be replaced: pending requests are not refused, but
+    /// lose their connection, so that clients repeat them to the next program.
     pub replaced: Arc<AtomicBool>,
     /// Returns the credentials of the connected client.
     pub peer: fn(BorrowedFd<'_>) -> io::Result<Peer>,

@@ -1,14 +1,14 @@
-//! The interfaces that a supervisor serves, as their clients may ask for them.
+//! The varlink interfaces of a supervisor, with their descriptions.
 
 use serde_json::{Value, json};
 
 use super::varlink_error::VarlinkError;
 
-/// Every varlink service has it.
+/// The interface of every varlink service.
 pub(super) const SERVICE: &str = "org.varlink.service";
-/// What systemd asks of a machine.
+/// systemd's interface of a machine.
 pub(super) const MACHINE: &str = "io.systemd.MachineInstance";
-/// What qvm adds.
+/// qvm's own interface.
 pub(super) const VM: &str = "io.qvm.Vm";
 
 const DESCRIPTIONS: [(&str, &str); 3] = [
@@ -17,7 +17,7 @@ const DESCRIPTIONS: [(&str, &str); 3] = [
     (VM, include_str!("../../docs/io.qvm.Vm.varlink")),
 ];
 
-/// The answer to `GetInfo`.
+/// Returns the reply to `GetInfo`.
 pub(super) fn info() -> Value {
     json!({
         "vendor": "qvm",
@@ -28,7 +28,7 @@ pub(super) fn info() -> Value {
     })
 }
 
-/// The answer to `GetInterfaceDescription`.
+/// Returns the reply to `GetInterfaceDescription`.
 pub(super) fn description(interface: &str) -> Result<Value, VarlinkError> {
     let found = DESCRIPTIONS.iter().find(|(name, _)| *name == interface);
     let (_, text) = found.ok_or_else(|| VarlinkError::no_interface(interface))?;
@@ -50,13 +50,13 @@ mod tests {
     }
 
     #[test]
-    fn the_descriptions_are_of_the_interfaces_they_say() {
+    fn descriptions_have_their_interface_names() {
         for (name, _) in DESCRIPTIONS {
             assert_eq!(parsed(name).name().as_str(), name);
         }
     }
 
-    /// The fields of a type, in order of their names.
+    /// Returns the fields of a type, sorted by name.
     fn fields(type_name: &str) -> BTreeSet<String> {
         let vm = parsed(VM);
         let found = vm.custom_types().find(|t| t.name().as_str() == type_name).unwrap();
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_is_what_is_described() {
+    fn replies_match_descriptions() {
         let end = End {
             reason: "stopped".into(),
             at: "2026-01-01T00:00:00Z".into(),
@@ -127,9 +127,10 @@ mod tests {
         assert_eq!(fields("Pending"), keys(&pending));
     }
 
-    /// Types, methods and errors share one space of names: zlink's parser does not mind, those of others do.
+    /// Types, methods and errors share one namespace: zlink's parser accepts duplicates, others do
+    /// not.
     #[test]
-    fn no_two_members_have_one_name() {
+    fn member_names_are_unique() {
         for (interface, _) in DESCRIPTIONS {
             let parsed = parsed(interface);
             let names = parsed.custom_types().map(|t| t.name().to_string());
@@ -143,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_interface_is_said_to_be() {
+    fn unknown_interface_is_reported() {
         assert_eq!(description("io.nobody").unwrap_err(), VarlinkError::no_interface("io.nobody"));
         assert!(description(VM).unwrap()["description"].as_str().unwrap().contains("interface"));
     }

@@ -1,29 +1,30 @@
-//! What keeps a QEMU apart from the host and from other VMs, layer by layer, and which of it a host could not give.
+//! The isolation layers of a QEMU process, and those that the host does not support.
 
 use serde::{Deserialize, Serialize};
 
 pub use crate::spec::Isolation as Mode;
 
-/// One of the layers. Each holds alone.
+/// An isolation layer. Each is independent of the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Layer {
-    /// A user of its own, who owns this VM's disks and nothing else.
+    /// A user of its own, which owns only this VM's disks.
     Uid,
     /// No capabilities (capabilities(7)).
     Capabilities,
-    /// No program that it starts has more rights (`no_new_privs`, prctl(2)).
+    /// No more rights for programs that QEMU executes (`no_new_privs`, prctl(2)).
     NoNewPrivileges,
-    /// A network namespace with nothing in it (network_namespaces(7)).
+    /// An empty network namespace (network_namespaces(7)).
     Network,
-    /// No files but QEMU's own (landlock(7)).
+    /// No access to files other than QEMU's own (landlock(7)).
     Landlock,
-    /// Filters of system calls (seccomp(2)): QEMU's own (`-sandbox`), and one of what that lets pass and QEMU has no use for.
+    /// System call filters (seccomp(2)): QEMU's own (`-sandbox`), and one for calls that QEMU's
+    /// filter permits and QEMU does not use.
     Seccomp,
 }
 
 impl Layer {
-    /// All of them, in the order in which they are put on.
+    /// All layers, in the order in which they are applied.
     pub const ALL: [Self; 6] = [
         Self::Network,
         Self::Uid,
@@ -33,7 +34,7 @@ impl Layer {
         Self::Seccomp,
     ];
 
-    /// The word for it, in status and in messages.
+    /// Returns the word in status and messages.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Uid => "uid",
@@ -46,22 +47,22 @@ impl Layer {
     }
 }
 
-/// A layer that is not there.
+/// A layer that is not active.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Missing<L = Layer> {
-    /// Which.
+    /// The layer.
     pub layer: L,
-    /// Why.
+    /// The cause.
     pub why: String,
 }
 
-/// A word that this version knows, or one that a newer version wrote, which is kept as it is.
+/// A word of this version, or of a newer version, which is preserved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Word<T> {
-    /// A known one.
+    /// A known word.
     Known(T),
-    /// One of a newer version.
+    /// A word of a newer version.
     Other(String),
 }
 
@@ -72,7 +73,7 @@ impl<T: PartialEq> PartialEq<T> for Word<T> {
 }
 
 impl Word<Layer> {
-    /// The word for it, in status and in messages.
+    /// Returns the word in status and messages.
     pub fn word(&self) -> &str {
         match self {
             Self::Known(layer) => layer.word(),
@@ -81,24 +82,24 @@ impl Word<Layer> {
     }
 }
 
-/// How the QEMU that runs is kept apart. A supervisor of another version may have written it.
+/// The isolation of the running QEMU process, possibly written by a supervisor of another version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Isolation {
-    /// What the VM file asked for.
+    /// The requested mode.
     pub mode: Word<Mode>,
-    /// QEMU's user, where it is the VM's own.
+    /// The UID of QEMU, if it is the VM's own.
     pub uid: Option<u32>,
-    /// The layers that hold.
+    /// The active layers.
     pub layers: Vec<Word<Layer>>,
-    /// Those that do not.
+    /// The inactive layers.
     pub missing: Vec<Missing<Word<Layer>>>,
-    /// What a newer version wrote beside.
+    /// Unknown fields of a newer version.
     #[serde(flatten)]
     pub other: serde_json::Map<String, serde_json::Value>,
 }
 
 impl Isolation {
-    /// All layers but the missing ones.
+    /// Returns all layers but the missing ones.
     pub fn without(mode: Mode, uid: Option<u32>, missing: Vec<Missing>) -> Self {
         let lacks = |layer: &Layer| missing.iter().any(|one| one.layer == *layer);
         let layers: Vec<Layer> = match mode {
@@ -116,13 +117,13 @@ impl Isolation {
         }
     }
 
-    /// Whether a layer holds.
+    /// Whether a layer is active.
     pub fn has(&self, layer: Layer) -> bool {
         self.layers.iter().any(|word| *word == layer)
     }
 
-    /// What an operator reads.
-    pub fn told(&self) -> String {
+    /// Formats the isolation for operators.
+    pub fn describe(&self) -> String {
         if self.mode == Mode::Off {
             return "off".to_owned();
         }
@@ -147,16 +148,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_does_not_hold_and_is_told() {
+    fn missing_layer_is_inactive_and_described() {
         let why = "no such thing".to_owned();
         let missing = vec![Missing { layer: Layer::Landlock, why }];
         let isolation = Isolation::without(Mode::On, Some(1_900_000_000), missing);
         assert_eq!(
-            isolation.told(),
-            "network, uid 1900000000, capabilities, no-new-privileges, seccomp; no landlock: no such thing"
+            isolation.describe(),
+            "network, uid 1900000000, capabilities, no-new-privileges, seccomp; no landlock: no \
+             such thing"
         );
         let off = Isolation::without(Mode::Off, Some(1), vec![]);
-        assert_eq!((off.told().as_str(), off.uid), ("off", None));
-        assert!(Isolation::without(Mode::Strict, None, vec![]).told().starts_with("strict: "));
+        assert_eq!((off.describe().as_str(), off.uid), ("off", None));
+        assert!(Isolation::without(Mode::Strict, None, vec![]).describe().starts_with("strict: "));
     }
 }

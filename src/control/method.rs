@@ -1,4 +1,4 @@
-//! What a call asks for: its method and parameters, typed; or what is wrong with them.
+//! The method and parameters of a call, parsed, or the error in them.
 
 use std::time::Duration;
 
@@ -12,28 +12,28 @@ use super::{
 };
 use crate::value::keyboard::Chord;
 
-/// How long a command in the guest may take unless the caller says.
+/// The default limit of a command in the guest, in seconds.
 const EXEC_LIMIT: u32 = 60;
-/// How long one command of the agent's may take unless the caller says, and at most: nobody else reaches the agent meanwhile.
+/// The default limit of a guest agent command, in seconds.
 const AGENT_LIMIT: u32 = 10;
-const LONGEST_CALL: u32 = 600;
-/// The longest that file systems may be frozen for, in seconds.
-const LONGEST_FREEZE: u32 = 600;
-/// The longest time that a caller may give, in seconds: one day.
-const LONGEST: u32 = 86_400;
+const MAX_AGENT_LIMIT: u32 = 600;
+/// The longest time that file systems may be frozen, in seconds.
+const MAX_FREEZE: u32 = 600;
+/// The longest time that a caller may request, in seconds: one day.
+const MAX_LIMIT: u32 = 86_400;
 
-/// The most chords in one call: some minutes of typing.
-const MOST_CHORDS: usize = 4096;
+/// The largest number of chords in one call: some minutes of typing.
+const MAX_CHORDS: usize = 4096;
 
-/// A call's method and parameters as they come.
+/// The method and parameters of a call, unparsed.
 #[derive(Debug, Clone, Deserialize)]
-pub(super) struct Written {
+pub(super) struct RawCall {
     pub(super) method: String,
     #[serde(default)]
     parameters: Option<Value>,
 }
 
-/// What is asked for.
+/// A parsed call.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Method {
     Info,
@@ -54,18 +54,18 @@ pub(super) enum Method {
     Console { read_only: bool, scrollback: u64 },
 }
 
-impl Written {
-    /// Whether the method is one of systemd's interface.
+impl RawCall {
+    /// Whether the method belongs to systemd's interface.
     pub(super) fn is_machine(&self) -> bool {
         self.method.rsplit_once('.').is_some_and(|(interface, _)| interface == MACHINE)
     }
 
-    /// The method, typed. A parameter that it does not have is refused, as systemd's services do: what
-    /// a newer client asks for must not be passed over.
-    pub(super) fn read(self) -> Result<Method, VarlinkError> {
+    /// Parses the method. An unknown parameter is refused, as in systemd's services: a newer client
+    /// may depend on it.
+    pub(super) fn parse(self) -> Result<Method, VarlinkError> {
         let Self { method: full, parameters } = self;
         let (interface, name) = full.rsplit_once('.').unwrap_or((&full, ""));
-        let mut given = Parameters::of(parameters);
+        let mut given = Parameters::from_value(parameters);
         let method = match interface {
             SERVICE => service(name, &mut given),
             MACHINE => machine(name, &mut given),
@@ -81,7 +81,9 @@ impl Written {
 fn service(name: &str, given: &mut Parameters) -> Result<Option<Method>, VarlinkError> {
     Ok(Some(match name {
         "GetInfo" => Method::Info,
-        "GetInterfaceDescription" => Method::Description { interface: given.need("interface")? },
+        "GetInterfaceDescription" => {
+            Method::Description { interface: given.required("interface")? }
+        }
         _ => return Ok(None),
     }))
 }
@@ -93,12 +95,12 @@ fn machine(name: &str, given: &mut Parameters) -> Result<Option<Method>, Varlink
         "Reboot" => Method::Command(Command::Reboot),
         "Pause" => Method::Command(Command::Pause),
         "Resume" => Method::Command(Command::Resume),
-        "SetMemory" => Method::Command(Command::SetMemory { bytes: given.need("bytes")? }),
+        "SetMemory" => Method::Command(Command::SetMemory { bytes: given.required("bytes")? }),
         "Describe" => Method::Describe { memory: true },
         "QueryStatus" => Method::Describe { memory: false },
         "SubscribeEvents" => {
-            // systemd's own servers take an empty filter for none.
-            let filter: Option<Vec<String>> = given.take("filter")?;
+            // systemd's own servers treat an empty filter as no filter.
+            let filter: Option<Vec<String>> = given.optional("filter")?;
             Method::Events { filter: filter.filter(|names| !names.is_empty()), with_time: false }
         }
         "AddStorage" | "RemoveStorage" | "ReplaceStorage" => {
@@ -113,7 +115,7 @@ fn vm(name: &str, given: &mut Parameters) -> Result<Option<Method>, VarlinkError
         "Status" => Method::Status,
         "Guest" => Method::Guest,
         "PowerOff" => {
-            let timeout_sec = given.seconds("timeoutSec", LONGEST)?;
+            let timeout_sec = given.seconds("timeoutSec", MAX_LIMIT)?;
             Method::Command(Command::PowerOff { timeout_sec })
         }
         "Kill" => Method::Command(Command::Terminate),
@@ -128,53 +130,53 @@ fn vm(name: &str, given: &mut Parameters) -> Result<Option<Method>, VarlinkError
         "Statistics" => Method::Statistics,
         "Screenshot" => Method::Screenshot,
         "Press" => {
-            let keys: Vec<String> = given.need("keys")?;
+            let keys: Vec<String> = given.required("keys")?;
             let chords: Result<Vec<Chord>, _> = keys.iter().map(|text| text.parse()).collect();
-            let chords = chords.ok().filter(|all| (1..=MOST_CHORDS).contains(&all.len()));
+            let chords = chords.ok().filter(|all| (1..=MAX_CHORDS).contains(&all.len()));
             Method::Press(chords.ok_or_else(|| VarlinkError::invalid("keys"))?)
         }
         "Exec" => {
-            let argv: Vec<String> = given.need("argv")?;
+            let argv: Vec<String> = given.required("argv")?;
             if argv.is_empty() {
                 return Err(VarlinkError::invalid("argv"));
             }
-            let limit = given.seconds("timeoutSec", LONGEST)?.unwrap_or(EXEC_LIMIT);
+            let limit = given.seconds("timeoutSec", MAX_LIMIT)?.unwrap_or(EXEC_LIMIT);
             Method::Exec { argv, limit: Duration::from_secs(limit.into()) }
         }
         "Agent" => {
-            let command: String = given.need("command")?;
-            // These two are the supervisor's, which keeps the deadline.
+            let command: String = given.required("command")?;
+            // The supervisor enforces the deadline of these two commands.
             if command.starts_with("guest-fsfreeze-") && command != "guest-fsfreeze-status" {
                 return Err(VarlinkError::invalid("command"));
             }
-            let arguments: Map<String, Value> = given.take("arguments")?.unwrap_or_default();
-            let limit = given.seconds("timeoutSec", LONGEST_CALL)?.unwrap_or(AGENT_LIMIT);
+            let arguments: Map<String, Value> = given.optional("arguments")?.unwrap_or_default();
+            let limit = given.seconds("timeoutSec", MAX_AGENT_LIMIT)?.unwrap_or(AGENT_LIMIT);
             let limit = Duration::from_secs(limit.into());
             Method::Agent { command, arguments: Value::Object(arguments), limit }
         }
         "Freeze" => {
-            let after = given.seconds("thawAfterSec", LONGEST_FREEZE)?;
+            let after = given.seconds("thawAfterSec", MAX_FREEZE)?;
             let after = after.ok_or_else(|| VarlinkError::invalid("thawAfterSec"))?;
             Method::Freeze { thaw_after: Duration::from_secs(after.into()) }
         }
         "Thaw" => Method::Thaw,
         "Console" => Method::Console {
-            read_only: given.take("readOnly")?.unwrap_or(false),
-            scrollback: given.take("scrollbackBytes")?.unwrap_or(0),
+            read_only: given.optional("readOnly")?.unwrap_or(false),
+            scrollback: given.optional("scrollbackBytes")?.unwrap_or(0),
         },
         _ => return Ok(None),
     }))
 }
 
-/// The parameters that nobody has asked for yet.
+/// The parameters that are not parsed yet.
 enum Parameters {
     Object(Map<String, Value>),
-    /// They are none: what varlink calls parameters is an object.
+    /// Not an object, which varlink requires.
     NoObject,
 }
 
 impl Parameters {
-    fn of(given: Option<Value>) -> Self {
+    fn from_value(given: Option<Value>) -> Self {
         match given {
             None | Some(Value::Null) => Self::Object(Map::new()),
             Some(Value::Object(object)) => Self::Object(object),
@@ -182,8 +184,8 @@ impl Parameters {
         }
     }
 
-    /// One by its name; null is the same as none.
-    fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, VarlinkError> {
+    /// Removes and parses a parameter; null is the same as none.
+    fn optional<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, VarlinkError> {
         let Self::Object(object) = self else { return Ok(None) };
         match object.shift_remove(name) {
             None | Some(Value::Null) => Ok(None),
@@ -193,12 +195,12 @@ impl Parameters {
         }
     }
 
-    fn need<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, VarlinkError> {
-        self.take(name)?.ok_or_else(|| VarlinkError::invalid(name))
+    fn required<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, VarlinkError> {
+        self.optional(name)?.ok_or_else(|| VarlinkError::invalid(name))
     }
 
     fn seconds(&mut self, name: &str, most: u32) -> Result<Option<u32>, VarlinkError> {
-        match self.take(name)? {
+        match self.optional(name)? {
             Some(seconds) if !(1..=most).contains(&seconds) => Err(VarlinkError::invalid(name)),
             seconds => Ok(seconds),
         }
@@ -223,11 +225,11 @@ mod tests {
     use super::*;
 
     fn read(method: &str, parameters: Value) -> Result<Method, VarlinkError> {
-        Written { method: method.to_owned(), parameters: Some(parameters) }.read()
+        RawCall { method: method.to_owned(), parameters: Some(parameters) }.parse()
     }
 
     #[test]
-    fn parameters_are_typed() {
+    fn parameters_are_parsed() {
         let off = |timeout_sec| Ok(Method::Command(Command::PowerOff { timeout_sec }));
         assert_eq!(read("io.qvm.Vm.PowerOff", json!({ "timeoutSec": 5 })), off(Some(5)));
         assert_eq!(read("io.qvm.Vm.PowerOff", json!({ "timeoutSec": null })), off(None));
@@ -239,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn the_parameter_that_is_wrong_is_named() {
+    fn error_names_invalid_parameter() {
         for (method, parameters, wrong) in [
             ("io.qvm.Vm.PowerOff", json!({ "timeoutSec": 0 }), "timeoutSec"),
             ("io.qvm.Vm.PowerOff", json!({ "timeoutSec": 86_401 }), "timeoutSec"),
@@ -275,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_said_to_be() {
+    fn unknown_methods_are_reported() {
         for (method, fault) in [
             ("io.qvm.Vm.Fly", VarlinkError::no_method("io.qvm.Vm.Fly")),
             ("io.qvm.Vm.", VarlinkError::no_method("io.qvm.Vm.")),
@@ -287,9 +289,9 @@ mod tests {
         }
     }
 
-    /// Every method that is described can be called, and nothing else.
+    /// Every described method can be called, and no other.
     #[test]
-    fn what_is_described_is_what_there_is() {
+    fn methods_match_descriptions() {
         let texts = [
             include_str!("../../docs/org.varlink.service.varlink"),
             include_str!("../../docs/io.systemd.MachineInstance.varlink"),
@@ -309,7 +311,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_name_panics(name in ".*", nr in any::<i64>()) {
+        fn no_input_panics(name in ".*", nr in any::<i64>()) {
             let _ = read(&name, json!({ "timeoutSec": nr }));
             let _ = read(&format!("io.qvm.Vm.{name}"), json!(nr));
         }

@@ -1,4 +1,4 @@
-//! The varlink interface: types, server, client.
+//! The varlink interfaces of a supervisor: types, server, client.
 
 pub mod authorizer;
 pub mod change;

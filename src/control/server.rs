@@ -1,8 +1,9 @@
-//! The supervisor's side of the control socket. Each connection is a task of its own, so that one which does not read,
-//! or says nonsense, is nobody else's trouble; a method only posts a request to the loop and passes the answer on.
+//! The server of the control socket. Each connection has its own task, so that a client that does
+//! not read, or sends invalid data, does not affect others. A method only sends a request to the
+//! loop and returns the reply.
 //!
-//! zlink's own `Server` awaits one method, and the write of one reply, at a time for all its connections; so
-//! it is its connections that are used here, and not its server.
+//! This file uses the connections of zlink and not its `Server`, which serves one method, and the
+//! write of one reply, at a time for all connections.
 
 use std::{
     os::{
@@ -23,94 +24,96 @@ use tracing::{debug, info, warn};
 use zlink::{Call, Reply};
 
 use super::{
-    authorizer::{self, Need},
+    authorizer::{self, Permission},
     connection_limit::ConnectionLimit,
     handle::ControlHandle,
     interface,
-    method::{Method, Written},
+    method::{Method, RawCall},
     socket::{self, Calls, Replies},
     types::{Command, Event, Refusal, Request, State, Status},
     varlink_error::VarlinkError,
 };
 use crate::value::Peer;
 
-/// How long who still listens has to take the last events, once the loop has ended.
-const LAST_WORDS: Duration = Duration::from_millis(200);
+/// The time for clients to read the last events after the end of the loop.
+const DRAIN_LIMIT: Duration = Duration::from_millis(200);
 
-/// Serves until the loop takes no more requests, and then until all events are told; connections end where it is dropped.
-pub async fn serve(listener: StdListener, port: ControlHandle) {
+/// Serves until the loop accepts no more requests and all events are sent. Dropping the future
+/// closes all connections.
+pub async fn serve(listener: StdListener, handle: ControlHandle) {
     let listener = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
     let listener = match listener {
         Ok(listener) => listener,
         Err(error) => {
-            warn!("the control socket cannot be served: {error}");
+            warn!("cannot serve the control socket: {error}");
             return;
         }
     };
-    let (mut connections, crowd) = (JoinSet::new(), ConnectionLimit::default());
+    let (mut connections, limit) = (JoinSet::new(), ConnectionLimit::default());
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => match (port.peer)(stream.as_fd()) {
-                    Ok(peer) => match crowd.place(peer.uid, port.grant.is_own(&peer)) {
-                        Ok(place) => {
-                            let connection = connection(stream, peer, port.clone());
+                Ok((stream, _)) => match (handle.peer)(stream.as_fd()) {
+                    Ok(peer) => match limit.acquire(peer.uid, handle.authorizer.is_own(&peer)) {
+                        Ok(permit) => {
+                            let connection = connection(stream, peer, handle.clone());
                             connections.spawn(async move {
                                 connection.await;
-                                drop(place);
+                                drop(permit);
                             });
                         }
-                        Err(full) => full.told.iter().for_each(|told| warn!("{told}")),
+                        Err(full) => full.message.iter().for_each(|told| warn!("{told}")),
                     },
-                    Err(error) => warn!("who is at the control socket cannot be told: {error}"),
+                    Err(error) => warn!("cannot get peer credentials of the control socket \
+                         client: {error}"),
                 },
                 Err(error) => {
-                    // No more descriptors: others will close theirs.
-                    warn!("a connection to the control socket was lost: {error}");
+                    // Possibly EMFILE: other connections will be closed.
+                    warn!("cannot accept a connection to the control socket: {error}");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             },
             Some(_) = connections.join_next() => {}
-            () = port.requests.closed() => break,
+            () = handle.requests.closed() => break,
         }
     }
-    drop((listener, port));
+    drop((listener, handle));
     let told = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(LAST_WORDS, told).await.is_err() {
-        debug!("{} connections did not take the last events", connections.len());
+    if tokio::time::timeout(DRAIN_LIMIT, told).await.is_err() {
+        debug!("{} clients did not read the last events", connections.len());
     }
 }
 
-/// What a call comes to.
+/// The reply of a call.
 enum Answer {
     /// One reply.
     Done(Value),
-    /// One reply, and a descriptor with it.
-    Handed(Value, OwnedFd),
-    /// Replies without an end.
-    Events(Listener),
+    /// One reply with a descriptor.
+    Descriptor(Value, OwnedFd),
+    /// A stream of replies.
+    Events(EventStream),
 }
 
-/// Who listens to events.
-struct Listener {
-    /// Only to these.
+/// The options of an event stream.
+struct EventStream {
+    /// The names of the wanted events; `None` is all.
     filter: Option<Vec<String>>,
-    /// Each with its time.
+    /// Whether each event has its time.
     with_time: bool,
-    /// And with what the console said.
+    /// Whether events include console output.
     console: bool,
 }
 
-async fn connection(stream: UnixStream, peer: Peer, port: ControlHandle) {
+async fn connection(stream: UnixStream, peer: Peer, handle: ControlHandle) {
     let (mut calls, mut replies) = match socket::open(stream) {
         Ok(both) => both,
         Err(error) => return debug!("a connection to the control socket was lost: {error}"),
     };
     loop {
         let call = tokio::select! {
-            call = calls.receive_call::<Written>() => call,
-            // Nobody is left who could answer.
-            () = port.requests.closed() => return,
+            call = calls.receive_call::<RawCall>() => call,
+            // The loop has ended.
+            () = handle.requests.closed() => return,
         };
         let call = match call {
             Ok((call, _)) => call,
@@ -118,9 +121,9 @@ async fn connection(stream: UnixStream, peer: Peer, port: ControlHandle) {
             Err(error) => return debug!("a connection to the control socket was closed: {error}"),
         };
         let (oneway, more) = (call.oneway(), call.more());
-        let answer = answer(call, &port, &peer).await;
-        if answer.as_ref().is_err_and(VarlinkError::is_gone)
-            && port.replaced.load(Ordering::Acquire)
+        let answer = answer(call, &handle, &peer).await;
+        if answer.as_ref().is_err_and(VarlinkError::is_loop_ended)
+            && handle.replaced.load(Ordering::Acquire)
         {
             return;
         }
@@ -130,10 +133,10 @@ async fn connection(stream: UnixStream, peer: Peer, port: ControlHandle) {
         let sent = match answer {
             Ok(Answer::Events(_)) if !more => replies.send(&VarlinkError::EXPECTED_MORE, &[]).await,
             Ok(Answer::Events(listener)) => {
-                return tell_events(calls, replies, port, listener).await;
+                return send_events(calls, replies, handle, listener).await;
             }
             Ok(Answer::Done(told)) => replies.send(&Reply::from(told), &[]).await,
-            Ok(Answer::Handed(told, fd)) => replies.send(&Reply::from(told), &[fd]).await,
+            Ok(Answer::Descriptor(told, fd)) => replies.send(&Reply::from(told), &[fd]).await,
             Err(fault) => replies.send(&fault, &[]).await,
         };
         if sent.is_err() {
@@ -143,100 +146,104 @@ async fn connection(stream: UnixStream, peer: Peer, port: ControlHandle) {
 }
 
 async fn answer(
-    call: Call<Written>,
-    port: &ControlHandle,
+    call: Call<RawCall>,
+    handle: &ControlHandle,
     peer: &Peer,
 ) -> Result<Answer, VarlinkError> {
     if call.upgrade() {
         return Err(VarlinkError::no_upgrade(&call.method().method));
     }
-    // A call cannot be taken apart but by its parts' copies.
-    let written = call.method().clone();
-    let machine = written.is_machine();
-    let done = act(written.read()?, port, peer).await;
+    // zlink's `Call` gives no ownership of its parts.
+    let call = call.method().clone();
+    let machine = call.is_machine();
+    let done = dispatch(call.parse()?, handle, peer).await;
     if machine { done.map_err(VarlinkError::for_machine) } else { done }
 }
 
-async fn act(method: Method, port: &ControlHandle, peer: &Peer) -> Result<Answer, VarlinkError> {
-    if let Need::Operator(what) = authorizer::need(&method) {
-        port.grant.check(peer, what).await.inspect_err(|denied| warn!("{denied}"))?;
-        if !port.grant.is_own(peer) {
-            info!("the operator with uid {} is to {what}", peer.uid);
+async fn dispatch(
+    method: Method,
+    handle: &ControlHandle,
+    peer: &Peer,
+) -> Result<Answer, VarlinkError> {
+    if let Permission::Operator(what) = authorizer::required_permission(&method) {
+        handle.authorizer.check(peer, what).await.inspect_err(|denied| warn!("{denied}"))?;
+        if !handle.authorizer.is_own(peer) {
+            info!("request of the operator with uid {}: {what}", peer.uid);
         }
     }
     Ok(Answer::Done(match method {
         Method::Info => interface::info(),
         Method::Description { interface } => interface::description(&interface)?,
         Method::Command(command) => {
-            self::command(port, command).await?;
+            self::command(handle, command).await?;
             json!({})
         }
-        Method::Describe { memory } => describe(&ask(port, Request::Status).await?, memory),
+        Method::Describe { memory } => describe(&ask(handle, Request::Status).await?, memory),
         Method::Status => {
-            let status = ask(port, Request::Status).await?;
-            json!({ "status": match port.grant.is_operator(peer).await {
+            let status = ask(handle, Request::Status).await?;
+            json!({ "status": match handle.authorizer.is_operator(peer).await {
                 true => status,
                 false => authorizer::without_console(status),
             } })
         }
-        Method::Guest => json!({ "guest": ask(port, Request::Guest).await?? }),
+        Method::Guest => json!({ "guest": ask(handle, Request::Guest).await?? }),
         Method::Events { filter, with_time } => {
-            let console = port.grant.is_operator(peer).await;
-            return Ok(Answer::Events(Listener { filter, with_time, console }));
+            let console = handle.authorizer.is_operator(peer).await;
+            return Ok(Answer::Events(EventStream { filter, with_time, console }));
         }
         Method::RecentEvents => {
-            let mut events = ask(port, Request::RecentEvents).await?;
-            if !port.grant.is_operator(peer).await {
+            let mut events = ask(handle, Request::RecentEvents).await?;
+            if !handle.authorizer.is_operator(peer).await {
                 events = events.into_iter().map(authorizer::event_without_console).collect();
             }
             json!({ "events": events })
         }
-        Method::Statistics => json!({ "statistics": ask(port, Request::Statistics).await?? }),
+        Method::Statistics => json!({ "statistics": ask(handle, Request::Statistics).await?? }),
         Method::Exec { argv, limit } => {
-            let done = ask(port, |reply| Request::Exec { argv, limit, reply }).await??;
+            let done = ask(handle, |reply| Request::Exec { argv, limit, reply }).await??;
             json!(done)
         }
         Method::Agent { command, arguments, limit } => {
-            let told = ask(port, |reply| Request::Agent { command, arguments, limit, reply });
+            let told = ask(handle, |reply| Request::Agent { command, arguments, limit, reply });
             json!({ "result": told.await?? })
         }
         Method::Freeze { thaw_after } => {
-            let frozen = ask(port, |reply| Request::Freeze { thaw_after, reply }).await??;
+            let frozen = ask(handle, |reply| Request::Freeze { thaw_after, reply }).await??;
             json!({ "filesystems": frozen })
         }
-        Method::Thaw => json!({ "filesystems": ask(port, Request::Thaw).await?? }),
+        Method::Thaw => json!({ "filesystems": ask(handle, Request::Thaw).await?? }),
         Method::Screenshot => {
-            let picture = ask(port, Request::Screenshot).await??;
-            return Ok(Answer::Handed(json!({ "fileDescriptorIndex": 0 }), picture));
+            let picture = ask(handle, Request::Screenshot).await??;
+            return Ok(Answer::Descriptor(json!({ "fileDescriptorIndex": 0 }), picture));
         }
         Method::Press(chords) => {
-            ask(port, |reply| Request::Press(chords, reply)).await??;
+            ask(handle, |reply| Request::Press(chords, reply)).await??;
             json!({})
         }
         Method::Console { read_only, scrollback } => {
             let asked = |reply| Request::Console { read_only, scrollback, reply };
-            let viewer = ask(port, asked).await??;
-            return Ok(Answer::Handed(json!({ "fileDescriptorIndex": 0 }), viewer));
+            let viewer = ask(handle, asked).await??;
+            return Ok(Answer::Descriptor(json!({ "fileDescriptorIndex": 0 }), viewer));
         }
     }))
 }
 
-/// Posts a request and waits for what the loop answers.
+/// Sends a request to the loop and waits for its reply.
 async fn ask<T>(
-    port: &ControlHandle,
+    handle: &ControlHandle,
     request: impl FnOnce(oneshot::Sender<T>) -> Request,
 ) -> Result<T, VarlinkError> {
     let (reply, answer) = oneshot::channel();
-    port.requests.send(request(reply)).await.map_err(|_| VarlinkError::gone())?;
-    answer.await.map_err(|_| VarlinkError::gone())
+    handle.requests.send(request(reply)).await.map_err(|_| VarlinkError::loop_ended())?;
+    answer.await.map_err(|_| VarlinkError::loop_ended())
 }
 
-async fn command(port: &ControlHandle, command: Command) -> Result<(), VarlinkError> {
-    let taken: Result<(), Refusal> = ask(port, |reply| Request::Command(command, reply)).await?;
+async fn command(handle: &ControlHandle, command: Command) -> Result<(), VarlinkError> {
+    let taken: Result<(), Refusal> = ask(handle, |reply| Request::Command(command, reply)).await?;
     Ok(taken?)
 }
 
-/// In the words of QEMU's `query-status`, as `io.systemd.MachineInstance` has them.
+/// In the words of QEMU's `query-status`, which `io.systemd.MachineInstance` uses.
 fn describe(status: &Status, memory: bool) -> Value {
     let word = match status.state {
         State::Running => "running",
@@ -256,29 +263,30 @@ fn describe(status: &Status, memory: bool) -> Value {
     told
 }
 
-/// Tells what happens until the caller hangs up or the loop has ended. The first thing told, as by systemd's own
-/// servers, is that it has begun: what the caller has done after that is not missed.
-async fn tell_events(
+/// Sends events until the client closes the connection or the loop ends. The first event, as in
+/// systemd's own servers, is the start of the stream: later events are not missed.
+async fn send_events(
     mut calls: Calls,
     mut replies: Replies,
-    port: ControlHandle,
-    listener: Listener,
+    handle: ControlHandle,
+    listener: EventStream,
 ) {
-    let mut events = port.events.subscribe();
-    let ControlHandle { requests, events: sender, .. } = port;
-    // The loop may end while somebody listens: its end of the queue must not be held open from here.
+    let mut events = handle.events.subscribe();
+    let ControlHandle { requests, events: sender, .. } = handle;
+    // A sender kept here would keep the loop's queue open after its end.
     drop(sender);
     let ready = Event { at: None, event: "READY".to_owned(), data: None };
-    if tell(&mut replies, ready).await.is_err() {
+    if send_event(&mut replies, ready).await.is_err() {
         return;
     }
     loop {
         let event = tokio::select! {
             biased;
             event = events.recv() => event,
-            // It has hung up; or it calls again, and a stream has its connection to itself.
-            _ = calls.receive_call::<Written>() => return,
-            // All that was said before has been told: nothing is waiting.
+            // The client has closed the connection, or sends another call, which a stream does not
+            // allow.
+            _ = calls.receive_call::<RawCall>() => return,
+            // All earlier events have been sent.
             () = requests.closed() => return,
         };
         let event = match event {
@@ -298,12 +306,12 @@ async fn tell_events(
         if listener.filter.as_ref().is_some_and(|names| !names.contains(&event.event)) {
             continue;
         }
-        if tell(&mut replies, event).await.is_err() {
+        if send_event(&mut replies, event).await.is_err() {
             return;
         }
     }
 }
 
-async fn tell(replies: &mut Replies, event: Event) -> zlink::Result<()> {
+async fn send_event(replies: &mut Replies, event: Event) -> zlink::Result<()> {
     replies.send(&Reply::from(event).set_continues(Some(true)), &[]).await
 }

@@ -1,4 +1,4 @@
-//! The server's end of a connection under zlink: what a peer may send is bounded, and what is told it is written in one go.
+//! The server's end of a connection below zlink: bounded calls, and replies written in one step.
 
 use serde::Serialize;
 use std::os::fd::OwnedFd;
@@ -12,27 +12,27 @@ use zlink::{
     tokio::unix::Stream,
 };
 
-/// The largest call, in bytes: what asks is small. zlink's own bound is 100 MB.
+/// The largest call, in bytes. zlink's own limit is 100 MB.
 pub(super) const MAX_CALL: usize = 1 << 20;
 
 type Raw = <Stream as Socket>::ReadHalf;
 
-/// Calls come in here.
+/// The incoming calls.
 pub(super) type Calls = ReadConnection<Bounded>;
 
-/// Replies go out here.
+/// The outgoing replies.
 #[derive(Debug)]
 pub(super) struct Replies(<Stream as Socket>::WriteHalf);
 
-/// Both sides of an accepted connection.
+/// Returns both directions of an accepted connection.
 pub(super) fn open(stream: UnixStream) -> Result<(Calls, Replies)> {
     let (calls, replies) = Connection::new(Peer(Stream::try_from(stream)?)).split();
     Ok((calls, Replies(replies.into_write_half())))
 }
 
 impl Replies {
-    /// Sends a message and the descriptors that go with it. It is serialized here, once: zlink's writer begins
-    /// anew for every 256 bytes that it grows by, which takes minutes for what `Exec` may return.
+    /// Sends a message with its descriptors. It is serialized here in one step: zlink's writer
+    /// starts again for every 256 bytes of growth, which takes minutes for the output of `Exec`.
     pub(super) async fn send(&mut self, message: &impl Serialize, fds: &[OwnedFd]) -> Result<()> {
         let mut bytes = serde_json::to_vec(message)?;
         bytes.push(0);
@@ -55,18 +55,18 @@ impl Socket for Peer {
     }
 }
 
-/// Fails when a message has become too large.
+/// A reader that fails if a message is too large.
 #[derive(Debug)]
 pub(super) struct Bounded {
     socket: Raw,
-    /// How many bytes of a message have come that has not come whole.
+    /// The size of the incomplete message, in bytes.
     unfinished: usize,
 }
 
 impl ReadHalf for Bounded {
     async fn read(&mut self, buffer: &mut [u8]) -> Result<ReadResult> {
         let mut read = self.socket.read(buffer).await?;
-        // No method takes any, and whoever sends them must not use up ours.
+        // No method accepts descriptors, and a client must not exhaust those of the supervisor.
         drop(read.take_fds());
         let bytes = &buffer[..read.bytes_read()];
         self.unfinished = match bytes.iter().rposition(|byte| *byte == 0) {

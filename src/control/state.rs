@@ -2,28 +2,29 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The states that `qvm status` tells apart.
+/// The states that `qvm status` distinguishes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// No supervisor, and the last one ended as it should.
+    /// The VM has no supervisor, and the last one ended without a failure.
     Stopped,
-    /// The supervisor prepares or launches.
+    /// The supervisor prepares or launches QEMU.
     Starting,
     /// The guest runs.
     Running,
-    /// The guest's vCPUs are held.
+    /// The guest's vCPUs are paused.
     Paused,
-    /// On the way down the stop ladder.
+    /// The stop ladder is running.
     Stopping,
-    /// No supervisor, and the last one failed.
+    /// The VM has no supervisor, and the last one failed.
     Failed,
-    /// No supervisor, and it is not known whether QEMU runs. No supervisor says this of its VM.
+    /// The VM has no supervisor, and it is unknown whether QEMU is running. A supervisor never
+    /// reports this state.
     Unknown,
 }
 
 impl State {
-    /// The word for it, in tables and in JSON.
+    /// Returns the word in tables and JSON.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Stopped => "stopped",

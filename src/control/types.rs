@@ -1,4 +1,4 @@
-//! What goes over the control socket, and what the server hands to the supervisor's loop.
+//! The types of the control socket, and the requests to the supervisor's loop.
 
 use std::{os::fd::OwnedFd, time::Duration};
 
@@ -11,20 +11,20 @@ pub use super::state::State;
 pub use crate::control::isolation::Isolation;
 use crate::value::{Operator, keyboard::Chord};
 
-/// Whether a VM is what `ready` of its VM file wants.
+/// Whether the condition `ready` of the VM file is met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Ready {
-    /// It is, or was since its start.
+    /// It is met, or was since the start.
     Yes,
-    /// It was not in time.
+    /// It was not met in time.
     No,
-    /// It is looked for.
+    /// It is being checked.
     Waiting,
 }
 
 impl Ready {
-    /// The word for it, in tables and in JSON.
+    /// Returns the word in tables and JSON.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Yes => "yes",
@@ -34,90 +34,92 @@ impl Ready {
     }
 }
 
-/// Everything about one VM; the object that `qvm status --json` prints. Keys are only ever added.
+/// The status of one VM; the object of `qvm status --json`. Keys are only ever added.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
-    /// The VM.
+    /// The name of the VM.
     pub name: String,
-    /// What it is doing.
+    /// The state of the VM.
     pub state: State,
-    /// Whether the guest is ready; null where none runs.
+    /// Whether the guest is ready; null if it is not running.
     #[serde(default)]
     pub ready: Option<Ready>,
-    /// What the host makes difficult, as a word: `monitor-silent`, `no-space`. The notes tell more.
+    /// A problem of the host, as a word: `monitor-silent`, `no-space`. The notes have details.
     #[serde(default)]
     pub trouble: Option<String>,
-    /// QEMU's process.
+    /// The PID of QEMU.
     pub pid: Option<u32>,
-    /// The supervisor's process.
+    /// The PID of the supervisor.
     pub supervisor_pid: Option<u32>,
-    /// Since when it is in this state, RFC 3339.
+    /// The start of this state, RFC 3339.
     pub since: Option<String>,
-    /// When this QEMU was started, RFC 3339.
+    /// The start of this QEMU process, RFC 3339.
     pub started_at: Option<String>,
-    /// How many vCPUs.
+    /// The number of vCPUs.
     pub vcpu: u32,
-    /// What the guest was given, in bytes.
+    /// The memory in the VM file, in bytes.
     pub mem_bytes: u64,
-    /// What the guest has now, by the balloon, in bytes.
+    /// The guest's current memory by the balloon, in bytes.
     pub mem_actual_bytes: Option<u64>,
-    /// What QEMU has in the host's memory, in bytes. `qvm status` fills it in.
+    /// The resident memory of QEMU, in bytes. `qvm status` adds it.
     #[serde(default)]
     pub mem_resident_bytes: Option<u64>,
-    /// The CPU time that QEMU has used since it was started, in seconds. `qvm status` fills it in.
+    /// The CPU time of QEMU since its start, in seconds. `qvm status` adds it.
     #[serde(default)]
     pub cpu_seconds: Option<f64>,
-    /// What the balloon was told to leave, in bytes.
+    /// The target of the balloon, in bytes.
     #[serde(default)]
     pub mem_target_bytes: Option<u64>,
-    /// The first NIC's address.
+    /// The MAC address of the first NIC.
     pub mac: Option<String>,
-    /// The first NIC's address with its prefix, as written in the VM file.
+    /// The address of the first NIC with its prefix, as in the VM file.
     pub ip: Option<String>,
-    /// The first NIC's tap device.
+    /// The tap device of the first NIC.
     pub tap: Option<String>,
-    /// The host's ports that lead into the guest, as written in the VM file.
+    /// The forwarded ports of the host, as in the VM file.
     #[serde(default)]
     pub forward: Vec<String>,
-    /// Where the guest's screen is served by VNC: `unix:PATH` or `ADDRESS:PORT`.
+    /// The VNC address of the guest's screen: `unix:PATH` or `ADDRESS:PORT`.
     #[serde(default)]
     pub vnc: Option<String>,
     /// The limits of the disks' I/O that apply.
     #[serde(default)]
     pub disk_limits: Vec<DiskLimit>,
-    /// Who may change it beside root: `operators` of the VM file, as it counts.
+    /// The operators in effect (`operators` of the VM file).
     #[serde(default)]
     pub operators: Vec<Operator>,
-    /// How QEMU is kept apart from the host; null where none runs, or where an earlier version of qvm started it.
+    /// The isolation of QEMU; null if it is not running, or was started by an older version of qvm.
     #[serde(default)]
     pub isolation: Option<Isolation>,
-    /// cgroup v2 `cpu.weight` as configured.
+    /// `cpu.weight` of cgroup v2 in the VM file.
     pub cpu_weight: u16,
-    /// cgroup v2 `cpu.weight` as the kernel has it. `qvm status` fills it in.
+    /// `cpu.weight` of cgroup v2 in effect. `qvm status` adds it.
     #[serde(default)]
     pub cpu_weight_effective: Option<u16>,
-    /// The part of the host's CPU time that is the VM's when everybody wants all of it: above 0, at most 1. `qvm status` fills it in.
+    /// The VM's share of the host's CPU time under full load, above 0 and at most 1. `qvm status`
+    /// adds it.
     #[serde(default)]
     pub cpu_share: Option<f64>,
     /// `kvm` or `tcg`.
     pub accel: Option<String>,
-    /// Such as `10.0.2`.
+    /// The QEMU version, such as `10.0.2`.
     pub qemu_version: Option<String>,
     /// The versioned machine type.
     pub machine: Option<String>,
-    /// The file that keeps what the serial console said.
+    /// The log file of the serial console.
     pub console: Option<String>,
-    /// Started with the host.
+    /// Whether the VM starts with the host.
     pub autostart: bool,
-    /// Its VM file is gone.
+    /// Whether the VM file is gone.
     #[serde(default)]
     pub orphan: bool,
     /// The VM file's `description`.
     pub description: Option<String>,
-    /// Where the VM file and what runs differ.
+    /// The differences between the VM file and the running VM.
     pub pending: Vec<Pending>,
-    /// What an operator should know: TCG where KVM was wished for, a changed `[image]` that a disk outlives, ….
+    /// Notes for the operator: TCG instead of KVM, a changed `[image]` of an existing disk, and so
+    /// on.
     pub notes: Vec<String>,
     /// The newest of `ends`.
     pub last_stop: Option<End>,
@@ -125,57 +127,58 @@ pub struct Status {
     pub ends: Vec<End>,
 }
 
-/// How a run of a VM ended.
+/// The end of a run of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct End {
-    /// A word for programs, such as `guest-shutdown`; `life` has the list.
+    /// The reason as a word, such as `guest-shutdown`; listed in `life`.
     pub reason: String,
-    /// When, RFC 3339.
+    /// The time, RFC 3339.
     pub at: String,
-    /// A sentence for people.
+    /// The reason as a sentence.
     pub detail: String,
     /// Whether this end counts as a failure of the run.
     #[serde(default)]
     pub failed: bool,
-    /// The last lines of the console, beside a failure.
+    /// The last lines of the console, after a failure.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub console: Vec<String>,
 }
 
-/// Something that happened, for `SubscribeEvents` and `io.qvm.Vm.Watch`.
+/// An event for `SubscribeEvents` and `io.qvm.Vm.Watch`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Event {
-    /// When, RFC 3339; not where systemd's interface has no such field.
+    /// The time, RFC 3339; `None` for systemd's interface, which has no such field.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<String>,
-    /// QMP's name (`SHUTDOWN`, `RESET`, …), or one of qvm's own: `QVM_STATE`, `QVM_READY`, `QVM_STOP_RUNG`, `QVM_END`, `QVM_TAP_LOST`, ….
+    /// The name in QMP (`SHUTDOWN`, `RESET`, …), or one of qvm's own: `QVM_STATE`, `QVM_READY`,
+    /// `QVM_STOP_RUNG`, `QVM_END`, `QVM_TAP_LOST`, ….
     pub event: String,
-    /// The event's data.
+    /// The data of the event.
     pub data: Option<serde_json::Value>,
 }
 
-/// What QEMU knows of a running machine, and where its threads and taps are for whoever wants to count there.
+/// Counters of a running machine from QEMU, and the IDs of its threads and taps for other counters.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Statistics {
     /// The disks, in the order of the VM file.
     pub disks: Vec<DiskStatistics>,
     /// The NICs that have a tap.
-    pub taps: Vec<TapOf>,
-    /// The vCPUs' threads, in the order of the vCPUs.
+    pub taps: Vec<NicTap>,
+    /// The thread IDs of the vCPUs, in their order.
     pub vcpu_threads: Vec<u32>,
 }
 
-/// What passed between the guest and a disk since QEMU was started.
+/// The I/O counters of a disk since the start of QEMU.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DiskStatistics {
-    /// The disk.
+    /// The name of the disk.
     pub name: String,
-    /// What the guest sees, in bytes.
+    /// The size for the guest, in bytes.
     pub size_bytes: Option<u64>,
-    /// What its file takes on the host, in bytes.
+    /// The space allocated on the host, in bytes.
     pub allocated_bytes: Option<u64>,
     /// Bytes read.
     pub read_bytes: u64,
@@ -187,44 +190,44 @@ pub struct DiskStatistics {
     pub writes: u64,
     /// Flushes completed.
     pub flushes: u64,
-    /// How long all reads took together, in nanoseconds.
+    /// The total duration of all reads, in nanoseconds.
     pub read_nanoseconds: u64,
-    /// How long all writes took together.
+    /// The total duration of all writes, in nanoseconds.
     pub write_nanoseconds: u64,
-    /// How long all flushes took together.
+    /// The total duration of all flushes, in nanoseconds.
     pub flush_nanoseconds: u64,
 }
 
 /// The tap of a NIC.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TapOf {
-    /// The NIC.
+pub struct NicTap {
+    /// The name of the NIC.
     pub nic: String,
-    /// The host's interface.
+    /// The interface of the host.
     pub tap: String,
 }
 
-/// What a client may ask for. docs/io.qvm.Vm.varlink says of each when it is answered.
+/// A command of a client. docs/io.qvm.Vm.varlink documents when each is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
-    /// The stop ladder, with the VM's own timeout or this many seconds.
+    /// Start the stop ladder.
     PowerOff {
-        /// Instead of `shutdownTimeoutSec`.
+        /// The time limit instead of `shutdownTimeoutSec`, in seconds.
         timeout_sec: Option<u32>,
     },
-    /// Force off, at once.
+    /// Force the VM off.
     Terminate,
-    /// Ask the guest to reboot itself.
+    /// Ask the guest to reboot.
     Reboot,
-    /// Reset the machine, at once.
+    /// Reset the machine.
     Reset,
-    /// Hold the vCPUs.
+    /// Pause the vCPUs.
     Pause,
-    /// Let them go on.
+    /// Resume the vCPUs.
     Resume,
     /// Save the guest's state and end.
     Suspend,
-    /// Re-read the VM file, apply what can be applied live.
+    /// Read the VM file again and apply live changes.
     Reload,
     /// Set the balloon's target in bytes.
     SetMemory {
@@ -233,112 +236,112 @@ pub enum Command {
     },
 }
 
-/// Why a command was not taken.
+/// Why a command was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// There is no QEMU yet, or no more.
+    /// QEMU is not running yet, or has ended.
     #[error("the VM is {0}")]
     NotNow(&'static str),
-    /// A value is out of range; the text says what is allowed.
+    /// A value is out of range; the text contains the range.
     #[error("{0}")]
     BadValue(String),
-    /// QEMU did not do it in time; it may still.
+    /// QEMU did not confirm the operation in time, and may execute it later.
     #[error("{0}")]
     Unconfirmed(String),
-    /// QEMU or the guest does not take part.
+    /// QEMU or the guest returned an error.
     #[error("{0}")]
     Failed(String),
     /// The storage of the VM does not answer.
     #[error("{0}")]
     HostFault(String),
-    /// The guest agent says no.
+    /// The guest agent returned an error.
     #[error("guest agent: {reason}")]
     Guest {
-        /// QMP's error class, such as `CommandNotFound`.
+        /// The QMP error class, such as `CommandNotFound`.
         class: String,
-        /// The agent's own words.
+        /// The agent's error text.
         reason: String,
     },
-    /// The guest's file systems are frozen, and its agent does hardly anything until they are thawed.
+    /// The guest's file systems are frozen; the agent refuses most commands until they are thawed.
     #[error("the guest's file systems are frozen, for {} s more", left.as_secs())]
     Frozen {
-        /// Until they are.
+        /// The remaining time.
         left: Duration,
     },
 }
 
-/// An address of a guest, and who knows of it.
+/// An address of a guest and its source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Address {
-    /// The address, without its prefix.
+    /// The address without its prefix.
     pub address: String,
-    /// The interface in the guest, where that is known.
+    /// The guest's interface, if it is known.
     pub interface: Option<String>,
     /// `agent`, `vm-file` or `neighbour`.
     pub source: String,
 }
 
-/// What the guest agent tells.
+/// The data of the guest agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Guest {
-    /// One answers.
+    /// Whether the agent answers.
     pub answers: bool,
-    /// What addresses the guest has, by it.
+    /// The guest's addresses.
     pub addresses: Vec<Address>,
 }
 
-/// What a connection asks the supervisor's loop for. Every answer comes at once, or when QEMU has answered.
+/// A request to the supervisor's loop. Every reply comes immediately, or when QEMU has answered.
 #[derive(Debug)]
 pub enum Request {
-    /// Do something.
+    /// Execute a command.
     Command(Command, oneshot::Sender<Result<(), Refusal>>),
-    /// Tell everything.
+    /// Return the status.
     Status(oneshot::Sender<Status>),
-    /// Tell what happened last.
+    /// Return the last events.
     RecentEvents(oneshot::Sender<Vec<Event>>),
-    /// Tell what only QEMU knows.
+    /// Return the counters of QEMU.
     Statistics(oneshot::Sender<Result<Statistics, Refusal>>),
-    /// Ask the guest agent.
+    /// Query the guest agent.
     Guest(oneshot::Sender<Result<Guest, Refusal>>),
-    /// A picture of the guest's screen, as PNG.
+    /// Return a PNG picture of the guest's screen.
     Screenshot(oneshot::Sender<Result<OwnedFd, Refusal>>),
-    /// Press keys at the guest's keyboard.
+    /// Press key chords.
     Press(Vec<Chord>, oneshot::Sender<Result<(), Refusal>>),
-    /// Run a command in the guest, through its agent.
+    /// Run a command in the guest through its agent.
     Exec {
         /// The program and its arguments.
         argv: Vec<String>,
-        /// How long it may take.
+        /// The time limit.
         limit: Duration,
-        /// What became of it.
+        /// The result.
         reply: oneshot::Sender<Result<Executed, Refusal>>,
     },
-    /// One command of the guest agent's own.
+    /// Run a command of the guest agent.
     Agent {
-        /// Its name.
+        /// The name of the command.
         command: String,
-        /// Its arguments, an object.
+        /// The arguments, an object.
         arguments: serde_json::Value,
-        /// How long it may take.
+        /// The time limit.
         limit: Duration,
-        /// What the agent answers.
+        /// The agent's reply.
         reply: oneshot::Sender<Result<serde_json::Value, Refusal>>,
     },
     /// Freeze the guest's file systems.
     Freeze {
-        /// When they are thawed, whatever becomes of the caller.
+        /// The time after which they are thawed in every case.
         thaw_after: Duration,
-        /// How many are frozen.
+        /// The number of frozen file systems.
         reply: oneshot::Sender<Result<u64, Refusal>>,
     },
-    /// Thaw them; how many were frozen.
+    /// Thaw the file systems; the reply is their number.
     Thaw(oneshot::Sender<Result<u64, Refusal>>),
-    /// A new viewer of the serial console: the answer is one end of a stream socket that carries the
-    /// console's bytes out, and, unless read-only, keystrokes in.
+    /// Connect a viewer to the serial console: the reply is one end of a stream socket for the
+    /// output and, unless read-only, the input.
     Console {
-        /// Whether keystrokes are thrown away.
+        /// Whether input is discarded.
         read_only: bool,
-        /// How much of what was said before comes first, in bytes.
+        /// How much earlier output comes first, in bytes.
         scrollback: u64,
         /// The viewer's end.
         reply: oneshot::Sender<Result<OwnedFd, Refusal>>,
@@ -349,7 +352,7 @@ pub enum Request {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Executed {
-    /// Its exit code; 128 and the signal where a signal ended it.
+    /// The exit code; 128 plus the signal number after a signal.
     pub exit_code: i64,
     /// Standard output in base64.
     pub out: String,

@@ -1,4 +1,4 @@
-//! What a method answers where it does not do as asked, by its varlink name.
+//! The varlink errors of methods.
 
 use std::borrow::Cow;
 
@@ -11,24 +11,24 @@ use super::types::Refusal;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub(super) enum VarlinkError {
-    /// One that every service may give.
+    /// An error of `org.varlink.service`.
     Service(Service<'static>),
-    /// The same for `PermissionDenied`, which has no parameters by its description: who reads them is told more.
+    /// `PermissionDenied` of `org.varlink.service` with additional parameters.
     Denied(Denied),
-    /// One of systemd's.
+    /// An error of systemd's interface.
     Machine(Machine),
-    /// One of qvm's.
+    /// An error of qvm's interface.
     Vm(Vm),
 }
 
-/// What varlink has for who may not, with the reason beside it.
+/// varlink's error for denied permission, with a reason and a hint.
 #[derive(Debug, Clone, PartialEq, ReplyError)]
 #[zlink(interface = "org.varlink.service")]
 pub(super) enum Denied {
     PermissionDenied { reason: String, hint: String },
 }
 
-/// The errors of `io.systemd.MachineInstance` that come up.
+/// The errors of `io.systemd.MachineInstance` in use.
 #[derive(Debug, Clone, PartialEq, ReplyError)]
 #[zlink(interface = "io.systemd.MachineInstance")]
 pub(super) enum Machine {
@@ -61,7 +61,7 @@ impl VarlinkError {
         Self::Service(Service::MethodNotFound { method: Cow::Owned(method.to_owned()) })
     }
 
-    /// The method is there, but does not turn a connection into something else.
+    /// The method does not upgrade the connection.
     pub(super) fn no_upgrade(method: &str) -> Self {
         Self::Service(Service::MethodNotImplemented { method: Cow::Owned(method.to_owned()) })
     }
@@ -70,14 +70,14 @@ impl VarlinkError {
         Self::Service(Service::InvalidParameter { parameter: Cow::Owned(parameter.to_owned()) })
     }
 
-    /// The loop has ended, or is about to.
-    pub(super) fn gone() -> Self {
+    /// The loop has ended or is about to end.
+    pub(super) fn loop_ended() -> Self {
         Self::Vm(Vm::NotNow { state: "stopping".to_owned() })
     }
 
-    /// The loop did not answer.
-    pub(super) fn is_gone(&self) -> bool {
-        *self == Self::gone() || *self == Self::NOT_CONNECTED
+    /// Whether the loop did not reply.
+    pub(super) fn is_loop_ended(&self) -> bool {
+        *self == Self::loop_ended() || *self == Self::NOT_CONNECTED
     }
 
     pub(super) fn denied(reason: String, hint: String) -> Self {
@@ -88,7 +88,7 @@ impl VarlinkError {
         Self::Vm(Vm::Failed { reason: reason.into() })
     }
 
-    /// As `io.systemd.MachineInstance` has it: a machine without QEMU is not connected.
+    /// Maps to the errors of `io.systemd.MachineInstance`: a machine without QEMU is not connected.
     pub(super) fn for_machine(self) -> Self {
         match &self {
             Self::Vm(Vm::NotNow { state }) if state == "starting" || state == "stopping" => {
@@ -103,7 +103,7 @@ impl From<Refusal> for VarlinkError {
     fn from(refusal: Refusal) -> Self {
         match &refusal {
             Refusal::NotNow(state) => Self::Vm(Vm::NotNow { state: (*state).to_owned() }),
-            // Of what a command carries, the loop judges only this.
+            // The loop validates only this parameter of a command.
             Refusal::BadValue(_) => Self::invalid("bytes"),
             Refusal::Failed(reason) => Self::failed(reason),
             Refusal::HostFault(reason) => Self::Vm(Vm::HostFault { reason: reason.clone() }),
@@ -127,7 +127,7 @@ mod tests {
         let told = |fault: VarlinkError| serde_json::to_value(fault).unwrap();
         let name = |fault: VarlinkError| told(fault)["error"].as_str().unwrap().to_owned();
         assert_eq!(
-            told(VarlinkError::gone()),
+            told(VarlinkError::loop_ended()),
             json!({ "error": "io.qvm.Vm.NotNow", "parameters": { "state": "stopping" } })
         );
         assert_eq!(
@@ -146,7 +146,7 @@ mod tests {
         );
         assert_eq!(name(VarlinkError::NOT_SUPPORTED), "io.systemd.MachineInstance.NotSupported");
         assert_eq!(
-            name(VarlinkError::gone().for_machine()),
+            name(VarlinkError::loop_ended().for_machine()),
             "io.systemd.MachineInstance.NotConnected"
         );
         assert_eq!(name(VarlinkError::EXPECTED_MORE), "org.varlink.service.ExpectedMore");

@@ -1,12 +1,13 @@
-//! What the weights of running VMs come to: read from the cgroups of all of them at once, since their shares are of each other.
+//! The effective CPU weights and shares of running VMs, read from all their cgroups together, since
+//! shares are relative.
 
 use std::path::Path;
 
 use super::inventory::Entry;
 use crate::sys::cgroup::{self, Weights, weights};
 
-/// Fills in the weights in effect and the shares of the VMs that run, and notes where a weight is void; `proc` is `/proc`. Without
-/// a cgroup v2 they stay unknown.
+/// Sets the effective weights and the shares of the running VMs, and adds a note for a weight
+/// without effect; `proc` is `/proc`. They stay unknown without cgroup v2.
 pub fn weigh(entries: &mut [Entry], proc: &Path) {
     let Ok(root) = cgroup::root(proc) else { return };
     let mut weights = Weights::new(root.clone());
@@ -19,8 +20,8 @@ pub fn weigh(entries: &mut [Entry], proc: &Path) {
         let effect = weights::effect(&levels, status.cpu_weight);
         status.cpu_weight_effective = effect.weight;
         status.cpu_share = effect.share;
-        let note = effect.void.map(|why| format!("`cpuWeight` is not what it seems: {why}"));
-        // Where the supervisor could not give it, it has said so.
+        let note = effect.void.map(|why| format!("`cpuWeight` is not in effect: {why}"));
+        // The supervisor has noted already that it could not set the weight.
         let said = status.notes.iter().any(|note| note.starts_with("`cpuWeight` has no effect"));
         status.notes.extend(note.filter(|_| !said));
     }
@@ -34,7 +35,7 @@ mod tests {
     use crate::{fleet::inventory, store::layout::Layout, sys::storage_reader::StorageReader};
 
     #[tokio::test(flavor = "current_thread")]
-    async fn shares_are_of_each_other() {
+    async fn shares_are_relative() {
         let dir = tempfile::tempdir().unwrap();
         let write = |path: &str, text: &str| {
             let path = dir.path().join(path);
@@ -69,8 +70,10 @@ mod tests {
             (all[web].status.cpu_weight_effective, all[web].status.cpu_share),
             (Some(300), Some(0.75))
         );
-        let note = "`cpuWeight` is not what it seems: another program has set `cpu.weight` to 300";
+        let note = "`cpuWeight` is not in effect: another program has set `cpu.weight` to 300";
         assert_eq!(all[web].status.notes.last().unwrap(), note);
-        assert!(!all[db].status.notes.iter().any(|note| note.contains("cpuWeight` is not")));
+        assert!(
+            !all[db].status.notes.iter().any(|note| note.contains("`cpuWeight` is not in effect"))
+        );
     }
 }

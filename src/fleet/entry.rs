@@ -1,4 +1,4 @@
-//! One VM of the inventory, by its supervisor's answer or by what its files tell.
+//! One VM of the inventory, from its supervisor's answer or from its files.
 
 use std::{error::Error, io, path::Path};
 
@@ -22,37 +22,37 @@ use crate::{
 /// One VM.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
-    /// Its name, or what its file is called where that is no VM's name.
+    /// The name of the VM, or the name of its file if that is not a valid VM name.
     pub name: String,
-    /// What its supervisor tells; where there is none, what its file and its last ends tell.
+    /// The status from the supervisor; without one, from the VM file and the recorded ends.
     pub status: Status,
-    /// What is wrong with its file, or with its supervisor; may have several lines.
+    /// The problem with the VM file or the supervisor; may have several lines.
     pub problem: Option<String>,
-    /// A supervisor told the status.
+    /// Whether `status` came from a supervisor.
     pub answers: bool,
-    /// It has a VM file.
+    /// Whether the VM has a VM file.
     pub file_exists: bool,
-    /// That file is valid, or was when its supervisor read it.
+    /// Whether the VM file is valid, or was when the supervisor read it.
     pub file_valid: bool,
-    /// There is anything of it: a file, kept state, a supervisor.
+    /// Whether the VM exists: it has a VM file, a state directory or a supervisor.
     pub known: bool,
-    /// Its files, or the directory of VMs that it stands for, cannot be read.
+    /// Whether the files of the VM, or the directory that the entry stands for, cannot be read.
     pub unread: bool,
 }
 
 impl Entry {
-    /// What there is to be said of a VM whose file is gone.
+    /// Returns the note of a VM without a VM file.
     pub fn orphan(&self) -> Option<&'static str> {
         self.status.orphan.then_some(match self.status.state {
             State::Stopped | State::Failed => {
-                "its VM file is gone: `qvm gc --disks` deletes what is kept of it"
+                "its VM file is gone: `qvm gc --disks` deletes its data"
             }
             State::Unknown => "its VM file is gone",
             _ => "its VM file is gone: `qvm gc` stops it",
         })
     }
 
-    /// What a supervisor answered.
+    /// Creates an entry from a supervisor's answer.
     pub(crate) fn supervised(name: &VmName, status: Status) -> Self {
         let (name, file_exists) = (name.to_string(), !status.orphan);
         let (problem, file_valid) = (None, file_exists);
@@ -60,23 +60,23 @@ impl Entry {
         Self { name, status, problem, answers, file_exists, file_valid, known, unread }
     }
 
-    /// A VM on storage that does not answer: nothing is known.
+    /// Creates an entry for a VM whose storage does not answer.
     pub(crate) fn no_answer(name: &str, error: &storage_reader::Error) -> Self {
         Self::unknown(name, format!("error: {name}: {}", chain_with_hint(error)))
     }
 
-    /// A directory of VMs that cannot be listed.
+    /// Creates an entry for a directory of VMs that cannot be listed.
     pub(crate) fn unlisted(dir: &Path, error: &(dyn Error + 'static)) -> Self {
         let dir = dir.display();
         Self::unknown(&dir.to_string(), format!("error: cannot list `{dir}`: {}", chain(error)))
     }
 
-    /// The directory of the VM files that cannot be listed.
+    /// Creates an entry for the directory of the VM files if it cannot be listed.
     pub(crate) fn unlisted_files(dir: &Path, invalid: &Invalid) -> Self {
         Self::unknown(&dir.display().to_string(), invalid.to_string())
     }
 
-    /// A VM file whose name no VM can have.
+    /// Creates an entry for a VM file whose name is not a valid VM name.
     pub(crate) fn misnamed(file: &Path, invalid: &Invalid) -> Self {
         let stem = file.file_stem().unwrap_or_default().to_string_lossy();
         Self::without_file(&stem, Some(invalid.to_string()), true)
@@ -89,8 +89,8 @@ impl Entry {
         entry
     }
 
-    /// What the VM is where its supervisor takes calls but answers none: to call it stopped would be
-    /// to guess. Where this process cannot even call, nothing is known.
+    /// Marks a VM whose supervisor accepts connections but does not answer: it may be running. If
+    /// this process cannot connect at all, the state is unknown.
     pub(crate) fn is_silent(&mut self, error: &client::Error) {
         self.status.state = if is_host_fault(error) { State::Unknown } else { State::Running };
         self.status.since = None;
@@ -98,7 +98,7 @@ impl Entry {
         self.problem = Some(format!("error: {name}: cannot ask its supervisor: {why}"));
     }
 
-    /// What there is without a VM file that can be read.
+    /// Creates an entry for a VM without a readable VM file.
     pub(crate) fn without_file(name: &str, problem: Option<String>, file_exists: bool) -> Self {
         let status = Status {
             name: name.to_owned(),
@@ -145,7 +145,7 @@ impl Entry {
     }
 }
 
-/// What the VM file tells.
+/// Copies settings of the VM file into the status.
 fn written(status: &mut Status, vm: &Vm) {
     let nic = vm.nics.first();
     status.vcpu = u32::from(vm.vcpu);
@@ -159,8 +159,8 @@ fn written(status: &mut Status, vm: &Vm) {
     status.description.clone_from(&vm.description);
 }
 
-/// What the files of a VM tell that no supervisor answers for, and whether a QEMU process of it is
-/// running. Blocks as long as the storage does; `position` is set to the path being read.
+/// Returns a VM without a supervisor from its files, and whether its QEMU process is running.
+/// Blocks as long as the storage does; `position` records the path that is being read.
 pub(crate) fn unsupervised(
     layout: &Layout,
     name: &VmName,
@@ -185,14 +185,15 @@ pub(crate) fn unsupervised(
     kept(&mut entry.status, &paths);
     match &found {
         Ok(PreviousQemu::Running(qemu, record)) => {
-            // Its supervisor was killed. The guest does not know, and goes on.
+            // The supervisor was killed; the guest keeps running.
             entry.status.state = State::Running;
             entry.status.pid = Some(qemu.pid());
             entry.status.since = None;
             entry.status.started_at = Some(record.started_at.clone());
             entry.known = true;
             entry.problem = Some(format!(
-                "error: {name}: its QEMU runs without a supervisor, pid {}; `qvm start {name}` takes it over",
+                "error: {name}: its QEMU process (pid {}) runs without a supervisor; `qvm start \
+                 {name}` adopts it",
                 qemu.pid()
             ));
         }
@@ -207,7 +208,7 @@ pub(crate) fn unsupervised(
     (entry, found)
 }
 
-/// What the state directory tells.
+/// Copies data of the state directory into the status.
 fn kept(status: &mut Status, paths: &VmPaths) {
     let log = paths.console_log();
     status.console = log.is_file().then(|| log.display().to_string());
@@ -219,7 +220,8 @@ fn kept(status: &mut Status, paths: &VmPaths) {
     }
     if let Ok(meta) = paths.saved().symlink_metadata() {
         status.notes.push(format!(
-            "its guest's state is saved ({} MiB): the next start goes on from it, or boots with `--discard-state`",
+            "its guest's state is saved ({} MiB): the next start restores it, or discards it \
+                         with `--discard-state`",
             meta.len().div_ceil(1 << 20)
         ));
     }

@@ -1,5 +1,6 @@
-//! Forcing off a VM without a supervisor: the QEMU process of its run record is killed, or, where the state of the VM is unknown, the
-//! process that holds a liveness lock of the VM, if it is a QEMU of that name.
+//! Forces off a VM without a supervisor: kills the QEMU process of the run record, or, if the state
+//! of the VM is unknown, the process that holds a liveness lock of the VM, if it is a QEMU process
+//! of that name.
 
 use std::{
     io,
@@ -29,39 +30,39 @@ use crate::{
     supervisor::settings::Settings,
 };
 
-/// How long a process may take to exit after SIGKILL, and the kernel to release its locks.
+/// The limit for the exit of a process after SIGKILL, and for the release of its locks.
 const EXIT_LIMIT: Duration = Duration::from_secs(10);
-/// Between two attempts to acquire the locks.
+/// The interval of attempts to acquire the locks.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// Why nothing was forced off.
+/// Why no process was killed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A supervisor is there.
+    /// The VM has a supervisor.
     #[error(transparent)]
     Supervised(#[from] lock::Error),
-    /// It is still unknown whether the VM is running, and no process holds its locks that may be killed.
+    /// The state of the VM is unknown, and no holder of its locks may be killed.
     #[error(transparent)]
     Unknown(#[from] running::Unknown),
     /// The locks cannot be probed, or stay held.
     #[error(transparent)]
     Liveness(#[from] liveness::Error),
-    /// /proc.
+    /// /proc cannot be read.
     #[error("cannot find the process that holds the liveness lock")]
     Holder(#[source] io::Error),
     /// The process cannot be killed.
     #[error("cannot kill QEMU (pid {pid})")]
     Kill {
-        /// The process.
+        /// The PID.
         pid: u32,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// The process of the run record does not execute QEMU.
     #[error("the process of the run record (pid {0}) is not proven to execute QEMU")]
     NotQemu(u32),
-    /// Not even SIGKILL ended the process.
-    #[error("QEMU (pid {0}) does not exit after SIGKILL")]
+    /// The process has not exited after SIGKILL.
+    #[error("QEMU (pid {0}) has not exited after SIGKILL")]
     Stays(u32),
 }
 
@@ -78,9 +79,9 @@ impl Explain for Error {
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::Holder(_) | Self::Kill { .. } => Some("run the command as root".into()),
-            Self::NotQemu(pid) => Some(format!(
-                "look at the process with `ps -fp {pid}`; when it may end, `kill {pid}` ends it"
-            )),
+            Self::NotQemu(pid) => {
+                Some(format!("inspect the process with `ps -fp {pid}`; `kill {pid}` ends it"))
+            }
             Self::Stays(pid) => Some(format!("`cat /proc/{pid}/stack` shows what it waits for")),
             _ => None,
         }
@@ -99,13 +100,15 @@ impl Explain for Error {
     }
 }
 
-/// Kills the QEMU process of a VM that has no supervisor, and forgets its run; returns the pid. `None` where no QEMU is running.
+/// Kills the QEMU process of a VM without a supervisor, and removes its run record. Returns the
+/// PID; `None` if no QEMU process is running.
 ///
 /// # Errors
-/// The VM has a supervisor, no such process is proven to be the VM's QEMU, or the process cannot be killed.
+/// The VM has a supervisor, no process is proven to be its QEMU process, or the process cannot be
+/// killed.
 pub async fn force_off(settings: &Settings) -> Result<Option<u32>, Error> {
     let paths = settings.paths();
-    let _supervisor = lock_holder::take(&paths).await?;
+    let _supervisor = lock_holder::acquire(&paths).await?;
     let recorded = Record::read(&paths).ok().flatten().and_then(|record| record.binary);
     let chosen = settings.qemu.as_ref().map(PathBuf::from);
     let known: Vec<PathBuf> = recorded.into_iter().chain(chosen).collect();
@@ -135,13 +138,14 @@ pub async fn force_off(settings: &Settings) -> Result<Option<u32>, Error> {
     }
 }
 
-/// Kills the QEMU processes of this VM's name that hold a liveness lock; returns the last one's pid, or `None` where there is none.
+/// Kills the QEMU processes with this VM's name that hold a liveness lock; returns the PID of the
+/// last one, or `None` if there is none.
 async fn kill_holders(settings: &Settings, known: &[PathBuf]) -> Result<Option<u32>, Error> {
     let files = liveness::files(&settings.paths())?;
     let holders = qemu_processes::with_open_file(&files).map_err(Error::Holder)?;
     let mut killed = None;
     for found in holders.iter().filter(|found| found.name() == Some(settings.name.as_str())) {
-        // The descriptor comes first: what it names is what is looked at again.
+        // The pidfd is opened first: the process is checked again through it.
         let process =
             Process::open(found.pid).map_err(|source| Error::Kill { pid: found.pid, source })?;
         let again = qemu_processes::with_open_file(&files).map_err(Error::Holder)?;
@@ -160,7 +164,7 @@ fn executes_qemu(found: &QemuProcess, known: &[PathBuf]) -> Result<bool, Error> 
         .map_err(|source| Error::Kill { pid: found.pid, source })
 }
 
-/// Sends SIGKILL, and waits for the end of the process.
+/// Sends SIGKILL and waits for the exit of the process.
 async fn kill(process: &Process) -> Result<(), Error> {
     let pid = process.pid();
     process.signal(Signal::KILL).map_err(|source| Error::Kill { pid, source })?;
@@ -170,7 +174,7 @@ async fn kill(process: &Process) -> Result<(), Error> {
     }
 }
 
-/// The locks, once the kernel has released those of the process that was killed.
+/// Acquires the locks once the kernel has released those of the killed process.
 async fn released(settings: &Settings) -> Result<Liveness, Error> {
     let (paths, begun) = (settings.paths(), Instant::now());
     loop {

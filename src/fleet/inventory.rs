@@ -1,4 +1,4 @@
-//! Which VMs there are, and what each is doing: from VM files, kept state and running supervisors.
+//! All VMs and their state: from VM files, state directories and running supervisors.
 
 use std::{cell::RefCell, collections::BTreeSet, fs, io, path::Path, sync::Arc, time::Duration};
 
@@ -22,19 +22,20 @@ use crate::{
     sys::storage_reader::{self, ReadPosition, StorageReader},
 };
 
-/// How long a supervisor may take to tell its status.
-pub const PATIENCE: Duration = Duration::from_secs(2);
+/// The limit for a status reply of a supervisor.
+pub const STATUS_LIMIT: Duration = Duration::from_secs(2);
 
-/// Between two calls to a supervisor that did not answer one.
-const AGAIN: Duration = Duration::from_millis(20);
+/// The interval of calls to a supervisor that did not answer.
+const RETRY: Duration = Duration::from_millis(20);
 
-/// The VMs of these names in that order, or without names every VM by name. Asks all supervisors at
-/// once. What is on storage that does not answer is in state `unknown`, with the reason.
+/// Returns the VMs with these names in that order, or without names all VMs by name. All
+/// supervisors are asked in parallel. A VM whose storage does not answer has the state `unknown`
+/// and the reason.
 pub async fn inventory(storage: &StorageReader, layout: &Layout, names: &[VmName]) -> Vec<Entry> {
-    let within = Within { storage, layout, processes: Arc::default() };
+    let context = Context { storage, layout, processes: Arc::default() };
     let mut entries = match names.is_empty() {
-        true => within.every().await,
-        false => within.entries(names).await,
+        true => context.every().await,
+        false => context.entries(names).await,
     };
     for entry in &mut entries {
         entry.status.notes.extend(entry.problem.clone());
@@ -43,7 +44,7 @@ pub async fn inventory(storage: &StorageReader, layout: &Layout, names: &[VmName
     entries
 }
 
-/// The names of all VMs, without asking any. Blocks for as long as the storage does.
+/// Returns the names of all VMs. Blocks as long as the storage does.
 pub fn names(layout: &Layout) -> Vec<VmName> {
     let files = spec::files_in(&layout.vm_files()).unwrap_or_default();
     let mut names: BTreeSet<VmName> = files.iter().filter_map(|f| spec::name_of(f).ok()).collect();
@@ -52,8 +53,8 @@ pub fn names(layout: &Layout) -> Vec<VmName> {
     names.into_iter().collect()
 }
 
-/// A VM of which it is not known whether it is running, if there is one. Asks no supervisor: one that
-/// listens knows. Blocks for as long as the storage does.
+/// Returns a VM whose state is unknown, if there is one. Supervisors are not asked: a VM with a
+/// listening supervisor is known. Blocks as long as the storage does.
 pub fn first_unknown(layout: &Layout) -> Option<(VmName, running::Unknown)> {
     let processes = Processes::default();
     names(layout).into_iter().find_map(|name| {
@@ -64,8 +65,7 @@ pub fn first_unknown(layout: &Layout) -> Option<(VmName, running::Unknown)> {
     })
 }
 
-/// The directories in `dir` that are called as a VM can be called. A directory that is not there holds
-/// none.
+/// Returns the directories in `dir` whose names are valid VM names. A missing directory is empty.
 fn vm_dirs(dir: &Path) -> io::Result<Vec<VmName>> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries.collect::<io::Result<Vec<_>>>()?,
@@ -76,7 +76,7 @@ fn vm_dirs(dir: &Path) -> io::Result<Vec<VmName>> {
     Ok(dirs.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
 }
 
-/// The VMs of which there is a socket or a run record.
+/// Returns the VMs that have a control socket or a run record.
 fn running(runtime: &Path) -> io::Result<Vec<VmName>> {
     let has = |name: &VmName, file: &str| runtime.join(name).join(file).symlink_metadata().is_ok();
     let mut names = vm_dirs(runtime)?;
@@ -84,27 +84,28 @@ fn running(runtime: &Path) -> io::Result<Vec<VmName>> {
     Ok(names)
 }
 
-/// What an inventory is made of.
-struct Within<'a> {
+/// The context of an inventory.
+struct Context<'a> {
     storage: &'a StorageReader,
     layout: &'a Layout,
     processes: Arc<Processes>,
 }
 
-impl Within<'_> {
-    /// Every VM, by name. A directory that cannot be listed is an entry of its own.
+impl Context<'_> {
+    /// Returns all VMs by name. A directory that cannot be listed is an entry of its own.
     async fn every(&self) -> Vec<Entry> {
         let (files, states) = (self.layout.vm_files(), self.layout.vm_states());
         let (listed, also_listed) = (files.clone(), states.clone());
         let files_in = self.storage.read(&files, move |_| spec::files_in(&listed));
         let states_in = self.storage.read(&states, move |_| vm_dirs(&also_listed));
-        // In memory: its VMs are asked while the storage of the others is read.
+        // The runtime directory is in memory: its VMs are asked while the storage of the others is
+        // read.
         let runtime = &self.layout.runtime;
         let (running, mut entries) = match running(runtime) {
             Ok(names) => (names, vec![]),
             Err(error) => (vec![], vec![Entry::unlisted(runtime, &error)]),
         };
-        // The names of which a VM is made already.
+        // The names that have an entry already.
         let taken = RefCell::new(running.iter().cloned().collect::<BTreeSet<VmName>>());
         let is_new = |name: &VmName| taken.borrow_mut().insert(name.clone());
         let of_files = async {
@@ -144,7 +145,7 @@ impl Within<'_> {
         join_all(names.iter().map(|name| self.entry(name))).await
     }
 
-    /// A VM. Its supervisor is asked first: it answers also where storage hangs.
+    /// Returns a VM. Its supervisor is asked first, because it answers even if the storage hangs.
     async fn entry(&self, name: &VmName) -> Entry {
         let mut is_second = false;
         loop {
@@ -154,7 +155,7 @@ impl Within<'_> {
                 Err(error) => Some(error),
             };
             let mut entry = match self.read(name).await {
-                // A supervisor that began a moment ago holds the locks, and answers by now.
+                // A supervisor that has just started holds the locks, and answers by now.
                 Ok((_, Err(_))) if silent.is_none() && !is_second => {
                     is_second = true;
                     continue;
@@ -177,13 +178,13 @@ impl Within<'_> {
         self.storage.read(&state, read).await
     }
 
-    /// Asks a supervisor, and again while one is there that does not take or finish a call: its
-    /// program may be being replaced.
+    /// Calls a supervisor, and retries while it does not accept or finish a call: it may be
+    /// executing a new version of the program.
     async fn ask(&self, name: &VmName) -> Result<Status, client::Error> {
         let paths = self.layout.vm(name);
         let (socket, begun) = (paths.control_socket(), Instant::now());
         loop {
-            let asked = async { Client::connect(&socket).await?.status(PATIENCE).await };
+            let asked = async { Client::connect(&socket).await?.status(STATUS_LIMIT).await };
             let error = match asked.await {
                 Ok(status) => return Ok(status),
                 Err(error) => error,
@@ -193,14 +194,14 @@ impl Within<'_> {
                 client::Error::NotRunning => self.is_supervised(&paths).await,
                 _ => false,
             };
-            if !again || begun.elapsed() >= PATIENCE {
+            if !again || begun.elapsed() >= STATUS_LIMIT {
                 return Err(error);
             }
-            tokio::time::sleep(AGAIN).await;
+            tokio::time::sleep(RETRY).await;
         }
     }
 
-    /// A QEMU lives, and the process that wrote itself down as its supervisor as well.
+    /// Whether QEMU and the supervisor of the run record are alive.
     async fn is_supervised(&self, paths: &VmPaths) -> bool {
         let written = fs::read_to_string(paths.lock()).ok();
         let written = written.and_then(|text| text.trim().parse().ok());

@@ -1,5 +1,6 @@
-//! Who supervises a VM. A process that was killed goes in steps: for some milliseconds its sockets still take callers, and its
-//! lock is held, though nobody is there any more. What it had forked for its QEMU holds both until it notices.
+//! The process that holds the lock of a VM. After a kill, its sockets accept connections and its
+//! lock is held for some milliseconds. The process that it forked for QEMU holds both until it
+//! notices.
 
 use std::{io, path::Path, time::Duration};
 
@@ -18,49 +19,53 @@ use crate::{
     },
 };
 
-/// How long a supervisor may take to answer.
-const ANSWER: Duration = Duration::from_secs(2);
-/// How long one that is gone may keep its lock, and hang up.
-pub const GOES_WITHIN: Duration = Duration::from_secs(5);
-/// What one that is about to end says to everything (docs/io.qvm.Vm.varlink).
+/// The limit for a reply of a supervisor.
+const REPLY_LIMIT: Duration = Duration::from_secs(2);
+/// How long an ended supervisor may keep its lock and close connections without a reply.
+pub const EXIT_LIMIT: Duration = Duration::from_secs(5);
+/// The error with which a supervisor that is about to end answers all calls
+/// (docs/io.qvm.Vm.varlink).
 const NOT_NOW: &str = "io.qvm.Vm.NotNow";
 /// The first pause between two attempts, and the longest: it doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_micros(500);
 const LONGEST_PAUSE: Duration = Duration::from_millis(10);
 
-/// Who is there.
+/// The state of the lock holder as seen at its control socket.
 #[derive(Debug)]
-pub enum Holder {
-    /// Nobody, as far as its control socket tells.
-    Nobody,
-    /// One that hung up: it is going, or gone.
-    Gone,
-    /// A supervisor, with its VM in this state. One that has not yet noticed that its QEMU is gone has failed.
+pub enum LockHolder {
+    /// No process listens on the control socket.
+    NotListening,
+    /// The connection was closed without a reply: the process is exiting.
+    Exiting,
+    /// A supervisor, whose VM is in this state. A supervisor whose QEMU has ended unnoticed counts
+    /// as failed.
     Supervisor(State),
-    /// One that does not answer, or not to us.
+    /// A process that does not answer, or does not admit this user.
     Silent(Error),
 }
 
-/// Asks at a control socket.
-pub async fn look(socket: &Path) -> Holder {
+/// Asks a supervisor at its control socket.
+pub async fn probe(socket: &Path) -> LockHolder {
     let mut client = match Client::connect(socket).await {
         Ok(client) => client,
-        Err(Error::NotRunning) => return Holder::Nobody,
-        Err(error) => return Holder::Silent(error),
+        Err(Error::NotRunning) => return LockHolder::NotListening,
+        Err(error) => return LockHolder::Silent(error),
     };
-    match client.status(ANSWER).await {
+    match client.status(REPLY_LIMIT).await {
         Ok(status) => match status.pid {
-            Some(pid) if has_ended(pid) => Holder::Supervisor(State::Failed),
-            _ => Holder::Supervisor(status.state),
+            Some(pid) if has_ended(pid) => LockHolder::Supervisor(State::Failed),
+            _ => LockHolder::Supervisor(status.state),
         },
-        Err(Error::Closed) => Holder::Gone,
-        // Of its VM every supervisor tells as long as it has anything to do with it.
-        Err(Error::Refused { error, .. }) if error == NOT_NOW => Holder::Supervisor(State::Stopped),
-        Err(error) => Holder::Silent(error),
+        Err(Error::Closed) => LockHolder::Exiting,
+        // A supervisor reports its VM until it is about to end.
+        Err(Error::Refused { error, .. }) if error == NOT_NOW => {
+            LockHolder::Supervisor(State::Stopped)
+        }
+        Err(error) => LockHolder::Silent(error),
     }
 }
 
-/// Whether a process is gone, or would be but for its parent, who has yet to be told.
+/// Whether a process has ended; a zombie has.
 fn has_ended(pid: u32) -> bool {
     match Process::open(pid) {
         Ok(process) => !process.is_alive(),
@@ -68,12 +73,12 @@ fn has_ended(pid: u32) -> bool {
     }
 }
 
-/// Takes the lock of a VM. One that is held by a process that is going is waited for; a supervisor that is there shows at its control
-/// socket. The VM's runtime directory is made if it is not there.
+/// Acquires the lock of a VM. Waits for a holder that is exiting, as seen at its control socket.
+/// Creates the runtime directory of the VM if required.
 ///
 /// # Errors
-/// It is taken, or cannot be.
-pub async fn take(paths: &VmPaths) -> Result<Lock, lock::Error> {
+/// The lock is held, or cannot be opened.
+pub async fn acquire(paths: &VmPaths) -> Result<Lock, lock::Error> {
     file::make_dir(&paths.runtime).map_err(|error| lock::Error::Io {
         path: paths.lock(),
         source: io::Error::new(error.kind(), error),
@@ -83,13 +88,15 @@ pub async fn take(paths: &VmPaths) -> Result<Lock, lock::Error> {
     loop {
         match Lock::acquire(&paths.lock()) {
             Err(error @ lock::Error::Held { .. }) => {
-                let holder = look(&paths.control_socket()).await;
+                let holder = probe(&paths.control_socket()).await;
                 let goes = match holder {
-                    Holder::Nobody | Holder::Gone => true,
-                    Holder::Supervisor(state) => matches!(state, State::Stopped | State::Failed),
-                    Holder::Silent(_) => false,
+                    LockHolder::NotListening | LockHolder::Exiting => true,
+                    LockHolder::Supervisor(state) => {
+                        matches!(state, State::Stopped | State::Failed)
+                    }
+                    LockHolder::Silent(_) => false,
                 };
-                if !goes || begun.elapsed() >= GOES_WITHIN {
+                if !goes || begun.elapsed() >= EXIT_LIMIT {
                     return Err(error);
                 }
             }
@@ -121,23 +128,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_hangs_up_is_nobody() {
+    async fn closed_connection_is_an_exiting_holder() {
         let (_dir, paths) = place();
         let socket = paths.control_socket();
-        assert!(matches!(look(&socket).await, Holder::Nobody));
+        assert!(matches!(probe(&socket).await, LockHolder::NotListening));
         let listener = UnixListener::bind(&socket).unwrap();
-        // What the kernel does with those that nobody has accepted, once the last descriptor is closed.
+        // The kernel closes connections that were never accepted with the last descriptor.
         let looking = tokio::spawn({
             let socket = socket.clone();
-            async move { look(&socket).await }
+            async move { probe(&socket).await }
         });
         drop(tokio::task::spawn_blocking(move || listener.accept()).await.unwrap().unwrap());
-        assert!(matches!(looking.await.unwrap(), Holder::Gone));
-        assert!(matches!(look(&socket).await, Holder::Nobody));
+        assert!(matches!(looking.await.unwrap(), LockHolder::Exiting));
+        assert!(matches!(probe(&socket).await, LockHolder::NotListening));
     }
 
     #[tokio::test]
-    async fn one_that_has_no_word_for_its_vm_any_more_is_about_to_end() {
+    async fn not_now_is_an_ending_supervisor() {
         let (_dir, paths) = place();
         let socket = paths.control_socket();
         let listener = UnixListener::bind(&socket).unwrap();
@@ -152,21 +159,21 @@ mod tests {
             }
             drop(held);
         });
-        assert!(matches!(look(&socket).await, Holder::Supervisor(State::Stopped)));
-        // So its lock is waited for.
-        take(&paths).await.unwrap();
+        assert!(matches!(probe(&socket).await, LockHolder::Supervisor(State::Stopped)));
+        // Its lock is waited for.
+        acquire(&paths).await.unwrap();
         answering.join().unwrap();
     }
 
     #[tokio::test]
-    async fn a_lock_that_is_let_go_is_waited_for() {
+    async fn waits_for_released_lock() {
         let (_dir, paths) = place();
         let first = Lock::acquire(&paths.lock()).unwrap();
         let second = tokio::spawn({
             let paths = paths.clone();
-            async move { take(&paths).await.map(drop) }
+            async move { acquire(&paths).await.map(drop) }
         });
-        // It has found it taken by then, or finds it free: both are right.
+        // Both orders are correct.
         sleep(5 * LONGEST_PAUSE).await;
         drop(first);
         second.await.unwrap().unwrap();

@@ -1,6 +1,7 @@
-//! Everything about all VMs in Prometheus' text format 0.0.4: base units, `_total` on what only grows, one family after the other.
+//! Metrics of all VMs in Prometheus' text format 0.0.4: base units, `_total` for counters, and the
+//! samples of a family together.
 //!
-//! Of a VM that does not run there is its state, and how it ended.
+//! A stopped VM has only its state and its last end.
 
 use std::{collections::BTreeMap, fmt::Write};
 
@@ -11,7 +12,7 @@ use crate::{
     spec::LIMIT_KINDS,
 };
 
-/// One family: its samples share name, help and kind.
+/// A metric family: its samples share name, help and type.
 struct Family {
     name: &'static str,
     help: &'static str,
@@ -19,27 +20,27 @@ struct Family {
     samples: Vec<(String, f64)>,
 }
 
-/// All families, in their order.
+/// All families in order.
 #[derive(Default)]
 struct Families(Vec<Family>);
 
 impl Families {
-    fn begin(&mut self, name: &'static str, kind: &'static str, help: &'static str) {
+    fn family(&mut self, name: &'static str, kind: &'static str, help: &'static str) {
         self.0.push(Family { name, help, kind, samples: vec![] });
     }
 
     fn gauge(&mut self, name: &'static str, help: &'static str) {
-        self.begin(name, "gauge", help);
+        self.family(name, "gauge", help);
     }
 
     fn counter(&mut self, name: &'static str, help: &'static str) {
-        self.begin(name, "counter", help);
+        self.family(name, "counter", help);
     }
 
-    /// A sample of the family that was begun last.
-    fn say(&mut self, labels: &[(&str, &str)], value: f64) {
+    /// Adds a sample to the last family.
+    fn sample(&mut self, labels: &[(&str, &str)], value: f64) {
         if let Some(family) = self.0.last_mut() {
-            family.samples.push((labelled(labels), value));
+            family.samples.push((format_labels(labels), value));
         }
     }
 
@@ -49,7 +50,7 @@ impl Families {
             if samples.is_empty() {
                 continue;
             }
-            // Into a String it cannot fail.
+            // Writing to a String cannot fail.
             let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
             for (labels, value) in samples {
                 let _ = writeln!(text, "{name}{labels} {value}");
@@ -59,8 +60,8 @@ impl Families {
     }
 }
 
-/// `{vm="web",disk="root"}`, with what a value may not have in it escaped.
-fn labelled(labels: &[(&str, &str)]) -> String {
+/// Formats labels, with escaped values: `{vm="web",disk="root"}`.
+fn format_labels(labels: &[(&str, &str)]) -> String {
     let escaped =
         |value: &str| value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
     let each = labels.iter().map(|(key, value)| format!("{key}=\"{}\"", escaped(value)));
@@ -70,11 +71,11 @@ fn labelled(labels: &[(&str, &str)]) -> String {
     }
 }
 
-/// The text for these VMs and their usage, by name.
+/// Returns the metrics of these VMs; `usage` is by name.
 pub fn metrics(entries: &[Entry], usage: &BTreeMap<String, Usage>) -> String {
     let mut all = Families::default();
-    all.gauge("qvm_build_info", "The qvm that tells this.");
-    all.say(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
+    all.gauge("qvm_build_info", "The version of qvm.");
+    all.sample(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
     let vms: Vec<(&str, &Entry)> =
         entries.iter().map(|entry| (entry.name.as_str(), entry)).collect();
     states(&mut all, &vms);
@@ -99,60 +100,63 @@ fn states(all: &mut Families, vms: &[(&str, &Entry)]) {
         State::Failed,
         State::Unknown,
     ];
-    all.gauge("qvm_vm_state", "Which state the VM is in: 1 for that one, 0 for the others.");
+    all.gauge("qvm_vm_state", "The state of the VM: 1 for the current state, 0 for the others.");
     for (vm, entry) in vms {
         for state in STATES {
             let is = f64::from(u8::from(entry.status.state == state));
-            all.say(&[("vm", vm), ("state", state.word())], is);
+            all.sample(&[("vm", vm), ("state", state.word())], is);
         }
     }
     let mut flag = |name, help, of: &dyn Fn(&Entry) -> Option<bool>| {
         all.gauge(name, help);
         for (vm, entry) in vms {
             if let Some(is) = of(entry) {
-                all.say(&[("vm", vm)], f64::from(u8::from(is)));
+                all.sample(&[("vm", vm)], f64::from(u8::from(is)));
             }
         }
     };
     flag("qvm_vm_supervisor_up", "Whether a supervisor answers.", &|e| Some(e.answers));
-    flag("qvm_vm_ready", "Whether the guest is what `ready` of its VM file wants.", &|e| {
+    flag("qvm_vm_ready", "Whether the condition `ready` of the VM file is met.", &|e| {
         e.status.ready.map(|ready| ready == Ready::Yes)
     });
     flag("qvm_vm_autostart", "Whether the VM is started with the host.", &|e| {
         e.file_exists.then_some(e.status.autostart)
     });
-    flag("qvm_vm_file_valid", "Whether the VM file is there and valid.", &|e| Some(e.file_valid));
-    all.gauge("qvm_vm_info", "What the VM runs on.");
+    flag("qvm_vm_file_valid", "Whether the VM file exists and is valid.", &|e| Some(e.file_valid));
+    all.gauge("qvm_vm_info", "The QEMU version, accelerator and machine type of the VM.");
     for (vm, Entry { status, .. }) in vms {
         if let (Some(accel), Some(qemu), Some(machine)) =
             (&status.accel, &status.qemu_version, &status.machine)
         {
             let labels =
                 [("vm", *vm), ("accel", accel), ("qemu_version", qemu), ("machine", machine)];
-            all.say(&labels, 1.0);
+            all.sample(&labels, 1.0);
         }
     }
-    all.gauge("qvm_vm_start_time_seconds", "When QEMU was started, since 1970.");
+    all.gauge("qvm_vm_start_time_seconds", "The start time of QEMU in seconds since the epoch.");
     for (vm, entry) in vms {
         if let Some(at) = entry.status.started_at.as_deref().and_then(seconds) {
-            all.say(&[("vm", vm)], at);
+            all.sample(&[("vm", vm)], at);
         }
     }
-    all.gauge("qvm_vm_pending_changes", "Differences between the VM file and what runs.");
+    all.gauge("qvm_vm_pending_changes", "Differences between the VM file and the running VM.");
     for (vm, entry) in vms.iter().filter(|(_, entry)| entry.answers) {
         use TakesEffect::{CloudInitRerun, Destructive, Ignored, Live, NextReboot, NextStart};
         for effect in [Live, NextReboot, NextStart, CloudInitRerun, Destructive, Ignored] {
             let pending = entry.status.pending.iter().filter(|one| one.takes_effect == effect);
-            all.say(&[("vm", vm), ("takes_effect", effect.word())], pending.count() as f64);
+            all.sample(&[("vm", vm), ("takes_effect", effect.word())], pending.count() as f64);
         }
     }
-    all.gauge("qvm_vm_last_end_time_seconds", "When the VM's last run ended, since 1970, and why.");
+    all.gauge(
+        "qvm_vm_last_end_time_seconds",
+        "The time of the VM's last end in seconds since the epoch, with its reason.",
+    );
     for (vm, entry) in vms {
         if let Some(end) = &entry.status.last_stop
             && let Some(at) = seconds(&end.at)
         {
             let failed = if end.failed { "true" } else { "false" };
-            all.say(&[("vm", vm), ("reason", &end.reason), ("failed", failed)], at);
+            all.sample(&[("vm", vm), ("reason", &end.reason), ("failed", failed)], at);
         }
     }
 }
@@ -165,44 +169,46 @@ fn resources(all: &mut Families, vms: &[(&str, &Entry)]) {
     let of = |bytes: Option<u64>| bytes.map(|bytes| bytes as f64);
     type Value = fn(&Status) -> Option<f64>;
     let gauges: [(&'static str, &'static str, Value); 7] = [
-        ("qvm_vm_vcpus", "How many vCPUs the guest has.", |s| Some(f64::from(s.vcpu))),
-        ("qvm_vm_memory_bytes", "What the guest was given.", |s| Some(s.mem_bytes as f64)),
-        ("qvm_vm_cpu_weight", "cpu.weight as configured.", |s| Some(f64::from(s.cpu_weight))),
-        ("qvm_vm_cpu_weight_effective", "cpu.weight as the kernel has it.", |s| {
+        ("qvm_vm_vcpus", "The number of vCPUs.", |s| Some(f64::from(s.vcpu))),
+        ("qvm_vm_memory_bytes", "The memory in the VM file.", |s| Some(s.mem_bytes as f64)),
+        ("qvm_vm_cpu_weight", "cpu.weight in the VM file.", |s| Some(f64::from(s.cpu_weight))),
+        ("qvm_vm_cpu_weight_effective", "cpu.weight in effect.", |s| {
             s.cpu_weight_effective.map(f64::from)
         }),
         (
             "qvm_vm_cpu_share_ratio",
-            "The part of the host's CPU time that is the VM's when everybody wants all of it.",
+            "The VM's share of the host's CPU time under full load, 0 to 1.",
             |s| s.cpu_share,
         ),
-        ("qvm_vm_notes", "Things that an operator should know.", |s| Some(s.notes.len() as f64)),
-        ("qvm_vm_orphan", "Whether the VM file is gone.", |s| Some(f64::from(u8::from(s.orphan)))),
+        ("qvm_vm_notes", "The number of notes in the VM's status.", |s| Some(s.notes.len() as f64)),
+        ("qvm_vm_orphan", "Whether the VM has no VM file.", |s| {
+            Some(f64::from(u8::from(s.orphan)))
+        }),
     ];
     for (name, help, value) in gauges {
         all.gauge(name, help);
         for (vm, Entry { status, .. }) in vms.iter().filter(|(_, entry)| entry.status.vcpu > 0) {
             if let Some(value) = value(status) {
-                all.say(&[("vm", vm)], value);
+                all.sample(&[("vm", vm)], value);
             }
         }
     }
-    all.gauge("qvm_vm_memory_actual_bytes", "What the balloon leaves the guest.");
+    all.gauge("qvm_vm_memory_actual_bytes", "The guest's memory by the balloon.");
     for (vm, entry) in vms {
         if let Some(bytes) = of(entry.status.mem_actual_bytes) {
-            all.say(&[("vm", vm)], bytes);
+            all.sample(&[("vm", vm)], bytes);
         }
     }
-    all.gauge("qvm_vm_memory_resident_bytes", "What QEMU has in the host's memory.");
+    all.gauge("qvm_vm_memory_resident_bytes", "The resident memory of QEMU on the host.");
     for (vm, entry) in vms {
         if let Some(bytes) = of(entry.status.mem_resident_bytes) {
-            all.say(&[("vm", vm)], bytes);
+            all.sample(&[("vm", vm)], bytes);
         }
     }
-    all.counter("qvm_vm_cpu_seconds_total", "CPU time of the whole QEMU.");
+    all.counter("qvm_vm_cpu_seconds_total", "CPU time of the QEMU process.");
     for (vm, entry) in vms {
         if let Some(seconds) = entry.status.cpu_seconds {
-            all.say(&[("vm", vm)], seconds);
+            all.sample(&[("vm", vm)], seconds);
         }
     }
 }
@@ -223,7 +229,7 @@ fn disk_limits(all: &mut Families, vms: &[(&str, &Entry)]) {
                     _ => "all",
                 };
                 let labels = [("vm", *vm), ("disk", &limit.disk), ("operation", operation)];
-                all.say(&labels, limit.per_second as f64);
+                all.sample(&labels, limit.per_second as f64);
             }
         }
     }
@@ -234,14 +240,14 @@ fn cpus(all: &mut Families, used: &[(&str, &Usage)]) {
         all.counter(name, help);
         for (vm, usage) in used {
             for (nr, vcpu) in usage.vcpus.iter().enumerate() {
-                all.say(&[("vm", vm), ("vcpu", &nr.to_string())], value(vcpu));
+                all.sample(&[("vm", vm), ("vcpu", &nr.to_string())], value(vcpu));
             }
         }
     };
-    of("qvm_vm_vcpu_seconds_total", "CPU time of a vCPU's thread.", |thread| thread.ran);
+    of("qvm_vm_vcpu_seconds_total", "CPU time of the vCPU's thread.", |thread| thread.ran);
     of(
         "qvm_vm_vcpu_delay_seconds_total",
-        "How long a vCPU's thread waited for a CPU: stolen time to the guest.",
+        "Time that the vCPU's thread waited for a CPU (the guest's steal time).",
         |thread| thread.waited,
     );
 }
@@ -250,10 +256,10 @@ fn disks(all: &mut Families, used: &[(&str, &Usage)]) {
     use crate::control::types::DiskStatistics as Disk;
     type Value = fn(&Disk) -> Option<f64>;
     let gauges: [(&'static str, &'static str, Value); 2] = [
-        ("qvm_vm_disk_size_bytes", "The size that the guest sees.", |d| {
+        ("qvm_vm_disk_size_bytes", "The size of the disk for the guest.", |d| {
             d.size_bytes.map(|bytes| bytes as f64)
         }),
-        ("qvm_vm_disk_allocated_bytes", "What the disk takes on the host.", |d| {
+        ("qvm_vm_disk_allocated_bytes", "The space allocated on the host.", |d| {
             d.allocated_bytes.map(|bytes| bytes as f64)
         }),
     ];
@@ -263,24 +269,24 @@ fn disks(all: &mut Families, used: &[(&str, &Usage)]) {
         ("qvm_vm_disk_reads_completed_total", "Reads completed.", |d| Some(d.reads as f64)),
         ("qvm_vm_disk_writes_completed_total", "Writes completed.", |d| Some(d.writes as f64)),
         ("qvm_vm_disk_flushes_completed_total", "Flushes completed.", |d| Some(d.flushes as f64)),
-        ("qvm_vm_disk_read_time_seconds_total", "How long all reads took together.", |d| {
+        ("qvm_vm_disk_read_time_seconds_total", "The total duration of all reads.", |d| {
             Some(d.read_nanoseconds as f64 / 1e9)
         }),
-        ("qvm_vm_disk_write_time_seconds_total", "How long all writes took together.", |d| {
+        ("qvm_vm_disk_write_time_seconds_total", "The total duration of all writes.", |d| {
             Some(d.write_nanoseconds as f64 / 1e9)
         }),
-        ("qvm_vm_disk_flush_time_seconds_total", "How long all flushes took together.", |d| {
+        ("qvm_vm_disk_flush_time_seconds_total", "The total duration of all flushes.", |d| {
             Some(d.flush_nanoseconds as f64 / 1e9)
         }),
     ];
     let gauges = gauges.map(|(name, help, value)| (name, "gauge", help, value));
     let counters = counters.map(|(name, help, value)| (name, "counter", help, value));
     for (name, kind, help, value) in gauges.into_iter().chain(counters) {
-        all.begin(name, kind, help);
+        all.family(name, kind, help);
         for (vm, usage) in used {
             for disk in &usage.disks {
                 if let Some(value) = value(disk) {
-                    all.say(&[("vm", vm), ("disk", &disk.name)], value);
+                    all.sample(&[("vm", vm), ("disk", &disk.name)], value);
                 }
             }
         }
@@ -293,24 +299,22 @@ fn networks(all: &mut Families, used: &[(&str, &Usage)]) {
         for (vm, usage) in used {
             for (nic, counters) in &usage.nics {
                 let traffic = if received { &counters.received } else { &counters.sent };
-                all.say(&[("vm", vm), ("nic", nic)], value(traffic) as f64);
+                all.sample(&[("vm", vm), ("nic", nic)], value(traffic) as f64);
             }
         }
     };
-    of("qvm_vm_network_receive_bytes_total", "Bytes that came to the guest.", true, |t| t.bytes);
-    of("qvm_vm_network_receive_packets_total", "Packets that came to the guest.", true, |t| {
+    of("qvm_vm_network_receive_bytes_total", "Bytes received by the guest.", true, |t| t.bytes);
+    of("qvm_vm_network_receive_packets_total", "Packets received by the guest.", true, |t| {
         t.packets
     });
-    of("qvm_vm_network_receive_drop_total", "Packets that did not get to the guest.", true, |t| {
+    of("qvm_vm_network_receive_drop_total", "Packets to the guest that were dropped.", true, |t| {
         t.dropped
     });
-    of("qvm_vm_network_transmit_bytes_total", "Bytes that the guest sent.", false, |t| t.bytes);
-    of("qvm_vm_network_transmit_packets_total", "Packets that the guest sent.", false, |t| {
-        t.packets
-    });
+    of("qvm_vm_network_transmit_bytes_total", "Bytes sent by the guest.", false, |t| t.bytes);
+    of("qvm_vm_network_transmit_packets_total", "Packets sent by the guest.", false, |t| t.packets);
     of(
         "qvm_vm_network_transmit_drop_total",
-        "Packets of the guest's that were dropped.",
+        "Packets from the guest that were dropped.",
         false,
         |t| t.dropped,
     );
@@ -321,23 +325,29 @@ fn pressures(all: &mut Families, used: &[(&str, &Usage)]) {
         all.counter(name, help);
         for (vm, usage) in used {
             if let Some(value) = value(usage) {
-                all.say(&[("vm", vm)], value);
+                all.sample(&[("vm", vm)], value);
             }
         }
     };
-    of("qvm_vm_pressure_cpu_waiting_seconds_total", "Held up for want of a CPU.", |u| {
-        Some(u.pressure?.cpu.some)
-    });
-    of("qvm_vm_pressure_memory_waiting_seconds_total", "Held up for want of memory.", |u| {
-        Some(u.pressure?.memory.some)
-    });
-    of("qvm_vm_pressure_memory_stalled_seconds_total", "All held up for want of memory.", |u| {
-        Some(u.pressure?.memory.full)
-    });
-    of("qvm_vm_pressure_io_waiting_seconds_total", "Held up by disks.", |u| {
+    of(
+        "qvm_vm_pressure_cpu_waiting_seconds_total",
+        "Time that some threads waited for a CPU.",
+        |u| Some(u.pressure?.cpu.some),
+    );
+    of(
+        "qvm_vm_pressure_memory_waiting_seconds_total",
+        "Time that some threads waited for memory.",
+        |u| Some(u.pressure?.memory.some),
+    );
+    of(
+        "qvm_vm_pressure_memory_stalled_seconds_total",
+        "Time that all threads waited for memory.",
+        |u| Some(u.pressure?.memory.full),
+    );
+    of("qvm_vm_pressure_io_waiting_seconds_total", "Time that some threads waited for I/O.", |u| {
         Some(u.pressure?.io.some)
     });
-    of("qvm_vm_pressure_io_stalled_seconds_total", "All held up by disks.", |u| {
+    of("qvm_vm_pressure_io_stalled_seconds_total", "Time that all threads waited for I/O.", |u| {
         Some(u.pressure?.io.full)
     });
 }

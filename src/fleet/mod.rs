@@ -1,4 +1,4 @@
-//! All VMs of the host.
+//! All VMs of the host: inventory, start, stop, usage and metrics.
 
 pub mod addresses;
 pub mod cpu_share;

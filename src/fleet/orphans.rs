@@ -1,4 +1,4 @@
-//! Ending a QEMU that its supervisor left behind: by its own ladder, and where nothing helps by signals.
+//! Ends a QEMU process without a supervisor: with the stop ladder, and if that fails with signals.
 
 use std::time::Duration;
 
@@ -22,20 +22,21 @@ use crate::{
     supervisor::{error, outcome::Outcome, settings::Settings, supervise::supervise},
 };
 
-/// How long a QEMU whose monitor is silent may take after SIGTERM, which makes it flush its disks, and then after SIGKILL.
+/// The limit for the exit of a QEMU process whose monitor does not answer after SIGTERM, which
+/// makes it flush its disks, and then after SIGKILL.
 const LAST_LIMIT: Duration = Duration::from_secs(10);
 
-/// Why it is still there.
+/// Why QEMU is still running.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The lock cannot be looked at.
+    /// The lock cannot be probed.
     #[error(transparent)]
     Lock(#[from] lock::Error),
-    /// It is not known whether it runs.
+    /// It is unknown whether QEMU is running.
     #[error(transparent)]
     Unknown(#[from] running::Unknown),
-    /// Not even SIGKILL ended it.
-    #[error("QEMU (pid {0}) does not go")]
+    /// QEMU has not exited after SIGKILL.
+    #[error("QEMU (pid {0}) has not exited after SIGKILL")]
     Stays(u32),
 }
 
@@ -51,7 +52,8 @@ impl Explain for Error {
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::Stays(pid) => Some(format!(
-                "the kernel holds it, mostly for a storage that hangs: `cat /proc/{pid}/stack` shows where"
+                "the kernel holds the process, usually because of hung storage: \
+                                 `cat /proc/{pid}/stack` shows where it waits"
             )),
             _ => None,
         }
@@ -62,22 +64,23 @@ impl Explain for Error {
     }
 }
 
-/// Takes over the QEMU of a VM that has no supervisor, and shuts its guest down. One that has a supervisor is left alone.
+/// Adopts the QEMU process of a VM without a supervisor and shuts its guest down. Does nothing if
+/// the VM has a supervisor.
 ///
 /// # Errors
-/// It does not go.
+/// QEMU does not exit.
 pub async fn end(settings: Settings) -> Result<(), Error> {
     let paths = settings.paths();
     if matches!(running::find(&paths)?, PreviousQemu::None) {
         return Ok(());
     }
-    let lock = match lock_holder::take(&paths).await {
+    let lock = match lock_holder::acquire(&paths).await {
         Ok(lock) => lock,
-        // Not ours to end: it was started by hand, beside the unit.
+        // The supervisor was started by hand, outside the unit.
         Err(lock::Error::Held { .. }) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
-    info!("QEMU was left behind by its supervisor");
+    info!("QEMU runs without its supervisor: shutting the guest down");
     let file = settings.layout.vm_file(&settings.name);
     let vm = crate::store::vm_file_copies::booted(&paths, &settings.name, &file);
     if let Some((vm, text)) = vm.or_else(|| spec::load_with_text(&file).ok()) {
@@ -88,7 +91,7 @@ pub async fn end(settings: Settings) -> Result<(), Error> {
             Ok(Outcome::NotStarted(failure)) => {
                 warn!("cannot shut the guest down: {}", failure.why);
             }
-            Err(error) => warn!("it cannot be shut down: {}", chain(&error)),
+            Err(error) => warn!("cannot shut the guest down: {}", chain(&error)),
         }
     }
     if let PreviousQemu::Running(qemu, _) = running::find(&paths)? {
@@ -99,10 +102,10 @@ pub async fn end(settings: Settings) -> Result<(), Error> {
     Ok(())
 }
 
-/// Ends a QEMU whose monitor does not answer.
+/// Ends a QEMU process whose monitor does not answer.
 async fn signal(qemu: &Process) -> Result<(), Error> {
     for (signal, name) in [(Signal::TERM, "SIGTERM"), (Signal::KILL, "SIGKILL")] {
-        warn!("QEMU (pid {}) gets {name}", qemu.pid());
+        warn!("sending {name} to QEMU (pid {})", qemu.pid());
         let _ = qemu.signal(signal);
         if tokio::time::timeout(LAST_LIMIT, qemu.wait()).await.is_ok() {
             return Ok(());

@@ -1,4 +1,4 @@
-//! What VMs use a second: two looks at everything, and what lies between them.
+//! The resource usage of VMs per second, from two samples.
 
 use std::{collections::BTreeMap, path::Path, time::Instant};
 
@@ -17,80 +17,80 @@ use crate::{
     },
 };
 
-/// One look.
+/// One sample.
 #[derive(Debug)]
-pub struct Look {
-    /// When.
+pub struct Sample {
+    /// The time of the sample.
     pub at: Instant,
-    /// Every VM.
+    /// All VMs.
     pub entries: Vec<Entry>,
-    /// What those that run use, by name.
+    /// The usage of the running VMs, by name.
     pub usage: BTreeMap<String, Usage>,
-    /// The host's pressures, where its kernel keeps them.
+    /// The pressure of the host, if its kernel supports PSI.
     pub pressure: Option<Pressures>,
-    /// The host's memory, in bytes.
+    /// The total memory of the host, in bytes.
     pub memory: Option<u64>,
 }
 
-/// Looks at everything; `proc` is `/proc`.
-pub async fn look(storage: &StorageReader, layout: &Layout, proc: &Path) -> Look {
+/// Takes a sample; `proc` is `/proc`.
+pub async fn sample(storage: &StorageReader, layout: &Layout, proc: &Path) -> Sample {
     let mut entries = inventory(storage, layout, &[]).await;
     weigh(&mut entries, proc);
     usage::fill_in(&mut entries, proc);
     let usage = usage::usage(layout, &entries, proc).await;
     let (pressure, memory) = (pressure::of(&proc.join("pressure")), meminfo::total(proc));
-    Look { at: Instant::now(), entries, usage, pressure, memory }
+    Sample { at: Instant::now(), entries, usage, pressure, memory }
 }
 
-/// A VM between two looks; `None` where nothing can be said.
+/// The rates of a VM between two samples; `None` is unknown.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rates {
-    /// The VM.
+    /// The name of the VM.
     pub name: String,
-    /// What it is doing.
+    /// The state of the VM.
     pub state: State,
     /// CPU time in percent of one CPU.
     pub cpu: Option<f64>,
-    /// How much of the time its vCPUs waited for a CPU, in percent of all of them: stolen time.
+    /// Steal time: how long the vCPUs waited for a CPU, in percent of all vCPUs.
     pub delay: Option<f64>,
-    /// What QEMU has of the host's memory, in bytes.
+    /// The resident memory of QEMU on the host, in bytes.
     pub resident: Option<u64>,
-    /// What the guest has, by the balloon, in bytes.
+    /// The guest's memory by the balloon, in bytes.
     pub given: u64,
-    /// Bytes read a second, over all disks.
+    /// Bytes read per second, of all disks.
     pub read: Option<f64>,
-    /// Bytes written a second.
+    /// Bytes written per second, of all disks.
     pub written: Option<f64>,
-    /// How long a read or write took, in seconds, on average.
+    /// The average duration of a read or write, in seconds.
     pub latency: Option<f64>,
-    /// Bytes a second that came to the guest, over all NICs with a tap.
+    /// Bytes per second received by the guest, of all NICs with a tap.
     pub received: Option<f64>,
-    /// Bytes a second that it sent.
+    /// Bytes per second sent by the guest.
     pub sent: Option<f64>,
-    /// Of the last ten seconds, in percent, it was held up: the worst of CPU, memory and disks.
+    /// The pressure of the last ten seconds in percent: the largest of CPU, memory and I/O.
     pub pressure: Option<f64>,
-    /// Changes that are pending.
+    /// The number of pending changes.
     pub pending: usize,
 }
 
-/// The rates of every VM, in the order of the second look.
-pub fn rates(before: Option<&Look>, now: &Look) -> Vec<Rates> {
+/// Returns the rates of every VM, in the order of the second sample.
+pub fn rates(before: Option<&Sample>, now: &Sample) -> Vec<Rates> {
     now.entries.iter().map(|entry| of(before, now, &entry.status)).collect()
 }
 
-fn of(before: Option<&Look>, now: &Look, status: &Status) -> Rates {
+fn of(before: Option<&Sample>, now: &Sample, status: &Status) -> Rates {
     let name = &status.name;
     let usage = now.usage.get(name);
     let then = before.and_then(|before| {
         let entry = before.entries.iter().find(|entry| entry.name == *name)?;
-        // Another QEMU has counted from the beginning.
+        // A new QEMU process has counted from zero.
         let same = entry.status.pid.is_some() && entry.status.pid == status.pid;
         let usage = before.usage.get(name).filter(|_| same)?;
         Some((before.at, &entry.status, usage))
     });
     let seconds = then.map(|(at, ..)| now.at.duration_since(at).as_secs_f64());
     let seconds = seconds.filter(|seconds| *seconds > 0.0);
-    // A disk that was plugged out has taken its count with it.
+    // An unplugged disk has no counters any more.
     let difference = |of: &dyn Fn(&Usage) -> f64| {
         let (_, _, before) = then?;
         Some((of(usage?) - of(before)).max(0.0))
@@ -138,7 +138,7 @@ mod tests {
         sys::process_time::Thread,
     };
 
-    async fn first(pid: u32, cpu: f64, usage: Usage) -> Look {
+    async fn first(pid: u32, cpu: f64, usage: Usage) -> Sample {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("vms")).unwrap();
         std::fs::write(dir.path().join("vms/web.toml"), "vcpu = 2\n").unwrap();
@@ -147,7 +147,7 @@ mod tests {
             state: dir.path().join("s"),
             runtime: dir.path().join("r"),
         };
-        let mut look = look(&StorageReader::default(), &layout, &dir.path().join("proc")).await;
+        let mut look = sample(&StorageReader::default(), &layout, &dir.path().join("proc")).await;
         let status = &mut look.entries[0].status;
         (status.state, status.pid, status.cpu_seconds) = (State::Running, Some(pid), Some(cpu));
         look.usage.insert("web".into(), usage);
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn what_lies_between_two_looks() {
+    async fn rates_between_two_samples() {
         let before = first(7, 10.0, usage(1)).await;
         let mut now = first(7, 13.0, usage(3)).await;
         now.at = before.at + Duration::from_secs(2);
@@ -185,12 +185,12 @@ mod tests {
         assert_eq!((web.cpu, web.delay), (Some(150.0), Some(50.0)));
         assert_eq!((web.read, web.written, web.latency), (Some(1000.0), Some(500.0), Some(0.002)));
         assert_eq!((web.received, web.sent), (Some(200.0), Some(100.0)));
-        // Nothing passed: there is no latency, but a rate of nothing.
+        // Without requests there is no latency, but a rate of zero.
         let mut idle = first(7, 13.0, usage(3)).await;
         idle.at = now.at + Duration::from_secs(1);
         let [web] = rates(Some(&now), &idle).try_into().unwrap();
         assert_eq!((web.cpu, web.read, web.latency), (Some(0.0), Some(0.0), None));
-        // Another QEMU, or no first look.
+        // Another QEMU process, or no first sample.
         let mut other = first(8, 1.0, usage(1)).await;
         other.at = idle.at + Duration::from_secs(1);
         let [web] = rates(Some(&idle), &other).try_into().unwrap();

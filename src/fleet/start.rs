@@ -1,4 +1,4 @@
-//! Starts a VM's supervisor: as its systemd unit where that is installed, else detached from whoever asks.
+//! Starts a VM's supervisor: as its systemd unit if that is installed, else as a detached process.
 
 use std::{
     fs::File,
@@ -12,7 +12,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    lock_holder::{self, GOES_WITHIN, Holder},
+    lock_holder::{self, EXIT_LIMIT, LockHolder},
     start_log::StartLog,
 };
 use crate::{
@@ -39,83 +39,83 @@ use crate::{
     value::{Explain, VmName},
 };
 
-/// How long a supervisor may take for one answer before it is asked again.
-const ANSWER: Duration = Duration::from_secs(2);
-/// Between two questions to a supervisor that is starting.
+/// The limit for one reply of a supervisor before it is asked again.
+const REPLY_LIMIT: Duration = Duration::from_secs(2);
+/// The interval of status calls to a supervisor that is starting.
 const POLL: Duration = Duration::from_millis(10);
-/// The same for a unit's, of which systemd tells when it runs.
-const TELL: Duration = Duration::from_millis(500);
+/// The interval for a unit, whose start systemd reports.
+const UNIT_POLL: Duration = Duration::from_millis(500);
 
-/// How it is to be started.
+/// The options of a start.
 #[derive(Debug, Clone, Copy)]
-pub struct Begin<'a> {
-    /// Where everything is.
+pub struct StartOptions<'a> {
+    /// The directories.
     pub layout: &'a Layout,
     /// This program.
     pub exe: &'a Path,
-    /// The systemd whose units look where `layout` does, if there is one.
+    /// The systemd manager whose units use the directories of `layout`, if there is one.
     pub manager: Option<Scope>,
-    /// Until the guest runs and is ready, or is not waited for any more.
+    /// Whether to wait until the guest runs and is ready.
     pub wait: bool,
-    /// Is told what a VM waits for.
+    /// Reports what a VM waits for.
     pub say: fn(&VmName, &str),
 }
 
-/// What came of it.
+/// The result of a start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Begun {
+pub enum StartOutcome {
     /// The guest runs.
     Running,
-    /// It has been running already.
-    Already,
-    /// It is being started; the guest was not waited for.
-    Asked,
+    /// The guest was running already.
+    AlreadyRunning,
+    /// The start was requested; the guest was not waited for.
+    Requested,
 }
 
-/// Why not.
+/// Why a VM was not started.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Its VM file.
+    /// The VM file is invalid.
     #[error("{0}")]
     Invalid(Invalid),
-    /// It has none.
-    #[error("there is no VM `{0}`: it has no file")]
+    /// The VM has no VM file.
+    #[error("there is no VM `{0}`: it has no VM file")]
     NoFile(VmName),
-    /// The log.
+    /// The log cannot be opened.
     #[error(transparent)]
     File(#[from] file::Error),
-    /// A program.
+    /// A program cannot be run.
     #[error("cannot run `{}`", .0.display())]
     Spawn(PathBuf, #[source] io::Error),
-    /// The unit.
+    /// The unit cannot be started.
     #[error(transparent)]
     Service(#[from] service::Error),
     /// The storage of the VM does not answer.
     #[error(transparent)]
     Storage(#[from] storage_reader::Error),
-    /// There is no supervisor, and the VM may run or not.
+    /// The VM has no supervisor, and it is unknown whether it is running.
     #[error(transparent)]
     Unknown(#[from] running::Unknown),
-    /// A supervisor is there, and its VM may run or not.
+    /// The supervisor does not answer, and it is unknown whether the VM is running.
     #[error("cannot determine whether the VM is running")]
     Silent(#[source] client::Error),
-    /// A supervisor is there, and talks to nobody.
+    /// The supervisor closes every connection.
     #[error("the supervisor accepts connections but closes them without a reply")]
-    HangsUp,
-    /// What ran in the unit.
+    NoReply,
+    /// The supervisor in the unit failed.
     #[error("{detail}")]
     Unit {
-        /// The VM.
+        /// The name of the VM.
         name: VmName,
-        /// How it ended.
+        /// The end that the supervisor recorded.
         detail: String,
     },
-    /// The supervisor.
+    /// The supervisor ended.
     #[error("its supervisor {}{}", ended(*.status), after_colon(.wrote))]
     Ended {
-        /// How.
+        /// The exit status.
         status: ExitStatus,
-        /// The last that it wrote since it was started.
+        /// The last lines that the supervisor wrote.
         wrote: String,
     },
 }
@@ -135,17 +135,21 @@ impl Explain for Error {
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::Service(error) if error.is_host_fault() => {
-                Some("`systemctl status` tells whether it answers again".into())
+                Some("check the state of systemd with `systemctl status`".into())
             }
-            Self::HangsUp => Some("the limit of clients may be reached: `ss -xp src PATH` lists those of the VM's `control.sock`".into()),
-            Self::NoFile(_) => Some("`qvm list` shows those there are".into()),
+            Self::NoReply => Some(
+                "the limit of clients may be reached: `ss -xp src PATH` lists \
+                 those of the VM's `control.sock`"
+                    .into(),
+            ),
+            Self::NoFile(_) => Some("`qvm list` shows all VMs".into()),
             Self::Service(_) => {
-                Some("`journalctl -t qvm@NAME` has what the supervisor said".into())
+                Some("`journalctl -t qvm@NAME` shows the log of the supervisor".into())
             }
-            // The end that the supervisor kept has its own.
+            // The recorded end contains its own hint.
             Self::Unit { detail, .. } if detail.contains("\nhint: ") => None,
             Self::Unit { name, .. } => {
-                Some(format!("`journalctl -t qvm@{name}` has what the supervisor said"))
+                Some(format!("`journalctl -t qvm@{name}` shows the log of the supervisor"))
             }
             _ => None,
         }
@@ -159,7 +163,7 @@ impl Explain for Error {
 fn ended(status: ExitStatus) -> String {
     match status.code() {
         Some(code) => format!("exited with code {code}"),
-        None => format!("was ended: {status}"),
+        None => format!("was killed: {status}"),
     }
 }
 
@@ -167,24 +171,25 @@ fn after_colon(wrote: &str) -> String {
     if wrote.is_empty() { String::new() } else { format!(":\n{wrote}") }
 }
 
-/// Starts the supervisor of a VM and, if so asked, waits until the guest is ready: as long as the supervisor lives.
+/// Starts the supervisor of a VM and, with `wait`, returns when the guest is ready or the
+/// supervisor has ended.
 ///
 /// # Errors
 /// The VM file is invalid, or the supervisor ended.
-pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
+pub async fn start_vm(name: &VmName, how: &StartOptions<'_>) -> Result<StartOutcome, Error> {
     let paths = how.layout.vm(name);
     let socket = paths.control_socket();
-    let mut told = Told { name, say: how.say, last: None };
-    if let Some(begun) = beside(&socket, how, &mut told).await? {
+    let mut reporter = WaitReporter { name, say: how.say, last: None };
+    if let Some(begun) = join_existing(&socket, how, &mut reporter).await? {
         return Ok(begun);
     }
     let storage = StorageReader::default();
     let (layout, of) = (how.layout.clone(), name.clone());
     let checked = storage.read(&paths.state, move |position| check(&layout, &of, position));
     match checked.await? {
-        // A supervisor that began a moment ago holds the locks, and answers by now.
+        // A supervisor that has just started holds the locks, and answers by now.
         Err(error @ Error::Unknown(_)) => {
-            let begun = beside(&socket, how, &mut told).await?;
+            let begun = join_existing(&socket, how, &mut reporter).await?;
             return begun.ok_or(error);
         }
         checked => checked?,
@@ -192,7 +197,7 @@ pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
     if let Some(scope) = how.manager
         && let Some(unit) = Unit::find(name, scope).await?
     {
-        return match by_unit(&unit, told, how, &storage).await {
+        return match start_unit(&unit, reporter, how, &storage).await {
             Err(error) => Err(unknown_instead(error, &storage, &paths).await),
             begun => begun,
         };
@@ -202,15 +207,18 @@ pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
     let spawned = log.file().and_then(|out| spawn(name, how, out));
     let mut child = spawned.map_err(|e| Error::Spawn(how.exe.to_owned(), e))?;
     if !how.wait {
-        return Ok(Begun::Asked);
+        return Ok(StartOutcome::Requested);
     }
     loop {
         if let Some(status) = child.try_wait().map_err(|e| Error::Spawn(how.exe.to_owned(), e))? {
             let wrote = storage.read(&paths.state, move |_| log.written());
             let wrote = wrote.await.unwrap_or_default();
-            // Who was started at the same time may have been faster.
-            let begun =
-                if status.success() { None } else { beside(&socket, how, &mut told).await? };
+            // Another supervisor that was started at the same time may have acquired the lock.
+            let begun = if status.success() {
+                None
+            } else {
+                join_existing(&socket, how, &mut reporter).await?
+            };
             return match begun {
                 Some(begun) => Ok(begun),
                 None => {
@@ -218,15 +226,15 @@ pub async fn begin(name: &VmName, how: &Begin<'_>) -> Result<Begun, Error> {
                 }
             };
         }
-        if told.runs(&socket).await {
-            return Ok(Begun::Running);
+        if reporter.is_running(&socket).await {
+            return Ok(StartOutcome::Running);
         }
         tokio::time::sleep(POLL).await;
     }
 }
 
-/// Of a VM whose state is unknown, nothing else is reported. Only here the verb scans /proc: a start
-/// that succeeds leaves that to the supervisor.
+/// Returns the error that the state of the VM is unknown, if it is. Only this path scans /proc: the
+/// supervisor scans it in a successful start.
 async fn unknown_instead(error: Error, storage: &StorageReader, paths: &VmPaths) -> Error {
     let of = paths.clone();
     match storage.read(&paths.state, move |_| running::find(&of)).await {
@@ -235,11 +243,11 @@ async fn unknown_instead(error: Error, storage: &StorageReader, paths: &VmPaths)
     }
 }
 
-/// Reads whether a start is possible: the VM is known not to run without a supervisor, and its files
-/// are valid. Blocks for as long as the storage does.
+/// Checks that a start is possible: the VM is proven not to run without a supervisor, and its files
+/// are valid. Blocks as long as the storage does.
 fn check(layout: &Layout, name: &VmName, position: &ReadPosition) -> Result<(), Error> {
     let paths = layout.vm(name);
-    // The scan of /proc is left to the supervisor, which holds the VM's lock meanwhile.
+    // The supervisor scans /proc, while it holds the VM's lock.
     if matches!(running::find_without_scan(&paths)?, PreviousQemu::Exited) {
         intended_end::settle_end(&paths);
     }
@@ -260,88 +268,92 @@ fn check_files(layout: &Layout, name: &VmName, position: &ReadPosition) -> Resul
     Ok(())
 }
 
-/// What comes of a VM that somebody supervises: it runs, or is waited for until it does. Nothing, once nobody is there any more.
-async fn beside(
+/// Waits for a supervisor that exists already: returns the result, or `None` if there is none.
+async fn join_existing(
     socket: &Path,
-    how: &Begin<'_>,
-    told: &mut Told<'_>,
-) -> Result<Option<Begun>, Error> {
+    how: &StartOptions<'_>,
+    reporter: &mut WaitReporter<'_>,
+) -> Result<Option<StartOutcome>, Error> {
     let (mut goes_down, mut hangs_up) = (false, None);
     loop {
-        match lock_holder::look(socket).await {
-            Holder::Nobody => return Ok(None),
-            Holder::Gone => {
+        match lock_holder::probe(socket).await {
+            LockHolder::NotListening => return Ok(None),
+            LockHolder::Exiting => {
                 let since = *hangs_up.get_or_insert_with(Instant::now);
-                if since.elapsed() >= GOES_WITHIN {
-                    return Err(Error::HangsUp);
+                if since.elapsed() >= EXIT_LIMIT {
+                    return Err(Error::NoReply);
                 }
             }
-            Holder::Supervisor(State::Running | State::Paused) => return Ok(Some(Begun::Already)),
-            Holder::Supervisor(State::Starting) if !how.wait => return Ok(Some(Begun::Asked)),
-            Holder::Supervisor(State::Starting) => {
-                if told.runs(socket).await {
-                    return Ok(Some(Begun::Running));
+            LockHolder::Supervisor(State::Running | State::Paused) => {
+                return Ok(Some(StartOutcome::AlreadyRunning));
+            }
+            LockHolder::Supervisor(State::Starting) if !how.wait => {
+                return Ok(Some(StartOutcome::Requested));
+            }
+            LockHolder::Supervisor(State::Starting) => {
+                if reporter.is_running(socket).await {
+                    return Ok(Some(StartOutcome::Running));
                 }
             }
-            // No supervisor says so of its VM.
-            Holder::Supervisor(State::Unknown) => return Err(Error::HangsUp),
-            // Down by now, and about to end.
-            Holder::Supervisor(State::Stopped | State::Failed) => goes_down = true,
-            Holder::Supervisor(State::Stopping) => {
+            // A supervisor never reports this state.
+            LockHolder::Supervisor(State::Unknown) => return Err(Error::NoReply),
+            // The VM is down, and its supervisor is about to end.
+            LockHolder::Supervisor(State::Stopped | State::Failed) => goes_down = true,
+            LockHolder::Supervisor(State::Stopping) => {
                 goes_down = true;
-                told.once("waits until it is down");
+                reporter.report("waits until it is down");
             }
-            // It still does.
-            Holder::Silent(client::Error::Timeout(_)) if goes_down => {}
-            Holder::Silent(error) => return Err(Error::Silent(error)),
+            // The supervisor is still ending.
+            LockHolder::Silent(client::Error::Timeout(_)) if goes_down => {}
+            LockHolder::Silent(error) => return Err(Error::Silent(error)),
         }
         tokio::time::sleep(POLL).await;
     }
 }
 
-/// What was told of a VM that starts.
-struct Told<'a> {
+/// The last reported reason of a wait.
+struct WaitReporter<'a> {
     name: &'a VmName,
     say: fn(&VmName, &str),
     last: Option<String>,
 }
 
-impl Told<'_> {
-    fn once(&mut self, why: &str) {
+impl WaitReporter<'_> {
+    fn report(&mut self, why: &str) {
         if self.last.as_deref() != Some(why) {
             (self.say)(self.name, why);
             self.last = Some(why.to_owned());
         }
     }
 
-    /// Whether it runs by now. What else it waits for is told once.
-    async fn runs(&mut self, socket: &Path) -> bool {
+    /// Whether the guest runs. A reason to wait is reported once.
+    async fn is_running(&mut self, socket: &Path) -> bool {
         let Ok(mut client) = Client::connect(socket).await else { return false };
-        let Ok(status) = client.status(ANSWER).await else { return false };
+        let Ok(status) = client.status(REPLY_LIMIT).await else { return false };
         let waits = status.notes.iter().find(|note| note.starts_with("waits for "));
         if let (State::Starting, Some(why)) = (status.state, waits) {
-            self.once(why);
+            self.report(why);
         }
         matches!(status.state, State::Running | State::Paused)
             && status.ready != Some(Ready::Waiting)
     }
 }
 
-fn spawn(name: &VmName, how: &Begin<'_>, log: File) -> io::Result<Child> {
+fn spawn(name: &VmName, how: &StartOptions<'_>, log: File) -> io::Result<Child> {
     let program = Program::new(how.exe).arg("--config-dir").arg(&how.layout.config);
     let program = program.arg("--state-dir").arg(&how.layout.state);
     let program = program.arg("--runtime-dir").arg(&how.layout.runtime);
     program.args(["run", name.as_str()]).spawn_in_background(Some(log))
 }
 
-/// By its unit, which is made anew first if the VM file has changed.
-async fn by_unit(
+/// Starts the unit, after its drop-in has been updated to the VM file.
+async fn start_unit(
     unit: &Unit,
-    mut told: Told<'_>,
-    how: &Begin<'_>,
+    mut reporter: WaitReporter<'_>,
+    how: &StartOptions<'_>,
     storage: &StorageReader,
-) -> Result<Begun, Error> {
-    let name = told.name;
+) -> Result<StartOutcome, Error> {
+    let name = reporter.name;
     let paths = how.layout.vm(name);
     let last = async || {
         let of = paths.clone();
@@ -351,11 +363,11 @@ async fn by_unit(
     let before = last().await.map(|end| end.at);
     unit.refresh().await?;
     let socket = paths.control_socket();
-    // systemctl(1) says nothing of what a unit that starts waits for.
+    // systemctl(1) does not show what a starting unit waits for.
     let telling = async {
         loop {
-            tokio::time::sleep(TELL).await;
-            told.runs(&socket).await;
+            tokio::time::sleep(UNIT_POLL).await;
+            reporter.is_running(&socket).await;
         }
     };
     let started = tokio::select! {
@@ -363,10 +375,10 @@ async fn by_unit(
         () = telling => Ok(()),
     };
     match started {
-        Ok(()) if how.wait => Ok(Begun::Running),
-        Ok(()) => Ok(Begun::Asked),
+        Ok(()) if how.wait => Ok(StartOutcome::Running),
+        Ok(()) => Ok(StartOutcome::Requested),
         Err(error) => match last().await {
-            // systemctl knows only that it failed, the supervisor why.
+            // systemctl reports the failure, and the recorded end its cause.
             Some(end) if Some(&end.at) != before.as_ref() && end.failed => {
                 Err(Error::Unit { name: name.clone(), detail: end.detail })
             }

@@ -1,4 +1,4 @@
-//! The log of a supervisor that is started without systemd, and what `qvm start` shows of it.
+//! The log of a supervisor that is started without systemd, and the part that `qvm start` shows.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -15,24 +15,24 @@ use crate::{store::layout::VmPaths, sys::file};
 
 /// The mode of the log: the group may read it.
 const MODE: u32 = 0o640;
-/// From this size on the log is kept as the older one, and a new one is begun, in bytes.
-const MOST: u64 = 1 << 20;
-/// What a start writes at most, in bytes, for which there has to be room.
-const ROOM: u64 = 4 << 10;
-/// The most that is shown of what a supervisor wrote, in bytes.
+/// From this size on the log is rotated, in bytes.
+const MAX_SIZE: u64 = 1 << 20;
+/// The space that the file system must have for a start's messages, in bytes.
+const REQUIRED_SPACE: u64 = 4 << 10;
+/// The largest part that is shown of what a supervisor wrote, in bytes.
 const TAIL: u64 = 8 << 10;
 
-/// The log, open to be written to.
+/// The log, open for writing.
 #[derive(Debug)]
 pub(crate) struct StartLog {
     file: File,
-    /// How many bytes there were in it.
+    /// The size of the log when it was opened, in bytes.
     before: u64,
 }
 
 impl StartLog {
-    /// Opens the log of a VM's supervisor. Where its file system has no room for the reason of a failed
-    /// start, it is in memory, and [`TAIL`] bytes long.
+    /// Opens the log of a VM's supervisor. If its file system has no space for the reason of a
+    /// failed start, the log is in memory, with [`TAIL`] bytes.
     ///
     /// # Errors
     /// The log cannot be opened.
@@ -51,8 +51,8 @@ impl StartLog {
     fn on_disk(paths: &VmPaths) -> Result<Self, file::Error> {
         file::make_dir(&paths.state)?;
         let log = paths.supervisor_log();
-        // As a start begins nobody writes to it.
-        if file::metadata(&log)?.is_some_and(|meta| meta.len() > MOST) {
+        // At the beginning of a start no process writes to the log.
+        if file::metadata(&log)?.is_some_and(|meta| meta.len() > MAX_SIZE) {
             let older = crate::sys::log::older_log(&log);
             fs::rename(&log, &older).map_err(file::Error::on("rename", &log))?;
         }
@@ -61,36 +61,38 @@ impl StartLog {
         let file = options.open(&log).map_err(file::Error::on("open", &log))?;
         let before = file.metadata().map_err(file::Error::on("look at", &log))?.len();
         if before == 0 {
-            // The umask may have taken the group's right to read it away.
+            // The umask may have removed the group's permission.
             file::set_mode(&log, MODE)?;
         }
         Ok(Self { file, before })
     }
 
     fn is_full(&self) -> bool {
-        let reserved = fallocate(&self.file, FallocateFlags::KEEP_SIZE, self.before, ROOM);
-        // A file system that reserves nothing says so by another error.
+        let reserved =
+            fallocate(&self.file, FallocateFlags::KEEP_SIZE, self.before, REQUIRED_SPACE);
+        // A file system without `fallocate` returns another error.
         matches!(reserved, Err(Errno::NOSPC | Errno::DQUOT))
     }
 
     fn in_memory() -> io::Result<Self> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = File::from(memfd_create("supervisor.log", flags)?);
-        // It stays as long as the supervisor lives: it must not grow.
+        // The log lives as long as the supervisor, so it must not grow.
         file.set_len(TAIL)?;
         fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SEAL)?;
         Ok(Self { file, before: 0 })
     }
 
-    /// The file, for the supervisor.
+    /// Returns the file for the supervisor.
     ///
     /// # Errors
-    /// This process has no descriptor left.
+    /// The process is out of descriptors.
     pub(crate) fn file(&self) -> io::Result<File> {
         self.file.try_clone()
     }
 
-    /// The last of what was written to it since it was opened. Blocks for as long as the storage does.
+    /// Returns the end of what was written since the log was opened. Blocks as long as the storage
+    /// does.
     pub(crate) fn written(&self) -> String {
         let read = || -> io::Result<Vec<u8>> {
             let end = self.file.metadata()?.len();
@@ -100,7 +102,7 @@ impl StartLog {
             Ok(bytes)
         };
         let bytes = read().unwrap_or_default();
-        // What is in memory has its whole length from the beginning.
+        // A log in memory has its full length from the beginning.
         String::from_utf8_lossy(&bytes).trim_end_matches(['\0', '\n']).trim_end().to_owned()
     }
 }

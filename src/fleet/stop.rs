@@ -1,4 +1,4 @@
-//! Asks a supervisor to end its VM, tells how that goes, and sees it gone.
+//! Asks a supervisor to end its VM, reports the progress, and waits for the end.
 
 use std::{
     path::Path,
@@ -18,26 +18,26 @@ use crate::{
     value::Explain,
 };
 
-/// How long a supervisor that has closed its socket may take to be gone.
-const LAST_BREATH: Duration = Duration::from_secs(10);
-/// How long the answer may be on its way once the events have ended.
-const LAST_ANSWER: Duration = Duration::from_secs(1);
-/// Between two looks whether it is.
+/// How long a supervisor that has closed its socket may keep the lock.
+const EXIT_LIMIT: Duration = Duration::from_secs(10);
+/// How long the reply may follow the end of the events.
+const REPLY_LIMIT: Duration = Duration::from_secs(1);
+/// The poll interval of the lock.
 const POLL: Duration = Duration::from_millis(5);
 
-/// How long the next supervisor is waited for after one has ended and its QEMU process has not:
-/// systemd starts one within this time.
+/// How long to wait for the next supervisor if one has ended and its QEMU process has not: systemd
+/// starts one within this time.
 const NEXT_SUPERVISOR: Duration = Duration::from_secs(1);
-/// Between two attempts to connect to the next supervisor.
+/// The interval of attempts to connect to the next supervisor.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// Gives the command and returns when QEMU is gone. A supervisor may end while it adopts a QEMU
-/// process that does not answer, and leave it running: the next supervisor is given the command then.
-/// `is_alive` tells whether the QEMU process that ran before the command is running.
+/// Sends the command and returns when QEMU has ended. A supervisor may end while it adopts a QEMU
+/// process that does not answer, and leave it running: the command is then sent to the next
+/// supervisor. `is_alive` returns whether the QEMU process that ran before the command is running.
 ///
 /// # Errors
-/// As of [`ask_down`]; `NotRunning` also where the supervisor has ended, QEMU is running, and there is
-/// no other supervisor.
+/// Those of [`ask_down`]; `NotRunning` also if the supervisor has ended, QEMU is running, and there
+/// is no other supervisor.
 pub async fn end(
     paths: &VmPaths,
     command: Command,
@@ -48,7 +48,7 @@ pub async fn end(
     loop {
         match ask_down(&paths.control_socket(), command, true, say).await {
             Ok(()) => {
-                gone(paths).await;
+                lock_released(paths).await;
                 ended = Some(Instant::now());
             }
             Err(client::Error::NotRunning) if ended.is_some() => sleep(RETRY).await,
@@ -63,10 +63,11 @@ pub async fn end(
     }
 }
 
-/// Gives the command. With `wait`, tells every rung and the end to `say`, and returns when the supervisor closes.
+/// Sends the command. With `wait`, passes every rung and the end to `say`, and returns when the
+/// supervisor closes the connection.
 ///
 /// # Errors
-/// There is no supervisor, it refuses, or a guest that was to be suspended goes on.
+/// There is no supervisor, it refuses, or a guest that was to be suspended keeps running.
 pub async fn ask_down(
     socket: &Path,
     command: Command,
@@ -76,10 +77,10 @@ pub async fn ask_down(
     if !wait {
         return Client::connect(socket).await?.command(command).await;
     }
-    // Before the command, so that nothing is missed.
+    // The subscription comes before the command, so that no event is missed.
     let mut watch = Client::connect(socket).await?.watch().await?;
     let mut client = Client::connect(socket).await?;
-    // Answered when the VM is down, where that does not depend on the guest.
+    // The reply comes when the VM is down, if that does not depend on the guest.
     let mut answer = std::pin::pin!(client.command(command));
     let mut answered = false;
     loop {
@@ -93,15 +94,15 @@ pub async fn ask_down(
             }
         };
         let Some(event) = event else { break };
-        if let Some(text) = told(&event) {
+        if let Some(text) = progress_text(&event) {
             say(text);
         }
         if command == Command::Suspend && event.event == "QVM_NOT_SUSPENDED" {
             let why = event.data.as_ref().and_then(|data| data["why"].as_str());
             let reason = why.unwrap_or_default().to_owned();
-            // The answer, which comes behind it, says whether the host is at fault.
+            // The reply follows the event and reports whether the host is at fault.
             let is_host_fault = !answered
-                && tokio::time::timeout(LAST_ANSWER, &mut answer)
+                && tokio::time::timeout(REPLY_LIMIT, &mut answer)
                     .await
                     .is_ok_and(|done| done.is_err_and(|error| error.is_host_fault()));
             return Err(client::Error::NotSuspended { reason, is_host_fault });
@@ -110,8 +111,8 @@ pub async fn ask_down(
     if answered {
         return Ok(());
     }
-    match tokio::time::timeout(LAST_ANSWER, answer).await {
-        // Its end is what was asked for.
+    match tokio::time::timeout(REPLY_LIMIT, answer).await {
+        // The supervisor has ended, as requested.
         Ok(Ok(()) | Err(client::Error::Closed)) | Err(_) => Ok(()),
         Ok(Err(error)) => Err(not_suspended(command, error)),
     }
@@ -131,7 +132,7 @@ fn not_suspended(command: Command, error: client::Error) -> client::Error {
     }
 }
 
-fn told(event: &Event) -> Option<&str> {
+fn progress_text(event: &Event) -> Option<&str> {
     let key = match event.event.as_str() {
         "QVM_STOP_RUNG" => "text",
         "QVM_END" => "detail",
@@ -140,24 +141,24 @@ fn told(event: &Event) -> Option<&str> {
     event.data.as_ref()?.get(key)?.as_str()
 }
 
-/// Waits until the supervisor that ended its VM has released the lock of the VM, so that what is
-/// called next does not meet it. A new supervisor, and a lock that may not be opened, end the wait.
-async fn gone(paths: &VmPaths) {
+/// Waits until the supervisor that ended its VM has released the lock, so that the next command
+/// does not find it held. A new supervisor, or a lock that cannot be opened, ends the wait.
+async fn lock_released(paths: &VmPaths) {
     if paths.lock().exists() {
-        drop(lock_holder::take(paths).await);
+        drop(lock_holder::acquire(paths).await);
     }
 }
 
-/// Waits until no supervisor holds the VM: the socket closes a moment before the process is gone.
+/// Waits until no supervisor holds the lock: the socket closes shortly before the process exits.
 ///
 /// # Errors
-/// Somebody holds it for longer than a supervisor that ends.
+/// The lock is held for longer than an ending supervisor needs.
 pub async fn released(paths: &VmPaths) -> Result<(), lock::Error> {
     let mut waited = Duration::ZERO;
     while paths.lock().exists() {
         match Lock::acquire(&paths.lock()) {
             Ok(_) => break,
-            Err(error) if waited >= LAST_BREATH => return Err(error),
+            Err(error) if waited >= EXIT_LIMIT => return Err(error),
             Err(_) => tokio::time::sleep(POLL).await,
         }
         waited += POLL;
@@ -170,15 +171,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rungs_and_the_end_are_told_and_nothing_else() {
+    fn only_rungs_and_end_are_reported() {
         let event = |name: &str| Event {
             at: None,
             event: name.into(),
             data: Some(serde_json::json!({"text": "asked", "detail": "the end"})),
         };
-        assert_eq!(told(&event("QVM_STOP_RUNG")), Some("asked"));
-        assert_eq!(told(&event("QVM_END")), Some("the end"));
-        assert_eq!(told(&event("SHUTDOWN")), None);
-        assert_eq!(told(&Event { at: None, event: "QVM_END".into(), data: None }), None);
+        assert_eq!(progress_text(&event("QVM_STOP_RUNG")), Some("asked"));
+        assert_eq!(progress_text(&event("QVM_END")), Some("the end"));
+        assert_eq!(progress_text(&event("SHUTDOWN")), None);
+        assert_eq!(progress_text(&Event { at: None, event: "QVM_END".into(), data: None }), None);
     }
 }

@@ -1,10 +1,11 @@
-//! What running VMs use of the host: from /proc, their cgroups, their taps, and what QEMU counts itself.
+//! The resource usage of running VMs on the host: from /proc, cgroups, taps and QEMU's own
+//! counters.
 
 use std::{collections::BTreeMap, path::Path};
 
 use futures_util::future::join_all;
 
-use super::inventory::{Entry, PATIENCE};
+use super::inventory::{Entry, STATUS_LIMIT};
 use crate::{
     control::{client::Client, types::DiskStatistics},
     net::{
@@ -20,7 +21,7 @@ use crate::{
     value::VmName,
 };
 
-/// Fills in what each VM that runs has of the host's memory and CPUs; `proc` is `/proc`.
+/// Sets memory and CPU time of each running VM; `proc` is `/proc`.
 pub fn fill_in(entries: &mut [Entry], proc: &Path) {
     for status in entries.iter_mut().map(|entry| &mut entry.status) {
         let Some(used) = status.pid.and_then(|pid| process_time::used(proc, pid)) else { continue };
@@ -29,20 +30,21 @@ pub fn fill_in(entries: &mut [Entry], proc: &Path) {
     }
 }
 
-/// What one VM uses beside what its status has. Everything is counted since QEMU was started.
+/// The usage of one VM that its status does not contain, counted since the start of QEMU.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Usage {
-    /// Each vCPU's thread.
+    /// The threads of the vCPUs.
     pub vcpus: Vec<Thread>,
     /// The disks.
     pub disks: Vec<DiskStatistics>,
-    /// The NICs that have a tap, as the guest sees them.
+    /// The NICs with a tap, counted from the guest's side.
     pub nics: Vec<(String, Counters)>,
-    /// How long it was held up, where it has a cgroup of its own.
+    /// The pressure, if the VM has a cgroup of its own.
     pub pressure: Option<Pressures>,
 }
 
-/// The usage of each VM that answers, by its name. All are asked at once; what one does not tell is left out.
+/// Returns the usage of each VM that answers, by name. All are asked in parallel; unavailable data
+/// is left out.
 pub async fn usage(layout: &Layout, entries: &[Entry], proc: &Path) -> BTreeMap<String, Usage> {
     let root = cgroup::root(proc).ok();
     let counters = match Links::open(Network::default().connect().await) {
@@ -58,18 +60,18 @@ pub async fn usage(layout: &Layout, entries: &[Entry], proc: &Path) -> BTreeMap<
         let mut usage = Usage::default();
         let socket = layout.vm(&name).control_socket();
         let told = match Client::connect(&socket).await {
-            Ok(mut client) => client.statistics(PATIENCE).await.unwrap_or_default(),
+            Ok(mut client) => client.statistics(STATUS_LIMIT).await.unwrap_or_default(),
             Err(_) => Default::default(),
         };
         let thread = |thread: &u32| process_time::thread(proc, pid, *thread);
         usage.vcpus = told.vcpu_threads.iter().filter_map(thread).collect();
         usage.disks = told.disks;
-        let nic = |tap: crate::control::types::TapOf| {
+        let nic = |tap: crate::control::types::NicTap| {
             Some((tap.nic, counters.get(&tap.tap)?.of_the_guest()))
         };
         usage.nics = told.taps.into_iter().filter_map(nic).collect();
         let own = root.as_ref().and_then(|root| cgroup::of_process(root, proc, pid));
-        // One that it shares with others tells nothing of it.
+        // A shared cgroup says nothing about this VM.
         let own = own.filter(|directory| is_of(directory, &name));
         usage.pressure = own.and_then(|directory| pressure::of(&directory));
         (name.to_string(), usage)
@@ -77,7 +79,7 @@ pub async fn usage(layout: &Layout, entries: &[Entry], proc: &Path) -> BTreeMap<
     join_all(all).await.into_iter().collect()
 }
 
-/// Whether a cgroup is the VM's own: that of its unit, or the one that its supervisor made.
+/// Whether a cgroup is the VM's own: that of its unit, or the one created by its supervisor.
 fn is_of(directory: &Path, name: &VmName) -> bool {
     let last = directory.file_name().and_then(|last| last.to_str()).unwrap_or_default();
     let parent = directory.parent().and_then(|dir| dir.file_name());

@@ -11,7 +11,7 @@ const INSUFFICIENT_MEMORY: u8 = 69;
 /// The exit code of a fault of the VM.
 const FAILED: u8 = 1;
 /// The exit code where a QEMU process remains that should have exited: the unit is not restarted.
-const NOT_GONE: u8 = 70;
+const NOT_ENDED: u8 = 70;
 
 /// How a QEMU process exited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,7 +113,7 @@ impl End {
     /// and 75 where QEMU has not exited. A failed start: see [`Fault`].
     pub fn exit_code(&self) -> u8 {
         match &self.cause {
-            Cause::QemuNotExited { stays_down: true } => NOT_GONE,
+            Cause::QemuNotExited { stays_down: true } => NOT_ENDED,
             Cause::QemuNotExited { stays_down: false } => HOST,
             Cause::StartFailed(StartFailure { fault, .. }) => fault.exit_code(),
             Cause::Stopped(_)

@@ -450,7 +450,7 @@ mod tests {
         assert_eq!(record.version, 99);
         let isolation = record.isolation.as_ref().unwrap();
         assert!(isolation.has(Layer::Network) && !isolation.has(Layer::Uid));
-        assert!(isolation.told().contains("memory-keys") && record.has_private_network());
+        assert!(isolation.describe().contains("memory-keys") && record.has_private_network());
         record.ready = false;
         record.update(&paths).unwrap();
         let mut before: serde_json::Value = serde_json::from_str(text).unwrap();

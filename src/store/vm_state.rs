@@ -32,8 +32,8 @@ pub enum Error {
     /// The liveness locks cannot be acquired.
     #[error(transparent)]
     Liveness(#[from] liveness::Error),
-    /// QEMU runs without a supervisor and writes to the disks.
-    #[error("its QEMU runs without a supervisor, pid {0}")]
+    /// Its QEMU runs, though no supervisor does, and writes to its disks.
+    #[error("its QEMU process (pid {0}) runs without a supervisor")]
     Alone(u32),
     /// A file operation failed.
     #[error(transparent)]

@@ -6,7 +6,7 @@ use super::{file_reading::Files, operators::Operators, running::taps::wanted::Wa
 use crate::{
     control::{
         authorizer::Authorizer,
-        types::{DiskLimit, Pending, TapOf},
+        types::{DiskLimit, NicTap, Pending},
     },
     machine::{
         diff::{
@@ -99,8 +99,8 @@ impl Config {
     }
 
     /// The authorization rule of the VM, which follows `operators`.
-    pub(crate) fn grant(&self) -> Authorizer {
-        self.operators.grant(&self.vm)
+    pub(crate) fn authorizer(&self) -> Authorizer {
+        self.operators.authorizer(&self.vm)
     }
 
     /// Notes which operators the host does not know.
@@ -226,10 +226,10 @@ impl Config {
     }
 
     /// The NICs that have a tap.
-    pub(crate) fn nic_taps(&self) -> Vec<TapOf> {
+    pub(crate) fn nic_taps(&self) -> Vec<NicTap> {
         let tap = |nic: &Nic| match &nic.link {
             Link::Bridge { tap, .. } => {
-                Some(TapOf { nic: nic.name.to_string(), tap: tap.to_string() })
+                Some(NicTap { nic: nic.name.to_string(), tap: tap.to_string() })
             }
             Link::User { .. } => None,
         };
@@ -522,7 +522,7 @@ mod tests {
         config.set_unknown_operators(unknown);
         let notes: Vec<String> = config.operator_notes().collect();
         assert!(notes[0].contains("nosuchuser-qvm"), "{notes:?}");
-        let grant = config.grant();
-        assert_eq!(grant.operators.borrow().len(), 2);
+        let authorizer = config.authorizer();
+        assert_eq!(authorizer.operators.borrow().len(), 2);
     }
 }

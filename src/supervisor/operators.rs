@@ -27,7 +27,7 @@ impl Operators {
     }
 
     /// The authorization rule of a VM, which follows the list.
-    pub(crate) fn grant(&self, vm: &Vm) -> Authorizer {
+    pub(crate) fn authorizer(&self, vm: &Vm) -> Authorizer {
         Authorizer {
             own: rustix::process::geteuid().as_raw(),
             operators: self.list.subscribe(),
@@ -71,11 +71,11 @@ mod tests {
     #[tokio::test]
     async fn grant_follows_the_list() {
         let mut operators = Operators::new();
-        let grant = operators.grant(&vm("vcpu = 1\n"));
-        assert!(grant.operators.borrow().is_empty());
+        let authorizer = operators.authorizer(&vm("vcpu = 1\n"));
+        assert!(authorizer.operators.borrow().is_empty());
         let root: Operator = "root".parse().unwrap();
         let search = operators.set(vec![root.clone()]).unwrap();
-        assert_eq!(*grant.operators.borrow(), vec![root]);
+        assert_eq!(*authorizer.operators.borrow(), vec![root]);
         assert_eq!(search.await, []);
     }
 

@@ -67,7 +67,7 @@ pub async fn supervise(
     let handle = ControlHandle {
         requests,
         events: ctx.watchers(),
-        grant: config.grant(),
+        authorizer: config.authorizer(),
         replaced: replaced.clone(),
         peer: peer::of,
     };

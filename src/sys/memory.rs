@@ -1,7 +1,7 @@
 //! Returns unused memory to the kernel: a supervisor is idle for months after a start, which needs
 //! much more memory.
 
-use std::{fs, io};
+use std::{fs, io, ops::Range};
 
 use nix::libc;
 
@@ -10,7 +10,7 @@ use nix::libc;
 #[cfg(target_env = "gnu")]
 const BEYOND_STACK_CACHE: usize = 41 << 20;
 /// What stays of the stack below the caller, in bytes: frames of the functions here.
-const STACK_IN_USE: usize = 16 << 10;
+const STACK_IN_USE: usize = 4 << 10;
 
 /// Makes all threads allocate from one heap: by default, glibc creates a heap for each thread and
 /// keeps freed memory in each (mallopt(3), M_ARENA_MAX). Call this before the first thread is
@@ -23,8 +23,9 @@ pub fn use_one_heap() {
     }
 }
 
-/// Returns unused memory to the kernel: free pages of the heap (malloc_trim(3)), stacks of ended
-/// threads, and the stack of the calling thread below the caller. What cannot be returned stays.
+/// Returns memory to the kernel that a start used: free pages of the heap (malloc_trim(3)), stacks
+/// of ended threads, the stack of the calling thread below the caller, and the mapped pages of
+/// machine code. What cannot be returned stays.
 pub fn trim() {
     #[cfg(target_env = "gnu")]
     {
@@ -32,8 +33,12 @@ pub fn trim() {
         unsafe { libc::malloc_trim(0) };
         drop_cached_stacks();
     }
-    if let Err(error) = drop_unused_stack() {
-        tracing::debug!("cannot return unused stack to the kernel: {error}");
+    match fs::read_to_string("/proc/self/maps") {
+        Ok(maps) => {
+            drop_unused_stack(&maps);
+            unmap_code(&maps);
+        }
+        Err(error) => tracing::debug!("cannot read /proc/self/maps: {error}"),
     }
 }
 
@@ -49,42 +54,74 @@ fn drop_cached_stacks() {
 
 /// Returns the pages of the main thread's stack below the caller's frame. The next deeper call finds
 /// them as zeros. Does nothing on other threads.
-fn drop_unused_stack() -> io::Result<()> {
+fn drop_unused_stack(maps: &str) {
     let here = 0_u8;
     let here = (&raw const here).addr();
-    match mapping(&fs::read_to_string("/proc/self/maps")?, here) {
+    let found = mappings(maps).find(|mapping| mapping.range.contains(&here));
+    if let Some(Mapping { range, name: "[stack]", .. }) = found {
         // SAFETY: the kernel grows this mapping down and merges it with no other; `here` is in the
         // frame of this function.
-        Some((start, "[stack]")) => unsafe { drop_stack(start, here) },
-        _ => Ok(()),
+        unsafe { drop_stack(range.start, here) };
     }
 }
 
-/// Returns the pages of a stack from `start` to 16 KiB below `here`.
+/// Unmaps the pages of machine code, of which a start uses ten times as many as the months after it.
+/// They stay in the page cache, and are mapped again where they are used.
+fn unmap_code(maps: &str) {
+    for mapping in mappings(maps) {
+        // Not `r--p`: relocated data is read-only as well, and exists in memory alone.
+        if mapping.permissions == "r-xp" && mapping.name.starts_with('/') {
+            let range = mapping.range;
+            // SAFETY: nothing writes to code, so each page has the bytes of its file. The kernel
+            // reads a page again where this or another thread needs it.
+            unsafe { drop_pages(range.start, range.end - range.start) };
+        }
+    }
+}
+
+/// Returns the pages of a stack from `start` to 4 KiB below `here`.
 ///
 /// # Safety
 /// The range is a part of this thread's stack, and `here` is in the frame of the caller.
-unsafe fn drop_stack(start: usize, here: usize) -> io::Result<()> {
+unsafe fn drop_stack(start: usize, here: usize) {
     let page = rustix::param::page_size();
     let end = here.saturating_sub(STACK_IN_USE) / page * page;
-    let length = end.saturating_sub(start);
-    let start = std::ptr::with_exposed_provenance_mut(start);
-    // SAFETY: stacks grow down: no frame, nor a red zone, is 16 KiB below that of the caller.
-    if length > 0 && unsafe { libc::madvise(start, length, libc::MADV_DONTNEED) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+    // SAFETY: stacks grow down: no frame, nor a red zone, is 4 KiB below that of the caller.
+    unsafe { drop_pages(start, end.saturating_sub(start)) };
 }
 
-/// Returns the first address and the name of the mapping that contains `address`
-/// (proc_pid_maps(5)).
-fn mapping(maps: &str, address: usize) -> Option<(usize, &str)> {
-    maps.lines().find_map(|line| {
-        let (start, end) = line.split(' ').next()?.split_once('-')?;
+/// Returns pages to the kernel, which are zeros or the bytes of their file afterwards (madvise(2)).
+///
+/// # Safety
+/// Nothing has references to the range, or needs its present content.
+unsafe fn drop_pages(start: usize, length: usize) {
+    let start = std::ptr::with_exposed_provenance_mut(start);
+    // SAFETY: as the caller promises.
+    if length > 0 && unsafe { libc::madvise(start, length, libc::MADV_DONTNEED) } != 0 {
+        tracing::debug!("cannot return memory: {}", io::Error::last_os_error());
+    }
+}
+
+/// A mapping of this process (proc_pid_maps(5)).
+#[derive(Debug, PartialEq, Eq)]
+struct Mapping<'a> {
+    range: Range<usize>,
+    /// Such as `r-xp`.
+    permissions: &'a str,
+    /// The path of the file, `[stack]` or the like, or empty.
+    name: &'a str,
+}
+
+/// Returns the mappings, without lines of another form.
+fn mappings(maps: &str) -> impl Iterator<Item = Mapping<'_>> {
+    maps.lines().filter_map(|line| {
+        let mut fields = line.splitn(6, ' ');
+        let (start, end) = fields.next()?.split_once('-')?;
         let parsed = |number| usize::from_str_radix(number, 16).ok();
-        let (start, end) = (parsed(start)?, parsed(end)?);
-        let name = line.rsplit(' ').next().unwrap_or_default();
-        (start..end).contains(&address).then_some((start, name))
+        let range = parsed(start)?..parsed(end)?;
+        let permissions = fields.next()?;
+        let name = fields.nth(3).unwrap_or_default().trim_start();
+        Some(Mapping { range, permissions, name })
     })
 }
 
@@ -112,20 +149,36 @@ mod tests {
         assert_eq!(deep(200), 512);
         let maps = fs::read_to_string("/proc/self/maps").unwrap();
         // The stack of a test's thread, which a guard page separates from other mappings.
-        let (start, _) = mapping(&maps, here).unwrap();
+        let stack = mappings(&maps).find(|mapping| mapping.range.contains(&here)).unwrap();
+        let start = stack.range.start;
         let before = resident(start);
         // SAFETY: the range is the stack of this thread, and `kept` is in this frame.
-        unsafe { drop_stack(start, here) }.unwrap();
+        unsafe { drop_stack(start, here) };
         assert!(resident(start) + 256 <= before, "{} of {before} KiB", resident(start));
         assert_eq!(deep(200), 512);
         assert!(kept.iter().all(|byte| *byte == 7));
     }
 
     #[test]
-    fn mapping_is_found_by_address() {
-        let maps = "1000-2000 r--p 0 0:0 0 a\n7f00-7fff rw-p 0 0:0 0    [stack]\n";
-        assert_eq!(mapping(maps, 0x7f10), Some((0x7f00, "[stack]")));
-        assert_eq!(mapping(maps, 0x2000), None);
-        trim();
+    fn mappings_are_parsed() {
+        let maps = "1000-2000 r-xp 00002000 fe:00 77          /usr/bin/my vm\n\
+                    3000-4000 rw-p 00000000 00:00 0 \nx\n\
+                    7f00-7fff rw-p 00000000 00:00 0                  [stack]\n";
+        let expected = [
+            Mapping { range: 0x1000..0x2000, permissions: "r-xp", name: "/usr/bin/my vm" },
+            Mapping { range: 0x3000..0x4000, permissions: "rw-p", name: "" },
+            Mapping { range: 0x7f00..0x7fff, permissions: "rw-p", name: "[stack]" },
+        ];
+        assert!(mappings(maps).eq(expected));
+    }
+
+    #[test]
+    fn process_continues_after_trim() {
+        let text = "x".repeat(100_000);
+        for _ in 0..3 {
+            trim();
+            assert_eq!(deep(50), 512);
+            assert_eq!(text.len(), text.chars().count());
+        }
     }
 }

@@ -165,7 +165,7 @@ impl Explain for Error {
                 "it must be shut down: `qvm stop`, and `qvm status` shows what it is doing".into()
             }
             Self::Runs(vm_state::Error::Alone(_)) => {
-                "it must be shut down: `qvm start` takes it over, then `qvm stop`".into()
+                "shut the guest down: `qvm start` adopts QEMU, then `qvm stop`".into()
             }
             Self::Suspended => {
                 "`qvm start` it and `qvm stop` it; or `qvm start --discard-state`".into()

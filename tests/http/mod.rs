@@ -35,6 +35,7 @@ pub(crate) struct Server {
     asked: Arc<Mutex<Vec<Asked>>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
+    _timed: crate::lab::timed::Timed,
 }
 
 /// One connection, to be answered.
@@ -68,7 +69,7 @@ impl Server {
                 });
             }
         });
-        Self { address, asked, stop, thread: Some(thread) }
+        Self { address, asked, stop, thread: Some(thread), _timed: crate::lab::timed::Timed::new() }
     }
 
     /// Serves `bytes` well: ranges, a strong entity tag.

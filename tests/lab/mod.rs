@@ -13,6 +13,7 @@ pub(crate) mod patience;
 pub(crate) mod relayed;
 pub(crate) mod saved;
 pub(crate) mod terminal;
+pub(crate) mod timed;
 
 use std::{
     ffi::OsString,
@@ -45,6 +46,7 @@ pub(crate) struct Lab {
     /// The QEMU to run, where it is not the machine's.
     pub(crate) qemu: Option<OsString>,
     supervisors: Vec<Child>,
+    _timed: timed::Timed,
 }
 
 /// Whether a test that lacks `what` has to fail instead of being skipped.
@@ -94,6 +96,7 @@ impl Lab {
             mounts: None,
             qemu: None,
             supervisors: vec![],
+            _timed: timed::Timed::new(),
         }
     }
 

@@ -1,5 +1,5 @@
-//! `qvm apply`: re-reads VM files and applies what can be applied to running guests; without names,
-//! also starts what is new.
+//! `qvm apply`: reads VM files again and applies live changes to running guests; without names, it
+//! also starts new VMs with `autostart`.
 
 use std::path::Path;
 
@@ -7,8 +7,8 @@ use crate::{
     cli::exit::{self, Failure},
     control::types::{Command, Pending, State, Status, TakesEffect},
     fleet::{
-        inventory::{Entry, PATIENCE, inventory},
-        start::{Begin, Begun, begin},
+        inventory::{Entry, STATUS_LIMIT, inventory},
+        start::{StartOptions, StartOutcome, start_vm},
     },
     store::layout::Layout,
     sys::storage_reader::StorageReader,
@@ -25,10 +25,10 @@ pub struct Args {
     names: Vec<VmName>,
 }
 
-/// Applies the files, and tells what of them has to wait for more than that.
+/// Applies the VM files and prints the changes that are pending.
 ///
 /// # Errors
-/// Of each VM that was named and is not running, or that does not take what is written.
+/// A VM in `names` is not running, or a change cannot be applied.
 pub async fn run(
     args: &Args,
     layout: &Layout,
@@ -42,13 +42,13 @@ pub async fn run(
     let (mut running, mut new, mut failures) = (vec![], vec![], vec![]);
     for entry in &entries {
         let unread = entry.problem.as_ref().filter(|_| entry.unread);
-        failures.extend(unread.map(|told| Failure::told(exit::HOST, told.clone())));
+        failures.extend(unread.map(|told| Failure::preformatted(exit::HOST, told.clone())));
         let Ok(name) = entry.name.parse::<VmName>() else { continue };
-        match what(entry, layout, &name).await {
-            What::Reload => running.push(name),
-            What::Start => new.push(name),
-            What::Tell(text) => super::tell(&name, text),
-            What::Leave => {}
+        match step_for(entry, layout, &name).await {
+            Step::Reload => running.push(name),
+            Step::Start => new.push(name),
+            Step::Print(text) => super::report(&name, text),
+            Step::Leave => {}
         }
         let problem = entry.problem.as_ref().filter(|_| entry.file_exists && !entry.answers);
         let code = match entry.status.state {
@@ -56,66 +56,67 @@ pub async fn run(
             _ if entry.file_valid => exit::FAILED,
             _ => exit::INVALID,
         };
-        failures.extend(problem.map(|told| Failure::told(code, told.clone())));
+        failures.extend(problem.map(|told| Failure::preformatted(code, told.clone())));
     }
-    let how = Begin { layout, exe, manager, wait: true, say: super::tell };
+    let how = StartOptions { layout, exe, manager, wait: true, say: super::report };
     let reloaded = super::each(&running, async |name| reload(&name, layout, manager).await);
-    let started = super::each(&new, async |name| match begin(&name, &how).await {
-        Ok(Begun::Running | Begun::Already | Begun::Asked) => {
-            super::tell(&name, "new, started");
+    let started = super::each(&new, async |name| match start_vm(&name, &how).await {
+        Ok(StartOutcome::Running | StartOutcome::AlreadyRunning | StartOutcome::Requested) => {
+            super::report(&name, "new, started");
             Ok(())
         }
-        Err(error) => Err(super::not_begun(&error, &how, &name).await),
+        Err(error) => Err(super::not_started(&error, &how, &name).await),
     });
     let (reloaded, started) = tokio::join!(reloaded, started);
     failures.extend(reloaded.err().into_iter().chain(started.err()));
     Failure::all(failures)
 }
 
-/// What is done about a VM when all are applied.
-enum What {
+/// Step to do with a VM when the VM files of all are applied.
+enum Step {
     Reload,
     Start,
-    Tell(&'static str),
+    Print(&'static str),
     Leave,
 }
 
-async fn what(entry: &Entry, layout: &Layout, name: &VmName) -> What {
+async fn step_for(entry: &Entry, layout: &Layout, name: &VmName) -> Step {
     match entry {
         Entry { status: Status { orphan: true, .. }, answers: true, .. } => {
-            What::Tell("its VM file is gone; it is left running: `qvm gc` would stop it")
+            Step::Print("its VM file does not exist; it keeps running: `qvm gc` stops it")
         }
-        Entry { answers: true, .. } => What::Reload,
-        // What was stopped by somebody stays so.
+        Entry { answers: true, .. } => Step::Reload,
+        // A VM that an operator stopped is not started.
         Entry { status, problem: None, file_exists: true, .. } if status.autostart => {
             let identity = layout.vm(name).identity();
             let ran = StorageReader::default()
                 .read(&layout.vm(name).state, move |_| identity.symlink_metadata().is_ok());
-            // Of a VM whose storage hangs by now nobody knows; the next `qvm apply` says so.
-            if ran.await.unwrap_or(true) { What::Leave } else { What::Start }
+            // If the storage does not answer, the VM is skipped; the next `qvm apply` tries again.
+            if ran.await.unwrap_or(true) { Step::Leave } else { Step::Start }
         }
-        _ => What::Leave,
+        _ => Step::Leave,
     }
 }
 
 async fn reload(name: &VmName, layout: &Layout, manager: Option<Scope>) -> Result<(), Failure> {
     let mut client = super::connect(layout, name).await?;
     if let Some(scope) = manager
-        && let Some(unit) =
-            Unit::find(name, scope).await.map_err(|error| Failure::of(&error).about(name))?
+        && let Some(unit) = Unit::find(name, scope)
+            .await
+            .map_err(|error| Failure::from_error(&error).about(name))?
     {
-        // Weights are systemd's to set.
-        unit.refresh().await.map_err(|error| Failure::of(&error).about(name))?;
+        // systemd sets the cgroup weights.
+        unit.refresh().await.map_err(|error| Failure::from_error(&error).about(name))?;
     }
-    let before = super::or_refused(client.status(PATIENCE).await, layout, name).await?;
+    let before = super::or_refused(client.status(STATUS_LIMIT).await, layout, name).await?;
     super::or_refused(client.command(Command::Reload).await, layout, name).await?;
-    let after = super::or_refused(client.status(PATIENCE).await, layout, name).await?;
-    super::tell(name, "VM file read");
+    let after = super::or_refused(client.status(STATUS_LIMIT).await, layout, name).await?;
+    super::report(name, "VM file read");
     for done in before.pending.iter().filter(|one| is_done(one, &after)) {
-        super::tell(name, &format!("applied: {}", super::difference(done)));
+        super::report(name, &format!("applied: {}", super::difference(done)));
     }
     for pending in &after.pending {
-        super::tell(name, &format!("pending: {}", super::change(pending)));
+        super::report(name, &format!("pending: {}", super::change(pending)));
     }
     let left = |one: &&Pending| one.takes_effect == TakesEffect::Live;
     let failed: Vec<String> =

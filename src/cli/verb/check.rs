@@ -1,5 +1,5 @@
-//! `qvm check`: validates VM files, by themselves and beside each other, and the host's settings,
-//! without touching anything.
+//! `qvm check`: validates VM files, alone and together, and the host settings, without changing
+//! anything.
 
 use std::{
     collections::BTreeMap,
@@ -30,14 +30,13 @@ pub struct Args {
     pub no_user_data: bool,
 }
 
-/// A file is checked beside all others in its directory, as if it stood there under its name.
-/// Prints `NAME: ok` to `out` and problems to `err`, or all problems as JSON to `out`; returns the
-/// exit code.
+/// Checks each file together with all others of its directory. Prints `NAME: ok` to `out` and
+/// problems to `err`, or all problems as JSON to `out`. Returns the exit code.
 pub fn run(args: &Args, layout: &Layout, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
     let (mut files, missing) = match files(args, layout) {
         Ok(found) => found,
         Err(invalid) => {
-            // There is nowhere else to tell that this could not be written.
+            // A failed write to these outputs has no other place to be reported.
             let _ = writeln!(err, "{invalid}");
             return if invalid.is_host_fault() { exit::HOST } else { exit::FAILED };
         }
@@ -49,7 +48,7 @@ pub fn run(args: &Args, layout: &Layout, out: &mut dyn Write, err: &mut dyn Writ
     };
     let checked = settings.iter().map(|file| {
         let problems = HostSettings::load(file).err().map(|Invalid(problems)| problems);
-        let (name, problems) = ("the host's settings".into(), problems.unwrap_or_default());
+        let (name, problems) = ("the host settings".into(), problems.unwrap_or_default());
         Checked { name, problems, notes: vec![] }
     });
     let checked: Vec<Checked> = checked.chain(check(&files, load)).collect();
@@ -76,7 +75,7 @@ pub fn run(args: &Args, layout: &Layout, out: &mut dyn Write, err: &mut dyn Writ
     }
 }
 
-/// The files that are meant, each once, and what is said of VMs that have none.
+/// Returns the files to check, without duplicates, and the problems of VMs without a file.
 fn files(args: &Args, layout: &Layout) -> Result<(Vec<PathBuf>, Vec<Problem>), Invalid> {
     let (mut files, mut missing) = (Vec::new(), Vec::new());
     if args.what.is_empty() {
@@ -102,8 +101,7 @@ fn files(args: &Args, layout: &Layout) -> Result<(Vec<PathBuf>, Vec<Problem>), I
     Ok((files, missing))
 }
 
-/// Takes the host's settings out of the files; without any file asked for they are meant where they
-/// are.
+/// Moves the host settings out of `files`. Without arguments, returns the default file.
 fn settings(files: &mut Vec<PathBuf>, args: &Args, layout: &Layout) -> Vec<PathBuf> {
     let own = layout.host_settings();
     if args.what.is_empty() {
@@ -112,36 +110,36 @@ fn settings(files: &mut Vec<PathBuf>, args: &Args, layout: &Layout) -> Vec<PathB
     files.extract_if(.., |file| *file == own || spec::is_host_settings(file)).collect()
 }
 
-/// The file of the VM of this name.
+/// Returns the file of the VM with this name.
 fn named(text: &str, layout: &Layout) -> Result<PathBuf, Invalid> {
     let dir = layout.vm_files();
     let name: VmName =
         text.parse().map_err(|refused| Problem::of_file(&dir, format!("{refused}"), None))?;
     let file = layout.vm_file(&name);
-    // A symbolic link that leads nowhere is a file that is wrong, not a VM that is not there.
+    // A dangling symbolic link is an invalid file, not a missing VM.
     if file.symlink_metadata().is_err() {
-        let message = format!("there is no VM `{}`: it has no file", shown(text));
-        let hint = "`qvm list` shows those there are; a file is told from a name by `/` or `.toml`";
+        let message = format!("there is no VM `{}`: it has no VM file", shown(text));
+        let hint = "` or `.toml`/` or `.toml`";
         return Err(Problem::of_file(&file, message, Some(hint.into())).into());
     }
     Ok(file)
 }
 
-/// How a VM file is read.
+/// A reader of VM files.
 type Load = fn(&Path) -> Result<Vm, Invalid>;
 
-/// A file, and what was read from it.
+/// A file and its contents.
 type Loaded<'f> = (&'f PathBuf, Result<Vm, Invalid>);
 
-/// What a file is for, and what is wrong with it.
+/// The results for one file.
 struct Checked {
     name: String,
     problems: Vec<Problem>,
-    /// What is no problem, but may not be meant.
+    /// Warnings: valid, but possibly unintended.
     notes: Vec<String>,
 }
 
-/// The problems of each file, in the order given.
+/// Returns the problems of each file, in the order of `files`.
 fn check(files: &[PathBuf], load: Load) -> Vec<Checked> {
     let loaded: Vec<Loaded<'_>> = files.iter().map(|file| (file, load(file))).collect();
     let mut groups: BTreeMap<&Path, Vec<&Loaded<'_>>> = BTreeMap::new();
@@ -163,12 +161,12 @@ fn check(files: &[PathBuf], load: Load) -> Vec<Checked> {
     loaded.into_iter().map(checked).collect()
 }
 
-/// What files of one directory have against each other and against the others there.
+/// Checks the files of one directory against each other and against the others of the directory.
 fn check_beside(dir: &Path, group: &[&Loaded<'_>], load: Load) -> Vec<Problem> {
     let mut unread: Vec<VmName> = Vec::new();
     let mut siblings: Vec<Vm> = Vec::new();
     let listed = spec::files_in(dir).unwrap_or_else(|_| {
-        // Without permission to list the directory the other VMs are unknown: none is reported as
+        // If the directory cannot be listed, the other VMs are unknown: none is reported as
         // missing.
         let good = group.iter().filter_map(|(_, vm)| vm.as_ref().ok());
         unread.extend(good.flat_map(|vm| vm.after.iter().cloned()));
@@ -186,7 +184,8 @@ fn check_beside(dir: &Path, group: &[&Loaded<'_>], load: Load) -> Vec<Problem> {
     unread.extend(
         group.iter().filter(|(_, vm)| vm.is_err()).filter_map(|(file, _)| spec::name_of(file).ok()),
     );
-    // Of two that claim the same, the later gets the problem: those that are asked about come last.
+    // Of two files with the same claim, the later one gets the problem: the requested files are
+    // last.
     let vms: Vec<&Vm> =
         siblings.iter().chain(group.iter().filter_map(|(_, vm)| vm.as_ref().ok())).collect();
     across(&vms, &unread)

@@ -1,10 +1,10 @@
-//! `qvm clone`: a second VM like one that is down, with an identity of its own.
+//! `qvm clone`: copies a stopped VM; the copy has an identity of its own.
 
 use std::path::Path;
 
 use crate::{
     cli::exit::Failure,
-    fleet::start::{Begin, begin},
+    fleet::start::{StartOptions, start_vm},
     store::identity_store::IdentitySource,
     sys::progress::TerminalProgress,
     systemd::unit::Scope,
@@ -24,11 +24,11 @@ pub struct Args {
     start: bool,
 }
 
-/// Makes a VM; `exe` is this program, `manager` the systemd whose units look where it does,
-/// `terminal` says whether standard error is one.
+/// Clones a VM. `exe` is this program, `manager` the systemd manager whose units use these
+/// directories; `terminal` is true if standard error is one.
 ///
 /// # Errors
-/// The VM is not shut down, the name is taken, a disk cannot be copied; or the copy does not start.
+/// The VM is not stopped, the name exists, a disk cannot be copied, or the copy does not start.
 pub async fn run(
     args: &Args,
     means: IdentitySource,
@@ -41,17 +41,17 @@ pub async fn run(
     let cloned = super::long(move |cancel| {
         transfer::clone::clone(&means, &source, &copy, &mut TerminalProgress::new(terminal), cancel)
     });
-    let cloned = cloned.await?.map_err(|error| super::not_carried(&error, from))?;
-    super::take_up(name, manager).await?;
-    super::tell(from, &format!("cloned to {name}"));
-    super::tell_taken_out(name, &cloned.taken_out);
+    let cloned = cloned.await?.map_err(|error| super::transfer_failure(&error, from))?;
+    super::reload_units(name, manager).await?;
+    super::report(from, &format!("cloned to {name}"));
+    super::print_removed_keys(name, &cloned.taken_out);
     super::advise_copy(name, from, &cloned.vm, cloned.has_run);
     if args.start {
-        let how = Begin { layout: &layout, exe, manager, wait: true, say: super::tell };
-        if let Err(error) = begin(name, &how).await {
-            return Err(super::not_begun(&error, &how, name).await);
+        let how = StartOptions { layout: &layout, exe, manager, wait: true, say: super::report };
+        if let Err(error) = start_vm(name, &how).await {
+            return Err(super::not_started(&error, &how, name).await);
         }
-        super::tell(name, "running");
+        super::report(name, "running");
     }
     Ok(())
 }

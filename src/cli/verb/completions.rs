@@ -1,5 +1,5 @@
-//! `qvm completions`: what a shell reads to complete command lines of `qvm`, which it then asks
-//! `qvm` itself for.
+//! `qvm completions`: prints the script with which a shell completes command lines of `qvm`. The
+//! script calls `qvm` for the candidates.
 
 use clap_complete::env::{Bash, EnvCompleter, Fish, Zsh};
 
@@ -12,7 +12,7 @@ pub struct Args {
     shell: Shell,
 }
 
-/// The shells that can.
+/// The supported shells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Shell {
     Bash,
@@ -20,15 +20,15 @@ enum Shell {
     Fish,
 }
 
-/// The variable by which the shell tells this program that it asks.
+/// The variable that marks a completion request of a shell.
 pub const VARIABLE: &str = "QVM_COMPLETE";
 
-/// Prints it.
+/// Prints the script.
 ///
 /// # Errors
-/// It cannot be printed.
+/// Standard output cannot be written.
 pub fn run(args: &Args) -> Result<(), Failure> {
-    super::print(&script(args.shell).map_err(|error| Failure::of(&error))?)
+    super::print(&script(args.shell).map_err(|error| Failure::from_error(&error))?)
 }
 
 fn script(shell: Shell) -> std::io::Result<String> {
@@ -46,7 +46,7 @@ fn script(shell: Shell) -> std::io::Result<String> {
     })
 }
 
-/// zsh runs the file `_qvm` as a function of that name when it first completes; then it has to
+/// zsh runs the file `_qvm` as a function of that name at the first completion, which has to
 /// complete at once.
 fn loadable(script: &str) -> String {
     const REGISTER: &str = "compdef _clap_dynamic_completer_qvm qvm\n";
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_calls_the_program_back() {
+    fn each_script_calls_qvm() {
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
             let script = script(shell).unwrap();
             assert!(script.contains("QVM_COMPLETE=") && script.ends_with('\n'), "{script}");

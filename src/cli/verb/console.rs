@@ -32,26 +32,27 @@ pub struct Args {
     scrollback: Option<u64>,
 }
 
-/// Ctrl-], as telnet and virsh have it.
+/// Ctrl-], as in telnet(1) and virsh(1).
 const LEAVE: u8 = 0x1d;
-/// What a terminal shows of what was said before, in KiB: several screens of it.
+/// The scrollback printed on a terminal, in KiB: several screens.
 const SCROLLBACK: u64 = 16;
-/// How long the next supervisor is waited for, and how often it is looked for.
-const NEXT: Duration = Duration::from_secs(60);
-const LOOK: Duration = Duration::from_millis(100);
-/// What a guest may have left switched on: colours, an invisible cursor, bracketed paste, mouse
+/// How long to wait for the next supervisor.
+const NEXT_SUPERVISOR_LIMIT: Duration = Duration::from_secs(60);
+/// The interval of attempts to connect to it.
+const POLL: Duration = Duration::from_millis(100);
+/// Resets terminal modes that the guest may have set: colors, cursor, bracketed paste, mouse
 /// reports.
-const TIDY: &str = "\x1b[0m\x1b[?25h\x1b[?2004l\x1b[?1000l\n";
+const RESET_TERMINAL: &str = "\x1b[0m\x1b[?25h\x1b[?2004l\x1b[?1000l\n";
 
-/// Shows the console until Ctrl-] or until the VM is down; a supervisor that is replaced does not
-/// end it. Without a terminal it copies, until the end of standard input unless it is read-only.
+/// Shows the console until Ctrl-] or until the VM is stopped; it survives a replaced supervisor.
+/// Without a terminal it copies until the end of standard input, unless it is read-only.
 ///
 /// # Errors
-/// The VM is not running; or nobody follows the console any more.
+/// The VM is not running, or the terminal or the reader of standard output is gone.
 pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let name = &args.name;
     let client = super::connect(layout, name).await?;
-    let cannot = |error: io::Error| Failure::of(&error).about(name);
+    let cannot = |error: io::Error| Failure::from_error(&error).about(name);
     let session = Session::catch().map_err(cannot)?;
     let raw = terminal::Raw::enter().map_err(cannot)?;
     let on_terminal = raw.is_some();
@@ -63,7 +64,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
         let text = format!("Connected to {name}; Ctrl-] leaves{}\r\n", size());
         let _ = messages.write(text.into_bytes()).await;
     }
-    // A terminal is read all the same, for Ctrl-].
+    // Keys are read for Ctrl-] even if the console is read-only.
     let mut operator = Operator {
         input: (on_terminal || !args.read_only).then(terminal::input),
         session,
@@ -82,7 +83,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     out.finish_with(b"").await;
     if on_terminal {
         drop(raw);
-        messages.finish_with(TIDY.as_bytes()).await;
+        messages.finish_with(RESET_TERMINAL.as_bytes()).await;
     }
     match left? {
         Ended::Vanished(SessionEnd::NoReader) | Ended::ByOperator | Ended::Closed => Ok(()),
@@ -90,8 +91,8 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     }
 }
 
-/// A serial line does not tell the guest how large the terminal is: how to tell it, where it is not
-/// what the guest takes it for.
+/// A serial line does not transport the size of the terminal: returns the command that sets it in
+/// the guest, if the size is not the default.
 fn size() -> String {
     match terminal::size() {
         Some((80, 24)) | None => String::new(),
@@ -101,7 +102,7 @@ fn size() -> String {
     }
 }
 
-/// Where keys come from, and who may go.
+/// The keyboard input and the session of the operator.
 struct Operator {
     input: Option<mpsc::Receiver<Vec<u8>>>,
     session: Session,
@@ -111,16 +112,16 @@ struct Operator {
 
 /// Why the console session ended.
 enum Ended {
-    /// The operator left.
+    /// Ctrl-] was typed, or standard input has ended.
     ByOperator,
     /// The supervisor closed the connection.
     Closed,
-    /// Nobody follows any more.
+    /// The terminal or the reader of standard output is gone.
     Vanished(SessionEnd),
 }
 
 /// What the operator did.
-enum Did {
+enum Input {
     Typed(Vec<u8>),
     /// Standard input has ended.
     Left,
@@ -128,7 +129,7 @@ enum Did {
 }
 
 impl Operator {
-    async fn next(&mut self) -> Did {
+    async fn next(&mut self) -> Input {
         let typed = async {
             match &mut self.input {
                 Some(input) => input.recv().await,
@@ -137,12 +138,12 @@ impl Operator {
         };
         tokio::select! {
             biased;
-            vanished = self.session.end() => Did::Vanished(vanished),
+            vanished = self.session.end() => Input::Vanished(vanished),
             typed = typed => match typed {
-                Some(typed) => Did::Typed(typed),
+                Some(typed) => Input::Typed(typed),
                 // A terminal in raw mode has no end of input but its hangup.
-                None if self.on_terminal => Did::Vanished(SessionEnd::HungUp),
-                None => Did::Left,
+                None if self.on_terminal => Input::Vanished(SessionEnd::HungUp),
+                None => Input::Left,
             },
         }
     }
@@ -169,9 +170,9 @@ async fn copy(
                 Ok(n) => unwritten = Some(bytes[..n].to_vec()),
             },
             did = operator.next() => match did {
-                Did::Left => return Ok(Ended::ByOperator),
-                Did::Vanished(vanished) => return Ok(Ended::Vanished(vanished)),
-                Did::Typed(typed) => {
+                Input::Left => return Ok(Ended::ByOperator),
+                Input::Vanished(vanished) => return Ok(Ended::Vanished(vanished)),
+                Input::Typed(typed) => {
                     let (keys, leave) = keys(&typed, operator.on_terminal);
                     // A console that closed says so by its end.
                     if !operator.read_only {
@@ -200,7 +201,7 @@ async fn next(
     operator: &mut Operator,
 ) -> Result<Option<UnixStream>, SessionEnd> {
     let paths = layout.vm(name);
-    let until = tokio::time::Instant::now() + NEXT;
+    let until = tokio::time::Instant::now() + NEXT_SUPERVISOR_LIMIT;
     // Without a QEMU there is nothing to wait for: the VM is down.
     let may_run = || running::find(&paths).map_or(true, |found| found.is_running());
     while tokio::time::Instant::now() < until && may_run() {
@@ -210,12 +211,12 @@ async fn next(
             return Ok(Some(console));
         }
         tokio::select! {
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep(POLL) => {}
             did = operator.next() => match did {
-                Did::Left => return Ok(None),
-                Did::Vanished(vanished) => return Err(vanished),
-                Did::Typed(typed) if keys(&typed, operator.on_terminal).1 => return Ok(None),
-                Did::Typed(_) => {}
+                Input::Left => return Ok(None),
+                Input::Vanished(vanished) => return Err(vanished),
+                Input::Typed(typed) if keys(&typed, operator.on_terminal).1 => return Ok(None),
+                Input::Typed(_) => {}
             },
         }
     }

@@ -1,4 +1,4 @@
-//! `qvm cp`: a file into the guest or out of it, by its agent.
+//! `qvm cp`: copies a file into the guest or out of it through the guest agent.
 
 use std::{path::PathBuf, str::FromStr};
 
@@ -29,7 +29,7 @@ enum Place {
 impl FromStr for Place {
     type Err = String;
 
-    /// As scp(1): what has a colon after a name is elsewhere, and `./a:b` is a file here.
+    /// As in scp(1), a name before a colon is remote; `./a:b` is a local file.
     fn from_str(text: &str) -> Result<Self, String> {
         if text == "-" {
             return Ok(Self::Here(Local::Stream));
@@ -46,10 +46,11 @@ impl FromStr for Place {
     }
 }
 
-/// Copies one file; `terminal`: standard error is one.
+/// Copies one file; `terminal` is true if standard error is one.
 ///
 /// # Errors
-/// The VM is not running, its agent does not answer, or the copy fails; the target is then as it was.
+/// The VM is not running, its agent does not answer, or the copy fails; the target is unchanged
+/// then.
 pub async fn run(args: &Args, layout: &Layout, terminal: bool) -> Result<(), Failure> {
     let mut progress: Box<dyn Progress> =
         if terminal { Box::new(TerminalProgress::new(true)) } else { Box::new(Quiet) };
@@ -63,14 +64,14 @@ pub async fn run(args: &Args, layout: &Layout, terminal: bool) -> Result<(), Fai
             (name, copy_in(&mut guest, from, to, &mut *progress).await)
         }
         (Place::Guest(..), Place::Guest(..)) | (Place::Here(_), Place::Here(_)) => {
-            let text = "one of the two is a file here, the other one is NAME:/path in a guest";
+            let text = "path in a guest/path in a guest";
             return Err(Failure::new(exit::USAGE, text));
         }
     };
     drop(progress);
     match copied {
         Ok(_) => Ok(()),
-        Err(error) => Err(super::not_in_guest(&error, layout, name).await),
+        Err(error) => Err(super::guest_failure(&error, layout, name).await),
     }
 }
 

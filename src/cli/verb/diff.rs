@@ -1,4 +1,4 @@
-//! `qvm diff`: what runs beside what is written, key by key, and when each change becomes real.
+//! `qvm diff`: the differences between running VMs and their VM files, and when each takes effect.
 
 use serde_json::json;
 
@@ -22,10 +22,10 @@ pub struct Args {
     json: bool,
 }
 
-/// Prints the differences; nothing where there are none.
+/// Prints the differences; nothing if there are none.
 ///
 /// # Errors
-/// A VM that was named does not run (3), or its file is not valid.
+/// A VM in `names` is not running (3), or its VM file is invalid.
 pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let entries = inventory(&StorageReader::default(), layout, &args.names).await;
     let mut failures = Vec::new();
@@ -40,18 +40,19 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
             .iter()
             .map(|entry| json!({ "name": entry.status.name, "pending": entry.status.pending }))
             .collect();
-        let json = serde_json::to_string_pretty(&all).map_err(|error| Failure::of(&error))?;
+        let json =
+            serde_json::to_string_pretty(&all).map_err(|error| Failure::from_error(&error))?;
         super::print(&format!("{json}\n"))?;
     } else {
-        let text: String = running.iter().map(|entry| told(&entry.status)).collect();
+        let text: String = running.iter().map(|entry| differences(&entry.status)).collect();
         super::print(&text)?;
     }
     Failure::all(failures)
 }
 
-fn told(status: &Status) -> String {
+fn differences(status: &Status) -> String {
     let changes = status.pending.iter().map(super::change);
-    // That the file is not valid is a difference as well, and hides all others.
+    // An invalid file is a difference too, and hides all others.
     let invalid = status.notes.iter().filter(|note| note.starts_with("the VM file is not valid"));
     let lines =
         changes.chain(invalid.map(|note| note.lines().next().unwrap_or_default().to_owned()));

@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::{
     cli::{
         exit::{self, Failure},
-        table::{Cell, Look, Screen, Table},
+        table::{Cell, Screen, Style, Table},
     },
     disk::{
         check::{self, CheckResult, CheckedDisk},
@@ -19,7 +19,7 @@ use crate::{
     },
     fleet::{
         inventory,
-        lock_holder::{self, Holder},
+        lock_holder::{self, LockHolder},
     },
     image::qemu_img::QemuImg,
     spec::{self, Vm},
@@ -62,7 +62,7 @@ enum What {
 
 /// What the verb needs of its surroundings.
 #[derive(Debug)]
-pub struct Within<'a> {
+pub struct Context<'a> {
     /// The directories.
     pub layout: &'a Layout,
     /// The QEMU that the environment names; qemu-img is beside it.
@@ -77,10 +77,10 @@ pub struct Within<'a> {
 ///
 /// # Errors
 /// A VM is not known, a disk is not clean or cannot be checked, or the VM is running.
-pub async fn run(args: &Args, within: &Within<'_>) -> Result<(), Failure> {
+pub async fn run(args: &Args, context: &Context<'_>) -> Result<(), Failure> {
     match &args.what {
-        What::List { names, json } => list(names, *json, within).await,
-        What::Check { name, disk, json } => check(name, disk.as_ref(), *json, within).await,
+        What::List { names, json } => list(names, *json, context).await,
+        What::Check { name, disk, json } => check(name, disk.as_ref(), *json, context).await,
     }
 }
 
@@ -93,33 +93,33 @@ struct OfVm<T> {
     disk: T,
 }
 
-async fn list(names: &[VmName], json: bool, within: &Within<'_>) -> Result<(), Failure> {
+async fn list(names: &[VmName], json: bool, context: &Context<'_>) -> Result<(), Failure> {
     let storage = StorageReader::default();
     let wanted = match names.is_empty() {
         false => names.to_vec(),
         true => {
-            let layout = within.layout.clone();
+            let layout = context.layout.clone();
             let files = layout.vm_files();
             let all = storage.read(&files, move |_| inventory::names(&layout)).await;
-            all.map_err(|error| Failure::of(&error).code(exit::HOST).hint(error.hint()))?
+            all.map_err(|error| Failure::from_error(&error).code(exit::HOST).hint(error.hint()))?
         }
     };
     let (mut disks, mut failures) = (vec![], vec![]);
     for name in wanted {
-        match disks_of(&name, &storage, within).await {
+        match disks_of(&name, &storage, context).await {
             Ok(Some(found)) => {
                 disks.extend(found.into_iter().map(|disk| OfVm { vm: name.clone(), disk }));
             }
             // A VM without a VM file, of which only a log may be there.
             Ok(None) if names.is_empty() => {}
-            Ok(None) => failures.push(super::not_running(within.layout, &name).await),
+            Ok(None) => failures.push(super::not_running(context.layout, &name).await),
             Err(failure) => failures.push(failure),
         }
     }
     if json {
         print_json(&disks)?;
     } else {
-        super::print(&table(&disks, within.screen))?;
+        super::print(&table(&disks, context.screen))?;
     }
     Failure::all(failures)
 }
@@ -128,11 +128,11 @@ async fn list(names: &[VmName], json: bool, within: &Within<'_>) -> Result<(), F
 async fn disks_of(
     name: &VmName,
     storage: &StorageReader,
-    within: &Within<'_>,
+    context: &Context<'_>,
 ) -> Result<Option<Vec<ListedDisk>>, Failure> {
-    let (file, paths) = (within.layout.vm_file(name), within.layout.vm(name));
-    let sys = within.sys.to_owned();
-    let found = storage.read(&within.layout.vm_file(name), move |place| {
+    let (file, paths) = (context.layout.vm_file(name), context.layout.vm(name));
+    let sys = context.sys.to_owned();
+    let found = storage.read(&context.layout.vm_file(name), move |place| {
         if file.symlink_metadata().is_err() {
             return Ok(None);
         }
@@ -194,18 +194,18 @@ async fn check(
     name: &VmName,
     only: Option<&Label>,
     json: bool,
-    within: &Within<'_>,
+    context: &Context<'_>,
 ) -> Result<(), Failure> {
-    let (layout, paths) = (within.layout, within.layout.vm(name));
-    if let Holder::Supervisor(_) | Holder::Silent(_) =
-        lock_holder::look(&paths.control_socket()).await
+    let (layout, paths) = (context.layout, context.layout.vm(name));
+    if let LockHolder::Supervisor(_) | LockHolder::Silent(_) =
+        lock_holder::probe(&paths.control_socket()).await
     {
         return Err(running(name));
     }
     if !super::is_known(layout, name).await? {
         return Err(super::not_running(layout, name).await);
     }
-    let qemu_img = QemuImg::new(match within.qemu {
+    let qemu_img = QemuImg::new(match context.qemu {
         Some(qemu) => qemu_img_beside(Path::new(qemu)),
         None => PathBuf::from("qemu-img"),
     });
@@ -213,7 +213,7 @@ async fn check(
     let checked = super::long(move |cancel| {
         // Nobody starts the VM while these locks are held.
         let _locks = vm_state::down(&paths).map_err(|error| match error {
-            vm_state::Error::Alone(pid) => super::alone(&owner, pid),
+            vm_state::Error::Alone(pid) => super::without_supervisor(&owner, pid),
             error => super::not_held(&error, &owner),
         })?;
         let vm = spec::load(&file).map_err(|invalid| Failure::invalid(&invalid))?;
@@ -230,7 +230,7 @@ async fn check(
         let disks = checked.iter().map(|disk| OfVm { vm: name.clone(), disk });
         print_json(&disks.collect::<Vec<_>>())?;
     } else {
-        super::print(&report(name, &checked, within.screen))?;
+        super::print(&report(name, &checked, context.screen))?;
         for disk in &checked {
             disk.hint.iter().for_each(|hint| super::advise(&format!("{}: {hint}", disk.disk)));
         }
@@ -264,17 +264,17 @@ fn report(name: &VmName, disks: &[CheckedDisk], screen: Screen) -> String {
     let mut text = String::new();
     for disk in disks {
         let (word, look) = match disk.result {
-            CheckResult::NothingToCheck => ("nothing to check".to_owned(), Look::Faint),
-            CheckResult::Clean => ("clean".to_owned(), Look::Good),
+            CheckResult::NothingToCheck => ("nothing to check".to_owned(), Style::Faint),
+            CheckResult::Clean => ("clean".to_owned(), Style::Good),
             CheckResult::Leaks => {
                 let text = format!("{} leaked clusters: space is lost, no data", disk.leaks);
-                (text, Look::Doubtful)
+                (text, Style::Doubtful)
             }
-            CheckResult::NotChecked => ("not checked".to_owned(), Look::Bad),
+            CheckResult::NotChecked => ("not checked".to_owned(), Style::Bad),
             CheckResult::Corrupt if disk.corruptions > 0 => {
-                (format!("corrupt: {} errors in its tables", disk.corruptions), Look::Bad)
+                (format!("corrupt: {} errors in its tables", disk.corruptions), Style::Bad)
             }
-            CheckResult::Corrupt => ("corrupt".to_owned(), Look::Bad),
+            CheckResult::Corrupt => ("corrupt".to_owned(), Style::Bad),
         };
         let detail = disk.detail.as_deref().map_or_else(String::new, |it| format!(": {it}"));
         let word = look.paint(&word, screen.colours);

@@ -1,12 +1,11 @@
-//! `qvm doctor`: what of the host and of all VM files is, or will be, trouble, and what to do about
-//! it.
+//! `qvm doctor`: checks the host and all VM files for problems.
 
 use std::path::PathBuf;
 
 use crate::{
     cli::{
         exit::{self, Failure},
-        table::{Look, Screen},
+        table::{Screen, Style},
     },
     doctor::{
         collect::{Sources, look},
@@ -26,23 +25,23 @@ pub struct Args {
     pub root: PathBuf,
 }
 
-/// How many descriptors the programs that are asked need, and the files.
+/// The number of descriptors required by the probes and the programs they run.
 const DESCRIPTORS: usize = 64;
 
 /// Prints every finding.
 ///
 /// # Errors
-/// There are too few descriptors to look at anything: exit code 75.
-/// There is an error among the findings: exit code 1, after they were printed.
+/// Too few descriptors are available: exit code 75.
+/// A finding is an error: exit code 1, after all findings are printed.
 pub async fn run(args: &Args, from: &Sources<'_>, screen: Screen) -> Result<(), Failure> {
     descriptors::probe(DESCRIPTORS)
-        .map_err(|error| Failure::of_io("cannot open files to look at", &error))?;
+        .map_err(|error| Failure::from_io("cannot open files", &error))?;
     let findings = examine(&look(from).await);
     if args.json {
-        let json = serde_json::to_string_pretty(&findings).map_err(|e| Failure::of(&e))?;
+        let json = serde_json::to_string_pretty(&findings).map_err(|e| Failure::from_error(&e))?;
         super::print(&format!("{json}\n"))?;
     } else {
-        super::print(&told(&findings, screen))?;
+        super::print(&table(&findings, screen))?;
     }
     match findings.iter().any(|finding| finding.level == Level::Error) {
         true => Err(Failure::quiet(exit::FAILED)),
@@ -50,8 +49,8 @@ pub async fn run(args: &Args, from: &Sources<'_>, screen: Screen) -> Result<(), 
     }
 }
 
-/// A line each, in columns, and below it what to do.
-fn told(findings: &[Finding], screen: Screen) -> String {
+/// Returns a line for each finding, in columns, and the remedy below it.
+fn table(findings: &[Finding], screen: Screen) -> String {
     let levels = findings.iter().map(|finding| finding.level.word().len()).max().unwrap_or(0);
     let subjects = findings.iter().map(|finding| finding.about.chars().count()).max().unwrap_or(0);
     let indent = levels + 2 + subjects + 2;
@@ -60,10 +59,10 @@ fn told(findings: &[Finding], screen: Screen) -> String {
             format!("{:indent$}do: {}\n", "", screen.folded(todo, indent + "do: ".len()))
         });
         let look = match level {
-            Level::Ok => Look::Good,
-            Level::Note => Look::Plain,
-            Level::Warning => Look::Doubtful,
-            Level::Error => Look::Bad,
+            Level::Ok => Style::Good,
+            Level::Note => Style::Plain,
+            Level::Warning => Style::Doubtful,
+            Level::Error => Style::Bad,
         };
         let word = look.paint(&format!("{:levels$}", level.word()), screen.colours);
         format!("{word}  {about:subjects$}  {}\n{todo}", screen.folded(found, indent))
@@ -87,7 +86,7 @@ mod tests {
             [finding(Level::Ok, "kvm", None), finding(Level::Warning, "bridge br0", Some("this"))];
         let text = "ok       kvm         seen\n\
                     warning  bridge br0  seen\n                     do: this\n";
-        assert_eq!(told(&all, Screen::default()), text);
-        assert_eq!(told(&[], Screen::default()), "");
+        assert_eq!(table(&all, Screen::default()), text);
+        assert_eq!(table(&[], Screen::default()), "");
     }
 }

@@ -1,4 +1,4 @@
-//! `qvm edit`: a VM file in the operator's editor; it counts only once it is valid.
+//! `qvm edit`: opens a VM file in the operator's editor; the file is replaced only if it is valid.
 
 use std::ffi::OsStr;
 
@@ -21,10 +21,11 @@ pub struct Args {
     name: VmName,
 }
 
-/// Has `editor` edit a copy, and puts it in the file's place when nothing is wrong with it.
+/// Runs `editor` on a copy, and replaces the file if the copy is valid.
 ///
 /// # Errors
-/// There is no such file, the editor fails, the file stays invalid, or somebody else has changed it meanwhile.
+/// The file does not exist, the editor fails, the copy stays invalid, or the file was changed
+/// meanwhile.
 pub async fn run(args: &Args, layout: &Layout, editor: &OsStr) -> Result<(), Failure> {
     let name = &args.name;
     let file = layout.vm_file(name);
@@ -33,12 +34,12 @@ pub async fn run(args: &Args, layout: &Layout, editor: &OsStr) -> Result<(), Fai
             edited::Error::Missing(_) => exit::NOT_RUNNING,
             _ => exit::FAILED,
         };
-        Failure::of(&error).code(code).about(name).hint(error.hint())
+        Failure::from_error(&error).code(code).about(name).hint(error.hint())
     };
-    let cannot = |error: &std::io::Error| Failure::of(error).about(name);
-    // Ctrl-C in the editor is the editor's.
+    let cannot = |error: &std::io::Error| Failure::from_error(error).about(name);
+    // Ctrl-C is for the editor.
     let signals = session::signals().map_err(|error| cannot(&error))?;
-    let edited = Edited::begin(&file).map_err(fail)?;
+    let edited = Edited::create(&file).map_err(fail)?;
     loop {
         let shown = editor.to_string_lossy();
         let ended = program::by_shell(editor, edited.copy())
@@ -46,8 +47,8 @@ pub async fn run(args: &Args, layout: &Layout, editor: &OsStr) -> Result<(), Fai
             .and_then(|mut child| child.wait());
         let ended = ended.map_err(|error| cannot(&error))?;
         if !ended.success() {
-            let text = format!("nothing changed: the editor `{shown}` failed: {ended}");
-            let hint = "`VISUAL` or `EDITOR` names another one".to_owned();
+            let text = format!("not changed: the editor `{shown}` failed: {ended}");
+            let hint = "`VISUAL` and `EDITOR` select the editor".to_owned();
             return Err(Failure::new(exit::FAILED, text).about(name).hint(hint));
         }
         let unchanged = edited.is_unchanged().map_err(fail)?;
@@ -66,12 +67,12 @@ pub async fn run(args: &Args, layout: &Layout, editor: &OsStr) -> Result<(), Fai
         }
     }
     edited.finish().map_err(fail)?;
-    super::tell(name, &format!("wrote {}", file.display()));
+    super::report(name, &format!("wrote {}", file.display()));
     pending(layout, name).await;
     Ok(())
 }
 
-/// Whether the operator goes on; to save what is invalid is not on offer.
+/// Asks whether to edit again. An invalid file cannot be saved.
 fn again(name: &VmName, signals: &std::os::unix::net::UnixStream) -> bool {
     loop {
         let question = format!("{name}: not valid. (e)dit again, or e(x)it without saving? ");
@@ -88,19 +89,19 @@ fn again(name: &VmName, signals: &std::os::unix::net::UnixStream) -> bool {
 }
 
 fn refused(name: &VmName, invalid: Option<&Invalid>) -> Failure {
-    let failure = Failure::new(exit::INVALID, "nothing changed: what was written is not valid");
+    let failure = Failure::new(exit::INVALID, "not changed: the edited text is invalid");
     let failure = failure.about(name);
     match invalid {
-        Some(invalid) => Failure::told(exit::INVALID, format!("{invalid}\n{failure}")),
+        Some(invalid) => Failure::preformatted(exit::INVALID, format!("{invalid}\n{failure}")),
         None => failure,
     }
 }
 
-/// When each change becomes real, if the VM runs.
+/// Prints when each change takes effect, if the VM is running.
 async fn pending(layout: &Layout, name: &VmName) {
     let entries = inventory(&StorageReader::default(), layout, std::slice::from_ref(name)).await;
     let Some(entry) = entries.iter().find(|entry| entry.answers) else { return };
     for pending in &entry.status.pending {
-        super::tell(name, &format!("pending: {}", super::change(pending)));
+        super::report(name, &format!("pending: {}", super::change(pending)));
     }
 }

@@ -1,4 +1,4 @@
-//! `qvm events`: what happened to VMs, and what happens.
+//! `qvm events`: past and new events of VMs.
 
 use std::cmp::Reverse;
 
@@ -29,10 +29,10 @@ pub struct Args {
     json: bool,
 }
 
-/// Prints the last events, the oldest first, and with `-f` those that come.
+/// Prints the last events, the oldest first, and with `-f` also new ones.
 ///
 /// # Errors
-/// A VM that was named is not running.
+/// A VM in `names` is not running.
 pub async fn run(args: &Args, layout: &Layout, zone: TimeZone) -> Result<(), Failure> {
     let names = match args.names.is_empty() {
         false => args.names.clone(),
@@ -47,7 +47,7 @@ pub async fn run(args: &Args, layout: &Layout, zone: TimeZone) -> Result<(), Fai
     let mut ready = vec![];
     let mut watching = JoinSet::new();
     for name in &names {
-        // First what comes, then what was: what is in both is said once.
+        // The subscription comes before the query, and events in both are printed once.
         let watch = match args.follow {
             true => {
                 let watch = super::connect(layout, name).await?.watch().await;
@@ -73,13 +73,13 @@ pub async fn run(args: &Args, layout: &Layout, zone: TimeZone) -> Result<(), Fai
     past.sort_by_key(|(_, event)| Reverse(time(event)));
     let print = |(name, event): &(VmName, Event)| {
         super::print(&match args.json {
-            true => format!("{}\n", told(name, event)),
+            true => format!("{}\n", to_json(name, event)),
             false => line(name, event, &zone),
         })
     };
     past.iter().rev().try_for_each(print)?;
     if args.json {
-        // From here on nothing is missed: whoever reads this may begin to do something.
+        // After `READY` no event is missed; a reader may act then.
         let first = |name: &VmName| {
             let event = Event { at: None, event: "READY".into(), data: None };
             print(&(name.clone(), event))
@@ -102,8 +102,8 @@ fn time(event: &Event) -> Option<Timestamp> {
     event.at.as_ref()?.parse().ok()
 }
 
-/// The object of a line.
-fn told(name: &VmName, event: &Event) -> Value {
+/// Returns the JSON object of a line.
+fn to_json(name: &VmName, event: &Event) -> Value {
     json!({ "vm": name.as_str(), "at": event.at, "event": event.event, "data": event.data })
 }
 
@@ -112,7 +112,9 @@ fn line(name: &VmName, event: &Event, zone: &TimeZone) -> String {
     let time = time(event)
         .map(|time| time.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S").to_string());
     let data: Vec<String> = match &event.data {
-        Some(Value::Object(data)) => data.iter().map(|(key, value)| said(key, value)).collect(),
+        Some(Value::Object(data)) => {
+            data.iter().map(|(key, value)| value_text(key, value)).collect()
+        }
         _ => vec![],
     };
     let text =
@@ -120,8 +122,8 @@ fn line(name: &VmName, event: &Event, zone: &TimeZone) -> String {
     format!("{}\n", plain(text.trim_end()))
 }
 
-/// A value as one word where it is one.
-fn said(key: &str, value: &Value) -> String {
+/// Returns a value without quotes if it is a single word.
+fn value_text(key: &str, value: &Value) -> String {
     match value {
         Value::String(text) if text.chars().all(|c| c.is_ascii_graphic()) => {
             format!("{key}={text}")
@@ -135,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_one_line() {
+    fn event_is_one_line() {
         let event = Event {
             at: Some("2026-01-02T03:04:05.5Z".into()),
             event: "RESET".into(),
@@ -145,7 +147,7 @@ mod tests {
             line(&"web".parse().unwrap(), &event, &TimeZone::UTC),
             "2026-01-02 03:04:05  web  RESET  guest=true reason=guest-reset text=\"a\\nb\"\n"
         );
-        // A QEMU that a guest has taken over says what it likes.
+        // A compromised QEMU sends arbitrary text.
         let data = Some(json!({ "\u{1b}c": "\u{9b}2J" }));
         let event = Event { at: None, event: "X\u{1b}[2J".into(), data };
         let shown = "                     web  X\\u{1b}[2J  \\u{1b}c=\"\\u{9b}2J\"\n";

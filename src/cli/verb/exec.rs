@@ -1,5 +1,5 @@
-//! `qvm exec`: runs a command in the guest by its agent; says what it says while it says it, exits
-//! as it exits.
+//! `qvm exec`: runs a command in the guest through the guest agent; prints its output as it arrives
+//! and exits with its exit code.
 
 use std::{
     io::{self, IsTerminal},
@@ -23,17 +23,21 @@ pub struct Args {
     #[arg(short = 'n', long)]
     no_input: bool,
     /// End the command after this time
-    #[arg(long, value_name = "SEC", value_parser = clap::value_parser!(u32).range(1..=i64::from(Seconds::MAX)))]
+    #[arg(
+        long,
+        value_name = "SEC",
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(Seconds::MAX))
+    )]
     timeout: Option<u32>,
     /// The command and its arguments
     #[arg(value_name = "CMD", required = true, last = true)]
     command: Vec<String>,
 }
 
-/// Runs the command. Its exit code becomes that of qvm.
+/// Runs the command. Its exit code becomes the exit code of qvm.
 ///
 /// # Errors
-/// The VM is not running, its agent does not answer, or the command's own code.
+/// The VM is not running, its agent does not answer, or the command fails.
 pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let mut guest = super::guest(layout, &args.name).await?;
     let input = (!args.no_input && !io::stdin().is_terminal()).then(|| input_of(io::stdin()));
@@ -42,6 +46,6 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     match exec(&mut guest, &args.command, streams, limit).await {
         Ok(0) => Ok(()),
         Ok(code) => Err(Failure::quiet(u8::try_from(code).unwrap_or(1))),
-        Err(error) => Err(super::not_in_guest(&error, layout, &args.name).await),
+        Err(error) => Err(super::guest_failure(&error, layout, &args.name).await),
     }
 }

@@ -1,5 +1,5 @@
-//! `qvm exec-stop-post`: what ExecStopPost= of a VM's unit does about a QEMU that its supervisor
-//! left behind.
+//! `qvm exec-stop-post`: ExecStopPost= of a VM's unit, which handles a QEMU process that its
+//! supervisor left running.
 
 use std::{ffi::OsString, path::Path, time::Duration};
 
@@ -33,31 +33,33 @@ pub struct Args {
     pub probe: bool,
 }
 
-/// Between two starts that fail by the host. RestartSec= is far shorter, for the sake of a
-/// supervisor that crashed.
+/// The pause before a restart after a host fault. RestartSec= is far shorter, for a supervisor that
+/// crashed.
 const PAUSE: Duration = Duration::from_secs(2);
-/// How often a guard looks, and how many times: much longer than a unit takes to be started again.
-const LOOK: Duration = Duration::from_millis(250);
-const LOOKS: u32 = 120;
+/// The poll interval of a guard.
+const POLL: Duration = Duration::from_millis(250);
+/// The number of polls: much longer than a restart of the unit takes.
+const POLLS: u32 = 120;
 
-/// How the supervisor ended (systemd.exec(5), `$SERVICE_RESULT`), and what that means for a QEMU
-/// that lives.
+/// How the supervisor ended (`$SERVICE_RESULT` of systemd.exec(5)), and what follows for a running
+/// QEMU process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
-    /// It crashed: the unit is restarted, and the next supervisor takes QEMU over. Unless it was
-    /// being stopped, which nobody will do again.
+    /// The supervisor crashed: the unit is restarted, and the next supervisor adopts QEMU. If the
+    /// unit was being stopped, no process continues the stop.
     Crashed,
-    /// The start failed by the host: the unit is restarted, and the start is not to count.
+    /// A host fault failed the start: the unit is restarted, and the start does not count for its
+    /// limit.
     ByHost,
-    /// It failed, and the unit is restarted: with a new QEMU.
+    /// The supervisor failed; the unit is restarted with a new QEMU process.
     Failed,
-    /// The VM shall be down.
+    /// The VM is to be stopped.
     Down,
 }
 
 impl Ended {
-    /// By the environment that systemd gives to ExecStopPost=.
-    pub fn read(env: &dyn Fn(&str) -> Option<OsString>) -> Self {
+    /// Reads the variables that systemd sets for ExecStopPost=.
+    pub fn from_environment(env: &dyn Fn(&str) -> Option<OsString>) -> Self {
         let text = |key: &str| env(key).and_then(|value| value.into_string().ok());
         let result = text("SERVICE_RESULT").unwrap_or_else(|| "success".into());
         let has_exited = text("EXIT_CODE").is_some_and(|code| code == "exited");
@@ -66,12 +68,12 @@ impl Ended {
         match (result.as_str(), code) {
             ("signal" | "core-dump" | "watchdog" | "oom-kill" | "resources", _) => Self::Crashed,
             (_, Some(exit::HOST)) => Self::ByHost,
-            ("success", _) | (_, Some(exit::NOT_RUNNING | exit::NO_ROOM | exit::INVALID)) => {
+            ("success", _) | (_, Some(exit::NOT_RUNNING | exit::NO_MEMORY | exit::INVALID)) => {
                 Self::Down
             }
-            // 101 is a panic; 200 and above are steps of systemd before it executes the supervisor
-            // (systemd.exec(5)).
-            ("exit-code", Some(code)) if code != exit::FAILED && code != exit::NOT_GONE => {
+            // 101 is a panic; 200 and above are failures of systemd before it executes the
+            // supervisor (systemd.exec(5)).
+            ("exit-code", Some(code)) if code != exit::FAILED && code != exit::NOT_ENDED => {
                 Self::Crashed
             }
             _ => Self::Failed,
@@ -79,10 +81,10 @@ impl Ended {
     }
 }
 
-/// Leaves QEMU to the next supervisor, or sees to it that it is gone. `exe` is this program.
+/// Leaves QEMU to the next supervisor, or ends it. `exe` is this program.
 ///
 /// # Errors
-/// A QEMU that should be gone still is there.
+/// QEMU should have ended and is still running.
 pub async fn run(
     args: &Args,
     settings: Settings,
@@ -94,7 +96,7 @@ pub async fn run(
     if args.probe {
         return match running::find(&settings.paths()) {
             Ok(PreviousQemu::Running(qemu, _)) => {
-                Err(super::alone(&name, qemu.pid()).code(exit::HOST))
+                Err(super::without_supervisor(&name, qemu.pid()).code(exit::HOST))
             }
             Ok(_) => Ok(()),
             Err(error) => Err(super::unknown(&error, &name)),
@@ -110,27 +112,27 @@ pub async fn run(
         Ended::Crashed if !service::is_stopping(&name, scope).await => {
             match running::find(&settings.paths()) {
                 Ok(PreviousQemu::Running(qemu, _)) => {
-                    info!("QEMU, pid {}, goes on: the next supervisor takes it over", qemu.pid());
+                    info!("QEMU (pid {}) keeps running: the next supervisor adopts it", qemu.pid());
                     match service::restarts(&name, scope).await {
                         Some(restarts) => guard(&name, exe, restarts),
                         None => warn!("QEMU would keep running after the unit is stopped"),
                     }
                 }
-                Ok(_) => take_up_file(&name, scope).await,
-                // The next supervisor refuses to start, and says so in its status.
+                Ok(_) => refresh_unit(&name, scope).await,
+                // The next supervisor refuses to start, and its status has the reason.
                 Err(error) => return Err(super::unknown(&error, &name)),
             }
             Ok(())
         }
         Ended::ByHost => {
-            take_up_file(&name, scope).await;
+            refresh_unit(&name, scope).await;
             tokio::time::sleep(PAUSE).await;
             Ok(())
         }
         Ended::Failed => {
             let done = down(settings).await;
             if !service::is_stopping(&name, scope).await {
-                take_up_file(&name, scope).await;
+                refresh_unit(&name, scope).await;
             }
             done
         }
@@ -138,9 +140,9 @@ pub async fn run(
     }
 }
 
-/// systemd starts the unit again by the drop-in that it has. Where the VM file is newer, the new
-/// QEMU may need what only a new drop-in opens: disks elsewhere, the host's network.
-async fn take_up_file(name: &VmName, scope: Scope) {
+/// systemd restarts the unit with its loaded drop-in. If the VM file is newer, the new QEMU process
+/// may require the new drop-in: access to other disks, or to the host's network.
+async fn refresh_unit(name: &VmName, scope: Scope) {
     let taken_up = match Unit::find(name, scope).await {
         Ok(Some(unit)) => unit.refresh().await,
         Ok(None) => Ok(()),
@@ -148,7 +150,7 @@ async fn take_up_file(name: &VmName, scope: Scope) {
     };
     if let Err(error) = taken_up {
         warn!(
-            "the unit is started again as it was made from an earlier VM file: {}",
+            "cannot update the unit; it starts with the settings of an earlier VM file: {}",
             chain(&error)
         );
     }
@@ -164,13 +166,13 @@ fn guard(name: &VmName, exe: &Path, restarts: u32) {
     }
 }
 
-/// Waits until the unit has a supervisor again, or will not: whether QEMU has nobody any more,
-/// because the unit was stopped meanwhile. One that crashed too often keeps its guest; `qvm list`
-/// tells that it has no supervisor.
+/// Waits until the unit has a supervisor again, or will have none. Returns true if the unit was
+/// stopped meanwhile, so that QEMU has no supervisor. After too many crashes QEMU keeps running;
+/// `qvm list` reports it without a supervisor.
 async fn is_orphan(settings: &Settings, scope: Scope, restarts: u32) -> bool {
     let name = &settings.name;
-    for _ in 0..LOOKS {
-        tokio::time::sleep(LOOK).await;
+    for _ in 0..POLLS {
+        tokio::time::sleep(POLL).await;
         if Lock::holder(&settings.paths().lock()).is_some() {
             return false;
         }
@@ -179,7 +181,8 @@ async fn is_orphan(settings: &Settings, scope: Scope, restarts: u32) -> bool {
             Some(After::Stopped) => return true,
             Some(After::GivenUp) => {
                 warn!(
-                    "the supervisor crashed too often: QEMU goes on without one, until `qvm start {name}`"
+                    "the supervisor crashed too often: QEMU runs without one until \
+                     `qvm start {name}`"
                 );
                 return false;
             }
@@ -199,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn by_how_the_supervisor_ended() {
+    fn service_result_decides_about_qemu() {
         for (result, code, status, ended) in [
             ("signal", "killed", "KILL", Ended::Crashed),
             ("core-dump", "dumped", "SEGV", Ended::Crashed),
@@ -226,8 +229,8 @@ mod tests {
                     _ => return None,
                 })
             };
-            assert_eq!(Ended::read(&env), ended, "{result} {status}");
+            assert_eq!(Ended::from_environment(&env), ended, "{result} {status}");
         }
-        assert_eq!(Ended::read(&|_| None), Ended::Down);
+        assert_eq!(Ended::from_environment(&|_| None), Ended::Down);
     }
 }

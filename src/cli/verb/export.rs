@@ -1,4 +1,4 @@
-//! `qvm export`: a VM that is down, in one file.
+//! `qvm export`: writes a stopped VM to an archive.
 
 use std::{
     io::{self, IsTerminal},
@@ -24,10 +24,10 @@ pub struct Args {
     file: PathBuf,
 }
 
-/// Exports a VM into a file, which is seen from `cwd`.
+/// Exports a VM to a file; relative paths are relative to `cwd`.
 ///
 /// # Errors
-/// It is not shut down, a disk cannot go along, or the file cannot be written.
+/// The VM is not stopped, a disk cannot be exported, or the file cannot be written.
 pub async fn run(
     args: &Args,
     layout: &Layout,
@@ -46,13 +46,16 @@ pub async fn run(
         let to = if stdout { To::Stdout } else { To::File(&path) };
         export(&layout, &vm, &to, now, &mut TerminalProgress::new(terminal), cancel)
     });
-    let exported = exported.await?.map_err(|error| super::not_carried(&error, name))?;
+    let exported = exported.await?.map_err(|error| super::transfer_failure(&error, name))?;
     if !stdout {
         let size = super::size(exported.bytes);
-        super::tell(name, &format!("exported to {}, {size}", args.file.display()));
+        super::report(name, &format!("exported to {}, {size}", args.file.display()));
     }
     for path in exported.left {
-        super::advise(&format!("`{}` is not in it, and its VM file names it", path.display()));
+        super::advise(&format!(
+            "the VM file refers to `{}`, which is not in the archive",
+            path.display()
+        ));
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! `qvm fsfreeze`: the guest's file systems are held still, for a backup or a snapshot, and thawed
-//! again whatever happens.
+//! `qvm fsfreeze`: freezes the guest's file systems for a backup or a snapshot; a deadline thaws
+//! them in every case.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,10 +18,10 @@ use crate::{
     value::VmName,
 };
 
-/// How long file systems are frozen at most, unless the operator says.
+/// The default time limit of a freeze, in seconds.
 const THAW_AFTER: u32 = 60;
-/// The longest that an operator may say: nothing in the guest that writes goes on meanwhile.
-const MOST: u32 = 600;
+/// The longest time limit, in seconds: the guest cannot write meanwhile.
+const MAX_THAW_AFTER: u32 = 600;
 
 /// The arguments of `qvm fsfreeze`.
 #[derive(Debug, Clone, clap::Args)]
@@ -32,26 +32,32 @@ pub struct Args {
     #[arg(long, conflicts_with_all = ["thaw_after", "command"])]
     thaw: bool,
     /// Thaw the file systems after this time at the latest
-    #[arg(long, value_name = "SEC", default_value_t = THAW_AFTER, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST)))]
+    #[arg(
+        long,
+        value_name = "SEC",
+        default_value_t = THAW_AFTER,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_THAW_AFTER))
+    )]
     thaw_after: u32,
     /// The command to run on the host meanwhile; its exit code becomes the exit code of qvm
     #[arg(value_name = "CMD", last = true)]
     command: Vec<String>,
 }
 
-/// Freezes, and where there is a command, runs it and thaws.
+/// Freezes the file systems. With a command, runs it and thaws them.
 ///
 /// # Errors
-/// The VM is not running, its agent does not take part, the command's own code; or they were thawed before it ended.
+/// The VM is not running, its agent fails, the command fails, or the file systems were thawed
+/// before the command ended.
 pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let name = &args.name;
     if args.thaw {
         let thawed = thaw(layout, name).await?;
-        super::tell(name, &format!("{} thawed", filesystems(thawed)));
+        super::report(name, &format!("{} thawed", filesystems(thawed)));
         return Ok(());
     }
-    // Before anything is frozen: a signal must not leave it so.
-    let mut session = Session::catch().map_err(|error| Failure::of(&error).about(name))?;
+    // Signals are caught before the freeze, so that none leaves the file systems frozen.
+    let mut session = Session::catch().map_err(|error| Failure::from_error(&error).about(name))?;
     let limit = Duration::from_secs(args.thaw_after.into());
     let begun = Instant::now();
     let mut client = super::connect(layout, name).await?;
@@ -65,20 +71,20 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let frozen = super::or_refused(frozen, layout, name).await?;
     let Some((program, arguments)) = args.command.split_first() else {
         let text = format!("{} frozen, for at most {} s", filesystems(frozen), args.thaw_after);
-        super::tell(name, &text);
+        super::report(name, &text);
         return Ok(());
     };
     let ended = follow(program, arguments, session).await;
     let thawed = thaw(layout, name).await;
-    // First what the command says of itself, then what it could not know.
+    // The failure of the command comes before the one of the freeze.
     let code = ended.map_err(|why| {
         Failure::new(exit::FAILED, format!("cannot run `{program}`: {why}")).about(name)
     })?;
     if thawed? == 0 || begun.elapsed() >= limit {
         let text = format!(
-            "its file systems were thawed before `{program}` ended: what it made is not consistent"
+            "its file systems were thawed before `{program}` ended: the result is not consistent"
         );
-        let hint = format!("`--thaw-after` gives it more than {} s", args.thaw_after);
+        let hint = format!("`--thaw-after` extends the limit of {} s", args.thaw_after);
         return Err(Failure::new(exit::FAILED, text).about(name).hint(hint));
     }
     match code {
@@ -94,14 +100,14 @@ fn filesystems(count: u64) -> String {
     }
 }
 
-/// On a connection of its own: the supervisor may be another one by now.
+/// Uses a new connection: the supervisor may have been replaced.
 async fn thaw(layout: &Layout, name: &VmName) -> Result<u64, Failure> {
     let mut client = super::connect(layout, name).await?;
     super::or_refused(client.thaw().await, layout, name).await
 }
 
-/// Runs a program of the host's to its end; its exit code. What is to end us is passed on to it:
-/// its end is waited for.
+/// Runs a program of the host and returns its exit code. Signals are passed on to the program, and
+/// its end is awaited.
 async fn follow(program: &str, arguments: &[String], mut session: Session) -> std::io::Result<u8> {
     let child = Program::new(program).args(arguments).spawn_in_foreground()?;
     let process = Arc::new(Process::open(child.id())?);
@@ -114,11 +120,11 @@ async fn follow(program: &str, arguments: &[String], mut session: Session) -> st
             }),
             vanished = session.end() => vanished.signal(),
         };
-        // Ctrl-C comes to all programs in the foreground of a terminal by itself, and twice would
-        // be a hurry.
+        // The terminal sends Ctrl-C to all programs in the foreground; many programs take a second
+        // one as an immediate abort.
         let told = signal == SIGINT && terminal::is_in_foreground();
         if let (false, Some(signal)) = (told, Signal::from_named_raw(signal)) {
-            // It may have ended by itself.
+            // The program may have exited already.
             let _ = process.signal(signal);
         }
     }

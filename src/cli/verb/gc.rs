@@ -1,5 +1,4 @@
-//! `qvm gc`: what is left of VMs whose VM file is gone. Stops those that run; deletes disks only
-//! where that is said.
+//! `qvm gc`: stops VMs without a VM file, and with `--disks` deletes their data.
 
 use std::{
     collections::BTreeSet,
@@ -43,7 +42,7 @@ struct Orphan {
     name: VmName,
     entry: Entry,
     state: PathBuf,
-    /// What is kept of it, with the bytes it takes.
+    /// The files of the VM with their sizes in bytes.
     files: Vec<(PathBuf, u64)>,
 }
 
@@ -57,10 +56,12 @@ impl Orphan {
     }
 }
 
-/// Lists, asks, and does it. `settings` makes what a supervisor is told, for a QEMU that has none.
+/// Lists the VMs, asks, and stops or deletes them. `settings` returns the settings for a QEMU
+/// process without a supervisor.
 ///
 /// # Errors
-/// The VM files cannot be listed, it was not confirmed, or something stays.
+/// The VM files cannot be listed, the question was not confirmed, or a VM cannot be stopped or
+/// deleted.
 pub async fn run(
     args: &Args,
     layout: &Layout,
@@ -72,35 +73,35 @@ pub async fn run(
         return list_json(&orphans);
     }
     if args.disks {
-        // Deleting those was begun long since.
+        // The deletion of these began in an earlier run.
         vm_state::sweep(layout, None);
     }
-    // Nothing is done to a VM of which it is not known whether it runs.
+    // A VM whose state is unknown is not touched.
     let (unknown, orphans): (Vec<Orphan>, Vec<Orphan>) =
         orphans.into_iter().partition(|orphan| orphan.entry.status.state == State::Unknown);
     let (running, down): (Vec<Orphan>, Vec<Orphan>) = orphans.into_iter().partition(Orphan::runs);
     if unknown.is_empty() || !(running.is_empty() && down.is_empty()) {
-        super::print(&told(&running, &down, args.disks, now))?;
+        super::print(&report(&running, &down, args.disks, now))?;
     }
     if !running.is_empty() {
         let question = format!("Stop {}?", count(running.len()));
-        confirm(args.yes, &question, "y", "nothing stopped")?;
+        confirm(args.yes, &question, "y", "not stopped")?;
         stop(&running, layout, settings).await?;
     }
-    // What has just been stopped may be wanted to be looked at first.
+    // The data of a VM that has just been stopped is kept, for inspection.
     if args.disks && !down.is_empty() {
         delete(args, layout, &down)?;
     }
     let unknown = unknown.into_iter().filter_map(|orphan| orphan.entry.problem);
-    Failure::all(unknown.map(|problem| Failure::told(exit::HOST, problem)).collect())
+    Failure::all(unknown.map(|problem| Failure::preformatted(exit::HOST, problem)).collect())
 }
 
 async fn find(layout: &Layout) -> Result<Vec<Orphan>, Failure> {
-    // Where VM files cannot be seen every VM would be an orphan.
+    // If the VM files cannot be listed, every VM would seem to be without one.
     let dir = layout.vm_files();
     if let Err(error) = std::fs::read_dir(&dir) {
-        let doing = format!("cannot tell which VM files there are: `{}`", dir.display());
-        return Err(Failure::of_io(&doing, &error));
+        let doing = format!("cannot list the VM files in `{}`", dir.display());
+        return Err(Failure::from_io(&doing, &error));
     }
     let mut orphans = Vec::new();
     for entry in inventory(&StorageReader::default(), layout, &[]).await {
@@ -110,7 +111,8 @@ async fn find(layout: &Layout) -> Result<Vec<Orphan>, Failure> {
         }
         let paths = layout.vm(&name);
         let files = vm_state::files(&paths);
-        let files = files.map_err(|error| Failure::of(&error).about(&name).hint(error.hint()))?;
+        let files =
+            files.map_err(|error| Failure::from_error(&error).about(&name).hint(error.hint()))?;
         orphans.push(Orphan { name, entry, state: paths.state, files });
     }
     Ok(orphans)
@@ -124,15 +126,19 @@ fn list_json(orphans: &[Orphan]) -> Result<(), Failure> {
             "pid": orphan.entry.status.pid,
             "directory": orphan.state,
             "bytes": orphan.bytes(),
-            "files": orphan.files.iter().map(|(path, bytes)| json!({ "path": path, "bytes": bytes })).collect::<Vec<_>>(),
+            "files": orphan
+                .files
+                .iter()
+                .map(|(path, bytes)| json!({ "path": path, "bytes": bytes }))
+                .collect::<Vec<_>>(),
         })
     });
     let all: Vec<serde_json::Value> = all.collect();
-    let json = serde_json::to_string_pretty(&all).map_err(|error| Failure::of(&error))?;
+    let json = serde_json::to_string_pretty(&all).map_err(|error| Failure::from_error(&error))?;
     super::print(&format!("{json}\n"))
 }
 
-fn told(running: &[Orphan], down: &[Orphan], disks: bool, now: Timestamp) -> String {
+fn report(running: &[Orphan], down: &[Orphan], disks: bool, now: Timestamp) -> String {
     let mut text = String::new();
     if running.is_empty() && down.is_empty() {
         text.push_str("every VM has its VM file: nothing to do\n");
@@ -149,7 +155,7 @@ fn told(running: &[Orphan], down: &[Orphan], disks: bool, now: Timestamp) -> Str
     }
     if !down.is_empty() {
         let hint = if disks { "" } else { "; `qvm gc --disks` deletes it" };
-        text.push_str(&format!("kept of VMs without a VM file{hint}:\n"));
+        text.push_str(&format!("data of stopped VMs without a VM file{hint}:\n"));
     }
     for orphan in down {
         let (size, dir) = (super::size(orphan.bytes()), orphan.state.display());
@@ -168,10 +174,10 @@ fn confirm(yes: bool, question: &str, answer: &str, otherwise: &str) -> Result<(
         return Ok(());
     }
     if !io::stdin().is_terminal() {
-        let text = format!("{otherwise}: there is no terminal to ask at");
-        return Err(Failure::new(exit::USAGE, text).hint("`--yes` does not ask".to_owned()));
+        let text = format!("{otherwise}: cannot ask for confirmation without a terminal");
+        return Err(Failure::new(exit::USAGE, text).hint("`--yes` skips the question".to_owned()));
     }
-    let _ = write!(io::stderr(), "{question} Type `{answer}` to go on: ");
+    let _ = write!(io::stderr(), "{question} Type `{answer}` to confirm: ");
     let mut said = String::new();
     match io::stdin().read_line(&mut said) {
         Ok(_) if said.trim() == answer => Ok(()),
@@ -179,7 +185,7 @@ fn confirm(yes: bool, question: &str, answer: &str, otherwise: &str) -> Result<(
     }
 }
 
-/// All at once, each by its own ladder.
+/// Stops all VMs at once, each with its own stop ladder.
 async fn stop(
     running: &[Orphan],
     layout: &Layout,
@@ -193,12 +199,12 @@ async fn stop(
         let done = orphans::end(settings(orphan.name.clone())).await;
         done.map_err(|e| super::not_ended(&e, &orphan.name))?;
         match running::find(&layout.vm(&orphan.name)) {
-            Ok(found) if !found.is_running() => super::tell(&orphan.name, "its QEMU has ended"),
-            // A supervisor that does not answer has kept it.
+            Ok(found) if !found.is_running() => super::report(&orphan.name, "its QEMU has ended"),
+            // The supervisor did not release the lock.
             Ok(_) => {
                 let failure =
                     Failure::new(exit::HOST, "not stopped: its supervisor does not answer");
-                let hint = format!("`qvm kill {}` forces it off", orphan.name);
+                let hint = format!("`qvm kill {}` forces the VM off", orphan.name);
                 return Err(failure.about(&orphan.name).hint(hint));
             }
             Err(unknown) => return Err(super::unknown(&unknown, &orphan.name)),
@@ -210,29 +216,29 @@ async fn stop(
 fn delete(args: &Args, layout: &Layout, down: &[Orphan]) -> Result<(), Failure> {
     let files = spec::load_all(&layout.vm_files());
     if files.is_empty() && args.yes {
-        let text = format!(
-            "nothing deleted: there is no VM file at all in `{}`",
-            layout.vm_files().display()
-        );
-        let hint = "is that the right place, and mounted? without `--yes` you are asked";
+        let text =
+            format!("nothing deleted: `{}` contains no VM file", layout.vm_files().display());
+        let hint = "is the directory correct and mounted? without `--yes` the command asks";
         return Err(Failure::new(exit::FAILED, text).hint(hint.to_owned()));
     }
     let mut needed: BTreeSet<PathBuf> = BTreeSet::new();
     for (file, vm) in files {
         let Ok(vm) = vm else {
-            let text =
-                format!("nothing deleted: which disks `{}` needs cannot be told", file.display());
-            let hint = format!("`qvm check {}` tells what is wrong with it", file.display());
+            let text = format!(
+                "nothing deleted: cannot determine which disks `{}` refers to",
+                file.display()
+            );
+            let hint = format!("`qvm check {}` shows the problem", file.display());
             return Err(Failure::new(exit::INVALID, text).hint(hint));
         };
         needed.extend(disks(&vm).map(Path::to_owned));
     }
     needed.extend(disks_in_use(layout)?);
-    let mut text = String::from("This deletes for ever:\n");
+    let mut text = String::from("This deletes permanently:\n");
     let mut deleted = Vec::new();
     for orphan in down {
         if let Some(path) = needed.iter().find(|path| path.starts_with(&orphan.state)) {
-            super::tell(&orphan.name, &format!("kept, another VM needs {}", path.display()));
+            super::report(&orphan.name, &format!("kept: another VM uses {}", path.display()));
             continue;
         }
         for (path, bytes) in &orphan.files {
@@ -243,18 +249,18 @@ fn delete(args: &Args, layout: &Layout, down: &[Orphan]) -> Result<(), Failure> 
     if deleted.is_empty() {
         return Ok(());
     }
-    let question = format!("{text}That is all there is of {}.", count(deleted.len()));
+    let question = format!("{text}This is all data of {}.", count(deleted.len()));
     confirm(args.yes, &question, "delete", "nothing deleted")?;
     let mut failures = Vec::new();
     for orphan in deleted {
         let paths = layout.vm(&orphan.name);
-        // Somebody may have brought the VM file back, or started it, while the question stood.
+        // A VM may have got its VM file back, or have been started, since the question.
         if layout.vm_file(&orphan.name).symlink_metadata().is_ok() {
-            super::tell(&orphan.name, "kept: it has a VM file again");
+            super::report(&orphan.name, "kept: it has a VM file again");
             continue;
         }
         match vm_state::hold(&paths).and_then(vm_state::Held::remove) {
-            Ok(()) => super::tell(&orphan.name, &format!("removed {}", paths.state.display())),
+            Ok(()) => super::report(&orphan.name, &format!("removed {}", paths.state.display())),
             Err(e) => failures.push(super::not_held(&e, &orphan.name)),
         }
     }
@@ -294,7 +300,7 @@ fn disks_in_use(layout: &Layout) -> Result<Vec<PathBuf>, Failure> {
     Ok(used)
 }
 
-/// The files that a VM's disks are, or are made from.
+/// Returns the files of a VM's disks, including base images.
 fn disks(vm: &Vm) -> impl Iterator<Item = &Path> {
     vm.disks.iter().filter_map(|disk| match &disk.source {
         Source::File(path) | Source::Device(path) => Some(path.as_path()),

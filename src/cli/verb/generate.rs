@@ -1,9 +1,9 @@
-//! `qvm generate`, and `qvm-generator`: the VM files as drop-ins of their systemd units
+//! `qvm generate`, and `qvm-generator`: writes drop-ins of systemd units from VM files
 //! (systemd.generator(7)).
 //!
-//! Runs before almost everything else at boot, and at each daemon-reload: it reads VM files, writes
-//! a few small ones, and needs neither QEMU nor a network nor what is mounted later. One bad VM
-//! file costs the others nothing.
+//! Runs early in the boot and at each daemon-reload. It reads VM files and writes a few small
+//! files, and requires neither QEMU nor a network nor later mounts. An invalid VM file does not
+//! affect other VMs.
 
 use std::{
     fs::{self, OpenOptions},
@@ -19,7 +19,7 @@ use crate::{
     value::VmName,
 };
 
-/// What a generator is given.
+/// The arguments of `qvm generate`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// The directory for units of normal priority
@@ -30,64 +30,63 @@ pub struct Args {
     pub late: Option<PathBuf>,
 }
 
-/// Where it works.
-pub struct Within<'a> {
-    /// Where the VM files are.
+/// The context of a run.
+pub struct Context<'a> {
+    /// The layout of the VM files.
     pub layout: &'a Layout,
-    /// For which manager.
+    /// The manager to generate for.
     pub scope: Scope,
-    /// This program; its units lie beside it.
+    /// This program; its units are installed beside it.
     pub exe: &'a Path,
-    /// Where the kernel's log is, if this has to go there: nothing else keeps it while the host
-    /// boots.
+    /// The kernel log, for messages at boot, when nothing else stores them; `None` if not needed.
     pub kernel_log: Option<&'a Path>,
     /// Standard error.
     pub err: &'a mut dyn Write,
 }
 
-/// Writes the drop-ins below `args.normal`. What does not work is logged.
-pub fn run(args: &Args, within: &mut Within<'_>) {
-    let files = match spec::files_in(&within.layout.vm_files()) {
+/// Writes the drop-ins below `args.normal`. Errors are logged.
+pub fn run(args: &Args, context: &mut Context<'_>) {
+    let files = match spec::files_in(&context.layout.vm_files()) {
         Ok(files) => files,
-        Err(invalid) => return within.log(&invalid.to_string()),
+        Err(invalid) => return context.log(&invalid.to_string()),
     };
-    let template = template(within.scope, within.exe);
+    let template = template(context.scope, context.exe);
     let mut wanted = false;
     for file in files {
-        match one(&args.normal, &template, &file, within) {
+        match one(&args.normal, &template, &file, context) {
             Ok(autostart) => wanted |= autostart,
-            Err(error) => within.log(&error),
+            Err(error) => context.log(&error),
         }
     }
     if wanted {
-        // `autostart = true` is all that an operator has to write; `systemctl mask qvm.target`
-        // holds all of them back.
-        let by = match within.scope {
+        // An operator only writes `autostart = true`; `systemctl mask qvm.target` prevents all
+        // automatic starts.
+        let by = match context.scope {
             Scope::System => "multi-user.target",
             Scope::User => "default.target",
         };
         let target = template.with_file_name(TARGET);
         if let Err(error) = want(&args.normal, by, TARGET, &target) {
-            within.log(&error);
+            context.log(&error);
         }
     }
 }
 
-/// The drop-in of one VM, and whether it starts with the host.
+/// Writes the drop-in of one VM; returns whether the VM starts with the host.
 fn one(
     normal: &Path,
     template: &Path,
     file: &Path,
-    within: &mut Within<'_>,
+    context: &mut Context<'_>,
 ) -> Result<bool, String> {
     let name = spec::name_of(file).map_err(|invalid| invalid.to_string())?;
     let (text, autostart) = match spec::load_early(file) {
-        Ok(vm) => (unit::drop_in(&vm, within.scope), vm.autostart),
+        Ok(vm) => (unit::drop_in(&vm, context.scope), vm.autostart),
         Err((invalid, text)) => {
-            // Its unit is started all the same where it can be told that it should be, and fails
-            // with the same words.
-            within.log(&invalid.to_string());
-            (unit::drop_in_of_invalid(file, within.scope), unit::wants_autostart(&text))
+            // The unit is started even so if `autostart` can be read, and fails with the same
+            // message.
+            context.log(&invalid.to_string());
+            (unit::drop_in_of_invalid(file, context.scope), unit::wants_autostart(&text))
         }
     };
     write(normal, &name, &text)?;
@@ -105,7 +104,7 @@ fn write(normal: &Path, name: &VmName, text: &str) -> Result<(), String> {
         .map_err(|error| format!("cannot write `{}`: {error}", path.display()))
 }
 
-/// `by` wants `name`, whose unit file is `to`.
+/// Makes the unit `by` want `name`, whose unit file is `to`.
 fn want(normal: &Path, by: &str, name: &str, to: &Path) -> Result<(), String> {
     let dir = normal.join(format!("{by}.wants"));
     let link = dir.join(name);
@@ -117,11 +116,11 @@ fn want(normal: &Path, by: &str, name: &str, to: &Path) -> Result<(), String> {
         }
         symlink(to, &link)
     };
-    make().map_err(|error| format!("cannot make the link `{}`: {error}", link.display()))
+    make().map_err(|error| format!("cannot create the link `{}`: {error}", link.display()))
 }
 
-/// The file of the unit that all VMs are instances of: the operator's own, or the one installed
-/// with this program.
+/// Returns the template unit of all VMs: the operator's own, or the one installed with this
+/// program.
 fn template(scope: Scope, exe: &Path) -> PathBuf {
     let kind = match scope {
         Scope::System => "system",
@@ -134,11 +133,10 @@ fn template(scope: Scope, exe: &Path) -> PathBuf {
     [own, beside].into_iter().find(|path| path.exists()).unwrap_or(usual)
 }
 
-impl Within<'_> {
-    /// Tells it on standard error and, a line at a time as the kernel wants it, in the kernel's
-    /// log.
+impl Context<'_> {
+    /// Writes to standard error, and line by line to the kernel log.
     fn log(&mut self, text: &str) {
-        // Where nobody listens, the unit itself will say it.
+        // If both fail, the unit reports the same error.
         let _ = writeln!(self.err, "{text}");
         let Some(path) = self.kernel_log else { return };
         let Ok(mut kernel) = OpenOptions::new().append(true).open(path) else { return };
@@ -169,21 +167,21 @@ mod tests {
             fs::write(self.0.path().join("c/vms").join(name), text).unwrap();
         }
 
-        /// What it logged.
+        /// Runs the generator and returns what it logged.
         fn generate(&self, scope: Scope) -> String {
             let at = |part: &str| self.0.path().join(part);
             let layout = Layout { config: at("c"), state: at("s"), runtime: at("r") };
             fs::write(at("kmsg"), "").unwrap();
             let mut err = vec![];
             let kernel_log = at("kmsg");
-            let mut within = Within {
+            let mut context = Context {
                 layout: &layout,
                 scope,
                 exe: Path::new("/nowhere/bin/qvm"),
                 kernel_log: Some(&kernel_log),
                 err: &mut err,
             };
-            run(&Args { normal: at("normal"), early: None, late: None }, &mut within);
+            run(&Args { normal: at("normal"), early: None, late: None }, &mut context);
             String::from_utf8(err).unwrap()
         }
 
@@ -198,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn each_file_a_drop_in_and_autostart_a_link() {
+    fn each_file_gets_drop_in_and_autostart_a_link() {
         let place = Place::new();
         place.file("web.toml", "autostart = true\ncpuWeight = 7\n");
         place.file("db.toml", "vcpu = 1\n");
@@ -215,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn for_a_user() {
+    fn user_manager_gets_user_units() {
         let place = Place::new();
         place.file("web.toml", "autostart = true\nvcpu = 1\n");
         assert_eq!(place.generate(Scope::User), "");
@@ -225,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_start_wants_no_target_and_no_directory_is_no_error() {
+    fn no_autostart_and_no_directory_are_no_errors() {
         let place = Place::new();
         place.file("web.toml", "vcpu = 1\n");
         assert_eq!(place.generate(Scope::System), "");
@@ -235,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_file_fails_where_it_is_seen_and_breaks_no_other() {
+    fn invalid_file_fails_only_its_own_unit() {
         let place = Place::new();
         place.file("a.toml", "autostart = true\nvcpu = 'many'\n");
         place.file("b.toml", "autostart = true\nvcpu = ");
@@ -271,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn user_data_that_is_not_mounted_yet_is_no_reason_to_fail() {
+    fn user_data_may_be_unmounted() {
         let place = Place::new();
         let data = "vcpu = 1\nautostart = true\n[cloudInit]\nuserData = '/not/mounted/web.yaml'\n";
         place.file("web.toml", data);
@@ -280,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn one_vm_that_cannot_be_written_is_logged_and_the_next_one_is() {
+    fn failed_write_is_logged_and_others_continue() {
         let place = Place::new();
         place.file("a.toml", "vcpu = 1\n");
         place.file("b.toml", "vcpu = 1\n");
@@ -291,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn two_hundred_files_do_not_hold_up_a_boot() {
+    fn two_hundred_files_take_under_a_second() {
         let place = Place::new();
         let text = include_str!("../../../examples/web.toml");
         for nr in 0..200 {

@@ -1,4 +1,4 @@
-//! `qvm image list|pull|rm|prune`: the image cache by hand.
+//! `qvm image list|pull|rm|prune`: manages the image cache.
 
 use std::{
     io::{self, Write},
@@ -25,11 +25,11 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
-    what: What,
+    verb: ImageVerb,
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
+enum ImageVerb {
     /// List the images of the cache and the VMs that use them
     List {
         /// Print a JSON array of objects
@@ -69,59 +69,59 @@ enum What {
     },
 }
 
-/// What the verb works on.
-pub struct Within<'a> {
-    /// Where everything is.
+/// The context of the verb.
+pub struct Context<'a> {
+    /// The directories.
     pub layout: &'a Layout,
-    /// The VM files that could be read.
+    /// The valid VM files.
     pub vms: &'a [Vm],
-    /// Those that could not.
+    /// The invalid VM files.
     pub invalid: &'a [PathBuf],
-    /// What images are made with.
+    /// The image tools.
     pub tools: &'a Tools,
-    /// Who is told.
+    /// The progress display.
     pub progress: &'a mut dyn Progress,
-    /// Set when it shall end.
+    /// Set to cancel the work.
     pub cancel: &'a Cancel,
-    /// Standard output.
+    /// The output.
     pub out: &'a mut dyn Write,
-    /// What that is.
+    /// The properties of the output.
     pub screen: Screen,
 }
 
-/// Why it was not done.
+/// Why the verb failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The cache.
+    /// The cache failed.
     #[error(transparent)]
     Cache(#[from] cache::Error),
-    /// Fetching.
+    /// A download failed.
     #[error("cannot pull {what}")]
     Pull {
-        /// What was asked for.
+        /// The requested name or URL.
         what: String,
-        /// Why not.
+        /// The cause.
         source: Box<image::Error>,
     },
-    /// Neither a VM nor an address with a checksum.
-    #[error("`{0}` is neither a VM with an image nor an address that a VM file names")]
+    /// Neither a VM nor a URL with a checksum.
+    #[error("`{0}` is neither a VM with an image nor a URL in a VM file")]
     Unknown(String),
-    /// A VM file that nobody can tell the needs of.
-    #[error("cannot tell which images are needed: `{}` cannot be read", .0.display())]
+    /// A VM file that cannot be read, so that its images are unknown.
+    #[error("cannot determine which images are in use: cannot read `{}`", .0.display())]
     Invalid(PathBuf),
-    /// A VM may be running with images that no VM file names.
-    #[error("the state of the VM `{name}` is unknown: it may need images")]
+    /// A VM of unknown state may be running with images that no VM file names.
+    #[error("the state of the VM `{name}` is unknown: it may use images")]
     UnknownVm {
-        /// Its name.
+        /// The name of the VM.
         name: VmName,
-        /// What is not known.
+        /// Why the state is unknown.
         source: running::Unknown,
     },
-    /// A digest that is none.
+    /// An invalid digest.
     #[error(transparent)]
     Digest(#[from] crate::value::Refused),
-    /// Standard output.
-    #[error("cannot write the answer")]
+    /// Standard output cannot be written.
+    #[error("cannot write to standard output")]
     Out(#[from] io::Error),
 }
 
@@ -138,11 +138,11 @@ impl Explain for Error {
         match self {
             Self::UnknownVm { name, source } => source.hint_for(name),
             Self::Unknown(_) => Some(
-                "for an address of your own say how it is known to be right: --sha256, --sha512, --checksums \
-                 or --insecure-no-checksum"
+                "give the checksum of the image: --sha256, --sha512, --checksums or \
+                --insecure-no-checksum"
                     .into(),
             ),
-            Self::Invalid(_) => Some("`qvm check` says what is wrong with it".into()),
+            Self::Invalid(_) => Some("`qvm check` shows the problem".into()),
             _ => None,
         }
     }
@@ -152,7 +152,7 @@ impl Explain for Error {
     }
 }
 
-/// Of every VM it is known whether it is running.
+/// Checks that the state of every VM is known.
 fn all_known(layout: &Layout) -> Result<(), Error> {
     match inventory::first_unknown(layout) {
         None => Ok(()),
@@ -160,23 +160,25 @@ fn all_known(layout: &Layout) -> Result<(), Error> {
     }
 }
 
-/// Does it.
+/// Runs the verb.
 ///
 /// # Errors
-/// As [`Error`]; of several names, those before the one that failed are done.
-pub fn image(args: &Args, within: &mut Within<'_>) -> Result<(), Error> {
-    let cache = within.layout.images();
-    let vm_states = within.layout.vm_states();
-    let needs = Needs { vm_states: &vm_states, vms: within.vms };
-    match &args.what {
-        What::List { json: true } => {
+/// See [`Error`]. Of several names, those before the failed one are done.
+pub fn image(args: &Args, context: &mut Context<'_>) -> Result<(), Error> {
+    let cache = context.layout.images();
+    let vm_states = context.layout.vm_states();
+    let needs = Needs { vm_states: &vm_states, vms: context.vms };
+    match &args.verb {
+        ImageVerb::List { json: true } => {
             let json = serde_json::to_string_pretty(&cache::list(&cache, &needs)?);
-            writeln!(within.out, "{}", json.map_err(io::Error::from)?)?;
+            writeln!(context.out, "{}", json.map_err(io::Error::from)?)?;
         }
-        What::List { json: false } => {
-            within.out.write_all(table(&cache::list(&cache, &needs)?, within.screen).as_bytes())?;
+        ImageVerb::List { json: false } => {
+            context
+                .out
+                .write_all(table(&cache::list(&cache, &needs)?, context.screen).as_bytes())?;
         }
-        What::Pull { names, sha256, sha512, checksums, insecure_no_checksum } => {
+        ImageVerb::Pull { names, sha256, sha512, checksums, insecure_no_checksum } => {
             let digest = |algorithm, hex: &Option<String>| -> Result<_, Error> {
                 let digest =
                     hex.as_deref().map(|hex| Digest::parse_prefixed(algorithm, hex)).transpose()?;
@@ -187,41 +189,47 @@ pub fn image(args: &Args, within: &mut Within<'_>) -> Result<(), Error> {
                 .or_else(|| checksums.clone().map(Checksum::Sums))
                 .or_else(|| insecure_no_checksum.then_some(Checksum::None));
             for name in names {
-                for image in wanted(name, given.as_ref(), within.vms)? {
-                    pull(name, &image, &cache, within)?;
+                for image in wanted(name, given.as_ref(), context.vms)? {
+                    pull(name, &image, &cache, context)?;
                 }
             }
         }
-        What::Rm { names } => {
-            all_known(within.layout)?;
+        ImageVerb::Rm { names } => {
+            all_known(context.layout)?;
             for name in names {
                 let gone = cache::remove(&cache, &needs, name)?;
-                writeln!(within.out, "removed {}", gone.display())?;
+                writeln!(context.out, "removed {}", gone.display())?;
             }
         }
-        What::Prune { dry_run } => {
-            if let Some(invalid) = within.invalid.first() {
+        ImageVerb::Prune { dry_run } => {
+            if let Some(invalid) = context.invalid.first() {
                 return Err(Error::Invalid(invalid.clone()));
             }
-            all_known(within.layout)?;
+            all_known(context.layout)?;
             let pruned = cache::prune(&cache, &needs, *dry_run)?;
-            within.out.write_all(told(&pruned, *dry_run).as_bytes())?;
+            context.out.write_all(pruned_text(&pruned, *dry_run).as_bytes())?;
         }
     }
     Ok(())
 }
 
-fn pull(name: &str, image: &Image, cache: &Path, within: &mut Within<'_>) -> Result<(), Error> {
-    let cached =
-        image::ensure(image, cache, Purpose::Refresh, within.tools, within.progress, within.cancel);
+fn pull(name: &str, image: &Image, cache: &Path, context: &mut Context<'_>) -> Result<(), Error> {
+    let cached = image::ensure(
+        image,
+        cache,
+        Purpose::Refresh,
+        context.tools,
+        context.progress,
+        context.cancel,
+    );
     let cached = cached
         .map_err(|source| Error::Pull { what: without_password(name), source: Box::new(source) })?;
-    let how = if cached.found { "is there already" } else { "fetched" };
+    let how = if cached.found { "is already in the cache" } else { "fetched" };
     let checked = if cached.digest.is_some() { "verified" } else { "not verified" };
-    Ok(writeln!(within.out, "{} {how}, {checked}", cached.path.display())?)
+    Ok(writeln!(context.out, "{} {how}, {checked}", cached.path.display())?)
 }
 
-/// The images that a name of `pull` means.
+/// Returns the images that an argument of `pull` names.
 fn wanted(name: &str, given: Option<&Checksum>, vms: &[Vm]) -> Result<Vec<Image>, Error> {
     let origin = match local_path(name) {
         Some(path) => Some(Origin::Path(path)),
@@ -259,7 +267,7 @@ fn table(images: &[Listed], screen: Screen) -> String {
             Some(digest) => digest.hex()[..12].to_owned(),
             None => stem.chars().take("unverified-path-".len() + 12).collect(),
         };
-        // An overlay needs it; a VM file would only fetch it again.
+        // An overlay requires it; for a VM file it could be downloaded again.
         let mut users: Vec<String> = image.used_by.clone();
         let named = image.named_by.iter().filter(|vm| !image.used_by.contains(vm));
         users.extend(named.map(|vm| format!("({vm})")));
@@ -280,7 +288,7 @@ fn mib(bytes: u64) -> String {
     Size::from_mib(bytes.div_ceil(Size::MIB)).map_or_else(|| bytes.to_string(), |s| s.to_string())
 }
 
-fn told(pruned: &[Pruned], dry_run: bool) -> String {
+fn pruned_text(pruned: &[Pruned], dry_run: bool) -> String {
     let mut text = String::new();
     for one in pruned {
         let what = match (&one.origin, one.files.first()) {
@@ -313,7 +321,7 @@ mod tests {
         args: Args,
     }
 
-    /// `qvm image …` in a place of its own.
+    /// Runs `qvm image …` in a temporary directory.
     fn say(state: &Path, invalid: &[PathBuf], words: &[&str]) -> Result<String, Error> {
         let words = std::iter::once("image").chain(words.iter().copied());
         let args = Cli::try_parse_from(words).unwrap().args;
@@ -324,7 +332,7 @@ mod tests {
             now: jiff::Timestamp::UNIX_EPOCH,
         };
         let mut out = Vec::new();
-        let mut within = Within {
+        let mut context = Context {
             layout: &layout,
             vms: &[],
             invalid,
@@ -334,7 +342,7 @@ mod tests {
             out: &mut out,
             screen: Screen::default(),
         };
-        image(&args, &mut within)?;
+        image(&args, &mut context)?;
         Ok(String::from_utf8(out).unwrap())
     }
 
@@ -355,7 +363,7 @@ mod tests {
         let file = state.join(format!("images/sha256-{hex}.raw"));
         assert_eq!(pulled, format!("{} fetched, verified\n", file.display()));
         let again = say(&state, &[], &["pull", path, "--sha256", &hex]).unwrap();
-        assert!(again.ends_with(" is there already, verified\n"), "{again}");
+        assert!(again.ends_with(" is already in the cache, verified\n"), "{again}");
 
         let listed = say(&state, &[], &["list"]).unwrap();
         let row = format!("{}    1M       1M  yes       -        {path}", &hex[..12]);
@@ -368,10 +376,10 @@ mod tests {
             (&20.into(), &serde_json::json!([]))
         );
 
-        // Nobody knows what an invalid VM file needs.
+        // The images of an invalid VM file are unknown.
         let broken = [PathBuf::from("/etc/qvm/vms/x.toml")];
         let refused = say(&state, &broken, &["prune"]).unwrap_err();
-        assert!(refused.to_string().ends_with("`/etc/qvm/vms/x.toml` cannot be read"));
+        assert!(refused.to_string().ends_with("cannot read `/etc/qvm/vms/x.toml`"));
         let would = say(&state, &[], &["prune", "--dry-run"]).unwrap();
         assert_eq!(would, format!("would remove {path} (1M)\n"));
         assert!(file.exists());
@@ -381,13 +389,13 @@ mod tests {
     }
 
     #[test]
-    fn an_address_needs_a_checksum() {
+    fn url_requires_checksum() {
         let dir = tempfile::tempdir().unwrap();
         let refused =
             say(dir.path(), &[], &["pull", "https://u:secret@example.org/x"]).unwrap_err();
         assert_eq!(
             refused.to_string(),
-            "`https://example.org/x` is neither a VM with an image nor an address that a VM file names"
+            "`https://example.org/x` is neither a VM with an image nor a URL in a VM file"
         );
         assert!(refused.hint().unwrap().contains("--checksums"));
         let both = ["image", "pull", "x", "--sha256", "a", "--insecure-no-checksum"];

@@ -1,4 +1,4 @@
-//! `qvm import`: a VM out of the file that `qvm export` wrote.
+//! `qvm import`: creates a VM from an archive of `qvm export`.
 
 use std::{
     fs::File,
@@ -32,10 +32,10 @@ pub struct Args {
     new_identity: bool,
 }
 
-/// Imports a VM from a file, which is seen from `cwd`.
+/// Imports a VM from a file; relative paths are relative to `cwd`.
 ///
 /// # Errors
-/// The file is not what was exported, or there is such a VM already.
+/// The file is not a valid archive, or the VM exists.
 pub async fn run(
     args: &Args,
     means: IdentitySource,
@@ -51,7 +51,7 @@ pub async fn run(
         }
         (Box::new(io::stdin()), None)
     } else {
-        let cannot = |error| Failure::of_io(&format!("cannot read `{called}`"), &error);
+        let cannot = |error| Failure::from_io(&format!("cannot read `{called}`"), &error);
         let file = File::open(cwd.join(&args.file)).map_err(cannot)?;
         let meta = file.metadata().map_err(cannot)?;
         (Box::new(file), Some(meta.len()).filter(|_| meta.is_file()))
@@ -62,36 +62,36 @@ pub async fn run(
         import(&mut what, &means, &mut TerminalProgress::new(terminal), cancel)
     });
     let imported = imported.await?.map_err(|error| refused(&error, args))?;
-    super::take_up(&imported.vm.name, manager).await?;
-    told(args, &imported);
+    super::reload_units(&imported.vm.name, manager).await?;
+    print_imported(args, &imported);
     Ok(())
 }
 
 fn refused(error: &Error, args: &Args) -> Failure {
     match (error, &args.name) {
         (error, _) if error.is_host_fault() => {
-            Failure::of(error).code(exit::HOST).hint(error.hint())
+            Failure::from_error(error).code(exit::HOST).hint(error.hint())
         }
         (Error::Exists(_) | Error::Kept { .. } | Error::InUse { .. }, None) => {
-            Failure::of(error).hint("`--name` gives it another".to_owned())
+            Failure::from_error(error).hint("`--name` sets another name".to_owned())
         }
         (Error::WouldBeInvalid(invalid), _) => Failure::invalid(invalid),
         (error, _) => Failure::explained(error),
     }
 }
 
-fn told(args: &Args, imported: &Imported) {
+fn print_imported(args: &Args, imported: &Imported) {
     let Imported { vm, was, .. } = imported;
-    super::tell(&vm.name, &format!("imported from {}", args.file.display()));
+    super::report(&vm.name, &format!("imported from {}", args.file.display()));
     if let Some(path) = &imported.user_data {
-        super::tell(&vm.name, &format!("its user-data is {}", path.display()));
+        super::report(&vm.name, &format!("the user-data was written to {}", path.display()));
     }
-    super::tell_taken_out(&vm.name, &imported.taken_out);
+    super::print_removed_keys(&vm.name, &imported.taken_out);
     if let Some(hostname) = &imported.hostname {
         super::keeps_hostname(hostname);
     }
     for path in &imported.host_files {
-        super::advise(&format!("its VM file names `{}` of this host", path.display()));
+        super::advise(&format!("the VM file refers to `{}` on this host", path.display()));
     }
     if args.new_identity {
         super::advise_copy(&vm.name, was, vm, imported.has_run);

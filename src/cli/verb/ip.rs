@@ -1,4 +1,4 @@
-//! `qvm ip`: the guest's addresses, and who says so.
+//! `qvm ip`: the guest's addresses and their sources.
 
 use crate::{
     cli::exit::{self, Failure},
@@ -21,13 +21,14 @@ pub struct Args {
 /// Prints one address a line, the most useful one first.
 ///
 /// # Errors
-/// It does not run, or nobody knows an address (3).
+/// The VM is not running, or no address is known (3).
 pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let name = &args.name;
     let found = addresses(layout, name).await;
     let found = super::or_refused(found, layout, name).await?;
     if args.json {
-        let json = serde_json::to_string_pretty(&found).map_err(|error| Failure::of(&error))?;
+        let json =
+            serde_json::to_string_pretty(&found).map_err(|error| Failure::from_error(&error))?;
         super::print(&format!("{json}\n"))?;
     } else {
         let width = found.iter().map(|one| one.address.len()).max().unwrap_or(0);
@@ -47,15 +48,15 @@ fn line(one: &Address, width: usize) -> String {
         "neighbour" => "neighbour table",
         other => other,
     };
-    // A guest calls its interfaces what it likes.
+    // A guest chooses the names of its interfaces.
     let interface = one.interface.as_ref().map_or_else(String::new, |name| format!(", {name}"));
     format!("{}\n", plain(&format!("{:width$}  {source}{interface}", one.address)))
 }
 
-/// Nobody knows where it is.
+/// The failure if no address is known.
 fn unknown(name: &VmName) -> Failure {
-    let hint = "qemu-guest-agent in the guest tells it; `ip` in the VM file sets it";
-    let failure = Failure::new(exit::NOT_RUNNING, "its address is not known");
+    let hint = "install qemu-guest-agent in the guest, or set `ip` in the VM file";
+    let failure = Failure::new(exit::NOT_RUNNING, "its address is unknown");
     failure.about(name).hint(hint.to_owned())
 }
 
@@ -64,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_guest_that_names_its_interface_drives_no_terminal() {
+    fn interface_name_is_escaped() {
         let interface = Some("eth0\u{1b}[2J\u{9b}2J\n10.0.0.1".to_owned());
         let one = Address { address: "10.0.2.15".into(), interface, source: "agent".into() };
         let shown = "10.0.2.15    guest agent, eth0\\u{1b}[2J\\u{9b}2J\\n10.0.0.1\n";

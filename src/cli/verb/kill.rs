@@ -1,4 +1,4 @@
-//! `qvm kill`: the power cut.
+//! `qvm kill`: forces VMs off.
 
 use std::time::{Duration, Instant};
 
@@ -21,19 +21,18 @@ pub struct Args {
     names: Vec<VmName>,
 }
 
-/// How long a VM whose QEMU runs without a supervisor is looked at again before its QEMU is killed:
-/// after a crash, systemd starts the next supervisor within this time. That one is asked, so that
-/// the unit stays down.
+/// How long to wait for the next supervisor if QEMU runs without one: after a crash, systemd starts
+/// a supervisor within this time. It gets the command, so that the unit stays down.
 const NEXT_SUPERVISOR: Duration = Duration::from_secs(1);
-/// Between two looks.
-const LOOK: Duration = Duration::from_millis(50);
+/// The poll interval of that wait.
+const POLL: Duration = Duration::from_millis(50);
 
 /// Forces the VMs off and returns when they are down. Without a supervisor, the QEMU process of the
-/// run record is killed. The only verb that acts on a VM whose state is unknown: the QEMU process
-/// that holds its liveness lock is killed. `settings` makes what a supervisor is told.
+/// run record is killed. This is the only verb that acts on a VM whose state is unknown: it kills
+/// the QEMU process that holds the liveness lock. `settings` returns the settings of a supervisor.
 ///
 /// # Errors
-/// Of each VM that is not running or does not take it.
+/// A VM is not running, or cannot be forced off.
 pub async fn run(
     args: &Args,
     layout: &Layout,
@@ -41,7 +40,7 @@ pub async fn run(
 ) -> Result<(), Failure> {
     super::each(&args.names, async |name| {
         let paths = layout.vm(&name);
-        let mut say = |text: &str| super::tell(&name, text);
+        let mut say = |text: &str| super::report(&name, text);
         let begun = Instant::now();
         loop {
             let is_alive = super::qemu_before(layout, &name).await;
@@ -54,7 +53,7 @@ pub async fn run(
                 Ok(found) if !found.is_running() => {
                     return Err(super::refused(&error, layout, &name).await);
                 }
-                Ok(_) if begun.elapsed() < NEXT_SUPERVISOR => sleep(LOOK).await,
+                Ok(_) if begun.elapsed() < NEXT_SUPERVISOR => sleep(POLL).await,
                 Ok(_) | Err(_) => return force(&name, layout, settings(name.clone())).await,
             }
         }
@@ -66,7 +65,7 @@ pub async fn run(
 async fn force(name: &VmName, layout: &Layout, settings: Settings) -> Result<(), Failure> {
     match force_off(&settings).await {
         Ok(Some(pid)) => {
-            super::tell(name, &format!("forced off: QEMU (pid {pid}) was killed"));
+            super::report(name, &format!("forced off: QEMU (pid {pid}) was killed"));
             Ok(())
         }
         Ok(None) => Err(super::not_running(layout, name).await),

@@ -1,4 +1,4 @@
-//! `qvm list`: every VM in one line.
+//! `qvm list`: one line for each VM.
 
 use std::{collections::BTreeMap, io::IsTerminal, path::Path, time::Duration};
 
@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use crate::{
     cli::{
         exit::Failure,
-        table::{Cell, Look, Screen, Table},
+        table::{Cell, Screen, Style, Table},
     },
     control::types::{Ready, State, Status},
     fleet::{
@@ -26,31 +26,37 @@ pub struct Args {
     #[arg(long, conflicts_with = "watch")]
     json: bool,
     /// Print the table again every SEC seconds
-    #[arg(short, long, value_name = "SEC", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u32).range(1..=3600))]
+    #[arg(
+        short,
+        long,
+        value_name = "SEC",
+        num_args = 0..=1,
+        default_missing_value = "2",
+        value_parser = clap::value_parser!(u32).range(1..=3600)
+    )]
     watch: Option<u32>,
 }
 
-/// How it is shown.
+/// The context of the output.
 pub struct Shown<'a> {
-    /// The time.
+    /// The current time.
     pub now: fn() -> Timestamp,
-    /// Standard output.
+    /// The properties of standard output.
     pub screen: Screen,
     /// `/proc`.
     pub proc: &'a Path,
 }
 
-/// CPU seconds of each VM, and when that was.
+/// The CPU seconds of each VM at the previous update.
 struct Before {
     at: Timestamp,
     cpu: BTreeMap<String, f64>,
 }
 
-/// Prints the table. CPU% is of one CPU, since the VM was started; with `--watch` since the last
-/// time. MEM is the guest's memory, RSS the host memory that QEMU uses.
-///
+/// Prints the table. CPU% is in percent of one CPU since the VM was started, with `--watch` since
+/// the previous update. MEM is the guest's memory, RSS the host memory that QEMU uses.
 /// # Errors
-/// It cannot be printed.
+/// Standard output cannot be written.
 pub async fn run(args: &Args, layout: &Layout, how: &Shown<'_>) -> Result<(), Failure> {
     match args.watch {
         Some(_) => super::shown(show(args, layout, how)).await,
@@ -65,13 +71,14 @@ async fn show(args: &Args, layout: &Layout, how: &Shown<'_>) -> Result<(), Failu
         usage::fill_in(&mut entries, how.proc);
         if args.json {
             let all: Vec<&Status> = entries.iter().map(|entry| &entry.status).collect();
-            let json = serde_json::to_string_pretty(&all).map_err(|error| Failure::of(&error))?;
+            let json =
+                serde_json::to_string_pretty(&all).map_err(|error| Failure::from_error(&error))?;
             return super::print(&format!("{json}\n"));
         }
         let now = (how.now)();
         let text = table(&entries, now, before.as_ref()).text(how.screen) + &footer(&entries);
         let Some(seconds) = args.watch else { return super::print(&text) };
-        // Home, and what is left of an older, longer table is wiped.
+        // Cursor home, and clear: the previous table may be longer.
         let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
         super::print(&format!("{clear}{text}"))?;
         let cpu = |entry: &Entry| Some((entry.name.clone(), entry.status.cpu_seconds?));
@@ -90,7 +97,7 @@ fn table(entries: &[Entry], now: Timestamp, before: Option<&Before>) -> Table {
     table
 }
 
-/// Follows the name of a VM whose VM file is gone.
+/// The marker of a VM without a VM file.
 const ORPHAN: char = '*';
 
 /// The legend of the markers in the table; empty if no VM has one.
@@ -107,14 +114,14 @@ fn footer(entries: &[Entry]) -> String {
 fn row(entry: &Entry, now: Timestamp, before: Option<&Before>) -> Vec<Cell> {
     let (status, none) = (&entry.status, || "-".to_owned());
     let (state, look) = match (&entry.problem, status.state) {
-        // A supervisor that does not answer is taken for running.
-        (Some(_), State::Running) => ("no answer", Look::Bad),
-        (_, State::Unknown) => (State::Unknown.word(), Look::Bad),
-        (Some(_), _) => ("invalid", Look::Bad),
-        (None, State::Running) => (State::Running.word(), Look::Good),
-        (None, State::Failed) => (State::Failed.word(), Look::Bad),
-        (None, state @ State::Stopped) => (state.word(), Look::Faint),
-        (None, state) => (state.word(), Look::Doubtful),
+        // A supervisor that does not answer counts as running.
+        (Some(_), State::Running) => ("no answer", Style::Bad),
+        (_, State::Unknown) => (State::Unknown.word(), Style::Bad),
+        (Some(_), _) => ("invalid", Style::Bad),
+        (None, State::Running) => (State::Running.word(), Style::Good),
+        (None, State::Failed) => (State::Failed.word(), Style::Bad),
+        (None, state @ State::Stopped) => (state.word(), Style::Faint),
+        (None, state) => (state.word(), Style::Doubtful),
     };
     let known = status.vcpu > 0;
     let started = status.started_at.as_ref().filter(|_| entry.answers);
@@ -123,7 +130,7 @@ fn row(entry: &Entry, now: Timestamp, before: Option<&Before>) -> Vec<Cell> {
     let rss = status.mem_resident_bytes.map(|bytes| format!("{}M", bytes >> 20));
     vec![
         (shown(&entry.name) + &marker).into(),
-        Cell::from(state).look(look),
+        Cell::from(state).style(look),
         why(status).unwrap_or("-").into(),
         Cell::from(if known { status.vcpu.to_string() } else { none() }).right(),
         Cell::from(if known { memory(status) } else { none() }).right(),
@@ -139,7 +146,7 @@ fn row(entry: &Entry, now: Timestamp, before: Option<&Before>) -> Vec<Cell> {
     ]
 }
 
-/// Why it is in this state, in a word.
+/// Returns the reason of the state in a word or two.
 fn why(status: &Status) -> Option<&str> {
     if status.trouble.is_some() {
         return status.trouble.as_deref();
@@ -152,17 +159,17 @@ fn why(status: &Status) -> Option<&str> {
     }
 }
 
-/// Memory of the guest: what the balloon leaves it now, else what the VM file gives it.
+/// Returns the guest's memory: the balloon's current size, else the size in the VM file.
 fn memory(status: &Status) -> String {
     super::size(status.mem_actual_bytes.unwrap_or(status.mem_bytes))
 }
 
-/// In percent of one CPU.
+/// Returns the usage in percent of one CPU.
 fn cpu(status: &Status, now: Timestamp, before: Option<&Before>) -> Option<String> {
     let used = status.cpu_seconds?;
     let then = before.and_then(|before| Some((before.at, *before.cpu.get(&status.name)?)));
     let (since, used) = match then {
-        // Another QEMU since then has counted from the beginning.
+        // A new QEMU process has counted from zero.
         Some((at, cpu)) if cpu <= used => (at, used - cpu),
         _ => (status.started_at.as_ref()?.parse().ok()?, used),
     };

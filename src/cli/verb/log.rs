@@ -1,4 +1,4 @@
-//! `qvm log`: what the serial console said, of this run and of those before.
+//! `qvm log`: the log of the serial console, of this run and earlier ones.
 
 use std::io;
 
@@ -31,24 +31,25 @@ pub struct Args {
     timestamps: bool,
 }
 
-/// Prints the log, with times of `zone`.
+/// Prints the log; times are in `zone`.
 ///
 /// # Errors
-/// There is none, or it cannot be read; with `-f`, the VM is not running.
+/// The log does not exist or cannot be read; with `-f`, the VM is not running.
 pub async fn run(args: &Args, layout: &Layout, zone: TimeZone) -> Result<(), Failure> {
     let path = layout.vm(&args.name).console_log();
     let cannot = |error: io::Error| {
-        Failure::of_io(&format!("cannot read `{}`", path.display()), &error).about(&args.name)
+        Failure::from_io(&format!("cannot read `{}`", path.display()), &error).about(&args.name)
     };
-    // Before the log is read: what comes later wakes us.
+    // The console is attached before the log is read, so that no output is missed.
     let attached = if args.follow { Some(attach(&args.name, layout).await) } else { None };
     let mut log = LogReader::new(path.clone());
     let mut part = log.read().map_err(cannot)?;
     if !log.found() && attached.is_none() {
         let failure = super::not_running(layout, &args.name).await;
         return Err(match layout.vm_file(&args.name).symlink_metadata() {
-            Ok(_) => Failure::new(exit::NOT_RUNNING, "its console has said nothing yet")
-                .about(&args.name),
+            Ok(_) => {
+                Failure::new(exit::NOT_RUNNING, "its console has no output yet").about(&args.name)
+            }
             Err(_) => failure,
         });
     }
@@ -64,9 +65,9 @@ pub async fn run(args: &Args, layout: &Layout, zone: TimeZone) -> Result<(), Fai
     let mut console = attached?;
     super::shown(async {
         let mut bytes = vec![0; 16 << 10];
-        // The supervisor writes the log first and then tells its viewers: that there is something
-        // is taken from the console, and what it is from the log. So nothing is missed between the
-        // two, or said twice.
+        // The supervisor writes the log before it sends the output to viewers. The console only
+        // signals that there is new output, and the log supplies it, so that nothing is missed or
+        // repeated.
         while let Ok(1..) = console.read(&mut bytes).await {
             super::print_bytes(&shown.text(log.read().map_err(cannot)?))?;
         }

@@ -1,4 +1,4 @@
-//! `qvm metrics`: everything about all VMs, as Prometheus wants it.
+//! `qvm metrics`: metrics of all VMs in the Prometheus text format.
 
 use std::path::{Path, PathBuf};
 
@@ -19,10 +19,10 @@ pub struct Args {
     output: Option<PathBuf>,
 }
 
-/// Prints or writes them; `proc` is `/proc`.
+/// Prints or writes the metrics; `proc` is `/proc`.
 ///
 /// # Errors
-/// They cannot be printed or written.
+/// The output cannot be written.
 pub async fn run(args: &Args, layout: &Layout, proc: &Path) -> Result<(), Failure> {
     let mut entries = inventory(&StorageReader::default(), layout, &[]).await;
     weigh(&mut entries, proc);
@@ -33,9 +33,9 @@ pub async fn run(args: &Args, layout: &Layout, proc: &Path) -> Result<(), Failur
         None => super::print(&text),
         Some(path) => {
             file::remove_abandoned_beside(path);
-            // Others read it: the collector runs as a user of its own.
+            // The collector runs as another user and reads the file.
             file::write_volatile(path, text.as_bytes(), 0o644)
-                .map_err(|error| Failure::of(&error).hint(error.hint()))
+                .map_err(|error| Failure::from_error(&error).hint(error.hint()))
         }
     }
 }

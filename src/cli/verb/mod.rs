@@ -1,4 +1,4 @@
-//! Floor 5: one verb of the command line, one file; here what several of them need.
+//! The verbs, one per file; here what several of them share.
 
 pub mod apply;
 pub mod check;
@@ -57,8 +57,8 @@ use std::{
 };
 
 use self::refusal::{
-    alone, find, is_known, no_answer, not_begun, not_ended, not_held, not_in_guest, not_running,
-    or_refused, refused, unknown,
+    find, guest_failure, is_known, no_answer, not_ended, not_held, not_running, not_started,
+    or_refused, refused, unknown, without_supervisor,
 };
 use futures_util::future::join_all;
 use jiff::Timestamp;
@@ -82,10 +82,10 @@ use crate::{
     value::{Explain, VmName, keyboard::Chord, plain},
 };
 
-/// How long a supervisor may take to give the notes of a VM that was started.
+/// How long a supervisor may take to return the notes of a started VM.
 const NOTES_LIMIT: Duration = Duration::from_secs(5);
 
-/// Does `work` for all names at once, each once; all failures are told.
+/// Runs `work` for all names in parallel, without duplicates, and combines the failures.
 async fn each<W>(names: &[VmName], work: impl Fn(VmName) -> W) -> Result<(), Failure>
 where
     W: Future<Output = Result<(), Failure>>,
@@ -99,8 +99,8 @@ where
     .await
 }
 
-/// Does work for as long as somebody follows it: not at a terminal that is hung up, nor where
-/// nobody reads standard output. What was asked of a supervisor by then goes on.
+/// Runs `work` until it is done, the terminal hangs up, or standard output has no reader. Requests
+/// already sent to a supervisor are still executed.
 async fn followed(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let mut session = Session::watch();
     tokio::select! {
@@ -110,7 +110,7 @@ async fn followed(work: impl Future<Output = Result<(), Failure>>) -> Result<(),
     }
 }
 
-/// The same of work that only shows something: who reads no more has seen enough.
+/// Runs read-only work: a closed standard output is not an error.
 async fn shown(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     match followed(work).await {
         Err(failure) if failure.exit_code() == SessionEnd::NoReader.exit_code() => Ok(()),
@@ -118,18 +118,18 @@ async fn shown(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Fa
     }
 }
 
-/// Prints the notes of a VM that was started: what keeps it from working as its VM file says. `qvm
-/// status` shows them too, so a supervisor that does not answer is not an error here.
-async fn tell_notes(layout: &Layout, name: &VmName) {
+/// Prints the notes of a started VM: the deviations from its VM file. `qvm status` shows them too,
+/// so a supervisor that does not answer is not an error here.
+async fn print_notes(layout: &Layout, name: &VmName) {
     let socket = layout.vm(name).control_socket();
     let Ok(mut client) = Client::connect(&socket).await else { return };
     let Ok(status) = client.status(NOTES_LIMIT).await else { return };
     for note in &status.notes {
-        tell(name, &format!("note: {note}"));
+        report(name, &format!("note: {note}"));
     }
 }
 
-/// To standard output, which is what was asked for.
+/// Writes the result to standard output.
 fn print(text: &str) -> Result<(), Failure> {
     print_bytes(text.as_bytes())
 }
@@ -139,8 +139,8 @@ fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
     out.write_all(bytes).and_then(|()| out.flush()).map_err(|e| Failure::output(&e))
 }
 
-/// How something goes, to standard output. Work goes on where nobody listens.
-fn tell(name: &VmName, text: &str) {
+/// Reports progress on standard output. Write errors are ignored.
+fn report(name: &VmName, text: &str) {
     let lines: Vec<String> = text.split('\n').map(plain).collect();
     let _ = print(&format!("{name}: {}\n", lines.join("\n")));
 }
@@ -150,17 +150,17 @@ async fn connect(layout: &Layout, name: &VmName) -> Result<Client, Failure> {
     or_refused(Client::connect(&socket).await, layout, name).await
 }
 
-/// A guest that is reached by its agent.
+/// Connects to the guest through its agent.
 async fn guest(layout: &Layout, name: &VmName) -> Result<Guest, Failure> {
-    let cannot = |error: io::Error| Failure::of(&error).about(name);
+    let cannot = |error: io::Error| Failure::from_error(&error).about(name);
     let session = Session::catch().map_err(cannot)?;
     match Guest::connect(layout.vm(name), session).await {
         Ok(guest) => Ok(guest),
-        Err(error) => Err(not_in_guest(&error, layout, name).await),
+        Err(error) => Err(guest_failure(&error, layout, name).await),
     }
 }
 
-/// A command that has no more to say than that it was taken.
+/// Sends a command that returns no data to each VM.
 async fn command(layout: &Layout, names: &[VmName], command: Command) -> Result<(), Failure> {
     each(names, async |name| {
         let mut client = connect(layout, &name).await?;
@@ -169,14 +169,14 @@ async fn command(layout: &Layout, names: &[VmName], command: Command) -> Result<
     .await
 }
 
-/// Presses keys at a guest's keyboard.
+/// Presses keys on a guest's keyboard.
 async fn press(layout: &Layout, name: &VmName, chords: &[Chord]) -> Result<(), Failure> {
     let mut client = connect(layout, name).await?;
     or_refused(client.press(chords).await, layout, name).await
 }
 
-/// Returns a test whether the QEMU process that runs now is alive; it is false where none is known:
-/// without a record no supervisor adopts QEMU.
+/// Returns a function that reports whether the QEMU process of now is alive. It returns false if
+/// none is known: without a record no supervisor adopts QEMU.
 async fn qemu_before(layout: &Layout, name: &VmName) -> impl Fn() -> bool + use<> {
     let before = match find(layout, name).await {
         Ok(Ok(running::PreviousQemu::Running(qemu, _))) => Some(qemu),
@@ -185,7 +185,7 @@ async fn qemu_before(layout: &Layout, name: &VmName) -> impl Fn() -> bool + use<
     move || before.as_ref().is_some_and(|qemu| qemu.is_alive())
 }
 
-/// A command that ends VMs, told rung by rung; with `wait` until they are down.
+/// Sends a command that ends VMs and prints each rung; with `wait`, returns when they are down.
 async fn ask_down(
     layout: &Layout,
     names: &[VmName],
@@ -194,7 +194,7 @@ async fn ask_down(
 ) -> Result<(), Failure> {
     each(names, async |name| {
         let paths = layout.vm(&name);
-        let mut say = |text: &str| tell(&name, text);
+        let mut say = |text: &str| report(&name, text);
         let done = if wait {
             let is_alive = qemu_before(layout, &name).await;
             fleet::stop::end(&paths, command, &mut say, is_alive).await
@@ -206,77 +206,79 @@ async fn ask_down(
     .await
 }
 
-/// How long work that was called off may take to end. It may wait for another program, at the other
-/// end of a pipe.
+/// How long canceled work may take to end. It may be waiting for another program at the end of a
+/// pipe.
 const CANCEL_GRACE: Duration = Duration::from_secs(3);
 
-/// Does work that may take long, on a thread that may block; SIGINT, SIGTERM, SIGHUP and a terminal
-/// that is hung up call it off.
+/// Runs blocking work on a thread. SIGINT, SIGTERM, SIGHUP and a terminal that hangs up cancel it.
 async fn long<T: Send + 'static>(
     work: impl FnOnce(&Cancel) -> T + Send + 'static,
 ) -> Result<T, Failure> {
     let cancel = Cancel::default();
-    let mut session = Session::catch().map_err(|error| Failure::of(&error))?;
+    let mut session = Session::catch().map_err(|error| Failure::from_error(&error))?;
     let called_off = cancel.clone();
     let work = tokio::task::spawn_blocking(move || work(&called_off));
     tokio::pin!(work);
     let called_off = async {
-        // Work goes on where nobody listens.
+        // Progress is not required: write errors are ignored.
         while session.end().await == SessionEnd::NoReader {}
         cancel.set();
         tokio::time::sleep(CANCEL_GRACE).await;
     };
     tokio::select! {
-        done = &mut work => done.map_err(|error| Failure::of(&error)),
-        () = called_off => Err(Failure::of(&transfer::Error::CalledOff)),
+        done = &mut work => done.map_err(|error| Failure::from_error(&error)),
+        () = called_off => Err(Failure::from_error(&transfer::Error::CalledOff)),
     }
 }
 
-/// Why a VM was not renamed, cloned, exported or imported.
-fn not_carried(error: &transfer::Error, name: &VmName) -> Failure {
+/// Returns the failure of a rename, clone, export or import.
+fn transfer_failure(error: &transfer::Error, name: &VmName) -> Failure {
     match error {
         transfer::Error::Invalid(invalid) => Failure::invalid(invalid),
         transfer::Error::WouldBeInvalid(invalid) => {
-            Failure::told(exit::INVALID, format!("error: {name}: {error}:\n{invalid}"))
+            Failure::preformatted(exit::INVALID, format!("error: {name}: {error}:\n{invalid}"))
         }
-        transfer::Error::NoVm(_) => Failure::of(error).code(exit::NOT_RUNNING).hint(error.hint()),
-        transfer::Error::NoFile(_) => Failure::of(error).code(exit::NOT_RUNNING).about(name),
+        transfer::Error::NoVm(_) => {
+            Failure::from_error(error).code(exit::NOT_RUNNING).hint(error.hint())
+        }
+        transfer::Error::NoFile(_) => {
+            Failure::from_error(error).code(exit::NOT_RUNNING).about(name)
+        }
         error => Failure::explained_for(error, name),
     }
 }
 
-/// Has the service manager take up a VM file that has just come to its place: order, autostart,
-/// weights.
-async fn take_up(name: &VmName, manager: Option<Scope>) -> Result<(), Failure> {
+/// Reloads the service manager for a new VM file: order, autostart, weights.
+async fn reload_units(name: &VmName, manager: Option<Scope>) -> Result<(), Failure> {
     let Some(scope) = manager else { return Ok(()) };
     let taken_up = match Unit::find(name, scope).await {
         Ok(Some(unit)) => unit.refresh().await,
         Ok(None) => Ok(()),
         Err(error) => Err(error),
     };
-    let hint = "it is there all the same; `systemctl daemon-reload` does what failed".to_owned();
-    taken_up.map_err(|e| Failure::of(&e).about(name).hint(hint))
+    let hint = "the VM file was written; run `systemctl daemon-reload`".to_owned();
+    taken_up.map_err(|e| Failure::from_error(&e).about(name).hint(hint))
 }
 
-/// What there is to be done yet, to standard error.
+/// Prints a remaining task to standard error.
 fn advise(text: &str) {
     let _ = writeln!(io::stderr(), "hint: {text}");
 }
 
-/// The keys that a copy of a VM file has not, if there are any.
-fn tell_taken_out(name: &VmName, keys: &[String]) {
+/// Prints the keys that were removed from the copy of a VM file.
+fn print_removed_keys(name: &VmName, keys: &[String]) {
     if !keys.is_empty() {
-        tell(name, &format!("taken out of its VM file: {}", keys.join(", ")));
+        report(name, &format!("removed from its VM file: {}", keys.join(", ")));
     }
 }
 
 fn keeps_hostname(hostname: &str) {
     advise(&format!(
-        "its guest keeps the host name `{hostname}`: write `hostname` in `[cloudInit]` for another one"
+        "its guest keeps the host name `{hostname}`: set `hostname` in `[cloudInit]` to change it"
     ));
 }
 
-/// What a guest that has run has on its disks, and a copy should not have.
+/// Prints what is unique to a guest that has run, and should not be in a copy.
 fn advise_copy(name: &VmName, from: &VmName, vm: &Vm, has_run: bool) {
     if has_run {
         let (also, keys) = match vm.cloud_init {
@@ -285,19 +287,19 @@ fn advise_copy(name: &VmName, from: &VmName, vm: &Vm, has_run: bool) {
         };
         let renew = "rm -f /etc/machine-id /var/lib/dbus/machine-id; systemd-machine-id-setup";
         advise(&format!(
-            "its guest has the machine-id{also} of `{from}`; where that matters (DHCP, the journal), say \
-             `{renew}{keys}` in the guest of `{name}` and reboot it"
+            "the guest has the machine-id{also} of `{from}`; to replace it, \
+             run `{renew}{keys}` in the guest of `{name}` and reboot it"
         ));
     }
     if let Some(data) = vm.cloud_init.as_ref().and_then(|seed| seed.user_data.as_ref()) {
         advise(&format!(
-            "it has the user-data of `{from}`, `{}`: is there anything in it that only one can have?",
+            "it uses the user-data of `{from}`, `{}`: check it for settings that must be unique",
             data.path.display()
         ));
     }
 }
 
-/// Bytes as people write them: `512M`, `4G`; rounded up to MiB where they are none.
+/// Formats bytes, rounded up to MiB: `512M`, `4G`.
 fn size(bytes: u64) -> String {
     use crate::value::Size;
     Size::from_mib(bytes.div_ceil(Size::MIB)).map_or_else(|| bytes.to_string(), |s| s.to_string())
@@ -312,13 +314,13 @@ fn difference(pending: &Pending) -> String {
 /// `mem: 1G -> 2G, when the guest reboots`.
 fn change(pending: &Pending) -> String {
     let reruns = match &pending.reruns {
-        Some(modules) => format!(", which does anew: {modules}"),
+        Some(modules) => format!(", which repeats: {modules}"),
         None => String::new(),
     };
     format!("{}, {}{reruns}", difference(pending), pending.takes_effect.words())
 }
 
-/// How long ago something was, in the two largest units: `3d 4h`, `4h 5m`, `5m 6s`, `6s`.
+/// Returns the time since `at` in the two largest units: `3d 4h`, `4h 5m`, `5m 6s`, `6s`.
 fn age(at: &str, now: Timestamp) -> Option<String> {
     let at: Timestamp = at.parse().ok()?;
     let seconds = u64::try_from(now.as_second() - at.as_second()).unwrap_or(0);

@@ -1,5 +1,5 @@
-//! `qvm network-broker`: gives descriptors of the host's network to supervisors that are in a
-//! network namespace of their own.
+//! `qvm network-broker`: passes descriptors of the host's network to supervisors in private network
+//! namespaces.
 
 use std::{os::unix::net::UnixListener, path::PathBuf};
 
@@ -18,26 +18,25 @@ pub struct Args {
     pub socket: Option<PathBuf>,
 }
 
-/// Lends.
+/// Serves requests.
 ///
 /// # Errors
-/// There is no socket, or it is no good.
+/// The socket does not exist or is not usable.
 pub fn run(args: &Args) -> Result<(), Failure> {
     let (listener, stays): (UnixListener, bool) = match &args.socket {
         Some(path) => {
-            let failed = |error: socket::Error| Failure::of(&error).hint(error.hint());
+            let failed = |error: socket::Error| Failure::from_error(&error).hint(error.hint());
             (socket::listen_unless_served(path).map_err(failed)?, true)
         }
         None => match broker::listener() {
             Some(listener) => (listener, false),
             None => {
-                let text = "there is no socket to lend at";
-                let hint =
-                    "`qvm-network.socket` starts it; or name one: `qvm network-broker SOCKET`";
+                let text = "no socket was passed to the network broker";
+                let hint = "`qvm-network.socket` starts it; by hand: `qvm network-broker SOCKET`";
                 return Err(Failure::new(exit::USAGE, text).hint(hint.to_owned()));
             }
         },
     };
     broker::lend(&listener, stays)
-        .map_err(|error| Failure::new(exit::FAILED, format!("cannot lend any more: {error}")))
+        .map_err(|error| Failure::new(exit::FAILED, format!("cannot serve requests: {error}")))
 }

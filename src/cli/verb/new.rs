@@ -1,4 +1,4 @@
-//! `qvm new`: writes a VM file that a new user understands, around an image that is known.
+//! `qvm new`: writes the VM file of a new VM based on a known image.
 
 use std::{
     fs, io,
@@ -37,7 +37,12 @@ pub struct Args {
     #[arg(long, value_name = "SIZE")]
     mem: Option<Size>,
     /// The number of vCPUs
-    #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..))]
+    #[arg(
+        long,
+        value_name = "COUNT",
+        default_value_t = 2,
+        value_parser = clap::value_parser!(u8).range(1..)
+    )]
     vcpu: u8,
     /// The size of the disk in GiB [default: 20, or the minimum of the image]
     #[arg(long, value_name = "GIB", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
@@ -56,17 +61,16 @@ pub struct Args {
     json: bool,
 }
 
-/// Where ssh-keygen(1) puts public keys, the better ones first.
+/// The public keys of ssh-keygen(1), the preferred ones first.
 const KEYS: [&str; 5] =
     ["id_ed25519.pub", "id_ed25519_sk.pub", "id_ecdsa.pub", "id_ecdsa_sk.pub", "id_rsa.pub"];
-/// Who may read a VM file: it can hold the hash of a password.
+/// The mode of a VM file, which may contain the hash of a password.
 const MODE: u32 = 0o640;
 
-/// Writes the file of a VM that has none. `home` is the caller's directory, for a key to log in
-/// with.
+/// Writes the VM file of a new VM. `home` is the caller's home directory, for a public key.
 ///
 /// # Errors
-/// There is one already, no such image, a key that cannot be read, or an option that a VM file does not take.
+/// The VM file exists, the image is unknown, a key cannot be read, or an option is invalid.
 pub fn run(
     args: &Args,
     layout: &Layout,
@@ -101,64 +105,64 @@ pub fn run(
     };
     let text = vm_file::text(&new);
     let vm = readable(name, &path, &text, &beside)?;
-    let cannot = |error: file::Error| Failure::of(&error).about(name).hint(error.hint());
+    let cannot = |error: file::Error| Failure::from_error(&error).about(name).hint(error.hint());
     file::make_dir(&layout.vm_files()).map_err(cannot)?;
     file::write_new(&path, text.as_bytes(), MODE).map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => exists(name, &path),
         _ => cannot(error),
     })?;
-    super::print(&told(&new, &vm, &path, layout))
+    super::print(&summary(&new, &vm, &path, layout))
 }
 
-/// Enough for a small server of any of these distributions.
+/// The default memory: enough for a small server of any of these distributions.
 const MEM: Size = Size::from_bytes(2 << 30);
-/// The disk that goes with it, in GiB; what is not written takes no room.
+/// The default disk size in GiB; disks are sparse.
 const DISK_G: u32 = 20;
 
 fn exists(name: &VmName, path: &Path) -> Failure {
-    let failure = Failure::new(exit::FAILED, format!("there is a `{}` already", path.display()));
+    let failure = Failure::new(exit::FAILED, format!("`{}` already exists", path.display()));
     failure.about(name).hint(format!("`qvm edit {name}` changes it"))
 }
 
-/// The image that is asked for, and whether the rest fits it.
+/// Returns the image, after a check that the other options are valid for it.
 fn image(args: &Args) -> Result<&'static Known, Failure> {
     let usage = |text: String| Failure::new(exit::USAGE, text);
     let image = known::named(&args.image).ok_or_else(|| {
         let hint = match known::nearest(&args.image) {
             Some(near) => format!("did you mean `{near}`? `qvm new --list` shows all"),
-            None => "`qvm new --list` shows those there are".to_owned(),
+            None => "`qvm new --list` shows all".to_owned(),
         };
-        usage(format!("no image is known as `{}`", shown(&args.image))).hint(hint)
+        usage(format!("unknown image `{}`", shown(&args.image))).hint(hint)
     })?;
     if let Some(mem) = args.mem.filter(|mem| *mem < image.mem_min) {
         let least = image.mem_min;
-        return Err(usage(format!("{mem} of memory is too little for {}", image.title))
-            .hint(format!("it needs {least} at least")));
+        return Err(usage(format!("{mem} of memory is not enough for {}", image.title))
+            .hint(format!("it requires at least {least}")));
     }
     if let Some(disk) = args.disk.filter(|disk| *disk < image.disk_min_g) {
         let least = image.disk_min_g;
         return Err(usage(format!("a disk of {disk} GiB is too small for {}", image.title))
-            .hint(format!("it needs {least} GiB at least")));
+            .hint(format!("it requires at least {least} GiB")));
     }
     let asked = [("--user", args.user.is_some()), ("--ssh-key", args.ssh_key.is_some())];
     match asked.iter().find(|(_, asked)| *asked && !image.cloud_init) {
         Some((option, _)) => Err(usage(format!(
-            "`{option}` cannot be done: {} knows no cloud-init, which would do it",
+            "`{option}` requires cloud-init, which {} does not have",
             image.title
         ))),
         None => Ok(image),
     }
 }
 
-/// The public keys of `--ssh-key`, or the caller's own; none where the caller has none.
+/// Returns the public keys of `--ssh-key`, else the caller's own; empty if there are none.
 fn keys(args: &Args, image: &Known, home: Option<&Path>) -> Result<Vec<String>, Failure> {
     let read = |path: &Path| -> Result<Vec<String>, Failure> {
         let text = fs::read_to_string(path).map_err(|error| {
-            Failure::of_io(&format!("cannot read `{}`", path.display()), &error)
+            Failure::from_io(&format!("cannot read `{}`", path.display()), &error)
         })?;
         if text.contains("PRIVATE KEY") {
-            let text = format!("`{}` is a private key, which stays where it is", path.display());
-            let hint = format!("give the `.pub` file beside it: `{}.pub`", path.display());
+            let text = format!("`{}` is a private key", path.display());
+            let hint = format!("use the public key: `{}.pub`", path.display());
             return Err(Failure::new(exit::USAGE, text).hint(hint));
         }
         let lines = text.lines().map(str::trim);
@@ -168,7 +172,7 @@ fn keys(args: &Args, image: &Known, home: Option<&Path>) -> Result<Vec<String>, 
     if let Some(path) = &args.ssh_key {
         let keys = read(path)?;
         if keys.is_empty() {
-            let text = format!("there is no key in `{}`", path.display());
+            let text = format!("`{}` contains no public key", path.display());
             return Err(Failure::new(exit::FAILED, text));
         }
         return Ok(keys);
@@ -178,8 +182,8 @@ fn keys(args: &Args, image: &Known, home: Option<&Path>) -> Result<Vec<String>, 
     own.map_or(Ok(Vec::new()), |key| read(&key))
 }
 
-/// A port of the host that no other VM file forwards: 2222 and up for ssh, others as they are in
-/// the guest.
+/// Returns a host port that no other VM file forwards: from 2222 for ssh, else from the guest's
+/// port.
 fn port(guest: u16, beside: &[Vm]) -> u16 {
     let first = if guest < 1024 { 2200 + guest } else { guest };
     let taken = |port: &u16| {
@@ -191,7 +195,7 @@ fn port(guest: u16, beside: &[Vm]) -> u16 {
     (first..u16::MAX).find(|port| !taken(port)).unwrap_or(first)
 }
 
-/// What the tap is called where `qvm-NAME` would be too long for an interface.
+/// Returns a tap name if `qvm-NAME` is too long for an interface.
 fn tap(name: &VmName, beside: &[Vm]) -> Option<IfName> {
     let usual = format!("qvm-{name}");
     if usual.len() <= IfName::MAX {
@@ -211,13 +215,13 @@ fn tap(name: &VmName, beside: &[Vm]) -> Option<IfName> {
     (0..1000).filter_map(cut).find(|tap| !taken(tap))
 }
 
-/// What the file means to the reader that everything goes by, beside the files there are.
+/// Parses the text as a VM file, together with the other VM files.
 fn readable(name: &VmName, path: &Path, text: &str, beside: &[Vm]) -> Result<Vm, Failure> {
     let none = io::ErrorKind::NotFound;
     let vm = spec::read(name, path, text, &mut |_| Err(none.into()))
         .map_err(|problems| Failure::invalid(&Invalid(problems)).code(exit::USAGE))?;
     let all: Vec<&Vm> = beside.iter().chain([&vm]).collect();
-    // What is wrong among the others is for `qvm check` to tell.
+    // `qvm check` reports problems of the others.
     let mut problems = check::across(&all, &[]);
     problems.retain(|problem| problem.file == path);
     match problems.is_empty() {
@@ -226,23 +230,24 @@ fn readable(name: &VmName, path: &Path, text: &str, beside: &[Vm]) -> Result<Vm,
     }
 }
 
-fn told(new: &New<'_>, vm: &Vm, path: &Path, layout: &Layout) -> String {
+fn summary(new: &New<'_>, vm: &Vm, path: &Path, layout: &Layout) -> String {
     let (name, mut out) = (new.name, String::new());
     out.push_str(&format!("{name}: wrote {}\n", path.display()));
     let state = layout.vm(name).state;
     if file::list(&state).is_ok_and(|files| !files.is_empty()) {
         out.push_str(&format!(
-            "note: a VM of this name left a disk in `{}`, which is used: `qvm rm {name} --disks` deletes it\n",
+            "note: a VM of this name left a disk in `{}`, which is used; \
+                         `qvm rm {name} --disks` deletes it\n",
             state.display()
         ));
     }
     if new.image.url.is_none() {
         let place = new.made_at.display();
-        out.push_str(&format!("note: the image has to be made, and copied to `{place}`\n"));
+        out.push_str(&format!("note: build the image and copy it to `{place}`\n"));
     }
     if vm.cloud_init.as_ref().is_some_and(|told| told.ssh_authorized_keys.is_empty()) {
-        let keys = "nobody can log in yet: there is no key for `sshAuthorizedKeys`";
-        out.push_str(&format!("note: {keys}; `ssh-keygen` makes one\n"));
+        let keys = "no login is possible yet: `sshAuthorizedKeys` has no key";
+        out.push_str(&format!("note: {keys}; `ssh-keygen` creates one\n"));
     }
     out.push_str(&format!("next: `qvm edit {name}` to change it, `qvm start {name}` to boot\n"));
     out
@@ -250,7 +255,8 @@ fn told(new: &New<'_>, vm: &Vm, path: &Path, layout: &Layout) -> String {
 
 fn list(json: bool, screen: Screen) -> Result<(), Failure> {
     if json {
-        let text = serde_json::to_string_pretty(known::all()).map_err(|e| Failure::of(&e))?;
+        let text =
+            serde_json::to_string_pretty(known::all()).map_err(|e| Failure::from_error(&e))?;
         return super::print(&format!("{text}\n"));
     }
     let head = ["KEY", "IMAGE", "USER", "MEM", "DISK", "FIRMWARE", "CLOUD-INIT"];
@@ -280,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_nobody_has() {
+    fn port_is_unused() {
         let others = [
             vm("a", "forward = [\"2222:22\", \"8080:80\"]\n"),
             vm("b", "forward = [\"0.0.0.0:2223:22\"]\n"),
@@ -293,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tap_that_fits_an_interface_and_that_nobody_has() {
+    fn tap_name_is_short_and_unused() {
         let name = |text: &str| text.parse::<VmName>().unwrap();
         assert_eq!(tap(&name("eleven-char"), &[]), None);
         let long = tap(&name("twelve-chars"), &[]).unwrap();

@@ -1,4 +1,4 @@
-//! `qvm pause`: holds a guest's vCPUs.
+//! `qvm pause`: pauses the vCPUs of guests.
 
 use crate::{cli::exit::Failure, control::types::Command, store::layout::Layout, value::VmName};
 
@@ -13,7 +13,7 @@ pub struct Args {
 /// Pauses the VMs.
 ///
 /// # Errors
-/// Of each VM that is not running or does not take it.
+/// A VM is not running, or refuses.
 pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     super::command(layout, &args.names, Command::Pause).await
 }

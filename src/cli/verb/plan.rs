@@ -1,4 +1,4 @@
-//! `qvm plan`: the QEMU command line, one argument a line, without touching anything.
+//! `qvm plan`: prints the QEMU command line, one argument a line, without changing anything.
 
 use std::io::Write;
 
@@ -18,19 +18,19 @@ pub struct Args {
     pub name: VmName,
 }
 
-/// Prints it.
+/// Prints the command line.
 ///
 /// # Errors
-/// The VM file is not valid, or the host lacks what it asks for.
+/// The VM file is invalid, or the host lacks a required feature.
 pub fn run(settings: &Settings, out: &mut dyn Write) -> Result<(), Failure> {
     let name = settings.name.clone();
     let file = settings.layout.vm_file(&name);
     if !file.exists() {
-        let failure = Failure::new(3, format!("there is no VM file `{}`", file.display()));
+        let failure = Failure::new(3, format!("the VM file `{}` does not exist", file.display()));
         return Err(failure.about(&name));
     }
     let vm = spec::load(&file).map_err(|e| Failure::invalid(&e))?;
-    let fail = |error: prepare::Error| Failure::of(&error).hint(error.hint()).about(&name);
+    let fail = |error: prepare::Error| Failure::from_error(&error).hint(error.hint()).about(&name);
     let facts = prepare::facts_of(settings).map_err(|e| fail(e.into()))?;
     let identity = prepare::identity_of(settings, &vm, &facts).map_err(fail)?;
     let firmware = prepare::firmware_of(settings, &vm, &facts, &identity.machine)
@@ -59,7 +59,7 @@ pub fn run(settings: &Settings, out: &mut dyn Write) -> Result<(), Failure> {
         restores: false,
         sandbox: facts.qemu.sandbox && vm.isolation != Isolation::Off,
     };
-    let line = argv::argv(&machine).map_err(|e| Failure::of(&e).about(&name))?;
+    let line = argv::argv(&machine).map_err(|e| Failure::from_error(&e).about(&name))?;
     let mut text = format!("{}\n", facts.qemu.binary.display());
     for argument in line.arguments {
         text.push_str(&argument);

@@ -16,7 +16,7 @@ pub struct Args {
 /// Reboots the VMs.
 ///
 /// # Errors
-/// Of each VM that is not running or does not take it.
+/// A VM is not running, or refuses.
 pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let command = if args.force { Command::Reset } else { Command::Reboot };
     super::command(layout, &args.names, command).await

@@ -1,4 +1,4 @@
-//! Why nothing was done to a VM: its state is unknown, it is in use, or its supervisor did not
+//! Why a verb did not act on a VM: its state is unknown, it is in use, or its supervisor did not
 //! start.
 
 use crate::{
@@ -6,7 +6,7 @@ use crate::{
     control::client,
     fleet::{
         orphans,
-        start::{self, Begin},
+        start::{self, StartOptions},
     },
     guest,
     store::{
@@ -22,7 +22,7 @@ use crate::{
     value::{Explain, VmName},
 };
 
-/// What a supervisor, or its absence, answers.
+/// Returns the failure for an error of the control client.
 pub(crate) async fn refused(error: &client::Error, layout: &Layout, name: &VmName) -> Failure {
     match error {
         client::Error::NotRunning => not_running(layout, name).await,
@@ -30,7 +30,7 @@ pub(crate) async fn refused(error: &client::Error, layout: &Layout, name: &VmNam
     }
 }
 
-/// The same of what may have gone well.
+/// Returns the result, or the failure for its error.
 pub(crate) async fn or_refused<T>(
     done: Result<T, client::Error>,
     layout: &Layout,
@@ -43,21 +43,21 @@ pub(crate) async fn or_refused<T>(
 }
 
 /// The failure of an operation in a guest; without text if a signal or a closed output ended it.
-pub(crate) async fn not_in_guest(error: &guest::Error, layout: &Layout, name: &VmName) -> Failure {
+pub(crate) async fn guest_failure(error: &guest::Error, layout: &Layout, name: &VmName) -> Failure {
     match error {
         guest::Error::Client(error) => refused(error, layout, name).await,
         guest::Error::NoReader => Failure::quiet(SessionEnd::NoReader.exit_code()),
         guest::Error::Interrupted(signal) => {
             Failure::quiet(SessionEnd::Signal(*signal).exit_code())
         }
-        error => Failure::of(error).about(name).hint(error.hint_for(name)),
+        error => Failure::from_error(error).about(name).hint(error.hint_for(name)),
     }
 }
 
-/// The VM has no supervisor: why, as far as that can be read.
+/// The failure for a VM without a supervisor, with the reason if it is known.
 pub(crate) async fn not_running(layout: &Layout, name: &VmName) -> Failure {
     match find(layout, name).await {
-        Ok(Ok(PreviousQemu::Running(qemu, _))) => return alone(name, qemu.pid()),
+        Ok(Ok(PreviousQemu::Running(qemu, _))) => return without_supervisor(name, qemu.pid()),
         Ok(Ok(_)) => {}
         Ok(Err(error)) => return unknown(&error, name),
         Err(failure) => return failure,
@@ -65,7 +65,7 @@ pub(crate) async fn not_running(layout: &Layout, name: &VmName) -> Failure {
     match is_known(layout, name).await {
         Ok(true) => Failure::new(exit::NOT_RUNNING, "not running").about(name),
         Ok(false) => Failure::new(exit::NOT_RUNNING, format!("there is no VM `{name}`"))
-            .hint(Some("`qvm list` shows those there are".to_owned())),
+            .hint(Some("`qvm list` shows all VMs".to_owned())),
         Err(failure) => failure,
     }
 }
@@ -96,67 +96,71 @@ pub(crate) async fn is_known(layout: &Layout, name: &VmName) -> Result<bool, Fai
     known.await.map_err(|error| no_answer(&error, name))
 }
 
-/// The storage of a VM does not answer: nothing is done to the VM.
+/// The failure if the storage of a VM does not answer.
 pub(crate) fn no_answer(error: &storage_reader::Error, name: &VmName) -> Failure {
-    Failure::of(error).about(name).code(exit::HOST).hint(error.hint())
+    Failure::from_error(error).about(name).code(exit::HOST).hint(error.hint())
 }
 
-/// It is not known whether the VM is running: nothing is done to it.
+/// The failure if it is unknown whether the VM is running.
 pub(crate) fn unknown(error: &running::Unknown, name: &VmName) -> Failure {
     Failure::explained_for(error, name).code(exit::HOST)
 }
 
-/// Why the locks of a VM that has to be down are not held.
+/// The failure if the locks of a VM that must be stopped cannot be acquired.
 pub(crate) fn not_held(error: &vm_state::Error, name: &VmName) -> Failure {
     Failure::explained_for(error, name)
 }
 
-/// Why a QEMU process without a supervisor was not ended.
+/// The failure if a QEMU process without a supervisor was not ended.
 pub(crate) fn not_ended(error: &orphans::Error, name: &VmName) -> Failure {
     Failure::explained_for(error, name)
 }
 
-/// The supervisor was killed, and nobody has started another one yet.
-pub(crate) fn alone(name: &VmName, qemu: u32) -> Failure {
-    let text = format!("its QEMU runs without a supervisor, pid {qemu}");
-    let hint = format!("`qvm start {name}` takes it over");
+/// The failure if QEMU runs without a supervisor.
+pub(crate) fn without_supervisor(name: &VmName, qemu: u32) -> Failure {
+    let text = format!("its QEMU process (pid {qemu}) runs without a supervisor");
+    let hint = format!("`qvm start {name}` adopts it");
     Failure::new(exit::FAILED, text).about(name).hint(hint)
 }
 
-/// Why a supervisor did not start.
-pub(crate) async fn not_begun(error: &start::Error, how: &Begin<'_>, name: &VmName) -> Failure {
+/// The failure of a start.
+pub(crate) async fn not_started(
+    error: &start::Error,
+    how: &StartOptions<'_>,
+    name: &VmName,
+) -> Failure {
     let layout = how.layout;
     match error {
         start::Error::Invalid(invalid) => Failure::invalid(invalid),
         start::Error::NoFile(_) if is_known(layout, name).await.unwrap_or(false) => {
             let file = layout.vm_file(name);
-            let text = format!("it has no VM file: `{}` is not there", file.display());
+            let text = format!("the VM file `{}` does not exist", file.display());
             Failure::new(exit::NOT_RUNNING, text).about(name)
         }
         start::Error::NoFile(_) => not_running(layout, name).await,
         start::Error::Ended { status, wrote } => {
             let code = match status.code().and_then(|code| u8::try_from(code).ok()) {
-                Some(code @ (exit::INVALID | exit::HOST | exit::NO_ROOM)) => code,
+                Some(code @ (exit::INVALID | exit::HOST | exit::NO_MEMORY)) => code,
                 _ => exit::FAILED,
             };
-            // What it said at its end says more than that it ended; before that may be what QEMU
-            // said.
+            // The last line of the supervisor is more specific than its exit code; earlier lines
+            // may be output of QEMU.
             let progress = |line: &&str| matches!(line.split(' ').nth(2), Some("INFO"));
             let said: Vec<&str> = wrote.lines().filter(|line| !progress(line)).collect();
             match said.iter().any(|line| line.starts_with("error: ")) {
-                true => Failure::told(code, said.join("\n")),
-                false => Failure::of(error).about(name).code(code),
+                true => Failure::preformatted(code, said.join("\n")),
+                false => Failure::from_error(error).about(name).code(code),
             }
         }
         start::Error::Unit { .. } => {
-            // Of one that is started again systemd has soon forgotten it.
+            // systemd forgets the result of a unit that is restarted.
             let ended = match how.manager {
                 Some(scope) => service::exit_code(name, scope).await,
                 None => None,
             };
-            let is_told = |code: &u8| matches!(*code, exit::NO_ROOM | exit::HOST);
+            let is_told = |code: &u8| matches!(*code, exit::NO_MEMORY | exit::HOST);
             let code = ended.filter(is_told).unwrap_or(exit::FAILED);
-            Failure::of(error).about(name).code(code).hint(error.hint())
+            Failure::from_error(error).about(name).code(code).hint(error.hint())
         }
         error => Failure::explained_for(error, name),
     }

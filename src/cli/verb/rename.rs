@@ -1,4 +1,4 @@
-//! `qvm rename`: another name for a VM that is down. Its guest does not learn of it.
+//! `qvm rename`: renames a stopped VM. The guest is not changed.
 
 use crate::{
     cli::exit::Failure,
@@ -20,26 +20,26 @@ pub struct Args {
     new: VmName,
 }
 
-/// Renames a VM; `manager` is the systemd whose units look where `layout` does.
+/// Renames a VM; `manager` is the systemd manager whose units use the directories of `layout`.
 ///
 /// # Errors
-/// It runs, the name is taken, or its VM file is not valid.
+/// The VM is running, the new name exists, or the VM file is invalid.
 pub async fn run(args: &Args, layout: &Layout, manager: Option<Scope>) -> Result<(), Failure> {
     let Args { old, new } = args;
-    let renamed = rename(layout, old, new).map_err(|error| super::not_carried(&error, old))?;
-    super::take_up(new, manager).await?;
+    let renamed = rename(layout, old, new).map_err(|error| super::transfer_failure(&error, old))?;
+    super::reload_units(new, manager).await?;
     if let Some(scope) = manager
         && let Ok(Some(_)) = Unit::find(old, scope).await
     {
-        // Or it would be listed as failed for ever, if it was.
+        // A failed unit of the old name would stay listed.
         let _ = service::forget_starts(old, scope).await;
     }
-    super::tell(old, &format!("renamed to {new}"));
+    super::report(old, &format!("renamed to {new}"));
     if let Some(hostname) = renamed.hostname {
         super::keeps_hostname(&hostname);
     }
     for file in renamed.after {
-        super::advise(&format!("`after` in `{}` still says `{old}`", file.display()));
+        super::advise(&format!("`after` in `{}` still names `{old}`", file.display()));
     }
     Ok(())
 }

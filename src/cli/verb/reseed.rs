@@ -1,4 +1,4 @@
-//! `qvm reseed`: has cloud-init take the guest for a new instance at its next boot.
+//! `qvm reseed`: makes the guest's next boot a first boot for cloud-init.
 
 use crate::{
     cli::exit::{self, Failure},
@@ -17,10 +17,10 @@ pub struct Args {
     pub name: VmName,
 }
 
-/// Renews the instance-id, and tells when the guest will see it.
+/// Replaces the instance-id and prints when the guest will see it.
 ///
 /// # Errors
-/// It has no seed, or never ran.
+/// The VM has no seed or has never run.
 pub async fn run(settings: &Settings) -> Result<(), Failure> {
     let name = &settings.name;
     let file = settings.layout.vm_file(name);
@@ -34,15 +34,15 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
         return Err(super::unknown(&error, name));
     }
     if vm.cloud_init.is_none() {
-        let hint = "`[cloudInit]` in the VM file gives it one".to_owned();
+        let hint = "`[cloudInit]` in the VM file adds one".to_owned();
         return Err(Failure::new(exit::FAILED, "it has no seed").about(name).hint(hint));
     }
-    let waiter = Waiter { cancel: &Cancel::default(), say: &|text| super::tell(name, &text) };
+    let waiter = Waiter { cancel: &Cancel::default(), say: &|text| super::report(name, &text) };
     let renewed = prepare::renew_instance(settings, waiter)
         .map_err(|error| Failure::explained(&error).about(name))?;
     let Some((old, new)) = renewed else {
         let failure =
-            Failure::new(exit::NOT_RUNNING, "it never ran: its first boot is a new instance");
+            Failure::new(exit::NOT_RUNNING, "it has never run: its first boot is a new instance");
         return Err(failure.about(name));
     };
     let mut when = "at the next start";
@@ -51,9 +51,9 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
         super::or_refused(told, &settings.layout, name).await?;
         when = "when the guest reboots";
     }
-    super::tell(
+    super::report(
         name,
-        &format!("instance-id: {old} -> {new}, {when}: cloud-init sets it up anew then"),
+        &format!("instance-id: {old} -> {new}, {when}: cloud-init then runs as on a first boot"),
     );
     Ok(())
 }

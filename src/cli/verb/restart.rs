@@ -1,4 +1,4 @@
-//! `qvm restart`: stops VMs that run, then starts them: a new QEMU, by the VM file as it is now.
+//! `qvm restart`: stops VMs and starts them with a new QEMU process and the current VM file.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use crate::{
     cli::exit::Failure,
     control::{client, types::Command},
     fleet::{
-        start::{Begin, begin},
+        start::{StartOptions, start_vm},
         stop::{ask_down, released},
     },
     spec,
@@ -23,21 +23,25 @@ pub struct Args {
     #[arg(value_name = "NAME", required = true)]
     names: Vec<VmName>,
     /// Force the guest off after this time instead of `shutdownTimeoutSec`
-    #[arg(long, value_name = "SEC", value_parser = clap::value_parser!(u32).range(1..=i64::from(Seconds::MAX)))]
+    #[arg(
+        long,
+        value_name = "SEC",
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(Seconds::MAX))
+    )]
     timeout: Option<u32>,
 }
 
-/// Stops and starts the VMs. One whose file is invalid keeps running.
+/// Stops and starts the VMs. A VM with an invalid VM file keeps running.
 ///
 /// # Errors
-/// Of each VM that does not stop or does not start.
+/// A VM does not stop or does not start.
 pub async fn run(
     args: &Args,
     layout: &Layout,
     exe: &Path,
     manager: Option<Scope>,
 ) -> Result<(), Failure> {
-    let how = Begin { layout, exe, manager, wait: true, say: super::tell };
+    let how = StartOptions { layout, exe, manager, wait: true, say: super::report };
     let command = Command::PowerOff { timeout_sec: args.timeout };
     super::each(&args.names, async |name| {
         let file = layout.vm_file(&name);
@@ -47,7 +51,7 @@ pub async fn run(
         let written = written.await.map_err(|error| super::no_answer(&error, &name))?;
         written.map_err(|invalid| Failure::invalid(&invalid))?;
         let paths = layout.vm(&name);
-        let mut say = |text: &str| super::tell(&name, text);
+        let mut say = |text: &str| super::report(&name, text);
         match ask_down(&paths.control_socket(), command, true, &mut say).await {
             Ok(()) | Err(client::Error::NotRunning) => {}
             Err(error) => return Err(super::refused(&error, layout, &name).await),
@@ -56,12 +60,12 @@ pub async fn run(
             return Err(super::unknown(&error, &name));
         }
         let released = released(&paths).await;
-        released.map_err(|error| Failure::of(&error).about(&name).hint(error.hint()))?;
-        if let Err(error) = begin(&name, &how).await {
-            return Err(super::not_begun(&error, &how, &name).await);
+        released.map_err(|error| Failure::from_error(&error).about(&name).hint(error.hint()))?;
+        if let Err(error) = start_vm(&name, &how).await {
+            return Err(super::not_started(&error, &how, &name).await);
         }
-        super::tell(&name, "running");
-        super::tell_notes(layout, &name).await;
+        super::report(&name, "running");
+        super::print_notes(layout, &name).await;
         Ok(())
     })
     .await

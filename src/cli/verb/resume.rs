@@ -1,4 +1,4 @@
-//! `qvm resume`: lets a paused guest go on.
+//! `qvm resume`: resumes paused guests.
 
 use crate::{cli::exit::Failure, control::types::Command, store::layout::Layout, value::VmName};
 
@@ -13,7 +13,7 @@ pub struct Args {
 /// Resumes the VMs.
 ///
 /// # Errors
-/// Of each VM that is not running or does not take it.
+/// A VM is not running, or refuses.
 pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     super::command(layout, &args.names, Command::Resume).await
 }

@@ -1,4 +1,4 @@
-//! `qvm rm --disks`: takes away what qvm keeps of a stopped VM. Its VM file stays.
+//! `qvm rm --disks`: deletes the state directory of a stopped VM. The VM file is kept.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     cli::exit::{self, Failure},
-    fleet::lock_holder::{self, Holder},
+    fleet::lock_holder::{self, LockHolder},
     store::{layout::Layout, vm_state},
     value::VmName,
 };
@@ -25,21 +25,21 @@ pub struct Args {
     yes: bool,
 }
 
-/// Removes the state of a VM, after asking for its name.
+/// Deletes the state of a VM, after a confirmation.
 ///
 /// # Errors
-/// It runs, there is nothing of it, it was not confirmed, or it cannot be removed.
+/// The VM is running or has no state, the deletion was not confirmed, or it failed.
 pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let (name, paths) = (&args.name, layout.vm(&args.name));
     if !args.disks {
         let hint = format!(
-            "say `qvm rm {name} --disks` to delete its disks; remove the VM file yourself to forget the VM"
+            "`qvm rm {name} --disks` deletes its disks, identity and logs; the VM file is kept"
         );
-        let text = "nothing removed: it is not said what";
+        let text = "nothing removed: `--disks` is required";
         return Err(Failure::new(exit::USAGE, text).about(name).hint(hint));
     }
-    if let Holder::Supervisor(_) | Holder::Silent(_) =
-        lock_holder::look(&paths.control_socket()).await
+    if let LockHolder::Supervisor(_) | LockHolder::Silent(_) =
+        lock_holder::probe(&paths.control_socket()).await
     {
         return Err(running(name));
     }
@@ -47,13 +47,13 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let found = vm_state::files(&paths).map_err(told)?;
     if found.is_empty() {
         return Err(match layout.vm_file(name).symlink_metadata() {
-            Ok(_) => Failure::new(exit::NOT_RUNNING, "there is nothing to remove").about(name),
+            Ok(_) => Failure::new(exit::NOT_RUNNING, "nothing to remove").about(name),
             Err(_) => super::not_running(layout, name).await,
         });
     }
-    // Held until all is gone: nobody starts it meanwhile.
+    // The locks are held until everything is deleted, so that the VM cannot be started meanwhile.
     let held = vm_state::hold(&paths).map_err(|error| match error {
-        vm_state::Error::Alone(pid) => super::alone(name, pid),
+        vm_state::Error::Alone(pid) => super::without_supervisor(name, pid),
         error => told(error),
     })?;
     if !args.yes {
@@ -68,17 +68,20 @@ fn running(name: &VmName) -> Failure {
     Failure::new(exit::FAILED, "it is running").about(name).hint(hint)
 }
 
-/// Asks for the name on the terminal.
+/// Asks for the name of the VM on the terminal.
 fn confirm(name: &VmName, found: &[(PathBuf, u64)]) -> Result<(), Failure> {
     if !io::stdin().is_terminal() {
-        let failure = Failure::new(exit::USAGE, "nothing removed: there is no terminal to ask at");
-        return Err(failure.about(name).hint("`--yes` does not ask".to_owned()));
+        let failure = Failure::new(
+            exit::USAGE,
+            "nothing removed: cannot ask for confirmation without a terminal",
+        );
+        return Err(failure.about(name).hint("`--yes` skips the question".to_owned()));
     }
-    let mut text = String::from("This deletes for ever:\n");
+    let mut text = String::from("This deletes permanently:\n");
     for (path, bytes) in found {
         text.push_str(&format!("  {} ({})\n", path.display(), super::size(*bytes)));
     }
-    let _ = write!(io::stderr(), "{text}Type the VM's name to go on: ");
+    let _ = write!(io::stderr(), "{text}Type the name of the VM to confirm: ");
     let mut answer = String::new();
     let read = io::stdin().read_line(&mut answer);
     match read {

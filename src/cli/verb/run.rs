@@ -1,4 +1,4 @@
-//! `qvm run`: the supervisor, in the foreground.
+//! `qvm run`: runs the supervisor in the foreground.
 
 use std::{ffi::OsString, path::Path};
 
@@ -17,7 +17,7 @@ use crate::{
     value::{Explain, VmName, chain},
 };
 
-/// The variable by which a re-executed supervisor finds its lock.
+/// The variable that passes the lock's descriptor to a re-executed supervisor.
 const LOCK_FD: &str = "QVM_LOCK_FD";
 
 /// The arguments of `qvm run`.
@@ -27,10 +27,10 @@ pub struct Args {
     pub name: VmName,
 }
 
-/// Runs the VM to its end and gives the exit code of that end.
+/// Runs the VM and returns when it has ended; the failure has the exit code of that end.
 ///
 /// # Errors
-/// The VM file is not valid (78), the VM is supervised already, or nothing can be set up.
+/// The VM file is invalid (78), the VM has a supervisor, or the preparation failed.
 pub async fn run(
     settings: Settings,
     program: &Path,
@@ -40,7 +40,7 @@ pub async fn run(
     confine::make_room();
     match capabilities::cut() {
         Ok(kept) => debug!("capabilities: {kept:?}"),
-        // No guest has to do without its supervisor for that.
+        // Not fatal: a guest must not lose its supervisor for this.
         Err(error) => warn!("cannot give up the capabilities that are not needed: {error}"),
     }
     let name = settings.name.clone();
@@ -50,7 +50,7 @@ pub async fn run(
         && done.as_ref().is_err_and(|failure| failure.exit_code() == exit::HOST)
         && let Err(error) = service::forget_starts(&name, scope).await
     {
-        warn!("this start counts for the unit's limit: {}", chain(&error));
+        warn!("cannot reset the unit's start counter: {}", chain(&error));
     }
     done
 }
@@ -61,7 +61,7 @@ async fn run_to_its_end(
     arguments: &[OsString],
 ) -> Result<(), Failure> {
     let (name, paths) = (settings.name.clone(), settings.paths());
-    // Where the host is at fault, another try may help.
+    // A host fault; a retry may succeed.
     let subject = |failure: Failure| failure.about(&name);
     let file = settings.layout.vm_file(&name);
     let host = HostSettings::load(&settings.layout.host_settings());
@@ -71,7 +71,7 @@ async fn run_to_its_end(
             loaded.map_err(|e| Failure::invalid(&e))
         }
         Ok(false) => {
-            let text = format!("there is no VM file `{}`", file.display());
+            let text = format!("the VM file `{}` does not exist", file.display());
             Err(subject(Failure::new(exit::NOT_RUNNING, text)))
         }
         Err(error) => {
@@ -82,49 +82,52 @@ async fn run_to_its_end(
     let (vm, text) = match loaded {
         Ok(loaded) => loaded,
         Err(failure) => {
-            // What became of the file since is no reason to give up a guest that runs.
+            // A changed or missing VM file does not stop a running guest.
             let found = running::find(&paths).map_err(|error| super::unknown(&error, &name))?;
             if !found.is_running() {
                 return Err(failure);
             }
             let booted = crate::store::vm_file_copies::booted(&paths, &name, &file);
             let booted = booted.ok_or_else(|| failure.clone().code(exit::HOST))?;
-            warn!("the guest runs on by the VM file that it was started from:\n{failure}");
+            warn!(
+                "cannot read the VM file; the guest keeps running with its earlier settings:\n\
+                 {failure}"
+            );
             booted
         }
     };
     let passed_on = (settings.env)(LOCK_FD).and_then(|number| number.parse().ok());
     let lock = match passed_on.and_then(|number| Lock::inherited(number, &paths.lock())) {
         Some(lock) => lock,
-        None => lock_holder::take(&paths).await.map_err(|e| subject(Failure::explained(&e)))?,
+        None => lock_holder::acquire(&paths).await.map_err(|e| subject(Failure::explained(&e)))?,
     };
-    // The code of a fault of the VM has the unit's ExecStopPost= end its QEMU.
+    // With the exit code of a VM fault, ExecStopPost= of the unit would end QEMU.
     let host_fault = |failure: Failure, is_known: bool| {
         subject(failure.host_fault_if(is_known || may_be_running(&paths)))
     };
     file::make_dir(&paths.state)
-        .map_err(|e| host_fault(Failure::of(&e).hint(e.hint()), e.is_host_fault()))?;
+        .map_err(|e| host_fault(Failure::from_error(&e).hint(e.hint()), e.is_host_fault()))?;
     match supervise(settings, vm, text, Mode::Run).await {
         Ok(Outcome::Exit(0)) => Ok(()),
-        // The end has been logged with all that is known of it.
+        // The end has been logged already.
         Ok(Outcome::Exit(code)) => Err(Failure::quiet(code)),
         Ok(Outcome::NotStarted(StartFailure { fault, why })) => {
             Err(subject(Failure::new(fault.exit_code(), why)))
         }
         Ok(Outcome::Reexec) => {
             let failed = |failure: Failure| host_fault(failure, false);
-            let number = lock.pass_on().map_err(|e| failed(Failure::of(&e)))?;
-            signal::block().map_err(|e| failed(Failure::of(&e)))?;
+            let number = lock.pass_on().map_err(|e| failed(Failure::from_error(&e)))?;
+            signal::block().map_err(|e| failed(Failure::from_error(&e)))?;
             let next = Program::new(program).args(arguments.iter().skip(1));
             let error = next.env(LOCK_FD, number.to_string()).exec();
             let text = format!("cannot execute `{}`: {error}", program.display());
             Err(failed(Failure::new(exit::FAILED, text)))
         }
-        Err(e) => Err(host_fault(Failure::of(&e).hint(e.hint()), e.is_host_fault())),
+        Err(e) => Err(host_fault(Failure::from_error(&e).hint(e.hint()), e.is_host_fault())),
     }
 }
 
-/// Whether a QEMU process of the VM is running, or it is not known whether one is.
+/// Whether QEMU is running, or it is unknown whether it is.
 fn may_be_running(paths: &VmPaths) -> bool {
     running::find(paths).map_or(true, |found| found.is_running())
 }

@@ -1,4 +1,4 @@
-//! `qvm screenshot`: a picture of the guest's screen.
+//! `qvm screenshot`: saves a picture of the guest's screen.
 
 use std::{
     fs::File,
@@ -23,10 +23,10 @@ pub struct Args {
     file: PathBuf,
 }
 
-/// Takes the picture.
+/// Saves the picture.
 ///
 /// # Errors
-/// It is not running, has no screen, or the file cannot be written.
+/// The VM is not running, has no screen, or the file cannot be written.
 pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let name = &args.name;
     let client = super::connect(layout, name).await?;
@@ -38,10 +38,11 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
         from.read_to_end(&mut bytes)?;
         Ok(bytes)
     };
-    let bytes = read().map_err(|error| Failure::of(&error).about(name))?;
+    let bytes = read().map_err(|error| Failure::from_error(&error).about(name))?;
     if args.file.as_os_str() == "-" {
         return super::print_bytes(&bytes);
     }
     file::remove_abandoned_beside(&args.file);
-    file::write(&args.file, &bytes, 0o644).map_err(|e| Failure::of(&e).about(name).hint(e.hint()))
+    file::write(&args.file, &bytes, 0o644)
+        .map_err(|e| Failure::from_error(&e).about(name).hint(e.hint()))
 }

@@ -1,5 +1,4 @@
-//! `qvm seed`: the documents that cloud-init finds in the guest, as the next start would write
-//! them.
+//! `qvm seed`: prints the cloud-init documents that the next start would write.
 
 use std::io::Write;
 
@@ -21,23 +20,24 @@ pub struct Args {
     document: Option<String>,
 }
 
-/// Prints them.
+/// Prints the documents.
 ///
 /// # Errors
-/// The VM file is not valid, or wants no seed.
+/// The VM file is invalid or has no `[cloudInit]`.
 pub fn run(args: &Args, settings: &Settings, out: &mut dyn Write) -> Result<(), Failure> {
     let name = &settings.name;
     let file = settings.layout.vm_file(name);
     if !file.exists() {
-        let text = format!("there is no VM file `{}`", file.display());
+        let text = format!("the VM file `{}` does not exist", file.display());
         return Err(Failure::new(exit::NOT_RUNNING, text).about(name));
     }
     let vm = spec::load(&file).map_err(|invalid| Failure::invalid(&invalid))?;
-    let fail = |error: prepare::Error| Failure::of(&error).hint(error.hint()).about(name);
+    let fail = |error: prepare::Error| Failure::from_error(&error).hint(error.hint()).about(name);
     let facts = prepare::facts_of(settings).map_err(|error| fail(error.into()))?;
     let identity = prepare::identity_of(settings, &vm, &facts).map_err(fail)?;
     let Some(documents) = documents::documents(&vm, &identity) else {
-        let failure = Failure::new(exit::NOT_RUNNING, "it gets no seed: it has no `[cloudInit]`");
+        let failure =
+            Failure::new(exit::NOT_RUNNING, "it has no seed: its VM file has no `[cloudInit]`");
         return Err(failure.about(name));
     };
     let all: [(&str, &[u8]); 3] = [
@@ -54,7 +54,7 @@ pub fn run(args: &Args, settings: &Settings, out: &mut dyn Write) -> Result<(), 
     out.write_all(&bytes).map_err(|error| Failure::output(&error))
 }
 
-/// A document under its name. One that is no text is not shown.
+/// Returns a document with its name as a heading. Compressed data is not printed.
 fn listed(name: &str, bytes: &[u8]) -> Vec<u8> {
     let text = match std::str::from_utf8(bytes) {
         Ok(text) => text.to_owned(),

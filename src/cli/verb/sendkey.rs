@@ -16,14 +16,14 @@ pub struct Args {
     chords: Vec<String>,
 }
 
-/// Presses them, one chord after the other.
+/// Presses the chords in order.
 ///
 /// # Errors
-/// It is not running, or there is no such key (2).
+/// The VM is not running, or a key does not exist (2).
 pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let chords: Result<Vec<Chord>, _> = args.chords.iter().map(|text| text.parse()).collect();
     let chords = chords.map_err(|error: crate::value::keyboard::Error| {
-        Failure::of(&error).code(exit::USAGE).about(&args.name).hint(error.hint())
+        Failure::from_error(&error).code(exit::USAGE).about(&args.name).hint(error.hint())
     })?;
     super::press(layout, &args.name, &chords).await
 }

@@ -1,4 +1,4 @@
-//! `qvm ssh`: ssh(1) into a guest, at the address or the forwarded port where it is reached.
+//! `qvm ssh`: runs ssh(1) to the guest's address or forwarded port.
 
 use crate::{
     cli::exit::{self, Failure},
@@ -9,7 +9,7 @@ use crate::{
     value::VmName,
 };
 
-/// The port of ssh in the guest.
+/// The guest's ssh port.
 const PORT: u16 = 22;
 
 /// The arguments of `qvm ssh`.
@@ -25,10 +25,10 @@ pub struct Args {
     arguments: Vec<String>,
 }
 
-/// Becomes ssh.
+/// Executes ssh.
 ///
 /// # Errors
-/// It does not run, nobody knows its address, or there is no ssh.
+/// The VM is not running, its address is unknown, or ssh is not installed.
 pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let name = &args.name;
     let vm = spec::load_early(&layout.vm_file(name)).ok();
@@ -38,18 +38,19 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     });
     let mut words: Vec<String> = Vec::new();
     let host = if let Some(at) = forwarded {
-        // A VM that does not run is told from a guest that does not answer.
+        // "Not running" is reported as such, not as an unknown address.
         super::connect(layout, name).await?;
         words.extend(["-p".to_owned(), at.port().to_string()]);
-        // The same port of this host is another guest's some day.
+        // The same host port may belong to another guest later: no known_hosts entry by port alone.
         words.extend(["-o".to_owned(), format!("HostKeyAlias=qvm-{name}")]);
         at.ip().to_string()
     } else {
         let found = addresses(layout, name).await;
         let found = super::or_refused(found, layout, name).await?;
         let first = found.into_iter().next().ok_or_else(|| {
-            let hint = "`ip` in the VM file, qemu-guest-agent in the guest, or `forward = [\"2222:22\"]` leads there";
-            let failure = Failure::new(exit::NOT_RUNNING, "its address is not known");
+            let hint = "set `ip` or `forward = [\"2222:22\"]` in the VM file, or install \
+                        qemu-guest-agent in the guest";
+            let failure = Failure::new(exit::NOT_RUNNING, "its address is unknown");
             failure.about(name).hint(hint.to_owned())
         })?;
         first.address
@@ -60,7 +61,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     words.push(host);
     words.extend(args.arguments.iter().cloned());
     let error = Program::new("ssh").args(words).exec();
-    Err(Failure::of_io("cannot run `ssh`", &error).about(name))
+    Err(Failure::from_io("cannot run `ssh`", &error).about(name))
 }
 
 fn user(vm: &Vm) -> Option<String> {

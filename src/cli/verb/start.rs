@@ -1,10 +1,10 @@
-//! `qvm start`: starts VMs and returns when their guests run.
+//! `qvm start`: starts VMs and returns when the guests run.
 
 use std::path::Path;
 
 use crate::{
     cli::exit::Failure,
-    fleet::start::{Begin, Begun, begin},
+    fleet::start::{StartOptions, StartOutcome, start_vm},
     store::{layout::Layout, vm_state},
     sys::storage_reader::StorageReader,
     systemd::unit::Scope,
@@ -25,18 +25,18 @@ pub struct Args {
     discard_state: bool,
 }
 
-/// Starts the VMs by `exe`, which is this program; `manager` is the systemd whose units look where
-/// `layout` does.
+/// Starts the VMs with `exe`, which is this program; `manager` is the systemd manager whose units
+/// use the directories of `layout`.
 ///
 /// # Errors
-/// Of each VM whose file is invalid, or whose supervisor ended.
+/// A VM file is invalid, or a supervisor ended.
 pub async fn run(
     args: &Args,
     layout: &Layout,
     exe: &Path,
     manager: Option<Scope>,
 ) -> Result<(), Failure> {
-    let how = Begin { layout, exe, manager, wait: !args.no_wait, say: super::tell };
+    let how = StartOptions { layout, exe, manager, wait: !args.no_wait, say: super::report };
     super::each(&args.names, async |name| {
         if args.discard_state {
             let paths = layout.vm(&name);
@@ -46,14 +46,14 @@ pub async fn run(
             let discarded = discarded.await.map_err(|error| super::no_answer(&error, &name))?;
             discarded.map_err(|error| super::not_held(&error, &name))?;
         }
-        match begin(&name, &how).await {
-            Ok(Begun::Running) => {
-                super::tell(&name, "running");
-                super::tell_notes(layout, &name).await;
+        match start_vm(&name, &how).await {
+            Ok(StartOutcome::Running) => {
+                super::report(&name, "running");
+                super::print_notes(layout, &name).await;
             }
-            Ok(Begun::Already) => super::tell(&name, "already running"),
-            Ok(Begun::Asked) => super::tell(&name, "starting"),
-            Err(error) => return Err(super::not_begun(&error, &how, &name).await),
+            Ok(StartOutcome::AlreadyRunning) => super::report(&name, "already running"),
+            Ok(StartOutcome::Requested) => super::report(&name, "starting"),
+            Err(error) => return Err(super::not_started(&error, &how, &name).await),
         }
         Ok(())
     })

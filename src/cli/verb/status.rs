@@ -1,4 +1,4 @@
-//! `qvm status`: the whole truth about VMs.
+//! `qvm status`: the detailed status of VMs.
 
 use std::{fmt::Write, path::Path};
 
@@ -7,7 +7,7 @@ use jiff::{Timestamp, tz::TimeZone};
 use crate::{
     cli::{
         exit::{self, Failure},
-        table::{Look, Screen},
+        table::{Screen, Style},
     },
     control::isolation::Isolation,
     control::types::{DiskLimit, Ready, State, Status},
@@ -33,19 +33,19 @@ pub struct Args {
     json: bool,
 }
 
-/// What the times are shown by.
+/// How times are shown.
 #[derive(Debug, Clone)]
 pub struct Clock {
-    /// The time.
+    /// The current time.
     pub now: Timestamp,
-    /// Where the operator is.
+    /// The operator's time zone.
     pub zone: TimeZone,
-    /// Standard output.
+    /// The properties of standard output.
     pub screen: Screen,
 }
 
 impl Clock {
-    /// `2026-01-02 03:04:05 UTC, 6m 7s ago`, of a time in RFC 3339.
+    /// Formats a time of RFC 3339: `2026-01-02 03:04:05 UTC, 6m 7s ago`.
     fn shown(&self, at: &str) -> String {
         match (at.parse::<Timestamp>(), super::age(at, self.now)) {
             (Ok(time), Some(age)) => {
@@ -57,10 +57,11 @@ impl Clock {
     }
 }
 
-/// Prints what is known, also of VMs that do not run; `proc` is `/proc`.
+/// Prints the status, also of stopped VMs; `proc` is `/proc`.
 ///
 /// # Errors
-/// A VM that was named does not run, or is not there: exit code 3, after it was printed; 75 where its state is unknown.
+/// A VM in `names` is not running or does not exist: exit code 3, after the output; 75 if its state
+/// is unknown.
 pub async fn run(args: &Args, layout: &Layout, clock: &Clock, proc: &Path) -> Result<(), Failure> {
     let mut entries = inventory(&StorageReader::default(), layout, &args.names).await;
     weigh(&mut entries, proc);
@@ -68,10 +69,11 @@ pub async fn run(args: &Args, layout: &Layout, clock: &Clock, proc: &Path) -> Re
     let known: Vec<&Entry> = entries.iter().filter(|entry| entry.known).collect();
     if args.json {
         let all: Vec<&Status> = known.iter().map(|entry| &entry.status).collect();
-        let json = serde_json::to_string_pretty(&all).map_err(|error| Failure::of(&error))?;
+        let json =
+            serde_json::to_string_pretty(&all).map_err(|error| Failure::from_error(&error))?;
         super::print(&format!("{json}\n"))?;
     } else {
-        let all: Vec<String> = known.iter().map(|entry| told(&entry.status, clock)).collect();
+        let all: Vec<String> = known.iter().map(|entry| details(&entry.status, clock)).collect();
         super::print(&all.join("\n"))?;
     }
     let mut failures = Vec::new();
@@ -87,14 +89,14 @@ pub async fn run(args: &Args, layout: &Layout, clock: &Clock, proc: &Path) -> Re
     Failure::all(failures)
 }
 
-/// `300, in effect 77, 37.5% of the host when everybody wants all of it`.
+/// `300, in effect 77, 37.5% of the host under full load`.
 fn weight(status: &Status) -> String {
     let mut text = status.cpu_weight.to_string();
     if let Some(other) = status.cpu_weight_effective.filter(|own| *own != status.cpu_weight) {
         let _ = write!(text, ", in effect {other}");
     }
     if let Some(share) = status.cpu_share {
-        let _ = write!(text, ", {:.1}% of the host when everybody wants all of it", share * 100.0);
+        let _ = write!(text, ", {:.1}% of the host under full load", share * 100.0);
     }
     text
 }
@@ -110,15 +112,15 @@ fn disk_limit(limit: &DiskLimit) -> String {
     text
 }
 
-/// Where the values begin.
+/// The column of the values.
 const KEYS: usize = 13;
 
-fn told(status: &Status, clock: &Clock) -> String {
+fn details(status: &Status, clock: &Clock) -> String {
     let look = match status.state {
-        State::Running => Look::Good,
-        State::Failed | State::Unknown => Look::Bad,
-        State::Stopped => Look::Plain,
-        State::Starting | State::Paused | State::Stopping => Look::Doubtful,
+        State::Running => Style::Good,
+        State::Failed | State::Unknown => Style::Bad,
+        State::Stopped => Style::Plain,
+        State::Starting | State::Paused | State::Stopping => Style::Doubtful,
     };
     let state = status.state.word();
     let mut text = String::new();
@@ -128,7 +130,7 @@ fn told(status: &Status, clock: &Clock) -> String {
             if key == "state:" {
                 shown = shown.replacen(state, &look.paint(state, clock.screen.colours), 1);
             }
-            // Into a String it cannot fail.
+            // Writing to a String cannot fail.
             let _ = writeln!(text, "{key:12} {shown}");
         }
     };
@@ -140,10 +142,10 @@ fn told(status: &Status, clock: &Clock) -> String {
         mem.push_str(&format!(" ({} now)", super::size(actual)));
     }
     if let Some(used) = status.mem_resident_bytes {
-        mem.push_str(&format!(", {}M of the host's", used >> 20));
+        mem.push_str(&format!(", {}M resident", used >> 20));
     }
     let cpu = status.cpu_seconds.map(|used| format!("{used:.1} s used"));
-    // What a file is called, where that is no VM's name.
+    // A file whose name is not a valid VM name.
     line("name:", Some(&shown(&status.name)));
     line("description:", status.description.as_deref());
     line("state:", Some(since.as_deref().unwrap_or(state)));
@@ -168,7 +170,7 @@ fn told(status: &Status, clock: &Clock) -> String {
     }
     line("accel:", status.accel.as_deref());
     line("qemu:", status.qemu_version.as_deref());
-    line("isolation:", status.isolation.as_ref().map(Isolation::told).as_deref());
+    line("isolation:", status.isolation.as_ref().map(Isolation::describe).as_deref());
     line("machine:", status.machine.as_deref());
     line("console:", status.console.as_deref());
     for pending in &status.pending {

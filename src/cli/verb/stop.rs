@@ -1,4 +1,4 @@
-//! `qvm stop`: a clean shutdown with a bound, told rung by rung.
+//! `qvm stop`: shuts guests down cleanly within a time limit, and prints each rung.
 
 use crate::{
     cli::exit::Failure,
@@ -14,7 +14,11 @@ pub struct Args {
     #[arg(value_name = "NAME", required = true)]
     names: Vec<VmName>,
     /// Force the guest off after this time instead of `shutdownTimeoutSec`
-    #[arg(long, value_name = "SEC", value_parser = clap::value_parser!(u32).range(1..=i64::from(Seconds::MAX)))]
+    #[arg(
+        long,
+        value_name = "SEC",
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(Seconds::MAX))
+    )]
     timeout: Option<u32>,
     /// Request the shutdown and return without waiting
     #[arg(long)]
@@ -24,7 +28,7 @@ pub struct Args {
 /// Stops the VMs and returns when they are down.
 ///
 /// # Errors
-/// Of each VM that is not running or does not take it.
+/// A VM is not running, or refuses.
 pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let command = Command::PowerOff { timeout_sec: args.timeout };
     super::ask_down(layout, &args.names, command, !args.no_wait).await

@@ -1,4 +1,4 @@
-//! `qvm suspend`: saves the guest's state to the disk and ends; the next start goes on from it.
+//! `qvm suspend`: saves the state of guests to disk and ends; the next start restores it.
 
 use crate::{cli::exit::Failure, control::types::Command, store::layout::Layout, value::VmName};
 
@@ -10,10 +10,11 @@ pub struct Args {
     names: Vec<VmName>,
 }
 
-/// Suspends the VMs and returns when they are down. A guest whose state cannot be saved goes on.
+/// Suspends the VMs and returns when they are down. A guest whose state cannot be saved keeps
+/// running.
 ///
 /// # Errors
-/// Of each VM that is not running, or cannot be saved.
+/// A VM is not running, or its state cannot be saved.
 pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     super::ask_down(layout, &args.names, Command::Suspend, true).await
 }

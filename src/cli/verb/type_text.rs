@@ -1,4 +1,4 @@
-//! `qvm type`: types a text at the guest's keyboard.
+//! `qvm type`: types text on the guest's keyboard.
 
 use crate::{
     cli::exit::Failure,
@@ -18,14 +18,14 @@ pub struct Args {
     enter: bool,
 }
 
-/// Types it, and returns when the last key is up.
+/// Types the text and returns after the last key release.
 ///
 /// # Errors
-/// It is not running, or the keyboard has no such character.
+/// The VM is not running, or the keyboard layout lacks a character.
 pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let text = if args.enter { format!("{}\n", args.text) } else { args.text.clone() };
     let chords = Chord::typing(&text);
     let chords =
-        chords.map_err(|error| Failure::of(&error).about(&args.name).hint(error.hint()))?;
+        chords.map_err(|error| Failure::from_error(&error).about(&args.name).hint(error.hint()))?;
     super::press(layout, &args.name, &chords).await
 }

@@ -1,10 +1,10 @@
-//! `qvm vnc`: where the guest's screen is served, or a viewer of it.
+//! `qvm vnc`: prints the address of the guest's screen, or opens a viewer.
 
 use std::io;
 
 use crate::{
     cli::exit::{self, Failure},
-    fleet::inventory::PATIENCE,
+    fleet::inventory::STATUS_LIMIT,
     store::layout::Layout,
     sys::program::Program,
     value::VmName,
@@ -23,16 +23,15 @@ pub struct Args {
 /// Prints the address, `unix:PATH` or `ADDRESS:PORT`.
 ///
 /// # Errors
-/// It is not running, or serves no screen (3); there is no viewer.
+/// The VM is not running, its screen is not served (3), or no viewer is installed.
 pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let name = &args.name;
     let mut client = super::connect(layout, name).await?;
-    let status = client.status(PATIENCE).await;
+    let status = client.status(STATUS_LIMIT).await;
     let status = super::or_refused(status, layout, name).await?;
     let Some(at) = status.vnc else {
-        let hint =
-            "`vnc = \"unix\"` in `[display]` of its VM file serves it, from the next start on";
-        let failure = Failure::new(exit::NOT_RUNNING, "its screen is not served");
+        let hint = "set `vnc = \"unix\"` in `[display]` of the VM file and restart the VM";
+        let failure = Failure::new(exit::NOT_RUNNING, "its screen is not served by VNC");
         return Err(failure.about(name).hint(hint.to_owned()));
     };
     if !args.open {
@@ -40,7 +39,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     }
     let socket = at.strip_prefix("unix:");
     let viewer = |program: &str, at: String| Program::new(program).arg(at).exec();
-    // TigerVNC's takes a port with two colons, and a path as it is.
+    // TigerVNC's viewer takes a port after two colons, and a path unchanged.
     let first = viewer(
         "vncviewer",
         match socket {
@@ -61,7 +60,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
             None => format!("vnc://{at}"),
         },
     );
-    let hint = format!("`qvm vnc {name}` tells the address for any viewer");
-    let text = format!("there is neither `vncviewer` nor `remote-viewer`: {error}");
+    let hint = format!("`qvm vnc {name}` prints the address for any viewer");
+    let text = format!("neither `vncviewer` nor `remote-viewer` can be run: {error}");
     Err(Failure::new(exit::FAILED, text).about(name).hint(hint))
 }

@@ -1,4 +1,4 @@
-//! `qvm wait`: returns when a VM is what it is waited for to be.
+//! `qvm wait`: waits for a condition of a VM.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::{
         client::{self, Client},
         types::{Ready, State, Status},
     },
-    fleet::inventory::PATIENCE,
+    fleet::inventory::STATUS_LIMIT,
     store::layout::Layout,
     value::{Seconds, VmName, base64},
 };
@@ -20,15 +20,19 @@ pub struct Args {
     name: VmName,
     /// The condition to wait for
     #[arg(long = "for", value_name = "WHAT", value_enum)]
-    what: What,
+    what: Condition,
     /// Fail with exit code 1 after this time
-    #[arg(long, value_name = "SEC", value_parser = clap::value_parser!(u32).range(1..=i64::from(Seconds::MAX)))]
+    #[arg(
+        long,
+        value_name = "SEC",
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(Seconds::MAX))
+    )]
     timeout: Option<u32>,
 }
 
-/// What a VM can be waited for to be.
+/// The conditions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum What {
+enum Condition {
     /// The vCPUs run
     Running,
     /// The condition `ready` of the VM file is met
@@ -41,15 +45,15 @@ enum What {
     Stopped,
 }
 
-/// Between two looks.
+/// The poll interval.
 const POLL: Duration = Duration::from_millis(200);
-/// How long `cloud-init status --wait` may take at a time.
+/// The limit of one `cloud-init status --wait`.
 const CLOUD_INIT: Duration = Duration::from_secs(60);
 
-/// Waits.
+/// Waits for the condition.
 ///
 /// # Errors
-/// There is no such VM, or the time is up.
+/// The VM does not exist, or the time limit was exceeded.
 pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let name = &args.name;
     let is_supervised = Client::connect(&layout.vm(name).control_socket()).await.is_ok();
@@ -66,39 +70,39 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let Some(limit) = args.timeout else { return wait.await };
     let waited = tokio::time::timeout(Duration::from_secs(limit.into()), wait).await;
     waited.unwrap_or_else(|_| {
-        let text = format!("not within {limit} s");
+        let text = format!("the condition was not met within {limit} s");
         Err(Failure::new(exit::FAILED, text).about(name))
     })
 }
 
-async fn is(what: What, layout: &Layout, name: &VmName) -> Result<bool, Failure> {
+async fn is(what: Condition, layout: &Layout, name: &VmName) -> Result<bool, Failure> {
     let paths = layout.vm(name);
     let mut client = match Client::connect(&paths.control_socket()).await {
         Ok(client) => client,
         Err(client::Error::NotRunning) => {
             return match super::find(layout, name).await? {
-                Ok(found) => Ok(what == What::Stopped && !found.is_running()),
-                // A supervisor that began a moment ago holds the locks, and answers by now.
+                Ok(found) => Ok(what == Condition::Stopped && !found.is_running()),
+                // A supervisor that has just started holds the locks, and answers by now.
                 Err(_) if Client::connect(&paths.control_socket()).await.is_ok() => Ok(false),
                 Err(error) => Err(super::unknown(&error, name)),
             };
         }
         Err(error) => return Err(super::refused(&error, layout, name).await),
     };
-    // A supervisor that goes meanwhile is no failure: the next look will tell.
+    // A supervisor that ends meanwhile is not a failure: the next poll decides.
     let state = |is: &dyn Fn(&Status) -> bool, status: Result<Status, client::Error>| {
         status.is_ok_and(|status| is(&status))
     };
     Ok(match what {
-        What::Stopped => false,
-        What::Running => {
-            state(&|status| status.state == State::Running, client.status(PATIENCE).await)
+        Condition::Stopped => false,
+        Condition::Running => {
+            state(&|status| status.state == State::Running, client.status(STATUS_LIMIT).await)
         }
-        What::Ready => {
-            state(&|status| status.ready == Some(Ready::Yes), client.status(PATIENCE).await)
+        Condition::Ready => {
+            state(&|status| status.ready == Some(Ready::Yes), client.status(STATUS_LIMIT).await)
         }
-        What::Agent => client.guest().await.is_ok_and(|guest| guest.answers),
-        What::CloudInit => {
+        Condition::Agent => client.guest().await.is_ok_and(|guest| guest.answers),
+        Condition::CloudInit => {
             let command = ["cloud-init", "status"].map(str::to_owned).to_vec();
             let done = client.exec(command, CLOUD_INIT).await;
             done.is_ok_and(|done| {

@@ -11,7 +11,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
             findings.push(Finding::complaint(super::Level::Error, "isolation", complaint));
         }
         Some(Ok(isolation)) if isolation.missing.is_empty() => {
-            let found = format!("QEMU is kept apart by all layers: {}", isolation.told());
+            let found = format!("QEMU is kept apart by all layers: {}", isolation.describe());
             findings.push(Finding::ok("isolation", found));
         }
         Some(Ok(isolation)) => {

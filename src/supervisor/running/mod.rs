@@ -140,8 +140,8 @@ impl RunningVm {
             VmEvent::Memory(event) => self.memory.handle(event),
             VmEvent::Readiness(found) => return Some(self.readiness.handle(found)),
             VmEvent::Screen(opened) => {
-                let grant = around.config.grant();
-                if self.screen.handle(opened, grant, qemu).is_err() {
+                let authorizer = around.config.authorizer();
+                if self.screen.handle(opened, authorizer, qemu).is_err() {
                     around.config.set_screen_unserved();
                 }
             }
@@ -185,7 +185,7 @@ impl RunningVm {
 
     /// Serves the screen of a QEMU process that was launched.
     pub(crate) fn serve_screen(&mut self, listener: Option<VncListener>, config: &mut Config) {
-        if self.screen.serve(listener, config.grant(), &self.qemu).is_err() {
+        if self.screen.serve(listener, config.authorizer(), &self.qemu).is_err() {
             config.set_screen_unserved();
         }
     }

@@ -1,7 +1,7 @@
 //! What QEMU counts of a running machine.
 
 use crate::{
-    control::types::{DiskStatistics, Refusal, Statistics, TapOf},
+    control::types::{DiskStatistics, NicTap, Refusal, Statistics},
     machine::device,
     supervisor::{limits::QMP_LIMIT, refusal::qmp_refusal},
     value::Label,
@@ -14,7 +14,7 @@ use crate::{
 pub(crate) async fn statistics(
     client: qmp::Client,
     disks: Vec<Label>,
-    taps: Vec<TapOf>,
+    taps: Vec<NicTap>,
 ) -> Result<Statistics, Refusal> {
     let asked = tokio::try_join!(client.blocks(QMP_LIMIT), client.vcpu_threads(QMP_LIMIT));
     let (blocks, vcpu_threads) =

@@ -52,13 +52,13 @@ impl VncListener {
     ///
     /// # Errors
     /// The runtime does not take the socket.
-    fn accept(self, client: qmp::Client, grant: Authorizer) -> std::io::Result<Acceptor> {
+    fn accept(self, client: qmp::Client, authorizer: Authorizer) -> std::io::Result<Acceptor> {
         let (target, to) = watch::channel(Target { client, password: self.password });
         let mut tasks = Tasks::default();
         match self.socket {
             VncSocket::Unix(listener) => {
                 listener.set_nonblocking(true)?;
-                tasks.spawn(at_socket(UnixListener::from_std(listener)?, to, grant));
+                tasks.spawn(at_socket(UnixListener::from_std(listener)?, to, authorizer));
             }
             VncSocket::Tcp(listener) => {
                 listener.set_nonblocking(true)?;
@@ -87,17 +87,21 @@ async fn next<V, A: Future<Output = std::io::Result<V>>>(
 }
 
 /// Lets operators in, who need no password.
-async fn at_socket(listener: UnixListener, target: watch::Receiver<Target>, grant: Authorizer) {
+async fn at_socket(
+    listener: UnixListener,
+    target: watch::Receiver<Target>,
+    authorizer: Authorizer,
+) {
     let (room, mut tasks) = (Arc::new(Semaphore::new(ON_THEIR_WAY)), Tasks::default());
     while let Some((permit, (viewer, _))) = next(&room, || listener.accept()).await {
-        let (client, grant) = (target.borrow().client.clone(), grant.clone());
+        let (client, authorizer) = (target.borrow().client.clone(), authorizer.clone());
         tasks.spawn(async move {
             let _permit = permit;
             let peer = match peer::of(viewer.as_fd()) {
                 Ok(peer) => peer,
                 Err(error) => return warn!("cannot get peer credentials of a viewer: {error}"),
             };
-            if let Err(denied) = grant.check(&peer, authorizer::SCREEN).await {
+            if let Err(denied) = authorizer.check(&peer, authorizer::SCREEN).await {
                 return warn!("{denied}");
             }
             debug!("uid {} looks at the screen", peer.uid);
@@ -181,12 +185,12 @@ impl Screen {
     pub(crate) fn serve(
         &mut self,
         listener: Option<VncListener>,
-        grant: Authorizer,
+        authorizer: Authorizer,
         qemu: &Qemu,
     ) -> Result<(), String> {
         let Some(listener) = listener else { return Ok(()) };
         self.problem = None;
-        match listener.accept(qemu.client(), grant) {
+        match listener.accept(qemu.client(), authorizer) {
             Ok(acceptor) => {
                 self.acceptor = Some(acceptor);
                 Ok(())
@@ -228,7 +232,7 @@ impl Screen {
     pub(crate) fn handle(
         &mut self,
         opened: Result<ScreenOpened, String>,
-        grant: Authorizer,
+        authorizer: Authorizer,
         qemu: &Qemu,
     ) -> Result<(), String> {
         match opened {
@@ -238,7 +242,7 @@ impl Screen {
                 }
                 Ok(())
             }
-            Ok(ScreenOpened::Listener(listener)) => self.serve(listener, grant, qemu),
+            Ok(ScreenOpened::Listener(listener)) => self.serve(listener, authorizer, qemu),
             Err(why) => Err(self.fail(&why)),
         }
     }
@@ -298,7 +302,7 @@ mod tests {
         let mut screen = Screen::new(ScreenOwner::Supervisor);
         let listener = vnc_listener::open(&vm, host.ctx.paths()).unwrap();
         assert!(listener.is_some());
-        screen.serve(listener, Operators::new().grant(&vm), &fake.qemu).unwrap();
+        screen.serve(listener, Operators::new().authorizer(&vm), &fake.qemu).unwrap();
         screen
     }
 
@@ -346,8 +350,8 @@ mod tests {
         let mut screen = served(&host, &fake).await;
         screen.open_again(&vm, &mut fake.qemu, &host.ctx).await;
         let found = opened(&mut fake).await;
-        let grant = Operators::new().grant(&vm);
-        screen.handle(found, grant, &fake.qemu).unwrap();
+        let authorizer = Operators::new().authorizer(&vm);
+        screen.handle(found, authorizer, &fake.qemu).unwrap();
         assert_eq!(screen.address(&vm, host.ctx.paths()), None);
         assert!(!host.ctx.paths().vnc_socket().exists());
     }
@@ -372,8 +376,8 @@ mod tests {
         let mut screen = served(&host, &fake).await;
         screen.open_again(&vm, &mut fake.qemu, &host.ctx).await;
         let found = opened(&mut fake).await;
-        let grant = Operators::new().grant(&vm);
-        let why = screen.handle(found, grant, &fake.qemu).unwrap_err();
+        let authorizer = Operators::new().authorizer(&vm);
+        let why = screen.handle(found, authorizer, &fake.qemu).unwrap_err();
         assert!(why.starts_with("the screen is not served"), "{why}");
         assert_eq!(screen.note(), Some(why));
     }

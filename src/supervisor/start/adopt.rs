@@ -20,7 +20,7 @@ use crate::{
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// How long a QEMU process that closed the connection may take to exit.
-const GOES_WITHIN: Duration = Duration::from_secs(2);
+const EXIT_LIMIT: Duration = Duration::from_secs(2);
 
 /// Removes temporary files of the earlier supervisor: a partial saved state has the size of the
 /// guest's memory, and QEMU may run for months. A failure is logged.
@@ -44,7 +44,7 @@ pub async fn adopt(
     match connect(process.clone(), record, paths).await {
         Err(Error::Monitor(source)) => {
             // The guest may have shut down, so that QEMU is exiting.
-            let _ = tokio::time::timeout(GOES_WITHIN, process.wait()).await;
+            let _ = tokio::time::timeout(EXIT_LIMIT, process.wait()).await;
             Err(Error::Silent { pid, source })
         }
         done => done,

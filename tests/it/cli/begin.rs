@@ -96,14 +96,14 @@ fn what_new_does_not_do() {
     lab.ok(&["new", "web", "--image", "alpine-3.23"]);
     let before = fs::read_to_string(lab.file("web")).unwrap();
     for (arguments, code, reason) in [
-        (&["new", "web"][..], 1, "already\nhint: `qvm edit web` changes it"),
+        (&["new", "web"][..], 1, "already exists\nhint: `qvm edit web` changes it"),
         (&["new", "a", "--image", "debian13"], 2, "did you mean `debian-13`?"),
-        (&["new", "a", "--mem", "64M"], 2, "64M of memory is too little for Debian 13"),
+        (&["new", "a", "--mem", "64M"], 2, "64M of memory is not enough for Debian 13"),
         (&["new", "a", "--disk", "1"], 2, "a disk of 1 GiB is too small"),
         (&["new", "a", "--user", "A b"], 2, "`A b` is not a valid user name"),
         (&["new", "a", "--bridge", "a-name-of-a-bridge-too-long"], 2, "at most 15"),
         (&["new", "a", "--ssh-key", "/nowhere/key.pub"], 1, "cannot read `/nowhere/key.pub`"),
-        (&["new", "a", "--ssh-key", "/dev/null"], 1, "there is no key in `/dev/null`"),
+        (&["new", "a", "--ssh-key", "/dev/null"], 1, "`/dev/null` contains no public key"),
         (&["new", "A"], 2, "`A` is not a VM name"),
         (&["new"], 2, "required"),
     ] {
@@ -125,7 +125,7 @@ fn new_makes_the_directory_and_takes_the_callers_key() {
     let dir = lab.file("web").parent().unwrap().to_owned();
     fs::remove_dir(&dir).unwrap();
     let without = at_home(&lab, &["new", "db"]);
-    assert!(said(&without).contains("nobody can log in yet"), "{}", said(&without));
+    assert!(said(&without).contains("no login is possible yet"), "{}", said(&without));
     fs::create_dir(lab.path().join(".ssh")).unwrap();
     for (name, key) in [("id_rsa.pub", "ssh-rsa AAAA"), ("id_ed25519.pub", KEY)] {
         fs::write(lab.path().join(".ssh").join(name), format!("{key}\n")).unwrap();
@@ -217,7 +217,7 @@ fn an_edited_file_counts_once_it_is_valid() {
 
     let none = lab.qvm(&["edit", "none"]);
     assert_eq!(none.status.code(), Some(3), "{}", said(&none));
-    assert!(said(&none).contains("hint: `qvm new NAME` makes one"), "{}", said(&none));
+    assert!(said(&none).contains("hint: `qvm new NAME` creates one"), "{}", said(&none));
 }
 
 #[test]
@@ -227,7 +227,7 @@ fn somebody_elses_change_is_not_overwritten() {
     fs::write(&file, "vcpu = 1\n").unwrap();
     let output = edit(&lab, "echo 'vcpu = 2' >\"$1\"; echo 'vcpu = 7' >\"$FILE\"");
     assert_eq!(output.status.code(), Some(1));
-    assert!(said(&output).contains("was changed by somebody else meanwhile"), "{}", said(&output));
+    assert!(said(&output).contains("was changed by another process"), "{}", said(&output));
     assert_eq!(fs::read_to_string(&file).unwrap(), "vcpu = 7\n");
     // What was written is not lost, and the hint says where it is.
     let kept = names(file.parent().unwrap()).into_iter().find(|name| name.starts_with(".qvm-"));
@@ -297,7 +297,7 @@ fn on_a_terminal_exit_and_ctrl_d_save_nothing() {
         let mut terminal = Terminal::open(&mut edit_command(&lab, "echo 'wrong = 1' >\"$1\""));
         terminal.shows(QUESTION, 1);
         terminal.types(keys.as_bytes());
-        terminal.shows("nothing changed: what was written is not valid", 1);
+        terminal.shows("not changed: the edited text is invalid", 1);
         assert_eq!(terminal.code(), Some(78));
         assert_eq!(fs::read_to_string(lab.file("web")).unwrap(), "vcpu = 1\n");
         assert_eq!(names(lab.file("web").parent().unwrap()), ["web.toml"]);

@@ -52,7 +52,7 @@ impl Test {
     }
 }
 
-const NOBODY: &str = "error: there is no VM `web`\nhint: `qvm list` shows those there are\n";
+const NOBODY: &str = "error: there is no VM `web`\nhint: `qvm list` shows all VMs\n";
 const HEAD: &str = "NAME  STATE  WHY  VCPU  MEM  RSS  CPU%  IP  UPTIME  PEND\n";
 
 #[test]
@@ -106,7 +106,7 @@ fn a_vm_that_is_stopped() {
     for verb in ["stop", "kill", "reboot", "pause", "resume", "reload", "console", "events"] {
         test.says(&[verb, "web"], 3, "error: web: not running\n");
     }
-    test.says(&["log", "web"], 3, "error: web: its console has said nothing yet\n");
+    test.says(&["log", "web"], 3, "error: web: its console has no output yet\n");
     let table = test.says(&["list"], 0, "");
     assert_eq!(
         table,
@@ -117,7 +117,7 @@ fn a_vm_that_is_stopped() {
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json[0]["state"], "stopped");
     assert_eq!((&json[0]["vcpu"], &json[0]["pid"]), (&2.into(), &serde_json::Value::Null));
-    let both = "error: a: not running\nerror: there is no VM `b`\nhint: `qvm list` shows those there are\n";
+    let both = "error: a: not running\nerror: there is no VM `b`\nhint: `qvm list` shows all VMs\n";
     let test = test.file("config/vms/a.toml", "vcpu = 1\n");
     test.says(&["stop", "a", "b", "a"], 3, both);
 }
@@ -153,11 +153,10 @@ fn the_log_is_printed_with_its_older_part() {
 fn rm_wants_it_said() {
     let test =
         Test::new().file("config/vms/web.toml", "vcpu = 1\n").file("state/vms/web/root.raw", "x");
-    let what = "error: web: nothing removed: it is not said what\n\
-                hint: say `qvm rm web --disks` to delete its disks; remove the VM file yourself to forget the VM\n";
+    let what = "error: web: nothing removed: `--disks` is required\n\
+                hint: `qvm rm web --disks` deletes its disks, identity and logs; the VM file is kept\n";
     test.says(&["rm", "web"], 2, what);
-    let ask =
-        "error: web: nothing removed: there is no terminal to ask at\nhint: `--yes` does not ask\n";
+    let ask = "error: web: nothing removed: cannot ask for confirmation without a terminal\nhint: `--yes` skips the question\n";
     test.says(&["rm", "web", "--disks"], 2, ask);
     assert_eq!(fs::read(test.path("state/vms/web/root.raw")).unwrap(), b"x");
 }
@@ -177,7 +176,7 @@ fn rm_removes_the_state_and_follows_no_link() {
     for kept in ["state/vms/other/root.raw", "config/vms/web.toml", "run/web/lock"] {
         assert!(Path::new(&test.path(kept)).exists(), "{kept} is gone");
     }
-    test.says(&["rm", "web", "--disks", "--yes"], 3, "error: web: there is nothing to remove\n");
+    test.says(&["rm", "web", "--disks", "--yes"], 3, "error: web: nothing to remove\n");
 }
 
 #[test]
@@ -204,7 +203,7 @@ fn without_a_runtime_dir_a_user_is_told() {
         command.arg("list").env_clear().env("HOME", "/nonexistent").uid(65_534).gid(65_534);
     }
     let output = command.current_dir("/").output().unwrap();
-    let err = "error: it is not known where sockets are: `XDG_RUNTIME_DIR` is not set\n\
+    let err = "error: cannot find the directory of sockets: `XDG_RUNTIME_DIR` is not set\n\
                hint: set it to an absolute path, or use --runtime-dir\n";
     assert_eq!(
         (output.status.code(), String::from_utf8(output.stderr).unwrap().as_str()),
@@ -241,7 +240,7 @@ fn a_qemu_whose_supervisor_was_killed_keeps_its_disks_and_is_shown() {
     });
     let test = test.file("run/web/record.json", &record.to_string());
     let said = format!(
-        "error: web: its QEMU runs without a supervisor, pid {pid}\nhint: `qvm start web` takes it over\n"
+        "error: web: its QEMU process (pid {pid}) runs without a supervisor\nhint: `qvm start web` adopts it\n"
     );
     test.says(&["rm", "web", "--disks", "--yes"], 1, &said);
     assert_eq!(fs::read(test.path("state/vms/web/root.raw")).unwrap(), b"x");
@@ -251,11 +250,11 @@ fn a_qemu_whose_supervisor_was_killed_keeps_its_disks_and_is_shown() {
     // Only a QEMU is killed.
     let not_qemu = format!(
         "error: web: the process of the run record (pid {pid}) is not proven to execute QEMU\n\
-         hint: look at the process with `ps -fp {pid}`; when it may end, `kill {pid}` ends it\n"
+         hint: inspect the process with `ps -fp {pid}`; `kill {pid}` ends it\n"
     );
     test.says(&["kill", "web"], 75, &not_qemu);
     let table = test.says(&["list"], 0, "");
-    assert!(table.contains(&format!("runs without a supervisor, pid {pid}")), "{table}");
+    assert!(table.contains(&format!("(pid {pid}) runs without a supervisor")), "{table}");
     let json = test.says(&["status", "web", "--json"], 0, "");
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!((&json[0]["state"], &json[0]["pid"]), (&"running".into(), &pid.into()));

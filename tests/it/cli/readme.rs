@@ -167,7 +167,7 @@ fn commands_are_accepted_by_the_parser() {
                 word => word,
             });
             let words: Vec<OsString> = words.map(OsString::from).collect();
-            if let Err(error) = Cli::read(words) {
+            if let Err(error) = Cli::from_arguments(words) {
                 use clap::error::ErrorKind::{
                     DisplayHelp, DisplayVersion, MissingRequiredArgument,
                 };

@@ -83,7 +83,7 @@ fn it_sorts_shows_a_console_and_stops_within_80_columns() {
     top.shows("2 of 3 run");
     // A stop is asked for again.
     top.press("S");
-    top.shows("shut idle down? y, or any other key");
+    top.shows("shut idle down? y: yes, any other key: no");
     top.press("n");
     top.shows("S stop");
     assert_eq!(lab.status("idle")["state"], "running");
@@ -108,5 +108,8 @@ fn it_leaves_the_terminal_as_it_was_after_a_signal_and_wants_one() {
     assert!(!top.0.is_raw());
     let output = lab.qvm(&["top"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("it needs a terminal"), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("`qvm top` requires a terminal"),
+        "{output:?}"
+    );
 }

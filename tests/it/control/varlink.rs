@@ -111,12 +111,12 @@ impl Fake {
             },
             name: |_| Some("alice".to_owned()),
         };
-        let grant =
+        let authorizer =
             Authorizer { own: 0, operators: told, file: "/etc/qvm/vms/web.toml".into(), accounts };
         let port = ControlHandle {
             requests,
             events: events.clone(),
-            grant,
+            authorizer,
             replaced: Arc::default(),
             peer,
         };
@@ -424,34 +424,35 @@ async fn who_is_no_operator_sees_the_state_and_changes_nothing() {
     let limit = json!({ "thawAfterSec": 1 });
     let exec = json!({ "argv": ["true"] });
     let calls = [
-        (machine, "Terminate", json!({}), "force it off"),
-        (machine, "PowerOff", json!({}), "shut it down"),
-        (machine, "Reboot", json!({}), "reboot it"),
-        (machine, "Pause", json!({}), "pause it"),
-        (machine, "Resume", json!({}), "resume it"),
-        (machine, "SetMemory", json!({ "bytes": 1 }), "change its memory"),
-        (vm, "PowerOff", json!({}), "shut it down"),
-        (vm, "Kill", json!({}), "force it off"),
-        (vm, "Reboot", json!({}), "reboot it"),
-        (vm, "Reset", json!({}), "reset it"),
-        (vm, "Pause", json!({}), "pause it"),
-        (vm, "Resume", json!({}), "resume it"),
-        (vm, "Suspend", json!({}), "suspend it"),
-        (vm, "Reload", json!({}), "apply its VM file"),
-        (vm, "Exec", exec.clone(), "run commands in its guest"),
-        (vm, "Agent", json!({ "command": "guest-ping" }), "command its guest agent"),
-        (vm, "Freeze", limit, "freeze its guest's file systems"),
-        (vm, "Thaw", json!({}), "thaw its guest's file systems"),
-        (vm, "Screenshot", json!({}), "look at its screen"),
-        (vm, "Press", json!({ "keys": ["a"] }), "type at its keyboard"),
-        (vm, "Console", json!({}), "use its console"),
-        (vm, "Console", json!({ "readOnly": true }), "read its console"),
+        (machine, "Terminate", json!({}), "force the VM off"),
+        (machine, "PowerOff", json!({}), "shut the VM down"),
+        (machine, "Reboot", json!({}), "reboot the VM"),
+        (machine, "Pause", json!({}), "pause the VM"),
+        (machine, "Resume", json!({}), "resume the VM"),
+        (machine, "SetMemory", json!({ "bytes": 1 }), "change the VM's memory"),
+        (vm, "PowerOff", json!({}), "shut the VM down"),
+        (vm, "Kill", json!({}), "force the VM off"),
+        (vm, "Reboot", json!({}), "reboot the VM"),
+        (vm, "Reset", json!({}), "reset the VM"),
+        (vm, "Pause", json!({}), "pause the VM"),
+        (vm, "Resume", json!({}), "resume the VM"),
+        (vm, "Suspend", json!({}), "suspend the VM"),
+        (vm, "Reload", json!({}), "apply the VM file"),
+        (vm, "Exec", exec.clone(), "run commands in the guest"),
+        (vm, "Agent", json!({ "command": "guest-ping" }), "use the guest agent"),
+        (vm, "Freeze", limit, "freeze the guest's file systems"),
+        (vm, "Thaw", json!({}), "thaw the guest's file systems"),
+        (vm, "Screenshot", json!({}), "view the VM's screen"),
+        (vm, "Press", json!({ "keys": ["a"] }), "type on the VM's keyboard"),
+        (vm, "Console", json!({}), "use the VM's console"),
+        (vm, "Console", json!({ "readOnly": true }), "read the VM's console"),
     ];
     for (interface, name, parameters, what) in calls {
         let (error, told) = raw.error(&format!("{interface}.{name}"), parameters).await;
         assert_eq!(error, "org.varlink.service.PermissionDenied", "{name}");
-        let reason =
-            format!("`alice` (uid 1000) may not {what}: that is for root and the VM's operators");
+        let reason = format!(
+            "permission denied: only root and the VM's operators can {what}; the client is `alice` (uid 1000)"
+        );
         assert_eq!(told["reason"], reason);
     }
     for name in ["Status", "Guest", "RecentEvents", "Statistics"] {
@@ -466,7 +467,7 @@ async fn who_is_no_operator_sees_the_state_and_changes_nothing() {
     let mut client = fake.client().await;
     let refused = soon(client.command(Command::Pause)).await.unwrap_err();
     assert!(matches!(refused, Error::NotAllowed { .. }), "{refused:?}");
-    assert!(refused.to_string().starts_with("`alice` (uid 1000) may not pause it"), "{refused}");
+    assert!(refused.to_string().ends_with("the client is `alice` (uid 1000)"), "{refused}");
     assert!(refused.hint().unwrap().contains("`operators = [\"alice\"]`"));
 
     // From the moment on that the list has a group of hers, on the same connection.
@@ -516,10 +517,10 @@ async fn refusals_have_the_names_of_the_interface() {
     // As the command line says it.
     let mut client = fake.client().await;
     for (refusal, said) in [
-        (Refusal::NotNow("starting"), "not now: the VM has no QEMU"),
-        (Refusal::NotNow("paused after a panic"), "not now: the VM is paused after a panic"),
+        (Refusal::NotNow("starting"), "not possible: QEMU is not running"),
+        (Refusal::NotNow("paused after a panic"), "not possible: the VM is paused after a panic"),
         (Refusal::Failed("no balloon".into()), "no balloon"),
-        (Refusal::BadValue("out of range".into()), "`bytes` is not valid"),
+        (Refusal::BadValue("out of range".into()), "the parameter `bytes` is invalid"),
     ] {
         fake.refuse(refusal);
         let refused = soon(client.command(Command::SetMemory { bytes: 1 })).await.unwrap_err();
@@ -777,7 +778,7 @@ async fn the_agent_is_asked_through_the_supervisor() {
     assert_eq!(soon(client.freeze(Duration::from_secs(5))).await.unwrap(), 5);
     assert_eq!(soon(client.thaw()).await.unwrap(), 0);
     let long = soon(client.freeze(Duration::from_secs(601))).await.unwrap_err();
-    assert_eq!(long.to_string(), "`thawAfterSec` is not valid");
+    assert_eq!(long.to_string(), "the parameter `thawAfterSec` is invalid");
 }
 
 #[tokio::test]
@@ -1096,7 +1097,7 @@ async fn verbs_say_what_the_supervisor_says() {
         assert_eq!(fake.commands(), [command]);
     }
     fake.refuse(Refusal::NotNow("starting"));
-    let said = "error: web: not now: the VM is starting\n";
+    let said = "error: web: not possible: the VM is starting\n";
     assert_eq!(run(&["pause", "web"]).await, (Some(1), said.to_owned()));
 }
 

@@ -169,7 +169,7 @@ fn a_command_outlives_the_supervisor() {
     let (code, message) = exec.end();
     assert_eq!(code, Some(1), "{message}");
     // Whichever of the two was first.
-    let told = ["the supervisor has gone", "not now: the VM is stopping"];
+    let told = ["the supervisor has ended", "not possible: the VM is stopping"];
     assert!(told.iter().any(|told| message == format!("error: web: {told}\n")), "{message}");
 }
 
@@ -523,7 +523,7 @@ fn file_systems_are_held_still_for_a_command_and_thawed() {
     let (code, message) = freeze.end();
     assert_eq!(code, Some(1));
     assert!(
-        message.contains("thawed before `sh` ended: what it made is not consistent"),
+        message.contains("thawed before `sh` ended: the result is not consistent"),
         "{message}"
     );
 

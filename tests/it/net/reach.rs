@@ -16,7 +16,10 @@ fn the_agent_tells_addresses_and_a_wait_ends_when_it_answers() {
     lab.vm("web", &image, "mem = \"256M\"\n");
     lab.ok(&["wait", "web", "--for", "stopped"]);
     let (code, said) = failed(&lab, &["wait", "web", "--for", "running", "--timeout", "1"]);
-    assert_eq!((code, said.as_str()), (Some(1), "error: web: not within 1 s\n"));
+    assert_eq!(
+        (code, said.as_str()),
+        (Some(1), "error: web: the condition was not met within 1 s\n")
+    );
     assert_eq!(failed(&lab, &["ip", "web"]).0, Some(3));
     lab.ok(&["start", "web"]);
     lab.ok(&["wait", "web", "--for", "running", "--timeout", "60"]);
@@ -50,7 +53,7 @@ fn without_an_agent_the_vm_file_or_the_neighbour_table_tells() {
     assert_eq!(lab.ok(&["ip", "db"]), "192.168.97.20  VM file\n");
     let (code, said) = failed(&lab, &["ip", "web"]);
     assert_eq!(code, Some(3));
-    assert!(said.starts_with("error: web: its address is not known\nhint: "), "{said}");
+    assert!(said.starts_with("error: web: its address is unknown\nhint: "), "{said}");
     // As the host learns it from a guest that has asked it anything.
     let network = lab.network.as_ref().unwrap();
     for neighbour in
@@ -89,7 +92,7 @@ fn the_seed_is_shown_as_the_guest_would_find_it() {
     let (code, said) = failed(&lab, &["seed", "bare"]);
     assert_eq!(
         (code, said.as_str()),
-        (Some(3), "error: bare: it gets no seed: it has no `[cloudInit]`\n")
+        (Some(3), "error: bare: it has no seed: its VM file has no `[cloudInit]`\n")
     );
     lab.ok(&["kill", "web"]);
 }
@@ -170,7 +173,7 @@ fn a_reseed_makes_the_next_boot_a_first_one() {
     crate::lab::until("it is seen", || !lab.ok(&["diff", "web"]).is_empty());
     assert_eq!(
         lab.ok(&["diff"]),
-        "web: cloudInit.user: op -> admin, when cloud-init runs again (`qvm reseed`), which does anew: users_groups\n"
+        "web: cloudInit.user: op -> admin, when cloud-init runs again (`qvm reseed`), which repeats: users_groups\n"
     );
     let instance = |lab: &Lab| {
         let seed = lab.ok(&["seed", "--document", "meta-data", "web"]);

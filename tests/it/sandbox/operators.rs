@@ -99,27 +99,27 @@ fn a_group_sees_the_state_and_operators_do_the_rest() {
     assert!(ask(&["events", "web"]).status.success());
     // … and no more.
     let calls: [(&[&str], &str); 12] = [
-        (&["stop", "web"], "shut it down"),
-        (&["kill", "web"], "force it off"),
-        (&["reboot", "web"], "reboot it"),
-        (&["pause", "web"], "pause it"),
-        (&["suspend", "web"], "suspend it"),
-        (&["apply", "web"], "apply its VM file"),
-        (&["console", "web"], "use its console"),
-        (&["console", "--read-only", "web"], "read its console"),
-        (&["screenshot", "web", "-"], "look at its screen"),
-        (&["sendkey", "web", "a"], "type at its keyboard"),
-        (&["exec", "web", "--", "true"], "command its guest agent"),
-        (&["fsfreeze", "--thaw", "web"], "thaw its guest's file systems"),
+        (&["stop", "web"], "shut the VM down"),
+        (&["kill", "web"], "force the VM off"),
+        (&["reboot", "web"], "reboot the VM"),
+        (&["pause", "web"], "pause the VM"),
+        (&["suspend", "web"], "suspend the VM"),
+        (&["apply", "web"], "apply the VM file"),
+        (&["console", "web"], "use the VM's console"),
+        (&["console", "--read-only", "web"], "read the VM's console"),
+        (&["screenshot", "web", "-"], "view the VM's screen"),
+        (&["sendkey", "web", "a"], "type on the VM's keyboard"),
+        (&["exec", "web", "--", "true"], "use the guest agent"),
+        (&["fsfreeze", "--thaw", "web"], "thaw the guest's file systems"),
     ];
     for (words, what) in calls {
         let output = ask(words);
         assert_eq!(output.status.code(), Some(1), "{words:?}: {}", said(&output));
         let told = said(&output);
-        let start = "error: web: `nobody` (uid 65534) may not ";
+        let start = "error: web: permission denied: ";
         assert!(told.contains(start) && told.contains(what), "{words:?}: {told}");
         let hint = format!(
-            "hint: `operators = [\"nobody\"]` in {} lets it, once root has said `qvm apply web`",
+            "hint: add `operators = [\"nobody\"]` to {}, then run `qvm apply web` as root",
             lab.file("web").display()
         );
         assert!(told.contains(&hint), "{words:?}: {told}");
@@ -136,7 +136,7 @@ fn a_group_sees_the_state_and_operators_do_the_rest() {
     assert_eq!(as_nobody(&[GROUP], || offered(&vnc)).unwrap(), b"");
     let log = || fs::read_to_string(lab.state("web", "supervisor.log")).unwrap();
     until("the refusal is in the log", || {
-        log().contains("`nobody` (uid 65534) may not look at its screen")
+        log().contains("can view the VM's screen; the client is `nobody` (uid 65534)")
     });
     assert_eq!(offered(&vnc).unwrap(), b"RFB 003.008\n");
     assert_eq!(lab.status("web")["state"], "running");
@@ -168,7 +168,7 @@ fn a_group_sees_the_state_and_operators_do_the_rest() {
     assert!(output.stdout.starts_with(b"\x89PNG"), "{}", said(&output));
     assert_eq!(as_nobody(&[GROUP], || offered(&vnc)).unwrap(), b"RFB 003.008\n");
 
-    assert!(log().contains("the operator with uid 65534 is to resume it"), "{}", log());
+    assert!(log().contains("request of the operator with uid 65534: resume the VM"), "{}", log());
 
     // And not one any more.
     write("[]");

@@ -538,7 +538,7 @@ fn check_takes_names_and_files_and_tells_by_its_exit_code() {
 #[test]
 fn check_reads_the_hosts_settings_too() {
     let good = [("web.toml", "vcpu = 2"), ("../qvm.toml", "admission = 'off'")];
-    let both = (0, "the host's settings: ok\nweb: ok\n".into(), String::new());
+    let both = (0, "the host settings: ok\nweb: ok\n".into(), String::new());
     assert_eq!(run(&good, &[], false), both);
     assert_eq!(run(&good, &["web"], false), (0, "web: ok\n".into(), String::new()));
     assert_eq!(run(&good, &["HERE/qvm.toml", "web"], false), both);

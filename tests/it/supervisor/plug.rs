@@ -304,7 +304,7 @@ fn without_a_name_what_runs_is_applied_what_is_new_started_and_nothing_stopped()
     assert_eq!(
         lines,
         [
-            "gone: its VM file is gone; it is left running: `qvm gc` would stop it",
+            "gone: its VM file does not exist; it keeps running: `qvm gc` stops it",
             "new: new, started",
             "web: VM file read",
             "web: applied: cpuWeight: 100 -> 50",

@@ -164,7 +164,7 @@ fn a_guest_that_cannot_be_saved_goes_on() {
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.starts_with("error: web: not suspended: "), "{said}");
-    assert!(said.ends_with("hint: the guest goes on; `qvm stop` shuts it down\n"), "{said}");
+    assert!(said.ends_with("hint: the guest keeps running; `qvm stop` shuts it down\n"), "{said}");
     lab.wait_state("web", "running");
     goes_on(&lab, counted(&lab));
     fs::remove_dir_all(lab.state("web", "saved.state")).unwrap();

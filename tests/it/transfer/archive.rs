@@ -439,7 +439,7 @@ fn nothing_of_the_host_comes_into_the_guest_by_it() {
     for path in ["../x.yaml", "evil.toml", ".hidden", "taken.yaml", absolute.to_str().unwrap()] {
         let said = inbox.takes(&user_data(path).sealed());
         assert!(
-            said.ends_with(&format!("web: its user-data is {}\n", own.display())),
+            said.ends_with(&format!("web: the user-data was written to {}\n", own.display())),
             "{path}: {said}"
         );
         let text = fs::read_to_string(inbox.lab.file("web")).unwrap();

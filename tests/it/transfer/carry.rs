@@ -110,8 +110,8 @@ fn a_renamed_vm_is_the_same_machine() {
     assert_eq!(
         String::from_utf8_lossy(&output.stderr),
         format!(
-            "hint: its guest keeps the host name `web`: write `hostname` in `[cloudInit]` for another one\n\
-             hint: `after` in `{}` still says `web`\n",
+            "hint: its guest keeps the host name `web`: set `hostname` in `[cloudInit]` to change it\n\
+             hint: `after` in `{}` still names `web`\n",
             db.display()
         )
     );
@@ -221,7 +221,7 @@ fn one_that_runs_or_sleeps_is_not_touched() {
     crate::lab::until("it is gone", || !crate::lab::runs(i32::try_from(supervisor).unwrap()));
     for verb in verbs {
         let (code, said) = refused(&lab, verb);
-        let start = "error: web: its QEMU runs without a supervisor, pid ";
+        let start = "error: web: its QEMU process (pid ";
         assert!(code == Some(1) && said.starts_with(start), "{said}");
     }
     lab.ok(&["start", "web"]);
@@ -250,10 +250,10 @@ fn a_clone_is_another_machine_with_the_same_disks() {
     fs::write(lab.state("web", "efivars.fd"), "variables").unwrap();
     let output = lab.qvm(&["clone", "web", "copy"]);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert_eq!(said, "web: cloned to copy\ncopy: taken out of its VM file: mac, forward\n");
+    assert_eq!(said, "web: cloned to copy\ncopy: removed from its VM file: mac, forward\n");
     let hints = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(hints.starts_with("hint: its guest has the machine-id of `web`; "), "{hints}");
-    assert!(hints.contains("\nhint: it has the user-data of `web`, `"), "{hints}");
+    assert!(hints.starts_with("hint: the guest has the machine-id of `web`; "), "{hints}");
+    assert!(hints.contains("\nhint: it uses the user-data of `web`, `"), "{hints}");
     assert!(same_disks(&lab, "copy", &disks));
     let blocks = fs::metadata(lab.state("copy", "data.raw")).unwrap().blocks();
     assert!(blocks * 512 < 1 << 20, "holes were filled: {blocks}");
@@ -319,13 +319,13 @@ fn a_disk_of_the_operators_goes_along_only_to_be_read() {
     let output = lab.qvm(&["export", "web", tar]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let left = |path: &Path| {
-        format!("hint: `{}` is not in it, and its VM file names it\n", path.display())
+        format!("hint: the VM file refers to `{}`, which is not in the archive\n", path.display())
     };
     assert_eq!(said, left(&image) + &left(&own));
     let output = lab.qvm(&["import", tar, "--name", "other"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let named =
-        |path: &Path| format!("hint: its VM file names `{}` of this host\n", path.display());
+        |path: &Path| format!("hint: the VM file refers to `{}` on this host\n", path.display());
     assert_eq!(said, named(&image) + &named(&own));
     boots(&lab, "copy");
     boots(&lab, "other");
@@ -376,7 +376,7 @@ fn an_exported_vm_is_the_same_on_another_host() {
     assert_eq!(
         said,
         format!(
-            "web: imported from {}\nweb: its user-data is {}\n",
+            "web: imported from {}\nweb: the user-data was written to {}\n",
             tar.display(),
             user_data.display()
         )
@@ -392,7 +392,7 @@ fn an_exported_vm_is_the_same_on_another_host() {
     let (code, said) = refused(&there, &["import", tar.to_str().unwrap()]);
     assert_eq!(
         (code, said.as_str()),
-        (Some(1), "error: there is a VM `web` already\nhint: `--name` gives it another\n")
+        (Some(1), "error: there is a VM `web` already\nhint: `--name` sets another name\n")
     );
     let twin = ["import", tar.to_str().unwrap(), "--name", "www"];
     let (code, said) = refused(&there, &twin);
@@ -404,7 +404,7 @@ fn an_exported_vm_is_the_same_on_another_host() {
         )
     );
     let said = there.ok(&[&twin[..], &["--new-identity"]].concat());
-    assert!(said.ends_with("www: taken out of its VM file: mac\n"), "{said}");
+    assert!(said.ends_with("www: removed from its VM file: mac\n"), "{said}");
     assert_ne!(identity(&there, "www")["uuid"], identity(&there, "web")["uuid"]);
     boots(&there, "www");
 }
@@ -418,7 +418,8 @@ fn a_vm_goes_through_a_pipe_and_keeps_the_name_that_its_guest_knows() {
     let import = there.command(&["import", "-", "--name", "www"]).stdin(pipe).output().unwrap();
     assert!(export.wait().unwrap().success());
     assert_eq!(String::from_utf8_lossy(&import.stdout), "www: imported from -\n");
-    let hint = "hint: its guest keeps the host name `web`: write `hostname` in `[cloudInit]` for another one\n";
+    let hint =
+        "hint: its guest keeps the host name `web`: set `hostname` in `[cloudInit]` to change it\n";
     assert_eq!(String::from_utf8_lossy(&import.stderr), hint);
     assert!(there.ok(&["seed", "www"]).contains("local-hostname: \"web\""));
     boots(&there, "www");

@@ -1,4 +1,4 @@
-//! The options and verbs of qvm(1), as clap knows them.
+//! The options and verbs of qvm(1), from clap's definitions.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use clap_mangen::{
     roff::{Roff, bold, roman},
 };
 
-/// Writes the options that all verbs have, and each verb with its own.
+/// Writes the options of all verbs, and each verb with its own options.
 ///
 /// # Errors
 /// None in practice: it writes to memory.
@@ -41,7 +41,7 @@ fn write_verb(page: &mut String, verb: &Command) -> io::Result<()> {
         }
         return Ok(());
     }
-    // Those of every verb have been told.
+    // The options of all verbs have been written.
     let own = verb.clone().disable_help_flag(true).mut_args(|arg| {
         let told = arg.is_global_set() || arg.get_id() == "help";
         let hidden = arg.is_hide_set();
@@ -51,7 +51,7 @@ fn write_verb(page: &mut String, verb: &Command) -> io::Result<()> {
     Ok(())
 }
 
-/// Each option and argument as a term with its meaning, without the heading.
+/// Returns each option and argument as a term with its meaning, without the heading.
 fn options(command: Command) -> io::Result<String> {
     let mut section = Vec::new();
     Man::new(command).render_options_section(&mut section)?;
@@ -59,13 +59,13 @@ fn options(command: Command) -> io::Result<String> {
     let preamble = |line: &&str| {
         line.starts_with(".SH") || line.starts_with(".ie \\n(.g") || line.starts_with(".el .ds Aq")
     };
-    // An empty line is a paragraph that nobody asked for, and mandoc says so.
+    // mandoc(1) warns about an empty paragraph.
     let lines = section.lines().filter(|line| !preamble(line) && !line.is_empty());
     let lines: String = lines.map(|line| format!("{}\n", code(line))).collect();
     Ok(lines.replace("\n.br\n.br\n", "\n.br\n"))
 }
 
-/// What stands between backticks in bold, as what is typed is.
+/// Sets text between backticks in bold, as man pages do for literals.
 fn code(line: &str) -> String {
     let parts = line.split('`').enumerate();
     let bold = |(nr, part): (usize, &str)| match nr % 2 {
@@ -84,14 +84,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn verbs_with_their_own_options_and_none_twice() {
+    fn page_has_each_option_once() {
         let global = clap::Arg::new("dir").long("dir").global(true).help("Where");
         let fast = clap::Arg::new("fast")
             .long("fast")
             .action(clap::ArgAction::SetTrue)
             .help("As `sprint -x`");
         let start = Command::new("start").about("Starts it").visible_alias("boot").arg(fast);
-        let hidden = Command::new("internal").about("Not told").hide(true);
+        let hidden = Command::new("internal").about("Not shown").hide(true);
         let mut command = Command::new("qvm").arg(global).subcommand(start).subcommand(hidden);
         command.build();
         let mut page = String::new();
@@ -102,6 +102,6 @@ mod tests {
             "{page}"
         );
         assert!(page.contains("\\fB\\-\\-fast\\fR\nAs \\fBsprint \\-x\\fR\n"), "{page}");
-        assert!(!page.contains("Not told") && page.matches(".SH").count() == 2, "{page}");
+        assert!(!page.contains("Not shown") && page.matches(".SH").count() == 2, "{page}");
     }
 }

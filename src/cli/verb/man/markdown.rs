@@ -1,5 +1,5 @@
-//! As much Markdown as our own pages use, as roff: headings, paragraphs, tables, lists, code,
-//! emphasis.
+//! Converts the subset of Markdown of the manual pages to roff: headings, paragraphs, tables,
+//! lists, code, emphasis.
 
 use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 
@@ -8,17 +8,17 @@ use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 enum Block {
     Heading(String),
     Paragraph(String),
-    /// Items, of which each may go over several lines.
+    /// Items, each of one or more lines.
     List(Vec<String>),
-    /// Lines as they stand.
+    /// Literal lines.
     Code(Vec<String>),
-    /// The head, and the rows.
+    /// The head and the rows.
     Table(Vec<String>, Vec<Vec<String>>),
 }
 
-/// Writes `markdown` behind what `roff` has.
+/// Appends `markdown` to `roff`.
 pub(crate) fn write(roff: &mut Roff, markdown: &str) {
-    // After a heading a paragraph begins by itself.
+    // A heading begins a paragraph.
     let mut headed = true;
     for block in blocks(markdown) {
         let now = matches!(block, Block::Heading(_));
@@ -59,20 +59,20 @@ fn code(roff: &mut Roff, lines: &[String], headed: bool) {
     roff.control("RE", []);
 }
 
-/// A row is what its first cell says, with the others below it: a terminal is too narrow for
-/// columns.
+/// A row becomes a term (its first cell) with the other cells below it: a terminal is too narrow
+/// for columns.
 fn table(roff: &mut Roff, head: &[String], rows: &[Vec<String>]) {
     for row in rows {
         let Some((first, rest)) = row.split_first() else { continue };
         roff.control("TP", []);
         roff.text(inlines(first));
-        // In a table of two columns the second needs no name.
+        // The second column of a two-column table has an obvious meaning.
         let named = rest.len() > 1;
         let mut text: Vec<Inline> = Vec::new();
         let mut separator = "";
         for (name, cell) in head.iter().skip(1).zip(rest).filter(|(_, cell)| !cell.is_empty()) {
             text.push(roman(separator));
-            // A meaning is a sentence, which requires no name.
+            // A sentence needs no name of its column.
             let is_sentence = name == "meaning";
             separator = if is_sentence { " " } else { "; " };
             if named && !is_sentence {
@@ -104,7 +104,7 @@ fn blocks(markdown: &str) -> Vec<Block> {
             while let Some(line) = more(&|next| next.starts_with('|')) {
                 rows.push(cells(line));
             }
-            // The line below the head is for the eye.
+            // The separator line below the head.
             blocks.push(Block::Table(cells(line), rows.split_off(1.min(rows.len()))));
         } else if let Some(item) = line.strip_prefix("- ") {
             let mut items = vec![item.to_owned()];
@@ -130,15 +130,14 @@ fn blocks(markdown: &str) -> Vec<Block> {
     blocks
 }
 
-/// The cells of a row; `\|` is no border.
+/// Returns the cells of a row; `\|` is a literal `|`.
 fn cells(line: &str) -> Vec<String> {
     let line = line.trim().trim_start_matches('|');
     let line = line.strip_suffix('|').unwrap_or(line).replace("\\|", "\0");
     line.split('|').map(|cell| cell.trim().replace('\0', "|")).collect()
 }
 
-/// Code is bold, as what is typed is in manual pages; `*a*` is italic, `**a**` bold, a link its
-/// text.
+/// Code and `**a**` become bold, `*a*` italic, and a link its text.
 fn inlines(text: &str) -> Vec<Inline> {
     let mut out = Vec::new();
     let mut plain = String::new();
@@ -176,8 +175,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_kind_of_block_is_told_from_the_others() {
-        let text = "# A `b`\nc\nd\n\n| e | f |\n|---|---|\n| `g \\| h` | |\n- i\n  j\n- k\n\n```toml\nl = 1\n\n- m\n```\nn\n";
+    fn blocks_are_recognized() {
+        let text = "# A `b`\nc\nd\n\n| e | f |\n|---|---|\n| `g \\| h` | |\n- i\n  j\n- k\n\n\
+                    ```toml\nl = 1\n\n- m\n```\nn\n";
         let strings = |all: &[&str]| all.iter().map(|one| (*one).to_owned()).collect::<Vec<_>>();
         assert_eq!(
             blocks(text),
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_out_in_a_line() {
+    fn inline_markup_is_recognized() {
         assert_eq!(
             inlines("a `b *c*` *d* **e** [f](g.md) 2 * 3 ``h `i` ``"),
             [
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_is_a_term_and_what_the_head_calls_the_rest() {
+    fn row_becomes_term_and_named_cells() {
         let mut roff = Roff::new();
         write(
             &mut roff,

@@ -46,7 +46,9 @@ const DATE: &str = "2026-11-29";
 /// Standard output cannot be written, or the page does not exist in this format.
 pub fn run(args: &Args, command: clap::Command) -> Result<(), Failure> {
     super::print(&match (args.page, args.format) {
-        (Page::Qvm, Format::Roff) => command_page(command).map_err(|error| Failure::of(&error))?,
+        (Page::Qvm, Format::Roff) => {
+            command_page(command).map_err(|error| Failure::from_error(&error))?
+        }
         (Page::Qvm, Format::Markdown) => verbs::markdown(command),
         (Page::QvmToml, Format::Roff) => keys_page(),
         (Page::QvmToml, Format::Markdown) => keys::document(),
@@ -118,24 +120,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_key_has_its_place_in_the_page() {
+    fn page_has_every_key() {
         let page = keys_page();
         for key in crate::spec::keys() {
             let last = key.rsplit('.').next().unwrap_or(key);
             assert!(page.contains(last), "{key}");
         }
-        // Nothing of the markup is left; ` is \(ga by then.
+        // No markup is left; a literal backtick is \(ga.
         assert!(!page.contains("\\(ga") && !page.contains("**") && !page.contains("\n|"), "{page}");
     }
 
     #[test]
-    fn a_page_is_ascii() {
+    fn page_is_ascii() {
         assert_eq!(ascii("a…~^`é"), "a\\[u2026]\\(ti\\(ha\\(ga\\[u00E9]");
         assert!(keys_page().is_ascii());
     }
 
     #[test]
-    fn empty_lines_are_in_examples_alone() {
+    fn empty_lines_occur_only_in_examples() {
         let command = clap::Command::new("qvm").about("It").subcommand(
             clap::Command::new("do")
                 .about("Does")

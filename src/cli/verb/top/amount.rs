@@ -1,6 +1,6 @@
-//! Amounts of bytes in four characters.
+//! Amounts of bytes in at most five characters.
 
-/// A number of bytes in at most five characters: `999`, `9.9K`, `412M`.
+/// Formats a number of bytes: `999`, `9.9K`, `412M`.
 pub(crate) fn amount(bytes: f64) -> String {
     const UNITS: [&str; 5] = ["", "K", "M", "G", "T"];
     let (mut value, mut unit) = (bytes, 0);
@@ -18,7 +18,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn amounts_are_short() {
+    fn amounts_have_at_most_five_characters() {
         for (bytes, text) in [
             (0.0, "0"),
             (999.0, "999"),

@@ -1,4 +1,4 @@
-//! What `qvm top` draws: a line about the host, a row for each VM, and what can be done.
+//! The drawing of `qvm top`: a line about the host, a row for each VM, and the keys.
 
 use ratatui::{
     Frame,
@@ -18,9 +18,9 @@ impl Top {
                 .areas(frame.area());
         frame.render_widget(Paragraph::new(self.head.as_str()), head);
         self.table(frame, body);
-        let foot_text = match (&self.asked, &self.said) {
-            (Some(name), _) => format!("shut {name} down? y, or any other key"),
-            (None, Some(said)) => said.clone(),
+        let foot_text = match (&self.asked, &self.message) {
+            (Some(name), _) => format!("shut {name} down? y: yes, any other key: no"),
+            (None, Some(message)) => message.clone(),
             (None, None) => {
                 format!("↑↓ select  s sort: {}  c console  S stop  q quit", self.sort.word())
             }

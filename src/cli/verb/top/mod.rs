@@ -1,11 +1,12 @@
-//! `qvm top`: what VMs use, as it changes; and from there to a console, or to a clean stop.
+//! `qvm top`: the resource usage of VMs, updated continuously, with keys for a console and a clean
+//! stop.
 
 pub(crate) mod amount;
 mod draw;
 pub(crate) mod model;
 mod screen;
 
-pub(crate) use self::model::{Sort, Wish};
+pub(crate) use self::model::{KeyAction, Sort};
 
 pub(crate) use self::model::Top;
 
@@ -25,7 +26,7 @@ use crate::{
         client::Client,
         types::{self},
     },
-    fleet::rates::{Look, look},
+    fleet::rates::{Sample, sample},
     store::layout::Layout,
     sys::{
         pidfd::{Exit, Process, Signal},
@@ -39,45 +40,52 @@ use crate::{
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// Seconds between updates
-    #[arg(short, long, value_name = "SEC", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    #[arg(
+        short,
+        long,
+        value_name = "SEC",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=3600)
+    )]
     delay: u32,
 }
 
-/// What it is told beside that.
-pub struct Within<'a> {
-    /// Where everything is.
+/// The context of the verb.
+pub struct Context<'a> {
+    /// The directories.
     pub layout: &'a Layout,
     /// `/proc`.
     pub proc: &'a Path,
-    /// This program, for a console.
+    /// This program, which is run for a console.
     pub exe: &'a Path,
-    /// The terminal has colours.
+    /// Whether the terminal has colors.
     pub colours: bool,
 }
 
-/// How often a key, or a signal, is looked for while nothing is to be drawn.
-const GLANCE: Duration = Duration::from_millis(200);
+/// The poll interval for keys and signals.
+const POLL: Duration = Duration::from_millis(200);
 
-/// What a terminal answers that is hung up (errno(3)).
+/// The errno of a terminal that hung up (errno(3)).
 const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
 
-/// Shows it until `q`.
+/// Shows the table until `q`.
 ///
 /// # Errors
-/// There is no terminal.
-pub async fn run(args: &Args, within: &Within<'_>) -> Result<(), Failure> {
+/// Standard output is not a terminal.
+pub async fn run(args: &Args, context: &Context<'_>) -> Result<(), Failure> {
     use std::io::IsTerminal;
     if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
-        let hint = "`qvm list`, `qvm metrics` and `qvm status --json` are for programs".to_owned();
-        return Err(Failure::new(exit::USAGE, "it needs a terminal").hint(hint));
+        let hint =
+            "without a terminal, use `qvm list`, `qvm metrics` or `qvm status --json`".to_owned();
+        return Err(Failure::new(exit::USAGE, "`qvm top` requires a terminal").hint(hint));
     }
     let cannot = |error: io::Error| match error.raw_os_error() {
         Some(EIO) => Failure::quiet(SessionEnd::HungUp.exit_code()),
-        _ => Failure::new(exit::FAILED, format!("the terminal: {error}")),
+        _ => Failure::new(exit::FAILED, format!("cannot use the terminal: {error}")),
     };
     let mut session = Session::catch().map_err(cannot)?;
     let mut screen = Screen::enter().map_err(cannot)?;
-    let shown = show(args, within, &mut screen, &mut session).await;
+    let shown = show(args, context, &mut screen, &mut session).await;
     screen.leave().await;
     match shown.map_err(cannot)? {
         None | Some(SessionEnd::NoReader) => Ok(()),
@@ -85,10 +93,10 @@ pub async fn run(args: &Args, within: &Within<'_>) -> Result<(), Failure> {
     }
 }
 
-/// Shows it until the operator leaves; or why nobody looks at it any more.
+/// Shows the table; returns how the session ended.
 async fn show(
     args: &Args,
-    within: &Within<'_>,
+    context: &Context<'_>,
     screen: &mut Screen,
     session: &mut Session,
 ) -> io::Result<Option<SessionEnd>> {
@@ -97,19 +105,19 @@ async fn show(
         sort: Sort::Cpu,
         selected: None,
         asked: None,
-        said: None,
+        message: None,
         head: String::new(),
-        colours: within.colours,
+        colours: context.colours,
     };
-    let (storage, mut before) = (StorageReader::default(), None::<Look>);
+    let (storage, mut before) = (StorageReader::default(), None::<Sample>);
     loop {
         let now = tokio::select! {
-            now = look(&storage, within.layout, within.proc) => now,
+            now = sample(&storage, context.layout, context.proc) => now,
             vanished = session.end() => return Ok(Some(vanished)),
         };
-        top.take(before.as_ref(), &now);
-        // The first rates come soon: nobody wants to wait for them.
-        let pause = if before.is_none() { GLANCE } else { Duration::from_secs(args.delay.into()) };
+        top.update(before.as_ref(), &now);
+        // The second sample follows soon, so that the first rates appear quickly.
+        let pause = if before.is_none() { POLL } else { Duration::from_secs(args.delay.into()) };
         let until = now.at + pause;
         before = Some(now);
         let mut changed = true;
@@ -123,7 +131,7 @@ async fn show(
             let left = until.saturating_duration_since(Instant::now());
             let pressed = tokio::select! {
                 vanished = session.end() => return Ok(Some(vanished)),
-                pressed = screen.keys(left.min(GLANCE)) => pressed?,
+                pressed = screen.keys(left.min(POLL)) => pressed?,
             };
             let Some(pressed) = pressed else { return Ok(Some(SessionEnd::HungUp)) };
             changed = !pressed.is_empty();
@@ -133,16 +141,16 @@ async fn show(
                     continue;
                 }
                 match top.key(key.code, key.modifiers) {
-                    Wish::Leave => return Ok(None),
-                    Wish::Nothing => {}
-                    Wish::Stop(name) => top.said = Some(stop(within.layout, &name).await),
-                    Wish::Console(name) => {
+                    KeyAction::Leave => return Ok(None),
+                    KeyAction::Nothing => {}
+                    KeyAction::Stop(name) => top.message = Some(stop(context.layout, &name).await),
+                    KeyAction::Console(name) => {
                         screen.pause().await;
-                        let (vanished, said) = console(within, &name, session).await;
+                        let (vanished, message) = console(context, &name, session).await;
                         if vanished.is_some() {
                             return Ok(vanished);
                         }
-                        top.said = said;
+                        top.message = message;
                         screen.resume()?;
                     }
                 }
@@ -151,9 +159,9 @@ async fn show(
     }
 }
 
-/// Begins a clean stop.
+/// Requests a clean stop.
 async fn stop(layout: &Layout, name: &str) -> String {
-    let Ok(vm) = name.parse() else { return format!("{name}: no VM's name") };
+    let Ok(vm) = name.parse() else { return format!("{name}: not a VM name") };
     let asked = async {
         let mut client = Client::connect(&layout.vm(&vm).control_socket()).await?;
         client.command(types::Command::PowerOff { timeout_sec: None }).await
@@ -164,17 +172,17 @@ async fn stop(layout: &Layout, name: &str) -> String {
     }
 }
 
-/// A console in this terminal, until it is left; whether nobody looks any more, and what there is to say.
+/// Runs a console in this terminal; returns the end of the session, if any, and a message.
 async fn console(
-    within: &Within<'_>,
+    context: &Context<'_>,
     name: &str,
     session: &mut Session,
 ) -> (Option<SessionEnd>, Option<String>) {
-    let Layout { config, state, runtime } = within.layout;
+    let Layout { config, state, runtime } = context.layout;
     let directories: [(&str, &PathBuf); 3] =
         [("--config-dir", config), ("--state-dir", state), ("--runtime-dir", runtime)];
     let options = directories.iter().flat_map(|(option, path)| [option.as_ref(), path.as_os_str()]);
-    let program = Program::new(within.exe).args(options).args(["console", name]);
+    let program = Program::new(context.exe).args(options).args(["console", name]);
     let mut vanished = None;
     let ended = async {
         let child = program.spawn_in_foreground()?;
@@ -184,7 +192,8 @@ async fn console(
                 exit = process.wait() => return Ok::<Exit, io::Error>(exit),
                 end = session.end() => {
                     vanished = Some(end);
-                    // It has the same terminal, but signals may be for us alone.
+                    // The child has the same terminal, but a signal may be sent to this process
+                    // only.
                     let _ = process.signal(Signal::TERM);
                 }
             }

@@ -1,35 +1,35 @@
-//! What `qvm top` shows.
+//! The state of `qvm top`.
 
 use ratatui::crossterm::event::{KeyCode, KeyModifiers};
 
 use super::amount::amount;
 use crate::{
     control::types::State,
-    fleet::rates::{Look, Rates, rates},
+    fleet::rates::{Rates, Sample, rates},
 };
 
-/// What is on the screen.
+/// The contents of the screen and the selection.
 pub(crate) struct Top {
     pub(super) rows: Vec<Rates>,
     pub(super) sort: Sort,
-    /// The VM that is selected, by name: rows move.
+    /// The selected VM, by name, because rows move.
     pub(super) selected: Option<String>,
-    /// A VM that is to be stopped, if that is confirmed.
+    /// The VM to stop after a confirmation.
     pub(super) asked: Option<String>,
-    pub(super) said: Option<String>,
+    pub(super) message: Option<String>,
     pub(super) head: String,
     pub(super) colours: bool,
 }
 
 impl Top {
-    pub(super) fn take(&mut self, before: Option<&Look>, now: &Look) {
+    pub(super) fn update(&mut self, before: Option<&Sample>, now: &Sample) {
         self.rows = rates(before, now);
         self.order();
         let running = self.rows.iter().filter(|row| row.state == State::Running).count();
         let resident: u64 = self.rows.iter().filter_map(|row| row.resident).sum();
         let of =
             now.memory.map_or_else(String::new, |bytes| format!(" of {}", amount(bytes as f64)));
-        // The sum of nothing is -0.
+        // The sum of an empty iterator is -0.
         let cpu = self.rows.iter().filter_map(|row| row.cpu).fold(0.0, |sum, cpu| sum + cpu);
         let pressure = now.pressure.map_or_else(String::new, |p| {
             format!(
@@ -65,17 +65,19 @@ impl Top {
         self.selected = self.rows.get(at).map(|row| row.name.clone());
     }
 
-    pub(super) fn key(&mut self, code: KeyCode, modifiers: KeyModifiers) -> Wish {
-        self.said = None;
+    pub(super) fn key(&mut self, code: KeyCode, modifiers: KeyModifiers) -> KeyAction {
+        self.message = None;
         if let Some(name) = self.asked.take() {
             return match code {
-                KeyCode::Char('y') => Wish::Stop(name),
-                _ => Wish::Nothing,
+                KeyCode::Char('y') => KeyAction::Stop(name),
+                _ => KeyAction::Nothing,
             };
         }
         match code {
-            KeyCode::Char('c') if modifiers.contains(KeyModifiers::CONTROL) => return Wish::Leave,
-            KeyCode::Char('q') | KeyCode::Esc => return Wish::Leave,
+            KeyCode::Char('c') if modifiers.contains(KeyModifiers::CONTROL) => {
+                return KeyAction::Leave;
+            }
+            KeyCode::Char('q') | KeyCode::Esc => return KeyAction::Leave,
             KeyCode::Up | KeyCode::Char('k') => self.step(-1),
             KeyCode::Down | KeyCode::Char('j') => self.step(1),
             KeyCode::Home => self.step(isize::MIN),
@@ -87,16 +89,16 @@ impl Top {
             KeyCode::Char('S') => self.asked = self.selected.clone(),
             KeyCode::Char('c') | KeyCode::Enter => {
                 if let Some(name) = self.selected.clone() {
-                    return Wish::Console(name);
+                    return KeyAction::Console(name);
                 }
             }
             _ => {}
         }
-        Wish::Nothing
+        KeyAction::Nothing
     }
 }
 
-/// By what the VMs are sorted.
+/// The sort order of the VMs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sort {
     Cpu,
@@ -127,7 +129,7 @@ impl Sort {
         }
     }
 
-    /// The most first; without a number, last.
+    /// Returns the sort value: the largest first, unknown last.
     pub(super) fn key(self, rates: &Rates) -> f64 {
         let sum = |one: Option<f64>, other: Option<f64>| match (one, other) {
             (None, None) => -1.0,
@@ -143,9 +145,9 @@ impl Sort {
     }
 }
 
-/// What a key asks for.
+/// The request of a key press.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Wish {
+pub(crate) enum KeyAction {
     Nothing,
     Leave,
     Console(String),
@@ -157,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stop_is_asked_for_twice() {
+    fn stop_requires_confirmation() {
         let row = |name: &str| Rates {
             name: name.into(),
             state: State::Running,
@@ -178,19 +180,19 @@ mod tests {
             sort: Sort::Name,
             selected: None,
             asked: None,
-            said: None,
+            message: None,
             head: String::new(),
             colours: false,
         };
         top.order();
         let mut press = |code| top.key(code, KeyModifiers::NONE);
-        assert_eq!(press(KeyCode::Down), Wish::Nothing);
-        assert_eq!(press(KeyCode::Char('S')), Wish::Nothing);
-        assert_eq!(press(KeyCode::Char('n')), Wish::Nothing);
-        assert_eq!(press(KeyCode::Char('S')), Wish::Nothing);
-        assert_eq!(press(KeyCode::Char('y')), Wish::Stop("b".into()));
-        assert_eq!(press(KeyCode::Home), Wish::Nothing);
-        assert_eq!(press(KeyCode::Enter), Wish::Console("a".into()));
-        assert_eq!(press(KeyCode::Char('q')), Wish::Leave);
+        assert_eq!(press(KeyCode::Down), KeyAction::Nothing);
+        assert_eq!(press(KeyCode::Char('S')), KeyAction::Nothing);
+        assert_eq!(press(KeyCode::Char('n')), KeyAction::Nothing);
+        assert_eq!(press(KeyCode::Char('S')), KeyAction::Nothing);
+        assert_eq!(press(KeyCode::Char('y')), KeyAction::Stop("b".into()));
+        assert_eq!(press(KeyCode::Home), KeyAction::Nothing);
+        assert_eq!(press(KeyCode::Enter), KeyAction::Console("a".into()));
+        assert_eq!(press(KeyCode::Char('q')), KeyAction::Leave);
     }
 }

@@ -1,5 +1,5 @@
-//! The terminal of `qvm top`: raw, on its alternate screen, and as it was before afterwards. Nothing here waits for a terminal that does
-//! not take its output, but where the caller may stop waiting.
+//! The terminal of `qvm top`: raw mode and the alternate screen, restored afterward. No write here
+//! waits for a terminal that does not accept output, except where the caller can cancel it.
 
 use std::{
     cell::RefCell,
@@ -17,11 +17,11 @@ use ratatui::{
 use super::model::Top;
 use crate::sys::terminal::{self, InputState, Output, Raw};
 
-/// The alternate screen; and back, with a cursor.
+/// Enters and leaves the alternate screen; the cursor is restored.
 const ENTER: &[u8] = b"\x1b[?1049h\x1b[2J";
 const LEAVE: &[u8] = b"\x1b[?1049l\x1b[?25h";
 
-/// What was drawn and not yet written.
+/// Drawn output that is not yet written.
 #[derive(Debug, Clone, Default)]
 struct Drawn(Rc<RefCell<Vec<u8>>>);
 
@@ -45,10 +45,10 @@ pub(crate) struct Screen {
 }
 
 impl Screen {
-    /// Takes the terminal.
+    /// Enters the alternate screen.
     ///
     /// # Errors
-    /// It does not let itself be taken.
+    /// The terminal does not support it.
     pub(crate) fn enter() -> io::Result<Self> {
         let drawn = Drawn::default();
         let terminal = Terminal::new(CrosstermBackend::new(drawn.clone()))?;
@@ -57,7 +57,7 @@ impl Screen {
         Ok(screen)
     }
 
-    /// Takes the terminal again, and draws all of it the next time.
+    /// Enters the alternate screen again; the next draw is complete.
     ///
     /// # Errors
     /// As of [`Self::enter`].
@@ -67,7 +67,7 @@ impl Screen {
         self.drawn.write_all(ENTER)
     }
 
-    /// Gives the terminal back for a while.
+    /// Leaves the alternate screen for a while.
     pub(crate) async fn pause(&mut self) {
         let bytes = self.taken(LEAVE);
         let out = std::mem::replace(&mut self.out, Output::stdout());
@@ -75,15 +75,15 @@ impl Screen {
         self.raw = None;
     }
 
-    /// Gives the terminal back.
+    /// Leaves the alternate screen.
     pub(crate) async fn leave(mut self) {
         self.pause().await;
     }
 
-    /// Draws, and waits until the terminal has room for what was drawn before.
+    /// Draws, and waits until earlier output is written.
     ///
     /// # Errors
-    /// The terminal does not take it.
+    /// The terminal cannot be written.
     pub(crate) async fn draw(&mut self, top: &Top) -> io::Result<()> {
         self.out.has_room().await?;
         self.terminal.draw(|frame| top.draw(frame))?;
@@ -91,10 +91,10 @@ impl Screen {
         self.out.write(bytes).await
     }
 
-    /// The keys that are pressed within `limit`, and sizes that the terminal takes; `None` where the terminal is gone.
+    /// Returns key presses and size changes within `limit`; `None` if the terminal is gone.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// The terminal cannot be read.
     pub(crate) async fn keys(&mut self, limit: Duration) -> io::Result<Option<Vec<Event>>> {
         let waited = tokio::task::spawn_blocking(move || terminal::wait_for_input(limit)).await;
         if waited.map_err(io::Error::other)?? == InputState::HungUp {

@@ -61,7 +61,7 @@ impl Explain for Error {
 }
 
 /// How long a QEMU that has gone may keep its tap, and how often it is tried meanwhile.
-const GOES_WITHIN: Duration = Duration::from_secs(2);
+const EXIT_LIMIT: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(10);
 
 /// Makes a tap and puts it on its bridge. Returns the tap, and why frames do not pass the bridge.
@@ -91,7 +91,7 @@ pub(crate) async fn open(
         };
         // The last QEMU's, which is going: the kernel closes what it had in steps.
         if found.as_ref().is_some_and(|link| link.alias.as_ref() == Some(&tap.alias))
-            && begun.elapsed() < GOES_WITHIN
+            && begun.elapsed() < EXIT_LIMIT
         {
             sleep(POLL).await;
             continue;

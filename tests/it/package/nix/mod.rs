@@ -24,6 +24,7 @@ fn required(what: &str) -> bool {
 
 /// Runs nix-instantiate with a store of its own, which is never written; `None` where Nix is not installed.
 fn nix(arguments: &[&str]) -> Option<Output> {
+    let _timed = crate::lab::timed::Timed::new();
     let own = tempfile::tempdir().unwrap();
     let mut nix = Command::new("nix-instantiate");
     nix.args(arguments).current_dir(root()).stdin(Stdio::null()).env("HOME", own.path());
