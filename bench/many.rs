@@ -10,6 +10,8 @@ use crate::{
 
 const COUNT: usize = 50;
 const ASKED: usize = 21;
+/// A supervisor returns memory that requests have used after 5 s.
+const SETTLED: Duration = Duration::from_secs(8);
 const IDLE: Duration = Duration::from_secs(20);
 
 /// The results of one program.
@@ -86,6 +88,7 @@ fn with_all_running(place: &Place) -> Outcome<Results> {
     thread::sleep(Duration::from_secs(2));
     let list = asked(place, &["list"])?;
     let status = asked(place, &["status", "--json"])?;
+    thread::sleep(SETTLED);
     let mut pss: Vec<u64> = Vec::new();
     for vm in &running {
         pss.push(proportional_set_size(vm.supervisor.pid())?);

@@ -119,7 +119,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
     if let Some(done) = cli.at_once(&invocation) {
         return done;
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    // The default reserves 12 KiB for 1024 events. Further ones come with the next poll.
+    let runtime = runtime.enable_all().max_io_events_per_tick(64).build();
     let runtime = runtime.map_err(|e| cannot("create the event loop", e))?;
     let done = runtime.block_on(cli::run(cli, &invocation));
     // A program of another's that hangs, such as systemctl, must not hold up the end: nobody waits for it any more.

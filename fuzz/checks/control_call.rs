@@ -108,10 +108,13 @@ async fn one(socket: &std::path::Path, bytes: &[u8]) {
     assert!(answers <= calls, "{answers} replies to {calls} calls");
 }
 
-async fn answer(mut asked: mpsc::Receiver<Request>, events: broadcast::Sender<Event>) {
+async fn answer(
+    mut asked: mpsc::Receiver<Request>,
+    events: broadcast::Sender<std::sync::Arc<Event>>,
+) {
     let null = || OwnedFd::from(File::open("/dev/null").expect("the null device"));
     while let Some(request) = asked.recv().await {
-        let _ = events.send(Event { at: None, event: "STOP".into(), data: None });
+        let _ = events.send(Event { at: None, event: "STOP".into(), data: None }.into());
         match request {
             Request::Command(command, reply) => {
                 if let Command::PowerOff { timeout_sec: Some(seconds) } = command {

@@ -20,7 +20,7 @@ pub struct ControlHandle {
     /// The queue of requests to the supervisor's loop.
     pub requests: mpsc::Sender<Request>,
     /// The events of the supervisor's loop.
-    pub events: broadcast::Sender<Event>,
+    pub events: broadcast::Sender<Arc<Event>>,
     /// The authorization of requests.
     pub authorizer: Authorizer,
     /// The program of the supervisor is about to be replaced: pending requests are not refused, but

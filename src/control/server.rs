@@ -291,6 +291,7 @@ async fn send_events(
         };
         let event = match event {
             Ok(event) => {
+                let event = Event::clone(&event);
                 let event = match listener.console {
                     true => event,
                     false => authorizer::event_without_console(event),

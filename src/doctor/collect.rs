@@ -1,4 +1,5 @@
-//! Looks at the host and at all VM files, for `qvm doctor`. Changes nothing, and needs no right: what may not be seen is told.
+//! Inspects the host and all VM files for `qvm doctor`. Changes nothing and requires no privileges:
+//! what cannot be read becomes a finding.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,29 +39,29 @@ use crate::{
     sys::storage_reader::{self, StorageReader},
 };
 
-/// How long another program of the host's may take to tell.
+/// The limit for a program of the host.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The most that is read of its output, in bytes.
+/// The limit of its output, in bytes.
 const MOST: usize = 4 << 20;
 
-/// Where to look.
+/// The sources of an inspection.
 #[derive(Debug, Clone, Copy)]
 pub struct Sources<'a> {
-    /// VM files, state, sockets.
+    /// The directories of VM files, state and sockets.
     pub layout: &'a Layout,
-    /// Where `/dev`, `/proc` and `/sys` are; `/` but in tests.
+    /// The parent of `/dev`, `/proc` and `/sys`; `/` except in tests.
     pub root: &'a Path,
     /// `QVM_QEMU`.
     pub qemu: Option<&'a OsStr>,
     /// `PATH`.
     pub search_path: Option<&'a OsStr>,
-    /// `$XDG_CONFIG_HOME` of a plain user.
+    /// `$XDG_CONFIG_HOME` of an unprivileged user.
     pub config_home: Option<&'a Path>,
-    /// The systemd whose units look for VMs where `layout` does, if there is one.
+    /// The systemd manager whose units use the directories of `layout`, if there is one.
     pub manager: Option<Scope>,
 }
 
-/// Everything there is to be seen.
+/// Inspects everything.
 pub async fn look(from: &Sources<'_>) -> Seen {
     let storage = StorageReader::default();
     let (file, cache) = (from.layout.host_settings(), from.layout.facts_cache());
@@ -68,7 +69,7 @@ pub async fn look(from: &Sources<'_>) -> Seen {
     let settings = storage.read(&from.layout.host_settings(), move |_| HostSettings::load(&file));
     let cached = storage.read(&from.layout.facts_cache(), move |_| file::read(&cache).map(drop));
     let room = storage.read(&from.layout.state, move |_| file_system::room(&state).ok());
-    // At the same time: each may come to its deadline.
+    // In parallel, because each may reach its time limit.
     let entries = inventory(&storage, from.layout, &[]);
     let (Files { written, mut problems }, settings, cached, room, entries) =
         tokio::join!(files(from.layout, &storage), settings, cached, room, entries);
@@ -93,7 +94,7 @@ pub async fn look(from: &Sources<'_>) -> Seen {
         .collect();
     let mut names: BTreeSet<VmName> = written.iter().map(|vm| vm.name.clone()).collect();
     names.extend(entries.iter().filter_map(|entry| entry.name.parse::<VmName>().ok()));
-    // Without an answer QEMU is asked, and nothing is kept: there is no file without a name.
+    // Without a cache file, QEMU is probed and the result is not stored.
     let cache = cached.map_or_else(|_| PathBuf::new(), |_| from.layout.facts_cache());
     let probe = Probe {
         qemu: from.qemu,
@@ -148,13 +149,13 @@ pub async fn look(from: &Sources<'_>) -> Seen {
     }
 }
 
-/// The VM files.
+/// The VM files and their problems.
 struct Files {
     written: Vec<Vm>,
     problems: Vec<Problem>,
 }
 
-/// What `qvm check` would tell, of all of them.
+/// Validates all VM files, as `qvm check` does.
 async fn files(layout: &Layout, storage: &StorageReader) -> Files {
     let (mut written, mut problems, mut unread) = (Vec::new(), Vec::new(), Vec::new());
     let dir = layout.vm_files();
@@ -190,17 +191,18 @@ async fn files(layout: &Layout, storage: &StorageReader) -> Files {
 
 fn qemu(probe: &Probe<'_>) -> Result<QemuSeen, Complaint> {
     let facts = probe.facts().map_err(|e| Complaint { what: chain(&e), way_out: e.hint() })?;
-    // Without the list nothing is said of machine types: QEMU itself refuses one that it does not have.
+    // Without the list no finding names a machine type: QEMU itself refuses an unknown one.
     let machines = probe.machines(&facts.qemu.binary).unwrap_or_default();
     Ok(QemuSeen { qemu: facts.qemu, machines })
 }
 
-/// What a file comes to whose storage does not answer.
+/// The problem of a file whose storage does not answer.
 fn no_answer(file: &Path, error: &storage_reader::Error) -> Problem {
     Problem::of_file(file, error.to_string(), error.hint())
 }
 
-/// A directory of VMs that cannot be listed; that of the VM files is reported with them.
+/// The problem of a directory of VMs that cannot be listed; the directory of VM files is reported
+/// elsewhere.
 fn unlisted(layout: &Layout, entry: &Entry) -> Option<Problem> {
     let dir = [layout.vm_states(), layout.runtime.clone()]
         .into_iter()
@@ -209,7 +211,7 @@ fn unlisted(layout: &Layout, entry: &Entry) -> Option<Problem> {
     Some(Problem::of_file(&dir, what, way_out))
 }
 
-/// A VM whose files are looked at, beside what is known of it.
+/// A VM whose files are read, and what is known of it.
 struct LookedAt {
     layout: Layout,
     name: VmName,
@@ -220,7 +222,7 @@ struct LookedAt {
 }
 
 impl LookedAt {
-    /// What is seen without its files.
+    /// Returns the findings' data without the VM's files.
     fn unread(&self) -> VmSeen {
         VmSeen {
             name: self.name.clone(),
@@ -235,7 +237,7 @@ impl LookedAt {
         }
     }
 
-    /// What is seen of it. Blocks for as long as the storage does.
+    /// Returns the findings' data. Blocks as long as the storage does.
     fn vm(&self) -> VmSeen {
         let Self { layout, name, written, runs, qemu, config_home } = self;
         let paths = layout.vm(name);
@@ -260,7 +262,7 @@ impl LookedAt {
     }
 }
 
-/// What the inventory says of a VM: an error, and a hint on a line of its own.
+/// Splits a problem of the inventory into an error and a hint.
 fn complaint(entry: &Entry) -> Option<Complaint> {
     let problem = entry.problem.as_deref()?;
     let (what, way_out) = match problem.split_once("\nhint: ") {
@@ -271,7 +273,8 @@ fn complaint(entry: &Entry) -> Option<Complaint> {
     Some(Complaint { what, way_out })
 }
 
-/// A disk of qvm's own; none where its size is not known yet, as before its image is there.
+/// Returns a disk that qvm created; `None` if its size is unknown, as before its image is
+/// downloaded.
 fn disk(paths: &VmPaths, disk: &Disk) -> Option<DiskSeen> {
     if matches!(disk.source, Source::File(_) | Source::Device(_)) {
         return None;
@@ -288,7 +291,7 @@ fn disk(paths: &VmPaths, disk: &Disk) -> Option<DiskSeen> {
             qcow2::Header::read(&head).ok()?.virtual_size
         }
     };
-    // st_blocks counts units of 512 bytes, whatever the file system's (inode(7)).
+    // st_blocks counts units of 512 bytes on every file system (inode(7)).
     let allocated = metadata.blocks().saturating_mul(512);
     Some(DiskSeen { virtual_size: virtual_size.max(wanted.unwrap_or(0)), allocated })
 }
@@ -322,7 +325,7 @@ fn network(from: &Sources<'_>, written: &[Vm]) -> Network {
 }
 
 impl Sources<'_> {
-    /// A program on `PATH`, else in the directories of administrators, which users' `PATH` lacks.
+    /// Returns a program on `PATH`, else in the system directories that a user's `PATH` lacks.
     fn program(&self, name: &str) -> Option<PathBuf> {
         probe::on_path(OsStr::new(name), self.search_path).or_else(|| {
             let places = ["usr/sbin", "sbin"].map(|dir| self.root.join(dir).join(name));
@@ -348,7 +351,7 @@ impl Sources<'_> {
         all.into_iter().flatten().collect()
     }
 
-    /// The units of these VMs, all in one answer.
+    /// Returns the units of these VMs from one call.
     fn units(&self, scope: Scope, written: &[Vm]) -> Result<Vec<Unit>, Complaint> {
         let complaint = |what: String| Complaint { what, way_out: None };
         let program = self.program("systemctl");

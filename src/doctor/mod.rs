@@ -1,4 +1,4 @@
-//! What is wrong with the host and its VM files.
+//! `qvm doctor`: probes of the host, and rules that turn them into findings.
 
 pub mod collect;
 pub mod probe;

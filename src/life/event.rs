@@ -77,8 +77,8 @@ pub enum StartEvent {
         /// How an earlier supervisor was ending the QEMU process; `None` if it was not.
         intention: Option<Intention>,
     },
-    /// A shutdown that an earlier supervisor began is continued. The machine derives this event from
-    /// the adoption.
+    /// A shutdown that an earlier supervisor began is continued. The machine derives this event
+    /// from the adoption.
     ShutdownResumed(Intention),
     /// The current phase failed.
     Failed {

@@ -3,7 +3,10 @@
 use std::{
     collections::VecDeque,
     ffi::OsString,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -36,10 +39,13 @@ pub(crate) struct Context {
     lanes: Lanes,
     notifier: Notifier,
     under_systemd: bool,
-    watchers: broadcast::Sender<Event>,
+    /// The queue has its slots from the start: one with the event itself takes four times as much.
+    watchers: broadcast::Sender<Arc<Event>>,
     /// The last events, newest first.
     recent: Mutex<VecDeque<Event>>,
     origin: Instant,
+    /// Unused memory will be returned to the kernel.
+    is_settling: AtomicBool,
 }
 
 impl Context {
@@ -56,6 +62,7 @@ impl Context {
             watchers,
             recent: Mutex::default(),
             origin: Instant::now(),
+            is_settling: AtomicBool::new(false),
             settings,
         }
     }
@@ -101,8 +108,18 @@ impl Context {
     }
 
     /// The queue of events, for the control socket.
-    pub(crate) fn watchers(&self) -> broadcast::Sender<Event> {
+    pub(crate) fn watchers(&self) -> broadcast::Sender<Arc<Event>> {
         self.watchers.clone()
+    }
+
+    /// Notes that unused memory will be returned; `false` where that was noted already.
+    pub(crate) fn begin_settling(&self) -> bool {
+        !self.is_settling.swap(true, Ordering::Relaxed)
+    }
+
+    /// Notes that unused memory was returned.
+    pub(crate) fn end_settling(&self) {
+        self.is_settling.store(false, Ordering::Relaxed);
     }
 
     fn recent(&self) -> MutexGuard<'_, VecDeque<Event>> {
@@ -121,7 +138,7 @@ impl Context {
             recent.push_front(event.clone());
         }
         // Without a watcher there is no receiver.
-        let _ = self.watchers.send(event);
+        let _ = self.watchers.send(Arc::new(event));
     }
 
     /// The last events, newest first.

@@ -6,6 +6,7 @@ use super::{
     Supervisor,
     file_reading::AfterReading,
     input::Input,
+    limits::SETTLED_AFTER,
     running::{
         RunningVm, Surroundings,
         event::{DiskSpaceEvent, VmEvent},
@@ -28,6 +29,9 @@ impl Supervisor {
 
     /// Handles what came from outside, or from a task of the supervisor.
     pub(crate) fn handle_input(&mut self, input: Input) {
+        if matches!(input, Input::Request(_)) {
+            self.settle_later();
+        }
         match input {
             Input::Signal(Signal::Stop) => self.on_stop_signal(),
             Input::Signal(Signal::Interrupt) => self.on_interrupt(),
@@ -47,8 +51,22 @@ impl Supervisor {
                 }
             }
             Input::UnknownOperators(names) => self.config.set_unknown_operators(names),
-            Input::Settled => memory::trim(),
+            Input::Settled => {
+                self.ctx.end_settling();
+                memory::trim();
+            }
             Input::Written(done) => self.on_written(done),
+        }
+    }
+
+    /// Returns memory to the kernel that a start, or a series of requests, has used: once, some
+    /// seconds later.
+    pub(crate) fn settle_later(&mut self) {
+        if self.ctx.begin_settling() {
+            self.tasks.report(async {
+                tokio::time::sleep(SETTLED_AFTER).await;
+                Input::Settled
+            });
         }
     }
 

@@ -35,7 +35,7 @@ pub(crate) enum Input {
     HostSlept(Duration),
     /// The operators that the host does not know.
     UnknownOperators(Vec<Operator>),
-    /// Nothing of a start is under way any more.
+    /// The start, or a series of requests, was some seconds ago.
     Settled,
     /// Whether everything is written that a re-executed supervisor reads; `false` where the storage does not answer.
     Written(bool),

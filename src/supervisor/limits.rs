@@ -16,5 +16,5 @@ pub(crate) const STOP_SLACK: Duration = Duration::from_secs(10);
 pub(crate) const START_STEP: Duration = Duration::from_secs(90);
 /// How many lines of the console are reported with a failure.
 pub(crate) const LAST_WORDS: usize = 10;
-/// How long after a launch memory that only the start needed is returned to the kernel.
-pub(crate) const SETTLED_AFTER: Duration = Duration::from_secs(1);
+/// How long after a launch or a request unused memory is returned to the kernel.
+pub(crate) const SETTLED_AFTER: Duration = Duration::from_secs(5);

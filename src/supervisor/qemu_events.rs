@@ -6,8 +6,6 @@ use super::{
     Supervisor,
     config::ScreenOwner,
     file_reading::AfterReading,
-    input::Input,
-    limits::SETTLED_AFTER,
     running::{
         RunningVm,
         event::{HostShareEvent, HostShareGiven, LiveUpdateEvent},
@@ -92,10 +90,7 @@ impl Supervisor {
         self.compare();
         self.read_files(AfterReading::Compare);
         // From here on little happens, for months.
-        self.tasks.report(async {
-            tokio::time::sleep(SETTLED_AFTER).await;
-            Input::Settled
-        });
+        self.settle_later();
     }
 
     fn on_paused(&mut self) {

@@ -208,6 +208,10 @@ impl Lane {
 
     /// Completes when all currently queued jobs are done.
     pub(crate) fn flush(&self) -> BoxFuture<'static, Result<(), Refused>> {
+        // Without a job there is nothing to wait for, and no thread to start.
+        if self.jobs().since.is_none() {
+            return Box::pin(std::future::ready(Ok(())));
+        }
         self.ask(|| ())
     }
 

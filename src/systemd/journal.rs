@@ -1,4 +1,4 @@
-//! Lines for the systemd journal: with the priority that it keeps them by (sd-daemon(3)).
+//! Log lines for the systemd journal, with their priority (sd-daemon(3)).
 
 use std::{ffi::OsStr, fmt};
 
@@ -8,8 +8,8 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-/// Whether standard error is the journal's, by the value of `JOURNAL_STREAM`: device and inode of the stream (systemd.exec(5)). A
-/// program that a unit's program started with another standard error has the variable too.
+/// Whether standard error is the journal, by the device and inode in `JOURNAL_STREAM`
+/// (systemd.exec(5)). A child process with another standard error inherits the variable.
 pub fn is_standard_error(stream: Option<&OsStr>) -> bool {
     let wanted = stream.and_then(OsStr::to_str).and_then(|text| {
         let (device, inode) = text.split_once(':')?;
@@ -19,7 +19,7 @@ pub fn is_standard_error(stream: Option<&OsStr>) -> bool {
     wanted.is_some() && stat.ok().map(|stat| (stat.st_dev, stat.st_ino)) == wanted
 }
 
-/// `<3>` for an error, on each line: the journal takes every line by itself.
+/// Prefixes each line, such as `<3>` for an error: the journal handles lines separately.
 pub fn prioritised(text: &str, level: Level) -> String {
     let priority = match level {
         Level::ERROR => 3,
@@ -30,7 +30,7 @@ pub fn prioritised(text: &str, level: Level) -> String {
     text.lines().map(|line| format!("<{priority}>{line}\n")).collect()
 }
 
-/// Events as the journal wants them: it has its own clock, and its own word for the level.
+/// Formats events for the journal, which adds the time and the level itself.
 #[derive(Debug, Clone, Copy)]
 pub struct Lines;
 

@@ -1,4 +1,4 @@
-//! systemd-machined's list of machines: putting a VM in, and taking it out.
+//! Registers VMs with systemd-machined.
 
 use std::{
     io,
@@ -15,43 +15,44 @@ use tokio::{
 use super::registration::Machine;
 use crate::sys::program::{self, Output, Program};
 
-/// How often it is tried, and the pause between: a machine that was taken out is still there for a moment.
+/// The number of attempts and the pause between them: an unregistered machine is listed for a
+/// moment.
 const TRIES: usize = 10;
 const PAUSE: Duration = Duration::from_millis(100);
-/// The largest answer that is read.
+/// The largest reply that is read, in bytes.
 const ANSWER: usize = 1 << 20;
 
-/// Why machined does not have the VM, or still has it.
+/// Why a registration failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Another machine has the name.
     #[error("another machine is called `{0}`")]
     Taken(String),
-    /// It refused.
+    /// machined refused.
     #[error("systemd-machined refused: {0}")]
     Refused(String),
-    /// It did not answer.
+    /// machined did not reply.
     #[error("systemd-machined cannot be asked")]
     Io(#[from] io::Error),
-    /// `machinectl` or `busctl` did not run to its end.
+    /// `machinectl` or `busctl` did not complete.
     #[error("systemd-machined cannot be asked")]
     Program(#[source] program::Error),
 }
 
-/// The way to machined.
+/// The connection to machined.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machined {
-    /// Its varlink socket; where there is none, D-Bus.
+    /// The varlink socket; without one, D-Bus is used.
     pub socket: PathBuf,
-    /// How long an answer may take; on demand machined is started first.
+    /// The limit for a reply; machined is started on demand.
     pub limit: Duration,
 }
 
 impl Machined {
-    /// Puts the VM in. What an earlier supervisor has put in for it is replaced.
+    /// Registers the VM. A registration of an earlier supervisor is replaced.
     ///
     /// # Errors
-    /// There is no machined, it does not take it, or the name is another machine's.
+    /// machined is not installed or refuses, or another machine has the name.
     pub async fn register(&self, machine: &Machine, control: &Path) -> Result<(), Error> {
         if !self.socket.exists() {
             return self.register_by_dbus(machine).await;
@@ -67,12 +68,12 @@ impl Machined {
                             return Err(Error::Taken(machine.name.to_string()));
                         }
                         Ok(_) => drop(self.call("Unregister", &name).await?),
-                        // It has gone meanwhile.
+                        // The machine has ended meanwhile.
                         Err(_) => {}
                     }
                     tokio::time::sleep(PAUSE).await;
                 }
-                // One that knows no `controlAddress` yet.
+                // An older machined does not know `controlAddress`.
                 Err((error, about))
                     if error.ends_with(".InvalidParameter") && about == "controlAddress" =>
                 {
@@ -84,10 +85,10 @@ impl Machined {
         Err(Error::Refused("again and again".into()))
     }
 
-    /// Takes the VM out, if it is in.
+    /// Unregisters the VM if it is registered.
     ///
     /// # Errors
-    /// As of [`Self::register`].
+    /// Those of [`Self::register`].
     pub async fn unregister(&self, machine: &Machine) -> Result<(), Error> {
         if !self.socket.exists() {
             return self.unregister_by_dbus(machine).await;
@@ -140,11 +141,11 @@ impl Machined {
         words.extend(manager.map(Into::into));
         words.push("--".into());
         words.extend(call);
-        // busctl itself ends first, with a message.
+        // busctl's own limit is shorter and produces a message.
         run("busctl", words, self.limit + PAUSE).await.map(drop)
     }
 
-    /// One call: its parameters, or the error's name and the parameter that it is about.
+    /// Makes one call; returns the parameters, or the error's name and its parameter.
     async fn call(
         &self,
         method: &str,
@@ -173,7 +174,7 @@ impl Machined {
     }
 }
 
-/// Returns what a program prints within `limit`. Its standard error is the reason of a refusal.
+/// Returns the output of a program within `limit`. Its standard error is the reason of a failure.
 async fn run(program: &str, words: Vec<String>, limit: Duration) -> Result<String, Error> {
     let run = Program::new(program).args(words).time_limit(limit).run_async();
     let Output { status, stdout, stderr, .. } = run.await.map_err(Error::Program)?;
@@ -197,7 +198,7 @@ mod tests {
         }
     }
 
-    /// Serves the answers in their order; what it was asked.
+    /// Serves the replies in order; returns the requests.
     fn served(dir: &Path, answers: Vec<&'static str>) -> (Machined, Arc<Mutex<Vec<Value>>>) {
         let socket = dir.join("io.systemd.Machine");
         let listener = UnixListener::bind(&socket).unwrap();
@@ -212,7 +213,7 @@ mod tests {
                 call.pop();
                 kept.lock().unwrap().push(serde_json::from_slice(&call).unwrap());
                 stream.get_mut().write_all(answer.as_bytes()).await.unwrap();
-                // It does not hang up first.
+                // The client closes the connection first.
                 let _ = stream.read_u8().await;
             }
         });
@@ -257,7 +258,7 @@ mod tests {
         machined.register(&web(), Path::new("/run/c")).await.unwrap();
         let methods: Vec<Value> =
             asked.lock().unwrap().iter().map(|a| a["method"].clone()).collect();
-        // Also where it is still there for a moment, or goes by itself.
+        // The machine may be listed for a moment, or end by itself.
         let again = ["Register", "List", "Unregister"];
         let expected = [&again[..], &["Register", "List"], &again, &["Register"]].concat();
         let expected: Vec<Value> =
@@ -283,7 +284,7 @@ mod tests {
             });
             let machined = Machined { socket, limit: Duration::from_secs(60) };
             let told = machined.register(&web(), Path::new("/run/c")).await;
-            // `[]` has no error in it, but is an answer.
+            // `[]` is a reply without an error.
             assert_eq!(told.is_ok(), answer == "[]\0x", "{answer:?}: {told:?}");
         }
     }

@@ -1,4 +1,4 @@
-//! The service manager.
+//! systemd: notifications, units, machined and the journal.
 
 pub mod journal;
 pub mod machined;

@@ -1,4 +1,4 @@
-//! Talking to the service manager: readiness, status, timeouts and the watchdog, sd_notify(3).
+//! Notifications to the service manager: readiness, status, timeouts and watchdog (sd_notify(3)).
 
 use std::{
     ffi::{OsStr, OsString},
@@ -21,24 +21,25 @@ use std::{
 use sd_notify::NotifyState;
 use tokio::sync::oneshot;
 
-/// How long the end of the supervisor may be held up by what the service manager has not taken yet; nothing else is.
+/// How long the end of the supervisor waits for unsent notifications; nothing else waits for them.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// What waits for a service manager that does not read. Behind that nothing more is kept: a watchdog's beats and old states tell it nothing.
+/// The maximum number of unsent notifications. Further ones are dropped: they are watchdog signals
+/// and outdated states.
 const MOST: usize = 64;
-/// How much stack the thread has that sends.
+/// The stack size of the sending thread, in bytes.
 const STACK: usize = 64 << 10;
 
-/// Whether a process of this id and environment was started by a systemd unit: `SYSTEMD_EXEC_PID` is its own id
-/// (systemd 248, systemd.exec(5)), or there is a `NOTIFY_SOCKET`. `INVOCATION_ID` proves nothing: every program
-/// in a desktop session inherits it from `user@.service`.
+/// Whether a process with this ID and environment was started by a systemd unit: `SYSTEMD_EXEC_PID`
+/// is its ID (systemd 248, systemd.exec(5)), or `NOTIFY_SOCKET` is set. `INVOCATION_ID` proves
+/// nothing: every program in a desktop session inherits it from `user@.service`.
 pub fn under_systemd(env: impl Fn(&str) -> Option<OsString>, pid: u32) -> bool {
     number(env("SYSTEMD_EXEC_PID")) == Some(u64::from(pid))
         || env("NOTIFY_SOCKET").is_some_and(|v| !v.is_empty())
 }
 
-/// Tells the service manager, or nobody where there is none. What cannot be sent is logged: a VM does not stop
-/// for it. A thread sends, one after the other: a service manager that is busy, and its socket's queue full, holds nothing up, and
-/// is told all the same when it reads again.
+/// Sends notifications to the service manager, if there is one. Failures are logged and do not stop
+/// the VM. A thread sends them in order, so that a busy service manager with a full socket queue
+/// does not delay the supervisor.
 #[derive(Debug, Default, Clone)]
 pub struct Notifier {
     outgoing: Option<Arc<Outgoing>>,
@@ -47,11 +48,11 @@ pub struct Notifier {
 
 #[derive(Debug)]
 struct Outgoing {
-    /// `None` when nothing more is sent.
+    /// `None` after the end.
     messages: Mutex<Option<Sender<String>>>,
-    /// How many wait.
+    /// The number of unsent notifications.
     waiting: Arc<AtomicUsize>,
-    /// Closes when the last one is sent; `None` where that is waited for already.
+    /// Closed when the last one is sent; `None` if the end is awaited already.
     sent: Mutex<Option<oneshot::Receiver<()>>>,
 }
 
@@ -86,8 +87,8 @@ impl Outgoing {
 }
 
 impl Notifier {
-    /// From `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID` of this process' environment. The environment stays
-    /// as it is.
+    /// Reads `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID` of this process. The environment
+    /// is not changed.
     pub fn new(env: impl Fn(&str) -> Option<OsString>, pid: u32) -> Self {
         let outgoing = env("NOTIFY_SOCKET").filter(|v| !v.is_empty()).and_then(|path| {
             open(&path)
@@ -96,7 +97,8 @@ impl Notifier {
                 .ok()
                 .map(Arc::new)
         });
-        // sd_watchdog_enabled(3): meant for us if it names us or nobody.
+        // sd_watchdog_enabled(3): the watchdog is for this process if the variable is its PID or
+        // unset.
         let ours = env("WATCHDOG_PID").is_none_or(|v| number(Some(v)) == Some(u64::from(pid)));
         let watchdog = number(env("WATCHDOG_USEC"))
             .filter(|usec| ours && *usec > 0 && outgoing.is_some())
@@ -104,7 +106,7 @@ impl Notifier {
         Self { outgoing, watchdog }
     }
 
-    /// Waits until everything is sent, for 2 s at most; nothing is sent any more then.
+    /// Waits until everything is sent, for at most 2 s; later notifications are dropped.
     pub async fn finish(&self) {
         let Some(outgoing) = &self.outgoing else { return };
         *outgoing.messages.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -116,39 +118,40 @@ impl Notifier {
         }
     }
 
-    /// How often to call [`watchdog`](Self::watchdog): half of what the unit allows, as sd_watchdog_enabled(3) says.
+    /// The interval of [`watchdog`](Self::watchdog) calls: half of the unit's limit
+    /// (sd_watchdog_enabled(3)).
     pub fn watchdog_interval(&self) -> Option<Duration> {
         self.watchdog.map(|limit| limit / 2)
     }
 
-    /// The guest runs.
+    /// Reports that the guest runs.
     pub fn ready(&self, status: &str) {
         self.send(&[NotifyState::Ready, NotifyState::Status(&line(status))]);
     }
 
-    /// What `systemctl status` shows.
+    /// Sets the text of `systemctl status`.
     pub fn status(&self, status: &str) {
         self.send(&[NotifyState::Status(&line(status))]);
     }
 
-    /// The guest is being stopped.
+    /// Reports that the guest is being stopped.
     pub fn stopping(&self, status: &str) {
         self.send(&[NotifyState::Stopping, NotifyState::Status(&line(status))]);
     }
 
-    /// The start or stop that is under way takes this much longer, from now.
+    /// Extends the timeout of the current start or stop, from now.
     pub fn extend_timeout(&self, by: Duration) {
-        // Not NotifyState::ExtendTimeoutUsec: its u32 ends at 71 minutes.
+        // Not NotifyState::ExtendTimeoutUsec: its u32 overflows at 71 minutes.
         self.send(&[NotifyState::Custom(&format!("EXTEND_TIMEOUT_USEC={}", by.as_micros()))]);
     }
 
-    /// All is well.
+    /// Reports to the watchdog.
     pub fn watchdog(&self) {
         self.send(&[NotifyState::Watchdog]);
     }
 
-    /// One datagram. Not by `sd_notify::notify`: it reads the environment itself, and it takes an abstract socket's
-    /// `@` for a file name.
+    /// Sends one datagram. Not with `sd_notify::notify`, which reads the environment and treats the
+    /// `@` of an abstract socket as a file name.
     fn send(&self, states: &[NotifyState<'_>]) {
         if let Some(outgoing) = &self.outgoing {
             outgoing.send(states.iter().map(|state| format!("{state}\n")).collect());
@@ -157,7 +160,7 @@ impl Notifier {
 }
 
 fn open(path: &OsStr) -> io::Result<(UnixDatagram, SocketAddr)> {
-    // systemd writes an abstract socket's leading NUL as `@`.
+    // systemd writes the leading NUL of an abstract socket as `@`.
     let address = match path.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
         [b'/', ..] => SocketAddr::from_pathname(path)?,
@@ -175,7 +178,7 @@ fn number(value: Option<OsString>) -> Option<u64> {
     value?.to_str()?.parse().ok()
 }
 
-/// A message is a list of lines: text that came from a guest must not become one of its own.
+/// Removes line breaks: a message is a list of lines, and a guest's text must not add one.
 fn line(text: &str) -> String {
     text.replace(|c: char| c.is_control(), " ")
 }
@@ -228,7 +231,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         let systemd = UnixDatagram::bind(&path).unwrap();
-        // Until its queue is full (net.unix.max_dgram_qlen).
+        // Until the socket's queue is full (net.unix.max_dgram_qlen).
         let other = UnixDatagram::unbound().unwrap();
         other.set_nonblocking(true).unwrap();
         let mut queued = 0;
@@ -248,7 +251,7 @@ mod tests {
         assert_eq!(next(&systemd), "READY=1\nSTATUS=running\n");
         let kept = to.outgoing.as_ref().unwrap().waiting.clone();
         assert!(kept.load(Ordering::Relaxed) <= MOST);
-        // It sends what is left as long as somebody reads.
+        // The thread sends the rest while the socket is read.
         let reading = std::thread::spawn(move || while next(&systemd) != "STATUS=last\n" {});
         while kept.load(Ordering::Relaxed) > 0 {
             std::thread::yield_now();

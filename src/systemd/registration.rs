@@ -1,4 +1,5 @@
-//! What systemd-machined is told of a VM: the parameters of its varlink interface, and the arguments of busctl(1) for its older one.
+//! The data of a VM for systemd-machined: the parameters of its varlink interface, and the
+//! busctl(1) arguments for its D-Bus interface.
 
 use std::path::Path;
 
@@ -6,27 +7,27 @@ use serde_json::{Value, json};
 
 use crate::value::VmName;
 
-/// Where machined serves varlink (systemd 256).
+/// machined's varlink socket (systemd 256).
 pub const SOCKET: &str = "/run/systemd/machine/io.systemd.Machine";
-/// How it knows our machines from others.
+/// The class by which machined distinguishes qvm's machines.
 pub const SERVICE: &str = "qvm";
 
 /// A VM as machined sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
-    /// The VM; any name of a VM is a machine's.
+    /// The name of the VM, which is always a valid machine name.
     pub name: VmName,
-    /// The machine's UUID, hyphenated.
+    /// The machine's UUID with hyphens.
     pub uuid: String,
-    /// The supervisor, which knows what the signals of machinectl(1) mean; QEMU would die of them.
+    /// The PID of the supervisor, which handles the signals of machinectl(1); they would kill QEMU.
     pub leader: u32,
-    /// The taps, by their interface indexes.
+    /// The interface indexes of the taps.
     pub if_indices: Vec<u32>,
 }
 
 impl Machine {
-    /// The parameters of `io.systemd.Machine.Register`; `control` is where `io.systemd.MachineInstance` is served, which machined
-    /// knows what to do with since systemd 260.
+    /// The parameters of `io.systemd.Machine.Register`; `control` is the socket of
+    /// `io.systemd.MachineInstance`, which machined uses since systemd 260.
     pub fn parameters(&self, control: Option<&Path>) -> Value {
         let mut parameters = json!({
             "name": self.name.as_str(),
@@ -63,18 +64,18 @@ impl Machine {
         words
     }
 
-    /// The UUID as sd-id128(3) writes it.
+    /// Returns the UUID in the format of sd-id128(3).
     pub fn id(&self) -> String {
         self.uuid.chars().filter(char::is_ascii_hexdigit).collect()
     }
 
-    /// Whether a machine of this name is this VM, by what `machinectl show` prints of it.
+    /// Whether a machine of this name is this VM, from the output of `machinectl show`.
     pub fn is_shown(&self, shown: &str) -> bool {
         let says = |wanted: &str| shown.lines().any(|line| line == wanted);
         says(&format!("Service={SERVICE}")) && says(&format!("Id={}", self.id()))
     }
 
-    /// The same by the answer of `io.systemd.Machine.List`.
+    /// Whether a machine of this name is this VM, from the reply of `io.systemd.Machine.List`.
     pub fn is_listed(&self, answer: &Value) -> bool {
         answer["service"] == SERVICE && answer["id"] == self.id()
     }

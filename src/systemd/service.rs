@@ -1,4 +1,4 @@
-//! A VM's unit, as its service manager has it, by `systemctl`.
+//! The systemd unit of a VM, through `systemctl`.
 
 use std::{path::Path, time::Duration};
 
@@ -11,26 +11,26 @@ use crate::{
     value::{Explain, VmName},
 };
 
-/// How long the service manager may take to tell something: one that is busy, or hangs, must hold up no guest's start or stop.
+/// The limit for a query: a hung service manager must not block the start or stop of a guest.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
-/// How long it may take to read all units again, with their generators.
+/// The limit for a daemon-reload with its generators.
 const RELOAD_LIMIT: Duration = Duration::from_secs(90);
 /// How long a bind mount may take: longer than systemctl waits itself
 /// (sd_bus_get_method_call_timeout(3)).
 const BIND_LIMIT: Duration = Duration::from_secs(30);
 
-/// What `systemctl` could not do.
+/// Why `systemctl` failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It cannot be run, or prints too much.
     #[error(transparent)]
     Run(program::Error),
-    /// It does not end.
+    /// It did not exit in time.
     #[error("`systemctl {asked}` did not end within {} s: systemd does not answer", limit.as_secs())]
     Silent {
         /// Its arguments.
         asked: String,
-        /// How long it was waited for.
+        /// The limit.
         limit: Duration,
     },
     /// It failed.
@@ -38,7 +38,7 @@ pub enum Error {
     Failed {
         /// Its arguments.
         asked: String,
-        /// What it said.
+        /// Its error message.
         said: String,
     },
 }
@@ -54,17 +54,17 @@ impl Explain for Error {
 pub struct Unit {
     scope: Scope,
     name: String,
-    /// The VM file has changed since the unit was made from it, or it never was.
+    /// The VM file has changed since the unit was loaded, or the unit has no drop-in.
     stale: bool,
-    /// It failed, perhaps so often that it is not started any more.
+    /// Whether the unit has failed, possibly at its start limit.
     failed: bool,
 }
 
 impl Unit {
-    /// The unit, if the manager has one; none where there is no manager that could be asked.
+    /// Returns the unit, if the manager has one; `None` without a manager.
     ///
     /// # Errors
-    /// The manager does not answer: nobody knows whether the unit is its to start.
+    /// The manager does not answer, so it is unknown whether it owns the unit.
     pub async fn find(vm: &VmName, scope: Scope) -> Result<Option<Self>, Error> {
         let name = unit::unit_name(vm);
         let properties = "--property=LoadState,ActiveState,NeedDaemonReload,DropInPaths";
@@ -87,10 +87,10 @@ impl Unit {
         })
     }
 
-    /// Has the manager take up the VM file as it is now: order, timeouts, weights.
+    /// Reloads the manager so that it uses the current VM file: order, timeouts, weights.
     ///
     /// # Errors
-    /// It does not.
+    /// The reload failed.
     pub async fn refresh(&self) -> Result<(), Error> {
         match self.stale {
             true => run(self.scope, &["daemon-reload"], Some(RELOAD_LIMIT)).await.map(drop),
@@ -98,16 +98,16 @@ impl Unit {
         }
     }
 
-    /// Starts it; with `wait` until the guest runs. Whoever asks for it does so however often it failed before.
+    /// Starts the unit, also after its start limit; with `wait`, returns when the guest runs.
     ///
     /// # Errors
-    /// It did not come to run.
+    /// The start failed.
     pub async fn start(&self, wait: bool) -> Result<(), Error> {
         if self.failed {
             systemctl(self.scope, &["reset-failed", &self.name]).await?;
         }
         match wait {
-            // As long as the start takes: systemd has its own bound for that (TimeoutStartSec=).
+            // No limit of qvm's own: systemd has TimeoutStartSec=.
             true => run(self.scope, &["start", &self.name], None).await.map(drop),
             false => {
                 let words = ["start", "--no-block", &self.name];
@@ -117,71 +117,74 @@ impl Unit {
     }
 }
 
-/// Clears the count of a unit's starts: one that was started too often is given up, and failures of the host shall not lead there.
-/// For the unit itself while it starts: later, in ExecStopPost=, systemd would take the failed start for a good one.
+/// Resets the start counter of a unit, so that host faults do not reach its start limit. Called by
+/// the unit itself during the start: in ExecStopPost=, systemd would treat the failed start as a
+/// success.
 ///
 /// # Errors
-/// The manager does not.
+/// The manager failed.
 pub async fn forget_starts(vm: &VmName, scope: Scope) -> Result<(), Error> {
     systemctl(scope, &["reset-failed", &unit::unit_name(vm)]).await.map(drop)
 }
 
-/// Opens a directory for the running unit of a VM: it is mounted once more, with the rights it has on the host.
+/// Bind mounts a directory in the running unit of a VM with the permissions of the host.
 ///
 /// # Errors
-/// The manager does not: it has no such unit, or the unit no mounts of its own.
+/// The manager failed: it has no such unit, or the unit has no mount namespace.
 pub fn bind(vm: &VmName, scope: Scope, directory: &Path) -> Result<(), Error> {
-    // On the thread that prepares.
+    // Called on the thread that prepares the start.
     let unit = unit::unit_name(vm);
     let program = command(scope).arg("bind").arg(unit).args([directory, directory]);
     let output = program.time_limit(BIND_LIMIT).run();
     printed(output, "bind").map(drop)
 }
 
-/// Whether the unit is being stopped by somebody's wish; `false` where nobody knows.
+/// Whether an operator is stopping the unit; `false` if that is unknown.
 pub async fn is_stopping(vm: &VmName, scope: Scope) -> bool {
     let jobs = systemctl(scope, &["list-jobs", "--plain", "--no-legend"]).await.unwrap_or_default();
     has_stop_job(&jobs, &unit::unit_name(vm))
 }
 
-/// Whether the service manager ends: the host shuts down or reboots, or the user's last session is over. `false` where nobody knows.
+/// Whether the service manager is stopping: the host shuts down or reboots, or the user's last
+/// session has ended. `false` if that is unknown.
 pub async fn host_goes_down(scope: Scope) -> bool {
-    // It exits with 1 for every state but `running`, and says which.
+    // The exit code is 1 for every state but `running`; the state is printed.
     let asked = command(scope).arg("is-system-running").time_limit(ANSWER_LIMIT).run_async();
     asked.await.is_ok_and(|output| output.stdout.trim() == "stopping")
 }
 
-/// What became of a unit whose supervisor crashed.
+/// The state of a unit after its supervisor crashed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum After {
-    /// It runs, or will.
+    /// The unit is running or will be restarted.
     Restarted,
-    /// Somebody stopped it.
+    /// The unit was stopped.
     Stopped,
-    /// It was started too often, and will not be again.
+    /// The start limit is reached.
     GivenUp,
 }
 
-/// How often the unit was restarted (NRestarts=); `None` where nobody knows.
+/// Returns the number of restarts (NRestarts=); `None` if it is unknown.
 pub async fn restarts(vm: &VmName, scope: Scope) -> Option<u32> {
     let shown = systemctl(scope, &["show", "--property=NRestarts", &unit::unit_name(vm)]).await;
     property(&shown.ok()?, "NRestarts")?.parse().ok()
 }
 
-/// What the unit's supervisor ended with the last time, if it did not end by a signal; `None` where nobody knows.
+/// Returns the last exit code of the supervisor; `None` after a signal or if it is unknown.
 pub async fn exit_code(vm: &VmName, scope: Scope) -> Option<u8> {
     let properties = "--property=ExecMainCode,ExecMainStatus";
     let shown = systemctl(scope, &["show", properties, &unit::unit_name(vm)]).await.ok()?;
     exited_with(&shown)
 }
 
-/// By `CLD_EXITED` (waitid(2)), which systemd gives as its number.
+/// `CLD_EXITED` of waitid(2), which systemd prints as a number.
 fn exited_with(shown: &str) -> Option<u8> {
     let exited = property(shown, "ExecMainCode")? == "1";
     exited.then(|| property(shown, "ExecMainStatus")?.parse().ok())?
 }
 
-/// What became of the unit since its crash, when it had been restarted `restarts` times; `None` where nobody knows.
+/// Returns the state of the unit since its crash, when it had `restarts` restarts; `None` if it is
+/// unknown.
 pub async fn after_crash(vm: &VmName, scope: Scope, restarts: u32) -> Option<After> {
     let properties = "--property=ActiveState,NRestarts";
     let shown = systemctl(scope, &["show", properties, &unit::unit_name(vm)]).await.ok()?;
@@ -189,8 +192,9 @@ pub async fn after_crash(vm: &VmName, scope: Scope, restarts: u32) -> Option<Aft
 }
 
 impl After {
-    /// systemd counts a restart when it is due, and only then sees that there were too many: a unit that was stopped meanwhile
-    /// is down without it. Result= tells nothing, since the crash stays in it.
+    /// systemd counts a restart when it is due, and checks the limit only then: a unit that was
+    /// stopped meanwhile is down without it. Result= does not help, since it stays that of the
+    /// crash.
     fn read(shown: &str, restarts: u32) -> Option<Self> {
         let now: u32 = property(shown, "NRestarts")?.parse().ok()?;
         Some(match property(shown, "ActiveState")? {
@@ -205,7 +209,7 @@ fn property<'a>(shown: &'a str, name: &str) -> Option<&'a str> {
     shown.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
 }
 
-/// Lines of a job's number, unit, type and state.
+/// Lines with a job's number, unit, type and state.
 fn has_stop_job(jobs: &str, unit: &str) -> bool {
     let words = |line: &str| line.split_whitespace().skip(1).take(2).eq([unit, "stop"]);
     jobs.lines().any(words)
@@ -235,7 +239,7 @@ async fn run(scope: Scope, arguments: &[&str], limit: Option<Duration>) -> Resul
     printed(program.run_async().await, &arguments.join(" "))
 }
 
-/// Returns standard output of a run that succeeded.
+/// Returns the standard output of a successful run.
 fn printed(output: Result<Output, program::Error>, asked: &str) -> Result<String, Error> {
     let asked = || asked.to_owned();
     match output {

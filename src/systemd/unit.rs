@@ -1,6 +1,7 @@
-//! What a VM file says about its systemd unit: the text of the drop-in `qvm@NAME.service.d/10-qvm.conf`.
+//! The drop-in of a VM's systemd unit, `qvm@NAME.service.d/10-qvm.conf`, from its VM file.
 //!
-//! The name begins with 10 so that `systemctl set-property` (50-…) and an operator's own drop-ins win: systemd reads them by name.
+//! Settings of `systemctl set-property` (50-…) and of an operator's drop-ins take precedence over
+//! the prefix 10: systemd reads drop-ins in the order of their names.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -10,41 +11,43 @@ use crate::{
     value::VmName,
 };
 
-/// The drop-in's file name.
+/// The file name of the drop-in.
 pub const DROP_IN: &str = "10-qvm.conf";
-/// The unit that all VMs are instances of.
+/// The template unit of all VMs.
 pub const TEMPLATE: &str = "qvm@.service";
 /// The target that wants the VMs with `autostart = true`.
 pub const TARGET: &str = "qvm.target";
-/// How long a start may take without progress, in seconds; as in qvm@.service.
+/// How long a start may take without progress, in seconds; the same as in qvm@.service.
 const START: u32 = 120;
-/// What the last rungs of the stop ladder may take after `shutdownTimeoutSec`, in seconds; as in qvm@.service.
+/// The time of the last rungs of the stop ladder after `shutdownTimeoutSec`, in seconds; the same
+/// as in qvm@.service.
 pub const STOP_SLACK: u32 = 30;
 
-/// Whose units they are.
+/// The service manager of a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// The host's.
+    /// The system manager.
     System,
-    /// A user's: `systemctl --user`.
+    /// A user manager: `systemctl --user`.
     User,
 }
 
-/// The unit of a VM.
+/// Returns the name of a VM's unit.
 pub fn unit_name(vm: &VmName) -> String {
     format!("qvm@{vm}.service")
 }
 
-/// The drop-in of a VM. Each setting is one line, whatever the VM file says.
+/// Returns the drop-in of a VM. Each setting is one line, whatever the VM file contains.
 pub fn drop_in(vm: &Vm, scope: Scope) -> String {
     let mut unit = vec![("Description", description(vm))];
     if needs_network(vm) {
-        // A bridge may be made late, and an image has to be fetched; other VMs start without waiting for a network.
+        // A bridge may appear late, and an image may have to be downloaded; other VMs do not wait
+        // for a network.
         unit.push(("Wants", "network-online.target".into()));
         unit.push(("After", "network-online.target".into()));
     }
-    // Order alone, as `After=` has it: a VM is started by its own `autostart` or by hand, never because another one is, and
-    // one that fails takes no other with it. When both stop, the order is the other way round.
+    // Ordering only (`After=`): a VM starts by its own `autostart` or by hand, never because of
+    // another VM, and a failed VM does not fail others. VMs stop in the reverse order.
     unit.extend(vm.after.iter().map(|other| ("After", unit_name(other))));
     unit.extend(mounts(vm).into_iter().map(|path| ("RequiresMountsFor", path)));
     let stop = vm.shutdown_timeout.get().saturating_add(STOP_SLACK);
@@ -59,13 +62,13 @@ fn lines(settings: Vec<(&str, String)>) -> String {
     settings.into_iter().map(|(key, value)| format!("{key}={value}\n")).collect()
 }
 
-/// The drop-in of a VM whose file is not valid: it tells systemd when to look again, and a supervisor that takes over the guest of
-/// an earlier file is not kept from anything.
+/// Returns the drop-in of a VM with an invalid VM file: it contains the path to watch for changes,
+/// and no restrictions for a supervisor that adopts a guest of an earlier file.
 pub fn drop_in_of_invalid(file: &Path, scope: Scope) -> String {
     head(file) + "\n[Service]\n" + &lines(opened(scope, unit_sandbox::of_unknown))
 }
 
-/// A plain user has no rights that his units could be closed to: a user's qvm@.service is the same for every VM.
+/// User units have no privileges to restrict: a user's qvm@.service is the same for every VM.
 fn opened(
     scope: Scope,
     settings: impl FnOnce() -> Vec<(&'static str, String)>,
@@ -76,8 +79,8 @@ fn opened(
     }
 }
 
-/// Whether the text of an invalid VM file asks for `autostart`: then its unit is started all the same, and fails with what
-/// `qvm check` says. Only what stands before the first table counts.
+/// Whether the text of an invalid VM file contains `autostart`: then its unit is started and fails
+/// with the message of `qvm check`. Only text before the first table counts.
 pub fn wants_autostart(text: &str) -> bool {
     let top = text.lines().map(str::trim).take_while(|line| !line.starts_with('['));
     let value = |line: &str| {
@@ -86,8 +89,8 @@ pub fn wants_autostart(text: &str) -> bool {
     top.filter_map(value).any(|value| value.split('#').next().map(str::trim) == Some("true"))
 }
 
-/// What the VM gets of the host, by systemd.resource-control(5). Every key of the VM file that becomes such a setting is here;
-/// not `oomScoreAdjust`, which is of QEMU alone and not of its supervisor.
+/// Returns the resource settings of the VM (systemd.resource-control(5)). All keys that become such
+/// a setting are here; `oomScoreAdjust` is not one, because it applies to QEMU only.
 fn resources(vm: &Vm) -> Vec<(&'static str, String)> {
     let settings = [
         ("CPUWeight", Some(vm.cpu_weight.to_string())),
@@ -100,8 +103,8 @@ fn resources(vm: &Vm) -> Vec<(&'static str, String)> {
 
 fn head(file: &Path) -> String {
     let mut text = "# Generated from the VM file by qvm-generator at each daemon-reload. Do not edit.\n[Unit]\n".to_owned();
-    // By its time systemd knows that the VM file is newer than this (NeedDaemonReload=). The value goes to the end of the line
-    // without quotes, so a path that cannot be written so is left out.
+    // systemd compares this file's time (NeedDaemonReload=). The value extends to the end of the
+    // line without quotes, so a path that cannot be written that way is left out.
     let plain =
         file.to_str().filter(|path| path.starts_with('/') && !path.contains(char::is_control));
     if let Some(path) = plain.filter(|path| !path.ends_with([' ', '\\'])) {
@@ -110,7 +113,7 @@ fn head(file: &Path) -> String {
     text
 }
 
-/// The name comes last: a description could end in a backslash, which would take the next line in.
+/// The name comes last, because a description may end in a backslash, which continues the line.
 fn description(vm: &Vm) -> String {
     match vm.description.as_deref().map(one_line) {
         Some(text) if !text.is_empty() => {
@@ -136,12 +139,13 @@ fn needs_network(vm: &Vm) -> bool {
         || vm.disks.iter().any(|disk| fetched(&disk.source))
 }
 
-/// The paths whose file systems must be mounted, each once: disks of the operator's, and the user-data. Not the image: the disk
-/// made from it needs it no more, and must start where an image server's mount is gone.
+/// Returns the paths whose file systems must be mounted: the operator's disks and the user-data.
+/// Not the image: a disk that was created from it no longer requires it, and must start without the
+/// image server's mount.
 fn mounts(vm: &Vm) -> Vec<String> {
     let disks = vm.disks.iter().filter_map(|disk| match &disk.source {
         Source::File(path) => Some(path),
-        // udev's, and mounted before any unit.
+        // udev creates these, and they exist before any unit.
         Source::Device(path) if path.starts_with("/dev") => None,
         Source::Device(path) => Some(path),
         Source::Image(_) | Source::Blank | Source::Existing => None,
@@ -154,8 +158,8 @@ fn mounts(vm: &Vm) -> Vec<String> {
     paths
 }
 
-/// A path in quotes: systemd takes `\"` and `\\` in them, but no other escape there, so a path with control characters or
-/// without UTF-8 stands for the part of it before them. Nor does it take `..`.
+/// Quotes a path: systemd supports only the escapes `\"` and `\\` here, so a path with control
+/// characters or without UTF-8 is replaced by its prefix before them, as is one with `..`.
 fn quoted(path: &Path) -> Option<String> {
     let mut plain = PathBuf::new();
     for part in path.components() {

@@ -1,6 +1,8 @@
-//! Disks in directories that the unit was not opened for when it started, as one that a running guest is given: systemd opens them.
+//! Disks in directories that are not accessible in the unit's mount namespace, such as a disk that
+//! is added to a running guest: systemd bind mounts them.
 //!
-//! A unit's mounts are made when it starts, from the drop-in of that time (`systemd::unit_sandbox`). `systemctl bind` (systemd 248) adds to them.
+//! The mounts of a unit are set up at its start from the drop-in of that time
+//! (`systemd::unit_sandbox`). `systemctl bind` (systemd 248) adds to them.
 
 use std::{
     ffi::OsString,
@@ -17,7 +19,8 @@ use crate::{
     value::{Explain, VmName, chain},
 };
 
-/// The unit was closed to a file when it started, and systemd opens no home later.
+/// The directory was inaccessible at the start of the unit, and systemd cannot bind mount a home
+/// later.
 #[derive(Debug, thiserror::Error)]
 #[error("the VM's unit is closed to `{}`", .0.display())]
 pub struct Closed(PathBuf);
@@ -28,11 +31,11 @@ impl Explain for Closed {
     }
 }
 
-/// Has systemd open the directory of a disk of the operator's, if it is closed to this unit. Where that fails, whoever opens the disk
-/// says why it cannot.
+/// Bind mounts the directory of an operator's disk if the unit cannot access it. After a failure,
+/// opening the disk reports the reason.
 ///
 /// # Errors
-/// It is in a home.
+/// The directory is in a home.
 pub(crate) fn bind_path(
     name: &VmName,
     scope: Scope,
@@ -41,14 +44,14 @@ pub(crate) fn bind_path(
 ) -> Result<(), Closed> {
     let Source::File(path) = &disk.source else { return Ok(()) };
     let env = |key: &str| env(key).map(OsString::from);
-    // A user's unit has no mounts of its own.
+    // A user unit has no mount namespace.
     if scope != Scope::System || !under_systemd(env, std::process::id()) {
         return Ok(());
     }
     if path.ancestors().any(is_hidden) {
         return Err(Closed(path.clone()));
     }
-    // Behind a symbolic link, the directory is another one than the VM file says.
+    // Behind a symbolic link the directory differs from the one in the VM file.
     let Ok(path) = path.canonicalize() else { return Ok(()) };
     let directory = path.parent().filter(|_| !disk.read_only && is_read_only(&path));
     let Some(directory) = directory else { return Ok(()) };
@@ -63,7 +66,8 @@ fn is_read_only(path: &Path) -> bool {
     statvfs(path).is_ok_and(|it| it.f_flag.contains(StatVfsMountFlags::RDONLY))
 }
 
-/// What systemd mounts over a directory that a unit is not to see has no permissions at all; root would find it empty.
+/// The placeholder that systemd mounts over an inaccessible directory has no permissions; root
+/// would find it empty.
 fn is_hidden(directory: &Path) -> bool {
     directory.metadata().is_ok_and(|it| it.is_dir() && it.mode() & 0o7777 == 0)
 }

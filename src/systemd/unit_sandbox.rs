@@ -1,6 +1,7 @@
-//! What a VM's systemd unit has to be opened for: qvm@.service is closed but for what every VM needs, and its drop-in opens it for the rest.
+//! The sandbox settings of a VM's systemd unit: qvm@.service permits what every VM requires, and
+//! the drop-in adds what this VM requires.
 //!
-//! systemd.exec(5) and systemd.resource-control(5) are the source of every setting here.
+//! Sources: systemd.exec(5) and systemd.resource-control(5).
 
 use std::path::{Component, Path, PathBuf};
 
@@ -9,9 +10,10 @@ use crate::{
     value::VncAddress,
 };
 
-/// Ports below this one are root's, unless the host says otherwise (ip(7), ip_unprivileged_port_start).
+/// Ports below this one require root, unless the host is configured otherwise (ip(7),
+/// ip_unprivileged_port_start).
 const FIRST_FREE_PORT: u16 = 1024;
-/// What `ProtectHome=` closes, and what `PrivateTmp=` has the unit its own of.
+/// The directories of `ProtectHome=` and `PrivateTmp=`.
 const HOMES: [&str; 3] = ["/home", "/root", "/run/user"];
 const TEMPORARY: [&str; 2] = ["/tmp", "/var/tmp"];
 
@@ -19,12 +21,12 @@ const HOME: (&str, &str) = ("ProtectHome", "read-only");
 const TMP: (&str, &str) = ("PrivateTmp", "no");
 const IP: (&str, &str) = ("RestrictAddressFamilies", "AF_INET AF_INET6");
 const HOST_NETWORK: (&str, &str) = ("PrivateNetwork", "no");
-/// QEMU gets an empty network then by namespaces of its own, where it has no use for the host's.
+/// QEMU then gets an empty network namespace of its own if it does not use the host's network.
 const NAMESPACES: (&str, &str) = ("RestrictNamespaces", "user net");
 const LOW_PORTS: (&str, &str) = ("CapabilityBoundingSet", "CAP_NET_BIND_SERVICE");
 const TRANSLATOR: (&str, &str) = ("MemoryDenyWriteExecute", "no");
 
-/// The settings for this VM.
+/// Returns the settings of a VM.
 pub(crate) fn of(vm: &Vm) -> Vec<(&'static str, String)> {
     let named: Vec<&Path> = named(vm);
     let below = |roots: &[&str]| named.iter().any(|path| roots.iter().any(|r| path.starts_with(r)));
@@ -36,7 +38,7 @@ pub(crate) fn of(vm: &Vm) -> Vec<(&'static str, String)> {
         (ip, HOST_NETWORK),
         (ip, NAMESPACES),
         (low_ports(vm), LOW_PORTS),
-        // QEMU writes the code that it then executes, unless KVM is all that it is to use.
+        // TCG executes code that it has written, so W^X is possible only with KVM alone.
         (vm.accel != Accel::Kvm, TRANSLATOR),
     ];
     let mut settings: Vec<_> = opened
@@ -49,14 +51,15 @@ pub(crate) fn of(vm: &Vm) -> Vec<(&'static str, String)> {
     settings
 }
 
-/// The settings for a VM of which nothing is known: a guest that runs by an earlier, valid file may need any of them.
+/// Returns the settings of a VM without a valid VM file: a guest of an earlier file may require any
+/// of them.
 pub(crate) fn of_unknown() -> Vec<(&'static str, String)> {
     [HOME, TMP, IP, HOST_NETWORK, NAMESPACES, LOW_PORTS, TRANSLATOR]
         .map(|(key, value)| (key, value.to_owned()))
         .into()
 }
 
-/// Every file that the VM file names.
+/// Returns every file that the VM file refers to.
 fn named(vm: &Vm) -> Vec<&Path> {
     let user_data = vm.cloud_init.as_ref().and_then(|cloud_init| cloud_init.user_data.as_ref());
     let password = vm.display.as_ref().and_then(|display| display.password_file.as_deref());
@@ -84,8 +87,8 @@ fn of_image(image: &Image) -> Vec<&Path> {
     image_file.into_iter().chain(sums).collect()
 }
 
-/// Whether the supervisor or QEMU opens an IP socket: for a NIC of QEMU's own network, an image to be fetched, the guest's port
-/// that tells that it is ready, a screen at a port. Bridges need none.
+/// Whether the supervisor or QEMU opens an IP socket: for the user-mode network, an image download,
+/// the readiness port, or a VNC port. Bridges require none.
 fn uses_ip(vm: &Vm) -> bool {
     let fetched = |disk: &Disk| match &disk.source {
         Source::Image(image) => {
@@ -110,13 +113,13 @@ fn low_ports(vm: &Vm) -> bool {
     })
 }
 
-/// The directories of the operator's disks, each once. Not the files: one that is replaced by another of its name has to be seen
-/// by the next QEMU of the same unit.
+/// Returns the directories of the operator's disks. Not the files: a file that is replaced must be
+/// visible to the next QEMU of the same unit.
 fn writable(vm: &Vm) -> Vec<String> {
     let disks = vm.disks.iter().filter(|disk| !disk.read_only);
     let directories = disks.filter_map(|disk| match &disk.source {
         Source::File(path) if !path.starts_with("/dev") => {
-            // Of one in `/` only itself: else everything would be writable.
+            // For a file in `/` only the file itself: everything would be writable otherwise.
             let directory = path.parent().filter(|directory| directory.parent().is_some());
             word(directory.unwrap_or(path))
         }
@@ -132,7 +135,7 @@ fn writable(vm: &Vm) -> Vec<String> {
     directories
 }
 
-/// The operator's block devices, each with what is done with it.
+/// Returns the operator's block devices, each with its access mode.
 fn devices(vm: &Vm) -> Vec<String> {
     let devices = vm.disks.iter().filter_map(|disk| match &disk.source {
         Source::File(path) | Source::Device(path) => {
@@ -140,7 +143,8 @@ fn devices(vm: &Vm) -> Vec<String> {
             let plain = path.components().all(|part| part != Component::ParentDir);
             match path.strip_prefix("/dev").ok().and_then(|_| device_word(path)) {
                 Some(device) if plain => Some(format!("{device} {access}")),
-                // systemd takes no path elsewhere, which may lead to any of them.
+                // systemd accepts only paths in /dev here; another path may be a symbolic link to
+                // one.
                 _ if matches!(disk.source, Source::Device(_)) => Some(format!("block-* {access}")),
                 _ => None,
             }
@@ -153,8 +157,9 @@ fn devices(vm: &Vm) -> Vec<String> {
     devices
 }
 
-/// A path as a word of `ReadWritePaths=`, which is no fault where it does not exist. There a backslash is a backslash, and nothing can
-/// be escaped; a path with what cannot be written so stands for the part of it before that. Nor does systemd take `..`.
+/// Formats a path for `ReadWritePaths=`, where it may be missing. There are no escapes there: a
+/// path that cannot be written is replaced by its prefix before the invalid part, as is one with
+/// `..`.
 fn word(path: &Path) -> Option<String> {
     let mut plain = PathBuf::new();
     for part in path.components() {
@@ -168,7 +173,7 @@ fn word(path: &Path) -> Option<String> {
     Some(format!("\"-{}\"", text.replace('%', "%%")))
 }
 
-/// A path as the first word of `DeviceAllow=`. What would need an escape there is none of udev's.
+/// Formats a path for `DeviceAllow=`. Paths of udev require no escapes.
 fn device_word(path: &Path) -> Option<String> {
     let odd = |c: char| c.is_control() || matches!(c, '"' | '\\');
     let text = path.to_str().filter(|text| !text.contains(odd))?;
@@ -187,7 +192,7 @@ mod tests {
         of(&vm).into_iter().map(|(key, value)| format!("{key}={value}\n")).collect()
     }
 
-    /// On a bridge, by KVM, and with a disk of qvm's own.
+    /// On a bridge, with KVM, and with a disk that qvm created.
     const CLOSED: &str = "accel = 'kvm'\nbridge = 'br0'\n";
 
     #[test]

@@ -1,4 +1,4 @@
-//! The archive that a VM is exported to: a plain tar, which every tar reads, of a few files that are known by their names.
+//! The archive of an exported VM: a plain tar file with a fixed set of file names.
 
 use std::{
     io::{self, Read, Write},
@@ -14,92 +14,92 @@ use crate::{
     value::{Algorithm, Explain, Label, VmName, shown},
 };
 
-/// Why an archive is not taken.
+/// Why an archive is not accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Another kind of file.
-    #[error("it is no archive that `qvm export` made")]
+    /// A file of another kind.
+    #[error("not an archive of `qvm export`")]
     Foreign,
-    /// A file that no exported VM has.
-    #[error("`{0}` is no file of an exported VM")]
+    /// A file that is not part of an exported VM.
+    #[error("`{0}` is not a file of an exported VM")]
     Path(String),
-    /// Not a file.
-    #[error("`{path}` is {kind}, and an exported VM has files only")]
+    /// An entry that is not a regular file.
+    #[error("`{path}` is {kind}; only regular files are allowed")]
     Kind {
-        /// Where.
+        /// The path in the archive.
         path: String,
-        /// What it is.
+        /// The kind of the entry.
         kind: &'static str,
     },
-    /// Two files of one name.
-    #[error("`{0}` is in it twice")]
+    /// Two files with one name.
+    #[error("the archive contains `{0}` twice")]
     Twice(String),
-    /// Too long for what it is.
-    #[error("`{path}` has {size} bytes, and can have {limit}")]
+    /// A file that is too long.
+    #[error("`{path}` has {size} bytes; the limit is {limit}")]
     Long {
-        /// Which.
+        /// The path in the archive.
         path: String,
-        /// How long it is.
+        /// The size in bytes.
         size: u64,
-        /// How long it may be.
+        /// The limit in bytes.
         limit: u64,
     },
-    /// Two VMs.
-    #[error("`{path}` is of another VM than `{vm}`")]
+    /// Files of two VMs.
+    #[error("`{path}` does not belong to the VM `{vm}`")]
     OtherVm {
-        /// Which.
+        /// The path in the archive.
         path: String,
         /// The VM of the first file.
         vm: VmName,
     },
-    /// It goes on.
-    #[error("`{0}` comes after the manifest")]
+    /// A file after the manifest.
+    #[error("`{0}` follows the manifest, which must be the last file")]
     After(String),
-    /// More files than any VM has.
-    #[error("it has more than {} files", archive_format::MOST_FILES)]
+    /// Too many files.
+    #[error("the archive has more than {} files", archive_format::MAX_FILES)]
     Many,
-    /// A part of it is missing at its end.
-    #[error("it ends in the middle of `{0}`")]
+    /// The archive ends in a file.
+    #[error("the archive ends in the middle of `{0}`")]
     Cut(String),
-    /// The same, between two files.
-    #[error("it ends before `manifest.json`")]
+    /// The archive ends between two files.
+    #[error("the archive ends before `manifest.json`")]
     NoManifest,
-    /// What follows a file is no header.
-    #[error("it is damaged, or cut off, after `{0}`")]
+    /// A file is followed by something that is not a header.
+    #[error("the archive is damaged or truncated after `{0}`")]
     Damaged(String),
-    /// A digest, or the manifest itself.
+    /// A digest or the manifest is wrong.
     #[error(transparent)]
     Content(#[from] archive_format::Error),
-    /// A text that is none.
+    /// A file that is not text.
     #[error("`{0}` is not UTF-8 text")]
     Text(String),
-    /// A disk that the VM file does not name, or that it says is elsewhere.
-    #[error("`{0}` is of no disk that its VM file has made")]
+    /// A disk that the VM file does not have, or has at another path.
+    #[error("`{0}` is not a disk that the VM file creates")]
     NoDisk(String),
-    /// A disk that is none.
+    /// A damaged disk.
     #[error("disk {disk} is damaged")]
     Disk {
-        /// Which.
+        /// The disk.
         disk: Label,
-        /// How.
+        /// The damage.
         source: qcow2::Error,
     },
-    /// A disk through which the guest would read a file of this host.
-    #[error("disk {0} stands on another file, and the guest could read any of this host's by that")]
+    /// A disk with a backing file, through which the guest could read a file of this host.
+    #[error("disk {0} has a backing file, which is not allowed in an archive")]
     Outside(Label),
     /// A disk that QEMU has marked as corrupt.
     #[error("disk {0} is marked corrupt")]
     MarkedCorrupt(Label),
-    /// User-data that nothing names.
-    #[error("`user-data` is in it, and its VM file names none")]
+    /// User-data that the VM file does not refer to.
+    #[error("the archive contains `user-data`, but the VM file does not refer to it")]
     NoUserData,
     /// The identity cannot be read.
-    #[error("`identity.toml` cannot be read: {0}")]
+    #[error("cannot read `identity.toml`: {0}")]
     Identity(String),
-    /// It can, and is none.
-    #[error("`identity.toml` has a wrong `{0}`")]
+    /// A field of the identity is invalid.
+    #[error("`identity.toml` has an invalid `{0}`")]
     IdentityFlaw(&'static str),
-    /// The medium.
+    /// The archive cannot be read.
     #[error(transparent)]
     Read(io::Error),
 }
@@ -114,34 +114,34 @@ impl Explain for Error {
                 Some("copy it again, or export the VM again; nothing was imported".into())
             }
             Self::Content(archive_format::Error::Version(_)) => {
-                Some("it was made by a newer qvm: install that one here".into())
+                Some("the archive was written by a newer qvm: upgrade qvm on this host".into())
             }
             Self::Foreign => {
-                Some("a compressed one is read as in `zstd -dc FILE | qvm import -`".into())
+                Some("to import a compressed archive: `zstd -dc FILE | qvm import -`".into())
             }
             _ => None,
         }
     }
 }
 
-/// An archive that is written.
+/// The writer of an archive.
 pub(crate) struct Writer<'w> {
     out: &'w mut dyn Write,
     vm: VmName,
-    /// Seconds since 1970.
+    /// The modification time of all files, in seconds since the epoch.
     mtime: u64,
     files: Vec<File>,
 }
 
-/// What failed of the two.
+/// Whether reading the source or writing the archive failed.
 pub(crate) enum Broken {
     In(io::Error),
     Out(io::Error),
 }
 
-/// How much is read at once.
+/// The size of one read, in bytes.
 const STEP: u64 = 1 << 20;
-/// tar's.
+/// The block size of tar, in bytes.
 const BLOCK: usize = 512;
 
 impl<'w> Writer<'w> {
@@ -149,7 +149,8 @@ impl<'w> Writer<'w> {
         Self { out, vm, mtime, files: Vec::new() }
     }
 
-    /// Adds a file, which has `size` bytes. `goes_on` is told how many of them are done, and ends it by saying `false`.
+    /// Adds a file of `size` bytes. Calls `goes_on` with the number of bytes written; `false`
+    /// cancels.
     pub(crate) fn add(
         &mut self,
         part: &Part,
@@ -163,13 +164,13 @@ impl<'w> Writer<'w> {
         let mut done = 0;
         while done < size {
             if !goes_on(done) {
-                return Err(Broken::In(io::Error::other("called off")));
+                return Err(Broken::In(io::Error::other("canceled")));
             }
             let step = STEP.min(size - done);
             let mut bytes = Vec::with_capacity(usize::try_from(step).unwrap_or_default());
             let read = (&mut *from).take(step).read_to_end(&mut bytes);
             if read.map_err(Broken::In)? == 0 {
-                let text = "it became shorter meanwhile";
+                let text = "the file was truncated while it was read";
                 return Err(Broken::In(io::Error::new(io::ErrorKind::UnexpectedEof, text)));
             }
             done += bytes.len() as u64;
@@ -185,7 +186,7 @@ impl<'w> Writer<'w> {
         Ok(())
     }
 
-    /// Ends it with its manifest.
+    /// Writes the manifest and ends the archive.
     pub(crate) fn end(mut self, exported_at: String) -> Result<(), Broken> {
         let manifest = Manifest {
             version: archive_format::VERSION,
@@ -202,8 +203,8 @@ impl<'w> Writer<'w> {
     }
 
     fn header(&self, part: &Part, size: u64) -> io::Result<Header> {
-        // The most that the eleven octal digits of POSIX hold; GNU's form of a longer one is understood by every tar that
-        // is in use.
+        // The limit of the eleven octal digits of POSIX; all tar programs in use understand GNU's
+        // form of a longer size.
         let mut header = match size {
             ..0o100_000_000_000 => Header::new_ustar(),
             _ => Header::new_gnu(),
@@ -221,21 +222,21 @@ impl<'w> Writer<'w> {
 }
 
 fn hex(digesting: Digesting) -> io::Result<String> {
-    let digest = digesting.end().ok_or_else(|| io::Error::other("the digest's thread died"))?;
+    let digest = digesting.end().ok_or_else(|| io::Error::other("the digest thread has ended"))?;
     Ok(digest.hex().to_owned())
 }
 
-/// A file of an archive that is read.
+/// A file in an archive that is being read.
 pub(crate) struct Member {
     pub(crate) vm: VmName,
     pub(crate) part: Part,
-    /// As a message shows it.
+    /// The path for messages.
     pub(crate) path: String,
     pub(crate) size: u64,
 }
 
 impl Member {
-    /// What a header means.
+    /// Parses a header.
     pub(crate) fn of(header: &Header, is_first: bool) -> Result<Self, Error> {
         if header.as_ustar().is_none() && header.as_gnu().is_none() {
             return Err(Error::Foreign);
@@ -249,7 +250,7 @@ impl Member {
             EntryType::Directory => Some("a directory"),
             EntryType::Char | EntryType::Block => Some("a device"),
             EntryType::Fifo => Some("a pipe"),
-            _ => Some("an extension of tar's"),
+            _ => Some("a tar extension"),
         };
         let member = archive_format::member(&bytes);
         match (member, kind) {
@@ -267,14 +268,14 @@ impl Member {
     }
 }
 
-/// What is read is counted and digested on the way.
+/// A reader that counts and digests.
 pub(crate) struct Digested<'r> {
     from: &'r mut dyn Read,
     digesting: Digesting,
     done: u64,
-    /// Told how many bytes are done; ends it by saying `false`.
+    /// Called with the number of bytes read; `false` cancels.
     goes_on: &'r mut dyn FnMut(u64) -> bool,
-    /// Reading has failed, and not writing.
+    /// Whether the failure was in reading, not in writing.
     pub(crate) failed: bool,
 }
 
@@ -287,7 +288,7 @@ impl<'r> Digested<'r> {
         Ok(Self { from, digesting, done: 0, goes_on, failed: false })
     }
 
-    /// How long it was, and its digest.
+    /// Returns the size and the digest.
     pub(crate) fn end(self, name: String) -> io::Result<File> {
         Ok(File { name, size: self.done, sha256: hex(self.digesting)? })
     }
@@ -297,7 +298,7 @@ impl Read for Digested<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if !(self.goes_on)(self.done) {
             self.failed = true;
-            return Err(io::Error::other("called off"));
+            return Err(io::Error::other("canceled"));
         }
         let interrupted = |error: &io::Error| error.kind() == io::ErrorKind::Interrupted;
         let read = self.from.read(buffer).inspect_err(|e| self.failed = !interrupted(e))?;
@@ -313,7 +314,7 @@ mod tests {
     use crate::spec::Format;
 
     #[test]
-    fn files_longer_than_octal_digits_can_say() {
+    fn sizes_above_octal_digits_are_supported() {
         let mut out = Vec::new();
         let writer = Writer::new(&mut out, "web".parse().unwrap(), 1_700_000_000);
         let disk = Part::Disk(Label::root(), Format::Raw);
@@ -326,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_becomes_shorter_is_no_file() {
+    fn truncated_file_is_an_error() {
         let mut out = Vec::new();
         let mut writer = Writer::new(&mut out, "web".parse().unwrap(), 0);
         let added = writer.add(&Part::VmFile, 10, &mut &b"short"[..], &mut |_| true);

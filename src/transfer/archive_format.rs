@@ -1,4 +1,4 @@
-//! What an exported VM is: the files of an archive, how they are called, and whether they are what was exported.
+//! The format of an exported VM: the names of its files, and the check against the manifest.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,32 +7,32 @@ use crate::{
     value::{Label, VmName, shown},
 };
 
-/// The version of the form that is written here; an archive of a later one is not read.
+/// The format version that is written; later versions are refused.
 pub const VERSION: u32 = 1;
-/// The most files that an archive can have: far more than a VM has.
-pub const MOST_FILES: usize = 64;
+/// The maximum number of files of an archive, far more than a VM has.
+pub const MAX_FILES: usize = 64;
 
-/// A file of an archive, by what it is. Its path is `NAME/` and its own name.
+/// A file of an archive. Its path is `NAME/` and the name of the part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Part {
-    /// The VM file, always the first.
+    /// The VM file, always first.
     VmFile,
-    /// What must never change under the guest.
+    /// The identity.
     Identity,
     /// The file that `userData` names.
     UserData,
     /// The UEFI variables.
     EfiVars,
-    /// What a disk was made from.
+    /// The record of the image that a disk was created from.
     Origin(Label),
     /// A disk.
     Disk(Label, Format),
-    /// The digests of all others, always the last.
+    /// The manifest with the digests of all others, always last.
     Manifest,
 }
 
 impl Part {
-    /// Its name in the archive.
+    /// Returns the name in the archive.
     pub fn name(&self) -> String {
         match self {
             Self::VmFile => "vm.toml".into(),
@@ -45,7 +45,7 @@ impl Part {
         }
     }
 
-    /// What a name means; `None` where no file of an archive is called so.
+    /// Parses a name; `None` if it is not the name of a part.
     pub fn of(name: &str) -> Option<Self> {
         let fixed = [Self::VmFile, Self::Identity, Self::UserData, Self::EfiVars, Self::Manifest];
         if let Some(part) = fixed.into_iter().find(|part| part.name() == name) {
@@ -61,7 +61,7 @@ impl Part {
         }
     }
 
-    /// How long it may be, in bytes; `None` for what may be as long as it likes.
+    /// Returns the maximum size in bytes; `None` is unlimited.
     pub const fn limit(&self) -> Option<u64> {
         match self {
             Self::VmFile | Self::UserData | Self::Manifest => Some(1 << 20),
@@ -72,8 +72,8 @@ impl Part {
     }
 }
 
-/// The VM and the part that a path in an archive means. There is one way only to write each: `..`, a leading `/`, a second
-/// `/` and the like mean nothing.
+/// Parses a path into the VM and the part. Each has exactly one valid path: `..`, a leading `/`, a
+/// second `/` and the like are refused.
 pub fn member(path: &[u8]) -> Option<(VmName, Part)> {
     let (vm, name) = std::str::from_utf8(path).ok()?.split_once('/')?;
     Some((vm.parse().ok()?, Part::of(name)?))
@@ -83,13 +83,13 @@ pub fn member(path: &[u8]) -> Option<(VmName, Part)> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Manifest {
-    /// Of the archive's form.
+    /// The format version.
     pub version: u32,
-    /// The VM.
+    /// The name of the VM.
     pub name: VmName,
-    /// The version of qvm that wrote it.
+    /// The version of qvm that wrote the archive.
     pub qvm: String,
-    /// When, RFC 3339.
+    /// The time of the export, RFC 3339.
     pub exported_at: String,
     /// All other files.
     pub files: Vec<File>,
@@ -98,61 +98,61 @@ pub struct Manifest {
 /// A file of an archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct File {
-    /// Its name, without the VM's.
+    /// The name without the directory of the VM.
     pub name: String,
-    /// Its length, in bytes.
+    /// The size in bytes.
     pub size: u64,
-    /// Its SHA-256, in lower-case hex digits.
+    /// The SHA-256 digest in lower-case hex digits.
     pub sha256: String,
 }
 
-/// How an archive differs from what was exported.
+/// Why an archive differs from its manifest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// It is not a manifest.
-    #[error("`manifest.json` cannot be read: {0}")]
+    /// The manifest cannot be parsed.
+    #[error("cannot parse `manifest.json`: {0}")]
     Manifest(String),
-    /// It is of a later qvm.
-    #[error("it has the version {0}, and this qvm knows versions up to {VERSION}")]
+    /// The format version is newer.
+    #[error("the archive has format version {0}; this qvm supports versions up to {VERSION}")]
     Version(u32),
-    /// The directory in the archive is called otherwise.
-    #[error("`manifest.json` is of the VM `{manifest}`, and the files of `{files}`")]
+    /// The directory in the archive has another name.
+    #[error("`manifest.json` belongs to the VM `{manifest}`, but the files to `{files}`")]
     Name {
-        /// As the manifest has it.
+        /// The name in the manifest.
         manifest: VmName,
-        /// As the paths have it.
+        /// The name in the paths.
         files: VmName,
     },
-    /// Not there.
+    /// A file is missing.
     #[error("`{0}` is missing")]
     Missing(String),
-    /// There, and not known.
+    /// A file is not in the manifest.
     #[error("`{0}` is not in `manifest.json`")]
     Unlisted(String),
-    /// Other bytes.
-    #[error("`{name}` is damaged: its SHA-256 is {found}, and was {expected} when it was exported")]
+    /// A digest differs.
+    #[error("`{name}` is damaged: its SHA-256 is {found}, the manifest has {expected}")]
     Digest {
-        /// The file.
+        /// The name of the file.
         name: String,
-        /// Of the bytes that are there.
+        /// The digest of the file.
         found: String,
-        /// As the manifest has it.
+        /// The digest in the manifest.
         expected: String,
     },
 }
 
 impl Manifest {
-    /// Reads it.
+    /// Parses a manifest.
     ///
     /// # Errors
-    /// It is none, or of a later version.
+    /// The text is not a manifest, or its version is newer.
     pub fn read(json: &[u8]) -> Result<Self, Error> {
         #[derive(Deserialize)]
         struct Versioned {
             version: u32,
         }
         let wrong = |error: serde_json::Error| Error::Manifest(shown(&error.to_string()));
-        // The version first: of a later one, the rest may be other.
+        // The version is parsed first: a later format may differ in everything else.
         let Versioned { version } = serde_json::from_slice(json).map_err(wrong)?;
         if version > VERSION {
             return Err(Error::Version(version));
@@ -160,7 +160,7 @@ impl Manifest {
         serde_json::from_slice(json).map_err(wrong)
     }
 
-    /// Compares it with the files that were found.
+    /// Compares the manifest with the files of the archive.
     ///
     /// # Errors
     /// The first difference.
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn every_difference_is_told() {
+    fn every_difference_is_reported() {
         let manifest = Manifest {
             version: VERSION,
             name: "web".parse().unwrap(),
@@ -266,7 +266,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_member_is_one_file_below_one_directory(path in "[a-z./\\-]{0,24}") {
+        fn member_is_one_file_in_one_directory(path in "[a-z./\\-]{0,24}") {
             if let Some((vm, part)) = member(path.as_bytes()) {
                 prop_assert_eq!(format!("{vm}/{}", part.name()), path);
             }

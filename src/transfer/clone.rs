@@ -1,11 +1,11 @@
-//! A second VM like one that is down: its disks and its VM file, with an identity of its own.
+//! Clones a stopped VM: copies its disks and VM file; the copy has an identity of its own.
 
 use std::fs;
 
 use super::vm_text;
 use super::{
-    Down, Error,
-    disks::{Carried, carried},
+    Error, StoppedVm,
+    disks::{TransferredDisk, transferred_disks},
     draft::Draft,
 };
 use crate::{
@@ -22,21 +22,21 @@ use crate::{
     value::VmName,
 };
 
-/// What there is to be known of it.
+/// The result of a clone.
 #[derive(Debug, Clone)]
 pub struct Cloned {
     /// The copy.
     pub vm: Vm,
-    /// The keys that were taken out of its VM file.
-    pub taken_out: Vec<String>,
-    /// It has disks that a guest has run from.
+    /// The keys that were removed from the VM file.
+    pub removed_keys: Vec<String>,
+    /// Whether it has disks that a guest has run from.
     pub has_run: bool,
 }
 
-/// Makes the VM `name` from the VM `from`.
+/// Clones the VM `from` as `name`.
 ///
 /// # Errors
-/// `from` is not shut down, the name is taken, a disk cannot be copied; nothing is left then.
+/// `from` is not stopped, the name exists, or a disk cannot be copied; nothing is left behind then.
 pub fn clone(
     means: &IdentitySource,
     from: &VmName,
@@ -48,13 +48,13 @@ pub fn clone(
     if from == name {
         return Err(Error::Same(name.clone()));
     }
-    let source = Down::hold(layout, from)?;
-    let disks = carried(&source.vm, &source.paths)?;
+    let source = StoppedVm::lock(layout, from)?;
+    let disks = transferred_disks(&source.vm, &source.paths)?;
     let copied = vm_text::copied(&source.text, from);
     let vm = spec::read(name, &layout.vm_file(name), &copied.text, &mut |path| fs::read(path))
         .map_err(|problems| Error::WouldBeInvalid(spec::Invalid(problems)))?;
     let identity = identity_store::read(&source.paths)?;
-    let draft = Draft::begin(layout, name)?;
+    let draft = Draft::create(layout, name)?;
     for disk in &disks {
         copy(disk, &draft, progress, cancel)?;
     }
@@ -68,14 +68,14 @@ pub fn clone(
         identity_store::write(draft.paths(), &new)?;
     }
     if cancel.is_set() {
-        return Err(Error::CalledOff);
+        return Err(Error::Canceled);
     }
     draft.publish(&copied.text, source.mode)?;
-    Ok(Cloned { vm, taken_out: copied.keys, has_run: !disks.is_empty() })
+    Ok(Cloned { vm, removed_keys: copied.keys, has_run: !disks.is_empty() })
 }
 
 fn copy(
-    from: &Carried,
+    from: &TransferredDisk,
     draft: &Draft<'_>,
     progress: &mut dyn Progress,
     cancel: &Cancel,

@@ -1,4 +1,5 @@
-//! The disks of a VM that go with it: those that qvm made. The operator's own stay where they are.
+//! The disks of a VM that are transferred: those that qvm created. The operator's own stay in
+//! place.
 
 use std::{
     os::unix::fs::FileTypeExt,
@@ -15,26 +16,26 @@ use crate::{
     value::Label,
 };
 
-/// A disk that goes along.
+/// A disk to transfer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Carried {
-    /// Which.
+pub(crate) struct TransferredDisk {
+    /// The name of the disk.
     pub(crate) disk: Label,
-    /// In which format it is.
+    /// The format of the disk.
     pub(crate) format: Format,
-    /// Its file.
+    /// The file of the disk.
     pub(crate) path: PathBuf,
-    /// What it was made from, if that is known.
+    /// The record of its image, if it exists.
     pub(crate) origin: Option<PathBuf>,
-    /// It stands on another file.
+    /// Whether it has a backing file.
     pub(crate) is_overlay: bool,
 }
 
-/// The disks that qvm has made of a VM; one that has not been made yet is none.
+/// Returns the disks of a VM that qvm created; a disk that does not exist yet is left out.
 ///
 /// # Errors
-/// There is one that the VM writes to and that cannot go along.
-pub(crate) fn carried(vm: &Vm, paths: &VmPaths) -> Result<Vec<Carried>, Error> {
+/// A writable disk cannot be transferred.
+pub(crate) fn transferred_disks(vm: &Vm, paths: &VmPaths) -> Result<Vec<TransferredDisk>, Error> {
     let mut all = Vec::new();
     for disk in &vm.disks {
         match &disk.source {
@@ -48,7 +49,7 @@ pub(crate) fn carried(vm: &Vm, paths: &VmPaths) -> Result<Vec<Carried>, Error> {
     Ok(all)
 }
 
-fn made(disk: &Disk, paths: &VmPaths) -> Result<Option<Carried>, Error> {
+fn made(disk: &Disk, paths: &VmPaths) -> Result<Option<TransferredDisk>, Error> {
     let wanted = plan::format(disk);
     for format in [wanted, plan::other(wanted)] {
         let path = paths.disk(&disk.name, format);
@@ -56,10 +57,16 @@ fn made(disk: &Disk, paths: &VmPaths) -> Result<Option<Carried>, Error> {
         if metadata.file_type().is_block_device() {
             return Err(Error::Own { disk: disk.name.clone(), path });
         }
-        let is_overlay = format == Format::Qcow2 && stands_on_another(&disk.name, &path)?;
+        let is_overlay = format == Format::Qcow2 && has_backing_file(&disk.name, &path)?;
         let origin = crate::disk::origin_path(paths, &disk.name);
         let origin = file::metadata(&origin)?.map(|_| origin);
-        return Ok(Some(Carried { disk: disk.name.clone(), format, path, origin, is_overlay }));
+        return Ok(Some(TransferredDisk {
+            disk: disk.name.clone(),
+            format,
+            path,
+            origin,
+            is_overlay,
+        }));
     }
     Ok(None)
 }
@@ -67,8 +74,8 @@ fn made(disk: &Disk, paths: &VmPaths) -> Result<Option<Carried>, Error> {
 /// Whether a qcow2 file has a backing file.
 ///
 /// # Errors
-/// It is none, or is marked as corrupt, or its data is in yet another file.
-fn stands_on_another(disk: &Label, path: &Path) -> Result<bool, Error> {
+/// The file is not qcow2, is marked as corrupt, or stores its data in another file.
+fn has_backing_file(disk: &Label, path: &Path) -> Result<bool, Error> {
     let head = file::read_at(path, 0, qcow2::HEAD)?;
     let header = qcow2::Header::read(&head).map_err(|source| crate::disk::Error::Header {
         disk: disk.clone(),
@@ -80,7 +87,7 @@ fn stands_on_another(disk: &Label, path: &Path) -> Result<bool, Error> {
         return Err(crate::disk::Error::MarkedCorrupt { disk, path }.into());
     }
     if header.external_data {
-        let why = "keeps its data in another file";
+        let why = "stores its data in another file";
         return Err(Error::Partial { disk: disk.clone(), path: path.to_owned(), why, hint: None });
     }
     Ok(header.backing_span.is_some())

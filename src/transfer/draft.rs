@@ -1,7 +1,8 @@
-//! A VM that is being made: out of sight until all of it is there, and its VM file comes last.
+//! A VM that is being created, invisible until it is complete.
 //!
-//! It is made in `vms/.qvm-NAME`, renamed to `vms/NAME`, and then its VM file is put in place: from that instant on it is there.
-//! What a crash leaves before has no VM file, and is marked as unfinished; the next attempt removes it.
+//! It is created in `vms/.qvm-NAME`, which is renamed to `vms/NAME`. Then its VM file is put in
+//! place: from then on the VM exists. What a crash leaves before has no VM file and is marked as
+//! unfinished; the next attempt removes it.
 
 use std::{
     fs, io,
@@ -18,32 +19,32 @@ use crate::{
     value::VmName,
 };
 
-/// A VM that is being made, and that nobody else makes as long as this is held. Dropped unfinished, it leaves nothing.
+/// A VM that is being created, with a lock on its name. An unfinished draft is removed on drop.
 #[derive(Debug)]
 pub(crate) struct Draft<'a> {
     layout: &'a Layout,
     name: VmName,
-    /// Where its files are made.
+    /// The paths that its files are created at.
     paths: VmPaths,
-    /// Where they are now.
+    /// The current directory of its files.
     at: PathBuf,
-    /// Put beside the VM file for it.
+    /// A user-data file that was written beside the VM file.
     user_data: Option<PathBuf>,
     done: bool,
     _locks: vm_state::Locks,
 }
 
 impl<'a> Draft<'a> {
-    /// Begins the VM `name`, which is not there yet.
+    /// Begins the VM `name`, which must not exist.
     ///
     /// # Errors
-    /// There is one, or something is kept of one; or a directory cannot be made.
-    pub(crate) fn begin(layout: &'a Layout, name: &VmName) -> Result<Self, Error> {
+    /// The VM or data of it exists, or a directory cannot be created.
+    pub(crate) fn create(layout: &'a Layout, name: &VmName) -> Result<Self, Error> {
         let paths = layout.draft(name);
         free(layout, name)?;
         let in_use = |source| Error::InUse { name: name.clone(), source };
         let locks = vm_state::down(&layout.vm(name)).map_err(in_use)?;
-        // Again, now that nobody makes it.
+        // Checked again while the lock is held.
         free(layout, name)?;
         let there = layout.vm(name);
         if there.unfinished().symlink_metadata().is_ok() {
@@ -59,20 +60,20 @@ impl<'a> Draft<'a> {
         Ok(draft)
     }
 
-    /// Where its files are to be made.
+    /// Returns the paths for its files.
     pub(crate) fn paths(&self) -> &VmPaths {
         &self.paths
     }
 
-    /// Its VM file, as soon as it has one.
+    /// Returns the path of its VM file.
     pub(crate) fn vm_file(&self) -> PathBuf {
         self.layout.vm_file(&self.name)
     }
 
-    /// Puts a user-data file beside the VM file, unless it is there already; true if it was put there.
+    /// Writes a user-data file beside the VM file, unless it exists; true if it was written.
     ///
     /// # Errors
-    /// Another one of that name is there; or it cannot be written.
+    /// A file of that name with other content exists, or it cannot be written.
     pub(crate) fn put_user_data(&mut self, path: &Path, content: &[u8]) -> Result<bool, Error> {
         match file::read(path)? {
             Some(same) if same == content => Ok(false),
@@ -86,13 +87,14 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Makes it a VM.
+    /// Publishes the VM.
     ///
     /// # Errors
-    /// Somebody has made one of that name by hand meanwhile, or a file cannot be written; nothing is left then.
+    /// A VM file of that name has been written meanwhile, or a file cannot be written; nothing is
+    /// left behind then.
     pub(crate) fn publish(mut self, vm_file: &str, mode: u32) -> Result<(), Error> {
         let there = self.layout.vm(&self.name);
-        // The names of the files in it.
+        // The VM file refers to these paths.
         file::sync_dir(&self.paths.unfinished())?;
         match rename::no_replace(&self.at, &there.state) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -109,7 +111,7 @@ impl<'a> Draft<'a> {
             io::ErrorKind::AlreadyExists => Error::Exists(self.name.clone()),
             _ => error.into(),
         })?;
-        // It is a VM, whatever becomes of the mark: the next start removes it.
+        // The VM exists already; the next start removes the mark if this fails.
         self.done = true;
         let _ =
             file::remove(&there.unfinished()).and_then(|()| file::sync_dir(&there.unfinished()));
@@ -126,7 +128,7 @@ impl Drop for Draft<'_> {
     }
 }
 
-/// Refuses a name that is taken.
+/// Refuses a name in use.
 fn free(layout: &Layout, name: &VmName) -> Result<(), Error> {
     if layout.vm_file(name).symlink_metadata().is_ok() {
         return Err(Error::Exists(name.clone()));
@@ -149,25 +151,25 @@ mod tests {
     }
 
     #[test]
-    fn whole_or_nothing() {
+    fn publishes_all_or_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let (layout, web) = (layout(dir.path()), "web".parse().unwrap());
-        let draft = Draft::begin(&layout, &web).unwrap();
+        let draft = Draft::create(&layout, &web).unwrap();
         fs::write(draft.paths().disk(&"root".parse().unwrap(), crate::spec::Format::Raw), "x")
             .unwrap();
-        assert!(matches!(Draft::begin(&layout, &web), Err(Error::InUse { .. })));
+        assert!(matches!(Draft::create(&layout, &web), Err(Error::InUse { .. })));
         drop(draft);
         assert!(file::list(&layout.vm_states()).unwrap().is_empty());
 
-        let draft = Draft::begin(&layout, &web).unwrap();
+        let draft = Draft::create(&layout, &web).unwrap();
         draft.publish("vcpu = 2\n", 0o640).unwrap();
         assert_eq!(fs::read(layout.vm_file(&web)).unwrap(), b"vcpu = 2\n");
         assert!(fs::read_dir(layout.vm(&web).state).unwrap().next().is_none());
-        assert!(matches!(Draft::begin(&layout, &web), Err(Error::Exists(_))));
+        assert!(matches!(Draft::create(&layout, &web), Err(Error::Exists(_))));
     }
 
     #[test]
-    fn what_a_crash_left_goes_and_what_an_operator_keeps_stays() {
+    fn only_unfinished_drafts_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let (layout, web) = (layout(dir.path()), "web".parse().unwrap());
         let there = layout.vm(&web);
@@ -180,27 +182,27 @@ mod tests {
                 fs::write(begun.unfinished(), "").unwrap();
                 let other = layout.draft(&"db".parse().unwrap()).state;
                 fs::create_dir_all(&other).unwrap();
-                drop(Draft::begin(&layout, &web).unwrap());
+                drop(Draft::create(&layout, &web).unwrap());
                 assert!(file::list(&layout.vm_states()).unwrap().is_empty());
             } else {
-                assert!(matches!(Draft::begin(&layout, &web), Err(Error::Kept { .. })));
+                assert!(matches!(Draft::create(&layout, &web), Err(Error::Kept { .. })));
                 assert!(there.state.join("root.raw").exists());
             }
         }
-        // Nor is anything removed behind a link.
+        // Nothing behind a symbolic link is removed.
         let elsewhere = dir.path().join("elsewhere");
         fs::rename(&there.state, &elsewhere).unwrap();
         fs::write(elsewhere.join(".qvm-unfinished"), "").unwrap();
         std::os::unix::fs::symlink(&elsewhere, &there.state).unwrap();
-        assert!(matches!(Draft::begin(&layout, &web), Err(Error::Kept { .. })));
+        assert!(matches!(Draft::create(&layout, &web), Err(Error::Kept { .. })));
         assert!(elsewhere.join("root.raw").exists());
     }
 
     #[test]
-    fn a_vm_file_that_came_meanwhile_is_kept() {
+    fn new_vm_file_is_not_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let (layout, web) = (layout(dir.path()), "web".parse().unwrap());
-        let mut draft = Draft::begin(&layout, &web).unwrap();
+        let mut draft = Draft::create(&layout, &web).unwrap();
         let data = layout.vm_files().join("web.yaml");
         draft.put_user_data(&data, b"#cloud-config\n").unwrap();
         draft.put_user_data(&data, b"#cloud-config\n").unwrap();

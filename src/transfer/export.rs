@@ -1,4 +1,5 @@
-//! A VM that is down, written into one file: its VM file, identity, disks and UEFI variables, and their digests.
+//! Exports a stopped VM to one file: VM file, identity, disks and UEFI variables with their
+//! digests.
 
 use std::{
     fs,
@@ -10,9 +11,9 @@ use jiff::Timestamp;
 
 use super::archive_format::Part;
 use super::{
-    Down, Error,
+    Error, StoppedVm,
     archive::{Broken, Writer},
-    disks::{Carried, carried},
+    disks::{TransferredDisk, transferred_disks},
 };
 use crate::{
     store::layout::Layout,
@@ -23,25 +24,25 @@ use crate::{
     value::VmName,
 };
 
-/// Where it goes.
+/// The target of an export.
 #[derive(Debug)]
 pub enum To<'a> {
-    /// A file that is not there yet.
+    /// A new file.
     File(&'a Path),
     /// Standard output.
     Stdout,
 }
 
-/// What there is to be known of it.
+/// The result of an export.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Exported {
-    /// How much was written, in bytes, without what holds it together.
+    /// The size of the exported files, in bytes.
     pub bytes: u64,
-    /// What the VM file names, and is not in the archive.
+    /// The files that the VM file refers to and that are not in the archive.
     pub left: Vec<PathBuf>,
 }
 
-/// Where the content of a part is.
+/// The content of a part.
 enum Content {
     Here(Vec<u8>),
     File(PathBuf, u64),
@@ -59,7 +60,8 @@ impl Content {
 /// Exports a VM.
 ///
 /// # Errors
-/// It is not shut down, a disk cannot go along, or something cannot be read or written; nothing is left then.
+/// The VM is not stopped, a disk cannot be exported, or a file cannot be read or written; nothing
+/// is left behind then.
 pub fn export(
     layout: &Layout,
     name: &VmName,
@@ -68,14 +70,14 @@ pub fn export(
     progress: &mut dyn Progress,
     cancel: &Cancel,
 ) -> Result<Exported, Error> {
-    let source = Down::hold(layout, name)?;
-    let disks = carried(&source.vm, &source.paths)?;
+    let source = StoppedVm::lock(layout, name)?;
+    let disks = transferred_disks(&source.vm, &source.paths)?;
     if let Some(overlay) = disks.iter().find(|disk| disk.is_overlay) {
         return Err(Error::Partial {
             disk: overlay.disk.clone(),
             path: overlay.path.clone(),
-            why: "stands on another file, which would stay here",
-            hint: Some("`qemu-img rebase -f qcow2 -b '' FILE` copies what it needs into it"),
+            why: "has a backing file, which is not exported",
+            hint: Some("`qemu-img rebase -f qcow2 -b '' FILE` copies the data of the backing file"),
         });
     }
     let parts = parts(&source, &disks)?;
@@ -97,8 +99,8 @@ pub fn export(
     Ok(exported)
 }
 
-/// The parts in their order.
-fn parts(source: &Down, disks: &[Carried]) -> Result<Vec<(Part, Content)>, Error> {
+/// Returns the parts in their order.
+fn parts(source: &StoppedVm, disks: &[TransferredDisk]) -> Result<Vec<(Part, Content)>, Error> {
     let here = |path: &Path| -> Result<_, Error> { Ok(file::read(path)?.map(Content::Here)) };
     let user_data = source.vm.cloud_init.as_ref().and_then(|seed| seed.user_data.as_ref());
     let mut parts = vec![
@@ -118,7 +120,7 @@ fn parts(source: &Down, disks: &[Carried]) -> Result<Vec<(Part, Content)>, Error
     Ok(parts.into_iter().filter_map(|(part, content)| Some((part, content?))).collect())
 }
 
-/// Writes a new file, whole or not at all.
+/// Writes a new file completely or not at all.
 fn into(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<(), Error>) -> Result<(), Error> {
     if path.symlink_metadata().is_ok() {
         return Err(Error::FileExists(path.to_owned()));
@@ -165,7 +167,7 @@ impl Work<'_> {
                 }
             };
             added.map_err(|broken| match (broken, content) {
-                (Broken::In(_), _) if self.cancel.is_set() => Error::CalledOff,
+                (Broken::In(_), _) if self.cancel.is_set() => Error::Canceled,
                 (Broken::In(error), Content::File(path, _)) => {
                     file::Error::on("read", path)(error).into()
                 }

@@ -1,5 +1,5 @@
-//! A VM out of an archive: read into a draft, compared with its manifest, checked as what a stranger may have made, and only then
-//! put in place.
+//! Imports a VM from an archive: reads it into a draft, compares it with its manifest, validates it
+//! as untrusted input, and publishes it last.
 
 use std::{
     fs, io,
@@ -27,29 +27,30 @@ use crate::{
     value::{Label, VmName, shown},
 };
 
-/// What there is to be known of it.
+/// The result of an import.
 #[derive(Debug, Clone)]
 pub struct Imported {
     /// The VM.
     pub vm: Vm,
-    /// The name that it had.
+    /// The name in the archive.
     pub was: VmName,
-    /// The keys that were taken out of its VM file.
-    pub taken_out: Vec<String>,
-    /// It has disks that a guest has run from.
+    /// The keys that were removed from the VM file.
+    pub removed_keys: Vec<String>,
+    /// Whether it has disks that a guest has run from.
     pub has_run: bool,
-    /// Its guest goes on with this host name, which is not written in the VM file.
+    /// The host name that the guest keeps, which is not in the VM file.
     pub hostname: Option<String>,
-    /// Its user-data was put there.
+    /// The user-data file that was written.
     pub user_data: Option<PathBuf>,
-    /// Files of this host that its VM file names.
+    /// Files of this host that the VM file refers to.
     pub host_files: Vec<PathBuf>,
 }
 
 /// Imports a VM.
 ///
 /// # Errors
-/// The archive is not whole, or none; there is such a VM already; a file cannot be written. Nothing is left then.
+/// The archive is invalid or incomplete, the VM exists, or a file cannot be written. Nothing is
+/// left behind then.
 pub fn import(
     import: &mut Import<'_>,
     means: &IdentitySource,
@@ -60,14 +61,14 @@ pub fn import(
         let (called, copy) = (&import.called, import.new_identity);
         Finish { means, called, copy, unpacked, cancel }.finish()
     });
-    unpacked.map_err(|error| if cancel.is_set() { Error::CalledOff } else { error })
+    unpacked.map_err(|error| if cancel.is_set() { Error::Canceled } else { error })
 }
 
-/// An archive that is whole, and as it was exported; by whom nobody knows.
+/// A complete archive whose digests match; its origin is not trusted.
 struct Finish<'a, 'l> {
     means: &'l IdentitySource,
     called: &'a str,
-    /// It gets an identity of its own.
+    /// Whether it gets a new identity.
     copy: bool,
     unpacked: Unpacked<'l>,
     cancel: &'a Cancel,
@@ -99,7 +100,7 @@ impl Finish<'_, '_> {
         Ok(Imported {
             vm,
             was,
-            taken_out: copied.keys,
+            removed_keys: copied.keys,
             has_run: !disks.is_empty(),
             hostname,
             user_data: user_data.filter(|_| put),
@@ -107,8 +108,8 @@ impl Finish<'_, '_> {
         })
     }
 
-    /// Where the user-data is, or goes, and the VM file that names it there. An archive must not say where on this host a file is
-    /// written: only a plain name, beside the VM file, is taken as it is.
+    /// Returns the path of the user-data and the VM file that refers to it. An archive must not
+    /// choose a path on this host: only a plain name beside the VM file is used unchanged.
     fn place_user_data(&self, text: String) -> Result<(String, Option<PathBuf>), Error> {
         let Some(content) = &self.unpacked.user_data else { return Ok((text, None)) };
         let key = ["cloudInit", "userData"];
@@ -117,7 +118,7 @@ impl Finish<'_, '_> {
         };
         let dir = self.means.layout.vm_files();
         let is_same = |path: &Path| -> io::Result<bool> {
-            // Whatever else is there, which may have no end, is not read.
+            // Other file types, which may be endless, are not read.
             let meta = fs::metadata(path)?;
             let may_be = meta.is_file() && meta.len() == content.len() as u64;
             Ok(may_be && fs::read(path)? == *content)
@@ -136,7 +137,8 @@ impl Finish<'_, '_> {
         }
     }
 
-    /// The VM file, valid under its name; for its user-data it has what is in the archive, and no file of this host.
+    /// Parses the VM file under its name; its user-data is read from the archive only, not from
+    /// this host.
     fn vm(&self, text: &str, user_data: Option<&Path>) -> Result<Vm, Error> {
         let Unpacked { name, user_data: content, .. } = &self.unpacked;
         let mut read = |path: &Path| match content {
@@ -147,7 +149,8 @@ impl Finish<'_, '_> {
         read.map_err(|problems| Error::WouldBeInvalid(spec::Invalid(problems)))
     }
 
-    /// Each disk is one that qvm would have made for this VM file, and stands on no file of this host.
+    /// Checks that each disk is one that qvm would create for this VM file, without files of this
+    /// host.
     fn check_disks(&self, vm: &Vm) -> Result<(), Error> {
         let unpacked = &self.unpacked;
         for (label, format) in &unpacked.disks {
@@ -181,7 +184,7 @@ impl Finish<'_, '_> {
         }
     }
 
-    /// Writes the identity that it had, or a new one; says the host name that stays.
+    /// Writes the old identity or a new one; returns the host name that the guest keeps.
     fn identity(&mut self, vm: &Vm) -> Result<Option<String>, Error> {
         let Some(bytes) = &self.unpacked.identity else { return Ok(None) };
         let paths = self.unpacked.draft.paths();
@@ -194,7 +197,7 @@ impl Finish<'_, '_> {
         let waiter = Waiter { cancel: self.cancel, say: &|text| tracing::info!("{text}") };
         let lock = IdentityLock::acquire(&self.means.layout, waiter);
         let _lock = lock.map_err(identity_store::Error::from)?;
-        // Which user is free here, the first start finds out.
+        // The first start chooses a free UID of this host.
         identity.uid = None;
         if self.copy {
             let identity = identity_store::new(self.means, vm, &identity.machine)?;
@@ -239,7 +242,7 @@ mod tests {
 
     const VM_FILE: &str = "# The web.\n[disk.root]\nformat = \"raw\"\n";
 
-    /// An exported VM with a disk of 3000 bytes.
+    /// Returns an exported VM with a disk of 3000 bytes.
     fn archive() -> Vec<u8> {
         let dir = tempfile::tempdir().unwrap();
         let (layout, web) = (layout(dir.path()), "web".parse().unwrap());
@@ -263,7 +266,7 @@ mod tests {
         import(&mut what, &means, &mut Quiet, &Cancel::default())
     }
 
-    /// What became of an archive: all of the VM, or nothing at all.
+    /// Whether an archive was imported completely or not at all.
     fn whole_or_nothing(tar: &[u8]) -> bool {
         let dir = tempfile::tempdir().unwrap();
         let imported = take(tar, dir.path());
@@ -278,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_one_is_taken() {
+    fn valid_archive_is_imported() {
         let dir = tempfile::tempdir().unwrap();
         let imported = take(&archive(), dir.path()).unwrap();
         assert_eq!((imported.vm.name.as_str(), imported.has_run), ("web", true));
@@ -289,7 +292,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(200))]
 
         #[test]
-        fn whatever_comes_it_is_whole_or_nothing(
+        fn changed_archives_import_all_or_nothing(
             changes in proptest::collection::vec((0_usize..7000, 0_usize..1200, any::<u8>(), 0..4), 1..4)
         ) {
             let mut tar = GOOD.clone();

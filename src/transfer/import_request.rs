@@ -1,19 +1,19 @@
-//! What is imported, and under which name.
+//! The options of an import.
 
 use std::io::Read;
 
 use crate::value::VmName;
 
-/// What is to be imported, and as what.
+/// The options of an import.
 pub struct Import<'a> {
     /// The archive.
     pub from: &'a mut dyn Read,
-    /// What it is called, for messages.
+    /// The name of the archive for messages.
     pub called: String,
-    /// How long it is, in bytes, if that is known.
+    /// The size of the archive in bytes, if it is known.
     pub length: Option<u64>,
-    /// The name of the VM, if not the one that it had.
+    /// The new name of the VM; `None` is the name in the archive.
     pub name: Option<VmName>,
-    /// It is to be a copy, which can run beside the one that was exported.
+    /// Whether to create a new identity, so that the copy can run at the same time as the original.
     pub new_identity: bool,
 }

@@ -1,6 +1,7 @@
-//! A VM under another name, as a second one, or on another host: renamed, cloned, exported, imported.
+//! Renames, clones, exports and imports VMs.
 //!
-//! All of them want it shut down, hold its lock, and do everything that can be refused before anything is changed.
+//! Each operation requires a stopped VM, holds its locks, and checks everything that can be refused
+//! before the first change.
 
 pub mod archive;
 pub mod archive_format;
@@ -29,9 +30,9 @@ use crate::{
     value::VmName,
 };
 
-/// A VM that is shut down, and that nobody starts as long as this is held.
+/// A stopped VM whose locks are held.
 #[derive(Debug)]
-struct Down {
+struct StoppedVm {
     vm: Vm,
     text: String,
     /// The permissions of its VM file.
@@ -40,9 +41,9 @@ struct Down {
     _locks: vm_state::Locks,
 }
 
-impl Down {
-    /// Holds a VM that has a valid VM file.
-    fn hold(layout: &Layout, name: &VmName) -> Result<Self, Error> {
+impl StoppedVm {
+    /// Locks a VM that has a valid VM file.
+    fn lock(layout: &Layout, name: &VmName) -> Result<Self, Error> {
         let (paths, file) = (layout.vm(name), layout.vm_file(name));
         if file.symlink_metadata().is_err() {
             return Err(match paths.state.symlink_metadata() {
@@ -60,7 +61,7 @@ impl Down {
     }
 }
 
-/// The file of the host that a disk is, or is made from.
+/// Returns the file of the host that is a disk, or that it is created from.
 fn host_file(disk: &Disk) -> Option<&Path> {
     match &disk.source {
         Source::File(path) | Source::Device(path) => Some(path),
@@ -72,14 +73,14 @@ fn host_file(disk: &Disk) -> Option<&Path> {
     }
 }
 
-/// The files of the host that a VM file names.
+/// Returns the files of the host that a VM file refers to.
 fn host_files(vm: &Vm) -> impl Iterator<Item = &Path> {
     let user_data = vm.cloud_init.as_ref().and_then(|seed| seed.user_data.as_ref());
     let user_data = user_data.map(|data| data.path.as_path());
     vm.disks.iter().filter_map(host_file).chain(user_data).chain(password_file(vm))
 }
 
-/// The password of its screen.
+/// Returns the password file of the display.
 fn password_file(vm: &Vm) -> Option<&Path> {
     vm.display.as_ref()?.password_file.as_deref()
 }

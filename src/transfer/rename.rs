@@ -1,9 +1,9 @@
-//! Another name for a VM that is down.
+//! Renames a stopped VM.
 //!
-//! Two names change, that of its VM file and that of the directory of its state, and no file system changes both at one instant.
-//! So a link with the new name leads to the directory first; then the VM file is renamed, from where on the VM is the new one,
-//! with the disks of the old one by the link; and then the directory takes the link's place. At every instant there is one VM that
-//! has its disks, and the same call again goes on from there.
+//! The VM file and the state directory have the name, and no file system renames both atomically.
+//! So a symbolic link with the new name to the directory is created first; then the VM file is
+//! renamed, from where on the VM has the new name; then the directory replaces the link. At each
+//! moment exactly one VM has the disks, and a repeated call continues an interrupted one.
 
 use std::{
     fs, io,
@@ -24,30 +24,31 @@ use crate::{
     value::VmName,
 };
 
-/// What there is to be known of it.
+/// The result of a rename.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Renamed {
-    /// Its guest goes on with this host name, which is not written in the VM file.
+    /// The host name that the guest keeps, which is not in the VM file.
     pub hostname: Option<String>,
     /// The VM files whose `after` has the old name.
     pub after: Vec<PathBuf>,
 }
 
-/// What has the name of a VM's state.
+/// What exists at the path of a state directory.
 #[derive(Debug, PartialEq, Eq)]
 enum Place {
     Free,
     Directory,
-    /// It leads to the directory of the old name: it was put here to be replaced by it, or was left in that one's place.
+    /// A symbolic link to the directory of the old name: a step of an interrupted rename.
     Step,
-    /// The operator's own, to where the disks are.
+    /// The operator's own symbolic link to the disks.
     Link,
 }
 
-/// Renames the VM `old`, or goes on where an earlier call was cut short.
+/// Renames the VM `old`, or continues an interrupted rename.
 ///
 /// # Errors
-/// It runs, the new name is taken, or its VM file is not valid, or would not be; or something cannot be renamed.
+/// The VM is running, the new name exists, its VM file is or would be invalid, or a file cannot be
+/// renamed.
 pub fn rename(layout: &Layout, old: &VmName, new: &VmName) -> Result<Renamed, Error> {
     if old == new {
         return Err(Error::Same(old.clone()));
@@ -78,13 +79,13 @@ pub fn rename(layout: &Layout, old: &VmName, new: &VmName) -> Result<Renamed, Er
         true => checked(&files, new)?,
         false => spec::load(&files[1]).map_err(Error::Invalid)?,
     };
-    let after = mentions(layout, old, begins.then_some(&from.state))?;
+    let after = vm_files_after(layout, old, begins.then_some(&from.state))?;
     let hostname = keep_hostname(layout, if finishes { &to } else { &from }, &vm, old)?;
     if begins {
         let linked = places == (Place::Directory, Place::Free);
         if linked {
             let target = Path::new(old.as_str());
-            symlink(target, &to.state).map_err(file::Error::on("make the link", &to.state))?;
+            symlink(target, &to.state).map_err(file::Error::on("create the link", &to.state))?;
             file::sync_dir(&to.state)?;
         }
         names::no_replace(&files[0], &files[1]).map_err(|error| {
@@ -95,15 +96,20 @@ pub fn rename(layout: &Layout, old: &VmName, new: &VmName) -> Result<Renamed, Er
         })?;
         file::sync_dir(&files[1])?;
     }
-    follow(old, &from.state, &to.state)?;
+    rename_state(old, &from.state, &to.state)?;
     Ok(Renamed { hostname, after })
 }
 
-/// The VM files whose `after` names the VM; none may name a file in the directory that moves.
-fn mentions(layout: &Layout, old: &VmName, moves: Option<&PathBuf>) -> Result<Vec<PathBuf>, Error> {
+/// Returns the VM files whose `after` names the VM. None may refer to a file in the directory that
+/// is renamed.
+fn vm_files_after(
+    layout: &Layout,
+    old: &VmName,
+    moves: Option<&PathBuf>,
+) -> Result<Vec<PathBuf>, Error> {
     let mut after = Vec::new();
     for (file, vm) in spec::load_all(&layout.vm_files()) {
-        // Of one that is not valid nobody knows.
+        // The references of an invalid file are unknown.
         let Ok(vm) = vm else { continue };
         let needed = |path: &&Path| moves.is_some_and(|dir| path.starts_with(dir));
         if let Some(path) = host_files(&vm).find(needed) {
@@ -116,7 +122,7 @@ fn mentions(layout: &Layout, old: &VmName, moves: Option<&PathBuf>) -> Result<Ve
     Ok(after)
 }
 
-/// The host name that the guest has by default is of its identity from now on.
+/// Records the host name that the guest has by default in the identity.
 fn keep_hostname(
     layout: &Layout,
     state: &VmPaths,
@@ -134,15 +140,15 @@ fn keep_hostname(
     Ok(kept?.flatten())
 }
 
-/// The state takes the new name.
-fn follow(old: &VmName, from: &Path, to: &Path) -> Result<(), Error> {
+/// Renames the state directory.
+fn rename_state(old: &VmName, from: &Path, to: &Path) -> Result<(), Error> {
     let done = match (place(from, old), place(to, old)) {
         (Place::Free, _) => return Ok(()),
-        // Behind an exchange only the link is left.
+        // After an exchange only the link is left.
         (Place::Step, _) => fs::remove_file(from),
         (Place::Directory, Place::Step) => names::replace_link(from, to),
         (_, Place::Free) => names::no_replace(from, to),
-        // A link takes the place of a link.
+        // The new link replaces the old one.
         (Place::Link, Place::Step) => fs::rename(from, to),
         (_, Place::Directory | Place::Link) => Err(io::ErrorKind::AlreadyExists.into()),
     };
@@ -159,7 +165,7 @@ fn place(path: &Path, old: &VmName) -> Place {
     }
 }
 
-/// The VM file, valid under both names, and a file of its own.
+/// Validates the VM file under both names; it must be a regular file.
 fn checked(files: &[PathBuf; 2], new: &VmName) -> Result<Vm, Error> {
     let [from, to] = files;
     if let Ok(target) = fs::read_link(from) {

@@ -1,10 +1,10 @@
-//! An archive, read into a draft, until its manifest has confirmed every byte.
+//! Reads an archive into a draft, until its manifest has confirmed every byte.
 
 use std::io::Read;
 
 use tar::Archive;
 
-use super::archive_format::{File, MOST_FILES, Manifest, Part};
+use super::archive_format::{File, MAX_FILES, Manifest, Part};
 use super::{
     Error,
     archive::{Digested, Error as Wrong, Member},
@@ -24,13 +24,13 @@ use crate::{
     value::{Label, VmName},
 };
 
-/// What an archive had in it. Disks, their origins and UEFI variables are in the draft.
+/// The contents of an archive. Disks, their origins and UEFI variables are in the draft.
 #[derive(Debug)]
 pub(crate) struct Unpacked<'l> {
     pub(crate) draft: Draft<'l>,
-    /// The name that the VM had.
+    /// The name in the archive.
     pub(crate) was: VmName,
-    /// The one that it gets.
+    /// The new name.
     pub(crate) name: VmName,
     pub(crate) vm_file: String,
     pub(crate) identity: Option<Vec<u8>>,
@@ -42,7 +42,8 @@ pub(crate) struct Unpacked<'l> {
 /// Reads an archive to its end.
 ///
 /// # Errors
-/// It is none, it is not whole, or has in it what no exported VM has; or the VM cannot be begun or written.
+/// The archive is invalid or incomplete, contains other files, or the draft cannot be created or
+/// written.
 pub(crate) fn unpack<'l>(
     import: &mut Import<'_>,
     layout: &'l Layout,
@@ -52,7 +53,7 @@ pub(crate) fn unpack<'l>(
     let (called, length) = (import.called.clone(), import.length);
     let wrong = |source| Error::Archive { from: called.clone(), source };
     let mut archive = Archive::new(&mut *import.from);
-    // Raw: extensions of tar's come as files of their own kind, and are refused as such.
+    // Raw entries: tar extensions are then entries of their own kind, which are refused.
     let entries = archive.entries().map_err(|error| wrong(Wrong::Read(error)))?.raw(true);
     let mut unpacked: Option<Unpacked<'l>> = None;
     let (mut files, mut last, mut whole) = (Vec::<File>::new(), String::new(), false);
@@ -82,7 +83,7 @@ pub(crate) fn unpack<'l>(
         if files.iter().any(|file| file.name == member.part.name()) {
             return Err(wrong(Wrong::Twice(member.path)));
         }
-        if files.len() >= MOST_FILES {
+        if files.len() >= MAX_FILES {
             return Err(wrong(Wrong::Many));
         }
         let mut goes_on = |done| {
@@ -121,7 +122,7 @@ pub(crate) fn unpack<'l>(
 
 fn begin<'l>(layout: &'l Layout, was: &VmName, name: VmName) -> Result<Unpacked<'l>, Error> {
     Ok(Unpacked {
-        draft: Draft::begin(layout, &name)?,
+        draft: Draft::create(layout, &name)?,
         was: was.clone(),
         name,
         vm_file: String::new(),
@@ -140,7 +141,7 @@ struct Taking<'t, 'l> {
 }
 
 impl Taking<'_, '_> {
-    /// Its digest, and its content unless that went into a file of the draft.
+    /// Returns the digest, and the content unless it was written to the draft.
     fn take(
         &mut self,
         from: &mut dyn Read,

@@ -1,4 +1,4 @@
-//! Changes to the text of a VM file: a key taken out, a value replaced. Everything else stays as the operator wrote it.
+//! Edits of a VM file's text: removes a key or replaces a value. All other text is preserved.
 
 use std::ops::Range;
 
@@ -6,33 +6,33 @@ use toml::de::{DeTable, DeValue};
 
 use crate::value::VmName;
 
-/// A VM file's text without what two VMs cannot both have.
+/// A VM file's text without settings that must be unique.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Copied {
     /// The text.
     pub text: String,
-    /// The keys that were taken out, by their paths, in the order in which they were.
+    /// The paths of the removed keys, in the order of removal.
     pub keys: Vec<String>,
 }
 
-/// One key with its value.
+/// A key with its value.
 #[derive(Debug)]
 struct Found {
-    /// `nic.lan.mac`.
+    /// The path, such as `nic.lan.mac`.
     path: Vec<String>,
     key: Range<usize>,
     value: Range<usize>,
-    /// Where the statement begins that it is a part of, if it is in an inline table.
+    /// The start of the statement, if the key is in an inline table.
     inline: Option<usize>,
-    /// Its text, if that is what it is.
+    /// The value, if it is a string.
     text: Option<String>,
 }
 
-/// The text for a copy of the VM `from`: addresses, ports, taps and the host name are taken out, and with them what makes no sense
-/// without. In comments they stay to be read.
+/// Returns the text for a copy of the VM `from`: addresses, ports, taps and the host name, and keys
+/// that depend on them, become comments.
 pub fn copied(text: &str, from: &VmName) -> Copied {
     let (mut text, mut keys) = (text.to_owned(), Vec::new());
-    // One at a time: the places of the others move. Each time there is one less, so that it ends.
+    // One key at a time, because offsets change. Each round removes a key, so the loop ends.
     while let Some(found) = keys_of(&text).into_iter().find(is_unique) {
         text = without(&text, &found, from);
         keys.push(found.path.join("."));
@@ -43,10 +43,10 @@ pub fn copied(text: &str, from: &VmName) -> Copied {
     Copied { text, keys }
 }
 
-/// The flat keys that are of the NIC `net`.
+/// The flat keys of the NIC `net`.
 const FLAT_NIC: [&str; 6] = ["mac", "ip", "gateway", "dns", "bridge", "forward"];
 
-/// Beside other NICs, the flat keys alone have said that there is a NIC `net`; it must not go with them.
+/// Adds an empty NIC `net` if only flat keys had defined it beside other NICs.
 fn keep_net(text: &mut String) {
     let keys = keys_of(text);
     let is = |path: &[&str]| keys.iter().find(|found| found.path == path);
@@ -64,7 +64,7 @@ fn keep_net(text: &mut String) {
     }
 }
 
-/// The text with another value, a string, for the key of this path; `None` where there is no such key.
+/// Replaces the string value of a key; `None` if the key does not exist.
 pub fn with_value(text: &str, path: &[&str], value: &str) -> Option<String> {
     let found = keys_of(text).into_iter().find(|found| found.path == path)?;
     let mut changed = text.to_owned();
@@ -72,21 +72,21 @@ pub fn with_value(text: &str, path: &[&str], value: &str) -> Option<String> {
     Some(changed)
 }
 
-/// The text of the key of this path, if it is there and a string.
+/// Returns the string value of a key.
 pub fn value(text: &str, path: &[&str]) -> Option<String> {
     keys_of(text).into_iter().find(|found| found.path == path)?.text
 }
 
-/// Two VMs on one network, or on one host, cannot both have it; or it needs one of those.
+/// Whether the key must be unique on a network or host, or depends on such a key.
 fn is_unique(found: &Found) -> bool {
     let path: Vec<&str> = found.path.iter().map(String::as_str).collect();
     match path.as_slice() {
         ["mac" | "ip" | "gateway" | "forward"] | ["cloudInit", "hostname"] => true,
         ["nic", _, key] => matches!(*key, "mac" | "ip" | "gateway" | "forward" | "tap"),
-        // A screen at a port, and the password for it.
+        // A display at a port, and its password.
         ["display", "vnc"] => found.text.as_deref() != Some("unix"),
         ["display", "passwordFile"] => true,
-        // A port is reached at `ip`, or by a `forward`.
+        // A port is reached at `ip`, or through `forward`.
         ["ready"] => found.text.as_ref().is_some_and(|ready| ready.starts_with("tcp:")),
         _ => false,
     }
@@ -99,7 +99,7 @@ fn without(text: &str, found: &Found, from: &VmName) -> String {
         let entry = inline_entry(text, found);
         let taken = text[found.key.start..found.value.end].split_whitespace();
         let taken: Vec<&str> = taken.collect();
-        let note = format!("# taken out, `{from}` has it: {}\n", taken.join(" "));
+        let note = format!("# removed, `{from}` has it: {}\n", taken.join(" "));
         changed.replace_range(entry, "");
         changed.insert_str(line(statement), &note);
         return changed;
@@ -107,13 +107,14 @@ fn without(text: &str, found: &Found, from: &VmName) -> String {
     let start = line(found.key.start);
     let end = text[found.value.end..].find('\n').map_or(text.len(), |n| found.value.end + n + 1);
     let lines: String = text[start..end].split_inclusive('\n').map(|l| format!("# {l}")).collect();
-    changed.replace_range(start..end, &format!("# taken out, `{from}` has it:\n{lines}"));
+    changed.replace_range(start..end, &format!("# removed, `{from}` has it:\n{lines}"));
     changed
 }
 
-/// A key and its value in an inline table, with one of the commas beside it.
+/// Returns the range of a key and its value in an inline table, with one adjacent comma.
 fn inline_entry(text: &str, found: &Found) -> Range<usize> {
-    // To the left may be the rest of a dotted key. Names of keys have neither commas nor braces; a newline ends a comment.
+    // The left side may be the rest of a dotted key. Keys contain neither commas nor braces; a
+    // newline ends a comment.
     let left = text[..found.key.start].rfind(['{', ',', '\n']).unwrap_or(0);
     let right = found.value.end;
     let gap = text[right..].len() - text[right..].trim_start_matches([' ', '\t']).len();
@@ -124,10 +125,10 @@ fn inline_entry(text: &str, found: &Found) -> Range<usize> {
     }
 }
 
-/// Every key of a text that is TOML, in the order of the text.
+/// Returns all keys of a TOML text, in their order.
 fn keys_of(text: &str) -> Vec<Found> {
     let mut found = Vec::new();
-    // As the reader of VM files does: a byte order mark is no part of the text.
+    // A byte order mark is not part of the text, as in the parser of VM files.
     let mark = text.len() - text.trim_start_matches('\u{feff}').len();
     if let Ok(top) = DeTable::parse(&text[mark..]) {
         collect(&text[mark..], top.get_ref(), &[], None, &mut found);
@@ -193,18 +194,18 @@ user = \"op\"
         let expected = "\
 # The web server.
 vcpu = 2   # enough
-# taken out, `web` has it:
+# removed, `web` has it:
 #   mac = \"52:54:00:61:90:15\"  # in the DHCP server
-# taken out, `web` has it:
+# removed, `web` has it:
 # forward = [
 #     \"2222:22\",  # ssh
 #     \"8080:80\",
 # ]
-# taken out, `web` has it:
+# removed, `web` has it:
 # ready = \"tcp:22\"
 
 [cloudInit]
-# taken out, `web` has it:
+# removed, `web` has it:
 # hostname = \"dev\"
 user = \"op\"
 ";
@@ -218,50 +219,53 @@ user = \"op\"
         for (text, expected) in [
             (
                 "[nic.lan]\ntap = \"t\"\nbridge = \"b\"",
-                "[nic.lan]\n# taken out, `web` has it:\n# tap = \"t\"\nbridge = \"b\"",
+                "[nic.lan]\n# removed, `web` has it:\n# tap = \"t\"\nbridge = \"b\"",
             ),
             (
                 "nic.lan.ip = \"10.0.0.1/8\"\r\nvcpu = 1\r\n",
-                "# taken out, `web` has it:\n# nic.lan.ip = \"10.0.0.1/8\"\r\nvcpu = 1\r\n",
+                "# removed, `web` has it:\n# nic.lan.ip = \"10.0.0.1/8\"\r\nvcpu = 1\r\n",
             ),
             (
                 "[nic]\nlan.gateway = \"10.0.0.2\"\n",
-                "[nic]\n# taken out, `web` has it:\n# lan.gateway = \"10.0.0.2\"\n",
+                "[nic]\n# removed, `web` has it:\n# lan.gateway = \"10.0.0.2\"\n",
             ),
             (
                 "nic = { lan = { mac = \"a\", bridge = \"b\" } }\n",
-                "# taken out, `web` has it: mac = \"a\"\nnic = { lan = { bridge = \"b\" } }\n",
+                "# removed, `web` has it: mac = \"a\"\nnic = { lan = { bridge = \"b\" } }\n",
             ),
             (
                 "nic = { lan = { bridge = \"b\", mac = \"a\" , ip = \"c\" } }",
-                "# taken out, `web` has it: mac = \"a\"\n# taken out, `web` has it: ip = \"c\"\nnic = { lan = { bridge = \"b\" } }",
+                "# removed, `web` has it: mac = \"a\"\n# removed, `web` has it: ip = \"c\"\nnic = \
+                 { lan = { bridge = \"b\" } }",
             ),
             (
                 "x = 1\nnic.lan = {tap = \"a\"}\n",
-                "x = 1\n# taken out, `web` has it: tap = \"a\"\nnic.lan = {}\n",
+                "x = 1\n# removed, `web` has it: tap = \"a\"\nnic.lan = {}\n",
             ),
             (
                 "[nic]\nlan = {\n  # a, b\n  mac = \"a\",\n  ip = \"c\"\n}\n",
-                "[nic]\n# taken out, `web` has it: mac = \"a\"\n# taken out, `web` has it: ip = \"c\"\nlan = {\n  # a, b\n\n\n}\n",
+                "[nic]\n# removed, `web` has it: mac = \"a\"\n# removed, `web` has it: ip = \
+                 \"c\"\nlan = {\n  # a, b\n\n\n}\n",
             ),
             (
                 "mac = \"a\"\n[nic.lan]\nbridge = \"b\"",
-                "# taken out, `web` has it:\n# mac = \"a\"\n[nic.lan]\nbridge = \"b\"\n\n[nic.net]\n",
+                "# removed, `web` has it:\n# mac = \"a\"\n[nic.lan]\nbridge = \"b\"\n\n[nic.net]\n",
             ),
             (
                 "ip = \"a\"\nnic = { lan = {} }\n",
-                "# taken out, `web` has it:\n# ip = \"a\"\nnic = { net = {}, lan = {} }\n",
+                "# removed, `web` has it:\n# ip = \"a\"\nnic = { net = {}, lan = {} }\n",
             ),
             (
                 "mac = \"a\"\ndns = []\n[nic.lan]\n",
-                "# taken out, `web` has it:\n# mac = \"a\"\ndns = []\n[nic.lan]\n",
+                "# removed, `web` has it:\n# mac = \"a\"\ndns = []\n[nic.lan]\n",
             ),
             (
                 "[display]\nvnc = \"127.0.0.1:5901\"\npasswordFile = \"/p\"\n",
-                "[display]\n# taken out, `web` has it:\n# vnc = \"127.0.0.1:5901\"\n# taken out, `web` has it:\n# passwordFile = \"/p\"\n",
+                "[display]\n# removed, `web` has it:\n# vnc = \"127.0.0.1:5901\"\n# removed, \
+                 `web` has it:\n# passwordFile = \"/p\"\n",
             ),
             ("[display]\nvnc = \"unix\"\n", "[display]\nvnc = \"unix\"\n"),
-            ("\u{feff}ip = \"a\"\n", "# taken out, `web` has it:\n# \u{feff}ip = \"a\"\n"),
+            ("\u{feff}ip = \"a\"\n", "# removed, `web` has it:\n# \u{feff}ip = \"a\"\n"),
             (
                 "ready = \"agent\"\ndescription = \"ip = 1\"\n[disk.mac]\npath = \"ip\"\n",
                 "ready = \"agent\"\ndescription = \"ip = 1\"\n[disk.mac]\npath = \"ip\"\n",
@@ -285,11 +289,13 @@ user = \"op\"
     }
 
     proptest! {
-        /// A copy is TOML as the original was, has nothing to take out, and every other key as it was.
+        /// A copy is TOML as the original was, has nothing to take out, and every other key as it
+        /// was.
         #[test]
         fn copies_are_toml(lines in proptest::collection::vec(prop::sample::select(vec![
             "vcpu = 2", "mac = \"52:54:00:00:00:01\"", "ip = \"10.0.0.1/8\" # x", "ready = \"tcp:22\"",
-            "[nic.a]", "[nic.b]", "tap = 'x'", "gateway = '''\n10.0.0.2'''", "dns = [ # y\n\"1.1.1.1\" ]",
+            "[nic.a]", "[nic.b]", "tap = 'x'", "gateway = '''\n10.0.0.2'''", "dns = [ # \
+                 y\n\"1.1.1.1\" ]",
             "nic = { net = { mac = 'x', model = 'e1000e' } }", "[cloudInit]", "hostname = \"h\"", "", "# z",
         ]), 0..12)) {
             let text = lines.join("\n");

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use super::{VmName, chain};
+use super::{chain::chain, vm_name::VmName};
 
 /// An error that users see.
 ///

@@ -44,7 +44,7 @@ pub async fn run(
     let cloned = cloned.await?.map_err(|error| super::transfer_failure(&error, from))?;
     super::reload_units(name, manager).await?;
     super::report(from, &format!("cloned to {name}"));
-    super::print_removed_keys(name, &cloned.taken_out);
+    super::print_removed_keys(name, &cloned.removed_keys);
     super::advise_copy(name, from, &cloned.vm, cloned.has_run);
     if args.start {
         let how = StartOptions { layout: &layout, exe, manager, wait: true, say: super::report };

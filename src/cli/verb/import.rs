@@ -86,7 +86,7 @@ fn print_imported(args: &Args, imported: &Imported) {
     if let Some(path) = &imported.user_data {
         super::report(&vm.name, &format!("the user-data was written to {}", path.display()));
     }
-    super::print_removed_keys(&vm.name, &imported.taken_out);
+    super::print_removed_keys(&vm.name, &imported.removed_keys);
     if let Some(hostname) = &imported.hostname {
         super::keeps_hostname(hostname);
     }

@@ -227,7 +227,7 @@ async fn long<T: Send + 'static>(
     };
     tokio::select! {
         done = &mut work => done.map_err(|error| Failure::from_error(&error)),
-        () = called_off => Err(Failure::from_error(&transfer::Error::CalledOff)),
+        () = called_off => Err(Failure::from_error(&transfer::Error::Canceled)),
     }
 }
 

@@ -1,10 +1,11 @@
-//! The module `br_netfilter`: which bridged frames it gives to the packet filter (the kernel's networking/bridge.rst).
+//! The module `br_netfilter`: the bridged frames that pass the packet filter (networking/bridge.rst
+//! of the kernel).
 
 use std::{fs, path::Path};
 
 use crate::doctor::rules::Netfilter;
 
-/// Its settings in this network; `proc` is `/proc`. None where the module is not loaded.
+/// Returns its settings in this network namespace; `proc` is `/proc`. `None` if it is not loaded.
 pub fn read(proc: &Path) -> Option<Netfilter> {
     let on = |name: &str| {
         let text = fs::read_to_string(proc.join("sys/net/bridge").join(name)).ok()?;

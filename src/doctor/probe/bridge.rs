@@ -1,4 +1,4 @@
-//! A bridge, as sysfs tells of it (the kernel's Documentation/ABI/testing/sysfs-class-net).
+//! A bridge in sysfs (Documentation/ABI/testing/sysfs-class-net of the kernel).
 
 use std::{fs, path::Path};
 
@@ -9,7 +9,8 @@ use crate::{
     value::IfName,
 };
 
-/// The interface of this name; `sys` is `/sys`. sysfs shows the network that it was mounted in.
+/// Returns the interface with this name; `sys` is `/sys`, which shows the network namespace that it
+/// was mounted in.
 pub fn read(sys: &Path, name: &IfName) -> Interface {
     let net = sys.join("class/net");
     let directory = net.join(name.as_str());
@@ -23,7 +24,7 @@ pub fn read(sys: &Path, name: &IfName) -> Interface {
     let mut ports: Vec<Port> = ports
         .map(|port| {
             let name = port.file_name().to_string_lossy().into_owned();
-            // Only the driver `tun` has it.
+            // Only the driver `tun` has this file.
             Port { tap: net.join(&name).join("tun_flags").exists(), name }
         })
         .collect();

@@ -1,13 +1,13 @@
-//! The file system that a directory is on, or will be: how large, how full (statvfs(3)).
+//! The size and free space of the file system of a directory (statvfs(3)).
 
 use std::{io, path::Path};
 
 use crate::doctor::rules::Room;
 
-/// Of a directory, or of the nearest one above it that is there.
+/// Probes the directory, or its nearest existing parent.
 ///
 /// # Errors
-/// As the kernel says.
+/// The error of statvfs(3).
 pub fn room(directory: &Path) -> io::Result<Room> {
     let there = directory.ancestors().find(|above| above.is_dir()).unwrap_or(directory);
     let stat = rustix::fs::statvfs(there)?;

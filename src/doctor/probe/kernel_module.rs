@@ -4,22 +4,22 @@ use std::{fs, path::Path};
 
 use crate::doctor::rules::Module;
 
-/// What the kernel tells of its modules.
+/// The kernel's state of modules.
 #[derive(Debug)]
 pub struct Modules {
     /// `/proc/modules` (proc(5)); empty where it cannot be read.
     loaded: String,
-    /// `kernel.modules_disabled` is 1: no module can be loaded any more.
+    /// `kernel.modules_disabled` is 1: no further module can be loaded.
     locked: bool,
-    /// Modules of the running kernel are installed; a container has none.
+    /// The modules of the running kernel are installed; a container has none.
     installed: bool,
 }
 
-/// Where modules of the kernel RELEASE lie, in `RELEASE` below; the second is that of NixOS.
+/// The directories of modules, with `RELEASE` below; the second one is NixOS'.
 const PLACES: [&str; 2] = ["lib/modules", "run/booted-system/kernel-modules/lib/modules"];
 
 impl Modules {
-    /// Reads below `root`, which is `/` but in tests.
+    /// Reads below `root`, which is `/` except in tests.
     pub fn read(root: &Path) -> Self {
         let text = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
         let release = text("proc/sys/kernel/osrelease");
@@ -92,7 +92,7 @@ mod tests {
         assert_eq!(state(&[installed], Some(Err("not found"))), Module::NotInstalled);
         assert_eq!(state(&[nixos], Some(Err("not found"))), Module::NotInstalled);
         assert_eq!(state(&[locked], Some(Ok(LOADABLE))), Module::Shut);
-        // A container sees the kernel, and not its modules.
+        // A container sees the kernel but not its modules.
         assert_eq!(state(&[], Some(Err("not found"))), Module::Unknown);
         assert_eq!(state(&[other], Some(Err("not found"))), Module::Unknown);
         assert_eq!(state(&[installed], None), Module::Unknown);

@@ -1,10 +1,10 @@
-//! The module behind /dev/kvm, and whether the processor has what it needs.
+//! The kernel module of /dev/kvm, and the processor's support.
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
 use crate::{doctor::rules::KvmSeen, machine::facts::Kvm};
 
-/// What there is beside the device itself, which `usable` tells of; `root` is `/`.
+/// Probes everything except the device itself, which is `usable`; `root` is `/`.
 pub fn read(root: &Path, usable: Kvm) -> KvmSeen {
     let modules = root.join("sys/module");
     let module = ["kvm_intel", "kvm_amd"].into_iter().find(|name| modules.join(name).is_dir());
@@ -13,7 +13,7 @@ pub fn read(root: &Path, usable: Kvm) -> KvmSeen {
         fs::read_to_string(parameter).is_ok_and(|text| matches!(text.trim(), "Y" | "1"))
     });
     let processor = fs::read_to_string(root.join("proc/cpuinfo")).unwrap_or_default();
-    // All processors of a host are alike.
+    // All processors of a host have the same flags.
     let flags = processor.lines().find_map(|line| line.strip_prefix("flags")?.split_once(':'));
     let offered = flags.is_some_and(|(_, flags)| {
         flags.split_whitespace().any(|flag| matches!(flag, "vmx" | "svm"))
@@ -24,7 +24,7 @@ pub fn read(root: &Path, usable: Kvm) -> KvmSeen {
     KvmSeen { usable, roots_alone, module: module.map(str::to_owned), nested, offered }
 }
 
-/// Neither everybody nor a group but root's may read and write it.
+/// Whether only root has read and write access.
 fn is_roots(mode: u32, group: u32) -> bool {
     let group = mode & 0o060 == 0o060 && group != 0;
     mode & 0o006 != 0o006 && !group

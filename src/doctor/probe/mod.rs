@@ -1,4 +1,4 @@
-//! What the host is asked.
+//! The probes of the host.
 
 pub mod br_netfilter;
 pub mod bridge;

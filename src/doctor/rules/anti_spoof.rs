@@ -1,4 +1,4 @@
-//! Whether the kernel can filter what leaves a tap, for VMs that want that.
+//! Whether the kernel can filter the traffic of taps, for VMs with `antiSpoof`.
 
 use super::{Finding, Level, Seen, names};
 use crate::{
@@ -9,16 +9,16 @@ use crate::{
 /// The kernel modules of the filter (net/sched/Kconfig).
 pub const NEEDED: [&str; 2] = ["sch_ingress", "cls_bpf"];
 
-/// What becomes of a module when it is needed.
+/// The availability of a kernel module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Module {
-    /// It is there, or the kernel loads it.
+    /// It is loaded, built in or loadable.
     There,
-    /// It is neither built into this kernel nor among the modules that are installed for it.
+    /// It is neither built in nor installed for this kernel.
     NotInstalled,
-    /// It is installed, not loaded, and nothing may be loaded any more (`kernel.modules_disabled`).
+    /// It is installed but not loaded, and `kernel.modules_disabled` prevents loading.
     Shut,
-    /// Nothing tells.
+    /// Unknown.
     Unknown,
 }
 

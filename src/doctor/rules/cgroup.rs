@@ -8,7 +8,7 @@ use crate::{
     value::{Explain, VmName},
 };
 
-/// The controllers that keys of a VM file stand for.
+/// The controllers that keys of a VM file require.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "io"];
 
 pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {

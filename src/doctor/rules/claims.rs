@@ -1,5 +1,5 @@
-//! Addresses and identities that two VMs have: by what is kept of them, and by what runs. What VM files alone say is told by their
-//! own check.
+//! Addresses and identities of two VMs that conflict, in their identities and running QEMUs.
+//! Conflicts between VM files are found by `qvm check`.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -9,7 +9,7 @@ use crate::{
     value::{MacAddr, VmName},
 };
 
-/// What only one VM can have.
+/// A value that must be unique.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Claim<'a> {
     Mac(MacAddr),
@@ -18,14 +18,14 @@ enum Claim<'a> {
     User(u32),
 }
 
-/// Who says that a VM has it.
+/// The source of a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum By {
-    /// Its VM file as it is now.
+    /// The current VM file.
     File,
     /// Its identity.toml.
     Identity,
-    /// The QEMU that runs.
+    /// The running QEMU process.
     Running,
 }
 
@@ -39,7 +39,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
     claims.into_iter().filter_map(|(claim, who)| twice(claim, &who)).collect()
 }
 
-/// All that a VM claims.
+/// Returns all claims of a VM.
 fn of(vm: &VmSeen) -> Vec<(Claim<'_>, By)> {
     let identity = vm.identity.as_ref().ok().and_then(Option::as_ref);
     let mut claims = Vec::new();
@@ -73,7 +73,7 @@ fn twice(claim: Claim<'_>, who: &[(&VmName, By)]) -> Option<Finding> {
     let mut files: Vec<&VmName> =
         who.iter().filter(|(_, by)| *by == By::File).map(|(vm, _)| *vm).collect();
     files.dedup();
-    // Two files that say the same are told as their problem.
+    // A conflict of two VM files is already a problem of `qvm check`.
     if vms.len() < 2 || files.len() == vms.len() {
         return None;
     }

@@ -1,4 +1,4 @@
-//! Room: whether disks and memory that were promised to guests are there when they are wanted.
+//! Whether disk space and memory suffice for what guests may use.
 
 use super::{Finding, Seen};
 use crate::{
@@ -6,28 +6,28 @@ use crate::{
     supervisor::start::memory_budget::{bytes, commitment},
 };
 
-/// The least that should be free, in bytes: a guest whose write fails for want of room is paused, or worse.
+/// The least free disk space, in bytes: a guest whose write fails with ENOSPC is paused, or worse.
 const LEAST_FREE: u64 = 1 << 30;
-/// The least that should be free, in percent of the file system.
+/// The least free disk space, in percent of the file system.
 const LEAST_PERCENT: u64 = 2;
 
 /// A file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Room {
-    /// A directory in it.
+    /// A directory on the file system.
     pub at: String,
-    /// What a plain user may still write, in bytes.
+    /// The space available to unprivileged users, in bytes.
     pub free: u64,
-    /// All of it, in bytes.
+    /// The size, in bytes.
     pub total: u64,
 }
 
 /// A disk file in the state directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiskSeen {
-    /// What the guest sees, or will see, in bytes.
+    /// The size for the guest, in bytes.
     pub virtual_size: u64,
-    /// What it takes now, in bytes.
+    /// The allocated size, in bytes.
     pub allocated: u64,
 }
 
@@ -39,7 +39,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
     findings
 }
 
-/// By the sums that a start is admitted by.
+/// Uses the sums of the admission of starts.
 fn memory(seen: &Seen) -> Option<Finding> {
     let memory = seen.memory?;
     let running = seen.vms.iter().filter(|vm| vm.runs);
@@ -74,7 +74,7 @@ fn memory(seen: &Seen) -> Option<Finding> {
 fn disks(seen: &Seen, room: &Room) -> Vec<Finding> {
     let mut findings = Vec::new();
     let Room { at, free, total } = room;
-    // Rounded up, for 2 % of a small file system.
+    // Rounded up, because 2 % of a small file system may be less than one unit.
     let percent = |of: u64| of.saturating_mul(100).div_ceil((*total).max(1));
     let few = *free < LEAST_FREE
         || u128::from(*free) * 100 < u128::from(*total) * u128::from(LEAST_PERCENT);
@@ -104,7 +104,7 @@ fn disks(seen: &Seen, room: &Room) -> Vec<Finding> {
     findings
 }
 
-/// What a disk's header says may be any number.
+/// The size in a disk's header may be any number.
 fn sum(all: impl Iterator<Item = u64>) -> u64 {
     all.fold(0, u64::saturating_add)
 }

@@ -1,4 +1,4 @@
-//! Whether a QEMU of this host can be kept apart from it, layer by layer.
+//! Whether each isolation layer for QEMU is available on the host.
 
 use super::{Finding, Seen, names};
 use crate::control::isolation::{Layer, Mode, Word};
@@ -36,7 +36,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
     findings
 }
 
-/// What gives a host the layer.
+/// Returns how to make the layer available.
 fn todo(layer: Layer) -> &'static str {
     match layer {
         Layer::Uid => {

@@ -1,20 +1,20 @@
-//! KVM: whether guests run on the processor itself, and on which module.
+//! KVM: whether guests can use it, and through which module.
 
 use super::{Finding, Level, Seen, names};
 use crate::{control::isolation::Mode, machine::facts::Kvm, spec::Accel, value::VmName};
 
-/// What was seen of it.
+/// The result of the probes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KvmSeen {
     /// Whether it can be used.
     pub usable: Kvm,
-    /// By its mode it is root's alone, and QEMUs are other users.
+    /// Whether only root can open the device, while QEMU runs as other users.
     pub roots_alone: bool,
-    /// `kvm_intel` or `kvm_amd`, where one is loaded.
+    /// `kvm_intel` or `kvm_amd`, if one is loaded.
     pub module: Option<String>,
-    /// Guests can be hypervisors themselves (the module's parameter `nested`).
+    /// Whether guests can use nested virtualization (the module's parameter `nested`).
     pub nested: bool,
-    /// The processor offers it: `vmx` or `svm` among the flags of /proc/cpuinfo.
+    /// Whether the processor supports it: `vmx` or `svm` in the flags of /proc/cpuinfo.
     pub offered: bool,
 }
 

@@ -1,6 +1,6 @@
-//! What of the host and of all VM files will trouble an operator, told out of what was seen of them.
+//! The rules of `qvm doctor`: findings from the results of the probes.
 //!
-//! One file a subject: what is to be seen of it, and what that means. Nothing is looked at here.
+//! One file for each subject, without any I/O.
 
 pub(crate) mod anti_spoof;
 pub(crate) mod cgroup;
@@ -35,22 +35,22 @@ use crate::{
     value::VmName,
 };
 
-/// How bad it is.
+/// The severity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// As it should be.
+    /// No problem.
     Ok,
-    /// Worth knowing.
+    /// Information.
     Note,
-    /// It works, but will not always, or not as is expected.
+    /// A problem that may occur, or an unexpected behavior.
     Warning,
     /// Something does not work.
     Error,
 }
 
 impl Level {
-    /// The word for it, in tables and in JSON.
+    /// Returns the word in tables and JSON.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -61,16 +61,16 @@ impl Level {
     }
 }
 
-/// One thing that was found; an object of what `qvm doctor --json` prints. Each text is one line.
+/// A finding; an object of `qvm doctor --json`. Each text is one line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// How bad it is.
+    /// The severity.
     pub level: Level,
-    /// What it is about: a subject, or a VM.
+    /// The subject, or the name of a VM.
     pub about: String,
-    /// What was seen, and what that leads to.
+    /// The fact and its consequence.
     pub found: String,
-    /// What to do about it.
+    /// The remedy.
     pub todo: Option<String>,
 }
 
@@ -110,69 +110,69 @@ impl Finding {
     }
 }
 
-/// What another program said may have several lines, and worse.
+/// Output of other programs may have several lines and control characters.
 fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// An error as whoever looked met it: the chain of causes, and the way out.
+/// An error with its chain of causes, and a hint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Complaint {
-    /// What is wrong.
+    /// The error.
     pub what: String,
-    /// What to do about it.
+    /// The hint.
     pub way_out: Option<String>,
 }
 
-/// One VM, as its files and its supervisor tell of it.
+/// A VM, from its files and its supervisor.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VmSeen {
-    /// Its name.
+    /// The name of the VM.
     pub name: VmName,
-    /// Its VM file, where that is valid.
+    /// The VM file, if it is valid.
     pub written: Option<Vm>,
     /// The VM file that the running QEMU was started from.
     pub booted: Option<Vm>,
-    /// Its QEMU runs, or may do so.
+    /// Whether QEMU is or may be running.
     pub runs: bool,
-    /// Why it is not known whether its QEMU runs.
+    /// Why it is unknown whether QEMU is running.
     pub unknown: Option<Complaint>,
-    /// The user that its QEMU is, where that is not its supervisor's.
+    /// The UID of QEMU, if it differs from the supervisor's.
     pub user: Option<u32>,
-    /// `identity.toml`; none before its first start.
+    /// `identity.toml`; `None` before the first start.
     pub identity: Result<Option<Identity>, Complaint>,
-    /// Whether there is the firmware that its file asks for.
+    /// Whether the firmware of the VM file is available.
     pub firmware: Result<(), Complaint>,
     /// Its disks in the state directory.
     pub disks: Vec<DiskSeen>,
 }
 
-/// All that was looked at.
+/// All results of the probes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Seen {
     /// KVM.
     pub kvm: KvmSeen,
-    /// The hierarchy that weights and limits are given in.
+    /// The cgroup hierarchy of weights and limits.
     pub cgroups: Cgroups,
-    /// The QEMU that VMs are started with.
+    /// The QEMU that starts VMs.
     pub qemu: Result<QemuSeen, Complaint>,
-    /// Whether there is a `qemu-img`.
+    /// Whether `qemu-img` is installed.
     pub qemu_img: bool,
-    /// What a QEMU in its cell came to, tried; none without QEMU.
+    /// The result of a QEMU in a sandbox; `None` without QEMU.
     pub isolation: Option<Result<Isolation, Complaint>>,
     /// Bridges and packet filters.
     pub network: Network,
-    /// The file system of the state directory; none where it cannot be asked.
+    /// The file system of the state directory; `None` if the probe failed.
     pub room: Option<Room>,
-    /// The host's memory; none where it is not told.
+    /// The host's memory; `None` if it is unknown.
     pub memory: Option<Memory>,
-    /// What becomes of a start that it is not enough for.
+    /// The policy for starts without enough memory.
     pub admission: Admission,
-    /// The units of the service manager that looks for VMs here, where there is one.
+    /// The units of the VMs, if a service manager uses these directories.
     pub units: Option<Result<Vec<Unit>, Complaint>>,
     /// The VMs, by name.
     pub vms: Vec<VmSeen>,
-    /// What is wrong with VM files, each by itself and beside each other.
+    /// The problems of VM files, alone and together.
     pub problems: Vec<Problem>,
 }
 
@@ -183,7 +183,7 @@ impl Seen {
     }
 }
 
-/// Everything there is to be said, subject by subject; the order of the findings is always the same.
+/// Returns all findings, in a fixed order.
 pub fn examine(seen: &Seen) -> Vec<Finding> {
     let subjects: [fn(&Seen) -> Vec<Finding>; 12] = [
         super::rules::kvm::examine,
@@ -202,13 +202,13 @@ pub fn examine(seen: &Seen) -> Vec<Finding> {
     subjects.iter().flat_map(|examine| examine(seen)).collect()
 }
 
-/// VMs of which it is not known whether they run.
+/// VMs of unknown state.
 fn unknown(seen: &Seen) -> Vec<Finding> {
     let unknown = seen.vms.iter().filter_map(|vm| Some((vm, vm.unknown.as_ref()?)));
     unknown.map(|(vm, why)| Finding::complaint(Level::Error, vm.name.as_str(), why)).collect()
 }
 
-/// VM files that are not valid.
+/// Invalid VM files.
 fn files(seen: &Seen) -> Vec<Finding> {
     if seen.problems.is_empty() {
         let found = match seen.written().count() {
@@ -229,7 +229,7 @@ fn files(seen: &Seen) -> Vec<Finding> {
     seen.problems.iter().map(finding).collect()
 }
 
-/// `a`, `b` and 3 more: names in a sentence.
+/// Formats names for a sentence: `a`, `b` and 3 more.
 fn names<'a>(names: impl IntoIterator<Item = &'a VmName>) -> String {
     const SHOWN: usize = 5;
     let all: Vec<String> = names.into_iter().map(|name| format!("`{name}`")).collect();

@@ -10,8 +10,9 @@ use crate::{
     value::{IfName, VmName},
 };
 
-/// How long a new port may be silent before it is worth a warning, in hundredths of a second: a DHCP client asks again after
-/// 4 s, then after 8 s (RFC 2131, 4.1), and what waits for the network gives up some day.
+/// How long a new port may be silent before it is worth a warning, in hundredths of a second: a
+/// DHCP client asks again after 4 s, then after 8 s (RFC 2131, 4.1), and what waits for the network
+/// gives up some day.
 const STP_PATIENCE: u64 = 1000;
 
 /// What was seen of the network.
@@ -19,7 +20,8 @@ const STP_PATIENCE: u64 = 1000;
 pub struct Network {
     /// The interfaces that VM files name as bridges.
     pub bridges: BTreeMap<IfName, Interface>,
-    /// Whether bridged frames pass through the packet filter; none where the module `br_netfilter` is not loaded.
+    /// Whether bridged frames pass through the packet filter; none where the module `br_netfilter`
+    /// is not loaded.
     pub netfilter: Option<Netfilter>,
     /// What there is of the modules that filter taps, in the order of [`NEEDED`](super::NEEDED).
     pub filter_modules: Vec<super::Module>,
@@ -27,7 +29,8 @@ pub struct Network {
     pub firewalls: Vec<super::Firewall>,
 }
 
-/// Which frames on bridges are given to the packet filter (`/proc/sys/net/bridge/bridge-nf-call-*`).
+/// Which frames on bridges are given to the packet filter
+/// (`/proc/sys/net/bridge/bridge-nf-call-*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Netfilter {
     /// IPv4.
@@ -165,8 +168,9 @@ fn examine_one(about: &str, name: &IfName, bridge: &Bridge, users: &str) -> Vec<
     findings
 }
 
-/// How long a new port does not forward, in hundredths of a second: listening and learning where the kernel's own STP is on, and
-/// learning alone where a program's is (net/bridge/br_stp.c, `br_make_forwarding`).
+/// How long a new port does not forward, in hundredths of a second: listening and learning where
+/// the kernel's own STP is on, and learning alone where a program's is (net/bridge/br_stp.c,
+/// `br_make_forwarding`).
 fn held_up(bridge: &Bridge) -> Option<u64> {
     let held = match bridge.stp {
         0 => 0,

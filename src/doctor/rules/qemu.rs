@@ -1,4 +1,5 @@
-//! QEMU: its version and what is known to be wrong with that, its machine types, firmware, qemu-img.
+//! QEMU: its version and what is known to be wrong with that, its machine types, firmware,
+//! qemu-img.
 
 use super::{Finding, Seen, VmSeen, names};
 use crate::{
@@ -28,9 +29,11 @@ struct Fault {
     source: &'static str,
 }
 
-/// Only what has a source. Distributions fix such things in older versions too, and keep the version's number.
+/// Only what has a source. Distributions fix such things in older versions too, and keep the
+/// version's number.
 const FAULTS: [Fault; 2] = [
-    // Fixed by 7d7512019fc4: round-up of 7.2.7 (qemu-stable, 2023-11-09), announcement of 8.1.3 (2023-11-21).
+    // Fixed by 7d7512019fc4: round-up of 7.2.7 (qemu-stable, 2023-11-09), announcement of 8.1.3
+    // (2023-11-21).
     Fault {
         what: "a guest that resets its SATA controller in the middle of a transfer can overwrite the disk's first sector",
         meets: |vm| vm.disks.iter().any(|disk| disk.bus == Bus::Sata),

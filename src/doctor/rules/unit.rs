@@ -1,4 +1,5 @@
-//! Units: whether the service manager waits as long as a guest's clean shutdown may take, and knows what the VM files say.
+//! Units: whether the service manager waits as long as a guest's clean shutdown may take, and knows
+//! what the VM files say.
 
 use super::{Finding, Level, Seen, names};
 use crate::{
@@ -27,7 +28,8 @@ impl Unit {
     pub const PROPERTIES: &str = "Id,LoadState,TimeoutStopUSec,DropInPaths,NeedDaemonReload";
 }
 
-/// The units in what `systemctl show --property=` [`Unit::PROPERTIES`] prints of several. What is not understood is left out.
+/// The units in what `systemctl show --property=` [`Unit::PROPERTIES`] prints of several. What is
+/// not understood is left out.
 pub fn units(said: &str) -> Vec<Unit> {
     said.split("\n\n").filter_map(unit).collect()
 }

@@ -40,7 +40,8 @@ pub(super) const TEXT: &str = "mem = \"1G\"\n";
 pub(super) struct Scene {
     pub(super) supervisor: Supervisor,
     pub(super) inputs: mpsc::Receiver<Input>,
-    pub(super) events: tokio::sync::broadcast::Receiver<crate::control::types::Event>,
+    pub(super) events:
+        tokio::sync::broadcast::Receiver<std::sync::Arc<crate::control::types::Event>>,
     _dir: tempfile::TempDir,
 }
 
@@ -141,7 +142,9 @@ impl Scene {
     }
 
     pub(super) fn published(&mut self) -> Vec<String> {
-        std::iter::from_fn(|| self.events.try_recv().ok()).map(|event| event.event).collect()
+        std::iter::from_fn(|| self.events.try_recv().ok())
+            .map(|event| event.event.clone())
+            .collect()
     }
 }
 

@@ -110,7 +110,7 @@ impl Commands {
 pub(crate) struct Host {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) ctx: Context,
-    events: broadcast::Receiver<Event>,
+    events: broadcast::Receiver<Arc<Event>>,
 }
 
 /// The settings of a VM `web` below `dir`.
@@ -152,7 +152,9 @@ impl Host {
 
     /// Returns the names of the events that were published since the last call.
     pub(crate) fn published(&mut self) -> Vec<String> {
-        std::iter::from_fn(|| self.events.try_recv().ok()).map(|event| event.event).collect()
+        std::iter::from_fn(|| self.events.try_recv().ok())
+            .map(|event| event.event.clone())
+            .collect()
     }
 }
 

@@ -69,7 +69,7 @@ struct Fake {
     commands: Arc<Mutex<Vec<Command>>>,
     /// What the next commands are answered; then `Ok`.
     answers: Arc<Mutex<VecDeque<Refusal>>>,
-    events: broadcast::Sender<Event>,
+    events: broadcast::Sender<std::sync::Arc<Event>>,
     operators: watch::Sender<Vec<Operator>>,
     /// The guest's ends of the consoles.
     consoles: mpsc::UnboundedReceiver<(bool, StdStream)>,
@@ -153,8 +153,9 @@ impl Fake {
     }
 
     fn happens(&self, name: &str) {
-        let _ =
-            self.events.send(Event { at: None, event: name.into(), data: Some(json!({ "a": 1 })) });
+        let _ = self
+            .events
+            .send(Event { at: None, event: name.into(), data: Some(json!({ "a": 1 })) }.into());
     }
 
     /// The loop ends; what is left for the server to say it says.
@@ -488,7 +489,7 @@ async fn the_console_beside_an_end_is_for_operators() {
         raw.say(watch).await;
         assert_eq!(raw.hear().await.unwrap()["parameters"]["event"], "READY");
         let data = Some(end.clone());
-        let _ = fake.events.send(Event { at: None, event: "QVM_END".into(), data });
+        let _ = fake.events.send(Event { at: None, event: "QVM_END".into(), data }.into());
         let told = raw.hear().await.unwrap();
         assert_eq!(told["parameters"]["data"]["reason"], "qemu-signal");
         assert_eq!(told.to_string().contains("a secret"), sees);
@@ -1113,7 +1114,7 @@ async fn stop_tells_the_rungs_and_the_end_and_waits_for_it() {
     };
     soon(asked).await;
     let happens = |event: &str, data: Value| {
-        fake.events.send(Event { at: None, event: event.into(), data: Some(data) }).unwrap();
+        fake.events.send(Event { at: None, event: event.into(), data: Some(data) }.into()).unwrap();
     };
     happens("QVM_STOP_RUNG", json!({ "text": "pressed the power button" }));
     happens("SHUTDOWN", json!({}));

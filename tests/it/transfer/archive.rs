@@ -205,14 +205,14 @@ fn one_that_is_cut_off_is_refused_wherever_that_was() {
             assert_eq!((code, said, hint.as_str()), (Some(1), expected, AGAIN), "{length}");
         };
         if !last.is_empty() {
-            refused(at, "it ends before `manifest.json`".into());
-            refused(at + 100, format!("it is damaged, or cut off, after `{last}`"));
+            refused(at, "the archive ends before `manifest.json`".into());
+            refused(at + 100, format!("the archive is damaged or truncated after `{last}`"));
             if padded {
-                refused(at - 1, format!("it is damaged, or cut off, after `{last}`"));
+                refused(at - 1, format!("the archive is damaged or truncated after `{last}`"));
             }
         }
-        refused(at + 512, format!("it ends in the middle of `{name}`"));
-        refused(end - 1, format!("it ends in the middle of `{name}`"));
+        refused(at + 512, format!("the archive ends in the middle of `{name}`"));
+        refused(end - 1, format!("the archive ends in the middle of `{name}`"));
         (at, last, padded) = (end.next_multiple_of(512), name, !end.is_multiple_of(512));
     }
     // The blocks of zeros at its end say nothing more.
@@ -237,7 +237,10 @@ fn a_byte_that_changed_is_found_wherever_it_is() {
                 continue;
             }
             let expected = format!("`{name}` is damaged: its SHA-256 is ");
-            assert!(said.starts_with(&expected) && said.contains(", and was "), "{offset}: {said}");
+            assert!(
+                said.starts_with(&expected) && said.contains(", the manifest has "),
+                "{offset}: {said}"
+            );
             assert_eq!((code, hint.as_str()), (Some(1), AGAIN));
         }
         at += (512 + data.len()).next_multiple_of(512);
@@ -247,7 +250,7 @@ fn a_byte_that_changed_is_found_wherever_it_is() {
 #[test]
 fn another_kind_of_file_is_no_archive() {
     let Some(inbox) = Inbox::new() else { return };
-    let hint = "a compressed one is read as in `zstd -dc FILE | qvm import -`";
+    let hint = "to import a compressed archive: `zstd -dc FILE | qvm import -`";
     let other = Files(vec![inbox.good.0[inbox.good.at("root.qcow2")].clone()]);
     let disk = &inbox.good.0[inbox.good.at("root.qcow2")].1;
     let later = inbox.good.clone().changed("manifest.json", "\"version\": 1", "\"version\": 2");
@@ -255,12 +258,12 @@ fn another_kind_of_file_is_no_archive() {
         [b"".to_vec(), b"x".to_vec(), vec![0; 4096], disk.clone(), vec![b'x'; 5000], other.bytes()]
     {
         let (code, said, hinted) = inbox.refused(&bytes);
-        let expected = (Some(1), "it is no archive that `qvm export` made", hint);
+        let expected = (Some(1), "not an archive of `qvm export`", hint);
         assert_eq!((code, said.as_str(), hinted.as_str()), expected);
     }
     let (_, said, hint) = inbox.refused(&later.bytes());
-    assert_eq!(said, "it has the version 2, and this qvm knows versions up to 1");
-    assert_eq!(hint, "it was made by a newer qvm: install that one here");
+    assert_eq!(said, "the archive has format version 2; this qvm supports versions up to 1");
+    assert_eq!(hint, "the archive was written by a newer qvm: upgrade qvm on this host");
     let (code, said, _) = {
         fs::remove_file(&inbox.tar).unwrap();
         let output = inbox.lab.qvm(&["import", inbox.tar.to_str().unwrap()]);
@@ -294,10 +297,10 @@ fn no_path_leads_out_of_the_place_that_it_is_for() {
     ] {
         let files = good().more(path.as_bytes(), EntryType::Regular, b"x").sealed();
         let shown = path.replace('\\', "\\\\");
-        inbox.refuses(&files, &format!("`{shown}` is no file of an exported VM"));
+        inbox.refuses(&files, &format!("`{shown}` is not a file of an exported VM"));
     }
     let files = good().more(b"web/a\nb\x1b[2J\xff", EntryType::Regular, b"x");
-    inbox.refuses(&files, "`web/a\\nb\\u{1b}[2J\u{fffd}` is no file of an exported VM");
+    inbox.refuses(&files, "`web/a\\nb\\u{1b}[2J\u{fffd}` is not a file of an exported VM");
     for (kind, what) in [
         (EntryType::Symlink, "a symbolic link"),
         (EntryType::Link, "a hard link"),
@@ -305,19 +308,16 @@ fn no_path_leads_out_of_the_place_that_it_is_for() {
         (EntryType::Char, "a device"),
         (EntryType::Block, "a device"),
         (EntryType::Fifo, "a pipe"),
-        (EntryType::XHeader, "an extension of tar's"),
-        (EntryType::XGlobalHeader, "an extension of tar's"),
-        (EntryType::GNULongName, "an extension of tar's"),
-        (EntryType::GNUSparse, "an extension of tar's"),
+        (EntryType::XHeader, "a tar extension"),
+        (EntryType::XGlobalHeader, "a tar extension"),
+        (EntryType::GNULongName, "a tar extension"),
+        (EntryType::GNUSparse, "a tar extension"),
     ] {
         let files = good().more(b"web/x.raw", kind, b"").sealed();
-        inbox.refuses(&files, &format!("`web/x.raw` is {what}, and an exported VM has files only"));
+        inbox.refuses(&files, &format!("`web/x.raw` is {what}; only regular files are allowed"));
         let mut files = good();
         files.0[0].0.set_entry_type(kind);
-        inbox.refuses(
-            &files,
-            &format!("`web/vm.toml` is {what}, and an exported VM has files only"),
-        );
+        inbox.refuses(&files, &format!("`web/vm.toml` is {what}; only regular files are allowed"));
     }
 }
 
@@ -330,15 +330,15 @@ fn what_is_in_it_is_what_the_manifest_says_and_the_vm_file_wants() {
     inbox.refuses(&good().without("data.raw"), "`data.raw` is missing");
     inbox.refuses(
         &good().more(b"web/root.qcow2", regular, b"x").sealed(),
-        "`web/root.qcow2` is in it twice",
+        "the archive contains `web/root.qcow2` twice",
     );
     inbox.refuses(
         &good().more(b"db/x.raw", regular, b"x").sealed(),
-        "`db/x.raw` is of another VM than `web`",
+        "`db/x.raw` does not belong to the VM `web`",
     );
     inbox.refuses(
         &good().changed("manifest.json", "\"web\"", "\"db\""),
-        "`manifest.json` is of the VM `db`, and the files of `web`",
+        "`manifest.json` belongs to the VM `db`, but the files to `web`",
     );
     let mut after = good();
     let manifest = after.0.pop().unwrap();
@@ -347,18 +347,18 @@ fn what_is_in_it_is_what_the_manifest_says_and_the_vm_file_wants() {
     assert_eq!(said, "`root.origin.json` is missing");
     let mut after = good();
     after.0.push(after.0[0].clone());
-    inbox.refuses(&after, "`web/vm.toml` comes after the manifest");
-    inbox.refuses(&good().without("vm.toml").sealed(), "it is no archive that `qvm export` made");
+    inbox.refuses(&after, "`web/vm.toml` follows the manifest, which must be the last file");
+    inbox.refuses(&good().without("vm.toml").sealed(), "not an archive of `qvm export`");
     let long = vec![b' '; (1 << 20) + 1];
     inbox.refuses(
         &good().with("vm.toml", &long).sealed(),
-        "`web/vm.toml` has 1048577 bytes, and can have 1048576",
+        "`web/vm.toml` has 1048577 bytes; the limit is 1048576",
     );
     let mut many = good();
     for nr in 0..64 {
         many = many.more(format!("web/d{nr}.raw").as_bytes(), regular, b"");
     }
-    inbox.refuses(&many.sealed(), "it has more than 64 files");
+    inbox.refuses(&many.sealed(), "the archive has more than 64 files");
     inbox.refuses(
         &good().with("vm.toml", b"vcpu = \xff").sealed(),
         "`web/vm.toml` is not UTF-8 text",
@@ -366,20 +366,20 @@ fn what_is_in_it_is_what_the_manifest_says_and_the_vm_file_wants() {
     // Disks that would lie there unused, or belong to nobody.
     inbox.refuses(
         &good().more(b"web/x.raw", regular, b"x").sealed(),
-        "`x.raw` is of no disk that its VM file has made",
+        "`x.raw` is not a disk that the VM file creates",
     );
     inbox.refuses(
         &good().more(b"web/root.raw", regular, b"x").sealed(),
-        "`root.qcow2` is of no disk that its VM file has made",
+        "`root.qcow2` is not a disk that the VM file creates",
     );
     inbox.refuses(
         &good().without("data.raw").sealed(),
-        "`data.origin.json` is of no disk that its VM file has made",
+        "`data.origin.json` is not a disk that the VM file creates",
     );
     let own = "size = \"1M\"";
     inbox.refuses(
         &good().changed("vm.toml", own, "path = \"/dev/shm/x\"").sealed(),
-        "`data.raw` is of no disk that its VM file has made",
+        "`data.raw` is not a disk that the VM file creates",
     );
     // A VM file that is wrong is told as every other is.
     let (code, said, _) = inbox.refused(&good().changed("vm.toml", "mem", "men").sealed().bytes());
@@ -403,8 +403,7 @@ fn nothing_of_the_host_comes_into_the_guest_by_it() {
     let mut qemu_img = Command::new("qemu-img");
     qemu_img.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).args([&secret, &overlay]);
     assert!(qemu_img.status().unwrap().success());
-    let outside =
-        "disk root stands on another file, and the guest could read any of this host's by that";
+    let outside = "disk root has a backing file, which is not allowed in an archive";
     let disk = fs::read(&overlay).unwrap();
     inbox.refuses(&good().with("root.qcow2", &disk).sealed(), outside);
     // Or keeps its data in one.
@@ -429,7 +428,7 @@ fn nothing_of_the_host_comes_into_the_guest_by_it() {
     );
     inbox.refuses(
         &good().changed("vm.toml", "userData = \"dev.yaml\"", "").sealed(),
-        "`user-data` is in it, and its VM file names none",
+        "the archive contains `user-data`, but the VM file does not refer to it",
     );
     // Or is written over one, or becomes a VM file: it gets a name of its own instead.
     let vms = inbox.lab.file("web").parent().unwrap().to_owned();
@@ -451,7 +450,7 @@ fn nothing_of_the_host_comes_into_the_guest_by_it() {
     assert!(!absolute.exists() && !vms.join("evil.toml").exists());
     fs::write(&own, "another's").unwrap();
     let (_, said, _) = inbox.refused(&user_data("/x.yaml").sealed().bytes());
-    let expected = format!("error: `{}` is there already, with other content", own.display());
+    let expected = format!("error: `{}` already exists with other content", own.display());
     assert_eq!(said, expected);
 }
 
@@ -460,11 +459,11 @@ fn an_identity_says_nothing_to_qemu() {
     let Some(inbox) = Inbox::new() else { return };
     let good = || inbox.good.clone();
     let machine = good().changed("identity.toml", "machine = \"", "machine = \"none,accel=kvm,x=");
-    inbox.refuses(&machine.sealed(), "`identity.toml` has a wrong `machine`");
+    inbox.refuses(&machine.sealed(), "`identity.toml` has an invalid `machine`");
     let instance = good().changed("identity.toml", "instanceId = \"", "instanceId = \"a\\nb: ");
-    inbox.refuses(&instance.sealed(), "`identity.toml` has a wrong `instanceId`");
+    inbox.refuses(&instance.sealed(), "`identity.toml` has an invalid `instanceId`");
     let (_, said, _) = inbox.refused(&good().with("identity.toml", b"x = 1\n").sealed().bytes());
-    assert!(said.starts_with("`identity.toml` cannot be read: unknown field `x`"), "{said}");
+    assert!(said.starts_with("cannot read `identity.toml`: unknown field `x`"), "{said}");
     // Without one, the VM gets its own when it starts.
     inbox.takes(&good().without("identity.toml").sealed());
 }

@@ -156,18 +156,17 @@ fn what_cannot_be_renamed_is_left_as_it_is() {
         assert_eq!((found, said.starts_with(start)), (Some(code), true), "{arguments:?}: {said}");
         assert_eq!(tree(&lab), before, "{arguments:?}");
     };
-    refuse(&["rename", "web", "db"], 1, "error: web: there is a VM `db` already\n");
-    refuse(&["rename", "web", "web"], 1, "error: web: it is called `web` already\n");
+    refuse(&["rename", "web", "db"], 1, "error: web: the VM `db` already exists\n");
+    refuse(&["rename", "web", "web"], 1, "error: web: the name is `web` already\n");
     refuse(&["rename", "no", "yes"], 3, "error: there is no VM `no`\nhint: `qvm list`");
-    refuse(&["rename", "kept", "yes"], 3, "error: kept: it has no VM file: `");
+    refuse(&["rename", "kept", "yes"], 3, "error: kept: the VM file `");
     let kept = place(&lab, "kept");
-    let there =
-        format!("error: web: `{}` is there already, and no VM file with it\n", kept.display());
+    let there = format!("error: web: `{}` already exists, without a VM file\n", kept.display());
     refuse(&["rename", "web", "kept"], 1, &there);
-    let long = "error: lan: its VM file would not be valid:\nerror: ";
+    let long = "error: lan: the resulting VM file would be invalid:\nerror: ";
     refuse(&["rename", "lan", "a-very-long-name"], 78, long);
     let heir = format!(
-        "error: db: `{}` names `{}`, which would not be there any more\n",
+        "error: db: `{}` refers to `{}`, which would no longer exist\n",
         lab.file("heir").display(),
         lab.state("db", "root.qcow2").display()
     );
@@ -180,7 +179,8 @@ fn what_cannot_be_renamed_is_left_as_it_is() {
     let (code, said) = refused(&lab, &["rename", "web", "www"]);
     assert_eq!(code, Some(1));
     assert!(
-        said.contains("is a link to `") && said.contains("\nhint: rename it where it is made"),
+        said.contains("is a symbolic link to `")
+            && said.contains("\nhint: rename the VM where its file is generated"),
         "{said}"
     );
     // Who has done that finds the disks following.
@@ -212,7 +212,7 @@ fn one_that_runs_or_sleeps_is_not_touched() {
         assert_eq!(code, Some(1), "{said}");
         let expected = format!(
             "error: web: already supervised by pid {supervisor}\n\
-             hint: it must be shut down: `qvm stop`, and `qvm status` shows what it is doing\n"
+             hint: shut it down with `qvm stop`; `qvm status` shows its state\n"
         );
         assert_eq!(said, expected);
     }
@@ -228,7 +228,7 @@ fn one_that_runs_or_sleeps_is_not_touched() {
     lab.ok(&["suspend", "web"]);
     for verb in &verbs[1..] {
         let (code, said) = refused(&lab, verb);
-        let start = "error: web: its guest's state is saved: it is not shut down\nhint: ";
+        let start = "error: web: the VM is suspended, not shut down\nhint: ";
         assert!(code == Some(1) && said.starts_with(start), "{said}");
     }
     assert!(!Path::new(tar).exists() && !lab.file("www").exists());
@@ -259,7 +259,7 @@ fn a_clone_is_another_machine_with_the_same_disks() {
     assert!(blocks * 512 < 1 << 20, "holes were filled: {blocks}");
     assert_eq!(text(&lab.state("copy", "efivars.fd")), "variables");
     assert_eq!(
-        text(&lab.file("copy")).replace("# taken out, `web` has it:\n# ", ""),
+        text(&lab.file("copy")).replace("# removed, `web` has it:\n# ", ""),
         text(&lab.file("web"))
             .replace("\n  \"2222:22\", # ssh\n]", "\n#   \"2222:22\", # ssh\n# ]")
     );
@@ -289,7 +289,7 @@ fn a_clone_is_another_machine_with_the_same_disks() {
     let (code, said) = refused(&lab, &["clone", "web", "copy"]);
     assert_eq!(
         (code, said.as_str()),
-        (Some(1), "error: web: there is a VM `copy` already\nhint: choose another name\n")
+        (Some(1), "error: web: the VM `copy` already exists\nhint: choose another name\n")
     );
     assert!(lab.ok(&["clone", "web", "third", "--start"]).ends_with("\nthird: running\n"));
     lab.says("third", "BOOT-GUEST-READY", 1);
@@ -309,7 +309,7 @@ fn a_disk_of_the_operators_goes_along_only_to_be_read() {
     for verb in [["clone", "web", "copy"], ["export", "web", tar]] {
         let (code, said) = refused(&lab, &verb);
         let expected = format!(
-            "error: web: disk own: `{}` is not a file that qvm made, and the VM writes to it\nhint: copy it yourself",
+            "error: web: disk own: `{}` was not created by qvm, and is writable\nhint: remove the disk from the VM file",
             own.display()
         );
         assert!(code == Some(1) && said.starts_with(&expected), "{said}");
@@ -338,8 +338,7 @@ fn a_disk_of_the_operators_goes_along_only_to_be_read() {
     let (code, said) = refused(&lab, &["export", "web", tar]);
     assert!(
         code == Some(1)
-            && said
-                .contains("stands on another file, which would stay here\nhint: `qemu-img rebase "),
+            && said.contains("has a backing file, which is not exported\nhint: `qemu-img rebase "),
         "{said}"
     );
     lab.ok(&["clone", "web", "second"]);
@@ -359,7 +358,7 @@ fn an_exported_vm_is_the_same_on_another_host() {
     assert_eq!(said, format!("web: exported to {}, 9M\n", tar.display()));
     let (code, said) = refused(&here, &["export", "web", tar.to_str().unwrap()]);
     let expected = format!(
-        "error: web: `{}` is there already\nhint: choose another name, or remove it\n",
+        "error: web: `{}` already exists\nhint: choose another name, or remove the file\n",
         tar.display()
     );
     assert_eq!((code, said), (Some(1), expected));
@@ -392,7 +391,7 @@ fn an_exported_vm_is_the_same_on_another_host() {
     let (code, said) = refused(&there, &["import", tar.to_str().unwrap()]);
     assert_eq!(
         (code, said.as_str()),
-        (Some(1), "error: there is a VM `web` already\nhint: `--name` sets another name\n")
+        (Some(1), "error: the VM `web` already exists\nhint: `--name` sets another name\n")
     );
     let twin = ["import", tar.to_str().unwrap(), "--name", "www"];
     let (code, said) = refused(&there, &twin);
@@ -400,7 +399,7 @@ fn an_exported_vm_is_the_same_on_another_host() {
         (code, said.as_str()),
         (
             Some(1),
-            "error: the VM `web` has its UUID already\nhint: `--new-identity` makes a copy that can run beside it\n"
+            "error: the VM `web` has the same UUID\nhint: `--new-identity` creates a copy that can run at the same time\n"
         )
     );
     let said = there.ok(&[&twin[..], &["--new-identity"]].concat());
@@ -692,11 +691,11 @@ fn what_is_called_off_leaves_nothing_and_waits_for_nobody() {
     let (child, mut pipe) = import();
     let mut rest = whole[100_000..].chunks(512).cycle();
     crate::lab::until("it reads no more", || pipe.write_all(rest.next().unwrap()).is_err());
-    assert_eq!(ended(child), (Some(1), "error: called off\n".to_owned()));
+    assert_eq!(ended(child), (Some(1), "error: canceled\n".to_owned()));
     assert!(tree(&lab) == before, "{:?}", tree(&lab).keys());
     // While none come; what it could not clean up goes with the next one.
     let (child, pipe) = import();
-    assert_eq!(ended(child), (Some(1), "error: called off\n".to_owned()));
+    assert_eq!(ended(child), (Some(1), "error: canceled\n".to_owned()));
     drop(pipe);
     lab.ok(&["clone", "web", "other"]);
     nothing_is_left(&lab);
@@ -707,7 +706,7 @@ fn what_is_called_off_leaves_nothing_and_waits_for_nobody() {
     pipe.read_exact(&mut [0; 512]).unwrap();
     crate::lab::signal(export.id().try_into().unwrap(), 2);
     let (code, said) = ended(export);
-    assert!(code == Some(1) && said.ends_with("called off\n"), "{said}");
+    assert!(code == Some(1) && said.ends_with("canceled\n"), "{said}");
 }
 
 #[test]
@@ -728,7 +727,7 @@ fn a_clone_that_was_cut_short_is_made_anew() {
         let (code, said) = refused(&lab, &["clone", "web", "copy"]);
         match published {
             true => {
-                assert!(code == Some(1) && said.contains("there is a VM `copy` already"), "{said}")
+                assert!(code == Some(1) && said.contains("the VM `copy` already exists"), "{said}")
             }
             false => assert_eq!(code, Some(0), "{step}: {said}"),
         }
@@ -795,7 +794,7 @@ fn an_import_that_was_cut_short_is_made_anew() {
         let (code, said) = refused(&there, &import);
         match published {
             true => {
-                assert!(code == Some(1) && said.contains("there is a VM `web` already"), "{said}")
+                assert!(code == Some(1) && said.contains("the VM `web` already exists"), "{said}")
             }
             false => assert_eq!(code, Some(0), "{step}: {said}"),
         }
