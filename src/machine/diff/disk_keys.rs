@@ -104,7 +104,11 @@ fn rows(disk: &Disk) -> Vec<Row<Disk>> {
 fn limit_rows(kind: LimitKind, limit: Limit) -> [Row<Disk>; 3] {
     fn live(key: &'static str, sides: &Sides<'_, Disk>) -> ChangeKind {
         let Disk { name, limits, .. } = sides.written;
-        ChangeKind::Live(LiveChange::LimitDisk { disk: name.clone(), key, limits: *limits })
+        ChangeKind::Live(LiveChange::LimitDisk {
+            disk: name.clone(),
+            key,
+            limits: Box::new(*limits),
+        })
     }
     let amount = |rate: Option<u64>| rate.map(|rate| amount(rate, kind.is_bytes));
     [

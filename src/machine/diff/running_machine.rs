@@ -24,7 +24,7 @@ pub enum LiveChange {
         /// The key within its table.
         key: &'static str,
         /// All limits of the disk.
-        limits: DiskLimits,
+        limits: Box<DiskLimits>,
     },
     /// Hotplugs a NIC.
     AddNic(Box<Nic>),
@@ -142,7 +142,7 @@ impl RunningMachine {
             }
             LiveChange::LimitDisk { disk: name, limits, .. } => {
                 let disk = self.disks.iter_mut().find(|disk| disk.name == *name);
-                disk.into_iter().for_each(|disk| disk.limits = *limits);
+                disk.into_iter().for_each(|disk| disk.limits = **limits);
             }
             LiveChange::AddNic(nic) => {
                 self.nics.retain(|other| other.name != nic.name);
