@@ -15,7 +15,7 @@ mod verbs;
 
 use std::{
     io::{self, Write},
-    path::{Path, PathBuf},
+    path::Path,
     pin::Pin,
 };
 
@@ -25,12 +25,11 @@ use self::{exit::Failure, table::Screen, verb::exec_stop_post::Ended};
 use crate::{
     doctor::collect,
     image::{self, qemu_img::QemuImg},
-    spec::{self, Vm},
+    spec,
     store::layout::Layout,
     supervisor::settings::Settings,
     sys::{progress, user_runtime_dir},
     systemd::unit::Scope,
-    value::Explain,
 };
 
 pub use self::args::Cli;
@@ -276,11 +275,11 @@ fn images(
     invocation: &Invocation<'_>,
     screen: Screen,
 ) -> Result<(), Failure> {
-    let (mut vms, mut invalid): (Vec<Vm>, Vec<PathBuf>) = (vec![], vec![]);
+    let (mut vms, mut invalid) = (vec![], vec![]);
     for (file, vm) in spec::load_all(&layout.vm_files()) {
         match vm {
             Ok(vm) => vms.push(vm),
-            Err(_) => invalid.push(file),
+            Err(problems) => invalid.push((file, problems)),
         }
     }
     let tools = image::Tools {
@@ -300,8 +299,7 @@ fn images(
     };
     verb::image::image(args, &mut context).map_err(|error| match &error {
         verb::image::Error::Out(error) => Failure::output(error),
-        error @ verb::image::Error::UnknownVm { .. } => Failure::explained(error),
-        error => Failure::from_error(error).hint(error.hint()),
+        error => Failure::explained(error),
     })
 }
 

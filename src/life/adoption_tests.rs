@@ -148,3 +148,40 @@ fn stop_while_adopting_stops_the_guest() {
     assert_eq!(exit_code(&actions), Some(0));
     assert!(!actions.contains(&Action::RemoveRecord));
 }
+
+/// A QEMU process that is found after a stop was requested is adopted and stopped.
+#[test]
+fn stop_while_finding_previous_stops_the_guest() {
+    let terminate = Event::Requested(Command::Terminate);
+    for (event, grace) in [
+        (Event::StopSignaled, ADOPTION_GRACE),
+        (Event::HostShutdownStarted, ADOPTION_GRACE),
+        (terminate.clone(), START_CANCEL_GRACE),
+    ] {
+        let (mut life, _) = Life::new(Mode::Run);
+        assert_eq!(life.step(event.clone(), at(1), &POLICY), []);
+        assert_eq!(life.deadline(), Some(at(1) + grace));
+        let adopts = [Action::UseVmFile(VmFile::Booted), Action::Adopt];
+        assert_eq!(life.step(found(PreviousQemu::Running).into(), at(2), &POLICY), adopts);
+        let adopted = StartEvent::Launched { guest: Guest::Running, ready: true, intention: None };
+        let actions = life.step(adopted.into(), at(3), &POLICY);
+        let stop = match event {
+            Event::HostShutdownStarted => Action::Save,
+            Event::StopSignaled => Action::PressPowerButton,
+            _ => Action::Quit,
+        };
+        assert!(actions.contains(&stop), "{event:?}: {actions:?}");
+    }
+    // Without one the start is canceled.
+    for qemu in [PreviousQemu::None, PreviousQemu::NeverExecuted] {
+        let (mut life, _) = Life::new(Mode::Run);
+        life.step(Event::StopSignaled, at(1), &POLICY);
+        let actions = life.step(found(qemu).into(), at(2), &POLICY);
+        assert_eq!(exit_code(&actions), Some(0));
+    }
+    // Storage that hangs does not hold up the end.
+    let (mut life, _) = Life::new(Mode::Run);
+    life.step(terminate, at(1), &POLICY);
+    let late = at(1) + START_CANCEL_GRACE;
+    assert_eq!(exit_code(&life.step(Event::DeadlinePassed, late, &POLICY)), Some(0));
+}

@@ -32,7 +32,8 @@
 //!      Killing
 //!
 //!   before Launched:       StopSignaled, Stop, Terminate ──▶ Canceling ──▶ Ended
-//!                          (an adoption is completed, and its guest stopped like any other)
+//!                          (a QEMU process of an earlier supervisor is adopted first, and its
+//!                          guest stopped like any other)
 //!   with a QEMU process:   QemuExited ──▶ Ended, or ReadingVmFile for a relaunch
 //! ```
 //!

@@ -48,17 +48,18 @@ pub(super) fn starting(
     }
 }
 
-/// An adoption is not canceled: its guest would keep running without a supervisor. A request to
-/// force the VM off waits less: its verb ends a QEMU process that the supervisor leaves.
+/// An adoption is not canceled, nor the search for a QEMU process to adopt: its guest would keep
+/// running without a supervisor. A request to force the VM off waits less: its verb ends a QEMU
+/// process that the supervisor leaves.
 fn cancel(phase: Phase, request: StopRequest, now: Duration) -> (State, Vec<Action>) {
     let (actions, grace) = match phase {
-        Phase::Adopting if request == StopRequest::Terminate => (vec![], START_CANCEL_GRACE),
-        Phase::Adopting => (vec![], ADOPTION_GRACE),
-        Phase::FindingPrevious
-        | Phase::ReadingVmFile
-        | Phase::Admitting(_)
-        | Phase::Preparing(_)
-        | Phase::Launching(_) => (vec![Action::CancelStart], START_CANCEL_GRACE),
+        Phase::FindingPrevious | Phase::Adopting if request == StopRequest::Terminate => {
+            (vec![], START_CANCEL_GRACE)
+        }
+        Phase::FindingPrevious | Phase::Adopting => (vec![], ADOPTION_GRACE),
+        Phase::ReadingVmFile | Phase::Admitting(_) | Phase::Preparing(_) | Phase::Launching(_) => {
+            (vec![Action::CancelStart], START_CANCEL_GRACE)
+        }
     };
     (State::Canceling { phase, until: now + grace, request }, actions)
 }
@@ -237,6 +238,12 @@ pub(super) fn canceling(
     let by = request.by();
     let canceled = || end(Cause::StartCanceled(by));
     match event {
+        Event::Start(StartEvent::PreviousFound { qemu: PreviousQemu::Running, .. })
+            if phase == Phase::FindingPrevious =>
+        {
+            let actions = vec![Action::UseVmFile(VmFile::Booted), Action::Adopt];
+            (State::Canceling { phase: Phase::Adopting, until, request }, actions)
+        }
         Event::Start(StartEvent::Launched { guest, .. }) => match phase {
             Phase::Adopting => (launched(guest), vec![]),
             Phase::FindingPrevious

@@ -30,7 +30,7 @@ pub(super) fn step(
 ) -> (State, Vec<Action>) {
     let event = match (&state, event) {
         (
-            State::Starting(Phase::Adopting)
+            State::Starting(Phase::FindingPrevious | Phase::Adopting)
             | State::Running
             | State::Paused(PauseReason::Operator | PauseReason::DiskFull)
             | State::Suspending(_),

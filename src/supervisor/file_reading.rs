@@ -33,6 +33,13 @@ pub(crate) enum AfterReading {
     Relaunch,
 }
 
+impl AfterReading {
+    /// Whether a client or the start of a new QEMU process waits for it.
+    fn is_waited_for(&self) -> bool {
+        matches!(self, Self::Reload(Some(_)) | Self::Relaunch)
+    }
+}
+
 /// The files beside the VM file, as the last reading found them.
 #[derive(Debug, Default)]
 pub(crate) struct Files {
@@ -168,8 +175,7 @@ impl FileReader {
 
     /// Whether `then` has to wait for a reading that takes longer than it may: its client is answered now.
     pub(crate) fn is_late_for(&self, then: &AfterReading) -> bool {
-        let is_waited_for = matches!(then, AfterReading::Reload(Some(_)) | AfterReading::Relaunch);
-        self.is_late && is_waited_for
+        self.is_late && then.is_waited_for()
     }
 
     /// Begins a reading and reports its result.
@@ -199,11 +205,14 @@ impl FileReader {
         (self.then.take().unwrap_or_default(), std::mem::take(&mut self.next))
     }
 
-    /// The reading takes longer than it may. Returns what was to be done with it.
+    /// The reading takes longer than it may. Returns what was to be done with it, and what a client
+    /// or a relaunch waits for behind it.
     pub(crate) fn on_late(&mut self) -> Vec<AfterReading> {
         self.is_late = true;
         warn!("{}", self.note().unwrap_or_default());
-        self.then.as_mut().map(std::mem::take).unwrap_or_default()
+        let mut then = self.then.as_mut().map(std::mem::take).unwrap_or_default();
+        then.extend(self.next.extract_if(.., |next| next.is_waited_for()));
+        then
     }
 
     /// A client asks for the status. Returns whether it is answered now; it waits for a reading under way, within a bound.
@@ -325,6 +334,29 @@ mod tests {
         let due = inputs.recv().await;
         assert!(matches!(due, Some(Input::Files(FileEvent::StatusDue))));
         assert_eq!(reader.take_statuses().len(), 2);
+    }
+
+    #[test]
+    fn late_reading_holds_up_no_client_behind_it() {
+        let mut reader = FileReader::default();
+        assert!(reader.queue(AfterReading::Compare));
+        let (reply, _client) = oneshot::channel();
+        for then in
+            [AfterReading::Reload(Some(reply)), AfterReading::Compare, AfterReading::Relaunch]
+        {
+            assert!(!reader.queue(then));
+        }
+        let late = reader.on_late();
+        assert!(
+            matches!(
+                late[..],
+                [AfterReading::Compare, AfterReading::Reload(Some(_)), AfterReading::Relaunch]
+            ),
+            "{late:?}"
+        );
+        // The files are still compared when they can be read.
+        let (_, next) = reader.on_read();
+        assert!(matches!(next[..], [AfterReading::Compare]), "{next:?}");
     }
 
     #[tokio::test]

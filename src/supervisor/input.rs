@@ -102,3 +102,46 @@ pub(crate) async fn next_beat(beat: &mut Option<tokio::time::Interval>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn requests_arrive_in_their_order() {
+        let (requests, asked) = mpsc::channel(4);
+        let (sender, mut inputs) = mpsc::channel(4);
+        let forwarding = tokio::spawn(forward_requests(asked, sender));
+        requests.send(Request::Status(oneshot::channel().0)).await.unwrap();
+        requests.send(Request::RecentEvents(oneshot::channel().0)).await.unwrap();
+        drop(requests);
+        assert!(matches!(inputs.recv().await, Some(Input::Request(Request::Status(_)))));
+        assert!(matches!(inputs.recv().await, Some(Input::Request(Request::RecentEvents(_)))));
+        forwarding.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn forwarding_ends_with_the_loop() {
+        let (requests, asked) = mpsc::channel(4);
+        let (sender, inputs) = mpsc::channel(4);
+        let forwarding = tokio::spawn(forward_requests(asked, sender));
+        drop(inputs);
+        let (reply, answer) = oneshot::channel();
+        requests.send(Request::Status(reply)).await.unwrap();
+        forwarding.await.unwrap();
+        // The client is not left waiting.
+        assert!(answer.await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_deadline_never_passes() {
+        let hour = Duration::from_secs(3600);
+        assert!(tokio::time::timeout(hour, sleep_until(None)).await.is_err());
+        assert!(tokio::time::timeout(hour, next_beat(&mut None)).await.is_err());
+        let begun = tokio::time::Instant::now();
+        sleep_until(Some(begun + hour)).await;
+        assert_eq!(begun.elapsed(), hour);
+    }
+}

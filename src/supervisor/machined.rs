@@ -108,8 +108,91 @@ async fn indexes(network: &Network, taps: &[Tap]) -> Vec<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use serde_json::{Value, json};
+    use tokio::{
+        io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+        net::UnixListener,
+    };
+
     use super::*;
-    use crate::supervisor::tests::Host;
+    use crate::supervisor::tests::{Host, Unit};
+
+    const UUID: &str = "615aebfc-29b4-4c0f-b886-ca68b5dcc622";
+
+    /// A host on which systemd-machined answers each call by this, and the calls.
+    fn host(answer: Value) -> (Host, Arc<Mutex<Vec<Value>>>, JoinSet<()>) {
+        let unit = Unit::new();
+        let host = Host::in_unit_with(&unit, |settings| {
+            settings.machined = Some(settings.root.join("machined"));
+        });
+        let listener = UnixListener::bind(host.dir.path().join("machined")).unwrap();
+        let calls = Arc::new(Mutex::new(vec![]));
+        let (seen, mut served) = (calls.clone(), JoinSet::new());
+        served.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (mut stream, mut call) = (BufReader::new(stream), vec![]);
+                stream.read_until(0, &mut call).await.unwrap();
+                call.pop();
+                seen.lock().unwrap().push(serde_json::from_slice(&call).unwrap());
+                stream.write_all(format!("{answer}\0").as_bytes()).await.unwrap();
+            }
+        });
+        (host, calls, served)
+    }
+
+    fn methods(calls: &Mutex<Vec<Value>>) -> Vec<String> {
+        let calls = calls.lock().unwrap();
+        calls.iter().map(|call| call["method"].as_str().unwrap().to_owned()).collect()
+    }
+
+    #[tokio::test]
+    async fn unit_is_registered_and_unregistered() {
+        let (host, calls, _served) = host(json!({ "parameters": {} }));
+        let mut registration = Registration::default();
+        registration.register(Some(UUID.into()), vec![], &host.ctx);
+        registration.unregister().await;
+        let names = ["io.systemd.Machine.Register", "io.systemd.Machine.Unregister"];
+        assert_eq!(methods(&calls), names);
+        let parameters = calls.lock().unwrap()[0]["parameters"].clone();
+        assert_eq!(parameters["name"], "web");
+        assert_eq!(parameters["leader"], std::process::id());
+        let control = host.ctx.paths().control_socket();
+        assert_eq!(parameters["controlAddress"], control.display().to_string());
+        // There is nothing to unregister a second time.
+        registration.unregister().await;
+        assert_eq!(methods(&calls).len(), 2);
+    }
+
+    #[tokio::test]
+    async fn second_qemu_with_the_same_taps_is_the_same_machine() {
+        let (host, calls, _served) = host(json!({ "parameters": {} }));
+        let mut registration = Registration::default();
+        for _ in 0..3 {
+            registration.register(Some(UUID.into()), vec![], &host.ctx);
+        }
+        registration.unregister().await;
+        assert_eq!(methods(&calls).len(), 2, "{:?}", methods(&calls));
+    }
+
+    #[tokio::test]
+    async fn refused_machine_is_not_unregistered() {
+        let (host, calls, _served) = host(json!({ "error": "io.systemd.Machine.Denied" }));
+        let mut registration = Registration::default();
+        registration.register(Some(UUID.into()), vec![], &host.ctx);
+        registration.unregister().await;
+        assert_eq!(methods(&calls), ["io.systemd.Machine.Register"]);
+    }
+
+    #[tokio::test]
+    async fn qemu_without_a_uuid_is_not_registered() {
+        let (host, calls, _served) = host(json!({ "parameters": {} }));
+        let mut registration = Registration::default();
+        registration.register(None, vec![], &host.ctx);
+        registration.unregister().await;
+        assert_eq!(methods(&calls), Vec::<String>::new());
+    }
 
     #[tokio::test]
     async fn vm_outside_a_unit_is_not_registered() {

@@ -134,7 +134,7 @@ pub async fn supervise(
 }
 
 /// The next report of the start under way.
-async fn next_report(start: &mut Option<Start>) -> start::Report {
+pub(crate) async fn next_report(start: &mut Option<Start>) -> start::Report {
     match start {
         Some(start) => start.next().await,
         None => std::future::pending().await,

@@ -15,7 +15,7 @@ use crate::{
         cache::{self, Listed, Needs, Pruned},
         reference::{local_path, without_password},
     },
-    spec::{Checksum, Image, Origin, Source, Vm},
+    spec::{Checksum, Image, Invalid, Origin, Source, Vm},
     store::{layout::Layout, running},
     sys::progress::{Cancel, Progress},
     value::{Algorithm, Digest, Explain, Size, VmName},
@@ -75,8 +75,8 @@ pub struct Context<'a> {
     pub layout: &'a Layout,
     /// The valid VM files.
     pub vms: &'a [Vm],
-    /// The invalid VM files.
-    pub invalid: &'a [PathBuf],
+    /// The invalid VM files, or the directory that cannot be listed, with the problems.
+    pub invalid: &'a [(PathBuf, Invalid)],
     /// The image tools.
     pub tools: &'a Tools,
     /// The progress display.
@@ -107,8 +107,13 @@ pub enum Error {
     #[error("`{0}` is neither a VM with an image nor a URL in a VM file")]
     Unknown(String),
     /// A VM file that cannot be read, so that its images are unknown.
-    #[error("cannot determine which images are in use: cannot read `{}`", .0.display())]
-    Invalid(PathBuf),
+    #[error("cannot determine which images are in use: cannot read `{}`", .file.display())]
+    Invalid {
+        /// The file, or the directory of all VM files.
+        file: PathBuf,
+        /// Whether the host is at fault, and not the file.
+        is_host_fault: bool,
+    },
     /// A VM of unknown state may be running with images that no VM file names.
     #[error("the state of the VM `{name}` is unknown: it may use images")]
     UnknownVm {
@@ -142,13 +147,13 @@ impl Explain for Error {
                 --insecure-no-checksum"
                     .into(),
             ),
-            Self::Invalid(_) => Some("`qvm check` shows the problem".into()),
+            Self::Invalid { .. } => Some("`qvm check` shows the problem".into()),
             _ => None,
         }
     }
 
     fn is_own_host_fault(&self) -> bool {
-        matches!(self, Self::UnknownVm { .. })
+        matches!(self, Self::UnknownVm { .. } | Self::Invalid { is_host_fault: true, .. })
     }
 }
 
@@ -202,8 +207,9 @@ pub fn image(args: &Args, context: &mut Context<'_>) -> Result<(), Error> {
             }
         }
         ImageVerb::Prune { dry_run } => {
-            if let Some(invalid) = context.invalid.first() {
-                return Err(Error::Invalid(invalid.clone()));
+            if let Some((file, problems)) = context.invalid.first() {
+                let (file, is_host_fault) = (file.clone(), problems.is_host_fault());
+                return Err(Error::Invalid { file, is_host_fault });
             }
             all_known(context.layout)?;
             let pruned = cache::prune(&cache, &needs, *dry_run)?;
@@ -312,6 +318,7 @@ mod tests {
     use super::*;
     use crate::{
         image::{Patience, qemu_img::QemuImg},
+        spec,
         sys::{file, progress::Quiet},
     };
 
@@ -322,7 +329,7 @@ mod tests {
     }
 
     /// Runs `qvm image …` in a temporary directory.
-    fn say(state: &Path, invalid: &[PathBuf], words: &[&str]) -> Result<String, Error> {
+    fn say(state: &Path, invalid: &[(PathBuf, Invalid)], words: &[&str]) -> Result<String, Error> {
         let words = std::iter::once("image").chain(words.iter().copied());
         let args = Cli::try_parse_from(words).unwrap().args;
         let layout = Layout { config: state.into(), state: state.into(), runtime: state.into() };
@@ -377,9 +384,13 @@ mod tests {
         );
 
         // The images of an invalid VM file are unknown.
-        let broken = [PathBuf::from("/etc/qvm/vms/x.toml")];
-        let refused = say(&state, &broken, &["prune"]).unwrap_err();
-        assert!(refused.to_string().ends_with("cannot read `/etc/qvm/vms/x.toml`"));
+        let invalid = state.join("invalid.toml");
+        std::fs::write(&invalid, "what = 1\n").unwrap();
+        let cannot_read = format!("cannot read `{}`", invalid.display());
+        let problems = spec::load(&invalid).unwrap_err();
+        let refused = say(&state, &[(invalid, problems)], &["prune"]).unwrap_err();
+        assert!(refused.to_string().ends_with(&cannot_read), "{refused}");
+        assert!(!refused.is_host_fault());
         let would = say(&state, &[], &["prune", "--dry-run"]).unwrap();
         assert_eq!(would, format!("would remove {path} (1M)\n"));
         assert!(file.exists());

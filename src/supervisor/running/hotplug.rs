@@ -357,3 +357,6 @@ fn mac_of(
     let bridged = matches!(nic.link, Link::Bridge { .. });
     Ok((mac, facts.vhost_net && bridged))
 }
+
+#[cfg(test)]
+mod tests;

@@ -343,27 +343,4 @@ pub(crate) fn memory(root: &Path, settings: &HostSettings) -> Option<Memory> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn hung_lock_holder_blocks_no_start() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("lock");
-        let (messages, mut said) = mpsc::channel(9);
-        let waits = format!("waits for process {}, which looks for memory", std::process::id());
-        let held = Lock::acquire(&path).unwrap();
-        let (short, ()) = tokio::join!(alone(&path, &messages), async {
-            tokio::time::sleep(TOO_LONG / 2).await;
-            drop(held);
-        });
-        assert!(short.unwrap().is_some());
-        let _held = Lock::acquire(&path).unwrap();
-        assert!(alone(&path, &messages).await.unwrap().is_none());
-        for _ in ["of the one", "of the other"] {
-            let told = said.try_recv();
-            assert!(matches!(&told, Ok(Message::Waiting(why)) if *why == waits), "{told:?}");
-        }
-        assert!(said.try_recv().is_err());
-    }
-}
+mod tests;

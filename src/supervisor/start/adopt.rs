@@ -115,3 +115,6 @@ async fn connect(
         adopted: true,
     })
 }
+
+#[cfg(test)]
+mod tests;

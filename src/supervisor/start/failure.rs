@@ -26,3 +26,45 @@ pub(super) fn thread(error: &std::io::Error) -> StartFailure {
 pub(super) fn not_prepared() -> StartFailure {
     StartFailure { fault: Fault::Host, why: "the start was not prepared".into() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An error of the host or of the VM.
+    #[derive(Debug, thiserror::Error)]
+    #[error("it failed")]
+    struct Failed {
+        source: std::io::Error,
+        is_host_fault: bool,
+    }
+
+    impl Explain for Failed {
+        fn own_hint(&self) -> Option<String> {
+            self.is_host_fault.then(|| "repair the host".to_owned())
+        }
+
+        fn is_own_host_fault(&self) -> bool {
+            self.is_host_fault
+        }
+    }
+
+    #[test]
+    fn failure_has_fault_causes_and_hint() {
+        let failure = |is_host_fault| {
+            start_failure(&Failed { source: std::io::Error::other("the cause"), is_host_fault })
+        };
+        let why = "it failed: the cause".to_owned();
+        assert_eq!(failure(false), StartFailure { fault: Fault::Vm, why });
+        let why = "it failed: the cause\nhint: repair the host".to_owned();
+        assert_eq!(failure(true), StartFailure { fault: Fault::Host, why });
+    }
+
+    #[test]
+    fn missing_threads_and_results_are_host_faults() {
+        let failure = thread(&std::io::ErrorKind::OutOfMemory.into());
+        assert_eq!(failure.fault, Fault::Host);
+        assert!(failure.why.starts_with("cannot start a thread: "), "{}", failure.why);
+        assert_eq!(not_prepared().fault, Fault::Host);
+    }
+}

@@ -45,3 +45,34 @@ pub(crate) fn check_forwards(shut_off: bool, vm: &Vm, nic: &Nic) -> Result<(), E
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::supervisor::tests::vm;
+
+    /// Checks the first NIC of a VM that forwards this port of the host.
+    fn check(shut_off: bool, port: u16) -> Result<(), Error> {
+        let vm = vm(&format!("[nic.net]\nforward = [\"127.0.0.1:{port}:22\"]\n"));
+        check_forwards(shut_off, &vm, &vm.nics[0])
+    }
+
+    #[test]
+    fn port_in_use_is_named_with_its_line() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let error = check(false, port).unwrap_err();
+        let Error::Port { at, .. } = &error else { panic!("{error:?}") };
+        assert!(at.contains("web.toml:2"), "{at}");
+        drop(taken);
+        check(false, port).unwrap();
+    }
+
+    #[test]
+    fn bridged_nic_forwards_nothing() {
+        let vm = vm("[nic.net]\nbridge = \"br0\"\n");
+        check_forwards(true, &vm, &vm.nics[0]).unwrap();
+    }
+}

@@ -345,3 +345,6 @@ pub(crate) async fn finish_restore(
     client.cont(ANSWER_LIMIT).await?;
     Ok(Guest::Running)
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,3 +45,6 @@ pub(super) async fn kill_launched(paths: &VmPaths) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,7 @@ pub mod memory_budget;
 mod message;
 pub mod prepare;
 pub(crate) mod previous_run;
+mod report;
 pub mod start_turns;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ use std::{path::PathBuf, sync::Arc};
 use tokio::sync::mpsc;
 use tracing::warn;
 
+pub(crate) use self::report::Report;
 use self::{
     admission::Admission,
     failure::{refused, start_failure},
@@ -33,19 +35,13 @@ use self::{
     previous_run::{BootedVm, PreviousRun, SavedVm},
 };
 use crate::{
-    control::types::End,
     life::{Boot, Leftover, StartEvent, StartFailure},
     spec::Vm,
-    store::{identity::Identity, layout::VmPaths, record::Record},
-    supervisor::{
-        context::Context,
-        running::{event::HostShareGiven, resources},
-        settings::Settings,
-    },
+    store::{layout::VmPaths, record::Record},
+    supervisor::{context::Context, running::resources, settings::Settings},
     sys::{
         file,
         lane::{Lane, OnLane, Refused},
-        lock::Lock,
         pidfd::Process,
         progress::Cancel,
     },
@@ -83,25 +79,6 @@ impl Resources {
     fn paths(&self) -> VmPaths {
         self.settings.paths()
     }
-}
-
-/// What a start reports to its supervisor.
-#[derive(Debug)]
-pub(crate) enum Report {
-    /// The preparation made progress.
-    Progress(String),
-    /// The start waits to be admitted; for what.
-    Waiting(String),
-    /// It is known, or cannot be known, what an earlier supervisor left.
-    Previous { ends: Vec<End>, identity: Option<Identity>, event: StartEvent },
-    /// The start is admitted. The turn, if there is one, is to be held for [`admission::SETTLE`].
-    Admitted(Option<Lock>),
-    /// Everything is prepared, with these notes.
-    Prepared { notes: Vec<String>, identity: Identity },
-    /// QEMU answers, with what it was given of the host.
-    Launched(Box<(LaunchedQemu, HostShareGiven)>),
-    /// The phase failed, or was aborted.
-    Ended(StartEvent),
 }
 
 /// The start under way. Dropping it cancels its phase.

@@ -389,3 +389,6 @@ impl Progress for ProgressLines<'_> {
         (self.say)(text.to_owned());
     }
 }
+
+#[cfg(test)]
+mod tests;

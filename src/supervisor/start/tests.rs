@@ -12,7 +12,7 @@ use crate::{
     net::broker::Network,
     spec,
     store::layout::Layout,
-    sys::pidfd,
+    sys::{lock::Lock, pidfd},
     systemd::unit::Scope,
 };
 

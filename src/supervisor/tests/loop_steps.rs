@@ -25,6 +25,7 @@ use crate::{
             resources::HostShare,
         },
         start::launch::LaunchedQemu,
+        supervise::next_report,
     },
     sys::{
         pidfd::{Exit, Process},
@@ -48,7 +49,12 @@ pub(super) struct Scene {
 impl Scene {
     /// A supervisor that knows that nothing was left by an earlier one.
     pub(super) fn new(text: &str) -> Self {
-        let Host { dir, ctx, events } = Host::new();
+        Self::on(Host::new(), text)
+    }
+
+    /// The same on this host.
+    pub(super) fn on(host: Host, text: &str) -> Self {
+        let Host { dir, ctx, events } = host;
         let file = ctx.settings().layout.vm_file(&ctx.settings().name);
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
         std::fs::write(&file, text).unwrap();
@@ -71,16 +77,48 @@ impl Scene {
         Self { supervisor, inputs, events, _dir: dir }
     }
 
+    /// Has the life machine wait for its admission, without one.
+    pub(super) fn until_admitting(&mut self) {
+        self.step_life([StartEvent::PreviousFound {
+            qemu: PreviousQemu::None,
+            saved: SavedState::None,
+        }]);
+    }
+
     /// Has the life machine wait for a launch, without one.
     fn until_launching(&mut self) {
+        self.until_admitting();
+        self.step_life([StartEvent::Admitted, StartEvent::Prepared]);
+    }
+
+    /// Steps the life machine without its actions.
+    fn step_life(&mut self, events: impl IntoIterator<Item = StartEvent>) {
         let policy = crate::supervisor::running::ready::policy(self.supervisor.config.vm());
-        for event in [
-            StartEvent::PreviousFound { qemu: PreviousQemu::None, saved: SavedState::None },
-            StartEvent::Admitted,
-            StartEvent::Prepared,
-        ] {
+        for event in events {
             let now = self.supervisor.ctx.elapsed();
             let _ = self.supervisor.life.step(event.into(), now, &policy);
+        }
+    }
+
+    /// Writes the VM file.
+    pub(super) fn write_file(&self, text: &str) {
+        let settings = self.supervisor.ctx.settings();
+        std::fs::write(settings.layout.vm_file(&settings.name), text).unwrap();
+    }
+
+    /// QEMU exits.
+    pub(super) fn exit(&mut self, exit: Exit) {
+        self.supervisor.handle_vm_event(VmEvent::Exited { exit, oom: false });
+    }
+
+    /// Handles inputs and events until QEMU has got this command.
+    pub(super) async fn until_command(&mut self, peer: &Peer, name: &str) {
+        loop {
+            tokio::select! {
+                biased;
+                () = peer.commands.until(name) => return,
+                () = self.step() => {}
+            }
         }
     }
 
@@ -91,7 +129,16 @@ impl Scene {
 
     /// The same, with how QEMU was found.
     pub(super) async fn launched(text: &str, found: Guest, record: Record) -> (Self, Peer) {
-        let mut scene = Self::new(text);
+        Self::launched_on(Host::new(), text, found, record).await
+    }
+
+    /// A guest that runs on this host.
+    pub(super) async fn running_on(host: Host, text: &str) -> (Self, Peer) {
+        Self::launched_on(host, text, Guest::Running, record()).await
+    }
+
+    async fn launched_on(host: Host, text: &str, found: Guest, record: Record) -> (Self, Peer) {
+        let mut scene = Self::on(host, text);
         scene.until_launching();
         let paths = scene.supervisor.ctx.paths().clone();
         record.write(&paths, text).unwrap();
@@ -128,6 +175,9 @@ impl Scene {
                 Some(input) = self.inputs.recv() => self.supervisor.handle_input(input),
                 event = Supervisor::next_vm_event(&mut self.supervisor.vm) => {
                     self.supervisor.handle_vm_event(event);
+                }
+                report = next_report(&mut self.supervisor.start) => {
+                    self.supervisor.on_start_report(report);
                 }
             }
         };

@@ -1,12 +1,19 @@
 //! What the unit tests of the supervisor share: a context below a temporary directory, and a QEMU process that is a scripted peer.
 
 mod loop_steps;
+#[path = "../../../tests/netns/mod.rs"]
+pub(crate) mod netns;
 mod requests;
+mod shutdowns;
+mod starts;
+mod statuses;
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     io,
-    path::Path,
+    os::unix::net::UnixDatagram,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -47,6 +54,8 @@ const GREETING: &str = qmp::fake::GREETING;
 pub(crate) enum Answer {
     /// With this value.
     Return(Value),
+    /// With a value computed from the arguments.
+    Compute(fn(&Value) -> Value),
     /// With an empty object, behind this event.
     After(&'static str),
     /// With an error of this description.
@@ -129,8 +138,36 @@ pub(crate) fn settings(dir: &Path) -> Settings {
         machined: None,
         uuid: || "6f1ed002-ab5d-42b7-8d6e-5e1c2f3a4b5c".into(),
         now: jiff::Timestamp::now,
-        env: |_| None,
+        env: |name| ENVIRONMENT.with_borrow(|all| all.get(name).cloned()),
     }
+}
+
+/// Reads a VM file of a VM `web` on TCG, whose disk is a file that this creates below `dir`.
+pub(crate) fn prepared_vm(dir: &Path, text: &str) -> Vm {
+    let file = dir.join("root.raw");
+    std::fs::write(&file, vec![0; 1 << 20]).unwrap();
+    let (keys, tables) = match text.find('[') {
+        Some(at) => text.split_at(at),
+        None => (text, ""),
+    };
+    let disk = format!("[disk.root]\npath = \"{}\"\nformat = \"raw\"\n", file.display());
+    vm(&format!("accel = \"tcg\"\n{keys}{disk}{tables}"))
+}
+
+/// Creates a program below `dir` that knows the version and the machine types of QEMU 8.2, and
+/// else runs `script` of sh(1). A process other than this one writes it: a file that is open for
+/// writing, also in a child that another test forks, cannot be executed (ETXTBSY).
+pub(crate) fn qemu_program(dir: &Path, script: &str) -> PathBuf {
+    let program = dir.join("qemu-system-x86_64");
+    let text = format!(
+        "#!/bin/sh\ncase \" $* \" in\n*' -version '*) echo 'QEMU emulator version 8.2.1'; exit ;;\n\
+         *' -machine help '*) echo 'q35 PC (alias of pc-q35-8.2)'; exit ;;\nesac\n{script}\n"
+    );
+    let write = "printf %s \"$2\" > \"$1\" && chmod 755 \"$1\"";
+    let mut command = std::process::Command::new("sh");
+    let written = command.args(["-c", write, "sh"]).arg(&program).arg(text).status();
+    assert!(written.unwrap().success());
+    program
 }
 
 /// Reads a VM file of a VM `web`.
@@ -139,10 +176,71 @@ pub(crate) fn vm(text: &str) -> Vm {
     spec::read(&"web".parse().unwrap(), file, text, &mut |_| Ok(vec![])).unwrap()
 }
 
-impl Host {
+thread_local! {
+    /// The environment variables of the service manager, for contexts created by this thread.
+    static ENVIRONMENT: RefCell<BTreeMap<&'static str, String>> = RefCell::default();
+}
+
+/// The service manager of a unit whose main process is this one: what it is notified of.
+pub(crate) struct Unit {
+    dir: tempfile::TempDir,
+    socket: UnixDatagram,
+}
+
+impl Unit {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let ctx = Context::new(settings(dir.path()));
+        let socket = UnixDatagram::bind(dir.path().join("notify")).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        Self { dir, socket }
+    }
+
+    /// Reads notifications until one contains this text. Returns all of them.
+    pub(crate) async fn until(&self, text: &str) -> Vec<String> {
+        let (mut all, mut buffer) = (vec![], [0; 4096]);
+        let begun = std::time::Instant::now();
+        loop {
+            let Ok(length) = self.socket.recv(&mut buffer) else {
+                assert!(begun.elapsed() < limit(), "no `{text}` in {all:?}");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                continue;
+            };
+            let message = String::from_utf8(buffer[..length].to_vec()).unwrap();
+            let is_last = message.contains(text);
+            all.push(message);
+            if is_last {
+                return all;
+            }
+        }
+    }
+}
+
+impl Host {
+    pub(crate) fn new() -> Self {
+        Self::with(|_| ())
+    }
+
+    /// A host on which the supervisor is the main process of this unit.
+    pub(crate) fn in_unit(unit: &Unit) -> Self {
+        Self::in_unit_with(unit, |_| ())
+    }
+
+    /// The same with these settings.
+    pub(crate) fn in_unit_with(unit: &Unit, change: impl FnOnce(&mut Settings)) -> Self {
+        let socket = unit.dir.path().join("notify").display().to_string();
+        let watchdog = [("NOTIFY_SOCKET", socket), ("WATCHDOG_USEC", "30000000".into())];
+        ENVIRONMENT.with_borrow_mut(|all| all.extend(watchdog));
+        let host = Self::with(change);
+        ENVIRONMENT.with_borrow_mut(BTreeMap::clear);
+        host
+    }
+
+    /// A host with these settings.
+    pub(crate) fn with(change: impl FnOnce(&mut Settings)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut settings = settings(dir.path());
+        change(&mut settings);
+        let ctx = Context::new(settings);
         for path in [&ctx.paths().state, &ctx.paths().runtime] {
             std::fs::create_dir_all(path).unwrap();
         }
@@ -272,6 +370,9 @@ async fn play_connection(
                 let id = command["id"].clone();
                 let answer = match script.answer(name) {
                     Answer::Return(value) => Some(json!({ "return": value, "id": id })),
+                    Answer::Compute(value) => {
+                        Some(json!({ "return": value(&command["arguments"]), "id": id }))
+                    }
                     Answer::After(event) => {
                         let event = format!("{}\r\n", event_line(event, &json!({})));
                         stream.write_all(event.as_bytes()).await?;
@@ -313,6 +414,9 @@ async fn play_agent(listener: UnixListener, script: Script, calls: Commands) {
                 } else {
                     let answer = match script.answer(name) {
                         Answer::Return(value) => json!({ "return": value }).to_string() + "\n",
+                        Answer::Compute(value) => {
+                            json!({ "return": value(&call["arguments"]) }).to_string() + "\n"
+                        }
                         Answer::Refuse(desc) => {
                             let error = json!({ "class": "CommandNotFound", "desc": desc });
                             json!({ "error": error }).to_string() + "\n"

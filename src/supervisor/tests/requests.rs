@@ -15,10 +15,13 @@ use crate::{
     sys::pidfd::Exit,
 };
 
-type Answered<T = ()> = Result<T, Refusal>;
+pub(super) type Answered<T = ()> = Result<T, Refusal>;
 
 /// Sends a request and handles what follows until it is answered.
-async fn ask<T>(scene: &mut Scene, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> T {
+pub(super) async fn ask<T>(
+    scene: &mut Scene,
+    request: impl FnOnce(oneshot::Sender<T>) -> Request,
+) -> T {
     let (reply, mut answer) = oneshot::channel();
     scene.supervisor.handle_input(Input::Request(request(reply)));
     loop {
@@ -34,7 +37,7 @@ async fn ask<T>(scene: &mut Scene, request: impl FnOnce(oneshot::Sender<T>) -> R
     }
 }
 
-async fn command(scene: &mut Scene, command: Command) -> Answered {
+pub(super) async fn command(scene: &mut Scene, command: Command) -> Answered {
     ask(scene, |reply| Request::Command(command, reply)).await
 }
 

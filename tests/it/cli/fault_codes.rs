@@ -105,6 +105,7 @@ fn too_few_descriptors_are_a_host_fault() {
         "events web",
         "log web",
         "image ls",
+        "image prune --dry-run",
         "wait --for running web",
         "stop idle",
         "suspend idle",

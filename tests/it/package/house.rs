@@ -108,6 +108,9 @@ const LOOP: [&str; 10] = [
     "src/supervisor/status.rs",
     "src/supervisor/supervise.rs",
 ];
+/// The folder whose components have unit tests, and the least share of its lines that are tests, in
+/// percent.
+const TESTED: (&str, usize) = ("src/supervisor/", 40);
 /// The only file that starts tasks by itself: its types own them.
 const TASKS: &str = "src/sys/tasks.rs";
 /// The only files that create processes: the one runner of programs, and the spawn of QEMU.
@@ -595,6 +598,31 @@ fn task_owners(sources: &[Source]) -> Vec<String> {
     problems
 }
 
+/// A file that is tests alone.
+fn is_test_file(path: &str) -> bool {
+    path.ends_with("/tests.rs") || path.contains("/tests/")
+}
+
+/// A folder has enough unit tests, by its lines.
+fn tested(sources: &[Source]) -> Vec<String> {
+    let (folder, least) = TESTED;
+    let (mut all, mut tests) = (0, 0);
+    for source in sources.iter().filter(|source| source.path.starts_with(folder)) {
+        let lines = source.text.lines().count();
+        all += lines;
+        tests += if is_test_file(&source.path) {
+            lines
+        } else {
+            let code = without_tests(&bare(&source.text));
+            lines - lines.min(code.trim_end().lines().count())
+        };
+    }
+    if tests * 100 >= all * least {
+        return vec![];
+    }
+    vec![format!("{folder}: {tests} of {all} lines are unit tests, {least} % at least")]
+}
+
 /// Programs are run by one module, with limits.
 fn processes(sources: &[Source]) -> Vec<String> {
     let mut problems = Vec::new();
@@ -643,8 +671,7 @@ fn tree(directories: &[&str]) -> Vec<Source> {
 /// What is built into the product: the tree of src/ without the files that are only tests.
 fn product() -> Vec<Source> {
     let mut sources = tree(&["src"]);
-    sources
-        .retain(|source| !source.path.ends_with("/tests.rs") && !source.path.contains("/tests/"));
+    sources.retain(|source| !is_test_file(&source.path));
     sources
 }
 
@@ -714,6 +741,11 @@ fn components_know_no_supervisor() {
 #[test]
 fn tasks_have_owners() {
     none(task_owners(&product()));
+}
+
+#[test]
+fn supervisor_has_unit_tests() {
+    none(tested(&tree(&["src"])));
 }
 
 #[test]
@@ -923,6 +955,26 @@ mod on_bad_trees {
         ] {
             assert_eq!(task_owners(&one(path, text)), Vec::<String>::new(), "{path}");
         }
+    }
+
+    #[test]
+    fn a_folder_with_too_few_tests() {
+        let file = |path: &str, lines: usize| Source {
+            path: path.to_owned(),
+            text: "use a;\n".repeat(lines),
+        };
+        let inline = Source {
+            path: "src/supervisor/b.rs".into(),
+            text: "use a;\n#[cfg(test)]\nmod tests {\n    fn f() {}\n}\n".into(),
+        };
+        // 4 of 10, then 4 of 11; other folders do not count.
+        let mut sources = vec![file("src/supervisor/a.rs", 5), inline];
+        assert_eq!(tested(&sources), Vec::<String>::new());
+        sources.push(file("src/fleet/tests.rs", 90));
+        sources.push(file("src/supervisor/c.rs", 1));
+        assert_eq!(tested(&sources).len(), 1);
+        sources.push(file("src/supervisor/c/tests.rs", 1));
+        assert_eq!(tested(&sources), Vec::<String>::new());
     }
 
     #[test]

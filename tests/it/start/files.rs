@@ -365,7 +365,7 @@ fn a_canceled_launch_keeps_its_record_until_qemu_is_gone() {
 }
 
 #[test]
-fn a_canceled_adoption_leaves_qemu_and_its_record() {
+fn stop_during_adoption_leaves_silent_qemu() {
     let Some(image) = guest("boot.qcow2") else { return };
     let mut lab = Lab::new();
     lab.vm("web", &image, "");

@@ -6,6 +6,9 @@ pub mod open;
 pub mod unfiltered;
 pub(crate) mod wanted;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use tokio::{
