@@ -101,6 +101,16 @@ in
     most = 1024 * tib;
   });
 
+  bandwidth = restrict types.str "size from 64K to 512T, as in \"50M\"" (isSize {
+    least = 65536;
+    most = 512 * tib;
+  });
+
+  sectorSize = types.enum [
+    512
+    4096
+  ];
+
   ready = restrict types.str "one of \"running\", \"agent\", \"cloud-init\", \"tcp:PORT\"" (
     text:
     let

@@ -89,7 +89,93 @@ impl Client {
         Ok(sets.as_array().into_iter().flatten().filter_map(read).collect())
     }
 
-    /// Opens a block node, with the options of `-blockdev`.
+    /// The ids of the objects that were created by the user: QOM's children of `/objects`.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn objects(&self, limit: Duration) -> Result<Vec<String>, Error> {
+        let value = self.raw("qom-list", json!({ "path": "/objects" }), limit).await?;
+        let all = value.as_array().into_iter().flatten();
+        Ok(all.filter_map(|one| Some(one["name"].as_str()?.to_owned())).collect())
+    }
+
+    /// Creates an object, in the words of `-object`.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn add_object(&self, object: Value, limit: Duration) -> Result<(), Error> {
+        self.raw("object-add", object, limit).await.map(drop)
+    }
+
+    /// Removes an object that nothing uses.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn remove_object(&self, id: &str, limit: Duration) -> Result<(), Error> {
+        self.raw("object-del", json!({ "id": id }), limit).await.map(drop)
+    }
+
+    /// Sets the limits of a throttle group, in the words of QEMU's `ThrottleLimits`; the limits that
+    /// are not named stay.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn set_throttle_limits(
+        &self,
+        group: &str,
+        limits: Value,
+        limit: Duration,
+    ) -> Result<(), Error> {
+        let path = format!("/objects/{group}");
+        let to = json!({ "path": path, "property": "limits", "value": limits });
+        self.raw("qom-set", to, limit).await.map(drop)
+    }
+
+    /// The path of the device that uses a block node; `None` if there is none.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn device_of_node(
+        &self,
+        node: &str,
+        limit: Duration,
+    ) -> Result<Option<String>, Error> {
+        let blocks = self.raw("query-block", json!({}), limit).await?;
+        let mut blocks = blocks.as_array().into_iter().flatten();
+        let block = blocks.find(|one| one["inserted"]["node-name"] == node);
+        Ok(block.and_then(|block| block["qdev"].as_str()).map(str::to_owned))
+    }
+
+    /// Limits a device's access to its block node (`block_set_io_throttle`), with all limits in the
+    /// words of QEMU's `ThrottleLimits`.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn throttle_device(
+        &self,
+        device: &str,
+        limits: &Value,
+        limit: Duration,
+    ) -> Result<(), Error> {
+        let mut arguments = json!({ "id": device });
+        for (kind, names) in [
+            ("iops-total", ["iops", "iops_max", "iops_max_length"]),
+            ("iops-read", ["iops_rd", "iops_rd_max", "iops_rd_max_length"]),
+            ("iops-write", ["iops_wr", "iops_wr_max", "iops_wr_max_length"]),
+            ("bps-total", ["bps", "bps_max", "bps_max_length"]),
+            ("bps-read", ["bps_rd", "bps_rd_max", "bps_rd_max_length"]),
+            ("bps-write", ["bps_wr", "bps_wr_max", "bps_wr_max_length"]),
+        ] {
+            let [rate, burst, length] = names;
+            let of = |suffix: &str| limits[format!("{kind}{suffix}")].as_u64().unwrap_or(0);
+            arguments[rate] = of("").into();
+            arguments[burst] = of("-max").into();
+            arguments[length] = of("-max-length").max(1).into();
+        }
+        self.raw("block_set_io_throttle", arguments, limit).await.map(drop)
+    }
+
+    /// Opens a block node, in the words of `-blockdev`.
     ///
     /// # Errors
     /// See [`Error`].

@@ -108,6 +108,7 @@ mod tests {
             tap: None,
             forward: vec![],
             vnc: None,
+            disk_limits: vec![],
             operators: vec![],
             isolation: None,
             cpu_weight: 100,

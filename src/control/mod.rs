@@ -5,6 +5,7 @@ pub mod change;
 pub mod client;
 mod client_error;
 mod connection_limit;
+mod disk_limit;
 mod guest;
 pub mod handle;
 mod interface;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 pub use super::change::{Pending, TakesEffect};
+pub use super::disk_limit::DiskLimit;
 pub use super::state::State;
 pub use crate::control::isolation::Isolation;
 use crate::value::{Notes, Operator, keyboard::Chord};
@@ -82,6 +83,9 @@ pub struct Status {
     /// The VNC address of the guest's screen: `unix:PATH` or `ADDRESS:PORT`.
     #[serde(default)]
     pub vnc: Option<String>,
+    /// The limits of the disks' I/O that apply.
+    #[serde(default)]
+    pub disk_limits: Vec<DiskLimit>,
     /// The operators in effect (`operators` of the VM file).
     #[serde(default)]
     pub operators: Vec<Operator>,

@@ -247,8 +247,7 @@ fn of_directory(directory: &Path) -> Place {
     Place::new(mount::of_path(directory).ok(), can)
 }
 
-/// The size of a block device, in bytes; sysfs counts sectors of 512 bytes, whatever the device
-/// has.
+/// The size of a block device, in bytes; sysfs counts sectors of 512 bytes for every device.
 fn device_bytes(device: &Path, sys: &Path) -> io::Result<u64> {
     let number = std::fs::metadata(device)?.rdev();
     let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));

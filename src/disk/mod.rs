@@ -10,6 +10,7 @@ pub mod listing;
 pub(crate) mod own;
 pub mod plan;
 pub(crate) mod ready;
+pub mod sector_size;
 mod verified_copy;
 
 pub use self::backing::backing;

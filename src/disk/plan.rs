@@ -190,6 +190,10 @@ mod tests {
             bus: Bus::Virtio,
             media: Media::Disk,
             read_only: false,
+            cache: None,
+            iothread: false,
+            sector_size: None,
+            limits: spec::DiskLimits::default(),
         }
     }
 

@@ -164,6 +164,7 @@ impl Entry {
             tap: None,
             forward: vec![],
             vnc: None,
+            disk_limits: vec![],
             operators: vec![],
             isolation: None,
             cpu_weight: 0,

@@ -9,6 +9,7 @@ use super::{inventory::Entry, usage::Usage};
 use crate::{
     control::types::{Ready, State, Status, TakesEffect},
     net::link::Traffic,
+    spec::LIMIT_KINDS,
 };
 
 /// A metric family: its samples share name, help and type.
@@ -79,6 +80,7 @@ pub fn metrics(entries: &[Entry], usage: &BTreeMap<String, Usage>) -> String {
         entries.iter().map(|entry| (entry.name.as_str(), entry)).collect();
     states(&mut all, &vms);
     resources(&mut all, &vms);
+    disk_limits(&mut all, &vms);
     let used: Vec<(&str, &Usage)> =
         usage.iter().map(|(name, usage)| (name.as_str(), usage)).collect();
     cpus(&mut all, &used);
@@ -207,6 +209,28 @@ fn resources(all: &mut Families, vms: &[(&str, &Entry)]) {
     for (vm, entry) in vms {
         if let Some(seconds) = entry.status.cpu_seconds {
             all.sample(&[("vm", vm)], seconds);
+        }
+    }
+}
+
+fn disk_limits(all: &mut Families, vms: &[(&str, &Entry)]) {
+    for (name, help, is_bytes) in [
+        ("qvm_vm_disk_limit_requests_per_second", "Requests that a disk may serve.", false),
+        ("qvm_vm_disk_limit_bytes_per_second", "Bytes that a disk may transfer.", true),
+    ] {
+        all.gauge(name, help);
+        for (vm, entry) in vms {
+            for limit in &entry.status.disk_limits {
+                let mut kinds = LIMIT_KINDS.into_iter().filter(|kind| kind.is_bytes == is_bytes);
+                let Some(kind) = kinds.find(|kind| kind.key == limit.limit) else { continue };
+                let operation = match kind.key {
+                    "iopsRead" | "bandwidthRead" => "read",
+                    "iopsWrite" | "bandwidthWrite" => "write",
+                    _ => "all",
+                };
+                let labels = [("vm", *vm), ("disk", &limit.disk), ("operation", operation)];
+                all.sample(&labels, limit.per_second as f64);
+            }
         }
     }
 }

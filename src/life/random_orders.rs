@@ -106,7 +106,8 @@ fn drive((mode, events): &Order) -> (Life, Vec<Action>, Duration) {
     (life, done, now)
 }
 
-/// An action that leads to a QEMU process, or to another one.
+/// An action that leads to a new QEMU process. A running one is adopted after a stop, too: only its
+/// supervisor can stop it.
 fn starts(action: &Action) -> bool {
     matches!(
         action,
@@ -116,7 +117,6 @@ fn starts(action: &Action) -> bool {
             | Action::RenewReservation
             | Action::Prepare
             | Action::Launch(_)
-            | Action::Adopt
     )
 }
 

@@ -9,14 +9,18 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+pub use super::block_nodes::{
+    DiskParts, disk_of_node, file_node_of, format_node, iothread, limits, node, throttle_group,
+};
 use super::{
+    block_nodes::{NodeNames, file_node, nodes, parts},
     disk_file::DiskFile,
     fd,
     fdset::{Access, Files},
     firmware::SelectedFirmware,
 };
 use crate::{
-    spec::{Bus, Disk, Format, Link, Media, Model, Nic, Vm},
+    spec::{Bus, Disk, Format, Link, Media, Model, Nic, SectorSize, Vm},
     value::{Label, MacAddr},
 };
 
@@ -135,16 +139,6 @@ fn on_pci(disk: &Disk) -> bool {
     disk.media == Media::Disk && disk.bus != Bus::Sata
 }
 
-/// Returns the block node of a disk; the node of its file is `NODE-file`.
-pub fn node(disk: &Label) -> String {
-    format!("node-{disk}")
-}
-
-/// Returns the disk of a block node or of the node of its file.
-pub fn disk_of_node(node: &str) -> Option<Label> {
-    node.strip_prefix("node-")?.parse().ok()
-}
-
 /// Returns the device ID of a disk.
 pub fn disk_id(disk: &Label) -> String {
     format!("disk-{disk}")
@@ -160,64 +154,6 @@ pub fn net_id(nic: &Label) -> String {
     format!("net-{nic}")
 }
 
-/// Returns the block node `name` of a file or device, opened as `access` by the supervisor and by
-/// QEMU. Its descriptor belongs to the node `of`.
-fn file_node(
-    (driver, name): (&str, Option<String>),
-    of: &str,
-    path: &Path,
-    access: Access,
-    files: &mut Files,
-) -> Value {
-    let mut node = json!({"driver": driver});
-    if let Some(name) = name {
-        node["node-name"] = name.into();
-    }
-    node["filename"] = files.add(of, path, access).into();
-    access.apply_to(&mut node);
-    node
-}
-
-/// Returns the two block nodes of a disk: `NODE-file` for the file and `NODE` for the format.
-/// Backing files have no node names.
-fn nodes(node: &str, file: &DiskFile, read_only: bool, files: &mut Files) -> [Value; 2] {
-    // `native` requires O_DIRECT, which block devices always support.
-    let (driver, aio) =
-        if file.is_device { ("host_device", "native") } else { ("file", "threads") };
-    let access = Access { write: !read_only, direct: file.is_device };
-    let name = Some(format!("{node}-file"));
-    let mut lower = file_node((driver, name), node, &file.path, access, files);
-    lower["discard"] = "unmap".into();
-    lower["aio"] = aio.into();
-    let mut upper = json!({
-        "driver": file.format.name(), "node-name": node, "file": format!("{node}-file"),
-        "read-only": read_only,
-    });
-    if !read_only {
-        upper["discard"] = "unmap".into();
-        upper["detect-zeroes"] = "unmap".into();
-    }
-    let below: Vec<Value> = file
-        .backing
-        .iter()
-        .map(|below| {
-            let mut file = file_node(("file", None), node, &below.path, Access::READ, files);
-            // Cached images are never written, so a lock is useless, and any QEMU with a lock on
-            // one would block all others.
-            file["locking"] = "off".into();
-            json!({"driver": below.format.name(), "read-only": true, "file": file})
-        })
-        .collect();
-    let below = below.into_iter().rev().reduce(|lower, mut above| {
-        above["backing"] = lower;
-        above
-    });
-    if let Some(below) = below {
-        upper["backing"] = below;
-    }
-    [lower, upper]
-}
-
 /// Returns all disks and CDs; CDs are last in the boot order.
 pub(crate) fn disks(vm: &Vm, there: &[DiskFile], files: &mut Files) -> Vec<Argument> {
     let (mut out, mut on_sata) = (vec![], 0);
@@ -225,9 +161,11 @@ pub(crate) fn disks(vm: &Vm, there: &[DiskFile], files: &mut Files) -> Vec<Argum
     let (mut disk_boot, mut cd_boot) = (1, 1 + disk_count);
     for ((disk, file), place) in vm.disks.iter().zip(there).zip(disk_places(vm)) {
         let cd = disk.media == Media::Cdrom;
-        out.extend(nodes(&node(&disk.name), file, disk.read_only || cd, files).map(blockdev));
+        let DiskParts { objects, nodes } = parts(disk, file, files);
+        out.extend(objects.into_iter().map(|value| Argument { option: "-object", value }));
+        out.extend(nodes.into_iter().map(blockdev));
         let boot = if cd { &mut cd_boot } else { &mut disk_boot };
-        let mut front = front(disk);
+        let mut front = front(disk, file.sector_size);
         front["bootindex"] = (*boot).into();
         *boot += 1;
         out.push(device(match place {
@@ -243,7 +181,7 @@ pub(crate) fn disks(vm: &Vm, there: &[DiskFile], files: &mut Files) -> Vec<Argum
 }
 
 /// Returns the device of a disk.
-fn front(disk: &Disk) -> Value {
+fn front(disk: &Disk, sector_size: SectorSize) -> Value {
     let driver = match (disk.media, disk.bus) {
         (Media::Cdrom, _) => "ide-cd",
         (Media::Disk, Bus::Sata) => "ide-hd",
@@ -260,27 +198,37 @@ fn front(disk: &Disk) -> Value {
         front["werror"] = "enospc".into();
         front["rerror"] = "report".into();
     }
+    if disk.iothread {
+        front["iothread"] = iothread(&disk.name).into();
+    }
+    if sector_size != SectorSize::B512 {
+        front["logical_block_size"] = sector_size.bytes().into();
+        front["physical_block_size"] = sector_size.bytes().into();
+    }
     front
 }
 
-/// Returns the two block nodes, the lower one first, and the device of a disk to hotplug. It is not
-/// bootable before the next start.
+/// Returns the objects, nodes and device of a disk to hotplug. It is not bootable before the next
+/// start.
 pub fn disk_behind(
     disk: &Disk,
     file: &DiskFile,
     port: &str,
     files: &mut Files,
-) -> ([Value; 2], Value) {
-    let nodes = nodes(&node(&disk.name), file, disk.read_only, files);
-    (nodes, PciLocation::Port(port.to_owned()).put(front(disk)))
+) -> (DiskParts, Value) {
+    let front = front(disk, file.sector_size);
+    (parts(disk, file, files), PciLocation::Port(port.to_owned()).put(front))
 }
 
 /// Returns the seed: a virtio disk, since cloud kernels lack AHCI; a CD if the root disk is not
 /// virtio either.
 pub(crate) fn seed(vm: &Vm, path: &Path, files: &mut Files) -> Vec<Argument> {
     let (path, format) = (path.to_owned(), Format::Raw);
-    let file = DiskFile { path, format, is_device: false, backing: vec![] };
-    let mut out = nodes("seed", &file, true, files).map(blockdev).to_vec();
+    let sector_size = SectorSize::B512;
+    let file = DiskFile { path, format, is_device: false, backing: vec![], sector_size };
+    let seed = || "seed".to_owned();
+    let names = NodeNames { file: "seed-file".to_owned(), format: seed(), owner: seed() };
+    let mut out = nodes(names, &file, true, false, files).map(blockdev).to_vec();
     let virtio = vm.disks.first().is_none_or(|d| d.bus == Bus::Virtio);
     out.push(device(if virtio {
         at(json!({"driver": "virtio-blk-pci", "id": "seed", "drive": "seed"}), SEED_SLOT)

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::spec::Format;
+use crate::spec::{Format, SectorSize};
 
 /// An existing disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub struct DiskFile {
     pub is_device: bool,
     /// The backing files, the direct one first.
     pub backing: Vec<Backing>,
+    /// The sectors that the guest sees.
+    pub sector_size: SectorSize,
 }
 
 /// A backing file of a qcow2 file; never written.

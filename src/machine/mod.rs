@@ -1,6 +1,7 @@
 //! The QEMU command line of a VM file, and the typed difference between two VM files.
 
 pub mod argv;
+mod block_nodes;
 pub mod device;
 pub mod diff;
 pub mod disk_file;

@@ -147,6 +147,49 @@ pub enum Bus {
     Nvme,
 }
 
+/// Whether the host's page cache is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cache {
+    /// It is. A flush of the guest is a flush of the host.
+    Writeback,
+    /// It is not: `O_DIRECT`.
+    None,
+}
+
+/// The size of a sector that the guest sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SectorSize {
+    /// 512 bytes: every firmware and guest reads them.
+    B512,
+    /// 4096 bytes, "4Kn".
+    B4096,
+}
+
+impl SectorSize {
+    /// The size in bytes.
+    pub const fn bytes(self) -> u32 {
+        match self {
+            Self::B512 => 512,
+            Self::B4096 => 4096,
+        }
+    }
+
+    /// The size with this number of bytes; `None` if there is none.
+    pub const fn of_bytes(bytes: u64) -> Option<Self> {
+        match bytes {
+            512 => Some(Self::B512),
+            4096 => Some(Self::B4096),
+            _ => None,
+        }
+    }
+
+    /// The size with this number of bytes as text.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::of_bytes(text.parse().ok()?)
+    }
+}
+
 /// The medium of a drive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

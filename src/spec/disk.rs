@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    choice::{Bus, Clone, Format, Media},
+    choice::{Bus, Cache, Clone, Format, Media, SectorSize},
+    disk_limits::{DiskLimits, LimitKeys},
     image::{Image, ImageKeys},
     reading::{At, Key, Reading},
     table::Table,
@@ -32,9 +33,28 @@ pub struct Disk {
     pub media: Media,
     /// `readOnly`.
     pub read_only: bool,
+    /// `cache`: whether the host's page cache is used; `None` is the default of its source.
+    pub cache: Option<Cache>,
+    /// `iothread`: whether its requests have a thread of their own.
+    pub iothread: bool,
+    /// `logicalBlockSize`: the sectors that the guest sees; `None` is that of the device, or 512.
+    pub sector_size: Option<SectorSize>,
+    /// `iops`, `bandwidth` and their relatives.
+    pub limits: DiskLimits,
 }
 
 impl Disk {
+    /// Whether the host's page cache is used: as written, or the default of the disk's source.
+    pub fn effective_cache(&self) -> Cache {
+        let default = match self.source {
+            Source::Device(_) => Cache::None,
+            Source::File(_) | Source::Image(_) | Source::Blank | Source::Existing => {
+                Cache::Writeback
+            }
+        };
+        self.cache.unwrap_or(default)
+    }
+
     /// Returns true if this and another disk are the same file or device and one of them is
     /// writable.
     pub(super) fn shares_with(&self, other: &Self) -> bool {
@@ -83,6 +103,10 @@ pub(super) struct DiskKeys {
     bus: Key<Bus>,
     media: Key<Media>,
     read_only: Key<bool>,
+    cache: Key<Cache>,
+    iothread: Key<bool>,
+    sector_size: Key<SectorSize>,
+    limits: LimitKeys,
 }
 
 /// The flat keys of the disk `root`: `diskSizeG` and `[image]`.
@@ -123,6 +147,10 @@ impl DiskKeys {
             bus: table.take(r, "bus"),
             media: table.take(r, "media"),
             read_only: table.take(r, "readOnly"),
+            cache: table.take(r, "cache"),
+            iothread: table.take(r, "iothread"),
+            sector_size: table.take(r, "logicalBlockSize"),
+            limits: LimitKeys::take(r, &mut table),
             image: table.take_table(r, "image").map(|image| ImageKeys::take(r, image)),
         };
         table.finish(r);
@@ -142,6 +170,10 @@ impl DiskKeys {
             bus: Key::ABSENT,
             media: Key::ABSENT,
             read_only: Key::ABSENT,
+            cache: Key::ABSENT,
+            iothread: Key::ABSENT,
+            sector_size: Key::ABSENT,
+            limits: LimitKeys::ABSENT,
         });
         let header = |image: &Option<ImageKeys>| Key {
             at: image.as_ref().map(|image| image.at().clone()),
@@ -170,6 +202,7 @@ impl DiskKeys {
     pub(super) fn build(self, r: &mut Reading<'_>, name: Label) -> Disk {
         let cdrom = self.media.value == Some(Media::Cdrom);
         self.check_source(r, &name, cdrom);
+        self.check_device(r, cdrom);
         if cdrom {
             self.check_cdrom(r);
         }
@@ -206,6 +239,23 @@ impl DiskKeys {
             bus: if cdrom { Bus::Sata } else { self.bus.value.unwrap_or_default() },
             media: self.media.value.unwrap_or_default(),
             read_only: read_only || cdrom,
+            cache: self.cache.value,
+            iothread: self.iothread.value.unwrap_or_default(),
+            sector_size: self.sector_size.value,
+            limits: self.limits.build(r),
+        }
+    }
+
+    /// What only some buses can do.
+    fn check_device(&self, r: &mut Reading<'_>, cdrom: bool) {
+        let bus = if cdrom { Bus::Sata } else { self.bus.value.unwrap_or_default() };
+        if let (Some((at, true)), true) = (self.iothread.good(), bus != Bus::Virtio) {
+            let hint = "leave `iothread` out, or write `bus = \"virtio\"`";
+            r.refuse(at, "only a disk on virtio can have its own thread", Some(hint.into()));
+        }
+        if let (Some((at, SectorSize::B4096)), Bus::Sata) = (self.sector_size.good(), bus) {
+            let hint = "leave `logicalBlockSize` out, or choose another `bus`";
+            r.refuse(at, "a disk on SATA always has sectors of 512 bytes", Some(hint.into()));
         }
     }
 

@@ -7,6 +7,7 @@ pub mod check;
 mod choice;
 mod cloud_init;
 mod disk;
+mod disk_limits;
 mod display;
 mod file;
 mod host_settings;
@@ -32,11 +33,12 @@ mod written;
 mod yaml;
 
 pub use self::choice::{
-    Accel, Admission, Bus, Clone, Firmware, Format, HostShutdown, Isolation, LinkState, Media,
-    Model, OnGuestReboot, OnPanic, ReadyFailure, TapHeal,
+    Accel, Admission, Bus, Cache, Clone, Firmware, Format, HostShutdown, Isolation, LinkState,
+    Media, Model, OnGuestReboot, OnPanic, ReadyFailure, SectorSize, TapHeal,
 };
 pub use self::cloud_init::CloudInit;
 pub use self::disk::{Disk, Source};
+pub use self::disk_limits::{DiskLimits, LIMIT_KINDS, Limit, LimitKind, amount};
 pub use self::display::Display;
 pub use self::file::{
     files_in, load, load_all, load_early, load_in_place, load_with_text, name_of,

@@ -73,6 +73,8 @@ pub enum Kind {
     Enum,
     Memory,
     Size,
+    Bandwidth,
+    Sector,
     Ready,
     Secret,
     Sha256,
@@ -115,6 +117,8 @@ impl Key {
             Kind::Enum => words(),
             Kind::Memory => "size of 16M to 16T in whole MiB, or whole number of MiB".to_owned(),
             Kind::Size => "size of 1M to 1024T".to_owned(),
+            Kind::Bandwidth => "size of 64K to 512T".to_owned(),
+            Kind::Sector => "`512`, `4096`".to_owned(),
             Kind::Ready => {
                 "`\"running\"`, `\"agent\"`, `\"tcp:PORT\"`, `\"cloud-init\"`".to_owned()
             }

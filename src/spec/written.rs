@@ -4,8 +4,9 @@ use toml::de::DeValue;
 
 use super::{
     choice::{
-        Accel, Admission, Bus, Clone as DiskClone, Firmware, Format, HostShutdown, Isolation,
-        LinkState, Media, Model, OnGuestReboot, OnPanic, ReadyFailure, TapHeal,
+        Accel, Admission, Bus, Cache, Clone as DiskClone, Firmware, Format, HostShutdown,
+        Isolation, LinkState, Media, Model, OnGuestReboot, OnPanic, ReadyFailure, SectorSize,
+        TapHeal,
     },
     nearest,
 };
@@ -270,6 +271,27 @@ impl Written for DiskSize {
     }
 }
 
+/// The bytes of a sector that the guest sees.
+impl Written for SectorSize {
+    const WANTED: &'static str = "`512` or `4096`";
+    const PLURAL: &'static str = "numbers";
+
+    fn read(value: &DeValue<'_>) -> Result<Self, Refusal> {
+        match whole(value)? {
+            512 => Ok(Self::B512),
+            4096 => Ok(Self::B4096),
+            number => {
+                let message = format!("{number} is no size of a sector: write 512 or 4096");
+                Err(Refusal::Value { message, hint: None })
+            }
+        }
+    }
+
+    fn instead_of(value: &DeValue<'_>) -> Option<String> {
+        unquoted(value)
+    }
+}
+
 /// A choice of words. Each value has exactly one spelling.
 macro_rules! by_word {
     ($($type:ty { $($word:literal => $value:expr),* })*) => {$(
@@ -304,6 +326,7 @@ by_word! {
     Format { "qcow2" => Self::Qcow2, "raw" => Self::Raw }
     DiskClone { "copy" => Self::Copy, "overlay" => Self::Overlay }
     Bus { "virtio" => Self::Virtio, "sata" => Self::Sata, "nvme" => Self::Nvme }
+    Cache { "writeback" => Self::Writeback, "none" => Self::None }
     Media { "disk" => Self::Disk, "cdrom" => Self::Cdrom }
     LinkState { "up" => Self::Up, "down" => Self::Down }
     Model { "virtio" => Self::Virtio, "e1000e" => Self::E1000e }

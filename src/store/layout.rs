@@ -112,6 +112,11 @@ impl VmPaths {
         self.state.join(format!("{name}.{}", format.name()))
     }
 
+    /// The sectors of block devices, as the guest sees them.
+    pub fn sector_sizes(&self) -> PathBuf {
+        self.state.join("sector-sizes.json")
+    }
+
     /// Returns the NoCloud seed.
     pub fn seed(&self) -> PathBuf {
         self.state.join("seed.iso")

@@ -14,5 +14,6 @@ pub(crate) mod reservation;
 pub mod running;
 pub mod saved_header;
 pub mod saved_state;
+pub mod sector_sizes;
 pub mod vm_file_copies;
 pub mod vm_state;

@@ -6,7 +6,7 @@ use super::{file_reading::Files, operators::Operators, running::taps::wanted::Wa
 use crate::{
     control::{
         authorizer::Authorizer,
-        types::{NicTap, Pending},
+        types::{DiskLimit, NicTap, Pending},
     },
     machine::{
         diff::{
@@ -16,7 +16,7 @@ use crate::{
         user_network,
     },
     net::tap_spec,
-    spec::{Link, Nic, Vm},
+    spec::{Disk, Link, Nic, Vm},
     store::{identity::Identity, record::Record},
     value::{Label, Note, Operator},
 };
@@ -206,6 +206,23 @@ impl Config {
     /// The disks that the machine has.
     pub(crate) fn disks(&self) -> Vec<Label> {
         self.running.disks().iter().map(|disk| disk.name.clone()).collect()
+    }
+
+    /// The limits of the disks' I/O that apply.
+    pub(crate) fn disk_limits(&self) -> Vec<DiskLimit> {
+        let of_disk = |disk: &Disk| {
+            let limits = disk.limits.iter().filter_map(|(kind, limit)| {
+                Some(DiskLimit {
+                    disk: disk.name.to_string(),
+                    limit: kind.key.to_owned(),
+                    per_second: limit.rate?,
+                    burst: limit.burst,
+                    burst_sec: limit.burst_sec,
+                })
+            });
+            limits.collect::<Vec<_>>()
+        };
+        self.running.disks().iter().flat_map(of_disk).collect()
     }
 
     /// The NICs that have a tap.

@@ -101,6 +101,7 @@ impl Supervisor {
             tap: record.map_or(written_tap, |record| record.tap.clone()),
             forward: vm.forwards(),
             vnc: running.and_then(|running| running.screen_address(vm, &self.ctx)),
+            disk_limits: running.map(|_| self.config.disk_limits()).unwrap_or_default(),
             operators: vm.operators.clone(),
             isolation: record.and_then(|record| record.isolation.clone()),
             cpu_weight: vm.cpu_weight.get(),

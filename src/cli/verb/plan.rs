@@ -4,7 +4,8 @@ use std::io::Write;
 
 use crate::{
     cli::exit::Failure,
-    machine::{argv, facts},
+    disk::sector_size,
+    machine::{argv, disk_file::DiskFile, facts},
     spec::{self, Isolation},
     supervisor::{settings::Settings, start::prepare},
     value::{Explain, VmName},
@@ -36,7 +37,17 @@ pub fn run(settings: &Settings, out: &mut dyn Write) -> Result<(), Failure> {
         .map_err(|e| fail(e.into()))?;
     let (accel, _) = facts::accelerator(vm.accel, &facts.kvm).map_err(|e| fail(e.into()))?;
     let paths = settings.paths();
-    let disks: Vec<_> = vm.disks.iter().map(|d| prepare::disk_file(&paths, d)).collect();
+    let sys = settings.root.join("sys");
+    let disk_file = |disk| {
+        let file = prepare::disk_file(&paths, disk);
+        let device = file.is_device.then_some(file.path.as_path());
+        // A device that cannot be read keeps the VM from starting; nothing is decided here.
+        match sector_size::sectors(disk, &vm, &paths, device, &sys) {
+            Ok(found) => DiskFile { sector_size: found.size, ..file },
+            Err(_) => file,
+        }
+    };
+    let disks: Vec<_> = vm.disks.iter().map(disk_file).collect();
     let machine = argv::Machine {
         vm: &vm,
         identity: &identity,

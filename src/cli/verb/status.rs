@@ -10,12 +10,13 @@ use crate::{
         table::{Screen, Style},
     },
     control::isolation::Isolation,
-    control::types::{Ready, State, Status},
+    control::types::{DiskLimit, Ready, State, Status},
     fleet::{
         cpu_share::weigh,
         inventory::{Entry, inventory},
         usage,
     },
+    spec::{LIMIT_KINDS, amount},
     store::layout::Layout,
     sys::storage_reader::StorageReader,
     value::{Note, VmName, plain, shown},
@@ -100,6 +101,17 @@ fn weight(status: &Status) -> String {
     text
 }
 
+/// `data: iopsRead 100, burst 200 for 3 s`.
+fn disk_limit(limit: &DiskLimit) -> String {
+    let kind = LIMIT_KINDS.into_iter().find(|kind| kind.key == limit.limit);
+    let amount = |rate| amount(rate, kind.is_some_and(|kind| kind.is_bytes));
+    let mut text = format!("{}: {} {}", limit.disk, limit.limit, amount(limit.per_second));
+    if let Some(burst) = limit.burst {
+        let _ = write!(text, ", burst {} for {} s", amount(burst), limit.burst_sec.unwrap_or(1));
+    }
+    text
+}
+
 /// The column of the values.
 const KEYS: usize = 13;
 
@@ -153,6 +165,9 @@ fn details(status: &Status, clock: &Clock) -> String {
     line("tap:", status.tap.as_deref());
     line("forward:", (!status.forward.is_empty()).then(|| status.forward.join(", ")).as_deref());
     line("vnc:", status.vnc.as_deref());
+    for limit in &status.disk_limits {
+        line("diskLimit:", Some(&disk_limit(limit)));
+    }
     line("accel:", status.accel.as_deref());
     line("qemu:", status.qemu_version.as_deref());
     line("isolation:", status.isolation.as_ref().map(Isolation::describe).as_deref());

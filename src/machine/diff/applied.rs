@@ -16,9 +16,10 @@ use super::{
 };
 use crate::{
     spec::{
-        AntiSpoof, Checksum, Clone as DiskClone, Disk, Format, Image, Link, Nic, Origin, Source, Vm,
+        AntiSpoof, Checksum, Clone as DiskClone, Disk, DiskLimits, Format, Image, Limit, Link, Nic,
+        Origin, SectorSize, Source, Vm,
     },
-    value::{Digest, Label},
+    value::{Digest, Label, Size},
 };
 
 /// The values of changed keys; `None` for removed ones.
@@ -117,6 +118,32 @@ impl Reader<'_> {
     fn change_disk(&mut self, disk: &mut Disk) {
         let size = self.text(key::of_disk(&disk.name, "size"), parse);
         disk.size = size.or(disk.size);
+        let old = disk.limits;
+        for (kind, limit) in old.iter() {
+            let mut rate = |key: &str, old: Option<u64>| {
+                let key = key::of_disk(&disk.name, key);
+                match self.applied.contains_key(&key) {
+                    true => self.rate(key, kind.is_bytes),
+                    false => old,
+                }
+            };
+            let rate_of = rate(kind.key, limit.rate);
+            let burst = rate(kind.burst, limit.burst);
+            let key = key::of_disk(&disk.name, kind.burst_sec);
+            let burst_sec = match self.applied.contains_key(&key) {
+                true => self.text(key, parse),
+                false => limit.burst_sec,
+            };
+            disk.limits.set(kind, Limit { rate: rate_of, burst, burst_sec });
+        }
+    }
+
+    /// Reads a rate: a number, or a size.
+    fn rate(&mut self, key: String, is_bytes: bool) -> Option<u64> {
+        match is_bytes {
+            true => self.text(key, parse::<Size>).map(Size::bytes),
+            false => self.text(key, parse),
+        }
     }
 
     fn new_disk(&mut self, name: Label) -> Option<Disk> {
@@ -142,7 +169,26 @@ impl Reader<'_> {
         let bus = self.text(key("bus"), word)?;
         let media = self.text(key("media"), word)?;
         let read_only = self.text(key("readOnly"), parse)?;
-        Some(Disk { source, size, format, clone, bus, media, read_only, name })
+        let cache = self.text(key("cache"), word);
+        let iothread = self.text(key("iothread"), parse).unwrap_or(false);
+        let sector_size = self.text(key("logicalBlockSize"), SectorSize::parse);
+        let limits = DiskLimits::default();
+        let mut disk = Disk {
+            source,
+            size,
+            format,
+            clone,
+            bus,
+            media,
+            read_only,
+            name,
+            cache,
+            iothread,
+            sector_size,
+            limits,
+        };
+        self.change_disk(&mut disk);
+        Some(disk)
     }
 
     fn change_nic(&mut self, nic: &mut Nic) {

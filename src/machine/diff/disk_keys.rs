@@ -12,7 +12,9 @@ use super::{
     table::Table,
 };
 use crate::{
-    spec::{Bus, Checksum, Disk, Image, Media, Origin, Source, Vm},
+    spec::{
+        Bus, Checksum, Disk, Image, Limit, LimitKind, Media, Origin, SectorSize, Source, Vm, amount,
+    },
     value::Label,
 };
 
@@ -57,7 +59,20 @@ impl Table for Disk {
 
 fn rows(disk: &Disk) -> Vec<Row<Disk>> {
     use Effect::{Depends, NewDisk, NextReboot};
-    let Disk { name: _, source, size, format, clone, bus, media, read_only } = disk;
+    let Disk {
+        name: _,
+        source,
+        size,
+        format,
+        clone,
+        bus,
+        media,
+        read_only,
+        cache: _,
+        iothread,
+        sector_size,
+        limits,
+    } = disk;
     let [format, clone] = [word(format), word(clone)].map(Some);
     let (image, path, device, format, clone) = match source {
         Source::Image(image) => (Some(text_of_image(image)), None, None, format, clone),
@@ -66,7 +81,8 @@ fn rows(disk: &Disk) -> Vec<Row<Disk>> {
         Source::File(path) => (None, Some(path.display().to_string()), None, format, None),
         Source::Device(path) => (None, None, Some(path.display().to_string()), None, None),
     };
-    vec![
+    let sector_size = sector_size.map(SectorSize::bytes);
+    let mut rows = vec![
         row("size", text(size.as_ref()), Depends("live (the disk can only grow)", size_change)),
         row("image", image, NewDisk),
         row("path", path, NextReboot),
@@ -76,6 +92,29 @@ fn rows(disk: &Disk) -> Vec<Row<Disk>> {
         row("bus", Some(word(bus)), NextReboot),
         row("media", Some(word(media)), NextReboot),
         row("readOnly", text(Some(read_only)), NextReboot),
+        row("cache", Some(word(&disk.effective_cache())), NextReboot),
+        row("iothread", text(Some(iothread)), NextReboot),
+        row("logicalBlockSize", text(sector_size), NextReboot),
+    ];
+    rows.extend(limits.iter().flat_map(|(kind, limit)| limit_rows(kind, limit)));
+    rows
+}
+
+/// The keys of a limit. A change of any of them sets all limits of the disk.
+fn limit_rows(kind: LimitKind, limit: Limit) -> [Row<Disk>; 3] {
+    fn live(key: &'static str, sides: &Sides<'_, Disk>) -> ChangeKind {
+        let Disk { name, limits, .. } = sides.written;
+        ChangeKind::Live(LiveChange::LimitDisk {
+            disk: name.clone(),
+            key,
+            limits: Box::new(*limits),
+        })
+    }
+    let amount = |rate: Option<u64>| rate.map(|rate| amount(rate, kind.is_bytes));
+    [
+        row(kind.key, amount(limit.rate), Effect::Keyed("live", live)),
+        row(kind.burst, amount(limit.burst), Effect::Keyed("live", live)),
+        row(kind.burst_sec, text(limit.burst_sec), Effect::Keyed("live", live)),
     ]
 }
 

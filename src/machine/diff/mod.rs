@@ -96,7 +96,7 @@ impl VmDiff {
     ) {
         for (from, to) in from.into_iter().zip(to) {
             if from.text != to.text {
-                self.add(key(from.key), from.text, to.text, from.effect.kind(sides));
+                self.add(key(from.key), from.text, to.text, from.effect.kind(from.key, sides));
             }
         }
     }
@@ -240,7 +240,10 @@ mod tests {
     ];
     // Names of keys are names of disks and NICs as well.
     const DISKS: [&str; 4] = ["data", "size", "image", "format"];
-    const DISK: [&str; 9] = [
+    const DISK: [&str; 12] = [
+        "size = \"1G\", iops = 100, iopsBurst = 200, iopsBurstSec = 2, bandwidth = \"1M\"",
+        "size = \"1G\", iopsRead = 5, bandwidthWrite = \"2M\", bandwidthWriteBurst = \"4M\"",
+        "size = \"1G\", iops = 7, cache = \"none\", iothread = true, logicalBlockSize = 4096",
         "size = \"1G\"",
         "size = \"2G\"",
         "size = \"1G\", bus = \"nvme\", format = \"raw\"",

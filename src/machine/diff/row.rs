@@ -29,6 +29,8 @@ pub(super) enum Effect<T> {
     NewDisk,
     /// Depends on both values; the text is the wording of the reference.
     Depends(&'static str, fn(&Sides<'_, T>) -> ChangeKind),
+    /// The same for several keys with one function, which gets the key.
+    Keyed(&'static str, fn(&'static str, &Sides<'_, T>) -> ChangeKind),
 }
 
 /// The running and the written value of a table.
@@ -72,12 +74,12 @@ impl<T> Effect<T> {
             Self::NextStart => "next start",
             Self::CloudInitRerun(_) => "cloud-init re-run",
             Self::NewDisk => "new disk",
-            Self::Depends(words, _) => words,
+            Self::Depends(words, _) | Self::Keyed(words, _) => words,
         }
     }
 
     /// Returns when a change takes effect.
-    pub(super) fn kind(&self, sides: &Sides<'_, T>) -> ChangeKind {
+    pub(super) fn kind(&self, key: &'static str, sides: &Sides<'_, T>) -> ChangeKind {
         match self {
             Self::AtOnce(_) => ChangeKind::AtOnce,
             Self::NextReboot => ChangeKind::NextReboot,
@@ -85,6 +87,7 @@ impl<T> Effect<T> {
             Self::CloudInitRerun(modules) => ChangeKind::CloudInitRerun(modules),
             Self::NewDisk => ChangeKind::Ignored,
             Self::Depends(_, kind) => kind(sides),
+            Self::Keyed(_, kind) => kind(key, sides),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::key;
 use crate::{
-    spec::{Disk, Link, LinkState, Nic, Vm},
+    spec::{Disk, DiskLimits, Link, LinkState, Nic, Vm},
     value::{Label, Size},
 };
 
@@ -17,6 +17,15 @@ pub enum LiveChange {
     RemoveDisk(Label),
     /// Grows a disk to this size.
     GrowDisk(Label, Size),
+    /// Limits the I/O of a disk. `key` is the key that differs; all limits are set.
+    LimitDisk {
+        /// The disk.
+        disk: Label,
+        /// The key within its table.
+        key: &'static str,
+        /// All limits of the disk.
+        limits: Box<DiskLimits>,
+    },
     /// Hotplugs a NIC.
     AddNic(Box<Nic>),
     /// Unplugs a NIC.
@@ -39,6 +48,7 @@ impl LiveChange {
             Self::AddDisk(disk) => key::of_table(key::DISK, &disk.name),
             Self::RemoveDisk(disk) => key::of_table(key::DISK, disk),
             Self::GrowDisk(disk, _) => key::of_disk(disk, "size"),
+            Self::LimitDisk { disk, key, .. } => key::of_disk(disk, key),
             Self::AddNic(nic) => key::of_table(key::NIC, &nic.name),
             Self::RemoveNic(nic) => key::of_table(key::NIC, nic),
             Self::MoveNic(nic) => key::of_nic(&nic.name, "bridge"),
@@ -129,6 +139,10 @@ impl RunningMachine {
             LiveChange::GrowDisk(name, size) => {
                 let disk = self.disks.iter_mut().find(|disk| disk.name == *name);
                 disk.into_iter().for_each(|disk| disk.size = Some(*size));
+            }
+            LiveChange::LimitDisk { disk: name, limits, .. } => {
+                let disk = self.disks.iter_mut().find(|disk| disk.name == *name);
+                disk.into_iter().for_each(|disk| disk.limits = **limits);
             }
             LiveChange::AddNic(nic) => {
                 self.nics.retain(|other| other.name != nic.name);

@@ -6,7 +6,7 @@ use std::{path::PathBuf, time::Duration};
 use super::{event::ChangeOutcome, taps};
 use crate::{
     machine::{
-        device::{self, DISK_PORTS, NIC_PORTS, PciLocation, TapEnds},
+        device::{self, DISK_PORTS, DiskParts, NIC_PORTS, PciLocation, TapEnds},
         diff::LiveChange,
         fdset::{FIRST, Files, PassedFile},
     },
@@ -16,7 +16,7 @@ use crate::{
         tap_spec::tap,
         vhost,
     },
-    spec::{Disk, Link, LinkState, Nic, Vm},
+    spec::{Disk, DiskLimits, Link, LinkState, Nic, Vm},
     value::{Explain, Label, MacAddr, Size, foreign_error::is_unplug_pending},
 };
 use crate::{
@@ -60,6 +60,8 @@ pub(crate) enum Error {
     Filter(#[from] filters::Error),
     #[error("cannot open /dev/vhost-net")]
     Vhost(#[source] std::io::Error),
+    #[error("QEMU has no device for the disk")]
+    NoDevice,
     #[error("this QEMU has no network but its taps")]
     ShutOff,
     #[error("canceled")]
@@ -107,6 +109,7 @@ impl Machine {
             LiveChange::SetMemory(size) => self.client.balloon(size.bytes(), QMP_LIMIT).await?,
             LiveChange::AddDisk(disk) => self.add_disk(disk).await?,
             LiveChange::GrowDisk(name, size) => self.grow(name, *size).await?,
+            LiveChange::LimitDisk { disk, limits, .. } => self.limit(disk, limits).await?,
             LiveChange::AddNic(nic) => self.add_nic(nic).await?,
             LiveChange::MoveNic(nic) => self.move_to_bridge(nic).await?,
             LiveChange::IsolateNic(nic) => self.move_to_bridge(nic).await?,
@@ -147,7 +150,8 @@ impl Machine {
         self.close_nodes(&disk.name).await;
         let sets = self.client.fd_sets(QMP_LIMIT).await?;
         let mut files = Files::from(sets.iter().map(|(set, _)| set + 1).fold(FIRST, i32::max));
-        let ([lower, upper], front) = device::disk_behind(disk, &file, &port, &mut files);
+        let (DiskParts { objects, nodes }, front) =
+            device::disk_behind(disk, &file, &port, &mut files);
         let added = async {
             let files = files.into_all();
             let uid = self.uid;
@@ -155,8 +159,12 @@ impl Machine {
             for (handed, (fd, set)) in files.iter().zip(isolate::open(&files)?) {
                 self.client.add_fd(set, &handed.opaque(), fd, QMP_LIMIT).await?;
             }
-            self.client.add_node(lower, QMP_LIMIT).await?;
-            self.client.add_node(upper, QMP_LIMIT).await?;
+            for object in objects {
+                self.client.add_object(object, QMP_LIMIT).await?;
+            }
+            for node in nodes {
+                self.client.add_node(node, QMP_LIMIT).await?;
+            }
             Ok(self.client.add_device(front, QMP_LIMIT).await?)
         };
         let added: Result<(), Error> = added.await;
@@ -178,6 +186,21 @@ impl Machine {
             self.client.resize_node(&node, size.bytes(), QMP_LIMIT).await?;
         }
         Ok(())
+    }
+
+    /// Sets all limits of a disk. A disk that an earlier qvm attached has no node for them: QEMU
+    /// then limits the device's own access to its node, which lasts as long as this QEMU.
+    async fn limit(&self, disk: &Label, limits: &DiskLimits) -> Result<(), Error> {
+        let group = device::throttle_group(disk);
+        if self.client.objects(QMP_LIMIT).await?.contains(&group) {
+            let limits = device::limits(limits, true);
+            return Ok(self.client.set_throttle_limits(&group, limits, QMP_LIMIT).await?);
+        }
+        let Some(device) = self.client.device_of_node(&device::node(disk), QMP_LIMIT).await? else {
+            return Err(Error::NoDevice);
+        };
+        let limits = device::limits(limits, true);
+        Ok(self.client.throttle_device(&device, &limits, QMP_LIMIT).await?)
     }
 
     async fn add_nic(&self, nic: &Nic) -> Result<(), Error> {
@@ -305,8 +328,12 @@ pub(crate) async fn tidy(client: &qmp::Client, change: &LiveChange) {
 /// Closes the nodes of a disk that has no device, and the files that they were handed. That there are none is as good.
 async fn close_nodes(client: &qmp::Client, disk: &Label) {
     let node = device::node(disk);
-    let _ = client.remove_node(&node, QMP_LIMIT).await;
-    let _ = client.remove_node(&format!("{node}-file"), QMP_LIMIT).await;
+    for node in [node.clone(), device::format_node(disk), device::file_node_of(disk)] {
+        let _ = client.remove_node(&node, QMP_LIMIT).await;
+    }
+    for object in [device::throttle_group(disk), device::iothread(disk)] {
+        let _ = client.remove_object(&object, QMP_LIMIT).await;
+    }
     for (set, opaque) in client.fd_sets(QMP_LIMIT).await.unwrap_or_default() {
         if PassedFile::is_of(&opaque, &node) {
             let _ = client.remove_fds(set, QMP_LIMIT).await;

@@ -59,9 +59,12 @@ mod tests {
         let failure = |is_host_fault| {
             start_failure(&Failed { source: std::io::Error::other("the cause"), is_host_fault })
         };
-        let why = "it failed: the cause".to_owned();
+        let why = Explanation::from("it failed: the cause");
         assert_eq!(failure(false), StartFailure { fault: Fault::Vm, why });
-        let why = "it failed: the cause\nhint: repair the host".to_owned();
+        let why = Explanation {
+            text: "it failed: the cause".into(),
+            hint: Some("repair the host".into()),
+        };
         assert_eq!(failure(true), StartFailure { fault: Fault::Host, why });
     }
 
@@ -69,7 +72,7 @@ mod tests {
     fn missing_threads_and_results_are_host_faults() {
         let failure = thread(&std::io::ErrorKind::OutOfMemory.into());
         assert_eq!(failure.fault, Fault::Host);
-        assert!(failure.why.starts_with("cannot start a thread: "), "{}", failure.why);
+        assert!(failure.why.text.starts_with("cannot start a thread: "), "{}", failure.why);
         assert_eq!(not_prepared().fault, Fault::Host);
     }
 }

@@ -47,6 +47,8 @@ pub enum Error {
     Open {
         /// The file.
         path: PathBuf,
+        /// Whether `O_DIRECT` was asked for.
+        direct: bool,
         /// Why.
         source: io::Error,
     },
@@ -79,6 +81,12 @@ impl Explain for Error {
 
     fn own_hint(&self) -> Option<String> {
         match self {
+            Self::Open { direct: true, source, .. }
+                if source.kind() == io::ErrorKind::InvalidInput =>
+            {
+                let hint = "its file system does not support O_DIRECT: write `cache = \"writeback\"`";
+                Some(hint.into())
+            }
             Self::Pipe(_) => Some("`ulimit -n` has to be well over 512; it is 1024 mostly".into()),
             Self::Broken(_) => Some(
                 "it may need files elsewhere than below its own prefix and /usr; `isolation = \"off\"` does without".into(),
@@ -267,7 +275,7 @@ pub(crate) fn open(files: &[PassedFile]) -> Result<Vec<(OwnedFd, i32)>, Error> {
             .write(write)
             .custom_flags(flags.bits().cast_signed())
             .open(&handed.path);
-        let failed = |source| Error::Open { path: handed.path.clone(), source };
+        let failed = |source| Error::Open { path: handed.path.clone(), direct, source };
         Ok((OwnedFd::from(opened.map_err(failed)?), handed.set))
     };
     files.iter().map(open).collect()

@@ -2,7 +2,10 @@
 //!
 //! Blocks for as long as a download takes. Each step is idempotent.
 
-use std::{os::unix::fs::FileTypeExt, path::Path};
+use std::{
+    os::unix::fs::FileTypeExt,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     disk,
@@ -27,7 +30,7 @@ use crate::{
         probe::{self, Probe, firmware},
     },
     seed::{documents, iso9660},
-    spec::{Disk, Format, Isolation, Source, Vm},
+    spec::{Disk, Format, Isolation, SectorSize, Source, Vm},
     store::{identity::Identity, layout::VmPaths},
     sys::file,
     systemd::unit::Scope,
@@ -233,12 +236,19 @@ pub fn firmware_for(
 
 /// The file of a disk, which may not exist yet.
 pub fn disk_file(paths: &VmPaths, disk: &crate::spec::Disk) -> DiskFile {
+    let plain = DiskFile {
+        path: PathBuf::new(),
+        format: disk.format,
+        is_device: false,
+        backing: vec![],
+        sector_size: disk.sector_size.unwrap_or(SectorSize::B512),
+    };
     match &disk.source {
         Source::File(path) => {
-            DiskFile { path: path.clone(), format: disk.format, is_device: false, backing: vec![] }
+            DiskFile { path: path.clone(), format: disk.format, is_device: false, ..plain }
         }
         Source::Device(path) => {
-            DiskFile { path: path.clone(), format: disk.format, is_device: true, backing: vec![] }
+            DiskFile { path: path.clone(), format: disk.format, is_device: true, ..plain }
         }
         Source::Image(_) | Source::Blank | Source::Existing => {
             use crate::spec::Format::{Qcow2, Raw};
@@ -247,7 +257,7 @@ pub fn disk_file(paths: &VmPaths, disk: &crate::spec::Disk) -> DiskFile {
             let format = if !there(disk.format) && there(other) { other } else { disk.format };
             let path = paths.disk(&disk.name, format);
             let is_device = is_block_device(&path);
-            DiskFile { path, format, is_device, backing: vec![] }
+            DiskFile { path, format, is_device, ..plain }
         }
     }
 }
@@ -345,7 +355,11 @@ pub fn disk(
         Format::Raw => Ok(vec![]),
     };
     let backing = backing.map_err(failed)?;
-    Ok((DiskFile { path: ready.path, format: ready.format, is_device, backing }, ready.notes))
+    let (format, path) = (ready.format, ready.path);
+    let device = is_device.then_some(path.as_path());
+    let sys = settings.root.join("sys");
+    let sector_size = disk::sector_size::ensure(wanted, vm, &paths, device, &sys)?;
+    Ok((DiskFile { path, format, is_device, backing, sector_size }, ready.notes))
 }
 
 /// The qemu-img beside this QEMU, or else that of `PATH`.

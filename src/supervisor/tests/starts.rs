@@ -71,7 +71,7 @@ async fn start_without_qemu_fails() {
     let Some(Outcome::NotStarted(failure)) = outcome(&scene) else {
         panic!("{:?}", outcome(&scene));
     };
-    assert!(failure.why.contains("qemu-system-x86_64"), "{}", failure.why);
+    assert!(failure.why.text.contains("qemu-system-x86_64"), "{}", failure.why);
     assert_eq!(scene.state(), State::Failed);
     let end = scene.supervisor.history.last_end().unwrap();
     assert_eq!(end.reason, "start-failed");
@@ -92,10 +92,11 @@ async fn waiting_start_is_explained() {
     scene.until_admitting();
     for _ in 0..2 {
         scene.supervisor.on_start_report(Report::Waiting("waits for memory".into()));
-        assert_eq!(scene.supervisor.status().notes, ["waits for memory"]);
+        let notes = scene.supervisor.status().notes;
+        assert!(notes.len() == 1 && notes[0].text == "waits for memory", "{notes:?}");
     }
     scene.supervisor.on_start_report(Report::Admitted(None));
-    assert_eq!(scene.supervisor.status().notes, Vec::<String>::new());
+    assert!(scene.supervisor.status().notes.is_empty());
     assert!(is_in(&scene, Phase::Preparing(Boot::Cold)));
 }
 
@@ -107,7 +108,7 @@ async fn refused_admission_is_explained_by_its_end() {
     let failure = StartFailure { fault: Fault::InsufficientMemory, why: "not enough".into() };
     let event = StartEvent::Failed { failure, leftover: life::Leftover::None };
     scene.supervisor.on_start_report(Report::Ended(event));
-    assert_eq!(scene.supervisor.status().notes, Vec::<String>::new());
+    assert!(scene.supervisor.status().notes.is_empty());
     let Some(Outcome::NotStarted(failure)) = outcome(&scene) else {
         panic!("{:?}", outcome(&scene));
     };
@@ -120,7 +121,7 @@ async fn canceled_start_does_not_wait() {
     scene.until_admitting();
     scene.supervisor.handle_input(Input::Signal(Signal::Stop));
     scene.supervisor.on_start_report(Report::Waiting("waits for memory".into()));
-    assert_eq!(scene.supervisor.status().notes, Vec::<String>::new());
+    assert!(scene.supervisor.status().notes.is_empty());
     assert_eq!(scene.state(), State::Stopping);
     let aborted = StartEvent::Aborted(life::Leftover::None);
     scene.supervisor.on_start_report(Report::Ended(aborted));
@@ -141,9 +142,10 @@ async fn notes_of_the_preparation_are_the_vms() {
         macs: std::collections::BTreeMap::new(),
         hostname: None,
     };
-    let report = Report::Prepared { notes: vec!["a note".into()], identity };
+    let note = crate::value::Note::new(crate::value::NoteCode::DiskNotShrunk, "a note");
+    let report = Report::Prepared { notes: vec![note.clone()], identity };
     scene.supervisor.on_start_report(report);
-    assert_eq!(scene.supervisor.status().notes, ["a note"]);
+    assert_eq!(*scene.supervisor.status().notes, [note]);
     // Nothing was prepared by a phase of this start: the launch is refused.
     let Some(Outcome::NotStarted(failure)) = outcome(&scene) else {
         panic!("{:?}", outcome(&scene));

@@ -13,6 +13,7 @@ use crate::{
     store::record::Record,
     supervisor::{input::Input, running::event::VmEvent},
     sys::pidfd::Exit,
+    value::{Note, NoteCode},
 };
 
 #[tokio::test]
@@ -96,7 +97,8 @@ async fn missed_readiness_of_an_earlier_run_is_shown() {
     let status = scene.supervisor.status();
     if status.state == State::Running {
         assert_eq!(status.ready, Some(Ready::No));
-        let is_named = |note: &String| note.contains("is not ready") && note.contains("no answer");
+        let is_named =
+            |note: &Note| note.code == NoteCode::NotReady && note.text.contains("no answer");
         assert!(status.notes.iter().any(is_named), "{:?}", status.notes);
     }
 }
@@ -159,12 +161,13 @@ async fn silent_qemu_is_trouble() {
 #[tokio::test]
 async fn taps_and_newer_qemu_are_noted() {
     let (mut scene, _peer) = Scene::running(TEXT).await;
+    let note = Note::new(NoteCode::TapOffBridge, "a tap");
     let report = crate::supervisor::running::event::TapsReport {
-        notes: vec!["a tap".into()],
+        notes: vec![note.clone()],
         events: vec![("QVM_TAP_LOST", json!({ "tap": "qvm-web" }))],
     };
     scene.supervisor.handle_vm_event(VmEvent::Taps(report));
-    assert!(scene.supervisor.status().notes.contains(&"a tap".to_owned()));
+    assert!(scene.supervisor.status().notes.contains(&note));
     assert!(scene.published().contains(&"QVM_TAP_LOST".to_owned()));
     scene.supervisor.handle_vm_event(VmEvent::InstalledQemu("99.0.0".into()));
     let pending = scene.supervisor.status().pending;

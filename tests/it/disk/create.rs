@@ -86,6 +86,10 @@ fn of(source: Source) -> Disk {
         bus: Bus::Virtio,
         media: Media::Disk,
         read_only: false,
+        cache: None,
+        iothread: false,
+        sector_size: None,
+        limits: spec::DiskLimits::default(),
     }
 }
 

@@ -2,4 +2,5 @@
 
 mod corrupt;
 mod create;
+mod limits;
 mod verbs;

@@ -126,7 +126,13 @@ fn qemu_takes(vm: &Vm, dir: &Path, directories: [&str; 3], firmware: Option<&Sel
     let file = |disk: &spec::Disk| {
         let path = paths.state.join(format!("{}.img", disk.name));
         fs::write(&path, vec![0; 1 << 20]).unwrap();
-        DiskFile { path, format: Format::Raw, is_device: false, backing: vec![] }
+        DiskFile {
+            path,
+            format: Format::Raw,
+            is_device: false,
+            backing: vec![],
+            sector_size: spec::SectorSize::B512,
+        }
     };
     let disks: Vec<DiskFile> = vm.disks.iter().map(file).collect();
     fs::write(paths.seed(), vec![0; 1 << 20]).unwrap();

@@ -128,6 +128,107 @@ const KEYS: &[Row] = &[
         "disk.data.path = \"/a.qcow2\"\ndisk.data.readOnly = true",
     ),
     (
+        "disk.NAME.cache",
+        "disk.data.size = \"1G\"",
+        "disk.data = { size = \"1G\", cache = \"none\" }",
+    ),
+    (
+        "disk.NAME.iothread",
+        "disk.data.size = \"1G\"",
+        "disk.data = { size = \"1G\", iothread = true }",
+    ),
+    (
+        "disk.NAME.logicalBlockSize",
+        "disk.data.size = \"1G\"",
+        "disk.data = { size = \"1G\", logicalBlockSize = 4096 }",
+    ),
+    ("disk.NAME.iops", "disk.data.size = \"1G\"", "disk.data = { size = \"1G\", iops = 100 }"),
+    (
+        "disk.NAME.iopsBurst",
+        "disk.data = { size = \"1G\", iops = 100 }",
+        "disk.data = { size = \"1G\", iops = 100, iopsBurst = 300 }",
+    ),
+    (
+        "disk.NAME.iopsBurstSec",
+        "disk.data = { size = \"1G\", iops = 100, iopsBurst = 300, iopsBurstSec = 5 }",
+        "disk.data = { size = \"1G\", iops = 200, iopsBurst = 300 }",
+    ),
+    (
+        "disk.NAME.iopsRead",
+        "disk.data.size = \"1G\"",
+        "disk.data = { size = \"1G\", iopsRead = 100 }",
+    ),
+    (
+        "disk.NAME.iopsReadBurst",
+        "disk.data = { size = \"1G\", iopsRead = 100 }",
+        "disk.data = { size = \"1G\", iopsRead = 100, iopsReadBurst = 300 }",
+    ),
+    (
+        "disk.NAME.iopsReadBurstSec",
+        "disk.data = { size = \"1G\", iopsRead = 100, iopsReadBurst = 300, iopsReadBurstSec = 5 }",
+        "disk.data = { size = \"1G\", iopsRead = 200, iopsReadBurst = 300 }",
+    ),
+    (
+        "disk.NAME.iopsWrite",
+        "disk.data.size = \"1G\"",
+        "disk.data = { size = \"1G\", iopsWrite = 100 }",
+    ),
+    (
+        "disk.NAME.iopsWriteBurst",
+        "disk.data = { size = \"1G\", iopsWrite = 100 }",
+        "disk.data = { size = \"1G\", iopsWrite = 100, iopsWriteBurst = 300 }",
+    ),
+    (
+        "disk.NAME.iopsWriteBurstSec",
+        "disk.data = { size = \"1G\", iopsWrite = 100, iopsWriteBurst = 300, iopsWriteBurstSec = 5 }",
+        "disk.data = { size = \"1G\", iopsWrite = 200, iopsWriteBurst = 300 }",
+    ),
+    (
+        "disk.NAME.bandwidth",
+        "disk.data = { size = \"1G\", bandwidth = \"10M\" }",
+        "disk.data.size = \"1G\"",
+    ),
+    (
+        "disk.NAME.bandwidthBurst",
+        "disk.data = { size = \"1G\", bandwidth = \"10M\" }",
+        "disk.data = { size = \"1G\", bandwidth = \"10M\", bandwidthBurst = \"1G\" }",
+    ),
+    (
+        "disk.NAME.bandwidthBurstSec",
+        "disk.data = { size = \"1G\", bandwidth = \"10M\", bandwidthBurst = \"1G\" }",
+        "disk.data = { size = \"1G\", bandwidth = \"10M\", bandwidthBurst = \"1G\", bandwidthBurstSec = 60 }",
+    ),
+    (
+        "disk.NAME.bandwidthRead",
+        "disk.data = { size = \"1G\", bandwidthRead = \"10M\" }",
+        "disk.data.size = \"1G\"",
+    ),
+    (
+        "disk.NAME.bandwidthReadBurst",
+        "disk.data = { size = \"1G\", bandwidthRead = \"10M\" }",
+        "disk.data = { size = \"1G\", bandwidthRead = \"10M\", bandwidthReadBurst = \"1G\" }",
+    ),
+    (
+        "disk.NAME.bandwidthReadBurstSec",
+        "disk.data = { size = \"1G\", bandwidthRead = \"10M\", bandwidthReadBurst = \"1G\" }",
+        "disk.data = { size = \"1G\", bandwidthRead = \"10M\", bandwidthReadBurst = \"1G\", bandwidthReadBurstSec = 60 }",
+    ),
+    (
+        "disk.NAME.bandwidthWrite",
+        "disk.data = { size = \"1G\", bandwidthWrite = \"10M\" }",
+        "disk.data.size = \"1G\"",
+    ),
+    (
+        "disk.NAME.bandwidthWriteBurst",
+        "disk.data = { size = \"1G\", bandwidthWrite = \"10M\" }",
+        "disk.data = { size = \"1G\", bandwidthWrite = \"10M\", bandwidthWriteBurst = \"1G\" }",
+    ),
+    (
+        "disk.NAME.bandwidthWriteBurstSec",
+        "disk.data = { size = \"1G\", bandwidthWrite = \"10M\", bandwidthWriteBurst = \"1G\" }",
+        "disk.data = { size = \"1G\", bandwidthWrite = \"10M\", bandwidthWriteBurst = \"1G\", bandwidthWriteBurstSec = 60 }",
+    ),
+    (
         "disk.NAME.image.url",
         "disk.data.image = { url = \"https://a/x\", sha256 = \"HEX\" }",
         "disk.data.image = { url = \"https://b/x\", sha256 = \"HEX\" }",

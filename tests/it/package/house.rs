@@ -746,7 +746,7 @@ fn explanations(sources: &[Source]) -> Vec<String> {
     let mut problems = Vec::new();
     for source in sources {
         let code = bare(&source.text);
-        let tokens = tokens(before_tests(&code));
+        let tokens = tokens(&without_tests(&code));
         let is = |at: usize, texts: &[&str]| {
             tokens.get(at).is_some_and(|token| texts.contains(&token.text.as_str()))
         };

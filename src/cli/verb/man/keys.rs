@@ -89,6 +89,8 @@ fn option(key: &Key) -> String {
         }
         Kind::Memory => "key memory".to_owned(),
         Kind::Size => "key diskSize".to_owned(),
+        Kind::Bandwidth => "key bandwidth".to_owned(),
+        Kind::Sector => "key sectorSize".to_owned(),
         Kind::Ready => "key ready".to_owned(),
         Kind::Secret => "key secretFile".to_owned(),
         Kind::Sha256 => "key sha256".to_owned(),

@@ -122,8 +122,8 @@ async fn memory_of_other_vms_is_not_given_twice() {
     assert!(matches!(error, Error::InsufficientMemory { .. }), "{error:?}");
     let failure = error.failure();
     assert_eq!(failure.fault, Fault::InsufficientMemory);
-    assert!(failure.why.contains("stop another VM"), "{}", failure.why);
-    assert!(failure.why.contains("qvm.toml"), "{}", failure.why);
+    assert!(failure.why.to_string().contains("stop another VM"), "{}", failure.why);
+    assert!(failure.why.to_string().contains("qvm.toml"), "{}", failure.why);
     assert_eq!(scene.reserved(), None);
     reservation::remove(&other);
     assert!(scene.admission(2 * GIB).admitted().await.unwrap().is_none());
@@ -133,7 +133,7 @@ async fn memory_of_other_vms_is_not_given_twice() {
 async fn vm_larger_than_the_host_never_fits() {
     let scene = Scene::new();
     let error = scene.admission(8 * GIB).admitted().await.unwrap_err();
-    let why = error.failure().why;
+    let why = error.failure().why.to_string();
     assert!(why.contains("give it less `mem`") && !why.contains("stop another"), "{why}");
 }
 

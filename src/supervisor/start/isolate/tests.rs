@@ -192,3 +192,11 @@ fn program_that_cannot_be_executed_is_named() {
     let error = plan.spawn(Path::new("/nowhere/qemu"), &[], vec![], tell).unwrap_err();
     assert!(error.to_string().contains("/nowhere/qemu"), "{error}");
 }
+
+#[test]
+fn file_without_o_direct_has_a_hint() {
+    let access = Access { write: false, direct: true };
+    let (path, node) = (PathBuf::from("/proc/version"), "node-root".to_owned());
+    let error = open(&[PassedFile { set: 40, path, access, node }]).unwrap_err();
+    assert!(error.hint().unwrap().contains("`cache = \"writeback\"`"), "{error:?}");
+}
