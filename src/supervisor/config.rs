@@ -38,7 +38,7 @@ pub(crate) struct Config {
     /// Why the VM file is not valid.
     problem: Option<String>,
     files: Files,
-    pending: VmDiff,
+    diff: VmDiff,
     operators: Operators,
 }
 
@@ -51,7 +51,7 @@ impl Config {
             written_text: text.clone(),
             problem: None,
             files: Files::default(),
-            pending: VmDiff::default(),
+            diff: VmDiff::default(),
             operators: Operators::new(),
             vm,
             text,
@@ -90,12 +90,12 @@ impl Config {
 
     /// Where the VM file differs from what runs.
     pub(crate) fn pending(&self) -> Vec<Pending> {
-        self.pending.pending()
+        self.diff.pending()
     }
 
     /// Whether a reboot of the guest has to bring a new QEMU process.
     pub(crate) fn wants_relaunch(&self) -> bool {
-        self.pending.wants_relaunch()
+        self.diff.wants_relaunch()
     }
 
     /// The authorization rule of the VM, which follows `operators`.
@@ -140,8 +140,8 @@ impl Config {
     }
 
     /// QEMU is started anew: nothing is pending.
-    pub(crate) fn clear_pending(&mut self) {
-        self.pending = VmDiff::default();
+    pub(crate) fn clear_diff(&mut self) {
+        self.diff = VmDiff::default();
     }
 
     /// Puts `operators` of the VM as it runs into effect.
@@ -180,7 +180,7 @@ impl Config {
 
     /// The changes that can be applied to the machine while it runs.
     pub(crate) fn live_changes(&self) -> Vec<LiveChange> {
-        self.pending.live()
+        self.diff.live()
     }
 
     /// A change was applied to the machine. Returns the same for the run record.
@@ -293,7 +293,7 @@ impl Config {
             running: &self.running.versions,
             installed: &self.versions_installed(qemu),
         };
-        self.pending = VmDiff::between(&self.running.vm(&self.vm), &self.written, &facts);
+        self.diff = VmDiff::between(&self.running.vm(&self.vm), &self.written, &facts);
     }
 
     /// Returns the versions that a QEMU started now would have.

@@ -10,7 +10,6 @@ pub(crate) mod installed_qemu;
 mod intention;
 pub(crate) mod live_update;
 pub(crate) mod memory;
-mod operations;
 pub(crate) mod qemu;
 pub(crate) mod qmp_watchdog;
 pub(crate) mod ready;
@@ -83,6 +82,25 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) public: State,
     /// Everything else.
     pub(crate) ctx: &'a Context,
+}
+
+/// The components that a request or an action of the life machine concerns, with the QEMU process
+/// that each of them needs.
+pub(crate) struct Components<'a> {
+    /// The QEMU process.
+    pub(crate) qemu: &'a mut Qemu,
+    /// The freeze of the guest's file systems.
+    pub(crate) freeze: &'a mut Freeze,
+    /// The balloon.
+    pub(crate) memory: &'a mut Memory,
+    /// Whether the guest is ready.
+    pub(crate) readiness: &'a mut ReadinessProbe,
+    /// The save of the guest's state.
+    pub(crate) state_save: &'a mut StateSave,
+    /// Whether the host has space for the disks.
+    pub(crate) disk_space: &'a mut DiskSpace,
+    /// Whether QMP answers.
+    pub(crate) qmp_watchdog: &'a mut QmpWatchdog,
 }
 
 impl RunningVm {
@@ -166,6 +184,19 @@ impl RunningVm {
     /// The QEMU process.
     pub(crate) fn qemu(&mut self) -> &mut Qemu {
         &mut self.qemu
+    }
+
+    /// The components, each to be called with what it needs.
+    pub(crate) fn components(&mut self) -> Components<'_> {
+        Components {
+            qemu: &mut self.qemu,
+            freeze: &mut self.freeze,
+            memory: &mut self.memory,
+            readiness: &mut self.readiness,
+            state_save: &mut self.state_save,
+            disk_space: &mut self.disk_space,
+            qmp_watchdog: &mut self.qmp_watchdog,
+        }
     }
 
     /// What the next supervisor needs to adopt the process.
@@ -294,16 +325,6 @@ impl RunningVm {
         self.disk_space.on_paused(disks, &mut self.qemu, ctx);
     }
 
-    /// The vCPUs run.
-    pub(crate) fn on_resumed(&mut self) {
-        self.disk_space.on_resumed();
-    }
-
-    /// Waits for space on the host, where the VM does in this state.
-    pub(crate) fn wait_for_space(&mut self, state: &life::State) {
-        self.disk_space.wait_for_space(state, &mut self.qemu);
-    }
-
     /// Records whether an operator wants the vCPUs paused: space alone does not resume such a guest, nor does the next supervisor.
     /// Returns when that is written; `None` where nothing changes.
     pub(crate) fn set_paused_by_operator(
@@ -329,16 +350,6 @@ impl RunningVm {
     pub(crate) fn resynchronize(&mut self, config: &Config, ctx: &Context) {
         self.memory.query(&mut self.qemu);
         self.settle_devices(config, ctx);
-    }
-
-    /// Asks whether QMP answers.
-    pub(crate) fn ask_qmp(&mut self, ctx: &Context) {
-        self.qmp_watchdog.ask(&mut self.qemu, ctx);
-    }
-
-    /// The same, unless QEMU has answered a moment ago.
-    pub(crate) fn ask_qmp_if_stale(&mut self, ctx: &Context) {
-        self.qmp_watchdog.ask_if_stale(&mut self.qemu, ctx);
     }
 
     /// QEMU has exited: answers the clients that wait for a change of its machine.
