@@ -111,8 +111,8 @@ mod tests {
         );
         assert_eq!(
             hint.unwrap(),
-            "`modprobe -a sch_ingress cls_bpf` tells whether it has the modules; `antiSpoof = false` goes without; \
-             so does `isolation = \"on\"`, and `qvm status` tells then"
+            "load the modules with `modprobe -a sch_ingress cls_bpf`, or set `antiSpoof = false`; so does \
+             `isolation = \"on\"`, and `qvm status` tells then"
         );
     }
 }
