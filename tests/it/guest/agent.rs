@@ -379,7 +379,7 @@ fn files_go_in_and_out() {
         "hint: `qvm exec web -- tar -C /tmp/dir -c . | tar -x`",
     );
     fails(&["cp", &here("back"), "web:/tmp/x"], "| qvm exec web -- tar -C /tmp/x -x`");
-    fails(&["cp", &here("file"), "web:/dev/null"], "no regular file");
+    fails(&["cp", &here("file"), "web:/dev/null"], "not a regular file");
     fails(&["cp", "web:/tmp/dir/name", &here("no/x")], "cannot create a temporary file for");
     assert!(!fs::exists(here("x")).unwrap());
     for wrong in [["cp", "a", "b"], ["cp", "web:/a", "web:/b"], ["cp", "a", "web:b"]] {

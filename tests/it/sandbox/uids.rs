@@ -96,7 +96,7 @@ fn a_copied_identity_brings_no_user_with_it() {
         lab.ok(&["stop", vm]);
         assert_eq!(starts_as(&lab, vm), user);
     }
-    assert_eq!(told(&lab, "a", "its user") + told(&lab, "b", "its user"), 1);
+    assert_eq!(told(&lab, "a", "its UID") + told(&lab, "b", "its UID"), 1);
 }
 
 #[test]

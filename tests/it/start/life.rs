@@ -374,9 +374,7 @@ fn a_start_tells_what_it_cannot_know() {
     let silent = lab.qvm(&["start", "web"]);
     let told = String::from_utf8_lossy(&silent.stderr).into_owned();
     assert_eq!(silent.status.code(), Some(1), "{told}");
-    assert!(
-        told.contains("cannot determine whether the VM is running: the supervisor does not answer")
-    );
+    assert!(told.contains("cannot determine whether the VM is running"), "{told}");
     signal(supervisor, SIGCONT);
     assert_eq!(lab.ok(&["start", "web"]), "web: running\n");
     assert_ne!(lab.qemu_pid("web"), qemu);
