@@ -382,3 +382,18 @@ pub(super) fn unread(error: io::Error) -> Error {
         _ => Error::Stream("write the output", error),
     }
 }
+
+/// Returns the error of a failed read of standard input: the end of the session if its terminal
+/// hung up. isatty(3) fails after a hangup, so the terminal is recognized as a character device.
+pub(super) fn input_error(error: io::Error, otherwise: impl FnOnce(io::Error) -> Error) -> Error {
+    let is_device = || {
+        rustix::fs::fstat(io::stdin()).is_ok_and(|stat| {
+            rustix::fs::FileType::from_raw_mode(stat.st_mode)
+                == rustix::fs::FileType::CharacterDevice
+        })
+    };
+    match error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) && is_device() {
+        true => SessionEnd::HungUp.into(),
+        false => otherwise(error),
+    }
+}

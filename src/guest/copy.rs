@@ -9,7 +9,7 @@ use std::{
 
 use tokio::sync::mpsc;
 
-use super::agent::{Error, Guest, unread};
+use super::agent::{Error, Guest, input_error, unread};
 use crate::{
     control::client,
     sys::{
@@ -19,6 +19,8 @@ use crate::{
     },
 };
 
+/// The path in messages for standard input.
+const STDIN: &str = "/dev/stdin";
 /// Prints `directory`, or the mode and the size of a file in the guest.
 const LOOK: &str = r#"if [ -d "$0" ]; then echo directory; else stat -L -c '%a %s' "$0"; fi"#;
 /// Creates the temporary file; prints its name and the target.
@@ -209,7 +211,7 @@ impl Source {
     fn open(from: &Local, to: &str) -> Result<Self, Error> {
         let Local::File(path) = from else {
             let bytes = input_of(std::io::stdin());
-            let path = "/dev/stdin".into();
+            let path = STDIN.into();
             return Ok(Self { bytes, name: String::new(), mode: None, total: None, path });
         };
         let there = fs::metadata(path).map_err(file::Error::on("read", path))?;
@@ -233,8 +235,10 @@ impl Source {
 
     /// Returns the bytes for one call; empty at the end.
     async fn next(&mut self, guest: &mut Guest) -> Result<Vec<u8>, Error> {
+        let unread = |error| file::Error::on("read", &self.path)(error).into();
+        let is_stdin = self.path.as_os_str() == STDIN;
         super::agent::next(guest, &mut self.bytes)
             .await?
-            .map_err(|error| file::Error::on("read", &self.path)(error).into())
+            .map_err(|error| if is_stdin { input_error(error, unread) } else { unread(error) })
     }
 }

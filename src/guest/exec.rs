@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::{sync::mpsc, time::Instant};
 
-use super::agent::{Done, Error, Guest, LEAST_PAUSE, MOST_PAUSE, next, unread};
+use super::agent::{Done, Error, Guest, LEAST_PAUSE, MOST_PAUSE, input_error, next, unread};
 use crate::{
     control::client,
     sys::terminal::{Input, Output},
@@ -222,7 +222,9 @@ impl Stream {
 
 /// Returns the next bytes of standard input.
 async fn typed(guest: &mut Guest, input: &mut mpsc::Receiver<Input>) -> Result<Vec<u8>, Error> {
-    next(guest, input).await?.map_err(|error| Error::Stream("read standard input", error))
+    next(guest, input)
+        .await?
+        .map_err(|error| input_error(error, |error| Error::Stream("read standard input", error)))
 }
 
 /// Writes standard input to a file in the guest; returns whether there was any.

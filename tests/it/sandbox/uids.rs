@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use crate::lab::{Lab, guest, signal};
+use crate::lab::{Lab, guest, signal, until};
 use nix::sys::signal::Signal::SIGKILL;
 
 const STRICT: &str = "isolation = \"strict\"\n[nic]\n";
@@ -105,7 +105,14 @@ fn a_user_that_is_not_in_the_range_counts_for_nothing() {
     let a = starts_as(&lab, "a");
     // A QEMU that runs keeps what it has, whoever takes it over.
     let (qemu, supervisor) = (lab.qemu_pid("a"), lab.status("a")["supervisorPid"].as_i64());
-    signal(supervisor.unwrap().try_into().unwrap(), SIGKILL as i32);
+    let supervisor: i32 = supervisor.unwrap().try_into().unwrap();
+    signal(supervisor, SIGKILL as i32);
+    // Until it is dead, it holds the lock of the VM. Its parent, the lab, waits for it later.
+    until("the supervisor is dead", || {
+        fs::read_to_string(format!("/proc/{supervisor}/stat")).is_ok_and(|stat| {
+            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
+        })
+    });
     write_identity(&lab, "a", "a", Some(1000));
     lab.run("a");
     lab.wait_state("a", "running");

@@ -189,7 +189,7 @@ fn a_supervisor_that_dies_while_it_saves_leaves_a_guest_that_goes_on() {
         // Where QEMU had been told to quit, the guest is suspended: the next start continues it.
         let ended = lab.until_guest_or_exit("web", one);
         if ended {
-            assert_eq!(lab.exit_code(one), Some(0), "round {round}");
+            assert_eq!(lab.exit_code(one), Some(0), "round {round}: {}", lab.log("web"));
             assert!(lab.state("web", "saved.state").exists(), "round {round}");
             one = lab.run("web");
         }
