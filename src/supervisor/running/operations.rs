@@ -1,4 +1,4 @@
-//! What the life machine and the clients have a running VM do: each is one component's.
+//! Operations of a running VM, each delegated to one component.
 
 use std::time::Duration;
 
@@ -21,12 +21,12 @@ impl RunningVm {
         self.memory.set_target(bytes, most, reply, &mut self.qemu);
     }
 
-    /// QEMU has reported what the guest has, in bytes.
+    /// Handles a report of the guest's memory, in bytes.
     pub(crate) fn on_balloon_change(&mut self, bytes: u64) {
         self.memory.handle(MemoryEvent::Actual(bytes));
     }
 
-    /// Freezes the guest's file systems; `refused` is why the VM does not allow it now.
+    /// Freezes the guest's file systems, unless the VM's state refuses it with `refused`.
     pub(crate) fn freeze(
         &mut self,
         thaw_after: Duration,
@@ -49,52 +49,52 @@ impl RunningVm {
         self.freeze.thaw_first(&mut self.qemu)
     }
 
-    /// Writes to the run record how QEMU is being ended.
+    /// Writes the intended end of QEMU to the run record.
     pub(crate) fn record_intention(&mut self, intention: Option<life::Intention>, ctx: &Context) {
         self.qemu.record_intention(intention, ctx);
     }
 
-    /// How an earlier supervisor was ending QEMU, if it was.
+    /// Returns the intended end of QEMU by an earlier supervisor.
     pub(crate) fn recorded_intention(&self, ctx: &Context) -> Option<life::Intention> {
         self.record().intention.as_ref()?.intention(ctx.now(), ctx.elapsed())
     }
 
-    /// Waits until the run record contains how QEMU is being ended.
+    /// Waits until the run record contains the intended end of QEMU.
     pub(crate) fn intention_written(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
         self.qemu.intention_written()
     }
 
-    /// The guest has booted: its file systems are not frozen.
+    /// Handles a boot of the guest: its file systems are not frozen.
     pub(crate) fn forget_freeze(&mut self) {
         self.freeze.forget(&mut self.qemu);
     }
 
-    /// How long the guest's file systems are still frozen, where they are.
+    /// Returns the remaining time of a freeze.
     pub(crate) fn frozen_for(&self, ctx: &Context) -> Option<Duration> {
         self.freeze.left(ctx)
     }
 
-    /// Begins to probe whether the guest is ready.
+    /// Starts the readiness probes.
     pub(crate) fn await_ready(&mut self, limit: Duration, vm: &Vm, ctx: &Context) {
         self.readiness.begin(limit, vm, &mut self.qemu, ctx);
     }
 
-    /// Does not probe any more.
+    /// Ends the readiness probes.
     pub(crate) fn stop_awaiting(&mut self) {
         self.readiness.stop();
     }
 
-    /// Records for the next supervisor whether the guest was ready.
+    /// Records the readiness for the next supervisor.
     pub(crate) fn record_readiness(&mut self, readiness: &life::Readiness) {
         ready::record(readiness, &mut self.qemu);
     }
 
-    /// Begins to save the guest's state.
+    /// Starts to save the guest's state.
     pub(crate) fn save_state(&mut self, state: StateToSave, ctx: &Context) {
         self.state_save.begin(state, &self.freeze, &mut self.qemu, ctx);
     }
 
-    /// The state is saved; or not, and why.
+    /// Handles the result of the save.
     pub(crate) fn on_state_saved(
         &mut self,
         done: &Result<(), Refusal>,
@@ -103,7 +103,7 @@ impl RunningVm {
         self.state_save.on_saved(done, ctx)
     }
 
-    /// Cancels the save. Returns why nothing was saved, where a save was under way.
+    /// Cancels a running save. Returns the refusal for its client.
     pub(crate) fn cancel_save(&mut self, ctx: &Context) -> Option<Refusal> {
         self.state_save.cancel(&mut self.qemu, ctx)
     }
