@@ -217,7 +217,7 @@ async fn second_start_waits_for_lower_pressure() {
     });
     // The turn lasts until the pressure that this start causes is visible.
     assert!(turn.unwrap().is_some());
-    assert!(why.contains("pressed for disks (80 %"), "{why}");
+    assert!(why.contains("under pressure: disks (80 %"), "{why}");
     assert_eq!(scene.reserved(), Some((MEM, true)));
     assert!(scene.reports.try_recv().is_err(), "the same reason is reported once");
 }
