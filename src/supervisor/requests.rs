@@ -122,7 +122,7 @@ impl Supervisor {
     /// Takes a step for a request, which is answered when the effect is there; one to the guest itself is answered when it is sent.
     fn request_effect(&mut self, command: life::Command, reply: Reply) {
         let limit = self.config.vm().shutdown_timeout.duration();
-        let sent = self.effects.add(command, limit, reply);
+        let sent = self.effects.add(command, self.life.state(), limit, reply);
         self.feed(life::Event::Requested(command));
         self.effects.on_stepped();
         if let Some(reply) = sent {
@@ -144,7 +144,8 @@ impl Supervisor {
 
     /// Answers every request that is decided by now.
     pub(crate) fn answer_effects(&mut self) {
-        self.effects.answer(self.life.state(), self.history.last_end());
+        let (state, leftover) = (self.life.state(), self.leftover());
+        self.effects.answer(state, leftover, self.history.last_end());
         self.continue_reexec();
     }
 
