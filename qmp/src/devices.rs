@@ -115,8 +115,8 @@ impl Client {
         self.raw("object-del", json!({ "id": id }), limit).await.map(drop)
     }
 
-    /// Sets the limits of a throttle group, in the words of QEMU's `ThrottleLimits`; the limits that
-    /// are not named stay.
+    /// Sets the limits of a throttle group, in the words of QEMU's `ThrottleLimits`. Other limits
+    /// stay.
     ///
     /// # Errors
     /// See [`Error`].

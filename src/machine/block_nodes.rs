@@ -44,8 +44,8 @@ pub fn disk_of_node(node: &str) -> Option<Label> {
     node.strip_prefix("node-")?.parse().ok()
 }
 
-/// The block node of a file or device itself, below that of its format, opened as `access` says by QEMU and by the
-/// supervisor alike. `name` is its own, `of` the node that its descriptor is for.
+/// The block node of a file or device itself, below that of its format; QEMU and the supervisor
+/// open it with `access`. `name` is its own, `of` the node that its descriptor is for.
 pub(super) fn file_node(
     (driver, name): (&str, Option<String>),
     of: &str,
@@ -100,7 +100,8 @@ pub(super) fn nodes(
         .map(|below| {
             let path = &below.path;
             let mut file = file_node(("file", None), &names.owner, path, Access::READ, files);
-            // Nobody writes to a cached image, so a lock protects nothing; and any QEMU that has it open could keep all others from it.
+            // Nobody writes to a cached image: a lock protects nothing, and any QEMU that has the
+            // image open could keep all others from it.
             file["locking"] = "off".into();
             json!({"driver": below.format.name(), "read-only": true, "file": file})
         })
@@ -135,7 +136,7 @@ pub(super) fn parts(disk: &Disk, file: &DiskFile, files: &mut Files) -> DiskPart
         owner: node(&disk.name),
     };
     let mut nodes = nodes(names, file, read_only, direct, files).to_vec();
-    // Each node passes only the discards that it is told to.
+    // A node passes only the discards that its options permit.
     let mut top = json!({"driver": "throttle", "node-name": node(&disk.name),
         "throttle-group": throttle_group(&disk.name), "file": format_node(&disk.name),
         "read-only": read_only});

@@ -233,8 +233,8 @@ pub fn accelerator(wish: spec::Accel, kvm: &Kvm) -> Result<(Accelerator, Option<
             Some(
                 Note::new(
                     NoteCode::KvmUnproven,
-                    "KVM is used as configured by `accel`, but neither `kvm_intel` nor `kvm_amd` is \
-                     loaded: guests may hang",
+                    "KVM is used as configured by `accel`, but neither `kvm_intel` nor `kvm_amd` \
+                     is loaded: guests may hang",
                 )
                 .key("accel"),
             ),

@@ -568,11 +568,7 @@ mod tests {
         write(&paths, &Identity { machine: "pc-q35-10.0,x".into(), ..identity }).unwrap();
         let error = read(&paths).unwrap_err();
         let path = paths.identity();
-        let said = format!(
-            "cannot read `{}`: `machine` has a value that qvm does not \
-                generate",
-            path.display()
-        );
+        let said = format!("cannot read `{}`: invalid value of `machine`", path.display());
         assert_eq!(chain(&error).trim(), said);
         assert!(error.hint().unwrap().contains("backup"));
     }

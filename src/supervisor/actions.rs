@@ -8,7 +8,11 @@ use super::{
     Supervisor,
     limits::{QMP_LIMIT, STOP_SLACK},
     outcome::Outcome,
-    running::{ready::policy, suspend::StateToSave},
+    running::{
+        Components,
+        ready::{self, policy},
+        suspend::StateToSave,
+    },
 };
 use crate::{
     control::types,
@@ -24,7 +28,7 @@ impl Supervisor {
         let actions = self.life.step(event, self.ctx.elapsed(), &policy(self.config.vm()));
         if let Some(vm) = &mut self.vm {
             // Recorded before the actions: the next supervisor must know the intended end of QEMU.
-            vm.record_intention(self.life.state().intention(), &self.ctx);
+            vm.qemu().record_intention(self.life.state().intention(), &self.ctx);
         }
         let state = self.public_state();
         if state != before {
@@ -103,8 +107,9 @@ impl Supervisor {
     fn press_power_button(&mut self) {
         let Some(vm) = &mut self.vm else { return };
         // A guest whose file systems are frozen cannot shut down.
-        let (written, thawed) = (vm.intention_written(), vm.thaw_first());
-        vm.qemu().tell("press the power button", |q| async move {
+        let Components { qemu, freeze, .. } = vm.components();
+        let (written, thawed) = (qemu.intention_written(), freeze.thaw_first(qemu));
+        qemu.tell("press the power button", |q| async move {
             written.await;
             let _ = thawed.await;
             q.powerdown(QMP_LIMIT).await
@@ -113,8 +118,9 @@ impl Supervisor {
 
     fn ask_agent_to_shut_down(&mut self) {
         let Some(vm) = &mut self.vm else { return };
-        let (written, thawed) = (vm.intention_written(), vm.thaw_first());
-        vm.qemu().ask_agent_to_shut_down(async move {
+        let Components { qemu, freeze, .. } = vm.components();
+        let (written, thawed) = (qemu.intention_written(), freeze.thaw_first(qemu));
+        qemu.ask_agent_to_shut_down(async move {
             written.await;
             drop(thawed.await);
         });
@@ -122,7 +128,7 @@ impl Supervisor {
 
     fn quit(&mut self) {
         if let Some(vm) = &mut self.vm {
-            let written = vm.intention_written();
+            let written = vm.qemu().intention_written();
             vm.qemu().quit(written);
         }
     }
@@ -146,25 +152,28 @@ impl Supervisor {
             paused: matches!(state, life::State::Suspending(life::Saving { held: true, .. })),
             unusable,
         };
-        vm.save_state(state, &self.ctx);
+        let Components { qemu, freeze, state_save, .. } = vm.components();
+        state_save.begin(state, freeze, qemu, &self.ctx);
     }
 
     fn cancel_save(&mut self) {
         let Some(vm) = &mut self.vm else { return };
-        if let Some(why) = vm.cancel_save(&self.ctx) {
+        let Components { qemu, state_save, .. } = vm.components();
+        if let Some(why) = state_save.cancel(qemu, &self.ctx) {
             self.effects.on_not_saved(why);
         }
     }
 
     fn await_ready(&mut self, limit: Duration) {
         if let Some(vm) = &mut self.vm {
-            vm.await_ready(limit, self.config.vm(), &self.ctx);
+            let Components { qemu, readiness, .. } = vm.components();
+            readiness.begin(limit, self.config.vm(), qemu, &self.ctx);
         }
     }
 
     fn stop_awaiting(&mut self) {
         if let Some(vm) = &mut self.vm {
-            vm.stop_awaiting();
+            vm.components().readiness.stop();
         }
     }
 
@@ -196,7 +205,7 @@ impl Supervisor {
 
     pub(crate) fn record_readiness(&mut self) {
         if let Some(vm) = &mut self.vm {
-            vm.record_readiness(self.life.readiness());
+            ready::record(self.life.readiness(), vm.qemu());
         }
     }
 }

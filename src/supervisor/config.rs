@@ -38,7 +38,7 @@ pub(crate) struct Config {
     /// Why the VM file is not valid.
     problem: Option<String>,
     files: Files,
-    pending: VmDiff,
+    diff: VmDiff,
     operators: Operators,
 }
 
@@ -51,7 +51,7 @@ impl Config {
             written_text: text.clone(),
             problem: None,
             files: Files::default(),
-            pending: VmDiff::default(),
+            diff: VmDiff::default(),
             operators: Operators::new(),
             vm,
             text,
@@ -90,12 +90,12 @@ impl Config {
 
     /// Returns the differences between the VM file and the running VM.
     pub(crate) fn pending(&self) -> Vec<Pending> {
-        self.pending.pending()
+        self.diff.pending()
     }
 
     /// Whether a reboot of the guest requires a new QEMU process.
     pub(crate) fn wants_relaunch(&self) -> bool {
-        self.pending.wants_relaunch()
+        self.diff.wants_relaunch()
     }
 
     /// The authorization rule of the VM, which follows `operators`.
@@ -140,8 +140,8 @@ impl Config {
     }
 
     /// Clears the pending changes, for a new QEMU process.
-    pub(crate) fn clear_pending(&mut self) {
-        self.pending = VmDiff::default();
+    pub(crate) fn clear_diff(&mut self) {
+        self.diff = VmDiff::default();
     }
 
     /// Applies `operators` of the running VM.
@@ -181,7 +181,7 @@ impl Config {
 
     /// Returns the changes that can be applied to the running machine.
     pub(crate) fn live_changes(&self) -> Vec<LiveChange> {
-        self.pending.live()
+        self.diff.live()
     }
 
     /// Stores an applied change of the machine. Returns it for the run record.
@@ -295,7 +295,7 @@ impl Config {
             running: &self.running.versions,
             installed: &self.versions_installed(qemu),
         };
-        self.pending = VmDiff::between(&self.running.vm(&self.vm), &self.written, &facts);
+        self.diff = VmDiff::between(&self.running.vm(&self.vm), &self.written, &facts);
     }
 
     /// Returns the versions that a QEMU started now would have.

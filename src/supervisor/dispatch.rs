@@ -8,7 +8,7 @@ use super::{
     input::Input,
     limits::SETTLED_AFTER,
     running::{
-        RunningVm, Surroundings,
+        Components, RunningVm, Surroundings,
         event::{DiskSpaceEvent, VmEvent},
         suspend::set_guest_clock,
     },
@@ -93,7 +93,8 @@ impl Supervisor {
             VmEvent::DiskSpace(DiskSpaceEvent::Full { .. }) => {
                 self.pass_to_vm(event);
                 if let Some(vm) = &mut self.vm {
-                    vm.wait_for_space(self.life.state());
+                    let Components { qemu, disk_space, .. } = vm.components();
+                    disk_space.wait_for_space(self.life.state(), qemu);
                 }
             }
             event => self.pass_to_vm(event),

@@ -14,13 +14,19 @@ use super::{
 };
 use crate::{
     control::types::{End, Refusal, Request},
-    life::{self, Command, QUIT_GRACE, State},
+    life::{self, ADOPTION_GRACE, Command, Leftover, Phase, QUIT_GRACE, State},
 };
 
 /// The limit for a command and its event; longer than that of one QMP command.
 const EFFECT_LIMIT: Duration = Duration::from_secs(12);
 /// The limit for the exit of QEMU: `quit`, and the kernel's work after SIGKILL.
 const EXIT_LIMIT: Duration = Duration::from_secs(QUIT_GRACE.as_secs() + 10);
+/// How long a stop waits for an adoption. The life machine ends the run before that.
+const ADOPTION_LIMIT: Duration = Duration::from_secs(ADOPTION_GRACE.as_secs() + 10);
+
+/// The failure of a stop whose supervisor ends without an adopted QEMU process.
+const QEMU_LEFT: &str = "the supervisor ends, but QEMU was not adopted and may still be running; \
+                         `qvm kill` forces the VM off";
 
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
@@ -50,16 +56,19 @@ struct Pending {
 }
 
 impl Effects {
-    /// Adds a request whose step of the life machine is executed next. `shutdown_limit` is the
-    /// limit of a shutdown. Returns the client of a request to the guest, which is answered once it
-    /// is sent.
+    /// Adds a request whose step of the life machine is executed next. `state` is the state before
+    /// that step, `shutdown_limit` the maximum duration of a shutdown. Returns the client of a
+    /// request to the guest itself, which is answered when it is sent. A stop during an adoption
+    /// waits: QEMU may not be adopted, and keep running.
     pub(crate) fn add(
         &mut self,
         command: Command,
+        state: &State,
         shutdown_limit: Duration,
         reply: Reply,
     ) -> Option<Reply> {
         let limit = match command {
+            Command::Stop { .. } if is_adopting(state) => ADOPTION_LIMIT,
             Command::Stop { .. } | Command::Reboot => return Some(reply),
             Command::Pause | Command::Resume | Command::Reset => EFFECT_LIMIT,
             Command::Terminate => EXIT_LIMIT,
@@ -169,11 +178,12 @@ impl Effects {
         }
     }
 
-    /// Answers the requests decided by this state of the life machine; `last` is the VM's last end.
-    pub(crate) fn answer(&mut self, state: &State, last: Option<&End>) {
+    /// Answers every request that is decided in this state of the life machine. `leftover` is what
+    /// remains of QEMU if the run ends now, `last` is the last end of the VM.
+    pub(crate) fn answer(&mut self, state: &State, leftover: Leftover, last: Option<&End>) {
         let mut kept = Vec::new();
         for one in std::mem::take(&mut self.pending) {
-            match self.outcome(&one, state, last) {
+            match self.outcome(&one, state, leftover, last) {
                 Some(outcome) => drop(one.reply.send(outcome)),
                 None => kept.push(one),
             }
@@ -201,6 +211,7 @@ impl Effects {
         &self,
         one: &Pending,
         state: &State,
+        leftover: Leftover,
         last: Option<&End>,
     ) -> Option<Result<(), Refusal>> {
         if one.executing {
@@ -210,8 +221,14 @@ impl Effects {
         let not_now = |word| Some(Err(Refusal::NotNow(word)));
         let failed = |why: &str| Some(Err(Refusal::Failed(why.to_owned())));
         match (one.command, state) {
-            (Command::Terminate, State::Ended) => Some(Ok(())),
-            (Command::Terminate, _) => None,
+            (Command::Stop { .. } | Command::Terminate, State::Ended) => match leftover {
+                Leftover::None => Some(Ok(())),
+                Leftover::MayRun => failed(QEMU_LEFT),
+            },
+            (Command::Terminate, _)
+            | (Command::Stop { .. }, State::Starting(_) | State::Canceling { .. }) => None,
+            // QEMU is adopted, and its guest was asked.
+            (Command::Stop { .. } | Command::Reboot, _) => Some(Ok(())),
             (
                 Command::Suspend,
                 State::Suspending(_) | State::Quitting { .. } | State::Killing { .. },
@@ -244,9 +261,17 @@ impl Effects {
             (Command::Pause | Command::Resume, _) if one.lost => None,
             (Command::Pause, State::Running) => failed("the guest was resumed meanwhile"),
             (Command::Resume, State::Paused(_)) => failed("the guest was paused again"),
-            (Command::Stop { .. } | Command::Reboot, _) => Some(Ok(())),
         }
     }
+}
+
+/// Whether an earlier QEMU process may be running that is not adopted yet.
+fn is_adopting(state: &State) -> bool {
+    matches!(
+        state,
+        State::Starting(Phase::FindingPrevious | Phase::Adopting)
+            | State::Canceling { phase: Phase::FindingPrevious | Phase::Adopting, .. }
+    )
 }
 
 #[cfg(test)]
@@ -254,7 +279,7 @@ mod tests {
     use tokio::sync::oneshot::{self, Receiver};
 
     use super::*;
-    use crate::life::{AfterQemu, Boot, PauseReason, Phase, StopLadder};
+    use crate::life::{AfterQemu, Boot, PauseReason, StopLadder};
 
     const PAUSED: State = State::Paused(PauseReason::Operator);
     const LIMIT: Duration = Duration::from_secs(30);
@@ -264,7 +289,7 @@ mod tests {
     /// Adds a request whose step has sent one QMP command. Returns its number.
     fn requested(effects: &mut Effects, command: Command) -> (Client, u64) {
         let (reply, client) = oneshot::channel();
-        assert!(effects.add(command, LIMIT, reply).is_none());
+        assert!(effects.add(command, &State::Running, LIMIT, reply).is_none());
         let number = effects.next_number();
         effects.on_stepped();
         (client, number)
@@ -288,7 +313,7 @@ mod tests {
         let mut effects = Effects::default();
         for command in [Command::Stop { timeout: None }, Command::Reboot] {
             let (reply, _client) = oneshot::channel();
-            assert!(effects.add(command, LIMIT, reply).is_some());
+            assert!(effects.add(command, &State::Running, LIMIT, reply).is_some());
         }
         assert!(effects.is_empty() && effects.deadline().is_none());
     }
@@ -297,10 +322,10 @@ mod tests {
     async fn pause_waits_for_reply_and_state() {
         let mut effects = Effects::default();
         let (mut client, number) = requested(&mut effects, Command::Pause);
-        effects.answer(&PAUSED, None);
+        effects.answer(&PAUSED, Leftover::None, None);
         assert!(client.try_recv().is_err());
         effects.on_executed(executed(number, Ok(())));
-        effects.answer(&PAUSED, None);
+        effects.answer(&PAUSED, Leftover::None, None);
         assert_eq!(client.try_recv(), Ok(Ok(())));
         assert!(effects.is_empty());
     }
@@ -309,11 +334,11 @@ mod tests {
     async fn nothing_is_answered_while_its_step_is_executed() {
         let mut effects = Effects::default();
         let (reply, mut client) = oneshot::channel();
-        effects.add(Command::Pause, LIMIT, reply);
-        effects.answer(&PAUSED, None);
+        effects.add(Command::Pause, &State::Running, LIMIT, reply);
+        effects.answer(&PAUSED, Leftover::None, None);
         assert!(client.try_recv().is_err());
         effects.on_stepped();
-        effects.answer(&PAUSED, None);
+        effects.answer(&PAUSED, Leftover::None, None);
         assert_eq!(client.try_recv(), Ok(Ok(())));
     }
 
@@ -323,7 +348,7 @@ mod tests {
         for (command, state) in [(Command::Pause, State::Running), (Command::Resume, PAUSED)] {
             let (mut client, number) = requested(&mut effects, command);
             effects.on_executed(executed(number, Ok(())));
-            effects.answer(&state, None);
+            effects.answer(&state, Leftover::None, None);
             assert!(matches!(client.try_recv(), Ok(Err(Refusal::Failed(_)))), "{command:?}");
         }
     }
@@ -335,7 +360,7 @@ mod tests {
         let other = effects.next_number();
         assert_ne!(number, other);
         effects.on_executed(executed(other, Ok(())));
-        effects.answer(&PAUSED, None);
+        effects.answer(&PAUSED, Leftover::None, None);
         assert!(client.try_recv().is_err());
     }
 
@@ -356,9 +381,9 @@ mod tests {
         let (mut client, number) = requested(&mut effects, Command::Pause);
         effects.on_executed(executed(number, Err(qmp::Error::Closed)));
         // The state read over the next connection may resume the guest.
-        effects.answer(&State::Running, None);
+        effects.answer(&State::Running, Leftover::None, None);
         assert!(client.try_recv().is_err());
-        effects.answer(&PAUSED, None);
+        effects.answer(&PAUSED, Leftover::None, None);
         assert_eq!(client.try_recv(), Ok(Ok(())));
     }
 
@@ -367,10 +392,10 @@ mod tests {
         let mut effects = Effects::default();
         let (mut client, number) = requested(&mut effects, Command::Reset);
         effects.on_executed(executed(number, Ok(())));
-        effects.answer(&State::Running, None);
+        effects.answer(&State::Running, Leftover::None, None);
         assert!(client.try_recv().is_err());
         effects.on_reset();
-        effects.answer(&State::Running, None);
+        effects.answer(&State::Running, Leftover::None, None);
         assert_eq!(client.try_recv(), Ok(Ok(())));
     }
 
@@ -378,9 +403,9 @@ mod tests {
     async fn reset_by_a_relaunch_is_done() {
         let mut effects = Effects::default();
         let (mut client, _) = requested(&mut effects, Command::Reset);
-        effects.answer(&quitting(AfterQemu::Relaunch), None);
+        effects.answer(&quitting(AfterQemu::Relaunch), Leftover::None, None);
         assert!(client.try_recv().is_err());
-        effects.answer(&State::Starting(Phase::Preparing(Boot::Cold)), None);
+        effects.answer(&State::Starting(Phase::Preparing(Boot::Cold)), Leftover::None, None);
         assert_eq!(client.try_recv(), Ok(Ok(())));
     }
 
@@ -394,7 +419,7 @@ mod tests {
         ] {
             let mut effects = Effects::default();
             let (mut client, _) = requested(&mut effects, Command::Pause);
-            effects.answer(&state, None);
+            effects.answer(&state, Leftover::None, None);
             assert_eq!(client.try_recv(), Ok(Err(Refusal::NotNow(word))), "{state:?}");
         }
     }
@@ -403,9 +428,43 @@ mod tests {
     async fn terminate_is_answered_at_the_end() {
         let mut effects = Effects::default();
         let (mut client, _) = requested(&mut effects, Command::Terminate);
-        effects.answer(&quitting(AfterQemu::Relaunch), None);
+        effects.answer(&quitting(AfterQemu::Relaunch), Leftover::None, None);
         assert!(client.try_recv().is_err());
-        effects.answer(&State::Ended, None);
+        effects.answer(&State::Ended, Leftover::None, None);
+        assert_eq!(client.try_recv(), Ok(Ok(())));
+    }
+
+    #[tokio::test]
+    async fn stop_fails_if_qemu_may_run() {
+        for command in [Command::Terminate, Command::Stop { timeout: None }] {
+            for leftover in [Leftover::None, Leftover::MayRun] {
+                let mut effects = Effects::default();
+                let (reply, mut client) = oneshot::channel();
+                let adopting = State::Starting(Phase::Adopting);
+                assert!(effects.add(command, &adopting, LIMIT, reply).is_none());
+                effects.on_stepped();
+                effects.answer(&adopting, Leftover::MayRun, None);
+                assert!(client.try_recv().is_err());
+                effects.answer(&State::Ended, leftover, None);
+                let answer = client.try_recv().unwrap();
+                match leftover {
+                    Leftover::None => assert_eq!(answer, Ok(()), "{command:?}"),
+                    Leftover::MayRun => {
+                        assert_eq!(answer, Err(Refusal::Failed(QEMU_LEFT.into())), "{command:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn stop_is_answered_once_qemu_is_adopted() {
+        let mut effects = Effects::default();
+        let (reply, mut client) = oneshot::channel();
+        let stop = Command::Stop { timeout: None };
+        effects.add(stop, &State::Starting(Phase::Adopting), LIMIT, reply);
+        effects.on_stepped();
+        effects.answer(&State::Running, Leftover::MayRun, None);
         assert_eq!(client.try_recv(), Ok(Ok(())));
     }
 
@@ -418,9 +477,9 @@ mod tests {
         ] {
             let mut effects = Effects::default();
             let (mut client, _) = requested(&mut effects, Command::Suspend);
-            effects.answer(&quitting(AfterQemu::Relaunch), None);
+            effects.answer(&quitting(AfterQemu::Relaunch), Leftover::None, None);
             assert!(client.try_recv().is_err());
-            effects.answer(&State::Ended, last.as_ref());
+            effects.answer(&State::Ended, Leftover::None, last.as_ref());
             assert_eq!(client.try_recv(), Ok(expected));
         }
     }
@@ -431,7 +490,7 @@ mod tests {
         for (told, expected) in [(None, "the save was canceled"), (Some("no space"), "no space")] {
             let (mut client, _) = requested(&mut effects, Command::Suspend);
             told.into_iter().for_each(|why| effects.on_not_saved(Refusal::Failed(why.to_owned())));
-            effects.answer(&State::Running, None);
+            effects.answer(&State::Running, Leftover::None, None);
             assert_eq!(client.try_recv(), Ok(Err(Refusal::Failed(expected.into()))));
         }
     }
@@ -459,7 +518,7 @@ mod tests {
         assert!(!effects.request_reexec());
         assert!(!effects.take_reexec());
         effects.on_executed(executed(number, Ok(())));
-        effects.answer(&PAUSED, None);
+        effects.answer(&PAUSED, Leftover::None, None);
         assert!(effects.take_reexec());
         assert!(!effects.take_reexec());
     }

@@ -7,9 +7,10 @@ use super::{
     config::ScreenOwner,
     file_reading::AfterReading,
     running::{
-        RunningVm,
-        event::{HostShareEvent, HostShareGiven, LiveUpdateEvent},
+        Components, RunningVm,
+        event::{HostShareEvent, HostShareGiven, LiveUpdateEvent, MemoryEvent},
         qemu::Qemu,
+        ready,
         suspend::set_guest_clock,
     },
     start::{Start, launch::LaunchedQemu},
@@ -68,7 +69,7 @@ impl Supervisor {
         } else {
             vm.serve_screen(vnc, config);
         }
-        vm.record_readiness(self.life.readiness());
+        ready::record(self.life.readiness(), vm.qemu());
         // The threads of an adopted QEMU may be bound to CPUs that the VM file does not name any
         // more.
         self.host_share.on_launched(adopted);
@@ -78,7 +79,8 @@ impl Supervisor {
         if restored {
             set_guest_clock(vm.qemu(), ctx);
         }
-        let intention = vm.recorded_intention(ctx);
+        let intention = vm.record().intention.as_ref();
+        let intention = intention.and_then(|one| one.intention(ctx.now(), ctx.elapsed()));
         if intention.is_some() {
             info!("continuing the shutdown that the previous supervisor began");
         }
@@ -101,7 +103,7 @@ impl Supervisor {
 
     fn on_resumed(&mut self) {
         if let Some(vm) = &mut self.vm {
-            vm.on_resumed();
+            vm.components().disk_space.on_resumed();
         }
     }
 
@@ -128,7 +130,7 @@ impl Supervisor {
             }
             Kind::BalloonChange { actual } => {
                 if let Some(vm) = &mut self.vm {
-                    vm.on_balloon_change(actual);
+                    vm.components().memory.handle(MemoryEvent::Actual(actual));
                 }
             }
             Kind::DeviceDeleted { .. } => {
@@ -145,7 +147,8 @@ impl Supervisor {
             self.effects.on_reset();
         }
         if let Some(vm) = &mut self.vm {
-            vm.forget_freeze();
+            let Components { qemu, freeze, .. } = vm.components();
+            freeze.forget(qemu);
         }
         self.console.boots();
         self.feed(life::Event::GuestReset);
@@ -200,7 +203,7 @@ impl Supervisor {
             return;
         }
         let Some(vm) = &mut self.vm else { return };
-        let event = vm.on_state_saved(&done, &self.ctx);
+        let event = vm.components().state_save.on_saved(&done, &self.ctx);
         if let Err(refusal) = done {
             self.effects.on_not_saved(refusal);
         }

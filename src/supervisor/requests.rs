@@ -11,7 +11,7 @@ use super::{
     file_reading::AfterReading,
     limits::{AGENT_LIMIT, WRITE_LIMIT},
     refusal::{Reply, agent_refusal},
-    running::{screen, statistics::statistics},
+    running::{Components, event::ThawReason, screen, statistics::statistics},
 };
 use crate::{
     control::types::{self, Command, Refusal, Request, Status},
@@ -41,7 +41,10 @@ impl Supervisor {
             }
             Request::Freeze { thaw_after, reply } => self.freeze(thaw_after, reply),
             Request::Thaw(reply) => match &mut self.vm {
-                Some(vm) => vm.thaw(reply),
+                Some(vm) => {
+                    let Components { qemu, freeze, .. } = vm.components();
+                    freeze.thaw(ThawReason::Asked, Some(reply), qemu);
+                }
                 None => drop(reply.send(Err(Refusal::NotNow("starting")))),
             },
             Request::Console { read_only, scrollback, reply } => {
@@ -69,7 +72,10 @@ impl Supervisor {
             Command::SetMemory { bytes } => {
                 let most = self.config.vm().mem.bytes();
                 return match &mut self.vm {
-                    Some(vm) => vm.set_memory(bytes, most, reply),
+                    Some(vm) => {
+                        let Components { qemu, memory, .. } = vm.components();
+                        memory.set_target(bytes, most, reply, qemu);
+                    }
                     None => drop(reply.send(Err(Refusal::NotNow("starting")))),
                 };
             }
@@ -120,7 +126,7 @@ impl Supervisor {
     /// guest is answered once it is sent.
     fn request_effect(&mut self, command: life::Command, reply: Reply) {
         let limit = self.config.vm().shutdown_timeout.duration();
-        let sent = self.effects.add(command, limit, reply);
+        let sent = self.effects.add(command, self.life.state(), limit, reply);
         self.feed(life::Event::Requested(command));
         self.effects.on_stepped();
         if let Some(reply) = sent {
@@ -142,7 +148,8 @@ impl Supervisor {
 
     /// Answers the decided requests.
     pub(crate) fn answer_effects(&mut self) {
-        self.effects.answer(self.life.state(), self.history.last_end());
+        let (state, leftover) = (self.life.state(), self.leftover());
+        self.effects.answer(state, leftover, self.history.last_end());
         self.continue_reexec();
     }
 
@@ -161,7 +168,10 @@ impl Supervisor {
     /// Notifies the watchdog of the service manager while QEMU answers.
     pub(crate) fn on_watchdog_beat(&mut self) {
         match &mut self.vm {
-            Some(vm) => vm.ask_qmp(&self.ctx),
+            Some(vm) => {
+                let Components { qemu, qmp_watchdog, .. } = vm.components();
+                qmp_watchdog.ask(qemu, &self.ctx);
+            }
             None => self.ctx.notifier().watchdog(),
         }
     }
@@ -180,7 +190,8 @@ impl Supervisor {
             return;
         }
         if let Some(vm) = &mut self.vm {
-            vm.ask_qmp_if_stale(&self.ctx);
+            let Components { qemu, qmp_watchdog, .. } = vm.components();
+            qmp_watchdog.ask_if_stale(qemu, &self.ctx);
         }
         let status = self.status();
         for client in clients {
@@ -225,7 +236,7 @@ impl Supervisor {
         while_frozen: WhileFrozen,
     ) -> Result<(qmp::agent::Agent, u32), Refusal> {
         let Some(vm) = &mut self.vm else { return Err(Refusal::NotNow("starting")) };
-        match vm.frozen_for(&self.ctx) {
+        match vm.components().freeze.left(&self.ctx) {
             Some(left) if while_frozen == WhileFrozen::Refuse => Err(Refusal::Frozen { left }),
             _ => Ok((vm.qemu().agent(), vm.qemu().next_sync())),
         }
@@ -297,7 +308,10 @@ impl Supervisor {
             (state != types::State::Running).then(|| Refusal::NotNow(state.word()))
         };
         match &mut self.vm {
-            Some(vm) => vm.freeze(thaw_after, refused, reply, &self.ctx),
+            Some(vm) => {
+                let Components { qemu, freeze, .. } = vm.components();
+                freeze.freeze(thaw_after, refused, reply, qemu, &self.ctx);
+            }
             None => {
                 let refused = refused.unwrap_or(Refusal::NotNow("starting"));
                 let _ = reply.send(Err(refused));

@@ -5,7 +5,12 @@ use std::time::Duration;
 use tracing::{error, warn};
 
 use super::{Supervisor, input::Input, outcome::Outcome, start::Start};
-use crate::{life, spec::HostShutdown, store::reservation, systemd::service};
+use crate::{
+    life::{self, Leftover},
+    spec::HostShutdown,
+    store::reservation,
+    systemd::service,
+};
 
 /// How long a re-execution waits for pending writes.
 const WRITTEN_LIMIT: Duration = Duration::from_secs(5);
@@ -71,15 +76,20 @@ impl Supervisor {
         }
     }
 
+    /// What remains of the QEMU process if the run ends now.
+    pub(crate) fn leftover(&self) -> Leftover {
+        let start_leaves = self.start.as_ref().is_some_and(Start::may_leave_qemu);
+        if self.vm.is_some() || start_leaves { Leftover::MayRun } else { Leftover::None }
+    }
+
     /// Cleans up after the end of the VM. Writes that exceed their time limit are abandoned.
     pub(crate) async fn leave(&mut self) {
         // A QEMU process that has not exited still uses its memory, even if it was not adopted.
-        let start_leaves = self.start.as_ref().is_some_and(Start::may_leave_qemu);
-        let stays = self.vm.is_some() || start_leaves;
+        let leftover = self.leftover();
         let (paths, cgroup) = (self.ctx.paths().clone(), self.host_share.take_cgroup());
         let lanes = self.ctx.lanes();
         let tidied = lanes.run.run(move || {
-            if !stays {
+            if leftover == Leftover::None {
                 reservation::remove(&paths);
             }
             if let Some(cgroup) = cgroup {

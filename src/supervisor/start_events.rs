@@ -113,7 +113,7 @@ impl Supervisor {
             VmFile::Current => {
                 let (vm, text) = (self.config.written().clone(), self.config.written_text());
                 self.set_running(vm, text.to_owned());
-                self.config.clear_pending();
+                self.config.clear_diff();
             }
             VmFile::Saved => {
                 let Some(saved) = self.start().take_saved() else { return };

@@ -2,7 +2,9 @@
 
 /// Declares an enum of codes: each variant with its word in JSON and its meaning, sorted by word.
 macro_rules! codes {
-    ($(#[$doc:meta])* pub enum $name:ident { $($variant:ident $word:literal $meaning:literal,)* }) => {
+    ($(#[$doc:meta])* pub enum $name:ident {
+        $($variant:ident $word:literal $meaning:literal,)*
+    }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum $name {

@@ -2,8 +2,9 @@
 //! Every comparison with such a text is here, with the versions whose source has it.
 
 /// Whether a refusal of `device_del` means that the guest was already asked to release the device
-/// and has not answered. `qmp_device_del` (softmmu/qdev-monitor.c of QEMU 7.2, system/qdev-monitor.c
-/// of 10.0) returns it with the class `GenericError`, like every other refusal.
+/// and has not answered. `qmp_device_del` (softmmu/qdev-monitor.c of QEMU 7.2,
+/// system/qdev-monitor.c of 10.0) returns it with the class `GenericError`, like every other
+/// refusal.
 pub fn is_unplug_pending(description: &str) -> bool {
     description.contains("already in the process of unplug")
 }

@@ -17,12 +17,14 @@ codes! {
         CloudInitDegraded "cloud-init-degraded" "cloud-init has finished with recoverable errors.",
         ConsoleOutputLost "console-output-lost" "Console output is missing in the log.",
         DiskCorrupt "disk-corrupt" "A read-only disk is marked corrupt.",
-        DiskFileUnused "disk-file-unused" "A second file of a disk, in another format, is not used.",
+        DiskFileUnused "disk-file-unused"
+            "A second file of a disk, in another format, is not used.",
         DiskFormatKept "disk-format-kept" "A disk exists in another format than `format`.",
         DiskImageChanged "disk-image-changed" "A disk was made from another image than `image`.",
         DiskNotShrunk "disk-not-shrunk" "A disk is larger than `size`.",
         DiskOvercommitted "disk-overcommitted" "A disk may grow beyond the free space.",
-        DiskShownAsQcow2 "disk-shown-as-qcow2" "A disk with `format = \"raw\"` contains a qcow2 image.",
+        DiskShownAsQcow2 "disk-shown-as-qcow2"
+            "A disk with `format = \"raw\"` contains a qcow2 image.",
         EndsUnreadable "ends-unreadable" "The record of earlier ends cannot be read.",
         Frozen "frozen" "The guest's file systems are frozen.",
         IpUnreachable "ip-unreachable" "The user-mode network cannot reach the `ip` of a NIC.",
@@ -41,9 +43,11 @@ codes! {
         SavedState "saved-state" "The state of the guest is saved.",
         SavedStateUnusable "saved-state-unusable" "The saved state could not be restored.",
         ScreenNotServed "screen-not-served" "The screen is not served as the VM file says.",
-        SupervisorSilent "supervisor-silent" "The supervisor accepts connections but does not answer.",
+        SupervisorSilent "supervisor-silent"
+            "The supervisor accepts connections but does not answer.",
         TapOffBridge "tap-off-bridge" "A tap is not on its bridge.",
-        TapsUnattended "taps-unattended" "The host's network cannot be reached to examine the taps.",
+        TapsUnattended "taps-unattended"
+            "The host's network cannot be reached to examine the taps.",
         Unknown "unknown" "The state of the VM cannot be determined.",
         UnknownOperator "unknown-operator" "The host does not know an entry of `operators`.",
         UserData "user-data" "A line of the user-data file may not mean what it seems.",

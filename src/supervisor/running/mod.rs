@@ -10,7 +10,6 @@ pub(crate) mod installed_qemu;
 mod intention;
 pub(crate) mod live_update;
 pub(crate) mod memory;
-mod operations;
 pub(crate) mod qemu;
 pub(crate) mod qmp_watchdog;
 pub(crate) mod ready;
@@ -80,6 +79,24 @@ pub(crate) struct Surroundings<'a> {
     /// The public state of the VM.
     pub(crate) public: State,
     pub(crate) ctx: &'a Context,
+}
+
+/// The components that a request or an action of the life machine concerns, with the QEMU process
+/// that each of them needs.
+pub(crate) struct Components<'a> {
+    pub(crate) qemu: &'a mut Qemu,
+    /// The freeze of the guest's file systems.
+    pub(crate) freeze: &'a mut Freeze,
+    /// The balloon.
+    pub(crate) memory: &'a mut Memory,
+    /// Whether the guest is ready.
+    pub(crate) readiness: &'a mut ReadinessProbe,
+    /// The save of the guest's state.
+    pub(crate) state_save: &'a mut StateSave,
+    /// Whether the host has space for the disks.
+    pub(crate) disk_space: &'a mut DiskSpace,
+    /// Whether QMP answers.
+    pub(crate) qmp_watchdog: &'a mut QmpWatchdog,
 }
 
 impl RunningVm {
@@ -163,6 +180,19 @@ impl RunningVm {
 
     pub(crate) fn qemu(&mut self) -> &mut Qemu {
         &mut self.qemu
+    }
+
+    /// The components, each to be called with what it needs.
+    pub(crate) fn components(&mut self) -> Components<'_> {
+        Components {
+            qemu: &mut self.qemu,
+            freeze: &mut self.freeze,
+            memory: &mut self.memory,
+            readiness: &mut self.readiness,
+            state_save: &mut self.state_save,
+            disk_space: &mut self.disk_space,
+            qmp_watchdog: &mut self.qmp_watchdog,
+        }
     }
 
     /// Returns the run record.
@@ -292,16 +322,6 @@ impl RunningVm {
         self.disk_space.on_paused(disks, &mut self.qemu, ctx);
     }
 
-    /// Handles a resume of the vCPUs.
-    pub(crate) fn on_resumed(&mut self) {
-        self.disk_space.on_resumed();
-    }
-
-    /// Waits for space if the VM is paused for that reason.
-    pub(crate) fn wait_for_space(&mut self, state: &life::State) {
-        self.disk_space.wait_for_space(state, &mut self.qemu);
-    }
-
     /// Records whether an operator paused the vCPUs: neither free space nor the next supervisor
     /// resumes such a guest. Returns the pending write; `None` without a change.
     pub(crate) fn set_paused_by_operator(
@@ -327,16 +347,6 @@ impl RunningVm {
     pub(crate) fn resynchronize(&mut self, config: &Config, ctx: &Context) {
         self.memory.query(&mut self.qemu);
         self.settle_devices(config, ctx);
-    }
-
-    /// Probes QMP.
-    pub(crate) fn ask_qmp(&mut self, ctx: &Context) {
-        self.qmp_watchdog.ask(&mut self.qemu, ctx);
-    }
-
-    /// Probes QMP, unless QEMU has answered recently.
-    pub(crate) fn ask_qmp_if_stale(&mut self, ctx: &Context) {
-        self.qmp_watchdog.ask_if_stale(&mut self.qemu, ctx);
     }
 
     /// Answers the clients that wait for a change of the machine, after the exit of QEMU.

@@ -268,7 +268,8 @@ mod tests {
         let state = StateToSave { memory: 1 << 60, ..state() };
         save.begin(state, &Freeze::default(), &mut fake.qemu, &host.ctx);
         let done = saved(&mut fake).await;
-        assert!(done.as_ref().is_err_and(|why| why.to_string().contains("not enough space in")), "{done:?}");
+        let is_short = |why: &Refusal| why.to_string().contains("not enough space in");
+        assert!(done.as_ref().is_err_and(is_short), "{done:?}");
         assert_eq!(fake.peer.commands.names(), ["qmp_capabilities"]);
     }
 

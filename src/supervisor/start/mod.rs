@@ -192,6 +192,8 @@ impl Start {
     pub(crate) fn find_previous(&mut self, file: PathBuf) -> Result<(), StartEvent> {
         let (paths, name) = (self.resources.paths(), self.resources.settings.name.clone());
         let sender = self.sender.clone();
+        // Unknown until it is read.
+        self.may_leave_qemu = true;
         self.drive(Leftover::None, async move {
             let read = PreviousRun::read(&paths, &name, &file);
             let _ = sender.send(Message::PreviousRead(Box::new(read))).await;

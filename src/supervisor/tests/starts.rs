@@ -193,6 +193,29 @@ async fn stop_before_the_previous_qemu_is_found_stops_it() {
 }
 
 #[tokio::test]
+async fn stop_of_a_silent_adoption_fails() {
+    for command in [Command::PowerOff { timeout_sec: None }, Command::Terminate] {
+        let mut scene = Scene::new(TEXT);
+        let (qemu, peer, _serial) = previous(&scene, TEXT);
+        peer.script.on("query-vnc-servers", Answer::Silence);
+        begin(&mut scene);
+        scene.until(|scene| is_in(scene, Phase::Adopting)).await;
+        let (reply, mut answer) = oneshot::channel();
+        scene.supervisor.handle_input(Input::Request(Request::Command(command, reply)));
+        if command == Command::Terminate {
+            // It waits for the adoption, up to this deadline.
+            assert!(answer.try_recv().is_err());
+            scene.supervisor.start.as_mut().unwrap().cancel();
+        }
+        scene.until(|scene| outcome(scene).is_some()).await;
+        let refused = answer.await.unwrap().unwrap_err();
+        assert!(matches!(&refused, Refusal::Failed(why) if why.contains("QEMU")), "{refused:?}");
+        assert!(pidfd::start_time(qemu.0.id()).is_ok(), "QEMU has exited");
+        assert!(scene.supervisor.ctx.paths().record().exists());
+    }
+}
+
+#[tokio::test]
 async fn pid_of_an_adoption_is_shown() {
     let mut scene = Scene::new(TEXT);
     let (qemu, peer, _serial) = previous(&scene, TEXT);

@@ -173,6 +173,7 @@ fn where_all_is_well_every_subject_says_so_once() {
     assert_eq!(told(&seen, "VM files"), ["ok VM files: all 2 are valid"]);
     let json = serde_json::to_value(examine(&seen)).unwrap();
     let expected = serde_json::json!({
+        "code": "kvm",
         "level": "ok",
         "about": "kvm",
         "found": "/dev/kvm can be opened, of `kvm_amd`; guests may not be hypervisors themselves",

@@ -237,8 +237,13 @@ async fn disk_gets_nodes_descriptors_and_device() {
     let expected = [
         "blockdev-del",
         "blockdev-del",
+        "blockdev-del",
+        "object-del",
+        "object-del",
         "remove-fd",
         "add-fd",
+        "object-add",
+        "blockdev-add",
         "blockdev-add",
         "blockdev-add",
         "device_add",
@@ -263,8 +268,9 @@ async fn refused_disk_leaves_nothing() {
     let refused = scene.machine.apply(&LiveChange::AddDisk(scene.disk("data"))).await;
     assert!(matches!(refused, Err(Error::Monitor(_))), "{refused:?}");
     let changes = scene.changes();
-    let after = ["device_add", "blockdev-del", "blockdev-del"];
-    assert_eq!(changes[changes.len() - 3..], after, "{changes:?}");
+    let after =
+        ["device_add", "blockdev-del", "blockdev-del", "blockdev-del", "object-del", "object-del"];
+    assert_eq!(changes[changes.len() - after.len()..], after, "{changes:?}");
 }
 
 #[tokio::test]

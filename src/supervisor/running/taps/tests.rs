@@ -179,8 +179,8 @@ fn reported_tap_stays_off_its_bridge() {
         let _qemu = create(&tap_of(TEXT));
         let mut scene = Scene::new(wanted(TEXT, TapHeal::Report));
         let report = scene.until_event(LOST).await;
-        let note =
-            "the tap `qvm-web` is not on its bridge and has no network: it was taken off the bridge";
+        let note = "the tap `qvm-web` is not on its bridge and has no network: \
+             it was taken off the bridge";
         assert_eq!(report.notes.len(), 1);
         assert_eq!((report.notes[0].code, &*report.notes[0].text), (NoteCode::TapOffBridge, note));
         scene.assert_silent().await;
