@@ -25,6 +25,8 @@ const ANSWER: Duration = Duration::from_secs(30);
 /// The limit for saving a guest's state: a day, the maximum of `shutdownTimeoutSec`, and the time
 /// that QEMU needs to exit.
 const SUSPEND: Duration = Duration::from_secs(86_400 + 60);
+/// The limit for a stop, which may wait for the adoption of QEMU.
+const STOP: Duration = Duration::from_secs(90);
 /// The limit for applying a VM file: the image of a new disk may have to be downloaded.
 const APPLY: Duration = Duration::from_secs(3600);
 /// The limit for one key chord.
@@ -234,6 +236,7 @@ impl Client {
         let limit = match command {
             Command::Reload => APPLY,
             Command::Suspend => SUSPEND,
+            Command::PowerOff { .. } => STOP,
             _ => ANSWER,
         };
         let (_, _): (Value, _) = self.call(method, parameters, limit).await?;

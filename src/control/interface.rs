@@ -43,8 +43,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        control::types::{End, Pending, State, Status, TakesEffect},
-        value::{Note, NoteCode, Notes},
+        control::types::{End, Pending, Status, TakesEffect},
+        value::{Note, NoteCode},
     };
 
     fn parsed(name: &str) -> Interface<'static> {
@@ -88,44 +88,7 @@ mod tests {
             takes_effect: TakesEffect::Live,
             reruns: None,
         };
-        let status = Status {
-            name: "web".into(),
-            state: State::Running,
-            ready: None,
-            trouble: None,
-            pid: None,
-            supervisor_pid: None,
-            since: None,
-            started_at: None,
-            vcpu: 1,
-            mem_bytes: 1,
-            mem_actual_bytes: None,
-            mem_resident_bytes: None,
-            cpu_seconds: None,
-            mem_target_bytes: None,
-            mac: None,
-            ip: None,
-            tap: None,
-            forward: vec![],
-            vnc: None,
-            disk_limits: vec![],
-            operators: vec![],
-            isolation: None,
-            cpu_weight: 100,
-            cpu_weight_effective: None,
-            cpu_share: None,
-            accel: None,
-            qemu_version: None,
-            machine: None,
-            console: None,
-            autostart: false,
-            orphan: false,
-            description: None,
-            pending: vec![],
-            notes: Notes::default(),
-            last_stop: None,
-            ends: vec![],
-        };
+        let status = Status::of_stopped("web");
         assert_eq!(fields("VmStatus"), keys(&status));
         assert_eq!(fields("End"), keys(&end));
         assert_eq!(fields("Pending"), keys(&pending));

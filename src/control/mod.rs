@@ -14,5 +14,6 @@ mod method;
 pub mod server;
 mod socket;
 mod state;
+mod status;
 pub mod types;
 mod varlink_error;

@@ -9,7 +9,7 @@ use crate::{
     },
     spec::{self, Invalid, Vm},
     store::layout::{Layout, VmPaths},
-    value::{Explain, Note, NoteCode, Notes, VmName, chain, is_host_fault},
+    value::{Explain, Note, NoteCode, VmName, chain, is_host_fault},
 };
 use crate::{
     store::{
@@ -144,44 +144,7 @@ impl Entry {
 
     /// Creates an entry for a VM without a readable VM file.
     pub(crate) fn without_file(name: &str, problem: Option<Problem>, file_exists: bool) -> Self {
-        let status = Status {
-            name: name.to_owned(),
-            state: State::Stopped,
-            ready: None,
-            trouble: None,
-            pid: None,
-            supervisor_pid: None,
-            since: None,
-            started_at: None,
-            vcpu: 0,
-            mem_bytes: 0,
-            mem_actual_bytes: None,
-            mem_resident_bytes: None,
-            cpu_seconds: None,
-            mem_target_bytes: None,
-            mac: None,
-            ip: None,
-            tap: None,
-            forward: vec![],
-            vnc: None,
-            disk_limits: vec![],
-            operators: vec![],
-            isolation: None,
-            cpu_weight: 0,
-            cpu_weight_effective: None,
-            cpu_share: None,
-            accel: None,
-            qemu_version: None,
-            machine: None,
-            console: None,
-            autostart: false,
-            orphan: false,
-            description: None,
-            pending: vec![],
-            notes: Notes::default(),
-            last_stop: None,
-            ends: vec![],
-        };
+        let status = Status::of_stopped(name);
         let file_valid = file_exists && problem.is_none();
         let name = name.to_owned();
         let (answers, known, unread) = (false, true, false);

@@ -33,7 +33,8 @@ const RETRY: Duration = Duration::from_millis(50);
 
 /// Sends the command and returns when QEMU has ended. A supervisor may end while it adopts a QEMU
 /// process that does not answer, and leave it running: the command is then sent to the next
-/// supervisor. `is_alive` returns whether the QEMU process that ran before the command is running.
+/// supervisor. `is_alive` returns whether the QEMU process that ran before the command is running;
+/// `None` if it is unknown whether one was running.
 ///
 /// # Errors
 /// Those of [`ask_down`]; `NotRunning` also if the supervisor has ended, QEMU is running, and there
@@ -42,20 +43,27 @@ pub async fn end(
     paths: &VmPaths,
     command: Command,
     say: &mut dyn FnMut(&str),
-    is_alive: impl Fn() -> bool,
+    is_alive: impl Fn() -> Option<bool>,
 ) -> Result<(), client::Error> {
     let mut ended: Option<Instant> = None;
+    let mut may_run = false;
     loop {
         match ask_down(&paths.control_socket(), command, true, say).await {
             Ok(()) => {
                 lock_released(paths).await;
-                ended = Some(Instant::now());
+                (ended, may_run) = (Some(Instant::now()), false);
+            }
+            Err(error) if leaves_qemu(command, &error) => {
+                lock_released(paths).await;
+                (ended, may_run) = (Some(Instant::now()), true);
             }
             Err(client::Error::NotRunning) if ended.is_some() => sleep(RETRY).await,
             Err(error) => return Err(error),
         }
-        if !is_alive() {
-            return Ok(());
+        match is_alive() {
+            Some(false) => return Ok(()),
+            None if !may_run => return Ok(()),
+            Some(true) | None => {}
         }
         if ended.is_some_and(|at| at.elapsed() >= NEXT_SUPERVISOR) {
             return Err(client::Error::NotRunning);
@@ -67,7 +75,8 @@ pub async fn end(
 /// supervisor closes the connection.
 ///
 /// # Errors
-/// There is no supervisor, it refuses, or a guest that was to be suspended keeps running.
+/// There is no supervisor, it refuses, a guest that was to be suspended keeps running, or the
+/// supervisor ends and QEMU may be running.
 pub async fn ask_down(
     socket: &Path,
     command: Command,
@@ -82,13 +91,17 @@ pub async fn ask_down(
     let mut client = Client::connect(socket).await?;
     // The reply comes when the VM is down, if that does not depend on the guest.
     let mut answer = std::pin::pin!(client.command(command));
-    let mut answered = false;
+    let (mut answered, mut qemu_left) = (false, None);
     loop {
         let event = tokio::select! {
             biased;
             event = watch.next() => event,
             done = &mut answer, if !answered => {
-                done.map_err(|error| not_suspended(command, error))?;
+                match done {
+                    // The last events are to be reported.
+                    Err(error) if leaves_qemu(command, &error) => qemu_left = Some(error),
+                    done => done.map_err(|error| not_suspended(command, error))?,
+                }
                 answered = true;
                 continue;
             }
@@ -109,13 +122,20 @@ pub async fn ask_down(
         }
     }
     if answered {
-        return Ok(());
+        return qemu_left.map_or(Ok(()), Err);
     }
     match tokio::time::timeout(REPLY_LIMIT, answer).await {
         // The supervisor has ended, as requested.
         Ok(Ok(()) | Err(client::Error::Closed)) | Err(_) => Ok(()),
         Ok(Err(error)) => Err(not_suspended(command, error)),
     }
+}
+
+/// Whether the supervisor has ended, and QEMU may be running.
+fn leaves_qemu(command: Command, error: &client::Error) -> bool {
+    let is_failed = |error: &str| error == "io.qvm.Vm.Failed";
+    matches!(command, Command::PowerOff { .. } | Command::Terminate)
+        && matches!(error, client::Error::Refused { error, .. } if is_failed(error))
 }
 
 fn not_suspended(command: Command, error: client::Error) -> client::Error {
@@ -169,6 +189,19 @@ pub async fn released(paths: &VmPaths) -> Result<(), lock::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn failed_stop_leaves_qemu() {
+        let refused =
+            |error: &str| client::Error::Refused { error: error.to_owned(), reason: String::new() };
+        let off = Command::PowerOff { timeout_sec: None };
+        for command in [off, Command::Terminate] {
+            assert!(leaves_qemu(command, &refused("io.qvm.Vm.Failed")));
+            assert!(!leaves_qemu(command, &refused("io.qvm.Vm.NotNow")));
+            assert!(!leaves_qemu(command, &client::Error::Closed));
+        }
+        assert!(!leaves_qemu(Command::Suspend, &refused("io.qvm.Vm.Failed")));
+    }
 
     #[test]
     fn only_rungs_and_end_are_reported() {

@@ -1,7 +1,8 @@
-//! Control requests that are answered when their effect is there, or with the reason why it is not.
+//! Control requests that are answered after their effect, or with the reason of their failure.
 //!
-//! QEMU sends the event of a change before the reply to the command that caused it. Replies therefore come to the loop behind the
-//! events of the same connection (`running::qemu::Qemu::listen`): when a reply is handled, the state is already the new one.
+//! QEMU sends the event of a change before the reply to the command. The loop gets replies after
+//! the events of the same connection (`running::qemu::Qemu::listen`), so the state is current when
+//! a reply is handled.
 
 use std::time::Duration;
 
@@ -13,15 +14,20 @@ use super::{
 };
 use crate::{
     control::types::{End, Refusal, Request},
-    life::{self, Command, QUIT_GRACE, State},
+    life::{self, ADOPTION_GRACE, Command, Leftover, Phase, QUIT_GRACE, State},
 };
 
-/// How long QEMU has for a command, its event included. Longer than one QMP command may take.
+/// The limit for a command and its event; longer than that of one QMP command.
 const EFFECT_LIMIT: Duration = Duration::from_secs(12);
-/// How long QEMU has until it exits: `quit`, and the kernel's work after SIGKILL.
+/// The limit for the exit of QEMU: `quit`, and the kernel's work after SIGKILL.
 const EXIT_LIMIT: Duration = Duration::from_secs(QUIT_GRACE.as_secs() + 10);
+/// How long a stop waits for an adoption. The life machine ends the run before that.
+const ADOPTION_LIMIT: Duration = Duration::from_secs(ADOPTION_GRACE.as_secs() + 10);
 
-/// The requests that wait for their effect.
+/// The failure of a stop whose supervisor ends without an adopted QEMU process.
+const QEMU_LEFT: &str = "the supervisor ends, but QEMU was not adopted and may still be running; \
+                         `qvm kill` forces the VM off";
+
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
     pending: Vec<Pending>,
@@ -29,38 +35,40 @@ pub(crate) struct Effects {
     number: u64,
     /// Why the last save of the guest's state failed.
     not_saved: Option<Refusal>,
-    /// A re-execution was requested, and waits until nothing is pending.
+    /// A re-execution was requested and waits until no request is pending.
     reexec: bool,
-    /// Requests that came before the life machine answers any.
+    /// Requests received before the life machine can answer.
     early: Vec<Request>,
 }
 
-/// One request.
 #[derive(Debug)]
 struct Pending {
     command: Command,
     until: Instant,
-    /// Its step of the life machine is being executed.
+    /// Its step of the life machine is not finished.
     executing: bool,
-    /// The QMP commands that QEMU has not answered.
+    /// The QMP commands without a reply.
     outstanding: Vec<u64>,
-    /// The monitor's connection closed before the reply came.
+    /// The QMP connection closed before the reply.
     lost: bool,
-    /// QEMU has sent the RESET event of a `system_reset`.
     was_reset: bool,
     reply: Reply,
 }
 
 impl Effects {
-    /// Adds a request whose step of the life machine is executed next. `shutdown_limit` is how long a shutdown may take. Returns the
-    /// client of a request to the guest itself, which is answered when it is sent.
+    /// Adds a request whose step of the life machine is executed next. `state` is the state before
+    /// that step, `shutdown_limit` the maximum duration of a shutdown. Returns the client of a
+    /// request to the guest itself, which is answered when it is sent. A stop during an adoption
+    /// waits: QEMU may not be adopted, and keep running.
     pub(crate) fn add(
         &mut self,
         command: Command,
+        state: &State,
         shutdown_limit: Duration,
         reply: Reply,
     ) -> Option<Reply> {
         let limit = match command {
+            Command::Stop { .. } if is_adopting(state) => ADOPTION_LIMIT,
             Command::Stop { .. } | Command::Reboot => return Some(reply),
             Command::Pause | Command::Resume | Command::Reset => EFFECT_LIMIT,
             Command::Terminate => EXIT_LIMIT,
@@ -81,27 +89,28 @@ impl Effects {
         None
     }
 
-    /// The steps of the requests were executed.
+    /// Marks the steps of all requests as finished.
     pub(crate) fn on_stepped(&mut self) {
         self.pending.iter_mut().for_each(|one| one.executing = false);
     }
 
-    /// A request came before the life machine answers any.
+    /// Queues a request that the life machine cannot answer yet.
     pub(crate) fn on_early(&mut self, request: Request) {
         self.early.push(request);
     }
 
-    /// Returns the requests that came too early.
+    /// Returns the queued early requests.
     pub(crate) fn take_early(&mut self) -> Vec<Request> {
         std::mem::take(&mut self.early)
     }
 
-    /// When the next request runs out of time.
+    /// Returns the earliest deadline of a request.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.pending.iter().map(|one| one.until).min()
     }
 
-    /// The number of a QMP command that is about to be sent; a request whose step sends it waits for the reply.
+    /// Returns the number of the next QMP command. The requests whose step sends it wait for its
+    /// reply.
     pub(crate) fn next_number(&mut self) -> u64 {
         self.number += 1;
         for one in self.pending.iter_mut().filter(|one| one.executing) {
@@ -110,17 +119,18 @@ impl Effects {
         self.number
     }
 
-    /// QEMU was reset by `system_reset`.
+    /// Handles the RESET event of a `system_reset`.
     pub(crate) fn on_reset(&mut self) {
         self.pending.iter_mut().for_each(|one| one.was_reset = true);
     }
 
-    /// The guest's state was not saved; why.
+    /// Handles a failed save of the guest's state.
     pub(crate) fn on_not_saved(&mut self, refusal: Refusal) {
         self.not_saved = Some(refusal);
     }
 
-    /// A re-execution is requested. Returns whether it is possible now: nobody else could answer what is pending.
+    /// Requests a re-execution. Returns whether it is possible now: pending requests are answered
+    /// first.
     pub(crate) fn request_reexec(&mut self) -> bool {
         self.reexec = !self.is_empty();
         !self.reexec
@@ -131,19 +141,19 @@ impl Effects {
         self.is_empty() && std::mem::take(&mut self.reexec)
     }
 
-    /// Takes the requests that `answered` is true of.
+    /// Removes and returns the requests that satisfy `answered`.
     fn take(&mut self, answered: impl Fn(&Pending) -> bool) -> Vec<Pending> {
         let (taken, kept) = std::mem::take(&mut self.pending).into_iter().partition(answered);
         self.pending = kept;
         taken
     }
 
-    /// Whether no request waits.
+    /// Whether no request is pending.
     pub(crate) fn is_empty(&self) -> bool {
         self.pending.is_empty()
     }
 
-    /// QEMU has replied to a command, or did not in time.
+    /// Handles the reply to a command, or its timeout.
     pub(crate) fn on_executed(&mut self, executed: Executed) {
         let Executed { number, what, done } = executed;
         match done {
@@ -152,7 +162,7 @@ impl Effects {
                     one.outstanding.retain(|other| *other != number);
                 }
             }
-            // The state is read again over the next connection; or QEMU has exited.
+            // The state is read again over the next connection, unless QEMU has exited.
             Err(qmp::Error::Closed) => {
                 for one in &mut self.pending {
                     one.lost |= one.outstanding.contains(&number);
@@ -168,11 +178,12 @@ impl Effects {
         }
     }
 
-    /// Answers every request that is decided in this state of the life machine; `last` is the VM's last end.
-    pub(crate) fn answer(&mut self, state: &State, last: Option<&End>) {
+    /// Answers every request that is decided in this state of the life machine. `leftover` is what
+    /// remains of QEMU if the run ends now, `last` is the last end of the VM.
+    pub(crate) fn answer(&mut self, state: &State, leftover: Leftover, last: Option<&End>) {
         let mut kept = Vec::new();
         for one in std::mem::take(&mut self.pending) {
-            match self.outcome(&one, state, last) {
+            match self.outcome(&one, state, leftover, last) {
                 Some(outcome) => drop(one.reply.send(outcome)),
                 None => kept.push(one),
             }
@@ -180,7 +191,7 @@ impl Effects {
         self.pending = kept;
     }
 
-    /// Answers the requests whose time is up at `now`.
+    /// Answers the requests whose deadline is before `now`.
     pub(crate) fn answer_overdue(&mut self, now: Instant) {
         for one in self.take(|one| one.until <= now) {
             let why = match one.command {
@@ -195,11 +206,12 @@ impl Effects {
         }
     }
 
-    /// What a request comes to in this state; `None` while that is open.
+    /// Returns the result of a request in this state; `None` if undecided.
     fn outcome(
         &self,
         one: &Pending,
         state: &State,
+        leftover: Leftover,
         last: Option<&End>,
     ) -> Option<Result<(), Refusal>> {
         if one.executing {
@@ -209,8 +221,14 @@ impl Effects {
         let not_now = |word| Some(Err(Refusal::NotNow(word)));
         let failed = |why: &str| Some(Err(Refusal::Failed(why.to_owned())));
         match (one.command, state) {
-            (Command::Terminate, State::Ended) => Some(Ok(())),
-            (Command::Terminate, _) => None,
+            (Command::Stop { .. } | Command::Terminate, State::Ended) => match leftover {
+                Leftover::None => Some(Ok(())),
+                Leftover::MayRun => failed(QEMU_LEFT),
+            },
+            (Command::Terminate, _)
+            | (Command::Stop { .. }, State::Starting(_) | State::Canceling { .. }) => None,
+            // QEMU is adopted, and its guest was asked.
+            (Command::Stop { .. } | Command::Reboot, _) => Some(Ok(())),
             (
                 Command::Suspend,
                 State::Suspending(_) | State::Quitting { .. } | State::Killing { .. },
@@ -221,10 +239,10 @@ impl Effects {
                 None => not_now("stopping"),
             },
             (Command::Suspend, State::Running | State::Paused(_)) => {
-                let called_off = || Refusal::Failed("it was called off".to_owned());
-                Some(Err(self.not_saved.clone().unwrap_or_else(called_off)))
+                let canceled = || Refusal::Failed("the save was canceled".to_owned());
+                Some(Err(self.not_saved.clone().unwrap_or_else(canceled)))
             }
-            // A relaunch: the machine that was to be reset is gone.
+            // A relaunch replaces the machine to reset.
             (Command::Reset, State::Starting(_)) => Some(Ok(())),
             (Command::Reset, State::Quitting { then: life::AfterQemu::Relaunch, .. }) => None,
             (_, State::Starting(_)) => not_now("starting"),
@@ -243,9 +261,17 @@ impl Effects {
             (Command::Pause | Command::Resume, _) if one.lost => None,
             (Command::Pause, State::Running) => failed("the guest was resumed meanwhile"),
             (Command::Resume, State::Paused(_)) => failed("the guest was paused again"),
-            (Command::Stop { .. } | Command::Reboot, _) => Some(Ok(())),
         }
     }
+}
+
+/// Whether an earlier QEMU process may be running that is not adopted yet.
+fn is_adopting(state: &State) -> bool {
+    matches!(
+        state,
+        State::Starting(Phase::FindingPrevious | Phase::Adopting)
+            | State::Canceling { phase: Phase::FindingPrevious | Phase::Adopting, .. }
+    )
 }
 
 #[cfg(test)]
@@ -253,17 +279,17 @@ mod tests {
     use tokio::sync::oneshot::{self, Receiver};
 
     use super::*;
-    use crate::life::{AfterQemu, Boot, PauseReason, Phase, StopLadder};
+    use crate::life::{AfterQemu, Boot, PauseReason, StopLadder};
 
     const PAUSED: State = State::Paused(PauseReason::Operator);
     const LIMIT: Duration = Duration::from_secs(30);
 
     type Client = Receiver<Result<(), Refusal>>;
 
-    /// Adds a request whose step has sent one QMP command; its number.
+    /// Adds a request whose step has sent one QMP command. Returns its number.
     fn requested(effects: &mut Effects, command: Command) -> (Client, u64) {
         let (reply, client) = oneshot::channel();
-        assert!(effects.add(command, LIMIT, reply).is_none());
+        assert!(effects.add(command, &State::Running, LIMIT, reply).is_none());
         let number = effects.next_number();
         effects.on_stepped();
         (client, number)
@@ -287,7 +313,7 @@ mod tests {
         let mut effects = Effects::default();
         for command in [Command::Stop { timeout: None }, Command::Reboot] {
             let (reply, _client) = oneshot::channel();
-            assert!(effects.add(command, LIMIT, reply).is_some());
+            assert!(effects.add(command, &State::Running, LIMIT, reply).is_some());
         }
         assert!(effects.is_empty() && effects.deadline().is_none());
     }
@@ -296,10 +322,10 @@ mod tests {
     async fn pause_waits_for_reply_and_state() {
         let mut effects = Effects::default();
         let (mut client, number) = requested(&mut effects, Command::Pause);
-        effects.answer(&PAUSED, None);
+        effects.answer(&PAUSED, Leftover::None, None);
         assert!(client.try_recv().is_err());
         effects.on_executed(executed(number, Ok(())));
-        effects.answer(&PAUSED, None);
+        effects.answer(&PAUSED, Leftover::None, None);
         assert_eq!(client.try_recv(), Ok(Ok(())));
         assert!(effects.is_empty());
     }
@@ -308,11 +334,11 @@ mod tests {
     async fn nothing_is_answered_while_its_step_is_executed() {
         let mut effects = Effects::default();
         let (reply, mut client) = oneshot::channel();
-        effects.add(Command::Pause, LIMIT, reply);
-        effects.answer(&PAUSED, None);
+        effects.add(Command::Pause, &State::Running, LIMIT, reply);
+        effects.answer(&PAUSED, Leftover::None, None);
         assert!(client.try_recv().is_err());
         effects.on_stepped();
-        effects.answer(&PAUSED, None);
+        effects.answer(&PAUSED, Leftover::None, None);
         assert_eq!(client.try_recv(), Ok(Ok(())));
     }
 
@@ -322,7 +348,7 @@ mod tests {
         for (command, state) in [(Command::Pause, State::Running), (Command::Resume, PAUSED)] {
             let (mut client, number) = requested(&mut effects, command);
             effects.on_executed(executed(number, Ok(())));
-            effects.answer(&state, None);
+            effects.answer(&state, Leftover::None, None);
             assert!(matches!(client.try_recv(), Ok(Err(Refusal::Failed(_)))), "{command:?}");
         }
     }
@@ -334,7 +360,7 @@ mod tests {
         let other = effects.next_number();
         assert_ne!(number, other);
         effects.on_executed(executed(other, Ok(())));
-        effects.answer(&PAUSED, None);
+        effects.answer(&PAUSED, Leftover::None, None);
         assert!(client.try_recv().is_err());
     }
 
@@ -354,10 +380,10 @@ mod tests {
         let mut effects = Effects::default();
         let (mut client, number) = requested(&mut effects, Command::Pause);
         effects.on_executed(executed(number, Err(qmp::Error::Closed)));
-        // The guest may be resumed by what is read over the next connection.
-        effects.answer(&State::Running, None);
+        // The state read over the next connection may resume the guest.
+        effects.answer(&State::Running, Leftover::None, None);
         assert!(client.try_recv().is_err());
-        effects.answer(&PAUSED, None);
+        effects.answer(&PAUSED, Leftover::None, None);
         assert_eq!(client.try_recv(), Ok(Ok(())));
     }
 
@@ -366,10 +392,10 @@ mod tests {
         let mut effects = Effects::default();
         let (mut client, number) = requested(&mut effects, Command::Reset);
         effects.on_executed(executed(number, Ok(())));
-        effects.answer(&State::Running, None);
+        effects.answer(&State::Running, Leftover::None, None);
         assert!(client.try_recv().is_err());
         effects.on_reset();
-        effects.answer(&State::Running, None);
+        effects.answer(&State::Running, Leftover::None, None);
         assert_eq!(client.try_recv(), Ok(Ok(())));
     }
 
@@ -377,9 +403,9 @@ mod tests {
     async fn reset_by_a_relaunch_is_done() {
         let mut effects = Effects::default();
         let (mut client, _) = requested(&mut effects, Command::Reset);
-        effects.answer(&quitting(AfterQemu::Relaunch), None);
+        effects.answer(&quitting(AfterQemu::Relaunch), Leftover::None, None);
         assert!(client.try_recv().is_err());
-        effects.answer(&State::Starting(Phase::Preparing(Boot::Cold)), None);
+        effects.answer(&State::Starting(Phase::Preparing(Boot::Cold)), Leftover::None, None);
         assert_eq!(client.try_recv(), Ok(Ok(())));
     }
 
@@ -393,7 +419,7 @@ mod tests {
         ] {
             let mut effects = Effects::default();
             let (mut client, _) = requested(&mut effects, Command::Pause);
-            effects.answer(&state, None);
+            effects.answer(&state, Leftover::None, None);
             assert_eq!(client.try_recv(), Ok(Err(Refusal::NotNow(word))), "{state:?}");
         }
     }
@@ -402,9 +428,43 @@ mod tests {
     async fn terminate_is_answered_at_the_end() {
         let mut effects = Effects::default();
         let (mut client, _) = requested(&mut effects, Command::Terminate);
-        effects.answer(&quitting(AfterQemu::Relaunch), None);
+        effects.answer(&quitting(AfterQemu::Relaunch), Leftover::None, None);
         assert!(client.try_recv().is_err());
-        effects.answer(&State::Ended, None);
+        effects.answer(&State::Ended, Leftover::None, None);
+        assert_eq!(client.try_recv(), Ok(Ok(())));
+    }
+
+    #[tokio::test]
+    async fn stop_fails_if_qemu_may_run() {
+        for command in [Command::Terminate, Command::Stop { timeout: None }] {
+            for leftover in [Leftover::None, Leftover::MayRun] {
+                let mut effects = Effects::default();
+                let (reply, mut client) = oneshot::channel();
+                let adopting = State::Starting(Phase::Adopting);
+                assert!(effects.add(command, &adopting, LIMIT, reply).is_none());
+                effects.on_stepped();
+                effects.answer(&adopting, Leftover::MayRun, None);
+                assert!(client.try_recv().is_err());
+                effects.answer(&State::Ended, leftover, None);
+                let answer = client.try_recv().unwrap();
+                match leftover {
+                    Leftover::None => assert_eq!(answer, Ok(()), "{command:?}"),
+                    Leftover::MayRun => {
+                        assert_eq!(answer, Err(Refusal::Failed(QEMU_LEFT.into())), "{command:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn stop_is_answered_once_qemu_is_adopted() {
+        let mut effects = Effects::default();
+        let (reply, mut client) = oneshot::channel();
+        let stop = Command::Stop { timeout: None };
+        effects.add(stop, &State::Starting(Phase::Adopting), LIMIT, reply);
+        effects.on_stepped();
+        effects.answer(&State::Running, Leftover::MayRun, None);
         assert_eq!(client.try_recv(), Ok(Ok(())));
     }
 
@@ -417,9 +477,9 @@ mod tests {
         ] {
             let mut effects = Effects::default();
             let (mut client, _) = requested(&mut effects, Command::Suspend);
-            effects.answer(&quitting(AfterQemu::Relaunch), None);
+            effects.answer(&quitting(AfterQemu::Relaunch), Leftover::None, None);
             assert!(client.try_recv().is_err());
-            effects.answer(&State::Ended, last.as_ref());
+            effects.answer(&State::Ended, Leftover::None, last.as_ref());
             assert_eq!(client.try_recv(), Ok(expected));
         }
     }
@@ -427,10 +487,10 @@ mod tests {
     #[tokio::test]
     async fn failed_suspend_tells_why() {
         let mut effects = Effects::default();
-        for (told, expected) in [(None, "it was called off"), (Some("no space"), "no space")] {
+        for (told, expected) in [(None, "the save was canceled"), (Some("no space"), "no space")] {
             let (mut client, _) = requested(&mut effects, Command::Suspend);
             told.into_iter().for_each(|why| effects.on_not_saved(Refusal::Failed(why.to_owned())));
-            effects.answer(&State::Running, None);
+            effects.answer(&State::Running, Leftover::None, None);
             assert_eq!(client.try_recv(), Ok(Err(Refusal::Failed(expected.into()))));
         }
     }
@@ -458,7 +518,7 @@ mod tests {
         assert!(!effects.request_reexec());
         assert!(!effects.take_reexec());
         effects.on_executed(executed(number, Ok(())));
-        effects.answer(&PAUSED, None);
+        effects.answer(&PAUSED, Leftover::None, None);
         assert!(effects.take_reexec());
         assert!(!effects.take_reexec());
     }

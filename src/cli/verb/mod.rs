@@ -175,14 +175,15 @@ async fn press(layout: &Layout, name: &VmName, chords: &[Chord]) -> Result<(), F
     or_refused(client.press(chords).await, layout, name).await
 }
 
-/// Returns a function that reports whether the QEMU process of now is alive. It returns false if
-/// none is known: without a record no supervisor adopts QEMU.
-async fn qemu_before(layout: &Layout, name: &VmName) -> impl Fn() -> bool + use<> {
+/// Returns a function that reports whether the QEMU process of now is alive: false if none is
+/// running, `None` if the state of the VM is unknown.
+async fn qemu_before(layout: &Layout, name: &VmName) -> impl Fn() -> Option<bool> + use<> {
     let before = match find(layout, name).await {
-        Ok(Ok(running::PreviousQemu::Running(qemu, _))) => Some(qemu),
-        Ok(Ok(_) | Err(_)) | Err(_) => None,
+        Ok(Ok(running::PreviousQemu::Running(qemu, _))) => Ok(Some(qemu)),
+        Ok(Ok(_)) => Ok(None),
+        Ok(Err(_)) | Err(_) => Err(()),
     };
-    move || before.as_ref().is_some_and(|qemu| qemu.is_alive())
+    move || Some(before.as_ref().ok()?.as_ref().is_some_and(|qemu| qemu.is_alive()))
 }
 
 /// Sends a command that ends VMs and prints each rung; with `wait`, returns when they are down.

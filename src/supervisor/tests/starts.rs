@@ -161,7 +161,7 @@ async fn previous_qemu_is_adopted_with_its_vm_file() {
     scene.until(|scene| scene.state() == State::Running).await;
     let status = scene.supervisor.status();
     assert_eq!((status.pid, status.mem_bytes), (Some(qemu.0.id()), 1 << 30));
-    // What counts at once is not in effect before a reload.
+    // Keys that take effect at once are not applied before a reload.
     assert_eq!(status.description.as_deref(), Some("old"));
     scene.until(|scene| scene.supervisor.status().pending.len() == 2).await;
     assert!(!peer.commands.names().contains(&"cont".to_owned()));
@@ -190,6 +190,29 @@ async fn stop_before_the_previous_qemu_is_found_stops_it() {
     assert!(outcome(&scene).is_none(), "QEMU is running");
     scene.exit(Exit::Code(0));
     assert_eq!(outcome(&scene), Some(&Outcome::Exit(0)));
+}
+
+#[tokio::test]
+async fn stop_of_a_silent_adoption_fails() {
+    for command in [Command::PowerOff { timeout_sec: None }, Command::Terminate] {
+        let mut scene = Scene::new(TEXT);
+        let (qemu, peer, _serial) = previous(&scene, TEXT);
+        peer.script.on("query-vnc-servers", Answer::Silence);
+        begin(&mut scene);
+        scene.until(|scene| is_in(scene, Phase::Adopting)).await;
+        let (reply, mut answer) = oneshot::channel();
+        scene.supervisor.handle_input(Input::Request(Request::Command(command, reply)));
+        if command == Command::Terminate {
+            // It waits for the adoption, up to this deadline.
+            assert!(answer.try_recv().is_err());
+            scene.supervisor.start.as_mut().unwrap().cancel();
+        }
+        scene.until(|scene| outcome(scene).is_some()).await;
+        let refused = answer.await.unwrap().unwrap_err();
+        assert!(matches!(&refused, Refusal::Failed(why) if why.contains("QEMU")), "{refused:?}");
+        assert!(pidfd::start_time(qemu.0.id()).is_ok(), "QEMU has exited");
+        assert!(scene.supervisor.ctx.paths().record().exists());
+    }
 }
 
 #[tokio::test]

@@ -180,6 +180,13 @@ fn stop_and_kill_during_adoption_are_truthful() {
     assert_eq!(vm.lab.exit_code(next), Some(0));
 
     let next = adopts(&mut vm.lab);
+    let stop = vm.lab.qvm(&["stop", "--no-wait", "web"]);
+    assert_eq!(stop.status.code(), Some(1), "{}", said(&stop));
+    assert!(said(&stop).contains("QEMU was not adopted"), "{}", said(&stop));
+    assert!(runs(qemu));
+    assert_eq!(vm.lab.exit_code(next), Some(0));
+
+    let next = adopts(&mut vm.lab);
     vm.lab.ok(&["kill", "web"]);
     assert!(!runs(qemu), "QEMU is running after `qvm kill`");
     vm.qemu = i32::MAX;

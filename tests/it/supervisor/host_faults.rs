@@ -395,10 +395,10 @@ fn a_qemu_that_hangs_is_told_and_waited_for_and_taken_over_when_it_wakes() {
     let output = lab.qvm(&["run", "web"]);
     assert_eq!(output.status.code(), Some(75), "{}", said(&output));
     let silent = format!(
-        "QEMU (pid {qemu}) of an earlier supervisor lives, but its monitor does not answer"
+        "QEMU (pid {qemu}) of an earlier supervisor is alive, but its monitor does not answer"
     );
     assert!(said(&output).contains(&silent), "{}", said(&output));
-    assert!(said(&output).contains(&format!("hint: look at it with `ps -fp {qemu}`")));
+    assert!(said(&output).contains(&format!("hint: inspect it with `ps -fp {qemu}`")));
     let patient = lab.run("web");
     lab.wait_state("web", "starting");
     signal(qemu, SIGCONT);
