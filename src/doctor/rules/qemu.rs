@@ -1,21 +1,16 @@
 //! QEMU: its version and what is known to be wrong with that, its machine types, firmware,
 //! qemu-img.
 
-use super::{Finding, FindingCode, Seen, VmSeen, names};
+use super::{
+    code::FindingCode,
+    finding::{Finding, Level, names},
+    seen::{QemuSeen, Seen, VmSeen},
+};
 use crate::{
-    machine::facts::{Machine, Qemu, Version},
+    machine::facts::{Qemu, Version},
     spec::{Bus, Vm},
     value::VmName,
 };
-
-/// What was seen of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct QemuSeen {
-    /// The binary, its version, and the machine type of new VMs.
-    pub qemu: Qemu,
-    /// Every machine type that it has; empty where it did not tell.
-    pub machines: Vec<Machine>,
-}
 
 /// A fault of released versions that a VM of qvm can meet.
 struct Fault {
@@ -72,7 +67,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
         Err(complaint) => {
             findings.push(Finding::complaint(
                 FindingCode::QemuUnusable,
-                super::Level::Error,
+                Level::Error,
                 "qemu",
                 complaint,
             ));
@@ -88,7 +83,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
         findings.extend(complaints.into_iter().flatten().map(|complaint| {
             Finding::complaint(
                 FindingCode::VmCannotStart,
-                super::Level::Error,
+                Level::Error,
                 vm.name.as_str(),
                 complaint,
             )

@@ -1,32 +1,16 @@
 //! Units: whether the service manager waits as long as a guest's clean shutdown may take, and knows
 //! what the VM files say.
 
-use super::{Finding, FindingCode, Level, Seen, names};
+use super::{
+    code::FindingCode,
+    finding::{Finding, Level, names},
+    seen::{Seen, Unit},
+};
 use crate::{
     spec::Vm,
     systemd::unit::{DROP_IN, STOP_SLACK, unit_name},
     value::VmName,
 };
-
-/// What `systemctl show` tells of a VM's unit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unit {
-    /// Its name.
-    pub id: String,
-    /// There is such a unit.
-    pub loaded: bool,
-    /// How long a stop may take, in microseconds; none is for ever.
-    pub stop_timeout: Option<u64>,
-    /// Its drop-ins, in the order in which they are read.
-    pub drop_ins: Vec<String>,
-    /// A file that it was made from has changed since.
-    pub stale: bool,
-}
-
-impl Unit {
-    /// The properties that it is read from, for `systemctl show --property=`.
-    pub const PROPERTIES: &str = "Id,LoadState,TimeoutStopUSec,DropInPaths,NeedDaemonReload";
-}
 
 /// The units in what `systemctl show --property=` [`Unit::PROPERTIES`] prints of several. What is
 /// not understood is left out.
