@@ -1,4 +1,4 @@
-//! The bridges that VM files name: there, up, and forwarding from the first frame on.
+//! The bridges of VM files: whether they exist, are up, and forward frames at once.
 
 use std::collections::BTreeMap;
 
@@ -10,27 +10,25 @@ use crate::{
     value::{IfName, VmName},
 };
 
-/// How long a new port may be silent before it is worth a warning, in hundredths of a second: a
-/// DHCP client asks again after 4 s, then after 8 s (RFC 2131, 4.1), and what waits for the network
-/// gives up some day.
+/// The delay of a new port that causes a warning, in hundredths of a second: a DHCP client repeats
+/// its request after 4 s, then after 8 s (RFC 2131, 4.1).
 const STP_PATIENCE: u64 = 1000;
 
-/// What was seen of the network.
+/// The results of the network probes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Network {
     /// The interfaces that VM files name as bridges.
     pub bridges: BTreeMap<IfName, Interface>,
-    /// Whether bridged frames pass through the packet filter; none where the module `br_netfilter`
-    /// is not loaded.
+    /// Whether bridged frames pass through the packet filter; `None` without the module
+    /// `br_netfilter`.
     pub netfilter: Option<Netfilter>,
-    /// What there is of the modules that filter taps, in the order of [`NEEDED`](super::NEEDED).
+    /// The states of the modules that filter taps, in the order of [`NEEDED`](super::NEEDED).
     pub filter_modules: Vec<super::Module>,
-    /// The packet filter's programs that there are.
+    /// The installed programs of the packet filter.
     pub firewalls: Vec<super::Firewall>,
 }
 
-/// Which frames on bridges are given to the packet filter
-/// (`/proc/sys/net/bridge/bridge-nf-call-*`).
+/// Which bridged frames pass through the packet filter (`/proc/sys/net/bridge/bridge-nf-call-*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Netfilter {
     /// IPv4.
@@ -39,12 +37,12 @@ pub struct Netfilter {
     pub ipv6: bool,
 }
 
-/// What is called as a VM file's bridge is.
+/// The interface with the name of a bridge.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Interface {
-    /// Nothing.
+    /// No interface.
     Missing,
-    /// Something that is no bridge.
+    /// An interface that is not a bridge.
     Other,
     /// A bridge.
     Bridge(Bridge),
@@ -53,15 +51,15 @@ pub enum Interface {
 /// A bridge (`/sys/class/net/NAME`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bridge {
-    /// It is up, by order.
+    /// Whether it is administratively up.
     pub up: bool,
-    /// In bytes; `None` where it cannot be read.
+    /// The MTU in bytes; `None` if it cannot be read.
     pub mtu: Option<u32>,
     /// `bridge/stp_state`: 0 off, 1 by the kernel, 2 by a program.
     pub stp: u8,
     /// `bridge/forward_delay`, in hundredths of a second.
     pub forward_delay: u64,
-    /// What is attached to it.
+    /// Its ports.
     pub ports: Vec<Port>,
 }
 
@@ -70,7 +68,7 @@ pub struct Bridge {
 pub struct Port {
     /// The interface.
     pub name: String,
-    /// It is a tap: a guest's.
+    /// Whether it is the tap of a guest.
     pub tap: bool,
 }
 
@@ -185,9 +183,8 @@ fn examine_one(about: &str, name: &IfName, bridge: &Bridge, users: &str) -> Vec<
     findings
 }
 
-/// How long a new port does not forward, in hundredths of a second: listening and learning where
-/// the kernel's own STP is on, and learning alone where a program's is (net/bridge/br_stp.c,
-/// `br_make_forwarding`).
+/// Returns the delay of a new port in hundredths of a second: listening and learning with the
+/// kernel's STP, only learning with a program's (net/bridge/br_stp.c, `br_make_forwarding`).
 fn held_up(bridge: &Bridge) -> Option<u64> {
     let held = match bridge.stp {
         0 => 0,
