@@ -1,4 +1,4 @@
-//! Doing what the life machine wants done.
+//! Executes the actions of the life machine.
 
 use std::time::Duration;
 
@@ -22,12 +22,12 @@ use crate::{
 };
 
 impl Supervisor {
-    /// One step of the life machine, and what it wants done.
+    /// Steps the life machine and executes its actions.
     pub(crate) fn feed(&mut self, event: life::Event) {
         let before = self.public_state();
         let actions = self.life.step(event, self.ctx.elapsed(), &policy(self.config.vm()));
         if let Some(vm) = &mut self.vm {
-            // Before the actions: the next supervisor has to know what was intended with QEMU.
+            // Recorded before the actions: the next supervisor must know the intended end of QEMU.
             vm.qemu().record_intention(self.life.state().intention(), &self.ctx);
         }
         let state = self.public_state();
@@ -142,10 +142,10 @@ impl Supervisor {
     fn save(&mut self) {
         let Some(vm) = &mut self.vm else { return };
         let (config, state) = (&self.config, self.life.state());
-        // Only a machine like the one that was saved can restore a state.
+        // Only a machine with the same devices can restore a saved state.
         let unusable = config
             .is_replugged()
-            .then(|| "disks or NICs were plugged in or out since it was started".to_owned());
+            .then(|| "disks or NICs were plugged in or out since QEMU was started".to_owned());
         let state = StateToSave {
             vm_file: config.text().to_owned(),
             memory: config.vm().mem.bytes(),
@@ -178,14 +178,14 @@ impl Supervisor {
     }
 
     fn give_up_ready(&mut self, why: &str) {
-        // Where that is a failure, the end reports it.
+        // A failure is reported by the end of the VM.
         if self.config.vm().ready_failure == spec::ReadyFailure::Continue {
             warn!("the guest is not ready: {why}");
         }
         self.record_readiness();
     }
 
-    /// Tells the service manager and the watchers that the VM is up.
+    /// Notifies the service manager and the watchers that the VM is up.
     fn notify_ready(&mut self) {
         self.stop_awaiting();
         self.record_readiness();

@@ -1,4 +1,4 @@
-//! The VM as it runs beside its VM file as it is now.
+//! The configuration of the running VM and the current VM file.
 
 use tracing::warn;
 
@@ -24,15 +24,15 @@ use crate::{
 /// The search for operators that the host does not know.
 pub(crate) type UnknownOperators = futures_util::future::BoxFuture<'static, Vec<Operator>>;
 
-/// The VM as it runs beside its VM file as it is now.
+/// The configuration of the running VM and the current VM file.
 #[derive(Debug)]
 pub(crate) struct Config {
-    /// The VM file that QEMU was started from, with what was applied since.
+    /// The VM file that QEMU was started from, with the changes applied since.
     vm: Vm,
     text: String,
-    /// The machine of QEMU, with what was changed since it was started.
+    /// The machine of QEMU, with the changes made since its start.
     running: RunningMachine,
-    /// The VM file as it is now, or as it was when it was valid last.
+    /// The last valid version of the VM file.
     written: Vm,
     written_text: String,
     /// Why the VM file is not valid.
@@ -43,7 +43,7 @@ pub(crate) struct Config {
 }
 
 impl Config {
-    /// A VM that is to be started from this VM file.
+    /// Creates the configuration of a VM to start from this VM file.
     pub(crate) fn new(vm: Vm, text: String) -> Self {
         Self {
             running: RunningMachine::started_from(&vm),
@@ -58,22 +58,22 @@ impl Config {
         }
     }
 
-    /// The VM as it runs.
+    /// Returns the VM as it runs.
     pub(crate) fn vm(&self) -> &Vm {
         &self.vm
     }
 
-    /// The VM file that QEMU was started from.
+    /// Returns the VM file that QEMU was started from.
     pub(crate) fn text(&self) -> &str {
         &self.text
     }
 
-    /// The VM file as it is now, or as it was when it was valid last.
+    /// The last valid version of the VM file.
     pub(crate) fn written(&self) -> &Vm {
         &self.written
     }
 
-    /// The text of [`Self::written`].
+    /// Returns the text of [`Self::written`].
     pub(crate) fn written_text(&self) -> &str {
         &self.written_text
     }
@@ -83,17 +83,17 @@ impl Config {
         self.problem.as_deref()
     }
 
-    /// The files beside the VM file, as they were read last.
+    /// Returns the last read state of the files beside the VM file.
     pub(crate) fn files(&self) -> &Files {
         &self.files
     }
 
-    /// Where the VM file differs from what runs.
+    /// Returns the differences between the VM file and the running VM.
     pub(crate) fn pending(&self) -> Vec<Pending> {
         self.diff.pending()
     }
 
-    /// Whether a reboot of the guest has to bring a new QEMU process.
+    /// Whether a reboot of the guest requires a new QEMU process.
     pub(crate) fn wants_relaunch(&self) -> bool {
         self.diff.wants_relaunch()
     }
@@ -103,17 +103,17 @@ impl Config {
         self.operators.authorizer(&self.vm)
     }
 
-    /// Notes which operators the host does not know.
+    /// Sets the operators that the host does not know.
     pub(crate) fn set_unknown_operators(&mut self, names: Vec<Operator>) {
         self.operators.set_unknown(names);
     }
 
-    /// What an operator should know.
+    /// Returns the notes for the status.
     pub(crate) fn operator_notes(&self) -> impl Iterator<Item = Note> + '_ {
         self.operators.notes()
     }
 
-    /// The VM file was read, or is not valid; so were the files beside it.
+    /// Stores the result of a reading of the VM file and the files beside it.
     pub(crate) fn on_read(&mut self, written: Result<(Vm, String), String>, files: Files) {
         match written {
             Ok((vm, text)) => {
@@ -125,13 +125,13 @@ impl Config {
         self.files = files;
     }
 
-    /// The identity was read, or made, before the VM file was read again.
+    /// Sets the identity, known before the next reading of the VM file.
     pub(crate) fn set_identity(&mut self, identity: Option<Identity>) {
         self.files.identity = identity;
         self.files.is_read = true;
     }
 
-    /// QEMU is started from this VM file, or was.
+    /// Sets the VM file that QEMU is started from.
     pub(crate) fn set_running(&mut self, vm: Vm, text: String) -> Option<UnknownOperators> {
         self.running = RunningMachine::started_from(&vm);
         self.vm = vm;
@@ -139,18 +139,18 @@ impl Config {
         self.set_operators()
     }
 
-    /// QEMU is started anew: nothing is pending.
+    /// Clears the pending changes, for a new QEMU process.
     pub(crate) fn clear_diff(&mut self) {
         self.diff = VmDiff::default();
     }
 
-    /// Puts `operators` of the VM as it runs into effect.
+    /// Applies `operators` of the running VM.
     pub(crate) fn set_operators(&mut self) -> Option<UnknownOperators> {
         let search = self.operators.set(self.vm.operators.clone())?;
         Some(Box::pin(search))
     }
 
-    /// Puts the keys of a VM file into effect that count for a running guest at once.
+    /// Applies the keys of a VM file that take effect on a running guest at once.
     pub(crate) fn apply_live_keys(
         &mut self,
         new: Vm,
@@ -162,7 +162,7 @@ impl Config {
         self.set_operators()
     }
 
-    /// Takes another address or another password for the screen, where the supervisor serves it.
+    /// Applies the address and the password of the screen if the supervisor serves it.
     fn move_screen(&mut self, new: &Vm, owner: Option<ScreenOwner>) {
         let (Some(runs), Some(written)) = (&mut self.vm.display, &new.display) else { return };
         if owner == Some(ScreenOwner::Qemu) || runs.vnc.is_none() {
@@ -172,43 +172,44 @@ impl Config {
         self.running.is_screen_failed = false;
     }
 
-    /// The screen is where `booted` has it: a QEMU that listens for viewers itself does so where it was told when it was started.
+    /// Keeps the screen of `booted`: a QEMU process that listens for viewers itself cannot change
+    /// its address.
     pub(crate) fn keep_screen_of(&mut self, booted: &Vm) {
         self.running.is_screen_failed = false;
         self.vm.display.clone_from(&booted.display);
     }
 
-    /// The changes that can be applied to the machine while it runs.
+    /// Returns the changes that can be applied to the running machine.
     pub(crate) fn live_changes(&self) -> Vec<LiveChange> {
         self.diff.live()
     }
 
-    /// A change was applied to the machine. Returns the same for the run record.
+    /// Stores an applied change of the machine. Returns it for the run record.
     pub(crate) fn record_change(&mut self, change: &LiveChange) -> Vec<(String, Option<String>)> {
         let before = self.running.clone();
         self.running.record(change);
         applied::entries(&before, &self.running).into_iter().collect()
     }
 
-    /// The target of the balloon in bytes; `None` where the guest is to have all that it was started with.
+    /// Returns the balloon target in bytes; `None` for all memory that the guest was started with.
     pub(crate) fn memory_target(&self) -> Option<u64> {
         let mem = self.running.mem();
         (mem != self.vm.mem).then(|| mem.bytes())
     }
 
-    /// The removals of all disks and NICs that the machine has.
+    /// Returns the removals of all disks and NICs of the machine.
     pub(crate) fn removals(&self) -> Vec<LiveChange> {
         let disks = self.disks().into_iter().map(LiveChange::RemoveDisk);
         let nics = self.running.nics().iter().map(|nic| nic.name.clone());
         disks.chain(nics.map(LiveChange::RemoveNic)).collect()
     }
 
-    /// The disks that the machine has.
+    /// Returns the disks of the machine.
     pub(crate) fn disks(&self) -> Vec<Label> {
         self.running.disks().iter().map(|disk| disk.name.clone()).collect()
     }
 
-    /// The limits of the disks' I/O that apply.
+    /// Returns the effective I/O limits of the disks.
     pub(crate) fn disk_limits(&self) -> Vec<DiskLimit> {
         let of_disk = |disk: &Disk| {
             let limits = disk.limits.iter().filter_map(|(kind, limit)| {
@@ -225,7 +226,7 @@ impl Config {
         self.running.disks().iter().flat_map(of_disk).collect()
     }
 
-    /// The NICs that have a tap.
+    /// Returns the NICs with a tap.
     pub(crate) fn nic_taps(&self) -> Vec<NicTap> {
         let tap = |nic: &Nic| match &nic.link {
             Link::Bridge { tap, .. } => {
@@ -236,7 +237,7 @@ impl Config {
         self.running.nics().iter().filter_map(tap).collect()
     }
 
-    /// How the taps are to be.
+    /// Returns the wanted state of the taps.
     pub(crate) fn wanted_taps(&self, examining: Examining) -> WantedTaps {
         let taps = tap_spec::taps_of(&self.vm.name, self.running.nics());
         let identity = self.files.identity.as_ref().filter(|_| !taps.is_empty());
@@ -244,27 +245,28 @@ impl Config {
             heal: self.vm.tap_heal,
             macs: identity.map(|identity| identity.macs.clone()).unwrap_or_default(),
             taps,
-            // Without the addresses a filter would be another.
+            // The filter depends on the addresses.
             held: examining == Examining::Suspended || !self.files.is_read,
         }
     }
 
-    /// What an operator should know of the networks.
+    /// Returns the notes about the networks.
     pub(crate) fn network_notes(&self) -> Vec<Note> {
         user_network::notes(self.running.nics())
     }
 
-    /// Devices were plugged in or out since QEMU was started: no other QEMU could be started like it.
+    /// Whether devices were plugged in or out since QEMU was started: no new QEMU process could
+    /// have the same ports.
     pub(crate) fn is_replugged(&self) -> bool {
         self.running.is_replugged()
     }
 
-    /// The screen is not served as the VM file says, so that the next `qvm apply` tries again.
+    /// Notes that the screen is not served as configured, so that the next `qvm apply` tries again.
     pub(crate) fn set_screen_unserved(&mut self) {
         self.running.is_screen_failed = true;
     }
 
-    /// Takes over from the run record what runs beside the VM file, and how an earlier supervisor changed the machine.
+    /// Restores from the run record the changes that an earlier supervisor applied to the machine.
     pub(crate) fn recall(&mut self, record: &Record) {
         let firmware = record.firmware.as_ref().map(|(path, at)| built(path, *at));
         let (machine, unread) = applied::machine(&self.vm, &record.applied);
@@ -280,7 +282,7 @@ impl Config {
         };
     }
 
-    /// Compares the VM file with what runs. `qemu` is the QEMU process, where there is one.
+    /// Compares the VM file with the running VM. `qemu` is `None` without a QEMU process.
     pub(crate) fn compare(&mut self, qemu: Option<RunningQemu<'_>>) {
         let screen = match qemu.as_ref().map(|qemu| qemu.screen) {
             Some(ScreenOwner::Qemu) => ScreenServer::Qemu,
@@ -313,36 +315,35 @@ impl Config {
     }
 }
 
-/// What of a QEMU process the VM file is compared with.
+/// The properties of a QEMU process that the VM file is compared with.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RunningQemu<'a> {
     /// Its run record.
     pub(crate) record: &'a Record,
-    /// The version of the QEMU that is installed, where it is another.
+    /// The version of the installed QEMU if it differs.
     pub(crate) installed: Option<&'a str>,
-    /// Who listens for viewers of the screen.
+    /// The process that listens for viewers of the screen.
     pub(crate) screen: ScreenOwner,
 }
 
-/// Who listens for viewers of the screen.
+/// The process that listens for viewers of the screen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ScreenOwner {
     /// The supervisor.
     Supervisor,
-    /// QEMU: an earlier qvm started it so.
+    /// QEMU, started by an earlier version of qvm.
     Qemu,
 }
 
 /// Whether the taps are examined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Examining {
-    /// They are.
     Active,
     /// The machine is being changed.
     Suspended,
 }
 
-/// A firmware file, told from another of that path by when it was written.
+/// Identifies a firmware file by its path and modification time.
 fn built(path: &std::path::Path, at: i64) -> String {
     let at = jiff::Timestamp::from_second(at).map_or_else(|_| at.to_string(), |at| at.to_string());
     format!("{} of {at}", path.display())
@@ -355,7 +356,7 @@ mod tests {
 
     const BASE: &str = "mem = \"1G\"\nvcpu = 1\n";
 
-    /// A VM that runs `running`, whose VM file is `written` by now.
+    /// A VM that runs `running`, whose VM file is now `written`.
     fn config(running: &str, written: &str) -> Config {
         let mut config = Config::new(vm(running), running.to_owned());
         config.on_read(Ok((vm(written), written.to_owned())), Files::default());
@@ -420,7 +421,7 @@ mod tests {
         assert!(!done.is_empty());
         assert_eq!(keys(&mut config), Vec::<String>::new());
         assert_eq!(config.memory_target(), Some(512 << 20));
-        // The next supervisor reads the same from the run record.
+        // The next supervisor reads the same changes from the run record.
         let mut next = config_of_next(BASE, &written);
         let record = Record { applied: done.into_iter().collect(), ..record() };
         next.recall(&record);

@@ -1,4 +1,4 @@
-//! What every part of the supervisor may use: settings, paths, storage lanes, the service manager and the watchers of events.
+//! The context of all components: settings, paths, storage lanes, service manager, event watchers.
 
 use std::{
     collections::VecDeque,
@@ -23,15 +23,15 @@ use crate::{
     systemd::notify::{Notifier, under_systemd},
 };
 
-/// How many events a watcher may be behind before it loses the oldest.
+/// How many events a slow watcher may lag behind before it loses the oldest.
 const EVENT_QUEUE: usize = 256;
 /// How many events are kept for a client that asks later.
 const RECENT: usize = 64;
-/// Events that do not change what the VM does; a guest can cause them as often as it likes.
+/// Events without a change of state, which a guest can cause at any rate.
 const CHATTY: [&str; 4] =
     ["BALLOON_CHANGE", "RTC_CHANGE", "NIC_RX_FILTER_CHANGED", "VSERPORT_CHANGE"];
 
-/// What every part of the supervisor may use.
+/// The context of all components.
 #[derive(Debug)]
 pub(crate) struct Context {
     settings: Settings,
@@ -39,17 +39,17 @@ pub(crate) struct Context {
     lanes: Lanes,
     notifier: Notifier,
     under_systemd: bool,
-    /// The queue has its slots from the start: one with the event itself takes four times as much.
+    /// Contains pointers: the queue allocates all slots, and an event has four times that size.
     watchers: broadcast::Sender<Arc<Event>>,
     /// The last events, newest first.
     recent: Mutex<VecDeque<Event>>,
     origin: Instant,
-    /// Unused memory will be returned to the kernel.
+    /// Whether a return of unused memory to the kernel is scheduled.
     is_settling: AtomicBool,
 }
 
 impl Context {
-    /// The context of one supervisor. Nothing is opened but the service manager's socket.
+    /// Creates the context of a supervisor. Opens only the service manager's socket.
     pub(crate) fn new(settings: Settings) -> Self {
         let env = |key: &str| (settings.env)(key).map(OsString::from);
         let pid = std::process::id();
@@ -67,27 +67,24 @@ impl Context {
         }
     }
 
-    /// The supervisor's settings.
     pub(crate) fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// The VM's own paths.
     pub(crate) fn paths(&self) -> &VmPaths {
         &self.paths
     }
 
-    /// Where work waits for storage.
+    /// Returns the lanes for storage I/O.
     pub(crate) fn lanes(&self) -> &Lanes {
         &self.lanes
     }
 
-    /// The service manager.
     pub(crate) fn notifier(&self) -> &Notifier {
         &self.notifier
     }
 
-    /// Whether a unit started the supervisor: systemd owns the cgroup then.
+    /// Whether a unit started the supervisor, so that systemd owns the cgroup.
     pub(crate) fn is_under_systemd(&self) -> bool {
         self.under_systemd
     }
@@ -97,37 +94,37 @@ impl Context {
         (self.settings.now)()
     }
 
-    /// How long the supervisor has been running, for the life machine.
+    /// Returns the uptime of the supervisor, the clock of the life machine.
     pub(crate) fn elapsed(&self) -> Duration {
         self.origin.elapsed()
     }
 
-    /// The instant of a time of [`Self::elapsed`].
+    /// Converts a time of [`Self::elapsed`].
     pub(crate) fn instant(&self, elapsed: Duration) -> tokio::time::Instant {
         tokio::time::Instant::from_std(self.origin + elapsed)
     }
 
-    /// The queue of events, for the control socket.
+    /// Returns the queue of events for the control socket.
     pub(crate) fn watchers(&self) -> broadcast::Sender<Arc<Event>> {
         self.watchers.clone()
     }
 
-    /// Notes that unused memory will be returned; `false` where that was noted already.
+    /// Schedules a return of unused memory; `false` if one is scheduled already.
     pub(crate) fn begin_settling(&self) -> bool {
         !self.is_settling.swap(true, Ordering::Relaxed)
     }
 
-    /// Notes that unused memory was returned.
+    /// Ends the scheduled return of unused memory.
     pub(crate) fn end_settling(&self) {
         self.is_settling.store(false, Ordering::Relaxed);
     }
 
     fn recent(&self) -> MutexGuard<'_, VecDeque<Event>> {
-        // Nothing that holds the lock can panic half-way through a change.
+        // No code can panic between two parts of a change under this lock.
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends an event to all watchers and keeps it for later ones.
+    /// Sends an event to all watchers and stores it for later ones.
     pub(crate) fn publish(&self, name: &str, data: Value) {
         let data = if data.is_null() { json!({}) } else { data };
         let event =
@@ -137,7 +134,7 @@ impl Context {
             recent.truncate(RECENT - 1);
             recent.push_front(event.clone());
         }
-        // Without a watcher there is no receiver.
+        // Fails only without a watcher.
         let _ = self.watchers.send(Arc::new(event));
     }
 
@@ -146,12 +143,12 @@ impl Context {
         self.recent().iter().cloned().collect()
     }
 
-    /// A writer of the run record of one QEMU process.
+    /// Returns a writer of the run record of one QEMU process.
     pub(crate) fn record_writer(&self) -> RecordWriter {
         RecordWriter::new(self.lanes.run.clone(), self.paths.clone())
     }
 
-    /// Removes the run record, behind everything that is to be written of it.
+    /// Removes the run record after all pending writes.
     pub(crate) fn remove_record(&self) {
         let paths = self.paths.clone();
         if let Err(refused) = self.lanes.run.run(move || Record::remove(&paths)) {

@@ -1,4 +1,4 @@
-//! What the loop handles, and what each input leads to.
+//! Dispatches each input of the loop.
 
 use tracing::info;
 
@@ -27,7 +27,7 @@ impl Supervisor {
         }
     }
 
-    /// Handles what came from outside, or from a task of the supervisor.
+    /// Handles an input.
     pub(crate) fn handle_input(&mut self, input: Input) {
         if matches!(input, Input::Request(_)) {
             self.settle_later();
@@ -39,13 +39,13 @@ impl Supervisor {
             Input::Signal(Signal::Reexec) => self.reexec(),
             Input::StopSignal { host_down: true } => self.feed(life::Event::HostShutdownStarted),
             Input::StopSignal { host_down: false } => self.feed(life::Event::StopSignaled),
-            // The first answer must not report a running guest as starting.
+            // The first reply must not report a running guest as starting.
             Input::Request(request) if self.life.answers_requests() => self.answer(request),
             Input::Request(request) => self.effects.on_early(request),
             Input::FileChanged => self.read_files(AfterReading::Compare),
             Input::Files(event) => self.on_file_event(event),
             Input::HostSlept(slept) => {
-                info!("the host has slept for {} s", slept.as_secs());
+                info!("the host was suspended for {} s", slept.as_secs());
                 if let Some(vm) = &mut self.vm {
                     set_guest_clock(vm.qemu(), &self.ctx);
                 }
@@ -59,8 +59,8 @@ impl Supervisor {
         }
     }
 
-    /// Returns memory to the kernel that a start, or a series of requests, has used: once, some
-    /// seconds later.
+    /// Schedules the return of unused memory to the kernel, some seconds after a start or a series
+    /// of requests.
     pub(crate) fn settle_later(&mut self) {
         if self.ctx.begin_settling() {
             self.tasks.report(async {
@@ -101,7 +101,7 @@ impl Supervisor {
         }
     }
 
-    /// Has the running VM handle an event that concerns it alone.
+    /// Passes an event to the running VM.
     fn pass_to_vm(&mut self, event: VmEvent) {
         let public = self.public_state();
         let Some(vm) = &mut self.vm else { return };

@@ -1,7 +1,8 @@
-//! Control requests that are answered when their effect is there, or with the reason why it is not.
+//! Control requests that are answered after their effect, or with the reason of their failure.
 //!
-//! QEMU sends the event of a change before the reply to the command that caused it. Replies therefore come to the loop behind the
-//! events of the same connection (`running::qemu::Qemu::listen`): when a reply is handled, the state is already the new one.
+//! QEMU sends the event of a change before the reply to the command. The loop gets replies after
+//! the events of the same connection (`running::qemu::Qemu::listen`), so the state is current when
+//! a reply is handled.
 
 use std::time::Duration;
 
@@ -16,9 +17,9 @@ use crate::{
     life::{self, ADOPTION_GRACE, Command, Leftover, Phase, QUIT_GRACE, State},
 };
 
-/// How long QEMU has for a command, its event included. Longer than one QMP command may take.
+/// The limit for a command and its event; longer than that of one QMP command.
 const EFFECT_LIMIT: Duration = Duration::from_secs(12);
-/// How long QEMU has until it exits: `quit`, and the kernel's work after SIGKILL.
+/// The limit for the exit of QEMU: `quit`, and the kernel's work after SIGKILL.
 const EXIT_LIMIT: Duration = Duration::from_secs(QUIT_GRACE.as_secs() + 10);
 /// How long a stop waits for an adoption. The life machine ends the run before that.
 const ADOPTION_LIMIT: Duration = Duration::from_secs(ADOPTION_GRACE.as_secs() + 10);
@@ -27,7 +28,6 @@ const ADOPTION_LIMIT: Duration = Duration::from_secs(ADOPTION_GRACE.as_secs() + 
 const QEMU_LEFT: &str = "the supervisor ends, but QEMU was not adopted and may still be running; \
                          `qvm kill` forces the VM off";
 
-/// The requests that wait for their effect.
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
     pending: Vec<Pending>,
@@ -35,24 +35,22 @@ pub(crate) struct Effects {
     number: u64,
     /// Why the last save of the guest's state failed.
     not_saved: Option<Refusal>,
-    /// A re-execution was requested, and waits until nothing is pending.
+    /// A re-execution was requested and waits until no request is pending.
     reexec: bool,
-    /// Requests that came before the life machine answers any.
+    /// Requests received before the life machine can answer.
     early: Vec<Request>,
 }
 
-/// One request.
 #[derive(Debug)]
 struct Pending {
     command: Command,
     until: Instant,
-    /// Its step of the life machine is being executed.
+    /// Its step of the life machine is not finished.
     executing: bool,
-    /// The QMP commands that QEMU has not answered.
+    /// The QMP commands without a reply.
     outstanding: Vec<u64>,
-    /// The monitor's connection closed before the reply came.
+    /// The QMP connection closed before the reply.
     lost: bool,
-    /// QEMU has sent the RESET event of a `system_reset`.
     was_reset: bool,
     reply: Reply,
 }
@@ -91,27 +89,28 @@ impl Effects {
         None
     }
 
-    /// The steps of the requests were executed.
+    /// Marks the steps of all requests as finished.
     pub(crate) fn on_stepped(&mut self) {
         self.pending.iter_mut().for_each(|one| one.executing = false);
     }
 
-    /// A request came before the life machine answers any.
+    /// Queues a request that the life machine cannot answer yet.
     pub(crate) fn on_early(&mut self, request: Request) {
         self.early.push(request);
     }
 
-    /// Returns the requests that came too early.
+    /// Returns the queued early requests.
     pub(crate) fn take_early(&mut self) -> Vec<Request> {
         std::mem::take(&mut self.early)
     }
 
-    /// When the next request runs out of time.
+    /// Returns the earliest deadline of a request.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.pending.iter().map(|one| one.until).min()
     }
 
-    /// The number of a QMP command that is about to be sent; a request whose step sends it waits for the reply.
+    /// Returns the number of the next QMP command. The requests whose step sends it wait for its
+    /// reply.
     pub(crate) fn next_number(&mut self) -> u64 {
         self.number += 1;
         for one in self.pending.iter_mut().filter(|one| one.executing) {
@@ -120,17 +119,18 @@ impl Effects {
         self.number
     }
 
-    /// QEMU was reset by `system_reset`.
+    /// Handles the RESET event of a `system_reset`.
     pub(crate) fn on_reset(&mut self) {
         self.pending.iter_mut().for_each(|one| one.was_reset = true);
     }
 
-    /// The guest's state was not saved; why.
+    /// Handles a failed save of the guest's state.
     pub(crate) fn on_not_saved(&mut self, refusal: Refusal) {
         self.not_saved = Some(refusal);
     }
 
-    /// A re-execution is requested. Returns whether it is possible now: nobody else could answer what is pending.
+    /// Requests a re-execution. Returns whether it is possible now: pending requests are answered
+    /// first.
     pub(crate) fn request_reexec(&mut self) -> bool {
         self.reexec = !self.is_empty();
         !self.reexec
@@ -141,19 +141,19 @@ impl Effects {
         self.is_empty() && std::mem::take(&mut self.reexec)
     }
 
-    /// Takes the requests that `answered` is true of.
+    /// Removes and returns the requests that satisfy `answered`.
     fn take(&mut self, answered: impl Fn(&Pending) -> bool) -> Vec<Pending> {
         let (taken, kept) = std::mem::take(&mut self.pending).into_iter().partition(answered);
         self.pending = kept;
         taken
     }
 
-    /// Whether no request waits.
+    /// Whether no request is pending.
     pub(crate) fn is_empty(&self) -> bool {
         self.pending.is_empty()
     }
 
-    /// QEMU has replied to a command, or did not in time.
+    /// Handles the reply to a command, or its timeout.
     pub(crate) fn on_executed(&mut self, executed: Executed) {
         let Executed { number, what, done } = executed;
         match done {
@@ -162,7 +162,7 @@ impl Effects {
                     one.outstanding.retain(|other| *other != number);
                 }
             }
-            // The state is read again over the next connection; or QEMU has exited.
+            // The state is read again over the next connection, unless QEMU has exited.
             Err(qmp::Error::Closed) => {
                 for one in &mut self.pending {
                     one.lost |= one.outstanding.contains(&number);
@@ -191,7 +191,7 @@ impl Effects {
         self.pending = kept;
     }
 
-    /// Answers the requests whose time is up at `now`.
+    /// Answers the requests whose deadline is before `now`.
     pub(crate) fn answer_overdue(&mut self, now: Instant) {
         for one in self.take(|one| one.until <= now) {
             let why = match one.command {
@@ -206,7 +206,7 @@ impl Effects {
         }
     }
 
-    /// What a request comes to in this state; `None` while that is open.
+    /// Returns the result of a request in this state; `None` if undecided.
     fn outcome(
         &self,
         one: &Pending,
@@ -239,10 +239,10 @@ impl Effects {
                 None => not_now("stopping"),
             },
             (Command::Suspend, State::Running | State::Paused(_)) => {
-                let called_off = || Refusal::Failed("it was called off".to_owned());
-                Some(Err(self.not_saved.clone().unwrap_or_else(called_off)))
+                let canceled = || Refusal::Failed("the save was canceled".to_owned());
+                Some(Err(self.not_saved.clone().unwrap_or_else(canceled)))
             }
-            // A relaunch: the machine that was to be reset is gone.
+            // A relaunch replaces the machine to reset.
             (Command::Reset, State::Starting(_)) => Some(Ok(())),
             (Command::Reset, State::Quitting { then: life::AfterQemu::Relaunch, .. }) => None,
             (_, State::Starting(_)) => not_now("starting"),
@@ -286,7 +286,7 @@ mod tests {
 
     type Client = Receiver<Result<(), Refusal>>;
 
-    /// Adds a request whose step has sent one QMP command; its number.
+    /// Adds a request whose step has sent one QMP command. Returns its number.
     fn requested(effects: &mut Effects, command: Command) -> (Client, u64) {
         let (reply, client) = oneshot::channel();
         assert!(effects.add(command, &State::Running, LIMIT, reply).is_none());
@@ -380,7 +380,7 @@ mod tests {
         let mut effects = Effects::default();
         let (mut client, number) = requested(&mut effects, Command::Pause);
         effects.on_executed(executed(number, Err(qmp::Error::Closed)));
-        // The guest may be resumed by what is read over the next connection.
+        // The state read over the next connection may resume the guest.
         effects.answer(&State::Running, Leftover::None, None);
         assert!(client.try_recv().is_err());
         effects.answer(&PAUSED, Leftover::None, None);
@@ -487,7 +487,7 @@ mod tests {
     #[tokio::test]
     async fn failed_suspend_tells_why() {
         let mut effects = Effects::default();
-        for (told, expected) in [(None, "it was called off"), (Some("no space"), "no space")] {
+        for (told, expected) in [(None, "the save was canceled"), (Some("no space"), "no space")] {
             let (mut client, _) = requested(&mut effects, Command::Suspend);
             told.into_iter().for_each(|why| effects.on_not_saved(Refusal::Failed(why.to_owned())));
             effects.answer(&State::Running, Leftover::None, None);

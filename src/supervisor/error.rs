@@ -1,20 +1,20 @@
-//! Why a supervisor cannot begin.
+//! Errors of the start of a supervisor.
 
 use crate::{
     sys::{file, socket},
     value::Explain,
 };
 
-/// Why a supervisor cannot begin.
+/// Errors of the start of a supervisor.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Signals cannot be watched.
     #[error("cannot watch signals")]
     Signals(#[source] std::io::Error),
-    /// The control socket cannot be made.
+    /// The control socket cannot be created.
     #[error(transparent)]
     Socket(#[from] socket::Error),
-    /// A directory cannot be made.
+    /// A directory cannot be created.
     #[error(transparent)]
     File(#[from] file::Error),
 }

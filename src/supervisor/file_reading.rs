@@ -1,4 +1,4 @@
-//! What the VM file and the files beside it are now: read beside the loop, one reading at a time.
+//! Reads the VM file and the files beside it, in a task and one reading at a time.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -18,94 +18,89 @@ use crate::{
     value::{Note, NoteCode},
 };
 
-/// How long a reading may take before the clients that wait for it get an error.
+/// The time limit of a reading; then the waiting clients get an error.
 const LIMIT: Duration = Duration::from_secs(10);
-/// How long a status waits for a reading under way, so that its pending changes are those of the file.
+/// How long a status waits for a running reading, to report current pending changes.
 const STATUS_LIMIT: Duration = Duration::from_millis(50);
 
-/// What is done with a reading.
+/// The purpose of a reading.
 #[derive(Debug)]
 pub(crate) enum AfterReading {
-    /// The VM file is compared with what runs.
+    /// Compare the VM file with the running VM.
     Compare,
-    /// What can be applied is; the client is answered then.
+    /// Apply the changes, then answer the client.
     Reload(Option<Reply>),
-    /// QEMU is started anew.
+    /// Relaunch QEMU.
     Relaunch,
 }
 
 impl AfterReading {
-    /// Whether a client or the start of a new QEMU process waits for it.
+    /// Whether a client or a relaunch waits for the reading.
     fn is_waited_for(&self) -> bool {
         matches!(self, Self::Reload(Some(_)) | Self::Relaunch)
     }
 }
 
-/// The files beside the VM file, as the last reading found them.
+/// The state of the files beside the VM file at the last reading.
 #[derive(Debug, Default)]
 pub(crate) struct Files {
     /// There is no VM file.
     pub(crate) orphan: bool,
-    /// The identity; `None` if there is none that can be read.
+    /// The identity; `None` if it does not exist or cannot be read.
     pub(crate) identity: Option<Identity>,
-    /// The identity was looked for.
+    /// Whether the identity was read.
     pub(crate) is_read: bool,
-    /// Which file QEMU's program is.
+    /// The file of QEMU's program.
     pub(crate) binary: Option<FileId>,
-    /// When QEMU's firmware was written, in seconds since 1970.
+    /// The modification time of QEMU's firmware, in seconds since 1970.
     pub(crate) firmware: Option<i64>,
 }
 
-/// A reading.
+/// The result of a reading.
 #[derive(Debug)]
 pub(crate) struct FileReading {
-    /// The VM file and its text, or why it is not valid.
+    /// The VM file and its text, or its problem.
     pub(crate) written: Result<(Vm, String), String>,
-    /// The files beside it.
     pub(crate) files: Files,
 }
 
 /// What a reading reports.
 #[derive(Debug)]
 pub(crate) enum FileEvent {
-    /// The files are read; or why not.
+    /// The reading has ended.
     Read(Result<Box<FileReading>, String>),
-    /// The reading takes longer than it may.
+    /// The reading exceeds its time limit.
     Late,
-    /// A status that waits for the reading waits no longer.
+    /// A status does not wait any longer.
     StatusDue,
 }
 
 /// The readings of a supervisor.
 #[derive(Debug, Default)]
 pub(crate) struct FileReader {
-    /// What is done with the reading under way; `None` if there is none.
+    /// The purposes of the running reading; `None` if there is none.
     then: Option<Vec<AfterReading>>,
-    /// What is done with the next one: the files may have changed since this one began.
+    /// The purposes of the next reading: the files may have changed since this one began.
     next: Vec<AfterReading>,
-    /// The reading under way takes longer than it may.
+    /// Whether the running reading has exceeded its time limit.
     is_late: bool,
-    /// The clients that asked for the status since the reading began.
+    /// The status requests since the reading began.
     statuses: Vec<oneshot::Sender<Status>>,
-    /// Watches the files; `None` where that is not possible.
+    /// Watches the files; `None` if that is not possible.
     watching: Option<Watching>,
 }
 
-/// Which files are read.
+/// The paths of the files to read.
 #[derive(Debug)]
 pub(crate) struct FilesToRead {
-    /// The VM file.
     pub(crate) file: PathBuf,
-    /// The VM's paths.
     pub(crate) paths: VmPaths,
-    /// QEMU's program.
     pub(crate) binary: Option<PathBuf>,
-    /// QEMU's firmware.
     pub(crate) firmware: Option<PathBuf>,
 }
 
 impl FilesToRead {
-    /// Blocks for as long as the storage does.
+    /// Blocks as long as the storage does.
     fn read(&self) -> FileReading {
         let written = spec::load_with_text(&self.file).map_err(|problem| problem.to_string());
         let is_missing = |error: std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
@@ -121,26 +116,26 @@ impl FilesToRead {
     }
 }
 
-/// Reads a VM's identity. Blocks for as long as the storage does.
+/// Reads a VM's identity. Blocks as long as the storage does.
 pub(crate) fn identity(paths: &VmPaths) -> Option<Identity> {
     let text = std::fs::read_to_string(paths.identity()).ok()?;
     toml::from_str::<Identity>(&text).ok()
 }
 
 impl FileReader {
-    /// A reader of files that are watched by `watching`.
+    /// Creates a reader of files that are watched by `watching`.
     pub(crate) fn new(watching: Option<Watching>) -> Self {
         Self { watching, ..Self::default() }
     }
 
-    /// Changes of the files are not of interest any more.
+    /// Stops watching the files.
     pub(crate) fn stop_watching(&self) {
         if let Some(watching) = &self.watching {
             watching.end();
         }
     }
 
-    /// Changes of the files are of interest again.
+    /// Watches the files again.
     pub(crate) fn watch_again(&self, ctx: &Context) {
         let Some(watching) = self.watching.clone() else { return };
         let _ = ctx.lanes().files.run(move || {
@@ -150,13 +145,13 @@ impl FileReader {
         });
     }
 
-    /// Watches QEMU's program as well: the next reading of the VM file sees that there is another.
+    /// Also watches QEMU's program: the next reading of the VM file detects an upgrade.
     pub(crate) fn watch_program(&self, program: Option<PathBuf>, ctx: &Context) {
         let (Some(watching), Some(program)) = (self.watching.clone(), program) else { return };
         let _ = ctx.lanes().files.run(move || drop(watching.also(&program)));
     }
 
-    /// Queues what is to be done with a reading. Returns whether a reading has to begin.
+    /// Adds a purpose to the next reading. Returns whether a reading has to begin.
     pub(crate) fn queue(&mut self, then: AfterReading) -> bool {
         let begins = self.then.is_none();
         let to = if begins { self.then.get_or_insert_default() } else { &mut self.next };
@@ -174,7 +169,7 @@ impl FileReader {
         begins
     }
 
-    /// Whether `then` has to wait for a reading that takes longer than it may: its client is answered now.
+    /// Whether `then` would wait for a reading beyond its time limit: its client is answered now.
     pub(crate) fn is_late_for(&self, then: &AfterReading) -> bool {
         self.is_late && then.is_waited_for()
     }
@@ -200,14 +195,14 @@ impl FileReader {
         });
     }
 
-    /// The reading has ended. Returns what is done with it, and with the next one.
+    /// Ends the reading. Returns its purposes and those of the next one.
     pub(crate) fn on_read(&mut self) -> (Vec<AfterReading>, Vec<AfterReading>) {
         self.is_late = false;
         (self.then.take().unwrap_or_default(), std::mem::take(&mut self.next))
     }
 
-    /// The reading takes longer than it may. Returns what was to be done with it, and what a client
-    /// or a relaunch waits for behind it.
+    /// Handles a reading that exceeds its time limit. Returns its purposes, and those of the next
+    /// reading for which a client or a relaunch waits.
     pub(crate) fn on_late(&mut self) -> Vec<AfterReading> {
         self.is_late = true;
         warn!("{}", late_text());
@@ -216,7 +211,8 @@ impl FileReader {
         then
     }
 
-    /// A client asks for the status. Returns whether it is answered now; it waits for a reading under way, within a bound.
+    /// Registers a status request. Returns whether it is answered now, without a wait for the
+    /// reading.
     pub(crate) fn wants_status<E: From<FileEvent> + Send + 'static>(
         &mut self,
         reply: oneshot::Sender<Status>,
@@ -235,12 +231,12 @@ impl FileReader {
         false
     }
 
-    /// Returns the clients that wait for the status.
+    /// Returns the waiting status requests.
     pub(crate) fn take_statuses(&mut self) -> Vec<oneshot::Sender<Status>> {
         std::mem::take(&mut self.statuses)
     }
 
-    /// What an operator should know.
+    /// Returns the notes for the status.
     pub(crate) fn note(&self) -> Option<Note> {
         self.is_late.then(|| Note::new(NoteCode::VmFileUnread, late_text()))
     }
@@ -273,7 +269,7 @@ mod tests {
         assert!(!reader.queue(AfterReading::Reload(None)));
         let (then, next) = reader.on_read();
         assert!(matches!(then[..], [AfterReading::Compare]));
-        // Both came after the reading had begun.
+        // Both were requested after the reading had begun.
         assert!(matches!(next[..], [AfterReading::Compare, AfterReading::Reload(None)]));
         assert!(reader.queue(AfterReading::Relaunch));
     }

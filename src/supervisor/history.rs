@@ -1,4 +1,4 @@
-//! What happened to the VM: its ends, its present state's age, the notes of its start, and how the supervisor ends.
+//! The VM's history: its last ends, the time of its state, the notes of its start, and the outcome.
 
 use jiff::Timestamp;
 use tracing::{error, info};
@@ -11,20 +11,19 @@ use crate::{
     value::{Note, chain},
 };
 
-/// What happened to the VM.
 #[derive(Debug)]
 pub(crate) struct History {
     /// The last ends, newest first.
     ends: Vec<types::End>,
-    /// Since when the VM is in its state.
+    /// The time of the last state change.
     since: Timestamp,
-    /// What an operator should know of the start of the guest.
+    /// The notes about the start of the guest.
     notes: Vec<Note>,
     outcome: Option<Outcome>,
 }
 
 impl History {
-    /// Nothing has happened until `now`.
+    /// Creates an empty history at `now`.
     pub(crate) fn new(now: Timestamp) -> Self {
         Self { ends: vec![], since: now, notes: vec![], outcome: None }
     }
@@ -34,7 +33,6 @@ impl History {
         &self.ends
     }
 
-    /// The last end.
     pub(crate) fn last_end(&self) -> Option<&types::End> {
         self.ends.first()
     }
@@ -44,27 +42,27 @@ impl History {
         self.ends = ends;
     }
 
-    /// Since when the VM is in its state.
+    /// The time of the last state change.
     pub(crate) fn since(&self) -> Timestamp {
         self.since
     }
 
-    /// The VM has another state since `now`.
+    /// Sets the time of a state change.
     pub(crate) fn on_state_changed(&mut self, now: Timestamp) {
         self.since = now;
     }
 
-    /// What an operator should know of the start of the guest.
+    /// The notes about the start of the guest.
     pub(crate) fn notes(&self) -> &[Note] {
         &self.notes
     }
 
-    /// Sets what an operator should know of the start of the guest.
+    /// Sets the notes about the start of the guest.
     pub(crate) fn set_notes(&mut self, notes: Vec<Note>) {
         self.notes = notes;
     }
 
-    /// How the loop ends; `None` while it runs.
+    /// Returns the outcome of the loop; `None` while it runs.
     pub(crate) fn outcome(&self) -> Option<&Outcome> {
         self.outcome.as_ref()
     }
@@ -74,7 +72,7 @@ impl History {
         self.outcome = Some(outcome);
     }
 
-    /// Logs, publishes and records how the run ended.
+    /// Logs, publishes and records the end of a run.
     pub(crate) fn record_end(&mut self, end: &life::End, console: &Console, ctx: &Context) {
         let console = if end.failed() { console.last_lines(LAST_WORDS) } else { vec![] };
         let kept = types::End {
@@ -86,7 +84,7 @@ impl History {
             console,
         };
         match &end.cause {
-            // The command line reports it, as the last line.
+            // The command line prints it as the last line.
             life::Cause::StartFailed(_) | life::Cause::NotReady(_) => {}
             _ if end.failed() => error!("{}", kept.detail),
             _ => info!("{}", kept.detail),

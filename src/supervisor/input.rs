@@ -1,4 +1,5 @@
-//! What the loop handles beside the events of a running VM and of a start, and the tasks that bring it there.
+//! Inputs of the loop, except the events of a running VM and of a start, and the tasks that send
+//! them.
 
 use std::time::Duration;
 
@@ -15,29 +16,27 @@ use crate::{
     value::Operator,
 };
 
-/// Something that the loop has to handle.
+/// An input of the loop.
 #[derive(Debug)]
 pub(crate) enum Input {
-    /// A signal.
     Signal(Signal),
-    /// Whether the SIGTERM came because the host shuts down.
+    /// Whether the host is shutting down, checked after SIGTERM.
     StopSignal {
-        /// It does.
         host_down: bool,
     },
-    /// A client of the control socket.
+    /// A request of the control socket.
     Request(Request),
-    /// The VM file, or a file beside it, has changed.
+    /// The VM file or a file beside it has changed.
     FileChanged,
-    /// A reading of the VM file.
     Files(FileEvent),
-    /// The host was suspended for so long.
+    /// The host was suspended for this time.
     HostSlept(Duration),
-    /// The operators that the host does not know.
+    /// Operators that the host does not know.
     UnknownOperators(Vec<Operator>),
-    /// The start, or a series of requests, was some seconds ago.
+    /// Unused memory is to be returned to the kernel.
     Settled,
-    /// Whether everything is written that a re-executed supervisor reads; `false` where the storage does not answer.
+    /// Whether the files for a re-executed supervisor are written; `false` if the storage does not
+    /// answer.
     Written(bool),
 }
 
@@ -47,7 +46,7 @@ impl From<FileEvent> for Input {
     }
 }
 
-/// Brings signals to the loop.
+/// Sends signals to the loop.
 pub(crate) async fn forward_signals(mut signals: Signals, inputs: mpsc::Sender<Input>) {
     loop {
         let signal = signals.next().await;
@@ -57,7 +56,7 @@ pub(crate) async fn forward_signals(mut signals: Signals, inputs: mpsc::Sender<I
     }
 }
 
-/// Brings the requests of the control socket to the loop.
+/// Sends the requests of the control socket to the loop.
 pub(crate) async fn forward_requests(
     mut requests: mpsc::Receiver<Request>,
     inputs: mpsc::Sender<Input>,
@@ -131,7 +130,7 @@ mod tests {
         let (reply, answer) = oneshot::channel();
         requests.send(Request::Status(reply)).await.unwrap();
         forwarding.await.unwrap();
-        // The client is not left waiting.
+        // The client gets a reply.
         assert!(answer.await.is_err());
     }
 

@@ -2,19 +2,19 @@
 
 use std::time::Duration;
 
-/// How long one QMP command may take before QEMU counts as not answering.
+/// The time limit of one QMP command.
 pub(crate) const QMP_LIMIT: Duration = Duration::from_secs(10);
-/// How long a question waits whose late answer is still of use.
+/// The time limit of a query whose late reply is still useful.
 pub(crate) const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
-/// How long a call to the guest agent may take. Where no agent runs, nothing ever answers.
+/// The time limit of a call to the guest agent. Without an agent no reply arrives.
 pub(crate) const AGENT_LIMIT: Duration = Duration::from_secs(2);
-/// How long an answer waits until the change that it confirms is written to the run record.
+/// How long a reply waits until the confirmed change is written to the run record.
 pub(crate) const WRITE_LIMIT: Duration = Duration::from_secs(2);
-/// How much longer than the stop ladder the service manager is asked to wait.
+/// The time that the service manager is asked to wait in addition to the stop ladder.
 pub(crate) const STOP_SLACK: Duration = Duration::from_secs(10);
-/// How far the progress of a start extends the service manager's timeout.
+/// How far the progress of a start extends the timeout of the service manager.
 pub(crate) const START_STEP: Duration = Duration::from_secs(90);
-/// How many lines of the console are reported with a failure.
+/// The number of console lines reported with a failure.
 pub(crate) const LAST_WORDS: usize = 10;
-/// How long after a launch or a request unused memory is returned to the kernel.
+/// The delay from a launch or a request to the return of unused memory to the kernel.
 pub(crate) const SETTLED_AFTER: Duration = Duration::from_secs(5);

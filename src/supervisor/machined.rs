@@ -1,4 +1,4 @@
-//! Telling systemd-machined of the VM, beside everything else: `machinectl` lists it as long as it runs.
+//! Registers the VM with systemd-machined in a task, so that `machinectl` lists it while it runs.
 
 use std::time::Duration;
 
@@ -15,9 +15,9 @@ use crate::{
     value::chain,
 };
 
-/// How long machined may take; on demand it is started first.
+/// The time limit of a call; machined may be started on demand.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-/// How long the end of the supervisor may wait for machined.
+/// How long the end of the supervisor waits for machined.
 const END_LIMIT: Duration = Duration::from_secs(2);
 
 /// The VM's registration with systemd-machined.
@@ -27,12 +27,12 @@ pub(crate) struct Registration(Option<Registered>);
 #[derive(Debug)]
 struct Registered {
     machined: Machined,
-    /// What machined was told, and whether it accepted.
+    /// The last registration, and its result.
     task: JoinSet<(Machine, bool)>,
 }
 
 impl Registration {
-    /// Registers the machine of this UUID with these taps. A second QEMU of the same run has other taps.
+    /// Registers the machine of this UUID with these taps, which differ for each QEMU process.
     pub(crate) fn register(&mut self, uuid: Option<String>, taps: Vec<Tap>, ctx: &Context) {
         let settings = ctx.settings();
         let Some(socket) = settings.machined.clone().filter(|_| ctx.is_under_systemd()) else {
@@ -62,7 +62,7 @@ impl Registration {
                         warn!("`machinectl` will not list this VM: {}", chain(&error));
                         false
                     }
-                    // machined need not be installed.
+                    // machined may not be installed.
                     Err(error) => {
                         debug!("`machinectl` will not list this VM: {}", chain(&error));
                         false
@@ -74,7 +74,7 @@ impl Registration {
         self.0 = Some(Registered { machined, task });
     }
 
-    /// Unregisters the machine. Where that takes too long, machined finds out by itself when the unit is down.
+    /// Unregisters the machine. After a timeout, machined detects the end of the unit itself.
     pub(crate) async fn unregister(&mut self) {
         let Some(Registered { machined, mut task }) = self.0.take() else { return };
         let told = tokio::time::timeout(END_LIMIT, async {
@@ -86,13 +86,15 @@ impl Registration {
         });
         match told.await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => debug!("systemd-machined was not told of the end: {}", chain(&error)),
-            Err(_) => debug!("systemd-machined was not told of the end in time"),
+            Ok(Err(error)) => {
+                debug!("cannot unregister the VM from systemd-machined: {}", chain(&error));
+            }
+            Err(_) => debug!("cannot unregister the VM from systemd-machined in time"),
         }
     }
 }
 
-/// The numbers of the taps. Of a tap that cannot be asked for machined does without.
+/// Returns the ifindexes of the taps; a tap without a readable ifindex is skipped.
 async fn indexes(network: &Network, taps: &[Tap]) -> Vec<u32> {
     if taps.is_empty() {
         return vec![];
@@ -160,7 +162,7 @@ mod tests {
         assert_eq!(parameters["leader"], std::process::id());
         let control = host.ctx.paths().control_socket();
         assert_eq!(parameters["controlAddress"], control.display().to_string());
-        // There is nothing to unregister a second time.
+        // The second call has nothing to unregister.
         registration.unregister().await;
         assert_eq!(methods(&calls).len(), 2);
     }

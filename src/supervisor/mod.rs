@@ -1,4 +1,4 @@
-//! One supervisor: one loop around one QEMU.
+//! The supervisor of one VM: one loop and one QEMU process.
 
 pub(crate) mod actions;
 pub(crate) mod config;
@@ -38,21 +38,20 @@ use self::{
 };
 use crate::{life::Life, sys::tasks::Reporters};
 
-/// One VM, from its start to its end.
+/// The supervisor of one VM, from its start to its end.
 pub(crate) struct Supervisor {
     ctx: Context,
-    /// What is done beside the loop, and sends its result to it.
+    /// The tasks of the supervisor, whose results are inputs of the loop.
     tasks: Reporters<Input>,
     life: Life,
     config: Config,
-    /// Reads the VM file and the files beside it.
     files: FileReader,
-    /// The start under way.
+    /// The running start; `None` afterwards.
     start: Option<Start>,
-    /// The QEMU process and everything that belongs to it.
+    /// The QEMU process and its components.
     vm: Option<RunningVm>,
     console: Console,
-    /// Control requests that wait.
+    /// Pending control requests.
     effects: Effects,
     host_share: HostShare,
     registration: Registration,

@@ -1,4 +1,4 @@
-//! Which accounts may change the VM: `operators` of its VM file, as in effect.
+//! The effective `operators` of the VM file: accounts that may change the VM.
 
 use tokio::sync::watch;
 
@@ -9,10 +9,11 @@ use crate::{
     value::{Note, NoteCode, Operator},
 };
 
-/// The host's databases of users and groups.
+/// The user and group databases of the host.
 const ACCOUNTS: Accounts = Accounts { id: account::id, name: account::name };
 
-/// The operators of a VM. Names are looked up when a client connects, so that an account may be created later.
+/// The operators of a VM. Names are resolved when a client connects: an account may be created
+/// later.
 #[derive(Debug)]
 pub(crate) struct Operators {
     list: watch::Sender<Vec<Operator>>,
@@ -21,12 +22,12 @@ pub(crate) struct Operators {
 }
 
 impl Operators {
-    /// An empty list.
+    /// Creates an empty list.
     pub(crate) fn new() -> Self {
         Self { list: watch::Sender::new(vec![]), unknown: vec![] }
     }
 
-    /// The authorization rule of a VM, which follows the list.
+    /// Returns the authorization rule of a VM, which follows the list.
     pub(crate) fn authorizer(&self, vm: &Vm) -> Authorizer {
         Authorizer {
             own: rustix::process::geteuid().as_raw(),
@@ -36,7 +37,7 @@ impl Operators {
         }
     }
 
-    /// Puts the list into effect. Returns the search for operators that the host does not know, where there is one to make.
+    /// Applies the list. Returns a search for operators that the host does not know, if required.
     pub(crate) fn set(
         &mut self,
         operators: Vec<Operator>,
@@ -54,7 +55,7 @@ impl Operators {
         self.unknown = names;
     }
 
-    /// What an operator should know.
+    /// Returns the notes for the status.
     pub(crate) fn notes(&self) -> impl Iterator<Item = Note> + '_ {
         let note = |name: &Operator| {
             let text = format!("`operators`: this host does not know `{name}`, so it is nobody");

@@ -1,14 +1,14 @@
-//! How a supervisor ends.
+//! The outcome of a supervisor.
 
 use crate::life::StartFailure;
 
-/// How the loop ended.
+/// The outcome of the loop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// The VM has ended; the exit code.
+    /// The VM has ended, with this exit code.
     Exit(u8),
-    /// The guest did not come up.
+    /// The start has failed.
     NotStarted(StartFailure),
-    /// The supervisor has to be replaced by its program's file, in place.
+    /// The process has to execute its program file again.
     Reexec,
 }

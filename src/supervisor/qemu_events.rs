@@ -1,4 +1,4 @@
-//! What a QEMU process causes: that it was launched or adopted, its events, its exit.
+//! Handles a QEMU process: its launch or adoption, its events, its exit.
 
 use tracing::{debug, info};
 
@@ -23,7 +23,7 @@ use crate::{
 };
 
 impl Supervisor {
-    /// QEMU answers, and was given its share of the host.
+    /// Handles a QEMU process that was launched or adopted. `share` is its share of the host.
     pub(crate) fn on_launched(&mut self, launched: LaunchedQemu, given: HostShareGiven) {
         let start = self.start.take();
         let LaunchedQemu {
@@ -70,7 +70,8 @@ impl Supervisor {
             vm.serve_screen(vnc, config);
         }
         ready::record(self.life.readiness(), vm.qemu());
-        // The threads of an adopted QEMU may be bound; they are freed if they are not to be any more.
+        // The threads of an adopted QEMU may be bound to CPUs that the VM file does not name any
+        // more.
         self.host_share.on_launched(adopted);
         self.host_share.handle(HostShareEvent::Given(given), config.vm(), vm.qemu());
         vm.qemu().await_exit(self.host_share.was_oom_killed(ctx));
@@ -91,7 +92,6 @@ impl Supervisor {
         }
         self.compare();
         self.read_files(AfterReading::Compare);
-        // From here on little happens, for months.
         self.settle_later();
     }
 
@@ -107,13 +107,13 @@ impl Supervisor {
         }
     }
 
-    /// QEMU sent an event.
+    /// Handles an event of QEMU.
     pub(crate) fn on_qmp_event(&mut self, event: &qmp::Event) {
         use qmp::{Kind, ShutdownReason as Reason};
         debug!("QMP event {}", event.name);
         self.ctx.publish(&event.name, event.data.clone());
         match event.kind() {
-            // The reset button, too, where a reset is to bring a new QEMU.
+            // Also a host reset, if a reset requires a new QEMU process.
             Kind::Shutdown { reason: Reason::GuestReset | Reason::HostQmpSystemReset, .. } => {
                 self.feed(life::Event::GuestReboot);
             }
@@ -154,11 +154,11 @@ impl Supervisor {
         self.feed(life::Event::GuestReset);
     }
 
-    /// QEMU answers over another connection; `run_state` is QEMU's.
+    /// Handles a new QMP connection; `run_state` is QEMU's.
     pub(crate) fn on_qmp_reconnected(&mut self, session: qmp::Session, run_state: &str) {
         let Some(vm) = &mut self.vm else { return };
         vm.use_connection(session);
-        // Events between the two connections were lost. Those of the new one come behind.
+        // Events between the two connections were lost.
         self.feed(match run_state {
             "running" => life::Event::VcpusResumed,
             "shutdown" => life::Event::GuestShutdown,
@@ -174,7 +174,7 @@ impl Supervisor {
         }
     }
 
-    /// The machine was changed.
+    /// Handles a change of the machine.
     pub(crate) fn on_live_update(&mut self, event: LiveUpdateEvent) {
         let Some(vm) = &mut self.vm else { return };
         match event {
@@ -184,7 +184,7 @@ impl Supervisor {
             LiveUpdateEvent::Applied(results) => {
                 let Some(mut after) = vm.on_applied(results, &mut self.config) else { return };
                 self.compare();
-                // A new NIC has changed the VM's identity.
+                // A new NIC changes the VM's identity.
                 self.read_files(AfterReading::Compare);
                 for client in std::mem::take(&mut after.again) {
                     self.read_files(AfterReading::Reload(Some(client)));
@@ -196,9 +196,9 @@ impl Supervisor {
         }
     }
 
-    /// The guest's state is saved; or not, and why.
+    /// Handles the result of a save of the guest's state.
     pub(crate) fn on_state_saved(&mut self, done: Result<(), Refusal>) {
-        // A save that was canceled meanwhile.
+        // The save was canceled meanwhile.
         if !matches!(self.life.state(), life::State::Suspending(_)) {
             return;
         }
@@ -210,7 +210,7 @@ impl Supervisor {
         self.feed(event);
     }
 
-    /// QEMU has exited.
+    /// Handles the exit of QEMU.
     pub(crate) fn on_exit(&mut self, exit: Exit, oom: bool) {
         let gone = match exit {
             Exit::Code(code) => QemuExit::Code(code),

@@ -1,4 +1,4 @@
-//! Why QEMU or the guest agent did not do something, as the client of the control socket is told.
+//! Replies of the control socket for failures of QEMU and the guest agent.
 
 use tokio::sync::oneshot;
 
@@ -7,10 +7,10 @@ use crate::{
     value::chain,
 };
 
-/// The answer to a client of the control socket. Dropping it without an answer closes the client's connection.
+/// The reply channel of a control request. Dropping it closes the client's connection.
 pub(crate) type Reply<T = ()> = oneshot::Sender<Result<T, Refusal>>;
 
-/// Returns why a QMP command failed. No reply in time differs from a refusal: the command may still take effect.
+/// Returns the refusal for a failed QMP command. After a timeout the command may still take effect.
 pub(crate) fn qmp_refusal(what: &str, error: &qmp::Error) -> Refusal {
     match error {
         qmp::Error::Timeout { limit, .. } => Refusal::Unconfirmed(format!(
@@ -21,7 +21,7 @@ pub(crate) fn qmp_refusal(what: &str, error: &qmp::Error) -> Refusal {
     }
 }
 
-/// Returns why a call to the guest agent failed.
+/// Returns the refusal for a failed call to the guest agent.
 pub(crate) fn agent_refusal(error: &qmp::Error) -> Refusal {
     match error {
         qmp::Error::Refused { class, .. } => {
@@ -31,7 +31,7 @@ pub(crate) fn agent_refusal(error: &qmp::Error) -> Refusal {
             "guest agent: {}; qemu-guest-agent has to run in the guest",
             chain(error)
         )),
-        // The channel is QEMU's: QEMU is about to exit.
+        // QEMU owns the channel and is about to exit.
         qmp::Error::Closed | qmp::Error::Connect { .. } => Refusal::NotNow(State::Stopping.word()),
         error => Refusal::Failed(format!("guest agent: {}", chain(error))),
     }

@@ -1,4 +1,4 @@
-//! The VM file is read again, compared with what runs, and put into effect.
+//! Reads the VM file again, compares it with the running VM, and applies it.
 
 use std::time::Duration;
 
@@ -15,11 +15,11 @@ use super::{
 };
 use crate::{control::types::Refusal, life, spec::Vm, sys::file, value::chain};
 
-/// How long a client that asked for a reload waits for what is done beside the loop.
+/// How long a reload request waits for the tasks that apply it.
 const RELOAD_LIMIT: Duration = Duration::from_secs(10);
 
 impl Supervisor {
-    /// Reads the files, and does `then`.
+    /// Reads the files for the purpose `then`.
     pub(crate) fn read_files(&mut self, then: AfterReading) {
         if self.files.is_late_for(&then) {
             return self.on_files_unread(vec![then], "the storage does not answer");
@@ -39,7 +39,7 @@ impl Supervisor {
         self.files.read(files, &mut self.tasks, &self.ctx);
     }
 
-    /// A reading has ended, or takes too long.
+    /// Handles the end of a reading, or its timeout.
     pub(crate) fn on_file_event(&mut self, event: FileEvent) {
         match event {
             FileEvent::Read(read) => self.on_files_read(read),
@@ -83,14 +83,14 @@ impl Supervisor {
                     let why = format!("cannot read the VM file: {why}");
                     let _ = client.send(Err(Refusal::HostFault(why)));
                 }
-                // By the VM file as it was read last.
+                // The relaunch uses the last valid VM file.
                 AfterReading::Relaunch => self.feed(life::StartEvent::VmFileRead.into()),
                 AfterReading::Reload(None) | AfterReading::Compare => {}
             }
         }
     }
 
-    /// The VM file was read for a reload.
+    /// Applies a reading for a reload.
     fn on_reload_read(&mut self, client: Option<Reply>) {
         if let Some(problem) = self.config.problem() {
             warn!("the VM file is not valid, nothing was changed:\n{problem}");
@@ -110,13 +110,13 @@ impl Supervisor {
                 given.await;
                 served.await;
             };
-            // What hangs continues, and is reported when it is done.
+            // A blocked task continues, and its result is reported later.
             let _ = tokio::time::timeout(RELOAD_LIMIT, done).await;
             VmEvent::Reloaded
         });
     }
 
-    /// What counts at once of the earliest reload is in effect.
+    /// Handles the end of the earliest reload.
     pub(crate) fn on_reloaded(&mut self) {
         let Some(vm) = &mut self.vm else { return };
         let client = vm.on_reloaded();
@@ -132,7 +132,7 @@ impl Supervisor {
         }
     }
 
-    /// Compares the VM file with what runs.
+    /// Compares the VM file with the running VM.
     pub(crate) fn compare(&mut self) {
         match &mut self.vm {
             Some(vm) => vm.compare(&mut self.config, &self.ctx),
@@ -140,13 +140,13 @@ impl Supervisor {
         }
     }
 
-    /// QEMU is started from this VM file, or was.
+    /// Sets the VM file that QEMU is started from.
     pub(crate) fn set_running(&mut self, vm: Vm, text: String) {
         let search = self.config.set_running(vm, text);
         self.look_up_operators(search);
     }
 
-    /// Puts the keys of a VM file into effect that count for a running guest at once.
+    /// Applies the keys of a VM file that take effect on a running guest at once.
     pub(crate) fn apply_live_keys(&mut self, new: Vm) {
         let owner = self.vm.as_ref().map(|vm| vm.screen_owner());
         let search = self.config.apply_live_keys(new, owner);
@@ -161,7 +161,7 @@ impl Supervisor {
     }
 }
 
-/// Writes the VM file as it was reloaded for the next supervisor, which would else undo what is applied now.
+/// Stores the reloaded VM file for the next supervisor, which would otherwise revert its changes.
 fn copy_for_next_supervisor(
     text: String,
     ctx: &Context,
@@ -169,12 +169,12 @@ fn copy_for_next_supervisor(
     let path = ctx.paths().reloaded();
     let copied = ctx.lanes().run.ask(move || {
         if let Err(error) = file::write_volatile(&path, text.as_bytes(), 0o600) {
-            warn!("a later supervisor will not know of this: {}", chain(&error));
+            warn!("cannot store the reloaded VM file for the next supervisor: {}", chain(&error));
         }
     });
     async move {
         if let Err(refused) = copied.await {
-            warn!("a later supervisor will not know of this: {refused}");
+            warn!("cannot store the reloaded VM file for the next supervisor: {refused}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Answering the requests of the control socket.
+//! Answers the requests of the control socket.
 
 use futures_util::future::BoxFuture;
 use tokio::{
@@ -19,12 +19,13 @@ use crate::{
     value::keyboard::Chord,
 };
 
-/// What the agent does while file systems are frozen (qga/main.c, `ga_freeze_allowlist`), but for thawing.
+/// The commands that the agent accepts while file systems are frozen (qga/main.c,
+/// `ga_freeze_allowlist`), except thawing.
 const WHILE_FROZEN: [&str; 5] =
     ["guest-ping", "guest-info", "guest-sync", "guest-sync-delimited", "guest-fsfreeze-status"];
 
 impl Supervisor {
-    /// Answers a request, now or when its effect is there.
+    /// Answers a request, now or after its effect.
     pub(crate) fn answer(&mut self, request: Request) {
         match request {
             Request::Command(command, reply) => self.command(command, reply),
@@ -89,7 +90,8 @@ impl Supervisor {
         self.request_effect(asked, reply);
     }
 
-    /// Records whether an operator wants the vCPUs paused. Returns when that is written; `None` where nothing changes.
+    /// Records whether an operator paused the vCPUs. Returns the pending write; `None` without a
+    /// change.
     fn record_pause(
         &mut self,
         command: life::Command,
@@ -102,7 +104,8 @@ impl Supervisor {
         self.vm.as_mut()?.set_paused_by_operator(paused)
     }
 
-    /// Delays a good answer until the record is written, within a bound: the next supervisor knows then what the answer promises.
+    /// Delays a positive reply until the record is written, within a bound, so that the next
+    /// supervisor knows the confirmed state.
     fn reply_once_written(
         &mut self,
         reply: Reply,
@@ -119,7 +122,8 @@ impl Supervisor {
         sender
     }
 
-    /// Takes a step for a request, which is answered when the effect is there; one to the guest itself is answered when it is sent.
+    /// Steps the life machine for a request, which is answered after its effect; a request to the
+    /// guest is answered once it is sent.
     fn request_effect(&mut self, command: life::Command, reply: Reply) {
         let limit = self.config.vm().shutdown_timeout.duration();
         let sent = self.effects.add(command, self.life.state(), limit, reply);
@@ -131,7 +135,7 @@ impl Supervisor {
         self.answer_effects();
     }
 
-    /// Executes a QMP command whose reply is handled behind the events that QEMU sent before it.
+    /// Executes a QMP command whose reply is handled after the preceding events.
     pub(crate) fn command_qemu<F, W>(&mut self, what: &'static str, command: F)
     where
         F: FnOnce(qmp::Client) -> W,
@@ -142,14 +146,14 @@ impl Supervisor {
         }
     }
 
-    /// Answers every request that is decided by now.
+    /// Answers the decided requests.
     pub(crate) fn answer_effects(&mut self) {
         let (state, leftover) = (self.life.state(), self.leftover());
         self.effects.answer(state, leftover, self.history.last_end());
         self.continue_reexec();
     }
 
-    /// Answers the requests whose time is up.
+    /// Answers the requests after their deadline.
     pub(crate) fn on_effects_overdue(&mut self) {
         self.effects.answer_overdue(Instant::now());
         self.continue_reexec();
@@ -161,7 +165,7 @@ impl Supervisor {
         }
     }
 
-    /// The service manager's watchdog is fed only while QEMU answers.
+    /// Notifies the watchdog of the service manager while QEMU answers.
     pub(crate) fn on_watchdog_beat(&mut self) {
         match &mut self.vm {
             Some(vm) => {
@@ -172,14 +176,14 @@ impl Supervisor {
         }
     }
 
-    /// Answers with the status once the reading of the VM file under way has ended, or at a bound.
+    /// Answers with the status after the running reading of the VM file, within a bound.
     fn answer_status(&mut self, reply: oneshot::Sender<Status>) {
         if self.files.wants_status(reply, &mut self.tasks) {
             self.answer_statuses();
         }
     }
 
-    /// Answers the clients that wait for the status.
+    /// Answers the waiting status requests.
     pub(crate) fn answer_statuses(&mut self) {
         let clients = self.files.take_statuses();
         if clients.is_empty() {
@@ -195,7 +199,7 @@ impl Supervisor {
         }
     }
 
-    /// Has a client answered by QEMU, beside the loop; the answer is the client's also where QEMU exits meanwhile.
+    /// Answers a client from QEMU in a task that continues if QEMU exits meanwhile.
     fn ask_qemu<T, W>(&mut self, reply: Reply<T>, ask: impl FnOnce(qmp::Client) -> W)
     where
         T: Send + 'static,
@@ -215,7 +219,7 @@ impl Supervisor {
 
     fn screenshot(&mut self, reply: Reply<std::os::fd::OwnedFd>) {
         if self.vm.is_some() && self.config.vm().display.is_none() {
-            let why = "it has no screen; `[display]` in the VM file gives it one";
+            let why = "the VM has no screen; add `[display]` to the VM file";
             return drop(reply.send(Err(Refusal::Failed(why.to_owned()))));
         }
         self.ask_qemu(reply, screen::screenshot);
@@ -225,7 +229,8 @@ impl Supervisor {
         self.ask_qemu(reply, |client| screen::press(client, chords));
     }
 
-    /// The agent and a number for a call, where the agent does what it is asked while file systems are frozen, or they are not.
+    /// Returns the agent and a number for a call, unless the agent refuses the command because file
+    /// systems are frozen.
     fn agent_for(
         &mut self,
         while_frozen: WhileFrozen,
@@ -288,7 +293,7 @@ impl Supervisor {
                 source: "agent".to_owned(),
             };
             let _ = reply.send(Ok(types::Guest {
-                // An agent that does not know this command answers all the same.
+                // An agent without this command still answers.
                 answers: matches!(answer, Ok(_) | Err(qmp::Error::Refused { .. })),
                 addresses: answer.unwrap_or_default().into_iter().map(found).collect(),
             }));
@@ -315,11 +320,9 @@ impl Supervisor {
     }
 }
 
-/// What becomes of a call to the agent while file systems are frozen.
+/// Whether the agent accepts a call while file systems are frozen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum WhileFrozen {
-    /// The agent is called.
     Call,
-    /// The call is refused.
     Refuse,
 }

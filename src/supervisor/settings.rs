@@ -1,4 +1,4 @@
-//! What a supervisor is given by its caller.
+//! The settings of a supervisor.
 
 use std::path::PathBuf;
 
@@ -9,49 +9,49 @@ use crate::{
     value::VmName,
 };
 
-/// What a supervisor is told by whoever starts it: time, randomness and environment come from here.
+/// The settings of a supervisor, with its sources of time, randomness and environment.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The three directories.
+    /// The directories of VM files, state and sockets.
     pub layout: Layout,
     /// The VM.
     pub name: VmName,
-    /// The QEMU to run; `None` looks for it in `search_path`.
+    /// The QEMU to run; `None` searches `search_path`.
     pub qemu: Option<std::ffi::OsString>,
     /// `PATH`.
     pub search_path: Option<std::ffi::OsString>,
-    /// `$XDG_CONFIG_HOME` of a plain user, where firmware descriptors of his own may be.
+    /// `$XDG_CONFIG_HOME` of an unprivileged user, for firmware descriptors.
     pub config_home: Option<PathBuf>,
-    /// Where `/dev`, `/sys` and `/proc` are; `/` but in tests.
+    /// The parent of `/dev`, `/sys` and `/proc`; `/` except in tests.
     pub root: PathBuf,
-    /// What tells this host from others (machine-id(5)), for stable MAC addresses.
+    /// The machine-id(5) of the host, for stable MAC addresses.
     pub host_id: String,
-    /// Whose service manager would run us.
+    /// The systemd manager of the VM's unit.
     pub scope: Scope,
-    /// Where the descriptors of the host's network come from.
+    /// The source of taps and sockets in the host's network.
     pub network: Network,
-    /// Where systemd-machined serves varlink, if VMs are to be registered there.
+    /// The varlink socket of systemd-machined; `None` without registration.
     pub machined: Option<PathBuf>,
-    /// A new random UUID.
+    /// Returns a new random UUID.
     pub uuid: fn() -> String,
-    /// The time of day.
+    /// Returns the time of day.
     pub now: fn() -> jiff::Timestamp,
-    /// Environment variables of the service manager.
+    /// Returns an environment variable of the service manager.
     pub env: fn(&str) -> Option<String>,
 }
 
 impl Settings {
-    /// The VM's own paths.
+    /// Returns the paths of the VM.
     pub fn paths(&self) -> VmPaths {
         self.layout.vm(&self.name)
     }
 
-    /// Whether what is started here is in a network with nothing in it.
+    /// Whether this process is in an empty network namespace.
     pub(crate) async fn shut_off(&self) -> bool {
         self.network.is_empty(&self.root.join("proc")).await
     }
 
-    /// What a new identity is made of.
+    /// Returns the source of new identities.
     pub fn means(&self) -> crate::store::identity_store::IdentitySource {
         let Self { layout, host_id, uuid, .. } = self.clone();
         crate::store::identity_store::IdentitySource { layout, host_id, uuid }

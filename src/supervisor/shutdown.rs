@@ -1,4 +1,4 @@
-//! The end of a supervisor: by a signal, by its replacement, or when the VM has ended.
+//! Ends the supervisor: after a signal, a re-execution, or the end of the VM.
 
 use std::time::Duration;
 
@@ -12,13 +12,14 @@ use crate::{
     systemd::service,
 };
 
-/// How long a re-execution waits until everything is written.
+/// How long a re-execution waits for pending writes.
 const WRITTEN_LIMIT: Duration = Duration::from_secs(5);
-/// How long the end waits for that.
+/// How long the end waits for pending writes.
 const LEAVE_LIMIT: Duration = Duration::from_secs(3);
 
 impl Supervisor {
-    /// SIGTERM: where the guest's state is to be saved when the host shuts down, systemd is asked whether it does.
+    /// Handles SIGTERM. If a shutdown of the host saves the guest's state, systemd is asked whether
+    /// the host shuts down.
     pub(crate) fn on_stop_signal(&mut self) {
         let saves = self.config.vm().host_shutdown == HostShutdown::Suspend;
         if !(saves && self.ctx.is_under_systemd() && self.life.mode() == life::Mode::Run) {
@@ -30,7 +31,7 @@ impl Supervisor {
         });
     }
 
-    /// SIGINT: of a terminal it is a stop; a unit gets it from `machinectl reboot`.
+    /// Handles SIGINT: a stop from a terminal, or `machinectl reboot` for a unit.
     pub(crate) fn on_interrupt(&mut self) {
         let reboot = life::Command::Reboot;
         let reboots = self.ctx.is_under_systemd();
@@ -42,9 +43,9 @@ impl Supervisor {
         self.feed(event);
     }
 
-    /// SIGUSR2: the program's file, perhaps a newer one, replaces this process, once everything is written that it reads.
+    /// Handles SIGUSR2: executes the program file again, after the pending writes.
     pub(crate) fn reexec(&mut self) {
-        // The last answer to a pending request calls this again.
+        // The reply to the last pending request calls this again.
         if !self.may_be_replaced() || !self.effects.request_reexec() {
             return;
         }
@@ -61,10 +62,11 @@ impl Supervisor {
         may
     }
 
-    /// Everything is written; or the storage does not answer. A thread that waits for storage would hold up execve(2).
+    /// Handles the end of the pending writes. A thread that waits for storage would block
+    /// execve(2).
     pub(crate) fn on_written(&mut self, done: bool) {
         if done && (self.ctx.lanes().is_busy() || !self.effects.is_empty()) {
-            // Something came in between.
+            // A request or a change began meanwhile.
             self.reexec();
         } else if !done {
             let seconds = WRITTEN_LIMIT.as_secs();
@@ -80,9 +82,9 @@ impl Supervisor {
         if self.vm.is_some() || start_leaves { Leftover::MayRun } else { Leftover::None }
     }
 
-    /// Tidies up behind the end of the VM. What the storage does not take in time is not waited for.
+    /// Cleans up after the end of the VM. Writes that exceed their time limit are abandoned.
     pub(crate) async fn leave(&mut self) {
-        // A QEMU process that has not exited still has its memory, also one that was not adopted.
+        // A QEMU process that has not exited still uses its memory, even if it was not adopted.
         let leftover = self.leftover();
         let (paths, cgroup) = (self.ctx.paths().clone(), self.host_share.take_cgroup());
         let lanes = self.ctx.lanes();

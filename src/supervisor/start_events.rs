@@ -1,4 +1,4 @@
-//! What the start under way reports, and the actions of the life machine that concern it.
+//! Handles the reports of the start, and the actions of the life machine that concern it.
 
 use tracing::info;
 
@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl Supervisor {
-    /// Begins with the first actions of the life machine.
+    /// Executes the first actions of the life machine.
     pub(crate) fn begin(&mut self, actions: Vec<life::Action>) {
         let search = self.config.set_operators();
         self.look_up_operators(search);
@@ -23,7 +23,7 @@ impl Supervisor {
         }
     }
 
-    /// Handles what the start under way reports.
+    /// Handles a report of the start.
     pub(crate) fn on_start_report(&mut self, report: Report) {
         match report {
             Report::Progress(text) => {
@@ -40,7 +40,7 @@ impl Supervisor {
             Report::Admitted(turn) => {
                 self.history.set_notes(vec![]);
                 if let Some(turn) = turn {
-                    // The start does not wait for the end of its turn.
+                    // The start continues before the end of its turn.
                     self.tasks.spawn(async move {
                         tokio::time::sleep(admission::SETTLE).await;
                         drop(turn);
@@ -67,7 +67,7 @@ impl Supervisor {
     }
 
     fn on_waiting(&mut self, why: String) {
-        // A start that is being canceled does not wait any more.
+        // A start that is being canceled is not waiting.
         if !matches!(self.life.state(), State::Starting(_)) {
             return;
         }
@@ -83,7 +83,7 @@ impl Supervisor {
         self.start.insert(Start::new(Resources::new(&self.ctx)))
     }
 
-    /// The start that an action continues.
+    /// Returns the start that an action continues.
     fn start(&mut self) -> &mut Start {
         let Self { start, ctx, .. } = self;
         start.get_or_insert_with(|| Start::new(Resources::new(ctx)))
@@ -101,7 +101,7 @@ impl Supervisor {
         self.feed_refused(begun);
     }
 
-    /// Reads the VM file for a relaunch; from here on its changes are watched again.
+    /// Reads the VM file for a relaunch, and watches it again.
     pub(crate) fn read_vm_file(&mut self) {
         self.new_start();
         self.files.watch_again(&self.ctx);
@@ -118,7 +118,7 @@ impl Supervisor {
             VmFile::Saved => {
                 let Some(saved) = self.start().take_saved() else { return };
                 info!("restoring the state that was saved at {}", saved.at);
-                // Keys that apply at once are the host's side, and count as they are written now.
+                // Keys that take effect at once concern the host: the current VM file applies.
                 let written = self.config.vm().clone();
                 self.set_running(saved.vm, saved.text);
                 self.apply_live_keys(written);

@@ -9,7 +9,7 @@ use crate::{
 };
 
 impl Supervisor {
-    /// What the state is called outside.
+    /// Returns the public state.
     pub(crate) fn public_state(&self) -> types::State {
         match self.life.state() {
             State::Starting(_) => types::State::Starting,
@@ -27,7 +27,7 @@ impl Supervisor {
         }
     }
 
-    /// Whether the guest is ready, where there is one.
+    /// Returns the readiness of the guest; `None` without a guest.
     pub(crate) fn public_readiness(&self) -> Option<types::Ready> {
         if !self.life.state().is_up() {
             return None;
@@ -36,14 +36,14 @@ impl Supervisor {
             Readiness::Before => None,
             Readiness::Awaited { .. } => Some(types::Ready::Waiting),
             Readiness::Met | Readiness::Missed(_) => {
-                // As an earlier supervisor may have found it.
+                // As recorded by an earlier supervisor.
                 let missed = self.vm.as_ref().is_some_and(|vm| vm.record().missed.is_some());
                 Some(if missed { types::Ready::No } else { types::Ready::Yes })
             }
         }
     }
 
-    /// What an operator should know.
+    /// Returns the notes for the status.
     fn notes(&self) -> Vec<Note> {
         let (vm, config) = (self.vm.as_ref(), &self.config);
         let mut notes = self.history.notes().to_vec();
@@ -70,7 +70,7 @@ impl Supervisor {
         notes
     }
 
-    /// Everything about the VM.
+    /// Returns the status.
     pub(crate) fn status(&self) -> Status {
         let (running, vm) = (self.vm.as_ref(), self.config.vm());
         let record = running.map(|running| running.record());

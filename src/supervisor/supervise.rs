@@ -1,8 +1,9 @@
-//! The one loop: every signal, QMP event, request, timer and exit comes here, goes through `life`, and becomes an action.
+//! The loop: turns signals, QMP events, requests, timers and exits into actions of the life
+//! machine.
 //!
-//! What takes time runs in a task, what may wait for storage on a lane, and each sends its result back as an [`Input`](super::input::Input)
-//! or a [`VmEvent`](super::running::event::VmEvent). The loop itself never waits for anything but the next of them. Nothing wakes it while
-//! nothing happens, but the service manager's watchdog.
+//! Long operations run in tasks, storage I/O on lanes. Both send their results as an
+//! [`Input`](super::input::Input) or a [`VmEvent`](super::running::event::VmEvent). The loop waits
+//! only for the next of them; while idle, only the service manager's watchdog wakes it.
 
 use std::sync::{
     Arc,
@@ -38,9 +39,9 @@ use crate::{
     },
 };
 
-/// How many inputs wait for the loop.
+/// The capacity of the queue of inputs.
 const INPUTS: usize = 256;
-/// How many requests of the control socket wait for the loop.
+/// The capacity of the queue of control requests.
 const REQUESTS: usize = 64;
 
 /// Runs the VM to its end, or in [`Mode::ShutDown`] adopts a QEMU process that an earlier
@@ -85,7 +86,7 @@ pub async fn supervise(
     };
     match SuspendWatch::begin() {
         Ok(sleeps) => drop(tasks.spawn(forward_sleeps(sleeps, tasks.sender()))),
-        Err(error) => warn!("guests' clocks will not be set when the host has slept: {error}"),
+        Err(error) => warn!("cannot watch for a suspend of the host: {error}"),
     }
     let mut beat = ctx.notifier().watchdog_interval().map(|interval| {
         let mut beat = tokio::time::interval(interval);
@@ -112,7 +113,9 @@ pub async fn supervise(
         let deadline = supervisor.life.deadline().map(|limit| supervisor.ctx.instant(limit));
         tokio::select! {
             input = inputs.recv() => if let Some(input) = input { supervisor.handle_input(input) },
-            event = Supervisor::next_vm_event(&mut supervisor.vm) => supervisor.handle_vm_event(event),
+            event = Supervisor::next_vm_event(&mut supervisor.vm) => {
+                supervisor.handle_vm_event(event);
+            }
             report = next_report(&mut supervisor.start) => supervisor.on_start_report(report),
             () = sleep_until(deadline) => supervisor.feed(life::Event::DeadlinePassed),
             () = sleep_until(supervisor.effects.deadline()) => supervisor.on_effects_overdue(),
@@ -127,13 +130,13 @@ pub async fn supervise(
     } else {
         supervisor.leave().await;
     }
-    // Watchers are told the end; the server ends when nothing more can be asked or told, and within a bound.
+    // The server reports the end to watchers and then stops, within a bound.
     drop((supervisor, inputs));
     while serving.join_next().await.is_some() {}
     Ok(outcome)
 }
 
-/// The next report of the start under way.
+/// Returns the next report of the start.
 pub(crate) async fn next_report(start: &mut Option<Start>) -> start::Report {
     match start {
         Some(start) => start.next().await,

@@ -1,4 +1,4 @@
-//! Control groups: whether the weights and limits that VM files ask for can be given.
+//! Control groups: whether the weights and limits of VM files can be applied.
 
 use super::{
     code::FindingCode,

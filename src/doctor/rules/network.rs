@@ -1,4 +1,4 @@
-//! The bridges that VM files name: there, up, and forwarding from the first frame on.
+//! The bridges of VM files: whether they exist, are up, and forward frames at once.
 
 use super::{
     code::FindingCode,
@@ -12,9 +12,8 @@ use crate::{
     value::{IfName, VmName},
 };
 
-/// How long a new port may be silent before it is worth a warning, in hundredths of a second: a
-/// DHCP client asks again after 4 s, then after 8 s (RFC 2131, 4.1), and what waits for the network
-/// gives up some day.
+/// The delay of a new port that causes a warning, in hundredths of a second: a DHCP client repeats
+/// its request after 4 s, then after 8 s (RFC 2131, 4.1).
 const STP_PATIENCE: u64 = 1000;
 
 pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
@@ -128,9 +127,8 @@ fn examine_one(about: &str, name: &IfName, bridge: &Bridge, users: &str) -> Vec<
     findings
 }
 
-/// How long a new port does not forward, in hundredths of a second: listening and learning where
-/// the kernel's own STP is on, and learning alone where a program's is (net/bridge/br_stp.c,
-/// `br_make_forwarding`).
+/// Returns the delay of a new port in hundredths of a second: listening and learning with the
+/// kernel's STP, only learning with a program's (net/bridge/br_stp.c, `br_make_forwarding`).
 fn held_up(bridge: &Bridge) -> Option<u64> {
     let held = match bridge.stp {
         0 => 0,

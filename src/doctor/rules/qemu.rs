@@ -1,5 +1,4 @@
-//! QEMU: its version and what is known to be wrong with that, its machine types, firmware,
-//! qemu-img.
+//! QEMU: known faults of its version, its machine types, firmware, qemu-img.
 
 use super::{
     code::FindingCode,
@@ -12,20 +11,20 @@ use crate::{
     value::VmName,
 };
 
-/// A fault of released versions that a VM of qvm can meet.
+/// A fault of released versions that can affect a VM of qvm.
 struct Fault {
-    /// What it leads to.
+    /// The effect.
     what: &'static str,
-    /// Which VMs can meet it.
+    /// The affected VMs.
     meets: fn(&Vm) -> bool,
-    /// The first release of each series that is without it. Series between these have it.
+    /// The first fixed release of each series. Series between these are affected.
     fixed: &'static [Version],
-    /// Where that stands.
+    /// The source.
     source: &'static str,
 }
 
-/// Only what has a source. Distributions fix such things in older versions too, and keep the
-/// version's number.
+/// Only faults with a source. Distributions also fix older versions without a change of the version
+/// number.
 const FAULTS: [Fault; 2] = [
     // Fixed by 7d7512019fc4: round-up of 7.2.7 (qemu-stable, 2023-11-09), announcement of 8.1.3
     // (2023-11-21).
@@ -119,7 +118,7 @@ fn with(seen: &Seen, qemu: &QemuSeen) -> Vec<Finding> {
     findings
 }
 
-/// What is to be said of the machine type that a VM was made with.
+/// Checks the machine type of a VM's identity.
 fn pinned(vm: &VmSeen, seen: &QemuSeen) -> Option<Finding> {
     let pinned = &vm.identity.as_ref().ok()?.as_ref()?.machine;
     let Qemu { version, machine, .. } = &seen.qemu;

@@ -87,31 +87,30 @@ pub struct KvmSeen {
     pub offered: bool,
 }
 
-/// What was seen of it.
+/// The results of the QEMU probes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QemuSeen {
     /// The binary, its version, and the machine type of new VMs.
     pub qemu: Qemu,
-    /// Every machine type that it has; empty where it did not tell.
+    /// All machine types; empty if unknown.
     pub machines: Vec<Machine>,
 }
 
-/// What was seen of the network.
+/// The results of the network probes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Network {
     /// The interfaces that VM files name as bridges.
     pub bridges: BTreeMap<IfName, Interface>,
-    /// Whether bridged frames pass through the packet filter; none where the module `br_netfilter`
-    /// is not loaded.
+    /// Whether bridged frames pass through the packet filter; `None` without the module
+    /// `br_netfilter`.
     pub netfilter: Option<Netfilter>,
-    /// What there is of the modules that filter taps, in the order of [`NEEDED`].
+    /// The states of the modules that filter taps, in the order of [`NEEDED`].
     pub filter_modules: Vec<Module>,
-    /// The packet filter's programs that there are.
+    /// The installed programs of the packet filter.
     pub firewalls: Vec<Firewall>,
 }
 
-/// Which frames on bridges are given to the packet filter
-/// (`/proc/sys/net/bridge/bridge-nf-call-*`).
+/// Which bridged frames pass through the packet filter (`/proc/sys/net/bridge/bridge-nf-call-*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Netfilter {
     /// IPv4.
@@ -120,12 +119,12 @@ pub struct Netfilter {
     pub ipv6: bool,
 }
 
-/// What is called as a VM file's bridge is.
+/// The interface with the name of a bridge.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Interface {
-    /// Nothing.
+    /// No interface.
     Missing,
-    /// Something that is no bridge.
+    /// An interface that is not a bridge.
     Other,
     /// A bridge.
     Bridge(Bridge),
@@ -134,15 +133,15 @@ pub enum Interface {
 /// A bridge (`/sys/class/net/NAME`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bridge {
-    /// It is up, by order.
+    /// Whether it is administratively up.
     pub up: bool,
-    /// In bytes; `None` where it cannot be read.
+    /// The MTU in bytes; `None` if it cannot be read.
     pub mtu: Option<u32>,
     /// `bridge/stp_state`: 0 off, 1 by the kernel, 2 by a program.
     pub stp: u8,
     /// `bridge/forward_delay`, in hundredths of a second.
     pub forward_delay: u64,
-    /// What is attached to it.
+    /// Its ports.
     pub ports: Vec<Port>,
 }
 
@@ -151,7 +150,7 @@ pub struct Bridge {
 pub struct Port {
     /// The interface.
     pub name: String,
-    /// It is a tap: a guest's.
+    /// Whether it is the tap of a guest.
     pub tap: bool,
 }
 
@@ -215,22 +214,22 @@ pub struct DiskSeen {
     pub allocated: u64,
 }
 
-/// What `systemctl show` tells of a VM's unit.
+/// The unit of a VM, as printed by `systemctl show`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unit {
-    /// Its name.
+    /// The name.
     pub id: String,
-    /// There is such a unit.
+    /// Whether the unit exists.
     pub loaded: bool,
-    /// How long a stop may take, in microseconds; none is for ever.
+    /// The time limit of a stop in microseconds; `None` without a limit.
     pub stop_timeout: Option<u64>,
-    /// Its drop-ins, in the order in which they are read.
+    /// The drop-ins, in the order in which they are read.
     pub drop_ins: Vec<String>,
-    /// A file that it was made from has changed since.
+    /// Whether a source file has changed since the last daemon-reload.
     pub stale: bool,
 }
 
 impl Unit {
-    /// The properties that it is read from, for `systemctl show --property=`.
+    /// The required properties, for `systemctl show --property=`.
     pub const PROPERTIES: &str = "Id,LoadState,TimeoutStopUSec,DropInPaths,NeedDaemonReload";
 }

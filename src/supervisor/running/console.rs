@@ -1,8 +1,8 @@
-//! The serial console: what the guest says goes to a bounded log and to every viewer, what viewers type goes to the guest.
+//! The serial console: guest output goes to a bounded log and all viewers, their keystrokes go to
+//! the guest.
 //!
-//! QEMU's end is one stream socket, replaced when QEMU is; viewers and the log stay. A viewer that does not
-//! read loses output and is told how much; it never holds the guest up. Nor does a log whose storage hangs: it loses output as well,
-//! and the log says how much when the storage is back.
+//! A relaunch replaces QEMU's socket; viewers and the log remain. A viewer or a log that is too
+//! slow loses output and gets a notice with the number of bytes; it never blocks the guest.
 
 use std::{
     collections::VecDeque,
@@ -25,18 +25,18 @@ use tokio::{
     sync::mpsc,
 };
 
-/// How many chunks wait for a viewer before it loses some.
+/// The capacity of a viewer's queue, in chunks of output.
 const VIEWER_QUEUE: usize = 64;
-/// How many keystroke chunks wait for a guest that does not read.
+/// The capacity of the queue to the guest, in chunks of keystrokes.
 const INPUT_QUEUE: usize = 64;
-/// The most of what was said before that a viewer gets, in bytes.
+/// The maximum of earlier output for a viewer, in bytes.
 const MOST_SCROLLBACK: u64 = 256 << 10;
-/// How long a viewer waits for what was said before.
+/// How long a viewer waits for earlier output.
 const SCROLLBACK_LIMIT: Duration = Duration::from_secs(1);
-/// How much of the newest output is kept in memory, for the report of an end.
+/// The size of the newest output in memory, for the report of an end, in bytes.
 const TAIL_BYTES: usize = 4096;
 
-/// The console of one VM, for as long as its supervisor lives.
+/// The console of one VM, for the lifetime of its supervisor.
 #[derive(Debug, Clone)]
 pub struct Console {
     shared: Arc<Mutex<Shared>>,
@@ -45,12 +45,11 @@ pub struct Console {
 #[derive(Debug)]
 struct Shared {
     log: ConsoleLog,
-    /// The time of day.
     now: fn() -> jiff::Timestamp,
     tasks: Tasks,
     tail: VecDeque<u8>,
     viewers: Vec<Viewer>,
-    /// Of the next viewer.
+    /// The number of the next viewer.
     number: u64,
     to_guest: Option<mpsc::Sender<Vec<u8>>>,
 }
@@ -63,7 +62,7 @@ struct Viewer {
 }
 
 impl Console {
-    /// A console without a guest that logs to `path`, with times of `now`.
+    /// Creates a console without a guest that logs to `path`, with times of `now`.
     pub fn new(path: PathBuf, now: fn() -> jiff::Timestamp) -> Self {
         let shared = Shared {
             log: ConsoleLog::new(path),
@@ -78,7 +77,7 @@ impl Console {
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
-        // Nothing that holds the lock can panic half-way through a change.
+        // No code can panic between two parts of a change under this lock.
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -99,35 +98,35 @@ impl Console {
         }
     }
 
-    /// A machine begins: what is said from here on is of this boot.
+    /// Marks the start of a machine in the log.
     pub fn boots(&self) {
         let shared = self.shared();
         let second = (shared.now)().as_second();
         shared.log.boots(second);
     }
 
-    /// Waits until the log is written, for `limit` at most; `false` if that was too short.
+    /// Waits until the log is written, at most for `limit`; `false` after a timeout.
     pub(crate) fn flush(&self, limit: Duration) -> impl Future<Output = bool> + Send + use<> {
         let written = self.shared().log.flush();
         async move { tokio::time::timeout(limit, written).await.is_ok() }
     }
 
-    /// What an operator should know of the log.
+    /// Returns the notes about the log.
     pub(crate) fn note(&self) -> Option<Note> {
         self.shared().log.note()
     }
 
-    /// A new viewer: the far end of a socket that carries what the console said last, up to `scrollback` bytes of it, its output
-    /// and, unless `read_only`, keystrokes.
+    /// Adds a viewer. Returns its end of a socket, which carries up to `scrollback` bytes of
+    /// earlier output, the new output and, unless `read_only`, keystrokes.
     ///
     /// # Errors
-    /// No more descriptors.
+    /// No socket can be created.
     pub fn view(&self, read_only: bool, scrollback: u64) -> std::io::Result<OwnedFd> {
         let (near, far) = StdStream::pair()?;
         near.set_nonblocking(true)?;
         let (from_viewer, to_viewer) = UnixStream::from_std(near)?.into_split();
         let (chunks, output) = mpsc::channel(VIEWER_QUEUE);
-        // What comes from now on is behind the scrollback in the order of the log: nothing is missed, or said twice.
+        // Added before the request of the scrollback: no output is lost or repeated.
         let mut shared = self.shared();
         let said = (scrollback > 0).then(|| shared.log.tail(scrollback.min(MOST_SCROLLBACK)));
         shared.number += 1;
@@ -137,7 +136,8 @@ impl Console {
         let console = self.clone();
         shared.tasks.spawn(async move {
             let from_viewer = console.clone().read_keys(from_viewer, read_only).await;
-            // A guest that says nothing would not let go of one that has left. One that only has no more to type goes on reading.
+            // Without output, a closed viewer is not detected otherwise. A viewer without further
+            // input continues to read.
             if hung_up(from_viewer.as_ref()) {
                 console.shared().viewers.retain(|viewer| viewer.number != number);
             }
@@ -145,20 +145,20 @@ impl Console {
         Ok(far.into())
     }
 
-    /// Until the viewer types no more.
+    /// Ends with the input of the viewer.
     async fn read_keys(self, mut from_viewer: OwnedReadHalf, read_only: bool) -> OwnedReadHalf {
         let mut buffer = vec![0; 1024];
         while let Ok(count @ 1..) = from_viewer.read(&mut buffer).await {
             let to_guest = self.shared().to_guest.clone();
             if let (false, Some(to_guest)) = (read_only, to_guest) {
-                // A guest that does not read holds up whoever types, and nobody else.
+                // A guest that does not read blocks only this viewer's input.
                 let _ = to_guest.send(buffer[..count].to_vec()).await;
             }
         }
         from_viewer
     }
 
-    /// The last `count` lines, cleaned of control characters, for the report of an end.
+    /// Returns the last `count` lines without control characters, for the report of an end.
     pub fn last_lines(&self, count: usize) -> Vec<String> {
         let bytes: Vec<u8> = self.shared().tail.iter().copied().collect();
         let text = String::from_utf8_lossy(&bytes);
@@ -181,7 +181,7 @@ impl Shared {
 }
 
 impl Viewer {
-    /// Queues a chunk; false when the viewer has gone.
+    /// Queues a chunk; `false` if the viewer has closed.
     fn offer(&mut self, chunk: &Arc<[u8]>) -> bool {
         if self.lost > 0 {
             let notice = format!("\r\n[qvm: {} bytes were skipped]\r\n", self.lost);
@@ -213,7 +213,7 @@ async fn type_into(mut to_guest: OwnedWriteHalf, mut keys: mpsc::Receiver<Vec<u8
     }
 }
 
-/// Whether the other end is closed for both ways (poll(2), POLLHUP).
+/// Whether the other end is closed in both directions (poll(2), POLLHUP).
 fn hung_up(viewer: &UnixStream) -> bool {
     let mut looked = [PollFd::new(viewer, PollFlags::empty())];
     let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -286,7 +286,7 @@ mod tests {
     async fn a_viewer_who_leaves_is_let_go_though_the_guest_says_nothing() {
         let (_dir, console, _guest) = console();
         let stays: StdStream = console.view(false, 0).unwrap().into();
-        // Has no more to type, and goes on reading.
+        // A viewer without further input continues to read.
         stays.shutdown(std::net::Shutdown::Write).unwrap();
         for read_only in [true, false] {
             drop(console.view(read_only, 0).unwrap());
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_viewer_that_does_not_read_holds_nobody_up_and_is_told_what_it_missed() {
+    async fn slow_viewer_loses_output_with_a_notice() {
         let (dir, console, mut guest) = console();
         let mut lazy: StdStream = console.view(true, 0).unwrap().into();
         let log = dir.path().join("console.log");
@@ -326,12 +326,12 @@ mod tests {
             guest
         })
         .await;
-        // Two and a half MiB went through although nobody read.
+        // 2.5 MiB passed although the viewer did not read.
         while console.last_lines(1) != ["end"] {
             tokio::task::yield_now().await;
         }
         assert!(console.flush(Duration::from_secs(600)).await);
-        // The log kept the newest MiB; what it lost because the disk was slower is counted.
+        // The log contains the newest MiB and the number of lost bytes.
         let (older, newer) = (crate::sys::log::older_log(&log), log);
         let logged = older.metadata().map_or(0, |m| m.len()) + newer.metadata().unwrap().len();
         assert!(logged >= 1 << 19 || console.note().is_some(), "{logged} bytes are logged");

@@ -1,5 +1,5 @@
-//! The console's log, written beside the loop: a bounded amount of output waits for the storage, and
-//! what exceeds it is counted.
+//! The console's log, written on a lane: a bounded amount of output waits for the storage, and lost
+//! output is counted.
 
 use std::{
     iter::Peekable,
@@ -21,20 +21,19 @@ use crate::{
     value::{Note, NoteCode},
 };
 
-/// How many bytes of output wait for the storage.
+/// The maximum of output that waits for the storage, in bytes.
 pub(crate) const MOST_WAITING: usize = 256 << 10;
 
-/// What was said before; an error if the storage takes nothing more.
+/// Earlier output, or an error if the storage accepts no more writes.
 pub(crate) type Scrollback = oneshot::Receiver<Vec<u8>>;
 
-/// The log of a console.
 #[derive(Debug)]
 pub(crate) struct ConsoleLog {
     lane: Lane,
-    /// Held by the lane alone, for as long as the storage takes.
+    /// Locked only by the lane, possibly for long.
     file: Arc<Mutex<File>>,
     waiting: Arc<Mutex<Waiting>>,
-    /// How many bytes were lost since the supervisor began.
+    /// The number of bytes lost since the start of the supervisor.
     lost: Arc<AtomicU64>,
 }
 
@@ -44,23 +43,23 @@ struct File {
     has_failed: bool,
 }
 
-/// What is to be written, in its order.
+/// The data to be written, in order.
 #[derive(Debug, Default)]
 struct Waiting {
     bytes: Vec<u8>,
-    /// At these offsets of `bytes` a second begins, or a machine.
+    /// The offsets in `bytes` at which a second or a machine begins.
     marks: Vec<Mark>,
-    /// Viewers that want what was said before an offset of `bytes`, in the order of the offsets.
+    /// Requests for the output before an offset in `bytes`, ordered by offset.
     scrollbacks: Vec<ScrollbackRequest>,
-    /// How many bytes behind `bytes` were lost.
+    /// The number of bytes lost after `bytes`.
     lost: u64,
 }
 
-/// A viewer that wants the end of the log as it is before an offset of the bytes that wait.
+/// A request for the end of the log before an offset.
 #[derive(Debug)]
 struct ScrollbackRequest {
     at: usize,
-    /// The size of the answer at most, in bytes.
+    /// The maximum size of the answer, in bytes.
     most: u64,
     to: oneshot::Sender<Vec<u8>>,
 }
@@ -73,7 +72,7 @@ struct Mark {
 }
 
 fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing that holds the lock can panic half-way through a change.
+    // No code can panic between two parts of a change under this lock.
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -91,7 +90,7 @@ impl Waiting {
 }
 
 impl Drop for ConsoleLog {
-    /// Closing a file may wait for its storage as well (close(2)), so the lane does it.
+    /// Closes the file on the lane, because close(2) may block.
     fn drop(&mut self) {
         let file = self.file.clone();
         if let Err(refused) = self.lane.run(move || lock(&file).log.close()) {
@@ -102,7 +101,7 @@ impl Drop for ConsoleLog {
 }
 
 impl ConsoleLog {
-    /// Creates the log at `path`; nothing is touched yet.
+    /// Creates the log at `path` without opening the file.
     pub(crate) fn new(path: PathBuf) -> Self {
         let file = File { log: LogFile::new(path), has_failed: false };
         Self {
@@ -113,10 +112,10 @@ impl ConsoleLog {
         }
     }
 
-    /// Queues `bytes`, which came at `second`; what there is no room for is lost, and counted.
+    /// Queues `bytes` of the time `second`; bytes beyond the capacity are lost and counted.
     pub(crate) fn append(&self, bytes: &[u8], second: i64) {
         self.queue(|waiting| {
-            // Behind a gap nothing is taken before the gap is written.
+            // After a loss, nothing is queued before the notice is written.
             let room = if waiting.lost > 0 { 0 } else { MOST_WAITING - waiting.bytes.len() };
             let taken = room.min(bytes.len());
             if taken > 0 {
@@ -129,7 +128,7 @@ impl ConsoleLog {
         });
     }
 
-    /// Takes down that a machine begins here.
+    /// Marks the start of a machine.
     pub(crate) fn boots(&self, second: i64) {
         self.queue(|waiting| {
             if waiting.marks.len() < MOST_MARKS {
@@ -149,7 +148,7 @@ impl ConsoleLog {
         if begins && !waiting.is_empty() {
             let (file, queue) = (self.file.clone(), self.waiting.clone());
             let queued = self.lane.run(move || {
-                // Its lock is not held while the storage is waited for.
+                // The queue is not locked during the write.
                 let waiting = std::mem::take(&mut *lock(&queue));
                 lock(&file).write(waiting);
             });
@@ -161,11 +160,11 @@ impl ConsoleLog {
         }
     }
 
-    /// The last `most` bytes of what came until now, and nothing that comes later.
+    /// Returns the last `most` bytes of the output until now.
     pub(crate) fn tail(&self, most: u64) -> Scrollback {
         let (to, scrollback) = oneshot::channel();
         self.queue(|waiting| {
-            // A sender that is dropped reports that the storage does not keep up.
+            // A dropped sender reports that the storage is too slow.
             if waiting.scrollbacks.len() < MOST_SCROLLBACKS {
                 let at = waiting.bytes.len();
                 waiting.scrollbacks.push(ScrollbackRequest { at, most, to });
@@ -175,12 +174,12 @@ impl ConsoleLog {
         scrollback
     }
 
-    /// Waits until everything is written that waits now.
+    /// Waits until the queued output is written.
     pub(crate) fn flush(&self) -> BoxFuture<'static, Result<(), Refused>> {
         self.lane.flush()
     }
 
-    /// What an operator should know.
+    /// Returns the notes for the status.
     pub(crate) fn note(&self) -> Option<Note> {
         let lost = self.lost.load(Ordering::Relaxed);
         (lost > 0).then(|| {
@@ -192,9 +191,9 @@ impl ConsoleLog {
     }
 }
 
-/// How many marks wait for the storage: one a second, and one a boot.
+/// The maximum of queued marks: one for each second, and one for each boot.
 const MOST_MARKS: usize = 4096;
-/// How many viewers wait for the storage.
+/// The maximum of queued requests of viewers.
 const MOST_SCROLLBACKS: usize = 64;
 
 impl File {
@@ -225,7 +224,7 @@ impl File {
             }
             while from < end {
                 let to = requests.peek().map_or(end, |request| request.at.min(end));
-                // A half of the log takes only what is smaller than it.
+                // A file of the log accepts only smaller chunks.
                 for piece in bytes[from..to].chunks(4096) {
                     failed = failed.and(self.log.append(piece, second));
                 }
@@ -242,7 +241,7 @@ impl File {
         failed
     }
 
-    /// Answers the requests for what came before the offset `at`, which is written by now.
+    /// Answers the requests for the output before the offset `at`, which is written.
     fn answer(&mut self, requests: &mut Peekable<IntoIter<ScrollbackRequest>>, at: usize) {
         while let Some(request) = requests.next_if(|request| request.at <= at) {
             let _ = request.to.send(self.log.tail(request.most));

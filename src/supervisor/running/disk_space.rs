@@ -1,7 +1,8 @@
-//! A guest that is paused because the host's file system under a disk is full: reported, watched, and resumed when there is space.
+//! Reports a guest that is paused because the file system of a disk is full, and resumes it once
+//! space is free.
 //!
-//! QEMU keeps the write that failed and tries it again at `cont` (`werror=enospc`), so the guest does not notice. Nothing is polled
-//! but the free space, and that only while such a guest is paused.
+//! QEMU repeats the failed write at `cont` (`werror=enospc`), so the guest gets no error. The free
+//! space is polled only while such a guest is paused.
 
 use std::{
     collections::BTreeMap,
@@ -26,26 +27,25 @@ use crate::{
     value::{Label, Note, NoteCode, chain},
 };
 
-/// How much must be free before a guest is resumed, in bytes: one that writes would be paused again at once.
+/// The free space required to resume a guest, in bytes; with less it would soon be paused again.
 const RESERVE: u64 = 16 << 20;
-/// How long it may take to find out where a disk is.
+/// The time limit to locate a disk.
 const LOCATE_LIMIT: Duration = Duration::from_secs(5);
-/// How often the free space is read while a guest is paused for want of it.
+/// The interval of checks of the free space.
 const POLL: Duration = Duration::from_secs(2);
-/// A guest that is paused again within this time was resumed in vain: the free space is not what the guest may use (a quota, a thin
-/// volume). Each time it is resumed after a pause twice as long, up to this.
+/// A guest that is paused again within this time was resumed in vain: the free space is not usable
+/// (a quota, a thin volume). The delay then doubles each time, up to this limit.
 const LONGEST_POLL: Duration = Duration::from_secs(64);
 
-/// Which disks have no space.
+/// The state of the disks without space.
 #[derive(Debug, Default)]
 pub(crate) struct DiskSpace {
     full: BTreeMap<Label, DiskLocation>,
-    /// Waits for space.
     waiting: Option<AbortHandle>,
-    /// How often the guest was resumed in vain, and when last.
+    /// The number of resumes in vain, and the time of the last one.
     in_vain: u32,
     resumed: Option<Instant>,
-    /// The number of STOP and RESUME events: an answer about an earlier one does not count.
+    /// The number of STOP and RESUME events: a result for an earlier one is ignored.
     pause: u64,
 }
 
@@ -56,7 +56,7 @@ impl DiskLocation {
         format!("no space left on `{on}` for disk `{disk}` (`{}`)", self.file.display())
     }
 
-    /// Blocks for as long as the file system does.
+    /// Blocks as long as the file system does.
     fn has_space(&self) -> bool {
         let is_free = |dir: &PathBuf| file::available(dir).is_ok_and(|free| free >= RESERVE);
         self.mounted.as_ref().is_none_or(is_free)
@@ -69,7 +69,8 @@ impl DiskSpace {
         !self.full.is_empty()
     }
 
-    /// The vCPUs are paused: asks QEMU whether for want of space. `disks` are the VM's, as it runs and as it is written.
+    /// Handles a pause of the vCPUs: queries QEMU for disks without space. `disks` are those of the
+    /// running VM and of the VM file.
     pub(crate) fn on_paused(&mut self, disks: Vec<Disk>, qemu: &mut Qemu, ctx: &Context) {
         self.pause += 1;
         let (pause, paths) = (self.pause, ctx.paths().clone());
@@ -92,7 +93,7 @@ impl DiskSpace {
         });
     }
 
-    /// The vCPUs run.
+    /// Handles a resume of the vCPUs.
     pub(crate) fn on_resumed(&mut self) {
         self.pause += 1;
         self.stop_waiting();
@@ -102,7 +103,7 @@ impl DiskSpace {
         }
     }
 
-    /// Handles what was found out; `state` is the VM's.
+    /// Handles the result of a query; `state` is the VM's.
     pub(crate) fn handle(
         &mut self,
         event: DiskSpaceEvent,
@@ -114,7 +115,7 @@ impl DiskSpace {
             DiskSpaceEvent::Full { pause, .. } if pause != self.pause => None,
             DiskSpaceEvent::Full { disks, .. } => {
                 self.on_full(disks, ctx);
-                // A guest that an operator has paused stays paused.
+                // A guest paused by an operator remains paused.
                 (!qemu.record().held).then_some(life::Event::DiskSpaceExhausted)
             }
             DiskSpaceEvent::Available => {
@@ -123,7 +124,7 @@ impl DiskSpace {
                     return None;
                 }
                 let disks: Vec<&str> = self.full.keys().map(Label::as_str).collect();
-                info!("there is space again for the guest's disks: {}", disks.join(", "));
+                info!("the guest's disks have space again: {}", disks.join(", "));
                 ctx.publish("QVM_ROOM", serde_json::json!({ "disks": disks }));
                 Some(life::Event::DiskSpaceFreed)
             }
@@ -149,7 +150,7 @@ impl DiskSpace {
         self.in_vain = if in_vain { self.in_vain + 1 } else { 0 };
     }
 
-    /// Waits for space, where the VM does in this state.
+    /// Waits for space if the VM is paused for that reason.
     pub(crate) fn wait_for_space(&mut self, state: &State, qemu: &mut Qemu) {
         if !waits(state) || !self.is_short() {
             return;
@@ -172,17 +173,17 @@ impl DiskSpace {
         self.waiting = Some(waiting);
     }
 
-    /// Does not wait for space any more: an operator wants the guest paused.
+    /// Ends the wait for space: an operator paused the guest.
     pub(crate) fn stop_waiting(&mut self) {
         self.waiting.take().inspect(AbortHandle::abort);
     }
 
-    /// What an operator should know; `state` is the VM's.
+    /// Returns the notes; `state` is the VM's.
     pub(crate) fn notes(&self, state: &State) -> impl Iterator<Item = Note> + '_ {
         let next = if waits(state) {
-            format!("; the guest goes on when {} MiB are free", RESERVE >> 20)
+            format!("; the guest is resumed once {} MiB are free", RESERVE >> 20)
         } else {
-            "; `qvm resume` lets the guest go on".to_owned()
+            "; `qvm resume` resumes the guest".to_owned()
         };
         let note = move |(disk, location): (&Label, &DiskLocation)| {
             Note::new(NoteCode::NoSpace, location.describe(disk) + &next)
@@ -192,12 +193,13 @@ impl DiskSpace {
     }
 }
 
-/// Whether a guest in this state is resumed when there is space.
+/// Whether a guest in this state is resumed once space is free.
 fn waits(state: &State) -> bool {
     matches!(state, State::Paused(PauseReason::DiskFull) | State::Stopping(_))
 }
 
-/// Returns where the disks are; the file system is unknown where the storage does not answer in time.
+/// Returns the locations of the disks; the file system is unknown if the storage does not answer in
+/// time.
 async fn locations(
     full: Vec<Label>,
     disks: Vec<Disk>,
@@ -220,7 +222,7 @@ async fn locations(
     }
 }
 
-/// Blocks for as long as the file system does.
+/// Blocks as long as the file system does.
 fn location_of(disk: &Label, known: &[Disk], paths: &VmPaths) -> DiskLocation {
     let found = known.iter().find(|one| one.name == *disk);
     match found.map(|disk| prepare::disk_file(paths, disk)) {
@@ -229,7 +231,7 @@ fn location_of(disk: &Label, known: &[Disk], paths: &VmPaths) -> DiskLocation {
             let mounted = if found.is_device { None } else { on(&found.path) };
             DiskLocation { file: found.path, mounted }
         }
-        // A disk that no file names any more.
+        // The disk was removed from the VM file.
         None => DiskLocation { file: paths.state.clone(), mounted: None },
     }
 }
@@ -300,7 +302,7 @@ mod tests {
         let fake = FakeQemu::new(&host).await;
         let mut space = DiskSpace::default();
         let available = || DiskSpaceEvent::Available;
-        // Nothing is short.
+        // All disks have space.
         assert_eq!(space.handle(available(), &SHORT, &fake.qemu, &host.ctx), None);
         space.handle(full(0, &host), &State::Running, &fake.qemu, &host.ctx);
         let paused = State::Paused(PauseReason::Operator);
@@ -324,7 +326,7 @@ mod tests {
             let event = fake.event().await;
             assert!(matches!(event, VmEvent::DiskSpace(DiskSpaceEvent::Available)), "{event:?}");
         }
-        // Nobody waits in this state.
+        // A guest in this state is not resumed.
         space.waiting = None;
         space.wait_for_space(&State::Running, &mut fake.qemu);
         assert!(space.waiting.is_none());
@@ -379,7 +381,7 @@ mod tests {
         let paths = host.ctx.paths();
         let location = location_of(&"gone".parse().unwrap(), &[], paths);
         assert_eq!(location, DiskLocation { file: paths.state.clone(), mounted: None });
-        // A device has no free space to be read.
+        // A device has no file system.
         assert!(location.has_space());
         let missing = DiskLocation { mounted: Some("/no/such/dir".into()), ..location };
         assert!(!missing.has_space());

@@ -1,6 +1,6 @@
-//! What the tasks of a running VM report to the loop.
+//! Events of the tasks of a running VM.
 //!
-//! The queue of these events belongs to one QEMU process and is dropped with it: no event of an earlier process can arrive.
+//! The queue belongs to one QEMU process: no event of an earlier process can arrive.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -15,58 +15,53 @@ use crate::{
     value::{Label, Note},
 };
 
-/// Something that happened to one QEMU process, or that a task of its components has found out.
+/// An event of one QEMU process or of a task of its components.
 #[derive(Debug)]
 pub(crate) enum VmEvent {
-    /// QEMU sent an event.
+    /// An event of QEMU.
     Qmp(qmp::Event),
     /// The QMP connection has closed.
     QmpClosed,
-    /// There is a new QMP connection, and this was QEMU's run state when it was made.
+    /// A new QMP connection, and QEMU's run state at that time.
     QmpReconnected(qmp::Session, String),
-    /// QEMU replied to a command; the events that it sent before have been reported.
+    /// A reply to a command, after the events that QEMU sent before it.
     Executed(Executed),
     /// QEMU has exited.
     Exited {
-        /// How.
         exit: Exit,
-        /// The kernel's OOM killer was at work.
+        /// Whether the kernel's OOM killer was active.
         oom: bool,
     },
     /// Whether QMP answers.
     Watchdog(WatchdogEvent),
-    /// Whether the host's file systems have space for the disks.
+    /// Whether the file systems of the disks have space.
     DiskSpace(DiskSpaceEvent),
-    /// The guest's file systems are frozen or thawed.
+    /// The guest's file systems were frozen or thawed.
     Freeze(FreezeEvent),
-    /// The balloon.
     Memory(MemoryEvent),
-    /// The guest is ready, with what is to be noted; or it will never be, and why.
+    /// The result of the readiness probes: a note, or why the guest cannot become ready.
     Readiness(Result<Option<Note>, String>),
-    /// The guest's state is saved; or not, and why.
+    /// The result of a save of the guest's state.
     StateSaved(Result<(), Refusal>),
-    /// The machine was changed.
+    /// A change of the machine.
     LiveUpdate(LiveUpdateEvent),
-    /// The version of the QEMU that is installed now.
+    /// The version of the installed QEMU.
     InstalledQemu(String),
-    /// The socket of the screen is open; or why not.
+    /// The result of opening the screen's socket.
     Screen(Result<ScreenOpened, String>),
     /// The state of the taps has changed.
     Taps(TapsReport),
-    /// QEMU was given its share of the host.
+    /// The result of setting QEMU's share of the host.
     HostShare(HostShareEvent),
-    /// What counts at once of a reloaded VM file is in effect.
+    /// A reload has ended.
     Reloaded,
 }
 
-/// QEMU's reply to a command.
 #[derive(Debug)]
 pub(crate) struct Executed {
-    /// The number of the command.
     pub(crate) number: u64,
-    /// What the command is for, as in "cannot pause the guest".
+    /// The purpose, as in "cannot pause the guest".
     pub(crate) what: &'static str,
-    /// The reply.
     pub(crate) done: Result<(), qmp::Error>,
 }
 
@@ -81,67 +76,64 @@ pub(crate) enum WatchdogEvent {
     Closed,
 }
 
-/// Whether the host's file systems have space for the disks.
+/// Whether the file systems of the disks have space.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum DiskSpaceEvent {
-    /// The guest is paused because these disks have no space.
+    /// These disks have no space, so the guest is paused.
     Full {
-        /// The number of the pause that this is about.
+        /// The number of the pause.
         pause: u64,
-        /// The disks.
         disks: Vec<(Label, DiskLocation)>,
     },
-    /// There is space for all of them again.
+    /// All of them have space again.
     Available,
 }
 
-/// Where a disk is.
+/// The location of a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DiskLocation {
     /// The disk's file, or its device.
     pub(crate) file: PathBuf,
-    /// Where its file system is mounted; `None` for a device, or where that is unknown.
+    /// The mount point of its file system; `None` for a device, or if unknown.
     pub(crate) mounted: Option<PathBuf>,
 }
 
 /// The guest's file systems.
 #[derive(Debug)]
 pub(crate) enum FreezeEvent {
-    /// They are frozen, how many; or not.
+    /// The result of a freeze, with the number of file systems.
     Frozen {
-        /// After what time they are thawed.
+        /// The time until they are thawed.
         thaw_after: Duration,
-        /// How many are frozen.
+        /// The number of frozen file systems.
         done: Result<u64, FreezeFailure>,
-        /// The client.
         reply: Reply<u64>,
     },
-    /// The deadline has come.
+    /// The deadline has passed.
     ThawDue,
-    /// They are thawed, how many; or not.
+    /// The result of a thaw, with the number of file systems.
     Thawed {
-        /// Why they were to be thawed.
+        /// The reason of the thaw.
         why: ThawReason,
-        /// How many were thawed.
+        /// The number of thawed file systems.
         done: Result<u64, Refusal>,
-        /// The client, where there is one.
         reply: Option<Reply<u64>>,
     },
 }
 
-/// Why file systems are thawed.
+/// The reason of a thaw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ThawReason {
-    /// A client asked for it.
+    /// A request of a client.
     Asked,
-    /// The deadline has come.
+    /// The deadline has passed.
     Deadline,
-    /// The guest is to shut down, or its state is to be saved.
+    /// A shutdown of the guest, or a save of its state.
     Stop,
 }
 
 impl ThawReason {
-    /// The word for it in events and logs.
+    /// Returns the word for events and logs.
     pub(crate) const fn word(self) -> &'static str {
         match self {
             Self::Asked => "asked",
@@ -154,104 +146,98 @@ impl ThawReason {
 /// Why file systems were not frozen.
 #[derive(Debug)]
 pub(crate) struct FreezeFailure {
-    /// The answer to the client.
     pub(crate) refusal: Refusal,
-    /// Whether they may be frozen all the same.
+    /// Whether file systems may be frozen nevertheless.
     pub(crate) state: FreezeState,
 }
 
-/// What is known of file systems that were to be frozen.
+/// The possible effect of a failed freeze.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FreezeState {
-    /// The agent was not asked to freeze them.
+    /// The agent got no command to freeze them.
     Untouched,
-    /// The agent was asked; they may be frozen.
+    /// The agent got the command; they may be frozen.
     Unknown,
 }
 
-/// The balloon.
 #[derive(Debug)]
 pub(crate) enum MemoryEvent {
-    /// The guest has this much memory, in bytes.
+    /// The guest's memory, in bytes.
     Actual(u64),
-    /// QEMU has accepted a target, in bytes; or not.
+    /// The reply to a new target.
     TargetSet {
-        /// The target.
+        /// The target, in bytes.
         bytes: u64,
-        /// QEMU's reply.
         done: Result<(), qmp::Error>,
-        /// The client; `None` where it had its answer before.
+        /// The client; `None` if it already has a reply.
         reply: Option<Reply>,
     },
 }
 
-/// The machine was changed.
+/// A change of the machine.
 #[derive(Debug)]
 pub(crate) enum LiveUpdateEvent {
     /// All changes were tried.
     Applied(Applied),
-    /// QEMU was asked which devices it still has.
+    /// The result of a query of QEMU's devices.
     Settled {
-        /// The number of the question.
+        /// The number of the query.
         number: u64,
-        /// The answer; or why there is none.
         done: Result<Devices, Refusal>,
     },
 }
 
-/// Which devices QEMU has, as the removals of devices.
+/// The devices to be removed.
 #[derive(Debug, Default)]
 pub(crate) struct Devices {
-    /// The guest has released them.
     pub(crate) released: Vec<LiveChange>,
-    /// The guest was asked to release them, and holds them.
+    /// Requested, but not released by the guest.
     pub(crate) held: Vec<LiveChange>,
 }
 
-/// What became of each change.
+/// The result of each change.
 pub(crate) type Applied = Vec<(LiveChange, Result<ChangeOutcome, Note>)>;
 
-/// What became of a change.
+/// The result of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ChangeOutcome {
-    /// It is in effect.
     Done,
-    /// The guest was asked to release a device, and has not yet.
+    /// The guest has not released the device yet.
     Asked,
 }
 
-/// What was opened for the screen of a QEMU that runs.
+/// What was opened for the screen of a running QEMU.
 #[derive(Debug)]
 pub(crate) enum ScreenOpened {
-    /// The listener stays; its password.
+    /// The same listener, with this password.
     Password(Option<String>),
-    /// Another listener, or none.
+    /// A new listener, or none.
     Listener(Option<VncListener>),
 }
 
 /// The state of the taps.
 #[derive(Debug)]
 pub(crate) struct TapsReport {
-    /// For an operator.
+    /// Notes for the status.
     pub(crate) notes: Vec<Note>,
-    /// What happened since the last report.
+    /// Events since the last report.
     pub(crate) events: Vec<(&'static str, Value)>,
 }
 
-/// QEMU was given its share of the host.
+/// The result of setting QEMU's share of the host.
 #[derive(Debug)]
 pub(crate) enum HostShareEvent {
-    /// Weights, limits and the score of the OOM killer are set.
+    /// Weights, limits and `oom_score_adj` are set.
     Given(HostShareGiven),
-    /// The threads of the vCPUs could not be bound to CPUs; why.
+    /// Why the vCPU threads could not be bound to CPUs.
     NotPinned(String),
 }
 
-/// What QEMU was given, and what could not be.
+/// The share of the host that was set, and the problems.
 #[derive(Debug, Default)]
 pub(crate) struct HostShareGiven {
-    /// The cgroup that was made, where systemd does not own it.
+    /// The created cgroup; `None` under systemd.
     pub(crate) cgroup: Option<Cgroup>,
-    /// What could not be set.
+    /// Notes about keys that could not be applied.
     pub(crate) notes: Vec<Note>,
 }

@@ -1,7 +1,8 @@
-//! Freezing the guest's file systems, and thawing them: on request, at the deadline, or before the guest has to shut down.
+//! Freezes the guest's file systems, and thaws them on request, at a deadline, or before a
+//! shutdown.
 //!
-//! The deadline is the supervisor's, and is written to the run record before anything is frozen: neither a client that dies nor a
-//! supervisor that dies leaves a guest frozen. A thaw that fails is tried again for as long as the guest runs.
+//! The deadline is written to the run record before the freeze, so neither a dead client nor a dead
+//! supervisor leaves a guest frozen. A failed thaw is repeated as long as the guest runs.
 
 use std::time::Duration;
 
@@ -23,24 +24,24 @@ use crate::{
     value::{Note, NoteCode},
 };
 
-/// The longest that file systems are frozen, whatever the run record says.
+/// The maximum time of a freeze, whatever the run record contains.
 const LONGEST: Duration = Duration::from_secs(600);
-/// How long a thaw may take: the agent may run programs of the guest's.
+/// The time limit of a thaw: the agent may run hook programs.
 const THAW_LIMIT: Duration = Duration::from_secs(10);
-/// How long a freeze waits until its deadline is written to the run record.
+/// How long a freeze waits for the write of its deadline.
 const DEADLINE_WRITE_LIMIT: Duration = Duration::from_secs(5);
-/// When a thaw that failed is tried again.
+/// The delay before a failed thaw is repeated.
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// Whether the guest's file systems are frozen.
 #[derive(Debug, Default)]
 pub(crate) struct Freeze(Option<Deadline>);
 
-/// The guest's file systems are frozen, or are being frozen.
+/// The guest's file systems are or may be frozen.
 #[derive(Debug)]
 struct Deadline {
     until: Timestamp,
-    /// Why they are still frozen, where a thaw has failed.
+    /// Why the last thaw failed.
     stuck: Option<String>,
     timer: AbortHandle,
 }
@@ -51,17 +52,17 @@ impl Drop for Deadline {
     }
 }
 
-/// How long from `now` on until `until`: zero where that is past, and never longer than [`LONGEST`], since clocks are set.
+/// Returns the time from `now` to `until`, from zero to [`LONGEST`], because clocks may be set.
 fn left(until: Timestamp, now: Timestamp) -> Duration {
     let left = until.duration_since(now).max(SignedDuration::ZERO).unsigned_abs();
     left.min(LONGEST)
 }
 
 impl Freeze {
-    /// Continues with the deadline that an earlier supervisor has recorded.
+    /// Continues with the recorded deadline of an earlier supervisor.
     pub(crate) fn recall(&mut self, qemu: &mut Qemu, ctx: &Context) {
         if let Some(until) = qemu.record().frozen_until.as_ref() {
-            // A deadline that cannot be read is due.
+            // An unreadable deadline is due.
             let until = until.parse().unwrap_or(Timestamp::MIN);
             let left = left(until, ctx.now());
             info!("the guest's file systems are frozen, for {} s more", left.as_secs());
@@ -69,7 +70,7 @@ impl Freeze {
         }
     }
 
-    /// Freezes the file systems; `refused` is why the VM does not allow it now.
+    /// Freezes the file systems, unless the VM's state refuses it with `refused`.
     pub(crate) fn freeze(
         &mut self,
         thaw_after: Duration,
@@ -93,7 +94,7 @@ impl Freeze {
         self.0 = Some(Deadline { until, stuck: None, timer: thaw_in(thaw_after, qemu) });
         let agent = qemu.agent();
         qemu.report(async move {
-            // Nothing is frozen before the next supervisor would know when to thaw it.
+            // Frozen only after the next supervisor can read the deadline.
             let written = tokio::time::timeout(DEADLINE_WRITE_LIMIT, written).await;
             let written = written.unwrap_or_else(|_| Err("the storage does not answer".into()));
             let done = match written {
@@ -109,7 +110,7 @@ impl Freeze {
         });
     }
 
-    /// Has the file systems thawed, also where this supervisor did not freeze them.
+    /// Thaws the file systems, even if this supervisor did not freeze them.
     pub(crate) fn thaw(&self, why: ThawReason, reply: Option<Reply<u64>>, qemu: &mut Qemu) {
         let (sync, agent) = (qemu.next_sync(), qemu.agent());
         qemu.report(async move {
@@ -118,7 +119,7 @@ impl Freeze {
         });
     }
 
-    /// Thaws what is frozen; to be awaited before the guest is shut down, or its state saved.
+    /// Thaws frozen file systems; awaited before a shutdown or a save of the state.
     pub(crate) fn thaw_first(
         &self,
         qemu: &mut Qemu,
@@ -130,14 +131,14 @@ impl Freeze {
         });
         async move {
             match thawed {
-                // Where nothing answers any more, QEMU has exited.
+                // Fails only if QEMU has exited.
                 Some(thawed) => thawed.await.map_or(Ok(()), |thawed| thawed.map(drop)),
                 None => Ok(()),
             }
         }
     }
 
-    /// Handles what the agent did, or the deadline.
+    /// Handles a result of the agent, or the deadline.
     pub(crate) fn handle(&mut self, event: FreezeEvent, qemu: &mut Qemu, ctx: &Context) {
         match event {
             FreezeEvent::Frozen { thaw_after, done, reply } => {
@@ -167,7 +168,7 @@ impl Freeze {
                 Err(Refusal::Failed("the guest has no file system that can be frozen".into()))
             }
             Ok(_) if self.0.is_none() => {
-                // A client had them thawed before they were frozen.
+                // A client requested the thaw before the end of the freeze.
                 self.0 =
                     Some(Deadline { until: ctx.now(), stuck: None, timer: thaw_in(AGAIN, qemu) });
                 self.thaw(ThawReason::Asked, None, qemu);
@@ -210,7 +211,7 @@ impl Freeze {
             Err(error) => {
                 if let Some(deadline) = &mut self.0 {
                     if deadline.stuck.replace(error.to_string()).is_none() {
-                        warn!("cannot thaw the guest's file systems, and goes on trying: {error}");
+                        warn!("cannot thaw the guest's file systems, retrying: {error}");
                     }
                     let timer = thaw_in(AGAIN, qemu);
                     std::mem::replace(&mut deadline.timer, timer).abort();
@@ -219,7 +220,7 @@ impl Freeze {
         }
     }
 
-    /// Notes that they are not frozen: thawed, or the guest has booted since.
+    /// Notes that they are not frozen: thawed, or the guest has rebooted.
     pub(crate) fn forget(&mut self, qemu: &mut Qemu) {
         self.0 = None;
         if qemu.record().frozen_until.is_some() {
@@ -227,12 +228,12 @@ impl Freeze {
         }
     }
 
-    /// How long they are still frozen, where they are.
+    /// Returns the remaining time; `None` if not frozen.
     pub(crate) fn left(&self, ctx: &Context) -> Option<Duration> {
         self.0.as_ref().map(|deadline| left(deadline.until, ctx.now()))
     }
 
-    /// What an operator should know.
+    /// Returns the notes for the status.
     pub(crate) fn note(&self, ctx: &Context) -> Option<Note> {
         let deadline = self.0.as_ref()?;
         Some(match &deadline.stuck {
@@ -259,7 +260,7 @@ fn thaw_in(left: Duration, qemu: &mut Qemu) -> AbortHandle {
     })
 }
 
-/// Freezes. Where no agent runs, that is found out first, and soon.
+/// Freezes, after a short probe for the agent.
 async fn freeze(
     agent: &qmp::agent::Agent,
     sync: u32,
@@ -268,7 +269,7 @@ async fn freeze(
     let failed =
         |state| move |error: qmp::Error| FreezeFailure { refusal: agent_refusal(&error), state };
     agent.ping(sync, AGENT_LIMIT).await.map_err(failed(FreezeState::Untouched))?;
-    // A refusal proves nothing: that they are frozen already is one.
+    // A refusal proves nothing: "already frozen" is one, too.
     agent.freeze(sync.wrapping_add(1), limit).await.map_err(failed(FreezeState::Unknown))
 }
 
@@ -289,7 +290,7 @@ mod tests {
             ("2026-01-01T00:01:00Z", 0),
             ("2026-01-01T00:01:01Z", 0),
             ("2027-01-01T00:00:00Z", 0),
-            // The clock was set back.
+            // The clock was set backwards.
             ("2025-01-01T00:00:00Z", 600),
         ] {
             assert_eq!(left(until, at(now)), Duration::from_secs(seconds), "{now}");
@@ -378,7 +379,7 @@ mod tests {
         let mut freeze = Freeze::default();
         let refused = frozen(&host, &mut fake, &mut freeze).await;
         assert!(matches!(refused, Err(Refusal::Guest { .. })), "{refused:?}");
-        // Nobody knows whether they are.
+        // The state of the file systems is unknown.
         assert!(freeze.left(&host.ctx).is_some());
         let VmEvent::Freeze(event) = fake.event().await else { panic!() };
         assert!(matches!(event, FreezeEvent::Thawed { why: ThawReason::Deadline, .. }));
@@ -460,7 +461,7 @@ mod tests {
         let mut fake = FakeQemu::new(&host).await;
         counts(&fake, 1, 1);
         let mut freeze = Freeze::default();
-        // Where nothing is frozen, nothing is waited for.
+        // Without frozen file systems there is no wait.
         assert_eq!(freeze.thaw_first(&mut fake.qemu).await, Ok(()));
         frozen(&host, &mut fake, &mut freeze).await.unwrap();
         let thawed = freeze.thaw_first(&mut fake.qemu);

@@ -1,4 +1,4 @@
-//! Changing a machine that runs: each change as the commands that QEMU or the kernel gets.
+//! Changes a running machine: each change as commands to QEMU or the kernel.
 
 use crate::supervisor::limits::QMP_LIMIT;
 use std::{path::PathBuf, time::Duration};
@@ -31,18 +31,18 @@ use crate::{
     sys::progress::Cancel,
 };
 
-/// How long a guest may take to let go of a device before it is told that it has not.
+/// How long to wait until the guest has released a device.
 const LET_GO: Duration = Duration::from_secs(10);
-/// How often QEMU is asked whether it has.
+/// The interval of queries whether it has.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// What QEMU calls a tap's descriptor, and its vhost-net device's, until the back end has them.
+/// The names of the descriptors of a tap and of vhost-net until the back end uses them.
 const TAP: &str = "qvm-tap";
 const VHOST: &str = "qvm-vhost";
 
-/// Why a running machine was not changed.
+/// Errors of a change of a running machine.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("its disk cannot be made ready")]
+    #[error("cannot prepare its disk")]
     Prepare(#[from] prepare::Error),
     #[error("no more than {0} can be plugged in while the guest runs")]
     NoPort(usize),
@@ -54,9 +54,9 @@ pub(crate) enum Error {
     Tap(#[from] taps::open::Error),
     #[error(transparent)]
     Forward(#[from] forwards::Error),
-    #[error("its tap cannot be moved")]
+    #[error("cannot move its tap")]
     Link(#[from] link::Error),
-    #[error("what leaves its tap cannot be filtered")]
+    #[error("cannot filter the traffic of its tap")]
     Filter(#[from] filters::Error),
     #[error("cannot open /dev/vhost-net")]
     Vhost(#[source] std::io::Error),
@@ -83,27 +83,27 @@ impl Explain for Error {
 
     fn own_hint(&self) -> Option<String> {
         match self {
-            Self::NoPort(_) | Self::ShutOff => Some("it is there after the next start".into()),
+            Self::NoPort(_) | Self::ShutOff => Some("it is added at the next start".into()),
             _ => None,
         }
     }
 }
 
-/// A machine that runs, and what its changes need.
+/// A running machine, and the context of its changes.
 pub(crate) struct Machine {
     pub(crate) settings: Settings,
     pub(crate) client: qmp::Client,
-    /// The VM file that the changes are of.
+    /// The VM file with the changes.
     pub(crate) vm: Vm,
     pub(crate) cancel: Cancel,
-    /// QEMU's user, where it is the VM's own.
+    /// The UID of QEMU; `None` for the supervisor's.
     pub(crate) uid: Option<u32>,
-    /// QEMU is in a network with nothing in it.
+    /// QEMU is in an empty network namespace.
     pub(crate) shut_off: bool,
 }
 
 impl Machine {
-    /// Does one change.
+    /// Applies one change.
     pub(crate) async fn apply(&self, change: &LiveChange) -> Result<ChangeOutcome, Error> {
         match change {
             LiveChange::SetMemory(size) => self.client.balloon(size.bytes(), QMP_LIMIT).await?,
@@ -121,7 +121,7 @@ impl Machine {
         Ok(ChangeOutcome::Done)
     }
 
-    /// Runs what blocks on a thread of its own.
+    /// Runs a blocking function on another thread.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Settings, &Vm, &Cancel) -> Result<T, prepare::Error> + Send + 'static,
@@ -134,7 +134,7 @@ impl Machine {
     async fn add_disk(&self, disk: &Disk) -> Result<(), Error> {
         let id = device::disk_id(&disk.name);
         if self.client.devices(QMP_LIMIT).await?.contains(&id) {
-            // An earlier supervisor died between this and its record.
+            // An earlier supervisor died between this command and its record.
             return Ok(());
         }
         let wanted = disk.clone();
@@ -180,7 +180,7 @@ impl Machine {
 
     async fn grow(&self, disk: &Label, size: Size) -> Result<(), Error> {
         let node = device::node(disk);
-        // It may be as large as that already, or larger: it never shrinks.
+        // It may already have this size or a larger one: a disk never shrinks.
         let is_less = |now: u64| now < size.bytes();
         if self.client.node_size(&node, QMP_LIMIT).await?.is_none_or(is_less) {
             self.client.resize_node(&node, size.bytes(), QMP_LIMIT).await?;
@@ -188,8 +188,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Sets all limits of a disk. A disk that an earlier qvm attached has no node for them: QEMU
-    /// then limits the device's own access to its node, which lasts as long as this QEMU.
+    /// Sets all limits of a disk. A disk attached by an earlier qvm has no throttle node: QEMU then
+    /// limits the device's access to its node.
     async fn limit(&self, disk: &Label, limits: &DiskLimits) -> Result<(), Error> {
         let group = device::throttle_group(disk);
         if self.client.objects(QMP_LIMIT).await?.contains(&group) {
@@ -223,7 +223,7 @@ impl Machine {
         let mut ends = TapEnds { tap: TAP.to_owned(), vhost: None };
         if let Some(tap) = tap(&self.vm.name, nic) {
             let macs = mac.into_iter().map(|mac| (nic.name.clone(), mac)).collect();
-            // The keeper of the taps tells what does not pass the bridge.
+            // The keeper of the taps reports blocked bridges.
             let (open, _) = taps::open::open(&self.settings.network, &self.vm, &tap, &macs).await?;
             self.client.pass_fd(TAP, open, QMP_LIMIT).await?;
             if vhost_net {
@@ -242,7 +242,7 @@ impl Machine {
             }
         };
         if let Err(error) = added.await {
-            // Whichever of them there is: the tap must not stay.
+            // Removes the existing ones: the tap must be closed.
             let _ = self.client.remove_net(&net, QMP_LIMIT).await;
             let _ = self.client.close_fd(TAP, QMP_LIMIT).await;
             let _ = self.client.close_fd(VHOST, QMP_LIMIT).await;
@@ -272,14 +272,14 @@ impl Machine {
         Ok(self.client.set_link(&device::nic_id(nic), up, QMP_LIMIT).await?)
     }
 
-    /// Asks the guest to let go of a device, and waits a while until it has.
+    /// Requests the release of a device, and waits for it within a bound.
     async fn remove(&self, id: &str) -> Result<ChangeOutcome, Error> {
         let until = tokio::time::Instant::now() + LET_GO;
         if !self.client.devices(QMP_LIMIT).await?.iter().any(|other| other == id) {
             return Ok(ChangeOutcome::Asked);
         }
         match self.client.remove_device(id, QMP_LIMIT).await {
-            // Asked before, and it has not let go yet.
+            // Requested earlier, but not released yet.
             Err(qmp::Error::Refused { desc, .. }) if is_unplug_pending(&desc) => {}
             asked => asked?,
         }
@@ -292,7 +292,7 @@ impl Machine {
         Ok(ChangeOutcome::Asked)
     }
 
-    /// The root port that a device would have after a start, or else any that is free.
+    /// Returns the root port of a device at a start, else any free one.
     async fn free_port(
         &self,
         at_start: Option<PciLocation>,
@@ -314,7 +314,7 @@ impl Machine {
     }
 }
 
-/// Takes away what is left behind a device that the guest has let go of.
+/// Removes the nodes and back ends of a device that the guest has released.
 pub(crate) async fn tidy(client: &qmp::Client, change: &LiveChange) {
     match change {
         LiveChange::RemoveDisk(disk) => close_nodes(client, disk).await,
@@ -325,7 +325,7 @@ pub(crate) async fn tidy(client: &qmp::Client, change: &LiveChange) {
     }
 }
 
-/// Closes the nodes of a disk that has no device, and the files that they were handed. That there are none is as good.
+/// Closes the nodes of a disk without a device, and their files, if they exist.
 async fn close_nodes(client: &qmp::Client, disk: &Label) {
     let node = device::node(disk);
     for node in [node.clone(), device::format_node(disk), device::file_node_of(disk)] {

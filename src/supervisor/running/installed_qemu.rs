@@ -1,4 +1,4 @@
-//! Whether the QEMU that is installed is another than the one that runs.
+//! Compares the installed QEMU with the running one.
 
 use tracing::warn;
 
@@ -8,22 +8,22 @@ use crate::{
     sys::file::FileId,
 };
 
-/// The QEMU that is installed.
+/// The installed QEMU.
 #[derive(Debug, Default)]
 pub(crate) struct InstalledQemu {
-    /// Its version, where it is not the QEMU that runs.
+    /// Its version if it differs from the running QEMU.
     version: Option<String>,
-    /// The program whose version is being asked for.
+    /// The program whose version is being queried.
     asking: Option<FileId>,
 }
 
 impl InstalledQemu {
-    /// The version of the QEMU that is installed, where it is not the one that runs.
+    /// Returns the version of the installed QEMU if it differs from the running one.
     pub(crate) fn version(&self) -> Option<&str> {
         self.version.as_deref()
     }
 
-    /// Compares the program with the one that runs; its version is asked for beside the loop.
+    /// Compares the program with the running one; a task queries its version.
     pub(crate) fn compare(&mut self, installed: Option<FileId>, qemu: &mut Qemu, ctx: &Context) {
         let (Some(runs), Some(installed)) = (qemu.record().binary_id, installed) else { return };
         if runs == installed {
@@ -36,7 +36,7 @@ impl InstalledQemu {
         self.asking = Some(installed);
         let (settings, reports) = (ctx.settings().clone(), qemu.tasks().sender());
         let own = qemu.record().qemu_version.clone();
-        // A thread of its own: the program may hang.
+        // Another thread, because the program may hang.
         let asked = std::thread::Builder::new().name("installed".into()).spawn(move || {
             let Ok(found) = prepare::facts_of(&settings) else { return };
             let version = match found.qemu.version.to_string() {
@@ -46,11 +46,11 @@ impl InstalledQemu {
             let _ = reports.blocking_send(VmEvent::InstalledQemu(version));
         });
         if let Err(error) = asked {
-            warn!("cannot ask the installed QEMU for its version: {error}");
+            warn!("cannot get the version of the installed QEMU: {error}");
         }
     }
 
-    /// Handles the answer.
+    /// Handles the version.
     pub(crate) fn handle(&mut self, version: String) {
         self.version = Some(version);
     }
@@ -79,7 +79,7 @@ mod tests {
         installed.handle("99.0".into());
         installed.compare(Some(RUNS), &mut fake.qemu, &host.ctx);
         assert_eq!(installed.version(), None);
-        // Nothing is known of it.
+        // Its version is unknown.
         installed.compare(None, &mut fake.qemu, &host.ctx);
         assert!(installed.asking.is_none());
     }

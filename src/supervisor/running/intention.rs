@@ -1,5 +1,4 @@
-//! What the run record keeps of how QEMU is being ended: written before the guest is asked, and
-//! before QEMU is told to quit.
+//! The intended end of QEMU in the run record, written before the guest or QEMU gets a command.
 
 use std::time::Duration;
 
@@ -7,10 +6,10 @@ use futures_util::future::{BoxFuture, FutureExt, Shared};
 
 use crate::{life::Intention, store::intention::RecordedIntention, supervisor::context::Context};
 
-/// How long the guest or QEMU is not told, where the run record is not written yet.
+/// How long a command waits for the write of the run record.
 const WRITTEN_WITHIN: Duration = Duration::from_secs(1);
 
-/// The intention that was written last.
+/// The last written intention.
 #[derive(Debug, Default)]
 pub(crate) struct Intentions {
     last: Option<Intention>,
@@ -33,7 +32,7 @@ impl Intentions {
             .map(|intention| RecordedIntention::new(intention, ctx.now(), ctx.elapsed()));
         let written = write(recorded);
         let written = async move {
-            // A failure is logged. Storage that hangs must not hold up the end of QEMU.
+            // A failure is logged. Blocked storage must not delay the end of QEMU.
             let _ = tokio::time::timeout(WRITTEN_WITHIN, written).await;
         };
         *self = Self { last: intention, written: Some(written.boxed().shared()) };

@@ -1,4 +1,4 @@
-//! Applying a changed VM file to a machine that runs: one change after the other, beside the loop.
+//! Applies a changed VM file to the running machine, one change after the other, in a task.
 
 use std::{collections::VecDeque, mem};
 
@@ -24,28 +24,28 @@ use crate::{
     value::{Explain, Note, NoteCode, chain},
 };
 
-/// The changes of a machine that runs, and the clients that wait for them.
+/// The changes of a running machine, and the clients that wait for them.
 #[derive(Debug, Default)]
 pub(crate) struct LiveUpdate {
     work: Option<Work>,
-    /// What could not be applied.
+    /// The changes that could not be applied.
     notes: Vec<Note>,
-    /// The clients whose reload is not in effect yet, in their order.
+    /// The clients whose reload has not ended, in order.
     reloading: VecDeque<Option<Reply>>,
-    /// The clients that wait until the guest has released devices, by the number of the question.
+    /// The clients that wait for the release of devices, by the number of the query.
     settling: Vec<(u64, Vec<Reply>)>,
-    /// The number of the last question.
+    /// The number of the last query.
     asked: u64,
 }
 
-/// The changes under way.
+/// The running changes.
 #[derive(Debug)]
 struct Work {
-    /// Dropped, it aborts the change under way.
+    /// Aborts the running change when dropped.
     _lane: OnLane,
     cancel: Cancel,
     clients: Vec<Reply>,
-    /// The clients that asked meanwhile: the file may have changed again.
+    /// The clients of later requests: the file may have changed again.
     again: Vec<Reply>,
 }
 
@@ -55,14 +55,14 @@ impl Drop for Work {
     }
 }
 
-/// What has to be done when all changes were tried.
+/// The remaining work after all changes were tried.
 #[derive(Debug)]
 pub(crate) struct AfterUpdate {
-    /// The clients whose changes came too late: the VM file is read again for them.
+    /// The clients of later requests, for which the VM file is read again.
     pub(crate) again: Vec<Reply>,
-    /// The clients that wait for these changes.
+    /// The clients of these changes.
     clients: Vec<Reply>,
-    /// The devices that the guest was asked to release.
+    /// The devices whose release was requested.
     asked: Vec<LiveChange>,
 }
 
@@ -71,24 +71,24 @@ fn answer(clients: Vec<Reply>, answer: &Result<(), Refusal>) {
 }
 
 impl LiveUpdate {
-    /// Whether changes are under way.
+    /// Whether changes are running.
     pub(crate) fn is_active(&self) -> bool {
         self.work.is_some()
     }
 
-    /// A client waits until its reload is in effect.
+    /// Adds a client that waits for its reload.
     pub(crate) fn on_reload(&mut self, client: Option<Reply>) {
         self.reloading.push_back(client);
     }
 
-    /// The earliest reload is in effect. Returns its client.
+    /// Ends the earliest reload. Returns its client.
     pub(crate) fn on_reloaded(&mut self) -> Option<Reply> {
         self.reloading.pop_front().flatten()
     }
 
-    /// QEMU has exited: answers the clients that wait.
+    /// Answers the waiting clients after the exit of QEMU.
     pub(crate) fn close(&mut self) {
-        // The next start takes the VM file as it was reloaded.
+        // The next start uses the reloaded VM file.
         answer(mem::take(&mut self.reloading).into_iter().flatten().collect(), &Ok(()));
         let stopping = Err(Refusal::NotNow("stopping"));
         let settling = mem::take(&mut self.settling).into_iter().flat_map(|(_, clients)| clients);
@@ -99,7 +99,7 @@ impl LiveUpdate {
         }
     }
 
-    /// Begins what can be applied to the machine. The client is answered when all changes were tried, or refused.
+    /// Starts the changes. The client is answered once all were tried, or refused.
     pub(crate) fn apply(
         &mut self,
         client: Option<Reply>,
@@ -150,7 +150,7 @@ impl LiveUpdate {
         }
     }
 
-    /// All changes were tried: records what was done, and notes what was not.
+    /// Handles the end of the changes: records the applied ones, notes the failed ones.
     pub(crate) fn on_applied(
         &mut self,
         results: Applied,
@@ -179,7 +179,7 @@ impl LiveUpdate {
         Some(AfterUpdate { again, clients, asked })
     }
 
-    /// Answers the clients when the changes are written to the run record, and it is known which devices the guest has released.
+    /// Answers the clients after the write of the run record and the query of released devices.
     pub(crate) fn finish(
         &mut self,
         after: AfterUpdate,
@@ -193,14 +193,14 @@ impl LiveUpdate {
         }
         let written = ctx.lanes().run.flush();
         qemu.tasks().spawn(async move {
-            // What is done is done, also where the storage hangs.
+            // The changes are in effect even if the storage hangs.
             let _ = tokio::time::timeout(WRITE_LIMIT, written).await;
             answer(clients, &Ok(()));
         });
     }
 
-    /// Asks QEMU which devices it has. A device that the guest has released, also while no supervisor was there, is removed from QEMU
-    /// and from the record. Of `asked`, those that the guest still holds are noted.
+    /// Queries QEMU's devices. A device released by the guest, even without a supervisor, is
+    /// removed from QEMU and from the record. Those of `asked` that are not released are noted.
     pub(crate) fn settle(
         &mut self,
         asked: Vec<LiveChange>,
@@ -221,7 +221,7 @@ impl LiveUpdate {
         });
     }
 
-    /// QEMU has told which devices the guest has released.
+    /// Handles the released devices.
     pub(crate) fn on_settled(
         &mut self,
         number: u64,
@@ -239,12 +239,12 @@ impl LiveUpdate {
         let note = |change: &LiveChange| {
             let key = change.key();
             let text = format!(
-                "`{key}`: the guest has not let go of it; it is gone when it does, or when it reboots"
+                "`{key}`: the guest has not released it; it is removed on release or at a reboot"
             );
             Note::new(NoteCode::NotReleased, text).key(key)
         };
         for change in &released {
-            info!("{}: the guest has let go of it", change.key());
+            info!("{}: released by the guest", change.key());
             record(change, config, memory, qemu);
             self.notes.retain(|note| !note.is_of(NoteCode::NotReleased, &change.key()));
         }
@@ -252,13 +252,13 @@ impl LiveUpdate {
         answer(clients, &Ok(()));
     }
 
-    /// What an operator should know.
+    /// Returns the notes for the status.
     pub(crate) fn notes(&self) -> &[Note] {
         &self.notes
     }
 }
 
-/// What runs has changed.
+/// Handles a change of the running machine.
 fn record(change: &LiveChange, config: &mut Config, memory: &mut Memory, qemu: &mut Qemu) {
     if let LiveChange::SetMemory(size) = change {
         memory.note_target(Some(size.bytes()).filter(|_| *size != config.vm().mem));
@@ -267,7 +267,7 @@ fn record(change: &LiveChange, config: &mut Config, memory: &mut Memory, qemu: &
     drop(qemu.change_record(|record| record.applied.extend(done)));
 }
 
-/// Asks QEMU which devices it has, and removes what it keeps of those that the guest has released.
+/// Queries QEMU's devices, and removes the back ends of released ones.
 async fn devices(
     client: &qmp::Client,
     known: Vec<LiveChange>,
@@ -311,7 +311,7 @@ mod tests {
         update: LiveUpdate,
     }
 
-    /// A machine of the VM file `running`, whose VM file is `written` by now.
+    /// A machine of the VM file `running`, whose VM file is now `written`.
     async fn scene(running: &str, written: &str) -> Scene {
         let host = Host::new();
         let mut fake = FakeQemu::new(&host).await;
@@ -405,7 +405,10 @@ mod tests {
     async fn released_device_is_forgotten() {
         let running = ONE_NIC.to_owned() + "[nic.lan]\n";
         let mut scene = scene(&running, ONE_NIC).await;
-        let device = |name: &str| json!({ "name": device::nic_id(&name.parse().unwrap()), "type": "child<virtio-net-pci>" });
+        let device = |name: &str| {
+            let name = device::nic_id(&name.parse().unwrap());
+            json!({ "name": name, "type": "child<virtio-net-pci>" })
+        };
         scene.fake.peer.script.on("qom-list", Answer::Return(json!([device("net")])));
         let (reply, client) = oneshot::channel();
         let lan = LiveChange::RemoveNic("lan".parse().unwrap());
@@ -418,7 +421,7 @@ mod tests {
         assert!(!nics.iter().any(|one| one.key() == "nic.lan"), "{nics:?}");
         let notes = scene.update.notes();
         assert!(notes.len() == 1 && notes[0].is_of(NoteCode::NotReleased, "nic.net"), "{notes:?}");
-        // The guest releases that one, too.
+        // The guest releases that device, too.
         scene.fake.peer.script.on("qom-list", Answer::Return(json!([])));
         let Scene { update, config, fake, host, .. } = &mut scene;
         update.settle(vec![], vec![], config, &mut fake.qemu, &host.ctx);
@@ -454,7 +457,7 @@ mod tests {
         for client in [applying, again, settling] {
             assert_eq!(client.await.unwrap(), stopping);
         }
-        // The next start takes the VM file as it is.
+        // The next start uses the VM file.
         assert_eq!(reloading.await.unwrap(), Ok(()));
     }
 

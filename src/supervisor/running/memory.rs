@@ -1,4 +1,4 @@
-//! The guest's balloon: its target and what the guest has.
+//! The guest's balloon: its target and its actual size.
 
 use tracing::debug;
 
@@ -14,10 +14,9 @@ use crate::{
     },
 };
 
-/// The least that a balloon leaves to the guest, in bytes.
+/// The minimum target, in bytes.
 const LEAST: u64 = 16 << 20;
 
-/// The balloon of a guest.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
     target: Option<u64>,
@@ -25,22 +24,22 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// The balloon's target in bytes; `None` where none was set.
+    /// Returns the target in bytes; `None` if none was set.
     pub(crate) fn target(&self) -> Option<u64> {
         self.target
     }
 
-    /// Notes the target that is in effect, in bytes.
+    /// Stores the effective target, in bytes.
     pub(crate) fn note_target(&mut self, target: Option<u64>) {
         self.target = target;
     }
 
-    /// What the guest has, in bytes, as QEMU reported last.
+    /// Returns the guest's memory in bytes, as last reported.
     pub(crate) fn actual(&self) -> Option<u64> {
         self.actual
     }
 
-    /// Asks QEMU what the guest has. From then on QEMU reports every change.
+    /// Queries the guest's memory. QEMU reports later changes as events.
     pub(crate) fn query(&self, qemu: &mut Qemu) {
         let (client, reports) = (qemu.client(), qemu.tasks().sender());
         qemu.tasks().spawn(async move {
@@ -50,11 +49,11 @@ impl Memory {
         });
     }
 
-    /// Sets the target; the guest was started with `most` bytes.
+    /// Sets the target; `most` is the guest's memory at its start, in bytes.
     pub(crate) fn set_target(&self, bytes: u64, most: u64, reply: Reply, qemu: &mut Qemu) {
         if !(LEAST..=most).contains(&bytes) {
             let why =
-                format!("{bytes} bytes are out of range: this VM takes {LEAST} to {most} bytes");
+                format!("{bytes} bytes are out of range: this VM accepts {LEAST} to {most} bytes");
             return drop(reply.send(Err(Refusal::BadValue(why))));
         }
         let client = qemu.client();
@@ -68,7 +67,7 @@ impl Memory {
                     if let Some(reply) = reply.take() {
                         let _ = reply.send(Err(qmp_refusal("set the balloon", &late)));
                     }
-                    // It takes effect once QEMU answers, and is noted then.
+                    // A late reply of QEMU still sets the target.
                     set.await
                 }
             };
@@ -76,7 +75,7 @@ impl Memory {
         });
     }
 
-    /// Notes what QEMU reported.
+    /// Handles a report of QEMU.
     pub(crate) fn handle(&mut self, event: MemoryEvent) {
         match event {
             MemoryEvent::Actual(bytes) => self.actual = Some(bytes),

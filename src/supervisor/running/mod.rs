@@ -1,4 +1,4 @@
-//! What belongs to one QEMU process; dropped when the process has exited.
+//! The running VM: everything that belongs to one QEMU process, dropped after its exit.
 
 pub mod console;
 pub(crate) mod console_log;
@@ -54,8 +54,8 @@ use crate::{
     value::Note,
 };
 
-/// One QEMU process and everything that is known of it. Dropping it aborts its tasks and discards their events; the process itself is
-/// not touched.
+/// One QEMU process and its components. Dropping it aborts the tasks and discards their events, but
+/// does not end the process.
 #[derive(Debug)]
 pub(crate) struct RunningVm {
     qemu: Qemu,
@@ -72,22 +72,18 @@ pub(crate) struct RunningVm {
     installed: InstalledQemu,
 }
 
-/// What a running VM is told of the supervisor when it handles an event.
+/// The state of the supervisor for the handling of an event.
 pub(crate) struct Surroundings<'a> {
-    /// The VM file.
     pub(crate) config: &'a mut Config,
-    /// The state of the life machine.
     pub(crate) state: &'a life::State,
-    /// The VM's state as clients see it.
+    /// The public state of the VM.
     pub(crate) public: State,
-    /// Everything else.
     pub(crate) ctx: &'a Context,
 }
 
 /// The components that a request or an action of the life machine concerns, with the QEMU process
 /// that each of them needs.
 pub(crate) struct Components<'a> {
-    /// The QEMU process.
     pub(crate) qemu: &'a mut Qemu,
     /// The freeze of the guest's file systems.
     pub(crate) freeze: &'a mut Freeze,
@@ -104,7 +100,8 @@ pub(crate) struct Components<'a> {
 }
 
 impl RunningVm {
-    /// The VM of a QEMU process that was launched or adopted. `tap_notes` are of the attachment of its taps.
+    /// Creates the VM of a launched or adopted QEMU process. `tap_notes` are those of its taps'
+    /// attachment.
     pub(crate) fn new(
         (mut qemu, events): (Qemu, mpsc::Receiver<VmEvent>),
         owner: ScreenOwner,
@@ -133,16 +130,16 @@ impl RunningVm {
         }
     }
 
-    /// Returns the next event of the process, or of a task.
+    /// Returns the next event of the process or of a task.
     pub(crate) async fn next(&mut self) -> VmEvent {
         match self.events.recv().await {
             Some(event) => event,
-            // `qemu` has a sender.
+            // Never closed: `qemu` has a sender.
             None => std::future::pending().await,
         }
     }
 
-    /// Handles an event that concerns this QEMU process alone. Returns what the life machine has to know.
+    /// Handles an event of this QEMU process. Returns the event for the life machine.
     pub(crate) fn handle(
         &mut self,
         event: VmEvent,
@@ -181,7 +178,6 @@ impl RunningVm {
         None
     }
 
-    /// The QEMU process.
     pub(crate) fn qemu(&mut self) -> &mut Qemu {
         &mut self.qemu
     }
@@ -199,7 +195,7 @@ impl RunningVm {
         }
     }
 
-    /// What the next supervisor needs to adopt the process.
+    /// Returns the run record.
     pub(crate) fn record(&self) -> &Record {
         self.qemu.record()
     }
@@ -209,20 +205,20 @@ impl RunningVm {
         &self.memory
     }
 
-    /// The QEMU process was started by an earlier supervisor: continues with what that one had begun.
+    /// Continues the operations of an earlier supervisor, after an adoption.
     pub(crate) fn recall(&mut self, config: &Config, ctx: &Context) {
         self.freeze.recall(&mut self.qemu, ctx);
         self.settle_devices(config, ctx);
     }
 
-    /// Serves the screen of a QEMU process that was launched.
+    /// Serves the screen of a launched QEMU process.
     pub(crate) fn serve_screen(&mut self, listener: Option<VncListener>, config: &mut Config) {
         if self.screen.serve(listener, config.authorizer(), &self.qemu).is_err() {
             config.set_screen_unserved();
         }
     }
 
-    /// Opens the screen anew. Complete when the result is reported.
+    /// Opens the screen again. Ends with a report.
     pub(crate) fn open_screen_again(
         &mut self,
         vm: &Vm,
@@ -231,17 +227,18 @@ impl RunningVm {
         self.screen.open_again(vm, &mut self.qemu, ctx)
     }
 
-    /// Who listens for viewers of the screen.
+    /// Returns the process that listens for viewers of the screen.
     pub(crate) fn screen_owner(&self) -> ScreenOwner {
         self.screen.owner()
     }
 
-    /// Where the screen is served.
+    /// Returns the address of the screen.
     pub(crate) fn screen_address(&self, vm: &Vm, ctx: &Context) -> Option<String> {
         self.screen.address(vm, ctx.paths())
     }
 
-    /// Compares the VM file with what runs, and has the guest's next reboot wait for the supervisor if it is to bring a change.
+    /// Compares the VM file with the running VM. If a change requires a relaunch, QEMU shuts down
+    /// at the guest's next reboot.
     pub(crate) fn compare(&mut self, config: &mut Config, ctx: &Context) {
         self.installed.compare(config.files().binary, &mut self.qemu, ctx);
         self.update_taps(config);
@@ -269,13 +266,13 @@ impl RunningVm {
         self.taps.want(config.wanted_taps(examining));
     }
 
-    /// Applies what can be applied to the machine.
+    /// Applies changes to the machine.
     pub(crate) fn apply(&mut self, client: Option<Reply>, config: &Config, ctx: &Context) {
         self.live_update.apply(client, config, &self.taps, &self.qemu, ctx);
         self.update_taps(config);
     }
 
-    /// All changes were tried. The caller calls [`Self::finish_update`] then.
+    /// Handles the end of the changes. The caller then calls [`Self::finish_update`].
     pub(crate) fn on_applied(
         &mut self,
         results: Applied,
@@ -284,19 +281,19 @@ impl RunningVm {
         self.live_update.on_applied(results, config, &mut self.memory, &mut self.qemu)
     }
 
-    /// Answers the clients of changes that were tried.
+    /// Answers the clients of the changes.
     pub(crate) fn finish_update(&mut self, after: AfterUpdate, config: &Config, ctx: &Context) {
         self.live_update.finish(after, config, &mut self.qemu, ctx);
     }
 
-    /// Removes what QEMU and the run record keep of devices that the guest has released.
+    /// Removes released devices from QEMU and the run record.
     pub(crate) fn settle_devices(&mut self, config: &Config, ctx: &Context) {
         if !self.live_update.is_active() {
             self.live_update.settle(vec![], vec![], config, &mut self.qemu, ctx);
         }
     }
 
-    /// QEMU has told which devices it has.
+    /// Handles the released devices.
     pub(crate) fn on_settled(
         &mut self,
         number: u64,
@@ -309,24 +306,24 @@ impl RunningVm {
         self.compare(config, ctx);
     }
 
-    /// A client waits until its reload is in effect.
+    /// Adds a client that waits for its reload.
     pub(crate) fn on_reload(&mut self, client: Option<Reply>) {
         self.live_update.on_reload(client);
     }
 
-    /// The earliest reload is in effect. Returns its client.
+    /// Ends the earliest reload. Returns its client.
     pub(crate) fn on_reloaded(&mut self) -> Option<Reply> {
         self.live_update.on_reloaded()
     }
 
-    /// The vCPUs are paused: asks QEMU whether for want of space on the host.
+    /// Handles a pause of the vCPUs: queries QEMU for disks without space.
     pub(crate) fn on_paused(&mut self, config: &Config, ctx: &Context) {
         let disks = config.vm().disks.iter().chain(&config.written().disks).cloned().collect();
         self.disk_space.on_paused(disks, &mut self.qemu, ctx);
     }
 
-    /// Records whether an operator wants the vCPUs paused: space alone does not resume such a guest, nor does the next supervisor.
-    /// Returns when that is written; `None` where nothing changes.
+    /// Records whether an operator paused the vCPUs: neither free space nor the next supervisor
+    /// resumes such a guest. Returns the pending write; `None` without a change.
     pub(crate) fn set_paused_by_operator(
         &mut self,
         paused: bool,
@@ -339,25 +336,25 @@ impl RunningVm {
         written
     }
 
-    /// There is another QMP connection.
+    /// Handles a new QMP connection.
     pub(crate) fn use_connection(&mut self, session: qmp::Session) {
         info!("QEMU's monitor answers again");
         self.qemu.use_connection(session);
         self.screen.use_connection(self.qemu.client());
     }
 
-    /// Asks for what the events have told that were lost with a connection.
+    /// Queries the state of events lost with a connection.
     pub(crate) fn resynchronize(&mut self, config: &Config, ctx: &Context) {
         self.memory.query(&mut self.qemu);
         self.settle_devices(config, ctx);
     }
 
-    /// QEMU has exited: answers the clients that wait for a change of its machine.
+    /// Answers the clients that wait for a change of the machine, after the exit of QEMU.
     pub(crate) fn close(mut self) {
         self.live_update.close();
     }
 
-    /// What the host makes difficult, as a word.
+    /// Returns a problem of the host as a word.
     pub(crate) fn trouble(&self) -> Option<&'static str> {
         if self.qmp_watchdog.is_silent() {
             Some("monitor-silent")
@@ -366,7 +363,7 @@ impl RunningVm {
         }
     }
 
-    /// What an operator should know of the guest, beside what could not be applied.
+    /// Returns the notes about the guest, except those about changes that could not be applied.
     pub(crate) fn notes(&self, state: &life::State, ctx: &Context) -> Vec<Note> {
         let mut notes: Vec<Note> = self.disk_space.notes(state).collect();
         notes.extend(self.qmp_watchdog.note());
@@ -375,17 +372,17 @@ impl RunningVm {
         notes
     }
 
-    /// What an operator should know of the readiness.
+    /// Returns the notes about the readiness.
     pub(crate) fn readiness_note(&self) -> Option<Note> {
         self.readiness.note()
     }
 
-    /// What could not be applied.
+    /// Returns the notes about changes that could not be applied.
     pub(crate) fn update_notes(&self) -> &[Note] {
         self.live_update.notes()
     }
 
-    /// Why the screen is not served.
+    /// Returns why the screen is not served.
     pub(crate) fn screen_note(&self) -> Option<Note> {
         self.screen.note()
     }

@@ -1,4 +1,4 @@
-//! The QEMU process of a running VM: its connections, its run record, and the tasks that talk to it.
+//! The QEMU process of a running VM: its connections, its run record, and its tasks.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -23,20 +23,20 @@ use crate::{
     },
 };
 
-/// How many events wait for the loop. Behind a full queue the tasks wait.
+/// The capacity of the queue of events; tasks wait while it is full.
 const EVENT_QUEUE: usize = 256;
-/// How many replies of QEMU wait behind the events of their connection; further ones go to the loop directly.
+/// The capacity of the queue of replies after events; further replies go to the loop directly.
 const REPLY_QUEUE: usize = 64;
-/// How long QMP `quit` may take before QEMU gets SIGTERM.
+/// The time limit of QMP `quit`, followed by SIGTERM.
 const QUIT_LIMIT: Duration = Duration::from_secs(3);
-/// How often a new QMP connection is tried.
+/// The interval of attempts to connect to QMP.
 const RECONNECT_EVERY: Duration = Duration::from_secs(1);
-/// How long it may take to find out whether the OOM killer ended QEMU.
+/// The time limit to determine whether the OOM killer ended QEMU.
 const OOM_LIMIT: Duration = Duration::from_secs(2);
-/// How far apart the numbers of two calls to the guest agent are: a long command takes several.
+/// The distance of the numbers of two calls to the guest agent; a long command uses several.
 const SYNC_STEP: u32 = 10_000;
 
-/// The QEMU process. Its tasks are aborted when this is dropped; the process is not touched then.
+/// The QEMU process. Dropping it aborts the tasks, but does not end the process.
 #[derive(Debug)]
 pub(crate) struct Qemu {
     process: Arc<Process>,
@@ -45,18 +45,17 @@ pub(crate) struct Qemu {
     record: Record,
     records: RecordWriter,
     tasks: Reporters<VmEvent>,
-    /// To the task that reports the events of the present QMP connection.
+    /// The queue of the task that reports the events of the QMP connection.
     replies: Option<mpsc::Sender<VmEvent>>,
     /// The number of the last call to the guest agent.
     sync: u32,
-    /// QEMU shuts down where the guest reboots, for a relaunch.
+    /// Whether QEMU shuts down at a reboot of the guest, for a relaunch.
     reboot_relaunches: bool,
-    /// How the process is being ended.
     intentions: Intentions,
 }
 
 impl Qemu {
-    /// A process that answers, and the queue of what its tasks report.
+    /// Creates the process and the queue of its events.
     pub(crate) fn new(
         process: Arc<Process>,
         client: qmp::Client,
@@ -80,28 +79,28 @@ impl Qemu {
         (qemu, events)
     }
 
-    /// The present QMP connection.
+    /// Returns the current QMP connection.
     pub(crate) fn client(&self) -> qmp::Client {
         self.client.clone()
     }
 
-    /// The guest agent's channel.
     pub(crate) fn agent(&self) -> qmp::agent::Agent {
         self.agent.clone()
     }
 
-    /// A number for a call to the guest agent that no recent call had; the next `SYNC_STEP` numbers are the caller's.
+    /// Returns an unused number for a call to the guest agent; the caller may use `SYNC_STEP`
+    /// numbers.
     pub(crate) fn next_sync(&mut self) -> u32 {
         self.sync = self.sync.wrapping_add(SYNC_STEP);
         self.sync
     }
 
-    /// What the next supervisor needs to adopt the process.
+    /// Returns the run record.
     pub(crate) fn record(&self) -> &Record {
         &self.record
     }
 
-    /// Changes the run record and writes it. The result is for a caller that has to know when it is written.
+    /// Changes the run record and writes it. Returns the pending write.
     pub(crate) fn change_record(
         &mut self,
         change: impl FnOnce(&mut Record),
@@ -110,7 +109,7 @@ impl Qemu {
         Box::pin(self.records.write(&self.record))
     }
 
-    /// Writes to the run record how the process is being ended.
+    /// Writes the intended end of the process to the run record.
     pub(crate) fn record_intention(&mut self, intention: Option<Intention>, ctx: &Context) {
         let Self { intentions, record, records, .. } = self;
         intentions.update(intention, ctx, |recorded| {
@@ -119,22 +118,21 @@ impl Qemu {
         });
     }
 
-    /// Waits until the run record contains how the process is being ended.
+    /// Waits until the run record contains the intended end of the process.
     pub(crate) fn intention_written(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
         self.intentions.written()
     }
 
-    /// Notes what a reboot of the guest is to do. Returns whether that is another than before.
+    /// Sets the effect of a guest's reboot. Returns whether it has changed.
     pub(crate) fn set_reboot_relaunches(&mut self, relaunches: bool) -> bool {
         std::mem::replace(&mut self.reboot_relaunches, relaunches) != relaunches
     }
 
-    /// The tasks of this process.
     pub(crate) fn tasks(&mut self) -> &mut Reporters<VmEvent> {
         &mut self.tasks
     }
 
-    /// To the loop, for work that is no task of this process.
+    /// Returns the sender of events, for work outside these tasks.
     pub(crate) fn sender(&self) -> mpsc::Sender<VmEvent> {
         self.tasks.sender()
     }
@@ -147,14 +145,14 @@ impl Qemu {
         self.tasks.report(work)
     }
 
-    /// Reports the events of a QMP connection, and the replies that QEMU sent after them in their order.
+    /// Reports the events of a QMP connection, and the replies after the preceding events.
     pub(crate) fn listen(&mut self, mut events: qmp::Events) {
         let (replies, mut queue) = mpsc::channel(REPLY_QUEUE);
         self.replies = Some(replies);
         let reports = self.tasks.sender();
         self.tasks.spawn(async move {
             loop {
-                // An event that was read before a reply is in its queue before the reply is in the other one.
+                // An event is queued before the replies that follow it.
                 let report = tokio::select! {
                     biased;
                     event = events.next() => match event {
@@ -175,7 +173,8 @@ impl Qemu {
         });
     }
 
-    /// Executes a QMP command whose reply is reported behind the events that QEMU sent before it. A failure is logged.
+    /// Executes a QMP command whose reply is reported after the preceding events. A failure is
+    /// logged.
     pub(crate) fn execute<F, W>(&mut self, number: u64, what: &'static str, command: F)
     where
         F: FnOnce(qmp::Client) -> W,
@@ -197,7 +196,7 @@ impl Qemu {
         });
     }
 
-    /// Executes a QMP command whose reply nobody waits for. A failure is logged.
+    /// Executes a QMP command without waiting for its reply. A failure is logged.
     pub(crate) fn tell<F, W>(&mut self, what: &'static str, command: F)
     where
         F: FnOnce(qmp::Client) -> W,
@@ -207,7 +206,7 @@ impl Qemu {
         self.tasks.spawn(async move { log_failure(what, &work.await) });
     }
 
-    /// Connects to QMP again, for as long as the process is alive. Usually QEMU is about to exit.
+    /// Connects to QMP again while the process is alive. Usually QEMU is about to exit.
     pub(crate) fn reconnect(&mut self, socket: PathBuf) {
         let (process, reports) = (self.process.clone(), self.tasks.sender());
         self.tasks.spawn(async move {
@@ -229,7 +228,7 @@ impl Qemu {
         });
     }
 
-    /// Uses a new QMP connection from now on.
+    /// Replaces the QMP connection.
     pub(crate) fn use_connection(&mut self, session: qmp::Session) {
         self.client = session.client;
         self.listen(session.events);
@@ -249,7 +248,7 @@ impl Qemu {
         });
     }
 
-    /// Asks the guest agent to shut the guest down, after `first`. Where no agent answers, nothing happens.
+    /// Requests a shutdown from the guest agent, after `first`. Has no effect without an agent.
     pub(crate) fn ask_agent_to_shut_down(
         &mut self,
         first: impl Future<Output = ()> + Send + 'static,
@@ -259,13 +258,12 @@ impl Qemu {
             first.await;
             match agent.shutdown(sync, AGENT_LIMIT).await {
                 Ok(()) => info!("the guest agent was asked to shut down as well"),
-                Err(why) => tracing::debug!("no guest agent took part: {why}"),
+                Err(why) => tracing::debug!("the guest agent did not accept the shutdown: {why}"),
             }
         });
     }
 
-    /// Sends QMP `quit` after `first`; SIGTERM, which QEMU handles in the same way, where QMP does
-    /// not answer.
+    /// Sends QMP `quit` after `first`; if QMP does not answer, SIGTERM, which has the same effect.
     pub(crate) fn quit(&mut self, first: impl Future<Output = ()> + Send + 'static) {
         let (client, process) = (self.client.clone(), self.process.clone());
         self.tasks.spawn(async move {
@@ -273,7 +271,7 @@ impl Qemu {
             match client.quit(QUIT_LIMIT).await {
                 Ok(()) | Err(qmp::Error::Closed) => {}
                 Err(error) => {
-                    warn!("QEMU did not take `quit`, SIGTERM instead: {error}");
+                    warn!("QEMU did not accept `quit`, sending SIGTERM: {error}");
                     let _ = process.signal(Signal::TERM);
                 }
             }
@@ -304,7 +302,7 @@ mod tests {
     use super::*;
     use crate::supervisor::tests::{Answer, FakeQemu, Host, peer, record};
 
-    /// A process of its own, which may be signalled.
+    /// A child process that the test may signal.
     struct OwnProcess(Child);
 
     impl Drop for OwnProcess {
@@ -314,7 +312,7 @@ mod tests {
         }
     }
 
-    /// A QEMU whose process is a `sleep`.
+    /// A QEMU whose process is `sleep`.
     async fn with_process(host: &Host) -> (FakeQemu, OwnProcess) {
         let child = OwnProcess(Command::new("sleep").arg("1000").spawn().unwrap());
         let peer = peer(host);

@@ -1,7 +1,7 @@
-//! Whether QMP answers: asked at each beat of the service manager's watchdog, and when a client reads the status.
+//! Whether QMP answers: probed for the service manager's watchdog and for the status.
 //!
-//! A QEMU that does not answer may hold a guest that only waits for its storage. So the silence is reported and nothing else is done:
-//! QEMU is ended by `qvm stop` and `qvm kill` alone, whose ladder has its bounds.
+//! A guest may only wait for its storage, so a silent QEMU is reported but never ended; `qvm stop`
+//! and `qvm kill` end it.
 
 use std::time::Duration;
 
@@ -22,34 +22,34 @@ use crate::{
     value::{Note, NoteCode},
 };
 
-/// How long an answer is good for a client that reads the status: reading all VMs over and over wakes no QEMU.
+/// How long a reply remains valid for the status, so that frequent reads do not wake QEMU.
 const FRESH: Duration = Duration::from_secs(1);
 
 /// Whether QMP answers.
 #[derive(Debug, Default)]
 pub(crate) struct QmpWatchdog {
-    /// When the question was sent that has no answer yet.
+    /// The time of the pending query.
     asked: Option<Timestamp>,
-    /// When QEMU answered last.
+    /// The time of the last reply.
     answered: Option<Instant>,
-    /// The question has no answer for longer than it may.
+    /// Whether the pending query exceeds its time limit.
     silent: bool,
 }
 
 impl QmpWatchdog {
-    /// Whether QMP has not answered for longer than it may.
+    /// Whether QMP does not answer within its time limit.
     pub(crate) fn is_silent(&self) -> bool {
         self.silent
     }
 
-    /// Asks, unless QEMU has answered a moment ago.
+    /// Probes QMP, unless QEMU has answered recently.
     pub(crate) fn ask_if_stale(&mut self, qemu: &mut Qemu, ctx: &Context) {
         if self.answered.is_none_or(|at| at.elapsed() >= FRESH) {
             self.ask(qemu, ctx);
         }
     }
 
-    /// Asks once; while there is no answer, not again. A late answer tells that QEMU is back, without another question.
+    /// Sends a query, unless one is pending. A late reply ends the silence.
     pub(crate) fn ask(&mut self, qemu: &mut Qemu, ctx: &Context) {
         if self.asked.is_some() {
             return;
@@ -65,7 +65,7 @@ impl QmpWatchdog {
                     asked.await
                 }
             };
-            // A connection that closed is no answer; the next one is asked again.
+            // A closed connection is no reply; the next connection is probed again.
             VmEvent::Watchdog(match answer {
                 Ok(_) => WatchdogEvent::Recovered,
                 Err(_) => WatchdogEvent::Closed,
@@ -73,7 +73,7 @@ impl QmpWatchdog {
         });
     }
 
-    /// Feeds the service manager's watchdog and reports a change; `state` is the VM's.
+    /// Notifies the service manager's watchdog and reports a change; `state` is the VM's.
     pub(crate) fn handle(&mut self, event: WatchdogEvent, state: State, ctx: &Context) {
         match event {
             WatchdogEvent::Silent => self.on_silent(ctx),
@@ -86,7 +86,7 @@ impl QmpWatchdog {
         let Some(asked) = self.asked else { return };
         self.silent = true;
         warn!(
-            "QEMU's monitor does not answer since {asked}; the watchdog is not fed until it does"
+            "QEMU's monitor has not answered since {asked}; the watchdog is not notified meanwhile"
         );
         ctx.notifier().status("QEMU's monitor does not answer");
         ctx.publish("QVM_MONITOR_SILENT", serde_json::json!({ "since": asked.to_string() }));
@@ -104,11 +104,12 @@ impl QmpWatchdog {
         }
     }
 
-    /// What an operator should know.
+    /// Returns the notes for the status.
     pub(crate) fn note(&self) -> Option<Note> {
         let since = self.asked.filter(|_| self.silent)?;
         let text = format!(
-            "QEMU's monitor does not answer since {since}: its process is stopped, or its storage hangs; the guest is left as it is"
+            "QEMU's monitor has not answered since {since}: its process is stopped, or its \
+             storage hangs; qvm does not end the guest"
         );
         Some(Note::new(NoteCode::MonitorSilent, text))
     }
@@ -158,7 +159,7 @@ mod tests {
     async fn silence_is_reported_and_its_end() {
         let mut host = Host::new();
         let mut watchdog = QmpWatchdog::default();
-        // Without a question there is no silence.
+        // Without a query there is no silence.
         watchdog.handle(WatchdogEvent::Silent, State::Running, &host.ctx);
         assert!(!watchdog.is_silent() && watchdog.note().is_none());
         watchdog.asked = Some(Timestamp::UNIX_EPOCH);

@@ -1,4 +1,4 @@
-//! Finding out whether the guest is ready.
+//! The readiness probes of a guest.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -17,16 +17,16 @@ use crate::{
     value::{Note, NoteCode, base64, chain},
 };
 
-/// How long after a failed probe the next one begins.
+/// The delay after a failed probe.
 const PAUSE: Duration = Duration::from_millis(500);
-/// How long one connection may take.
+/// The time limit of one connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
-/// How often QEMU is asked whether the guest has accepted a connection.
+/// The interval of queries whether the guest has accepted a connection.
 const ASK: Duration = Duration::from_millis(100);
-/// How long `cloud-init status` may take: it is Python on a machine that boots.
+/// The time limit of `cloud-init status`, a Python program on a booting machine.
 const STATUS_LIMIT: Duration = Duration::from_secs(30);
 
-/// What the life machine must know of the VM file.
+/// The keys of the VM file for the life machine.
 pub(crate) fn policy(vm: &Vm) -> Policy {
     Policy {
         shutdown_timeout: vm.shutdown_timeout.duration(),
@@ -48,11 +48,11 @@ pub(crate) fn policy(vm: &Vm) -> Policy {
     }
 }
 
-/// Probes whether the guest is ready.
+/// The readiness probes of a guest.
 #[derive(Debug, Default)]
 pub(crate) struct ReadinessProbe {
     task: Option<AbortHandle>,
-    /// What an operator should know of a guest that is ready.
+    /// Notes about a ready guest.
     note: Option<Note>,
 }
 
@@ -63,7 +63,7 @@ impl Drop for ReadinessProbe {
 }
 
 impl ReadinessProbe {
-    /// Begins to probe. The life machine ends it, after `limit` at the latest.
+    /// Starts the probes, which the life machine ends after `limit` at the latest.
     pub(crate) fn begin(&mut self, limit: Duration, vm: &Vm, qemu: &mut Qemu, ctx: &Context) {
         let status = format!("running, not ready yet: waiting for {}", vm.ready);
         info!("{status}, for at most {} s", limit.as_secs());
@@ -83,12 +83,12 @@ impl ReadinessProbe {
         self.task = Some(qemu.report(async move { VmEvent::Readiness(probe.until_ready().await) }));
     }
 
-    /// Does not probe any more.
+    /// Ends the probes.
     pub(crate) fn stop(&mut self) {
         self.task.take().inspect(AbortHandle::abort);
     }
 
-    /// Handles the end of the probes: the guest is ready, with a note; or it will never be, and why.
+    /// Handles the result of the probes: a note, or why the guest cannot become ready.
     pub(crate) fn handle(&mut self, found: Result<Option<Note>, String>) -> life::Event {
         match found {
             Ok(note) => {
@@ -99,13 +99,14 @@ impl ReadinessProbe {
         }
     }
 
-    /// What an operator should know of a guest that is ready.
+    /// Notes about a ready guest.
     pub(crate) fn note(&self) -> Option<Note> {
         self.note.clone()
     }
 }
 
-/// Records for the next supervisor that the guest was ready, or was not in time: a guest that was ready is so for good.
+/// Records for the next supervisor that the guest was ready, or not in time. A ready guest remains
+/// so.
 pub(crate) fn record(readiness: &life::Readiness, qemu: &mut Qemu) {
     let missed = match readiness {
         life::Readiness::Before | life::Readiness::Awaited { .. } => return,
@@ -117,18 +118,17 @@ pub(crate) fn record(readiness: &life::Readiness, qemu: &mut Qemu) {
     }
 }
 
-/// The probes of one guest.
 struct Probe {
     agent: qmp::agent::Agent,
     client: qmp::Client,
-    /// The number of the next agent call; a search has ten thousand to itself and then goes on into others', long after those.
+    /// The number of the next agent call; 10000 numbers are reserved for the probes.
     sync: u32,
     wanted: Ready,
     reach: Option<(Reach, u16)>,
 }
 
 impl Probe {
-    /// Probes again and again. Returns what is to be noted, or why the guest will never be ready.
+    /// Repeats the probes. Returns a note, or why the guest cannot become ready.
     async fn until_ready(mut self) -> Result<Option<Note>, String> {
         loop {
             let found = match (self.wanted, self.reach) {
@@ -160,7 +160,7 @@ impl Probe {
     }
 
     async fn cloud_init(&mut self) -> Result<Option<Option<Note>>, String> {
-        // A guest without an agent yet: that costs less to find out than a command.
+        // A probe for the agent costs less than a command.
         if !self.agent_answers().await {
             return Ok(None);
         }
@@ -169,22 +169,22 @@ impl Probe {
         let done = match self.agent.exec(&argv, sync, STATUS_LIMIT).await {
             Ok(done) => done,
             Err(error @ qmp::Error::Refused { .. }) => {
-                return Err(format!("the guest agent cannot ask cloud-init: {}", chain(&error)));
+                return Err(format!("the guest agent cannot run cloud-init: {}", chain(&error)));
             }
             // The guest may reboot meanwhile.
             Err(error) => {
-                debug!("cloud-init could not be asked: {error}");
+                debug!("cannot get the status of cloud-init: {error}");
                 return Ok(None);
             }
         };
-        // The agent counts the questions about a command as well.
+        // The calls for the status of a command use numbers, too.
         self.sync = self.sync.wrapping_add(200);
         let out = base64(&done.out).unwrap_or_default();
         match cloud_init(&String::from_utf8_lossy(&out), done.exit_code) {
             CloudInit::Going => Ok(None),
             CloudInit::Done => Ok(Some(None)),
             CloudInit::Degraded => {
-                let text = "cloud-init is done, but not all went well: see `cloud-init status --long` \
+                let text = "cloud-init is done, with errors: see `cloud-init status --long` \
                             in the guest";
                 Ok(Some(Some(Note::new(NoteCode::CloudInitDegraded, text))))
             }
@@ -197,7 +197,7 @@ impl Probe {
             Reach::Direct(address) => (address, None),
             Reach::Forwarded(address) => (SocketAddr::V4(address), Some(address.port())),
         };
-        // Held until it is known who took it.
+        // Open until the peer is known.
         let Ok(Ok(_connection)) = timeout(CONNECT_LIMIT, TcpStream::connect(address)).await else {
             return false;
         };
@@ -284,7 +284,7 @@ mod tests {
     async fn port_that_the_host_cannot_reach_is_never_ready() {
         let host = Host::new();
         let mut fake = FakeQemu::new(&host).await;
-        // No VM file says so: it is refused.
+        // Not valid in a VM file.
         let vm = Vm { ready: Ready::Tcp(22), ..vm("bridge = \"br0\"\n") };
         let mut probe = ReadinessProbe::default();
         probe.begin(LIMIT, &vm, &mut fake.qemu, &host.ctx);
@@ -319,7 +319,7 @@ mod tests {
         record(&life::Readiness::Missed("late".into()), &mut fake.qemu);
         assert!(fake.qemu.record().ready);
         assert_eq!(fake.qemu.record().missed.as_deref(), Some("late"));
-        // A guest that was not ready in time stays so.
+        // A guest that was not ready in time remains so.
         record(&life::Readiness::Met, &mut fake.qemu);
         assert_eq!(fake.qemu.record().missed.as_deref(), Some("late"));
     }

@@ -1,6 +1,7 @@
-//! What the VM gets of the host's CPUs and memory: given to QEMU at its start, when it is adopted, and at each reload.
+//! The VM's share of the host's CPUs and memory, set at launch, adoption and reload.
 //!
-//! Under systemd the unit has the weights and limits (`systemd::unit`), for systemd owns its cgroup. The rest is the same everywhere.
+//! Under systemd, the unit contains the weights and limits (`systemd::unit`), because systemd owns
+//! its cgroup.
 
 use tracing::{debug, warn};
 
@@ -21,13 +22,13 @@ use crate::{
     value::{CpuList, Explain, Note, NoteCode, chain},
 };
 
-/// Gives QEMU what the VM file says of the host. Blocks for as long as the kernel does.
+/// Applies the VM file's share of the host. Blocks as long as the kernel does.
 pub(crate) fn give(host: &Settings, vm: &Vm, pid: u32, under_systemd: bool) -> HostShareGiven {
     let mut given = HostShareGiven::default();
     if !under_systemd {
         match into_cgroup(host, vm, pid, &mut given.notes) {
             Ok(cgroup) => given.cgroup = Some(cgroup),
-            // Nobody asked for anything, so nobody need hear that there is none.
+            // Without a key in the VM file, a missing cgroup is not reported.
             Err(why) => given.notes.extend(
                 settings(vm)
                     .iter()
@@ -42,22 +43,22 @@ pub(crate) fn give(host: &Settings, vm: &Vm, pid: u32, under_systemd: bool) -> H
     given
 }
 
-/// What the VM has of the host. The cgroup outlives a QEMU process: the next one of the run gets it.
+/// The VM's share of the host. The cgroup is used by all QEMU processes of a run.
 #[derive(Debug, Default)]
 pub(crate) struct HostShare {
     cgroup: Option<Cgroup>,
     notes: Vec<Note>,
-    /// The vCPUs' threads are bound to CPUs, or were by an earlier supervisor.
+    /// Whether vCPU threads are bound to CPUs, possibly by an earlier supervisor.
     pinned: bool,
 }
 
 impl HostShare {
-    /// A QEMU process was launched; the threads of an adopted one may be bound.
+    /// Notes a new QEMU process; the threads of an adopted one may be bound.
     pub(crate) fn on_launched(&mut self, adopted: bool) {
         self.pinned = adopted;
     }
 
-    /// Gives QEMU what the VM file says, beside the loop. Complete when the result is reported.
+    /// Applies the VM file's share of the host in a task, which ends with a report.
     pub(crate) fn give(
         &self,
         vm: &Vm,
@@ -74,12 +75,12 @@ impl HostShare {
                     let given = VmEvent::HostShare(HostShareEvent::Given(given));
                     let _ = reports.send(given).await;
                 }
-                Err(refused) => warn!("QEMU is not given its share of the host: {refused}"),
+                Err(refused) => warn!("cannot set QEMU's share of the host: {refused}"),
             }
         }
     }
 
-    /// Notes what could not be given; the guest runs without it.
+    /// Handles a report: notes the keys without an effect.
     pub(crate) fn handle(&mut self, event: HostShareEvent, vm: &Vm, qemu: &mut Qemu) {
         match event {
             HostShareEvent::Given(given) => {
@@ -98,10 +99,10 @@ impl HostShare {
         }
     }
 
-    /// Binds the vCPUs' threads, which only QEMU knows.
+    /// Binds the vCPU threads, whose ids are queried from QEMU.
     fn pin(&mut self, vm: &Vm, qemu: &mut Qemu) {
         let lists = vm.cpu_pin.clone();
-        // The threads of a QEMU that were never bound need not be freed.
+        // Threads that were never bound are not changed.
         if lists.is_empty() && !self.pinned {
             return;
         }
@@ -113,7 +114,7 @@ impl HostShare {
                 Err(error) => Err(chain(&error)),
             };
             match pinned {
-                Ok(()) => debug!("vCPUs are pinned as the VM file says"),
+                Ok(()) => debug!("vCPUs are pinned as configured"),
                 Err(why) => {
                     let failed = VmEvent::HostShare(HostShareEvent::NotPinned(why));
                     let _ = reports.send(failed).await;
@@ -122,7 +123,8 @@ impl HostShare {
         });
     }
 
-    /// Returns a function, which may block, that tells whether the kernel's OOM killer was at work in the VM's cgroup.
+    /// Returns a function that determines, and may block, whether the kernel's OOM killer was
+    /// active in the VM's cgroup.
     pub(crate) fn was_oom_killed(&self, ctx: &Context) -> impl FnOnce(Exit) -> bool + Send + use<> {
         let proc = ctx.settings().root.join("proc");
         let directory = self.cgroup.as_ref().map(|cgroup| cgroup.directory().to_owned());
@@ -139,12 +141,12 @@ impl HostShare {
         }
     }
 
-    /// Gives up the cgroup, for its removal.
+    /// Returns the cgroup for its removal.
     pub(crate) fn take_cgroup(&mut self) -> Option<Cgroup> {
         self.cgroup.take()
     }
 
-    /// What an operator should know.
+    /// Returns the notes for the status.
     pub(crate) fn notes(&self) -> &[Note] {
         &self.notes
     }
@@ -157,7 +159,7 @@ fn void(key: &str, why: &str) -> Note {
     Note::new(NoteCode::NoEffect, format!("`{key}` has no effect: {why}")).key(key)
 }
 
-/// Makes the VM's cgroup, with QEMU in it; what a control file does not take is noted.
+/// Creates the VM's cgroup with QEMU in it; failed writes of control files are noted.
 fn into_cgroup(
     host: &Settings,
     vm: &Vm,
@@ -181,7 +183,7 @@ fn into_cgroup(
     Ok(cgroup)
 }
 
-/// Sets QEMU's score; without the key it is the supervisor's own, which QEMU began with.
+/// Sets `oom_score_adj` of QEMU; without the key it is the supervisor's.
 fn offer(host: &Settings, vm: &Vm, pid: u32) -> std::io::Result<()> {
     let proc = host.root.join("proc");
     let adjust = match vm.oom_score_adjust {
@@ -191,7 +193,7 @@ fn offer(host: &Settings, vm: &Vm, pid: u32) -> std::io::Result<()> {
     oom_score::set(&proc, pid, adjust)
 }
 
-/// Each thread by its list; one list is for all, and none frees them.
+/// Binds each thread to its list; a single list applies to all, no list removes the binding.
 fn pin(threads: &[u32], lists: &[CpuList]) -> Result<(), String> {
     for (vcpu, thread) in threads.iter().enumerate() {
         let done = match lists.get(vcpu).or(lists.first()) {
@@ -231,7 +233,7 @@ mod tests {
         assert!(share.notes()[0].is_of(NoteCode::NoEffect, "a"));
         share.handle(given(&[]), &vm(BASE), &mut fake.qemu);
         assert!(share.notes().is_empty() && share.take_cgroup().is_none());
-        // No thread is to be bound.
+        // No list of CPUs.
         assert_eq!(fake.peer.commands.names(), ["qmp_capabilities"]);
     }
 
@@ -262,7 +264,7 @@ mod tests {
 
     #[tokio::test]
     async fn share_of_a_process_that_cannot_be_given_is_reported() {
-        // Below a temporary directory there is neither /proc nor a cgroup.
+        // A temporary directory has neither /proc nor a cgroup.
         let host = Host::new();
         let mut fake = FakeQemu::new(&host).await;
         let share = HostShare::default();

@@ -1,4 +1,4 @@
-//! The guest's screen and keyboard: photographed, typed at.
+//! Screenshots of the guest's screen, and key presses.
 
 use std::{fs::File, io, os::fd::OwnedFd, path::Path, time::Duration};
 
@@ -10,25 +10,25 @@ use crate::{
     value::{chain, keyboard::Chord},
 };
 
-/// How long QEMU holds a key, and how long after that the next one comes: a PS/2 keyboard keeps 16 bytes for a guest that is slow.
+/// The duration of a key press and of the pause after it: a PS/2 keyboard buffers 16 bytes.
 const HOLD: Duration = Duration::from_millis(20);
 const BETWEEN: Duration = Duration::from_millis(30);
-/// Which of QEMU's sets of descriptors a picture is written to.
+/// The number of QEMU's fd set for a screenshot.
 const PICTURE: u32 = 1;
 
-/// Takes a picture of the screen, as PNG, in a file that has no name.
+/// Takes a screenshot as PNG, in an unnamed file.
 ///
 /// # Errors
-/// QEMU does not take it.
+/// QEMU refuses the command.
 pub(crate) async fn screenshot(client: qmp::Client) -> Result<OwnedFd, Refusal> {
-    let failed = |why| Refusal::Failed(format!("cannot take a picture of the screen: {why}"));
+    let failed = |why| Refusal::Failed(format!("cannot take a screenshot: {why}"));
     picture(&client).await.map_err(failed)
 }
 
 /// Presses keys, one chord after the other.
 ///
 /// # Errors
-/// QEMU does not know a key, or does not answer.
+/// QEMU refuses a key, or does not answer.
 pub(crate) async fn press(client: qmp::Client, chords: Vec<Chord>) -> Result<(), Refusal> {
     for chord in chords {
         let pressed = client.press(chord.keys(), HOLD, QMP_LIMIT).await;
@@ -41,7 +41,7 @@ pub(crate) async fn press(client: qmp::Client, chords: Vec<Chord>) -> Result<(),
 async fn picture(client: &qmp::Client) -> Result<OwnedFd, String> {
     let made = || -> io::Result<(OwnedFd, OwnedFd)> {
         let memory = memfd_create("qvm-screen", MemfdFlags::CLOEXEC)?;
-        // QEMU takes only a descriptor of exactly the mode that it would open a file with.
+        // QEMU accepts only a descriptor with the access mode that it requests.
         let number = std::os::fd::AsRawFd::as_raw_fd(&memory);
         let path = format!("/proc/self/fd/{number}");
         let write = File::options().write(true).open(Path::new(&path))?;
@@ -88,7 +88,7 @@ mod tests {
         let host = Host::new();
         let fake = FakeQemu::new(&host).await;
         let picture = File::from(screenshot(fake.qemu.client()).await.unwrap());
-        // The peer has written nothing into it.
+        // The peer has written no data.
         assert_eq!(picture.metadata().unwrap().len(), 0);
         fake.peer.script.on("screendump", Answer::Refuse("no display"));
         let refused = screenshot(fake.qemu.client()).await;

@@ -1,4 +1,4 @@
-//! What QEMU counts of a running machine.
+//! Counters of a running machine.
 
 use crate::{
     control::types::{DiskStatistics, NicTap, Refusal, Statistics},
@@ -7,7 +7,7 @@ use crate::{
     value::Label,
 };
 
-/// Reads the counters of `disks`; `taps` are reported as they are.
+/// Reads the counters of `disks`, and adds `taps`.
 ///
 /// # Errors
 /// QEMU does not answer.

@@ -1,7 +1,8 @@
 //! Saving the guest's state to a file.
 //!
-//! QEMU sends the state to a socket of the supervisor, and it goes from there into a file that counts only when it is complete. A state
-//! is used once: it is removed before the guest is resumed from it, since from then on its disks are others.
+//! QEMU sends the state to a socket of the supervisor, which writes the file and marks it complete
+//! at the end. A state is used once: it is removed before the guest is resumed, which changes its
+//! disks.
 
 use std::{os::unix::net::UnixStream, time::Duration};
 
@@ -21,31 +22,31 @@ use crate::{
     value::chain,
 };
 
-/// What a state needs on the disk beside the guest's memory, in bytes: devices, and video memory.
+/// The space for devices and video memory in a saved state, in bytes.
 const BESIDE_MEMORY: u64 = 64 << 20;
-/// How long the agent may take to set the clock: it may run a program of the guest's.
+/// The time limit to set the clock: the agent may run a program.
 const CLOCK_LIMIT: Duration = Duration::from_secs(10);
-/// How often QEMU is asked whether all is sent, once it has closed the socket.
+/// The interval of queries for the end of the migration, after QEMU has closed the socket.
 const POLL: Duration = Duration::from_millis(10);
 
-/// What is saved.
+/// The data of a save.
 pub(crate) struct StateToSave {
     /// The VM file that QEMU was started from.
     pub(crate) vm_file: String,
     /// The guest's memory, in bytes.
     pub(crate) memory: u64,
-    /// The vCPUs are paused by an operator, and are to be after the next start.
+    /// Whether an operator paused the vCPUs, so that they remain paused after the next start.
     pub(crate) paused: bool,
-    /// Why no machine could restore the state.
+    /// Why no machine could restore the state; `None` if one can.
     pub(crate) unusable: Option<String>,
 }
 
-/// Saves the guest's state.
+/// The save of the guest's state.
 #[derive(Debug, Default)]
 pub(crate) struct StateSave(Option<OnLane>);
 
 impl StateSave {
-    /// Begins to save, after the guest's file systems are thawed.
+    /// Starts to save, after the guest's file systems are thawed.
     pub(crate) fn begin(
         &mut self,
         state: StateToSave,
@@ -64,18 +65,16 @@ impl StateSave {
             held: paused,
             ready: record.ready,
         };
-        // The next supervisor must know that no operator has paused the guest.
+        // The next supervisor must not take this pause for an operator's.
         let written = qemu.change_record(|record| record.saving = Some(paused));
         let (client, reports) = (qemu.client(), qemu.tasks().sender());
         let paths = ctx.paths().clone();
         let work = ctx.lanes().state.drive(async move {
-            // A failure is logged; a guest that is saved all the same is no worse off.
+            // A failure is logged, and does not prevent the save.
             let _ = written.await;
             let done = match (unusable, thawed.await) {
                 (Some(why), _) => Err(why),
-                (None, Err(why)) => {
-                    Err(format!("its file systems are frozen, and cannot be thawed: {why}"))
-                }
+                (None, Err(why)) => Err(format!("cannot thaw the guest's file systems: {why}")),
                 (None, Ok(())) => save(&client, &paths, &head, memory).await,
             };
             let done = done.map_err(Refusal::Failed);
@@ -90,7 +89,7 @@ impl StateSave {
         }
     }
 
-    /// The state is saved; or not, and why. The failure is for who has asked.
+    /// Handles the result of the save. Returns the refusal for the client.
     pub(crate) fn on_saved(&mut self, done: &Result<(), Refusal>, ctx: &Context) -> life::Event {
         self.0 = None;
         match done {
@@ -104,33 +103,33 @@ impl StateSave {
         }
     }
 
-    /// Cancels the save and removes what is written of it. Returns why nothing was saved, where a save was under way.
+    /// Cancels a running save and removes the partial file. Returns the refusal for its client.
     pub(crate) fn cancel(&mut self, qemu: &mut Qemu, ctx: &Context) -> Option<Refusal> {
         let why = self.0.take().map(|_| {
-            let why = "it was called off, or took longer than `shutdownTimeoutSec`";
+            let why = "the save was canceled, or took longer than `shutdownTimeoutSec`";
             ctx.publish("QVM_NOT_SUSPENDED", serde_json::json!({ "why": why }));
             Refusal::Failed(why.to_owned())
         });
-        // Behind what was saving: it is on the same lane.
+        // On the lane of the save, so after it.
         let path = ctx.paths().saved();
         let removed = ctx.lanes().state.run(move || {
             if let Err(error) = saved_state::remove(&path) {
-                warn!("a saved state is left that must not be used: {}", chain(&error));
+                warn!("cannot remove the partial saved state: {}", chain(&error));
             }
         });
         if let Err(refused) = removed {
-            warn!("a saved state is left that must not be used: {refused}");
+            warn!("cannot remove the partial saved state: {refused}");
         }
         drop(qemu.change_record(|record| record.saving = None));
-        qemu.tell(
-            "give up saving the state",
-            |q| async move { q.cancel_migration(QMP_LIMIT).await },
-        );
+        qemu.tell("cancel the save of the state", |q| async move {
+            q.cancel_migration(QMP_LIMIT).await
+        });
         why
     }
 }
 
-/// Reports the save as failed if the state directory does not answer: until it does, nothing is saved, and the guest is not paused yet.
+/// Reports the save as failed if the state directory does not answer; the guest is not paused
+/// before that.
 fn probe_state(qemu: &mut Qemu, ctx: &Context) {
     let state = ctx.paths().state.clone();
     let probed = ctx.lanes().probes.read(&ctx.paths().state, move |_| file::available(&state));
@@ -143,21 +142,22 @@ fn probe_state(qemu: &mut Qemu, ctx: &Context) {
     });
 }
 
-/// Sets the guest's clock by the host's, through its agent, if there is one: the guest has slept without knowing it.
+/// Sets the guest's clock from the host's, through the agent, because the guest did not notice its
+/// suspend.
 pub(crate) fn set_guest_clock(qemu: &mut Qemu, ctx: &Context) {
     let (agent, sync, now) = (qemu.agent(), qemu.next_sync(), ctx.settings().now);
     qemu.tasks().spawn(async move {
         let time = i64::try_from(now().as_nanosecond()).unwrap_or(i64::MAX);
         let mut set = agent.set_time(time, sync, CLOCK_LIMIT).await;
         if let Err(qmp::Error::Refused { .. }) = set {
-            // A Linux without hwclock(8), which the agent requires; it has date(1).
+            // The agent requires hwclock(8); without it date(1) is used.
             let time = format!("@{}", now().as_second());
             let date = ["date".to_owned(), "-s".into(), time];
             set = agent.exec(&date, sync.wrapping_add(1), CLOCK_LIMIT).await.map(drop);
         }
         match set {
-            Ok(()) => info!("the guest's clock is set"),
-            Err(error) => debug!("the guest's clock is not set: {error}"),
+            Ok(()) => info!("the guest's clock was set"),
+            Err(error) => debug!("cannot set the guest's clock: {error}"),
         }
     });
 }
@@ -174,7 +174,7 @@ async fn save(
     if there < needed {
         let mib = |bytes: u64| bytes >> 20;
         return Err(format!(
-            "no room in `{}`: {} MiB may be needed, {} MiB are free",
+            "not enough space in `{}`: {} MiB may be required, {} MiB are free",
             paths.state.display(),
             mib(needed),
             mib(there)
@@ -268,7 +268,8 @@ mod tests {
         let state = StateToSave { memory: 1 << 60, ..state() };
         save.begin(state, &Freeze::default(), &mut fake.qemu, &host.ctx);
         let done = saved(&mut fake).await;
-        assert!(done.as_ref().is_err_and(|why| why.to_string().contains("no room in")), "{done:?}");
+        let is_short = |why: &Refusal| why.to_string().contains("not enough space in");
+        assert!(done.as_ref().is_err_and(is_short), "{done:?}");
         assert_eq!(fake.peer.commands.names(), ["qmp_capabilities"]);
     }
 
@@ -288,7 +289,7 @@ mod tests {
         assert_eq!(fake.qemu.record().saving, None);
         fake.peer.commands.until("migrate_cancel").await;
         assert_eq!(host.published(), ["QVM_NOT_SUSPENDED"]);
-        // Without a save there is nothing to report.
+        // Without a save there is no report.
         assert_eq!(save.cancel(&mut fake.qemu, &host.ctx), None);
     }
 

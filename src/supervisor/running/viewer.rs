@@ -1,5 +1,5 @@
-//! Viewers of the guest's screen: the supervisor authorizes a viewer and passes its connection to QEMU, which needs neither listen nor
-//! create a socket.
+//! Viewers of the guest's screen: the supervisor authorizes them and passes their connections to
+//! QEMU, which requires no listening socket.
 
 use std::{
     os::fd::{AsFd, OwnedFd},
@@ -27,12 +27,12 @@ use crate::{
     value::{Explain, Note, NoteCode, VncAddress, chain},
 };
 
-/// How many viewers may be on their way to QEMU at once; a further one waits to be accepted.
+/// The maximum of viewers that are being passed to QEMU; further ones are not accepted yet.
 const ON_THEIR_WAY: usize = 16;
-/// How long is waited when the kernel has no descriptor left.
+/// The delay after a lack of descriptors.
 const NO_DESCRIPTOR: Duration = Duration::from_millis(100);
 
-/// Accepts viewers until it is dropped. Accepted viewers stay: their connections are QEMU's.
+/// Accepts viewers until it is dropped. QEMU owns the connections of accepted viewers.
 #[derive(Debug)]
 struct Acceptor {
     at: VncAddress,
@@ -40,7 +40,7 @@ struct Acceptor {
     _tasks: Tasks,
 }
 
-/// Where viewers are passed to, and the password that QEMU asks them for at a port.
+/// The destination of viewers, and the password for a TCP port.
 #[derive(Debug, Clone)]
 struct Target {
     client: qmp::Client,
@@ -48,10 +48,10 @@ struct Target {
 }
 
 impl VncListener {
-    /// Begins to accept viewers.
+    /// Starts to accept viewers.
     ///
     /// # Errors
-    /// The runtime does not take the socket.
+    /// The runtime cannot register the socket.
     fn accept(self, client: qmp::Client, authorizer: Authorizer) -> std::io::Result<Acceptor> {
         let (target, to) = watch::channel(Target { client, password: self.password });
         let mut tasks = Tasks::default();
@@ -69,7 +69,7 @@ impl VncListener {
     }
 }
 
-/// Accepts the next viewer, once fewer than [`ON_THEIR_WAY`] are on their way.
+/// Accepts the next viewer, below the limit of [`ON_THEIR_WAY`].
 async fn next<V, A: Future<Output = std::io::Result<V>>>(
     room: &Arc<Semaphore>,
     accept: impl Fn() -> A,
@@ -79,14 +79,14 @@ async fn next<V, A: Future<Output = std::io::Result<V>>>(
         match accept().await {
             Ok(viewer) => return Some((permit, viewer)),
             Err(error) => {
-                warn!("a viewer of the screen was lost: {error}");
+                warn!("cannot accept a viewer of the screen: {error}");
                 tokio::time::sleep(NO_DESCRIPTOR).await;
             }
         }
     }
 }
 
-/// Lets operators in, who need no password.
+/// Admits operators, without a password.
 async fn at_socket(
     listener: UnixListener,
     target: watch::Receiver<Target>,
@@ -104,25 +104,26 @@ async fn at_socket(
             if let Err(denied) = authorizer.check(&peer, authorizer::SCREEN).await {
                 return warn!("{denied}");
             }
-            debug!("uid {} looks at the screen", peer.uid);
+            debug!("uid {} views the screen", peer.uid);
             hand_over(&client, viewer.into_std().map(Into::into), true).await;
         });
     }
 }
 
-/// Lets everybody come as far as QEMU's question for the password.
+/// Passes any client to QEMU, which requires the password.
 async fn at_port(listener: TcpListener, mut target: watch::Receiver<Target>) {
     let (room, mut tasks) = (Arc::new(Semaphore::new(ON_THEIR_WAY)), Tasks::default());
     target.mark_changed();
     while let Some((permit, (viewer, _))) = next(&room, || listener.accept()).await {
         let changed = target.has_changed().unwrap_or(false);
         let Target { client, password } = target.borrow_and_update().clone();
-        // QEMU lets nobody in before it has one. It is told when somebody comes, so that whoever comes after a change meets the new one.
+        // QEMU rejects all viewers without a password. It is set for each viewer, so that a changed
+        // one applies.
         if changed
             && let Some(password) = password
             && let Err(error) = client.set_vnc_password(&password, QMP_LIMIT).await
         {
-            warn!("QEMU did not take the screen's password: {}", chain(&error));
+            warn!("QEMU did not accept the screen's password: {}", chain(&error));
             target.mark_changed();
             continue;
         }
@@ -136,14 +137,14 @@ async fn at_port(listener: TcpListener, mut target: watch::Receiver<Target>) {
 async fn hand_over(client: &qmp::Client, viewer: std::io::Result<OwnedFd>, trusted: bool) {
     let handed = match viewer {
         Ok(viewer) => client.add_viewer(viewer, trusted, QMP_LIMIT).await,
-        Err(error) => return warn!("a viewer of the screen was lost: {error}"),
+        Err(error) => return warn!("cannot accept a viewer of the screen: {error}"),
     };
     if let Err(error) = handed {
-        warn!("QEMU did not take a viewer of the screen: {}", chain(&error));
+        warn!("QEMU did not accept a viewer of the screen: {}", chain(&error));
     }
 }
 
-/// Opens the screen's listener for a QEMU that runs. Blocks for as long as the storage does.
+/// Opens the screen's listener for a QEMU that runs. Blocks as long as the storage does.
 fn open_again(vm: &Vm, paths: &VmPaths, stays: bool) -> Result<ScreenOpened, String> {
     let opened = if stays {
         let file = vm.display.as_ref().and_then(|display| display.password_file.as_ref());
@@ -158,22 +159,21 @@ fn open_again(vm: &Vm, paths: &VmPaths, stays: bool) -> Result<ScreenOpened, Str
     })
 }
 
-/// The screen of a QEMU process.
 #[derive(Debug)]
 pub(crate) struct Screen {
     owner: ScreenOwner,
     acceptor: Option<Acceptor>,
-    /// Why the screen is not served as the VM file says.
+    /// Why the screen is not served as configured.
     problem: Option<String>,
 }
 
 impl Screen {
-    /// A screen that is not served yet by the supervisor.
+    /// Creates a screen that the supervisor does not serve yet.
     pub(crate) fn new(owner: ScreenOwner) -> Self {
         Self { owner, acceptor: None, problem: None }
     }
 
-    /// Who listens for viewers.
+    /// Returns the process that listens for viewers.
     pub(crate) fn owner(&self) -> ScreenOwner {
         self.owner
     }
@@ -181,7 +181,7 @@ impl Screen {
     /// Serves the screen at `listener`.
     ///
     /// # Errors
-    /// Why it is not served; this is noted and logged.
+    /// Why it is not served, also noted and logged.
     pub(crate) fn serve(
         &mut self,
         listener: Option<VncListener>,
@@ -199,7 +199,7 @@ impl Screen {
         }
     }
 
-    /// Opens the screen anew, where and how `vm` says now. Complete when the result is reported.
+    /// Opens the screen again as configured in `vm`. Ends with a report.
     pub(crate) fn open_again(
         &mut self,
         vm: &Vm,
@@ -214,7 +214,7 @@ impl Screen {
                 self.acceptor = None;
             }
             let (vm, paths) = (vm.clone(), ctx.paths().clone());
-            // With the starts of QEMU, which open the screen as well.
+            // On the lane of QEMU's starts, which open the screen, too.
             ctx.lanes().launch.ask(move || open_again(&vm, &paths, stays))
         });
         let reports = qemu.tasks().sender();
@@ -225,10 +225,10 @@ impl Screen {
         }
     }
 
-    /// Handles what was opened.
+    /// Handles the opened listener.
     ///
     /// # Errors
-    /// Why the screen is not served; this is noted and logged.
+    /// Why the screen is not served, also noted and logged.
     pub(crate) fn handle(
         &mut self,
         opened: Result<ScreenOpened, String>,
@@ -248,20 +248,20 @@ impl Screen {
     }
 
     fn fail(&mut self, why: &str) -> String {
-        let problem = format!("the screen is not served as the VM file says: {why}");
+        let problem = format!("the screen is not served as configured: {why}");
         warn!("{problem}");
         self.problem = Some(problem.clone());
         problem
     }
 
-    /// Viewers are passed over another QMP connection from now on.
+    /// Replaces the QMP connection.
     pub(crate) fn use_connection(&self, client: qmp::Client) {
         if let Some(acceptor) = &self.acceptor {
             acceptor.target.send_modify(|target| target.client = client);
         }
     }
 
-    /// Where the screen is served, by the supervisor or by QEMU: `unix:PATH` or `ADDRESS:PORT`.
+    /// Returns the address of the screen: `unix:PATH` or `ADDRESS:PORT`.
     pub(crate) fn address(&self, vm: &Vm, paths: &VmPaths) -> Option<String> {
         let at = match &self.acceptor {
             Some(acceptor) => acceptor.at,
@@ -273,7 +273,7 @@ impl Screen {
         })
     }
 
-    /// What an operator should know.
+    /// Returns the notes for the status.
     pub(crate) fn note(&self) -> Option<Note> {
         let text = self.problem.clone()?;
         Some(Note::new(NoteCode::ScreenNotServed, text).key("display.vnc"))

@@ -1,4 +1,4 @@
-//! Where viewers of the guest's screen come to: a socket or a port, listened on before QEMU starts.
+//! The listener for viewers of the guest's screen: a socket or a port, opened before QEMU starts.
 
 use std::{
     net::TcpListener,
@@ -14,46 +14,46 @@ use crate::{
     value::{Explain, VncAddress},
 };
 
-/// What VNC uses of a password (RFC 6143, 7.2.2: a DES key).
+/// The maximum length of a VNC password in bytes (RFC 6143, 7.2.2: a DES key).
 const PASSWORD: usize = 8;
-/// Why the screen cannot be served.
+/// Errors of the screen's listener.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Its password cannot be read.
+    /// The password cannot be read.
     #[error(transparent)]
     File(#[from] file::Error),
-    /// There is none.
+    /// The password file does not exist.
     #[error("`{path}` does not exist ({at})")]
     NoPassword {
-        /// The file.
+        /// The password file.
         path: PathBuf,
-        /// Where the VM file says so.
+        /// The location in the VM file.
         at: String,
     },
-    /// It cannot be one.
+    /// The password is not valid.
     #[error("the password in `{path}` {found} ({at})")]
     Password {
-        /// The file.
+        /// The password file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         found: String,
-        /// Where the VM file says so.
+        /// The location in the VM file.
         at: String,
     },
-    /// Its port is taken.
+    /// The port is in use.
     #[error("cannot serve the screen ({at})")]
     Port {
-        /// Where the VM file says so.
+        /// The location in the VM file.
         at: String,
-        /// Why.
+        /// The cause.
         source: port::Error,
     },
-    /// Its socket cannot be made.
+    /// The socket cannot be created.
     #[error("cannot serve the screen ({at})")]
     Socket {
-        /// Where the VM file says so.
+        /// The location in the VM file.
         at: String,
-        /// Why.
+        /// The cause.
         source: socket::Error,
     },
 }
@@ -73,7 +73,7 @@ impl Explain for Error {
             Self::NoPassword { path, .. } => {
                 Some(format!("write one: `openssl rand -hex 4 >{}`", path.display()))
             }
-            Self::Password { .. } => Some("more than eight are not looked at by any viewer".into()),
+            Self::Password { .. } => Some("viewers use only the first eight bytes".into()),
             _ => None,
         }
     }
@@ -97,7 +97,7 @@ pub(crate) enum VncSocket {
     Tcp(TcpListener),
 }
 
-/// Listens where the VM file says, if it does.
+/// Opens the configured listener; `None` without one.
 ///
 /// # Errors
 /// See [`Error`].
@@ -118,7 +118,7 @@ pub(crate) fn open(vm: &Vm, paths: &VmPaths) -> Result<Option<VncListener>, Erro
     Ok(Some(VncListener { at: *at, socket, password }))
 }
 
-/// The password for a port, without the line's end that an editor puts behind it.
+/// Returns the password for a port, without the final newline.
 pub(crate) fn password(vm: &Vm, path: &Path) -> Result<String, Error> {
     let at = || vm.at("display.passwordFile");
     let Some(bytes) = file::read(path)? else {
@@ -127,10 +127,10 @@ pub(crate) fn password(vm: &Vm, path: &Path) -> Result<String, Error> {
     let wrong = |found| Error::Password { path: path.to_owned(), found, at: at() };
     let bytes = bytes.trim_ascii_end();
     if !(1..=PASSWORD).contains(&bytes.len()) {
-        let found = format!("has {} bytes, and VNC takes 1 to {PASSWORD}", bytes.len());
+        let found = format!("has {} bytes, but VNC accepts 1 to {PASSWORD}", bytes.len());
         return Err(wrong(found));
     }
-    // QMP carries text.
+    // QMP requires text.
     let text = std::str::from_utf8(bytes).map_err(|_| wrong("is not text (UTF-8)".to_owned()))?;
     Ok(text.to_owned())
 }

@@ -33,8 +33,8 @@ use crate::{
 /// The interval between two attempts to acquire the admission lock.
 const MOMENT: Duration = Duration::from_millis(5);
 /// After the first time the wait for the lock is reported, after the second the start continues
-/// without the lock: a stopped or hung lock holder must not block every other start. At worst two
-/// starts at the same time both count the last free memory.
+/// without the lock: a stopped or hung lock holder must not block all starts. At worst two starts
+/// at the same time both use the last free memory.
 const LONG_MOMENT: Duration = Duration::from_secs(1);
 const TOO_LONG: Duration = Duration::from_secs(30);
 /// How often a waiting start checks the memory without being woken: a supervisor that was killed
@@ -91,8 +91,8 @@ impl Explain for Error {
         match self {
             Self::InsufficientMemory { sums, settings } => {
                 let first = match sums.never_fits() {
-                    true => "give it less `mem`",
-                    false => "stop another VM, give this one less `mem`",
+                    true => "reduce its `mem`",
+                    false => "stop another VM, reduce the `mem` of this VM",
                 };
                 Some(format!(
                     "{first}, or write `admission = \"wait\"` or `\"off\"` into `{}`",
@@ -139,7 +139,7 @@ impl Admission {
         Self { settings, mem, messages }
     }
 
-    /// Waits until the start is admitted. The turn, where the host is under pressure.
+    /// Waits until the start is admitted. Returns the turn if the host is under pressure.
     pub(super) async fn admitted(&self) -> Result<Option<Lock>, Error> {
         let layout = &self.settings.layout;
         // Left by a supervisor that crashed.
@@ -318,14 +318,14 @@ async fn alone(path: &Path, messages: &mpsc::Sender<Message>) -> Result<Option<L
                 if waited > TOO_LONG {
                     let path = path.display();
                     warn!(
-                        "{} has held `{path}` for {} s: looks for memory without it",
+                        "{} has held `{path}` for {} s: checking the memory without the lock",
                         who(),
                         waited.as_secs()
                     );
                     return Ok(None);
                 }
                 if waited > LONG_MOMENT && !told {
-                    report(messages, format!("waits for {}, which looks for memory", who())).await;
+                    report(messages, format!("waits for {}, which checks the memory", who())).await;
                     told = true;
                 }
                 tokio::time::sleep(MOMENT).await;

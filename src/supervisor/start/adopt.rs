@@ -30,10 +30,10 @@ fn remove_leftovers(paths: &VmPaths) {
     }
 }
 
-/// Connects to the process. It is never killed here: its guest may only hang for a while.
+/// Connects to the process. It is never killed: its guest may only be blocked for some time.
 ///
 /// # Errors
-/// It lives but does not answer.
+/// It is alive but does not answer.
 pub async fn adopt(
     process: Arc<Process>,
     record: Record,
@@ -81,7 +81,7 @@ async fn connect(
     if let Some(held) = record.saving
         && !is_saved
     {
-        // The stream went to the supervisor that has died.
+        // The stream was received by the dead supervisor.
         let _ = session.client.cancel_migration(ANSWER_LIMIT).await;
         if !held {
             session.client.cont(ANSWER_LIMIT).await?;

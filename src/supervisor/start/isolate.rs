@@ -1,4 +1,4 @@
-//! QEMU's sandbox, and the descriptors that it gets: the supervisor opens the VM's files.
+//! QEMU's sandbox, and its descriptors of the VM's files.
 
 use std::{
     fs::OpenOptions,
@@ -31,42 +31,42 @@ use crate::{
     value::{Explain, UidRange},
 };
 
-/// What QEMU opens itself where there is KVM.
+/// The device that QEMU opens itself for KVM.
 const KVM: &str = "dev/kvm";
 
-/// How a script begins (execve(2)).
+/// The start of a script (execve(2)).
 const SCRIPT: &[u8] = b"#!";
-const NOT_ROOT: &str = "only root can make QEMU another user";
+const NOT_ROOT: &str = "only root can run QEMU as another user";
 const NO_SANDBOX: &str = "this QEMU was built without it";
 
-/// Why QEMU cannot be started in its sandbox.
+/// Errors of QEMU's sandbox.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file.
+    /// A file cannot be opened.
     #[error("cannot open `{path}` for QEMU")]
     Open {
         /// The file.
         path: PathBuf,
-        /// Whether `O_DIRECT` was asked for.
+        /// Whether `O_DIRECT` was requested.
         direct: bool,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// QEMU does not run in its sandbox.
-    #[error("`{}` does not run when it is kept apart", .0.display())]
+    #[error("`{}` does not run in its sandbox", .0.display())]
     Broken(PathBuf),
-    /// The pipe of the report about the sandbox.
-    #[error("cannot make a pipe to QEMU's process")]
+    /// The pipe for the sandbox report cannot be created.
+    #[error("cannot create a pipe to the QEMU process")]
     Pipe(#[source] io::Error),
-    /// Its process cannot be started.
+    /// The process cannot be started.
     #[error(transparent)]
     Spawn(#[from] spawn::Error),
     /// `isolation = "strict"`, and the host lacks a layer.
-    #[error("`isolation = \"strict\"` ({at}), and the host cannot give all of it: {lacks}")]
+    #[error("`isolation = \"strict\"` ({at}), but the host does not support all layers: {lacks}")]
     Strict {
-        /// Where the VM file says so.
+        /// The location of `isolation` in the VM file.
         at: String,
-        /// What is missing.
+        /// The missing layers.
         lacks: String,
     },
 }
@@ -84,16 +84,20 @@ impl Explain for Error {
             Self::Open { direct: true, source, .. }
                 if source.kind() == io::ErrorKind::InvalidInput =>
             {
-                let hint = "its file system does not support O_DIRECT: write `cache = \"writeback\"`";
+                let hint = "its file system does not support O_DIRECT: set `cache = \"writeback\"`";
                 Some(hint.into())
             }
-            Self::Pipe(_) => Some("`ulimit -n` has to be well over 512; it is 1024 mostly".into()),
+            Self::Pipe(_) => Some("raise `ulimit -n` above 512; the usual value is 1024".into()),
             Self::Broken(_) => Some(
-                "it may need files elsewhere than below its own prefix and /usr; `isolation = \"off\"` does without".into(),
+                "it may require files outside its own prefix and /usr; `isolation = \"off\"` \
+                 disables the sandbox"
+                    .into(),
             ),
-            Self::Strict { .. } => {
-                Some("`qvm doctor` tells what is missing; `isolation = \"on\"` does without".into())
-            }
+            Self::Strict { .. } => Some(
+                "`qvm doctor` lists the missing layers; `isolation = \"on\"` does not require \
+                      them"
+                    .into(),
+            ),
             _ => None,
         }
     }
@@ -112,8 +116,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// The plan for a VM; in an empty network it is `shut_off` from the start, where its supervisor
-    /// is.
+    /// Creates the plan for a VM. `shut_off`: the supervisor is in an empty network namespace.
     ///
     /// # Errors
     /// `isolation = "strict"`, and a layer is known to be missing.
@@ -170,13 +173,13 @@ impl Plan {
         Err(Error::Strict { at: self.at.clone(), lacks: told.join("; ") })
     }
 
-    /// The UID of QEMU; `None` for that of the supervisor.
+    /// Returns the UID of QEMU; `None` for the supervisor's.
     pub(crate) fn uid(&self) -> Option<u32> {
         self.cell.as_ref()?.uid
     }
 
-    /// Starts QEMU in its cell; its pid, and what came of it. `known` is told the pid before QEMU
-    /// is executed.
+    /// Starts QEMU in its sandbox. Returns its pid and the layers. `known` gets the pid before the
+    /// execution of QEMU.
     ///
     /// # Errors
     /// QEMU cannot be executed; or `isolation = "strict"`, and a layer is missing.
@@ -193,14 +196,14 @@ impl Plan {
             return Ok((pid, Isolation::without(self.mode, None, vec![])));
         };
         let (inside, report) = cell.prepare().map_err(Error::Pipe)?;
-        // Whatever it is, our copy of the pipe is closed when this returns.
+        // The supervisor's end of the pipe is closed in any case.
         let enter = move || inside.enter();
-        // SAFETY: `Prepared::enter` makes bare system calls alone, on what was allocated before the
+        // SAFETY: `Prepared::enter` makes only bare system calls, on memory allocated before the
         // fork.
         let spawned = unsafe { spawn::spawn_known(program, arguments, fds, enter, known) };
         let found = report.read();
         if spawned.is_err() {
-            // It may have been for the lack of a layer.
+            // The cause may be a missing layer.
             self.check(found.clone())?;
         }
         let pid = spawned?;
@@ -209,14 +212,13 @@ impl Plan {
     }
 }
 
-/// The narrowest sandbox for QEMU.
+/// Returns the narrowest sandbox for QEMU.
 fn cell(binary: &Path, firmware: Option<&Path>, uid: Option<u32>, device: Option<PathBuf>) -> Cell {
     let binary = binary.canonicalize().unwrap_or_else(|_| binary.to_owned());
     let mut open_to = file_access::open_to(&binary, firmware);
     let begin = file::read_at(&binary, 0, SCRIPT.len()).unwrap_or_default();
     if begin == SCRIPT {
-        // A script around QEMU, and whatever it starts: programs of the host's, and what is beside
-        // it.
+        // A wrapper script may start programs of the host and of its own directory.
         let beside = binary.parent().map(Path::to_owned);
         let bins = ["/bin", "/usr/bin"].map(PathBuf::from);
         open_to.extend(bins.into_iter().chain(beside).map(|path| (path, Right::Execute)));
@@ -233,7 +235,7 @@ fn cell(binary: &Path, firmware: Option<&Path>, uid: Option<u32>, device: Option
     }
 }
 
-/// What a QEMU comes to that does no more than print its version, as a user of this range.
+/// Runs `qemu -version` in the sandbox, with a UID of this range. Returns the result.
 ///
 /// # Errors
 /// QEMU cannot be executed, or fails.
@@ -251,8 +253,7 @@ pub fn probe(qemu: &Qemu, root: &Path, range: UidRange) -> Result<Isolation, Err
     }
     let cell = cell(&qemu.binary, None, uid, Some(root.join(KVM)));
     let (inside, report) = cell.prepare().map_err(Error::Pipe)?;
-    // SAFETY: `Prepared::enter` makes bare system calls alone, on what was allocated before the
-    // fork.
+    // SAFETY: `Prepared::enter` makes only bare system calls, on memory allocated before the fork.
     let pid = unsafe { spawn::spawn(&qemu.binary, &arguments, vec![], move || inside.enter()) }?;
     missing.extend(report.read());
     if !spawn::wait(pid) {
@@ -261,8 +262,8 @@ pub fn probe(qemu: &Qemu, root: &Path, range: UidRange) -> Result<Isolation, Err
     Ok(Isolation::without(Mode::On, uid, missing))
 }
 
-/// Opens the files that QEMU gets, at a start and when a disk is plugged in, each with the flags
-/// that QEMU compares.
+/// Opens the files for QEMU, at a start and for a hot-plugged disk, with the flags that QEMU
+/// expects.
 ///
 /// # Errors
 /// A file cannot be opened.
@@ -281,8 +282,7 @@ pub(crate) fn open(files: &[PassedFile]) -> Result<Vec<(OwnedFd, i32)>, Error> {
     files.iter().map(open).collect()
 }
 
-/// Makes what QEMU writes to among the VM's own files its user's. Best effort: it has them as
-/// descriptors anyway.
+/// Changes the owner of the VM's files that QEMU writes. Best effort: QEMU has their descriptors.
 pub(crate) fn give_to_user(files: &[PassedFile], state: &Path, uid: Option<u32>) {
     let Some(uid) = uid else { return };
     for handed in files.iter().filter(|one| one.access.write && one.path.starts_with(state)) {
@@ -292,14 +292,15 @@ pub(crate) fn give_to_user(files: &[PassedFile], state: &Path, uid: Option<u32>)
             continue;
         }
         if let Err(error) = chown(&handed.path, Some(uid), None) {
-            tracing::debug!("`{}` does not become user {uid}'s: {error}", handed.path.display());
+            let path = handed.path.display();
+            tracing::debug!("cannot change the owner of `{path}` to {uid}: {error}");
         }
     }
 }
-/// The NIC for which QEMU itself must be in the host's network.
+/// Returns why QEMU must be in the host's network: a NIC in user mode.
 fn user_network(vm: &crate::spec::Vm) -> Option<String> {
     let user = vm.nics.iter().find(|nic| matches!(nic.link, crate::spec::Link::User { .. }));
-    user.map(|nic| format!("the network of `{}` is QEMU's own (user mode)", nic.name))
+    user.map(|nic| format!("`{}` has a user-mode network", nic.name))
 }
 
 #[cfg(test)]

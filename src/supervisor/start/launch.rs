@@ -1,4 +1,4 @@
-//! Launch: from a prepared VM to a running guest by taps, sockets, QEMU, QMP and `cont`.
+//! Launch of a prepared VM: taps, sockets, QEMU, QMP and `cont`.
 
 use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc, time::Duration};
 
@@ -44,7 +44,7 @@ const RESTORE_POLL: Duration = Duration::from_millis(20);
 /// A QEMU process that answers on its monitor.
 #[derive(Debug)]
 pub struct LaunchedQemu {
-    /// Its process.
+    /// The process.
     pub process: Arc<Process>,
     /// Its run record.
     pub record: Record,
@@ -58,7 +58,7 @@ pub struct LaunchedQemu {
     pub serial: UnixStream,
     /// Where viewers of the screen connect.
     pub(crate) vnc: Option<VncListener>,
-    /// Why frames do not pass the bridges of its taps, as far as is known by now.
+    /// Why the bridges of its taps block frames, as known so far.
     pub(crate) tap_notes: Vec<Note>,
     /// QEMU itself listens for VNC clients: an earlier qvm started it.
     pub listens: bool,
@@ -99,17 +99,17 @@ pub enum Error {
     #[error("cannot watch the QEMU process")]
     Watch(#[source] std::io::Error),
     /// QEMU exited before its monitor answered.
-    #[error("QEMU exited before its monitor answered; what it said is in the lines above")]
+    #[error("QEMU exited before its monitor answered; its output is in the lines above")]
     Exited,
     /// The monitor.
-    #[error("QEMU's monitor does not answer as it should")]
+    #[error("QEMU's monitor does not answer correctly")]
     Monitor(#[from] qmp::Error),
     /// The process to adopt does not answer.
-    #[error("QEMU (pid {pid}) of an earlier supervisor lives, but its monitor does not answer")]
+    #[error("QEMU (pid {pid}) of an earlier supervisor is alive, but its monitor does not answer")]
     Silent {
-        /// Its process.
+        /// The pid of the process.
         pid: u32,
-        /// Why.
+        /// The cause.
         source: qmp::Error,
     },
     /// The serial console's socket.
@@ -145,11 +145,9 @@ impl Explain for Error {
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::Silent { pid, .. } => {
-                Some(format!("look at it with `ps -fp {pid}`; `kill {pid}` gives the guest up"))
+                Some(format!("inspect it with `ps -fp {pid}`; `kill {pid}` ends the guest"))
             }
-            Self::Exited => {
-                Some("`qvm plan NAME` prints the command line, to be tried by hand".into())
-            }
+            Self::Exited => Some("run the command line of `qvm plan NAME` by hand".into()),
             _ => None,
         }
     }
@@ -204,7 +202,7 @@ pub async fn launch(
         forwards::check_forwards(shut_off, vm, nic)?;
     }
     let vnc = vnc_listener::open(vm, &paths)?;
-    // QEMU alone has them from here on: our copies are closed when it is executed.
+    // Only QEMU keeps them: the copies here are closed once it is executed.
     let mut fds: Vec<(OwnedFd, i32)> = prepared
         .liveness
         .into_fds([fd::RUNTIME_LOCK, fd::STATE_LOCK])
@@ -270,8 +268,8 @@ pub async fn launch(
         intention: None,
         other: serde_json::Map::new(),
     };
-    // Written before QEMU is executed: the next supervisor finds the process, whenever this one
-    // dies. A process that cannot be watched is not executed.
+    // Written before QEMU is executed, so that the next supervisor always finds the process. A
+    // process that cannot be watched is not executed.
     let mut opened = None;
     let known = |pid| {
         opened = Some(Process::open(pid).map_err(Error::Watch)?);
@@ -281,7 +279,6 @@ pub async fn launch(
     };
     let binary = &prepared.facts.qemu.binary;
     let (_, isolation) = isolation.spawn(binary, &arguments, fds, known)?;
-    // Executed processes were opened.
     let Some(process) = opened.map(Arc::new) else { return Err(Error::Exited) };
     let mut guard = Guard(Some(process.clone()));
     record.isolation = Some(isolation);

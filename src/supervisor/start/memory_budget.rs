@@ -133,7 +133,7 @@ mod tests {
             assert_eq!(memory.reserve, kept, "{total}");
             assert_eq!(memory.for_vms(), total - kept);
         }
-        // Pages that no guest's memory is made of are nobody's to promise.
+        // Huge pages are not available for guests.
         assert_eq!(Memory::new(16 << 30, 10 << 30, None).for_vms(), 5 << 30);
         assert_eq!(Memory::new(1 << 30, 1 << 30, None).for_vms(), 0);
     }
@@ -155,23 +155,30 @@ mod tests {
         let memory = Memory::new(16 << 30, 2 << 30, None);
         assert_eq!(
             Sums::of(memory, &others(&[4 << 30, 7 << 30]), 4 << 30).to_string(),
-            "it may take 4 GiB, and 1.8 GiB are left: of 16 GiB 2 GiB are huge pages, the host keeps 1 GiB, and 2 VMs may take 11.1 GiB"
+            "it may take 4 GiB, and 1.8 GiB are left: of 16 GiB 2 GiB are huge pages, \
+             the host keeps 1 GiB, and 2 VMs may take 11.1 GiB"
         );
         let memory = Memory::new(8 << 30, 0, Some(Size::from_bytes(256 << 20)));
         assert_eq!(
             Sums::of(memory, &[], 16 << 30).to_string(),
-            "it may take 16.1 GiB, and 7.7 GiB are left: of 8 GiB the host keeps 256 MiB, and no other VM runs"
+            "it may take 16.1 GiB, and 7.7 GiB are left: of 8 GiB the host keeps 256 MiB, \
+             and no other VM runs"
         );
     }
 
     proptest! {
         #[test]
         fn admission_leaves_the_reserve(
-            total in 0u64.., huge in 0u64.., reserve in proptest::option::of(0u64..), mem in 0u64.., all in proptest::collection::vec(0u64.., 0..5),
+            total in 0u64..,
+            huge in 0u64..,
+            reserve in proptest::option::of(0u64..),
+            mem in 0u64..,
+            all in proptest::collection::vec(0u64.., 0..5),
         ) {
             let memory = Memory::new(total, huge, reserve.map(Size::from_bytes));
             let sums = Sums::of(memory, &others(&all), mem);
-            let exact: u128 = all.iter().chain([&mem]).map(|mem| u128::from(*mem) + u128::from(OVERHEAD)).sum();
+            let with_overhead = |mem: &u64| u128::from(*mem) + u128::from(OVERHEAD);
+            let exact: u128 = all.iter().chain([&mem]).map(with_overhead).sum();
             if sums.fits() && memory.for_vms() < u64::MAX {
                 prop_assert!(exact <= u128::from(total));
             }

@@ -14,7 +14,7 @@ pub(super) enum Message {
     Progress(String),
     /// The start waits to be admitted; for what.
     Waiting(String),
-    /// What an earlier supervisor left is read.
+    /// The search for a QEMU process of an earlier supervisor has ended.
     PreviousRead(Box<PreviousRun>),
     /// The start is admitted, or refused. A turn is held while the host is under pressure.
     Admitted(Result<Option<Lock>, StartFailure>),

@@ -1,4 +1,4 @@
-//! The start under way: one phase at a time beside the loop, and what its phases have found.
+//! The running start: one phase at a time in a task, and the results of its phases.
 //!
 //! The life machine decides which phase comes next. Dropping a [`Start`] cancels its phase.
 
@@ -81,7 +81,7 @@ impl Resources {
     }
 }
 
-/// The start under way. Dropping it cancels its phase.
+/// The running start. Dropping it cancels its phase.
 #[derive(Debug)]
 pub(crate) struct Start {
     resources: Resources,
@@ -95,7 +95,7 @@ pub(crate) struct Start {
     prepared: Option<Prepared>,
     /// How QEMU was launched; `None` before that.
     boot: Option<Boot>,
-    /// What an operator should know about the start so far.
+    /// The notes about the start so far.
     notes: Vec<Note>,
     /// A QEMU process of the VM is running, or it cannot be determined whether one is.
     may_leave_qemu: bool,
@@ -221,7 +221,7 @@ impl Start {
         }
     }
 
-    /// Prepares image, disks and seed on a thread of its own: a download may take hours.
+    /// Prepares image, disks and seed on another thread: a download may take hours.
     ///
     /// # Errors
     /// The thread cannot be started: the event that says so.

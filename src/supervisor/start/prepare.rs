@@ -51,7 +51,7 @@ pub struct Prepared {
     pub disks: Vec<DiskFile>,
     /// The firmware; `None` for BIOS.
     pub firmware: Option<SelectedFirmware>,
-    /// What an operator should know.
+    /// Returns the notes for the status.
     pub notes: Vec<Note>,
     /// The liveness locks that QEMU inherits.
     pub liveness: Liveness,
@@ -63,7 +63,7 @@ pub enum Error {
     /// The host lacks something.
     #[error(transparent)]
     Probe(#[from] probe::Error),
-    /// KVM was demanded.
+    /// KVM is required, but not usable.
     #[error(transparent)]
     NoKvm(#[from] facts::NoKvm),
     /// A file cannot be read or written.
@@ -75,33 +75,33 @@ pub enum Error {
     /// identity.toml.
     #[error(transparent)]
     Identity(identity_store::Error),
-    /// The guest was made on a later QEMU.
+    /// The guest was created with a later QEMU.
     #[error(
-        "this VM has the machine type `{machine}`, which `{}` does not know: it is QEMU {}",
+        "this VM has the machine type `{machine}`, which `{}` (QEMU {}) does not support",
         .qemu.binary.display(), .qemu.version
     )]
     OlderQemu {
-        /// What the identity says.
+        /// The machine type of the identity.
         machine: String,
-        /// What is installed.
+        /// The installed version.
         qemu: Qemu,
     },
-    /// A disk cannot be made.
+    /// A disk cannot be created.
     #[error("{at}")]
     Disk {
-        /// Where the VM file says what it is.
+        /// The location of the disk in the VM file.
         at: String,
-        /// Why not.
+        /// The cause.
         source: disk::Error,
     },
-    /// The unit is not opened for a disk.
+    /// The unit has no access to a disk.
     #[error(transparent)]
     Closed(#[from] Closed),
-    /// The firmware is not there.
+    /// The firmware does not exist.
     #[error(transparent)]
     Firmware(#[from] descriptors::Error),
     /// The seed does not fit into an ISO image.
-    #[error("cannot make the seed")]
+    #[error("cannot create the seed")]
     Seed(#[from] iso9660::Error),
     /// The start was canceled.
     #[error("canceled")]
@@ -132,8 +132,9 @@ impl Explain for Error {
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::OlderQemu { machine, qemu } => Some(format!(
-                "run the QEMU that it was made with, or a later one (QVM_QEMU names it); or write `{}` for `{machine}` \
-                 into the VM's identity.toml: its guest then finds itself on other hardware",
+                "run the QEMU that created it, or a later one (`QVM_QEMU`); or replace \
+                 `{machine}` by `{}` in the VM's identity.toml, which changes the guest's \
+                 hardware",
                 qemu.machine
             )),
             _ => None,
@@ -162,20 +163,20 @@ pub fn facts_of(settings: &Settings) -> Result<Facts, probe::Error> {
     .facts()
 }
 
-/// Replaces the cache of QEMU's facts, for [`Probe::write`]. The file is not synced: the next probe
-/// ignores a damaged one.
+/// Replaces the cache of QEMU's facts, for [`Probe::write`]. The file is not synced: a damaged one
+/// is ignored.
 ///
 /// # Errors
-/// Its directory is not there, or cannot be written.
+/// Its directory does not exist or cannot be written.
 pub fn write_facts(cache: &Path, json: &[u8]) -> std::io::Result<()> {
     file::remove_abandoned_beside(cache);
     file::write_volatile(cache, json, 0o600).map_err(file::Error::into_io)
 }
 
-/// The VM's identity as it is, or as a start would create it; nothing is written.
+/// Returns the VM's identity, or the one that a start would create; nothing is written.
 ///
 /// # Errors
-/// There is one, and it cannot be read.
+/// It exists but cannot be read.
 pub fn identity_of(settings: &Settings, vm: &Vm, facts: &Facts) -> Result<Identity, Error> {
     let Some(mut identity) = identity_store::read(&settings.paths())? else {
         return Ok(identity_store::new(&settings.means(), vm, &facts.qemu.machine)?);
@@ -201,10 +202,10 @@ pub fn renew_instance(
     })
 }
 
-/// The firmware that the VM file asks for.
+/// Returns the firmware for the VM file.
 ///
 /// # Errors
-/// None fits.
+/// No firmware matches.
 pub fn firmware_of(
     settings: &Settings,
     vm: &Vm,
@@ -214,10 +215,10 @@ pub fn firmware_of(
     firmware_for(settings.config_home.as_deref(), &facts.qemu.binary, vm, machine)
 }
 
-/// The same without the settings.
+/// Returns the firmware without the settings.
 ///
 /// # Errors
-/// None fits.
+/// No firmware matches.
 pub fn firmware_for(
     config_home: Option<&Path>,
     qemu: &Path,
@@ -234,7 +235,7 @@ pub fn firmware_for(
     descriptors::choose(&found, &directories, vm.firmware, machine)
 }
 
-/// The file of a disk, which may not exist yet.
+/// Returns the file of a disk, which may not exist yet.
 pub fn disk_file(paths: &VmPaths, disk: &crate::spec::Disk) -> DiskFile {
     let plain = DiskFile {
         path: PathBuf::new(),
@@ -262,7 +263,7 @@ pub fn disk_file(paths: &VmPaths, disk: &crate::spec::Disk) -> DiskFile {
     }
 }
 
-/// Whether the path leads to a block device. The operator may have replaced a disk of the state
+/// Whether the path resolves to a block device. The operator may have replaced a disk of the state
 /// directory by a symbolic link.
 fn is_block_device(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())
@@ -280,7 +281,7 @@ pub fn prepare(
 ) -> Result<Prepared, Error> {
     let paths = settings.paths();
     file::make_dir(&paths.state)?;
-    // Before any file of QEMU is changed; QEMU inherits the locks.
+    // Locked before any file of QEMU is changed; QEMU inherits the locks.
     let liveness = Liveness::for_start(&paths, cancel)?;
     disk::remove_leftovers(&paths)?;
     let facts = facts_of(settings)?;
@@ -362,13 +363,13 @@ pub fn disk(
     Ok((DiskFile { path, format, is_device, backing, sector_size }, ready.notes))
 }
 
-/// The qemu-img beside this QEMU, or else that of `PATH`.
+/// Returns the qemu-img in the directory of this QEMU, else that of `PATH`.
 pub(crate) fn qemu_img_beside(binary: &Path) -> std::path::PathBuf {
     let beside = binary.with_file_name("qemu-img");
     if beside.exists() { beside } else { "qemu-img".into() }
 }
 
-/// Progress as lines, one every few seconds.
+/// Prints progress as lines at an interval.
 struct ProgressLines<'a> {
     say: &'a (dyn Fn(String) + Sync),
     last: Option<std::time::Instant>,

@@ -25,7 +25,7 @@ use crate::{
 pub(super) struct PreviousRun {
     /// The last ends of the VM, newest first.
     pub(super) ends: Vec<End>,
-    /// The identity; `None` if there is none that can be read.
+    /// The identity; `None` if it does not exist or cannot be read.
     pub(super) identity: Option<Identity>,
     /// The VM files of the QEMU process.
     pub(super) booted: BootedVm,
@@ -58,11 +58,11 @@ pub(crate) struct SavedVm {
 }
 
 impl PreviousRun {
-    /// Blocks for as long as the storage does.
+    /// Blocks as long as the storage does.
     ///
-    /// This is the one scan of /proc of a start. It is proof: whoever starts a QEMU process of this
-    /// VM holds the VM's lock, as this supervisor does from before the scan until its own QEMU
-    /// process holds the liveness locks.
+    /// The only scan of /proc of a start. It is proof: each start of a QEMU process requires the
+    /// VM's lock, which this supervisor holds from before the scan until its QEMU process has the
+    /// liveness locks.
     pub(super) fn read(paths: &VmPaths, name: &VmName, file: &Path) -> Self {
         let (saved_vm, saved) = read_saved(paths, name, file);
         let (qemu, event) = match running::find(paths) {

@@ -13,9 +13,9 @@ pub(crate) enum Report {
     Progress(String),
     /// The start waits to be admitted; for what.
     Waiting(String),
-    /// It is known, or cannot be known, what an earlier supervisor left.
+    /// The result of the search for a QEMU process of an earlier supervisor.
     Previous { ends: Vec<End>, identity: Option<Identity>, event: StartEvent },
-    /// The start is admitted. The turn, if there is one, is to be held for [`SETTLE`](super::admission::SETTLE).
+    /// The start is admitted. The turn, if any, is held for [`SETTLE`](super::admission::SETTLE).
     Admitted(Option<Lock>),
     /// Everything is prepared, with these notes.
     Prepared { notes: Vec<Note>, identity: Identity },

@@ -40,9 +40,9 @@ impl std::fmt::Display for Busy {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Pressed(what, percent) => {
-                write!(f, "the host is pressed for {what} ({percent} % of the last 10 s)")
+                write!(f, "the host is under pressure: {what} ({percent} % of the last 10 s)")
             }
-            Self::Queue => f.write_str("others wait before it"),
+            Self::Queue => f.write_str("other VMs wait before it"),
             Self::Many => f.write_str("other VMs are being started"),
         }
     }

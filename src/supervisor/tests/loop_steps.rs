@@ -48,7 +48,7 @@ pub(super) struct Scene {
 }
 
 impl Scene {
-    /// A supervisor that knows that nothing was left by an earlier one.
+    /// A supervisor without a QEMU process of an earlier one.
     pub(super) fn new(text: &str) -> Self {
         Self::on(Host::new(), text)
     }
@@ -270,7 +270,7 @@ async fn sigterm_presses_the_power_button() {
     assert_eq!(scene.state(), State::Stopping);
     peer.commands.until("system_powerdown").await;
     peer.calls.until("guest-shutdown").await;
-    // A second one is in a hurry.
+    // A second SIGTERM shortens the stop.
     scene.supervisor.handle_input(Input::Signal(Signal::Interrupt));
     peer.commands.until("quit").await;
 }

@@ -1,4 +1,5 @@
-//! What the unit tests of the supervisor share: a context below a temporary directory, and a QEMU process that is a scripted peer.
+//! Fixtures of the supervisor's unit tests: a context below a temporary directory, and a scripted
+//! QEMU peer.
 
 mod loop_steps;
 #[path = "../../../tests/netns/mod.rs"]
@@ -256,7 +257,8 @@ impl Host {
     }
 }
 
-/// A QEMU process that is a scripted peer, with its guest's agent. The process id is the test's own.
+/// A QEMU process that is a scripted peer, with its guest's agent. The process id is the test's
+/// own.
 pub(crate) struct FakeQemu {
     pub(crate) qemu: Qemu,
     pub(crate) events: mpsc::Receiver<VmEvent>,
@@ -311,7 +313,8 @@ pub(crate) fn peer_at(paths: &VmPaths) -> Peer {
 }
 
 impl FakeQemu {
-    /// A QEMU process that answers every command with an empty object, and an agent that does so as well.
+    /// A QEMU process that answers every command with an empty object, and an agent that does so as
+    /// well.
     pub(crate) async fn new(host: &Host) -> Self {
         Self::of(host, record()).await
     }

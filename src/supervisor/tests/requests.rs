@@ -89,7 +89,7 @@ async fn power_off_is_answered_when_sent() {
     let answer = command(&mut scene, Command::PowerOff { timeout_sec: Some(5) }).await;
     assert_eq!(answer, Ok(()));
     peer.commands.until("system_powerdown").await;
-    // It is stopping.
+    // The VM is stopping.
     let answer = command(&mut scene, Command::Pause).await;
     assert_eq!(answer, Err(Refusal::NotNow("stopping")));
 }

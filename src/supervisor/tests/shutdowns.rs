@@ -101,7 +101,7 @@ async fn interrupt_of_a_unit_reboots_the_guest() {
     peer.commands.until("system_powerdown").await;
     scene.exit(Exit::Code(0));
     assert_eq!(outcome(&scene), None, "a new QEMU process follows");
-    // Of a terminal it is a stop.
+    // From a terminal, SIGINT is a stop.
     let (mut scene, _peer) = Scene::running(TEXT).await;
     scene.supervisor.handle_input(Input::Signal(Signal::Interrupt));
     assert_eq!(scene.state(), State::Stopping);

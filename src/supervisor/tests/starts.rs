@@ -161,7 +161,7 @@ async fn previous_qemu_is_adopted_with_its_vm_file() {
     scene.until(|scene| scene.state() == State::Running).await;
     let status = scene.supervisor.status();
     assert_eq!((status.pid, status.mem_bytes), (Some(qemu.0.id()), 1 << 30));
-    // What counts at once is not in effect before a reload.
+    // Keys that take effect at once are not applied before a reload.
     assert_eq!(status.description.as_deref(), Some("old"));
     scene.until(|scene| scene.supervisor.status().pending.len() == 2).await;
     assert!(!peer.commands.names().contains(&"cont".to_owned()));

@@ -59,7 +59,7 @@ fn without_a_screen_there_is_none_and_keys_go_in_all_the_same() {
     let Some(lab) = started("") else { return };
     let (code, said) = failed(&lab, &["screenshot", "web", "-"]);
     assert_eq!(code, Some(1));
-    assert!(said.contains("it has no screen; `[display]` in the VM file gives it one"), "{said}");
+    assert!(said.contains("the VM has no screen; add `[display]` to the VM file"), "{said}");
     let text = "Hello, World! ~`1234567890-=[];'\\,./ !@#$%^&*()_+{}:\"|<>?";
     lab.ok(&["type", "--enter", "web", text]);
     lab.says("web", &format!("{text}\r"), 1);
@@ -196,7 +196,7 @@ fn vnc_is_served_at_a_socket_without_and_at_a_port_with_a_password() {
     let (code, said) = failed(&lab, &["start", "web"]);
     assert!(code == Some(1) && said.contains("web.vnc` does not exist"), "{said}");
     fs::write(&secret, "much-too-long\n").unwrap();
-    assert!(failed(&lab, &["start", "web"]).1.contains("has 13 bytes, and VNC takes 1 to 8"));
+    assert!(failed(&lab, &["start", "web"]).1.contains("has 13 bytes, but VNC accepts 1 to 8"));
     fs::write(&secret, b"\xff\xfe\n").unwrap();
     assert!(failed(&lab, &["start", "web"]).1.contains("is not text (UTF-8)"));
     fs::write(&secret, "se,cr=t\n").unwrap();

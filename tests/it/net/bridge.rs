@@ -213,13 +213,13 @@ fn what_is_wrong_with_the_network_is_told_with_its_place_and_the_way_out() {
         (
             "db",
             "br0",
-            "cannot make the tap `qvm-db` (FILE:3): the name is in use by an interface of kind `veth`",
+            "cannot create the tap `qvm-db` (FILE:3): the name is in use by an interface of kind `veth`",
             "choose another name with `tap = …`; `ip -d link show qvm-db` shows the interface",
         ),
         (
             "mq",
             "br0",
-            "cannot make the tap `qvm-mq` (FILE:3): the tap has several queues (`multi_queue`); qvm requires a tap with one queue",
+            "cannot create the tap `qvm-mq` (FILE:3): the tap has several queues (`multi_queue`); qvm requires a tap with one queue",
             "create it again with one queue: `ip tuntap del qvm-mq mode tap multi_queue`, then `ip tuntap add qvm-mq mode tap`, with `user USER` if it had one; or choose another name with `tap = …`",
         ),
     ] {

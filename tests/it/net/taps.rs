@@ -203,7 +203,7 @@ fn taps_are_looked_after_again_once_the_hosts_network_can_be_reached() {
     let logged =
         |lab: &Lab| std::fs::read_to_string(lab.state("web", "supervisor.log")).unwrap_or_default();
     // The next supervisor has to ask it, and is there for others meanwhile.
-    let unreached = "the host's network cannot be reached: ";
+    let unreached = "the host's network is not reachable: ";
     let killed = |lab: &Lab| {
         let supervisor = lab.status("web")["supervisorPid"].as_i64().unwrap();
         let supervisor = i32::try_from(supervisor).unwrap();
@@ -431,7 +431,7 @@ fn a_host_that_cannot_filter_is_told_of_and_refused_where_it_must() {
         assert!(told.contains("cannot set the filter"), "{told}");
         assert_eq!(output.status.code(), Some(75));
     };
-    refused(&lab, "error: web: cannot filter what leaves the tap `qvm-web` (");
+    refused(&lab, "error: web: cannot filter the traffic of the tap `qvm-web` (");
     if !nix::unistd::geteuid().is_root() {
         println!("skipped: only root's VMs can be strict");
         return;
@@ -439,7 +439,7 @@ fn a_host_that_cannot_filter_is_told_of_and_refused_where_it_must() {
     // As strict in all things; but where it is written that there shall be none.
     let strict = format!("isolation = \"strict\"\n{text}");
     std::fs::write(lab.file("web"), &strict).unwrap();
-    refused(&lab, "web.toml:1), and what leaves the tap `qvm-web` cannot be filtered");
+    refused(&lab, "web.toml:1), but the traffic of the tap `qvm-web` cannot be filtered");
     std::fs::write(lab.file("web"), strict.replace("# here", "antiSpoof = false")).unwrap();
     let one = lab.run("web");
     lab.wait_state("web", "running");

@@ -105,7 +105,7 @@ const LOOP: [&str; 10] = [
 ];
 /// The folders whose text follows the rules of language: columns and words. Add a folder once it
 /// does.
-const PLAIN_FOLDERS: [&str; 14] = [
+const PLAIN_FOLDERS: [&str; 16] = [
     "src/value/",
     "src/sys/",
     "src/spec/",
@@ -117,6 +117,8 @@ const PLAIN_FOLDERS: [&str; 14] = [
     "src/seed/",
     "src/sandbox/",
     "src/guest/",
+    "src/supervisor/",
+    "src/fleet/",
     "qmp/",
     "bench/",
     "fuzz/",

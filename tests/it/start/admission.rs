@@ -165,7 +165,7 @@ fn what_the_host_has_no_memory_for_is_refused_with_the_sums() {
     assert_eq!(host.reserved(), ["a", "b"]);
     let refused = "the host has not enough memory left: it may take 112.2 MiB, and 0 MiB are left: of 224.5 MiB the host \
                    keeps 0 MiB, and 2 VMs may take 224.5 MiB";
-    let hint = "hint: stop another VM, give this one less `mem`, or write `admission = \"wait\"` or `\"off\"` into `";
+    let hint = "hint: stop another VM, reduce the `mem` of this VM, or write `admission = \"wait\"` or `\"off\"` into `";
     let c = host.run("c");
     assert_eq!(host.exit_code(c), Some(69));
     let log = host.lab.log("c");
@@ -189,7 +189,7 @@ fn what_the_host_has_no_memory_for_is_refused_with_the_sums() {
     host.lab.vm("huge", &host.image, "mem = \"4G\"\n");
     let output = host.command(&["start", "huge"]).output().unwrap();
     assert!(
-        text(&output.stderr).contains("hint: give it less `mem`, or"),
+        text(&output.stderr).contains("hint: reduce its `mem`, or"),
         "{}",
         text(&output.stderr)
     );

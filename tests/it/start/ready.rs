@@ -186,7 +186,7 @@ fn cloud_init_is_asked_until_it_is_done() {
     until("it is given up", || is_ready(&lab, "no"));
     for (count, (last, word, note)) in [
         ("echo status: done", "yes", ""),
-        ("echo status: done; exit 2", "yes", "not all went well"),
+        ("echo status: done; exit 2", "yes", "is done, with errors"),
         ("echo status: error; exit 1", "no", "cloud-init failed"),
         ("echo status: disabled", "no", "cloud-init is disabled"),
     ]

@@ -85,7 +85,7 @@ fn a_bridge_is_roots_and_the_message_says_what_to_do() {
     let output = lab.qvm(&["start", "web"]);
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{message}");
-    assert!(message.contains("cannot make the tap `qvm-web` ("), "{message}");
+    assert!(message.contains("cannot create the tap `qvm-web` ("), "{message}");
     if Path::new("/dev/net/tun").exists() {
         assert!(message.contains("CAP_NET_ADMIN"), "{message}");
         assert!(message.contains("run as root"), "{message}");

@@ -280,7 +280,7 @@ fn nothing_is_begun_where_the_runtime_directory_is_full_and_what_runs_goes_on() 
     // What is lost: a later supervisor would take this for a pause of QEMU's own.
     lab.ok(&["pause", "web"]);
     lab.wait_state("web", "paused");
-    let lost = "the next supervisor will miss the last change: cannot write";
+    let lost = "the last change is lost if the supervisor restarts: cannot write";
     assert!(lab.log("web").contains(lost), "{}", lab.log("web"));
     lab.ok(&["resume", "web"]);
     lab.wait_state("web", "running");
@@ -395,10 +395,10 @@ fn a_qemu_that_hangs_is_told_and_waited_for_and_taken_over_when_it_wakes() {
     let output = lab.qvm(&["run", "web"]);
     assert_eq!(output.status.code(), Some(75), "{}", said(&output));
     let silent = format!(
-        "QEMU (pid {qemu}) of an earlier supervisor lives, but its monitor does not answer"
+        "QEMU (pid {qemu}) of an earlier supervisor is alive, but its monitor does not answer"
     );
     assert!(said(&output).contains(&silent), "{}", said(&output));
-    assert!(said(&output).contains(&format!("hint: look at it with `ps -fp {qemu}`")));
+    assert!(said(&output).contains(&format!("hint: inspect it with `ps -fp {qemu}`")));
     let patient = lab.run("web");
     lab.wait_state("web", "starting");
     signal(qemu, SIGCONT);

@@ -212,7 +212,7 @@ fn a_guest_that_does_not_let_go_is_told_of() {
     let output = lab.qvm(&["apply", "web"]);
     let why = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert!(why.contains("`disk.data`: the guest has not let go of it"), "{why}");
+    assert!(why.contains("`disk.data`: the guest has not released it"), "{why}");
     // At a reset it has to.
     lab.ok(&["reboot", "--force", "web"]);
     until("it is gone", || pending(&lab) == json!([]));

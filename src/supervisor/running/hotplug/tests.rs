@@ -85,7 +85,8 @@ fn with_disk(dir: &Path) -> String {
     std::fs::write(&file, vec![0; 4096]).unwrap();
     let root = dir.join("root.raw");
     format!(
-        "[disk.root]\npath = \"{}\"\nformat = \"raw\"\n[disk.data]\npath = \"{}\"\nformat = \"raw\"\n",
+        "[disk.root]\npath = \"{}\"\nformat = \"raw\"\n\
+         [disk.data]\npath = \"{}\"\nformat = \"raw\"\n",
         root.display(),
         file.display()
     )
@@ -227,7 +228,7 @@ async fn nic_without_a_tap_has_nothing_to_move() {
 async fn disk_gets_nodes_descriptors_and_device() {
     let dir = tempfile::tempdir().unwrap();
     let scene = Scene::new(&with_disk(dir.path())).await;
-    // The sets of the start, and what a removed disk of that name has left.
+    // The sets of the start, and those of a removed disk of that name.
     let set = |set: i32, node: &str| json!({ "fdset-id": set, "fds": [{ "opaque": node }] });
     scene.on("query-fdsets", json!([set(44, "node-root /r"), set(47, "node-data /old")]));
     let change = LiveChange::AddDisk(scene.disk("data"));

@@ -1,4 +1,5 @@
-//! Bridges that do not pass the frames of a tap: those that are down, and those with an MTU below the guest's.
+//! Bridges that do not pass the frames of a tap: those that are down, and those with an MTU below
+//! the guest's.
 
 use std::collections::BTreeMap;
 
@@ -10,15 +11,16 @@ use crate::{
     value::{IfName, Note},
 };
 
-/// By tap: why frames do not pass its bridge.
+/// The reasons by tap.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Blocked(BTreeMap<IfName, Vec<Note>>);
 
 impl Blocked {
-    /// Finds out how it is now, and logs what is new. A bridge that does not exist has nothing here: its tap is off the bridge.
+    /// Updates the reasons, and logs new ones. A missing bridge is not included: its tap is
+    /// detached.
     ///
     /// # Errors
-    /// The kernel cannot be asked.
+    /// The kernel refuses the query.
     pub(crate) async fn examine(
         &mut self,
         wanted: &WantedTaps,
@@ -43,12 +45,12 @@ impl Blocked {
         Ok(())
     }
 
-    /// Whether frames of this tap do not pass.
+    /// Whether the bridge blocks frames of this tap.
     pub(crate) fn has(&self, tap: &IfName) -> bool {
         self.0.contains_key(tap)
     }
 
-    /// Whether frames of all taps pass.
+    /// Whether no tap is blocked.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -58,7 +60,7 @@ impl Blocked {
         self.0.keys().eq(other.0.keys())
     }
 
-    /// What an operator should know.
+    /// Returns the notes for the status.
     pub(crate) fn notes(&self) -> impl Iterator<Item = Note> + '_ {
         self.0.values().flatten().cloned()
     }

@@ -1,4 +1,4 @@
-//! Looking after the taps beside the loop: asleep until the kernel says something of one.
+//! The task that watches the taps: it sleeps until a message of the kernel.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,46 +29,46 @@ use crate::{
     value::{Explain, IfName, Note, NoteCode, chain},
 };
 
-/// A tap that goes is QEMU's last word, or its NIC was plugged out: that is learnt within this, or else it was taken away.
+/// A tap is deleted by the exit of QEMU, a removed NIC, or another process; only the last is not
+/// known within this time.
 const LAST_WORD: Duration = Duration::from_secs(5);
-/// Who takes a tap off its bridge again and again shall not keep us busy.
+/// The minimum interval between two repairs, in case another process detaches a tap repeatedly.
 const HEAL_EVERY: Duration = Duration::from_secs(1);
 
-/// How soon it is tried again where something is not as it should be, and nothing tells of a change.
+/// The delay before a retry without a message of the kernel.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// The task.
 pub(crate) struct Keeper {
     network: Network,
     want: watch::Receiver<WantedTaps>,
     looks: Arc<Mutex<()>>,
     reports: mpsc::Sender<VmEvent>,
-    /// By what is heard of changes.
+    /// The source of the kernel's messages.
     ear: Option<LinkWatch>,
-    /// Why the host's network cannot be reached.
+    /// Why the host's network is not reachable.
     unreached: Option<Note>,
-    /// What could not be filtered, and why.
+    /// Notes about taps without a filter.
     unfiltered: BTreeMap<IfName, Note>,
-    /// What is not on its bridge, and why.
+    /// The detached taps, and why.
     lost: BTreeMap<IfName, String>,
-    /// Where frames do not pass the bridge.
+    /// Taps with a blocked bridge.
     blocked: Blocked,
-    /// When something was put back last.
+    /// The time of the last repair.
     healed: BTreeMap<IfName, Instant>,
 }
 
-/// When to look again.
+/// When to examine the taps again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
-    /// At once: something else is to be listened for.
+    /// At once: the set of messages has changed.
     Now,
-    /// After a while, whether something is heard or not.
+    /// After a delay, or at a message.
     Soon,
-    /// When something is heard.
+    /// At a message.
     Heard,
 }
 
-/// What becomes known of a tap.
+/// A change of a tap.
 type Event = (&'static str, Value);
 
 impl Keeper {
@@ -92,10 +92,10 @@ impl Keeper {
         }
     }
 
-    /// Looks after the taps for as long as anything may be wanted of them.
+    /// Watches the taps until the sender of the wanted state is dropped.
     pub(crate) async fn keep(mut self) {
         let mut wanted = WantedTaps::default();
-        // What is to be filtered yet, or again.
+        // Filters that are not set yet.
         let mut unset = BTreeSet::new();
         let mut changed = true;
         loop {
@@ -121,7 +121,7 @@ impl Keeper {
                 },
                 () = ready(()), if next == Next::Now => {}
                 heard = hear(self.ear.as_mut()) => if heard.is_err() {
-                    // It is made anew, but not again and again without a pause.
+                    // Created again, but with a delay between attempts.
                     self.ear = None;
                     sleep(AGAIN).await;
                 },
@@ -130,10 +130,10 @@ impl Keeper {
         }
     }
 
-    /// Has everything as it is wanted, as far as that can be.
+    /// Applies the wanted state as far as possible.
     ///
     /// # Errors
-    /// Why the host's network cannot be reached.
+    /// Why the host's network is not reachable.
     async fn tend(
         &mut self,
         wanted: &WantedTaps,
@@ -157,7 +157,7 @@ impl Keeper {
         }
         let failed = |error: io::Error| chain(&error);
         let links = Links::open(self.network.connect().await).map_err(|error| chain(&error))?;
-        // That may have taken a while.
+        // The steps above may take some time.
         if self.want.has_changed().unwrap_or(true) {
             return Ok(Next::Now);
         }
@@ -168,13 +168,13 @@ impl Keeper {
                 Some(ear) => ear,
                 None => self.network.route().await.and_then(LinkWatch::open).map_err(failed)?,
             };
-            // Listen first, look then: nothing can change unheard in between.
+            // Subscribe before the examination: no change is missed.
             self.listen(wanted, &links, &ear).await?;
             self.ear = Some(ear);
             let before: Vec<IfName> = self.lost.keys().cloned().collect();
             let looks = self.looks.clone();
             let _looking = looks.lock().await;
-            // Held since: it is looked at when the change is done.
+            // A change has begun: the taps are examined after it.
             if self.want.has_changed().is_ok_and(|changed| !changed)
                 && !self.look(wanted, &links, events).await?
             {
@@ -186,7 +186,7 @@ impl Keeper {
         }
         self.blocked.examine(wanted, &links).await.map_err(|error| chain(&error))?;
         if wanted.heal == TapHeal::Off {
-            // Nothing is heard then.
+            // Without a subscription there are no messages.
             if !self.blocked.is_empty() {
                 next = Next::Soon;
             }
@@ -194,14 +194,14 @@ impl Keeper {
             next = Next::Now;
         }
         if self.unreached.take().is_some() {
-            info!("the host's network can be reached again: the taps are looked after");
+            info!("the host's network is reachable again: taps are watched");
         }
         Ok(next)
     }
 
     fn is_unreached(&mut self, why: &str) -> Next {
         let text =
-            format!("the taps are not looked after, the host's network cannot be reached: {why}");
+            format!("taps are not watched, because the host's network is not reachable: {why}");
         let note = Note::new(NoteCode::TapsUnattended, text);
         if self.unreached.is_none() {
             warn!("{note}");
@@ -210,7 +210,7 @@ impl Keeper {
         Next::Soon
     }
 
-    /// Filters what leaves the taps that have to be filtered yet.
+    /// Sets the missing filters.
     async fn filter(&mut self, wanted: &WantedTaps, unset: &mut BTreeSet<IfName>) -> Next {
         let known = |name: &IfName| wanted.taps.iter().any(|tap| tap.name == *name);
         self.unfiltered.retain(|name, _| known(name));
@@ -233,7 +233,7 @@ impl Keeper {
                 }
             };
             match error {
-                // What this kernel has, and what this process may do, stays as it is.
+                // The kernel's modules and the process's privileges do not change.
                 filters::Error::Missing(_) | filters::Error::Denied { .. } => {
                     unset.remove(&tap.name);
                 }
@@ -250,8 +250,8 @@ impl Keeper {
         next
     }
 
-    /// Of a tap on its bridge only its own messages count: the kernel sends one when the bridge goes down. The bridge's
-    /// count where the tap is not on it and where it does not pass frames.
+    /// For an attached tap, only its own messages matter: the kernel sends one when the bridge goes
+    /// down. The bridge's messages matter for a detached or blocked tap.
     async fn listen(
         &self,
         wanted: &WantedTaps,
@@ -270,10 +270,10 @@ impl Keeper {
         ear.only(&indexes, &names).map_err(|error| chain(&error))
     }
 
-    /// Finds out which taps are not on their bridges, and puts them back where that is wanted; `false` where that is to be tried again.
+    /// Examines the taps, and attaches detached ones if wanted; `false` if a retry is required.
     ///
     /// # Errors
-    /// The kernel cannot be asked.
+    /// The kernel refuses the query.
     async fn look(
         &mut self,
         wanted: &WantedTaps,
@@ -307,13 +307,13 @@ impl Keeper {
             }
             if let (State::Off(mtu), TapHeal::Heal) = (state, wanted.heal) {
                 why = self.heal(links, tap, mtu).await.err().map(|error| {
-                    // Of these it is heard when they have changed.
+                    // The kernel sends a message when these change.
                     let heard = matches!(
                         error,
                         link::Error::NoBridge { .. } | link::Error::NotABridge { .. }
                     );
                     done &= heard;
-                    let again = "it is put back when that has changed";
+                    let again = "it is attached again when that has changed";
                     format!("{}; {again}", chain(&error))
                 });
             }
@@ -332,8 +332,8 @@ impl Keeper {
         Ok(done)
     }
 
-    /// Whether a tap that is not there was taken away: `false` when its NIC was plugged out. Where QEMU has ended, its taps have no
-    /// keeper any more before this is over.
+    /// Whether a missing tap was deleted by another process: `false` if its NIC was removed. After
+    /// an exit of QEMU this task is aborted before it returns.
     async fn is_gone(&mut self) -> bool {
         tokio::select! {
             _ = self.want.changed() => {
@@ -355,7 +355,7 @@ impl Keeper {
 
     fn notes(&self) -> Vec<Note> {
         let lost = self.lost.iter().map(|(tap, why)| {
-            let text = format!("the tap `{tap}` is not on its bridge, nothing passes: {why}");
+            let text = format!("the tap `{tap}` is not on its bridge and has no network: {why}");
             Note::new(NoteCode::TapOffBridge, text)
         });
         let others = self.unreached.iter().chain(self.unfiltered.values()).cloned();
@@ -368,7 +368,7 @@ impl Keeper {
     }
 }
 
-/// Waits for a change of what is listened for.
+/// Waits for a relevant message.
 async fn hear(ear: Option<&mut LinkWatch>) -> io::Result<()> {
     match ear {
         Some(ear) => ear.next().await,
@@ -376,13 +376,13 @@ async fn hear(ear: Option<&mut LinkWatch>) -> io::Result<()> {
     }
 }
 
-/// Where a tap is.
+/// The attachment of a tap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     OnBridge,
-    /// It is no port, with this MTU.
+    /// Attached to no bridge, with this MTU.
     Off(u32),
-    /// Of another bridge, or of something that is none: whoever did that knows why.
+    /// Attached to another interface, on purpose.
     Elsewhere,
     /// It does not exist.
     Gone,

@@ -1,4 +1,5 @@
-//! The taps of a guest that runs: the frames that leave them are filtered, and a tap that has lost its bridge is reported and put back.
+//! The taps of a running guest: their traffic is filtered, and a detached tap is reported and
+//! attached again.
 
 pub(crate) mod blocked;
 pub(crate) mod keeper;
@@ -20,7 +21,7 @@ use self::{keeper::Keeper, wanted::WantedTaps};
 use super::{event::TapsReport, qemu::Qemu};
 use crate::{supervisor::context::Context, value::Note};
 
-/// The taps of a guest, and the task that looks after them.
+/// The taps of a guest, and the task that watches them.
 #[derive(Debug)]
 pub(crate) struct Taps {
     task: AbortHandle,
@@ -37,7 +38,8 @@ impl Drop for Taps {
 }
 
 impl Taps {
-    /// Begins to look after the taps. `notes` are of their attachment, and count until the task has examined them.
+    /// Starts to watch the taps. `notes` are those of their attachment, valid until the first
+    /// examination.
     pub(crate) fn keep(
         wanted: WantedTaps,
         notes: Vec<Note>,
@@ -52,7 +54,7 @@ impl Taps {
         Self { task, wanted, examining, notes }
     }
 
-    /// The machine has changed, or begins to be changed.
+    /// Sets the wanted state, before and after a change of the machine.
     pub(crate) fn want(&self, wanted: WantedTaps) {
         self.wanted.send_if_modified(|now| {
             let differs = *now != wanted;
@@ -61,13 +63,13 @@ impl Taps {
         });
     }
 
-    /// To be awaited before taps are changed: they are not being examined then.
+    /// Waits until no examination is running; awaited before taps are changed.
     pub(crate) fn unattended(&self) -> impl Future<Output = ()> + use<> {
         let examining = self.examining.clone();
         async move { drop(examining.lock().await) }
     }
 
-    /// Handles what the task has found.
+    /// Handles a report of the task.
     pub(crate) fn handle(&mut self, report: TapsReport, ctx: &Context) {
         self.notes = report.notes;
         for (name, data) in report.events {
@@ -75,7 +77,7 @@ impl Taps {
         }
     }
 
-    /// What an operator should know.
+    /// Returns the notes for the status.
     pub(crate) fn notes(&self) -> &[Note] {
         &self.notes
     }

@@ -1,4 +1,4 @@
-//! From a tap's plan to a tap on its bridge, filtered before it is there.
+//! Creates a tap, sets its filter and attaches it to its bridge.
 
 use std::{os::fd::OwnedFd, time::Duration};
 
@@ -18,30 +18,30 @@ use crate::{
 };
 use std::collections::BTreeMap;
 
-/// Why a guest is not given a tap.
+/// Errors of the creation of a tap.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The device.
-    #[error("cannot make the tap `{tap}` ({at})")]
+    /// The device cannot be created.
+    #[error("cannot create the tap `{tap}` ({at})")]
     Tap {
-        /// Its name.
+        /// The tap's name.
         tap: IfName,
-        /// Where the VM file names its bridge.
+        /// The location of the bridge in the VM file.
         at: String,
-        /// Why.
+        /// The cause.
         source: tap::Error,
     },
-    /// The bridge.
+    /// The tap cannot be attached to its bridge.
     #[error("cannot attach the tap `{tap}` ({at})")]
     Link {
         /// The tap's name.
         tap: IfName,
-        /// Where the VM file names the bridge.
+        /// The location of the bridge in the VM file.
         at: String,
-        /// Why.
+        /// The cause.
         source: link::Error,
     },
-    /// The filter on the frames that leave the tap.
+    /// The filter cannot be set.
     #[error(transparent)]
     Filter(#[from] Unfiltered),
 }
@@ -60,11 +60,11 @@ impl Explain for Error {
     }
 }
 
-/// How long a QEMU that has gone may keep its tap, and how often it is tried meanwhile.
+/// How long the tap of an exited QEMU may exist, and the interval of attempts.
 const EXIT_LIMIT: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(10);
 
-/// Makes a tap and puts it on its bridge. Returns the tap, and why frames do not pass the bridge.
+/// Creates a tap and attaches it to its bridge. Returns the tap, and why its bridge blocks frames.
 pub(crate) async fn open(
     network: &Network,
     vm: &Vm,
@@ -84,12 +84,12 @@ pub(crate) async fn open(
             Ok(open) => break open,
             Err(source) => source,
         };
-        // Whose it is makes the message; that this cannot be found out does not matter.
+        // The owner is only for the message; an error is ignored.
         let found = match source.taken() {
             Some(name) => links.find(name).await.ok().flatten(),
             None => None,
         };
-        // The last QEMU's, which is going: the kernel closes what it had in steps.
+        // The tap of an exiting QEMU, whose descriptors the kernel is closing.
         if found.as_ref().is_some_and(|link| link.alias.as_ref() == Some(&tap.alias))
             && begun.elapsed() < EXIT_LIMIT
         {
@@ -103,7 +103,7 @@ pub(crate) async fn open(
         };
         return Err(refused(source));
     };
-    // Before it is on its bridge: not one frame passes unseen.
+    // Set before the attachment, so that every frame is filtered.
     if let Err(source) = filter(network, tap, macs).await
         && let Some(refused) = Unfiltered::of(vm, tap, source)
     {
@@ -113,14 +113,14 @@ pub(crate) async fn open(
     Ok((open, notes))
 }
 
-/// Puts a tap that is there on its bridge. Returns why frames do not pass the bridge.
+/// Attaches an existing tap to its bridge. Returns why its bridge blocks frames.
 pub(crate) async fn attach(links: &Links, tap: &Tap, at: &str) -> Result<Vec<Note>, Error> {
     let failed = |source| Error::Link { tap: tap.name.clone(), at: at.to_owned(), source };
     let attached = links.attach(tap).await.map_err(failed)?;
     Ok(tap.bridge_notes(attached.bridge_up, attached.bridge_mtu))
 }
 
-/// Has what leaves a tap filtered, or not, as its NIC says.
+/// Sets or removes the filter of a tap, as configured.
 ///
 /// # Errors
 /// See [`anti_spoof::Error`].

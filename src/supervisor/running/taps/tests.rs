@@ -150,7 +150,7 @@ fn detached_tap_is_put_back() {
         assert_eq!((lost.0, &lost.1["reason"]), (LOST, &"it was taken off the bridge".into()));
         assert_eq!((&lost.1["tap"], &lost.1["bridge"]), (&"qvm-web".into(), &"br0".into()));
         assert_eq!(report.notes, Vec::<Note>::new());
-        // It is isolated from nobody, and has the alias of its VM again.
+        // It is not isolated, and has the alias of its VM again.
         assert_eq!(interface("qvm-web").unwrap()["ifalias"], tap.alias);
     });
 }
@@ -179,8 +179,8 @@ fn reported_tap_stays_off_its_bridge() {
         let _qemu = create(&tap_of(TEXT));
         let mut scene = Scene::new(wanted(TEXT, TapHeal::Report));
         let report = scene.until_event(LOST).await;
-        let note =
-            "the tap `qvm-web` is not on its bridge, nothing passes: it was taken off the bridge";
+        let note = "the tap `qvm-web` is not on its bridge and has no network: \
+             it was taken off the bridge";
         assert_eq!(report.notes.len(), 1);
         assert_eq!((report.notes[0].code, &*report.notes[0].text), (NoteCode::TapOffBridge, note));
         scene.assert_silent().await;

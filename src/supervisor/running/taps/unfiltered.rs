@@ -1,4 +1,4 @@
-//! A tap that cannot be filtered: whether the guest does without, and what is told where it must not.
+//! Whether a guest starts without a filter of its tap, and the errors otherwise.
 
 use crate::{
     net::{anti_spoof::filters, tap_spec::Tap},
@@ -6,33 +6,35 @@ use crate::{
     value::{Explain, IfName},
 };
 
-/// Why a guest is not given a tap that is not filtered.
+/// Errors of a tap whose filter is required.
 #[derive(Debug, thiserror::Error)]
 pub enum Unfiltered {
-    /// `antiSpoof = true` is written.
-    #[error("cannot filter what leaves the tap `{tap}` ({at})")]
+    /// `antiSpoof = true` is in the VM file.
+    #[error("cannot filter the traffic of the tap `{tap}` ({at})")]
     Required {
         /// The tap's name.
         tap: IfName,
-        /// Where the VM file names the bridge.
+        /// The location of the bridge in the VM file.
         at: String,
-        /// Why.
+        /// The cause.
         source: filters::Error,
     },
-    /// `isolation = "strict"`, and `antiSpoof` is on as it is by default.
-    #[error("`isolation = \"strict\"` ({at}), and what leaves the tap `{tap}` cannot be filtered")]
+    /// `isolation = "strict"`, with `antiSpoof` on by default.
+    #[error(
+        "`isolation = \"strict\"` ({at}), but the traffic of the tap `{tap}` cannot be filtered"
+    )]
     Strict {
         /// The tap's name.
         tap: IfName,
-        /// Where the VM file says `strict`.
+        /// The location of `isolation` in the VM file.
         at: String,
-        /// Why.
+        /// The cause.
         source: filters::Error,
     },
 }
 
 impl Unfiltered {
-    /// What a filter that could not be set comes to; none where the guest does without it.
+    /// Returns the error for a missing filter; `None` if the guest starts without it.
     pub(crate) fn of(vm: &Vm, tap: &Tap, source: filters::Error) -> Option<Self> {
         let name = tap.name.clone();
         tap.needs_filter(vm.isolation).then(|| match tap.anti_spoof {
@@ -58,10 +60,10 @@ impl Explain for Unfiltered {
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::Strict { source, .. } => {
-                let without = "so does `isolation = \"on\"`, and `qvm status` tells then";
+                let without = "`isolation = \"on\"` starts without the filter, too";
                 Some(match source.hint() {
                     Some(hint) => format!("{hint}; {without}"),
-                    None => format!("`antiSpoof = false` goes without; {without}"),
+                    None => format!("`antiSpoof = false` disables the filter; {without}"),
                 })
             }
             _ => None,
@@ -78,7 +80,7 @@ mod tests {
     use super::*;
     use crate::{net::tap_spec::taps, spec, supervisor::running::taps::open};
 
-    /// What is told of a VM whose tap cannot be filtered, on a kernel that has no filter.
+    /// The error and its hint on a kernel without the filter.
     fn told(text: &str) -> Option<(String, Option<String>)> {
         let name = "web".parse().unwrap();
         let vm = spec::read(&name, Path::new("/v/web.toml"), text, &mut |_| Ok(vec![])).unwrap();
@@ -100,19 +102,20 @@ mod tests {
             ("isolation = \"strict\"\nbridge = \"br0\"\nantiSpoof = false", false),
             ("isolation = \"strict\"\nbridge = \"br0\"\nantiSpoof = true", true),
         ] {
-            let text = "cannot filter what leaves the tap `qvm-web` (/v/web.toml";
+            let text = "cannot filter the traffic of the tap `qvm-web` (/v/web.toml";
             let told = told(written).map(|(what, _)| what);
             assert_eq!(told.is_some_and(|what| what.starts_with(text)), required, "{written}");
         }
         let (what, hint) = told("bridge = \"br0\"\nisolation = \"strict\"\n").unwrap();
         assert_eq!(
             what,
-            "`isolation = \"strict\"` (/v/web.toml:2), and what leaves the tap `qvm-web` cannot be filtered"
+            "`isolation = \"strict\"` (/v/web.toml:2), but the traffic of the tap `qvm-web` cannot \
+             be filtered"
         );
         assert_eq!(
             hint.unwrap(),
-            "load the modules with `modprobe -a sch_ingress cls_bpf`, or set `antiSpoof = false`; so does \
-             `isolation = \"on\"`, and `qvm status` tells then"
+            "load the modules with `modprobe -a sch_ingress cls_bpf`, or set `antiSpoof = \
+             false`; `isolation = \"on\"` starts without the filter, too"
         );
     }
 }

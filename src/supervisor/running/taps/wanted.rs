@@ -1,4 +1,4 @@
-//! How the taps of a guest are to be.
+//! The wanted state of a guest's taps.
 
 use std::collections::BTreeMap;
 
@@ -8,15 +8,15 @@ use crate::{
     value::{Label, MacAddr},
 };
 
-/// How the taps of a guest are to be.
+/// The wanted state of a guest's taps.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct WantedTaps {
-    /// What is done with a tap that is not on its bridge.
+    /// The handling of a detached tap.
     pub(crate) heal: TapHeal,
     /// The taps.
     pub(crate) taps: Vec<Tap>,
-    /// The addresses of the NICs for which the VM file has none.
+    /// The addresses of NICs without one in the VM file.
     pub(crate) macs: BTreeMap<Label, MacAddr>,
-    /// Nothing is to be examined: the machine is being changed, and a state may be half of a change.
+    /// Whether the examination is suspended because the machine is being changed.
     pub(crate) held: bool,
 }

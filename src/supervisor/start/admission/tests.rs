@@ -88,7 +88,7 @@ async fn hung_lock_holder_blocks_no_start() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("lock");
     let (messages, mut said) = mpsc::channel(9);
-    let waits = format!("waits for process {}, which looks for memory", std::process::id());
+    let waits = format!("waits for process {}, which checks the memory", std::process::id());
     let held = Lock::acquire(&path).unwrap();
     let (short, ()) = tokio::join!(alone(&path, &messages), async {
         tokio::time::sleep(TOO_LONG / 2).await;
@@ -98,8 +98,8 @@ async fn hung_lock_holder_blocks_no_start() {
     let _held = Lock::acquire(&path).unwrap();
     assert!(alone(&path, &messages).await.unwrap().is_none());
     for _ in ["of the one", "of the other"] {
-        let told = said.try_recv();
-        assert!(matches!(&told, Ok(Message::Waiting(why)) if *why == waits), "{told:?}");
+        let message = said.try_recv();
+        assert!(matches!(&message, Ok(Message::Waiting(why)) if *why == waits), "{message:?}");
     }
     assert!(said.try_recv().is_err());
 }
@@ -134,7 +134,7 @@ async fn vm_larger_than_the_host_never_fits() {
     let scene = Scene::new();
     let error = scene.admission(8 * GIB).admitted().await.unwrap_err();
     let why = error.failure().why.to_string();
-    assert!(why.contains("give it less `mem`") && !why.contains("stop another"), "{why}");
+    assert!(why.contains("reduce its `mem`") && !why.contains("stop another"), "{why}");
 }
 
 #[tokio::test]
@@ -217,7 +217,7 @@ async fn second_start_waits_for_lower_pressure() {
     });
     // The turn lasts until the pressure that this start causes is visible.
     assert!(turn.unwrap().is_some());
-    assert!(why.contains("pressed for disks (80 %"), "{why}");
+    assert!(why.contains("under pressure: disks (80 %"), "{why}");
     assert_eq!(scene.reserved(), Some((MEM, true)));
     assert!(scene.reports.try_recv().is_err(), "the same reason is reported once");
 }
@@ -245,7 +245,7 @@ async fn new_start_does_not_overtake_the_queue() {
     });
     // It had to wait for its turn, not for the pressure.
     assert!(admitted.unwrap().is_none());
-    assert_eq!(why, "waits for its turn: others wait before it");
+    assert_eq!(why, "waits for its turn: other VMs wait before it");
     assert_eq!(scene.reserved(), Some((MEM, true)));
     drop(scene.turn_lock());
 }

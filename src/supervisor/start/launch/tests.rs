@@ -69,7 +69,8 @@ impl Scene {
         let binary = std::env::current_exe().unwrap();
         let (module, directory) = (module_path!().split_once("::").unwrap().1, scene.at(""));
         let script = format!(
-            "{DIRECTORY}='{}' exec '{}' --exact {module}::fake_qemu --ignored --nocapture >/dev/null",
+            "{DIRECTORY}='{}' exec '{}' --exact {module}::fake_qemu --ignored --nocapture \
+             >/dev/null",
             directory.display(),
             binary.display()
         );
