@@ -1,26 +1,14 @@
 //! Whether the kernel can filter the traffic of taps, for VMs with `antiSpoof`.
 
-use super::{Finding, FindingCode, Level, Seen, names};
+use super::{
+    code::FindingCode,
+    finding::{Finding, Level, names},
+    seen::{Module, NEEDED, Seen},
+};
 use crate::{
     net::tap_spec::{Tap, taps},
     spec::{AntiSpoof, Vm},
 };
-
-/// The kernel modules of the filter (net/sched/Kconfig).
-pub const NEEDED: [&str; 2] = ["sch_ingress", "cls_bpf"];
-
-/// The availability of a kernel module.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Module {
-    /// It is loaded, built in or loadable.
-    There,
-    /// It is neither built in nor installed for this kernel.
-    NotInstalled,
-    /// It is installed but not loaded, and `kernel.modules_disabled` prevents loading.
-    Shut,
-    /// Unknown.
-    Unknown,
-}
 
 pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
     let about = "antiSpoof";

@@ -1,6 +1,10 @@
-//! Control groups: whether the weights and limits that VM files ask for can be given.
+//! Control groups: whether the weights and limits of VM files can be applied.
 
-use super::{Finding, FindingCode, Seen, names};
+use super::{
+    code::FindingCode,
+    finding::{Finding, names},
+    seen::Seen,
+};
 use crate::{
     machine::resources,
     spec::Vm,

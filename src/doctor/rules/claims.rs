@@ -3,7 +3,11 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use super::{Finding, FindingCode, Seen, VmSeen, names};
+use super::{
+    code::FindingCode,
+    finding::{Finding, names},
+    seen::{Seen, VmSeen},
+};
 use crate::{
     spec::Vm,
     value::{MacAddr, VmName},

@@ -7,32 +7,12 @@
 
 use serde::Deserialize;
 
-use super::{Finding, FindingCode, Netfilter, Seen};
+use super::{
+    code::FindingCode,
+    finding::Finding,
+    seen::{Firewall, ForwardChain, Netfilter, Network, Seen},
+};
 use crate::value::shown;
-
-/// A program that lists the packet filter's chains.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Firewall {
-    /// `nft`, `iptables` or `ip6tables`.
-    pub program: String,
-    /// Its version line, such as `iptables v1.8.9 (nf_tables)`.
-    pub version: String,
-    /// The chains at the forward hook whose policy is drop, or why they are unknown.
-    pub dropping: Result<Vec<ForwardChain>, String>,
-}
-
-/// A base chain at the forward hook whose policy is drop.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ForwardChain {
-    /// Its name for a reader: `` `FORWARD` of iptables ``.
-    pub name: String,
-    /// The command that lists its rules.
-    pub listing: String,
-    /// IPv4 packets pass the chain.
-    pub ipv4: bool,
-    /// IPv6 packets pass the chain.
-    pub ipv6: bool,
-}
 
 /// The dropping forward chains in the output of `nft -j list chains` (libnftables-json(5)).
 ///
@@ -124,7 +104,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
 }
 
 /// The programs, each packet filter once: `iptables` may be another view of what `nft` lists.
-fn views(network: &super::Network) -> impl Iterator<Item = &Firewall> {
+fn views(network: &Network) -> impl Iterator<Item = &Firewall> {
     let nft = network.firewalls.iter().any(|one| one.program == "nft" && one.dropping.is_ok());
     network.firewalls.iter().filter(move |one| !(nft && one.version.contains("nf_tables")))
 }

@@ -1,6 +1,10 @@
 //! Whether disk space and memory suffice for what guests may use.
 
-use super::{Finding, FindingCode, Seen};
+use super::{
+    code::FindingCode,
+    finding::Finding,
+    seen::{Room, Seen},
+};
 use crate::{
     spec::Admission,
     supervisor::start::memory_budget::{bytes, commitment},
@@ -10,26 +14,6 @@ use crate::{
 const LEAST_FREE: u64 = 1 << 30;
 /// The least free disk space, in percent of the file system.
 const LEAST_PERCENT: u64 = 2;
-
-/// A file system.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Room {
-    /// A directory on the file system.
-    pub at: String,
-    /// The space available to unprivileged users, in bytes.
-    pub free: u64,
-    /// The size, in bytes.
-    pub total: u64,
-}
-
-/// A disk file in the state directory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DiskSeen {
-    /// The size for the guest, in bytes.
-    pub virtual_size: u64,
-    /// The allocated size, in bytes.
-    pub allocated: u64,
-}
 
 pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
     let mut findings: Vec<Finding> = memory(seen).into_iter().collect();

@@ -1,6 +1,10 @@
 //! Whether each isolation layer for QEMU is available on the host.
 
-use super::{Finding, FindingCode, Seen, names};
+use super::{
+    code::FindingCode,
+    finding::{Finding, Level, names},
+    seen::Seen,
+};
 use crate::control::isolation::{Layer, Mode, Word};
 
 pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
@@ -10,7 +14,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
         Some(Err(complaint)) => {
             findings.push(Finding::complaint(
                 FindingCode::IsolationUntried,
-                super::Level::Error,
+                Level::Error,
                 "isolation",
                 complaint,
             ));

@@ -1,22 +1,11 @@
 //! KVM: whether guests can use it, and through which module.
 
-use super::{Finding, FindingCode, Level, Seen, names};
+use super::{
+    code::FindingCode,
+    finding::{Finding, Level, names},
+    seen::Seen,
+};
 use crate::{control::isolation::Mode, machine::facts::Kvm, spec::Accel, value::VmName};
-
-/// The result of the probes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KvmSeen {
-    /// Whether it can be used.
-    pub usable: Kvm,
-    /// Whether only root can open the device, while QEMU runs as other users.
-    pub roots_alone: bool,
-    /// `kvm_intel` or `kvm_amd`, if one is loaded.
-    pub module: Option<String>,
-    /// Whether guests can use nested virtualization (the module's parameter `nested`).
-    pub nested: bool,
-    /// Whether the processor supports it: `vmx` or `svm` in the flags of /proc/cpuinfo.
-    pub offered: bool,
-}
 
 pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
     let kvm = &seen.kvm;

@@ -1,8 +1,10 @@
-//! The bridges that VM files name: there, up, and forwarding from the first frame on.
+//! The bridges of VM files: whether they exist, are up, and forward frames at once.
 
-use std::collections::BTreeMap;
-
-use super::{Finding, FindingCode, Seen, names};
+use super::{
+    code::FindingCode,
+    finding::{Finding, names},
+    seen::{Bridge, Interface, Seen},
+};
 use crate::{
     machine::user_network,
     net::tap_spec::taps,
@@ -10,69 +12,9 @@ use crate::{
     value::{IfName, VmName},
 };
 
-/// How long a new port may be silent before it is worth a warning, in hundredths of a second: a
-/// DHCP client asks again after 4 s, then after 8 s (RFC 2131, 4.1), and what waits for the network
-/// gives up some day.
+/// The delay of a new port that causes a warning, in hundredths of a second: a DHCP client repeats
+/// its request after 4 s, then after 8 s (RFC 2131, 4.1).
 const STP_PATIENCE: u64 = 1000;
-
-/// What was seen of the network.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Network {
-    /// The interfaces that VM files name as bridges.
-    pub bridges: BTreeMap<IfName, Interface>,
-    /// Whether bridged frames pass through the packet filter; none where the module `br_netfilter`
-    /// is not loaded.
-    pub netfilter: Option<Netfilter>,
-    /// What there is of the modules that filter taps, in the order of [`NEEDED`](super::NEEDED).
-    pub filter_modules: Vec<super::Module>,
-    /// The packet filter's programs that there are.
-    pub firewalls: Vec<super::Firewall>,
-}
-
-/// Which frames on bridges are given to the packet filter
-/// (`/proc/sys/net/bridge/bridge-nf-call-*`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Netfilter {
-    /// IPv4.
-    pub ipv4: bool,
-    /// IPv6.
-    pub ipv6: bool,
-}
-
-/// What is called as a VM file's bridge is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Interface {
-    /// Nothing.
-    Missing,
-    /// Something that is no bridge.
-    Other,
-    /// A bridge.
-    Bridge(Bridge),
-}
-
-/// A bridge (`/sys/class/net/NAME`).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Bridge {
-    /// It is up, by order.
-    pub up: bool,
-    /// In bytes; `None` where it cannot be read.
-    pub mtu: Option<u32>,
-    /// `bridge/stp_state`: 0 off, 1 by the kernel, 2 by a program.
-    pub stp: u8,
-    /// `bridge/forward_delay`, in hundredths of a second.
-    pub forward_delay: u64,
-    /// What is attached to it.
-    pub ports: Vec<Port>,
-}
-
-/// A port of a bridge.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Port {
-    /// The interface.
-    pub name: String,
-    /// It is a tap: a guest's.
-    pub tap: bool,
-}
 
 pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -185,9 +127,8 @@ fn examine_one(about: &str, name: &IfName, bridge: &Bridge, users: &str) -> Vec<
     findings
 }
 
-/// How long a new port does not forward, in hundredths of a second: listening and learning where
-/// the kernel's own STP is on, and learning alone where a program's is (net/bridge/br_stp.c,
-/// `br_make_forwarding`).
+/// Returns the delay of a new port in hundredths of a second: listening and learning with the
+/// kernel's STP, only learning with a program's (net/bridge/br_stp.c, `br_make_forwarding`).
 fn held_up(bridge: &Bridge) -> Option<u64> {
     let held = match bridge.stp {
         0 => 0,

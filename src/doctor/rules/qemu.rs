@@ -1,36 +1,30 @@
-//! QEMU: its version and what is known to be wrong with that, its machine types, firmware,
-//! qemu-img.
+//! QEMU: known faults of its version, its machine types, firmware, qemu-img.
 
-use super::{Finding, FindingCode, Seen, VmSeen, names};
+use super::{
+    code::FindingCode,
+    finding::{Finding, Level, names},
+    seen::{QemuSeen, Seen, VmSeen},
+};
 use crate::{
-    machine::facts::{Machine, Qemu, Version},
+    machine::facts::{Qemu, Version},
     spec::{Bus, Vm},
     value::VmName,
 };
 
-/// What was seen of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct QemuSeen {
-    /// The binary, its version, and the machine type of new VMs.
-    pub qemu: Qemu,
-    /// Every machine type that it has; empty where it did not tell.
-    pub machines: Vec<Machine>,
-}
-
-/// A fault of released versions that a VM of qvm can meet.
+/// A fault of released versions that can affect a VM of qvm.
 struct Fault {
-    /// What it leads to.
+    /// The effect.
     what: &'static str,
-    /// Which VMs can meet it.
+    /// The affected VMs.
     meets: fn(&Vm) -> bool,
-    /// The first release of each series that is without it. Series between these have it.
+    /// The first fixed release of each series. Series between these are affected.
     fixed: &'static [Version],
-    /// Where that stands.
+    /// The source.
     source: &'static str,
 }
 
-/// Only what has a source. Distributions fix such things in older versions too, and keep the
-/// version's number.
+/// Only faults with a source. Distributions also fix older versions without a change of the version
+/// number.
 const FAULTS: [Fault; 2] = [
     // Fixed by 7d7512019fc4: round-up of 7.2.7 (qemu-stable, 2023-11-09), announcement of 8.1.3
     // (2023-11-21).
@@ -72,7 +66,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
         Err(complaint) => {
             findings.push(Finding::complaint(
                 FindingCode::QemuUnusable,
-                super::Level::Error,
+                Level::Error,
                 "qemu",
                 complaint,
             ));
@@ -88,7 +82,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
         findings.extend(complaints.into_iter().flatten().map(|complaint| {
             Finding::complaint(
                 FindingCode::VmCannotStart,
-                super::Level::Error,
+                Level::Error,
                 vm.name.as_str(),
                 complaint,
             )
@@ -124,7 +118,7 @@ fn with(seen: &Seen, qemu: &QemuSeen) -> Vec<Finding> {
     findings
 }
 
-/// What is to be said of the machine type that a VM was made with.
+/// Checks the machine type of a VM's identity.
 fn pinned(vm: &VmSeen, seen: &QemuSeen) -> Option<Finding> {
     let pinned = &vm.identity.as_ref().ok()?.as_ref()?.machine;
     let Qemu { version, machine, .. } = &seen.qemu;

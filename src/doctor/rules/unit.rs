@@ -1,35 +1,18 @@
-//! Units: whether the service manager waits as long as a guest's clean shutdown may take, and knows
-//! what the VM files say.
+//! Units: whether they match the VM files and allow enough time for a clean shutdown.
 
-use super::{Finding, FindingCode, Level, Seen, names};
+use super::{
+    code::FindingCode,
+    finding::{Finding, Level, names},
+    seen::{Seen, Unit},
+};
 use crate::{
     spec::Vm,
     systemd::unit::{DROP_IN, STOP_SLACK, unit_name},
     value::VmName,
 };
 
-/// What `systemctl show` tells of a VM's unit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unit {
-    /// Its name.
-    pub id: String,
-    /// There is such a unit.
-    pub loaded: bool,
-    /// How long a stop may take, in microseconds; none is for ever.
-    pub stop_timeout: Option<u64>,
-    /// Its drop-ins, in the order in which they are read.
-    pub drop_ins: Vec<String>,
-    /// A file that it was made from has changed since.
-    pub stale: bool,
-}
-
-impl Unit {
-    /// The properties that it is read from, for `systemctl show --property=`.
-    pub const PROPERTIES: &str = "Id,LoadState,TimeoutStopUSec,DropInPaths,NeedDaemonReload";
-}
-
-/// The units in what `systemctl show --property=` [`Unit::PROPERTIES`] prints of several. What is
-/// not understood is left out.
+/// Parses the output of `systemctl show --property=` with [`Unit::PROPERTIES`]. Skips invalid
+/// units.
 pub fn units(said: &str) -> Vec<Unit> {
     said.split("\n\n").filter_map(unit).collect()
 }
@@ -54,7 +37,7 @@ fn unit(said: &str) -> Option<Unit> {
     })
 }
 
-/// A time span as systemd writes it, such as `2min 30s` (systemd.time(7)).
+/// Parses a time span of systemd in microseconds, such as `2min 30s` (systemd.time(7)).
 fn microseconds(span: &str) -> Option<u64> {
     let second = 1_000_000;
     let part = |part: &str| -> Option<u64> {
@@ -68,7 +51,7 @@ fn microseconds(span: &str) -> Option<u64> {
             "h" => 3600 * second,
             "d" => 86_400 * second,
             "w" => 7 * 86_400 * second,
-            // As systemd has them: 30.44 and 365.25 days.
+            // systemd uses 30.44 and 365.25 days.
             "month" => 2_629_800 * second,
             "y" => 31_557_600 * second,
             // A bare 0.
@@ -158,7 +141,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
     findings
 }
 
-/// Where no service manager looks for these VMs.
+/// Reports that no service manager starts these VMs.
 fn without(seen: &Seen) -> Vec<Finding> {
     let starting: Vec<&VmName> =
         seen.written().filter(|vm| vm.autostart).map(|vm| &vm.name).collect();
@@ -175,7 +158,7 @@ fn without(seen: &Seen) -> Vec<Finding> {
     ]
 }
 
-/// A unit that would be killed before the stop ladder is at its end.
+/// Checks that a unit is not killed before the end of the stop ladder.
 fn too_short(vm: &Vm, unit: &Unit) -> Option<Finding> {
     let wanted = u64::from(vm.shutdown_timeout.get()) + u64::from(STOP_SLACK);
     let given = unit.stop_timeout? / 1_000_000;

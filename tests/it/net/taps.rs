@@ -203,7 +203,7 @@ fn taps_are_looked_after_again_once_the_hosts_network_can_be_reached() {
     let logged =
         |lab: &Lab| std::fs::read_to_string(lab.state("web", "supervisor.log")).unwrap_or_default();
     // The next supervisor has to ask it, and is there for others meanwhile.
-    let unreached = "the host's network cannot be reached: ";
+    let unreached = "the host's network is not reachable: ";
     let killed = |lab: &Lab| {
         let supervisor = lab.status("web")["supervisorPid"].as_i64().unwrap();
         let supervisor = i32::try_from(supervisor).unwrap();

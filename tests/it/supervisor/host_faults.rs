@@ -280,7 +280,7 @@ fn nothing_is_begun_where_the_runtime_directory_is_full_and_what_runs_goes_on() 
     // What is lost: a later supervisor would take this for a pause of QEMU's own.
     lab.ok(&["pause", "web"]);
     lab.wait_state("web", "paused");
-    let lost = "cannot write the run record; the last change is lost if the supervisor restarts";
+    let lost = "the last change is lost if the supervisor restarts: cannot write";
     assert!(lab.log("web").contains(lost), "{}", lab.log("web"));
     lab.ok(&["resume", "web"]);
     lab.wait_state("web", "running");

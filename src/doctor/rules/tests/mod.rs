@@ -10,13 +10,16 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{finding::names, *};
 use crate::{
-    control::isolation::{Layer, Missing, Mode},
+    control::isolation::{Isolation, Layer, Missing, Mode},
     machine::facts::{Kvm, Machine, Qemu, Version},
-    spec,
+    spec::{self, Admission, Vm},
+    store::identity::Identity,
+    supervisor::start::memory_budget::Memory,
     sys::cgroup::weights,
     systemd::unit::unit_name,
+    value::VmName,
 };
 
 proptest! {

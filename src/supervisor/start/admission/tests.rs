@@ -98,8 +98,8 @@ async fn hung_lock_holder_blocks_no_start() {
     let _held = Lock::acquire(&path).unwrap();
     assert!(alone(&path, &messages).await.unwrap().is_none());
     for _ in ["of the one", "of the other"] {
-        let told = said.try_recv();
-        assert!(matches!(&told, Ok(Message::Waiting(why)) if *why == waits), "{told:?}");
+        let message = said.try_recv();
+        assert!(matches!(&message, Ok(Message::Waiting(why)) if *why == waits), "{message:?}");
     }
     assert!(said.try_recv().is_err());
 }
