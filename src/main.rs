@@ -24,11 +24,11 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-// SIGPIPE stays ignored, as Rust's runtime has it: who reads no more is an error of writing, and quiet.
+// SIGPIPE stays ignored, as by Rust's runtime: a closed pipe is a write error without a message.
 fn main() -> ExitCode {
     memory::use_one_heap();
     let arguments: Vec<_> = env::args_os().collect();
-    // A shell that asks what comes next has no place for messages.
+    // A completion request of a shell: it shows no messages.
     match complete(&arguments) {
         Ok(false) => {}
         Ok(true) => return ExitCode::SUCCESS,
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     }
     let cli = read(arguments).unwrap_or_else(|error| error.exit());
     if cli.is_supervisor() {
-        // Every mode is invocation where a file is made; a stricter umask would shut out the group.
+        // Each file is created with an explicit mode; a stricter umask would exclude the group.
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     }
     let in_journal = journal::is_standard_error(env::var_os("JOURNAL_STREAM").as_deref());
@@ -52,7 +52,8 @@ fn main() -> ExitCode {
             };
             let hint = cwd_hint(&env::args_os().collect::<Vec<_>>());
             let text = format!("{text}{}", hint.unwrap_or_default());
-            // Where standard error is closed, the code has to do. A thread that a held terminal blocks may have its lock.
+            // Without standard error only the exit code remains. `eprint!` is not used: a thread
+            // that is blocked by a stopped terminal may hold its lock.
             if !text.is_empty() {
                 let _ = io::stderr().write_all(text.as_bytes());
             }
@@ -61,15 +62,18 @@ fn main() -> ExitCode {
     }
 }
 
-/// What to do where relative paths among the arguments lead nowhere, as a line. Each system call fails with "not found"
-/// then, whatever was to be done.
+/// Returns a hint as a line if an argument is a relative path and the current directory does not
+/// exist: each system call then fails with "not found".
 fn cwd_hint(arguments: &[std::ffi::OsString]) -> Option<&'static str> {
     let is_relative = |argument: &std::ffi::OsString| {
         let text = argument.to_string_lossy();
         !text.starts_with(['-', '/']) && text.contains(['.', '/'])
     };
     let gone = env::current_dir().is_err() && arguments.iter().skip(1).any(is_relative);
-    gone.then_some("hint: the current directory does not exist; change to another, or write an absolute path\n")
+    gone.then_some(
+        "hint: the current directory does not exist; change to another, or write an absolute \
+         path\n",
+    )
 }
 
 fn complete(arguments: &[std::ffi::OsString]) -> Result<bool, clap::Error> {
@@ -90,7 +94,7 @@ fn read(arguments: Vec<std::ffi::OsString>) -> Result<Cli, clap::Error> {
         std::thread::Builder::new().name("cli".into()).spawn(|| Cli::from_arguments(arguments));
     match reading.map(std::thread::JoinHandle::join) {
         Ok(Ok(cli)) => cli,
-        // No thread is to be had; or clap's own assertions failed, and say so once more.
+        // No thread can be created, or an assertion of clap failed and is reported again.
         Ok(Err(_)) | Err(_) => Cli::from_arguments(again),
     }
 }
@@ -100,7 +104,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     // guest.
     let cannot =
         |what: &str, error: io::Error| Failure::new(exit::HOST, format!("cannot {what}: {error}"));
-    // It may have been removed: only relative paths need it.
+    // The directory may have been removed; only relative paths need it.
     let cwd = env::current_dir().ok();
     let exe = env::current_exe().map_err(|e| cannot("determine the path of this program", e))?;
     let arguments: Vec<_> = env::args_os().collect();
@@ -124,12 +128,12 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let runtime = runtime.enable_all().max_io_events_per_tick(64).build();
     let runtime = runtime.map_err(|e| cannot("create the event loop", e))?;
     let done = runtime.block_on(cli::run(cli, &invocation));
-    // A program of another's that hangs, such as systemctl, must not hold up the end: nobody waits for it any more.
+    // A blocking task, such as one that waits for a hung program, must not delay the exit.
     runtime.shutdown_background();
     done
 }
 
-/// Standard error takes the log.
+/// Logs to standard error.
 fn log(verbose: u8, quiet: bool, in_journal: bool) {
     let level = match (quiet, verbose) {
         (true, _) => LevelFilter::ERROR,
