@@ -129,9 +129,7 @@ impl Lab {
     /// Runs a copy of `qvm` from now on, which a test may replace. It is at the path that is returned.
     pub(crate) fn copy_program(&mut self) -> PathBuf {
         self.program = self.dir.join("qvm");
-        // By a process of its own: what another thread forks meanwhile would hold it open for writing (ETXTBSY).
-        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_qvm")).arg(&self.program).status();
-        assert!(copied.unwrap().success());
+        copy_program(env!("CARGO_BIN_EXE_qvm"), &self.program);
         self.program.clone()
     }
 
@@ -378,6 +376,13 @@ pub(crate) fn runs(pid: i32) -> bool {
     // One that was killed goes thread by thread; the first may be a zombie while others still go.
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !stat.contains(") Z ") || threads() > 1)
+}
+
+/// Copies a program that is executed afterward. A separate process writes the file: a child that
+/// another thread forks meanwhile would keep it open for writing (ETXTBSY).
+pub(crate) fn copy_program(from: impl AsRef<Path>, to: &Path) {
+    let copied = Command::new("cp").arg(from.as_ref()).arg(to).status();
+    assert!(copied.unwrap().success(), "cannot copy `{}`", from.as_ref().display());
 }
 
 /// Waits for something.

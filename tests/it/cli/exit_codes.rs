@@ -197,7 +197,7 @@ fn without_a_runtime_dir_a_user_is_told() {
     if rustix::process::geteuid().is_root() {
         // The program has to be within the other user's reach.
         let copy = test.dir.path().join("qvm");
-        fs::copy(env!("CARGO_BIN_EXE_qvm"), &copy).unwrap();
+        crate::lab::copy_program(env!("CARGO_BIN_EXE_qvm"), &copy);
         fs::set_permissions(test.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         command = Command::new(copy);
         command.arg("list").env_clear().env("HOME", "/nonexistent").uid(65_534).gid(65_534);

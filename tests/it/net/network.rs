@@ -283,7 +283,7 @@ fn without_the_right_it_says_so() {
         std::os::unix::fs::PermissionsExt::set_mode(&mut open, 0o755);
         std::fs::set_permissions(dir.path(), open).unwrap();
         let binary = dir.path().join("network");
-        std::fs::copy(std::env::current_exe().unwrap(), &binary).unwrap();
+        crate::lab::copy_program(std::env::current_exe().unwrap(), &binary);
         // Root without the capability: the device opens, the ioctl is refused. And another user, who may not even
         // open the device where it is root's alone; a user namespace has none but root.
         let mut ways = vec!["--bounding-set=-net_admin"];

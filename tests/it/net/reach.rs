@@ -136,7 +136,7 @@ fn another_qemu_that_is_installed_is_pending_and_taken_up_by_a_reboot() {
     for dir in ["lib", "share"] {
         std::os::unix::fs::symlink(Path::new("/usr").join(dir), lab.path().join(dir)).unwrap();
     }
-    std::fs::copy(installed.trim(), &own).unwrap();
+    crate::lab::copy_program(installed.trim(), &own);
     lab.qemu = Some(own.clone().into());
     lab.vm("web", &image, "");
     lab.ok(&["start", "web"]);
@@ -144,7 +144,7 @@ fn another_qemu_that_is_installed_is_pending_and_taken_up_by_a_reboot() {
     assert_eq!(lab.ok(&["diff"]), "");
     // As a package manager does it.
     let new = lab.path().join("bin/qemu-system-x86_64.new");
-    std::fs::copy(installed.trim(), &new).unwrap();
+    crate::lab::copy_program(installed.trim(), &new);
     std::fs::rename(&new, &own).unwrap();
     crate::lab::until("it is seen", || lab.ok(&["diff", "web"]).contains(", another build"));
     let told = lab.ok(&["diff", "web"]);

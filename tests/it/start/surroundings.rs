@@ -179,7 +179,7 @@ fn session_directory_is_found_without_variable() {
     let place = tempfile::Builder::new().prefix("qvm").tempdir_in("/tmp").unwrap();
     fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let program = place.path().join("qvm");
-    fs::copy(env!("CARGO_BIN_EXE_qvm"), &program).unwrap();
+    crate::lab::copy_program(env!("CARGO_BIN_EXE_qvm"), &program);
     mounts.sh("mount -t tmpfs tmpfs /run");
     let list = |mounts: &Mounts| {
         let mut command = mounts.command("setpriv");

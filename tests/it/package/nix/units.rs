@@ -265,7 +265,7 @@ fn only_supervisors_of_another_program_are_replaced() {
     let [old, new] = ["old", "qvm"].map(|name| store.join(name).join("bin/qvm"));
     for program in [&old, &new] {
         fs::create_dir_all(program.parent().unwrap()).unwrap();
-        fs::copy(&sleep, program).unwrap();
+        crate::lab::copy_program(&sleep, program);
     }
     let start = |program: &Path| Process(Command::new(program).arg("600").spawn().unwrap());
     let (older, newer) = (start(&old), start(&new));
