@@ -401,7 +401,7 @@ fn a_crash_costs_no_guest_and_a_stop_leaves_none() {
     let crash = "systemctl kill --kill-whom=main --signal=KILL qvm@web";
     host.until(
         "it is given up",
-        &format!("{crash}; journalctl -o cat -u qvm@web | grep -q 'QEMU goes on without one'"),
+        &format!("{crash}; journalctl -o cat -u qvm@web | grep -q 'QEMU runs without one'"),
     );
     assert_eq!(host.show("web", "ActiveState"), "failed");
     assert_eq!(host.qemu("web"), qemu);
