@@ -246,7 +246,8 @@ pub fn read_ends(paths: &VmPaths) -> io::Result<Vec<End>> {
     Ok(all)
 }
 
-/// Returns the last console lines by the time of the end; none for users who may not read them.
+/// Returns the last console lines by the time of the end; none without permission to
+/// read them.
 fn last_words(paths: &VmPaths) -> BTreeMap<String, Vec<String>> {
     let text = fs::read(paths.last_words()).ok();
     text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
@@ -284,7 +285,7 @@ pub fn keep(paths: &VmPaths, end: End) -> Result<Vec<End>, file::Error> {
     let written = fs::read(paths.ends()).ok().and_then(|text| serde_json::from_slice(&text).ok());
     let written: Vec<serde_json::Value> = written.unwrap_or_default();
     put(&mut all, end);
-    // The reason is visible to all who may see the state; console lines may contain anything.
+    // Each user with access to the state can read the reason; console lines can contain secrets.
     let words: BTreeMap<&str, &[String]> = all
         .iter()
         .filter(|end| !end.console.is_empty())

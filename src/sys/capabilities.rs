@@ -35,7 +35,7 @@ pub struct Capabilities {
 /// Returns what the file system of a directory can do.
 ///
 /// # Errors
-/// No file can be created in the directory, such as by a user who may not write there.
+/// No file can be created in the directory, for example without permission to write.
 pub fn of_directory(directory: &Path) -> io::Result<Capabilities> {
     let file = tempfile::tempfile_in(directory)?;
     file.write_all_at(&[1; BLOCK], 0)?;

@@ -1,4 +1,5 @@
-//! Finds a lock in /proc/locks (proc_locks(5)), for a user who may not open the locked file.
+//! Finds a lock in /proc/locks (proc_locks(5)), for a user without permission to open
+//! the locked file.
 
 use std::{fs, io, path::Path};
 

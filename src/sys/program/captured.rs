@@ -34,7 +34,7 @@ pub(super) struct Limits {
     pub(super) output: usize,
 }
 
-/// Who may cancel a run.
+/// How a run can be canceled.
 pub(super) enum Cancel<'a> {
     Never,
     /// The closure returns false.

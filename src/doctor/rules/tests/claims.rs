@@ -19,7 +19,7 @@ fn two_vms_with_one_address() {
         // Told by the check of the files.
         (vec![vm("a", &mac), vm("b", &mac)], vec![]),
         (vec![vm("a", address), vm("b", address)], vec![]),
-        // Once for each, whoever says so.
+        // Once for each VM, whatever the source.
         (vec![runs(vm("a", &mac), &mac), vm("b", "")], vec![]),
         (
             vec![runs(vm("a", ""), address), vm("b", address)],
