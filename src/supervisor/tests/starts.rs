@@ -306,14 +306,20 @@ async fn relaunch_takes_the_vm_file_as_it_is() {
     assert!(outcome(&scene).is_none());
 }
 
-#[tokio::test]
-async fn relaunch_from_an_invalid_file_uses_the_last_valid_one() {
+/// A guest that reboots while `vcpu = 3` is pending, when QEMU has been told to quit.
+async fn rebooting_with_a_pending_change() -> (Scene, Peer) {
     let (mut scene, peer) = Scene::running(TEXT).await;
     scene.write_file(&format!("{TEXT}vcpu = 3\n"));
     scene.supervisor.handle_input(Input::FileChanged);
     scene.until(|scene| !scene.supervisor.status().pending.is_empty()).await;
     peer.send_event("SHUTDOWN", json!({ "guest": true, "reason": "guest-reset" })).await;
     scene.until_command(&peer, "quit").await;
+    (scene, peer)
+}
+
+#[tokio::test]
+async fn relaunch_from_an_invalid_file_uses_the_last_valid_one() {
+    let (mut scene, _peer) = rebooting_with_a_pending_change().await;
     scene.write_file("nonsense");
     scene.exit(Exit::Code(0));
     scene.until(|scene| is_in(scene, Phase::Preparing(Boot::Cold))).await;
@@ -322,12 +328,7 @@ async fn relaunch_from_an_invalid_file_uses_the_last_valid_one() {
 
 #[tokio::test]
 async fn stop_during_a_relaunch_ends_the_run() {
-    let (mut scene, peer) = Scene::running(TEXT).await;
-    scene.write_file(&format!("{TEXT}vcpu = 3\n"));
-    scene.supervisor.handle_input(Input::FileChanged);
-    scene.until(|scene| !scene.supervisor.status().pending.is_empty()).await;
-    peer.send_event("SHUTDOWN", json!({ "guest": true, "reason": "guest-reset" })).await;
-    scene.until_command(&peer, "quit").await;
+    let (mut scene, _peer) = rebooting_with_a_pending_change().await;
     let (reply, answer) = oneshot::channel();
     let stop = Request::Command(Command::PowerOff { timeout_sec: None }, reply);
     scene.supervisor.handle_input(Input::Request(stop));
