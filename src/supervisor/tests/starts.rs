@@ -306,7 +306,7 @@ async fn relaunch_takes_the_vm_file_as_it_is() {
     assert!(outcome(&scene).is_none());
 }
 
-/// A guest that reboots while `vcpu = 3` is pending, when QEMU has been told to quit.
+/// A guest that reboots while `vcpu = 3` is pending, when QEMU was asked to quit.
 async fn rebooting_with_a_pending_change() -> (Scene, Peer) {
     let (mut scene, peer) = Scene::running(TEXT).await;
     scene.write_file(&format!("{TEXT}vcpu = 3\n"));
