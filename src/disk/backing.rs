@@ -18,7 +18,8 @@ use crate::{
     value::{Label, shown},
 };
 
-/// Refuses a disk created by qvm that depends on another file than its base.
+/// Refuses a disk created by qvm that depends on another file than its base, or than `frozen`, the
+/// name of the nearest file of its snapshots.
 ///
 /// # Errors
 /// The disk depends on another file, or its header cannot be read.
@@ -27,12 +28,29 @@ pub(crate) fn check(
     path: &Path,
     header: &Header,
     made: Option<&Made>,
+    frozen: Option<&str>,
 ) -> Result<(), Error> {
     let refused = |why: String, hint| {
         Err(Error::Alien { disk: disk.clone(), path: path.to_owned(), why, hint })
     };
     if header.external_data {
         return refused("has an external data file".into(), FLATTEN);
+    }
+    if let Some(frozen) = frozen {
+        let found = name(disk, path)?;
+        return match &found {
+            Some(found) if found == frozen => Ok(()),
+            Some(_) | None => refused(
+                format!(
+                    "has {}, not `{frozen}`, which its snapshots are in",
+                    found.as_deref().map_or_else(
+                        || "no backing file".to_owned(),
+                        |found| format!("the backing file `{}`", shown(found))
+                    )
+                ),
+                REPLACED,
+            ),
+        };
     }
     let (Some(made), Some(backing)) = (made, name(disk, path)?) else { return Ok(()) };
     match &made.base {
@@ -47,9 +65,11 @@ pub(crate) fn check(
     }
 }
 
+const REPLACED: &str =
+    "do not start the VM before you know who replaced the disk or changed its header";
 const FLATTEN: &str = "convert it to a single file: `qemu-img convert -O qcow2 OLD NEW`";
 
-/// Returns the backing files of a disk, the direct one first.
+/// Returns the backing files of a disk, the direct one first. `frozen` are those of its snapshots.
 ///
 /// # Errors
 /// QEMU is isolated and a backing file may not be passed to it.
@@ -57,12 +77,17 @@ pub fn backing(
     disk: &Disk,
     path: &Path,
     made: Option<&Made>,
+    frozen: Vec<Backing>,
     mode: Mode,
 ) -> Result<Vec<Backing>, Error> {
     let Some(backing) = name(&disk.name, path)? else { return Ok(vec![]) };
+    let mut all = frozen;
     if let Some(base) = made.and_then(|made| made.base.clone()) {
         let format = format_of(&disk.name, &base)?;
-        return Ok(vec![Backing { path: base, format }]);
+        all.push(Backing { path: base, format });
+    }
+    if !all.is_empty() {
+        return Ok(all);
     }
     match mode {
         // QEMU opens the backing files itself, with the supervisor's privileges.

@@ -198,7 +198,15 @@ fn nothing_is_lost_wherever_it_is_killed() {
 #[test]
 fn nothing_is_lost_at_some_instants() {
     // The first start makes all that there is; the others are those with the narrowest ways.
-    let some = [("first start", 4), ("start", 2), ("suspend", 2), ("rm --disks", 2)];
+    let some = [
+        ("first start", 4),
+        ("start", 2),
+        ("suspend", 2),
+        ("rm --disks", 2),
+        ("snapshot create", 1),
+        ("snapshot rollback", 2),
+        ("snapshot rm", 2),
+    ];
     let begin = |(name, count): (&str, usize)| {
         let phase = PHASES.iter().find(|phase| phase.name == name).unwrap();
         possible(phase).then(|| {

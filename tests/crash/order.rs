@@ -5,8 +5,17 @@ use std::path::Path;
 use super::trace::Call;
 
 /// Whatever else may be lost, these files are whole, or the ones before: what begins or ends so.
-const LASTING: [&str; 6] =
-    ["identity.toml", ".origin.json", ".qcow2", ".raw", "saved.state", "efivars.fd"];
+const LASTING: [&str; 7] = [
+    "identity.toml",
+    ".origin.json",
+    ".qcow2",
+    ".raw",
+    "saved.state",
+    "efivars.fd",
+    "snapshots.toml",
+];
+/// So are all files in this directory: the records of snapshots.
+const RECORDS: &str = "/snapshots/";
 /// The image cache's note on an image, by what it begins with.
 const NOTES: [&str; 3] = ["sha256-", "sha512-", "unverified-"];
 /// These may be lost by a power cut: they are of this boot, are made anew, or say only what has been.
@@ -39,6 +48,7 @@ pub(crate) fn wrong(calls: &[Call]) -> Vec<String> {
         // A directory that goes away as a whole has no content that counts.
         let goes = name(to).starts_with(".qvm-");
         let lasts = LASTING.iter().any(|end| to.ends_with(end))
+            || to.contains(RECORDS)
             || NOTES.iter().any(|begin| name(to).starts_with(begin));
         if !lasts && !goes {
             if !PASSING.contains(&name(to)) && !to.contains(RESERVED) {
