@@ -24,10 +24,9 @@ Inspect
 Change, remove
   diff      show pending changes         apply     apply live changes
   reseed    run cloud-init again       disk      list and check disks
-  snapshot  keep and restore disks       rename    rename a VM
-  clone     copy a VM                    export    write a VM to an archive
-  import    read a VM from an archive    rm        delete the disks of a VM
-  gc        remove VMs without VM file
+  snapshot  keep and restore disks       rename  rename a VM  clone  copy a VM
+  export    write a VM to an archive     import    read a VM from an archive
+  rm        delete the disks of a VM     gc        remove VMs without VM file
 Access
   console   open the serial console      exec      run a command in the guest
   cp        copy a file in or out        fsfreeze  freeze file systems
