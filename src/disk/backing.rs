@@ -4,6 +4,8 @@
 use std::path::Path;
 
 use super::error::Error;
+use super::frozen::frozen;
+use super::origin::made;
 use super::plan::Made;
 use crate::sys::file::Error as FileError;
 use crate::{
@@ -13,7 +15,8 @@ use crate::{
         qcow2::{self, Header},
     },
     machine::disk_file::Backing,
-    spec::{Disk, Format},
+    spec::{Disk, Format, Source},
+    store::layout::VmPaths,
     sys::file,
     value::{Label, shown},
 };
@@ -69,20 +72,18 @@ const REPLACED: &str =
     "do not start the VM before you know who replaced the disk or changed its header";
 const FLATTEN: &str = "convert it to a single file: `qemu-img convert -O qcow2 OLD NEW`";
 
-/// Returns the backing files of a disk, the direct one first. `frozen` are those of its snapshots.
+/// Returns the backing files of a disk, the direct one first: those of its snapshots, and its base.
 ///
 /// # Errors
 /// QEMU is isolated and a backing file may not be passed to it.
-pub fn backing(
-    disk: &Disk,
-    path: &Path,
-    made: Option<&Made>,
-    frozen: Vec<Backing>,
-    mode: Mode,
-) -> Result<Vec<Backing>, Error> {
+pub fn backing(disk: &Disk, path: &Path, vm: &VmPaths, mode: Mode) -> Result<Vec<Backing>, Error> {
     let Some(backing) = name(&disk.name, path)? else { return Ok(vec![]) };
-    let mut all = frozen;
-    if let Some(base) = made.and_then(|made| made.base.clone()) {
+    let is_own = matches!(disk.source, Source::File(_) | Source::Device(_));
+    let (mut all, made) = match is_own {
+        true => (vec![], None),
+        false => (frozen(&disk.name, vm)?, made(&disk.name, vm)?),
+    };
+    if let Some(base) = made.and_then(|made| made.base) {
         let format = format_of(&disk.name, &base)?;
         all.push(Backing { path: base, format });
     }

@@ -6,6 +6,7 @@
 use super::copy::copy;
 use super::error::Error;
 use super::frozen;
+use super::origin::{made, origin_path};
 use super::plan;
 use super::ready::Ready;
 use super::ready::refuse_corrupt;
@@ -30,21 +31,6 @@ use crate::{
     sys::file::{self, Error as FileError},
     value::{Digest, Label, Size},
 };
-
-/// Returns the path of `NAME.origin.json` beside a disk.
-pub fn origin_path(vm: &VmPaths, disk: &Label) -> PathBuf {
-    vm.state.join(format!("{disk}.origin.json"))
-}
-
-/// Returns how a disk was created by qvm, if recorded.
-///
-/// # Errors
-/// The record exists and cannot be read.
-pub fn made(disk: &Label, vm: &VmPaths) -> Result<Option<Made>, Error> {
-    let on = |source| Error::File { disk: disk.clone(), source };
-    let json = file::read(&origin_path(vm, disk)).map_err(on)?;
-    Ok(json.and_then(|json| serde_json::from_slice(&json).ok()))
-}
 
 /// Removes the leftovers of a crash from the VM's directories, including those of an interrupted
 /// creation or removal. Called once before the preparation, under the VM's lock.

@@ -9,7 +9,7 @@ use std::{
 
 use serde::Serialize;
 
-use super::{ensure::made, existing::path_of, frozen};
+use super::{existing::path_of, frozen, origin::made};
 use crate::{
     image::{cache, qcow2},
     spec::{Disk, Format, Source, Vm},

@@ -8,6 +8,7 @@ pub(crate) mod error;
 pub mod existing;
 pub(crate) mod frozen;
 pub mod listing;
+pub(crate) mod origin;
 pub(crate) mod own;
 pub mod plan;
 pub(crate) mod ready;
@@ -16,7 +17,8 @@ mod verified_copy;
 
 pub use self::backing::backing;
 pub use self::copy::copy;
-pub use self::ensure::{ensure, made, notes, origin_path, remove_leftovers};
+pub use self::ensure::{ensure, notes, remove_leftovers};
 pub use self::error::Error;
 pub use self::frozen::frozen;
+pub use self::origin::{made, origin_path};
 pub use self::ready::Ready;

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use super::{
-    Error, StoppedVm,
+    error::Error,
     facts::{self, can_reflink},
     kind::{self, DiskFacts, DiskSource},
+    stopped::StoppedVm,
     switch::Work,
 };
 use crate::{

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Error,
+    error::Error,
     kind::{DiskFacts, DiskSource},
 };
 use crate::{
@@ -49,8 +49,8 @@ pub(crate) fn can_reflink(directory: &Path) -> Option<bool> {
     capabilities::of_directory(directory).ok()?.reflink
 }
 
-/// Returns the size that a guest sees of a file, in bytes, if qemu-img may open the file: the header
-/// may have been written by a guest.
+/// Returns the size that a guest sees of a file, in bytes, if qemu-img may open the file: a guest
+/// may have written the header.
 ///
 /// # Errors
 /// The file cannot be read, is not of this format, is marked as corrupt, or names a file with data.

@@ -1,7 +1,7 @@
 //! Decides how the disks of a VM can be kept in a snapshot.
 //!
-//! All snapshots of a VM have one kind: programs that mixed kinds have deleted the files that others
-//! depended on.
+//! All snapshots of a VM have one kind: programs that mixed kinds have deleted the files that
+//! others depended on.
 
 use std::path::PathBuf;
 

@@ -8,6 +8,7 @@ pub mod error;
 pub(crate) mod facts;
 pub mod kind;
 pub mod list;
+pub(crate) mod merged;
 pub mod remove;
 pub mod rollback;
 pub mod settle;

@@ -6,14 +6,19 @@
 
 use std::{fs, path::Path};
 
-use super::{Error, StoppedVm, facts, switch};
+use super::{
+    error::Error,
+    facts,
+    merged::{forget, settle_files},
+    stopped::StoppedVm,
+    switch,
+};
 use crate::{
     disk,
     spec::Format,
     store::{
-        layout::VmPaths,
         snapshot_record::{DiskRecord, Phase, SnapshotKind, SnapshotRecord},
-        snapshots::{self, Child, Snapshots},
+        snapshots::{self, Child},
     },
     sys::{
         file,
@@ -154,73 +159,4 @@ impl StoppedVm {
         }
         Ok(fs::rename(lower, upper).map_err(file::Error::on("rename to", upper))?)
     }
-}
-
-/// Takes the files of a removed snapshot that no longer exist out of the records: what was based on
-/// such a file now is that file, and is based on what was below.
-///
-/// # Errors
-/// A record cannot be written.
-pub(super) fn settle_files(
-    paths: &VmPaths,
-    all: &mut Snapshots,
-    name: &SnapshotName,
-) -> Result<(), Error> {
-    let Some(record) = all.get(name).cloned() else { return Ok(()) };
-    for (disk, gone) in &record.disks {
-        let path = paths.state.join(&gone.file);
-        match path.symlink_metadata() {
-            Ok(_) => continue,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(file::Error::on("examine", &path)(error).into()),
-        }
-        for child in all.children(disk, &gone.file) {
-            match child {
-                Child::Present => {
-                    match &gone.backing {
-                        Some(below) => all.present.backing.insert(disk.clone(), below.clone()),
-                        None => all.present.backing.remove(disk),
-                    };
-                    snapshots::write_present(paths, &all.present)?;
-                }
-                Child::Snapshot(child) => {
-                    let upper = all.all.iter_mut().find(|one| one.name == child);
-                    if let Some(upper) = upper
-                        && let Some(one) = upper.disks.get_mut(disk)
-                    {
-                        one.backing.clone_from(&gone.backing);
-                        snapshots::write(paths, upper)?;
-                    }
-                }
-            }
-        }
-        if let Some(record) = all.all.iter_mut().find(|one| one.name == *name) {
-            record.disks.remove(disk);
-            snapshots::write(paths, record)?;
-        }
-    }
-    Ok(())
-}
-
-/// Removes the record of a snapshot without files.
-///
-/// # Errors
-/// A record cannot be written or removed.
-pub(super) fn forget(
-    paths: &VmPaths,
-    all: &mut Snapshots,
-    name: &SnapshotName,
-) -> Result<(), Error> {
-    let parent = all.get(name).and_then(|one| one.parent.clone());
-    for one in all.all.iter_mut().filter(|one| one.parent.as_ref() == Some(name)) {
-        one.parent.clone_from(&parent);
-        snapshots::write(paths, one)?;
-    }
-    if all.present.parent.as_ref() == Some(name) {
-        all.present.parent = parent;
-        snapshots::write_present(paths, &all.present)?;
-    }
-    snapshots::remove(paths, name)?;
-    all.all.retain(|one| one.name != *name);
-    Ok(())
 }

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use super::{
-    Error, StoppedVm,
     create::{check_depth, files},
+    error::Error,
     facts,
+    stopped::StoppedVm,
     switch::Work,
 };
 use crate::{
@@ -114,8 +115,11 @@ impl StoppedVm {
     /// A name for the present that no snapshot has.
     fn free_name(&self, now: Timestamp) -> SnapshotName {
         let first = SnapshotName::before_rollback(now);
-        let numbered = (2..).filter_map(|number| format!("{first}.{number}").parse().ok());
+        let numbered = |number: u32| match number {
+            1 => Some(first.clone()),
+            _ => format!("{first}.{number}").parse().ok(),
+        };
         let is_free = |name: &SnapshotName| self.snapshots.get(name).is_none();
-        std::iter::once(first.clone()).chain(numbered).find(is_free).unwrap_or(first)
+        (1..).filter_map(numbered).find(is_free).unwrap_or(first)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Error, remove, switch::Work};
+use super::{error::Error, merged, switch::Work};
 use crate::{
     image::qemu_img::QemuImg,
     store::{
@@ -60,9 +60,9 @@ pub fn settle(paths: &VmPaths, qemu_img: &QemuImg) -> Result<Option<Settled>, Er
     }
     let removed: Vec<_> = all.all.iter().filter(|one| one.phase == Phase::Removing).collect();
     for name in removed.into_iter().map(|one| one.name.clone()).collect::<Vec<_>>() {
-        remove::settle_files(paths, &mut all, &name)?;
+        merged::settle_files(paths, &mut all, &name)?;
         if all.get(&name).is_some_and(|one| one.disks.is_empty()) {
-            remove::forget(paths, &mut all, &name)?;
+            merged::forget(paths, &mut all, &name)?;
             settled = Some(Settled::Completed);
         }
     }

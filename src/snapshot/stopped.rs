@@ -1,6 +1,6 @@
 //! A stopped VM whose locks are held for a snapshot operation.
 
-use super::{Error, settle};
+use super::{error::Error, settle};
 use crate::{
     image::qemu_img::QemuImg,
     spec::{self, Vm},

@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::Error;
+use super::error::Error;
 use crate::{
     image::qemu_img::QemuImg,
     store::{

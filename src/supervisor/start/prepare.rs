@@ -357,17 +357,7 @@ pub fn disk(
     let ready = ready.map_err(failed)?;
     let is_device = is_block_device(&ready.path);
     let backing = match ready.format {
-        Format::Qcow2 => {
-            let own = matches!(wanted.source, Source::File(_) | Source::Device(_));
-            let below = match own {
-                true => Ok((None, vec![])),
-                false => disk::made(&wanted.name, &paths)
-                    .and_then(|made| Ok((made, disk::frozen(&wanted.name, &paths)?))),
-            };
-            below.and_then(|(made, frozen)| {
-                disk::backing(wanted, &ready.path, made.as_ref(), frozen, vm.isolation)
-            })
-        }
+        Format::Qcow2 => disk::backing(wanted, &ready.path, &paths, vm.isolation),
         Format::Raw => Ok(vec![]),
     };
     let backing = backing.map_err(failed)?;
