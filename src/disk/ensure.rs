@@ -29,7 +29,7 @@ use crate::{
     spec::{self, Disk, Format, Image, Source},
     store::layout::VmPaths,
     sys::file::{self, Error as FileError},
-    value::{Digest, Label, Size},
+    value::{Digest, Size},
 };
 
 /// Removes the leftovers of a crash from the VM's directories, including those of an interrupted
