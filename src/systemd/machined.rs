@@ -270,7 +270,7 @@ mod tests {
         let theirs = "{\"parameters\":{\"service\":\"systemd-nspawn\",\"id\":\"00\"}}\0";
         let (machined, _) = served(dir.path(), vec![EXISTS, theirs]);
         let error = machined.register(&web(), Path::new("/run/c")).await.unwrap_err();
-        assert_eq!(error.to_string(), "another machine is called `web`");
+        assert_eq!(error.to_string(), "another machine has the name `web`");
     }
 
     #[tokio::test(flavor = "current_thread")]
