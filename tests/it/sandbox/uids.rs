@@ -128,7 +128,10 @@ fn uid_outside_the_range_is_replaced() {
     assert_eq!(starts_as(&lab, "a"), 1_900_070_000);
     assert_eq!(log("is not in `uidRange` (1900070000-1900070009)"), 1);
     let said = String::from_utf8(lab.qvm(&["doctor"]).stdout).unwrap();
-    assert!(said.contains("all layers are available") && said.contains("uid 1900070000,"), "{said}");
+    assert!(
+        said.contains("all layers are available") && said.contains("uid 1900070000,"),
+        "{said}"
+    );
 }
 
 #[test]
