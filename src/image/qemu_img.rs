@@ -285,8 +285,8 @@ fn chain_name(
     let mut below = serde_json::Value::Null;
     for (nr, (path, format)) in chain.iter().enumerate().rev() {
         let Some(filename) = path.to_str() else {
-            let said = "the path is not UTF-8".to_owned();
-            return Err(Error::Failed { verb, path: (*path).to_owned(), said });
+            let stderr = "the path is not UTF-8".to_owned();
+            return Err(Error::Failed { verb, path: (*path).to_owned(), stderr });
         };
         let mut file = serde_json::json!({"driver": "file", "filename": filename});
         if nr >= locked {
