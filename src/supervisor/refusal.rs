@@ -48,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_reply_differs_from_a_refusal() {
+    fn late_reply_differs_from_refusal() {
         assert!(matches!(qmp_refusal("pause", &timeout()), Refusal::Unconfirmed(why)
             if why.contains("cannot pause") && why.contains("10 s")));
         let refused = qmp::Error::Refused {
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_refusal_keeps_its_class() {
+    fn agent_refusal_keeps_its_class() {
         let refused = qmp::Error::Refused {
             command: "guest-exec".into(),
             class: "CommandNotFound".into(),

@@ -29,20 +29,23 @@ pub enum Error {
     #[error(transparent)]
     Run(program::Error),
     /// It did not exit in time.
-    #[error("`systemctl {asked}` did not end within {} s: systemd does not answer", limit.as_secs())]
+    #[error(
+        "`systemctl {arguments}` did not end within {} s: systemd does not answer",
+        limit.as_secs()
+    )]
     Silent {
         /// Its arguments.
-        asked: String,
+        arguments: String,
         /// The limit.
         limit: Duration,
     },
     /// It failed.
-    #[error("`systemctl {asked}` failed: {said}")]
+    #[error("`systemctl {arguments}` failed: {stderr}")]
     Failed {
         /// Its arguments.
-        asked: String,
+        arguments: String,
         /// Its error message.
-        said: String,
+        stderr: String,
     },
 }
 
@@ -154,13 +157,13 @@ pub async fn is_stopping(vm: &VmName, scope: Scope) -> bool {
 /// # Errors
 /// The manager does not answer within [`HOST_DOWN_LIMIT`], so it is unknown.
 pub async fn host_goes_down(scope: Scope) -> Result<bool, Error> {
-    let asked = "is-system-running";
-    let output = command(scope).arg(asked).time_limit(HOST_DOWN_LIMIT).run_async().await;
+    let query = "is-system-running";
+    let output = command(scope).arg(query).time_limit(HOST_DOWN_LIMIT).run_async().await;
     // The exit code is 1 for every state but `running`; the state is printed.
-    let Output { stdout, stderr, .. } = ended(output, asked)?;
+    let Output { stdout, stderr, .. } = ended(output, query)?;
     match stdout.trim() {
         "" | "unknown" => {
-            Err(Error::Failed { asked: asked.to_owned(), said: stderr.trim().to_owned() })
+            Err(Error::Failed { arguments: query.to_owned(), stderr: stderr.trim().to_owned() })
         }
         state => Ok(state == "stopping"),
     }
@@ -253,19 +256,21 @@ async fn run(scope: Scope, arguments: &[&str], limit: Option<Duration>) -> Resul
 }
 
 /// Returns the output of a run that ended in time, whatever its exit code is.
-fn ended(output: Result<Output, program::Error>, asked: &str) -> Result<Output, Error> {
+fn ended(output: Result<Output, program::Error>, arguments: &str) -> Result<Output, Error> {
     output.map_err(|error| match error {
-        program::Error::TimedOut { limit, .. } => Error::Silent { asked: asked.to_owned(), limit },
+        program::Error::TimedOut { limit, .. } => {
+            Error::Silent { arguments: arguments.to_owned(), limit }
+        }
         error => Error::Run(error),
     })
 }
 
 /// Returns the standard output of a successful run.
-fn printed(output: Result<Output, program::Error>, asked: &str) -> Result<String, Error> {
-    match ended(output, asked)? {
+fn printed(output: Result<Output, program::Error>, arguments: &str) -> Result<String, Error> {
+    match ended(output, arguments)? {
         Output { status, stdout, .. } if status.success() => Ok(stdout),
         Output { stderr, .. } => {
-            Err(Error::Failed { asked: asked.to_owned(), said: stderr.trim().to_owned() })
+            Err(Error::Failed { arguments: arguments.to_owned(), stderr: stderr.trim().to_owned() })
         }
     }
 }
@@ -279,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_job_is_told_from_others() {
+    fn stop_job_of_the_unit() {
         let jobs = "  12 qvm@db.service   stop    running\n 7 qvm@web.service start waiting\n";
         assert!(has_stop_job(jobs, "qvm@db.service"));
         assert!(!has_stop_job(jobs, "qvm@web.service"));
@@ -287,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_after_a_crash_is_told_from_a_unit_that_was_given_up() {
+    fn stopped_restarted_and_given_up_units_differ() {
         for (state, restarts, after) in [
             ("failed", 3, After::Stopped),
             ("inactive", 3, After::Stopped),
@@ -303,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exit_code_is_told_from_a_signal() {
+    fn exit_code_but_not_signal() {
         assert_eq!(exited_with("ExecMainCode=1\nExecMainStatus=69\n"), Some(69));
         assert_eq!(exited_with("ExecMainStatus=9\nExecMainCode=2\n"), None);
         assert_eq!(exited_with("ExecMainCode=0\nExecMainStatus=0\n"), None);
@@ -311,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn what_systemctl_shows() {
+    fn output_of_systemctl_show() {
         let drop_in =
             "DropInPaths=/run/systemd/generator/qvm@web.service.d/10-qvm.conf /etc/x.conf";
         let shown = |load: &str, active: &str, reload: &str, drop_in: &str| {

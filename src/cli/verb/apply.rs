@@ -42,7 +42,8 @@ pub async fn run(
     let (mut running, mut new, mut failures) = (vec![], vec![], vec![]);
     for entry in &entries {
         let unread = entry.problem.as_ref().filter(|_| entry.unread);
-        failures.extend(unread.map(|told| Failure::preformatted(exit::HOST, told.to_string())));
+        failures
+            .extend(unread.map(|problem| Failure::preformatted(exit::HOST, problem.to_string())));
         let Ok(name) = entry.name.parse::<VmName>() else { continue };
         match step_for(entry, layout, &name).await {
             Step::Reload => running.push(name),
@@ -56,7 +57,7 @@ pub async fn run(
             _ if entry.file_valid => exit::FAILED,
             _ => exit::INVALID,
         };
-        failures.extend(problem.map(|told| Failure::preformatted(code, told.to_string())));
+        failures.extend(problem.map(|problem| Failure::preformatted(code, problem.to_string())));
     }
     let how = StartOptions { layout, exe, manager, wait: true, say: super::report };
     let reloaded = super::each(&running, async |name| reload(&name, layout, manager).await);

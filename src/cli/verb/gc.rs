@@ -181,9 +181,9 @@ fn confirm(yes: bool, question: &str, answer: &str, otherwise: &str) -> Result<(
         return Err(Failure::new(exit::USAGE, text).hint("`--yes` skips the question".to_owned()));
     }
     let _ = write!(io::stderr(), "{question} Type `{answer}` to confirm: ");
-    let mut said = String::new();
-    match io::stdin().read_line(&mut said) {
-        Ok(_) if said.trim() == answer => Ok(()),
+    let mut typed = String::new();
+    match io::stdin().read_line(&mut typed) {
+        Ok(_) if typed.trim() == answer => Ok(()),
         _ => Err(Failure::new(exit::FAILED, format!("{otherwise}: not confirmed"))),
     }
 }

@@ -146,9 +146,9 @@ pub(crate) async fn not_started(
             // The last line of the supervisor is more specific than its exit code; earlier lines
             // may be output of QEMU.
             let progress = |line: &&str| matches!(line.split(' ').nth(2), Some("INFO"));
-            let said: Vec<&str> = wrote.lines().filter(|line| !progress(line)).collect();
-            match said.iter().any(|line| line.starts_with("error: ")) {
-                true => Failure::preformatted(code, said.join("\n")),
+            let lines: Vec<&str> = wrote.lines().filter(|line| !progress(line)).collect();
+            match lines.iter().any(|line| line.starts_with("error: ")) {
+                true => Failure::preformatted(code, lines.join("\n")),
                 false => Failure::from_error(error).about(name).code(code),
             }
         }

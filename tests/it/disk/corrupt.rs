@@ -1,4 +1,4 @@
-//! Disks and images that QEMU has marked as corrupt: refused before anything is made of them or QEMU is started.
+//! Disks and images with QEMU's corrupt bit: refused before a copy or a start of QEMU.
 
 use std::{
     fs,
@@ -8,7 +8,7 @@ use std::{
 
 use crate::lab::{Lab, guest};
 
-/// `incompatible_features` of a qcow2 header: its last byte, and the bits of a file that was not closed and of one that is corrupt.
+/// `incompatible_features` of a qcow2 header: its last byte, and the dirty and corrupt bits.
 const FEATURES: u64 = 79;
 const DIRTY: u8 = 1;
 const CORRUPT: u8 = 2;
@@ -25,7 +25,7 @@ fn features(path: &Path) -> u8 {
     byte[0]
 }
 
-/// A place with a marked copy of the boot guest.
+/// A lab with a copy of the boot guest that has these bits.
 fn marked(bits: u8) -> Option<(Lab, PathBuf)> {
     let image = guest("boot.qcow2")?;
     let lab = Lab::new();
@@ -35,7 +35,7 @@ fn marked(bits: u8) -> Option<(Lab, PathBuf)> {
     Some((lab, copy))
 }
 
-/// Starts `web`, which has to be refused; what was said.
+/// Starts `web`, which must be refused; returns the error.
 fn refused(lab: &Lab) -> String {
     let output = lab.qvm(&["start", "web"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -68,7 +68,7 @@ fn corrupt_disk_of_operator_is_named() {
     let said = refused(&lab);
     assert!(said.contains(&format!("disk root: `{path}`")), "{said}");
     assert!(said.contains(&format!("qemu-img check -r all {path}")), "{said}");
-    // QEMU reads it all the same: what can be read may be worth saving.
+    // QEMU can read it nevertheless, so its data can be saved.
     fs::write(lab.file("web"), format!("{text}readOnly = true\n")).unwrap();
     let said = lab.ok(&["start", "web"]);
     assert!(
@@ -77,7 +77,7 @@ fn corrupt_disk_of_operator_is_named() {
     );
     lab.says("web", "BOOT-GUEST-READY", 1);
     lab.ok(&["kill", "web"]);
-    // Repaired, it is a disk as any other.
+    // After a repair, it is like any other disk.
     let mut repair = std::process::Command::new("qemu-img");
     assert!(repair.args(["check", "-q", "-r", "all"]).arg(&disk).status().unwrap().success());
     fs::write(lab.file("web"), &text).unwrap();
@@ -104,7 +104,8 @@ fn disk_that_became_corrupt_is_neither_started_nor_exported() {
     assert!(!tar.exists());
 }
 
-/// A power cut leaves that of a file with `lazy_refcounts`; QEMU repairs it when it opens the file for writing.
+/// A power failure leaves the dirty bit in a file with `lazy_refcounts`; QEMU repairs it when it
+/// opens the file for writing.
 #[test]
 fn dirty_disk_starts_and_is_repaired() {
     let Some((lab, disk)) = marked(DIRTY) else { return };

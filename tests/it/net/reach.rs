@@ -1,4 +1,4 @@
-//! Into the guest from outside: its addresses and who tells them, waiting for it, its seed, what is pending.
+//! Access to a guest: its addresses and their sources, readiness, the seed, pending changes.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ fn failed(lab: &Lab, arguments: &[&str]) -> (Option<i32>, String) {
 }
 
 #[test]
-fn the_agent_tells_addresses_and_a_wait_ends_when_it_answers() {
+fn agent_reports_addresses_and_ends_wait() {
     let Some(image) = guest("tiny.qcow2") else { return };
     let lab = Lab::new();
     lab.vm("web", &image, "mem = \"256M\"\n");
@@ -25,7 +25,7 @@ fn the_agent_tells_addresses_and_a_wait_ends_when_it_answers() {
     lab.ok(&["wait", "web", "--for", "running", "--timeout", "60"]);
     lab.ok(&["wait", "web", "--for", "ready", "--timeout", "60"]);
     lab.ok(&["wait", "web", "--for", "agent", "--timeout", "120"]);
-    // DHCP is asked for after the agent is up.
+    // The guest starts DHCP after the agent.
     crate::lab::until("it has its address", || lab.ok(&["ip", "web"]).starts_with("10.0.2.15 "));
     let told = lab.ok(&["ip", "web"]);
     assert!(told.lines().next().unwrap().ends_with("  guest agent, eth0"), "{told}");
@@ -37,11 +37,11 @@ fn the_agent_tells_addresses_and_a_wait_ends_when_it_answers() {
         lab.command(&["wait", "web", "--for", "stopped", "--timeout", "120"]).spawn().unwrap();
     lab.ok(&["stop", "web"]);
     assert!(wait.wait().unwrap().success());
-    assert_eq!(failed(&lab, &["wait", "nobody", "--for", "stopped"]).0, Some(3));
+    assert_eq!(failed(&lab, &["wait", "unknown", "--for", "stopped"]).0, Some(3));
 }
 
 #[test]
-fn without_an_agent_the_vm_file_or_the_neighbour_table_tells() {
+fn addresses_without_agent() {
     let Some(image) = guest("boot.qcow2") else { return };
     let Some(network) = Network::new() else { return };
     let mut lab = Lab::new();
@@ -54,7 +54,7 @@ fn without_an_agent_the_vm_file_or_the_neighbour_table_tells() {
     let (code, said) = failed(&lab, &["ip", "web"]);
     assert_eq!(code, Some(3));
     assert!(said.starts_with("error: web: its address is unknown\nhint: "), "{said}");
-    // As the host learns it from a guest that has asked it anything.
+    // The host learns the address from an ARP request of the guest.
     let network = lab.network.as_ref().unwrap();
     for neighbour in
         ["192.168.97.77 lladdr 52:54:00:61:90:15", "192.168.97.78 lladdr 52:54:00:61:90:16"]
@@ -68,7 +68,7 @@ fn without_an_agent_the_vm_file_or_the_neighbour_table_tells() {
 }
 
 #[test]
-fn the_seed_is_shown_as_the_guest_would_find_it() {
+fn printed_seed_equals_the_guests() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
     lab.vm(
@@ -83,7 +83,7 @@ fn the_seed_is_shown_as_the_guest_would_find_it() {
     assert!(all.contains("\n#cloud-config\n") && all.contains("10.0.2.20/24"), "{all}");
     let user_data = lab.ok(&["seed", "--document", "user-data", "web"]);
     assert!(user_data.starts_with("#cloud-config\n"), "{user_data}");
-    // Nothing was touched for that; and what is written then is the same.
+    // The files were not touched; a later write has the same content.
     assert!(!lab.state("web", "").exists());
     lab.ok(&["start", "web"]);
     let seed = std::fs::read(lab.state("web", "seed.iso")).unwrap();
@@ -98,7 +98,7 @@ fn the_seed_is_shown_as_the_guest_would_find_it() {
 }
 
 #[test]
-fn differences_are_told_key_by_key_with_their_time() {
+fn differences_have_key_and_effect() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
     lab.vm("web", &image, "");
@@ -115,14 +115,14 @@ fn differences_are_told_key_by_key_with_their_time() {
     assert_eq!(json[0]["pending"][1]["takesEffect"], "next-reboot");
     std::fs::write(lab.file("web"), "vcpu = \n").unwrap();
     crate::lab::until("the file is seen to be invalid", || {
-        lab.ok(&["diff"]).contains("web: the VM file is not valid any more")
+        lab.ok(&["diff"]).contains("web: the VM file is no longer valid")
     });
     assert_eq!(failed(&lab, &["diff", "db"]).0, Some(3));
     lab.ok(&["kill", "web"]);
 }
 
 #[test]
-fn another_qemu_that_is_installed_is_pending_and_taken_up_by_a_reboot() {
+fn installed_qemu_is_pending_until_reboot() {
     let Some(image) = guest("boot.qcow2") else { return };
     let mut lab = Lab::new();
     let found = std::process::Command::new("sh")
@@ -130,7 +130,7 @@ fn another_qemu_that_is_installed_is_pending_and_taken_up_by_a_reboot() {
         .output()
         .unwrap();
     let installed = String::from_utf8(found.stdout).unwrap();
-    // QEMU 7.2 looks for its modules and firmware beside the directory of its program.
+    // QEMU 7.2 searches for its modules and firmware beside the directory of its program.
     let own = lab.path().join("bin/qemu-system-x86_64");
     std::fs::create_dir(lab.path().join("bin")).unwrap();
     for dir in ["lib", "share"] {
@@ -142,7 +142,7 @@ fn another_qemu_that_is_installed_is_pending_and_taken_up_by_a_reboot() {
     lab.ok(&["start", "web"]);
     let before = lab.qemu_pid("web");
     assert_eq!(lab.ok(&["diff"]), "");
-    // As a package manager does it.
+    // Like a package manager.
     let new = lab.path().join("bin/qemu-system-x86_64.new");
     crate::lab::copy_program(installed.trim(), &new);
     std::fs::rename(&new, &own).unwrap();
@@ -160,7 +160,7 @@ fn another_qemu_that_is_installed_is_pending_and_taken_up_by_a_reboot() {
 }
 
 #[test]
-fn a_reseed_makes_the_next_boot_a_first_one() {
+fn reseed_repeats_first_boot() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
     lab.vm("web", &image, "[cloudInit]\nuser = \"op\"\n");
@@ -168,7 +168,7 @@ fn a_reseed_makes_the_next_boot_a_first_one() {
     assert_eq!(failed(&lab, &["reseed", "web"]).0, Some(3));
     assert!(failed(&lab, &["reseed", "bare"]).1.contains("it has no seed"));
     lab.ok(&["start", "web"]);
-    // A changed seed alone does not: it is told what would be done anew.
+    // A changed seed alone does not reboot: the consequences are reported.
     lab.vm("web", &image, "[cloudInit]\nuser = \"admin\"\n");
     crate::lab::until("it is seen", || !lab.ok(&["diff", "web"]).is_empty());
     assert_eq!(
