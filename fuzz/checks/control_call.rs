@@ -17,7 +17,7 @@ use qvm::{
         authorizer::{Accounts, Authorizer},
         handle::ControlHandle,
         server,
-        types::{Command, Event, Executed, Guest, Request, Statistics, Status},
+        types::{Command, CreatedSnapshot, Event, Executed, Guest, Request, Statistics, Status},
     },
     value::Peer,
 };
@@ -148,6 +148,15 @@ async fn answer(
             Request::Freeze { thaw_after, reply } => {
                 assert!((1..=600).contains(&thaw_after.as_secs()), "{thaw_after:?}");
                 drop(reply.send(Ok(1)));
+            }
+            Request::CreateSnapshot { snapshot, reply } => {
+                let created = CreatedSnapshot {
+                    name: snapshot.name.map_or_else(String::new, |name| name.to_string()),
+                    kind: "overlay".into(),
+                    consistency: "paused".into(),
+                    not_frozen: None,
+                };
+                drop(reply.send(Ok(created)));
             }
             Request::Thaw(reply) => drop(reply.send(Ok(1))),
         }

@@ -191,6 +191,34 @@ impl Client {
         self.raw("blockdev-del", json!({ "node-name": node }), limit).await.map(drop)
     }
 
+    /// Returns the names of all block nodes.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn node_names(&self, limit: Duration) -> Result<Vec<String>, Error> {
+        let nodes = self.raw("query-named-block-nodes", json!({ "flat": true }), limit).await?;
+        let name = |one: &Value| one["node-name"].as_str().map(str::to_owned);
+        Ok(nodes.as_array().into_iter().flatten().filter_map(name).collect())
+    }
+
+    /// Puts an overlay on top of each node, all at one instant: pairs of a node and its overlay. The
+    /// nodes are read-only afterward.
+    ///
+    /// # Errors
+    /// See [`Error`]. If refused, no node has changed.
+    pub async fn put_overlays(
+        &self,
+        pairs: &[(String, String)],
+        limit: Duration,
+    ) -> Result<(), Error> {
+        let action = |(node, overlay): &(String, String)| {
+            let data = json!({ "node": node, "overlay": overlay });
+            json!({ "type": "blockdev-snapshot", "data": data })
+        };
+        let actions: Vec<Value> = pairs.iter().map(action).collect();
+        self.raw("transaction", json!({ "actions": actions }), limit).await.map(drop)
+    }
+
     /// Returns the virtual size of a node in bytes.
     ///
     /// # Errors

@@ -154,6 +154,7 @@ pub(super) fn required_permission(method: &Method) -> Permission {
         Method::Agent { .. } => Operator("use the guest agent"),
         Method::Freeze { .. } => Operator("freeze the guest's file systems"),
         Method::Thaw => Operator("thaw the guest's file systems"),
+        Method::CreateSnapshot(_) => Operator("create a snapshot of the VM"),
         Method::Screenshot => Operator(SCREEN),
         Method::Press(_) => Operator("type on the VM's keyboard"),
         Method::Console { read_only: true, .. } => Operator("read the VM's console"),

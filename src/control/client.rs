@@ -18,7 +18,7 @@ use zlink::{
 use crate::value::keyboard::Chord;
 
 pub use super::client_error::Error;
-use super::types::{Command, Event, Guest, Statistics, Status};
+use super::types::{Command, CreatedSnapshot, Event, Guest, SnapshotToCreate, Statistics, Status};
 
 /// The limit for a reply: the supervisor waits for QEMU with a shorter limit.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -29,6 +29,8 @@ const SUSPEND: Duration = Duration::from_secs(86_400 + 60);
 const STOP: Duration = Duration::from_secs(90);
 /// The limit for applying a VM file: the image of a new disk may have to be downloaded.
 const APPLY: Duration = Duration::from_secs(3600);
+/// The limit for a snapshot: the disks are synced first, which may take long.
+const SNAPSHOT: Duration = Duration::from_secs(600);
 /// The limit for one key chord.
 const TYPING: Duration = Duration::from_secs(1);
 
@@ -241,6 +243,25 @@ impl Client {
         };
         let (_, _): (Value, _) = self.call(method, parameters, limit).await?;
         Ok(())
+    }
+
+    /// Creates a snapshot of the disks of the running VM.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn create_snapshot(
+        &mut self,
+        snapshot: &SnapshotToCreate,
+    ) -> Result<CreatedSnapshot, Error> {
+        #[derive(Debug, Deserialize)]
+        struct Reply {
+            snapshot: CreatedSnapshot,
+        }
+        let SnapshotToCreate { name, comment, freeze } = snapshot;
+        let parameters = json!({ "name": name, "comment": comment, "noFreeze": !freeze });
+        let (told, _): (Reply, _) =
+            self.call("io.qvm.Vm.CreateSnapshot", parameters, SNAPSHOT).await?;
+        Ok(told.snapshot)
     }
 
     /// Takes a screenshot: a PNG file without a name, to be read to its end.

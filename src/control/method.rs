@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::{
     interface::{MACHINE, SERVICE, VM},
-    types::Command,
+    types::{Command, SnapshotToCreate},
     varlink_error::VarlinkError,
 };
 use crate::value::keyboard::Chord;
@@ -49,6 +49,7 @@ pub(super) enum Method {
     Agent { command: String, arguments: Value, limit: Duration },
     Freeze { thaw_after: Duration },
     Thaw,
+    CreateSnapshot(SnapshotToCreate),
     Screenshot,
     Press(Vec<Chord>),
     Console { read_only: bool, scrollback: u64 },
@@ -160,6 +161,11 @@ fn vm(name: &str, given: &mut Parameters) -> Result<Option<Method>, VarlinkError
             Method::Freeze { thaw_after: Duration::from_secs(after.into()) }
         }
         "Thaw" => Method::Thaw,
+        "CreateSnapshot" => Method::CreateSnapshot(SnapshotToCreate {
+            name: given.optional("name")?,
+            comment: given.optional("comment")?,
+            freeze: !given.optional("noFreeze")?.unwrap_or(false),
+        }),
         "Console" => Method::Console {
             read_only: given.optional("readOnly")?.unwrap_or(false),
             scrollback: given.optional("scrollbackBytes")?.unwrap_or(0),
@@ -265,6 +271,8 @@ mod tests {
             ("io.qvm.Vm.Freeze", json!({}), "thawAfterSec"),
             ("io.qvm.Vm.Freeze", json!({ "thawAfterSec": 0 }), "thawAfterSec"),
             ("io.qvm.Vm.Freeze", json!({ "thawAfterSec": 601 }), "thawAfterSec"),
+            ("io.qvm.Vm.CreateSnapshot", json!({ "name": "a/b" }), "name"),
+            ("io.qvm.Vm.CreateSnapshot", json!({ "noFreeze": "yes" }), "noFreeze"),
             ("io.qvm.Vm.Console", json!({ "readOnly": 1 }), "readOnly"),
             ("io.systemd.MachineInstance.SetMemory", json!({ "bytes": -1 }), "bytes"),
             ("io.systemd.MachineInstance.SetMemory", json!({ "bytes": 1.5 }), "bytes"),
@@ -306,7 +314,7 @@ mod tests {
                 seen += 1;
             }
         }
-        assert_eq!(seen, 2 + 12 + 20);
+        assert_eq!(seen, 2 + 12 + 21);
     }
 
     proptest! {

@@ -211,6 +211,10 @@ async fn dispatch(
             let frozen = ask(handle, |reply| Request::Freeze { thaw_after, reply }).await??;
             json!({ "filesystems": frozen })
         }
+        Method::CreateSnapshot(snapshot) => {
+            let asked = |reply| Request::CreateSnapshot { snapshot, reply };
+            json!({ "snapshot": ask(handle, asked).await?? })
+        }
         Method::Thaw => json!({ "filesystems": ask(handle, Request::Thaw).await?? }),
         Method::Screenshot => {
             let picture = ask(handle, Request::Screenshot).await??;

@@ -10,7 +10,7 @@ pub use super::disk_limit::DiskLimit;
 pub use super::state::State;
 pub use super::status::{End, Ready, Status};
 pub use crate::control::isolation::Isolation;
-use crate::value::keyboard::Chord;
+use crate::value::{SnapshotName, keyboard::Chord};
 
 /// An event for `SubscribeEvents` and `io.qvm.Vm.Watch`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -157,6 +157,31 @@ pub struct Guest {
     pub addresses: Vec<Address>,
 }
 
+/// The snapshot to create of a running VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotToCreate {
+    /// Its name; `None` for one after the time.
+    pub name: Option<SnapshotName>,
+    /// A comment.
+    pub comment: Option<String>,
+    /// Whether the guest's file systems are frozen meanwhile, if its agent answers.
+    pub freeze: bool,
+}
+
+/// A created snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CreatedSnapshot {
+    /// Its name.
+    pub name: String,
+    /// `overlay` or `reflink`.
+    pub kind: String,
+    /// `frozen` or `paused`.
+    pub consistency: String,
+    /// Why the guest's file systems were not frozen.
+    pub not_frozen: Option<String>,
+}
+
 /// A request to the supervisor's loop. Every reply comes immediately, or when QEMU has answered.
 #[derive(Debug)]
 pub enum Request {
@@ -200,6 +225,13 @@ pub enum Request {
         thaw_after: Duration,
         /// The number of frozen file systems.
         reply: oneshot::Sender<Result<u64, Refusal>>,
+    },
+    /// Create a snapshot of the disks.
+    CreateSnapshot {
+        /// The snapshot.
+        snapshot: SnapshotToCreate,
+        /// The created snapshot.
+        reply: oneshot::Sender<Result<CreatedSnapshot, Refusal>>,
     },
     /// Thaw the file systems; the reply is their number.
     Thaw(oneshot::Sender<Result<u64, Refusal>>),

@@ -29,6 +29,39 @@ pub fn file_node_of(disk: &Label) -> String {
     format!("{}-file", node(disk))
 }
 
+/// The block node of an overlay that was put on top of a disk's format while it runs. `set` is the
+/// set of its file; of several overlays of a disk, the highest is on top.
+pub fn overlay_node(disk: &Label, set: i32) -> String {
+    format!("{}.{set}", format_node(disk))
+}
+
+/// The block node of such an overlay's file.
+pub fn overlay_file_node(disk: &Label, set: i32) -> String {
+    format!("file-{disk}.{set}")
+}
+
+/// The set of the overlay that a node of a disk is.
+pub fn overlay_set(disk: &Label, node: &str) -> Option<i32> {
+    node.strip_prefix(&format_node(disk))?.strip_prefix('.')?.parse().ok()
+}
+
+/// The block nodes of an overlay, the lower one first, without a backing file: QEMU sets it when
+/// the overlay is put on top. Its file is passed as `set`.
+pub fn overlay_nodes(disk: &Disk, set: i32) -> (Access, [Value; 2]) {
+    let access = Access { write: true, direct: disk.cache == Some(Cache::None) };
+    let mut lower = json!({
+        "driver": "file", "node-name": overlay_file_node(&disk.name, set),
+        "filename": format!("/dev/fdset/{set}"), "discard": "unmap", "aio": "threads",
+    });
+    access.apply_to(&mut lower);
+    let upper = json!({
+        "driver": "qcow2", "node-name": overlay_node(&disk.name, set),
+        "file": overlay_file_node(&disk.name, set), "backing": null, "read-only": false,
+        "discard": "unmap", "detect-zeroes": "unmap",
+    });
+    (access, [lower, upper])
+}
+
 /// The object that has a disk's limits.
 pub fn throttle_group(disk: &Label) -> String {
     format!("throttle-{disk}")
@@ -168,4 +201,24 @@ pub fn limits(limits: &DiskLimits, all: bool) -> Value {
         }
     }
     value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overlay_names_fit_and_are_recognized() {
+        let disk: Label = "abcdefghijklmnop".parse().unwrap();
+        for name in [overlay_node(&disk, 9999), overlay_file_node(&disk, 9999)] {
+            // `node_name` of QEMU's BlockDriverState has 32 bytes with the NUL.
+            assert!(name.len() < 32, "{name}");
+        }
+        assert_eq!(overlay_set(&disk, &overlay_node(&disk, 47)), Some(47));
+        for node in [format_node(&disk), file_node_of(&disk), overlay_file_node(&disk, 47)] {
+            assert_eq!(overlay_set(&disk, &node), None);
+        }
+        let shorter: Label = "abcdefghijklmno".parse().unwrap();
+        assert_eq!(overlay_set(&shorter, &overlay_node(&disk, 47)), None);
+    }
 }

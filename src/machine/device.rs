@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 pub use super::block_nodes::{
-    DiskParts, disk_of_node, file_node_of, format_node, iothread, limits, node, throttle_group,
+    DiskParts, disk_of_node, file_node_of, format_node, iothread, limits, node, overlay_file_node,
+    overlay_node, overlay_nodes, overlay_set, throttle_group,
 };
 use super::{
     block_nodes::{NodeNames, file_node, nodes, parts},

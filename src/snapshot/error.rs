@@ -53,6 +53,9 @@ pub enum Error {
         /// The cause.
         source: qemu_img::Error,
     },
+    /// The reflinks of several disks would be of different moments.
+    #[error("a running guest writes to its disks between the reflinks of several disks")]
+    SeveralDisks,
     /// A name that qvm gives itself.
     #[error("snapshot names that begin with `auto-` or `before-rollback-` are reserved")]
     Reserved,
@@ -165,6 +168,9 @@ impl Explain for Error {
             Self::Suspended => {
                 Some("`qvm start NAME` continues the guest; then `qvm stop NAME`".into())
             }
+            Self::SeveralDisks => Some(
+                "pause the guest for the snapshot: `qvm pause NAME`, then `qvm resume NAME`".into(),
+            ),
             Self::Exists(_) => {
                 Some("choose another name, or remove it with `qvm snapshot rm`".into())
             }

@@ -8,6 +8,7 @@ pub mod error;
 pub(crate) mod facts;
 pub mod kind;
 pub mod list;
+pub mod live;
 pub(crate) mod merged;
 pub mod remove;
 pub mod rollback;
@@ -15,6 +16,7 @@ pub mod settle;
 pub mod stopped;
 pub(crate) mod switch;
 pub mod tree;
+pub mod vm_disks;
 
 pub use self::error::Error;
 pub use self::settle::settle;

@@ -46,7 +46,7 @@ impl StoppedVm {
         progress: &mut dyn Progress,
         cancel: &Cancel,
     ) -> Result<(), Error> {
-        let record = self.snapshots.get(name).cloned();
+        let record = self.disks.snapshots.get(name).cloned();
         let record = record.ok_or_else(|| Error::NotFound(name.clone()))?;
         // Everything that can be refused is refused before the first change.
         for (disk, one) in &record.disks {
@@ -62,13 +62,13 @@ impl StoppedVm {
         }
         for (disk, one) in &record.disks {
             match self.step(name, disk, one)? {
-                Step::Delete => file::remove(&self.paths.state.join(&one.file))?,
+                Step::Delete => file::remove(&self.disks.paths.state.join(&one.file))?,
                 Step::Merge(child) => self.merge(disk, one, &child, progress, cancel)?,
             }
-            file::sync_dir(&self.paths.present())?;
-            settle_files(&self.paths, &mut self.snapshots, name)?;
+            file::sync_dir(&self.disks.paths.present())?;
+            settle_files(&self.disks.paths, &mut self.disks.snapshots, name)?;
         }
-        forget(&self.paths, &mut self.snapshots, name)
+        forget(&self.disks.paths, &mut self.disks.snapshots, name)
     }
 
     fn change(
@@ -76,19 +76,19 @@ impl StoppedVm {
         name: &SnapshotName,
         change: impl FnOnce(&mut SnapshotRecord),
     ) -> Result<(), Error> {
-        if let Some(record) = self.snapshots.all.iter_mut().find(|one| one.name == *name) {
+        if let Some(record) = self.disks.snapshots.all.iter_mut().find(|one| one.name == *name) {
             change(record);
-            snapshots::write(&self.paths, record)?;
+            snapshots::write(&self.disks.paths, record)?;
         }
         Ok(())
     }
 
     fn step(&self, name: &SnapshotName, disk: &Label, one: &DiskRecord) -> Result<Step, Error> {
-        let kind = self.snapshots.get(name).map(|record| record.kind);
+        let kind = self.disks.snapshots.get(name).map(|record| record.kind);
         if kind == Some(SnapshotKind::Reflink) {
             return Ok(Step::Delete);
         }
-        let mut children = self.snapshots.children(disk, &one.file);
+        let mut children = self.disks.snapshots.children(disk, &one.file);
         match (children.len(), children.pop()) {
             (1, Some(child)) => Ok(Step::Merge(child)),
             (0, _) => Ok(Step::Delete),
@@ -114,19 +114,20 @@ impl StoppedVm {
         one: &DiskRecord,
         child: &Child,
     ) -> Result<Vec<(std::path::PathBuf, Format)>, Error> {
-        let beside = |name: &str| self.paths.state.join(name);
+        let beside = |name: &str| self.disks.paths.state.join(name);
         let upper = match child {
-            Child::Present => (self.paths.disk(disk, Format::Qcow2), Format::Qcow2),
+            Child::Present => (self.disks.paths.disk(disk, Format::Qcow2), Format::Qcow2),
             Child::Snapshot(name) => {
-                let record = self.snapshots.get(name).and_then(|record| record.disks.get(disk));
+                let record =
+                    self.disks.snapshots.get(name).and_then(|record| record.disks.get(disk));
                 let record = record.ok_or_else(|| Error::NotFound(name.clone()))?;
                 (beside(&record.file), record.format)
             }
         };
-        let below = self.snapshots.chain_from(disk, one.backing.as_deref())?;
+        let below = self.disks.snapshots.chain_from(disk, one.backing.as_deref())?;
         let mut all = vec![upper, (beside(&one.file), one.format)];
         all.extend(below.into_iter().map(|one| (beside(&one.file), one.format)));
-        if let Some(base) = disk::made(disk, &self.paths)?.and_then(|made| made.base) {
+        if let Some(base) = disk::made(disk, &self.disks.paths)?.and_then(|made| made.base) {
             let format = disk::backing::format_of(disk, &base)?;
             all.push((base, format));
         }
@@ -151,7 +152,7 @@ impl StoppedVm {
             progress.at(&At { doing: Doing::Merging, what, done: 0, total: None });
             !cancel.is_set()
         };
-        let merged = self.qemu_img.commit(&chain, &mut goes_on);
+        let merged = self.disks.qemu_img.commit(&chain, &mut goes_on);
         merged.map_err(|source| Error::QemuImg { disk: disk.clone(), source })?;
         switch::sync(lower)?;
         if let Child::Snapshot(_) = child {

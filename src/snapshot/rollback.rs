@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use super::{
-    create::{check_depth, files},
     error::Error,
     facts,
     stopped::StoppedVm,
     switch::Work,
+    vm_disks::{check_depth, files},
 };
 use crate::{
     store::{
@@ -54,12 +54,14 @@ impl StoppedVm {
         now: Timestamp,
         present: Now,
     ) -> Result<RolledBack, Error> {
-        let target = self.snapshots.get(to).cloned().ok_or_else(|| Error::NotFound(to.clone()))?;
+        let target =
+            self.disks.snapshots.get(to).cloned().ok_or_else(|| Error::NotFound(to.clone()))?;
         if target.phase == Phase::Removing {
             return Err(Error::Removing(to.clone()));
         }
-        let disks = facts::of_disks(&self.vm, &self.paths)?;
-        let mut keep = self.record_of_present(self.free_name(now), target.kind, now, &disks)?;
+        let disks = facts::of_disks(&self.disks.vm, &self.disks.paths)?;
+        let mut keep =
+            self.disks.record_of_present(self.free_name(now), target.kind, now, &disks)?;
         let unchanged = keep.disks.keys().filter(|disk| !target.disks.contains_key(*disk));
         let unchanged: Vec<Label> = unchanged.cloned().collect();
         keep.disks.retain(|disk, _| target.disks.contains_key(disk));
@@ -78,12 +80,12 @@ impl StoppedVm {
                 let (now, then) = (format.name(), then.format.name());
                 return Err(Error::OtherFormat { disk: one.disk.clone(), now, then });
             }
-            let file = self.paths.state.join(&then.file);
+            let file = self.disks.paths.state.join(&then.file);
             facts::virtual_bytes(&one.disk, &file, format)?;
             let next = match target.kind {
                 SnapshotKind::Reflink => NextPresent::Reflink { of: then.file.clone() },
                 SnapshotKind::Overlay => {
-                    check_depth(&self.snapshots, &one.disk, then.backing.as_deref())?;
+                    check_depth(&self.disks.snapshots, &one.disk, then.backing.as_deref())?;
                     NextPresent::Overlay {
                         on: then.file.clone(),
                         format: then.format,
@@ -105,10 +107,10 @@ impl StoppedVm {
             restores_efi_vars: target.has_efi_vars,
             disks: switched,
         };
-        let work = Work { paths: &self.paths, qemu_img: &self.qemu_img };
-        work.perform(&mut self.snapshots.present, switch)?;
-        self.snapshots = Snapshots::read(&self.paths)?;
-        let vm_file_differs = target.vm_file != self.text;
+        let work = Work { paths: &self.disks.paths, qemu_img: &self.disks.qemu_img };
+        work.perform(&mut self.disks.snapshots.present, switch)?;
+        self.disks.snapshots = Snapshots::read(&self.disks.paths)?;
+        let vm_file_differs = target.vm_file != self.disks.text;
         Ok(RolledBack { kept, unchanged, left_out, vm_file_differs })
     }
 
@@ -119,7 +121,7 @@ impl StoppedVm {
             1 => Some(first.clone()),
             _ => format!("{first}.{number}").parse().ok(),
         };
-        let is_free = |name: &SnapshotName| self.snapshots.get(name).is_none();
+        let is_free = |name: &SnapshotName| self.disks.snapshots.get(name).is_none();
         (1..).filter_map(numbered).find(is_free).unwrap_or(first)
     }
 }

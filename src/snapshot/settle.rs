@@ -2,7 +2,11 @@
 
 use std::path::Path;
 
-use super::{error::Error, merged, switch::Work};
+use super::{
+    error::Error,
+    merged,
+    switch::{Work, exclusive},
+};
 use crate::{
     image::qemu_img::QemuImg,
     store::{
@@ -43,12 +47,17 @@ pub fn settle(paths: &VmPaths, qemu_img: &QemuImg) -> Result<Option<Settled>, Er
     if !exists(&paths.present()) && !exists(&paths.snapshots()) {
         return Ok(None);
     }
+    let _step = exclusive();
     let mut all = Snapshots::read(paths)?;
     let work = Work { paths, qemu_img };
     let mut settled = None;
     match all.present.switch.as_ref().map(|switch| switch.phase) {
         Some(SwitchPhase::Preparing) => {
             work.undo(&mut all.present)?;
+            settled = Some(Settled::Undone);
+        }
+        Some(SwitchPhase::Reverting) => {
+            work.revert(&mut all.present)?;
             settled = Some(Settled::Undone);
         }
         Some(SwitchPhase::Switching) => {

@@ -1,27 +1,17 @@
 //! A stopped VM whose locks are held for a snapshot operation.
 
-use super::{error::Error, settle};
+use super::{error::Error, settle, vm_disks::VmDisks};
 use crate::{
     image::qemu_img::QemuImg,
-    spec::{self, Vm},
-    store::{
-        identity_store,
-        layout::{Layout, VmPaths},
-        snapshots::Snapshots,
-        vm_state,
-    },
+    spec,
+    store::{identity_store, layout::Layout, snapshots::Snapshots, vm_state},
     value::VmName,
 };
 
 /// A stopped VM that cannot be started while this is held. No snapshot operation is in progress.
 #[derive(Debug)]
 pub struct StoppedVm {
-    pub(super) vm: Vm,
-    pub(super) text: String,
-    pub(super) paths: VmPaths,
-    pub(super) machine: Option<String>,
-    pub(super) snapshots: Snapshots,
-    pub(super) qemu_img: QemuImg,
+    pub(super) disks: VmDisks,
     settled: Option<settle::Settled>,
     _locks: vm_state::Locks,
 }
@@ -47,7 +37,9 @@ impl StoppedVm {
         let settled = settle::settle(&paths, &qemu_img)?;
         let machine = identity_store::read(&paths)?.map(|identity| identity.machine);
         let snapshots = Snapshots::read(&paths)?;
-        Ok(Self { vm, text, paths, machine, snapshots, qemu_img, settled, _locks: locks })
+        let qemu_version = None;
+        let disks = VmDisks { vm, text, paths, machine, qemu_version, snapshots, qemu_img };
+        Ok(Self { disks, settled, _locks: locks })
     }
 
     /// Returns the interrupted operation that was completed or undone.
@@ -57,6 +49,6 @@ impl StoppedVm {
 
     /// Returns the snapshots.
     pub fn snapshots(&self) -> &Snapshots {
-        &self.snapshots
+        &self.disks.snapshots
     }
 }

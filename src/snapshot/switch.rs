@@ -10,6 +10,7 @@ use std::{
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use super::error::Error;
@@ -29,6 +30,16 @@ pub(crate) const FROZEN: u32 = 0o400;
 /// The mode of a present file.
 pub(crate) const PRESENT: u32 = 0o600;
 
+/// Only one step at a time: the start of a new QEMU settles the operation of the previous one,
+/// whose last step may still wait for the storage.
+static STEP: Mutex<()> = Mutex::new(());
+
+/// Waits until no other thread of this process is within a step.
+pub(crate) fn exclusive() -> MutexGuard<'static, ()> {
+    // The files tell how far a step has come that panicked.
+    STEP.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The files of a switch.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Work<'a> {
@@ -47,6 +58,11 @@ struct Names {
 }
 
 impl Work<'_> {
+    /// Returns the file that becomes the present of a disk, until it gets its name.
+    pub(crate) fn next_file(&self, disk: &Label, one: &SwitchedDisk) -> PathBuf {
+        self.names(disk, one).next
+    }
+
     fn names(&self, disk: &Label, one: &SwitchedDisk) -> Names {
         let live = self.paths.disk(disk, one.format);
         let next = file::temporary_under_lock(&live);
@@ -62,6 +78,16 @@ impl Work<'_> {
     /// # Errors
     /// A step failed. The change is undone, or completed by the next operation.
     pub(crate) fn perform(&self, present: &mut Present, switch: Switch) -> Result<(), Error> {
+        self.begin(present, switch)?;
+        self.start_switching(present)?;
+        self.complete(present)
+    }
+
+    /// Makes the new files of a change. The present is unchanged.
+    ///
+    /// # Errors
+    /// A step failed, and the change is undone.
+    pub(crate) fn begin(&self, present: &mut Present, switch: Switch) -> Result<(), Error> {
         for (disk, one) in &switch.disks {
             let kept = self.names(disk, one).kept;
             if identity(&kept)?.is_some() {
@@ -76,11 +102,45 @@ impl Work<'_> {
             }
             return Err(error);
         }
+        Ok(())
+    }
+
+    /// Records that the new files are complete: from here on, the change is completed.
+    ///
+    /// # Errors
+    /// The record cannot be written.
+    pub(crate) fn start_switching(&self, present: &mut Present) -> Result<(), Error> {
+        self.change_phase(present, SwitchPhase::Switching)
+    }
+
+    fn change_phase(&self, present: &mut Present, phase: SwitchPhase) -> Result<(), Error> {
         if let Some(switch) = &mut present.switch {
-            switch.phase = SwitchPhase::Switching;
+            switch.phase = phase;
         }
-        snapshots::write_present(self.paths, present)?;
-        self.complete(present)
+        Ok(snapshots::write_present(self.paths, present)?)
+    }
+
+    /// Undoes a change in any phase, if no process has written to the new files.
+    ///
+    /// # Errors
+    /// A file is not as the change left it, or a step failed. The next operation continues.
+    pub(crate) fn revert(&self, present: &mut Present) -> Result<(), Error> {
+        self.change_phase(present, SwitchPhase::Reverting)?;
+        let Some(switch) = &present.switch else { return Ok(()) };
+        for (disk, one) in &switch.disks {
+            let Names { live, kept, .. } = self.names(disk, one);
+            let replaced = match (identity(&live)?, identity(&kept)?) {
+                (Some(now), Some(old)) => now != old && one.next != NextPresent::Unchanged,
+                (None, _) | (Some(_), None) => false,
+            };
+            if replaced {
+                fs::rename(&kept, &live).map_err(file::Error::on("rename to", &live))?;
+            }
+            if one.next != NextPresent::Unchanged {
+                file::set_mode(&live, PRESENT)?;
+            }
+        }
+        self.undo(present)
     }
 
     /// Makes all new files, and syncs them.
@@ -156,16 +216,25 @@ impl Work<'_> {
         Ok(snapshots::write_present(self.paths, present)?)
     }
 
+    /// Gives the new files their names. Each step can be repeated.
+    ///
+    /// # Errors
+    /// A file is not as the change left it, or a step failed.
+    pub(crate) fn rename_all(&self, present: &Present) -> Result<(), Error> {
+        let Some(switch) = &present.switch else { return Ok(()) };
+        for (disk, one) in &switch.disks {
+            self.complete_disk(disk, one, switch.keep.is_some())?;
+        }
+        Ok(file::sync_dir(&self.paths.present())?)
+    }
+
     /// Completes a change whose files were complete. Each step can be repeated.
     ///
     /// # Errors
     /// A file is not as the change left it, or a step failed.
     pub(crate) fn complete(&self, present: &mut Present) -> Result<(), Error> {
+        self.rename_all(present)?;
         let Some(switch) = &present.switch else { return Ok(()) };
-        for (disk, one) in &switch.disks {
-            self.complete_disk(disk, one, switch.keep.is_some())?;
-        }
-        file::sync_dir(&self.paths.present())?;
         if let Some(keep) = &switch.keep {
             snapshots::write(self.paths, keep)?;
         }

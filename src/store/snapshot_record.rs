@@ -135,6 +135,9 @@ pub enum SwitchPhase {
     Preparing,
     /// All new files are complete. An interrupted change is completed.
     Switching,
+    /// QEMU refused the new files of a running VM, and has not written to them. An interrupted
+    /// change is undone.
+    Reverting,
 }
 
 /// A disk of a change of the present.

@@ -204,6 +204,11 @@ impl Config {
         disks.chain(nics.map(LiveChange::RemoveNic)).collect()
     }
 
+    /// Returns the VM with the disks of the machine.
+    pub(crate) fn running_vm(&self) -> Vm {
+        Vm { disks: self.running.disks().to_vec(), ..self.vm.clone() }
+    }
+
     /// Returns the disks of the machine.
     pub(crate) fn disks(&self) -> Vec<Label> {
         self.running.disks().iter().map(|disk| disk.name.clone()).collect()

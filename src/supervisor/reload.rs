@@ -126,6 +126,11 @@ impl Supervisor {
     fn on_reload_in_effect(&mut self, client: Option<Reply>) {
         self.compare();
         info!("VM file read again: {} changes pending", self.config.pending().len());
+        if self.is_creating_snapshot() {
+            let why = "a snapshot is being created; the changes are pending".to_owned();
+            let refusal = Err(Refusal::Failed(why));
+            return client.into_iter().for_each(|client| drop(client.send(refusal.clone())));
+        }
         match &mut self.vm {
             Some(vm) => vm.apply(client, &self.config, &self.ctx),
             None => client.into_iter().for_each(|client| drop(client.send(Ok(())))),

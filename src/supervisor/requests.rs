@@ -11,11 +11,14 @@ use super::{
     file_reading::AfterReading,
     limits::{AGENT_LIMIT, WRITE_LIMIT},
     refusal::{Reply, agent_refusal},
-    running::{Components, event::ThawReason, screen, statistics::statistics},
+    running::{
+        Components, event::ThawReason, screen, snapshot::RunningDisks, statistics::statistics,
+    },
 };
 use crate::{
     control::types::{self, Command, Refusal, Request, Status},
     life,
+    snapshot::live::Guest,
     value::keyboard::Chord,
 };
 
@@ -40,6 +43,7 @@ impl Supervisor {
                 self.agent(command, arguments, limit, reply);
             }
             Request::Freeze { thaw_after, reply } => self.freeze(thaw_after, reply),
+            Request::CreateSnapshot { snapshot, reply } => self.create_snapshot(snapshot, reply),
             Request::Thaw(reply) => match &mut self.vm {
                 Some(vm) => {
                     let Components { qemu, freeze, .. } = vm.components();
@@ -80,6 +84,10 @@ impl Supervisor {
                 };
             }
         };
+        if asked == life::Command::Suspend && self.is_creating_snapshot() {
+            let why = "a snapshot is being created".to_owned();
+            return drop(reply.send(Err(Refusal::Failed(why))));
+        }
         if let Err(state) = life::accepts(self.life.state(), asked) {
             return drop(reply.send(Err(Refusal::NotNow(state))));
         }
@@ -298,6 +306,34 @@ impl Supervisor {
                 addresses: answer.unwrap_or_default().into_iter().map(found).collect(),
             }));
         });
+    }
+
+    fn create_snapshot(
+        &mut self,
+        snapshot: types::SnapshotToCreate,
+        reply: Reply<types::CreatedSnapshot>,
+    ) {
+        let is_ready = self.public_readiness() != Some(types::Ready::Waiting);
+        let of = match self.life.state() {
+            life::State::Running => Ok((Guest::Running, is_ready)),
+            life::State::Paused(_) => Ok((Guest::Paused, is_ready)),
+            _ => Err(Refusal::NotNow(self.public_state().word())),
+        };
+        let Some(vm) = &mut self.vm else {
+            return drop(reply.send(Err(Refusal::NotNow("starting"))));
+        };
+        let Components { qemu, freeze, snapshot: creation, is_updating, .. } = vm.components();
+        let (vm, text) = (self.config.running_vm(), self.config.text().to_owned());
+        let of = of.and_then(|(guest, is_ready)| match is_updating {
+            true => Err(Refusal::Failed("changes of the VM file are being applied".into())),
+            false => Ok(RunningDisks { vm, text, guest, is_ready }),
+        });
+        creation.begin(snapshot, of, reply, freeze, qemu, &self.ctx);
+    }
+
+    /// Whether a snapshot is being created.
+    pub(crate) fn is_creating_snapshot(&mut self) -> bool {
+        self.vm.as_mut().is_some_and(|vm| vm.components().snapshot.is_creating())
     }
 
     fn freeze(&mut self, thaw_after: Duration, reply: Reply<u64>) {

@@ -1,4 +1,4 @@
-//! `qvm snapshot create|list|rollback|rm`: snapshots of the disks of a stopped VM.
+//! `qvm snapshot create|list|rollback|rm`: snapshots of the disks of a VM.
 
 use std::{ffi::OsStr, path::Path};
 
@@ -11,6 +11,7 @@ use crate::{
         exit::{self, Failure},
         table::{Cell, Screen, Table},
     },
+    control::types::{CreatedSnapshot, SnapshotToCreate, State},
     fleet::{
         inventory,
         lock_holder::{self, LockHolder},
@@ -19,9 +20,9 @@ use crate::{
     image::qemu_img::QemuImg,
     snapshot::{
         self, StoppedVm,
-        create::Request,
         list::{self, ListedSnapshot},
         rollback::{Now, RolledBack},
+        vm_disks::Request,
     },
     store::{layout::Layout, snapshot_record::Phase, vm_state},
     supervisor::start::prepare::qemu_img_beside,
@@ -39,9 +40,9 @@ pub struct Args {
 
 #[derive(Debug, Clone, Subcommand)]
 enum What {
-    /// Create a snapshot of the disks of a stopped VM
+    /// Create a snapshot of the disks, also while the guest runs
     Create {
-        /// The name of the VM; it must be stopped
+        /// The name of the VM
         name: VmName,
         /// The name of the snapshot [default: the time]
         #[arg(value_name = "SNAP")]
@@ -49,6 +50,9 @@ enum What {
         /// Store a comment with the snapshot
         #[arg(long, value_name = "TEXT")]
         comment: Option<String>,
+        /// Do not freeze the file systems of a running guest meanwhile
+        #[arg(long)]
+        no_freeze: bool,
     },
     /// List snapshots as a tree: age, size, consistency
     List {
@@ -108,10 +112,10 @@ pub struct Context<'a> {
 /// A VM or snapshot is not known, the VM is running, or the operation failed.
 pub async fn run(args: &Args, context: &Context<'_>) -> Result<(), Failure> {
     match &args.what {
-        What::Create { name, snapshot, comment } => {
-            let (comment, now) = (comment.clone(), context.now);
-            let request = Request { name: snapshot.clone(), comment, now };
-            create(name, request, context).await
+        What::Create { name, snapshot, comment, no_freeze } => {
+            let (snapshot, comment) = (snapshot.clone(), comment.clone());
+            let wanted = SnapshotToCreate { name: snapshot, comment, freeze: !no_freeze };
+            create(name, wanted, context).await
         }
         What::List { names, json } => list(names, *json, context).await,
         What::Rollback { name, snapshot, start, discard_current } => {
@@ -123,10 +127,39 @@ pub async fn run(args: &Args, context: &Context<'_>) -> Result<(), Failure> {
     }
 }
 
-async fn create(name: &VmName, request: Request, context: &Context<'_>) -> Result<(), Failure> {
+async fn create(
+    name: &VmName,
+    wanted: SnapshotToCreate,
+    context: &Context<'_>,
+) -> Result<(), Failure> {
+    let paths = context.layout.vm(name);
+    let holder = lock_holder::probe(&paths.control_socket()).await;
+    let has_ended = |state| matches!(state, State::Stopped | State::Failed);
+    if matches!(holder, LockHolder::Supervisor(state) if !has_ended(state)) {
+        return create_running(name, &wanted, context).await;
+    }
+    let SnapshotToCreate { name: snapshot, comment, .. } = wanted;
+    let request = Request { name: snapshot, comment, now: context.now };
     let record = stopped(name, context, move |vm, _| vm.create(&request)).await?;
     let (kind, consistency) = (record.kind.word(), record.consistency.word());
     super::report(name, &format!("snapshot {} created ({kind}, {consistency})", record.name));
+    Ok(())
+}
+
+/// Asks the supervisor of a running VM.
+async fn create_running(
+    name: &VmName,
+    wanted: &SnapshotToCreate,
+    context: &Context<'_>,
+) -> Result<(), Failure> {
+    let mut client = super::connect(context.layout, name).await?;
+    let created = client.create_snapshot(wanted).await;
+    let CreatedSnapshot { name: snapshot, kind, consistency, not_frozen } =
+        super::or_refused(created, context.layout, name).await?;
+    super::report(name, &format!("snapshot {snapshot} created ({kind}, {consistency})"));
+    if let Some(why) = not_frozen {
+        super::advise(&format!("the guest's file systems were not frozen: {why}"));
+    }
     Ok(())
 }
 
@@ -236,7 +269,7 @@ fn failure(error: &snapshot::Error, name: &VmName) -> Failure {
 
 fn running(name: &VmName) -> Failure {
     let hint =
-        format!("qvm changes the snapshots of a stopped VM only; stop it first: `qvm stop {name}`");
+        format!("rollback and removal require a stopped VM; stop it first: `qvm stop {name}`");
     Failure::new(exit::FAILED, "it is running").about(name).hint(hint)
 }
 

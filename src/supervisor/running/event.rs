@@ -10,6 +10,8 @@ use super::vnc_listener::VncListener;
 use crate::{
     control::types::Refusal,
     machine::diff::LiveChange,
+    snapshot::live::LiveCreate,
+    store::snapshot_record::SnapshotRecord,
     supervisor::refusal::Reply,
     sys::{cgroup::Cgroup, pidfd::Exit},
     value::{Label, Note},
@@ -43,6 +45,8 @@ pub(crate) enum VmEvent {
     Readiness(Result<Option<Note>, String>),
     /// The result of a save of the guest's state.
     StateSaved(Result<(), Refusal>),
+    /// A step of the creation of a snapshot.
+    Snapshot(SnapshotEvent),
     /// A change of the machine.
     LiveUpdate(LiveUpdateEvent),
     /// The version of the installed QEMU.
@@ -158,6 +162,21 @@ pub(crate) enum FreezeState {
     Untouched,
     /// The agent got the command; they may be frozen.
     Unknown,
+}
+
+/// A step of the creation of a snapshot.
+#[derive(Debug)]
+pub(crate) enum SnapshotEvent {
+    /// An interrupted operation was settled.
+    Settled,
+    /// The new files were made.
+    Prepared(Result<Box<LiveCreate>, Refusal>),
+    /// The result of the freeze, with the number of file systems.
+    Frozen(Box<LiveCreate>, Result<u64, Refusal>),
+    /// QEMU has changed to the new files.
+    Switched(Result<Box<LiveCreate>, Refusal>),
+    /// The record was written.
+    Finished(Result<Box<SnapshotRecord>, Refusal>),
 }
 
 #[derive(Debug)]

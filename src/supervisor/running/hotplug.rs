@@ -328,7 +328,18 @@ pub(crate) async fn tidy(client: &qmp::Client, change: &LiveChange) {
 /// Closes the nodes of a disk without a device, and their files, if they exist.
 async fn close_nodes(client: &qmp::Client, disk: &Label) {
     let node = device::node(disk);
-    for node in [node.clone(), device::format_node(disk), device::file_node_of(disk)] {
+    let _ = client.remove_node(&node, QMP_LIMIT).await;
+    // The overlays of snapshots that were created while the VM ran, the uppermost first.
+    let names = client.node_names(QMP_LIMIT).await.unwrap_or_default();
+    let mut sets: Vec<i32> =
+        names.iter().filter_map(|name| device::overlay_set(disk, name)).collect();
+    sets.sort_unstable_by(|a, b| b.cmp(a));
+    for set in sets {
+        for node in [device::overlay_node(disk, set), device::overlay_file_node(disk, set)] {
+            let _ = client.remove_node(&node, QMP_LIMIT).await;
+        }
+    }
+    for node in [device::format_node(disk), device::file_node_of(disk)] {
         let _ = client.remove_node(&node, QMP_LIMIT).await;
     }
     for object in [device::throttle_group(disk), device::iothread(disk)] {

@@ -10,11 +10,13 @@ pub(crate) mod installed_qemu;
 mod intention;
 pub(crate) mod live_update;
 pub(crate) mod memory;
+mod overlay_switch;
 pub(crate) mod qemu;
 pub(crate) mod qmp_watchdog;
 pub(crate) mod ready;
 pub(crate) mod resources;
 pub(crate) mod screen;
+pub(crate) mod snapshot;
 pub(crate) mod statistics;
 pub(crate) mod suspend;
 pub mod taps;
@@ -35,6 +37,7 @@ use self::{
     qemu::Qemu,
     qmp_watchdog::QmpWatchdog,
     ready::ReadinessProbe,
+    snapshot::{Saves, SnapshotCreation},
     suspend::StateSave,
     taps::Taps,
     viewer::Screen,
@@ -68,7 +71,7 @@ pub(crate) struct RunningVm {
     readiness: ReadinessProbe,
     screen: Screen,
     memory: Memory,
-    state_save: StateSave,
+    saves: Saves,
     installed: InstalledQemu,
 }
 
@@ -93,6 +96,8 @@ pub(crate) struct Components<'a> {
     pub(crate) readiness: &'a mut ReadinessProbe,
     /// The save of the guest's state.
     pub(crate) state_save: &'a mut StateSave,
+    pub(crate) snapshot: &'a mut SnapshotCreation,
+    pub(crate) is_updating: bool,
     /// Whether the host has space for the disks.
     pub(crate) disk_space: &'a mut DiskSpace,
     /// Whether QMP answers.
@@ -125,7 +130,7 @@ impl RunningVm {
             readiness: ReadinessProbe::default(),
             screen: Screen::new(owner),
             memory,
-            state_save: StateSave::default(),
+            saves: Saves::default(),
             installed: InstalledQemu::default(),
         }
     }
@@ -154,6 +159,9 @@ impl RunningVm {
             }
             VmEvent::Freeze(event) => self.freeze.handle(event, qemu, ctx),
             VmEvent::Memory(event) => self.memory.handle(event),
+            VmEvent::Snapshot(event) => {
+                self.saves.snapshot.handle(event, &mut self.freeze, qemu, ctx);
+            }
             VmEvent::Readiness(found) => return Some(self.readiness.handle(found)),
             VmEvent::Screen(opened) => {
                 let authorizer = around.config.authorizer();
@@ -189,7 +197,9 @@ impl RunningVm {
             freeze: &mut self.freeze,
             memory: &mut self.memory,
             readiness: &mut self.readiness,
-            state_save: &mut self.state_save,
+            state_save: &mut self.saves.state,
+            snapshot: &mut self.saves.snapshot,
+            is_updating: self.live_update.is_active(),
             disk_space: &mut self.disk_space,
             qmp_watchdog: &mut self.qmp_watchdog,
         }
@@ -208,6 +218,7 @@ impl RunningVm {
     /// Continues the operations of an earlier supervisor, after an adoption.
     pub(crate) fn recall(&mut self, config: &Config, ctx: &Context) {
         self.freeze.recall(&mut self.qemu, ctx);
+        self.saves.snapshot.recall(&mut self.qemu, ctx);
         self.settle_devices(config, ctx);
     }
 

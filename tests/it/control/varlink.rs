@@ -22,7 +22,7 @@ use qvm::control::{
     client::{Client, Error},
     handle::ControlHandle,
     server,
-    types::{Command, Event, Executed, Guest, Refusal, Request, Status},
+    types::{Command, CreatedSnapshot, Event, Executed, Guest, Refusal, Request, Status},
 };
 use qvm::value::{Explain, Operator, Peer};
 use serde_json::{Value, json};
@@ -211,6 +211,15 @@ async fn answer(
                 });
             }
             Request::Freeze { thaw_after, reply } => drop(reply.send(Ok(thaw_after.as_secs()))),
+            Request::CreateSnapshot { snapshot, reply } => {
+                let created = CreatedSnapshot {
+                    name: snapshot.name.map_or_else(String::new, |name| name.to_string()),
+                    kind: "overlay".into(),
+                    consistency: "paused".into(),
+                    not_frozen: None,
+                };
+                drop(reply.send(Ok(created)));
+            }
             Request::Thaw(reply) => drop(reply.send(Ok(0))),
             Request::RecentEvents(reply) => drop(reply.send(vec![])),
             Request::Statistics(reply) => drop(reply.send(Ok(Default::default()))),

@@ -4,3 +4,4 @@ mod overlay;
 mod place;
 mod reflink;
 mod refusals;
+mod running;

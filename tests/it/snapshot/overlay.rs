@@ -151,8 +151,6 @@ fn boots_through(lab: &Lab, image: &Path) {
     write(lab, "root.qcow2", 1500, 7);
     lab.ok(&["snapshot", "rollback", "web", "a", "--start"]);
     lab.says("web", "BOOT-GUEST-READY", 4);
-    let (code, err) = refused(lab, &["snapshot", "create", "web", "c"]);
-    assert!(code == Some(1) && err.contains("it is running"), "{err}");
     lab.ok(&["kill", "web"]);
     // The larger file is merged into the smaller one.
     let kept = snapshots(lab).last().unwrap()["name"].as_str().unwrap().to_owned();

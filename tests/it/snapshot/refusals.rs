@@ -91,12 +91,8 @@ fn running_and_suspended_vms_are_refused() {
     let lab = Lab::new();
     lab.vm("web", &image, "");
     lab.ok(&["start", "web"]);
-    for arguments in [
-        &["snapshot", "create", "web", "a"][..],
-        &["snapshot", "rollback", "web", "a"],
-        &["snapshot", "rm", "web", "a"],
-    ] {
-        says(&lab, arguments, 1, "qvm stop web");
+    for verb in ["rollback", "rm"] {
+        says(&lab, &["snapshot", verb, "web", "a"], 1, "qvm stop web");
     }
     lab.ok(&["suspend", "web"]);
     says(&lab, &["snapshot", "create", "web", "a"], 1, "the VM is suspended");
