@@ -57,7 +57,8 @@ fn lab() -> Option<Lab> {
     lab.vm("deaf", &deaf, "");
     lab.ok(&["start", "web", "deaf"]);
     lab.says("web", "QVM-TINY READY", 1);
-    let script = "d=/dev/$(grep -lx data /sys/block/vd*/serial | cut -d/ -f4) && mke2fs $d >/dev/null && \
+    let script = "d=/dev/$(grep -lx data /sys/block/vd*/serial | cut -d/ -f4) && \
+                  mke2fs $d >/dev/null && \
          mkdir /data && mount -t ext4 $d /data";
     lab.ok(&["exec", "web", "--", "sh", "-c", script]);
     Some(lab)
