@@ -70,7 +70,7 @@ pub struct Versions {
     pub instance: Option<String>,
 }
 
-/// The machine of a QEMU process: the VM file from which it was started, and the live changes since.
+/// The machine of a QEMU process: the VM file from which it was started, and its live changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunningMachine {
     started: Vm,
