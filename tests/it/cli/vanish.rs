@@ -54,16 +54,7 @@ fn lab() -> Option<Lab> {
     let deaf = guest("boot-deaf.qcow2")?;
     let lab = Lab::tiny_with_data()?;
     lab.vm("deaf", &deaf, "");
-<<<<<<< HEAD
-    lab.ok(&["start", "web", "deaf"]);
-    lab.says("web", "QVM-TINY READY", 1);
-    let script = "d=/dev/$(grep -lx data /sys/block/vd*/serial | cut -d/ -f4) && \
-                  mke2fs $d >/dev/null && \
-         mkdir /data && mount -t ext4 $d /data";
-    lab.ok(&["exec", "web", "--", "sh", "-c", script]);
-=======
     lab.ok(&["start", "deaf"]);
->>>>>>> main
     Some(lab)
 }
 
