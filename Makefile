@@ -107,7 +107,7 @@ test: setup guests debian ## Run all tests on real QEMU with real guests
 .PHONY: test-all
 test-all: setup guests debian host ## Run the tests of `test` and of `test-host` at the same time, with one build
 	$(CARGO) test --workspace --locked --no-run
-# The package contains the program that the tests run: no second build, and no replacement of it while they run.
+# The package contains the program that the tests run, so that nothing is built while they run.
 	packaging/debian/build target/debug/qvm target/test-package
 	QVM_DEB="$$(ls -t $(CURDIR)/target/test-package/qvm_*.deb | head -n 1)" tests/run-all $(TEST_THREADS)
 

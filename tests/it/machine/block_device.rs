@@ -185,11 +185,13 @@ fn device_is_plugged_in_and_out() {
         };
         let node = |serial: &str| {
             format!(
-                "for d in /sys/block/vd*; do [ \"$(cat $d/serial)\" = {serial} ] && echo ${{d##*/}}; done"
+                "for d in /sys/block/vd*; do [ \"$(cat $d/serial)\" = {serial} ] && \
+                 echo ${{d##*/}}; done"
             )
         };
         let more = format!(
-            "[disk.data]\ndevice = \"{}\"\n[disk.fixed]\ndevice = \"{}\"\nreadOnly = true\n[disk.plain]\nsize = \"1M\"\n",
+            "[disk.data]\ndevice = \"{}\"\n[disk.fixed]\ndevice = \"{}\"\nreadOnly = true\n\
+             [disk.plain]\nsize = \"1M\"\n",
             data.path().display(),
             fixed.path().display()
         );

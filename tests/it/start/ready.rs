@@ -187,7 +187,8 @@ fn cloud_init_is_polled_until_done() {
     {
         let says = |lab: &Lab, text: &str, count: usize| {
             let script = format!(
-                "sh printf '#!/bin/sh\\n%s\\n' '{text}' >/bin/ci; chmod 755 /bin/ci; mv /bin/ci /bin/cloud-init\n"
+                "sh printf '#!/bin/sh\\n%s\\n' '{text}' >/bin/ci; chmod 755 /bin/ci; \
+                 mv /bin/ci /bin/cloud-init\n"
             );
             lab.types("web", script.as_bytes());
             lab.says("web", "QVM-TINY EXIT 0", count);
