@@ -63,7 +63,8 @@ fn usage_errors_are_code_2() {
         let output = test.command(words).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{words:?}");
     }
-    let err = "error: invalid value 'We_b' for '<NAME>...': `We_b` is not a VM name: use a-z, 0-9 and `-`, \
+    let err = "error: invalid value 'We_b' for '<NAME>...': `We_b` is not a VM name: use a-z, \
+               0-9 and `-`, \
                with a letter or digit at both ends\n\nFor more information, try '--help'.\n";
     test.says(&["start", "We_b"], 2, err);
 }
@@ -155,9 +156,11 @@ fn rm_requires_disks_option() {
     let test =
         Test::new().file("config/vms/web.toml", "vcpu = 1\n").file("state/vms/web/root.raw", "x");
     let what = "error: web: nothing removed: `--disks` is required\n\
-                hint: `qvm rm web --disks` deletes its disks, identity and logs; the VM file is kept\n";
+                hint: `qvm rm web --disks` deletes its disks, identity and logs; \
+                the VM file is kept\n";
     test.says(&["rm", "web"], 2, what);
-    let ask = "error: web: nothing removed: cannot ask for confirmation without a terminal\nhint: `--yes` skips the question\n";
+    let ask = "error: web: nothing removed: cannot ask for confirmation without a terminal\n\
+               hint: `--yes` skips the question\n";
     test.says(&["rm", "web", "--disks"], 2, ask);
     assert_eq!(fs::read(test.path("state/vms/web/root.raw")).unwrap(), b"x");
 }
@@ -241,7 +244,8 @@ fn unsupervised_qemu_keeps_its_disks() {
     });
     let test = test.file("run/web/record.json", &record.to_string());
     let said = format!(
-        "error: web: its QEMU process (pid {pid}) runs without a supervisor\nhint: `qvm start web` adopts it\n"
+        "error: web: its QEMU process (pid {pid}) runs without a supervisor\n\
+         hint: `qvm start web` adopts it\n"
     );
     test.says(&["rm", "web", "--disks", "--yes"], 1, &said);
     assert_eq!(fs::read(test.path("state/vms/web/root.raw")).unwrap(), b"x");

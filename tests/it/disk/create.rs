@@ -288,7 +288,8 @@ fn failure_leaves_nothing() {
     let fake = place.dir.path().join("qemu-img");
     std::fs::write(
         &fake,
-        "#!/bin/sh\nfor last; do :; done\necho half > \"$last\"\necho 'qemu-img: No space left on device' >&2\nexit 1\n",
+        "#!/bin/sh\nfor last; do :; done\necho half > \"$last\"\n\
+         echo 'qemu-img: No space left on device' >&2\nexit 1\n",
     )
     .unwrap();
     std::fs::set_permissions(&fake, PermissionsExt::from_mode(0o755)).unwrap();
@@ -397,7 +398,8 @@ fn operator_disk_is_unchanged() {
     assert_eq!(
         said(file(&missing, Format::Raw)),
         format!(
-            "disk root: cannot open `{}` for writing: No such file or directory (os error 2) | qvm does \
+            "disk root: cannot open `{}` for writing: No such file or directory (os error 2) | \
+             qvm does \
              not create files of `path`: create it, or replace `path` by `size`",
             missing.display()
         )

@@ -96,7 +96,8 @@ fn no_tap_outlives_its_qemu() {
 fn vm_on_two_bridges_has_two_taps() {
     let (Some(image), Some(lab)) = (guest("boot.qcow2"), bridged()) else { return };
     assert!(ip(&lab, "link add br1 mtu 1400 up type bridge").status.success());
-    let more = "bridge = \"br0\"\n[nic.lan]\nbridge = \"br1\"\n[nic.san]\nbridge = \"br1\"\ntap = \"san0\"\nmtu = 1300\n";
+    let more = "bridge = \"br0\"\n[nic.lan]\nbridge = \"br1\"\n[nic.san]\nbridge = \"br1\"\n\
+                tap = \"san0\"\nmtu = 1300\n";
     lab.vm("web", &image, more);
     lab.ok(&["start", "web"]);
     for (tap, bridge, mtu) in
@@ -208,20 +209,25 @@ fn network_errors_have_line_and_hint() {
         (
             "web",
             "dummy0",
-            "cannot attach the tap `qvm-web` (FILE:3): `dummy0` is not a bridge but an interface of kind `veth`",
+            "cannot attach the tap `qvm-web` (FILE:3): `dummy0` is not a bridge but an \
+             interface of kind `veth`",
             "create it, or set `bridge = …` to an existing bridge: `br0`",
         ),
         (
             "db",
             "br0",
-            "cannot create the tap `qvm-db` (FILE:3): the name is in use by an interface of kind `veth`",
+            "cannot create the tap `qvm-db` (FILE:3): the name is in use by an interface of \
+             kind `veth`",
             "choose another name with `tap = …`; `ip -d link show qvm-db` shows the interface",
         ),
         (
             "mq",
             "br0",
-            "cannot create the tap `qvm-mq` (FILE:3): the tap has several queues (`multi_queue`); qvm requires a tap with one queue",
-            "create it again with one queue: `ip tuntap del qvm-mq mode tap multi_queue`, then `ip tuntap add qvm-mq mode tap`, with `user USER` if it had one; or choose another name with `tap = …`",
+            "cannot create the tap `qvm-mq` (FILE:3): the tap has several queues \
+             (`multi_queue`); qvm requires a tap with one queue",
+            "create it again with one queue: `ip tuntap del qvm-mq mode tap multi_queue`, \
+             then `ip tuntap add qvm-mq mode tap`, with `user USER` if it had one; \
+             or choose another name with `tap = …`",
         ),
     ] {
         lab.vm(name, &image, &format!("bridge = \"{bridge}\"\n"));

@@ -110,7 +110,8 @@ fn renamed_vm_keeps_its_identity() {
     assert_eq!(
         String::from_utf8_lossy(&output.stderr),
         format!(
-            "hint: its guest keeps the host name `web`: set `hostname` in `[cloudInit]` to change it\n\
+            "hint: its guest keeps the host name `web`: set `hostname` in `[cloudInit]` to \
+             change it\n\
              hint: `after` in `{}` still names `web`\n",
             db.display()
         )
@@ -309,7 +310,8 @@ fn operator_disk_is_cloned_read_only() {
     for verb in [["clone", "web", "copy"], ["export", "web", tar]] {
         let (code, said) = refused(&lab, &verb);
         let expected = format!(
-            "error: web: disk own: `{}` was not created by qvm, and is writable\nhint: remove the disk from the VM file",
+            "error: web: disk own: `{}` was not created by qvm, and is writable\n\
+             hint: remove the disk from the VM file",
             own.display()
         );
         assert!(code == Some(1) && said.starts_with(&expected), "{said}");
@@ -399,7 +401,8 @@ fn exported_vm_keeps_its_identity() {
         (code, said.as_str()),
         (
             Some(1),
-            "error: the VM `web` has the same UUID\nhint: `--new-identity` creates a copy that can run at the same time\n"
+            "error: the VM `web` has the same UUID\nhint: `--new-identity` creates a copy that \
+             can run at the same time\n"
         )
     );
     let said = there.ok(&[&twin[..], &["--new-identity"]].concat());
