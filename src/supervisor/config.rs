@@ -204,7 +204,7 @@ impl Config {
 
     /// Returns the VM with the disks of the machine.
     pub(crate) fn running_vm(&self) -> Vm {
-        Vm { disks: self.running.disks().to_vec(), ..self.vm.clone() }
+        Vm { disks: self.running.disks().to_vec(), ..self.vm().clone() }
     }
 
     /// Returns the disks of the machine.
