@@ -201,8 +201,8 @@ impl Client {
         Ok(nodes.as_array().into_iter().flatten().filter_map(name).collect())
     }
 
-    /// Puts an overlay on top of each node, all at one instant: pairs of a node and its overlay. The
-    /// nodes are read-only afterward.
+    /// Puts an overlay on top of each node, all at one instant: pairs of a node and its overlay.
+    /// The nodes are read-only afterward.
     ///
     /// # Errors
     /// See [`Error`]. If refused, no node has changed.

@@ -1,3 +1,5 @@
+//! The creation of a snapshot, with a scripted QEMU.
+
 use std::{os::unix::fs::MetadataExt, process::Command};
 
 use super::*;
