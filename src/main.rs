@@ -15,6 +15,7 @@ use qvm::{
     },
     sys::memory,
     systemd::journal,
+    value::ErrorCode,
 };
 use tracing::Level;
 use tracing_subscriber::{
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
         Ok(true) => return ExitCode::SUCCESS,
         Err(_) => return ExitCode::FAILURE,
     }
-    let cli = read(arguments).unwrap_or_else(|error| error.exit());
+    let cli = read(arguments).unwrap_or_else(|error| exit_with_usage(&error));
     if cli.is_supervisor() {
         // Each file is created with an explicit mode; a stricter umask would exclude the group.
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
@@ -60,6 +61,15 @@ fn main() -> ExitCode {
             ExitCode::from(failure.exit_code())
         }
     }
+}
+
+/// Prints an error of the command line with its code, or the help that was asked for, and exits.
+fn exit_with_usage(error: &clap::Error) -> ! {
+    let _ = error.print();
+    if error.use_stderr() {
+        let _ = writeln!(io::stderr(), "code: {}", ErrorCode::Usage);
+    }
+    std::process::exit(error.exit_code())
 }
 
 /// Returns a hint as a line if an argument is a relative path and the current directory does not
@@ -102,8 +112,9 @@ fn read(arguments: Vec<std::ffi::OsString>) -> Result<Cli, clap::Error> {
 fn run(cli: Cli) -> Result<(), Failure> {
     // Faults of the host. Exit code 1 of a supervisor would make the unit's ExecStopPost= end the
     // guest.
-    let cannot =
-        |what: &str, error: io::Error| Failure::new(exit::HOST, format!("cannot {what}: {error}"));
+    let cannot = |what: &str, error: io::Error| {
+        Failure::from_io(&format!("cannot {what}"), &error).exit(exit::HOST)
+    };
     // The directory may have been removed; only relative paths need it.
     let cwd = env::current_dir().ok();
     let exe = env::current_exe().map_err(|e| cannot("determine the path of this program", e))?;

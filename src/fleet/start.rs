@@ -29,14 +29,14 @@ use crate::{
     },
     sys::{
         file,
-        program::Program,
+        program::{self, Program},
         storage_reader::{self, ReadPosition, StorageReader},
     },
     systemd::{
         service::{self, Unit},
         unit::Scope,
     },
-    value::{Explain, NoteCode, VmName},
+    value::{ErrorCode, Explain, NoteCode, VmName},
 };
 
 /// The limit for one reply of a supervisor before it is asked again.
@@ -109,6 +109,8 @@ pub enum Error {
         name: VmName,
         /// The end that the supervisor recorded.
         detail: String,
+        /// The code of that end.
+        code: ErrorCode,
         /// Whether `detail` ends with a hint.
         has_hint: bool,
     },
@@ -132,6 +134,22 @@ impl Explain for Error {
             Self::Silent(error) => Some(error),
             _ => None,
         }
+    }
+
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Invalid(invalid) => invalid.code(),
+            Self::NoFile(..) => ErrorCode::VmNotFound,
+            Self::Spawn(_, source) => program::run_code(source),
+            Self::NoReply => ErrorCode::SupervisorBusy,
+            Self::Unit { code, .. } => *code,
+            Self::Ended { wrote, .. } => printed_code(wrote),
+            Self::File(..)
+            | Self::Service(..)
+            | Self::Storage(..)
+            | Self::Unknown(..)
+            | Self::Silent(..) => return None,
+        })
     }
 
     fn own_hint(&self) -> Option<String> {
@@ -160,6 +178,13 @@ impl Explain for Error {
     fn is_own_host_fault(&self) -> bool {
         matches!(self, Self::Unknown(_) | Self::Storage(_))
     }
+}
+
+/// The code of the error that a supervisor printed as its last line; `supervisor-exited` if the
+/// supervisor was killed.
+fn printed_code(wrote: &str) -> ErrorCode {
+    let code = wrote.lines().next_back().and_then(|line| line.strip_prefix("code: "));
+    code.map_or(ErrorCode::SupervisorExited, ErrorCode::from_word)
 }
 
 fn ended(status: ExitStatus) -> String {
@@ -383,7 +408,9 @@ async fn start_unit(
             // systemctl reports the failure, and the recorded end its cause.
             Some(end) if Some(&end.at) != before.as_ref() && end.failed => {
                 let (name, has_hint) = (name.clone(), end.hint.is_some());
-                Err(Error::Unit { name, detail: end.detail, has_hint })
+                // The end of a guest that came up has no code.
+                let code = end.code.unwrap_or(ErrorCode::SupervisorExited);
+                Err(Error::Unit { name, detail: end.detail, code, has_hint })
             }
             _ => Err(error.into()),
         },

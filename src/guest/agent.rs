@@ -13,7 +13,7 @@ use crate::{
         session::{Session, SessionEnd},
         terminal::{self, Input},
     },
-    value::{Explain, base64, to_base64},
+    value::{ErrorCode, Explain, base64, to_base64},
 };
 
 /// The bytes of a file in one call: as base64 they fit the limit of the control socket.
@@ -92,6 +92,20 @@ impl Explain for Error {
             Self::File(error) => Some(error),
             _ => None,
         }
+    }
+
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Answer(..) => ErrorCode::GuestReplyInvalid,
+            Self::Guest { .. } => ErrorCode::GuestFailed,
+            Self::Stream(_, source) => ErrorCode::of_io(source),
+            Self::NoReader => ErrorCode::OutputFailed,
+            Self::TooMuch(..) => ErrorCode::GuestLimit,
+            Self::TooLong { .. } => ErrorCode::GuestTimeout,
+            Self::Interrupted(..) => ErrorCode::Interrupted,
+            Self::Directory(..) => ErrorCode::NotAFile,
+            Self::Client(..) | Self::File(..) => return None,
+        })
     }
 
     fn own_hint(&self) -> Option<String> {

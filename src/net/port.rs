@@ -7,7 +7,7 @@ use std::{
 
 use rustix::io::Errno;
 
-use crate::value::{Explain, Forward, Protocol};
+use crate::value::{ErrorCode, Explain, Forward, Protocol};
 
 /// IP sockets are not available: because of the unit's `RestrictAddressFamilies=` or
 /// `PrivateNetwork=`, or the kernel.
@@ -16,6 +16,10 @@ use crate::value::{Explain, Forward, Protocol};
 pub struct NoSockets(#[source] io::Error);
 
 impl Explain for NoSockets {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(ErrorCode::PortUnusable)
+    }
+
     fn own_hint(&self) -> Option<String> {
         Some(
             "the sandbox of the unit follows the VM file at its start: stop the VM and start it \
@@ -52,6 +56,13 @@ pub struct Error {
 }
 
 impl Explain for Error {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self.source.kind() {
+            io::ErrorKind::AddrInUse => ErrorCode::PortInUse,
+            _ => ErrorCode::PortUnusable,
+        })
+    }
+
     fn own_hint(&self) -> Option<String> {
         let port = self.at.port();
         let flag = match self.protocol {

@@ -15,7 +15,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::value::{Explain, shown};
+use crate::value::{ErrorCode, Explain, shown};
 
 /// The logical block size of CDs, in bytes.
 pub const SECTOR: usize = 2048;
@@ -56,6 +56,16 @@ pub enum Error {
 }
 
 impl Explain for Error {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::VolumeId(..)
+            | Self::Name(..)
+            | Self::Duplicate(..)
+            | Self::FileTooLarge(..)
+            | Self::VolumeTooLarge(..) => ErrorCode::SeedInvalid,
+        })
+    }
+
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::FileTooLarge(..) | Self::VolumeTooLarge(..) => {

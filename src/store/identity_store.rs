@@ -21,7 +21,7 @@ use crate::sys::storage_reader;
 use crate::{
     spec::{HostSettings, Vm},
     sys::file,
-    value::{Explain, MacAddr, UidRange, VmName},
+    value::{ErrorCode, Explain, MacAddr, UidRange, VmName},
 };
 
 /// The sources of new identities.
@@ -77,6 +77,16 @@ impl Explain for Error {
             Self::Lock(error) => Some(error),
             _ => None,
         }
+    }
+
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Content { .. } => ErrorCode::IdentityInvalid,
+            Self::NoUser(..) => ErrorCode::NoFreeUid,
+            Self::UnknownUser(..) => ErrorCode::UidUnknown,
+            Self::Encode(..) => ErrorCode::InternalError,
+            Self::File(..) | Self::Lock(..) => return None,
+        })
     }
 
     fn own_hint(&self) -> Option<String> {

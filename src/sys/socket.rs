@@ -20,7 +20,7 @@ use rustix::{
     },
 };
 
-use crate::value::{Explain, is_host_fault};
+use crate::value::{ErrorCode, Explain, is_host_fault};
 
 /// The maximum path length in bytes: `sun_path` has 108 bytes with its NUL (unix(7)).
 const MAX_PATH: usize = 107;
@@ -55,6 +55,15 @@ pub enum Error {
 }
 
 impl Explain for Error {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::TooLong(..) => ErrorCode::SocketPathTooLong,
+            Self::NotASocket(..) => ErrorCode::SocketPathTaken,
+            Self::Served(..) => ErrorCode::SocketInUse,
+            Self::Io { source, .. } => ErrorCode::of_io(source),
+        })
+    }
+
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::TooLong(_) => Some("use a shorter `--runtime-dir`".into()),

@@ -141,7 +141,7 @@ mod tests {
         let VmEvent::Memory(event) = fake.event().await else { panic!() };
         memory.handle(event);
         assert!(
-            matches!(answer.await.unwrap(), Err(Refusal::Failed(why)) if why.contains("no balloon"))
+            matches!(answer.await.unwrap(), Err(Refusal::Failed(_, why)) if why.contains("no balloon"))
         );
         assert_eq!(memory.target(), None);
     }

@@ -18,7 +18,7 @@ use crate::{
     supervisor::settings::Settings,
     sys::progress::{At, Cancel, Progress, line},
     systemd::unit_mounts::{self, Closed},
-    value::{Explain, Note},
+    value::{ErrorCode, Explain, Note},
 };
 use crate::{
     image::qemu_img::QemuImg,
@@ -127,6 +127,22 @@ impl Explain for Error {
             Self::Firmware(error) => Some(error),
             _ => None,
         }
+    }
+
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::OlderQemu { .. } => ErrorCode::MachineTypeUnsupported,
+            Self::Seed(error) => error.code(),
+            Self::Canceled => ErrorCode::Canceled,
+            Self::Probe(..)
+            | Self::NoKvm(..)
+            | Self::File(..)
+            | Self::Liveness(..)
+            | Self::Disk { .. }
+            | Self::Identity(..)
+            | Self::Closed(..)
+            | Self::Firmware(..) => return None,
+        })
     }
 
     fn own_hint(&self) -> Option<String> {

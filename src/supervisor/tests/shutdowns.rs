@@ -124,7 +124,7 @@ async fn failed_suspend_is_answered_and_the_guest_continues() {
     peer.script.on("getfd", Answer::Refuse("no descriptors"));
     let refused = command(&mut scene, Command::Suspend).await.unwrap_err();
     assert!(
-        matches!(&refused, Refusal::Failed(why) if why.contains("no descriptors")),
+        matches!(&refused, Refusal::Failed(_, why) if why.contains("no descriptors")),
         "{refused:?}"
     );
     assert!(scene.published().contains(&"QVM_NOT_SUSPENDED".to_owned()));
@@ -139,7 +139,7 @@ async fn replugged_machine_cannot_be_suspended() {
     let removed = crate::machine::diff::LiveChange::RemoveNic("lan".parse().unwrap());
     scene.supervisor.config.record_change(&removed);
     let refused = command(&mut scene, Command::Suspend).await.unwrap_err();
-    assert!(matches!(&refused, Refusal::Failed(why) if why.contains("plugged")), "{refused:?}");
+    assert!(matches!(&refused, Refusal::Failed(_, why) if why.contains("plugged")), "{refused:?}");
     assert!(!peer.commands.names().contains(&"migrate".to_owned()));
 }
 

@@ -8,6 +8,7 @@ use std::{
 };
 
 use crate::lab::{Lab, guest, signal, until};
+use qvm::value::ErrorCode;
 use serde_json::{Value, json};
 
 const SIGHUP: i32 = 1;
@@ -67,10 +68,8 @@ fn sighup_and_reload_apply_what_can_be_applied_and_tell_the_rest() {
     assert_eq!(lab.status("web")["cpuWeight"], 300);
     // A file that is not valid changes nothing, and is told.
     rewrite(&lab, "vcpu = 2", "vcpu = 2000");
-    let output = lab.qvm(&["reload", "web"]);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("2000 is out of range"), "{said}");
+    let refusal = lab.refused(&["reload", "web"]);
+    refusal.is(ErrorCode::InvalidFile, 1).golden("cli", "reload-of-an-invalid-file");
     assert!(lab.has_note("web", "vm-file-invalid"), "{:?}", lab.notes("web"));
     assert_eq!(lab.status("web")["state"], "running");
 }
@@ -133,12 +132,8 @@ fn a_machine_as_systemd_knows_it() {
 #[test]
 fn state_is_not_removed_under_a_running_vm_and_then_only_by_its_name() {
     let Some((lab, _)) = ready("boot.qcow2", "") else { return };
-    let output = lab.qvm(&["rm", "web", "--disks", "--yes"]);
-    assert_eq!(output.status.code(), Some(1));
-    assert_eq!(
-        String::from_utf8_lossy(&output.stderr),
-        "error: web: it is running\nhint: stop it first: `qvm stop web`\n"
-    );
+    let refusal = lab.refused(&["rm", "web", "--disks", "--yes"]);
+    refusal.is(ErrorCode::VmRunning, 1).golden("cli", "rm-of-a-running-vm");
     lab.ok(&["stop", "web"]);
     for (typed, removed) in [("wed\n", false), ("web\n", true)] {
         let pty = nix::pty::openpty(None, None).unwrap();

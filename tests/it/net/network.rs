@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::lab::refusal::golden_error;
 use crate::netns::{inside, interface, ip};
 use qvm::{
     net::{
@@ -18,7 +19,7 @@ use qvm::{
     sandbox::spawn,
     spec::AntiSpoof,
     sys::pidfd::{Process, Signal},
-    value::Explain,
+    value::{ErrorCode, Explain},
 };
 
 fn planned(bridge: &str, mtu: Option<u16>) -> Tap {
@@ -147,7 +148,7 @@ fn multi_queue_tap_is_recognized() {
         assert!(many.multi_queue && !one.multi_queue);
         let error = error.of_multi_queue();
         assert!(matches!(&error, tap::Error::MultiQueue { name } if name.as_str() == "qvm-web"));
-        assert!(error.hint().unwrap().contains("ip tuntap add qvm-web mode tap"));
+        golden_error("net", "multi-queue-tap", &error);
     });
 }
 
@@ -179,13 +180,12 @@ fn a_missing_bridge_names_those_there_are() {
         let _fd = tap::open(&plan.name, broker::tun()).unwrap();
         let attach = || with_links(async |links| links.attach(&plan).await).unwrap_err();
         let error = attach();
-        assert_eq!(error.to_string(), "bridge `br9` does not exist");
-        assert!(error.hint().unwrap().starts_with("this host has no bridge; create it"));
+        assert_eq!(error.code(), ErrorCode::BridgeMissing);
+        golden_error("net", "no-bridge", &error);
         ip("link add vmbr1 type bridge");
         ip("link add br0 type bridge");
         ip("link add veth0 type veth peer name veth1");
-        let hint = attach().hint().unwrap();
-        assert!(hint.ends_with("existing bridge: `br0`, `vmbr1`"), "{hint}");
+        golden_error("net", "other-bridges", &attach());
         assert_eq!(interface("qvm-web").unwrap()["master"], serde_json::Value::Null);
     });
 }
@@ -197,8 +197,8 @@ fn a_bridge_that_is_none_is_told_for_what_it_is() {
         let plan = planned("br0", None);
         let _fd = tap::open(&plan.name, broker::tun()).unwrap();
         let error = with_links(async |links| links.attach(&plan).await).unwrap_err();
-        assert_eq!(error.to_string(), "`br0` is not a bridge but an interface of kind `veth`");
-        assert!(error.hint().unwrap().contains("this host has none"));
+        assert_eq!(error.code(), ErrorCode::NotABridge);
+        golden_error("net", "veth-is-no-bridge", &error);
     });
 }
 
@@ -219,10 +219,11 @@ fn a_tap_is_its_holders_until_the_holder_dies() {
             // Ours is closed by now; the holder's is not.
             let error = tap::open(&plan.name, broker::tun()).unwrap_err();
             let owner = links.find(error.taken().unwrap()).await.unwrap().unwrap().described();
-            let text = error.of(owner).to_string();
+            let error = error.of(owner);
             holder.signal(Signal::KILL).unwrap();
             tokio::time::timeout(Duration::from_secs(60), holder.wait()).await.unwrap();
-            assert_eq!(text, "the name is in use by `qvm:web:net`");
+            assert_eq!(error.code(), ErrorCode::TapInUse);
+            golden_error("net", "name-of-a-tap-of-qvm", &error);
             assert_eq!(interface("qvm-web"), None);
         });
     });
@@ -237,10 +238,7 @@ fn a_name_that_another_kind_has_is_told_for_what_it_is() {
         let owner = with_links(async |links| {
             links.find(error.taken().unwrap()).await.unwrap().unwrap().described()
         });
-        assert_eq!(
-            error.of(owner).to_string(),
-            "the name is in use by an interface of kind `veth`"
-        );
+        golden_error("net", "name-of-a-veth", &error.of(owner));
     });
 }
 
@@ -264,14 +262,13 @@ fn without_the_right_it_says_so() {
     if std::env::var_os("QVM_TEST_NO_RIGHT").is_some() {
         let plan = planned("br0", None);
         let error = tap::open(&plan.name, broker::tun()).unwrap_err();
-        assert_eq!(error.to_string(), "no permission to create a network device");
-        assert!(error.hint().unwrap().contains("CAP_NET_ADMIN"));
+        assert_eq!(error.code(), ErrorCode::TapDenied);
+        golden_error("net", "tap-denied", &error);
         // A tap of root's, not on the bridge: found, but not ours to move.
         let taken = Tap { name: "tap-root".parse().unwrap(), ..plan };
         let error = with_links(async |links| links.attach(&taken).await).unwrap_err();
-        assert_eq!(error.to_string(), "cannot add tap `tap-root` to bridge `br0`");
-        let hint = error.hint().unwrap();
-        assert!(hint.ends_with("`ip link set tap-root master br0 up`"), "{hint}");
+        assert_eq!(error.code(), ErrorCode::BridgeRefused);
+        golden_error("net", "bridge-refused", &error);
         return;
     }
     inside(module_path!(), "without_the_right_it_says_so", || {

@@ -5,6 +5,8 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
+use qvm::value::ErrorCode;
+
 use crate::lab::{Lab, guest, network::Network, notes_of, runs, signal, until};
 use serde_json::Value;
 
@@ -124,16 +126,17 @@ fn a_supervisor_with_a_network_of_its_own_has_its_taps_in_the_hosts() {
     }
     // As under systemd: nobody to lend is the host's fault, and worth another try.
     let nobody = apart(&mut lab, Path::new("/nowhere/network"), &["run", "web"]);
-    let said = String::from_utf8_lossy(&nobody.stderr).into_owned();
-    assert_eq!(nobody.status.code(), Some(75), "{said}");
-    assert!(said.contains("qvm-network.socket"), "{said}");
+    let refusal = lab.refusal(&nobody).without_log();
+    assert_eq!(refusal.exit, 75, "{}", refusal.text);
+    refusal.golden("net", "no-broker");
 
     let lender = Lender::new(&lab);
     // QEMU's own network would be silent there.
     lab.vm("user", &guest("boot.qcow2").unwrap(), "");
     let silent = apart(&mut lab, &lender.socket, &["run", "user"]);
-    let said = String::from_utf8_lossy(&silent.stderr).into_owned();
-    assert!(said.contains("this process may not open IP sockets"), "{said}");
+    let refusal = lab.refusal(&silent).without_log();
+    assert_eq!(refusal.code, ErrorCode::PortUnusable);
+    refusal.golden("net", "no-ip-sockets");
     let started = apart(&mut lab, &lender.socket, &["start", "web"]);
     assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
     lab.says("web", "QVM-TINY READY", 1);
@@ -424,14 +427,11 @@ fn a_host_that_cannot_filter_is_told_of_and_refused_where_it_must() {
     assert_eq!(lab.exit_code(one), Some(0));
     let text = std::fs::read_to_string(lab.file("web")).unwrap();
     std::fs::write(lab.file("web"), text.replace("# here", "antiSpoof = true")).unwrap();
-    let refused = |lab: &Lab, why: &str| {
-        let output = lab.qvm(&["run", "web"]);
-        let told = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(told.contains(why), "{told}");
-        assert!(told.contains("cannot set the filter"), "{told}");
-        assert_eq!(output.status.code(), Some(75));
+    let refused = |lab: &Lab, code: ErrorCode, section: &str| {
+        let refusal = lab.refused(&["run", "web"]).without_log();
+        refusal.is(code, 75).golden("net", section);
     };
-    refused(&lab, "error: web: cannot filter the traffic of the tap `qvm-web` (");
+    refused(&lab, ErrorCode::FilterFailed, "filter-refused");
     if !nix::unistd::geteuid().is_root() {
         println!("skipped: only root's VMs can be strict");
         return;
@@ -439,7 +439,7 @@ fn a_host_that_cannot_filter_is_told_of_and_refused_where_it_must() {
     // As strict in all things; but where it is written that there shall be none.
     let strict = format!("isolation = \"strict\"\n{text}");
     std::fs::write(lab.file("web"), &strict).unwrap();
-    refused(&lab, "web.toml:1), but the traffic of the tap `qvm-web` cannot be filtered");
+    refused(&lab, ErrorCode::IsolationIncomplete, "strict-without-filter");
     std::fs::write(lab.file("web"), strict.replace("# here", "antiSpoof = false")).unwrap();
     let one = lab.run("web");
     lab.wait_state("web", "running");

@@ -6,6 +6,8 @@ use std::{
     net::{TcpListener, TcpStream},
 };
 
+use qvm::value::ErrorCode;
+
 use crate::lab::{Lab, guest, terminal::Terminal, until};
 
 /// A VM of the tiny guest that `qvm start` has started, when the guest takes commands.
@@ -133,11 +135,9 @@ fn a_forwarded_port_reaches_the_guest() {
     // The port is this VM's now.
     let second = lab.file("other");
     fs::copy(lab.file("web"), second).unwrap();
-    let output = lab.qvm(&["start", "other"]);
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(75), "{message}");
-    assert!(message.contains(&format!("`127.0.0.1:{port}`")), "{message}");
-    assert!(message.contains("in use") && message.contains("hint: "), "{message}");
+    let refusal = lab.refused(&["start", "other"]).without_log();
+    refusal.is(ErrorCode::PortInUse, 75);
+    refusal.masked(&port.to_string(), "PORT").golden("start", "port-in-use");
     assert_eq!(lab.last_reason("other"), "start-failed");
     assert!(echoes(port, "still there\n"));
 
@@ -173,10 +173,8 @@ fn a_command_runs_in_the_guest() {
     // In the words of the guest's own setsid, or of its shell.
     assert_eq!(code, Some(127));
     assert!(message.contains("no-such-program"), "{message}");
-    let slow = lab.qvm(&["exec", "--timeout", "1", "web", "--", "sleep", "1000"]);
-    let message = String::from_utf8_lossy(&slow.stderr).into_owned();
-    assert_eq!(slow.status.code(), Some(1), "{message}");
-    assert!(message.contains("`sleep` did not exit within 1s and was ended"), "{message}");
+    let slow = lab.refused(&["exec", "--timeout", "1", "web", "--", "sleep", "1000"]);
+    slow.is(ErrorCode::GuestTimeout, 1).golden("start", "exec-timeout");
     // The agent goes on after all of that.
     assert_eq!(exec(&["hostname"]), (Some(0), "tiny\n".into(), String::new()));
 }
