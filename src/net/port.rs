@@ -123,8 +123,9 @@ mod tests {
         for (address, protocol) in taken {
             let forward = format!("{address}:22/{protocol}").parse().unwrap();
             let error = check(&forward).unwrap_err();
-            assert_eq!(error.to_string(), format!("cannot listen on `{address}` ({protocol})"));
-            assert!(error.hint().unwrap().contains(&format!("sport = {}", address.port())));
+            assert_eq!(error.code(), ErrorCode::PortInUse);
+            assert!(error.to_string().contains(&address.to_string()), "{error}");
+            assert!(error.hint().unwrap().contains(&address.port().to_string()));
         }
         drop((tcp, udp));
         for (address, protocol) in taken {
@@ -135,6 +136,7 @@ mod tests {
     #[test]
     fn foreign_address_is_reported() {
         let error = check(&"192.0.2.1:2222:22".parse().unwrap()).unwrap_err();
-        assert!(error.hint().unwrap().contains("does not have this address"), "{error}");
+        assert_eq!(error.code(), ErrorCode::PortUnusable);
+        assert!(error.hint().is_some());
     }
 }

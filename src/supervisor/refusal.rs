@@ -52,14 +52,13 @@ mod tests {
 
     #[test]
     fn a_late_reply_differs_from_a_refusal() {
-        assert!(matches!(qmp_refusal("pause", &timeout()), Refusal::Unconfirmed(why)
-            if why.contains("cannot pause") && why.contains("10 s")));
+        assert_eq!(qmp_refusal("pause", &timeout()).code(), ErrorCode::QemuUnconfirmed);
         let refused = qmp::Error::Refused {
             command: "stop".into(),
             class: "GenericError".into(),
             desc: "no".into(),
         };
-        assert!(matches!(qmp_refusal("pause", &refused), Refusal::Failed(..)));
+        assert_eq!(qmp_refusal("pause", &refused).code(), ErrorCode::QemuRefused);
     }
 
     #[test]
@@ -71,8 +70,7 @@ mod tests {
         };
         assert!(matches!(agent_refusal(&refused), Refusal::Guest { class, .. }
             if class == "CommandNotFound"));
-        assert!(matches!(agent_refusal(&timeout()), Refusal::Failed(_, why)
-            if why.contains("qemu-guest-agent")));
+        assert_eq!(agent_refusal(&timeout()).code(), ErrorCode::GuestSilent);
         assert_eq!(agent_refusal(&qmp::Error::Closed), Refusal::NotNow("stopping"));
     }
 }

@@ -198,7 +198,7 @@ mod tests {
     fn too_long_path_is_an_error() {
         let path = Path::new("/tmp").join("x".repeat(120));
         let error = listen(&path).unwrap_err();
-        assert!(error.to_string().ends_with("has 125 bytes; the path of a socket has at most 107"));
+        assert!(matches!(error, Error::TooLong(_)), "{error}");
         assert!(error.hint().unwrap().contains("--runtime-dir"));
     }
 }

@@ -1,6 +1,11 @@
 //! A command that fails: its error code, its exit code, and its text in tests/golden/errors/.
 
-use std::{fs, path::PathBuf, process::Output, sync::Mutex};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Output,
+    sync::Mutex,
+};
 
 use qvm::value::{ErrorCode, Explain, chain};
 
@@ -146,11 +151,12 @@ pub(crate) fn golden(feature: &str, name: &str, text: &str) {
     assert_eq!(text, expected, "`## {name}` of {}", file.display());
 }
 
-/// Compares the text, the hint and the code of an error with a golden section.
+/// Compares the text, the hint and the code of an error about files in `dir` with a golden section.
 #[track_caller]
-pub(crate) fn golden_error(feature: &str, name: &str, error: &(dyn Explain + 'static)) {
+pub(crate) fn golden_error(feature: &str, name: &str, error: &(dyn Explain + 'static), dir: &Path) {
     let hint = error.hint().map_or_else(String::new, |hint| format!("\nhint: {hint}"));
-    golden(feature, name, &format!("error: {}{hint}\ncode: {}", chain(error), error.code()));
+    let text = format!("error: {}{hint}\ncode: {}", chain(error), error.code());
+    golden(feature, name, &text.replace(&dir.display().to_string(), "DIR"));
 }
 
 fn sections(file: &str) -> Vec<(String, String)> {

@@ -79,7 +79,7 @@ mod tests {
         fake.peer.script.on("send-key", Answer::Refuse("no keyboard"));
         let chords = ["a", "b"].map(|chord| chord.parse().unwrap());
         let refused = press(fake.qemu.client(), chords.to_vec()).await;
-        assert!(matches!(refused, Err(Refusal::Failed(_, why)) if why.contains("press `a`")));
+        assert!(matches!(refused, Err(Refusal::Failed(ErrorCode::QemuRefused, _))));
         let names = fake.peer.commands.names();
         assert_eq!(names.iter().filter(|name| *name == "send-key").count(), 1);
     }
@@ -93,6 +93,6 @@ mod tests {
         assert_eq!(picture.metadata().unwrap().len(), 0);
         fake.peer.script.on("screendump", Answer::Refuse("no display"));
         let refused = screenshot(fake.qemu.client()).await;
-        assert!(matches!(refused, Err(Refusal::Failed(_, why)) if why.contains("no display")));
+        assert!(matches!(refused, Err(Refusal::Failed(ErrorCode::QemuRefused, _))));
     }
 }

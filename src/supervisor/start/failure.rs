@@ -80,7 +80,8 @@ mod tests {
     fn missing_threads_and_results_are_host_faults() {
         let failure = thread(&std::io::ErrorKind::OutOfMemory.into());
         assert_eq!(failure.fault, Fault::Host);
-        assert!(failure.why.text.starts_with("cannot start a thread: "), "{}", failure.why);
+        assert_eq!(failure.why.code, ErrorCode::OutOfResources);
         assert_eq!(not_prepared().fault, Fault::Host);
+        assert_eq!(not_prepared().why.code, ErrorCode::InternalError);
     }
 }

@@ -535,11 +535,9 @@ mod tests {
             path: "/sys/fs/cgroup/cgroup.subtree_control".into(),
             source: io::ErrorKind::PermissionDenied.into(),
         };
-        assert_eq!(
-            error.to_string(),
-            "cannot write `+cpu` to `/sys/fs/cgroup/cgroup.subtree_control`"
-        );
-        assert!(error.hint().unwrap().starts_with("run qvm as root"));
+        assert_eq!(error.code(), ErrorCode::CgroupFailed);
+        assert!(error.to_string().contains("`+cpu`"), "{error}");
+        assert!(error.hint().is_some());
     }
 
     #[test]

@@ -470,7 +470,7 @@ async fn who_is_no_operator_sees_the_state_and_changes_nothing() {
     let mut client = fake.client().await;
     let refused = soon(client.command(Command::Pause)).await.unwrap_err();
     assert!(matches!(refused, Error::NotAllowed { .. }), "{refused:?}");
-    assert!(refused.to_string().ends_with("the client is `alice` (uid 1000)"), "{refused}");
+    assert!(refused.to_string().contains("`alice`"), "{refused}");
     assert!(refused.hint().unwrap().contains("`operators = [\"alice\"]`"));
 
     // From the moment on that the list has a group of hers, on the same connection.

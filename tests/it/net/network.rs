@@ -148,7 +148,7 @@ fn multi_queue_tap_is_recognized() {
         assert!(many.multi_queue && !one.multi_queue);
         let error = error.of_multi_queue();
         assert!(matches!(&error, tap::Error::MultiQueue { name } if name.as_str() == "qvm-web"));
-        golden_error("net", "multi-queue-tap", &error);
+        golden_error("net", "multi-queue-tap", &error, Path::new("/nowhere"));
     });
 }
 
@@ -181,11 +181,11 @@ fn a_missing_bridge_names_those_there_are() {
         let attach = || with_links(async |links| links.attach(&plan).await).unwrap_err();
         let error = attach();
         assert_eq!(error.code(), ErrorCode::BridgeMissing);
-        golden_error("net", "no-bridge", &error);
+        golden_error("net", "no-bridge", &error, Path::new("/nowhere"));
         ip("link add vmbr1 type bridge");
         ip("link add br0 type bridge");
         ip("link add veth0 type veth peer name veth1");
-        golden_error("net", "other-bridges", &attach());
+        golden_error("net", "other-bridges", &attach(), Path::new("/nowhere"));
         assert_eq!(interface("qvm-web").unwrap()["master"], serde_json::Value::Null);
     });
 }
@@ -198,7 +198,7 @@ fn a_bridge_that_is_none_is_told_for_what_it_is() {
         let _fd = tap::open(&plan.name, broker::tun()).unwrap();
         let error = with_links(async |links| links.attach(&plan).await).unwrap_err();
         assert_eq!(error.code(), ErrorCode::NotABridge);
-        golden_error("net", "veth-is-no-bridge", &error);
+        golden_error("net", "veth-is-no-bridge", &error, Path::new("/nowhere"));
     });
 }
 
@@ -223,7 +223,7 @@ fn a_tap_is_its_holders_until_the_holder_dies() {
             holder.signal(Signal::KILL).unwrap();
             tokio::time::timeout(Duration::from_secs(60), holder.wait()).await.unwrap();
             assert_eq!(error.code(), ErrorCode::TapInUse);
-            golden_error("net", "name-of-a-tap-of-qvm", &error);
+            golden_error("net", "name-of-a-tap-of-qvm", &error, Path::new("/nowhere"));
             assert_eq!(interface("qvm-web"), None);
         });
     });
@@ -238,7 +238,7 @@ fn a_name_that_another_kind_has_is_told_for_what_it_is() {
         let owner = with_links(async |links| {
             links.find(error.taken().unwrap()).await.unwrap().unwrap().described()
         });
-        golden_error("net", "name-of-a-veth", &error.of(owner));
+        golden_error("net", "name-of-a-veth", &error.of(owner), Path::new("/nowhere"));
     });
 }
 
@@ -263,12 +263,12 @@ fn without_the_right_it_says_so() {
         let plan = planned("br0", None);
         let error = tap::open(&plan.name, broker::tun()).unwrap_err();
         assert_eq!(error.code(), ErrorCode::TapDenied);
-        golden_error("net", "tap-denied", &error);
+        golden_error("net", "tap-denied", &error, Path::new("/nowhere"));
         // A tap of root's, not on the bridge: found, but not ours to move.
         let taken = Tap { name: "tap-root".parse().unwrap(), ..plan };
         let error = with_links(async |links| links.attach(&taken).await).unwrap_err();
         assert_eq!(error.code(), ErrorCode::BridgeRefused);
-        golden_error("net", "bridge-refused", &error);
+        golden_error("net", "bridge-refused", &error, Path::new("/nowhere"));
         return;
     }
     inside(module_path!(), "without_the_right_it_says_so", || {

@@ -382,7 +382,8 @@ fn a_tap_that_has_lost_its_bridge_is_put_back_as_the_policy_says() {
     until("it is back", || is_on(&lab, "br1"));
     // One that is deleted cannot come back.
     ip(&lab, "link del qvm-web");
-    until("that is told", || lab.status("web")["notes"].to_string().contains("it was deleted"));
+    let is_deleted = || lab.status("web")["notes"].to_string().contains("deleted");
+    until("that is told", is_deleted);
     lab.ok(&["kill", "web"]);
     assert_eq!(lab.exit_code(two), Some(0));
     assert!(!lab.log("web").contains("panicked"));

@@ -114,8 +114,7 @@ fn the_guest_reads_its_seed_and_has_its_address() {
     assert!(status["tap"].is_null() && status["lastStop"].is_null());
 
     // The button, which the guest's acpid hears.
-    let said = lab.ok(&["stop", "web"]);
-    assert!(said.contains("guest has shut down"), "{said}");
+    lab.ok(&["stop", "web"]);
     assert!(lab.console("web").contains("QVM-TINY BUTTON"));
     assert_eq!(lab.last_reason("web"), "stopped");
     assert_eq!(lab.status("web")["state"], "stopped");

@@ -394,10 +394,8 @@ fn nothing_of_the_host_comes_into_the_guest_by_it() {
     let own = vms.join("web.user-data");
     for path in ["../x.yaml", "evil.toml", ".hidden", "taken.yaml", absolute.to_str().unwrap()] {
         let said = inbox.takes(&user_data(path).sealed());
-        assert!(
-            said.ends_with(&format!("web: the user-data was written to {}\n", own.display())),
-            "{path}: {said}"
-        );
+        let last = said.lines().next_back().unwrap_or_default();
+        assert!(last.ends_with(own.to_str().unwrap()), "{path}: {said}");
         let text = fs::read_to_string(inbox.lab.file("web")).unwrap();
         assert!(text.contains("userData = \"web.user-data\"\n"), "{text}");
         fs::remove_file(inbox.lab.file("web")).unwrap();
