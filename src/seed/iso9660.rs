@@ -57,13 +57,7 @@ pub enum Error {
 
 impl Explain for Error {
     fn own_code(&self) -> Option<ErrorCode> {
-        Some(match self {
-            Self::VolumeId(..)
-            | Self::Name(..)
-            | Self::Duplicate(..)
-            | Self::FileTooLarge(..)
-            | Self::VolumeTooLarge(..) => ErrorCode::SeedInvalid,
-        })
+        Some(ErrorCode::SeedInvalid)
     }
 
     fn own_hint(&self) -> Option<String> {

@@ -36,20 +36,22 @@ impl Lab {
         golden(
             feature,
             name,
-            &without_pids(&text.replace(&self.path().display().to_string(), "DIR")),
+            &without_pids(
+                &text.replace(self.path().display().to_string().trim_end_matches('/'), "DIR"),
+            ),
         );
     }
 
     /// The refusal in the log of a supervisor that has exited with `exit`.
     #[track_caller]
     pub(crate) fn refusal_in(&self, log: &str, exit: i32) -> Refusal {
-        Refusal::of_text(log, exit, &self.path().display().to_string())
+        Refusal::of_text(log, exit, self.path().display().to_string().trim_end_matches('/'))
     }
 
     /// The refusal of a command that has failed.
     #[track_caller]
     pub(crate) fn refusal(&self, output: &Output) -> Refusal {
-        Refusal::new(output, &self.path().display().to_string())
+        Refusal::new(output, self.path().display().to_string().trim_end_matches('/'))
     }
 }
 
